@@ -1,0 +1,209 @@
+//! Runs the `sh` blocks of the README and the documents, each in a directory of its own or, where it calls cargo, in the
+//! workspace; and reads their `toml` and `json` blocks.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test fails by panicking"
+)]
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
+
+/// The command that runs all tests, this one among them.
+const TEST_COMMAND: &str = "scripts/test";
+
+struct Block {
+    file: PathBuf,
+    line: usize,
+    language: String,
+    text: String,
+}
+
+fn workspace() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../..")
+        .canonicalize()
+        .unwrap()
+}
+
+fn documents() -> Vec<PathBuf> {
+    let root = workspace();
+    let mut files: Vec<_> = fs::read_dir(root.join("docs"))
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.extension().is_some_and(|extension| extension == "md"))
+        .collect();
+    files
+        .extend(["README.md", "CONTRIBUTING.md", "examples/README.md"].map(|name| root.join(name)));
+    files.retain(|file| file.exists());
+    files.sort();
+    files
+}
+
+fn blocks(file: &Path) -> Vec<Block> {
+    let mut found: Vec<Block> = Vec::new();
+    let mut open = false;
+    for (number, line) in fs::read_to_string(file).unwrap().lines().enumerate() {
+        match line.trim_start().strip_prefix("```") {
+            Some(_) if open => open = false,
+            Some(language) => {
+                open = true;
+                let language = language
+                    .split([',', ' '])
+                    .next()
+                    .unwrap_or_default()
+                    .to_owned();
+                found.push(Block {
+                    file: file.to_owned(),
+                    line: number + 1,
+                    language,
+                    text: String::new(),
+                });
+            }
+            None if open => {
+                let block = found.last_mut().unwrap();
+                block.text.push_str(line);
+                block.text.push('\n');
+            }
+            None => {}
+        }
+    }
+    assert!(!open, "{}: a block is not closed", file.display());
+    found
+}
+
+fn all_blocks() -> Vec<Block> {
+    documents().iter().flat_map(|file| blocks(file)).collect()
+}
+
+#[test]
+fn the_readme_begins_with_the_main_job_and_the_tests_one_command_each() {
+    let readme = blocks(&workspace().join("README.md"));
+    let commands: Vec<_> = readme
+        .iter()
+        .filter(|block| block.language == "sh")
+        .take(2)
+        .collect();
+    assert_eq!(commands.len(), 2);
+    for block in &commands {
+        assert_eq!(
+            block.text.trim().lines().count(),
+            1,
+            "{:?} is not one command",
+            block.text
+        );
+    }
+    assert!(
+        commands[0].text.contains("cargo run"),
+        "{:?}",
+        commands[0].text
+    );
+    assert_eq!(commands[1].text.trim(), TEST_COMMAND);
+    let ci = fs::read_to_string(workspace().join(".ci/run")).unwrap();
+    assert!(
+        ci.lines().any(|line| line == TEST_COMMAND),
+        ".ci/run does not call the README's test command"
+    );
+}
+
+#[test]
+fn every_block_says_its_language_and_is_of_one_that_is_run() {
+    // `rust` blocks are doc tests, `text` blocks show output, `python` blocks are what a reader comes from.
+    let known = ["sh", "rust", "toml", "json", "text", "python"];
+    for block in all_blocks() {
+        let place = format!("{}:{}", block.file.display(), block.line);
+        assert!(
+            known.contains(&block.language.as_str()),
+            "{place}: a block in {:?}",
+            block.language
+        );
+        assert!(!block.text.trim().is_empty(), "{place}: an empty block");
+    }
+}
+
+#[test]
+fn every_command_runs() {
+    let mut failed = Vec::new();
+    for block in all_blocks()
+        .iter()
+        .filter(|block| block.language == "sh" && block.text.trim() != TEST_COMMAND)
+    {
+        let home = tempfile::tempdir().unwrap();
+        let output = Command::new("bash")
+            .args(["-euo", "pipefail", "-c", &block.text])
+            .current_dir(workspace())
+            .env("TMPDIR", home.path())
+            // A command may build a program with fewer features than the tests that run beside this one were built for.
+            .env("CARGO_TARGET_DIR", workspace().join("target/documents"))
+            .stdin(Stdio::null())
+            .output()
+            .unwrap();
+        if !output.status.success() {
+            let place = format!("{}:{}", block.file.display(), block.line);
+            let said = String::from_utf8_lossy(&output.stderr);
+            failed.push(format!("{place}: {}\n{}{said}", output.status, block.text));
+        }
+    }
+    assert!(failed.is_empty(), "{}", failed.join("\n\n"));
+}
+
+#[test]
+fn every_settings_block_can_be_read() {
+    for block in all_blocks() {
+        let place = format!("{}:{}", block.file.display(), block.line);
+        match block.language.as_str() {
+            "toml" => drop(
+                block
+                    .text
+                    .parse::<toml::Table>()
+                    .unwrap_or_else(|error| panic!("{place}: {error}")),
+            ),
+            "json" => drop(
+                serde_json::from_str::<serde_json::Value>(&block.text)
+                    .unwrap_or_else(|error| panic!("{place}: {error}")),
+            ),
+            _ => {}
+        }
+    }
+}
+
+/// What a reader comes from is shown in Python: it must at least be Python.
+#[test]
+fn every_python_block_can_be_read_by_python() {
+    for block in all_blocks()
+        .iter()
+        .filter(|block| block.language == "python")
+    {
+        let place = format!("{}:{}", block.file.display(), block.line);
+        let script = "import ast, sys; ast.parse(sys.argv[1])";
+        match Command::new("python3")
+            .args(["-c", script, &block.text])
+            .output()
+        {
+            Ok(output) => assert!(
+                output.status.success(),
+                "{place}: {}",
+                String::from_utf8_lossy(&output.stderr)
+            ),
+            Err(error) => return eprintln!("not checked, without python3: {error}"),
+        }
+    }
+}
+
+#[test]
+fn every_document_with_rust_in_it_is_a_doc_test() {
+    let included =
+        fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("src/lib.rs")).unwrap();
+    for block in all_blocks().iter().filter(|block| block.language == "rust") {
+        let name = block.file.file_name().unwrap().to_str().unwrap();
+        assert!(
+            included.contains(&format!("/{name}\"")),
+            "{name} has Rust blocks and is not in docs/tests/src/lib.rs"
+        );
+    }
+}

@@ -1,0 +1,179 @@
+//! What the workspace promises of its dependencies: a true MSRV, free licences, and nothing to install for files.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test fails by panicking"
+)]
+
+use std::{collections::HashMap, path::Path, process::Command};
+
+use serde_json::Value;
+
+fn workspace() -> &'static Path {
+    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../.."))
+}
+
+fn packages() -> Vec<Value> {
+    let output = Command::new(env!("CARGO"))
+        .args([
+            "metadata",
+            "--format-version",
+            "1",
+            "--all-features",
+            "--locked",
+        ])
+        .current_dir(workspace())
+        .output()
+        .unwrap();
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    let metadata: Value = serde_json::from_slice(&output.stdout).unwrap();
+    metadata["packages"].as_array().unwrap().clone()
+}
+
+/// The names of the packages that `package` is built from, without what only its tests need.
+fn tree(package: &str) -> Vec<String> {
+    let output = Command::new(env!("CARGO"))
+        .args([
+            "tree",
+            "--package",
+            package,
+            "--edges",
+            "normal,build",
+            "--prefix",
+            "none",
+            "--format",
+            "{p}",
+        ])
+        .args(["--locked", "--target", "all"])
+        .current_dir(workspace())
+        .output()
+        .unwrap();
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    let text = String::from_utf8(output.stdout).unwrap();
+    text.lines()
+        .filter_map(|line| line.split(' ').next())
+        .map(str::to_owned)
+        .collect()
+}
+
+fn version(text: &str) -> Vec<u32> {
+    let mut parts: Vec<_> = text
+        .split(['.', '-'])
+        .take(3)
+        .map(|part| part.parse().unwrap())
+        .collect();
+    parts.resize(3, 0);
+    parts
+}
+
+#[test]
+fn no_dependency_needs_a_newer_rust_than_we_declare() {
+    let packages = packages();
+    let by_name: HashMap<_, _> = packages
+        .iter()
+        .map(|package| (package["name"].as_str().unwrap(), package))
+        .collect();
+    let ours = by_name["portalock-core"]["rust_version"]
+        .as_str()
+        .expect("the workspace declares its MSRV");
+    for package in &packages {
+        let Some(theirs) = package["rust_version"].as_str() else {
+            continue;
+        };
+        assert!(
+            version(theirs) <= version(ours),
+            "{} needs Rust {theirs}, we promise {ours}",
+            package["name"]
+        );
+    }
+}
+
+#[test]
+fn every_dependency_has_a_free_licence() {
+    let free = [
+        "MIT",
+        "Apache-2.0",
+        "Apache-2.0 WITH LLVM-exception",
+        "BSD-2-Clause",
+        "BSD-3-Clause",
+        "BSL-1.0",
+        "CC0-1.0",
+        "CDLA-Permissive-2.0",
+        "ISC",
+        "MIT-0",
+        "Unlicense",
+        "Zlib",
+        "0BSD",
+    ];
+    for package in packages() {
+        let licence = package["license"]
+            .as_str()
+            .unwrap_or_default()
+            .replace(['(', ')'], "")
+            .replace('/', " OR ");
+        // Every part that is joined by AND must offer a free choice.
+        for part in licence.split(" AND ") {
+            let offered = part
+                .split(" OR ")
+                .map(str::trim)
+                .any(|one| free.contains(&one) || one == "Unicode-3.0");
+            assert!(
+                offered,
+                "{}: {licence:?} offers nothing on the list",
+                package["name"]
+            );
+        }
+    }
+}
+
+#[test]
+fn core_knows_no_service() {
+    let tree = tree("portalock-core");
+    for client in [
+        "redis",
+        "etcd-client",
+        "cap-std",
+        "fs4",
+        "rusqlite",
+        "tonic",
+    ] {
+        assert!(
+            !tree.iter().any(|name| name == client),
+            "portalock-core depends on {client}"
+        );
+    }
+}
+
+#[test]
+fn file_locks_need_a_rust_toolchain_and_nothing_else() {
+    // What compiles C, calls protoc or looks for a system library.
+    let heavy = [
+        "cc",
+        "cmake",
+        "pkg-config",
+        "bindgen",
+        "prost-build",
+        "tonic-build",
+        "openssl-sys",
+        "ring",
+    ];
+    for package in ["portalock-fs", "portalock-examples", "portalock-with-lock"] {
+        let tree = tree(package);
+        for name in heavy {
+            assert!(
+                !tree.iter().any(|found| found == name),
+                "{package} is built with {name}"
+            );
+        }
+    }
+}

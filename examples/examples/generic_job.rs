@@ -1,0 +1,74 @@
+//! One function for every backend: the type parameter decides where the lock lives.
+//!
+//! ```sh
+//! cargo run --example generic_job
+//! ```
+//!
+//! `nightly_report` knows nothing of memory, files or servers. Three workers call it at the same time, first with locks in
+//! memory, as a unit test would have it, then with locks in files. For locks across machines change nothing but the type,
+//! to `portalock_redis::RedisBackend` or `portalock_etcd::EtcdBackend`, and how it is opened.
+
+use std::{error::Error, sync::Arc, time::Duration};
+
+use portalock_core::{DynBackend, Lock, LockBackend, LockError, MemoryBackend};
+use portalock_fs::FsBackend;
+use tokio::time::sleep;
+
+/// This is the one line to change.
+type Production = FsBackend;
+
+/// What became of one worker's call.
+#[derive(Debug, PartialEq)]
+enum Outcome {
+    /// It wrote the report.
+    Wrote,
+    /// Another one was on it.
+    LeftToAnother,
+}
+
+/// Writes the report, unless somebody is on it already. The work stops where it stands if the lock is lost.
+async fn nightly_report<B: LockBackend>(lock: &Lock<B>) -> Result<Outcome, LockError> {
+    let guard = match lock.try_acquire().await {
+        Ok(guard) => guard,
+        Err(error) if error.is_contention() => return Ok(Outcome::LeftToAnother),
+        Err(error) => return Err(error),
+    };
+    guard.run(write_report()).await?;
+    guard.release().await?;
+    Ok(Outcome::Wrote)
+}
+
+async fn write_report() {
+    sleep(Duration::from_millis(200)).await;
+}
+
+/// Three workers at once, on locks of any kind.
+async fn three_workers<B: LockBackend>(title: &str, backend: B) -> Result<(), LockError> {
+    let lock = Lock::new(backend, "nightly-report")?;
+    let (a, b, c) = tokio::join!(
+        nightly_report(&lock),
+        nightly_report(&lock),
+        nightly_report(&lock)
+    );
+    let outcomes = [a?, b?, c?];
+    let wrote = outcomes
+        .iter()
+        .filter(|outcome| **outcome == Outcome::Wrote)
+        .count();
+    let left = outcomes.len() - wrote;
+    println!("{title:<16} {wrote} wrote the report, {left} left it to another");
+    Ok(())
+}
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> Result<(), Box<dyn Error>> {
+    let directory = tempfile::tempdir()?;
+
+    three_workers("in memory:", MemoryBackend::new()).await?;
+    three_workers("in files:", Production::open(directory.path())?).await?;
+
+    // Where a setting decides rather than a type, any backend will do as a `DynBackend`.
+    let chosen: DynBackend = Arc::new(Production::open(directory.path())?);
+    three_workers("at run time:", chosen).await?;
+    Ok(())
+}

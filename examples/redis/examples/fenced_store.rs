@@ -1,0 +1,125 @@
+//! What a fencing token is for: a store that checks it refuses a holder that slept too long.
+//!
+//! ```sh
+//! cargo run -p portalock-examples-redis --example fenced_store                             # starts a redis-server of its own
+//! REDIS_URL=redis://localhost cargo run -p portalock-examples-redis --example fenced_store
+//! ```
+//!
+//! Alice takes the lock, looks whether she still holds it, and then stands still, as a virtual machine does that is moved,
+//! or a process that is swapped out. Her session ends, Bob is granted the lock and writes. When Alice goes on, she writes
+//! what she was about to write: no lock can prevent that. The store can, because it was given Bob's token, which is larger.
+
+use std::{
+    env,
+    error::Error,
+    sync::{Arc, Mutex, PoisonError, mpsc},
+    thread,
+    time::Duration,
+};
+
+use portalock_core::{FencingToken, Lock, Policy};
+use portalock_redis::{RedisBackend, RedisSettings};
+use portalock_testkit::servers::RedisServer;
+
+type Failure = Box<dyn Error + Send + Sync>;
+
+/// The resource that the lock protects. It has the last word: it never goes back to a smaller token.
+#[derive(Default)]
+struct Store(Mutex<Content>);
+
+#[derive(Default)]
+struct Content {
+    newest: Option<FencingToken>,
+    text: String,
+}
+
+impl Store {
+    fn write(&self, token: FencingToken, text: &str) -> Result<(), FencingToken> {
+        let mut content = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        // The token is compared and kept in the same step as the write, as a database would in one transaction.
+        if let Some(newest) = content.newest.filter(|newest| token < *newest) {
+            return Err(newest);
+        }
+        content.newest = Some(token);
+        text.clone_into(&mut content.text);
+        Ok(())
+    }
+
+    fn read(&self) -> String {
+        let content = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        content.text.clone()
+    }
+}
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> Result<(), Failure> {
+    let (_server, url) = if let Ok(url) = env::var("REDIS_URL") {
+        (None, url)
+    } else {
+        let server = RedisServer::start()?;
+        let url = server.url();
+        (Some(server), url)
+    };
+    let store = Arc::new(Store::default());
+
+    let (tell, asleep) = mpsc::channel();
+    let (wake, woken) = mpsc::channel();
+    let alice = {
+        let (url, store) = (url.clone(), store.clone());
+        thread::spawn(move || alice(&url, &store, &tell, &woken))
+    };
+    asleep.recv()?;
+
+    let redis = RedisBackend::connect(&url).await?;
+    let lock = Lock::new(redis, "examples/store")?.with_policy(Policy::forever());
+    let guard = lock.acquire().await?;
+    let token = guard.token().ok_or("Redis has tokens")?;
+    match store.write(token, "written by bob") {
+        Ok(()) => println!("bob holds the lock and writes, token {token}"),
+        Err(newest) => return Err(format!("bob's {token} is not above {newest}").into()),
+    }
+
+    wake.send(())?;
+    alice.join().map_err(|_| "alice panicked")??;
+    println!("the store says: {}", store.read());
+    guard.release().await?;
+    Ok(())
+}
+
+/// A program that stands still between its last look at the lock and its write: its runtime with it, so nothing refreshes
+/// its session.
+fn alice(
+    url: &str,
+    store: &Store,
+    tell: &mpsc::Sender<()>,
+    woken: &mpsc::Receiver<()>,
+) -> Result<(), Failure> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    runtime.block_on(async {
+        let settings = RedisSettings::new(url)?.with_session_ttl(Duration::from_millis(500))?;
+        let redis = RedisBackend::with_settings(settings).await?;
+        let lock = Lock::new(redis, "examples/store")?;
+        let guard = lock.acquire().await?;
+        let token = guard.token().ok_or("Redis has tokens")?;
+        guard.ensure_held()?;
+        println!("alice holds the lock, token {token}, and falls asleep");
+
+        tell.send(())?;
+        woken.recv()?;
+
+        match store.write(token, "written by alice") {
+            Ok(()) => return Err("alice overwrote what bob had written".into()),
+            Err(newest) => {
+                println!("alice wakes and writes: refused, {token} is older than {newest}");
+            }
+        }
+        // She would have known, had she looked once more. The store did not rely on it.
+        match guard.ensure_held() {
+            Err(lost) => println!("alice looks: {lost}"),
+            Ok(()) => return Err("alice believes that she holds".into()),
+        }
+        Ok(())
+    })
+}

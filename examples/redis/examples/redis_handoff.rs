@@ -1,0 +1,127 @@
+//! Two processes hand a lock over on Redis; the one that holds it is killed, and the other has it in under a second.
+//!
+//! ```sh
+//! cargo run -p portalock-examples-redis --example redis_handoff                             # starts a redis-server of its own
+//! REDIS_URL=redis://localhost cargo run -p portalock-examples-redis --example redis_handoff
+//! ```
+//!
+//! The program starts itself as `alice`, who takes the lock and never lets go, and as `bob`, who waits for it. Then alice
+//! is killed with SIGKILL: she runs no destructor, sends no release, says no word. Her connection dies with her, and that
+//! is all it takes.
+
+use std::{
+    env,
+    error::Error,
+    io::{BufRead, BufReader, Lines},
+    process::{Child, ChildStdout, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use portalock_core::{Lock, Policy};
+use portalock_redis::RedisBackend;
+use portalock_testkit::servers::RedisServer;
+
+const LOCK: &str = "examples/handoff";
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> Result<(), Box<dyn Error>> {
+    match env::args().collect::<Vec<_>>().as_slice() {
+        [_, name, url] => worker(name, url).await,
+        _ => handoff(),
+    }
+}
+
+/// What both processes do.
+async fn worker(me: &str, url: &str) -> Result<(), Box<dyn Error>> {
+    let redis = RedisBackend::connect(url).await?;
+    let lock = Lock::new(redis, LOCK)?.with_label(me);
+    let guard = match lock.try_acquire().await {
+        Ok(guard) => guard,
+        Err(error) if error.is_contention() => {
+            let holder = error.holder().ok_or("Redis knows who holds")?;
+            println!("{me} waits for {holder}");
+            lock.acquire_with(&Policy::forever()).await?
+        }
+        Err(error) => return Err(error.into()),
+    };
+    println!(
+        "{me} holds the lock, token {}",
+        guard.token().ok_or("Redis has tokens")?
+    );
+    if me == "alice" {
+        // Works, and works, until she is killed.
+        guard.run(std::future::pending::<()>()).await?;
+    }
+    guard.release().await?;
+    println!("{me} released it");
+    Ok(())
+}
+
+fn handoff() -> Result<(), Box<dyn Error>> {
+    let (_server, url) = if let Ok(url) = env::var("REDIS_URL") {
+        (None, url)
+    } else {
+        let server = RedisServer::start()?;
+        let url = server.url();
+        (Some(server), url)
+    };
+    let mut alice = Process::start("alice", &url)?;
+    alice.says("alice holds the lock")?;
+    let mut bob = Process::start("bob", &url)?;
+    bob.says("bob waits for")?;
+
+    alice.child.kill()?;
+    alice.child.wait()?;
+    let killed = Instant::now();
+    println!("alice was killed");
+    bob.says("bob holds the lock")?;
+    let after = killed.elapsed();
+    bob.says("bob released it")?;
+
+    if after >= Duration::from_secs(1) {
+        return Err(format!("that took {after:?}").into());
+    }
+    println!(
+        "\nThe lock passed on {} ms after the kill.",
+        after.as_millis()
+    );
+    Ok(())
+}
+
+/// A worker, and what it says.
+struct Process {
+    child: Child,
+    lines: Lines<BufReader<ChildStdout>>,
+}
+
+impl Process {
+    fn start(name: &str, url: &str) -> Result<Self, Box<dyn Error>> {
+        let mut child = Command::new(env::current_exe()?)
+            .args([name, url])
+            .stdout(Stdio::piped())
+            .spawn()?;
+        let stdout = child.stdout.take().ok_or("its output is piped")?;
+        Ok(Self {
+            child,
+            lines: BufReader::new(stdout).lines(),
+        })
+    }
+
+    /// Waits for the next line, repeats it, and makes sure that it is the one to come.
+    fn says(&mut self, what: &str) -> Result<(), Box<dyn Error>> {
+        let line = self.lines.next().ok_or("a worker ended too early")??;
+        println!("{line}");
+        if line.starts_with(what) {
+            Ok(())
+        } else {
+            Err(format!("instead of: {what}").into())
+        }
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}

@@ -1,0 +1,72 @@
+//! Which backend is meant, and where the configuration is.
+
+use std::{
+    env,
+    path::{Path, PathBuf},
+};
+
+use portalock_core::Scope;
+use portalock_url::{AnyBackend, Config};
+
+use crate::report::Failure;
+
+/// The backend if nobody says which.
+const DEFAULT: &str = "fs:";
+const VARIABLE: &str = "PORTALOCK_BACKEND";
+
+/// Opens the backend that is `given`, else that of the environment, else the default one.
+pub(crate) async fn open(
+    given: Option<&str>,
+    config: Option<&Path>,
+) -> Result<AnyBackend, Failure> {
+    let from_environment = match env::var(VARIABLE) {
+        Ok(text) if !text.is_empty() => Some(text),
+        Ok(_) | Err(env::VarError::NotPresent) => None,
+        Err(env::VarError::NotUnicode(_)) => {
+            return Err(Failure::new(format!("${VARIABLE} is no UTF-8 text")));
+        }
+    };
+    let wanted = given.or(from_environment.as_deref()).unwrap_or(DEFAULT);
+    let backend = match config {
+        // A file that somebody names must be right, also if nothing in it is needed.
+        Some(file) => Config::load(file)?.open(wanted).await?,
+        None if wanted.contains(':') => portalock_url::open(wanted).await?,
+        None => match usual_places().find(|file| file.is_file()) {
+            Some(file) => Config::load(file)?.open(wanted).await?,
+            None => return Err(no_config(wanted)),
+        },
+    };
+    if backend.locks.capabilities().scope == Scope::Process {
+        return Err(Failure::new(
+            "this backend locks nothing outside of this process: choose another, such as fs:",
+        ));
+    }
+    Ok(backend)
+}
+
+fn no_config(wanted: &str) -> Failure {
+    let places: Vec<_> = usual_places()
+        .map(|file| file.display().to_string())
+        .collect();
+    Failure::new(format!(
+        "{wanted:?} is no backend: write an address, such as fs:DIR, or describe it in {}",
+        places.join(" or ")
+    ))
+}
+
+/// Where the configuration is looked for: the user's own, then the machine's.
+fn usual_places() -> impl Iterator<Item = PathBuf> {
+    const FILE: &str = "portalock/backends.toml";
+    let user = env::var_os("XDG_CONFIG_HOME")
+        .map(PathBuf::from)
+        .filter(|directory| directory.is_absolute())
+        .or_else(|| Some(env::home_dir()?.join(".config")));
+    let machine = Path::new(if cfg!(windows) {
+        r"C:\ProgramData"
+    } else {
+        "/etc"
+    });
+    user.into_iter()
+        .chain([machine.to_owned()])
+        .map(|directory| directory.join(FILE))
+}

@@ -1,0 +1,134 @@
+//! The command: started, watched over, ended if the lock is lost.
+
+use std::{ffi::OsStr, io, process::Command, time::Duration};
+
+use portalock_core::{Loss, LostSignal, clock::Instant};
+
+use crate::{
+    args::OnLost,
+    exit::{self, Ending},
+    hold::Hold,
+    report::{chain, in_millis, say},
+    sys::{Child, Orphaned, Signals},
+};
+
+/// What becomes of the command if the lock is lost.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct LossPlan {
+    pub(crate) action: OnLost,
+    pub(crate) grace: Duration,
+}
+
+impl LossPlan {
+    /// Whoever kills this program takes the lock away, too.
+    pub(crate) fn orphaned(self) -> Orphaned {
+        match self.action {
+            OnLost::Term => Orphaned::Terminated,
+            OnLost::Kill => Orphaned::Killed,
+            OnLost::Ignore => Orphaned::RunsOn,
+        }
+    }
+
+    fn describe(self) -> String {
+        match self.action {
+            OnLost::Term => format!(
+                "the command gets SIGTERM, and SIGKILL after {}",
+                in_millis(self.grace)
+            ),
+            OnLost::Kill => "the command gets SIGKILL".to_owned(),
+            OnLost::Ignore => "the command runs on without it".to_owned(),
+        }
+    }
+}
+
+/// How a command ended, and whether the lock was lost meanwhile.
+#[derive(Debug)]
+pub(crate) struct Ended {
+    pub(crate) how: Ending,
+    pub(crate) loss: Option<Loss>,
+}
+
+/// The command with its arguments as they are, and what it is told of the lock.
+pub(crate) fn command(line: &[std::ffi::OsString], hold: &Hold) -> Command {
+    let (program, arguments) = match line.split_first() {
+        Some((program, arguments)) => (program.as_os_str(), arguments),
+        None => (OsStr::new(""), [].as_slice()),
+    };
+    let tokens = hold.tokens();
+    let names: Vec<_> = tokens.iter().map(|(name, _)| name.as_str()).collect();
+    let tokens: Option<Vec<_>> = tokens
+        .iter()
+        .map(|(_, token)| token.map(|token| u64::from(token).to_string()))
+        .collect();
+    let mut command = Command::new(program);
+    command
+        .args(arguments)
+        .env("PORTALOCK_NAME", names.join("\n"));
+    match tokens {
+        Some(tokens) => command.env("PORTALOCK_TOKEN", tokens.join("\n")),
+        // One that we inherited is of another lock.
+        None => command.env_remove("PORTALOCK_TOKEN"),
+    };
+    command
+}
+
+/// What to say and which code to end with if `program` can't be started: as `env` and the shells do.
+pub(crate) fn cannot_run(program: &OsStr, error: &io::Error) -> (u8, String) {
+    let program = program.display();
+    if error.kind() == io::ErrorKind::NotFound {
+        let text = format!("can't run {program}: it was not found: check its spelling and PATH");
+        (exit::NOT_FOUND, text)
+    } else {
+        let text = format!("can't run {program}: {}", chain(error));
+        (exit::NOT_EXECUTABLE, text)
+    }
+}
+
+/// Watches over the command until it has ended.
+pub(crate) async fn watch(
+    mut child: Child,
+    signals: &mut Signals,
+    tenure: &LostSignal,
+    plan: LossPlan,
+) -> io::Result<Ended> {
+    let mut loss = None;
+    let mut kill_at = None;
+    loop {
+        tokio::select! {
+            biased;
+            () = child.ended() => break,
+            received = signals.next() => child.pass_on(received),
+            found = tenure.lost(), if loss.is_none() => {
+                say(&format!("the lock was lost: {}: {}", chain(&found), plan.describe()));
+                loss = Some(found);
+                match plan.action {
+                    OnLost::Term => {
+                        child.terminate();
+                        kill_at = Instant::now().checked_add(plan.grace);
+                    }
+                    OnLost::Kill => child.kill(),
+                    OnLost::Ignore => {}
+                }
+            }
+            () = until(kill_at), if kill_at.is_some() => {
+                kill_at = None;
+                child.kill();
+            }
+        }
+    }
+    if loss.is_some() && plan.action != OnLost::Ignore {
+        // What it started may not have ended with it.
+        child.kill();
+    }
+    Ok(Ended {
+        how: child.finish()?,
+        loss,
+    })
+}
+
+async fn until(instant: Option<Instant>) {
+    match instant {
+        Some(instant) => tokio::time::sleep_until(instant).await,
+        None => std::future::pending().await,
+    }
+}

@@ -1,0 +1,121 @@
+//! `with_lock NAME -- COMMAND`: acquire, run, release.
+
+use std::{path::Path, time::Duration};
+
+use portalock_core::{LockError, Policy};
+use portalock_url::AnyBackend;
+
+use crate::{
+    args::{OnLost, RunArgs, backend_and_name},
+    backends,
+    child::{self, Ended, LossPlan},
+    exit::{self, Ending},
+    hold::{Hold, Wanted},
+    patience::Patience,
+    report::{Failure, chain, say},
+    sys::{Child, Signals},
+    waiting::{self, Signalled},
+};
+
+/// How long the service may take to be told that we are done. It learns by itself after that.
+const FAREWELL: Duration = Duration::from_secs(5);
+/// The same after a loss, when it most likely can't be reached.
+const SHORT_FAREWELL: Duration = Duration::from_millis(500);
+
+/// Runs the command under its lock.
+pub(crate) async fn run(args: &RunArgs, config: Option<&Path>) -> Result<Ending, Failure> {
+    let patience = Patience::of(args);
+    let mut signals = Signals::listen()?;
+    let (backend, _) = backend_and_name(&args.target);
+    let opening = patience.bound(backends::open(backend, config));
+    let backend = match waiting::unless_signalled(&mut signals, opening).await {
+        Ok(opened) => opened?,
+        Err(Signalled(signal)) => return Ok(Ending::Signal(signal)),
+    };
+    let ending = run_with(args, &backend, patience.policy(), &mut signals).await;
+    let is_lost = matches!(ending, Ok(ending) if ending == Ending::from(exit::LOST));
+    let time = if is_lost { SHORT_FAREWELL } else { FAREWELL };
+    farewell(&backend, time).await;
+    ending
+}
+
+async fn run_with(
+    args: &RunArgs,
+    backend: &AnyBackend,
+    policy: Policy,
+    signals: &mut Signals,
+) -> Result<Ending, Failure> {
+    let wanted = Wanted::new(args, backend, policy)?;
+    match waiting::acquire(&wanted, backend, signals).await {
+        Ok(Ok(hold)) => run_holding(args, hold, signals).await,
+        Ok(Err(error)) if error.is_contention() => {
+            if !args.quiet {
+                say(&chain(&error));
+            }
+            Ok(args.conflict_exit_code.into())
+        }
+        Ok(Err(error)) => Err(error.into()),
+        Err(Signalled(signal)) => Ok(Ending::Signal(signal)),
+    }
+}
+
+async fn run_holding(args: &RunArgs, hold: Hold, signals: &mut Signals) -> Result<Ending, Failure> {
+    let plan = LossPlan {
+        action: args.on_lost,
+        grace: args.grace,
+    };
+    if let Err(error) = hold.ensure_held() {
+        say(&format!("{}: the command was not run", chain(&error)));
+        return Ok(exit::LOST.into());
+    }
+    let command = child::command(&args.command, &hold);
+    let program = command.get_program().to_owned();
+    let child = match Child::spawn(command, plan.orphaned()) {
+        Ok(child) => child,
+        Err(error) => {
+            let (code, text) = child::cannot_run(&program, &error);
+            say(&text);
+            release(hold).await;
+            return Ok(code.into());
+        }
+    };
+    let lost = hold.lost_signal();
+    let Ended { how, loss } = child::watch(child, signals, &lost, plan).await?;
+    let held_to_the_end = match loss {
+        // There is nothing to give back, and most likely nobody to hear it.
+        Some(_) => {
+            drop(hold);
+            false
+        }
+        None => release(hold).await,
+    };
+    if !held_to_the_end && plan.action != OnLost::Ignore {
+        return Ok(exit::LOST.into());
+    }
+    Ok(how)
+}
+
+/// Releases, and says whether it was held to the end.
+async fn release(hold: Hold) -> bool {
+    match hold.release().await {
+        Ok(()) => true,
+        Err(error @ (LockError::Lost { .. } | LockError::NotHeld { .. })) => {
+            say(&format!(
+                "{}: something else may have run beside the command",
+                chain(&error)
+            ));
+            false
+        }
+        // The command is done, and the lock ends with our session.
+        Err(error) => {
+            say(&format!("could not release: {}", chain(&error)));
+            true
+        }
+    }
+}
+
+/// Sees to it that nothing of us is left at the service.
+async fn farewell(backend: &AnyBackend, time: Duration) {
+    let _ = portalock_core::shutdown(time).await;
+    let _ = tokio::time::timeout(time, backend.close()).await;
+}

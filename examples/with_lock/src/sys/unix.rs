@@ -1,0 +1,210 @@
+//! Unix: signals, process groups, and a child that is not reaped before all of its group has been signalled.
+
+use std::{
+    fs::File,
+    io,
+    os::unix::process::{CommandExt, ExitStatusExt},
+    process::{self, Command},
+    thread,
+};
+
+use rustix::process::{
+    Pid, Resource, Rlimit, Signal, WaitId, WaitIdOptions, getpid, kill_process, kill_process_group,
+    setrlimit, waitid,
+};
+use signal_hook::{
+    consts::{SIGCONT, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGTSTP, SIGUSR1, SIGUSR2},
+    iterator,
+    low_level::emulate_default_handler,
+};
+use tokio::sync::{mpsc, watch};
+
+use super::{Orphaned, Received};
+use crate::exit::Ending;
+
+/// Whether there is a terminal whose keyboard signals this program, and whose foreground the command may need.
+fn has_terminal() -> bool {
+    File::open("/dev/tty").is_ok()
+}
+
+/// What is sent to this program from now on.
+#[derive(Debug)]
+pub(crate) struct Signals(mpsc::UnboundedReceiver<Received>);
+
+impl Signals {
+    /// Begins to listen. What was ignored when the program started, as under `nohup`, stays ignored.
+    pub(crate) fn listen() -> io::Result<Self> {
+        let mut wanted = vec![SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2];
+        if !has_terminal() {
+            // With a terminal both of us stop and go on together, by the system's own doing.
+            wanted.extend([SIGTSTP, SIGCONT]);
+        }
+        wanted.retain(|signal| !is_ignored(*signal));
+        let mut signals = iterator::Signals::new(wanted)?;
+        let (sender, inbox) = mpsc::unbounded_channel();
+        thread::Builder::new()
+            .name("signals".to_owned())
+            .spawn(move || {
+                for signal in signals.forever() {
+                    let received = match signal {
+                        SIGTSTP => Received::Stop,
+                        SIGCONT => Received::Continue,
+                        signal => Received::Ends(signal),
+                    };
+                    if sender.send(received).is_err() {
+                        return;
+                    }
+                }
+            })?;
+        Ok(Self(inbox))
+    }
+
+    /// The next one. Nothing is lost by dropping the future.
+    pub(crate) async fn next(&mut self) -> Received {
+        match self.0.recv().await {
+            Some(received) => received,
+            None => std::future::pending().await,
+        }
+    }
+}
+
+#[cfg(target_os = "linux")]
+fn is_ignored(signal: i32) -> bool {
+    super::linux::is_ignored(signal)
+}
+
+/// The disposition can't be read here without changing it.
+#[cfg(not(target_os = "linux"))]
+fn is_ignored(_signal: i32) -> bool {
+    false
+}
+
+/// The command that runs.
+#[derive(Debug)]
+pub(crate) struct Child {
+    process: process::Child,
+    pid: Pid,
+    /// Whether it has a process group of its own.
+    leads_group: bool,
+    ended: watch::Receiver<bool>,
+}
+
+impl Child {
+    /// Starts it: without a terminal in a process group of its own, so that all of it can be signalled; with one in ours,
+    /// so that it may read the terminal and the keyboard's signals reach it.
+    pub(crate) fn spawn(command: Command, orphaned: Orphaned) -> io::Result<Self> {
+        #[cfg(target_os = "linux")]
+        let mut command = super::linux::tie_to_parent(command, orphaned);
+        #[cfg(not(target_os = "linux"))]
+        let (mut command, _) = (command, orphaned);
+        let leads_group = !has_terminal();
+        if leads_group {
+            command.process_group(0);
+        }
+        let mut process = command.spawn()?;
+        let (sender, ended) = watch::channel(false);
+        let pid = Pid::from_child(&process);
+        let waiter = thread::Builder::new()
+            .name("child".to_owned())
+            .spawn(move || {
+                wait_for(pid);
+                let _ = sender.send(true);
+            });
+        if let Err(error) = waiter {
+            let _ = process.kill();
+            let _ = process.wait();
+            return Err(error);
+        }
+        Ok(Self {
+            process,
+            pid,
+            leads_group,
+            ended,
+        })
+    }
+
+    /// Waits until the command itself has ended. Nothing is lost by dropping the future.
+    pub(crate) async fn ended(&mut self) {
+        let _ = self.ended.wait_for(|ended| *ended).await;
+    }
+
+    /// Passes on what was sent to us, as far as it did not get it itself.
+    pub(crate) fn pass_on(&self, received: Received) {
+        match received {
+            // Sent by the keyboard to all of the terminal's foreground, of which the command is part.
+            Received::Ends(SIGINT | SIGQUIT) if !self.leads_group => {}
+            // What they mean is the command's own affair; what it started may not know of them, and would die.
+            Received::Ends(SIGUSR1) => self.signal_alone(Signal::USR1),
+            Received::Ends(SIGUSR2) => self.signal_alone(Signal::USR2),
+            Received::Ends(signal) => {
+                if let Some(signal) = Signal::from_named_raw(signal) {
+                    self.signal(signal);
+                }
+            }
+            Received::Stop => {
+                self.signal(Signal::TSTP);
+                stop();
+            }
+            Received::Continue => self.signal(Signal::CONT),
+        }
+    }
+
+    /// Asks it to end.
+    pub(crate) fn terminate(&mut self) {
+        self.signal(Signal::TERM);
+        // A stopped process hears nothing else.
+        self.signal(Signal::CONT);
+    }
+
+    /// Ends it, and what is left of its process group. It may have ended before: until it is [finished](Self::finish) its
+    /// number can't be another's.
+    pub(crate) fn kill(&mut self) {
+        self.signal(Signal::KILL);
+    }
+
+    fn signal(&self, signal: Signal) {
+        if !self.leads_group {
+            return self.signal_alone(signal);
+        }
+        // The one error that there can be is that nobody is left.
+        let _ = kill_process_group(self.pid, signal);
+    }
+
+    fn signal_alone(&self, signal: Signal) {
+        let _ = kill_process(self.pid, signal);
+    }
+
+    /// How it ended. To be called after [`ended`](Self::ended).
+    pub(crate) fn finish(mut self) -> io::Result<Ending> {
+        let status = self.process.wait()?;
+        Ok(match status.signal() {
+            Some(signal) => Ending::Signal(signal),
+            None => Ending::Code(status.code().unwrap_or(crate::exit::FAILED.into())),
+        })
+    }
+}
+
+/// Blocks until the process has ended, and leaves it to be reaped.
+fn wait_for(pid: Pid) {
+    let options = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
+    while let Err(rustix::io::Errno::INTR) = waitid(WaitId::Pid(pid), options) {}
+}
+
+/// Ends this program by `signal`, as if it had never been caught. Returns if that can't be done.
+pub(crate) fn die_by(signal: i32) {
+    // The command has dumped its core, if that was wanted; ours is of no use.
+    let none = Rlimit {
+        current: Some(0),
+        maximum: Some(0),
+    };
+    let _ = setrlimit(Resource::Core, none);
+    if Signal::from_named_raw(signal) == Some(Signal::KILL) {
+        let _ = kill_process(getpid(), Signal::KILL);
+    }
+    let _ = emulate_default_handler(signal);
+}
+
+/// Stops this program until somebody lets it go on.
+pub(crate) fn stop() {
+    let _ = kill_process(getpid(), Signal::STOP);
+}

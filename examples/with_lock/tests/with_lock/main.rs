@@ -1,0 +1,27 @@
+//! The program itself, run as people run it.
+
+#![cfg(unix)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test fails by panicking"
+)]
+
+mod backends;
+mod conflict;
+mod crash;
+mod errors;
+#[cfg(feature = "etcd")]
+mod etcd;
+mod loss;
+mod pass_through;
+mod permits;
+mod program;
+#[cfg(feature = "redis")]
+mod redis;
+#[cfg(any(feature = "redis", feature = "etcd"))]
+mod service;
+mod signals;
+mod terminal;
+mod who;

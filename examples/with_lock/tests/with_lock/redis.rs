@@ -1,0 +1,82 @@
+//! On a real Redis server.
+
+use portalock_testkit::servers::{RedisOptions, RedisServer};
+
+use crate::{
+    program::{Running, wait_until_gone, write},
+    service::{Service, scenarios},
+};
+
+fn start() -> (Service, RedisServer) {
+    let server = RedisServer::start().unwrap_or_else(|error| panic!("{error}"));
+    let settings =
+        |port| format!("type = 'redis'\nurl = 'redis://127.0.0.1:{port}'\nsession_ttl = '2s'");
+    (Service::new(server.port(), settings), server)
+}
+
+scenarios!(
+    start: waiters_are_served_in_their_order_and_shown,
+    a_token_is_told_and_grows,
+    who_does_not_wait_is_told_who_holds,
+    a_semaphore_of_3_under_20_processes,
+    holders_of_permits_are_shown,
+    a_killed_with_lock_passes_the_lock_on,
+    a_wait_ended_by_a_signal_leaves_no_place_in_the_queue,
+    a_cut_network_stops_the_command_and_the_lock_passes_on,
+    an_ignored_loss_leaves_the_command_running,
+    a_server_that_does_not_answer_is_no_conflict,
+);
+
+#[test]
+fn a_cut_connection_is_a_loss_at_once() {
+    let (service, _server) = start();
+    let script = "echo $$; exec sleep 1000";
+    let mut holder = Running::start(service.home.with_script("proxied deploy", script));
+    let command = holder.pid_line();
+    service.proxy.cut();
+    holder.finish().code(123).said("the lock was lost: ");
+    wait_until_gone(command);
+    service.home.run("-t 30s direct deploy -- true").code(0);
+}
+
+#[test]
+fn an_address_is_enough_also_of_a_socket() {
+    let (service, server) = start();
+    let _holder = service.home.hold("direct deploy");
+    let socket = format!("-n unix://{} deploy -- true", server.socket().display());
+    service.home.run(&socket).code(124).said("held by pid");
+    service
+        .home
+        .run(&format!("-n {} deploy -- true", server.url()))
+        .code(124);
+    service
+        .home
+        .run(&format!("-n {}/1 deploy -- true", server.url()))
+        .code(0);
+}
+
+#[test]
+fn a_password_is_never_shown() {
+    let server = RedisOptions::new()
+        .setting("requirepass", "hunter2")
+        .start()
+        .unwrap_or_else(|error| panic!("{error}"));
+    let settings = |port| format!("type = 'redis'\nurl = 'redis://:hunter2@127.0.0.1:{port}'");
+    let service = Service::new(server.port(), settings);
+    service.home.run("direct deploy -- true").code(0).silent();
+    let settings = |port| format!("type = 'redis'\nurl = 'redis://:hunter3@127.0.0.1:{port}'");
+    let file = service.home.path("wrong.toml");
+    write(
+        &file,
+        format!("[backends.direct]\n{}", settings(server.port())),
+    );
+    let words = format!("--config {} direct deploy -- true", file.display());
+    for words in [
+        words.as_str(),
+        &format!("-n {} deploy -- true", server.url()),
+    ] {
+        let refused = service.home.run(words);
+        refused.code(125).said("with_lock: ");
+        assert!(!refused.stderr.contains("hunter"), "{refused:?}");
+    }
+}

@@ -1,0 +1,157 @@
+//! Drives a future from synchronous code.
+
+use std::{
+    future::Future,
+    io,
+    pin::Pin,
+    sync::mpsc,
+    task::{Context, Poll, Waker},
+};
+
+use tokio::runtime::{Builder, Handle};
+
+use crate::{BackendError, BackendErrorKind, LockError, LockName, engine::background};
+
+/// Runs `future` on the background runtime and waits for it: for opening a backend that keeps a session, such as
+/// `wait(RedisBackend::connect(url))`.
+///
+/// # Errors
+///
+/// What the system said if it gave no thread to run on, or [`io::ErrorKind::Other`] if `future` panicked.
+///
+/// ```
+/// let answer = portalock_core::blocking::wait(async { 6 * 7 })?;
+/// assert_eq!(answer, 42);
+/// # Ok::<(), std::io::Error>(())
+/// ```
+pub fn wait<F>(future: F) -> io::Result<F::Output>
+where
+    F: Future<Output: Send> + Send + 'static,
+{
+    let (sender, receiver) = mpsc::sync_channel(1);
+    background::handle()?.spawn(async move {
+        // Nobody receives if the caller's thread was unwound; there is nobody to tell then.
+        let _ = sender.send(future.await);
+    });
+    receiver
+        .recv()
+        .map_err(|_| io::Error::other("the future panicked"))
+}
+
+/// Waits for one of the engine's calls.
+pub(super) fn call<T: Send + 'static>(
+    name: &LockName,
+    needs_runtime: bool,
+    future: impl Future<Output = Result<T, LockError>> + Send + 'static,
+) -> Result<T, LockError> {
+    drive(needs_runtime, future).unwrap_or_else(|error| {
+        let source = BackendError::new(
+            BackendErrorKind::Exhausted,
+            "a blocking call could not be run",
+        )
+        .with_source(error);
+        Err(LockError::Backend {
+            name: name.clone(),
+            source,
+        })
+    })
+}
+
+/// Waits for a call on several names, told apart in an error by the first of them. A set without names does no I/O.
+pub(super) fn drive_set<T: Send + 'static>(
+    first: Option<&LockName>,
+    needs_runtime: bool,
+    future: impl Future<Output = Result<T, LockError>> + Send + 'static,
+) -> Result<T, LockError> {
+    match first {
+        Some(name) => call(name, needs_runtime, future),
+        None => {
+            futures_util::FutureExt::now_or_never(future).unwrap_or(Err(LockError::Unsupported {
+                what: "names to wait for",
+                instead: "give the set at least one",
+            }))
+        }
+    }
+}
+
+fn drive<F>(needs_runtime: bool, future: F) -> io::Result<F::Output>
+where
+    F: Future<Output: Send> + Send + 'static,
+{
+    if needs_runtime {
+        return wait(future);
+    }
+    let mut future: Pin<Box<F>> = Box::pin(future);
+    // The engine makes no timer before something is pending, so a first poll needs no runtime; mostly it is enough.
+    if let Poll::Ready(output) = future
+        .as_mut()
+        .poll(&mut Context::from_waker(Waker::noop()))
+    {
+        return Ok(output);
+    }
+    if Handle::try_current().is_ok() {
+        // A runtime can't be driven within another one, as on a thread of `spawn_blocking`.
+        return wait(future);
+    }
+    Ok(Builder::new_current_thread()
+        .enable_time()
+        .build()?
+        .block_on(future))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{MemoryBackend, Policy, blocking::Lock};
+    use std::{thread, time::Duration};
+
+    #[test]
+    fn a_thread_waits_without_a_runtime_until_the_lock_is_free() {
+        let backend = MemoryBackend::new();
+        let lock = Lock::new(backend.clone(), "b")
+            .unwrap()
+            .with_policy(Policy::forever());
+        let held = lock.acquire().unwrap();
+        let waiter = thread::spawn({
+            let lock = lock.clone();
+            move || lock.acquire().unwrap().release()
+        });
+        while futures_util::FutureExt::now_or_never(crate::LockBackend::inspect(
+            &backend,
+            lock.name(),
+        ))
+        .is_some_and(|inspection| inspection.unwrap().waiters.is_empty())
+        {
+            thread::yield_now();
+        }
+        drop(held);
+        waiter.join().unwrap().unwrap();
+    }
+
+    #[test]
+    fn a_blocking_wait_times_out() {
+        let lock = Lock::new(MemoryBackend::new(), "b").unwrap();
+        let _held = lock.acquire().unwrap();
+        let soon = Policy::new().with_timeout(Duration::from_millis(20));
+        assert!(lock.acquire_with(&soon).unwrap_err().is_contention());
+    }
+
+    #[tokio::test]
+    async fn a_blocking_wait_works_on_a_thread_for_blocking_work() {
+        let lock = Lock::new(MemoryBackend::new(), "b").unwrap();
+        let held = lock.acquire().unwrap();
+        let waiter = tokio::task::spawn_blocking({
+            let lock = lock.clone();
+            move || lock.acquire().map(drop)
+        });
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        held.release().unwrap();
+        waiter.await.unwrap().unwrap();
+    }
+
+    #[test]
+    fn a_panic_on_the_background_runtime_is_an_error_here() {
+        let told_to = true;
+        assert!(wait(async move { assert!(!told_to, "told to panic") }).is_err());
+    }
+}

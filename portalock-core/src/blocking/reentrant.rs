@@ -1,0 +1,121 @@
+//! A lock that its owner may acquire again, without async.
+
+use super::drive::call;
+use crate::{FencingToken, InvalidName, LockBackend, LockError, LockName, LostSignal, Policy};
+
+/// A lock that is acquired once and then counted; see [`crate::ReentrantLock`].
+#[derive(Debug, Clone)]
+pub struct ReentrantLock<B: LockBackend> {
+    lock: crate::ReentrantLock<B>,
+}
+
+impl<B: LockBackend> ReentrantLock<B> {
+    /// Counts the acquisitions of `lock` made through this object and its clones.
+    pub fn new(lock: crate::Lock<B>) -> Self {
+        Self {
+            lock: crate::ReentrantLock::new(lock),
+        }
+    }
+
+    /// The lock called `name` in `backend`, counted.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidName`] if `name` is empty, longer than 255 bytes or has a NUL.
+    pub fn named(backend: B, name: impl AsRef<str>) -> Result<Self, InvalidName> {
+        crate::Lock::new(backend, name).map(Self::new)
+    }
+
+    /// What is locked.
+    pub fn name(&self) -> &LockName {
+        self.lock.lock().name()
+    }
+
+    /// How many guards there are.
+    pub fn count(&self) -> usize {
+        self.lock.count()
+    }
+
+    /// One more acquisition if the lock is held through this object or free.
+    ///
+    /// # Errors
+    ///
+    /// As [`ReentrantLock::try_acquire`](crate::ReentrantLock::try_acquire).
+    pub fn try_acquire(&self) -> Result<ReentrantGuard<B>, LockError> {
+        self.run(|lock| async move { lock.try_acquire().await })
+    }
+
+    /// One more acquisition, waiting as the lock's policy says.
+    ///
+    /// # Errors
+    ///
+    /// As [`ReentrantLock::acquire`](crate::ReentrantLock::acquire).
+    pub fn acquire(&self) -> Result<ReentrantGuard<B>, LockError> {
+        self.run(|lock| async move { lock.acquire().await })
+    }
+
+    /// As [`acquire`](Self::acquire), waiting as `policy` says.
+    ///
+    /// # Errors
+    ///
+    /// As [`ReentrantLock::acquire`](crate::ReentrantLock::acquire).
+    pub fn acquire_with(&self, policy: &Policy) -> Result<ReentrantGuard<B>, LockError> {
+        let policy = policy.clone();
+        self.run(move |lock| async move { lock.acquire_with(&policy).await })
+    }
+
+    fn run<F>(
+        &self,
+        acquire: impl FnOnce(crate::ReentrantLock<B>) -> F,
+    ) -> Result<ReentrantGuard<B>, LockError>
+    where
+        F: Future<Output = Result<crate::ReentrantGuard<B>, LockError>> + Send + 'static,
+    {
+        let needs_runtime = self.lock.lock().backend().capabilities().needs_runtime;
+        let guard = call(self.name(), needs_runtime, acquire(self.lock.clone()))?;
+        Ok(ReentrantGuard {
+            guard,
+            name: self.name().clone(),
+            needs_runtime,
+        })
+    }
+}
+
+/// One of the counted acquisitions; see [`crate::ReentrantGuard`].
+///
+/// # On drop
+///
+/// The count goes down; the last guard releases the lock.
+#[derive(Debug)]
+#[must_use = "the acquisition ends as soon as the guard is dropped"]
+pub struct ReentrantGuard<B: LockBackend> {
+    guard: crate::ReentrantGuard<B>,
+    name: LockName,
+    needs_runtime: bool,
+}
+
+impl<B: LockBackend> ReentrantGuard<B> {
+    /// Whether ownership of the lock underneath is no longer certain.
+    pub fn is_lost(&self) -> bool {
+        self.guard.is_lost()
+    }
+
+    /// A signal that fires if the lock underneath is lost.
+    pub fn lost_signal(&self) -> LostSignal {
+        self.guard.lost_signal()
+    }
+
+    /// The fencing token of the lock underneath, where the backend has tokens.
+    pub fn token(&self) -> Option<FencingToken> {
+        self.guard.token()
+    }
+
+    /// Ends this acquisition; if it is the last one, releases the lock and says how that went.
+    ///
+    /// # Errors
+    ///
+    /// As [`ReentrantGuard::release`](crate::ReentrantGuard::release).
+    pub fn release(self) -> Result<(), LockError> {
+        call(&self.name, self.needs_runtime, self.guard.release())
+    }
+}

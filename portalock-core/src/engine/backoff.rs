@@ -1,0 +1,97 @@
+//! How long to sleep between two looks at a contended lock.
+
+use std::time::Duration;
+
+use crate::Policy;
+
+/// Starts at the policy's first check, doubles up to its check interval, and shortens each pause at random.
+#[derive(Debug)]
+pub(crate) struct Backoff {
+    next: Duration,
+    first: Duration,
+    most: Duration,
+    jitter: f64,
+    random: fastrand::Rng,
+}
+
+impl Backoff {
+    pub(crate) fn new(policy: &Policy) -> Self {
+        Self::from_to(policy.first_check(), policy)
+    }
+
+    /// For a service that failed: it is not asked again within a millisecond, as a contended lock may be.
+    pub(crate) fn after_failure(policy: &Policy) -> Self {
+        Self::from_to(policy.check_interval() / 4, policy)
+    }
+
+    fn from_to(first: Duration, policy: &Policy) -> Self {
+        let most = policy.check_interval();
+        let first = first.min(most);
+        Self {
+            next: first,
+            first,
+            most,
+            jitter: policy.jitter(),
+            random: fastrand::Rng::new(),
+        }
+    }
+
+    /// The next pause.
+    pub(crate) fn pause(&mut self) -> Duration {
+        let whole = self.next;
+        self.next = whole.saturating_mul(2).min(self.most);
+        whole.mul_f64(1.0 - self.jitter * self.random.f64())
+    }
+
+    /// Somebody says that the lock is free: look soon again if it isn't quite.
+    pub(crate) fn restart(&mut self) {
+        self.next = self.first;
+    }
+
+    /// Somebody will say when the lock is free: look seldom.
+    pub(crate) fn slow_down(&mut self) {
+        self.next = self.most;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_double_up_to_the_check_interval() {
+        let policy = Policy::new().with_jitter(0.0).unwrap();
+        let mut backoff = Backoff::new(&policy);
+        let pauses: Vec<_> = (0..10).map(|_| backoff.pause().as_millis()).collect();
+        assert_eq!(pauses, [1, 2, 4, 8, 16, 32, 64, 128, 250, 250]);
+        backoff.restart();
+        assert_eq!(backoff.pause().as_millis(), 1);
+        backoff.slow_down();
+        assert_eq!(backoff.pause().as_millis(), 250);
+    }
+
+    #[test]
+    fn jitter_only_shortens() {
+        let policy = Policy::new().with_jitter(1.0).unwrap();
+        let mut backoff = Backoff::new(&policy);
+        backoff.slow_down();
+        let pauses: Vec<_> = (0..100).map(|_| backoff.pause()).collect();
+        assert!(pauses.iter().all(|pause| *pause <= policy.check_interval()));
+        assert!(
+            pauses
+                .iter()
+                .any(|pause| *pause < policy.check_interval() / 2),
+            "a hundred pauses and no jitter"
+        );
+    }
+
+    #[test]
+    fn a_first_check_longer_than_the_interval_is_cut_to_it() {
+        let policy = Policy::new()
+            .with_first_check(Duration::from_secs(9))
+            .and_then(|policy| policy.with_check_interval(Duration::from_secs(1)))
+            .and_then(|policy| policy.with_jitter(0.0))
+            .unwrap();
+        assert_eq!(Backoff::new(&policy).pause(), Duration::from_secs(1));
+    }
+}

@@ -1,0 +1,125 @@
+//! One deadline for a whole call, whatever it awaits, without a timer where nothing has to be waited for.
+
+use std::{
+    future::Future,
+    pin::{Pin, pin},
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use tokio::{runtime::Handle, time::Sleep};
+
+use crate::clock::Instant;
+
+/// When a call gives up.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Deadline(Option<Instant>);
+
+impl Deadline {
+    /// `None`, or a time further away than the clock can count, is never.
+    pub(crate) fn after(start: Instant, timeout: Option<Duration>) -> Self {
+        Self(timeout.and_then(|timeout| start.checked_add(timeout)))
+    }
+
+    pub(crate) fn instant(self) -> Option<Instant> {
+        self.0
+    }
+
+    pub(crate) fn has_passed(self) -> bool {
+        self.0.is_some_and(|deadline| Instant::now() >= deadline)
+    }
+
+    /// Waits for `future`, until the deadline. An answer that is there at the deadline's very instant counts.
+    pub(crate) async fn bound<F: Future>(self, future: F) -> Option<F::Output> {
+        bound(self.0, future).await
+    }
+}
+
+/// Waits for `future` until `deadline`; `None` once that has passed.
+pub(crate) async fn bound<F: Future>(deadline: Option<Instant>, future: F) -> Option<F::Output> {
+    let Some(deadline) = deadline else {
+        return Some(future.await);
+    };
+    Bounded {
+        future: pin!(future),
+        deadline,
+        timer: None,
+    }
+    .await
+}
+
+/// Polls the future first, and makes a timer only once it is pending: tokio's timers tick in milliseconds, and a lock
+/// that is free should not pay for one.
+///
+/// Outside a runtime it makes no timer and stays pending: the [`blocking`](crate::blocking) facade polls once without a
+/// runtime, and only makes one if that was not enough.
+struct Bounded<'f, F> {
+    future: Pin<&'f mut F>,
+    deadline: Instant,
+    timer: Option<Pin<Box<Sleep>>>,
+}
+
+impl<F: Future> Future for Bounded<'_, F> {
+    type Output = Option<F::Output>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        if let Poll::Ready(output) = self.future.as_mut().poll(context) {
+            return Poll::Ready(Some(output));
+        }
+        if Instant::now() >= self.deadline {
+            return Poll::Ready(None);
+        }
+        if self.timer.is_none() {
+            if Handle::try_current().is_err() {
+                return Poll::Pending;
+            }
+            self.timer = Some(Box::pin(tokio::time::sleep_until(self.deadline)));
+        }
+        match &mut self.timer {
+            Some(timer) => timer.as_mut().poll(context).map(|()| None),
+            None => Poll::Pending,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_at_the_very_instant_counts() {
+        let start = Instant::now();
+        let deadline = Deadline::after(start, Some(Duration::from_secs(1)));
+        let answer = async {
+            tokio::time::sleep_until(start + Duration::from_secs(1)).await;
+            7
+        };
+        assert_eq!(deadline.bound(answer).await, Some(7));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stall_ends_at_the_deadline() {
+        let start = Instant::now();
+        let deadline = Deadline::after(start, Some(Duration::from_secs(3)));
+        assert_eq!(deadline.bound(std::future::pending::<()>()).await, None);
+        assert_eq!(start.elapsed().as_secs(), 3);
+        assert!(deadline.has_passed());
+    }
+
+    #[test]
+    fn a_timeout_beyond_the_clock_is_never() {
+        assert!(
+            Deadline::after(Instant::now(), Some(Duration::MAX))
+                .instant()
+                .is_none()
+        );
+    }
+
+    #[test]
+    fn what_is_ready_needs_no_runtime() {
+        let deadline = Deadline::after(Instant::now(), Some(Duration::from_secs(1)));
+        let mut future = pin!(deadline.bound(async { 1 }));
+        let mut context = Context::from_waker(std::task::Waker::noop());
+        assert_eq!(future.as_mut().poll(&mut context), Poll::Ready(Some(1)));
+    }
+}

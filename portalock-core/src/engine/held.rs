@@ -1,0 +1,166 @@
+//! Ownership in hand: what every guard wraps.
+
+use std::{fmt, future::Future, pin::pin, sync::Arc, time::Duration};
+
+use futures_util::future::{Either, select};
+
+use super::{
+    deadline::bound,
+    reaper::{self, Home},
+    service::{Demand, Service},
+};
+use crate::{
+    BackendError, BackendErrorKind, FencingToken, Grant, Lease, LockError, LockName, Loss,
+    LostSignal, OwnerId, Policy, Released, Request, clock::Instant,
+};
+
+/// How long a caller's own `release` may take before the reaper takes over.
+const RELEASE_TIME: Duration = Policy::DEFAULT_TIMEOUT;
+
+/// One acquisition's ownership. Freed when dropped.
+pub(crate) struct Held<S: Service<D>, D: Demand> {
+    service: S,
+    request: Arc<Request<D>>,
+    grant: Grant,
+    /// The grant's lost signal as this guard's user sees it: it falls silent once the guard is released.
+    lost: LostSignal,
+    /// Settled when the lock is released, so that no signal of this guard fires afterwards.
+    tenure: Lease,
+    home: Home,
+    armed: bool,
+}
+
+impl<S: Service<D>, D: Demand> Held<S, D> {
+    pub(crate) fn new(service: S, request: Arc<Request<D>>, grant: Grant, home: Home) -> Self {
+        let tenure = Lease::unbounded();
+        let lost = grant.lost.during(&tenure);
+        Self {
+            service,
+            request,
+            grant,
+            lost,
+            tenure,
+            home,
+            armed: true,
+        }
+    }
+
+    pub(crate) fn name(&self) -> &LockName {
+        &self.request.name
+    }
+
+    pub(crate) fn demand(&self) -> &D {
+        &self.request.demand
+    }
+
+    pub(crate) fn owner(&self) -> OwnerId {
+        self.request.owner
+    }
+
+    pub(crate) fn token(&self) -> Option<FencingToken> {
+        self.grant.token
+    }
+
+    pub(crate) fn lost_signal(&self) -> &LostSignal {
+        &self.lost
+    }
+
+    pub(crate) fn ensure_held(&self) -> Result<(), LockError> {
+        match self.lost.loss() {
+            None => Ok(()),
+            Some(loss) => Err(self.lost_by(loss)),
+        }
+    }
+
+    pub(crate) async fn run<F: Future>(&self, work: F) -> Result<F::Output, LockError> {
+        // The loss is polled first: work never goes on beside a lock that is already gone.
+        match select(pin!(self.lost.lost()), pin!(work)).await {
+            Either::Left((loss, _)) => Err(self.lost_by(loss)),
+            Either::Right((output, _)) => {
+                self.ensure_held()?;
+                Ok(output)
+            }
+        }
+    }
+
+    pub(crate) async fn release(mut self) -> Result<(), LockError> {
+        // Read before the release: it may end the very thing that the signal watches.
+        let loss = self.lost.loss();
+        self.tenure.settle();
+        let released = bound(
+            Instant::now().checked_add(RELEASE_TIME),
+            self.service.release(&self.request),
+        )
+        .await;
+        match released {
+            Some(Ok(released)) => {
+                self.armed = false;
+                match (loss, released) {
+                    (Some(loss), _) => Err(self.lost_by(loss)),
+                    (None, Released::Freed) => {
+                        tracing::debug!(name = %self.request.name, owner = %self.request.owner, "released");
+                        Ok(())
+                    }
+                    (None, Released::NotHeld) => Err(LockError::NotHeld {
+                        name: self.request.name.clone(),
+                    }),
+                }
+            }
+            // Still armed: dropping `self` hands the rest to the reaper.
+            Some(Err(source)) => Err(match loss {
+                Some(loss) => self.lost_by(loss),
+                None => LockError::Backend {
+                    name: self.request.name.clone(),
+                    source,
+                },
+            }),
+            None => Err(LockError::Backend {
+                name: self.request.name.clone(),
+                source: BackendError::new(
+                    BackendErrorKind::Unavailable,
+                    "the lock service gave no answer to a release: it goes on in the background",
+                ),
+            }),
+        }
+    }
+
+    fn lost_by(&self, loss: Loss) -> LockError {
+        tracing::warn!(name = %self.request.name, owner = %self.request.owner, %loss, "lost");
+        LockError::Lost {
+            name: self.request.name.clone(),
+            loss,
+        }
+    }
+}
+
+impl<S: Service<D>, D: Demand> Drop for Held<S, D> {
+    fn drop(&mut self) {
+        if !self.armed {
+            return;
+        }
+        if let Some(loss) = self.lost.loss() {
+            tracing::warn!(name = %self.request.name, owner = %self.request.owner, %loss, "lost");
+        } else {
+            tracing::debug!(name = %self.request.name, owner = %self.request.owner, "released by drop");
+        }
+        self.tenure.settle();
+        reaper::release(
+            self.service.clone(),
+            self.request.clone(),
+            self.grant.lost.clone(),
+            &self.home,
+        );
+    }
+}
+
+impl<S: Service<D>, D: Demand> fmt::Debug for Held<S, D> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Held")
+            .field("name", &self.request.name)
+            .field("demand", &self.request.demand)
+            .field("owner", &self.request.owner)
+            .field("token", &self.grant.token)
+            .field("lost", &self.lost)
+            .finish_non_exhaustive()
+    }
+}

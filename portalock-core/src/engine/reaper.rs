@@ -1,0 +1,226 @@
+//! Cleans up what its owner no longer can: attempts whose caller went away, locks whose release failed.
+//!
+//! It never runs on a caller's deadline. It has its own bounded retries, and stops when the lease that it would release
+//! has ended: then nothing is left to free.
+
+use std::{
+    future::Future,
+    panic::{AssertUnwindSafe, catch_unwind},
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio::{runtime::Handle, sync::Notify};
+
+use super::{
+    background,
+    deadline::bound,
+    service::{Demand, Service},
+};
+use crate::{Attempt, BackendError, LostSignal, Request, clock::Instant};
+
+/// An attempt whose answer is not there yet.
+pub(crate) type InFlight = Pin<Box<dyn Future<Output = Result<Attempt, BackendError>> + Send>>;
+
+/// How long an abandoned attempt is seen out, before its owner is released all the same.
+const SEE_OUT: Duration = Duration::from_secs(60);
+/// How long one call of `release` may take.
+const ONE_RELEASE: Duration = Duration::from_secs(10);
+/// How long releasing is tried again in all. A session's lock is free by then in any case.
+const ALL_RELEASES: Duration = Duration::from_secs(120);
+const FIRST_PAUSE: Duration = Duration::from_millis(20);
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+
+static PENDING: AtomicUsize = AtomicUsize::new(0);
+static DONE: Notify = Notify::const_new();
+
+/// Some clean-up had not ended by the deadline.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "{pending} released or abandoned locks had not been cleaned up by the deadline: they end with their session or lease"
+)]
+pub struct Unfinished {
+    /// How many acquisitions are still being cleaned up.
+    pub pending: usize,
+}
+
+/// Waits until the clean-up of all guards and waits dropped so far in this process has ended, for at most `timeout`.
+///
+/// Call it before a program ends its runtime, so that locks dropped last are freed rather than left to their lease. File
+/// locks and in-memory locks are freed within `drop` and need none of it.
+///
+/// # Errors
+///
+/// [`Unfinished`] if clean-up still goes on after `timeout`.
+///
+/// # Cancel safety
+///
+/// Safe: the clean-up goes on by itself.
+pub async fn shutdown(timeout: Duration) -> Result<(), Unfinished> {
+    let all_done = async {
+        loop {
+            let done = DONE.notified();
+            tokio::pin!(done);
+            done.as_mut().enable();
+            if PENDING.load(Ordering::Acquire) == 0 {
+                return;
+            }
+            done.await;
+        }
+    };
+    match bound(Instant::now().checked_add(timeout), all_done).await {
+        Some(()) => Ok(()),
+        None => Err(Unfinished {
+            pending: PENDING.load(Ordering::Acquire),
+        }),
+    }
+}
+
+/// Where an acquisition's clean-up runs: the runtime it was made on.
+#[derive(Debug, Clone)]
+pub(crate) struct Home(Option<Handle>);
+
+impl Home {
+    /// The present runtime, if there is one.
+    pub(crate) fn here() -> Self {
+        Self(Handle::try_current().ok())
+    }
+}
+
+/// Frees `request`'s owner, in the background if it can't be done at once.
+pub(crate) fn release<S: Service<D>, D: Demand>(
+    service: S,
+    request: Arc<Request<D>>,
+    lost: LostSignal,
+    home: &Home,
+) {
+    if !release_now(&service, &request) {
+        Cleanup::new(service, request, None, lost).start(home);
+    }
+}
+
+/// What a dropped guard does. A backend that panics here breaks its contract; it must not end the whole process by it,
+/// as a panic in a destructor does while another one unwinds.
+fn release_now<S: Service<D>, D: Demand>(service: &S, request: &Request<D>) -> bool {
+    catch_unwind(AssertUnwindSafe(|| service.release_now(request))).unwrap_or_else(|_| {
+        tracing::error!(name = %request.name, owner = %request.owner, "the backend panicked in `release_now`");
+        false
+    })
+}
+
+/// Withdraws a request that was abandoned, perhaps in the middle of an attempt.
+pub(crate) fn withdraw<S: Service<D>, D: Demand>(
+    service: S,
+    request: Arc<Request<D>>,
+    in_flight: Option<InFlight>,
+    home: &Home,
+) {
+    if in_flight.is_none() {
+        return release(service, request, LostSignal::never(), home);
+    }
+    Cleanup::new(service, request, in_flight, LostSignal::never()).start(home);
+}
+
+struct Cleanup<S: Service<D>, D: Demand> {
+    service: S,
+    request: Arc<Request<D>>,
+    in_flight: Option<InFlight>,
+    lost: LostSignal,
+    finished: bool,
+    rescued: bool,
+}
+
+impl<S: Service<D>, D: Demand> Cleanup<S, D> {
+    fn new(
+        service: S,
+        request: Arc<Request<D>>,
+        in_flight: Option<InFlight>,
+        lost: LostSignal,
+    ) -> Self {
+        PENDING.fetch_add(1, Ordering::AcqRel);
+        Self {
+            service,
+            request,
+            in_flight,
+            lost,
+            finished: false,
+            rescued: false,
+        }
+    }
+
+    fn start(self, home: &Home) {
+        match &home.0 {
+            Some(handle) => drop(handle.spawn(self.run())),
+            None => background::spawn(self.run()),
+        }
+    }
+
+    async fn run(mut self) {
+        if let Some(attempt) = self.in_flight.take() {
+            let outcome = bound(Instant::now().checked_add(SEE_OUT), attempt).await;
+            if let Some(Ok(Attempt::Granted(grant))) = &outcome {
+                self.lost = grant.lost.clone();
+            }
+            if outcome.is_none() {
+                tracing::warn!(name = %self.request.name, owner = %self.request.owner,
+                    "an abandoned attempt never ended: its owner is released all the same");
+            }
+        }
+        self.release().await;
+        self.finished = true;
+    }
+
+    async fn release(&mut self) {
+        if release_now(&self.service, &self.request) {
+            return;
+        }
+        let give_up = Instant::now().checked_add(ALL_RELEASES);
+        let mut pause = FIRST_PAUSE;
+        loop {
+            let answer = bound(
+                Instant::now().checked_add(ONE_RELEASE),
+                self.service.release(&self.request),
+            )
+            .await;
+            let error = match answer {
+                Some(Ok(_)) => return,
+                // Asked at least once, for what the backend itself may keep of the owner.
+                _ if self.lost.is_lost() => return,
+                Some(Err(error)) if !error.is_retryable() => Some(error),
+                Some(Err(error)) if give_up.is_some_and(|at| Instant::now() >= at) => Some(error),
+                None if give_up.is_some_and(|at| Instant::now() >= at) => None,
+                _ => {
+                    tokio::time::sleep(pause).await;
+                    pause = (pause * 2).min(LONGEST_PAUSE);
+                    continue;
+                }
+            };
+            let error = error.as_ref().map(tracing::field::display);
+            tracing::warn!(name = %self.request.name, owner = %self.request.owner, error,
+                "gave up releasing a lock: it ends with its session or lease");
+            return;
+        }
+    }
+}
+
+impl<S: Service<D>, D: Demand> Drop for Cleanup<S, D> {
+    fn drop(&mut self) {
+        if !self.finished && !self.rescued && !std::thread::panicking() {
+            // The runtime went away under the clean-up: finish it elsewhere.
+            let mut rescue = Self::new(
+                self.service.clone(),
+                self.request.clone(),
+                None,
+                self.lost.clone(),
+            );
+            rescue.rescued = true;
+            background::spawn(rescue.run());
+        }
+        PENDING.fetch_sub(1, Ordering::AcqRel);
+        DONE.notify_waiters();
+    }
+}

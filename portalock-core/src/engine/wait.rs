@@ -1,0 +1,375 @@
+//! One acquisition, from the first attempt to the grant: try, subscribe, try again, sleep until woken.
+
+use std::{sync::Arc, time::Duration};
+
+use tracing::{Instrument, debug};
+
+use super::{
+    backoff::Backoff,
+    deadline::{Deadline, bound},
+    held::Held,
+    reaper::{self, Home, InFlight},
+    service::{Demand, Service},
+};
+use crate::{
+    Attempt, BackendError, BackendErrorKind, Contention, Grant, LockError, Patience, Policy,
+    Request, Wake, Wakeups, clock::Instant,
+};
+
+/// How long the single attempt of a call with a zero timeout may take.
+const ONE_ATTEMPT: Duration = Policy::DEFAULT_TIMEOUT;
+/// An attempt that has been out for less than this at the deadline says nothing about the service's health.
+const SUSPICIOUS: Duration = Duration::from_secs(1);
+
+/// What a call does about a contended lock.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Resolve {
+    /// Answer at once.
+    Try,
+    /// Wait, as the policy says.
+    Wait,
+}
+
+/// Acquires what `request` asks for. Its patience is set here.
+pub(crate) async fn acquire<S: Service<D>, D: Demand>(
+    service: &S,
+    mut request: Request<D>,
+    policy: &Policy,
+    resolve: Resolve,
+) -> Result<Held<S, D>, LockError> {
+    let fails_at_once = resolve == Resolve::Try || policy.fail_when_locked();
+    let waits = !fails_at_once && policy.timeout() != Some(Duration::ZERO);
+    request.patience = if waits {
+        Patience::Queue
+    } else {
+        Patience::Once
+    };
+    let timeout = if policy.timeout() == Some(Duration::ZERO) {
+        Some(ONE_ATTEMPT)
+    } else {
+        policy.timeout()
+    };
+    let start = Instant::now();
+    let span = tracing::debug_span!("acquire", name = %request.name, want = %request.demand, owner = %request.owner);
+    let wait = Wait {
+        policy,
+        start,
+        deadline: Deadline::after(start, timeout),
+        fails_at_once,
+        waits,
+        backoff: Backoff::new(policy),
+        after_failure: Backoff::after_failure(policy),
+        attempts: 0,
+        failures: 0,
+        has_failed: false,
+        seen: None,
+        last_error: None,
+        round_trip: Duration::ZERO,
+    };
+    wait.run(Place::new(service.clone(), request))
+        .instrument(span)
+        .await
+}
+
+/// A request that may have left something at the service: withdrawn when dropped.
+struct Place<S: Service<D>, D: Demand> {
+    service: S,
+    request: Arc<Request<D>>,
+    in_flight: Option<InFlight>,
+    home: Home,
+    armed: bool,
+}
+
+impl<S: Service<D>, D: Demand> Place<S, D> {
+    fn new(service: S, request: Request<D>) -> Self {
+        Self {
+            service,
+            request: Arc::new(request),
+            in_flight: None,
+            home: Home::here(),
+            armed: false,
+        }
+    }
+
+    /// Sends an attempt, and waits for its answer until `deadline`. Unanswered, it stays in flight.
+    async fn attempt(
+        &mut self,
+        deadline: Option<Instant>,
+    ) -> Option<Result<Attempt, BackendError>> {
+        let (service, request) = (self.service.clone(), self.request.clone());
+        let attempt = self
+            .in_flight
+            .insert(Box::pin(async move { service.try_acquire(&request).await }));
+        self.armed = true;
+        let answer = bound(deadline, attempt.as_mut()).await?;
+        self.in_flight = None;
+        Some(answer)
+    }
+
+    /// The grant is the guard's to keep from now on.
+    fn into_held(mut self, grant: Grant) -> Held<S, D> {
+        self.armed = false;
+        Held::new(
+            self.service.clone(),
+            self.request.clone(),
+            grant,
+            self.home.clone(),
+        )
+    }
+
+    /// The backend answered that it keeps nothing of this request.
+    fn disarm(&mut self) {
+        self.armed = false;
+    }
+}
+
+impl<S: Service<D>, D: Demand> Drop for Place<S, D> {
+    fn drop(&mut self) {
+        if !self.armed {
+            return;
+        }
+        // A future that panicked must not be polled again.
+        let in_flight = self.in_flight.take().filter(|_| !std::thread::panicking());
+        reaper::withdraw(
+            self.service.clone(),
+            self.request.clone(),
+            in_flight,
+            &self.home,
+        );
+    }
+}
+
+struct Wait<'p> {
+    policy: &'p Policy,
+    start: Instant,
+    deadline: Deadline,
+    fails_at_once: bool,
+    waits: bool,
+    backoff: Backoff,
+    after_failure: Backoff,
+    attempts: u32,
+    failures: u32,
+    has_failed: bool,
+    /// What the last contended answer said.
+    seen: Option<Contention>,
+    /// The last failure since the service last answered.
+    last_error: Option<BackendError>,
+    round_trip: Duration,
+}
+
+/// How a pause ended.
+enum Pause {
+    Look,
+    Granted(Grant),
+    Failed(BackendError),
+    Deadline,
+}
+
+impl Wait<'_> {
+    async fn run<S: Service<D>, D: Demand>(
+        mut self,
+        mut place: Place<S, D>,
+    ) -> Result<Held<S, D>, LockError> {
+        let mut wakeups: Option<Wakeups> = None;
+        let mut subscribed = false;
+        loop {
+            match self.attempt(&mut place).await? {
+                Some(Attempt::Granted(grant)) => return Ok(self.granted(place, grant)),
+                Some(Attempt::Contended(contention)) => {
+                    self.contended(&mut place, contention)?;
+                    if !subscribed {
+                        subscribed = true;
+                        debug!("waiting");
+                        wakeups = self.subscribe(&mut place).await?;
+                        let queued = self.seen.as_ref().is_some_and(|seen| seen.queued);
+                        if wakeups.is_some() && !queued {
+                            continue;
+                        }
+                    }
+                }
+                None => {}
+            }
+            match self.pause(&mut wakeups).await {
+                Pause::Look => {}
+                Pause::Granted(grant) => return Ok(self.granted(place, grant)),
+                Pause::Failed(error) => {
+                    // The place in the queue is gone with its session: take a new one, and listen anew.
+                    self.failed(&place, error)?;
+                    subscribed = false;
+                }
+                Pause::Deadline => return Err(self.timed_out(&place)),
+            }
+        }
+    }
+
+    /// One attempt. `None` if it failed in a way that is worth another one.
+    async fn attempt<S: Service<D>, D: Demand>(
+        &mut self,
+        place: &mut Place<S, D>,
+    ) -> Result<Option<Attempt>, LockError> {
+        self.attempts = self.attempts.saturating_add(1);
+        let sent = Instant::now();
+        match place.attempt(self.deadline.instant()).await {
+            Some(Ok(attempt)) => {
+                self.round_trip = sent.elapsed();
+                self.failures = 0;
+                self.after_failure.restart();
+                self.last_error = None;
+                Ok(Some(attempt))
+            }
+            Some(Err(error)) => self.failed(place, error).map(|()| None),
+            None => {
+                if self.last_error.is_none()
+                    && (self.seen.is_none() || sent.elapsed() >= SUSPICIOUS)
+                {
+                    let silence = "the lock service gave no answer before the deadline";
+                    self.last_error =
+                        Some(BackendError::new(BackendErrorKind::Unavailable, silence));
+                }
+                Err(self.timed_out(place))
+            }
+        }
+    }
+
+    fn granted<S: Service<D>, D: Demand>(&self, place: Place<S, D>, grant: Grant) -> Held<S, D> {
+        debug!(waited = ?self.start.elapsed(), attempts = self.attempts, token = grant.token.map(u64::from), "acquired");
+        place.into_held(grant)
+    }
+
+    fn contended<S: Service<D>, D: Demand>(
+        &mut self,
+        place: &mut Place<S, D>,
+        contention: Contention,
+    ) -> Result<(), LockError> {
+        if self.seen.is_none() {
+            let holder = contention.holder.as_ref().map(tracing::field::display);
+            debug!(holder, waits = self.waits, "contended");
+        }
+        self.seen = Some(contention);
+        if self.waits {
+            return Ok(());
+        }
+        // An attempt that failed may still be under way at the service: then its owner must be withdrawn.
+        if !self.has_failed {
+            place.disarm();
+        }
+        if self.fails_at_once {
+            return Err(LockError::AlreadyLocked {
+                name: place.request.name.clone(),
+                holder: self.holder(),
+            });
+        }
+        Err(self.timed_out(place))
+    }
+
+    /// Counts a failure; an error if it is one too many, or one that no repetition cures.
+    fn failed<S: Service<D>, D: Demand>(
+        &mut self,
+        place: &Place<S, D>,
+        error: BackendError,
+    ) -> Result<(), LockError> {
+        self.failures = self.failures.saturating_add(1);
+        self.has_failed = true;
+        debug!(%error, failures = self.failures, "the lock service failed");
+        if !error.is_retryable() || self.failures > self.policy.max_failures() {
+            return Err(LockError::Backend {
+                name: place.request.name.clone(),
+                source: error,
+            });
+        }
+        self.last_error = Some(error);
+        Ok(())
+    }
+
+    async fn subscribe<S: Service<D>, D: Demand>(
+        &mut self,
+        place: &mut Place<S, D>,
+    ) -> Result<Option<Wakeups>, LockError> {
+        let subscription = self
+            .deadline
+            .bound(place.service.subscribe(&place.request))
+            .await;
+        match subscription {
+            Some(Ok(Some(wakeups))) => {
+                self.backoff.slow_down();
+                Ok(Some(wakeups))
+            }
+            Some(Ok(None)) => Ok(None),
+            Some(Err(error)) => self.failed(place, error).map(|()| None),
+            None => Err(self.timed_out(place)),
+        }
+    }
+
+    /// Sleeps until it is time to look again, or somebody says so.
+    async fn pause(&mut self, wakeups: &mut Option<Wakeups>) -> Pause {
+        let advice = self.seen.as_ref().and_then(|seen| seen.recheck_after);
+        let pause = match (&self.last_error, advice) {
+            (Some(_), _) => self.after_failure.pause(),
+            (None, Some(advice)) => advice,
+            (None, None) => self.backoff.pause(),
+        };
+        let look_at = Instant::now().checked_add(pause);
+        let until = self
+            .last_look()
+            .into_iter()
+            .chain(look_at)
+            .min()
+            .or(self.deadline.instant());
+        let listen = async {
+            loop {
+                match wakeups {
+                    Some(line) => match line.next().await {
+                        Wake::Silent => *wakeups = None,
+                        wake => return wake,
+                    },
+                    None => std::future::pending().await,
+                }
+            }
+        };
+        match bound(until, listen).await {
+            Some(Wake::Granted(grant)) => Pause::Granted(grant),
+            Some(Wake::Failed(error)) => {
+                *wakeups = None;
+                Pause::Failed(error)
+            }
+            Some(Wake::TryNow | Wake::Silent) => {
+                self.backoff.restart();
+                Pause::Look
+            }
+            None if self.deadline.has_passed() => Pause::Deadline,
+            None => Pause::Look,
+        }
+    }
+
+    /// When the pause must end at the latest: early enough before the deadline for one more look to be answered, so that
+    /// a lock freed between two looks is not missed; after that look, the deadline itself.
+    fn last_look(&self) -> Option<Instant> {
+        let deadline = self.deadline.instant()?;
+        let margin = (self.round_trip * 2).max(Duration::from_millis(2));
+        let last_look = deadline.checked_sub(margin)?;
+        Some(if last_look > Instant::now() {
+            last_look
+        } else {
+            deadline
+        })
+    }
+
+    fn holder(&self) -> Option<Box<crate::Holder>> {
+        self.seen
+            .as_ref()
+            .and_then(|seen| seen.holder.clone())
+            .map(Box::new)
+    }
+
+    fn timed_out<S: Service<D>, D: Demand>(&self, place: &Place<S, D>) -> LockError {
+        let waited = self.start.elapsed();
+        debug!(?waited, attempts = self.attempts, "timed out");
+        LockError::Timeout {
+            name: place.request.name.clone(),
+            waited,
+            attempts: self.attempts,
+            holder: self.holder(),
+            last_error: self.last_error.clone(),
+        }
+    }
+}

@@ -1,0 +1,108 @@
+//! Who has a lock or waits for it: for people, never for deciding anything.
+
+use std::{
+    fmt,
+    sync::{Arc, OnceLock},
+    time::SystemTime,
+};
+
+use serde::{Deserialize, Serialize};
+
+use crate::clock;
+
+/// Who has a lock, or waits for it: what an error message or `inspect` can say of them.
+///
+/// This is for people. Ownership is decided by [`OwnerId`](crate::OwnerId) alone.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct Holder {
+    /// The host's name.
+    pub host: Arc<str>,
+    /// The process id on that host.
+    pub pid: u32,
+    /// What the program said of itself, if anything: see [`Lock::with_label`](crate::Lock::with_label).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub label: Option<Arc<str>>,
+    /// Since when it has held or waited, by its own wall clock.
+    pub since: SystemTime,
+}
+
+impl Holder {
+    /// This process, from now on.
+    pub fn this_process(label: Option<Arc<str>>) -> Self {
+        Self::this_host(std::process::id(), label)
+    }
+
+    pub(crate) fn this_host(pid: u32, label: Option<Arc<str>>) -> Self {
+        Self::new(host_name(), pid, label, clock::wall_clock())
+    }
+
+    /// Somebody else, as read from a store.
+    pub fn new(
+        host: impl Into<Arc<str>>,
+        pid: u32,
+        label: Option<Arc<str>>,
+        since: SystemTime,
+    ) -> Self {
+        Self {
+            host: host.into(),
+            pid,
+            label,
+            since,
+        }
+    }
+
+    /// The same holder, since now: what a backend stores when it grants.
+    #[must_use]
+    pub fn since_now(mut self) -> Self {
+        self.since = clock::wall_clock();
+        self
+    }
+}
+
+fn host_name() -> Arc<str> {
+    static HOST: OnceLock<Arc<str>> = OnceLock::new();
+    HOST.get_or_init(|| gethostname::gethostname().to_string_lossy().into())
+        .clone()
+}
+
+impl fmt::Display for Holder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "pid {} on {}", self.pid, self.host)?;
+        if let Some(label) = &self.label {
+            write!(f, " ({label})")?;
+        }
+        write!(
+            f,
+            " since {}",
+            humantime::format_rfc3339_seconds(self.since)
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::{Duration, UNIX_EPOCH};
+
+    #[test]
+    fn a_holder_reads_as_a_sentence_part() {
+        let holder = Holder::new(
+            "db1",
+            42,
+            Some("nightly".into()),
+            UNIX_EPOCH + Duration::from_secs(1_000_000_000),
+        );
+        assert_eq!(
+            holder.to_string(),
+            "pid 42 on db1 (nightly) since 2001-09-09T01:46:40Z"
+        );
+    }
+
+    #[test]
+    fn a_holder_survives_a_round_trip_through_json() {
+        let holder = Holder::this_process(None);
+        let text = serde_json::to_string(&holder).unwrap();
+        assert_eq!(serde_json::from_str::<Holder>(&text).unwrap(), holder);
+    }
+}

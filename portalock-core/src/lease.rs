@@ -1,0 +1,397 @@
+//! How long ownership is certain, and the signal that it no longer is.
+//!
+//! A [`Lease`] belongs to whoever keeps ownership alive: a session that renews it, a watch on a lock file. A
+//! [`LostSignal`] belongs to whoever relies on it. One lease may serve thousands of signals.
+
+use std::{
+    fmt,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use futures_util::future::select_all;
+use tokio::sync::Notify;
+
+use crate::clock::Instant;
+
+/// Why a lock is no longer certainly held.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Loss {
+    /// No renewal was confirmed before the lease's deadline on this machine's monotonic clock.
+    #[error("the lease ran out before a renewal was confirmed")]
+    Expired,
+    /// The session that all of a backend's locks live in came to its end.
+    #[error("the session ended: {0}")]
+    SessionEnded(Arc<str>),
+    /// What stands for the lock in its store is gone or was replaced.
+    #[error("the lock was removed from its store: {0}")]
+    Removed(Arc<str>),
+}
+
+/// The keeper's side: says until when ownership is certain, or that it has ended.
+///
+/// Cheap to clone: all clones are the same lease. Dropping it ends nothing: a deadline that was set still passes.
+///
+/// ```
+/// use std::time::Duration;
+/// use portalock_core::{clock::Instant, Lease, Loss};
+///
+/// let lease = Lease::until(Instant::now() + Duration::from_secs(10));
+/// let signal = lease.signal();
+/// assert!(!signal.is_lost());
+/// lease.end(Loss::SessionEnded("connection closed".into()));
+/// assert!(signal.is_lost());
+/// ```
+#[derive(Debug, Clone)]
+pub struct Lease(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    state: Mutex<State>,
+    changed: Notify,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    deadline: Option<Instant>,
+    loss: Option<Loss>,
+    /// Released in good order: the signal can never fire any more.
+    settled: bool,
+}
+
+impl Lease {
+    /// A lease without a deadline: it lasts until [`end`](Self::end).
+    pub fn unbounded() -> Self {
+        Self::from_state(State::default())
+    }
+
+    /// A lease that is certain until `deadline`. Count it from when the request that won it was *sent*.
+    pub fn until(deadline: Instant) -> Self {
+        Self::from_state(State {
+            deadline: Some(deadline),
+            ..State::default()
+        })
+    }
+
+    fn from_state(state: State) -> Self {
+        Self(Arc::new(Shared {
+            state: Mutex::new(state),
+            changed: Notify::new(),
+        }))
+    }
+
+    /// Moves the deadline to `deadline`, counted from when the confirmed renewal was *sent*. An earlier deadline than
+    /// the present one changes nothing.
+    ///
+    /// Returns false if the lease had already ended or its deadline has passed: it is lost for good, since another may
+    /// hold by now.
+    pub fn extend(&self, deadline: Instant) -> bool {
+        let mut state = self.0.lock();
+        if state.observe().is_some() {
+            drop(state);
+            self.0.changed.notify_waiters();
+            return false;
+        }
+        if state.deadline.is_none_or(|present| present < deadline) {
+            state.deadline = Some(deadline);
+            drop(state);
+            self.0.changed.notify_waiters();
+        }
+        true
+    }
+
+    /// Ends the lease: every signal fires with `loss`. Later calls change nothing, the first reason stays.
+    pub fn end(&self, loss: Loss) {
+        let mut state = self.0.lock();
+        if state.settled || state.observe().is_some() {
+            return;
+        }
+        state.loss = Some(loss);
+        drop(state);
+        self.0.changed.notify_waiters();
+    }
+
+    /// Until when ownership is certain; `None` if there is no deadline.
+    pub fn deadline(&self) -> Option<Instant> {
+        self.0.lock().deadline
+    }
+
+    /// Why the lease has ended, if it has. Reads the clock as well as what was said.
+    pub fn loss(&self) -> Option<Loss> {
+        self.0.lock().observe()
+    }
+
+    /// A signal that fires when this lease ends.
+    pub fn signal(&self) -> LostSignal {
+        LostSignal {
+            sources: Sources::One(self.0.clone()),
+            tenure: None,
+        }
+    }
+
+    /// Says that ownership was given up in good order: signals that have not fired never will.
+    pub(crate) fn settle(&self) {
+        let mut state = self.0.lock();
+        if state.observe().is_none() {
+            state.settled = true;
+        }
+        drop(state);
+        self.0.changed.notify_waiters();
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // Nothing panics while it is held, and each update is one assignment: a poisoned state is still whole.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn ended(&self) -> Loss {
+        loop {
+            let changed = self.changed.notified();
+            tokio::pin!(changed);
+            changed.as_mut().enable();
+            let deadline = {
+                let mut state = self.lock();
+                if let Some(loss) = state.observe() {
+                    return loss;
+                }
+                if state.settled { None } else { state.deadline }
+            };
+            match deadline {
+                Some(deadline) => {
+                    let _ = tokio::time::timeout_at(deadline, changed).await;
+                }
+                None => changed.await,
+            }
+        }
+    }
+}
+
+impl State {
+    fn observe(&mut self) -> Option<Loss> {
+        if self.loss.is_none()
+            && !self.settled
+            && self
+                .deadline
+                .is_some_and(|deadline| Instant::now() >= deadline)
+        {
+            self.loss = Some(Loss::Expired);
+        }
+        self.loss.clone()
+    }
+}
+
+/// The holder's side: fires once, when the lock is no longer certainly held, and can be read ever after.
+///
+/// Cheap to clone. A signal of a lock that was released in good order never fires.
+#[derive(Clone)]
+pub struct LostSignal {
+    sources: Sources,
+    /// The guard's own record: whether it was released, or the loss was already seen.
+    tenure: Option<Arc<Shared>>,
+}
+
+#[derive(Clone)]
+enum Sources {
+    Never,
+    One(Arc<Shared>),
+    Any(Arc<[LostSignal]>),
+}
+
+impl LostSignal {
+    /// A signal that never fires: ownership lasts until it is released.
+    pub const fn never() -> Self {
+        Self {
+            sources: Sources::Never,
+            tenure: None,
+        }
+    }
+
+    /// A signal that fires with the first of `signals`.
+    pub fn any(signals: impl IntoIterator<Item = LostSignal>) -> Self {
+        let mut all: Vec<_> = signals
+            .into_iter()
+            .filter(|signal| !matches!(signal.sources, Sources::Never))
+            .collect();
+        match all.len() {
+            0 => Self::never(),
+            1 => all.remove(0),
+            _ => Self {
+                sources: Sources::Any(all.into()),
+                tenure: None,
+            },
+        }
+    }
+
+    /// The same signal, but one that can't fire any more once `tenure` is settled.
+    pub(crate) fn during(&self, tenure: &Lease) -> Self {
+        match self.sources {
+            Sources::Never => Self::never(),
+            _ => Self {
+                sources: self.sources.clone(),
+                tenure: Some(tenure.0.clone()),
+            },
+        }
+    }
+
+    /// Whether it has fired. Reads the clock too, so it is right even where no task has run since the deadline.
+    pub fn is_lost(&self) -> bool {
+        self.loss().is_some()
+    }
+
+    /// Why it fired, if it has.
+    pub fn loss(&self) -> Option<Loss> {
+        let Some(tenure) = &self.tenure else {
+            return self.sources.loss();
+        };
+        let mut tenure = tenure.lock();
+        if tenure.loss.is_none() && !tenure.settled {
+            tenure.loss = self.sources.loss();
+        }
+        tenure.loss.clone()
+    }
+
+    /// Until when ownership is certain without a further renewal; `None` if no deadline is set.
+    pub fn deadline(&self) -> Option<Instant> {
+        match &self.sources {
+            Sources::Never => None,
+            Sources::One(one) => one.lock().deadline,
+            Sources::Any(some) => some.iter().filter_map(Self::deadline).min(),
+        }
+    }
+
+    /// Waits until it fires, and says why. Returns at once if it already has; never returns for a lock that is released
+    /// in good order.
+    ///
+    /// # Cancel safety
+    ///
+    /// Nothing is lost by dropping the future: the signal can be awaited again, by any number of tasks.
+    pub async fn lost(&self) -> Loss {
+        let loss = match &self.sources {
+            Sources::Never => std::future::pending().await,
+            Sources::One(source) => source.ended().await,
+            Sources::Any(signals) => {
+                select_all(signals.iter().map(|signal| Box::pin(signal.lost())))
+                    .await
+                    .0
+            }
+        };
+        if self.tenure.is_none() {
+            return loss;
+        }
+        match self.loss() {
+            Some(loss) => loss,
+            // Released in good order before the source ended.
+            None => std::future::pending().await,
+        }
+    }
+}
+
+impl Sources {
+    fn loss(&self) -> Option<Loss> {
+        match self {
+            Self::Never => None,
+            Self::One(one) => one.lock().observe(),
+            Self::Any(some) => some.iter().find_map(LostSignal::loss),
+        }
+    }
+}
+
+impl Default for LostSignal {
+    fn default() -> Self {
+        Self::never()
+    }
+}
+
+impl fmt::Debug for LostSignal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LostSignal")
+            .field("loss", &self.loss())
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    #[tokio::test(start_paused = true)]
+    async fn the_deadline_fires_without_anyone_saying_so() {
+        let start = Instant::now();
+        let lease = Lease::until(start + Duration::from_secs(10));
+        assert_eq!(lease.signal().lost().await, Loss::Expired);
+        assert_eq!(start.elapsed().as_secs(), 10);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_extension_is_seen_by_a_waiter() {
+        let start = Instant::now();
+        let lease = Lease::until(start + Duration::from_secs(10));
+        let signal = lease.signal();
+        let waiter = tokio::spawn(async move { signal.lost().await });
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        assert!(lease.extend(start + Duration::from_secs(15)));
+        waiter.await.unwrap();
+        assert_eq!(start.elapsed().as_secs(), 15);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_late_extension_revives_nothing() {
+        let lease = Lease::until(Instant::now() + Duration::from_secs(1));
+        tokio::time::advance(Duration::from_secs(1)).await;
+        assert!(!lease.extend(Instant::now() + Duration::from_secs(60)));
+        assert!(lease.signal().is_lost());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_keeper_reads_what_its_lease_came_to() {
+        let deadline = Instant::now() + Duration::from_secs(1);
+        let lease = Lease::until(deadline);
+        assert_eq!(lease.deadline(), Some(deadline));
+        assert_eq!(lease.signal().deadline(), Some(deadline));
+        assert_eq!(lease.loss(), None);
+        lease.extend(deadline - Duration::from_millis(500));
+        assert_eq!(
+            lease.deadline(),
+            Some(deadline),
+            "an earlier deadline changes nothing"
+        );
+        lease.end(Loss::Expired);
+        assert_eq!(lease.loss(), Some(Loss::Expired));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_first_reason_stays_and_is_readable_late() {
+        let lease = Lease::unbounded();
+        lease.end(Loss::Removed("gone".into()));
+        lease.end(Loss::Expired);
+        let late = lease.signal();
+        assert_eq!(late.lost().await, Loss::Removed("gone".into()));
+        assert_eq!(late.loss(), Some(Loss::Removed("gone".into())));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_settled_lease_never_fires() {
+        let lease = Lease::until(Instant::now() + Duration::from_secs(1));
+        let signal = lease.signal();
+        lease.settle();
+        lease.end(Loss::Expired);
+        assert!(
+            tokio::time::timeout(Duration::from_secs(60), signal.lost())
+                .await
+                .is_err()
+        );
+        assert!(!signal.is_lost());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_merged_signal_fires_with_the_first() {
+        let (one, two) = (Lease::unbounded(), Lease::unbounded());
+        let merged = LostSignal::any([one.signal(), LostSignal::never(), two.signal()]);
+        assert!(!merged.is_lost());
+        two.end(Loss::Expired);
+        assert_eq!(merged.lost().await, Loss::Expired);
+    }
+}

@@ -1,0 +1,354 @@
+//! Several names at once: all or none, without deadlock.
+
+use std::{future::Future, pin::pin};
+
+use futures_util::future::{Either, select};
+
+use crate::{
+    FencingToken, Guard, InvalidName, Lock, LockBackend, LockError, LockName, LostSignal, Mode,
+    Policy, clock::Instant,
+};
+
+/// Several locks of one backend that are acquired together.
+///
+/// They are taken in the order of their names, each name once, so that two sets never wait for each other in a circle.
+///
+/// ```
+/// use portalock_core::{LockError, LockSet, MemoryBackend};
+///
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), LockError> {
+/// let accounts = LockSet::new(MemoryBackend::new(), ["bob", "alice", "bob"])?;
+/// let guard = accounts.acquire().await?;
+/// assert_eq!(guard.names().map(|name| name.as_str()).collect::<Vec<_>>(), ["alice", "bob"]);
+/// guard.release().await?;
+/// # Ok(()) }
+/// ```
+#[derive(Debug, Clone)]
+pub struct LockSet<B> {
+    locks: Vec<Lock<B>>,
+    mode: Mode,
+    policy: Policy,
+}
+
+/// Acquires `names` of `backend` exclusively: all or none, within the one deadline of `policy`. See [`LockSet`].
+///
+/// # Errors
+///
+/// As [`LockSet::acquire`], and [`LockError::InvalidName`].
+///
+/// # Cancel safety
+///
+/// As [`LockSet::acquire`].
+pub async fn acquire_all<B, N>(
+    backend: B,
+    names: impl IntoIterator<Item = N>,
+    policy: &Policy,
+) -> Result<LockSetGuard<B>, LockError>
+where
+    B: LockBackend + Clone,
+    N: AsRef<str>,
+{
+    LockSet::new(backend, names)?.acquire_with(policy).await
+}
+
+impl<B: LockBackend + Clone> LockSet<B> {
+    /// The locks called `names` in `backend`: sorted, each name once. An empty set is acquired at once.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidName`] for the first name that can't be locked.
+    #[allow(
+        clippy::needless_pass_by_value,
+        reason = "takes a backend as every constructor does"
+    )]
+    pub fn new<N: AsRef<str>>(
+        backend: B,
+        names: impl IntoIterator<Item = N>,
+    ) -> Result<Self, InvalidName> {
+        let mut names = names
+            .into_iter()
+            .map(LockName::new)
+            .collect::<Result<Vec<_>, _>>()?;
+        names.sort_unstable();
+        names.dedup();
+        let locks = names
+            .into_iter()
+            .map(|name| Lock::new(backend.clone(), name))
+            .collect::<Result<_, _>>()?;
+        Ok(Self {
+            locks,
+            mode: Mode::Exclusive,
+            policy: Policy::default(),
+        })
+    }
+}
+
+impl<B: LockBackend> LockSet<B> {
+    /// Sets how [`acquire`](Self::acquire) waits. Default: [`Policy::default`].
+    #[must_use]
+    pub fn with_policy(mut self, policy: Policy) -> Self {
+        self.policy = policy;
+        self
+    }
+
+    /// Sets whether the locks are taken exclusively, the default, or shared.
+    #[must_use]
+    pub fn with_mode(mut self, mode: Mode) -> Self {
+        self.mode = mode;
+        self
+    }
+
+    /// Sets what other people's errors will say of this program.
+    #[must_use]
+    pub fn with_label(mut self, label: impl Into<std::sync::Arc<str>>) -> Self {
+        let label = label.into();
+        self.locks = self
+            .locks
+            .into_iter()
+            .map(|lock| lock.with_label(label.clone()))
+            .collect();
+        self
+    }
+
+    /// The names, in the order in which they are taken.
+    pub fn names(&self) -> impl Iterator<Item = &LockName> {
+        self.locks.iter().map(Lock::name)
+    }
+
+    /// Acquires all of them if all are free, and waits for nobody.
+    ///
+    /// # Errors
+    ///
+    /// As [`Lock::try_acquire`], for the first name that could not be had; none is held then.
+    ///
+    /// # Cancel safety
+    ///
+    /// Safe: what was taken is released.
+    pub async fn try_acquire(&self) -> Result<LockSetGuard<B>, LockError> {
+        let mut guards = Vec::with_capacity(self.locks.len());
+        for lock in &self.locks {
+            guards.push(match self.mode {
+                Mode::Exclusive => lock.try_acquire().await?,
+                Mode::Shared => lock.try_acquire_shared().await?,
+            });
+        }
+        Ok(LockSetGuard::new(guards))
+    }
+
+    /// Acquires all of them, waiting as the set's policy says: one deadline for all together.
+    ///
+    /// # Errors
+    ///
+    /// As [`Lock::acquire`], for the first name that could not be had; none is held then.
+    ///
+    /// # Cancel safety
+    ///
+    /// Safe: what was taken is released.
+    pub async fn acquire(&self) -> Result<LockSetGuard<B>, LockError> {
+        self.acquire_with(&self.policy).await
+    }
+
+    /// As [`acquire`](Self::acquire), waiting as `policy` says.
+    ///
+    /// # Errors
+    ///
+    /// As [`acquire`](Self::acquire).
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`acquire`](Self::acquire).
+    pub async fn acquire_with(&self, policy: &Policy) -> Result<LockSetGuard<B>, LockError> {
+        let start = Instant::now();
+        let mut guards = Vec::with_capacity(self.locks.len());
+        for lock in &self.locks {
+            let left = policy.clone().with_time_spent(start.elapsed());
+            guards.push(match self.mode {
+                Mode::Exclusive => lock.acquire_with(&left).await?,
+                Mode::Shared => lock.acquire_shared_with(&left).await?,
+            });
+        }
+        Ok(LockSetGuard::new(guards))
+    }
+}
+
+/// Several locks that are held together.
+///
+/// # On drop
+///
+/// All are released, the last one taken first, each as a [`Guard`] is.
+#[derive(Debug)]
+#[must_use = "the locks are released as soon as the guard is dropped"]
+pub struct LockSetGuard<B: LockBackend> {
+    guards: Vec<Guard<B>>,
+    lost: LostSignal,
+}
+
+impl<B: LockBackend> LockSetGuard<B> {
+    fn new(guards: Vec<Guard<B>>) -> Self {
+        let lost = LostSignal::any(guards.iter().map(Guard::lost_signal));
+        Self { guards, lost }
+    }
+
+    /// What is held, sorted.
+    pub fn names(&self) -> impl Iterator<Item = &LockName> {
+        self.guards.iter().map(Guard::name)
+    }
+
+    /// The fencing token of each name, where the backend has tokens.
+    pub fn tokens(&self) -> impl Iterator<Item = (&LockName, Option<FencingToken>)> {
+        self.guards
+            .iter()
+            .map(|guard| (guard.name(), guard.token()))
+    }
+
+    /// Whether ownership of any of them is no longer certain.
+    pub fn is_lost(&self) -> bool {
+        self.lost.is_lost()
+    }
+
+    /// One signal for all: it fires when the first of them is lost.
+    pub fn lost_signal(&self) -> LostSignal {
+        self.lost.clone()
+    }
+
+    /// An error if ownership of any of them is no longer certain.
+    ///
+    /// # Errors
+    ///
+    /// [`LockError::Lost`] for the first one that was lost.
+    pub fn ensure_held(&self) -> Result<(), LockError> {
+        self.guards.iter().try_for_each(Guard::ensure_held)
+    }
+
+    /// Runs `work` for as long as all of them are certainly held; see [`Guard::run`].
+    ///
+    /// # Errors
+    ///
+    /// [`LockError::Lost`] if one of them was lost before `work` had ended.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the returned future drops `work`; the locks stay held.
+    pub async fn run<F: Future>(&self, work: F) -> Result<F::Output, LockError> {
+        let output = match select(pin!(self.lost.lost()), pin!(work)).await {
+            Either::Left(_) => None,
+            Either::Right((output, _)) => Some(output),
+        };
+        self.ensure_held()?;
+        match output {
+            Some(output) => Ok(output),
+            // The merged signal fires with one of the guards, and a guard's loss stays readable.
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Releases all of them, the last one taken first.
+    ///
+    /// # Errors
+    ///
+    /// The first error that [`Guard::release`] gave; all are released in any case.
+    ///
+    /// # Cancel safety
+    ///
+    /// Safe: if the future is dropped, releasing goes on in the background.
+    pub async fn release(mut self) -> Result<(), LockError> {
+        let mut outcome = Ok(());
+        while let Some(guard) = self.guards.pop() {
+            let released = guard.release().await;
+            outcome = outcome.and(released);
+        }
+        outcome
+    }
+}
+
+impl<B: LockBackend> Drop for LockSetGuard<B> {
+    fn drop(&mut self) {
+        while let Some(guard) = self.guards.pop() {
+            drop(guard);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::MemoryBackend;
+    use std::time::Duration;
+
+    #[tokio::test]
+    async fn opposite_orders_do_not_deadlock() {
+        let backend = MemoryBackend::new();
+        let tasks: Vec<_> = (0..8)
+            .map(|number| {
+                let names = if number % 2 == 0 {
+                    ["a", "b", "c"]
+                } else {
+                    ["c", "b", "a"]
+                };
+                let backend = backend.clone();
+                tokio::spawn(async move {
+                    for _ in 0..50 {
+                        let guard = acquire_all(backend.clone(), names, &Policy::forever())
+                            .await
+                            .unwrap();
+                        tokio::task::yield_now().await;
+                        guard.release().await.unwrap();
+                    }
+                })
+            })
+            .collect();
+        let all = futures_util::future::join_all(tasks);
+        for task in tokio::time::timeout(Duration::from_secs(30), all)
+            .await
+            .expect("deadlock")
+        {
+            task.unwrap();
+        }
+        assert_eq!(backend.names_in_use(), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_deadline_for_all_and_none_is_kept() {
+        let backend = MemoryBackend::new();
+        let last = Lock::new(backend.clone(), "c")
+            .unwrap()
+            .acquire()
+            .await
+            .unwrap();
+        let start = Instant::now();
+        let policy = Policy::new().with_timeout(Duration::from_secs(3));
+        let error = acquire_all(backend.clone(), ["a", "b", "c"], &policy)
+            .await
+            .unwrap_err();
+        assert!(error.is_contention());
+        assert_eq!(start.elapsed().as_secs(), 3);
+        drop(last);
+        assert_eq!(backend.names_in_use(), 0);
+    }
+
+    #[tokio::test]
+    async fn one_lost_is_all_lost() {
+        let backend = MemoryBackend::new();
+        let guard = acquire_all(backend.clone(), ["a", "b"], &Policy::new())
+            .await
+            .unwrap();
+        {
+            let mut work = pin!(guard.run(std::future::pending::<()>()));
+            assert!(futures_util::poll!(&mut work).is_pending());
+            backend.lose(&LockName::new("b").unwrap());
+            let lost = work.await;
+            assert!(matches!(lost, Err(LockError::Lost { name, .. }) if name.as_str() == "b"));
+        }
+        assert!(guard.release().await.is_err());
+    }
+
+    #[tokio::test]
+    async fn an_empty_set_is_held_at_once() {
+        let none: [&str; 0] = [];
+        let guard = acquire_all(MemoryBackend::new(), none, &Policy::new())
+            .await
+            .unwrap();
+        assert_eq!(guard.names().count(), 0);
+        guard.release().await.unwrap();
+    }
+}

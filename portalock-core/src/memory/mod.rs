@@ -1,0 +1,203 @@
+//! The reference backend: locks and semaphores in this process's memory, first come, first served.
+//!
+//! It is what the conformance suite was proven on, and what users put into their unit tests.
+
+mod table;
+
+use std::{
+    fmt,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use async_trait::async_trait;
+
+use self::table::{Kinds, Table};
+use crate::{
+    Attempt, BackendError, Capabilities, CrashRelease, Fairness, FencingToken, Inspect, Inspection,
+    LockBackend, LockName, LockRequest, Loss, LossNotice, PermitRequest, Released, Request, Scope,
+    Semaphore, Tokens, Wakeups,
+};
+
+/// Locks and semaphores in memory: fair, with tokens, and without I/O.
+///
+/// Clones share one store; [`new`](Self::new) makes another. Put it where your code takes a
+/// [`LockBackend`], and tests need no server:
+///
+/// ```
+/// use portalock_core::{Lock, LockBackend, LockError, MemoryBackend};
+///
+/// async fn nightly<B: LockBackend>(lock: &Lock<B>) -> Result<&'static str, LockError> {
+///     let _guard = lock.acquire().await?;
+///     Ok("done")
+/// }
+///
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), LockError> {
+/// let lock = Lock::new(MemoryBackend::new(), "nightly")?;
+/// assert_eq!(nightly(&lock).await?, "done");
+/// # Ok(()) }
+/// ```
+///
+/// [`lose`](Self::lose) takes a lock away, to test what your code does then.
+#[derive(Clone, Default)]
+pub struct MemoryBackend {
+    store: Arc<Mutex<Store>>,
+}
+
+#[derive(Default)]
+struct Store {
+    locks: Table,
+    semaphores: Table,
+    /// One for all names: a name that is forgotten when nobody uses it still never sees a smaller token.
+    last_token: Option<FencingToken>,
+}
+
+impl MemoryBackend {
+    /// An empty store.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Another client of the same store: the same as a clone, said aloud.
+    #[must_use]
+    pub fn client(&self) -> Self {
+        self.clone()
+    }
+
+    /// Takes the lock `name` away from all who hold it: their `lost` fires, then the next waiter is granted. For tests
+    /// of what your code does when a lock is lost. Returns how many held it.
+    pub fn lose(&self, name: &LockName) -> usize {
+        let mut store = self.lock();
+        let Store {
+            locks, last_token, ..
+        } = &mut *store;
+        locks.lose(
+            name,
+            &Loss::Removed("taken away by MemoryBackend::lose".into()),
+            last_token,
+        )
+    }
+
+    /// How many names are held or waited for: for tests that nothing was left behind.
+    pub fn names_in_use(&self) -> usize {
+        let store = self.lock();
+        store.locks.len() + store.semaphores.len()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Store> {
+        // No code of others runs while it is held but the waking of tasks.
+        self.store.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn attempt<D: Kinds>(&self, request: &Request<D>) -> Attempt {
+        let mut store = self.lock();
+        let Store {
+            locks,
+            semaphores,
+            last_token,
+        } = &mut *store;
+        D::table(locks, semaphores).attempt(request, last_token)
+    }
+
+    fn free<D: Kinds>(&self, request: &Request<D>) -> Released {
+        let mut store = self.lock();
+        let Store {
+            locks,
+            semaphores,
+            last_token,
+        } = &mut *store;
+        D::table(locks, semaphores).release(&request.name, request.owner, last_token)
+    }
+
+    fn listen<D: Kinds>(&self, request: &Request<D>) -> Wakeups {
+        let mut store = self.lock();
+        let Store {
+            locks, semaphores, ..
+        } = &mut *store;
+        D::table(locks, semaphores).listen(&request.name, request.owner)
+    }
+
+    const fn promises() -> Capabilities {
+        Capabilities::new(Scope::Process)
+            .with_shared(true)
+            .with_fairness(Fairness::FirstCome)
+            .with_tokens(Tokens::Growing)
+            .with_crash_release(CrashRelease::WithProcess)
+            .with_loss(LossNotice::BeforeSuccessor)
+            .with_inspect(Inspect::HoldersAndWaiters)
+            .with_releases_now(true)
+            .with_needs_runtime(false)
+    }
+}
+
+#[async_trait]
+impl LockBackend for MemoryBackend {
+    fn capabilities(&self) -> Capabilities {
+        Self::promises()
+    }
+
+    async fn try_acquire(&self, request: &LockRequest) -> Result<Attempt, BackendError> {
+        Ok(self.attempt(request))
+    }
+
+    async fn release(&self, request: &LockRequest) -> Result<Released, BackendError> {
+        Ok(self.free(request))
+    }
+
+    async fn subscribe(&self, request: &LockRequest) -> Result<Option<Wakeups>, BackendError> {
+        Ok(Some(self.listen(request)))
+    }
+
+    fn release_now(&self, request: &LockRequest) -> bool {
+        self.free(request);
+        true
+    }
+
+    async fn inspect(&self, name: &LockName) -> Result<Inspection, BackendError> {
+        let store = self.lock();
+        Ok(store.locks.inspect(name).with_last_token(store.last_token))
+    }
+
+    async fn names(&self) -> Result<Vec<LockName>, BackendError> {
+        Ok(self.lock().locks.names())
+    }
+}
+
+#[async_trait]
+impl Semaphore for MemoryBackend {
+    fn capabilities(&self) -> Capabilities {
+        Self::promises()
+    }
+
+    async fn try_acquire(&self, request: &PermitRequest) -> Result<Attempt, BackendError> {
+        Ok(self.attempt(request))
+    }
+
+    async fn release(&self, request: &PermitRequest) -> Result<Released, BackendError> {
+        Ok(self.free(request))
+    }
+
+    async fn subscribe(&self, request: &PermitRequest) -> Result<Option<Wakeups>, BackendError> {
+        Ok(Some(self.listen(request)))
+    }
+
+    fn release_now(&self, request: &PermitRequest) -> bool {
+        self.free(request);
+        true
+    }
+
+    async fn inspect(&self, name: &LockName) -> Result<Inspection, BackendError> {
+        let store = self.lock();
+        Ok(store
+            .semaphores
+            .inspect(name)
+            .with_last_token(store.last_token))
+    }
+}
+
+impl fmt::Debug for MemoryBackend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MemoryBackend")
+            .field("names_in_use", &self.names_in_use())
+            .finish()
+    }
+}

@@ -1,0 +1,313 @@
+//! Who holds and who waits, for every name: weights under a capacity, granted in order.
+//!
+//! Exclusive, shared and permits are one mechanism. An exclusive lock weighs as much as the whole capacity, a shared one
+//! weighs 1, permits weigh what they count. The head of the queue is granted as soon as its weight fits; nobody overtakes
+//! it, so a writer is not starved by readers nor a large request by small ones.
+
+use std::collections::{BTreeMap, HashMap, hash_map::Entry as Slot};
+
+use crate::{
+    Attempt, Claim, ClaimKind, Contention, FencingToken, Grant, Holder, Inspection, Lease,
+    LockName, Loss, Mode, OwnerId, Patience, Permits, Released, Request, WakeSender, Wakeups,
+    wakeups,
+};
+
+/// What is asked for, and in which of the store's tables it is counted.
+pub(super) trait Kinds: Copy + Into<ClaimKind> {
+    fn table<'s>(locks: &'s mut Table, semaphores: &'s mut Table) -> &'s mut Table;
+    fn weight(self) -> Weight;
+}
+
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Weight {
+    count: u32,
+    capacity: u32,
+}
+
+impl Kinds for Mode {
+    fn table<'s>(locks: &'s mut Table, _: &'s mut Table) -> &'s mut Table {
+        locks
+    }
+
+    fn weight(self) -> Weight {
+        match self {
+            Mode::Exclusive => Weight {
+                count: u32::MAX,
+                capacity: u32::MAX,
+            },
+            Mode::Shared => Weight {
+                count: 1,
+                capacity: u32::MAX,
+            },
+        }
+    }
+}
+
+impl Kinds for Permits {
+    fn table<'s>(_: &'s mut Table, semaphores: &'s mut Table) -> &'s mut Table {
+        semaphores
+    }
+
+    fn weight(self) -> Weight {
+        Weight {
+            count: self.count(),
+            capacity: self.capacity(),
+        }
+    }
+}
+
+/// All names of one kind. A name that nobody holds or waits for takes no memory.
+#[derive(Default)]
+pub(super) struct Table {
+    names: HashMap<LockName, Entry>,
+}
+
+#[derive(Default)]
+struct Entry {
+    held: HashMap<OwnerId, Held>,
+    used: u64,
+    /// The capacities that the present holders asked with, and how many of them: the smallest one binds.
+    capacities: BTreeMap<u32, usize>,
+    queue: BTreeMap<u64, Waiter>,
+    places: HashMap<OwnerId, u64>,
+    next_place: u64,
+}
+
+struct Held {
+    weight: Weight,
+    claim: Claim,
+    token: FencingToken,
+    lease: Lease,
+}
+
+struct Waiter {
+    owner: OwnerId,
+    weight: Weight,
+    claim: Claim,
+    line: Option<WakeSender>,
+}
+
+impl Table {
+    pub(super) fn len(&self) -> usize {
+        self.names.len()
+    }
+
+    pub(super) fn names(&self) -> Vec<LockName> {
+        let mut names: Vec<_> = self.names.keys().cloned().collect();
+        names.sort_unstable();
+        names
+    }
+
+    pub(super) fn attempt<D: Kinds>(
+        &mut self,
+        request: &Request<D>,
+        last: &mut Option<FencingToken>,
+    ) -> Attempt {
+        let weight = request.demand.weight();
+        let claim = || Claim::new(request.holder.clone(), request.demand.into());
+        let entry = self.names.entry(request.name.clone()).or_default();
+        if let Some(held) = entry.held.get(&request.owner) {
+            return Attempt::Granted(held.grant());
+        }
+        // Whoever waits is granted in its turn, by the release that lets it fit.
+        if !entry.places.contains_key(&request.owner) {
+            if entry.queue.is_empty() && entry.fits(weight) {
+                return Attempt::Granted(entry.hold(request.owner, weight, claim(), last));
+            }
+            if request.patience == Patience::Once {
+                return Attempt::Contended(Contention::new().with_holder(entry.someone()));
+            }
+            entry.enqueue(request.owner, weight, claim());
+        }
+        Attempt::Contended(
+            Contention::new()
+                .with_holder(entry.someone())
+                .with_queued(true),
+        )
+    }
+
+    pub(super) fn release(
+        &mut self,
+        name: &LockName,
+        owner: OwnerId,
+        last: &mut Option<FencingToken>,
+    ) -> Released {
+        let Slot::Occupied(mut slot) = self.names.entry(name.clone()) else {
+            return Released::NotHeld;
+        };
+        let entry = slot.get_mut();
+        let released = match entry.let_go(owner) {
+            Some(_) => Released::Freed,
+            None => Released::NotHeld,
+        };
+        entry.leave_queue(owner);
+        entry.serve(last);
+        if entry.is_unused() {
+            slot.remove();
+        }
+        released
+    }
+
+    pub(super) fn lose(
+        &mut self,
+        name: &LockName,
+        loss: &Loss,
+        last: &mut Option<FencingToken>,
+    ) -> usize {
+        let Slot::Occupied(mut slot) = self.names.entry(name.clone()) else {
+            return 0;
+        };
+        let entry = slot.get_mut();
+        let owners: Vec<_> = entry.held.keys().copied().collect();
+        for owner in &owners {
+            if let Some(held) = entry.let_go(*owner) {
+                held.lease.end(loss.clone());
+            }
+        }
+        entry.serve(last);
+        if entry.is_unused() {
+            slot.remove();
+        }
+        owners.len()
+    }
+
+    /// A line to a waiter. One who was granted since its attempt finds the grant there; one who neither holds nor waits
+    /// gets a line that stays silent.
+    pub(super) fn listen(&mut self, name: &LockName, owner: OwnerId) -> Wakeups {
+        let (sender, wakeups) = wakeups();
+        if let Some(entry) = self.names.get_mut(name) {
+            if let Some(held) = entry.held.get(&owner) {
+                sender.grant(held.grant());
+            } else if let Some(waiter) = entry
+                .places
+                .get(&owner)
+                .and_then(|place| entry.queue.get_mut(place))
+            {
+                waiter.line = Some(sender);
+            }
+        }
+        wakeups
+    }
+
+    pub(super) fn inspect(&self, name: &LockName) -> Inspection {
+        let Some(entry) = self.names.get(name) else {
+            return Inspection::default();
+        };
+        let holders = entry.held.values().map(|held| held.claim.clone()).collect();
+        let waiters = entry
+            .queue
+            .values()
+            .map(|waiter| waiter.claim.clone())
+            .collect();
+        Inspection::new(holders, waiters)
+    }
+}
+
+impl Entry {
+    fn is_unused(&self) -> bool {
+        self.held.is_empty() && self.queue.is_empty()
+    }
+
+    fn leave_queue(&mut self, owner: OwnerId) {
+        if self.queue.is_empty() {
+            return;
+        }
+        if let Some(place) = self.places.remove(&owner) {
+            self.queue.remove(&place);
+        }
+    }
+
+    fn fits(&self, weight: Weight) -> bool {
+        let smallest = self
+            .capacities
+            .keys()
+            .next()
+            .map_or(weight.capacity, |least| weight.capacity.min(*least));
+        self.used + u64::from(weight.count) <= u64::from(smallest)
+    }
+
+    fn hold(
+        &mut self,
+        owner: OwnerId,
+        weight: Weight,
+        claim: Claim,
+        last: &mut Option<FencingToken>,
+    ) -> Grant {
+        let token = FencingToken::after(*last);
+        *last = Some(token);
+        self.used += u64::from(weight.count);
+        *self.capacities.entry(weight.capacity).or_default() += 1;
+        let claim = Claim::new(claim.holder.since_now(), claim.kind);
+        let held = Held {
+            weight,
+            claim,
+            token,
+            lease: Lease::unbounded(),
+        };
+        let grant = held.grant();
+        self.held.insert(owner, held);
+        grant
+    }
+
+    fn let_go(&mut self, owner: OwnerId) -> Option<Held> {
+        let held = self.held.remove(&owner)?;
+        self.used -= u64::from(held.weight.count);
+        if let Some(count) = self.capacities.get_mut(&held.weight.capacity) {
+            *count -= 1;
+            if *count == 0 {
+                self.capacities.remove(&held.weight.capacity);
+            }
+        }
+        Some(held)
+    }
+
+    fn enqueue(&mut self, owner: OwnerId, weight: Weight, claim: Claim) {
+        let place = self.next_place;
+        self.next_place += 1;
+        self.places.insert(owner, place);
+        self.queue.insert(
+            place,
+            Waiter {
+                owner,
+                weight,
+                claim,
+                line: None,
+            },
+        );
+    }
+
+    /// Grants to the head of the queue for as long as it fits.
+    fn serve(&mut self, last: &mut Option<FencingToken>) {
+        while let Some(head) = self.queue.first_entry() {
+            let weight = head.get().weight;
+            if !self.fits(weight) {
+                return;
+            }
+            let Some((_, waiter)) = self.queue.pop_first() else {
+                return;
+            };
+            self.places.remove(&waiter.owner);
+            let grant = self.hold(waiter.owner, weight, waiter.claim, last);
+            // Nobody listening means either not yet, and `listen` will find the grant, or not any more, and the engine
+            // is about to release it.
+            if let Some(line) = waiter.line {
+                line.grant(grant);
+            }
+        }
+    }
+
+    fn someone(&self) -> Option<Holder> {
+        self.held
+            .values()
+            .next()
+            .map(|held| held.claim.holder.clone())
+    }
+}
+
+impl Held {
+    fn grant(&self) -> Grant {
+        Grant::new()
+            .with_token(self.token)
+            .with_lost(self.lease.signal())
+    }
+}

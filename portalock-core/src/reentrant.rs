@@ -1,0 +1,389 @@
+//! A lock that its owner may acquire again: portalocker's `RLock`.
+
+use std::{
+    fmt,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use crate::{
+    Guard, InvalidName, Lock, LockBackend, LockError, LostSignal, Policy, clock::Instant,
+    engine::deadline::Deadline,
+};
+
+/// A lock that is acquired once and then counted. Whoever has this object, or a clone of it, is the owner: tasks have no
+/// identity that could be relied upon, so sharing the lock is something a program says by sharing the object.
+///
+/// The lock underneath is released when the last guard is dropped or released.
+///
+/// ```
+/// use portalock_core::{Lock, LockError, MemoryBackend, ReentrantLock};
+///
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), LockError> {
+/// let lock = ReentrantLock::new(Lock::new(MemoryBackend::new(), "deploy")?);
+/// let outer = lock.acquire().await?;
+/// let inner = lock.acquire().await?;
+/// assert_eq!(lock.count(), 2);
+/// inner.release().await?;
+/// outer.release().await?;
+/// assert_eq!(lock.count(), 0);
+/// # Ok(()) }
+/// ```
+pub struct ReentrantLock<B: LockBackend> {
+    inner: Arc<Inner<B>>,
+}
+
+struct Inner<B: LockBackend> {
+    lock: Lock<B>,
+    /// Taken by the one task that acquires the lock underneath; the others wait here for its count.
+    first: tokio::sync::Mutex<()>,
+    state: Mutex<State<B>>,
+}
+
+struct State<B: LockBackend> {
+    count: usize,
+    guard: Option<Guard<B>>,
+}
+
+impl<B: LockBackend> ReentrantLock<B> {
+    /// Counts the acquisitions of `lock` made through this object and its clones.
+    pub fn new(lock: Lock<B>) -> Self {
+        let state = Mutex::new(State {
+            count: 0,
+            guard: None,
+        });
+        Self {
+            inner: Arc::new(Inner {
+                lock,
+                first: tokio::sync::Mutex::new(()),
+                state,
+            }),
+        }
+    }
+
+    /// The lock called `name` in `backend`, counted.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidName`] as [`Lock::new`].
+    pub fn named(backend: B, name: impl AsRef<str>) -> Result<Self, InvalidName> {
+        Lock::new(backend, name).map(Self::new)
+    }
+
+    /// The lock underneath.
+    pub fn lock(&self) -> &Lock<B> {
+        &self.inner.lock
+    }
+
+    /// How many guards there are.
+    pub fn count(&self) -> usize {
+        self.inner.state().count
+    }
+
+    /// One more acquisition if the lock is held through this object or free; doesn't wait for another holder.
+    ///
+    /// # Errors
+    ///
+    /// As [`Lock::try_acquire`]; [`LockError::Lost`] if it was held here and has been lost: drop all guards first.
+    /// [`LockError::AlreadyLocked`] also if another task of this object is waiting for the lock.
+    ///
+    /// # Cancel safety
+    ///
+    /// Safe: nothing is counted or held.
+    pub async fn try_acquire(&self) -> Result<ReentrantGuard<B>, LockError> {
+        if let Some(guard) = self.count_one()? {
+            return Ok(guard);
+        }
+        let Ok(_first) = self.inner.first.try_lock() else {
+            return Err(LockError::AlreadyLocked {
+                name: self.lock().name().clone(),
+                holder: None,
+            });
+        };
+        match self.count_one()? {
+            Some(guard) => Ok(guard),
+            None => self
+                .lock()
+                .try_acquire()
+                .await
+                .map(|guard| self.begin(guard)),
+        }
+    }
+
+    /// One more acquisition, waiting as the lock's policy says if it is not held through this object.
+    ///
+    /// # Errors
+    ///
+    /// As [`Lock::acquire`]; [`LockError::Lost`] if it was held here and has been lost: drop all guards first.
+    ///
+    /// # Cancel safety
+    ///
+    /// Safe: nothing is counted or held.
+    pub async fn acquire(&self) -> Result<ReentrantGuard<B>, LockError> {
+        self.acquire_with(self.lock().policy()).await
+    }
+
+    /// As [`acquire`](Self::acquire), waiting as `policy` says.
+    ///
+    /// # Errors
+    ///
+    /// As [`acquire`](Self::acquire).
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`acquire`](Self::acquire).
+    pub async fn acquire_with(&self, policy: &Policy) -> Result<ReentrantGuard<B>, LockError> {
+        if let Some(guard) = self.count_one()? {
+            return Ok(guard);
+        }
+        let start = Instant::now();
+        let Some(_first) = Deadline::after(start, policy.timeout())
+            .bound(self.inner.first.lock())
+            .await
+        else {
+            return Err(LockError::Timeout {
+                name: self.lock().name().clone(),
+                waited: start.elapsed(),
+                attempts: 0,
+                holder: None,
+                last_error: None,
+            });
+        };
+        if let Some(guard) = self.count_one()? {
+            return Ok(guard);
+        }
+        let left = policy.clone().with_time_spent(start.elapsed());
+        self.lock()
+            .acquire_with(&left)
+            .await
+            .map(|guard| self.begin(guard))
+    }
+
+    fn count_one(&self) -> Result<Option<ReentrantGuard<B>>, LockError> {
+        let mut state = self.inner.state();
+        let Some(guard) = &state.guard else {
+            return Ok(None);
+        };
+        guard.ensure_held()?;
+        let lost = guard.lost_signal();
+        state.count += 1;
+        Ok(Some(ReentrantGuard {
+            inner: self.inner.clone(),
+            lost,
+            counted: true,
+        }))
+    }
+
+    fn begin(&self, guard: Guard<B>) -> ReentrantGuard<B> {
+        let lost = guard.lost_signal();
+        let mut state = self.inner.state();
+        state.count = 1;
+        state.guard = Some(guard);
+        ReentrantGuard {
+            inner: self.inner.clone(),
+            lost,
+            counted: true,
+        }
+    }
+}
+
+impl<B: LockBackend> Inner<B> {
+    fn state(&self) -> MutexGuard<'_, State<B>> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// One guard less. The last one takes the lock's own guard out.
+    fn uncount(&self) -> Option<Guard<B>> {
+        let mut state = self.state();
+        state.count -= 1;
+        if state.count == 0 {
+            state.guard.take()
+        } else {
+            None
+        }
+    }
+}
+
+impl<B: LockBackend> Clone for ReentrantLock<B> {
+    fn clone(&self) -> Self {
+        Self {
+            inner: self.inner.clone(),
+        }
+    }
+}
+
+impl<B: LockBackend> fmt::Debug for ReentrantLock<B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ReentrantLock")
+            .field("lock", &self.inner.lock)
+            .field("count", &self.count())
+            .finish_non_exhaustive()
+    }
+}
+
+/// One of the counted acquisitions.
+///
+/// # On drop
+///
+/// The count goes down; the last guard releases the lock, as a [`Guard`] does.
+#[must_use = "the acquisition ends as soon as the guard is dropped"]
+pub struct ReentrantGuard<B: LockBackend> {
+    inner: Arc<Inner<B>>,
+    lost: LostSignal,
+    counted: bool,
+}
+
+impl<B: LockBackend> ReentrantGuard<B> {
+    /// Whether ownership of the lock underneath is no longer certain.
+    pub fn is_lost(&self) -> bool {
+        self.lost.is_lost()
+    }
+
+    /// A signal that fires if the lock underneath is lost.
+    pub fn lost_signal(&self) -> LostSignal {
+        self.lost.clone()
+    }
+
+    /// The fencing token of the lock underneath, where the backend has tokens.
+    pub fn token(&self) -> Option<crate::FencingToken> {
+        self.inner.state().guard.as_ref().and_then(Guard::token)
+    }
+
+    /// An error if ownership is no longer certain.
+    ///
+    /// # Errors
+    ///
+    /// [`LockError::Lost`] with the reason.
+    pub fn ensure_held(&self) -> Result<(), LockError> {
+        match self.lost.loss() {
+            None => Ok(()),
+            Some(loss) => Err(LockError::Lost {
+                name: self.inner.lock.name().clone(),
+                loss,
+            }),
+        }
+    }
+
+    /// Ends this acquisition; if it is the last one, releases the lock and says how that went.
+    ///
+    /// # Errors
+    ///
+    /// As [`Guard::release`] for the last guard; [`LockError::Lost`] for an earlier one if the lock has been lost.
+    ///
+    /// # Cancel safety
+    ///
+    /// Safe: if the future is dropped, releasing goes on in the background.
+    pub async fn release(mut self) -> Result<(), LockError> {
+        let held = self.ensure_held();
+        self.counted = false;
+        match self.inner.uncount() {
+            Some(last) => last.release().await,
+            None => held,
+        }
+    }
+}
+
+impl<B: LockBackend> Drop for ReentrantGuard<B> {
+    fn drop(&mut self) {
+        if self.counted {
+            drop(self.inner.uncount());
+        }
+    }
+}
+
+impl<B: LockBackend> fmt::Debug for ReentrantGuard<B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ReentrantGuard")
+            .field("lock", &self.inner.lock)
+            .field("lost", &self.lost)
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Loss, MemoryBackend};
+    use std::time::Duration;
+
+    #[tokio::test]
+    async fn the_lock_is_released_with_the_last_guard_in_any_order() {
+        let backend = MemoryBackend::new();
+        let lock = ReentrantLock::named(backend.clone(), "r").unwrap();
+        let other = Lock::new(backend, "r").unwrap();
+        let first = lock.acquire().await.unwrap();
+        let second = lock.acquire().await.unwrap();
+        let third = lock.try_acquire().await.unwrap();
+        drop(first);
+        second.release().await.unwrap();
+        assert!(other.try_acquire().await.is_err());
+        drop(third);
+        assert!(other.try_acquire().await.is_ok());
+    }
+
+    #[tokio::test]
+    async fn tasks_that_start_together_share_one_acquisition() {
+        let lock = ReentrantLock::named(MemoryBackend::new(), "r").unwrap();
+        let tasks: Vec<_> = (0..20)
+            .map(|_| {
+                let lock = lock.clone();
+                tokio::spawn(async move { lock.acquire().await.unwrap() })
+            })
+            .collect();
+        let mut guards = Vec::new();
+        for task in tasks {
+            guards.push(task.await.unwrap());
+        }
+        assert_eq!(lock.count(), 20);
+        let tokens: std::collections::HashSet<_> =
+            guards.iter().map(ReentrantGuard::token).collect();
+        assert_eq!(tokens.len(), 1);
+        drop(guards);
+        assert_eq!(lock.count(), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_deadline_covers_waiting_for_a_sibling() {
+        let backend = MemoryBackend::new();
+        let held = Lock::new(backend.clone(), "r")
+            .unwrap()
+            .acquire()
+            .await
+            .unwrap();
+        let lock = ReentrantLock::named(backend, "r").unwrap();
+        let sibling = lock.clone();
+        let waiting =
+            tokio::spawn(async move { sibling.acquire_with(&Policy::forever()).await.map(drop) });
+        tokio::task::yield_now().await;
+        let start = Instant::now();
+        let policy = Policy::new().with_timeout(Duration::from_secs(2));
+        assert!(
+            lock.acquire_with(&policy)
+                .await
+                .unwrap_err()
+                .is_contention()
+        );
+        assert_eq!(start.elapsed().as_secs(), 2);
+        drop(held);
+        waiting.await.unwrap().unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_lost_lock_is_not_entered_again() {
+        let backend = MemoryBackend::new();
+        let lock = ReentrantLock::named(backend.clone(), "r").unwrap();
+        let guard = lock.acquire().await.unwrap();
+        backend.lose(lock.lock().name());
+        assert!(matches!(
+            lock.acquire().await,
+            Err(LockError::Lost {
+                loss: Loss::Removed(_),
+                ..
+            })
+        ));
+        assert!(guard.release().await.is_err());
+        assert!(
+            lock.acquire().await.is_ok(),
+            "a new acquisition starts once all lost guards are gone"
+        );
+    }
+}

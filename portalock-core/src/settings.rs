@@ -1,0 +1,114 @@
+//! Readable settings: durations as `"5s"`, and errors that name the field.
+//!
+//! A settings type deserializes through a raw twin whose fields accept anything, then checks them one by one; so the
+//! error names the field in every format. [`RawDuration`] is the piece that backends share.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize, Serializer};
+
+/// The longest duration that a setting accepts: a year. What is longer is a slip of the unit.
+pub const LONGEST: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+
+/// A setting that makes no sense.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("`{field}` {problem}")]
+pub struct InvalidSetting {
+    /// The field's name, as written in the file.
+    pub field: &'static str,
+    /// What is wrong with it and what would be right.
+    pub problem: String,
+}
+
+impl InvalidSetting {
+    /// The field's value makes no sense, because of `problem`: text that goes on after the field's name.
+    pub fn new(field: &'static str, problem: impl Into<String>) -> Self {
+        Self {
+            field,
+            problem: problem.into(),
+        }
+    }
+}
+
+/// A duration as a person writes it: text such as `"250ms"` or `"1h 30m"`, not yet checked.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(untagged)]
+pub enum RawDuration {
+    /// Text, to be read as a duration.
+    Text(String),
+    /// A bare number: refused, since nobody can tell its unit.
+    Number(f64),
+    /// A truth value: refused.
+    Bool(bool),
+    /// Anything else: refused.
+    Other(serde::de::IgnoredAny),
+}
+
+impl RawDuration {
+    /// Reads it as a duration of at most [`LONGEST`].
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidSetting`] naming `field` if it is no duration, has no unit, is negative or too long.
+    pub fn check(&self, field: &'static str) -> Result<Duration, InvalidSetting> {
+        let right = "write a number and a unit, such as \"250ms\", \"5s\" or \"1h 30m\"";
+        let text = match self {
+            Self::Text(text) => text,
+            Self::Number(number) => {
+                return Err(InvalidSetting::new(
+                    field,
+                    format!("is {number}, without a unit: {right}"),
+                ));
+            }
+            Self::Bool(_) | Self::Other(_) => {
+                return Err(InvalidSetting::new(
+                    field,
+                    format!("is no duration: {right}"),
+                ));
+            }
+        };
+        if text.trim_start().starts_with('-') {
+            return Err(InvalidSetting::new(
+                field,
+                format!("is \"{text}\", but a duration can't be negative"),
+            ));
+        }
+        let duration = humantime::parse_duration(text).map_err(|error| {
+            InvalidSetting::new(field, format!("is \"{text}\": {error}; {right}"))
+        })?;
+        if duration > LONGEST {
+            return Err(InvalidSetting::new(
+                field,
+                format!("is \"{text}\": a year is the most"),
+            ));
+        }
+        Ok(duration)
+    }
+
+    /// Reads it as a duration longer than nothing.
+    ///
+    /// # Errors
+    ///
+    /// As [`check`](Self::check), and if it is zero.
+    pub fn check_positive(&self, field: &'static str) -> Result<Duration, InvalidSetting> {
+        let duration = self.check(field)?;
+        if duration.is_zero() {
+            return Err(InvalidSetting::new(field, "is zero: give it a length"));
+        }
+        Ok(duration)
+    }
+}
+
+/// Writes a duration as [`RawDuration`] reads it; for `#[serde(serialize_with)]`.
+///
+/// # Errors
+///
+/// Those of the serializer.
+pub fn serialize_duration<S: Serializer>(
+    duration: &Duration,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    humantime::format_duration(*duration)
+        .to_string()
+        .serialize(serializer)
+}

@@ -1,0 +1,243 @@
+//! A semaphore out of locks: one lock per permit.
+
+use std::{
+    collections::HashMap,
+    fmt,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use async_trait::async_trait;
+
+use crate::{
+    Attempt, BackendError, BackendErrorKind, Capabilities, Contention, Fairness, Grant, Inspect,
+    LockBackend, LockName, LockRequest, LostSignal, Mode, OwnerId, Patience, PermitRequest,
+    Released, Semaphore, Tokens,
+};
+
+/// Makes a [`Semaphore`] of any [`LockBackend`]: permit `i` of the semaphore `pool` is the lock `pool#slot-i`.
+///
+/// A request takes as many slots as it wants permits, in fixed order, all or none. It is not fair, has no tokens, and its
+/// waiters look from time to time rather than being woken; a backend's own semaphore is better where there is one.
+/// Names may have up to 239 bytes, since a slot's name is longer. A capacity that is lowered takes effect for new requests:
+/// slots beyond it are no longer taken, and those who hold them keep them.
+///
+/// ```
+/// use portalock_core::{LockError, MemoryBackend, Pool, SlotSemaphore};
+///
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), LockError> {
+/// let pool = Pool::new(SlotSemaphore::new(MemoryBackend::new()), "workers", 2)?;
+/// let first = pool.acquire(1).await?;
+/// let second = pool.acquire(1).await?;
+/// assert!(pool.try_acquire(1).await.is_err());
+/// # Ok(()) }
+/// ```
+pub struct SlotSemaphore<B> {
+    inner: Arc<Inner<B>>,
+}
+
+struct Inner<B> {
+    backend: B,
+    /// The slots that each owner may hold. A slot is noted here before it is asked for, so that whatever became of the
+    /// question, a release of the owner finds it.
+    taken: Mutex<HashMap<OwnerId, Taken>>,
+}
+
+#[derive(Default, Clone)]
+struct Taken {
+    slots: Vec<LockRequest>,
+    grant: Option<Grant>,
+}
+
+impl<B: LockBackend> SlotSemaphore<B> {
+    /// Semaphores whose slots are locks in `backend`.
+    pub fn new(backend: B) -> Self {
+        Self {
+            inner: Arc::new(Inner {
+                backend,
+                taken: Mutex::default(),
+            }),
+        }
+    }
+
+    /// Where the slots are locked.
+    pub fn backend(&self) -> &B {
+        &self.inner.backend
+    }
+
+    fn taken(&self) -> MutexGuard<'_, HashMap<OwnerId, Taken>> {
+        self.inner
+            .taken
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn slots_of(&self, owner: OwnerId) -> Option<Taken> {
+        self.taken().get(&owner).cloned()
+    }
+
+    async fn give_back(&self, owner: OwnerId) -> Result<Released, BackendError> {
+        let Some(taken) = self.slots_of(owner) else {
+            return Ok(Released::NotHeld);
+        };
+        let mut all = if taken.grant.is_some() {
+            Released::Freed
+        } else {
+            Released::NotHeld
+        };
+        for slot in &taken.slots {
+            if self.inner.backend.release(slot).await? == Released::NotHeld {
+                all = Released::NotHeld;
+            }
+        }
+        self.taken().remove(&owner);
+        Ok(all)
+    }
+
+    /// Takes slots until there are enough. Those it took are noted under the owner in any case.
+    async fn take(&self, request: &PermitRequest) -> Result<Attempt, BackendError> {
+        let (wanted, capacity) = (request.demand.count(), request.demand.capacity());
+        let mut grants = Vec::new();
+        let mut holder = None;
+        for number in 0..capacity {
+            let left = capacity - number;
+            let missing = wanted - u32::try_from(grants.len()).unwrap_or(wanted);
+            if missing == 0 || left < missing {
+                break;
+            }
+            let slot = slot_request(request, number)?;
+            self.taken()
+                .entry(request.owner)
+                .or_default()
+                .slots
+                .push(slot.clone());
+            match self.inner.backend.try_acquire(&slot).await? {
+                Attempt::Granted(grant) => grants.push(grant),
+                Attempt::Contended(contention) => {
+                    self.taken().entry(request.owner).or_default().slots.pop();
+                    holder = holder.or(contention.holder);
+                }
+            }
+        }
+        if grants.len() < wanted as usize {
+            return Ok(Attempt::Contended(Contention::new().with_holder(holder)));
+        }
+        let grant =
+            Grant::new().with_lost(LostSignal::any(grants.into_iter().map(|grant| grant.lost)));
+        self.taken().entry(request.owner).or_default().grant = Some(grant.clone());
+        Ok(Attempt::Granted(grant))
+    }
+}
+
+fn slot_request(request: &PermitRequest, number: u32) -> Result<LockRequest, BackendError> {
+    let name = LockName::new(format!("{}#slot-{number}", request.name)).map_err(|error| {
+        let message = "a semaphore made of slots needs a name of at most 239 bytes";
+        BackendError::new(BackendErrorKind::Misconfigured, message).with_source(error)
+    })?;
+    let mut slot = LockRequest::new(name, Mode::Exclusive, Patience::Once);
+    slot.holder = request.holder.clone();
+    Ok(slot)
+}
+
+#[async_trait]
+impl<B: LockBackend> Semaphore for SlotSemaphore<B> {
+    fn capabilities(&self) -> Capabilities {
+        // `inspect` is given a name without a capacity: it can't know how many slots to look at.
+        let slots = self.inner.backend.capabilities();
+        slots
+            .with_fairness(Fairness::None)
+            .with_tokens(Tokens::None)
+            .with_inspect(Inspect::None)
+    }
+
+    async fn try_acquire(&self, request: &PermitRequest) -> Result<Attempt, BackendError> {
+        if let Some(taken) = self.slots_of(request.owner) {
+            if let Some(grant) = taken.grant {
+                return Ok(Attempt::Granted(grant));
+            }
+            // An earlier attempt for this owner failed half-way.
+            self.give_back(request.owner).await?;
+        }
+        let attempt = self.take(request).await?;
+        if matches!(attempt, Attempt::Contended(_)) {
+            self.give_back(request.owner).await?;
+        }
+        Ok(attempt)
+    }
+
+    async fn release(&self, request: &PermitRequest) -> Result<Released, BackendError> {
+        self.give_back(request.owner).await
+    }
+
+    fn release_now(&self, request: &PermitRequest) -> bool {
+        let Some(taken) = self.slots_of(request.owner) else {
+            return true;
+        };
+        let all = taken
+            .slots
+            .iter()
+            .all(|slot| self.inner.backend.release_now(slot));
+        if all {
+            self.taken().remove(&request.owner);
+        }
+        all
+    }
+
+    async fn close(&self) -> Result<(), BackendError> {
+        self.inner.backend.close().await
+    }
+}
+
+impl<B> Clone for SlotSemaphore<B> {
+    fn clone(&self) -> Self {
+        Self {
+            inner: self.inner.clone(),
+        }
+    }
+}
+
+impl<B: fmt::Debug> fmt::Debug for SlotSemaphore<B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SlotSemaphore")
+            .field("backend", &self.inner.backend)
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{MemoryBackend, Permits, Pool};
+
+    #[tokio::test]
+    async fn all_or_none() {
+        let backend = MemoryBackend::new();
+        let pool = Pool::new(SlotSemaphore::new(backend.clone()), "p", 3).unwrap();
+        let two = pool.try_acquire(2).await.unwrap();
+        assert!(pool.try_acquire(2).await.is_err());
+        assert_eq!(backend.names_in_use(), 2, "the failed request kept a slot");
+        drop(two);
+        assert_eq!(backend.names_in_use(), 0);
+        let three = pool.try_acquire(3).await.unwrap();
+        assert_eq!(backend.names_in_use(), 3);
+        three.release().await.unwrap();
+        assert_eq!(backend.names_in_use(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_lost_slot_is_a_lost_permit() {
+        let backend = MemoryBackend::new();
+        let pool = Pool::new(SlotSemaphore::new(backend.clone()), "p", 3).unwrap();
+        let two = pool.acquire(2).await.unwrap();
+        assert_eq!(backend.lose(&LockName::new("p#slot-1").unwrap()), 1);
+        assert!(two.is_lost());
+    }
+
+    #[tokio::test]
+    async fn a_name_too_long_for_its_slots_is_a_typed_error() {
+        let semaphore = SlotSemaphore::new(MemoryBackend::new());
+        let name = LockName::new("n".repeat(255)).unwrap();
+        let request = PermitRequest::new(name, Permits::new(1, 1).unwrap(), Patience::Once);
+        let error = semaphore.try_acquire(&request).await.unwrap_err();
+        assert_eq!(error.kind(), BackendErrorKind::Misconfigured);
+    }
+}

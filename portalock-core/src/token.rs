@@ -1,0 +1,74 @@
+//! Fencing tokens: a number that grows with every grant of a name.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use crate::clock;
+
+/// A number that strictly grows with every grant of a name.
+///
+/// A lock can only promise so much: a process may be stopped just after it checked that it still holds. The resource
+/// itself has the last word if it is given the token with every write and refuses one that is smaller than the largest
+/// it has seen (Kleppmann, "How to do distributed locking", 2016).
+///
+/// ```
+/// use portalock_core::FencingToken;
+///
+/// let first = FencingToken::after(None);
+/// let second = FencingToken::after(Some(first));
+/// assert!(second > first);
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct FencingToken(u64);
+
+impl FencingToken {
+    /// A token that a store handed out, such as a revision.
+    pub const fn new(value: u64) -> Self {
+        Self(value)
+    }
+
+    /// The number itself, to send along with a write.
+    pub const fn get(self) -> u64 {
+        self.0
+    }
+
+    /// The token to grant after `last`: one more, or the wall clock in microseconds if that is larger.
+    ///
+    /// The clock carries the order over a store that lost its data; `last` carries it over a clock that was set back.
+    /// Only both at once can make a token repeat.
+    pub fn after(last: Option<Self>) -> Self {
+        let next = last.map_or(1, |token| token.0.saturating_add(1));
+        Self(next.max(clock::wall_clock_micros()))
+    }
+}
+
+impl fmt::Display for FencingToken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&self.0, f)
+    }
+}
+
+impl From<FencingToken> for u64 {
+    fn from(token: FencingToken) -> Self {
+        token.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_clock_set_back_does_not_lower_the_token() {
+        let far_ahead = FencingToken::new(u64::MAX - 10);
+        assert_eq!(FencingToken::after(Some(far_ahead)).get(), u64::MAX - 9);
+    }
+
+    #[test]
+    fn lost_data_does_not_lower_the_token() {
+        let before = FencingToken::after(None);
+        assert!(FencingToken::after(None) >= before);
+    }
+}

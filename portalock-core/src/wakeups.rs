@@ -1,0 +1,218 @@
+//! How a backend wakes a waiter: "try now", or the grant itself.
+
+use std::{
+    any::Any,
+    fmt,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+};
+
+use tokio::sync::Notify;
+
+use crate::{BackendError, Grant};
+
+/// What a waiter is told.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Wake {
+    /// Something changed: try again now.
+    TryNow,
+    /// The lock is yours: the backend handed it over.
+    Granted(Grant),
+    /// Waiting is over: the session that kept the place in the queue has ended.
+    Failed(BackendError),
+    /// No further wake-up will come. The engine goes on by itself, looking from time to time.
+    Silent,
+}
+
+/// The waiter's end: wake-ups of one request. Made by [`wakeups`].
+///
+/// Dropping it tells the backend that nobody listens any more; a grant that was sent but not read is then freed by the
+/// engine's release of its owner.
+pub struct Wakeups {
+    mailbox: Arc<Mailbox>,
+    #[allow(dead_code, reason = "kept for its drop")]
+    subscription: Option<Box<dyn Any + Send + Sync>>,
+}
+
+/// The backend's end. Cheap to clone; when the last clone is dropped the waiter is told [`Wake::Silent`].
+#[derive(Clone)]
+pub struct WakeSender {
+    mailbox: Weak<Mailbox>,
+    _alive: Arc<SenderAlive>,
+}
+
+/// A connected pair. Wake-ups that pile up unread are merged into one: the mailbox does not grow.
+///
+/// ```
+/// use portalock_core::{wakeups, Wake};
+/// # #[tokio::main(flavor = "current_thread")] async fn main() {
+/// let (sender, mut wakeups) = wakeups();
+/// sender.wake();
+/// sender.wake();
+/// assert!(matches!(wakeups.next().await, Wake::TryNow));
+/// drop(sender);
+/// assert!(matches!(wakeups.next().await, Wake::Silent));
+/// # }
+/// ```
+pub fn wakeups() -> (WakeSender, Wakeups) {
+    let mailbox = Arc::new(Mailbox::default());
+    let alive = Arc::new(SenderAlive(Arc::downgrade(&mailbox)));
+    let sender = WakeSender {
+        mailbox: Arc::downgrade(&mailbox),
+        _alive: alive,
+    };
+    (
+        sender,
+        Wakeups {
+            mailbox,
+            subscription: None,
+        },
+    )
+}
+
+#[derive(Default)]
+struct Mailbox {
+    content: Mutex<Content>,
+    arrived: Notify,
+}
+
+#[derive(Default)]
+struct Content {
+    try_now: bool,
+    verdict: Option<Result<Grant, BackendError>>,
+    silent: bool,
+}
+
+struct SenderAlive(Weak<Mailbox>);
+
+impl Drop for SenderAlive {
+    fn drop(&mut self) {
+        if let Some(mailbox) = self.0.upgrade() {
+            mailbox.lock().silent = true;
+            mailbox.arrived.notify_one();
+        }
+    }
+}
+
+impl Mailbox {
+    fn lock(&self) -> MutexGuard<'_, Content> {
+        self.content.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl WakeSender {
+    /// Tells the waiter to try now. False if it no longer listens.
+    pub fn wake(&self) -> bool {
+        self.put(|content| content.try_now = true)
+    }
+
+    /// Hands the lock over. False if the waiter no longer listens: the grant is then the backend's to take back.
+    pub fn grant(&self, grant: Grant) -> bool {
+        self.put(|content| content.verdict = Some(Ok(grant)))
+    }
+
+    /// Tells the waiter that its place in the queue is gone.
+    pub fn fail(&self, error: BackendError) -> bool {
+        self.put(|content| content.verdict = Some(Err(error)))
+    }
+
+    fn put(&self, change: impl FnOnce(&mut Content)) -> bool {
+        let Some(mailbox) = self.mailbox.upgrade() else {
+            return false;
+        };
+        change(&mut mailbox.lock());
+        mailbox.arrived.notify_one();
+        true
+    }
+}
+
+impl Wakeups {
+    /// Ties `subscription` to the waiter: it is dropped when the waiter stops listening.
+    #[must_use]
+    pub fn with_subscription(mut self, subscription: impl Any + Send + Sync) -> Self {
+        self.subscription = Some(Box::new(subscription));
+        self
+    }
+
+    /// Waits for the next wake-up.
+    ///
+    /// # Cancel safety
+    ///
+    /// Safe: a wake-up that was not returned is returned by the next call.
+    pub async fn next(&mut self) -> Wake {
+        loop {
+            if let Some(wake) = self.mailbox.lock().take() {
+                return wake;
+            }
+            self.mailbox.arrived.notified().await;
+        }
+    }
+}
+
+impl Content {
+    fn take(&mut self) -> Option<Wake> {
+        if let Some(verdict) = self.verdict.take() {
+            return Some(match verdict {
+                Ok(grant) => Wake::Granted(grant),
+                Err(error) => Wake::Failed(error),
+            });
+        }
+        if std::mem::take(&mut self.try_now) {
+            return Some(Wake::TryNow);
+        }
+        self.silent.then_some(Wake::Silent)
+    }
+}
+
+impl fmt::Debug for Wakeups {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Wakeups").finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for WakeSender {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("WakeSender").finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_grant_comes_before_a_merged_wake_up() {
+        let (sender, mut wakeups) = wakeups();
+        assert!(sender.wake());
+        assert!(sender.grant(Grant::new()));
+        assert!(matches!(wakeups.next().await, Wake::Granted(_)));
+        assert!(matches!(wakeups.next().await, Wake::TryNow));
+    }
+
+    #[tokio::test]
+    async fn a_sender_learns_that_nobody_listens() {
+        let (sender, wakeups) = wakeups();
+        drop(wakeups);
+        assert!(!sender.grant(Grant::new()));
+    }
+
+    #[tokio::test]
+    async fn the_subscription_ends_with_the_waiter() {
+        let (_sender, wakeups) = wakeups();
+        let subscription = Arc::new(());
+        let seen = Arc::downgrade(&subscription);
+        let wakeups = wakeups.with_subscription(subscription);
+        assert!(seen.upgrade().is_some());
+        drop(wakeups);
+        assert!(seen.upgrade().is_none());
+    }
+
+    #[tokio::test]
+    async fn one_clone_keeps_the_line_open() {
+        let (sender, mut wakeups) = wakeups();
+        let clone = sender.clone();
+        drop(sender);
+        clone.wake();
+        assert!(matches!(wakeups.next().await, Wake::TryNow));
+    }
+}

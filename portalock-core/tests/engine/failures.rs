@@ -1,0 +1,71 @@
+//! A service that fails: what is tried again, for how long, and what the caller is told.
+
+use std::time::Duration;
+
+use portalock_core::{BackendErrorKind, LockError, clock::Instant};
+
+use crate::scripted::{Call, Scripted, Step, seconds};
+
+#[tokio::test(start_paused = true)]
+async fn passing_failures_are_tried_again_for_the_same_owner() {
+    let fails = Step::Fails(BackendErrorKind::Unavailable);
+    let backend = Scripted::new([fails.clone(), fails.clone(), fails, Step::Grant]);
+    let guard = backend.lock().acquire().await.unwrap();
+    let calls = backend.0.calls.lock().unwrap().clone();
+    assert_eq!(calls.len(), 4);
+    assert!(
+        calls
+            .iter()
+            .all(|(_, call)| *call == Call::Attempt(guard.owner()))
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn too_many_failures_in_a_row_end_the_call_with_their_cause() {
+    let backend = Scripted::new([Step::Fails(BackendErrorKind::Unavailable)]);
+    let start = Instant::now();
+    let error = backend.lock().acquire().await.unwrap_err();
+    assert!(
+        matches!(&error, LockError::Backend { source, .. } if source.kind() == BackendErrorKind::Unavailable)
+    );
+    assert_eq!(backend.attempts().len(), 6, "one and five more");
+    assert!(
+        start.elapsed() >= Duration::from_millis(500),
+        "gave a restarting service no time"
+    );
+    backend.first_release().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_sets_the_count_of_failures_back() {
+    let fails = Step::Fails(BackendErrorKind::Unavailable);
+    let mut steps = Vec::new();
+    for _ in 0..4 {
+        steps.extend([fails.clone(), fails.clone(), fails.clone(), Step::Contended]);
+    }
+    steps.push(Step::Grant);
+    let backend = Scripted::new(steps);
+    assert!(backend.lock().acquire_with(&seconds(60)).await.is_ok());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failure_for_good_ends_the_call_at_once() {
+    let backend = Scripted::new([Step::Fails(BackendErrorKind::PermissionDenied)]);
+    let error = backend.lock().acquire().await.unwrap_err();
+    assert!(!error.is_retryable());
+    assert_eq!(backend.attempts().len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failure_before_the_deadline_is_the_timeouts_cause() {
+    let backend = Scripted::new([Step::Contended, Step::Fails(BackendErrorKind::Unavailable)]);
+    let policy = seconds(1).with_max_failures(u32::MAX);
+    let error = backend.lock().acquire_with(&policy).await.unwrap_err();
+    assert!(matches!(
+        error,
+        LockError::Timeout {
+            last_error: Some(_),
+            ..
+        }
+    ));
+}

@@ -1,0 +1,203 @@
+//! A backend that does as it is told: stalls, errs, grants at the very deadline.
+
+use std::{
+    collections::VecDeque,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use portalock_core::{
+    Attempt, BackendError, BackendErrorKind, Capabilities, Contention, Grant, Lease, Lock,
+    LockBackend, LockRequest, OwnerId, Patience, Policy, Released, Scope, WakeSender, Wakeups,
+    clock::Instant, wakeups,
+};
+use tokio::sync::Notify;
+
+/// What the scripted backend does on one attempt. The last step is repeated for ever.
+#[derive(Clone)]
+pub enum Step {
+    Grant,
+    GrantAfter(Duration),
+    Contended,
+    ContendedAfter(Duration),
+    Fails(BackendErrorKind),
+    Stalls,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub enum Call {
+    Attempt(OwnerId),
+    Release(OwnerId),
+}
+
+#[derive(Clone, Default)]
+pub struct Scripted(pub Arc<State>);
+
+#[derive(Default)]
+pub struct State {
+    pub steps: Mutex<VecDeque<Step>>,
+    pub calls: Mutex<Vec<(Duration, Call)>>,
+    pub lines: Mutex<Vec<WakeSender>>,
+    pub listens: Mutex<bool>,
+    pub release_fails: Mutex<u32>,
+    pub lease: Mutex<Option<Lease>>,
+    pub patience: Mutex<Option<Patience>>,
+    pub released: Notify,
+    pub start: Mutex<Option<Instant>>,
+}
+
+impl std::fmt::Debug for Scripted {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Scripted")
+    }
+}
+
+impl Scripted {
+    pub fn new(steps: impl IntoIterator<Item = Step>) -> Self {
+        let backend = Self::default();
+        backend.0.steps.lock().unwrap().extend(steps);
+        *backend.0.start.lock().unwrap() = Some(Instant::now());
+        backend
+    }
+
+    pub fn listening(self) -> Self {
+        *self.0.listens.lock().unwrap() = true;
+        self
+    }
+
+    pub fn failing_releases(self, count: u32) -> Self {
+        *self.0.release_fails.lock().unwrap() = count;
+        self
+    }
+
+    pub fn note(&self, call: Call) {
+        let at = self.0.start.lock().unwrap().unwrap().elapsed();
+        self.0.calls.lock().unwrap().push((at, call));
+    }
+
+    pub fn attempts(&self) -> Vec<Duration> {
+        let calls = self.0.calls.lock().unwrap();
+        calls
+            .iter()
+            .filter(|(_, call)| matches!(call, Call::Attempt(_)))
+            .map(|(at, _)| *at)
+            .collect()
+    }
+
+    pub fn releases(&self) -> Vec<OwnerId> {
+        let calls = self.0.calls.lock().unwrap();
+        calls
+            .iter()
+            .filter_map(|(_, call)| {
+                if let Call::Release(owner) = call {
+                    Some(*owner)
+                } else {
+                    None
+                }
+            })
+            .collect()
+    }
+
+    /// Waits for the first release. On paused time the bound passes at once when nobody is left to release anything.
+    pub async fn first_release(&self) -> OwnerId {
+        let first = async {
+            loop {
+                let released = self.0.released.notified();
+                if let Some(owner) = self.releases().first() {
+                    return *owner;
+                }
+                released.await;
+            }
+        };
+        let bound = Duration::from_secs(3600);
+        tokio::time::timeout(bound, first)
+            .await
+            .expect("nothing was ever released")
+    }
+
+    pub fn lock(&self) -> Lock<Self> {
+        Lock::new(self.clone(), "scripted").unwrap()
+    }
+
+    pub fn line(&self) -> WakeSender {
+        self.0
+            .lines
+            .lock()
+            .unwrap()
+            .last()
+            .expect("nobody listens")
+            .clone()
+    }
+}
+
+#[async_trait]
+impl LockBackend for Scripted {
+    fn capabilities(&self) -> Capabilities {
+        Capabilities::new(Scope::Process)
+    }
+
+    async fn try_acquire(&self, request: &LockRequest) -> Result<Attempt, BackendError> {
+        self.note(Call::Attempt(request.owner));
+        *self.0.patience.lock().unwrap() = Some(request.patience);
+        let step = {
+            let mut steps = self.0.steps.lock().unwrap();
+            if steps.len() > 1 {
+                steps.pop_front()
+            } else {
+                steps.front().cloned()
+            }
+        };
+        match step.expect("a script has a step") {
+            Step::Grant => {
+                let lease = self
+                    .0
+                    .lease
+                    .lock()
+                    .unwrap()
+                    .clone()
+                    .unwrap_or_else(Lease::unbounded);
+                Ok(Attempt::Granted(Grant::new().with_lost(lease.signal())))
+            }
+            Step::GrantAfter(time) => {
+                tokio::time::sleep(time).await;
+                Ok(Attempt::Granted(Grant::new()))
+            }
+            Step::Contended => Ok(Attempt::Contended(Contention::new())),
+            Step::ContendedAfter(time) => {
+                tokio::time::sleep(time).await;
+                Ok(Attempt::Contended(Contention::new()))
+            }
+            Step::Fails(kind) => Err(BackendError::new(kind, "told to fail")),
+            Step::Stalls => std::future::pending().await,
+        }
+    }
+
+    async fn release(&self, request: &LockRequest) -> Result<Released, BackendError> {
+        self.note(Call::Release(request.owner));
+        self.0.released.notify_waiters();
+        let mut fails = self.0.release_fails.lock().unwrap();
+        if *fails > 0 {
+            *fails -= 1;
+            return Err(BackendError::new(
+                BackendErrorKind::Unavailable,
+                "told to fail",
+            ));
+        }
+        Ok(Released::Freed)
+    }
+
+    async fn subscribe(&self, _: &LockRequest) -> Result<Option<Wakeups>, BackendError> {
+        if !*self.0.listens.lock().unwrap() {
+            return Ok(None);
+        }
+        let (sender, wakeups) = wakeups();
+        self.0.lines.lock().unwrap().push(sender);
+        Ok(Some(wakeups))
+    }
+}
+
+/// portalocker's policy with another timeout.
+pub fn seconds(timeout: u64) -> Policy {
+    Policy::new().with_timeout(Duration::from_secs(timeout))
+}

@@ -1,0 +1,96 @@
+//! Waiters that are woken, granted, or told that their place is gone.
+
+use std::time::Duration;
+
+use portalock_core::{
+    BackendError, BackendErrorKind, Grant, Policy, Wake, clock::Instant, wakeups,
+};
+
+use crate::scripted::{Scripted, Step};
+
+#[tokio::test(start_paused = true)]
+async fn a_wake_up_is_followed_at_once_by_a_look() {
+    let backend = Scripted::new([Step::Contended, Step::Contended, Step::Grant]).listening();
+    let policy = Policy::forever()
+        .with_check_interval(Duration::from_secs(3600))
+        .unwrap();
+    let waiter = tokio::spawn({
+        let lock = backend.lock();
+        async move { lock.acquire_with(&policy).await }
+    });
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    assert_eq!(
+        backend.attempts().len(),
+        2,
+        "tries, subscribes and tries again, then sleeps"
+    );
+    backend.line().wake();
+    drop(waiter.await.unwrap().unwrap());
+    assert_eq!(backend.attempts()[2], Duration::from_secs(10));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lost_wake_up_costs_one_check_interval() {
+    let backend = Scripted::new([Step::Contended, Step::Contended, Step::Grant]).listening();
+    let start = Instant::now();
+    assert!(
+        backend
+            .lock()
+            .acquire_with(&Policy::forever())
+            .await
+            .is_ok()
+    );
+    assert!(start.elapsed() <= Policy::DEFAULT_CHECK_INTERVAL);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_grant_by_wake_up_needs_no_further_attempt() {
+    let backend = Scripted::new([Step::Contended]).listening();
+    let waiter = tokio::spawn({
+        let lock = backend.lock();
+        async move { lock.acquire().await }
+    });
+    tokio::time::sleep(Duration::from_millis(10)).await;
+    let before = backend.attempts().len();
+    backend.line().grant(Grant::new());
+    drop(waiter.await.unwrap().unwrap());
+    assert_eq!(backend.attempts().len(), before);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_place_that_ends_with_its_session_is_taken_anew() {
+    let backend = Scripted::new([
+        Step::Contended,
+        Step::Contended,
+        Step::Contended,
+        Step::Contended,
+    ])
+    .listening();
+    let policy = Policy::forever()
+        .with_check_interval(Duration::from_secs(3600))
+        .unwrap();
+    let waiter = tokio::spawn({
+        let lock = backend.lock();
+        async move { lock.acquire_with(&policy).await }
+    });
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    backend.line().fail(BackendError::new(
+        BackendErrorKind::SessionEnded,
+        "the connection closed",
+    ));
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(
+        backend.0.lines.lock().unwrap().len(),
+        2,
+        "listens on the new session"
+    );
+    backend.line().grant(Grant::new());
+    drop(waiter.await.unwrap().unwrap());
+}
+
+#[tokio::test]
+async fn a_silent_line_leaves_the_engine_looking_by_itself() {
+    let (sender, mut line) = wakeups();
+    drop(sender);
+    assert!(matches!(line.next().await, Wake::Silent));
+}

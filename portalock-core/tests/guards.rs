@@ -1,0 +1,244 @@
+//! What a guard promises: loss stops the work, release says what it found, drop frees, and each acquisition is its own.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test fails by panicking"
+)]
+
+use std::{pin::pin, sync::Arc};
+
+use futures_util::{FutureExt, poll};
+use portalock_core::{DynBackend, Lock, LockBackend, LockError, MemoryBackend, Mode, Policy, Pool};
+
+fn named<B: LockBackend>(backend: B) -> Lock<B> {
+    Lock::new(backend, "deploy").unwrap()
+}
+
+#[tokio::test]
+async fn losing_the_lock_stops_the_work_where_it_stands() {
+    let backend = MemoryBackend::new();
+    let lock = named(backend.clone());
+    let guard = lock.acquire().await.unwrap();
+    let dropped = Arc::new(());
+    let seen = Arc::downgrade(&dropped);
+    {
+        let mut work = pin!(guard.run(async move {
+            std::future::pending::<()>().await;
+            drop(dropped);
+        }));
+        assert!(poll!(&mut work).is_pending());
+        assert_eq!(backend.lose(lock.name()), 1);
+        assert!(matches!(work.await, Err(LockError::Lost { .. })));
+    }
+    assert!(
+        seen.upgrade().is_none(),
+        "the work goes on beside a lost lock"
+    );
+    assert!(guard.ensure_held().is_err());
+}
+
+#[tokio::test]
+async fn work_that_ends_in_time_returns_its_output() {
+    let guard = named(MemoryBackend::new()).acquire().await.unwrap();
+    assert_eq!(guard.run(async { 7 }).await.unwrap(), 7);
+    guard.release().await.unwrap();
+}
+
+#[tokio::test]
+async fn work_does_not_start_beside_a_lock_already_lost() {
+    let backend = MemoryBackend::new();
+    let lock = named(backend.clone());
+    let guard = lock.acquire().await.unwrap();
+    backend.lose(lock.name());
+    let lost = guard.run(async { panic!("started") }).await;
+    assert!(matches!(lost, Err(LockError::Lost { .. })));
+}
+
+#[tokio::test]
+async fn a_lost_guard_says_so_on_release_and_frees_no_successor() {
+    let backend = MemoryBackend::new();
+    let lock = named(backend.clone());
+    let old = lock.acquire().await.unwrap();
+    let signal = old.lost_signal();
+    backend.lose(lock.name());
+    let new = lock.try_acquire().await.unwrap();
+    assert!(new.token() > old.token());
+    assert!(matches!(old.release().await, Err(LockError::Lost { .. })));
+    assert!(signal.is_lost(), "readable late");
+    assert!(
+        lock.try_acquire().await.is_err(),
+        "the successor still holds"
+    );
+    new.release().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_signal_never_fires_after_a_release_in_good_order() {
+    let backend = MemoryBackend::new();
+    let lock = named(backend.clone());
+    let guard = lock.acquire().await.unwrap();
+    let signal = guard.lost_signal();
+    guard.release().await.unwrap();
+    let _next = lock.acquire().await.unwrap();
+    backend.lose(lock.name());
+    assert!(!signal.is_lost());
+    assert!(signal.lost().now_or_never().is_none());
+}
+
+#[tokio::test]
+async fn two_guards_of_one_lock_object_are_two_owners() {
+    let lock = named(MemoryBackend::new());
+    let one = lock.acquire_shared().await.unwrap();
+    let two = lock.acquire_shared().await.unwrap();
+    assert_ne!(one.owner(), two.owner());
+    assert_eq!(two.mode(), Mode::Shared);
+    drop(one);
+    assert!(
+        lock.try_acquire().await.is_err(),
+        "one drop freed the other's"
+    );
+    drop(two);
+    assert!(lock.try_acquire().await.is_ok());
+}
+
+#[tokio::test]
+async fn contention_names_the_holder_by_its_label() {
+    let lock = named(MemoryBackend::new()).with_label("blue");
+    let guard = lock.acquire().await.unwrap();
+    let error = lock.try_acquire().await.unwrap_err();
+    let holder = error.holder().unwrap();
+    assert_eq!(
+        (holder.label.as_deref(), holder.pid),
+        (Some("blue"), std::process::id())
+    );
+    assert!(error.to_string().contains("(blue)"), "{error}");
+    drop(guard);
+}
+
+#[tokio::test]
+async fn a_waiter_sees_those_before_it() {
+    let lock = named(MemoryBackend::new());
+    let guard = lock.acquire().await.unwrap();
+    let mut waiting = pin!(lock.acquire());
+    assert!(poll!(&mut waiting).is_pending());
+    let inspection = lock.inspect().await.unwrap();
+    assert_eq!((inspection.holders.len(), inspection.waiters.len()), (1, 1));
+    drop(guard);
+    drop(waiting.await.unwrap());
+    assert!(!lock.inspect().await.unwrap().held);
+}
+
+#[tokio::test]
+async fn any_backend_can_be_chosen_at_run_time() {
+    let backend: DynBackend = Arc::new(MemoryBackend::new());
+    let lock = named(backend);
+    let guard = lock.acquire().await.unwrap();
+    assert!(guard.token().is_some());
+    guard.release().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_large_request_is_not_starved_by_small_ones() {
+    let pool = Pool::new(MemoryBackend::new(), "workers", 4)
+        .unwrap()
+        .with_policy(Policy::forever());
+    let one = pool.acquire(1).await.unwrap();
+    let mut four = pin!(pool.acquire(4));
+    assert!(poll!(&mut four).is_pending());
+    assert!(
+        pool.try_acquire(1).await.is_err(),
+        "a later small request overtook a large one"
+    );
+    drop(one);
+    assert_eq!(four.await.unwrap().permits().count(), 4);
+    assert!(matches!(
+        pool.try_acquire(5).await,
+        Err(LockError::InvalidPermits(_))
+    ));
+}
+
+#[tokio::test]
+async fn dropping_a_waiter_leaves_nothing() {
+    let backend = MemoryBackend::new();
+    let lock = named(backend.clone());
+    let guard = lock.acquire().await.unwrap();
+    {
+        let mut waiting = pin!(lock.acquire());
+        assert!(poll!(&mut waiting).is_pending());
+        drop(guard);
+        // Granted by now, and not yet read.
+    }
+    assert_eq!(backend.names_in_use(), 0);
+    assert!(lock.try_acquire().await.is_ok());
+}
+
+#[tokio::test]
+async fn a_backend_without_shared_locks_refuses_them_without_io() {
+    #[derive(Debug)]
+    struct NoIo;
+    #[async_trait::async_trait]
+    impl LockBackend for NoIo {
+        fn capabilities(&self) -> portalock_core::Capabilities {
+            portalock_core::Capabilities::new(portalock_core::Scope::Process)
+        }
+        async fn try_acquire(
+            &self,
+            _: &portalock_core::LockRequest,
+        ) -> Result<portalock_core::Attempt, portalock_core::BackendError> {
+            panic!("asked the service");
+        }
+        async fn release(
+            &self,
+            _: &portalock_core::LockRequest,
+        ) -> Result<portalock_core::Released, portalock_core::BackendError> {
+            panic!("asked the service");
+        }
+    }
+    let lock = named(NoIo);
+    assert!(matches!(
+        lock.try_acquire_shared().await,
+        Err(LockError::Unsupported { .. })
+    ));
+    assert!(matches!(
+        lock.inspect().await,
+        Err(LockError::Unsupported { .. })
+    ));
+}
+
+#[test]
+fn dropping_a_guard_never_panics_even_if_the_backend_does() {
+    #[derive(Debug)]
+    struct Panics;
+    #[async_trait::async_trait]
+    impl LockBackend for Panics {
+        fn capabilities(&self) -> portalock_core::Capabilities {
+            portalock_core::Capabilities::new(portalock_core::Scope::Process)
+                .with_needs_runtime(false)
+        }
+        async fn try_acquire(
+            &self,
+            _: &portalock_core::LockRequest,
+        ) -> Result<portalock_core::Attempt, portalock_core::BackendError> {
+            Ok(portalock_core::Attempt::Granted(
+                portalock_core::Grant::new(),
+            ))
+        }
+        async fn release(
+            &self,
+            _: &portalock_core::LockRequest,
+        ) -> Result<portalock_core::Released, portalock_core::BackendError> {
+            Ok(portalock_core::Released::Freed)
+        }
+        fn release_now(&self, _: &portalock_core::LockRequest) -> bool {
+            panic!("told to");
+        }
+    }
+    let lock = portalock_core::blocking::Lock::new(Panics, "deploy").unwrap();
+    let unwound = std::panic::catch_unwind(|| {
+        let _guard = lock.acquire().unwrap();
+        panic!("while a guard is held");
+    });
+    assert!(unwound.is_err(), "and the process lives");
+}

@@ -1,0 +1,95 @@
+//! What is logged. Whether a log line is enabled is cached for the whole process, so this has a test binary of its own.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::{
+    fmt::Debug,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use portalock_core::{Lock, LockName, MemoryBackend, Policy};
+use tracing::{
+    Event, Metadata, Subscriber,
+    field::{Field, Visit},
+    span,
+};
+
+/// Keeps each event as `message field=value ..`.
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<String>>>);
+
+struct Line(String);
+
+impl Visit for Line {
+    fn record_debug(&mut self, field: &Field, value: &dyn Debug) {
+        let text = match field.name() {
+            "message" => format!("{value:?}{}", self.0),
+            name => format!("{} {name}={value:?}", self.0),
+        };
+        self.0 = text;
+    }
+}
+
+impl Subscriber for Log {
+    fn enabled(&self, _: &Metadata<'_>) -> bool {
+        true
+    }
+    fn new_span(&self, attributes: &span::Attributes<'_>) -> span::Id {
+        let mut line = Line(String::new());
+        attributes.record(&mut line);
+        self.0
+            .lock()
+            .unwrap()
+            .push(format!("[{}{}]", attributes.metadata().name(), line.0));
+        span::Id::from_u64(1)
+    }
+    fn record(&self, _: &span::Id, _: &span::Record<'_>) {}
+    fn record_follows_from(&self, _: &span::Id, _: &span::Id) {}
+    fn event(&self, event: &Event<'_>) {
+        let mut line = Line(String::new());
+        event.record(&mut line);
+        self.0.lock().unwrap().push(line.0);
+    }
+    fn enter(&self, _: &span::Id) {}
+    fn exit(&self, _: &span::Id) {}
+}
+
+#[test]
+fn every_step_of_a_locks_life_is_logged_with_fields() {
+    let log = Log::default();
+    tracing::subscriber::with_default(log.clone(), || {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        runtime.block_on(async {
+            let backend = MemoryBackend::new();
+            let lock = Lock::new(backend.clone(), "deploy")
+                .unwrap()
+                .with_label("blue");
+            let guard = lock.acquire().await.unwrap();
+            let soon = Policy::new().with_timeout(Duration::from_millis(5));
+            assert!(lock.acquire_with(&soon).await.is_err());
+            guard.release().await.unwrap();
+            let guard = lock.acquire().await.unwrap();
+            backend.lose(&LockName::new("deploy").unwrap());
+            drop(guard);
+        });
+    });
+    let lines = log.0.lock().unwrap().clone();
+    for wanted in [
+        "[acquire name=deploy want=exclusive owner=",
+        "acquired waited=",
+        "contended holder=pid ",
+        "waiting",
+        "timed out waited=",
+        "released name=deploy owner=",
+        "lost name=deploy owner=",
+    ] {
+        assert!(
+            lines.iter().any(|line| line.starts_with(wanted)),
+            "no {wanted:?} in {lines:#?}"
+        );
+    }
+}

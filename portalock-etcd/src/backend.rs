@@ -1,0 +1,201 @@
+//! The backend: what etcd can promise, and the two traits in terms of the queue.
+
+use std::{sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use etcd_client::GetOptions;
+use portalock_core::{
+    Attempt, BackendError, Capabilities, CrashRelease, Fairness, Inspect, Inspection, LockBackend,
+    LockName, LockRequest, LossNotice, OwnerId, Released, Scope, Tokens, Wakeups,
+};
+
+use crate::{
+    EtcdSettings, Fence,
+    client::{Client, Wish},
+    error::misconfigured,
+    inspect::inspect,
+};
+
+/// How much longer than its time a lease may live on: etcd looks for expired ones twice a second, and deletes them
+/// through its log.
+const EXPIRY_SLACK: Duration = Duration::from_secs(3);
+
+/// What etcd makes of a shorter lease, by its default election timeout.
+const SHORTEST_LEASE: Duration = Duration::from_secs(2);
+
+/// How many keys [`names`](LockBackend::names) asks for at once, to stay below the size that a message may have.
+const PAGE: i64 = 5_000;
+
+/// Locks and semaphores on an etcd cluster.
+///
+/// All its clones, and all locks made from them, share one connection and one lease. When the last clone is gone the
+/// lease is revoked, in the background; [`close`](LockBackend::close) does it in the foreground.
+#[derive(Debug, Clone)]
+pub struct EtcdBackend {
+    pub(crate) client: Arc<Client>,
+    capabilities: Capabilities,
+}
+
+impl EtcdBackend {
+    /// Connects to the cluster at `url`: plain endpoints, `host:port[,host:port…]`, or a URL as
+    /// [`EtcdSettings::from_url`] reads it.
+    ///
+    /// # Errors
+    ///
+    /// As [`with_settings`](Self::with_settings), and [`Misconfigured`](portalock_core::BackendErrorKind::Misconfigured) if
+    /// the URL makes no sense.
+    ///
+    /// # Cancel safety
+    ///
+    /// Safe: a lease that was granted but not heard of runs out by its own time.
+    pub async fn connect(url: impl AsRef<str>) -> Result<Self, BackendError> {
+        let settings = EtcdSettings::from_url(url.as_ref()).map_err(misconfigured)?;
+        Self::with_settings(settings).await
+    }
+
+    /// Connects as `settings` say, and starts a session: so that whatever is wrong is told here. A session that ends
+    /// later is followed by a new one, by itself, when it is needed.
+    ///
+    /// # Errors
+    ///
+    /// Within three request timeouts, by [`BackendErrorKind`](portalock_core::BackendErrorKind): `Unavailable` if no
+    /// member answers or there is no majority, `PermissionDenied` for a wrong user or password or a role that may not
+    /// write the prefix, `Misconfigured` for a user where authentication is off, or a file for TLS that can't be read,
+    /// `Unsupported` if etcd is older than 3.4 or something else answers, `OutOfSpace` if etcd is full.
+    ///
+    /// # Cancel safety
+    ///
+    /// Safe: a lease that was granted but not heard of runs out by its own time.
+    pub async fn with_settings(settings: EtcdSettings) -> Result<Self, BackendError> {
+        let mut backend = Self::new(settings)?;
+        let session = backend.client.session().await?;
+        backend.capabilities = capabilities(session.granted_time());
+        Ok(backend)
+    }
+
+    /// A backend that connects when it is first used. Nothing is sent yet, and no runtime is needed.
+    ///
+    /// # Errors
+    ///
+    /// [`Misconfigured`](portalock_core::BackendErrorKind::Misconfigured) if a file for TLS can't be read.
+    pub fn new(settings: EtcdSettings) -> Result<Self, BackendError> {
+        let lease_time = settings.lease_time().max(SHORTEST_LEASE);
+        Ok(Self {
+            client: Arc::new(Client::new(settings)?),
+            capabilities: capabilities(lease_time),
+        })
+    }
+
+    /// What it was connected with.
+    pub fn settings(&self) -> &EtcdSettings {
+        &self.client.settings
+    }
+
+    /// The key and the revision that stand for what `owner` holds, to make a transaction of your own depend on it; `None`
+    /// if it holds nothing. A guard's owner is [`Guard::owner`](portalock_core::Guard::owner).
+    pub fn fence(&self, owner: OwnerId) -> Option<Fence> {
+        let place = self
+            .client
+            .places
+            .get(owner)
+            .filter(|place| place.granted)?;
+        Some(Fence {
+            key: place.key,
+            revision: place.revision?,
+        })
+    }
+
+    pub(crate) const fn guarantees(&self) -> Capabilities {
+        self.capabilities
+    }
+}
+
+#[async_trait]
+impl LockBackend for EtcdBackend {
+    fn capabilities(&self) -> Capabilities {
+        self.guarantees()
+    }
+
+    async fn try_acquire(&self, request: &LockRequest) -> Result<Attempt, BackendError> {
+        self.client
+            .attempt(Wish {
+                spot: self.client.keys.lock(request),
+                owner: request.owner,
+                patience: request.patience,
+                holder: &request.holder,
+            })
+            .await
+    }
+
+    async fn release(&self, request: &LockRequest) -> Result<Released, BackendError> {
+        let spot = self.client.keys.lock(request);
+        self.client.release(&spot, request.owner).await
+    }
+
+    async fn subscribe(&self, request: &LockRequest) -> Result<Option<Wakeups>, BackendError> {
+        self.client.subscribe(request.owner).map(Some)
+    }
+
+    fn release_now(&self, _request: &LockRequest) -> bool {
+        false
+    }
+
+    async fn inspect(&self, name: &LockName) -> Result<Inspection, BackendError> {
+        inspect(&self.client.endpoints, self.client.keys.lock_queue(name)).await
+    }
+
+    async fn names(&self) -> Result<Vec<LockName>, BackendError> {
+        let locks = self.client.keys.locks();
+        // The end of the range: a slash is followed by a zero.
+        let end = format!("{}0", locks.trim_end_matches('/'));
+        let mut names: Vec<LockName> = Vec::new();
+        let mut from = locks.into_bytes();
+        loop {
+            let page = self
+                .client
+                .endpoints
+                .call("list the locks", |client| {
+                    let (from, end) = (from.clone(), end.clone());
+                    async move {
+                        let options = GetOptions::new()
+                            .with_range(end)
+                            .with_keys_only()
+                            .with_limit(PAGE);
+                        client.kv_client().get(from, Some(options)).await
+                    }
+                })
+                .await?
+                .value;
+            names.extend(
+                page.kvs()
+                    .iter()
+                    .filter_map(|key| self.client.keys.name_of_lock(key.key())),
+            );
+            // The keys of one name follow each other.
+            names.dedup();
+            match page.kvs().last() {
+                Some(last) if page.more() => {
+                    from = last.key().to_vec();
+                    from.push(0);
+                }
+                _ => break,
+            }
+        }
+        names.sort_unstable();
+        Ok(names)
+    }
+
+    async fn close(&self) -> Result<(), BackendError> {
+        self.client.close().await
+    }
+}
+
+fn capabilities(lease_time: Duration) -> Capabilities {
+    Capabilities::new(Scope::Network)
+        .with_shared(true)
+        .with_fairness(Fairness::FirstCome)
+        .with_tokens(Tokens::Growing)
+        .with_crash_release(CrashRelease::Within(lease_time + EXPIRY_SLACK))
+        .with_loss(LossNotice::BeforeSuccessor)
+        .with_inspect(Inspect::HoldersAndWaiters)
+}

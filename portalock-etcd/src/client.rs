@@ -1,0 +1,289 @@
+//! What all clones of a backend share: the connection, the session, and how a request is served, lock or semaphore.
+
+use std::{
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use portalock_core::{
+    Attempt, BackendError, Contention, Grant, Holder, Loss, LostSignal, OwnerId, Patience,
+    Released, Wakeups, wakeups,
+};
+
+use crate::{
+    EtcdSettings,
+    endpoints::{Answer, Endpoints},
+    error::{may_have_happened, session_ended},
+    keys::{Keys, Spot},
+    places::Places,
+    queue::{Queue, Standing},
+    record::{encode, token},
+    session::Session,
+};
+
+/// After how long a waiter looks again without having been told to. Wake-ups are not lost by design; this bounds what a
+/// bug, here or at the server, could cost.
+const RECHECK_AFTER: Duration = Duration::from_secs(5);
+
+/// One client of etcd.
+#[derive(Debug)]
+pub(crate) struct Client {
+    pub(crate) settings: EtcdSettings,
+    pub(crate) keys: Keys,
+    pub(crate) endpoints: Arc<Endpoints>,
+    pub(crate) places: Places,
+    session: Mutex<Option<Arc<Session>>>,
+    /// Held while a session is started; with the failure of the latest start, if it failed.
+    starting: tokio::sync::Mutex<Option<BackendError>>,
+    /// Counts the starts that have come to an end.
+    starts: AtomicU64,
+}
+
+/// A request, stripped of what it is for.
+#[derive(Debug)]
+pub(crate) struct Wish<'a> {
+    pub(crate) spot: Spot,
+    pub(crate) owner: OwnerId,
+    pub(crate) patience: Patience,
+    pub(crate) holder: &'a Holder,
+}
+
+impl Client {
+    /// A client without a session. Nothing is sent yet.
+    pub(crate) fn new(settings: EtcdSettings) -> Result<Self, BackendError> {
+        Ok(Self {
+            keys: Keys::new(&settings.prefix),
+            endpoints: Arc::new(Endpoints::new(&settings)?),
+            settings,
+            places: Places::default(),
+            session: Mutex::new(None),
+            starting: tokio::sync::Mutex::new(None),
+            starts: AtomicU64::new(0),
+        })
+    }
+
+    /// The session, or a new one if there is none that is certain.
+    pub(crate) async fn session(&self) -> Result<Arc<Session>, BackendError> {
+        if let Some(session) = self.live_session() {
+            return Ok(session);
+        }
+        let starts = self.starts.load(Ordering::Acquire);
+        let mut failure = self.starting.lock().await;
+        if let Some(session) = self.live_session() {
+            return Ok(session);
+        }
+        // Many callers wait for one start: what failed for the first has failed for those who waited meanwhile.
+        if self.starts.load(Ordering::Acquire) != starts
+            && let Some(error) = failure.as_ref()
+        {
+            return Err(error.clone());
+        }
+        let started = Session::start(&self.endpoints, &self.settings, &self.keys).await;
+        *failure = started.as_ref().err().cloned();
+        self.starts.fetch_add(1, Ordering::AcqRel);
+        let session = started?;
+        let former = self.lock_session().replace(session.clone());
+        if let Some(former) = former {
+            // Nobody releases what was lost.
+            self.places.forget_grants(&former);
+        }
+        Ok(session)
+    }
+
+    fn live_session(&self) -> Option<Arc<Session>> {
+        self.lock_session()
+            .as_ref()
+            .filter(|session| session.lease.loss().is_none())
+            .cloned()
+    }
+
+    fn lock_session(&self) -> MutexGuard<'_, Option<Arc<Session>>> {
+        self.session.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// One attempt for `wish`.
+    pub(crate) async fn attempt(&self, wish: Wish<'_>) -> Result<Attempt, BackendError> {
+        let session = self.session().await?;
+        let owner = wish.owner;
+        if let Some(place) = self.places.get(owner)
+            && !Arc::ptr_eq(&place.session, &session)
+        {
+            // What the owner had in a session that has ended may still be there. It would wait behind itself.
+            self.release(&wish.spot, owner).await?;
+        }
+        let standing = match self.stand(&session, &wish).await {
+            Ok(standing) => standing,
+            Err(error) => {
+                // A place may have been taken in a session that ended during the attempt.
+                return Err(session.ended().unwrap_or(error));
+            }
+        };
+        match standing {
+            Standing::Granted { revision } => {
+                if let Some(error) = session.ended() {
+                    return Err(error);
+                }
+                session.watches.leave(owner);
+                self.places.answered(owner, |place| place.granted = true);
+                let key = wish.spot.key(session.lease_id);
+                let removed = session.holds.hold(owner, &key, revision);
+                let lost = LostSignal::any([session.lease.signal(), removed]);
+                Ok(Attempt::Granted(
+                    Grant::new().with_token(token(revision)).with_lost(lost),
+                ))
+            }
+            Standing::Waiting {
+                blockers,
+                seen,
+                holder,
+                ..
+            } => {
+                let contention = Contention::new().with_holder(holder);
+                if wish.patience == Patience::Once {
+                    self.release(&wish.spot, owner).await?;
+                    return Ok(Attempt::Contended(contention));
+                }
+                session.watches.wait(owner, blockers, seen)?;
+                Ok(Attempt::Contended(
+                    contention
+                        .with_queued(true)
+                        .with_recheck_after(RECHECK_AFTER),
+                ))
+            }
+            Standing::Refused { holder } => {
+                if self.places.get(owner).is_some_and(|place| place.unsure) {
+                    self.release(&wish.spot, owner).await?;
+                } else {
+                    self.places.remove(owner);
+                }
+                Ok(Attempt::Contended(Contention::new().with_holder(holder)))
+            }
+            Standing::Gone => Err(session_ended("a place in a queue was deleted by somebody")),
+        }
+    }
+
+    /// Finds or takes the place, and takes note of what is known of it.
+    async fn stand(
+        &self,
+        session: &Arc<Session>,
+        wish: &Wish<'_>,
+    ) -> Result<Standing, BackendError> {
+        let queue = Queue {
+            endpoints: &self.endpoints,
+            session,
+            spot: &wish.spot,
+        };
+        let owner = wish.owner;
+        if let Some(place) = self.places.get(owner).and_then(|place| place.revision) {
+            let standing = queue.look(place).await?.value;
+            if !matches!(standing, Standing::Gone) {
+                return Ok(standing);
+            }
+            // Deleted by somebody: take another place, with another token.
+            session.holds.let_go(owner);
+            self.places.answered(owner, |place| {
+                place.revision = None;
+                place.granted = false;
+            });
+        }
+        let value = encode(wish.holder, owner)?;
+        let was_unsure = self.places.get(owner).is_some_and(|place| place.unsure);
+        self.places.asking(owner, session, &wish.spot);
+        let outcome = match wish.patience {
+            Patience::Once => queue.enter_if_free(&value).await,
+            Patience::Queue => queue.enter(&value).await,
+        };
+        let Answer { value, repeated } = match outcome {
+            Ok(answer) => answer,
+            Err(error) => {
+                if !may_have_happened(&error) {
+                    self.places
+                        .answered(owner, |place| place.unsure = was_unsure);
+                }
+                return Err(error);
+            }
+        };
+        self.places.answered(owner, |place| {
+            place.unsure = was_unsure || repeated;
+            if let Standing::Granted { revision } | Standing::Waiting { revision, .. } = &value {
+                place.revision = Some(*revision);
+            }
+        });
+        Ok(value)
+    }
+
+    /// Frees what `owner` has, wherever it stands.
+    pub(crate) async fn release(
+        &self,
+        spot: &Spot,
+        owner: OwnerId,
+    ) -> Result<Released, BackendError> {
+        let place = self.places.get(owner);
+        if let Some(place) = &place {
+            place.session.holds.let_go(owner);
+        }
+        let withdrawn = match &place {
+            Some(place) if place.unsure => {
+                let queue = Queue {
+                    endpoints: &self.endpoints,
+                    session: &place.session,
+                    spot,
+                };
+                queue.withdraw_for_good().await
+            }
+            _ => Queue::withdraw(&self.endpoints, spot).await,
+        };
+        let Some(place) = place else {
+            withdrawn?;
+            return Ok(Released::NotHeld);
+        };
+        let deleted = match withdrawn {
+            Ok(deleted) => deleted,
+            Err(error) => {
+                // Whoever asked may give up before etcd can be reached again, and the session may outlast that.
+                place.session.debts.owe(owner, spot);
+                return Err(error);
+            }
+        };
+        self.places.remove(owner);
+        place.session.debts.pay(owner);
+        place.session.watches.leave(owner);
+        Ok(if deleted && place.granted {
+            Released::Freed
+        } else {
+            Released::NotHeld
+        })
+    }
+
+    /// The line on which a waiter is told to look again.
+    pub(crate) fn subscribe(&self, owner: OwnerId) -> Result<Wakeups, BackendError> {
+        let Some(place) = self.places.get(owner) else {
+            return Err(session_ended("there is no place to wait in"));
+        };
+        let (sender, wakeups) = wakeups();
+        place.session.watches.listen(owner, sender);
+        Ok(wakeups)
+    }
+
+    /// Ends the session in good order.
+    pub(crate) async fn close(&self) -> Result<(), BackendError> {
+        let Some(session) = self.lock_session().take() else {
+            return Ok(());
+        };
+        session.end(Loss::SessionEnded("it was closed".into()));
+        self.places.forget_grants(&session);
+        session.revoke().await
+    }
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        if let Some(session) = self.lock_session().take() {
+            // Its task revokes the lease. Where its runtime is gone, etcd learns by the lease's own time.
+            session.end(Loss::SessionEnded("the backend was dropped".into()));
+        }
+    }
+}

@@ -1,0 +1,395 @@
+//! What a backend is told: where etcd is, who asks, how long a session outlives its process.
+
+use std::{fmt, path::PathBuf, time::Duration};
+
+use portalock_core::settings::{InvalidSetting, RawDuration};
+use serde::Deserialize;
+
+/// Where etcd is and how to use it. Only the endpoints have no default.
+///
+/// It loads from TOML or JSON:
+///
+/// ```
+/// use std::time::Duration;
+/// use portalock_etcd::EtcdSettings;
+///
+/// let settings: EtcdSettings = toml::from_str(
+///     r#"
+///     endpoints = ["etcd-1:2379", "etcd-2:2379", "etcd-3:2379"]
+///     prefix = "billing/locks"
+///     lease_time = "15s"
+///     user = "billing"
+///     password = "hunter2"
+///     "#,
+/// )?;
+/// assert_eq!(settings.lease_time(), Duration::from_secs(15));
+/// assert!(!format!("{settings:?}").contains("hunter2"));
+///
+/// let error = toml::from_str::<EtcdSettings>(r#"endpoints = ["etcd"]
+/// lease_time = 15"#).unwrap_err();
+/// assert!(error.to_string().contains("`lease_time`"));
+/// # Ok::<(), toml::de::Error>(())
+/// ```
+///
+/// or is read from a URL, see [`from_url`](Self::from_url).
+#[derive(Debug, Clone, Deserialize)]
+#[serde(try_from = "RawSettings")]
+pub struct EtcdSettings {
+    pub(crate) endpoints: Vec<String>,
+    pub(crate) prefix: String,
+    pub(crate) lease_time: Duration,
+    pub(crate) connect_timeout: Duration,
+    pub(crate) request_timeout: Duration,
+    pub(crate) user: Option<(String, Secret)>,
+    pub(crate) tls: Option<EtcdTls>,
+}
+
+/// How a connection over TLS is made; all fields have defaults. Needs the feature `tls`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[non_exhaustive]
+pub struct EtcdTls {
+    /// The PEM file with the authorities that may have signed the servers' certificates. The system's own if not set.
+    #[serde(default)]
+    pub ca_file: Option<PathBuf>,
+    /// The PEM file with the certificate that this client shows, if it shows one; `key_file` goes with it.
+    #[serde(default)]
+    pub cert_file: Option<PathBuf>,
+    /// The PEM file with the private key of `cert_file`.
+    #[serde(default)]
+    pub key_file: Option<PathBuf>,
+    /// The name that the servers' certificates must bear, if it isn't the endpoint's host.
+    #[serde(default)]
+    pub server_name: Option<String>,
+}
+
+impl EtcdSettings {
+    /// Below which prefix the keys are, unless said otherwise.
+    pub const DEFAULT_PREFIX: &str = "portalock";
+    /// How long a session outlives its process, unless said otherwise.
+    pub const DEFAULT_LEASE_TIME: Duration = Duration::from_secs(10);
+    /// How long a connection may take to be made, unless said otherwise.
+    pub const DEFAULT_CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+    /// How long one request may take, unless said otherwise.
+    pub const DEFAULT_REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
+
+    /// The defaults, with these endpoints: `host:port`, or `http://` or `https://` before it. They are the members of one
+    /// cluster; one is used at a time, the next when it fails.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidSetting`] if there is none, or one is no address, or one has a user name or a path in it.
+    pub fn new<E: Into<String>>(
+        endpoints: impl IntoIterator<Item = E>,
+    ) -> Result<Self, InvalidSetting> {
+        let endpoints: Vec<String> = endpoints
+            .into_iter()
+            .map(|endpoint| checked_endpoint(&endpoint.into()))
+            .collect::<Result<_, _>>()?;
+        if endpoints.is_empty() {
+            return Err(InvalidSetting::new(
+                "endpoints",
+                "is empty: give at least one, such as \"127.0.0.1:2379\"",
+            ));
+        }
+        Ok(Self {
+            endpoints,
+            prefix: Self::DEFAULT_PREFIX.to_owned(),
+            lease_time: Self::DEFAULT_LEASE_TIME,
+            connect_timeout: Self::DEFAULT_CONNECT_TIMEOUT,
+            request_timeout: Self::DEFAULT_REQUEST_TIMEOUT,
+            user: None,
+            tls: None,
+        })
+    }
+
+    /// Sets what all keys begin with; default `portalock`. Programs that lock the same things need the same prefix.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidSetting`] if it is empty, ends with a slash, or has two slashes in a row or a NUL in it.
+    pub fn with_prefix(mut self, prefix: impl Into<String>) -> Result<Self, InvalidSetting> {
+        let prefix = prefix.into();
+        if prefix.is_empty() {
+            return Err(InvalidSetting::new(
+                "prefix",
+                "is empty: give it text, such as \"portalock\"",
+            ));
+        }
+        if prefix.ends_with('/') || prefix.contains("//") || prefix.contains('\0') {
+            return Err(InvalidSetting::new(
+                "prefix",
+                format!(
+                    "is {prefix:?}: it can't end with a slash, nor have two in a row or a NUL in it"
+                ),
+            ));
+        }
+        self.prefix = prefix;
+        Ok(self)
+    }
+
+    /// Sets how long the locks of a process that crashed or is cut off stay; default 10 s.
+    ///
+    /// etcd counts in whole seconds, so it is rounded up to one; and it raises what is shorter than three halves of its
+    /// election timeout, 2 s as it comes. A short time makes for quick take-overs and for locks that are lost to a short
+    /// stall of the network.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidSetting`] if it is shorter than a second or longer than a year.
+    pub fn with_lease_time(mut self, lease_time: Duration) -> Result<Self, InvalidSetting> {
+        if lease_time < Duration::from_secs(1) || lease_time > portalock_core::settings::LONGEST {
+            return Err(InvalidSetting::new(
+                "lease_time",
+                format!("is {lease_time:?}: give it a second to a year"),
+            ));
+        }
+        self.lease_time = lease_time;
+        Ok(self)
+    }
+
+    /// Sets how long making a connection may take; default 2 s.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidSetting`] if it is zero.
+    pub fn with_connect_timeout(mut self, timeout: Duration) -> Result<Self, InvalidSetting> {
+        self.connect_timeout = positive("connect_timeout", timeout)?;
+        Ok(self)
+    }
+
+    /// Sets how long one request may take in all, whatever number of endpoints is tried for it; default 5 s.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidSetting`] if it is zero.
+    pub fn with_request_timeout(mut self, timeout: Duration) -> Result<Self, InvalidSetting> {
+        self.request_timeout = positive("request_timeout", timeout)?;
+        Ok(self)
+    }
+
+    /// Sets the user to authenticate as; default none.
+    #[must_use]
+    pub fn with_user(mut self, user: impl Into<String>, password: impl Into<String>) -> Self {
+        self.user = Some((user.into(), Secret(password.into())));
+        self
+    }
+
+    /// Sets how connections over TLS are made. An endpoint that begins with `https://` has TLS also without.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidSetting`] if only one of `cert_file` and `key_file` is set, or the crate was built without the feature `tls`.
+    pub fn with_tls(mut self, tls: EtcdTls) -> Result<Self, InvalidSetting> {
+        if tls.cert_file.is_some() != tls.key_file.is_some() {
+            return Err(InvalidSetting::new(
+                "tls",
+                "has only one of `cert_file` and `key_file`: they go together",
+            ));
+        }
+        if cfg!(not(feature = "tls")) {
+            return Err(no_tls("tls"));
+        }
+        self.tls = Some(tls);
+        Ok(self)
+    }
+
+    /// The members that are asked.
+    pub fn endpoints(&self) -> &[String] {
+        &self.endpoints
+    }
+
+    /// What all keys begin with.
+    pub fn prefix(&self) -> &str {
+        &self.prefix
+    }
+
+    /// How long the locks of a process that crashed stay.
+    pub const fn lease_time(&self) -> Duration {
+        self.lease_time
+    }
+
+    /// How long making a connection may take.
+    pub const fn connect_timeout(&self) -> Duration {
+        self.connect_timeout
+    }
+
+    /// How long one request may take.
+    pub const fn request_timeout(&self) -> Duration {
+        self.request_timeout
+    }
+}
+
+fn positive(field: &'static str, duration: Duration) -> Result<Duration, InvalidSetting> {
+    if duration.is_zero() {
+        return Err(InvalidSetting::new(field, "is zero: give it a length"));
+    }
+    Ok(duration)
+}
+
+fn no_tls(field: &'static str) -> InvalidSetting {
+    InvalidSetting::new(
+        field,
+        "asks for TLS, which this build has not: enable the feature `tls` of portalock-etcd",
+    )
+}
+
+/// An endpoint as the client takes it. What is refused is not shown: it may hold a password.
+fn checked_endpoint(endpoint: &str) -> Result<String, InvalidSetting> {
+    let wrong = |problem: &str| {
+        Err(InvalidSetting::new(
+            "endpoints",
+            format!("{problem}: write host:port, http://host:port or https://host:port"),
+        ))
+    };
+    let address = match endpoint.split_once("://") {
+        None => endpoint,
+        Some(("http", address)) => address,
+        Some(("https", address)) if cfg!(feature = "tls") => address,
+        Some(("https", _)) => return Err(no_tls("endpoints")),
+        Some(_) => return wrong("has one with an unknown scheme"),
+    };
+    let address = address.trim_end_matches('/');
+    if address.is_empty() {
+        return wrong("has an empty one");
+    }
+    if address.contains('@') {
+        return wrong("has one with a user name, which belongs into `user` and `password`");
+    }
+    if address.contains(|character: char| {
+        matches!(character, '/' | '?' | '#' | ',') || character.is_whitespace()
+    }) {
+        return wrong("has one that is no address");
+    }
+    let has_port = address
+        .rsplit_once(':')
+        .is_some_and(|(_, port)| port.parse::<u16>().is_ok());
+    let end = endpoint.trim_end_matches('/');
+    Ok(if has_port {
+        end.to_owned()
+    } else {
+        format!("{end}:2379")
+    })
+}
+
+/// Text that never shows.
+#[derive(Clone, PartialEq, Eq, Deserialize)]
+#[serde(transparent)]
+pub(crate) struct Secret(pub(crate) String);
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("\"…\"")
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename = "EtcdSettings")]
+pub(crate) struct RawSettings {
+    pub(crate) endpoints: Vec<String>,
+    pub(crate) prefix: Option<String>,
+    pub(crate) lease_time: Option<RawDuration>,
+    pub(crate) connect_timeout: Option<RawDuration>,
+    pub(crate) request_timeout: Option<RawDuration>,
+    pub(crate) user: Option<String>,
+    pub(crate) password: Option<Secret>,
+    pub(crate) tls: Option<EtcdTls>,
+}
+
+impl TryFrom<RawSettings> for EtcdSettings {
+    type Error = InvalidSetting;
+
+    fn try_from(raw: RawSettings) -> Result<Self, InvalidSetting> {
+        let mut settings = Self::new(raw.endpoints)?;
+        if let Some(prefix) = raw.prefix {
+            settings = settings.with_prefix(prefix)?;
+        }
+        if let Some(time) = raw.lease_time {
+            settings = settings.with_lease_time(time.check("lease_time")?)?;
+        }
+        if let Some(timeout) = raw.connect_timeout {
+            settings.connect_timeout = timeout.check_positive("connect_timeout")?;
+        }
+        if let Some(timeout) = raw.request_timeout {
+            settings.request_timeout = timeout.check_positive("request_timeout")?;
+        }
+        settings.user = match (raw.user, raw.password) {
+            (None, None) => None,
+            (Some(user), Some(password)) => Some((user, password)),
+            (Some(_), None) => {
+                return Err(InvalidSetting::new(
+                    "password",
+                    "is missing: `user` needs it",
+                ));
+            }
+            (None, Some(_)) => {
+                return Err(InvalidSetting::new(
+                    "user",
+                    "is missing: `password` needs it",
+                ));
+            }
+        };
+        if let Some(tls) = raw.tls {
+            settings = settings.with_tls(tls)?;
+        }
+        Ok(settings)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nonsense_is_refused_by_the_name_of_its_field() {
+        for (field, json) in [
+            ("endpoints", "{}"),
+            ("endpoints", r#"{"endpoints": []}"#),
+            ("endpoints", r#"{"endpoints": ["ftp://a"]}"#),
+            ("endpoints", r#"{"endpoints": ["a b"]}"#),
+            ("endpoints", r#"{"endpoints": ["u:hunter2@a:1"]}"#),
+            ("prefix", r#"{"endpoints": ["a"], "prefix": ""}"#),
+            ("prefix", r#"{"endpoints": ["a"], "prefix": "a//b"}"#),
+            ("prefix", r#"{"endpoints": ["a"], "prefix": "a/"}"#),
+            ("lease_time", r#"{"endpoints": ["a"], "lease_time": "0s"}"#),
+            ("lease_time", r#"{"endpoints": ["a"], "lease_time": 10}"#),
+            (
+                "lease_time",
+                r#"{"endpoints": ["a"], "lease_time": "-10s"}"#,
+            ),
+            (
+                "connect_timeout",
+                r#"{"endpoints": ["a"], "connect_timeout": "0s"}"#,
+            ),
+            (
+                "request_timeout",
+                r#"{"endpoints": ["a"], "request_timeout": "x"}"#,
+            ),
+            ("password", r#"{"endpoints": ["a"], "user": "u"}"#),
+            ("user", r#"{"endpoints": ["a"], "password": "hunter2"}"#),
+            ("tls", r#"{"endpoints": ["a"], "tls": {"cert_file": "x"}}"#),
+            ("laese_time", r#"{"endpoints": ["a"], "laese_time": "1s"}"#),
+        ] {
+            let error = serde_json::from_str::<EtcdSettings>(json)
+                .expect_err(json)
+                .to_string();
+            assert!(error.contains(&format!("`{field}`")), "{json}: {error}");
+            assert!(!error.contains("hunter2"), "{json}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_missing_port_is_etcds() {
+        let settings = EtcdSettings::new(["a", "http://b/", "[::1]:4000", "[::1]"]).unwrap();
+        assert_eq!(
+            settings.endpoints(),
+            ["a:2379", "http://b:2379", "[::1]:4000", "[::1]:2379"]
+        );
+    }
+
+    #[test]
+    fn the_password_never_shows() {
+        let settings = EtcdSettings::new(["a"]).unwrap().with_user("u", "hunter2");
+        assert!(!format!("{settings:?}").contains("hunter2"));
+    }
+}

@@ -1,0 +1,290 @@
+//! The members of the cluster: one is used at a time, the next when it fails.
+//!
+//! A client of its own for each, rather than one that balances among all: locks, watches and renewals then see one
+//! member's view, a member that hangs is left as a whole, and all of a backend's locks share one connection.
+
+use std::{
+    fmt,
+    future::Future,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use etcd_client::{AlarmAction, AlarmType, Client, ConnectOptions, Error};
+use portalock_core::{BackendError, BackendErrorKind, clock::Instant};
+use tokio::sync::{Mutex, Notify};
+
+use crate::{
+    EtcdSettings,
+    error::{backend_error, may_have_happened, timed_out},
+    tls,
+};
+
+/// How long [`Endpoints::call`] looks for a raised alarm after etcd refused a request for lack of room.
+const ALARM_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// How long to wait before a cluster that has no leader is asked again.
+const BETWEEN_ELECTIONS: Duration = Duration::from_millis(100);
+
+/// The members, and which of them is in use.
+#[derive(Debug)]
+pub(crate) struct Endpoints {
+    members: Vec<Member>,
+    logs_in: bool,
+    /// Counts the changes of member: the one in use is this modulo their number.
+    current: AtomicUsize,
+    /// Notified at each change.
+    moved: Notify,
+    request_timeout: Duration,
+}
+
+struct Member {
+    endpoint: String,
+    options: ConnectOptions,
+    /// The connection. Held locked while it is made, so that many callers make one.
+    client: Mutex<Option<Arc<Client>>>,
+}
+
+impl fmt::Debug for Member {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // The options hold the password.
+        f.debug_struct("Member")
+            .field("endpoint", &self.endpoint)
+            .finish_non_exhaustive()
+    }
+}
+
+/// An answer, and whether an earlier try at another member may still take effect.
+#[derive(Debug)]
+pub(crate) struct Answer<T> {
+    pub(crate) value: T,
+    pub(crate) repeated: bool,
+}
+
+/// A connection to one member, and which one it is.
+#[derive(Clone)]
+pub(crate) struct Connection {
+    pub(crate) client: Arc<Client>,
+    turn: usize,
+}
+
+impl Endpoints {
+    /// The members that `settings` names. Nothing is sent yet.
+    pub(crate) fn new(settings: &EtcdSettings) -> Result<Self, BackendError> {
+        let options = connect_options(settings)?;
+        Ok(Self {
+            logs_in: settings.user.is_some(),
+            members: settings
+                .endpoints
+                .iter()
+                .map(|endpoint| Member {
+                    endpoint: endpoint.clone(),
+                    options: options.clone(),
+                    client: Mutex::new(None),
+                })
+                .collect(),
+            current: AtomicUsize::new(0),
+            moved: Notify::new(),
+            request_timeout: settings.request_timeout,
+        })
+    }
+
+    /// How many members there are.
+    pub(crate) fn len(&self) -> usize {
+        self.members.len()
+    }
+
+    /// How long one request may take in all.
+    pub(crate) fn request_timeout(&self) -> Duration {
+        self.request_timeout
+    }
+
+    /// Asks the member in use, and the others in turn if it doesn't answer; all within the request timeout.
+    ///
+    /// `request` may be carried out at a member whose answer never came: it must not matter if it is carried out twice.
+    pub(crate) async fn call<T, F, Fut>(
+        &self,
+        doing: &'static str,
+        request: F,
+    ) -> Result<Answer<T>, BackendError>
+    where
+        F: Fn(Arc<Client>) -> Fut,
+        Fut: Future<Output = Result<T, Error>>,
+    {
+        let deadline = Instant::now() + self.request_timeout;
+        let share = self.request_timeout / u32::try_from(self.len()).unwrap_or(u32::MAX);
+        let mut repeated = false;
+        let mut fresh_login = false;
+        let mut tries = 0;
+        // A lone member gets a second chance, on a new connection: the old one may have ended with a restart.
+        let most = self.len().max(2);
+        loop {
+            let turn = self.current.load(Ordering::Acquire);
+            let until = deadline.min(Instant::now() + share);
+            let mut used = None;
+            let attempt = async {
+                let client = self.client(turn).await?;
+                used = Some(client.clone());
+                request(client).await
+            };
+            let outcome = tokio::time::timeout_at(until, attempt).await;
+            let mut leaderless = false;
+            let error = match outcome {
+                Ok(Ok(value)) => return Ok(Answer { value, repeated }),
+                Ok(Err(error)) => {
+                    leaderless = answered_unavailable(&error);
+                    backend_error(error, doing)
+                }
+                Err(_) => timed_out(doing),
+            };
+            match error.kind() {
+                BackendErrorKind::Unavailable | BackendErrorKind::Other => {
+                    repeated |= used.is_some() && may_have_happened(&error);
+                    self.leave(turn, used.as_ref()).await;
+                    if leaderless {
+                        // An election takes a second or two: it is waited for, as far as the time goes.
+                        tokio::time::sleep(BETWEEN_ELECTIONS).await;
+                    } else {
+                        tries += 1;
+                    }
+                    if tries >= most || Instant::now() >= deadline {
+                        return Err(error);
+                    }
+                }
+                // A token may be outdated by a change of users, which etcd tells by the code of a wrong request.
+                BackendErrorKind::PermissionDenied
+                    if used.is_some() && !fresh_login && self.logs_in =>
+                {
+                    fresh_login = true;
+                    self.forget(turn, used.as_ref()).await;
+                }
+                BackendErrorKind::Exhausted => return Err(self.full_or_busy(turn, error).await),
+                _ => return Err(error),
+            }
+        }
+    }
+
+    /// A connection to the member in use, for a stream. It is made, and logged in, within this time.
+    pub(crate) async fn connection(
+        &self,
+        doing: &'static str,
+        within: Duration,
+    ) -> Result<Connection, BackendError> {
+        let turn = self.current.load(Ordering::Acquire);
+        let outcome = tokio::time::timeout(within, self.client(turn)).await;
+        let error = match outcome {
+            Ok(Ok(client)) => return Ok(Connection { client, turn }),
+            Ok(Err(error)) => backend_error(error, doing),
+            Err(_) => timed_out(doing),
+        };
+        self.leave(turn, None).await;
+        Err(error)
+    }
+
+    /// Says that `connection` is no good: its member is left for the next, unless that has been done.
+    pub(crate) async fn fail(&self, connection: &Connection) {
+        self.leave(connection.turn, Some(&connection.client)).await;
+    }
+
+    /// Returns when another member than `connection`'s is in use.
+    pub(crate) async fn moved_from(&self, connection: &Connection) {
+        loop {
+            let moved = self.moved.notified();
+            tokio::pin!(moved);
+            moved.as_mut().enable();
+            if self.current.load(Ordering::Acquire) != connection.turn {
+                return;
+            }
+            moved.await;
+        }
+    }
+
+    async fn client(&self, turn: usize) -> Result<Arc<Client>, Error> {
+        let member = self.member(turn);
+        let mut slot = member.client.lock().await;
+        if let Some(client) = slot.as_ref() {
+            return Ok(client.clone());
+        }
+        let client =
+            Client::connect([member.endpoint.as_str()], Some(member.options.clone())).await?;
+        let client = Arc::new(client);
+        *slot = Some(client.clone());
+        Ok(client)
+    }
+
+    async fn leave(&self, turn: usize, client: Option<&Arc<Client>>) {
+        self.forget(turn, client).await;
+        // Of many callers that failed on one member the first moves on, and the others follow.
+        let moved = self
+            .current
+            .compare_exchange(
+                turn,
+                turn.wrapping_add(1),
+                Ordering::AcqRel,
+                Ordering::Acquire,
+            )
+            .is_ok();
+        if moved {
+            tracing::debug!(
+                from = self.member(turn).endpoint,
+                to = self.member(turn.wrapping_add(1)).endpoint,
+                "moving on to the next etcd endpoint"
+            );
+            self.moved.notify_waiters();
+        }
+    }
+
+    /// Drops a connection, so that the next use of its member makes a new one and logs in anew.
+    async fn forget(&self, turn: usize, client: Option<&Arc<Client>>) {
+        let Some(client) = client else { return };
+        let mut slot = self.member(turn).client.lock().await;
+        if slot.as_ref().is_some_and(|held| Arc::ptr_eq(held, client)) {
+            *slot = None;
+        }
+    }
+
+    fn member(&self, turn: usize) -> &Member {
+        &self.members[turn % self.members.len()]
+    }
+
+    /// etcd refuses with one code when its store is full and when it is busy; a raised alarm tells them apart.
+    async fn full_or_busy(&self, turn: usize, error: BackendError) -> BackendError {
+        let alarms = async {
+            let client = self.client(turn).await.ok()?;
+            client
+                .maintenance_client()
+                .alarm(AlarmAction::Get, AlarmType::Nospace, None)
+                .await
+                .ok()
+        };
+        match tokio::time::timeout(ALARM_TIMEOUT, alarms).await {
+            Ok(Some(answer)) if !answer.alarms().is_empty() => BackendError::new(
+                BackendErrorKind::OutOfSpace,
+                "etcd's store is full: compact and defragment it, or raise its quota, then disarm the alarm",
+            )
+            .with_source(error),
+            _ => error,
+        }
+    }
+}
+
+/// Whether a member answered, and said that it can't serve at present; rather than that it could not be reached.
+fn answered_unavailable(error: &Error) -> bool {
+    matches!(error, Error::GRpcStatus(status)
+        if status.code() == tonic::Code::Unavailable && std::error::Error::source(status).is_none())
+}
+
+fn connect_options(settings: &EtcdSettings) -> Result<ConnectOptions, BackendError> {
+    let mut options = ConnectOptions::new()
+        .with_connect_timeout(settings.connect_timeout)
+        // A member that is cut off from the others then ends its streams instead of leaving them silent.
+        .with_require_leader(true)
+        .with_auto_token_refresh(true);
+    if let Some((user, password)) = &settings.user {
+        options = options.with_user(user, &password.0);
+    }
+    tls::apply(settings, options)
+}

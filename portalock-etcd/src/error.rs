@@ -1,0 +1,114 @@
+//! etcd's failures as the kinds that programs decide by.
+
+use std::{error::Error as _, io};
+
+use etcd_client::Error;
+use portalock_core::{BackendError, BackendErrorKind, settings::InvalidSetting};
+use tonic::{Code, Status};
+
+/// What a failed call to etcd means; `doing` says what was tried, such as "take a place in the queue".
+///
+/// The codes are those of etcd's `api/v3rpc/rpctypes/error.go`; where one code stands for several things, what they have
+/// in common is said. Messages differ between releases and are kept as the source, never compared.
+pub(crate) fn backend_error(error: Error, doing: &'static str) -> BackendError {
+    let (kind, advice) = match &error {
+        Error::GRpcStatus(status) if is_invalid_data(status) => (
+            BackendErrorKind::Misconfigured,
+            "what answers speaks no TLS, or shows a certificate that is not trusted: check `ca_file` and `server_name`",
+        ),
+        Error::GRpcStatus(status) => of_code(status.code()),
+        Error::TransportError(_) | Error::IoError(_) | Error::Internal(_) => (
+            BackendErrorKind::Unavailable,
+            "check that etcd runs at the endpoints and that they are its client URLs",
+        ),
+        Error::WatchError(_) | Error::LeaseKeepAliveError(_) => {
+            (BackendErrorKind::Unavailable, "the stream to etcd ended")
+        }
+        Error::InvalidArgs(_) | Error::InvalidUri(_) | Error::EndpointError(_) => (
+            BackendErrorKind::Misconfigured,
+            "check the endpoints and the TLS settings",
+        ),
+        _ => (BackendErrorKind::Other, "see the cause"),
+    };
+    BackendError::new(kind, format!("can't {doing}: {advice}")).with_source(error)
+}
+
+/// Whether the connection failed over what was said on it: which is how a refused certificate shows.
+fn is_invalid_data(status: &Status) -> bool {
+    let mut cause = status.source();
+    while let Some(error) = cause {
+        if error
+            .downcast_ref::<io::Error>()
+            .is_some_and(|error| error.kind() == io::ErrorKind::InvalidData)
+        {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
+}
+
+const fn of_code(code: Code) -> (BackendErrorKind, &'static str) {
+    use BackendErrorKind as Kind;
+    match code {
+        Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled | Code::Aborted => (
+            Kind::Unavailable,
+            "etcd did not answer, or has no majority or no leader; check its members",
+        ),
+        Code::NotFound => (Kind::SessionEnded, "the lease has ended"),
+        Code::ResourceExhausted => (Kind::Exhausted, "etcd has too much to do"),
+        // etcd answers InvalidArgument for a wrong password, for a user that is missing where one is needed, and for a
+        // token that is older than the last change of its users. Nothing else that is sent here can be invalid.
+        Code::PermissionDenied | Code::Unauthenticated | Code::InvalidArgument => (
+            Kind::PermissionDenied,
+            "check user and password, and that its role may read and write the prefix",
+        ),
+        Code::FailedPrecondition => (
+            Kind::Misconfigured,
+            "a user is set, but etcd's authentication is not enabled: leave the user out or enable it",
+        ),
+        Code::DataLoss => (Kind::Corrupt, "etcd says that its data is damaged"),
+        Code::Unimplemented => (
+            Kind::Unsupported,
+            "what answers is no etcd of version 3.4 or later",
+        ),
+        Code::Unknown | Code::Internal => (
+            Kind::Unavailable,
+            "the connection broke; check that the endpoints are etcd's client URLs and whether they want TLS",
+        ),
+        _ => (Kind::Other, "see the cause"),
+    }
+}
+
+/// etcd did not answer within the request timeout.
+pub(crate) fn timed_out(doing: &'static str) -> BackendError {
+    BackendError::new(
+        BackendErrorKind::Unavailable,
+        format!("can't {doing}: etcd did not answer in time; check its members and the endpoints"),
+    )
+}
+
+/// The session that the caller's place was in has ended.
+pub(crate) fn session_ended(why: &str) -> BackendError {
+    BackendError::new(
+        BackendErrorKind::SessionEnded,
+        format!("the session with etcd ended: {why}"),
+    )
+}
+
+/// Settings that can't be connected with.
+pub(crate) fn misconfigured(error: InvalidSetting) -> BackendError {
+    BackendError::new(
+        BackendErrorKind::Misconfigured,
+        "the settings for etcd are not valid",
+    )
+    .with_source(error)
+}
+
+/// Whether a failed request may have been carried out all the same, now or later.
+pub(crate) fn may_have_happened(error: &BackendError) -> bool {
+    matches!(
+        error.kind(),
+        BackendErrorKind::Unavailable | BackendErrorKind::Other
+    )
+}

@@ -1,0 +1,36 @@
+//! What a place's key says: whose it is, for people, and its token.
+
+use etcd_client::KeyValue;
+use portalock_core::{BackendError, BackendErrorKind, FencingToken, Holder, OwnerId};
+
+/// The fencing token of a place.
+pub(crate) fn token(revision: i64) -> FencingToken {
+    FencingToken::new(u64::try_from(revision).unwrap_or(0))
+}
+
+/// Who a place belongs to, as other clients read it.
+pub(crate) fn encode(holder: &Holder, owner: OwnerId) -> Result<Vec<u8>, BackendError> {
+    serde_json::to_vec(holder).map_err(|error| {
+        BackendError::new(
+            BackendErrorKind::Other,
+            format!("the holder of {owner} can't be written"),
+        )
+        .with_source(error)
+    })
+}
+
+/// Who a place belongs to, if its value says so: it is for people, and decides nothing.
+pub(crate) fn decode(key: &KeyValue) -> Option<Holder> {
+    serde_json::from_slice(key.value()).ok()
+}
+
+/// A key of the queue that none of us has put there.
+pub(crate) fn foreign(key: &[u8]) -> BackendError {
+    BackendError::new(
+        BackendErrorKind::Corrupt,
+        format!(
+            "there is a foreign key in a queue: delete {:?}, or choose another prefix",
+            String::from_utf8_lossy(key)
+        ),
+    )
+}

@@ -1,0 +1,144 @@
+//! Three members, of which some are killed or stand still.
+
+use std::time::Duration;
+
+use portalock_core::{BackendErrorKind, Lock, LockError, Policy, clock::Instant};
+use portalock_etcd::etcd_client::Client;
+
+use crate::support::{Server, patient, until};
+
+/// The member that leads.
+async fn leader(server: &Server) -> usize {
+    let mut leads = None;
+    until("there is a leader", async || {
+        for (member, endpoint) in server.etcd.endpoints().iter().enumerate() {
+            let Ok(client) = Client::connect([endpoint], None).await else {
+                continue;
+            };
+            let status = client.maintenance_client().status().await;
+            if let Ok(status) = status
+                && status
+                    .header()
+                    .is_some_and(|header| header.member_id() == status.leader())
+            {
+                leads = Some(member);
+            }
+        }
+        leads.is_some()
+    })
+    .await;
+    leads.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn any_member_may_die_or_stall_and_nothing_is_lost() {
+    let server = Server::cluster();
+    let client = server.client().await;
+    let held = Lock::new(client.clone(), "held")
+        .unwrap()
+        .acquire_with(&patient())
+        .await
+        .unwrap();
+    let lock = Lock::new(client.clone(), "turns").unwrap();
+    let other = Lock::new(server.client().await, "turns").unwrap();
+    // The first endpoint is the one in use.
+    let (used, leads) = (0, leader(&server).await);
+    for member in [used, leads] {
+        for stalls in [true, false] {
+            let guard = lock.acquire_with(&patient()).await.unwrap();
+            let waiting = tokio::spawn({
+                let other = other.clone();
+                async move { other.acquire_with(&patient()).await }
+            });
+            until("the other waits", async || {
+                lock.inspect()
+                    .await
+                    .is_ok_and(|seen| seen.waiters.len() == 1)
+            })
+            .await;
+            if stalls {
+                server.etcd.stall(member).unwrap();
+            } else {
+                server.etcd.kill(member);
+            }
+            guard.release().await.unwrap();
+            let next = waiting.await.unwrap().unwrap();
+            next.ensure_held().unwrap();
+            held.ensure_held().unwrap();
+            if stalls {
+                server.etcd.resume(member).unwrap();
+            } else {
+                server
+                    .restart(if member == 0 {
+                        &[0]
+                    } else if member == 1 {
+                        &[1]
+                    } else {
+                        &[2]
+                    })
+                    .await;
+            }
+            next.release().await.unwrap();
+        }
+    }
+    held.release().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_a_majority_nothing_is_granted_and_what_is_held_is_lost_in_time() {
+    let server = Server::cluster();
+    let client = server
+        .client_with(|settings| settings.with_lease_time(Duration::from_secs(4)).unwrap())
+        .await;
+    let lock = Lock::new(client, "majority").unwrap();
+    let guard = lock.acquire_with(&patient()).await.unwrap();
+    server.etcd.kill(1);
+    server.etcd.kill(2);
+    guard.lost().await;
+    let policy = Policy::default().with_timeout(Duration::from_secs(20));
+    let error = lock.acquire_with(&policy).await.unwrap_err();
+    match &error {
+        LockError::Backend { source, .. }
+        | LockError::Timeout {
+            last_error: Some(source),
+            ..
+        } => assert_eq!(source.kind(), BackendErrorKind::Unavailable, "{error:?}"),
+        _ => panic!("{error:?}"),
+    }
+    server.restart(&[1, 2]).await;
+    until("it can be had again", async || match lock.acquire().await {
+        Ok(guard) => guard.release().await.is_ok(),
+        Err(_) => false,
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lock_outlives_many_elections_on_a_short_lease() {
+    let server = Server::cluster();
+    let client = server
+        .client_with(|settings| settings.with_lease_time(Duration::from_secs(6)).unwrap())
+        .await;
+    let lock = Lock::new(client, "elections").unwrap();
+    let guard = lock.acquire_with(&patient()).await.unwrap();
+    let end = Instant::now() + Duration::from_secs(12);
+    while Instant::now() < end {
+        let leads = leader(&server).await;
+        let endpoint = server.etcd.endpoints().remove(leads);
+        let at_leader = Client::connect([endpoint], None).await.unwrap();
+        let members = at_leader.cluster_client().member_list().await.unwrap();
+        let leader_id = members.header().unwrap().member_id();
+        let next = members
+            .members()
+            .iter()
+            .find(|member| member.id() != leader_id)
+            .unwrap();
+        // Another election may have come first; then it is for the next round.
+        drop(at_leader.maintenance_client().move_leader(next.id()).await);
+        guard
+            .run(tokio::time::sleep(Duration::from_millis(700)))
+            .await
+            .unwrap();
+    }
+    guard.release().await.unwrap();
+}

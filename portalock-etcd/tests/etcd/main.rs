@@ -1,0 +1,17 @@
+//! The backend on real servers: what it costs, what it leaves, and what it does when the network, the server or an
+//! administrator misbehaves.
+#![cfg(unix)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test may panic, and so may what it is made of"
+)]
+
+mod cluster;
+mod example;
+mod faults;
+mod history;
+mod locks;
+mod refusals;
+mod support;

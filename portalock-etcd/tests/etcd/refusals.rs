@@ -1,0 +1,190 @@
+//! What can't work is told by a typed error, within the deadline, and says what to do.
+
+use std::{error::Error, time::Duration};
+
+use portalock_core::{BackendError, BackendErrorKind, Lock, LockError, clock::Instant};
+use portalock_etcd::{
+    EtcdBackend, EtcdSettings,
+    etcd_client::{Client, Permission},
+};
+
+use crate::support::Server;
+
+async fn refused(settings: EtcdSettings) -> BackendError {
+    let settings = settings
+        .with_request_timeout(Duration::from_secs(2))
+        .unwrap();
+    let start = Instant::now();
+    let error = EtcdBackend::with_settings(settings).await.unwrap_err();
+    // Three requests at most, and what a busy machine adds.
+    assert!(start.elapsed() < Duration::from_secs(30), "{error}");
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    println!("{text}");
+    assert!(!text.contains("hunter2"), "{text}");
+    error
+}
+
+#[tokio::test]
+async fn nobody_at_the_address() {
+    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = nobody.local_addr().unwrap().to_string();
+    drop(nobody);
+    let error = refused(EtcdSettings::new([address]).unwrap()).await;
+    assert_eq!(error.kind(), BackendErrorKind::Unavailable);
+}
+
+#[tokio::test]
+async fn somebody_silent_at_the_address() {
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = silent.local_addr().unwrap().to_string();
+    let error = refused(EtcdSettings::new([address]).unwrap()).await;
+    assert_eq!(error.kind(), BackendErrorKind::Unavailable);
+}
+
+#[tokio::test]
+async fn something_else_at_the_address() {
+    let other = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = other.local_addr().unwrap().to_string();
+    tokio::spawn(async move {
+        use tokio::io::AsyncWriteExt;
+        loop {
+            let (mut stream, _) = other.accept().await.unwrap();
+            let answer = b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n";
+            drop(stream.write_all(answer).await);
+        }
+    });
+    let error = refused(EtcdSettings::new([address]).unwrap()).await;
+    assert_eq!(error.kind(), BackendErrorKind::Unavailable);
+}
+
+#[tokio::test]
+async fn a_user_where_authentication_is_off() {
+    let server = Server::start();
+    let error = refused(server.settings().with_user("billing", "hunter2")).await;
+    assert_eq!(error.kind(), BackendErrorKind::Misconfigured);
+}
+
+/// Users `root` and `billing`, who may use the prefix `billing` alone.
+async fn with_users(server: &Server) -> Client {
+    let admin = server.admin().await;
+    let mut auth = admin.auth_client();
+    auth.user_add("root", "hunter2", None).await.unwrap();
+    auth.user_grant_role("root", "root").await.unwrap();
+    auth.role_add("billing").await.unwrap();
+    let whole_prefix = Permission::read_write("billing//").with_prefix();
+    auth.role_grant_permission("billing", whole_prefix)
+        .await
+        .unwrap();
+    auth.user_add("billing", "hunter2", None).await.unwrap();
+    auth.user_grant_role("billing", "billing").await.unwrap();
+    auth.auth_enable().await.unwrap();
+    let options = portalock_etcd::etcd_client::ConnectOptions::new().with_user("root", "hunter2");
+    Client::connect(server.etcd.endpoints(), Some(options))
+        .await
+        .unwrap()
+}
+
+#[tokio::test]
+async fn users_and_roles() {
+    let server = Server::start();
+    let root = with_users(&server).await;
+
+    let error = refused(server.settings()).await;
+    assert_eq!(error.kind(), BackendErrorKind::PermissionDenied, "no user");
+    let error = refused(server.settings().with_user("billing", "hunter3")).await;
+    assert_eq!(
+        error.kind(),
+        BackendErrorKind::PermissionDenied,
+        "a wrong password"
+    );
+    let error = refused(server.settings().with_user("billing", "hunter2")).await;
+    assert_eq!(
+        error.kind(),
+        BackendErrorKind::PermissionDenied,
+        "another prefix"
+    );
+
+    let settings = server
+        .settings()
+        .with_user("billing", "hunter2")
+        .with_prefix("billing")
+        .unwrap();
+    let client = EtcdBackend::with_settings(settings.clone()).await.unwrap();
+    let lock = Lock::new(client.clone(), "a").unwrap();
+    let guard = lock.acquire().await.unwrap();
+    // Any change of users outdates the tokens of all.
+    let mut auth = root.auth_client();
+    auth.role_add("another").await.unwrap();
+    guard.release().await.unwrap();
+    let guard = lock.acquire().await.unwrap();
+    let other = Lock::new(EtcdBackend::with_settings(settings).await.unwrap(), "a").unwrap();
+    let waiting = tokio::spawn(async move { other.acquire_with(&crate::support::patient()).await });
+    crate::support::until("the other waits", async || {
+        lock.inspect().await.unwrap().waiters.len() == 1
+    })
+    .await;
+    guard.release().await.unwrap();
+    waiting.await.unwrap().unwrap().release().await.unwrap();
+
+    auth.user_revoke_role("billing", "billing").await.unwrap();
+    let error = lock.acquire().await.unwrap_err();
+    let LockError::Backend { source, .. } = &error else {
+        panic!("{error:?}")
+    };
+    assert_eq!(source.kind(), BackendErrorKind::PermissionDenied);
+}
+
+#[cfg(feature = "tls")]
+#[tokio::test]
+async fn tls_trusts_the_authority_it_is_given_and_no_other() {
+    use portalock_etcd::EtcdTls;
+    use portalock_testkit::servers::{EtcdOptions, ServerIdentity};
+
+    let dir = tempfile::tempdir().unwrap();
+    let signed = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
+    let (certificate, key) = (dir.path().join("cert.pem"), dir.path().join("key.pem"));
+    std::fs::write(&certificate, signed.cert.pem()).unwrap();
+    std::fs::write(&key, signed.signing_key.serialize_pem()).unwrap();
+    let identity = ServerIdentity {
+        authority: certificate.clone(),
+        certificate: certificate.clone(),
+        key,
+    };
+    let server = EtcdOptions::new().tls(identity).start().unwrap();
+    let endpoint = server.endpoints().remove(0);
+
+    let trusting = |authority: &std::path::Path| {
+        let mut tls = EtcdTls::default();
+        tls.ca_file = Some(authority.to_owned());
+        EtcdSettings::new([endpoint.as_str()])
+            .unwrap()
+            .with_tls(tls)
+            .unwrap()
+    };
+    let client = EtcdBackend::with_settings(trusting(&certificate))
+        .await
+        .unwrap();
+    let guard = Lock::new(client, "a").unwrap().acquire().await.unwrap();
+    guard.release().await.unwrap();
+
+    let url = format!(
+        "etcds://127.0.0.1:{}?ca_file={}",
+        server.port(0),
+        certificate.display()
+    );
+    EtcdBackend::connect(url).await.unwrap();
+
+    let error = refused(EtcdSettings::new([endpoint.as_str()]).unwrap()).await;
+    assert_eq!(error.kind(), BackendErrorKind::Misconfigured);
+    let error = EtcdBackend::with_settings(trusting(&dir.path().join("missing.pem")))
+        .await
+        .unwrap_err();
+    assert_eq!(error.kind(), BackendErrorKind::Misconfigured, "{error:?}");
+    let plain = EtcdSettings::new([format!("127.0.0.1:{}", server.port(0))]).unwrap();
+    assert_eq!(refused(plain).await.kind(), BackendErrorKind::Unavailable);
+}

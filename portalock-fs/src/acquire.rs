@@ -1,0 +1,360 @@
+//! Acquiring and releasing, in plain calls: what happens between this process's queue and the file system.
+
+use std::{
+    io,
+    path::PathBuf,
+    sync::{
+        Arc, MutexGuard,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use cap_std::{ambient_authority, fs::Dir};
+use portalock_core::{
+    Attempt, Contention, Holder, Lease, LockName, LockRequest, Loss, Mode, Patience, Released,
+    WakeSender,
+};
+
+use crate::{
+    FsError, FsErrorKind,
+    name::FileName,
+    open::{LockFile, Store, Tried},
+    queue::{Held, Place, Places},
+    watch::{DirectoryWatch, Watched, Watching},
+};
+
+/// What all clones of a backend share.
+#[derive(Debug)]
+pub(crate) struct Client {
+    pub(crate) store: Store,
+    pub(crate) places: Places,
+    /// None where nothing can be watched: waiters poll, and a removed lock file is not noticed.
+    pub(crate) watch: Option<DirectoryWatch>,
+    pub(crate) label: Option<Arc<str>>,
+    pub(crate) poll_interval: Duration,
+    /// The directory as it was opened, for messages.
+    pub(crate) directory: Option<PathBuf>,
+    /// The directory was moved from where it was opened: whoever opens it there now is not excluded.
+    pub(crate) is_moved: AtomicBool,
+    /// The process that opened the backend. A forked child has copies of its files, and must not unlock them.
+    pub(crate) process: u32,
+}
+
+impl Client {
+    /// One attempt for `request`.
+    pub(crate) fn attempt(&self, request: &LockRequest) -> Result<Attempt, FsError> {
+        if self.is_moved.load(Ordering::Relaxed) {
+            let cause = io::Error::new(io::ErrorKind::NotFound, "the lock directory was moved");
+            return Err(self.locate(FsError::new("use the lock directory", cause)));
+        }
+        let file_name = FileName::of(&request.name);
+        let visit = self.places.enter(&file_name);
+        let mut place = visit.lock();
+        let answer = self.attempt_in(&mut place, &file_name, request);
+        place.settle();
+        drop(place);
+        answer.map_err(|error| self.locate(error))
+    }
+
+    fn attempt_in(
+        &self,
+        place: &mut MutexGuard<'_, Place>,
+        file_name: &FileName,
+        request: &LockRequest,
+    ) -> Result<Attempt, FsError> {
+        if let Some(held) = place.held_by(request.owner) {
+            return Ok(Attempt::Granted(held.grant()));
+        }
+        let in_the_way = place.in_the_way(request.demand);
+        if in_the_way.is_some() || !place.has_turn(request.owner, request.demand) {
+            // Whoever is before us here wakes us: no need to trouble the file system.
+            let holder = match (in_the_way.or(place.held.first()), &place.candidate) {
+                (Some(held), _) => Some(held.holder.clone()),
+                (None, Some(file)) => self.present_holder(file_name, file),
+                (None, None) => None,
+            };
+            if request.patience == Patience::Queue {
+                place.join(request.owner, request.demand, &self.holder(request));
+            }
+            return Ok(Attempt::Contended(Contention::new().with_holder(holder)));
+        }
+        self.contend(place, file_name, request)
+    }
+
+    /// It is this owner's turn here: it contends with other processes.
+    fn contend(
+        &self,
+        place: &mut Place,
+        file_name: &FileName,
+        request: &LockRequest,
+    ) -> Result<Attempt, FsError> {
+        let (mode, waits) = (request.demand, request.patience == Patience::Queue);
+        let candidate = place.candidate.take();
+        let file = match self.store.try_lock(file_name, candidate, mode)? {
+            Tried::Locked(file) => return self.granted(place, file_name, file, request),
+            Tried::Busy(file) => file,
+        };
+        let holder = self.present_holder(file_name, &file);
+        if waits && !is_watched(place, &file) {
+            place.watching = self.watch_file(file_name, &file);
+        }
+        // Again, since it may have been freed before the watch was up. It also passes over one who only looked.
+        let file = match self.store.try_lock(file_name, Some(file), mode)? {
+            Tried::Locked(file) => return self.granted(place, file_name, file, request),
+            Tried::Busy(file) => file,
+        };
+        let is_watched = is_watched(place, &file);
+        place.candidate = Some(file);
+        let mut contention = Contention::new().with_holder(holder);
+        if waits {
+            place.join(request.owner, mode, &self.holder(request));
+            if !is_watched {
+                contention.recheck_after = place.next_poll(request.owner, self.poll_interval);
+            }
+        }
+        Ok(Attempt::Contended(contention))
+    }
+
+    /// The file is locked: draws a token, and writes down who holds.
+    fn granted(
+        &self,
+        place: &mut Place,
+        file_name: &FileName,
+        file: LockFile,
+        request: &LockRequest,
+    ) -> Result<Attempt, FsError> {
+        let holder = self.holder(request);
+        let mode = request.demand;
+        let written = self.start_watching().and_then(|()| {
+            self.store
+                .write_grant(file_name, &request.name, &file, mode, &holder)
+        });
+        let written = match written {
+            Ok(Some(written)) => written,
+            Ok(None) => {
+                self.store.unlock(&file);
+                return self.no_token(place, file_name, file, request);
+            }
+            Err(error) => {
+                self.store.unlock(&file);
+                return Err(error);
+            }
+        };
+        let held = Held {
+            owner: request.owner,
+            mode,
+            written,
+            file,
+            holder,
+            lease: self.watch.is_some().then(Lease::unbounded),
+        };
+        let grant = held.grant();
+        if place.held.is_empty() {
+            // Most names have one holder: room for four would be most of what a held lock takes.
+            place.held.reserve_exact(1);
+        }
+        place.held.push(held);
+        place.leave(request.owner);
+        place.watching = None;
+        if mode == Mode::Shared {
+            // The shared ones behind it may come in too.
+            place.wake_first();
+        }
+        Ok(Attempt::Granted(grant))
+    }
+
+    /// The lock could be had, but its token could not: another process was stopped while it drew one.
+    fn no_token(
+        &self,
+        place: &mut Place,
+        file_name: &FileName,
+        file: LockFile,
+        request: &LockRequest,
+    ) -> Result<Attempt, FsError> {
+        if request.patience == Patience::Once {
+            let cause = io::Error::other("another process is drawing a token and does not go on");
+            let error = FsError::with_kind(FsErrorKind::Unavailable, "draw a token for", cause);
+            return Err(error.at(file_name.as_str()));
+        }
+        place.candidate = Some(file);
+        place.join(request.owner, request.demand, &self.holder(request));
+        let mut contention = Contention::new();
+        contention.recheck_after = place.next_poll(request.owner, self.poll_interval);
+        Ok(Attempt::Contended(contention))
+    }
+
+    /// Frees what the owner of `request` holds, or takes it out of the queue.
+    ///
+    /// `certain` asks whether the lock was really held until now, rather than trust that a loss would have been heard of.
+    pub(crate) fn free(&self, request: &LockRequest, certain: bool) -> Released {
+        let file_name = FileName::of(&request.name);
+        let Some(visit) = self.places.find(&file_name) else {
+            return Released::NotHeld;
+        };
+        let mut place = visit.lock();
+        let held = place
+            .held
+            .iter()
+            .position(|held| held.owner == request.owner)
+            .map(|at| place.held.swap_remove(at));
+        let had_held = held.is_some();
+        let released = held.map_or(Released::NotHeld, |held| {
+            self.give_up(&file_name, &held, certain)
+        });
+        if place.leave(request.owner) || had_held {
+            place.poll_soon();
+            place.wake_first();
+        }
+        place.settle();
+        released
+    }
+
+    fn give_up(&self, file_name: &FileName, held: &Held, certain: bool) -> Released {
+        if std::process::id() != self.process {
+            // A forked child: unlocking would free the parent's lock, closing our copy does not.
+            return Released::NotHeld;
+        }
+        let was_lost = held.is_lost()
+            || (certain && matches!(self.store.is_current(file_name, &held.file), Ok(false)));
+        if !was_lost {
+            self.store.note_release(file_name, &held.file, held.written);
+        }
+        self.store.unlock(&held.file);
+        if was_lost {
+            Released::NotHeld
+        } else {
+            Released::Freed
+        }
+    }
+
+    /// Opens a waiter's line. False if it does not wait.
+    pub(crate) fn listen(&self, request: &LockRequest, line: WakeSender) -> bool {
+        let file_name = FileName::of(&request.name);
+        self.places
+            .find(&file_name)
+            .is_some_and(|visit| visit.lock().listen(request.owner, line))
+    }
+
+    /// Who holds by what the lock file says; nobody if it can't be read or is just being written.
+    fn present_holder(&self, file_name: &FileName, file: &LockFile) -> Option<Holder> {
+        let record = self.store.read(file_name, file).ok()?;
+        let present = self.store.present(file_name, &record);
+        present.into_iter().next().map(|entry| entry.holder)
+    }
+
+    fn holder(&self, request: &LockRequest) -> Holder {
+        let mut holder = request.holder.clone().since_now();
+        if holder.label.is_none() {
+            holder.label.clone_from(&self.label);
+        }
+        holder
+    }
+
+    fn start_watching(&self) -> Result<(), FsError> {
+        let Some(watch) = &self.watch else {
+            return Ok(());
+        };
+        watch.start().map_err(|error| {
+            let action = "start the thread that watches";
+            FsError::with_kind(FsErrorKind::Unavailable, action, error)
+        })
+    }
+
+    /// Watches the file that this process contends for. Without a watch, which the system may refuse at any time, its
+    /// waiters poll.
+    fn watch_file(&self, file_name: &FileName, file: &LockFile) -> Option<Watching> {
+        let watching = self.watch.as_ref()?.watch_file(file, file_name.as_str());
+        watching
+            .inspect_err(|error| tracing::debug!(%error, "a lock file can't be watched: polling"))
+            .ok()
+    }
+
+    /// Says in which directory it was.
+    pub(crate) fn locate(&self, error: FsError) -> FsError {
+        match (&self.directory, error.path()) {
+            (Some(directory), Some(file)) => {
+                let path = directory.join(file);
+                error.at(path)
+            }
+            (Some(directory), None) => error.at(directory),
+            (None, _) => error,
+        }
+    }
+
+    /// Ends the leases of those who hold `file_name` through a file that is no longer there.
+    fn verify(&self, file_name: &FileName) {
+        let Some(visit) = self.places.find(file_name) else {
+            return;
+        };
+        let mut place = visit.lock();
+        let is_moved = self.is_moved.load(Ordering::Relaxed);
+        for held in &place.held {
+            let Some(lease) = &held.lease else {
+                continue;
+            };
+            if is_moved {
+                lease.end(Loss::Removed("the lock directory was moved".into()));
+            } else if let Ok(false) = self.store.is_current(file_name, &held.file) {
+                // An error would say nothing about the file.
+                let what = format!("{} was deleted or replaced", file_name.as_str());
+                lease.end(Loss::Removed(what.into()));
+            }
+        }
+        // Those who wait must go on to the file that is there now, if any.
+        place.poll_soon();
+        place.wake_first();
+    }
+
+    /// Whether the directory is still the one that is opened by its path.
+    fn is_in_place(&self) -> bool {
+        let Some(path) = &self.directory else {
+            // It was never opened by a path.
+            return true;
+        };
+        match Dir::open_ambient_dir(path, ambient_authority()) {
+            Ok(there) => self.store.is_in(&there),
+            Err(error) => error.kind() != io::ErrorKind::NotFound,
+        }
+    }
+}
+
+fn is_watched(place: &Place, file: &LockFile) -> bool {
+    place
+        .watching
+        .as_ref()
+        .is_some_and(|watching| watching.is_of(file))
+}
+
+impl Watched for Client {
+    fn closed(&self, file: &str) {
+        let file_name = FileName::existing(file);
+        if let Some(visit) = self.places.find(&file_name) {
+            visit.lock().wake_first();
+        }
+    }
+
+    fn replaced(&self, file: &str) {
+        self.verify(&FileName::existing(file));
+    }
+
+    fn everything_changed(&self) {
+        if !self.is_in_place() {
+            self.is_moved.store(true, Ordering::Relaxed);
+        }
+        for file_name in self.places.names() {
+            self.verify(&file_name);
+        }
+    }
+}
+
+/// The name of the lock whose file is called `file_name`, as far as it can be told.
+pub(crate) fn lock_name(
+    file_name: &str,
+    in_file: impl FnOnce() -> Option<String>,
+) -> Option<LockName> {
+    FileName::decode(file_name).or_else(|| {
+        let name = LockName::new(in_file()?).ok()?;
+        (FileName::of(&name).as_str() == file_name).then_some(name)
+    })
+}

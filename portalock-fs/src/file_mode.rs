@@ -1,0 +1,131 @@
+//! How a data file is opened: portalocker's mode strings, as a type.
+
+use std::{fs::OpenOptions, str::FromStr};
+
+use serde::{Deserialize, Serialize};
+
+/// How a [`FileLock`](crate::FileLock) opens its file. The table gives the mode string of Python's `open` for each.
+///
+/// | mode | Python | reads | writes | creates | content |
+/// |---|---|---|---|---|---|
+/// | [`Read`](Self::Read) | `r` | yes | no | no | kept |
+/// | [`ReadWrite`](Self::ReadWrite) | `r+` | yes | yes | no | kept |
+/// | [`Write`](Self::Write) | `w` | no | yes | yes | emptied, once it is locked |
+/// | [`WriteRead`](Self::WriteRead) | `w+` | yes | yes | yes | emptied, once it is locked |
+/// | [`Append`](Self::Append) | `a` | no | at the end | yes | kept |
+/// | [`AppendRead`](Self::AppendRead) | `a+` | yes | at the end | yes | kept |
+/// | [`New`](Self::New) | `x` | no | yes | only if there is none | empty |
+/// | [`NewRead`](Self::NewRead) | `x+` | yes | yes | only if there is none | empty |
+///
+/// It also reads Python's strings, with or without `b`, so that a setting can be taken over as it is:
+///
+/// ```
+/// use portalock_fs::FileMode;
+///
+/// assert_eq!("rb+".parse(), Ok(FileMode::ReadWrite));
+/// assert!("rw".parse::<FileMode>().is_err());
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FileMode {
+    /// Reads a file that exists.
+    Read,
+    /// Reads and writes a file that exists.
+    ReadWrite,
+    /// Writes a file from the start; what it held is discarded once the lock is held, never before.
+    Write,
+    /// As [`Write`](Self::Write), and what was written can be read back.
+    WriteRead,
+    /// Writes at the end. The default, as in portalocker.
+    #[default]
+    Append,
+    /// Writes at the end and reads anywhere.
+    AppendRead,
+    /// Writes a file that must not exist yet.
+    New,
+    /// As [`New`](Self::New), and what was written can be read back.
+    NewRead,
+}
+
+/// A text that is no mode.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "\"{0}\" is no mode for a file: write one of r, w, a, x, and + if it should both read and write"
+)]
+pub struct InvalidFileMode(String);
+
+impl FileMode {
+    pub(crate) const fn truncates(self) -> bool {
+        matches!(self, Self::Write | Self::WriteRead)
+    }
+
+    /// The options to open the file with: never `truncate`, since it is not locked yet.
+    pub(crate) fn options(self) -> OpenOptions {
+        let mut options = OpenOptions::new();
+        match self {
+            Self::Read => options.read(true),
+            Self::ReadWrite => options.read(true).write(true),
+            Self::Write => options.write(true).create(true),
+            Self::WriteRead => options.read(true).write(true).create(true),
+            // Windows locks no handle that can only append.
+            Self::Append => options.append(true).create(true).read(cfg!(windows)),
+            Self::AppendRead => options.append(true).create(true).read(true),
+            Self::New => options.write(true).create_new(true),
+            Self::NewRead => options.read(true).write(true).create_new(true),
+        };
+        options
+    }
+}
+
+impl FromStr for FileMode {
+    type Err = InvalidFileMode;
+
+    fn from_str(text: &str) -> Result<Self, InvalidFileMode> {
+        let invalid = || InvalidFileMode(text.to_owned());
+        let mut base = None;
+        let mut updates = false;
+        let mut flavour = None;
+        for letter in text.chars() {
+            match letter {
+                'r' | 'w' | 'a' | 'x' if base.is_none() => base = Some(letter),
+                'b' | 't' if flavour.is_none() => flavour = Some(letter),
+                '+' if !updates => updates = true,
+                _ => return Err(invalid()),
+            }
+        }
+        Ok(match (base.ok_or_else(invalid)?, updates) {
+            ('r', false) => Self::Read,
+            ('r', true) => Self::ReadWrite,
+            ('w', false) => Self::Write,
+            ('w', true) => Self::WriteRead,
+            ('a', false) => Self::Append,
+            ('a', true) => Self::AppendRead,
+            (_, false) => Self::New,
+            (_, true) => Self::NewRead,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pythons_strings_are_read_in_any_order() {
+        for (text, mode) in [
+            ("r", FileMode::Read),
+            ("+r", FileMode::ReadWrite),
+            ("wt", FileMode::Write),
+            ("b+w", FileMode::WriteRead),
+            ("ab", FileMode::Append),
+            ("a+", FileMode::AppendRead),
+            ("x", FileMode::New),
+            ("x+b", FileMode::NewRead),
+        ] {
+            assert_eq!(text.parse(), Ok(mode), "{text}");
+        }
+        for text in ["", "b", "rw", "r++", "rbt", "rbb", "U"] {
+            assert!(text.parse::<FileMode>().is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,376 @@
+//! What is written down of a grant: its token, drawn and kept in the lock file, and who holds.
+//!
+//! An exclusive holder is alone with the record, by its lock. Shared holders are many, and each needs a token of its own:
+//! they draw them one after the other, under a lock on the file of readers, for the few microseconds that it takes. That
+//! file is also their list: a slot each, blank once released. The first reader after a writer starts it anew, so what a
+//! crash left in it does not stay; and the slot of a process that is gone is not believed, and used again.
+
+use std::{
+    io,
+    time::{Duration, Instant},
+};
+
+use cap_std::fs::File;
+use portalock_core::{FencingToken, Holder, LockName, Mode};
+
+use crate::{
+    FsError, FsErrorKind,
+    name::{FileName, INFO_SUFFIX, READERS_SUFFIX},
+    open::{LockFile, Store},
+    record::{self, Entry, LONGEST, NAME_AT, Record, SLOT},
+    sys, try_lock,
+};
+
+/// How long the lock on the file of readers is tried. It is held for microseconds, unless its holder is stopped in the
+/// midst of them.
+const PATIENCE: Duration = Duration::from_millis(2);
+
+/// A grant, as written down.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Written {
+    pub(crate) token: FencingToken,
+    /// The slot in the file of readers, of a shared holder.
+    reader: Option<u64>,
+}
+
+impl Store {
+    /// Draws a token and writes it down with the holder. The lock must be held in `mode`. `None` if another reader is
+    /// drawing one, and does not come to an end.
+    pub(crate) fn write_grant(
+        &self,
+        file_name: &FileName,
+        name: &LockName,
+        file: &LockFile,
+        mode: Mode,
+        holder: &Holder,
+    ) -> Result<Option<Written>, FsError> {
+        let readers = match mode {
+            Mode::Exclusive => None,
+            Mode::Shared => match self.lock_readers(file_name)? {
+                None => return Ok(None),
+                readers => readers,
+            },
+        };
+        let beside = self.open_beside(file_name)?;
+        let file = beside.as_ref().unwrap_or(&file.file);
+        let written = write_grant(file_name, name, file, readers.as_ref(), |token| Entry {
+            token,
+            mode,
+            holder: holder.clone(),
+        });
+        if let Some(readers) = &readers {
+            self.unlock(readers);
+        }
+        written
+            .map(Some)
+            .map_err(|error| error.at(file_name.as_str()))
+    }
+
+    /// Notes that a holder goes. For those who look only, so a failure changes nothing.
+    pub(crate) fn note_release(&self, name: &FileName, file: &LockFile, written: Written) {
+        let noted = match written.reader {
+            None => self.open_beside(name).and_then(|beside| {
+                let file = beside.as_ref().unwrap_or(&file.file);
+                write(file, &Record::write_released(written.token))
+            }),
+            Some(slot) => self.lock_readers(name).and_then(|readers| {
+                readers.map_or(Ok(()), |readers| {
+                    let blanked = write(&readers.file, &(slot * SLOT as u64, vec![0; SLOT]));
+                    self.unlock(&readers);
+                    blanked
+                })
+            }),
+        };
+        if let Err(error) = noted {
+            tracing::debug!(%error, file = name.as_str(), "a release could not be noted");
+        }
+    }
+
+    /// What the lock file says.
+    pub(crate) fn read(&self, name: &FileName, file: &LockFile) -> Result<Record, FsError> {
+        let beside = self.open_beside(name)?;
+        read(name, beside.as_ref().unwrap_or(&file.file)).map_err(|error| error.at(name.as_str()))
+    }
+
+    /// Who holds by what was written down, while somebody does.
+    pub(crate) fn present(&self, name: &FileName, record: &Record) -> Vec<Entry> {
+        match &record.last {
+            Some(last) if last.mode == Mode::Shared => self.readers(name).unwrap_or_default(),
+            _ => record.present().cloned().into_iter().collect(),
+        }
+    }
+
+    /// The readers who have not released, and whose process is there.
+    fn readers(&self, name: &FileName) -> Result<Vec<Entry>, FsError> {
+        let Some(file) = self.open_existing(&name.beside(READERS_SUFFIX))? else {
+            return Ok(Vec::new());
+        };
+        let here = Holder::this_process(None);
+        let mut present = Vec::new();
+        for slot in 0.. {
+            match read_slot(&file.file, slot)? {
+                Slot::End => break,
+                Slot::Entry(entry) if !is_gone(&entry, &here) => present.push(entry),
+                Slot::Entry(_) | Slot::Blank => {}
+            }
+        }
+        Ok(present)
+    }
+
+    fn lock_readers(&self, name: &FileName) -> Result<Option<LockFile>, FsError> {
+        let readers = self.open(&name.beside(READERS_SUFFIX))?;
+        let start = Instant::now();
+        while !try_lock(&readers.file, Mode::Exclusive, self.kind)? {
+            if start.elapsed() > PATIENCE {
+                return Ok(None);
+            }
+            std::thread::yield_now();
+        }
+        Ok(Some(readers))
+    }
+
+    /// Where locks are mandatory nobody could read a record in the locked file: it stands in a file of its own.
+    fn open_beside(&self, name: &FileName) -> Result<Option<File>, FsError> {
+        if !self.beside {
+            return Ok(None);
+        }
+        self.open(&name.beside(INFO_SUFFIX))
+            .map(|beside| Some(beside.file))
+    }
+}
+
+fn write_grant(
+    file_name: &FileName,
+    name: &LockName,
+    file: &File,
+    readers: Option<&LockFile>,
+    entry: impl FnOnce(FencingToken) -> Entry,
+) -> Result<Written, FsError> {
+    let record = read(file_name, file)?;
+    if file_name.is_hashed() {
+        match &record.name {
+            None => write(file, &Record::write_name(name))?,
+            Some(written) if written == name.as_str() => {}
+            Some(_) => return Err(foreign("the file of a lock with another name")),
+        }
+    }
+    let last = record.last_token();
+    let token = FencingToken::after(last);
+    if last.is_some_and(|last| token <= last) {
+        return Err(foreign("a fencing token after which there is none"));
+    }
+    let entry = entry(token);
+    let reader = match readers {
+        None => None,
+        Some(readers) => {
+            let is_first = record
+                .last
+                .as_ref()
+                .is_none_or(|last| last.mode == Mode::Exclusive);
+            Some(add_reader(&readers.file, &entry, is_first)?)
+        }
+    };
+    write(file, &record.write(&entry))?;
+    Ok(Written { token, reader })
+}
+
+/// Writes `entry` into a free slot. It says which.
+fn add_reader(readers: &File, entry: &Entry, is_first: bool) -> Result<u64, FsError> {
+    let mut slot = 0;
+    if is_first {
+        let mut start = [0; SLOT];
+        let filled = read_at(readers, &mut start, 0)?;
+        if !record::is_ours(&start[..filled]) {
+            return Err(foreign("no list of shared holders"));
+        }
+        readers
+            .set_len(0)
+            .map_err(|error| FsError::new("clear the list of shared holders of", error))?;
+    } else {
+        while let Slot::Entry(other) = read_slot(readers, slot)? {
+            if is_gone(&other, &entry.holder) {
+                break;
+            }
+            slot += 1;
+        }
+    }
+    write(readers, &(slot * SLOT as u64, record::render_slot(entry)))?;
+    Ok(slot)
+}
+
+/// Whether a reader's process ended without a release, as far as its own host can tell.
+fn is_gone(reader: &Entry, here: &Holder) -> bool {
+    reader.holder.host == here.host && sys::process_exists(reader.holder.pid) == Some(false)
+}
+
+enum Slot {
+    Entry(Entry),
+    Blank,
+    End,
+}
+
+fn read_slot(readers: &File, slot: u64) -> Result<Slot, FsError> {
+    let mut bytes = [0; SLOT];
+    let filled = read_at(readers, &mut bytes, slot * SLOT as u64)?;
+    if filled == 0 {
+        return Ok(Slot::End);
+    }
+    Ok(record::parse_slot(&bytes[..filled]).map_or(Slot::Blank, Slot::Entry))
+}
+
+fn read(name: &FileName, file: &File) -> Result<Record, FsError> {
+    let mut bytes = [0; LONGEST];
+    let length = if name.is_hashed() { LONGEST } else { NAME_AT };
+    let filled = read_at(file, &mut bytes[..length], 0)?;
+    Record::parse(&bytes[..filled]).map_err(|_| foreign("no record of a lock"))
+}
+
+fn read_at(file: &File, bytes: &mut [u8], at: u64) -> Result<usize, FsError> {
+    let mut filled = 0;
+    while filled < bytes.len() {
+        match sys::read_at(file, &mut bytes[filled..], at + filled as u64) {
+            Ok(0) => break,
+            Ok(more) => filled += more,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(FsError::new("read", error)),
+        }
+    }
+    Ok(filled)
+}
+
+fn write(file: &File, (at, bytes): &(u64, Vec<u8>)) -> Result<(), FsError> {
+    let mut written = 0;
+    while written < bytes.len() {
+        match sys::write_at(file, &bytes[written..], at + written as u64) {
+            Ok(0) => return Err(FsError::new("write", io::ErrorKind::WriteZero.into())),
+            Ok(more) => written += more,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(FsError::new("write", error)),
+        }
+    }
+    Ok(())
+}
+
+fn foreign(what: &'static str) -> FsError {
+    FsError::with_kind(FsErrorKind::Foreign, "use", io::Error::other(what))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{LockKind, open::Tried};
+    use cap_std::{ambient_authority, fs::Dir};
+
+    fn store(beside: bool) -> (tempfile::TempDir, Store) {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store {
+            dir: Dir::open_ambient_dir(dir.path(), ambient_authority()).unwrap(),
+            kind: LockKind::Flock,
+            file_mode: 0o600,
+            beside,
+        };
+        (dir, store)
+    }
+
+    fn take(store: &Store, name: &LockName, mode: Mode, pid: u32) -> (LockFile, Written) {
+        let file_name = FileName::of(name);
+        let Tried::Locked(file) = store.try_lock(&file_name, None, mode).unwrap() else {
+            panic!("{name} is busy");
+        };
+        let mut holder = Holder::this_process(None);
+        holder.pid = pid;
+        let written = store.write_grant(&file_name, name, &file, mode, &holder);
+        (file, written.unwrap().unwrap())
+    }
+
+    fn present(store: &Store, name: &LockName) -> Vec<u32> {
+        let file_name = FileName::of(name);
+        let file = store.open(file_name.as_str()).unwrap();
+        let record = store.read(&file_name, &file).unwrap();
+        let present = store.present(&file_name, &record);
+        present.into_iter().map(|entry| entry.holder.pid).collect()
+    }
+
+    #[test]
+    fn records_work_the_same_in_the_lock_file_and_beside_it() {
+        for beside in [false, true] {
+            let (dir, store) = store(beside);
+            let us = std::process::id();
+            for name in ["plain".to_owned(), "Ü".repeat(100)] {
+                let name = LockName::new(name).unwrap();
+                let file_name = FileName::of(&name);
+                let (file, first) = take(&store, &name, Mode::Exclusive, us);
+                assert_eq!(present(&store, &name), [us]);
+                store.note_release(&file_name, &file, first);
+                store.unlock(&file);
+                assert!(present(&store, &name).is_empty());
+                let (_one, second) = take(&store, &name, Mode::Shared, us);
+                let (_two, third) = take(&store, &name, Mode::Shared, us);
+                assert!(first.token < second.token && second.token < third.token);
+                assert_eq!(present(&store, &name), [us, us]);
+                let length = std::fs::metadata(dir.path().join(file_name.as_str()));
+                assert_eq!(length.unwrap().len() == 0, beside);
+            }
+        }
+    }
+
+    #[test]
+    fn readers_that_crashed_are_not_told_and_leave_their_slots() {
+        let (dir, store) = store(false);
+        let name = LockName::new("a").unwrap();
+        let mut gone = std::process::Command::new(std::env::current_exe().unwrap())
+            .arg("--list")
+            .stdout(std::process::Stdio::null())
+            .spawn()
+            .unwrap();
+        gone.wait().unwrap();
+        let us = std::process::id();
+        let keeper = take(&store, &name, Mode::Shared, us);
+        for _ in 0..10 {
+            drop(take(&store, &name, Mode::Shared, gone.id()));
+        }
+        if cfg!(unix) {
+            assert_eq!(present(&store, &name), [us]);
+            let readers = dir.path().join("a.shared");
+            assert_eq!(readers.metadata().unwrap().len(), 2 * SLOT as u64);
+        }
+        drop(keeper);
+        // After a writer the list starts anew.
+        drop(take(&store, &name, Mode::Exclusive, us));
+        let _reader = take(&store, &name, Mode::Shared, us);
+        assert_eq!(present(&store, &name), [us]);
+    }
+
+    #[test]
+    fn a_released_readers_slot_is_used_again() {
+        let (dir, store) = store(false);
+        let name = LockName::new("a").unwrap();
+        let us = std::process::id();
+        let _keeper = take(&store, &name, Mode::Shared, us);
+        for _ in 0..10 {
+            let (file, written) = take(&store, &name, Mode::Shared, us);
+            assert_eq!(present(&store, &name).len(), 2);
+            store.note_release(&FileName::of(&name), &file, written);
+        }
+        assert_eq!(present(&store, &name).len(), 1);
+        let readers = dir.path().join("a.shared");
+        assert_eq!(readers.metadata().unwrap().len(), 2 * SLOT as u64);
+    }
+
+    #[test]
+    fn a_reader_that_is_stopped_while_it_draws_a_token_stops_nobody_for_long() {
+        let (_dir, store) = store(false);
+        let name = LockName::new("a").unwrap();
+        let file_name = FileName::of(&name);
+        let stopped = store.lock_readers(&file_name).unwrap().unwrap();
+        let Tried::Locked(file) = store.try_lock(&file_name, None, Mode::Shared).unwrap() else {
+            panic!("busy");
+        };
+        let holder = Holder::this_process(None);
+        let written = store.write_grant(&file_name, &name, &file, Mode::Shared, &holder);
+        assert!(written.unwrap().is_none());
+        store.unlock(&stopped);
+        let written = store.write_grant(&file_name, &name, &file, Mode::Shared, &holder);
+        assert!(written.unwrap().is_some());
+    }
+}

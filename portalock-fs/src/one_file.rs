@@ -1,0 +1,286 @@
+//! One acquisition of one file, as the engine sees it: open, lock, check that the path still names what was locked.
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
+};
+
+use async_trait::async_trait;
+use portalock_core::{
+    Attempt, BackendError, Capabilities, Contention, CrashRelease, Grant, Holder, LockBackend,
+    LockRequest, Loss, Mode, Patience, Released, Scope, Wakeups, wakeups,
+};
+
+use crate::{
+    FsError,
+    line::{Line, Listening},
+    spec::{Ending, Handle, Spec, Witness},
+    sys, try_lock, unlock,
+};
+
+/// How often a path that is replaced between open and lock is opened anew, before the answer is "contended" and the
+/// caller's deadline decides.
+const REOPENS: usize = 16;
+
+/// The backend of one acquisition.
+#[derive(Debug)]
+pub(crate) struct OneFile {
+    spec: Spec,
+    state: Mutex<State>,
+    /// Where the waiter is woken, once the engine listens.
+    line: OnceLock<Line>,
+}
+
+#[derive(Debug, Default)]
+enum State {
+    #[default]
+    Closed,
+    Waiting(Candidate),
+    Held {
+        handle: Arc<Handle>,
+        /// A forked child inherits the object but not the right to end its parent's lock.
+        process: u32,
+    },
+}
+
+/// A file that is open but not locked, and kept so between two attempts.
+#[derive(Debug)]
+struct Candidate {
+    /// Declared before the handle, whose closing is not to be heard.
+    listening: Option<Listening>,
+    handle: Handle,
+    seen: Option<Holder>,
+}
+
+impl OneFile {
+    pub(crate) fn new(spec: Spec) -> Self {
+        Self {
+            spec,
+            state: Mutex::default(),
+            line: OnceLock::new(),
+        }
+    }
+
+    pub(crate) fn spec(&self) -> &Spec {
+        &self.spec
+    }
+
+    /// Has the waiter woken on `line` from the next attempt on.
+    pub(crate) fn listen_on(&self, line: Line) -> bool {
+        self.line.set(line).is_ok()
+    }
+
+    /// The locked file.
+    pub(crate) fn handle(&self) -> Option<Arc<Handle>> {
+        match &*self.lock_state() {
+            State::Held { handle, .. } => Some(handle.clone()),
+            _ => None,
+        }
+    }
+
+    /// Whether the path still names the locked file.
+    pub(crate) fn check(&self) -> Result<Option<Loss>, FsError> {
+        let State::Held { handle, .. } = &*self.lock_state() else {
+            return Ok(None);
+        };
+        if self.spec.names(handle)? {
+            return Ok(None);
+        }
+        let path = self.spec.path.display();
+        Ok(Some(Loss::Removed(
+            format!("{path} was removed or replaced").into(),
+        )))
+    }
+
+    pub(crate) fn attempt(&self, mode: Mode, patience: Patience) -> Result<Attempt, FsError> {
+        let mut state = self.lock_state();
+        let mut candidate = match std::mem::take(&mut *state) {
+            held @ State::Held { .. } => {
+                *state = held;
+                return Ok(Attempt::Granted(Grant::new()));
+            }
+            // What was opened before may have been removed or replaced since.
+            State::Waiting(candidate) if self.spec.names(&candidate.handle)? => candidate,
+            State::Waiting(_) | State::Closed => self.open()?,
+        };
+        for _ in 0..REOPENS {
+            let locked = try_lock(&*candidate.handle, mode, self.spec.kind)
+                .map_err(|error| error.at(&self.spec.path))?;
+            if !locked {
+                if self.listen(&mut candidate) {
+                    // It may have been freed before anybody listened.
+                    continue;
+                }
+                return Ok(Attempt::Contended(
+                    self.wait(&mut state, candidate, patience),
+                ));
+            }
+            // Somebody may have removed or replaced the file between our open and our lock: then it is a lock on nothing.
+            if self.spec.names(&candidate.handle)? {
+                self.empty(&candidate.handle)?;
+                *state = State::Held {
+                    handle: Arc::new(candidate.handle),
+                    process: std::process::id(),
+                };
+                return Ok(Attempt::Granted(Grant::new()));
+            }
+            unlock(&*candidate.handle, self.spec.kind)?;
+            candidate = self.open()?;
+        }
+        Ok(Attempt::Contended(Contention::new()))
+    }
+
+    fn open(&self) -> Result<Candidate, FsError> {
+        Ok(Candidate {
+            listening: None,
+            handle: self.spec.open()?,
+            seen: None,
+        })
+    }
+
+    /// Somebody else has it: keeps what the next attempt needs, and says who it is.
+    fn wait(&self, state: &mut State, mut candidate: Candidate, patience: Patience) -> Contention {
+        let now = match self.spec.witness {
+            Witness::System => sys::lock_holder(&candidate.handle),
+            Witness::Written(read) => read(&self.spec.path),
+        };
+        // The one seen at first counts from there.
+        if candidate.seen.as_ref().map(|seen| seen.pid) != now.as_ref().map(|now| now.pid) {
+            candidate.seen = now;
+        }
+        let contention = Contention::new().with_holder(candidate.seen.clone());
+        // Where a file that is open can't be removed, a waiter must not keep its holder from removing it.
+        let keep_open = !sys::LOCKED_FILES_STAY || matches!(self.spec.ending, Ending::Keep);
+        if patience == Patience::Queue && keep_open {
+            *state = State::Waiting(candidate);
+        }
+        contention
+    }
+
+    /// Listens for the file being closed, if there is a line and nobody listens to this file yet. True if that is new.
+    fn listen(&self, candidate: &mut Candidate) -> bool {
+        if candidate.listening.is_some() {
+            return false;
+        }
+        candidate.listening = self
+            .line
+            .get()
+            .and_then(|line| line.listen(&candidate.handle));
+        candidate.listening.is_some()
+    }
+
+    /// Empties the file if the mode says so: only now that it is locked.
+    fn empty(&self, handle: &Handle) -> Result<(), FsError> {
+        if !self.spec.mode.truncates() {
+            return Ok(());
+        }
+        handle.set_len(0).map_err(|error| {
+            // Closing would free it too, but not where a child process has the handle.
+            let _ = unlock(&**handle, self.spec.kind);
+            self.spec.failed("empty", error)
+        })
+    }
+
+    /// Frees what is held. The first failure is reported, and none keeps the rest from being done.
+    pub(crate) fn end(&self) -> Result<Released, FsError> {
+        match std::mem::take(&mut *self.lock_state()) {
+            State::Held { handle, process } => {
+                if process == std::process::id() {
+                    self.free(handle)?;
+                }
+                Ok(Released::Freed)
+            }
+            State::Waiting(_) | State::Closed => Ok(Released::NotHeld),
+        }
+    }
+
+    fn free(&self, handle: Arc<Handle>) -> Result<(), FsError> {
+        let Ending::Remove { companion } = &self.spec.ending else {
+            return unlock(&**handle, self.spec.kind).map_err(|error| error.at(&self.spec.path));
+        };
+        // Removed while still locked: between unlock and removal another could lock the file, and a third one a new one.
+        let ours = self.spec.names(&handle);
+        let removed = match &ours {
+            Ok(true) => companion
+                .iter()
+                .map(PathBuf::as_path)
+                .chain((!sys::LOCKED_FILES_STAY).then_some(self.spec.path.as_path()))
+                .map(remove)
+                .fold(Ok(()), Result::and),
+            // What stands there now is another's.
+            Ok(false) => {
+                tracing::warn!(path = %self.spec.path.display(), "a lock file was removed or replaced while it was held");
+                Ok(())
+            }
+            Err(error) => Err(error.clone()),
+        };
+        let unlocked = unlock(&**handle, self.spec.kind).map_err(|error| error.at(&self.spec.path));
+        drop(handle);
+        let removed_late = if sys::LOCKED_FILES_STAY && matches!(ours, Ok(true)) {
+            remove(&self.spec.path)
+        } else {
+            Ok(())
+        };
+        removed.and(unlocked).and(removed_late)
+    }
+
+    fn lock_state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for OneFile {
+    /// Only of use where an attempt for several files won some of them.
+    fn drop(&mut self) {
+        if let Err(error) = self.end() {
+            tracing::warn!(%error, "a file lock could not be freed in good order");
+        }
+    }
+}
+
+/// Removes a file; one that is gone already is no failure.
+fn remove(path: &Path) -> Result<(), FsError> {
+    match sys::remove_lock_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(FsError::new("remove", error).at(path))
+        }
+        _ => Ok(()),
+    }
+}
+
+#[async_trait]
+impl LockBackend for OneFile {
+    fn capabilities(&self) -> Capabilities {
+        Capabilities::new(Scope::Host)
+            .with_shared(true)
+            .with_crash_release(CrashRelease::WithProcess)
+            .with_releases_now(true)
+            .with_needs_runtime(false)
+    }
+
+    async fn try_acquire(&self, request: &LockRequest) -> Result<Attempt, BackendError> {
+        Ok(self.attempt(request.demand, request.patience)?)
+    }
+
+    async fn subscribe(&self, _request: &LockRequest) -> Result<Option<Wakeups>, BackendError> {
+        let (sender, wakeups) = wakeups();
+        let Some(line) = Line::new(sender) else {
+            return Ok(None);
+        };
+        // The engine asks once, and tries again afterwards: that attempt starts to listen.
+        Ok(self.listen_on(line).then_some(wakeups))
+    }
+
+    async fn release(&self, _request: &LockRequest) -> Result<Released, BackendError> {
+        Ok(self.end()?)
+    }
+
+    fn release_now(&self, _request: &LockRequest) -> bool {
+        if let Err(error) = self.end() {
+            let source = error.io_error();
+            tracing::warn!(%error, %source, "a file lock was dropped, and something was left behind");
+        }
+        true
+    }
+}

@@ -1,0 +1,179 @@
+//! The lock files of one directory: opened without leaving it, locked, and checked to be still there.
+
+use std::io;
+
+use cap_fs_ext::{FollowSymlinks, MetadataExt, OpenOptionsFollowExt};
+#[cfg(unix)]
+use cap_std::fs::OpenOptionsExt;
+use cap_std::fs::{Dir, File, Metadata, OpenOptions};
+use portalock_core::Mode;
+
+use crate::{FsError, FsErrorKind, LockKind, name::FileName, try_lock, unlock};
+
+/// How often an acquisition starts again because the file it locked was no longer the one in the directory.
+const REPLACED: usize = 16;
+
+/// A directory and how its files are opened and locked.
+#[derive(Debug)]
+pub(crate) struct Store {
+    pub(crate) dir: Dir,
+    pub(crate) kind: LockKind,
+    #[cfg_attr(not(unix), allow(dead_code, reason = "permissions are Unix's"))]
+    pub(crate) file_mode: u32,
+    /// Whether records stand in a file beside the lock file, because a locked file can't be read.
+    pub(crate) beside: bool,
+}
+
+/// An open lock file, and which one it is.
+#[derive(Debug)]
+pub(crate) struct LockFile {
+    pub(crate) file: File,
+    id: FileId,
+}
+
+/// Which file it is, whatever its name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct FileId {
+    device: u64,
+    inode: u64,
+}
+
+/// How an attempt to lock a file ended.
+#[derive(Debug)]
+pub(crate) enum Tried {
+    Locked(LockFile),
+    Busy(LockFile),
+}
+
+impl Store {
+    /// Locks the file of `name`, through `candidate` if it is still the one in the directory.
+    pub(crate) fn try_lock(
+        &self,
+        name: &FileName,
+        candidate: Option<LockFile>,
+        mode: Mode,
+    ) -> Result<Tried, FsError> {
+        let mut candidate = candidate;
+        for _ in 0..REPLACED {
+            let file = match candidate.take() {
+                Some(file) => file,
+                None => self.open(name.as_str())?,
+            };
+            let locked =
+                try_lock(&file.file, mode, self.kind).map_err(|error| error.at(name.as_str()))?;
+            // A file that was deleted or replaced between opening and locking excludes nobody who opens it anew.
+            if self.is_current(name, &file)? {
+                return Ok(if locked {
+                    Tried::Locked(file)
+                } else {
+                    Tried::Busy(file)
+                });
+            }
+            if locked {
+                self.unlock(&file);
+            }
+        }
+        let cause = io::Error::other("the lock file is replaced again and again");
+        Err(FsError::with_kind(FsErrorKind::Unavailable, "lock", cause).at(name.as_str()))
+    }
+
+    /// Unlocks before the file is closed: a copy of the descriptor that a child inherited must not keep the lock.
+    pub(crate) fn unlock(&self, file: &LockFile) {
+        if let Err(error) = unlock(&file.file, self.kind) {
+            // Closing it, which follows, frees it as well.
+            tracing::warn!(%error, "a lock file could not be unlocked");
+        }
+    }
+
+    /// Whether the directory still has this very file under this name.
+    pub(crate) fn is_current(&self, name: &FileName, file: &LockFile) -> Result<bool, FsError> {
+        match self.metadata(name.as_str()) {
+            Ok(found) => Ok(FileId::of(&found) == file.id),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(FsError::new("look for", error).at(name.as_str())),
+        }
+    }
+
+    /// Whether `there` is this very directory. True if that can't be told.
+    pub(crate) fn is_in(&self, there: &Dir) -> bool {
+        match (self.dir.dir_metadata(), there.dir_metadata()) {
+            (Ok(here), Ok(there)) => FileId::of(&here) == FileId::of(&there),
+            _ => true,
+        }
+    }
+
+    /// Opens a file, and makes it if it isn't there.
+    pub(crate) fn open(&self, name: &str) -> Result<LockFile, FsError> {
+        let mut options = OpenOptions::new();
+        options.create(true);
+        self.open_with(name, &mut options)
+            .map_err(|error| FsError::new("open", error).at(name))
+            .and_then(|file| LockFile::new(file, name))
+    }
+
+    /// Opens the file if it is there.
+    pub(crate) fn open_existing(&self, name: &str) -> Result<Option<LockFile>, FsError> {
+        match self.open_with(name, &mut OpenOptions::new()) {
+            Ok(file) => LockFile::new(file, name).map(Some),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(FsError::new("open", error).at(name)),
+        }
+    }
+
+    fn open_with(&self, name: &str, options: &mut OpenOptions) -> io::Result<File> {
+        options.read(true).write(true).follow(FollowSymlinks::No);
+        #[cfg(unix)]
+        options.mode(self.file_mode);
+        self.dir.open_with(name, options)
+    }
+
+    #[cfg(not(windows))]
+    pub(crate) fn metadata(&self, name: &str) -> io::Result<Metadata> {
+        self.dir.symlink_metadata(name)
+    }
+
+    /// Only an open file tells which one it is.
+    #[cfg(windows)]
+    pub(crate) fn metadata(&self, name: &str) -> io::Result<Metadata> {
+        let mut options = OpenOptions::new();
+        options.read(true).follow(FollowSymlinks::No);
+        self.dir.open_with(name, &options)?.metadata()
+    }
+}
+
+impl LockFile {
+    fn new(file: File, name: &str) -> Result<Self, FsError> {
+        let metadata = file
+            .metadata()
+            .map_err(|error| FsError::new("look at", error).at(name))?;
+        let wrong = |what: &'static str| {
+            let cause = io::Error::other(what);
+            Err(FsError::with_kind(FsErrorKind::NotAFile, "use", cause).at(name))
+        };
+        if !metadata.is_file() {
+            return wrong("a directory or a device has its name");
+        }
+        if metadata.nlink() > 1 {
+            // Writing to it would write to a file elsewhere, and two names would be one lock.
+            return wrong("it has a second name, a hard link");
+        }
+        Ok(Self {
+            id: FileId::of(&metadata),
+            file,
+        })
+    }
+
+    /// Which file it is.
+    pub(crate) const fn id(&self) -> FileId {
+        self.id
+    }
+}
+
+impl FileId {
+    fn of(metadata: &Metadata) -> Self {
+        Self {
+            device: metadata.dev(),
+            inode: metadata.ino(),
+        }
+    }
+}

@@ -1,0 +1,291 @@
+//! What a lock file says: the last token, and who holds. Whole after any crash.
+//!
+//! Two slots of [`SLOT`] bytes are written in turn, so a write that a crash tore damages the older grant only; its own
+//! grant was never given out. Each slot is a line of text with a checksum; the valid one with the larger token counts.
+//! After the slots stands the token of the last grant that was released in good order, and after that, where the file's
+//! name is a hash, the lock's name.
+
+use portalock_core::{FencingToken, Holder, LockName, Mode};
+
+/// One slot's length.
+pub(crate) const SLOT: usize = 512;
+/// Where the last released token stands.
+pub(crate) const MARK_AT: usize = 2 * SLOT;
+/// Where the lock's name stands, if it does; else the whole record's length.
+pub(crate) const NAME_AT: usize = MARK_AT + MARK;
+/// The whole record's length, with a name.
+pub(crate) const LONGEST: usize = NAME_AT + LockName::MAX_BYTES + 1;
+
+const MARK: usize = 32;
+const MAGIC: &str = "portalock 1 ";
+/// The longest host name and label that a slot has room for, in characters.
+const LONGEST_TEXT: usize = 120;
+
+/// One grant, as written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Entry {
+    pub(crate) token: FencingToken,
+    pub(crate) mode: Mode,
+    pub(crate) holder: Holder,
+}
+
+/// All that a lock file says.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(crate) struct Record {
+    /// The newest grant.
+    pub(crate) last: Option<Entry>,
+    /// The slot that the next grant is written to.
+    next_slot: usize,
+    /// The last grant that was released in good order.
+    released: Option<FencingToken>,
+    /// The lock's name, where the file has it.
+    pub(crate) name: Option<String>,
+}
+
+/// The file has something else in it: not ours to overwrite.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Foreign;
+
+impl Record {
+    /// Reads what stands in a lock file, from its first byte on.
+    pub(crate) fn parse(bytes: &[u8]) -> Result<Self, Foreign> {
+        let slot = |index: usize| {
+            let from = (index * SLOT).min(bytes.len());
+            let to = (from + SLOT).min(bytes.len());
+            parse_slot(&bytes[from..to])
+        };
+        let (last, next_slot) = match (slot(0), slot(1)) {
+            (Some(first), Some(second)) if second.token > first.token => (Some(second), 0),
+            (Some(first), _) => (Some(first), 1),
+            (None, Some(second)) => (Some(second), 0),
+            (None, None) if is_ours(bytes) => (None, 0),
+            (None, None) => return Err(Foreign),
+        };
+        let released = bytes
+            .get(MARK_AT..)
+            .and_then(line)
+            .and_then(|text| text.parse().ok())
+            .map(FencingToken::new);
+        // A name may have line ends in it, but no NUL.
+        let name = bytes
+            .get(NAME_AT..)
+            .and_then(|bytes| until(bytes, 0))
+            .map(str::to_owned);
+        Ok(Self {
+            last,
+            next_slot,
+            released,
+            name,
+        })
+    }
+
+    /// The newest grant, unless its holder released it.
+    pub(crate) fn present(&self) -> Option<&Entry> {
+        self.last
+            .as_ref()
+            .filter(|entry| self.released != Some(entry.token))
+    }
+
+    /// The last token.
+    pub(crate) fn last_token(&self) -> Option<FencingToken> {
+        self.last.as_ref().map(|entry| entry.token)
+    }
+
+    /// What to write for a new grant, and where.
+    pub(crate) fn write(&self, entry: &Entry) -> (u64, Vec<u8>) {
+        ((self.next_slot * SLOT) as u64, render_slot(entry))
+    }
+
+    /// What to write when the grant with this token is released, and where.
+    pub(crate) fn write_released(token: FencingToken) -> (u64, Vec<u8>) {
+        let mut mark = format!("{token:020}\n").into_bytes();
+        // To its end, so that the whole record is there to be read in one call.
+        mark.resize(MARK, 0);
+        (MARK_AT as u64, mark)
+    }
+
+    /// What to write once into a file whose name is a hash, and where.
+    pub(crate) fn write_name(name: &LockName) -> (u64, Vec<u8>) {
+        (NAME_AT as u64, format!("{name}\0").into_bytes())
+    }
+}
+
+/// Whether it may be written over: an empty file, one whose first write was torn, or one that lost its data with the power.
+pub(crate) fn is_ours(bytes: &[u8]) -> bool {
+    bytes
+        .iter()
+        .zip(MAGIC.bytes())
+        .all(|(byte, magic)| *byte == magic || *byte == 0)
+}
+
+fn line(bytes: &[u8]) -> Option<&str> {
+    until(bytes, b'\n')
+}
+
+fn until(bytes: &[u8], end: u8) -> Option<&str> {
+    let end = bytes.iter().position(|byte| *byte == end)?;
+    std::str::from_utf8(&bytes[..end]).ok()
+}
+
+pub(crate) fn parse_slot(bytes: &[u8]) -> Option<Entry> {
+    let rest = line(bytes)?.trim_end().strip_prefix(MAGIC)?;
+    let (sum, body) = rest.split_once(' ')?;
+    if u64::from_str_radix(sum, 16).ok()? != checksum(body) {
+        return None;
+    }
+    let (token, body) = body.split_once(' ')?;
+    let (mode, holder) = body.split_once(' ')?;
+    Some(Entry {
+        token: FencingToken::new(token.parse().ok()?),
+        mode: match mode {
+            "exclusive" => Mode::Exclusive,
+            "shared" => Mode::Shared,
+            _ => return None,
+        },
+        holder: serde_json::from_str(holder).ok()?,
+    })
+}
+
+pub(crate) fn render_slot(entry: &Entry) -> Vec<u8> {
+    let mut holder = entry.holder.clone();
+    let mut room = LONGEST_TEXT;
+    loop {
+        // Never fails: the type has string keys only. An unreadable holder would still leave the token whole.
+        let json = serde_json::to_string(&holder).unwrap_or_else(|_| "null".to_owned());
+        let body = format!("{:020} {} {json}", entry.token.get(), entry.mode);
+        let mut line = format!("{MAGIC}{:016x} {body}", checksum(&body)).into_bytes();
+        if line.len() < SLOT {
+            line.resize(SLOT - 1, b' ');
+            line.push(b'\n');
+            return line;
+        }
+        holder.host = shorten(&holder.host, room);
+        holder.label = holder.label.map(|label| shorten(&label, room));
+        room /= 2;
+    }
+}
+
+fn shorten(text: &str, most: usize) -> std::sync::Arc<str> {
+    text.chars().take(most).collect::<String>().into()
+}
+
+/// FNV-1a: it is there to notice a torn write, not an attack.
+fn checksum(text: &str) -> u64 {
+    text.bytes().fold(0xcbf2_9ce4_8422_2325, |sum, byte| {
+        (sum ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::{Duration, UNIX_EPOCH};
+
+    fn entry(token: u64) -> Entry {
+        Entry {
+            token: FencingToken::new(token),
+            mode: Mode::Exclusive,
+            holder: Holder::new(
+                "db1",
+                42,
+                Some("nightly".into()),
+                UNIX_EPOCH + Duration::from_secs(1),
+            ),
+        }
+    }
+
+    fn put(file: &mut Vec<u8>, (at, bytes): (u64, Vec<u8>)) {
+        let at = usize::try_from(at).unwrap();
+        file.resize(file.len().max(at + bytes.len()), 0);
+        file[at..at + bytes.len()].copy_from_slice(&bytes);
+    }
+
+    fn grants(tokens: std::ops::RangeInclusive<u64>) -> Vec<u8> {
+        let mut file = Vec::new();
+        for token in tokens {
+            let record = Record::parse(&file).unwrap();
+            put(&mut file, record.write(&entry(token)));
+        }
+        file
+    }
+
+    #[test]
+    fn the_newest_grant_is_read_back() {
+        for last in 1..=5 {
+            let record = Record::parse(&grants(1..=last)).unwrap();
+            assert_eq!(record.present(), Some(&entry(last)));
+        }
+    }
+
+    #[test]
+    fn a_write_torn_at_any_byte_keeps_the_token_before_it() {
+        for last in 1..=3 {
+            let before = grants(1..=last);
+            let (at, bytes) = Record::parse(&before).unwrap().write(&entry(last + 1));
+            for torn in 0..bytes.len() {
+                let mut file = before.clone();
+                put(&mut file, (at, bytes[..torn].to_vec()));
+                let token = Record::parse(&file).unwrap().last_token().unwrap();
+                assert!(token.get() >= last, "torn after {torn} bytes: {token}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_first_write_torn_at_any_byte_is_still_ours() {
+        let (_, bytes) = Record::default().write(&entry(7));
+        for torn in 0..bytes.len() {
+            assert!(Record::parse(&bytes[..torn]).is_ok(), "{torn}");
+        }
+        assert_eq!(Record::parse(&[0; SLOT]), Ok(Record::default()));
+    }
+
+    #[test]
+    fn a_released_grant_is_no_longer_present() {
+        let mut file = grants(1..=2);
+        put(&mut file, Record::write_released(FencingToken::new(1)));
+        assert!(Record::parse(&file).unwrap().present().is_some());
+        put(&mut file, Record::write_released(FencingToken::new(2)));
+        let record = Record::parse(&file).unwrap();
+        assert_eq!(record.present(), None);
+        assert_eq!(record.last_token(), Some(FencingToken::new(2)));
+    }
+
+    #[test]
+    fn somebody_elses_file_is_told_apart() {
+        assert_eq!(Record::parse(b"12345\n"), Err(Foreign));
+        assert_eq!(Record::parse(&[b'x'; 4096]), Err(Foreign));
+        assert_eq!(Record::parse(b""), Ok(Record::default()));
+    }
+
+    #[test]
+    fn a_long_label_is_cut_and_the_token_stays() {
+        for label in [
+            "x".repeat(10_000),
+            "\u{1}".repeat(10_000),
+            "ß\"".repeat(999),
+        ] {
+            let mut long = entry(9);
+            long.holder.label = Some(label.into());
+            long.holder.host = "h".repeat(5_000).into();
+            let mut file = Vec::new();
+            put(&mut file, Record::default().write(&long));
+            let read = Record::parse(&file).unwrap().last.unwrap();
+            assert_eq!(read.token, FencingToken::new(9));
+            assert_eq!(read.holder.pid, 42);
+            assert!(read.holder.label.is_some_and(|label| !label.is_empty()));
+        }
+    }
+
+    #[test]
+    fn a_name_that_stands_in_the_file_is_read_back() {
+        let name = LockName::new("ü\n".repeat(85)).unwrap();
+        let mut file = grants(1..=1);
+        put(&mut file, Record::write_name(&name));
+        assert_eq!(
+            Record::parse(&file).unwrap().name.as_deref(),
+            Some(name.as_str())
+        );
+        assert!(file.len() <= LONGEST);
+    }
+}

@@ -1,0 +1,277 @@
+//! Linux and Android: one inotify instance and one thread for all backends of the process.
+//!
+//! The instance is shared because a user has few of them (128 by default), and a process may have many backends.
+
+use std::{
+    collections::HashMap,
+    fmt, io,
+    mem::MaybeUninit,
+    os::fd::{AsFd, AsRawFd, OwnedFd},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    thread::JoinHandle,
+};
+
+use cap_std::fs::{Dir, File};
+use rustix::{
+    event::{EventfdFlags, PollFd, PollFlags, eventfd, poll},
+    fs::inotify::{self, CreateFlags, ReadFlags, Reader, WatchFlags},
+    io::Errno,
+};
+
+use crate::watch::Watched;
+
+/// The events of at least a hundred files, or of one with the longest name.
+const BUFFER: usize = 4096;
+
+/// The process's watcher, for as long as a backend uses it.
+static SHARED: Mutex<Weak<Watcher>> = Mutex::new(Weak::new());
+
+/// An inotify instance, and the thread that reads it.
+pub(crate) struct Watcher {
+    events: OwnedFd,
+    stop: OwnedFd,
+    registry: Arc<Mutex<Registry>>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+#[derive(Default)]
+struct Registry {
+    /// By watch descriptor. Two backends on one directory, or two waiters on one file, share a descriptor.
+    targets: HashMap<i32, Vec<Target>>,
+    next_id: u64,
+}
+
+#[derive(Clone)]
+struct Target {
+    id: u64,
+    /// The file that is watched; none for a directory, whose events name theirs.
+    file: Option<Arc<str>>,
+    told: Weak<dyn Watched>,
+}
+
+/// One watch: it ends when this is dropped.
+pub(crate) struct Registration {
+    watcher: Weak<Watcher>,
+    descriptor: i32,
+    id: u64,
+}
+
+/// One event, and whom it concerns.
+struct News {
+    target: Target,
+    flags: ReadFlags,
+    name: Option<Arc<str>>,
+}
+
+impl Watcher {
+    pub(crate) fn shared() -> io::Result<Arc<Self>> {
+        let mut shared = lock(&SHARED);
+        if let Some(watcher) = shared.upgrade() {
+            return Ok(watcher);
+        }
+        let watcher = Arc::new(Self {
+            events: inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?,
+            stop: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
+            registry: Arc::default(),
+            thread: Mutex::default(),
+        });
+        *shared = Arc::downgrade(&watcher);
+        Ok(watcher)
+    }
+
+    /// Starts the thread, unless it runs.
+    pub(crate) fn start(this: &Arc<Self>) -> io::Result<()> {
+        let mut thread = lock(&this.thread);
+        if thread.is_some() {
+            return Ok(());
+        }
+        let events = this.events.try_clone()?;
+        let stop = this.stop.try_clone()?;
+        let registry = this.registry.clone();
+        // The thread must not keep the watcher alive: its end is what stops the thread.
+        *thread = Some(
+            std::thread::Builder::new()
+                .name("portalock-watch".to_owned())
+                .stack_size(256 * 1024)
+                .spawn(move || run(&events, &stop, &registry))?,
+        );
+        Ok(())
+    }
+
+    pub(crate) fn watch_directory(
+        this: &Arc<Self>,
+        dir: &Dir,
+        told: Weak<dyn Watched>,
+    ) -> io::Result<Registration> {
+        let flags = WatchFlags::DELETE
+            | WatchFlags::MOVED_FROM
+            | WatchFlags::MOVED_TO
+            | WatchFlags::DELETE_SELF
+            | WatchFlags::MOVE_SELF
+            | WatchFlags::ONLYDIR;
+        Self::add(this, dir, flags, None, told)
+    }
+
+    pub(crate) fn watch_file(
+        this: &Arc<Self>,
+        file: &File,
+        name: &str,
+        told: Weak<dyn Watched>,
+    ) -> io::Result<Registration> {
+        Self::add(this, file, WatchFlags::CLOSE_WRITE, Some(name.into()), told)
+    }
+
+    /// Watches one file for being closed by anybody, also by those who only read it.
+    pub(crate) fn watch_closing(
+        this: &Arc<Self>,
+        file: &std::fs::File,
+        told: Weak<dyn Watched>,
+    ) -> io::Result<Registration> {
+        Self::add(this, file, WatchFlags::CLOSE, Some("".into()), told)
+    }
+
+    fn add(
+        this: &Arc<Self>,
+        what: impl AsFd,
+        flags: WatchFlags,
+        file: Option<Arc<str>>,
+        told: Weak<dyn Watched>,
+    ) -> io::Result<Registration> {
+        // The open file itself, not what its name leads to by now.
+        let path = format!("/proc/self/fd/{}", what.as_fd().as_raw_fd());
+        // Locked over the call: a removal of the same descriptor must come wholly before or wholly after.
+        let mut registry = lock(&this.registry);
+        let descriptor = inotify::add_watch(&this.events, path, flags | WatchFlags::MASK_ADD)?;
+        let id = registry.next_id;
+        registry.next_id += 1;
+        registry
+            .targets
+            .entry(descriptor)
+            .or_default()
+            .push(Target { id, file, told });
+        Ok(Registration {
+            watcher: Arc::downgrade(this),
+            descriptor,
+            id,
+        })
+    }
+}
+
+impl Drop for Registration {
+    fn drop(&mut self) {
+        let Some(watcher) = self.watcher.upgrade() else {
+            return;
+        };
+        let mut registry = lock(&watcher.registry);
+        let Some(targets) = registry.targets.get_mut(&self.descriptor) else {
+            return;
+        };
+        targets.retain(|target| target.id != self.id);
+        if targets.is_empty() {
+            registry.targets.remove(&self.descriptor);
+            // It fails if what was watched is gone, and then there is nothing to remove.
+            let _ = inotify::remove_watch(&watcher.events, self.descriptor);
+        }
+    }
+}
+
+impl Drop for Watcher {
+    fn drop(&mut self) {
+        let _ = rustix::io::write(&self.stop, &1_u64.to_ne_bytes());
+        let thread = lock(&self.thread).take();
+        if let Some(thread) = thread
+            // The thread itself drops the last backend if everyone else did while it was telling it something.
+            && thread.thread().id() != std::thread::current().id()
+        {
+            let _ = thread.join();
+        }
+    }
+}
+
+fn run(events: &OwnedFd, stop: &OwnedFd, registry: &Mutex<Registry>) {
+    let mut buffer = [MaybeUninit::uninit(); BUFFER];
+    loop {
+        let mut ready = [
+            PollFd::new(events, PollFlags::IN),
+            PollFd::new(stop, PollFlags::IN),
+        ];
+        match poll(&mut ready, None) {
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(error) => {
+                tracing::error!(%error, "lock files are no longer watched");
+                return;
+            }
+        }
+        if !ready[1].revents().is_empty() {
+            return;
+        }
+        for news in read(events, &mut buffer, registry) {
+            tell(&news);
+        }
+    }
+}
+
+/// Reads what has happened. The registry is not locked while anybody is told: the told may watch and stop watching.
+fn read(events: &OwnedFd, buffer: &mut [MaybeUninit<u8>], registry: &Mutex<Registry>) -> Vec<News> {
+    let mut news = Vec::new();
+    let mut reader = Reader::new(events, buffer);
+    loop {
+        let event = match reader.next() {
+            Ok(event) => event,
+            Err(Errno::INTR) => continue,
+            Err(_) => return news,
+        };
+        let flags = event.events();
+        let name: Option<Arc<str>> = event
+            .file_name()
+            .and_then(|name| name.to_str().ok())
+            .map(Arc::from);
+        let registry = lock(registry);
+        let concerned: Vec<Target> = if flags.contains(ReadFlags::QUEUE_OVERFLOW) {
+            registry.targets.values().flatten().cloned().collect()
+        } else {
+            let targets = registry.targets.get(&event.wd());
+            targets.into_iter().flatten().cloned().collect()
+        };
+        drop(registry);
+        news.extend(concerned.into_iter().map(|target| News {
+            target,
+            flags,
+            name: name.clone(),
+        }));
+    }
+}
+
+fn tell(news: &News) {
+    let Some(told) = news.target.told.upgrade() else {
+        return;
+    };
+    let everything = ReadFlags::QUEUE_OVERFLOW
+        | ReadFlags::DELETE_SELF
+        | ReadFlags::MOVE_SELF
+        | ReadFlags::UNMOUNT
+        | ReadFlags::IGNORED;
+    match (&news.target.file, &news.name) {
+        (Some(file), _) => told.closed(file),
+        (None, Some(name)) => told.replaced(name),
+        (None, None) if news.flags.intersects(everything) => told.everything_changed(),
+        (None, None) => {}
+    }
+}
+
+impl fmt::Debug for Watcher {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Watcher").finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for Registration {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Registration").finish_non_exhaustive()
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Nothing panics while one is locked.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,139 @@
+//! Linux and Android: record locks that belong to the open file (`fcntl(2)`, "Open file description locks"), and what
+//! `/proc` tells.
+
+use std::{fs::File, io, os::unix::fs::MetadataExt};
+
+use nix::{
+    errno::Errno,
+    fcntl::{FcntlArg, fcntl},
+    libc,
+};
+use portalock_core::{Holder, Mode, clock};
+
+use super::ProcessLife;
+use crate::LockKind;
+
+pub(crate) fn lock_record(file: &File, mode: Mode) -> io::Result<()> {
+    fcntl(file, FcntlArg::F_OFD_SETLKW(&whole_file(lock_type(mode))))?;
+    Ok(())
+}
+
+pub(crate) fn try_lock_record(file: &File, mode: Mode) -> io::Result<bool> {
+    match fcntl(file, FcntlArg::F_OFD_SETLK(&whole_file(lock_type(mode)))) {
+        Ok(_) => Ok(true),
+        // POSIX allows either for "held by another".
+        Err(Errno::EAGAIN | Errno::EACCES) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}
+
+pub(crate) fn unlock_record(file: &File) -> io::Result<()> {
+    fcntl(file, FcntlArg::F_OFD_SETLK(&whole_file(libc::F_UNLCK)))?;
+    Ok(())
+}
+
+const fn lock_type(mode: Mode) -> libc::c_int {
+    match mode {
+        Mode::Exclusive => libc::F_WRLCK,
+        Mode::Shared => libc::F_RDLCK,
+    }
+}
+
+#[allow(
+    clippy::cast_possible_truncation,
+    reason = "the constants are small; the structure's fields are short"
+)]
+const fn whole_file(lock_type: libc::c_int) -> libc::flock {
+    libc::flock {
+        l_type: lock_type as libc::c_short,
+        l_whence: libc::SEEK_SET as libc::c_short,
+        l_start: 0,
+        l_len: 0,
+        // Must be zero for a lock that belongs to the open file.
+        l_pid: 0,
+    }
+}
+
+/// Locks belong to the open file here: closing one handle does nothing to another.
+pub(crate) fn close(file: File, _kind: LockKind) {
+    drop(file);
+}
+
+/// Who holds `file` as `/proc/locks` has it: not for locks that belong to no process, nor across containers.
+pub(crate) fn lock_holder(file: &File) -> Option<Holder> {
+    let metadata = file.metadata().ok()?;
+    let device = metadata.dev();
+    let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
+    let id = format!("{major:02x}:{minor:02x}:{}", metadata.ino());
+    let pid = std::fs::read_to_string("/proc/locks")
+        .ok()?
+        .lines()
+        .find_map(|line| holder_in(line, &id))?;
+    let here = Holder::this_process(None);
+    Some(Holder::new(
+        here.host,
+        pid,
+        Some("seen holding it".into()),
+        clock::wall_clock(),
+    ))
+}
+
+/// When the process with this `pid` started, and in which boot; `None` if there is no such process, or `/proc` is hidden.
+pub(crate) fn process_life(pid: u32) -> Option<ProcessLife> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
+    let namespace = std::fs::read_link("/proc/self/ns/pid").ok()?;
+    Some(ProcessLife {
+        boot: boot.trim().to_owned(),
+        namespace: namespace.to_string_lossy().into_owned(),
+        start: start_in(&stat)?,
+    })
+}
+
+/// Field 22 of `/proc/<pid>/stat` (`proc(5)`). The second is the program's name, which may hold anything.
+fn start_in(stat: &str) -> Option<u64> {
+    let (_, after_name) = stat.rsplit_once(')')?;
+    after_name.split_ascii_whitespace().nth(19)?.parse().ok()
+}
+
+/// The pid in a line such as `1: FLOCK ADVISORY WRITE 1234 08:02:131 0 EOF`; waiters' lines have an arrow.
+fn holder_in(line: &str, id: &str) -> Option<u32> {
+    let mut words = line.split_ascii_whitespace().skip(1);
+    if words.next()? == "->" {
+        return None;
+    }
+    let pid = words.nth(2)?;
+    (words.next()? == id)
+        .then(|| pid.parse().ok())?
+        .filter(|pid| *pid != 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_start_is_found_behind_any_name() {
+        let fields = "S 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 4711 20";
+        assert_eq!(start_in(&format!("42 (a ) b) {fields}")), Some(4711));
+        assert_eq!(start_in("42 (short) S 1"), None);
+        let here = std::process::id();
+        assert_eq!(process_life(here), process_life(here));
+        assert!(process_life(here).is_some_and(|life| life.start > 0));
+    }
+
+    #[test]
+    fn the_kernels_table_is_read() {
+        let id = "08:02:131";
+        for (line, pid) in [
+            ("1: FLOCK  ADVISORY  WRITE 1234 08:02:131 0 EOF", Some(1234)),
+            ("1: -> FLOCK  ADVISORY  WRITE 1235 08:02:131 0 EOF", None),
+            ("2: OFDLCK ADVISORY  WRITE -1 08:02:131 0 EOF", None),
+            ("3: POSIX  ADVISORY  READ 0 08:02:131 0 EOF", None),
+            ("4: FLOCK  ADVISORY  WRITE 1234 08:02:132 0 EOF", None),
+            ("", None),
+        ] {
+            assert_eq!(holder_in(line, id), pid, "{line}");
+        }
+    }
+}

@@ -1,0 +1,71 @@
+//! What differs between operating systems, behind one face: each module gives the same functions.
+//!
+//! | function | what |
+//! |---|---|
+//! | `lock_record`, `try_lock_record`, `unlock_record` | record locks over the whole file |
+//! | `close` | closes a handle so that no other lock of this process is lost |
+//! | `lock_holder` | who holds a file, where the system tells |
+//! | `set_open_flags` | never hangs in `open`, follows links only if asked |
+//! | `path_names_file` | whether a path still names an open file |
+//! | `LOCKED_FILES_STAY`, `remove_lock_file` | whether and how a lock file is removed |
+//! | `publish` | moves a file to a name that must be free |
+//! | `rename_exclusive`, `sync_directory` | a rename that replaces nothing, where there is one; makes a rename last |
+//! | `process_exists`, `process_life` | whether a process is there, and since when: tells a pid from a re-used one |
+//! | `Watcher`, `Registration` | being told of changes in a directory |
+//! | `is_remote` | whether a directory's file system answers from elsewhere |
+//! | `read_at`, `write_at` | reading and writing without a cursor |
+//! | `RECORDS_BELONG_TO_FILES` | whether record locks exclude two handles of one process |
+//! | `says_no_hard_links`, `says_no_locks`, `says_too_many_files`, `says_wrong_access`, `says_not_a_file` | codes that `io::ErrorKind` has no word for |
+
+#[cfg(any(target_os = "linux", target_os = "android"))]
+mod linux;
+#[cfg(unix)]
+#[cfg(any(test, not(any(target_os = "linux", target_os = "android"))))]
+mod process_records;
+mod publish;
+#[cfg(unix)]
+mod unix;
+#[cfg(windows)]
+mod windows;
+
+pub(crate) use publish::publish;
+
+#[cfg(any(target_os = "linux", target_os = "android"))]
+pub(crate) use linux::{
+    close, lock_holder, lock_record, process_life, try_lock_record, unlock_record,
+};
+#[cfg(all(unix, not(any(target_os = "linux", target_os = "android"))))]
+pub(crate) use process_records::{close, lock_record, try_lock_record, unlock_record};
+#[cfg(unix)]
+pub(crate) use unix::*;
+#[cfg(windows)]
+pub(crate) use windows::*;
+
+/// What tells one life of a pid from the next.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct ProcessLife {
+    /// The boot that it lives in.
+    pub(crate) boot: String,
+    /// The namespace that its pid is counted in.
+    pub(crate) namespace: String,
+    /// When it started, in ticks since the boot.
+    pub(crate) start: u64,
+}
+
+#[cfg(any(target_os = "linux", target_os = "android"))]
+mod inotify;
+#[cfg(not(any(target_os = "linux", target_os = "android")))]
+mod no_watch;
+mod positioned;
+mod remote;
+
+#[cfg(any(target_os = "linux", target_os = "android"))]
+pub(crate) use inotify::{Registration, Watcher};
+#[cfg(not(any(target_os = "linux", target_os = "android")))]
+pub(crate) use no_watch::{Registration, Watcher};
+pub(crate) use positioned::{read_at, write_at};
+pub(crate) use remote::is_remote;
+
+/// Whether record locks belong to the open file, as the other locks do, and not to the process.
+pub(crate) const RECORDS_BELONG_TO_FILES: bool =
+    cfg!(any(target_os = "linux", target_os = "android", windows));

@@ -1,0 +1,53 @@
+//! Systems where changes can't be watched for: waiters poll.
+
+use std::{
+    io,
+    sync::{Arc, Weak},
+};
+
+use cap_std::fs::{Dir, File};
+
+use crate::watch::Watched;
+
+/// Never made.
+#[derive(Debug)]
+pub(crate) enum Watcher {}
+
+/// Never made.
+#[derive(Debug)]
+pub(crate) enum Registration {}
+
+impl Watcher {
+    pub(crate) fn shared() -> io::Result<Arc<Self>> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    pub(crate) fn start(this: &Arc<Self>) -> io::Result<()> {
+        match **this {}
+    }
+
+    pub(crate) fn watch_directory(
+        this: &Arc<Self>,
+        _: &Dir,
+        _: Weak<dyn Watched>,
+    ) -> io::Result<Registration> {
+        match **this {}
+    }
+
+    pub(crate) fn watch_file(
+        this: &Arc<Self>,
+        _: &File,
+        _: &str,
+        _: Weak<dyn Watched>,
+    ) -> io::Result<Registration> {
+        match **this {}
+    }
+
+    pub(crate) fn watch_closing(
+        this: &Arc<Self>,
+        _: &std::fs::File,
+        _: Weak<dyn Watched>,
+    ) -> io::Result<Registration> {
+        match **this {}
+    }
+}

@@ -1,0 +1,21 @@
+//! Reading and writing at a place in a file, without a cursor that others share.
+
+use std::io;
+
+use cap_std::fs::{File, FileExt};
+
+/// Reads at `offset`. As little as the system gives at once.
+pub(crate) fn read_at(file: &File, bytes: &mut [u8], offset: u64) -> io::Result<usize> {
+    #[cfg(not(windows))]
+    return file.read_at(bytes, offset);
+    #[cfg(windows)]
+    return file.seek_read(bytes, offset);
+}
+
+/// Writes at `offset`. As little as the system takes at once.
+pub(crate) fn write_at(file: &File, bytes: &[u8], offset: u64) -> io::Result<usize> {
+    #[cfg(not(windows))]
+    return file.write_at(bytes, offset);
+    #[cfg(windows)]
+    return file.seek_write(bytes, offset);
+}

@@ -1,0 +1,149 @@
+//! What all Unix systems share.
+
+use std::{
+    fs::{File, OpenOptions},
+    io,
+    os::unix::fs::{MetadataExt, OpenOptionsExt},
+    path::Path,
+};
+
+use rustix::{
+    fs::OFlags,
+    io::Errno,
+    process::{Pid, test_kill_process},
+};
+
+/// A file can be removed while it is open and locked.
+pub(crate) const LOCKED_FILES_STAY: bool = false;
+
+/// Opening never hangs, as a named pipe would, and never makes a terminal ours.
+pub(crate) fn set_open_flags(options: &mut OpenOptions, follow: bool) {
+    let mut flags = OFlags::NONBLOCK | OFlags::NOCTTY;
+    if !follow {
+        flags |= OFlags::NOFOLLOW;
+    }
+    options.custom_flags(flags.bits().cast_signed());
+}
+
+/// Whether `path` still names the open `file`.
+pub(crate) fn path_names_file(path: &Path, follow: bool, file: &File) -> io::Result<bool> {
+    let named = if follow {
+        std::fs::metadata(path)
+    } else {
+        std::fs::symlink_metadata(path)
+    };
+    let opened = file.metadata()?;
+    match named {
+        Ok(named) => Ok(named.ino() == opened.ino() && named.dev() == opened.dev()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+pub(crate) fn remove_lock_file(path: &Path) -> io::Result<()> {
+    std::fs::remove_file(path)
+}
+
+/// Moves `from` to `to` unless something is there; `None` if the file system has no such call.
+#[cfg(any(target_os = "linux", target_os = "android", target_vendor = "apple"))]
+pub(crate) fn rename_exclusive(from: &Path, to: &Path) -> Option<io::Result<()>> {
+    use rustix::fs::{CWD, RenameFlags, renameat_with};
+
+    let renamed =
+        renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE).map_err(io::Error::from);
+    match renamed {
+        Err(error)
+            if is_one_of(
+                &error,
+                &[Errno::INVAL, Errno::NOSYS, Errno::NOTSUP, Errno::OPNOTSUPP],
+            ) =>
+        {
+            None
+        }
+        done => Some(done),
+    }
+}
+
+/// There is no such call.
+#[cfg(not(any(target_os = "linux", target_os = "android", target_vendor = "apple")))]
+pub(crate) fn rename_exclusive(_from: &Path, _to: &Path) -> Option<io::Result<()>> {
+    None
+}
+
+/// Makes what happened to a directory's names last. Some file systems have nothing to sync and say so: no failure.
+pub(crate) fn sync_directory(directory: &Path) -> io::Result<()> {
+    match File::open(directory)?.sync_all() {
+        Err(error)
+            if is_one_of(
+                &error,
+                &[Errno::INVAL, Errno::BADF, Errno::NOTSUP, Errno::OPNOTSUPP],
+            ) =>
+        {
+            Ok(())
+        }
+        done => done,
+    }
+}
+
+/// Whether there is a process with this pid; `None` if the system does not say.
+pub(crate) fn process_exists(pid: u32) -> Option<bool> {
+    let pid = Pid::from_raw(pid.try_into().ok()?)?;
+    match test_kill_process(pid) {
+        // Not ours to signal, but there.
+        Ok(()) | Err(Errno::PERM) => Some(true),
+        Err(Errno::SRCH) => Some(false),
+        Err(_) => None,
+    }
+}
+
+/// These systems don't tell.
+#[cfg(not(any(target_os = "linux", target_os = "android")))]
+pub(crate) fn lock_holder(_file: &File) -> Option<portalock_core::Holder> {
+    None
+}
+
+/// These systems tell in ways that differ: not asked.
+#[cfg(not(any(target_os = "linux", target_os = "android")))]
+pub(crate) fn process_life(_pid: u32) -> Option<super::ProcessLife> {
+    None
+}
+
+/// A file system without hard links (exFAT, some network mounts), or a file that has too many.
+pub(crate) fn says_no_hard_links(error: &io::Error) -> bool {
+    is_one_of(
+        error,
+        &[
+            Errno::PERM,
+            Errno::NOTSUP,
+            Errno::OPNOTSUPP,
+            Errno::NOSYS,
+            Errno::MLINK,
+        ],
+    )
+}
+
+/// `ENOLCK` is how NFS without a lock service answers.
+pub(crate) fn says_no_locks(error: &io::Error) -> bool {
+    is_one_of(
+        error,
+        &[Errno::NOTSUP, Errno::OPNOTSUPP, Errno::NOLCK, Errno::NOSYS],
+    )
+}
+
+pub(crate) fn says_too_many_files(error: &io::Error) -> bool {
+    is_one_of(error, &[Errno::MFILE, Errno::NFILE])
+}
+
+/// A lock call on a handle that can't write, or can't read, says "bad descriptor".
+pub(crate) fn says_wrong_access(error: &io::Error) -> bool {
+    is_one_of(error, &[Errno::BADF])
+}
+
+/// A symbolic link that was not to be followed, or a device without a driver.
+pub(crate) fn says_not_a_file(error: &io::Error) -> bool {
+    is_one_of(error, &[Errno::LOOP, Errno::NXIO])
+}
+
+fn is_one_of(error: &io::Error, codes: &[Errno]) -> bool {
+    Errno::from_io_error(error).is_some_and(|code| codes.contains(&code))
+}

@@ -1,0 +1,84 @@
+//! The conformance suite, in each way in which the backend may be set up.
+
+use std::{path::PathBuf, sync::Arc};
+
+use async_trait::async_trait;
+use portalock_core::{DynBackend, DynSemaphore, LockName, SlotSemaphore};
+use portalock_fs::{Calls, FsBackend, FsSettings, Watch};
+use portalock_testkit::{Fixture, FixtureError};
+
+type SetUp = fn(PathBuf) -> FsSettings;
+
+/// A directory of its own, removed at the end.
+struct Locks {
+    directory: tempfile::TempDir,
+    set_up: SetUp,
+}
+
+fn locks(set_up: SetUp) -> std::io::Result<Locks> {
+    let directory = tempfile::tempdir()?;
+    Ok(Locks { directory, set_up })
+}
+
+#[async_trait]
+impl Fixture for Locks {
+    type Backend = DynBackend;
+
+    async fn client(&self) -> Result<DynBackend, FixtureError> {
+        let settings = (self.set_up)(self.directory.path().to_owned());
+        let backend = FsBackend::with_settings(&settings).map_err(FixtureError::failed)?;
+        Ok(Arc::new(backend))
+    }
+
+    fn semaphore(&self, client: &Arc<DynBackend>) -> Option<DynSemaphore> {
+        Some(Arc::new(SlotSemaphore::new(client.clone())))
+    }
+
+    async fn take_away(&self, name: &LockName) -> Result<(), FixtureError> {
+        let file = self.directory.path().join(FsBackend::file_name(name));
+        match std::fs::remove_file(file) {
+            // Nobody has used it yet, or it was taken away just before.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+            removed => Ok(removed?),
+        }
+    }
+
+    fn address(&self) -> Option<String> {
+        let settings = (self.set_up)(self.directory.path().to_owned());
+        toml::to_string(&settings).ok()
+    }
+
+    async fn connect(address: &str) -> Result<DynBackend, FixtureError> {
+        let settings = toml::from_str(address).map_err(FixtureError::failed)?;
+        let backend = FsBackend::with_settings(&settings).map_err(FixtureError::failed)?;
+        Ok(Arc::new(backend))
+    }
+}
+
+mod by_default {
+    portalock_testkit::conformance!(super::locks(super::FsSettings::new));
+}
+
+mod polling {
+    use super::{FsSettings, Watch};
+    portalock_testkit::conformance!(super::locks(
+        |path| FsSettings::new(path).with_watch(Watch::Off)
+    ));
+}
+
+#[cfg(any(target_os = "linux", target_os = "android", windows))]
+mod record_locks {
+    use portalock_fs::LockKind;
+
+    use super::FsSettings;
+    portalock_testkit::conformance!(super::locks(
+        |path| FsSettings::new(path).with_lock(LockKind::Record)
+    ));
+}
+
+mod in_other_threads {
+    use super::{Calls, FsSettings};
+    portalock_testkit::conformance!(super::locks(
+        |path| FsSettings::new(path).with_calls(Calls::Offload)
+    ));
+}

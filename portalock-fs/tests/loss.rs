@@ -1,0 +1,338 @@
+//! A lock file removed under its holder, and the watcher that notices.
+#![cfg(any(target_os = "linux", target_os = "android"))]
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::expect_used,
+    reason = "tests"
+)]
+
+mod support;
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU32, AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use portalock_core::{LockBackend, LockError, Loss, LossNotice, Mode};
+use portalock_fs::{FsBackend, FsSettings, Watch};
+use support::{LONG, Locks, lock, soon, try_once};
+
+/// The thread exists once for the whole process: tests that count it must not overlap with the others.
+static ALONE: tokio::sync::RwLock<()> = tokio::sync::RwLock::const_new(());
+
+#[tokio::test]
+async fn a_lock_file_that_is_deleted_or_replaced_is_a_loss() {
+    let _shared = ALONE.read().await;
+    let locks = Locks::new();
+    let client = locks.client();
+    let LossNotice::Within(bound) = client.capabilities().loss else {
+        panic!("{:?}", client.capabilities());
+    };
+    let elsewhere = locks.path().join("elsewhere");
+    for way in ["delete", "replace", "move away", "remove all"] {
+        for mode in [Mode::Exclusive, Mode::Shared] {
+            let client = locks.client();
+            let guard = match mode {
+                Mode::Exclusive => lock(&client, "a").acquire().await.unwrap(),
+                Mode::Shared => lock(&client, "a").acquire_shared().await.unwrap(),
+            };
+            let bystander = lock(&client, "b").acquire().await.unwrap();
+            let start = Instant::now();
+            match way {
+                "delete" => std::fs::remove_file(locks.file("a")).unwrap(),
+                "replace" => {
+                    std::fs::write(&elsewhere, "").unwrap();
+                    std::fs::rename(&elsewhere, locks.file("a")).unwrap();
+                }
+                "move away" => std::fs::rename(locks.file("a"), &elsewhere).unwrap(),
+                _ => std::fs::remove_dir_all(locks.path()).unwrap(),
+            }
+            let loss = tokio::time::timeout(LONG, guard.lost()).await;
+            assert!(matches!(loss, Ok(Loss::Removed(_))), "{way}: {loss:?}");
+            assert!(start.elapsed() < bound, "{way}: {:?}", start.elapsed());
+            let error = guard.release().await.unwrap_err();
+            assert!(matches!(error, LockError::Lost { .. }), "{way}: {error}");
+            assert_eq!(bystander.is_lost(), way == "remove all");
+            let _ = bystander.release().await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn newcomers_exclude_each_other_after_a_loss() {
+    let _shared = ALONE.read().await;
+    let locks = Locks::new();
+    let (one, two) = (locks.client(), locks.client());
+    let lost = lock(&one, "a").acquire().await.unwrap();
+    let token = lost.token();
+    // Somebody waits at the old file; it must not be granted that one.
+    let waiter = lock(&two, "a");
+    let waiting = tokio::spawn(async move { waiter.acquire().await });
+    tokio::task::yield_now().await;
+    std::fs::remove_file(locks.file("a")).unwrap();
+    let guard = soon(waiting).await.unwrap();
+    assert!(guard.token() > token);
+    tokio::time::timeout(LONG, lost.lost()).await.unwrap();
+    for client in [&one, &two, &locks.client()] {
+        assert!(try_once(client, "a", Mode::Exclusive).await.is_none());
+    }
+    // The late release of the lost guard frees nobody else's lock.
+    drop(lost);
+    assert!(
+        try_once(&locks.client(), "a", Mode::Exclusive)
+            .await
+            .is_none()
+    );
+    guard.release().await.unwrap();
+    assert!(try_once(&one, "a", Mode::Exclusive).await.is_some());
+}
+
+#[tokio::test]
+async fn a_lost_guard_keeps_nobody_out_of_its_own_client_either() {
+    let _shared = ALONE.read().await;
+    let locks = Locks::new();
+    let client = locks.client();
+    let lost = lock(&client, "a").acquire().await.unwrap();
+    let waiter = lock(&client, "a");
+    let waiting = tokio::spawn(async move { waiter.acquire().await });
+    tokio::task::yield_now().await;
+    std::fs::remove_file(locks.file("a")).unwrap();
+    let next = soon(waiting).await.unwrap();
+    assert!(lost.is_lost() && next.token() > lost.token());
+    assert!(next.ensure_held().is_ok());
+}
+
+#[tokio::test]
+async fn a_lock_directory_that_is_moved_is_a_loss_of_all() {
+    let _shared = ALONE.read().await;
+    let locks = Locks::new();
+    let client = locks.client();
+    let guards = [
+        lock(&client, "a").acquire().await.unwrap(),
+        lock(&client, "b").acquire_shared().await.unwrap(),
+    ];
+    std::fs::rename(locks.path(), locks.path().with_extension("old")).unwrap();
+    for guard in &guards {
+        tokio::time::timeout(LONG, guard.lost()).await.unwrap();
+    }
+    // Those who open it by its path are alone with each other; this client is no longer one of them, and says so.
+    let error = lock(&client, "c").try_acquire().await.unwrap_err();
+    assert!(matches!(error, LockError::Backend { .. }), "{error}");
+    let (one, two) = (locks.client(), locks.client());
+    let _held = try_once(&one, "a", Mode::Exclusive).await.unwrap();
+    assert!(try_once(&two, "a", Mode::Exclusive).await.is_none());
+}
+
+#[tokio::test]
+async fn a_release_is_no_loss() {
+    let _shared = ALONE.read().await;
+    let locks = Locks::new();
+    let client = locks.client();
+    let guard = lock(&client, "a").acquire().await.unwrap();
+    let lost = guard.lost_signal();
+    guard.release().await.unwrap();
+    std::fs::remove_file(locks.file("a")).unwrap();
+    // The watcher hears of the next loss after it has heard of this one.
+    let guard = lock(&client, "b").acquire().await.unwrap();
+    std::fs::remove_file(locks.file("b")).unwrap();
+    tokio::time::timeout(LONG, guard.lost()).await.unwrap();
+    assert!(!lost.is_lost());
+}
+
+#[tokio::test]
+async fn other_files_that_come_and_go_are_no_loss() {
+    let _shared = ALONE.read().await;
+    let locks = Locks::new();
+    let client = locks.client();
+    let guard = lock(&client, "a").acquire().await.unwrap();
+    let marker = lock(&client, "z").acquire().await.unwrap();
+    for name in ["notes", "a.lock.bak", "A.lock", "b.shared"] {
+        std::fs::write(locks.path().join(name), "").unwrap();
+        std::fs::remove_file(locks.path().join(name)).unwrap();
+    }
+    // Away and back: by the time it is heard of, or soon after, the very same file is there.
+    std::fs::hard_link(locks.file("a"), locks.path().join("link")).unwrap();
+    std::fs::rename(locks.path().join("link"), locks.file("a")).unwrap();
+    std::fs::remove_file(locks.path().join("link")).unwrap();
+    std::fs::remove_file(locks.file("z")).unwrap();
+    tokio::time::timeout(LONG, marker.lost()).await.unwrap();
+    assert!(!guard.is_lost());
+}
+
+#[tokio::test]
+async fn without_a_watch_a_release_still_tells_that_the_file_was_removed() {
+    let _shared = ALONE.read().await;
+    let locks = Locks::new();
+    let settings = FsSettings::new(locks.path()).with_watch(Watch::Off);
+    let client = FsBackend::with_settings(&settings).unwrap();
+    let guard = lock(&client, "a").acquire().await.unwrap();
+    let waiter = lock(&client, "a");
+    let waiting = tokio::spawn(async move { waiter.acquire().await });
+    tokio::task::yield_now().await;
+    std::fs::remove_file(locks.file("a")).unwrap();
+    let error = guard.release().await.unwrap_err();
+    assert!(matches!(error, LockError::NotHeld { .. }), "{error}");
+    // Whoever waits behind it is woken all the same.
+    drop(soon(waiting).await.unwrap());
+}
+
+fn watcher_threads() -> usize {
+    std::fs::read_dir("/proc/self/task")
+        .unwrap()
+        .filter(|task| {
+            let name = task.as_ref().unwrap().path().join("comm");
+            // A thread that has just ended has no name any more.
+            std::fs::read_to_string(name).is_ok_and(|name| name.trim() == "portalock-watch")
+        })
+        .count()
+}
+
+/// A thread names itself once it runs, so it is not seen at once.
+async fn expect_watcher_threads(count: usize) {
+    let start = Instant::now();
+    while watcher_threads() != count {
+        assert!(start.elapsed() < LONG, "{} threads", watcher_threads());
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}
+
+/// Those of lock files and of the watcher. The other tests' runtimes have some too, and start when they like.
+fn open_descriptors() -> usize {
+    std::fs::read_dir("/proc/self/fd")
+        .unwrap()
+        .filter_map(|entry| std::fs::read_link(entry.unwrap().path()).ok())
+        .filter(|target| {
+            let target = target.to_string_lossy();
+            target.contains("/locks") || target.contains("inotify")
+        })
+        .count()
+}
+
+#[tokio::test]
+async fn one_thread_watches_for_all_and_ends_with_the_last_backend() {
+    let _alone = ALONE.write().await;
+    let before = open_descriptors();
+    for round in 0..3 {
+        let (locks, others) = (Locks::new(), Locks::new());
+        let clients: Vec<_> = (0..20)
+            .map(|at| {
+                if at % 2 == 0 {
+                    locks.client()
+                } else {
+                    others.client()
+                }
+            })
+            .collect();
+        assert_eq!(watcher_threads(), 0, "round {round}: nothing is held yet");
+        let mut guards = Vec::new();
+        for (at, client) in clients.iter().enumerate() {
+            guards.push(lock(client, &format!("{at}")).acquire().await.unwrap());
+        }
+        expect_watcher_threads(1).await;
+        drop(clients);
+        assert_eq!(watcher_threads(), 1, "the guards still need it");
+        drop(guards);
+        assert_eq!(watcher_threads(), 0);
+    }
+    assert_eq!(open_descriptors(), before);
+}
+
+#[tokio::test]
+async fn a_held_lock_is_one_descriptor_and_a_dropped_waiter_leaves_none() {
+    let _alone = ALONE.write().await;
+    let locks = Locks::new();
+    let (one, two) = (locks.client(), locks.client());
+    let watched = lock(&one, "first").acquire().await.unwrap();
+    let before = open_descriptors();
+    let guard = lock(&one, "a").acquire().await.unwrap();
+    assert_eq!(open_descriptors(), before + 1);
+    for client in [&one, &two] {
+        let waiter = lock(client, "a");
+        let waiting = tokio::spawn(async move { waiter.acquire().await.map(drop) });
+        tokio::task::yield_now().await;
+        waiting.abort();
+        assert!(waiting.await.unwrap_err().is_cancelled());
+    }
+    portalock_core::shutdown(LONG).await.unwrap();
+    assert_eq!(open_descriptors(), before + 1);
+    drop(guard);
+    assert_eq!(open_descriptors(), before);
+    drop(watched);
+}
+
+#[tokio::test]
+async fn a_copied_descriptor_does_not_keep_a_released_lock() {
+    let _shared = ALONE.read().await;
+    let locks = Locks::new();
+    let (one, two) = (locks.client(), locks.client());
+    let guard = lock(&one, "a").acquire().await.unwrap();
+    let number = std::fs::read_dir("/proc/self/fd")
+        .unwrap()
+        .find_map(|entry| {
+            let path = entry.unwrap().path();
+            let target = std::fs::read_link(&path).ok()?;
+            (target == std::fs::canonicalize(locks.file("a")).unwrap())
+                .then(|| path.file_name()?.to_str()?.parse().ok())?
+        })
+        .unwrap();
+    // What a child has that was forked while the lock was held.
+    let us = rustix::process::pidfd_open(
+        rustix::process::getpid(),
+        rustix::process::PidfdFlags::empty(),
+    )
+    .unwrap();
+    let copy = rustix::process::pidfd_getfd(&us, number, rustix::process::PidfdGetfdFlags::empty());
+    let copy = copy.unwrap();
+    assert!(try_once(&two, "a", Mode::Exclusive).await.is_none());
+    guard.release().await.unwrap();
+    assert!(try_once(&two, "a", Mode::Exclusive).await.is_some());
+    drop(copy);
+}
+
+/// Unlocking before, after or without unlinking is how other libraries let two in at once. Here files are removed all
+/// the time while six threads take turns.
+#[test]
+fn files_removed_under_six_threads_let_no_two_in_together() {
+    let _shared = ALONE.blocking_read();
+    let locks = Locks::new();
+    let inside = Arc::new(AtomicU32::new(0));
+    let last_token = Arc::new(AtomicU64::new(0));
+    let cleaner = locks.client();
+    let threads: Vec<_> = (0..6)
+        .map(|_| {
+            let client = locks.client();
+            let (inside, last_token) = (inside.clone(), last_token.clone());
+            std::thread::spawn(move || {
+                let lock = portalock_core::blocking::Lock::new(client, "a").unwrap();
+                let policy = portalock_core::Policy::new().with_timeout(LONG);
+                for _ in 0..150 {
+                    let guard = lock.acquire_with(&policy).unwrap();
+                    assert_eq!(inside.fetch_add(1, Ordering::SeqCst), 0, "two inside");
+                    let token = guard.token().unwrap().get();
+                    assert!(last_token.swap(token, Ordering::SeqCst) < token);
+                    let hold = Instant::now();
+                    while hold.elapsed() < Duration::from_micros(50) {
+                        std::hint::spin_loop();
+                    }
+                    inside.fetch_sub(1, Ordering::SeqCst);
+                    drop(guard);
+                }
+            })
+        })
+        .collect();
+    let mut removed = 0;
+    while threads.iter().any(|thread| !thread.is_finished()) {
+        removed += cleaner.clean(Duration::ZERO).unwrap();
+    }
+    for thread in threads {
+        thread.join().unwrap();
+    }
+    assert!(
+        removed > 0,
+        "nothing was ever removed: the test shows nothing"
+    );
+}

@@ -1,0 +1,277 @@
+//! `Lock`: what it does to the file, and who it keeps out.
+
+use std::{
+    fs,
+    io::{Read, Seek, SeekFrom, Write},
+    sync::mpsc,
+    thread,
+    time::Duration,
+};
+
+use portalock_core::{LockError, Policy};
+use portalock_fs::{FileLock, FileMode, LockKind};
+
+use crate::{briefly, child::Other, patient, place};
+
+#[test]
+fn truncates_only_once_locked() {
+    let (_dir, path) = place("data");
+    fs::write(&path, "precious").unwrap();
+    let held = FileLock::new(&path).unwrap().try_acquire().unwrap();
+
+    let writer = FileLock::new(&path).unwrap().with_mode(FileMode::Write);
+    assert!(writer.try_acquire().is_err());
+    assert_eq!(fs::read_to_string(&path).unwrap(), "precious");
+
+    drop(held);
+    let mut file = writer.try_acquire().unwrap();
+    assert_eq!(fs::read_to_string(&path).unwrap(), "");
+    file.write_all(b"new").unwrap();
+    file.release().unwrap();
+    assert_eq!(fs::read_to_string(&path).unwrap(), "new");
+}
+
+#[test]
+fn keeps_the_data_on_contention() {
+    let (_dir, path) = place("data");
+    fs::write(&path, "precious").unwrap();
+    let other = Other::that_has("file", &path);
+    for mode in [
+        FileMode::Write,
+        FileMode::WriteRead,
+        FileMode::Append,
+        FileMode::ReadWrite,
+    ] {
+        let lock = FileLock::new(&path).unwrap().with_mode(mode);
+        let error = lock.blocking_acquire_with(&briefly()).unwrap_err();
+        assert!(error.is_contention(), "{error}");
+        assert_eq!(fs::read_to_string(&path).unwrap(), "precious", "{mode:?}");
+    }
+    other.finish();
+    assert!(FileLock::new(&path).unwrap().try_acquire().is_ok());
+}
+
+#[test]
+fn appends_by_default() {
+    let (_dir, path) = place("data");
+    for text in ["one\n", "two\n"] {
+        let mut file = FileLock::new(&path).unwrap().try_acquire().unwrap();
+        file.write_all(text.as_bytes()).unwrap();
+    }
+    assert_eq!(fs::read_to_string(&path).unwrap(), "one\ntwo\n");
+}
+
+#[test]
+fn a_truncating_mode_writes_where_it_seeks() {
+    let (_dir, path) = place("data");
+    fs::write(&path, "old").unwrap();
+    let lock = FileLock::new(&path).unwrap().with_mode(FileMode::WriteRead);
+    let mut file = lock.try_acquire().unwrap();
+    file.write_all(b"x").unwrap();
+    file.seek(SeekFrom::Start(0)).unwrap();
+    file.write_all(b"y").unwrap();
+    file.seek(SeekFrom::Start(0)).unwrap();
+    let mut content = String::new();
+    file.read_to_string(&mut content).unwrap();
+    assert_eq!(content, "y");
+}
+
+#[test]
+fn reads_and_rewrites_a_file_in_place() {
+    let (_dir, path) = place("counter");
+    fs::write(&path, "41").unwrap();
+    let lock = FileLock::new(&path).unwrap().with_mode(FileMode::ReadWrite);
+    let mut file = lock.blocking_acquire().unwrap();
+    let mut content = String::new();
+    file.read_to_string(&mut content).unwrap();
+    let next = content.parse::<u32>().unwrap() + 1;
+    file.rewind().unwrap();
+    file.set_len(0).unwrap();
+    write!(file, "{next}").unwrap();
+    file.release().unwrap();
+    assert_eq!(fs::read_to_string(&path).unwrap(), "42");
+}
+
+#[test]
+fn a_second_lock_in_the_same_process_contends() {
+    for kind in [LockKind::Flock, LockKind::Record] {
+        let (_dir, path) = place("data");
+        let lock = FileLock::new(&path).unwrap().with_kind(kind);
+        let held = lock.try_acquire().unwrap();
+        let again = FileLock::new(&path).unwrap().with_kind(kind);
+        assert!(matches!(
+            again.try_acquire(),
+            Err(LockError::AlreadyLocked { .. })
+        ));
+        assert!(matches!(
+            lock.try_acquire(),
+            Err(LockError::AlreadyLocked { .. })
+        ));
+        drop(held);
+        assert!(again.try_acquire().is_ok(), "{kind:?}");
+    }
+}
+
+#[test]
+fn readers_share_and_keep_a_writer_out() {
+    for kind in [LockKind::Flock, LockKind::Record] {
+        let (_dir, path) = place("data");
+        fs::write(&path, "shared").unwrap();
+        let reader = FileLock::new(&path).unwrap().with_mode(FileMode::Read);
+        let reader = reader.with_kind(kind).shared();
+        let mut one = reader.try_acquire().unwrap();
+        let two = reader.try_acquire().unwrap();
+        let mut content = String::new();
+        one.read_to_string(&mut content).unwrap();
+        assert_eq!(content, "shared");
+        let writer = FileLock::new(&path).unwrap().with_kind(kind);
+        assert!(writer.try_acquire().is_err());
+        drop(one);
+        assert!(writer.try_acquire().is_err(), "{kind:?}");
+        drop(two);
+        assert!(writer.try_acquire().is_ok(), "{kind:?}");
+    }
+}
+
+#[test]
+fn fail_when_locked_fails_at_the_first_attempt() {
+    let (_dir, path) = place("data");
+    let _other = Other::that_has("file", &path);
+    let lock = FileLock::new(&path).unwrap();
+    let policy = Policy::forever().with_fail_when_locked(true);
+    let error = lock.blocking_acquire_with(&policy).unwrap_err();
+    assert!(matches!(error, LockError::AlreadyLocked { .. }), "{error}");
+}
+
+#[test]
+fn a_timeout_of_zero_tries_exactly_once() {
+    let (_dir, path) = place("data");
+    let lock = FileLock::new(&path).unwrap();
+    let policy = Policy::default().with_timeout(Duration::ZERO);
+    let held = lock.blocking_acquire_with(&policy).unwrap();
+    let error = lock.blocking_acquire_with(&policy).unwrap_err();
+    assert!(
+        matches!(error, LockError::Timeout { attempts: 1, .. }),
+        "{error}"
+    );
+    drop(held);
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn contention_names_the_holders_pid() {
+    let (_dir, path) = place("data");
+    let other = Other::that_has("file", &path);
+    let lock = FileLock::new(&path).unwrap();
+    let error = lock.blocking_acquire_with(&briefly()).unwrap_err();
+    assert_eq!(error.holder().map(|holder| holder.pid), Some(other.pid()));
+}
+
+#[test]
+fn waits_until_the_other_process_releases() {
+    let (_dir, path) = place("data");
+    let other = Other::that_has("file", &path);
+    let lock = FileLock::new(&path).unwrap().with_policy(patient());
+    let (waiting, waits) = mpsc::channel();
+    let waiter = thread::spawn(move || {
+        assert!(lock.try_acquire().is_err());
+        waiting.send(()).unwrap();
+        lock.blocking_acquire().map(drop)
+    });
+    waits.recv().unwrap();
+    other.finish();
+    waiter.join().unwrap().unwrap();
+}
+
+#[test]
+fn a_killed_holder_frees_it() {
+    let (_dir, path) = place("data");
+    let other = Other::that_has("file", &path);
+    let lock = FileLock::new(&path).unwrap();
+    assert!(lock.try_acquire().is_err());
+    other.kill();
+    assert!(lock.blocking_acquire_with(&patient()).is_ok());
+}
+
+#[test]
+fn a_dropped_guard_frees_it_although_a_copy_of_the_handle_lives_on() {
+    let (_dir, path) = place("data");
+    let lock = FileLock::new(&path).unwrap();
+    let held = lock.try_acquire().unwrap();
+    let copy = held.try_clone().unwrap();
+    drop(held);
+    assert!(lock.try_acquire().is_ok());
+    drop(copy);
+}
+
+#[test]
+fn a_spawned_process_does_not_inherit_it() {
+    let (dir, path) = place("data");
+    let lock = FileLock::new(&path).unwrap();
+    let held = lock.try_acquire().unwrap();
+    let bystander = Other::that_has("bystander", dir.path());
+    #[cfg(target_os = "linux")]
+    for open in fs::read_dir(format!("/proc/{}/fd", bystander.pid())).unwrap() {
+        let target = fs::read_link(open.unwrap().path()).unwrap_or_default();
+        assert_ne!(target, path);
+    }
+    drop(held);
+    assert!(lock.try_acquire().is_ok());
+    bystander.finish();
+}
+
+#[tokio::test]
+async fn a_replaced_file_is_locked_in_its_new_form() {
+    let (dir, path) = place("data");
+    fs::write(&path, "old").unwrap();
+    let lock = FileLock::new(&path).unwrap().with_mode(FileMode::ReadWrite);
+    let lock = lock.with_policy(patient());
+    let old = lock.try_acquire().unwrap();
+    assert!(old.ensure_held().is_ok());
+    // Once polled, the waiter has the old file open.
+    let mut waiter = Box::pin(lock.acquire());
+    assert!(futures_util::poll!(&mut waiter).is_pending());
+    let draft = dir.path().join("draft");
+    fs::write(&draft, "new").unwrap();
+    fs::rename(&draft, &path).unwrap();
+
+    let mut new = waiter.await.unwrap();
+    let mut content = String::new();
+    new.read_to_string(&mut content).unwrap();
+    assert_eq!(content, "new");
+    assert!(matches!(old.ensure_held(), Err(LockError::Lost { .. })));
+    drop(old);
+    assert!(lock.try_acquire().is_err());
+}
+
+#[test]
+fn a_changed_working_directory_leads_nowhere_else() {
+    let (dir, _) = place("");
+    Other::start("elsewhere", dir.path()).expect("ready");
+}
+
+#[tokio::test]
+async fn an_async_program_waits_without_blocking_its_thread() {
+    let (_dir, path) = place("data");
+    let lock = FileLock::new(&path).unwrap().with_policy(patient());
+    let held = lock.acquire().await.unwrap();
+    // One thread runs both: if the waiter blocked it, nothing would ever release.
+    let releases = async {
+        tokio::task::yield_now().await;
+        held.release().unwrap();
+    };
+    let (waited, ()) = tokio::join!(lock.acquire(), releases);
+    waited.unwrap().release().unwrap();
+}
+
+#[tokio::test]
+async fn a_waiter_that_is_dropped_leaves_nothing_behind() {
+    let (_dir, path) = place("data");
+    let lock = FileLock::new(&path).unwrap().with_policy(patient());
+    let held = lock.acquire().await.unwrap();
+    let mut waiter = Box::pin(lock.acquire());
+    assert!(futures_util::poll!(&mut waiter).is_pending());
+    drop(waiter);
+    held.release().unwrap();
+    assert!(lock.try_acquire().is_ok());
+}

@@ -1,0 +1,40 @@
+//! portalocker's behaviours on files, each by a test named after it. Where two processes matter there are two.
+
+#![allow(
+    clippy::expect_used,
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "these are tests, their helpers too"
+)]
+
+mod atomic;
+mod child;
+mod file_lock;
+mod file_lock_failures;
+mod handle;
+mod pid_file;
+mod semaphore;
+mod temporary;
+#[cfg(target_os = "linux")]
+mod wakeups;
+
+use std::{path::PathBuf, time::Duration};
+
+use portalock_core::Policy;
+
+/// A directory that is removed after the test, and a file name in it.
+fn place(name: &str) -> (tempfile::TempDir, PathBuf) {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join(name);
+    (dir, path)
+}
+
+/// Long enough for anything that is going to happen on a loaded machine.
+fn patient() -> Policy {
+    Policy::default().with_timeout(Duration::from_secs(60))
+}
+
+/// Waits, but not for long.
+fn briefly() -> Policy {
+    Policy::default().with_timeout(Duration::from_millis(50))
+}

@@ -1,0 +1,197 @@
+//! `PidFileLock`: who holds it, and that nobody else ever believes to.
+
+use std::{
+    fs, process, str,
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+};
+
+use portalock_core::LockError;
+use portalock_fs::{PidFileLock, PidFileOutcome, PidState};
+
+use crate::{child::Other, patient, place};
+
+#[test]
+fn publishes_its_pid_and_removes_both_files() {
+    let (dir, path) = place("daemon.pid");
+    let lock = PidFileLock::new(&path).unwrap();
+    assert_eq!(lock.read_pid(), None);
+    let held = lock.try_acquire().unwrap();
+    assert_eq!(lock.read_pid(), Some(process::id()));
+    assert_eq!(
+        fs::read_to_string(&path).unwrap().trim(),
+        process::id().to_string()
+    );
+    assert!(dir.path().join("daemon.pid.lock").exists());
+    held.ensure_held().unwrap();
+    held.release().unwrap();
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn fails_closed_and_names_the_holder() {
+    let (_dir, path) = place("daemon.pid");
+    let other = Other::that_has("pid", &path);
+    let lock = PidFileLock::new(&path).unwrap();
+    let error = lock.blocking_acquire().unwrap_err();
+    assert!(matches!(error, LockError::AlreadyLocked { .. }), "{error}");
+    assert_eq!(error.holder().map(|holder| holder.pid), Some(other.pid()));
+    assert_eq!(lock.read_pid(), Some(other.pid()));
+    other.finish();
+    assert!(lock.blocking_acquire().is_ok());
+}
+
+#[test]
+fn answers_with_the_holders_pid() {
+    let (_dir, path) = place("daemon.pid");
+    let other = Other::that_has("pid", &path);
+    let lock = PidFileLock::new(&path).unwrap();
+    let PidFileOutcome::HeldBy(holder) = lock.blocking_acquire_or_holder().unwrap() else {
+        panic!("two holders");
+    };
+    assert_eq!(holder.pid, other.pid());
+    if cfg!(target_os = "linux") {
+        assert_eq!(holder.state, PidState::Running);
+    }
+    other.finish();
+    let outcome = lock.blocking_acquire_or_holder().unwrap();
+    assert!(matches!(outcome, PidFileOutcome::Acquired(_)));
+}
+
+#[test]
+fn a_holder_whose_pid_cannot_be_read_is_not_taken_for_nobody() {
+    let (_dir, path) = place("daemon.pid");
+    let _other = Other::that_has("pid", &path);
+    let lock = PidFileLock::new(&path).unwrap();
+    for damage in ["junk", "", "-1", "0"] {
+        fs::write(&path, damage).unwrap();
+        let error = lock.blocking_acquire_or_holder().unwrap_err();
+        assert!(error.is_contention(), "{error}");
+        assert!(error.holder().is_none(), "{damage}: {error}");
+    }
+    fs::remove_file(&path).unwrap();
+    assert!(lock.blocking_acquire_or_holder().is_err());
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_pid_that_cannot_be_the_holders_is_not_reported() {
+    let (dir, path) = place("daemon.pid");
+    let _other = Other::that_has("pid", &path);
+    fs::write(&path, i32::MAX.to_string()).unwrap();
+    fs::write(dir.path().join("daemon.pid.lock"), "").unwrap();
+    let lock = PidFileLock::new(&path).unwrap();
+    assert_eq!(lock.read_holder().unwrap().state, PidState::Gone);
+    let error = lock.blocking_acquire_or_holder().unwrap_err();
+    assert!(error.is_contention() && error.holder().is_none(), "{error}");
+}
+
+#[test]
+fn a_killed_holders_pid_file_is_taken_over() {
+    let (_dir, path) = place("daemon.pid");
+    let other = Other::that_has("pid", &path);
+    let dead = other.pid();
+    other.kill();
+    let lock = PidFileLock::new(&path).unwrap();
+    assert_eq!(lock.read_pid(), Some(dead));
+    if cfg!(unix) {
+        assert!(!lock.read_holder().unwrap().may_be_holding());
+    }
+    let held = lock.blocking_acquire_with(&patient()).unwrap();
+    assert_eq!(lock.read_pid(), Some(process::id()));
+    held.release().unwrap();
+    assert!(!path.exists());
+}
+
+#[test]
+fn a_stale_pid_lock_never_removes_anothers_files() {
+    let (dir, path) = place("daemon.pid");
+    let lock = PidFileLock::new(&path).unwrap();
+    let stale = lock.try_acquire().unwrap();
+    fs::remove_file(dir.path().join("daemon.pid.lock")).unwrap();
+    assert!(matches!(stale.ensure_held(), Err(LockError::Lost { .. })));
+    let present = Other::that_has("pid", &path);
+    stale.release().unwrap();
+    assert_eq!(lock.read_pid(), Some(present.pid()));
+    assert!(lock.try_acquire().is_err());
+    present.finish();
+}
+
+#[test]
+fn a_pid_that_cannot_be_published_gives_the_lock_back() {
+    let (dir, path) = place("daemon.pid");
+    fs::create_dir(&path).unwrap();
+    let lock = PidFileLock::new(&path).unwrap();
+    assert!(matches!(
+        lock.blocking_acquire(),
+        Err(LockError::Backend { .. })
+    ));
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    fs::remove_dir(&path).unwrap();
+    assert!(lock.try_acquire().is_ok());
+}
+
+#[test]
+fn a_release_reports_what_it_could_not_remove_and_frees_the_lock() {
+    let (_dir, path) = place("daemon.pid");
+    let lock = PidFileLock::new(&path).unwrap();
+    for report in [true, false] {
+        let held = lock.try_acquire().unwrap();
+        fs::remove_file(&path).unwrap();
+        fs::create_dir(&path).unwrap();
+        if report {
+            let error = held.release().unwrap_err();
+            assert!(matches!(error, LockError::Backend { .. }), "{error}");
+        } else {
+            drop(held);
+        }
+        fs::remove_dir(&path).unwrap();
+        lock.try_acquire().unwrap().release().unwrap();
+    }
+}
+
+#[test]
+fn nobody_ever_reads_half_a_pid() {
+    let (_dir, path) = place("daemon.pid");
+    let done = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let lock = PidFileLock::new(&path).unwrap();
+            for _ in 0..200 {
+                drop(lock.try_acquire().unwrap());
+            }
+            done.store(true, Ordering::Release);
+        });
+        while !done.load(Ordering::Acquire) {
+            if let Ok(content) = fs::read(&path) {
+                let pid = str::from_utf8(&content).unwrap().trim();
+                assert_eq!(pid, process::id().to_string());
+            }
+        }
+    });
+}
+
+#[cfg(unix)]
+#[test]
+fn the_pid_file_is_readable_as_the_umask_says() {
+    use std::os::unix::fs::PermissionsExt;
+    let (dir, path) = place("daemon.pid");
+    let plain = dir.path().join("plain");
+    fs::write(&plain, "").unwrap();
+    let _held = PidFileLock::new(&path).unwrap().try_acquire().unwrap();
+    let mode = |path| fs::metadata(path).unwrap().permissions().mode();
+    assert_eq!(mode(&path), mode(&plain));
+}
+
+#[tokio::test]
+async fn works_in_an_async_program() {
+    let (_dir, path) = place("daemon.pid");
+    let lock = PidFileLock::new(&path).unwrap().with_policy(patient());
+    let held = lock.acquire().await.unwrap();
+    let (waited, ()) = tokio::join!(lock.acquire(), async {
+        tokio::task::yield_now().await;
+        held.release().unwrap();
+    });
+    assert_eq!(lock.read_pid(), Some(process::id()));
+    waited.unwrap().release().unwrap();
+}

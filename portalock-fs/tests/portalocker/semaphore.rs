@@ -1,0 +1,155 @@
+//! `BoundedSemaphore`: so many at once, among processes.
+
+use std::fs;
+
+use portalock_core::{BackendErrorKind, LockError};
+use portalock_fs::BoundedSemaphore;
+
+use crate::{briefly, child::Other, patient, place};
+
+fn jobs(dir: &tempfile::TempDir, capacity: u32) -> BoundedSemaphore {
+    let semaphore = BoundedSemaphore::new("jobs", capacity).unwrap();
+    semaphore.in_directory(dir.path()).unwrap()
+}
+
+#[test]
+fn the_slots_have_portalockers_names() {
+    let (dir, _) = place("");
+    let names: Vec<_> = jobs(&dir, 12)
+        .paths()
+        .iter()
+        .map(|path| path.file_name().unwrap().to_string_lossy().into_owned())
+        .collect();
+    assert_eq!(names[0], "jobs.00.lock");
+    assert_eq!(names[11], "jobs.11.lock");
+}
+
+#[test]
+fn so_many_at_once_and_no_more() {
+    let (dir, _) = place("");
+    for semaphore in [jobs(&dir, 3), jobs(&dir, 3).in_random_order()] {
+        let mut held: Vec<_> = (0..3).map(|_| semaphore.try_acquire().unwrap()).collect();
+        assert!(matches!(
+            semaphore.try_acquire(),
+            Err(LockError::AlreadyLocked { .. })
+        ));
+        held.pop().unwrap().release().unwrap();
+        assert!(semaphore.try_acquire().is_ok());
+    }
+}
+
+#[test]
+fn other_processes_count() {
+    let (dir, _) = place("");
+    let semaphore = jobs(&dir, 2);
+    let one = Other::that_has("slot", dir.path());
+    let two = Other::that_has("slot", dir.path());
+    let error = semaphore
+        .clone()
+        .with_policy(briefly())
+        .blocking_acquire()
+        .unwrap_err();
+    assert!(error.is_contention(), "{error}");
+    if cfg!(target_os = "linux") {
+        let pid = error.holder().map(|holder| holder.pid);
+        assert_eq!(pid, Some(one.pid()));
+    }
+    two.kill();
+    let held = semaphore
+        .clone()
+        .with_policy(patient())
+        .blocking_acquire()
+        .unwrap();
+    assert!(semaphore.try_acquire().is_err());
+    one.finish();
+    assert!(semaphore.try_acquire().is_ok());
+    drop(held);
+}
+
+#[test]
+fn several_permits_come_all_or_none() {
+    let (dir, _) = place("");
+    let semaphore = jobs(&dir, 3);
+    let two = semaphore.try_acquire_many(2).unwrap();
+    assert_eq!((two.permits().count(), two.permits().capacity()), (2, 3));
+    assert!(semaphore.try_acquire_many(2).is_err());
+    let last = semaphore
+        .try_acquire()
+        .expect("a failed attempt keeps nothing");
+    drop((two, last));
+    assert!(semaphore.try_acquire_many(3).is_ok());
+    assert!(matches!(
+        semaphore.try_acquire_many(4),
+        Err(LockError::InvalidPermits(_))
+    ));
+}
+
+#[tokio::test]
+async fn a_waiter_for_several_keeps_none_from_others() {
+    let (dir, _) = place("");
+    let semaphore = jobs(&dir, 3).with_policy(patient());
+    let two = semaphore.try_acquire_many(2).unwrap();
+    let mut waiter = Box::pin(semaphore.acquire_many(2));
+    assert!(futures_util::poll!(&mut waiter).is_pending());
+    drop(semaphore.try_acquire().unwrap());
+    drop(two);
+    waiter.await.unwrap().release().unwrap();
+}
+
+#[test]
+fn a_missing_directory_is_a_clear_error_and_a_later_retry_works() {
+    let (dir, path) = place("later");
+    let semaphore = BoundedSemaphore::new("jobs", 1)
+        .unwrap()
+        .in_directory(&path)
+        .unwrap()
+        .with_policy(patient());
+    let Err(LockError::Backend { source, .. }) = semaphore.blocking_acquire() else {
+        panic!("held a slot in a directory that is not there");
+    };
+    assert_eq!(source.kind(), BackendErrorKind::NotFound);
+    assert!(source.to_string().contains("later"), "{source}");
+    fs::create_dir(dir.path().join("later")).unwrap();
+    assert!(semaphore.blocking_acquire().is_ok());
+}
+
+#[test]
+fn a_missing_directory_is_created_if_asked_for() {
+    let (_dir, path) = place("a/b");
+    let semaphore = BoundedSemaphore::new("jobs", 1).unwrap();
+    let semaphore = semaphore.in_directory(&path).unwrap().creating_directory();
+    assert!(semaphore.try_acquire().is_ok());
+}
+
+#[test]
+fn a_name_leads_to_no_other_directory() {
+    for name in ["../jobs", "/tmp/jobs", "a/b", "jobs/"] {
+        let error = BoundedSemaphore::new(name, 1).unwrap_err();
+        assert!(
+            matches!(error, LockError::Backend { .. }),
+            "{name}: {error}"
+        );
+    }
+    assert!(BoundedSemaphore::new("", 1).is_err());
+    assert!(BoundedSemaphore::new("jobs", 0).is_err());
+    assert!(BoundedSemaphore::new("..", 1).is_ok());
+}
+
+#[test]
+fn a_random_name_is_its_own() {
+    let one = BoundedSemaphore::with_random_name(1).unwrap();
+    let two = BoundedSemaphore::with_random_name(1).unwrap();
+    assert_ne!(one.name(), two.name());
+}
+
+#[tokio::test]
+async fn an_async_waiter_gets_the_next_free_slot() {
+    let (dir, _) = place("");
+    let semaphore = jobs(&dir, 1).with_policy(patient());
+    let held = semaphore.acquire().await.unwrap();
+    let (waited, ()) = tokio::join!(semaphore.acquire(), async {
+        tokio::task::yield_now().await;
+        held.release().unwrap();
+    });
+    waited.unwrap().release().unwrap();
+}

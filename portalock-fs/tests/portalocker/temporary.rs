@@ -1,0 +1,170 @@
+//! `TemporaryFileLock`: a lock file that is there only while it is held, and never takes anybody else's with it.
+
+use std::{
+    fs,
+    sync::{
+        Arc, Barrier,
+        atomic::{AtomicU32, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use portalock_core::{LockError, Policy};
+use portalock_fs::{LockKind, TemporaryFileLock};
+
+use crate::{child::Other, patient, place};
+
+#[test]
+fn the_file_is_there_only_while_it_is_held() {
+    let (_dir, path) = place("lock");
+    let lock = TemporaryFileLock::new(&path).unwrap();
+    assert!(!path.exists());
+    let held = lock.try_acquire().unwrap();
+    assert!(path.exists());
+    held.release().unwrap();
+    assert!(!path.exists());
+    drop(lock.try_acquire().unwrap());
+    assert!(!path.exists());
+}
+
+#[test]
+fn a_held_lock_is_an_error_at_once_by_default() {
+    let (_dir, path) = place("lock");
+    let _other = Other::that_has("temporary", &path);
+    let error = TemporaryFileLock::new(&path)
+        .unwrap()
+        .blocking_acquire()
+        .unwrap_err();
+    assert!(matches!(error, LockError::AlreadyLocked { .. }), "{error}");
+    assert!(path.exists(), "a failed attempt removed the holder's file");
+}
+
+#[test]
+fn waits_if_told_to() {
+    let (_dir, path) = place("lock");
+    let other = Other::that_has("temporary", &path);
+    let lock = TemporaryFileLock::new(&path)
+        .unwrap()
+        .with_policy(patient());
+    let waiter = thread::spawn(move || lock.blocking_acquire());
+    other.finish();
+    let held = waiter.join().unwrap().unwrap();
+    assert!(path.exists(), "the waiter holds a lock on a removed file");
+    held.ensure_held().unwrap();
+}
+
+#[test]
+fn a_stale_temporary_lock_never_removes_anothers_file() {
+    let (_dir, path) = place("lock");
+    let lock = TemporaryFileLock::new(&path).unwrap();
+    for release in [true, false] {
+        let stale = lock.try_acquire().unwrap();
+        fs::remove_file(&path).unwrap();
+        let present = Other::that_has("temporary", &path);
+        if release {
+            stale.release().unwrap();
+        } else {
+            drop(stale);
+        }
+        assert!(path.exists(), "release: {release}");
+        assert!(lock.try_acquire().is_err());
+        present.finish();
+        assert!(!path.exists());
+    }
+}
+
+#[test]
+fn a_removed_lock_file_is_a_lost_lock() {
+    let (_dir, path) = place("lock");
+    let lock = TemporaryFileLock::new(&path).unwrap();
+    let held = lock.try_acquire().unwrap();
+    held.ensure_held().unwrap();
+    fs::remove_file(&path).unwrap();
+    assert!(matches!(held.ensure_held(), Err(LockError::Lost { .. })));
+    fs::write(&path, "").unwrap();
+    assert!(matches!(held.ensure_held(), Err(LockError::Lost { .. })));
+}
+
+#[test]
+fn what_a_killed_process_left_is_taken_over() {
+    let (_dir, path) = place("lock");
+    Other::that_has("temporary", &path).kill();
+    assert!(path.exists());
+    let lock = TemporaryFileLock::new(&path).unwrap();
+    let held = lock.blocking_acquire_with(&patient()).unwrap();
+    held.release().unwrap();
+    assert!(!path.exists());
+}
+
+#[cfg(unix)]
+#[test]
+fn a_symbolic_link_leads_nowhere() {
+    let (dir, path) = place("lock");
+    let victim = dir.path().join("victim");
+    fs::write(&victim, "precious").unwrap();
+    std::os::unix::fs::symlink(&victim, &path).unwrap();
+    let lock = TemporaryFileLock::new(&path).unwrap();
+    assert!(matches!(lock.try_acquire(), Err(LockError::Backend { .. })));
+    assert_eq!(fs::read_to_string(&victim).unwrap(), "precious");
+}
+
+/// Unlock-then-unlink, and locking without a second look at the path, both give two holders within milliseconds here.
+#[test]
+fn there_are_never_two_holders() {
+    for kind in [LockKind::Flock, LockKind::Record] {
+        let (_dir, path) = place("lock");
+        let inside = Arc::new(AtomicU32::new(0));
+        let start = Arc::new(Barrier::new(6));
+        let policy = patient()
+            .with_check_interval(Duration::from_millis(1))
+            .unwrap();
+        let threads: Vec<_> = (0..6)
+            .map(|_| {
+                let (inside, start) = (inside.clone(), start.clone());
+                let lock = TemporaryFileLock::new(&path)
+                    .unwrap()
+                    .with_kind(kind)
+                    .with_policy(policy.clone());
+                thread::spawn(move || {
+                    start.wait();
+                    for _ in 0..150 {
+                        let held = lock.blocking_acquire().unwrap();
+                        assert_eq!(inside.fetch_add(1, Ordering::SeqCst), 0, "two holders");
+                        let busy = Instant::now();
+                        while busy.elapsed() < Duration::from_micros(30) {
+                            std::hint::spin_loop();
+                        }
+                        inside.fetch_sub(1, Ordering::SeqCst);
+                        drop(held);
+                    }
+                })
+            })
+            .collect();
+        for thread in threads {
+            thread.join().unwrap();
+        }
+        assert!(!path.exists());
+    }
+}
+
+#[tokio::test]
+async fn async_waiters_take_turns() {
+    let (_dir, path) = place("lock");
+    let lock = TemporaryFileLock::new(&path)
+        .unwrap()
+        .with_policy(Policy::forever());
+    let turns = (0..8).map(|_| {
+        let lock = lock.clone();
+        tokio::spawn(async move {
+            let held = lock.acquire().await.unwrap();
+            tokio::task::yield_now().await;
+            held.ensure_held().unwrap();
+            held.release().unwrap();
+        })
+    });
+    for turn in turns.collect::<Vec<_>>() {
+        turn.await.unwrap();
+    }
+    assert!(!path.exists());
+}

@@ -1,0 +1,251 @@
+//! What this client has at the server, and who is to be told what becomes of it.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use portalock_core::{
+    BackendError, FencingToken, Grant, Lease, Loss, LostSignal, WakeSender, Wakeups, wakeups,
+};
+
+use crate::keys::NameKeys;
+
+/// The claims of one backend object, by owner. Every claim belongs to a session and goes with it.
+#[derive(Debug, Default)]
+pub(crate) struct Claims(Mutex<HashMap<Arc<str>, Claim>>);
+
+#[derive(Debug)]
+struct Claim {
+    session: Arc<str>,
+    keys: Arc<NameKeys>,
+    phase: Phase,
+    /// Where the waiter listens, once it does.
+    line: Option<WakeSender>,
+    /// A grant that came before the waiter listened.
+    unheard: Option<Grant>,
+}
+
+#[derive(Debug)]
+enum Phase {
+    /// Asked for, or in the queue.
+    Asked,
+    /// Granted. The lease ends if somebody removes the claim from the server.
+    Held(Lease),
+    /// A release is on its way: that the claim is missing at the server means nothing any more.
+    Releasing,
+}
+
+/// A claim that is held, by its owner.
+pub(crate) type HeldClaim = (Arc<str>, Arc<NameKeys>);
+
+impl Claims {
+    fn lock(&self) -> MutexGuard<'_, HashMap<Arc<str>, Claim>> {
+        // Nothing panics while it is held.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// An attempt for `owner` is about to be sent: from now on a grant may come.
+    pub(crate) fn expect(&self, owner: &Arc<str>, session: &Arc<str>, keys: &Arc<NameKeys>) {
+        let mut claims = self.lock();
+        let claim = claims.entry(owner.clone()).or_insert_with(|| Claim {
+            session: session.clone(),
+            keys: keys.clone(),
+            phase: Phase::Asked,
+            line: None,
+            unheard: None,
+        });
+        if claim.session != *session {
+            claim.session = session.clone();
+            claim.phase = Phase::Asked;
+            claim.unheard = None;
+        }
+    }
+
+    /// The owner has been granted, as an answer says: what it is given.
+    pub(crate) fn hold(&self, owner: &str, token: FencingToken, session: &LostSignal) -> Grant {
+        match self.lock().get_mut(owner) {
+            Some(claim) => claim.hold(token, session),
+            // Its session has ended meanwhile, and says so.
+            None => Grant::new().with_token(token).with_lost(session.clone()),
+        }
+    }
+
+    /// The owner has been granted, as a message says.
+    ///
+    /// A claim that is gone was released: that release comes after the grant at the server, on the same connection, which
+    /// is why nothing has to be given back here. One whose waiter has stopped listening is about to be released.
+    pub(crate) fn granted(&self, owner: &str, token: FencingToken, session: &LostSignal) {
+        if let Some(claim) = self.lock().get_mut(owner) {
+            let grant = claim.hold(token, session);
+            match &claim.line {
+                Some(line) => drop(line.grant(grant)),
+                None => claim.unheard = Some(grant),
+            }
+        }
+    }
+
+    /// The grant that came for `owner` while nobody listened.
+    pub(crate) fn take_unheard(&self, owner: &str) -> Option<Grant> {
+        self.lock().get_mut(owner)?.unheard.take()
+    }
+
+    /// Opens the line of a waiter. `None` if its session has ended.
+    pub(crate) fn listen(&self, owner: &str) -> Option<Wakeups> {
+        let mut claims = self.lock();
+        let claim = claims.get_mut(owner)?;
+        let (sender, line) = wakeups();
+        if let Some(grant) = claim.unheard.take() {
+            sender.grant(grant);
+        }
+        claim.line = Some(sender);
+        Some(line)
+    }
+
+    /// Waiting has failed for this owner alone.
+    pub(crate) fn failed(&self, owner: &str, error: BackendError) {
+        if let Some(line) = self.lock().get(owner).and_then(|claim| claim.line.as_ref()) {
+            line.fail(error);
+        }
+    }
+
+    /// The owner is the next in its queue: it should look.
+    pub(crate) fn next(&self, owner: &str) {
+        if let Some(claim) = self.lock().get(owner)
+            && let (Phase::Asked, Some(line)) = (&claim.phase, &claim.line)
+        {
+            line.wake();
+        }
+    }
+
+    /// A release of `owner` is about to be sent.
+    pub(crate) fn releasing(&self, owner: &str) {
+        if let Some(claim) = self.lock().get_mut(owner) {
+            claim.phase = Phase::Releasing;
+        }
+    }
+
+    /// The server keeps nothing of `owner` any more.
+    pub(crate) fn forget(&self, owner: &str) {
+        self.lock().remove(owner);
+    }
+
+    /// Somebody has removed the claim of `owner` from the server.
+    pub(crate) fn removed(&self, owner: &str) {
+        let mut claims = self.lock();
+        if let Some(Phase::Held(lease)) = claims.get(owner).map(|claim| &claim.phase) {
+            lease.end(Loss::Removed("its claim in Redis is gone".into()));
+            claims.remove(owner);
+        }
+    }
+
+    /// A session has ended, and all of its claims with it: their waiters are told `error`.
+    pub(crate) fn session_ended(&self, session: &str, error: &BackendError) {
+        self.lock().retain(|_, claim| {
+            if *claim.session != *session {
+                return true;
+            }
+            if let Some(line) = &claim.line {
+                line.fail(error.clone());
+            }
+            false
+        });
+    }
+
+    /// Everything that a session has at the server.
+    pub(crate) fn of_session(&self, session: &str) -> Vec<HeldClaim> {
+        self.select(session, |_| true)
+    }
+
+    /// What a session holds, and means to go on holding.
+    pub(crate) fn held_by(&self, session: &str) -> Vec<HeldClaim> {
+        self.select(session, |claim| matches!(claim.phase, Phase::Held(_)))
+    }
+
+    fn select(&self, session: &str, which: impl Fn(&Claim) -> bool) -> Vec<HeldClaim> {
+        self.lock()
+            .iter()
+            .filter(|(_, claim)| *claim.session == *session && which(claim))
+            .map(|(owner, claim)| (owner.clone(), claim.keys.clone()))
+            .collect()
+    }
+}
+
+impl Claim {
+    fn hold(&mut self, token: FencingToken, session: &LostSignal) -> Grant {
+        let lease = match &self.phase {
+            Phase::Held(lease) => lease.clone(),
+            Phase::Asked | Phase::Releasing => Lease::unbounded(),
+        };
+        let lost = LostSignal::any([session.clone(), lease.signal()]);
+        if !matches!(self.phase, Phase::Releasing) {
+            self.phase = Phase::Held(lease);
+        }
+        Grant::new().with_token(token).with_lost(lost)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use portalock_core::{BackendErrorKind, Wake};
+
+    fn claims() -> (Claims, Arc<str>, Arc<str>) {
+        let (claims, owner, session) = (Claims::default(), "owner".into(), "session".into());
+        claims.expect(&owner, &session, &keys());
+        (claims, owner, session)
+    }
+
+    fn keys() -> Arc<NameKeys> {
+        Arc::new(NameKeys {
+            state: "s".into(),
+            queue: "q".into(),
+            waiters: "w".into(),
+        })
+    }
+
+    fn token() -> FencingToken {
+        FencingToken::new(7)
+    }
+
+    #[tokio::test]
+    async fn a_grant_that_comes_before_the_waiter_listens_is_kept() {
+        let (claims, owner, _) = claims();
+        claims.granted(&owner, token(), &LostSignal::never());
+        let mut line = claims.listen(&owner).unwrap();
+        let Wake::Granted(grant) = line.next().await else {
+            panic!("there should be a grant");
+        };
+        assert_eq!(grant.token, Some(token()));
+        assert!(claims.take_unheard(&owner).is_none());
+    }
+
+    #[tokio::test]
+    async fn a_session_takes_its_claims_along_and_no_others() {
+        let (claims, owner, session) = claims();
+        let other: Arc<str> = "other".into();
+        claims.expect(&other, &"another session".into(), &keys());
+        let mut line = claims.listen(&owner).unwrap();
+        let error = BackendError::new(BackendErrorKind::SessionEnded, "over");
+        claims.session_ended(&session, &error);
+        assert!(matches!(line.next().await, Wake::Failed(_)));
+        assert!(claims.listen(&owner).is_none());
+        assert!(claims.listen(&other).is_some());
+    }
+
+    #[test]
+    fn a_removed_claim_is_lost_unless_it_is_being_released() {
+        let (claims, owner, session) = claims();
+        let grant = claims.hold(&owner, token(), &LostSignal::never());
+        assert_eq!(claims.held_by(&session).len(), 1);
+        claims.releasing(&owner);
+        assert!(claims.held_by(&session).is_empty());
+        claims.removed(&owner);
+        assert!(!grant.lost.is_lost());
+
+        let (claims, owner, _) = self::claims();
+        let grant = claims.hold(&owner, token(), &LostSignal::never());
+        claims.removed(&owner);
+        assert!(grant.lost.is_lost());
+    }
+}

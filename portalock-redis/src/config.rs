@@ -1,0 +1,444 @@
+//! Settings: every option, its default, and what it means.
+
+use std::{fmt, path::PathBuf, str::FromStr, sync::Arc, time::Duration};
+
+use portalock_core::settings::{InvalidSetting, RawDuration};
+use redis::{ConnectionInfo, IntoConnectionInfo, ProtocolVersion};
+use serde::Deserialize;
+
+/// How to reach Redis, and how locks live there.
+///
+/// It loads from TOML or JSON with readable durations; only `url` is required. Neither [`Debug`](fmt::Debug) nor any
+/// error or log shows the password.
+///
+/// ```
+/// use std::time::Duration;
+/// use portalock_redis::RedisSettings;
+///
+/// let settings: RedisSettings = toml::from_str(r#"
+///     url = "redis://worker:secret@db.example/3"
+///     prefix = "billing"
+///     session_ttl = "20s"
+/// "#)?;
+/// assert_eq!(settings.session_ttl(), Duration::from_secs(20));
+/// assert!(!format!("{settings:?}").contains("secret"));
+///
+/// let error = toml::from_str::<RedisSettings>(r#"url = "http://db.example""#).unwrap_err();
+/// assert!(error.to_string().contains("`url`"));
+/// # Ok::<(), toml::de::Error>(())
+/// ```
+#[derive(Clone, Deserialize)]
+#[serde(try_from = "RawSettings")]
+pub struct RedisSettings {
+    server: ConnectionInfo,
+    authority: Option<PathBuf>,
+    prefix: Arc<str>,
+    label: Option<Arc<str>>,
+    session_ttl: Duration,
+    disconnect_grace: Option<Duration>,
+    tick_interval: Duration,
+    connect_timeout: Duration,
+    response_timeout: Duration,
+    wait_replicas: u32,
+}
+
+/// Settings that make no sense.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("the Redis settings are not valid: {0}")]
+pub struct InvalidRedisSettings(#[from] InvalidSetting);
+
+/// The shortest session: below that a busy machine would lose locks for no reason.
+const SHORTEST_SESSION: Duration = Duration::from_millis(200);
+/// The shortest tick: below that waiting is polling.
+const SHORTEST_TICK: Duration = Duration::from_millis(10);
+
+impl RedisSettings {
+    /// The default of [`prefix`](Self::prefix).
+    pub const DEFAULT_PREFIX: &str = "portalock";
+    /// The default of [`session_ttl`](Self::session_ttl).
+    pub const DEFAULT_SESSION_TTL: Duration = Duration::from_secs(10);
+    /// The default of [`tick_interval`](Self::tick_interval).
+    pub const DEFAULT_TICK_INTERVAL: Duration = Duration::from_millis(200);
+    /// The default of [`connect_timeout`](Self::connect_timeout).
+    pub const DEFAULT_CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+    /// The default of [`response_timeout`](Self::response_timeout).
+    pub const DEFAULT_RESPONSE_TIMEOUT: Duration = Duration::from_secs(5);
+
+    /// The defaults, and the server at `url`:
+    ///
+    /// - `redis://[user:password@]host[:port][/database]`
+    /// - `rediss://...` the same over TLS, with the crate's feature `tls`
+    /// - `unix:///path/to/socket[?db=3][&user=..&pass=..]`
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidRedisSettings`] if it is none of these. The error does not repeat the URL: it may hold a password.
+    pub fn new(url: &str) -> Result<Self, InvalidRedisSettings> {
+        Ok(Self {
+            server: parse_url(url)?,
+            authority: None,
+            prefix: Self::DEFAULT_PREFIX.into(),
+            label: None,
+            session_ttl: Self::DEFAULT_SESSION_TTL,
+            disconnect_grace: None,
+            tick_interval: Self::DEFAULT_TICK_INTERVAL,
+            connect_timeout: Self::DEFAULT_CONNECT_TIMEOUT,
+            response_timeout: Self::DEFAULT_RESPONSE_TIMEOUT,
+            wait_replicas: 0,
+        })
+    }
+
+    /// Sets what every key and channel begins with; default `portalock`. Programs with different prefixes have separate
+    /// locks.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidRedisSettings`] if it is empty, longer than 100 bytes, or has a slash or a control character.
+    pub fn with_prefix(mut self, prefix: &str) -> Result<Self, InvalidRedisSettings> {
+        if prefix.is_empty()
+            || prefix.len() > 100
+            || prefix.contains(|character: char| character == '/' || character.is_control())
+        {
+            return Err(InvalidSetting::new(
+                "prefix",
+                "is no prefix: give it 1 to 100 bytes of text without a slash or a control character",
+            )
+            .into());
+        }
+        self.prefix = prefix.into();
+        Ok(self)
+    }
+
+    /// Sets what other people's errors say of this program, for acquisitions that have no label of their own.
+    #[must_use]
+    pub fn with_label(mut self, label: impl Into<Arc<str>>) -> Self {
+        self.label = Some(label.into());
+        self
+    }
+
+    /// Sets how long a session outlives its last sign of life; default 10 s.
+    ///
+    /// It is what a client is given that stands still, or whose connection is dead without anybody knowing. A client
+    /// that crashes or disconnects is noticed at once: see [`disconnect_grace`](Self::with_disconnect_grace).
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidRedisSettings`] if it is under 200 ms.
+    pub fn with_session_ttl(mut self, ttl: Duration) -> Result<Self, InvalidRedisSettings> {
+        at_least("session_ttl", ttl, SHORTEST_SESSION)?;
+        self.session_ttl = ttl;
+        Ok(self)
+    }
+
+    /// Chooses the strict form: a lost connection frees nothing before the holder knows.
+    ///
+    /// By default the server frees a session's locks in the very moment that its connection ends. A holder that lives on
+    /// after that, because somebody cut only its connection, learns of it by the same event, one network delay later: in
+    /// that window another may have been granted the lock. With a grace, locks outlive their connection by up to this
+    /// long, and the holder counts the same time from its last answered sign of life on its own clock, so its lost signal
+    /// fires first. The price is that a crashed process keeps its locks for as long.
+    ///
+    /// The grace replaces [`session_ttl`](Self::with_session_ttl) for this client. Clients with and without it can share
+    /// locks.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidRedisSettings`] if it is under 200 ms.
+    pub fn with_disconnect_grace(mut self, grace: Duration) -> Result<Self, InvalidRedisSettings> {
+        at_least("disconnect_grace", grace, SHORTEST_SESSION)?;
+        self.disconnect_grace = Some(grace);
+        Ok(self)
+    }
+
+    /// Sets how often the first waiter in a queue looks whether the holder lives; default 200 ms. A crash runs no script,
+    /// so this is how soon it is noticed, at the most. Those behind look more rarely: the second five times, later ones up
+    /// to thirty times as long.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidRedisSettings`] if it is under 10 ms.
+    pub fn with_tick_interval(mut self, interval: Duration) -> Result<Self, InvalidRedisSettings> {
+        at_least("tick_interval", interval, SHORTEST_TICK)?;
+        self.tick_interval = interval;
+        Ok(self)
+    }
+
+    /// Sets how long connecting may take, authentication included; default 5 s.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidRedisSettings`] if it is zero.
+    pub fn with_connect_timeout(mut self, timeout: Duration) -> Result<Self, InvalidRedisSettings> {
+        at_least("connect_timeout", timeout, Duration::from_millis(1))?;
+        self.connect_timeout = timeout;
+        Ok(self)
+    }
+
+    /// Sets how long an answer may take before a call fails as [`Unavailable`]; default 5 s, and never more than half of the
+    /// session's time. A call that waits for its turn is not waiting for an answer.
+    ///
+    /// [`Unavailable`]: portalock_core::BackendErrorKind::Unavailable
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidRedisSettings`] if it is zero.
+    pub fn with_response_timeout(
+        mut self,
+        timeout: Duration,
+    ) -> Result<Self, InvalidRedisSettings> {
+        at_least("response_timeout", timeout, Duration::from_millis(1))?;
+        self.response_timeout = timeout;
+        Ok(self)
+    }
+
+    /// Sets how many replicas must have a grant before it counts; default 0. A grant that they don't confirm within a
+    /// second, or a quarter of the session's time if that is less, is given back and fails as
+    /// [`Unavailable`](portalock_core::BackendErrorKind::Unavailable).
+    ///
+    /// It makes the loss of a grant in a failover less likely, not impossible: Redis promotes a replica without asking
+    /// what it has. The fencing token is what protects the resource.
+    #[must_use]
+    pub fn with_wait_replicas(mut self, replicas: u32) -> Self {
+        self.wait_replicas = replicas;
+        self
+    }
+
+    /// Trusts the certificate authorities in this PEM file instead of the system's, for `rediss://` URLs.
+    #[must_use]
+    pub fn with_authority(mut self, file: impl Into<PathBuf>) -> Self {
+        self.authority = Some(file.into());
+        self
+    }
+
+    /// What every key and channel begins with.
+    pub fn prefix(&self) -> &str {
+        &self.prefix
+    }
+
+    /// What other people's errors say of this program.
+    pub fn label(&self) -> Option<&str> {
+        self.label.as_deref()
+    }
+
+    /// How long a session outlives its last sign of life.
+    pub const fn session_ttl(&self) -> Duration {
+        self.session_ttl
+    }
+
+    /// How long locks outlive a lost connection, in the strict form.
+    pub const fn disconnect_grace(&self) -> Option<Duration> {
+        self.disconnect_grace
+    }
+
+    /// How often the first waiter looks whether the holder lives.
+    pub const fn tick_interval(&self) -> Duration {
+        self.tick_interval
+    }
+
+    /// How long connecting may take.
+    pub const fn connect_timeout(&self) -> Duration {
+        self.connect_timeout
+    }
+
+    /// How long an answer may take.
+    pub const fn response_timeout(&self) -> Duration {
+        self.response_timeout
+    }
+
+    /// How many replicas must have a grant before it counts.
+    pub const fn wait_replicas(&self) -> u32 {
+        self.wait_replicas
+    }
+
+    /// The PEM file of the authorities to trust.
+    pub fn authority(&self) -> Option<&std::path::Path> {
+        self.authority.as_deref()
+    }
+
+    pub(crate) const fn server(&self) -> &ConnectionInfo {
+        &self.server
+    }
+
+    /// How long the session's key lives: the one time that server and client both count.
+    pub(crate) fn lifetime(&self) -> Duration {
+        self.disconnect_grace.unwrap_or(self.session_ttl)
+    }
+}
+
+impl fmt::Debug for RedisSettings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RedisSettings")
+            .field("server", &self.server.addr().to_string())
+            .field("database", &self.server.redis_settings().db())
+            .field("prefix", &self.prefix)
+            .field("label", &self.label)
+            .field("session_ttl", &self.session_ttl)
+            .field("disconnect_grace", &self.disconnect_grace)
+            .field("tick_interval", &self.tick_interval)
+            .field("connect_timeout", &self.connect_timeout)
+            .field("response_timeout", &self.response_timeout)
+            .field("wait_replicas", &self.wait_replicas)
+            .field("authority", &self.authority)
+            .finish()
+    }
+}
+
+impl FromStr for RedisSettings {
+    type Err = InvalidRedisSettings;
+
+    fn from_str(url: &str) -> Result<Self, InvalidRedisSettings> {
+        Self::new(url)
+    }
+}
+
+fn at_least(
+    field: &'static str,
+    duration: Duration,
+    least: Duration,
+) -> Result<(), InvalidSetting> {
+    if duration < least {
+        return Err(InvalidSetting::new(
+            field,
+            format!("is {duration:?}: {least:?} is the least"),
+        ));
+    }
+    Ok(())
+}
+
+fn parse_url(url: &str) -> Result<ConnectionInfo, InvalidSetting> {
+    let tls = url.starts_with("rediss:") || url.starts_with("valkeys:");
+    if tls && !cfg!(feature = "tls") {
+        return Err(InvalidSetting::new(
+            "url",
+            "asks for TLS: build portalock-redis with its feature `tls`",
+        ));
+    }
+    // The cause is not kept: it could repeat a part of the URL.
+    let server = url.into_connection_info().map_err(|_| {
+        InvalidSetting::new(
+            "url",
+            "is no URL of a Redis server: write redis://[user:password@]host[:port][/database], rediss:// for TLS, \
+             or unix:///path/to/socket",
+        )
+    })?;
+    let handshake = server
+        .redis_settings()
+        .clone()
+        // Commands, answers and messages on one connection need it.
+        .set_protocol(ProtocolVersion::RESP3);
+    let tcp = server.tcp_settings().clone().set_nodelay(true);
+    Ok(server.set_redis_settings(handshake).set_tcp_settings(tcp))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename = "RedisSettings")]
+struct RawSettings {
+    url: String,
+    prefix: Option<String>,
+    label: Option<String>,
+    session_ttl: Option<RawDuration>,
+    disconnect_grace: Option<RawDuration>,
+    tick_interval: Option<RawDuration>,
+    connect_timeout: Option<RawDuration>,
+    response_timeout: Option<RawDuration>,
+    wait_replicas: Option<u32>,
+    authority: Option<PathBuf>,
+}
+
+impl TryFrom<RawSettings> for RedisSettings {
+    type Error = InvalidRedisSettings;
+
+    fn try_from(raw: RawSettings) -> Result<Self, InvalidRedisSettings> {
+        let mut settings = Self::new(&raw.url)?;
+        if let Some(prefix) = raw.prefix {
+            settings = settings.with_prefix(&prefix)?;
+        }
+        if let Some(label) = raw.label {
+            settings = settings.with_label(label);
+        }
+        if let Some(ttl) = raw.session_ttl {
+            settings = settings.with_session_ttl(ttl.check("session_ttl")?)?;
+        }
+        if let Some(grace) = raw.disconnect_grace {
+            settings = settings.with_disconnect_grace(grace.check("disconnect_grace")?)?;
+        }
+        if let Some(interval) = raw.tick_interval {
+            settings = settings.with_tick_interval(interval.check("tick_interval")?)?;
+        }
+        if let Some(timeout) = raw.connect_timeout {
+            settings = settings.with_connect_timeout(timeout.check("connect_timeout")?)?;
+        }
+        if let Some(timeout) = raw.response_timeout {
+            settings = settings.with_response_timeout(timeout.check("response_timeout")?)?;
+        }
+        if let Some(replicas) = raw.wait_replicas {
+            settings = settings.with_wait_replicas(replicas);
+        }
+        if let Some(file) = raw.authority {
+            settings = settings.with_authority(file);
+        }
+        Ok(settings)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECRET: &str = "hunter2";
+
+    #[test]
+    fn a_password_is_never_shown() {
+        for url in [
+            format!("redis://user:{SECRET}@localhost/1"),
+            format!("redis://:{SECRET}@localhost"),
+            format!("unix:///tmp/redis.sock?pass={SECRET}"),
+        ] {
+            let settings = RedisSettings::new(&url).unwrap();
+            assert!(!format!("{settings:?}").contains(SECRET), "{url}");
+        }
+        for url in [
+            format!("http://:{SECRET}@localhost"),
+            format!("redis://:{SECRET}@localhost/{SECRET}"),
+            format!("redis://:{SECRET}@localhost/?protocol={SECRET}"),
+            format!("redis://:{SECRET}@"),
+            SECRET.to_owned(),
+        ] {
+            let error = RedisSettings::new(&url).unwrap_err();
+            assert!(!format!("{error} {error:?}").contains(SECRET), "{url}");
+        }
+    }
+
+    #[test]
+    fn the_defaults_are_documented_ones() {
+        let settings: RedisSettings = toml::from_str(r#"url = "redis://localhost""#).unwrap();
+        assert_eq!(settings.prefix(), "portalock");
+        assert_eq!(settings.session_ttl(), Duration::from_secs(10));
+        assert_eq!(settings.tick_interval(), Duration::from_millis(200));
+        assert_eq!(settings.disconnect_grace(), None);
+        assert_eq!(settings.wait_replicas(), 0);
+    }
+
+    #[test]
+    fn nonsense_is_refused_by_the_name_of_its_field() {
+        for (field, line) in [
+            ("url", r#"url = "tcp://localhost""#),
+            ("prefix", r#"prefix = """#),
+            ("prefix", r#"prefix = "a/b""#),
+            ("session_ttl", r#"session_ttl = "0s""#),
+            ("session_ttl", "session_ttl = 10"),
+            ("disconnect_grace", r#"disconnect_grace = "1ms""#),
+            ("tick_interval", r#"tick_interval = "-1s""#),
+            ("wait_replicas", "wait_replicas = -1"),
+            ("sesion_ttl", r#"sesion_ttl = "10s""#),
+        ] {
+            let url = if field == "url" {
+                ""
+            } else {
+                "url = \"redis://localhost\"\n"
+            };
+            let error = toml::from_str::<RedisSettings>(&format!("{url}{line}")).unwrap_err();
+            assert!(error.to_string().contains(field), "{line}: {error}");
+        }
+    }
+}

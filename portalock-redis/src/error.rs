@@ -1,0 +1,124 @@
+//! Redis's failures as ours: by kind and code, never by the words of a message.
+
+use portalock_core::{BackendError, BackendErrorKind, Loss};
+use redis::{ErrorKind, RedisError, ServerErrorKind};
+
+/// What a failure of Redis means. The source is kept; it names addresses and keys, never a password.
+pub(crate) fn failed(what: &'static str, error: RedisError) -> BackendError {
+    let (kind, advice) = classify(&error);
+    let message = match advice {
+        "" => format!("can't {what}"),
+        advice => format!("can't {what}: {advice}"),
+    };
+    BackendError::new(kind, message).with_source(error)
+}
+
+/// The session is over; the next call starts a new one.
+pub(crate) fn session_ended(loss: Option<Loss>) -> BackendError {
+    let error = BackendError::new(
+        BackendErrorKind::SessionEnded,
+        "the session with Redis has ended",
+    );
+    match loss {
+        Some(loss) => error.with_source(loss),
+        None => error,
+    }
+}
+
+/// Redis answered with what our scripts never answer.
+pub(crate) fn unexpected(what: &'static str) -> BackendError {
+    BackendError::new(
+        BackendErrorKind::Other,
+        format!("can't {what}: the answer is none that portalock's scripts give"),
+    )
+}
+
+fn classify(error: &RedisError) -> (BackendErrorKind, &'static str) {
+    use BackendErrorKind as Ours;
+    match error.kind() {
+        // A script can be flushed between being loaded and being called.
+        ErrorKind::Io | ErrorKind::Server(ServerErrorKind::NoScript) => (Ours::Unavailable, ""),
+        ErrorKind::AuthenticationFailed | ErrorKind::Server(ServerErrorKind::NoPerm) => DENIED,
+        ErrorKind::InvalidClientConfig => (Ours::Misconfigured, ""),
+        ErrorKind::RESP3NotSupported => NO_RESP3,
+        ErrorKind::Server(
+            ServerErrorKind::BusyLoading | ServerErrorKind::TryAgain | ServerErrorKind::MasterDown,
+        ) => (Ours::Unavailable, "the server is not ready"),
+        ErrorKind::Server(ServerErrorKind::ReadOnly) => (
+            Ours::ReadOnly,
+            "the server is a replica: connect to the primary",
+        ),
+        ErrorKind::Server(
+            ServerErrorKind::Moved
+            | ServerErrorKind::Ask
+            | ServerErrorKind::CrossSlot
+            | ServerErrorKind::ClusterDown,
+        ) => CLUSTER,
+        _ => by_code(error.code()),
+    }
+}
+
+fn by_code(code: Option<&str>) -> (BackendErrorKind, &'static str) {
+    use BackendErrorKind as Ours;
+    match code {
+        Some("NOAUTH" | "WRONGPASS" | "NOPERM") => DENIED,
+        Some("NOPROTO") => NO_RESP3,
+        Some("OOM") => (
+            Ours::OutOfSpace,
+            "the server's memory is full: raise `maxmemory`",
+        ),
+        Some("WRONGTYPE" | "CORRUPT") => (
+            Ours::Corrupt,
+            "something else lies at a key of this lock: remove it, or use another prefix",
+        ),
+        Some("MISCONF") => (
+            Ours::ReadOnly,
+            "the server refuses writes because it can't save its data",
+        ),
+        Some("NOREPLICAS") => (Ours::Unavailable, "the server lacks replicas"),
+        Some("BUSY") => (Ours::Exhausted, "the server runs a long script"),
+        _ => (Ours::Other, ""),
+    }
+}
+
+const DENIED: (BackendErrorKind, &str) = (
+    BackendErrorKind::PermissionDenied,
+    "the server refused the user: check the password and the ACL, see the crate's front page for what is needed",
+);
+const NO_RESP3: (BackendErrorKind, &str) = (
+    BackendErrorKind::Unsupported,
+    "the server does not speak RESP3: Redis 6.2 or later, or Valkey, is needed",
+);
+const CLUSTER: (BackendErrorKind, &str) = (
+    BackendErrorKind::Unsupported,
+    "a Redis cluster can't keep these locks: use a single server, with replicas if you like",
+);
+
+/// The server is a node of a cluster.
+pub(crate) fn cluster() -> BackendError {
+    BackendError::new(CLUSTER.0, CLUSTER.1)
+}
+
+/// The server has no RESP3.
+pub(crate) fn no_resp3(source: RedisError) -> BackendError {
+    BackendError::new(NO_RESP3.0, NO_RESP3.1).with_source(source)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn codes_decide() {
+        for (code, kind) in [
+            ("OOM", BackendErrorKind::OutOfSpace),
+            ("WRONGTYPE", BackendErrorKind::Corrupt),
+            ("NOAUTH", BackendErrorKind::PermissionDenied),
+            ("NOPROTO", BackendErrorKind::Unsupported),
+            ("BUSY", BackendErrorKind::Exhausted),
+            ("ERR", BackendErrorKind::Other),
+        ] {
+            assert_eq!(by_code(Some(code)).0, kind, "{code}");
+        }
+    }
+}

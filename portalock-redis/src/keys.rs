@@ -1,0 +1,114 @@
+//! Where things lie in Redis. Names are mapped injectively, below the prefix.
+
+use std::sync::Arc;
+
+use portalock_core::LockName;
+
+/// What kind of thing a name names: each has its own names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Kind {
+    Lock,
+    Semaphore,
+}
+
+/// Makes keys. A prefix has no slash, so the first slash of a key ends it: no two prefixes and no two names meet.
+#[derive(Debug, Clone)]
+pub(crate) struct Keys {
+    prefix: Arc<str>,
+}
+
+/// The keys of one name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct NameKeys {
+    pub(crate) state: String,
+    pub(crate) queue: String,
+    pub(crate) waiters: String,
+}
+
+impl Keys {
+    pub(crate) fn new(prefix: Arc<str>) -> Self {
+        Self { prefix }
+    }
+
+    pub(crate) fn of(&self, kind: Kind, name: &LockName) -> NameKeys {
+        let key = |part: &str| {
+            let kind = match kind {
+                Kind::Lock => "lock",
+                Kind::Semaphore => "semaphore",
+            };
+            format!("{}/{kind}{part}/{name}", self.prefix)
+        };
+        NameKeys {
+            state: key(""),
+            queue: key("-queue"),
+            waiters: key("-waiters"),
+        }
+    }
+
+    /// What the key and the channel of a session begin with; its id follows.
+    pub(crate) fn sessions(&self) -> String {
+        format!("{}/session/", self.prefix)
+    }
+
+    /// A `MATCH` pattern for the states and queues of every lock.
+    pub(crate) fn lock_pattern(&self) -> String {
+        let mut pattern = String::new();
+        for character in self.prefix.chars() {
+            if matches!(character, '*' | '?' | '[' | ']' | '\\' | '^' | '-') {
+                pattern.push('\\');
+            }
+            pattern.push(character);
+        }
+        pattern + "/lock/*"
+    }
+
+    /// The name that a lock's state belongs to. `None` if the key is none of ours.
+    pub(crate) fn lock_name(&self, state: &str) -> Option<LockName> {
+        let name = state.strip_prefix(&*self.prefix)?.strip_prefix("/lock/")?;
+        LockName::new(name).ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashSet;
+
+    #[test]
+    fn no_two_names_meet() {
+        let names = [
+            "a", "A", "a/b", "/a", "a/", "-queue/a", "lock/a", "{a}", "*", "a:b", "é", "e\u{301}",
+            "..", "a\nb",
+        ];
+        let mut seen = HashSet::new();
+        for prefix in ["p", "p:lock", "portalock"] {
+            let keys = Keys::new(prefix.into());
+            for kind in [Kind::Lock, Kind::Semaphore] {
+                for name in names {
+                    let NameKeys {
+                        state,
+                        queue,
+                        waiters,
+                    } = keys.of(kind, &LockName::new(name).unwrap());
+                    for key in [state, queue, waiters] {
+                        assert!(seen.insert(key.clone()), "{key}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_state_leads_back_to_its_name() {
+        let keys = Keys::new("p".into());
+        for name in ["a", "lock/a", "/", "-queue/x"] {
+            let name = LockName::new(name).unwrap();
+            assert_eq!(
+                keys.lock_name(&keys.of(Kind::Lock, &name).state),
+                Some(name)
+            );
+        }
+        assert_eq!(keys.lock_name("q/lock/a"), None);
+        assert_eq!(keys.lock_name("p/lock-queue/a"), None);
+    }
+}

@@ -1,0 +1,99 @@
+//! Locks and semaphores on Redis for [portalock](portalock_core): they die with their connection, are granted atomically,
+//! and queue fairly.
+//!
+//! ```
+//! use portalock_core::Lock;
+//! use portalock_redis::RedisBackend;
+//!
+//! # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let server = portalock_testkit::servers::RedisServer::start()?;
+//! # let url = server.url();
+//! let redis = RedisBackend::connect(&url).await?; // "redis://user:password@db.example"
+//! let lock = Lock::new(redis, "nightly-report")?;
+//!
+//! let guard = lock.acquire().await?;
+//! // ... while it is held; send `guard.token()` along with every write ...
+//! guard.release().await?;
+//! # Ok(()) }
+//! ```
+//!
+//! # How it works
+//!
+//! A [`RedisBackend`] has one *session*: one RESP3 connection, subscribed to a channel of its own, and one key that it
+//! refreshes. All of its locks share it. Whoever asks for a lock runs one script on the server, in one round trip, which
+//! looks whether the holders live (subscribed now, and refreshed) and grants, or keeps a place in the queue. Whoever
+//! releases runs another, which hands the lock to the next in line by a message to its channel: no polling, no herd.
+//!
+//! A crash runs no script. So the first in line looks every [`tick_interval`](RedisSettings::with_tick_interval) whether
+//! the holder lives, and those behind it ever more rarely: a killed process is noticed after 100 ms at the median, and 64
+//! idle waiters cost the server some thirteen commands a second.
+//!
+//! Exclusive locks, shared locks and semaphores are one mechanism: weights under a capacity, first come first served.
+//!
+//! # When the connection ends
+//!
+//! Everything held in the session is lost: every guard's [`lost`](portalock_core::Guard::lost) fires, waiting calls take
+//! a place in a new session by themselves, and later calls connect again, with a growing pause between failures.
+//! Ownership never survives on a connection that was made anew. How far the *loss* can come after another's grant is the
+//! one choice to make: see [`disconnect_grace`](RedisSettings::with_disconnect_grace).
+//!
+//! # Semaphores
+//!
+//! [`RedisBackend`] is a [`Semaphore`](portalock_core::Semaphore) too, for [`Pool`](portalock_core::Pool). Redis keeps no
+//! limit of its own: each request brings its idea of the capacity, so there is nothing to create, and a limit is changed
+//! by asking with another. Where requests with different capacities meet, the smallest counts: permits are granted when
+//! they fit, with those of all holders, under the request's own capacity and under that of every present holder. A
+//! lowered limit takes nothing from those who hold; a raised one takes effect when the last holder that asked with less
+//! has gone. Nobody overtakes the first in line, whatever it asked with.
+//!
+//! # What it costs
+//!
+//! Acquiring and releasing a free lock is a round trip each. A lock or semaphore with many holders at once is read as a
+//! whole by each script, so its cost grows with their number: thousands of holders of one name are no good idea, thousands
+//! of names are none at all to worry about. A session that holds locks looks with every refresh whether they are still
+//! there, at most 500 of them at a time.
+//!
+//! # What it needs
+//!
+//! - Redis 6.2 or later, or Valkey; a single server, with replicas if you like. A cluster is refused: whether a session
+//!   lives is known to one node only. With the feature `tls`, `rediss://` URLs.
+//! - A `maxmemory-policy` that evicts none of our keys: `noeviction`, or memory enough. All keys have a time to live, so
+//!   the `volatile-*` policies evict them too.
+//! - A user with this ACL, for the default prefix: `~portalock/* &portalock/* +eval +evalsha +subscribe +unsubscribe
+//!   +publish +pubsub|numsub +ping +scan +wait +time +get +set +del +pexpire +pexpireat +pttl +hget +hmget +hset +hdel
+//!   +hgetall +zadd +zrem +zrange +zrank +select`. What is missing is a
+//!   [`PermissionDenied`](portalock_core::BackendErrorKind::PermissionDenied) when the session opens.
+//!
+//! # What lies in Redis
+//!
+//! | key | what | how long |
+//! |---|---|---|
+//! | `portalock/lock/NAME` | a hash: the last token, and one field for each holder | an hour after its last use |
+//! | `portalock/lock-queue/NAME`, `portalock/lock-waiters/NAME` | the queue, while somebody waits | an hour after its last use |
+//! | `portalock/semaphore...` | the same for semaphores | |
+//! | `portalock/session/ID` | a session; its channel has the same name | [`session_ttl`](RedisSettings::with_session_ttl) after its last sign of life |
+//!
+//! Of a finished lock only the last token is left, for an hour after the server's clock has passed it: a token is that
+//! clock in microseconds or more, so from then on the clock alone makes larger ones, also if it had been set back in
+//! between. Who holds or waits for longer than an hour keeps the keys alive.
+//!
+//! # Features
+//!
+//! - `tls`: `rediss://` URLs, by rustls; with the system's certificates or [your own](RedisSettings::with_authority).
+//!
+//! What holds until which fault is in `docs/guarantees.md`, and the invariants of the scripts stand in `src/scripts.rs`.
+
+mod backend;
+mod claims;
+mod config;
+mod connect;
+mod error;
+mod keys;
+mod refresh;
+mod scripts;
+mod semaphore;
+mod session;
+mod wire;
+
+pub use backend::RedisBackend;
+pub use config::{InvalidRedisSettings, RedisSettings};

@@ -1,0 +1,41 @@
+//! Semaphores: the same mechanism, with the caller's weights and capacity.
+//!
+//! What happens when requests for one name bring different capacities is said on the crate's front page. It follows from
+//! `fits` in `prelude.lua`.
+
+use async_trait::async_trait;
+use portalock_core::{
+    Attempt, BackendError, Capabilities, Inspection, LockName, PermitRequest, Released, Semaphore,
+    Wakeups,
+};
+
+use crate::{backend::RedisBackend, keys::Kind, wire::Wanted};
+
+#[async_trait]
+impl Semaphore for RedisBackend {
+    fn capabilities(&self) -> Capabilities {
+        self.guarantees()
+    }
+
+    async fn try_acquire(&self, request: &PermitRequest) -> Result<Attempt, BackendError> {
+        self.attempt(&Wanted::permits(request, self.keys(), self.label()))
+            .await
+    }
+
+    async fn release(&self, request: &PermitRequest) -> Result<Released, BackendError> {
+        self.withdraw(&Wanted::permits(request, self.keys(), None))
+            .await
+    }
+
+    async fn subscribe(&self, request: &PermitRequest) -> Result<Option<Wakeups>, BackendError> {
+        Ok(Some(self.listen(&request.owner.to_string())))
+    }
+
+    async fn inspect(&self, name: &LockName) -> Result<Inspection, BackendError> {
+        self.look(Kind::Semaphore, name).await
+    }
+
+    async fn close(&self) -> Result<(), BackendError> {
+        self.end_session().await
+    }
+}

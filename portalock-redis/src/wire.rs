@@ -1,0 +1,218 @@
+//! What the scripts are asked and what they answer, as our types. Locks and semaphores are one mechanism: weights under a
+//! capacity.
+
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use portalock_core::{
+    Claim, ClaimKind, FencingToken, Holder, Inspection, LockRequest, Mode, Patience, PermitRequest,
+    Request,
+};
+use serde::{Deserialize, Serialize};
+
+use crate::keys::{Keys, Kind, NameKeys};
+
+/// The weight of an exclusive lock, and the capacity of every lock: so many can share one.
+const WHOLE: u32 = u32::MAX;
+
+/// A request in the scripts' terms.
+pub(crate) struct Wanted {
+    pub(crate) keys: Arc<NameKeys>,
+    pub(crate) owner: Arc<str>,
+    pub(crate) weight: u32,
+    pub(crate) capacity: u32,
+    pub(crate) queues: bool,
+    pub(crate) who: String,
+}
+
+impl Wanted {
+    pub(crate) fn lock(request: &LockRequest, keys: &Keys, label: Option<&str>) -> Self {
+        let weight = match request.demand {
+            Mode::Exclusive => WHOLE,
+            Mode::Shared => 1,
+        };
+        Self::new(request, Kind::Lock, weight, WHOLE, keys, label)
+    }
+
+    pub(crate) fn permits(request: &PermitRequest, keys: &Keys, label: Option<&str>) -> Self {
+        let (weight, capacity) = (request.demand.count(), request.demand.capacity());
+        Self::new(request, Kind::Semaphore, weight, capacity, keys, label)
+    }
+
+    fn new<D>(
+        request: &Request<D>,
+        kind: Kind,
+        weight: u32,
+        capacity: u32,
+        keys: &Keys,
+        label: Option<&str>,
+    ) -> Self {
+        Self {
+            keys: Arc::new(keys.of(kind, &request.name)),
+            owner: request.owner.to_string().into(),
+            weight,
+            capacity,
+            queues: request.patience == Patience::Queue,
+            who: Who::of(&request.holder, label).to_text(),
+        }
+    }
+}
+
+/// A holder as it lies in Redis. Since when, the script knows: by the one clock that all clients share.
+#[derive(Serialize, Deserialize)]
+struct Who<'a> {
+    host: &'a str,
+    pid: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    label: Option<&'a str>,
+}
+
+#[derive(Deserialize)]
+struct StoredWho {
+    host: Arc<str>,
+    pid: u32,
+    label: Option<Arc<str>>,
+}
+
+impl<'a> Who<'a> {
+    fn of(holder: &'a Holder, label: Option<&'a str>) -> Self {
+        Self {
+            host: &holder.host,
+            pid: holder.pid,
+            label: holder.label.as_deref().or(label),
+        }
+    }
+
+    fn to_text(&self) -> String {
+        // It is for people: a request doesn't fail for want of it.
+        serde_json::to_string(self).unwrap_or_default()
+    }
+}
+
+/// Reads a holder; `None` if what was stored is not ours.
+pub(crate) fn holder(since: &str, who: &str) -> Option<Holder> {
+    let stored: StoredWho = serde_json::from_str(who).ok()?;
+    Some(Holder::new(
+        stored.host,
+        stored.pid,
+        stored.label,
+        time(since)?,
+    ))
+}
+
+fn time(millis: &str) -> Option<SystemTime> {
+    UNIX_EPOCH.checked_add(Duration::from_millis(millis.parse().ok()?))
+}
+
+/// What an attempt was answered.
+pub(crate) enum Answer {
+    Granted(FencingToken),
+    Contended {
+        /// The place in the queue, from 0.
+        place: Option<u32>,
+        holder: Option<Holder>,
+    },
+    /// The session is dead at the server.
+    Ended,
+}
+
+impl Answer {
+    pub(crate) fn of(answer: &[String]) -> Option<Self> {
+        let answer: Vec<&str> = answer.iter().map(String::as_str).collect();
+        match answer.as_slice() {
+            ["granted", token] => Some(Self::Granted(FencingToken::new(token.parse().ok()?))),
+            ["contended", place, since, who] => Some(Self::Contended {
+                place: place.parse().ok(),
+                holder: holder(since, who),
+            }),
+            ["ended"] => Some(Self::Ended),
+            _ => None,
+        }
+    }
+}
+
+/// Reads what `inspect.lua` answers.
+pub(crate) fn inspection(kind: Kind, answer: &[String]) -> Option<Inspection> {
+    let (last, rest) = answer.split_first()?;
+    let (count, claims) = rest.split_first()?;
+    let count: usize = count.parse().ok()?;
+    let (claims, []) = claims.as_chunks::<3>() else {
+        return None;
+    };
+    let mut claims = claims.iter().map(|[weight, since, who]| {
+        let weight: u32 = weight.parse().ok()?;
+        let kind = match kind {
+            Kind::Semaphore => ClaimKind::Permits(weight),
+            Kind::Lock if weight == WHOLE => ClaimKind::Exclusive,
+            Kind::Lock => ClaimKind::Shared,
+        };
+        Some(Claim::new(holder(since, who)?, kind))
+    });
+    let holders = claims.by_ref().take(count).collect::<Option<Vec<_>>>()?;
+    let waiters = claims.collect::<Option<Vec<_>>>()?;
+    let last: u64 = last.parse().ok()?;
+    Some(
+        Inspection::new(holders, waiters)
+            .with_last_token((last > 0).then(|| FencingToken::new(last))),
+    )
+}
+
+/// When a waiter looks again whether those before it live. A crash runs no script, so somebody has to: the next one
+/// often, the others rarely, each in case that all before it have died too.
+pub(crate) fn recheck(place: u32, tick: Duration) -> Duration {
+    tick * place.saturating_mul(5).clamp(1, SLOWEST_TICK)
+}
+
+/// How many ticks the last in a long queue leaves out.
+pub(crate) const SLOWEST_TICK: u32 = 30;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use portalock_core::LockName;
+
+    #[test]
+    fn a_holder_survives_the_way_through_redis() {
+        let request = LockRequest::new(
+            LockName::new("a").unwrap(),
+            Mode::Exclusive,
+            Patience::Queue,
+        )
+        .with_label(Some("a|b\"c\n".into()));
+        let wanted = Wanted::lock(&request, &Keys::new("p".into()), None);
+        let read = holder("1500", &wanted.who).unwrap();
+        assert_eq!(read.label.as_deref(), Some("a|b\"c\n"));
+        assert_eq!(read.pid, std::process::id());
+        assert_eq!(read.since, UNIX_EPOCH + Duration::from_millis(1500));
+    }
+
+    #[test]
+    fn a_backends_label_stands_in_for_a_missing_one() {
+        let request = LockRequest::new(LockName::new("a").unwrap(), Mode::Shared, Patience::Once);
+        let wanted = Wanted::lock(&request, &Keys::new("p".into()), Some("nightly"));
+        assert_eq!(
+            holder("0", &wanted.who).unwrap().label.as_deref(),
+            Some("nightly")
+        );
+    }
+
+    #[test]
+    fn the_further_back_the_rarer() {
+        let tick = Duration::from_millis(200);
+        assert_eq!(recheck(0, tick), tick);
+        assert_eq!(recheck(1, tick), tick * 5);
+        assert_eq!(recheck(3, tick), tick * 15);
+        assert_eq!(recheck(1_000_000_000, tick), tick * 30);
+    }
+
+    #[test]
+    fn an_answer_that_is_none_of_ours_is_refused() {
+        let texts = |parts: &[&str]| parts.iter().map(ToString::to_string).collect::<Vec<_>>();
+        assert!(Answer::of(&texts(&["granted", "x"])).is_none());
+        assert!(Answer::of(&texts(&[])).is_none());
+        assert!(inspection(Kind::Lock, &texts(&["1", "1", "5"])).is_none());
+        assert!(inspection(Kind::Lock, &texts(&["7", "0"])).is_some());
+    }
+}

@@ -1,0 +1,186 @@
+//! The scripts.
+
+use crate::world::{CAPACITY, Flaw, Form, Message, Owner, Rules, SESSIONS, Session};
+
+/// A list of at most three, one of each client, as a plain value.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct List<T>([Option<T>; 3]);
+
+impl<T: Copy> List<T> {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = T> + '_ {
+        self.0.iter().flatten().copied()
+    }
+
+    pub(crate) fn first(&self) -> Option<T> {
+        self.0[0]
+    }
+
+    fn push(&mut self, item: T) {
+        let free = self.0.iter_mut().find(|place| place.is_none());
+        *free.unwrap() = Some(item);
+    }
+
+    fn retain(&mut self, keeps: impl Fn(T) -> bool) {
+        let mut kept = Self([None; 3]);
+        self.iter()
+            .filter(|item| keeps(*item))
+            .for_each(|item| kept.push(item));
+        *self = kept;
+    }
+
+    fn find_mut(&mut self, is_it: impl Fn(T) -> bool) -> Option<&mut T> {
+        self.0.iter_mut().flatten().find(|item| is_it(**item))
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct Server {
+    /// Owner, session, token.
+    pub(crate) holders: List<(Owner, Session, u8)>,
+    pub(crate) queue: List<(Owner, Session)>,
+    pub(crate) last: u8,
+    /// The largest token that was ever granted; and whether one was not larger.
+    pub(crate) top: u8,
+    pub(crate) token_fell: bool,
+    pub(crate) keys: [bool; SESSIONS as usize],
+    pub(crate) subscribed: [bool; SESSIONS as usize],
+}
+
+impl Server {
+    pub(crate) fn new() -> Self {
+        let first = [true, false, true, false, true, false];
+        Self {
+            holders: List([None; 3]),
+            queue: List([None; 3]),
+            last: 0,
+            top: 0,
+            token_fell: false,
+            keys: first,
+            subscribed: first,
+        }
+    }
+
+    /// `look(session).keeps`
+    pub(crate) fn keeps(&self, session: Session, rules: Rules) -> bool {
+        let strict = rules.form == Form::Strict && rules.flaw != Flaw::StrictIsNot;
+        let at = usize::from(session);
+        self.keys[at] && (self.subscribed[at] || strict)
+    }
+
+    /// `look(session).hears`
+    pub(crate) fn hears(&self, session: Session) -> bool {
+        let at = usize::from(session);
+        self.keys[at] && self.subscribed[at]
+    }
+
+    /// `open.lua`
+    pub(crate) fn open(&mut self, session: Session, former: Session) {
+        self.keys[usize::from(former)] = false;
+        self.keys[usize::from(session)] = true;
+        self.subscribed[usize::from(session)] = true;
+    }
+
+    /// `fits`, with the dead still among the holders.
+    pub(crate) fn fits_untouched(&self, owner: Owner, rules: Rules) -> bool {
+        let used: u8 = self
+            .holders
+            .iter()
+            .map(|(holder, ..)| rules.weight(holder))
+            .sum();
+        used + rules.weight(owner) <= CAPACITY
+    }
+
+    /// `fits`, else `prune`, else `fits`.
+    fn fits(&mut self, owner: Owner, rules: Rules) -> bool {
+        if rules.flaw == Flaw::GrantsBesideHolders || self.fits_untouched(owner, rules) {
+            return true;
+        }
+        let mut living = self.holders;
+        living.retain(|(_, session, _)| self.keeps(session, rules));
+        self.holders = living;
+        self.fits_untouched(owner, rules)
+    }
+
+    fn grant(&mut self, owner: Owner, session: Session, rules: Rules) -> u8 {
+        if rules.flaw != Flaw::RepeatsTokens {
+            self.last += 1;
+        }
+        self.token_fell |= self.last <= self.top;
+        self.top = self.top.max(self.last);
+        self.holders.push((owner, session, self.last));
+        self.last
+    }
+
+    fn serve(&mut self, asking: Option<Owner>, rules: Rules, told: &mut Vec<(Session, Message)>) {
+        while let Some((owner, session)) = self.queue.first() {
+            if rules.flaw != Flaw::GrantsToTheDead && !self.hears(session) {
+                self.queue.retain(|place| place.0 != owner);
+                continue;
+            }
+            if !self.fits(owner, rules) {
+                return;
+            }
+            self.queue.retain(|place| place.0 != owner);
+            let token = self.grant(owner, session, rules);
+            if asking != Some(owner) {
+                told.push((session, Message::Grant(token)));
+            }
+        }
+    }
+
+    /// `acquire.lua`, with a place in the queue.
+    pub(crate) fn acquire(
+        &mut self,
+        owner: Owner,
+        session: Session,
+        rules: Rules,
+        told: &mut Vec<(Session, Message)>,
+    ) {
+        if rules.flaw != Flaw::HearsTheDead && !self.hears(session) {
+            return told.push((session, Message::SessionEnded));
+        }
+        if let Some(claim) = self.holders.find_mut(|claim| claim.0 == owner) {
+            claim.1 = session;
+            let token = claim.2;
+            return told.push((session, Message::Granted(token)));
+        }
+        if let Some(place) = self.queue.find_mut(|place| place.0 == owner) {
+            place.1 = session;
+        }
+        self.serve(Some(owner), rules, told);
+        if let Some(claim) = self.holders.iter().find(|claim| claim.0 == owner) {
+            return told.push((session, Message::Granted(claim.2)));
+        }
+        if self.queue.first().is_none() && self.fits(owner, rules) {
+            let token = self.grant(owner, session, rules);
+            return told.push((session, Message::Granted(token)));
+        }
+        if !self.queue.iter().any(|place| place.0 == owner) {
+            self.queue.push((owner, session));
+        }
+        told.push((session, Message::Contended));
+    }
+
+    /// `release.lua`
+    pub(crate) fn release(
+        &mut self,
+        owner: Owner,
+        session: Session,
+        rules: Rules,
+        told: &mut Vec<(Session, Message)>,
+    ) {
+        let held = self.holders.iter().any(|claim| claim.0 == owner);
+        let was_next = self.queue.first().is_some_and(|place| place.0 == owner);
+        self.holders.retain(|claim| claim.0 != owner);
+        self.queue.retain(|place| place.0 != owner);
+        let serves = match rules.flaw {
+            Flaw::ServesNobody => false,
+            Flaw::CancelServesNobody => held,
+            _ => held || was_next,
+        };
+        if serves {
+            self.serve(None, rules, told);
+        }
+        told.push((session, Message::Released));
+    }
+}

@@ -1,0 +1,359 @@
+//! What goes wrong on a network: killed, stalled, cut off, restarted, forgotten.
+
+use std::time::Duration;
+
+use portalock_core::{
+    BackendErrorKind, FencingToken, LockBackend, LockError, Loss, Policy, clock::Instant,
+};
+use portalock_redis::{RedisBackend, RedisSettings};
+use portalock_testkit::{
+    proxy::{Direction, FaultProxy},
+    servers::{RedisOptions, RedisServer},
+};
+use tokio::time::timeout;
+
+use crate::fixture::{Admin, ENOUGH, client, eventually, granted, lock, settings, waiting};
+
+/// A session so short that its end can be waited for.
+const SHORT: Duration = Duration::from_secs(1);
+
+fn short_lived(url: &str) -> RedisSettings {
+    RedisSettings::new(url)
+        .unwrap()
+        .with_session_ttl(SHORT)
+        .unwrap()
+}
+
+/// A client with short sessions, and the line between it and the server.
+async fn on_a_line(server: &RedisServer) -> (RedisBackend, FaultProxy) {
+    let proxy = FaultProxy::start(server.addr()).unwrap();
+    let url = format!("redis://{}", proxy.addr());
+    let backend = RedisBackend::with_settings(short_lived(&url))
+        .await
+        .unwrap();
+    (backend, proxy)
+}
+
+#[tokio::test]
+async fn a_waiter_whose_session_is_killed_takes_a_place_in_a_new_one() {
+    let server = RedisServer::start().unwrap();
+    let (one, two) = (client(&server).await, client(&server).await);
+    let held = lock(&one, "a").acquire().await.unwrap();
+    let next = waiting(&two, "a").await;
+    Admin::of(&server).await.kill_sessions().await;
+    let next = granted(next).await;
+    assert!(held.is_lost() && !next.is_lost());
+}
+
+#[tokio::test]
+async fn a_new_session_ends_the_one_before_at_the_server() {
+    let server = RedisServer::start().unwrap();
+    let backend = client(&server).await;
+    let mut admin = Admin::of(&server).await;
+    let first = admin.keys().await;
+    let held = lock(&backend, "a").acquire().await.unwrap();
+    admin.kill_sessions().await;
+    timeout(ENOUGH, held.lost()).await.unwrap();
+    backend.ping().await.unwrap();
+    let keys = admin.keys().await;
+    assert!(!keys.contains(&first[0]), "{first:?} {keys:?}");
+    assert_eq!(keys.len(), 2, "{keys:?}");
+}
+
+#[tokio::test]
+async fn a_cut_off_holder_is_told_before_the_next_is_granted() {
+    let server = RedisServer::start().unwrap();
+    let (holder, proxy) = on_a_line(&server).await;
+    let other = client(&server).await;
+    let held = lock(&holder, "a").acquire().await.unwrap();
+    let lost = held.lost_signal();
+    let cut = Instant::now();
+    proxy.black_hole(Direction::Both);
+    let next = lock(&other, "a").acquire().await.unwrap();
+    assert!(
+        lost.is_lost(),
+        "granted to another before the loss was known"
+    );
+    assert_eq!(lost.loss(), Some(Loss::Expired));
+    assert!(next.token() > held.token());
+    assert!(
+        cut.elapsed() > SHORT / 4,
+        "the signs of life should have counted"
+    );
+
+    // What comes late out of the dead connection changes nothing.
+    proxy.heal();
+    eventually(async || proxy.connections() == 0).await;
+    next.ensure_held().unwrap();
+    assert!(
+        lock(&holder, "a")
+            .try_acquire()
+            .await
+            .unwrap_err()
+            .is_contention()
+    );
+}
+
+#[tokio::test]
+async fn an_attempt_stuck_in_a_dead_connection_is_void_when_it_arrives() {
+    let server = RedisServer::start().unwrap();
+    let (backend, proxy) = on_a_line(&server).await;
+    proxy.black_hole(Direction::ToServer);
+    let error = lock(&backend, "a")
+        .acquire_with(&Policy::new().with_timeout(SHORT * 2))
+        .await
+        .unwrap_err();
+    assert!(!error.is_contention(), "{error}");
+    proxy.heal();
+    let other = client(&server).await;
+    // The stuck bytes arrive, then the connection's end; the engine withdraws in a new session what it never heard of.
+    eventually(async || proxy.connections() <= 1).await;
+    let _free = lock(&other, "a").acquire().await.unwrap();
+    let left = Admin::of(&server).await.keys().await;
+    assert!(
+        !left.contains(&"portalock/lock-queue/a".to_owned()),
+        "{left:?}"
+    );
+}
+
+#[tokio::test]
+async fn a_stalled_server_fails_calls_on_time_and_loses_locks_by_the_clock() {
+    let server = RedisServer::start().unwrap();
+    let backend = RedisBackend::with_settings(short_lived(&server.url()))
+        .await
+        .unwrap();
+    let held = lock(&backend, "a").acquire().await.unwrap();
+    server.stall().unwrap();
+    let asked = Instant::now();
+    let error = lock(&backend, "b")
+        .acquire_with(&Policy::new().with_timeout(Duration::from_millis(300)))
+        .await
+        .unwrap_err();
+    assert!(matches!(error, LockError::Timeout { .. }), "{error}");
+    assert!(asked.elapsed() < ENOUGH / 4);
+    let loss = timeout(ENOUGH, held.lost()).await.unwrap();
+    assert_eq!(loss, Loss::Expired);
+    server.resume().unwrap();
+    let _again = lock(&backend, "a").acquire().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_server_that_stalls_within_the_session_loses_nothing() {
+    let server = RedisServer::start().unwrap();
+    let backend = client(&server).await;
+    let held = lock(&backend, "a").acquire().await.unwrap();
+    server.stall().unwrap();
+    let waiting = tokio::spawn({
+        let lock = lock(&backend, "b");
+        async move { lock.acquire().await }
+    });
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    server.resume().unwrap();
+    let _other = granted(waiting).await;
+    held.ensure_held().unwrap();
+    held.release().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_restart_without_data_loses_locks_and_keeps_tokens_growing() {
+    let mut server = RedisServer::start().unwrap();
+    let backend = client(&server).await;
+    let held = lock(&backend, "a").acquire().await.unwrap();
+    let before: Option<FencingToken> = held.token();
+    server.restart().unwrap();
+    timeout(ENOUGH, held.lost()).await.unwrap();
+    let again = lock(&backend, "a").acquire().await.unwrap();
+    assert!(again.token() > before);
+}
+
+#[tokio::test]
+async fn a_restart_with_data_brings_no_dead_session_back() {
+    let mut server = RedisOptions::new().persistent(true).start().unwrap();
+    let (one, two) = (client(&server).await, client(&server).await);
+    let held = lock(&one, "a").acquire().await.unwrap();
+    let waiter = waiting(&two, "a").await;
+    let before = held.token();
+    server.restart().unwrap();
+    let restored = Admin::of(&server).await.keys().await;
+    assert!(
+        restored.contains(&"portalock/lock/a".to_owned()),
+        "{restored:?}"
+    );
+    let next = granted(waiter).await;
+    assert!(next.token() > before);
+    assert!(held.is_lost());
+}
+
+#[tokio::test]
+async fn a_server_that_is_away_is_unavailable_and_taken_up_again() {
+    let mut server = RedisServer::start().unwrap();
+    let backend = client(&server).await;
+    server.stop();
+    let error = lock(&backend, "a").try_acquire().await.unwrap_err();
+    let LockError::Backend { source, .. } = &error else {
+        panic!("{error}");
+    };
+    assert!(source.is_retryable(), "{source:?}");
+    server.restart().unwrap();
+    let _held = lock(&backend, "a").acquire().await.unwrap();
+}
+
+#[tokio::test]
+async fn an_overflowing_output_buffer_ends_the_session_and_says_so() {
+    let server = RedisOptions::new()
+        .setting("client-output-buffer-limit", "pubsub 64kb 64kb 1")
+        .start()
+        .unwrap();
+    let backend = client(&server).await;
+    let mut admin = Admin::of(&server).await;
+    let held = lock(&backend, "a").acquire().await.unwrap();
+    let channels: Vec<String> = admin.ask("PUBSUB CHANNELS *").await;
+    let flood = "x".repeat(1 << 20);
+    let _: u32 = admin.ask(&format!("PUBLISH {} {flood}", channels[0])).await;
+    let loss = timeout(ENOUGH, held.lost()).await.unwrap();
+    assert!(matches!(loss, Loss::SessionEnded(_)), "{loss}");
+    let _again = lock(&backend, "a").acquire().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_flushed_script_cache_is_normal() {
+    let server = RedisServer::start().unwrap();
+    let (one, two) = (client(&server).await, client(&server).await);
+    let mut admin = Admin::of(&server).await;
+    for _ in 0..3 {
+        admin.ask::<()>("SCRIPT FLUSH").await;
+        let held = lock(&one, "a").acquire().await.unwrap();
+        admin.ask::<()>("SCRIPT FLUSH").await;
+        let next = waiting(&two, "a").await;
+        admin.ask::<()>("SCRIPT FLUSH").await;
+        held.release().await.unwrap();
+        granted(next).await.release().await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_lock_removed_behind_its_holders_back_is_lost_alone() {
+    let server = RedisServer::start().unwrap();
+    let backend = RedisBackend::with_settings(short_lived(&server.url()))
+        .await
+        .unwrap();
+    let removed = lock(&backend, "a").acquire().await.unwrap();
+    let spoiled = lock(&backend, "b").acquire().await.unwrap();
+    let kept = lock(&backend, "c").acquire().await.unwrap();
+    let mut admin = Admin::of(&server).await;
+    admin.ask::<()>("DEL portalock/lock/a").await;
+    admin.ask::<()>("SET portalock/lock/b spoiled").await;
+    for guard in [&removed, &spoiled] {
+        let loss = timeout(ENOUGH, guard.lost()).await.unwrap();
+        assert!(matches!(loss, Loss::Removed(_)), "{loss}");
+    }
+    tokio::time::sleep(SHORT).await;
+    kept.ensure_held().unwrap();
+}
+
+#[tokio::test]
+async fn a_flushed_server_ends_the_session() {
+    let server = RedisServer::start().unwrap();
+    let backend = RedisBackend::with_settings(short_lived(&server.url()))
+        .await
+        .unwrap();
+    let held = lock(&backend, "a").acquire().await.unwrap();
+    Admin::of(&server).await.ask::<()>("FLUSHALL").await;
+    let loss = timeout(ENOUGH, held.lost()).await.unwrap();
+    assert!(matches!(loss, Loss::SessionEnded(_)), "{loss}");
+    let _again = lock(&backend, "a").acquire().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_session_is_kept_alive_for_longer_than_it_lives() {
+    let server = RedisServer::start().unwrap();
+    let holder = RedisBackend::with_settings(short_lived(&server.url()))
+        .await
+        .unwrap();
+    let other = client(&server).await;
+    let held = lock(&holder, "a").acquire().await.unwrap();
+    let error = lock(&other, "a")
+        .acquire_with(&Policy::new().with_timeout(SHORT * 3))
+        .await
+        .unwrap_err();
+    assert!(error.is_contention(), "{error}");
+    held.ensure_held().unwrap();
+}
+
+#[tokio::test]
+async fn the_strict_form_tells_the_holder_first() {
+    let server = RedisServer::start().unwrap();
+    let strict = settings(&server).with_disconnect_grace(SHORT).unwrap();
+    let proxy = FaultProxy::start(server.addr()).unwrap();
+    let line = RedisSettings::new(&format!("redis://{}", proxy.addr()))
+        .unwrap()
+        .with_disconnect_grace(SHORT)
+        .unwrap();
+    let holder = RedisBackend::with_settings(line).await.unwrap();
+    let other = RedisBackend::with_settings(strict).await.unwrap();
+
+    let held = lock(&holder, "a").acquire().await.unwrap();
+    let (lost, waiter) = (held.lost_signal(), waiting(&other, "a").await);
+    // The worst that can be: the server sees the connection end, and the holder is cut off from the news.
+    proxy.black_hole(Direction::ToClient);
+    let id: u64 = Admin::of(&server)
+        .await
+        .ask::<String>("CLIENT LIST TYPE pubsub")
+        .await
+        .lines()
+        .next()
+        .and_then(|line| line.strip_prefix("id=")?.split(' ').next()?.parse().ok())
+        .unwrap();
+    Admin::of(&server)
+        .await
+        .ask::<u32>(&format!("CLIENT KILL ID {id}"))
+        .await;
+    let next = granted(waiter).await;
+    assert!(
+        lost.is_lost(),
+        "granted to another before the loss was known"
+    );
+    next.release().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_strict_crash_takes_no_longer_than_its_grace() {
+    let server = RedisServer::start().unwrap();
+    let (holder, proxy) = {
+        let proxy = FaultProxy::start(server.addr()).unwrap();
+        let line = RedisSettings::new(&format!("redis://{}", proxy.addr()))
+            .unwrap()
+            .with_disconnect_grace(SHORT)
+            .unwrap();
+        (RedisBackend::with_settings(line).await.unwrap(), proxy)
+    };
+    let other = client(&server).await;
+    let held = lock(&holder, "a").acquire().await.unwrap();
+    let waiter = waiting(&other, "a").await;
+    proxy.refuse(true);
+    proxy.cut();
+    let next = granted(waiter).await;
+    assert!(held.is_lost());
+    next.ensure_held().unwrap();
+}
+
+#[tokio::test]
+async fn a_lost_connection_is_an_error_that_can_be_retried() {
+    let server = RedisServer::start().unwrap();
+    let (backend, proxy) = on_a_line(&server).await;
+    proxy.refuse(true);
+    proxy.cut();
+    let error = LockBackend::inspect(&backend, &"a".parse().unwrap())
+        .await
+        .unwrap_err();
+    assert!(error.is_retryable(), "{error:?}");
+    assert!(
+        matches!(
+            error.kind(),
+            BackendErrorKind::Unavailable | BackendErrorKind::SessionEnded
+        ),
+        "{error:?}"
+    );
+    proxy.heal();
+    let _held = lock(&backend, "a").acquire().await.unwrap();
+}

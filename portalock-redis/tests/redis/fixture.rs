@@ -1,0 +1,116 @@
+//! A server, clients of it, and a second look at what they do there.
+
+use std::time::Duration;
+
+use portalock_core::{Guard, Lock, LockBackend, LockError, Policy};
+use portalock_redis::{RedisBackend, RedisSettings};
+use portalock_testkit::servers::RedisServer;
+use redis::{FromRedisValue, aio::MultiplexedConnection};
+use tokio::task::JoinHandle;
+
+/// Never reached when all is well.
+pub(crate) const ENOUGH: Duration = Duration::from_secs(60);
+
+pub(crate) fn patient() -> Policy {
+    Policy::new().with_timeout(ENOUGH)
+}
+
+pub(crate) fn settings(server: &RedisServer) -> RedisSettings {
+    RedisSettings::new(&server.url()).unwrap()
+}
+
+pub(crate) async fn client(server: &RedisServer) -> RedisBackend {
+    RedisBackend::with_settings(settings(server)).await.unwrap()
+}
+
+pub(crate) fn lock(backend: &RedisBackend, name: &str) -> Lock<RedisBackend> {
+    Lock::new(backend.clone(), name)
+        .unwrap()
+        .with_policy(patient())
+}
+
+/// Somebody who waits for the exclusive lock, and is in the queue by now.
+pub(crate) async fn waiting(
+    backend: &RedisBackend,
+    name: &str,
+) -> JoinHandle<Result<Guard<RedisBackend>, LockError>> {
+    let before = waiters(backend, name).await;
+    let lock = lock(backend, name);
+    let task = tokio::spawn(async move { lock.acquire().await });
+    eventually(async || waiters(backend, name).await > before).await;
+    task
+}
+
+/// What a waiter was granted.
+pub(crate) async fn granted(
+    waiter: JoinHandle<Result<Guard<RedisBackend>, LockError>>,
+) -> Guard<RedisBackend> {
+    tokio::time::timeout(ENOUGH, waiter)
+        .await
+        .expect("the waiter should have been granted by now")
+        .unwrap()
+        .unwrap()
+}
+
+pub(crate) async fn waiters(backend: &RedisBackend, name: &str) -> usize {
+    LockBackend::inspect(backend, &name.parse().unwrap())
+        .await
+        .unwrap()
+        .waiters
+        .len()
+}
+
+/// Waits until `condition` holds: where the thing waited for sends no event.
+pub(crate) async fn eventually(condition: impl AsyncFn() -> bool) {
+    let seen = async {
+        while !condition().await {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    };
+    tokio::time::timeout(ENOUGH, seen)
+        .await
+        .expect("it should have become so by now");
+}
+
+/// A connection of an onlooker.
+pub(crate) struct Admin(MultiplexedConnection);
+
+impl Admin {
+    pub(crate) async fn of(server: &RedisServer) -> Self {
+        Self::at(&server.url()).await
+    }
+
+    pub(crate) async fn at(url: &str) -> Self {
+        let connection = redis::Client::open(url)
+            .unwrap()
+            .get_multiplexed_async_connection()
+            .await
+            .unwrap();
+        Self(connection)
+    }
+
+    /// Sends a command, its words separated by spaces.
+    pub(crate) async fn ask<T: FromRedisValue>(&mut self, command: &str) -> T {
+        let mut words = command.split(' ');
+        let mut request = redis::cmd(words.next().unwrap());
+        for word in words {
+            request.arg(word);
+        }
+        request
+            .query_async(&mut self.0)
+            .await
+            .unwrap_or_else(|error| panic!("{command}: {error}"))
+    }
+
+    /// Closes every connection that has a subscription: the sessions.
+    pub(crate) async fn kill_sessions(&mut self) {
+        let killed: u32 = self.ask("CLIENT KILL TYPE pubsub").await;
+        assert!(killed > 0, "there was no session to kill");
+    }
+
+    pub(crate) async fn keys(&mut self) -> Vec<String> {
+        let mut keys: Vec<String> = self.ask("KEYS *").await;
+        keys.sort();
+        keys
+    }
+}

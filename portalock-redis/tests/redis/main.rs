@@ -1,0 +1,16 @@
+//! `portalock-redis` against a real `redis-server`, which must be installed. Each test starts its own.
+#![cfg(unix)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test's helpers are part of the test"
+)]
+
+mod faults;
+mod fixture;
+mod portalocker;
+mod refusals;
+mod semaphore;
+mod session;
+mod waiting;

@@ -1,0 +1,281 @@
+//! Servers that refuse, each by its own typed error: password, permissions, memory, replicas, protocols, strangers' keys.
+
+use portalock_core::{BackendError, BackendErrorKind, LockError};
+use portalock_redis::{RedisBackend, RedisSettings};
+use portalock_testkit::servers::{RedisOptions, RedisServer};
+
+use crate::fixture::{Admin, client, eventually, granted, lock, settings, waiting};
+
+const SECRET: &str = "hunter2";
+
+async fn refused(url: &str) -> BackendError {
+    RedisBackend::connect(url)
+        .await
+        .expect_err("the server should have refused")
+}
+
+fn backend_error(error: LockError) -> BackendError {
+    match error {
+        LockError::Backend { source, .. } => source,
+        error => panic!("{error}"),
+    }
+}
+
+#[tokio::test]
+async fn a_missing_or_wrong_password_is_permission_denied_and_never_shown() {
+    let server = RedisOptions::new()
+        .setting("requirepass", SECRET)
+        .start()
+        .unwrap();
+    for url in [
+        server.url(),
+        format!("redis://:not-{SECRET}@{}", server.addr()),
+        format!("redis://nobody:{SECRET}@{}", server.addr()),
+    ] {
+        let error = refused(&url).await;
+        assert_eq!(
+            error.kind(),
+            BackendErrorKind::PermissionDenied,
+            "{error:?}"
+        );
+        assert!(!format!("{error:?}").contains(SECRET), "{error:?}");
+    }
+    let url = format!("redis://:{SECRET}@{}", server.addr());
+    let backend = RedisBackend::connect(&url).await.unwrap();
+    assert!(!format!("{backend:?}").contains(SECRET));
+    let held = lock(&backend, "a").acquire().await.unwrap();
+    assert!(!format!("{held:?}").contains(SECRET));
+}
+
+#[tokio::test]
+async fn a_user_without_permission_is_permission_denied() {
+    let server = RedisServer::start().unwrap();
+    let mut admin = Admin::of(&server).await;
+    for (user, rules) in [
+        ("channels", "~* resetchannels +@all"),
+        ("keys", "~other* &* +@all"),
+        ("scripts", "~* &* +@all -@scripting"),
+        ("inside", "~* &* +@all -pubsub"),
+    ] {
+        admin
+            .ask::<()>(&format!("ACL SETUSER {user} on >{SECRET} {rules}"))
+            .await;
+        let url = format!("redis://{user}:{SECRET}@{}", server.addr());
+        let error = match RedisBackend::connect(&url).await {
+            Err(error) => error,
+            Ok(backend) => backend_error(lock(&backend, "a").try_acquire().await.unwrap_err()),
+        };
+        assert_eq!(
+            error.kind(),
+            BackendErrorKind::PermissionDenied,
+            "{user}: {error:?}"
+        );
+    }
+    // What the crate's front page says is needed is enough.
+    admin
+        .ask::<()>(&format!(
+            "ACL SETUSER least on >{SECRET} ~portalock/* &portalock/* -@all +eval +evalsha +subscribe +unsubscribe \
+             +publish +pubsub|numsub +ping +scan +wait +time +get +set +del +pexpire +pexpireat +pttl +hget +hmget \
+             +hset +hdel +hgetall +zadd +zrem +zrange +zrank +select"
+        ))
+        .await;
+    let url = format!("redis://least:{SECRET}@{}", server.addr());
+    let backend = RedisBackend::connect(&url).await.unwrap();
+    let held = lock(&backend, "a").acquire().await.unwrap();
+    assert!(
+        lock(&backend, "a")
+            .try_acquire()
+            .await
+            .unwrap_err()
+            .is_contention()
+    );
+    held.release().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_full_server_is_out_of_space_and_still_releases() {
+    let server = RedisServer::start().unwrap();
+    let backend = client(&server).await;
+    let held = lock(&backend, "a").acquire().await.unwrap();
+    let mut admin = Admin::of(&server).await;
+    admin.ask::<()>("CONFIG SET maxmemory 1").await;
+    let error = backend_error(lock(&backend, "b").try_acquire().await.unwrap_err());
+    assert_eq!(error.kind(), BackendErrorKind::OutOfSpace, "{error:?}");
+    held.ensure_held().unwrap();
+    held.release().await.unwrap();
+    admin.ask::<()>("CONFIG SET maxmemory 0").await;
+    let _again = lock(&backend, "a").try_acquire().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_replica_is_read_only() {
+    let server = RedisServer::start().unwrap();
+    let primary = RedisServer::start().unwrap();
+    let backend = client(&server).await;
+    let mut admin = Admin::of(&server).await;
+    admin
+        .ask::<()>(&format!("REPLICAOF 127.0.0.1 {}", primary.port()))
+        .await;
+    let error = backend_error(lock(&backend, "a").try_acquire().await.unwrap_err());
+    assert_eq!(error.kind(), BackendErrorKind::ReadOnly, "{error:?}");
+    let error = refused(&server.url()).await;
+    assert_eq!(error.kind(), BackendErrorKind::ReadOnly, "{error:?}");
+}
+
+#[tokio::test]
+async fn something_else_at_our_keys_is_corrupt() {
+    let server = RedisServer::start().unwrap();
+    let backend = client(&server).await;
+    let mut admin = Admin::of(&server).await;
+    for (name, spoil) in [
+        ("a", "SET portalock/lock/a x"),
+        ("b", "SET portalock/lock-queue/b x"),
+        ("c", "HSET portalock/lock/c 1-1-1 nonsense"),
+    ] {
+        admin.ask::<redis::Value>(spoil).await;
+        let error = backend_error(lock(&backend, name).try_acquire().await.unwrap_err());
+        assert_eq!(error.kind(), BackendErrorKind::Corrupt, "{name}: {error:?}");
+    }
+    let held = lock(&backend, "d").acquire().await.unwrap();
+    admin
+        .ask::<redis::Value>("SET portalock/lock-waiters/d x")
+        .await;
+    let error = backend_error(lock(&backend, "d").acquire().await.unwrap_err());
+    assert_eq!(error.kind(), BackendErrorKind::Corrupt, "{error:?}");
+    held.ensure_held().unwrap();
+}
+
+#[tokio::test]
+async fn a_server_without_resp3_is_unsupported() {
+    let server = RedisOptions::new()
+        .setting("rename-command", r#"HELLO """#)
+        .start()
+        .unwrap();
+    let error = refused(&server.url()).await;
+    assert_eq!(error.kind(), BackendErrorKind::Unsupported, "{error:?}");
+}
+
+#[tokio::test]
+async fn a_cluster_is_unsupported() {
+    let server = RedisOptions::new()
+        .setting("cluster-enabled", "yes")
+        .start()
+        .unwrap();
+    let error = refused(&server.url()).await;
+    assert_eq!(error.kind(), BackendErrorKind::Unsupported, "{error:?}");
+    assert!(error.to_string().contains("cluster"), "{error}");
+}
+
+#[tokio::test]
+async fn a_database_that_is_not_there_is_misconfigured() {
+    let server = RedisServer::start().unwrap();
+    let error = refused(&format!("{}/99", server.url())).await;
+    assert_eq!(error.kind(), BackendErrorKind::Misconfigured, "{error:?}");
+    let error = refused("http://localhost").await;
+    assert_eq!(error.kind(), BackendErrorKind::Misconfigured, "{error:?}");
+}
+
+#[tokio::test]
+async fn databases_have_their_own_locks() {
+    let server = RedisServer::start().unwrap();
+    let one = client(&server).await;
+    let other = RedisBackend::connect(&format!("{}/5", server.url()))
+        .await
+        .unwrap();
+    let _one = lock(&one, "a").try_acquire().await.unwrap();
+    let _other = lock(&other, "a").try_acquire().await.unwrap();
+    let mut admin = Admin::at(&format!("{}/5", server.url())).await;
+    assert!(admin.keys().await.contains(&"portalock/lock/a".to_owned()));
+}
+
+#[tokio::test]
+async fn a_unix_socket_serves_as_well() {
+    let server = RedisServer::start().unwrap();
+    let url = format!("unix://{}?db=2", server.socket().display());
+    let backend = RedisBackend::connect(&url).await.unwrap();
+    let _held = lock(&backend, "a").acquire().await.unwrap();
+    let error = refused("unix:///nowhere/redis.sock").await;
+    assert_eq!(error.kind(), BackendErrorKind::Unavailable, "{error:?}");
+}
+
+#[tokio::test]
+async fn a_port_that_nobody_listens_on_is_unavailable() {
+    let mut server = RedisServer::start().unwrap();
+    server.stop();
+    let error = refused(&server.url()).await;
+    assert_eq!(error.kind(), BackendErrorKind::Unavailable, "{error:?}");
+}
+
+#[tokio::test]
+async fn missing_replicas_give_the_grant_back() {
+    let server = RedisOptions::new()
+        .setting("repl-diskless-sync-delay", "0")
+        .start()
+        .unwrap();
+    let demanding = RedisBackend::with_settings(settings(&server).with_wait_replicas(1))
+        .await
+        .unwrap();
+    let error = backend_error(lock(&demanding, "a").try_acquire().await.unwrap_err());
+    assert_eq!(error.kind(), BackendErrorKind::Unavailable, "{error:?}");
+    let other = client(&server).await;
+    let _free = lock(&other, "a").acquire().await.unwrap();
+
+    let replica = RedisServer::start().unwrap();
+    Admin::of(&replica)
+        .await
+        .ask::<()>(&format!("REPLICAOF 127.0.0.1 {}", server.port()))
+        .await;
+    eventually(async || {
+        let state: String = Admin::of(&server).await.ask("INFO replication").await;
+        state.contains("state=online")
+    })
+    .await;
+    let one = lock(&demanding, "b").acquire().await.unwrap();
+    let next = waiting(&demanding, "b").await;
+    one.release().await.unwrap();
+    let next = granted(next).await;
+    assert!(next.token().is_some());
+}
+
+#[cfg(feature = "tls")]
+#[tokio::test]
+async fn tls_trusts_the_authority_it_is_given_and_no_other() {
+    use portalock_testkit::servers::ServerIdentity;
+
+    let dir = tempfile::tempdir().unwrap();
+    let signed = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
+    let (certificate, key) = (dir.path().join("cert.pem"), dir.path().join("key.pem"));
+    std::fs::write(&certificate, signed.cert.pem()).unwrap();
+    std::fs::write(&key, signed.signing_key.serialize_pem()).unwrap();
+    let server = RedisOptions::new()
+        .tls(ServerIdentity {
+            authority: certificate.clone(),
+            certificate: certificate.clone(),
+            key,
+        })
+        .start()
+        .unwrap();
+    let url = format!("rediss://127.0.0.1:{}", server.tls_port().unwrap());
+
+    let trusting = RedisSettings::new(&url)
+        .unwrap()
+        .with_authority(&certificate);
+    let backend = RedisBackend::with_settings(trusting).await.unwrap();
+    let _held = lock(&backend, "a").acquire().await.unwrap();
+
+    let error = refused(&url).await;
+    assert!(!error.to_string().is_empty(), "{error:?}");
+    let missing = RedisSettings::new(&url)
+        .unwrap()
+        .with_authority(dir.path().join("missing.pem"));
+    let error = RedisBackend::with_settings(missing).await.unwrap_err();
+    assert_eq!(error.kind(), BackendErrorKind::Misconfigured, "{error:?}");
+}
+
+#[test]
+fn settings_without_tls_say_what_to_build() {
+    if cfg!(not(feature = "tls")) {
+        let error = RedisSettings::new("rediss://localhost").unwrap_err();
+        assert!(error.to_string().contains("`tls`"), "{error}");
+    }
+}

@@ -1,0 +1,105 @@
+//! Granted, queued, handed over, and lost with the session.
+
+use portalock_core::{LockBackend, LockError, Loss};
+use portalock_redis::RedisBackend;
+use portalock_testkit::servers::RedisServer;
+use tokio::time::timeout;
+
+use crate::fixture::{Admin, ENOUGH, client, granted, lock, settings, waiting};
+
+#[tokio::test]
+async fn a_lock_excludes_and_passes_on() {
+    let server = RedisServer::start().unwrap();
+    let (one, two) = (client(&server).await, client(&server).await);
+    let held = lock(&one, "a").acquire().await.unwrap();
+    let error = lock(&two, "a").try_acquire().await.unwrap_err();
+    assert!(matches!(error, LockError::AlreadyLocked { .. }), "{error}");
+    assert_eq!(error.holder().unwrap().pid, std::process::id());
+
+    let next = waiting(&two, "a").await;
+    let first = held.token().unwrap();
+    held.release().await.unwrap();
+    let second = granted(next).await;
+    assert!(second.token().unwrap() > first);
+}
+
+#[tokio::test]
+async fn a_waiting_writer_goes_before_later_readers() {
+    let server = RedisServer::start().unwrap();
+    let (one, two, three) = (
+        client(&server).await,
+        client(&server).await,
+        client(&server).await,
+    );
+    let first = lock(&one, "a").acquire_shared().await.unwrap();
+    let second = lock(&two, "a").try_acquire_shared().await.unwrap();
+    let writer = waiting(&three, "a").await;
+    let error = lock(&one, "a").try_acquire_shared().await.unwrap_err();
+    assert!(matches!(error, LockError::AlreadyLocked { .. }), "{error}");
+    first.release().await.unwrap();
+    second.release().await.unwrap();
+    let _writer = granted(writer).await;
+}
+
+#[tokio::test]
+async fn a_killed_connection_loses_its_locks_and_the_next_call_opens_another() {
+    let server = RedisServer::start().unwrap();
+    let backend = client(&server).await;
+    let held = lock(&backend, "a").acquire().await.unwrap();
+    Admin::of(&server).await.kill_sessions().await;
+    let loss = timeout(ENOUGH, held.lost()).await.unwrap();
+    assert!(matches!(loss, Loss::SessionEnded(_)), "{loss}");
+    assert!(held.is_lost() && held.ensure_held().is_err());
+
+    let again = lock(&backend, "a").try_acquire().await.unwrap();
+    assert!(held.release().await.is_err(), "what was lost says so");
+    assert!(again.ensure_held().is_ok(), "the successor's stays");
+}
+
+#[tokio::test]
+async fn a_closed_session_frees_at_once_and_tells_its_guards() {
+    let server = RedisServer::start().unwrap();
+    let (one, two) = (client(&server).await, client(&server).await);
+    let held = lock(&one, "a").acquire().await.unwrap();
+    let next = waiting(&two, "a").await;
+    LockBackend::close(&one).await.unwrap();
+    assert!(held.is_lost());
+    let _next = granted(next).await;
+}
+
+#[tokio::test]
+async fn nothing_is_left_but_the_last_token() {
+    let server = RedisServer::start().unwrap();
+    let (one, two) = (client(&server).await, client(&server).await);
+    let held = lock(&one, "a").acquire().await.unwrap();
+    let next = waiting(&two, "a").await;
+    held.release().await.unwrap();
+    let next = granted(next).await;
+    next.release().await.unwrap();
+    LockBackend::close(&one).await.unwrap();
+    LockBackend::close(&two).await.unwrap();
+
+    let mut admin = Admin::of(&server).await;
+    assert_eq!(admin.keys().await, ["portalock/lock/a"]);
+    let fields: Vec<String> = admin.ask("HKEYS portalock/lock/a").await;
+    assert_eq!(fields, ["token"]);
+    let left: i64 = admin.ask("TTL portalock/lock/a").await;
+    assert!((3500..=3600).contains(&left), "{left} s");
+}
+
+#[tokio::test]
+async fn settings_reach_the_server() {
+    let server = RedisServer::start().unwrap();
+    let mut configured = settings(&server).with_prefix("billing").unwrap();
+    configured = configured.with_label("nightly");
+    let backend = RedisBackend::with_settings(configured).await.unwrap();
+    let held = lock(&backend, "a").acquire().await.unwrap();
+    let error = lock(&backend, "a").try_acquire().await.unwrap_err();
+    assert_eq!(error.holder().unwrap().label.as_deref(), Some("nightly"));
+    let keys = Admin::of(&server).await.keys().await;
+    assert!(
+        keys.iter().all(|key| key.starts_with("billing/")),
+        "{keys:?}"
+    );
+    held.release().await.unwrap();
+}

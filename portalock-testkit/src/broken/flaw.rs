@@ -1,0 +1,300 @@
+//! How a backend is broken in one place: a [`Flaw`] says what, [`Flawed`] is the backend that has it.
+
+use std::{
+    fmt::Debug,
+    sync::{Arc, Mutex},
+};
+
+use async_trait::async_trait;
+use futures_util::FutureExt;
+use portalock_core::{
+    Attempt, BackendError, Capabilities, DynSemaphore, Inspection, LockBackend, LockName,
+    LockRequest, Loss, MemoryBackend, PermitRequest, Released, Semaphore, Wakeups,
+};
+
+use super::{
+    locked,
+    sound::{LEASE, Sound},
+};
+use crate::{Fixture, FixtureError, Restore};
+
+/// One thing that a backend does wrong. Every method's default is right.
+///
+/// One flaw serves all clients of a store; `sound` is the client that is asked.
+#[async_trait]
+pub trait Flaw: Debug + Default + Send + Sync + 'static {
+    /// See [`LockBackend::capabilities`].
+    fn claims(&self, sound: &Sound) -> Capabilities {
+        LockBackend::capabilities(sound)
+    }
+
+    /// See [`LockBackend::try_acquire`]. Every grant comes from here: a wake-up only tells a waiter to try.
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    async fn try_acquire(
+        &self,
+        sound: &Sound,
+        request: &LockRequest,
+    ) -> Result<Attempt, BackendError> {
+        LockBackend::try_acquire(sound, request).await
+    }
+
+    /// See [`LockBackend::release`]; a dropped guard comes here too.
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    async fn release(
+        &self,
+        sound: &Sound,
+        request: &LockRequest,
+    ) -> Result<Released, BackendError> {
+        LockBackend::release(sound, request).await
+    }
+
+    /// See [`LockBackend::release_now`]: a release that needs one poll only.
+    fn release_now(&self, sound: &Sound, request: &LockRequest) -> bool {
+        matches!(self.release(sound, request).now_or_never(), Some(Ok(_)))
+    }
+
+    /// See [`LockBackend::subscribe`].
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    async fn subscribe(
+        &self,
+        sound: &Sound,
+        request: &LockRequest,
+    ) -> Result<Option<Wakeups>, BackendError> {
+        LockBackend::subscribe(sound, request).await
+    }
+
+    /// See [`LockBackend::inspect`].
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    async fn inspect(&self, sound: &Sound, name: &LockName) -> Result<Inspection, BackendError> {
+        LockBackend::inspect(sound, name).await
+    }
+
+    /// See [`LockBackend::close`].
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    async fn close(&self, sound: &Sound) -> Result<(), BackendError> {
+        LockBackend::close(sound).await
+    }
+
+    /// See [`Semaphore::try_acquire`].
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    async fn try_acquire_permits(
+        &self,
+        sound: &Sound,
+        request: &PermitRequest,
+    ) -> Result<Attempt, BackendError> {
+        Semaphore::try_acquire(sound, request).await
+    }
+
+    /// See [`Semaphore::release`]; a dropped guard comes here too.
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    async fn release_permits(
+        &self,
+        sound: &Sound,
+        request: &PermitRequest,
+    ) -> Result<Released, BackendError> {
+        Semaphore::release(sound, request).await
+    }
+
+    /// What becomes of a client when the store answers again, after it did not answer anybody.
+    async fn recover(&self, sound: &Sound) {
+        let _ = sound;
+    }
+
+    /// What becomes of a client when the store is restarted: its session ends, its next call starts another.
+    async fn restart(&self, sound: &Sound) {
+        sound
+            .expire(Loss::SessionEnded("the store was restarted".into()))
+            .await;
+        sound.reconnect();
+    }
+
+    /// What the store does when it has not heard a client for the length of its lease.
+    async fn expire(&self, sound: &Sound) {
+        sound.expire(Loss::Expired).await;
+    }
+}
+
+/// No flaw at all: what the cases that catch the others must find nothing wrong with.
+#[derive(Debug, Default)]
+pub struct Flawless;
+
+impl Flaw for Flawless {}
+
+/// One client of a store that has the flaw `F`.
+#[derive(Debug)]
+pub struct Flawed<F> {
+    sound: Sound,
+    flaw: Arc<F>,
+}
+
+#[async_trait]
+impl<F: Flaw> LockBackend for Flawed<F> {
+    fn capabilities(&self) -> Capabilities {
+        self.flaw.claims(&self.sound)
+    }
+
+    async fn try_acquire(&self, request: &LockRequest) -> Result<Attempt, BackendError> {
+        self.flaw.try_acquire(&self.sound, request).await
+    }
+
+    async fn release(&self, request: &LockRequest) -> Result<Released, BackendError> {
+        self.flaw.release(&self.sound, request).await
+    }
+
+    async fn subscribe(&self, request: &LockRequest) -> Result<Option<Wakeups>, BackendError> {
+        self.flaw.subscribe(&self.sound, request).await
+    }
+
+    fn release_now(&self, request: &LockRequest) -> bool {
+        self.flaw.release_now(&self.sound, request)
+    }
+
+    async fn inspect(&self, name: &LockName) -> Result<Inspection, BackendError> {
+        self.flaw.inspect(&self.sound, name).await
+    }
+
+    async fn names(&self) -> Result<Vec<LockName>, BackendError> {
+        self.sound.names().await
+    }
+
+    async fn close(&self) -> Result<(), BackendError> {
+        self.flaw.close(&self.sound).await
+    }
+}
+
+#[async_trait]
+impl<F: Flaw> Semaphore for Flawed<F> {
+    fn capabilities(&self) -> Capabilities {
+        self.flaw.claims(&self.sound)
+    }
+
+    async fn try_acquire(&self, request: &PermitRequest) -> Result<Attempt, BackendError> {
+        self.flaw.try_acquire_permits(&self.sound, request).await
+    }
+
+    async fn release(&self, request: &PermitRequest) -> Result<Released, BackendError> {
+        self.flaw.release_permits(&self.sound, request).await
+    }
+
+    async fn subscribe(&self, request: &PermitRequest) -> Result<Option<Wakeups>, BackendError> {
+        Semaphore::subscribe(&self.sound, request).await
+    }
+
+    fn release_now(&self, request: &PermitRequest) -> bool {
+        let release = self.flaw.release_permits(&self.sound, request);
+        matches!(release.now_or_never(), Some(Ok(_)))
+    }
+
+    async fn inspect(&self, name: &LockName) -> Result<Inspection, BackendError> {
+        Semaphore::inspect(&self.sound, name).await
+    }
+
+    async fn close(&self) -> Result<(), BackendError> {
+        self.flaw.close(&self.sound).await
+    }
+}
+
+impl<F: Flaw> Flawed<F> {
+    /// Cuts the client off; the store gives it up once its lease has run out, unless it is heard again before.
+    fn fall_silent(&self) {
+        self.sound.cut_off();
+        let (sound, flaw) = (self.sound.clone(), self.flaw.clone());
+        tokio::spawn(async move {
+            tokio::time::sleep(LEASE).await;
+            if !sound.is_reachable() {
+                flaw.expire(&sound).await;
+            }
+        });
+    }
+}
+
+/// A fresh store with the flaw `F`. Everything that a fixture can do to a store can be done to it, but for reaching it from
+/// another process.
+#[derive(Debug, Default)]
+pub struct FlawedStore<F> {
+    memory: MemoryBackend,
+    flaw: Arc<F>,
+    clients: Mutex<Vec<Sound>>,
+}
+
+#[async_trait]
+impl<F: Flaw> Fixture for FlawedStore<F> {
+    type Backend = Flawed<F>;
+
+    async fn client(&self) -> Result<Flawed<F>, FixtureError> {
+        let sound = Sound::new(self.memory.client());
+        locked(&self.clients).push(sound.clone());
+        Ok(Flawed {
+            sound,
+            flaw: self.flaw.clone(),
+        })
+    }
+
+    fn semaphore(&self, client: &Arc<Flawed<F>>) -> Option<DynSemaphore> {
+        Some(client.clone())
+    }
+
+    async fn crash(&self, client: &Flawed<F>) -> Result<(), FixtureError> {
+        client.fall_silent();
+        Ok(())
+    }
+
+    async fn cut_off(&self, client: &Flawed<F>) -> Result<Restore, FixtureError> {
+        client.fall_silent();
+        let sound = client.sound.clone();
+        Ok(Restore::new(async move {
+            sound.reconnect();
+            Ok(())
+        }))
+    }
+
+    async fn stall_service(&self) -> Result<Restore, FixtureError> {
+        let (clients, flaw) = (locked(&self.clients).clone(), self.flaw.clone());
+        for client in &clients {
+            client.stall(true);
+        }
+        Ok(Restore::new(async move {
+            for client in &clients {
+                flaw.recover(client).await;
+            }
+            for client in &clients {
+                client.stall(false);
+            }
+            Ok(())
+        }))
+    }
+
+    async fn restart_service(&self) -> Result<(), FixtureError> {
+        let clients = locked(&self.clients).clone();
+        for client in &clients {
+            self.flaw.restart(client).await;
+        }
+        Ok(())
+    }
+
+    async fn take_away(&self, name: &LockName) -> Result<(), FixtureError> {
+        self.memory.lose(name);
+        Ok(())
+    }
+}

@@ -1,0 +1,143 @@
+//! Backends that are each wrong in one way: the proof that the suite catches what it claims to catch.
+//!
+//! A suite that has only ever seen backends pass proves nothing. Here is a correct one, [`Sound`], and a table of
+//! [`Flaw`]s, each of a kind that lock libraries have shipped. For each the table names the case that must fail, and
+//! that case must pass without the flaw:
+//!
+//! ```
+//! use portalock_testkit::{broken, cases};
+//!
+//! for specimen in broken::all() {
+//!     println!("{}: {}", specimen.name(), specimen.wrong());
+//!     assert!(cases::find(specimen.caught_by()).is_some());
+//! }
+//!
+//! let specimen = broken::find("forgets_release").expect("it is in the table");
+//! let case = cases::find(specimen.caught_by()).expect("it is in the suite");
+//! assert!(specimen.suite().run_case(case).is_failure());
+//! assert!(!specimen.control().run_case(case).is_failure());
+//! ```
+//!
+//! Add to it when you add a case: a case that no flaw fails may be a case that tests nothing.
+
+mod flaw;
+pub mod grants;
+pub mod looks;
+pub mod losses;
+pub mod names;
+pub mod permits;
+pub mod releases;
+pub mod runtime;
+mod sound;
+pub mod tokens;
+pub mod waits;
+
+use std::{
+    fmt,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+
+pub use flaw::{Flaw, Flawed, FlawedStore, Flawless};
+pub use sound::{LEASE, Sound};
+
+use crate::Suite;
+
+/// One broken backend, and how the suite finds it out.
+pub struct Specimen {
+    name: &'static str,
+    wrong: &'static str,
+    caught_by: &'static str,
+    seen: &'static str,
+    suite: fn() -> Suite,
+    control: fn() -> Suite,
+}
+
+impl Specimen {
+    /// A short name.
+    pub const fn name(&self) -> &'static str {
+        self.name
+    }
+
+    /// What is wrong with it, in a line.
+    pub const fn wrong(&self) -> &'static str {
+        self.wrong
+    }
+
+    /// The full name of the case that must fail: `group::case`.
+    pub const fn caught_by(&self) -> &'static str {
+        self.caught_by
+    }
+
+    /// What that case must say it saw: a part of its text. A case that fails for another reason has caught nothing.
+    pub const fn seen(&self) -> &'static str {
+        self.seen
+    }
+
+    /// The suite on stores that are broken in this way.
+    pub fn suite(&self) -> Suite {
+        (self.suite)()
+    }
+
+    /// The suite on stores that are the same but for the flaw.
+    pub fn control(&self) -> Suite {
+        (self.control)()
+    }
+}
+
+impl fmt::Debug for Specimen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Specimen")
+            .field("name", &self.name)
+            .field("caught_by", &self.caught_by)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A flaw's own record. A case that panics with it in hand has failed already.
+fn locked<T>(record: &Mutex<T>) -> MutexGuard<'_, T> {
+    record.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn suite_on<F: Flaw>() -> Suite {
+    Suite::new(|| async { FlawedStore::<F>::default() })
+}
+
+/// A row of a file's table of flaws.
+macro_rules! specimen {
+    ($name:ident: $flaw:ty, $wrong:literal, $caught_by:literal, $seen:literal) => {
+        specimen!($name: $flaw, $wrong, $caught_by, $seen, $crate::broken::Flawless)
+    };
+    ($name:ident: $flaw:ty, $wrong:literal, $caught_by:literal, $seen:literal, $control:ty) => {
+        $crate::broken::Specimen {
+            name: stringify!($name),
+            wrong: $wrong,
+            caught_by: $caught_by,
+            seen: $seen,
+            suite: $crate::broken::suite_on::<$flaw>,
+            control: $crate::broken::suite_on::<$control>,
+        }
+    };
+}
+use specimen;
+
+const THEMES: &[&[Specimen]] = &[
+    grants::SPECIMENS,
+    releases::SPECIMENS,
+    waits::SPECIMENS,
+    tokens::SPECIMENS,
+    names::SPECIMENS,
+    losses::SPECIMENS,
+    looks::SPECIMENS,
+    permits::SPECIMENS,
+    runtime::SPECIMENS,
+];
+
+/// Every broken backend.
+pub fn all() -> impl Iterator<Item = &'static Specimen> {
+    THEMES.iter().copied().flatten()
+}
+
+/// The broken backend of this name.
+pub fn find(name: &str) -> Option<&'static Specimen> {
+    all().find(|specimen| specimen.name == name)
+}

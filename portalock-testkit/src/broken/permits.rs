@@ -1,0 +1,166 @@
+//! Semaphores that can't count.
+
+use async_trait::async_trait;
+use portalock_core::{
+    Attempt, BackendError, LockName, Patience, PermitRequest, Permits, Released, Semaphore,
+};
+
+use super::{Flaw, Sound, Specimen, specimen};
+
+pub(super) const SPECIMENS: &[Specimen] = &[
+    specimen!(miscounts_permits: MiscountsPermits,
+        "counts requests and not the permits that they ask for",
+        "semaphore::all_or_none", "were granted while too few were free"),
+    specimen!(grants_a_part: GrantsAPart,
+        "grants a request as many of its permits as are left, and says that it has them all",
+        "semaphore::all_or_none", "were granted while too few were free"),
+    specimen!(keeps_a_part: KeepsAPart,
+        "takes what is left for a request that is refused, and keeps it",
+        "semaphore::all_or_none", "is already locked"),
+    specimen!(gives_back_single_permits_only: GivesBackSinglePermitsOnly,
+        "forgets to take back permits that were granted several at once",
+        "semaphore::permits_come_back", "pool was not granted within"),
+    specimen!(small_requests_overtake: SmallRequestsOvertake,
+        "claims a queue, and lets small requests overtake a large one that waits",
+        "semaphore::waiters_are_served_in_order", "a small request overtook a large one"),
+    specimen!(adds_capacities: AddsCapacities,
+        "counts those who asked with different capacities apart, so that their permits add up",
+        "semaphore::the_smallest_capacity_binds", "were granted while too few were free"),
+];
+
+fn asking_for(request: &PermitRequest, count: u32) -> PermitRequest {
+    let mut request = request.clone();
+    if let Ok(permits) = Permits::new(count, request.demand.capacity()) {
+        request.demand = permits;
+    }
+    request
+}
+
+/// Counts requests and not the permits that they ask for.
+#[derive(Debug, Default)]
+pub struct MiscountsPermits;
+
+#[async_trait]
+impl Flaw for MiscountsPermits {
+    async fn try_acquire_permits(
+        &self,
+        sound: &Sound,
+        request: &PermitRequest,
+    ) -> Result<Attempt, BackendError> {
+        Semaphore::try_acquire(sound, &asking_for(request, 1)).await
+    }
+}
+
+/// Grants a request as many of its permits as are left.
+#[derive(Debug, Default)]
+pub struct GrantsAPart;
+
+#[async_trait]
+impl Flaw for GrantsAPart {
+    async fn try_acquire_permits(
+        &self,
+        sound: &Sound,
+        request: &PermitRequest,
+    ) -> Result<Attempt, BackendError> {
+        for count in (1..=request.demand.count()).rev() {
+            let mut part = asking_for(request, count);
+            part.patience = Patience::Once;
+            let attempt = Semaphore::try_acquire(sound, &part).await?;
+            if matches!(attempt, Attempt::Granted(_)) {
+                return Ok(attempt);
+            }
+        }
+        Semaphore::try_acquire(sound, request).await
+    }
+}
+
+/// Takes what is left for a request that is refused, and keeps it.
+#[derive(Debug, Default)]
+pub struct KeepsAPart;
+
+#[async_trait]
+impl Flaw for KeepsAPart {
+    async fn try_acquire_permits(
+        &self,
+        sound: &Sound,
+        request: &PermitRequest,
+    ) -> Result<Attempt, BackendError> {
+        let attempt = Semaphore::try_acquire(sound, request).await?;
+        if matches!(attempt, Attempt::Contended(_)) && request.patience == Patience::Once {
+            for count in (1..request.demand.count()).rev() {
+                let part = Semaphore::try_acquire(sound, &asking_for(request, count)).await?;
+                if matches!(part, Attempt::Granted(_)) {
+                    break;
+                }
+            }
+        }
+        Ok(attempt)
+    }
+}
+
+/// Forgets to take back permits that were granted several at once.
+#[derive(Debug, Default)]
+pub struct GivesBackSinglePermitsOnly;
+
+#[async_trait]
+impl Flaw for GivesBackSinglePermitsOnly {
+    async fn release_permits(
+        &self,
+        sound: &Sound,
+        request: &PermitRequest,
+    ) -> Result<Released, BackendError> {
+        if request.demand.count() > 1 {
+            return Ok(Released::Freed);
+        }
+        Semaphore::release(sound, request).await
+    }
+}
+
+/// Claims a queue, and lets small requests overtake a large one that waits.
+#[derive(Debug, Default)]
+pub struct SmallRequestsOvertake;
+
+#[async_trait]
+impl Flaw for SmallRequestsOvertake {
+    async fn try_acquire_permits(
+        &self,
+        sound: &Sound,
+        request: &PermitRequest,
+    ) -> Result<Attempt, BackendError> {
+        let mut unqueued = request.clone();
+        unqueued.patience = Patience::Once;
+        Semaphore::try_acquire(sound, &unqueued).await
+    }
+}
+
+/// Counts those who asked with different capacities apart.
+#[derive(Debug, Default)]
+pub struct AddsCapacities;
+
+impl AddsCapacities {
+    fn apart(request: &PermitRequest) -> PermitRequest {
+        let mut request = request.clone();
+        let name = format!("{} of {}", request.name, request.demand.capacity());
+        request.name = LockName::new(name).unwrap_or(request.name);
+        request
+    }
+}
+
+#[async_trait]
+impl Flaw for AddsCapacities {
+    async fn try_acquire_permits(
+        &self,
+        sound: &Sound,
+        request: &PermitRequest,
+    ) -> Result<Attempt, BackendError> {
+        Semaphore::try_acquire(sound, &Self::apart(request)).await
+    }
+
+    async fn release_permits(
+        &self,
+        sound: &Sound,
+        request: &PermitRequest,
+    ) -> Result<Released, BackendError> {
+        Semaphore::release(sound, &Self::apart(request)).await
+    }
+}

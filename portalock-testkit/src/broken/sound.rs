@@ -1,0 +1,298 @@
+//! The correct backend that each flaw is built into: the in-memory reference, with a session for each client.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use portalock_core::{
+    Attempt, BackendError, BackendErrorKind, Capabilities, CrashRelease, Inspection, Lease,
+    LockBackend, LockName, LockRequest, Loss, LossNotice, LostSignal, MemoryBackend, OwnerId,
+    Patience, PermitRequest, Released, Semaphore, Wake, Wakeups, wakeups,
+};
+use tokio::{sync::watch, task::AbortHandle};
+
+/// How long the store waits for a client that it no longer hears before it ends that client's session.
+pub const LEASE: Duration = Duration::from_millis(100);
+
+/// One client of a store in memory, whose locks live as long as its session does.
+///
+/// [`MemoryBackend`] has no clients that could crash. Here each has a session: [`cut_off`](Self::cut_off) makes the client
+/// and the store deaf to each other, and [`expire`](Self::expire) does what the store does when it gives a client up. So
+/// a store of this kind can be wrong in the ways that services are wrong.
+///
+/// Clones are the same client.
+#[derive(Debug, Clone)]
+pub struct Sound(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    number: u64,
+    memory: MemoryBackend,
+    /// Calls stay unanswered while it is set.
+    stalled: watch::Sender<bool>,
+    session: Mutex<Session>,
+}
+
+#[derive(Debug)]
+struct Session {
+    reachable: bool,
+    lease: Lease,
+    /// What the session's end has to free.
+    asked: HashMap<OwnerId, Asked>,
+}
+
+#[derive(Debug)]
+enum Asked {
+    Lock(LockRequest),
+    Permits(PermitRequest),
+}
+
+impl Sound {
+    /// A new client of the store `memory`, with a session of its own.
+    pub fn new(memory: MemoryBackend) -> Self {
+        static NUMBERS: AtomicU64 = AtomicU64::new(0);
+        Self(Arc::new(Inner {
+            number: NUMBERS.fetch_add(1, Ordering::Relaxed),
+            memory,
+            stalled: watch::Sender::new(false),
+            session: Mutex::new(Session {
+                reachable: true,
+                lease: Lease::unbounded(),
+                asked: HashMap::new(),
+            }),
+        }))
+    }
+
+    /// Tells this client from every other one of this process.
+    pub fn number(&self) -> u64 {
+        self.0.number
+    }
+
+    /// The store itself, which all its clients share.
+    pub fn memory(&self) -> &MemoryBackend {
+        &self.0.memory
+    }
+
+    /// Leaves the client's calls without an answer, until told otherwise.
+    pub fn stall(&self, stalled: bool) {
+        self.0.stalled.send_replace(stalled);
+    }
+
+    /// Makes the client and the store deaf to each other.
+    pub fn cut_off(&self) {
+        self.session().reachable = false;
+    }
+
+    /// Whether the client and the store hear each other.
+    pub fn is_reachable(&self) -> bool {
+        self.session().reachable
+    }
+
+    /// Lets them hear each other again; a session that has ended is followed by a new one.
+    pub fn reconnect(&self) {
+        let mut session = self.session();
+        session.reachable = true;
+        if session.lease.loss().is_some() {
+            session.lease = Lease::unbounded();
+        }
+    }
+
+    /// Ends the session, in the one right order: the client's guards are lost, then what it held and waited for is freed.
+    pub async fn expire(&self, loss: Loss) {
+        self.end_lease(loss);
+        self.free_all().await;
+    }
+
+    /// The first half of [`expire`](Self::expire): the client's guards are lost.
+    pub fn end_lease(&self, loss: Loss) {
+        self.lease().end(loss);
+    }
+
+    /// The second half of [`expire`](Self::expire): the store frees what the client held and waited for.
+    pub async fn free_all(&self) {
+        let asked: Vec<_> = self
+            .session()
+            .asked
+            .drain()
+            .map(|(_, asked)| asked)
+            .collect();
+        for asked in asked {
+            // The store in memory doesn't fail.
+            let _ = match asked {
+                Asked::Lock(request) => LockBackend::release(self.memory(), &request).await,
+                Asked::Permits(request) => Semaphore::release(self.memory(), &request).await,
+            };
+        }
+    }
+
+    fn session(&self) -> MutexGuard<'_, Session> {
+        self.0
+            .session
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn lease(&self) -> Lease {
+        self.session().lease.clone()
+    }
+
+    /// Waits for as long as the store is stalled.
+    ///
+    /// # Errors
+    ///
+    /// [`BackendErrorKind::Unavailable`] if the client is cut off.
+    async fn reach(&self) -> Result<(), BackendError> {
+        // The sender lives as long as `self`.
+        let _ = self
+            .0
+            .stalled
+            .subscribe()
+            .wait_for(|stalled| !stalled)
+            .await;
+        if self.is_reachable() {
+            return Ok(());
+        }
+        let silence = "the store can't be reached";
+        Err(BackendError::new(BackendErrorKind::Unavailable, silence))
+    }
+
+    /// Notes what is about to be asked, so that the session's end finds it whatever became of the question.
+    fn note(&self, owner: OwnerId, asked: Asked) -> Lease {
+        let mut session = self.session();
+        session.asked.insert(owner, asked);
+        session.lease.clone()
+    }
+
+    fn forget(&self, owner: OwnerId) {
+        self.session().asked.remove(&owner);
+    }
+
+    /// Ties a grant to the session that won it.
+    fn tie(attempt: Attempt, lease: &Lease) -> Attempt {
+        match attempt {
+            Attempt::Granted(grant) => {
+                let lost = LostSignal::any([grant.lost.clone(), lease.signal()]);
+                Attempt::Granted(grant.with_lost(lost))
+            }
+            contended @ Attempt::Contended(_) => contended,
+        }
+    }
+
+    /// Tells a waiter to try when the store hands it the lock, so that every grant comes from an attempt.
+    fn relay(&self, mut line: Wakeups) -> Wakeups {
+        let (sender, wakeups) = wakeups();
+        let session = self.lease().signal();
+        let relaying = tokio::spawn(async move {
+            loop {
+                tokio::select! {
+                    _ = session.lost() => {
+                        let ended = "the session that kept the place in the queue has ended";
+                        sender.fail(BackendError::new(BackendErrorKind::SessionEnded, ended));
+                        return;
+                    }
+                    wake = line.next() => match wake {
+                        Wake::Silent => return,
+                        Wake::Failed(error) => {
+                            sender.fail(error);
+                        }
+                        _ => {
+                            sender.wake();
+                        }
+                    },
+                }
+            }
+        });
+        wakeups.with_subscription(AbortOnDrop(relaying.abort_handle()))
+    }
+
+    fn claims(&self) -> Capabilities {
+        LockBackend::capabilities(self.memory())
+            .with_crash_release(CrashRelease::Within(LEASE))
+            .with_loss(LossNotice::BeforeSuccessor)
+            .with_needs_runtime(true)
+    }
+}
+
+struct AbortOnDrop(AbortHandle);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// The verbs that both traits share, and what only one of them has.
+macro_rules! serve {
+    ($service:ident, $request:ident, $asked:path { $($more:tt)* }) => {
+#[async_trait]
+impl $service for Sound {
+        fn capabilities(&self) -> Capabilities {
+            self.claims()
+        }
+
+        async fn try_acquire(&self, request: &$request) -> Result<Attempt, BackendError> {
+            self.reach().await?;
+            let lease = self.note(request.owner, $asked(request.clone()));
+            let attempt = $service::try_acquire(self.memory(), request).await?;
+            if lease.loss().is_some() {
+                $service::release(self.memory(), request).await?;
+                let ended = "the session ended while the store answered";
+                return Err(BackendError::new(BackendErrorKind::SessionEnded, ended));
+            }
+            if matches!(attempt, Attempt::Contended(_)) && request.patience == Patience::Once {
+                self.forget(request.owner);
+            }
+            Ok(Self::tie(attempt, &lease))
+        }
+
+        async fn release(&self, request: &$request) -> Result<Released, BackendError> {
+            self.reach().await?;
+            self.forget(request.owner);
+            $service::release(self.memory(), request).await
+        }
+
+        async fn subscribe(&self, request: &$request) -> Result<Option<Wakeups>, BackendError> {
+            self.reach().await?;
+            let line = $service::subscribe(self.memory(), request).await?;
+            Ok(line.map(|line| self.relay(line)))
+        }
+
+        fn release_now(&self, request: &$request) -> bool {
+            if !self.is_reachable() || *self.0.stalled.borrow() {
+                return false;
+            }
+            self.forget(request.owner);
+            $service::release_now(self.memory(), request)
+        }
+
+        async fn inspect(&self, name: &LockName) -> Result<Inspection, BackendError> {
+            self.reach().await?;
+            $service::inspect(self.memory(), name).await
+        }
+
+        async fn close(&self) -> Result<(), BackendError> {
+            self.reach().await?;
+            self.expire(Loss::SessionEnded("it was closed".into())).await;
+            self.reconnect();
+            Ok(())
+        }
+
+        $($more)*
+}
+    };
+}
+
+serve!(LockBackend, LockRequest, Asked::Lock {
+    async fn names(&self) -> Result<Vec<LockName>, BackendError> {
+        self.reach().await?;
+        self.memory().names().await
+    }
+});
+
+serve!(Semaphore, PermitRequest, Asked::Permits {});

@@ -1,0 +1,326 @@
+//! A holder that no longer holds is told; one that holds is left in peace.
+
+use std::time::Duration;
+
+use portalock_core::{CrashRelease, Guard, Lock, LockError, LossNotice, Mode, Policy};
+
+use super::{Case, case};
+use crate::{
+    erased::AnyBackend,
+    helper::Helper,
+    spy::Spy,
+    trial::{Trial, ensure_contended, name, once},
+    verdict::{A_WHILE, CaseResult, SLACK, SOON, Stop, ensure, soon, within},
+};
+
+pub(super) const CASES: &[Case] = &[
+    case!(loss::a_release_fires_no_loss, rules [10], needs [],
+        "releasing or dropping a guard in good order never fires its lost signal, not even when another holds the lock after it"),
+    case!(loss::a_released_grant_is_not_lost, rules [10], needs [],
+        "the lost signal that a backend gives with a grant stays silent when that grant is released, and when its client releases another"),
+    case!(loss::a_living_holder_is_never_expired, rules [1, 10], needs [],
+        "a holder that works longer than any lease, while others wait, keeps its lock and is told of no loss"),
+    case!(loss::a_lock_taken_away_fires_lost, rules [10], needs [LossNotice, TakeAway],
+        "when the lock is taken from the store behind its holder's back, the lost signal fires, the guard says so, and so does its release"),
+    case!(loss::work_stops_with_the_lock, rules [10], needs [LossNotice, TakeAway],
+        "guard.run stops the work when the lock is lost"),
+    case!(loss::a_lost_guard_leaves_the_next_holder, rules [2, 4], needs [LossNotice, TakeAway],
+        "dropping or releasing a guard that was lost leaves the lock of whoever got it since"),
+    case!(loss::a_cut_off_holder_is_told, rules [10], needs [LossNotice, CrashRelease, CutOff],
+        "a holder that is cut off from the store learns that it is lost, before another is granted the lock or within the time the backend declares"),
+    case!(loss::a_stalled_service_ends_the_lease, rules [10], needs [LossNotice, CrashRelease, Stall],
+        "while the service does not answer, a holder either keeps a lock that nobody else is granted, or is told that it lost it"),
+    case!(loss::a_restart_leaves_no_false_holder, rules [10], needs [LossNotice, Restart],
+        "after the service was restarted, a lock that another is granted is known to be lost by its earlier holder"),
+    case!(loss::a_stopped_process_finds_out, rules [10], needs [BeyondProcess, Helper],
+        "a process that was stopped while it held the lock finds it still its own on waking, or knows at once that it is lost"),
+];
+
+/// How soon, after the successor's grant, the earlier holder must know. Zero: before it.
+fn notice(trial: &Trial) -> Duration {
+    match trial.capabilities().loss {
+        LossNotice::Within(window) => window + SLACK,
+        _ => Duration::ZERO,
+    }
+}
+
+async fn a_release_fires_no_loss(trial: Trial) -> CaseResult {
+    let (first, second) = trial.two_clients().await?;
+    let lock = first.lock("job")?;
+    let mut signals = Vec::new();
+    for releases in [true, false] {
+        let guard = lock.acquire_with(&trial.patience()).await?;
+        signals.push(guard.lost_signal());
+        if releases {
+            guard.release().await?;
+        } else {
+            drop(guard);
+        }
+    }
+    let next = second.lock("job")?.acquire_with(&trial.patience()).await?;
+    tokio::time::sleep(A_WHILE).await;
+    for signal in signals {
+        ensure!(
+            !signal.is_lost(),
+            "the signal of a guard that was released in good order says {:?}",
+            signal.loss()
+        );
+    }
+    next.ensure_held()?;
+    next.release().await?;
+    Ok(())
+}
+
+async fn a_released_grant_is_not_lost(trial: Trial) -> CaseResult {
+    let (first, second) = trial.two_clients().await?;
+    let (job, other) = (once(&name("job")?), once(&name("other")?));
+    let (released, held) = (
+        first.grant(&job).await?.lost,
+        first.grant(&other).await?.lost,
+    );
+    first.free(&job).await?;
+    // Below the engine, which would keep the signal of a released guard silent whatever its backend says.
+    let next = once(&job.name);
+    let _ = second.grant(&next).await?;
+    tokio::time::sleep(A_WHILE).await;
+    ensure!(
+        !released.is_lost(),
+        "a grant that was released in good order is said to be lost: {:?}",
+        released.loss()
+    );
+    ensure!(
+        !held.is_lost(),
+        "a grant is said to be lost since its client released another: {:?}",
+        held.loss()
+    );
+    second.free(&next).await?;
+    first.free(&other).await
+}
+
+async fn a_living_holder_is_never_expired(trial: Trial) -> CaseResult {
+    let (holder, waiter) = trial.two_clients().await?;
+    let work = match trial.capabilities().crash_release {
+        CrashRelease::Within(bound) => (bound + bound / 2).min(SOON),
+        _ => Duration::from_secs(1),
+    };
+    let spy = Spy::on(waiter.backend());
+    let lock = Lock::new(spy.clone(), "job")?;
+    let guard = holder.lock("job")?.acquire().await?;
+    let policy = trial.patience().with_timeout(work + SOON);
+    let waiting = tokio::spawn(async move { lock.acquire_with(&policy).await });
+    spy.contended(1).await?;
+    guard.run(tokio::time::sleep(work)).await?;
+    ensure!(
+        !waiting.is_finished(),
+        "the lock of a holder that lives passed on after {work:?}"
+    );
+    guard.release().await?;
+    let next = soon("the waiter's grant", waiting).await???;
+    next.release().await?;
+    Ok(())
+}
+
+/// A guard whose lock has been taken away, known to be lost.
+async fn taken_away(trial: &Trial, lock: &Lock<AnyBackend>) -> CaseResult<Guard<AnyBackend>> {
+    let guard = lock.acquire().await?;
+    ensure!(!guard.is_lost(), "a new guard says that it is lost");
+    trial.take_away(lock.name()).await?;
+    soon(
+        "the lost signal of a lock that was taken away",
+        guard.lost(),
+    )
+    .await?;
+    Ok(guard)
+}
+
+async fn a_lock_taken_away_fires_lost(trial: Trial) -> CaseResult {
+    let (holder, other) = trial.two_clients().await?;
+    let lock = holder.lock("job")?;
+    let guard = taken_away(&trial, &lock).await?;
+    ensure!(guard.is_lost(), "lost() returned and is_lost() is false");
+    ensure!(
+        guard.lost_signal().is_lost(),
+        "a signal taken after the loss does not know of it"
+    );
+    ensure!(
+        matches!(guard.ensure_held(), Err(LockError::Lost { .. })),
+        "ensure_held does not know of the loss"
+    );
+    let released = guard.release().await;
+    ensure!(
+        matches!(released, Err(LockError::Lost { .. })),
+        "releasing a lock that was lost answered {released:?}"
+    );
+    trial.ensure_free(&other, lock.name()).await
+}
+
+async fn work_stops_with_the_lock(trial: Trial) -> CaseResult {
+    let client = trial.client().await?;
+    let lock = client.lock("job")?;
+    let guard = lock.acquire().await?;
+    let (working, mut stopped) = tokio::sync::mpsc::channel::<()>(1);
+    let work = async move {
+        let _working = working;
+        std::future::pending::<()>().await;
+    };
+    let take = async { trial.take_away(lock.name()).await };
+    let (ran, taken) = tokio::join!(soon("the work's end", guard.run(work)), take);
+    taken?;
+    let ran = ran?;
+    ensure!(
+        matches!(ran, Err(LockError::Lost { .. })),
+        "work under a lock that was lost ended with {ran:?}"
+    );
+    ensure!(
+        stopped.recv().await.is_none(),
+        "the work goes on after the lock was lost"
+    );
+    Ok(())
+}
+
+async fn a_lost_guard_leaves_the_next_holder(trial: Trial) -> CaseResult {
+    let (holder, other) = trial.two_clients().await?;
+    let lock = holder.lock("job")?;
+    for releases in [true, false] {
+        let lost = taken_away(&trial, &lock).await?;
+        let next = other.lock("job")?.acquire_with(&trial.patience()).await?;
+        if releases {
+            // It says that it was lost; what matters is what it does.
+            drop(lost.release().await);
+        } else {
+            drop(lost);
+        }
+        tokio::time::sleep(A_WHILE).await;
+        ensure_contended(
+            holder.lock("job")?.try_acquire().await,
+            "somebody, after a lost guard had been given back,",
+        )?;
+        next.ensure_held()?;
+        next.release().await?;
+    }
+    Ok(())
+}
+
+/// `guard` can't hold any more once `next` has been granted the lock: it must know, when the backend says.
+async fn ensure_told(trial: &Trial, guard: &Guard<AnyBackend>, known: bool) -> CaseResult {
+    let window = notice(trial);
+    if window.is_zero() {
+        ensure!(
+            known,
+            "another was granted the lock before its earlier holder was told that it lost it"
+        );
+        return Ok(());
+    }
+    within(
+        window,
+        "word to the earlier holder that it lost the lock",
+        guard.lost(),
+    )
+    .await?;
+    Ok(())
+}
+
+async fn a_cut_off_holder_is_told(trial: Trial) -> CaseResult {
+    let (holder, waiter) = trial.two_clients().await?;
+    let guard = holder.lock("job")?.acquire().await?;
+    let cut = trial.cut_off(&holder).await?;
+    let lock = waiter.lock("job")?;
+    let next = lock.acquire_with(&trial.patience()).await?;
+    // Read before anything else is awaited.
+    let known = guard.is_lost();
+    ensure_told(&trial, &guard, known).await?;
+    next.ensure_held()?;
+    cut.now().await?;
+    // What the earlier holder tries to release, once it is heard again, is no longer its own.
+    drop(guard.release().await);
+    tokio::time::sleep(A_WHILE).await;
+    next.ensure_held()?;
+    next.release().await?;
+    Ok(())
+}
+
+async fn a_stalled_service_ends_the_lease(trial: Trial) -> CaseResult {
+    let (holder, waiter) = trial.two_clients().await?;
+    let guard = holder.lock("job")?.acquire().await?;
+    let stall = trial.stall_service().await?;
+    tokio::time::sleep(trial.crash_limit().min(SOON)).await;
+    stall.now().await?;
+    let lock = waiter.lock("job")?;
+    let policy = trial.patience();
+    let taken = tokio::select! {
+        taken = lock.acquire_with(&policy) => taken,
+        // It kept its lock: nobody is to be granted it while it does.
+        () = tokio::time::sleep(A_WHILE * 2), if !guard.is_lost() => {
+            guard.ensure_held()?;
+            guard.release().await?;
+            return Ok(());
+        }
+    };
+    let known = guard.is_lost();
+    let next = taken?;
+    ensure_told(&trial, &guard, known).await?;
+    next.release().await?;
+    Ok(())
+}
+
+async fn a_restart_leaves_no_false_holder(trial: Trial) -> CaseResult {
+    let (holder, waiter) = trial.two_clients().await?;
+    let guard = holder.lock("job")?.acquire().await?;
+    trial.restart_service().await?;
+    let next = loop {
+        match waiter.lock("job")?.try_acquire().await {
+            Ok(next) => break Some(next),
+            Err(error) if error.is_contention() && !guard.is_lost() => break None,
+            Err(error) if error.is_retryable() => {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            Err(error) => return Err(error.into()),
+        }
+    };
+    let known = guard.is_lost();
+    if let Some(next) = next {
+        ensure_told(&trial, &guard, known).await?;
+        next.release().await?;
+    }
+    Ok(())
+}
+
+async fn a_stopped_process_finds_out(trial: Trial) -> CaseResult {
+    let client = trial.client().await?;
+    let name = name("job")?;
+    let mut helper = Helper::start(&trial).await?;
+    helper.acquire(1, &name, Mode::Exclusive).await?;
+    helper.freeze()?;
+    let lock = client.lock(&name)?;
+    let waits = match trial.capabilities().crash_release {
+        // Where a holder has to show signs of life, a stopped one is passed over.
+        CrashRelease::Within(_) if trial.capabilities().loss != LossNotice::Never => {
+            trial.crash_limit()
+        }
+        _ => A_WHILE * 3,
+    };
+    let taken = lock.acquire_with(&Policy::new().with_timeout(waits)).await;
+    helper.thaw()?;
+    match taken {
+        Ok(next) => {
+            ensure!(
+                helper.is_lost(1).await?,
+                "a stopped process woke up and took a lock for its own that another holds"
+            );
+            helper.lost(1).await?;
+            next.ensure_held()?;
+            next.release().await?;
+        }
+        Err(error) if error.is_contention() => {
+            ensure!(
+                !helper.is_lost(1).await?,
+                "a process that was stopped lost a lock that nobody else was granted"
+            );
+            let wrong = helper.release(1).await?;
+            ensure!(wrong.is_none(), "a process that was stopped: {wrong:?}");
+            trial.ensure_free(&client, &name).await?;
+        }
+        Err(error) => return Err(Stop::from(error)),
+    }
+    Ok(())
+}

@@ -1,0 +1,179 @@
+//! Those who wait for permits: how long, in which order, and what is left when they go.
+
+use std::time::Duration;
+
+use portalock_core::{Patience, Policy, Semaphore, clock::Instant};
+
+use super::{
+    Case, case,
+    semaphore::{attempt, ensure_all_free, ensure_short, request},
+};
+use crate::{
+    sweep::{Ended, Moment, drop_after},
+    trial::{Trial, patient},
+    verdict::{CaseResult, IN_VAIN, Stop, ensure, soon, within},
+};
+
+pub(super) const CASES: &[Case] = &[
+    case!(semaphore::a_wait_lasts_its_timeout, rules [], needs [Semaphore],
+        "a wait for permits that stay held lasts its timeout, and then leaves nothing behind"),
+    case!(semaphore::a_release_ends_the_wait, rules [], needs [Semaphore],
+        "a waiter gets its permits when they come back, long before its timeout"),
+    case!(
+        semaphore::sweep_of_permits,
+        rules[5],
+        needs[Semaphore],
+        "an acquisition of permits, dropped after any number of polls, leaves all permits free"
+    ),
+    case!(
+        semaphore::a_large_request_is_not_starved,
+        rules[10],
+        needs[FairSemaphore],
+        "a request for many permits is served though small ones keep coming and overlapping"
+    ),
+    case!(
+        semaphore::waiters_are_served_in_order,
+        rules[10],
+        needs[FairSemaphore],
+        "a small request does not overtake a large one that waits"
+    ),
+    case!(semaphore::a_crash_frees_its_permits, rules [10], needs [Semaphore, CrashRelease, Crash],
+        "permits held by a client that crashes come back within the declared time"),
+];
+
+async fn a_wait_lasts_its_timeout(trial: Trial) -> CaseResult {
+    let (first, second) = trial.two_clients().await?;
+    let held = first.pool("pool", 3)?.try_acquire(2).await?;
+    let policy = Policy::new().with_timeout(IN_VAIN);
+    let started = Instant::now();
+    let pool = second.pool("pool", 3)?;
+    let refused = soon("the wait's end", pool.acquire_with(2, &policy)).await?;
+    let lasted = started.elapsed();
+    ensure_short(refused)?;
+    ensure!(
+        lasted >= IN_VAIN,
+        "a wait of {IN_VAIN:?} gave up after {lasted:?}"
+    );
+    held.release().await?;
+    ensure_all_free(&first, 3).await
+}
+
+async fn a_release_ends_the_wait(trial: Trial) -> CaseResult {
+    let (first, second) = trial.two_clients().await?;
+    let held = first.pool("pool", 3)?.try_acquire(3).await?;
+    let pool = second.pool("pool", 3)?;
+    let policy = Policy::new().with_timeout(Duration::from_secs(300));
+    let waiting = tokio::spawn(async move { pool.acquire_with(2, &policy).await });
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    held.release().await?;
+    let guard = soon("the waiter's permits", waiting).await???;
+    guard.release().await?;
+    Ok(())
+}
+
+async fn sweep_of_permits(trial: Trial) -> CaseResult {
+    let (holder, client) = trial.two_clients().await?;
+    let pool = client.pool("pool", 3)?;
+    let policy = patient()
+        .with_first_check(Duration::from_millis(1))
+        .and_then(|policy| policy.with_check_interval(Duration::from_millis(4)))
+        .map_err(|error| Stop::failed(error.to_string()))?;
+    for moment in Moment::ALL {
+        for polls in 0..8 {
+            drop(drop_after(pool.acquire_with(2, &policy), polls, moment).await);
+            ensure_all_free(&holder, 3).await?;
+            let held = holder.pool("pool", 3)?.acquire_with(2, &patient()).await?;
+            let ended = drop_after(pool.acquire_with(2, &policy), polls, moment).await;
+            if let Ended::With(ended) = ended {
+                ensure_short(ended)?;
+            }
+            held.release().await?;
+            ensure_all_free(&holder, 3).await?;
+        }
+    }
+    Ok(())
+}
+
+async fn a_large_request_is_not_starved(trial: Trial) -> CaseResult {
+    let (small, large) = trial.two_clients().await?;
+    let (stop, stopped) = tokio::sync::watch::channel(false);
+    let mut tasks = Vec::new();
+    for number in 0..4_u64 {
+        let (pool, stopped) = (small.pool("pool", 4)?, stopped.clone());
+        tasks.push(tokio::spawn(async move {
+            tokio::time::sleep(Duration::from_millis(number * 3)).await;
+            while !*stopped.borrow() {
+                let guard = pool.acquire_with(1, &patient()).await?;
+                tokio::time::sleep(Duration::from_millis(12)).await;
+                guard.release().await?;
+            }
+            Ok::<_, Stop>(())
+        }));
+    }
+    tokio::time::sleep(Duration::from_millis(30)).await;
+    let pool = large.pool("pool", 4)?;
+    for _ in 0..3 {
+        let guard = soon(
+            "all permits at once, with small requests coming and going,",
+            pool.acquire_with(4, &patient()),
+        )
+        .await??;
+        guard.release().await?;
+    }
+    stop.send_replace(true);
+    for task in tasks {
+        soon("the small requests' end", task).await???;
+    }
+    Ok(())
+}
+
+async fn waiters_are_served_in_order(trial: Trial) -> CaseResult {
+    let (first, second) = trial.two_clients().await?;
+    let (here, there) = (first.semaphore()?, second.semaphore()?);
+    let held = request(&first, 2, Patience::Once)?;
+    ensure!(attempt(&here, &held).await?, "free permits were refused");
+    let large = request(&second, 3, Patience::Queue)?;
+    ensure!(
+        !attempt(&there, &large).await?,
+        "more permits were granted than there are"
+    );
+    let small = request(&first, 1, Patience::Queue)?;
+    ensure!(
+        !attempt(&here, &small).await?,
+        "a small request overtook a large one that waits"
+    );
+    here.release(&held).await?;
+    let granted = async {
+        while !attempt(&there, &large).await? {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        Ok::<_, Stop>(())
+    };
+    soon("the grant to the large request", granted).await??;
+    there.release(&large).await?;
+    let granted = async {
+        while !attempt(&here, &small).await? {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        Ok::<_, Stop>(())
+    };
+    soon("the grant to the small request behind it", granted).await??;
+    here.release(&small).await?;
+    ensure_all_free(&first, 3).await
+}
+
+async fn a_crash_frees_its_permits(trial: Trial) -> CaseResult {
+    let (doomed, client) = trial.two_clients().await?;
+    let lost = doomed.pool("pool", 3)?.acquire(2).await?;
+    trial.crash(&doomed).await?;
+    let pool = client.pool("pool", 3)?;
+    let guard = within(
+        trial.crash_limit(),
+        "the return of a crashed client's permits",
+        pool.acquire_with(3, &trial.patience()),
+    )
+    .await??;
+    drop(lost);
+    guard.release().await?;
+    Ok(())
+}

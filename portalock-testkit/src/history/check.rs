@@ -1,0 +1,313 @@
+//! One pass over the events, keeping who holds and who waits for each name.
+
+use std::{
+    collections::{HashMap, HashSet},
+    time::Duration,
+};
+
+use portalock_core::{
+    Capabilities, CrashRelease, Fairness, FencingToken, LockName, LossNotice, Mode, Tokens,
+};
+
+use super::{Event, Happened, History, Violation};
+use crate::verdict::SLACK;
+
+/// A lock that is free for longer while somebody waits has forgotten its waiter.
+const FORGOTTEN_AFTER: Duration = SLACK;
+
+impl History {
+    /// Holds the events against what a backend claims. No violation means that they show none, not that there is none.
+    pub fn check(&self, claims: &Capabilities) -> Vec<Violation> {
+        let mut checker = Checker::new(claims, &self.events);
+        for (index, event) in self.events.iter().enumerate() {
+            checker.see(index, event);
+        }
+        checker.finish()
+    }
+}
+
+fn compatible(one: Mode, other: Mode) -> bool {
+    one == Mode::Shared && other == Mode::Shared
+}
+
+struct Acquisition {
+    client: usize,
+    name: LockName,
+    mode: Mode,
+    asked: usize,
+    asked_at: Duration,
+    /// The largest token of the name when it asked: its own must be larger.
+    floor: Option<FencingToken>,
+    answered: bool,
+}
+
+#[derive(Default)]
+struct Name {
+    /// Who surely holds: granted, and neither lost nor letting go.
+    holders: Vec<u64>,
+    /// Who has its place and no answer: the acquisition, and when the place was sure.
+    queue: Vec<(u64, usize)>,
+    /// Until when somebody holds, as far as one can't tell.
+    busy: HashMap<u64, Option<Duration>>,
+    highest: Option<FencingToken>,
+    highest_exclusive: Option<FencingToken>,
+    tokens: HashSet<FencingToken>,
+}
+
+impl Name {
+    fn hold(&mut self, id: u64) {
+        self.holders.push(id);
+        // Of those who let go before, only the latest is of interest to anyone who still waits.
+        let last_end = self.busy.values().filter_map(|end| *end).max();
+        self.busy.retain(|_, end| end.is_none() || *end == last_end);
+        self.busy.insert(id, None);
+    }
+}
+
+/// What the whole history tells of the acquisitions, also of what came later.
+#[derive(Default)]
+struct Foreknown {
+    granted: HashSet<u64>,
+    /// When each learnt that it had lost.
+    told_at: HashMap<u64, Duration>,
+    /// When each stopped relying on its lock, for whatever reason.
+    ended_at: HashMap<u64, Duration>,
+    /// Whose locks were taken away, or may have been.
+    robbed: HashSet<u64>,
+}
+
+impl Foreknown {
+    fn of(events: &[Event]) -> Self {
+        let mut known = Self::default();
+        for event in events {
+            let id = event.acquisition;
+            match event.what {
+                Happened::Granted { .. } => {
+                    known.granted.insert(id);
+                }
+                Happened::TakenAway => {
+                    known.robbed.insert(id);
+                }
+                Happened::Lost => {
+                    known.told_at.entry(id).or_insert(event.at);
+                    known.ended_at.entry(id).or_insert(event.at);
+                }
+                Happened::Releasing | Happened::Crashed => {
+                    known.ended_at.entry(id).or_insert(event.at);
+                }
+                _ => {}
+            }
+        }
+        known
+    }
+
+    /// Whether the history tells of any loss at all: those who lost their place with it may be overtaken.
+    fn any_loss(&self) -> bool {
+        !self.told_at.is_empty() || !self.robbed.is_empty()
+    }
+
+    /// Whether an acquisition that lost its lock was told, or had let go by itself, by `limit`.
+    fn gone_by(&self, id: u64, limit: Duration) -> bool {
+        let ended = if self.robbed.contains(&id) {
+            self.ended_at.get(&id)
+        } else {
+            self.told_at.get(&id)
+        };
+        ended.is_some_and(|at| *at <= limit)
+    }
+}
+
+struct Checker<'h> {
+    claims: &'h Capabilities,
+    known: Foreknown,
+    acquisitions: HashMap<u64, Acquisition>,
+    names: HashMap<LockName, Name>,
+    violations: Vec<Violation>,
+}
+
+impl<'h> Checker<'h> {
+    fn new(claims: &'h Capabilities, events: &[Event]) -> Self {
+        Self {
+            claims,
+            known: Foreknown::of(events),
+            acquisitions: HashMap::new(),
+            names: HashMap::new(),
+            violations: Vec::new(),
+        }
+    }
+
+    fn see(&mut self, index: usize, event: &Event) {
+        let id = event.acquisition;
+        match &event.what {
+            Happened::Asked { client, name, mode } => {
+                let state = self.names.entry(name.clone()).or_default();
+                let acquisition = Acquisition {
+                    client: *client,
+                    name: name.clone(),
+                    mode: *mode,
+                    asked: index,
+                    asked_at: event.at,
+                    floor: state.highest,
+                    answered: false,
+                };
+                self.acquisitions.insert(id, acquisition);
+            }
+            Happened::Queued => self.with(id, |_, state| state.queue.push((id, index))),
+            Happened::Granted { token } => self.grant(id, event.at, *token),
+            Happened::Lost | Happened::Releasing => self.with(id, |_, state| {
+                state.holders.retain(|holder| *holder != id);
+            }),
+            Happened::TakenAway => {}
+            Happened::Released => self.with(id, |_, state| {
+                state.busy.insert(id, Some(event.at));
+            }),
+            Happened::GaveUp => self.answered(id),
+            Happened::TimedOut => {
+                self.forgotten(id, event.at);
+                self.answered(id);
+            }
+            Happened::Crashed => {
+                let free_by = match self.claims.crash_release {
+                    CrashRelease::Within(bound) => Some(event.at + bound),
+                    _ => None,
+                };
+                self.with(id, |_, state| {
+                    state.holders.retain(|holder| *holder != id);
+                    if state.busy.contains_key(&id) {
+                        state.busy.insert(id, free_by);
+                    }
+                });
+                self.answered(id);
+            }
+        }
+    }
+
+    fn with(&mut self, id: u64, change: impl FnOnce(&mut Acquisition, &mut Name)) {
+        if let Some(acquisition) = self.acquisitions.get_mut(&id)
+            && let Some(state) = self.names.get_mut(&acquisition.name)
+        {
+            change(acquisition, state);
+        }
+    }
+
+    fn answered(&mut self, id: u64) {
+        self.with(id, |acquisition, state| {
+            acquisition.answered = true;
+            state.queue.retain(|(waiter, _)| *waiter != id);
+        });
+    }
+
+    fn grant(&mut self, id: u64, at: Duration, token: Option<FencingToken>) {
+        self.answered(id);
+        let Some(this) = self.acquisitions.get(&id) else {
+            return;
+        };
+        let Some(state) = self.names.get_mut(&this.name) else {
+            return;
+        };
+        let mode_of = |other: &u64| self.acquisitions.get(other).map(|other| other.mode);
+        let overlaps = state.holders.iter().filter(|holder| {
+            let excluded = mode_of(holder).is_some_and(|mode| !compatible(mode, this.mode));
+            excluded && !excused(self.claims, &self.known, [**holder, id], at)
+        });
+        self.violations
+            .extend(overlaps.map(|holder| Violation::Overlap {
+                name: this.name.clone(),
+                earlier: *holder,
+                later: id,
+                at,
+            }));
+        if self.claims.fairness != Fairness::None && !self.known.any_loss() {
+            let overtaken = state.queue.iter().filter(|(waiter, placed)| {
+                let in_line = self.acquisitions.get(waiter).is_some_and(|waiter| {
+                    !compatible(waiter.mode, this.mode)
+                        && (self.claims.fairness == Fairness::FirstCome
+                            || waiter.client == this.client)
+                });
+                in_line && *placed < this.asked && self.known.granted.contains(waiter)
+            });
+            self.violations
+                .extend(overtaken.map(|(waiter, _)| Violation::Overtaken {
+                    name: this.name.clone(),
+                    earlier: *waiter,
+                    later: id,
+                }));
+        }
+        if self.claims.tokens != Tokens::None {
+            let before = match this.mode {
+                Mode::Exclusive => state.highest,
+                // Readers that were granted at the same time may have been seen in either order.
+                Mode::Shared => this.floor.max(state.highest_exclusive),
+            };
+            let fresh = token.is_some_and(|token| state.tokens.insert(token));
+            // A grant that was taken away at once may be noted after its successor's.
+            let grows = token > before || self.known.robbed.contains(&id);
+            if !fresh || !grows {
+                self.violations.push(Violation::Token {
+                    name: this.name.clone(),
+                    acquisition: id,
+                    token,
+                    before: if fresh { before } else { token },
+                });
+            }
+            state.highest = state.highest.max(token);
+            if this.mode == Mode::Exclusive {
+                state.highest_exclusive = state.highest_exclusive.max(token);
+            }
+        }
+        state.hold(id);
+    }
+
+    /// A long wait timed out: was there anything to wait for?
+    fn forgotten(&mut self, id: u64, at: Duration) {
+        let Some(this) = self.acquisitions.get(&id) else {
+            return;
+        };
+        let Some(state) = self.names.get(&this.name) else {
+            return;
+        };
+        let mut free_since = this.asked_at;
+        for end in state.busy.values() {
+            match end {
+                None => return,
+                Some(end) => free_since = free_since.max(*end),
+            }
+        }
+        let idle = at.saturating_sub(free_since);
+        if idle >= FORGOTTEN_AFTER {
+            self.violations.push(Violation::Forgotten {
+                name: this.name.clone(),
+                acquisition: id,
+                idle,
+            });
+        }
+    }
+
+    fn finish(mut self) -> Vec<Violation> {
+        let mut unanswered: Vec<_> = self
+            .acquisitions
+            .iter()
+            .filter(|(_, acquisition)| !acquisition.answered)
+            .collect();
+        unanswered.sort_by_key(|(_, acquisition)| acquisition.asked);
+        self.violations
+            .extend(
+                unanswered
+                    .into_iter()
+                    .map(|(id, acquisition)| Violation::Unanswered {
+                        name: acquisition.name.clone(),
+                        acquisition: *id,
+                    }),
+            );
+        self.violations
+    }
+}
+
+/// Whether two may have held at once: one of them had lost its lock, and the backend says that it is told so late.
+fn excused(claims: &Capabilities, known: &Foreknown, both: [u64; 2], granted: Duration) -> bool {
+    let LossNotice::Within(window) = claims.loss else {
+        return false;
+    };
+    both.iter()
+        .any(|one| known.gone_by(*one, granted + window + SLACK))
+}

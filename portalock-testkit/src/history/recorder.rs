@@ -1,0 +1,162 @@
+//! Takes the events down as they happen, in one order for all clients.
+
+use std::{
+    collections::HashMap,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+
+use portalock_core::{FencingToken, LockName, LostSignal, Mode, clock::Instant};
+
+use super::{Happened, History};
+
+/// The shared notebook of all clients.
+#[derive(Debug)]
+pub(crate) struct Recorder {
+    started: Instant,
+    notes: Mutex<Notes>,
+}
+
+#[derive(Debug, Default)]
+struct Notes {
+    history: History,
+    next: u64,
+    /// Who holds, by its own belief.
+    believers: HashMap<u64, LostSignal>,
+    /// The acquisitions that have not ended.
+    open: HashMap<u64, Open>,
+}
+
+#[derive(Debug)]
+struct Open {
+    client: usize,
+    name: LockName,
+}
+
+impl Recorder {
+    pub(crate) fn new() -> Self {
+        Self {
+            started: Instant::now(),
+            notes: Mutex::default(),
+        }
+    }
+
+    /// A client is about to ask. Returns the acquisition's number.
+    pub(crate) fn asked(&self, client: usize, name: LockName, mode: Mode) -> u64 {
+        let mut notes = self.lock();
+        let acquisition = notes.next;
+        notes.next += 1;
+        let open = Open {
+            client,
+            name: name.clone(),
+        };
+        notes.open.insert(acquisition, open);
+        self.note(
+            &mut notes,
+            acquisition,
+            Happened::Asked { client, name, mode },
+        );
+        acquisition
+    }
+
+    /// The lock was granted. Whoever believes to hold a lock and has been told otherwise by now is noted as such first:
+    /// the signal is what counts, not when its task gets to run.
+    pub(crate) fn granted(
+        &self,
+        acquisition: u64,
+        token: Option<FencingToken>,
+        signal: LostSignal,
+    ) {
+        let mut notes = self.lock();
+        let lost: Vec<u64> = notes
+            .believers
+            .iter()
+            .filter(|(_, signal)| signal.is_lost())
+            .map(|(believer, _)| *believer)
+            .collect();
+        for believer in lost {
+            notes.believers.remove(&believer);
+            self.note(&mut notes, believer, Happened::Lost);
+        }
+        if !notes.open.contains_key(&acquisition) {
+            return;
+        }
+        if signal.is_lost() {
+            // Taken away before it was noted: nobody ever relied on it, and another may hold by now.
+            notes.open.remove(&acquisition);
+            self.note(&mut notes, acquisition, Happened::GaveUp);
+            return;
+        }
+        notes.believers.insert(acquisition, signal);
+        self.note(&mut notes, acquisition, Happened::Granted { token });
+    }
+
+    /// Anything else that happens to an acquisition that has not ended yet.
+    pub(crate) fn happened(&self, acquisition: u64, what: Happened) {
+        let mut notes = self.lock();
+        match what {
+            Happened::Lost | Happened::Releasing => {
+                let believed = notes.believers.remove(&acquisition).is_some();
+                if what == Happened::Lost && !believed {
+                    return;
+                }
+            }
+            _ => {}
+        }
+        if !notes.open.contains_key(&acquisition) {
+            return;
+        }
+        if matches!(
+            what,
+            Happened::Released | Happened::GaveUp | Happened::TimedOut
+        ) {
+            notes.open.remove(&acquisition);
+        }
+        self.note(&mut notes, acquisition, what);
+    }
+
+    /// A client is about to be crashed, with all that it holds and waits for.
+    pub(crate) fn crashed(&self, client: usize) {
+        let mut notes = self.lock();
+        let mut doomed: Vec<u64> = notes
+            .open
+            .iter()
+            .filter(|(_, open)| open.client == client)
+            .map(|(acquisition, _)| *acquisition)
+            .collect();
+        doomed.sort_unstable();
+        for acquisition in doomed {
+            notes.open.remove(&acquisition);
+            notes.believers.remove(&acquisition);
+            self.note(&mut notes, acquisition, Happened::Crashed);
+        }
+    }
+
+    /// Somebody is about to take `name` away from whoever holds it, or is being granted it.
+    pub(crate) fn taken_away(&self, name: &LockName) {
+        let mut notes = self.lock();
+        let mut robbed: Vec<u64> = notes
+            .open
+            .iter()
+            .filter(|(_, open)| open.name == *name)
+            .map(|(acquisition, _)| *acquisition)
+            .collect();
+        robbed.sort_unstable();
+        for acquisition in robbed {
+            self.note(&mut notes, acquisition, Happened::TakenAway);
+        }
+    }
+
+    pub(crate) fn history(&self) -> History {
+        self.lock().history.clone()
+    }
+
+    fn note(&self, notes: &mut Notes, acquisition: u64, what: Happened) {
+        notes
+            .history
+            .push(self.started.elapsed(), acquisition, what);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Notes> {
+        self.notes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,252 @@
+//! The helper process: a client of the store that can be killed, or stopped, for real.
+//!
+//! It is the running test binary once more, told to run nothing but its helper test; so every user's suite has it,
+//! without a program to build beside. It takes orders on its standard input and answers on its standard output, a line of
+//! JSON each.
+
+use std::{
+    collections::HashMap,
+    env,
+    ffi::OsString,
+    future::Future,
+    io::Write,
+    path::PathBuf,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use portalock_core::{FencingToken, Guard, Lock, LockError, Mode, Policy};
+use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncBufReadExt, BufReader};
+
+use crate::{Fixture, IntoFixture, verdict::chain};
+
+/// Tells the process that it is a helper, and where the store is.
+pub(crate) const STORE: &str = "PORTALOCK_TESTKIT_STORE";
+
+/// Marks an answer among what else a test binary prints.
+pub(crate) const MARK: &str = "@portalock ";
+
+/// How to start the helper process: a program that ends up in [`serve`].
+#[derive(Debug, Clone)]
+pub struct HelperCommand {
+    pub(crate) program: PathBuf,
+    pub(crate) arguments: Vec<OsString>,
+}
+
+impl HelperCommand {
+    /// A program that calls [`serve`] when started with `arguments`.
+    pub fn new(
+        program: impl Into<PathBuf>,
+        arguments: impl IntoIterator<Item: Into<OsString>>,
+    ) -> Self {
+        Self {
+            program: program.into(),
+            arguments: arguments.into_iter().map(Into::into).collect(),
+        }
+    }
+
+    /// The helper test that [`conformance!`](crate::conformance!) puts into module `module` of the running test binary.
+    ///
+    /// `None` if the running program can't tell where its binary is.
+    #[doc(hidden)]
+    pub fn test_in(module: &str) -> Option<Self> {
+        let within_crate = module.split_once("::").map(|(_, path)| path);
+        let test = within_crate.map_or_else(
+            || "helper_process".to_owned(),
+            |path| format!("{path}::helper_process"),
+        );
+        let program = env::current_exe().ok()?;
+        Some(Self::new(
+            program,
+            [&*test, "--exact", "--ignored", "--nocapture"],
+        ))
+    }
+}
+
+/// What the helper is told. Acquisitions have numbers, given by whoever orders them.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum Order {
+    Acquire {
+        id: u32,
+        name: String,
+        mode: Mode,
+        timeout: Duration,
+    },
+    /// Answer whether the guard still holds, by its own knowledge.
+    Check {
+        id: u32,
+    },
+    Release {
+        id: u32,
+    },
+    /// End at once, without releasing anything.
+    Exit,
+}
+
+/// What the helper says.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum Answer {
+    /// It has a client of the store.
+    Ready,
+    /// It can't go on.
+    Unable {
+        error: String,
+    },
+    Granted {
+        id: u32,
+        token: Option<FencingToken>,
+    },
+    Refused {
+        id: u32,
+        error: String,
+    },
+    Checked {
+        id: u32,
+        lost: bool,
+    },
+    Lost {
+        id: u32,
+        why: String,
+    },
+    Released {
+        id: u32,
+        error: Option<String>,
+    },
+}
+
+/// The helper process's life: takes orders until its parent is gone. Returns at once if nobody started it as a helper.
+///
+/// `fixture` is never called: only its type is needed, for [`Fixture::connect`].
+pub fn serve<M, Fut>(fixture: M)
+where
+    M: FnOnce() -> Fut,
+    Fut: Future<Output: IntoFixture>,
+{
+    drop(fixture);
+    let Ok(store) = env::var(STORE) else {
+        return;
+    };
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build();
+    let served = match runtime {
+        Ok(runtime) => {
+            runtime.block_on(take_orders::<<Fut::Output as IntoFixture>::Fixture>(&store))
+        }
+        Err(error) => Err(error.to_string()),
+    };
+    if let Err(error) = served {
+        say(&Answer::Unable { error });
+    }
+    // Not by returning: what is still held is to be left as a crash leaves it, with no destructor run.
+    std::process::exit(0);
+}
+
+async fn take_orders<F: Fixture>(store: &str) -> Result<(), String> {
+    let backend = F::connect(store).await.map_err(|error| chain(&error))?;
+    let helper = Serving::<F> {
+        backend: Arc::new(backend),
+        guards: Arc::default(),
+    };
+    say(&Answer::Ready);
+    let mut orders = BufReader::new(tokio::io::stdin()).lines();
+    while let Some(line) = orders
+        .next_line()
+        .await
+        .map_err(|error| error.to_string())?
+    {
+        match serde_json::from_str(&line).map_err(|error| error.to_string())? {
+            Order::Exit => break,
+            order => {
+                tokio::spawn(helper.clone().obey(order));
+            }
+        }
+    }
+    Ok(())
+}
+
+type Guards<B> = HashMap<u32, Guard<Arc<B>>>;
+
+struct Serving<F: Fixture> {
+    backend: Arc<F::Backend>,
+    guards: Arc<Mutex<Guards<F::Backend>>>,
+}
+
+impl<F: Fixture> Clone for Serving<F> {
+    fn clone(&self) -> Self {
+        Self {
+            backend: self.backend.clone(),
+            guards: self.guards.clone(),
+        }
+    }
+}
+
+impl<F: Fixture> Serving<F> {
+    async fn obey(self, order: Order) {
+        match order {
+            Order::Acquire {
+                id,
+                name,
+                mode,
+                timeout,
+            } => match self.acquire(&name, mode, timeout).await {
+                Ok(guard) => self.keep(id, guard).await,
+                Err(error) => say(&Answer::Refused {
+                    id,
+                    error: chain(&error),
+                }),
+            },
+            Order::Check { id } => {
+                let lost = self.guards().get(&id).is_none_or(Guard::is_lost);
+                say(&Answer::Checked { id, lost });
+            }
+            Order::Release { id } => {
+                let guard = self.guards().remove(&id);
+                let error = match guard {
+                    None => Some("it does not hold".to_owned()),
+                    Some(guard) => guard.release().await.err().map(|error| chain(&error)),
+                };
+                say(&Answer::Released { id, error });
+            }
+            Order::Exit => {}
+        }
+    }
+
+    async fn acquire(
+        &self,
+        name: &str,
+        mode: Mode,
+        timeout: Duration,
+    ) -> Result<Guard<Arc<F::Backend>>, LockError> {
+        let lock = Lock::new(self.backend.clone(), name)?;
+        let policy = Policy::new().with_timeout(timeout);
+        match mode {
+            Mode::Exclusive => lock.acquire_with(&policy).await,
+            Mode::Shared => lock.acquire_shared_with(&policy).await,
+        }
+    }
+
+    async fn keep(&self, id: u32, guard: Guard<Arc<F::Backend>>) {
+        let signal = guard.lost_signal();
+        let token = guard.token();
+        self.guards().insert(id, guard);
+        say(&Answer::Granted { id, token });
+        let why = signal.lost().await.to_string();
+        say(&Answer::Lost { id, why });
+    }
+
+    fn guards(&self) -> MutexGuard<'_, Guards<F::Backend>> {
+        self.guards.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn say(answer: &Answer) {
+    let Ok(json) = serde_json::to_string(answer) else {
+        return;
+    };
+    // On a line of its own: the test harness may have left one unfinished. A parent that is gone needs no answer.
+    let mut out = std::io::stdout().lock();
+    let _ = writeln!(out, "\n{MARK}{json}").and_then(|()| out.flush());
+}

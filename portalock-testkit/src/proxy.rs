@@ -1,0 +1,288 @@
+//! The fault proxy: stands between a client and its server, and does to the network what networks do.
+//!
+//! It forwards TCP on a port of its own and can, per direction, delay, hold back (a black hole: nothing arrives, not even
+//! the end of a connection, until it is healed), or drop what passes; and it can cut connections and refuse new ones. It
+//! runs on a thread of its own, so a test's blocked or paused runtime doesn't stop it.
+
+use std::{
+    io,
+    net::{Ipv4Addr, SocketAddr},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    thread,
+    time::Duration,
+};
+
+use tokio::{
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+    sync::{mpsc, watch},
+    time::Instant,
+};
+
+/// The most that is read at once.
+const CHUNK: usize = 16 * 1024;
+/// How many chunks may be on their way in one direction; then the sender feels back pressure, as from a full window.
+const WINDOW: usize = 64;
+
+/// Which way the bytes go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Direction {
+    /// From the client to the server.
+    ToServer,
+    /// From the server to the client.
+    ToClient,
+    /// Either way.
+    Both,
+}
+
+/// A TCP proxy that misbehaves when told to. Dropping it closes every connection through it.
+///
+/// ```no_run
+/// use portalock_testkit::proxy::{Direction, FaultProxy};
+///
+/// let proxy = FaultProxy::start(([127, 0, 0, 1], 6379))?;
+/// println!("connect to {}", proxy.addr());
+/// proxy.black_hole(Direction::ToClient); // answers don't arrive any more
+/// proxy.heal();
+/// # Ok::<(), std::io::Error>(())
+/// ```
+#[derive(Debug)]
+pub struct FaultProxy {
+    addr: SocketAddr,
+    state: watch::Sender<State>,
+    open: Arc<AtomicUsize>,
+}
+
+#[derive(Debug, Clone, Default)]
+struct State {
+    to_server: Faults,
+    to_client: Faults,
+    refuse: bool,
+    /// Counts the cuts: a connection that is older than the last one is closed.
+    cuts: u64,
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+struct Faults {
+    delay: Duration,
+    hold: bool,
+    drop: bool,
+}
+
+impl State {
+    fn each(&mut self, direction: Direction, change: impl Fn(&mut Faults)) {
+        if direction != Direction::ToClient {
+            change(&mut self.to_server);
+        }
+        if direction != Direction::ToServer {
+            change(&mut self.to_client);
+        }
+    }
+}
+
+impl FaultProxy {
+    /// Listens on a free port of the loopback interface and forwards to `server`.
+    ///
+    /// # Errors
+    ///
+    /// The system's, if there is no port or no thread to be had.
+    pub fn start(server: impl Into<SocketAddr>) -> io::Result<Self> {
+        let server = server.into();
+        let listener = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+        listener.set_nonblocking(true)?;
+        let addr = listener.local_addr()?;
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?;
+        let (state, watcher) = watch::channel(State::default());
+        let open = Arc::new(AtomicUsize::new(0));
+        let count = open.clone();
+        thread::Builder::new()
+            .name("fault-proxy".to_owned())
+            .spawn(move || {
+                // Ends when the `FaultProxy` is dropped; the connections' tasks end with the runtime.
+                runtime.block_on(async {
+                    if let Ok(listener) = TcpListener::from_std(listener) {
+                        serve(listener, server, watcher, count).await;
+                    }
+                });
+            })?;
+        Ok(Self { addr, state, open })
+    }
+
+    /// Where clients connect to.
+    pub fn addr(&self) -> SocketAddr {
+        self.addr
+    }
+
+    /// The port that clients connect to.
+    pub fn port(&self) -> u16 {
+        self.addr.port()
+    }
+
+    /// How many connections are open through it.
+    pub fn connections(&self) -> usize {
+        self.open.load(Ordering::Acquire)
+    }
+
+    /// Everything that is read from now on arrives this much later; bytes keep their order.
+    pub fn delay(&self, direction: Direction, delay: Duration) {
+        self.state
+            .send_modify(|state| state.each(direction, |faults| faults.delay = delay));
+    }
+
+    /// Holds everything back, the end of a connection included, until [`heal`](Self::heal): what a lost link looks like to
+    /// TCP. New connections are accepted, and silent.
+    pub fn black_hole(&self, direction: Direction) {
+        self.state
+            .send_modify(|state| state.each(direction, |faults| faults.hold = true));
+    }
+
+    /// Throws away what passes from now on, until [`heal`](Self::heal). The stream goes on with a gap in it, so cut the
+    /// connection before healing unless the gap is what you test.
+    pub fn drop_bytes(&self, direction: Direction) {
+        self.state
+            .send_modify(|state| state.each(direction, |faults| faults.drop = true));
+    }
+
+    /// Closes every connection that is open now, on both sides. New ones pass.
+    pub fn cut(&self) {
+        self.state.send_modify(|state| state.cuts += 1);
+    }
+
+    /// Sets whether new connections are closed at once. Those that are open stay.
+    pub fn refuse(&self, refuse: bool) {
+        self.state.send_modify(|state| state.refuse = refuse);
+    }
+
+    /// Ends all delays, black holes, dropping and refusing. What was held back is delivered.
+    pub fn heal(&self) {
+        self.state.send_modify(|state| {
+            *state = State {
+                cuts: state.cuts,
+                ..State::default()
+            };
+        });
+    }
+}
+
+async fn serve(
+    listener: TcpListener,
+    server: SocketAddr,
+    mut state: watch::Receiver<State>,
+    open: Arc<AtomicUsize>,
+) {
+    loop {
+        tokio::select! {
+            accepted = listener.accept() => {
+                let Ok((client, _)) = accepted else { continue };
+                let now = state.borrow_and_update().clone();
+                if now.refuse {
+                    continue;
+                }
+                let counted = Counted::new(open.clone());
+                let watcher = state.clone();
+                tokio::spawn(async move {
+                    connection(client, server, watcher, now.cuts).await;
+                    drop(counted);
+                });
+            }
+            changed = state.changed() => {
+                if changed.is_err() {
+                    return;
+                }
+            }
+        }
+    }
+}
+
+/// One client's connection, until either side closes it or it is cut.
+async fn connection(
+    mut client: TcpStream,
+    server: SocketAddr,
+    state: watch::Receiver<State>,
+    born: u64,
+) {
+    let mut cut = state.clone();
+    let forward = async {
+        let Ok(mut upstream) = TcpStream::connect(server).await else {
+            return;
+        };
+        // Small messages must not wait for each other: the proxy adds no delay of its own.
+        let _ = (client.set_nodelay(true), upstream.set_nodelay(true));
+        let (from_client, to_client) = client.split();
+        let (from_server, to_server) = upstream.split();
+        // The first end that is delivered closes both ways: no protocol here uses half-closed connections.
+        tokio::select! {
+            () = pump(from_client, to_server, state.clone(), |state| state.to_server) => {}
+            () = pump(from_server, to_client, state, |state| state.to_client) => {}
+        }
+    };
+    tokio::select! {
+        () = forward => {}
+        _ = cut.wait_for(|state| state.cuts > born) => {}
+    }
+}
+
+/// Moves bytes one way. Returns when the end of the stream has been *delivered*, delays and black holes included.
+async fn pump(
+    mut from: impl AsyncRead + Unpin,
+    mut to: impl AsyncWrite + Unpin,
+    state: watch::Receiver<State>,
+    faults: impl Fn(&State) -> Faults,
+) {
+    let (sender, mut on_the_way) = mpsc::channel::<(Instant, Vec<u8>)>(WINDOW);
+    let mut healed = state.clone();
+    let read = async {
+        loop {
+            let mut bytes = vec![0; CHUNK];
+            let count = from.read(&mut bytes).await.unwrap_or(0);
+            bytes.truncate(count);
+            let due = Instant::now() + faults(&state.borrow()).delay;
+            if sender.send((due, bytes)).await.is_err() || count == 0 {
+                // The end travels like everything before it.
+                return std::future::pending::<()>().await;
+            }
+        }
+    };
+    let write = async {
+        while let Some((due, bytes)) = on_the_way.recv().await {
+            tokio::time::sleep_until(due).await;
+            let Ok(now) = healed
+                .wait_for(|state| !faults(state).hold)
+                .await
+                .map(|state| faults(&state))
+            else {
+                return;
+            };
+            if bytes.is_empty() {
+                return;
+            }
+            if !now.drop && to.write_all(&bytes).await.is_err() {
+                return;
+            }
+        }
+    };
+    tokio::select! {
+        () = read => {}
+        () = write => {}
+    }
+}
+
+struct Counted(Arc<AtomicUsize>);
+
+impl Counted {
+    fn new(open: Arc<AtomicUsize>) -> Self {
+        open.fetch_add(1, Ordering::AcqRel);
+        Self(open)
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::AcqRel);
+    }
+}

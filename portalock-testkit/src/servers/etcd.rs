@@ -1,0 +1,343 @@
+//! The real `etcd`: one member, or a cluster.
+
+use std::{
+    ffi::OsString,
+    io,
+    net::{Ipv4Addr, TcpListener},
+    path::{Path, PathBuf},
+    sync::{Mutex, MutexGuard, PoisonError},
+    thread,
+};
+
+use tempfile::TempDir;
+
+use super::{
+    ServerIdentity,
+    process::{Program, ServerProcess, StartError},
+};
+
+const PROGRAM: Program = Program {
+    name: "etcd",
+    install: "install etcd 3.4 or later, such as by `apt install etcd-server` or `brew install etcd`",
+    ready_line: "serving client traffic",
+};
+
+/// How often ports that were free when they were looked up may turn out to be taken.
+const PORT_ATTEMPTS: usize = 10;
+
+/// How to start an [`EtcdServer`].
+///
+/// ```no_run
+/// use portalock_testkit::servers::EtcdOptions;
+///
+/// let cluster = EtcdOptions::new()
+///     .members(3)
+///     .argument("--quota-backend-bytes=16777216")
+///     .start()?;
+/// println!("{:?}", cluster.endpoints());
+/// # Ok::<(), portalock_testkit::servers::StartError>(())
+/// ```
+#[derive(Debug, Clone)]
+pub struct EtcdOptions {
+    members: usize,
+    tls: Option<ServerIdentity>,
+    arguments: Vec<OsString>,
+}
+
+impl Default for EtcdOptions {
+    fn default() -> Self {
+        Self {
+            members: 1,
+            tls: None,
+            arguments: Vec::new(),
+        }
+    }
+}
+
+impl EtcdOptions {
+    /// A single member, without users or TLS.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Sets how many members the cluster has.
+    #[must_use]
+    pub fn members(mut self, members: usize) -> Self {
+        self.members = members.max(1);
+        self
+    }
+
+    /// Serves clients over TLS. Clients show no certificate.
+    #[must_use]
+    pub fn tls(mut self, identity: ServerIdentity) -> Self {
+        self.tls = Some(identity);
+        self
+    }
+
+    /// Adds an argument to every member's command line, such as `--quota-backend-bytes=16777216`.
+    #[must_use]
+    pub fn argument(mut self, argument: impl Into<OsString>) -> Self {
+        self.arguments.push(argument.into());
+        self
+    }
+
+    /// Starts the members and returns once each serves.
+    ///
+    /// # Errors
+    ///
+    /// [`StartError`] if etcd isn't installed or did not come up.
+    pub fn start(self) -> Result<EtcdServer, StartError> {
+        let mut attempts = 0;
+        loop {
+            attempts += 1;
+            let server = EtcdServer::laid_out(&self)?;
+            let all: Vec<usize> = (0..self.members).collect();
+            match server.restart(&all) {
+                Ok(()) => return Ok(server),
+                // Somebody may have taken a port meanwhile.
+                Err(StartError::Ended { log, .. })
+                    if log.contains("address already in use") && attempts < PORT_ATTEMPTS => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+}
+
+/// A running etcd, on free ports of the loopback interface, in a private directory: in memory where the system has a
+/// place for that, since etcd syncs every write to its disk.
+///
+/// Dropping it kills the members and removes their data. They end with this process, however that ends.
+#[derive(Debug)]
+pub struct EtcdServer {
+    // Declared before the directory: the members must be gone when that is removed.
+    members: Vec<Member>,
+    _dir: TempDir,
+}
+
+#[derive(Debug)]
+struct Member {
+    endpoint: String,
+    port: u16,
+    data: PathBuf,
+    arguments: Vec<OsString>,
+    process: Mutex<Option<ServerProcess>>,
+}
+
+impl EtcdServer {
+    /// A single member with the default [`EtcdOptions`].
+    ///
+    /// # Errors
+    ///
+    /// [`StartError`] if etcd isn't installed or did not come up.
+    pub fn start() -> Result<Self, StartError> {
+        EtcdOptions::new().start()
+    }
+
+    /// The members' client URLs.
+    pub fn endpoints(&self) -> Vec<String> {
+        self.members
+            .iter()
+            .map(|member| member.endpoint.clone())
+            .collect()
+    }
+
+    /// The port on 127.0.0.1 where this member serves clients. It stays the same over restarts.
+    ///
+    /// # Panics
+    ///
+    /// If there is no such member; so do all methods that take a member's number.
+    pub fn port(&self, member: usize) -> u16 {
+        self.members[member].port
+    }
+
+    /// How many members there are, running or not.
+    pub fn members(&self) -> usize {
+        self.members.len()
+    }
+
+    /// Kills a member (SIGKILL). Its data stays.
+    ///
+    /// # Panics
+    ///
+    /// If there is no such member.
+    pub fn kill(&self, member: usize) {
+        drop(self.members[member].lock().take());
+    }
+
+    /// Kills these members if they run, starts them on their old ports and data, all at once, and returns when each serves.
+    /// Without a majority of all members none ever does.
+    ///
+    /// # Errors
+    ///
+    /// [`StartError`] if one did not come up.
+    ///
+    /// # Panics
+    ///
+    /// If there is no such member.
+    pub fn restart(&self, members: &[usize]) -> Result<(), StartError> {
+        thread::scope(|scope| {
+            let starting: Vec<_> = members
+                .iter()
+                .map(|member| scope.spawn(|| self.members[*member].start()))
+                .collect();
+            starting
+                .into_iter()
+                .try_for_each(|start| match start.join() {
+                    Ok(started) => started,
+                    Err(panic) => std::panic::resume_unwind(panic),
+                })
+        })
+    }
+
+    /// Stops a member's process where it stands (SIGSTOP): its connections stay open and nothing is answered.
+    ///
+    /// # Errors
+    ///
+    /// The system's, or if the member does not run.
+    ///
+    /// # Panics
+    ///
+    /// If there is no such member.
+    #[cfg(unix)]
+    pub fn stall(&self, member: usize) -> io::Result<()> {
+        self.members[member].running(ServerProcess::stall)
+    }
+
+    /// Lets a stalled member go on.
+    ///
+    /// # Errors
+    ///
+    /// The system's, or if the member does not run.
+    ///
+    /// # Panics
+    ///
+    /// If there is no such member.
+    #[cfg(unix)]
+    pub fn resume(&self, member: usize) -> io::Result<()> {
+        self.members[member].running(ServerProcess::resume)
+    }
+
+    /// Deletes the data of a member that was killed. A lone member is a new, empty service when it is started again.
+    ///
+    /// # Errors
+    ///
+    /// The system's.
+    ///
+    /// # Panics
+    ///
+    /// If there is no such member.
+    pub fn wipe(&self, member: usize) -> io::Result<()> {
+        std::fs::remove_dir_all(&self.members[member].data)
+    }
+
+    fn laid_out(options: &EtcdOptions) -> Result<Self, StartError> {
+        let dir = directory().map_err(StartError::io("make a directory for the server"))?;
+        let scheme = if options.tls.is_some() {
+            "https"
+        } else {
+            "http"
+        };
+        let mut members = Vec::new();
+        let mut peers = Vec::new();
+        for number in 0..options.members {
+            let ports = [free_port()?, free_port()?];
+            peers.push(format!("http://127.0.0.1:{}", ports[1]));
+            members.push(Member {
+                endpoint: format!("{scheme}://127.0.0.1:{}", ports[0]),
+                port: ports[0],
+                data: dir.path().join(number.to_string()),
+                arguments: Vec::new(),
+                process: Mutex::new(None),
+            });
+        }
+        let cluster = peers
+            .iter()
+            .enumerate()
+            .map(|(number, peer)| format!("member-{number}={peer}"))
+            .collect::<Vec<_>>()
+            .join(",");
+        // A lone member has nobody to wait for and may elect itself at once. Among several a short timeout makes a busy
+        // machine's members depose each other.
+        let (heartbeat, election) = if options.members == 1 {
+            (10, 100)
+        } else {
+            (100, 1000)
+        };
+        for (number, (member, peer)) in members.iter_mut().zip(&peers).enumerate() {
+            member.argument(format!("--name=member-{number}"));
+            member.argument(format!("--listen-client-urls={}", member.endpoint));
+            member.argument(format!("--advertise-client-urls={}", member.endpoint));
+            member.argument(format!("--listen-peer-urls={peer}"));
+            member.argument(format!("--initial-advertise-peer-urls={peer}"));
+            member.argument(format!("--initial-cluster={cluster}"));
+            member.argument(format!("--heartbeat-interval={heartbeat}"));
+            member.argument(format!("--election-timeout={election}"));
+            member.argument("--logger=zap".to_owned());
+            let data = member.data.clone();
+            member.file("--data-dir=", &data);
+            if let Some(identity) = &options.tls {
+                member.file("--cert-file=", &identity.certificate);
+                member.file("--key-file=", &identity.key);
+            }
+            // Of two equal arguments etcd takes the later.
+            member.arguments.extend(options.arguments.iter().cloned());
+        }
+        Ok(Self { members, _dir: dir })
+    }
+}
+
+impl Member {
+    fn argument(&mut self, argument: String) {
+        self.arguments.push(argument.into());
+    }
+
+    fn file(&mut self, flag: &str, file: &Path) {
+        let mut argument = OsString::from(flag);
+        argument.push(file);
+        self.arguments.push(argument);
+    }
+
+    fn start(&self) -> Result<(), StartError> {
+        let mut process = self.lock();
+        drop(process.take());
+        *process = Some(ServerProcess::start(&PROGRAM, &self.arguments)?);
+        Ok(())
+    }
+
+    #[cfg(unix)]
+    fn running(&self, act: impl FnOnce(&ServerProcess) -> io::Result<()>) -> io::Result<()> {
+        match self.lock().as_ref() {
+            Some(process) => act(process),
+            None => Err(io::Error::new(
+                io::ErrorKind::NotFound,
+                "this member does not run",
+            )),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<ServerProcess>> {
+        self.process.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn directory() -> io::Result<TempDir> {
+    let mut builder = tempfile::Builder::new();
+    builder.prefix("etcd-");
+    builder
+        .tempdir_in("/dev/shm")
+        .or_else(|_| builder.tempdir())
+}
+
+/// A port that is free now, from below those that systems give to outgoing connections: a member that is restarted finds
+/// it free again.
+fn free_port() -> Result<u16, StartError> {
+    let mut refused = io::Error::from(io::ErrorKind::AddrInUse);
+    for _ in 0..100 {
+        let port = fastrand::u16(15_000..32_000);
+        match TcpListener::bind((Ipv4Addr::LOCALHOST, port)) {
+            Ok(_) => return Ok(port),
+            Err(error) => refused = error,
+        }
+    }
+    Err(StartError::io("find a free port")(refused))
+}

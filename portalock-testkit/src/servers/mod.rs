@@ -1,0 +1,13 @@
+//! Real servers for tests and examples: started on a free port in a private directory, stopped when dropped.
+//!
+//! Everything here is synchronous and returns when the server is ready, so that it serves async tests, blocking ones and
+//! examples alike; a start takes tens of milliseconds. A server that isn't installed is an error that says what to
+//! install, never a silent pass.
+
+mod etcd;
+mod process;
+mod redis;
+
+pub use etcd::{EtcdOptions, EtcdServer};
+pub use process::StartError;
+pub use redis::{RedisOptions, RedisServer, ServerIdentity};

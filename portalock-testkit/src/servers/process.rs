@@ -1,0 +1,227 @@
+//! A server's process: started, watched until it is ready, stalled, killed by its handle.
+
+use std::{
+    ffi::OsStr,
+    io::{self, BufRead, BufReader, Read},
+    process::{Child, Command, Stdio},
+    sync::{
+        Arc, Mutex, PoisonError,
+        mpsc::{self, RecvTimeoutError},
+    },
+    thread,
+    time::Duration,
+};
+
+/// How long a server may take until it is ready. Generous: a loaded machine is no failure.
+const READY_WITHIN: Duration = Duration::from_secs(30);
+/// How many of the last lines of a server's log an error shows.
+const LAST_LINES: usize = 20;
+
+/// Why a server did not start.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StartError {
+    /// There is no such program here.
+    #[error("{program} is not installed: {install}")]
+    NotInstalled {
+        /// The program that was looked for on the path.
+        program: &'static str,
+        /// What to do about it.
+        install: &'static str,
+    },
+    /// It ended instead of serving.
+    #[error("{program} ended before it was ready; its last lines:\n{log}")]
+    Ended {
+        /// The program.
+        program: &'static str,
+        /// The end of its log.
+        log: String,
+    },
+    /// It runs, but never said that it was ready.
+    #[error("{program} was not ready within {} s; its last lines:\n{log}", READY_WITHIN.as_secs())]
+    NotReady {
+        /// The program.
+        program: &'static str,
+        /// The end of its log.
+        log: String,
+    },
+    /// Something around it failed.
+    #[error("can't {what}")]
+    Io {
+        /// What was tried.
+        what: &'static str,
+        /// Why it failed.
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl StartError {
+    pub(super) fn io(what: &'static str) -> impl FnOnce(io::Error) -> Self {
+        move |source| Self::Io { what, source }
+    }
+}
+
+/// What to start, and how to tell that it is ready.
+#[derive(Debug)]
+pub(super) struct Program {
+    pub(super) name: &'static str,
+    pub(super) install: &'static str,
+    /// Part of the line by which the server says that it serves.
+    pub(super) ready_line: &'static str,
+}
+
+/// A running server. Dropping it kills the process and waits for its end.
+#[derive(Debug)]
+pub(super) struct ServerProcess {
+    child: Child,
+    log: Arc<Mutex<Vec<String>>>,
+    _lifeline: Lifeline,
+}
+
+impl ServerProcess {
+    /// Starts the program and returns once it has said that it is ready.
+    pub(super) fn start<A: AsRef<OsStr>>(
+        program: &Program,
+        arguments: impl IntoIterator<Item = A>,
+    ) -> Result<Self, StartError> {
+        let mut child = Command::new(program.name)
+            .args(arguments)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .map_err(|source| match source.kind() {
+                io::ErrorKind::NotFound => StartError::NotInstalled {
+                    program: program.name,
+                    install: program.install,
+                },
+                _ => StartError::Io {
+                    what: "start the server",
+                    source,
+                },
+            })?;
+        let log = Arc::new(Mutex::new(Vec::new()));
+        let (ready, readiness) = mpsc::channel();
+        if let Some(stdout) = child.stdout.take() {
+            follow(stdout, program.ready_line, log.clone(), ready.clone());
+        }
+        if let Some(stderr) = child.stderr.take() {
+            follow(stderr, program.ready_line, log.clone(), ready.clone());
+        }
+        drop(ready);
+        let server = Self {
+            _lifeline: Lifeline::of(&child),
+            child,
+            log,
+        };
+        match readiness.recv_timeout(READY_WITHIN) {
+            Ok(()) => Ok(server),
+            // Both of its outputs are closed: it ended.
+            Err(RecvTimeoutError::Disconnected) => Err(StartError::Ended {
+                program: program.name,
+                log: server.last_lines(),
+            }),
+            Err(RecvTimeoutError::Timeout) => Err(StartError::NotReady {
+                program: program.name,
+                log: server.last_lines(),
+            }),
+        }
+    }
+
+    /// The process id.
+    pub(super) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// The end of what the server wrote.
+    pub(super) fn last_lines(&self) -> String {
+        let log = self.log.lock().unwrap_or_else(PoisonError::into_inner);
+        log[log.len().saturating_sub(LAST_LINES)..].join("\n")
+    }
+
+    /// Stops the process where it stands (SIGSTOP): its sockets stay open and nothing answers.
+    #[cfg(unix)]
+    pub(super) fn stall(&self) -> io::Result<()> {
+        signal(&self.child, rustix::process::Signal::STOP)
+    }
+
+    /// Lets a stalled process go on.
+    #[cfg(unix)]
+    pub(super) fn resume(&self) -> io::Result<()> {
+        signal(&self.child, rustix::process::Signal::CONT)
+    }
+}
+
+impl Drop for ServerProcess {
+    fn drop(&mut self) {
+        // SIGKILL works on a stalled process as well. By the handle: a process id could belong to another by now.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[cfg(unix)]
+fn signal(child: &Child, signal: rustix::process::Signal) -> io::Result<()> {
+    Ok(rustix::process::kill_process(
+        rustix::process::Pid::from_child(child),
+        signal,
+    )?)
+}
+
+/// Reads one output to its end, so that a full pipe never stalls the server.
+fn follow(
+    output: impl Read + Send + 'static,
+    ready_line: &'static str,
+    log: Arc<Mutex<Vec<String>>>,
+    ready: mpsc::Sender<()>,
+) {
+    thread::spawn(move || {
+        for line in BufReader::new(output).split(b'\n').map_while(Result::ok) {
+            let line = String::from_utf8_lossy(&line).into_owned();
+            let is_ready = line.contains(ready_line);
+            let mut log = log.lock().unwrap_or_else(PoisonError::into_inner);
+            log.push(line);
+            let surplus = log.len().saturating_sub(10 * LAST_LINES);
+            log.drain(..surplus);
+            drop(log);
+            if is_ready {
+                // Nobody listens for a second time.
+                let _ = ready.send(());
+            }
+        }
+    });
+}
+
+/// Kills the server should this process end without dropping it: statics are never dropped, and neither is anything in a
+/// test that is killed.
+///
+/// A shell waits for the end of a pipe that only this process holds open.
+#[derive(Debug)]
+struct Lifeline(Option<Child>);
+
+impl Lifeline {
+    fn of(server: &Child) -> Self {
+        // Without a shell the server may be left behind, which is all that is lost.
+        Self(
+            Command::new("sh")
+                .args(["-c", "read -r _; kill -9 \"$0\""])
+                .arg(server.id().to_string())
+                .stdin(Stdio::piped())
+                .stdout(Stdio::null())
+                .stderr(Stdio::null())
+                .spawn()
+                .ok(),
+        )
+    }
+}
+
+impl Drop for Lifeline {
+    fn drop(&mut self) {
+        if let Some(shell) = &mut self.0 {
+            // Before its pipe closes, so that it never kills a process id that is used again.
+            let _ = shell.kill();
+            let _ = shell.wait();
+        }
+    }
+}

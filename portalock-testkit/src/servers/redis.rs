@@ -1,0 +1,316 @@
+//! The real `redis-server`.
+
+use std::{
+    fs, io,
+    io::{BufRead, BufReader, Write},
+    net::{Ipv4Addr, TcpListener, TcpStream},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use tempfile::TempDir;
+
+use super::process::{Program, ServerProcess, StartError};
+
+const PROGRAM: Program = Program {
+    name: "redis-server",
+    install: "install Redis 6.2 or later, such as by `apt install redis-server` or `brew install redis`",
+    ready_line: "eady to accept connections",
+};
+
+/// How often a port that was free when it was looked up may turn out to be taken.
+const PORT_ATTEMPTS: usize = 10;
+/// How long the server may take to answer its first PING.
+const ANSWER_WITHIN: Duration = Duration::from_secs(10);
+
+/// How to start a [`RedisServer`].
+///
+/// ```no_run
+/// use portalock_testkit::servers::RedisOptions;
+///
+/// let server = RedisOptions::new()
+///     .persistent(true)
+///     .setting("maxmemory", "4mb")
+///     .start()?;
+/// println!("{}", server.url());
+/// # Ok::<(), portalock_testkit::servers::StartError>(())
+/// ```
+#[derive(Debug, Clone, Default)]
+pub struct RedisOptions {
+    persistent: bool,
+    tls: Option<ServerIdentity>,
+    settings: Vec<(String, String)>,
+}
+
+/// The certificate by which a server proves who it is: PEM files.
+#[derive(Debug, Clone)]
+pub struct ServerIdentity {
+    /// The certificate of the authority that clients trust.
+    pub authority: PathBuf,
+    /// The server's certificate.
+    pub certificate: PathBuf,
+    /// The server's private key.
+    pub key: PathBuf,
+}
+
+impl RedisOptions {
+    /// A server without persistence, password or TLS.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Sets whether the data survives [`RedisServer::restart`] (an append-only file, synced at every write). Default
+    /// false: a restart loses everything.
+    #[must_use]
+    pub fn persistent(mut self, persistent: bool) -> Self {
+        self.persistent = persistent;
+        self
+    }
+
+    /// Listens on a second port that speaks TLS: see [`RedisServer::tls_port`]. Clients show no certificate.
+    #[must_use]
+    pub fn tls(mut self, identity: ServerIdentity) -> Self {
+        self.tls = Some(identity);
+        self
+    }
+
+    /// Adds a line to `redis.conf`: a directive, such as `maxmemory`, and its values as they would stand there, such as
+    /// `4mb`.
+    #[must_use]
+    pub fn setting(mut self, directive: impl Into<String>, value: impl Into<String>) -> Self {
+        self.settings.push((directive.into(), value.into()));
+        self
+    }
+
+    /// Starts the server and returns once it answers a PING.
+    ///
+    /// # Errors
+    ///
+    /// [`StartError`] if it isn't installed or did not come up.
+    pub fn start(self) -> Result<RedisServer, StartError> {
+        let dir = tempfile::Builder::new()
+            .prefix("redis-")
+            .tempdir()
+            .map_err(StartError::io("make a directory for the server"))?;
+        let mut attempts = 0;
+        loop {
+            attempts += 1;
+            let port = free_port()?;
+            let tls_port = self.tls.as_ref().map(|_| free_port()).transpose()?;
+            match launch(&self, dir.path(), port, tls_port) {
+                Ok(process) => {
+                    return Ok(RedisServer {
+                        process: Some(process),
+                        options: self,
+                        port,
+                        tls_port,
+                        dir,
+                    });
+                }
+                // Somebody may have taken the port meanwhile.
+                Err(StartError::Ended { .. }) if attempts < PORT_ATTEMPTS => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+}
+
+/// A running `redis-server`, on a free port of the loopback interface and a unix socket, in a private directory.
+///
+/// Dropping it kills the server and removes the directory. It ends with this process, however that ends.
+#[derive(Debug)]
+pub struct RedisServer {
+    // Declared before the directory: the server must be gone when that is removed.
+    process: Option<ServerProcess>,
+    options: RedisOptions,
+    port: u16,
+    tls_port: Option<u16>,
+    dir: TempDir,
+}
+
+impl RedisServer {
+    /// A server with the default [`RedisOptions`].
+    ///
+    /// # Errors
+    ///
+    /// [`StartError`] if it isn't installed or did not come up.
+    pub fn start() -> Result<Self, StartError> {
+        RedisOptions::new().start()
+    }
+
+    /// The port on 127.0.0.1. It stays the same over restarts.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// The port that speaks TLS, if [`RedisOptions::tls`] was given.
+    pub fn tls_port(&self) -> Option<u16> {
+        self.tls_port
+    }
+
+    /// Its address: `127.0.0.1:port`.
+    pub fn addr(&self) -> std::net::SocketAddr {
+        (Ipv4Addr::LOCALHOST, self.port).into()
+    }
+
+    /// Its URL: `redis://127.0.0.1:port`.
+    pub fn url(&self) -> String {
+        format!("redis://127.0.0.1:{}", self.port)
+    }
+
+    /// The unix socket that it also listens on.
+    pub fn socket(&self) -> PathBuf {
+        socket_in(self.dir.path())
+    }
+
+    /// The process id, while it runs.
+    pub fn pid(&self) -> Option<u32> {
+        self.process.as_ref().map(ServerProcess::id)
+    }
+
+    /// The end of the server's log: for a failing test to print.
+    pub fn last_lines(&self) -> String {
+        self.process
+            .as_ref()
+            .map_or_else(String::new, ServerProcess::last_lines)
+    }
+
+    /// Kills the server (SIGKILL). Its port refuses connections until [`restart`](Self::restart).
+    pub fn stop(&mut self) {
+        self.process = None;
+    }
+
+    /// Kills the server if it runs, and starts it again on the same port. Its data survives if it is
+    /// [`persistent`](RedisOptions::persistent), else everything is gone.
+    ///
+    /// # Errors
+    ///
+    /// [`StartError`] if it did not come up.
+    pub fn restart(&mut self) -> Result<(), StartError> {
+        self.stop();
+        self.process = Some(launch(
+            &self.options,
+            self.dir.path(),
+            self.port,
+            self.tls_port,
+        )?);
+        Ok(())
+    }
+
+    /// As [`restart`](Self::restart), but loses the data of a persistent server too.
+    ///
+    /// # Errors
+    ///
+    /// [`StartError`] if the data could not be removed or the server did not come up.
+    pub fn restart_empty(&mut self) -> Result<(), StartError> {
+        self.stop();
+        let entries = fs::read_dir(self.dir.path()).map_err(StartError::io("look for the data"))?;
+        for entry in entries {
+            let path = entry.map_err(StartError::io("look for the data"))?.path();
+            let removed = if path.is_dir() {
+                fs::remove_dir_all(&path)
+            } else {
+                fs::remove_file(&path)
+            };
+            removed.map_err(StartError::io("remove the data"))?;
+        }
+        self.restart()
+    }
+
+    /// Stops the process where it stands (SIGSTOP): connections stay open and nothing answers.
+    ///
+    /// # Errors
+    ///
+    /// The system's, or `NotFound` if it doesn't run.
+    #[cfg(unix)]
+    pub fn stall(&self) -> io::Result<()> {
+        self.running()?.stall()
+    }
+
+    /// Lets a stalled server go on (SIGCONT).
+    ///
+    /// # Errors
+    ///
+    /// The system's, or `NotFound` if it doesn't run.
+    #[cfg(unix)]
+    pub fn resume(&self) -> io::Result<()> {
+        self.running()?.resume()
+    }
+
+    #[cfg(unix)]
+    fn running(&self) -> io::Result<&ServerProcess> {
+        self.process
+            .as_ref()
+            .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "the server doesn't run"))
+    }
+}
+
+fn launch(
+    options: &RedisOptions,
+    dir: &Path,
+    port: u16,
+    tls_port: Option<u16>,
+) -> Result<ServerProcess, StartError> {
+    let socket = socket_in(dir);
+    let mut lines = vec![
+        format!("port {port}"),
+        "bind 127.0.0.1".to_owned(),
+        format!("dir {}", quoted(dir)),
+        format!("unixsocket {}", quoted(&socket)),
+        "save \"\"".to_owned(),
+    ];
+    if options.persistent {
+        lines.push("appendonly yes".to_owned());
+        lines.push("appendfsync always".to_owned());
+    }
+    if let (Some(tls_port), Some(identity)) = (tls_port, &options.tls) {
+        lines.push(format!("tls-port {tls_port}"));
+        lines.push(format!("tls-ca-cert-file {}", quoted(&identity.authority)));
+        lines.push(format!("tls-cert-file {}", quoted(&identity.certificate)));
+        lines.push(format!("tls-key-file {}", quoted(&identity.key)));
+        lines.push("tls-auth-clients no".to_owned());
+    }
+    lines.extend(
+        options
+            .settings
+            .iter()
+            .map(|(directive, values)| format!("{directive} {values}")),
+    );
+    let file = dir.join("redis.conf");
+    fs::write(&file, lines.join("\n") + "\n").map_err(StartError::io("write redis.conf"))?;
+    let process = ServerProcess::start(&PROGRAM, [&file])?;
+    ping(port).map_err(StartError::io("get an answer from redis-server"))?;
+    Ok(process)
+}
+
+/// Waits for any answer: "not authenticated" is one too.
+fn ping(port: u16) -> io::Result<()> {
+    let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port))?;
+    stream.set_read_timeout(Some(ANSWER_WITHIN))?;
+    stream.write_all(b"PING\r\n")?;
+    let mut answer = String::new();
+    BufReader::new(stream).read_line(&mut answer)?;
+    if answer.is_empty() {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    Ok(())
+}
+
+fn free_port() -> Result<u16, StartError> {
+    let listener =
+        TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).map_err(StartError::io("find a free port"))?;
+    Ok(listener
+        .local_addr()
+        .map_err(StartError::io("find a free port"))?
+        .port())
+}
+
+/// A path as `redis.conf` takes it.
+fn quoted(path: &Path) -> String {
+    let path = path.display().to_string();
+    format!("\"{}\"", path.replace('\\', "\\\\").replace('"', "\\\""))
+}
+
+fn socket_in(dir: &Path) -> PathBuf {
+    dir.join("redis.sock")
+}

@@ -1,0 +1,104 @@
+//! A backend that passes everything on and keeps count: how a case knows that a waiter has its place.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use portalock_core::{
+    Attempt, BackendError, Capabilities, Inspection, LockBackend, LockName, LockRequest, Released,
+    Wakeups,
+};
+use tokio::sync::watch;
+
+use crate::erased::AnyBackend;
+use crate::verdict::{CaseResult, soon};
+
+/// What has gone through so far.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Seen {
+    /// Calls of any method that may do I/O.
+    pub(crate) calls: usize,
+    /// Attempts that were answered with contention: their owners have their places, if the backend keeps any.
+    pub(crate) contended: usize,
+}
+
+/// The counting backend.
+#[derive(Debug)]
+pub(crate) struct Spy {
+    inner: AnyBackend,
+    seen: watch::Sender<Seen>,
+}
+
+impl Spy {
+    pub(crate) fn on(inner: AnyBackend) -> Arc<Self> {
+        Arc::new(Self {
+            inner,
+            seen: watch::Sender::default(),
+        })
+    }
+
+    pub(crate) fn seen(&self) -> Seen {
+        *self.seen.borrow()
+    }
+
+    /// Waits until so many attempts were answered with contention.
+    pub(crate) async fn contended(&self, times: usize) -> CaseResult {
+        let mut seen = self.seen.subscribe();
+        // The sender lives in `self`, so the channel can't be closed.
+        let _ = soon(
+            "a contended attempt being answered",
+            seen.wait_for(|seen| seen.contended >= times),
+        )
+        .await?;
+        Ok(())
+    }
+
+    fn called(&self) {
+        self.seen.send_modify(|seen| seen.calls += 1);
+    }
+}
+
+#[deny(clippy::missing_trait_methods)]
+#[async_trait]
+impl LockBackend for Spy {
+    fn capabilities(&self) -> Capabilities {
+        self.inner.capabilities()
+    }
+
+    async fn try_acquire(&self, request: &LockRequest) -> Result<Attempt, BackendError> {
+        self.called();
+        let attempt = self.inner.try_acquire(request).await;
+        if let Ok(Attempt::Contended(_)) = &attempt {
+            self.seen.send_modify(|seen| seen.contended += 1);
+        }
+        attempt
+    }
+
+    async fn release(&self, request: &LockRequest) -> Result<Released, BackendError> {
+        self.called();
+        self.inner.release(request).await
+    }
+
+    async fn subscribe(&self, request: &LockRequest) -> Result<Option<Wakeups>, BackendError> {
+        self.called();
+        self.inner.subscribe(request).await
+    }
+
+    fn release_now(&self, request: &LockRequest) -> bool {
+        self.inner.release_now(request)
+    }
+
+    async fn inspect(&self, name: &LockName) -> Result<Inspection, BackendError> {
+        self.called();
+        self.inner.inspect(name).await
+    }
+
+    async fn names(&self) -> Result<Vec<LockName>, BackendError> {
+        self.called();
+        self.inner.names().await
+    }
+
+    async fn close(&self) -> Result<(), BackendError> {
+        self.called();
+        self.inner.close().await
+    }
+}

@@ -1,0 +1,132 @@
+//! Dropping a future at every point where it can be dropped.
+
+use std::{
+    future::{Future, poll_fn},
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    task::{Context, Poll, Wake, Waker},
+    time::Duration,
+};
+
+/// How long a future may stay asleep before it is dropped without having been woken.
+const ASLEEP: Duration = Duration::from_millis(20);
+
+/// When, after its last poll, a future is dropped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Moment {
+    /// At once: what it sent is still on its way.
+    AtOnce,
+    /// Once it has been woken: an answer, perhaps a grant, is there and has not been read.
+    OnceWoken,
+}
+
+impl Moment {
+    pub(crate) const ALL: [Self; 2] = [Self::AtOnce, Self::OnceWoken];
+}
+
+/// What became of a future.
+#[derive(Debug)]
+pub(crate) enum Ended<T> {
+    /// It ended before it could be dropped.
+    With(T),
+    /// It was dropped.
+    Dropped,
+}
+
+/// Polls `future` at most `polls` times, each time when it has been woken, and drops it.
+pub(crate) async fn drop_after<F: Future>(
+    future: F,
+    polls: usize,
+    moment: Moment,
+) -> Ended<F::Output> {
+    let mut future = Box::pin(future);
+    for poll in 1..=polls {
+        let woken = Arc::new(Woken::default());
+        let outcome = poll_fn(|context| {
+            woken.pass_on_to(context.waker());
+            Poll::Ready(poll_once(future.as_mut(), &woken))
+        })
+        .await;
+        if let Poll::Ready(output) = outcome {
+            return Ended::With(output);
+        }
+        if poll < polls || moment == Moment::OnceWoken {
+            // A sleeper that nobody wakes is a point to drop at, too.
+            let _ = tokio::time::timeout(ASLEEP, woken.wait()).await;
+        }
+    }
+    Ended::Dropped
+}
+
+fn poll_once<F: Future>(future: Pin<&mut F>, woken: &Arc<Woken>) -> Poll<F::Output> {
+    let waker = Waker::from(woken.clone());
+    future.poll(&mut Context::from_waker(&waker))
+}
+
+/// Remembers that the future was woken, so that being woken and being polled can be told apart.
+#[derive(Default)]
+struct Woken {
+    woken: AtomicBool,
+    task: futures_util::task::AtomicWaker,
+}
+
+impl Woken {
+    fn pass_on_to(&self, task: &Waker) {
+        self.task.register(task);
+    }
+
+    async fn wait(&self) {
+        poll_fn(|context| {
+            self.pass_on_to(context.waker());
+            if self.woken.load(Ordering::Acquire) {
+                Poll::Ready(())
+            } else {
+                Poll::Pending
+            }
+        })
+        .await;
+    }
+}
+
+impl Wake for Woken {
+    fn wake(self: Arc<Self>) {
+        self.woken.store(true, Ordering::Release);
+        self.task.wake();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_future_is_polled_as_often_as_was_said() {
+        for polls in 0..3 {
+            let mut seen = 0;
+            let future = poll_fn(|context| {
+                seen += 1;
+                context.waker().wake_by_ref();
+                Poll::<()>::Pending
+            });
+            let ended = drop_after(future, polls, Moment::AtOnce).await;
+            assert!(matches!(ended, Ended::Dropped));
+            assert_eq!(seen, polls);
+        }
+    }
+
+    #[tokio::test]
+    async fn an_answer_can_be_there_unread() {
+        let (tell, told) = tokio::sync::oneshot::channel();
+        let unread = drop_after(told, 1, Moment::OnceWoken);
+        let answer = async {
+            tokio::task::yield_now().await;
+            tell.send(7)
+        };
+        let (ended, sent) = tokio::join!(unread, answer);
+        assert!(matches!(ended, Ended::Dropped));
+        assert!(sent.is_ok());
+    }
+}

@@ -1,0 +1,113 @@
+//! How a case says what it saw, and how long it waits to see it.
+
+use std::{error::Error, fmt, future::Future, time::Duration};
+
+use portalock_core::{BackendError, InvalidName, InvalidPermits, LockError};
+use tokio::{task::JoinError, time::timeout};
+
+use crate::{FixtureError, run::panic_text};
+
+/// How long a case waits for what must happen. Generous: it bounds a failure, it measures nothing.
+pub(crate) const SOON: Duration = Duration::from_secs(15);
+
+/// How long a case watches for what must not happen. It can only miss a failure, never invent one.
+pub(crate) const A_WHILE: Duration = Duration::from_millis(200);
+
+/// How long a wait lasts that is meant to be in vain: a slow machine must have the time to answer it.
+pub(crate) const IN_VAIN: Duration = Duration::from_secs(1);
+
+/// What a slow machine may add to a time that a backend declares.
+pub(crate) const SLACK: Duration = Duration::from_secs(5);
+
+/// How a case ends early.
+#[derive(Debug)]
+pub(crate) enum Stop {
+    /// Something that the case needs is lacking, by declaration.
+    Skipped(String),
+    /// The promise is broken.
+    Failed(String),
+}
+
+pub(crate) type CaseResult<T = ()> = Result<T, Stop>;
+
+/// Ends the case as failed unless `condition` holds. The text says what was seen.
+macro_rules! ensure {
+    ($condition:expr, $($seen:tt)+) => {
+        if !$condition {
+            return Err($crate::verdict::Stop::Failed(format!($($seen)+)));
+        }
+    };
+}
+pub(crate) use ensure;
+
+/// What must happen soon. Later than any patient wait ends: what such a wait says of its end tells more.
+pub(crate) async fn soon<F: Future>(what: impl fmt::Display, future: F) -> CaseResult<F::Output> {
+    within(SOON + SLACK, what, future).await
+}
+
+/// What must happen within `limit`.
+pub(crate) async fn within<F: Future>(
+    limit: Duration,
+    what: impl fmt::Display,
+    future: F,
+) -> CaseResult<F::Output> {
+    timeout(limit, future)
+        .await
+        .map_err(|_| Stop::Failed(format!("{what} did not happen within {limit:?}")))
+}
+
+/// An error and its causes in one line.
+pub(crate) fn chain(error: &(dyn Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}
+
+impl Stop {
+    pub(crate) fn failed(seen: impl Into<String>) -> Self {
+        Self::Failed(seen.into())
+    }
+}
+
+impl From<FixtureError> for Stop {
+    fn from(error: FixtureError) -> Self {
+        match error {
+            FixtureError::NotProvided(_) => Self::Skipped(error.to_string()),
+            FixtureError::Failed(_) => Self::Failed(chain(&error)),
+        }
+    }
+}
+
+impl From<JoinError> for Stop {
+    fn from(ended: JoinError) -> Self {
+        Self::Failed(match ended.try_into_panic() {
+            Ok(panic) => format!("panicked: {}", panic_text(&*panic)),
+            Err(cancelled) => cancelled.to_string(),
+        })
+    }
+}
+
+macro_rules! failed_by {
+    ($($error:ty),+) => {$(
+        impl From<$error> for Stop {
+            fn from(error: $error) -> Self {
+                Self::Failed(chain(&error))
+            }
+        }
+    )+};
+}
+
+failed_by!(BackendError, InvalidName, InvalidPermits, LockError);
+
+impl fmt::Display for Stop {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Skipped(reason) | Self::Failed(reason) => f.write_str(reason),
+        }
+    }
+}

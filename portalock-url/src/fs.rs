@@ -1,0 +1,90 @@
+//! `fs:DIR`, locks on files.
+
+use std::path::PathBuf;
+
+use portalock_fs::{FsBackend, FsSettings};
+use serde::Deserialize;
+
+use crate::{AnyBackend, OpenError, default_directory};
+
+pub(crate) fn open(rest: &str) -> Result<AnyBackend, OpenError> {
+    open_settings(&FsSettings::new(directory(rest)?))
+}
+
+pub(crate) fn open_table(table: toml::Table) -> Result<AnyBackend, OpenError> {
+    let settings = FsSettings::deserialize(table)
+        .map_err(|error| OpenError::settings("fs", error.message()))?;
+    open_settings(&settings)
+}
+
+fn open_settings(settings: &FsSettings) -> Result<AnyBackend, OpenError> {
+    let backend =
+        FsBackend::with_settings(settings).map_err(|error| OpenError::Backend(error.into()))?;
+    Ok(AnyBackend::of_locks(backend))
+}
+
+/// The directory that `rest` of an address names. Nothing in it is decoded, so that any path can be pasted.
+fn directory(rest: &str) -> Result<PathBuf, OpenError> {
+    let path = match rest.strip_prefix("//") {
+        None => rest,
+        // `fs:///path`: the host between the slashes is empty.
+        Some(path) if path.starts_with('/') => path,
+        Some(_) => {
+            return Err(OpenError::settings(
+                "fs",
+                "it has a host: write fs:DIR or fs:///DIR",
+            ));
+        }
+    };
+    if path.is_empty() {
+        return default_directory()
+            .ok_or_else(|| OpenError::settings("fs", "you have no home directory: write fs:DIR"));
+    }
+    // No shell expands a tilde that stands after `fs:`.
+    if let Some(below) = path.strip_prefix("~/") {
+        let home = std::env::home_dir()
+            .ok_or_else(|| OpenError::settings("fs", "you have no home directory: write fs:DIR"))?;
+        return Ok(home.join(below));
+    }
+    if path.starts_with('~') {
+        let problem =
+            "a tilde stands for your home only as ~/DIR: write fs:./~ for a directory of that name";
+        return Err(OpenError::settings("fs", problem));
+    }
+    Ok(path.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_is_taken_as_it_is() {
+        for (rest, path) in [
+            ("/run/lock", "/run/lock"),
+            ("///run/lock", "/run/lock"),
+            ("a b%20/c", "a b%20/c"),
+            ("./~", "./~"),
+        ] {
+            assert_eq!(directory(rest).unwrap(), PathBuf::from(path));
+        }
+    }
+
+    #[test]
+    fn a_tilde_is_home() {
+        let home = std::env::home_dir().unwrap();
+        assert_eq!(directory("~/locks").unwrap(), home.join("locks"));
+        assert!(directory("~root/locks").is_err());
+    }
+
+    #[test]
+    fn a_host_is_refused() {
+        let error = directory("//run/lock").unwrap_err().to_string();
+        assert!(error.contains("fs:///DIR"), "{error}");
+    }
+
+    #[test]
+    fn no_path_is_the_users_own_directory() {
+        assert_eq!(directory("").unwrap(), default_directory().unwrap());
+    }
+}

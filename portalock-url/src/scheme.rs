@@ -1,0 +1,91 @@
+//! What an address begins with.
+
+use crate::OpenError;
+
+/// The kind of backend that an address names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Scheme {
+    /// `fs:`, lock files in a directory.
+    Fs,
+    /// `redis:`, `rediss:` or `unix:`, a Redis or Valkey server.
+    Redis,
+    /// `etcd:` or `etcds:`, an etcd cluster.
+    Etcd,
+    /// `memory:`, this process.
+    Memory,
+}
+
+impl Scheme {
+    /// The scheme of `address`, and what follows its colon.
+    ///
+    /// # Errors
+    ///
+    /// [`OpenError::NoScheme`] or [`OpenError::UnknownScheme`].
+    pub fn of(address: &str) -> Result<(Self, &str), OpenError> {
+        let Some((scheme, rest)) = address.split_once(':') else {
+            let hint = if address.contains(['/', '\\', '.', '~']) {
+                ": for a directory, write fs: before it"
+            } else {
+                ": write fs:DIR, redis://HOST, rediss://HOST, unix:///SOCKET or etcd://HOST,HOST"
+            };
+            return Err(OpenError::NoScheme { hint });
+        };
+        let known = match scheme {
+            "fs" => Self::Fs,
+            "redis" | "rediss" | "valkey" | "valkeys" | "unix" => Self::Redis,
+            "etcd" | "etcds" => Self::Etcd,
+            "memory" => Self::Memory,
+            // A drive of Windows, or a path with a colon in it.
+            _ if scheme.len() == 1 || scheme.contains(['/', '\\', '.']) => {
+                return Err(OpenError::NoScheme {
+                    hint: ": for a directory, write fs: before it",
+                });
+            }
+            _ => {
+                return Err(OpenError::UnknownScheme {
+                    scheme: scheme.chars().take(20).collect(),
+                });
+            }
+        };
+        Ok((known, rest))
+    }
+
+    /// What an address of this kind begins with, without the colon.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Fs => "fs",
+            Self::Redis => "redis",
+            Self::Etcd => "etcd",
+            Self::Memory => "memory",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_no_address_is_refused_with_what_to_write() {
+        for (address, hint) in [
+            ("", "no scheme: write fs:DIR"),
+            ("locks", "no scheme: write fs:DIR"),
+            ("./locks", "write fs: before it"),
+            ("C:\\locks", "write fs: before it"),
+            ("/a:b", "write fs: before it"),
+            ("http://u:hunter2@a", "\"http\" is no backend"),
+            (":", "\"\" is no backend"),
+        ] {
+            let error = Scheme::of(address).unwrap_err().to_string();
+            assert!(error.contains(hint), "{address:?}: {error}");
+            assert!(!error.contains("hunter2"), "{address:?}: {error}");
+        }
+    }
+
+    #[test]
+    fn the_rest_is_left_as_it_is() {
+        assert_eq!(Scheme::of("fs:a:b c").unwrap(), (Scheme::Fs, "a:b c"));
+        assert_eq!(Scheme::of("etcds://x").unwrap(), (Scheme::Etcd, "//x"));
+    }
+}
