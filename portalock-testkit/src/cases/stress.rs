@@ -301,8 +301,10 @@ impl Stage {
                 Fault::None => {}
                 Fault::TakeAway => {
                     let name = name(if random.bool() { "job" } else { "other" })?;
-                    self.recorder.taken_away(&name);
-                    self.trial.take_away(&name).await?;
+                    self.recorder.taking_away(&name);
+                    let taken = self.trial.take_away(&name).await;
+                    self.recorder.taken_away();
+                    taken?;
                 }
                 Fault::Crash => {
                     let seat = random.usize(..CLIENTS);

@@ -57,7 +57,7 @@ pub enum Happened {
     },
     /// The holder knows that it has lost the lock.
     Lost,
-    /// Somebody is about to take away what it holds, or may just have been granted.
+    /// Somebody is about to take away what it holds or may just have been granted, or is doing so as it asks.
     TakenAway,
     /// The holder is about to release the lock, or to drop its guard.
     Releasing,

@@ -24,6 +24,8 @@ struct Notes {
     believers: HashMap<u64, LostSignal>,
     /// The acquisitions that have not ended.
     open: HashMap<u64, Open>,
+    /// What is being taken away at this moment.
+    robbing: Option<LockName>,
 }
 
 #[derive(Debug)]
@@ -50,11 +52,15 @@ impl Recorder {
             name: name.clone(),
         };
         notes.open.insert(acquisition, open);
+        let robbed = notes.robbing.as_ref() == Some(&name);
         self.note(
             &mut notes,
             acquisition,
             Happened::Asked { client, name, mode },
         );
+        if robbed {
+            self.note(&mut notes, acquisition, Happened::TakenAway);
+        }
         acquisition
     }
 
@@ -131,9 +137,13 @@ impl Recorder {
         }
     }
 
-    /// Somebody is about to take `name` away from whoever holds it, or is being granted it.
-    pub(crate) fn taken_away(&self, name: &LockName) {
+    /// Somebody is about to take `name` away from whoever holds it, or is being granted it: until [`taken_away`] is called,
+    /// it may hit anyone who asks meanwhile, too.
+    ///
+    /// [`taken_away`]: Self::taken_away
+    pub(crate) fn taking_away(&self, name: &LockName) {
         let mut notes = self.lock();
+        notes.robbing = Some(name.clone());
         let mut robbed: Vec<u64> = notes
             .open
             .iter()
@@ -144,6 +154,11 @@ impl Recorder {
         for acquisition in robbed {
             self.note(&mut notes, acquisition, Happened::TakenAway);
         }
+    }
+
+    /// The taking is over: nobody who asks from now on loses anything by it.
+    pub(crate) fn taken_away(&self) {
+        self.lock().robbing = None;
     }
 
     pub(crate) fn history(&self) -> History {

@@ -6,7 +6,7 @@ use portalock_core::{
     Capabilities, CrashRelease, Fairness, FencingToken, LockName, LossNotice, Mode, Scope, Tokens,
 };
 
-use super::{Happened, History, Violation};
+use super::{Happened, History, Recorder, Violation};
 
 struct Story(History);
 
@@ -176,6 +176,28 @@ fn one_who_let_go_of_what_had_been_taken_away_is_fine_if_declared() {
         .granted(2, 11)
         .later(60, 1, Happened::Releasing);
     assert_eq!(never_told.0.check(&told_late).len(), 1);
+}
+
+/// The note of a taking comes before it: whoever asks in between may be granted and robbed at once.
+#[test]
+fn one_who_asks_while_the_lock_is_being_taken_away_is_noted_as_robbed() {
+    let name = LockName::new("job").unwrap();
+    let other = LockName::new("other").unwrap();
+    let recorder = Recorder::new();
+    let before = recorder.asked(0, name.clone(), Exclusive);
+    recorder.taking_away(&name);
+    let meanwhile = recorder.asked(1, name.clone(), Exclusive);
+    recorder.asked(1, other, Exclusive);
+    recorder.taken_away();
+    recorder.asked(2, name, Exclusive);
+    let history = recorder.history();
+    let robbed: Vec<u64> = history
+        .events()
+        .iter()
+        .filter(|event| event.what == Happened::TakenAway)
+        .map(|event| event.acquisition)
+        .collect();
+    assert_eq!(robbed, [before, meanwhile]);
 }
 
 #[test]
