@@ -1,0 +1,76 @@
+//! Measures portalock beside the bare operations below it and beside its peers, and prints ratios.
+//!
+//! ```text
+//! cargo bench --manifest-path benches/Cargo.toml --bench ratios -- [--quick] [SECTION...]
+//! ```
+//!
+//! Without a section all are run. `--quick` runs few rounds: enough to see that it works, not to believe a figure.
+
+mod memory;
+
+use std::env;
+
+use portalock_benches::Failure;
+
+/// A section: its name, and how to run it.
+type Section = (&'static str, fn(Effort) -> Result<(), Failure>);
+
+const SECTIONS: &[Section] = &[("memory", memory::run)];
+
+/// How much to measure.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Effort {
+    /// To believe the figures.
+    Full,
+    /// To see that it runs.
+    Quick,
+}
+
+impl Effort {
+    /// As many as said, or a hundredth of that.
+    pub(crate) fn of(self, full: u32) -> u32 {
+        match self {
+            Self::Full => full,
+            Self::Quick => full.div_ceil(100),
+        }
+    }
+
+    /// How many rounds a contest has.
+    pub(crate) fn rounds(self) -> usize {
+        match self {
+            Self::Full => 15,
+            Self::Quick => 1,
+        }
+    }
+}
+
+fn main() -> Result<(), Failure> {
+    // Cargo adds `--bench`.
+    let words: Vec<String> = env::args()
+        .skip(1)
+        .filter(|word| word != "--bench")
+        .collect();
+    let effort = if words.iter().any(|word| word == "--quick") {
+        Effort::Quick
+    } else {
+        Effort::Full
+    };
+    let wanted: Vec<&String> = words.iter().filter(|word| *word != "--quick").collect();
+    if let Some(unknown) = wanted
+        .iter()
+        .find(|word| SECTIONS.iter().all(|(name, _)| name != **word))
+    {
+        let known: Vec<_> = SECTIONS.iter().map(|(name, _)| *name).collect();
+        return Err(format!(
+            "there is no section {unknown:?}; there are {}",
+            known.join(", ")
+        )
+        .into());
+    }
+    for (name, run) in SECTIONS {
+        if wanted.is_empty() || wanted.iter().any(|word| word == name) {
+            run(effort)?;
+        }
+    }
+    Ok(())
+}

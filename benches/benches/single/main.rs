@@ -1,0 +1,34 @@
+//! Single operations, each in a group with its floor, by criterion: for seeing whether a change made one slower.
+
+use criterion::{Criterion, criterion_group, criterion_main};
+use portalock_core::{Lock, MemoryBackend};
+use tokio::runtime::{Builder, Runtime};
+
+fn runtime() -> Runtime {
+    #[expect(
+        clippy::expect_used,
+        reason = "criterion's functions have no way to fail"
+    )]
+    Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .expect("a runtime starts")
+}
+
+fn memory(criterion: &mut Criterion) {
+    #[expect(
+        clippy::expect_used,
+        reason = "criterion's functions have no way to fail"
+    )]
+    let lock = Lock::new(MemoryBackend::new(), "nightly").expect("a good name");
+    let mut group = criterion.benchmark_group("memory");
+    group.bench_function("portalock", |bencher| {
+        bencher
+            .to_async(runtime())
+            .iter(|| async { lock.acquire().await.map(drop) });
+    });
+    group.finish();
+}
+
+criterion_group!(all, memory);
+criterion_main!(all);
