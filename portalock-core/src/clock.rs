@@ -19,8 +19,10 @@ pub fn wall_clock() -> SystemTime {
 
 /// Microseconds since 1970, for [`FencingToken::after`](crate::FencingToken::after). 0 if the clock is set before that.
 pub fn wall_clock_micros() -> u64 {
-    let since_epoch = wall_clock()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or(Duration::ZERO);
+    micros_since_epoch(wall_clock())
+}
+
+pub(crate) fn micros_since_epoch(time: SystemTime) -> u64 {
+    let since_epoch = time.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
     u64::try_from(since_epoch.as_micros()).unwrap_or(u64::MAX)
 }

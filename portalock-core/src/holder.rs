@@ -54,8 +54,12 @@ impl Holder {
 
     /// The same holder, since now: what a backend stores when it grants.
     #[must_use]
-    pub fn since_now(mut self) -> Self {
-        self.since = clock::wall_clock();
+    pub fn since_now(self) -> Self {
+        self.since(clock::wall_clock())
+    }
+
+    pub(crate) fn since(mut self, since: SystemTime) -> Self {
+        self.since = since;
         self
     }
 }

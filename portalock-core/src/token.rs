@@ -1,6 +1,6 @@
 //! Fencing tokens: a number that grows with every grant of a name.
 
-use std::fmt;
+use std::{fmt, time::SystemTime};
 
 use serde::{Deserialize, Serialize};
 
@@ -39,8 +39,13 @@ impl FencingToken {
     /// The clock carries the order over a store that lost its data; `last` carries it over a clock that was set back.
     /// Only both at once can make a token repeat.
     pub fn after(last: Option<Self>) -> Self {
+        Self::after_at(last, clock::wall_clock())
+    }
+
+    /// As [`after`](Self::after), by a caller who has just read the wall clock.
+    pub(crate) fn after_at(last: Option<Self>, now: SystemTime) -> Self {
         let next = last.map_or(1, |token| token.0.saturating_add(1));
-        Self(next.max(clock::wall_clock_micros()))
+        Self(next.max(clock::micros_since_epoch(now)))
     }
 }
 

@@ -7,15 +7,30 @@
 //! Without a section all are run. `--quick` runs few rounds: enough to see that it works, not to believe a figure.
 
 mod memory;
+mod timeouts;
 
 use std::env;
 
 use portalock_benches::Failure;
+use tokio::runtime::{Builder, Runtime};
 
 /// A section: its name, and how to run it.
 type Section = (&'static str, fn(Effort) -> Result<(), Failure>);
 
-const SECTIONS: &[Section] = &[("memory", memory::run)];
+const SECTIONS: &[Section] = &[("memory", memory::run), ("timeouts", timeouts::run)];
+
+/// Where the plots go.
+pub(crate) const PLOTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/plots");
+
+/// Both flavours of runtime, by name.
+pub(crate) fn runtimes() -> Result<Vec<(&'static str, Runtime)>, Failure> {
+    let current = Builder::new_current_thread().enable_all().build()?;
+    let multi = Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()?;
+    Ok(vec![("current-thread", current), ("multi-thread", multi)])
+}
 
 /// How much to measure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

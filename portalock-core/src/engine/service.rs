@@ -45,41 +45,42 @@ impl<S> Clone for PermitsOf<S> {
     }
 }
 
+// Behind the `Arc`, which is a backend too and would put each future into another box.
 impl<B: LockBackend> Service<Mode> for Locks<B> {
     fn try_acquire<'a>(&'a self, request: &'a LockRequest) -> BoxFuture<'a, Answer<Attempt>> {
-        self.0.try_acquire(request)
+        (*self.0).try_acquire(request)
     }
 
     fn release<'a>(&'a self, request: &'a LockRequest) -> BoxFuture<'a, Answer<Released>> {
-        self.0.release(request)
+        (*self.0).release(request)
     }
 
     fn subscribe<'a>(&'a self, request: &'a LockRequest) -> BoxFuture<'a, Answer<Option<Wakeups>>> {
-        self.0.subscribe(request)
+        (*self.0).subscribe(request)
     }
 
     fn release_now(&self, request: &LockRequest) -> bool {
-        self.0.release_now(request)
+        (*self.0).release_now(request)
     }
 }
 
 impl<S: Semaphore> Service<Permits> for PermitsOf<S> {
     fn try_acquire<'a>(&'a self, request: &'a PermitRequest) -> BoxFuture<'a, Answer<Attempt>> {
-        self.0.try_acquire(request)
+        (*self.0).try_acquire(request)
     }
 
     fn release<'a>(&'a self, request: &'a PermitRequest) -> BoxFuture<'a, Answer<Released>> {
-        self.0.release(request)
+        (*self.0).release(request)
     }
 
     fn subscribe<'a>(
         &'a self,
         request: &'a PermitRequest,
     ) -> BoxFuture<'a, Answer<Option<Wakeups>>> {
-        self.0.subscribe(request)
+        (*self.0).subscribe(request)
     }
 
     fn release_now(&self, request: &PermitRequest) -> bool {
-        self.0.release_now(request)
+        (*self.0).release_now(request)
     }
 }

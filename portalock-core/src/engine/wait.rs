@@ -208,10 +208,15 @@ impl Wait<'_> {
         place: &mut Place<S, D>,
     ) -> Result<Option<Attempt>, LockError> {
         self.attempts = self.attempts.saturating_add(1);
-        let sent = Instant::now();
+        let sent = match self.attempts {
+            1 => self.start,
+            _ => Instant::now(),
+        };
         match place.attempt(self.deadline.instant()).await {
             Some(Ok(attempt)) => {
-                self.round_trip = sent.elapsed();
+                if matches!(attempt, Attempt::Contended(_)) {
+                    self.round_trip = sent.elapsed();
+                }
                 self.failures = 0;
                 self.after_failure.restart();
                 self.last_error = None;
