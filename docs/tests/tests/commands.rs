@@ -140,6 +140,9 @@ fn every_command_runs() {
             .env("TMPDIR", home.path())
             // A command may build a program with fewer features than the tests that run beside this one were built for.
             .env("CARGO_TARGET_DIR", workspace().join("target/documents"))
+            // Whether a benchmark runs is of interest here, not how fast.
+            .env("CARGO_PROFILE_BENCH_OPT_LEVEL", "0")
+            .env("CARGO_PROFILE_BENCH_DEBUG", "0")
             .stdin(Stdio::null())
             .output()
             .unwrap();
