@@ -355,7 +355,7 @@ async fn tokens_grow_over_a_removed_file_and_a_torn_record() {
     };
     let mut last = draw().await;
     for damage in 0..6 {
-        let file = locks.file("a");
+        let file = locks.record("a");
         let mut bytes = std::fs::read(&file).unwrap();
         match damage {
             0 => std::fs::remove_file(&file).unwrap(),
@@ -380,7 +380,7 @@ async fn a_clock_set_back_does_not_lower_a_token() {
     let client = locks.client();
     drop(lock(&client, "a").acquire().await.unwrap());
     // As if the last grant had been made by a clock that was a century ahead.
-    let file = locks.file("a");
+    let file = locks.record("a");
     let text = String::from_utf8(std::fs::read(&file).unwrap()).unwrap();
     let body = text[..512].trim_end()["portalock 1 ".len() + 17..].to_owned();
     let ahead = 4_900_000_000_000_000_u64;
