@@ -345,6 +345,32 @@ mod tests {
         }
     }
 
+    /// Where locks are mandatory, each of these would fail or be refused to others: here the kernel tells of them.
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_lock_file_with_its_record_beside_it_is_neither_read_nor_written() {
+        use rustix::fs::inotify::{self, CreateFlags, Reader, WatchFlags};
+
+        let (dir, store) = store(true);
+        let name = LockName::new("Ü".repeat(100)).unwrap();
+        let file_name = FileName::of(&name);
+        let path = dir.path().join(file_name.as_str());
+        std::fs::write(&path, "").unwrap();
+        let told = inotify::init(CreateFlags::NONBLOCK).unwrap();
+        inotify::add_watch(&told, &path, WatchFlags::ACCESS | WatchFlags::MODIFY).unwrap();
+        let mut buffer = [std::mem::MaybeUninit::uninit(); 512];
+        for mode in [Mode::Exclusive, Mode::Shared, Mode::Exclusive] {
+            let (file, written) = take(&store, &name, mode, std::process::id());
+            assert_eq!(present(&store, &name).len(), 1);
+            store.last_written(&file_name, &file).unwrap();
+            store.note_release(&file_name, &file, written);
+            store.unlock(&file);
+            assert!(Reader::new(&told, &mut buffer).next().is_err(), "{mode}");
+        }
+        std::fs::write(&path, "x").unwrap();
+        assert!(Reader::new(&told, &mut buffer).next().is_ok());
+    }
+
     #[test]
     fn readers_that_crashed_are_not_told_and_leave_their_slots() {
         let (dir, store) = store(false);

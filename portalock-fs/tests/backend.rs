@@ -408,3 +408,28 @@ async fn lock_files_are_for_their_owner() {
         assert_eq!(mode(entry.unwrap().path()) & 0o177, 0);
     }
 }
+
+/// Other systems take Unicode only, or have a test of their own.
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn a_directory_need_not_be_unicode() {
+    use std::os::unix::ffi::OsStrExt;
+    let locks = Locks::new();
+    let odd = std::ffi::OsStr::from_bytes(b"l\xf6cks \xff");
+    let directory = locks.path().join(odd);
+    let (one, two) = (
+        FsBackend::open(&directory).unwrap(),
+        FsBackend::open(&directory).unwrap(),
+    );
+    let (held, _) = try_once(&one, "a", Mode::Exclusive).await.unwrap();
+    assert!(try_once(&two, "a", Mode::Exclusive).await.is_none());
+    assert_eq!(one.release(&held).await.unwrap(), Released::Freed);
+    assert_eq!(two.clean(Duration::ZERO).unwrap(), 1);
+
+    let lock = portalock_fs::PidFileLock::new(directory.join("pid")).unwrap();
+    let pid = lock.try_acquire().unwrap();
+    assert_eq!(lock.read_pid(), Some(std::process::id()));
+    pid.release().unwrap();
+    portalock_fs::open_atomic(directory.join("report"), |_| Ok(())).unwrap();
+    assert!(directory.join("report").exists());
+}

@@ -106,6 +106,10 @@ pub(crate) fn replace(from: &Path, to: &Path) -> io::Result<()> {
 }
 
 /// Moves `from` to `to` unless something is there, by a `MoveFileExW` that replaces nothing.
+#[allow(
+    clippy::unnecessary_wraps,
+    reason = "the same face as on other systems"
+)]
 pub(crate) fn rename_exclusive(from: &Path, to: &Path) -> Option<io::Result<()>> {
     Some(move_exclusive(from, to))
 }

@@ -1,7 +1,8 @@
 //! `TemporaryFileLock`: a lock file that is there only while it is held, and never takes anybody else's with it.
 
+#[cfg(unix)]
+use std::fs;
 use std::{
-    fs,
     sync::{
         Arc, Barrier,
         atomic::{AtomicU32, Ordering},
