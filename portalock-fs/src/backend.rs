@@ -66,7 +66,7 @@ const LOSS: Duration = Duration::from_secs(1);
 /// - **Loss**, where the directory is watched: if the lock file is deleted or replaced under its holder, or the directory is
 ///   moved, `lost` fires within milliseconds. Every acquisition looks, once it has the lock, whether the file is still
 ///   the one in the directory, so those who come later exclude each other. Where nothing is watched the holder learns of it
-///   when it releases.
+///   when it releases. On Windows it can't happen: nobody can delete or replace a lock file that is open.
 /// - **Order**: waiters of one client are served first come, first served; a waiting writer is not overtaken by readers of
 ///   the same client. Between clients it is whoever comes first after a release; nobody is promised a turn.
 /// - **Waiting**: on Linux a waiter sleeps until the file is closed by its holder (inotify), alive or dying. Elsewhere, on a
@@ -77,7 +77,8 @@ const LOSS: Duration = Duration::from_secs(1);
 ///
 /// # What it leaves
 ///
-/// A released lock leaves its file behind; [`clean`](Self::clean) removes those nobody uses. A held lock takes one open file
+/// A released lock leaves its file behind, and on Windows, where nobody else can read a locked file, another one beside it
+/// with the record; [`clean`](Self::clean) removes those nobody uses. A held lock takes one open file
 /// and less than 1 KiB of memory, a name that isn't used takes nothing. All backends of a process share one thread, which
 /// runs from the first grant or wait until the last of them is dropped.
 ///

@@ -43,8 +43,9 @@ use crate::{
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 ///
-/// On Windows locks are mandatory: while the file is locked, no other handle can read or write it, and nobody can delete
-/// or rename it. To let others read, lock a file beside it.
+/// On Windows locks are mandatory: while the file is locked, the guard and its copies read and write it, and no other handle
+/// does (`ERROR_LOCK_VIOLATION`); while it is shared everybody reads it and nobody writes it, not even who shares it. Nobody
+/// can delete, rename or replace it. To let others read, lock a file beside it.
 #[derive(Debug, Clone)]
 pub struct FileLock {
     spec: Spec,

@@ -7,7 +7,7 @@
 
 use std::{
     io,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use cap_std::fs::File;
@@ -92,6 +92,20 @@ impl Store {
         read(name, beside.as_ref().unwrap_or(&file.file)).map_err(|error| error.at(name.as_str()))
     }
 
+    /// When a grant was last written down.
+    pub(crate) fn last_written(
+        &self,
+        name: &FileName,
+        file: &LockFile,
+    ) -> Result<SystemTime, FsError> {
+        let beside = self.open_beside(name)?;
+        let file = beside.as_ref().unwrap_or(&file.file);
+        let written = file.metadata().and_then(|metadata| metadata.modified());
+        written
+            .map(cap_std::time::SystemTime::into_std)
+            .map_err(|error| FsError::new("look at", error).at(name.as_str()))
+    }
+
     /// Who holds by what was written down, while somebody does.
     pub(crate) fn present(&self, name: &FileName, record: &Record) -> Vec<Entry> {
         match &record.last {
@@ -105,28 +119,32 @@ impl Store {
         let Some(file) = self.open_existing(&name.beside(READERS_SUFFIX))? else {
             return Ok(Vec::new());
         };
-        let here = Holder::this_process(None);
-        let mut present = Vec::new();
-        for slot in 0.. {
-            match read_slot(&file.file, slot)? {
-                Slot::End => break,
-                Slot::Entry(entry) if !is_gone(&entry, &here) => present.push(entry),
-                Slot::Entry(_) | Slot::Blank => {}
-            }
+        if !self.beside {
+            return present_readers(&file);
         }
-        Ok(present)
+        // Locks are mandatory: the list can't be read while somebody else has it locked.
+        if !self.lock_list(&file)? {
+            return Ok(Vec::new());
+        }
+        let present = present_readers(&file);
+        self.unlock(&file);
+        present
     }
 
     fn lock_readers(&self, name: &FileName) -> Result<Option<LockFile>, FsError> {
         let readers = self.open(&name.beside(READERS_SUFFIX))?;
+        Ok(self.lock_list(&readers)?.then_some(readers))
+    }
+
+    fn lock_list(&self, readers: &LockFile) -> Result<bool, FsError> {
         let start = Instant::now();
         while !try_lock(&readers.file, Mode::Exclusive, self.kind)? {
             if start.elapsed() > PATIENCE {
-                return Ok(None);
+                return Ok(false);
             }
             std::thread::yield_now();
         }
-        Ok(Some(readers))
+        Ok(true)
     }
 
     /// Where locks are mandatory nobody could read a record in the locked file: it stands in a file of its own.
@@ -196,6 +214,19 @@ fn add_reader(readers: &File, entry: &Entry, is_first: bool) -> Result<u64, FsEr
     }
     write(readers, &(slot * SLOT as u64, record::render_slot(entry)))?;
     Ok(slot)
+}
+
+fn present_readers(list: &LockFile) -> Result<Vec<Entry>, FsError> {
+    let here = Holder::this_process(None);
+    let mut present = Vec::new();
+    for slot in 0.. {
+        match read_slot(&list.file, slot)? {
+            Slot::End => break,
+            Slot::Entry(entry) if !is_gone(&entry, &here) => present.push(entry),
+            Slot::Entry(_) | Slot::Blank => {}
+        }
+    }
+    Ok(present)
 }
 
 /// Whether a reader's process ended without a release, as far as its own host can tell.
@@ -312,6 +343,32 @@ mod tests {
                 assert_eq!(length.unwrap().len() == 0, beside);
             }
         }
+    }
+
+    /// Where locks are mandatory, each of these would fail or be refused to others: here the kernel tells of them.
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_lock_file_with_its_record_beside_it_is_neither_read_nor_written() {
+        use rustix::fs::inotify::{self, CreateFlags, Reader, WatchFlags};
+
+        let (dir, store) = store(true);
+        let name = LockName::new("Ü".repeat(100)).unwrap();
+        let file_name = FileName::of(&name);
+        let path = dir.path().join(file_name.as_str());
+        std::fs::write(&path, "").unwrap();
+        let told = inotify::init(CreateFlags::NONBLOCK).unwrap();
+        inotify::add_watch(&told, &path, WatchFlags::ACCESS | WatchFlags::MODIFY).unwrap();
+        let mut buffer = [std::mem::MaybeUninit::uninit(); 512];
+        for mode in [Mode::Exclusive, Mode::Shared, Mode::Exclusive] {
+            let (file, written) = take(&store, &name, mode, std::process::id());
+            assert_eq!(present(&store, &name).len(), 1);
+            store.last_written(&file_name, &file).unwrap();
+            store.note_release(&file_name, &file, written);
+            store.unlock(&file);
+            assert!(Reader::new(&told, &mut buffer).next().is_err(), "{mode}");
+        }
+        std::fs::write(&path, "x").unwrap();
+        assert!(Reader::new(&told, &mut buffer).next().is_ok());
     }
 
     #[test]

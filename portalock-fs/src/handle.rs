@@ -41,8 +41,8 @@ pub enum LockKind {
 /// of the handle is closed, whether or not this one was the one to lock it. Locking again changes the mode; on Unix that
 /// is **not** atomic, and another may get in between, while on Windows it waits for itself for ever.
 ///
-/// On Windows locks are mandatory: no other handle can read or write the file while it is locked exclusively, nor write
-/// it while it is shared.
+/// On Windows locks are mandatory, and over the whole range of bytes: no other handle can read or write the file while it is
+/// locked exclusively, and none at all can write it while it is shared.
 ///
 /// # Errors
 ///

@@ -1,13 +1,13 @@
 //! Looking at locks without taking part, and removing the files of locks that nobody uses.
 
-use std::{io, time::Duration};
+use std::time::Duration;
 
 use portalock_core::{Claim, Inspection, LockName, Mode, clock};
 
 use crate::{
     FsError, FsErrorKind,
     acquire::{Client, lock_name},
-    name::{FileName, INFO_SUFFIX, LOCK_SUFFIX, READERS_SUFFIX},
+    name::{FileName, LOCK_SUFFIX},
     open::{LockFile, Tried},
     record::Record,
     try_lock,
@@ -106,13 +106,12 @@ impl Client {
             let Some(Some(file)) = ours(self.store.open_existing(file_name.as_str()))? else {
                 return Ok(());
             };
-            let is_old = file
-                .file
-                .metadata()
-                .and_then(|metadata| metadata.modified())
-                .is_ok_and(|modified| {
+            let is_old = self
+                .store
+                .last_written(&file_name, &file)
+                .is_ok_and(|written| {
                     clock::wall_clock()
-                        .duration_since(modified.into_std())
+                        .duration_since(written)
                         .is_ok_and(|age| age >= unused_for)
                 });
             if !is_old || self.store.read(&file_name, &file).is_err() {
@@ -123,30 +122,12 @@ impl Client {
                 self.store
                     .try_lock(&file_name, Some(file), Mode::Exclusive)?
             {
-                let done = self.remove(&file_name);
-                self.store.unlock(&file);
-                done?;
-                removed += 1;
+                let done = self.store.remove(&file_name, file);
+                removed += usize::from(done?);
             }
             Ok(())
         })?;
         Ok(removed)
-    }
-
-    fn remove(&self, file_name: &FileName) -> Result<(), FsError> {
-        for file in [
-            file_name.beside(READERS_SUFFIX),
-            file_name.beside(INFO_SUFFIX),
-            file_name.as_str().to_owned(),
-        ] {
-            match self.store.dir.remove_file(&file) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                    return Err(FsError::new("remove", error).at(file));
-                }
-                _ => {}
-            }
-        }
-        Ok(())
     }
 
     fn each_lock_file(

@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    path::{Path, PathBuf},
+    path::Path,
     sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
 };
 
@@ -204,9 +204,8 @@ impl OneFile {
         let removed = match &ours {
             Ok(true) => companion
                 .iter()
-                .map(PathBuf::as_path)
-                .chain((!sys::LOCKED_FILES_STAY).then_some(self.spec.path.as_path()))
-                .map(remove)
+                .map(|companion| removed(companion, sys::remove_file(companion)))
+                .chain((!sys::LOCKED_FILES_STAY).then(|| self.remove()))
                 .fold(Ok(()), Result::and),
             // What stands there now is another's.
             Ok(false) => {
@@ -218,11 +217,16 @@ impl OneFile {
         let unlocked = unlock(&**handle, self.spec.kind).map_err(|error| error.at(&self.spec.path));
         drop(handle);
         let removed_late = if sys::LOCKED_FILES_STAY && matches!(ours, Ok(true)) {
-            remove(&self.spec.path)
+            self.remove()
         } else {
             Ok(())
         };
         removed.and(unlocked).and(removed_late)
+    }
+
+    fn remove(&self) -> Result<(), FsError> {
+        let path = &self.spec.path;
+        removed(path, sys::remove_lock_file(path))
     }
 
     fn lock_state(&self) -> MutexGuard<'_, State> {
@@ -239,9 +243,9 @@ impl Drop for OneFile {
     }
 }
 
-/// Removes a file; one that is gone already is no failure.
-fn remove(path: &Path) -> Result<(), FsError> {
-    match sys::remove_lock_file(path) {
+/// A file that is gone already is no failure.
+fn removed(path: &Path, removed: io::Result<()>) -> Result<(), FsError> {
+    match removed {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
             Err(FsError::new("remove", error).at(path))
         }

@@ -3,12 +3,14 @@
 use std::io;
 
 use cap_fs_ext::{FollowSymlinks, MetadataExt, OpenOptionsFollowExt};
-#[cfg(unix)]
-use cap_std::fs::OpenOptionsExt;
 use cap_std::fs::{Dir, File, Metadata, OpenOptions};
 use portalock_core::Mode;
 
-use crate::{FsError, FsErrorKind, LockKind, name::FileName, try_lock, unlock};
+use crate::{
+    FsError, FsErrorKind, LockKind,
+    name::{FileName, INFO_SUFFIX, READERS_SUFFIX},
+    sys, try_lock, unlock,
+};
 
 /// How often an acquisition starts again because the file it locked was no longer the one in the directory.
 const REPLACED: usize = 16;
@@ -18,7 +20,6 @@ const REPLACED: usize = 16;
 pub(crate) struct Store {
     pub(crate) dir: Dir,
     pub(crate) kind: LockKind,
-    #[cfg_attr(not(unix), allow(dead_code, reason = "permissions are Unix's"))]
     pub(crate) file_mode: u32,
     /// Whether records stand in a file beside the lock file, because a locked file can't be read.
     pub(crate) beside: bool,
@@ -85,9 +86,41 @@ impl Store {
         }
     }
 
+    /// Removes all files of a lock, of which this one is locked. False if somebody is about to use it after all.
+    pub(crate) fn remove(&self, name: &FileName, locked: LockFile) -> Result<bool, FsError> {
+        for file in [name.beside(READERS_SUFFIX), name.beside(INFO_SUFFIX)] {
+            self.remove_file(&file)?;
+        }
+        if !sys::LOCKED_FILES_STAY {
+            // Whoever locks it after us finds that it is gone, and makes a new one.
+            let removed = self.remove_file(name.as_str());
+            self.unlock(&locked);
+            return removed;
+        }
+        // Open files stay, so whoever opens it before it is removed keeps it.
+        self.unlock(&locked);
+        drop(locked);
+        self.remove_file(name.as_str())
+    }
+
+    /// False if somebody has it open, where that keeps it.
+    fn remove_file(&self, file: &str) -> Result<bool, FsError> {
+        match self.dir.remove_file(file) {
+            Err(error) if sys::says_in_use(&error) => Ok(false),
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(FsError::new("remove", error).at(file))
+            }
+            _ => Ok(true),
+        }
+    }
+
     /// Whether the directory still has this very file under this name.
     pub(crate) fn is_current(&self, name: &FileName, file: &LockFile) -> Result<bool, FsError> {
-        match self.metadata(name.as_str()) {
+        if sys::LOCKED_FILES_STAY {
+            // It does for as long as it is open.
+            return Ok(true);
+        }
+        match self.dir.symlink_metadata(name.as_str()) {
             Ok(found) => Ok(FileId::of(&found) == file.id),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
             Err(error) => Err(FsError::new("look for", error).at(name.as_str())),
@@ -107,7 +140,7 @@ impl Store {
         let mut options = OpenOptions::new();
         options.create(true);
         self.open_with(name, &mut options)
-            .map_err(|error| FsError::new("open", error).at(name))
+            .map_err(|error| self.not_opened(name, error))
             .and_then(|file| LockFile::new(file, name))
     }
 
@@ -116,28 +149,23 @@ impl Store {
         match self.open_with(name, &mut OpenOptions::new()) {
             Ok(file) => LockFile::new(file, name).map(Some),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(FsError::new("open", error).at(name)),
+            Err(error) => Err(self.not_opened(name, error)),
         }
+    }
+
+    fn not_opened(&self, name: &str, error: io::Error) -> FsError {
+        let kind = match FsErrorKind::of(&error) {
+            // What Windows says of a directory.
+            FsErrorKind::PermissionDenied if self.dir.is_dir(name) => FsErrorKind::NotAFile,
+            kind => kind,
+        };
+        FsError::with_kind(kind, "open", error).at(name)
     }
 
     fn open_with(&self, name: &str, options: &mut OpenOptions) -> io::Result<File> {
         options.read(true).write(true).follow(FollowSymlinks::No);
-        #[cfg(unix)]
-        options.mode(self.file_mode);
-        self.dir.open_with(name, options)
-    }
-
-    #[cfg(not(windows))]
-    pub(crate) fn metadata(&self, name: &str) -> io::Result<Metadata> {
-        self.dir.symlink_metadata(name)
-    }
-
-    /// Only an open file tells which one it is.
-    #[cfg(windows)]
-    pub(crate) fn metadata(&self, name: &str) -> io::Result<Metadata> {
-        let mut options = OpenOptions::new();
-        options.read(true).follow(FollowSymlinks::No);
-        self.dir.open_with(name, &options)?.metadata()
+        sys::set_lock_file_flags(options, self.file_mode);
+        sys::patiently(|| self.dir.open_with(name, options))
     }
 }
 

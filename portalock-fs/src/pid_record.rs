@@ -208,7 +208,7 @@ fn read_record(pid_file: &Path) -> Option<Record> {
 fn read(path: &Path) -> Option<(String, SystemTime)> {
     let mut options = OpenOptions::new();
     options.read(true);
-    sys::set_open_flags(&mut options, true);
+    sys::set_read_flags(&mut options);
     let file = options.open(path).ok()?;
     let written = file
         .metadata()

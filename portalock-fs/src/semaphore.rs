@@ -20,6 +20,7 @@ use crate::{
 /// Each permit is a lock on one of the files `name.00.lock`, `name.01.lock`, ... in the directory: portalocker's naming,
 /// so its processes and ours share one semaphore. The files stay; only the locks come and go.
 ///
+/// - The name is a file's name: where file systems ignore case, as on Windows and macOS, so do semaphores.
 /// - Everybody who takes part must give the same number of permits.
 /// - Several permits are taken all or none. There is no queue: who asks at the right moment is served.
 /// - The slots are tried in the order of their numbers, so that few permits in use mean few files. With

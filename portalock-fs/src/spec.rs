@@ -69,8 +69,7 @@ impl Spec {
     pub(crate) fn open(&self) -> Result<Handle, FsError> {
         let mut options = self.mode.options();
         sys::set_open_flags(&mut options, self.follow);
-        let file = options
-            .open(&self.path)
+        let file = sys::patiently(|| options.open(&self.path))
             .map_err(|error| self.failed("open", error))?;
         let handle = Handle {
             file: Some(file),
@@ -93,7 +92,12 @@ impl Spec {
     }
 
     pub(crate) fn failed(&self, action: &'static str, error: io::Error) -> FsError {
-        FsError::new(action, error).at(&self.path)
+        let kind = match FsErrorKind::of(&error) {
+            // What Windows says of a directory.
+            FsErrorKind::PermissionDenied if self.path.is_dir() => FsErrorKind::NotAFile,
+            kind => kind,
+        };
+        FsError::with_kind(kind, action, error).at(&self.path)
     }
 }
 

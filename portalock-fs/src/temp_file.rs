@@ -59,7 +59,7 @@ impl TempFile {
 
     /// Moves it to `path`, over what may stand there.
     pub(crate) fn replace(mut self, path: &Path) -> Result<(), FsError> {
-        std::fs::rename(&self.path, path).map_err(|error| FsError::new("write", error).at(path))?;
+        sys::replace(&self.path, path).map_err(|error| FsError::new("write", error).at(path))?;
         self.armed = false;
         Ok(())
     }

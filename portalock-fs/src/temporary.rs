@@ -145,7 +145,7 @@ impl TemporaryFileLock {
 ///
 /// The file is removed and unlocked, in this order. A failure is logged; [`release`](Self::release) reports it. On Windows
 /// an open file can't be removed: it is unlocked and closed, then removed unless the next holder has it by then, which may
-/// take 50 ms if a virus scanner looks at it.
+/// take 31 ms if a virus scanner looks at it.
 #[derive(Debug)]
 #[must_use = "the lock is released as soon as the guard is dropped"]
 pub struct TemporaryGuard(Owned);

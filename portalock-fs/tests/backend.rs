@@ -355,7 +355,7 @@ async fn tokens_grow_over_a_removed_file_and_a_torn_record() {
     };
     let mut last = draw().await;
     for damage in 0..6 {
-        let file = locks.file("a");
+        let file = locks.record("a");
         let mut bytes = std::fs::read(&file).unwrap();
         match damage {
             0 => std::fs::remove_file(&file).unwrap(),
@@ -380,7 +380,7 @@ async fn a_clock_set_back_does_not_lower_a_token() {
     let client = locks.client();
     drop(lock(&client, "a").acquire().await.unwrap());
     // As if the last grant had been made by a clock that was a century ahead.
-    let file = locks.file("a");
+    let file = locks.record("a");
     let text = String::from_utf8(std::fs::read(&file).unwrap()).unwrap();
     let body = text[..512].trim_end()["portalock 1 ".len() + 17..].to_owned();
     let ahead = 4_900_000_000_000_000_u64;
@@ -407,4 +407,29 @@ async fn lock_files_are_for_their_owner() {
     for entry in std::fs::read_dir(locks.path()).unwrap() {
         assert_eq!(mode(entry.unwrap().path()) & 0o177, 0);
     }
+}
+
+/// Other systems take Unicode only, or have a test of their own.
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn a_directory_need_not_be_unicode() {
+    use std::os::unix::ffi::OsStrExt;
+    let locks = Locks::new();
+    let odd = std::ffi::OsStr::from_bytes(b"l\xf6cks \xff");
+    let directory = locks.path().join(odd);
+    let (one, two) = (
+        FsBackend::open(&directory).unwrap(),
+        FsBackend::open(&directory).unwrap(),
+    );
+    let (held, _) = try_once(&one, "a", Mode::Exclusive).await.unwrap();
+    assert!(try_once(&two, "a", Mode::Exclusive).await.is_none());
+    assert_eq!(one.release(&held).await.unwrap(), Released::Freed);
+    assert_eq!(two.clean(Duration::ZERO).unwrap(), 1);
+
+    let lock = portalock_fs::PidFileLock::new(directory.join("pid")).unwrap();
+    let pid = lock.try_acquire().unwrap();
+    assert_eq!(lock.read_pid(), Some(std::process::id()));
+    pid.release().unwrap();
+    portalock_fs::open_atomic(directory.join("report"), |_| Ok(())).unwrap();
+    assert!(directory.join("report").exists());
 }

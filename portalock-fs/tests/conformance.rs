@@ -1,11 +1,17 @@
 //! The conformance suite, in each way in which the backend may be set up.
 
+mod support;
+
 use std::{path::PathBuf, sync::Arc};
 
 use async_trait::async_trait;
 use portalock_core::{DynBackend, DynSemaphore, LockName, SlotSemaphore};
 use portalock_fs::{Calls, FsBackend, FsSettings, Watch};
-use portalock_testkit::{Fixture, FixtureError};
+use portalock_testkit::{
+    Fixture, FixtureError,
+    cases::{self, Case},
+};
+use support::wine;
 
 type SetUp = fn(PathBuf) -> FsSettings;
 
@@ -34,6 +40,14 @@ impl Fixture for Locks {
         Some(Arc::new(SlotSemaphore::new(client.clone())))
     }
 
+    #[cfg(windows)]
+    async fn take_away(&self, _name: &LockName) -> Result<(), FixtureError> {
+        let lack =
+            "a way to take a lock away: on Windows nobody can remove a lock file that is open";
+        Err(FixtureError::NotProvided(lack))
+    }
+
+    #[cfg(not(windows))]
     async fn take_away(&self, name: &LockName) -> Result<(), FixtureError> {
         let file = self.directory.path().join(FsBackend::file_name(name));
         match std::fs::remove_file(file) {
@@ -41,6 +55,11 @@ impl Fixture for Locks {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
             removed => Ok(removed?),
         }
+    }
+
+    fn skip(&self, case: &Case) -> Option<&'static str> {
+        let skips = wine::is_here() && wine::SKIPPED_CASES.contains(&&*case.id());
+        skips.then_some(wine::LENIENT)
     }
 
     fn address(&self) -> Option<String> {
@@ -81,4 +100,20 @@ mod in_other_threads {
     portalock_testkit::conformance!(super::locks(
         |path| FsSettings::new(path).with_calls(Calls::Offload)
     ));
+}
+
+/// What a person reads: each case, and why one was skipped.
+#[test]
+#[ignore = "it runs all cases once more, and prints the report"]
+fn the_report() {
+    let report = portalock_testkit::run(|| async { locks(FsSettings::new) });
+    println!("{report}");
+    assert!(report.is_success());
+}
+
+#[test]
+fn what_is_skipped_under_wine_are_cases_of_the_suite() {
+    for case in wine::SKIPPED_CASES {
+        assert!(cases::find(case).is_some(), "{case}");
+    }
 }

@@ -11,6 +11,7 @@ use portalock_core::{
 
 use crate::{
     Fixture, FixtureError, Restore,
+    cases::Case,
     trial::{ensure_contended, patient},
     verdict::{CaseResult, ensure},
 };
@@ -111,6 +112,7 @@ pub(crate) trait AnyFixture: Send + Sync {
     async fn stall_service(&self) -> Result<Restore, FixtureError>;
     async fn restart_service(&self) -> Result<(), FixtureError>;
     async fn take_away(&self, name: &LockName) -> Result<(), FixtureError>;
+    fn skip(&self, case: &Case) -> Option<&'static str>;
     fn address(&self) -> Option<String>;
     async fn every_form(&self) -> CaseResult;
 }
@@ -155,6 +157,10 @@ impl<F: Fixture> AnyFixture for Erased<F> {
 
     async fn take_away(&self, name: &LockName) -> Result<(), FixtureError> {
         self.0.take_away(name).await
+    }
+
+    fn skip(&self, case: &Case) -> Option<&'static str> {
+        self.0.skip(case)
     }
 
     fn address(&self) -> Option<String> {

@@ -6,6 +6,8 @@ use async_trait::async_trait;
 use futures_util::future::BoxFuture;
 use portalock_core::{BackendError, DynSemaphore, LockBackend, LockName, SlotSemaphore};
 
+use crate::cases::Case;
+
 /// One fresh, empty store of locks, and what can be done to it.
 ///
 /// A fixture is made anew for each case, so cases can't see each other's locks, and it is dropped at the case's end. Only
@@ -103,6 +105,15 @@ pub trait Fixture: Send + Sync + 'static {
     async fn take_away(&self, name: &LockName) -> Result<(), FixtureError> {
         let _ = name;
         Err(FixtureError::NotProvided("a way to take a lock away"))
+    }
+
+    /// Why `case` would prove nothing where it runs, if that is so: it is then skipped, and the report gives this reason.
+    ///
+    /// For a place that is more lenient than the real one, such as an emulator of an operating system. A backend's own
+    /// limits are no reason: what it doesn't claim is skipped without being asked.
+    fn skip(&self, case: &Case) -> Option<&'static str> {
+        let _ = case;
+        None
     }
 
     /// Where another process finds this store, in a form that [`connect`](Self::connect) understands. `None`, the

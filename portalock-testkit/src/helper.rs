@@ -183,11 +183,13 @@ impl Helper {
     }
 
     #[cfg(not(unix))]
+    #[allow(clippy::unused_self, reason = "the same face as on other systems")]
     pub(crate) fn freeze(&self) -> CaseResult {
         Err(lacks("a way to stop a process on this system"))
     }
 
     #[cfg(not(unix))]
+    #[allow(clippy::unused_self, reason = "the same face as on other systems")]
     pub(crate) fn thaw(&self) -> CaseResult {
         Err(lacks("a way to stop a process on this system"))
     }

@@ -172,7 +172,11 @@ impl Suite {
         let fixture = (self.factory)();
         let helper = self.helper.clone();
         let played = runtime.block_on(runtime.spawn(async move {
-            let trial = Trial::new(fixture.await?, helper, case).await?;
+            let fixture = fixture.await?;
+            if let Some(reason) = fixture.skip(case) {
+                return Err(Stop::Skipped(reason.to_owned()));
+            }
+            let trial = Trial::new(fixture, helper, case).await?;
             let played = case.play(trial).await;
             if let Err(Stop::Skipped(reason)) = &played
                 && case.needs().is_empty()

@@ -6,7 +6,10 @@ use async_trait::async_trait;
 use portalock_core::{
     DynBackend, DynSemaphore, LockBackend, LockName, MemoryBackend, SlotSemaphore,
 };
-use portalock_testkit::{Fixture, FixtureError};
+use portalock_testkit::{
+    Fixture, FixtureError, Outcome, Suite,
+    cases::{self, Case},
+};
 
 /// A store in memory, through whatever `form` makes of its clients.
 struct InMemory<B> {
@@ -82,4 +85,31 @@ fn the_report_counts_every_case_and_says_why_one_was_skipped() {
     let text = report.to_string();
     assert!(text.contains("the backend's locks live and die with the process"));
     assert!(text.contains("the fixture does not provide a way to restart the service"));
+}
+
+/// A place that is known to be lenient about one group of cases.
+struct Lenient(MemoryBackend);
+
+#[async_trait]
+impl Fixture for Lenient {
+    type Backend = MemoryBackend;
+
+    async fn client(&self) -> Result<MemoryBackend, FixtureError> {
+        Ok(self.0.client())
+    }
+
+    fn skip(&self, case: &Case) -> Option<&'static str> {
+        (case.group() == "inspect").then_some("anybody sees everything here")
+    }
+}
+
+#[test]
+fn a_case_that_proves_nothing_here_is_skipped_and_the_report_says_why() {
+    let suite = Suite::new(|| async { Lenient(MemoryBackend::new()) });
+    let run = |case| suite.run_case(cases::find(case).unwrap());
+    let skipped = run("inspect::contention_names_the_holder");
+    assert!(matches!(skipped.outcome, Outcome::Skipped { .. }));
+    assert!(skipped.to_string().contains("anybody sees everything here"));
+    let played = run("exclusive::one_holder_among_clients");
+    assert_eq!(played.outcome, Outcome::Passed);
 }

@@ -5,17 +5,19 @@
 //! | `lock_record`, `try_lock_record`, `unlock_record` | record locks over the whole file |
 //! | `close` | closes a handle so that no other lock of this process is lost |
 //! | `lock_holder` | who holds a file, where the system tells |
-//! | `set_open_flags` | never hangs in `open`, follows links only if asked |
+//! | `set_open_flags` | never hangs in `open`, follows links only if asked; nobody removes an open file where that can be had |
+//! | `set_lock_file_flags`, `set_read_flags` | the same for the backend's files, and for those that are only read |
+//! | `patiently` | again for a moment, where somebody's open file is in the way |
 //! | `path_names_file` | whether a path still names an open file |
-//! | `LOCKED_FILES_STAY`, `remove_lock_file` | whether and how a lock file is removed |
-//! | `publish` | moves a file to a name that must be free |
+//! | `LOCKED_FILES_STAY`, `remove_lock_file`, `remove_file` | whether and how a lock file, or one beside it, is removed |
+//! | `replace`, `publish` | moves a file to a name, over what is there or only if it is free |
 //! | `rename_exclusive`, `sync_directory` | a rename that replaces nothing, where there is one; makes a rename last |
 //! | `process_exists`, `process_life` | whether a process is there, and since when: tells a pid from a re-used one |
 //! | `Watcher`, `Registration` | being told of changes in a directory |
 //! | `is_remote` | whether a directory's file system answers from elsewhere |
 //! | `read_at`, `write_at` | reading and writing without a cursor |
 //! | `RECORDS_BELONG_TO_FILES` | whether record locks exclude two handles of one process |
-//! | `says_no_hard_links`, `says_no_locks`, `says_too_many_files`, `says_wrong_access`, `says_not_a_file` | codes that `io::ErrorKind` has no word for |
+//! | `says_no_hard_links`, `says_no_locks`, `says_in_use`, `says_too_many_files`, `says_wrong_access`, `says_not_a_file` | codes that `io::ErrorKind` has no word for |
 
 #[cfg(any(target_os = "linux", target_os = "android"))]
 mod linux;

@@ -7,6 +7,7 @@ use std::{
     path::Path,
 };
 
+use cap_std::fs::OpenOptionsExt as _;
 use rustix::{
     fs::OFlags,
     io::Errno,
@@ -23,6 +24,21 @@ pub(crate) fn set_open_flags(options: &mut OpenOptions, follow: bool) {
         flags |= OFlags::NOFOLLOW;
     }
     options.custom_flags(flags.bits().cast_signed());
+}
+
+/// Lock files are made for whom `file_mode` says.
+pub(crate) fn set_lock_file_flags(options: &mut cap_std::fs::OpenOptions, file_mode: u32) {
+    options.mode(file_mode);
+}
+
+/// Opening for reading never hangs either.
+pub(crate) fn set_read_flags(options: &mut OpenOptions) {
+    set_open_flags(options, true);
+}
+
+/// Nobody's open file is in anybody's way here.
+pub(crate) fn patiently<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    call()
 }
 
 /// Whether `path` still names the open `file`.
@@ -42,6 +58,15 @@ pub(crate) fn path_names_file(path: &Path, follow: bool, file: &File) -> io::Res
 
 pub(crate) fn remove_lock_file(path: &Path) -> io::Result<()> {
     std::fs::remove_file(path)
+}
+
+pub(crate) fn remove_file(path: &Path) -> io::Result<()> {
+    std::fs::remove_file(path)
+}
+
+/// Moves `from` to `to`, over what may stand there.
+pub(crate) fn replace(from: &Path, to: &Path) -> io::Result<()> {
+    std::fs::rename(from, to)
 }
 
 /// Moves `from` to `to` unless something is there; `None` if the file system has no such call.
@@ -128,6 +153,11 @@ pub(crate) fn says_no_locks(error: &io::Error) -> bool {
         error,
         &[Errno::NOTSUP, Errno::OPNOTSUPP, Errno::NOLCK, Errno::NOSYS],
     )
+}
+
+/// Being open keeps no file here.
+pub(crate) fn says_in_use(_error: &io::Error) -> bool {
+    false
 }
 
 pub(crate) fn says_too_many_files(error: &io::Error) -> bool {

@@ -1,15 +1,18 @@
 //! Windows: `LockFileEx` is both kinds of lock. It is mandatory, and held by the open file.
 
 use std::{
+    ffi::OsString,
     fs::{File, OpenOptions},
     io,
     os::windows::fs::OpenOptionsExt,
-    path::Path,
+    path::{Component, Path, PathBuf, Prefix},
     thread,
     time::Duration,
 };
 
+use cap_std::fs::OpenOptionsExt as _;
 use portalock_core::{Holder, Mode};
+use tempfile::TempPath;
 
 use crate::LockKind;
 
@@ -18,9 +21,11 @@ pub(crate) const LOCKED_FILES_STAY: bool = true;
 
 const ERROR_INVALID_FUNCTION: i32 = 1;
 const ERROR_TOO_MANY_OPEN_FILES: i32 = 4;
+const ERROR_ACCESS_DENIED: i32 = 5;
 const ERROR_INVALID_HANDLE: i32 = 6;
 const ERROR_SHARING_VIOLATION: i32 = 32;
 const ERROR_NOT_SUPPORTED: i32 = 50;
+const ERROR_DELETE_PENDING: i32 = 303;
 const ERROR_TOO_MANY_LINKS: i32 = 1142;
 const ERROR_CANT_ACCESS_FILE: i32 = 1920;
 
@@ -28,9 +33,9 @@ const FILE_SHARE_READ: u32 = 1;
 const FILE_SHARE_WRITE: u32 = 2;
 const FILE_FLAG_OPEN_REPARSE_POINT: u32 = 0x0020_0000;
 
-/// A scanner may have a file open for a moment after it was closed.
-const REMOVALS: u32 = 5;
-const BETWEEN_REMOVALS: Duration = Duration::from_millis(10);
+/// How long a scanner, or a removal that is under way, is given to be done with a file: 1 + 2 + 4 + 8 + 16 ms.
+const TRIES: u32 = 6;
+const FIRST_PAUSE: Duration = Duration::from_millis(1);
 
 /// Without the right to share deletion nobody can remove or replace the file while we have it open.
 pub(crate) fn set_open_flags(options: &mut OpenOptions, follow: bool) {
@@ -38,6 +43,39 @@ pub(crate) fn set_open_flags(options: &mut OpenOptions, follow: bool) {
     if !follow {
         options.custom_flags(FILE_FLAG_OPEN_REPARSE_POINT);
     }
+}
+
+/// As [`set_open_flags`]. Who may open the file is inherited from the directory.
+pub(crate) fn set_lock_file_flags(options: &mut cap_std::fs::OpenOptions, _file_mode: u32) {
+    options.share_mode(FILE_SHARE_READ | FILE_SHARE_WRITE);
+}
+
+/// A reader shares everything: it must not keep the writer from putting a new file in its place.
+pub(crate) fn set_read_flags(_options: &mut OpenOptions) {}
+
+/// Makes a call again, for a moment, that fails because somebody else has the file open, or it is about to go.
+#[allow(
+    clippy::disallowed_methods,
+    reason = "a scanner that has the file open gives no sign when it is done"
+)]
+pub(crate) fn patiently<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    let mut pause = FIRST_PAUSE;
+    for _ in 1..TRIES {
+        match call() {
+            Err(error) if may_pass(&error) => thread::sleep(pause),
+            done => return done,
+        }
+        pause *= 2;
+    }
+    call()
+}
+
+/// A file that is removed while somebody has it open says "access denied" until they close it.
+fn may_pass(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(ERROR_ACCESS_DENIED | ERROR_SHARING_VIOLATION | ERROR_DELETE_PENDING)
+    )
 }
 
 /// It does for as long as the file is open: see [`set_open_flags`].
@@ -49,33 +87,60 @@ pub(crate) fn path_names_file(_path: &Path, _follow: bool, _file: &File) -> io::
     Ok(true)
 }
 
-#[allow(
-    clippy::disallowed_methods,
-    reason = "a scanner that has the file open gives no sign when it is done"
-)]
+/// Removes a lock file that is no longer open here.
 pub(crate) fn remove_lock_file(path: &Path) -> io::Result<()> {
-    let mut left = REMOVALS;
-    loop {
-        let Err(error) = std::fs::remove_file(path) else {
-            return Ok(());
-        };
-        let is_open = error.raw_os_error() == Some(ERROR_SHARING_VIOLATION);
-        let may_pass = is_open || error.kind() == io::ErrorKind::PermissionDenied;
-        left -= 1;
-        if may_pass && left > 0 {
-            thread::sleep(BETWEEN_REMOVALS);
-        } else if is_open {
-            // The next holder has it, and will remove it.
-            return Ok(());
-        } else {
-            return Err(error);
-        }
+    match remove_file(path) {
+        // The next holder has it, and will remove it.
+        Err(error) if says_in_use(&error) => Ok(()),
+        done => done,
     }
 }
 
-/// A hard link does it here: see [`publish`](super::publish()).
-pub(crate) fn rename_exclusive(_from: &Path, _to: &Path) -> Option<io::Result<()>> {
-    None
+pub(crate) fn remove_file(path: &Path) -> io::Result<()> {
+    patiently(|| std::fs::remove_file(path))
+}
+
+/// Moves `from` to `to`, over what may stand there.
+pub(crate) fn replace(from: &Path, to: &Path) -> io::Result<()> {
+    patiently(|| std::fs::rename(from, to))
+}
+
+/// Moves `from` to `to` unless something is there, by a `MoveFileExW` that replaces nothing.
+#[allow(
+    clippy::unnecessary_wraps,
+    reason = "the same face as on other systems"
+)]
+pub(crate) fn rename_exclusive(from: &Path, to: &Path) -> Option<io::Result<()>> {
+    Some(move_exclusive(from, to))
+}
+
+fn move_exclusive(from: &Path, to: &Path) -> io::Result<()> {
+    let mut from = TempPath::try_from_path(verbatim(from))?;
+    // It is not ours to remove, whatever comes of it.
+    from.disable_cleanup(true);
+    from.persist_noclobber(verbatim(to))
+        .map_err(|refused| refused.error)
+}
+
+/// An absolute path in the form that may be longer than 260 characters.
+fn verbatim(path: &Path) -> PathBuf {
+    let mut components = path.components();
+    let Some(Component::Prefix(prefix)) = components.next() else {
+        return path.to_owned();
+    };
+    let mut verbatim = OsString::from(r"\\?\");
+    match prefix.kind() {
+        Prefix::Disk(_) => verbatim.push(prefix.as_os_str()),
+        Prefix::UNC(server, share) => {
+            verbatim.push(r"UNC\");
+            verbatim.push(server);
+            verbatim.push(r"\");
+            verbatim.push(share);
+        }
+        _ => return path.to_owned(),
+    }
+    verbatim.push(components.as_path());
+    verbatim.into()
 }
 
 /// The file system's own journal does that.
@@ -144,6 +209,10 @@ pub(crate) fn says_no_locks(error: &io::Error) -> bool {
     )
 }
 
+pub(crate) fn says_in_use(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(ERROR_SHARING_VIOLATION)
+}
+
 pub(crate) fn says_too_many_files(error: &io::Error) -> bool {
     error.raw_os_error() == Some(ERROR_TOO_MANY_OPEN_FILES)
 }
@@ -154,4 +223,21 @@ pub(crate) fn says_wrong_access(error: &io::Error) -> bool {
 
 pub(crate) fn says_not_a_file(error: &io::Error) -> bool {
     error.raw_os_error() == Some(ERROR_CANT_ACCESS_FILE)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn any_absolute_path_may_be_long() {
+        for (path, expected) in [
+            (r"C:\a\b", r"\\?\C:\a\b"),
+            (r"\\server\share\a\b", r"\\?\UNC\server\share\a\b"),
+            (r"\\?\C:\a", r"\\?\C:\a"),
+            (r"a\b", r"a\b"),
+        ] {
+            assert_eq!(verbatim(Path::new(path)), Path::new(expected), "{path}");
+        }
+    }
 }

@@ -7,6 +7,8 @@
     reason = "tests"
 )]
 
+pub(crate) mod wine;
+
 use std::{
     io::{BufRead, BufReader, Write},
     path::{Path, PathBuf},
@@ -36,6 +38,12 @@ impl Locks {
 
     pub(crate) fn file(&self, name: &str) -> PathBuf {
         self.path().join(format!("{name}.lock"))
+    }
+
+    /// Where the token and the holder of a lock are written down.
+    pub(crate) fn record(&self, name: &str) -> PathBuf {
+        let suffix = if cfg!(windows) { "info" } else { "lock" };
+        self.path().join(format!("{name}.{suffix}"))
     }
 
     /// A client that knows nothing of the others.

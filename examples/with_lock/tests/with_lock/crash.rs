@@ -1,8 +1,12 @@
 //! `kill -9` of either side.
 
-use rustix::process::{Signal, kill_process, test_kill_process};
+#[cfg(target_os = "linux")]
+use rustix::process::test_kill_process;
+use rustix::process::{Signal, kill_process};
 
-use crate::program::{Home, Running, wait_until, wait_until_gone};
+use crate::program::{Home, Running};
+#[cfg(target_os = "linux")]
+use crate::program::{wait_until, wait_until_gone};
 
 #[test]
 fn a_killed_command_frees_the_lock_and_with_lock_dies_as_it_did() {

@@ -1,7 +1,5 @@
 //! What goes in and what comes out: arguments, environment, input, output, exit codes.
 
-use std::process::Command;
-
 use rustix::process::Signal;
 
 use crate::program::{Home, Running};
@@ -109,7 +107,7 @@ fn the_token_of_another_lock_is_not_passed_on() {
 #[test]
 fn the_command_inherits_no_open_file() {
     let home = Home::new();
-    let mut alone = Command::new("ls");
+    let mut alone = std::process::Command::new("ls");
     alone.arg("/proc/self/fd");
     let expected = Running::start(alone).finish();
     home.run("deploy -- ls /proc/self/fd")

@@ -36,6 +36,7 @@ impl Home {
     }
 
     /// The one lock file that there is, for a test to take away.
+    #[cfg(target_os = "linux")]
     pub(crate) fn lock_file(&self) -> PathBuf {
         let mut files = fs::read_dir(self.locks())
             .unwrap()
@@ -55,6 +56,7 @@ impl Home {
     }
 
     /// `with_lock` with these words, run by another program, such as `setsid`.
+    #[cfg(target_os = "linux")]
     pub(crate) fn through(&self, program: &[&str], words: &str) -> Command {
         let mut command = Command::new(program[0]);
         command

@@ -4,6 +4,7 @@ use rustix::process::Signal;
 
 use crate::program::{Home, Running, wait_until, wait_until_gone};
 
+#[cfg(target_os = "linux")]
 const TRAPS: &str =
     "trap 'echo hup' HUP; trap 'echo term' TERM; trap 'echo usr1' USR1; trap 'echo usr2' USR2
     trap 'echo int' INT; trap 'echo quit; exit 5' QUIT; echo ready; while :; do sleep 0.01; done";
