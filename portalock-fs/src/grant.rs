@@ -96,7 +96,7 @@ impl Store {
     pub(crate) fn present(&self, name: &FileName, record: &Record) -> Vec<Entry> {
         match &record.last {
             Some(last) if last.mode == Mode::Shared => self.readers(name).unwrap_or_default(),
-            _ => record.present().cloned().into_iter().collect(),
+            _ => record.present().into_iter().collect(),
         }
     }
 
