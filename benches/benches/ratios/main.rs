@@ -6,6 +6,7 @@
 //!
 //! Without a section all are run. `--quick` runs few rounds: enough to see that it works, not to believe a figure.
 
+mod files;
 mod memory;
 
 use std::env;
@@ -15,7 +16,7 @@ use portalock_benches::Failure;
 /// A section: its name, and how to run it.
 type Section = (&'static str, fn(Effort) -> Result<(), Failure>);
 
-const SECTIONS: &[Section] = &[("memory", memory::run)];
+const SECTIONS: &[Section] = &[("memory", memory::run), ("files", files::run)];
 
 /// How much to measure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,6 +46,9 @@ impl Effort {
 }
 
 fn main() -> Result<(), Failure> {
+    if files::run_as_child()? {
+        return Ok(());
+    }
     // Cargo adds `--bench`.
     let words: Vec<String> = env::args()
         .skip(1)
