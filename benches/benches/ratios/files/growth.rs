@@ -1,6 +1,7 @@
 //! How the cost of one operation grows with what is there besides: names, holders, waiters.
 
 use std::{
+    fs,
     path::Path,
     time::{Duration, Instant},
 };
@@ -15,10 +16,7 @@ use super::{
 };
 use crate::Effort;
 
-const PLOT: &str = concat!(
-    env!("CARGO_MANIFEST_DIR"),
-    "/../docs/plots/files-growth.svg"
-);
+const PLOTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/plots");
 const DECADES: [u32; 4] = [10, 100, 1_000, 10_000];
 const PROCESSES: [u32; 4] = [2, 8, 32, 128];
 
@@ -53,8 +51,10 @@ pub(crate) fn run(effort: Effort) -> Result<(), Failure> {
         series.push((what.to_owned(), points));
     }
     if effort == Effort::Full {
+        fs::create_dir_all(PLOTS)?;
         let title = "Files: one operation beside many others";
-        plot::write(PLOT.as_ref(), title, "how many", "µs", &series)?;
+        let path = Path::new(PLOTS).join("files-growth.svg");
+        plot::write(&path, title, "how many", "µs", &series)?;
     }
     Ok(())
 }
