@@ -203,7 +203,6 @@ impl Client {
             self.give_up(&file_name, &held, certain)
         });
         if place.leave(request.owner) || had_held {
-            place.poll_soon();
             place.wake_first();
         }
         place.settle();
@@ -239,8 +238,7 @@ impl Client {
     /// Who holds by what the lock file says; nobody if it can't be read or is just being written.
     fn present_holder(&self, file_name: &FileName, file: &LockFile) -> Option<Holder> {
         let record = self.store.read(file_name, file).ok()?;
-        let present = self.store.present(file_name, &record);
-        present.into_iter().next().map(|entry| entry.holder)
+        self.store.a_holder(file_name, &record)
     }
 
     fn holder(&self, request: &LockRequest) -> Holder {
@@ -302,7 +300,6 @@ impl Client {
             }
         }
         // Those who wait must go on to the file that is there now, if any.
-        place.poll_soon();
         place.wake_first();
     }
 

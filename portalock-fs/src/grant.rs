@@ -25,6 +25,9 @@ use crate::{
 /// midst of them.
 const PATIENCE: Duration = Duration::from_millis(2);
 
+/// How many slots are looked at before a list of readers gets longer.
+const LOOKS: usize = 4;
+
 /// A grant, as written down.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Written {
@@ -109,24 +112,35 @@ impl Store {
     /// Who holds by what was written down, while somebody does.
     pub(crate) fn present(&self, name: &FileName, record: &Record) -> Vec<Entry> {
         match &record.last {
-            Some(last) if last.mode == Mode::Shared => self.readers(name).unwrap_or_default(),
-            _ => record.present().cloned().into_iter().collect(),
+            Some(last) if last.mode == Mode::Shared => {
+                self.readers(name, usize::MAX).unwrap_or_default()
+            }
+            _ => record.present().into_iter().collect(),
         }
     }
 
-    /// The readers who have not released, and whose process is there.
-    fn readers(&self, name: &FileName) -> Result<Vec<Entry>, FsError> {
+    /// One of them: of many readers not each is looked at.
+    pub(crate) fn a_holder(&self, name: &FileName, record: &Record) -> Option<Holder> {
+        let entry = match &record.last {
+            Some(last) if last.mode == Mode::Shared => self.readers(name, 1).ok()?.pop(),
+            _ => record.present(),
+        };
+        entry.map(|entry| entry.holder)
+    }
+
+    /// The readers who have not released, and whose process is there: so many at most.
+    fn readers(&self, name: &FileName, most: usize) -> Result<Vec<Entry>, FsError> {
         let Some(file) = self.open_existing(&name.beside(READERS_SUFFIX))? else {
             return Ok(Vec::new());
         };
         if !self.beside {
-            return present_readers(&file);
+            return present_readers(&file, most);
         }
         // Locks are mandatory: the list can't be read while somebody else has it locked.
         if !self.lock_list(&file)? {
             return Ok(Vec::new());
         }
-        let present = present_readers(&file);
+        let present = present_readers(&file, most);
         self.unlock(&file);
         present
     }
@@ -194,8 +208,7 @@ fn write_grant(
 
 /// Writes `entry` into a free slot. It says which.
 fn add_reader(readers: &File, entry: &Entry, is_first: bool) -> Result<u64, FsError> {
-    let mut slot = 0;
-    if is_first {
+    let slot = if is_first {
         let mut start = [0; SLOT];
         let filled = read_at(readers, &mut start, 0)?;
         if !record::is_ours(&start[..filled]) {
@@ -204,29 +217,43 @@ fn add_reader(readers: &File, entry: &Entry, is_first: bool) -> Result<u64, FsEr
         readers
             .set_len(0)
             .map_err(|error| FsError::new("clear the list of shared holders of", error))?;
+        0
     } else {
-        while let Slot::Entry(other) = read_slot(readers, slot)? {
-            if is_gone(&other, &entry.holder) {
-                break;
-            }
-            slot += 1;
-        }
-    }
+        free_slot(readers, &entry.holder)?
+    };
     write(readers, &(slot * SLOT as u64, record::render_slot(entry)))?;
     Ok(slot)
 }
 
-fn present_readers(list: &LockFile) -> Result<Vec<Entry>, FsError> {
+fn present_readers(list: &LockFile, most: usize) -> Result<Vec<Entry>, FsError> {
     let here = Holder::this_process(None);
     let mut present = Vec::new();
     for slot in 0.. {
         match read_slot(&list.file, slot)? {
+            _ if present.len() >= most => break,
             Slot::End => break,
             Slot::Entry(entry) if !is_gone(&entry, &here) => present.push(entry),
             Slot::Entry(_) | Slot::Blank => {}
         }
     }
     Ok(present)
+}
+
+/// A slot that nobody uses: the last one, one of a few looked at at random, or a new one. So a list gets a little longer
+/// than it must be, and a reader's grant takes no longer the more readers there are.
+fn free_slot(readers: &File, here: &Holder) -> Result<u64, FsError> {
+    let metadata = readers
+        .metadata()
+        .map_err(|error| FsError::new("look at", error))?;
+    let slots = metadata.len().div_ceil(SLOT as u64);
+    let last = slots.checked_sub(1).into_iter();
+    for slot in last.chain((0..LOOKS).map(|_| fastrand::u64(0..slots.max(1)))) {
+        match read_slot(readers, slot)? {
+            Slot::Entry(other) if !is_gone(&other, here) => {}
+            Slot::Entry(_) | Slot::Blank | Slot::End => return Ok(slot),
+        }
+    }
+    Ok(slots)
 }
 
 /// Whether a reader's process ended without a release, as far as its own host can tell.

@@ -165,5 +165,5 @@ fn may_be_held(record: &Record) -> bool {
     record
         .last
         .as_ref()
-        .is_some_and(|last| last.mode == Mode::Shared || record.present().is_some())
+        .is_some_and(|last| last.mode == Mode::Shared || record.is_present())
 }

@@ -4,7 +4,7 @@
 //! together. Only they go to the file system.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{BTreeMap, HashMap},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -86,7 +86,9 @@ impl Drop for Visit<'_> {
 #[derive(Debug, Default)]
 pub(crate) struct Place {
     pub(crate) held: Vec<Held>,
-    waiters: VecDeque<Waiter>,
+    /// By ticket, so in the order of their coming. Any of them may leave at any time.
+    waiters: BTreeMap<u64, Waiter>,
+    tickets: HashMap<OwnerId, u64>,
     /// The file that the contender tries to lock. It stays open while anybody waits: closing it would wake the waiters
     /// of other processes.
     pub(crate) candidate: Option<LockFile>,
@@ -147,27 +149,34 @@ impl Place {
     /// Whether it is this owner's turn, as far as those who came before it here are concerned.
     pub(crate) fn has_turn(&self, owner: OwnerId, mode: Mode) -> bool {
         self.waiters
-            .iter()
+            .values()
             .take_while(|waiter| waiter.owner != owner)
             .all(|ahead| compatible(ahead.mode, mode))
     }
 
     /// Takes a place at the end of the queue, unless the owner has one.
     pub(crate) fn join(&mut self, owner: OwnerId, mode: Mode, holder: &Holder) {
-        if !self.waiters.iter().any(|waiter| waiter.owner == owner) {
-            self.waiters.push_back(Waiter {
+        if self.tickets.contains_key(&owner) {
+            return;
+        }
+        let last = self.waiters.last_key_value();
+        let ticket = last.map_or(0, |(last, _)| last + 1);
+        self.tickets.insert(owner, ticket);
+        self.waiters.insert(
+            ticket,
+            Waiter {
                 owner,
                 mode,
                 holder: holder.clone(),
                 line: None,
                 next_poll: FIRST_POLL,
-            });
-        }
+            },
+        );
     }
 
     /// Opens the owner's line. False if it does not wait here.
     pub(crate) fn listen(&mut self, owner: OwnerId, line: WakeSender) -> bool {
-        let waiter = self.waiters.iter_mut().find(|waiter| waiter.owner == owner);
+        let waiter = self.waiter(owner);
         let waits = waiter.is_some();
         if let Some(waiter) = waiter {
             waiter.line = Some(line);
@@ -177,22 +186,26 @@ impl Place {
 
     /// Takes the owner out of the queue. Those who then stand first are woken by [`wake_first`](Self::wake_first).
     pub(crate) fn leave(&mut self, owner: OwnerId) -> bool {
-        let before = self.waiters.len();
-        self.waiters.retain(|waiter| waiter.owner != owner);
-        self.waiters.len() < before
+        let ticket = self.tickets.remove(&owner);
+        ticket.is_some_and(|ticket| self.waiters.remove(&ticket).is_some())
     }
 
-    /// Tells those whose turn it is to try now: the first waiter, or all the shared ones who stand first together.
-    pub(crate) fn wake_first(&self) {
-        for (at, waiter) in self.waiters.iter().enumerate() {
-            if at > 0 && waiter.mode == Mode::Exclusive {
+    fn waiter(&mut self, owner: OwnerId) -> Option<&mut Waiter> {
+        self.waiters.get_mut(self.tickets.get(&owner)?)
+    }
+
+    /// Tells those whose turn it is to try now: the first waiter, or all the shared ones who stand first together. Only they
+    /// ever look by themselves; something has changed, so their next pause is short again.
+    pub(crate) fn wake_first(&mut self) {
+        let mut is_last = false;
+        for (at, waiter) in self.waiters.values_mut().enumerate() {
+            if is_last || at > 0 && waiter.mode == Mode::Exclusive {
                 break;
             }
+            is_last = waiter.mode == Mode::Exclusive;
+            waiter.next_poll = FIRST_POLL;
             if let Some(line) = &waiter.line {
                 line.wake();
-            }
-            if waiter.mode == Mode::Exclusive {
-                break;
             }
         }
     }
@@ -200,26 +213,16 @@ impl Place {
     /// How long the owner sleeps before it looks again, where nothing wakes it: twice as long each time, and shortened at
     /// random, so that waiters of several processes don't look in step.
     pub(crate) fn next_poll(&mut self, owner: OwnerId, most: Duration) -> Option<Duration> {
-        let waiter = self
-            .waiters
-            .iter_mut()
-            .find(|waiter| waiter.owner == owner)?;
+        let waiter = self.waiter(owner)?;
         let pause = waiter.next_poll.min(most);
         waiter.next_poll = (pause * 2).min(most);
         Some(pause.mul_f64(1.0 - 0.25 * fastrand::f64()))
     }
 
-    /// The next pause of all who wait is short again: something has changed.
-    pub(crate) fn poll_soon(&mut self) {
-        for waiter in &mut self.waiters {
-            waiter.next_poll = FIRST_POLL;
-        }
-    }
-
     /// Those who wait here, the first one first.
     pub(crate) fn waiters(&self) -> impl Iterator<Item = (&Holder, Mode)> {
         self.waiters
-            .iter()
+            .values()
             .map(|waiter| (&waiter.holder, waiter.mode))
     }
 
@@ -228,6 +231,8 @@ impl Place {
         if self.waiters.is_empty() {
             self.watching = None;
             self.candidate = None;
+            // A holder that was waited for by many keeps no room for them.
+            self.tickets = HashMap::new();
         }
     }
 

@@ -1,9 +1,12 @@
 //! What a lock file says: the last token, and who holds. Whole after any crash.
 //!
 //! Two slots of [`SLOT`] bytes are written in turn, so a write that a crash tore damages the older grant only; its own
-//! grant was never given out. Each slot is a line of text with a checksum; the valid one with the larger token counts.
+//! grant was never given out. Each slot is a line of text with a checksum, and NULs to its end; the valid one with the
+//! larger token counts. Only its token is read for a new grant; its holder, when somebody asks.
 //! After the slots stands the token of the last grant that was released in good order, and after that, where the file's
 //! name is a hash, the lock's name.
+
+use std::io::Write;
 
 use portalock_core::{FencingToken, Holder, LockName, Mode};
 
@@ -18,6 +21,8 @@ pub(crate) const LONGEST: usize = NAME_AT + LockName::MAX_BYTES + 1;
 
 const MARK: usize = 32;
 const MAGIC: &str = "portalock 1 ";
+/// Where what the checksum is of begins: after it, and a space.
+const BODY_AT: usize = MAGIC.len() + 17;
 /// The longest host name and label that a slot has room for, in characters.
 const LONGEST_TEXT: usize = 120;
 
@@ -29,11 +34,27 @@ pub(crate) struct Entry {
     pub(crate) holder: Holder,
 }
 
+/// A grant as it stands in a slot.
+#[derive(Debug, Clone, Copy)]
+struct Slot<'b> {
+    token: FencingToken,
+    mode: Mode,
+    holder: &'b str,
+}
+
+/// The newest grant that stands in a lock file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Last {
+    pub(crate) token: FencingToken,
+    pub(crate) mode: Mode,
+    holder: Box<str>,
+}
+
 /// All that a lock file says.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct Record {
     /// The newest grant.
-    pub(crate) last: Option<Entry>,
+    pub(crate) last: Option<Last>,
     /// The slot that the next grant is written to.
     next_slot: usize,
     /// The last grant that was released in good order.
@@ -52,7 +73,7 @@ impl Record {
         let slot = |index: usize| {
             let from = (index * SLOT).min(bytes.len());
             let to = (from + SLOT).min(bytes.len());
-            parse_slot(&bytes[from..to])
+            Slot::parse(&bytes[from..to])
         };
         let (last, next_slot) = match (slot(0), slot(1)) {
             (Some(first), Some(second)) if second.token > first.token => (Some(second), 0),
@@ -72,18 +93,24 @@ impl Record {
             .and_then(|bytes| until(bytes, 0))
             .map(str::to_owned);
         Ok(Self {
-            last,
+            last: last.map(Last::from),
             next_slot,
             released,
             name,
         })
     }
 
-    /// The newest grant, unless its holder released it.
-    pub(crate) fn present(&self) -> Option<&Entry> {
+    /// Whether the newest grant's holder has not released it.
+    pub(crate) fn is_present(&self) -> bool {
         self.last
             .as_ref()
-            .filter(|entry| self.released != Some(entry.token))
+            .is_some_and(|last| self.released != Some(last.token))
+    }
+
+    /// The newest grant, unless its holder released it, or can't be read.
+    pub(crate) fn present(&self) -> Option<Entry> {
+        let last = self.last.as_ref().filter(|_| self.is_present())?;
+        entry(last.token, last.mode, &last.holder)
     }
 
     /// The last token.
@@ -127,52 +154,89 @@ fn until(bytes: &[u8], end: u8) -> Option<&str> {
     std::str::from_utf8(&bytes[..end]).ok()
 }
 
-pub(crate) fn parse_slot(bytes: &[u8]) -> Option<Entry> {
-    let rest = line(bytes)?.trim_end().strip_prefix(MAGIC)?;
-    let (sum, body) = rest.split_once(' ')?;
-    if u64::from_str_radix(sum, 16).ok()? != checksum(body) {
-        return None;
+impl<'b> Slot<'b> {
+    fn parse(bytes: &'b [u8]) -> Option<Self> {
+        let rest = line(bytes)?.strip_prefix(MAGIC)?;
+        let (sum, body) = rest.split_once(' ')?;
+        if u64::from_str_radix(sum, 16).ok()? != checksum(body.as_bytes()) {
+            return None;
+        }
+        let (token, body) = body.split_once(' ')?;
+        let (mode, holder) = body.split_once(' ')?;
+        Some(Self {
+            token: FencingToken::new(token.parse().ok()?),
+            mode: match mode {
+                "exclusive" => Mode::Exclusive,
+                "shared" => Mode::Shared,
+                _ => return None,
+            },
+            holder,
+        })
     }
-    let (token, body) = body.split_once(' ')?;
-    let (mode, holder) = body.split_once(' ')?;
+}
+
+impl From<Slot<'_>> for Last {
+    fn from(slot: Slot<'_>) -> Self {
+        Self {
+            token: slot.token,
+            mode: slot.mode,
+            holder: slot.holder.into(),
+        }
+    }
+}
+
+fn entry(token: FencingToken, mode: Mode, holder: &str) -> Option<Entry> {
     Some(Entry {
-        token: FencingToken::new(token.parse().ok()?),
-        mode: match mode {
-            "exclusive" => Mode::Exclusive,
-            "shared" => Mode::Shared,
-            _ => return None,
-        },
+        token,
+        mode,
         holder: serde_json::from_str(holder).ok()?,
     })
 }
 
+pub(crate) fn parse_slot(bytes: &[u8]) -> Option<Entry> {
+    let slot = Slot::parse(bytes)?;
+    entry(slot.token, slot.mode, slot.holder)
+}
+
 pub(crate) fn render_slot(entry: &Entry) -> Vec<u8> {
-    let mut holder = entry.holder.clone();
-    let mut room = LONGEST_TEXT;
-    loop {
-        // Never fails: the type has string keys only. An unreadable holder would still leave the token whole.
-        let json = serde_json::to_string(&holder).unwrap_or_else(|_| "null".to_owned());
-        let body = format!("{:020} {} {json}", entry.token.get(), entry.mode);
-        let mut line = format!("{MAGIC}{:016x} {body}", checksum(&body)).into_bytes();
-        if line.len() < SLOT {
-            line.resize(SLOT - 1, b' ');
-            line.push(b'\n');
-            return line;
-        }
+    let mut line = render_line(entry.token, entry.mode, &entry.holder);
+    let (mut holder, mut room) = (None, LONGEST_TEXT);
+    while line.len() > SLOT {
+        let holder = holder.get_or_insert_with(|| entry.holder.clone());
         holder.host = shorten(&holder.host, room);
-        holder.label = holder.label.map(|label| shorten(&label, room));
+        holder.label = holder.label.as_ref().map(|label| shorten(label, room));
         room /= 2;
+        line = render_line(entry.token, entry.mode, holder);
     }
+    line.resize(SLOT, 0);
+    line
+}
+
+fn render_line(token: FencingToken, mode: Mode, holder: &Holder) -> Vec<u8> {
+    let mut line = Vec::with_capacity(SLOT);
+    line.extend_from_slice(MAGIC.as_bytes());
+    line.resize(BODY_AT, b' ');
+    // Neither fails: memory takes any bytes, and the type has string keys only.
+    let _ = write!(line, "{:020} {mode} ", token.get());
+    let _ = serde_json::to_writer(&mut line, holder);
+    let sum = checksum(&line[BODY_AT..]);
+    let _ = write!(&mut line[MAGIC.len()..], "{sum:016x}");
+    line.push(b'\n');
+    line
 }
 
 fn shorten(text: &str, most: usize) -> std::sync::Arc<str> {
     text.chars().take(most).collect::<String>().into()
 }
 
-/// FNV-1a: it is there to notice a torn write, not an attack.
-fn checksum(text: &str) -> u64 {
-    text.bytes().fold(0xcbf2_9ce4_8422_2325, |sum, byte| {
-        (sum ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+/// FNV-1a, eight bytes at a time: it is there to notice a torn write, not an attack.
+fn checksum(body: &[u8]) -> u64 {
+    body.chunks(8).fold(0xcbf2_9ce4_8422_2325, |sum, chunk| {
+        let mut word = [0; 8];
+        word[..chunk.len()].copy_from_slice(chunk);
+        let mixed = (sum ^ u64::from_le_bytes(word)).wrapping_mul(0x0100_0000_01b3);
+        // A factor's high bits reach the product's high bits only: folded down, they reach all.
+        mixed ^ (mixed >> 32)
     })
 }
 
@@ -213,7 +277,7 @@ mod tests {
     fn the_newest_grant_is_read_back() {
         for last in 1..=5 {
             let record = Record::parse(&grants(1..=last)).unwrap();
-            assert_eq!(record.present(), Some(&entry(last)));
+            assert_eq!(record.present(), Some(entry(last)));
         }
     }
 
@@ -270,7 +334,7 @@ mod tests {
             long.holder.host = "h".repeat(5_000).into();
             let mut file = Vec::new();
             put(&mut file, Record::default().write(&long));
-            let read = Record::parse(&file).unwrap().last.unwrap();
+            let read = Record::parse(&file).unwrap().present().unwrap();
             assert_eq!(read.token, FencingToken::new(9));
             assert_eq!(read.holder.pid, 42);
             assert!(read.holder.label.is_some_and(|label| !label.is_empty()));

@@ -6,6 +6,7 @@
 //!
 //! Without a section all are run. `--quick` runs few rounds: enough to see that it works, not to believe a figure.
 
+mod files;
 mod memory;
 mod timeouts;
 
@@ -17,7 +18,11 @@ use tokio::runtime::{Builder, Runtime};
 /// A section: its name, and how to run it.
 type Section = (&'static str, fn(Effort) -> Result<(), Failure>);
 
-const SECTIONS: &[Section] = &[("memory", memory::run), ("timeouts", timeouts::run)];
+const SECTIONS: &[Section] = &[
+    ("memory", memory::run),
+    ("timeouts", timeouts::run),
+    ("files", files::run),
+];
 
 /// Where the plots go.
 pub(crate) const PLOTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/plots");
@@ -60,6 +65,9 @@ impl Effort {
 }
 
 fn main() -> Result<(), Failure> {
+    if files::run_as_child()? {
+        return Ok(());
+    }
     // Cargo adds `--bench`.
     let words: Vec<String> = env::args()
         .skip(1)

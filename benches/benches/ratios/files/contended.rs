@@ -1,0 +1,224 @@
+//! Others want the lock: how soon the next one has it, and how often it passes on in a second.
+
+use std::{
+    path::Path,
+    sync::{Arc, Mutex, PoisonError},
+    thread,
+    time::{Duration, Instant},
+};
+
+use portalock_benches::{
+    Failure,
+    contest::{Contestant, Outcome, contest},
+    report::{Target, per_second, row, table, times},
+};
+use tokio::runtime::Runtime;
+
+use super::{
+    children::{Process, now, turns},
+    taker::{Kind, Taker, current_thread, multi_thread, ours},
+};
+use crate::Effort;
+
+const PROCESSES: u32 = 32;
+/// Until a child that was told to wait does so. Nothing depends on it but how honest the figure is.
+const SETTLE: Duration = Duration::from_millis(3);
+
+pub(crate) fn run(effort: Effort) -> Result<(), Failure> {
+    latency(effort)?;
+    processes(effort)?;
+    tasks(effort)
+}
+
+fn latency(effort: Effort) -> Result<(), Failure> {
+    let directory = tempfile::tempdir()?;
+    let handoffs = effort.of(50);
+    let contestants = [
+        Kind::Flock,
+        Kind::Blocking,
+        Kind::CurrentThread,
+        Kind::MultiThread,
+        Kind::DistributedLock,
+    ]
+    .map(|kind| passing_on(kind, directory.path(), handoffs));
+    let contestants = contestants.into_iter().collect::<Result<Vec<_>, _>>()?;
+    table("Files: from one process's release to another's acquire");
+    let outcomes = contest(effort.rounds().min(7), contestants)?;
+    times(&outcomes, Target::AtMost(2.0));
+    Ok(())
+}
+
+/// This process frees what a child waits for. Both read the same clock.
+fn passing_on(kind: Kind, directory: &Path, handoffs: u32) -> Result<Contestant<'static>, Failure> {
+    let taker = Taker::new(kind, directory)?;
+    let mut child = Process::start(&["wait", &kind.to_string()], directory, &[])?;
+    Ok(Contestant::new(kind.to_string(), move || {
+        let mut all = Vec::new();
+        for _ in 0..handoffs {
+            let freed = taker.take(|| {
+                child.tell()?;
+                thread::sleep(SETTLE);
+                Ok(now())
+            })?;
+            all.push(child.hear()?.parse::<i64>()? - freed);
+        }
+        all.sort_unstable();
+        let median = all.get(all.len() / 2).copied().unwrap_or_default();
+        Ok(Duration::from_nanos(u64::try_from(median)?))
+    }))
+}
+
+fn processes(effort: Effort) -> Result<(), Failure> {
+    let time = Duration::from_millis(effort.of(1_000).into());
+    let spread = Mutex::new(Vec::new());
+    let contestants = [
+        Kind::Flock,
+        Kind::Blocking,
+        Kind::CurrentThread,
+        Kind::DistributedLock,
+    ]
+    .map(|kind| {
+        let spread = &spread;
+        Contestant::new(kind.to_string(), move || {
+            let turns = turns(kind, PROCESSES, time)?;
+            let mut spread = spread.lock().unwrap_or_else(PoisonError::into_inner);
+            spread.push((kind, turns.each));
+            Ok(turns.handoff)
+        })
+    });
+    table(&format!(
+        "Files: {PROCESSES} processes and one lock, handoffs to another process"
+    ));
+    let outcomes = contest(effort.rounds().min(5), contestants.into())?;
+    rates(&outcomes, Target::AtLeast(0.4));
+    println!();
+    for kind in [Kind::Flock, Kind::Blocking, Kind::CurrentThread] {
+        let spread = spread.lock().unwrap_or_else(PoisonError::into_inner);
+        let turns = || {
+            let of_kind = spread.iter().filter(|(of, _)| *of == kind);
+            of_kind.flat_map(|(_, each)| each)
+        };
+        let (fewest, most) = (turns().min(), turns().max());
+        println!(
+            "Turns of one process in {} ms, {kind}: from {} to {}.",
+            time.as_millis(),
+            fewest.unwrap_or(&0),
+            most.unwrap_or(&0)
+        );
+    }
+    Ok(())
+}
+
+fn tasks(effort: Effort) -> Result<(), Failure> {
+    let directory = tempfile::tempdir()?;
+    let directory = directory.path();
+    let time = Duration::from_millis(effort.of(500).into());
+    let ours = |name: &str, runtime: fn() -> std::io::Result<Runtime>| {
+        Contestant::new(name, move || tasks_take_turns(directory, &runtime()?, time))
+    };
+    table(&format!(
+        "Files: {PROCESSES} tasks of one process and one lock, handoffs to another task"
+    ));
+    let outcomes = contest(
+        effort.rounds().min(7),
+        vec![
+            Contestant::new("floor: as many threads, open, flock, unlock, close", || {
+                threads_take_turns(directory, time)
+            }),
+            ours("portalock, async, current-thread", current_thread),
+            ours("portalock, async, multi-thread", multi_thread),
+        ],
+    )?;
+    rates(&outcomes, Target::AtLeast(1.0));
+    Ok(())
+}
+
+/// Whose turn it was last, and how often it passed on.
+#[derive(Debug, Default)]
+struct Ledger(Mutex<(Option<u32>, u32)>);
+
+impl Ledger {
+    fn note(&self, me: u32) {
+        let mut ledger = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if ledger.0 != Some(me) {
+            *ledger = (Some(me), ledger.1 + 1);
+        }
+    }
+
+    fn handoff(&self, took: Duration) -> Duration {
+        let ledger = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        took / ledger.1.max(1)
+    }
+}
+
+fn threads_take_turns(directory: &Path, time: Duration) -> Result<Duration, Failure> {
+    let ledger = Ledger::default();
+    let started = Instant::now();
+    thread::scope(|scope| {
+        let threads: Vec<_> = (0..PROCESSES)
+            .map(|me| {
+                let ledger = &ledger;
+                scope.spawn(move || -> Result<(), Failure> {
+                    let taker = Taker::new(Kind::Flock, directory)?;
+                    while started.elapsed() < time {
+                        taker.take(|| {
+                            ledger.note(me);
+                            Ok(())
+                        })?;
+                    }
+                    Ok(())
+                })
+            })
+            .collect();
+        threads.into_iter().try_for_each(|thread| {
+            thread
+                .join()
+                .unwrap_or_else(|_| Err("a thread panicked".into()))
+        })
+    })?;
+    Ok(ledger.handoff(started.elapsed()))
+}
+
+fn tasks_take_turns(
+    directory: &Path,
+    runtime: &Runtime,
+    time: Duration,
+) -> Result<Duration, Failure> {
+    let lock = ours(directory, "tasks")?;
+    let ledger = Arc::new(Ledger::default());
+    let started = Instant::now();
+    runtime.block_on(async {
+        let tasks: Vec<_> = (0..PROCESSES)
+            .map(|me| {
+                let (lock, ledger) = (lock.clone(), ledger.clone());
+                tokio::spawn(async move {
+                    while started.elapsed() < time {
+                        let _guard = lock.acquire().await?;
+                        ledger.note(me);
+                        // A task that awaits nothing keeps its thread, and no other one gets to ask.
+                        tokio::task::yield_now().await;
+                    }
+                    Ok::<_, Failure>(())
+                })
+            })
+            .collect();
+        for task in tasks {
+            task.await??;
+        }
+        Ok::<_, Failure>(())
+    })?;
+    Ok(ledger.handoff(started.elapsed()))
+}
+
+/// As rates: more is better.
+fn rates(outcomes: &[Outcome], target: Target) {
+    for outcome in outcomes {
+        let is_ours = outcome.name.starts_with("portalock");
+        row(
+            &outcome.name,
+            per_second(outcome.time),
+            1.0 / outcome.ratio,
+            if is_ours { target } else { Target::None },
+        );
+    }
+}
