@@ -8,7 +8,7 @@ use async_trait::async_trait;
 use portalock_core::{DynBackend, DynSemaphore, LockName, SlotSemaphore};
 use portalock_fs::{Calls, FsBackend, FsSettings, Watch};
 use portalock_testkit::{
-    Fixture, FixtureError,
+    Fixture, FixtureError, HelperCommand, Suite,
     cases::{self, Case},
 };
 use support::wine;
@@ -106,7 +106,18 @@ mod in_other_threads {
 #[test]
 #[ignore = "it runs all cases once more, and prints the report"]
 fn the_report() {
-    let report = portalock_testkit::run(|| async { locks(FsSettings::new) });
+    let helper = HelperCommand::new(
+        std::env::current_exe().unwrap(),
+        [
+            "by_default::helper_process",
+            "--exact",
+            "--ignored",
+            "--nocapture",
+        ],
+    );
+    let report = Suite::new(|| async { locks(FsSettings::new) })
+        .with_helper(helper)
+        .run();
     println!("{report}");
     assert!(report.is_success());
 }
