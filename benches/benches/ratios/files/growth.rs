@@ -96,7 +96,7 @@ fn held(directory: &Path, count: u32) -> Result<Duration, Failure> {
     let (one, others) = locks.split_first().ok_or("no lock")?;
     let _others = others
         .iter()
-        .map(|lock| lock.acquire())
+        .map(blocking::Lock::acquire)
         .collect::<Result<Vec<_>, _>>()?;
     typical(RUNS, || {
         let started = Instant::now();
