@@ -1,5 +1,7 @@
 //! Single operations, each in a group with its floor, by criterion: for seeing whether a change made one slower.
 
+mod files;
+
 use criterion::{Criterion, criterion_group, criterion_main};
 use portalock_core::{Lock, MemoryBackend};
 use tokio::runtime::{Builder, Runtime};
@@ -30,5 +32,5 @@ fn memory(criterion: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(all, memory);
+criterion_group!(all, memory, files::files);
 criterion_main!(all);

@@ -6,8 +6,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use portalock_benches::{Failure, plot, report::micros};
+use portalock_benches::{Failure, contest::median, plot, report::micros};
 use portalock_core::{Lock, blocking};
+use portalock_fs::FsBackend;
 use tokio::task::yield_now;
 
 use super::{
@@ -59,7 +60,19 @@ pub(crate) fn run(effort: Effort) -> Result<(), Failure> {
     Ok(())
 }
 
-const PAIRS: u32 = 10_000;
+const RUNS: usize = 9;
+const PAIRS: u32 = 1_000;
+
+/// The median of some runs.
+fn typical(
+    runs: usize,
+    mut run: impl FnMut() -> Result<Duration, Failure>,
+) -> Result<Duration, Failure> {
+    let times = (0..runs)
+        .map(|_| Ok(run()?.as_secs_f64()))
+        .collect::<Result<_, Failure>>()?;
+    Ok(Duration::from_secs_f64(median(times)))
+}
 
 fn names(directory: &Path, count: u32) -> Result<Duration, Failure> {
     let locks = many(directory, count)?;
@@ -67,11 +80,14 @@ fn names(directory: &Path, count: u32) -> Result<Duration, Failure> {
     for lock in &locks {
         drop(lock.acquire()?);
     }
-    let started = Instant::now();
-    for lock in locks.iter().cycle().take(PAIRS as usize) {
-        drop(lock.acquire()?);
-    }
-    Ok(started.elapsed() / PAIRS)
+    let mut round = locks.iter().cycle();
+    typical(RUNS, || {
+        let started = Instant::now();
+        for lock in round.by_ref().take(PAIRS as usize) {
+            drop(lock.acquire()?);
+        }
+        Ok(started.elapsed() / PAIRS)
+    })
 }
 
 fn held(directory: &Path, count: u32) -> Result<Duration, Failure> {
@@ -80,13 +96,15 @@ fn held(directory: &Path, count: u32) -> Result<Duration, Failure> {
     let (one, others) = locks.split_first().ok_or("no lock")?;
     let _others = others
         .iter()
-        .map(|lock| lock.acquire())
+        .map(blocking::Lock::acquire)
         .collect::<Result<Vec<_>, _>>()?;
-    let started = Instant::now();
-    for _ in 0..PAIRS {
-        drop(one.acquire()?);
-    }
-    Ok(started.elapsed() / PAIRS)
+    typical(RUNS, || {
+        let started = Instant::now();
+        for _ in 0..PAIRS {
+            drop(one.acquire()?);
+        }
+        Ok(started.elapsed() / PAIRS)
+    })
 }
 
 fn readers(directory: &Path, count: u32) -> Result<Duration, Failure> {
@@ -94,41 +112,48 @@ fn readers(directory: &Path, count: u32) -> Result<Duration, Failure> {
     let _others = (0..count)
         .map(|_| lock.acquire_shared())
         .collect::<Result<Vec<_>, _>>()?;
-    let pairs = 1_000;
-    let started = Instant::now();
-    for _ in 0..pairs {
-        drop(lock.acquire_shared()?);
-    }
-    Ok(started.elapsed() / pairs)
+    typical(RUNS, || {
+        let started = Instant::now();
+        for _ in 0..PAIRS {
+            drop(lock.acquire_shared()?);
+        }
+        Ok(started.elapsed() / PAIRS)
+    })
 }
 
 fn waiting_tasks(directory: &Path, count: u32) -> Result<Duration, Failure> {
     let lock = ours(directory, "nightly")?;
-    current_thread()?.block_on(async {
-        let held = lock.acquire().await?;
-        let tasks: Vec<_> = (0..count)
-            .map(|_| {
-                let lock = lock.clone();
-                tokio::spawn(async move { lock.acquire().await.map(drop) })
-            })
-            .collect();
-        while lock.inspect().await?.waiters.len() < tasks.len() {
-            yield_now().await;
-        }
-        let started = Instant::now();
-        drop(held);
-        for task in tasks {
-            task.await??;
-        }
-        Ok(started.elapsed() / count)
-    })
+    let runtime = current_thread()?;
+    typical(5, || runtime.block_on(queue_passes(&lock, count)))
+}
+
+/// So many tasks wait, and each has the lock once.
+async fn queue_passes(lock: &Lock<FsBackend>, count: u32) -> Result<Duration, Failure> {
+    let held = lock.acquire().await?;
+    let tasks: Vec<_> = (0..count)
+        .map(|_| {
+            let lock = lock.clone();
+            tokio::spawn(async move { lock.acquire().await.map(drop) })
+        })
+        .collect();
+    while lock.inspect().await?.waiters.len() < tasks.len() {
+        yield_now().await;
+    }
+    let started = Instant::now();
+    drop(held);
+    for task in tasks {
+        task.await??;
+    }
+    Ok(started.elapsed() / count)
 }
 
 fn processes(_directory: &Path, count: u32) -> Result<Duration, Failure> {
-    Ok(turns(Kind::Blocking, count, Duration::from_secs(1))?.handoff)
+    typical(3, || {
+        Ok(turns(Kind::Blocking, count, Duration::from_secs(1))?.handoff)
+    })
 }
 
-fn many(directory: &Path, count: u32) -> Result<Vec<Lock<portalock_fs::FsBackend>>, Failure> {
+fn many(directory: &Path, count: u32) -> Result<Vec<Lock<FsBackend>>, Failure> {
     let lock = ours(directory, "first")?;
     (0..count)
         .map(|name| Ok(Lock::new(lock.backend().clone(), name.to_string())?))
