@@ -6,7 +6,9 @@
 //!
 //! Without a section all are run. `--quick` runs few rounds: enough to see that it works, not to believe a figure.
 
+mod flavours;
 mod memory;
+mod redis;
 
 use std::env;
 
@@ -15,7 +17,7 @@ use portalock_benches::Failure;
 /// A section: its name, and how to run it.
 type Section = (&'static str, fn(Effort) -> Result<(), Failure>);
 
-const SECTIONS: &[Section] = &[("memory", memory::run)];
+const SECTIONS: &[Section] = &[("memory", memory::run), ("redis", redis::run)];
 
 /// How much to measure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,6 +52,9 @@ fn main() -> Result<(), Failure> {
         .skip(1)
         .filter(|word| word != "--bench")
         .collect();
+    if words.first().is_some_and(|word| word == redis::CHILD) {
+        return redis::child(&words[1..]);
+    }
     let effort = if words.iter().any(|word| word == "--quick") {
         Effort::Quick
     } else {

@@ -1,0 +1,138 @@
+//! How cost grows with names, waiters and holders, over three decades.
+
+use std::{path::Path, time::Duration};
+
+use portalock_benches::{Failure, contest::median, plot, report::micros};
+use portalock_core::{Guard, Lock, LockBackend, Policy};
+use portalock_redis::RedisBackend;
+
+use super::{contended::contend, pair};
+use crate::{
+    Effort,
+    flavours::{Flavour, flavours},
+};
+
+const DECADES: [u32; 7] = [1, 3, 10, 30, 100, 300, 1000];
+const ROUNDS: usize = 5;
+
+pub(super) fn run(url: &str, effort: Effort) -> Result<(), Failure> {
+    let flavours = flavours()?;
+    println!("\n### Redis: how cost grows\n");
+    println!("| | runtime | {} |", DECADES.map(|n| n.to_string()).join(" | "));
+    println!("|---|---|{}", "---:|".repeat(DECADES.len()));
+    let plots = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/plots");
+    let mut all = Vec::new();
+    for (axis, what) in [
+        (Axis::Names, "other names held: one pair"),
+        (Axis::Waiters, "waiting tasks on one lock: one handoff"),
+        (Axis::Holders, "others share the lock: one more shared pair"),
+    ] {
+        let mut series = Vec::new();
+        for flavour in &flavours {
+            let backend = flavour.runtime.block_on(RedisBackend::connect(url))?;
+            let mut points = Vec::new();
+            for count in DECADES {
+                let mut took = Vec::new();
+                for _ in 0..ROUNDS {
+                    took.push(axis.measure(flavour, &backend, count, effort)?.as_secs_f64());
+                }
+                points.push((f64::from(count), median(took) * 1e6));
+            }
+            let cells: Vec<_> = points
+                .iter()
+                .map(|point| micros(Duration::from_secs_f64(point.1 / 1e6)))
+                .collect();
+            println!("| {what} | {} | {} |", flavour.name, cells.join(" | "));
+            series.push((flavour.name.to_owned(), points));
+        }
+        all.push((axis, what, series));
+    }
+    if effort == Effort::Quick {
+        return Ok(());
+    }
+    std::fs::create_dir_all(&plots)?;
+    for (axis, what, series) in all {
+        let path = plots.join(format!("redis-{}.svg", axis.name()));
+        plot::write(&path, &format!("Redis: {what}"), axis.name(), "µs", &series)?;
+    }
+    Ok(())
+}
+
+#[derive(Clone, Copy)]
+enum Axis {
+    Names,
+    Waiters,
+    Holders,
+}
+
+impl Axis {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Names => "names",
+            Self::Waiters => "waiters",
+            Self::Holders => "holders",
+        }
+    }
+
+    fn measure(
+        self,
+        flavour: &Flavour,
+        backend: &RedisBackend,
+        count: u32,
+        effort: Effort,
+    ) -> Result<Duration, Failure> {
+        let backend = backend.clone();
+        let times = effort.of(500);
+        match self {
+            Self::Names => flavour.run(async move {
+                let held = hold(&backend, count, |number| format!("name-{number}"), false).await?;
+                let took = pair(Lock::new(backend, "one more")?, times).await;
+                free(held).await?;
+                took
+            }),
+            Self::Waiters => {
+                // One holds, the others wait.
+                let lock = Lock::new(backend, "waited for")?.with_policy(Policy::forever());
+                let locks = vec![lock; count as usize + 1];
+                let handoffs = effort.of(2_000).max(count * 2);
+                Ok(flavour.run(contend(locks, handoffs))?.0)
+            }
+            Self::Holders => flavour.run(async move {
+                let held = hold(&backend, count, |_| "shared".to_owned(), true).await?;
+                let lock = Lock::new(backend, "shared")?;
+                let started = std::time::Instant::now();
+                for _ in 0..times.min(100) {
+                    lock.acquire_shared().await?.release().await?;
+                }
+                let took = started.elapsed() / times.min(100);
+                free(held).await?;
+                Ok(took)
+            }),
+        }
+    }
+}
+
+async fn hold<B: LockBackend + Clone>(
+    backend: &B,
+    count: u32,
+    name: impl Fn(u32) -> String,
+    shared: bool,
+) -> Result<Vec<Guard<B>>, Failure> {
+    let mut held = Vec::new();
+    for number in 0..count {
+        let lock = Lock::new(backend.clone(), name(number))?;
+        held.push(if shared {
+            lock.acquire_shared().await?
+        } else {
+            lock.acquire().await?
+        });
+    }
+    Ok(held)
+}
+
+async fn free<B: LockBackend>(held: Vec<Guard<B>>) -> Result<(), Failure> {
+    for guard in held {
+        guard.release().await?;
+    }
+    Ok(())
+}
