@@ -60,8 +60,8 @@
 //! - A `maxmemory-policy` that evicts none of our keys: `noeviction`, or memory enough. All keys have a time to live, so
 //!   the `volatile-*` policies evict them too.
 //! - A user with this ACL, for the default prefix: `~portalock/* &portalock/* +eval +evalsha +subscribe +unsubscribe
-//!   +publish +pubsub|numsub +ping +scan +wait +time +get +set +del +pexpire +pexpireat +pttl +hget +hmget +hset +hdel
-//!   +hgetall +zadd +zrem +zrange +zrank +select`. What is missing is a
+//!   +publish +pubsub|numsub +ping +scan +wait +time +mget +set +del +pexpire +pexpireat +pttl +hget +hmget +hset +hdel
+//!   +hgetall +zadd +zrem +zrange +zrevrank +select`. What is missing is a
 //!   [`PermissionDenied`](portalock_core::BackendErrorKind::PermissionDenied) when the session opens.
 //!
 //! # What lies in Redis

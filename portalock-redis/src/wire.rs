@@ -110,8 +110,8 @@ fn time(millis: &str) -> Option<SystemTime> {
 pub(crate) enum Answer {
     Granted(FencingToken),
     Contended {
-        /// The place in the queue, from 0.
-        place: Option<u32>,
+        /// How many wait behind, if it has a place in the queue.
+        behind: Option<u32>,
         holder: Option<Holder>,
     },
     /// The session is dead at the server.
@@ -123,8 +123,8 @@ impl Answer {
         let answer: Vec<&str> = answer.iter().map(String::as_str).collect();
         match answer.as_slice() {
             ["granted", token] => Some(Self::Granted(FencingToken::new(token.parse().ok()?))),
-            ["contended", place, since, who] => Some(Self::Contended {
-                place: place.parse().ok(),
+            ["contended", behind, since, who] => Some(Self::Contended {
+                behind: behind.parse().ok(),
                 holder: holder(since, who),
             }),
             ["ended"] => Some(Self::Ended),
@@ -159,13 +159,16 @@ pub(crate) fn inspection(kind: Kind, answer: &[String]) -> Option<Inspection> {
     )
 }
 
-/// When a waiter looks again whether those before it live. A crash runs no script, so somebody has to: the next one
-/// often, the others rarely, each in case that all before it have died too.
-pub(crate) fn recheck(place: u32, tick: Duration) -> Duration {
-    tick * place.saturating_mul(5).clamp(1, SLOWEST_TICK)
+/// When a waiter looks again whether those before it live. A crash runs no script, so somebody has to: the last in the queue
+/// often, the others rarely, each in case that all behind it have died too.
+///
+/// The last, because it knows that it is: it has just come. The next one would have to be told with every handoff, and in a
+/// busy queue that is a message more for each. A waiter that is no longer the last learns it when it looks.
+pub(crate) fn recheck(behind: u32, tick: Duration) -> Duration {
+    tick * behind.saturating_mul(5).clamp(1, SLOWEST_TICK)
 }
 
-/// How many ticks the last in a long queue leaves out.
+/// How many ticks the next one in a long queue leaves out.
 pub(crate) const SLOWEST_TICK: u32 = 30;
 
 #[cfg(test)]
@@ -199,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn the_further_back_the_rarer() {
+    fn the_more_there_are_behind_the_rarer() {
         let tick = Duration::from_millis(200);
         assert_eq!(recheck(0, tick), tick);
         assert_eq!(recheck(1, tick), tick * 5);

@@ -4,9 +4,12 @@
 //! cargo bench --manifest-path benches/Cargo.toml --bench ratios -- [--quick] [SECTION...]
 //! ```
 //!
-//! Without a section all are run. `--quick` runs few rounds: enough to see that it works, not to believe a figure.
+//! Without a section all are run; `redis` stands for all whose names begin so. `--quick` runs few rounds: enough to see that it works, not to believe a figure.
 
+mod etcd;
 mod flavours;
+mod growth;
+mod locks;
 mod memory;
 mod redis;
 
@@ -17,7 +20,16 @@ use portalock_benches::Failure;
 /// A section: its name, and how to run it.
 type Section = (&'static str, fn(Effort) -> Result<(), Failure>);
 
-const SECTIONS: &[Section] = &[("memory", memory::run), ("redis", redis::run)];
+const SECTIONS: &[Section] = &[
+    ("memory", memory::run),
+    ("redis", redis::run),
+    ("redis-contended", redis::contended),
+    ("redis-kept", redis::kept),
+    ("redis-growth", redis::growth),
+    ("etcd", etcd::run),
+    ("etcd-contended", etcd::contended),
+    ("etcd-growth", etcd::growth),
+];
 
 /// How much to measure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -61,10 +73,11 @@ fn main() -> Result<(), Failure> {
         Effort::Full
     };
     let wanted: Vec<&String> = words.iter().filter(|word| *word != "--quick").collect();
-    if let Some(unknown) = wanted
-        .iter()
-        .find(|word| SECTIONS.iter().all(|(name, _)| name != **word))
-    {
+    if let Some(unknown) = wanted.iter().find(|word| {
+        SECTIONS
+            .iter()
+            .all(|(name, _)| !name.starts_with(word.as_str()))
+    }) {
         let known: Vec<_> = SECTIONS.iter().map(|(name, _)| *name).collect();
         return Err(format!(
             "there is no section {unknown:?}; there are {}",
@@ -73,7 +86,7 @@ fn main() -> Result<(), Failure> {
         .into());
     }
     for (name, run) in SECTIONS {
-        if wanted.is_empty() || wanted.iter().any(|word| word == name) {
+        if wanted.is_empty() || wanted.iter().any(|word| name.starts_with(word.as_str())) {
             run(effort)?;
         }
     }

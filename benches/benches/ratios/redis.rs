@@ -2,7 +2,6 @@
 
 mod bare;
 mod contended;
-mod growth;
 mod kept;
 mod lone;
 mod passing;
@@ -12,9 +11,9 @@ use std::time::{Duration, Instant};
 use portalock_benches::{
     Failure,
     contest::{Contestant, contest},
-    report::{Target, row, table, times},
+    report::{Target, table, times},
 };
-use portalock_core::{Lock, LockBackend};
+use portalock_core::Lock;
 use portalock_redis::RedisBackend;
 use portalock_testkit::servers::RedisServer;
 use redis::aio::MultiplexedConnection;
@@ -24,6 +23,8 @@ use tokio::task::JoinSet;
 use crate::{
     Effort,
     flavours::{Flavour, flavours},
+    growth,
+    locks::{pair, rates},
 };
 use bare::{Bare, noop};
 
@@ -32,25 +33,35 @@ pub(crate) use kept::{CHILD, child};
 /// How many tasks of one process, each with its own name.
 const TASKS: u32 = 64;
 
+/// One client.
 pub(crate) fn run(effort: Effort) -> Result<(), Failure> {
     let server = RedisServer::start()?;
     let url = server.url();
     pairs(&url, effort)?;
     lone::run(&url, effort)?;
-    distinct_names(&url, effort)?;
-    contended::run(&url, effort)?;
-    passing::run(&url, effort)?;
-    kept::run(&url, effort)?;
-    growth::run(&url, effort)
+    distinct_names(&url, effort)
 }
 
-/// Acquires and releases, `times` times: how long one pair took.
-pub(crate) async fn pair<B: LockBackend>(lock: Lock<B>, times: u32) -> Result<Duration, Failure> {
-    let started = Instant::now();
-    for _ in 0..times {
-        lock.acquire().await?.release().await?;
-    }
-    Ok(started.elapsed() / times)
+/// Several clients that want the same lock.
+pub(crate) fn contended(effort: Effort) -> Result<(), Failure> {
+    let server = RedisServer::start()?;
+    contended::run(&server.url(), effort)?;
+    passing::run(&server.url(), effort)
+}
+
+/// What is held.
+pub(crate) fn kept(effort: Effort) -> Result<(), Failure> {
+    let server = RedisServer::start()?;
+    kept::run(&server.url(), effort)
+}
+
+/// Over three decades.
+pub(crate) fn growth(effort: Effort) -> Result<(), Failure> {
+    let server = RedisServer::start()?;
+    let url = server.url();
+    growth::run("Redis", effort, async || {
+        Ok(RedisBackend::connect(&url).await?)
+    })
 }
 
 fn pairs(url: &str, effort: Effort) -> Result<(), Failure> {
@@ -150,21 +161,4 @@ where
         // All of them ran side by side.
         Ok(sum / TASKS / TASKS)
     })
-}
-
-/// The rows of a contest as so many in a second.
-pub(crate) fn rates(
-    names: &[String],
-    outcomes: &[portalock_benches::contest::Outcome],
-    target: Target,
-) {
-    for (name, outcome) in names.iter().zip(outcomes) {
-        let target = if name.starts_with("portalock") {
-            target
-        } else {
-            Target::None
-        };
-        let rate = portalock_benches::report::per_second(outcome.time);
-        row(name, rate, 1.0 / outcome.ratio, target);
-    }
 }

@@ -6,18 +6,27 @@
 -- Answers '1' if the owner held, else '0'.
 
 local owner = ARGV[2]
+local freed = call('HDEL', state, owner)
+local serves, was_last = freed == 1, false
 
-local freed = redis.call('HDEL', state, owner)
 if freed == 0 then
-  if redis.call('HDEL', waiters, owner) == 0 then return '0' end
-  local first = next_owner()
-  redis.call('ZREM', queue, owner)
+  if call('HDEL', waiters, owner) == 0 then return '0' end
   -- Only the next one is in the way of the others.
-  if first ~= owner then return '0' end
+  serves = next_owner() == owner
+  was_last = last_owner() == owner
+  call('ZREM', queue, owner)
 end
 
-if next_owner() then
+local first = serves and next_owner()
+if first then
   read()
-  serve(nil, owner)
+  serve(nil, first, call('HGET', waiters, first))
+end
+
+-- The one that has become the last looks after the holders from now on, and has to be told.
+local tail = was_last and last_owner()
+local text = tail and call('HGET', waiters, tail)
+if text then
+  call('PUBLISH', sessions .. parse(text).session, 'last|' .. tail)
 end
 return whole(freed)

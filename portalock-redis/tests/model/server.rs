@@ -155,7 +155,14 @@ impl Server {
             let token = self.grant(owner, session, rules);
             return told.push((session, Message::Granted(token)));
         }
-        if !self.queue.iter().any(|place| place.0 == owner) {
+        if self.queue.iter().any(|place| place.0 == owner) {
+            while let Some((last, its)) = self.queue.iter().last()
+                && last != owner
+                && !self.hears(its)
+            {
+                self.queue.retain(|place| place.0 != last);
+            }
+        } else {
             self.queue.push((owner, session));
         }
         told.push((session, Message::Contended));

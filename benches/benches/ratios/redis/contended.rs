@@ -13,14 +13,18 @@ use portalock_benches::{
     contest::{Contestant, contest},
     report::{Target, row, table},
 };
-use portalock_core::{Lock, LockBackend, Policy};
+use portalock_core::{Lock, Policy};
 use portalock_redis::RedisBackend;
 use redis::{Value, aio::MultiplexedConnection};
 use rslock::LockManager;
 use tokio::task::JoinSet;
 
-use super::{bare, rates};
-use crate::{Effort, flavours::flavours};
+use super::bare;
+use crate::{
+    Effort,
+    flavours::flavours,
+    locks::{contend, rates},
+};
 
 const CLIENTS: usize = 64;
 /// How long a peer's clients contend in one round: they don't take turns, so no number of acquisitions says when to stop.
@@ -49,9 +53,7 @@ pub(super) fn run(url: &str, effort: Effort) -> Result<(), Failure> {
         let outcomes = contest(
             effort.rounds().min(7),
             vec![
-                Contestant::new("token", || {
-                    flavour.run(pass_token(bare.clone(), handoffs))
-                }),
+                Contestant::new("token", || flavour.run(pass_token(bare.clone(), handoffs))),
                 Contestant::new("portalock", || {
                     let (time, most_to_fewest) = flavour.run(contend(locks.clone(), handoffs))?;
                     spread.push(most_to_fewest);
@@ -89,6 +91,8 @@ async fn pass_token(bare: Vec<MultiplexedConnection>, handoffs: u32) -> Result<D
         return Err("no connection".into());
     };
     let _: Value = redis::cmd("DEL").arg(TOKEN).query_async(&mut first).await?;
+    // Before anybody waits: a connection that waits takes no other command.
+    push(&mut first).await?;
     let left = Arc::new(AtomicU32::new(0));
     let mut tasks = JoinSet::new();
     for mut connection in bare {
@@ -106,7 +110,6 @@ async fn pass_token(bare: Vec<MultiplexedConnection>, handoffs: u32) -> Result<D
         });
     }
     let started = Instant::now();
-    push(&mut first).await?;
     while let Some(done) = tasks.join_next().await {
         done??;
     }
@@ -120,36 +123,6 @@ async fn push(connection: &mut MultiplexedConnection) -> Result<(), Failure> {
         .query_async(connection)
         .await?;
     Ok(())
-}
-
-/// Acquires and releases until so many have been had among all: the time of one, and the most acquisitions of one client
-/// to the fewest of another.
-pub(crate) async fn contend<B: LockBackend>(
-    locks: Vec<Lock<B>>,
-    handoffs: u32,
-) -> Result<(Duration, f64), Failure> {
-    let done = Arc::new(AtomicU32::new(0));
-    let started = Instant::now();
-    let mut tasks = JoinSet::new();
-    for lock in locks {
-        let done = done.clone();
-        tasks.spawn(async move {
-            let mut had = 0;
-            while done.fetch_add(1, Ordering::Relaxed) < handoffs {
-                lock.acquire().await?.release().await?;
-                had += 1;
-            }
-            Ok::<u32, Failure>(had)
-        });
-    }
-    let (mut most, mut fewest) = (0, u32::MAX);
-    while let Some(had) = tasks.join_next().await {
-        let had = had??;
-        most = most.max(had);
-        fewest = fewest.min(had);
-    }
-    let time = started.elapsed() / handoffs;
-    Ok((time, f64::from(most) / f64::from(fewest.max(1))))
 }
 
 /// Counts only what another client gets than had it last.

@@ -35,7 +35,9 @@ pub(super) fn run(url: &str, effort: Effort) -> Result<(), Failure> {
 }
 
 fn crashes(url: &str, effort: Effort) -> Result<(), Failure> {
-    table("Redis: from the SIGKILL of the holder's process to the waiter's lock, with the default settings");
+    table(
+        "Redis: from the SIGKILL of the holder's process to the waiter's lock, with the default settings",
+    );
     let [_, multi_thread] = flavours()?;
     let mut took = Vec::new();
     for _ in 0..effort.of(100) {
@@ -78,14 +80,19 @@ fn crash(url: &str, flavour: &Flavour) -> Result<Duration, Failure> {
 
 fn held(url: &str, effort: Effort) -> Result<(), Failure> {
     let count = effort.of(HELD);
-    table(&format!("Redis: {count} held locks in one session, each, to 1 KiB"));
+    table(&format!(
+        "Redis: {count} held locks in one session, each, to 1 KiB"
+    ));
     let [_, multi_thread] = flavours()?;
     let mut bare = multi_thread.runtime.block_on(bare::connection(url))?;
     let before = multi_thread.runtime.block_on(used_memory(&mut bare))?;
     let mut holder = Other::start(&["hold-many", url, &count.to_string()])?;
     let client: u32 = holder.line()?.trim().parse()?;
     let server = multi_thread.runtime.block_on(used_memory(&mut bare))? - before;
-    for (what, bytes) in [("at the server", server), ("at the client", f64::from(client))] {
+    for (what, bytes) in [
+        ("at the server", server),
+        ("at the client", f64::from(client)),
+    ] {
         let each = bytes / f64::from(count);
         let measured = format!("{each:.0} bytes");
         row(what, measured, each / KIBIBYTE, Target::AtMost(1.0));
@@ -151,12 +158,20 @@ pub(crate) fn child(words: &[String]) -> Result<(), Failure> {
             };
             guards.reserve(count);
             // The first one makes what all share.
-            multi_thread
-                .runtime
-                .block_on(async { hold("first".into()).await?.release().await.map_err(Failure::from) })?;
+            multi_thread.runtime.block_on(async {
+                hold("first".into())
+                    .await?
+                    .release()
+                    .await
+                    .map_err(Failure::from)
+            })?;
             let before = resident()?;
             for number in 0..count {
-                guards.push(multi_thread.runtime.block_on(hold(format!("held-{number}")))?);
+                guards.push(
+                    multi_thread
+                        .runtime
+                        .block_on(hold(format!("held-{number}")))?,
+                );
             }
             println!("{}", resident()?.saturating_sub(before));
         }

@@ -11,8 +11,8 @@ use portalock_core::Lock;
 use portalock_redis::RedisBackend;
 use tokio::runtime::{Builder, Runtime};
 
-use super::{bare, noop_pairs, pair};
-use crate::{Effort, flavours::multi_thread};
+use super::{bare, noop_pairs};
+use crate::{Effort, flavours::multi_thread, locks::pair};
 
 /// A way to drive one future to its end.
 #[derive(Clone, Copy)]
@@ -52,9 +52,10 @@ pub(super) fn run(url: &str, effort: Effort) -> Result<(), Failure> {
             let lock = Lock::new(RedisBackend::connect(url).await?, what)?;
             Ok::<_, Failure>((bare::connection(url).await?, lock))
         })?;
-        contestants.push(Contestant::new(format!("two no-op `EVALSHA`: {what}"), move || {
-            drive.run(runtime, noop_pairs(bare.clone(), times_each))
-        }));
+        contestants.push(Contestant::new(
+            format!("two no-op `EVALSHA`: {what}"),
+            move || drive.run(runtime, noop_pairs(bare.clone(), times_each)),
+        ));
         contestants.push(Contestant::new(format!("portalock: {what}"), move || {
             drive.run(runtime, pair(lock.clone(), times_each))
         }));

@@ -4,15 +4,15 @@ use std::time::{Duration, Instant};
 
 use portalock_benches::{
     Failure,
-    contest::{Contestant, contest, median},
+    contest::{Contestant, contest},
     report::{Target, table, times},
 };
-use portalock_core::{Lock, LockBackend};
+use portalock_core::Lock;
 use portalock_redis::RedisBackend;
 use redis::{Value, aio::MultiplexedConnection};
 
 use super::bare;
-use crate::{Effort, flavours::flavours};
+use crate::{Effort, flavours::flavours, locks::passed};
 
 pub(super) fn run(url: &str, effort: Effort) -> Result<(), Failure> {
     table("Redis: from a release to the waiter's lock, another connection's");
@@ -49,33 +49,4 @@ async fn pings(mut bare: MultiplexedConnection, times: u32) -> Result<Duration, 
         let _: Value = redis::cmd("PING").query_async(&mut bare).await?;
     }
     Ok(started.elapsed() / times)
-}
-
-/// The median time from before a release until another, who waits, has the lock.
-pub(crate) async fn passed<B: LockBackend>(
-    locks: [Lock<B>; 2],
-    times: u32,
-) -> Result<Duration, Failure> {
-    let [mut here, mut there] = locks;
-    let mut guard = here.acquire().await?;
-    let mut took = Vec::new();
-    for _ in 0..times {
-        let waiter = tokio::spawn({
-            let there = there.clone();
-            async move {
-                let guard = there.acquire().await?;
-                Ok::<_, Failure>((guard, Instant::now()))
-            }
-        });
-        while here.inspect().await?.waiters.is_empty() {
-            tokio::task::yield_now().await;
-        }
-        let released = Instant::now();
-        guard.release().await?;
-        let (granted, at) = waiter.await??;
-        took.push(at.duration_since(released).as_secs_f64());
-        guard = granted;
-        std::mem::swap(&mut here, &mut there);
-    }
-    Ok(Duration::from_secs_f64(median(took)))
 }

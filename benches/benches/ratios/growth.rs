@@ -3,22 +3,29 @@
 use std::{path::Path, time::Duration};
 
 use portalock_benches::{Failure, contest::median, plot, report::micros};
-use portalock_core::{Guard, Lock, LockBackend, Policy};
-use portalock_redis::RedisBackend;
+use portalock_core::{BackendError, Lock, LockBackend, Policy};
 
-use super::{contended::contend, pair};
 use crate::{
     Effort,
     flavours::{Flavour, flavours},
+    locks::{contend, free, hold, pair},
 };
 
 const DECADES: [u32; 7] = [1, 3, 10, 30, 100, 300, 1000];
 const ROUNDS: usize = 5;
 
-pub(super) fn run(url: &str, effort: Effort) -> Result<(), Failure> {
+/// Measures and plots it, in a backend that `connect` makes.
+pub(crate) fn run<B: LockBackend + Clone>(
+    service: &str,
+    effort: Effort,
+    connect: impl AsyncFn() -> Result<B, BackendError>,
+) -> Result<(), Failure> {
     let flavours = flavours()?;
-    println!("\n### Redis: how cost grows\n");
-    println!("| | runtime | {} |", DECADES.map(|n| n.to_string()).join(" | "));
+    println!("\n### {service}: how cost grows\n");
+    println!(
+        "| | runtime | {} |",
+        DECADES.map(|n| n.to_string()).join(" | ")
+    );
     println!("|---|---|{}", "---:|".repeat(DECADES.len()));
     let plots = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/plots");
     let mut all = Vec::new();
@@ -29,12 +36,15 @@ pub(super) fn run(url: &str, effort: Effort) -> Result<(), Failure> {
     ] {
         let mut series = Vec::new();
         for flavour in &flavours {
-            let backend = flavour.runtime.block_on(RedisBackend::connect(url))?;
+            let backend = flavour.runtime.block_on(connect())?;
             let mut points = Vec::new();
             for count in DECADES {
                 let mut took = Vec::new();
                 for _ in 0..ROUNDS {
-                    took.push(axis.measure(flavour, &backend, count, effort)?.as_secs_f64());
+                    took.push(
+                        axis.measure(flavour, &backend, count, effort)?
+                            .as_secs_f64(),
+                    );
                 }
                 points.push((f64::from(count), median(took) * 1e6));
             }
@@ -52,8 +62,14 @@ pub(super) fn run(url: &str, effort: Effort) -> Result<(), Failure> {
     }
     std::fs::create_dir_all(&plots)?;
     for (axis, what, series) in all {
-        let path = plots.join(format!("redis-{}.svg", axis.name()));
-        plot::write(&path, &format!("Redis: {what}"), axis.name(), "µs", &series)?;
+        let path = plots.join(format!("{}-{}.svg", service.to_lowercase(), axis.name()));
+        plot::write(
+            &path,
+            &format!("{service}: {what}"),
+            axis.name(),
+            "µs",
+            &series,
+        )?;
     }
     Ok(())
 }
@@ -74,10 +90,10 @@ impl Axis {
         }
     }
 
-    fn measure(
+    fn measure<B: LockBackend + Clone>(
         self,
         flavour: &Flavour,
-        backend: &RedisBackend,
+        backend: &B,
         count: u32,
         effort: Effort,
     ) -> Result<Duration, Failure> {
@@ -110,29 +126,4 @@ impl Axis {
             }),
         }
     }
-}
-
-async fn hold<B: LockBackend + Clone>(
-    backend: &B,
-    count: u32,
-    name: impl Fn(u32) -> String,
-    shared: bool,
-) -> Result<Vec<Guard<B>>, Failure> {
-    let mut held = Vec::new();
-    for number in 0..count {
-        let lock = Lock::new(backend.clone(), name(number))?;
-        held.push(if shared {
-            lock.acquire_shared().await?
-        } else {
-            lock.acquire().await?
-        });
-    }
-    Ok(held)
-}
-
-async fn free<B: LockBackend>(held: Vec<Guard<B>>) -> Result<(), Failure> {
-    for guard in held {
-        guard.release().await?;
-    }
-    Ok(())
 }

@@ -1,0 +1,148 @@
+//! etcd: what a lock costs beyond the requests that it needs. The server's data lies in memory where the system has a place
+//! for that.
+
+mod bare;
+mod contended;
+
+use std::time::{Duration, Instant};
+
+use portalock_benches::{
+    Failure,
+    contest::{Contestant, contest},
+    report::{Target, table, times},
+};
+use portalock_core::Lock;
+use portalock_etcd::EtcdBackend;
+use portalock_testkit::servers::EtcdServer;
+
+use crate::{
+    Effort,
+    flavours::{flavours, multi_thread},
+    growth,
+    locks::passed,
+};
+use bare::Bare;
+
+/// One client, and one that passes a lock to another.
+pub(crate) fn run(effort: Effort) -> Result<(), Failure> {
+    let server = EtcdServer::start()?;
+    let endpoint = endpoint(&server)?;
+    acquire(&endpoint, effort)?;
+    lone(&endpoint, effort)?;
+    passing(&endpoint, effort)
+}
+
+/// Many clients that want the same lock.
+pub(crate) fn contended(effort: Effort) -> Result<(), Failure> {
+    contended::run(effort)
+}
+
+/// Over three decades.
+pub(crate) fn growth(effort: Effort) -> Result<(), Failure> {
+    let server = EtcdServer::start()?;
+    let endpoint = endpoint(&server)?;
+    growth::run("etcd", effort, async || {
+        EtcdBackend::connect(&endpoint).await
+    })
+}
+
+fn endpoint(server: &EtcdServer) -> Result<String, Failure> {
+    let first = server.endpoints().into_iter().next();
+    Ok(first.ok_or("a server without an endpoint")?)
+}
+
+/// How long an acquisition takes; the release is not counted.
+async fn acquiring(lock: Lock<EtcdBackend>, times: u32) -> Result<Duration, Failure> {
+    let mut took = Duration::ZERO;
+    for _ in 0..times {
+        let started = Instant::now();
+        let guard = lock.acquire().await?;
+        took += started.elapsed();
+        guard.release().await?;
+    }
+    Ok(took / times)
+}
+
+fn acquire(endpoint: &str, effort: Effort) -> Result<(), Failure> {
+    table("etcd: acquire, nobody else wants it");
+    let times_each = effort.of(300);
+    for flavour in flavours()? {
+        let (bare, lock) = flavour.runtime.block_on(async {
+            let backend = EtcdBackend::connect(endpoint).await?;
+            Ok::<_, Failure>((
+                Bare::connect(endpoint).await?,
+                Lock::new(backend, "nightly")?,
+            ))
+        })?;
+        let outcomes = contest(
+            effort.rounds(),
+            vec![
+                Contestant::new(
+                    format!("floor: one transaction that puts a key, {}", flavour.name),
+                    || flavour.run(bare.clone().transactions(times_each)),
+                ),
+                Contestant::new(format!("portalock, {}", flavour.name), || {
+                    flavour.run(acquiring(lock.clone(), times_each))
+                }),
+            ],
+        )?;
+        times(&outcomes, Target::AtMost(1.15));
+    }
+    Ok(())
+}
+
+/// What polls the task decides what a round trip costs, as with Redis.
+fn lone(endpoint: &str, effort: Effort) -> Result<(), Failure> {
+    table("etcd: a lone task on a multi-thread runtime, by what polls it");
+    let times_each = effort.of(200);
+    let runtime = multi_thread(2)?;
+    let lock = runtime.block_on(async {
+        Ok::<_, Failure>(Lock::new(EtcdBackend::connect(endpoint).await?, "lone")?)
+    })?;
+    let outcomes = contest(
+        effort.rounds(),
+        vec![
+            Contestant::new("spawned", || {
+                runtime.block_on(async { tokio::spawn(acquiring(lock.clone(), times_each)).await? })
+            }),
+            Contestant::new("`block_on`", || {
+                runtime.block_on(acquiring(lock.clone(), times_each))
+            }),
+        ],
+    )?;
+    times(&outcomes, Target::None);
+    Ok(())
+}
+
+fn passing(endpoint: &str, effort: Effort) -> Result<(), Failure> {
+    table("etcd: from a release to the waiter's lock, another connection's");
+    let times_each = effort.of(200);
+    for flavour in flavours()? {
+        let (bare, locks) = flavour.runtime.block_on(async {
+            let one = Lock::new(EtcdBackend::connect(endpoint).await?, "passed")?;
+            let other = Lock::new(EtcdBackend::connect(endpoint).await?, "passed")?;
+            let bare = [
+                Bare::connect(endpoint).await?,
+                Bare::connect(endpoint).await?,
+            ];
+            Ok::<_, Failure>((bare, [one, other]))
+        })?;
+        let outcomes = contest(
+            effort.rounds(),
+            vec![
+                Contestant::new(
+                    format!("floor: a put seen by a watch, {}", flavour.name),
+                    || {
+                        let [writer, watcher] = bare.clone();
+                        flavour.run(writer.seen_by(watcher, times_each))
+                    },
+                ),
+                Contestant::new(format!("portalock, {}", flavour.name), || {
+                    flavour.run(passed(locks.clone(), times_each))
+                }),
+            ],
+        )?;
+        times(&outcomes, Target::AtMost(3.0));
+    }
+    Ok(())
+}
