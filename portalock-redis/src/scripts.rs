@@ -41,8 +41,8 @@ macro_rules! script {
     };
 }
 
-script!(ACQUIRE: "prelude.lua" "acquire.lua");
-script!(RELEASE: "prelude.lua" "release.lua");
+script!(ACQUIRE: "acquire_free.lua" "prelude.lua" "acquire.lua");
+script!(RELEASE: "release_free.lua" "prelude.lua" "release.lua");
 script!(INSPECT: "prelude.lua" "inspect.lua");
 script!(OPEN: "open.lua");
 script!(REFRESH: "refresh.lua");

@@ -102,6 +102,12 @@ pub(crate) fn holder(since: &str, who: &str) -> Option<Holder> {
     ))
 }
 
+/// Whose claim this is, as `prelude.lua` packs it.
+fn holder_in(claim: &str) -> Option<Holder> {
+    let mut parts = claim.splitn(6, '|').skip(4);
+    holder(parts.next()?, parts.next()?)
+}
+
 fn time(millis: &str) -> Option<SystemTime> {
     UNIX_EPOCH.checked_add(Duration::from_millis(millis.parse().ok()?))
 }
@@ -123,9 +129,9 @@ impl Answer {
         let answer: Vec<&str> = answer.iter().map(String::as_str).collect();
         match answer.as_slice() {
             ["granted", token] => Some(Self::Granted(FencingToken::new(token.parse().ok()?))),
-            ["contended", behind, since, who] => Some(Self::Contended {
+            ["contended", behind, claim] => Some(Self::Contended {
                 behind: behind.parse().ok(),
-                holder: holder(since, who),
+                holder: holder_in(claim),
             }),
             ["ended"] => Some(Self::Ended),
             _ => None,
@@ -189,6 +195,14 @@ mod tests {
         assert_eq!(read.label.as_deref(), Some("a|b\"c\n"));
         assert_eq!(read.pid, std::process::id());
         assert_eq!(read.since, UNIX_EPOCH + Duration::from_millis(1500));
+    }
+
+    #[test]
+    fn a_holder_is_found_in_its_claim() {
+        let claim = r#"0a|1|1|7|1500|{"host":"h","pid":5,"label":"a|b"}"#;
+        let read = holder_in(claim).unwrap();
+        assert_eq!((read.pid, read.label.as_deref()), (5, Some("a|b")));
+        assert!(holder_in("something else").is_none());
     }
 
     #[test]

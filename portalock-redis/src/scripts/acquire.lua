@@ -5,8 +5,8 @@
 -- ARGV[2]  session   ARGV[3]  owner   ARGV[4]  weight   ARGV[5]  capacity
 -- ARGV[6]  '1' to keep a place in the queue   ARGV[7]  who, as JSON
 --
--- Answers {'granted', token}, {'contended', how many wait behind, since, who}, with '-' if it has no place itself, or
--- {'ended'}.
+-- Answers {'granted', token}, {'contended', how many wait behind, the claim of one in the way}, with '-' if it has no place
+-- itself, or {'ended'}.
 
 local session, owner = ARGV[2], ARGV[3]
 local claim = {
@@ -17,8 +17,7 @@ local claim = {
   who = ARGV[7],
 }
 
-read()
-local first = next_owner()
+read(fields)
 local waiting, first_text
 if first then
   local texts = call('HMGET', waiters, owner, first)
@@ -106,9 +105,8 @@ if behind ~= '-' and call('PTTL', queue) < KEPT / 2 then
   call('PEXPIRE', waiters, KEPT)
 end
 
-local _, holder = next(holders)
-if not holder then
-  -- Nobody holds: whoever is next in the queue is in the way.
-  holder = first_claim or claim
-end
-return { 'contended', behind, holder.since or '0', holder.who }
+-- If nobody holds, whoever is next in the queue is in the way.
+local _, in_the_way = next(holders)
+in_the_way = in_the_way or first_claim or claim
+in_the_way.since = in_the_way.since or '0'
+return { 'contended', behind, pack(in_the_way) }

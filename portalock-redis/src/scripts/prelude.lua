@@ -10,8 +10,8 @@
 -- Besides KEYS the scripts read `ARGV[1] .. session` of the sessions that they meet in claims. Those can't be declared
 -- beforehand, which is one of two reasons why a cluster is refused; the other is that PUBSUB NUMSUB counts on one node.
 --
--- Most of a script's time goes into its calls, one or two microseconds each whatever they do: so what can be asked at once
--- is, and nothing is asked that nobody needs.
+-- Each call takes a microsecond, whatever it does: so what can be asked at once is, and nothing is asked that nobody needs.
+-- Defining all this takes three. So the ways that nearly every script goes come before it, in `..._free.lua`.
 
 local call = redis.call
 local state, queue, waiters = KEYS[1], KEYS[2], KEYS[3]
@@ -98,8 +98,7 @@ local function count()
   for _, claim in pairs(holders) do add(claim) end
 end
 
-local function read()
-  local fields = call('HGETALL', state)
+local function read(fields)
   for i = 1, #fields, 2 do
     if fields[i] == 'token' then
       last = tonumber(fields[i + 1])
@@ -175,9 +174,10 @@ end
 -- Serves the queue in its order for as long as its next one can be granted. The dead are taken out, not waited for.
 -- `asking` learns of its grant by the script's answer, everyone else by a message to its session.
 --
--- Begins with `owner`, the next one, and `text`, its claim. Answers whether anybody else has to wait now.
+-- Begins with `owner`, the next one, and `text`, its claim if it has been read. Answers whether anybody else has to wait now.
 local function serve(asking, owner, text)
   while owner do
+    text = text or call('HGET', waiters, owner)
     local claim = text and parse(text)
     if not claim or not look(claim.session).hears then
       leave_queue(owner)
@@ -192,8 +192,7 @@ local function serve(asking, owner, text)
       -- It lives and leaves nothing: nobody else need be looked at.
       if claim.weight >= limit then return true end
     end
-    owner = next_owner()
-    text = owner and call('HGET', waiters, owner)
+    owner, text = next_owner(), nil
   end
   return false
 end

@@ -6,21 +6,20 @@
 -- Answers '1' if the owner held, else '0'.
 
 local owner = ARGV[2]
-local freed = call('HDEL', state, owner)
 local serves, was_last = freed == 1, false
 
 if freed == 0 then
   if call('HDEL', waiters, owner) == 0 then return '0' end
   -- Only the next one is in the way of the others.
-  serves = next_owner() == owner
+  serves = first == owner
   was_last = last_owner() == owner
   call('ZREM', queue, owner)
+  if serves then first = next_owner() end
 end
 
-local first = serves and next_owner()
-if first then
-  read()
-  serve(nil, first, call('HGET', waiters, first))
+if serves and first then
+  read(call('HGETALL', state))
+  serve(nil, first)
 end
 
 -- The one that has become the last looks after the holders from now on, and has to be told.

@@ -132,8 +132,11 @@ async fn a_crash_of_the_holder_is_noticed_though_the_last_in_line_died_before() 
     }
     doomed.iter_mut().for_each(Process::kill);
     // Its look takes out the dead behind it, so that it becomes the last.
-    let mut admin = Admin::of(&server).await;
-    eventually(async || admin.ask::<usize>("ZCARD portalock/lock-queue/a").await == 1).await;
+    eventually(async || {
+        let mut admin = Admin::of(&server).await;
+        admin.ask::<usize>("ZCARD portalock/lock-queue/a").await == 1
+    })
+    .await;
     holder.kill();
     granted(first).await.release().await.unwrap();
 }

@@ -5,6 +5,8 @@ use std::time::{Duration, Instant};
 use portalock_benches::Failure;
 use redis::{AsyncConnectionConfig, Client, Cmd, Value, aio::MultiplexedConnection};
 
+const ACQUIRE_FREE: &str = include_str!("../../../../portalock-redis/src/scripts/acquire_free.lua");
+const RELEASE_FREE: &str = include_str!("../../../../portalock-redis/src/scripts/release_free.lua");
 const PRELUDE: &str = include_str!("../../../../portalock-redis/src/scripts/prelude.lua");
 const ACQUIRE: &str = include_str!("../../../../portalock-redis/src/scripts/acquire.lua");
 const RELEASE: &str = include_str!("../../../../portalock-redis/src/scripts/release.lua");
@@ -64,8 +66,16 @@ impl Bare {
             .arg("live")
             .query_async::<()>(&mut connection)
             .await?;
-        let acquire = load(&mut connection, &format!("{PRELUDE}\n{ACQUIRE}\n")).await?;
-        let release = load(&mut connection, &format!("{PRELUDE}\n{RELEASE}\n")).await?;
+        let acquire = load(
+            &mut connection,
+            &format!("{ACQUIRE_FREE}\n{PRELUDE}\n{ACQUIRE}\n"),
+        )
+        .await?;
+        let release = load(
+            &mut connection,
+            &format!("{RELEASE_FREE}\n{PRELUDE}\n{RELEASE}\n"),
+        )
+        .await?;
         Ok(Self {
             connection,
             acquire,
