@@ -21,12 +21,13 @@ use crate::{
     growth,
     locks::passed,
 };
-use bare::Bare;
+use bare::{Bare, Shape};
 
 /// One client, and one that passes a lock to another.
 pub(crate) fn run(effort: Effort) -> Result<(), Failure> {
     let server = EtcdServer::start()?;
     let endpoint = endpoint(&server)?;
+    shapes(&endpoint, effort)?;
     acquire(&endpoint, effort)?;
     lone(&endpoint, effort)?;
     passing(&endpoint, effort)
@@ -88,6 +89,35 @@ fn acquire(endpoint: &str, effort: Effort) -> Result<(), Failure> {
         )?;
         times(&outcomes, Target::AtMost(1.15));
     }
+    Ok(())
+}
+
+/// What each part of our transaction costs.
+fn shapes(endpoint: &str, effort: Effort) -> Result<(), Failure> {
+    table("etcd: what the parts of a transaction cost");
+    let times_each = effort.of(100);
+    let [_, multi_thread] = flavours()?;
+    let bare = multi_thread.runtime.block_on(Bare::connect(endpoint))?;
+    let mut contestants = Vec::new();
+    for (what, session, looks, prefix) in [
+        ("a put", false, 0, false),
+        ("and a condition on the session", true, 0, false),
+        ("and the latest before it", true, 1, false),
+        ("and the first of the queue", true, 2, false),
+        ("all, released by its beginning", true, 2, true),
+        ("or the whole queue in one look", true, 3, true),
+    ] {
+        let shape = Shape {
+            session,
+            looks,
+            prefix,
+        };
+        let (bare, multi_thread) = (bare.clone(), &multi_thread);
+        contestants.push(Contestant::new(what, move || {
+            multi_thread.run(bare.clone().shaped(shape, times_each))
+        }));
+    }
+    times(&contest(effort.rounds(), contestants)?, Target::None);
     Ok(())
 }
 

@@ -12,7 +12,7 @@ use crate::{
 };
 
 const DECADES: [u32; 7] = [1, 3, 10, 30, 100, 300, 1000];
-const ROUNDS: usize = 5;
+const ROUNDS: usize = 3;
 
 /// Measures and plots it, in a backend that `connect` makes.
 pub(crate) fn run<B: LockBackend + Clone>(
@@ -98,7 +98,7 @@ impl Axis {
         effort: Effort,
     ) -> Result<Duration, Failure> {
         let backend = backend.clone();
-        let times = effort.of(500);
+        let times = effort.of(200);
         match self {
             Self::Names => flavour.run(async move {
                 let held = hold(&backend, count, |number| format!("name-{number}"), false).await?;
@@ -110,7 +110,7 @@ impl Axis {
                 // One holds, the others wait.
                 let lock = Lock::new(backend, "waited for")?.with_policy(Policy::forever());
                 let locks = vec![lock; count as usize + 1];
-                let handoffs = effort.of(2_000).max(count * 2);
+                let handoffs = effort.of(500).max(count * 2);
                 Ok(flavour.run(contend(locks, handoffs))?.0)
             }
             Self::Holders => flavour.run(async move {

@@ -2,7 +2,10 @@
 
 use std::time::{Duration, Instant};
 
-use etcd_client::{Client, Compare, CompareOp, LockOptions, PutOptions, Txn, TxnOp};
+use etcd_client::{
+    Client, Compare, CompareOp, DeleteOptions, GetOptions, LockOptions, PutOptions, SortOrder,
+    SortTarget, Txn, TxnOp,
+};
 use portalock_benches::{Failure, contest::median};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -11,6 +14,14 @@ use tokio::{
 
 /// A lease that outlasts every benchmark.
 const LEASE_SECONDS: i64 = 3600;
+
+/// What a transaction that takes a place has beside its put.
+#[derive(Clone, Copy)]
+pub(crate) struct Shape {
+    pub(crate) session: bool,
+    pub(crate) looks: u32,
+    pub(crate) prefix: bool,
+}
 
 /// A connection with a lease.
 #[derive(Clone)]
@@ -39,6 +50,50 @@ impl Bare {
             self.client.kv_client().txn(transaction).await?;
             took += started.elapsed();
             self.client.kv_client().delete(key, None).await?;
+        }
+        Ok(took / times)
+    }
+
+    /// How long a transaction of this shape takes; the deletion is not counted.
+    pub(crate) async fn shaped(self, shape: Shape, times: u32) -> Result<Duration, Failure> {
+        let (queue, key) = ("bare/queue/", "bare/queue/exclusive/owner@lease");
+        let session = "bare/session";
+        let put = self.client.kv_client().put(session, "", None).await?;
+        let known = put
+            .header()
+            .map_or(0, etcd_client::ResponseHeader::revision);
+        let value = "{\"host\":\"localhost\",\"pid\":12345}";
+        let mut took = Duration::ZERO;
+        for _ in 0..times {
+            let options = PutOptions::new().with_lease(self.lease);
+            let mut conditions = vec![Compare::create_revision(key, CompareOp::Equal, 0)];
+            let mut then = vec![TxnOp::put(key, value, Some(options))];
+            if shape.session {
+                conditions.push(Compare::mod_revision(session, CompareOp::Equal, known));
+            }
+            let all = GetOptions::new().with_prefix();
+            let latest = all.clone().with_keys_only();
+            let latest = latest.with_sort(SortTarget::Create, SortOrder::Descend);
+            let first = all.clone().with_sort(SortTarget::Create, SortOrder::Ascend);
+            then.extend(match shape.looks {
+                0 => vec![],
+                1 => vec![TxnOp::get(queue, Some(latest.with_limit(2)))],
+                2 => vec![
+                    TxnOp::get(queue, Some(latest.with_limit(2))),
+                    TxnOp::get(queue, Some(first.with_limit(1))),
+                ],
+                _ => vec![TxnOp::get(queue, Some(all))],
+            });
+            let transaction = Txn::new().when(conditions).and_then(then);
+            let started = Instant::now();
+            self.client.kv_client().txn(transaction).await?;
+            took += started.elapsed();
+            if shape.prefix {
+                let options = DeleteOptions::new().with_prefix();
+                self.client.kv_client().delete(key, Some(options)).await?;
+            } else {
+                self.client.kv_client().delete(key, None).await?;
+            }
         }
         Ok(took / times)
     }
