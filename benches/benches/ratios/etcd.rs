@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 use portalock_benches::{
     Failure,
     contest::{Contestant, contest},
-    report::{Target, table, times},
+    plot,
+    report::{Target, micros, row, table, times},
 };
 use portalock_core::Lock;
 use portalock_etcd::EtcdBackend;
@@ -30,7 +31,8 @@ pub(crate) fn run(effort: Effort) -> Result<(), Failure> {
     shapes(&endpoint, effort)?;
     acquire(&endpoint, effort)?;
     lone(&endpoint, effort)?;
-    passing(&endpoint, effort)
+    passing(&endpoint, effort)?;
+    history(&endpoint, effort)
 }
 
 /// Many clients that want the same lock.
@@ -66,7 +68,7 @@ async fn acquiring(lock: Lock<EtcdBackend>, times: u32) -> Result<Duration, Fail
 
 fn acquire(endpoint: &str, effort: Effort) -> Result<(), Failure> {
     table("etcd: acquire, nobody else wants it");
-    let times_each = effort.of(300);
+    let times_each = effort.of(100);
     for flavour in flavours()? {
         let (bare, lock) = flavour.runtime.block_on(async {
             let backend = EtcdBackend::connect(endpoint).await?;
@@ -83,6 +85,7 @@ fn acquire(endpoint: &str, effort: Effort) -> Result<(), Failure> {
                     || flavour.run(bare.clone().transactions(times_each)),
                 ),
                 Contestant::new(format!("portalock, {}", flavour.name), || {
+                    flavour.runtime.block_on(bare.compact())?;
                     flavour.run(acquiring(lock.clone(), times_each))
                 }),
             ],
@@ -144,9 +147,50 @@ fn lone(endpoint: &str, effort: Effort) -> Result<(), Failure> {
     Ok(())
 }
 
+/// What earlier acquisitions of the same name cost, until etcd's history is compacted.
+fn history(endpoint: &str, effort: Effort) -> Result<(), Failure> {
+    table(
+        "etcd: acquire, after so many earlier acquisitions of the name since the last compaction",
+    );
+    let [_, multi_thread] = flavours()?;
+    let (bare, lock) = multi_thread.runtime.block_on(async {
+        let backend = EtcdBackend::connect(endpoint).await?;
+        Ok::<_, Failure>((
+            Bare::connect(endpoint).await?,
+            Lock::new(backend, "history")?,
+        ))
+    })?;
+    multi_thread.runtime.block_on(bare.compact())?;
+    let (mut floor, mut done, mut points) = (None, 1, Vec::new());
+    for earlier in [10, 30, 100, 300, 1_000, 3_000, 10_000] {
+        let earlier = effort.of(earlier);
+        multi_thread.run(acquiring(lock.clone(), earlier.saturating_sub(done).max(1)))?;
+        let took = multi_thread.run(acquiring(lock.clone(), effort.of(100)))?;
+        done = earlier + effort.of(100);
+        let first = *floor.get_or_insert(took);
+        let ratio = took.as_secs_f64() / first.as_secs_f64();
+        row(&earlier.to_string(), micros(took), ratio, Target::None);
+        points.push((f64::from(earlier), took.as_secs_f64() * 1e6));
+    }
+    if effort == Effort::Full {
+        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/plots");
+        std::fs::create_dir_all(&path)?;
+        let series = [("portalock".to_owned(), points)];
+        let title = "etcd: acquire, by earlier acquisitions since the last compaction";
+        plot::write(
+            &path.join("etcd-history.svg"),
+            title,
+            "earlier",
+            "µs",
+            &series,
+        )?;
+    }
+    Ok(())
+}
+
 fn passing(endpoint: &str, effort: Effort) -> Result<(), Failure> {
     table("etcd: from a release to the waiter's lock, another connection's");
-    let times_each = effort.of(200);
+    let times_each = effort.of(50);
     for flavour in flavours()? {
         let (bare, locks) = flavour.runtime.block_on(async {
             let one = Lock::new(EtcdBackend::connect(endpoint).await?, "passed")?;
@@ -168,6 +212,7 @@ fn passing(endpoint: &str, effort: Effort) -> Result<(), Failure> {
                     },
                 ),
                 Contestant::new(format!("portalock, {}", flavour.name), || {
+                    flavour.runtime.block_on(bare[0].compact())?;
                     flavour.run(passed(locks.clone(), times_each))
                 }),
             ],

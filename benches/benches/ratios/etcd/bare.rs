@@ -3,8 +3,8 @@
 use std::time::{Duration, Instant};
 
 use etcd_client::{
-    Client, Compare, CompareOp, DeleteOptions, GetOptions, LockOptions, PutOptions, SortOrder,
-    SortTarget, Txn, TxnOp,
+    Client, CompactionOptions, Compare, CompareOp, DeleteOptions, GetOptions, LockOptions,
+    PutOptions, SortOrder, SortTarget, Txn, TxnOp,
 };
 use portalock_benches::{Failure, contest::median};
 use tokio::{
@@ -35,6 +35,17 @@ impl Bare {
         let client = Client::connect([endpoint], None).await?;
         let lease = client.lease_client().grant(LEASE_SECONDS, None).await?.id();
         Ok(Self { client, lease })
+    }
+
+    /// Makes the server forget everything that is no longer so.
+    pub(crate) async fn compact(&self) -> Result<(), Failure> {
+        let put = self.client.kv_client().put("bare/now", "", None).await?;
+        let now = put
+            .header()
+            .map_or(0, etcd_client::ResponseHeader::revision);
+        let options = CompactionOptions::new().with_physical();
+        self.client.kv_client().compact(now, Some(options)).await?;
+        Ok(())
     }
 
     /// How long a transaction takes that puts a key if there is none; the deletion is not counted.
