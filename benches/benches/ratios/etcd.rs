@@ -44,7 +44,7 @@ pub(crate) fn contended(effort: Effort) -> Result<(), Failure> {
 pub(crate) fn growth(effort: Effort) -> Result<(), Failure> {
     let server = EtcdServer::start()?;
     let endpoint = endpoint(&server)?;
-    growth::run("etcd", effort, async || {
+    growth::run("etcd", effort, 30, async || {
         EtcdBackend::connect(&endpoint).await
     })
 }

@@ -12,12 +12,14 @@ use crate::{
 };
 
 const DECADES: [u32; 7] = [1, 3, 10, 30, 100, 300, 1000];
+/// A slow service is measured once at each point.
 const ROUNDS: usize = 3;
 
 /// Measures and plots it, in a backend that `connect` makes.
 pub(crate) fn run<B: LockBackend + Clone>(
     service: &str,
     effort: Effort,
+    times: u32,
     connect: impl AsyncFn() -> Result<B, BackendError>,
 ) -> Result<(), Failure> {
     let flavours = flavours()?;
@@ -28,7 +30,6 @@ pub(crate) fn run<B: LockBackend + Clone>(
     );
     println!("|---|---|{}", "---:|".repeat(DECADES.len()));
     let plots = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/plots");
-    let mut all = Vec::new();
     for (axis, what) in [
         (Axis::Names, "other names held: one pair"),
         (Axis::Waiters, "waiting tasks on one lock: one handoff"),
@@ -40,9 +41,9 @@ pub(crate) fn run<B: LockBackend + Clone>(
             let mut points = Vec::new();
             for count in DECADES {
                 let mut took = Vec::new();
-                for _ in 0..ROUNDS {
+                for _ in 0..if times < 100 { 1 } else { ROUNDS } {
                     took.push(
-                        axis.measure(flavour, &backend, count, effort)?
+                        axis.measure(flavour, &backend, count, effort.of(times))?
                             .as_secs_f64(),
                     );
                 }
@@ -55,21 +56,17 @@ pub(crate) fn run<B: LockBackend + Clone>(
             println!("| {what} | {} | {} |", flavour.name, cells.join(" | "));
             series.push((flavour.name.to_owned(), points));
         }
-        all.push((axis, what, series));
-    }
-    if effort == Effort::Quick {
-        return Ok(());
-    }
-    std::fs::create_dir_all(&plots)?;
-    for (axis, what, series) in all {
-        let path = plots.join(format!("{}-{}.svg", service.to_lowercase(), axis.name()));
-        plot::write(
-            &path,
-            &format!("{service}: {what}"),
-            axis.name(),
-            "µs",
-            &series,
-        )?;
+        if effort == Effort::Full {
+            std::fs::create_dir_all(&plots)?;
+            let path = plots.join(format!("{}-{}.svg", service.to_lowercase(), axis.name()));
+            plot::write(
+                &path,
+                &format!("{service}: {what}"),
+                axis.name(),
+                "µs",
+                &series,
+            )?;
+        }
     }
     Ok(())
 }
@@ -95,27 +92,27 @@ impl Axis {
         flavour: &Flavour,
         backend: &B,
         count: u32,
-        effort: Effort,
+        times: u32,
     ) -> Result<Duration, Failure> {
         let backend = backend.clone();
-        let times = effort.of(200);
         match self {
             Self::Names => flavour.run(async move {
                 let held = hold(&backend, count, |number| format!("name-{number}"), false).await?;
-                let took = pair(Lock::new(backend, "one more")?, times).await;
+                let took = pair(Lock::new(backend, format!("one more, {count}"))?, times).await;
                 free(held).await?;
                 took
             }),
             Self::Waiters => {
                 // One holds, the others wait.
-                let lock = Lock::new(backend, "waited for")?.with_policy(Policy::forever());
+                let lock = Lock::new(backend, format!("waited for, {count}"))?
+                    .with_policy(Policy::forever());
                 let locks = vec![lock; count as usize + 1];
-                let handoffs = effort.of(500).max(count * 2);
+                let handoffs = times.max(count * 2);
                 Ok(flavour.run(contend(locks, handoffs))?.0)
             }
             Self::Holders => flavour.run(async move {
-                let held = hold(&backend, count, |_| "shared".to_owned(), true).await?;
-                let lock = Lock::new(backend, "shared")?;
+                let held = hold(&backend, count, |_| format!("shared, {count}"), true).await?;
+                let lock = Lock::new(backend, format!("shared, {count}"))?;
                 let started = std::time::Instant::now();
                 for _ in 0..times.min(100) {
                     lock.acquire_shared().await?.release().await?;

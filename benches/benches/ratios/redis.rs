@@ -59,7 +59,7 @@ pub(crate) fn kept(effort: Effort) -> Result<(), Failure> {
 pub(crate) fn growth(effort: Effort) -> Result<(), Failure> {
     let server = RedisServer::start()?;
     let url = server.url();
-    growth::run("Redis", effort, async || {
+    growth::run("Redis", effort, 300, async || {
         Ok(RedisBackend::connect(&url).await?)
     })
 }
