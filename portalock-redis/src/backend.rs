@@ -183,8 +183,8 @@ impl RedisBackend {
 
     pub(crate) fn guarantees(&self) -> Capabilities {
         let settings = &self.0.settings;
-        // A crash that closes the connection is noticed by the next tick of the queue's first waiter. What is declared
-        // here holds for every crash: the machine's too, and that of everyone before in the queue at the same time.
+        // A crash that closes the connection is noticed by the next tick of the queue's last waiter. What is declared
+        // here holds for every crash: the machine's too, and that of everyone else in the queue at the same time.
         let crash = settings
             .lifetime()
             .saturating_add(settings.tick_interval().saturating_mul(SLOWEST_TICK));
@@ -227,13 +227,13 @@ impl RedisBackend {
                     &session.lost(),
                 )))
             }
-            Ok(Answer::Contended { place, holder }) => {
+            Ok(Answer::Contended { behind, holder }) => {
                 let contention = Contention::new().with_holder(holder);
-                let Some(place) = place else {
+                let Some(behind) = behind else {
                     claims.forget(&wanted.owner);
                     return Ok(Attempt::Contended(contention));
                 };
-                let recheck = recheck(place, self.0.settings.tick_interval());
+                let recheck = recheck(behind, self.0.settings.tick_interval());
                 Ok(Attempt::Contended(
                     contention.with_queued(true).with_recheck_after(recheck),
                 ))

@@ -109,8 +109,8 @@ impl Claims {
         }
     }
 
-    /// The owner is the next in its queue: it should look.
-    pub(crate) fn next(&self, owner: &str) {
+    /// The owner is the last in its queue: it should look.
+    pub(crate) fn last(&self, owner: &str) {
         if let Some(claim) = self.lock().get(owner)
             && let (Phase::Asked, Some(line)) = (&claim.phase, &claim.line)
         {

@@ -150,9 +150,9 @@ impl RedisSettings {
         Ok(self)
     }
 
-    /// Sets how often the first waiter in a queue looks whether the holder lives; default 200 ms. A crash runs no script,
-    /// so this is how soon it is noticed, at the most. Those behind look more rarely: the second five times, later ones up
-    /// to thirty times as long.
+    /// Sets how often the last waiter in a queue looks whether the holder lives; default 200 ms. A crash runs no script,
+    /// so this is how soon it is noticed, at the most. Those before it look more rarely: the last but one five times, others
+    /// up to thirty times as long.
     ///
     /// # Errors
     ///
@@ -230,7 +230,7 @@ impl RedisSettings {
         self.disconnect_grace
     }
 
-    /// How often the first waiter looks whether the holder lives.
+    /// How often the last waiter looks whether the holder lives.
     pub const fn tick_interval(&self) -> Duration {
         self.tick_interval
     }

@@ -24,7 +24,7 @@
 //! looks whether the holders live (subscribed now, and refreshed) and grants, or keeps a place in the queue. Whoever
 //! releases runs another, which hands the lock to the next in line by a message to its channel: no polling, no herd.
 //!
-//! A crash runs no script. So the first in line looks every [`tick_interval`](RedisSettings::with_tick_interval) whether
+//! A crash runs no script. So the last in line looks every [`tick_interval`](RedisSettings::with_tick_interval) whether
 //! the holder lives, and those behind it ever more rarely: a killed process is noticed after 100 ms at the median, and 64
 //! idle waiters cost the server some thirteen commands a second.
 //!
@@ -60,20 +60,20 @@
 //! - A `maxmemory-policy` that evicts none of our keys: `noeviction`, or memory enough. All keys have a time to live, so
 //!   the `volatile-*` policies evict them too.
 //! - A user with this ACL, for the default prefix: `~portalock/* &portalock/* +eval +evalsha +subscribe +unsubscribe
-//!   +publish +pubsub|numsub +ping +scan +wait +time +get +set +del +pexpire +pexpireat +pttl +hget +hmget +hset +hdel
-//!   +hgetall +zadd +zrem +zrange +zrank +select`. What is missing is a
+//!   +publish +pubsub|numsub +ping +scan +wait +time +mget +set +del +pexpire +pexpireat +pttl +hget +hmget +hset +hsetnx
+//!   +hdel +hgetall +zadd +zrem +zrange +zrevrank +select`. What is missing is a
 //!   [`PermissionDenied`](portalock_core::BackendErrorKind::PermissionDenied) when the session opens.
 //!
 //! # What lies in Redis
 //!
 //! | key | what | how long |
 //! |---|---|---|
-//! | `portalock/lock/NAME` | a hash: the last token, and one field for each holder | an hour after its last use |
+//! | `portalock/lock/NAME` | a hash: the last token, and one field for each holder | an hour or two after its last use |
 //! | `portalock/lock-queue/NAME`, `portalock/lock-waiters/NAME` | the queue, while somebody waits | an hour after its last use |
 //! | `portalock/semaphore...` | the same for semaphores | |
 //! | `portalock/session/ID` | a session; its channel has the same name | [`session_ttl`](RedisSettings::with_session_ttl) after its last sign of life |
 //!
-//! Of a finished lock only the last token is left, for an hour after the server's clock has passed it: a token is that
+//! Of a finished lock only the last token is left, for at least an hour after the server's clock has passed it: a token is that
 //! clock in microseconds or more, so from then on the clock alone makes larger ones, also if it had been set back in
 //! between. Who holds or waits for longer than an hour keeps the keys alive.
 //!

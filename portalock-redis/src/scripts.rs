@@ -14,12 +14,13 @@
 //! 4. **One claim an owner**, in the state or in the queue, never in both: asking again finds it.
 //! 5. **Tokens grow.** Each is more than the last and at least the server's clock in microseconds; a state that holds
 //!    the last one lives until an hour after the clock has passed it.
-//! 6. **Nothing lasts.** Every key has a time to live of an hour, moved on by those who use it: what a crashed client
+//! 6. **Nothing lasts.** Every key has a time to live of an hour or two, moved on by those who use it: what a crashed client
 //!    left is taken out by the next one who meets it, or goes by itself.
 //! 7. **Dead sessions stay dead.** A session's key is set once, after its subscription, and only ever moved on, never
 //!    set again; a client deletes the keys of its former sessions when it opens a new one.
-//! 8. **No waiter is forgotten.** Whoever frees something serves the queue; the next in the queue always has been told
-//!    that it is, by an answer or a message, and looks from time to time whether the holders live.
+//! 8. **No waiter is forgotten.** Whoever frees something serves the queue; the last in the queue always has been told
+//!    that it is, by an answer or a message, and looks often whether the holders live; the others look from time to time,
+//!    also whether the last one does.
 
 use redis::{Cmd, ErrorKind, RedisError, ServerErrorKind, Value, aio::MultiplexedConnection};
 use sha1_smol::Sha1;
@@ -40,8 +41,8 @@ macro_rules! script {
     };
 }
 
-script!(ACQUIRE: "prelude.lua" "acquire.lua");
-script!(RELEASE: "prelude.lua" "release.lua");
+script!(ACQUIRE: "acquire_free.lua" "prelude.lua" "acquire.lua");
+script!(RELEASE: "release_free.lua" "prelude.lua" "release.lua");
 script!(INSPECT: "prelude.lua" "inspect.lua");
 script!(OPEN: "open.lua");
 script!(REFRESH: "refresh.lua");

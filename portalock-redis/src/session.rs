@@ -329,13 +329,13 @@ impl Line {
                     None => self.claims.granted(owner, token, &self.lease.signal()),
                 }
             }
-            (Some("next"), Some(owner), None) => {
-                // It looks after one tick: in a busy queue it has been granted long before.
+            (Some("last"), Some(owner), None) => {
+                // It looks after one tick: of many that give up at once, few become the last for so long.
                 let (claims, owner, tick) =
                     (self.claims.clone(), Arc::<str>::from(owner), self.tick);
                 tokio::spawn(async move {
                     tokio::time::sleep(tick).await;
-                    claims.next(&owner);
+                    claims.last(&owner);
                 });
             }
             _ => {}

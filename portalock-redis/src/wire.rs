@@ -102,6 +102,12 @@ pub(crate) fn holder(since: &str, who: &str) -> Option<Holder> {
     ))
 }
 
+/// Whose claim this is, as `prelude.lua` packs it.
+fn holder_in(claim: &str) -> Option<Holder> {
+    let mut parts = claim.splitn(6, '|').skip(4);
+    holder(parts.next()?, parts.next()?)
+}
+
 fn time(millis: &str) -> Option<SystemTime> {
     UNIX_EPOCH.checked_add(Duration::from_millis(millis.parse().ok()?))
 }
@@ -110,8 +116,8 @@ fn time(millis: &str) -> Option<SystemTime> {
 pub(crate) enum Answer {
     Granted(FencingToken),
     Contended {
-        /// The place in the queue, from 0.
-        place: Option<u32>,
+        /// How many wait behind, if it has a place in the queue.
+        behind: Option<u32>,
         holder: Option<Holder>,
     },
     /// The session is dead at the server.
@@ -123,9 +129,9 @@ impl Answer {
         let answer: Vec<&str> = answer.iter().map(String::as_str).collect();
         match answer.as_slice() {
             ["granted", token] => Some(Self::Granted(FencingToken::new(token.parse().ok()?))),
-            ["contended", place, since, who] => Some(Self::Contended {
-                place: place.parse().ok(),
-                holder: holder(since, who),
+            ["contended", behind, claim] => Some(Self::Contended {
+                behind: behind.parse().ok(),
+                holder: holder_in(claim),
             }),
             ["ended"] => Some(Self::Ended),
             _ => None,
@@ -159,13 +165,16 @@ pub(crate) fn inspection(kind: Kind, answer: &[String]) -> Option<Inspection> {
     )
 }
 
-/// When a waiter looks again whether those before it live. A crash runs no script, so somebody has to: the next one
-/// often, the others rarely, each in case that all before it have died too.
-pub(crate) fn recheck(place: u32, tick: Duration) -> Duration {
-    tick * place.saturating_mul(5).clamp(1, SLOWEST_TICK)
+/// When a waiter looks again whether those before it live. A crash runs no script, so somebody has to: the last in the queue
+/// often, the others rarely, each in case that all behind it have died too.
+///
+/// The last, because it knows that it is: it has just come. The next one would have to be told with every handoff, and in a
+/// busy queue that is a message more for each. A waiter that is no longer the last learns it when it looks.
+pub(crate) fn recheck(behind: u32, tick: Duration) -> Duration {
+    tick * behind.saturating_mul(5).clamp(1, SLOWEST_TICK)
 }
 
-/// How many ticks the last in a long queue leaves out.
+/// How many ticks the next one in a long queue leaves out.
 pub(crate) const SLOWEST_TICK: u32 = 30;
 
 #[cfg(test)]
@@ -189,6 +198,14 @@ mod tests {
     }
 
     #[test]
+    fn a_holder_is_found_in_its_claim() {
+        let claim = r#"0a|1|1|7|1500|{"host":"h","pid":5,"label":"a|b"}"#;
+        let read = holder_in(claim).unwrap();
+        assert_eq!((read.pid, read.label.as_deref()), (5, Some("a|b")));
+        assert!(holder_in("something else").is_none());
+    }
+
+    #[test]
     fn a_backends_label_stands_in_for_a_missing_one() {
         let request = LockRequest::new(LockName::new("a").unwrap(), Mode::Shared, Patience::Once);
         let wanted = Wanted::lock(&request, &Keys::new("p".into()), Some("nightly"));
@@ -199,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn the_further_back_the_rarer() {
+    fn the_more_there_are_behind_the_rarer() {
         let tick = Duration::from_millis(200);
         assert_eq!(recheck(0, tick), tick);
         assert_eq!(recheck(1, tick), tick * 5);

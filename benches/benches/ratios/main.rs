@@ -4,16 +4,21 @@
 //! cargo bench --manifest-path benches/Cargo.toml --bench ratios -- [--quick] [SECTION...]
 //! ```
 //!
-//! Without a section all are run. `--quick` runs few rounds: enough to see that it works, not to believe a figure.
+//! Without a section all are run; `redis` stands for all whose names begin so. `--quick` runs few rounds: enough to see that
+//! it works, not to believe a figure.
 
+mod etcd;
 mod files;
+mod flavours;
+mod growth;
+mod locks;
 mod memory;
+mod redis;
 mod timeouts;
 
 use std::env;
 
 use portalock_benches::Failure;
-use tokio::runtime::{Builder, Runtime};
 
 /// A section: its name, and how to run it.
 type Section = (&'static str, fn(Effort) -> Result<(), Failure>);
@@ -22,20 +27,17 @@ const SECTIONS: &[Section] = &[
     ("memory", memory::run),
     ("timeouts", timeouts::run),
     ("files", files::run),
+    ("redis", redis::run),
+    ("redis-contended", redis::contended),
+    ("redis-kept", redis::kept),
+    ("redis-growth", redis::growth),
+    ("etcd", etcd::run),
+    ("etcd-contended", etcd::contended),
+    ("etcd-growth", etcd::growth),
 ];
 
 /// Where the plots go.
 pub(crate) const PLOTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/plots");
-
-/// Both flavours of runtime, by name.
-pub(crate) fn runtimes() -> Result<Vec<(&'static str, Runtime)>, Failure> {
-    let current = Builder::new_current_thread().enable_all().build()?;
-    let multi = Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()?;
-    Ok(vec![("current-thread", current), ("multi-thread", multi)])
-}
 
 /// How much to measure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -73,16 +75,20 @@ fn main() -> Result<(), Failure> {
         .skip(1)
         .filter(|word| word != "--bench")
         .collect();
+    if words.first().is_some_and(|word| word == redis::CHILD) {
+        return redis::child(&words[1..]);
+    }
     let effort = if words.iter().any(|word| word == "--quick") {
         Effort::Quick
     } else {
         Effort::Full
     };
     let wanted: Vec<&String> = words.iter().filter(|word| *word != "--quick").collect();
-    if let Some(unknown) = wanted
-        .iter()
-        .find(|word| SECTIONS.iter().all(|(name, _)| name != **word))
-    {
+    if let Some(unknown) = wanted.iter().find(|word| {
+        SECTIONS
+            .iter()
+            .all(|(name, _)| !name.starts_with(word.as_str()))
+    }) {
         let known: Vec<_> = SECTIONS.iter().map(|(name, _)| *name).collect();
         return Err(format!(
             "there is no section {unknown:?}; there are {}",
@@ -91,7 +97,7 @@ fn main() -> Result<(), Failure> {
         .into());
     }
     for (name, run) in SECTIONS {
-        if wanted.is_empty() || wanted.iter().any(|word| word == name) {
+        if wanted.is_empty() || wanted.iter().any(|word| name.starts_with(word.as_str())) {
             run(effort)?;
         }
     }

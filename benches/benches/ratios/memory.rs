@@ -16,7 +16,10 @@ use portalock_benches::{
 };
 use portalock_core::{Guard, Lock, MemoryBackend, Mode, Policy};
 
-use crate::{Effort, PLOTS, runtimes};
+use crate::{
+    Effort, PLOTS,
+    flavours::{Flavour, flavours},
+};
 
 const PAIRS_WANTED: f64 = 1e6;
 const SIZES: [u32; 5] = [10, 100, 1_000, 10_000, 100_000];
@@ -30,7 +33,7 @@ fn pairs(effort: Effort) -> Result<(), Failure> {
     table("Memory: acquire and drop, nobody else wants it (the ratio is to 1,000,000/s)");
     let pairs = effort.of(100_000);
     let held = Mutex::new(HashMap::new());
-    let runtimes = runtimes()?;
+    let flavours = flavours()?;
     let mut contestants = vec![Contestant::repeating(
         "a locked map: insert and remove",
         pairs,
@@ -41,7 +44,11 @@ fn pairs(effort: Effort) -> Result<(), Failure> {
             Ok(())
         },
     )];
-    for (kind, runtime) in &runtimes {
+    for Flavour {
+        name: kind,
+        runtime,
+    } in &flavours
+    {
         let lock = Lock::new(MemoryBackend::new(), "nightly")?;
         contestants.push(Contestant::new(format!("portalock, {kind}"), move || {
             runtime.block_on(async {
@@ -87,7 +94,7 @@ enum Crowd {
 
 fn growth(effort: Effort) -> Result<(), Failure> {
     table("Memory: the cost of a pair beside so many others, to that beside the fewest");
-    let (_, runtime) = runtimes()?.swap_remove(0);
+    let [Flavour { runtime, .. }, _] = flavours()?;
     let most = if effort == Effort::Full { 5 } else { 2 };
     let mut series: Vec<Series> = Vec::new();
     for (crowd, name) in [

@@ -9,7 +9,10 @@ use portalock_benches::{
 use portalock_core::{Lock, LockError, MemoryBackend, Policy};
 use tokio::runtime::Runtime;
 
-use crate::{Effort, runtimes};
+use crate::{
+    Effort,
+    flavours::{Flavour, flavours},
+};
 
 const CALLS: u32 = 10_000;
 /// Long enough for the last of them to be asked before the first gives up.
@@ -18,7 +21,11 @@ const LATE_BY: Duration = Duration::from_millis(50);
 
 pub(crate) fn run(effort: Effort) -> Result<(), Failure> {
     table("Timeouts: calls that wait for one held lock return so long after their deadline");
-    for (kind, runtime) in runtimes()? {
+    for Flavour {
+        name: kind,
+        runtime,
+    } in flavours()?
+    {
         let calls = effort.of(CALLS);
         let mut late = time_out(&runtime, calls)?;
         late.sort_unstable();

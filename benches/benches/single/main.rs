@@ -1,12 +1,14 @@
 //! Single operations, each in a group with its floor, by criterion: for seeing whether a change made one slower.
 
+mod etcd;
 mod files;
+mod redis;
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use portalock_core::{Lock, MemoryBackend};
 use tokio::runtime::{Builder, Runtime};
 
-fn runtime() -> Runtime {
+pub(crate) fn runtime() -> Runtime {
     #[expect(
         clippy::expect_used,
         reason = "criterion's functions have no way to fail"
@@ -32,5 +34,5 @@ fn memory(criterion: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(all, memory, files::files);
+criterion_group!(all, memory, files::files, redis::redis, etcd::etcd);
 criterion_main!(all);

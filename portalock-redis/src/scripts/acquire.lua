@@ -5,15 +5,44 @@
 -- ARGV[2]  session   ARGV[3]  owner   ARGV[4]  weight   ARGV[5]  capacity
 -- ARGV[6]  '1' to keep a place in the queue   ARGV[7]  who, as JSON
 --
--- Answers {'granted', token}, {'contended', place, since, who} with the place '-' if there is none, or {'ended'}.
+-- Answers {'granted', token}, {'contended', how many wait behind, the claim of one in the way}, with '-' if it has no place
+-- itself, or {'ended'}.
 
 local session, owner = ARGV[2], ARGV[3]
+local claim = {
+  session = session,
+  weight = tonumber(ARGV[4]),
+  capacity = tonumber(ARGV[5]),
+  token = '',
+  who = ARGV[7],
+}
+
+read(fields)
+local waiting, first_text
+if first then
+  local texts = call('HMGET', waiters, owner, first)
+  waiting, first_text = texts[1], texts[2]
+end
+
+-- Everyone whose life decides, asked at once: this session, who is next, and the holders if one of the two would wait.
+local asked = { session }
+local first_claim = first_text and parse(first_text)
+if first_claim and first_claim.session ~= session then asked[2] = first_claim.session end
+if not fits(first_claim or claim) then
+  local known = { [session] = true }
+  if asked[2] then known[asked[2]] = true end
+  for _, holder in pairs(holders) do
+    if not known[holder.session] then
+      known[holder.session] = true
+      asked[#asked + 1] = holder.session
+    end
+  end
+end
+look_at(asked)
 
 -- A dead session is granted nothing. This also voids an attempt that was stuck in a connection that its client has
 -- given up: the client deletes the old session's key before it does anything in a new one.
 if not look(session).hears then return { 'ended' } end
-
-read()
 
 -- The owner holds already: an answer was lost, or a grant crossed with this attempt. The claim has been there all the
 -- time, so nobody else was granted meanwhile; if the owner comes from another session than before, the claim moves.
@@ -21,35 +50,39 @@ local held = holders[owner]
 if held then
   if held.session ~= session then
     held.session = session
-    redis.call('HSET', state, owner, pack(held))
+    call('HSET', state, owner, pack(held))
   end
   return { 'granted', held.token }
 end
 
-local claim = {
-  session = session,
-  weight = tonumber(ARGV[4]),
-  capacity = tonumber(ARGV[5]),
-  token = '',
-  since = whole(millis),
-  who = ARGV[7],
-}
-
 -- Likewise a place in the queue.
-local waiting = redis.call('HGET', waiters, owner)
 if waiting then
   local before = parse(waiting)
   if before.session ~= session then
     before.session = session
-    redis.call('HSET', waiters, owner, pack(before))
+    waiting = pack(before)
+    call('HSET', waiters, owner, waiting)
+    if first == owner then first_text = waiting end
   end
 end
 
-serve(owner)
+local must_wait = serve(owner, first, first_text)
 if holders[owner] then return { 'granted', holders[owner].token } end
 
-if not waiting then
-  if not next_owner() then
+local behind = '-'
+if waiting then
+  -- The last one in the queue looks often whether the holders live: if it has died, the one before it takes its part.
+  local tail = last_owner()
+  while tail and tail ~= owner do
+    local text = call('HGET', waiters, tail)
+    if text and look(parse(text).session).hears then break end
+    leave_queue(tail)
+    tail = last_owner()
+  end
+  local rank = call('ZREVRANK', queue, owner)
+  behind = rank and whole(rank) or '-'
+else
+  if not must_wait then
     if not fits(claim) then prune() end
     if fits(claim) then
       grant(owner, claim)
@@ -57,23 +90,23 @@ if not waiting then
     end
   end
   if ARGV[6] == '1' then
-    local back = redis.call('ZRANGE', queue, -1, -1, 'WITHSCORES')[2]
-    redis.call('ZADD', queue, whole((tonumber(back) or 0) + 1), owner)
-    redis.call('HSET', waiters, owner, pack(claim))
-    redis.call('PEXPIRE', queue, KEPT)
-    redis.call('PEXPIRE', waiters, KEPT)
-    waiting = true
+    read_clock()
+    claim.since = whole(millis)
+    local back = must_wait and call('ZRANGE', queue, -1, -1, 'WITHSCORES')[2]
+    call('ZADD', queue, whole((tonumber(back) or 0) + 1), owner)
+    call('HSET', waiters, owner, pack(claim))
+    behind = '0'
   end
-elseif redis.call('PTTL', queue) < KEPT / 2 then
-  redis.call('PEXPIRE', queue, KEPT)
-  redis.call('PEXPIRE', waiters, KEPT)
 end
 
-local place = waiting and redis.call('ZRANK', queue, owner)
-local _, holder = next(holders)
-if not holder then
-  -- Nobody holds: whoever is next in the queue is in the way.
-  local first = next_owner()
-  holder = first and parse(redis.call('HGET', waiters, first)) or claim
+-- A new key has no time to live yet, which counts as less than none.
+if behind ~= '-' and call('PTTL', queue) < KEPT / 2 then
+  call('PEXPIRE', queue, KEPT)
+  call('PEXPIRE', waiters, KEPT)
 end
-return { 'contended', place and whole(place) or '-', holder.since, holder.who }
+
+-- If nobody holds, whoever is next in the queue is in the way.
+local _, in_the_way = next(holders)
+in_the_way = in_the_way or first_claim or claim
+in_the_way.since = in_the_way.since or '0'
+return { 'contended', behind, pack(in_the_way) }

@@ -2,7 +2,7 @@
 --
 -- Answers {last token, the number of holders, weight, since, who, ..., the same for those who wait}.
 
-read()
+read(redis.call('HGETALL', state))
 local answer = { whole(last), 0 }
 
 local function tell(claim)

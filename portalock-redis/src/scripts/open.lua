@@ -10,9 +10,10 @@
 if redis.acl_check_cmd then
   local key = KEYS[1]
   for _, command in ipairs({
-    { 'GET', key }, { 'PEXPIRE', key, '1' }, { 'PEXPIREAT', key, '1' }, { 'PTTL', key },
-    { 'HGET', key, 'f' }, { 'HMGET', key, 'f' }, { 'HSET', key, 'f', 'v' }, { 'HDEL', key, 'f' }, { 'HGETALL', key },
-    { 'ZADD', key, '1', 'm' }, { 'ZREM', key, 'm' }, { 'ZRANGE', key, '0', '0' }, { 'ZRANK', key, 'm' },
+    { 'MGET', key }, { 'PEXPIRE', key, '1' }, { 'PEXPIREAT', key, '1' }, { 'PTTL', key },
+    { 'HGET', key, 'f' }, { 'HMGET', key, 'f' }, { 'HSET', key, 'f', 'v' }, { 'HSETNX', key, 'f', 'v' },
+    { 'HDEL', key, 'f' }, { 'HGETALL', key },
+    { 'ZADD', key, '1', 'm' }, { 'ZREM', key, 'm' }, { 'ZRANGE', key, '0', '0' }, { 'ZREVRANK', key, 'm' },
     { 'TIME' }, { 'PUBLISH', key, 'm' }, { 'PUBSUB', 'NUMSUB', key },
   }) do
     if not redis.acl_check_cmd(unpack(command)) then

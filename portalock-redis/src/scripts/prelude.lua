@@ -9,20 +9,28 @@
 --
 -- Besides KEYS the scripts read `ARGV[1] .. session` of the sessions that they meet in claims. Those can't be declared
 -- beforehand, which is one of two reasons why a cluster is refused; the other is that PUBSUB NUMSUB counts on one node.
+--
+-- Each call takes a microsecond, whatever it does: so what can be asked at once is, and nothing is asked that nobody needs.
+-- Defining all this takes three. So the ways that nearly every script goes come before it, in `..._free.lua`.
 
+local call = redis.call
 local state, queue, waiters = KEYS[1], KEYS[2], KEYS[3]
 local sessions = ARGV[1]
 
--- How long a key outlives its last use, in milliseconds.
+-- How long a key outlives its last use at least, in milliseconds.
 local KEPT = 3600000
 
 local function whole(number)
   return string.format('%.0f', number)
 end
 
-local time = redis.call('TIME')
-local micros = time[1] * 1000000 + time[2]
-local millis = math.floor(micros / 1000)
+local micros, millis
+local function read_clock()
+  if micros then return end
+  local time = call('TIME')
+  micros = time[1] * 1000000 + time[2]
+  millis = math.floor(micros / 1000)
+end
 
 local function parse(text)
   local session, weight, capacity, token, since, who =
@@ -46,19 +54,35 @@ local function pack(claim)
   }, '|')
 end
 
--- Whether a session keeps what it holds, and whether it can be told of a grant. Subscribed *now* is what counts: Redis
+-- Whether sessions keep what they hold, and whether they can be told of a grant. Subscribed *now* is what counts: Redis
 -- ends a subscription together with its connection, before it runs the next command. The key covers a connection that
 -- nobody knows to be dead. A `strict` session keeps what it holds until its key expires, subscribed or not.
 local seen = {}
-local function look(session)
-  local known = seen[session]
-  if not known then
-    local form = redis.call('GET', sessions .. session)
-    local subscribed = form and redis.call('PUBSUB', 'NUMSUB', sessions .. session)[2] > 0
-    known = { keeps = form and (subscribed or form == 'strict'), hears = subscribed }
-    seen[session] = known
+
+-- As many as Lua can give to one call, and some to spare.
+local AT_ONCE = 1000
+
+local function look_at(asked)
+  for from = 1, #asked, AT_ONCE do
+    local keys = {}
+    for i = from, math.min(from + AT_ONCE - 1, #asked) do
+      keys[#keys + 1] = sessions .. asked[i]
+    end
+    local forms = call('MGET', unpack(keys))
+    local counts = call('PUBSUB', 'NUMSUB', unpack(keys))
+    for i, form in ipairs(forms) do
+      local subscribed = form and counts[2 * i] > 0
+      seen[asked[from + i - 1]] = {
+        keeps = form and (subscribed or form == 'strict'),
+        hears = subscribed,
+      }
+    end
   end
-  return known
+end
+
+local function look(session)
+  if not seen[session] then look_at({ session }) end
+  return seen[session]
 end
 
 -- Those who hold, as last read or written.
@@ -74,8 +98,7 @@ local function count()
   for _, claim in pairs(holders) do add(claim) end
 end
 
-local function read()
-  local fields = redis.call('HGETALL', state)
+local function read(fields)
   for i = 1, #fields, 2 do
     if fields[i] == 'token' then
       last = tonumber(fields[i + 1])
@@ -95,64 +118,81 @@ local pruned = false
 local function prune()
   if pruned then return end
   pruned = true
+  local unknown = {}
+  for _, claim in pairs(holders) do
+    if not seen[claim.session] then
+      seen[claim.session] = true
+      unknown[#unknown + 1] = claim.session
+    end
+  end
+  look_at(unknown)
   for owner, claim in pairs(holders) do
     if not look(claim.session).keeps then
-      redis.call('HDEL', state, owner)
+      call('HDEL', state, owner)
       holders[owner] = nil
     end
   end
   count()
 end
 
--- Keeps the state for an hour after the clock has passed its last token. A token is the clock or more, so once the key
--- is gone the clock alone is above every token that was granted, however it was set in between.
-local function keep_state()
-  redis.call('PEXPIREAT', state, whole(math.max(millis, math.floor(last / 1000)) + KEPT))
+-- Keeps the state for at least an hour after the clock has passed its last token. A token is the clock or more, so once the
+-- key is gone the clock alone is above every token that was granted, however it was set in between.
+--
+-- Its time is moved on by the first grant of each hour of tokens, and then for two: the others have an hour left with it.
+local HOUR_OF_TOKENS = 3600000000
+local function keep_state(before)
+  if math.floor(before / HOUR_OF_TOKENS) ~= math.floor(last / HOUR_OF_TOKENS) then
+    call('PEXPIREAT', state, whole(math.max(millis, math.floor(last / 1000)) + 2 * KEPT))
+  end
 end
 
 local function grant(owner, claim)
+  read_clock()
+  local before = last
   last = math.max(last + 1, micros)
   claim.token = whole(last)
   claim.since = whole(millis)
-  redis.call('HSET', state, 'token', claim.token, owner, pack(claim))
-  keep_state()
+  call('HSET', state, 'token', claim.token, owner, pack(claim))
+  keep_state(before)
   holders[owner] = claim
   add(claim)
 end
 
 local function next_owner()
-  return redis.call('ZRANGE', queue, 0, 0)[1]
+  return call('ZRANGE', queue, 0, 0)[1]
+end
+
+local function last_owner()
+  return call('ZRANGE', queue, -1, -1)[1]
 end
 
 local function leave_queue(owner)
-  redis.call('HDEL', waiters, owner)
-  redis.call('ZREM', queue, owner)
+  call('HDEL', waiters, owner)
+  call('ZREM', queue, owner)
 end
 
 -- Serves the queue in its order for as long as its next one can be granted. The dead are taken out, not waited for.
--- `asking` learns of its grant by the script's answer, everyone else by a message to its session; so does the one that
--- has become the next instead of `first`: from now on it looks after the holders.
-local function serve(asking, first)
-  local owner = next_owner()
-  first = first or owner
+-- `asking` learns of its grant by the script's answer, everyone else by a message to its session.
+--
+-- Begins with `owner`, the next one, and `text`, its claim if it has been read. Answers whether anybody else has to wait now.
+local function serve(asking, owner, text)
   while owner do
-    local text = redis.call('HGET', waiters, owner)
+    text = text or call('HGET', waiters, owner)
     local claim = text and parse(text)
     if not claim or not look(claim.session).hears then
       leave_queue(owner)
     else
       if not fits(claim) then prune() end
-      if not fits(claim) then break end
+      if not fits(claim) then return true end
       leave_queue(owner)
       grant(owner, claim)
       if owner ~= asking then
-        redis.call('PUBLISH', sessions .. claim.session, 'grant|' .. owner .. '|' .. claim.token)
+        call('PUBLISH', sessions .. claim.session, 'grant|' .. owner .. '|' .. claim.token)
       end
+      -- It lives and leaves nothing: nobody else need be looked at.
+      if claim.weight >= limit then return true end
     end
-    owner = next_owner()
+    owner, text = next_owner(), nil
   end
-  if owner and owner ~= first and owner ~= asking then
-    local claim = parse(redis.call('HGET', waiters, owner))
-    redis.call('PUBLISH', sessions .. claim.session, 'next|' .. owner)
-  end
+  return false
 end

@@ -6,18 +6,26 @@
 -- Answers '1' if the owner held, else '0'.
 
 local owner = ARGV[2]
+local serves, was_last = freed == 1, false
 
-local freed = redis.call('HDEL', state, owner)
 if freed == 0 then
-  if redis.call('HDEL', waiters, owner) == 0 then return '0' end
-  local first = next_owner()
-  redis.call('ZREM', queue, owner)
+  if call('HDEL', waiters, owner) == 0 then return '0' end
   -- Only the next one is in the way of the others.
-  if first ~= owner then return '0' end
+  serves = first == owner
+  was_last = last_owner() == owner
+  call('ZREM', queue, owner)
+  if serves then first = next_owner() end
 end
 
-if next_owner() then
-  read()
-  serve(nil, owner)
+if serves and first then
+  read(call('HGETALL', state))
+  serve(nil, first)
+end
+
+-- The one that has become the last looks after the holders from now on, and has to be told.
+local tail = was_last and last_owner()
+local text = tail and call('HGET', waiters, tail)
+if text then
+  call('PUBLISH', sessions .. parse(text).session, 'last|' .. tail)
 end
 return whole(freed)

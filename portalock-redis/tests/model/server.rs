@@ -128,7 +128,7 @@ impl Server {
         }
     }
 
-    /// `acquire.lua`, with a place in the queue.
+    /// `acquire_free.lua` and `acquire.lua`, with a place in the queue.
     pub(crate) fn acquire(
         &mut self,
         owner: Owner,
@@ -144,6 +144,12 @@ impl Server {
             let token = claim.2;
             return told.push((session, Message::Granted(token)));
         }
+        // `acquire_free.lua`: behind others, whose lives it leaves to its own first look.
+        let is_new = !self.queue.iter().any(|place| place.0 == owner);
+        if is_new && self.holders.first().is_some() && self.queue.first().is_some() {
+            self.queue.push((owner, session));
+            return told.push((session, Message::Contended));
+        }
         if let Some(place) = self.queue.find_mut(|place| place.0 == owner) {
             place.1 = session;
         }
@@ -155,7 +161,14 @@ impl Server {
             let token = self.grant(owner, session, rules);
             return told.push((session, Message::Granted(token)));
         }
-        if !self.queue.iter().any(|place| place.0 == owner) {
+        if self.queue.iter().any(|place| place.0 == owner) {
+            while let Some((last, its)) = self.queue.iter().last()
+                && last != owner
+                && !self.hears(its)
+            {
+                self.queue.retain(|place| place.0 != last);
+            }
+        } else {
             self.queue.push((owner, session));
         }
         told.push((session, Message::Contended));

@@ -15,9 +15,8 @@ use super::{
     children::turns,
     taker::{Kind, current_thread, ours},
 };
-use crate::Effort;
+use crate::{Effort, PLOTS};
 
-const PLOTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/plots");
 const DECADES: [u32; 4] = [10, 100, 1_000, 10_000];
 const PROCESSES: [u32; 4] = [2, 8, 32, 128];
 

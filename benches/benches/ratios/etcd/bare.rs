@@ -1,0 +1,175 @@
+//! The floors: the requests alone, on the connection that the client library gives.
+
+use std::time::{Duration, Instant};
+
+use etcd_client::{
+    Client, CompactionOptions, Compare, CompareOp, DeleteOptions, GetOptions, LockOptions,
+    PutOptions, SortOrder, SortTarget, Txn, TxnOp,
+};
+use portalock_benches::{Failure, contest::median};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+};
+
+/// A lease that outlasts every benchmark.
+const LEASE_SECONDS: i64 = 3600;
+
+/// What a transaction that takes a place has beside its put.
+#[derive(Clone, Copy)]
+pub(crate) struct Shape {
+    pub(crate) session: bool,
+    pub(crate) looks: u32,
+    pub(crate) prefix: bool,
+}
+
+/// A connection with a lease.
+#[derive(Clone)]
+pub(crate) struct Bare {
+    client: Client,
+    lease: i64,
+}
+
+impl Bare {
+    pub(crate) async fn connect(endpoint: &str) -> Result<Self, Failure> {
+        let client = Client::connect([endpoint], None).await?;
+        let lease = client.lease_client().grant(LEASE_SECONDS, None).await?.id();
+        Ok(Self { client, lease })
+    }
+
+    /// Makes the server forget everything that is no longer so.
+    pub(crate) async fn compact(&self) -> Result<(), Failure> {
+        let put = self.client.kv_client().put("bare/now", "", None).await?;
+        let now = put
+            .header()
+            .map_or(0, etcd_client::ResponseHeader::revision);
+        let options = CompactionOptions::new().with_physical();
+        self.client.kv_client().compact(now, Some(options)).await?;
+        Ok(())
+    }
+
+    /// How long a transaction takes that puts a key if there is none; the deletion is not counted.
+    pub(crate) async fn transactions(self, times: u32) -> Result<Duration, Failure> {
+        let key = "bare/transaction";
+        let mut took = Duration::ZERO;
+        for _ in 0..times {
+            let options = PutOptions::new().with_lease(self.lease);
+            let transaction = Txn::new()
+                .when([Compare::create_revision(key, CompareOp::Equal, 0)])
+                .and_then([TxnOp::put(key, "value", Some(options))]);
+            let started = Instant::now();
+            self.client.kv_client().txn(transaction).await?;
+            took += started.elapsed();
+            self.client.kv_client().delete(key, None).await?;
+        }
+        Ok(took / times)
+    }
+
+    /// How long a transaction of this shape takes; the deletion is not counted.
+    pub(crate) async fn shaped(self, shape: Shape, times: u32) -> Result<Duration, Failure> {
+        let (queue, key) = ("bare/queue/", "bare/queue/exclusive/owner@lease");
+        let session = "bare/session";
+        let put = self.client.kv_client().put(session, "", None).await?;
+        let known = put
+            .header()
+            .map_or(0, etcd_client::ResponseHeader::revision);
+        let value = "{\"host\":\"localhost\",\"pid\":12345}";
+        let mut took = Duration::ZERO;
+        for _ in 0..times {
+            let options = PutOptions::new().with_lease(self.lease);
+            let mut conditions = vec![Compare::create_revision(key, CompareOp::Equal, 0)];
+            let mut then = vec![TxnOp::put(key, value, Some(options))];
+            if shape.session {
+                conditions.push(Compare::mod_revision(session, CompareOp::Equal, known));
+            }
+            let all = GetOptions::new().with_prefix();
+            let latest = all.clone().with_keys_only();
+            let latest = latest.with_sort(SortTarget::Create, SortOrder::Descend);
+            let first = all.clone().with_sort(SortTarget::Create, SortOrder::Ascend);
+            then.extend(match shape.looks {
+                0 => vec![],
+                1 => vec![TxnOp::get(queue, Some(latest.with_limit(2)))],
+                2 => vec![
+                    TxnOp::get(queue, Some(latest.with_limit(2))),
+                    TxnOp::get(queue, Some(first.with_limit(1))),
+                ],
+                _ => vec![TxnOp::get(queue, Some(all))],
+            });
+            let transaction = Txn::new().when(conditions).and_then(then);
+            let started = Instant::now();
+            self.client.kv_client().txn(transaction).await?;
+            took += started.elapsed();
+            if shape.prefix {
+                let options = DeleteOptions::new().with_prefix();
+                self.client.kv_client().delete(key, Some(options)).await?;
+            } else {
+                self.client.kv_client().delete(key, None).await?;
+            }
+        }
+        Ok(took / times)
+    }
+
+    /// The median time from before a put until the `watcher` is told.
+    pub(crate) async fn seen_by(self, watcher: Self, times: u32) -> Result<Duration, Failure> {
+        let key = "bare/watched";
+        let mut stream = watcher.client.watch_client().watch(key, None).await?;
+        let mut took = Vec::new();
+        for _ in 0..times {
+            let started = Instant::now();
+            let put = tokio::spawn({
+                let client = self.client.clone();
+                async move { client.kv_client().put(key, "value", None).await }
+            });
+            while stream
+                .message()
+                .await?
+                .ok_or("the watch ended")?
+                .events()
+                .is_empty()
+            {}
+            took.push(started.elapsed().as_secs_f64());
+            put.await??;
+        }
+        Ok(Duration::from_secs_f64(median(took)))
+    }
+
+    /// The server's own lock, taken and given back.
+    pub(crate) async fn lock_and_unlock(&self) -> Result<(), Failure> {
+        let options = LockOptions::new().with_lease(self.lease);
+        let lock = self
+            .client
+            .lock_client()
+            .lock("bare/lock", Some(options))
+            .await?;
+        self.client.lock_client().unlock(lock.key()).await?;
+        Ok(())
+    }
+}
+
+/// What the server has done so far: requests answered, and messages to those who watch.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Load {
+    pub(crate) requests: f64,
+    pub(crate) messages: f64,
+}
+
+impl Load {
+    pub(crate) async fn of(port: u16) -> Result<Self, Failure> {
+        let mut stream = TcpStream::connect(("127.0.0.1", port)).await?;
+        stream
+            .write_all(b"GET /metrics HTTP/1.0\r\nHost: localhost\r\n\r\n")
+            .await?;
+        let mut text = String::new();
+        stream.read_to_string(&mut text).await?;
+        let sum = |metric: &str, only: &str| {
+            text.lines()
+                .filter(|line| line.starts_with(metric) && line.contains(only))
+                .filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok())
+                .sum::<f64>()
+        };
+        Ok(Self {
+            requests: sum("grpc_server_handled_total{", "grpc_type=\"unary\""),
+            messages: sum("grpc_server_msg_sent_total{", "Watch"),
+        })
+    }
+}
