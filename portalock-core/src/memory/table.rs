@@ -59,7 +59,7 @@ impl Kinds for Permits {
     }
 }
 
-/// All names of one kind. A name that nobody holds or waits for takes no memory.
+/// All names of one kind. A name that nobody holds or waits for is forgotten, however many there were.
 #[derive(Default)]
 pub(super) struct Table {
     names: HashMap<LockName, Entry>,
