@@ -30,7 +30,7 @@ macro_rules! guard_methods {
 
         /// Whether ownership is no longer certain. Reads the clock too: it needs no task to have run.
         pub fn is_lost(&self) -> bool {
-            self.0.lost_signal().is_lost()
+            self.0.loss().is_some()
         }
 
         /// A signal that fires if this ownership is lost, to be kept and awaited anywhere. It never fires once the guard

@@ -105,7 +105,8 @@ impl<B: LockBackend> Lock<B> {
     ///
     /// # Fairness
     ///
-    /// As the backend's [`Capabilities::fairness`](crate::Capabilities::fairness) says.
+    /// As the backend's [`Capabilities::fairness`](crate::Capabilities::fairness) says. Toward other tasks of the runtime each
+    /// call counts as one step of [cooperative scheduling](tokio::task::coop), even if the lock was free.
     pub async fn acquire(&self) -> Result<Guard<B>, LockError> {
         self.run(Mode::Exclusive, &self.policy, Resolve::Wait).await
     }

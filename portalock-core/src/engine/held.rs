@@ -1,6 +1,12 @@
 //! Ownership in hand: what every guard wraps.
 
-use std::{fmt, future::Future, pin::pin, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    future::Future,
+    pin::pin,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use futures_util::future::{Either, select};
 
@@ -22,24 +28,26 @@ pub(crate) struct Held<S: Service<D>, D: Demand> {
     service: S,
     request: Arc<Request<D>>,
     grant: Grant,
-    /// The grant's lost signal as this guard's user sees it: it falls silent once the guard is released.
-    lost: LostSignal,
-    /// Settled when the lock is released, so that no signal of this guard fires afterwards.
-    tenure: Lease,
+    /// Made for the first who asks for the signal: few do, and it is a third of what a guard keeps in memory.
+    tenure: OnceLock<Tenure>,
     home: Home,
     armed: bool,
 }
 
+/// The grant's lost signal as the guard's user sees it: it falls silent once the guard is released.
+struct Tenure {
+    lost: LostSignal,
+    /// Settled when the lock is released.
+    lease: Lease,
+}
+
 impl<S: Service<D>, D: Demand> Held<S, D> {
     pub(crate) fn new(service: S, request: Arc<Request<D>>, grant: Grant, home: Home) -> Self {
-        let tenure = Lease::unbounded();
-        let lost = grant.lost.during(&tenure);
         Self {
             service,
             request,
             grant,
-            lost,
-            tenure,
+            tenure: OnceLock::new(),
             home,
             armed: true,
         }
@@ -62,11 +70,33 @@ impl<S: Service<D>, D: Demand> Held<S, D> {
     }
 
     pub(crate) fn lost_signal(&self) -> &LostSignal {
-        &self.lost
+        let tenure = self.tenure.get_or_init(|| {
+            let lease = Lease::unbounded();
+            Tenure {
+                lost: self.grant.lost.during(&lease),
+                lease,
+            }
+        });
+        &tenure.lost
+    }
+
+    /// Why the lock is no longer held, if it isn't.
+    pub(crate) fn loss(&self) -> Option<Loss> {
+        match self.tenure.get() {
+            Some(tenure) => tenure.lost.loss(),
+            None => self.grant.lost.loss(),
+        }
+    }
+
+    /// From now on no signal of this guard fires that hasn't fired.
+    fn settle(&self) {
+        if let Some(tenure) = self.tenure.get() {
+            tenure.lease.settle();
+        }
     }
 
     pub(crate) fn ensure_held(&self) -> Result<(), LockError> {
-        match self.lost.loss() {
+        match self.loss() {
             None => Ok(()),
             Some(loss) => Err(self.lost_by(loss)),
         }
@@ -74,7 +104,7 @@ impl<S: Service<D>, D: Demand> Held<S, D> {
 
     pub(crate) async fn run<F: Future>(&self, work: F) -> Result<F::Output, LockError> {
         // The loss is polled first: work never goes on beside a lock that is already gone.
-        match select(pin!(self.lost.lost()), pin!(work)).await {
+        match select(pin!(self.lost_signal().lost()), pin!(work)).await {
             Either::Left((loss, _)) => Err(self.lost_by(loss)),
             Either::Right((output, _)) => {
                 self.ensure_held()?;
@@ -85,8 +115,8 @@ impl<S: Service<D>, D: Demand> Held<S, D> {
 
     pub(crate) async fn release(mut self) -> Result<(), LockError> {
         // Read before the release: it may end the very thing that the signal watches.
-        let loss = self.lost.loss();
-        self.tenure.settle();
+        let loss = self.loss();
+        self.settle();
         let released = bound(
             Instant::now().checked_add(RELEASE_TIME),
             self.service.release(&self.request),
@@ -138,12 +168,12 @@ impl<S: Service<D>, D: Demand> Drop for Held<S, D> {
         if !self.armed {
             return;
         }
-        if let Some(loss) = self.lost.loss() {
+        if let Some(loss) = self.loss() {
             tracing::warn!(name = %self.request.name, owner = %self.request.owner, %loss, "lost");
         } else {
             tracing::debug!(name = %self.request.name, owner = %self.request.owner, "released by drop");
         }
-        self.tenure.settle();
+        self.settle();
         reaper::release(
             self.service.clone(),
             self.request.clone(),
@@ -160,7 +190,7 @@ impl<S: Service<D>, D: Demand> fmt::Debug for Held<S, D> {
             .field("demand", &self.request.demand)
             .field("owner", &self.request.owner)
             .field("token", &self.grant.token)
-            .field("lost", &self.lost)
+            .field("loss", &self.loss())
             .finish_non_exhaustive()
     }
 }

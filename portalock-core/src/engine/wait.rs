@@ -50,6 +50,8 @@ pub(crate) async fn acquire<S: Service<D>, D: Demand>(
         policy.timeout()
     };
     let start = Instant::now();
+    // A free lock is granted without anything to wait for: a task that takes it in a loop would never let others run.
+    tokio::task::coop::consume_budget().await;
     let span = tracing::debug_span!("acquire", name = %request.name, want = %request.demand, owner = %request.owner);
     let wait = Wait {
         policy,

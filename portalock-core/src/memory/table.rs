@@ -9,6 +9,8 @@ use std::{
     time::Duration,
 };
 
+use foldhash::fast::RandomState;
+
 use crate::{
     Attempt, Claim, ClaimKind, Contention, FencingToken, Grant, Holder, Inspection, Lease,
     LockName, Loss, Mode, OwnerId, Patience, Permits, Released, Request, WakeSender, Wakeups,
@@ -62,9 +64,13 @@ impl Kinds for Permits {
 /// All names of one kind. A name that nobody holds or waits for is forgotten, however many there were.
 #[derive(Default)]
 pub(super) struct Table {
-    names: HashMap<LockName, Entry>,
+    names: HashMap<LockName, Box<Entry>, RandomState>,
     /// Emptied entries, whose allocations the next names use.
-    spare: Vec<Entry>,
+    #[allow(
+        clippy::vec_box,
+        reason = "an entry goes from here to a name and back at each acquisition of a free lock"
+    )]
+    spare: Vec<Box<Entry>>,
 }
 
 /// Whoever has a place is told of its grant in the same process, where no word is lost: a hundred thousand waiters that
@@ -76,12 +82,13 @@ const SPARE: usize = 16;
 
 #[derive(Default)]
 struct Entry {
-    held: HashMap<OwnerId, Held>,
+    held: HashMap<OwnerId, Held, RandomState>,
     used: u64,
-    /// The capacities that the present holders asked with, and how many of them: the smallest one binds.
+    /// The capacities that the present holders asked with, and how many of them: the smallest one binds. The largest
+    /// there can be, as each lock has it, binds nobody and is not counted.
     capacities: BTreeMap<u32, usize>,
     queue: BTreeMap<u64, Waiter>,
-    places: HashMap<OwnerId, u64>,
+    places: HashMap<OwnerId, u64, RandomState>,
     next_place: u64,
 }
 
@@ -189,7 +196,7 @@ impl Table {
         owners.len()
     }
 
-    fn keep(&mut self, emptied: Entry) {
+    fn keep(&mut self, emptied: Box<Entry>) {
         let room = emptied.held.capacity().max(emptied.places.capacity());
         if self.spare.len() < SPARE && room <= SPARE {
             self.spare.push(emptied);
@@ -262,7 +269,9 @@ impl Entry {
         let token = FencingToken::after_at(*last, now);
         *last = Some(token);
         self.used += u64::from(weight.count);
-        *self.capacities.entry(weight.capacity).or_default() += 1;
+        if weight.capacity != u32::MAX {
+            *self.capacities.entry(weight.capacity).or_default() += 1;
+        }
         let claim = Claim::new(claim.holder.since(now), claim.kind);
         let held = Held {
             weight,

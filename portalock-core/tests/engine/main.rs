@@ -11,5 +11,6 @@
 mod clean_up;
 mod deadlines;
 mod failures;
+mod other_tasks;
 mod scripted;
 mod wake_ups;
