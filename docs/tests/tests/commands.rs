@@ -11,7 +11,7 @@
 use std::{
     fs,
     path::{Path, PathBuf},
-    process::{Command, Stdio},
+    process::{Command, Output, Stdio},
 };
 
 /// The command that runs all tests, this one among them.
@@ -126,6 +126,21 @@ fn every_block_says_its_language_and_is_of_one_that_is_run() {
     }
 }
 
+/// They are a workspace of their own, so the test command doesn't reach them.
+#[test]
+fn the_benchmarks_arithmetic_is_right() {
+    let output = shell(
+        "cargo test --manifest-path benches/Cargo.toml --profile bench --lib",
+        std::env::temp_dir().as_path(),
+    );
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(
+        output.status.success() && !said.contains("running 0 tests"),
+        "{said}{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+}
+
 #[test]
 fn every_command_runs() {
     let mut failed = Vec::new();
@@ -134,18 +149,7 @@ fn every_command_runs() {
         .filter(|block| block.language == "sh" && block.text.trim() != TEST_COMMAND)
     {
         let home = tempfile::tempdir().unwrap();
-        let output = Command::new("bash")
-            .args(["-euo", "pipefail", "-c", &block.text])
-            .current_dir(workspace())
-            .env("TMPDIR", home.path())
-            // A command may build a program with fewer features than the tests that run beside this one were built for.
-            .env("CARGO_TARGET_DIR", workspace().join("target/documents"))
-            // Whether a benchmark runs is of interest here, not how fast.
-            .env("CARGO_PROFILE_BENCH_OPT_LEVEL", "0")
-            .env("CARGO_PROFILE_BENCH_DEBUG", "0")
-            .stdin(Stdio::null())
-            .output()
-            .unwrap();
+        let output = shell(&block.text, home.path());
         if !output.status.success() {
             let place = format!("{}:{}", block.file.display(), block.line);
             let said = String::from_utf8_lossy(&output.stderr);
@@ -153,6 +157,21 @@ fn every_command_runs() {
         }
     }
     assert!(failed.is_empty(), "{}", failed.join("\n\n"));
+}
+
+fn shell(command: &str, temporary: &Path) -> Output {
+    Command::new("bash")
+        .args(["-euo", "pipefail", "-c", command])
+        .current_dir(workspace())
+        .env("TMPDIR", temporary)
+        // A command may build a program with fewer features than the tests that run beside this one were built for.
+        .env("CARGO_TARGET_DIR", workspace().join("target/documents"))
+        // Whether a benchmark runs is of interest here, not how fast.
+        .env("CARGO_PROFILE_BENCH_OPT_LEVEL", "0")
+        .env("CARGO_PROFILE_BENCH_DEBUG", "0")
+        .stdin(Stdio::null())
+        .output()
+        .unwrap()
 }
 
 #[test]
