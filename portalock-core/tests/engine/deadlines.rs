@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use portalock_core::{BackendErrorKind, LockError, Patience, Policy, clock::Instant};
+use portalock_core::{
+    BackendErrorKind, Lock, LockError, MemoryBackend, Patience, Policy, clock::Instant,
+};
 
 use crate::scripted::{Scripted, Step, seconds};
 
@@ -164,5 +166,19 @@ async fn without_a_timeout_a_call_waits_for_days() {
             .acquire_with(&Policy::forever())
             .await
             .is_ok()
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_waits_in_memory_is_told_and_need_not_look() {
+    let lock = Lock::new(MemoryBackend::new(), "held").unwrap();
+    let _held = lock.acquire().await.unwrap();
+    let patient = Policy::new().with_timeout(Duration::from_secs(30));
+    let LockError::Timeout { attempts, .. } = lock.acquire_with(&patient).await.unwrap_err() else {
+        panic!("not a timeout");
+    };
+    assert!(
+        attempts <= 2,
+        "{attempts}: the first, and one before the deadline"
     );
 }
