@@ -20,9 +20,15 @@ use crate::{
     FsError, FsErrorKind,
     name::FileName,
     open::{LockFile, Store, Tried},
-    queue::{Held, Place, Places},
+    queue::{Heir, Held, Place, Places, Stay},
     watch::{DirectoryWatch, Watched, Watching},
 };
+
+/// How often one looks who is sure to be woken by those before it in this process.
+const BEHIND_OTHERS: Duration = Duration::from_secs(60);
+
+/// How long a lock is left to other processes, should the news of its release not arrive.
+const YIELD: Duration = Duration::from_millis(1);
 
 /// What all clones of a backend share.
 #[derive(Debug)]
@@ -74,10 +80,20 @@ impl Client {
                 (None, Some(file)) => self.present_holder(file_name, file),
                 (None, None) => None,
             };
+            let mut contention = Contention::new().with_holder(holder);
             if request.patience == Patience::Queue {
                 place.join(request.owner, request.demand, &self.holder(request));
+                contention = contention
+                    .with_queued(true)
+                    .with_recheck_after(BEHIND_OTHERS);
             }
-            return Ok(Attempt::Contended(Contention::new().with_holder(holder)));
+            return Ok(Attempt::Contended(contention));
+        }
+        if request.patience == Patience::Queue && std::mem::take(&mut place.yields) {
+            place.join(request.owner, request.demand, &self.holder(request));
+            return Ok(Attempt::Contended(
+                Contention::new().with_recheck_after(YIELD),
+            ));
         }
         self.contend(place, file_name, request)
     }
@@ -146,8 +162,9 @@ impl Client {
             mode,
             written,
             file,
+            stay: Stay::from(holder.since),
             holder,
-            lease: self.watch.is_some().then(Lease::unbounded),
+            lease: self.lease(),
         };
         let grant = held.grant();
         if place.held.is_empty() {
@@ -198,33 +215,119 @@ impl Client {
             .iter()
             .position(|held| held.owner == request.owner)
             .map(|at| place.held.swap_remove(at));
-        let had_held = held.is_some();
-        let released = held.map_or(Released::NotHeld, |held| {
-            self.give_up(&file_name, &held, certain)
-        });
-        if place.leave(request.owner) || had_held {
+        if held.is_none() && place.leave(request.owner) {
             place.wake_first();
         }
+        let released = held.map_or(Released::NotHeld, |held| {
+            self.give_up(&mut place, &file_name, held, certain)
+        });
         place.settle();
         released
     }
 
-    fn give_up(&self, file_name: &FileName, held: &Held, certain: bool) -> Released {
+    /// Frees what was held, or hands it on.
+    fn give_up(
+        &self,
+        place: &mut Place,
+        file_name: &FileName,
+        held: Held,
+        certain: bool,
+    ) -> Released {
         if std::process::id() != self.process {
             // A forked child: unlocking would free the parent's lock, closing our copy does not.
+            place.wake_first();
             return Released::NotHeld;
         }
-        let was_lost = held.is_lost()
-            || (certain && matches!(self.store.is_current(file_name, &held.file), Ok(false)));
-        if !was_lost {
-            self.store.note_release(file_name, &held.file, held.written);
+        let heir = self.heir(place, &held);
+        let is_there = (certain || heir.is_some())
+            .then(|| self.store.is_current(file_name, &held.file))
+            .transpose();
+        if held.is_lost() || matches!(is_there, Ok(Some(false))) {
+            self.store.unlock(&held.file);
+            drop(held);
+            place.wake_first();
+            return Released::NotHeld;
+        }
+        let held = match (heir, is_there) {
+            (Some((heir, stay)), Ok(_)) => match self.hand_on(place, file_name, held, heir, stay) {
+                None => return Released::Freed,
+                Some(held) => held,
+            },
+            _ => held,
+        };
+        self.store.note_release(file_name, &held.file, held.written);
+        self.unlock(place, file_name, held);
+        Released::Freed
+    }
+
+    /// Who is to have the lock next without its being unlocked, if other processes have not been kept waiting by that for
+    /// too long. Only where they are told of the release that follows.
+    fn heir(&self, place: &Place, held: &Held) -> Option<(Heir, Stay)> {
+        if self.watch.is_none() || held.mode == Mode::Shared {
+            return None;
+        }
+        let mut heir = place.heir()?;
+        heir.holder = heir.holder.since_now();
+        let stay = held.stay.longer(heir.holder.since)?;
+        Some((heir, stay))
+    }
+
+    /// Makes the lock `heir`'s: locked as it is. Given back if that can't be.
+    fn hand_on(
+        &self,
+        place: &mut Place,
+        file_name: &FileName,
+        held: Held,
+        heir: Heir,
+        stay: Stay,
+    ) -> Option<Held> {
+        let written = self
+            .store
+            .write_next(file_name, &held.file, held.written, &heir.holder);
+        let written = match written {
+            Ok(written) => written,
+            Err(error) => {
+                tracing::debug!(%error, "a lock could not be handed on: it is unlocked instead");
+                return Some(held);
+            }
+        };
+        let Heir {
+            owner,
+            holder,
+            line,
+        } = heir;
+        let handed = Held {
+            owner,
+            mode: held.mode,
+            written,
+            file: held.file,
+            holder,
+            lease: self.lease(),
+            stay,
+        };
+        if !line.grant(handed.grant()) {
+            // It is about to leave, and would only have freed it.
+            return Some(handed);
+        }
+        place.leave(owner);
+        place.held.push(handed);
+        None
+    }
+
+    /// Unlocks and closes the file, and has those who wait here woken.
+    fn unlock(&self, place: &mut Place, file_name: &FileName, held: Held) {
+        if held.stay.was_long() && place.waiters().next().is_some() {
+            // Other processes were passed over: whoever is first here tries when it hears of the release as they do.
+            place.watching = self.watch_file(file_name, &held.file);
+            place.yields = place.watching.is_some();
         }
         self.store.unlock(&held.file);
-        if was_lost {
-            Released::NotHeld
-        } else {
-            Released::Freed
-        }
+        drop(held);
+        place.wake_first();
+    }
+
+    fn lease(&self) -> Option<Lease> {
+        self.watch.is_some().then(Lease::unbounded)
     }
 
     /// Opens a waiter's line. False if it does not wait.
@@ -327,7 +430,9 @@ impl Watched for Client {
     fn closed(&self, file: &str) {
         let file_name = FileName::existing(file);
         if let Some(visit) = self.places.find(&file_name) {
-            visit.lock().wake_first();
+            let mut place = visit.lock();
+            place.yields = false;
+            place.wake_first();
         }
     }
 

@@ -32,6 +32,8 @@ const LOOKS: usize = 4;
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Written {
     pub(crate) token: FencingToken,
+    /// The slot in the record.
+    slot: usize,
     /// The slot in the file of readers, of a shared holder.
     reader: Option<u64>,
 }
@@ -67,6 +69,32 @@ impl Store {
         written
             .map(Some)
             .map_err(|error| error.at(file_name.as_str()))
+    }
+
+    /// Writes down `holder` after the one who was `written`, while the lock stays held exclusively. What stands in the record
+    /// is known, so nothing is read.
+    pub(crate) fn write_next(
+        &self,
+        file_name: &FileName,
+        file: &LockFile,
+        written: Written,
+        holder: &Holder,
+    ) -> Result<Written, FsError> {
+        let token = token_after(Some(written.token))?;
+        let slot = Record::slot_after(written.slot);
+        let entry = Entry {
+            token,
+            mode: Mode::Exclusive,
+            holder: holder.clone(),
+        };
+        let beside = self.open_beside(file_name)?;
+        let file = beside.as_ref().unwrap_or(&file.file);
+        write(file, &Record::write(slot, &entry)).map_err(|error| error.at(file_name.as_str()))?;
+        Ok(Written {
+            token,
+            slot,
+            reader: None,
+        })
     }
 
     /// Notes that a holder goes. For those who look only, so a failure changes nothing.
@@ -186,11 +214,8 @@ fn write_grant(
             Some(_) => return Err(foreign("the file of a lock with another name")),
         }
     }
-    let last = record.last_token();
-    let token = FencingToken::after(last);
-    if last.is_some_and(|last| token <= last) {
-        return Err(foreign("a fencing token after which there is none"));
-    }
+    let token = token_after(record.last_token())?;
+    let slot = record.next_slot();
     let entry = entry(token);
     let reader = match readers {
         None => None,
@@ -202,8 +227,20 @@ fn write_grant(
             Some(add_reader(&readers.file, &entry, is_first)?)
         }
     };
-    write(file, &record.write(&entry))?;
-    Ok(Written { token, reader })
+    write(file, &Record::write(slot, &entry))?;
+    Ok(Written {
+        token,
+        slot,
+        reader,
+    })
+}
+
+fn token_after(last: Option<FencingToken>) -> Result<FencingToken, FsError> {
+    let token = FencingToken::after(last);
+    if last.is_some_and(|last| token <= last) {
+        return Err(foreign("a fencing token after which there is none"));
+    }
+    Ok(token)
 }
 
 /// Writes `entry` into a free slot. It says which.

@@ -55,7 +55,6 @@ pub(crate) struct Last {
 pub(crate) struct Record {
     /// The newest grant.
     pub(crate) last: Option<Last>,
-    /// The slot that the next grant is written to.
     next_slot: usize,
     /// The last grant that was released in good order.
     released: Option<FencingToken>,
@@ -118,9 +117,19 @@ impl Record {
         self.last.as_ref().map(|entry| entry.token)
     }
 
+    /// The slot that the next grant is written to.
+    pub(crate) const fn next_slot(&self) -> usize {
+        self.next_slot
+    }
+
+    /// The slot for the grant after the one that was written to `slot`.
+    pub(crate) const fn slot_after(slot: usize) -> usize {
+        1 - slot
+    }
+
     /// What to write for a new grant, and where.
-    pub(crate) fn write(&self, entry: &Entry) -> (u64, Vec<u8>) {
-        ((self.next_slot * SLOT) as u64, render_slot(entry))
+    pub(crate) fn write(slot: usize, entry: &Entry) -> (u64, Vec<u8>) {
+        ((slot * SLOT) as u64, render_slot(entry))
     }
 
     /// What to write when the grant with this token is released, and where.
@@ -268,7 +277,8 @@ mod tests {
         let mut file = Vec::new();
         for token in tokens {
             let record = Record::parse(&file).unwrap();
-            put(&mut file, record.write(&entry(token)));
+            let slot = record.next_slot();
+            put(&mut file, Record::write(slot, &entry(token)));
         }
         file
     }
@@ -285,7 +295,8 @@ mod tests {
     fn a_write_torn_at_any_byte_keeps_the_token_before_it() {
         for last in 1..=3 {
             let before = grants(1..=last);
-            let (at, bytes) = Record::parse(&before).unwrap().write(&entry(last + 1));
+            let slot = Record::parse(&before).unwrap().next_slot();
+            let (at, bytes) = Record::write(slot, &entry(last + 1));
             for torn in 0..bytes.len() {
                 let mut file = before.clone();
                 put(&mut file, (at, bytes[..torn].to_vec()));
@@ -297,7 +308,7 @@ mod tests {
 
     #[test]
     fn a_first_write_torn_at_any_byte_is_still_ours() {
-        let (_, bytes) = Record::default().write(&entry(7));
+        let (_, bytes) = Record::write(0, &entry(7));
         for torn in 0..bytes.len() {
             assert!(Record::parse(&bytes[..torn]).is_ok(), "{torn}");
         }
@@ -333,7 +344,7 @@ mod tests {
             long.holder.label = Some(label.into());
             long.holder.host = "h".repeat(5_000).into();
             let mut file = Vec::new();
-            put(&mut file, Record::default().write(&long));
+            put(&mut file, Record::write(0, &long));
             let read = Record::parse(&file).unwrap().present().unwrap();
             assert_eq!(read.token, FencingToken::new(9));
             assert_eq!(read.holder.pid, 42);
