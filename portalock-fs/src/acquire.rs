@@ -460,3 +460,43 @@ pub(crate) fn lock_name(
         (FileName::of(&name).as_str() == file_name).then_some(name)
     })
 }
+
+#[cfg(all(test, any(target_os = "linux", target_os = "android")))]
+mod tests {
+    use super::*;
+    use crate::{FsBackend, LockKind, try_lock};
+    use portalock_core::{LockBackend, wakeups};
+
+    fn request(patience: Patience) -> LockRequest {
+        LockRequest::new(LockName::new("a").unwrap(), Mode::Exclusive, patience)
+    }
+
+    #[tokio::test]
+    async fn a_lock_that_cannot_be_handed_on_is_freed() {
+        let dir = tempfile::tempdir().unwrap();
+        let backend = FsBackend::open(dir.path()).unwrap();
+        let client = backend.client();
+        let (first, next) = (request(Patience::Once), request(Patience::Queue));
+        let granted = client.attempt(&first).unwrap();
+        assert!(matches!(granted, Attempt::Granted(_)));
+        let _ = client.attempt(&next).unwrap();
+        let (line, mut told) = wakeups();
+        assert!(client.listen(&next, line));
+        // The same file, but nothing can be written to it: as where a disk fails.
+        let unwritable = client.store.dir.open("a.lock").unwrap();
+        let file_name = FileName::of(&first.name);
+        let visit = client.places.find(&file_name).unwrap();
+        visit.lock().held[0].file.file = unwritable;
+        let locked = try_lock(
+            &visit.lock().held[0].file.file,
+            Mode::Exclusive,
+            LockKind::Flock,
+        );
+        assert!(locked.unwrap());
+        assert_eq!(client.free(&first, true), Released::Freed);
+        assert!(matches!(told.next().await, portalock_core::Wake::TryNow));
+        let other = FsBackend::open(dir.path()).unwrap();
+        let taken = other.try_acquire(&request(Patience::Once)).await.unwrap();
+        assert!(matches!(taken, Attempt::Granted(_)));
+    }
+}

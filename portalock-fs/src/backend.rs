@@ -227,6 +227,11 @@ impl FsBackend {
         self.client.clean(unused_for)
     }
 
+    #[cfg(test)]
+    pub(crate) fn client(&self) -> &Client {
+        &self.client
+    }
+
     /// Makes file system calls, in a thread where they may last.
     async fn call<T: Send + 'static>(
         &self,

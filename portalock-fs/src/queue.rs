@@ -388,6 +388,23 @@ mod tests {
     }
 
     #[test]
+    fn a_lock_stays_for_so_many_and_so_long() {
+        let start = SystemTime::UNIX_EPOCH + Duration::from_secs(1);
+        let mut stay = Stay::from(start);
+        assert!(!stay.was_long());
+        for _ in 0..Stay::MOST {
+            stay = stay.longer(start).unwrap();
+            assert!(stay.was_long());
+        }
+        assert!(stay.longer(start).is_none(), "one more than the most");
+        let stay = Stay::from(start);
+        assert!(stay.longer(start + Stay::LONGEST / 2).is_some());
+        assert!(stay.longer(start + Stay::LONGEST).is_none());
+        let set_back = start - Duration::from_millis(1);
+        assert!(stay.longer(set_back).is_none(), "the clock can't tell");
+    }
+
+    #[test]
     fn a_name_takes_no_room_once_nobody_uses_it() {
         let places = Places::default();
         let name = FileName::of(&LockName::new("a").unwrap());
