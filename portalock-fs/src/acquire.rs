@@ -462,6 +462,7 @@ pub(crate) fn lock_name(
 }
 
 #[cfg(all(test, any(target_os = "linux", target_os = "android")))]
+#[allow(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use super::*;
     use crate::{FsBackend, LockKind, try_lock};

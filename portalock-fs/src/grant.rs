@@ -89,7 +89,7 @@ impl Store {
         };
         let beside = self.open_beside(file_name)?;
         let file = beside.as_ref().unwrap_or(&file.file);
-        write(file, &Record::write(slot, &entry)).map_err(|error| error.at(file_name.as_str()))?;
+        write(file, Record::write(slot, &entry)).map_err(|error| error.at(file_name.as_str()))?;
         Ok(Written {
             token,
             slot,
@@ -102,11 +102,11 @@ impl Store {
         let noted = match written.reader {
             None => self.open_beside(name).and_then(|beside| {
                 let file = beside.as_ref().unwrap_or(&file.file);
-                write(file, &Record::write_released(written.token))
+                write(file, Record::write_released(written.token))
             }),
             Some(slot) => self.lock_readers(name).and_then(|readers| {
                 readers.map_or(Ok(()), |readers| {
-                    let blanked = write(&readers.file, &(slot * SLOT as u64, vec![0; SLOT]));
+                    let blanked = write(&readers.file, (slot * SLOT as u64, [0; SLOT]));
                     self.unlock(&readers);
                     blanked
                 })
@@ -209,7 +209,7 @@ fn write_grant(
     let record = read(file_name, file)?;
     if file_name.is_hashed() {
         match &record.name {
-            None => write(file, &Record::write_name(name))?,
+            None => write(file, Record::write_name(name))?,
             Some(written) if written == name.as_str() => {}
             Some(_) => return Err(foreign("the file of a lock with another name")),
         }
@@ -227,7 +227,7 @@ fn write_grant(
             Some(add_reader(&readers.file, &entry, is_first)?)
         }
     };
-    write(file, &Record::write(slot, &entry))?;
+    write(file, Record::write(slot, &entry))?;
     Ok(Written {
         token,
         slot,
@@ -258,7 +258,7 @@ fn add_reader(readers: &File, entry: &Entry, is_first: bool) -> Result<u64, FsEr
     } else {
         free_slot(readers, &entry.holder)?
     };
-    write(readers, &(slot * SLOT as u64, record::render_slot(entry)))?;
+    write(readers, (slot * SLOT as u64, record::render_slot(entry)))?;
     Ok(slot)
 }
 
@@ -333,8 +333,8 @@ fn read_at(file: &File, bytes: &mut [u8], at: u64) -> Result<usize, FsError> {
     Ok(filled)
 }
 
-fn write(file: &File, (at, bytes): &(u64, Vec<u8>)) -> Result<(), FsError> {
-    let mut written = 0;
+fn write(file: &File, (at, bytes): (u64, impl AsRef<[u8]>)) -> Result<(), FsError> {
+    let (bytes, mut written) = (bytes.as_ref(), 0);
     while written < bytes.len() {
         match sys::write_at(file, &bytes[written..], at + written as u64) {
             Ok(0) => return Err(FsError::new("write", io::ErrorKind::WriteZero.into())),
