@@ -1,4 +1,7 @@
 //! Acquiring and releasing, in plain calls: what happens between this process's queue and the file system.
+//!
+//! A lock that is released passes to the next one here either by being unlocked, which wakes that one as it wakes other
+//! processes, or by being handed on as it is: see [`Stay`] for how long that may go on.
 
 use std::{
     io,

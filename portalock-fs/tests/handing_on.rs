@@ -12,12 +12,14 @@ mod support;
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
 
-use portalock_core::{Attempt, Guard, LockBackend, LockError, Mode, Patience, Released, Wake};
+use portalock_core::{
+    Attempt, Guard, LockBackend, LockError, Mode, Patience, Policy, Released, Wake,
+};
 use portalock_fs::FsBackend;
 use support::{LONG, Locks, Process, lock, request, soon, try_once};
 use tokio::task::JoinHandle;
@@ -228,6 +230,67 @@ async fn another_process_gets_its_turn_while_tasks_hand_it_on() {
     stop.store(true, Ordering::Relaxed);
     for task in tasks {
         assert!(soon(task).await > 0);
+    }
+}
+
+/// Two clients, whose tasks on two threads give up at any moment: before a grant, with it, and after it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_two_are_in_together_and_no_grant_is_forgotten_whoever_gives_up() {
+    let locks = Locks::new();
+    let clients = [locks.client(), locks.client()];
+    let inside = Arc::new(AtomicBool::new(false));
+    let last = Arc::new(AtomicU64::new(0));
+    let tasks: Vec<_> = (0..12)
+        .map(|at: usize| {
+            let lock = lock(&clients[at % 2], "a");
+            let (inside, last) = (inside.clone(), last.clone());
+            tokio::spawn(async move {
+                let mut had = 0;
+                for round in 0..150_u64 {
+                    let patience = Duration::from_micros(fastrand::u64(0..3_000));
+                    let acquired = match round % 3 {
+                        0 => lock.acquire().await,
+                        1 => match tokio::time::timeout(patience, lock.acquire()).await {
+                            Ok(acquired) => acquired,
+                            Err(_) => continue,
+                        },
+                        _ => {
+                            lock.acquire_with(&Policy::new().with_timeout(patience))
+                                .await
+                        }
+                    };
+                    let Ok(guard) = acquired else {
+                        continue;
+                    };
+                    assert!(!inside.swap(true, Ordering::SeqCst), "two inside");
+                    let token = guard.token().unwrap().get();
+                    assert!(last.swap(token, Ordering::SeqCst) < token);
+                    tokio::task::yield_now().await;
+                    inside.store(false, Ordering::SeqCst);
+                    had += 1;
+                    if round % 2 == 0 {
+                        guard.release().await.unwrap();
+                    }
+                }
+                had
+            })
+        })
+        .collect();
+    for task in tasks {
+        assert!(soon(task).await >= 50);
+    }
+    portalock_core::shutdown(LONG).await.unwrap();
+    for client in &clients {
+        let (held, _) = try_once(client, "a", Mode::Exclusive).await.unwrap();
+        client.release(&held).await.unwrap();
+        assert!(
+            lock(client, "a")
+                .inspect()
+                .await
+                .unwrap()
+                .waiters
+                .is_empty()
+        );
     }
 }
 
