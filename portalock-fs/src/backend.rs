@@ -231,7 +231,7 @@ impl FsBackend {
         self.client.clean(unused_for)
     }
 
-    #[cfg(test)]
+    #[cfg(all(test, any(target_os = "linux", target_os = "android")))]
     pub(crate) fn client(&self) -> &Client {
         &self.client
     }
