@@ -1,4 +1,4 @@
-//! Acquiring and releasing, in plain calls: what happens between this process's queue and the file system.
+//! Acquiring, in plain calls: what happens between this process's queue and the file system.
 
 use std::{
     io,
@@ -12,8 +12,7 @@ use std::{
 
 use cap_std::{ambient_authority, fs::Dir};
 use portalock_core::{
-    Attempt, Contention, Holder, Lease, LockName, LockRequest, Loss, Mode, Patience, Released,
-    WakeSender,
+    Attempt, Contention, Holder, Lease, LockName, LockRequest, Loss, Mode, Patience, WakeSender,
 };
 
 use crate::{
@@ -21,8 +20,15 @@ use crate::{
     name::FileName,
     open::{LockFile, Store, Tried},
     queue::{Held, Place, Places},
+    stay::Stay,
     watch::{DirectoryWatch, Watched, Watching},
 };
+
+/// How often one looks who is sure to be woken by those before it in this process.
+const BEHIND_OTHERS: Duration = Duration::from_secs(60);
+
+/// How long a lock is left to other processes, should the news of its release not arrive.
+const YIELD: Duration = Duration::from_millis(1);
 
 /// What all clones of a backend share.
 #[derive(Debug)]
@@ -74,10 +80,20 @@ impl Client {
                 (None, Some(file)) => self.present_holder(file_name, file),
                 (None, None) => None,
             };
+            let mut contention = Contention::new().with_holder(holder);
             if request.patience == Patience::Queue {
                 place.join(request.owner, request.demand, &self.holder(request));
+                contention = contention
+                    .with_queued(true)
+                    .with_recheck_after(BEHIND_OTHERS);
             }
-            return Ok(Attempt::Contended(Contention::new().with_holder(holder)));
+            return Ok(Attempt::Contended(contention));
+        }
+        if request.patience == Patience::Queue && std::mem::take(&mut place.yields) {
+            place.join(request.owner, request.demand, &self.holder(request));
+            return Ok(Attempt::Contended(
+                Contention::new().with_recheck_after(YIELD),
+            ));
         }
         self.contend(place, file_name, request)
     }
@@ -146,8 +162,9 @@ impl Client {
             mode,
             written,
             file,
+            stay: Stay::from(holder.since),
             holder,
-            lease: self.watch.is_some().then(Lease::unbounded),
+            lease: self.lease(),
         };
         let grant = held.grant();
         if place.held.is_empty() {
@@ -184,47 +201,8 @@ impl Client {
         Ok(Attempt::Contended(contention))
     }
 
-    /// Frees what the owner of `request` holds, or takes it out of the queue.
-    ///
-    /// `certain` asks whether the lock was really held until now, rather than trust that a loss would have been heard of.
-    pub(crate) fn free(&self, request: &LockRequest, certain: bool) -> Released {
-        let file_name = FileName::of(&request.name);
-        let Some(visit) = self.places.find(&file_name) else {
-            return Released::NotHeld;
-        };
-        let mut place = visit.lock();
-        let held = place
-            .held
-            .iter()
-            .position(|held| held.owner == request.owner)
-            .map(|at| place.held.swap_remove(at));
-        let had_held = held.is_some();
-        let released = held.map_or(Released::NotHeld, |held| {
-            self.give_up(&file_name, &held, certain)
-        });
-        if place.leave(request.owner) || had_held {
-            place.wake_first();
-        }
-        place.settle();
-        released
-    }
-
-    fn give_up(&self, file_name: &FileName, held: &Held, certain: bool) -> Released {
-        if std::process::id() != self.process {
-            // A forked child: unlocking would free the parent's lock, closing our copy does not.
-            return Released::NotHeld;
-        }
-        let was_lost = held.is_lost()
-            || (certain && matches!(self.store.is_current(file_name, &held.file), Ok(false)));
-        if !was_lost {
-            self.store.note_release(file_name, &held.file, held.written);
-        }
-        self.store.unlock(&held.file);
-        if was_lost {
-            Released::NotHeld
-        } else {
-            Released::Freed
-        }
+    pub(crate) fn lease(&self) -> Option<Lease> {
+        self.watch.is_some().then(Lease::unbounded)
     }
 
     /// Opens a waiter's line. False if it does not wait.
@@ -261,7 +239,7 @@ impl Client {
 
     /// Watches the file that this process contends for. Without a watch, which the system may refuse at any time, its
     /// waiters poll.
-    fn watch_file(&self, file_name: &FileName, file: &LockFile) -> Option<Watching> {
+    pub(crate) fn watch_file(&self, file_name: &FileName, file: &LockFile) -> Option<Watching> {
         let watching = self.watch.as_ref()?.watch_file(file, file_name.as_str());
         watching
             .inspect_err(|error| tracing::debug!(%error, "a lock file can't be watched: polling"))
@@ -327,7 +305,9 @@ impl Watched for Client {
     fn closed(&self, file: &str) {
         let file_name = FileName::existing(file);
         if let Some(visit) = self.places.find(&file_name) {
-            visit.lock().wake_first();
+            let mut place = visit.lock();
+            place.yields = false;
+            place.wake_first();
         }
     }
 

@@ -68,7 +68,11 @@ const LOSS: Duration = Duration::from_secs(1);
 ///   the one in the directory, so those who come later exclude each other. Where nothing is watched the holder learns of it
 ///   when it releases. On Windows it can't happen: nobody can delete or replace a lock file that is open.
 /// - **Order**: waiters of one client are served first come, first served; a waiting writer is not overtaken by readers of
-///   the same client. Between clients it is whoever comes first after a release; nobody is promised a turn.
+///   the same client. Between clients it is whoever comes first after the file is unlocked; nobody is promised a turn.
+/// - **Handing on**: where the directory is watched, an exclusive holder's release hands the locked file to the next waiter
+///   of the same client, if that one wants it exclusively too. The file is checked and the grant written down as for any
+///   other; only the unlocking is left out. After 64 times, or a millisecond after it was locked, the file is unlocked for
+///   the sake of other processes, and the next waiter here hears of that at the same time as they do.
 /// - **Waiting**: on Linux a waiter sleeps until the file is closed by its holder (inotify), alive or dying. Elsewhere, on a
 ///   network file system and where the system's limits are reached, it looks again after half a millisecond and then
 ///   ever longer, up to [`poll_interval`](FsSettings::poll_interval). Only the first waiter of a client does either.
@@ -225,6 +229,11 @@ impl FsBackend {
     /// [`FsError`] if the directory can't be listed, or a file neither locked nor removed.
     pub fn clean(&self, unused_for: Duration) -> Result<usize, FsError> {
         self.client.clean(unused_for)
+    }
+
+    #[cfg(all(test, any(target_os = "linux", target_os = "android")))]
+    pub(crate) fn client(&self) -> &Client {
+        &self.client
     }
 
     /// Makes file system calls, in a thread where they may last.

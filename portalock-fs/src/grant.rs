@@ -32,6 +32,8 @@ const LOOKS: usize = 4;
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Written {
     pub(crate) token: FencingToken,
+    /// The slot in the record.
+    slot: usize,
     /// The slot in the file of readers, of a shared holder.
     reader: Option<u64>,
 }
@@ -69,16 +71,42 @@ impl Store {
             .map_err(|error| error.at(file_name.as_str()))
     }
 
+    /// Writes down `holder` after the one who was `written`, while the lock stays held exclusively. What stands in the record
+    /// is known, so nothing is read.
+    pub(crate) fn write_next(
+        &self,
+        file_name: &FileName,
+        file: &LockFile,
+        written: Written,
+        holder: &Holder,
+    ) -> Result<Written, FsError> {
+        let token = token_after(Some(written.token))?;
+        let slot = Record::slot_after(written.slot);
+        let entry = Entry {
+            token,
+            mode: Mode::Exclusive,
+            holder: holder.clone(),
+        };
+        let beside = self.open_beside(file_name)?;
+        let file = beside.as_ref().unwrap_or(&file.file);
+        write(file, Record::write(slot, &entry)).map_err(|error| error.at(file_name.as_str()))?;
+        Ok(Written {
+            token,
+            slot,
+            reader: None,
+        })
+    }
+
     /// Notes that a holder goes. For those who look only, so a failure changes nothing.
     pub(crate) fn note_release(&self, name: &FileName, file: &LockFile, written: Written) {
         let noted = match written.reader {
             None => self.open_beside(name).and_then(|beside| {
                 let file = beside.as_ref().unwrap_or(&file.file);
-                write(file, &Record::write_released(written.token))
+                write(file, Record::write_released(written.token))
             }),
             Some(slot) => self.lock_readers(name).and_then(|readers| {
                 readers.map_or(Ok(()), |readers| {
-                    let blanked = write(&readers.file, &(slot * SLOT as u64, vec![0; SLOT]));
+                    let blanked = write(&readers.file, (slot * SLOT as u64, [0; SLOT]));
                     self.unlock(&readers);
                     blanked
                 })
@@ -181,16 +209,13 @@ fn write_grant(
     let record = read(file_name, file)?;
     if file_name.is_hashed() {
         match &record.name {
-            None => write(file, &Record::write_name(name))?,
+            None => write(file, Record::write_name(name))?,
             Some(written) if written == name.as_str() => {}
             Some(_) => return Err(foreign("the file of a lock with another name")),
         }
     }
-    let last = record.last_token();
-    let token = FencingToken::after(last);
-    if last.is_some_and(|last| token <= last) {
-        return Err(foreign("a fencing token after which there is none"));
-    }
+    let token = token_after(record.last_token())?;
+    let slot = record.next_slot();
     let entry = entry(token);
     let reader = match readers {
         None => None,
@@ -202,8 +227,20 @@ fn write_grant(
             Some(add_reader(&readers.file, &entry, is_first)?)
         }
     };
-    write(file, &record.write(&entry))?;
-    Ok(Written { token, reader })
+    write(file, Record::write(slot, &entry))?;
+    Ok(Written {
+        token,
+        slot,
+        reader,
+    })
+}
+
+fn token_after(last: Option<FencingToken>) -> Result<FencingToken, FsError> {
+    let token = FencingToken::after(last);
+    if last.is_some_and(|last| token <= last) {
+        return Err(foreign("a fencing token after which there is none"));
+    }
+    Ok(token)
 }
 
 /// Writes `entry` into a free slot. It says which.
@@ -221,7 +258,7 @@ fn add_reader(readers: &File, entry: &Entry, is_first: bool) -> Result<u64, FsEr
     } else {
         free_slot(readers, &entry.holder)?
     };
-    write(readers, &(slot * SLOT as u64, record::render_slot(entry)))?;
+    write(readers, (slot * SLOT as u64, record::render_slot(entry)))?;
     Ok(slot)
 }
 
@@ -296,8 +333,8 @@ fn read_at(file: &File, bytes: &mut [u8], at: u64) -> Result<usize, FsError> {
     Ok(filled)
 }
 
-fn write(file: &File, (at, bytes): &(u64, Vec<u8>)) -> Result<(), FsError> {
-    let mut written = 0;
+fn write(file: &File, (at, bytes): (u64, impl AsRef<[u8]>)) -> Result<(), FsError> {
+    let (bytes, mut written) = (bytes.as_ref(), 0);
     while written < bytes.len() {
         match sys::write_at(file, &bytes[written..], at + written as u64) {
             Ok(0) => return Err(FsError::new("write", io::ErrorKind::WriteZero.into())),

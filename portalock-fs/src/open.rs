@@ -120,8 +120,8 @@ impl Store {
             // It does for as long as it is open.
             return Ok(true);
         }
-        match self.dir.symlink_metadata(name.as_str()) {
-            Ok(found) => Ok(FileId::of(&found) == file.id),
+        match sys::look_for(&self.dir, name.as_str()) {
+            Ok(found) => Ok(FileId::from(found) == file.id),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
             Err(error) => Err(FsError::new("look for", error).at(name.as_str())),
         }
@@ -171,22 +171,20 @@ impl Store {
 
 impl LockFile {
     fn new(file: File, name: &str) -> Result<Self, FsError> {
-        let metadata = file
-            .metadata()
-            .map_err(|error| FsError::new("look at", error).at(name))?;
+        let seen = sys::look_at(&file).map_err(|error| FsError::new("look at", error).at(name))?;
         let wrong = |what: &'static str| {
             let cause = io::Error::other(what);
             Err(FsError::with_kind(FsErrorKind::NotAFile, "use", cause).at(name))
         };
-        if !metadata.is_file() {
+        if !seen.is_file {
             return wrong("a directory or a device has its name");
         }
-        if metadata.nlink() > 1 {
+        if seen.links > 1 {
             // Writing to it would write to a file elsewhere, and two names would be one lock.
             return wrong("it has a second name, a hard link");
         }
         Ok(Self {
-            id: FileId::of(&metadata),
+            id: seen.into(),
             file,
         })
     }
@@ -194,6 +192,15 @@ impl LockFile {
     /// Which file it is.
     pub(crate) const fn id(&self) -> FileId {
         self.id
+    }
+}
+
+impl From<sys::Seen> for FileId {
+    fn from(seen: sys::Seen) -> Self {
+        Self {
+            device: seen.device,
+            inode: seen.inode,
+        }
     }
 }
 

@@ -11,7 +11,7 @@ use std::{
 
 use portalock_core::{Grant, Holder, Lease, LostSignal, Mode, OwnerId, WakeSender};
 
-use crate::{grant::Written, name::FileName, open::LockFile, watch::Watching};
+use crate::{grant::Written, name::FileName, open::LockFile, stay::Stay, watch::Watching};
 
 /// The first pause between two looks where nothing can be watched.
 const FIRST_POLL: Duration = Duration::from_micros(500);
@@ -94,6 +94,9 @@ pub(crate) struct Place {
     pub(crate) candidate: Option<LockFile>,
     /// The watch on that file.
     pub(crate) watching: Option<Watching>,
+    /// The lock was unlocked after it had been handed on here for a while: whoever is first lets the others hear of it
+    /// before it tries.
+    pub(crate) yields: bool,
 }
 
 /// A grant that has not been released.
@@ -106,6 +109,15 @@ pub(crate) struct Held {
     pub(crate) holder: Holder,
     /// Ends if the lock file is removed; none where that can't be noticed.
     pub(crate) lease: Option<Lease>,
+    pub(crate) stay: Stay,
+}
+
+/// Who is to have the lock next.
+#[derive(Debug)]
+pub(crate) struct Heir {
+    pub(crate) owner: OwnerId,
+    pub(crate) holder: Holder,
+    pub(crate) line: WakeSender,
 }
 
 #[derive(Debug)]
@@ -114,6 +126,8 @@ struct Waiter {
     mode: Mode,
     holder: Holder,
     line: Option<WakeSender>,
+    /// It was told to try before it had a line.
+    was_called: bool,
     next_poll: Duration,
 }
 
@@ -169,19 +183,33 @@ impl Place {
                 mode,
                 holder: holder.clone(),
                 line: None,
+                was_called: false,
                 next_poll: FIRST_POLL,
             },
         );
     }
 
-    /// Opens the owner's line. False if it does not wait here.
+    /// Opens the owner's line. False if it does not wait here. What it would have been told before is said now.
     pub(crate) fn listen(&mut self, owner: OwnerId, line: WakeSender) -> bool {
-        let waiter = self.waiter(owner);
-        let waits = waiter.is_some();
-        if let Some(waiter) = waiter {
-            waiter.line = Some(line);
+        let Some(waiter) = self.waiter(owner) else {
+            return false;
+        };
+        if std::mem::take(&mut waiter.was_called) {
+            line.wake();
         }
-        waits
+        waiter.line = Some(line);
+        true
+    }
+
+    /// The first waiter, if it wants the lock for itself and can be told that it has it.
+    pub(crate) fn heir(&self) -> Option<Heir> {
+        let (_, first) = self.waiters.first_key_value()?;
+        (first.mode == Mode::Exclusive).then_some(())?;
+        Some(Heir {
+            owner: first.owner,
+            holder: first.holder.clone(),
+            line: first.line.clone()?,
+        })
     }
 
     /// Takes the owner out of the queue. Those who then stand first are woken by [`wake_first`](Self::wake_first).
@@ -204,8 +232,9 @@ impl Place {
             }
             is_last = waiter.mode == Mode::Exclusive;
             waiter.next_poll = FIRST_POLL;
-            if let Some(line) = &waiter.line {
-                line.wake();
+            match &waiter.line {
+                Some(line) => drop(line.wake()),
+                None => waiter.was_called = true,
             }
         }
     }
@@ -231,6 +260,7 @@ impl Place {
         if self.waiters.is_empty() {
             self.watching = None;
             self.candidate = None;
+            self.yields = false;
             // A holder that was waited for by many keeps no room for them.
             self.tickets = HashMap::new();
         }

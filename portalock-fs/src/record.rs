@@ -23,6 +23,8 @@ const MARK: usize = 32;
 const MAGIC: &str = "portalock 1 ";
 /// Where what the checksum is of begins: after it, and a space.
 const BODY_AT: usize = MAGIC.len() + 17;
+/// A token's length.
+const DIGITS: usize = 20;
 /// The longest host name and label that a slot has room for, in characters.
 const LONGEST_TEXT: usize = 120;
 
@@ -55,7 +57,6 @@ pub(crate) struct Last {
 pub(crate) struct Record {
     /// The newest grant.
     pub(crate) last: Option<Last>,
-    /// The slot that the next grant is written to.
     next_slot: usize,
     /// The last grant that was released in good order.
     released: Option<FencingToken>,
@@ -75,12 +76,15 @@ impl Record {
             let to = (from + SLOT).min(bytes.len());
             Slot::parse(&bytes[from..to])
         };
-        let (last, next_slot) = match (slot(0), slot(1)) {
-            (Some(first), Some(second)) if second.token > first.token => (Some(second), 0),
-            (Some(first), _) => (Some(first), 1),
-            (None, Some(second)) => (Some(second), 0),
-            (None, None) if is_ours(bytes) => (None, 0),
-            (None, None) => return Err(Foreign),
+        // The one that says it is newer first: if that is whole, the other one need not be.
+        let newer = usize::from(written(bytes, 1) > written(bytes, 0));
+        let (last, next_slot) = match slot(newer) {
+            Some(last) => (Some(last), Self::slot_after(newer)),
+            None => match slot(Self::slot_after(newer)) {
+                Some(last) => (Some(last), newer),
+                None if is_ours(bytes) => (None, 0),
+                None => return Err(Foreign),
+            },
         };
         let released = bytes
             .get(MARK_AT..)
@@ -118,16 +122,27 @@ impl Record {
         self.last.as_ref().map(|entry| entry.token)
     }
 
+    /// The slot that the next grant is written to.
+    pub(crate) const fn next_slot(&self) -> usize {
+        self.next_slot
+    }
+
+    /// The slot for the grant after the one that was written to `slot`.
+    pub(crate) const fn slot_after(slot: usize) -> usize {
+        1 - slot
+    }
+
     /// What to write for a new grant, and where.
-    pub(crate) fn write(&self, entry: &Entry) -> (u64, Vec<u8>) {
-        ((self.next_slot * SLOT) as u64, render_slot(entry))
+    pub(crate) fn write(slot: usize, entry: &Entry) -> (u64, Vec<u8>) {
+        ((slot * SLOT) as u64, render_slot(entry))
     }
 
     /// What to write when the grant with this token is released, and where.
-    pub(crate) fn write_released(token: FencingToken) -> (u64, Vec<u8>) {
-        let mut mark = format!("{token:020}\n").into_bytes();
+    pub(crate) fn write_released(token: FencingToken) -> (u64, [u8; MARK]) {
         // To its end, so that the whole record is there to be read in one call.
-        mark.resize(MARK, 0);
+        let mut mark = [0; MARK];
+        mark[..DIGITS].copy_from_slice(&decimal(token.get()));
+        mark[DIGITS] = b'\n';
         (MARK_AT as u64, mark)
     }
 
@@ -143,6 +158,22 @@ pub(crate) fn is_ours(bytes: &[u8]) -> bool {
         .iter()
         .zip(MAGIC.bytes())
         .all(|(byte, magic)| *byte == magic || *byte == 0)
+}
+
+/// The token that a slot says it has, as it stands there. It is as long as any other, so the greater one is the newer.
+fn written(bytes: &[u8], slot: usize) -> Option<&[u8]> {
+    let at = slot * SLOT + BODY_AT;
+    bytes.get(at..at + DIGITS)
+}
+
+/// Quicker than the formatter, for what is written with each grant and release.
+fn decimal(number: u64) -> [u8; DIGITS] {
+    let (mut digits, mut rest) = ([b'0'; DIGITS], number);
+    for digit in digits.iter_mut().rev() {
+        *digit += (rest % 10) as u8;
+        rest /= 10;
+    }
+    digits
 }
 
 fn line(bytes: &[u8]) -> Option<&str> {
@@ -217,7 +248,8 @@ fn render_line(token: FencingToken, mode: Mode, holder: &Holder) -> Vec<u8> {
     line.extend_from_slice(MAGIC.as_bytes());
     line.resize(BODY_AT, b' ');
     // Neither fails: memory takes any bytes, and the type has string keys only.
-    let _ = write!(line, "{:020} {mode} ", token.get());
+    line.extend_from_slice(&decimal(token.get()));
+    let _ = write!(line, " {mode} ");
     let _ = serde_json::to_writer(&mut line, holder);
     let sum = checksum(&line[BODY_AT..]);
     let _ = write!(&mut line[MAGIC.len()..], "{sum:016x}");
@@ -258,17 +290,18 @@ mod tests {
         }
     }
 
-    fn put(file: &mut Vec<u8>, (at, bytes): (u64, Vec<u8>)) {
-        let at = usize::try_from(at).unwrap();
+    fn put(file: &mut Vec<u8>, (at, bytes): (u64, impl AsRef<[u8]>)) {
+        let (at, bytes) = (usize::try_from(at).unwrap(), bytes.as_ref());
         file.resize(file.len().max(at + bytes.len()), 0);
-        file[at..at + bytes.len()].copy_from_slice(&bytes);
+        file[at..at + bytes.len()].copy_from_slice(bytes);
     }
 
     fn grants(tokens: std::ops::RangeInclusive<u64>) -> Vec<u8> {
         let mut file = Vec::new();
         for token in tokens {
             let record = Record::parse(&file).unwrap();
-            put(&mut file, record.write(&entry(token)));
+            let slot = record.next_slot();
+            put(&mut file, Record::write(slot, &entry(token)));
         }
         file
     }
@@ -285,7 +318,8 @@ mod tests {
     fn a_write_torn_at_any_byte_keeps_the_token_before_it() {
         for last in 1..=3 {
             let before = grants(1..=last);
-            let (at, bytes) = Record::parse(&before).unwrap().write(&entry(last + 1));
+            let slot = Record::parse(&before).unwrap().next_slot();
+            let (at, bytes) = Record::write(slot, &entry(last + 1));
             for torn in 0..bytes.len() {
                 let mut file = before.clone();
                 put(&mut file, (at, bytes[..torn].to_vec()));
@@ -297,7 +331,7 @@ mod tests {
 
     #[test]
     fn a_first_write_torn_at_any_byte_is_still_ours() {
-        let (_, bytes) = Record::default().write(&entry(7));
+        let (_, bytes) = Record::write(0, &entry(7));
         for torn in 0..bytes.len() {
             assert!(Record::parse(&bytes[..torn]).is_ok(), "{torn}");
         }
@@ -333,7 +367,7 @@ mod tests {
             long.holder.label = Some(label.into());
             long.holder.host = "h".repeat(5_000).into();
             let mut file = Vec::new();
-            put(&mut file, Record::default().write(&long));
+            put(&mut file, Record::write(0, &long));
             let read = Record::parse(&file).unwrap().present().unwrap();
             assert_eq!(read.token, FencingToken::new(9));
             assert_eq!(read.holder.pid, 42);

@@ -3,7 +3,7 @@
 use std::{
     future::Future,
     io,
-    pin::Pin,
+    pin::{Pin, pin},
     sync::mpsc,
     task::{Context, Poll, Waker},
 };
@@ -81,22 +81,28 @@ where
     if needs_runtime {
         return wait(future);
     }
-    let mut future: Pin<Box<F>> = Box::pin(future);
-    // The engine makes no timer before something is pending, so a first poll needs no runtime; mostly it is enough.
-    if let Poll::Ready(output) = future
-        .as_mut()
-        .poll(&mut Context::from_waker(Waker::noop()))
-    {
-        return Ok(output);
-    }
     if Handle::try_current().is_ok() {
-        // A runtime can't be driven within another one, as on a thread of `spawn_blocking`.
-        return wait(future);
+        // A runtime can't be driven within another one, as on a thread of `spawn_blocking`: it may have to go elsewhere.
+        let mut future = Box::pin(future);
+        return match poll_once(future.as_mut()) {
+            Poll::Ready(output) => Ok(output),
+            Poll::Pending => wait(future),
+        };
     }
-    Ok(Builder::new_current_thread()
-        .enable_time()
-        .build()?
-        .block_on(future))
+    // On the stack: the engine's futures are large, and mostly ready at once.
+    let mut future = pin!(future);
+    match poll_once(future.as_mut()) {
+        Poll::Ready(output) => Ok(output),
+        Poll::Pending => Ok(Builder::new_current_thread()
+            .enable_time()
+            .build()?
+            .block_on(future)),
+    }
+}
+
+/// The engine makes no timer before something is pending, so a first poll needs no runtime; mostly it is enough.
+fn poll_once<F: Future>(future: Pin<&mut F>) -> Poll<F::Output> {
+    future.poll(&mut Context::from_waker(Waker::noop()))
 }
 
 #[cfg(test)]

@@ -13,7 +13,7 @@ use std::{
 
 use cap_std::fs::{Dir, File};
 use rustix::{
-    event::{EventfdFlags, PollFd, PollFlags, eventfd, poll},
+    event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll},
     fs::inotify::{self, CreateFlags, ReadFlags, Reader, WatchFlags},
     io::Errno,
 };
@@ -22,6 +22,15 @@ use crate::watch::Watched;
 
 /// The events of at least a hundred files, or of one with the longest name.
 const BUFFER: usize = 4096;
+
+/// After it has told of a file, the thread stays up for so long (2 ms), and then ends the watches that nobody needs any
+/// more. Who has just been woken by one has better things to do: ending it is a slow call that wakes the thread again.
+const LINGER: Timespec = Timespec {
+    tv_sec: 0,
+    tv_nsec: 2_000_000,
+};
+/// How many such watches there may be until then. The system counts a user's watches.
+const MOST_ABANDONED: usize = 64;
 
 /// The process's watcher, for as long as a backend uses it.
 static SHARED: Mutex<Weak<Watcher>> = Mutex::new(Weak::new());
@@ -39,6 +48,10 @@ struct Registry {
     /// By watch descriptor. Two backends on one directory, or two waiters on one file, share a descriptor.
     targets: HashMap<i32, Vec<Target>>,
     next_id: u64,
+    /// The thread looks at `abandoned` soon.
+    lingers: bool,
+    /// Descriptors that had no target left at some time. Each may have got another one since.
+    abandoned: Vec<i32>,
 }
 
 #[derive(Clone)]
@@ -167,10 +180,32 @@ impl Drop for Registration {
             return;
         };
         targets.retain(|target| target.id != self.id);
-        if targets.is_empty() {
-            registry.targets.remove(&self.descriptor);
-            // It fails if what was watched is gone, and then there is nothing to remove.
-            let _ = inotify::remove_watch(&watcher.events, self.descriptor);
+        if !targets.is_empty() {
+            return;
+        }
+        if registry.lingers && registry.abandoned.len() < MOST_ABANDONED {
+            registry.abandoned.push(self.descriptor);
+        } else {
+            registry.end(&watcher.events, self.descriptor);
+        }
+    }
+}
+
+impl Registry {
+    /// Ends the watch `descriptor`.
+    fn end(&mut self, events: &OwnedFd, descriptor: i32) {
+        self.targets.remove(&descriptor);
+        // It fails if what was watched is gone, and then there is nothing to remove.
+        let _ = inotify::remove_watch(events, descriptor);
+    }
+
+    /// Ends the watches that were left for later and that nobody has taken up again.
+    fn tidy(&mut self, events: &OwnedFd) {
+        self.lingers = false;
+        for descriptor in std::mem::take(&mut self.abandoned) {
+            if self.targets.get(&descriptor).is_some_and(Vec::is_empty) {
+                self.end(events, descriptor);
+            }
         }
     }
 }
@@ -190,12 +225,18 @@ impl Drop for Watcher {
 
 fn run(events: &OwnedFd, stop: &OwnedFd, registry: &Mutex<Registry>) {
     let mut buffer = [MaybeUninit::uninit(); BUFFER];
+    let mut lingers = false;
     loop {
         let mut ready = [
             PollFd::new(events, PollFlags::IN),
             PollFd::new(stop, PollFlags::IN),
         ];
-        match poll(&mut ready, None) {
+        match poll(&mut ready, lingers.then_some(&LINGER)) {
+            Ok(0) => {
+                lock(registry).tidy(events);
+                lingers = false;
+                continue;
+            }
             Ok(_) | Err(Errno::INTR) => {}
             Err(error) => {
                 tracing::error!(%error, "lock files are no longer watched");
@@ -205,7 +246,12 @@ fn run(events: &OwnedFd, stop: &OwnedFd, registry: &Mutex<Registry>) {
         if !ready[1].revents().is_empty() {
             return;
         }
-        for news in read(events, &mut buffer, registry) {
+        let news = read(events, &mut buffer, registry);
+        if !news.is_empty() && !lingers {
+            lingers = true;
+            lock(registry).lingers = true;
+        }
+        for news in news {
             tell(&news);
         }
     }
@@ -226,9 +272,13 @@ fn read(events: &OwnedFd, buffer: &mut [MaybeUninit<u8>], registry: &Mutex<Regis
             .file_name()
             .and_then(|name| name.to_str().ok())
             .map(Arc::from);
-        let registry = lock(registry);
+        let mut registry = lock(registry);
         let concerned: Vec<Target> = if flags.contains(ReadFlags::QUEUE_OVERFLOW) {
             registry.targets.values().flatten().cloned().collect()
+        } else if flags.contains(ReadFlags::IGNORED) {
+            // The system ended it: what was watched is gone.
+            let targets = registry.targets.remove(&event.wd());
+            targets.into_iter().flatten().collect()
         } else {
             let targets = registry.targets.get(&event.wd());
             targets.into_iter().flatten().cloned().collect()
@@ -239,6 +289,10 @@ fn read(events: &OwnedFd, buffer: &mut [MaybeUninit<u8>], registry: &Mutex<Regis
             flags,
             name: name.clone(),
         }));
+        if reader.is_buffer_empty() {
+            // Whoever waits for this does not wait for another call that finds nothing.
+            return news;
+        }
     }
 }
 

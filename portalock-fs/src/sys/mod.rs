@@ -8,6 +8,7 @@
 //! | `set_open_flags` | never hangs in `open`, follows links only if asked; nobody removes an open file where that can be had |
 //! | `set_lock_file_flags`, `set_read_flags` | the same for the backend's files, and for those that are only read |
 //! | `patiently` | again for a moment, where somebody's open file is in the way |
+//! | `look_at`, `look_for` | which file a handle or a name in a directory leads to |
 //! | `path_names_file` | whether a path still names an open file |
 //! | `LOCKED_FILES_STAY`, `remove_lock_file`, `remove_file` | whether and how a lock file, or one beside it, is removed |
 //! | `replace`, `publish` | moves a file to a name, over what is there or only if it is free |
@@ -42,6 +43,16 @@ pub(crate) use process_records::{close, lock_record, try_lock_record, unlock_rec
 pub(crate) use unix::*;
 #[cfg(windows)]
 pub(crate) use windows::*;
+
+/// What a file is, as far as a lock file must know.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Seen {
+    pub(crate) device: u64,
+    pub(crate) inode: u64,
+    /// How many names it has.
+    pub(crate) links: u64,
+    pub(crate) is_file: bool,
+}
 
 /// What tells one life of a pid from the next.
 #[derive(Debug, Clone, PartialEq, Eq)]

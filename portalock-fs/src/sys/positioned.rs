@@ -2,20 +2,23 @@
 
 use std::io;
 
-use cap_std::fs::{File, FileExt};
+use cap_std::fs::File;
+#[cfg(windows)]
+use cap_std::fs::FileExt;
 
 /// Reads at `offset`. As little as the system gives at once.
 pub(crate) fn read_at(file: &File, bytes: &mut [u8], offset: u64) -> io::Result<usize> {
-    #[cfg(not(windows))]
-    return file.read_at(bytes, offset);
+    // Not through the C library, which makes each of these a point where a thread may be cancelled.
+    #[cfg(unix)]
+    return Ok(rustix::io::pread(file, bytes, offset)?);
     #[cfg(windows)]
     return file.seek_read(bytes, offset);
 }
 
 /// Writes at `offset`. As little as the system takes at once.
 pub(crate) fn write_at(file: &File, bytes: &[u8], offset: u64) -> io::Result<usize> {
-    #[cfg(not(windows))]
-    return file.write_at(bytes, offset);
+    #[cfg(unix)]
+    return Ok(rustix::io::pwrite(file, bytes, offset)?);
     #[cfg(windows)]
     return file.seek_write(bytes, offset);
 }

@@ -10,10 +10,12 @@ use std::{
     time::Duration,
 };
 
-use cap_std::fs::OpenOptionsExt as _;
+use cap_fs_ext::MetadataExt as _;
+use cap_std::fs::{Dir, Metadata, OpenOptionsExt as _};
 use portalock_core::{Holder, Mode};
 use tempfile::TempPath;
 
+use super::Seen;
 use crate::LockKind;
 
 /// An open lock file can't be removed: see [`set_open_flags`].
@@ -36,6 +38,25 @@ const FILE_FLAG_OPEN_REPARSE_POINT: u32 = 0x0020_0000;
 /// How long a scanner, or a removal that is under way, is given to be done with a file: 1 + 2 + 4 + 8 + 16 ms.
 const TRIES: u32 = 6;
 const FIRST_PAUSE: Duration = Duration::from_millis(1);
+
+/// Which file it is.
+pub(crate) fn look_at(file: &cap_std::fs::File) -> io::Result<Seen> {
+    Ok(seen(&file.metadata()?))
+}
+
+/// Which file `name` leads to, a single name in `dir`. Links are not followed.
+pub(crate) fn look_for(dir: &Dir, name: &str) -> io::Result<Seen> {
+    Ok(seen(&dir.symlink_metadata(name)?))
+}
+
+fn seen(metadata: &Metadata) -> Seen {
+    Seen {
+        device: metadata.dev(),
+        inode: metadata.ino(),
+        links: metadata.nlink(),
+        is_file: metadata.is_file(),
+    }
+}
 
 /// Without the right to share deletion nobody can remove or replace the file while we have it open.
 pub(crate) fn set_open_flags(options: &mut OpenOptions, follow: bool) {
