@@ -60,8 +60,8 @@
 //! - A `maxmemory-policy` that evicts none of our keys: `noeviction`, or memory enough. All keys have a time to live, so
 //!   the `volatile-*` policies evict them too.
 //! - A user with this ACL, for the default prefix: `~portalock/* &portalock/* +eval +evalsha +subscribe +unsubscribe
-//!   +publish +pubsub|numsub +ping +scan +wait +time +mget +set +del +pexpire +pexpireat +pttl +hget +hmget +hset +hsetnx
-//!   +hdel +hgetall +zadd +zrem +zrange +zrevrank +select`. What is missing is a
+//!   +publish +pubsub|numsub +ping +scan +wait +time +mget +exists +set +del +pexpire +pexpireat +pttl +hget +hmget +hset
+//!   +hsetnx +hdel +hgetall +zadd +zrem +zrange +zrevrank +select`. What is missing is a
 //!   [`PermissionDenied`](portalock_core::BackendErrorKind::PermissionDenied) when the session opens.
 //!
 //! # What lies in Redis
@@ -69,7 +69,7 @@
 //! | key | what | how long |
 //! |---|---|---|
 //! | `portalock/lock/NAME` | a hash: the last token, and one field for each holder | an hour or two after its last use |
-//! | `portalock/lock-queue/NAME`, `portalock/lock-waiters/NAME` | the queue, while somebody waits | an hour after its last use |
+//! | `portalock/lock-queue/NAME`, `portalock/lock-waiters/NAME` | the queue, while somebody waits | an hour or two after its last use |
 //! | `portalock/semaphore...` | the same for semaphores | |
 //! | `portalock/session/ID` | a session; its channel has the same name | [`session_ttl`](RedisSettings::with_session_ttl) after its last sign of life |
 //!

@@ -2,14 +2,16 @@
 //!
 //! # Invariants
 //!
-//! What every script keeps true, whatever it finds, with *live* as `look` in `prelude.lua` decides it:
+//! What every script keeps true, whatever it finds, with *live* as `hears` in `grant.lua` and `look` in `prelude.lua` decide
+//! it:
 //!
 //! 1. **Exclusion.** The weights of the claims in a state never exceed the smallest capacity among them. A claim leaves
 //!    only by its own owner's release or because its session is not live; nobody is granted beside a live claim that it
 //!    doesn't fit with. (A write over the key from outside, an eviction or `FLUSHALL` is not a script.)
 //! 2. **A grant needs a live session**, checked in the script that grants. So a command that comes late out of a dead
 //!    connection is refused, and a grant by message always has a connection to travel on: if that breaks, the session is
-//!    dead, and the grant void.
+//!    dead, and the grant void. Of who asks, `acquire_usual.lua` looks at the key alone: a session's commands come over the
+//!    very connection that its subscription is on.
 //! 3. **Order.** An owner is granted only when nobody live stands before it, and never loses its place by asking again.
 //! 4. **One claim an owner**, in the state or in the queue, never in both: asking again finds it.
 //! 5. **Tokens grow.** Each is more than the last and at least the server's clock in microseconds; a state that holds
@@ -41,9 +43,9 @@ macro_rules! script {
     };
 }
 
-script!(ACQUIRE: "acquire_free.lua" "prelude.lua" "acquire.lua");
-script!(RELEASE: "release_free.lua" "prelude.lua" "release.lua");
-script!(INSPECT: "prelude.lua" "inspect.lua");
+script!(ACQUIRE: "grant.lua" "acquire_usual.lua" "prelude.lua" "acquire.lua");
+script!(RELEASE: "grant.lua" "release_usual.lua" "prelude.lua" "release.lua");
+script!(INSPECT: "grant.lua" "prelude.lua" "inspect.lua");
 script!(OPEN: "open.lua");
 script!(REFRESH: "refresh.lua");
 
@@ -102,57 +104,172 @@ mod tests {
         client.get_multiplexed_async_connection().await.unwrap()
     }
 
-    async fn attempt(connection: &mut MultiplexedConnection, session: &str) -> Vec<String> {
+    /// Opens a session whose subscription is on the same connection, as every client does.
+    async fn open(connection: &mut MultiplexedConnection, session: &str) {
+        let key = format!("s/{session}");
+        connection.subscribe(&key).await.unwrap();
+        OPEN.run(connection, &[&key], &["live", "60000"])
+            .await
+            .unwrap();
+    }
+
+    async fn ask<T: redis::FromRedisValue>(
+        connection: &mut MultiplexedConnection,
+        words: &[&str],
+    ) -> T {
+        let (verb, arguments) = words.split_first().unwrap();
+        redis::cmd(verb)
+            .arg(arguments)
+            .query_async(connection)
+            .await
+            .unwrap()
+    }
+
+    async fn attempt_of(
+        connection: &mut MultiplexedConnection,
+        session: &str,
+        owner: &str,
+    ) -> Vec<String> {
         let own = format!("s/{session}");
         let answer = ACQUIRE
             .run(
                 connection,
                 &["state", "queue", "waiters", &own],
-                &["s/", session, "1-1-1", "1", "1", "1", "{}"],
+                &["s/", session, owner, "1", "1", "1", "{}"],
             )
             .await
             .unwrap();
         redis::from_redis_value(answer).unwrap()
     }
 
+    async fn attempt(connection: &mut MultiplexedConnection, session: &str) -> Vec<String> {
+        attempt_of(connection, session, "1-1-1").await
+    }
+
+    async fn release(connection: &mut MultiplexedConnection, owner: &str) {
+        let keys = ["state", "queue", "waiters"];
+        let answer = RELEASE.run(connection, &keys, &["s/", owner]).await;
+        let freed: String = redis::from_redis_value(answer.unwrap()).unwrap();
+        assert_eq!(freed, "1");
+    }
+
     #[tokio::test]
     async fn a_dead_session_is_granted_nothing_and_leaves_nothing() {
         let server = RedisServer::start().unwrap();
         let mut client = connection(&server).await;
-        // Neither key nor subscription; a subscription alone; a key alone, in both forms.
+        // Neither key nor subscription; a subscription alone. A key alone can't be: see `acquire_usual.lua`.
         assert_eq!(attempt(&mut client, "a").await, ["ended"]);
         client.subscribe("s/b").await.unwrap();
         assert_eq!(attempt(&mut client, "b").await, ["ended"]);
-        for (session, form) in [("c", "live"), ("d", "strict")] {
-            let key = format!("s/{session}");
-            redis::cmd("SET")
-                .arg(key)
-                .arg(form)
-                .query_async::<()>(&mut client)
-                .await
-                .unwrap();
-            assert_eq!(attempt(&mut client, session).await, ["ended"], "{form}");
-        }
         for key in ["state", "queue", "waiters"] {
-            let exists: bool = redis::cmd("EXISTS")
-                .arg(key)
-                .query_async(&mut client)
-                .await
-                .unwrap();
-            assert!(!exists, "{key}");
+            assert!(!ask::<bool>(&mut client, &["EXISTS", key]).await, "{key}");
         }
+        // Nor does it take a place.
+        open(&mut client, "c").await;
+        assert_eq!(attempt(&mut client, "c").await[0], "granted");
+        assert_eq!(attempt_of(&mut client, "a", "2").await, ["ended"]);
+        open(&mut client, "d").await;
+        assert_eq!(attempt_of(&mut client, "d", "3").await[0], "contended");
+        assert_eq!(attempt_of(&mut client, "a", "2").await, ["ended"]);
+        let waiting: Vec<String> = ask(&mut client, &["HKEYS", "waiters"]).await;
+        assert_eq!(waiting, ["3"]);
     }
 
     #[tokio::test]
     async fn a_live_session_is_granted_and_finds_its_grant_again() {
         let server = RedisServer::start().unwrap();
         let mut client = connection(&server).await;
-        client.subscribe("s/a").await.unwrap();
-        OPEN.run(&mut client, &["s/a"], &["live", "60000"])
-            .await
-            .unwrap();
+        open(&mut client, "a").await;
         let first = attempt(&mut client, "a").await;
         assert_eq!(first[0], "granted");
         assert_eq!(attempt(&mut client, "a").await, first);
+    }
+
+    #[tokio::test]
+    async fn a_release_passes_over_who_can_not_hear() {
+        let server = RedisServer::start().unwrap();
+        let mut client = connection(&server).await;
+        for session in ["a", "b", "c", "d"] {
+            open(&mut client, session).await;
+        }
+        attempt_of(&mut client, "a", "1").await;
+        for (session, owner) in [("b", "2"), ("c", "3"), ("d", "4")] {
+            assert_eq!(
+                attempt_of(&mut client, session, owner).await[0],
+                "contended"
+            );
+        }
+        // The one has no subscription any more, the other no key.
+        client.unsubscribe("s/b").await.unwrap();
+        let _: () = ask(&mut client, &["DEL", "s/c"]).await;
+        release(&mut client, "1").await;
+        let holders: Vec<String> = ask(&mut client, &["HKEYS", "state"]).await;
+        assert_eq!(holders, ["token", "4"]);
+        for key in ["queue", "waiters"] {
+            assert!(!ask::<bool>(&mut client, &["EXISTS", key]).await, "{key}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_dead_holder_is_not_waited_for() {
+        let server = RedisServer::start().unwrap();
+        let mut client = connection(&server).await;
+        for (session, ends) in [("a", ["UNSUBSCRIBE", "s/a"]), ("b", ["DEL", "s/b"])] {
+            open(&mut client, session).await;
+            open(&mut client, "f").await;
+            assert_eq!(
+                attempt_of(&mut client, session, session).await[0],
+                "granted"
+            );
+            if ends[0] == "DEL" {
+                let _: () = ask(&mut client, &ends).await;
+            } else {
+                client.unsubscribe(ends[1]).await.unwrap();
+            }
+            assert_eq!(
+                attempt_of(&mut client, "f", "9").await[0],
+                "granted",
+                "{session}"
+            );
+            release(&mut client, "9").await;
+        }
+    }
+
+    #[tokio::test]
+    async fn who_comes_later_stands_behind_whatever_the_clock_says() {
+        let server = RedisServer::start().unwrap();
+        let mut client = connection(&server).await;
+        open(&mut client, "a").await;
+        for owner in ["1", "2"] {
+            attempt_of(&mut client, "a", owner).await;
+        }
+        // An hour ahead: the clock was set back since.
+        let _: () = ask(&mut client, &["ZINCRBY", "queue", "3600000000", "2"]).await;
+        for owner in ["3", "4"] {
+            assert_eq!(attempt_of(&mut client, "a", owner).await[0], "contended");
+        }
+        let order: Vec<String> = ask(&mut client, &["ZRANGE", "queue", "0", "-1"]).await;
+        assert_eq!(order, ["2", "3", "4"]);
+    }
+
+    #[tokio::test]
+    async fn a_queue_that_is_never_empty_does_not_expire() {
+        const HOUR: u64 = 3_600_000;
+        let server = RedisServer::start().unwrap();
+        let mut client = connection(&server).await;
+        open(&mut client, "a").await;
+        for owner in ["1", "2"] {
+            attempt_of(&mut client, "a", owner).await;
+        }
+        // As if the last one had come in the hour before, and nobody since.
+        let _: () = ask(&mut client, &["ZINCRBY", "queue", "-3600000000", "2"]).await;
+        for key in ["queue", "waiters"] {
+            let _: () = ask(&mut client, &["PEXPIRE", key, "60000"]).await;
+        }
+        assert_eq!(attempt_of(&mut client, "a", "3").await[0], "contended");
+        for key in ["queue", "waiters"] {
+            let left: u64 = ask(&mut client, &["PTTL", key]).await;
+            assert!(left > HOUR, "{key}: {left} ms");
+        }
     }
 }

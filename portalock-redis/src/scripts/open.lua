@@ -10,7 +10,7 @@
 if redis.acl_check_cmd then
   local key = KEYS[1]
   for _, command in ipairs({
-    { 'MGET', key }, { 'PEXPIRE', key, '1' }, { 'PEXPIREAT', key, '1' }, { 'PTTL', key },
+    { 'MGET', key }, { 'EXISTS', key }, { 'PEXPIRE', key, '1' }, { 'PEXPIREAT', key, '1' }, { 'PTTL', key },
     { 'HGET', key, 'f' }, { 'HMGET', key, 'f' }, { 'HSET', key, 'f', 'v' }, { 'HSETNX', key, 'f', 'v' },
     { 'HDEL', key, 'f' }, { 'HGETALL', key },
     { 'ZADD', key, '1', 'm' }, { 'ZREM', key, 'm' }, { 'ZRANGE', key, '0', '0' }, { 'ZREVRANK', key, 'm' },

@@ -125,10 +125,14 @@ impl Server {
             if asking != Some(owner) {
                 told.push((session, Message::Grant(token)));
             }
+            // It leaves nothing: those behind are not looked at.
+            if rules.weight(owner) == CAPACITY {
+                return;
+            }
         }
     }
 
-    /// `acquire_free.lua` and `acquire.lua`, with a place in the queue.
+    /// `acquire_usual.lua` and `acquire.lua`, with a place in the queue.
     pub(crate) fn acquire(
         &mut self,
         owner: Owner,
@@ -144,9 +148,16 @@ impl Server {
             let token = claim.2;
             return told.push((session, Message::Granted(token)));
         }
-        // `acquire_free.lua`: behind others, whose lives it leaves to its own first look.
+        // `acquire_usual.lua`: behind others, whose lives it leaves to its own first look, or behind the one holder that it
+        // has looked at.
         let is_new = !self.queue.iter().any(|place| place.0 == owner);
-        if is_new && self.holders.first().is_some() && self.queue.first().is_some() {
+        let is_behind = self.queue.first().is_some()
+            || self.holders.iter().last().is_some_and(|(holder, its, _)| {
+                rules.flaw != Flaw::GrantsBesideHolders
+                    && rules.weight(holder) + rules.weight(owner) > CAPACITY
+                    && self.hears(its)
+            });
+        if is_new && self.holders.first().is_some() && is_behind {
             self.queue.push((owner, session));
             return told.push((session, Message::Contended));
         }
@@ -174,7 +185,7 @@ impl Server {
         told.push((session, Message::Contended));
     }
 
-    /// `release.lua`
+    /// `release_usual.lua` and `release.lua`: the one is what the other would do.
     pub(crate) fn release(
         &mut self,
         owner: Owner,
