@@ -58,10 +58,10 @@ impl Script {
     }
 
     /// Runs the script. One round trip, or two if the server doesn't have it: after a start or a `SCRIPT FLUSH`.
-    pub(crate) async fn run<K: AsRef<str>>(
+    pub(crate) async fn run(
         &self,
         connection: &mut MultiplexedConnection,
-        keys: &[K],
+        keys: &[&str],
         arguments: &[&str],
     ) -> Result<Value, RedisError> {
         let answer = command("EVALSHA", &self.hash, keys, arguments)
@@ -79,14 +79,17 @@ impl Script {
     }
 }
 
-fn command<K: AsRef<str>>(verb: &str, script: &str, keys: &[K], arguments: &[&str]) -> Cmd {
-    let mut command = redis::cmd(verb);
-    command.arg(script).arg(keys.len());
-    for key in keys {
-        command.arg(key.as_ref());
-    }
-    for argument in arguments {
-        command.arg(*argument);
+fn command(verb: &str, script: &str, keys: &[&str], arguments: &[&str]) -> Cmd {
+    const DIGITS: usize = 20;
+    let words = keys.iter().chain(arguments);
+    let bytes: usize = words.clone().map(|word| word.len()).sum();
+    let mut command = Cmd::with_capacity(
+        3 + keys.len() + arguments.len(),
+        verb.len() + script.len() + DIGITS + bytes,
+    );
+    command.arg(verb).arg(script).arg(keys.len());
+    for word in words {
+        command.arg(*word);
     }
     command
 }
@@ -125,21 +128,31 @@ mod tests {
             .unwrap()
     }
 
-    async fn attempt_of(
+    /// For as much of `capacity` as `weight`.
+    async fn attempt_for(
         connection: &mut MultiplexedConnection,
         session: &str,
         owner: &str,
+        [weight, capacity]: [&str; 2],
     ) -> Vec<String> {
         let own = format!("s/{session}");
         let answer = ACQUIRE
             .run(
                 connection,
                 &["state", "queue", "waiters", &own],
-                &["s/", session, owner, "1", "1", "1", "{}"],
+                &["s/", session, owner, weight, capacity, "1", "{}"],
             )
             .await
             .unwrap();
         redis::from_redis_value(answer).unwrap()
+    }
+
+    async fn attempt_of(
+        connection: &mut MultiplexedConnection,
+        session: &str,
+        owner: &str,
+    ) -> Vec<String> {
+        attempt_for(connection, session, owner, ["1", "1"]).await
     }
 
     async fn attempt(connection: &mut MultiplexedConnection, session: &str) -> Vec<String> {
@@ -207,6 +220,47 @@ mod tests {
         assert_eq!(holders, ["token", "4"]);
         for key in ["queue", "waiters"] {
             assert!(!ask::<bool>(&mut client, &["EXISTS", key]).await, "{key}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_release_grants_as_many_as_fit() {
+        let server = RedisServer::start().unwrap();
+        let mut client = connection(&server).await;
+        open(&mut client, "a").await;
+        for (owner, shape) in [
+            ("1", ["3", "3"]),
+            ("2", ["1", "3"]),
+            ("3", ["1", "3"]),
+            ("4", ["3", "3"]),
+            ("5", ["1", "3"]),
+        ] {
+            attempt_for(&mut client, "a", owner, shape).await;
+        }
+        for (freed, holders, waiters) in [
+            ("1", &["token", "2", "3"][..], &["4", "5"][..]),
+            // The one who is next needs all, so the last one waits too.
+            ("2", &["token", "3"], &["4", "5"]),
+            ("3", &["token", "4"], &["5"]),
+            ("4", &["token", "5"], &[]),
+        ] {
+            release(&mut client, freed).await;
+            let held: Vec<String> = ask(&mut client, &["HKEYS", "state"]).await;
+            let waiting: Vec<String> = ask(&mut client, &["ZRANGE", "queue", "0", "-1"]).await;
+            assert_eq!(
+                (&*held, &*waiting),
+                (
+                    &*holders
+                        .iter()
+                        .map(|&owner| owner.to_owned())
+                        .collect::<Vec<_>>(),
+                    &*waiters
+                        .iter()
+                        .map(|&owner| owner.to_owned())
+                        .collect::<Vec<_>>()
+                ),
+                "{freed} released"
+            );
         }
     }
 
