@@ -11,6 +11,7 @@
 local session, owner = ARGV[2], ARGV[3]
 local claim = {
   session = session,
+  shape = shape,
   weight = tonumber(ARGV[4]),
   capacity = tonumber(ARGV[5]),
   token = '',

@@ -1,8 +1,33 @@
--- The ways that nearly every attempt goes, before anything else is even defined: the lock is free, or it is not and who asks
--- takes a place in the queue. Any other attempt goes on to `acquire.lua`, which could do these as well, and takes twice as
+-- The ways that nearly every attempt goes, before anything else is even defined: the lock is free or shared, or it is not and
+-- who asks takes a place in the queue. Any other attempt goes on to `acquire.lua`, which could do these as well, and takes twice as
 -- long.
 --
 -- KEYS and ARGV are those of `acquire.lua`. What was read here is not read there again.
+
+-- Who asks is subscribed: its command came over the connection that its subscription is on, and they end together. So its
+-- own key alone tells whether it lives; its client deletes that before it does anything in another session.
+local function asker_lives()
+  return call('EXISTS', KEYS[4]) == 1
+end
+
+local shape = ARGV[4] .. '|' .. ARGV[5]
+-- What its claim begins with.
+local asked = ARGV[2] .. '|' .. shape
+local shares = ARGV[4] ~= ARGV[5]
+
+-- It fits beside others that are all like it, however many, and nobody waits. One field of the state is the last token.
+if shares then
+  local found = call('HMGET', state, 'token', ARGV[3])
+  local before, alike = string.match(found[1] or '', '^(%d+)|(.*)$')
+  if alike == shape and not found[2]
+    and tonumber(ARGV[4]) * call('HLEN', state) <= tonumber(ARGV[5])
+    and call('EXISTS', queue) == 0
+  then
+    if not asker_lives() then return { 'ended' } end
+    local _, token = write_grant(tonumber(before), ARGV[3], asked, ARGV[7], shape)
+    return { 'granted', token }
+  end
+end
 
 local fields = call('HGETALL', state)
 local holder, is_held
@@ -11,19 +36,10 @@ for i = 1, #fields, 2 do
   if fields[i] == ARGV[3] then is_held = true end
 end
 
--- Who asks is subscribed: its command came over the connection that its subscription is on, and they end together. So its
--- own key alone tells whether it lives; its client deletes that before it does anything in another session.
-local function asker_lives()
-  return call('EXISTS', KEYS[4]) == 1
-end
-
--- What its claim begins with.
-local asked = ARGV[2] .. '|' .. ARGV[4] .. '|' .. ARGV[5]
-
 -- Free, and nobody waits.
-if not holder and (ARGV[4] == ARGV[5] or tonumber(ARGV[4]) <= tonumber(ARGV[5])) and call('EXISTS', queue) == 0 then
+if not holder and (not shares or tonumber(ARGV[4]) <= tonumber(ARGV[5])) and call('EXISTS', queue) == 0 then
   if not asker_lives() then return { 'ended' } end
-  local _, token = write_grant(tonumber(fields[2] or 0), ARGV[3], asked, ARGV[7])
+  local _, token = write_grant(number_of(fields[2] or '0'), ARGV[3], asked, ARGV[7], shares and shape)
   return { 'granted', token }
 end
 

@@ -1,11 +1,13 @@
 -- What the scripts on one name share, and all that the usual ways need: the clock, a session's life, a grant.
 --
--- KEYS[1]  state    hash: `token` -> the last token; owner -> the claim of one who holds
+-- KEYS[1]  state    hash: `token` -> the last token, maybe with a shape; owner -> the claim of one who holds
 -- KEYS[2]  queue    sorted set: owner -> place, the smallest is next
 -- KEYS[3]  waiters  hash: owner -> the claim of one who waits
 -- ARGV[1]  what the key and the channel of every session begin with
 --
--- A claim is text: session|weight|capacity|token|since in milliseconds|who, a JSON object for people.
+-- A claim is text: session|weight|capacity|token|since in milliseconds|who, a JSON object for people. Weight and capacity are
+-- its shape. A last token with a shape, token|weight|capacity, says that all claims in the state have that one, so that
+-- their number alone tells whether one more fits. Every grant writes it anew; who leaves makes it no less true.
 --
 -- Besides KEYS the scripts read `ARGV[1] .. session` of the sessions that they meet in claims. Those can't be declared
 -- beforehand, which is one of two reasons why a cluster is refused; the other is that PUBSUB NUMSUB counts on one node.
@@ -37,20 +39,25 @@ local function hears(session)
   return call('EXISTS', key) == 1 and call('PUBSUB', 'NUMSUB', key)[2] > 0
 end
 
+-- The number in a last token.
+local function number_of(text)
+  return tonumber(text) or tonumber(string.match(text, '^%d+'))
+end
+
 -- Writes a grant, `before` being the last token: answers the new one, as a number and as text. `head` is what a claim
--- begins with, session, weight and capacity.
+-- begins with, session and shape; `alike` the shape that all who hold have from now on, if they have one.
 --
 -- Keeps the state for at least an hour after the clock has passed its last token. A token is the clock or more, so once the
 -- key is gone the clock alone is above every token that was granted, however it was set in between. Its time is moved on
 -- by the first grant of each hour of tokens, and then for two: the others have an hour left with it.
-local function write_grant(before, owner, head, who)
+local function write_grant(before, owner, head, who, alike)
   read_clock()
   local last, token = micros, now
   if last <= before then
     last = before + 1
     token = string.format('%.0f', last)
   end
-  call('HSET', state, 'token', token, owner, head .. '|' .. token .. '|' .. since .. '|' .. who)
+  call('HSET', state, 'token', alike and token .. '|' .. alike or token, owner, head .. '|' .. token .. '|' .. since .. '|' .. who)
   if math.floor(before / HOUR) ~= math.floor(last / HOUR) then
     call('PEXPIREAT', state, string.format('%.0f', math.floor(last / 1000) + 2 * KEPT))
   end

@@ -12,7 +12,7 @@ if redis.acl_check_cmd then
   for _, command in ipairs({
     { 'MGET', key }, { 'EXISTS', key }, { 'PEXPIRE', key, '1' }, { 'PEXPIREAT', key, '1' }, { 'PTTL', key },
     { 'HGET', key, 'f' }, { 'HMGET', key, 'f' }, { 'HSET', key, 'f', 'v' }, { 'HSETNX', key, 'f', 'v' },
-    { 'HDEL', key, 'f' }, { 'HGETALL', key },
+    { 'HDEL', key, 'f' }, { 'HGETALL', key }, { 'HLEN', key },
     { 'ZADD', key, '1', 'm' }, { 'ZREM', key, 'm' }, { 'ZRANGE', key, '0', '0' }, { 'ZREVRANK', key, 'm' },
     { 'TIME' }, { 'PUBLISH', key, 'm' }, { 'PUBSUB', 'NUMSUB', key },
   }) do

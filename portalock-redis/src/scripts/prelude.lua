@@ -5,13 +5,14 @@ local function whole(number)
 end
 
 local function parse(text)
-  local session, weight, capacity, token, since, who =
-    string.match(text, '^(%x+)|(%d+)|(%d+)|(%d*)|(%d+)|(.*)$')
+  local session, shape, weight, capacity, token, since, who =
+    string.match(text, '^(%x+)|((%d+)|(%d+))|(%d*)|(%d+)|(.*)$')
   if not session then
     error({ err = 'CORRUPT the claim of a lock is not one that portalock wrote' })
   end
   return {
     session = session,
+    shape = shape,
     weight = tonumber(weight),
     capacity = tonumber(capacity),
     token = token,
@@ -21,9 +22,7 @@ local function parse(text)
 end
 
 local function pack(claim)
-  return table.concat({
-    claim.session, whole(claim.weight), whole(claim.capacity), claim.token, claim.since, claim.who,
-  }, '|')
+  return table.concat({ claim.session, claim.shape, claim.token, claim.since, claim.who }, '|')
 end
 
 -- Whether sessions keep what they hold, and whether they can be told of a grant. Subscribed *now* is what counts: Redis
@@ -57,23 +56,25 @@ local function look(session)
   return seen[session]
 end
 
--- Those who hold, as last read or written.
-local last, holders, used, limit = 0, {}, 0, nil
+-- Those who hold, as last read or written. `alike` is the shape of all, nil if nobody holds, false if they differ.
+local last, holders, used, limit, alike = 0, {}, 0, nil, nil
 
 local function add(claim)
+  if alike == nil then alike = claim.shape end
+  if alike ~= claim.shape then alike = false end
   used = used + claim.weight
   limit = math.min(claim.capacity, limit or claim.capacity)
 end
 
 local function count()
-  used, limit = 0, nil
+  used, limit, alike = 0, nil, nil
   for _, claim in pairs(holders) do add(claim) end
 end
 
 local function read(fields)
   for i = 1, #fields, 2 do
     if fields[i] == 'token' then
-      last = tonumber(fields[i + 1])
+      last = number_of(fields[i + 1])
     else
       holders[fields[i]] = parse(fields[i + 1])
     end
@@ -108,11 +109,10 @@ local function prune()
 end
 
 local function grant(owner, claim)
-  local head = claim.session .. '|' .. whole(claim.weight) .. '|' .. whole(claim.capacity)
-  last, claim.token = write_grant(last, owner, head, claim.who)
-  claim.since = since
   holders[owner] = claim
   add(claim)
+  last, claim.token = write_grant(last, owner, claim.session .. '|' .. claim.shape, claim.who, alike)
+  claim.since = since
 end
 
 local function next_owner()

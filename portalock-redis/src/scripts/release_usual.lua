@@ -16,7 +16,7 @@ if fields and #fields == 2 and fields[1] == 'token' then
   if session and weight == capacity and hears(session) then
     call('HDEL', waiters, first)
     call('ZREM', queue, first)
-    local _, token = write_grant(tonumber(fields[2]), first, session .. '|' .. weight .. '|' .. capacity, who)
+    local _, token = write_grant(number_of(fields[2]), first, session .. '|' .. weight .. '|' .. capacity, who)
     call('PUBLISH', sessions .. session, 'grant|' .. first .. '|' .. token)
     return '1'
   end
