@@ -132,11 +132,16 @@ impl RedisBackend {
 
     /// The live session, opened if there is none.
     async fn session(&self) -> Result<Arc<Session>, BackendError> {
+        match self.0.live() {
+            Some(session) => Ok(session),
+            // In a box of its own: it is large, and each call would carry room for it.
+            None => Box::pin(self.open_session()).await,
+        }
+    }
+
+    async fn open_session(&self) -> Result<Arc<Session>, BackendError> {
         use std::sync::atomic::Ordering;
         let inner = &*self.0;
-        if let Some(session) = inner.live() {
-            return Ok(session);
-        }
         if tokio::runtime::Handle::try_current().is_err() {
             return Err(BackendError::new(
                 BackendErrorKind::Misconfigured,
