@@ -80,7 +80,8 @@ pub use policy::Policy;
 pub use pool::Pool;
 pub use reentrant::{ReentrantGuard, ReentrantLock};
 pub use request::{
-    InvalidPermits, LockRequest, Mode, OwnerId, Patience, PermitRequest, Permits, Request,
+    InvalidOwner, InvalidPermits, LockRequest, Mode, OwnerId, Patience, PermitRequest, Permits,
+    Request,
 };
 pub use semaphore::{DynSemaphore, Semaphore};
 pub use slots::SlotSemaphore;

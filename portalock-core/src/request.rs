@@ -3,6 +3,7 @@
 use std::{
     fmt,
     hash::{Hash, Hasher},
+    str::FromStr,
     sync::{
         Arc, OnceLock,
         atomic::{AtomicU64, Ordering},
@@ -83,7 +84,8 @@ pub struct InvalidPermits {
 
 /// The identity of one acquisition: minted by the engine, never reused, never shared by two guards.
 ///
-/// [`Display`](fmt::Display) gives text of at most 41 ASCII letters, digits and dashes, for a store's keys.
+/// [`Display`](fmt::Display) gives text of at most 41 ASCII letters, digits and dashes, for a store's keys;
+/// [`FromStr`] reads it back.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct OwnerId {
     process: u64,
@@ -121,6 +123,30 @@ impl Hash for OwnerId {
 impl fmt::Display for OwnerId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:016x}-{:x}-{:x}", self.process, self.pid, self.serial)
+    }
+}
+
+/// Why a text is no [`OwnerId`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("this is not what an owner's identity looks like as text")]
+pub struct InvalidOwner;
+
+impl FromStr for OwnerId {
+    type Err = InvalidOwner;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let is_ours = |byte: u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f' | b'-');
+        let mut parts = text.splitn(3, '-');
+        let mut part = || parts.next().ok_or(InvalidOwner);
+        let (process, pid, serial) = (part()?, part()?, part()?);
+        if !text.bytes().all(is_ours) {
+            return Err(InvalidOwner);
+        }
+        Ok(Self {
+            process: u64::from_str_radix(process, 16).map_err(|_| InvalidOwner)?,
+            pid: u32::from_str_radix(pid, 16).map_err(|_| InvalidOwner)?,
+            serial: u64::from_str_radix(serial, 16).map_err(|_| InvalidOwner)?,
+        })
     }
 }
 
@@ -206,6 +232,31 @@ mod tests {
                 assert!(owner.len() <= 41, "{owner}");
                 assert!(seen.insert(owner));
             }
+        }
+    }
+
+    #[test]
+    fn an_owner_is_read_back() {
+        let owner = OwnerId::mint();
+        assert_eq!(owner.to_string().parse(), Ok(owner));
+        let largest = OwnerId {
+            process: u64::MAX,
+            pid: u32::MAX,
+            serial: u64::MAX,
+        };
+        assert_eq!(largest.to_string().parse(), Ok(largest));
+        for text in [
+            "",
+            "1",
+            "1-2",
+            "1-2-3-4",
+            "1--3",
+            "1-2-x",
+            "1-2-F",
+            "+1-2-3",
+            "1-100000000-3",
+        ] {
+            assert_eq!(text.parse::<OwnerId>(), Err(InvalidOwner), "{text:?}");
         }
     }
 

@@ -9,18 +9,18 @@ use std::{
 use async_trait::async_trait;
 use portalock_core::{
     Attempt, BackendError, BackendErrorKind, Capabilities, Contention, CrashRelease, Fairness,
-    Inspect, Inspection, LockBackend, LockName, LockRequest, LossNotice, Released, Scope, Tokens,
-    Wakeups, clock::Instant, wakeups,
+    Inspect, Inspection, LockBackend, LockName, LockRequest, LossNotice, OwnerId, Released, Scope,
+    Tokens, Wakeups, clock::Instant, wakeups,
 };
 
 use crate::{
     claims::Claims,
     config::{InvalidRedisSettings, RedisSettings},
     error::{failed, session_ended, unexpected},
-    keys::{Keys, Kind, NameKeys},
+    keys::{Keys, Kind, Named},
     scripts::{ACQUIRE, INSPECT, RELEASE},
     session::Session,
-    wire::{Answer, SLOWEST_TICK, Wanted, inspection, recheck},
+    wire::{Answer, SLOWEST_TICK, Wanted, inspection, recheck, text},
 };
 
 const ACQUIRING: &str = "acquire through Redis";
@@ -132,11 +132,16 @@ impl RedisBackend {
 
     /// The live session, opened if there is none.
     async fn session(&self) -> Result<Arc<Session>, BackendError> {
+        match self.0.live() {
+            Some(session) => Ok(session),
+            // In a box of its own: it is large, and each call would carry room for it.
+            None => Box::pin(self.open_session()).await,
+        }
+    }
+
+    async fn open_session(&self) -> Result<Arc<Session>, BackendError> {
         use std::sync::atomic::Ordering;
         let inner = &*self.0;
-        if let Some(session) = inner.live() {
-            return Ok(session);
-        }
         if tokio::runtime::Handle::try_current().is_err() {
             return Err(BackendError::new(
                 BackendErrorKind::Misconfigured,
@@ -201,28 +206,20 @@ impl RedisBackend {
             .with_inspect(Inspect::HoldersAndWaiters)
     }
 
-    pub(crate) fn keys(&self) -> &Keys {
-        &self.0.keys
-    }
-
-    pub(crate) fn label(&self) -> Option<&str> {
-        self.0.settings.label()
-    }
-
-    pub(crate) async fn attempt(&self, wanted: &Wanted) -> Result<Attempt, BackendError> {
+    pub(crate) async fn attempt(&self, wanted: &Wanted<'_>) -> Result<Attempt, BackendError> {
         let session = self.session().await?;
         let claims = &self.0.claims;
-        claims.expect(&wanted.owner, session.id(), &wanted.keys);
+        claims.expect(wanted.owner, session.id(), &wanted.named);
         let answer = self.ask(&session, wanted).await;
         // A grant may have come by message while the answer was under way, before the waiter listens.
-        if let Some(grant) = claims.take_unheard(&wanted.owner) {
+        if let Some(grant) = claims.take_unheard(wanted.owner) {
             return Ok(Attempt::Granted(grant));
         }
         match answer {
             Ok(Answer::Granted(token)) => {
                 session.confirm().await?;
                 Ok(Attempt::Granted(claims.hold(
-                    &wanted.owner,
+                    wanted.owner,
                     token,
                     &session.lost(),
                 )))
@@ -230,7 +227,7 @@ impl RedisBackend {
             Ok(Answer::Contended { behind, holder }) => {
                 let contention = Contention::new().with_holder(holder);
                 let Some(behind) = behind else {
-                    claims.forget(&wanted.owner);
+                    claims.forget(wanted.owner);
                     return Ok(Attempt::Contended(contention));
                 };
                 let recheck = recheck(behind, self.0.settings.tick_interval());
@@ -245,59 +242,66 @@ impl RedisBackend {
             Err(error) => {
                 // Its claims may have been cleared before this one was added.
                 if session.loss().is_some() {
-                    claims.forget(&wanted.owner);
+                    claims.forget(wanted.owner);
                 }
                 Err(error)
             }
         }
     }
 
-    async fn ask(&self, session: &Session, wanted: &Wanted) -> Result<Answer, BackendError> {
-        let NameKeys {
-            state,
-            queue,
-            waiters,
-        } = &*wanted.keys;
+    async fn ask(&self, session: &Session, wanted: &Wanted<'_>) -> Result<Answer, BackendError> {
+        let Inner {
+            keys,
+            sessions,
+            settings,
+            ..
+        } = &*self.0;
+        let keys = keys.of(&wanted.named);
         let answer = session
             .call(
                 ACQUIRING,
                 &ACQUIRE,
-                &[state, queue, waiters, session.key()],
+                &[&keys.state, &keys.queue, &keys.waiters, session.key()],
                 &[
-                    &self.0.sessions,
+                    sessions,
                     session.id(),
-                    &wanted.owner,
+                    &wanted.owner.to_string(),
                     &wanted.weight.to_string(),
                     &wanted.capacity.to_string(),
                     if wanted.queues { "1" } else { "0" },
-                    &wanted.who,
+                    &wanted.who(settings.label()),
                 ],
             )
             .await?;
         Answer::of(&answer).ok_or_else(|| unexpected(ACQUIRING))
     }
 
-    pub(crate) async fn withdraw(&self, wanted: &Wanted) -> Result<Released, BackendError> {
-        if !self.0.has_sessions().await {
+    pub(crate) async fn withdraw(
+        &self,
+        kind: Kind,
+        name: &LockName,
+        owner: OwnerId,
+    ) -> Result<Released, BackendError> {
+        let inner = &*self.0;
+        if !inner.has_sessions().await {
             return Ok(Released::NotHeld);
         }
         let session = self.session().await?;
-        let NameKeys {
-            state,
-            queue,
-            waiters,
-        } = &*wanted.keys;
-        self.0.claims.releasing(&wanted.owner);
+        let keys = inner.keys.of(&Named {
+            kind,
+            name: name.clone(),
+        });
+        inner.claims.releasing(owner);
         let answer = session
             .call(
                 RELEASING,
                 &RELEASE,
-                &[state, queue, waiters],
-                &[&self.0.sessions, &*wanted.owner],
+                &[&keys.state, &keys.queue, &keys.waiters],
+                &[&inner.sessions, &owner.to_string()],
             )
             .await?;
-        self.0.claims.forget(&wanted.owner);
-        match answer.first().map(String::as_str) {
+        inner.claims.forget(owner);
+        match text(&answer) {
             Some("1") => Ok(Released::Freed),
             Some("0") => Ok(Released::NotHeld),
             _ => Err(unexpected(RELEASING)),
@@ -305,7 +309,7 @@ impl RedisBackend {
     }
 
     /// The line on which a grant comes to a waiter.
-    pub(crate) fn listen(&self, owner: &str) -> Wakeups {
+    pub(crate) fn listen(&self, owner: OwnerId) -> Wakeups {
         self.0.claims.listen(owner).unwrap_or_else(|| {
             // Its session has ended since the attempt, and the place in the queue with it.
             let (sender, line) = wakeups();
@@ -319,29 +323,31 @@ impl RedisBackend {
         kind: Kind,
         name: &LockName,
     ) -> Result<Inspection, BackendError> {
-        let NameKeys {
-            state,
-            queue,
-            waiters,
-        } = self.keys().of(kind, name);
+        let keys = self.0.keys.of(&Named {
+            kind,
+            name: name.clone(),
+        });
         let answer = self
             .session()
             .await?
             .call(
                 INSPECTING,
                 &INSPECT,
-                &[state, queue, waiters],
+                &[&keys.state, &keys.queue, &keys.waiters],
                 &[&self.0.sessions],
             )
             .await?;
-        inspection(kind, &answer).ok_or_else(|| unexpected(INSPECTING))
+        redis::from_redis_value(answer)
+            .ok()
+            .and_then(|answer: Vec<String>| inspection(kind, &answer))
+            .ok_or_else(|| unexpected(INSPECTING))
     }
 
     pub(crate) async fn end_session(&self) -> Result<(), BackendError> {
         let Some(session) = self.0.take_current() else {
             return Ok(());
         };
-        let closed = session.close(&self.0.sessions, &self.0.claims).await;
+        let closed = session.close(&self.0.keys, &self.0.claims).await;
         if closed.is_err() {
             let mut opening = self.0.opening.lock().await;
             opening.former.push(session.id().clone());
@@ -391,17 +397,16 @@ impl LockBackend for RedisBackend {
     }
 
     async fn try_acquire(&self, request: &LockRequest) -> Result<Attempt, BackendError> {
-        self.attempt(&Wanted::lock(request, self.keys(), self.label()))
-            .await
+        self.attempt(&Wanted::lock(request)).await
     }
 
     async fn release(&self, request: &LockRequest) -> Result<Released, BackendError> {
-        self.withdraw(&Wanted::lock(request, self.keys(), None))
+        self.withdraw(Kind::Lock, &request.name, request.owner)
             .await
     }
 
     async fn subscribe(&self, request: &LockRequest) -> Result<Option<Wakeups>, BackendError> {
-        Ok(Some(self.listen(&request.owner.to_string())))
+        Ok(Some(self.listen(request.owner)))
     }
 
     async fn inspect(&self, name: &LockName) -> Result<Inspection, BackendError> {
@@ -418,14 +423,14 @@ impl LockBackend for RedisBackend {
             let (next, found): (String, Vec<String>) = redis::cmd("SCAN")
                 .arg(&cursor)
                 .arg("MATCH")
-                .arg(self.keys().lock_pattern())
+                .arg(self.0.keys.lock_pattern())
                 .arg("COUNT")
                 .arg(1000)
                 .query_async(&mut connection)
                 .await
                 .map_err(|error| failed(WHAT, error))?;
             // A state outlives its last grant for a while: only a look tells.
-            for name in found.iter().filter_map(|key| self.keys().lock_name(key)) {
+            for name in found.iter().filter_map(|key| self.0.keys.lock_name(key)) {
                 let found = self.look(Kind::Lock, &name).await?;
                 if found.held || !found.waiters.is_empty() {
                     names.push(name);

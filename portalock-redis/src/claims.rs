@@ -6,20 +6,27 @@ use std::{
 };
 
 use portalock_core::{
-    BackendError, FencingToken, Grant, Lease, Loss, LostSignal, WakeSender, Wakeups, wakeups,
+    BackendError, FencingToken, Grant, Lease, Loss, LostSignal, OwnerId, WakeSender, Wakeups,
+    wakeups,
 };
 
-use crate::keys::NameKeys;
+use crate::keys::Named;
 
 /// The claims of one backend object, by owner. Every claim belongs to a session and goes with it.
 #[derive(Debug, Default)]
-pub(crate) struct Claims(Mutex<HashMap<Arc<str>, Claim>>);
+pub(crate) struct Claims(Mutex<HashMap<OwnerId, Claim>>);
 
+/// There are as many as locks are held: what only those need who wait lies apart.
 #[derive(Debug)]
 struct Claim {
     session: Arc<str>,
-    keys: Arc<NameKeys>,
+    named: Named,
     phase: Phase,
+    waiting: Option<Box<Waiting>>,
+}
+
+#[derive(Debug, Default)]
+struct Waiting {
     /// Where the waiter listens, once it does.
     line: Option<WakeSender>,
     /// A grant that came before the waiter listened.
@@ -37,34 +44,35 @@ enum Phase {
 }
 
 /// A claim that is held, by its owner.
-pub(crate) type HeldClaim = (Arc<str>, Arc<NameKeys>);
+pub(crate) type HeldClaim = (OwnerId, Named);
 
 impl Claims {
-    fn lock(&self) -> MutexGuard<'_, HashMap<Arc<str>, Claim>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<OwnerId, Claim>> {
         // Nothing panics while it is held.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// An attempt for `owner` is about to be sent: from now on a grant may come.
-    pub(crate) fn expect(&self, owner: &Arc<str>, session: &Arc<str>, keys: &Arc<NameKeys>) {
+    pub(crate) fn expect(&self, owner: OwnerId, session: &Arc<str>, named: &Named) {
         let mut claims = self.lock();
-        let claim = claims.entry(owner.clone()).or_insert_with(|| Claim {
+        let claim = claims.entry(owner).or_insert_with(|| Claim {
             session: session.clone(),
-            keys: keys.clone(),
+            named: named.clone(),
             phase: Phase::Asked,
-            line: None,
-            unheard: None,
+            waiting: None,
         });
         if claim.session != *session {
             claim.session = session.clone();
             claim.phase = Phase::Asked;
-            claim.unheard = None;
+            if let Some(waiting) = &mut claim.waiting {
+                waiting.unheard = None;
+            }
         }
     }
 
     /// The owner has been granted, as an answer says: what it is given.
-    pub(crate) fn hold(&self, owner: &str, token: FencingToken, session: &LostSignal) -> Grant {
-        match self.lock().get_mut(owner) {
+    pub(crate) fn hold(&self, owner: OwnerId, token: FencingToken, session: &LostSignal) -> Grant {
+        match self.lock().get_mut(&owner) {
             Some(claim) => claim.hold(token, session),
             // Its session has ended meanwhile, and says so.
             None => Grant::new().with_token(token).with_lost(session.clone()),
@@ -75,67 +83,69 @@ impl Claims {
     ///
     /// A claim that is gone was released: that release comes after the grant at the server, on the same connection, which
     /// is why nothing has to be given back here. One whose waiter has stopped listening is about to be released.
-    pub(crate) fn granted(&self, owner: &str, token: FencingToken, session: &LostSignal) {
-        if let Some(claim) = self.lock().get_mut(owner) {
+    pub(crate) fn granted(&self, owner: OwnerId, token: FencingToken, session: &LostSignal) {
+        if let Some(claim) = self.lock().get_mut(&owner) {
             let grant = claim.hold(token, session);
-            match &claim.line {
+            let waiting = claim.waiting();
+            match &waiting.line {
                 Some(line) => drop(line.grant(grant)),
-                None => claim.unheard = Some(grant),
+                None => waiting.unheard = Some(grant),
             }
         }
     }
 
     /// The grant that came for `owner` while nobody listened.
-    pub(crate) fn take_unheard(&self, owner: &str) -> Option<Grant> {
-        self.lock().get_mut(owner)?.unheard.take()
+    pub(crate) fn take_unheard(&self, owner: OwnerId) -> Option<Grant> {
+        let mut claims = self.lock();
+        claims.get_mut(&owner)?.waiting.as_mut()?.unheard.take()
     }
 
     /// Opens the line of a waiter. `None` if its session has ended.
-    pub(crate) fn listen(&self, owner: &str) -> Option<Wakeups> {
+    pub(crate) fn listen(&self, owner: OwnerId) -> Option<Wakeups> {
         let mut claims = self.lock();
-        let claim = claims.get_mut(owner)?;
+        let waiting = claims.get_mut(&owner)?.waiting();
         let (sender, line) = wakeups();
-        if let Some(grant) = claim.unheard.take() {
+        if let Some(grant) = waiting.unheard.take() {
             sender.grant(grant);
         }
-        claim.line = Some(sender);
+        waiting.line = Some(sender);
         Some(line)
     }
 
     /// Waiting has failed for this owner alone.
-    pub(crate) fn failed(&self, owner: &str, error: BackendError) {
-        if let Some(line) = self.lock().get(owner).and_then(|claim| claim.line.as_ref()) {
+    pub(crate) fn failed(&self, owner: OwnerId, error: BackendError) {
+        if let Some(line) = self.lock().get(&owner).and_then(Claim::line) {
             line.fail(error);
         }
     }
 
     /// The owner is the last in its queue: it should look.
-    pub(crate) fn last(&self, owner: &str) {
-        if let Some(claim) = self.lock().get(owner)
-            && let (Phase::Asked, Some(line)) = (&claim.phase, &claim.line)
+    pub(crate) fn last(&self, owner: OwnerId) {
+        if let Some(claim) = self.lock().get(&owner)
+            && let (Phase::Asked, Some(line)) = (&claim.phase, claim.line())
         {
             line.wake();
         }
     }
 
     /// A release of `owner` is about to be sent.
-    pub(crate) fn releasing(&self, owner: &str) {
-        if let Some(claim) = self.lock().get_mut(owner) {
+    pub(crate) fn releasing(&self, owner: OwnerId) {
+        if let Some(claim) = self.lock().get_mut(&owner) {
             claim.phase = Phase::Releasing;
         }
     }
 
     /// The server keeps nothing of `owner` any more.
-    pub(crate) fn forget(&self, owner: &str) {
-        self.lock().remove(owner);
+    pub(crate) fn forget(&self, owner: OwnerId) {
+        self.lock().remove(&owner);
     }
 
     /// Somebody has removed the claim of `owner` from the server.
-    pub(crate) fn removed(&self, owner: &str) {
+    pub(crate) fn removed(&self, owner: OwnerId) {
         let mut claims = self.lock();
-        if let Some(Phase::Held(lease)) = claims.get(owner).map(|claim| &claim.phase) {
+        if let Some(Phase::Held(lease)) = claims.get(&owner).map(|claim| &claim.phase) {
             lease.end(Loss::Removed("its claim in Redis is gone".into()));
-            claims.remove(owner);
+            claims.remove(&owner);
         }
     }
 
@@ -145,7 +155,7 @@ impl Claims {
             if *claim.session != *session {
                 return true;
             }
-            if let Some(line) = &claim.line {
+            if let Some(line) = claim.line() {
                 line.fail(error.clone());
             }
             false
@@ -166,12 +176,20 @@ impl Claims {
         self.lock()
             .iter()
             .filter(|(_, claim)| *claim.session == *session && which(claim))
-            .map(|(owner, claim)| (owner.clone(), claim.keys.clone()))
+            .map(|(owner, claim)| (*owner, claim.named.clone()))
             .collect()
     }
 }
 
 impl Claim {
+    fn line(&self) -> Option<&WakeSender> {
+        self.waiting.as_ref()?.line.as_ref()
+    }
+
+    fn waiting(&mut self) -> &mut Waiting {
+        self.waiting.get_or_insert_default()
+    }
+
     fn hold(&mut self, token: FencingToken, session: &LostSignal) -> Grant {
         let lease = match &self.phase {
             Phase::Held(lease) => lease.clone(),
@@ -188,20 +206,20 @@ impl Claim {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use portalock_core::{BackendErrorKind, Wake};
+    use crate::keys::Kind;
+    use portalock_core::{BackendErrorKind, LockName, Wake};
 
-    fn claims() -> (Claims, Arc<str>, Arc<str>) {
-        let (claims, owner, session) = (Claims::default(), "owner".into(), "session".into());
-        claims.expect(&owner, &session, &keys());
+    fn claims() -> (Claims, OwnerId, Arc<str>) {
+        let (claims, owner, session) = (Claims::default(), OwnerId::mint(), "session".into());
+        claims.expect(owner, &session, &named());
         (claims, owner, session)
     }
 
-    fn keys() -> Arc<NameKeys> {
-        Arc::new(NameKeys {
-            state: "s".into(),
-            queue: "q".into(),
-            waiters: "w".into(),
-        })
+    fn named() -> Named {
+        Named {
+            kind: Kind::Lock,
+            name: LockName::new("name").unwrap(),
+        }
     }
 
     fn token() -> FencingToken {
@@ -211,41 +229,41 @@ mod tests {
     #[tokio::test]
     async fn a_grant_that_comes_before_the_waiter_listens_is_kept() {
         let (claims, owner, _) = claims();
-        claims.granted(&owner, token(), &LostSignal::never());
-        let mut line = claims.listen(&owner).unwrap();
+        claims.granted(owner, token(), &LostSignal::never());
+        let mut line = claims.listen(owner).unwrap();
         let Wake::Granted(grant) = line.next().await else {
             panic!("there should be a grant");
         };
         assert_eq!(grant.token, Some(token()));
-        assert!(claims.take_unheard(&owner).is_none());
+        assert!(claims.take_unheard(owner).is_none());
     }
 
     #[tokio::test]
     async fn a_session_takes_its_claims_along_and_no_others() {
         let (claims, owner, session) = claims();
-        let other: Arc<str> = "other".into();
-        claims.expect(&other, &"another session".into(), &keys());
-        let mut line = claims.listen(&owner).unwrap();
+        let other = OwnerId::mint();
+        claims.expect(other, &"another session".into(), &named());
+        let mut line = claims.listen(owner).unwrap();
         let error = BackendError::new(BackendErrorKind::SessionEnded, "over");
         claims.session_ended(&session, &error);
         assert!(matches!(line.next().await, Wake::Failed(_)));
-        assert!(claims.listen(&owner).is_none());
-        assert!(claims.listen(&other).is_some());
+        assert!(claims.listen(owner).is_none());
+        assert!(claims.listen(other).is_some());
     }
 
     #[test]
     fn a_removed_claim_is_lost_unless_it_is_being_released() {
         let (claims, owner, session) = claims();
-        let grant = claims.hold(&owner, token(), &LostSignal::never());
+        let grant = claims.hold(owner, token(), &LostSignal::never());
         assert_eq!(claims.held_by(&session).len(), 1);
-        claims.releasing(&owner);
+        claims.releasing(owner);
         assert!(claims.held_by(&session).is_empty());
-        claims.removed(&owner);
+        claims.removed(owner);
         assert!(!grant.lost.is_lost());
 
         let (claims, owner, _) = self::claims();
-        let grant = claims.hold(&owner, token(), &LostSignal::never());
-        claims.removed(&owner);
+        let grant = claims.hold(owner, token(), &LostSignal::never());
+        claims.removed(owner);
         assert!(grant.lost.is_lost());
     }
 }

@@ -46,6 +46,10 @@ pub(crate) async fn connect(
 
 fn client(settings: &RedisSettings) -> Result<Client, BackendError> {
     let server = settings.server().clone();
+    // All tasks share the connection: else what one of them sends is held back until the server has confirmed what another
+    // sent before it, which takes a round trip, or 40 ms if the server has nothing to answer yet.
+    let tcp = server.tcp_settings().clone().set_nodelay(true);
+    let server = server.set_tcp_settings(tcp);
     #[cfg(feature = "tls")]
     if let Some(file) = settings.authority() {
         let root_cert = std::fs::read(file).map_err(|error| {

@@ -17,6 +17,13 @@ pub(crate) struct Keys {
     prefix: Arc<str>,
 }
 
+/// What is locked. Its keys are made from it when they are needed, which is seldom while it is held.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Named {
+    pub(crate) kind: Kind,
+    pub(crate) name: LockName,
+}
+
 /// The keys of one name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct NameKeys {
@@ -30,18 +37,16 @@ impl Keys {
         Self { prefix }
     }
 
-    pub(crate) fn of(&self, kind: Kind, name: &LockName) -> NameKeys {
-        let key = |part: &str| {
-            let kind = match kind {
-                Kind::Lock => "lock",
-                Kind::Semaphore => "semaphore",
-            };
-            format!("{}/{kind}{part}/{name}", self.prefix)
+    pub(crate) fn of(&self, named: &Named) -> NameKeys {
+        let [state, queue, waiters] = match named.kind {
+            Kind::Lock => ["/lock/", "/lock-queue/", "/lock-waiters/"],
+            Kind::Semaphore => ["/semaphore/", "/semaphore-queue/", "/semaphore-waiters/"],
         };
+        let key = |kind: &str| [&self.prefix, kind, named.name.as_str()].concat();
         NameKeys {
-            state: key(""),
-            queue: key("-queue"),
-            waiters: key("-waiters"),
+            state: key(state),
+            queue: key(queue),
+            waiters: key(waiters),
         }
     }
 
@@ -85,11 +90,12 @@ mod tests {
             let keys = Keys::new(prefix.into());
             for kind in [Kind::Lock, Kind::Semaphore] {
                 for name in names {
+                    let name = LockName::new(name).unwrap();
                     let NameKeys {
                         state,
                         queue,
                         waiters,
-                    } = keys.of(kind, &LockName::new(name).unwrap());
+                    } = keys.of(&Named { kind, name });
                     for key in [state, queue, waiters] {
                         assert!(seen.insert(key.clone()), "{key}");
                     }
@@ -102,11 +108,11 @@ mod tests {
     fn a_state_leads_back_to_its_name() {
         let keys = Keys::new("p".into());
         for name in ["a", "lock/a", "/", "-queue/x"] {
-            let name = LockName::new(name).unwrap();
-            assert_eq!(
-                keys.lock_name(&keys.of(Kind::Lock, &name).state),
-                Some(name)
-            );
+            let named = Named {
+                kind: Kind::Lock,
+                name: LockName::new(name).unwrap(),
+            };
+            assert_eq!(keys.lock_name(&keys.of(&named).state), Some(named.name));
         }
         assert_eq!(keys.lock_name("q/lock/a"), None);
         assert_eq!(keys.lock_name("p/lock-queue/a"), None);

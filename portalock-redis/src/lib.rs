@@ -48,10 +48,11 @@
 //!
 //! # What it costs
 //!
-//! Acquiring and releasing a free lock is a round trip each. A lock or semaphore with many holders at once is read as a
-//! whole by each script, so its cost grows with their number: thousands of holders of one name are no good idea, thousands
-//! of names are none at all to worry about. A session that holds locks looks with every refresh whether they are still
-//! there, at most 500 of them at a time.
+//! Acquiring and releasing a free lock is a round trip each, and so is one more that shares a lock: those who hold are counted,
+//! not read, as long as all of them asked for the same. Where they differ, as the permits of a semaphore can, where somebody
+//! waits, or where no more fit, the holders of that name are read as a whole, 3 ms for each thousand. Other names cost
+//! nothing. A session that holds locks looks with every refresh whether they are still there, at most 500 of them at a time.
+//! Each costs half a kilobyte at the server and less than one at the client.
 //!
 //! # What it needs
 //!
@@ -60,8 +61,8 @@
 //! - A `maxmemory-policy` that evicts none of our keys: `noeviction`, or memory enough. All keys have a time to live, so
 //!   the `volatile-*` policies evict them too.
 //! - A user with this ACL, for the default prefix: `~portalock/* &portalock/* +eval +evalsha +subscribe +unsubscribe
-//!   +publish +pubsub|numsub +ping +scan +wait +time +mget +set +del +pexpire +pexpireat +pttl +hget +hmget +hset +hsetnx
-//!   +hdel +hgetall +zadd +zrem +zrange +zrevrank +select`. What is missing is a
+//!   +publish +pubsub|numsub +ping +scan +wait +time +mget +exists +set +del +pexpire +pexpireat +pttl +hget +hmget +hset
+//!   +hsetnx +hdel +hgetall +hlen +zadd +zrem +zrange +zrevrank +select`. What is missing is a
 //!   [`PermissionDenied`](portalock_core::BackendErrorKind::PermissionDenied) when the session opens.
 //!
 //! # What lies in Redis
@@ -69,7 +70,7 @@
 //! | key | what | how long |
 //! |---|---|---|
 //! | `portalock/lock/NAME` | a hash: the last token, and one field for each holder | an hour or two after its last use |
-//! | `portalock/lock-queue/NAME`, `portalock/lock-waiters/NAME` | the queue, while somebody waits | an hour after its last use |
+//! | `portalock/lock-queue/NAME`, `portalock/lock-waiters/NAME` | the queue, while somebody waits | an hour or two after its last use |
 //! | `portalock/semaphore...` | the same for semaphores | |
 //! | `portalock/session/ID` | a session; its channel has the same name | [`session_ttl`](RedisSettings::with_session_ttl) after its last sign of life |
 //!

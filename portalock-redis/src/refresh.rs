@@ -8,6 +8,7 @@ use redis::{RedisError, aio::MultiplexedConnection};
 use crate::{
     claims::{Claims, HeldClaim},
     error::{failed, unexpected},
+    keys::Keys,
     scripts::REFRESH,
 };
 
@@ -26,6 +27,7 @@ pub(crate) struct Refresh {
     pub(crate) id: Arc<str>,
     pub(crate) lifetime: Duration,
     pub(crate) claims: Arc<Claims>,
+    pub(crate) keys: Keys,
 }
 
 impl Refresh {
@@ -45,7 +47,7 @@ impl Refresh {
         move || {
             let mut held = this.claims.held_by(&this.id);
             if held.len() > SEEN_AT_ONCE {
-                held.sort_unstable_by(|(one, _), (other, _)| one.cmp(other));
+                held.sort_unstable_by_key(|(owner, _)| *owner);
                 turn = (turn + SEEN_AT_ONCE) % held.len();
                 held.rotate_left(turn);
                 held.truncate(SEEN_AT_ONCE);
@@ -64,7 +66,7 @@ impl Refresh {
         let answer = answer.map_err(|error| failed(REFRESHING, error))?;
         match answer.split_first() {
             Some((state, removed)) if state == "alive" => {
-                for owner in removed {
+                for owner in removed.iter().filter_map(|owner| owner.parse().ok()) {
                     self.claims.removed(owner);
                 }
                 Ok(Renewal::Renewed(certain(self.lifetime)))
@@ -92,12 +94,14 @@ impl Refresh {
             let state = if moved { "alive" } else { "ended" };
             return Ok(vec![state.to_owned()]);
         }
+        let (states, owners): (Vec<String>, Vec<String>) = held
+            .iter()
+            .map(|(owner, named)| (self.keys.of(named).state, owner.to_string()))
+            .unzip();
         let mut keys = vec![self.key.as_str()];
+        keys.extend(states.iter().map(String::as_str));
         let mut arguments = vec![lifetime.as_str()];
-        for (owner, name) in held {
-            keys.push(&name.state);
-            arguments.push(owner);
-        }
+        arguments.extend(owners.iter().map(String::as_str));
         let answer = REFRESH.run(connection, &keys, &arguments).await?;
         Ok(redis::from_redis_value(answer)?)
     }

@@ -2,14 +2,17 @@
 //!
 //! # Invariants
 //!
-//! What every script keeps true, whatever it finds, with *live* as `look` in `prelude.lua` decides it:
+//! What every script keeps true, whatever it finds, with *live* as `hears` in `grant.lua` and `look` in `prelude.lua` decide
+//! it:
 //!
 //! 1. **Exclusion.** The weights of the claims in a state never exceed the smallest capacity among them. A claim leaves
 //!    only by its own owner's release or because its session is not live; nobody is granted beside a live claim that it
 //!    doesn't fit with. (A write over the key from outside, an eviction or `FLUSHALL` is not a script.)
+//!    Where the last token comes with a shape, every claim in the state has it, so that their number is enough to tell.
 //! 2. **A grant needs a live session**, checked in the script that grants. So a command that comes late out of a dead
 //!    connection is refused, and a grant by message always has a connection to travel on: if that breaks, the session is
-//!    dead, and the grant void.
+//!    dead, and the grant void. Of who asks, `acquire_usual.lua` looks at the key alone: a session's commands come over the
+//!    very connection that its subscription is on.
 //! 3. **Order.** An owner is granted only when nobody live stands before it, and never loses its place by asking again.
 //! 4. **One claim an owner**, in the state or in the queue, never in both: asking again finds it.
 //! 5. **Tokens grow.** Each is more than the last and at least the server's clock in microseconds; a state that holds
@@ -41,9 +44,9 @@ macro_rules! script {
     };
 }
 
-script!(ACQUIRE: "acquire_free.lua" "prelude.lua" "acquire.lua");
-script!(RELEASE: "release_free.lua" "prelude.lua" "release.lua");
-script!(INSPECT: "prelude.lua" "inspect.lua");
+script!(ACQUIRE: "grant.lua" "acquire_usual.lua" "prelude.lua" "acquire.lua");
+script!(RELEASE: "grant.lua" "release_usual.lua" "prelude.lua" "release.lua");
+script!(INSPECT: "grant.lua" "prelude.lua" "inspect.lua");
 script!(OPEN: "open.lua");
 script!(REFRESH: "refresh.lua");
 
@@ -56,10 +59,10 @@ impl Script {
     }
 
     /// Runs the script. One round trip, or two if the server doesn't have it: after a start or a `SCRIPT FLUSH`.
-    pub(crate) async fn run<K: AsRef<str>>(
+    pub(crate) async fn run(
         &self,
         connection: &mut MultiplexedConnection,
-        keys: &[K],
+        keys: &[&str],
         arguments: &[&str],
     ) -> Result<Value, RedisError> {
         let answer = command("EVALSHA", &self.hash, keys, arguments)
@@ -77,82 +80,21 @@ impl Script {
     }
 }
 
-fn command<K: AsRef<str>>(verb: &str, script: &str, keys: &[K], arguments: &[&str]) -> Cmd {
-    let mut command = redis::cmd(verb);
-    command.arg(script).arg(keys.len());
-    for key in keys {
-        command.arg(key.as_ref());
-    }
-    for argument in arguments {
-        command.arg(*argument);
+fn command(verb: &str, script: &str, keys: &[&str], arguments: &[&str]) -> Cmd {
+    const DIGITS: usize = 20;
+    let words = keys.iter().chain(arguments);
+    let bytes: usize = words.clone().map(|word| word.len()).sum();
+    let mut command = Cmd::with_capacity(
+        3 + keys.len() + arguments.len(),
+        verb.len() + script.len() + DIGITS + bytes,
+    );
+    command.arg(verb).arg(script).arg(keys.len());
+    for word in words {
+        command.arg(*word);
     }
     command
 }
 
 #[cfg(test)]
 #[cfg(unix)]
-mod tests {
-    use super::*;
-    use portalock_testkit::servers::RedisServer;
-
-    /// A client that subscribes to nothing, so none of its sessions lives.
-    async fn connection(server: &RedisServer) -> MultiplexedConnection {
-        let url = format!("{}?protocol=resp3", server.url());
-        let client = redis::Client::open(url).unwrap();
-        client.get_multiplexed_async_connection().await.unwrap()
-    }
-
-    async fn attempt(connection: &mut MultiplexedConnection, session: &str) -> Vec<String> {
-        let own = format!("s/{session}");
-        let answer = ACQUIRE
-            .run(
-                connection,
-                &["state", "queue", "waiters", &own],
-                &["s/", session, "1-1-1", "1", "1", "1", "{}"],
-            )
-            .await
-            .unwrap();
-        redis::from_redis_value(answer).unwrap()
-    }
-
-    #[tokio::test]
-    async fn a_dead_session_is_granted_nothing_and_leaves_nothing() {
-        let server = RedisServer::start().unwrap();
-        let mut client = connection(&server).await;
-        // Neither key nor subscription; a subscription alone; a key alone, in both forms.
-        assert_eq!(attempt(&mut client, "a").await, ["ended"]);
-        client.subscribe("s/b").await.unwrap();
-        assert_eq!(attempt(&mut client, "b").await, ["ended"]);
-        for (session, form) in [("c", "live"), ("d", "strict")] {
-            let key = format!("s/{session}");
-            redis::cmd("SET")
-                .arg(key)
-                .arg(form)
-                .query_async::<()>(&mut client)
-                .await
-                .unwrap();
-            assert_eq!(attempt(&mut client, session).await, ["ended"], "{form}");
-        }
-        for key in ["state", "queue", "waiters"] {
-            let exists: bool = redis::cmd("EXISTS")
-                .arg(key)
-                .query_async(&mut client)
-                .await
-                .unwrap();
-            assert!(!exists, "{key}");
-        }
-    }
-
-    #[tokio::test]
-    async fn a_live_session_is_granted_and_finds_its_grant_again() {
-        let server = RedisServer::start().unwrap();
-        let mut client = connection(&server).await;
-        client.subscribe("s/a").await.unwrap();
-        OPEN.run(&mut client, &["s/a"], &["live", "60000"])
-            .await
-            .unwrap();
-        let first = attempt(&mut client, "a").await;
-        assert_eq!(first[0], "granted");
-        assert_eq!(attempt(&mut client, "a").await, first);
-    }
-}
+mod tests;

@@ -18,17 +18,16 @@ impl Semaphore for RedisBackend {
     }
 
     async fn try_acquire(&self, request: &PermitRequest) -> Result<Attempt, BackendError> {
-        self.attempt(&Wanted::permits(request, self.keys(), self.label()))
-            .await
+        self.attempt(&Wanted::permits(request)).await
     }
 
     async fn release(&self, request: &PermitRequest) -> Result<Released, BackendError> {
-        self.withdraw(&Wanted::permits(request, self.keys(), None))
+        self.withdraw(Kind::Semaphore, &request.name, request.owner)
             .await
     }
 
     async fn subscribe(&self, request: &PermitRequest) -> Result<Option<Wakeups>, BackendError> {
-        Ok(Some(self.listen(&request.owner.to_string())))
+        Ok(Some(self.listen(request.owner)))
     }
 
     async fn inspect(&self, name: &LockName) -> Result<Inspection, BackendError> {

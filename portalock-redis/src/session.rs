@@ -6,7 +6,8 @@ use std::{
 };
 
 use portalock_core::{
-    BackendError, BackendErrorKind, FencingToken, Keeper, Lease, Loss, LostSignal, clock::Instant,
+    BackendError, BackendErrorKind, FencingToken, Keeper, Lease, Loss, LostSignal, OwnerId,
+    clock::Instant,
 };
 use redis::{PushInfo, PushKind, Value, aio::MultiplexedConnection};
 use tokio::sync::mpsc;
@@ -15,7 +16,7 @@ use crate::{
     claims::Claims,
     config::RedisSettings,
     connect::{connect, message},
-    error::{failed, session_ended, unexpected},
+    error::{failed, session_ended},
     keys::Keys,
     refresh::{Refresh, certain},
     scripts::{OPEN, RELEASE, Script},
@@ -83,8 +84,9 @@ impl Session {
             .subscribe(&key)
             .await
             .map_err(|error| failed(WHAT, error))?;
-        let mut opened = vec![key.clone()];
-        opened.extend(former.iter().map(|former| keys.sessions() + former));
+        let former: Vec<String> = former.iter().map(|id| keys.sessions() + id).collect();
+        let mut opened = vec![key.as_str()];
+        opened.extend(former.iter().map(String::as_str));
         let form = match settings.disconnect_grace() {
             Some(_) => "strict",
             None => "live",
@@ -119,6 +121,7 @@ impl Session {
             id,
             lifetime,
             claims: claims.clone(),
+            keys: keys.clone(),
         };
         session.start(refresh, connection, confirm);
         Ok(session)
@@ -128,7 +131,7 @@ impl Session {
         self: &Arc<Self>,
         refresh: Refresh,
         connection: MultiplexedConnection,
-        confirm: mpsc::UnboundedReceiver<(Arc<str>, FencingToken)>,
+        confirm: mpsc::UnboundedReceiver<(OwnerId, FencingToken)>,
     ) {
         let claims = refresh.claims.clone();
         let keeper = Keeper::spawn(
@@ -179,17 +182,17 @@ impl Session {
     }
 
     /// Runs a script on the session's connection.
-    pub(crate) async fn call<K: AsRef<str>>(
+    pub(crate) async fn call(
         &self,
         what: &'static str,
         script: &Script,
-        keys: &[K],
+        keys: &[&str],
         arguments: &[&str],
-    ) -> Result<Vec<String>, BackendError> {
+    ) -> Result<Value, BackendError> {
         let mut connection = self.connection()?;
         let answer = script.run(&mut connection, keys, arguments).await;
         match answer {
-            Ok(value) => redis::from_redis_value(value).map_err(|_| unexpected(what)),
+            Ok(value) => Ok(value),
             // The connection broke under the call: its end is the reason, whatever the call saw of it.
             Err(_) if self.loss().is_some() => Err(session_ended(self.loss())),
             Err(error) => Err(failed(what, error)),
@@ -257,7 +260,7 @@ impl Session {
     }
 
     /// Ends the session in good order: its guards are lost first, then the server frees what they held.
-    pub(crate) async fn close(&self, sessions: &str, claims: &Claims) -> Result<(), BackendError> {
+    pub(crate) async fn close(&self, keys: &Keys, claims: &Claims) -> Result<(), BackendError> {
         const WHAT: &str = "close the session with Redis";
         let left = claims.of_session(&self.id);
         let connection = self.raw();
@@ -266,10 +269,12 @@ impl Session {
         let Some(mut connection) = connection else {
             return Ok(());
         };
-        for (owner, keys) in left {
-            let keys = [&keys.state, &keys.queue, &keys.waiters];
+        let sessions = keys.sessions();
+        for (owner, named) in left {
+            let of = keys.of(&named);
+            let keys = [&*of.state, &*of.queue, &*of.waiters];
             RELEASE
-                .run(&mut connection, &keys, &[sessions, &owner])
+                .run(&mut connection, &keys, &[&sessions, &owner.to_string()])
                 .await
                 .map_err(|error| failed(WHAT, error))?;
         }
@@ -294,7 +299,7 @@ struct Line {
     claims: Arc<Claims>,
     tick: Duration,
     /// Where grants go that replicas must confirm first.
-    unconfirmed: Option<mpsc::UnboundedSender<(Arc<str>, FencingToken)>>,
+    unconfirmed: Option<mpsc::UnboundedSender<(OwnerId, FencingToken)>>,
 }
 
 impl Line {
@@ -320,22 +325,25 @@ impl Line {
         let mut parts = text.split('|');
         match (parts.next(), parts.next(), parts.next()) {
             (Some("grant"), Some(owner), Some(token)) => {
-                let Ok(token) = token.parse().map(FencingToken::new) else {
+                let (Ok(owner), Ok(token)) = (owner.parse(), token.parse().map(FencingToken::new))
+                else {
                     return;
                 };
                 match &self.unconfirmed {
                     // The receiver lives as long as the session.
-                    Some(unconfirmed) => drop(unconfirmed.send((owner.into(), token))),
+                    Some(unconfirmed) => drop(unconfirmed.send((owner, token))),
                     None => self.claims.granted(owner, token, &self.lease.signal()),
                 }
             }
             (Some("last"), Some(owner), None) => {
                 // It looks after one tick: of many that give up at once, few become the last for so long.
-                let (claims, owner, tick) =
-                    (self.claims.clone(), Arc::<str>::from(owner), self.tick);
+                let Ok(owner) = owner.parse() else {
+                    return;
+                };
+                let (claims, tick) = (self.claims.clone(), self.tick);
                 tokio::spawn(async move {
                     tokio::time::sleep(tick).await;
-                    claims.last(&owner);
+                    claims.last(owner);
                 });
             }
             _ => {}
@@ -354,16 +362,16 @@ impl Drop for Line {
 async fn confirm_grants(
     session: Weak<Session>,
     claims: Arc<Claims>,
-    mut grants: mpsc::UnboundedReceiver<(Arc<str>, FencingToken)>,
+    mut grants: mpsc::UnboundedReceiver<(OwnerId, FencingToken)>,
 ) {
     while let Some((owner, token)) = grants.recv().await {
         let Some(session) = session.upgrade() else {
             return;
         };
         match session.confirm().await {
-            Ok(()) => claims.granted(&owner, token, &session.lost()),
+            Ok(()) => claims.granted(owner, token, &session.lost()),
             // Whoever waits gives the grant back.
-            Err(error) => claims.failed(&owner, error),
+            Err(error) => claims.failed(owner, error),
         }
     }
 }

@@ -7,56 +7,58 @@ use std::{
 };
 
 use portalock_core::{
-    Claim, ClaimKind, FencingToken, Holder, Inspection, LockRequest, Mode, Patience, PermitRequest,
-    Request,
+    Claim, ClaimKind, FencingToken, Holder, Inspection, LockRequest, Mode, OwnerId, Patience,
+    PermitRequest, Request,
 };
+use redis::Value;
 use serde::{Deserialize, Serialize};
 
-use crate::keys::{Keys, Kind, NameKeys};
+use crate::keys::{Kind, Named};
 
 /// The weight of an exclusive lock, and the capacity of every lock: so many can share one.
 const WHOLE: u32 = u32::MAX;
 
 /// A request in the scripts' terms.
-pub(crate) struct Wanted {
-    pub(crate) keys: Arc<NameKeys>,
-    pub(crate) owner: Arc<str>,
+pub(crate) struct Wanted<'r> {
+    pub(crate) named: Named,
+    pub(crate) owner: OwnerId,
     pub(crate) weight: u32,
     pub(crate) capacity: u32,
     pub(crate) queues: bool,
-    pub(crate) who: String,
+    holder: &'r Holder,
 }
 
-impl Wanted {
-    pub(crate) fn lock(request: &LockRequest, keys: &Keys, label: Option<&str>) -> Self {
+impl<'r> Wanted<'r> {
+    pub(crate) fn lock(request: &'r LockRequest) -> Self {
         let weight = match request.demand {
             Mode::Exclusive => WHOLE,
             Mode::Shared => 1,
         };
-        Self::new(request, Kind::Lock, weight, WHOLE, keys, label)
+        Self::new(request, Kind::Lock, weight, WHOLE)
     }
 
-    pub(crate) fn permits(request: &PermitRequest, keys: &Keys, label: Option<&str>) -> Self {
+    pub(crate) fn permits(request: &'r PermitRequest) -> Self {
         let (weight, capacity) = (request.demand.count(), request.demand.capacity());
-        Self::new(request, Kind::Semaphore, weight, capacity, keys, label)
+        Self::new(request, Kind::Semaphore, weight, capacity)
     }
 
-    fn new<D>(
-        request: &Request<D>,
-        kind: Kind,
-        weight: u32,
-        capacity: u32,
-        keys: &Keys,
-        label: Option<&str>,
-    ) -> Self {
+    fn new<D>(request: &'r Request<D>, kind: Kind, weight: u32, capacity: u32) -> Self {
         Self {
-            keys: Arc::new(keys.of(kind, &request.name)),
-            owner: request.owner.to_string().into(),
+            named: Named {
+                kind,
+                name: request.name.clone(),
+            },
+            owner: request.owner,
             weight,
             capacity,
             queues: request.patience == Patience::Queue,
-            who: Who::of(&request.holder, label).to_text(),
+            holder: &request.holder,
         }
+    }
+
+    /// Who asks, as it is stored. `label` stands in for a missing one.
+    pub(crate) fn who(&self, label: Option<&str>) -> String {
+        Who::of(self.holder, label).to_text()
     }
 }
 
@@ -125,17 +127,30 @@ pub(crate) enum Answer {
 }
 
 impl Answer {
-    pub(crate) fn of(answer: &[String]) -> Option<Self> {
-        let answer: Vec<&str> = answer.iter().map(String::as_str).collect();
-        match answer.as_slice() {
-            ["granted", token] => Some(Self::Granted(FencingToken::new(token.parse().ok()?))),
-            ["contended", behind, claim] => Some(Self::Contended {
-                behind: behind.parse().ok(),
-                holder: holder_in(claim),
+    pub(crate) fn of(answer: &Value) -> Option<Self> {
+        let Value::Array(parts) = answer else {
+            return None;
+        };
+        let (what, parts) = parts.split_first()?;
+        match (text(what)?, parts) {
+            ("granted", [token]) => {
+                Some(Self::Granted(FencingToken::new(text(token)?.parse().ok()?)))
+            }
+            ("contended", [behind, claim]) => Some(Self::Contended {
+                behind: text(behind)?.parse().ok(),
+                holder: text(claim).and_then(holder_in),
             }),
-            ["ended"] => Some(Self::Ended),
+            ("ended", []) => Some(Self::Ended),
             _ => None,
         }
+    }
+}
+
+/// What a script answers in one word.
+pub(crate) fn text(answer: &Value) -> Option<&str> {
+    match answer {
+        Value::BulkString(bytes) => std::str::from_utf8(bytes).ok(),
+        _ => None,
     }
 }
 
@@ -190,8 +205,7 @@ mod tests {
             Patience::Queue,
         )
         .with_label(Some("a|b\"c\n".into()));
-        let wanted = Wanted::lock(&request, &Keys::new("p".into()), None);
-        let read = holder("1500", &wanted.who).unwrap();
+        let read = holder("1500", &Wanted::lock(&request).who(None)).unwrap();
         assert_eq!(read.label.as_deref(), Some("a|b\"c\n"));
         assert_eq!(read.pid, std::process::id());
         assert_eq!(read.since, UNIX_EPOCH + Duration::from_millis(1500));
@@ -208,11 +222,8 @@ mod tests {
     #[test]
     fn a_backends_label_stands_in_for_a_missing_one() {
         let request = LockRequest::new(LockName::new("a").unwrap(), Mode::Shared, Patience::Once);
-        let wanted = Wanted::lock(&request, &Keys::new("p".into()), Some("nightly"));
-        assert_eq!(
-            holder("0", &wanted.who).unwrap().label.as_deref(),
-            Some("nightly")
-        );
+        let who = Wanted::lock(&request).who(Some("nightly"));
+        assert_eq!(holder("0", &who).unwrap().label.as_deref(), Some("nightly"));
     }
 
     #[test]
@@ -227,8 +238,19 @@ mod tests {
     #[test]
     fn an_answer_that_is_none_of_ours_is_refused() {
         let texts = |parts: &[&str]| parts.iter().map(ToString::to_string).collect::<Vec<_>>();
-        assert!(Answer::of(&texts(&["granted", "x"])).is_none());
-        assert!(Answer::of(&texts(&[])).is_none());
+        let answer = |parts: &[&str]| {
+            let bulk = |part: &&str| Value::BulkString(part.as_bytes().to_vec());
+            Answer::of(&Value::Array(parts.iter().map(bulk).collect()))
+        };
+        assert!(matches!(
+            answer(&["granted", "7"]),
+            Some(Answer::Granted(token)) if token.get() == 7
+        ));
+        assert!(answer(&["granted", "x"]).is_none());
+        assert!(answer(&["granted"]).is_none());
+        assert!(answer(&["ended", "1"]).is_none());
+        assert!(answer(&[]).is_none());
+        assert!(Answer::of(&Value::Okay).is_none());
         assert!(inspection(Kind::Lock, &texts(&["1", "1", "5"])).is_none());
         assert!(inspection(Kind::Lock, &texts(&["7", "0"])).is_some());
     }

@@ -11,6 +11,7 @@
 local session, owner = ARGV[2], ARGV[3]
 local claim = {
   session = session,
+  shape = shape,
   weight = tonumber(ARGV[4]),
   capacity = tonumber(ARGV[5]),
   token = '',
@@ -18,27 +19,28 @@ local claim = {
 }
 
 read(fields)
+local first = next_owner()
 local waiting, first_text
 if first then
   local texts = call('HMGET', waiters, owner, first)
   waiting, first_text = texts[1], texts[2]
 end
 
--- Everyone whose life decides, asked at once: this session, who is next, and the holders if one of the two would wait.
-local asked = { session }
+-- Everyone whose life decides, looked at together: this session, who is next, and the holders if one of the two would wait.
+local deciding = { session }
 local first_claim = first_text and parse(first_text)
-if first_claim and first_claim.session ~= session then asked[2] = first_claim.session end
+if first_claim and first_claim.session ~= session then deciding[2] = first_claim.session end
 if not fits(first_claim or claim) then
   local known = { [session] = true }
-  if asked[2] then known[asked[2]] = true end
+  if deciding[2] then known[deciding[2]] = true end
   for _, holder in pairs(holders) do
     if not known[holder.session] then
       known[holder.session] = true
-      asked[#asked + 1] = holder.session
+      deciding[#deciding + 1] = holder.session
     end
   end
 end
-look_at(asked)
+look_at(deciding)
 
 -- A dead session is granted nothing. This also voids an attempt that was stuck in a connection that its client has
 -- given up: the client deletes the old session's key before it does anything in a new one.
@@ -89,14 +91,7 @@ else
       return { 'granted', claim.token }
     end
   end
-  if ARGV[6] == '1' then
-    read_clock()
-    claim.since = whole(millis)
-    local back = must_wait and call('ZRANGE', queue, -1, -1, 'WITHSCORES')[2]
-    call('ZADD', queue, whole((tonumber(back) or 0) + 1), owner)
-    call('HSET', waiters, owner, pack(claim))
-    behind = '0'
-  end
+  if ARGV[6] == '1' and line_up(last_place()) then behind = '0' end
 end
 
 -- A new key has no time to live yet, which counts as less than none.

@@ -10,9 +10,9 @@
 if redis.acl_check_cmd then
   local key = KEYS[1]
   for _, command in ipairs({
-    { 'MGET', key }, { 'PEXPIRE', key, '1' }, { 'PEXPIREAT', key, '1' }, { 'PTTL', key },
+    { 'MGET', key }, { 'EXISTS', key }, { 'PEXPIRE', key, '1' }, { 'PEXPIREAT', key, '1' }, { 'PTTL', key },
     { 'HGET', key, 'f' }, { 'HMGET', key, 'f' }, { 'HSET', key, 'f', 'v' }, { 'HSETNX', key, 'f', 'v' },
-    { 'HDEL', key, 'f' }, { 'HGETALL', key },
+    { 'HDEL', key, 'f' }, { 'HGETALL', key }, { 'HLEN', key },
     { 'ZADD', key, '1', 'm' }, { 'ZREM', key, 'm' }, { 'ZRANGE', key, '0', '0' }, { 'ZREVRANK', key, 'm' },
     { 'TIME' }, { 'PUBLISH', key, 'm' }, { 'PUBSUB', 'NUMSUB', key },
   }) do

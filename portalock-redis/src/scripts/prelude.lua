@@ -1,45 +1,18 @@
--- What all scripts on one name share. It is put in front of each of them.
---
--- KEYS[1]  state    hash: `token` -> the last token; owner -> the claim of one who holds
--- KEYS[2]  queue    sorted set: owner -> place, the smallest is next
--- KEYS[3]  waiters  hash: owner -> the claim of one who waits
--- ARGV[1]  what the key and the channel of every session begin with
---
--- A claim is text: session|weight|capacity|token|since in milliseconds|who, a JSON object for people.
---
--- Besides KEYS the scripts read `ARGV[1] .. session` of the sessions that they meet in claims. Those can't be declared
--- beforehand, which is one of two reasons why a cluster is refused; the other is that PUBSUB NUMSUB counts on one node.
---
--- Each call takes a microsecond, whatever it does: so what can be asked at once is, and nothing is asked that nobody needs.
--- Defining all this takes three. So the ways that nearly every script goes come before it, in `..._free.lua`.
-
-local call = redis.call
-local state, queue, waiters = KEYS[1], KEYS[2], KEYS[3]
-local sessions = ARGV[1]
-
--- How long a key outlives its last use at least, in milliseconds.
-local KEPT = 3600000
+-- What the scripts on one name share beyond `grant.lua`: claims as tables, who lives, and the queue served in its order.
 
 local function whole(number)
   return string.format('%.0f', number)
 end
 
-local micros, millis
-local function read_clock()
-  if micros then return end
-  local time = call('TIME')
-  micros = time[1] * 1000000 + time[2]
-  millis = math.floor(micros / 1000)
-end
-
 local function parse(text)
-  local session, weight, capacity, token, since, who =
-    string.match(text, '^(%x+)|(%d+)|(%d+)|(%d*)|(%d+)|(.*)$')
+  local session, shape, weight, capacity, token, since, who =
+    string.match(text, '^(%x+)|((%d+)|(%d+))|(%d*)|(%d+)|(.*)$')
   if not session then
     error({ err = 'CORRUPT the claim of a lock is not one that portalock wrote' })
   end
   return {
     session = session,
+    shape = shape,
     weight = tonumber(weight),
     capacity = tonumber(capacity),
     token = token,
@@ -49,9 +22,7 @@ local function parse(text)
 end
 
 local function pack(claim)
-  return table.concat({
-    claim.session, whole(claim.weight), whole(claim.capacity), claim.token, claim.since, claim.who,
-  }, '|')
+  return table.concat({ claim.session, claim.shape, claim.token, claim.since, claim.who }, '|')
 end
 
 -- Whether sessions keep what they hold, and whether they can be told of a grant. Subscribed *now* is what counts: Redis
@@ -85,23 +56,25 @@ local function look(session)
   return seen[session]
 end
 
--- Those who hold, as last read or written.
-local last, holders, used, limit = 0, {}, 0, nil
+-- Those who hold, as last read or written. `alike` is the shape of all, nil if nobody holds, false if they differ.
+local last, holders, used, limit, alike = 0, {}, 0, nil, nil
 
 local function add(claim)
+  if alike == nil then alike = claim.shape end
+  if alike ~= claim.shape then alike = false end
   used = used + claim.weight
   limit = math.min(claim.capacity, limit or claim.capacity)
 end
 
 local function count()
-  used, limit = 0, nil
+  used, limit, alike = 0, nil, nil
   for _, claim in pairs(holders) do add(claim) end
 end
 
 local function read(fields)
   for i = 1, #fields, 2 do
     if fields[i] == 'token' then
-      last = tonumber(fields[i + 1])
+      last = number_of(fields[i + 1])
     else
       holders[fields[i]] = parse(fields[i + 1])
     end
@@ -135,35 +108,19 @@ local function prune()
   count()
 end
 
--- Keeps the state for at least an hour after the clock has passed its last token. A token is the clock or more, so once the
--- key is gone the clock alone is above every token that was granted, however it was set in between.
---
--- Its time is moved on by the first grant of each hour of tokens, and then for two: the others have an hour left with it.
-local HOUR_OF_TOKENS = 3600000000
-local function keep_state(before)
-  if math.floor(before / HOUR_OF_TOKENS) ~= math.floor(last / HOUR_OF_TOKENS) then
-    call('PEXPIREAT', state, whole(math.max(millis, math.floor(last / 1000)) + 2 * KEPT))
-  end
-end
-
 local function grant(owner, claim)
-  read_clock()
-  local before = last
-  last = math.max(last + 1, micros)
-  claim.token = whole(last)
-  claim.since = whole(millis)
-  call('HSET', state, 'token', claim.token, owner, pack(claim))
-  keep_state(before)
   holders[owner] = claim
   add(claim)
+  last, claim.token = write_grant(last, owner, claim.session .. '|' .. claim.shape, claim.who, alike)
+  claim.since = since
 end
 
 local function next_owner()
-  return call('ZRANGE', queue, 0, 0)[1]
+  return call('ZRANGE', queue, '0', '0')[1]
 end
 
 local function last_owner()
-  return call('ZRANGE', queue, -1, -1)[1]
+  return call('ZRANGE', queue, '-1', '-1')[1]
 end
 
 local function leave_queue(owner)

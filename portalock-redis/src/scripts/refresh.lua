@@ -20,7 +20,7 @@ for i = 2, #KEYS do
     answer[#answer + 1] = ARGV[i]
   elseif redis.call('PTTL', KEYS[i]) < KEPT / 2 then
     -- Held for long: as `keep_state` counts.
-    local from = math.max(millis, math.floor(tonumber(found[2]) / 1000))
+    local from = math.max(millis, math.floor(tonumber(string.match(found[2], '^%d+')) / 1000))
     redis.call('PEXPIREAT', KEYS[i], string.format('%.0f', from + KEPT))
   end
 end

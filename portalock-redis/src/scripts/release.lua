@@ -5,7 +5,6 @@
 --
 -- Answers '1' if the owner held, else '0'.
 
-local owner = ARGV[2]
 local serves, was_last = freed == 1, false
 
 if freed == 0 then
@@ -18,7 +17,7 @@ if freed == 0 then
 end
 
 if serves and first then
-  read(call('HGETALL', state))
+  read(fields or call('HGETALL', state))
   serve(nil, first)
 end
 

@@ -158,3 +158,9 @@ fn a_strict_lock_freed_with_its_connection_is_found() {
     let flaw = Flaw::StrictIsNot;
     flawed(FAULTS, Form::Strict, EXCLUSIVE, flaw, "hold together");
 }
+
+#[test]
+fn a_shape_that_no_longer_holds_is_found() {
+    let flaw = Flaw::KeepsAStaleShape;
+    flawed(FAULTS, Form::Default, MIXED, flaw, "hold together");
+}

@@ -39,6 +39,8 @@ pub(crate) struct Server {
     pub(crate) holders: List<(Owner, Session, u8)>,
     pub(crate) queue: List<(Owner, Session)>,
     pub(crate) last: u8,
+    /// The weight of every holder, where the last token says so.
+    alike: Option<u8>,
     /// The largest token that was ever granted; and whether one was not larger.
     pub(crate) top: u8,
     pub(crate) token_fell: bool,
@@ -53,6 +55,7 @@ impl Server {
             holders: List([None; 3]),
             queue: List([None; 3]),
             last: 0,
+            alike: None,
             top: 0,
             token_fell: false,
             keys: first,
@@ -108,7 +111,19 @@ impl Server {
         self.token_fell |= self.last <= self.top;
         self.top = self.top.max(self.last);
         self.holders.push((owner, session, self.last));
+        let weight = rules.weight(owner);
+        if rules.flaw != Flaw::KeepsAStaleShape || weight < CAPACITY {
+            let same = |(holder, ..): (Owner, Session, u8)| rules.weight(holder) == weight;
+            self.alike = self.holders.iter().all(same).then_some(weight);
+        }
         self.last
+    }
+
+    /// Whether one more fits by the number of holders alone, all of them being like it.
+    fn fits_by_number(&self, owner: Owner, rules: Rules) -> bool {
+        let weight = rules.weight(owner);
+        let holders = self.holders.iter().map(|_| weight).sum::<u8>();
+        weight < CAPACITY && self.alike == Some(weight) && holders + weight <= CAPACITY
     }
 
     fn serve(&mut self, asking: Option<Owner>, rules: Rules, told: &mut Vec<(Session, Message)>) {
@@ -125,10 +140,14 @@ impl Server {
             if asking != Some(owner) {
                 told.push((session, Message::Grant(token)));
             }
+            // It leaves nothing: those behind are not looked at.
+            if rules.weight(owner) == CAPACITY {
+                return;
+            }
         }
     }
 
-    /// `acquire_free.lua` and `acquire.lua`, with a place in the queue.
+    /// `acquire_usual.lua` and `acquire.lua`, with a place in the queue.
     pub(crate) fn acquire(
         &mut self,
         owner: Owner,
@@ -144,9 +163,21 @@ impl Server {
             let token = claim.2;
             return told.push((session, Message::Granted(token)));
         }
-        // `acquire_free.lua`: behind others, whose lives it leaves to its own first look.
+        // `acquire_usual.lua`: beside others that are like it, if nobody waits.
+        if self.queue.first().is_none() && self.fits_by_number(owner, rules) {
+            let token = self.grant(owner, session, rules);
+            return told.push((session, Message::Granted(token)));
+        }
+        // Behind others, whose lives it leaves to its own first look, or behind the one holder that it
+        // has looked at.
         let is_new = !self.queue.iter().any(|place| place.0 == owner);
-        if is_new && self.holders.first().is_some() && self.queue.first().is_some() {
+        let is_behind = self.queue.first().is_some()
+            || self.holders.iter().last().is_some_and(|(holder, its, _)| {
+                rules.flaw != Flaw::GrantsBesideHolders
+                    && rules.weight(holder) + rules.weight(owner) > CAPACITY
+                    && self.hears(its)
+            });
+        if is_new && self.holders.first().is_some() && is_behind {
             self.queue.push((owner, session));
             return told.push((session, Message::Contended));
         }
@@ -174,7 +205,7 @@ impl Server {
         told.push((session, Message::Contended));
     }
 
-    /// `release.lua`
+    /// `release_usual.lua` and `release.lua`: the one is what the other would do.
     pub(crate) fn release(
         &mut self,
         owner: Owner,

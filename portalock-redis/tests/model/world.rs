@@ -33,6 +33,7 @@ pub(crate) enum Flaw {
     RepeatsTokens,
     ForgetsTooEarly,
     StrictIsNot,
+    KeepsAStaleShape,
 }
 
 #[derive(Debug, Clone, Copy)]

@@ -75,8 +75,8 @@ async fn a_user_without_permission_is_permission_denied() {
     admin
         .ask::<()>(&format!(
             "ACL SETUSER least on >{SECRET} ~portalock/* &portalock/* -@all +eval +evalsha +subscribe +unsubscribe \
-             +publish +pubsub|numsub +ping +scan +wait +time +mget +set +del +pexpire +pexpireat +pttl +hget +hmget \
-             +hset +hsetnx +hdel +hgetall +zadd +zrem +zrange +zrevrank +select"
+             +publish +pubsub|numsub +ping +scan +wait +time +mget +exists +set +del +pexpire +pexpireat +pttl +hget +hmget \
+             +hset +hsetnx +hdel +hgetall +hlen +zadd +zrem +zrange +zrevrank +select"
         ))
         .await;
     let url = format!("redis://least:{SECRET}@{}", server.addr());

@@ -5,11 +5,14 @@ use std::time::{Duration, Instant};
 use portalock_benches::Failure;
 use redis::{AsyncConnectionConfig, Client, Cmd, Value, aio::MultiplexedConnection};
 
-const ACQUIRE_FREE: &str = include_str!("../../../../portalock-redis/src/scripts/acquire_free.lua");
-const RELEASE_FREE: &str = include_str!("../../../../portalock-redis/src/scripts/release_free.lua");
-const PRELUDE: &str = include_str!("../../../../portalock-redis/src/scripts/prelude.lua");
-const ACQUIRE: &str = include_str!("../../../../portalock-redis/src/scripts/acquire.lua");
-const RELEASE: &str = include_str!("../../../../portalock-redis/src/scripts/release.lua");
+macro_rules! source {
+    ($($file:literal)+) => {
+        concat!($(include_str!(concat!("../../../../portalock-redis/src/scripts/", $file)), "\n",)+)
+    };
+}
+
+const ACQUIRE: &str = source!("grant.lua" "acquire_usual.lua" "prelude.lua" "acquire.lua");
+const RELEASE: &str = source!("grant.lua" "release_usual.lua" "prelude.lua" "release.lua");
 
 /// A connection that waits for an answer as long as it takes.
 pub(crate) async fn connection(url: &str) -> Result<MultiplexedConnection, Failure> {
@@ -66,16 +69,8 @@ impl Bare {
             .arg("live")
             .query_async::<()>(&mut connection)
             .await?;
-        let acquire = load(
-            &mut connection,
-            &format!("{ACQUIRE_FREE}\n{PRELUDE}\n{ACQUIRE}\n"),
-        )
-        .await?;
-        let release = load(
-            &mut connection,
-            &format!("{RELEASE_FREE}\n{PRELUDE}\n{RELEASE}\n"),
-        )
-        .await?;
+        let acquire = load(&mut connection, ACQUIRE).await?;
+        let release = load(&mut connection, RELEASE).await?;
         Ok(Self {
             connection,
             acquire,

@@ -1,0 +1,274 @@
+//! The scripts on a real server, without the client around them.
+
+mod random_walk;
+
+use super::{ACQUIRE, OPEN, REFRESH, RELEASE};
+use portalock_testkit::servers::RedisServer;
+use redis::aio::MultiplexedConnection;
+
+/// A client that subscribes to nothing, so none of its sessions lives.
+async fn connection(server: &RedisServer) -> MultiplexedConnection {
+    let url = format!("{}?protocol=resp3", server.url());
+    let client = redis::Client::open(url).unwrap();
+    client.get_multiplexed_async_connection().await.unwrap()
+}
+
+/// Opens a session whose subscription is on the same connection, as every client does.
+async fn open(connection: &mut MultiplexedConnection, session: &str) {
+    let key = format!("s/{session}");
+    connection.subscribe(&key).await.unwrap();
+    OPEN.run(connection, &[&key], &["live", "60000"])
+        .await
+        .unwrap();
+}
+
+async fn ask<T: redis::FromRedisValue>(
+    connection: &mut MultiplexedConnection,
+    words: &[&str],
+) -> T {
+    let (verb, arguments) = words.split_first().unwrap();
+    redis::cmd(verb)
+        .arg(arguments)
+        .query_async(connection)
+        .await
+        .unwrap()
+}
+
+/// For as much of `capacity` as `weight`.
+async fn attempt_for(
+    connection: &mut MultiplexedConnection,
+    session: &str,
+    owner: &str,
+    [weight, capacity]: [&str; 2],
+) -> Vec<String> {
+    let own = format!("s/{session}");
+    let answer = ACQUIRE
+        .run(
+            connection,
+            &["state", "queue", "waiters", &own],
+            &["s/", session, owner, weight, capacity, "1", "{}"],
+        )
+        .await
+        .unwrap();
+    redis::from_redis_value(answer).unwrap()
+}
+
+async fn attempt_of(
+    connection: &mut MultiplexedConnection,
+    session: &str,
+    owner: &str,
+) -> Vec<String> {
+    attempt_for(connection, session, owner, ["1", "1"]).await
+}
+
+async fn attempt(connection: &mut MultiplexedConnection, session: &str) -> Vec<String> {
+    attempt_of(connection, session, "1-1-1").await
+}
+
+async fn release(connection: &mut MultiplexedConnection, owner: &str) {
+    let keys = ["state", "queue", "waiters"];
+    let answer = RELEASE.run(connection, &keys, &["s/", owner]).await;
+    let freed: String = redis::from_redis_value(answer.unwrap()).unwrap();
+    assert_eq!(freed, "1");
+}
+
+#[tokio::test]
+async fn a_dead_session_is_granted_nothing_and_leaves_nothing() {
+    let server = RedisServer::start().unwrap();
+    let mut client = connection(&server).await;
+    // Neither key nor subscription; a subscription alone. A key alone can't be: see `acquire_usual.lua`.
+    assert_eq!(attempt(&mut client, "a").await, ["ended"]);
+    client.subscribe("s/b").await.unwrap();
+    assert_eq!(attempt(&mut client, "b").await, ["ended"]);
+    for key in ["state", "queue", "waiters"] {
+        assert!(!ask::<bool>(&mut client, &["EXISTS", key]).await, "{key}");
+    }
+    // Nor does it take a place.
+    open(&mut client, "c").await;
+    assert_eq!(attempt(&mut client, "c").await[0], "granted");
+    assert_eq!(attempt_of(&mut client, "a", "2").await, ["ended"]);
+    open(&mut client, "d").await;
+    assert_eq!(attempt_of(&mut client, "d", "3").await[0], "contended");
+    assert_eq!(attempt_of(&mut client, "a", "2").await, ["ended"]);
+    let waiting: Vec<String> = ask(&mut client, &["HKEYS", "waiters"]).await;
+    assert_eq!(waiting, ["3"]);
+}
+
+#[tokio::test]
+async fn a_live_session_is_granted_and_finds_its_grant_again() {
+    let server = RedisServer::start().unwrap();
+    let mut client = connection(&server).await;
+    open(&mut client, "a").await;
+    let first = attempt(&mut client, "a").await;
+    assert_eq!(first[0], "granted");
+    assert_eq!(attempt(&mut client, "a").await, first);
+}
+
+#[tokio::test]
+async fn a_release_passes_over_who_can_not_hear() {
+    let server = RedisServer::start().unwrap();
+    let mut client = connection(&server).await;
+    for session in ["a", "b", "c", "d"] {
+        open(&mut client, session).await;
+    }
+    attempt_of(&mut client, "a", "1").await;
+    for (session, owner) in [("b", "2"), ("c", "3"), ("d", "4")] {
+        assert_eq!(
+            attempt_of(&mut client, session, owner).await[0],
+            "contended"
+        );
+    }
+    // The one has no subscription any more, the other no key.
+    client.unsubscribe("s/b").await.unwrap();
+    let _: () = ask(&mut client, &["DEL", "s/c"]).await;
+    release(&mut client, "1").await;
+    let holders: Vec<String> = ask(&mut client, &["HKEYS", "state"]).await;
+    assert_eq!(holders, ["token", "4"]);
+    for key in ["queue", "waiters"] {
+        assert!(!ask::<bool>(&mut client, &["EXISTS", key]).await, "{key}");
+    }
+}
+
+#[tokio::test]
+async fn a_release_grants_as_many_as_fit() {
+    let server = RedisServer::start().unwrap();
+    let mut client = connection(&server).await;
+    open(&mut client, "a").await;
+    for (owner, shape) in [
+        ("1", ["3", "3"]),
+        ("2", ["1", "3"]),
+        ("3", ["1", "3"]),
+        ("4", ["3", "3"]),
+        ("5", ["1", "3"]),
+    ] {
+        attempt_for(&mut client, "a", owner, shape).await;
+    }
+    for (freed, holders, waiters) in [
+        ("1", &["token", "2", "3"][..], &["4", "5"][..]),
+        // The one who is next needs all, so the last one waits too.
+        ("2", &["token", "3"], &["4", "5"]),
+        ("3", &["token", "4"], &["5"]),
+        ("4", &["token", "5"], &[]),
+    ] {
+        release(&mut client, freed).await;
+        let held: Vec<String> = ask(&mut client, &["HKEYS", "state"]).await;
+        let waiting: Vec<String> = ask(&mut client, &["ZRANGE", "queue", "0", "-1"]).await;
+        assert_eq!(
+            (&*held, &*waiting),
+            (
+                &*holders
+                    .iter()
+                    .map(|&owner| owner.to_owned())
+                    .collect::<Vec<_>>(),
+                &*waiters
+                    .iter()
+                    .map(|&owner| owner.to_owned())
+                    .collect::<Vec<_>>()
+            ),
+            "{freed} released"
+        );
+    }
+}
+
+#[tokio::test]
+async fn who_shares_with_its_like_reads_none_of_them() {
+    let server = RedisServer::start().unwrap();
+    let mut client = connection(&server).await;
+    open(&mut client, "a").await;
+    let shared = ["1", "100"];
+    attempt_for(&mut client, "a", "1", shared).await;
+    let _: () = ask(&mut client, &["CONFIG", "RESETSTAT"]).await;
+    for owner in ["2", "3"] {
+        let answer = attempt_for(&mut client, "a", owner, shared).await;
+        assert_eq!(answer[0], "granted");
+        release(&mut client, owner).await;
+    }
+    let calls: String = ask(&mut client, &["INFO", "commandstats"]).await;
+    assert!(calls.contains("cmdstat_hlen:"), "{calls}");
+    assert!(!calls.contains("cmdstat_hgetall:"), "{calls}");
+}
+
+#[tokio::test]
+async fn a_dead_holder_is_not_waited_for() {
+    let server = RedisServer::start().unwrap();
+    let mut client = connection(&server).await;
+    for (session, ends) in [("a", ["UNSUBSCRIBE", "s/a"]), ("b", ["DEL", "s/b"])] {
+        open(&mut client, session).await;
+        open(&mut client, "f").await;
+        assert_eq!(
+            attempt_of(&mut client, session, session).await[0],
+            "granted"
+        );
+        if ends[0] == "DEL" {
+            let _: () = ask(&mut client, &ends).await;
+        } else {
+            client.unsubscribe(ends[1]).await.unwrap();
+        }
+        assert_eq!(
+            attempt_of(&mut client, "f", "9").await[0],
+            "granted",
+            "{session}"
+        );
+        release(&mut client, "9").await;
+    }
+}
+
+#[tokio::test]
+async fn who_comes_later_stands_behind_whatever_the_clock_says() {
+    let server = RedisServer::start().unwrap();
+    let mut client = connection(&server).await;
+    open(&mut client, "a").await;
+    for owner in ["1", "2"] {
+        attempt_of(&mut client, "a", owner).await;
+    }
+    // An hour ahead: the clock was set back since.
+    let _: () = ask(&mut client, &["ZINCRBY", "queue", "3600000000", "2"]).await;
+    for owner in ["3", "4"] {
+        assert_eq!(attempt_of(&mut client, "a", owner).await[0], "contended");
+    }
+    let order: Vec<String> = ask(&mut client, &["ZRANGE", "queue", "0", "-1"]).await;
+    assert_eq!(order, ["2", "3", "4"]);
+}
+
+#[tokio::test]
+async fn a_queue_that_is_never_empty_does_not_expire() {
+    const HOUR: u64 = 3_600_000;
+    let server = RedisServer::start().unwrap();
+    let mut client = connection(&server).await;
+    open(&mut client, "a").await;
+    for owner in ["1", "2"] {
+        attempt_of(&mut client, "a", owner).await;
+    }
+    // As if the last one had come in the hour before, and nobody since.
+    let _: () = ask(&mut client, &["ZINCRBY", "queue", "-3600000000", "2"]).await;
+    for key in ["queue", "waiters"] {
+        let _: () = ask(&mut client, &["PEXPIRE", key, "60000"]).await;
+    }
+    assert_eq!(attempt_of(&mut client, "a", "3").await[0], "contended");
+    for key in ["queue", "waiters"] {
+        let left: u64 = ask(&mut client, &["PTTL", key]).await;
+        assert!(left > HOUR, "{key}: {left} ms");
+    }
+}
+
+#[tokio::test]
+async fn what_is_held_for_long_does_not_expire() {
+    const NEARLY_AN_HOUR: u64 = 3_590_000;
+    let server = RedisServer::start().unwrap();
+    let mut client = connection(&server).await;
+    open(&mut client, "a").await;
+    // Alone, and shared: the last token is written in two ways.
+    for shape in [["3", "3"], ["1", "3"]] {
+        attempt_for(&mut client, "a", "1", shape).await;
+        let _: () = ask(&mut client, &["PEXPIRE", "state", "60000"]).await;
+        let answer = REFRESH
+            .run(&mut client, &["s/a", "state"], &["60000", "1"])
+            .await
+            .unwrap();
+        let answer: Vec<String> = redis::from_redis_value(answer).unwrap();
+        assert_eq!(answer, ["alive"]);
+        let left: u64 = ask(&mut client, &["PTTL", "state"]).await;
+        assert!(left > NEARLY_AN_HOUR, "{shape:?}: {left} ms");
+        release(&mut client, "1").await;
+    }
+}

@@ -1,0 +1,257 @@
+//! Requests of all shapes at random, with sessions that die in between: what lies in Redis is looked at after each script.
+
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+
+use super::{ACQUIRE, RELEASE, ask, connection, open};
+use portalock_testkit::servers::RedisServer;
+use redis::aio::MultiplexedConnection;
+
+const STEPS: usize = 1_500;
+const SHAPES: [[&str; 2]; 6] = [
+    ["3", "3"],
+    ["1", "3"],
+    ["1", "3"],
+    ["1", "3"],
+    ["2", "3"],
+    ["1", "2"],
+];
+
+/// A claim as it lies there.
+#[derive(Debug, Clone, PartialEq)]
+struct Stored {
+    session: String,
+    weight: u32,
+    capacity: u32,
+}
+
+#[derive(Debug, Default)]
+struct Snapshot {
+    token: u64,
+    shape: Option<String>,
+    holders: BTreeMap<String, Stored>,
+    /// In their order.
+    queue: Vec<(String, Stored)>,
+}
+
+fn stored(claim: &str) -> Stored {
+    let parts: Vec<&str> = claim.split('|').collect();
+    Stored {
+        session: parts[0].to_owned(),
+        weight: parts[1].parse().unwrap(),
+        capacity: parts[2].parse().unwrap(),
+    }
+}
+
+impl Snapshot {
+    async fn take(client: &mut MultiplexedConnection) -> Self {
+        let mut state: BTreeMap<String, String> = ask(client, &["HGETALL", "state"]).await;
+        let order: Vec<String> = ask(client, &["ZRANGE", "queue", "0", "-1"]).await;
+        let waiters: BTreeMap<String, String> = ask(client, &["HGETALL", "waiters"]).await;
+        assert_eq!(
+            order.len(),
+            waiters.len(),
+            "a place without a claim, or the other way round"
+        );
+        let last = state.remove("token").unwrap_or_else(|| "0".to_owned());
+        let (token, shape) = match last.split_once('|') {
+            Some((token, shape)) => (token, Some(shape.to_owned())),
+            None => (&*last, None),
+        };
+        Self {
+            token: token.parse().unwrap(),
+            shape,
+            holders: state
+                .into_iter()
+                .map(|(owner, claim)| (owner, stored(&claim)))
+                .collect(),
+            queue: order
+                .into_iter()
+                .map(|owner| {
+                    let claim = stored(&waiters[&owner]);
+                    (owner, claim)
+                })
+                .collect(),
+        }
+    }
+
+    fn fits(&self, one: &Stored) -> bool {
+        let used: u32 = self.holders.values().map(|claim| claim.weight).sum();
+        let limit = self.holders.values().map(|claim| claim.capacity).min();
+        used + one.weight <= one.capacity.min(limit.unwrap_or(one.capacity))
+    }
+
+    /// What the invariants say of any one moment.
+    fn check(&self, living: &HashSet<String>) {
+        let used: u32 = self.holders.values().map(|claim| claim.weight).sum();
+        if let Some(limit) = self.holders.values().map(|claim| claim.capacity).min() {
+            assert!(used <= limit, "{used} of {limit}");
+        }
+        if let Some(shape) = &self.shape {
+            for claim in self.holders.values() {
+                assert_eq!(&format!("{}|{}", claim.weight, claim.capacity), shape);
+            }
+        }
+        for (owner, _) in &self.queue {
+            assert!(!self.holders.contains_key(owner), "{owner} holds and waits");
+        }
+        if let Some((owner, claim)) = self.queue.first()
+            && living.contains(&claim.session)
+        {
+            assert!(!self.fits(claim), "{owner} is forgotten");
+        }
+    }
+
+    /// What they say of one script's work.
+    fn check_since(&self, before: &Self, released: Option<&String>, living: &HashSet<String>) {
+        let granted: BTreeSet<&String> = self
+            .holders
+            .keys()
+            .filter(|owner| !before.holders.contains_key(*owner))
+            .collect();
+        let grew = self.token > before.token;
+        assert_eq!(
+            grew,
+            !granted.is_empty(),
+            "tokens grow with grants, and only then"
+        );
+        for owner in granted {
+            let place = before.queue.iter().position(|(waiter, _)| waiter == owner);
+            for (earlier, claim) in &before.queue[..place.unwrap_or(before.queue.len())] {
+                let waits = self.queue.iter().any(|(waiter, _)| waiter == earlier);
+                assert!(
+                    !waits || !living.contains(&claim.session),
+                    "{owner} has overtaken {earlier}"
+                );
+            }
+        }
+        for (owner, claim) in &before.holders {
+            let may_leave = released == Some(owner) || !living.contains(&claim.session);
+            assert!(
+                may_leave || self.holders.contains_key(owner),
+                "{owner} was taken out"
+            );
+        }
+    }
+}
+
+/// What a client would know.
+struct Walk {
+    client: MultiplexedConnection,
+    random: fastrand::Rng,
+    living: HashSet<String>,
+    sessions: Vec<String>,
+    /// Every owner that has not been released, with its session and shape.
+    owners: Vec<(String, String, [&'static str; 2])>,
+    minted: u32,
+}
+
+impl Walk {
+    async fn begin_session(&mut self) {
+        self.minted += 1;
+        let id = format!("{:x}", self.minted);
+        open(&mut self.client, &id).await;
+        self.living.insert(id.clone());
+        self.sessions.push(id);
+    }
+
+    async fn end_session(&mut self) {
+        let id = self
+            .sessions
+            .swap_remove(self.random.usize(..self.sessions.len()));
+        let key = format!("s/{id}");
+        if self.random.bool() {
+            self.client.unsubscribe(&key).await.unwrap();
+        } else {
+            let _: () = ask(&mut self.client, &["DEL", &key]).await;
+        }
+        self.living.remove(&id);
+        self.owners.retain(|(_, session, _)| *session != id);
+    }
+
+    async fn acquire(&mut self, owner: &str, session: &str, shape: [&str; 2], queues: bool) {
+        let own = format!("s/{session}");
+        let queues = if queues { "1" } else { "0" };
+        let answer = ACQUIRE
+            .run(
+                &mut self.client,
+                &["state", "queue", "waiters", &own],
+                &["s/", session, owner, shape[0], shape[1], queues, "{}"],
+            )
+            .await
+            .unwrap();
+        let answer: Vec<String> = redis::from_redis_value(answer).unwrap();
+        let now = Snapshot::take(&mut self.client).await;
+        let holds = now.holders.contains_key(owner);
+        let waits = now.queue.iter().any(|(waiter, _)| waiter == owner);
+        match (&*answer[0], &*answer[1]) {
+            ("granted", token) => assert!(holds && token.parse::<u64>().unwrap() <= now.token),
+            ("contended", "-") => {
+                assert!(!holds && !waits);
+                self.owners.retain(|(other, ..)| other != owner);
+            }
+            ("contended", _) => assert!(waits),
+            _ => panic!("{answer:?}"),
+        }
+    }
+
+    async fn step(&mut self) -> Option<String> {
+        match self.random.u32(..100) {
+            0..3 => {
+                self.end_session().await;
+                self.begin_session().await;
+            }
+            3..45 => {
+                self.minted += 1;
+                let owner = format!("owner-{}", self.minted);
+                let session = self.sessions[self.random.usize(..self.sessions.len())].clone();
+                let shape = SHAPES[self.random.usize(..SHAPES.len())];
+                let queues = self.random.u32(..4) > 0;
+                self.owners.push((owner.clone(), session.clone(), shape));
+                self.acquire(&owner, &session, shape, queues).await;
+            }
+            45..60 if !self.owners.is_empty() => {
+                let at = self.random.usize(..self.owners.len());
+                let (owner, session, shape) = self.owners[at].clone();
+                self.acquire(&owner, &session, shape, true).await;
+            }
+            60.. if !self.owners.is_empty() => {
+                let at = self.random.usize(..self.owners.len());
+                let (owner, ..) = self.owners.swap_remove(at);
+                let keys = ["state", "queue", "waiters"];
+                RELEASE
+                    .run(&mut self.client, &keys, &["s/", &owner])
+                    .await
+                    .unwrap();
+                return Some(owner);
+            }
+            _ => {}
+        }
+        None
+    }
+}
+
+#[tokio::test]
+async fn what_lies_in_redis_keeps_the_invariants() {
+    let server = RedisServer::start().unwrap();
+    let seed = fastrand::u64(..);
+    println!("seed {seed}");
+    let mut walk = Walk {
+        client: connection(&server).await,
+        random: fastrand::Rng::with_seed(seed),
+        living: HashSet::new(),
+        sessions: Vec::new(),
+        owners: Vec::new(),
+        minted: 0,
+    };
+    for _ in 0..4 {
+        walk.begin_session().await;
+    }
+    let mut before = Snapshot::default();
+    for _ in 0..STEPS {
+        let released = walk.step().await;
+        let now = Snapshot::take(&mut walk.client).await;
+        now.check(&walk.living);
+        now.check_since(&before, released.as_ref(), &walk.living);
+        before = now;
+    }
+}
