@@ -19,9 +19,10 @@ use crate::{
     error::{may_have_happened, session_ended},
     keys::{Keys, Spot},
     places::Places,
-    queue::{Queue, Standing},
+    queue::{Entry, Queue, Standing},
     record::{encode, token},
     session::Session,
+    watch::Advice,
 };
 
 /// After how long a waiter looks again without having been told to. Wake-ups are not lost by design; this bounds what a
@@ -122,31 +123,23 @@ impl Client {
             }
         };
         match standing {
-            Standing::Granted { revision } => {
-                if let Some(error) = session.ended() {
-                    return Err(error);
-                }
-                session.watches.leave(owner);
-                self.places.answered(owner, |place| place.granted = true);
-                let key = wish.spot.key(session.lease_id);
-                let removed = session.holds.hold(owner, &key, revision);
-                let lost = LostSignal::any([session.lease.signal(), removed]);
-                Ok(Attempt::Granted(
-                    Grant::new().with_token(token(revision)).with_lost(lost),
-                ))
+            Standing::Granted { revision, seen_now } => {
+                self.granted(&session, &wish, revision, seen_now)
             }
             Standing::Waiting {
+                revision,
                 blockers,
                 seen,
                 holder,
-                ..
             } => {
                 let contention = Contention::new().with_holder(holder);
                 if wish.patience == Patience::Once {
                     self.release(&wish.spot, owner).await?;
                     return Ok(Attempt::Contended(contention));
                 }
-                session.watches.wait(owner, blockers, seen)?;
+                if session.watches.wait(owner, blockers, seen)? {
+                    return self.granted(&session, &wish, revision, false);
+                }
                 Ok(Attempt::Contended(
                     contention
                         .with_queued(true)
@@ -165,6 +158,28 @@ impl Client {
         }
     }
 
+    /// The grant of the place taken at `revision`.
+    fn granted(
+        &self,
+        session: &Session,
+        wish: &Wish<'_>,
+        revision: i64,
+        seen_now: bool,
+    ) -> Result<Attempt, BackendError> {
+        if let Some(error) = session.ended() {
+            return Err(error);
+        }
+        let owner = wish.owner;
+        session.watches.leave(owner);
+        self.places.answered(owner, |place| place.granted = true);
+        let key = wish.spot.key(session.lease_id);
+        let removed = session.holds.hold(owner, &key, revision, seen_now);
+        let lost = LostSignal::any([session.lease.signal(), removed]);
+        Ok(Attempt::Granted(
+            Grant::new().with_token(token(revision)).with_lost(lost),
+        ))
+    }
+
     /// Finds or takes the place, and takes note of what is known of it.
     async fn stand(
         &self,
@@ -178,12 +193,21 @@ impl Client {
         };
         let owner = wish.owner;
         if let Some(place) = self.places.get(owner).and_then(|place| place.revision) {
-            let standing = queue.look(place).await?.value;
+            let standing = match session.watches.advice(owner) {
+                Advice::Look => queue.look(place).await?,
+                Advice::LookAhead => queue.look_ahead(place).await?,
+                Advice::Confirm(blockers) => queue.confirm(place, blockers).await?,
+                Advice::Hold => Standing::Granted {
+                    revision: place,
+                    seen_now: false,
+                },
+            };
             if !matches!(standing, Standing::Gone) {
                 return Ok(standing);
             }
             // Deleted by somebody: take another place, with another token.
             session.holds.let_go(owner);
+            session.watches.misplaced(owner);
             self.places.answered(owner, |place| {
                 place.revision = None;
                 place.granted = false;
@@ -208,11 +232,18 @@ impl Client {
         };
         self.places.answered(owner, |place| {
             place.unsure = was_unsure || repeated;
-            if let Standing::Granted { revision } | Standing::Waiting { revision, .. } = &value {
+            if let Entry::Granted(revision) | Entry::Placed(revision) = &value {
                 place.revision = Some(*revision);
             }
         });
-        Ok(value)
+        match value {
+            Entry::Granted(revision) => Ok(Standing::Granted {
+                revision,
+                seen_now: true,
+            }),
+            Entry::Placed(place) => queue.look(place).await,
+            Entry::Refused { holder } => Ok(Standing::Refused { holder }),
+        }
     }
 
     /// Frees what `owner` has, wherever it stands.

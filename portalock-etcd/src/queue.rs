@@ -4,6 +4,10 @@
 //! token. A request holds when nobody before it is in its way; that is a matter of the queue alone, so a grant needs no
 //! write. Keys before one's own can only go, so who holds once goes on holding.
 //!
+//! To take a place is to put a key and to count those that could be in its way: etcd counts without reading them. Only who is
+//! not alone looks who they are, in a transaction that reads and nothing else. Those etcd answers beside its log, while a
+//! long queue read in a transaction that writes would hold up everyone.
+//!
 //! A place is taken under a condition on the session's own key: that it is as this client last knew it. So a place can only be
 //! taken while the session lives, and a request whose answer never came can be stopped from taking effect later, by
 //! modifying that key.
@@ -15,7 +19,7 @@ use etcd_client::{
 use portalock_core::{BackendError, BackendErrorKind, Holder};
 
 use crate::{
-    blockers::{Blockers, Line},
+    blockers::{Blockers, Line, Watched},
     endpoints::{Answer, Endpoints},
     error::session_ended,
     keys::{Rule, Spot, Weight, weight_in},
@@ -41,6 +45,8 @@ pub(crate) enum Standing {
     Granted {
         /// When its place was taken: the fencing token.
         revision: i64,
+        /// Whether its own key was seen to be there; else an event told that the way is free.
+        seen_now: bool,
     },
     /// It waits, in its place.
     Waiting {
@@ -56,65 +62,71 @@ pub(crate) enum Standing {
     Gone,
 }
 
+/// What came of asking for a place.
+#[derive(Debug)]
+pub(crate) enum Entry {
+    /// It holds, by the place taken at this revision.
+    Granted(i64),
+    /// It has the place taken at this revision. Whether it holds is to be looked at.
+    Placed(i64),
+    /// It has no place: it would have had to wait.
+    Refused { holder: Option<Holder> },
+}
+
 impl Queue<'_> {
     /// Takes the last place, or finds the one that the owner has.
-    pub(crate) async fn enter(&self, value: &[u8]) -> Result<Answer<Standing>, BackendError> {
+    pub(crate) async fn enter(&self, value: &[u8]) -> Result<Answer<Entry>, BackendError> {
         let mut repeated = false;
+        let (ahead, alone) = self.count();
         for _ in 0..ATTEMPTS {
             let conditions = vec![self.unplaced(), self.session_is(self.session.known())];
-            let mut then = vec![self.put(value)];
-            then.extend(self.look_before(None));
+            let then = vec![self.put(value), ahead.clone()];
             let answer = self.transact(conditions, then).await?;
             repeated |= answer.repeated;
-            let seen = revision(&answer.value);
             if answer.value.succeeded() {
-                // What was put has the transaction's revision; what it reads it reads after the put.
-                let ranges = ranges(&answer.value).split_off(1);
-                let value = self.standing(seen, seen, &ranges)?;
+                // What was put has the transaction's revision; what it counts it counts after the put.
+                let place = revision(&answer.value);
+                let value = match answer.value.op_responses().get(1) {
+                    Some(TxnOpResponse::Get(counted)) if counted.count() == alone => {
+                        Entry::Granted(place)
+                    }
+                    Some(TxnOpResponse::Get(_)) => Entry::Placed(place),
+                    _ => return Err(not_understood()),
+                };
                 return Ok(Answer { value, repeated });
             }
             if let Some(place) = self.place_or_retry(&answer.value)? {
-                let mut looked = self.look(place).await?;
-                looked.repeated |= repeated;
-                return Ok(looked);
+                let value = Entry::Placed(place);
+                return Ok(Answer { value, repeated });
             }
         }
         Err(restless())
     }
 
     /// Takes a place only if it is granted at once; else nothing of the request stays.
-    pub(crate) async fn enter_if_free(
-        &self,
-        value: &[u8],
-    ) -> Result<Answer<Standing>, BackendError> {
+    pub(crate) async fn enter_if_free(&self, value: &[u8]) -> Result<Answer<Entry>, BackendError> {
         let mut repeated = false;
         // What must be empty, or hold nothing newer than this revision.
         let mut newest = 0;
         for _ in 0..ATTEMPTS {
-            let blocking = match &self.spot.rule {
-                Rule::Shared { writers } => writers,
-                Rule::Exclusive | Rule::Permits(_) => &self.spot.queue,
-            };
             let known = self.session.known();
             let conditions = vec![
                 self.unplaced(),
                 self.session_is(known),
                 // Of keys that don't exist the create revision is zero.
-                Compare::create_revision(blocking.as_str(), CompareOp::Less, newest + 1)
+                Compare::create_revision(self.in_the_way(), CompareOp::Less, newest + 1)
                     .with_prefix(),
             ];
             let answer = self.transact(conditions, vec![self.put(value)]).await?;
             repeated |= answer.repeated;
-            let seen = revision(&answer.value);
             if answer.value.succeeded() {
-                let value = Standing::Granted { revision: seen };
+                let value = Entry::Granted(revision(&answer.value));
                 return Ok(Answer { value, repeated });
             }
             if let Some(place) = self.place_or_retry(&answer.value)? {
                 // Of an earlier try, whose answer never came.
-                let mut looked = self.look(place).await?;
-                looked.repeated |= repeated;
-                return Ok(looked);
+                let value = Entry::Placed(place);
+                return Ok(Answer { value, repeated });
             }
             if self.session.known() != known {
                 // That may be why it failed: nothing is said about the queue.
@@ -128,11 +140,11 @@ impl Queue<'_> {
                         newest = before.revision;
                         continue;
                     }
-                    Standing::Refused {
+                    Entry::Refused {
                         holder: before.holder,
                     }
                 }
-                Rule::Exclusive | Rule::Shared { .. } => Standing::Refused {
+                Rule::Exclusive | Rule::Shared { .. } => Entry::Refused {
                     holder: holder(ranges(&answer.value).get(2)),
                 },
             };
@@ -142,10 +154,74 @@ impl Queue<'_> {
     }
 
     /// Looks at the queue from the place taken at `place`.
-    pub(crate) async fn look(&self, place: i64) -> Result<Answer<Standing>, BackendError> {
-        let own = TxnOp::get(self.own_key(), Some(GetOptions::new().with_keys_only()));
-        let mut operations = vec![own];
-        operations.extend(self.look_before(Some(place)));
+    pub(crate) async fn look(&self, place: i64) -> Result<Standing, BackendError> {
+        let operations = vec![self.get_own(), self.before(Some(place)), self.first()];
+        let answer = self.read(operations).await?;
+        let ranges = ranges(&answer);
+        let [own, before, first] = ranges.as_slice() else {
+            return Err(not_understood());
+        };
+        if !is_there(own, place) {
+            return Ok(Standing::Gone);
+        }
+        self.standing(place, revision(&answer), before, holder(Some(first)))
+    }
+
+    /// As [`look`](Self::look), from where there is most likely only one before it.
+    pub(crate) async fn look_ahead(&self, place: i64) -> Result<Standing, BackendError> {
+        let answer = self
+            .read(vec![self.get_own(), self.before(Some(place))])
+            .await?;
+        let ranges = ranges(&answer);
+        let [own, before] = ranges.as_slice() else {
+            return Err(not_understood());
+        };
+        if !is_there(own, place) {
+            return Ok(Standing::Gone);
+        }
+        if before.len() > 1 {
+            return self.look(place).await;
+        }
+        self.standing(place, revision(&answer), before, holder(Some(before)))
+    }
+
+    /// Looks whether what it waits for is still there.
+    pub(crate) async fn confirm(
+        &self,
+        place: i64,
+        blockers: Blockers,
+    ) -> Result<Standing, BackendError> {
+        let Watched::Key(key) = blockers.watched() else {
+            return self.look(place).await;
+        };
+        let blocker = TxnOp::get(key, None);
+        let answer = self.read(vec![self.get_own(), blocker]).await?;
+        let ranges = ranges(&answer);
+        let [own, blocker] = ranges.as_slice() else {
+            return Err(not_understood());
+        };
+        if !is_there(own, place) {
+            return Ok(Standing::Gone);
+        }
+        let stays = blocker.iter().any(|key| key.create_revision() < place);
+        Ok(match (stays, &blockers) {
+            (true, _) => Standing::Waiting {
+                revision: place,
+                seen: revision(&answer),
+                // Of others it isn't known here who holds; a later look tells.
+                holder: match &blockers {
+                    Blockers::Last(_) => holder(Some(blocker)),
+                    _ => None,
+                },
+                blockers,
+            },
+            (false, Blockers::Last(_)) => granted(place),
+            (false, _) => return self.look(place).await,
+        })
+    }
+
+    /// Reads, in one transaction, what is so now.
+    async fn read(&self, operations: Vec<TxnOp>) -> Result<TxnResponse, BackendError> {
         let answer = self
             .endpoints
             .call("look at the queue", |client| {
@@ -153,20 +229,8 @@ impl Queue<'_> {
                 async move { client.kv_client().txn(transaction).await }
             })
             .await?;
-        let seen = revision(&answer.value);
-        let mut ranges = ranges(&answer.value);
-        let before = ranges.split_off(1);
-        let own = ranges.first().and_then(|keys| keys.first());
-        let value = match own {
-            // A place is as good as the lease it hangs on: that the key is still there says that the lease is.
-            Some(own) if own.create_revision() == place => self.standing(place, seen, &before)?,
-            Some(_) | None => Standing::Gone,
-        };
         // Nothing was written: no try can take effect later.
-        Ok(Answer {
-            value,
-            repeated: false,
-        })
+        Ok(answer.value)
     }
 
     /// Gives up whatever the owner has, in any session. True if there was something.
@@ -242,25 +306,45 @@ impl Queue<'_> {
         TxnOp::put(self.own_key(), value, Some(options))
     }
 
-    /// Asks for those before the place taken at `place`, or in this same transaction, as far as they matter; and for the
-    /// first in the queue, who holds.
-    fn look_before(&self, place: Option<i64>) -> [TxnOp; 2] {
-        let mut options = GetOptions::new().with_prefix().with_keys_only();
+    fn get_own(&self) -> TxnOp {
+        TxnOp::get(self.own_key(), Some(GetOptions::new().with_keys_only()))
+    }
+
+    /// What the keys begin with that can be in the way.
+    fn in_the_way(&self) -> &str {
+        match &self.spot.rule {
+            Rule::Shared { writers } => writers,
+            Rule::Exclusive | Rule::Permits(_) => &self.spot.queue,
+        }
+    }
+
+    /// Counts the keys that can be in the way; and how many there are if nobody is.
+    fn count(&self) -> (TxnOp, i64) {
+        let options = GetOptions::new().with_prefix().with_count_only();
+        let alone = match &self.spot.rule {
+            Rule::Shared { .. } => 0,
+            // Its own.
+            Rule::Exclusive | Rule::Permits(_) => 1,
+        };
+        (TxnOp::get(self.in_the_way(), Some(options)), alone)
+    }
+
+    /// Asks for those before the place taken at `place`, as far as they matter.
+    fn before(&self, place: Option<i64>) -> TxnOp {
+        let mut options = GetOptions::new().with_prefix();
         if let Some(place) = place {
             options = options.with_max_create_revision(place - 1);
         }
-        let latest = options
-            .clone()
-            .with_sort(SortTarget::Create, SortOrder::Descend);
-        let before = match &self.spot.rule {
-            // The own key is the latest of all, if it is among them.
-            Rule::Exclusive => TxnOp::get(self.spot.queue.as_str(), Some(latest.with_limit(2))),
-            Rule::Shared { writers } => TxnOp::get(writers.as_str(), Some(latest.with_limit(1))),
-            Rule::Permits(_) => TxnOp::get(self.spot.queue.as_str(), Some(options)),
+        options = match &self.spot.rule {
+            Rule::Exclusive | Rule::Shared { .. } => options
+                .with_sort(SortTarget::Create, SortOrder::Descend)
+                .with_limit(2),
+            Rule::Permits(_) => options.with_keys_only(),
         };
-        [before, self.first()]
+        TxnOp::get(self.in_the_way(), Some(options))
     }
 
+    /// Asks for the first of the queue, who holds.
     fn first(&self) -> TxnOp {
         let options = GetOptions::new()
             .with_prefix()
@@ -269,34 +353,35 @@ impl Queue<'_> {
         TxnOp::get(self.spot.queue.as_str(), Some(options))
     }
 
-    /// What the keys before `place` and the queue's first mean for it.
+    /// What the keys before `place` mean for it.
     fn standing(
         &self,
         place: i64,
         seen: i64,
-        ranges: &[Vec<KeyValue>],
+        before: &[KeyValue],
+        holder: Option<Holder>,
     ) -> Result<Standing, BackendError> {
-        let [before, first] = ranges else {
-            return Err(not_understood());
-        };
         let blockers = match &self.spot.rule {
-            Rule::Exclusive | Rule::Shared { .. } => before
-                .iter()
-                .find(|key| key.create_revision() < place)
-                .map(|key| text(key.key()).map(Blockers::Key))
-                .transpose()?,
+            Rule::Exclusive | Rule::Shared { .. } => match before {
+                [] => None,
+                [last] => Some(Blockers::Last(text(last.key())?)),
+                [nearest, second, ..] => Some(Blockers::Far {
+                    nearest: text(nearest.key())?,
+                    second: text(second.key())?,
+                }),
+            },
             Rule::Permits(own) => {
                 let line = self.line(place, before, *own)?;
                 (!line.fits()).then_some(Blockers::Permits(line))
             }
         };
         Ok(match blockers {
-            None => Standing::Granted { revision: place },
+            None => granted(place),
             Some(blockers) => Standing::Waiting {
                 revision: place,
                 blockers,
                 seen,
-                holder: holder(Some(first)),
+                holder,
             },
         })
     }
@@ -320,15 +405,7 @@ impl Queue<'_> {
     }
 
     async fn read_before(&self) -> Result<Before, BackendError> {
-        let operations = self.look_before(None);
-        let answer = self
-            .endpoints
-            .call("look at the queue", |client| {
-                let transaction = Txn::new().and_then(operations.clone());
-                async move { client.kv_client().txn(transaction).await }
-            })
-            .await?
-            .value;
+        let answer = self.read(vec![self.before(None), self.first()]).await?;
         let mut ranges = ranges(&answer);
         let first = ranges.pop();
         Ok(Before {
@@ -384,6 +461,20 @@ struct Before {
     revision: i64,
     keys: Vec<KeyValue>,
     holder: Option<Holder>,
+}
+
+const fn granted(place: i64) -> Standing {
+    Standing::Granted {
+        revision: place,
+        seen_now: true,
+    }
+}
+
+/// Whether the own key is there as it was put at `place`. A place is as good as the lease it hangs on: that the key is still
+/// there says that the lease is.
+fn is_there(own: &[KeyValue], place: i64) -> bool {
+    own.first()
+        .is_some_and(|own| own.create_revision() == place)
 }
 
 fn holder(first: Option<&Vec<KeyValue>>) -> Option<Holder> {

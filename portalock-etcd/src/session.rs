@@ -35,7 +35,7 @@ use crate::{
     debts::Debts,
     endpoints::{Connection, Endpoints},
     error::{backend_error, session_ended, timed_out},
-    holds::{Check, Holds, WORTH_WATCHING},
+    holds::{Check, Holds, UNSEEN, WORTH_WATCHING},
     keys::Keys,
     queue::Queue,
     watch::Watches,
@@ -192,6 +192,7 @@ impl Session {
             loss = ended.lost() => loss,
             never = self.watch() => match never {},
             never = self.look_after() => match never {},
+            never = self.look_at_unseen() => match never {},
         };
         drop(keeper);
         tracing::debug!(lease = format_args!("{:x}", self.lease_id), %loss, "etcd session ended");
@@ -286,6 +287,19 @@ impl Session {
                     break;
                 }
                 self.debts.pay(owner);
+            }
+        }
+    }
+
+    /// Reads the keys of those who were granted by an event.
+    async fn look_at_unseen(&self) -> Infallible {
+        loop {
+            self.holds.unseen.notified().await;
+            tokio::time::sleep(UNSEEN).await;
+            for checks in self.holds.take_unseen().chunks(READS_AT_ONCE) {
+                if self.check(checks).await.is_err() {
+                    self.holds.still_unseen(checks);
+                }
             }
         }
     }
