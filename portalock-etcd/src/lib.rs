@@ -44,6 +44,7 @@ mod queue;
 mod record;
 mod semaphore;
 mod session;
+mod slots;
 mod stream;
 mod tls;
 mod url;

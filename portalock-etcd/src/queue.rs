@@ -10,11 +10,12 @@
 //!
 //! A place is taken under a condition on the session's own key: that it is as this client last knew it. So a place can only be
 //! taken while the session lives, and a request whose answer never came can be stopped from taking effect later, by
-//! modifying that key.
+//! modifying that key. It is given up under the condition that it is the very place that is meant, by its value: so that a
+//! late deletion can't take away the place of who uses the key next (see [`slots`](crate::slots)).
 
 use etcd_client::{
-    Compare, CompareOp, DeleteOptions, GetOptions, KeyValue, PutOptions, ResponseHeader, SortOrder,
-    SortTarget, Txn, TxnOp, TxnOpResponse, TxnResponse,
+    Compare, CompareOp, GetOptions, KeyValue, PutOptions, ResponseHeader, SortOrder, SortTarget,
+    Txn, TxnOp, TxnOpResponse, TxnResponse,
 };
 use portalock_core::{BackendError, BackendErrorKind, Holder};
 
@@ -23,6 +24,7 @@ use crate::{
     endpoints::{Answer, Endpoints},
     error::session_ended,
     keys::{Rule, Spot, Weight, weight_in},
+    places::Seat,
     record::{decode, foreign},
     session::Session,
 };
@@ -36,6 +38,7 @@ pub(crate) struct Queue<'a> {
     pub(crate) endpoints: &'a Endpoints,
     pub(crate) session: &'a Session,
     pub(crate) spot: &'a Spot,
+    pub(crate) seat: &'a Seat,
 }
 
 /// How a request stands.
@@ -73,14 +76,23 @@ pub(crate) enum Entry {
     Refused { holder: Option<Holder> },
 }
 
+/// What came of giving a place up.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Withdrawn {
+    /// Whether there was one.
+    pub(crate) found: bool,
+    /// Whether none can come any more.
+    pub(crate) for_good: bool,
+}
+
 impl Queue<'_> {
     /// Takes the last place, or finds the one that the owner has.
-    pub(crate) async fn enter(&self, value: &[u8]) -> Result<Answer<Entry>, BackendError> {
+    pub(crate) async fn enter(&self) -> Result<Answer<Entry>, BackendError> {
         let mut repeated = false;
         let (ahead, alone) = self.count();
         for _ in 0..ATTEMPTS {
             let conditions = vec![self.unplaced(), self.session_is(self.session.known())];
-            let then = vec![self.put(value), ahead.clone()];
+            let then = vec![self.put(), ahead.clone()];
             let answer = self.transact(conditions, then).await?;
             repeated |= answer.repeated;
             if answer.value.succeeded() {
@@ -104,7 +116,7 @@ impl Queue<'_> {
     }
 
     /// Takes a place only if it is granted at once; else nothing of the request stays.
-    pub(crate) async fn enter_if_free(&self, value: &[u8]) -> Result<Answer<Entry>, BackendError> {
+    pub(crate) async fn enter_if_free(&self) -> Result<Answer<Entry>, BackendError> {
         let mut repeated = false;
         // What must be empty, or hold nothing newer than this revision.
         let mut newest = 0;
@@ -117,7 +129,7 @@ impl Queue<'_> {
                 Compare::create_revision(self.in_the_way(), CompareOp::Less, newest + 1)
                     .with_prefix(),
             ];
-            let answer = self.transact(conditions, vec![self.put(value)]).await?;
+            let answer = self.transact(conditions, vec![self.put()]).await?;
             repeated |= answer.repeated;
             if answer.value.succeeded() {
                 let value = Entry::Granted(revision(&answer.value));
@@ -233,29 +245,24 @@ impl Queue<'_> {
         Ok(answer.value)
     }
 
-    /// Gives up whatever the owner has, in any session. True if there was something.
-    pub(crate) async fn withdraw(endpoints: &Endpoints, spot: &Spot) -> Result<bool, BackendError> {
-        let deleted = endpoints
+    /// Gives up the place. True if there was one.
+    pub(crate) async fn withdraw(&self) -> Result<bool, BackendError> {
+        let answer = self
+            .endpoints
             .call("release", |client| {
-                let stem = spot.stem.clone();
-                async move {
-                    let options = DeleteOptions::new().with_prefix();
-                    client.kv_client().delete(stem, Some(options)).await
-                }
+                let transaction = self.delete();
+                async move { client.kv_client().txn(transaction).await }
             })
             .await?;
         // A try without an answer may have deleted what the next one no longer found.
-        Ok(deleted.repeated || deleted.value.deleted() > 0)
+        Ok(answer.repeated || answer.value.succeeded())
     }
 
     /// As [`withdraw`](Self::withdraw), and sees to it that no earlier request of this session for a place takes effect
     /// any more, should it still be on its way.
-    pub(crate) async fn withdraw_for_good(&self) -> Result<bool, BackendError> {
+    pub(crate) async fn withdraw_for_good(&self) -> Result<Withdrawn, BackendError> {
         let session_key = self.session.key.as_str();
-        let delete = TxnOp::delete(
-            self.spot.stem.as_str(),
-            Some(DeleteOptions::new().with_prefix()),
-        );
+        let delete = TxnOp::txn(self.delete());
         let options = PutOptions::new().with_lease(self.session.lease_id);
         let transaction = Txn::new()
             .when([Compare::create_revision(session_key, CompareOp::Greater, 0)])
@@ -274,40 +281,52 @@ impl Queue<'_> {
             repeated,
         } = match answer {
             Ok(answer) => answer,
-            // A full store takes neither this modification nor a late place.
+            // A full store takes neither this modification nor, for now, a late place.
             Err(error) if error.kind() == BackendErrorKind::OutOfSpace => {
-                return Self::withdraw(self.endpoints, self.spot).await;
+                return Ok(Withdrawn {
+                    found: self.withdraw().await?,
+                    for_good: false,
+                });
             }
             Err(error) => return Err(error),
         };
         if answer.succeeded() {
             self.session.key_modified(revision(&answer));
         }
-        let deleted = answer.op_responses().iter().any(
-            |response| matches!(response, TxnOpResponse::Delete(deleted) if deleted.deleted() > 0),
-        );
-        Ok(repeated || deleted)
+        let deleted = answer
+            .op_responses()
+            .iter()
+            .any(|response| matches!(response, TxnOpResponse::Txn(deleted) if deleted.succeeded()));
+        Ok(Withdrawn {
+            found: repeated || deleted,
+            for_good: true,
+        })
     }
 
-    fn own_key(&self) -> String {
-        self.spot.key(self.session.lease_id)
+    /// Deletes the key, if it is this place's.
+    fn delete(&self) -> Txn {
+        let key = self.seat.key.as_bytes();
+        Txn::new()
+            .when([Compare::value(key, CompareOp::Equal, &*self.seat.value)])
+            .and_then([TxnOp::delete(key, None)])
     }
 
     fn unplaced(&self) -> Compare {
-        Compare::create_revision(self.own_key(), CompareOp::Equal, 0)
+        Compare::create_revision(self.seat.key.as_bytes(), CompareOp::Equal, 0)
     }
 
     fn session_is(&self, known: i64) -> Compare {
         Compare::mod_revision(self.session.key.as_str(), CompareOp::Equal, known)
     }
 
-    fn put(&self, value: &[u8]) -> TxnOp {
+    fn put(&self) -> TxnOp {
         let options = PutOptions::new().with_lease(self.session.lease_id);
-        TxnOp::put(self.own_key(), value, Some(options))
+        TxnOp::put(self.seat.key.as_bytes(), &*self.seat.value, Some(options))
     }
 
     fn get_own(&self) -> TxnOp {
-        TxnOp::get(self.own_key(), Some(GetOptions::new().with_keys_only()))
+        let options = GetOptions::new().with_keys_only();
+        TxnOp::get(self.seat.key.as_bytes(), Some(options))
     }
 
     /// What the keys begin with that can be in the way.
@@ -421,10 +440,10 @@ impl Queue<'_> {
         conditions: Vec<Compare>,
         then: Vec<TxnOp>,
     ) -> Result<Answer<TxnResponse>, BackendError> {
-        let keys_only = || Some(GetOptions::new().with_keys_only());
+        let keys_only = GetOptions::new().with_keys_only();
         let otherwise = [
-            TxnOp::get(self.own_key(), keys_only()),
-            TxnOp::get(self.session.key.as_str(), keys_only()),
+            TxnOp::get(self.seat.key.as_bytes(), None),
+            TxnOp::get(self.session.key.as_str(), Some(keys_only)),
             self.first(),
         ];
         let transaction = Txn::new()
@@ -453,7 +472,12 @@ impl Queue<'_> {
             ));
         };
         self.session.key_modified(session.mod_revision());
-        Ok(own.first().map(KeyValue::create_revision))
+        match own.first() {
+            None => Ok(None),
+            Some(own) if own.value() == &*self.seat.value => Ok(Some(own.create_revision())),
+            // Nobody of this session uses the key but this place.
+            Some(own) => Err(foreign(own.key())),
+        }
     }
 }
 

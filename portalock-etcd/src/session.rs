@@ -38,6 +38,7 @@ use crate::{
     holds::{Check, Holds, UNSEEN, WORTH_WATCHING},
     keys::Keys,
     queue::Queue,
+    slots::Slots,
     watch::Watches,
 };
 
@@ -58,6 +59,7 @@ pub(crate) struct Session {
     pub(crate) watches: Watches,
     pub(crate) holds: Holds,
     pub(crate) debts: Debts,
+    pub(crate) slots: Slots,
     /// The key that exists as long as the session.
     pub(crate) key: String,
     /// The key's latest modification. Every request for a place says which one it knows; so a request whose answer
@@ -117,6 +119,7 @@ impl Session {
             watches: Watches::default(),
             holds: Holds::default(),
             debts: Debts::default(),
+            slots: Slots::default(),
             key,
             key_revision: AtomicI64::new(put.header().map_or(0, ResponseHeader::revision)),
             granted_time,
@@ -277,14 +280,18 @@ impl Session {
                     break;
                 }
             }
-            for (owner, spot) in self.debts.all() {
+            for (owner, spot, seat) in self.debts.all() {
                 let queue = Queue {
                     endpoints: &self.endpoints,
                     session: self,
                     spot: &spot,
+                    seat: &seat,
                 };
-                if queue.withdraw_for_good().await.is_err() {
+                let Ok(withdrawn) = queue.withdraw_for_good().await else {
                     break;
+                };
+                if withdrawn.for_good {
+                    self.slots.give_back(&spot.directory, seat.slot);
                 }
                 self.debts.pay(owner);
             }
