@@ -285,3 +285,28 @@ impl State {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_that_was_not_seen_is_read_once() {
+        let holds = Holds::default();
+        let [seen, unseen, over] = [(); 3].map(|()| OwnerId::mint());
+        drop(holds.hold(seen, "seen", 1, true));
+        let lost = holds.hold(unseen, "unseen", 2, false);
+        drop(holds.hold(over, "over", 3, false));
+        holds.let_go(over);
+        let checks = holds.take_unseen();
+        let keys: Vec<_> = checks.iter().map(|check| check.key.as_str()).collect();
+        assert_eq!(keys, ["unseen"]);
+        holds.still_unseen(&checks);
+        assert_eq!(holds.take_unseen().len(), 1);
+        assert!(holds.take_unseen().is_empty());
+        holds.checked(&checks[0], true);
+        assert!(lost.loss().is_none());
+        holds.checked(&checks[0], false);
+        assert!(lost.loss().is_some());
+    }
+}

@@ -488,4 +488,78 @@ mod tests {
         watches.leave(one);
         assert_eq!(watches.take_orders(), []);
     }
+
+    fn key(key: &str) -> Watched {
+        Watched::Key(key.to_owned())
+    }
+
+    fn last(key: &str) -> Blockers {
+        Blockers::Last(key.to_owned())
+    }
+
+    fn far() -> Blockers {
+        Blockers::Far {
+            nearest: "near".to_owned(),
+            second: "second".to_owned(),
+        }
+    }
+
+    #[test]
+    fn the_last_one_before_frees_the_way() {
+        let (watches, owner) = (Watches::default(), OwnerId::mint());
+        assert!(!watches.wait(owner, last("a"), 7).unwrap());
+        watches.lock().confirmed(&key("a"), 7);
+        assert_eq!(watches.advice(owner), Advice::Look);
+        watches.lock().deleted(&key("a"), b"a", 9);
+        assert_eq!(watches.advice(owner), Advice::Hold);
+        watches.misplaced(owner);
+        assert_eq!(watches.advice(owner), Advice::Look, "in another place");
+    }
+
+    #[test]
+    fn the_deletion_of_a_keys_earlier_use_frees_nothing() {
+        let (watches, [one, two]) = (Watches::default(), [(); 2].map(|()| OwnerId::mint()));
+        assert!(!watches.wait(one, last("a"), 5).unwrap());
+        watches.lock().confirmed(&key("a"), 5);
+        // It has gone and come again; that it had gone is told late.
+        assert!(!watches.wait(two, last("a"), 9).unwrap());
+        watches.lock().deleted(&key("a"), b"a", 7);
+        assert_eq!(watches.advice(one), Advice::Hold);
+        assert_eq!(watches.advice(two), Advice::Look);
+        watches.lock().deleted(&key("a"), b"a", 10);
+        assert_eq!(watches.advice(two), Advice::Hold);
+    }
+
+    #[test]
+    fn a_watch_that_began_late_is_no_proof() {
+        let (watches, owner) = (Watches::default(), OwnerId::mint());
+        assert!(!watches.wait(owner, last("a"), 7).unwrap());
+        watches.lock().confirmed(&key("a"), 8);
+        assert_eq!(watches.advice(owner), Advice::Confirm(last("a")));
+        // Seen again, at a revision that the watch covers.
+        assert!(!watches.wait(owner, last("a"), 8).unwrap());
+        assert_eq!(watches.advice(owner), Advice::Look);
+        watches.start_over();
+        watches.lock().confirmed(&key("a"), 8);
+        assert_eq!(watches.advice(owner), Advice::Confirm(last("a")));
+    }
+
+    #[test]
+    fn one_who_looks_ahead_misses_nothing_meanwhile() {
+        let (watches, owner) = (Watches::default(), OwnerId::mint());
+        assert!(!watches.wait(owner, far(), 7).unwrap());
+        watches.lock().confirmed(&key("second"), 7);
+        watches.lock().deleted(&key("second"), b"second", 8);
+        assert_eq!(watches.advice(owner), Advice::LookAhead);
+        // While it looks.
+        watches.lock().confirmed(&key("near"), 8);
+        watches.lock().deleted(&key("near"), b"near", 10);
+        assert_eq!(
+            watches.advice(owner),
+            Advice::LookAhead,
+            "there may be others"
+        );
+        // It saw the nearest alone, before that went.
+        assert!(watches.wait(owner, last("near"), 9).unwrap());
+    }
 }
