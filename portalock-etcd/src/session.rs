@@ -271,10 +271,12 @@ impl Session {
         Ok((!read.kvs().is_empty()).then(|| read.take_header()))
     }
 
-    /// Once in a while: has the keys of long holds watched, reads them once they are, and pays debts.
+    /// Once in a while: ends watches that nobody needs, has the keys of long holds watched, reads them once they are, and
+    /// pays debts.
     async fn look_after(&self) -> Infallible {
         loop {
             tokio::time::sleep(WORTH_WATCHING).await;
+            self.watches.forget_idle();
             for checks in self.holds.look_after().chunks(READS_AT_ONCE) {
                 if self.check(checks).await.is_err() {
                     break;

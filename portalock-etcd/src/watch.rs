@@ -12,7 +12,7 @@
 //! [`blockers`](crate::blockers).
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{HashMap, HashSet, VecDeque},
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
@@ -21,6 +21,9 @@ use portalock_core::{BackendError, OwnerId, WakeSender};
 use tokio::sync::Notify;
 
 use crate::blockers::{Blockers, Watched, Way};
+
+/// How many keys are watched at most that nobody waits for now.
+const MOST_IDLE: usize = 32;
 
 /// All waits of a session.
 #[derive(Debug, Default)]
@@ -36,6 +39,12 @@ struct State {
     watches: HashMap<Watched, Watch>,
     watched_by_id: HashMap<i64, Watched>,
     orders: Vec<Order>,
+    /// Watches over keys that nobody waits for now, in the order in which the last one left, and when that was.
+    idle: VecDeque<(Watched, u64)>,
+    /// Counts when a watch became idle.
+    idle_stamp: u64,
+    /// What was idle by this stamp is not kept for longer.
+    idle_until: u64,
     last_id: i64,
     failed: Option<BackendError>,
 }
@@ -75,6 +84,8 @@ struct Watch {
     /// The revision of the latest deletion that was told of, or 0.
     heard: i64,
     waiters: HashSet<OwnerId>,
+    /// When the last waiter left, if there is none.
+    idle_since: Option<u64>,
 }
 
 /// What is to be sent on the stream.
@@ -181,11 +192,33 @@ impl Watches {
         state.watches.clear();
         state.watched_by_id.clear();
         state.orders.clear();
+        state.idle.clear();
+    }
+
+    /// Called once in a while: what has been idle since the previous call is watched no longer.
+    pub(crate) fn forget_idle(&self) {
+        let mut state = self.lock();
+        while state
+            .idle
+            .front()
+            .is_some_and(|(_, since)| *since <= state.idle_until)
+        {
+            state.forget_oldest_idle();
+        }
+        state.idle_until = state.idle_stamp;
+        let ordered = !state.orders.is_empty();
+        drop(state);
+        if ordered {
+            self.ordered.notify_one();
+        }
     }
 
     /// A new stream begins: everything is to be watched anew.
     pub(crate) fn start_over(&self) {
         let mut state = self.lock();
+        while !state.idle.is_empty() {
+            state.forget_oldest_idle();
+        }
         state.orders.clear();
         state.watched_by_id.clear();
         let watched: Vec<Watched> = state.watches.keys().cloned().collect();
@@ -273,6 +306,10 @@ impl State {
         let Some(watch) = self.watches.get_mut(&watched) else {
             return;
         };
+        if watch.waiters.is_empty() {
+            self.watches.remove(&watched);
+            return;
+        }
         watch.id = id;
         watch.since = None;
         for owner in &watch.waiters {
@@ -392,6 +429,7 @@ impl State {
         if let Some(watched) = watched {
             if let Some(watch) = self.watches.get_mut(&watched) {
                 watch.waiters.insert(owner);
+                watch.idle_since = None;
             } else {
                 let id = self.next_id();
                 self.begin(id, watched.clone());
@@ -400,6 +438,7 @@ impl State {
                     since: None,
                     heard: 0,
                     waiters: HashSet::from([owner]),
+                    idle_since: None,
                 };
                 self.watches.insert(watched, watch);
             }
@@ -409,24 +448,53 @@ impl State {
         }
     }
 
-    /// What nobody else waits for is watched no longer.
+    /// `owner` no longer needs this watch. If nobody does, it is kept for a while: in a queue that comes round in the same
+    /// order, the same one will wait for the same key again.
     fn unwatch(&mut self, owner: OwnerId, watched: &Watched) {
         let Some(watch) = self.watches.get_mut(watched) else {
             return;
         };
         watch.waiters.remove(&owner);
-        if watch.waiters.is_empty() {
-            let id = watch.id;
-            self.watches.remove(watched);
-            self.watched_by_id.remove(&id);
-            let begun = self
-                .orders
-                .iter()
-                .position(|order| matches!(order, Order::Begin(begun, _) if *begun == id));
-            match begun {
-                Some(unsent) => drop(self.orders.remove(unsent)),
-                None => self.orders.push(Order::Cancel(id)),
-            }
+        if !watch.waiters.is_empty() {
+            return;
+        }
+        if matches!(watched, Watched::Queue(_)) || watch.since.is_none() {
+            self.end(watched);
+            return;
+        }
+        self.idle_stamp += 1;
+        watch.idle_since = Some(self.idle_stamp);
+        self.idle.push_back((watched.clone(), self.idle_stamp));
+        if self.idle.len() > MOST_IDLE {
+            self.forget_oldest_idle();
+        }
+    }
+
+    /// Ends the watch that has been idle for longest, unless it is needed again.
+    fn forget_oldest_idle(&mut self) {
+        if let Some((watched, since)) = self.idle.pop_front()
+            && self
+                .watches
+                .get(&watched)
+                .is_some_and(|watch| watch.idle_since == Some(since))
+        {
+            self.end(&watched);
+        }
+    }
+
+    fn end(&mut self, watched: &Watched) {
+        let Some(watch) = self.watches.remove(watched) else {
+            return;
+        };
+        let id = watch.id;
+        self.watched_by_id.remove(&id);
+        let begun = self
+            .orders
+            .iter()
+            .position(|order| matches!(order, Order::Begin(begun, _) if *begun == id));
+        match begun {
+            Some(unsent) => drop(self.orders.remove(unsent)),
+            None => self.orders.push(Order::Cancel(id)),
         }
     }
 }
@@ -467,7 +535,7 @@ mod tests {
     }
 
     #[test]
-    fn a_watch_lasts_as_long_as_somebody_waits() {
+    fn a_watch_lasts_a_little_longer_than_somebody_waits() {
         let watches = Watches::default();
         let (one, two) = (OwnerId::mint(), OwnerId::mint());
         let wait = |owner, key: &str| watches.wait(owner, Blockers::Last(key.to_owned()), 1);
@@ -478,10 +546,22 @@ mod tests {
             matches!(begun[..], [Order::Begin(_, Watched::Key(_))]),
             "{begun:?}"
         );
+        watches.lock().confirmed(&key("a"), 1);
         watches.leave(one);
+        watches.forget_idle();
+        watches.forget_idle();
         assert_eq!(watches.take_orders(), []);
         watches.leave(two);
+        watches.forget_idle();
+        // Another comes in time.
+        wait(one, "a").unwrap();
+        watches.forget_idle();
+        watches.leave(one);
+        assert_eq!(watches.take_orders(), []);
+        watches.forget_idle();
+        watches.forget_idle();
         assert!(matches!(watches.take_orders()[..], [Order::Cancel(_)]));
+        assert!(watches.lock().watches.is_empty());
         // What was not sent yet need not be taken back.
         wait(one, "b").unwrap();
         wait(one, "c").unwrap();
@@ -561,5 +641,34 @@ mod tests {
         );
         // It saw the nearest alone, before that went.
         assert!(watches.wait(owner, last("near"), 9).unwrap());
+    }
+
+    #[test]
+    fn few_keys_are_watched_that_nobody_waits_for() {
+        let (watches, owner) = (Watches::default(), OwnerId::mint());
+        for number in 0..3 * MOST_IDLE {
+            let name = number.to_string();
+            watches.wait(owner, last(&name), 1).unwrap();
+            watches.lock().confirmed(&key(&name), 1);
+            watches.leave(owner);
+        }
+        let state = watches.lock();
+        assert_eq!(state.watches.len(), MOST_IDLE);
+        assert_eq!(state.watched_by_id.len(), MOST_IDLE);
+        assert_eq!(state.idle.len(), MOST_IDLE);
+    }
+
+    #[test]
+    fn a_watch_that_is_kept_knows_what_has_gone_since() {
+        let (watches, [one, two]) = (Watches::default(), [(); 2].map(|()| OwnerId::mint()));
+        assert!(!watches.wait(one, last("a"), 1).unwrap());
+        watches.lock().confirmed(&key("a"), 1);
+        watches.leave(one);
+        watches.lock().deleted(&key("a"), b"a", 5);
+        // Of a later use of the key.
+        assert!(!watches.wait(two, last("a"), 7).unwrap());
+        watches.leave(two);
+        watches.lock().deleted(&key("a"), b"a", 9);
+        assert!(watches.wait(two, last("a"), 8).unwrap());
     }
 }
