@@ -17,7 +17,7 @@ use crate::{
     EtcdSettings,
     endpoints::{Answer, Endpoints},
     error::{may_have_happened, session_ended},
-    keys::{Keys, Spot},
+    keys::{Keys, Rule, Spot},
     places::{Place, Places, Seat},
     queue::{Entry, Queue, Standing, Withdrawn},
     record::{encode, token},
@@ -146,6 +146,11 @@ impl Client {
                         .with_recheck_after(RECHECK_AFTER),
                 ))
             }
+            Standing::Following => Ok(Attempt::Contended(
+                Contention::new()
+                    .with_queued(true)
+                    .with_recheck_after(RECHECK_AFTER),
+            )),
             Standing::Refused { holder } => {
                 self.release(&wish.spot, owner).await?;
                 Ok(Attempt::Contended(Contention::new().with_holder(holder)))
@@ -205,6 +210,7 @@ impl Client {
                     revision,
                     seen_now: false,
                 },
+                Advice::Stay => queue.stay(revision).await?,
             };
             if !matches!(standing, Standing::Gone) {
                 return Ok(standing);
@@ -243,7 +249,16 @@ impl Client {
                 revision,
                 seen_now: true,
             }),
-            Entry::Placed(revision) => queue.look(revision).await,
+            Entry::Placed(revision) => {
+                let spot = &wish.spot;
+                if wish.patience == Patience::Queue
+                    && spot.rule == Rule::Exclusive
+                    && session.watches.follow(owner, &spot.directory, revision)?
+                {
+                    return Ok(Standing::Following);
+                }
+                queue.look(revision).await
+            }
             Entry::Refused { holder } => Ok(Standing::Refused { holder }),
         }
     }
@@ -311,6 +326,8 @@ impl Client {
                 // Whoever asked may give up before etcd can be reached again, and the session may outlast that.
                 self.places.note(owner, |place| place.owed = true);
                 session.debts.owe(owner, spot, &place.seat);
+                // Who follows it in a crowd must see for itself when its key goes.
+                session.watches.leave(owner);
                 return Err(error);
             }
         };

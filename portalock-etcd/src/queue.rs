@@ -59,6 +59,8 @@ pub(crate) enum Standing {
         seen: i64,
         holder: Option<Holder>,
     },
+    /// It waits, in its place, behind another of its session.
+    Following,
     /// It has no place: it would have had to wait.
     Refused { holder: Option<Holder> },
     /// It has no place: somebody deleted its key.
@@ -195,6 +197,15 @@ impl Queue<'_> {
             return self.look(place).await;
         }
         self.standing(place, revision(&answer), before, holder(Some(before)))
+    }
+
+    /// Looks whether the place is still there, of one who knows that it waits.
+    pub(crate) async fn stay(&self, place: i64) -> Result<Standing, BackendError> {
+        let answer = self.read(vec![self.get_own()]).await?;
+        Ok(match ranges(&answer).first() {
+            Some(own) if is_there(own, place) => Standing::Following,
+            _ => Standing::Gone,
+        })
     }
 
     /// Looks whether what it waits for is still there.

@@ -10,9 +10,13 @@
 //! stream or a member is lost: the watch begins anew, and whoever waits on it looks again. Nothing depends on history, so
 //! nothing is lost with it. What an event tells is true whatever else was missed, and may be all that a waiter needs: see
 //! [`blockers`](crate::blockers).
+//!
+//! In a crowd of one session not even that much is asked: who knows of another of the crowd before it has nothing to look for
+//! until that one has its turn. It is told so here, and looks then. A look at a queue costs etcd time with the queue's
+//! length; a thousand who looked by themselves would cost it a thousand times that.
 
 use std::{
-    collections::{HashMap, HashSet, VecDeque},
+    collections::{BTreeMap, HashMap, HashSet, VecDeque},
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
@@ -25,6 +29,9 @@ use crate::blockers::{Blockers, Watched, Way};
 /// How many keys are watched at most that nobody waits for now.
 const MOST_IDLE: usize = 32;
 
+/// From how many waiters on a crowd of one session is led.
+const CROWD: usize = 8;
+
 /// All waits of a session.
 #[derive(Debug, Default)]
 pub(crate) struct Watches {
@@ -36,6 +43,8 @@ pub(crate) struct Watches {
 #[derive(Debug, Default)]
 struct State {
     waiters: HashMap<OwnerId, Waiter>,
+    /// By what their keys begin with: the exclusive waiters in the order of their places.
+    rows: HashMap<String, BTreeMap<i64, OwnerId>>,
     watches: HashMap<Watched, Watch>,
     watched_by_id: HashMap<i64, Watched>,
     orders: Vec<Order>,
@@ -57,6 +66,11 @@ struct Waiter {
     /// What is watched for it: also while it looks, so that what happens meanwhile is known.
     watches: Option<Watched>,
     advice: Advice,
+    /// Its place among its session's.
+    row: Option<(String, i64)>,
+    /// Who is before it and waits too, if that is all it knows.
+    follows: Option<OwnerId>,
+    followers: Vec<OwnerId>,
     mailbox: Option<WakeSender>,
     /// Told something before it had a mailbox.
     unheard: bool,
@@ -74,6 +88,8 @@ pub(crate) enum Advice {
     Confirm(Blockers),
     /// Nothing: the way is free.
     Hold,
+    /// Nothing: one before it waits too.
+    Stay,
 }
 
 #[derive(Debug)]
@@ -135,6 +151,40 @@ impl Watches {
         Ok(free)
     }
 
+    /// `owner` waits in the place taken at `place`, among the keys that begin with `directory`: for everyone before it. True if
+    /// it need not look whom for: it is in a crowd, and will be told when the one before it no longer waits. Fails if the
+    /// session has ended.
+    pub(crate) fn follow(
+        &self,
+        owner: OwnerId,
+        directory: &str,
+        place: i64,
+    ) -> Result<bool, BackendError> {
+        let mut state = self.lock();
+        if let Some(error) = &state.failed {
+            return Err(error.clone());
+        }
+        let row = state.rows.entry(directory.to_owned()).or_default();
+        let before = row.range(..place).next_back().map(|(_, before)| *before);
+        row.insert(place, owner);
+        let crowd = row.len() > CROWD;
+        let waiter = state.waiters.entry(owner).or_default();
+        waiter.row = Some((directory.to_owned(), place));
+        waiter.advice = Advice::Look;
+        waiter.unheard = false;
+        if let Some(before) = before.filter(|_| crowd)
+            && let Some(leader) = state.waiters.get_mut(&before)
+        {
+            leader.followers.push(owner);
+            if let Some(waiter) = state.waiters.get_mut(&owner) {
+                waiter.follows = Some(before);
+                waiter.advice = Advice::Stay;
+            }
+            return Ok(true);
+        }
+        Ok(false)
+    }
+
     /// What `owner`, who has been woken or looks by itself, is to do.
     pub(crate) fn advice(&self, owner: OwnerId) -> Advice {
         self.lock().advice(owner)
@@ -144,8 +194,10 @@ impl Watches {
     pub(crate) fn misplaced(&self, owner: OwnerId) {
         let mut state = self.lock();
         state.watch(owner, None);
+        state.step_out(owner);
         if let Some(waiter) = state.waiters.get_mut(&owner) {
             waiter.waits_for = None;
+            waiter.follows = None;
             waiter.advice = Advice::Look;
         }
         drop(state);
@@ -161,7 +213,8 @@ impl Watches {
         }
         let waiter = state.waiters.entry(owner).or_default();
         // No longer waiting, and nobody told: the place was lost between the attempt and this call.
-        if std::mem::take(&mut waiter.unheard) || waiter.waits_for.is_none() {
+        let waits = waiter.waits_for.is_some() || waiter.follows.is_some();
+        if std::mem::take(&mut waiter.unheard) || !waits {
             mailbox.wake();
         }
         waiter.mailbox = Some(mailbox);
@@ -171,6 +224,7 @@ impl Watches {
     pub(crate) fn leave(&self, owner: OwnerId) {
         let mut state = self.lock();
         state.watch(owner, None);
+        state.step_out(owner);
         state.waiters.remove(&owner);
         let ordered = !state.orders.is_empty();
         drop(state);
@@ -189,6 +243,7 @@ impl Watches {
             }
         }
         state.waiters.clear();
+        state.rows.clear();
         state.watches.clear();
         state.watched_by_id.clear();
         state.orders.clear();
@@ -406,6 +461,30 @@ impl State {
                 waiter.waits_for = None;
                 waiter.wake(Advice::Hold);
                 self.watch(owner, None);
+            }
+        }
+    }
+
+    /// `owner` no longer waits in its place: who follows it is to look.
+    fn step_out(&mut self, owner: OwnerId) {
+        let Some(waiter) = self.waiters.get_mut(&owner) else {
+            return;
+        };
+        let followers = std::mem::take(&mut waiter.followers);
+        if let Some((directory, place)) = waiter.row.take()
+            && let Some(row) = self.rows.get_mut(&directory)
+        {
+            row.remove(&place);
+            if row.is_empty() {
+                self.rows.remove(&directory);
+            }
+        }
+        for follower in followers {
+            if let Some(follower) = self.waiters.get_mut(&follower)
+                && follower.follows == Some(owner)
+            {
+                follower.follows = None;
+                follower.wake(Advice::LookAhead);
             }
         }
     }
@@ -670,5 +749,45 @@ mod tests {
         watches.leave(two);
         watches.lock().deleted(&key("a"), b"a", 9);
         assert!(watches.wait(two, last("a"), 8).unwrap());
+    }
+
+    #[test]
+    fn one_in_a_crowd_looks_when_the_one_before_it_has_its_turn() {
+        let watches = Watches::default();
+        let owners = [(); CROWD + 3].map(|()| OwnerId::mint());
+        for (place, owner) in (10..).zip(&owners) {
+            let led = watches.follow(*owner, "x/", place).unwrap();
+            assert_eq!(led, place >= 10 + i64::try_from(CROWD).unwrap());
+        }
+        let [.., before, last] = owners;
+        // Of another queue.
+        assert!(!watches.follow(OwnerId::mint(), "y/", 99).unwrap());
+        assert_eq!(watches.advice(last), Advice::Stay);
+        watches.leave(owners[0]);
+        assert_eq!(watches.advice(last), Advice::Stay);
+        watches.leave(before);
+        assert_eq!(watches.advice(last), Advice::LookAhead);
+        for owner in owners {
+            watches.leave(owner);
+        }
+        assert_eq!(watches.lock().rows.len(), 1);
+    }
+
+    #[test]
+    fn one_who_has_lost_its_place_leads_nobody() {
+        let watches = Watches::default();
+        let owners = [(); CROWD + 1].map(|()| OwnerId::mint());
+        for (place, owner) in (10..).zip(&owners) {
+            watches.follow(*owner, "x/", place).unwrap();
+        }
+        let [.., before, last] = owners;
+        assert_eq!(watches.advice(last), Advice::Stay);
+        watches.misplaced(before);
+        assert_eq!(watches.advice(last), Advice::LookAhead);
+        assert_eq!(watches.advice(before), Advice::Look);
+        // It comes back behind it.
+        assert!(watches.follow(before, "x/", 99).unwrap());
+        watches.misplaced(before);
+        assert_eq!(watches.advice(before), Advice::Look);
     }
 }
