@@ -1,14 +1,20 @@
 //! A session uses a key again, and a waiter is granted by an event: what goes astray meanwhile harms nobody.
 
-use std::time::Duration;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::Duration,
+};
 
 use portalock_core::{
-    Attempt, LockBackend, LockName, LockRequest, Mode, Patience, Released, Request, Wake,
+    Attempt, Lock, LockBackend, LockName, LockRequest, Mode, Patience, Released, Request, Wake,
 };
 use portalock_etcd::{EtcdBackend, etcd_client::DeleteOptions};
 use portalock_testkit::proxy::Direction;
 
-use crate::support::{Server, until};
+use crate::support::{Server, patient, until};
 
 fn request(name: &str) -> LockRequest {
     let name = LockName::new(name).unwrap();
@@ -175,6 +181,85 @@ async fn one_who_gives_up_frees_the_way_for_nobody() {
     until("it holds", async || {
         wakeups.next().await;
         let attempt = clients[2].try_acquire(&requests[2]).await.unwrap();
+        matches!(attempt, Attempt::Granted(_))
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_crowd_is_served_in_turn_whoever_gives_up() {
+    let server = Server::start();
+    let (one, two) = (server.client().await, server.client().await);
+    let inside = Arc::new(AtomicU32::new(0));
+    let mut tasks = Vec::new();
+    for number in 0..60 {
+        // Most of them wait in one session's crowd.
+        let client = if number % 6 == 5 { &two } else { &one };
+        let lock = Lock::new(client.clone(), "crowd").unwrap();
+        let inside = inside.clone();
+        tasks.push(tokio::spawn(async move {
+            for _ in 0..3 {
+                let guard = lock.acquire_with(&patient()).await.unwrap();
+                // No await in between: an aborted task is not inside.
+                assert_eq!(inside.fetch_add(1, Ordering::SeqCst), 0);
+                std::thread::yield_now();
+                assert_eq!(inside.fetch_sub(1, Ordering::SeqCst), 1);
+                guard.release().await.unwrap();
+            }
+        }));
+    }
+    server
+        .until("they wait", async || server.lock_keys().await.len() > 20)
+        .await;
+    for task in tasks.iter().skip(2).step_by(3) {
+        task.abort();
+    }
+    for task in tasks {
+        if let Err(error) = task.await {
+            assert!(error.is_cancelled(), "{error}");
+        }
+    }
+    server
+        .until("nothing is left", async || {
+            server.lock_keys().await.is_empty()
+        })
+        .await;
+}
+
+#[tokio::test]
+async fn one_in_a_crowd_does_not_wait_for_whom_etcd_could_not_be_told_to_forget() {
+    let server = Server::start();
+    let line = server.line(0);
+    let holder = server.client().await;
+    let client = server
+        .client_through(&[&line], |settings| {
+            settings
+                .with_request_timeout(Duration::from_secs(1))
+                .unwrap()
+                .with_lease_time(Duration::from_secs(600))
+                .unwrap()
+        })
+        .await;
+    let held = request("owed");
+    granted(&holder, &held).await;
+    let crowd = [(); 12].map(|()| request("owed"));
+    for request in &crowd {
+        contended(&client, request).await;
+    }
+    let [earlier @ .., before, last] = &crowd;
+    line.black_hole(Direction::ToServer);
+    client.release(before).await.unwrap_err();
+    // What was held back is lost with its connection. Nobody asks for the release again.
+    line.refuse(true);
+    line.cut();
+    until("the connection is gone", async || line.connections() == 0).await;
+    line.heal();
+    holder.release(&held).await.unwrap();
+    for request in earlier {
+        client.release(request).await.unwrap();
+    }
+    until("the last holds", async || {
+        let attempt = client.try_acquire(last).await.unwrap();
         matches!(attempt, Attempt::Granted(_))
     })
     .await;
