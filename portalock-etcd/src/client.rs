@@ -18,11 +18,13 @@ use crate::{
     endpoints::{Answer, Endpoints},
     error::{may_have_happened, session_ended},
     keys::{Keys, Rule, Spot},
+    look::Standing,
     places::{Place, Places, Seat},
-    queue::{Entry, Queue, Standing, Withdrawn},
+    queue::{Entry, Queue},
     record::{encode, token},
     session::Session,
     watch::Advice,
+    withdraw::Withdrawn,
 };
 
 /// After how long a waiter looks again without having been told to. Wake-ups are not lost by design; this bounds what a

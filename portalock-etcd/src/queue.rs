@@ -1,4 +1,5 @@
-//! A place in a queue: taken, looked at, given up. Each is one transaction.
+//! A place in a queue, taken. How it is looked at and given up see [`look`](crate::look) and [`withdraw`](crate::withdraw): each
+//! is one transaction.
 //!
 //! The order of a queue is the order in which its keys were created, and a key's create revision is its request's fencing
 //! token. A request holds when nobody before it is in its way; that is a matter of the queue alone, so a grant needs no
@@ -14,16 +15,15 @@
 //! late deletion can't take away the place of who uses the key next (see [`slots`](crate::slots)).
 
 use etcd_client::{
-    Compare, CompareOp, GetOptions, KeyValue, PutOptions, ResponseHeader, SortOrder, SortTarget,
-    Txn, TxnOp, TxnOpResponse, TxnResponse,
+    Compare, CompareOp, GetOptions, KeyValue, PutOptions, ResponseHeader, Txn, TxnOp,
+    TxnOpResponse, TxnResponse,
 };
 use portalock_core::{BackendError, BackendErrorKind, Holder};
 
 use crate::{
-    blockers::{Blockers, Line, Watched},
     endpoints::{Answer, Endpoints},
     error::session_ended,
-    keys::{Rule, Spot, Weight, weight_in},
+    keys::{Rule, Spot},
     places::Seat,
     record::{decode, foreign},
     session::Session,
@@ -41,32 +41,6 @@ pub(crate) struct Queue<'a> {
     pub(crate) seat: &'a Seat,
 }
 
-/// How a request stands.
-#[derive(Debug)]
-pub(crate) enum Standing {
-    /// It holds.
-    Granted {
-        /// When its place was taken: the fencing token.
-        revision: i64,
-        /// Whether its own key was seen to be there; else an event told that the way is free.
-        seen_now: bool,
-    },
-    /// It waits, in its place.
-    Waiting {
-        revision: i64,
-        /// Whom for, as seen at revision `seen`.
-        blockers: Blockers,
-        seen: i64,
-        holder: Option<Holder>,
-    },
-    /// It waits, in its place, behind another of its session.
-    Following,
-    /// It has no place: it would have had to wait.
-    Refused { holder: Option<Holder> },
-    /// It has no place: somebody deleted its key.
-    Gone,
-}
-
 /// What came of asking for a place.
 #[derive(Debug)]
 pub(crate) enum Entry {
@@ -76,15 +50,6 @@ pub(crate) enum Entry {
     Placed(i64),
     /// It has no place: it would have had to wait.
     Refused { holder: Option<Holder> },
-}
-
-/// What came of giving a place up.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Withdrawn {
-    /// Whether there was one.
-    pub(crate) found: bool,
-    /// Whether none can come any more.
-    pub(crate) for_good: bool,
 }
 
 impl Queue<'_> {
@@ -167,161 +132,6 @@ impl Queue<'_> {
         Err(restless())
     }
 
-    /// Looks at the queue from the place taken at `place`.
-    pub(crate) async fn look(&self, place: i64) -> Result<Standing, BackendError> {
-        let operations = vec![self.get_own(), self.before(Some(place)), self.first()];
-        let answer = self.read(operations).await?;
-        let ranges = ranges(&answer);
-        let [own, before, first] = ranges.as_slice() else {
-            return Err(not_understood());
-        };
-        if !is_there(own, place) {
-            return Ok(Standing::Gone);
-        }
-        self.standing(place, revision(&answer), before, holder(Some(first)))
-    }
-
-    /// As [`look`](Self::look), from where there is most likely only one before it.
-    pub(crate) async fn look_ahead(&self, place: i64) -> Result<Standing, BackendError> {
-        let answer = self
-            .read(vec![self.get_own(), self.before(Some(place))])
-            .await?;
-        let ranges = ranges(&answer);
-        let [own, before] = ranges.as_slice() else {
-            return Err(not_understood());
-        };
-        if !is_there(own, place) {
-            return Ok(Standing::Gone);
-        }
-        if before.len() > 1 {
-            return self.look(place).await;
-        }
-        self.standing(place, revision(&answer), before, holder(Some(before)))
-    }
-
-    /// Looks whether the place is still there, of one who knows that it waits.
-    pub(crate) async fn stay(&self, place: i64) -> Result<Standing, BackendError> {
-        let answer = self.read(vec![self.get_own()]).await?;
-        Ok(match ranges(&answer).first() {
-            Some(own) if is_there(own, place) => Standing::Following,
-            _ => Standing::Gone,
-        })
-    }
-
-    /// Looks whether what it waits for is still there.
-    pub(crate) async fn confirm(
-        &self,
-        place: i64,
-        blockers: Blockers,
-    ) -> Result<Standing, BackendError> {
-        let Watched::Key(key) = blockers.watched() else {
-            return self.look(place).await;
-        };
-        let blocker = TxnOp::get(key, None);
-        let answer = self.read(vec![self.get_own(), blocker]).await?;
-        let ranges = ranges(&answer);
-        let [own, blocker] = ranges.as_slice() else {
-            return Err(not_understood());
-        };
-        if !is_there(own, place) {
-            return Ok(Standing::Gone);
-        }
-        let stays = blocker.iter().any(|key| key.create_revision() < place);
-        Ok(match (stays, &blockers) {
-            (true, _) => Standing::Waiting {
-                revision: place,
-                seen: revision(&answer),
-                // Of others it isn't known here who holds; a later look tells.
-                holder: match &blockers {
-                    Blockers::Last(_) => holder(Some(blocker)),
-                    _ => None,
-                },
-                blockers,
-            },
-            (false, Blockers::Last(_)) => granted(place),
-            (false, _) => return self.look(place).await,
-        })
-    }
-
-    /// Reads, in one transaction, what is so now.
-    async fn read(&self, operations: Vec<TxnOp>) -> Result<TxnResponse, BackendError> {
-        let answer = self
-            .endpoints
-            .call("look at the queue", |client| {
-                let transaction = Txn::new().and_then(operations.clone());
-                async move { client.kv_client().txn(transaction).await }
-            })
-            .await?;
-        // Nothing was written: no try can take effect later.
-        Ok(answer.value)
-    }
-
-    /// Gives up the place. True if there was one.
-    pub(crate) async fn withdraw(&self) -> Result<bool, BackendError> {
-        let answer = self
-            .endpoints
-            .call("release", |client| {
-                let transaction = self.delete();
-                async move { client.kv_client().txn(transaction).await }
-            })
-            .await?;
-        // A try without an answer may have deleted what the next one no longer found.
-        Ok(answer.repeated || answer.value.succeeded())
-    }
-
-    /// As [`withdraw`](Self::withdraw), and sees to it that no earlier request of this session for a place takes effect
-    /// any more, should it still be on its way.
-    pub(crate) async fn withdraw_for_good(&self) -> Result<Withdrawn, BackendError> {
-        let session_key = self.session.key.as_str();
-        let delete = TxnOp::txn(self.delete());
-        let options = PutOptions::new().with_lease(self.session.lease_id);
-        let transaction = Txn::new()
-            .when([Compare::create_revision(session_key, CompareOp::Greater, 0)])
-            .and_then([delete.clone(), TxnOp::put(session_key, "", Some(options))])
-            // Without the session's key no place can be taken in it.
-            .or_else([delete]);
-        let answer = self
-            .endpoints
-            .call("release", |client| {
-                let transaction = transaction.clone();
-                async move { client.kv_client().txn(transaction).await }
-            })
-            .await;
-        let Answer {
-            value: answer,
-            repeated,
-        } = match answer {
-            Ok(answer) => answer,
-            // A full store takes neither this modification nor, for now, a late place.
-            Err(error) if error.kind() == BackendErrorKind::OutOfSpace => {
-                return Ok(Withdrawn {
-                    found: self.withdraw().await?,
-                    for_good: false,
-                });
-            }
-            Err(error) => return Err(error),
-        };
-        if answer.succeeded() {
-            self.session.key_modified(revision(&answer));
-        }
-        let deleted = answer
-            .op_responses()
-            .iter()
-            .any(|response| matches!(response, TxnOpResponse::Txn(deleted) if deleted.succeeded()));
-        Ok(Withdrawn {
-            found: repeated || deleted,
-            for_good: true,
-        })
-    }
-
-    /// Deletes the key, if it is this place's.
-    fn delete(&self) -> Txn {
-        let key = self.seat.key.as_bytes();
-        Txn::new()
-            .when([Compare::value(key, CompareOp::Equal, &*self.seat.value)])
-            .and_then([TxnOp::delete(key, None)])
-    }
-
     fn unplaced(&self) -> Compare {
         Compare::create_revision(self.seat.key.as_bytes(), CompareOp::Equal, 0)
     }
@@ -335,13 +145,8 @@ impl Queue<'_> {
         TxnOp::put(self.seat.key.as_bytes(), &*self.seat.value, Some(options))
     }
 
-    fn get_own(&self) -> TxnOp {
-        let options = GetOptions::new().with_keys_only();
-        TxnOp::get(self.seat.key.as_bytes(), Some(options))
-    }
-
     /// What the keys begin with that can be in the way.
-    fn in_the_way(&self) -> &str {
+    pub(crate) fn in_the_way(&self) -> &str {
         match &self.spot.rule {
             Rule::Shared { writers } => writers,
             Rule::Exclusive | Rule::Permits(_) => &self.spot.queue,
@@ -357,92 +162,6 @@ impl Queue<'_> {
             Rule::Exclusive | Rule::Permits(_) => 1,
         };
         (TxnOp::get(self.in_the_way(), Some(options)), alone)
-    }
-
-    /// Asks for those before the place taken at `place`, as far as they matter.
-    fn before(&self, place: Option<i64>) -> TxnOp {
-        let mut options = GetOptions::new().with_prefix();
-        if let Some(place) = place {
-            options = options.with_max_create_revision(place - 1);
-        }
-        options = match &self.spot.rule {
-            Rule::Exclusive | Rule::Shared { .. } => options
-                .with_sort(SortTarget::Create, SortOrder::Descend)
-                .with_limit(2),
-            Rule::Permits(_) => options.with_keys_only(),
-        };
-        TxnOp::get(self.in_the_way(), Some(options))
-    }
-
-    /// Asks for the first of the queue, who holds.
-    fn first(&self) -> TxnOp {
-        let options = GetOptions::new()
-            .with_prefix()
-            .with_sort(SortTarget::Create, SortOrder::Ascend)
-            .with_limit(1);
-        TxnOp::get(self.spot.queue.as_str(), Some(options))
-    }
-
-    /// What the keys before `place` mean for it.
-    fn standing(
-        &self,
-        place: i64,
-        seen: i64,
-        before: &[KeyValue],
-        holder: Option<Holder>,
-    ) -> Result<Standing, BackendError> {
-        let blockers = match &self.spot.rule {
-            Rule::Exclusive | Rule::Shared { .. } => match before {
-                [] => None,
-                [last] => Some(Blockers::Last(text(last.key())?)),
-                [nearest, second, ..] => Some(Blockers::Far {
-                    nearest: text(nearest.key())?,
-                    second: text(second.key())?,
-                }),
-            },
-            Rule::Permits(own) => {
-                let line = self.line(place, before, *own)?;
-                (!line.fits()).then_some(Blockers::Permits(line))
-            }
-        };
-        Ok(match blockers {
-            None => granted(place),
-            Some(blockers) => Standing::Waiting {
-                revision: place,
-                blockers,
-                seen,
-                holder,
-            },
-        })
-    }
-
-    fn line(&self, place: i64, keys: &[KeyValue], own: Weight) -> Result<Line, BackendError> {
-        let queue = &self.spot.queue;
-        let earlier = keys
-            .iter()
-            .filter(|key| key.create_revision() < place)
-            .map(|key| {
-                weight_in(queue, key.key())
-                    .map(|weight| (key.key().to_vec(), weight))
-                    .ok_or_else(|| foreign(key.key()))
-            })
-            .collect::<Result<_, _>>()?;
-        Ok(Line {
-            queue: queue.clone(),
-            earlier,
-            own,
-        })
-    }
-
-    async fn read_before(&self) -> Result<Before, BackendError> {
-        let answer = self.read(vec![self.before(None), self.first()]).await?;
-        let mut ranges = ranges(&answer);
-        let first = ranges.pop();
-        Ok(Before {
-            revision: revision(&answer),
-            keys: ranges.pop().unwrap_or_default(),
-            holder: holder(first.as_ref()),
-        })
     }
 
     /// Runs a transaction that takes a place; if its conditions don't hold it reads why, and who holds.
@@ -492,39 +211,15 @@ impl Queue<'_> {
     }
 }
 
-struct Before {
-    revision: i64,
-    keys: Vec<KeyValue>,
-    holder: Option<Holder>,
-}
-
-const fn granted(place: i64) -> Standing {
-    Standing::Granted {
-        revision: place,
-        seen_now: true,
-    }
-}
-
-/// Whether the own key is there as it was put at `place`. A place is as good as the lease it hangs on: that the key is still
-/// there says that the lease is.
-fn is_there(own: &[KeyValue], place: i64) -> bool {
-    own.first()
-        .is_some_and(|own| own.create_revision() == place)
-}
-
-fn holder(first: Option<&Vec<KeyValue>>) -> Option<Holder> {
+pub(crate) fn holder(first: Option<&Vec<KeyValue>>) -> Option<Holder> {
     decode(first?.first()?)
 }
 
-fn text(key: &[u8]) -> Result<String, BackendError> {
-    String::from_utf8(key.to_vec()).map_err(|_| foreign(key))
-}
-
-fn revision(answer: &TxnResponse) -> i64 {
+pub(crate) fn revision(answer: &TxnResponse) -> i64 {
     answer.header().map_or(0, ResponseHeader::revision)
 }
 
-fn ranges(answer: &TxnResponse) -> Vec<Vec<KeyValue>> {
+pub(crate) fn ranges(answer: &TxnResponse) -> Vec<Vec<KeyValue>> {
     answer
         .op_responses()
         .into_iter()
@@ -535,7 +230,7 @@ fn ranges(answer: &TxnResponse) -> Vec<Vec<KeyValue>> {
         .collect()
 }
 
-fn not_understood() -> BackendError {
+pub(crate) fn not_understood() -> BackendError {
     BackendError::new(
         BackendErrorKind::Unsupported,
         "the server's answer to a transaction has other parts than were asked for: it is no etcd",
