@@ -100,7 +100,7 @@ impl EtcdBackend {
             .get(owner)
             .filter(|place| place.granted)?;
         Some(Fence {
-            key: place.key,
+            key: place.seat.key.to_string(),
             revision: place.revision?,
         })
     }

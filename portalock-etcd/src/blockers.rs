@@ -1,4 +1,14 @@
-//! Whom a request waits for.
+//! Whom a request waits for, and what it means for it when one of them goes.
+//!
+//! # Why an event can grant
+//!
+//! What a request has seen of those before it, at some revision after it took its place, stays true but for one thing: each
+//! of them may go. None can come, since whoever comes is behind. So of the deletion of a key that it saw, heard of at a
+//! later revision, a request may conclude what it would find if it looked; if nobody else was before, it holds. Its own key
+//! is another matter: it goes with the session, of whose end it is told, or by somebody's hand, which is checked after the
+//! fact (see [`Holds`](crate::holds::Holds)).
+//!
+//! An event that gets lost delays a grant and never makes one: whenever events may have been missed, it looks again.
 
 use std::collections::HashMap;
 
@@ -14,16 +24,30 @@ pub(crate) enum Watched {
 }
 
 /// Whom a request waits for, as of the revision it looked at.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Blockers {
-    /// For this key to go.
-    Key(String),
+    /// For this key to go: nobody else is in the way.
+    Last(String),
+    /// For the second nearest to go, and maybe for others before it. Then it is time to look whether `nearest` is the last:
+    /// so the look is made while that one holds, not after its release.
+    Far { nearest: String, second: String },
     /// For so many permits of those before it to come back that its own fit.
     Permits(Line),
 }
 
+/// What it means for a request that a key has gone.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Way {
+    /// Nothing.
+    Same,
+    /// This key may be the last now: watch it, and look.
+    Near(String),
+    /// The way is free.
+    Free,
+}
+
 /// The part of a semaphore's queue that is before a request, and the request itself.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Line {
     pub(crate) queue: String,
     pub(crate) earlier: HashMap<Vec<u8>, Weight>,
@@ -53,16 +77,24 @@ impl Blockers {
     /// What is to be watched for it.
     pub(crate) fn watched(&self) -> Watched {
         match self {
-            Self::Key(key) => Watched::Key(key.clone()),
+            Self::Last(key) | Self::Far { second: key, .. } => Watched::Key(key.clone()),
             Self::Permits(line) => Watched::Queue(line.queue.clone()),
         }
     }
 
-    /// Takes note of a deleted key. True if the way may be free now.
-    pub(crate) fn gone(&mut self, key: &[u8]) -> bool {
+    /// Takes note of a deleted key.
+    pub(crate) fn gone(&mut self, key: &[u8]) -> Way {
         match self {
-            Self::Key(blocker) => blocker.as_bytes() == key,
-            Self::Permits(line) => line.earlier.remove(key).is_some() && line.fits(),
+            Self::Last(last) if last.as_bytes() == key => Way::Free,
+            Self::Far { nearest, second } if second.as_bytes() == key => Way::Near(nearest.clone()),
+            Self::Permits(line) => {
+                if line.earlier.remove(key).is_some() && line.fits() {
+                    Way::Free
+                } else {
+                    Way::Same
+                }
+            }
+            Self::Last(_) | Self::Far { .. } => Way::Same,
         }
     }
 }
@@ -94,11 +126,24 @@ mod tests {
     }
 
     #[test]
-    fn permits_that_come_back_wake_once_they_suffice() {
+    fn permits_that_come_back_free_the_way_once_they_suffice() {
         let mut blockers = Blockers::Permits(line(&[(1, 3), (1, 3), (1, 3)], (2, 3)));
-        assert!(!blockers.gone(&[0]));
-        assert!(!blockers.gone(&[0]), "a key goes once");
-        assert!(!blockers.gone(&[9]), "of a later request");
-        assert!(blockers.gone(&[2]));
+        assert_eq!(blockers.gone(&[0]), Way::Same);
+        assert_eq!(blockers.gone(&[0]), Way::Same, "a key goes once");
+        assert_eq!(blockers.gone(&[9]), Way::Same, "of a later request");
+        assert_eq!(blockers.gone(&[2]), Way::Free);
+    }
+
+    #[test]
+    fn only_the_last_one_before_frees_the_way() {
+        let mut last = Blockers::Last("a".to_owned());
+        assert_eq!(last.gone(b"b"), Way::Same);
+        assert_eq!(last.gone(b"a"), Way::Free);
+        let mut far = Blockers::Far {
+            nearest: "b".to_owned(),
+            second: "a".to_owned(),
+        };
+        assert_eq!(far.gone(b"b"), Way::Same, "it has given up");
+        assert_eq!(far.gone(b"a"), Way::Near("b".to_owned()));
     }
 }

@@ -17,11 +17,14 @@ use crate::{
     EtcdSettings,
     endpoints::{Answer, Endpoints},
     error::{may_have_happened, session_ended},
-    keys::{Keys, Spot},
-    places::Places,
-    queue::{Queue, Standing},
+    keys::{Keys, Rule, Spot},
+    look::Standing,
+    places::{Place, Places, Seat},
+    queue::{Entry, Queue},
     record::{encode, token},
     session::Session,
+    watch::Advice,
+    withdraw::Withdrawn,
 };
 
 /// After how long a waiter looks again without having been told to. Wake-ups are not lost by design; this bounds what a
@@ -109,7 +112,7 @@ impl Client {
         let session = self.session().await?;
         let owner = wish.owner;
         if let Some(place) = self.places.get(owner)
-            && !Arc::ptr_eq(&place.session, &session)
+            && (place.owed || !Arc::ptr_eq(&place.session, &session))
         {
             // What the owner had in a session that has ended may still be there. It would wait behind itself.
             self.release(&wish.spot, owner).await?;
@@ -122,47 +125,65 @@ impl Client {
             }
         };
         match standing {
-            Standing::Granted { revision } => {
-                if let Some(error) = session.ended() {
-                    return Err(error);
-                }
-                session.watches.leave(owner);
-                self.places.answered(owner, |place| place.granted = true);
-                let key = wish.spot.key(session.lease_id);
-                let removed = session.holds.hold(owner, &key, revision);
-                let lost = LostSignal::any([session.lease.signal(), removed]);
-                Ok(Attempt::Granted(
-                    Grant::new().with_token(token(revision)).with_lost(lost),
-                ))
+            Standing::Granted { revision, seen_now } => {
+                self.granted(&session, owner, revision, seen_now)
             }
             Standing::Waiting {
+                revision,
                 blockers,
                 seen,
                 holder,
-                ..
             } => {
                 let contention = Contention::new().with_holder(holder);
                 if wish.patience == Patience::Once {
                     self.release(&wish.spot, owner).await?;
                     return Ok(Attempt::Contended(contention));
                 }
-                session.watches.wait(owner, blockers, seen)?;
+                if session.watches.wait(owner, blockers, seen)? {
+                    return self.granted(&session, owner, revision, false);
+                }
                 Ok(Attempt::Contended(
                     contention
                         .with_queued(true)
                         .with_recheck_after(RECHECK_AFTER),
                 ))
             }
+            Standing::Following => Ok(Attempt::Contended(
+                Contention::new()
+                    .with_queued(true)
+                    .with_recheck_after(RECHECK_AFTER),
+            )),
             Standing::Refused { holder } => {
-                if self.places.get(owner).is_some_and(|place| place.unsure) {
-                    self.release(&wish.spot, owner).await?;
-                } else {
-                    self.places.remove(owner);
-                }
+                self.release(&wish.spot, owner).await?;
                 Ok(Attempt::Contended(Contention::new().with_holder(holder)))
             }
             Standing::Gone => Err(session_ended("a place in a queue was deleted by somebody")),
         }
+    }
+
+    /// The grant of the place taken at `revision`.
+    fn granted(
+        &self,
+        session: &Session,
+        owner: OwnerId,
+        revision: i64,
+        seen_now: bool,
+    ) -> Result<Attempt, BackendError> {
+        if let Some(error) = session.ended() {
+            return Err(error);
+        }
+        session.watches.leave(owner);
+        self.places.note(owner, |place| place.granted = true);
+        let Some(place) = self.places.get(owner) else {
+            return Err(session_ended("the place was given up meanwhile"));
+        };
+        let removed = session
+            .holds
+            .hold(owner, &place.seat.key, revision, seen_now);
+        let lost = LostSignal::any([session.lease.signal(), removed]);
+        Ok(Attempt::Granted(
+            Grant::new().with_token(token(revision)).with_lost(lost),
+        ))
     }
 
     /// Finds or takes the place, and takes note of what is known of it.
@@ -171,48 +192,103 @@ impl Client {
         session: &Arc<Session>,
         wish: &Wish<'_>,
     ) -> Result<Standing, BackendError> {
+        let owner = wish.owner;
+        let place = match self.places.get(owner) {
+            Some(place) => place,
+            None => self.new_place(session, wish)?,
+        };
         let queue = Queue {
             endpoints: &self.endpoints,
             session,
             spot: &wish.spot,
+            seat: &place.seat,
         };
-        let owner = wish.owner;
-        if let Some(place) = self.places.get(owner).and_then(|place| place.revision) {
-            let standing = queue.look(place).await?.value;
+        if let Some(revision) = place.revision {
+            let standing = match session.watches.advice(owner) {
+                Advice::Look => queue.look(revision).await?,
+                Advice::LookAhead => queue.look_ahead(revision).await?,
+                Advice::Confirm(blockers) => queue.confirm(revision, blockers).await?,
+                Advice::Hold => Standing::Granted {
+                    revision,
+                    seen_now: false,
+                },
+                Advice::Stay => queue.stay(revision).await?,
+            };
             if !matches!(standing, Standing::Gone) {
                 return Ok(standing);
             }
             // Deleted by somebody: take another place, with another token.
             session.holds.let_go(owner);
-            self.places.answered(owner, |place| {
+            session.watches.misplaced(owner);
+            self.places.note(owner, |place| {
                 place.revision = None;
                 place.granted = false;
             });
         }
-        let value = encode(wish.holder, owner)?;
-        let was_unsure = self.places.get(owner).is_some_and(|place| place.unsure);
-        self.places.asking(owner, session, &wish.spot);
+        // Until it is answered nobody can tell what comes of it: also if this future is dropped.
+        self.places.note(owner, |place| place.unsure = true);
         let outcome = match wish.patience {
-            Patience::Once => queue.enter_if_free(&value).await,
-            Patience::Queue => queue.enter(&value).await,
+            Patience::Once => queue.enter_if_free().await,
+            Patience::Queue => queue.enter().await,
         };
         let Answer { value, repeated } = match outcome {
             Ok(answer) => answer,
             Err(error) => {
                 if !may_have_happened(&error) {
-                    self.places
-                        .answered(owner, |place| place.unsure = was_unsure);
+                    self.places.note(owner, |known| known.unsure = place.unsure);
                 }
                 return Err(error);
             }
         };
-        self.places.answered(owner, |place| {
-            place.unsure = was_unsure || repeated;
-            if let Standing::Granted { revision } | Standing::Waiting { revision, .. } = &value {
-                place.revision = Some(*revision);
+        self.places.note(owner, |known| {
+            known.unsure = place.unsure || repeated;
+            if let Entry::Granted(revision) | Entry::Placed(revision) = &value {
+                known.revision = Some(*revision);
             }
         });
-        Ok(value)
+        match value {
+            Entry::Granted(revision) => Ok(Standing::Granted {
+                revision,
+                seen_now: true,
+            }),
+            Entry::Placed(revision) => {
+                let spot = &wish.spot;
+                if wish.patience == Patience::Queue
+                    && spot.rule == Rule::Exclusive
+                    && session.watches.follow(owner, &spot.directory, revision)?
+                {
+                    return Ok(Standing::Following);
+                }
+                queue.look(revision).await
+            }
+            Entry::Refused { holder } => Ok(Standing::Refused { holder }),
+        }
+    }
+
+    /// A key for `wish` to take its place by. Nothing is sent yet.
+    fn new_place(&self, session: &Arc<Session>, wish: &Wish<'_>) -> Result<Place, BackendError> {
+        let slot = session.slots.take(&wish.spot.directory);
+        let value = match encode(wish.holder, wish.owner, slot) {
+            Ok(value) => value,
+            Err(error) => {
+                session.slots.give_back(&wish.spot.directory, slot);
+                return Err(error);
+            }
+        };
+        let place = Place {
+            session: session.clone(),
+            seat: Seat {
+                slot,
+                key: wish.spot.key(slot.number, session.lease_id).into(),
+                value: value.into(),
+            },
+            revision: None,
+            granted: false,
+            unsure: false,
+            owed: false,
+        };
+        self.places.insert(wish.owner, place.clone());
+        Ok(place)
     }
 
     /// Frees what `owner` has, wherever it stands.
@@ -221,37 +297,49 @@ impl Client {
         spot: &Spot,
         owner: OwnerId,
     ) -> Result<Released, BackendError> {
-        let place = self.places.get(owner);
-        if let Some(place) = &place {
-            place.session.holds.let_go(owner);
-        }
-        let withdrawn = match &place {
-            Some(place) if place.unsure => {
-                let queue = Queue {
-                    endpoints: &self.endpoints,
-                    session: &place.session,
-                    spot,
-                };
-                queue.withdraw_for_good().await
-            }
-            _ => Queue::withdraw(&self.endpoints, spot).await,
-        };
-        let Some(place) = place else {
-            withdrawn?;
+        let Some(place) = self.places.get(owner) else {
             return Ok(Released::NotHeld);
         };
-        let deleted = match withdrawn {
-            Ok(deleted) => deleted,
+        let session = &place.session;
+        session.holds.let_go(owner);
+        let queue = Queue {
+            endpoints: &self.endpoints,
+            session,
+            spot,
+            seat: &place.seat,
+        };
+        let withdrawn = if place.unsure {
+            queue.withdraw_for_good().await
+        } else if place.revision.is_some() {
+            queue.withdraw().await.map(|found| Withdrawn {
+                found,
+                for_good: true,
+            })
+        } else {
+            // It has been answered that there is no place.
+            Ok(Withdrawn {
+                found: false,
+                for_good: true,
+            })
+        };
+        let withdrawn = match withdrawn {
+            Ok(withdrawn) => withdrawn,
             Err(error) => {
                 // Whoever asked may give up before etcd can be reached again, and the session may outlast that.
-                place.session.debts.owe(owner, spot);
+                self.places.note(owner, |place| place.owed = true);
+                session.debts.owe(owner, spot, &place.seat);
+                // Who follows it in a crowd must see for itself when its key goes.
+                session.watches.leave(owner);
                 return Err(error);
             }
         };
+        if withdrawn.for_good {
+            session.slots.give_back(&spot.directory, place.seat.slot);
+        }
         self.places.remove(owner);
-        place.session.debts.pay(owner);
-        place.session.watches.leave(owner);
-        Ok(if deleted && place.granted {
+        session.debts.pay(owner);
+        session.watches.leave(owner);
+        Ok(if withdrawn.found && place.granted {
             Released::Freed
         } else {
             Released::NotHeld

@@ -11,16 +11,16 @@ use std::{
 
 use portalock_core::OwnerId;
 
-use crate::keys::Spot;
+use crate::{keys::Spot, places::Seat};
 
 /// The releases that a session owes.
 #[derive(Debug, Default)]
-pub(crate) struct Debts(Mutex<HashMap<OwnerId, Spot>>);
+pub(crate) struct Debts(Mutex<HashMap<OwnerId, (Spot, Seat)>>);
 
 impl Debts {
     /// The release of `owner` failed.
-    pub(crate) fn owe(&self, owner: OwnerId, spot: &Spot) {
-        self.lock().insert(owner, spot.clone());
+    pub(crate) fn owe(&self, owner: OwnerId, spot: &Spot, seat: &Seat) {
+        self.lock().insert(owner, (spot.clone(), seat.clone()));
     }
 
     /// `owner` has been released.
@@ -29,14 +29,14 @@ impl Debts {
     }
 
     /// What is owed.
-    pub(crate) fn all(&self) -> Vec<(OwnerId, Spot)> {
+    pub(crate) fn all(&self) -> Vec<(OwnerId, Spot, Seat)> {
         self.lock()
             .iter()
-            .map(|(owner, spot)| (*owner, spot.clone()))
+            .map(|(owner, (spot, seat))| (*owner, spot.clone(), seat.clone()))
             .collect()
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<OwnerId, Spot>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<OwnerId, (Spot, Seat)>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

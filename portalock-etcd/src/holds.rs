@@ -3,6 +3,9 @@
 //! etcd itself deletes a key only with its lease, which the session watches over. So this is about people and their tools,
 //! and a lock that is held briefly is not worth a watch: only one that has been held for [`WORTH_WATCHING`] gets it. It
 //! begins *now*, like all watches here, and once it has begun the key is read: so nothing falls between.
+//!
+//! A lock that was granted by an event, without a look at its own key, is read once within [`UNSEEN`], should it be held
+//! still: whoever deletes a whole queue by hand deletes the waiters with the holder, and a waiter hears of the holder only.
 
 use std::{
     collections::HashMap,
@@ -19,12 +22,17 @@ use crate::{blockers::Watched, watch::Order};
 /// From when on a hold is watched, and how often that is looked after.
 pub(crate) const WORTH_WATCHING: Duration = Duration::from_secs(1);
 
+/// How long a hold may go unread that was granted by an event. Most are over by then.
+pub(crate) const UNSEEN: Duration = Duration::from_millis(5);
+
 /// All holds of a session.
 #[derive(Debug, Default)]
 pub(crate) struct Holds {
     state: Mutex<State>,
     /// Notified when there are new orders for the stream.
     pub(crate) ordered: Notify,
+    /// Notified when there are keys to be read that were not seen when they were granted.
+    pub(crate) unseen: Notify,
 }
 
 #[derive(Debug, Default)]
@@ -32,6 +40,8 @@ struct State {
     holds: HashMap<OwnerId, Hold>,
     owners_by_id: HashMap<i64, OwnerId>,
     orders: Vec<Order>,
+    /// Who was granted by an event, and whose keys have not been read since.
+    unseen: Vec<OwnerId>,
     last_id: i64,
 }
 
@@ -83,9 +93,19 @@ impl Holds {
     }
 
     /// `owner` holds by `key`, created at `revision`. The signal fires should the key be deleted; a repeated call gives the
-    /// same.
-    pub(crate) fn hold(&self, owner: OwnerId, key: &str, revision: i64) -> LostSignal {
+    /// same. If the key was not `seen_now` it is read soon.
+    pub(crate) fn hold(
+        &self,
+        owner: OwnerId,
+        key: &str,
+        revision: i64,
+        seen_now: bool,
+    ) -> LostSignal {
         let mut state = self.lock();
+        if !seen_now {
+            state.unseen.push(owner);
+            self.unseen.notify_one();
+        }
         let hold = state.holds.entry(owner).or_insert_with(|| Hold {
             key: key.to_owned(),
             revision,
@@ -123,6 +143,9 @@ impl Holds {
                 _ => {}
             }
         }
+        if !state.unseen.is_empty() {
+            self.unseen.notify_one();
+        }
         let ordered = !worth.is_empty();
         for owner in worth {
             state.begin(owner);
@@ -132,6 +155,31 @@ impl Holds {
             self.ordered.notify_one();
         }
         checks
+    }
+
+    /// The holds by keys that were not seen when they were granted. Those that have ended since need no look: a release says
+    /// what it found.
+    pub(crate) fn take_unseen(&self) -> Vec<Check> {
+        let mut state = self.lock();
+        let unseen = std::mem::take(&mut state.unseen);
+        unseen
+            .into_iter()
+            .filter_map(|owner| {
+                let hold = state.holds.get(&owner)?;
+                Some(Check {
+                    owner,
+                    key: hold.key.clone(),
+                    revision: hold.revision,
+                })
+            })
+            .collect()
+    }
+
+    /// These could not be read: later.
+    pub(crate) fn still_unseen(&self, checks: &[Check]) {
+        self.lock()
+            .unseen
+            .extend(checks.iter().map(|check| check.owner));
     }
 
     /// What was read.
@@ -235,5 +283,30 @@ impl State {
             hold.lease
                 .end(Loss::Removed("its key was deleted by somebody".into()));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_that_was_not_seen_is_read_once() {
+        let holds = Holds::default();
+        let [seen, unseen, over] = [(); 3].map(|()| OwnerId::mint());
+        drop(holds.hold(seen, "seen", 1, true));
+        let lost = holds.hold(unseen, "unseen", 2, false);
+        drop(holds.hold(over, "over", 3, false));
+        holds.let_go(over);
+        let checks = holds.take_unseen();
+        let keys: Vec<_> = checks.iter().map(|check| check.key.as_str()).collect();
+        assert_eq!(keys, ["unseen"]);
+        holds.still_unseen(&checks);
+        assert_eq!(holds.take_unseen().len(), 1);
+        assert!(holds.take_unseen().is_empty());
+        holds.checked(&checks[0], true);
+        assert!(lost.loss().is_none());
+        holds.checked(&checks[0], false);
+        assert!(lost.loss().is_some());
     }
 }

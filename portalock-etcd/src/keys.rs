@@ -1,15 +1,16 @@
 //! Where things stand in the store: every name maps to keys of its own, and back.
 //!
 //! ```text
-//! portalock//locks/<name>/exclusive/<owner>@<lease>
-//! portalock//locks/<name>/shared/<owner>@<lease>
-//! portalock//permits/<name>/<count>of<capacity>/<owner>@<lease>
+//! portalock//locks/<name>/exclusive/<number>@<lease>
+//! portalock//locks/<name>/shared/<number>@<lease>
+//! portalock//permits/<name>/<count>of<capacity>/<number>@<lease>
 //! portalock//sessions/<lease>
 //! ```
 //!
 //! The double slash ends the prefix, which has none itself: of two prefixes neither can reach into the other, also where
 //! one begins with the other. A name has no slash once it is escaped, so that no name's directory lies in another's. What a
-//! waiter must know of those before it (mode, permits) is in the key: it reads keys, not values.
+//! waiter must know of those before it (mode, permits) is in the key: it reads keys, not values. The numbers are those of
+//! [`slots`](crate::slots).
 
 use portalock_core::{ClaimKind, LockName, LockRequest, Mode, PermitRequest};
 
@@ -24,8 +25,8 @@ pub(crate) struct Keys {
 pub(crate) struct Spot {
     /// What all keys of the queue begin with.
     pub(crate) queue: String,
-    /// What the keys of this owner begin with, whatever the session.
-    pub(crate) stem: String,
+    /// What the keys begin with of those who want the same.
+    pub(crate) directory: String,
     /// Whom it waits for.
     pub(crate) rule: Rule,
 }
@@ -86,14 +87,15 @@ impl Keys {
     pub(crate) fn lock(&self, request: &LockRequest) -> Spot {
         let queue = self.lock_queue(&request.name);
         let writers = format!("{queue}{EXCLUSIVE}/");
-        let (stem, rule) = match request.demand {
-            Mode::Exclusive => (format!("{writers}{}@", request.owner), Rule::Exclusive),
-            Mode::Shared => (
-                format!("{queue}{SHARED}/{}@", request.owner),
-                Rule::Shared { writers },
-            ),
+        let (directory, rule) = match request.demand {
+            Mode::Exclusive => (writers, Rule::Exclusive),
+            Mode::Shared => (format!("{queue}{SHARED}/"), Rule::Shared { writers }),
         };
-        Spot { queue, stem, rule }
+        Spot {
+            queue,
+            directory,
+            rule,
+        }
     }
 
     /// Where a request for permits stands.
@@ -104,10 +106,7 @@ impl Keys {
             capacity: request.demand.capacity(),
         };
         Spot {
-            stem: format!(
-                "{queue}{}of{}/{}@",
-                weight.count, weight.capacity, request.owner
-            ),
+            directory: format!("{queue}{}of{}/", weight.count, weight.capacity),
             queue,
             rule: Rule::Permits(weight),
         }
@@ -122,9 +121,9 @@ impl Keys {
 }
 
 impl Spot {
-    /// The key of this owner in the session of `lease`.
-    pub(crate) fn key(&self, lease: i64) -> String {
-        format!("{}{lease:x}", self.stem)
+    /// The key of this number in the session of `lease`.
+    pub(crate) fn key(&self, number: usize, lease: i64) -> String {
+        format!("{}{number}@{lease:x}", self.directory)
     }
 }
 
@@ -229,7 +228,7 @@ mod tests {
             &"/".repeat(255),
         ] {
             let spot = keys.lock(&request(name, Mode::Shared));
-            let found = keys.name_of_lock(spot.key(7).as_bytes()).unwrap();
+            let found = keys.name_of_lock(spot.key(0, 7).as_bytes()).unwrap();
             assert_eq!(found.as_str(), name);
         }
     }
@@ -253,7 +252,7 @@ mod tests {
         let keys = Keys::new("portalock");
         let spot = keys.lock(&request("a", Mode::Exclusive));
         assert_eq!(
-            kind_in(&spot.queue, spot.key(1).as_bytes()),
+            kind_in(&spot.queue, spot.key(0, 1).as_bytes()),
             Some(ClaimKind::Exclusive)
         );
         let permits = Request::new(
@@ -263,7 +262,7 @@ mod tests {
         );
         let spot = keys.permits(&permits);
         assert_eq!(
-            kind_in(&spot.queue, spot.key(1).as_bytes()),
+            kind_in(&spot.queue, spot.key(0, 1).as_bytes()),
             Some(ClaimKind::Permits(2))
         );
         assert_eq!(kind_in(&spot.queue, b"portalock//permits/a/what"), None);

@@ -7,7 +7,7 @@ use std::{
 
 use portalock_core::OwnerId;
 
-use crate::{keys::Spot, session::Session};
+use crate::{session::Session, slots::Slot};
 
 /// The places of all owners of a backend, from the first attempt until the release.
 #[derive(Debug, Default)]
@@ -17,13 +17,23 @@ pub(crate) struct Places(Mutex<HashMap<OwnerId, Place>>);
 #[derive(Debug, Clone)]
 pub(crate) struct Place {
     pub(crate) session: Arc<Session>,
-    /// Its key in that session.
-    pub(crate) key: String,
+    pub(crate) seat: Seat,
     /// When it was taken, once etcd has said so.
     pub(crate) revision: Option<i64>,
     pub(crate) granted: bool,
     /// Whether a request for it may still be on its way: its answer never came.
     pub(crate) unsure: bool,
+    /// Whether it was to be released, and etcd could not be told: its key may be another's any time.
+    pub(crate) owed: bool,
+}
+
+/// Where a place is: one use of a key.
+#[derive(Debug, Clone)]
+pub(crate) struct Seat {
+    pub(crate) slot: Slot,
+    pub(crate) key: Arc<str>,
+    /// What the key holds then, which tells this use of it from all others.
+    pub(crate) value: Arc<[u8]>,
 }
 
 impl Places {
@@ -32,23 +42,13 @@ impl Places {
         self.lock().get(&owner).cloned()
     }
 
-    /// `owner` is about to ask for a place in `session`. Until [`answered`](Self::answered) nobody can tell whether it
-    /// got one: also if the asking future is dropped.
-    pub(crate) fn asking(&self, owner: OwnerId, session: &Arc<Session>, spot: &Spot) {
-        self.lock()
-            .entry(owner)
-            .and_modify(|place| place.unsure = true)
-            .or_insert_with(|| Place {
-                session: session.clone(),
-                key: spot.key(session.lease_id),
-                revision: None,
-                granted: false,
-                unsure: true,
-            });
+    /// `owner` has a place from now on.
+    pub(crate) fn insert(&self, owner: OwnerId, place: Place) {
+        self.lock().insert(owner, place);
     }
 
-    /// What came of it.
-    pub(crate) fn answered(&self, owner: OwnerId, change: impl FnOnce(&mut Place)) {
+    /// Takes note of what is known now.
+    pub(crate) fn note(&self, owner: OwnerId, change: impl FnOnce(&mut Place)) {
         if let Some(place) = self.lock().get_mut(&owner) {
             change(place);
         }

@@ -1,24 +1,30 @@
-//! A place in a queue: taken, looked at, given up. Each is one transaction.
+//! A place in a queue, taken. How it is looked at and given up see [`look`](crate::look) and [`withdraw`](crate::withdraw): each
+//! is one transaction.
 //!
 //! The order of a queue is the order in which its keys were created, and a key's create revision is its request's fencing
 //! token. A request holds when nobody before it is in its way; that is a matter of the queue alone, so a grant needs no
 //! write. Keys before one's own can only go, so who holds once goes on holding.
 //!
+//! To take a place is to put a key and to count those that could be in its way: etcd counts without reading them. Only who is
+//! not alone looks who they are, in a transaction that reads and nothing else. Those etcd answers beside its log, while a
+//! long queue read in a transaction that writes would hold up everyone.
+//!
 //! A place is taken under a condition on the session's own key: that it is as this client last knew it. So a place can only be
 //! taken while the session lives, and a request whose answer never came can be stopped from taking effect later, by
-//! modifying that key.
+//! modifying that key. It is given up under the condition that it is the very place that is meant, by its value: so that a
+//! late deletion can't take away the place of who uses the key next (see [`slots`](crate::slots)).
 
 use etcd_client::{
-    Compare, CompareOp, DeleteOptions, GetOptions, KeyValue, PutOptions, ResponseHeader, SortOrder,
-    SortTarget, Txn, TxnOp, TxnOpResponse, TxnResponse,
+    Compare, CompareOp, GetOptions, KeyValue, PutOptions, ResponseHeader, Txn, TxnOp,
+    TxnOpResponse, TxnResponse,
 };
 use portalock_core::{BackendError, BackendErrorKind, Holder};
 
 use crate::{
-    blockers::{Blockers, Line},
     endpoints::{Answer, Endpoints},
     error::session_ended,
-    keys::{Rule, Spot, Weight, weight_in},
+    keys::{Rule, Spot},
+    places::Seat,
     record::{decode, foreign},
     session::Session,
 };
@@ -32,89 +38,74 @@ pub(crate) struct Queue<'a> {
     pub(crate) endpoints: &'a Endpoints,
     pub(crate) session: &'a Session,
     pub(crate) spot: &'a Spot,
+    pub(crate) seat: &'a Seat,
 }
 
-/// How a request stands.
+/// What came of asking for a place.
 #[derive(Debug)]
-pub(crate) enum Standing {
-    /// It holds.
-    Granted {
-        /// When its place was taken: the fencing token.
-        revision: i64,
-    },
-    /// It waits, in its place.
-    Waiting {
-        revision: i64,
-        /// Whom for, as seen at revision `seen`.
-        blockers: Blockers,
-        seen: i64,
-        holder: Option<Holder>,
-    },
+pub(crate) enum Entry {
+    /// It holds, by the place taken at this revision.
+    Granted(i64),
+    /// It has the place taken at this revision. Whether it holds is to be looked at.
+    Placed(i64),
     /// It has no place: it would have had to wait.
     Refused { holder: Option<Holder> },
-    /// It has no place: somebody deleted its key.
-    Gone,
 }
 
 impl Queue<'_> {
     /// Takes the last place, or finds the one that the owner has.
-    pub(crate) async fn enter(&self, value: &[u8]) -> Result<Answer<Standing>, BackendError> {
+    pub(crate) async fn enter(&self) -> Result<Answer<Entry>, BackendError> {
         let mut repeated = false;
+        let (ahead, alone) = self.count();
         for _ in 0..ATTEMPTS {
             let conditions = vec![self.unplaced(), self.session_is(self.session.known())];
-            let mut then = vec![self.put(value)];
-            then.extend(self.look_before(None));
+            let then = vec![self.put(), ahead.clone()];
             let answer = self.transact(conditions, then).await?;
             repeated |= answer.repeated;
-            let seen = revision(&answer.value);
             if answer.value.succeeded() {
-                // What was put has the transaction's revision; what it reads it reads after the put.
-                let ranges = ranges(&answer.value).split_off(1);
-                let value = self.standing(seen, seen, &ranges)?;
+                // What was put has the transaction's revision; what it counts it counts after the put.
+                let place = revision(&answer.value);
+                let value = match answer.value.op_responses().get(1) {
+                    Some(TxnOpResponse::Get(counted)) if counted.count() == alone => {
+                        Entry::Granted(place)
+                    }
+                    Some(TxnOpResponse::Get(_)) => Entry::Placed(place),
+                    _ => return Err(not_understood()),
+                };
                 return Ok(Answer { value, repeated });
             }
             if let Some(place) = self.place_or_retry(&answer.value)? {
-                let mut looked = self.look(place).await?;
-                looked.repeated |= repeated;
-                return Ok(looked);
+                let value = Entry::Placed(place);
+                return Ok(Answer { value, repeated });
             }
         }
         Err(restless())
     }
 
     /// Takes a place only if it is granted at once; else nothing of the request stays.
-    pub(crate) async fn enter_if_free(
-        &self,
-        value: &[u8],
-    ) -> Result<Answer<Standing>, BackendError> {
+    pub(crate) async fn enter_if_free(&self) -> Result<Answer<Entry>, BackendError> {
         let mut repeated = false;
         // What must be empty, or hold nothing newer than this revision.
         let mut newest = 0;
         for _ in 0..ATTEMPTS {
-            let blocking = match &self.spot.rule {
-                Rule::Shared { writers } => writers,
-                Rule::Exclusive | Rule::Permits(_) => &self.spot.queue,
-            };
             let known = self.session.known();
             let conditions = vec![
                 self.unplaced(),
                 self.session_is(known),
                 // Of keys that don't exist the create revision is zero.
-                Compare::create_revision(blocking.as_str(), CompareOp::Less, newest + 1)
+                Compare::create_revision(self.in_the_way(), CompareOp::Less, newest + 1)
                     .with_prefix(),
             ];
-            let answer = self.transact(conditions, vec![self.put(value)]).await?;
+            let answer = self.transact(conditions, vec![self.put()]).await?;
             repeated |= answer.repeated;
-            let seen = revision(&answer.value);
             if answer.value.succeeded() {
-                let value = Standing::Granted { revision: seen };
+                let value = Entry::Granted(revision(&answer.value));
                 return Ok(Answer { value, repeated });
             }
             if let Some(place) = self.place_or_retry(&answer.value)? {
                 // Of an earlier try, whose answer never came.
-                let mut looked = self.look(place).await?;
-                looked.repeated |= repeated;
-                return Ok(looked);
+                let value = Entry::Placed(place);
+                return Ok(Answer { value, repeated });
             }
             if self.session.known() != known {
                 // That may be why it failed: nothing is said about the queue.
@@ -128,11 +119,11 @@ impl Queue<'_> {
                         newest = before.revision;
                         continue;
                     }
-                    Standing::Refused {
+                    Entry::Refused {
                         holder: before.holder,
                     }
                 }
-                Rule::Exclusive | Rule::Shared { .. } => Standing::Refused {
+                Rule::Exclusive | Rule::Shared { .. } => Entry::Refused {
                     holder: holder(ranges(&answer.value).get(2)),
                 },
             };
@@ -141,201 +132,36 @@ impl Queue<'_> {
         Err(restless())
     }
 
-    /// Looks at the queue from the place taken at `place`.
-    pub(crate) async fn look(&self, place: i64) -> Result<Answer<Standing>, BackendError> {
-        let own = TxnOp::get(self.own_key(), Some(GetOptions::new().with_keys_only()));
-        let mut operations = vec![own];
-        operations.extend(self.look_before(Some(place)));
-        let answer = self
-            .endpoints
-            .call("look at the queue", |client| {
-                let transaction = Txn::new().and_then(operations.clone());
-                async move { client.kv_client().txn(transaction).await }
-            })
-            .await?;
-        let seen = revision(&answer.value);
-        let mut ranges = ranges(&answer.value);
-        let before = ranges.split_off(1);
-        let own = ranges.first().and_then(|keys| keys.first());
-        let value = match own {
-            // A place is as good as the lease it hangs on: that the key is still there says that the lease is.
-            Some(own) if own.create_revision() == place => self.standing(place, seen, &before)?,
-            Some(_) | None => Standing::Gone,
-        };
-        // Nothing was written: no try can take effect later.
-        Ok(Answer {
-            value,
-            repeated: false,
-        })
-    }
-
-    /// Gives up whatever the owner has, in any session. True if there was something.
-    pub(crate) async fn withdraw(endpoints: &Endpoints, spot: &Spot) -> Result<bool, BackendError> {
-        let deleted = endpoints
-            .call("release", |client| {
-                let stem = spot.stem.clone();
-                async move {
-                    let options = DeleteOptions::new().with_prefix();
-                    client.kv_client().delete(stem, Some(options)).await
-                }
-            })
-            .await?;
-        // A try without an answer may have deleted what the next one no longer found.
-        Ok(deleted.repeated || deleted.value.deleted() > 0)
-    }
-
-    /// As [`withdraw`](Self::withdraw), and sees to it that no earlier request of this session for a place takes effect
-    /// any more, should it still be on its way.
-    pub(crate) async fn withdraw_for_good(&self) -> Result<bool, BackendError> {
-        let session_key = self.session.key.as_str();
-        let delete = TxnOp::delete(
-            self.spot.stem.as_str(),
-            Some(DeleteOptions::new().with_prefix()),
-        );
-        let options = PutOptions::new().with_lease(self.session.lease_id);
-        let transaction = Txn::new()
-            .when([Compare::create_revision(session_key, CompareOp::Greater, 0)])
-            .and_then([delete.clone(), TxnOp::put(session_key, "", Some(options))])
-            // Without the session's key no place can be taken in it.
-            .or_else([delete]);
-        let answer = self
-            .endpoints
-            .call("release", |client| {
-                let transaction = transaction.clone();
-                async move { client.kv_client().txn(transaction).await }
-            })
-            .await;
-        let Answer {
-            value: answer,
-            repeated,
-        } = match answer {
-            Ok(answer) => answer,
-            // A full store takes neither this modification nor a late place.
-            Err(error) if error.kind() == BackendErrorKind::OutOfSpace => {
-                return Self::withdraw(self.endpoints, self.spot).await;
-            }
-            Err(error) => return Err(error),
-        };
-        if answer.succeeded() {
-            self.session.key_modified(revision(&answer));
-        }
-        let deleted = answer.op_responses().iter().any(
-            |response| matches!(response, TxnOpResponse::Delete(deleted) if deleted.deleted() > 0),
-        );
-        Ok(repeated || deleted)
-    }
-
-    fn own_key(&self) -> String {
-        self.spot.key(self.session.lease_id)
-    }
-
     fn unplaced(&self) -> Compare {
-        Compare::create_revision(self.own_key(), CompareOp::Equal, 0)
+        Compare::create_revision(self.seat.key.as_bytes(), CompareOp::Equal, 0)
     }
 
     fn session_is(&self, known: i64) -> Compare {
         Compare::mod_revision(self.session.key.as_str(), CompareOp::Equal, known)
     }
 
-    fn put(&self, value: &[u8]) -> TxnOp {
+    fn put(&self) -> TxnOp {
         let options = PutOptions::new().with_lease(self.session.lease_id);
-        TxnOp::put(self.own_key(), value, Some(options))
+        TxnOp::put(self.seat.key.as_bytes(), &*self.seat.value, Some(options))
     }
 
-    /// Asks for those before the place taken at `place`, or in this same transaction, as far as they matter; and for the
-    /// first in the queue, who holds.
-    fn look_before(&self, place: Option<i64>) -> [TxnOp; 2] {
-        let mut options = GetOptions::new().with_prefix().with_keys_only();
-        if let Some(place) = place {
-            options = options.with_max_create_revision(place - 1);
+    /// What the keys begin with that can be in the way.
+    pub(crate) fn in_the_way(&self) -> &str {
+        match &self.spot.rule {
+            Rule::Shared { writers } => writers,
+            Rule::Exclusive | Rule::Permits(_) => &self.spot.queue,
         }
-        let latest = options
-            .clone()
-            .with_sort(SortTarget::Create, SortOrder::Descend);
-        let before = match &self.spot.rule {
-            // The own key is the latest of all, if it is among them.
-            Rule::Exclusive => TxnOp::get(self.spot.queue.as_str(), Some(latest.with_limit(2))),
-            Rule::Shared { writers } => TxnOp::get(writers.as_str(), Some(latest.with_limit(1))),
-            Rule::Permits(_) => TxnOp::get(self.spot.queue.as_str(), Some(options)),
+    }
+
+    /// Counts the keys that can be in the way; and how many there are if nobody is.
+    fn count(&self) -> (TxnOp, i64) {
+        let options = GetOptions::new().with_prefix().with_count_only();
+        let alone = match &self.spot.rule {
+            Rule::Shared { .. } => 0,
+            // Its own.
+            Rule::Exclusive | Rule::Permits(_) => 1,
         };
-        [before, self.first()]
-    }
-
-    fn first(&self) -> TxnOp {
-        let options = GetOptions::new()
-            .with_prefix()
-            .with_sort(SortTarget::Create, SortOrder::Ascend)
-            .with_limit(1);
-        TxnOp::get(self.spot.queue.as_str(), Some(options))
-    }
-
-    /// What the keys before `place` and the queue's first mean for it.
-    fn standing(
-        &self,
-        place: i64,
-        seen: i64,
-        ranges: &[Vec<KeyValue>],
-    ) -> Result<Standing, BackendError> {
-        let [before, first] = ranges else {
-            return Err(not_understood());
-        };
-        let blockers = match &self.spot.rule {
-            Rule::Exclusive | Rule::Shared { .. } => before
-                .iter()
-                .find(|key| key.create_revision() < place)
-                .map(|key| text(key.key()).map(Blockers::Key))
-                .transpose()?,
-            Rule::Permits(own) => {
-                let line = self.line(place, before, *own)?;
-                (!line.fits()).then_some(Blockers::Permits(line))
-            }
-        };
-        Ok(match blockers {
-            None => Standing::Granted { revision: place },
-            Some(blockers) => Standing::Waiting {
-                revision: place,
-                blockers,
-                seen,
-                holder: holder(Some(first)),
-            },
-        })
-    }
-
-    fn line(&self, place: i64, keys: &[KeyValue], own: Weight) -> Result<Line, BackendError> {
-        let queue = &self.spot.queue;
-        let earlier = keys
-            .iter()
-            .filter(|key| key.create_revision() < place)
-            .map(|key| {
-                weight_in(queue, key.key())
-                    .map(|weight| (key.key().to_vec(), weight))
-                    .ok_or_else(|| foreign(key.key()))
-            })
-            .collect::<Result<_, _>>()?;
-        Ok(Line {
-            queue: queue.clone(),
-            earlier,
-            own,
-        })
-    }
-
-    async fn read_before(&self) -> Result<Before, BackendError> {
-        let operations = self.look_before(None);
-        let answer = self
-            .endpoints
-            .call("look at the queue", |client| {
-                let transaction = Txn::new().and_then(operations.clone());
-                async move { client.kv_client().txn(transaction).await }
-            })
-            .await?
-            .value;
-        let mut ranges = ranges(&answer);
-        let first = ranges.pop();
-        Ok(Before {
-            revision: revision(&answer),
-            keys: ranges.pop().unwrap_or_default(),
-            holder: holder(first.as_ref()),
-        })
+        (TxnOp::get(self.in_the_way(), Some(options)), alone)
     }
 
     /// Runs a transaction that takes a place; if its conditions don't hold it reads why, and who holds.
@@ -344,10 +170,10 @@ impl Queue<'_> {
         conditions: Vec<Compare>,
         then: Vec<TxnOp>,
     ) -> Result<Answer<TxnResponse>, BackendError> {
-        let keys_only = || Some(GetOptions::new().with_keys_only());
+        let keys_only = GetOptions::new().with_keys_only();
         let otherwise = [
-            TxnOp::get(self.own_key(), keys_only()),
-            TxnOp::get(self.session.key.as_str(), keys_only()),
+            TxnOp::get(self.seat.key.as_bytes(), None),
+            TxnOp::get(self.session.key.as_str(), Some(keys_only)),
             self.first(),
         ];
         let transaction = Txn::new()
@@ -376,29 +202,24 @@ impl Queue<'_> {
             ));
         };
         self.session.key_modified(session.mod_revision());
-        Ok(own.first().map(KeyValue::create_revision))
+        match own.first() {
+            None => Ok(None),
+            Some(own) if own.value() == &*self.seat.value => Ok(Some(own.create_revision())),
+            // Nobody of this session uses the key but this place.
+            Some(own) => Err(foreign(own.key())),
+        }
     }
 }
 
-struct Before {
-    revision: i64,
-    keys: Vec<KeyValue>,
-    holder: Option<Holder>,
-}
-
-fn holder(first: Option<&Vec<KeyValue>>) -> Option<Holder> {
+pub(crate) fn holder(first: Option<&Vec<KeyValue>>) -> Option<Holder> {
     decode(first?.first()?)
 }
 
-fn text(key: &[u8]) -> Result<String, BackendError> {
-    String::from_utf8(key.to_vec()).map_err(|_| foreign(key))
-}
-
-fn revision(answer: &TxnResponse) -> i64 {
+pub(crate) fn revision(answer: &TxnResponse) -> i64 {
     answer.header().map_or(0, ResponseHeader::revision)
 }
 
-fn ranges(answer: &TxnResponse) -> Vec<Vec<KeyValue>> {
+pub(crate) fn ranges(answer: &TxnResponse) -> Vec<Vec<KeyValue>> {
     answer
         .op_responses()
         .into_iter()
@@ -409,7 +230,7 @@ fn ranges(answer: &TxnResponse) -> Vec<Vec<KeyValue>> {
         .collect()
 }
 
-fn not_understood() -> BackendError {
+pub(crate) fn not_understood() -> BackendError {
     BackendError::new(
         BackendErrorKind::Unsupported,
         "the server's answer to a transaction has other parts than were asked for: it is no etcd",

@@ -2,15 +2,27 @@
 
 use etcd_client::KeyValue;
 use portalock_core::{BackendError, BackendErrorKind, FencingToken, Holder, OwnerId};
+use serde::Serialize;
+
+use crate::slots::Slot;
+
+/// What a place's key holds: for people whose it is, and for its own client which of its places.
+#[derive(Serialize)]
+struct Record<'a> {
+    #[serde(flatten)]
+    holder: &'a Holder,
+    usage: u64,
+}
 
 /// The fencing token of a place.
 pub(crate) fn token(revision: i64) -> FencingToken {
     FencingToken::new(u64::try_from(revision).unwrap_or(0))
 }
 
-/// Who a place belongs to, as other clients read it.
-pub(crate) fn encode(holder: &Holder, owner: OwnerId) -> Result<Vec<u8>, BackendError> {
-    serde_json::to_vec(holder).map_err(|error| {
+/// Who a place belongs to, as other clients read it; and like no other place of the session.
+pub(crate) fn encode(holder: &Holder, owner: OwnerId, slot: Slot) -> Result<Vec<u8>, BackendError> {
+    let usage = slot.usage;
+    serde_json::to_vec(&Record { holder, usage }).map_err(|error| {
         BackendError::new(
             BackendErrorKind::Other,
             format!("the holder of {owner} can't be written"),

@@ -35,9 +35,10 @@ use crate::{
     debts::Debts,
     endpoints::{Connection, Endpoints},
     error::{backend_error, session_ended, timed_out},
-    holds::{Check, Holds, WORTH_WATCHING},
+    holds::{Check, Holds, UNSEEN, WORTH_WATCHING},
     keys::Keys,
     queue::Queue,
+    slots::Slots,
     watch::Watches,
 };
 
@@ -58,6 +59,7 @@ pub(crate) struct Session {
     pub(crate) watches: Watches,
     pub(crate) holds: Holds,
     pub(crate) debts: Debts,
+    pub(crate) slots: Slots,
     /// The key that exists as long as the session.
     pub(crate) key: String,
     /// The key's latest modification. Every request for a place says which one it knows; so a request whose answer
@@ -117,6 +119,7 @@ impl Session {
             watches: Watches::default(),
             holds: Holds::default(),
             debts: Debts::default(),
+            slots: Slots::default(),
             key,
             key_revision: AtomicI64::new(put.header().map_or(0, ResponseHeader::revision)),
             granted_time,
@@ -192,6 +195,7 @@ impl Session {
             loss = ended.lost() => loss,
             never = self.watch() => match never {},
             never = self.look_after() => match never {},
+            never = self.look_at_unseen() => match never {},
         };
         drop(keeper);
         tracing::debug!(lease = format_args!("{:x}", self.lease_id), %loss, "etcd session ended");
@@ -267,25 +271,44 @@ impl Session {
         Ok((!read.kvs().is_empty()).then(|| read.take_header()))
     }
 
-    /// Once in a while: has the keys of long holds watched, reads them once they are, and pays debts.
+    /// Once in a while: ends watches that nobody needs, has the keys of long holds watched, reads them once they are, and
+    /// pays debts.
     async fn look_after(&self) -> Infallible {
         loop {
             tokio::time::sleep(WORTH_WATCHING).await;
+            self.watches.forget_idle();
             for checks in self.holds.look_after().chunks(READS_AT_ONCE) {
                 if self.check(checks).await.is_err() {
                     break;
                 }
             }
-            for (owner, spot) in self.debts.all() {
+            for (owner, spot, seat) in self.debts.all() {
                 let queue = Queue {
                     endpoints: &self.endpoints,
                     session: self,
                     spot: &spot,
+                    seat: &seat,
                 };
-                if queue.withdraw_for_good().await.is_err() {
+                let Ok(withdrawn) = queue.withdraw_for_good().await else {
                     break;
+                };
+                if withdrawn.for_good {
+                    self.slots.give_back(&spot.directory, seat.slot);
                 }
                 self.debts.pay(owner);
+            }
+        }
+    }
+
+    /// Reads the keys of those who were granted by an event.
+    async fn look_at_unseen(&self) -> Infallible {
+        loop {
+            self.holds.unseen.notified().await;
+            tokio::time::sleep(UNSEEN).await;
+            for checks in self.holds.take_unseen().chunks(READS_AT_ONCE) {
+                if self.check(checks).await.is_err() {
+                    self.holds.still_unseen(checks);
+                }
             }
         }
     }

@@ -1,17 +1,22 @@
 //! One stream on which the server tells of deleted keys, and who waits for which.
 //!
-//! A waiter watches what it waits for and nothing else: the key of the one before it in a lock's queue, or a
-//! semaphore's queue. So a hand-over costs one event to one client, however many wait.
+//! A waiter watches what it waits for and nothing else: one key before it in a lock's queue, or a semaphore's queue. So a
+//! hand-over costs the same few events, however many wait.
 //!
 //! No event is ever asked for after the fact. A watch that begins at a past revision joins etcd's catch-up loop, which
 //! runs every 100 ms, and fails if that revision has been compacted. Instead each watch begins *now*; the server says at
 //! which revision that was, and a waiter that looked at an earlier one looks again. What happened before its look it has
 //! seen, what happened between is found by looking again, what happens later is told. The same holds when a watch, a
 //! stream or a member is lost: the watch begins anew, and whoever waits on it looks again. Nothing depends on history, so
-//! nothing is lost with it.
+//! nothing is lost with it. What an event tells is true whatever else was missed, and may be all that a waiter needs: see
+//! [`blockers`](crate::blockers).
+//!
+//! In a crowd of one session not even that much is asked: who knows of another of the crowd before it has nothing to look for
+//! until that one has its turn. It is told so here, and looks then. A look at a queue costs etcd time with the queue's
+//! length; a thousand who looked by themselves would cost it a thousand times that.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet, VecDeque},
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
@@ -19,7 +24,14 @@ use etcd_client::{EventType, ResponseHeader, WatchResponse};
 use portalock_core::{BackendError, OwnerId, WakeSender};
 use tokio::sync::Notify;
 
-use crate::blockers::{Blockers, Watched};
+use crate::blockers::{Blockers, Watched, Way};
+
+/// How many keys are watched at most that nobody waits for now. A lock takes two. More would not help a client that waits for
+/// few locks at a time, and where the order changes with every round each of them costs a message that nobody needs.
+const MOST_IDLE: usize = 4;
+
+/// From how many waiters on a crowd of one session is led.
+const CROWD: usize = 8;
 
 /// All waits of a session.
 #[derive(Debug, Default)]
@@ -32,9 +44,17 @@ pub(crate) struct Watches {
 #[derive(Debug, Default)]
 struct State {
     waiters: HashMap<OwnerId, Waiter>,
+    /// By what their keys begin with: the exclusive waiters in the order of their places.
+    rows: HashMap<String, BTreeMap<i64, OwnerId>>,
     watches: HashMap<Watched, Watch>,
     watched_by_id: HashMap<i64, Watched>,
     orders: Vec<Order>,
+    /// Watches over keys that nobody waits for now, in the order in which the last one left, and when that was.
+    idle: VecDeque<(Watched, u64)>,
+    /// Counts when a watch became idle.
+    idle_stamp: u64,
+    /// What was idle by this stamp is not kept for longer.
+    idle_until: u64,
     last_id: i64,
     failed: Option<BackendError>,
 }
@@ -42,19 +62,47 @@ struct State {
 /// One who waits, or has stopped waiting and not yet looked.
 #[derive(Debug, Default)]
 struct Waiter {
-    /// Whom it waits for, and the revision at which it saw them. None once it has been told to look.
+    /// Whom it waits for, and the revision at which it saw them. None once it has been told something.
     waits_for: Option<(Blockers, i64)>,
+    /// What is watched for it: also while it looks, so that what happens meanwhile is known.
+    watches: Option<Watched>,
+    advice: Advice,
+    /// Its place among its session's.
+    row: Option<(String, i64)>,
+    /// Who is before it and waits too, if that is all it knows.
+    follows: Option<OwnerId>,
+    followers: Vec<OwnerId>,
     mailbox: Option<WakeSender>,
-    /// Told to look before it had a mailbox.
+    /// Told something before it had a mailbox.
     unheard: bool,
+}
+
+/// What one who has been woken is to do.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub(crate) enum Advice {
+    /// Look at the queue.
+    #[default]
+    Look,
+    /// Look whether there is one before it or more: the second nearest has gone.
+    LookAhead,
+    /// Look whether they are still there: one may have gone unseen.
+    Confirm(Blockers),
+    /// Nothing: the way is free.
+    Hold,
+    /// Nothing: one before it waits too.
+    Stay,
 }
 
 #[derive(Debug)]
 struct Watch {
     id: i64,
-    /// The revision up to which everything has been told on the present stream. None until the server has confirmed.
-    told: Option<i64>,
+    /// The revision since which the server watches, on the present stream. None until it has confirmed.
+    since: Option<i64>,
+    /// The revision of the latest deletion that was told of, or 0.
+    heard: i64,
     waiters: HashSet<OwnerId>,
+    /// When the last waiter left, if there is none.
+    idle_since: Option<u64>,
 }
 
 /// What is to be sent on the stream.
@@ -79,44 +127,82 @@ impl Watches {
     /// The number of the watch over the session's own key; the waiters' watches have larger ones.
     pub(crate) const SESSION_ID: i64 = 1;
 
-    /// `owner` waits for `blockers`, which it saw at `revision`. Replaces what it waited for before. Fails if the session
-    /// has ended.
+    /// `owner` waits for `blockers`, which it saw at `revision`. Replaces what it waited for before. True if it need not
+    /// wait: they have gone meanwhile. Fails if the session has ended.
     pub(crate) fn wait(
         &self,
         owner: OwnerId,
         blockers: Blockers,
         revision: i64,
-    ) -> Result<(), BackendError> {
+    ) -> Result<bool, BackendError> {
         let mut state = self.lock();
         if let Some(error) = &state.failed {
             return Err(error.clone());
         }
-        state.stop(owner);
         let watched = blockers.watched();
         let waiter = state.waiters.entry(owner).or_default();
         waiter.waits_for = Some((blockers, revision));
+        waiter.advice = Advice::Look;
         waiter.unheard = false;
-        if let Some(watch) = state.watches.get_mut(&watched) {
-            watch.waiters.insert(owner);
-            // The watch has moved past the revision that was looked at: what happened between was told to nobody here.
-            if watch.told.is_some_and(|told| told > revision) {
-                state.wake(owner);
+        state.watch(owner, Some(watched.clone()));
+        state.catch_up(owner, &watched, revision);
+        let free = state.advice(owner) == Advice::Hold;
+        drop(state);
+        self.ordered.notify_one();
+        Ok(free)
+    }
+
+    /// `owner` waits in the place taken at `place`, among the keys that begin with `directory`: for everyone before it. True if
+    /// it need not look whom for: it is in a crowd, and will be told when the one before it no longer waits. Fails if the
+    /// session has ended.
+    pub(crate) fn follow(
+        &self,
+        owner: OwnerId,
+        directory: &str,
+        place: i64,
+    ) -> Result<bool, BackendError> {
+        let mut state = self.lock();
+        if let Some(error) = &state.failed {
+            return Err(error.clone());
+        }
+        let row = state.rows.entry(directory.to_owned()).or_default();
+        let before = row.range(..place).next_back().map(|(_, before)| *before);
+        row.insert(place, owner);
+        let crowd = row.len() > CROWD;
+        let waiter = state.waiters.entry(owner).or_default();
+        waiter.row = Some((directory.to_owned(), place));
+        waiter.advice = Advice::Look;
+        waiter.unheard = false;
+        if let Some(before) = before.filter(|_| crowd)
+            && let Some(leader) = state.waiters.get_mut(&before)
+        {
+            leader.followers.push(owner);
+            if let Some(waiter) = state.waiters.get_mut(&owner) {
+                waiter.follows = Some(before);
+                waiter.advice = Advice::Stay;
             }
-        } else {
-            let id = state.next_id();
-            state.begin(id, watched.clone());
-            state.watches.insert(
-                watched,
-                Watch {
-                    id,
-                    told: None,
-                    waiters: HashSet::from([owner]),
-                },
-            );
+            return Ok(true);
+        }
+        Ok(false)
+    }
+
+    /// What `owner`, who has been woken or looks by itself, is to do.
+    pub(crate) fn advice(&self, owner: OwnerId) -> Advice {
+        self.lock().advice(owner)
+    }
+
+    /// `owner` has lost its place: what it knew of those before it says nothing of its next one.
+    pub(crate) fn misplaced(&self, owner: OwnerId) {
+        let mut state = self.lock();
+        state.watch(owner, None);
+        state.step_out(owner);
+        if let Some(waiter) = state.waiters.get_mut(&owner) {
+            waiter.waits_for = None;
+            waiter.follows = None;
+            waiter.advice = Advice::Look;
         }
         drop(state);
         self.ordered.notify_one();
-        Ok(())
     }
 
     /// Whoever `owner` waits for, it is told through `mailbox` when to look.
@@ -128,7 +214,8 @@ impl Watches {
         }
         let waiter = state.waiters.entry(owner).or_default();
         // No longer waiting, and nobody told: the place was lost between the attempt and this call.
-        if std::mem::take(&mut waiter.unheard) || waiter.waits_for.is_none() {
+        let waits = waiter.waits_for.is_some() || waiter.follows.is_some();
+        if std::mem::take(&mut waiter.unheard) || !waits {
             mailbox.wake();
         }
         waiter.mailbox = Some(mailbox);
@@ -137,7 +224,8 @@ impl Watches {
     /// `owner` waits no more.
     pub(crate) fn leave(&self, owner: OwnerId) {
         let mut state = self.lock();
-        state.stop(owner);
+        state.watch(owner, None);
+        state.step_out(owner);
         state.waiters.remove(&owner);
         let ordered = !state.orders.is_empty();
         drop(state);
@@ -156,14 +244,37 @@ impl Watches {
             }
         }
         state.waiters.clear();
+        state.rows.clear();
         state.watches.clear();
         state.watched_by_id.clear();
         state.orders.clear();
+        state.idle.clear();
+    }
+
+    /// Called once in a while: what has been idle since the previous call is watched no longer.
+    pub(crate) fn forget_idle(&self) {
+        let mut state = self.lock();
+        while state
+            .idle
+            .front()
+            .is_some_and(|(_, since)| *since <= state.idle_until)
+        {
+            state.forget_oldest_idle();
+        }
+        state.idle_until = state.idle_stamp;
+        let ordered = !state.orders.is_empty();
+        drop(state);
+        if ordered {
+            self.ordered.notify_one();
+        }
     }
 
     /// A new stream begins: everything is to be watched anew.
     pub(crate) fn start_over(&self) {
         let mut state = self.lock();
+        while !state.idle.is_empty() {
+            state.forget_oldest_idle();
+        }
         state.orders.clear();
         state.watched_by_id.clear();
         let watched: Vec<Watched> = state.watches.keys().cloned().collect();
@@ -251,8 +362,12 @@ impl State {
         let Some(watch) = self.watches.get_mut(&watched) else {
             return;
         };
+        if watch.waiters.is_empty() {
+            self.watches.remove(&watched);
+            return;
+        }
         watch.id = id;
-        watch.told = None;
+        watch.since = None;
         for owner in &watch.waiters {
             if let Some((_, seen)) = self
                 .waiters
@@ -270,20 +385,9 @@ impl State {
         let Some(watch) = self.watches.get_mut(watched) else {
             return;
         };
-        watch.told = Some(revision);
-        let late: Vec<OwnerId> = watch
-            .waiters
-            .iter()
-            .filter(|owner| {
-                self.waiters
-                    .get(owner)
-                    .and_then(|waiter| waiter.waits_for.as_ref())
-                    .is_some_and(|(_, seen)| *seen < revision)
-            })
-            .copied()
-            .collect();
-        for owner in late {
-            self.wake(owner);
+        watch.since = Some(revision);
+        for owner in self.who_saw_before(watched, revision) {
+            self.missed(owner);
         }
     }
 
@@ -291,108 +395,201 @@ impl State {
         let Some(watch) = self.watches.get_mut(watched) else {
             return;
         };
-        watch.told = watch.told.max(Some(revision));
-        let free: Vec<OwnerId> = watch
-            .waiters
-            .iter()
-            .filter(|owner| {
-                self.waiters
-                    .get_mut(owner)
-                    .and_then(|waiter| waiter.waits_for.as_mut())
-                    .is_some_and(|(blockers, seen)| *seen < revision && blockers.gone(key))
-            })
-            .copied()
-            .collect();
-        for owner in free {
-            self.wake(owner);
+        watch.heard = watch.heard.max(revision);
+        for owner in self.who_saw_before(watched, revision) {
+            self.gone(owner, key);
         }
     }
 
-    fn wake(&mut self, owner: OwnerId) {
-        self.stop(owner);
-        if let Some(waiter) = self.waiters.get_mut(&owner) {
-            match &waiter.mailbox {
-                Some(mailbox) => {
-                    mailbox.wake();
-                }
-                None => waiter.unheard = true,
+    fn who_saw_before(&self, watched: &Watched, revision: i64) -> Vec<OwnerId> {
+        let waiters = self.watches.get(watched).map(|watch| &watch.waiters);
+        waiters
+            .into_iter()
+            .flatten()
+            .filter(|owner| {
+                self.waiters
+                    .get(owner)
+                    .and_then(|waiter| waiter.waits_for.as_ref())
+                    .is_some_and(|(_, seen)| *seen < revision)
+            })
+            .copied()
+            .collect()
+    }
+
+    /// Tells `owner`, who has looked at `seen`, what this watch has told since then.
+    fn catch_up(&mut self, owner: OwnerId, watched: &Watched, seen: i64) {
+        let Some(watch) = self.watches.get(watched) else {
+            return;
+        };
+        match watched {
+            // It existed when it was seen: the deletion was its own.
+            Watched::Key(key) if watch.heard > seen => self.gone(owner, key.as_bytes()),
+            _ if watch.heard > seen || watch.since.is_some_and(|since| since > seen) => {
+                self.missed(owner);
+            }
+            _ => {}
+        }
+    }
+
+    /// `owner` waits for what may have gone without its being told.
+    fn missed(&mut self, owner: OwnerId) {
+        if let Some(waiter) = self.waiters.get_mut(&owner)
+            && let Some((blockers, _)) = waiter.waits_for.take()
+        {
+            waiter.wake(match blockers {
+                Blockers::Permits(_) => Advice::Look,
+                Blockers::Last(_) | Blockers::Far { .. } => Advice::Confirm(blockers),
+            });
+        }
+    }
+
+    /// A key has gone, which `owner` may have waited for.
+    fn gone(&mut self, owner: OwnerId, key: &[u8]) {
+        let Some(waiter) = self.waiters.get_mut(&owner) else {
+            return;
+        };
+        let Some((blockers, _)) = waiter.waits_for.as_mut() else {
+            return;
+        };
+        match blockers.gone(key) {
+            Way::Same => {}
+            Way::Near(nearest) => {
+                waiter.waits_for = None;
+                waiter.wake(Advice::LookAhead);
+                self.watch(owner, Some(Watched::Key(nearest)));
+            }
+            Way::Free => {
+                waiter.waits_for = None;
+                waiter.wake(Advice::Hold);
+                self.watch(owner, None);
             }
         }
     }
 
-    /// `owner` waits for nobody; what nobody else waits for is watched no longer.
-    fn stop(&mut self, owner: OwnerId) {
-        let Some((blockers, _)) = self
-            .waiters
-            .get_mut(&owner)
-            .and_then(|waiter| waiter.waits_for.take())
-        else {
+    /// `owner` no longer waits in its place: who follows it is to look.
+    fn step_out(&mut self, owner: OwnerId) {
+        let Some(waiter) = self.waiters.get_mut(&owner) else {
             return;
         };
-        let watched = blockers.watched();
-        let Some(watch) = self.watches.get_mut(&watched) else {
+        let followers = std::mem::take(&mut waiter.followers);
+        if let Some((directory, place)) = waiter.row.take()
+            && let Some(row) = self.rows.get_mut(&directory)
+        {
+            row.remove(&place);
+            if row.is_empty() {
+                self.rows.remove(&directory);
+            }
+        }
+        for follower in followers {
+            if let Some(follower) = self.waiters.get_mut(&follower)
+                && follower.follows == Some(owner)
+            {
+                follower.follows = None;
+                follower.wake(Advice::LookAhead);
+            }
+        }
+    }
+
+    fn advice(&self, owner: OwnerId) -> Advice {
+        self.waiters
+            .get(&owner)
+            .map(|waiter| waiter.advice.clone())
+            .unwrap_or_default()
+    }
+
+    /// Watches this for `owner`, and nothing else.
+    fn watch(&mut self, owner: OwnerId, watched: Option<Watched>) {
+        let Some(waiter) = self.waiters.get_mut(&owner) else {
+            return;
+        };
+        if waiter.watches == watched {
+            return;
+        }
+        let former = std::mem::replace(&mut waiter.watches, watched.clone());
+        if let Some(watched) = watched {
+            if let Some(watch) = self.watches.get_mut(&watched) {
+                watch.waiters.insert(owner);
+                watch.idle_since = None;
+            } else {
+                let id = self.next_id();
+                self.begin(id, watched.clone());
+                let watch = Watch {
+                    id,
+                    since: None,
+                    heard: 0,
+                    waiters: HashSet::from([owner]),
+                    idle_since: None,
+                };
+                self.watches.insert(watched, watch);
+            }
+        }
+        if let Some(former) = former {
+            self.unwatch(owner, &former);
+        }
+    }
+
+    /// `owner` no longer needs this watch. If nobody does, it is kept for a while: in a queue that comes round in the same
+    /// order, the same one will wait for the same key again.
+    fn unwatch(&mut self, owner: OwnerId, watched: &Watched) {
+        let Some(watch) = self.watches.get_mut(watched) else {
             return;
         };
         watch.waiters.remove(&owner);
-        if watch.waiters.is_empty() {
-            let id = watch.id;
-            self.watches.remove(&watched);
-            self.watched_by_id.remove(&id);
-            let begun = self
-                .orders
-                .iter()
-                .position(|order| matches!(order, Order::Begin(begun, _) if *begun == id));
-            match begun {
-                Some(unsent) => drop(self.orders.remove(unsent)),
-                None => self.orders.push(Order::Cancel(id)),
+        if !watch.waiters.is_empty() {
+            return;
+        }
+        if matches!(watched, Watched::Queue(_)) || watch.since.is_none() {
+            self.end(watched);
+            return;
+        }
+        self.idle_stamp += 1;
+        watch.idle_since = Some(self.idle_stamp);
+        self.idle.push_back((watched.clone(), self.idle_stamp));
+        if self.idle.len() > MOST_IDLE {
+            self.forget_oldest_idle();
+        }
+    }
+
+    /// Ends the watch that has been idle for longest, unless it is needed again.
+    fn forget_oldest_idle(&mut self) {
+        if let Some((watched, since)) = self.idle.pop_front()
+            && self
+                .watches
+                .get(&watched)
+                .is_some_and(|watch| watch.idle_since == Some(since))
+        {
+            self.end(&watched);
+        }
+    }
+
+    fn end(&mut self, watched: &Watched) {
+        let Some(watch) = self.watches.remove(watched) else {
+            return;
+        };
+        let id = watch.id;
+        self.watched_by_id.remove(&id);
+        let begun = self
+            .orders
+            .iter()
+            .position(|order| matches!(order, Order::Begin(begun, _) if *begun == id));
+        match begun {
+            Some(unsent) => drop(self.orders.remove(unsent)),
+            None => self.orders.push(Order::Cancel(id)),
+        }
+    }
+}
+
+impl Waiter {
+    fn wake(&mut self, advice: Advice) {
+        self.advice = advice;
+        match &self.mailbox {
+            Some(mailbox) => {
+                mailbox.wake();
             }
+            None => self.unheard = true,
         }
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use portalock_core::{Wake, wakeups};
-
-    #[tokio::test]
-    async fn a_waiter_whose_session_has_ended_is_told_so_however_late_it_listens() {
-        let watches = Watches::default();
-        let owner = OwnerId::mint();
-        watches
-            .wait(owner, Blockers::Key("a".to_owned()), 1)
-            .unwrap();
-        watches.fail(&crate::error::session_ended("a test"));
-        let (sender, mut wakeups) = wakeups();
-        watches.listen(owner, sender);
-        assert!(matches!(wakeups.next().await, Wake::Failed(_)));
-        assert!(
-            watches
-                .wait(owner, Blockers::Key("a".to_owned()), 1)
-                .is_err()
-        );
-    }
-
-    #[test]
-    fn a_watch_lasts_as_long_as_somebody_waits() {
-        let watches = Watches::default();
-        let (one, two) = (OwnerId::mint(), OwnerId::mint());
-        let wait = |owner, key: &str| watches.wait(owner, Blockers::Key(key.to_owned()), 1);
-        wait(one, "a").unwrap();
-        wait(two, "a").unwrap();
-        let begun = watches.take_orders();
-        assert!(
-            matches!(begun[..], [Order::Begin(_, Watched::Key(_))]),
-            "{begun:?}"
-        );
-        watches.leave(one);
-        assert_eq!(watches.take_orders(), []);
-        watches.leave(two);
-        assert!(matches!(watches.take_orders()[..], [Order::Cancel(_)]));
-        // What was not sent yet need not be taken back.
-        wait(one, "b").unwrap();
-        wait(one, "c").unwrap();
-        watches.leave(one);
-        assert_eq!(watches.take_orders(), []);
-    }
-}
+mod tests;

@@ -296,7 +296,7 @@ async fn a_fence_holds_exactly_as_long_as_the_lock() {
 }
 
 #[tokio::test]
-async fn a_lock_takes_one_transaction_and_gives_back_by_one_request() {
+async fn a_lock_is_taken_by_one_transaction_and_given_back_by_one() {
     let server = Server::start();
     let client = server.client().await;
     let before = server.requests().await;
@@ -309,6 +309,30 @@ async fn a_lock_takes_one_transaction_and_gives_back_by_one_request() {
         guard.release().await.unwrap();
     }
     let after = server.requests().await;
-    assert_eq!(after.0 - before.0, 10, "transactions");
-    assert_eq!(after.1 - before.1, 10, "deletions");
+    assert_eq!(after.0 - before.0, 20, "transactions");
+    assert_eq!(after.1 - before.1, 0, "other deletions");
+}
+
+#[tokio::test]
+async fn a_name_is_locked_again_by_the_same_key() {
+    let server = Server::start();
+    let client = server.client().await;
+    let lock = Lock::new(client.clone(), "again").unwrap();
+    let mut keys = std::collections::HashSet::new();
+    for _ in 0..10 {
+        let guard = lock.acquire().await.unwrap();
+        keys.insert(client.fence(guard.owner()).unwrap().key);
+        guard.release().await.unwrap();
+    }
+    assert_eq!(keys.len(), 1, "{keys:?}");
+    let one = lock.acquire_shared().await.unwrap();
+    let two = lock.acquire_shared().await.unwrap();
+    assert_ne!(
+        client.fence(one.owner()).unwrap().key,
+        client.fence(two.owner()).unwrap().key
+    );
+    one.release().await.unwrap();
+    let seen = lock.inspect().await.unwrap();
+    assert_eq!((seen.holders.len(), seen.waiters.len()), (1, 0));
+    two.ensure_held().unwrap();
 }

@@ -1,0 +1,266 @@
+//! A session uses a key again, and a waiter is granted by an event: what goes astray meanwhile harms nobody.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::Duration,
+};
+
+use portalock_core::{
+    Attempt, Lock, LockBackend, LockName, LockRequest, Mode, Patience, Released, Request, Wake,
+};
+use portalock_etcd::{EtcdBackend, etcd_client::DeleteOptions};
+use portalock_testkit::proxy::Direction;
+
+use crate::support::{Server, patient, until};
+
+fn request(name: &str) -> LockRequest {
+    let name = LockName::new(name).unwrap();
+    Request::new(name, Mode::Exclusive, Patience::Queue)
+}
+
+async fn granted(client: &EtcdBackend, request: &LockRequest) {
+    let attempt = client.try_acquire(request).await.unwrap();
+    assert!(matches!(attempt, Attempt::Granted(_)), "{attempt:?}");
+}
+
+async fn contended(client: &EtcdBackend, request: &LockRequest) {
+    let attempt = client.try_acquire(request).await.unwrap();
+    assert!(matches!(attempt, Attempt::Contended(_)), "{attempt:?}");
+}
+
+/// Until the server watches so many keys.
+async fn watchers(server: &Server, count: f64) {
+    until("so many keys are watched", async || {
+        (server.counter("etcd_debugging_mvcc_watcher_total").await - count).abs() < 0.5
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_release_that_arrives_late_leaves_the_keys_next_owner() {
+    let server = Server::start();
+    let (slow, fast) = (server.line(0), server.line(0));
+    let client = server
+        .client_through(&[&slow, &fast], |settings| {
+            settings
+                .with_request_timeout(Duration::from_secs(2))
+                .unwrap()
+                .with_lease_time(Duration::from_secs(600))
+                .unwrap()
+        })
+        .await;
+    let (first, second) = (request("late"), request("late"));
+    granted(&client, &first).await;
+    let key = client.fence(first.owner).unwrap().key;
+    // The release is still under way on the slow line when it is repeated by the fast one, and answered.
+    slow.delay(Direction::ToServer, Duration::from_millis(1_600));
+    assert_eq!(client.release(&first).await.unwrap(), Released::Freed);
+    granted(&client, &second).await;
+    assert_eq!(client.fence(second.owner).unwrap().key, key);
+    // It arrives before the end of its connection does.
+    until("the slow line is closed", async || slow.connections() == 0).await;
+    assert_eq!(server.lock_keys().await, [key]);
+    contended(&server.client().await, &request("late")).await;
+    assert_eq!(client.release(&second).await.unwrap(), Released::Freed);
+}
+
+#[tokio::test]
+async fn a_key_of_unknown_fate_is_not_used_again_until_that_is_settled() {
+    let server = Server::start();
+    let line = server.line(0);
+    let client = server
+        .client_through(&[&line], |settings| {
+            settings
+                .with_request_timeout(Duration::from_secs(1))
+                .unwrap()
+                .with_lease_time(Duration::from_secs(600))
+                .unwrap()
+        })
+        .await;
+    let (unknown, next) = (request("unknown"), request("unknown"));
+    // It takes its place, and doesn't hear of it.
+    line.black_hole(Direction::ToClient);
+    client.try_acquire(&unknown).await.unwrap_err();
+    until("the place is taken", async || {
+        server.lock_keys().await.len() == 1
+    })
+    .await;
+    client.release(&unknown).await.unwrap_err();
+    line.heal();
+    line.cut();
+    // Whatever of the two has taken effect by now, it waits behind the other or has the lock, by a key of its own.
+    let attempt = client.try_acquire(&next).await.unwrap();
+    if matches!(attempt, Attempt::Contended(_)) {
+        client.release(&unknown).await.unwrap();
+        until("the way is free", async || {
+            let attempt = client.try_acquire(&next).await.unwrap();
+            matches!(attempt, Attempt::Granted(_))
+        })
+        .await;
+    }
+    let key = client.fence(next.owner).unwrap().key;
+    assert!(key.contains("/1@"), "{key}");
+    client.release(&unknown).await.unwrap();
+    assert_eq!(server.lock_keys().await, [key]);
+    assert_eq!(client.release(&next).await.unwrap(), Released::Freed);
+    // Now the first is free again.
+    let last = request("unknown");
+    granted(&client, &last).await;
+    let key = client.fence(last.owner).unwrap().key;
+    assert!(key.contains("/0@"), "{key}");
+}
+
+#[tokio::test]
+async fn the_next_in_line_is_granted_by_the_event_alone() {
+    let server = Server::start();
+    let line = server.line(0);
+    let holder = server.client().await;
+    let waiter = server.client_through(&[&line], |settings| settings).await;
+    let (held, waits) = (request("event"), request("event"));
+    granted(&holder, &held).await;
+    contended(&waiter, &waits).await;
+    let mut wakeups = waiter.subscribe(&waits).await.unwrap().unwrap();
+    // Both sessions', and the holder's key.
+    watchers(&server, 3.0).await;
+    // From now on it can ask nothing.
+    line.black_hole(Direction::ToServer);
+    holder.release(&held).await.unwrap();
+    assert!(matches!(wakeups.next().await, Wake::TryNow));
+    granted(&waiter, &waits).await;
+    contended(&holder, &request("event")).await;
+}
+
+#[tokio::test]
+async fn one_who_is_granted_by_the_deletion_of_the_whole_queue_is_told_that_its_key_has_gone() {
+    let server = Server::start();
+    let (holder, waiter) = (server.client().await, server.client().await);
+    let (held, waits) = (request("wiped"), request("wiped"));
+    granted(&holder, &held).await;
+    contended(&waiter, &waits).await;
+    let mut wakeups = waiter.subscribe(&waits).await.unwrap().unwrap();
+    watchers(&server, 3.0).await;
+    let options = DeleteOptions::new().with_prefix();
+    let wiped = server
+        .raw()
+        .await
+        .delete("portalock//locks/wiped/", Some(options))
+        .await
+        .unwrap();
+    assert_eq!(wiped.deleted(), 2);
+    assert!(matches!(wakeups.next().await, Wake::TryNow));
+    let Attempt::Granted(grant) = waiter.try_acquire(&waits).await.unwrap() else {
+        panic!("the one before it has gone")
+    };
+    let lost = grant.lost.lost();
+    tokio::time::timeout(Duration::from_secs(60), lost)
+        .await
+        .unwrap();
+    assert_eq!(waiter.release(&waits).await.unwrap(), Released::NotHeld);
+}
+
+#[tokio::test]
+async fn one_who_gives_up_frees_the_way_for_nobody() {
+    let server = Server::start();
+    let clients = [
+        server.client().await,
+        server.client().await,
+        server.client().await,
+    ];
+    let requests = [(); 3].map(|()| request("gives up"));
+    granted(&clients[0], &requests[0]).await;
+    contended(&clients[1], &requests[1]).await;
+    contended(&clients[2], &requests[2]).await;
+    let mut wakeups = clients[2].subscribe(&requests[2]).await.unwrap().unwrap();
+    clients[1].release(&requests[1]).await.unwrap();
+    contended(&clients[2], &requests[2]).await;
+    clients[0].release(&requests[0]).await.unwrap();
+    // It may be told to look once more than needed.
+    until("it holds", async || {
+        wakeups.next().await;
+        let attempt = clients[2].try_acquire(&requests[2]).await.unwrap();
+        matches!(attempt, Attempt::Granted(_))
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_crowd_is_served_in_turn_whoever_gives_up() {
+    let server = Server::start();
+    let (one, two) = (server.client().await, server.client().await);
+    let inside = Arc::new(AtomicU32::new(0));
+    let mut tasks = Vec::new();
+    for number in 0..60 {
+        // Most of them wait in one session's crowd.
+        let client = if number % 6 == 5 { &two } else { &one };
+        let lock = Lock::new(client.clone(), "crowd").unwrap();
+        let inside = inside.clone();
+        tasks.push(tokio::spawn(async move {
+            for _ in 0..3 {
+                let guard = lock.acquire_with(&patient()).await.unwrap();
+                // No await in between: an aborted task is not inside.
+                assert_eq!(inside.fetch_add(1, Ordering::SeqCst), 0);
+                std::thread::yield_now();
+                assert_eq!(inside.fetch_sub(1, Ordering::SeqCst), 1);
+                guard.release().await.unwrap();
+            }
+        }));
+    }
+    server
+        .until("they wait", async || server.lock_keys().await.len() > 20)
+        .await;
+    for task in tasks.iter().skip(2).step_by(3) {
+        task.abort();
+    }
+    for task in tasks {
+        if let Err(error) = task.await {
+            assert!(error.is_cancelled(), "{error}");
+        }
+    }
+    server
+        .until("nothing is left", async || {
+            server.lock_keys().await.is_empty()
+        })
+        .await;
+}
+
+#[tokio::test]
+async fn one_in_a_crowd_does_not_wait_for_whom_etcd_could_not_be_told_to_forget() {
+    let server = Server::start();
+    let line = server.line(0);
+    let holder = server.client().await;
+    let client = server
+        .client_through(&[&line], |settings| {
+            settings
+                .with_request_timeout(Duration::from_secs(1))
+                .unwrap()
+                .with_lease_time(Duration::from_secs(600))
+                .unwrap()
+        })
+        .await;
+    let held = request("owed");
+    granted(&holder, &held).await;
+    let crowd = [(); 12].map(|()| request("owed"));
+    for request in &crowd {
+        contended(&client, request).await;
+    }
+    let [earlier @ .., before, last] = &crowd;
+    line.black_hole(Direction::ToServer);
+    client.release(before).await.unwrap_err();
+    // What was held back is lost with its connection. Nobody asks for the release again.
+    line.refuse(true);
+    line.cut();
+    until("the connection is gone", async || line.connections() == 0).await;
+    line.heal();
+    holder.release(&held).await.unwrap();
+    for request in earlier {
+        client.release(request).await.unwrap();
+    }
+    until("the last holds", async || {
+        let attempt = client.try_acquire(last).await.unwrap();
+        matches!(attempt, Attempt::Granted(_))
+    })
+    .await;
+}
