@@ -66,6 +66,20 @@ enum Watch {
     Sure(i64),
 }
 
+impl Hold {
+    fn check(&self, owner: OwnerId) -> Check {
+        Check {
+            owner,
+            key: self.key.clone(),
+            revision: self.revision,
+            watch: match self.watch {
+                Watch::Confirmed(id) => Some(id),
+                _ => None,
+            },
+        }
+    }
+}
+
 impl Watch {
     const fn id(self) -> Option<i64> {
         match self {
@@ -81,6 +95,8 @@ pub(crate) struct Check {
     pub(crate) owner: OwnerId,
     pub(crate) key: String,
     pub(crate) revision: i64,
+    /// The watch that had begun when it was to be read, if one had.
+    watch: Option<i64>,
 }
 
 impl Holds {
@@ -135,11 +151,7 @@ impl Holds {
         for (owner, hold) in &state.holds {
             match hold.watch {
                 Watch::None if hold.since.elapsed() >= WORTH_WATCHING => worth.push(*owner),
-                Watch::Confirmed(_) => checks.push(Check {
-                    owner: *owner,
-                    key: hold.key.clone(),
-                    revision: hold.revision,
-                }),
+                Watch::Confirmed(_) => checks.push(hold.check(*owner)),
                 _ => {}
             }
         }
@@ -166,11 +178,7 @@ impl Holds {
             .into_iter()
             .filter_map(|owner| {
                 let hold = state.holds.get(&owner)?;
-                Some(Check {
-                    owner,
-                    key: hold.key.clone(),
-                    revision: hold.revision,
-                })
+                Some(hold.check(owner))
             })
             .collect()
     }
@@ -188,8 +196,9 @@ impl Holds {
         if !is_there {
             state.lose(check.owner);
         } else if let Some(hold) = state.holds.get_mut(&check.owner)
-            // If the watch was lost meanwhile, the key is to be read again.
+            // If the watch was lost meanwhile, or has begun since, the key is to be read again.
             && let Watch::Confirmed(id) = hold.watch
+            && check.watch == Some(id)
         {
             hold.watch = Watch::Sure(id);
         }
@@ -241,12 +250,10 @@ impl Holds {
         {
             hold.watch = Watch::Confirmed(id);
         }
-        if response
-            .events()
-            .iter()
-            .any(|event| event.event_type() == EventType::Delete)
-        {
-            state.lose(owner);
+        for event in response.events() {
+            if let (EventType::Delete, Some(kv)) = (event.event_type(), event.kv()) {
+                state.deleted(owner, kv.mod_revision());
+            }
         }
         true
     }
@@ -275,6 +282,15 @@ impl State {
             self.owners_by_id.remove(&id);
         }
         Some(hold)
+    }
+
+    /// The key was deleted at `revision`. A member that lags behind may begin a watch in its past, and tell how the key's
+    /// former use ended.
+    fn deleted(&mut self, owner: OwnerId, revision: i64) {
+        let is_this_use = |hold: &Hold| revision > hold.revision;
+        if self.holds.get(&owner).is_some_and(is_this_use) {
+            self.lose(owner);
+        }
     }
 
     fn lose(&mut self, owner: OwnerId) {
@@ -308,5 +324,32 @@ mod tests {
         assert!(lost.loss().is_none());
         holds.checked(&checks[0], false);
         assert!(lost.loss().is_some());
+    }
+
+    #[test]
+    fn how_a_keys_former_use_ended_is_no_loss() {
+        let (holds, owner) = (Holds::default(), OwnerId::mint());
+        let lost = holds.hold(owner, "again", 9, true);
+        holds.lock().deleted(owner, 7);
+        assert!(lost.loss().is_none());
+        holds.lock().deleted(owner, 10);
+        assert!(lost.loss().is_some());
+    }
+
+    #[test]
+    fn what_was_read_before_a_watch_began_says_nothing_of_the_time_between() {
+        let (holds, owner) = (Holds::default(), OwnerId::mint());
+        drop(holds.hold(owner, "key", 1, false));
+        let early = holds.take_unseen();
+        holds.lock().begin(owner);
+        let id = holds.lock().last_id;
+        if let Some(hold) = holds.lock().holds.get_mut(&owner) {
+            hold.watch = Watch::Confirmed(id);
+        }
+        holds.checked(&early[0], true);
+        let checks = holds.look_after();
+        assert_eq!(checks.len(), 1, "it is still to be read");
+        holds.checked(&checks[0], true);
+        assert!(holds.look_after().is_empty());
     }
 }
