@@ -134,12 +134,17 @@ impl Client {
                 seen,
                 holder,
             } => {
+                let watches = &session.watches;
+                if let Some(holder) = &holder {
+                    watches.note_holder(&wish.spot.directory, holder);
+                }
+                let holder = holder.or_else(|| watches.holder(&wish.spot.directory));
                 let contention = Contention::new().with_holder(holder);
                 if wish.patience == Patience::Once {
                     self.release(&wish.spot, owner).await?;
                     return Ok(Attempt::Contended(contention));
                 }
-                if session.watches.wait(owner, blockers, seen)? {
+                if watches.wait(owner, blockers, seen)? {
                     return self.granted(&session, owner, revision, false);
                 }
                 Ok(Attempt::Contended(
@@ -150,6 +155,7 @@ impl Client {
             }
             Standing::Following => Ok(Attempt::Contended(
                 Contention::new()
+                    .with_holder(session.watches.holder(&wish.spot.directory))
                     .with_queued(true)
                     .with_recheck_after(RECHECK_AFTER),
             )),

@@ -10,13 +10,12 @@
 //! stream or a member is lost: the watch begins anew, and whoever waits on it looks again. Nothing depends on history, so
 //! nothing is lost with it. What an event tells is true whatever else was missed, and may be all that a waiter needs: see
 //! [`blockers`](crate::blockers).
-//!
-//! In a crowd of one session not even that much is asked: who knows of another of the crowd before it has nothing to look for
-//! until that one has its turn. It is told so here, and looks then. A look at a queue costs etcd time with the queue's
-//! length; a thousand who looked by themselves would cost it a thousand times that.
+
+mod crowd;
+mod idle;
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet, VecDeque},
+    collections::{HashMap, HashSet, VecDeque},
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
@@ -24,14 +23,8 @@ use etcd_client::{EventType, ResponseHeader, WatchResponse};
 use portalock_core::{BackendError, OwnerId, WakeSender};
 use tokio::sync::Notify;
 
+use self::crowd::Row;
 use crate::blockers::{Blockers, Watched, Way};
-
-/// How many keys are watched at most that nobody waits for now. A lock takes two. More would not help a client that waits for
-/// few locks at a time, and where the order changes with every round each of them costs a message that nobody needs.
-const MOST_IDLE: usize = 4;
-
-/// From how many waiters on a crowd of one session is led.
-const CROWD: usize = 8;
 
 /// All waits of a session.
 #[derive(Debug, Default)]
@@ -44,8 +37,8 @@ pub(crate) struct Watches {
 #[derive(Debug, Default)]
 struct State {
     waiters: HashMap<OwnerId, Waiter>,
-    /// By what their keys begin with: the exclusive waiters in the order of their places.
-    rows: HashMap<String, BTreeMap<i64, OwnerId>>,
+    /// The exclusive waiters, by what their keys begin with.
+    rows: HashMap<String, Row>,
     watches: HashMap<Watched, Watch>,
     watched_by_id: HashMap<i64, Watched>,
     orders: Vec<Order>,
@@ -152,40 +145,6 @@ impl Watches {
         Ok(free)
     }
 
-    /// `owner` waits in the place taken at `place`, among the keys that begin with `directory`: for everyone before it. True if
-    /// it need not look whom for: it is in a crowd, and will be told when the one before it no longer waits. Fails if the
-    /// session has ended.
-    pub(crate) fn follow(
-        &self,
-        owner: OwnerId,
-        directory: &str,
-        place: i64,
-    ) -> Result<bool, BackendError> {
-        let mut state = self.lock();
-        if let Some(error) = &state.failed {
-            return Err(error.clone());
-        }
-        let row = state.rows.entry(directory.to_owned()).or_default();
-        let before = row.range(..place).next_back().map(|(_, before)| *before);
-        row.insert(place, owner);
-        let crowd = row.len() > CROWD;
-        let waiter = state.waiters.entry(owner).or_default();
-        waiter.row = Some((directory.to_owned(), place));
-        waiter.advice = Advice::Look;
-        waiter.unheard = false;
-        if let Some(before) = before.filter(|_| crowd)
-            && let Some(leader) = state.waiters.get_mut(&before)
-        {
-            leader.followers.push(owner);
-            if let Some(waiter) = state.waiters.get_mut(&owner) {
-                waiter.follows = Some(before);
-                waiter.advice = Advice::Stay;
-            }
-            return Ok(true);
-        }
-        Ok(false)
-    }
-
     /// What `owner`, who has been woken or looks by itself, is to do.
     pub(crate) fn advice(&self, owner: OwnerId) -> Advice {
         self.lock().advice(owner)
@@ -249,24 +208,6 @@ impl Watches {
         state.watched_by_id.clear();
         state.orders.clear();
         state.idle.clear();
-    }
-
-    /// Called once in a while: what has been idle since the previous call is watched no longer.
-    pub(crate) fn forget_idle(&self) {
-        let mut state = self.lock();
-        while state
-            .idle
-            .front()
-            .is_some_and(|(_, since)| *since <= state.idle_until)
-        {
-            state.forget_oldest_idle();
-        }
-        state.idle_until = state.idle_stamp;
-        let ordered = !state.orders.is_empty();
-        drop(state);
-        if ordered {
-            self.ordered.notify_one();
-        }
     }
 
     /// A new stream begins: everything is to be watched anew.
@@ -466,30 +407,6 @@ impl State {
         }
     }
 
-    /// `owner` no longer waits in its place: who follows it is to look.
-    fn step_out(&mut self, owner: OwnerId) {
-        let Some(waiter) = self.waiters.get_mut(&owner) else {
-            return;
-        };
-        let followers = std::mem::take(&mut waiter.followers);
-        if let Some((directory, place)) = waiter.row.take()
-            && let Some(row) = self.rows.get_mut(&directory)
-        {
-            row.remove(&place);
-            if row.is_empty() {
-                self.rows.remove(&directory);
-            }
-        }
-        for follower in followers {
-            if let Some(follower) = self.waiters.get_mut(&follower)
-                && follower.follows == Some(owner)
-            {
-                follower.follows = None;
-                follower.wake(Advice::LookAhead);
-            }
-        }
-    }
-
     fn advice(&self, owner: OwnerId) -> Advice {
         self.waiters
             .get(&owner)
@@ -525,56 +442,6 @@ impl State {
         }
         if let Some(former) = former {
             self.unwatch(owner, &former);
-        }
-    }
-
-    /// `owner` no longer needs this watch. If nobody does, it is kept for a while: in a queue that comes round in the same
-    /// order, the same one will wait for the same key again.
-    fn unwatch(&mut self, owner: OwnerId, watched: &Watched) {
-        let Some(watch) = self.watches.get_mut(watched) else {
-            return;
-        };
-        watch.waiters.remove(&owner);
-        if !watch.waiters.is_empty() {
-            return;
-        }
-        if matches!(watched, Watched::Queue(_)) || watch.since.is_none() {
-            self.end(watched);
-            return;
-        }
-        self.idle_stamp += 1;
-        watch.idle_since = Some(self.idle_stamp);
-        self.idle.push_back((watched.clone(), self.idle_stamp));
-        if self.idle.len() > MOST_IDLE {
-            self.forget_oldest_idle();
-        }
-    }
-
-    /// Ends the watch that has been idle for longest, unless it is needed again.
-    fn forget_oldest_idle(&mut self) {
-        if let Some((watched, since)) = self.idle.pop_front()
-            && self
-                .watches
-                .get(&watched)
-                .is_some_and(|watch| watch.idle_since == Some(since))
-        {
-            self.end(&watched);
-        }
-    }
-
-    fn end(&mut self, watched: &Watched) {
-        let Some(watch) = self.watches.remove(watched) else {
-            return;
-        };
-        let id = watch.id;
-        self.watched_by_id.remove(&id);
-        let begun = self
-            .orders
-            .iter()
-            .position(|order| matches!(order, Order::Begin(begun, _) if *begun == id));
-        match begun {
-            Some(unsent) => drop(self.orders.remove(unsent)),
-            None => self.orders.push(Order::Cancel(id)),
         }
     }
 }

@@ -1,4 +1,4 @@
-use super::*;
+use super::{crowd::CROWD, idle::MOST_IDLE, *};
 use portalock_core::{Wake, wakeups};
 
 #[tokio::test]

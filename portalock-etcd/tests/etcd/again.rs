@@ -227,6 +227,26 @@ async fn a_crowd_is_served_in_turn_whoever_gives_up() {
 }
 
 #[tokio::test]
+async fn one_in_a_crowd_knows_who_holds_though_it_does_not_look() {
+    let server = Server::start();
+    let (holder, client) = (server.client().await, server.client().await);
+    granted(
+        &holder,
+        &request("crowd").with_label(Some("nightly".into())),
+    )
+    .await;
+    let crowd = [(); 12].map(|()| request("crowd"));
+    for request in crowd.iter().chain(&crowd) {
+        let attempt = client.try_acquire(request).await.unwrap();
+        let Attempt::Contended(contention) = attempt else {
+            panic!("{attempt:?}");
+        };
+        let label = contention.holder.and_then(|holder| holder.label);
+        assert_eq!(label.as_deref(), Some("nightly"));
+    }
+}
+
+#[tokio::test]
 async fn one_in_a_crowd_does_not_wait_for_whom_etcd_could_not_be_told_to_forget() {
     let server = Server::start();
     let line = server.line(0);
