@@ -85,7 +85,6 @@ fn acquire(endpoint: &str, effort: Effort) -> Result<(), Failure> {
                     || flavour.run(bare.clone().transactions(times_each)),
                 ),
                 Contestant::new(format!("portalock, {}", flavour.name), || {
-                    flavour.runtime.block_on(bare.compact())?;
                     flavour.run(acquiring(lock.clone(), times_each))
                 }),
             ],
@@ -102,19 +101,13 @@ fn shapes(endpoint: &str, effort: Effort) -> Result<(), Failure> {
     let [_, multi_thread] = flavours()?;
     let bare = multi_thread.runtime.block_on(Bare::connect(endpoint))?;
     let mut contestants = Vec::new();
-    for (what, session, looks, prefix) in [
-        ("a put", false, 0, false),
-        ("and a condition on the session", true, 0, false),
-        ("and the latest before it", true, 1, false),
-        ("and the first of the queue", true, 2, false),
-        ("all, released by its beginning", true, 2, true),
-        ("or the whole queue in one look", true, 3, true),
+    for (what, shape) in [
+        ("a put, if there is none", Shape::Put),
+        ("and a condition on the session", Shape::Session),
+        ("and a count of the queue", Shape::Count),
+        ("and three looks if a condition fails", Shape::Otherwise),
+        ("all, released by its value", Shape::Release),
     ] {
-        let shape = Shape {
-            session,
-            looks,
-            prefix,
-        };
         let (bare, multi_thread) = (bare.clone(), &multi_thread);
         contestants.push(Contestant::new(what, move || {
             multi_thread.run(bare.clone().shaped(shape, times_each))

@@ -3,8 +3,8 @@
 use std::time::{Duration, Instant};
 
 use etcd_client::{
-    Client, CompactionOptions, Compare, CompareOp, DeleteOptions, GetOptions, LockOptions,
-    PutOptions, SortOrder, SortTarget, Txn, TxnOp,
+    Client, CompactionOptions, Compare, CompareOp, GetOptions, LockOptions, PutOptions, SortOrder,
+    SortTarget, Txn, TxnOp,
 };
 use portalock_benches::{Failure, contest::median};
 use tokio::{
@@ -15,12 +15,19 @@ use tokio::{
 /// A lease that outlasts every benchmark.
 const LEASE_SECONDS: i64 = 3600;
 
-/// What a transaction that takes a place has beside its put.
-#[derive(Clone, Copy)]
-pub(crate) struct Shape {
-    pub(crate) session: bool,
-    pub(crate) looks: u32,
-    pub(crate) prefix: bool,
+/// What a transaction that takes a place has beside its put, each with all before it.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Shape {
+    /// Nothing but the condition that the key isn't there.
+    Put,
+    /// A condition on the session's key.
+    Session,
+    /// A count of the queue.
+    Count,
+    /// What is read if a condition doesn't hold.
+    Otherwise,
+    /// And its deletion is conditional on its value.
+    Release,
 }
 
 /// A connection with a lease.
@@ -67,41 +74,49 @@ impl Bare {
 
     /// How long a transaction of this shape takes; the deletion is not counted.
     pub(crate) async fn shaped(self, shape: Shape, times: u32) -> Result<Duration, Failure> {
-        let (queue, key) = ("bare/queue/", "bare/queue/exclusive/owner@lease");
+        let (queue, key) = ("bare/queue/", "bare/queue/exclusive/0@lease");
         let session = "bare/session";
         let put = self.client.kv_client().put(session, "", None).await?;
         let known = put
             .header()
             .map_or(0, etcd_client::ResponseHeader::revision);
-        let value = "{\"host\":\"localhost\",\"pid\":12345}";
+        let value =
+            "{\"host\":\"localhost\",\"pid\":12345,\"since\":{\"secs\":1,\"nanos\":1},\"usage\":1}";
         let mut took = Duration::ZERO;
         for _ in 0..times {
             let options = PutOptions::new().with_lease(self.lease);
             let mut conditions = vec![Compare::create_revision(key, CompareOp::Equal, 0)];
             let mut then = vec![TxnOp::put(key, value, Some(options))];
-            if shape.session {
+            let mut otherwise = vec![];
+            if shape >= Shape::Session {
                 conditions.push(Compare::mod_revision(session, CompareOp::Equal, known));
             }
-            let all = GetOptions::new().with_prefix();
-            let latest = all.clone().with_keys_only();
-            let latest = latest.with_sort(SortTarget::Create, SortOrder::Descend);
-            let first = all.clone().with_sort(SortTarget::Create, SortOrder::Ascend);
-            then.extend(match shape.looks {
-                0 => vec![],
-                1 => vec![TxnOp::get(queue, Some(latest.with_limit(2)))],
-                2 => vec![
-                    TxnOp::get(queue, Some(latest.with_limit(2))),
-                    TxnOp::get(queue, Some(first.with_limit(1))),
-                ],
-                _ => vec![TxnOp::get(queue, Some(all))],
-            });
-            let transaction = Txn::new().when(conditions).and_then(then);
+            if shape >= Shape::Count {
+                let count = GetOptions::new().with_prefix().with_count_only();
+                then.push(TxnOp::get(queue, Some(count)));
+            }
+            if shape >= Shape::Otherwise {
+                let first = GetOptions::new().with_prefix().with_limit(1);
+                let first = first.with_sort(SortTarget::Create, SortOrder::Ascend);
+                let session = TxnOp::get(session, Some(GetOptions::new().with_keys_only()));
+                otherwise = vec![
+                    TxnOp::get(key, None),
+                    session,
+                    TxnOp::get(queue, Some(first)),
+                ];
+            }
+            let transaction = Txn::new()
+                .when(conditions)
+                .and_then(then)
+                .or_else(otherwise);
             let started = Instant::now();
             self.client.kv_client().txn(transaction).await?;
             took += started.elapsed();
-            if shape.prefix {
-                let options = DeleteOptions::new().with_prefix();
-                self.client.kv_client().delete(key, Some(options)).await?;
+            if shape >= Shape::Release {
+                let release = Txn::new()
+                    .when([Compare::value(key, CompareOp::Equal, value)])
+                    .and_then([TxnOp::delete(key, None)]);
+                self.client.kv_client().txn(release).await?;
             } else {
                 self.client.kv_client().delete(key, None).await?;
             }
