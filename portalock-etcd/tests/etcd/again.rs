@@ -44,13 +44,7 @@ async fn a_release_that_arrives_late_leaves_the_keys_next_owner() {
     let server = Server::start();
     let (slow, fast) = (server.line(0), server.line(0));
     let client = server
-        .client_through(&[&slow, &fast], |settings| {
-            settings
-                .with_request_timeout(Duration::from_secs(2))
-                .unwrap()
-                .with_lease_time(Duration::from_secs(600))
-                .unwrap()
-        })
+        .lasting_client_through(&[&slow, &fast], Duration::from_secs(2))
         .await;
     let (first, second) = (request("late"), request("late"));
     granted(&client, &first).await;
@@ -72,13 +66,7 @@ async fn a_key_of_unknown_fate_is_not_used_again_until_that_is_settled() {
     let server = Server::start();
     let line = server.line(0);
     let client = server
-        .client_through(&[&line], |settings| {
-            settings
-                .with_request_timeout(Duration::from_secs(1))
-                .unwrap()
-                .with_lease_time(Duration::from_secs(600))
-                .unwrap()
-        })
+        .lasting_client_through(&[&line], Duration::from_secs(1))
         .await;
     let (unknown, next) = (request("unknown"), request("unknown"));
     // It takes its place, and doesn't hear of it.
@@ -252,13 +240,7 @@ async fn one_in_a_crowd_does_not_wait_for_whom_etcd_could_not_be_told_to_forget(
     let line = server.line(0);
     let holder = server.client().await;
     let client = server
-        .client_through(&[&line], |settings| {
-            settings
-                .with_request_timeout(Duration::from_secs(1))
-                .unwrap()
-                .with_lease_time(Duration::from_secs(600))
-                .unwrap()
-        })
+        .lasting_client_through(&[&line], Duration::from_secs(1))
         .await;
     let held = request("owed");
     granted(&holder, &held).await;

@@ -185,13 +185,7 @@ async fn a_request_that_arrives_after_its_release_takes_no_lock() {
     let server = Server::start();
     let (slow, fast) = (server.line(0), server.line(0));
     let client = server
-        .client_through(&[&slow, &fast], |settings| {
-            settings
-                .with_request_timeout(Duration::from_secs(2))
-                .unwrap()
-                .with_lease_time(Duration::from_secs(600))
-                .unwrap()
-        })
+        .lasting_client_through(&[&slow, &fast], Duration::from_secs(2))
         .await;
     let name = LockName::new("late").unwrap();
     for patience in [Patience::Queue, Patience::Once] {
@@ -344,13 +338,7 @@ async fn a_release_that_nobody_heard_of_is_owed_until_it_is_heard() {
     let server = Server::start();
     let line = server.line(0);
     let client = server
-        .client_through(&[&line], |settings| {
-            settings
-                .with_request_timeout(Duration::from_millis(500))
-                .unwrap()
-                .with_lease_time(Duration::from_secs(600))
-                .unwrap()
-        })
+        .lasting_client_through(&[&line], Duration::from_millis(500))
         .await;
     let name = LockName::new("owed").unwrap();
     let request = Request::new(name, Mode::Exclusive, Patience::Queue);

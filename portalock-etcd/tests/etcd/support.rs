@@ -60,6 +60,22 @@ impl Server {
         EtcdBackend::with_settings(settings).await.unwrap()
     }
 
+    /// The same, with a session that outlasts its test, and so long for each request.
+    pub(crate) async fn lasting_client_through(
+        &self,
+        lines: &[&FaultProxy],
+        request_timeout: Duration,
+    ) -> EtcdBackend {
+        self.client_through(lines, |settings| {
+            settings
+                .with_request_timeout(request_timeout)
+                .unwrap()
+                .with_lease_time(Duration::from_secs(600))
+                .unwrap()
+        })
+        .await
+    }
+
     /// Restarts members without blocking the test's own runtime, which has leases to renew.
     pub(crate) async fn restart(&self, members: &'static [usize]) {
         let etcd = self.etcd.clone();
