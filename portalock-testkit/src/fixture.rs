@@ -99,6 +99,10 @@ pub trait Fixture: Send + Sync + 'static {
 
     /// Takes `name` away from those who hold it, behind their backs: deletes the lock file, the key, the row.
     ///
+    /// The holders must be told of that, too, as soon as the backend's [`LossNotice`](portalock_core::LossNotice) says. Where
+    /// that holds only for what the backend does by itself, provide this in a second fixture, around a backend that claims
+    /// less.
+    ///
     /// # Errors
     ///
     /// [`FixtureError::NotProvided`] by default.

@@ -9,7 +9,6 @@
 //! counts on the monotonic clock, from before its row is written and a tenth less, so it knows of a loss first. But where
 //! the wall clock is set forward by more than that tenth, or the machine sleeps, another may be granted the lock before
 //! its holder knows: then only a resource that checks the token is safe. Set back, it keeps a crashed holder's row longer.
-//! So it is with a row that somebody deletes: its holder misses it when it renews, within the lease. That is what is claimed.
 
 use std::{collections::HashMap, path::Path, sync::Arc, time::Duration};
 
@@ -108,7 +107,7 @@ impl LockBackend for SqliteBackend {
             .with_shared(true)
             .with_tokens(Tokens::Durable)
             .with_crash_release(CrashRelease::Within(self.lease_time))
-            .with_loss(LossNotice::Within(self.lease_time))
+            .with_loss(LossNotice::BeforeSuccessor)
             .with_inspect(Inspect::Holders)
     }
 

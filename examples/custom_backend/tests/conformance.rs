@@ -78,10 +78,6 @@ impl Fixture for Database {
         }))
     }
 
-    async fn take_away(&self, name: &LockName) -> Result<(), FixtureError> {
-        self.execute("DELETE FROM locks WHERE name = ?1", [name.as_str()])
-    }
-
     fn address(&self) -> Option<String> {
         self.file().to_str().map(str::to_owned)
     }
@@ -132,5 +128,64 @@ impl LockBackend for Mortal {
 
     async fn inspect(&self, name: &LockName) -> Result<Inspection, BackendError> {
         self.backend()?.inspect(name).await
+    }
+}
+
+/// What the backend can't tell a holder of before it has happened: somebody deletes a lock's row.
+///
+/// The holder misses it when it renews. Of what the backend does by itself a holder is told in advance, which is what it
+/// claims and the suite above holds it to. So these cases run on one that claims no more than that it is told within the
+/// lease.
+mod by_hand {
+    use portalock_core::LossNotice;
+    use portalock_testkit::Suite;
+
+    use super::*;
+
+    struct Robbed(Database);
+
+    #[async_trait]
+    impl Fixture for Robbed {
+        type Backend = Mortal;
+
+        async fn client(&self) -> Result<Mortal, FixtureError> {
+            let mut client = self.0.client().await?;
+            client.capabilities = client.capabilities.with_loss(LossNotice::Within(LEASE));
+            Ok(client)
+        }
+
+        async fn take_away(&self, name: &LockName) -> Result<(), FixtureError> {
+            let delete = "DELETE FROM locks WHERE name = ?1";
+            self.0.execute(delete, [name.as_str()])
+        }
+    }
+
+    fn check(case: &str) {
+        Suite::new(|| async { Database::new().map(Robbed) }).check(case);
+    }
+
+    #[test]
+    fn a_lock_taken_away_fires_lost() {
+        check("loss::a_lock_taken_away_fires_lost");
+    }
+
+    #[test]
+    fn work_stops_with_the_lock() {
+        check("loss::work_stops_with_the_lock");
+    }
+
+    #[test]
+    fn a_lost_guard_leaves_the_next_holder() {
+        check("loss::a_lost_guard_leaves_the_next_holder");
+    }
+
+    #[test]
+    fn one_loss_is_the_sets_loss() {
+        check("composite::one_loss_is_the_sets_loss");
+    }
+
+    #[test]
+    fn random_history_with_losses() {
+        check("stress::random_history_with_losses");
     }
 }
