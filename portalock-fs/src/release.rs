@@ -126,7 +126,7 @@ impl Client {
 
     /// Unlocks and closes the file, and has those who wait here woken.
     fn unlock(&self, place: &mut Place, file_name: &FileName, held: Held) {
-        if held.stay.was_long() && place.waiters().next().is_some() {
+        if held.stay.was_handed_on() && place.waiters().next().is_some() {
             // Other processes were passed over: whoever is first here tries when it hears of the release as they do.
             place.watching = self.watch_file(file_name, &held.file);
             place.yields = place.watching.is_some();

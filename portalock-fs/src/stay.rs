@@ -32,8 +32,8 @@ impl Stay {
         })
     }
 
-    /// Whether it was handed on at all, while other processes may have waited.
-    pub(crate) const fn was_long(self) -> bool {
+    /// Whether it was handed on at all, past other processes that may have waited.
+    pub(crate) const fn was_handed_on(self) -> bool {
         self.handed_on > 0
     }
 }
@@ -46,10 +46,10 @@ mod tests {
     fn a_lock_stays_for_so_many_and_so_long() {
         let start = SystemTime::UNIX_EPOCH + Duration::from_secs(1);
         let mut stay = Stay::from(start);
-        assert!(!stay.was_long());
+        assert!(!stay.was_handed_on());
         for _ in 0..Stay::MOST {
             stay = stay.longer(start).unwrap();
-            assert!(stay.was_long());
+            assert!(stay.was_handed_on());
         }
         assert!(stay.longer(start).is_none(), "one more than the most");
         let stay = Stay::from(start);
