@@ -331,7 +331,7 @@ mod tests {
         let (holds, owner) = (Holds::default(), OwnerId::mint());
         let lost = holds.hold(owner, "again", 9, true);
         holds.lock().deleted(owner, 7);
-        assert!(lost.loss().is_none());
+        assert!(lost.loss().is_none(), "deleted before it was taken");
         holds.lock().deleted(owner, 10);
         assert!(lost.loss().is_some());
     }
