@@ -39,6 +39,7 @@
 
 mod attempt;
 mod backend;
+mod background;
 pub mod blocking;
 mod capabilities;
 pub mod clock;
@@ -56,6 +57,7 @@ mod pool;
 mod reentrant;
 mod request;
 mod semaphore;
+pub mod session;
 pub mod settings;
 mod slots;
 mod token;
@@ -64,10 +66,7 @@ mod wakeups;
 pub use attempt::{Attempt, Claim, ClaimKind, Contention, Grant, Inspection, Released};
 pub use backend::{DynBackend, LockBackend};
 pub use capabilities::{Capabilities, CrashRelease, Fairness, Inspect, LossNotice, Scope, Tokens};
-pub use engine::{
-    keeper::{Keeper, Renewal},
-    reaper::{Unfinished, shutdown},
-};
+pub use engine::reaper::{Unfinished, shutdown};
 pub use error::{BackendError, BackendErrorKind, LockError};
 pub use guard::{Guard, PermitGuard};
 pub use holder::Holder;
@@ -84,6 +83,7 @@ pub use request::{
     Request,
 };
 pub use semaphore::{DynSemaphore, Semaphore};
+pub use session::{Keeper, Renewal};
 pub use slots::SlotSemaphore;
 pub use token::FencingToken;
 pub use wakeups::{Wake, WakeSender, Wakeups, wakeups};

@@ -190,6 +190,9 @@ impl Session {
             let session = self.clone();
             move || session.clone().renew()
         });
+        if let Err(error) = &keeper {
+            self.end(Loss::SessionEnded(error.to_string().into()));
+        }
         let ended = self.lease.signal();
         let loss = tokio::select! {
             loss = ended.lost() => loss,

@@ -123,7 +123,7 @@ impl Session {
             claims: claims.clone(),
             keys: keys.clone(),
         };
-        session.start(refresh, connection, confirm);
+        session.start(refresh, connection, confirm)?;
         Ok(session)
     }
 
@@ -132,13 +132,13 @@ impl Session {
         refresh: Refresh,
         connection: MultiplexedConnection,
         confirm: mpsc::UnboundedReceiver<(OwnerId, FencingToken)>,
-    ) {
+    ) -> Result<(), BackendError> {
         let claims = refresh.claims.clone();
         let keeper = Keeper::spawn(
             self.lease.clone(),
             Refresh::interval(refresh.lifetime),
             refresh.renewals(connection),
-        );
+        )?;
         *self.keeper.lock().unwrap_or_else(PoisonError::into_inner) = Some(keeper);
         if self.replicas > 0 {
             tokio::spawn(confirm_grants(
@@ -156,6 +156,7 @@ impl Session {
             }
             claims.session_ended(&id, &session_ended(Some(loss)));
         });
+        Ok(())
     }
 
     pub(crate) fn id(&self) -> &Arc<str> {

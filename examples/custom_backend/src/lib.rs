@@ -76,13 +76,13 @@ impl SqliteBackend {
     }
 
     /// Renews the owner's row until it is released, or this object is dropped.
-    async fn keep(&self, owner: OwnerId, sent: Instant) -> LostSignal {
+    async fn keep(&self, owner: OwnerId, sent: Instant) -> Result<LostSignal, BackendError> {
         let (time, certain) = (self.lease_time, self.lease_time * 9 / 10);
         let deadline = sent + certain;
         let mut held = self.held.lock().await;
         let kept = held.get(&owner).filter(|(lease, _)| lease.extend(deadline));
         if let Some((lease, _)) = kept {
-            return lease.signal();
+            return Ok(lease.signal());
         }
         let lease = Lease::until(deadline);
         let (database, signal) = (self.database.clone(), lease.signal());
@@ -94,9 +94,9 @@ impl SqliteBackend {
                     None => Renewal::Gone(Loss::Removed("its row was deleted".into())),
                 })
             })
-        });
+        })?;
         held.insert(owner, (lease, keeper));
-        signal
+        Ok(signal)
     }
 }
 
@@ -116,7 +116,7 @@ impl LockBackend for SqliteBackend {
         let attempt = transact(self.database.clone(), move |db| attempt(db, &wanted, time));
         let mut attempt = attempt.await?;
         if let Attempt::Granted(grant) = &mut attempt {
-            grant.lost = self.keep(request.owner, sent).await;
+            grant.lost = self.keep(request.owner, sent).await?;
         }
         Ok(attempt)
     }

@@ -10,7 +10,7 @@ use std::{
 
 use tokio::runtime::{Builder, Handle};
 
-use crate::{BackendError, BackendErrorKind, LockError, LockName, engine::background};
+use crate::{BackendError, BackendErrorKind, LockError, LockName, background::CALLS};
 
 /// Runs `future` on the background runtime and waits for it: for opening a backend that keeps a session, such as
 /// `wait(RedisBackend::connect(url))`.
@@ -29,7 +29,7 @@ where
     F: Future<Output: Send> + Send + 'static,
 {
     let (sender, receiver) = mpsc::sync_channel(1);
-    background::handle()?.spawn(async move {
+    CALLS.handle()?.spawn(async move {
         // Nobody receives if the caller's thread was unwound; there is nobody to tell then.
         let _ = sender.send(future.await);
     });

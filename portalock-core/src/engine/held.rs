@@ -12,7 +12,7 @@ use futures_util::future::{Either, select};
 
 use super::{
     deadline::bound,
-    reaper::{self, Home},
+    reaper,
     service::{Demand, Service},
 };
 use crate::{
@@ -30,7 +30,6 @@ pub(crate) struct Held<S: Service<D>, D: Demand> {
     grant: Grant,
     /// Made for the first who asks for the signal: few do, and it is a third of what a guard keeps in memory.
     tenure: OnceLock<Tenure>,
-    home: Home,
     armed: bool,
 }
 
@@ -42,13 +41,12 @@ struct Tenure {
 }
 
 impl<S: Service<D>, D: Demand> Held<S, D> {
-    pub(crate) fn new(service: S, request: Arc<Request<D>>, grant: Grant, home: Home) -> Self {
+    pub(crate) fn new(service: S, request: Arc<Request<D>>, grant: Grant) -> Self {
         Self {
             service,
             request,
             grant,
             tenure: OnceLock::new(),
-            home,
             armed: true,
         }
     }
@@ -178,7 +176,6 @@ impl<S: Service<D>, D: Demand> Drop for Held<S, D> {
             self.service.clone(),
             self.request.clone(),
             self.grant.lost.clone(),
-            &self.home,
         );
     }
 }

@@ -1,17 +1,14 @@
-//! What no backend has to write: deadlines, retries, back-off, cancellation, clean-up, and keeping leases alive.
+//! What no backend has to write: deadlines, retries, back-off, cancellation and clean-up.
 //!
 //! - [`wait`] takes one acquisition from its first attempt to the grant, within one [`deadline`], looking again after a
 //!   [`backoff`] or when the backend wakes it.
 //! - [`held`] is the ownership that every guard wraps.
-//! - [`reaper`] cleans up after whoever went away, on the caller's runtime or in the [`background`].
-//! - [`keeper`] renews a lease for a backend that has one.
+//! - [`reaper`] cleans up after whoever went away, in the background.
 //! - [`service`] makes locks and semaphores one thing to all of them.
 
-pub(crate) mod background;
 pub(crate) mod backoff;
 pub(crate) mod deadline;
 pub(crate) mod held;
-pub(crate) mod keeper;
 pub(crate) mod reaper;
 pub(crate) mod service;
 pub(crate) mod wait;

@@ -14,14 +14,13 @@ use std::{
     time::Duration,
 };
 
-use tokio::{runtime::Handle, sync::Notify};
+use tokio::sync::Notify;
 
 use super::{
-    background,
     deadline::bound,
     service::{Demand, Service},
 };
-use crate::{Attempt, BackendError, LostSignal, Request, clock::Instant};
+use crate::{Attempt, BackendError, LostSignal, Request, background::CALLS, clock::Instant};
 
 /// An attempt whose answer is not there yet.
 pub(crate) type InFlight = Pin<Box<dyn Future<Output = Result<Attempt, BackendError>> + Send>>;
@@ -80,26 +79,14 @@ pub async fn shutdown(timeout: Duration) -> Result<(), Unfinished> {
     }
 }
 
-/// Where an acquisition's clean-up runs: the runtime it was made on.
-#[derive(Debug, Clone)]
-pub(crate) struct Home(Option<Handle>);
-
-impl Home {
-    /// The present runtime, if there is one.
-    pub(crate) fn here() -> Self {
-        Self(Handle::try_current().ok())
-    }
-}
-
 /// Frees `request`'s owner, in the background if it can't be done at once.
 pub(crate) fn release<S: Service<D>, D: Demand>(
     service: S,
     request: Arc<Request<D>>,
     lost: LostSignal,
-    home: &Home,
 ) {
     if !release_now(&service, &request) {
-        Cleanup::new(service, request, None, lost).start(home);
+        Cleanup::new(service, request, None, lost).start();
     }
 }
 
@@ -117,12 +104,11 @@ pub(crate) fn withdraw<S: Service<D>, D: Demand>(
     service: S,
     request: Arc<Request<D>>,
     in_flight: Option<InFlight>,
-    home: &Home,
 ) {
     if in_flight.is_none() {
-        return release(service, request, LostSignal::never(), home);
+        return release(service, request, LostSignal::never());
     }
-    Cleanup::new(service, request, in_flight, LostSignal::never()).start(home);
+    Cleanup::new(service, request, in_flight, LostSignal::never()).start();
 }
 
 struct Cleanup<S: Service<D>, D: Demand> {
@@ -130,8 +116,6 @@ struct Cleanup<S: Service<D>, D: Demand> {
     request: Arc<Request<D>>,
     in_flight: Option<InFlight>,
     lost: LostSignal,
-    finished: bool,
-    rescued: bool,
 }
 
 impl<S: Service<D>, D: Demand> Cleanup<S, D> {
@@ -147,16 +131,12 @@ impl<S: Service<D>, D: Demand> Cleanup<S, D> {
             request,
             in_flight,
             lost,
-            finished: false,
-            rescued: false,
         }
     }
 
-    fn start(self, home: &Home) {
-        match &home.0 {
-            Some(handle) => drop(handle.spawn(self.run())),
-            None => background::spawn(self.run()),
-        }
+    /// Not on the caller's runtime, which may stand still or end before the clean-up does.
+    fn start(self) {
+        CALLS.spawn(self.run());
     }
 
     async fn run(mut self) {
@@ -171,7 +151,6 @@ impl<S: Service<D>, D: Demand> Cleanup<S, D> {
             }
         }
         self.release().await;
-        self.finished = true;
     }
 
     async fn release(&mut self) {
@@ -209,17 +188,6 @@ impl<S: Service<D>, D: Demand> Cleanup<S, D> {
 
 impl<S: Service<D>, D: Demand> Drop for Cleanup<S, D> {
     fn drop(&mut self) {
-        if !self.finished && !self.rescued && !std::thread::panicking() {
-            // The runtime went away under the clean-up: finish it elsewhere.
-            let mut rescue = Self::new(
-                self.service.clone(),
-                self.request.clone(),
-                None,
-                self.lost.clone(),
-            );
-            rescue.rescued = true;
-            background::spawn(rescue.run());
-        }
         PENDING.fetch_sub(1, Ordering::AcqRel);
         DONE.notify_waiters();
     }

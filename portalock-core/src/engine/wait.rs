@@ -8,7 +8,7 @@ use super::{
     backoff::Backoff,
     deadline::{Deadline, bound},
     held::Held,
-    reaper::{self, Home, InFlight},
+    reaper::{self, InFlight},
     service::{Demand, Service},
 };
 use crate::{
@@ -78,7 +78,6 @@ struct Place<S: Service<D>, D: Demand> {
     service: S,
     request: Arc<Request<D>>,
     in_flight: Option<InFlight>,
-    home: Home,
     armed: bool,
 }
 
@@ -88,7 +87,6 @@ impl<S: Service<D>, D: Demand> Place<S, D> {
             service,
             request: Arc::new(request),
             in_flight: None,
-            home: Home::here(),
             armed: false,
         }
     }
@@ -111,12 +109,7 @@ impl<S: Service<D>, D: Demand> Place<S, D> {
     /// The grant is the guard's to keep from now on.
     fn into_held(mut self, grant: Grant) -> Held<S, D> {
         self.armed = false;
-        Held::new(
-            self.service.clone(),
-            self.request.clone(),
-            grant,
-            self.home.clone(),
-        )
+        Held::new(self.service.clone(), self.request.clone(), grant)
     }
 
     /// The backend answered that it keeps nothing of this request.
@@ -132,12 +125,7 @@ impl<S: Service<D>, D: Demand> Drop for Place<S, D> {
         }
         // A future that panicked must not be polled again.
         let in_flight = self.in_flight.take().filter(|_| !std::thread::panicking());
-        reaper::withdraw(
-            self.service.clone(),
-            self.request.clone(),
-            in_flight,
-            &self.home,
-        );
+        reaper::withdraw(self.service.clone(), self.request.clone(), in_flight);
     }
 }
 

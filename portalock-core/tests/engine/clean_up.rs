@@ -1,10 +1,10 @@
 //! What is left behind by those who went away, and who sees to it.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
-use portalock_core::{BackendErrorKind, Lease, LockError, Loss, clock::Instant};
+use portalock_core::{BackendErrorKind, Lease, LockError, Loss};
 
-use crate::scripted::{Call, Scripted, Step};
+use crate::scripted::{Call, Scripted, Step, within_real_time};
 
 #[tokio::test(start_paused = true)]
 async fn a_grant_after_the_deadline_is_released_in_the_background() {
@@ -57,17 +57,39 @@ async fn a_release_that_fails_goes_on_in_the_background() {
     }
 }
 
-#[tokio::test(start_paused = true)]
+#[tokio::test]
 async fn the_reaper_stops_once_the_lease_has_ended() {
-    let lease = Lease::until(Instant::now() + Duration::from_secs(3));
+    let lease = Lease::unbounded();
     let backend = Scripted::new([Step::Grant]).failing_releases(u32::MAX);
-    *backend.0.lease.lock().unwrap() = Some(lease);
+    *backend.0.lease.lock().unwrap() = Some(lease.clone());
     drop(backend.lock().acquire().await.unwrap());
-    tokio::time::sleep(Duration::from_secs(60)).await;
-    let after_the_lease = backend.releases().len();
-    assert!(after_the_lease > 1, "one try is no retry");
-    tokio::time::sleep(Duration::from_secs(60)).await;
-    assert_eq!(backend.releases().len(), after_the_lease);
+    within_real_time(async {
+        while backend.releases().len() < 3 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await
+    .expect("one try is no retry");
+    lease.end(Loss::Expired);
+    // The reaper's own handle of the backend goes with its task.
+    within_real_time(async {
+        while Arc::strong_count(&backend.0) > 1 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await
+    .expect("it went on");
+}
+
+#[test]
+fn a_guard_dropped_beside_its_idle_runtime_is_released() {
+    let backend = Scripted::new([Step::Grant]);
+    let idle = runtime();
+    let guard = idle.block_on(backend.lock().acquire()).unwrap();
+    let owner = guard.owner();
+    drop(guard);
+    assert_eq!(runtime().block_on(backend.first_release()), owner);
+    drop(idle);
 }
 
 #[tokio::test(start_paused = true)]
@@ -99,25 +121,18 @@ async fn an_attempt_that_failed_is_withdrawn_even_if_the_next_was_answered() {
 
 #[test]
 fn a_guard_dropped_outside_its_runtime_is_released() {
-    let backend = Scripted::default();
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .unwrap();
-    let guard = runtime.block_on(async {
-        *backend.0.start.lock().unwrap() = Some(Instant::now());
-        backend.0.steps.lock().unwrap().push_back(Step::Grant);
-        backend.lock().acquire().await.unwrap()
-    });
-    drop(runtime);
+    let backend = Scripted::new([Step::Grant]);
+    let ended = runtime();
+    let guard = ended.block_on(backend.lock().acquire()).unwrap();
+    drop(ended);
     let owner = guard.owner();
     drop(guard);
-    let elsewhere = tokio::runtime::Builder::new_current_thread()
+    assert_eq!(runtime().block_on(backend.first_release()), owner);
+}
+
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
-        .unwrap();
-    let released = elsewhere.block_on(async {
-        tokio::time::timeout(Duration::from_secs(30), backend.first_release()).await
-    });
-    assert_eq!(released.unwrap(), owner);
+        .unwrap()
 }

@@ -2,11 +2,14 @@
 
 use std::{
     collections::VecDeque,
-    sync::{Arc, Mutex},
+    future::Future,
+    pin::pin,
+    sync::{Arc, Mutex, mpsc::RecvTimeoutError},
     time::Duration,
 };
 
 use async_trait::async_trait;
+use futures_util::future::{Either, select};
 use portalock_core::{
     Attempt, BackendError, BackendErrorKind, Capabilities, Contention, Grant, Lease, Lock,
     LockBackend, LockRequest, OwnerId, Patience, Policy, Released, Scope, WakeSender, Wakeups,
@@ -99,7 +102,7 @@ impl Scripted {
             .collect()
     }
 
-    /// Waits for the first release. On paused time the bound passes at once when nobody is left to release anything.
+    /// Waits for the first release, which comes from the clean-up's own thread.
     pub async fn first_release(&self) -> OwnerId {
         let first = async {
             loop {
@@ -110,8 +113,7 @@ impl Scripted {
                 released.await;
             }
         };
-        let bound = Duration::from_secs(3600);
-        tokio::time::timeout(bound, first)
+        within_real_time(first)
             .await
             .expect("nothing was ever released")
     }
@@ -200,4 +202,21 @@ impl LockBackend for Scripted {
 /// portalocker's policy with another timeout.
 pub fn seconds(timeout: u64) -> Policy {
     Policy::new().with_timeout(Duration::from_secs(timeout))
+}
+
+/// Waits for something that happens on another thread, for at most a minute of real time: paused time would pass at once.
+pub async fn within_real_time<F: Future>(event: F) -> Option<F::Output> {
+    let (passed, has_passed) = tokio::sync::oneshot::channel();
+    let (over, is_over) = std::sync::mpsc::channel::<()>();
+    std::thread::spawn(move || {
+        if is_over.recv_timeout(Duration::from_secs(60)) == Err(RecvTimeoutError::Timeout) {
+            let _ = passed.send(());
+        }
+    });
+    let output = match select(pin!(event), pin!(has_passed)).await {
+        Either::Left((output, _)) => Some(output),
+        Either::Right(_) => None,
+    };
+    drop(over);
+    output
 }

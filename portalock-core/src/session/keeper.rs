@@ -1,12 +1,12 @@
 //! Keeps a lease alive: renews it in the background until it ends or nobody needs it any more.
 
-use std::{future::Future, pin::pin, time::Duration};
+use std::{future::Future, pin::pin, sync::Arc, time::Duration};
 
 use futures_util::future::select;
-use tokio::task::AbortHandle;
+use tokio::sync::Notify;
 
-use super::deadline::bound;
-use crate::{BackendError, Lease, Loss, clock::Instant};
+use super::{Task, spawn};
+use crate::{BackendError, Lease, Loss, clock::Instant, engine::deadline::bound};
 
 /// What the service said to a renewal.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -18,7 +18,7 @@ pub enum Renewal {
     Gone(Loss),
 }
 
-/// A task that renews a [`Lease`]. Dropping the keeper stops the task; the lease then runs out at its deadline.
+/// Renews a [`Lease`] on the session thread. Dropping the keeper stops that; the lease then runs out at its deadline.
 ///
 /// A renewal that fails or hangs is *unknown*: it extends nothing and ends nothing. The lease lasts until its own
 /// deadline, on this machine's clock, whatever the call in flight does.
@@ -27,24 +27,24 @@ pub enum Renewal {
 /// use std::time::Duration;
 /// use portalock_core::{clock::Instant, Keeper, Lease, Renewal};
 ///
-/// # #[tokio::main(flavor = "current_thread", start_paused = true)] async fn main() {
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), portalock_core::BackendError> {
 /// let time = Duration::from_secs(10);
 /// let lease = Lease::until(Instant::now() + time);
-/// let keeper = Keeper::spawn(lease.clone(), time / 3, move || async move {
-///     // Ask your service to renew here.
+/// let first = lease.deadline();
+/// let keeper = Keeper::spawn(lease.clone(), Duration::from_millis(10), move || async move {
+///     // Ask your service to renew here, over a connection that was opened on the session thread.
 ///     Ok(Renewal::Renewed(time))
-/// });
-/// tokio::time::sleep(time * 10).await;
-/// assert_eq!(lease.loss(), None);
-///
-/// drop(keeper);
-/// tokio::time::sleep(time * 2).await;
-/// assert!(lease.loss().is_some());
-/// # }
+/// })?;
+/// // It goes on whatever this thread computes.
+/// while lease.deadline() == first {}
+/// # drop(keeper); Ok(()) }
 /// ```
 #[derive(Debug)]
 #[must_use = "dropping a keeper lets the lease run out"]
-pub struct Keeper(AbortHandle);
+pub struct Keeper {
+    _task: Task,
+    now: Arc<Notify>,
+}
 
 impl Keeper {
     /// Renews `lease` every `interval` by calling `renew`, until the lease has ended or the keeper is dropped.
@@ -52,30 +52,41 @@ impl Keeper {
     /// A call that has not answered within `interval` is dropped and made anew: `renew` must be safe to cancel. After a
     /// failure the next call comes after a tenth of the interval.
     ///
-    /// # Panics
+    /// # Errors
     ///
-    /// If called outside a tokio runtime, as [`tokio::spawn`] does.
-    pub fn spawn<F, R>(lease: Lease, interval: Duration, renew: F) -> Self
+    /// [`Exhausted`](crate::BackendErrorKind::Exhausted) if the system gives no thread.
+    pub fn spawn<F, R>(lease: Lease, interval: Duration, renew: F) -> Result<Self, BackendError>
     where
         F: FnMut() -> R + Send + 'static,
         R: Future<Output = Result<Renewal, BackendError>> + Send,
     {
-        let task = tokio::spawn(async move {
+        let now = Arc::new(Notify::new());
+        let asked = now.clone();
+        let task = spawn(async move {
             let ended = lease.signal();
-            select(pin!(ended.lost()), pin!(keep(&lease, interval, renew))).await;
-        });
-        Self(task.abort_handle())
+            select(
+                pin!(ended.lost()),
+                pin!(keep(&lease, interval, &asked, renew)),
+            )
+            .await;
+        })?;
+        Ok(Self { _task: task, now })
+    }
+
+    /// Renews at once rather than when the interval has passed: for a connection that was reset and has to be made anew.
+    pub fn renew_now(&self) {
+        self.now.notify_one();
     }
 }
 
-async fn keep<F, R>(lease: &Lease, interval: Duration, mut renew: F)
+async fn keep<F, R>(lease: &Lease, interval: Duration, now: &Notify, mut renew: F)
 where
     F: FnMut() -> R,
     R: Future<Output = Result<Renewal, BackendError>>,
 {
     let mut pause = interval;
     loop {
-        tokio::time::sleep(pause).await;
+        let _ = tokio::time::timeout(pause, now.notified()).await;
         let sent = Instant::now();
         pause = match bound(sent.checked_add(interval), renew()).await {
             Some(Ok(Renewal::Renewed(time))) => {
@@ -100,18 +111,24 @@ where
     }
 }
 
-impl Drop for Keeper {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::BackendErrorKind;
 
     const TIME: Duration = Duration::from_secs(10);
+
+    /// On the test's own runtime, whose time is paused.
+    fn keeper<F, R>(lease: Lease, interval: Duration, renew: F) -> Arc<Notify>
+    where
+        F: FnMut() -> R + Send + 'static,
+        R: Future<Output = Result<Renewal, BackendError>> + Send,
+    {
+        let now = Arc::new(Notify::new());
+        let asked = now.clone();
+        tokio::spawn(async move { keep(&lease, interval, &asked, renew).await });
+        now
+    }
 
     fn unavailable() -> BackendError {
         BackendError::new(BackendErrorKind::Unavailable, "no answer")
@@ -121,7 +138,7 @@ mod tests {
     async fn a_renewal_that_hangs_does_not_hold_back_the_loss() {
         let start = Instant::now();
         let lease = Lease::until(start + TIME);
-        let _keeper = Keeper::spawn(lease.clone(), TIME / 3, std::future::pending);
+        let _keeper = keeper(lease.clone(), TIME / 3, std::future::pending);
         assert_eq!(lease.signal().lost().await, Loss::Expired);
         assert_eq!(start.elapsed(), TIME);
     }
@@ -131,7 +148,7 @@ mod tests {
         let start = Instant::now();
         let lease = Lease::until(start + TIME);
         let mut calls = 0;
-        let _keeper = Keeper::spawn(lease.clone(), TIME / 3, move || {
+        let _keeper = keeper(lease.clone(), TIME / 3, move || {
             calls += 1;
             async move {
                 if calls < 4 {
@@ -150,7 +167,7 @@ mod tests {
         let start = Instant::now();
         let lease = Lease::until(start + TIME);
         let mut calls = 0;
-        let _keeper = Keeper::spawn(lease.clone(), TIME / 2, move || {
+        let _keeper = keeper(lease.clone(), TIME / 2, move || {
             calls += 1;
             async move {
                 if calls > 1 {
@@ -170,11 +187,47 @@ mod tests {
         let lease = Lease::until(start + TIME);
         let gone = Loss::SessionEnded("revoked".into());
         let answer = gone.clone();
-        let _keeper = Keeper::spawn(lease.clone(), TIME / 10, move || {
+        let _keeper = keeper(lease.clone(), TIME / 10, move || {
             let answer = answer.clone();
             async move { Ok(Renewal::Gone(answer)) }
         });
         assert_eq!(lease.signal().lost().await, gone);
         assert_eq!(start.elapsed(), TIME / 10);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_renewal_that_is_asked_for_comes_at_once() {
+        let start = Instant::now();
+        let lease = Lease::until(start + TIME);
+        let (renewed, mut renewals) = tokio::sync::mpsc::unbounded_channel();
+        let now = keeper(lease, TIME / 3, move || {
+            let _ = renewed.send(());
+            async { Ok(Renewal::Renewed(TIME)) }
+        });
+        tokio::task::yield_now().await;
+        now.notify_one();
+        renewals.recv().await.unwrap();
+        assert_eq!(start.elapsed(), Duration::ZERO);
+        renewals.recv().await.unwrap();
+        assert_eq!(start.elapsed().as_secs(), 3);
+    }
+
+    #[test]
+    fn it_renews_without_the_callers_runtime_until_it_is_dropped() {
+        let lease = Lease::until(Instant::now() + TIME);
+        let (renewed, renewals) = std::sync::mpsc::channel();
+        let keeper = Keeper::spawn(lease, Duration::from_millis(1), move || {
+            let renewed = renewed.clone();
+            async move {
+                let _ = renewed.send(());
+                Ok(Renewal::Renewed(TIME))
+            }
+        });
+        renewals.recv_timeout(TIME).unwrap();
+        renewals.recv_timeout(TIME).unwrap();
+        drop(keeper);
+        // The closure goes with its task, and the sender with the closure.
+        while renewals.recv_timeout(TIME).is_ok() {}
+        assert!(renewals.try_recv().is_err());
     }
 }

@@ -1,0 +1,226 @@
+//! One connection for each runtime that uses a backend.
+
+use std::{
+    collections::HashMap,
+    fmt,
+    future::Future,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+};
+
+use tokio::{
+    runtime::{Handle, Id},
+    sync::oneshot,
+};
+
+use super::single_flight::SingleFlight;
+use crate::{BackendError, BackendErrorKind};
+
+/// The connections of one backend object: each runtime that uses it has its own.
+///
+/// An async client's connection is driven by a task on the runtime that opened it, and stands still or ends with that
+/// runtime. A backend that is shared by several runtimes, and by the session thread, therefore needs one for each. A
+/// connection is opened when a runtime first needs it, and dropped when that runtime ends.
+pub struct PerRuntime<C>(Arc<Mutex<HashMap<Id, Arc<Entry<C>>>>>);
+
+struct Entry<C> {
+    opening: SingleFlight<C>,
+    connection: Mutex<Option<C>>,
+    /// Dropped with the entry, which ends the task that waits for the runtime's end.
+    _watched: oneshot::Sender<()>,
+}
+
+impl<C: Clone + Send + Sync + 'static> PerRuntime<C> {
+    /// No connection yet.
+    pub fn new() -> Self {
+        Self(Arc::default())
+    }
+
+    /// The present runtime's connection, which `open` makes if there is none. Many callers wait for one opening, and share
+    /// its failure.
+    ///
+    /// # Errors
+    ///
+    /// [`Misconfigured`](BackendErrorKind::Misconfigured) outside a tokio runtime, or what `open` failed with.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the call doesn't stop an opening: its connection serves the next caller.
+    pub async fn get<R>(&self, open: impl FnOnce() -> R) -> Result<C, BackendError>
+    where
+        R: Future<Output = Result<C, BackendError>> + Send + 'static,
+    {
+        let runtime = Handle::try_current().map_err(|_| no_runtime())?;
+        let entry = self.entry(&runtime);
+        let present = entry.connection().clone();
+        if let Some(connection) = present {
+            return Ok(connection);
+        }
+        let opened = Arc::downgrade(&entry);
+        let open = || {
+            let opening = open();
+            async move {
+                let connection = opening.await?;
+                if let Some(entry) = opened.upgrade() {
+                    *entry.connection() = Some(connection.clone());
+                }
+                Ok(connection)
+            }
+        };
+        entry
+            .opening
+            .get(&runtime, || entry.connection().clone(), open)
+            .await
+    }
+
+    /// Drops the present runtime's connection if it is one that `which` means: the next call opens another.
+    pub fn forget(&self, which: impl FnOnce(&C) -> bool) {
+        let Ok(runtime) = Handle::try_current() else {
+            return;
+        };
+        let entry = self.lock().get(&runtime.id()).cloned();
+        if let Some(entry) = entry {
+            let mut connection = entry.connection();
+            if connection.as_ref().is_some_and(which) {
+                *connection = None;
+            }
+        }
+    }
+
+    /// Drops all connections.
+    pub fn clear(&self) {
+        self.lock().clear();
+    }
+
+    fn entry(&self, runtime: &Handle) -> Arc<Entry<C>> {
+        let mut entries = self.lock();
+        if let Some(entry) = entries.get(&runtime.id()) {
+            return entry.clone();
+        }
+        let (watched, unneeded) = oneshot::channel();
+        let entry = Arc::new(Entry {
+            opening: SingleFlight::new(),
+            connection: Mutex::new(None),
+            _watched: watched,
+        });
+        entries.insert(runtime.id(), entry.clone());
+        let end = RuntimeEnd {
+            entries: Arc::downgrade(&self.0),
+            runtime: runtime.id(),
+            entry: Arc::downgrade(&entry),
+        };
+        runtime.spawn(async move {
+            let _end = end;
+            let _ = unneeded.await;
+        });
+        entry
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<Id, Arc<Entry<C>>>> {
+        lock(&self.0)
+    }
+}
+
+impl<C: Clone + Send + Sync + 'static> Default for PerRuntime<C> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl<C> Entry<C> {
+    fn connection(&self) -> MutexGuard<'_, Option<C>> {
+        lock(&self.connection)
+    }
+}
+
+/// Removes a runtime's entry when the runtime drops its tasks. Another runtime may have the same id by then.
+struct RuntimeEnd<C> {
+    entries: Weak<Mutex<HashMap<Id, Arc<Entry<C>>>>>,
+    runtime: Id,
+    entry: Weak<Entry<C>>,
+}
+
+impl<C> Drop for RuntimeEnd<C> {
+    fn drop(&mut self) {
+        let Some(entries) = self.entries.upgrade() else {
+            return;
+        };
+        let mut entries = lock(&entries);
+        let is_mine = |entry: &Arc<Entry<C>>| Weak::ptr_eq(&Arc::downgrade(entry), &self.entry);
+        if entries.get(&self.runtime).is_some_and(is_mine) {
+            let entry = entries.remove(&self.runtime);
+            // A connection's own destructor may come back here.
+            drop(entries);
+            drop(entry);
+        }
+    }
+}
+
+impl<C> fmt::Debug for PerRuntime<C> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PerRuntime")
+            .field("runtimes", &lock(&self.0).len())
+            .finish()
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Nothing panics while it is held.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn no_runtime() -> BackendError {
+    BackendError::new(
+        BackendErrorKind::Misconfigured,
+        "a network backend needs a tokio runtime: call from within one, or use the blocking facade",
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    fn runtime() -> tokio::runtime::Runtime {
+        tokio::runtime::Builder::new_current_thread()
+            .build()
+            .unwrap()
+    }
+
+    #[test]
+    fn each_runtime_has_its_own_until_it_ends() {
+        let (connections, opened) = (PerRuntime::<u32>::new(), Arc::new(AtomicU32::new(0)));
+        let get = || {
+            let opened = opened.clone();
+            connections.get(move || async move { Ok(opened.fetch_add(1, Ordering::Relaxed)) })
+        };
+        let (one, two) = (runtime(), runtime());
+        assert_eq!(one.block_on(get()).unwrap(), 0);
+        assert_eq!(two.block_on(get()).unwrap(), 1);
+        assert_eq!(one.block_on(get()).unwrap(), 0);
+        drop(one);
+        assert_eq!(connections.lock().len(), 1);
+        assert_eq!(two.block_on(get()).unwrap(), 1);
+        assert_eq!(runtime().block_on(get()).unwrap(), 2);
+        assert_eq!(connections.lock().len(), 1);
+    }
+
+    #[tokio::test]
+    async fn a_forgotten_connection_is_opened_anew() {
+        let connections = PerRuntime::<u32>::new();
+        assert_eq!(connections.get(|| async { Ok(1) }).await.unwrap(), 1);
+        connections.forget(|connection| *connection == 9);
+        assert_eq!(connections.get(|| async { Ok(2) }).await.unwrap(), 1);
+        connections.forget(|connection| *connection == 1);
+        assert_eq!(connections.get(|| async { Ok(2) }).await.unwrap(), 2);
+        connections.clear();
+        assert_eq!(connections.get(|| async { Ok(3) }).await.unwrap(), 3);
+    }
+
+    #[test]
+    fn outside_a_runtime_it_says_what_to_do() {
+        let connections = PerRuntime::<u32>::new();
+        let call = connections.get(|| async { Ok(1) });
+        let error = futures_util::FutureExt::now_or_never(call).unwrap();
+        assert_eq!(error.unwrap_err().kind(), BackendErrorKind::Misconfigured);
+    }
+}

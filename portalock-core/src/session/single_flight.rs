@@ -1,0 +1,147 @@
+//! One start for many callers.
+
+use std::{
+    future::Future,
+    sync::{Mutex, PoisonError},
+};
+
+use tokio::{runtime::Handle, sync::watch};
+
+use crate::{BackendError, BackendErrorKind};
+
+type Outcome<T> = Option<Result<T, BackendError>>;
+
+/// Runs one start at a time. Whoever asks meanwhile waits for it, and shares its success or its failure.
+///
+/// The start is a task of its own, so a caller that goes away doesn't stop it half-way.
+#[derive(Debug)]
+pub(super) struct SingleFlight<T>(Mutex<Option<watch::Receiver<Outcome<T>>>>);
+
+impl<T: Clone + Send + Sync + 'static> SingleFlight<T> {
+    pub(super) const fn new() -> Self {
+        Self(Mutex::new(None))
+    }
+
+    /// The value that `ready` has, or the outcome of the present start, which `make` and `runtime` are for if none is under
+    /// way. `make` has to keep the value where `ready` finds it before it ends.
+    pub(super) async fn get<R>(
+        &self,
+        runtime: &Handle,
+        ready: impl FnOnce() -> Option<T>,
+        make: impl FnOnce() -> R,
+    ) -> Result<T, BackendError>
+    where
+        R: Future<Output = Result<T, BackendError>> + Send + 'static,
+    {
+        let mut outcome = {
+            let mut running = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            // Under the lock: a start that ended just now has kept its value.
+            if let Some(value) = ready() {
+                return Ok(value);
+            }
+            if let Some(running) = running.as_ref().filter(|running| is_under_way(running)) {
+                running.clone()
+            } else {
+                let (sender, receiver) = watch::channel(None);
+                let start = make();
+                runtime.spawn(async move {
+                    let outcome = start.await;
+                    sender.send_replace(Some(outcome));
+                });
+                running.insert(receiver).clone()
+            }
+        };
+        match outcome.wait_for(Option::is_some).await.as_deref() {
+            Ok(Some(outcome)) => outcome.clone(),
+            // The task was dropped: it panicked, or its runtime has ended.
+            _ => Err(BackendError::new(
+                BackendErrorKind::Unavailable,
+                "the start of a connection or session was cut short",
+            )),
+        }
+    }
+}
+
+fn is_under_way<T>(start: &watch::Receiver<Outcome<T>>) -> bool {
+    start.borrow().is_none() && start.has_changed().is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    };
+    use tokio::sync::Notify;
+
+    #[tokio::test]
+    async fn many_callers_share_one_start_and_its_failure() {
+        let flight = Arc::new(SingleFlight::<u32>::new());
+        let (starts, go) = (Arc::new(AtomicU32::new(0)), Arc::new(Notify::new()));
+        let mut callers = Vec::new();
+        for _ in 0..10 {
+            let (flight, starts, go) = (flight.clone(), starts.clone(), go.clone());
+            callers.push(tokio::spawn(async move {
+                let make = || async move {
+                    starts.fetch_add(1, Ordering::Relaxed);
+                    go.notified().await;
+                    Err(BackendError::new(BackendErrorKind::Unavailable, "down"))
+                };
+                flight.get(&Handle::current(), || None, make).await
+            }));
+        }
+        tokio::task::yield_now().await;
+        go.notify_one();
+        for caller in callers {
+            assert!(caller.await.unwrap().is_err());
+        }
+        assert_eq!(starts.load(Ordering::Relaxed), 1);
+        let next = flight
+            .get(&Handle::current(), || None, || async { Ok(7) })
+            .await;
+        assert_eq!(next.unwrap(), 7, "a failure isn't kept");
+    }
+
+    #[tokio::test]
+    async fn a_caller_that_goes_away_does_not_stop_the_start() {
+        let flight = Arc::new(SingleFlight::<u32>::new());
+        let (go, kept) = (Arc::new(Notify::new()), Arc::new(AtomicU32::new(0)));
+        let start = {
+            let (go, kept) = (go.clone(), kept.clone());
+            || async move {
+                go.notified().await;
+                kept.store(7, Ordering::Release);
+                Ok(7)
+            }
+        };
+        let first = {
+            let flight = flight.clone();
+            tokio::spawn(async move { flight.get(&Handle::current(), || None, start).await })
+        };
+        tokio::task::yield_now().await;
+        first.abort();
+        assert!(first.await.unwrap_err().is_cancelled());
+        go.notify_one();
+        let unused = || async { Err(BackendError::new(BackendErrorKind::Other, "a second start")) };
+        let ready = || Some(kept.load(Ordering::Acquire)).filter(|kept| *kept > 0);
+        let second = flight.get(&Handle::current(), ready, unused).await;
+        assert_eq!(second.unwrap(), 7);
+    }
+
+    #[tokio::test]
+    async fn a_start_that_panics_fails_its_callers_and_not_the_next() {
+        let flight = SingleFlight::<u32>::new();
+        let told_to = true;
+        let panics = || async move {
+            assert!(!told_to, "told to panic");
+            Ok(1)
+        };
+        let error = flight.get(&Handle::current(), || None, panics).await;
+        assert_eq!(error.unwrap_err().kind(), BackendErrorKind::Unavailable);
+        let next = flight
+            .get(&Handle::current(), || None, || async { Ok(2) })
+            .await;
+        assert_eq!(next.unwrap(), 2);
+    }
+}

@@ -1,0 +1,231 @@
+//! The present session of a backend, and the start of the next one.
+
+use std::{
+    fmt,
+    future::Future,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use super::{single_flight::SingleFlight, task::session_runtime};
+use crate::{BackendError, Lease, clock::Instant};
+
+/// How long the next start waits after one that failed. Doubled with each failure in a row.
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+
+/// A client's liveness at a service: all that it holds there lives and dies with it.
+pub trait Session: fmt::Debug + Send + Sync + 'static {
+    /// Until when the session is certain.
+    fn lease(&self) -> &Lease;
+}
+
+/// The sessions of one backend object, of which at most one is alive.
+///
+/// A session is started when it is first needed, on the session thread, once for all callers that wait for it. When it
+/// has ended, the next caller starts another; after a failure, not before a pause that grows from 50 ms to 2 s.
+#[derive(Debug)]
+pub struct Sessions<S> {
+    starts: SingleFlight<Arc<S>>,
+    state: Arc<Mutex<State<S>>>,
+}
+
+#[derive(Debug)]
+struct State<S> {
+    /// The latest session, which may have ended.
+    latest: Option<Arc<S>>,
+    failures_in_a_row: u32,
+    not_before: Option<Instant>,
+}
+
+impl<S: Session> Sessions<S> {
+    /// No session yet.
+    pub fn new() -> Self {
+        Self {
+            starts: SingleFlight::new(),
+            state: Arc::new(Mutex::new(State {
+                latest: None,
+                failures_in_a_row: 0,
+                not_before: None,
+            })),
+        }
+    }
+
+    /// The live session, if there is one.
+    pub fn live(&self) -> Option<Arc<S>> {
+        lock(&self.state).live()
+    }
+
+    /// The latest session, alive or not.
+    pub fn latest(&self) -> Option<Arc<S>> {
+        lock(&self.state).latest.clone()
+    }
+
+    /// Forgets the latest session and returns it: for ending it in good order. The next call of [`get`](Self::get) starts
+    /// another.
+    pub fn take(&self) -> Option<Arc<S>> {
+        lock(&self.state).latest.take()
+    }
+
+    /// The live session. If there is none, `start` makes one; it is given the former session, which the service may still
+    /// believe to be alive.
+    ///
+    /// # Errors
+    ///
+    /// The failure of the start that this call waited for, its own or that of an earlier caller;
+    /// [`Exhausted`](crate::BackendErrorKind::Exhausted) if the system gives no thread.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the call doesn't stop a start: the session it makes serves the next caller. If the backend is gone by then,
+    /// the session is dropped.
+    pub async fn get<R>(
+        &self,
+        start: impl FnOnce(Option<Arc<S>>) -> R + Send + 'static,
+    ) -> Result<Arc<S>, BackendError>
+    where
+        R: Future<Output = Result<Arc<S>, BackendError>> + Send,
+    {
+        if let Some(session) = self.live() {
+            return Ok(session);
+        }
+        let runtime = session_runtime()?;
+        // Weak: a backend that goes away during a start takes nothing of it.
+        let state = Arc::downgrade(&self.state);
+        let make = || async move {
+            let Some((former, not_before)) = state.upgrade().map(|state| {
+                let state = lock(&state);
+                (state.latest.clone(), state.not_before)
+            }) else {
+                return Err(gone());
+            };
+            if let Some(not_before) = not_before {
+                tokio::time::sleep_until(not_before).await;
+            }
+            let outcome = start(former).await;
+            let state = state.upgrade().ok_or_else(gone)?;
+            lock(&state).started(&outcome);
+            outcome
+        };
+        self.starts.get(&runtime, || self.live(), make).await
+    }
+}
+
+impl<S: Session> Default for Sessions<S> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl<S: Session> State<S> {
+    fn live(&self) -> Option<Arc<S>> {
+        self.latest
+            .as_ref()
+            .filter(|session| session.lease().loss().is_none())
+            .cloned()
+    }
+
+    fn started(&mut self, outcome: &Result<Arc<S>, BackendError>) {
+        if let Ok(session) = outcome {
+            self.latest = Some(session.clone());
+            self.failures_in_a_row = 0;
+            self.not_before = None;
+            return;
+        }
+        let pause = FIRST_PAUSE
+            .saturating_mul(2_u32.saturating_pow(self.failures_in_a_row))
+            .min(LONGEST_PAUSE);
+        self.failures_in_a_row = self.failures_in_a_row.saturating_add(1);
+        // Spread, so that the clients of a service that comes back don't all come at once.
+        self.not_before = Instant::now().checked_add(pause.mul_f64(0.5 + fastrand::f64() / 2.0));
+    }
+}
+
+fn lock<S>(state: &Mutex<State<S>>) -> MutexGuard<'_, State<S>> {
+    // Nothing panics while it is held.
+    state.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn gone() -> BackendError {
+    BackendError::new(
+        crate::BackendErrorKind::SessionEnded,
+        "the backend was dropped while its session started",
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{BackendErrorKind, Loss};
+    use std::future::{Ready, ready};
+
+    #[derive(Debug)]
+    struct Plain(u32, Lease);
+
+    impl Session for Plain {
+        fn lease(&self) -> &Lease {
+            &self.1
+        }
+    }
+
+    fn start(number: u32) -> Ready<Result<Arc<Plain>, BackendError>> {
+        ready(Ok(Arc::new(Plain(number, Lease::unbounded()))))
+    }
+
+    #[tokio::test]
+    async fn a_session_serves_until_it_ends_and_the_next_start_is_told_of_it() {
+        let sessions = Sessions::<Plain>::new();
+        let first = sessions.get(|_| start(1)).await.unwrap();
+        assert_eq!(sessions.get(|_| start(2)).await.unwrap().0, 1);
+        first.lease().end(Loss::Expired);
+        assert!(sessions.live().is_none());
+        let third = sessions.get(|former| start(former.map_or(0, |former| former.0) + 2));
+        assert_eq!(third.await.unwrap().0, 3);
+        assert_eq!(sessions.take().unwrap().0, 3);
+        assert!(sessions.latest().is_none());
+    }
+
+    #[tokio::test]
+    async fn a_failed_start_keeps_the_former_session_and_delays_the_next() {
+        let sessions = Sessions::<Plain>::new();
+        let first = sessions.get(|_| start(1)).await.unwrap();
+        first.lease().end(Loss::Expired);
+        let fails = |_| async { Err(BackendError::new(BackendErrorKind::Unavailable, "down")) };
+        assert!(sessions.get(fails).await.is_err());
+        assert!(lock(&sessions.state).not_before.is_some());
+        let next = sessions.get(|former| start(former.map_or(0, |former| former.0) + 1));
+        assert_eq!(next.await.unwrap().0, 2);
+        assert!(lock(&sessions.state).not_before.is_none());
+    }
+
+    #[test]
+    fn a_session_outlives_the_runtime_that_asked_for_it() {
+        let sessions = Sessions::<Plain>::new();
+        for _ in 0..2 {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .build()
+                .unwrap();
+            let session = runtime.block_on(sessions.get(|former| {
+                assert!(former.is_none());
+                start(1)
+            }));
+            assert_eq!(session.unwrap().0, 1);
+        }
+    }
+
+    #[test]
+    fn pauses_grow_to_their_longest() {
+        let mut state = State::<Plain> {
+            latest: None,
+            failures_in_a_row: 0,
+            not_before: None,
+        };
+        let mut longest = Duration::ZERO;
+        for _ in 0..100 {
+            let now = Instant::now();
+            state.started(&Err(gone()));
+            longest = longest.max(state.not_before.unwrap() - now);
+        }
+        assert!(longest > LONGEST_PAUSE / 2 && longest < LONGEST_PAUSE * 2);
+    }
+}

@@ -1,0 +1,119 @@
+//! Tasks on the session thread.
+
+use std::{future::Future, io};
+
+use tokio::{
+    runtime::Handle,
+    task::{AbortHandle, JoinHandle},
+};
+
+use crate::{BackendError, BackendErrorKind, background::SESSIONS};
+
+/// A task on the session thread, which is stopped when this is dropped.
+#[derive(Debug)]
+#[must_use = "dropping a task stops it"]
+pub struct Task(AbortHandle);
+
+impl Drop for Task {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+impl Task {
+    /// Lets the task run until it ends by itself.
+    pub fn detach(self) {
+        std::mem::forget(self);
+    }
+}
+
+/// Runs `future` on the session thread until it ends or the [`Task`] is dropped.
+///
+/// # Errors
+///
+/// [`Exhausted`](BackendErrorKind::Exhausted) if the system gives no thread.
+pub fn spawn<F>(future: F) -> Result<Task, BackendError>
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    start(future).map(|task| Task(task.abort_handle()))
+}
+
+/// Runs `future` on the session thread and waits for its output.
+///
+/// # Errors
+///
+/// [`Exhausted`](BackendErrorKind::Exhausted) if the system gives no thread, [`Other`](BackendErrorKind::Other) if `future`
+/// panicked.
+///
+/// # Cancel safety
+///
+/// Dropping the call doesn't stop `future`: it runs to its end on the session thread.
+pub async fn run<F>(future: F) -> Result<F::Output, BackendError>
+where
+    F: Future<Output: Send> + Send + 'static,
+{
+    start(future)?.await.map_err(|error| {
+        BackendError::new(
+            BackendErrorKind::Other,
+            "a task on the session thread panicked",
+        )
+        .with_source(error)
+    })
+}
+
+fn start<F>(future: F) -> Result<JoinHandle<F::Output>, BackendError>
+where
+    F: Future<Output: Send> + Send + 'static,
+{
+    Ok(session_runtime()?.spawn(future))
+}
+
+/// The session thread's runtime.
+pub(super) fn session_runtime() -> Result<Handle, BackendError> {
+    SESSIONS.handle().map_err(no_thread)
+}
+
+fn no_thread(error: io::Error) -> BackendError {
+    BackendError::new(
+        BackendErrorKind::Exhausted,
+        "no thread could be started for the sessions of lock services",
+    )
+    .with_source(error)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::sync::oneshot;
+
+    #[tokio::test]
+    async fn a_dropped_task_is_stopped_and_a_detached_one_is_not() {
+        let (stopped, was_stopped) = oneshot::channel::<()>();
+        let task = spawn(async move {
+            std::future::pending::<()>().await;
+            drop(stopped);
+        });
+        drop(task.unwrap());
+        assert!(was_stopped.await.is_err(), "its future was dropped");
+
+        let (sender, receiver) = oneshot::channel();
+        let (go, gone) = oneshot::channel::<()>();
+        let task = spawn(async move {
+            let _ = gone.await;
+            let _ = sender.send(());
+        });
+        task.unwrap().detach();
+        go.send(()).unwrap();
+        receiver.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn what_runs_there_is_answered_or_says_that_it_panicked() {
+        let name = run(async { std::thread::current().name().map(str::to_owned) }).await;
+        assert_eq!(name.unwrap().as_deref(), Some("portalock-session"));
+        let told_to = true;
+        let error = run(async move { assert!(!told_to, "told to panic") }).await;
+        assert_eq!(error.unwrap_err().kind(), BackendErrorKind::Other);
+    }
+}
