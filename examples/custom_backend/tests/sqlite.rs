@@ -73,24 +73,40 @@ fn a_new_database_is_opened_by_many_at_once() {
     }
 }
 
-/// The holder's runtime stands still, as a process does that was stopped: nothing is renewed, nothing is noticed but by the
-/// clock.
+/// The lease is renewed on the library's own thread.
 #[test]
-fn a_holder_knows_that_it_is_lost_before_another_is_granted() {
+fn a_holder_whose_runtime_stands_still_keeps_its_lock() {
     let directory = tempfile::tempdir().unwrap();
-    let lock = |lease| {
+    let lock = || {
+        let lease = Duration::from_secs(2);
         let backend = SqliteBackend::open(directory.path().join("locks.db"), lease).unwrap();
         Lock::new(backend, "job").unwrap()
     };
     let halted = runtime();
-    let guard = halted
+    let guard = halted.block_on(lock().acquire()).unwrap();
+    let two_leases = Policy::new().with_timeout(Duration::from_secs(4));
+    let next = runtime().block_on(async { lock().acquire_with(&two_leases).await });
+    assert!(next.unwrap_err().is_contention());
+    assert!(!guard.is_lost());
+}
+
+/// Nothing can be renewed, as when the process is stopped: only the clock tells.
+#[test]
+fn a_holder_knows_that_it_is_lost_before_another_is_granted() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("locks.db");
+    let lock = |lease| Lock::new(SqliteBackend::open(&file, lease).unwrap(), "job").unwrap();
+    let guard = runtime()
         .block_on(lock(Duration::from_secs(1)).acquire())
         .unwrap();
-    assert!(!guard.is_lost());
-
+    let mut other = rusqlite::Connection::open(&file).unwrap();
+    let busy = other
+        .transaction_with_behavior(rusqlite::TransactionBehavior::Exclusive)
+        .unwrap();
+    runtime().block_on(guard.lost());
+    drop(busy);
     let patient = Policy::new().with_timeout(Duration::from_secs(20));
     let next = runtime().block_on(async { lock(LEASE).acquire_with(&patient).await });
-    assert!(guard.is_lost(), "two hold at once");
     assert!(next.unwrap().token() > guard.token());
 }
 
