@@ -49,6 +49,11 @@ pub trait LockBackend: Debug + Send + Sync + 'static {
     /// What this backend guarantees. Constant for the life of the object, and without I/O.
     fn capabilities(&self) -> Capabilities;
 
+    /// What kind of backend this is, for metrics and logs. By default the type's own name without its path.
+    fn kind(&self) -> &'static str {
+        short_type_name::<Self>()
+    }
+
     /// One attempt; never waits for another holder. Repeating it for one owner finds, or keeps, the same place.
     ///
     /// # Errors
@@ -128,6 +133,13 @@ pub trait LockBackend: Debug + Send + Sync + 'static {
     }
 }
 
+/// A type's name without its path and its parameters.
+pub(crate) fn short_type_name<T: ?Sized>() -> &'static str {
+    let name = std::any::type_name::<T>();
+    let plain = name.split_once('<').map_or(name, |(plain, _)| plain);
+    plain.rsplit_once("::").map_or(plain, |(_, last)| last)
+}
+
 macro_rules! forward_lock_backend {
     ($($wrapper:ty),+) => {$(
         #[deny(clippy::missing_trait_methods)]
@@ -135,6 +147,10 @@ macro_rules! forward_lock_backend {
         impl<B: LockBackend + ?Sized> LockBackend for $wrapper {
             fn capabilities(&self) -> Capabilities {
                 (**self).capabilities()
+            }
+
+            fn kind(&self) -> &'static str {
+                (**self).kind()
             }
 
             async fn try_acquire(&self, request: &LockRequest) -> Result<Attempt, BackendError> {

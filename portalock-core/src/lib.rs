@@ -36,6 +36,10 @@
 //! `owner`; in it come the events `contended` (`holder`, `waits`), `waiting`, `acquired` (`waited`, `attempts`, `token`),
 //! `timed out` and `the lock service failed` (`error`), all at debug level. `released` is a debug event, `lost` a warning,
 //! both with `name` and `owner`.
+//!
+//! # Features
+//!
+//! - `metrics`: waits, holds, losses and renewals go to the `metrics` facade. See the module `metrics`.
 
 mod attempt;
 mod backend;
@@ -51,6 +55,8 @@ mod lease;
 mod lock;
 mod lock_set;
 mod memory;
+#[cfg(feature = "metrics")]
+pub mod metrics;
 mod name;
 pub mod policy;
 mod pool;

@@ -6,6 +6,7 @@ use async_trait::async_trait;
 
 use crate::{
     Attempt, BackendError, Capabilities, Inspection, LockName, PermitRequest, Released, Wakeups,
+    backend::short_type_name,
 };
 
 /// Any semaphore, chosen at run time. It is a [`Semaphore`] itself.
@@ -29,6 +30,11 @@ pub type DynSemaphore = Arc<dyn Semaphore>;
 pub trait Semaphore: Debug + Send + Sync + 'static {
     /// What this semaphore guarantees; [`shared`](Capabilities::shared) says nothing here.
     fn capabilities(&self) -> Capabilities;
+
+    /// What kind of backend this is, for metrics and logs. By default the type's own name without its path.
+    fn kind(&self) -> &'static str {
+        short_type_name::<Self>()
+    }
 
     /// One attempt; never waits for another holder. See [`LockBackend::try_acquire`](crate::LockBackend::try_acquire).
     ///
@@ -88,6 +94,10 @@ macro_rules! forward_semaphore {
         impl<S: Semaphore + ?Sized> Semaphore for $wrapper {
             fn capabilities(&self) -> Capabilities {
                 (**self).capabilities()
+            }
+
+            fn kind(&self) -> &'static str {
+                (**self).kind()
             }
 
             async fn try_acquire(&self, request: &PermitRequest) -> Result<Attempt, BackendError> {

@@ -34,6 +34,10 @@ impl LockBackend for AnyBackend {
         self.0.capabilities()
     }
 
+    fn kind(&self) -> &'static str {
+        self.0.kind()
+    }
+
     async fn try_acquire(&self, request: &LockRequest) -> Result<Attempt, BackendError> {
         self.0.try_acquire(request).await
     }
@@ -68,6 +72,10 @@ impl LockBackend for AnyBackend {
 impl Semaphore for AnySemaphore {
     fn capabilities(&self) -> Capabilities {
         self.0.capabilities()
+    }
+
+    fn kind(&self) -> &'static str {
+        self.0.kind()
     }
 
     async fn try_acquire(&self, request: &PermitRequest) -> Result<Attempt, BackendError> {

@@ -64,6 +64,10 @@ impl LockBackend for Spy {
         self.inner.capabilities()
     }
 
+    fn kind(&self) -> &'static str {
+        self.inner.kind()
+    }
+
     async fn try_acquire(&self, request: &LockRequest) -> Result<Attempt, BackendError> {
         self.called();
         let attempt = self.inner.try_acquire(request).await;

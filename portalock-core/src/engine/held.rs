@@ -12,6 +12,7 @@ use futures_util::future::{Either, select};
 
 use super::{
     deadline::bound,
+    measure::Hold,
     reaper,
     service::{Demand, Service},
 };
@@ -31,6 +32,7 @@ pub(crate) struct Held<S: Service<D>, D: Demand> {
     /// Made for the first who asks for the signal: few do, and it is a third of what a guard keeps in memory.
     tenure: OnceLock<Tenure>,
     armed: bool,
+    hold: Hold,
 }
 
 /// The grant's lost signal as the guard's user sees it: it falls silent once the guard is released.
@@ -48,6 +50,7 @@ impl<S: Service<D>, D: Demand> Held<S, D> {
             grant,
             tenure: OnceLock::new(),
             armed: true,
+            hold: Hold::new(),
         }
     }
 
@@ -114,6 +117,9 @@ impl<S: Service<D>, D: Demand> Held<S, D> {
     pub(crate) async fn release(mut self) -> Result<(), LockError> {
         // Read before the release: it may end the very thing that the signal watches.
         let loss = self.loss();
+        if loss.is_some() {
+            self.hold.lost();
+        }
         self.settle();
         let released = bound(
             Instant::now().checked_add(RELEASE_TIME),
@@ -152,6 +158,10 @@ impl<S: Service<D>, D: Demand> Held<S, D> {
         }
     }
 
+    fn ended(&self) {
+        self.hold.ended(self.service.kind(), &self.request.name);
+    }
+
     fn lost_by(&self, loss: Loss) -> LockError {
         tracing::warn!(name = %self.request.name, owner = %self.request.owner, %loss, "lost");
         LockError::Lost {
@@ -164,14 +174,16 @@ impl<S: Service<D>, D: Demand> Held<S, D> {
 impl<S: Service<D>, D: Demand> Drop for Held<S, D> {
     fn drop(&mut self) {
         if !self.armed {
-            return;
+            return self.ended();
         }
         if let Some(loss) = self.loss() {
+            self.hold.lost();
             tracing::warn!(name = %self.request.name, owner = %self.request.owner, %loss, "lost");
         } else {
             tracing::debug!(name = %self.request.name, owner = %self.request.owner, "released by drop");
         }
         self.settle();
+        self.ended();
         reaper::release(
             self.service.clone(),
             self.request.clone(),

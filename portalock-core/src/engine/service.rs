@@ -23,6 +23,7 @@ pub(crate) trait Service<D: Demand>: Clone + Send + Sync + 'static {
     fn release<'a>(&'a self, request: &'a Request<D>) -> BoxFuture<'a, Answer<Released>>;
     fn subscribe<'a>(&'a self, request: &'a Request<D>) -> BoxFuture<'a, Answer<Option<Wakeups>>>;
     fn release_now(&self, request: &Request<D>) -> bool;
+    fn kind(&self) -> &'static str;
 }
 
 /// A backend's locks.
@@ -62,6 +63,10 @@ impl<B: LockBackend> Service<Mode> for Locks<B> {
     fn release_now(&self, request: &LockRequest) -> bool {
         (*self.0).release_now(request)
     }
+
+    fn kind(&self) -> &'static str {
+        (*self.0).kind()
+    }
 }
 
 impl<S: Semaphore> Service<Permits> for PermitsOf<S> {
@@ -82,5 +87,9 @@ impl<S: Semaphore> Service<Permits> for PermitsOf<S> {
 
     fn release_now(&self, request: &PermitRequest) -> bool {
         (*self.0).release_now(request)
+    }
+
+    fn kind(&self) -> &'static str {
+        (*self.0).kind()
     }
 }

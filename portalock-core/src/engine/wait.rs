@@ -8,6 +8,7 @@ use super::{
     backoff::Backoff,
     deadline::{Deadline, bound},
     held::Held,
+    measure,
     reaper::{self, InFlight},
     service::{Demand, Service},
 };
@@ -68,9 +69,13 @@ pub(crate) async fn acquire<S: Service<D>, D: Demand>(
         last_error: None,
         round_trip: Duration::ZERO,
     };
-    wait.run(Place::new(service.clone(), request))
+    let name = request.name.clone();
+    let result = wait
+        .run(Place::new(service.clone(), request))
         .instrument(span)
-        .await
+        .await;
+    measure::waited(service.kind(), &name, || start.elapsed(), &result);
+    result
 }
 
 /// A request that may have left something at the service: withdrawn when dropped.
@@ -162,11 +167,15 @@ impl Wait<'_> {
     ) -> Result<Held<S, D>, LockError> {
         let mut wakeups: Option<Wakeups> = None;
         let mut subscribed = false;
+        let mut waiter = None;
         loop {
             match self.attempt(&mut place).await? {
                 Some(Attempt::Granted(grant)) => return Ok(self.granted(place, grant)),
                 Some(Attempt::Contended(contention)) => {
                     self.contended(&mut place, contention)?;
+                    waiter.get_or_insert_with(|| {
+                        measure::Waiter::new(place.service.kind(), &place.request.name)
+                    });
                     if !subscribed {
                         subscribed = true;
                         debug!("waiting");

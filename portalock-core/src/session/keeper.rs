@@ -6,7 +6,11 @@ use futures_util::future::select;
 use tokio::sync::Notify;
 
 use super::{Task, spawn};
-use crate::{BackendError, Lease, Loss, clock::Instant, engine::deadline::bound};
+use crate::{
+    BackendError, Lease, Loss,
+    clock::Instant,
+    engine::{deadline::bound, measure::renewed},
+};
 
 /// What the service said to a renewal.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -16,6 +20,27 @@ pub enum Renewal {
     Renewed(Duration),
     /// The service no longer knows the lease: it is over.
     Gone(Loss),
+}
+
+/// How one renewal ended, for metrics.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum RenewalOutcome {
+    Renewed,
+    Failed,
+    Late,
+    Gone,
+}
+
+#[cfg(feature = "metrics")]
+impl RenewalOutcome {
+    pub(crate) const fn as_str(self) -> &'static str {
+        match self {
+            Self::Renewed => "renewed",
+            Self::Failed => "failed",
+            Self::Late => "late",
+            Self::Gone => "gone",
+        }
+    }
 }
 
 /// Renews a [`Lease`] on the session thread. Dropping the keeper stops that; the lease then runs out at its deadline.
@@ -90,6 +115,7 @@ where
         let sent = Instant::now();
         pause = match bound(sent.checked_add(interval), renew()).await {
             Some(Ok(Renewal::Renewed(time))) => {
+                renewed(RenewalOutcome::Renewed);
                 if !sent
                     .checked_add(time)
                     .is_some_and(|deadline| lease.extend(deadline))
@@ -98,12 +124,17 @@ where
                 }
                 interval.saturating_sub(sent.elapsed())
             }
-            Some(Ok(Renewal::Gone(loss))) => return lease.end(loss),
+            Some(Ok(Renewal::Gone(loss))) => {
+                renewed(RenewalOutcome::Gone);
+                return lease.end(loss);
+            }
             Some(Err(error)) => {
+                renewed(RenewalOutcome::Failed);
                 tracing::debug!(%error, "a renewal failed: the lease lasts until its deadline");
                 interval / 10
             }
             None => {
+                renewed(RenewalOutcome::Late);
                 tracing::debug!("a renewal was not answered: the lease lasts until its deadline");
                 Duration::ZERO
             }

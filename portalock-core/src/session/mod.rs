@@ -34,3 +34,5 @@ pub use keeper::{Keeper, Renewal};
 pub use per_runtime::PerRuntime;
 pub use starts::{Session, Sessions};
 pub use task::{Task, run, spawn};
+
+pub(crate) use keeper::RenewalOutcome;

@@ -1,0 +1,121 @@
+//! What operators measure: how long locks are waited for and held, and what becomes of them.
+//!
+//! Without the feature `metrics` everything here is empty and costs nothing.
+
+use std::time::Duration;
+
+use crate::{LockError, LockName, session::RenewalOutcome};
+
+#[cfg(feature = "metrics")]
+use crate::{
+    clock::Instant,
+    metrics::{gauge, histogram, key},
+};
+
+/// A call has ended, with a lock or without.
+pub(crate) fn waited<T>(
+    backend: &'static str,
+    name: &LockName,
+    time: impl FnOnce() -> Duration,
+    result: &Result<T, LockError>,
+) {
+    #[cfg(feature = "metrics")]
+    {
+        let outcome = match result {
+            Ok(_) => "granted",
+            Err(LockError::Timeout { .. }) => "timeout",
+            Err(LockError::AlreadyLocked { .. }) => "locked",
+            Err(_) => "failed",
+        };
+        let key = key("portalock_wait_seconds", backend, name, Some(outcome));
+        histogram(&key).record(time());
+    }
+    #[cfg(not(feature = "metrics"))]
+    let _ = (backend, name, time, result);
+}
+
+/// A renewal has ended.
+pub(crate) fn renewed(outcome: RenewalOutcome) {
+    #[cfg(feature = "metrics")]
+    metrics::counter!("portalock_renewals_total", "outcome" => outcome.as_str()).increment(1);
+    #[cfg(not(feature = "metrics"))]
+    let _ = outcome;
+}
+
+/// One call that waits for others. It stops waiting when this is dropped.
+#[derive(Debug)]
+pub(crate) struct Waiter {
+    #[cfg(feature = "metrics")]
+    gauge: metrics::Gauge,
+}
+
+impl Waiter {
+    pub(crate) fn new(backend: &'static str, name: &LockName) -> Self {
+        #[cfg(feature = "metrics")]
+        {
+            let gauge = gauge(&key("portalock_waiters", backend, name, None));
+            gauge.increment(1.0);
+            Self { gauge }
+        }
+        #[cfg(not(feature = "metrics"))]
+        {
+            let _ = (backend, name);
+            Self {}
+        }
+    }
+}
+
+#[cfg(feature = "metrics")]
+impl Drop for Waiter {
+    fn drop(&mut self) {
+        self.gauge.decrement(1.0);
+    }
+}
+
+/// One hold of a lock. It ends when this is dropped.
+#[derive(Debug)]
+pub(crate) struct Hold {
+    #[cfg(feature = "metrics")]
+    since: Instant,
+    #[cfg(feature = "metrics")]
+    lost: bool,
+}
+
+impl Hold {
+    pub(crate) fn new() -> Self {
+        Self {
+            #[cfg(feature = "metrics")]
+            since: Instant::now(),
+            #[cfg(feature = "metrics")]
+            lost: false,
+        }
+    }
+
+    /// It was lost before it was released.
+    #[cfg_attr(
+        not(feature = "metrics"),
+        allow(clippy::unused_self, reason = "there is nothing to note")
+    )]
+    pub(crate) fn lost(&mut self) {
+        #[cfg(feature = "metrics")]
+        {
+            self.lost = true;
+        }
+    }
+
+    /// It has ended.
+    #[cfg_attr(
+        not(feature = "metrics"),
+        allow(clippy::unused_self, reason = "there is nothing to record")
+    )]
+    pub(crate) fn ended(&self, backend: &'static str, name: &LockName) {
+        #[cfg(feature = "metrics")]
+        {
+            let outcome = if self.lost { "lost" } else { "released" };
+            let key = key("portalock_hold_seconds", backend, name, Some(outcome));
+            histogram(&key).record(self.since.elapsed());
+        }
+        #[cfg(not(feature = "metrics"))]
+        let _ = (backend, name);
+    }
+}

@@ -1,0 +1,92 @@
+//! Metrics, through the [`metrics`](https://docs.rs/metrics) facade. Needs the feature `metrics`.
+//!
+//! Install any recorder of that facade, such as an exporter to Prometheus, and these appear:
+//!
+//! | metric | kind | unit | labels | what |
+//! |---|---|---|---|---|
+//! | `portalock_wait_seconds` | histogram | seconds | `backend`, `outcome` | from the call until it was answered. `outcome` is `granted`, `timeout`, `locked` (somebody held it and the call did not wait) or `failed` |
+//! | `portalock_hold_seconds` | histogram | seconds | `backend`, `outcome` | from the grant until the guard was released or dropped. `outcome` is `released` or `lost` |
+//! | `portalock_waiters` | gauge | calls | `backend` | calls that wait for others now |
+//! | `portalock_renewals_total` | counter | renewals | `outcome` | renewals of leases. `outcome` is `renewed`, `failed` (an error), `late` (no answer in time) or `gone` (the service no longer knew the lease) |
+//!
+//! The number of grants, time-outs and losses is the histograms' count for that `outcome`. `backend` is
+//! [`LockBackend::kind`](crate::LockBackend::kind). A call that is dropped while it waits counts in no histogram.
+//! Without a recorder, an acquisition and its release cost about 0.2 µs more than without the feature: three looks at the clock.
+//!
+//! ```
+//! use portalock_core::{Lock, MemoryBackend, metrics::label_names};
+//! # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), portalock_core::LockError> {
+//! // Few names: tell them apart.
+//! label_names(true);
+//! Lock::new(MemoryBackend::new(), "nightly-report")?.acquire().await?.release().await?;
+//! # Ok(()) }
+//! ```
+
+use std::sync::{
+    PoisonError, RwLock,
+    atomic::{AtomicBool, Ordering},
+};
+
+use metrics::{Gauge, Histogram, Key, Label, Level, Metadata, SharedString, with_recorder};
+
+use crate::LockName;
+
+static NAMES: AtomicBool = AtomicBool::new(false);
+
+/// Whether metrics carry the label `name` too, in the whole process. Off by default: each name is a time series of its
+/// own, and a program that locks one name per customer has many.
+pub fn label_names(on: bool) {
+    NAMES.store(on, Ordering::Relaxed);
+}
+
+/// The key of a metric. Without the label `name` it is made once and kept: there are few.
+pub(crate) fn key(
+    metric: &'static str,
+    backend: &'static str,
+    name: &LockName,
+    outcome: Option<&'static str>,
+) -> Key {
+    if NAMES.load(Ordering::Relaxed) {
+        let mut labels = labels(backend, outcome);
+        let name = SharedString::from(name.as_str().to_owned());
+        labels.push(Label::new("name", name));
+        return Key::from_parts(metric, labels);
+    }
+    let wanted = (metric, backend, outcome);
+    let known = |keys: &Keys| {
+        let (_, key) = keys.iter().find(|(known, _)| *known == wanted)?;
+        Some(key.clone())
+    };
+    if let Some(key) = known(&KEYS.read().unwrap_or_else(PoisonError::into_inner)) {
+        return key;
+    }
+    let mut keys = KEYS.write().unwrap_or_else(PoisonError::into_inner);
+    if let Some(key) = known(&keys) {
+        return key;
+    }
+    // A key borrows its labels only if they live for ever; then a clone allocates nothing.
+    let labels: &'static [Label] = labels(backend, outcome).leak();
+    let key = Key::from_static_parts(metric, labels);
+    keys.push((wanted, key.clone()));
+    key
+}
+
+type Keys = Vec<((&'static str, &'static str, Option<&'static str>), Key)>;
+
+static KEYS: RwLock<Keys> = RwLock::new(Vec::new());
+
+fn labels(backend: &'static str, outcome: Option<&'static str>) -> Vec<Label> {
+    let mut labels = vec![Label::from_static_parts("backend", backend)];
+    labels.extend(outcome.map(|outcome| Label::from_static_parts("outcome", outcome)));
+    labels
+}
+
+static METADATA: Metadata<'static> = Metadata::new("portalock", Level::INFO, None);
+
+pub(crate) fn histogram(key: &Key) -> Histogram {
+    with_recorder(|recorder| recorder.register_histogram(key, &METADATA))
+}
+
+pub(crate) fn gauge(key: &Key) -> Gauge {
+    with_recorder(|recorder| recorder.register_gauge(key, &METADATA))
+}

@@ -1,0 +1,64 @@
+//! What a recorder is told. It records what happens on the test's own thread.
+
+#![cfg(feature = "metrics")]
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::{collections::HashMap, time::Duration};
+
+use metrics_util::debugging::{DebugValue, DebuggingRecorder};
+use portalock_core::{Lock, MemoryBackend, Policy};
+
+/// Runs `work` and returns what was recorded, by metric and labels: how many samples, or the value.
+fn recorded(work: impl Future<Output = ()>) -> HashMap<String, f64> {
+    let recorder = DebuggingRecorder::new();
+    let snapshotter = recorder.snapshotter();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .start_paused(true)
+        .build()
+        .unwrap();
+    metrics::with_local_recorder(&recorder, || runtime.block_on(work));
+    let snapshot = snapshotter.snapshot().into_vec();
+    snapshot
+        .into_iter()
+        .map(|(key, _, _, value)| {
+            let key = key.key();
+            let mut labels: Vec<_> = key
+                .labels()
+                .map(|label| format!("{}={}", label.key(), label.value()))
+                .collect();
+            labels.sort();
+            let value = match value {
+                DebugValue::Counter(count) => f64::from(u32::try_from(count).unwrap()),
+                DebugValue::Gauge(value) => value.into_inner(),
+                DebugValue::Histogram(samples) => f64::from(u32::try_from(samples.len()).unwrap()),
+            };
+            (format!("{} {}", key.name(), labels.join(" ")), value)
+        })
+        .collect()
+}
+
+#[test]
+fn waits_and_holds_are_counted_by_their_outcome() {
+    let seen = recorded(async {
+        let lock = Lock::new(MemoryBackend::new(), "m").unwrap();
+        let guard = lock.acquire().await.unwrap();
+        let soon = Policy::new().with_timeout(Duration::from_millis(10));
+        assert!(lock.acquire_with(&soon).await.is_err());
+        assert!(lock.try_acquire().await.is_err());
+        guard.release().await.unwrap();
+        drop(lock.acquire().await.unwrap());
+    });
+    let backend = "backend=MemoryBackend";
+    for (metric, outcome, count) in [
+        ("wait", "granted", 2.0),
+        ("wait", "timeout", 1.0),
+        ("wait", "locked", 1.0),
+        ("hold", "released", 2.0),
+    ] {
+        let key = format!("portalock_{metric}_seconds {backend} outcome={outcome}");
+        assert_eq!(seen.get(&key), Some(&count), "{key} in {seen:?}");
+    }
+    let waiters = format!("portalock_waiters {backend}");
+    assert_eq!(seen.get(&waiters), Some(&0.0), "{seen:?}");
+}
