@@ -39,6 +39,8 @@ pub type DynBackend = Arc<dyn LockBackend>;
 ///    that hangs is abandoned at the caller's deadline, but is what keeps the reaper from cleaning up (`timeout`).
 /// 9. Nothing blocks the async runtime for longer than a local system call takes (`timeout`).
 /// 10. What [`capabilities`](Self::capabilities) claims holds, and what it doesn't claim is refused (all groups).
+/// 11. Nothing depends on the runtime that first used the backend: it may end, stand still or be one of several
+///     (`runtime`). [`session`](crate::session) has what a networked backend needs for that.
 ///
 /// # Why it is shaped so
 ///

@@ -148,6 +148,7 @@ macro_rules! conformance {
             semaphore {
                 capacity_is_never_exceeded
                 all_or_none
+                many_tries_at_once
                 more_than_there_are_is_refused
                 every_permit_can_be_held
                 permits_come_back
@@ -175,6 +176,12 @@ macro_rules! conformance {
                 sweep_of_slots
                 the_blocking_facade_works
                 blocking_threads_never_overlap
+            }
+            runtime {
+                a_lock_outlives_its_runtime
+                a_runtime_that_stands_still_loses_nothing
+                one_client_serves_many_runtimes
+                a_guard_dropped_beside_an_idle_runtime_is_released
             }
             stress {
                 random_history

@@ -38,7 +38,8 @@ pub enum Direction {
     Both,
 }
 
-/// A TCP proxy that misbehaves when told to. Dropping it closes every connection through it.
+/// A TCP proxy that misbehaves when told to. Clones are the same proxy; dropping the last one closes every connection
+/// through it.
 ///
 /// ```no_run
 /// use portalock_testkit::proxy::{Direction, FaultProxy};
@@ -49,7 +50,7 @@ pub enum Direction {
 /// proxy.heal();
 /// # Ok::<(), std::io::Error>(())
 /// ```
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct FaultProxy {
     addr: SocketAddr,
     state: watch::Sender<State>,

@@ -1,11 +1,20 @@
 //! Semaphores that can't count.
 
-use async_trait::async_trait;
-use portalock_core::{
-    Attempt, BackendError, LockName, Patience, PermitRequest, Permits, Released, Semaphore,
+use std::{
+    collections::HashSet,
+    sync::{
+        Mutex,
+        atomic::{AtomicU32, Ordering},
+    },
 };
 
-use super::{Flaw, Sound, Specimen, specimen};
+use async_trait::async_trait;
+use portalock_core::{
+    Attempt, BackendError, BackendErrorKind, LockName, OwnerId, Patience, PermitRequest, Permits,
+    Released, Semaphore,
+};
+
+use super::{Flaw, Sound, Specimen, locked, specimen};
 
 pub(super) const SPECIMENS: &[Specimen] = &[
     specimen!(miscounts_permits: MiscountsPermits,
@@ -23,10 +32,47 @@ pub(super) const SPECIMENS: &[Specimen] = &[
     specimen!(small_requests_overtake: SmallRequestsOvertake,
         "claims a queue, and lets small requests overtake a large one that waits",
         "semaphore::waiters_are_served_in_order", "a small request overtook a large one"),
+    specimen!(fails_in_a_crowd: FailsInACrowd,
+        "fails where many ask for permits at once",
+        "semaphore::many_tries_at_once", "the queue changed at every try"),
     specimen!(adds_capacities: AddsCapacities,
         "counts those who asked with different capacities apart, so that their permits add up",
         "semaphore::the_smallest_capacity_binds", "were granted while too few were free"),
 ];
+
+/// Refuses whoever comes while others are being served.
+#[derive(Debug, Default)]
+pub struct FailsInACrowd {
+    served: AtomicU32,
+    turned_away: Mutex<HashSet<OwnerId>>,
+}
+
+#[async_trait]
+impl Flaw for FailsInACrowd {
+    async fn try_acquire_permits(
+        &self,
+        sound: &Sound,
+        request: &PermitRequest,
+    ) -> Result<Attempt, BackendError> {
+        let others = self.served.fetch_add(1, Ordering::SeqCst);
+        for _ in 0..3 {
+            tokio::task::yield_now().await;
+        }
+        self.served.fetch_sub(1, Ordering::SeqCst);
+        let is_turned_away = {
+            let mut turned_away = locked(&self.turned_away);
+            if others > 16 {
+                turned_away.insert(request.owner);
+            }
+            turned_away.contains(&request.owner)
+        };
+        if is_turned_away {
+            let why = "the queue changed at every try";
+            return Err(BackendError::new(BackendErrorKind::Unavailable, why));
+        }
+        Semaphore::try_acquire(sound, request).await
+    }
+}
 
 fn asking_for(request: &PermitRequest, count: u32) -> PermitRequest {
     let mut request = request.clone();

@@ -1,15 +1,134 @@
-//! Code that takes the runtime's thread and does not give it back.
+//! Code that takes the runtime's thread and does not give it back, or that depends on one runtime.
 
-use std::time::Duration;
+use std::{sync::Mutex, time::Duration};
 
 use async_trait::async_trait;
-use portalock_core::{Attempt, BackendError, LockBackend, LockRequest, clock::Instant};
+use futures_util::FutureExt;
+use portalock_core::{
+    Attempt, BackendError, BackendErrorKind, Lease, LockBackend, LockRequest, Loss, LostSignal,
+    clock::Instant,
+};
+use tokio::runtime::Handle;
 
-use super::{Flaw, Sound, Specimen, specimen};
+use super::{Flaw, Sound, Specimen, locked, sound::LEASE, specimen};
 
-pub(super) const SPECIMENS: &[Specimen] = &[specimen!(blocks_the_runtime: BlocksTheRuntime,
+pub(super) const SPECIMENS: &[Specimen] = &[
+    specimen!(blocks_the_runtime: BlocksTheRuntime,
         "puts the thread to sleep until the lock is free",
-        "timeout::waiting_leaves_the_runtime_free", "another task of the waiter's runtime running did not happen")];
+        "timeout::waiting_leaves_the_runtime_free", "another task of the waiter's runtime running did not happen"),
+    specimen!(dies_with_its_runtime: DiesWithItsRuntime,
+        "keeps its session on the runtime of the first caller, and loses it when that runtime ends",
+        "runtime::a_lock_outlives_its_runtime", "while the holder's runtime has ended"),
+    specimen!(renews_on_the_callers_runtime: RenewsOnTheCallersRuntime,
+        "renews its lease on the caller's runtime",
+        "runtime::a_runtime_that_stands_still_loses_nothing", "while its runtime stood still"),
+    specimen!(speaks_through_its_first_runtime: SpeaksThroughItsFirstRuntime,
+        "sends everything over a connection that the first caller's runtime drives",
+        "runtime::one_client_serves_many_runtimes", "its connection is gone"),
+    specimen!(releases_on_the_acquirers_runtime: ReleasesOnTheAcquirersRuntime,
+        "leaves the release of a dropped guard to the runtime that acquired the lock",
+        "runtime::a_guard_dropped_beside_an_idle_runtime_is_released", "nobody should hold it any more"),
+];
+
+/// Keeps its session on the runtime of the first caller.
+#[derive(Debug, Default)]
+pub struct DiesWithItsRuntime;
+
+/// Ends the session when the task that it belongs to is dropped.
+struct SessionTask(Sound);
+
+impl Drop for SessionTask {
+    fn drop(&mut self) {
+        self.0.end_lease(Loss::Expired);
+        let _ = self.0.free_all().now_or_never();
+    }
+}
+
+#[async_trait]
+impl Flaw for DiesWithItsRuntime {
+    async fn try_acquire(
+        &self,
+        sound: &Sound,
+        request: &LockRequest,
+    ) -> Result<Attempt, BackendError> {
+        let session = SessionTask(sound.clone());
+        tokio::spawn(async move {
+            let _session = session;
+            std::future::pending::<()>().await;
+        });
+        LockBackend::try_acquire(sound, request).await
+    }
+}
+
+/// Renews its lease on the caller's runtime.
+#[derive(Debug, Default)]
+pub struct RenewsOnTheCallersRuntime;
+
+#[async_trait]
+impl Flaw for RenewsOnTheCallersRuntime {
+    async fn try_acquire(
+        &self,
+        sound: &Sound,
+        request: &LockRequest,
+    ) -> Result<Attempt, BackendError> {
+        let attempt = LockBackend::try_acquire(sound, request).await?;
+        let Attempt::Granted(grant) = attempt else {
+            return Ok(attempt);
+        };
+        let lease = Lease::until(Instant::now() + LEASE);
+        let lost = LostSignal::any([grant.lost.clone(), lease.signal()]);
+        tokio::spawn(async move {
+            while lease.extend(Instant::now() + LEASE) {
+                tokio::time::sleep(LEASE / 3).await;
+            }
+        });
+        Ok(Attempt::Granted(grant.with_lost(lost)))
+    }
+}
+
+/// Sends everything over a connection that the first caller's runtime drives.
+#[derive(Debug, Default)]
+pub struct SpeaksThroughItsFirstRuntime(Mutex<Option<Handle>>);
+
+#[async_trait]
+impl Flaw for SpeaksThroughItsFirstRuntime {
+    async fn try_acquire(
+        &self,
+        sound: &Sound,
+        request: &LockRequest,
+    ) -> Result<Attempt, BackendError> {
+        let driver = locked(&self.0).get_or_insert_with(Handle::current).clone();
+        let (sound, request) = (sound.clone(), request.clone());
+        let call = async move { LockBackend::try_acquire(&sound, &request).await };
+        driver.spawn(call).await.map_err(|_| {
+            BackendError::new(BackendErrorKind::Misconfigured, "its connection is gone")
+        })?
+    }
+}
+
+/// Leaves the release of a dropped guard to the runtime that acquired the lock.
+#[derive(Debug, Default)]
+pub struct ReleasesOnTheAcquirersRuntime(Mutex<Option<Handle>>);
+
+#[async_trait]
+impl Flaw for ReleasesOnTheAcquirersRuntime {
+    async fn try_acquire(
+        &self,
+        sound: &Sound,
+        request: &LockRequest,
+    ) -> Result<Attempt, BackendError> {
+        *locked(&self.0) = Some(Handle::current());
+        LockBackend::try_acquire(sound, request).await
+    }
+
+    fn release_now(&self, sound: &Sound, request: &LockRequest) -> bool {
+        let (sound, request) = (sound.clone(), request.clone());
+        if let Some(home) = &*locked(&self.0) {
+            home.spawn(async move { LockBackend::release(&sound, &request).await });
+        }
+        true
+    }
+}
 
 /// Puts the thread to sleep until the lock is free.
 #[derive(Debug, Default)]

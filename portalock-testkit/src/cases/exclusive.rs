@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
-use portalock_core::{LockName, Mode};
+use portalock_core::{Guard, Lock, LockName, Mode, clock::Instant};
 
 use super::{Case, case};
 use crate::{
+    erased::AnyBackend,
     helper::Helper,
     section::Section,
     trial::{Client, Trial, ensure_contended, name, once, patient, queued},
@@ -28,6 +29,9 @@ pub(super) const CASES: &[Case] = &[
     case!(exclusive::processes_exclude_each_other, rules [1], needs [BeyondProcess, Helper],
         "while another process holds the lock it is refused here, and the other way round"),
 ];
+
+/// For how long threads crowd at a lock: some faults need an unlucky instant.
+const CROWDED: Duration = Duration::from_secs(1);
 
 async fn one_holder_among_clients(trial: Trial) -> CaseResult {
     let (first, second) = trial.two_clients().await?;
@@ -134,13 +138,33 @@ async fn threads_never_overlap(trial: Trial) -> CaseResult {
 
 async fn visits(trial: &Trial, section: &Section) -> CaseResult {
     let client = trial.client().await?;
-    for _ in 0..12 {
+    let end = Instant::now() + CROWDED;
+    for round in 0_u32.. {
+        if round >= 24 && Instant::now() >= end {
+            break;
+        }
         // A new lock object each time, as a program makes that takes a lock now and then.
-        let guard = client.lock("job")?.acquire_with(&patient()).await?;
+        let lock = client.lock("job")?;
+        let guard = if round % 2 == 0 {
+            lock.acquire_with(&patient()).await?
+        } else {
+            soon("a turn", without_a_pause(&lock)).await??
+        };
         section.visit(Mode::Exclusive).await;
         guard.release().await?;
     }
     Ok(())
+}
+
+/// Tries until it is granted, with no pause in between: so somebody tries at every instant of another's release.
+async fn without_a_pause(lock: &Lock<AnyBackend>) -> CaseResult<Guard<AnyBackend>> {
+    loop {
+        match lock.try_acquire().await {
+            Ok(guard) => return Ok(guard),
+            Err(error) if error.is_contention() => tokio::task::yield_now().await,
+            Err(error) => return Err(error.into()),
+        }
+    }
 }
 
 async fn processes_exclude_each_other(trial: Trial) -> CaseResult {

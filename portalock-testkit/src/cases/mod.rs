@@ -15,6 +15,7 @@ mod inspect;
 mod loss;
 mod names;
 mod release;
+mod runtime;
 mod semaphore;
 mod semaphore_waits;
 mod shared;
@@ -159,6 +160,7 @@ const GROUPS: &[&[Case]] = &[
     semaphore::CASES,
     semaphore_waits::CASES,
     composite::CASES,
+    runtime::CASES,
     stress::CASES,
 ];
 
@@ -190,7 +192,7 @@ mod tests {
 
     #[test]
     fn every_rule_of_the_contract_has_a_case() {
-        for rule in 1..=10 {
+        for rule in 1..=11 {
             assert!(
                 all().any(|case| case.rules().contains(&rule)),
                 "rule {rule} of LockBackend is tested by no case"

@@ -25,6 +25,12 @@ pub(super) const CASES: &[Case] = &[
         needs[Semaphore],
         "a request for more permits than are free takes none of them"
     ),
+    case!(
+        semaphore::many_tries_at_once,
+        rules[1],
+        needs[Semaphore],
+        "where many try at once for permits of which there are enough for all, every one is granted"
+    ),
     case!(semaphore::more_than_there_are_is_refused, rules [], needs [Semaphore],
         "a request for more permits than there are, or for none, is an error at once and not a wait"),
     case!(
@@ -86,6 +92,25 @@ async fn capacity_is_never_exceeded(trial: Trial) -> CaseResult {
         soon(format!("everyone's turns, with seed {seed},"), task).await???;
     }
     section.ensure_never_crowded()
+}
+
+async fn many_tries_at_once(trial: Trial) -> CaseResult {
+    const TRIES: u32 = 64;
+    let pool = trial.client().await?.pool("pool", TRIES + TRIES / 4)?;
+    let tries: Vec<_> = (0..TRIES)
+        .map(|_| {
+            let pool = pool.clone();
+            tokio::spawn(async move { pool.try_acquire(1).await })
+        })
+        .collect();
+    let mut held = Vec::new();
+    for tried in tries {
+        held.push(soon("the answer to a try", tried).await???);
+    }
+    for permit in held {
+        permit.release().await?;
+    }
+    Ok(())
 }
 
 async fn all_or_none(trial: Trial) -> CaseResult {
