@@ -4,6 +4,7 @@
 //!   [`backoff`] or when the backend wakes it.
 //! - [`held`] is the ownership that every guard wraps.
 //! - [`reaper`] cleans up after whoever went away, in the background.
+//! - [`timer`] works on any executor.
 //! - [`service`] makes locks and semaphores one thing to all of them.
 
 pub(crate) mod backoff;
@@ -11,4 +12,5 @@ pub(crate) mod deadline;
 pub(crate) mod held;
 pub(crate) mod reaper;
 pub(crate) mod service;
+pub(crate) mod timer;
 pub(crate) mod wait;
