@@ -62,6 +62,14 @@ impl<B: LockBackend> Lock<B> {
         self
     }
 
+    /// Another lock of the same backend and policy.
+    pub(crate) fn beside(&self, name: LockName) -> Self {
+        Self {
+            name,
+            ..self.clone()
+        }
+    }
+
     /// What is locked.
     pub fn name(&self) -> &LockName {
         &self.name
