@@ -294,6 +294,10 @@ impl<B: LockBackend> Leadership<B> {
         self.guard.token()
     }
 
+    pub(crate) fn election(&self) -> &Election<B> {
+        &self.election
+    }
+
     /// Whether leading is no longer certain.
     pub fn is_lost(&self) -> bool {
         self.guard.is_lost()
