@@ -174,7 +174,6 @@ async fn an_observer_is_told_of_every_term_in_order_without_looking() {
         "a waiter is no leader"
     );
     backend.lose(standby.name());
-    assert_eq!(observer.next().await.unwrap(), None);
     assert_eq!(label(observer.next().await.unwrap().as_ref()), Some("e"));
     drop(leadership);
     assert!(
@@ -232,6 +231,24 @@ async fn a_leader_that_is_asked_finishes_and_hands_over() {
     );
     second.resign().await.unwrap();
     assert_eq!(backend.names_in_use(), 0, "no request is left");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_that_still_stands_does_not_reach_the_next_term() {
+    let backend = MemoryBackend::new();
+    let first = candidate(backend.clone(), "a").campaign().await.unwrap();
+    let (bystander, forever) = (candidate(backend.clone(), "b"), Policy::forever());
+    let mut asks = pin!(bystander.step_down(&forever));
+    assert!(poll!(&mut asks).is_pending());
+    first.leading().step_down_asked().await.unwrap();
+    first.resign().await.unwrap();
+    let second = candidate(backend.clone(), "c").campaign().await.unwrap();
+    assert_eq!(backend.names_in_use(), 2, "the request still stands");
+    let leading = second.leading();
+    let asked = tokio::time::timeout(Duration::from_secs(60), leading.step_down_asked()).await;
+    assert!(asked.is_err(), "asked by {asked:?}");
+    asks.await.unwrap();
+    second.ensure_held().unwrap();
 }
 
 #[tokio::test(start_paused = true)]

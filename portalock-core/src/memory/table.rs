@@ -137,7 +137,7 @@ impl Table {
             if entry.queue.is_empty() && entry.fits(weight) {
                 let grant = entry.hold(request.owner, weight, claim(), last);
                 if !self.watchers.is_empty() {
-                    self.tell(&request.name, &[]);
+                    self.tell(&request.name);
                 }
                 return Attempt::Granted(grant);
             }
@@ -175,7 +175,7 @@ impl Table {
             self.keep(entry);
         }
         if released == Released::Freed && !self.watchers.is_empty() {
-            self.tell(name, &[None]);
+            self.tell(name);
         }
         released
     }
@@ -202,7 +202,7 @@ impl Table {
             self.keep(entry);
         }
         if !owners.is_empty() && !self.watchers.is_empty() {
-            self.tell(name, &[None]);
+            self.tell(name);
         }
         owners.len()
     }
@@ -220,21 +220,13 @@ impl Table {
         watch
     }
 
-    /// Tells the watchers of `name` what went `before`, then the present state.
-    fn tell(&mut self, name: &LockName, before: &[Option<Claim>]) {
+    /// Tells the watchers of `name` who holds now. A hand-over to a waiter is one change: there is no time between.
+    fn tell(&mut self, name: &LockName) {
         let now = self.exclusive_holder(name);
         let Slot::Occupied(mut watchers) = self.watchers.entry(name.clone()) else {
             return;
         };
-        watchers.get_mut().retain(|sender| {
-            for change in before {
-                sender.tell(change.clone());
-            }
-            match &now {
-                None if !before.is_empty() => !sender.is_closed(),
-                now => sender.tell(now.clone()),
-            }
-        });
+        watchers.get_mut().retain(|sender| sender.tell(now.clone()));
         if watchers.get().is_empty() {
             watchers.remove();
         }
