@@ -152,12 +152,26 @@ pub struct Claim {
     pub holder: Holder,
     /// What it holds or wants.
     pub kind: ClaimKind,
+    /// The token of its grant, if it holds and the backend tells it here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub token: Option<FencingToken>,
 }
 
 impl Claim {
     /// `holder` holds, or waits for, `kind`.
     pub const fn new(holder: Holder, kind: ClaimKind) -> Self {
-        Self { holder, kind }
+        Self {
+            holder,
+            kind,
+            token: None,
+        }
+    }
+
+    /// Sets the token of the grant.
+    #[must_use]
+    pub const fn with_token(mut self, token: FencingToken) -> Self {
+        self.token = Some(token);
+        self
     }
 }
 

@@ -5,7 +5,8 @@ use std::{fmt::Debug, sync::Arc};
 use async_trait::async_trait;
 
 use crate::{
-    Attempt, BackendError, Capabilities, Inspection, LockName, LockRequest, Released, Wakeups,
+    Attempt, BackendError, Capabilities, HolderWatch, Inspection, LockName, LockRequest, Released,
+    Wakeups,
 };
 
 /// Any backend, chosen at run time. It is a [`LockBackend`] itself.
@@ -124,6 +125,28 @@ pub trait LockBackend: Debug + Send + Sync + 'static {
         Err(BackendError::unsupported("way to list its locks"))
     }
 
+    /// Tells who holds `name` exclusively, change by change: what an [`Observer`](crate::Observer) of an election needs.
+    ///
+    /// `Ok(None)`, the default, makes the observer look from time to time by [`inspect`](Self::inspect). A backend that
+    /// answers with a watch owes this:
+    /// 1. The first change told is the state at the moment of the call, also if nobody holds.
+    /// 2. Each later change is told in the order in which it happened, with the token of the grant in
+    ///    [`Claim::token`](crate::Claim::token).
+    /// 3. When changes may have been missed, as after a broken connection, the sender is dropped. The observer then
+    ///    watches anew.
+    ///
+    /// # Errors
+    ///
+    /// [`BackendError`] if the service failed. The observer passes it on and watches again later.
+    ///
+    /// # Cancel safety
+    ///
+    /// A caller may drop it half-way; nothing may stay behind.
+    async fn watch(&self, name: &LockName) -> Result<Option<HolderWatch>, BackendError> {
+        let _ = name;
+        Ok(None)
+    }
+
     /// Ends this object's session, if it has one, in good order: what it still holds is freed and its guards are lost.
     /// A later call starts a new session.
     ///
@@ -177,6 +200,10 @@ macro_rules! forward_lock_backend {
 
             async fn names(&self) -> Result<Vec<LockName>, BackendError> {
                 (**self).names().await
+            }
+
+            async fn watch(&self, name: &LockName) -> Result<Option<HolderWatch>, BackendError> {
+                (**self).watch(name).await
             }
 
             async fn close(&self) -> Result<(), BackendError> {

@@ -7,7 +7,7 @@ use std::{
     future::Future,
     io,
     sync::{Mutex, PoisonError},
-    thread,
+    thread::{self, ThreadId},
 };
 
 use tokio::runtime::{Builder, Handle};
@@ -27,6 +27,7 @@ pub(crate) struct Background {
 struct Started {
     /// A forked child inherits the handle but not the thread, so it starts its own.
     process: u32,
+    thread: ThreadId,
     handle: Handle,
 }
 
@@ -54,14 +55,23 @@ impl Background {
         }
         let runtime = Builder::new_current_thread().enable_all().build()?;
         let handle = runtime.handle().clone();
-        thread::Builder::new()
+        let thread = thread::Builder::new()
             .name(self.name.into())
             .spawn(move || runtime.block_on(std::future::pending::<()>()))?;
         *started = Some(Started {
             process,
+            thread: thread.thread().id(),
             handle: handle.clone(),
         });
         Ok(handle)
+    }
+
+    /// Whether the caller is on this very thread, which can't wait for what runs on it.
+    pub(crate) fn is_current(&self) -> bool {
+        let started = self.started.lock().unwrap_or_else(PoisonError::into_inner);
+        started
+            .as_ref()
+            .is_some_and(|started| started.thread == thread::current().id())
     }
 
     /// Runs `future`; if there can be no thread, it is dropped.

@@ -3,7 +3,7 @@
 use std::{
     fmt,
     sync::{Arc, OnceLock},
-    time::SystemTime,
+    time::{SystemTime, UNIX_EPOCH},
 };
 
 use serde::{Deserialize, Serialize};
@@ -64,6 +64,9 @@ impl Holder {
     }
 }
 
+/// 9999-12-31T23:59:59Z.
+const END_OF_9999: u64 = 253_402_300_799;
+
 fn host_name() -> Arc<str> {
     static HOST: OnceLock<Arc<str>> = OnceLock::new();
     HOST.get_or_init(|| gethostname::gethostname().to_string_lossy().into())
@@ -76,18 +79,28 @@ impl fmt::Display for Holder {
         if let Some(label) = &self.label {
             write!(f, " ({label})")?;
         }
-        write!(
-            f,
-            " since {}",
-            humantime::format_rfc3339_seconds(self.since)
-        )
+        // A store can say anything: years that the format can't write are an error or a panic there.
+        let seconds = self
+            .since
+            .duration_since(UNIX_EPOCH)
+            .map(|time| time.as_secs());
+        match seconds {
+            Ok(0..=END_OF_9999) => {
+                write!(
+                    f,
+                    " since {}",
+                    humantime::format_rfc3339_seconds(self.since)
+                )
+            }
+            _ => f.write_str(" since an unknown time"),
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::{Duration, UNIX_EPOCH};
+    use std::time::Duration;
 
     #[test]
     fn a_holder_reads_as_a_sentence_part() {
@@ -101,6 +114,15 @@ mod tests {
             holder.to_string(),
             "pid 42 on db1 (nightly) since 2001-09-09T01:46:40Z"
         );
+    }
+
+    #[test]
+    fn a_time_that_no_calendar_has_is_still_text() {
+        let far = Duration::from_secs(1 << 40);
+        for since in [UNIX_EPOCH - far, UNIX_EPOCH + far] {
+            let text = Holder::new("db1", 42, None, since).to_string();
+            assert_eq!(text, "pid 42 on db1 since an unknown time");
+        }
     }
 
     #[test]

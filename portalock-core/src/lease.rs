@@ -8,10 +8,10 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use futures_util::future::select_all;
+use futures_util::future::{select, select_all};
 use tokio::sync::Notify;
 
-use crate::clock::Instant;
+use crate::{clock::Instant, engine::timer};
 
 /// Why a lock is no longer certainly held.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -160,7 +160,7 @@ impl Shared {
             };
             match deadline {
                 Some(deadline) => {
-                    let _ = tokio::time::timeout_at(deadline, changed).await;
+                    select(changed, timer::at(deadline)).await;
                 }
                 None => changed.await,
             }
@@ -264,6 +264,9 @@ impl LostSignal {
     /// Waits until it fires, and says why. Returns at once if it already has; never returns for a lock that is released
     /// in good order.
     ///
+    /// It works on any executor. Outside tokio, and in a tokio runtime without time, the library's own thread keeps the
+    /// time; such a runtime logs the panic of the timer that it refuses.
+    ///
     /// # Cancel safety
     ///
     /// Nothing is lost by dropping the future: the signal can be awaited again, by any number of tasks.
@@ -323,6 +326,51 @@ mod tests {
         let lease = Lease::until(start + Duration::from_secs(10));
         assert_eq!(lease.signal().lost().await, Loss::Expired);
         assert_eq!(start.elapsed().as_secs(), 10);
+    }
+
+    /// A plain executor, as other libraries bring theirs.
+    fn block_on<F: Future>(future: F) -> F::Output {
+        struct Unpark(std::thread::Thread);
+        impl std::task::Wake for Unpark {
+            fn wake(self: Arc<Self>) {
+                self.0.unpark();
+            }
+        }
+        let waker = Arc::new(Unpark(std::thread::current())).into();
+        let mut context = std::task::Context::from_waker(&waker);
+        let mut future = std::pin::pin!(future);
+        loop {
+            if let std::task::Poll::Ready(output) = future.as_mut().poll(&mut context) {
+                return output;
+            }
+            std::thread::park();
+        }
+    }
+
+    #[test]
+    fn the_deadline_fires_on_any_executor() {
+        let lease = Lease::until(Instant::now() + Duration::from_millis(50));
+        assert_eq!(block_on(lease.signal().lost()), Loss::Expired);
+    }
+
+    #[test]
+    fn the_deadline_fires_in_a_runtime_without_time() {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .build()
+            .unwrap();
+        let lease = Lease::until(Instant::now() + Duration::from_millis(50));
+        assert_eq!(runtime.block_on(lease.signal().lost()), Loss::Expired);
+    }
+
+    #[test]
+    fn an_extension_is_seen_on_any_executor() {
+        let start = Instant::now();
+        let lease = Lease::until(start + Duration::from_millis(200));
+        let signal = lease.signal();
+        let waiter = std::thread::spawn(move || block_on(signal.lost()));
+        assert!(lease.extend(start + Duration::from_millis(400)));
+        waiter.join().unwrap();
+        assert!(start.elapsed() >= Duration::from_millis(400));
     }
 
     #[tokio::test(start_paused = true)]

@@ -19,6 +19,7 @@
 //!   your work if the lock is lost, [`Guard::token`] lets a resource refuse a holder of old.
 //! - [`Pool`] shares out the permits of a [`Semaphore`]; [`SlotSemaphore`] makes one of any backend.
 //! - [`LockSet`] takes several names at once, [`ReentrantLock`] counts, [`blocking`] is all of it without async.
+//! - [`Election`] lets one of many lead: it campaigns, works while it leads, hands over, and tells others who leads.
 //! - [`Policy`] says how long to wait and how often to look. [`LockError`] tells contention, loss, misuse and the
 //!   service's own failures apart, and names the holder where that can be known.
 //! - [`DynBackend`] chooses the backend at run time, a type parameter `B: LockBackend` at compile time.
@@ -47,6 +48,7 @@ mod background;
 pub mod blocking;
 mod capabilities;
 pub mod clock;
+mod election;
 mod engine;
 mod error;
 mod guard;
@@ -68,10 +70,12 @@ pub mod settings;
 mod slots;
 mod token;
 mod wakeups;
+mod watch;
 
 pub use attempt::{Attempt, Claim, ClaimKind, Contention, Grant, Inspection, Released};
 pub use backend::{DynBackend, LockBackend};
 pub use capabilities::{Capabilities, CrashRelease, Fairness, Inspect, LossNotice, Scope, Tokens};
+pub use election::{Election, Leadership, Leading, Observer, Term};
 pub use engine::reaper::{Unfinished, shutdown};
 pub use error::{BackendError, BackendErrorKind, LockError};
 pub use guard::{Guard, PermitGuard};
@@ -93,3 +97,4 @@ pub use session::{Keeper, Renewal};
 pub use slots::SlotSemaphore;
 pub use token::FencingToken;
 pub use wakeups::{Wake, WakeSender, Wakeups, wakeups};
+pub use watch::{HolderSender, HolderWatch, holder_watch};

@@ -5,6 +5,7 @@ use std::{fmt, sync::Arc};
 use crate::{
     Guard, Inspection, InvalidName, LockBackend, LockError, LockName, LockRequest, Mode, Patience,
     Policy,
+    clock::Instant,
     engine::{
         service::Locks,
         wait::{Resolve, acquire},
@@ -61,6 +62,14 @@ impl<B: LockBackend> Lock<B> {
         self
     }
 
+    /// Another lock of the same backend and policy.
+    pub(crate) fn beside(&self, name: LockName) -> Self {
+        Self {
+            name,
+            ..self.clone()
+        }
+    }
+
     /// What is locked.
     pub fn name(&self) -> &LockName {
         &self.name
@@ -88,7 +97,8 @@ impl<B: LockBackend> Lock<B> {
     ///
     /// Safe: what the attempt may have won is released in the background.
     pub async fn try_acquire(&self) -> Result<Guard<B>, LockError> {
-        self.run(Mode::Exclusive, &self.policy, Resolve::Try).await
+        self.run(Mode::Exclusive, &self.policy, Resolve::Try, None)
+            .await
     }
 
     /// Acquires the lock, waiting as the lock's policy says.
@@ -108,7 +118,8 @@ impl<B: LockBackend> Lock<B> {
     /// As the backend's [`Capabilities::fairness`](crate::Capabilities::fairness) says. Toward other tasks of the runtime each
     /// call counts as one step of [cooperative scheduling](tokio::task::coop), even if the lock was free.
     pub async fn acquire(&self) -> Result<Guard<B>, LockError> {
-        self.run(Mode::Exclusive, &self.policy, Resolve::Wait).await
+        self.run(Mode::Exclusive, &self.policy, Resolve::Wait, None)
+            .await
     }
 
     /// As [`acquire`](Self::acquire), waiting as `policy` says.
@@ -121,7 +132,7 @@ impl<B: LockBackend> Lock<B> {
     ///
     /// As [`acquire`](Self::acquire).
     pub async fn acquire_with(&self, policy: &Policy) -> Result<Guard<B>, LockError> {
-        self.run(Mode::Exclusive, policy, Resolve::Wait).await
+        self.run(Mode::Exclusive, policy, Resolve::Wait, None).await
     }
 
     /// As [`try_acquire`](Self::try_acquire), for a shared lock: others may share it, none may hold it exclusively.
@@ -134,7 +145,8 @@ impl<B: LockBackend> Lock<B> {
     ///
     /// As [`try_acquire`](Self::try_acquire).
     pub async fn try_acquire_shared(&self) -> Result<Guard<B>, LockError> {
-        self.run(Mode::Shared, &self.policy, Resolve::Try).await
+        self.run(Mode::Shared, &self.policy, Resolve::Try, None)
+            .await
     }
 
     /// As [`acquire`](Self::acquire), for a shared lock.
@@ -147,7 +159,8 @@ impl<B: LockBackend> Lock<B> {
     ///
     /// As [`acquire`](Self::acquire).
     pub async fn acquire_shared(&self) -> Result<Guard<B>, LockError> {
-        self.run(Mode::Shared, &self.policy, Resolve::Wait).await
+        self.run(Mode::Shared, &self.policy, Resolve::Wait, None)
+            .await
     }
 
     /// As [`acquire_with`](Self::acquire_with), for a shared lock.
@@ -160,7 +173,7 @@ impl<B: LockBackend> Lock<B> {
     ///
     /// As [`acquire`](Self::acquire).
     pub async fn acquire_shared_with(&self, policy: &Policy) -> Result<Guard<B>, LockError> {
-        self.run(Mode::Shared, policy, Resolve::Wait).await
+        self.run(Mode::Shared, policy, Resolve::Wait, None).await
     }
 
     /// Who holds the lock and who waits for it, by now perhaps no longer true. For people: nothing can be decided by it.
@@ -186,11 +199,13 @@ impl<B: LockBackend> Lock<B> {
         })
     }
 
-    async fn run(
+    /// The deadline counts from `since`, or from now.
+    pub(crate) async fn run(
         &self,
         mode: Mode,
         policy: &Policy,
         resolve: Resolve,
+        since: Option<Instant>,
     ) -> Result<Guard<B>, LockError> {
         if mode == Mode::Shared && !self.backend.capabilities().shared {
             return Err(LockError::Unsupported {
@@ -200,7 +215,8 @@ impl<B: LockBackend> Lock<B> {
         }
         let request = LockRequest::new(self.name.clone(), mode, Patience::Once)
             .with_label(self.label.clone());
-        acquire(&Locks(self.backend.clone()), request, policy, resolve)
+        let service = Locks(self.backend.clone());
+        acquire(&service, request, policy, resolve, since)
             .await
             .map(Guard::new)
     }

@@ -1,13 +1,18 @@
 //! Several names at once: all or none, without deadlock.
 
-use std::{future::Future, pin::pin};
+use std::{future::Future, pin::pin, time::Duration};
 
-use futures_util::future::{Either, select};
+use futures_util::future::{Either, join_all, select};
 
 use crate::{
     FencingToken, Guard, InvalidName, Lock, LockBackend, LockError, LockName, LostSignal, Mode,
-    Policy, clock::Instant,
+    Policy,
+    clock::Instant,
+    engine::{deadline::bound, wait::Resolve},
 };
+
+/// How long a set that could not be had waits for the release of what it took.
+const GIVE_BACK: Duration = Duration::from_secs(1);
 
 /// Several locks of one backend that are acquired together.
 ///
@@ -115,35 +120,34 @@ impl<B: LockBackend> LockSet<B> {
         self.locks.iter().map(Lock::name)
     }
 
-    /// Acquires all of them if all are free, and waits for nobody.
+    /// Acquires all of them if all are free, and waits for nobody. The service's answers are awaited for at most the
+    /// timeout of the set's policy: one deadline for all names together.
     ///
     /// # Errors
     ///
-    /// As [`Lock::try_acquire`], for the first name that could not be had; none is held then.
+    /// As [`Lock::try_acquire`], for the first name that could not be had.
+    ///
+    /// If somebody else holds that name, the names taken before it are released before the error is returned. The
+    /// release is awaited for at most a second. If the service failed or fell silent, it isn't awaited. What is not
+    /// released by then is released in the background.
     ///
     /// # Cancel safety
     ///
-    /// Safe: what was taken is released.
+    /// Safe: what was taken is released in the background.
     pub async fn try_acquire(&self) -> Result<LockSetGuard<B>, LockError> {
-        let mut guards = Vec::with_capacity(self.locks.len());
-        for lock in &self.locks {
-            guards.push(match self.mode {
-                Mode::Exclusive => lock.try_acquire().await?,
-                Mode::Shared => lock.try_acquire_shared().await?,
-            });
-        }
-        Ok(LockSetGuard::new(guards))
+        self.take(&self.policy, Resolve::Try).await
     }
 
     /// Acquires all of them, waiting as the set's policy says: one deadline for all together.
     ///
     /// # Errors
     ///
-    /// As [`Lock::acquire`], for the first name that could not be had; none is held then.
+    /// As [`Lock::acquire`], for the first name that could not be had. What was taken before it is released as by
+    /// [`try_acquire`](Self::try_acquire).
     ///
     /// # Cancel safety
     ///
-    /// Safe: what was taken is released.
+    /// Safe: what was taken is released in the background.
     pub async fn acquire(&self) -> Result<LockSetGuard<B>, LockError> {
         self.acquire_with(&self.policy).await
     }
@@ -158,16 +162,28 @@ impl<B: LockBackend> LockSet<B> {
     ///
     /// As [`acquire`](Self::acquire).
     pub async fn acquire_with(&self, policy: &Policy) -> Result<LockSetGuard<B>, LockError> {
+        self.take(policy, Resolve::Wait).await
+    }
+
+    async fn take(&self, policy: &Policy, resolve: Resolve) -> Result<LockSetGuard<B>, LockError> {
         let start = Instant::now();
-        let mut guards = Vec::with_capacity(self.locks.len());
+        let mut taken = LockSetGuard::new(Vec::with_capacity(self.locks.len()));
         for lock in &self.locks {
-            let left = policy.clone().with_time_spent(start.elapsed());
-            guards.push(match self.mode {
-                Mode::Exclusive => lock.acquire_with(&left).await?,
-                Mode::Shared => lock.acquire_shared_with(&left).await?,
-            });
+            match lock.run(self.mode, policy, resolve, Some(start)).await {
+                Ok(guard) => taken.guards.push(guard),
+                Err(error) => {
+                    // A service that does not answer would not answer a release either.
+                    if error.is_contention() {
+                        let until = Instant::now().checked_add(GIVE_BACK);
+                        // An error of a release has no place beside the set's own; the engine goes on with it.
+                        let _ = bound(until, taken.release()).await;
+                    }
+                    return Err(error);
+                }
+            }
         }
-        Ok(LockSetGuard::new(guards))
+        taken.merge_signals();
+        Ok(taken)
     }
 }
 
@@ -185,8 +201,14 @@ pub struct LockSetGuard<B: LockBackend> {
 
 impl<B: LockBackend> LockSetGuard<B> {
     fn new(guards: Vec<Guard<B>>) -> Self {
-        let lost = LostSignal::any(guards.iter().map(Guard::lost_signal));
-        Self { guards, lost }
+        Self {
+            guards,
+            lost: LostSignal::never(),
+        }
+    }
+
+    fn merge_signals(&mut self) {
+        self.lost = LostSignal::any(self.guards.iter().map(Guard::lost_signal));
     }
 
     /// What is held, sorted.
@@ -242,22 +264,20 @@ impl<B: LockBackend> LockSetGuard<B> {
         }
     }
 
-    /// Releases all of them, the last one taken first.
+    /// Releases all of them at the same time. It takes no longer than one [`Guard::release`], which waits at most 5 s for
+    /// the service.
     ///
     /// # Errors
     ///
-    /// The first error that [`Guard::release`] gave; all are released in any case.
+    /// The first error that [`Guard::release`] gave, from the last name to the first. The others are released all the
+    /// same.
     ///
     /// # Cancel safety
     ///
     /// Safe: if the future is dropped, releasing goes on in the background.
     pub async fn release(mut self) -> Result<(), LockError> {
-        let mut outcome = Ok(());
-        while let Some(guard) = self.guards.pop() {
-            let released = guard.release().await;
-            outcome = outcome.and(released);
-        }
-        outcome
+        let releases = self.guards.drain(..).rev().map(Guard::release);
+        join_all(releases).await.into_iter().collect()
     }
 }
 
@@ -272,8 +292,7 @@ impl<B: LockBackend> Drop for LockSetGuard<B> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::MemoryBackend;
-    use std::time::Duration;
+    use crate::{Attempt, BackendError, Capabilities, LockRequest, MemoryBackend, Released, Scope};
 
     #[tokio::test]
     async fn opposite_orders_do_not_deadlock() {
@@ -324,6 +343,130 @@ mod tests {
         assert_eq!(start.elapsed().as_secs(), 3);
         drop(last);
         assert_eq!(backend.names_in_use(), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn time_spent_on_one_name_is_not_there_for_the_next() {
+        let backend = MemoryBackend::new();
+        let lock = |name| Lock::new(backend.clone(), name).unwrap();
+        let first = lock("a").acquire().await.unwrap();
+        let _last = lock("b").acquire().await.unwrap();
+        let start = Instant::now();
+        tokio::spawn(async move {
+            tokio::time::sleep(Duration::from_secs(2)).await;
+            drop(first);
+        });
+        let policy = Policy::new().with_timeout(Duration::from_secs(3));
+        let error = acquire_all(backend.clone(), ["a", "b"], &policy)
+            .await
+            .unwrap_err();
+        assert_eq!(start.elapsed().as_secs(), 3);
+        let LockError::Timeout { waited, .. } = error else {
+            panic!("{error}")
+        };
+        assert_eq!(waited.as_secs(), 3, "how long the whole call lasted");
+    }
+
+    /// A service that takes its time for every answer.
+    #[derive(Debug, Clone)]
+    struct Slow {
+        store: MemoryBackend,
+        grant: Duration,
+        release: Duration,
+    }
+
+    impl Slow {
+        fn new(grant: Duration, release: Duration) -> Self {
+            Self {
+                store: MemoryBackend::new(),
+                grant,
+                release,
+            }
+        }
+    }
+
+    #[async_trait::async_trait]
+    impl LockBackend for Slow {
+        fn capabilities(&self) -> Capabilities {
+            Capabilities::new(Scope::Network)
+        }
+
+        async fn try_acquire(&self, request: &LockRequest) -> Result<Attempt, BackendError> {
+            tokio::time::sleep(self.grant).await;
+            LockBackend::try_acquire(&self.store, request).await
+        }
+
+        async fn release(&self, request: &LockRequest) -> Result<Released, BackendError> {
+            tokio::time::sleep(self.release).await;
+            LockBackend::release(&self.store, request).await
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn trying_a_set_ends_at_the_sets_own_timeout() {
+        let policy = Policy::new().with_timeout(Duration::from_millis(100));
+        let set = LockSet::new(Slow::new(Duration::MAX, Duration::ZERO), ["a", "b"])
+            .unwrap()
+            .with_policy(policy);
+        let start = Instant::now();
+        assert!(!set.try_acquire().await.unwrap_err().is_contention());
+        assert_eq!(start.elapsed(), Duration::from_millis(100));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_attempt_each_shares_one_deadline() {
+        let set = || {
+            let slow = Slow::new(Duration::from_secs(4), Duration::ZERO);
+            LockSet::new(slow, ["a", "b", "c"]).unwrap()
+        };
+        let none = Policy::new().with_timeout(Duration::ZERO);
+        let start = Instant::now();
+        assert!(set().acquire_with(&none).await.is_err());
+        assert_eq!(start.elapsed(), Duration::from_secs(5));
+        let start = Instant::now();
+        assert!(set().try_acquire().await.is_err());
+        assert_eq!(start.elapsed(), Duration::from_secs(5));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_set_that_could_not_be_had_has_given_back_what_it_took() {
+        let slow = Slow::new(Duration::ZERO, Duration::from_millis(300));
+        let held = Lock::new(slow.clone(), "c").unwrap().acquire().await;
+        let set = LockSet::new(slow.clone(), ["a", "b", "c"]).unwrap();
+        let start = Instant::now();
+        assert!(set.try_acquire().await.unwrap_err().is_contention());
+        assert_eq!(
+            slow.store.names_in_use(),
+            1,
+            "only what somebody else holds"
+        );
+        assert_eq!(
+            start.elapsed(),
+            Duration::from_millis(300),
+            "at the same time"
+        );
+        drop(held);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_release_that_hangs_keeps_a_failed_set_for_a_second_only() {
+        let hangs = Slow::new(Duration::ZERO, Duration::MAX);
+        let _held = Lock::new(hangs.clone(), "c").unwrap().acquire().await;
+        let set = LockSet::new(hangs, ["a", "b", "c"]).unwrap();
+        let start = Instant::now();
+        assert!(set.try_acquire().await.unwrap_err().is_contention());
+        assert_eq!(start.elapsed(), GIVE_BACK);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn releasing_a_set_takes_as_long_as_releasing_one() {
+        let hangs = Slow::new(Duration::ZERO, Duration::MAX);
+        let guard = acquire_all(hangs, ["a", "b", "c"], &Policy::new())
+            .await
+            .unwrap();
+        let start = Instant::now();
+        assert!(guard.release().await.is_err());
+        assert_eq!(start.elapsed(), Duration::from_secs(5));
     }
 
     #[tokio::test]

@@ -136,17 +136,6 @@ impl Policy {
         self
     }
 
-    /// The policy for what is left of a call that has already spent some of its time. What is left is never nothing:
-    /// that would ask for one more attempt with a time of its own.
-    pub(crate) fn with_time_spent(mut self, spent: Duration) -> Self {
-        const NEXT_TO_NOTHING: Duration = Duration::from_nanos(1);
-        self.timeout = self.timeout.map(|timeout| match timeout {
-            Duration::ZERO => Duration::ZERO,
-            _ => timeout.saturating_sub(spent).max(NEXT_TO_NOTHING),
-        });
-        self
-    }
-
     /// The time after which a call gives up; `None` for never.
     pub const fn timeout(&self) -> Option<Duration> {
         self.timeout

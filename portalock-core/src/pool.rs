@@ -165,7 +165,8 @@ impl<S: Semaphore> Pool<S> {
         let permits = Permits::new(count, self.capacity)?;
         let request = PermitRequest::new(self.name.clone(), permits, Patience::Once)
             .with_label(self.label.clone());
-        acquire(&PermitsOf(self.semaphore.clone()), request, policy, resolve)
+        let service = PermitsOf(self.semaphore.clone());
+        acquire(&service, request, policy, resolve, None)
             .await
             .map(PermitGuard::new)
     }

@@ -6,8 +6,9 @@ use std::{
 };
 
 use crate::{
-    Guard, InvalidName, Lock, LockBackend, LockError, LostSignal, Policy, clock::Instant,
-    engine::deadline::Deadline,
+    Guard, InvalidName, Lock, LockBackend, LockError, LostSignal, Mode, Policy,
+    clock::Instant,
+    engine::{deadline::Deadline, wait::Resolve},
 };
 
 /// A lock that is acquired once and then counted. Whoever has this object, or a clone of it, is the owner: tasks have no
@@ -90,30 +91,15 @@ impl<B: LockBackend> ReentrantLock<B> {
     ///
     /// Safe: nothing is counted or held.
     pub async fn try_acquire(&self) -> Result<ReentrantGuard<B>, LockError> {
-        if let Some(guard) = self.count_one()? {
-            return Ok(guard);
-        }
-        let Ok(_first) = self.inner.first.try_lock() else {
-            return Err(LockError::AlreadyLocked {
-                name: self.lock().name().clone(),
-                holder: None,
-            });
-        };
-        match self.count_one()? {
-            Some(guard) => Ok(guard),
-            None => self
-                .lock()
-                .try_acquire()
-                .await
-                .map(|guard| self.begin(guard)),
-        }
+        self.run(self.lock().policy(), Resolve::Try).await
     }
 
     /// One more acquisition, waiting as the lock's policy says if it is not held through this object.
     ///
     /// # Errors
     ///
-    /// As [`Lock::acquire`]; [`LockError::Lost`] if it was held here and has been lost: drop all guards first.
+    /// As [`Lock::acquire`]; [`LockError::Lost`] if it was held here and has been lost: drop all guards first. If another
+    /// task of this object is waiting for the lock, that counts as locked.
     ///
     /// # Cancel safety
     ///
@@ -132,28 +118,35 @@ impl<B: LockBackend> ReentrantLock<B> {
     ///
     /// As [`acquire`](Self::acquire).
     pub async fn acquire_with(&self, policy: &Policy) -> Result<ReentrantGuard<B>, LockError> {
+        self.run(policy, Resolve::Wait).await
+    }
+
+    async fn run(&self, policy: &Policy, resolve: Resolve) -> Result<ReentrantGuard<B>, LockError> {
         if let Some(guard) = self.count_one()? {
             return Ok(guard);
         }
         let start = Instant::now();
-        let Some(_first) = Deadline::after(start, policy.timeout())
-            .bound(self.inner.first.lock())
-            .await
-        else {
-            return Err(LockError::Timeout {
+        let _first = if resolve == Resolve::Try || policy.fail_when_locked() {
+            let first = self.inner.first.try_lock();
+            first.map_err(|_| LockError::AlreadyLocked {
+                name: self.lock().name().clone(),
+                holder: None,
+            })?
+        } else {
+            let first = Deadline::after(start, policy.timeout()).bound(self.inner.first.lock());
+            first.await.ok_or_else(|| LockError::Timeout {
                 name: self.lock().name().clone(),
                 waited: start.elapsed(),
                 attempts: 0,
                 holder: None,
                 last_error: None,
-            });
+            })?
         };
         if let Some(guard) = self.count_one()? {
             return Ok(guard);
         }
-        let left = policy.clone().with_time_spent(start.elapsed());
-        self.lock()
-            .acquire_with(&left)
+        let lock = self.lock();
+        lock.run(Mode::Exclusive, policy, resolve, Some(start))
             .await
             .map(|guard| self.begin(guard))
     }
@@ -365,6 +358,49 @@ mod tests {
         assert_eq!(start.elapsed().as_secs(), 2);
         drop(held);
         waiting.await.unwrap().unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn time_spent_behind_a_sibling_is_not_there_for_the_lock() {
+        let backend = MemoryBackend::new();
+        let _held = Lock::new(backend.clone(), "r")
+            .unwrap()
+            .acquire()
+            .await
+            .unwrap();
+        let lock = ReentrantLock::named(backend, "r").unwrap();
+        let sibling = lock.clone();
+        let gives_up = tokio::spawn(async move {
+            let policy = Policy::new().with_timeout(Duration::from_secs(1));
+            sibling.acquire_with(&policy).await.map(drop)
+        });
+        tokio::task::yield_now().await;
+        let start = Instant::now();
+        let policy = Policy::new().with_timeout(Duration::from_secs(3));
+        assert!(lock.acquire_with(&policy).await.is_err());
+        assert_eq!(start.elapsed().as_secs(), 3);
+        assert!(gives_up.await.unwrap().is_err());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn fail_when_locked_does_not_wait_behind_a_sibling() {
+        let backend = MemoryBackend::new();
+        let _held = Lock::new(backend.clone(), "r")
+            .unwrap()
+            .acquire()
+            .await
+            .unwrap();
+        let lock = ReentrantLock::named(backend, "r").unwrap();
+        let sibling = lock.clone();
+        let waiting =
+            tokio::spawn(async move { sibling.acquire_with(&Policy::forever()).await.map(drop) });
+        tokio::task::yield_now().await;
+        let start = Instant::now();
+        let policy = Policy::new().with_fail_when_locked(true);
+        let error = lock.acquire_with(&policy).await.unwrap_err();
+        assert!(matches!(error, LockError::AlreadyLocked { .. }), "{error}");
+        assert_eq!(start.elapsed(), Duration::ZERO);
+        waiting.abort();
     }
 
     #[tokio::test]

@@ -223,6 +223,41 @@ mod tests {
         assert_eq!(backend.names_in_use(), 0);
     }
 
+    /// Grants, and loses the answer.
+    #[derive(Debug)]
+    struct Unheard(MemoryBackend);
+
+    #[async_trait]
+    impl LockBackend for Unheard {
+        fn capabilities(&self) -> Capabilities {
+            LockBackend::capabilities(&self.0)
+        }
+
+        async fn try_acquire(&self, request: &LockRequest) -> Result<Attempt, BackendError> {
+            let _unheard = LockBackend::try_acquire(&self.0, request).await?;
+            Err(BackendError::new(
+                BackendErrorKind::Other,
+                "the answer was lost",
+            ))
+        }
+
+        async fn release(&self, request: &LockRequest) -> Result<Released, BackendError> {
+            LockBackend::release(&self.0, request).await
+        }
+    }
+
+    #[tokio::test]
+    async fn a_slot_granted_without_an_answer_is_given_back() {
+        let backend = MemoryBackend::new();
+        let semaphore = SlotSemaphore::new(Unheard(backend.clone()));
+        let name = LockName::new("p").unwrap();
+        let request = PermitRequest::new(name, Permits::new(1, 1).unwrap(), Patience::Once);
+        assert!(semaphore.try_acquire(&request).await.is_err());
+        assert_eq!(backend.names_in_use(), 1);
+        semaphore.release(&request).await.unwrap();
+        assert_eq!(backend.names_in_use(), 0);
+    }
+
     #[tokio::test]
     async fn a_lost_slot_is_a_lost_permit() {
         let backend = MemoryBackend::new();

@@ -5,8 +5,9 @@ use std::{any::Any, sync::Arc};
 use async_trait::async_trait;
 use futures_util::future::BoxFuture;
 use portalock_core::{
-    Attempt, BackendError, Capabilities, DynBackend, DynSemaphore, Inspect, Inspection, Lock,
-    LockBackend, LockName, LockRequest, PermitRequest, Released, Semaphore, Tokens, Wakeups,
+    Attempt, BackendError, Capabilities, DynBackend, DynSemaphore, HolderWatch, Inspect,
+    Inspection, Lock, LockBackend, LockName, LockRequest, PermitRequest, Released, Semaphore,
+    Tokens, Wakeups,
 };
 
 use crate::{
@@ -56,6 +57,10 @@ impl LockBackend for AnyBackend {
 
     async fn inspect(&self, name: &LockName) -> Result<Inspection, BackendError> {
         self.0.inspect(name).await
+    }
+
+    async fn watch(&self, name: &LockName) -> Result<Option<HolderWatch>, BackendError> {
+        self.0.watch(name).await
     }
 
     async fn names(&self) -> Result<Vec<LockName>, BackendError> {

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use portalock_core::{
-    Attempt, BackendError, Capabilities, Inspection, LockBackend, LockName, LockRequest, Released,
-    Wakeups,
+    Attempt, BackendError, Capabilities, HolderWatch, Inspection, LockBackend, LockName,
+    LockRequest, Released, Wakeups,
 };
 use tokio::sync::watch;
 
@@ -94,6 +94,11 @@ impl LockBackend for Spy {
     async fn inspect(&self, name: &LockName) -> Result<Inspection, BackendError> {
         self.called();
         self.inner.inspect(name).await
+    }
+
+    async fn watch(&self, name: &LockName) -> Result<Option<HolderWatch>, BackendError> {
+        self.called();
+        self.inner.watch(name).await
     }
 
     async fn names(&self) -> Result<Vec<LockName>, BackendError> {

@@ -19,6 +19,9 @@ use crate::{BackendError, BackendErrorKind, LockError, LockName, background::CAL
 ///
 /// What the system said if it gave no thread to run on, or [`io::ErrorKind::Other`] if `future` panicked.
 ///
+/// [`io::ErrorKind::Deadlock`] if the caller itself runs on the background runtime: within a future that `wait` drives, or
+/// in a backend that the background clean-up calls. It would wait for itself; await the future there instead.
+///
 /// ```
 /// let answer = portalock_core::blocking::wait(async { 6 * 7 })?;
 /// assert_eq!(answer, 42);
@@ -28,6 +31,10 @@ pub fn wait<F>(future: F) -> io::Result<F::Output>
 where
     F: Future<Output: Send> + Send + 'static,
 {
+    if CALLS.is_current() {
+        let told = "a blocking call on portalock's background runtime would wait for itself: await it instead";
+        return Err(io::Error::new(io::ErrorKind::Deadlock, told));
+    }
     let (sender, receiver) = mpsc::sync_channel(1);
     CALLS.handle()?.spawn(async move {
         // Nobody receives if the caller's thread was unwound; there is nobody to tell then.
@@ -45,11 +52,11 @@ pub(super) fn call<T: Send + 'static>(
     future: impl Future<Output = Result<T, LockError>> + Send + 'static,
 ) -> Result<T, LockError> {
     drive(needs_runtime, future).unwrap_or_else(|error| {
-        let source = BackendError::new(
-            BackendErrorKind::Exhausted,
-            "a blocking call could not be run",
-        )
-        .with_source(error);
+        let kind = match error.kind() {
+            io::ErrorKind::Deadlock => BackendErrorKind::Unsupported,
+            _ => BackendErrorKind::Exhausted,
+        };
+        let source = BackendError::new(kind, "a blocking call could not be run").with_source(error);
         Err(LockError::Backend {
             name: name.clone(),
             source,
@@ -153,6 +160,29 @@ mod tests {
         tokio::time::sleep(Duration::from_millis(20)).await;
         held.release().unwrap();
         waiter.await.unwrap().unwrap();
+    }
+
+    #[test]
+    fn waiting_within_a_wait_is_an_error() {
+        let inner = wait(async { wait(async { 1 }) }).unwrap();
+        assert_eq!(inner.unwrap_err().kind(), io::ErrorKind::Deadlock);
+    }
+
+    #[test]
+    fn a_blocking_call_within_a_wait_works_or_says_why_not() {
+        let lock = Lock::new(MemoryBackend::new(), "b").unwrap();
+        let held = wait({
+            let lock = lock.clone();
+            async move { lock.acquire() }
+        });
+        let held = held.unwrap().unwrap();
+        let contended = wait(async move { lock.acquire() }).unwrap();
+        let error = contended.unwrap_err();
+        assert!(
+            !error.is_contention() && !error.is_retryable(),
+            "it can't wait there: {error}"
+        );
+        drop(held);
     }
 
     #[test]

@@ -132,7 +132,7 @@ impl<B: LockBackend> LockSetGuard<B> {
         self.guard.lost_signal()
     }
 
-    /// Releases all of them, the last one taken first.
+    /// Releases all of them at the same time.
     ///
     /// # Errors
     ///

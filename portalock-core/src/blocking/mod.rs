@@ -17,6 +17,7 @@
 //! As with every blocking call, keep them out of async tasks: they hold up the thread they run on.
 
 mod drive;
+mod election;
 mod guard;
 mod lock;
 mod lock_set;
@@ -24,6 +25,7 @@ mod pool;
 mod reentrant;
 
 pub use drive::wait;
+pub use election::{Election, Leadership, Observer};
 pub use guard::{Guard, PermitGuard};
 pub use lock::Lock;
 pub use lock_set::{LockSet, LockSetGuard};

@@ -40,7 +40,9 @@ impl Backoff {
     pub(crate) fn pause(&mut self) -> Duration {
         let whole = self.next;
         self.next = whole.saturating_mul(2).min(self.most);
-        whole.mul_f64(1.0 - self.jitter * self.random.f64())
+        let part = 1.0 - self.jitter * self.random.f64();
+        // The longest durations round up beyond what a duration can be.
+        Duration::try_from_secs_f64(whole.as_secs_f64() * part).unwrap_or(whole)
     }
 
     /// Somebody says that the lock is free: look soon again if it isn't quite.
@@ -83,6 +85,23 @@ mod tests {
                 .any(|pause| *pause < policy.check_interval() / 2),
             "a hundred pauses and no jitter"
         );
+    }
+
+    #[test]
+    fn the_longest_interval_is_a_pause_like_any_other() {
+        for jitter in [0.0, 1.0] {
+            let policy = Policy::new()
+                .with_check_interval(Duration::MAX)
+                .and_then(|policy| policy.with_first_check(Duration::MAX))
+                .and_then(|policy| policy.with_jitter(jitter))
+                .unwrap();
+            for mut backoff in [Backoff::new(&policy), Backoff::after_failure(&policy)] {
+                backoff.pause();
+                backoff.slow_down();
+                let pause = backoff.pause();
+                assert!(jitter > 0.0 || pause == Duration::MAX, "{pause:?}");
+            }
+        }
     }
 
     #[test]

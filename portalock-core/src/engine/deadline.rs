@@ -7,8 +7,9 @@ use std::{
     time::Duration,
 };
 
-use tokio::{runtime::Handle, time::Sleep};
+use tokio::runtime::Handle;
 
+use super::timer::{self, Timer};
 use crate::clock::Instant;
 
 /// When a call gives up.
@@ -56,7 +57,7 @@ pub(crate) async fn bound<F: Future>(deadline: Option<Instant>, future: F) -> Op
 struct Bounded<'f, F> {
     future: Pin<&'f mut F>,
     deadline: Instant,
-    timer: Option<Pin<Box<Sleep>>>,
+    timer: Option<Timer>,
 }
 
 impl<F: Future> Future for Bounded<'_, F> {
@@ -73,10 +74,10 @@ impl<F: Future> Future for Bounded<'_, F> {
             if Handle::try_current().is_err() {
                 return Poll::Pending;
             }
-            self.timer = Some(Box::pin(tokio::time::sleep_until(self.deadline)));
+            self.timer = Some(timer::at(self.deadline));
         }
         match &mut self.timer {
-            Some(timer) => timer.as_mut().poll(context).map(|()| None),
+            Some(timer) => Pin::new(timer).poll(context).map(|()| None),
             None => Poll::Pending,
         }
     }
@@ -104,6 +105,16 @@ mod tests {
         assert_eq!(deadline.bound(std::future::pending::<()>()).await, None);
         assert_eq!(start.elapsed().as_secs(), 3);
         assert!(deadline.has_passed());
+    }
+
+    #[test]
+    fn a_runtime_without_time_keeps_a_deadline() {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .build()
+            .unwrap();
+        let soon = Deadline::after(Instant::now(), Some(Duration::from_millis(50)));
+        let silence = runtime.block_on(soon.bound(std::future::pending::<()>()));
+        assert!(silence.is_none() && soon.has_passed());
     }
 
     #[test]

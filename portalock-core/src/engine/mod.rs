@@ -5,6 +5,7 @@
 //! - [`held`] is the ownership that every guard wraps.
 //! - [`measure`] tells the `metrics` facade about both, if the feature is on.
 //! - [`reaper`] cleans up after whoever went away, in the background.
+//! - [`timer`] works on any executor.
 //! - [`service`] makes locks and semaphores one thing to all of them.
 
 pub(crate) mod backoff;
@@ -13,4 +14,5 @@ pub(crate) mod held;
 pub(crate) mod measure;
 pub(crate) mod reaper;
 pub(crate) mod service;
+pub(crate) mod timer;
 pub(crate) mod wait;

@@ -32,11 +32,14 @@ pub(crate) enum Resolve {
 }
 
 /// Acquires what `request` asks for. Its patience is set here.
+///
+/// The deadline counts from `since`, when the caller's own call began: a set acquires several names within one deadline.
 pub(crate) async fn acquire<S: Service<D>, D: Demand>(
     service: &S,
     mut request: Request<D>,
     policy: &Policy,
     resolve: Resolve,
+    since: Option<Instant>,
 ) -> Result<Held<S, D>, LockError> {
     let fails_at_once = resolve == Resolve::Try || policy.fail_when_locked();
     let waits = !fails_at_once && policy.timeout() != Some(Duration::ZERO);
@@ -50,14 +53,16 @@ pub(crate) async fn acquire<S: Service<D>, D: Demand>(
     } else {
         policy.timeout()
     };
-    let start = Instant::now();
+    let now = Instant::now();
+    let since = since.unwrap_or(now);
     // A free lock is granted without anything to wait for: a task that takes it in a loop would never let others run.
     tokio::task::coop::consume_budget().await;
     let span = tracing::debug_span!("acquire", name = %request.name, want = %request.demand, owner = %request.owner);
     let wait = Wait {
         policy,
-        start,
-        deadline: Deadline::after(start, timeout),
+        since,
+        first_sent: now,
+        deadline: Deadline::after(since, timeout),
         fails_at_once,
         waits,
         backoff: Backoff::new(policy),
@@ -136,7 +141,9 @@ impl<S: Service<D>, D: Demand> Drop for Place<S, D> {
 
 struct Wait<'p> {
     policy: &'p Policy,
-    start: Instant,
+    /// When the caller's call began.
+    since: Instant,
+    first_sent: Instant,
     deadline: Deadline,
     fails_at_once: bool,
     waits: bool,
@@ -208,7 +215,7 @@ impl Wait<'_> {
     ) -> Result<Option<Attempt>, LockError> {
         self.attempts = self.attempts.saturating_add(1);
         let sent = match self.attempts {
-            1 => self.start,
+            1 => self.first_sent,
             _ => Instant::now(),
         };
         match place.attempt(self.deadline.instant()).await {
@@ -236,7 +243,7 @@ impl Wait<'_> {
     }
 
     fn granted<S: Service<D>, D: Demand>(&self, place: Place<S, D>, grant: Grant) -> Held<S, D> {
-        debug!(waited = ?self.start.elapsed(), attempts = self.attempts, token = grant.token.map(u64::from), "acquired");
+        debug!(waited = ?self.since.elapsed(), attempts = self.attempts, token = grant.token.map(u64::from), "acquired");
         place.into_held(grant)
     }
 
@@ -349,7 +356,10 @@ impl Wait<'_> {
     /// a lock freed between two looks is not missed; after that look, the deadline itself.
     fn last_look(&self) -> Option<Instant> {
         let deadline = self.deadline.instant()?;
-        let margin = (self.round_trip * 2).max(Duration::from_millis(2));
+        let margin = self
+            .round_trip
+            .saturating_mul(2)
+            .max(Duration::from_millis(2));
         let last_look = deadline.checked_sub(margin)?;
         Some(if last_look > Instant::now() {
             last_look
@@ -366,7 +376,7 @@ impl Wait<'_> {
     }
 
     fn timed_out<S: Service<D>, D: Demand>(&self, place: &Place<S, D>) -> LockError {
-        let waited = self.start.elapsed();
+        let waited = self.since.elapsed();
         debug!(?waited, attempts = self.attempts, "timed out");
         LockError::Timeout {
             name: place.request.name.clone(),

@@ -13,9 +13,9 @@ use async_trait::async_trait;
 
 use self::table::{Kinds, Table};
 use crate::{
-    Attempt, BackendError, Capabilities, CrashRelease, Fairness, FencingToken, Inspect, Inspection,
-    LockBackend, LockName, LockRequest, Loss, LossNotice, PermitRequest, Released, Request, Scope,
-    Semaphore, Tokens, Wakeups,
+    Attempt, BackendError, Capabilities, CrashRelease, Fairness, FencingToken, HolderWatch,
+    Inspect, Inspection, LockBackend, LockName, LockRequest, Loss, LossNotice, PermitRequest,
+    Released, Request, Scope, Semaphore, Tokens, Wakeups,
 };
 
 /// Locks and semaphores in memory: fair, with tokens, and without I/O.
@@ -155,6 +155,10 @@ impl LockBackend for MemoryBackend {
     async fn inspect(&self, name: &LockName) -> Result<Inspection, BackendError> {
         let store = self.lock();
         Ok(store.locks.inspect(name).with_last_token(store.last_token))
+    }
+
+    async fn watch(&self, name: &LockName) -> Result<Option<HolderWatch>, BackendError> {
+        Ok(Some(self.lock().locks.watch(name)))
     }
 
     async fn names(&self) -> Result<Vec<LockName>, BackendError> {

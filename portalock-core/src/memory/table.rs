@@ -12,9 +12,9 @@ use std::{
 use foldhash::fast::RandomState;
 
 use crate::{
-    Attempt, Claim, ClaimKind, Contention, FencingToken, Grant, Holder, Inspection, Lease,
-    LockName, Loss, Mode, OwnerId, Patience, Permits, Released, Request, WakeSender, Wakeups,
-    clock::wall_clock, wakeups,
+    Attempt, Claim, ClaimKind, Contention, FencingToken, Grant, Holder, HolderSender, HolderWatch,
+    Inspection, Lease, LockName, Loss, Mode, OwnerId, Patience, Permits, Released, Request,
+    WakeSender, Wakeups, clock::wall_clock, holder_watch, wakeups,
 };
 
 /// What is asked for, and in which of the store's tables it is counted.
@@ -71,6 +71,7 @@ pub(super) struct Table {
         reason = "an entry goes from here to a name and back at each acquisition of a free lock"
     )]
     spare: Vec<Box<Entry>>,
+    watchers: HashMap<LockName, Vec<HolderSender>, RandomState>,
 }
 
 /// Whoever has a place is told of its grant in the same process, where no word is lost: a hundred thousand waiters that
@@ -134,7 +135,11 @@ impl Table {
         // Whoever waits is granted in its turn, by the release that lets it fit.
         if !entry.places.contains_key(&request.owner) {
             if entry.queue.is_empty() && entry.fits(weight) {
-                return Attempt::Granted(entry.hold(request.owner, weight, claim(), last));
+                let grant = entry.hold(request.owner, weight, claim(), last);
+                if !self.watchers.is_empty() {
+                    self.tell(&request.name);
+                }
+                return Attempt::Granted(grant);
             }
             if request.patience == Patience::Once {
                 return Attempt::Contended(Contention::new().with_holder(entry.someone()));
@@ -169,6 +174,9 @@ impl Table {
             let entry = slot.remove();
             self.keep(entry);
         }
+        if released == Released::Freed && !self.watchers.is_empty() {
+            self.tell(name);
+        }
         released
     }
 
@@ -193,7 +201,40 @@ impl Table {
             let entry = slot.remove();
             self.keep(entry);
         }
+        if !owners.is_empty() && !self.watchers.is_empty() {
+            self.tell(name);
+        }
         owners.len()
+    }
+
+    /// Tells of changes from now on, and first of the present state.
+    pub(super) fn watch(&mut self, name: &LockName) -> HolderWatch {
+        let (sender, watch) = holder_watch();
+        sender.tell(self.exclusive_holder(name));
+        // Those who went away are found when there is something to tell, or here.
+        self.watchers.retain(|_, senders| {
+            senders.retain(|sender| !sender.is_closed());
+            !senders.is_empty()
+        });
+        self.watchers.entry(name.clone()).or_default().push(sender);
+        watch
+    }
+
+    /// Tells the watchers of `name` who holds now. A hand-over to a waiter is one change: there is no time between.
+    fn tell(&mut self, name: &LockName) {
+        let now = self.exclusive_holder(name);
+        let Slot::Occupied(mut watchers) = self.watchers.entry(name.clone()) else {
+            return;
+        };
+        watchers.get_mut().retain(|sender| sender.tell(now.clone()));
+        if watchers.get().is_empty() {
+            watchers.remove();
+        }
+    }
+
+    fn exclusive_holder(&self, name: &LockName) -> Option<Claim> {
+        let held = self.names.get(name)?.held.values().next()?;
+        (held.claim.kind == ClaimKind::Exclusive).then(|| held.claim.clone())
     }
 
     fn keep(&mut self, emptied: Box<Entry>) {
@@ -272,7 +313,7 @@ impl Entry {
         if weight.capacity != u32::MAX {
             *self.capacities.entry(weight.capacity).or_default() += 1;
         }
-        let claim = Claim::new(claim.holder.since(now), claim.kind);
+        let claim = Claim::new(claim.holder.since(now), claim.kind).with_token(token);
         let held = Held {
             weight,
             claim,

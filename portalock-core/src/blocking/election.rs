@@ -1,0 +1,227 @@
+//! Leader election, without async.
+
+use std::sync::Arc;
+
+use tokio::sync::Mutex;
+
+use super::drive::call;
+use crate::{
+    FencingToken, Holder, InvalidName, LockBackend, LockError, LockName, LostSignal, Policy, Term,
+};
+
+/// Candidates of one name, of whom at most one leads; see [`crate::Election`].
+///
+/// ```
+/// use portalock_core::{LockError, MemoryBackend, blocking::Election};
+///
+/// let election = Election::new(MemoryBackend::new(), "scheduler")?;
+/// let leadership = election.campaign()?;
+/// leadership.ensure_held()?;
+/// leadership.resign()?;
+/// # Ok::<(), LockError>(())
+/// ```
+#[derive(Debug, Clone)]
+pub struct Election<B> {
+    election: crate::Election<B>,
+}
+
+impl<B: LockBackend> Election<B> {
+    /// The election called `name` in `backend`. No I/O is done.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidName`] if `name` is empty, longer than 255 bytes or has a NUL.
+    pub fn new(backend: B, name: impl AsRef<str>) -> Result<Self, InvalidName> {
+        crate::Election::new(backend, name).map(Self::from)
+    }
+
+    /// The election's name.
+    pub fn name(&self) -> &LockName {
+        self.election.name()
+    }
+
+    /// Waits until this candidate leads, as the policy says.
+    ///
+    /// # Errors
+    ///
+    /// As [`Election::campaign`](crate::Election::campaign).
+    pub fn campaign(&self) -> Result<Leadership<B>, LockError> {
+        let leadership = self.run(|election| async move { election.campaign().await })?;
+        Ok(Leadership { leadership })
+    }
+
+    /// Leads if nobody does, and doesn't wait.
+    ///
+    /// # Errors
+    ///
+    /// As [`Election::try_campaign`](crate::Election::try_campaign).
+    pub fn try_campaign(&self) -> Result<Leadership<B>, LockError> {
+        let leadership = self.run(|election| async move { election.try_campaign().await })?;
+        Ok(Leadership { leadership })
+    }
+
+    /// Who leads now, by now perhaps no longer.
+    ///
+    /// # Errors
+    ///
+    /// As [`Election::leader`](crate::Election::leader).
+    pub fn leader(&self) -> Result<Option<Term>, LockError> {
+        self.run(|election| async move { election.leader().await })
+    }
+
+    /// Watches who leads. The first term it tells is the present one.
+    pub fn observe(&self) -> Observer<B> {
+        Observer {
+            election: self.election.clone(),
+            observer: Arc::new(Mutex::new(self.election.observe())),
+        }
+    }
+
+    /// Asks whoever leads now to step down, and waits until that term has ended.
+    ///
+    /// # Errors
+    ///
+    /// As [`Election::step_down`](crate::Election::step_down).
+    pub fn step_down(&self, policy: &Policy) -> Result<(), LockError> {
+        let policy = policy.clone();
+        self.run(move |election| async move { election.step_down(&policy).await })
+    }
+
+    fn run<T: Send + 'static, F>(
+        &self,
+        act: impl FnOnce(crate::Election<B>) -> F,
+    ) -> Result<T, LockError>
+    where
+        F: Future<Output = Result<T, LockError>> + Send + 'static,
+    {
+        let act = act(self.election.clone());
+        call(self.name(), needs_runtime(&self.election), act)
+    }
+}
+
+impl<B> From<crate::Election<B>> for Election<B> {
+    fn from(election: crate::Election<B>) -> Self {
+        Self { election }
+    }
+}
+
+/// A term of one's own; see [`crate::Leadership`].
+///
+/// # On drop
+///
+/// The leader resigns.
+#[derive(Debug)]
+#[must_use = "the leader resigns as soon as it is dropped"]
+pub struct Leadership<B: LockBackend> {
+    leadership: crate::Leadership<B>,
+}
+
+impl<B: LockBackend> Leadership<B> {
+    /// The term's token, to send along with every write; `None` where the backend has no tokens.
+    pub fn token(&self) -> Option<FencingToken> {
+        self.leadership.token()
+    }
+
+    /// Whether leading is no longer certain.
+    pub fn is_lost(&self) -> bool {
+        self.leadership.is_lost()
+    }
+
+    /// A signal that fires if the term is lost.
+    pub fn lost_signal(&self) -> LostSignal {
+        self.leadership.lost_signal()
+    }
+
+    /// An error if leading is no longer certain: to be called before what only a leader may do.
+    ///
+    /// # Errors
+    ///
+    /// [`LockError::Lost`] with the reason.
+    pub fn ensure_held(&self) -> Result<(), LockError> {
+        self.leadership.ensure_held()
+    }
+
+    /// Waits until somebody asks this leader to step down: for a thread of its own.
+    ///
+    /// # Errors
+    ///
+    /// As [`Leading::step_down_asked`](crate::Leading::step_down_asked).
+    pub fn step_down_asked(&self) -> Result<Holder, LockError> {
+        let leading = self.leadership.leading();
+        let election = self.leadership.election();
+        call(election.name(), needs_runtime(election), async move {
+            leading.step_down_asked().await
+        })
+    }
+
+    /// Ends the term: a standby takes over at once.
+    ///
+    /// # Errors
+    ///
+    /// As [`Leadership::resign`](crate::Leadership::resign).
+    pub fn resign(self) -> Result<(), LockError> {
+        let election = self.leadership.election().clone();
+        let resign = self.leadership.resign();
+        call(election.name(), needs_runtime(&election), resign)
+    }
+}
+
+/// Watches an election; see [`crate::Observer`].
+#[derive(Debug)]
+pub struct Observer<B> {
+    election: crate::Election<B>,
+    observer: Arc<Mutex<crate::Observer<B>>>,
+}
+
+impl<B: LockBackend> Observer<B> {
+    /// Waits for the next change: the term that began, or `None` if nobody leads. The first call tells the present state.
+    ///
+    /// # Errors
+    ///
+    /// As [`Observer::next`](crate::Observer::next).
+    #[allow(
+        clippy::should_implement_trait,
+        reason = "the same verb as the async form, and it never ends"
+    )]
+    pub fn next(&mut self) -> Result<Option<Term>, LockError> {
+        let observer = self.observer.clone();
+        let name = self.election.name();
+        call(name, needs_runtime(&self.election), async move {
+            observer.lock().await.next().await
+        })
+    }
+}
+
+fn needs_runtime<B: LockBackend>(election: &crate::Election<B>) -> bool {
+    election.backend().capabilities().needs_runtime
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::MemoryBackend;
+    use std::thread;
+
+    #[test]
+    fn a_thread_leads_is_asked_and_hands_over() {
+        let election = Election::new(MemoryBackend::new(), "scheduler").unwrap();
+        let mut observer = election.observe();
+        assert_eq!(observer.next().unwrap(), None);
+        let first = election.campaign().unwrap();
+        let token = first.token();
+        assert!(election.try_campaign().is_err());
+        assert_eq!(observer.next().unwrap().unwrap().token, token);
+        let leads = thread::spawn(move || {
+            first.step_down_asked().unwrap();
+            first.ensure_held().unwrap();
+            first.resign()
+        });
+        election.step_down(&Policy::forever()).unwrap();
+        leads.join().unwrap().unwrap();
+        assert_eq!(observer.next().unwrap(), None);
+        let second = election.campaign().unwrap();
+        assert!(second.token() > token);
+        assert_eq!(election.leader().unwrap().unwrap().token, second.token());
+        second.resign().unwrap();
+    }
+}

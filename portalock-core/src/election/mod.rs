@@ -1,0 +1,428 @@
+//! Leader election: many candidates, one of whom leads until it resigns, crashes or loses its term.
+
+mod observe;
+
+use std::{fmt, future::Future, pin::pin, sync::Arc, time::Duration};
+
+use futures_util::future::{Either, select};
+
+pub use self::observe::{Observer, Term};
+use crate::{
+    FencingToken, Guard, Holder, Inspect, InvalidName, Lock, LockBackend, LockError, LockName,
+    LostSignal, Policy,
+    clock::Instant,
+    engine::{deadline::Deadline, timer},
+};
+
+/// The time between two campaigns of [`Election::lead`], unless set otherwise.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// An election: candidates of one name in one backend, of whom at most one leads.
+///
+/// A term is an exclusive hold of the lock of that name, and its token is the lock's fencing token. So it holds what the
+/// backend guarantees for a lock, and no more: give the token to whatever the leader writes to.
+///
+/// ```
+/// use portalock_core::{Election, LockError, MemoryBackend};
+///
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), LockError> {
+/// let election = Election::new(MemoryBackend::new(), "scheduler")?.with_label("host-1");
+/// let leadership = election.campaign().await?;
+/// let leader = election.leader().await?.expect("somebody leads");
+/// assert_eq!(leader.token, leadership.token());
+/// leadership.resign().await?;
+/// assert!(election.leader().await?.is_none());
+/// # Ok(()) }
+/// ```
+pub struct Election<B> {
+    lock: Lock<B>,
+    pause: Duration,
+}
+
+impl<B: LockBackend> Election<B> {
+    /// The election called `name` in `backend`. No I/O is done.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidName`] as [`Lock::new`].
+    pub fn new(backend: B, name: impl AsRef<str>) -> Result<Self, InvalidName> {
+        let lock = Lock::new(backend, name)?.with_policy(Policy::forever());
+        Ok(Self { lock, pause: PAUSE })
+    }
+
+    /// Sets how [`campaign`](Self::campaign) waits, and how often an observer looks where the backend does not tell of
+    /// changes. Default: [`Policy::forever`].
+    #[must_use]
+    pub fn with_policy(mut self, policy: Policy) -> Self {
+        self.lock = self.lock.with_policy(policy);
+        self
+    }
+
+    /// Sets what observers see of this candidate. Default: nothing but host and process.
+    #[must_use]
+    pub fn with_label(mut self, label: impl Into<Arc<str>>) -> Self {
+        self.lock = self.lock.with_label(label);
+        self
+    }
+
+    /// Sets how long [`lead`](Self::lead) pauses after a term before it campaigns again. Default 1 s: another candidate
+    /// gets its turn, and work that fails at once is not started again in a tight loop.
+    #[must_use]
+    pub fn with_pause(mut self, pause: Duration) -> Self {
+        self.pause = pause;
+        self
+    }
+
+    /// The election's name.
+    pub fn name(&self) -> &LockName {
+        self.lock.name()
+    }
+
+    /// Where it is held.
+    pub fn backend(&self) -> &B {
+        self.lock.backend()
+    }
+
+    /// Waits until this candidate leads, as the policy says.
+    ///
+    /// # Errors
+    ///
+    /// As [`Lock::acquire`].
+    ///
+    /// # Cancel safety
+    ///
+    /// Safe to drop at any point: the candidate withdraws, and loses its place in the queue.
+    ///
+    /// # Fairness
+    ///
+    /// As [`Lock::acquire`].
+    pub async fn campaign(&self) -> Result<Leadership<B>, LockError> {
+        let guard = self.lock.acquire().await?;
+        Ok(Leadership::new(guard, self.clone()))
+    }
+
+    /// Leads if nobody does, and doesn't wait.
+    ///
+    /// # Errors
+    ///
+    /// As [`Lock::try_acquire`]: [`LockError::AlreadyLocked`] names the leader where the backend can know.
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`Lock::try_acquire`].
+    pub async fn try_campaign(&self) -> Result<Leadership<B>, LockError> {
+        let guard = self.lock.try_acquire().await?;
+        Ok(Leadership::new(guard, self.clone()))
+    }
+
+    /// Campaigns, runs `work` while leading, and begins again after a pause, until `stop` is ready.
+    ///
+    /// `work` is called once for each term. When the term is lost, its future is dropped where it stands. When it ends by
+    /// itself, the leader resigns: that is how it answers [`Leading::step_down_asked`]. When `stop` is ready, the future is
+    /// dropped and the leader resigns. Work in tasks of its own must be ended by `work`, since dropping a future doesn't
+    /// end them.
+    ///
+    /// # Errors
+    ///
+    /// A campaign's error that can't pass by itself; see [`LockError::is_retryable`]. Others are tried again after the
+    /// pause.
+    ///
+    /// # Cancel safety
+    ///
+    /// Safe: `work` is dropped, and the leader resigns in the background.
+    pub async fn lead<W, F>(
+        &self,
+        stop: impl Future<Output = ()>,
+        mut work: W,
+    ) -> Result<(), LockError>
+    where
+        W: FnMut(Leading<B>) -> F,
+        F: Future<Output = ()>,
+    {
+        let mut stop = pin!(stop);
+        loop {
+            let campaign = match select(stop.as_mut(), pin!(self.campaign())).await {
+                Either::Left(_) => return Ok(()),
+                Either::Right((campaign, _)) => campaign,
+            };
+            match campaign {
+                Ok(leadership) => {
+                    let work = work(leadership.leading());
+                    // The work is gone before the leader resigns.
+                    let stopped = match select(stop.as_mut(), pin!(leadership.run(work))).await {
+                        Either::Left(_) => true,
+                        Either::Right((Ok(()), _)) => false,
+                        Either::Right((Err(lost), _)) => {
+                            tracing::warn!(error = %lost, "the term was lost: its work was stopped");
+                            false
+                        }
+                    };
+                    if let Err(error) = leadership.resign().await {
+                        tracing::debug!(%error, "a term did not end in good order");
+                    }
+                    if stopped {
+                        return Ok(());
+                    }
+                }
+                Err(error) if error.is_retryable() => {
+                    tracing::debug!(%error, "a campaign failed");
+                }
+                Err(error) => return Err(error),
+            }
+            let Some(until) = Instant::now().checked_add(self.pause) else {
+                stop.await;
+                return Ok(());
+            };
+            if let Either::Left(_) = select(stop.as_mut(), timer::at(until)).await {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Who leads now, by now perhaps no longer. For people and for routing; a write needs the leader's own token.
+    ///
+    /// # Errors
+    ///
+    /// As [`Lock::inspect`].
+    ///
+    /// # Cancel safety
+    ///
+    /// Safe: it changes nothing.
+    pub async fn leader(&self) -> Result<Option<Term>, LockError> {
+        Ok(Term::of(self.lock.inspect().await?))
+    }
+
+    /// Watches who leads. The first term it tells is the present one.
+    pub fn observe(&self) -> Observer<B> {
+        Observer::new(self.lock.clone())
+    }
+
+    /// Asks whoever leads now to step down, and waits until that term has ended. Nobody leading is success.
+    ///
+    /// The request is a hold of the lock `name#step-down-token`, with the token of the term. So it reaches this term only,
+    /// never the next one, and it ends with this call. The leader hears of it by
+    /// [`Leading::step_down_asked`]; it finishes first, and nothing forces it.
+    ///
+    /// # Errors
+    ///
+    /// [`LockError::Timeout`] if the term had not ended within the timeout of `policy`; [`LockError::Unsupported`] if the
+    /// backend has no tokens or can't tell who holds; [`LockError::InvalidName`] if the election's name has more than 224
+    /// bytes; [`LockError::Backend`] if the service failed.
+    ///
+    /// # Cancel safety
+    ///
+    /// Safe: the request is withdrawn, though the leader may have heard it.
+    pub async fn step_down(&self, policy: &Policy) -> Result<(), LockError> {
+        let start = Instant::now();
+        let deadline = Deadline::after(start, policy.timeout());
+        let mut leader = None;
+        let asked = async {
+            let Some(term) = self.leader().await? else {
+                return Ok(());
+            };
+            let request = self.request_for(term.token)?;
+            leader = Some(term.leader.clone());
+            let asking = async {
+                let _request = request.acquire_with(&Policy::forever()).await?;
+                std::future::pending().await
+            };
+            let ended = self.observe().until_over(&term);
+            match select(pin!(asking), pin!(ended)).await {
+                Either::Left((outcome, _)) | Either::Right((outcome, _)) => outcome,
+            }
+        };
+        let outcome = deadline.bound(asked).await;
+        outcome.unwrap_or_else(|| {
+            Err(LockError::Timeout {
+                name: self.name().clone(),
+                waited: start.elapsed(),
+                attempts: 1,
+                holder: leader.map(Box::new),
+                last_error: None,
+            })
+        })
+    }
+
+    /// The lock by which the term with this token is asked to end.
+    fn request_for(&self, token: Option<FencingToken>) -> Result<Lock<B>, LockError> {
+        let token = token.ok_or(LockError::Unsupported {
+            what: "tokens of terms",
+            instead: "choose a backend whose capabilities have `tokens`",
+        })?;
+        let name = LockName::new(format!("{}#step-down-{}", self.name(), token.get()))?;
+        Ok(self.lock.beside(name))
+    }
+}
+
+impl<B> Clone for Election<B> {
+    fn clone(&self) -> Self {
+        Self {
+            lock: self.lock.clone(),
+            pause: self.pause,
+        }
+    }
+}
+
+impl<B: fmt::Debug> fmt::Debug for Election<B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Election")
+            .field("lock", &self.lock)
+            .field("pause", &self.pause)
+            .finish()
+    }
+}
+
+/// A term of one's own.
+///
+/// # On drop
+///
+/// The leader resigns, as a dropped [`Guard`] is released.
+#[derive(Debug)]
+#[must_use = "the leader resigns as soon as it is dropped"]
+pub struct Leadership<B: LockBackend> {
+    guard: Guard<B>,
+    election: Election<B>,
+}
+
+impl<B: LockBackend> Leadership<B> {
+    fn new(guard: Guard<B>, election: Election<B>) -> Self {
+        Self { guard, election }
+    }
+
+    /// The term's token, to send along with every write; `None` where the backend has no tokens.
+    pub fn token(&self) -> Option<FencingToken> {
+        self.guard.token()
+    }
+
+    pub(crate) fn election(&self) -> &Election<B> {
+        &self.election
+    }
+
+    /// Whether leading is no longer certain.
+    pub fn is_lost(&self) -> bool {
+        self.guard.is_lost()
+    }
+
+    /// A signal that fires if the term is lost.
+    pub fn lost_signal(&self) -> LostSignal {
+        self.guard.lost_signal()
+    }
+
+    /// An error if leading is no longer certain.
+    ///
+    /// # Errors
+    ///
+    /// [`LockError::Lost`] with the reason.
+    pub fn ensure_held(&self) -> Result<(), LockError> {
+        self.guard.ensure_held()
+    }
+
+    /// What the work of this term needs, to be kept and cloned anywhere. It does not keep the term.
+    pub fn leading(&self) -> Leading<B> {
+        Leading {
+            election: self.election.clone(),
+            token: self.guard.token(),
+            lost: self.guard.lost_signal(),
+        }
+    }
+
+    /// Runs `work` while leading; see [`Guard::run`].
+    ///
+    /// # Errors
+    ///
+    /// [`LockError::Lost`] if the term was lost before `work` had ended.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the returned future drops `work`; the leader goes on leading.
+    pub async fn run<F: Future>(&self, work: F) -> Result<F::Output, LockError> {
+        self.guard.run(work).await
+    }
+
+    /// Ends the term: a standby takes over at once.
+    ///
+    /// # Errors
+    ///
+    /// As [`Guard::release`].
+    ///
+    /// # Cancel safety
+    ///
+    /// Safe: if the future is dropped, resigning goes on in the background.
+    pub async fn resign(self) -> Result<(), LockError> {
+        self.guard.release().await
+    }
+}
+
+/// The present term, as its work sees it. Cheap to clone; it does not keep the term.
+pub struct Leading<B> {
+    election: Election<B>,
+    token: Option<FencingToken>,
+    lost: LostSignal,
+}
+
+impl<B: LockBackend> Leading<B> {
+    /// The term's token, to send along with every write; `None` where the backend has no tokens.
+    pub fn token(&self) -> Option<FencingToken> {
+        self.token
+    }
+
+    /// A signal that fires if the term is lost.
+    pub fn lost_signal(&self) -> LostSignal {
+        self.lost.clone()
+    }
+
+    /// Waits until somebody asks this leader to step down, and says who. Finish, then end the work or resign.
+    ///
+    /// A failure of the service that may pass is tried again.
+    ///
+    /// # Errors
+    ///
+    /// As [`Election::step_down`], without the time-out.
+    ///
+    /// # Cancel safety
+    ///
+    /// Safe: a request that stands is found by the next call.
+    pub async fn step_down_asked(&self) -> Result<Holder, LockError> {
+        let request = self.election.request_for(self.token)?;
+        let mut observer = Observer::new(request);
+        loop {
+            match observer.next().await {
+                Ok(Some(asked)) => return Ok(asked.leader),
+                Ok(None) => {}
+                Err(error) if error.is_retryable() => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+}
+
+impl<B> Clone for Leading<B> {
+    fn clone(&self) -> Self {
+        Self {
+            election: self.election.clone(),
+            token: self.token,
+            lost: self.lost.clone(),
+        }
+    }
+}
+
+impl<B: fmt::Debug> fmt::Debug for Leading<B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Leading")
+            .field("election", &self.election)
+            .field("token", &self.token)
+            .field("lost", &self.lost)
+            .finish()
+    }
+}
+
+/// Whether the backend can tell who holds: what every look at an election needs.
+fn ensure_tells<B: LockBackend>(lock: &Lock<B>) -> Result<(), LockError> {
+    if lock.backend().capabilities().inspect >= Inspect::Holders {
+        return Ok(());
+    }
+    Err(LockError::Unsupported {
+        what: "way to tell who holds a lock",
+        instead: "choose a backend whose capabilities have `inspect`",
+    })
+}

@@ -1,0 +1,167 @@
+//! Who leads, change by change.
+
+use serde::{Deserialize, Serialize};
+
+use super::ensure_tells;
+use crate::{
+    BackendError, BackendErrorKind, Claim, ClaimKind, FencingToken, Holder, HolderWatch,
+    Inspection, Lock, LockBackend, LockError, Policy,
+    clock::Instant,
+    engine::{deadline::bound, timer},
+};
+
+/// One leader's time in office, as others see it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct Term {
+    /// Who leads, and since when.
+    pub leader: Holder,
+    /// The term's token, where the backend has tokens. It grows from term to term.
+    pub token: Option<FencingToken>,
+}
+
+impl Term {
+    pub(super) fn of(seen: Inspection) -> Option<Self> {
+        let last = seen.last_token;
+        let claim = seen.holders.into_iter().find(leads)?;
+        Some(Self {
+            token: claim.token.or(last),
+            leader: claim.holder,
+        })
+    }
+
+    fn is_same(&self, other: &Self) -> bool {
+        match (self.token, other.token) {
+            (Some(one), Some(two)) => one == two,
+            _ => self == other,
+        }
+    }
+}
+
+impl From<Claim> for Term {
+    fn from(claim: Claim) -> Self {
+        Self {
+            leader: claim.holder,
+            token: claim.token,
+        }
+    }
+}
+
+fn leads(claim: &Claim) -> bool {
+    claim.kind == ClaimKind::Exclusive
+}
+
+/// Watches an election: made by [`Election::observe`](crate::Election::observe).
+///
+/// Where the backend tells of changes ([`LockBackend::watch`]) it sees every term. Elsewhere it looks once in each check
+/// interval of the election's policy, and a term that is shorter may be missed. Either way it never goes back to a term
+/// that is over, where terms have tokens.
+#[derive(Debug)]
+pub struct Observer<B> {
+    lock: Lock<B>,
+    watch: Option<HolderWatch>,
+    /// When to look or to watch again.
+    next_look: Option<Instant>,
+    has_told: bool,
+    /// What was told last.
+    told: Option<Term>,
+    highest: Option<FencingToken>,
+}
+
+impl<B: LockBackend> Observer<B> {
+    pub(super) fn new(lock: Lock<B>) -> Self {
+        Self {
+            lock,
+            watch: None,
+            next_look: None,
+            has_told: false,
+            told: None,
+            highest: None,
+        }
+    }
+
+    /// The next change: the term that began, or `None` if nobody leads. The first call tells the present state.
+    ///
+    /// # Errors
+    ///
+    /// [`LockError::Unsupported`] if the backend can't tell who holds; [`LockError::Backend`] if the service failed. The
+    /// next call goes on, after a pause.
+    ///
+    /// # Cancel safety
+    ///
+    /// Safe: a change that was not returned is returned by the next call.
+    pub async fn next(&mut self) -> Result<Option<Term>, LockError> {
+        ensure_tells(&self.lock)?;
+        loop {
+            let seen = self.change().await?;
+            if self.is_news(seen.as_ref()) {
+                self.highest = self.highest.max(seen.as_ref().and_then(|term| term.token));
+                self.has_told = true;
+                self.told.clone_from(&seen);
+                return Ok(seen);
+            }
+        }
+    }
+
+    /// Waits until `term` is over.
+    pub(super) async fn until_over(mut self, term: &Term) -> Result<(), LockError> {
+        loop {
+            match self.next().await {
+                Ok(Some(now)) if now.is_same(term) => {}
+                Ok(_) => return Ok(()),
+                Err(error) if error.is_retryable() => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    async fn change(&mut self) -> Result<Option<Term>, LockError> {
+        loop {
+            if let Some(watch) = &mut self.watch {
+                match watch.next().await {
+                    Some(claim) => return Ok(claim.filter(leads).map(Term::from)),
+                    None => self.watch = None,
+                }
+            }
+            if let Some(at) = self.next_look {
+                timer::at(at).await;
+            }
+            self.next_look = Instant::now().checked_add(self.lock.policy().check_interval());
+            let backend = self.lock.backend();
+            self.watch = self.answer(backend.watch(self.lock.name())).await?;
+            if self.watch.is_none() {
+                return Ok(Term::of(
+                    self.answer(backend.inspect(self.lock.name())).await?,
+                ));
+            }
+        }
+    }
+
+    /// The service's answer, which is awaited for 5 s.
+    async fn answer<T>(
+        &self,
+        asked: impl Future<Output = Result<T, BackendError>>,
+    ) -> Result<T, LockError> {
+        let until = Instant::now().checked_add(Policy::DEFAULT_TIMEOUT);
+        let silence = "the lock service did not say who leads";
+        bound(until, asked)
+            .await
+            .unwrap_or_else(|| Err(BackendError::new(BackendErrorKind::Unavailable, silence)))
+            .map_err(|source| LockError::Backend {
+                name: self.lock.name().clone(),
+                source,
+            })
+    }
+
+    fn is_news(&self, seen: Option<&Term>) -> bool {
+        match (&self.told, seen) {
+            _ if !self.has_told => true,
+            (told, None) => told.is_some(),
+            (told, Some(seen)) => match (seen.token, self.highest) {
+                // A smaller one is of an answer that was overtaken by a later one.
+                (Some(token), Some(highest)) => token > highest,
+                _ => told.as_ref().is_none_or(|told| !told.is_same(seen)),
+            },
+        }
+    }
+}
