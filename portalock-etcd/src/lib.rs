@@ -33,7 +33,6 @@ mod backend;
 mod blockers;
 mod client;
 mod config;
-mod debts;
 mod endpoints;
 mod error;
 mod fence;
