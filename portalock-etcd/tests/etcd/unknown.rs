@@ -90,6 +90,9 @@ async fn a_request_whose_answer_was_lost_is_withdrawn_though_the_next_try_is_not
         let found = LockBackend::inspect(&inspector, &name).await.unwrap();
         found.holders.len()
     };
+    // This runtime's connection is made and logged in before the line breaks.
+    let warm = Lock::new(client.clone(), "warm").unwrap();
+    warm.acquire().await.unwrap().release().await.unwrap();
     first.black_hole(Direction::ToClient);
     let lock = Lock::new(client, "orphan").unwrap();
     let attempt = tokio::spawn({
