@@ -82,6 +82,7 @@ impl<C: Clone + Send + Sync + 'static> PerRuntime<C> {
             let mut connection = entry.connection();
             if connection.as_ref().is_some_and(which) {
                 *connection = None;
+                entry.opening.forget();
             }
         }
     }
