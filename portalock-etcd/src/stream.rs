@@ -29,7 +29,8 @@ impl Session {
                     () = self.endpoints.moved_from(&connection) => None,
                 };
                 match ended {
-                    None => {}
+                    // Nothing here uses the former member any more.
+                    None => self.endpoints.fail(&connection),
                     Some(Ok(Verdict::SessionGone)) => self.end_gone(),
                     Some(ended) => {
                         tracing::debug!(?ended, "the watch stream ended");
