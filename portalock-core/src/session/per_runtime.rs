@@ -217,6 +217,16 @@ mod tests {
         assert_eq!(connections.get(|| async { Ok(3) }).await.unwrap(), 3);
     }
 
+    #[tokio::test]
+    async fn nothing_keeps_a_forgotten_connection() {
+        let connections = PerRuntime::<Arc<u32>>::new();
+        let opened = connections.get(|| async { Ok(Arc::new(1)) }).await.unwrap();
+        let kept = Arc::downgrade(&opened);
+        drop(opened);
+        connections.forget(|_| true);
+        assert!(kept.upgrade().is_none());
+    }
+
     #[test]
     fn outside_a_runtime_it_says_what_to_do() {
         let connections = PerRuntime::<u32>::new();
