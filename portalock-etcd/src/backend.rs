@@ -128,8 +128,7 @@ impl LockBackend for EtcdBackend {
     }
 
     async fn release(&self, request: &LockRequest) -> Result<Released, BackendError> {
-        let spot = self.client.keys.lock(request);
-        self.client.release(&spot, request.owner).await
+        self.client.release(request.owner).await
     }
 
     async fn subscribe(&self, request: &LockRequest) -> Result<Option<Wakeups>, BackendError> {

@@ -1,14 +1,15 @@
 //! Whom a request waits for, and what it means for it when one of them goes.
 //!
-//! # Why an event can grant
+//! # What an event tells
 //!
-//! What a request has seen of those before it, at some revision after it took its place, stays true but for one thing: each
-//! of them may go. None can come, since whoever comes is behind. So of the deletion of a key that it saw, heard of at a
-//! later revision, a request may conclude what it would find if it looked; if nobody else was before, it holds. Its own key
-//! is another matter: it goes with the session, of whose end it is told, or by somebody's hand, which is checked after the
-//! fact (see [`Holds`](crate::holds::Holds)).
+//! What a request saw of those before it, at some revision after it took its place, stays true except that each of them may
+//! go. None can come, because whoever comes is behind. So when a request hears, at a later revision, that a key it saw has
+//! been deleted, it knows what a look at the queue would find. If nobody else was before it, the way is free.
 //!
-//! An event that gets lost delays a grant and never makes one: whenever events may have been missed, it looks again.
+//! Its own key is another matter: it goes with the session, or by somebody's hand, and the event doesn't tell. So the last
+//! step of every grant is a read of the own key, which also shows that the session lives.
+//!
+//! A lost event delays a grant and never makes one: whenever events may have been missed, the request looks again.
 
 use std::collections::HashMap;
 

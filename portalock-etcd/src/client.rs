@@ -1,30 +1,23 @@
 //! What all clones of a backend share: the connection, the session, and how a request is served, lock or semaphore.
 
-use std::{
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering},
-    },
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use portalock_core::{
-    Attempt, BackendError, Contention, Grant, Holder, Loss, LostSignal, OwnerId, Patience,
-    Released, Wakeups, wakeups,
+    Attempt, BackendError, BackendErrorKind, Contention, Grant, Holder, Loss, LostSignal, OwnerId,
+    Patience, Released, Wakeups, session::Sessions, wakeups,
 };
 
 use crate::{
     EtcdSettings,
-    endpoints::{Answer, Endpoints},
-    error::{may_have_happened, session_ended},
+    endpoints::{Answer, Endpoints, Failure},
+    error::session_ended,
     keys::{Keys, Rule, Spot},
     look::Standing,
-    places::{Place, Places, Seat},
+    places::{Debt, Place, Places, Seat},
     queue::{Entry, Queue},
     record::{encode, token},
     session::Session,
     watch::Advice,
-    withdraw::Withdrawn,
 };
 
 /// After how long a waiter looks again without having been told to. Wake-ups are not lost by design; this bounds what a
@@ -37,12 +30,8 @@ pub(crate) struct Client {
     pub(crate) settings: EtcdSettings,
     pub(crate) keys: Keys,
     pub(crate) endpoints: Arc<Endpoints>,
-    pub(crate) places: Places,
-    session: Mutex<Option<Arc<Session>>>,
-    /// Held while a session is started; with the failure of the latest start, if it failed.
-    starting: tokio::sync::Mutex<Option<BackendError>>,
-    /// Counts the starts that have come to an end.
-    starts: AtomicU64,
+    pub(crate) places: Arc<Places>,
+    sessions: Sessions<Session>,
 }
 
 /// A request, stripped of what it is for.
@@ -61,50 +50,29 @@ impl Client {
             keys: Keys::new(&settings.prefix),
             endpoints: Arc::new(Endpoints::new(&settings)?),
             settings,
-            places: Places::default(),
-            session: Mutex::new(None),
-            starting: tokio::sync::Mutex::new(None),
-            starts: AtomicU64::new(0),
+            places: Arc::default(),
+            sessions: Sessions::new(),
         })
     }
 
     /// The session, or a new one if there is none that is certain.
     pub(crate) async fn session(&self) -> Result<Arc<Session>, BackendError> {
-        if let Some(session) = self.live_session() {
+        if let Some(session) = self.sessions.live() {
             return Ok(session);
         }
-        let starts = self.starts.load(Ordering::Acquire);
-        let mut failure = self.starting.lock().await;
-        if let Some(session) = self.live_session() {
-            return Ok(session);
-        }
-        // Many callers wait for one start: what failed for the first has failed for those who waited meanwhile.
-        if self.starts.load(Ordering::Acquire) != starts
-            && let Some(error) = failure.as_ref()
-        {
-            return Err(error.clone());
-        }
-        let started = Session::start(&self.endpoints, &self.settings, &self.keys).await;
-        *failure = started.as_ref().err().cloned();
-        self.starts.fetch_add(1, Ordering::AcqRel);
-        let session = started?;
-        let former = self.lock_session().replace(session.clone());
-        if let Some(former) = former {
-            // Nobody releases what was lost.
-            self.places.forget_grants(&former);
-        }
-        Ok(session)
-    }
-
-    fn live_session(&self) -> Option<Arc<Session>> {
-        self.lock_session()
-            .as_ref()
-            .filter(|session| session.lease.loss().is_none())
-            .cloned()
-    }
-
-    fn lock_session(&self) -> MutexGuard<'_, Option<Arc<Session>>> {
-        self.session.lock().unwrap_or_else(PoisonError::into_inner)
+        let endpoints = self.endpoints.clone();
+        let settings = self.settings.clone();
+        let keys = self.keys.clone();
+        let places = self.places.clone();
+        self.sessions
+            .get(|former| async move {
+                if let Some(former) = former {
+                    // Nobody releases what was lost.
+                    places.forget_grants(&former);
+                }
+                Session::start(endpoints, &settings, &keys, places).await
+            })
+            .await
     }
 
     /// One attempt for `wish`.
@@ -112,10 +80,16 @@ impl Client {
         let session = self.session().await?;
         let owner = wish.owner;
         if let Some(place) = self.places.get(owner)
-            && (place.owed || !Arc::ptr_eq(&place.session, &session))
+            && (place.debt != Debt::None || !Arc::ptr_eq(&place.session, &session))
         {
             // What the owner had in a session that has ended may still be there. It would wait behind itself.
-            self.release(&wish.spot, owner).await?;
+            self.release(owner).await?;
+            if self.places.get(owner).is_some() {
+                return Err(BackendError::new(
+                    BackendErrorKind::Unavailable,
+                    "an earlier request may still arrive, and etcd can't be told to refuse it yet",
+                ));
+            }
         }
         let standing = match self.stand(&session, &wish).await {
             Ok(standing) => standing,
@@ -125,11 +99,8 @@ impl Client {
             }
         };
         match standing {
-            Standing::Granted { revision, seen_now } => {
-                self.granted(&session, owner, revision, seen_now)
-            }
+            Standing::Granted { revision } => self.granted(&session, owner, revision),
             Standing::Waiting {
-                revision,
                 blockers,
                 seen,
                 holder,
@@ -141,12 +112,10 @@ impl Client {
                 let holder = holder.or_else(|| watches.holder(&wish.spot.directory));
                 let contention = Contention::new().with_holder(holder);
                 if wish.patience == Patience::Once {
-                    self.release(&wish.spot, owner).await?;
+                    self.release(owner).await?;
                     return Ok(Attempt::Contended(contention));
                 }
-                if watches.wait(owner, blockers, seen)? {
-                    return self.granted(&session, owner, revision, false);
-                }
+                watches.wait(owner, blockers, seen)?;
                 Ok(Attempt::Contended(
                     contention
                         .with_queued(true)
@@ -160,7 +129,7 @@ impl Client {
                     .with_recheck_after(RECHECK_AFTER),
             )),
             Standing::Refused { holder } => {
-                self.release(&wish.spot, owner).await?;
+                self.release(owner).await?;
                 Ok(Attempt::Contended(Contention::new().with_holder(holder)))
             }
             Standing::Gone => Err(session_ended("a place in a queue was deleted by somebody")),
@@ -173,7 +142,6 @@ impl Client {
         session: &Session,
         owner: OwnerId,
         revision: i64,
-        seen_now: bool,
     ) -> Result<Attempt, BackendError> {
         if let Some(error) = session.ended() {
             return Err(error);
@@ -183,9 +151,7 @@ impl Client {
         let Some(place) = self.places.get(owner) else {
             return Err(session_ended("the place was given up meanwhile"));
         };
-        let removed = session
-            .holds
-            .hold(owner, &place.seat.key, revision, seen_now);
+        let removed = session.holds.hold(owner, &place.seat.key);
         let lost = LostSignal::any([session.lease.signal(), removed]);
         Ok(Attempt::Granted(
             Grant::new().with_token(token(revision)).with_lost(lost),
@@ -204,7 +170,6 @@ impl Client {
             None => self.new_place(session, wish)?,
         };
         let queue = Queue {
-            endpoints: &self.endpoints,
             session,
             spot: &wish.spot,
             seat: &place.seat,
@@ -214,10 +179,7 @@ impl Client {
                 Advice::Look => queue.look(revision).await?,
                 Advice::LookAhead => queue.look_ahead(revision).await?,
                 Advice::Confirm(blockers) => queue.confirm(revision, blockers).await?,
-                Advice::Hold => Standing::Granted {
-                    revision,
-                    seen_now: false,
-                },
+                Advice::Hold => queue.hold(revision).await?,
                 Advice::Stay => queue.stay(revision).await?,
             };
             if !matches!(standing, Standing::Gone) {
@@ -233,16 +195,16 @@ impl Client {
         }
         // Until it is answered nobody can tell what comes of it: also if this future is dropped.
         self.places.note(owner, |place| place.unsure = true);
-        let outcome = match wish.patience {
-            Patience::Once => queue.enter_if_free().await,
-            Patience::Queue => queue.enter().await,
+        let outcome = match (wish.patience, &wish.spot.rule) {
+            // Whether permits are free is seen from a place only: many can take one at once.
+            (Patience::Queue, _) | (_, Rule::Permits(_)) => queue.enter().await,
+            (Patience::Once, _) => queue.enter_if_free().await,
         };
         let Answer { value, repeated } = match outcome {
             Ok(answer) => answer,
-            Err(error) => {
-                if !may_have_happened(&error) {
-                    self.places.note(owner, |known| known.unsure = place.unsure);
-                }
+            Err(Failure { error, unsure }) => {
+                self.places
+                    .note(owner, |known| known.unsure = place.unsure || unsure);
                 return Err(error);
             }
         };
@@ -253,10 +215,7 @@ impl Client {
             }
         });
         match value {
-            Entry::Granted(revision) => Ok(Standing::Granted {
-                revision,
-                seen_now: true,
-            }),
+            Entry::Granted(revision) => Ok(Standing::Granted { revision }),
             Entry::Placed(revision) => {
                 let spot = &wish.spot;
                 if wish.patience == Patience::Queue
@@ -283,6 +242,7 @@ impl Client {
         };
         let place = Place {
             session: session.clone(),
+            spot: Arc::new(wish.spot.clone()),
             seat: Seat {
                 slot,
                 key: wish.spot.key(slot.number, session.lease_id).into(),
@@ -291,65 +251,15 @@ impl Client {
             revision: None,
             granted: false,
             unsure: false,
-            owed: false,
+            debt: Debt::None,
         };
         self.places.insert(wish.owner, place.clone());
         Ok(place)
     }
 
     /// Frees what `owner` has, wherever it stands.
-    pub(crate) async fn release(
-        &self,
-        spot: &Spot,
-        owner: OwnerId,
-    ) -> Result<Released, BackendError> {
-        let Some(place) = self.places.get(owner) else {
-            return Ok(Released::NotHeld);
-        };
-        let session = &place.session;
-        session.holds.let_go(owner);
-        let queue = Queue {
-            endpoints: &self.endpoints,
-            session,
-            spot,
-            seat: &place.seat,
-        };
-        let withdrawn = if place.unsure {
-            queue.withdraw_for_good().await
-        } else if place.revision.is_some() {
-            queue.withdraw().await.map(|found| Withdrawn {
-                found,
-                for_good: true,
-            })
-        } else {
-            // It has been answered that there is no place.
-            Ok(Withdrawn {
-                found: false,
-                for_good: true,
-            })
-        };
-        let withdrawn = match withdrawn {
-            Ok(withdrawn) => withdrawn,
-            Err(error) => {
-                // Whoever asked may give up before etcd can be reached again, and the session may outlast that.
-                self.places.note(owner, |place| place.owed = true);
-                session.debts.owe(owner, spot, &place.seat);
-                // Who follows it in a crowd must see for itself when its key goes.
-                session.watches.leave(owner);
-                return Err(error);
-            }
-        };
-        if withdrawn.for_good {
-            session.slots.give_back(&spot.directory, place.seat.slot);
-        }
-        self.places.remove(owner);
-        session.debts.pay(owner);
-        session.watches.leave(owner);
-        Ok(if withdrawn.found && place.granted {
-            Released::Freed
-        } else {
-            Released::NotHeld
-        })
+    pub(crate) async fn release(&self, owner: OwnerId) -> Result<Released, BackendError> {
+        self.places.release(owner).await
     }
 
     /// The line on which a waiter is told to look again.
@@ -364,7 +274,7 @@ impl Client {
 
     /// Ends the session in good order.
     pub(crate) async fn close(&self) -> Result<(), BackendError> {
-        let Some(session) = self.lock_session().take() else {
+        let Some(session) = self.sessions.take() else {
             return Ok(());
         };
         session.end(Loss::SessionEnded("it was closed".into()));
@@ -375,8 +285,8 @@ impl Client {
 
 impl Drop for Client {
     fn drop(&mut self) {
-        if let Some(session) = self.lock_session().take() {
-            // Its task revokes the lease. Where its runtime is gone, etcd learns by the lease's own time.
+        if let Some(session) = self.sessions.take() {
+            // Its task revokes the lease.
             session.end(Loss::SessionEnded("the backend was dropped".into()));
         }
     }

@@ -14,12 +14,12 @@ use std::{
 };
 
 use etcd_client::{AlarmAction, AlarmType, Client, ConnectOptions, Error};
-use portalock_core::{BackendError, BackendErrorKind, clock::Instant};
-use tokio::sync::{Mutex, Notify};
+use portalock_core::{BackendError, BackendErrorKind, clock::Instant, session::PerRuntime};
+use tokio::sync::Notify;
 
 use crate::{
     EtcdSettings,
-    error::{backend_error, may_have_happened, timed_out},
+    error::{backend_error, timed_out},
     tls,
 };
 
@@ -44,8 +44,7 @@ pub(crate) struct Endpoints {
 struct Member {
     endpoint: String,
     options: ConnectOptions,
-    /// The connection. Held locked while it is made, so that many callers make one.
-    client: Mutex<Option<Arc<Client>>>,
+    connections: PerRuntime<Arc<Client>>,
 }
 
 impl fmt::Debug for Member {
@@ -62,6 +61,19 @@ impl fmt::Debug for Member {
 pub(crate) struct Answer<T> {
     pub(crate) value: T,
     pub(crate) repeated: bool,
+}
+
+/// A failed call, and whether one of its tries may have been carried out, or may be yet.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    pub(crate) error: BackendError,
+    pub(crate) unsure: bool,
+}
+
+impl From<Failure> for BackendError {
+    fn from(failure: Failure) -> Self {
+        failure.error
+    }
 }
 
 /// A connection to one member, and which one it is.
@@ -83,7 +95,7 @@ impl Endpoints {
                 .map(|endpoint| Member {
                     endpoint: endpoint.clone(),
                     options: options.clone(),
-                    client: Mutex::new(None),
+                    connections: PerRuntime::new(),
                 })
                 .collect(),
             current: AtomicUsize::new(0),
@@ -109,12 +121,12 @@ impl Endpoints {
         &self,
         doing: &'static str,
         request: F,
-    ) -> Result<Answer<T>, BackendError>
+    ) -> Result<Answer<T>, Failure>
     where
         F: Fn(Arc<Client>) -> Fut,
         Fut: Future<Output = Result<T, Error>>,
     {
-        let deadline = Instant::now() + self.request_timeout;
+        let start = Instant::now();
         let share = self.request_timeout / u32::try_from(self.len()).unwrap_or(u32::MAX);
         let mut repeated = false;
         let mut fresh_login = false;
@@ -123,35 +135,37 @@ impl Endpoints {
         let most = self.len().max(2);
         loop {
             let turn = self.current.load(Ordering::Acquire);
-            let until = deadline.min(Instant::now() + share);
+            let left = self.request_timeout.saturating_sub(start.elapsed());
             let mut used = None;
-            let attempt = async {
-                let client = self.client(turn).await?;
-                used = Some(client.clone());
-                request(client).await
-            };
-            let outcome = tokio::time::timeout_at(until, attempt).await;
             let mut leaderless = false;
-            let error = match outcome {
-                Ok(Ok(value)) => return Ok(Answer { value, repeated }),
-                Ok(Err(error)) => {
+            let attempt = async {
+                let client = self.client(turn, doing).await?;
+                used = Some(client.clone());
+                request(client).await.map_err(|error| {
                     leaderless = answered_unavailable(&error);
                     backend_error(error, doing)
-                }
+                })
+            };
+            let error = match tokio::time::timeout(left.min(share), attempt).await {
+                Ok(Ok(value)) => return Ok(Answer { value, repeated }),
+                Ok(Err(error)) => error,
                 Err(_) => timed_out(doing),
             };
             match error.kind() {
                 BackendErrorKind::Unavailable | BackendErrorKind::Other => {
-                    repeated |= used.is_some() && may_have_happened(&error);
-                    self.leave(turn, used.as_ref()).await;
+                    repeated |= used.is_some();
+                    self.leave(turn, used.as_ref());
                     if leaderless {
                         // An election takes a second or two: it is waited for, as far as the time goes.
                         tokio::time::sleep(BETWEEN_ELECTIONS).await;
                     } else {
                         tries += 1;
                     }
-                    if tries >= most || Instant::now() >= deadline {
-                        return Err(error);
+                    if tries >= most || start.elapsed() >= self.request_timeout {
+                        return Err(Failure {
+                            error,
+                            unsure: repeated,
+                        });
                     }
                 }
                 // A token may be outdated by a change of users, which etcd tells by the code of a wrong request.
@@ -159,10 +173,20 @@ impl Endpoints {
                     if used.is_some() && !fresh_login && self.logs_in =>
                 {
                     fresh_login = true;
-                    self.forget(turn, used.as_ref()).await;
+                    self.forget(turn, used.as_ref());
                 }
-                BackendErrorKind::Exhausted => return Err(self.full_or_busy(turn, error).await),
-                _ => return Err(error),
+                BackendErrorKind::Exhausted => {
+                    return Err(Failure {
+                        error: self.full_or_busy(turn, error).await,
+                        unsure: repeated,
+                    });
+                }
+                _ => {
+                    return Err(Failure {
+                        error,
+                        unsure: repeated,
+                    });
+                }
             }
         }
     }
@@ -174,19 +198,19 @@ impl Endpoints {
         within: Duration,
     ) -> Result<Connection, BackendError> {
         let turn = self.current.load(Ordering::Acquire);
-        let outcome = tokio::time::timeout(within, self.client(turn)).await;
+        let outcome = tokio::time::timeout(within, self.client(turn, doing)).await;
         let error = match outcome {
             Ok(Ok(client)) => return Ok(Connection { client, turn }),
-            Ok(Err(error)) => backend_error(error, doing),
+            Ok(Err(error)) => error,
             Err(_) => timed_out(doing),
         };
-        self.leave(turn, None).await;
+        self.leave(turn, None);
         Err(error)
     }
 
     /// Says that `connection` is no good: its member is left for the next, unless that has been done.
-    pub(crate) async fn fail(&self, connection: &Connection) {
-        self.leave(connection.turn, Some(&connection.client)).await;
+    pub(crate) fn fail(&self, connection: &Connection) {
+        self.leave(connection.turn, Some(&connection.client));
     }
 
     /// Returns when another member than `connection`'s is in use.
@@ -202,21 +226,23 @@ impl Endpoints {
         }
     }
 
-    async fn client(&self, turn: usize) -> Result<Arc<Client>, Error> {
+    /// The present runtime's connection to a member.
+    async fn client(&self, turn: usize, doing: &'static str) -> Result<Arc<Client>, BackendError> {
         let member = self.member(turn);
-        let mut slot = member.client.lock().await;
-        if let Some(client) = slot.as_ref() {
-            return Ok(client.clone());
-        }
-        let client =
-            Client::connect([member.endpoint.as_str()], Some(member.options.clone())).await?;
-        let client = Arc::new(client);
-        *slot = Some(client.clone());
-        Ok(client)
+        let connect = || {
+            let (endpoint, options) = (member.endpoint.clone(), member.options.clone());
+            async move {
+                Client::connect([endpoint], Some(options))
+                    .await
+                    .map(Arc::new)
+                    .map_err(|error| backend_error(error, doing))
+            }
+        };
+        member.connections.get(connect).await
     }
 
-    async fn leave(&self, turn: usize, client: Option<&Arc<Client>>) {
-        self.forget(turn, client).await;
+    fn leave(&self, turn: usize, client: Option<&Arc<Client>>) {
+        self.forget(turn, client);
         // Of many callers that failed on one member the first moves on, and the others follow.
         let moved = self
             .current
@@ -238,11 +264,11 @@ impl Endpoints {
     }
 
     /// Drops a connection, so that the next use of its member makes a new one and logs in anew.
-    async fn forget(&self, turn: usize, client: Option<&Arc<Client>>) {
-        let Some(client) = client else { return };
-        let mut slot = self.member(turn).client.lock().await;
-        if slot.as_ref().is_some_and(|held| Arc::ptr_eq(held, client)) {
-            *slot = None;
+    fn forget(&self, turn: usize, client: Option<&Arc<Client>>) {
+        if let Some(client) = client {
+            self.member(turn)
+                .connections
+                .forget(|held| Arc::ptr_eq(held, client));
         }
     }
 
@@ -253,7 +279,7 @@ impl Endpoints {
     /// etcd refuses with one code when its store is full and when it is busy; a raised alarm tells them apart.
     async fn full_or_busy(&self, turn: usize, error: BackendError) -> BackendError {
         let alarms = async {
-            let client = self.client(turn).await.ok()?;
+            let client = self.client(turn, "ask for alarms").await.ok()?;
             client
                 .maintenance_client()
                 .alarm(AlarmAction::Get, AlarmType::Nospace, None)

@@ -104,11 +104,3 @@ pub(crate) fn misconfigured(error: InvalidSetting) -> BackendError {
     )
     .with_source(error)
 }
-
-/// Whether a failed request may have been carried out all the same, now or later.
-pub(crate) fn may_have_happened(error: &BackendError) -> bool {
-    matches!(
-        error.kind(),
-        BackendErrorKind::Unavailable | BackendErrorKind::Other
-    )
-}

@@ -14,12 +14,12 @@
 //!
 //! # How it works
 //!
-//! A backend has one lease at etcd, renewed in the background: its *session*. A request for a lock is one transaction: it
-//! puts a key under that lease into the name's queue and counts who is there. Nobody in the way: granted, in one round
-//! trip. Else it looks who is before it, watches the key of whom it waits for, and holds once it hears that the last of them
-//! has gone. The order of the queue is the order in which etcd created the keys; a key's create revision is the fencing
-//! token. A release deletes the key, and the session may use it again. If the process dies, etcd deletes all its keys when
-//! the lease ends.
+//! A backend has one lease at etcd, its *session*, renewed on the library's own thread. A request for a lock is one
+//! transaction: it puts a key under that lease into the name's queue and counts who is there. If nobody else is, the lock is
+//! granted, in one round trip. Otherwise the request reads the queue and watches the key ahead of it. When that key is
+//! deleted, it checks that its own key is still there, and holds. The order of the queue is the order in which etcd created
+//! the keys; a key's create revision is the fencing token. A release deletes the key, and the session may use it again. If
+//! the process dies, etcd deletes all its keys when the lease ends.
 //!
 //! Shared locks wait for the exclusive ones before them only, semaphores for enough permits of those before them; see
 //! [`EtcdSettings`] for what can be set and [`Fence`] for making writes to the same etcd depend on a lock.
@@ -33,7 +33,6 @@ mod backend;
 mod blockers;
 mod client;
 mod config;
-mod debts;
 mod endpoints;
 mod error;
 mod fence;

@@ -17,12 +17,9 @@ pub(crate) enum Standing {
     Granted {
         /// When its place was taken: the fencing token.
         revision: i64,
-        /// Whether its own key was seen to be there; else an event told that the way is free.
-        seen_now: bool,
     },
     /// It waits, in its place.
     Waiting {
-        revision: i64,
         /// Whom for, as seen at revision `seen`.
         blockers: Blockers,
         seen: i64,
@@ -36,18 +33,10 @@ pub(crate) enum Standing {
     Gone,
 }
 
-/// Those who would be before a request that came now.
-#[derive(Debug)]
-pub(crate) struct Before {
-    pub(crate) revision: i64,
-    pub(crate) keys: Vec<KeyValue>,
-    pub(crate) holder: Option<Holder>,
-}
-
 impl Queue<'_> {
     /// Looks at the queue from the place taken at `place`.
     pub(crate) async fn look(&self, place: i64) -> Result<Standing, BackendError> {
-        let operations = vec![self.get_own(), self.before(Some(place)), self.first()];
+        let operations = vec![self.get_own(), self.before(place), self.first()];
         let answer = self.read(operations).await?;
         let ranges = ranges(&answer);
         let [own, before, first] = ranges.as_slice() else {
@@ -65,9 +54,7 @@ impl Queue<'_> {
             // The one before it may wait for others.
             return self.look(place).await;
         }
-        let answer = self
-            .read(vec![self.get_own(), self.before(Some(place))])
-            .await?;
+        let answer = self.read(vec![self.get_own(), self.before(place)]).await?;
         let ranges = ranges(&answer);
         let [own, before] = ranges.as_slice() else {
             return Err(not_understood());
@@ -79,6 +66,15 @@ impl Queue<'_> {
             return self.look(place).await;
         }
         self.standing(place, revision(&answer), before, holder(Some(before)))
+    }
+
+    /// Looks whether the place is still there, of one who has been told that the way is free. The session was alive at this
+    /// look, as its key is: an event alone could grant to one whose session has been revoked meanwhile.
+    pub(crate) async fn hold(&self, place: i64) -> Result<Standing, BackendError> {
+        Ok(match self.stay(place).await? {
+            Standing::Following => granted(place),
+            standing => standing,
+        })
     }
 
     /// Looks whether the place is still there, of one who knows that it waits.
@@ -111,7 +107,6 @@ impl Queue<'_> {
         let stays = blocker.iter().any(|key| key.create_revision() < place);
         Ok(match (stays, &blockers) {
             (true, _) => Standing::Waiting {
-                revision: place,
                 seen: revision(&answer),
                 // Of others it isn't known here who holds; a later look tells.
                 holder: match (&self.spot.rule, &blockers) {
@@ -128,6 +123,7 @@ impl Queue<'_> {
     /// Reads, in one transaction, what is so now.
     async fn read(&self, operations: Vec<TxnOp>) -> Result<TxnResponse, BackendError> {
         let answer = self
+            .session
             .endpoints
             .call("look at the queue", |client| {
                 let transaction = Txn::new().and_then(operations.clone());
@@ -144,11 +140,10 @@ impl Queue<'_> {
     }
 
     /// Asks for those before the place taken at `place`, as far as they matter.
-    fn before(&self, place: Option<i64>) -> TxnOp {
-        let mut options = GetOptions::new().with_prefix();
-        if let Some(place) = place {
-            options = options.with_max_create_revision(place - 1);
-        }
+    fn before(&self, place: i64) -> TxnOp {
+        let mut options = GetOptions::new()
+            .with_prefix()
+            .with_max_create_revision(place - 1);
         options = match &self.spot.rule {
             Rule::Exclusive | Rule::Shared { .. } => options
                 .with_sort(SortTarget::Create, SortOrder::Descend)
@@ -192,7 +187,6 @@ impl Queue<'_> {
         Ok(match blockers {
             None => granted(place),
             Some(blockers) => Standing::Waiting {
-                revision: place,
                 blockers,
                 seen,
                 holder,
@@ -200,12 +194,7 @@ impl Queue<'_> {
         })
     }
 
-    pub(crate) fn line(
-        &self,
-        place: i64,
-        keys: &[KeyValue],
-        own: Weight,
-    ) -> Result<Line, BackendError> {
+    fn line(&self, place: i64, keys: &[KeyValue], own: Weight) -> Result<Line, BackendError> {
         let queue = &self.spot.queue;
         let earlier = keys
             .iter()
@@ -222,24 +211,10 @@ impl Queue<'_> {
             own,
         })
     }
-
-    pub(crate) async fn read_before(&self) -> Result<Before, BackendError> {
-        let answer = self.read(vec![self.before(None), self.first()]).await?;
-        let mut ranges = ranges(&answer);
-        let first = ranges.pop();
-        Ok(Before {
-            revision: revision(&answer),
-            keys: ranges.pop().unwrap_or_default(),
-            holder: holder(first.as_ref()),
-        })
-    }
 }
 
 const fn granted(place: i64) -> Standing {
-    Standing::Granted {
-        revision: place,
-        seen_now: true,
-    }
+    Standing::Granted { revision: place }
 }
 
 /// Whether the own key is there as it was put at `place`. A place is as good as the lease it hangs on: that the key is still

@@ -1,4 +1,8 @@
-//! What this client knows of its own requests: in which session each has its place, and how sure that is.
+//! What this client knows of its own requests: in which session each has its place, and what is not known of it.
+//!
+//! One rule covers every call that failed, was dropped, or may have been carried out without an answer: what it may have
+//! done is unknown until the place has been withdrawn for good. Until then the place stays in this book, and the session
+//! withdraws it once etcd answers again, as long as the session lives.
 
 use std::{
     collections::HashMap,
@@ -7,9 +11,9 @@ use std::{
 
 use portalock_core::OwnerId;
 
-use crate::{session::Session, slots::Slot};
+use crate::{keys::Spot, session::Session, slots::Slot};
 
-/// The places of all owners of a backend, from the first attempt until the release.
+/// The places of all owners of a backend, from the first attempt until nothing can be left of them.
 #[derive(Debug, Default)]
 pub(crate) struct Places(Mutex<HashMap<OwnerId, Place>>);
 
@@ -17,14 +21,25 @@ pub(crate) struct Places(Mutex<HashMap<OwnerId, Place>>);
 #[derive(Debug, Clone)]
 pub(crate) struct Place {
     pub(crate) session: Arc<Session>,
+    pub(crate) spot: Arc<Spot>,
     pub(crate) seat: Seat,
     /// When it was taken, once etcd has said so.
     pub(crate) revision: Option<i64>,
     pub(crate) granted: bool,
     /// Whether a request for it may still be on its way: its answer never came.
     pub(crate) unsure: bool,
-    /// Whether it was to be released, and etcd could not be told: its key may be another's any time.
-    pub(crate) owed: bool,
+    pub(crate) debt: Debt,
+}
+
+/// Whether a place is to be withdrawn.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Debt {
+    /// It is in use.
+    None,
+    /// A release is under way.
+    Paying,
+    /// A release failed or was dropped: the session tries again.
+    Due,
 }
 
 /// Where a place is: one use of a key.
@@ -54,18 +69,62 @@ impl Places {
         }
     }
 
+    /// A release of `owner` begins. It is due again when the returned value is dropped.
+    pub(crate) fn paying<'a>(&'a self, owner: OwnerId, session: &'a Session) -> Paying<'a> {
+        self.note(owner, |place| place.debt = Debt::Paying);
+        Paying {
+            places: self,
+            session,
+            owner,
+        }
+    }
+
+    /// Who of this session is to be withdrawn.
+    pub(crate) fn due(&self, session: &Session) -> Vec<OwnerId> {
+        self.lock()
+            .iter()
+            .filter(|(_, place)| {
+                place.debt == Debt::Due && std::ptr::eq(Arc::as_ptr(&place.session), session)
+            })
+            .map(|(owner, _)| *owner)
+            .collect()
+    }
+
     /// Forgets who held in a session that has ended.
     pub(crate) fn forget_grants(&self, session: &Arc<Session>) {
         self.lock()
             .retain(|_, place| !(place.granted && Arc::ptr_eq(&place.session, session)));
     }
 
-    /// Nothing is left of `owner`.
+    /// Forgets everyone of a session that has been revoked or has run out.
+    pub(crate) fn forget_all(&self, session: &Arc<Session>) {
+        self.lock()
+            .retain(|_, place| !Arc::ptr_eq(&place.session, session));
+    }
+
+    /// Nothing is left of `owner`, nor can anything come.
     pub(crate) fn remove(&self, owner: OwnerId) {
         self.lock().remove(&owner);
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<OwnerId, Place>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A release under way.
+#[derive(Debug)]
+pub(crate) struct Paying<'a> {
+    places: &'a Places,
+    session: &'a Session,
+    owner: OwnerId,
+}
+
+impl Drop for Paying<'_> {
+    fn drop(&mut self) {
+        // Whoever follows it in a crowd looks for itself when its key goes: also if this call failed or was dropped.
+        self.session.watches.leave(self.owner);
+        // A place that was withdrawn for good is no longer in the book.
+        self.places.note(self.owner, |place| place.debt = Debt::Due);
     }
 }

@@ -21,7 +21,7 @@ use etcd_client::{
 use portalock_core::{BackendError, BackendErrorKind, Holder};
 
 use crate::{
-    endpoints::{Answer, Endpoints},
+    endpoints::{Answer, Failure},
     error::session_ended,
     keys::{Rule, Spot},
     places::Seat,
@@ -35,7 +35,6 @@ const ATTEMPTS: u32 = 16;
 /// One owner's dealings with a queue, in one session.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Queue<'a> {
-    pub(crate) endpoints: &'a Endpoints,
     pub(crate) session: &'a Session,
     pub(crate) spot: &'a Spot,
     pub(crate) seat: &'a Seat,
@@ -48,88 +47,91 @@ pub(crate) enum Entry {
     Granted(i64),
     /// It has the place taken at this revision. Whether it holds is to be looked at.
     Placed(i64),
-    /// It has no place: it would have had to wait.
+    /// It has no place: it would have to wait.
     Refused { holder: Option<Holder> },
 }
 
 impl Queue<'_> {
     /// Takes the last place, or finds the one that the owner has.
-    pub(crate) async fn enter(&self) -> Result<Answer<Entry>, BackendError> {
-        let mut repeated = false;
+    pub(crate) async fn enter(&self) -> Result<Answer<Entry>, Failure> {
         let (ahead, alone) = self.count();
-        for _ in 0..ATTEMPTS {
-            let conditions = vec![self.unplaced(), self.session_is(self.session.known())];
-            let then = vec![self.put(), ahead.clone()];
-            let answer = self.transact(conditions, then).await?;
-            repeated |= answer.repeated;
-            if answer.value.succeeded() {
-                // What was put has the transaction's revision; what it counts it counts after the put.
-                let place = revision(&answer.value);
-                let value = match answer.value.op_responses().get(1) {
-                    Some(TxnOpResponse::Get(counted)) if counted.count() == alone => {
-                        Entry::Granted(place)
-                    }
-                    Some(TxnOpResponse::Get(_)) => Entry::Placed(place),
-                    _ => return Err(not_understood()),
-                };
-                return Ok(Answer { value, repeated });
+        self.place(Vec::new(), vec![ahead], |answer, revision| {
+            // What was put has the transaction's revision; what it counts it counts after the put.
+            match answer.op_responses().get(1) {
+                Some(TxnOpResponse::Get(counted)) if counted.count() == alone => {
+                    Ok(Entry::Granted(revision))
+                }
+                Some(TxnOpResponse::Get(_)) => Ok(Entry::Placed(revision)),
+                _ => Err(not_understood()),
             }
-            if let Some(place) = self.place_or_retry(&answer.value)? {
-                let value = Entry::Placed(place);
-                return Ok(Answer { value, repeated });
-            }
-        }
-        Err(restless())
+        })
+        .await
     }
 
-    /// Takes a place only if it is granted at once; else nothing of the request stays.
-    pub(crate) async fn enter_if_free(&self) -> Result<Answer<Entry>, BackendError> {
+    /// Takes a place only if nobody is in the way; else nothing of the request stays.
+    pub(crate) async fn enter_if_free(&self) -> Result<Answer<Entry>, Failure> {
+        // A missing key has create revision 0.
+        let free = Compare::create_revision(self.in_the_way(), CompareOp::Less, 1).with_prefix();
+        self.place(vec![free], Vec::new(), |_, revision| {
+            Ok(Entry::Granted(revision))
+        })
+        .await
+    }
+
+    /// Takes a place under these conditions, and does `more` in the same transaction.
+    async fn place(
+        &self,
+        conditions: Vec<Compare>,
+        more: Vec<TxnOp>,
+        placed: impl Fn(&TxnResponse, i64) -> Result<Entry, BackendError>,
+    ) -> Result<Answer<Entry>, Failure> {
         let mut repeated = false;
-        // What must be empty, or hold nothing newer than this revision.
-        let mut newest = 0;
         for _ in 0..ATTEMPTS {
             let known = self.session.known();
-            let conditions = vec![
-                self.unplaced(),
-                self.session_is(known),
-                // Of keys that don't exist the create revision is zero.
-                Compare::create_revision(self.in_the_way(), CompareOp::Less, newest + 1)
-                    .with_prefix(),
-            ];
-            let answer = self.transact(conditions, vec![self.put()]).await?;
-            repeated |= answer.repeated;
-            if answer.value.succeeded() {
-                let value = Entry::Granted(revision(&answer.value));
-                return Ok(Answer { value, repeated });
-            }
-            if let Some(place) = self.place_or_retry(&answer.value)? {
-                // Of an earlier try, whose answer never came.
-                let value = Entry::Placed(place);
-                return Ok(Answer { value, repeated });
-            }
-            if self.session.known() != known {
-                // That may be why it failed: nothing is said about the queue.
-                continue;
-            }
-            let value = match &self.spot.rule {
-                Rule::Permits(own) => {
-                    let before = self.read_before().await?;
-                    let line = self.line(i64::MAX, &before.keys, *own)?;
-                    if line.fits() {
-                        newest = before.revision;
-                        continue;
-                    }
-                    Entry::Refused {
-                        holder: before.holder,
-                    }
+            let mut when = vec![self.unplaced(), self.session_is(known)];
+            when.extend(conditions.iter().cloned());
+            let mut then = vec![self.put()];
+            then.extend(more.iter().cloned());
+            let answer = match self.transact(when, then).await {
+                Ok(answer) => answer,
+                Err(failure) => {
+                    return Err(Failure {
+                        unsure: repeated || failure.unsure,
+                        ..failure
+                    });
                 }
-                Rule::Exclusive | Rule::Shared { .. } => Entry::Refused {
-                    holder: holder(ranges(&answer.value).get(2)),
-                },
             };
-            return Ok(Answer { value, repeated });
+            repeated |= answer.repeated;
+            let failed = |error| Failure {
+                error,
+                unsure: repeated,
+            };
+            let entry = if answer.value.succeeded() {
+                // Whatever the answer says of the rest, a place was taken.
+                placed(&answer.value, revision(&answer.value)).map_err(|error| Failure {
+                    error,
+                    unsure: true,
+                })?
+            } else if let Some(place) = self.place_or_retry(&answer.value).map_err(failed)? {
+                // Of an earlier try, whose answer never came.
+                Entry::Placed(place)
+            } else if self.session.known() != known {
+                // The session's key was modified: nothing is said about the queue.
+                continue;
+            } else {
+                Entry::Refused {
+                    holder: holder(ranges(&answer.value).get(2)),
+                }
+            };
+            return Ok(Answer {
+                value: entry,
+                repeated,
+            });
         }
-        Err(restless())
+        Err(Failure {
+            error: restless(),
+            unsure: repeated,
+        })
     }
 
     fn unplaced(&self) -> Compare {
@@ -169,7 +171,7 @@ impl Queue<'_> {
         &self,
         conditions: Vec<Compare>,
         then: Vec<TxnOp>,
-    ) -> Result<Answer<TxnResponse>, BackendError> {
+    ) -> Result<Answer<TxnResponse>, Failure> {
         let keys_only = GetOptions::new().with_keys_only();
         let otherwise = [
             TxnOp::get(self.seat.key.as_bytes(), None),
@@ -180,7 +182,8 @@ impl Queue<'_> {
             .when(conditions)
             .and_then(then)
             .or_else(otherwise);
-        self.endpoints
+        self.session
+            .endpoints
             .call("take a place in the queue", |client| {
                 let transaction = transaction.clone();
                 async move { client.kv_client().txn(transaction).await }

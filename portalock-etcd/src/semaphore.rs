@@ -28,8 +28,7 @@ impl Semaphore for EtcdBackend {
     }
 
     async fn release(&self, request: &PermitRequest) -> Result<Released, BackendError> {
-        let spot = self.client.keys.permits(request);
-        self.client.release(&spot, request.owner).await
+        self.client.release(request.owner).await
     }
 
     async fn subscribe(&self, request: &PermitRequest) -> Result<Option<Wakeups>, BackendError> {

@@ -23,8 +23,8 @@ use std::{
 };
 
 use etcd_client::{
-    Client, Error, GetOptions, KeyValue, LeaseGrantResponse, PutOptions, ResponseHeader, Txn,
-    TxnOp, TxnOpResponse,
+    Client, Error, GetOptions, LeaseGrantResponse, LeaseTimeToLiveOptions, PutOptions,
+    ResponseHeader,
 };
 use portalock_core::{
     BackendError, BackendErrorKind, Keeper, Lease, Loss, Renewal, clock::Instant,
@@ -32,12 +32,11 @@ use portalock_core::{
 
 use crate::{
     EtcdSettings,
-    debts::Debts,
     endpoints::{Connection, Endpoints},
     error::{backend_error, session_ended, timed_out},
-    holds::{Check, Holds, UNSEEN, WORTH_WATCHING},
+    holds::{Holds, LOOK_EVERY},
     keys::Keys,
-    queue::Queue,
+    places::Places,
     slots::Slots,
     watch::Watches,
 };
@@ -45,11 +44,17 @@ use crate::{
 /// The oldest etcd that is known to do all that is asked of it.
 const OLDEST: (u64, u64) = (3, 4);
 
-/// How many keys one transaction reads: etcd takes up to 128 operations.
-const READS_AT_ONCE: usize = 100;
+/// How many answers must come from one and the same member before a session starts.
+const SAME_MEMBER: usize = 3;
 
 /// What a failed renewal could not do.
 const RENEWING: &str = "renew the lease";
+
+impl portalock_core::session::Session for Session {
+    fn lease(&self) -> &Lease {
+        &self.lease
+    }
+}
 
 /// One lease and what hangs on it.
 #[derive(Debug)]
@@ -58,7 +63,6 @@ pub(crate) struct Session {
     pub(crate) lease: Lease,
     pub(crate) watches: Watches,
     pub(crate) holds: Holds,
-    pub(crate) debts: Debts,
     pub(crate) slots: Slots,
     /// The key that exists as long as the session.
     pub(crate) key: String,
@@ -88,13 +92,14 @@ impl Witness {
 }
 
 impl Session {
-    /// Starts a session: a lease, the key that stands for it, and the tasks that keep both.
+    /// Starts a session: a lease, the key that stands for it, and the tasks that keep both. Runs on the session thread.
     pub(crate) async fn start(
-        endpoints: &Arc<Endpoints>,
+        endpoints: Arc<Endpoints>,
         settings: &EtcdSettings,
         keys: &Keys,
+        places: Arc<Places>,
     ) -> Result<Arc<Self>, BackendError> {
-        check_version(endpoints).await?;
+        check_version(&endpoints).await?;
         let seconds = whole_seconds(settings.lease_time);
         let (granted, sent) = endpoints
             .call("get a lease", |client| grant(client, seconds))
@@ -102,37 +107,79 @@ impl Session {
             .value;
         let lease_id = granted.id();
         let granted_time = Duration::from_secs(u64::try_from(granted.ttl()).unwrap_or(0));
-        let key = keys.session(lease_id);
-        let put = endpoints
-            .call("start a session", |client| {
-                let key = key.clone();
-                async move {
-                    let options = PutOptions::new().with_lease(lease_id);
-                    client.kv_client().put(key, "", Some(options)).await
-                }
-            })
-            .await?
-            .value;
-        let session = Arc::new(Self {
+        let mut session = Self {
             lease_id,
             lease: Lease::until(sent + certain_for(granted_time)),
             watches: Watches::default(),
             holds: Holds::default(),
-            debts: Debts::default(),
             slots: Slots::default(),
-            key,
-            key_revision: AtomicI64::new(put.header().map_or(0, ResponseHeader::revision)),
+            key: keys.session(lease_id),
+            key_revision: AtomicI64::new(0),
             granted_time,
-            endpoints: endpoints.clone(),
-            witness: Mutex::new(Witness::of(put.header())),
-        });
-        tokio::spawn(session.clone().live());
+            endpoints,
+            witness: Mutex::new(None),
+        };
+        if let Err(error) = session.put_key().await {
+            // It may take as long as the failed call did, and nobody has to wait for it.
+            let revoking = portalock_core::session::spawn(async move {
+                if let Err(error) = session.revoke().await {
+                    tracing::debug!(%error, "the lease of a failed start ends by its time");
+                }
+            });
+            if let Ok(revoking) = revoking {
+                revoking.detach();
+            }
+            return Err(error);
+        }
+        let session = Arc::new(session);
+        portalock_core::session::spawn(session.clone().live(places))?.detach();
         tracing::debug!(
             lease = format_args!("{lease_id:x}"),
             seconds = granted_time.as_secs(),
             "etcd session started"
         );
         Ok(session)
+    }
+
+    /// Puts the session's key, and checks that one connection leads to one member.
+    async fn put_key(&mut self) -> Result<(), BackendError> {
+        let put = self
+            .endpoints
+            .call("start a session", |client| {
+                let (key, lease_id) = (self.key.clone(), self.lease_id);
+                async move {
+                    let options = PutOptions::new().with_lease(lease_id);
+                    let put = client
+                        .kv_client()
+                        .put(key.as_str(), "", Some(options))
+                        .await?;
+                    let mut answers = Vec::new();
+                    for _ in 0..SAME_MEMBER {
+                        let options = GetOptions::new().with_keys_only();
+                        let mut read = client.kv_client().get(key.as_str(), Some(options)).await?;
+                        answers.push(Witness::of(read.take_header().as_ref()));
+                    }
+                    Ok((put, answers))
+                }
+            })
+            .await?
+            .value;
+        let (put, answers) = put;
+        let revision = put.header().map_or(0, ResponseHeader::revision);
+        self.key_revision = AtomicI64::new(revision);
+        self.witness = Mutex::new(answers.last().copied().flatten());
+        let member = |witness: &Option<Witness>| witness.map(|witness| witness.member);
+        if answers
+            .windows(2)
+            .any(|pair| member(&pair[0]) != member(&pair[1]))
+        {
+            return Err(BackendError::new(
+                BackendErrorKind::Unsupported,
+                "one connection leads to several etcd members, as through `etcd grpc-proxy`: a renewal can't be \
+                 confirmed that way, so give the members' own client URLs",
+            ));
+        }
+        Ok(())
     }
 
     /// How long etcd keeps the session without a renewal.
@@ -154,7 +201,9 @@ impl Session {
 
     /// Takes note of a modification of the session's key.
     pub(crate) fn key_modified(&self, revision: i64) {
-        self.key_revision.fetch_max(revision, Ordering::AcqRel);
+        // The newest answer counts, not the largest revision: a restore from a snapshot takes revisions back. What an older
+        // answer overwrites is corrected by the next transaction that fails for it.
+        self.key_revision.store(revision, Ordering::Release);
     }
 
     /// Ends the session: its locks are lost. The rest, waiters and lease, is seen to in the background.
@@ -179,13 +228,13 @@ impl Session {
         match revoked {
             Ok(_) => Ok(()),
             // There is no such lease any more.
-            Err(error) if error.kind() == BackendErrorKind::SessionEnded => Ok(()),
-            Err(error) => Err(error),
+            Err(failure) if failure.error.kind() == BackendErrorKind::SessionEnded => Ok(()),
+            Err(failure) => Err(failure.into()),
         }
     }
 
     /// Keeps the session until it ends, however it comes; then tells the waiters and clears up.
-    async fn live(self: Arc<Self>) {
+    async fn live(self: Arc<Self>, places: Arc<Places>) {
         let keeper = Keeper::spawn(self.lease.clone(), self.interval(), {
             let session = self.clone();
             move || session.clone().renew()
@@ -197,8 +246,7 @@ impl Session {
         let loss = tokio::select! {
             loss = ended.lost() => loss,
             never = self.watch() => match never {},
-            never = self.look_after() => match never {},
-            never = self.look_at_unseen() => match never {},
+            never = self.look_after(&places) => match never {},
         };
         drop(keeper);
         tracing::debug!(lease = format_args!("{:x}", self.lease_id), %loss, "etcd session ended");
@@ -207,6 +255,7 @@ impl Session {
         if let Err(error) = self.revoke().await {
             tracing::debug!(%error, "the lease could not be revoked: it ends by its time");
         }
+        places.forget_all(&self);
     }
 
     /// A third of the time may pass before a renewal is due.
@@ -235,7 +284,7 @@ impl Session {
                 Ok(Err(error)) => backend_error(error, RENEWING),
                 Err(_) => timed_out(RENEWING),
             };
-            self.endpoints.fail(&connection).await;
+            self.endpoints.fail(&connection);
             if error.kind() != BackendErrorKind::Unavailable || self.endpoints.len() == 1 {
                 return Err(error);
             }
@@ -274,70 +323,43 @@ impl Session {
         Ok((!read.kvs().is_empty()).then(|| read.take_header()))
     }
 
-    /// Once in a while: ends watches that nobody needs, has the keys of long holds watched, reads them once they are, and
-    /// pays debts.
-    async fn look_after(&self) -> Infallible {
+    /// Once in a while: ends watches that nobody needs, withdraws what is due, and looks for the keys of what is held.
+    async fn look_after(&self, places: &Places) -> Infallible {
         loop {
-            tokio::time::sleep(WORTH_WATCHING).await;
+            tokio::time::sleep(LOOK_EVERY).await;
             self.watches.forget_idle();
-            for checks in self.holds.look_after().chunks(READS_AT_ONCE) {
-                if self.check(checks).await.is_err() {
+            for owner in places.due(self) {
+                if places.release(owner).await.is_err() {
                     break;
                 }
             }
-            for (owner, spot, seat) in self.debts.all() {
-                let queue = Queue {
-                    endpoints: &self.endpoints,
-                    session: self,
-                    spot: &spot,
-                    seat: &seat,
-                };
-                let Ok(withdrawn) = queue.withdraw_for_good().await else {
-                    break;
-                };
-                if withdrawn.for_good {
-                    self.slots.give_back(&spot.directory, seat.slot);
-                }
-                self.debts.pay(owner);
+            if let Err(error) = self.look_for_held_keys().await {
+                tracing::debug!(%error, "could not look for the keys of held locks");
             }
         }
     }
 
-    /// Reads the keys of those who were granted by an event.
-    async fn look_at_unseen(&self) -> Infallible {
-        loop {
-            self.holds.unseen.notified().await;
-            tokio::time::sleep(UNSEEN).await;
-            for checks in self.holds.take_unseen().chunks(READS_AT_ONCE) {
-                if self.check(checks).await.is_err() {
-                    self.holds.still_unseen(checks);
-                }
-            }
+    /// Tells the holders whose keys the lease no longer has.
+    async fn look_for_held_keys(&self) -> Result<(), BackendError> {
+        let owners = self.holds.owners();
+        if owners.is_empty() {
+            return Ok(());
         }
-    }
-
-    /// Reads the keys of some holds.
-    async fn check(&self, checks: &[Check]) -> Result<(), BackendError> {
-        let reads: Vec<TxnOp> = checks
-            .iter()
-            .map(|check| {
-                let options = GetOptions::new().with_keys_only();
-                TxnOp::get(check.key.as_str(), Some(options))
-            })
-            .collect();
+        let lease_id = self.lease_id;
         let answer = self
             .endpoints
-            .call("look at held locks", |client| {
-                let transaction = Txn::new().and_then(reads.clone());
-                async move { client.kv_client().txn(transaction).await }
+            .call("look for the keys of held locks", |client| async move {
+                let options = LeaseTimeToLiveOptions::new().with_keys();
+                client
+                    .lease_client()
+                    .time_to_live(lease_id, Some(options))
+                    .await
             })
             .await?
             .value;
-        for (check, read) in checks.iter().zip(answer.op_responses()) {
-            if let TxnOpResponse::Get(read) = read {
-                let found = read.kvs().first().map(KeyValue::create_revision);
-                self.holds.checked(check, found == Some(check.revision));
-            }
+        // A lease that is gone says so by a negative time: that is the renewal's matter.
+        if answer.ttl() >= 0 {
+            self.holds.found(&owners, answer.keys());
         }
         Ok(())
     }

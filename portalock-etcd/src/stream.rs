@@ -8,7 +8,6 @@ use portalock_core::clock::Instant;
 use crate::{
     blockers::Watched,
     endpoints::Connection,
-    holds::Holds,
     session::Session,
     watch::{Order, Verdict, Watches},
 };
@@ -30,11 +29,12 @@ impl Session {
                     () = self.endpoints.moved_from(&connection) => None,
                 };
                 match ended {
-                    None => {}
+                    // Nothing here uses the former member any more.
+                    None => self.endpoints.fail(&connection),
                     Some(Ok(Verdict::SessionGone)) => self.end_gone(),
                     Some(ended) => {
                         tracing::debug!(?ended, "the watch stream ended");
-                        self.endpoints.fail(&connection).await;
+                        self.endpoints.fail(&connection);
                     }
                 }
             }
@@ -70,7 +70,6 @@ impl Session {
         }
         let (mut orders, mut responses) = stream.split();
         self.watches.start_over();
-        self.holds.start_over();
         // Both ways at once: if neither side read while it wrote, many orders could block both.
         tokio::select! {
             verdict = self.hear(&mut responses) => verdict,
@@ -80,8 +79,7 @@ impl Session {
 
     async fn order(&self, stream: &mut WatchRequestSender) -> Error {
         loop {
-            let orders = [self.watches.take_orders(), self.holds.take_orders()];
-            for order in orders.into_iter().flatten() {
+            for order in self.watches.take_orders() {
                 let sent = match order {
                     Order::Begin(id, watched) => {
                         let (key, options) = watch_options(id, watched);
@@ -93,21 +91,12 @@ impl Session {
                     return error;
                 }
             }
-            tokio::select! {
-                () = self.watches.ordered.notified() => {}
-                () = self.holds.ordered.notified() => {}
-            }
+            self.watches.ordered.notified().await;
         }
     }
 
     async fn hear(&self, responses: &mut WatchResponseStream) -> Result<Verdict, Error> {
         while let Some(response) = responses.message().await? {
-            if Holds::is_mine(response.watch_id()) {
-                if !self.holds.hear(&response) {
-                    return Ok(Verdict::Refused);
-                }
-                continue;
-            }
             match self.watches.hear(&response) {
                 Verdict::GoOn => {}
                 verdict => return Ok(verdict),

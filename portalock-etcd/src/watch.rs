@@ -80,7 +80,7 @@ pub(crate) enum Advice {
     LookAhead,
     /// Look whether they are still there: one may have gone unseen.
     Confirm(Blockers),
-    /// Nothing: the way is free.
+    /// Look whether the own key is still there: the way is free.
     Hold,
     /// Nothing: one before it waits too.
     Stay,
@@ -120,14 +120,14 @@ impl Watches {
     /// The number of the watch over the session's own key; the waiters' watches have larger ones.
     pub(crate) const SESSION_ID: i64 = 1;
 
-    /// `owner` waits for `blockers`, which it saw at `revision`. Replaces what it waited for before. True if it need not
-    /// wait: they have gone meanwhile. Fails if the session has ended.
+    /// `owner` waits for `blockers`, which it saw at `revision`. Replaces what it waited for before. If they have
+    /// gone meanwhile it is told at once. Fails if the session has ended.
     pub(crate) fn wait(
         &self,
         owner: OwnerId,
         blockers: Blockers,
         revision: i64,
-    ) -> Result<bool, BackendError> {
+    ) -> Result<(), BackendError> {
         let mut state = self.lock();
         if let Some(error) = &state.failed {
             return Err(error.clone());
@@ -139,10 +139,9 @@ impl Watches {
         waiter.unheard = false;
         state.watch(owner, Some(watched.clone()));
         state.catch_up(owner, &watched, revision);
-        let free = state.advice(owner) == Advice::Hold;
         drop(state);
         self.ordered.notify_one();
-        Ok(free)
+        Ok(())
     }
 
     /// What `owner`, who has been woken or looks by itself, is to do.
@@ -234,6 +233,10 @@ impl Watches {
     /// Takes in what the server said.
     pub(crate) fn hear(&self, response: &WatchResponse) -> Verdict {
         let id = response.watch_id();
+        if response.created() && response.canceled() {
+            // The answer to a refused watch doesn't say which it was: its id is -1. A token that expired is one reason.
+            return Verdict::Refused;
+        }
         let revision = response.header().map_or(0, ResponseHeader::revision);
         if id == Self::SESSION_ID {
             let gone = response
@@ -254,9 +257,6 @@ impl Watches {
             return Verdict::GoOn;
         };
         if response.canceled() {
-            if response.created() {
-                return Verdict::Refused;
-            }
             // Too slow for a compaction, most likely.
             state.watched_by_id.remove(&id);
             state.begin_anew(watched);
@@ -309,6 +309,8 @@ impl State {
         }
         watch.id = id;
         watch.since = None;
+        // Revisions may have gone back meanwhile, by a restore from a snapshot.
+        watch.heard = 0;
         for owner in &watch.waiters {
             if let Some((_, seen)) = self
                 .waiters

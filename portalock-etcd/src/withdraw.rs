@@ -1,10 +1,11 @@
 //! A place in a queue, given up: so that nothing of it is left, or can come any more.
 
 use etcd_client::{Compare, CompareOp, PutOptions, Txn, TxnOp, TxnOpResponse};
-use portalock_core::{BackendError, BackendErrorKind};
+use portalock_core::{BackendError, BackendErrorKind, OwnerId, Released};
 
 use crate::{
     endpoints::Answer,
+    places::{Place, Places},
     queue::{Queue, revision},
 };
 
@@ -17,10 +18,57 @@ pub(crate) struct Withdrawn {
     pub(crate) for_good: bool,
 }
 
+impl Places {
+    /// Frees what `owner` has. Whatever becomes of this call, the place stays in the book until nothing can be left of it.
+    pub(crate) async fn release(&self, owner: OwnerId) -> Result<Released, BackendError> {
+        let Some(place) = self.get(owner) else {
+            return Ok(Released::NotHeld);
+        };
+        let session = &place.session;
+        session.holds.let_go(owner);
+        let _due_again = self.paying(owner, session);
+        let withdrawn = place.withdraw().await?;
+        if withdrawn.for_good {
+            session
+                .slots
+                .give_back(&place.spot.directory, place.seat.slot);
+            self.remove(owner);
+        }
+        Ok(if withdrawn.found && place.granted {
+            Released::Freed
+        } else {
+            Released::NotHeld
+        })
+    }
+}
+
+impl Place {
+    async fn withdraw(&self) -> Result<Withdrawn, BackendError> {
+        let queue = Queue {
+            session: &self.session,
+            spot: &self.spot,
+            seat: &self.seat,
+        };
+        if self.unsure {
+            return queue.withdraw_for_good().await;
+        }
+        let found = match self.revision {
+            Some(_) => queue.withdraw().await?,
+            // It has been answered that there is no place.
+            None => false,
+        };
+        Ok(Withdrawn {
+            found,
+            for_good: true,
+        })
+    }
+}
+
 impl Queue<'_> {
     /// Gives up the place. True if there was one.
     pub(crate) async fn withdraw(&self) -> Result<bool, BackendError> {
         let answer = self
+            .session
             .endpoints
             .call("release", |client| {
                 let transaction = self.delete();
@@ -43,6 +91,7 @@ impl Queue<'_> {
             // Without the session's key no place can be taken in it.
             .or_else([delete]);
         let answer = self
+            .session
             .endpoints
             .call("release", |client| {
                 let transaction = transaction.clone();
@@ -55,13 +104,13 @@ impl Queue<'_> {
         } = match answer {
             Ok(answer) => answer,
             // A full store takes neither this modification nor, for now, a late place.
-            Err(error) if error.kind() == BackendErrorKind::OutOfSpace => {
+            Err(failure) if failure.error.kind() == BackendErrorKind::OutOfSpace => {
                 return Ok(Withdrawn {
                     found: self.withdraw().await?,
                     for_good: false,
                 });
             }
-            Err(error) => return Err(error),
+            Err(failure) => return Err(failure.into()),
         };
         if answer.succeeded() {
             self.session.key_modified(revision(&answer));

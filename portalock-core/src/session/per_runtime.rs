@@ -82,6 +82,7 @@ impl<C: Clone + Send + Sync + 'static> PerRuntime<C> {
             let mut connection = entry.connection();
             if connection.as_ref().is_some_and(which) {
                 *connection = None;
+                entry.opening.forget();
             }
         }
     }
@@ -214,6 +215,16 @@ mod tests {
         assert_eq!(connections.get(|| async { Ok(2) }).await.unwrap(), 2);
         connections.clear();
         assert_eq!(connections.get(|| async { Ok(3) }).await.unwrap(), 3);
+    }
+
+    #[tokio::test]
+    async fn nothing_keeps_a_forgotten_connection() {
+        let connections = PerRuntime::<Arc<u32>>::new();
+        let opened = connections.get(|| async { Ok(Arc::new(1)) }).await.unwrap();
+        let kept = Arc::downgrade(&opened);
+        drop(opened);
+        connections.forget(|_| true);
+        assert!(kept.upgrade().is_none());
     }
 
     #[test]

@@ -60,6 +60,14 @@ impl<T: Clone + Send + Sync + 'static> SingleFlight<T> {
             )),
         }
     }
+
+    /// Drops the outcome of a start that has ended, which would keep its value alive.
+    pub(super) fn forget(&self) {
+        let mut running = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if !running.as_ref().is_some_and(is_under_way) {
+            *running = None;
+        }
+    }
 }
 
 fn is_under_way<T>(start: &watch::Receiver<Outcome<T>>) -> bool {

@@ -72,7 +72,8 @@ fn far() -> Blockers {
 #[test]
 fn the_last_one_before_frees_the_way() {
     let (watches, owner) = (Watches::default(), OwnerId::mint());
-    assert!(!watches.wait(owner, last("a"), 7).unwrap());
+    watches.wait(owner, last("a"), 7).unwrap();
+    assert_ne!(watches.advice(owner), Advice::Hold);
     watches.lock().confirmed(&key("a"), 7);
     assert_eq!(watches.advice(owner), Advice::Look);
     watches.lock().deleted(&key("a"), b"a", 9);
@@ -84,10 +85,12 @@ fn the_last_one_before_frees_the_way() {
 #[test]
 fn the_deletion_of_a_keys_earlier_use_frees_nothing() {
     let (watches, [one, two]) = (Watches::default(), [(); 2].map(|()| OwnerId::mint()));
-    assert!(!watches.wait(one, last("a"), 5).unwrap());
+    watches.wait(one, last("a"), 5).unwrap();
+    assert_ne!(watches.advice(one), Advice::Hold);
     watches.lock().confirmed(&key("a"), 5);
     // It has gone and come again; that it had gone is told late.
-    assert!(!watches.wait(two, last("a"), 9).unwrap());
+    watches.wait(two, last("a"), 9).unwrap();
+    assert_ne!(watches.advice(two), Advice::Hold);
     watches.lock().deleted(&key("a"), b"a", 7);
     assert_eq!(watches.advice(one), Advice::Hold);
     assert_eq!(watches.advice(two), Advice::Look);
@@ -98,11 +101,13 @@ fn the_deletion_of_a_keys_earlier_use_frees_nothing() {
 #[test]
 fn a_watch_that_began_late_is_no_proof() {
     let (watches, owner) = (Watches::default(), OwnerId::mint());
-    assert!(!watches.wait(owner, last("a"), 7).unwrap());
+    watches.wait(owner, last("a"), 7).unwrap();
+    assert_ne!(watches.advice(owner), Advice::Hold);
     watches.lock().confirmed(&key("a"), 8);
     assert_eq!(watches.advice(owner), Advice::Confirm(last("a")));
     // Seen again, at a revision that the watch covers.
-    assert!(!watches.wait(owner, last("a"), 8).unwrap());
+    watches.wait(owner, last("a"), 8).unwrap();
+    assert_ne!(watches.advice(owner), Advice::Hold);
     assert_eq!(watches.advice(owner), Advice::Look);
     watches.start_over();
     watches.lock().confirmed(&key("a"), 8);
@@ -112,7 +117,8 @@ fn a_watch_that_began_late_is_no_proof() {
 #[test]
 fn one_who_looks_ahead_misses_nothing_meanwhile() {
     let (watches, owner) = (Watches::default(), OwnerId::mint());
-    assert!(!watches.wait(owner, far(), 7).unwrap());
+    watches.wait(owner, far(), 7).unwrap();
+    assert_ne!(watches.advice(owner), Advice::Hold);
     watches.lock().confirmed(&key("second"), 7);
     watches.lock().deleted(&key("second"), b"second", 8);
     assert_eq!(watches.advice(owner), Advice::LookAhead);
@@ -125,7 +131,8 @@ fn one_who_looks_ahead_misses_nothing_meanwhile() {
         "there may be others"
     );
     // It saw the nearest alone, before that went.
-    assert!(watches.wait(owner, last("near"), 9).unwrap());
+    watches.wait(owner, last("near"), 9).unwrap();
+    assert_eq!(watches.advice(owner), Advice::Hold);
 }
 
 #[test]
@@ -146,15 +153,18 @@ fn few_keys_are_watched_that_nobody_waits_for() {
 #[test]
 fn a_watch_that_is_kept_knows_what_has_gone_since() {
     let (watches, [one, two]) = (Watches::default(), [(); 2].map(|()| OwnerId::mint()));
-    assert!(!watches.wait(one, last("a"), 1).unwrap());
+    watches.wait(one, last("a"), 1).unwrap();
+    assert_ne!(watches.advice(one), Advice::Hold);
     watches.lock().confirmed(&key("a"), 1);
     watches.leave(one);
     watches.lock().deleted(&key("a"), b"a", 5);
     // Of a later use of the key.
-    assert!(!watches.wait(two, last("a"), 7).unwrap());
+    watches.wait(two, last("a"), 7).unwrap();
+    assert_ne!(watches.advice(two), Advice::Hold);
     watches.leave(two);
     watches.lock().deleted(&key("a"), b"a", 9);
-    assert!(watches.wait(two, last("a"), 8).unwrap());
+    watches.wait(two, last("a"), 8).unwrap();
+    assert_eq!(watches.advice(two), Advice::Hold);
 }
 
 #[test]

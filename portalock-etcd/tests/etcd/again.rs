@@ -102,27 +102,29 @@ async fn a_key_of_unknown_fate_is_not_used_again_until_that_is_settled() {
 }
 
 #[tokio::test]
-async fn the_next_in_line_is_granted_by_the_event_alone() {
+async fn an_event_grants_nothing_to_one_whose_session_was_revoked_meanwhile() {
     let server = Server::start();
     let line = server.line(0);
     let holder = server.client().await;
-    let waiter = server.client_through(&[&line], |settings| settings).await;
+    let waiter = server
+        .lasting_client_through(&[&line], Duration::from_secs(1))
+        .await;
     let (held, waits) = (request("event"), request("event"));
     granted(&holder, &held).await;
     contended(&waiter, &waits).await;
     let mut wakeups = waiter.subscribe(&waits).await.unwrap().unwrap();
     // Both sessions', and the holder's key.
     watchers(&server, 3.0).await;
-    // From now on it can ask nothing.
-    line.black_hole(Direction::ToServer);
     holder.release(&held).await.unwrap();
     assert!(matches!(wakeups.next().await, Wake::TryNow));
-    granted(&waiter, &waits).await;
-    contended(&holder, &request("event")).await;
+    // It is not told of what happens from now on.
+    line.black_hole(Direction::ToClient);
+    server.revoke_all().await;
+    waiter.try_acquire(&waits).await.unwrap_err();
 }
 
 #[tokio::test]
-async fn one_who_is_granted_by_the_deletion_of_the_whole_queue_is_told_that_its_key_has_gone() {
+async fn one_who_waited_when_the_whole_queue_was_deleted_holds_by_a_new_place() {
     let server = Server::start();
     let (holder, waiter) = (server.client().await, server.client().await);
     let (held, waits) = (request("wiped"), request("wiped"));
@@ -139,14 +141,9 @@ async fn one_who_is_granted_by_the_deletion_of_the_whole_queue_is_told_that_its_
         .unwrap();
     assert_eq!(wiped.deleted(), 2);
     assert!(matches!(wakeups.next().await, Wake::TryNow));
-    let Attempt::Granted(grant) = waiter.try_acquire(&waits).await.unwrap() else {
-        panic!("the one before it has gone")
-    };
-    let lost = grant.lost.lost();
-    tokio::time::timeout(Duration::from_secs(60), lost)
-        .await
-        .unwrap();
-    assert_eq!(waiter.release(&waits).await.unwrap(), Released::NotHeld);
+    granted(&waiter, &waits).await;
+    assert_eq!(server.lock_keys().await.len(), 1);
+    assert_eq!(waiter.release(&waits).await.unwrap(), Released::Freed);
 }
 
 #[tokio::test]

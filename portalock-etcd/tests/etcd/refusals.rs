@@ -3,12 +3,9 @@
 use std::{error::Error, time::Duration};
 
 use portalock_core::{BackendError, BackendErrorKind, Lock, LockError, clock::Instant};
-use portalock_etcd::{
-    EtcdBackend, EtcdSettings,
-    etcd_client::{Client, Permission},
-};
+use portalock_etcd::{EtcdBackend, EtcdSettings};
 
-use crate::support::Server;
+use crate::support::{Server, with_users};
 
 async fn refused(settings: EtcdSettings) -> BackendError {
     let settings = settings
@@ -67,26 +64,6 @@ async fn a_user_where_authentication_is_off() {
     let server = Server::start();
     let error = refused(server.settings().with_user("billing", "hunter2")).await;
     assert_eq!(error.kind(), BackendErrorKind::Misconfigured);
-}
-
-/// Users `root` and `billing`, who may use the prefix `billing` alone.
-async fn with_users(server: &Server) -> Client {
-    let admin = server.admin().await;
-    let mut auth = admin.auth_client();
-    auth.user_add("root", "hunter2", None).await.unwrap();
-    auth.user_grant_role("root", "root").await.unwrap();
-    auth.role_add("billing").await.unwrap();
-    let whole_prefix = Permission::read_write("billing//").with_prefix();
-    auth.role_grant_permission("billing", whole_prefix)
-        .await
-        .unwrap();
-    auth.user_add("billing", "hunter2", None).await.unwrap();
-    auth.user_grant_role("billing", "billing").await.unwrap();
-    auth.auth_enable().await.unwrap();
-    let options = portalock_etcd::etcd_client::ConnectOptions::new().with_user("root", "hunter2");
-    Client::connect(server.etcd.endpoints(), Some(options))
-        .await
-        .unwrap()
 }
 
 #[tokio::test]

@@ -5,7 +5,7 @@ use std::{net::Ipv4Addr, sync::Arc, time::Duration};
 use portalock_core::{LockBackend, LockName, Policy, Semaphore};
 use portalock_etcd::{
     EtcdBackend, EtcdSettings,
-    etcd_client::{Client, GetOptions, KvClient},
+    etcd_client::{Client, ConnectOptions, GetOptions, KvClient, Permission},
 };
 use portalock_testkit::{
     proxy::FaultProxy,
@@ -227,4 +227,24 @@ pub(crate) async fn until(what: &str, mut condition: impl AsyncFnMut() -> bool) 
     tokio::time::timeout(LONG, look)
         .await
         .unwrap_or_else(|_| panic!("not after {LONG:?}: {what}"));
+}
+
+/// Users `root` and `billing`, who may use the prefix `billing` alone.
+pub(crate) async fn with_users(server: &Server) -> Client {
+    let admin = server.admin().await;
+    let mut auth = admin.auth_client();
+    auth.user_add("root", "hunter2", None).await.unwrap();
+    auth.user_grant_role("root", "root").await.unwrap();
+    auth.role_add("billing").await.unwrap();
+    let whole_prefix = Permission::read_write("billing//").with_prefix();
+    auth.role_grant_permission("billing", whole_prefix)
+        .await
+        .unwrap();
+    auth.user_add("billing", "hunter2", None).await.unwrap();
+    auth.user_grant_role("billing", "billing").await.unwrap();
+    auth.auth_enable().await.unwrap();
+    let options = ConnectOptions::new().with_user("root", "hunter2");
+    Client::connect(server.etcd.endpoints(), Some(options))
+        .await
+        .unwrap()
 }

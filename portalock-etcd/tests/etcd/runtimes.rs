@@ -1,0 +1,90 @@
+//! A session outlives the runtime that started it, and one that stands still.
+
+use std::time::{Duration, Instant};
+
+use portalock_core::{Lock, blocking};
+use tokio::runtime::{Builder, Runtime};
+
+use crate::support::{Server, patient};
+
+const LEASE: Duration = Duration::from_secs(3);
+
+fn current_thread() -> Runtime {
+    Builder::new_current_thread().enable_all().build().unwrap()
+}
+
+#[test]
+fn a_lock_is_kept_while_its_runtime_stands_still() {
+    let server = Server::start();
+    let blocked = current_thread();
+    let (client, guard) = blocked.block_on(async {
+        let client = server
+            .client_with(|settings| settings.with_lease_time(LEASE).unwrap())
+            .await;
+        let lock = Lock::new(client.clone(), "still").unwrap();
+        (client, lock.acquire().await.unwrap())
+    });
+    // Nothing polls the runtime now, as in a computation of three leases.
+    let until = Instant::now() + LEASE * 3;
+    let other = current_thread();
+    other.block_on(async {
+        let rival = Lock::new(server.client().await, "still").unwrap();
+        while Instant::now() < until {
+            assert!(!guard.is_lost());
+            assert!(rival.try_acquire().await.is_err(), "two hold");
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    });
+    blocked.block_on(guard.release()).unwrap();
+    drop(client);
+}
+
+#[test]
+fn a_session_outlives_the_runtime_that_started_it_and_is_revoked_at_the_end() {
+    let server = Server::start();
+    let first = Runtime::new().unwrap();
+    let client = first.block_on(
+        server.client_with(|settings| settings.with_lease_time(Duration::from_secs(600)).unwrap()),
+    );
+    drop(first);
+    let second = current_thread();
+    let holder = second.block_on(async {
+        let lock = Lock::new(server.client().await, "handed").unwrap();
+        lock.acquire().await.unwrap()
+    });
+    let waiting = std::thread::spawn({
+        let lock = blocking::Lock::new(client.clone(), "handed")
+            .unwrap()
+            .with_policy(patient());
+        move || drop(lock.acquire().unwrap())
+    });
+    second.block_on(async {
+        server.waiters("handed", 1).await;
+        holder.release().await.unwrap();
+    });
+    waiting.join().unwrap();
+    drop(client);
+    second.block_on(async {
+        server
+            .until("the lease is revoked", async || {
+                server.session_keys().await.len() <= 1 && server.lock_keys().await.is_empty()
+            })
+            .await;
+    });
+}
+
+#[test]
+fn a_backend_serves_one_short_runtime_after_another() {
+    let server = Server::start();
+    let client = current_thread()
+        .block_on(server.client_with(|settings| settings.with_lease_time(LEASE).unwrap()));
+    for _ in 0..3 {
+        let runtime = current_thread();
+        let lock = Lock::new(client.clone(), "short").unwrap();
+        let guard = runtime.block_on(lock.acquire_with(&patient())).unwrap();
+        drop(runtime);
+        assert!(!guard.is_lost());
+        // Its runtime is gone: the release is made in the background.
+        drop(guard);
+    }
+}

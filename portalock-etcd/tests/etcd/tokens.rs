@@ -1,0 +1,120 @@
+//! Logins whose token expires, and proxies between the client and the members.
+
+use std::{
+    io::Write,
+    net::{Ipv4Addr, TcpListener},
+    process::{Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use portalock_core::{BackendErrorKind, Lock, LockBackend, LockName};
+use portalock_etcd::{EtcdBackend, EtcdSettings};
+
+use crate::support::{Server, patient, until, with_users};
+
+/// How long a token of [`expiring`]'s server is good for.
+const TOKEN: Duration = Duration::from_secs(2);
+
+/// A server whose tokens expire, and settings for it.
+async fn expiring() -> (Server, tempfile::NamedTempFile, EtcdSettings) {
+    let mut key = tempfile::NamedTempFile::new().unwrap();
+    key.write_all(b"a secret of the server's own").unwrap();
+    let server = Server::with(&format!(
+        "--auth-token=jwt,priv-key={},sign-method=HS256,ttl={}s",
+        key.path().display(),
+        TOKEN.as_secs()
+    ));
+    with_users(&server).await;
+    let settings = server
+        .settings()
+        .with_user("billing", "hunter2")
+        .with_prefix("billing")
+        .unwrap();
+    (server, key, settings)
+}
+
+#[tokio::test]
+async fn a_hand_over_is_told_though_the_streams_token_has_expired() {
+    let (_server, _key, settings) = expiring().await;
+    let holder = EtcdBackend::with_settings(settings.clone()).await.unwrap();
+    let waiter = EtcdBackend::with_settings(settings.clone()).await.unwrap();
+    tokio::time::sleep(TOKEN * 2).await;
+    let name = LockName::new("a").unwrap();
+    let mut best = Duration::MAX;
+    for _ in 0..3 {
+        let guard = Lock::new(holder.clone(), "a").unwrap();
+        let guard = guard.acquire_with(&patient()).await.unwrap();
+        let lock = Lock::new(waiter.clone(), "a").unwrap();
+        let waiting = tokio::spawn(async move {
+            let guard = lock.acquire_with(&patient()).await.unwrap();
+            let granted = Instant::now();
+            guard.release().await.unwrap();
+            granted
+        });
+        until("it waits", async || {
+            let found = LockBackend::inspect(&holder, &name).await.unwrap();
+            found.waiters.len() == 1
+        })
+        .await;
+        // Its watch is refused, and begins anew.
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        let released = Instant::now();
+        guard.release().await.unwrap();
+        best = best.min(waiting.await.unwrap().duration_since(released));
+    }
+    // A waiter that hears nothing looks again after five seconds.
+    assert!(best < Duration::from_secs(2), "{best:?}");
+}
+
+#[tokio::test]
+async fn a_deleted_key_is_told_though_the_token_has_expired() {
+    let (server, _key, settings) = expiring().await;
+    let holder = EtcdBackend::with_settings(settings).await.unwrap();
+    tokio::time::sleep(TOKEN * 2).await;
+    let lock = Lock::new(holder.clone(), "a").unwrap();
+    let guard = lock.acquire_with(&patient()).await.unwrap();
+    let options = portalock_etcd::etcd_client::ConnectOptions::new().with_user("root", "hunter2");
+    let root = portalock_etcd::etcd_client::Client::connect(server.etcd.endpoints(), Some(options))
+        .await
+        .unwrap();
+    let key = holder.fence(guard.owner()).unwrap().key;
+    root.kv_client().delete(key, None).await.unwrap();
+    tokio::time::timeout(Duration::from_secs(60), guard.lost())
+        .await
+        .unwrap();
+}
+
+#[tokio::test]
+async fn a_proxy_that_spreads_requests_over_the_members_is_refused() {
+    let server = Server::cluster();
+    let port = {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        listener.local_addr().unwrap().port()
+    };
+    let endpoints = server.etcd.endpoints().join(",").replace("http://", "");
+    let mut proxy = Command::new("etcd")
+        .args(["grpc-proxy", "start"])
+        .arg(format!("--endpoints={endpoints}"))
+        .arg(format!("--listen-addr=127.0.0.1:{port}"))
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let settings = EtcdSettings::new([format!("127.0.0.1:{port}")]).unwrap();
+    let mut refused = None;
+    until(
+        "the proxy answers",
+        async || match EtcdBackend::with_settings(settings.clone()).await {
+            Err(error) if error.kind() == BackendErrorKind::Unavailable => false,
+            outcome => {
+                refused = Some(outcome.map(drop));
+                true
+            }
+        },
+    )
+    .await;
+    proxy.kill().unwrap();
+    proxy.wait().unwrap();
+    let error = refused.unwrap().unwrap_err();
+    assert_eq!(error.kind(), BackendErrorKind::Unsupported, "{error}");
+}

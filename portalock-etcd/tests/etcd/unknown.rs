@@ -1,0 +1,180 @@
+//! Calls whose outcome is unknown: what they may have done is withdrawn for good before their owner is forgotten.
+
+use std::time::Duration;
+
+use portalock_core::{
+    Attempt, Lock, LockBackend, LockName, LockRequest, Mode, Patience, Policy, Request,
+};
+use portalock_etcd::etcd_client::{AlarmAction, AlarmOptions, AlarmType, MaintenanceClient};
+use portalock_testkit::proxy::Direction;
+
+use crate::support::{Server, patient, until, with_users};
+
+fn request(name: &str) -> LockRequest {
+    Request::new(
+        LockName::new(name).unwrap(),
+        Mode::Exclusive,
+        Patience::Queue,
+    )
+}
+
+/// Tells the server that its store is full, or that it no longer is.
+async fn full(admin: &mut MaintenanceClient, is_full: bool) {
+    let status = admin.status().await.unwrap();
+    let mut options = AlarmOptions::new();
+    options.with_member(status.header().unwrap().member_id());
+    let action = if is_full {
+        AlarmAction::Activate
+    } else {
+        AlarmAction::Deactivate
+    };
+    admin
+        .alarm(action, AlarmType::Nospace, Some(options))
+        .await
+        .unwrap();
+}
+
+#[tokio::test]
+async fn a_request_whose_answer_was_lost_is_withdrawn_though_the_next_try_says_that_the_store_is_full()
+ {
+    let server = Server::start();
+    let (first, second) = (server.line(0), server.line(0));
+    let client = server
+        .lasting_client_through(&[&first, &second], Duration::from_secs(2))
+        .await;
+    first.black_hole(Direction::ToClient);
+    let lock = Lock::new(client, "orphan").unwrap();
+    let attempt = tokio::spawn({
+        let lock = lock.clone();
+        async move { lock.acquire_with(&patient()).await.map(drop) }
+    });
+    server
+        .until("placed", async || server.lock_keys().await.len() == 1)
+        .await;
+    let mut admin = server.admin().await.maintenance_client();
+    full(&mut admin, true).await;
+    attempt.await.unwrap().unwrap_err();
+    full(&mut admin, false).await;
+    first.heal();
+    until("nothing is left", async || {
+        server.lock_keys().await.is_empty()
+    })
+    .await;
+    drop(lock.acquire_with(&patient()).await.unwrap());
+}
+
+#[tokio::test]
+async fn a_request_whose_answer_was_lost_is_withdrawn_though_the_next_try_is_not_permitted() {
+    let server = Server::start();
+    let root = with_users(&server).await;
+    let (first, second) = (server.line(0), server.line(0));
+    let client = server
+        .client_through(&[&first, &second], |settings| {
+            settings
+                .with_request_timeout(Duration::from_secs(2))
+                .unwrap()
+                .with_lease_time(Duration::from_secs(600))
+                .unwrap()
+                .with_user("billing", "hunter2")
+                .with_prefix("billing")
+                .unwrap()
+        })
+        .await;
+    let inspector = server.settings().with_user("root", "hunter2");
+    let inspector = inspector.with_prefix("billing").unwrap();
+    let inspector = portalock_etcd::EtcdBackend::with_settings(inspector)
+        .await
+        .unwrap();
+    let held = async || {
+        let name = LockName::new("orphan").unwrap();
+        let found = LockBackend::inspect(&inspector, &name).await.unwrap();
+        found.holders.len()
+    };
+    // This runtime's connection is made and logged in before the line breaks.
+    let warm = Lock::new(client.clone(), "warm").unwrap();
+    warm.acquire().await.unwrap().release().await.unwrap();
+    first.black_hole(Direction::ToClient);
+    let lock = Lock::new(client, "orphan").unwrap();
+    let attempt = tokio::spawn({
+        let lock = lock.clone();
+        async move { lock.acquire_with(&patient()).await.map(drop) }
+    });
+    until("placed", async || held().await == 1).await;
+    let mut users = root.auth_client();
+    users.user_revoke_role("billing", "billing").await.unwrap();
+    attempt.await.unwrap().unwrap_err();
+    users.user_grant_role("billing", "billing").await.unwrap();
+    first.heal();
+    until("nothing is left", async || held().await == 0).await;
+}
+
+#[tokio::test]
+async fn a_late_request_takes_no_lock_though_it_was_released_while_the_store_was_full() {
+    let server = Server::start();
+    let (slow, fast) = (server.line(0), server.line(0));
+    let client = server
+        .lasting_client_through(&[&slow, &fast], Duration::from_secs(2))
+        .await;
+    let mut admin = server.admin().await.maintenance_client();
+    let late = Duration::from_millis(1_800);
+    slow.delay(Direction::ToServer, late);
+    let request = request("late");
+    let attempt = LockBackend::try_acquire(&client, &request).await.unwrap();
+    assert!(matches!(attempt, Attempt::Granted(_)));
+    full(&mut admin, true).await;
+    let released = LockBackend::release(&client, &request).await.unwrap();
+    assert_eq!(released, portalock_core::Released::Freed);
+    full(&mut admin, false).await;
+    // The late request arrives now, or has been stopped.
+    tokio::time::sleep(late).await;
+    until("nothing is left", async || {
+        server.lock_keys().await.is_empty()
+    })
+    .await;
+    let other = Lock::new(server.client().await, "late").unwrap();
+    drop(other.acquire_with(&patient()).await.unwrap());
+}
+
+#[tokio::test]
+async fn a_release_that_was_dropped_half_way_is_made_later() {
+    let server = Server::start();
+    let line = server.line(0);
+    let client = server
+        .lasting_client_through(&[&line], Duration::from_secs(60))
+        .await;
+    let request = request("owed");
+    let attempt = LockBackend::try_acquire(&client, &request).await.unwrap();
+    assert!(matches!(attempt, Attempt::Granted(_)));
+    line.black_hole(Direction::ToServer);
+    let release = LockBackend::release(&client, &request);
+    tokio::time::timeout(Duration::from_millis(100), release)
+        .await
+        .unwrap_err();
+    line.cut();
+    line.heal();
+    until("it is released", async || {
+        server.lock_keys().await.is_empty()
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_client_goes_on_after_a_failed_call_to_a_stopped_server() {
+    let server = Server::start();
+    let line = server.line(0);
+    let client = server
+        .lasting_client_through(&[&line], Duration::from_secs(1))
+        .await;
+    let lock = Lock::new(client, "on").unwrap();
+    line.black_hole(Direction::ToClient);
+    let brief = Policy::default().with_timeout(Duration::from_millis(200));
+    lock.acquire_with(&brief).await.unwrap_err();
+    line.heal();
+    line.cut();
+    let guard = lock.acquire_with(&patient()).await.unwrap();
+    guard.release().await.unwrap();
+    until("nothing is left", async || {
+        server.lock_keys().await.is_empty()
+    })
+    .await;
+}
