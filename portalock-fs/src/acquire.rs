@@ -17,6 +17,7 @@ use portalock_core::{
 
 use crate::{
     FsError, FsErrorKind,
+    fork::Origin,
     name::FileName,
     open::{LockFile, Store, Tried},
     queue::{Held, Place, Places},
@@ -44,12 +45,24 @@ pub(crate) struct Client {
     /// The directory was moved from where it was opened: whoever opens it there now is not excluded.
     pub(crate) is_moved: AtomicBool,
     /// The process that opened the backend. A forked child has copies of its files, and must not unlock them.
-    pub(crate) process: u32,
+    pub(crate) origin: Origin,
 }
 
 impl Client {
+    /// An error in a forked child. Nothing may be locked before this: a thread of the parent may have had it locked as it
+    /// forked.
+    pub(crate) fn ensure_here(&self) -> Result<(), FsError> {
+        if !self.origin.is_elsewhere() {
+            return Ok(());
+        }
+        let cause = io::Error::other("it was opened before this process was forked");
+        let error = FsError::with_kind(FsErrorKind::Forked, "use the lock directory", cause);
+        Err(self.locate(error))
+    }
+
     /// One attempt for `request`.
     pub(crate) fn attempt(&self, request: &LockRequest) -> Result<Attempt, FsError> {
+        self.ensure_here()?;
         if self.is_moved.load(Ordering::Relaxed) {
             let cause = io::Error::new(io::ErrorKind::NotFound, "the lock directory was moved");
             return Err(self.locate(FsError::new("use the lock directory", cause)));
@@ -207,6 +220,9 @@ impl Client {
 
     /// Opens a waiter's line. False if it does not wait.
     pub(crate) fn listen(&self, request: &LockRequest, line: WakeSender) -> bool {
+        if self.origin.is_elsewhere() {
+            return false;
+        }
         let file_name = FileName::of(&request.name);
         self.places
             .find(&file_name)

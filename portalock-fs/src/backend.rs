@@ -17,6 +17,7 @@ use portalock_core::{
 use crate::{
     Calls, FsError, FsErrorKind, FsSettings, LockKind, Watch,
     acquire::Client,
+    fork::Origin,
     name::FileName,
     open::Store,
     queue::Places,
@@ -177,12 +178,19 @@ impl FsBackend {
                 directory: directory
                     .map(|path| std::path::absolute(path).unwrap_or_else(|_| path.to_owned())),
                 is_moved: AtomicBool::new(false),
-                process: std::process::id(),
+                origin: Origin::here(),
             }
         });
         if let Some(error) = refusal {
             if settings.watch() == Watch::On {
-                return Err(FsError::new("watch", error));
+                let kind = match FsErrorKind::of(&error) {
+                    // How the kernel says that there are too many watches, or instances, of this user.
+                    FsErrorKind::Full | FsErrorKind::TooManyOpenFiles => {
+                        FsErrorKind::TooManyWatches
+                    }
+                    kind => kind,
+                };
+                return Err(FsError::with_kind(kind, "watch", error));
             }
             tracing::debug!(%error, "the lock directory can't be watched: waiters poll");
         }

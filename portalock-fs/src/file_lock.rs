@@ -196,7 +196,8 @@ impl FileGuard {
     ///
     /// # Errors
     ///
-    /// [`LockError::Backend`] if the system refused to unlock it.
+    /// [`LockError::Lost`] if the path no longer named the locked file: somebody removed or replaced it, and others may have
+    /// locked the new one. [`LockError::Backend`] if the system refused to unlock it.
     pub fn release(self) -> Result<(), LockError> {
         self.0.release()
     }

@@ -16,6 +16,7 @@ use crate::{
 impl Client {
     /// Who holds `name`, and who waits for it here.
     pub(crate) fn inspect(&self, name: &LockName) -> Result<Inspection, FsError> {
+        self.ensure_here()?;
         self.look(&FileName::of(name))
             .map_err(|error| self.locate(error))
     }
@@ -78,6 +79,7 @@ impl Client {
 
     /// The locks that somebody holds, or waits for here.
     pub(crate) fn used_names(&self) -> Result<Vec<LockName>, FsError> {
+        self.ensure_here()?;
         let mut names = Vec::new();
         self.each_lock_file(|file_name| {
             let Some(seen) = ours(self.look(&file_name))? else {
@@ -98,6 +100,7 @@ impl Client {
 
     /// Removes the files of locks that nobody uses and nobody was granted for `unused_for`. How many it removed.
     pub(crate) fn clean(&self, unused_for: Duration) -> Result<usize, FsError> {
+        self.ensure_here()?;
         let mut removed = 0;
         self.each_lock_file(|file_name| {
             if self.places.find(&file_name).is_some() {

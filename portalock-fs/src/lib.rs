@@ -24,6 +24,7 @@ mod config;
 mod error;
 mod file_lock;
 mod file_mode;
+mod fork;
 mod grant;
 mod handle;
 mod inspect;

@@ -14,6 +14,7 @@ use portalock_core::{
 
 use crate::{
     FsError,
+    fork::Origin,
     line::{Line, Listening},
     spec::{Ending, Handle, Spec, Witness},
     sys, try_lock, unlock,
@@ -39,8 +40,7 @@ enum State {
     Waiting(Candidate),
     Held {
         handle: Arc<Handle>,
-        /// A forked child inherits the object but not the right to end its parent's lock.
-        process: u32,
+        origin: Origin,
     },
 }
 
@@ -81,16 +81,17 @@ impl OneFile {
 
     /// Whether the path still names the locked file.
     pub(crate) fn check(&self) -> Result<Option<Loss>, FsError> {
-        let State::Held { handle, .. } = &*self.lock_state() else {
+        let State::Held { handle, origin } = &*self.lock_state() else {
             return Ok(None);
         };
+        if origin.is_elsewhere() {
+            let what = "it belongs to the process that this one was forked from";
+            return Ok(Some(Loss::Removed(what.into())));
+        }
         if self.spec.names(handle)? {
             return Ok(None);
         }
-        let path = self.spec.path.display();
-        Ok(Some(Loss::Removed(
-            format!("{path} was removed or replaced").into(),
-        )))
+        Ok(Some(self.spec.loss()))
     }
 
     pub(crate) fn attempt(&self, mode: Mode, patience: Patience) -> Result<Attempt, FsError> {
@@ -121,7 +122,7 @@ impl OneFile {
                 self.empty(&candidate.handle)?;
                 *state = State::Held {
                     handle: Arc::new(candidate.handle),
-                    process: std::process::id(),
+                    origin: Origin::here(),
                 };
                 return Ok(Attempt::Granted(Grant::new()));
             }
@@ -182,46 +183,44 @@ impl OneFile {
         })
     }
 
-    /// Frees what is held. The first failure is reported, and none keeps the rest from being done.
+    /// Frees what is held. The first failure is reported, and none keeps the rest from being done. `NotHeld` if the lock
+    /// was lost before, or is another process's.
     pub(crate) fn end(&self) -> Result<Released, FsError> {
         match std::mem::take(&mut *self.lock_state()) {
-            State::Held { handle, process } => {
-                if process == std::process::id() {
-                    self.free(handle)?;
-                }
-                Ok(Released::Freed)
-            }
+            // A forked child: unlocking would free the parent's lock, closing our copy does not.
+            State::Held { origin, .. } if origin.is_elsewhere() => Ok(Released::NotHeld),
+            State::Held { handle, .. } => self.free(handle),
             State::Waiting(_) | State::Closed => Ok(Released::NotHeld),
         }
     }
 
-    fn free(&self, handle: Arc<Handle>) -> Result<(), FsError> {
-        let Ending::Remove { companion } = &self.spec.ending else {
-            return unlock(&**handle, self.spec.kind).map_err(|error| error.at(&self.spec.path));
-        };
+    fn free(&self, handle: Arc<Handle>) -> Result<Released, FsError> {
+        let is_ours = self.spec.names(&handle);
+        // What stands there now is another's.
+        let removes = matches!(is_ours, Ok(true));
         // Removed while still locked: between unlock and removal another could lock the file, and a third one a new one.
-        let ours = self.spec.names(&handle);
-        let removed = match &ours {
-            Ok(true) => companion
-                .iter()
-                .map(|companion| removed(companion, sys::remove_file(companion)))
-                .chain((!sys::LOCKED_FILES_STAY).then(|| self.remove()))
-                .fold(Ok(()), Result::and),
-            // What stands there now is another's.
-            Ok(false) => {
-                tracing::warn!(path = %self.spec.path.display(), "a lock file was removed or replaced while it was held");
-                Ok(())
+        // The companion goes first: once the lock file has gone, the next holder locks a new one and has a companion.
+        let mut done = Ok(());
+        if removes && let Ending::Remove { companion } = &self.spec.ending {
+            if let Some(companion) = companion {
+                done = removed(companion, sys::remove_file(companion));
             }
-            Err(error) => Err(error.clone()),
-        };
-        let unlocked = unlock(&**handle, self.spec.kind).map_err(|error| error.at(&self.spec.path));
+            if !sys::LOCKED_FILES_STAY {
+                done = done.and(self.remove());
+            }
+        }
+        done =
+            done.and(unlock(&**handle, self.spec.kind).map_err(|error| error.at(&self.spec.path)));
         drop(handle);
-        let removed_late = if sys::LOCKED_FILES_STAY && matches!(ours, Ok(true)) {
-            self.remove()
+        if removes && sys::LOCKED_FILES_STAY && matches!(self.spec.ending, Ending::Remove { .. }) {
+            done = done.and(self.remove());
+        }
+        done?;
+        Ok(if is_ours? {
+            Released::Freed
         } else {
-            Ok(())
-        };
-        removed.and(unlocked).and(removed_late)
+            Released::NotHeld
+        })
     }
 
     fn remove(&self) -> Result<(), FsError> {

@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use portalock_core::{Holder, LockError, LockName};
+use portalock_core::{Holder, LockError, LockName, Loss};
 
 use crate::{FileMode, FsError, FsErrorKind, LockKind, sys};
 
@@ -82,6 +82,11 @@ impl Spec {
             let error = io::Error::other("not a regular file");
             return Err(FsError::with_kind(FsErrorKind::NotAFile, "lock", error).at(&self.path));
         }
+        if !self.follow && sys::has_other_names(&metadata) {
+            // A lock file of our own: writing to it would write to a file elsewhere.
+            let error = io::Error::other("it has a second name, a hard link");
+            return Err(FsError::with_kind(FsErrorKind::NotAFile, "lock", error).at(&self.path));
+        }
         Ok(handle)
     }
 
@@ -89,6 +94,11 @@ impl Spec {
     pub(crate) fn names(&self, file: &File) -> Result<bool, FsError> {
         sys::path_names_file(&self.path, self.follow, file)
             .map_err(|error| self.failed("look at", error))
+    }
+
+    /// What has happened if the path no longer names the locked file.
+    pub(crate) fn loss(&self) -> Loss {
+        Loss::Removed(format!("{} was removed or replaced", self.path.display()).into())
     }
 
     pub(crate) fn failed(&self, action: &'static str, error: io::Error) -> FsError {

@@ -177,6 +177,7 @@ impl TemporaryGuard {
     ///
     /// # Errors
     ///
+    /// [`LockError::Lost`] if the lock file had been removed or replaced, and somebody else may have held the lock too.
     /// [`LockError::Backend`] if the file could not be removed, or the system refused to unlock it.
     pub fn release(self) -> Result<(), LockError> {
         self.0.release()

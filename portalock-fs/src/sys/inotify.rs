@@ -18,7 +18,7 @@ use rustix::{
     io::Errno,
 };
 
-use crate::watch::Watched;
+use crate::{fork::Origin, watch::Watched};
 
 /// The events of at least a hundred files, or of one with the longest name.
 const BUFFER: usize = 4096;
@@ -41,6 +41,8 @@ pub(crate) struct Watcher {
     stop: OwnedFd,
     registry: Arc<Mutex<Registry>>,
     thread: Mutex<Option<JoinHandle<()>>>,
+    /// A forked child shares the instance with its parent but has no thread: it must neither use nor end anything here.
+    origin: Origin,
 }
 
 #[derive(Default)]
@@ -79,7 +81,10 @@ struct News {
 impl Watcher {
     pub(crate) fn shared() -> io::Result<Arc<Self>> {
         let mut shared = lock(&SHARED);
-        if let Some(watcher) = shared.upgrade() {
+        if let Some(watcher) = shared
+            .upgrade()
+            .filter(|watcher| !watcher.origin.is_elsewhere())
+        {
             return Ok(watcher);
         }
         let watcher = Arc::new(Self {
@@ -87,6 +92,7 @@ impl Watcher {
             stop: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
             registry: Arc::default(),
             thread: Mutex::default(),
+            origin: Origin::here(),
         });
         *shared = Arc::downgrade(&watcher);
         Ok(watcher)
@@ -175,6 +181,10 @@ impl Drop for Registration {
         let Some(watcher) = self.watcher.upgrade() else {
             return;
         };
+        if watcher.origin.is_elsewhere() {
+            // The watch is the parent's, and its thread may have had the registry locked when it forked.
+            return;
+        }
         let mut registry = lock(&watcher.registry);
         let Some(targets) = registry.targets.get_mut(&self.descriptor) else {
             return;
@@ -212,6 +222,9 @@ impl Registry {
 
 impl Drop for Watcher {
     fn drop(&mut self) {
+        if self.origin.is_elsewhere() {
+            return;
+        }
         let _ = rustix::io::write(&self.stop, &1_u64.to_ne_bytes());
         let thread = lock(&self.thread).take();
         if let Some(thread) = thread

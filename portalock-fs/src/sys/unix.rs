@@ -84,6 +84,11 @@ pub(crate) fn path_names_file(path: &Path, follow: bool, file: &File) -> io::Res
     }
 }
 
+/// Whether a hard link leads to the same file.
+pub(crate) fn has_other_names(metadata: &std::fs::Metadata) -> bool {
+    metadata.nlink() > 1
+}
+
 pub(crate) fn remove_lock_file(path: &Path) -> io::Result<()> {
     std::fs::remove_file(path)
 }

@@ -108,6 +108,11 @@ pub(crate) fn path_names_file(_path: &Path, _follow: bool, _file: &File) -> io::
     Ok(true)
 }
 
+/// Not told by a stable call of the standard library.
+pub(crate) fn has_other_names(_metadata: &std::fs::Metadata) -> bool {
+    false
+}
+
 /// Removes a lock file that is no longer open here.
 pub(crate) fn remove_lock_file(path: &Path) -> io::Result<()> {
     match remove_file(path) {

@@ -280,3 +280,18 @@ async fn a_waiter_that_is_dropped_leaves_nothing_behind() {
     held.release().unwrap();
     assert!(lock.try_acquire().is_ok());
 }
+
+#[cfg(unix)]
+#[test]
+fn a_release_says_that_the_file_was_replaced() {
+    let (dir, path) = place("ledger");
+    let guard = FileLock::new(&path).unwrap().try_acquire().unwrap();
+    let new = dir.path().join("new");
+    std::fs::write(&new, "").unwrap();
+    std::fs::rename(&new, &path).unwrap();
+    let error = guard.release().unwrap_err();
+    assert!(
+        matches!(error, portalock_core::LockError::Lost { .. }),
+        "{error}"
+    );
+}

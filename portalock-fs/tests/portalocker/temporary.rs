@@ -66,7 +66,7 @@ fn a_stale_temporary_lock_never_removes_anothers_file() {
         fs::remove_file(&path).unwrap();
         let present = Other::that_has("temporary", &path);
         if release {
-            stale.release().unwrap();
+            assert!(stale.release().is_err());
         } else {
             drop(stale);
         }
@@ -171,4 +171,36 @@ async fn async_waiters_take_turns() {
         turn.await.unwrap();
     }
     assert!(!path.exists());
+}
+
+#[cfg(unix)]
+#[test]
+fn a_hard_link_is_not_emptied() {
+    let (dir, path) = place("build.lock");
+    let victim = dir.path().join("victim");
+    std::fs::write(&victim, "precious").unwrap();
+    std::fs::hard_link(&victim, &path).unwrap();
+    assert!(
+        TemporaryFileLock::new(&path)
+            .unwrap()
+            .try_acquire()
+            .is_err()
+    );
+    assert_eq!(std::fs::read_to_string(&victim).unwrap(), "precious");
+}
+
+#[cfg(unix)]
+#[test]
+fn a_release_says_that_the_lock_was_lost() {
+    let (_dir, path) = place("build.lock");
+    let guard = TemporaryFileLock::new(&path)
+        .unwrap()
+        .try_acquire()
+        .unwrap();
+    std::fs::remove_file(&path).unwrap();
+    let error = guard.release().unwrap_err();
+    assert!(
+        matches!(error, portalock_core::LockError::Lost { .. }),
+        "{error}"
+    );
 }
