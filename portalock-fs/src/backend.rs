@@ -166,6 +166,9 @@ impl FsBackend {
             Client {
                 store: Store {
                     dir,
+                    // Absolute, for as long as the program keeps changing its own directory.
+                    path: directory
+                        .map(|path| std::path::absolute(path).unwrap_or_else(|_| path.to_owned())),
                     kind: settings.lock(),
                     file_mode: settings.file_mode(),
                     beside: cfg!(windows),
@@ -174,9 +177,6 @@ impl FsBackend {
                 watch,
                 label: settings.shared_label(),
                 poll_interval: settings.poll_interval(),
-                // Absolute, for as long as the program keeps changing its own directory.
-                directory: directory
-                    .map(|path| std::path::absolute(path).unwrap_or_else(|_| path.to_owned())),
                 is_moved: AtomicBool::new(false),
                 origin: Origin::here(),
             }

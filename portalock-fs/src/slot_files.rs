@@ -130,13 +130,13 @@ impl SlotFiles {
     fn end(&self) -> Result<Released, FsError> {
         match std::mem::take(&mut *self.lock_state()) {
             State::Held(taken) => {
-                taken
-                    .iter()
-                    .map(OneFile::end)
-                    .fold(Ok(Released::Freed), |all, one| match (all?, one?) {
-                        (Released::Freed, Released::Freed) => Ok(Released::Freed),
-                        _ => Ok(Released::NotHeld),
-                    })
+                let ends: Vec<_> = taken.iter().map(OneFile::end).collect();
+                let ends = ends.into_iter().collect::<Result<Vec<_>, _>>()?;
+                Ok(if ends.contains(&Released::NotHeld) {
+                    Released::NotHeld
+                } else {
+                    Released::Freed
+                })
             }
             State::Waiting(_) | State::Idle => Ok(Released::NotHeld),
         }

@@ -9,7 +9,7 @@ use std::{
 
 use cap_std::fs::{Dir, OpenOptionsExt as _};
 use rustix::{
-    fs::{AtFlags, FileType, OFlags, Stat, fstat, statat},
+    fs::{AtFlags, CWD, FileType, OFlags, Stat, fstat, statat},
     io::Errno,
     process::{Pid, test_kill_process},
 };
@@ -51,6 +51,16 @@ pub(crate) fn look_at(file: &cap_std::fs::File) -> io::Result<Seen> {
 /// Which file `name` leads to, a single name in `dir`. Links are not followed.
 pub(crate) fn look_for(dir: &Dir, name: &str) -> io::Result<Seen> {
     Ok(seen(&statat(dir, name, AtFlags::SYMLINK_NOFOLLOW)?))
+}
+
+/// Which file `path` leads to. Of its last part a link is followed only if asked.
+pub(crate) fn look_along(path: &Path, follow: bool) -> io::Result<Seen> {
+    let flags = if follow {
+        AtFlags::empty()
+    } else {
+        AtFlags::SYMLINK_NOFOLLOW
+    };
+    Ok(seen(&statat(CWD, path, flags)?))
 }
 
 #[allow(
@@ -105,7 +115,7 @@ pub(crate) fn replace(from: &Path, to: &Path) -> io::Result<()> {
 /// Moves `from` to `to` unless something is there; `None` if the file system has no such call.
 #[cfg(any(target_os = "linux", target_os = "android", target_vendor = "apple"))]
 pub(crate) fn rename_exclusive(from: &Path, to: &Path) -> Option<io::Result<()>> {
-    use rustix::fs::{CWD, RenameFlags, renameat_with};
+    use rustix::fs::{RenameFlags, renameat_with};
 
     let renamed =
         renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE).map_err(io::Error::from);

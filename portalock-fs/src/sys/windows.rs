@@ -11,7 +11,10 @@ use std::{
 };
 
 use cap_fs_ext::MetadataExt as _;
-use cap_std::fs::{Dir, Metadata, OpenOptionsExt as _};
+use cap_std::{
+    ambient_authority,
+    fs::{Dir, Metadata, OpenOptionsExt as _},
+};
 use portalock_core::{Holder, Mode};
 use tempfile::TempPath;
 
@@ -46,6 +49,19 @@ pub(crate) fn look_at(file: &cap_std::fs::File) -> io::Result<Seen> {
 
 /// Which file `name` leads to, a single name in `dir`. Links are not followed.
 pub(crate) fn look_for(dir: &Dir, name: &str) -> io::Result<Seen> {
+    Ok(seen(&dir.symlink_metadata(name)?))
+}
+
+/// Which file `path` leads to. Of its last part a link is followed only if asked.
+pub(crate) fn look_along(path: &Path, follow: bool) -> io::Result<Seen> {
+    let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
+        return Err(io::ErrorKind::Unsupported.into());
+    };
+    if follow {
+        let dir = Dir::open_ambient_dir(path, ambient_authority())?;
+        return Ok(seen(&dir.dir_metadata()?));
+    }
+    let dir = Dir::open_ambient_dir(parent, ambient_authority())?;
     Ok(seen(&dir.symlink_metadata(name)?))
 }
 
