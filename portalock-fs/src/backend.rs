@@ -102,8 +102,9 @@ pub struct FsBackend {
 impl FsBackend {
     /// Locks in `directory`, which is made if it isn't there, with the defaults of [`FsSettings`].
     ///
-    /// Give the locks a directory of their own. On Unix it is made with the permissions `755`, less the umask, and lock files
-    /// are for their owner only (`600`).
+    /// Give the locks a directory of their own, which only those can write who may lock: who can write it can remove or
+    /// replace a lock file, and in a directory that all can write, such as `/tmp`, anybody can take the name first. On Unix it
+    /// is made with the permissions of any new directory, and lock files are for their owner only (`600`).
     ///
     /// # Errors
     ///
@@ -328,16 +329,14 @@ impl LockBackend for FsBackend {
     }
 }
 
+/// Whoever may use the locks must be able to make their files: the group too if it may write them, whatever the umask says.
 fn make_directory(directory: &Path, file_mode: u32) -> std::io::Result<()> {
-    let mut builder = std::fs::DirBuilder::new();
-    builder.recursive(true);
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::DirBuilderExt;
-        // Whoever may use the locks must be able to make their files.
-        builder.mode(if file_mode & 0o020 == 0 { 0o755 } else { 0o775 });
+    if let Some(parent) = directory.parent() {
+        std::fs::create_dir_all(parent)?;
     }
-    #[cfg(not(unix))]
-    let _ = file_mode;
-    builder.create(directory)
+    match std::fs::create_dir(directory) {
+        Ok(()) if file_mode & 0o020 != 0 => sys::let_group_write(directory),
+        Err(_) if directory.is_dir() => Ok(()),
+        made => made,
+    }
 }

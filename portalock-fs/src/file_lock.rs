@@ -1,7 +1,7 @@
 //! The lock on a user's own data file: open, lock, hand out the open file.
 
 use std::{
-    fs::File,
+    fs::{File, OpenOptions},
     io::{self, Read, Seek, SeekFrom, Write},
     ops::Deref,
     path::Path,
@@ -71,6 +71,16 @@ impl FileLock {
     #[must_use]
     pub const fn with_mode(mut self, mode: FileMode) -> Self {
         self.spec.mode = mode;
+        self
+    }
+
+    /// Opens the file as `options` say, such as with permissions or flags of your own, instead of by a [`FileMode`].
+    ///
+    /// The file is opened before it is locked, so don't set `truncate`: empty it through the guard with
+    /// [`File::set_len`]. Flags are taken as they are: without `O_NONBLOCK` opening a named pipe hangs.
+    #[must_use]
+    pub fn with_options(mut self, options: OpenOptions) -> Self {
+        self.spec.options = Some(options);
         self
     }
 

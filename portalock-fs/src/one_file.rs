@@ -40,6 +40,7 @@ enum State {
     Waiting(Candidate),
     Held {
         handle: Arc<Handle>,
+        mode: Mode,
         origin: Origin,
     },
 }
@@ -81,7 +82,7 @@ impl OneFile {
 
     /// Whether the path still names the locked file.
     pub(crate) fn check(&self) -> Result<Option<Loss>, FsError> {
-        let State::Held { handle, origin } = &*self.lock_state() else {
+        let State::Held { handle, origin, .. } = &*self.lock_state() else {
             return Ok(None);
         };
         if origin.is_elsewhere() {
@@ -122,6 +123,7 @@ impl OneFile {
                 self.empty(&candidate.handle)?;
                 *state = State::Held {
                     handle: Arc::new(candidate.handle),
+                    mode,
                     origin: Origin::here(),
                 };
                 return Ok(Attempt::Granted(Grant::new()));
@@ -173,7 +175,7 @@ impl OneFile {
 
     /// Empties the file if the mode says so: only now that it is locked.
     fn empty(&self, handle: &Handle) -> Result<(), FsError> {
-        if !self.spec.mode.truncates() {
+        if self.spec.options.is_some() || !self.spec.mode.truncates() {
             return Ok(());
         }
         handle.set_len(0).map_err(|error| {
@@ -189,15 +191,15 @@ impl OneFile {
         match std::mem::take(&mut *self.lock_state()) {
             // A forked child: unlocking would free the parent's lock, closing our copy does not.
             State::Held { origin, .. } if origin.is_elsewhere() => Ok(Released::NotHeld),
-            State::Held { handle, .. } => self.free(handle),
+            State::Held { handle, mode, .. } => self.free(handle, mode),
             State::Waiting(_) | State::Closed => Ok(Released::NotHeld),
         }
     }
 
-    fn free(&self, handle: Arc<Handle>) -> Result<Released, FsError> {
+    fn free(&self, handle: Arc<Handle>, mode: Mode) -> Result<Released, FsError> {
         let is_ours = self.spec.names(&handle);
         // What stands there now is another's.
-        let removes = matches!(is_ours, Ok(true));
+        let removes = matches!(is_ours, Ok(true)) && self.is_alone(&handle, mode);
         // Removed while still locked: between unlock and removal another could lock the file, and a third one a new one.
         // The companion goes first: once the lock file has gone, the next holder locks a new one and has a companion.
         let mut done = Ok(());
@@ -221,6 +223,17 @@ impl OneFile {
         } else {
             Released::NotHeld
         })
+    }
+
+    /// Whether nobody shares the file that is about to be removed. Where an open file can't be removed, trying shows it.
+    fn is_alone(&self, handle: &Handle, mode: Mode) -> bool {
+        mode == Mode::Exclusive
+            || sys::LOCKED_FILES_STAY
+            || matches!(self.spec.ending, Ending::Keep)
+            || matches!(
+                try_lock(&**handle, Mode::Exclusive, self.spec.kind),
+                Ok(true)
+            )
     }
 
     fn remove(&self) -> Result<(), FsError> {

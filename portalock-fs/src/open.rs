@@ -164,9 +164,13 @@ impl Store {
     pub(crate) fn open(&self, name: &str) -> Result<LockFile, FsError> {
         let mut options = OpenOptions::new();
         options.create(true);
-        self.open_with(name, &mut options)
-            .map_err(|error| self.not_opened(name, error))
-            .and_then(|file| LockFile::new(file, name))
+        let file = self
+            .open_with(name, &mut options)
+            .map_err(|error| self.not_opened(name, error))?;
+        if self.file_mode & 0o077 != 0 {
+            sys::apply_file_mode(&file, self.file_mode);
+        }
+        LockFile::new(file, name)
     }
 
     /// Opens the file if it is there.

@@ -1,7 +1,7 @@
 //! What a file-specific lock locks: a path, and how to open, lock and leave it.
 
 use std::{
-    fs::File,
+    fs::{File, OpenOptions},
     io,
     ops::Deref,
     path::{Path, PathBuf},
@@ -16,6 +16,8 @@ use crate::{FileMode, FsError, FsErrorKind, LockKind, sys};
 pub(crate) struct Spec {
     pub(crate) path: PathBuf,
     pub(crate) mode: FileMode,
+    /// How the user wants it opened, instead of what the mode says.
+    pub(crate) options: Option<OpenOptions>,
     pub(crate) kind: LockKind,
     /// Whether the path may be a symbolic link.
     pub(crate) follow: bool,
@@ -49,6 +51,7 @@ impl Spec {
         Ok(Self {
             path: anchored,
             mode: FileMode::default(),
+            options: None,
             kind: LockKind::default(),
             follow: true,
             ending: Ending::Keep,
@@ -67,8 +70,11 @@ impl Spec {
     }
 
     pub(crate) fn open(&self) -> Result<Handle, FsError> {
-        let mut options = self.mode.options();
-        sys::set_open_flags(&mut options, self.follow);
+        let options = self.options.clone().unwrap_or_else(|| {
+            let mut options = self.mode.options();
+            sys::set_open_flags(&mut options, self.follow);
+            options
+        });
         let file = sys::patiently(|| options.open(&self.path))
             .map_err(|error| self.failed("open", error))?;
         let handle = Handle {

@@ -489,3 +489,33 @@ async fn a_directory_need_not_be_unicode() {
     portalock_fs::open_atomic(directory.join("report"), |_| Ok(())).unwrap();
     assert!(directory.join("report").exists());
 }
+
+/// The umask is the process's, so a process of its own has it.
+#[cfg(unix)]
+#[tokio::test]
+async fn a_group_may_lock_whatever_the_umask_says() {
+    use std::os::unix::fs::PermissionsExt;
+
+    const DIRECTORY: &str = "PORTALOCK_FS_TEST_UMASK";
+    if let Some(directory) = std::env::var_os(DIRECTORY) {
+        let settings = FsSettings::new(directory).with_file_mode(0o660).unwrap();
+        let client = FsBackend::with_settings(&settings).unwrap();
+        drop(lock(&client, "a").acquire_shared().await.unwrap());
+        return;
+    }
+    let locks = Locks::new();
+    let status = std::process::Command::new("sh")
+        .args(["-c", "umask 077; exec \"$@\"", "sh"])
+        .arg(std::env::current_exe().unwrap())
+        .args(["--exact", "a_group_may_lock_whatever_the_umask_says"])
+        .env(DIRECTORY, locks.path())
+        .stdout(std::process::Stdio::null())
+        .status();
+    assert!(status.unwrap().success());
+    let mode = |path: &std::path::Path| path.metadata().unwrap().permissions().mode() & 0o7777;
+    assert_eq!(mode(&locks.path()), 0o2775);
+    for suffix in ["lock", "shared"] {
+        let file = locks.path().join(format!("a.{suffix}"));
+        assert_eq!(mode(&file), 0o660, "{suffix}");
+    }
+}

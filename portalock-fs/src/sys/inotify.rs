@@ -160,7 +160,8 @@ impl Watcher {
         name: &str,
         told: Weak<dyn Watched>,
     ) -> io::Result<Registration> {
-        Self::add(this, file, WatchFlags::CLOSE_WRITE, Some(name.into()), told)
+        // Also by those who only read it, as flock(1) does.
+        Self::add(this, file, WatchFlags::CLOSE, Some(name.into()), told)
     }
 
     /// Watches one file for being closed by anybody, also by those who only read it.

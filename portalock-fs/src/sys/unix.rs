@@ -9,7 +9,7 @@ use std::{
 
 use cap_std::fs::{Dir, OpenOptionsExt as _};
 use rustix::{
-    fs::{AtFlags, CWD, FileType, OFlags, Stat, fstat, statat},
+    fs::{AtFlags, CWD, FileType, Mode, OFlags, Stat, fchmod, fstat, statat},
     io::Errno,
     process::{Pid, test_kill_process},
 };
@@ -31,6 +31,24 @@ pub(crate) fn set_open_flags(options: &mut OpenOptions, follow: bool) {
 /// Lock files are made for whom `file_mode` says.
 pub(crate) fn set_lock_file_flags(options: &mut cap_std::fs::OpenOptions, file_mode: u32) {
     options.mode(file_mode);
+}
+
+/// Lets the owner's group make files in `directory`, which its owner has just made. New files belong to the group of the
+/// directory, whoever makes them.
+pub(crate) fn let_group_write(directory: &Path) -> io::Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    std::fs::set_permissions(directory, std::fs::Permissions::from_mode(0o2775))
+}
+
+/// Gives a file that nobody has written to yet the permissions `file_mode`, of which the umask may have taken some. It fails
+/// if another user made it, who does the same.
+pub(crate) fn apply_file_mode(file: &cap_std::fs::File, file_mode: u32) {
+    if let Ok(stat) = fstat(file)
+        && stat.st_size == 0
+        && Mode::from_raw_mode(stat.st_mode) != Mode::from_raw_mode(file_mode as _)
+    {
+        let _ = fchmod(file, Mode::from_raw_mode(file_mode as _));
+    }
 }
 
 /// Opening for reading never hangs either.

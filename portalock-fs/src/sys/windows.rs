@@ -87,6 +87,18 @@ pub(crate) fn set_lock_file_flags(options: &mut cap_std::fs::OpenOptions, _file_
     options.share_mode(FILE_SHARE_READ | FILE_SHARE_WRITE);
 }
 
+/// Who may do what is inherited.
+#[allow(
+    clippy::unnecessary_wraps,
+    reason = "the same face as on other systems"
+)]
+pub(crate) fn let_group_write(_directory: &Path) -> io::Result<()> {
+    Ok(())
+}
+
+/// Who may do what is inherited.
+pub(crate) fn apply_file_mode(_file: &cap_std::fs::File, _file_mode: u32) {}
+
 /// A reader shares everything: it must not keep the writer from putting a new file in its place.
 pub(crate) fn set_read_flags(_options: &mut OpenOptions) {}
 

@@ -295,3 +295,20 @@ fn a_release_says_that_the_file_was_replaced() {
         "{error}"
     );
 }
+
+#[cfg(unix)]
+#[test]
+fn opens_as_its_user_says() {
+    use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+
+    let (_dir, path) = place("ledger");
+    let mut options = std::fs::File::options();
+    options.read(true).write(true).create(true).mode(0o600);
+    let lock = FileLock::new(&path).unwrap().with_options(options);
+    let guard = lock.try_acquire().unwrap();
+    assert_eq!(
+        guard.metadata().unwrap().permissions().mode() & 0o777,
+        0o600
+    );
+    assert!(lock.try_acquire().is_err());
+}

@@ -204,3 +204,25 @@ fn a_release_says_that_the_lock_was_lost() {
         "{error}"
     );
 }
+
+#[test]
+fn those_who_share_it_leave_the_file_to_the_last() {
+    for kind in [
+        portalock_fs::LockKind::Flock,
+        portalock_fs::LockKind::Record,
+    ] {
+        let (_dir, path) = place("shared.lock");
+        let alone = TemporaryFileLock::new(&path).unwrap().with_kind(kind);
+        let shared = alone.clone().shared();
+        let one = shared.try_acquire().unwrap();
+        let two = shared.try_acquire().unwrap();
+        assert!(alone.try_acquire().is_err());
+        one.release().unwrap();
+        assert!(path.exists(), "{kind:?}");
+        two.ensure_held().unwrap();
+        assert!(alone.try_acquire().is_err());
+        two.release().unwrap();
+        assert!(!path.exists(), "{kind:?}");
+        alone.try_acquire().unwrap().release().unwrap();
+    }
+}
