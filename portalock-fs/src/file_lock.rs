@@ -106,6 +106,11 @@ impl FileLock {
         self
     }
 
+    /// What is locked, and how it is waited for.
+    pub(crate) fn into_parts(self) -> (Spec, Policy) {
+        (self.spec, self.policy)
+    }
+
     /// The file, as an absolute path.
     pub fn path(&self) -> &Path {
         &self.spec.path

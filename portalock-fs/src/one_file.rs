@@ -3,7 +3,7 @@
 use std::{
     io,
     path::Path,
-    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use async_trait::async_trait;
@@ -30,7 +30,7 @@ pub(crate) struct OneFile {
     spec: Spec,
     state: Mutex<State>,
     /// Where the waiter is woken, once the engine listens.
-    line: OnceLock<Line>,
+    line: Mutex<Option<Line>>,
 }
 
 #[derive(Debug, Default)]
@@ -59,7 +59,7 @@ impl OneFile {
         Self {
             spec,
             state: Mutex::default(),
-            line: OnceLock::new(),
+            line: Mutex::default(),
         }
     }
 
@@ -68,8 +68,12 @@ impl OneFile {
     }
 
     /// Has the waiter woken on `line` from the next attempt on.
-    pub(crate) fn listen_on(&self, line: Line) -> bool {
-        self.line.set(line).is_ok()
+    pub(crate) fn listen_on(&self, line: Line) {
+        *self.lock_line() = Some(line);
+    }
+
+    fn lock_line(&self) -> MutexGuard<'_, Option<Line>> {
+        self.line.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The locked file.
@@ -167,8 +171,8 @@ impl OneFile {
             return false;
         }
         candidate.listening = self
-            .line
-            .get()
+            .lock_line()
+            .as_ref()
             .and_then(|line| line.listen(&candidate.handle));
         candidate.listening.is_some()
     }
@@ -285,7 +289,8 @@ impl LockBackend for OneFile {
             return Ok(None);
         };
         // The engine asks once, and tries again afterwards: that attempt starts to listen.
-        Ok(self.listen_on(line).then_some(wakeups))
+        self.listen_on(line);
+        Ok(Some(wakeups))
     }
 
     async fn release(&self, _request: &LockRequest) -> Result<Released, BackendError> {

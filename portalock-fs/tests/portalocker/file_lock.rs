@@ -312,3 +312,36 @@ fn opens_as_its_user_says() {
     );
     assert!(lock.try_acquire().is_err());
 }
+
+#[tokio::test]
+async fn a_reentrant_lock_hands_out_one_file() {
+    use std::io::Write;
+
+    let (_dir, path) = place("ledger");
+    let alone = FileLock::new(&path).unwrap();
+    let ours =
+        portalock_fs::ReentrantFileLock::new(alone.clone().with_policy(crate::patient())).unwrap();
+    // Twice: the second time it opens the file anew, and is woken as the first time.
+    for round in 1..=2 {
+        let other = alone.try_acquire().unwrap();
+        let waiting = tokio::spawn({
+            let ours = ours.clone();
+            async move { ours.acquire().await.unwrap() }
+        });
+        tokio::task::yield_now().await;
+        other.release().unwrap();
+        let outer = waiting.await.unwrap();
+        let inner = ours.acquire().await.unwrap();
+        assert_eq!(ours.count(), 2);
+        writeln!(&*outer, "a").unwrap();
+        writeln!(&*inner, "b").unwrap();
+        outer.release().unwrap();
+        assert!(alone.try_acquire().is_err());
+        inner.release().unwrap();
+        assert_eq!(ours.count(), 0);
+        assert_eq!(
+            std::fs::read_to_string(&path).unwrap(),
+            "a\nb\n".repeat(round)
+        );
+    }
+}

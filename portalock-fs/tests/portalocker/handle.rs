@@ -54,3 +54,55 @@ fn flock_and_record_locks_do_not_see_each_other() {
     let _other = Other::that_has("flock", &path);
     assert!(try_lock(&file, Mode::Exclusive, LockKind::Record).unwrap());
 }
+
+#[tokio::test]
+async fn an_open_handle_is_waited_for_until_a_deadline() {
+    use portalock_core::LockError;
+    use portalock_fs::{blocking_lock_with, lock_with};
+
+    for kind in [LockKind::Flock, LockKind::Record] {
+        let (_dir, path) = crate::place("ledger");
+        let open = || {
+            let mut options = std::fs::File::options();
+            options
+                .read(true)
+                .append(true)
+                .create(true)
+                .open(&path)
+                .unwrap()
+        };
+        let (ours, theirs) = (open(), open());
+        assert!(portalock_fs::try_lock(&theirs, Mode::Exclusive, kind).unwrap());
+        let policy = crate::briefly();
+        let refused = lock_with(&ours, Mode::Shared, kind, &policy).await;
+        assert!(
+            matches!(refused, Err(LockError::Timeout { .. })),
+            "{kind:?}"
+        );
+        let refused = blocking_lock_with(&ours, Mode::Exclusive, kind, &policy);
+        assert!(
+            matches!(refused, Err(LockError::Timeout { .. })),
+            "{kind:?}"
+        );
+        let waiting = tokio::spawn(async move {
+            lock_with(&ours, Mode::Exclusive, kind, &crate::patient())
+                .await
+                .unwrap();
+            ours
+        });
+        tokio::task::yield_now().await;
+        drop(theirs);
+        let ours = waiting.await.unwrap();
+        let theirs = open();
+        assert!(
+            !portalock_fs::try_lock(&theirs, Mode::Shared, kind).unwrap(),
+            "{kind:?}"
+        );
+        portalock_fs::unlock(&ours, kind).unwrap();
+        blocking_lock_with(&theirs, Mode::Exclusive, kind, &policy).unwrap();
+        assert!(
+            !portalock_fs::try_lock(&ours, Mode::Shared, kind).unwrap(),
+            "{kind:?}"
+        );
+    }
+}
