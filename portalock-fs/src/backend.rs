@@ -60,12 +60,13 @@ const LOSS: Duration = Duration::from_secs(1);
 ///   [`LockKind`]. Between hosts as far as the network file system has such locks.
 /// - **Crash**: the operating system frees the locks of a process that ends, however it ends, and a waiter has them within
 ///   a second. A process that is stopped keeps its locks. A child never inherits one: descriptors are closed on `exec`, and
-///   a release unlocks before it closes. Open the backend after a `fork`, not before: a forked copy frees nothing.
+///   a release unlocks before it closes. Open the backend after a `fork`, not before: a forked copy frees nothing and
+///   refuses to lock.
 /// - **Tokens** grow with each grant of a name. The last one is in the lock file, in two slots with checksums, so a crash in
 ///   the midst of a write loses none; and each is at least the clock in microseconds, so that a file that was deleted
 ///   doesn't start again from one.
-/// - **Loss**, where the directory is watched: if the lock file is deleted or replaced under its holder, or the directory is
-///   moved, `lost` fires within milliseconds. Every acquisition looks, once it has the lock, whether the file is still
+/// - **Loss**, where the directory is watched: if the lock file is deleted or replaced under its holder, `lost` fires within
+///   milliseconds; within half a second if the path leads to another directory. Every acquisition looks, once it has the lock, whether the file is still
 ///   the one in the directory, so those who come later exclude each other. Where nothing is watched the holder learns of it
 ///   when it releases. On Windows it can't happen: nobody can delete or replace a lock file that is open.
 /// - **Order**: waiters of one client are served first come, first served; a waiting writer is not overtaken by readers of
@@ -73,7 +74,8 @@ const LOSS: Duration = Duration::from_secs(1);
 /// - **Handing on**: where the directory is watched, an exclusive holder's release hands the locked file to the next waiter
 ///   of the same client, if that one wants it exclusively too. The file is checked and the grant written down as for any
 ///   other; only the unlocking is left out. After 64 times, or a millisecond after it was locked, the file is unlocked for
-///   the sake of other processes, and the next waiter here hears of that at the same time as they do.
+///   the sake of other processes, and the next waiter here hears of that at the same time as they do. A waiter that is kept
+///   but never polled again holds what it was handed: other processes wait until it is polled or dropped.
 /// - **Waiting**: on Linux a waiter sleeps until the file is closed by its holder (inotify), alive or dying. Elsewhere, on a
 ///   network file system and where the system's limits are reached, it looks again after half a millisecond and then
 ///   ever longer, up to [`poll_interval`](FsSettings::poll_interval). Only the first waiter of a client does either.
