@@ -2,27 +2,31 @@
 
 use std::{
     io,
-    path::PathBuf,
     sync::{
         Arc, MutexGuard,
         atomic::{AtomicBool, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
-use cap_std::{ambient_authority, fs::Dir};
 use portalock_core::{
     Attempt, Contention, Holder, Lease, LockName, LockRequest, Loss, Mode, Patience, WakeSender,
 };
 
 use crate::{
     FsError, FsErrorKind,
+    fork::Origin,
     name::FileName,
     open::{LockFile, Store, Tried},
     queue::{Held, Place, Places},
     stay::Stay,
+    sys,
     watch::{DirectoryWatch, Watched, Watching},
 };
+
+/// How long a lock is tried that is busy though nobody is known to hold it. It takes microseconds, unless whoever has it is
+/// kept from running.
+const PASSING: Duration = Duration::from_millis(50);
 
 /// How often one looks who is sure to be woken by those before it in this process.
 const BEHIND_OTHERS: Duration = Duration::from_secs(60);
@@ -39,20 +43,29 @@ pub(crate) struct Client {
     pub(crate) watch: Option<DirectoryWatch>,
     pub(crate) label: Option<Arc<str>>,
     pub(crate) poll_interval: Duration,
-    /// The directory as it was opened, for messages.
-    pub(crate) directory: Option<PathBuf>,
-    /// The directory was moved from where it was opened: whoever opens it there now is not excluded.
+    /// The path leads elsewhere by now: whoever opens the directory by it is not excluded.
     pub(crate) is_moved: AtomicBool,
     /// The process that opened the backend. A forked child has copies of its files, and must not unlock them.
-    pub(crate) process: u32,
+    pub(crate) origin: Origin,
 }
 
 impl Client {
+    /// An error in a forked child. Nothing may be locked before this: a thread of the parent may have had it locked as it
+    /// forked.
+    pub(crate) fn ensure_here(&self) -> Result<(), FsError> {
+        if !self.origin.is_elsewhere() {
+            return Ok(());
+        }
+        let cause = io::Error::other("it was opened before this process was forked");
+        let error = FsError::with_kind(FsErrorKind::Forked, "use the lock directory", cause);
+        Err(self.locate(error))
+    }
+
     /// One attempt for `request`.
     pub(crate) fn attempt(&self, request: &LockRequest) -> Result<Attempt, FsError> {
+        self.ensure_here()?;
         if self.is_moved.load(Ordering::Relaxed) {
-            let cause = io::Error::new(io::ErrorKind::NotFound, "the lock directory was moved");
-            return Err(self.locate(FsError::new("use the lock directory", cause)));
+            return Err(self.locate(Store::moved()));
         }
         let file_name = FileName::of(&request.name);
         let visit = self.places.enter(&file_name);
@@ -111,15 +124,26 @@ impl Client {
             Tried::Locked(file) => return self.granted(place, file_name, file, request),
             Tried::Busy(file) => file,
         };
-        let holder = self.present_holder(file_name, &file);
         if waits && !is_watched(place, &file) {
             place.watching = self.watch_file(file_name, &file);
         }
-        // Again, since it may have been freed before the watch was up. It also passes over one who only looked.
-        let file = match self.store.try_lock(file_name, Some(file), mode)? {
+        // Again, since it may have been freed before the watch was up.
+        let mut file = match self.store.try_lock(file_name, Some(file), mode)? {
             Tried::Locked(file) => return self.granted(place, file_name, file, request),
             Tried::Busy(file) => file,
         };
+        let mut holder = self.present_holder(file_name, &file);
+        let start = Instant::now();
+        while !waits && holder.as_ref().is_none_or(is_gone) && start.elapsed() < PASSING {
+            // One who only looks has it, for a microsecond, or a holder is about to write down that it holds. This must not
+            // be answered with "locked" before it is known which.
+            std::thread::yield_now();
+            file = match self.store.try_lock(file_name, Some(file), mode)? {
+                Tried::Locked(file) => return self.granted(place, file_name, file, request),
+                Tried::Busy(file) => file,
+            };
+            holder = self.present_holder(file_name, &file);
+        }
         let is_watched = is_watched(place, &file);
         place.candidate = Some(file);
         let mut contention = Contention::new().with_holder(holder);
@@ -207,6 +231,9 @@ impl Client {
 
     /// Opens a waiter's line. False if it does not wait.
     pub(crate) fn listen(&self, request: &LockRequest, line: WakeSender) -> bool {
+        if self.origin.is_elsewhere() {
+            return false;
+        }
         let file_name = FileName::of(&request.name);
         self.places
             .find(&file_name)
@@ -248,7 +275,7 @@ impl Client {
 
     /// Says in which directory it was.
     pub(crate) fn locate(&self, error: FsError) -> FsError {
-        match (&self.directory, error.path()) {
+        match (&self.store.path, error.path()) {
             (Some(directory), Some(file)) => {
                 let path = directory.join(file);
                 error.at(path)
@@ -270,7 +297,9 @@ impl Client {
                 continue;
             };
             if is_moved {
-                lease.end(Loss::Removed("the lock directory was moved".into()));
+                lease.end(Loss::Removed(
+                    "the path to the lock directory leads elsewhere".into(),
+                ));
             } else if let Ok(false) = self.store.is_current(file_name, &held.file) {
                 // An error would say nothing about the file.
                 let what = format!("{} was deleted or replaced", file_name.as_str());
@@ -280,18 +309,11 @@ impl Client {
         // Those who wait must go on to the file that is there now, if any.
         place.wake_first();
     }
+}
 
-    /// Whether the directory is still the one that is opened by its path.
-    fn is_in_place(&self) -> bool {
-        let Some(path) = &self.directory else {
-            // It was never opened by a path.
-            return true;
-        };
-        match Dir::open_ambient_dir(path, ambient_authority()) {
-            Ok(there) => self.store.is_in(&there),
-            Err(error) => error.kind() != io::ErrorKind::NotFound,
-        }
-    }
+/// Whether that process ended without a release, as far as its own host can tell.
+fn is_gone(holder: &Holder) -> bool {
+    holder.host == Holder::this_process(None).host && sys::process_exists(holder.pid) == Some(false)
 }
 
 fn is_watched(place: &Place, file: &LockFile) -> bool {
@@ -316,12 +338,22 @@ impl Watched for Client {
     }
 
     fn everything_changed(&self) {
-        if !self.is_in_place() {
+        if !self.store.is_in_place() {
             self.is_moved.store(true, Ordering::Relaxed);
         }
         for file_name in self.places.names() {
             self.verify(&file_name);
         }
+    }
+
+    fn look(&self) -> bool {
+        if self.places.names().is_empty() {
+            return false;
+        }
+        if !self.is_moved.load(Ordering::Relaxed) && !self.store.is_in_place() {
+            self.everything_changed();
+        }
+        true
     }
 }
 

@@ -17,6 +17,7 @@ use portalock_core::{
 use crate::{
     Calls, FsError, FsErrorKind, FsSettings, LockKind, Watch,
     acquire::Client,
+    fork::Origin,
     name::FileName,
     open::Store,
     queue::Places,
@@ -59,12 +60,13 @@ const LOSS: Duration = Duration::from_secs(1);
 ///   [`LockKind`]. Between hosts as far as the network file system has such locks.
 /// - **Crash**: the operating system frees the locks of a process that ends, however it ends, and a waiter has them within
 ///   a second. A process that is stopped keeps its locks. A child never inherits one: descriptors are closed on `exec`, and
-///   a release unlocks before it closes. Open the backend after a `fork`, not before: a forked copy frees nothing.
+///   a release unlocks before it closes. Open the backend after a `fork`, not before: a forked copy frees nothing and
+///   refuses to lock.
 /// - **Tokens** grow with each grant of a name. The last one is in the lock file, in two slots with checksums, so a crash in
 ///   the midst of a write loses none; and each is at least the clock in microseconds, so that a file that was deleted
 ///   doesn't start again from one.
-/// - **Loss**, where the directory is watched: if the lock file is deleted or replaced under its holder, or the directory is
-///   moved, `lost` fires within milliseconds. Every acquisition looks, once it has the lock, whether the file is still
+/// - **Loss**, where the directory is watched: if the lock file is deleted or replaced under its holder, `lost` fires within
+///   milliseconds; within half a second if the path leads to another directory. Every acquisition looks, once it has the lock, whether the file is still
 ///   the one in the directory, so those who come later exclude each other. Where nothing is watched the holder learns of it
 ///   when it releases. On Windows it can't happen: nobody can delete or replace a lock file that is open.
 /// - **Order**: waiters of one client are served first come, first served; a waiting writer is not overtaken by readers of
@@ -72,7 +74,8 @@ const LOSS: Duration = Duration::from_secs(1);
 /// - **Handing on**: where the directory is watched, an exclusive holder's release hands the locked file to the next waiter
 ///   of the same client, if that one wants it exclusively too. The file is checked and the grant written down as for any
 ///   other; only the unlocking is left out. After 64 times, or a millisecond after it was locked, the file is unlocked for
-///   the sake of other processes, and the next waiter here hears of that at the same time as they do.
+///   the sake of other processes, and the next waiter here hears of that at the same time as they do. A waiter that is kept
+///   but never polled again holds what it was handed: other processes wait until it is polled or dropped.
 /// - **Waiting**: on Linux a waiter sleeps until the file is closed by its holder (inotify), alive or dying. Elsewhere, on a
 ///   network file system and where the system's limits are reached, it looks again after half a millisecond and then
 ///   ever longer, up to [`poll_interval`](FsSettings::poll_interval). Only the first waiter of a client does either.
@@ -101,8 +104,9 @@ pub struct FsBackend {
 impl FsBackend {
     /// Locks in `directory`, which is made if it isn't there, with the defaults of [`FsSettings`].
     ///
-    /// Give the locks a directory of their own. On Unix it is made with the permissions `755`, less the umask, and lock files
-    /// are for their owner only (`600`).
+    /// Give the locks a directory of their own, which only those can write who may lock: who can write it can remove or
+    /// replace a lock file, and in a directory that all can write, such as `/tmp`, anybody can take the name first. On Unix it
+    /// is made with the permissions of any new directory, and lock files are for their owner only (`600`).
     ///
     /// # Errors
     ///
@@ -165,6 +169,9 @@ impl FsBackend {
             Client {
                 store: Store {
                     dir,
+                    // Absolute, for as long as the program keeps changing its own directory.
+                    path: directory
+                        .map(|path| std::path::absolute(path).unwrap_or_else(|_| path.to_owned())),
                     kind: settings.lock(),
                     file_mode: settings.file_mode(),
                     beside: cfg!(windows),
@@ -173,16 +180,20 @@ impl FsBackend {
                 watch,
                 label: settings.shared_label(),
                 poll_interval: settings.poll_interval(),
-                // Absolute, for as long as the program keeps changing its own directory.
-                directory: directory
-                    .map(|path| std::path::absolute(path).unwrap_or_else(|_| path.to_owned())),
                 is_moved: AtomicBool::new(false),
-                process: std::process::id(),
+                origin: Origin::here(),
             }
         });
         if let Some(error) = refusal {
             if settings.watch() == Watch::On {
-                return Err(FsError::new("watch", error));
+                let kind = match FsErrorKind::of(&error) {
+                    // How the kernel says that there are too many watches, or instances, of this user.
+                    FsErrorKind::Full | FsErrorKind::TooManyOpenFiles => {
+                        FsErrorKind::TooManyWatches
+                    }
+                    kind => kind,
+                };
+                return Err(FsError::with_kind(kind, "watch", error));
             }
             tracing::debug!(%error, "the lock directory can't be watched: waiters poll");
         }
@@ -320,16 +331,14 @@ impl LockBackend for FsBackend {
     }
 }
 
+/// Whoever may use the locks must be able to make their files: the group too if it may write them, whatever the umask says.
 fn make_directory(directory: &Path, file_mode: u32) -> std::io::Result<()> {
-    let mut builder = std::fs::DirBuilder::new();
-    builder.recursive(true);
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::DirBuilderExt;
-        // Whoever may use the locks must be able to make their files.
-        builder.mode(if file_mode & 0o020 == 0 { 0o755 } else { 0o775 });
+    if let Some(parent) = directory.parent() {
+        std::fs::create_dir_all(parent)?;
     }
-    #[cfg(not(unix))]
-    let _ = file_mode;
-    builder.create(directory)
+    match std::fs::create_dir(directory) {
+        Ok(()) if file_mode & 0o020 != 0 => sys::let_group_write(directory),
+        Err(_) if directory.is_dir() => Ok(()),
+        made => made,
+    }
 }

@@ -119,7 +119,10 @@ impl FsSettings {
         self
     }
 
-    /// Sets the Unix permissions of new lock files, less what the process's umask forbids. Default `0o600`.
+    /// Sets the Unix permissions of new lock files. Default `0o600`.
+    ///
+    /// What others may do holds whatever the process's umask says. If the group may write, a directory that is made for the
+    /// locks gets the permissions `2775`, so that files in it belong to its group.
     ///
     /// # Errors
     ///

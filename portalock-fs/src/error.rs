@@ -45,6 +45,10 @@ pub enum FsErrorKind {
     /// A network file system does not answer, the handle to it went stale, or a file is replaced faster than it can be
     /// locked.
     Unavailable,
+    /// The backend was opened by the process that this one was forked from.
+    Forked,
+    /// The system watches no more files for this user.
+    TooManyWatches,
     /// Anything else: see the source.
     Other,
 }
@@ -100,6 +104,10 @@ impl FsErrorKind {
                 "the handle is open for too little: exclusive needs write access, shared needs read access"
             }
             Self::Unavailable => "the file system does not answer as it should for the moment",
+            Self::Forked => "it was opened before a fork: open the backend in the child",
+            Self::TooManyWatches => {
+                "the system watches no more files for this user: raise fs.inotify.max_user_watches and max_user_instances"
+            }
             Self::Other => return None,
         })
     }
@@ -176,11 +184,15 @@ impl From<FsError> for BackendError {
             FsErrorKind::ReadOnly => BackendErrorKind::ReadOnly,
             FsErrorKind::Full => BackendErrorKind::OutOfSpace,
             FsErrorKind::Missing => BackendErrorKind::NotFound,
-            FsErrorKind::TooManyOpenFiles => BackendErrorKind::Exhausted,
+            FsErrorKind::TooManyOpenFiles | FsErrorKind::TooManyWatches => {
+                BackendErrorKind::Exhausted
+            }
             FsErrorKind::NoLocks => BackendErrorKind::Unsupported,
             FsErrorKind::PermissionDenied => BackendErrorKind::PermissionDenied,
             FsErrorKind::NotAFile | FsErrorKind::Foreign => BackendErrorKind::Corrupt,
-            FsErrorKind::BadName | FsErrorKind::WrongAccess => BackendErrorKind::Misconfigured,
+            FsErrorKind::BadName | FsErrorKind::WrongAccess | FsErrorKind::Forked => {
+                BackendErrorKind::Misconfigured
+            }
             FsErrorKind::Unavailable => BackendErrorKind::Unavailable,
             FsErrorKind::AlreadyExists | FsErrorKind::Other => BackendErrorKind::Other,
         };

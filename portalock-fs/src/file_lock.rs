@@ -1,7 +1,7 @@
 //! The lock on a user's own data file: open, lock, hand out the open file.
 
 use std::{
-    fs::File,
+    fs::{File, OpenOptions},
     io::{self, Read, Seek, SeekFrom, Write},
     ops::Deref,
     path::Path,
@@ -74,6 +74,16 @@ impl FileLock {
         self
     }
 
+    /// Opens the file as `options` say, such as with permissions or flags of your own, instead of by a [`FileMode`].
+    ///
+    /// The file is opened before it is locked, so don't set `truncate`: empty it through the guard with
+    /// [`File::set_len`]. Flags are taken as they are: without `O_NONBLOCK` opening a named pipe hangs.
+    #[must_use]
+    pub fn with_options(mut self, options: OpenOptions) -> Self {
+        self.spec.options = Some(options);
+        self
+    }
+
     /// Locks shared rather than exclusively: others may share it, none may hold it exclusively. Default exclusive.
     #[must_use]
     pub const fn shared(mut self) -> Self {
@@ -94,6 +104,11 @@ impl FileLock {
     pub fn with_policy(mut self, policy: Policy) -> Self {
         self.policy = policy;
         self
+    }
+
+    /// What is locked, and how it is waited for.
+    pub(crate) fn into_parts(self) -> (Spec, Policy) {
+        (self.spec, self.policy)
     }
 
     /// The file, as an absolute path.
@@ -196,7 +211,8 @@ impl FileGuard {
     ///
     /// # Errors
     ///
-    /// [`LockError::Backend`] if the system refused to unlock it.
+    /// [`LockError::Lost`] if the path no longer named the locked file: somebody removed or replaced it, and others may have
+    /// locked the new one. [`LockError::Backend`] if the system refused to unlock it.
     pub fn release(self) -> Result<(), LockError> {
         self.0.release()
     }

@@ -360,6 +360,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let store = Store {
             dir: Dir::open_ambient_dir(dir.path(), ambient_authority()).unwrap(),
+            path: None,
             kind: LockKind::Flock,
             file_mode: 0o600,
             beside,

@@ -16,6 +16,7 @@ use crate::{
 impl Client {
     /// Who holds `name`, and who waits for it here.
     pub(crate) fn inspect(&self, name: &LockName) -> Result<Inspection, FsError> {
+        self.ensure_here()?;
         self.look(&FileName::of(name))
             .map_err(|error| self.locate(error))
     }
@@ -43,7 +44,7 @@ impl Client {
             let mode = if is_held {
                 Some(Mode::Shared)
             } else {
-                self.probe(&file)?
+                self.probe(file_name, &file, &record)?
             };
             is_held = mode.is_some();
             // It may have changed hands while we looked.
@@ -64,20 +65,30 @@ impl Client {
             .with_last_token(record.last_token()))
     }
 
-    /// In which mode others hold the file. It is found out by trying, for a microsecond.
-    fn probe(&self, file: &LockFile) -> Result<Option<Mode>, FsError> {
+    /// In which mode others hold the file. It is found out by trying, for a microsecond: shared, so that those who look
+    /// don't mistake each other for holders.
+    fn probe(
+        &self,
+        file_name: &FileName,
+        file: &LockFile,
+        record: &Record,
+    ) -> Result<Option<Mode>, FsError> {
         let kind = self.store.kind;
-        for (mode, found) in [(Mode::Exclusive, None), (Mode::Shared, Some(Mode::Shared))] {
-            if try_lock(&file.file, mode, kind)? {
-                self.store.unlock(file);
-                return Ok(found);
-            }
+        if !try_lock(&file.file, Mode::Shared, kind)? {
+            return Ok(Some(Mode::Exclusive));
         }
-        Ok(Some(Mode::Exclusive))
+        let shared = record.last.as_ref().map(|last| last.mode) == Some(Mode::Shared);
+        // Those who are written down may have crashed.
+        let is_held = shared
+            && self.store.a_holder(file_name, record).is_some()
+            && !try_lock(&file.file, Mode::Exclusive, kind)?;
+        self.store.unlock(file);
+        Ok(is_held.then_some(Mode::Shared))
     }
 
     /// The locks that somebody holds, or waits for here.
     pub(crate) fn used_names(&self) -> Result<Vec<LockName>, FsError> {
+        self.ensure_here()?;
         let mut names = Vec::new();
         self.each_lock_file(|file_name| {
             let Some(seen) = ours(self.look(&file_name))? else {
@@ -98,6 +109,7 @@ impl Client {
 
     /// Removes the files of locks that nobody uses and nobody was granted for `unused_for`. How many it removed.
     pub(crate) fn clean(&self, unused_for: Duration) -> Result<usize, FsError> {
+        self.ensure_here()?;
         let mut removed = 0;
         self.each_lock_file(|file_name| {
             if self.places.find(&file_name).is_some() {

@@ -21,8 +21,8 @@ pub(crate) const READERS_SUFFIX: &str = ".shared";
 /// Beside it, where locks are mandatory: the record of the holder.
 pub(crate) const INFO_SUFFIX: &str = ".info";
 
-/// The longest file name, without its suffix, that common file systems take.
-const LONGEST_STEM: usize = 255 - LOCK_SUFFIX.len();
+/// The longest file name, without the longest suffix, that common file systems take.
+const LONGEST_STEM: usize = 255 - READERS_SUFFIX.len();
 /// How much of a name that is too long stays readable.
 const READABLE: usize = 100;
 /// What stands between the readable part and the hash.
@@ -231,6 +231,17 @@ mod tests {
             "%61.lock",
         ] {
             assert_eq!(FileName::decode(foreign), None, "{foreign}");
+        }
+    }
+
+    #[test]
+    fn every_file_of_a_lock_has_a_name_that_file_systems_take() {
+        for length in 240..=255 {
+            let name = LockName::new("x".repeat(length)).unwrap();
+            for suffix in [LOCK_SUFFIX, READERS_SUFFIX, INFO_SUFFIX] {
+                let file = FileName::of(&name).beside(suffix);
+                assert!(file.len() <= 255, "{length} {suffix}");
+            }
         }
     }
 

@@ -3,7 +3,7 @@
 use std::{
     io,
     path::Path,
-    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use async_trait::async_trait;
@@ -14,6 +14,7 @@ use portalock_core::{
 
 use crate::{
     FsError,
+    fork::Origin,
     line::{Line, Listening},
     spec::{Ending, Handle, Spec, Witness},
     sys, try_lock, unlock,
@@ -29,7 +30,7 @@ pub(crate) struct OneFile {
     spec: Spec,
     state: Mutex<State>,
     /// Where the waiter is woken, once the engine listens.
-    line: OnceLock<Line>,
+    line: Mutex<Option<Line>>,
 }
 
 #[derive(Debug, Default)]
@@ -39,8 +40,8 @@ enum State {
     Waiting(Candidate),
     Held {
         handle: Arc<Handle>,
-        /// A forked child inherits the object but not the right to end its parent's lock.
-        process: u32,
+        mode: Mode,
+        origin: Origin,
     },
 }
 
@@ -58,7 +59,7 @@ impl OneFile {
         Self {
             spec,
             state: Mutex::default(),
-            line: OnceLock::new(),
+            line: Mutex::default(),
         }
     }
 
@@ -67,8 +68,12 @@ impl OneFile {
     }
 
     /// Has the waiter woken on `line` from the next attempt on.
-    pub(crate) fn listen_on(&self, line: Line) -> bool {
-        self.line.set(line).is_ok()
+    pub(crate) fn listen_on(&self, line: Line) {
+        *self.lock_line() = Some(line);
+    }
+
+    fn lock_line(&self) -> MutexGuard<'_, Option<Line>> {
+        self.line.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The locked file.
@@ -81,16 +86,17 @@ impl OneFile {
 
     /// Whether the path still names the locked file.
     pub(crate) fn check(&self) -> Result<Option<Loss>, FsError> {
-        let State::Held { handle, .. } = &*self.lock_state() else {
+        let State::Held { handle, origin, .. } = &*self.lock_state() else {
             return Ok(None);
         };
+        if origin.is_elsewhere() {
+            let what = "it belongs to the process that this one was forked from";
+            return Ok(Some(Loss::Removed(what.into())));
+        }
         if self.spec.names(handle)? {
             return Ok(None);
         }
-        let path = self.spec.path.display();
-        Ok(Some(Loss::Removed(
-            format!("{path} was removed or replaced").into(),
-        )))
+        Ok(Some(self.spec.loss()))
     }
 
     pub(crate) fn attempt(&self, mode: Mode, patience: Patience) -> Result<Attempt, FsError> {
@@ -121,7 +127,8 @@ impl OneFile {
                 self.empty(&candidate.handle)?;
                 *state = State::Held {
                     handle: Arc::new(candidate.handle),
-                    process: std::process::id(),
+                    mode,
+                    origin: Origin::here(),
                 };
                 return Ok(Attempt::Granted(Grant::new()));
             }
@@ -164,15 +171,15 @@ impl OneFile {
             return false;
         }
         candidate.listening = self
-            .line
-            .get()
+            .lock_line()
+            .as_ref()
             .and_then(|line| line.listen(&candidate.handle));
         candidate.listening.is_some()
     }
 
     /// Empties the file if the mode says so: only now that it is locked.
     fn empty(&self, handle: &Handle) -> Result<(), FsError> {
-        if !self.spec.mode.truncates() {
+        if self.spec.options.is_some() || !self.spec.mode.truncates() {
             return Ok(());
         }
         handle.set_len(0).map_err(|error| {
@@ -182,46 +189,55 @@ impl OneFile {
         })
     }
 
-    /// Frees what is held. The first failure is reported, and none keeps the rest from being done.
+    /// Frees what is held. The first failure is reported, and none keeps the rest from being done. `NotHeld` if the lock
+    /// was lost before, or is another process's.
     pub(crate) fn end(&self) -> Result<Released, FsError> {
         match std::mem::take(&mut *self.lock_state()) {
-            State::Held { handle, process } => {
-                if process == std::process::id() {
-                    self.free(handle)?;
-                }
-                Ok(Released::Freed)
-            }
+            // A forked child: unlocking would free the parent's lock, closing our copy does not.
+            State::Held { origin, .. } if origin.is_elsewhere() => Ok(Released::NotHeld),
+            State::Held { handle, mode, .. } => self.free(handle, mode),
             State::Waiting(_) | State::Closed => Ok(Released::NotHeld),
         }
     }
 
-    fn free(&self, handle: Arc<Handle>) -> Result<(), FsError> {
-        let Ending::Remove { companion } = &self.spec.ending else {
-            return unlock(&**handle, self.spec.kind).map_err(|error| error.at(&self.spec.path));
-        };
+    fn free(&self, handle: Arc<Handle>, mode: Mode) -> Result<Released, FsError> {
+        let is_ours = self.spec.names(&handle);
+        // What stands there now is another's.
+        let removes = matches!(is_ours, Ok(true)) && self.is_alone(&handle, mode);
         // Removed while still locked: between unlock and removal another could lock the file, and a third one a new one.
-        let ours = self.spec.names(&handle);
-        let removed = match &ours {
-            Ok(true) => companion
-                .iter()
-                .map(|companion| removed(companion, sys::remove_file(companion)))
-                .chain((!sys::LOCKED_FILES_STAY).then(|| self.remove()))
-                .fold(Ok(()), Result::and),
-            // What stands there now is another's.
-            Ok(false) => {
-                tracing::warn!(path = %self.spec.path.display(), "a lock file was removed or replaced while it was held");
-                Ok(())
+        // The companion goes first: once the lock file has gone, the next holder locks a new one and has a companion.
+        let mut done = Ok(());
+        if removes && let Ending::Remove { companion } = &self.spec.ending {
+            if let Some(companion) = companion {
+                done = removed(companion, sys::remove_file(companion));
             }
-            Err(error) => Err(error.clone()),
-        };
-        let unlocked = unlock(&**handle, self.spec.kind).map_err(|error| error.at(&self.spec.path));
+            if !sys::LOCKED_FILES_STAY {
+                done = done.and(self.remove());
+            }
+        }
+        done =
+            done.and(unlock(&**handle, self.spec.kind).map_err(|error| error.at(&self.spec.path)));
         drop(handle);
-        let removed_late = if sys::LOCKED_FILES_STAY && matches!(ours, Ok(true)) {
-            self.remove()
+        if removes && sys::LOCKED_FILES_STAY && matches!(self.spec.ending, Ending::Remove { .. }) {
+            done = done.and(self.remove());
+        }
+        done?;
+        Ok(if is_ours? {
+            Released::Freed
         } else {
-            Ok(())
-        };
-        removed.and(unlocked).and(removed_late)
+            Released::NotHeld
+        })
+    }
+
+    /// Whether nobody shares the file that is about to be removed. Where an open file can't be removed, trying shows it.
+    fn is_alone(&self, handle: &Handle, mode: Mode) -> bool {
+        mode == Mode::Exclusive
+            || sys::LOCKED_FILES_STAY
+            || matches!(self.spec.ending, Ending::Keep)
+            || matches!(
+                try_lock(&**handle, Mode::Exclusive, self.spec.kind),
+                Ok(true)
+            )
     }
 
     fn remove(&self) -> Result<(), FsError> {
@@ -273,7 +289,8 @@ impl LockBackend for OneFile {
             return Ok(None);
         };
         // The engine asks once, and tries again afterwards: that attempt starts to listen.
-        Ok(self.listen_on(line).then_some(wakeups))
+        self.listen_on(line);
+        Ok(Some(wakeups))
     }
 
     async fn release(&self, _request: &LockRequest) -> Result<Released, BackendError> {

@@ -1,6 +1,6 @@
 //! The lock files of one directory: opened without leaving it, locked, and checked to be still there.
 
-use std::io;
+use std::{io, path::PathBuf};
 
 use cap_fs_ext::{FollowSymlinks, MetadataExt, OpenOptionsFollowExt};
 use cap_std::fs::{Dir, File, Metadata, OpenOptions};
@@ -19,6 +19,8 @@ const REPLACED: usize = 16;
 #[derive(Debug)]
 pub(crate) struct Store {
     pub(crate) dir: Dir,
+    /// Where it was opened, as an absolute path; none if it was handed in open.
+    pub(crate) path: Option<PathBuf>,
     pub(crate) kind: LockKind,
     pub(crate) file_mode: u32,
     /// Whether records stand in a file beside the lock file, because a locked file can't be read.
@@ -73,6 +75,9 @@ impl Store {
             if locked {
                 self.unlock(&file);
             }
+            if !self.is_in_place() {
+                return Err(Self::moved());
+            }
         }
         let cause = io::Error::other("the lock file is replaced again and again");
         Err(FsError::with_kind(FsErrorKind::Unavailable, "lock", cause).at(name.as_str()))
@@ -120,28 +125,52 @@ impl Store {
             // It does for as long as it is open.
             return Ok(true);
         }
-        match sys::look_for(&self.dir, name.as_str()) {
+        // By the whole path: whoever comes next opens it by that, wherever it leads by then.
+        let by_path = self
+            .path
+            .as_ref()
+            .map(|path| sys::look_along(&path.join(name.as_str()), false));
+        let found = match by_path {
+            Some(Err(error)) if !says_gone(&error) => None,
+            found => found,
+        };
+        // Those who may not look along the path, or have none, look in the directory that is open.
+        match found.unwrap_or_else(|| sys::look_for(&self.dir, name.as_str())) {
             Ok(found) => Ok(FileId::from(found) == file.id),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) if says_gone(&error) => Ok(false),
             Err(error) => Err(FsError::new("look for", error).at(name.as_str())),
         }
     }
 
-    /// Whether `there` is this very directory. True if that can't be told.
-    pub(crate) fn is_in(&self, there: &Dir) -> bool {
-        match (self.dir.dir_metadata(), there.dir_metadata()) {
-            (Ok(here), Ok(there)) => FileId::of(&here) == FileId::of(&there),
-            _ => true,
+    /// Whether the path still leads to this very directory. True if that can't be told.
+    pub(crate) fn is_in_place(&self) -> bool {
+        let Some(path) = &self.path else {
+            return true;
+        };
+        match (sys::look_along(path, true), self.dir.dir_metadata()) {
+            (Ok(there), Ok(here)) => FileId::from(there) == FileId::of(&here),
+            (Err(error), _) => !says_gone(&error),
+            (_, Err(_)) => true,
         }
+    }
+
+    /// What is said once the path leads elsewhere.
+    pub(crate) fn moved() -> FsError {
+        let cause = io::Error::new(io::ErrorKind::NotFound, "its path leads elsewhere by now");
+        FsError::new("use the lock directory", cause)
     }
 
     /// Opens a file, and makes it if it isn't there.
     pub(crate) fn open(&self, name: &str) -> Result<LockFile, FsError> {
         let mut options = OpenOptions::new();
         options.create(true);
-        self.open_with(name, &mut options)
-            .map_err(|error| self.not_opened(name, error))
-            .and_then(|file| LockFile::new(file, name))
+        let file = self
+            .open_with(name, &mut options)
+            .map_err(|error| self.not_opened(name, error))?;
+        if self.file_mode & 0o077 != 0 {
+            sys::apply_file_mode(&file, self.file_mode);
+        }
+        LockFile::new(file, name)
     }
 
     /// Opens the file if it is there.
@@ -193,6 +222,14 @@ impl LockFile {
     pub(crate) const fn id(&self) -> FileId {
         self.id
     }
+}
+
+/// Whether nothing is there, or something on the way is no directory.
+fn says_gone(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
+    )
 }
 
 impl From<sys::Seen> for FileId {

@@ -108,11 +108,18 @@ impl Owned {
 
     pub(crate) fn release(mut self) -> Result<(), LockError> {
         self.handle = None;
-        match self.guard {
+        let released = match self.guard {
             // Freeing a file waits for nothing, so the first poll is the last.
             AnyGuard::Async(guard) => guard.release().now_or_never().unwrap_or(Ok(())),
             AnyGuard::Blocking(guard) => guard.release(),
-        }
+        };
+        released.map_err(|error| match error {
+            LockError::NotHeld { name } => LockError::Lost {
+                name,
+                loss: self.lock.backend().spec().loss(),
+            },
+            error => error,
+        })
     }
 
     pub(crate) fn failed(&self, error: FsError) -> LockError {

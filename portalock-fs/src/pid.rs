@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use portalock_core::{LockError, Mode, Policy};
 
 use crate::{
-    FileMode, FsError,
+    FileMode, FsError, LockKind,
     owned::{Owned, Wait},
     pid_record::{self, PidHolder},
     spec::{Ending, Spec, Witness},
@@ -89,6 +89,15 @@ impl PidFileLock {
     #[must_use]
     pub fn with_policy(mut self, policy: Policy) -> Self {
         self.policy = policy;
+        self
+    }
+
+    /// Sets which of the system's locks to use. Default [`LockKind::Flock`].
+    ///
+    /// Choose [`LockKind::Record`] to meet a Python program that sets `portalocker.portalocker.LOCKER` to `fcntl.lockf`.
+    #[must_use]
+    pub const fn with_kind(mut self, kind: LockKind) -> Self {
+        self.spec.kind = kind;
         self
     }
 
@@ -261,6 +270,7 @@ impl PidFileGuard {
     ///
     /// # Errors
     ///
+    /// [`LockError::Lost`] if the lock file had been removed or replaced, and a second instance may have run.
     /// [`LockError::Backend`] with the first failure, if a file could not be removed or the system refused to unlock it.
     pub fn release(self) -> Result<(), LockError> {
         self.owned.release()

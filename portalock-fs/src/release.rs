@@ -15,6 +15,11 @@ impl Client {
     ///
     /// `certain` asks whether the lock was really held until now, rather than trust that a loss would have been heard of.
     pub(crate) fn free(&self, request: &LockRequest, certain: bool) -> Released {
+        if self.origin.is_elsewhere() {
+            // A forked child: unlocking would free the parent's lock, closing our copies does not. A thread of the parent
+            // may have had the places locked when it forked: nothing here may wait for that.
+            return Released::NotHeld;
+        }
         let file_name = FileName::of(&request.name);
         let Some(visit) = self.places.find(&file_name) else {
             return Released::NotHeld;
@@ -43,11 +48,6 @@ impl Client {
         held: Held,
         certain: bool,
     ) -> Released {
-        if std::process::id() != self.process {
-            // A forked child: unlocking would free the parent's lock, closing our copy does not.
-            place.wake_first();
-            return Released::NotHeld;
-        }
         let heir = self.heir(place, &held);
         let is_there = (certain || heir.is_some())
             .then(|| self.store.is_current(file_name, &held.file))

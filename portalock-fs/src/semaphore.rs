@@ -259,6 +259,7 @@ impl SlotGuard {
     ///
     /// # Errors
     ///
+    /// [`LockError::NotHeld`] if a slot file had been removed or replaced, which lets one more in.
     /// [`LockError::Backend`] if the system refused to unlock a slot. It is closed in any case, which frees it.
     pub fn release(self) -> Result<(), LockError> {
         match self.0 {

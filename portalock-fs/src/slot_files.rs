@@ -125,13 +125,19 @@ impl SlotFiles {
         Ok(Attempt::Contended(Contention::new().with_holder(holder)))
     }
 
-    /// Frees every slot; the first failure is reported, and none keeps the rest from being freed.
+    /// Frees every slot; the first failure is reported, and none keeps the rest from being freed. `NotHeld` if one of them
+    /// was lost before.
     fn end(&self) -> Result<Released, FsError> {
         match std::mem::take(&mut *self.lock_state()) {
-            State::Held(taken) => taken
-                .iter()
-                .map(OneFile::end)
-                .fold(Ok(Released::Freed), Result::and),
+            State::Held(taken) => {
+                let ends: Vec<_> = taken.iter().map(OneFile::end).collect();
+                let ends = ends.into_iter().collect::<Result<Vec<_>, _>>()?;
+                Ok(if ends.contains(&Released::NotHeld) {
+                    Released::NotHeld
+                } else {
+                    Released::Freed
+                })
+            }
             State::Waiting(_) | State::Idle => Ok(Released::NotHeld),
         }
     }

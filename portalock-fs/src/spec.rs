@@ -1,13 +1,13 @@
 //! What a file-specific lock locks: a path, and how to open, lock and leave it.
 
 use std::{
-    fs::File,
+    fs::{File, OpenOptions},
     io,
     ops::Deref,
     path::{Path, PathBuf},
 };
 
-use portalock_core::{Holder, LockError, LockName};
+use portalock_core::{Holder, LockError, LockName, Loss};
 
 use crate::{FileMode, FsError, FsErrorKind, LockKind, sys};
 
@@ -16,6 +16,8 @@ use crate::{FileMode, FsError, FsErrorKind, LockKind, sys};
 pub(crate) struct Spec {
     pub(crate) path: PathBuf,
     pub(crate) mode: FileMode,
+    /// How the user wants it opened, instead of what the mode says.
+    pub(crate) options: Option<OpenOptions>,
     pub(crate) kind: LockKind,
     /// Whether the path may be a symbolic link.
     pub(crate) follow: bool,
@@ -49,6 +51,7 @@ impl Spec {
         Ok(Self {
             path: anchored,
             mode: FileMode::default(),
+            options: None,
             kind: LockKind::default(),
             follow: true,
             ending: Ending::Keep,
@@ -67,8 +70,11 @@ impl Spec {
     }
 
     pub(crate) fn open(&self) -> Result<Handle, FsError> {
-        let mut options = self.mode.options();
-        sys::set_open_flags(&mut options, self.follow);
+        let options = self.options.clone().unwrap_or_else(|| {
+            let mut options = self.mode.options();
+            sys::set_open_flags(&mut options, self.follow);
+            options
+        });
         let file = sys::patiently(|| options.open(&self.path))
             .map_err(|error| self.failed("open", error))?;
         let handle = Handle {
@@ -82,6 +88,11 @@ impl Spec {
             let error = io::Error::other("not a regular file");
             return Err(FsError::with_kind(FsErrorKind::NotAFile, "lock", error).at(&self.path));
         }
+        if !self.follow && sys::has_other_names(&metadata) {
+            // A lock file of our own: writing to it would write to a file elsewhere.
+            let error = io::Error::other("it has a second name, a hard link");
+            return Err(FsError::with_kind(FsErrorKind::NotAFile, "lock", error).at(&self.path));
+        }
         Ok(handle)
     }
 
@@ -89,6 +100,11 @@ impl Spec {
     pub(crate) fn names(&self, file: &File) -> Result<bool, FsError> {
         sys::path_names_file(&self.path, self.follow, file)
             .map_err(|error| self.failed("look at", error))
+    }
+
+    /// What has happened if the path no longer names the locked file.
+    pub(crate) fn loss(&self) -> Loss {
+        Loss::Removed(format!("{} was removed or replaced", self.path.display()).into())
     }
 
     pub(crate) fn failed(&self, action: &'static str, error: io::Error) -> FsError {

@@ -42,6 +42,7 @@ use crate::{
 #[derive(Debug, Clone)]
 pub struct TemporaryFileLock {
     spec: Spec,
+    share: Mode,
     policy: Policy,
 }
 
@@ -58,6 +59,7 @@ impl TemporaryFileLock {
         spec.ending = Ending::Remove { companion: None };
         Ok(Self {
             spec,
+            share: Mode::Exclusive,
             policy: Policy::default().with_fail_when_locked(true),
         })
     }
@@ -66,6 +68,17 @@ impl TemporaryFileLock {
     #[must_use]
     pub fn with_policy(mut self, policy: Policy) -> Self {
         self.policy = policy;
+        self
+    }
+
+    /// Locks shared rather than exclusively: others may share it, none may hold it exclusively. Default exclusive.
+    ///
+    /// The file goes with the last one who shares it: until then a newcomer must meet the others at it. It is not emptied,
+    /// and writes go to its end. If the last two release at the same instant it may stay, without a lock.
+    #[must_use]
+    pub const fn shared(mut self) -> Self {
+        self.share = Mode::Shared;
+        self.spec.mode = FileMode::AppendRead;
         self
     }
 
@@ -106,7 +119,7 @@ impl TemporaryFileLock {
     ///
     /// As [`acquire`](Self::acquire).
     pub async fn acquire_with(&self, policy: &Policy) -> Result<TemporaryGuard, LockError> {
-        Owned::acquire(&self.spec, Mode::Exclusive, Wait::As(policy))
+        Owned::acquire(&self.spec, self.share, Wait::As(policy))
             .await
             .map(TemporaryGuard)
     }
@@ -117,7 +130,7 @@ impl TemporaryFileLock {
     ///
     /// [`LockError::AlreadyLocked`] if somebody else holds it; [`LockError::Backend`] as [`acquire`](Self::acquire).
     pub fn try_acquire(&self) -> Result<TemporaryGuard, LockError> {
-        Owned::blocking_acquire(&self.spec, Mode::Exclusive, Wait::Once).map(TemporaryGuard)
+        Owned::blocking_acquire(&self.spec, self.share, Wait::Once).map(TemporaryGuard)
     }
 
     /// [`acquire`](Self::acquire) for synchronous code: it parks the thread.
@@ -135,7 +148,7 @@ impl TemporaryFileLock {
     ///
     /// As [`acquire`](Self::acquire).
     pub fn blocking_acquire_with(&self, policy: &Policy) -> Result<TemporaryGuard, LockError> {
-        Owned::blocking_acquire(&self.spec, Mode::Exclusive, Wait::As(policy)).map(TemporaryGuard)
+        Owned::blocking_acquire(&self.spec, self.share, Wait::As(policy)).map(TemporaryGuard)
     }
 }
 
@@ -177,6 +190,7 @@ impl TemporaryGuard {
     ///
     /// # Errors
     ///
+    /// [`LockError::Lost`] if the lock file had been removed or replaced, and somebody else may have held the lock too.
     /// [`LockError::Backend`] if the file could not be removed, or the system refused to unlock it.
     pub fn release(self) -> Result<(), LockError> {
         self.0.release()

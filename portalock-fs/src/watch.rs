@@ -24,6 +24,9 @@ pub(crate) trait Watched: Send + Sync {
     fn replaced(&self, file: &str);
     /// The directory itself is gone, or more happened than the system could tell.
     fn everything_changed(&self);
+    /// Looks for what the system tells nobody of: that the path to the directory leads elsewhere, because a directory above it
+    /// was renamed, a link was switched, or something was mounted over it. False if nothing needs it to look again.
+    fn look(&self) -> bool;
 }
 
 /// A directory that is watched for as long as this lives.
@@ -62,7 +65,9 @@ impl DirectoryWatch {
 
     /// Makes sure that what happens is heard: there is no thread before something is held or waited for.
     pub(crate) fn start(&self) -> io::Result<()> {
-        sys::Watcher::start(&self.watcher)
+        sys::Watcher::start(&self.watcher)?;
+        self.watcher.keep_looking();
+        Ok(())
     }
 
     /// Watches one lock file.

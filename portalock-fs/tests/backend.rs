@@ -8,10 +8,17 @@
 
 mod support;
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
 
 use portalock_core::{
-    Attempt, ClaimKind, FencingToken, LockBackend, LockError, LossNotice, Mode, Patience, Released,
+    Attempt, ClaimKind, FencingToken, Holder, LockBackend, LockError, LossNotice, Mode, Patience,
+    Released,
 };
 use portalock_fs::{Calls, FsBackend, FsSettings, LockKind, Watch};
 use support::{LONG, Locks, granted, lock, patience, request, soon, try_once};
@@ -310,6 +317,48 @@ async fn looking_never_takes_a_free_lock_from_anybody() {
     looking.join().unwrap();
 }
 
+/// A crashed holder's record says that it holds: those who look must try the lock.
+#[cfg(unix)]
+#[tokio::test]
+async fn looking_never_takes_the_lock_of_a_crashed_holder_from_anybody() {
+    let locks = Locks::new();
+    let one = locks.client();
+    let mut gone = std::process::Command::new("true").spawn().unwrap();
+    gone.wait().unwrap();
+    let holder = Holder::this_process(None);
+    let holder = Holder::new(holder.host, gone.id(), None, holder.since);
+    let mut crashed = request("a", Mode::Exclusive, Patience::Once);
+    crashed.holder = holder;
+    granted(one.try_acquire(&crashed).await.unwrap());
+    let record = std::fs::read(locks.record("a")).unwrap();
+    one.release(&crashed).await.unwrap();
+    let stop = Arc::new(AtomicBool::new(false));
+    let lookers: Vec<_> = (0..2)
+        .map(|_| {
+            let (client, stop) = (locks.client(), stop.clone());
+            std::thread::spawn(move || {
+                let look = portalock_core::blocking::Lock::new(client, "a").unwrap();
+                while !stop.load(Ordering::Relaxed) {
+                    look.inspect().unwrap();
+                }
+            })
+        })
+        .collect();
+    let mut refused = 0;
+    for _ in 0..5000 {
+        std::fs::write(locks.record("a"), &record).unwrap();
+        match try_once(&one, "a", Mode::Exclusive).await {
+            Some((held, _)) => drop(one.release(&held).await.unwrap()),
+            None => refused += 1,
+        }
+    }
+    stop.store(true, Ordering::Relaxed);
+    for looker in lookers {
+        looker.join().unwrap();
+    }
+    assert_eq!(refused, 0, "times a free lock was said to be held");
+}
+
 #[tokio::test]
 async fn names_lists_what_is_used_and_nothing_else() {
     let locks = Locks::new();
@@ -439,4 +488,34 @@ async fn a_directory_need_not_be_unicode() {
     pid.release().unwrap();
     portalock_fs::open_atomic(directory.join("report"), |_| Ok(())).unwrap();
     assert!(directory.join("report").exists());
+}
+
+/// The umask is the process's, so a process of its own has it.
+#[cfg(unix)]
+#[tokio::test]
+async fn a_group_may_lock_whatever_the_umask_says() {
+    use std::os::unix::fs::PermissionsExt;
+
+    const DIRECTORY: &str = "PORTALOCK_FS_TEST_UMASK";
+    if let Some(directory) = std::env::var_os(DIRECTORY) {
+        let settings = FsSettings::new(directory).with_file_mode(0o660).unwrap();
+        let client = FsBackend::with_settings(&settings).unwrap();
+        drop(lock(&client, "a").acquire_shared().await.unwrap());
+        return;
+    }
+    let locks = Locks::new();
+    let status = std::process::Command::new("sh")
+        .args(["-c", "umask 077; exec \"$@\"", "sh"])
+        .arg(std::env::current_exe().unwrap())
+        .args(["--exact", "a_group_may_lock_whatever_the_umask_says"])
+        .env(DIRECTORY, locks.path())
+        .stdout(std::process::Stdio::null())
+        .status();
+    assert!(status.unwrap().success());
+    let mode = |path: &std::path::Path| path.metadata().unwrap().permissions().mode() & 0o7777;
+    assert_eq!(mode(&locks.path()), 0o2775);
+    for suffix in ["lock", "shared"] {
+        let file = locks.path().join(format!("a.{suffix}"));
+        assert_eq!(mode(&file), 0o660, "{suffix}");
+    }
 }

@@ -17,7 +17,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use portalock_core::{LockBackend, LockError, Loss, LossNotice, Mode};
+use portalock_core::{BackendErrorKind, LockBackend, LockError, Loss, LossNotice, Mode};
 use portalock_fs::{FsBackend, FsSettings, Watch};
 use support::{LONG, Locks, lock, soon, try_once};
 
@@ -125,6 +125,59 @@ async fn a_lock_directory_that_is_moved_is_a_loss_of_all() {
     let (one, two) = (locks.client(), locks.client());
     let _held = try_once(&one, "a", Mode::Exclusive).await.unwrap();
     assert!(try_once(&two, "a", Mode::Exclusive).await.is_none());
+}
+
+/// Makes `path` lead to another directory than before, in one of the ways that tell a watcher of the directory nothing.
+fn lead_elsewhere(way: &str, base: &std::path::Path) {
+    if way == "an ancestor is renamed" {
+        std::fs::rename(base.join("a"), base.join("old")).unwrap();
+    } else {
+        std::fs::remove_file(base.join("a")).unwrap();
+        std::os::unix::fs::symlink("v2", base.join("a")).unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_path_that_leads_elsewhere_is_a_loss_of_all() {
+    let _shared = ALONE.read().await;
+    for way in ["an ancestor is renamed", "a link is switched"] {
+        for watch in [Watch::On, Watch::Off] {
+            let base = tempfile::tempdir().unwrap();
+            if way == "a link is switched" {
+                for version in ["v1", "v2"] {
+                    std::fs::create_dir(base.path().join(version)).unwrap();
+                }
+                std::os::unix::fs::symlink("v1", base.path().join("a")).unwrap();
+            }
+            let settings = FsSettings::new(base.path().join("a/locks")).with_watch(watch);
+            let first = FsBackend::with_settings(&settings).unwrap();
+            let idle = FsBackend::with_settings(&settings).unwrap();
+            let guard = lock(&first, "x").acquire().await.unwrap();
+            lead_elsewhere(way, base.path());
+            // Those who come now are alone with each other.
+            let second = FsBackend::with_settings(&settings).unwrap();
+            let present = try_once(&second, "x", Mode::Exclusive).await.unwrap();
+            for client in [&first, &idle] {
+                let error = lock(client, "y").try_acquire().await.unwrap_err();
+                let LockError::Backend { source, .. } = error else {
+                    panic!("{way}: {error}");
+                };
+                assert_eq!(source.kind(), BackendErrorKind::NotFound, "{way}");
+            }
+            if watch == Watch::On {
+                let loss = tokio::time::timeout(LONG, guard.lost()).await;
+                assert!(matches!(loss, Ok(Loss::Removed(_))), "{way}: {loss:?}");
+            }
+            let error = guard.release().await.unwrap_err();
+            assert!(
+                matches!(error, LockError::Lost { .. } | LockError::NotHeld { .. }),
+                "{way}: {error}"
+            );
+            let third = FsBackend::with_settings(&settings).unwrap();
+            assert!(try_once(&third, "x", Mode::Exclusive).await.is_none());
+            drop(present);
+        }
+    }
 }
 
 #[tokio::test]

@@ -9,6 +9,7 @@ use std::{
     os::fd::{AsFd, AsRawFd, OwnedFd},
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
     thread::JoinHandle,
+    time::{Duration, Instant},
 };
 
 use cap_std::fs::{Dir, File};
@@ -18,7 +19,7 @@ use rustix::{
     io::Errno,
 };
 
-use crate::watch::Watched;
+use crate::{fork::Origin, watch::Watched};
 
 /// The events of at least a hundred files, or of one with the longest name.
 const BUFFER: usize = 4096;
@@ -32,15 +33,21 @@ const LINGER: Timespec = Timespec {
 /// How many such watches there may be until then. The system counts a user's watches.
 const MOST_ABANDONED: usize = 64;
 
+/// How often the thread looks whether paths still lead to the directories in which something is held.
+const LOOKS_EVERY: Duration = Duration::from_millis(250);
+
 /// The process's watcher, for as long as a backend uses it.
 static SHARED: Mutex<Weak<Watcher>> = Mutex::new(Weak::new());
 
 /// An inotify instance, and the thread that reads it.
 pub(crate) struct Watcher {
     events: OwnedFd,
-    stop: OwnedFd,
+    /// Has the thread read its orders in the registry.
+    orders: OwnedFd,
     registry: Arc<Mutex<Registry>>,
     thread: Mutex<Option<JoinHandle<()>>>,
+    /// A forked child shares the instance with its parent but has no thread: it must neither use nor end anything here.
+    origin: Origin,
 }
 
 #[derive(Default)]
@@ -48,6 +55,10 @@ struct Registry {
     /// By watch descriptor. Two backends on one directory, or two waiters on one file, share a descriptor.
     targets: HashMap<i32, Vec<Target>>,
     next_id: u64,
+    /// Order: the thread is to end.
+    stops: bool,
+    /// Order: the thread looks from time to time whether paths still lead where they did.
+    looks: bool,
     /// The thread looks at `abandoned` soon.
     lingers: bool,
     /// Descriptors that had no target left at some time. Each may have got another one since.
@@ -79,14 +90,18 @@ struct News {
 impl Watcher {
     pub(crate) fn shared() -> io::Result<Arc<Self>> {
         let mut shared = lock(&SHARED);
-        if let Some(watcher) = shared.upgrade() {
+        if let Some(watcher) = shared
+            .upgrade()
+            .filter(|watcher| !watcher.origin.is_elsewhere())
+        {
             return Ok(watcher);
         }
         let watcher = Arc::new(Self {
             events: inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?,
-            stop: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
+            orders: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
             registry: Arc::default(),
             thread: Mutex::default(),
+            origin: Origin::here(),
         });
         *shared = Arc::downgrade(&watcher);
         Ok(watcher)
@@ -99,16 +114,30 @@ impl Watcher {
             return Ok(());
         }
         let events = this.events.try_clone()?;
-        let stop = this.stop.try_clone()?;
+        let orders = this.orders.try_clone()?;
         let registry = this.registry.clone();
         // The thread must not keep the watcher alive: its end is what stops the thread.
         *thread = Some(
             std::thread::Builder::new()
                 .name("portalock-watch".to_owned())
                 .stack_size(256 * 1024)
-                .spawn(move || run(&events, &stop, &registry))?,
+                .spawn(move || run(&events, &orders, &registry))?,
         );
         Ok(())
+    }
+
+    /// Has the thread look from time to time, for as long as anybody needs it.
+    pub(crate) fn keep_looking(&self) {
+        let mut registry = lock(&self.registry);
+        if !registry.looks {
+            registry.looks = true;
+            self.order();
+        }
+    }
+
+    fn order(&self) {
+        // It fails only if there are orders that have not been read for ever.
+        let _ = rustix::io::write(&self.orders, &1_u64.to_ne_bytes());
     }
 
     pub(crate) fn watch_directory(
@@ -131,7 +160,8 @@ impl Watcher {
         name: &str,
         told: Weak<dyn Watched>,
     ) -> io::Result<Registration> {
-        Self::add(this, file, WatchFlags::CLOSE_WRITE, Some(name.into()), told)
+        // Also by those who only read it, as flock(1) does.
+        Self::add(this, file, WatchFlags::CLOSE, Some(name.into()), told)
     }
 
     /// Watches one file for being closed by anybody, also by those who only read it.
@@ -175,6 +205,10 @@ impl Drop for Registration {
         let Some(watcher) = self.watcher.upgrade() else {
             return;
         };
+        if watcher.origin.is_elsewhere() {
+            // The watch is the parent's, and its thread may have had the registry locked when it forked.
+            return;
+        }
         let mut registry = lock(&watcher.registry);
         let Some(targets) = registry.targets.get_mut(&self.descriptor) else {
             return;
@@ -212,7 +246,11 @@ impl Registry {
 
 impl Drop for Watcher {
     fn drop(&mut self) {
-        let _ = rustix::io::write(&self.stop, &1_u64.to_ne_bytes());
+        if self.origin.is_elsewhere() {
+            return;
+        }
+        lock(&self.registry).stops = true;
+        self.order();
         let thread = lock(&self.thread).take();
         if let Some(thread) = thread
             // The thread itself drops the last backend if everyone else did while it was telling it something.
@@ -223,19 +261,22 @@ impl Drop for Watcher {
     }
 }
 
-fn run(events: &OwnedFd, stop: &OwnedFd, registry: &Mutex<Registry>) {
+fn run(events: &OwnedFd, orders: &OwnedFd, registry: &Mutex<Registry>) {
     let mut buffer = [MaybeUninit::uninit(); BUFFER];
     let mut lingers = false;
+    let mut next_look: Option<Instant> = None;
     loop {
         let mut ready = [
             PollFd::new(events, PollFlags::IN),
-            PollFd::new(stop, PollFlags::IN),
+            PollFd::new(orders, PollFlags::IN),
         ];
-        match poll(&mut ready, lingers.then_some(&LINGER)) {
-            Ok(0) => {
+        let pause = next_look.map(|at| at.saturating_duration_since(Instant::now()));
+        let pause = pause.and_then(|pause| Timespec::try_from(pause).ok());
+        let pause = if lingers { Some(LINGER) } else { pause };
+        match poll(&mut ready, pause.as_ref()) {
+            Ok(0) if lingers => {
                 lock(registry).tidy(events);
                 lingers = false;
-                continue;
             }
             Ok(_) | Err(Errno::INTR) => {}
             Err(error) => {
@@ -244,17 +285,49 @@ fn run(events: &OwnedFd, stop: &OwnedFd, registry: &Mutex<Registry>) {
             }
         }
         if !ready[1].revents().is_empty() {
-            return;
+            let _ = rustix::io::read(orders, &mut [0; 8]);
+            let registry = lock(registry);
+            if registry.stops {
+                return;
+            }
+            if registry.looks && next_look.is_none() {
+                next_look = Some(Instant::now() + LOOKS_EVERY);
+            }
         }
-        let news = read(events, &mut buffer, registry);
-        if !news.is_empty() && !lingers {
-            lingers = true;
-            lock(registry).lingers = true;
+        if !ready[0].revents().is_empty() {
+            let news = read(events, &mut buffer, registry);
+            if !news.is_empty() && !lingers {
+                lingers = true;
+                lock(registry).lingers = true;
+            }
+            for news in news {
+                tell(&news);
+            }
         }
-        for news in news {
-            tell(&news);
+        if next_look.is_some_and(|at| at <= Instant::now()) {
+            next_look = look(registry).then(|| Instant::now() + LOOKS_EVERY);
         }
     }
+}
+
+/// Has everybody look who watches a directory. False if nobody needs another look.
+fn look(registry: &Mutex<Registry>) -> bool {
+    let watched: Vec<_> = {
+        let mut registry = lock(registry);
+        // Before anybody looks: whoever needs it from now on gives the order anew.
+        registry.looks = false;
+        let targets = registry.targets.values().flatten();
+        let directories = targets.filter(|target| target.file.is_none());
+        directories.map(|target| target.told.clone()).collect()
+    };
+    let mut goes_on = false;
+    for told in watched {
+        goes_on |= told.upgrade().is_some_and(|told| told.look());
+    }
+    if goes_on {
+        lock(registry).looks = true;
+    }
+    goes_on
 }
 
 /// Reads what has happened. The registry is not locked while anybody is told: the told may watch and stop watching.

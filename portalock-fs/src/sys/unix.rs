@@ -9,7 +9,7 @@ use std::{
 
 use cap_std::fs::{Dir, OpenOptionsExt as _};
 use rustix::{
-    fs::{AtFlags, FileType, OFlags, Stat, fstat, statat},
+    fs::{AtFlags, CWD, FileType, Mode, OFlags, Stat, fchmod, fstat, statat},
     io::Errno,
     process::{Pid, test_kill_process},
 };
@@ -33,6 +33,24 @@ pub(crate) fn set_lock_file_flags(options: &mut cap_std::fs::OpenOptions, file_m
     options.mode(file_mode);
 }
 
+/// Lets the owner's group make files in `directory`, which its owner has just made. New files belong to the group of the
+/// directory, whoever makes them.
+pub(crate) fn let_group_write(directory: &Path) -> io::Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    std::fs::set_permissions(directory, std::fs::Permissions::from_mode(0o2775))
+}
+
+/// Gives a file that nobody has written to yet the permissions `file_mode`, of which the umask may have taken some. It fails
+/// if another user made it, who does the same.
+pub(crate) fn apply_file_mode(file: &cap_std::fs::File, file_mode: u32) {
+    if let Ok(stat) = fstat(file)
+        && stat.st_size == 0
+        && Mode::from_raw_mode(stat.st_mode) != Mode::from_raw_mode(file_mode as _)
+    {
+        let _ = fchmod(file, Mode::from_raw_mode(file_mode as _));
+    }
+}
+
 /// Opening for reading never hangs either.
 pub(crate) fn set_read_flags(options: &mut OpenOptions) {
     set_open_flags(options, true);
@@ -51,6 +69,16 @@ pub(crate) fn look_at(file: &cap_std::fs::File) -> io::Result<Seen> {
 /// Which file `name` leads to, a single name in `dir`. Links are not followed.
 pub(crate) fn look_for(dir: &Dir, name: &str) -> io::Result<Seen> {
     Ok(seen(&statat(dir, name, AtFlags::SYMLINK_NOFOLLOW)?))
+}
+
+/// Which file `path` leads to. Of its last part a link is followed only if asked.
+pub(crate) fn look_along(path: &Path, follow: bool) -> io::Result<Seen> {
+    let flags = if follow {
+        AtFlags::empty()
+    } else {
+        AtFlags::SYMLINK_NOFOLLOW
+    };
+    Ok(seen(&statat(CWD, path, flags)?))
 }
 
 #[allow(
@@ -84,6 +112,11 @@ pub(crate) fn path_names_file(path: &Path, follow: bool, file: &File) -> io::Res
     }
 }
 
+/// Whether a hard link leads to the same file.
+pub(crate) fn has_other_names(metadata: &std::fs::Metadata) -> bool {
+    metadata.nlink() > 1
+}
+
 pub(crate) fn remove_lock_file(path: &Path) -> io::Result<()> {
     std::fs::remove_file(path)
 }
@@ -100,7 +133,7 @@ pub(crate) fn replace(from: &Path, to: &Path) -> io::Result<()> {
 /// Moves `from` to `to` unless something is there; `None` if the file system has no such call.
 #[cfg(any(target_os = "linux", target_os = "android", target_vendor = "apple"))]
 pub(crate) fn rename_exclusive(from: &Path, to: &Path) -> Option<io::Result<()>> {
-    use rustix::fs::{CWD, RenameFlags, renameat_with};
+    use rustix::fs::{RenameFlags, renameat_with};
 
     let renamed =
         renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE).map_err(io::Error::from);

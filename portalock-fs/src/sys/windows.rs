@@ -11,7 +11,10 @@ use std::{
 };
 
 use cap_fs_ext::MetadataExt as _;
-use cap_std::fs::{Dir, Metadata, OpenOptionsExt as _};
+use cap_std::{
+    ambient_authority,
+    fs::{Dir, Metadata, OpenOptionsExt as _},
+};
 use portalock_core::{Holder, Mode};
 use tempfile::TempPath;
 
@@ -49,6 +52,19 @@ pub(crate) fn look_for(dir: &Dir, name: &str) -> io::Result<Seen> {
     Ok(seen(&dir.symlink_metadata(name)?))
 }
 
+/// Which file `path` leads to. Of its last part a link is followed only if asked.
+pub(crate) fn look_along(path: &Path, follow: bool) -> io::Result<Seen> {
+    let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
+        return Err(io::ErrorKind::Unsupported.into());
+    };
+    if follow {
+        let dir = Dir::open_ambient_dir(path, ambient_authority())?;
+        return Ok(seen(&dir.dir_metadata()?));
+    }
+    let dir = Dir::open_ambient_dir(parent, ambient_authority())?;
+    Ok(seen(&dir.symlink_metadata(name)?))
+}
+
 fn seen(metadata: &Metadata) -> Seen {
     Seen {
         device: metadata.dev(),
@@ -70,6 +86,18 @@ pub(crate) fn set_open_flags(options: &mut OpenOptions, follow: bool) {
 pub(crate) fn set_lock_file_flags(options: &mut cap_std::fs::OpenOptions, _file_mode: u32) {
     options.share_mode(FILE_SHARE_READ | FILE_SHARE_WRITE);
 }
+
+/// Who may do what is inherited.
+#[allow(
+    clippy::unnecessary_wraps,
+    reason = "the same face as on other systems"
+)]
+pub(crate) fn let_group_write(_directory: &Path) -> io::Result<()> {
+    Ok(())
+}
+
+/// Who may do what is inherited.
+pub(crate) fn apply_file_mode(_file: &cap_std::fs::File, _file_mode: u32) {}
 
 /// A reader shares everything: it must not keep the writer from putting a new file in its place.
 pub(crate) fn set_read_flags(_options: &mut OpenOptions) {}
@@ -106,6 +134,11 @@ fn may_pass(error: &io::Error) -> bool {
 )]
 pub(crate) fn path_names_file(_path: &Path, _follow: bool, _file: &File) -> io::Result<bool> {
     Ok(true)
+}
+
+/// Not told by a stable call of the standard library.
+pub(crate) fn has_other_names(_metadata: &std::fs::Metadata) -> bool {
+    false
 }
 
 /// Removes a lock file that is no longer open here.

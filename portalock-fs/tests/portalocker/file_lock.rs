@@ -280,3 +280,68 @@ async fn a_waiter_that_is_dropped_leaves_nothing_behind() {
     held.release().unwrap();
     assert!(lock.try_acquire().is_ok());
 }
+
+#[cfg(unix)]
+#[test]
+fn a_release_says_that_the_file_was_replaced() {
+    let (dir, path) = place("ledger");
+    let guard = FileLock::new(&path).unwrap().try_acquire().unwrap();
+    let new = dir.path().join("new");
+    std::fs::write(&new, "").unwrap();
+    std::fs::rename(&new, &path).unwrap();
+    let error = guard.release().unwrap_err();
+    assert!(
+        matches!(error, portalock_core::LockError::Lost { .. }),
+        "{error}"
+    );
+}
+
+#[cfg(unix)]
+#[test]
+fn opens_as_its_user_says() {
+    use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+
+    let (_dir, path) = place("ledger");
+    let mut options = std::fs::File::options();
+    options.read(true).write(true).create(true).mode(0o600);
+    let lock = FileLock::new(&path).unwrap().with_options(options);
+    let guard = lock.try_acquire().unwrap();
+    assert_eq!(
+        guard.metadata().unwrap().permissions().mode() & 0o777,
+        0o600
+    );
+    assert!(lock.try_acquire().is_err());
+}
+
+#[tokio::test]
+async fn a_reentrant_lock_hands_out_one_file() {
+    use std::io::Write;
+
+    let (_dir, path) = place("ledger");
+    let alone = FileLock::new(&path).unwrap();
+    let ours =
+        portalock_fs::ReentrantFileLock::new(alone.clone().with_policy(crate::patient())).unwrap();
+    // Twice: the second time it opens the file anew, and is woken as the first time.
+    for round in 1..=2 {
+        let other = alone.try_acquire().unwrap();
+        let waiting = tokio::spawn({
+            let ours = ours.clone();
+            async move { ours.acquire().await.unwrap() }
+        });
+        tokio::task::yield_now().await;
+        other.release().unwrap();
+        let outer = waiting.await.unwrap();
+        let inner = ours.acquire().await.unwrap();
+        assert_eq!(ours.count(), 2);
+        writeln!(&*outer, "a").unwrap();
+        writeln!(&*inner, "b").unwrap();
+        outer.release().unwrap();
+        assert!(alone.try_acquire().is_err());
+        inner.release().unwrap();
+        assert_eq!(ours.count(), 0);
+        assert_eq!(
+            std::fs::read_to_string(&path).unwrap(),
+            "a\nb\n".repeat(round)
+        );
+    }
+}

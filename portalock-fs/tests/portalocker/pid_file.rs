@@ -7,7 +7,7 @@ use std::{
 };
 
 use portalock_core::LockError;
-use portalock_fs::{PidFileLock, PidFileOutcome, PidState};
+use portalock_fs::{LockKind, Mode, PidFileLock, PidFileOutcome, PidState};
 
 use crate::{child::Other, patient, place};
 
@@ -113,7 +113,7 @@ fn a_stale_pid_lock_never_removes_anothers_files() {
     fs::remove_file(dir.path().join("daemon.pid.lock")).unwrap();
     assert!(matches!(stale.ensure_held(), Err(LockError::Lost { .. })));
     let present = Other::that_has("pid", &path);
-    stale.release().unwrap();
+    assert!(matches!(stale.release(), Err(LockError::Lost { .. })));
     assert_eq!(lock.read_pid(), Some(present.pid()));
     assert!(lock.try_acquire().is_err());
     present.finish();
@@ -195,4 +195,90 @@ async fn works_in_an_async_program() {
     });
     assert_eq!(lock.read_pid(), Some(process::id()));
     waited.unwrap().release().unwrap();
+}
+
+#[test]
+fn record_locks_meet_a_program_that_uses_lockf() {
+    let (_dir, path) = place("daemon.pid");
+    let lock = PidFileLock::new(&path).unwrap().with_kind(LockKind::Record);
+    let held = lock.try_acquire().unwrap();
+    let sidecar = path.with_extension("pid.lock");
+    let other = fs::File::options().write(true).open(&sidecar).unwrap();
+    assert!(!portalock_fs::try_lock(&other, Mode::Exclusive, LockKind::Record).unwrap());
+    assert!(lock.try_acquire().is_err());
+    held.release().unwrap();
+    assert!(!sidecar.exists());
+}
+
+#[cfg(unix)]
+#[test]
+fn a_release_says_that_the_lock_was_lost_and_removes_nothing_of_the_next_holder() {
+    let (_dir, path) = place("daemon.pid");
+    let lock = PidFileLock::new(&path).unwrap();
+    let first = lock.try_acquire().unwrap();
+    let sidecar = path.with_extension("pid.lock");
+    fs::remove_file(&sidecar).unwrap();
+    let second = lock.try_acquire().unwrap();
+    let error = first.release().unwrap_err();
+    assert!(matches!(error, LockError::Lost { .. }), "{error}");
+    assert!(path.exists() && sidecar.exists());
+    second.ensure_held().unwrap();
+    second.release().unwrap();
+}
+
+#[cfg(unix)]
+#[test]
+fn a_hard_link_is_not_written_through() {
+    let (dir, path) = place("daemon.pid");
+    let victim = dir.path().join("victim");
+    fs::write(&victim, "precious").unwrap();
+    fs::hard_link(&victim, path.with_extension("pid.lock")).unwrap();
+    let error = PidFileLock::new(&path).unwrap().try_acquire().unwrap_err();
+    assert!(matches!(error, LockError::Backend { .. }), "{error}");
+    assert_eq!(fs::read_to_string(&victim).unwrap(), "precious");
+}
+
+/// Once the lock file has gone, the pid file is the next holder's.
+#[cfg(target_os = "linux")]
+#[test]
+fn the_pid_file_goes_before_the_lock_file() {
+    use rustix::fs::inotify::{self, CreateFlags, Reader, WatchFlags};
+
+    let (dir, path) = place("daemon.pid");
+    let held = PidFileLock::new(&path).unwrap().try_acquire().unwrap();
+    let told = inotify::init(CreateFlags::NONBLOCK).unwrap();
+    inotify::add_watch(&told, dir.path(), WatchFlags::DELETE).unwrap();
+    held.release().unwrap();
+    let mut buffer = [std::mem::MaybeUninit::uninit(); 1024];
+    let mut events = Reader::new(&told, &mut buffer);
+    for expected in ["daemon.pid", "daemon.pid.lock"] {
+        let event = events.next().unwrap();
+        assert_eq!(event.file_name().unwrap().to_str(), Ok(expected));
+    }
+}
+
+/// Whoever gets the lock as it is freed finds neither file. It is tried often: what is wrong shows only if the other thread
+/// comes at the right moment.
+#[cfg(unix)]
+#[test]
+fn both_files_go_before_the_lock_is_freed() {
+    let (_dir, path) = place("daemon.pid");
+    let sidecar = path.with_extension("pid.lock");
+    for _ in 0..300 {
+        let held = PidFileLock::new(&path).unwrap().try_acquire().unwrap();
+        let other = fs::File::options().append(true).open(&sidecar).unwrap();
+        let started = std::sync::Barrier::new(2);
+        thread::scope(|scope| {
+            let next = scope.spawn(|| {
+                started.wait();
+                while !portalock_fs::try_lock(&other, Mode::Exclusive, LockKind::Flock).unwrap() {
+                    std::hint::spin_loop();
+                }
+                (path.exists(), sidecar.exists())
+            });
+            started.wait();
+            held.release().unwrap();
+            assert_eq!(next.join().unwrap(), (false, false));
+        });
+    }
 }

@@ -153,3 +153,19 @@ async fn an_async_waiter_gets_the_next_free_slot() {
     });
     waited.unwrap().release().unwrap();
 }
+
+#[cfg(unix)]
+#[test]
+fn a_release_says_that_a_slot_was_lost() {
+    let (dir, _) = place("");
+    let semaphore = BoundedSemaphore::new("slots", 2).unwrap();
+    let semaphore = semaphore.in_directory(dir.path()).unwrap();
+    let both = semaphore.try_acquire_many(2).unwrap();
+    std::fs::remove_file(&semaphore.paths()[1]).unwrap();
+    let error = both.release().unwrap_err();
+    assert!(
+        matches!(error, portalock_core::LockError::NotHeld { .. }),
+        "{error}"
+    );
+    assert!(semaphore.try_acquire_many(2).is_ok());
+}

@@ -66,7 +66,7 @@ fn a_stale_temporary_lock_never_removes_anothers_file() {
         fs::remove_file(&path).unwrap();
         let present = Other::that_has("temporary", &path);
         if release {
-            stale.release().unwrap();
+            assert!(stale.release().is_err());
         } else {
             drop(stale);
         }
@@ -171,4 +171,58 @@ async fn async_waiters_take_turns() {
         turn.await.unwrap();
     }
     assert!(!path.exists());
+}
+
+#[cfg(unix)]
+#[test]
+fn a_hard_link_is_not_emptied() {
+    let (dir, path) = place("build.lock");
+    let victim = dir.path().join("victim");
+    std::fs::write(&victim, "precious").unwrap();
+    std::fs::hard_link(&victim, &path).unwrap();
+    assert!(
+        TemporaryFileLock::new(&path)
+            .unwrap()
+            .try_acquire()
+            .is_err()
+    );
+    assert_eq!(std::fs::read_to_string(&victim).unwrap(), "precious");
+}
+
+#[cfg(unix)]
+#[test]
+fn a_release_says_that_the_lock_was_lost() {
+    let (_dir, path) = place("build.lock");
+    let guard = TemporaryFileLock::new(&path)
+        .unwrap()
+        .try_acquire()
+        .unwrap();
+    std::fs::remove_file(&path).unwrap();
+    let error = guard.release().unwrap_err();
+    assert!(
+        matches!(error, portalock_core::LockError::Lost { .. }),
+        "{error}"
+    );
+}
+
+#[test]
+fn those_who_share_it_leave_the_file_to_the_last() {
+    for kind in [
+        portalock_fs::LockKind::Flock,
+        portalock_fs::LockKind::Record,
+    ] {
+        let (_dir, path) = place("shared.lock");
+        let alone = TemporaryFileLock::new(&path).unwrap().with_kind(kind);
+        let shared = alone.clone().shared();
+        let one = shared.try_acquire().unwrap();
+        let two = shared.try_acquire().unwrap();
+        assert!(alone.try_acquire().is_err());
+        one.release().unwrap();
+        assert!(path.exists(), "{kind:?}");
+        two.ensure_held().unwrap();
+        assert!(alone.try_acquire().is_err());
+        two.release().unwrap();
+        assert!(!path.exists(), "{kind:?}");
+        alone.try_acquire().unwrap().release().unwrap();
+    }
 }

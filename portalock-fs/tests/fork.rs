@@ -1,0 +1,244 @@
+//! A child that was forked while locks were held: with and without `exec`, with guards and watchers inherited.
+#![cfg(target_os = "linux")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::expect_used,
+    reason = "tests"
+)]
+
+mod support;
+
+use std::{
+    io::{PipeReader, PipeWriter, Read},
+    panic::{AssertUnwindSafe, catch_unwind},
+    path::Path,
+    process::{Command, Stdio},
+    time::Instant,
+};
+
+use fork::Fork;
+use portalock_core::{BackendErrorKind, LockError, blocking};
+use portalock_fs::{
+    BoundedSemaphore, FileLock, FsBackend, LockKind, PidFileLock, TemporaryFileLock,
+};
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    process::{Pid, PidfdFlags, Signal, WaitOptions, kill_process, pidfd_open, waitpid},
+};
+use support::{LONG, Locks};
+
+/// A forked child, which ends with this at the latest.
+struct Child(Pid);
+
+impl Child {
+    /// Does `work` in a child, whose end tells whether it went well.
+    fn doing(work: impl FnOnce()) -> Self {
+        match fork::fork().unwrap() {
+            Fork::Parent(pid) => Self(Pid::from_raw(pid).unwrap()),
+            Fork::Child => {
+                let done = catch_unwind(AssertUnwindSafe(work));
+                std::process::exit(i32::from(done.is_err()));
+            }
+        }
+    }
+
+    /// Waits for it, and says whether it did its work.
+    fn went_well(self) -> bool {
+        let fd = pidfd_open(self.0, PidfdFlags::empty()).unwrap();
+        let limit = Timespec::try_from(LONG).unwrap();
+        poll(&mut [PollFd::new(&fd, PollFlags::IN)], Some(&limit)).unwrap();
+        let ended = waitpid(Some(self.0), WaitOptions::NOHANG).unwrap();
+        ended.is_some_and(|(_, status)| status.exit_status() == Some(0))
+    }
+}
+
+impl Drop for Child {
+    fn drop(&mut self) {
+        // It fails if the child has been waited for, and then there is none.
+        if matches!(waitpid(Some(self.0), WaitOptions::NOHANG), Ok(None)) {
+            let _ = kill_process(self.0, Signal::KILL);
+            let _ = waitpid(Some(self.0), WaitOptions::empty());
+        }
+    }
+}
+
+/// A child keeps what it has until the parent drops its end.
+fn pipe() -> (PipeReader, PipeWriter) {
+    std::io::pipe().unwrap()
+}
+
+fn wait_for_end((mut reader, writer): (PipeReader, PipeWriter)) {
+    drop(writer);
+    let _ = reader.read(&mut [0]);
+}
+
+fn lock(backend: &FsBackend, name: &str) -> blocking::Lock<FsBackend> {
+    blocking::Lock::new(backend.clone(), name)
+        .unwrap()
+        .with_policy(support::patience())
+}
+
+fn is_free(directory: &Path, name: &str) -> bool {
+    let other = FsBackend::open(directory).unwrap();
+    match lock(&other, name).try_acquire() {
+        Ok(_) => true,
+        Err(error) if error.is_contention() => false,
+        Err(error) => panic!("{error}"),
+    }
+}
+
+fn is_told(guard: &blocking::Guard<FsBackend>) -> bool {
+    let start = Instant::now();
+    while !guard.is_lost() {
+        if start.elapsed() > LONG {
+            return false;
+        }
+        std::thread::yield_now();
+    }
+    true
+}
+
+#[test]
+fn a_child_that_drops_what_it_inherited_ends_nothing_of_its_parents() {
+    let locks = Locks::new();
+    let backend = locks.client();
+    let guard = lock(&backend, "a").acquire().unwrap();
+    let other = lock(&backend, "b").acquire_shared().unwrap();
+    let mut inherited = Some((guard, other, backend));
+    let child = Child::doing(|| drop(inherited.take()));
+    assert!(child.went_well());
+    let (guard, other, backend) = inherited.unwrap();
+    assert!(!is_free(&locks.path(), "a"));
+    assert!(!is_free(&locks.path(), "b"));
+    // The watcher goes on: a waiter is woken, and a loss is told.
+    let waiting = lock(&locks.client(), "b");
+    let waiter = std::thread::spawn(move || waiting.acquire().map(drop));
+    other.release().unwrap();
+    waiter.join().unwrap().unwrap();
+    std::fs::remove_file(locks.file("a")).unwrap();
+    assert!(is_told(&guard), "the watch ended with the child");
+    drop(backend);
+}
+
+#[test]
+fn a_child_that_releases_what_it_inherited_is_told_that_it_holds_nothing() {
+    let locks = Locks::new();
+    let backend = locks.client();
+    let mut inherited = Some(lock(&backend, "a").acquire().unwrap());
+    let child = Child::doing(|| {
+        let error = inherited.take().unwrap().release().unwrap_err();
+        assert!(matches!(error, LockError::NotHeld { .. }), "{error}");
+        // The backend is the parent's as well.
+        let error = lock(&backend, "c").try_acquire().unwrap_err();
+        let LockError::Backend { source, .. } = error else {
+            panic!("{error}");
+        };
+        assert_eq!(source.kind(), BackendErrorKind::Misconfigured);
+    });
+    assert!(child.went_well());
+    assert!(!is_free(&locks.path(), "a"));
+    inherited.unwrap().release().unwrap();
+    assert!(is_free(&locks.path(), "a"));
+}
+
+#[test]
+fn a_backend_that_a_child_opens_has_a_watcher_of_its_own() {
+    let locks = Locks::new();
+    let backend = locks.client();
+    let guard = lock(&backend, "a").acquire().unwrap();
+    let child = Child::doing(|| {
+        let own = locks.client();
+        let guard = lock(&own, "b").acquire().unwrap();
+        std::fs::remove_file(locks.file("b")).unwrap();
+        assert!(is_told(&guard));
+        drop((guard, own));
+    });
+    assert!(child.went_well());
+    std::fs::remove_file(locks.file("a")).unwrap();
+    assert!(is_told(&guard));
+}
+
+#[test]
+fn a_release_frees_the_lock_though_a_child_has_a_copy() {
+    let locks = Locks::new();
+    let backend = locks.client();
+    let guard = lock(&backend, "a").acquire().unwrap();
+    let (reader, writer) = pipe();
+    let mut ends = Some((reader, writer));
+    let child = Child::doing(|| wait_for_end(ends.take().unwrap()));
+    guard.release().unwrap();
+    assert!(is_free(&locks.path(), "a"));
+    drop(ends);
+    assert!(child.went_well());
+}
+
+#[test]
+fn a_program_that_is_started_inherits_no_lock() {
+    let locks = Locks::new();
+    let backend = locks.client();
+    let file = FileLock::new(locks.path().join("data")).unwrap();
+    let guards = (lock(&backend, "a").acquire().unwrap(), file.try_acquire());
+    let mut program = Command::new("cat")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    // Closed without an unlock, as a crash does: no copy may be left.
+    let (guard, data) = guards;
+    drop((guard, data));
+    assert!(is_free(&locks.path(), "a"));
+    assert!(file.try_acquire().is_ok());
+    let pid = program.id();
+    let open = std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap();
+    let inherited = open
+        .filter_map(|fd| std::fs::read_link(fd.unwrap().path()).ok())
+        .any(|target| target.starts_with(locks.path()));
+    assert!(!inherited);
+    drop(program.stdin.take());
+    program.wait().unwrap();
+}
+
+#[test]
+fn a_childs_copies_of_file_guards_end_nothing_of_its_parents() {
+    let locks = Locks::new();
+    std::fs::create_dir(locks.path()).unwrap();
+    let path = |name: &str| locks.path().join(name);
+    for kind in [LockKind::Flock, LockKind::Record] {
+        let data = FileLock::new(path("data")).unwrap().with_kind(kind);
+        let temporary = TemporaryFileLock::new(path("t.lock")).unwrap();
+        let temporary = temporary.with_kind(kind);
+        let pid = PidFileLock::new(path("d.pid")).unwrap().with_kind(kind);
+        let slots = BoundedSemaphore::new("slots", 1).unwrap().with_kind(kind);
+        let slots = slots.in_directory(locks.path()).unwrap();
+        let mut inherited = Some((
+            data.try_acquire().unwrap(),
+            temporary.try_acquire().unwrap(),
+            pid.try_acquire().unwrap(),
+            slots.try_acquire().unwrap(),
+        ));
+        for releases in [false, true] {
+            let child = Child::doing(|| {
+                let (data, temporary, pid, slot) = inherited.take().unwrap();
+                if releases {
+                    assert!(data.ensure_held().is_err());
+                    assert!(data.release().is_err());
+                    assert!(temporary.release().is_err());
+                    assert!(pid.release().is_err());
+                    assert!(slot.release().is_err());
+                }
+            });
+            assert!(child.went_well());
+            assert!(data.try_acquire().is_err());
+            assert!(temporary.try_acquire().is_err());
+            assert!(pid.try_acquire().is_err());
+            assert!(slots.try_acquire().is_err());
+            assert_eq!(pid.read_pid(), Some(std::process::id()));
+        }
+        let (data, temporary, pid, slot) = inherited.unwrap();
+        data.release().unwrap();
+        temporary.release().unwrap();
+        pid.release().unwrap();
+        slot.release().unwrap();
+    }
+}
