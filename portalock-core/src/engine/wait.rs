@@ -79,7 +79,7 @@ pub(crate) async fn acquire<S: Service<D>, D: Demand>(
         .run(Place::new(service.clone(), request))
         .instrument(span)
         .await;
-    measure::waited(service.kind(), &name, || start.elapsed(), &result);
+    measure::waited(service.kind(), &name, || since.elapsed(), &result);
     result
 }
 
