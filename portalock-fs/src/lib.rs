@@ -17,6 +17,8 @@
 //! # Ok(()) }
 //! ```
 
+#![cfg_attr(docsrs, feature(doc_cfg))]
+
 mod acquire;
 mod atomic;
 mod backend;

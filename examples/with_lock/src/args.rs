@@ -3,7 +3,7 @@
 use std::{ffi::OsString, path::PathBuf, str::FromStr, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use portalock_core::Permits;
+use portalock::Permits;
 
 use crate::help;
 
@@ -157,7 +157,7 @@ impl FromStr for PermitsOf {
 
 /// A time with its unit: of a bare number nobody can tell whether it means seconds or milliseconds.
 fn duration(text: &str) -> Result<Duration, String> {
-    const LONGEST: Duration = portalock_core::settings::LONGEST;
+    const LONGEST: Duration = portalock::settings::LONGEST;
     match humantime::parse_duration(text) {
         Ok(duration) if duration <= LONGEST => Ok(duration),
         Ok(_) => Err("a year is the most".to_owned()),

@@ -2,7 +2,7 @@
 
 use std::{ffi::OsStr, io, process::Command, time::Duration};
 
-use portalock_core::{Loss, LostSignal, clock::Instant};
+use portalock::{Loss, LostSignal, clock::Instant};
 
 use crate::{
     args::OnLost,

@@ -2,8 +2,8 @@
 
 use std::{path::Path, time::Duration};
 
-use portalock_core::{LockError, Policy};
-use portalock_url::AnyBackend;
+use portalock::AnyBackend;
+use portalock::{LockError, Policy};
 
 use crate::{
     args::{OnLost, RunArgs, backend_and_name},
@@ -116,6 +116,6 @@ async fn release(hold: Hold) -> bool {
 
 /// Sees to it that nothing of us is left at the service.
 async fn farewell(backend: &AnyBackend, time: Duration) {
-    let _ = portalock_core::shutdown(time).await;
+    let _ = portalock::shutdown(time).await;
     let _ = tokio::time::timeout(time, backend.close()).await;
 }

@@ -2,7 +2,7 @@
 
 use std::{path::Path, sync::Arc, time::SystemTime};
 
-use portalock_core::{
+use portalock::{
     BackendError, BackendErrorKind, Claim, ClaimKind, Inspection, Lock, LockError, clock,
 };
 use serde::Serialize;

@@ -3,8 +3,9 @@
 use std::sync::Arc;
 
 use portalock_core::{
-    BackendError, Claim, ClaimKind, DynBackend, DynSemaphore, Holder, Inspect, Inspection,
-    LockBackend, LockName, Semaphore, SlotSemaphore,
+    BackendError, Claim, ClaimKind, DynBackend, DynSemaphore, Election, Holder, Inspect,
+    Inspection, InvalidName, Lock, LockBackend, LockError, LockName, Pool, Semaphore,
+    SlotSemaphore,
 };
 
 /// The locks and the semaphores of one place, as [`open`](crate::open) found it.
@@ -32,6 +33,37 @@ impl AnyBackend {
             locks: Arc::new(backend.clone()),
             semaphores: Arc::new(SlotSemaphore::new(backend)),
         }
+    }
+
+    /// The lock called `name`. No I/O is done.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidName`] as [`Lock::new`].
+    pub fn lock(&self, name: impl AsRef<str>) -> Result<Lock<DynBackend>, InvalidName> {
+        Lock::new(self.locks.clone(), name)
+    }
+
+    /// The election called `name`. No I/O is done.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidName`] as [`Lock::new`].
+    pub fn election(&self, name: impl AsRef<str>) -> Result<Election<DynBackend>, InvalidName> {
+        Election::new(self.locks.clone(), name)
+    }
+
+    /// The semaphore called `name`, of which `capacity` permits are out at once at most. No I/O is done.
+    ///
+    /// # Errors
+    ///
+    /// As [`Pool::new`].
+    pub fn pool(
+        &self,
+        name: impl AsRef<str>,
+        capacity: u32,
+    ) -> Result<Pool<DynSemaphore>, LockError> {
+        Pool::new(self.semaphores.clone(), name, capacity)
     }
 
     /// Who holds permits of the semaphore `name` and who waits for them, by now perhaps no longer true.

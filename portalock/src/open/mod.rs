@@ -1,17 +1,34 @@
 //! From an address to a backend.
 
-use crate::{AnyBackend, OpenError, Scheme, memory};
+mod any;
+mod config;
+mod directory;
+mod error;
+#[cfg(feature = "etcd")]
+mod etcd;
+#[cfg(feature = "fs")]
+mod fs;
+mod memory;
+#[cfg(feature = "redis")]
+mod redis;
+mod scheme;
+
+pub use any::AnyBackend;
+pub use config::Config;
+pub use directory::default_directory;
+pub use error::OpenError;
+pub use scheme::Scheme;
 
 /// Opens the backend at `address`. See the [front page](crate#addresses) for what may stand there.
 ///
 /// A directory is made and opened, a server is connected to, so that whatever is wrong is told here.
 ///
 /// ```
-/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), portalock_url::OpenError> {
-/// let backend = portalock_url::open("memory:").await?;
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), portalock::OpenError> {
+/// let backend = portalock::open("memory:").await?;
 /// assert!(backend.locks.capabilities().shared);
 ///
-/// let error = portalock_url::open("http://u:secret@example").await.unwrap_err();
+/// let error = portalock::open("http://u:secret@example").await.unwrap_err();
 /// assert_eq!(
 ///     error.to_string(),
 ///     "\"http\" is no backend: write fs:DIR, redis://HOST, rediss://HOST, unix:///SOCKET or etcd://HOST,HOST",
@@ -35,11 +52,11 @@ pub async fn open(address: &str) -> Result<AnyBackend, OpenError> {
     match scheme {
         Scheme::Memory => memory::open(rest),
         #[cfg(feature = "fs")]
-        Scheme::Fs => crate::fs::open(rest),
+        Scheme::Fs => fs::open(rest),
         #[cfg(feature = "redis")]
-        Scheme::Redis => crate::redis::open(address).await,
+        Scheme::Redis => redis::open(address).await,
         #[cfg(feature = "etcd")]
-        Scheme::Etcd => crate::etcd::open(address).await,
+        Scheme::Etcd => etcd::open(address).await,
         #[allow(unreachable_patterns, reason = "with all features there is no other")]
         other => Err(not_built(other)),
     }
@@ -56,11 +73,11 @@ pub(crate) async fn open_table(
 ) -> Result<AnyBackend, OpenError> {
     match scheme {
         #[cfg(feature = "fs")]
-        Scheme::Fs => crate::fs::open_table(table),
+        Scheme::Fs => fs::open_table(table),
         #[cfg(feature = "redis")]
-        Scheme::Redis => crate::redis::open_table(table).await,
+        Scheme::Redis => redis::open_table(table).await,
         #[cfg(feature = "etcd")]
-        Scheme::Etcd => crate::etcd::open_table(table).await,
+        Scheme::Etcd => etcd::open_table(table).await,
         Scheme::Memory if table.is_empty() => memory::open(""),
         Scheme::Memory => Err(OpenError::settings("memory", "it has no settings")),
         #[allow(unreachable_patterns, reason = "with all features there is no other")]

@@ -11,8 +11,8 @@ use crate::{AnyBackend, OpenError, Scheme, open::open_table};
 /// Each is an address, or a table that says its `type` (`fs`, `redis` or `etcd`) and has that backend's settings:
 ///
 /// ```
-/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), portalock_url::OpenError> {
-/// let config = portalock_url::Config::from_toml(r#"
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), portalock::OpenError> {
+/// let config = portalock::Config::from_toml(r#"
 ///     [backends]
 ///     ci = "fs:/run/lock/ci"
 ///
