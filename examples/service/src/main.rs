@@ -98,7 +98,7 @@ impl App {
         let _term = Published::new(self.leading.clone(), leading.clone());
         if let Err(error) = leading.step_down_asked().await {
             eprintln!("can't hear requests to step down: {error}");
-            std::future::pending().await
+            std::future::pending::<()>().await;
         }
     }
 
