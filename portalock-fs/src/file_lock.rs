@@ -188,12 +188,12 @@ pub struct FileGuard(Owned);
 impl FileGuard {
     /// The open file; the guard derefs to it.
     pub fn file(&self) -> &File {
-        self.0.handle()
+        self.0.file()
     }
 
     /// The file, as an absolute path.
     pub fn path(&self) -> &Path {
-        &self.0.spec().path
+        self.0.path()
     }
 
     /// An error if the path no longer names the locked file: somebody removed or replaced it, and newcomers lock another.

@@ -1,15 +1,11 @@
-//! A locked file in hand, however it was acquired: what the guards of this crate wrap.
+//! Locked files in hand, however they were acquired: what the guards of this crate wrap.
 
-use std::sync::Arc;
+use std::{fs::File, path::Path, sync::Arc};
 
 use futures_util::FutureExt;
 use portalock_core::{Guard, Lock, LockError, LockName, Mode, Policy, blocking};
 
-use crate::{
-    FsError,
-    one_file::OneFile,
-    spec::{Handle, Spec},
-};
+use crate::{FsError, acquisition::Acquisition, lock_file::LockFile, spec::Spec};
 
 /// How an acquisition waits.
 #[derive(Debug, Clone, Copy)]
@@ -20,20 +16,20 @@ pub(crate) enum Wait<'p> {
     As(&'p Policy),
 }
 
-/// One locked file. Freed when dropped.
+/// Files that are locked. Freed when dropped.
 #[derive(Debug)]
 pub(crate) struct Owned {
-    /// Declared before the guard, so that the guard closes the file: some systems remove only what is closed.
-    handle: Option<Arc<Handle>>,
+    /// The first of them. Declared before the guard, so that the guard closes it: some systems remove only what is closed.
+    file: Option<Arc<LockFile>>,
     guard: AnyGuard,
-    lock: Lock<OneFile>,
+    lock: Lock<Acquisition>,
 }
 
 /// The engine's guard, whichever way it was acquired.
 #[derive(Debug)]
 enum AnyGuard {
-    Async(Guard<OneFile>),
-    Blocking(blocking::Guard<OneFile>),
+    Async(Guard<Acquisition>),
+    Blocking(blocking::Guard<Acquisition>),
 }
 
 impl Owned {
@@ -42,7 +38,14 @@ impl Owned {
         mode: Mode,
         wait: Wait<'_>,
     ) -> Result<Self, LockError> {
-        let lock = new_lock(spec)?;
+        Self::acquire_by(new_lock(spec)?, mode, wait).await
+    }
+
+    pub(crate) async fn acquire_by(
+        lock: Lock<Acquisition>,
+        mode: Mode,
+        wait: Wait<'_>,
+    ) -> Result<Self, LockError> {
         let guard = match (mode, wait) {
             (Mode::Exclusive, Wait::Once) => lock.try_acquire().await?,
             (Mode::Exclusive, Wait::As(policy)) => lock.acquire_with(policy).await?,
@@ -57,7 +60,14 @@ impl Owned {
         mode: Mode,
         wait: Wait<'_>,
     ) -> Result<Self, LockError> {
-        let lock = new_lock(spec)?;
+        Self::blocking_acquire_by(new_lock(spec)?, mode, wait)
+    }
+
+    pub(crate) fn blocking_acquire_by(
+        lock: Lock<Acquisition>,
+        mode: Mode,
+        wait: Wait<'_>,
+    ) -> Result<Self, LockError> {
         let engine = blocking::Lock::from(lock.clone());
         let guard = match (mode, wait) {
             (Mode::Exclusive, Wait::Once) => engine.try_acquire()?,
@@ -68,9 +78,9 @@ impl Owned {
         Ok(Self::new(lock, AnyGuard::Blocking(guard)))
     }
 
-    fn new(lock: Lock<OneFile>, guard: AnyGuard) -> Self {
+    fn new(lock: Lock<Acquisition>, guard: AnyGuard) -> Self {
         Self {
-            handle: lock.backend().handle(),
+            file: lock.backend().file(),
             guard,
             lock,
         }
@@ -80,23 +90,24 @@ impl Owned {
         self.lock.name()
     }
 
-    pub(crate) fn spec(&self) -> &Spec {
-        self.lock.backend().spec()
+    pub(crate) fn path(&self) -> &Path {
+        self.lock.backend().path()
     }
 
     #[allow(
         clippy::expect_used,
-        reason = "the handle is only taken by `release`, which consumes `self`"
+        reason = "the file is only taken by `release`, which consumes `self`"
     )]
-    pub(crate) fn handle(&self) -> &Handle {
-        self.handle
+    pub(crate) fn file(&self) -> &File {
+        self.file
             .as_ref()
-            .expect("the handle is there until release")
+            .expect("the file is there until release")
+            .file()
     }
 
-    /// Whether the path still names the locked file.
+    /// Whether the paths still name the locked files.
     pub(crate) fn ensure_held(&self) -> Result<(), LockError> {
-        match self.lock.backend().check() {
+        match self.lock.backend().loss() {
             Ok(None) => Ok(()),
             Ok(Some(loss)) => Err(LockError::Lost {
                 name: self.name().clone(),
@@ -107,19 +118,18 @@ impl Owned {
     }
 
     pub(crate) fn release(mut self) -> Result<(), LockError> {
-        self.handle = None;
-        let released = match self.guard {
+        self.ensure_held()?;
+        self.file = None;
+        match self.guard {
             // Freeing a file waits for nothing, so the first poll is the last.
             AnyGuard::Async(guard) => guard.release().now_or_never().unwrap_or(Ok(())),
             AnyGuard::Blocking(guard) => guard.release(),
-        };
-        released.map_err(|error| match error {
-            LockError::NotHeld { name } => LockError::Lost {
-                name,
-                loss: self.lock.backend().spec().loss(),
-            },
-            error => error,
-        })
+        }
+    }
+
+    /// Leaves the files locked, for somebody else to unlock.
+    pub(crate) fn keep(self) {
+        self.lock.backend().keep();
     }
 
     pub(crate) fn failed(&self, error: FsError) -> LockError {
@@ -130,6 +140,6 @@ impl Owned {
     }
 }
 
-fn new_lock(spec: &Spec) -> Result<Lock<OneFile>, LockError> {
-    Ok(Lock::new(OneFile::new(spec.clone()), spec.name()?)?)
+fn new_lock(spec: &Spec) -> Result<Lock<Acquisition>, LockError> {
+    Ok(Lock::new(Acquisition::of(spec.clone()), spec.name()?)?)
 }

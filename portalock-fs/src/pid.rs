@@ -228,7 +228,7 @@ impl PidFileLock {
 
     /// The sidecar is locked: says who did it. If that fails, dropping `owned` frees it.
     fn publish(&self, owned: Owned) -> Result<PidFileGuard, LockError> {
-        pid_record::write(&self.path, owned.handle()).map_err(|error| owned.failed(error))?;
+        pid_record::write(&self.path, owned.file()).map_err(|error| owned.failed(error))?;
         Ok(PidFileGuard {
             owned,
             path: self.path.clone(),

@@ -3,8 +3,7 @@
 //! Two slots of [`SLOT`] bytes are written in turn, so a write that a crash tore damages the older grant only; its own
 //! grant was never given out. Each slot is a line of text with a checksum, and NULs to its end; the valid one with the
 //! larger token counts. Only its token is read for a new grant; its holder, when somebody asks.
-//! After the slots stands the token of the last grant that was released in good order, and after that, where the file's
-//! name is a hash, the lock's name.
+//! After the slots stands the token of the last grant that was released in good order, and after that the lock's name.
 
 use std::io::Write;
 
@@ -13,10 +12,10 @@ use portalock_core::{FencingToken, Holder, LockName, Mode};
 /// One slot's length.
 pub(crate) const SLOT: usize = 512;
 /// Where the last released token stands.
-pub(crate) const MARK_AT: usize = 2 * SLOT;
-/// Where the lock's name stands, if it does; else the whole record's length.
-pub(crate) const NAME_AT: usize = MARK_AT + MARK;
-/// The whole record's length, with a name.
+const MARK_AT: usize = 2 * SLOT;
+/// Where the lock's name stands.
+const NAME_AT: usize = MARK_AT + MARK;
+/// The whole record's length, with the longest name.
 pub(crate) const LONGEST: usize = NAME_AT + LockName::MAX_BYTES + 1;
 
 const MARK: usize = 32;
@@ -60,7 +59,7 @@ pub(crate) struct Record {
     next_slot: usize,
     /// The last grant that was released in good order.
     released: Option<FencingToken>,
-    /// The lock's name, where the file has it.
+    /// The lock's name.
     pub(crate) name: Option<String>,
 }
 
@@ -127,8 +126,7 @@ impl Record {
         self.next_slot
     }
 
-    /// The slot for the grant after the one that was written to `slot`.
-    pub(crate) const fn slot_after(slot: usize) -> usize {
+    const fn slot_after(slot: usize) -> usize {
         1 - slot
     }
 
@@ -146,7 +144,7 @@ impl Record {
         (MARK_AT as u64, mark)
     }
 
-    /// What to write once into a file whose name is a hash, and where.
+    /// What to write once into a new file, and where.
     pub(crate) fn write_name(name: &LockName) -> (u64, Vec<u8>) {
         (NAME_AT as u64, format!("{name}\0").into_bytes())
     }

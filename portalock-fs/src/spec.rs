@@ -1,25 +1,35 @@
-//! What a file-specific lock locks: a path, and how to open, lock and leave it.
+//! What a file-specific lock locks: a file, and how to open, lock and leave it.
 
 use std::{
     fs::{File, OpenOptions},
     io,
-    ops::Deref,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use portalock_core::{Holder, LockError, LockName, Loss};
 
-use crate::{FileMode, FsError, FsErrorKind, LockKind, sys};
+use crate::{
+    FileMode, FsError, FsErrorKind, LockKind,
+    lock_file::{Location, LockFile},
+    sys::{self, Origin, Seen},
+};
+
+/// What errors and logs call a file that a user has open.
+pub(crate) const OPEN_FILE: &str = "an open file";
 
 /// What is locked, and how.
 #[derive(Debug, Clone)]
 pub(crate) struct Spec {
+    /// Empty if the file is open already.
     pub(crate) path: PathBuf,
+    /// A copy of the user's own handle: both have one lock.
+    open: Option<Arc<File>>,
     pub(crate) mode: FileMode,
     /// How the user wants it opened, instead of what the mode says.
     pub(crate) options: Option<OpenOptions>,
     pub(crate) kind: LockKind,
-    /// Whether the path may be a symbolic link.
+    /// Whether the path may be a symbolic link, and the file have other names.
     pub(crate) follow: bool,
     pub(crate) ending: Ending,
     pub(crate) witness: Witness,
@@ -48,19 +58,32 @@ impl Spec {
     pub(crate) fn new(path: &Path) -> Result<Self, FsError> {
         let anchored = std::path::absolute(path)
             .map_err(|error| FsError::with_kind(FsErrorKind::BadName, "lock", error).at(path))?;
-        Ok(Self {
-            path: anchored,
+        Ok(Self::with(anchored, None))
+    }
+
+    /// The file that a user has open, by a copy of their handle.
+    pub(crate) fn of_open(copy: File) -> Self {
+        Self::with(PathBuf::new(), Some(Arc::new(copy)))
+    }
+
+    fn with(path: PathBuf, open: Option<Arc<File>>) -> Self {
+        Self {
+            path,
+            open,
             mode: FileMode::default(),
             options: None,
             kind: LockKind::default(),
             follow: true,
             ending: Ending::Keep,
             witness: Witness::System,
-        })
+        }
     }
 
     /// The path as a lock's name, for errors and logs; of a long one, its end.
     pub(crate) fn name(&self) -> Result<LockName, LockError> {
+        if self.open.is_some() {
+            return Ok(LockName::new(OPEN_FILE)?);
+        }
         let path = self.path.to_string_lossy().replace('\0', "\u{fffd}");
         let mut start = path.len().saturating_sub(LockName::MAX_BYTES);
         while !path.is_char_boundary(start) {
@@ -69,37 +92,17 @@ impl Spec {
         Ok(LockName::new(&path[start..])?)
     }
 
-    pub(crate) fn open(&self) -> Result<Handle, FsError> {
-        let options = self.options.clone().unwrap_or_else(|| {
-            let mut options = self.mode.options();
-            sys::set_open_flags(&mut options, self.follow);
-            options
-        });
-        let file = sys::patiently(|| options.open(&self.path))
-            .map_err(|error| self.failed("open", error))?;
-        let handle = Handle {
-            file: Some(file),
-            kind: self.kind,
-        };
-        let metadata = handle
-            .metadata()
-            .map_err(|error| self.failed("look at", error))?;
-        if !metadata.is_file() {
-            let error = io::Error::other("not a regular file");
-            return Err(FsError::with_kind(FsErrorKind::NotAFile, "lock", error).at(&self.path));
-        }
-        if !self.follow && sys::has_other_names(&metadata) {
-            // A lock file of our own: writing to it would write to a file elsewhere.
-            let error = io::Error::other("it has a second name, a hard link");
-            return Err(FsError::with_kind(FsErrorKind::NotAFile, "lock", error).at(&self.path));
-        }
-        Ok(handle)
+    /// Whether the file is emptied once it is locked.
+    pub(crate) const fn truncates(&self) -> bool {
+        self.options.is_none() && self.mode.truncates()
     }
 
-    /// Whether the path still names this very file.
-    pub(crate) fn names(&self, file: &File) -> Result<bool, FsError> {
-        sys::path_names_file(&self.path, self.follow, file)
-            .map_err(|error| self.failed("look at", error))
+    /// Who holds the file, if that can be told.
+    pub(crate) fn holder(&self, file: Option<&LockFile>) -> Option<Holder> {
+        match self.witness {
+            Witness::System => sys::lock_holder(file?.file()),
+            Witness::Written(read) => read(&self.path),
+        }
     }
 
     /// What has happened if the path no longer names the locked file.
@@ -113,30 +116,39 @@ impl Spec {
             FsErrorKind::PermissionDenied if self.path.is_dir() => FsErrorKind::NotAFile,
             kind => kind,
         };
-        FsError::with_kind(kind, action, error).at(&self.path)
+        self.at(FsError::with_kind(kind, action, error))
     }
 }
 
-/// An open file that is closed so that no other lock of this process on it is lost.
-#[derive(Debug)]
-pub(crate) struct Handle {
-    file: Option<File>,
-    kind: LockKind,
-}
-
-impl Deref for Handle {
-    type Target = File;
-
-    #[allow(clippy::expect_used, reason = "only `drop` takes the file")]
-    fn deref(&self) -> &File {
-        self.file.as_ref().expect("the file is there until drop")
+impl Location for Spec {
+    fn open(&self) -> Result<LockFile, FsError> {
+        let (kind, origin) = (self.kind, Origin::here());
+        if let Some(handle) = &self.open {
+            let copy = handle.try_clone();
+            let copy = copy.map_err(|error| FsError::new("copy the handle of", error))?;
+            return LockFile::of(copy, kind, origin);
+        }
+        let options = self.options.clone().unwrap_or_else(|| {
+            let mut options = self.mode.options();
+            sys::set_open_flags(&mut options, self.follow);
+            options
+        });
+        let file = sys::patiently(|| options.open(&self.path))
+            .map_err(|error| self.failed("open", error))?;
+        LockFile::regular(file, kind, origin, !self.follow).map_err(|error| self.at(error))
     }
-}
 
-impl Drop for Handle {
-    fn drop(&mut self) {
-        if let Some(file) = self.file.take() {
-            sys::close(file, self.kind);
+    fn look(&self) -> io::Result<Seen> {
+        match &self.open {
+            Some(handle) => sys::look_at(handle),
+            None => sys::look_along(&self.path, self.follow),
+        }
+    }
+
+    fn at(&self, error: FsError) -> FsError {
+        match &self.open {
+            Some(_) => error,
+            None => error.at(&self.path),
         }
     }
 }

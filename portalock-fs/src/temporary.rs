@@ -166,12 +166,12 @@ pub struct TemporaryGuard(Owned);
 impl TemporaryGuard {
     /// The open lock file: empty at first, and free to be written.
     pub fn file(&self) -> &File {
-        self.0.handle()
+        self.0.file()
     }
 
     /// The lock file, as an absolute path.
     pub fn path(&self) -> &Path {
-        &self.0.spec().path
+        self.0.path()
     }
 
     /// An error if the lock file was removed or replaced: then somebody else may hold the lock too. A cleaner of `/tmp`

@@ -1,4 +1,4 @@
-//! Being told of changes in a lock directory instead of asking: a release that wakes a waiter, a lock file removed.
+//! Being told of changes instead of asking: a release that wakes a waiter, a lock file that was removed.
 
 use std::{
     io,
@@ -6,34 +6,18 @@ use std::{
 };
 
 use cap_std::fs::Dir;
+use portalock_core::WakeSender;
 
 use crate::{
-    open::{FileId, LockFile},
-    sys,
+    lock_file::LockFile,
+    sys::{FileId, Registration, Watched, Watcher},
 };
-
-/// Who is told. Called in the watcher's thread.
-#[cfg_attr(
-    not(any(target_os = "linux", target_os = "android")),
-    allow(dead_code, reason = "nobody tells where nothing can be watched")
-)]
-pub(crate) trait Watched: Send + Sync {
-    /// Somebody closed the lock file, and so perhaps freed it.
-    fn closed(&self, file: &str);
-    /// A file of this name was removed from the directory, or put there by renaming.
-    fn replaced(&self, file: &str);
-    /// The directory itself is gone, or more happened than the system could tell.
-    fn everything_changed(&self);
-    /// Looks for what the system tells nobody of: that the path to the directory leads elsewhere, because a directory above it
-    /// was renamed, a link was switched, or something was mounted over it. False if nothing needs it to look again.
-    fn look(&self) -> bool;
-}
 
 /// A directory that is watched for as long as this lives.
 #[derive(Debug)]
 pub(crate) struct DirectoryWatch {
-    watcher: Arc<sys::Watcher>,
-    _registration: sys::Registration,
+    watcher: Arc<Watcher>,
+    _registration: Registration,
     target: Weak<dyn Watched>,
 }
 
@@ -41,10 +25,23 @@ pub(crate) struct DirectoryWatch {
 #[derive(Debug)]
 pub(crate) struct Watching {
     file: FileId,
-    _registration: sys::Registration,
+    _registration: Registration,
 }
 
 impl Watching {
+    fn start(
+        watcher: &Arc<Watcher>,
+        file: &LockFile,
+        name: &str,
+        told: Weak<dyn Watched>,
+    ) -> io::Result<Self> {
+        Watcher::start(watcher)?;
+        Ok(Self {
+            file: file.id(),
+            _registration: Watcher::watch_file(watcher, file.file(), name, told)?,
+        })
+    }
+
     /// Whether it is this file that is watched.
     pub(crate) fn is_of(&self, file: &LockFile) -> bool {
         self.file == file.id()
@@ -54,8 +51,8 @@ impl Watching {
 impl DirectoryWatch {
     /// Starts to watch. An error where this system, or its limits, can't do it.
     pub(crate) fn new(dir: &Dir, target: Weak<dyn Watched>) -> io::Result<Self> {
-        let watcher = sys::Watcher::shared()?;
-        let registration = sys::Watcher::watch_directory(&watcher, dir, target.clone())?;
+        let watcher = Watcher::shared()?;
+        let registration = Watcher::watch_directory(&watcher, dir, target.clone())?;
         Ok(Self {
             watcher,
             _registration: registration,
@@ -65,7 +62,7 @@ impl DirectoryWatch {
 
     /// Makes sure that what happens is heard: there is no thread before something is held or waited for.
     pub(crate) fn start(&self) -> io::Result<()> {
-        sys::Watcher::start(&self.watcher)?;
+        Watcher::start(&self.watcher)?;
         self.watcher.keep_looking();
         Ok(())
     }
@@ -73,10 +70,57 @@ impl DirectoryWatch {
     /// Watches one lock file.
     pub(crate) fn watch_file(&self, file: &LockFile, name: &str) -> io::Result<Watching> {
         self.start()?;
-        let told = self.target.clone();
-        Ok(Watching {
-            file: file.id(),
-            _registration: sys::Watcher::watch_file(&self.watcher, &file.file, name, told)?,
+        Watching::start(&self.watcher, file, name, self.target.clone())
+    }
+}
+
+/// The end at which one waiter for one file, or a few, is woken. There is none where the system, or its limits, can't watch:
+/// then the engine polls.
+#[derive(Debug)]
+pub(crate) struct Line {
+    watcher: Arc<Watcher>,
+    told: Arc<Told>,
+}
+
+#[derive(Debug)]
+struct Told(
+    #[cfg_attr(
+        not(any(target_os = "linux", target_os = "android")),
+        allow(dead_code, reason = "nobody tells where nothing can be watched")
+    )]
+    WakeSender,
+);
+
+impl Line {
+    pub(crate) fn new(sender: WakeSender) -> io::Result<Self> {
+        Ok(Self {
+            watcher: Watcher::shared()?,
+            told: Arc::new(Told(sender)),
         })
+    }
+
+    /// Wakes the waiter whenever somebody closes `file`.
+    pub(crate) fn watch_file(&self, file: &LockFile) -> io::Result<Watching> {
+        let told: Weak<Told> = Arc::downgrade(&self.told);
+        Watching::start(&self.watcher, file, "", told)
+    }
+}
+
+impl Watched for Told {
+    fn closed(&self, _file: &str) {
+        self.0.wake();
+    }
+
+    fn replaced(&self, _file: &str) {
+        self.0.wake();
+    }
+
+    fn everything_changed(&self) {
+        self.0.wake();
+    }
+
+    fn look(&self) -> bool {
+        // Each attempt looks at the path itself.
+        false
     }
 }

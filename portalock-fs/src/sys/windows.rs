@@ -18,8 +18,7 @@ use cap_std::{
 use portalock_core::{Holder, Mode};
 use tempfile::TempPath;
 
-use super::Seen;
-use crate::LockKind;
+use super::{FileId, Seen};
 
 /// An open lock file can't be removed: see [`set_open_flags`].
 pub(crate) const LOCKED_FILES_STAY: bool = true;
@@ -43,8 +42,8 @@ const TRIES: u32 = 6;
 const FIRST_PAUSE: Duration = Duration::from_millis(1);
 
 /// Which file it is.
-pub(crate) fn look_at(file: &cap_std::fs::File) -> io::Result<Seen> {
-    Ok(seen(&file.metadata()?))
+pub(crate) fn look_at(file: &File) -> io::Result<Seen> {
+    Ok(seen(&Metadata::from_file(file)?))
 }
 
 /// Which file `name` leads to, a single name in `dir`. Links are not followed.
@@ -67,8 +66,10 @@ pub(crate) fn look_along(path: &Path, follow: bool) -> io::Result<Seen> {
 
 fn seen(metadata: &Metadata) -> Seen {
     Seen {
-        device: metadata.dev(),
-        inode: metadata.ino(),
+        id: FileId {
+            device: metadata.dev(),
+            inode: metadata.ino(),
+        },
         links: metadata.nlink(),
         is_file: metadata.is_file(),
     }
@@ -97,7 +98,7 @@ pub(crate) fn let_group_write(_directory: &Path) -> io::Result<()> {
 }
 
 /// Who may do what is inherited.
-pub(crate) fn apply_file_mode(_file: &cap_std::fs::File, _file_mode: u32) {}
+pub(crate) fn apply_file_mode(_file: &File, _file_mode: u32) {}
 
 /// A reader shares everything: it must not keep the writer from putting a new file in its place.
 pub(crate) fn set_read_flags(_options: &mut OpenOptions) {}
@@ -125,20 +126,6 @@ fn may_pass(error: &io::Error) -> bool {
         error.raw_os_error(),
         Some(ERROR_ACCESS_DENIED | ERROR_SHARING_VIOLATION | ERROR_DELETE_PENDING)
     )
-}
-
-/// It does for as long as the file is open: see [`set_open_flags`].
-#[allow(
-    clippy::unnecessary_wraps,
-    reason = "the same face as on other systems"
-)]
-pub(crate) fn path_names_file(_path: &Path, _follow: bool, _file: &File) -> io::Result<bool> {
-    Ok(true)
-}
-
-/// Not told by a stable call of the standard library.
-pub(crate) fn has_other_names(_metadata: &std::fs::Metadata) -> bool {
-    false
 }
 
 /// Removes a lock file that is no longer open here.
@@ -221,11 +208,6 @@ pub(crate) fn says_no_hard_links(error: &io::Error) -> bool {
         error.raw_os_error(),
         Some(ERROR_INVALID_FUNCTION | ERROR_NOT_SUPPORTED | ERROR_TOO_MANY_LINKS)
     )
-}
-
-/// Locks belong to the open file here: closing one handle does nothing to another.
-pub(crate) fn close(file: File, _kind: LockKind) {
-    drop(file);
 }
 
 /// The system does not tell.
