@@ -2,10 +2,7 @@
 
 use std::{
     io,
-    sync::{
-        Arc, MutexGuard,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, MutexGuard},
     time::Duration,
 };
 
@@ -42,8 +39,6 @@ pub(crate) struct Client {
     pub(crate) watch: Option<DirectoryWatch>,
     pub(crate) label: Option<Arc<str>>,
     pub(crate) poll_interval: Duration,
-    /// The path leads elsewhere by now: whoever opens the directory by it is not excluded.
-    pub(crate) is_moved: AtomicBool,
 }
 
 impl Client {
@@ -61,9 +56,6 @@ impl Client {
     /// One attempt for `request`.
     pub(crate) fn attempt(&self, request: &LockRequest) -> Result<Attempt, FsError> {
         self.ensure_here()?;
-        if self.is_moved.load(Ordering::Relaxed) {
-            return Err(self.locate(Store::moved()));
-        }
         let file_name = FileName::of(&request.name);
         let visit = self.places.enter(&file_name);
         let mut place = visit.lock();
@@ -191,7 +183,7 @@ impl Client {
         Ok(Attempt::Granted(grant))
     }
 
-    /// The lock could be had, but its token could not: another process was stopped while it drew one.
+    /// The lock could be had, but its token could not: another process is kept from running while it draws one.
     fn no_token(
         &self,
         place: &mut Place,
@@ -272,18 +264,14 @@ impl Client {
             return;
         };
         let mut place = visit.lock();
-        let is_moved = self.is_moved.load(Ordering::Relaxed);
         for held in &place.held {
             let Some(lease) = &held.lease else {
                 continue;
             };
-            if is_moved {
-                lease.end(Loss::Removed(
-                    "the path to the lock directory leads elsewhere".into(),
-                ));
-            } else if let Ok(false) = self.store.file(file_name).is_current(&held.file) {
-                // An error would say nothing about the file.
-                let what = format!("{} was deleted or replaced", file_name.as_str());
+            // An error would say nothing about the file.
+            if let Ok(false) = self.store.file(file_name).is_current(&held.file) {
+                let file = file_name.as_str();
+                let what = format!("{file} was removed or replaced, or its path leads elsewhere");
                 lease.end(Loss::Removed(what.into()));
             }
         }
@@ -307,9 +295,6 @@ impl Watched for Client {
     }
 
     fn everything_changed(&self) {
-        if self.store.ensure_in_place().is_err() {
-            self.is_moved.store(true, Ordering::Relaxed);
-        }
         for file_name in self.places.names() {
             self.verify(&file_name);
         }
@@ -319,7 +304,7 @@ impl Watched for Client {
         if self.places.names().is_empty() {
             return false;
         }
-        if !self.is_moved.load(Ordering::Relaxed) && self.store.ensure_in_place().is_err() {
+        if self.store.ensure_in_place().is_err() {
             self.everything_changed();
         }
         true

@@ -2,7 +2,7 @@
 
 use std::{
     path::Path,
-    sync::{Arc, Weak, atomic::AtomicBool},
+    sync::{Arc, Weak},
     time::Duration,
 };
 
@@ -178,7 +178,6 @@ impl FsBackend {
                 watch,
                 label: settings.shared_label(),
                 poll_interval: settings.poll_interval(),
-                is_moved: AtomicBool::new(false),
             }
         });
         if let Some(error) = refusal {

@@ -11,7 +11,7 @@ use portalock_core::{LockError, Mode, Policy};
 
 use crate::{
     FileMode, FsError, LockKind,
-    owned::{Owned, Wait},
+    owned::{Owned, once},
     spec::Spec,
 };
 
@@ -142,7 +142,7 @@ impl FileLock {
     ///
     /// As [`acquire`](Self::acquire).
     pub async fn acquire_with(&self, policy: &Policy) -> Result<FileGuard, LockError> {
-        Owned::acquire(&self.spec, self.share, Wait::As(policy))
+        Owned::acquire(&self.spec, self.share, policy)
             .await
             .map(FileGuard)
     }
@@ -153,7 +153,7 @@ impl FileLock {
     ///
     /// [`LockError::AlreadyLocked`] if somebody else holds it; [`LockError::Backend`] as [`acquire`](Self::acquire).
     pub fn try_acquire(&self) -> Result<FileGuard, LockError> {
-        Owned::blocking_acquire(&self.spec, self.share, Wait::Once).map(FileGuard)
+        self.blocking_acquire_with(&once())
     }
 
     /// [`acquire`](Self::acquire) for synchronous code: it parks the thread.
@@ -171,7 +171,7 @@ impl FileLock {
     ///
     /// As [`acquire`](Self::acquire).
     pub fn blocking_acquire_with(&self, policy: &Policy) -> Result<FileGuard, LockError> {
-        Owned::blocking_acquire(&self.spec, self.share, Wait::As(policy)).map(FileGuard)
+        Owned::blocking_acquire(&self.spec, self.share, policy).map(FileGuard)
     }
 }
 

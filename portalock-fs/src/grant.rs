@@ -39,7 +39,7 @@ pub(crate) struct Written {
 
 impl Store {
     /// Draws a token and writes it down with the holder. The lock must be held in `mode`. `None` if another reader is
-    /// drawing one, and does not come to an end.
+    /// drawing one, and does not come to an end for the moment.
     pub(crate) fn write_grant(
         &self,
         file_name: &FileName,
@@ -171,7 +171,6 @@ fn write_grant(
         write(file, Record::write_name(name))?;
     }
     let token = token_after(record.last_token())?;
-    let slot = record.next_slot();
     let entry = entry(token);
     let reader = match readers {
         None => None,
@@ -183,7 +182,7 @@ fn write_grant(
             Some(add_reader(readers.file(), &entry, is_first)?)
         }
     };
-    write(file, Record::write(slot, &entry))?;
+    write(file, Record::write(&entry))?;
     Ok(Written { token, reader })
 }
 

@@ -7,7 +7,7 @@ use portalock_core::{LockError, LockName, Mode, Policy};
 
 use crate::{
     FsError, LockKind,
-    owned::{Owned, Wait},
+    owned::Owned,
     spec::{OPEN_FILE, Spec},
 };
 
@@ -49,7 +49,7 @@ pub async fn lock_with<H: AsFilelike>(
     policy: &Policy,
 ) -> Result<(), LockError> {
     let spec = spec(handle, kind)?;
-    Owned::acquire(&spec, mode, Wait::As(policy)).await?.keep();
+    Owned::acquire(&spec, mode, policy).await?.keep();
     Ok(())
 }
 
@@ -65,7 +65,7 @@ pub fn blocking_lock_with<H: AsFilelike>(
     policy: &Policy,
 ) -> Result<(), LockError> {
     let spec = spec(handle, kind)?;
-    Owned::blocking_acquire(&spec, mode, Wait::As(policy))?.keep();
+    Owned::blocking_acquire(&spec, mode, policy)?.keep();
     Ok(())
 }
 

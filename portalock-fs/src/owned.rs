@@ -7,13 +7,9 @@ use portalock_core::{Guard, Lock, LockError, LockName, Mode, Policy, blocking};
 
 use crate::{FsError, acquisition::Acquisition, lock_file::LockFile, spec::Spec};
 
-/// How an acquisition waits.
-#[derive(Debug, Clone, Copy)]
-pub(crate) enum Wait<'p> {
-    /// It doesn't.
-    Once,
-    /// As the policy says.
-    As(&'p Policy),
+/// How an acquisition waits that doesn't.
+pub(crate) fn once() -> Policy {
+    Policy::new().with_fail_when_locked(true)
 }
 
 /// Files that are locked. Freed when dropped.
@@ -36,21 +32,19 @@ impl Owned {
     pub(crate) async fn acquire(
         spec: &Spec,
         mode: Mode,
-        wait: Wait<'_>,
+        policy: &Policy,
     ) -> Result<Self, LockError> {
-        Self::acquire_by(new_lock(spec)?, mode, wait).await
+        Self::acquire_by(new_lock(spec)?, mode, policy).await
     }
 
     pub(crate) async fn acquire_by(
         lock: Lock<Acquisition>,
         mode: Mode,
-        wait: Wait<'_>,
+        policy: &Policy,
     ) -> Result<Self, LockError> {
-        let guard = match (mode, wait) {
-            (Mode::Exclusive, Wait::Once) => lock.try_acquire().await?,
-            (Mode::Exclusive, Wait::As(policy)) => lock.acquire_with(policy).await?,
-            (Mode::Shared, Wait::Once) => lock.try_acquire_shared().await?,
-            (Mode::Shared, Wait::As(policy)) => lock.acquire_shared_with(policy).await?,
+        let guard = match mode {
+            Mode::Exclusive => lock.acquire_with(policy).await?,
+            Mode::Shared => lock.acquire_shared_with(policy).await?,
         };
         Ok(Self::new(lock, AnyGuard::Async(guard)))
     }
@@ -58,22 +52,20 @@ impl Owned {
     pub(crate) fn blocking_acquire(
         spec: &Spec,
         mode: Mode,
-        wait: Wait<'_>,
+        policy: &Policy,
     ) -> Result<Self, LockError> {
-        Self::blocking_acquire_by(new_lock(spec)?, mode, wait)
+        Self::blocking_acquire_by(new_lock(spec)?, mode, policy)
     }
 
     pub(crate) fn blocking_acquire_by(
         lock: Lock<Acquisition>,
         mode: Mode,
-        wait: Wait<'_>,
+        policy: &Policy,
     ) -> Result<Self, LockError> {
         let engine = blocking::Lock::from(lock.clone());
-        let guard = match (mode, wait) {
-            (Mode::Exclusive, Wait::Once) => engine.try_acquire()?,
-            (Mode::Exclusive, Wait::As(policy)) => engine.acquire_with(policy)?,
-            (Mode::Shared, Wait::Once) => engine.try_acquire_shared()?,
-            (Mode::Shared, Wait::As(policy)) => engine.acquire_shared_with(policy)?,
+        let guard = match mode {
+            Mode::Exclusive => engine.acquire_with(policy)?,
+            Mode::Shared => engine.acquire_shared_with(policy)?,
         };
         Ok(Self::new(lock, AnyGuard::Blocking(guard)))
     }

@@ -6,7 +6,7 @@ use portalock_core::{LockError, Mode, Policy};
 
 use crate::{
     FileMode, FsError, LockKind,
-    owned::{Owned, Wait},
+    owned::{Owned, once},
     pid_record::{self, PidHolder},
     spec::{Ending, Spec, Witness},
 };
@@ -131,7 +131,7 @@ impl PidFileLock {
     ///
     /// As [`acquire`](Self::acquire).
     pub async fn acquire_with(&self, policy: &Policy) -> Result<PidFileGuard, LockError> {
-        let owned = Owned::acquire(&self.spec, Mode::Exclusive, Wait::As(policy)).await?;
+        let owned = Owned::acquire(&self.spec, Mode::Exclusive, policy).await?;
         self.publish(owned)
     }
 
@@ -141,11 +141,7 @@ impl PidFileLock {
     ///
     /// As [`acquire`](Self::acquire).
     pub fn try_acquire(&self) -> Result<PidFileGuard, LockError> {
-        self.publish(Owned::blocking_acquire(
-            &self.spec,
-            Mode::Exclusive,
-            Wait::Once,
-        )?)
+        self.blocking_acquire_with(&once())
     }
 
     /// [`acquire`](Self::acquire) for synchronous code: it parks the thread.
@@ -166,7 +162,7 @@ impl PidFileLock {
         self.publish(Owned::blocking_acquire(
             &self.spec,
             Mode::Exclusive,
-            Wait::As(policy),
+            policy,
         )?)
     }
 

@@ -10,7 +10,7 @@ use portalock_core::{Lock, LockError, LockName, Mode, Permits, Policy};
 use crate::{
     FileMode, FsError, FsErrorKind, LockKind,
     acquisition::Acquisition,
-    owned::{Owned, Wait},
+    owned::{Owned, once},
     spec::Spec,
 };
 
@@ -186,7 +186,7 @@ impl BoundedSemaphore {
     /// As [`acquire`](Self::acquire).
     pub async fn acquire_many(&self, count: u32) -> Result<SlotGuard, LockError> {
         let (lock, permits) = self.lock(count)?;
-        let owned = Owned::acquire_by(lock, Mode::Exclusive, Wait::As(&self.policy)).await?;
+        let owned = Owned::acquire_by(lock, Mode::Exclusive, &self.policy).await?;
         Ok(SlotGuard { owned, permits })
     }
 
@@ -205,7 +205,7 @@ impl BoundedSemaphore {
     ///
     /// As [`try_acquire`](Self::try_acquire), and [`LockError::InvalidPermits`] if there are never so many.
     pub fn try_acquire_many(&self, count: u32) -> Result<SlotGuard, LockError> {
-        self.blocking(count, Wait::Once)
+        self.blocking(count, &once())
     }
 
     /// [`acquire`](Self::acquire) for synchronous code: it parks the thread.
@@ -223,12 +223,12 @@ impl BoundedSemaphore {
     ///
     /// As [`acquire_many`](Self::acquire_many).
     pub fn blocking_acquire_many(&self, count: u32) -> Result<SlotGuard, LockError> {
-        self.blocking(count, Wait::As(&self.policy))
+        self.blocking(count, &self.policy)
     }
 
-    fn blocking(&self, count: u32, wait: Wait<'_>) -> Result<SlotGuard, LockError> {
+    fn blocking(&self, count: u32, policy: &Policy) -> Result<SlotGuard, LockError> {
         let (lock, permits) = self.lock(count)?;
-        let owned = Owned::blocking_acquire_by(lock, Mode::Exclusive, wait)?;
+        let owned = Owned::blocking_acquire_by(lock, Mode::Exclusive, policy)?;
         Ok(SlotGuard { owned, permits })
     }
 

@@ -91,15 +91,10 @@ impl Store {
             (_, Err(_)) => false,
         };
         if leads_elsewhere {
-            return Err(Self::moved());
+            let cause = io::Error::new(io::ErrorKind::NotFound, "its path leads elsewhere by now");
+            return Err(FsError::new("use the lock directory", cause));
         }
         Ok(())
-    }
-
-    /// What is said once the path leads elsewhere.
-    pub(crate) fn moved() -> FsError {
-        let cause = io::Error::new(io::ErrorKind::NotFound, "its path leads elsewhere by now");
-        FsError::new("use the lock directory", cause)
     }
 }
 

@@ -6,7 +6,7 @@ use portalock_core::{LockError, Mode, Policy};
 
 use crate::{
     FileMode, FsError, LockKind,
-    owned::{Owned, Wait},
+    owned::{Owned, once},
     spec::{Ending, Spec},
 };
 
@@ -119,7 +119,7 @@ impl TemporaryFileLock {
     ///
     /// As [`acquire`](Self::acquire).
     pub async fn acquire_with(&self, policy: &Policy) -> Result<TemporaryGuard, LockError> {
-        Owned::acquire(&self.spec, self.share, Wait::As(policy))
+        Owned::acquire(&self.spec, self.share, policy)
             .await
             .map(TemporaryGuard)
     }
@@ -130,7 +130,7 @@ impl TemporaryFileLock {
     ///
     /// [`LockError::AlreadyLocked`] if somebody else holds it; [`LockError::Backend`] as [`acquire`](Self::acquire).
     pub fn try_acquire(&self) -> Result<TemporaryGuard, LockError> {
-        Owned::blocking_acquire(&self.spec, self.share, Wait::Once).map(TemporaryGuard)
+        self.blocking_acquire_with(&once())
     }
 
     /// [`acquire`](Self::acquire) for synchronous code: it parks the thread.
@@ -148,7 +148,7 @@ impl TemporaryFileLock {
     ///
     /// As [`acquire`](Self::acquire).
     pub fn blocking_acquire_with(&self, policy: &Policy) -> Result<TemporaryGuard, LockError> {
-        Owned::blocking_acquire(&self.spec, self.share, Wait::As(policy)).map(TemporaryGuard)
+        Owned::blocking_acquire(&self.spec, self.share, policy).map(TemporaryGuard)
     }
 }
 

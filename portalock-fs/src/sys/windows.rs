@@ -1,11 +1,10 @@
 //! Windows: `LockFileEx` is both kinds of lock. It is mandatory, and held by the open file.
 
 use std::{
-    ffi::OsString,
     fs::{File, OpenOptions},
     io,
     os::windows::fs::OpenOptionsExt,
-    path::{Component, Path, PathBuf, Prefix},
+    path::Path,
     thread,
     time::Duration,
 };
@@ -16,7 +15,6 @@ use cap_std::{
     fs::{Dir, Metadata, OpenOptionsExt as _},
 };
 use portalock_core::{Holder, Mode};
-use tempfile::TempPath;
 
 use super::{FileId, Seen};
 
@@ -146,42 +144,9 @@ pub(crate) fn replace(from: &Path, to: &Path) -> io::Result<()> {
     patiently(|| std::fs::rename(from, to))
 }
 
-/// Moves `from` to `to` unless something is there, by a `MoveFileExW` that replaces nothing.
-#[allow(
-    clippy::unnecessary_wraps,
-    reason = "the same face as on other systems"
-)]
-pub(crate) fn rename_exclusive(from: &Path, to: &Path) -> Option<io::Result<()>> {
-    Some(move_exclusive(from, to))
-}
-
-fn move_exclusive(from: &Path, to: &Path) -> io::Result<()> {
-    let mut from = TempPath::try_from_path(verbatim(from))?;
-    // It is not ours to remove, whatever comes of it.
-    from.disable_cleanup(true);
-    from.persist_noclobber(verbatim(to))
-        .map_err(|refused| refused.error)
-}
-
-/// An absolute path in the form that may be longer than 260 characters.
-fn verbatim(path: &Path) -> PathBuf {
-    let mut components = path.components();
-    let Some(Component::Prefix(prefix)) = components.next() else {
-        return path.to_owned();
-    };
-    let mut verbatim = OsString::from(r"\\?\");
-    match prefix.kind() {
-        Prefix::Disk(_) => verbatim.push(prefix.as_os_str()),
-        Prefix::UNC(server, share) => {
-            verbatim.push(r"UNC\");
-            verbatim.push(server);
-            verbatim.push(r"\");
-            verbatim.push(share);
-        }
-        _ => return path.to_owned(),
-    }
-    verbatim.push(components.as_path());
-    verbatim.into()
+/// There is no such call that is safe.
+pub(crate) fn rename_exclusive(_from: &Path, _to: &Path) -> Option<io::Result<()>> {
+    None
 }
 
 /// The file system's own journal does that.
@@ -259,21 +224,4 @@ pub(crate) fn says_wrong_access(error: &io::Error) -> bool {
 
 pub(crate) fn says_not_a_file(error: &io::Error) -> bool {
     error.raw_os_error() == Some(ERROR_CANT_ACCESS_FILE)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn any_absolute_path_may_be_long() {
-        for (path, expected) in [
-            (r"C:\a\b", r"\\?\C:\a\b"),
-            (r"\\server\share\a\b", r"\\?\UNC\server\share\a\b"),
-            (r"\\?\C:\a", r"\\?\C:\a"),
-            (r"a\b", r"a\b"),
-        ] {
-            assert_eq!(verbatim(Path::new(path)), Path::new(expected), "{path}");
-        }
-    }
 }
