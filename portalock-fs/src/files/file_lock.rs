@@ -9,11 +9,12 @@ use std::{
 
 use portalock_core::{LockError, Mode, Policy};
 
-use crate::{
-    FileMode, FsError, LockKind,
+use super::{
+    file_mode::FileMode,
     owned::{Owned, once},
     spec::Spec,
 };
+use crate::common::{FsError, LockKind};
 
 /// A lock on a data file: acquiring it opens the file, locks it and hands it out. portalocker's `Lock`.
 ///

@@ -4,11 +4,12 @@ use std::{fs::File, path::Path};
 
 use portalock_core::{LockError, Mode, Policy};
 
-use crate::{
-    FileMode, FsError, LockKind,
+use super::{
+    file_mode::FileMode,
     owned::{Owned, once},
     spec::{Ending, Spec},
 };
+use crate::common::{FsError, LockKind};
 
 /// A lock whose file exists only while it is held. portalocker's `TemporaryFileLock`.
 ///

@@ -14,14 +14,16 @@ use portalock_core::{
     wakeups,
 };
 
-use crate::{
-    Calls, FsError, FsErrorKind, FsSettings, LockKind, Watch,
+use super::{
     acquire::Client,
+    config::{Calls, FsSettings, Watch},
     name::FileName,
     queue::Places,
     store::Store,
+};
+use crate::{
+    common::{DirectoryWatch, FsError, FsErrorKind, LockKind},
     sys::{self, Origin, Watched},
-    watch::DirectoryWatch,
 };
 
 /// A crashed holder's files are closed as it dies, and a waiter is woken, or polls every 50 ms unless set otherwise. The rest

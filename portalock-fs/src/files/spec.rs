@@ -9,9 +9,9 @@ use std::{
 
 use portalock_core::{Holder, LockError, LockName, Loss};
 
+use super::file_mode::FileMode;
 use crate::{
-    FileMode, FsError, FsErrorKind, LockKind,
-    lock_file::{Location, LockFile},
+    common::{FsError, FsErrorKind, Location, LockFile, LockKind},
     sys::{self, Origin, Seen},
 };
 

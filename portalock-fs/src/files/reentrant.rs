@@ -5,7 +5,8 @@ use std::{fs::File, ops::Deref, sync::Arc};
 use futures_util::FutureExt;
 use portalock_core::{Lock, LockError, Policy, ReentrantGuard, ReentrantLock, blocking};
 
-use crate::{FileLock, FsError, acquisition::Acquisition, lock_file::LockFile, spec::Spec};
+use super::{acquisition::Acquisition, file_lock::FileLock, spec::Spec};
+use crate::common::{FsError, LockFile};
 
 /// A [`FileLock`] that is locked once and then counted, and hands out the same open file each time. portalocker's `RLock`.
 ///

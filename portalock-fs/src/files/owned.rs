@@ -5,7 +5,8 @@ use std::{fs::File, path::Path, sync::Arc};
 use futures_util::FutureExt;
 use portalock_core::{Guard, Lock, LockError, LockName, Mode, Policy, blocking};
 
-use crate::{FsError, acquisition::Acquisition, lock_file::LockFile, spec::Spec};
+use super::{acquisition::Acquisition, spec::Spec};
+use crate::common::{FsError, LockFile};
 
 /// How an acquisition waits that doesn't.
 pub(crate) fn once() -> Policy {

@@ -5,11 +5,11 @@ use std::fs::File;
 use cap_std::io_lifetimes::AsFilelike;
 use portalock_core::{LockError, LockName, Mode, Policy};
 
-use crate::{
-    FsError, LockKind,
+use super::{
     owned::Owned,
     spec::{OPEN_FILE, Spec},
 };
+use crate::common::{FsError, LockKind};
 
 /// Locks `handle`, waiting as `policy` says.
 ///

@@ -13,12 +13,13 @@ use std::{
 
 use portalock_core::{FencingToken, Holder, LockName, Mode};
 
-use crate::{
-    FsError, FsErrorKind,
-    lock_file::{Location, LockFile},
+use super::{
     name::{FileName, INFO_SUFFIX, READERS_SUFFIX},
     record::{self, Entry, LONGEST, Record, SLOT},
     store::Store,
+};
+use crate::{
+    common::{FsError, FsErrorKind, Location, LockFile},
     sys,
 };
 
@@ -302,7 +303,7 @@ fn foreign(what: &'static str) -> FsError {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{LockKind, sys::Origin};
+    use crate::{common::LockKind, sys::Origin};
     use cap_std::{ambient_authority, fs::Dir};
 
     fn store(beside: bool) -> (tempfile::TempDir, Store) {

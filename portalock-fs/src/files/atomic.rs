@@ -7,7 +7,11 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::{FsError, FsErrorKind, sys, temp_file::TempFile};
+use super::temp_file::TempFile;
+use crate::{
+    common::{FsError, FsErrorKind},
+    sys,
+};
 
 /// Creates the file at `path` in one step: `write` fills it under another name, and only when it is complete does it
 /// appear at `path`. portalocker's `open_atomic`.

@@ -4,12 +4,13 @@ use std::path::{Path, PathBuf};
 
 use portalock_core::{LockError, Mode, Policy};
 
-use crate::{
-    FileMode, FsError, LockKind,
+use super::{
+    file_mode::FileMode,
     owned::{Owned, once},
     pid_record::{self, PidHolder},
     spec::{Ending, Spec, Witness},
 };
+use crate::common::{FsError, LockKind};
 
 /// A lock that publishes its holder's process id. portalocker's `PidFileLock`.
 ///

@@ -4,13 +4,12 @@ use std::time::Duration;
 
 use portalock_core::{Claim, Inspection, LockName, Mode, clock};
 
-use crate::{
-    FsError, FsErrorKind,
+use super::{
     acquire::Client,
-    lock_file::{Location, LockFile},
     name::{FileName, LOCK_SUFFIX},
     record::Record,
 };
+use crate::common::{FsError, FsErrorKind, Location, LockFile};
 
 impl Client {
     /// Who holds `name`, and who waits for it here.

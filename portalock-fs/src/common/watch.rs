@@ -8,10 +8,8 @@ use std::{
 use cap_std::fs::Dir;
 use portalock_core::WakeSender;
 
-use crate::{
-    lock_file::LockFile,
-    sys::{FileId, Registration, Watched, Watcher},
-};
+use super::lock_file::LockFile;
+use crate::sys::{FileId, Registration, Watched, Watcher};
 
 /// A directory that is watched for as long as this lives.
 #[derive(Debug)]

@@ -10,14 +10,14 @@ use portalock_core::{
     Attempt, Contention, Holder, Lease, LockRequest, Loss, Patience, WakeSender, clock::Instant,
 };
 
-use crate::{
-    FsError, FsErrorKind,
-    lock_file::{Location, LockFile},
+use super::{
     name::FileName,
     queue::{Held, Place, Places},
     store::Store,
+};
+use crate::{
+    common::{DirectoryWatch, FsError, FsErrorKind, Location, LockFile, Watching},
     sys::Watched,
-    watch::{DirectoryWatch, Watching},
 };
 
 /// How long a lock is tried that is busy though nobody is known to hold it. It takes microseconds, unless whoever has it is

@@ -7,12 +7,13 @@ use std::{
 
 use portalock_core::{Lock, LockError, LockName, Mode, Permits, Policy};
 
-use crate::{
-    FileMode, FsError, FsErrorKind, LockKind,
+use super::{
     acquisition::Acquisition,
+    file_mode::FileMode,
     owned::{Owned, once},
     spec::Spec,
 };
+use crate::common::{FsError, FsErrorKind, LockKind};
 
 /// At most so many at once, among all processes that use the same directory and name. portalocker's
 /// `NamedBoundedSemaphore`.

@@ -11,11 +11,8 @@ use std::{
 
 use portalock_core::{Grant, Holder, Lease, LostSignal, Mode, OwnerId, WakeSender, clock::Instant};
 
-use crate::{
-    grant::Written,
-    lock_file::{Contender, LockFile},
-    name::FileName,
-};
+use super::{grant::Written, name::FileName};
+use crate::common::{Contender, LockFile};
 
 /// The first pause between two looks where nothing can be watched.
 const FIRST_POLL: Duration = Duration::from_micros(500);

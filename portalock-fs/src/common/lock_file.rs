@@ -5,12 +5,12 @@ use std::{fs::File, io};
 
 use portalock_core::Mode;
 
-use crate::{
-    FsError, FsErrorKind, LockKind,
-    sys::{self, FileId, Origin, Seen},
-    try_lock, unlock,
+use super::{
+    error::{FsError, FsErrorKind},
+    handle::{LockKind, try_lock, unlock},
     watch::Watching,
 };
+use crate::sys::{self, FileId, Origin, Seen};
 
 /// How often an attempt starts again because the file it locked was no longer the one at its place. Then it is for the caller's
 /// deadline to decide.

@@ -8,10 +8,9 @@ use std::{
 use cap_fs_ext::{FollowSymlinks, MetadataExt, OpenOptionsFollowExt};
 use cap_std::fs::{Dir, OpenOptions};
 
+use super::name::{FileName, INFO_SUFFIX, READERS_SUFFIX};
 use crate::{
-    FsError, FsErrorKind, LockKind,
-    lock_file::{Location, LockFile, says_gone},
-    name::{FileName, INFO_SUFFIX, READERS_SUFFIX},
+    common::{FsError, FsErrorKind, Location, LockFile, LockKind, says_gone},
     sys::{self, FileId, Origin, Seen},
 };
 

@@ -4,12 +4,12 @@ use std::time::Duration;
 
 use portalock_core::{LockRequest, Released};
 
-use crate::{
+use super::{
     acquire::Client,
-    lock_file::Location,
     name::FileName,
     queue::{Held, Place},
 };
+use crate::common::Location;
 
 /// How long the lock goes from one holder of this client straight to the next. They hear of a release sooner than other
 /// processes do, and would keep them out for as long as the queue here is never empty.

@@ -13,12 +13,10 @@ use portalock_core::{
     LockRequest, Loss, Mode, Patience, Released, Scope, Wakeups, wakeups,
 };
 
+use super::spec::{Ending, Spec};
 use crate::{
-    FsError,
-    lock_file::{Contender, Location, LockFile},
-    spec::{Ending, Spec},
+    common::{Contender, FsError, Line, Location, LockFile, Watching},
     sys,
-    watch::{Line, Watching},
 };
 
 /// The backend of one acquisition, or of several one after the other.
