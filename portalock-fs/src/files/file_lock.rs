@@ -9,11 +9,12 @@ use std::{
 
 use portalock_core::{LockError, Mode, Policy};
 
-use crate::{
-    FileMode, FsError, LockKind,
-    owned::{Owned, Wait},
+use super::{
+    file_mode::FileMode,
+    owned::{Owned, once},
     spec::Spec,
 };
+use crate::common::{FsError, LockKind};
 
 /// A lock on a data file: acquiring it opens the file, locks it and hands it out. portalocker's `Lock`.
 ///
@@ -142,7 +143,7 @@ impl FileLock {
     ///
     /// As [`acquire`](Self::acquire).
     pub async fn acquire_with(&self, policy: &Policy) -> Result<FileGuard, LockError> {
-        Owned::acquire(&self.spec, self.share, Wait::As(policy))
+        Owned::acquire(&self.spec, self.share, policy)
             .await
             .map(FileGuard)
     }
@@ -153,7 +154,7 @@ impl FileLock {
     ///
     /// [`LockError::AlreadyLocked`] if somebody else holds it; [`LockError::Backend`] as [`acquire`](Self::acquire).
     pub fn try_acquire(&self) -> Result<FileGuard, LockError> {
-        Owned::blocking_acquire(&self.spec, self.share, Wait::Once).map(FileGuard)
+        self.blocking_acquire_with(&once())
     }
 
     /// [`acquire`](Self::acquire) for synchronous code: it parks the thread.
@@ -171,7 +172,7 @@ impl FileLock {
     ///
     /// As [`acquire`](Self::acquire).
     pub fn blocking_acquire_with(&self, policy: &Policy) -> Result<FileGuard, LockError> {
-        Owned::blocking_acquire(&self.spec, self.share, Wait::As(policy)).map(FileGuard)
+        Owned::blocking_acquire(&self.spec, self.share, policy).map(FileGuard)
     }
 }
 
@@ -188,12 +189,12 @@ pub struct FileGuard(Owned);
 impl FileGuard {
     /// The open file; the guard derefs to it.
     pub fn file(&self) -> &File {
-        self.0.handle()
+        self.0.file()
     }
 
     /// The file, as an absolute path.
     pub fn path(&self) -> &Path {
-        &self.0.spec().path
+        self.0.path()
     }
 
     /// An error if the path no longer names the locked file: somebody removed or replaced it, and newcomers lock another.

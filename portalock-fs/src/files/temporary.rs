@@ -4,11 +4,12 @@ use std::{fs::File, path::Path};
 
 use portalock_core::{LockError, Mode, Policy};
 
-use crate::{
-    FileMode, FsError, LockKind,
-    owned::{Owned, Wait},
+use super::{
+    file_mode::FileMode,
+    owned::{Owned, once},
     spec::{Ending, Spec},
 };
+use crate::common::{FsError, LockKind};
 
 /// A lock whose file exists only while it is held. portalocker's `TemporaryFileLock`.
 ///
@@ -119,7 +120,7 @@ impl TemporaryFileLock {
     ///
     /// As [`acquire`](Self::acquire).
     pub async fn acquire_with(&self, policy: &Policy) -> Result<TemporaryGuard, LockError> {
-        Owned::acquire(&self.spec, self.share, Wait::As(policy))
+        Owned::acquire(&self.spec, self.share, policy)
             .await
             .map(TemporaryGuard)
     }
@@ -130,7 +131,7 @@ impl TemporaryFileLock {
     ///
     /// [`LockError::AlreadyLocked`] if somebody else holds it; [`LockError::Backend`] as [`acquire`](Self::acquire).
     pub fn try_acquire(&self) -> Result<TemporaryGuard, LockError> {
-        Owned::blocking_acquire(&self.spec, self.share, Wait::Once).map(TemporaryGuard)
+        self.blocking_acquire_with(&once())
     }
 
     /// [`acquire`](Self::acquire) for synchronous code: it parks the thread.
@@ -148,7 +149,7 @@ impl TemporaryFileLock {
     ///
     /// As [`acquire`](Self::acquire).
     pub fn blocking_acquire_with(&self, policy: &Policy) -> Result<TemporaryGuard, LockError> {
-        Owned::blocking_acquire(&self.spec, self.share, Wait::As(policy)).map(TemporaryGuard)
+        Owned::blocking_acquire(&self.spec, self.share, policy).map(TemporaryGuard)
     }
 }
 
@@ -166,12 +167,12 @@ pub struct TemporaryGuard(Owned);
 impl TemporaryGuard {
     /// The open lock file: empty at first, and free to be written.
     pub fn file(&self) -> &File {
-        self.0.handle()
+        self.0.file()
     }
 
     /// The lock file, as an absolute path.
     pub fn path(&self) -> &Path {
-        &self.0.spec().path
+        self.0.path()
     }
 
     /// An error if the lock file was removed or replaced: then somebody else may hold the lock too. A cleaner of `/tmp`

@@ -2,7 +2,7 @@
 
 use std::{
     path::Path,
-    sync::{Arc, Weak, atomic::AtomicBool},
+    sync::{Arc, Weak},
     time::Duration,
 };
 
@@ -14,15 +14,16 @@ use portalock_core::{
     wakeups,
 };
 
-use crate::{
-    Calls, FsError, FsErrorKind, FsSettings, LockKind, Watch,
+use super::{
     acquire::Client,
-    fork::Origin,
+    config::{Calls, FsSettings, Watch},
     name::FileName,
-    open::Store,
     queue::Places,
-    sys,
-    watch::{DirectoryWatch, Watched},
+    store::Store,
+};
+use crate::{
+    common::{DirectoryWatch, FsError, FsErrorKind, LockKind},
+    sys::{self, Origin, Watched},
 };
 
 /// A crashed holder's files are closed as it dies, and a waiter is woken, or polls every 50 ms unless set otherwise. The rest
@@ -70,12 +71,9 @@ const LOSS: Duration = Duration::from_secs(1);
 ///   the one in the directory, so those who come later exclude each other. Where nothing is watched the holder learns of it
 ///   when it releases. On Windows it can't happen: nobody can delete or replace a lock file that is open.
 /// - **Order**: waiters of one client are served first come, first served; a waiting writer is not overtaken by readers of
-///   the same client. Between clients it is whoever comes first after the file is unlocked; nobody is promised a turn.
-/// - **Handing on**: where the directory is watched, an exclusive holder's release hands the locked file to the next waiter
-///   of the same client, if that one wants it exclusively too. The file is checked and the grant written down as for any
-///   other; only the unlocking is left out. After 64 times, or a millisecond after it was locked, the file is unlocked for
-///   the sake of other processes, and the next waiter here hears of that at the same time as they do. A waiter that is kept
-///   but never polled again holds what it was handed: other processes wait until it is polled or dropped.
+///   the same client. A waiting future that is kept but not polled keeps those behind it in its client waiting, and nobody
+///   else. Between clients it is whoever comes first after the file is unlocked; nobody is promised a turn. Where the directory
+///   is watched, a client whose tasks have had the lock one after the other for a millisecond starts level with the others.
 /// - **Waiting**: on Linux a waiter sleeps until the file is closed by its holder (inotify), alive or dying. Elsewhere, on a
 ///   network file system and where the system's limits are reached, it looks again after half a millisecond and then
 ///   ever longer, up to [`poll_interval`](FsSettings::poll_interval). Only the first waiter of a client does either.
@@ -92,8 +90,9 @@ const LOSS: Duration = Duration::from_secs(1);
 /// # What `inspect` tells
 ///
 /// The holders, by what they wrote down. It is there for people: a writer whose grant is a microsecond old may not have written
-/// yet. Waiters are told of this client only. To find out whether a holder that did not release has crashed, it tries the
-/// lock for a microsecond.
+/// yet. Waiters are told of this client only. A holder whose process is gone is not told. One whose process is there, or can't be
+/// looked for, may have failed to write down its release: the lock is tried for a microsecond, which may make somebody else's
+/// `try_acquire` fail.
 #[derive(Debug, Clone)]
 pub struct FsBackend {
     client: Arc<Client>,
@@ -139,7 +138,7 @@ impl FsBackend {
     }
 
     fn build(dir: Dir, settings: &FsSettings, directory: Option<&Path>) -> Result<Self, FsError> {
-        if settings.lock() == LockKind::Record && !sys::RECORDS_BELONG_TO_FILES {
+        if settings.lock() == LockKind::Record && !sys::HAS_RECORD_LOCKS {
             let cause = std::io::ErrorKind::Unsupported.into();
             return Err(FsError::with_kind(
                 FsErrorKind::NoLocks,
@@ -175,13 +174,12 @@ impl FsBackend {
                     kind: settings.lock(),
                     file_mode: settings.file_mode(),
                     beside: cfg!(windows),
+                    origin: Origin::here(),
                 },
                 places: Places::default(),
                 watch,
                 label: settings.shared_label(),
                 poll_interval: settings.poll_interval(),
-                is_moved: AtomicBool::new(false),
-                origin: Origin::here(),
             }
         });
         if let Some(error) = refusal {
@@ -208,8 +206,7 @@ impl FsBackend {
     ///
     /// Injective, on every file system: lower-case ASCII letters, digits, `_`, `-` and dots inside stand for themselves,
     /// anything else is percent-encoded, so that no two names meet where case or Unicode forms don't count, and none is a
-    /// path. Names too long for a file are cut and get their SHA-256; such a file has the full name in it, which is checked
-    /// before each grant.
+    /// path. Names too long for a file are cut and get their SHA-256. The full name is in each file.
     ///
     /// ```
     /// use portalock_core::LockName;
@@ -240,11 +237,6 @@ impl FsBackend {
     /// [`FsError`] if the directory can't be listed, or a file neither locked nor removed.
     pub fn clean(&self, unused_for: Duration) -> Result<usize, FsError> {
         self.client.clean(unused_for)
-    }
-
-    #[cfg(all(test, any(target_os = "linux", target_os = "android")))]
-    pub(crate) fn client(&self) -> &Client {
-        &self.client
     }
 
     /// Makes file system calls, in a thread where they may last.

@@ -5,11 +5,8 @@ use std::{fs::File, ops::Deref, sync::Arc};
 use futures_util::FutureExt;
 use portalock_core::{Lock, LockError, Policy, ReentrantGuard, ReentrantLock, blocking};
 
-use crate::{
-    FileLock, FsError,
-    one_file::OneFile,
-    spec::{Handle, Spec},
-};
+use super::{acquisition::Acquisition, file_lock::FileLock, spec::Spec};
+use crate::common::{FsError, LockFile};
 
 /// A [`FileLock`] that is locked once and then counted, and hands out the same open file each time. portalocker's `RLock`.
 ///
@@ -34,7 +31,7 @@ use crate::{
 /// ```
 #[derive(Debug, Clone)]
 pub struct ReentrantFileLock {
-    lock: ReentrantLock<OneFile>,
+    lock: ReentrantLock<Acquisition>,
     policy: Policy,
 }
 
@@ -48,7 +45,7 @@ impl ReentrantFileLock {
         let (spec, policy): (Spec, Policy) = lock.into_parts();
         let name = spec.name()?;
         Ok(Self {
-            lock: ReentrantLock::new(Lock::new(OneFile::new(spec), name)?),
+            lock: ReentrantLock::new(Lock::new(Acquisition::of(spec), name)?),
             policy,
         })
     }
@@ -86,9 +83,9 @@ impl ReentrantFileLock {
         Ok(self.guard(acquired?))
     }
 
-    fn guard(&self, guard: ReentrantGuard<OneFile>) -> ReentrantFileGuard {
+    fn guard(&self, guard: ReentrantGuard<Acquisition>) -> ReentrantFileGuard {
         ReentrantFileGuard {
-            handle: self.lock.lock().backend().handle(),
+            file: self.lock.lock().backend().file(),
             guard,
         }
     }
@@ -103,8 +100,8 @@ impl ReentrantFileLock {
 #[must_use = "the acquisition ends as soon as the guard is dropped"]
 pub struct ReentrantFileGuard {
     /// Declared before the guard, so that the guard closes the file.
-    handle: Option<Arc<Handle>>,
-    guard: ReentrantGuard<OneFile>,
+    file: Option<Arc<LockFile>>,
+    guard: ReentrantGuard<Acquisition>,
 }
 
 impl ReentrantFileGuard {
@@ -115,7 +112,7 @@ impl ReentrantFileGuard {
     /// [`LockError::NotHeld`] if the path no longer named the locked file; [`LockError::Backend`] if the system refused to
     /// unlock it.
     pub fn release(self) -> Result<(), LockError> {
-        drop(self.handle);
+        drop(self.file);
         // Freeing a file waits for nothing, so the first poll is the last.
         self.guard.release().now_or_never().unwrap_or(Ok(()))
     }
@@ -129,8 +126,9 @@ impl Deref for ReentrantFileGuard {
         reason = "the file is there while the lock is held, and this guard holds it"
     )]
     fn deref(&self) -> &File {
-        self.handle
+        self.file
             .as_ref()
             .expect("the file is there until release")
+            .file()
     }
 }

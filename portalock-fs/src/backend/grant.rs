@@ -6,19 +6,21 @@
 //! crash left in it does not stay; and the slot of a process that is gone is not believed, and used again.
 
 use std::{
+    fs::File,
     io,
     time::{Duration, Instant, SystemTime},
 };
 
-use cap_std::fs::File;
 use portalock_core::{FencingToken, Holder, LockName, Mode};
 
-use crate::{
-    FsError, FsErrorKind,
+use super::{
     name::{FileName, INFO_SUFFIX, READERS_SUFFIX},
-    open::{LockFile, Store},
-    record::{self, Entry, LONGEST, NAME_AT, Record, SLOT},
-    sys, try_lock,
+    record::{self, Entry, LONGEST, Record, SLOT},
+    store::Store,
+};
+use crate::{
+    common::{FsError, FsErrorKind, Location, LockFile},
+    sys,
 };
 
 /// How long the lock on the file of readers is tried. It is held for microseconds, unless its holder is stopped in the
@@ -32,15 +34,13 @@ const LOOKS: usize = 4;
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Written {
     pub(crate) token: FencingToken,
-    /// The slot in the record.
-    slot: usize,
     /// The slot in the file of readers, of a shared holder.
     reader: Option<u64>,
 }
 
 impl Store {
     /// Draws a token and writes it down with the holder. The lock must be held in `mode`. `None` if another reader is
-    /// drawing one, and does not come to an end.
+    /// drawing one, and does not come to an end for the moment.
     pub(crate) fn write_grant(
         &self,
         file_name: &FileName,
@@ -57,57 +57,31 @@ impl Store {
             },
         };
         let beside = self.open_beside(file_name)?;
-        let file = beside.as_ref().unwrap_or(&file.file);
-        let written = write_grant(file_name, name, file, readers.as_ref(), |token| Entry {
+        let file = beside.as_ref().unwrap_or(file).file();
+        let written = write_grant(name, file, readers.as_ref(), |token| Entry {
             token,
             mode,
             holder: holder.clone(),
         });
-        if let Some(readers) = &readers {
-            self.unlock(readers);
+        if let Some(readers) = readers {
+            readers.free();
         }
         written
             .map(Some)
             .map_err(|error| error.at(file_name.as_str()))
     }
 
-    /// Writes down `holder` after the one who was `written`, while the lock stays held exclusively. What stands in the record
-    /// is known, so nothing is read.
-    pub(crate) fn write_next(
-        &self,
-        file_name: &FileName,
-        file: &LockFile,
-        written: Written,
-        holder: &Holder,
-    ) -> Result<Written, FsError> {
-        let token = token_after(Some(written.token))?;
-        let slot = Record::slot_after(written.slot);
-        let entry = Entry {
-            token,
-            mode: Mode::Exclusive,
-            holder: holder.clone(),
-        };
-        let beside = self.open_beside(file_name)?;
-        let file = beside.as_ref().unwrap_or(&file.file);
-        write(file, Record::write(slot, &entry)).map_err(|error| error.at(file_name.as_str()))?;
-        Ok(Written {
-            token,
-            slot,
-            reader: None,
-        })
-    }
-
     /// Notes that a holder goes. For those who look only, so a failure changes nothing.
     pub(crate) fn note_release(&self, name: &FileName, file: &LockFile, written: Written) {
         let noted = match written.reader {
             None => self.open_beside(name).and_then(|beside| {
-                let file = beside.as_ref().unwrap_or(&file.file);
+                let file = beside.as_ref().unwrap_or(file).file();
                 write(file, Record::write_released(written.token))
             }),
             Some(slot) => self.lock_readers(name).and_then(|readers| {
                 readers.map_or(Ok(()), |readers| {
-                    let blanked = write(&readers.file, (slot * SLOT as u64, [0; SLOT]));
-                    self.unlock(&readers);
+                    let blanked = write(readers.file(), (slot * SLOT as u64, [0; SLOT]));
+                    readers.free();
                     blanked
                 })
             }),
@@ -120,7 +94,7 @@ impl Store {
     /// What the lock file says.
     pub(crate) fn read(&self, name: &FileName, file: &LockFile) -> Result<Record, FsError> {
         let beside = self.open_beside(name)?;
-        read(name, beside.as_ref().unwrap_or(&file.file)).map_err(|error| error.at(name.as_str()))
+        read(beside.as_ref().unwrap_or(file).file()).map_err(|error| error.at(name.as_str()))
     }
 
     /// When a grant was last written down.
@@ -130,92 +104,74 @@ impl Store {
         file: &LockFile,
     ) -> Result<SystemTime, FsError> {
         let beside = self.open_beside(name)?;
-        let file = beside.as_ref().unwrap_or(&file.file);
+        let file = beside.as_ref().unwrap_or(file).file();
         let written = file.metadata().and_then(|metadata| metadata.modified());
-        written
-            .map(cap_std::time::SystemTime::into_std)
-            .map_err(|error| FsError::new("look at", error).at(name.as_str()))
+        written.map_err(|error| FsError::new("look at", error).at(name.as_str()))
     }
 
-    /// Who holds by what was written down, while somebody does.
-    pub(crate) fn present(&self, name: &FileName, record: &Record) -> Vec<Entry> {
+    /// Who holds by what was written down, and whose process is there: so many at most. Nobody if that can't be read.
+    pub(crate) fn present(&self, name: &FileName, record: &Record, most: usize) -> Vec<Entry> {
         match &record.last {
-            Some(last) if last.mode == Mode::Shared => {
-                self.readers(name, usize::MAX).unwrap_or_default()
+            Some(last) if last.mode == Mode::Shared => self.readers(name, most).unwrap_or_default(),
+            _ => {
+                let entry = record.present();
+                entry.filter(|entry| !is_gone(entry)).into_iter().collect()
             }
-            _ => record.present().into_iter().collect(),
         }
-    }
-
-    /// One of them: of many readers not each is looked at.
-    pub(crate) fn a_holder(&self, name: &FileName, record: &Record) -> Option<Holder> {
-        let entry = match &record.last {
-            Some(last) if last.mode == Mode::Shared => self.readers(name, 1).ok()?.pop(),
-            _ => record.present(),
-        };
-        entry.map(|entry| entry.holder)
     }
 
     /// The readers who have not released, and whose process is there: so many at most.
     fn readers(&self, name: &FileName, most: usize) -> Result<Vec<Entry>, FsError> {
-        let Some(file) = self.open_existing(&name.beside(READERS_SUFFIX))? else {
+        let Some(file) = self.named(&name.beside(READERS_SUFFIX)).open_existing()? else {
             return Ok(Vec::new());
         };
         if !self.beside {
             return present_readers(&file, most);
         }
         // Locks are mandatory: the list can't be read while somebody else has it locked.
-        if !self.lock_list(&file)? {
+        if !lock_list(&file)? {
             return Ok(Vec::new());
         }
         let present = present_readers(&file, most);
-        self.unlock(&file);
+        file.free();
         present
     }
 
     fn lock_readers(&self, name: &FileName) -> Result<Option<LockFile>, FsError> {
-        let readers = self.open(&name.beside(READERS_SUFFIX))?;
-        Ok(self.lock_list(&readers)?.then_some(readers))
-    }
-
-    fn lock_list(&self, readers: &LockFile) -> Result<bool, FsError> {
-        let start = Instant::now();
-        while !try_lock(&readers.file, Mode::Exclusive, self.kind)? {
-            if start.elapsed() > PATIENCE {
-                return Ok(false);
-            }
-            std::thread::yield_now();
-        }
-        Ok(true)
+        let readers = self.named(&name.beside(READERS_SUFFIX)).open()?;
+        Ok(lock_list(&readers)?.then_some(readers))
     }
 
     /// Where locks are mandatory nobody could read a record in the locked file: it stands in a file of its own.
-    fn open_beside(&self, name: &FileName) -> Result<Option<File>, FsError> {
-        if !self.beside {
-            return Ok(None);
-        }
-        self.open(&name.beside(INFO_SUFFIX))
-            .map(|beside| Some(beside.file))
+    fn open_beside(&self, name: &FileName) -> Result<Option<LockFile>, FsError> {
+        let open = || self.named(&name.beside(INFO_SUFFIX)).open();
+        self.beside.then(open).transpose()
     }
 }
 
+fn lock_list(readers: &LockFile) -> Result<bool, FsError> {
+    let start = Instant::now();
+    while !readers.try_lock(Mode::Exclusive)? {
+        if start.elapsed() > PATIENCE {
+            return Ok(false);
+        }
+        std::thread::yield_now();
+    }
+    Ok(true)
+}
+
 fn write_grant(
-    file_name: &FileName,
     name: &LockName,
     file: &File,
     readers: Option<&LockFile>,
     entry: impl FnOnce(FencingToken) -> Entry,
 ) -> Result<Written, FsError> {
-    let record = read(file_name, file)?;
-    if file_name.is_hashed() {
-        match &record.name {
-            None => write(file, Record::write_name(name))?,
-            Some(written) if written == name.as_str() => {}
-            Some(_) => return Err(foreign("the file of a lock with another name")),
-        }
+    let record = read(file)?;
+    if record.name.as_deref() != Some(name.as_str()) {
+        // A new file, or one that a power loss damaged: no two names have the same file.
+        write(file, Record::write_name(name))?;
     }
     let token = token_after(record.last_token())?;
-    let slot = record.next_slot();
     let entry = entry(token);
     let reader = match readers {
         None => None,
@@ -224,15 +180,11 @@ fn write_grant(
                 .last
                 .as_ref()
                 .is_none_or(|last| last.mode == Mode::Exclusive);
-            Some(add_reader(&readers.file, &entry, is_first)?)
+            Some(add_reader(readers.file(), &entry, is_first)?)
         }
     };
-    write(file, Record::write(slot, &entry))?;
-    Ok(Written {
-        token,
-        slot,
-        reader,
-    })
+    write(file, Record::write(&entry))?;
+    Ok(Written { token, reader })
 }
 
 fn token_after(last: Option<FencingToken>) -> Result<FencingToken, FsError> {
@@ -256,20 +208,19 @@ fn add_reader(readers: &File, entry: &Entry, is_first: bool) -> Result<u64, FsEr
             .map_err(|error| FsError::new("clear the list of shared holders of", error))?;
         0
     } else {
-        free_slot(readers, &entry.holder)?
+        free_slot(readers)?
     };
     write(readers, (slot * SLOT as u64, record::render_slot(entry)))?;
     Ok(slot)
 }
 
 fn present_readers(list: &LockFile, most: usize) -> Result<Vec<Entry>, FsError> {
-    let here = Holder::this_process(None);
     let mut present = Vec::new();
     for slot in 0.. {
-        match read_slot(&list.file, slot)? {
+        match read_slot(list.file(), slot)? {
             _ if present.len() >= most => break,
             Slot::End => break,
-            Slot::Entry(entry) if !is_gone(&entry, &here) => present.push(entry),
+            Slot::Entry(entry) if !is_gone(&entry) => present.push(entry),
             Slot::Entry(_) | Slot::Blank => {}
         }
     }
@@ -278,7 +229,7 @@ fn present_readers(list: &LockFile, most: usize) -> Result<Vec<Entry>, FsError> 
 
 /// A slot that nobody uses: the last one, one of a few looked at at random, or a new one. So a list gets a little longer
 /// than it must be, and a reader's grant takes no longer the more readers there are.
-fn free_slot(readers: &File, here: &Holder) -> Result<u64, FsError> {
+fn free_slot(readers: &File) -> Result<u64, FsError> {
     let metadata = readers
         .metadata()
         .map_err(|error| FsError::new("look at", error))?;
@@ -286,16 +237,16 @@ fn free_slot(readers: &File, here: &Holder) -> Result<u64, FsError> {
     let last = slots.checked_sub(1).into_iter();
     for slot in last.chain((0..LOOKS).map(|_| fastrand::u64(0..slots.max(1)))) {
         match read_slot(readers, slot)? {
-            Slot::Entry(other) if !is_gone(&other, here) => {}
+            Slot::Entry(other) if !is_gone(&other) => {}
             Slot::Entry(_) | Slot::Blank | Slot::End => return Ok(slot),
         }
     }
     Ok(slots)
 }
 
-/// Whether a reader's process ended without a release, as far as its own host can tell.
-fn is_gone(reader: &Entry, here: &Holder) -> bool {
-    reader.holder.host == here.host && sys::process_exists(reader.holder.pid) == Some(false)
+/// Whether that process ended without a release, as far as its own host can tell.
+fn is_gone(Entry { holder, .. }: &Entry) -> bool {
+    holder.host == Holder::this_process(None).host && sys::process_exists(holder.pid) == Some(false)
 }
 
 enum Slot {
@@ -313,10 +264,9 @@ fn read_slot(readers: &File, slot: u64) -> Result<Slot, FsError> {
     Ok(record::parse_slot(&bytes[..filled]).map_or(Slot::Blank, Slot::Entry))
 }
 
-fn read(name: &FileName, file: &File) -> Result<Record, FsError> {
+fn read(file: &File) -> Result<Record, FsError> {
     let mut bytes = [0; LONGEST];
-    let length = if name.is_hashed() { LONGEST } else { NAME_AT };
-    let filled = read_at(file, &mut bytes[..length], 0)?;
+    let filled = read_at(file, &mut bytes, 0)?;
     Record::parse(&bytes[..filled]).map_err(|_| foreign("no record of a lock"))
 }
 
@@ -353,7 +303,7 @@ fn foreign(what: &'static str) -> FsError {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{LockKind, open::Tried};
+    use crate::{common::LockKind, sys::Origin};
     use cap_std::{ambient_authority, fs::Dir};
 
     fn store(beside: bool) -> (tempfile::TempDir, Store) {
@@ -364,15 +314,15 @@ mod tests {
             kind: LockKind::Flock,
             file_mode: 0o600,
             beside,
+            origin: Origin::here(),
         };
         (dir, store)
     }
 
     fn take(store: &Store, name: &LockName, mode: Mode, pid: u32) -> (LockFile, Written) {
         let file_name = FileName::of(name);
-        let Tried::Locked(file) = store.try_lock(&file_name, None, mode).unwrap() else {
-            panic!("{name} is busy");
-        };
+        let file = store.file(&file_name).open().unwrap();
+        assert!(file.try_lock(mode).unwrap(), "{name} is busy");
         let mut holder = Holder::this_process(None);
         holder.pid = pid;
         let written = store.write_grant(&file_name, name, &file, mode, &holder);
@@ -381,9 +331,9 @@ mod tests {
 
     fn present(store: &Store, name: &LockName) -> Vec<u32> {
         let file_name = FileName::of(name);
-        let file = store.open(file_name.as_str()).unwrap();
+        let file = store.file(&file_name).open().unwrap();
         let record = store.read(&file_name, &file).unwrap();
-        let present = store.present(&file_name, &record);
+        let present = store.present(&file_name, &record, usize::MAX);
         present.into_iter().map(|entry| entry.holder.pid).collect()
     }
 
@@ -398,7 +348,7 @@ mod tests {
                 let (file, first) = take(&store, &name, Mode::Exclusive, us);
                 assert_eq!(present(&store, &name), [us]);
                 store.note_release(&file_name, &file, first);
-                store.unlock(&file);
+                file.free();
                 assert!(present(&store, &name).is_empty());
                 let (_one, second) = take(&store, &name, Mode::Shared, us);
                 let (_two, third) = take(&store, &name, Mode::Shared, us);
@@ -429,7 +379,7 @@ mod tests {
             assert_eq!(present(&store, &name).len(), 1);
             store.last_written(&file_name, &file).unwrap();
             store.note_release(&file_name, &file, written);
-            store.unlock(&file);
+            file.free();
             assert!(Reader::new(&told, &mut buffer).next().is_err(), "{mode}");
         }
         std::fs::write(&path, "x").unwrap();
@@ -485,13 +435,12 @@ mod tests {
         let name = LockName::new("a").unwrap();
         let file_name = FileName::of(&name);
         let stopped = store.lock_readers(&file_name).unwrap().unwrap();
-        let Tried::Locked(file) = store.try_lock(&file_name, None, Mode::Shared).unwrap() else {
-            panic!("busy");
-        };
+        let file = store.file(&file_name).open().unwrap();
+        assert!(file.try_lock(Mode::Shared).unwrap());
         let holder = Holder::this_process(None);
         let written = store.write_grant(&file_name, &name, &file, Mode::Shared, &holder);
         assert!(written.unwrap().is_none());
-        store.unlock(&stopped);
+        stopped.free();
         let written = store.write_grant(&file_name, &name, &file, Mode::Shared, &holder);
         assert!(written.unwrap().is_some());
     }

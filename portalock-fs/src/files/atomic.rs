@@ -7,7 +7,11 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::{FsError, FsErrorKind, sys, temp_file::TempFile};
+use super::temp_file::TempFile;
+use crate::{
+    common::{FsError, FsErrorKind},
+    sys,
+};
 
 /// Creates the file at `path` in one step: `write` fills it under another name, and only when it is complete does it
 /// appear at `path`. portalocker's `open_atomic`.
@@ -54,8 +58,8 @@ pub fn open_atomic<T>(
 ///   touched.
 /// - Publishing syncs the content, moves the file without replacing anything, and syncs the directory (Windows has no such
 ///   call): after a power loss it is there whole, or not at all.
-/// - Moving is `renameat2(RENAME_NOREPLACE)` on Linux, `renamex_np(RENAME_EXCL)` on macOS, `MoveFileExW` without the right to
-///   replace on Windows, a hard link elsewhere. A file system on Unix that has none of them (exFAT, some network mounts) gets a look and a rename: the content still appears at
+/// - Moving is `renameat2(RENAME_NOREPLACE)` on Linux, `renamex_np(RENAME_EXCL)` on macOS, a hard link elsewhere. A file system
+///   that has none of them (exFAT, some network mounts) gets a look and a rename: the content still appears at
 ///   once, but of two that publish at the same instant the later one can replace the earlier.
 /// - The path is made absolute when the file is created: a later change of the working directory leads nowhere else.
 ///

@@ -6,7 +6,8 @@ use cap_std::io_lifetimes::AsFilelike;
 use portalock_core::Mode;
 use serde::{Deserialize, Serialize};
 
-use crate::{FsError, sys};
+use super::error::FsError;
+use crate::sys;
 
 /// Which of the operating system's locks to use. Locks of different kinds don't see each other: choose what the other
 /// programs use that share the file.
@@ -124,9 +125,9 @@ fn uninterrupted<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     #[cfg(unix)]
-    use crate::FsErrorKind;
+    use super::super::error::FsErrorKind;
+    use super::*;
 
     const KINDS: [LockKind; 2] = [LockKind::Flock, LockKind::Record];
 

@@ -4,12 +4,13 @@ use std::path::{Path, PathBuf};
 
 use portalock_core::{LockError, Mode, Policy};
 
-use crate::{
-    FileMode, FsError, LockKind,
-    owned::{Owned, Wait},
+use super::{
+    file_mode::FileMode,
+    owned::{Owned, once},
     pid_record::{self, PidHolder},
     spec::{Ending, Spec, Witness},
 };
+use crate::common::{FsError, LockKind};
 
 /// A lock that publishes its holder's process id. portalocker's `PidFileLock`.
 ///
@@ -131,7 +132,7 @@ impl PidFileLock {
     ///
     /// As [`acquire`](Self::acquire).
     pub async fn acquire_with(&self, policy: &Policy) -> Result<PidFileGuard, LockError> {
-        let owned = Owned::acquire(&self.spec, Mode::Exclusive, Wait::As(policy)).await?;
+        let owned = Owned::acquire(&self.spec, Mode::Exclusive, policy).await?;
         self.publish(owned)
     }
 
@@ -141,11 +142,7 @@ impl PidFileLock {
     ///
     /// As [`acquire`](Self::acquire).
     pub fn try_acquire(&self) -> Result<PidFileGuard, LockError> {
-        self.publish(Owned::blocking_acquire(
-            &self.spec,
-            Mode::Exclusive,
-            Wait::Once,
-        )?)
+        self.blocking_acquire_with(&once())
     }
 
     /// [`acquire`](Self::acquire) for synchronous code: it parks the thread.
@@ -166,7 +163,7 @@ impl PidFileLock {
         self.publish(Owned::blocking_acquire(
             &self.spec,
             Mode::Exclusive,
-            Wait::As(policy),
+            policy,
         )?)
     }
 
@@ -228,7 +225,7 @@ impl PidFileLock {
 
     /// The sidecar is locked: says who did it. If that fails, dropping `owned` frees it.
     fn publish(&self, owned: Owned) -> Result<PidFileGuard, LockError> {
-        pid_record::write(&self.path, owned.handle()).map_err(|error| owned.failed(error))?;
+        pid_record::write(&self.path, owned.file()).map_err(|error| owned.failed(error))?;
         Ok(PidFileGuard {
             owned,
             path: self.path.clone(),

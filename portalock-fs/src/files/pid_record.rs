@@ -14,10 +14,10 @@ use std::{
 
 use portalock_core::{Holder, clock};
 
+use super::temp_file::TempFile;
 use crate::{
-    FsError,
+    common::FsError,
     sys::{self, ProcessLife},
-    temp_file::TempFile,
 };
 
 /// No pid and no record is longer. What is, was written by something else.

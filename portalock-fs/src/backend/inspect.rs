@@ -4,14 +4,12 @@ use std::time::Duration;
 
 use portalock_core::{Claim, Inspection, LockName, Mode, clock};
 
-use crate::{
-    FsError, FsErrorKind,
-    acquire::{Client, lock_name},
+use super::{
+    acquire::Client,
     name::{FileName, LOCK_SUFFIX},
-    open::{LockFile, Tried},
     record::Record,
-    try_lock,
 };
+use crate::common::{FsError, FsErrorKind, Location, LockFile};
 
 impl Client {
     /// Who holds `name`, and who waits for it here.
@@ -31,7 +29,7 @@ impl Client {
             let waiting = place.waiters();
             waiters.extend(waiting.map(|(holder, mode)| Claim::new(holder.clone(), mode.into())));
         }
-        let Some(file) = self.store.open_existing(file_name.as_str())? else {
+        let Some(file) = self.store.file(file_name).open_existing()? else {
             return Ok(Inspection::new(holders, waiters));
         };
         let mut record = self.store.read(file_name, &file)?;
@@ -39,7 +37,7 @@ impl Client {
         let exclusively_here = holders
             .iter()
             .any(|claim| claim.kind == Mode::Exclusive.into());
-        if !exclusively_here && may_be_held(&record) {
+        if !exclusively_here {
             // Shared holders of this object have company elsewhere, or not: then nothing is to be tried.
             let mode = if is_held {
                 Some(Mode::Shared)
@@ -51,7 +49,7 @@ impl Client {
             record = self.store.read(file_name, &file)?;
             let present: Vec<_> = self
                 .store
-                .present(file_name, &record)
+                .present(file_name, &record, usize::MAX)
                 .into_iter()
                 .filter(|entry| Some(entry.mode) == mode)
                 .map(|entry| Claim::new(entry.holder, entry.mode.into()))
@@ -65,24 +63,23 @@ impl Client {
             .with_last_token(record.last_token()))
     }
 
-    /// In which mode others hold the file. It is found out by trying, for a microsecond: shared, so that those who look
-    /// don't mistake each other for holders.
+    /// In which mode others hold the file. Whoever is written down and is there may have gone without a word: that is found out
+    /// by trying, for a microsecond. Shared at first, so that those who look don't mistake each other for holders.
     fn probe(
         &self,
         file_name: &FileName,
         file: &LockFile,
         record: &Record,
     ) -> Result<Option<Mode>, FsError> {
-        let kind = self.store.kind;
-        if !try_lock(&file.file, Mode::Shared, kind)? {
+        if self.store.present(file_name, record, 1).is_empty() {
+            return Ok(None);
+        }
+        if !file.try_lock(Mode::Shared)? {
             return Ok(Some(Mode::Exclusive));
         }
         let shared = record.last.as_ref().map(|last| last.mode) == Some(Mode::Shared);
-        // Those who are written down may have crashed.
-        let is_held = shared
-            && self.store.a_holder(file_name, record).is_some()
-            && !try_lock(&file.file, Mode::Exclusive, kind)?;
-        self.store.unlock(file);
+        let is_held = shared && !file.try_lock(Mode::Exclusive)?;
+        file.unlock()?;
         Ok(is_held.then_some(Mode::Shared))
     }
 
@@ -90,18 +87,11 @@ impl Client {
     pub(crate) fn used_names(&self) -> Result<Vec<LockName>, FsError> {
         self.ensure_here()?;
         let mut names = Vec::new();
-        self.each_lock_file(|file_name| {
-            let Some(seen) = ours(self.look(&file_name))? else {
-                return Ok(());
-            };
-            if !seen.held && seen.waiters.is_empty() {
-                return Ok(());
+        self.each_lock(|file_name, name, _| {
+            let seen = self.look(file_name)?;
+            if seen.held || !seen.waiters.is_empty() {
+                names.push(name);
             }
-            let name = lock_name(file_name.as_str(), || {
-                let file = self.store.open_existing(file_name.as_str()).ok()??;
-                self.store.read(&file_name, &file).ok()?.name
-            });
-            names.extend(name);
             Ok(())
         })?;
         Ok(names)
@@ -111,40 +101,31 @@ impl Client {
     pub(crate) fn clean(&self, unused_for: Duration) -> Result<usize, FsError> {
         self.ensure_here()?;
         let mut removed = 0;
-        self.each_lock_file(|file_name| {
-            if self.places.find(&file_name).is_some() {
+        self.each_lock(|file_name, _, file| {
+            if self.places.find(file_name).is_some() {
                 return Ok(());
             }
-            let Some(Some(file)) = ours(self.store.open_existing(file_name.as_str()))? else {
-                return Ok(());
-            };
-            let is_old = self
-                .store
-                .last_written(&file_name, &file)
-                .is_ok_and(|written| {
-                    clock::wall_clock()
-                        .duration_since(written)
-                        .is_ok_and(|age| age >= unused_for)
-                });
-            if !is_old || self.store.read(&file_name, &file).is_err() {
+            let written = self.store.last_written(file_name, &file)?;
+            let age = clock::wall_clock().duration_since(written);
+            let is_old = age.is_ok_and(|age| age >= unused_for);
+            if !is_old || !file.try_lock(Mode::Exclusive)? {
                 return Ok(());
             }
-            // Whoever locks it after us finds that it is gone, and makes a new one.
-            if let Tried::Locked(file) =
-                self.store
-                    .try_lock(&file_name, Some(file), Mode::Exclusive)?
-            {
-                let done = self.store.remove(&file_name, file);
-                removed += usize::from(done?);
+            if self.store.file(file_name).is_current(&file)? {
+                removed += usize::from(self.store.remove(file_name, file)?);
+            } else {
+                file.free();
             }
             Ok(())
         })?;
         Ok(removed)
     }
 
-    fn each_lock_file(
+    /// Visits the open file of each lock, whose name is written in it. What is no lock of ours is passed over, whatever it is
+    /// called.
+    fn each_lock(
         &self,
-        mut visit: impl FnMut(FileName) -> Result<(), FsError>,
+        mut visit: impl FnMut(&FileName, LockName, LockFile) -> Result<(), FsError>,
     ) -> Result<(), FsError> {
         let listed = |error| self.locate(FsError::new("list the lock directory", error));
         for entry in self.store.dir.entries().map_err(listed)? {
@@ -153,29 +134,28 @@ impl Client {
                 continue;
             };
             let file_name = FileName::existing(file);
-            if file_name.is_hashed() || FileName::decode(file).is_some() {
-                visit(file_name).map_err(|error| self.locate(error))?;
+            let visited = self
+                .store
+                .file(&file_name)
+                .open_existing()
+                .and_then(|open| {
+                    let Some(file) = open else { return Ok(()) };
+                    let name = self.store.read(&file_name, &file)?.name;
+                    let name = name.and_then(|name| LockName::new(name).ok());
+                    match name.filter(|name| FileName::of(name) == file_name) {
+                        Some(name) => visit(&file_name, name, file),
+                        None => Ok(()),
+                    }
+                });
+            match visited {
+                Err(error)
+                    if !matches!(error.kind(), FsErrorKind::NotAFile | FsErrorKind::Foreign) =>
+                {
+                    return Err(self.locate(error));
+                }
+                _ => {}
             }
         }
         Ok(())
     }
-}
-
-/// Passes over what is no lock of ours, whatever its name.
-fn ours<T>(found: Result<T, FsError>) -> Result<Option<T>, FsError> {
-    match found {
-        Ok(found) => Ok(Some(found)),
-        Err(error) if matches!(error.kind(), FsErrorKind::NotAFile | FsErrorKind::Foreign) => {
-            Ok(None)
-        }
-        Err(error) => Err(error),
-    }
-}
-
-/// Whether it is worth trying: an exclusive holder that released in good order left nobody behind it.
-fn may_be_held(record: &Record) -> bool {
-    record
-        .last
-        .as_ref()
-        .is_some_and(|last| last.mode == Mode::Shared || record.is_present())
 }

@@ -6,8 +6,7 @@
 //! and trailing dots away.
 //!
 //! A name too long for that is cut, and `~` and the SHA-256 of the whole are put after it. `~` stands nowhere else, so
-//! the two forms never meet; and such a lock's file has the full name in it, which is compared at every grant, so that
-//! even two names with one hash would be refused instead of merged.
+//! the two forms never meet. Each lock's file has the full name in it, for those who list the locks.
 
 use std::fmt;
 
@@ -72,28 +71,6 @@ impl FileName {
         let stem = self.0.strip_suffix(LOCK_SUFFIX).unwrap_or(&self.0);
         format!("{stem}{suffix}")
     }
-
-    /// Whether it has a hash in it, so that the lock's name must be read from the file.
-    pub(crate) fn is_hashed(&self) -> bool {
-        self.0.contains(HASH_MARK)
-    }
-
-    /// The lock whose file has this name, if that can be told by the name and it is one of ours.
-    pub(crate) fn decode(file_name: &str) -> Option<LockName> {
-        let stem = file_name.strip_suffix(LOCK_SUFFIX)?;
-        let mut bytes = Vec::with_capacity(stem.len());
-        let mut rest = stem.bytes();
-        while let Some(byte) = rest.next() {
-            bytes.push(if byte == b'%' {
-                hex(rest.next()?)? << 4 | hex(rest.next()?)?
-            } else {
-                byte
-            });
-        }
-        let name = LockName::new(String::from_utf8(bytes).ok()?).ok()?;
-        // Only what we would have written ourselves: anything else is somebody's own file.
-        (Self::of(&name).as_str() == file_name).then_some(name)
-    }
 }
 
 impl fmt::Debug for FileName {
@@ -140,14 +117,6 @@ fn is_reserved(name: &str) -> bool {
 fn push_hex(text: &mut String, byte: u8) {
     for digit in [byte >> 4, byte & 15] {
         text.push(char::from(b"0123456789abcdef"[usize::from(digit)]));
-    }
-}
-
-const fn hex(digit: u8) -> Option<u8> {
-    match digit {
-        b'0'..=b'9' => Some(digit - b'0'),
-        b'a'..=b'f' => Some(digit - b'a' + 10),
-        _ => None,
     }
 }
 
@@ -212,29 +181,6 @@ mod tests {
     }
 
     #[test]
-    fn every_plain_file_name_leads_back_to_its_lock() {
-        for name in ["a", "con", "..", "Straße 7", "a%2e", "~", "x\ny"] {
-            let decoded = FileName::decode(&file(name));
-            assert_eq!(decoded.as_ref().map(LockName::as_str), Some(name));
-        }
-    }
-
-    #[test]
-    fn other_peoples_files_are_no_locks() {
-        for foreign in [
-            "notes.txt",
-            ".lock",
-            "A.lock",
-            "%41",
-            "%4.lock",
-            "%zz.lock",
-            "%61.lock",
-        ] {
-            assert_eq!(FileName::decode(foreign), None, "{foreign}");
-        }
-    }
-
-    #[test]
     fn every_file_of_a_lock_has_a_name_that_file_systems_take() {
         for length in 240..=255 {
             let name = LockName::new("x".repeat(length)).unwrap();
@@ -253,8 +199,7 @@ mod tests {
             let (readable, hash) = file.split_once('~').unwrap();
             assert_eq!(hash.len(), 64 + LOCK_SUFFIX.len());
             assert_eq!((readable.len() - shift) % 3, 0, "{readable}");
-            assert!(FileName::of(&LockName::new(&name).unwrap()).is_hashed());
-            assert_eq!(FileName::decode(&file), None);
+            assert!(file.contains(HASH_MARK));
         }
     }
 }

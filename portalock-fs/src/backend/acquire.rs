@@ -2,26 +2,22 @@
 
 use std::{
     io,
-    sync::{
-        Arc, MutexGuard,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::{Duration, Instant},
+    sync::{Arc, MutexGuard},
+    time::Duration,
 };
 
 use portalock_core::{
-    Attempt, Contention, Holder, Lease, LockName, LockRequest, Loss, Mode, Patience, WakeSender,
+    Attempt, Contention, Holder, Lease, LockRequest, Loss, Patience, WakeSender, clock::Instant,
 };
 
-use crate::{
-    FsError, FsErrorKind,
-    fork::Origin,
+use super::{
     name::FileName,
-    open::{LockFile, Store, Tried},
     queue::{Held, Place, Places},
-    stay::Stay,
-    sys,
-    watch::{DirectoryWatch, Watched, Watching},
+    store::Store,
+};
+use crate::{
+    common::{DirectoryWatch, FsError, FsErrorKind, Location, LockFile, Watching},
+    sys::Watched,
 };
 
 /// How long a lock is tried that is busy though nobody is known to hold it. It takes microseconds, unless whoever has it is
@@ -43,17 +39,13 @@ pub(crate) struct Client {
     pub(crate) watch: Option<DirectoryWatch>,
     pub(crate) label: Option<Arc<str>>,
     pub(crate) poll_interval: Duration,
-    /// The path leads elsewhere by now: whoever opens the directory by it is not excluded.
-    pub(crate) is_moved: AtomicBool,
-    /// The process that opened the backend. A forked child has copies of its files, and must not unlock them.
-    pub(crate) origin: Origin,
 }
 
 impl Client {
     /// An error in a forked child. Nothing may be locked before this: a thread of the parent may have had it locked as it
     /// forked.
     pub(crate) fn ensure_here(&self) -> Result<(), FsError> {
-        if !self.origin.is_elsewhere() {
+        if !self.store.origin.is_elsewhere() {
             return Ok(());
         }
         let cause = io::Error::other("it was opened before this process was forked");
@@ -64,9 +56,6 @@ impl Client {
     /// One attempt for `request`.
     pub(crate) fn attempt(&self, request: &LockRequest) -> Result<Attempt, FsError> {
         self.ensure_here()?;
-        if self.is_moved.load(Ordering::Relaxed) {
-            return Err(self.locate(Store::moved()));
-        }
         let file_name = FileName::of(&request.name);
         let visit = self.places.enter(&file_name);
         let mut place = visit.lock();
@@ -88,7 +77,8 @@ impl Client {
         let in_the_way = place.in_the_way(request.demand);
         if in_the_way.is_some() || !place.has_turn(request.owner, request.demand) {
             // Whoever is before us here wakes us: no need to trouble the file system.
-            let holder = match (in_the_way.or(place.held.first()), &place.candidate) {
+            let candidate = place.contender.file();
+            let holder = match (in_the_way.or(place.held.first()), candidate) {
                 (Some(held), _) => Some(held.holder.clone()),
                 (None, Some(file)) => self.present_holder(file_name, file),
                 (None, None) => None,
@@ -119,37 +109,29 @@ impl Client {
         request: &LockRequest,
     ) -> Result<Attempt, FsError> {
         let (mode, waits) = (request.demand, request.patience == Patience::Queue);
-        let candidate = place.candidate.take();
-        let file = match self.store.try_lock(file_name, candidate, mode)? {
-            Tried::Locked(file) => return self.granted(place, file_name, file, request),
-            Tried::Busy(file) => file,
-        };
-        if waits && !is_watched(place, &file) {
-            place.watching = self.watch_file(file_name, &file);
-        }
-        // Again, since it may have been freed before the watch was up.
-        let mut file = match self.store.try_lock(file_name, Some(file), mode)? {
-            Tried::Locked(file) => return self.granted(place, file_name, file, request),
-            Tried::Busy(file) => file,
-        };
-        let mut holder = self.present_holder(file_name, &file);
+        let location = self.store.file(file_name);
+        let watch = |file: &LockFile| waits.then(|| self.watch_file(file_name, file)).flatten();
         let start = Instant::now();
-        while !waits && holder.as_ref().is_none_or(is_gone) && start.elapsed() < PASSING {
+        let holder = loop {
+            if let Some(file) = place.contender.try_lock(&location, mode, watch)? {
+                return self.granted(place, file_name, file, request);
+            }
+            let candidate = place.contender.file();
+            let holder = candidate.and_then(|file| self.present_holder(file_name, file));
+            if waits || holder.is_some() {
+                break holder;
+            }
             // One who only looks has it, for a microsecond, or a holder is about to write down that it holds. This must not
             // be answered with "locked" before it is known which.
+            if start.elapsed() >= PASSING {
+                break holder;
+            }
             std::thread::yield_now();
-            file = match self.store.try_lock(file_name, Some(file), mode)? {
-                Tried::Locked(file) => return self.granted(place, file_name, file, request),
-                Tried::Busy(file) => file,
-            };
-            holder = self.present_holder(file_name, &file);
-        }
-        let is_watched = is_watched(place, &file);
-        place.candidate = Some(file);
+        };
         let mut contention = Contention::new().with_holder(holder);
         if waits {
             place.join(request.owner, mode, &self.holder(request));
-            if !is_watched {
+            if !place.contender.hears_of_release() {
                 contention.recheck_after = place.next_poll(request.owner, self.poll_interval);
             }
         }
@@ -173,11 +155,11 @@ impl Client {
         let written = match written {
             Ok(Some(written)) => written,
             Ok(None) => {
-                self.store.unlock(&file);
-                return self.no_token(place, file_name, file, request);
+                file.free();
+                return self.no_token(place, file_name, request);
             }
             Err(error) => {
-                self.store.unlock(&file);
+                file.free();
                 return Err(error);
             }
         };
@@ -186,9 +168,8 @@ impl Client {
             mode,
             written,
             file,
-            stay: Stay::from(holder.since),
             holder,
-            lease: self.lease(),
+            lease: self.watch.is_some().then(Lease::unbounded),
         };
         let grant = held.grant();
         if place.held.is_empty() {
@@ -197,20 +178,16 @@ impl Client {
         }
         place.held.push(held);
         place.leave(request.owner);
-        place.watching = None;
-        if mode == Mode::Shared {
-            // The shared ones behind it may come in too.
-            place.wake_first();
-        }
+        place.contender.expect(None);
+        place.ours_since.get_or_insert_with(Instant::now);
         Ok(Attempt::Granted(grant))
     }
 
-    /// The lock could be had, but its token could not: another process was stopped while it drew one.
+    /// The lock could be had, but its token could not: another process is kept from running while it draws one.
     fn no_token(
         &self,
         place: &mut Place,
         file_name: &FileName,
-        file: LockFile,
         request: &LockRequest,
     ) -> Result<Attempt, FsError> {
         if request.patience == Patience::Once {
@@ -218,20 +195,15 @@ impl Client {
             let error = FsError::with_kind(FsErrorKind::Unavailable, "draw a token for", cause);
             return Err(error.at(file_name.as_str()));
         }
-        place.candidate = Some(file);
         place.join(request.owner, request.demand, &self.holder(request));
         let mut contention = Contention::new();
         contention.recheck_after = place.next_poll(request.owner, self.poll_interval);
         Ok(Attempt::Contended(contention))
     }
 
-    pub(crate) fn lease(&self) -> Option<Lease> {
-        self.watch.is_some().then(Lease::unbounded)
-    }
-
     /// Opens a waiter's line. False if it does not wait.
     pub(crate) fn listen(&self, request: &LockRequest, line: WakeSender) -> bool {
-        if self.origin.is_elsewhere() {
+        if self.store.origin.is_elsewhere() {
             return false;
         }
         let file_name = FileName::of(&request.name);
@@ -243,7 +215,8 @@ impl Client {
     /// Who holds by what the lock file says; nobody if it can't be read or is just being written.
     fn present_holder(&self, file_name: &FileName, file: &LockFile) -> Option<Holder> {
         let record = self.store.read(file_name, file).ok()?;
-        self.store.a_holder(file_name, &record)
+        let present = self.store.present(file_name, &record, 1);
+        present.into_iter().next().map(|entry| entry.holder)
     }
 
     fn holder(&self, request: &LockRequest) -> Holder {
@@ -291,36 +264,20 @@ impl Client {
             return;
         };
         let mut place = visit.lock();
-        let is_moved = self.is_moved.load(Ordering::Relaxed);
         for held in &place.held {
             let Some(lease) = &held.lease else {
                 continue;
             };
-            if is_moved {
-                lease.end(Loss::Removed(
-                    "the path to the lock directory leads elsewhere".into(),
-                ));
-            } else if let Ok(false) = self.store.is_current(file_name, &held.file) {
-                // An error would say nothing about the file.
-                let what = format!("{} was deleted or replaced", file_name.as_str());
+            // An error would say nothing about the file.
+            if let Ok(false) = self.store.file(file_name).is_current(&held.file) {
+                let file = file_name.as_str();
+                let what = format!("{file} was removed or replaced, or its path leads elsewhere");
                 lease.end(Loss::Removed(what.into()));
             }
         }
         // Those who wait must go on to the file that is there now, if any.
         place.wake_first();
     }
-}
-
-/// Whether that process ended without a release, as far as its own host can tell.
-fn is_gone(holder: &Holder) -> bool {
-    holder.host == Holder::this_process(None).host && sys::process_exists(holder.pid) == Some(false)
-}
-
-fn is_watched(place: &Place, file: &LockFile) -> bool {
-    place
-        .watching
-        .as_ref()
-        .is_some_and(|watching| watching.is_of(file))
 }
 
 impl Watched for Client {
@@ -338,9 +295,6 @@ impl Watched for Client {
     }
 
     fn everything_changed(&self) {
-        if !self.store.is_in_place() {
-            self.is_moved.store(true, Ordering::Relaxed);
-        }
         for file_name in self.places.names() {
             self.verify(&file_name);
         }
@@ -350,20 +304,9 @@ impl Watched for Client {
         if self.places.names().is_empty() {
             return false;
         }
-        if !self.is_moved.load(Ordering::Relaxed) && !self.store.is_in_place() {
+        if self.store.ensure_in_place().is_err() {
             self.everything_changed();
         }
         true
     }
-}
-
-/// The name of the lock whose file is called `file_name`, as far as it can be told.
-pub(crate) fn lock_name(
-    file_name: &str,
-    in_file: impl FnOnce() -> Option<String>,
-) -> Option<LockName> {
-    FileName::decode(file_name).or_else(|| {
-        let name = LockName::new(in_file()?).ok()?;
-        (FileName::of(&name).as_str() == file_name).then_some(name)
-    })
 }

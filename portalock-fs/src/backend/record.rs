@@ -1,22 +1,21 @@
-//! What a lock file says: the last token, and who holds. Whole after any crash.
+//! What a lock file says: the last grant, with its token and its holder, and whether it was released.
 //!
-//! Two slots of [`SLOT`] bytes are written in turn, so a write that a crash tore damages the older grant only; its own
-//! grant was never given out. Each slot is a line of text with a checksum, and NULs to its end; the valid one with the
-//! larger token counts. Only its token is read for a new grant; its holder, when somebody asks.
-//! After the slots stands the token of the last grant that was released in good order, and after that, where the file's
-//! name is a hash, the lock's name.
+//! A grant is a line of text with a checksum, and NULs to the end of its [`SLOT`]. Only its token is read for a new grant; its
+//! holder, when somebody asks. A line that a power loss tore counts as none: the next token then comes from the clock, as after
+//! any other loss of the file. After the slot stands the token of the last grant that was released in good order, and after that
+//! the lock's name.
 
 use std::io::Write;
 
 use portalock_core::{FencingToken, Holder, LockName, Mode};
 
-/// One slot's length.
+/// The length of a grant as it is written.
 pub(crate) const SLOT: usize = 512;
 /// Where the last released token stands.
-pub(crate) const MARK_AT: usize = 2 * SLOT;
-/// Where the lock's name stands, if it does; else the whole record's length.
-pub(crate) const NAME_AT: usize = MARK_AT + MARK;
-/// The whole record's length, with a name.
+const MARK_AT: usize = SLOT;
+/// Where the lock's name stands.
+const NAME_AT: usize = MARK_AT + MARK;
+/// The whole record's length, with the longest name.
 pub(crate) const LONGEST: usize = NAME_AT + LockName::MAX_BYTES + 1;
 
 const MARK: usize = 32;
@@ -36,15 +35,7 @@ pub(crate) struct Entry {
     pub(crate) holder: Holder,
 }
 
-/// A grant as it stands in a slot.
-#[derive(Debug, Clone, Copy)]
-struct Slot<'b> {
-    token: FencingToken,
-    mode: Mode,
-    holder: &'b str,
-}
-
-/// The newest grant that stands in a lock file.
+/// A grant as it stands in a file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Last {
     pub(crate) token: FencingToken,
@@ -57,10 +48,9 @@ pub(crate) struct Last {
 pub(crate) struct Record {
     /// The newest grant.
     pub(crate) last: Option<Last>,
-    next_slot: usize,
     /// The last grant that was released in good order.
     released: Option<FencingToken>,
-    /// The lock's name, where the file has it.
+    /// The lock's name.
     pub(crate) name: Option<String>,
 }
 
@@ -71,21 +61,10 @@ pub(crate) struct Foreign;
 impl Record {
     /// Reads what stands in a lock file, from its first byte on.
     pub(crate) fn parse(bytes: &[u8]) -> Result<Self, Foreign> {
-        let slot = |index: usize| {
-            let from = (index * SLOT).min(bytes.len());
-            let to = (from + SLOT).min(bytes.len());
-            Slot::parse(&bytes[from..to])
-        };
-        // The one that says it is newer first: if that is whole, the other one need not be.
-        let newer = usize::from(written(bytes, 1) > written(bytes, 0));
-        let (last, next_slot) = match slot(newer) {
-            Some(last) => (Some(last), Self::slot_after(newer)),
-            None => match slot(Self::slot_after(newer)) {
-                Some(last) => (Some(last), newer),
-                None if is_ours(bytes) => (None, 0),
-                None => return Err(Foreign),
-            },
-        };
+        let last = Last::parse(&bytes[..bytes.len().min(SLOT)]);
+        if last.is_none() && !is_ours(bytes) {
+            return Err(Foreign);
+        }
         let released = bytes
             .get(MARK_AT..)
             .and_then(line)
@@ -97,24 +76,17 @@ impl Record {
             .and_then(|bytes| until(bytes, 0))
             .map(str::to_owned);
         Ok(Self {
-            last: last.map(Last::from),
-            next_slot,
+            last,
             released,
             name,
         })
     }
 
-    /// Whether the newest grant's holder has not released it.
-    pub(crate) fn is_present(&self) -> bool {
-        self.last
-            .as_ref()
-            .is_some_and(|last| self.released != Some(last.token))
-    }
-
     /// The newest grant, unless its holder released it, or can't be read.
     pub(crate) fn present(&self) -> Option<Entry> {
-        let last = self.last.as_ref().filter(|_| self.is_present())?;
-        entry(last.token, last.mode, &last.holder)
+        let last = self.last.as_ref()?;
+        (self.released != Some(last.token)).then_some(())?;
+        last.entry()
     }
 
     /// The last token.
@@ -122,19 +94,9 @@ impl Record {
         self.last.as_ref().map(|entry| entry.token)
     }
 
-    /// The slot that the next grant is written to.
-    pub(crate) const fn next_slot(&self) -> usize {
-        self.next_slot
-    }
-
-    /// The slot for the grant after the one that was written to `slot`.
-    pub(crate) const fn slot_after(slot: usize) -> usize {
-        1 - slot
-    }
-
     /// What to write for a new grant, and where.
-    pub(crate) fn write(slot: usize, entry: &Entry) -> (u64, Vec<u8>) {
-        ((slot * SLOT) as u64, render_slot(entry))
+    pub(crate) fn write(entry: &Entry) -> (u64, Vec<u8>) {
+        (0, render_slot(entry))
     }
 
     /// What to write when the grant with this token is released, and where.
@@ -146,7 +108,7 @@ impl Record {
         (MARK_AT as u64, mark)
     }
 
-    /// What to write once into a file whose name is a hash, and where.
+    /// What to write once into a new file, and where.
     pub(crate) fn write_name(name: &LockName) -> (u64, Vec<u8>) {
         (NAME_AT as u64, format!("{name}\0").into_bytes())
     }
@@ -158,12 +120,6 @@ pub(crate) fn is_ours(bytes: &[u8]) -> bool {
         .iter()
         .zip(MAGIC.bytes())
         .all(|(byte, magic)| *byte == magic || *byte == 0)
-}
-
-/// The token that a slot says it has, as it stands there. It is as long as any other, so the greater one is the newer.
-fn written(bytes: &[u8], slot: usize) -> Option<&[u8]> {
-    let at = slot * SLOT + BODY_AT;
-    bytes.get(at..at + DIGITS)
 }
 
 /// Quicker than the formatter, for what is written with each grant and release.
@@ -185,8 +141,8 @@ fn until(bytes: &[u8], end: u8) -> Option<&str> {
     std::str::from_utf8(&bytes[..end]).ok()
 }
 
-impl<'b> Slot<'b> {
-    fn parse(bytes: &'b [u8]) -> Option<Self> {
+impl Last {
+    fn parse(bytes: &[u8]) -> Option<Self> {
         let rest = line(bytes)?.strip_prefix(MAGIC)?;
         let (sum, body) = rest.split_once(' ')?;
         if u64::from_str_radix(sum, 16).ok()? != checksum(body.as_bytes()) {
@@ -201,34 +157,25 @@ impl<'b> Slot<'b> {
                 "shared" => Mode::Shared,
                 _ => return None,
             },
-            holder,
+            holder: holder.into(),
+        })
+    }
+
+    fn entry(&self) -> Option<Entry> {
+        Some(Entry {
+            token: self.token,
+            mode: self.mode,
+            holder: serde_json::from_str(&self.holder).ok()?,
         })
     }
 }
 
-impl From<Slot<'_>> for Last {
-    fn from(slot: Slot<'_>) -> Self {
-        Self {
-            token: slot.token,
-            mode: slot.mode,
-            holder: slot.holder.into(),
-        }
-    }
-}
-
-fn entry(token: FencingToken, mode: Mode, holder: &str) -> Option<Entry> {
-    Some(Entry {
-        token,
-        mode,
-        holder: serde_json::from_str(holder).ok()?,
-    })
-}
-
+/// Reads one grant.
 pub(crate) fn parse_slot(bytes: &[u8]) -> Option<Entry> {
-    let slot = Slot::parse(bytes)?;
-    entry(slot.token, slot.mode, slot.holder)
+    Last::parse(bytes)?.entry()
 }
 
+/// Writes one grant.
 pub(crate) fn render_slot(entry: &Entry) -> Vec<u8> {
     let mut line = render_line(entry.token, entry.mode, &entry.holder);
     let (mut holder, mut room) = (None, LONGEST_TEXT);
@@ -299,9 +246,7 @@ mod tests {
     fn grants(tokens: std::ops::RangeInclusive<u64>) -> Vec<u8> {
         let mut file = Vec::new();
         for token in tokens {
-            let record = Record::parse(&file).unwrap();
-            let slot = record.next_slot();
-            put(&mut file, Record::write(slot, &entry(token)));
+            put(&mut file, Record::write(&entry(token)));
         }
         file
     }
@@ -315,23 +260,21 @@ mod tests {
     }
 
     #[test]
-    fn a_write_torn_at_any_byte_keeps_the_token_before_it() {
-        for last in 1..=3 {
-            let before = grants(1..=last);
-            let slot = Record::parse(&before).unwrap().next_slot();
-            let (at, bytes) = Record::write(slot, &entry(last + 1));
-            for torn in 0..bytes.len() {
-                let mut file = before.clone();
-                put(&mut file, (at, bytes[..torn].to_vec()));
-                let token = Record::parse(&file).unwrap().last_token().unwrap();
-                assert!(token.get() >= last, "torn after {torn} bytes: {token}");
-            }
+    fn a_write_torn_at_any_byte_is_never_taken_for_a_grant_that_was_not_made() {
+        let before = grants(1..=1);
+        let (at, bytes) = Record::write(&entry(2));
+        for torn in 0..bytes.len() {
+            let mut file = before.clone();
+            put(&mut file, (at, bytes[..torn].to_vec()));
+            let token = Record::parse(&file).unwrap().last_token();
+            let known = [None, Some(1), Some(2)].map(|token| token.map(FencingToken::new));
+            assert!(known.contains(&token), "torn after {torn} bytes: {token:?}");
         }
     }
 
     #[test]
     fn a_first_write_torn_at_any_byte_is_still_ours() {
-        let (_, bytes) = Record::write(0, &entry(7));
+        let (_, bytes) = Record::write(&entry(7));
         for torn in 0..bytes.len() {
             assert!(Record::parse(&bytes[..torn]).is_ok(), "{torn}");
         }
@@ -367,7 +310,7 @@ mod tests {
             long.holder.label = Some(label.into());
             long.holder.host = "h".repeat(5_000).into();
             let mut file = Vec::new();
-            put(&mut file, Record::write(0, &long));
+            put(&mut file, Record::write(&long));
             let read = Record::parse(&file).unwrap().present().unwrap();
             assert_eq!(read.token, FencingToken::new(9));
             assert_eq!(read.holder.pid, 42);

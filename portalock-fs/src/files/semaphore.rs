@@ -5,14 +5,15 @@ use std::{
     path::{Component, Path, PathBuf},
 };
 
-use futures_util::FutureExt;
-use portalock_core::{LockError, PermitGuard, Permits, Policy, Pool, blocking};
+use portalock_core::{Lock, LockError, LockName, Mode, Permits, Policy};
 
-use crate::{
-    FsError, FsErrorKind, LockKind,
-    slot_files::{SlotFiles, Slots},
+use super::{
+    acquisition::Acquisition,
+    file_mode::FileMode,
+    owned::{Owned, once},
     spec::Spec,
 };
+use crate::common::{FsError, FsErrorKind, LockKind};
 
 /// At most so many at once, among all processes that use the same directory and name. portalocker's
 /// `NamedBoundedSemaphore`.
@@ -46,7 +47,11 @@ use crate::{
 /// ```
 #[derive(Debug, Clone)]
 pub struct BoundedSemaphore {
-    slots: Slots,
+    name: String,
+    directory: PathBuf,
+    kind: LockKind,
+    random_order: bool,
+    create_directory: bool,
     capacity: u32,
     policy: Policy,
 }
@@ -59,30 +64,29 @@ impl BoundedSemaphore {
     /// [`LockError::InvalidPermits`] if `capacity` is zero; [`LockError::InvalidName`] if `name` is empty or too long;
     /// [`LockError::Backend`] if it can't be the start of a file's name, since it has a slash.
     pub fn new(name: impl Into<String>, capacity: u32) -> Result<Self, LockError> {
-        let slots = Slots {
+        let semaphore = Self {
             name: name.into(),
             directory: env::temp_dir(),
             kind: LockKind::default(),
             random_order: false,
             create_directory: false,
+            capacity,
+            policy: Policy::default(),
         };
-        let pool = Pool::new(SlotFiles::new(slots.clone()), &slots.name, capacity)?;
-        let file_name = slots.file_name(0);
+        Permits::new(1, capacity)?;
+        let lock_name = LockName::new(&semaphore.name)?;
+        let file_name = semaphore.file_name(0);
         let mut parts = Path::new(&file_name).components();
         if !matches!((parts.next(), parts.next()), (Some(Component::Normal(part)), None) if part == file_name.as_str())
         {
             let error = io::Error::from(io::ErrorKind::InvalidInput);
-            let error = FsError::with_kind(FsErrorKind::BadName, "use", error).at(&slots.name);
+            let error = FsError::with_kind(FsErrorKind::BadName, "use", error).at(&semaphore.name);
             return Err(LockError::Backend {
-                name: pool.name().clone(),
+                name: lock_name,
                 source: error.into(),
             });
         }
-        Ok(Self {
-            slots,
-            capacity,
-            policy: Policy::default(),
-        })
+        Ok(semaphore)
     }
 
     /// A semaphore with a name of its own, for processes that are told [`name`](Self::name). Nothing is created yet.
@@ -103,28 +107,28 @@ impl BoundedSemaphore {
     ///
     /// [`FsError`] if the path is empty or can't be made absolute.
     pub fn in_directory(mut self, directory: impl AsRef<Path>) -> Result<Self, FsError> {
-        self.slots.directory = Spec::new(directory.as_ref())?.path;
+        self.directory = Spec::new(directory.as_ref())?.path;
         Ok(self)
     }
 
     /// Creates the directory if it is missing. Default: a missing directory is an error.
     #[must_use]
     pub const fn creating_directory(mut self) -> Self {
-        self.slots.create_directory = true;
+        self.create_directory = true;
         self
     }
 
     /// Tries the slots in an order that is random each time. Default: by number.
     #[must_use]
     pub const fn in_random_order(mut self) -> Self {
-        self.slots.random_order = true;
+        self.random_order = true;
         self
     }
 
     /// Sets which of the system's locks to use. Default [`LockKind::Flock`].
     #[must_use]
     pub const fn with_kind(mut self, kind: LockKind) -> Self {
-        self.slots.kind = kind;
+        self.kind = kind;
         self
     }
 
@@ -137,7 +141,7 @@ impl BoundedSemaphore {
 
     /// The name, to be told to other processes.
     pub fn name(&self) -> &str {
-        &self.slots.name
+        &self.name
     }
 
     /// How many permits there are.
@@ -148,7 +152,7 @@ impl BoundedSemaphore {
     /// The slot files, whether or not they exist yet.
     pub fn paths(&self) -> Vec<PathBuf> {
         (0..self.capacity)
-            .map(|number| self.slots.path(number))
+            .map(|number| self.directory.join(self.file_name(number)))
             .collect()
     }
 
@@ -182,8 +186,9 @@ impl BoundedSemaphore {
     ///
     /// As [`acquire`](Self::acquire).
     pub async fn acquire_many(&self, count: u32) -> Result<SlotGuard, LockError> {
-        let guard = self.pool()?.acquire(count).await?;
-        Ok(SlotGuard(AnyGuard::Async(guard)))
+        let (lock, permits) = self.lock(count)?;
+        let owned = Owned::acquire_by(lock, Mode::Exclusive, &self.policy).await?;
+        Ok(SlotGuard { owned, permits })
     }
 
     /// Takes one permit if one is free. It does not wait, so there is nothing async about it.
@@ -201,8 +206,7 @@ impl BoundedSemaphore {
     ///
     /// As [`try_acquire`](Self::try_acquire), and [`LockError::InvalidPermits`] if there are never so many.
     pub fn try_acquire_many(&self, count: u32) -> Result<SlotGuard, LockError> {
-        let guard = blocking::Pool::from(self.pool()?).try_acquire(count)?;
-        Ok(SlotGuard(AnyGuard::Blocking(guard)))
+        self.blocking(count, &once())
     }
 
     /// [`acquire`](Self::acquire) for synchronous code: it parks the thread.
@@ -220,13 +224,50 @@ impl BoundedSemaphore {
     ///
     /// As [`acquire_many`](Self::acquire_many).
     pub fn blocking_acquire_many(&self, count: u32) -> Result<SlotGuard, LockError> {
-        let guard = blocking::Pool::from(self.pool()?).acquire(count)?;
-        Ok(SlotGuard(AnyGuard::Blocking(guard)))
+        self.blocking(count, &self.policy)
     }
 
-    fn pool(&self) -> Result<Pool<SlotFiles>, LockError> {
-        let files = SlotFiles::new(self.slots.clone());
-        Ok(Pool::new(files, &self.slots.name, self.capacity)?.with_policy(self.policy.clone()))
+    fn blocking(&self, count: u32, policy: &Policy) -> Result<SlotGuard, LockError> {
+        let (lock, permits) = self.lock(count)?;
+        let owned = Owned::blocking_acquire_by(lock, Mode::Exclusive, policy)?;
+        Ok(SlotGuard { owned, permits })
+    }
+
+    /// One acquisition of `count` slots. Makes the directory if that was asked for.
+    fn lock(&self, count: u32) -> Result<(Lock<Acquisition>, Permits), LockError> {
+        let permits = Permits::new(count, self.capacity)?;
+        let name = LockName::new(&self.name)?;
+        let slots = self.slots().map_err(|error| LockError::Backend {
+            name: name.clone(),
+            source: error.into(),
+        })?;
+        let acquisition = Acquisition::of_some(slots, count as usize);
+        Ok((Lock::new(acquisition, name)?, permits))
+    }
+
+    /// The slot files, in the order in which they are tried.
+    fn slots(&self) -> Result<Vec<Spec>, FsError> {
+        if self.create_directory {
+            std::fs::create_dir_all(&self.directory)
+                .map_err(|error| FsError::new("create the directory", error).at(&self.directory))?;
+        }
+        let mut slots = Vec::new();
+        for path in self.paths() {
+            let mut slot = Spec::new(&path)?;
+            slot.mode = FileMode::Append;
+            slot.kind = self.kind;
+            slot.follow = false;
+            slots.push(slot);
+        }
+        if self.random_order {
+            fastrand::shuffle(&mut slots);
+        }
+        Ok(slots)
+    }
+
+    /// portalocker's `{name}.{number:02d}.lock`.
+    fn file_name(&self, number: u32) -> String {
+        format!("{}.{number:02}.lock", self.name)
     }
 }
 
@@ -237,35 +278,35 @@ impl BoundedSemaphore {
 /// They are given back: at once, without a runtime.
 #[derive(Debug)]
 #[must_use = "the permits are given back as soon as the guard is dropped"]
-pub struct SlotGuard(AnyGuard);
-
-/// The engine's guard, whichever way it was acquired.
-#[derive(Debug)]
-enum AnyGuard {
-    Async(PermitGuard<SlotFiles>),
-    Blocking(blocking::PermitGuard<SlotFiles>),
+pub struct SlotGuard {
+    owned: Owned,
+    permits: Permits,
 }
 
 impl SlotGuard {
     /// How many permits are held, of how many.
-    pub fn permits(&self) -> Permits {
-        match &self.0 {
-            AnyGuard::Async(guard) => guard.permits(),
-            AnyGuard::Blocking(guard) => guard.permits(),
-        }
+    pub const fn permits(&self) -> Permits {
+        self.permits
+    }
+
+    /// An error if a slot file was removed or replaced: then one more may be in.
+    ///
+    /// It looks at the file system; what it found is true for that moment.
+    ///
+    /// # Errors
+    ///
+    /// [`LockError::Lost`]; [`LockError::Backend`] if the file system can't be asked.
+    pub fn ensure_held(&self) -> Result<(), LockError> {
+        self.owned.ensure_held()
     }
 
     /// Gives the permits back, and says how that went.
     ///
     /// # Errors
     ///
-    /// [`LockError::NotHeld`] if a slot file had been removed or replaced, which lets one more in.
+    /// [`LockError::Lost`] if a slot file had been removed or replaced, which lets one more in.
     /// [`LockError::Backend`] if the system refused to unlock a slot. It is closed in any case, which frees it.
     pub fn release(self) -> Result<(), LockError> {
-        match self.0 {
-            // Freeing a file waits for nothing, so the first poll is the last.
-            AnyGuard::Async(guard) => guard.release().now_or_never().unwrap_or(Ok(())),
-            AnyGuard::Blocking(guard) => guard.release(),
-        }
+        self.owned.release()
     }
 }

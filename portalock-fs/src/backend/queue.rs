@@ -9,9 +9,10 @@ use std::{
     time::Duration,
 };
 
-use portalock_core::{Grant, Holder, Lease, LostSignal, Mode, OwnerId, WakeSender};
+use portalock_core::{Grant, Holder, Lease, LostSignal, Mode, OwnerId, WakeSender, clock::Instant};
 
-use crate::{grant::Written, name::FileName, open::LockFile, stay::Stay, watch::Watching};
+use super::{grant::Written, name::FileName};
+use crate::common::{Contender, LockFile};
 
 /// The first pause between two looks where nothing can be watched.
 const FIRST_POLL: Duration = Duration::from_micros(500);
@@ -89,13 +90,11 @@ pub(crate) struct Place {
     /// By ticket, so in the order of their coming. Any of them may leave at any time.
     waiters: BTreeMap<u64, Waiter>,
     tickets: HashMap<OwnerId, u64>,
-    /// The file that the contender tries to lock. It stays open while anybody waits: closing it would wake the waiters
-    /// of other processes.
-    pub(crate) candidate: Option<LockFile>,
-    /// The watch on that file.
-    pub(crate) watching: Option<Watching>,
-    /// The lock was unlocked after it had been handed on here for a while: whoever is first lets the others hear of it
-    /// before it tries.
+    /// What whoever is first contends with.
+    pub(crate) contender: Contender,
+    /// Since when holders of this client have had the lock one after the other.
+    pub(crate) ours_since: Option<Instant>,
+    /// They have had it for long enough: whoever is first lets other processes hear of the release before it tries.
     pub(crate) yields: bool,
 }
 
@@ -109,15 +108,6 @@ pub(crate) struct Held {
     pub(crate) holder: Holder,
     /// Ends if the lock file is removed; none where that can't be noticed.
     pub(crate) lease: Option<Lease>,
-    pub(crate) stay: Stay,
-}
-
-/// Who is to have the lock next.
-#[derive(Debug)]
-pub(crate) struct Heir {
-    pub(crate) owner: OwnerId,
-    pub(crate) holder: Holder,
-    pub(crate) line: WakeSender,
 }
 
 #[derive(Debug)]
@@ -201,17 +191,6 @@ impl Place {
         true
     }
 
-    /// The first waiter, if it wants the lock for itself and can be told that it has it.
-    pub(crate) fn heir(&self) -> Option<Heir> {
-        let (_, first) = self.waiters.first_key_value()?;
-        (first.mode == Mode::Exclusive).then_some(())?;
-        Some(Heir {
-            owner: first.owner,
-            holder: first.holder.clone(),
-            line: first.line.clone()?,
-        })
-    }
-
     /// Takes the owner out of the queue. Those who then stand first are woken by [`wake_first`](Self::wake_first).
     pub(crate) fn leave(&mut self, owner: OwnerId) -> bool {
         let ticket = self.tickets.remove(&owner);
@@ -258,8 +237,8 @@ impl Place {
     /// Closes what only waiters need, once there are none.
     pub(crate) fn settle(&mut self) {
         if self.waiters.is_empty() {
-            self.watching = None;
-            self.candidate = None;
+            self.contender = Contender::default();
+            self.ours_since = None;
             self.yields = false;
             // A holder that was waited for by many keeps no room for them.
             self.tickets = HashMap::new();
