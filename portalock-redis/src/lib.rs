@@ -85,11 +85,13 @@
 //! What holds until which fault is in `docs/guarantees.md`, and the invariants of the scripts stand in `src/scripts.rs`.
 
 mod backend;
+mod calls;
 mod claims;
 mod config;
 mod connect;
 mod error;
 mod keys;
+mod link;
 mod refresh;
 mod scripts;
 mod semaphore;
