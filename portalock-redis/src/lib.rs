@@ -87,11 +87,13 @@
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod backend;
+mod calls;
 mod claims;
 mod config;
 mod connect;
 mod error;
 mod keys;
+mod link;
 mod refresh;
 mod scripts;
 mod semaphore;
