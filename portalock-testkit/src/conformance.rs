@@ -40,6 +40,7 @@ macro_rules! conformance {
                 tasks_never_overlap
                 threads_never_overlap
                 processes_exclude_each_other
+                processes_never_overlap
             }
             shared {
                 readers_hold_together
@@ -84,6 +85,7 @@ macro_rules! conformance {
                 a_guard_dropped_outside_a_runtime_frees_the_lock
                 a_guard_outlives_its_runtime
                 a_closed_client_starts_anew
+                a_forked_childs_copy_frees_nothing
             }
             loss {
                 a_release_fires_no_loss

@@ -337,6 +337,14 @@ pub(crate) fn patient() -> Policy {
     Policy::new().with_timeout(SOON)
 }
 
+/// Looks often, for a case that has little time or wants a crowd.
+pub(crate) fn eager() -> CaseResult<Policy> {
+    patient()
+        .with_first_check(Duration::from_millis(1))
+        .and_then(|policy| policy.with_check_interval(Duration::from_millis(4)))
+        .map_err(|error| Stop::failed(error.to_string()))
+}
+
 /// An acquisition that must be refused because somebody is in the way.
 pub(crate) fn ensure_contended<B: portalock_core::LockBackend>(
     acquired: Result<Guard<B>, LockError>,

@@ -1,15 +1,13 @@
 //! A call that is dropped leaves no lock, no waiter and nobody stranded behind.
 
-use std::time::Duration;
-
-use portalock_core::{Guard, Lock, LockBackend, LockError, Policy};
+use portalock_core::{Guard, Lock, LockBackend, LockError};
 
 use super::{Case, case};
 use crate::{
     erased::AnyBackend,
     spy::Spy,
     sweep::{Ended, Moment, drop_after},
-    trial::{Client, Trial, ensure_contended, name, once, patient, queued},
+    trial::{Client, Trial, eager, ensure_contended, name, once, patient, queued},
     verdict::{CaseResult, Stop, soon},
 };
 
@@ -40,14 +38,6 @@ pub(super) const CASES: &[Case] = &[
 
 /// More polls than an acquisition has await points: one that is still waiting then is only repeating itself.
 const MOST_POLLS: usize = 8;
-
-/// Looks often, so that a sweep passes the points between looks in little time.
-fn eager() -> CaseResult<Policy> {
-    patient()
-        .with_first_check(Duration::from_millis(1))
-        .and_then(|policy| policy.with_check_interval(Duration::from_millis(4)))
-        .map_err(|error| Stop::failed(error.to_string()))
-}
 
 async fn sweep_of_a_free_lock(trial: Trial) -> CaseResult {
     let (client, next) = trial.two_clients().await?;
