@@ -44,8 +44,10 @@
 pub mod broken;
 pub mod cases;
 mod conformance;
+mod crowd;
 mod erased;
 mod fixture;
+mod fork;
 mod helper;
 pub mod history;
 pub mod process;

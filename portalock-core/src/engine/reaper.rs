@@ -136,6 +136,10 @@ impl<S: Service<D>, D: Demand> Cleanup<S, D> {
 
     /// Not on the caller's runtime, which may stand still or end before the clean-up does.
     fn start(self) {
+        // In a forked child this is a copy of what its parent holds, or waits for, and not the child's to give back.
+        if self.request.owner.is_inherited() {
+            return;
+        }
         CALLS.spawn(self.run());
     }
 

@@ -70,6 +70,7 @@ pub(crate) async fn acquire<S: Service<D>, D: Demand>(
         attempts: 0,
         failures: 0,
         has_failed: false,
+        unheard: false,
         seen: None,
         last_error: None,
         round_trip: Duration::ZERO,
@@ -152,6 +153,8 @@ struct Wait<'p> {
     attempts: u32,
     failures: u32,
     has_failed: bool,
+    /// The line on which wake-ups came has fallen silent.
+    unheard: bool,
     /// What the last contended answer said.
     seen: Option<Contention>,
     /// The last failure since the service last answered.
@@ -302,6 +305,7 @@ impl Wait<'_> {
             .await;
         match subscription {
             Some(Ok(Some(wakeups))) => {
+                self.unheard = false;
                 self.backoff.slow_down();
                 Ok(Some(wakeups))
             }
@@ -313,11 +317,22 @@ impl Wait<'_> {
 
     /// Sleeps until it is time to look again, or somebody says so.
     async fn pause(&mut self, wakeups: &mut Option<Wakeups>) -> Pause {
+        loop {
+            match self.sleep(wakeups).await {
+                Some(pause) => return pause,
+                // Nobody will wake it, so the backend's advice, which counts on that, is worth nothing from now on.
+                None => self.unheard = true,
+            }
+        }
+    }
+
+    /// One pause; `None` if the line on which wake-ups came falls silent.
+    async fn sleep(&mut self, wakeups: &mut Option<Wakeups>) -> Option<Pause> {
         let advice = self.seen.as_ref().and_then(|seen| seen.recheck_after);
         let pause = match (&self.last_error, advice) {
             (Some(_), _) => self.after_failure.pause(),
-            (None, Some(advice)) => advice,
-            (None, None) => self.backoff.pause(),
+            (None, Some(advice)) if !self.unheard => advice,
+            (None, _) => self.backoff.pause(),
         };
         let look_at = Instant::now().checked_add(pause);
         let until = self
@@ -327,29 +342,28 @@ impl Wait<'_> {
             .min()
             .or(self.deadline.instant());
         let listen = async {
-            loop {
-                match wakeups {
-                    Some(line) => match line.next().await {
-                        Wake::Silent => *wakeups = None,
-                        wake => return wake,
-                    },
-                    None => std::future::pending().await,
-                }
+            match wakeups {
+                Some(line) => line.next().await,
+                None => std::future::pending().await,
             }
         };
-        match bound(until, listen).await {
+        Some(match bound(until, listen).await {
             Some(Wake::Granted(grant)) => Pause::Granted(grant),
             Some(Wake::Failed(error)) => {
                 *wakeups = None;
                 Pause::Failed(error)
             }
-            Some(Wake::TryNow | Wake::Silent) => {
+            Some(Wake::TryNow) => {
                 self.backoff.restart();
                 Pause::Look
             }
+            Some(Wake::Silent) => {
+                *wakeups = None;
+                return None;
+            }
             None if self.deadline.has_passed() => Pause::Deadline,
             None => Pause::Look,
-        }
+        })
     }
 
     /// When the pause must end at the latest: early enough before the deadline for one more look to be answered, so that
