@@ -83,7 +83,10 @@ fn run() -> io::Result<bool> {
             println!("caught   {}", mutant.name());
         }
     }
-    println!("{} mutants: {caught} caught, {missed} missed", caught + missed);
+    println!(
+        "{} mutants: {caught} caught, {missed} missed",
+        caught + missed
+    );
     Ok(missed == 0)
 }
 
@@ -157,7 +160,9 @@ fn mutants(file: &Path, source: &str) -> Vec<Mutant> {
         match text {
             "if" | "elseif" | "while" => {
                 let ends = if text == "while" { "do" } else { "then" };
-                let end = words[index..].iter().find(|word| &code[(*word).clone()] == ends);
+                let end = words[index..]
+                    .iter()
+                    .find(|word| &code[(*word).clone()] == ends);
                 if let Some(end) = end {
                     let condition = word.end..end.start;
                     let was = source[condition.clone()].trim();
@@ -172,10 +177,11 @@ fn mutants(file: &Path, source: &str) -> Vec<Mutant> {
             "or" => changes.push(change("and", "replace `or` with `and`")),
             "return" => {
                 let rest = code[word.end..].trim_start();
-                let is_bare = rest.is_empty() || words.get(index + 1).is_some_and(|next| {
-                    rest.len() == code.len() - next.start
-                        && matches!(&code[next.clone()], "end" | "else" | "elseif" | "until")
-                });
+                let is_bare = rest.is_empty()
+                    || words.get(index + 1).is_some_and(|next| {
+                        rest.len() == code.len() - next.start
+                            && matches!(&code[next.clone()], "end" | "else" | "elseif" | "until")
+                    });
                 let to = if is_bare { "" } else { "local _ =" };
                 changes.push(change(to, "drop `return`"));
             }

@@ -140,7 +140,11 @@ mod tests {
             .into_vec()
             .into_iter()
             .map(|(key, _, _, value)| {
-                let outcome = key.key().labels().next().map(|label| label.value().to_owned());
+                let outcome = key
+                    .key()
+                    .labels()
+                    .next()
+                    .map(|label| label.value().to_owned());
                 (outcome, value)
             })
             .collect();
