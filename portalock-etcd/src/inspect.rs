@@ -24,8 +24,7 @@ pub(crate) async fn inspect(
                 client.kv_client().get(queue, Some(options)).await
             }
         })
-        .await?
-        .value;
+        .await?;
     let mut order = Order::default();
     let (mut holders, mut waiters) = (Vec::new(), Vec::new());
     let mut last_token = None;

@@ -40,6 +40,8 @@
 //!
 //! `docs/writing-a-backend.md` is the guide.
 
+#![cfg_attr(docsrs, feature(doc_cfg))]
+
 pub mod broken;
 pub mod cases;
 mod conformance;

@@ -5,6 +5,24 @@ mod blocks {
     #[doc = include_str!("../../../README.md")]
     struct Readme;
 
+    #[doc = include_str!("../../../portalock/README.md")]
+    struct Portalock;
+
+    #[doc = include_str!("../../../portalock-core/README.md")]
+    struct PortalockCore;
+
+    #[doc = include_str!("../../../portalock-fs/README.md")]
+    struct PortalockFs;
+
+    #[doc = include_str!("../../../portalock-redis/README.md")]
+    struct PortalockRedis;
+
+    #[doc = include_str!("../../../portalock-etcd/README.md")]
+    struct PortalockEtcd;
+
+    #[doc = include_str!("../../../portalock-testkit/README.md")]
+    struct PortalockTestkit;
+
     #[doc = include_str!("../../guarantees.md")]
     struct Guarantees;
 

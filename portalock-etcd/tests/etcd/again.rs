@@ -1,4 +1,4 @@
-//! A session uses a key again, and a waiter is granted by an event: what goes astray meanwhile harms nobody.
+//! A session uses a key again, and a waiter is told by an event: what goes astray meanwhile harms nobody.
 
 use std::{
     sync::{
@@ -178,7 +178,7 @@ async fn a_crowd_is_served_in_turn_whoever_gives_up() {
     let inside = Arc::new(AtomicU32::new(0));
     let mut tasks = Vec::new();
     for number in 0..60 {
-        // Most of them wait in one session's crowd.
+        // Most of them wait in one session.
         let client = if number % 6 == 5 { &two } else { &one };
         let lock = Lock::new(client.clone(), "crowd").unwrap();
         let inside = inside.clone();
@@ -212,7 +212,7 @@ async fn a_crowd_is_served_in_turn_whoever_gives_up() {
 }
 
 #[tokio::test]
-async fn one_in_a_crowd_knows_who_holds_though_it_does_not_look() {
+async fn one_who_waits_knows_who_holds_at_each_look() {
     let server = Server::start();
     let (holder, client) = (server.client().await, server.client().await);
     granted(
@@ -232,7 +232,7 @@ async fn one_in_a_crowd_knows_who_holds_though_it_does_not_look() {
 }
 
 #[tokio::test]
-async fn one_in_a_crowd_does_not_wait_for_whom_etcd_could_not_be_told_to_forget() {
+async fn nobody_waits_for_one_before_it_whose_release_failed() {
     let server = Server::start();
     let line = server.line(0);
     let holder = server.client().await;

@@ -4,7 +4,9 @@
 
 use std::{
     collections::HashMap,
-    fmt, io,
+    fmt,
+    fs::File,
+    io,
     mem::MaybeUninit,
     os::fd::{AsFd, AsRawFd, OwnedFd},
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
@@ -12,14 +14,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use cap_std::fs::{Dir, File};
+use cap_std::fs::Dir;
 use rustix::{
     event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll},
     fs::inotify::{self, CreateFlags, ReadFlags, Reader, WatchFlags},
     io::Errno,
 };
 
-use crate::{fork::Origin, watch::Watched};
+use super::{Origin, Watched};
 
 /// The events of at least a hundred files, or of one with the longest name.
 const BUFFER: usize = 4096;
@@ -154,23 +156,14 @@ impl Watcher {
         Self::add(this, dir, flags, None, told)
     }
 
+    /// Watches one file for being closed by anybody, also by those who only read it, as flock(1) does.
     pub(crate) fn watch_file(
         this: &Arc<Self>,
         file: &File,
         name: &str,
         told: Weak<dyn Watched>,
     ) -> io::Result<Registration> {
-        // Also by those who only read it, as flock(1) does.
         Self::add(this, file, WatchFlags::CLOSE, Some(name.into()), told)
-    }
-
-    /// Watches one file for being closed by anybody, also by those who only read it.
-    pub(crate) fn watch_closing(
-        this: &Arc<Self>,
-        file: &std::fs::File,
-        told: Weak<dyn Watched>,
-    ) -> io::Result<Registration> {
-        Self::add(this, file, WatchFlags::CLOSE, Some("".into()), told)
     }
 
     fn add(
