@@ -29,11 +29,13 @@ mod unix {
         match fork::fork() {
             Err(error) => Err(format!("a child could not be forked: {error}")),
             Ok(fork::Fork::Parent(pid)) => ended(pid),
-            Ok(fork::Fork::Child) => std::process::exit(match catch_unwind(AssertUnwindSafe(work)) {
-                Ok(true) => GOOD,
-                Ok(false) => WRONG,
-                Err(_) => PANICKED,
-            }),
+            Ok(fork::Fork::Child) => {
+                std::process::exit(match catch_unwind(AssertUnwindSafe(work)) {
+                    Ok(true) => GOOD,
+                    Ok(false) => WRONG,
+                    Err(_) => PANICKED,
+                })
+            }
         }
     }
 
@@ -59,7 +61,6 @@ mod unix {
             _ => Err(format!("the child ended with {status:?}")),
         }
     }
-
 }
 
 #[allow(

@@ -3,9 +3,9 @@
 use std::{sync::Arc, time::Duration};
 
 use portalock_core::{
-    Attempt, Capabilities, CrashRelease, Fairness, Grant, Inspect, Lock, LockBackend,
-    LockError, LockName, LockRequest, LossNotice, Mode, Patience, Policy, Pool, Released, Scope,
-    Semaphore, Tokens,
+    Attempt, Capabilities, CrashRelease, Fairness, Grant, Inspect, Lock, LockBackend, LockError,
+    LockName, LockRequest, LossNotice, Mode, Patience, Policy, Pool, Released, Scope, Semaphore,
+    Tokens,
 };
 
 use crate::{

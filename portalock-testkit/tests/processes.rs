@@ -154,7 +154,11 @@ impl Fixture for Directory {
     }
 
     fn address(&self) -> Option<String> {
-        Some(format!("{:?} {}", self.flaw, self.directory.path().display()))
+        Some(format!(
+            "{:?} {}",
+            self.flaw,
+            self.directory.path().display()
+        ))
     }
 
     async fn connect(address: &str) -> Result<Files, FixtureError> {

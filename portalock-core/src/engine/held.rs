@@ -267,7 +267,9 @@ mod tests {
         reaper::shutdown(RELEASE_TIME).await.unwrap();
         assert!(backend.0.lock().unwrap().is_empty());
 
-        held(&backend, OwnerId::mint()).release().await.unwrap();
+        let own = held(&backend, OwnerId::mint());
+        assert!(format!("{own:?}").contains("job"));
+        own.release().await.unwrap();
         assert_eq!(*backend.0.lock().unwrap(), ["release"]);
     }
 }

@@ -70,7 +70,6 @@ pub(crate) async fn acquire<S: Service<D>, D: Demand>(
         attempts: 0,
         failures: 0,
         has_failed: false,
-        unheard: false,
         seen: None,
         last_error: None,
         round_trip: Duration::ZERO,
@@ -153,13 +152,22 @@ struct Wait<'p> {
     attempts: u32,
     failures: u32,
     has_failed: bool,
-    /// The line on which wake-ups came has fallen silent.
-    unheard: bool,
     /// What the last contended answer said.
     seen: Option<Contention>,
     /// The last failure since the service last answered.
     last_error: Option<BackendError>,
     round_trip: Duration,
+}
+
+/// What a waiter hears of its turn.
+enum Line {
+    /// It has not asked for wake-ups yet, or its place in the queue is gone.
+    NotAsked,
+    /// The backend wakes nobody.
+    Unwoken,
+    Open(Wakeups),
+    /// Nobody will wake it any more, so the backend's advice, which counts on that, is worth nothing.
+    Silent,
 }
 
 /// How a pause ended.
@@ -175,8 +183,7 @@ impl Wait<'_> {
         mut self,
         mut place: Place<S, D>,
     ) -> Result<Held<S, D>, LockError> {
-        let mut wakeups: Option<Wakeups> = None;
-        let mut subscribed = false;
+        let mut line = Line::NotAsked;
         let mut waiter = None;
         loop {
             match self.attempt(&mut place).await? {
@@ -186,25 +193,24 @@ impl Wait<'_> {
                     waiter.get_or_insert_with(|| {
                         measure::Waiter::new(place.service.kind(), &place.request.name)
                     });
-                    if !subscribed {
-                        subscribed = true;
+                    if matches!(line, Line::NotAsked) {
                         debug!("waiting");
-                        wakeups = self.subscribe(&mut place).await?;
+                        line = self.subscribe(&mut place).await?;
                         let queued = self.seen.as_ref().is_some_and(|seen| seen.queued);
-                        if wakeups.is_some() && !queued {
+                        if matches!(line, Line::Open(_)) && !queued {
                             continue;
                         }
                     }
                 }
                 None => {}
             }
-            match self.pause(&mut wakeups).await {
+            match self.pause(&mut line).await {
                 Pause::Look => {}
                 Pause::Granted(grant) => return Ok(self.granted(place, grant)),
                 Pause::Failed(error) => {
                     // The place in the queue is gone with its session: take a new one, and listen anew.
                     self.failed(&place, error)?;
-                    subscribed = false;
+                    line = Line::NotAsked;
                 }
                 Pause::Deadline => return Err(self.timed_out(&place)),
             }
@@ -298,40 +304,38 @@ impl Wait<'_> {
     async fn subscribe<S: Service<D>, D: Demand>(
         &mut self,
         place: &mut Place<S, D>,
-    ) -> Result<Option<Wakeups>, LockError> {
+    ) -> Result<Line, LockError> {
         let subscription = self
             .deadline
             .bound(place.service.subscribe(&place.request))
             .await;
         match subscription {
             Some(Ok(Some(wakeups))) => {
-                self.unheard = false;
                 self.backoff.slow_down();
-                Ok(Some(wakeups))
+                Ok(Line::Open(wakeups))
             }
-            Some(Ok(None)) => Ok(None),
-            Some(Err(error)) => self.failed(place, error).map(|()| None),
+            Some(Ok(None)) => Ok(Line::Unwoken),
+            Some(Err(error)) => self.failed(place, error).map(|()| Line::Unwoken),
             None => Err(self.timed_out(place)),
         }
     }
 
     /// Sleeps until it is time to look again, or somebody says so.
-    async fn pause(&mut self, wakeups: &mut Option<Wakeups>) -> Pause {
+    async fn pause(&mut self, line: &mut Line) -> Pause {
         loop {
-            match self.sleep(wakeups).await {
+            match self.sleep(line).await {
                 Some(pause) => return pause,
-                // Nobody will wake it, so the backend's advice, which counts on that, is worth nothing from now on.
-                None => self.unheard = true,
+                None => *line = Line::Silent,
             }
         }
     }
 
-    /// One pause; `None` if the line on which wake-ups came falls silent.
-    async fn sleep(&mut self, wakeups: &mut Option<Wakeups>) -> Option<Pause> {
+    /// One pause; `None` if the line falls silent.
+    async fn sleep(&mut self, line: &mut Line) -> Option<Pause> {
         let advice = self.seen.as_ref().and_then(|seen| seen.recheck_after);
         let pause = match (&self.last_error, advice) {
             (Some(_), _) => self.after_failure.pause(),
-            (None, Some(advice)) if !self.unheard => advice,
+            (None, Some(advice)) if !matches!(line, Line::Silent) => advice,
             (None, _) => self.backoff.pause(),
         };
         let look_at = Instant::now().checked_add(pause);
@@ -342,25 +346,19 @@ impl Wait<'_> {
             .min()
             .or(self.deadline.instant());
         let listen = async {
-            match wakeups {
-                Some(line) => line.next().await,
-                None => std::future::pending().await,
+            match line {
+                Line::Open(wakeups) => wakeups.next().await,
+                _ => std::future::pending().await,
             }
         };
         Some(match bound(until, listen).await {
             Some(Wake::Granted(grant)) => Pause::Granted(grant),
-            Some(Wake::Failed(error)) => {
-                *wakeups = None;
-                Pause::Failed(error)
-            }
+            Some(Wake::Failed(error)) => Pause::Failed(error),
             Some(Wake::TryNow) => {
                 self.backoff.restart();
                 Pause::Look
             }
-            Some(Wake::Silent) => {
-                *wakeups = None;
-                return None;
-            }
+            Some(Wake::Silent) => return None,
             None if self.deadline.has_passed() => Pause::Deadline,
             None => Pause::Look,
         })

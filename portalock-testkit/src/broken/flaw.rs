@@ -8,8 +8,8 @@ use std::{
 use async_trait::async_trait;
 use futures_util::FutureExt;
 use portalock_core::{
-    Attempt, BackendError, Capabilities, DynSemaphore, HolderWatch, Inspection, LockBackend, LockName,
-    LockRequest, Loss, MemoryBackend, PermitRequest, Released, Semaphore, Wakeups,
+    Attempt, BackendError, Capabilities, DynSemaphore, HolderWatch, Inspection, LockBackend,
+    LockName, LockRequest, Loss, MemoryBackend, PermitRequest, Released, Semaphore, Wakeups,
 };
 
 use super::{
@@ -150,7 +150,9 @@ pub trait Flaw: Debug + Default + Send + Sync + 'static {
     /// What becomes of a client when another store is put at the address of its own: its guards are lost, and it can't go
     /// on.
     async fn moved(&self, sound: &Sound) {
-        sound.expire(Loss::Removed("another store is at its address".into())).await;
+        sound
+            .expire(Loss::Removed("another store is at its address".into()))
+            .await;
         sound.cut_off();
     }
 

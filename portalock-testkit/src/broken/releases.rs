@@ -245,9 +245,11 @@ impl Flaw for HidesALoss {
         request: &LockRequest,
     ) -> Result<Released, BackendError> {
         let released = LockBackend::release(sound, request).await?;
-        Ok(match locked(&self.0).remove(&request.owner) {
-            true => Released::Freed,
-            false => released,
+        let was_granted = locked(&self.0).remove(&request.owner);
+        Ok(if was_granted {
+            Released::Freed
+        } else {
+            released
         })
     }
 }

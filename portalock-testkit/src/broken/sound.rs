@@ -11,9 +11,9 @@ use std::{
 
 use async_trait::async_trait;
 use portalock_core::{
-    Attempt, BackendError, BackendErrorKind, Capabilities, CrashRelease, HolderWatch, Inspection, Lease,
-    LockBackend, LockName, LockRequest, Loss, LossNotice, LostSignal, MemoryBackend, OwnerId,
-    Patience, PermitRequest, Released, Semaphore, Wake, Wakeups, wakeups,
+    Attempt, BackendError, BackendErrorKind, Capabilities, CrashRelease, HolderWatch, Inspection,
+    Lease, LockBackend, LockName, LockRequest, Loss, LossNotice, LostSignal, MemoryBackend,
+    OwnerId, Patience, PermitRequest, Released, Semaphore, Wake, Wakeups, wakeups,
 };
 use tokio::{sync::watch, task::AbortHandle};
 

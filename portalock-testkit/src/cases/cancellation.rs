@@ -36,8 +36,12 @@ pub(super) const CASES: &[Case] = &[
         "a refused attempt by one who will not wait leaves no place in the queue"),
     case!(cancellation::a_withdrawn_owner_is_never_granted, rules [5], needs [],
         "an owner that was withdrawn from the queue is not granted the lock when it is released"),
-    case!(cancellation::an_unanswered_attempt_leaves_nothing, rules [5], needs [LoseAnswers],
-        "an attempt that took effect, was not answered and ended in an error leaves no lock and no waiter once its owner has been released"),
+    case!(
+        cancellation::an_unanswered_attempt_leaves_nothing,
+        rules[5],
+        needs[LoseAnswers],
+        "an attempt that took effect, was not answered and ended in an error leaves no lock and no waiter once its owner has been released"
+    ),
 ];
 
 /// More polls than an acquisition has await points: one that is still waiting then is only repeating itself.
@@ -273,7 +277,11 @@ async fn an_unanswered_attempt_leaves_nothing(trial: Trial) -> CaseResult {
         let unheard = queued(&name);
         let silence = trial.lose_answers(&client).await?;
         let asked = client.backend();
-        let attempt = soon("the end of an unanswered attempt", asked.try_acquire(&unheard)).await?;
+        let attempt = soon(
+            "the end of an unanswered attempt",
+            asked.try_acquire(&unheard),
+        )
+        .await?;
         silence.now().await?;
         drop(attempt);
         released_at_last(&client, &unheard).await?;

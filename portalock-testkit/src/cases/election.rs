@@ -126,9 +126,7 @@ async fn a_crashed_leader_is_followed(trial: Trial) -> CaseResult {
 async fn a_killed_leader_is_followed(trial: Trial) -> CaseResult {
     let client = trial.client().await?;
     let mut helper = Helper::start(&trial).await?;
-    let token = helper
-        .acquire(1, &name(ELECTION)?, Mode::Exclusive)
-        .await?;
+    let token = helper.acquire(1, &name(ELECTION)?, Mode::Exclusive).await?;
     let waiting = standby(&trial, &client).await?;
     helper.kill().await?;
     is_followed(&trial, token, waiting).await
@@ -209,9 +207,13 @@ impl Leads {
             known || !window.is_zero(),
             "another led before the earlier leader knew that its term was over"
         );
-        within(window.max(SLACK), "the end of an earlier term's work", self.at_work)
-            .await?
-            .err();
+        within(
+            window.max(SLACK),
+            "the end of an earlier term's work",
+            self.at_work,
+        )
+        .await?
+        .err();
         ensure!(
             self.lost.is_lost(),
             "the work ended, and its leader was not told"
@@ -259,9 +261,9 @@ async fn observers_see_every_term_in_order(trial: Trial) -> CaseResult {
     };
     let mut observers = Vec::new();
     for client in watchers {
-        let (watching, watches) = oneshot::channel();
+        let (watching, begun) = oneshot::channel();
         let observer = tokio::spawn(observe(client.clone(), watching, LAST));
-        soon("an observer's first word", watches).await?.ok();
+        soon("an observer's first word", begun).await?.ok();
         observers.push(observer);
     }
     let mut terms = Vec::new();
@@ -324,10 +326,10 @@ async fn a_step_down_is_heard(trial: Trial) -> CaseResult {
     soon("the first leader's end", leads).await???;
     asker.step_down(&patience).await?;
     let next = candidate(&second, "second")?.campaign().await?;
-    let asked = tokio::time::timeout(A_WHILE, next.leading().step_down_asked()).await;
+    let unasked = tokio::time::timeout(A_WHILE, next.leading().step_down_asked()).await;
     ensure!(
-        asked.is_err(),
-        "a leader whom nobody asked was told of {asked:?}"
+        unasked.is_err(),
+        "a leader whom nobody asked was told of {unasked:?}"
     );
     next.resign().await?;
     Ok(())

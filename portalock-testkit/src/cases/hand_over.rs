@@ -50,11 +50,7 @@ type Waiting = JoinHandle<CaseResult>;
 
 /// Waits for the lock in a task of its own, and has its turn. Returns when it has its place.
 async fn waits(trial: &Trial, client: &Client, believers: &Believers) -> CaseResult<Waiting> {
-    let (spy, trial, believers) = (
-        Spy::on(client.backend()),
-        trial.clone(),
-        believers.clone(),
-    );
+    let (spy, trial, believers) = (Spy::on(client.backend()), trial.clone(), believers.clone());
     let lock = Lock::new(spy.clone(), "job")?;
     let waiting = tokio::spawn(async move {
         let guard = lock.acquire_with(&trial.patience()).await?;

@@ -24,8 +24,12 @@ pub(super) const CASES: &[Case] = &[
         "a holder that works longer than any lease, while others wait, keeps its lock and is told of no loss"),
     case!(loss::a_lock_taken_away_fires_lost, rules [10], needs [LossNotice, TakeAway],
         "when the lock is taken from the store behind its holder's back, the lost signal fires, the guard says so, and so does its release"),
-    case!(loss::a_release_hides_no_loss, rules [4], needs [TakeAway],
-        "releasing a lock that was taken away says that it was not held, told or not, and leaves whoever got it since"),
+    case!(
+        loss::a_release_hides_no_loss,
+        rules[4],
+        needs[TakeAway],
+        "releasing a lock that was taken away says that it was not held, told or not, and leaves whoever got it since"
+    ),
     case!(loss::a_store_that_moved_is_a_loss, rules [1, 10], needs [LossNotice, MoveStore],
         "when another store is put at the store's address, those who hold in the old one are told, and nobody is granted a lock there beside those who come by the address"),
     case!(loss::work_stops_with_the_lock, rules [10], needs [LossNotice, TakeAway],
