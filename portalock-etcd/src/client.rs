@@ -9,6 +9,7 @@ use portalock_core::{
 
 use crate::{
     EtcdSettings,
+    blockers::Waiting,
     endpoints::Endpoints,
     error::session_ended,
     keep,
@@ -109,8 +110,7 @@ impl Client {
                         .with_recheck_after(RECHECK_AFTER),
                 ))
             }
-            Standing::Waiting(crate::blockers::Waiting { holder, .. })
-            | Standing::Refused(holder) => {
+            Standing::Waiting(Waiting { holder, .. }) | Standing::Refused(holder) => {
                 self.release(owner).await?;
                 Ok(Attempt::Contended(Contention::new().with_holder(holder)))
             }
