@@ -145,7 +145,9 @@ impl Client {
             None => self.new_place(session, wish)?,
         };
         if let Some(taken) = place.taken {
-            let standing = place.look(taken, session.watches.waiting(owner)).await?;
+            let waiting = session.watches.waiting(owner);
+            let waiting = waiting.or_else(|| self.behind_another(&place, taken));
+            let standing = place.look(taken, waiting).await?;
             if !matches!(standing, Standing::Gone) {
                 return Ok(standing);
             }
@@ -178,9 +180,9 @@ impl Client {
         }
     }
 
-    /// Whom the place taken at `taken` waits for, if it is known without a look: another of this session, who is in the way
-    /// as long as it has its place. A look costs etcd time with the queue's length. A thousand of one session who each looked
-    /// when they come would cost it a thousand times that.
+    /// Whom the place taken at `taken` waits for, if another of this session is before it: that one is in the way as long as
+    /// it has its place. A look costs etcd time with the queue's length. So of a thousand who wait in one session only the
+    /// first looks; if each did when it comes, that would cost etcd a thousand times as much.
     fn behind_another(&self, place: &Place, taken: i64) -> Option<Waiting> {
         if matches!(place.queue.rule, Rule::Permits(_)) {
             return None;

@@ -100,6 +100,7 @@ impl Places {
     pub(crate) fn nearest_before(&self, place: &Place, taken: i64) -> Option<(OwnerId, Place)> {
         let before = |other: &Place| {
             other.taken.is_some_and(|other| other < taken)
+                && other.debt == Debt::None
                 && other.key.starts_with(place.queue.in_the_way())
         };
         self.lock()
