@@ -1,4 +1,4 @@
-//! Locks and semaphores in PostgreSQL, for [portalock](portalock_core).
+//! Locks and semaphores in Postgres, for [portalock](portalock_core).
 
 mod backend;
 mod client;
@@ -7,6 +7,7 @@ mod connection;
 mod error;
 mod fence;
 mod keys;
+mod look;
 mod places;
 mod queue;
 mod record;

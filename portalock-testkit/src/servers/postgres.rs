@@ -1,7 +1,7 @@
 //! The real `postgres`.
 
 use std::{
-    env, ffi, fs, io,
+    env, fs, io,
     net::{Ipv4Addr, SocketAddr},
     os::unix::{
         fs::{MetadataExt, PermissionsExt, chown},
@@ -272,7 +272,7 @@ impl PostgresServer {
         let first = self.first()?;
         // First the one that makes others.
         kill_process(first, Signal::STOP)?;
-        self.signal_others(first, Signal::STOP)
+        Self::signal_others(first, Signal::STOP)
     }
 
     /// Lets a stalled server go on (SIGCONT).
@@ -282,8 +282,18 @@ impl PostgresServer {
     /// The system's, or `NotFound` if it doesn't run.
     pub fn resume(&self) -> io::Result<()> {
         let first = self.first()?;
-        self.signal_others(first, Signal::CONT)?;
+        Self::signal_others(first, Signal::CONT)?;
         Ok(kill_process(first, Signal::CONT)?)
+    }
+
+    /// Gives a file or a directory to the user that the server runs as.
+    pub(super) fn give(&self, path: &Path) -> io::Result<()> {
+        self.installed.give(path)
+    }
+
+    /// A command that runs as that user.
+    pub(super) fn command(&self, program: &str) -> Command {
+        self.installed.step_down(Command::new(program))
     }
 
     fn first(&self) -> io::Result<Pid> {
@@ -293,7 +303,7 @@ impl PostgresServer {
             .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "the server doesn't run"))
     }
 
-    fn signal_others(&self, first: Pid, signal: Signal) -> io::Result<()> {
+    fn signal_others(first: Pid, signal: Signal) -> io::Result<()> {
         for process in family(first.as_raw_nonzero().get().unsigned_abs())? {
             match kill_process(process, signal) {
                 // It has ended meanwhile.
@@ -369,8 +379,11 @@ impl Installation {
         Ok(Self { programs, user })
     }
 
-    fn command(&self, program: impl AsRef<ffi::OsStr>) -> Command {
-        let mut command = Command::new(self.programs.join(program.as_ref()));
+    fn command(&self, program: &str) -> Command {
+        self.step_down(Command::new(self.programs.join(program)))
+    }
+
+    fn step_down(&self, mut command: Command) -> Command {
         // Where it may not be, it would only complain.
         command.current_dir("/");
         if let Some((user, group)) = self.user {

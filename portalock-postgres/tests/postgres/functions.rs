@@ -1,0 +1,161 @@
+//! What no client can be made to do at will: requests that arrive late, and clocks that are wrong.
+
+use portalock_postgres::tokio_postgres::Client;
+
+use crate::support::Server;
+
+async fn acquire(admin: &Client, session: &str, epoch: i64, owner: &str) -> (String, Option<i64>) {
+    let row = admin
+        .query_one(
+            "SELECT * FROM portalock.acquire($1, $2, 'lock', 'a', $3, 10, 10, true, '{}')",
+            &[&session, &epoch, &owner],
+        )
+        .await
+        .unwrap();
+    (row.get("outcome"), row.get("token"))
+}
+
+async fn open(admin: &Client, session: &str) {
+    admin
+        .query(
+            "SELECT portalock.open_session($1, 60000, '{}')",
+            &[&session],
+        )
+        .await
+        .unwrap();
+}
+
+/// A request that is overtaken by its own release takes no effect.
+#[tokio::test]
+async fn a_request_that_comes_after_its_release_is_stale() {
+    let server = Server::start().await;
+    let admin = server.admin().await;
+    open(&admin, "s").await;
+    let released = admin
+        .query_one(
+            "SELECT * FROM portalock.release('s', 'lock', 'a', 'o', true)",
+            &[],
+        )
+        .await
+        .unwrap();
+    assert!(!released.get::<_, bool>("freed"));
+    assert_eq!(released.get::<_, Option<i64>>("epoch"), Some(1));
+    assert_eq!(
+        acquire(&admin, "s", 0, "o").await,
+        ("stale".into(), Some(1))
+    );
+    assert_eq!(acquire(&admin, "s", 1, "p").await.0, "granted");
+    assert_eq!(
+        server.number("SELECT count(*) FROM portalock.claims").await,
+        1
+    );
+}
+
+/// Nobody frees what is another session's, even by its owner's name.
+#[tokio::test]
+async fn a_release_needs_the_session() {
+    let server = Server::start().await;
+    let admin = server.admin().await;
+    open(&admin, "s").await;
+    open(&admin, "t").await;
+    acquire(&admin, "s", 0, "o").await;
+    let released = admin
+        .query_one(
+            "SELECT * FROM portalock.release('t', 'lock', 'a', 'o', false)",
+            &[],
+        )
+        .await
+        .unwrap();
+    assert!(!released.get::<_, bool>("freed"));
+    assert_eq!(acquire(&admin, "t", 0, "p").await.0, "queued");
+}
+
+#[tokio::test]
+async fn tokens_grow_though_the_clock_was_set_back() {
+    let server = Server::start().await;
+    let admin = server.admin().await;
+    open(&admin, "s").await;
+    // The last token came from a clock that was a year ahead.
+    admin
+        .batch_execute(
+            "INSERT INTO portalock.tokens VALUES ('lock', 'a',
+                (extract(epoch FROM clock_timestamp() + interval '1 year') * 1000000)::bigint)",
+        )
+        .await
+        .unwrap();
+    let last = server.number("SELECT token FROM portalock.tokens").await;
+    assert_eq!(acquire(&admin, "s", 0, "o").await.1, Some(last + 1));
+}
+
+/// A session that was found expired stays dead, though the clock is set back afterwards; and one that is being renewed at
+/// that moment is left alone.
+#[tokio::test]
+async fn a_session_is_dead_once_and_for_all() {
+    let server = Server::start().await;
+    let admin = server.admin().await;
+    open(&admin, "s").await;
+    open(&admin, "t").await;
+    acquire(&admin, "s", 0, "o").await;
+    admin
+        .batch_execute(
+            "UPDATE portalock.sessions SET expires = now() - interval '1 second' WHERE id = 's'",
+        )
+        .await
+        .unwrap();
+    let renewing = server.admin().await;
+    // As a renewal does that has begun in time and is not committed yet.
+    renewing
+        .batch_execute(
+            "BEGIN; UPDATE portalock.sessions SET expires = now() + lease WHERE id = 's'",
+        )
+        .await
+        .unwrap();
+    assert_eq!(acquire(&admin, "t", 0, "p").await.0, "queued");
+    renewing.batch_execute("ROLLBACK").await.unwrap();
+
+    assert_eq!(acquire(&admin, "t", 0, "p").await.0, "granted");
+    let row = admin
+        .query_one("SELECT * FROM portalock.renew('s')", &[])
+        .await
+        .unwrap();
+    assert!(!row.get::<_, bool>("alive"));
+    assert_eq!(acquire(&admin, "s", 0, "o").await.0, "ended");
+}
+
+/// What is over leaves nothing, but for the last token of each name in the last hour.
+#[tokio::test]
+async fn what_nobody_needs_is_removed() {
+    let server = Server::start().await;
+    let admin = server.admin().await;
+    open(&admin, "s").await;
+    open(&admin, "t").await;
+    acquire(&admin, "s", 0, "o").await;
+    admin
+        .batch_execute(
+            "INSERT INTO portalock.tokens VALUES ('lock', 'old', 1);
+             UPDATE portalock.sessions SET expires = now() - interval '2 minutes' WHERE id = 's';
+             SELECT portalock.clean()",
+        )
+        .await
+        .unwrap();
+    assert_eq!(
+        server
+            .number("SELECT count(*) FROM portalock.sessions")
+            .await,
+        1
+    );
+    assert_eq!(
+        server.number("SELECT count(*) FROM portalock.claims").await,
+        0
+    );
+    assert_eq!(
+        server
+            .number("SELECT count(*) FROM portalock.tokens WHERE name = 'a'")
+            .await,
+        1
+    );
+    assert_eq!(
+        server.number("SELECT count(*) FROM portalock.tokens").await,
+        1
+    );
+}
