@@ -1,5 +1,7 @@
 //! Locks and semaphores in Postgres, for [portalock](portalock_core).
 
+#![cfg_attr(docsrs, feature(doc_cfg))]
+
 mod backend;
 mod client;
 mod config;

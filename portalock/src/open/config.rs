@@ -8,7 +8,7 @@ use crate::{AnyBackend, OpenError, Scheme, open::open_table};
 
 /// Backends by key, as a TOML file has them.
 ///
-/// Each is an address, or a table that says its `type` (`fs`, `redis` or `etcd`) and has that backend's settings:
+/// Each is an address, or a table that says its `type` (`fs`, `redis`, `etcd` or `postgres`) and has that backend's settings:
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), portalock::OpenError> {
@@ -161,7 +161,8 @@ fn entry(key: &str, value: Value) -> Result<Entry, String> {
             "{key:?} is no key for a backend: give it text without a colon, which only addresses have"
         ));
     }
-    let right = "write an address, or a table with `type = \"fs\"`, \"redis\" or \"etcd\"";
+    let right =
+        "write an address, or a table with `type = \"fs\"`, \"redis\", \"etcd\" or \"postgres\"";
     match value {
         Value::String(address) => Ok(Entry::Address(address)),
         Value::Table(mut settings) => match settings.remove("type") {
@@ -169,6 +170,7 @@ fn entry(key: &str, value: Value) -> Result<Entry, String> {
                 "fs" => Ok(Entry::Settings(Scheme::Fs, settings)),
                 "redis" => Ok(Entry::Settings(Scheme::Redis, settings)),
                 "etcd" => Ok(Entry::Settings(Scheme::Etcd, settings)),
+                "postgres" => Ok(Entry::Settings(Scheme::Postgres, settings)),
                 _ => Err(format!("backend {key:?} has an unknown `type`: {right}")),
             },
             _ => Err(format!("backend {key:?} has no `type`: {right}")),

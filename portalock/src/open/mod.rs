@@ -9,6 +9,8 @@ mod etcd;
 #[cfg(feature = "fs")]
 mod fs;
 mod memory;
+#[cfg(feature = "postgres")]
+mod postgres;
 #[cfg(feature = "redis")]
 mod redis;
 mod scheme;
@@ -31,7 +33,7 @@ pub use scheme::Scheme;
 /// let error = portalock::open("http://u:secret@example").await.unwrap_err();
 /// assert_eq!(
 ///     error.to_string(),
-///     "\"http\" is no backend: write fs:DIR, redis://HOST, rediss://HOST, unix:///SOCKET or etcd://HOST,HOST",
+///     "\"http\" is no backend: write fs:DIR, redis://HOST, rediss://HOST, unix:///SOCKET, etcd://HOST,HOST or postgres://HOST/DATABASE",
 /// );
 /// # Ok(()) }
 /// ```
@@ -57,6 +59,8 @@ pub async fn open(address: &str) -> Result<AnyBackend, OpenError> {
         Scheme::Redis => redis::open(address).await,
         #[cfg(feature = "etcd")]
         Scheme::Etcd => etcd::open(address).await,
+        #[cfg(feature = "postgres")]
+        Scheme::Postgres => postgres::open(address).await,
         #[allow(unreachable_patterns, reason = "with all features there is no other")]
         other => Err(not_built(other)),
     }
@@ -78,6 +82,8 @@ pub(crate) async fn open_table(
         Scheme::Redis => redis::open_table(table).await,
         #[cfg(feature = "etcd")]
         Scheme::Etcd => etcd::open_table(table).await,
+        #[cfg(feature = "postgres")]
+        Scheme::Postgres => postgres::open_table(table).await,
         Scheme::Memory if table.is_empty() => memory::open(""),
         Scheme::Memory => Err(OpenError::settings("memory", "it has no settings")),
         #[allow(unreachable_patterns, reason = "with all features there is no other")]
