@@ -25,6 +25,8 @@
 //! - Both stand on `common/`: opening, locking, checking and freeing one file, plain [`lock`]s, and errors.
 //! - `sys/` is what differs between operating systems.
 
+#![cfg_attr(docsrs, feature(doc_cfg))]
+
 mod backend;
 mod common;
 mod files;
