@@ -29,6 +29,8 @@
 //! etcd 3.4 or later. Building needs `protoc`, with which the etcd client compiles its protocol (Debian and Ubuntu:
 //! `apt-get install protobuf-compiler`). The feature `tls` adds connections over TLS, by rustls.
 
+#![cfg_attr(docsrs, feature(doc_cfg))]
+
 mod backend;
 mod blockers;
 mod client;
