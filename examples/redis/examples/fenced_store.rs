@@ -15,8 +15,8 @@ use std::{
     time::Duration,
 };
 
-use portalock_core::{FencingToken, Lock, Policy};
-use portalock_redis::{RedisBackend, RedisSettings};
+use portalock::redis::{RedisBackend, RedisSettings};
+use portalock::{FencingToken, Lock, Policy};
 use portalock_testkit::{
     proxy::{Direction, FaultProxy},
     servers::RedisServer,

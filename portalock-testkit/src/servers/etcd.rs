@@ -330,7 +330,7 @@ fn directory() -> io::Result<TempDir> {
 
 /// A port that is free now, from below those that systems give to outgoing connections: a member that is restarted finds
 /// it free again.
-fn free_port() -> Result<u16, StartError> {
+pub(super) fn free_port() -> Result<u16, StartError> {
     let mut refused = io::Error::from(io::ErrorKind::AddrInUse);
     for _ in 0..100 {
         let port = fastrand::u16(15_000..32_000);

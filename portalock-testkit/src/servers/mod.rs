@@ -5,9 +5,13 @@
 //! install, never a silent pass.
 
 mod etcd;
+#[cfg(unix)]
+mod postgres;
 mod process;
 mod redis;
 
 pub use etcd::{EtcdOptions, EtcdServer};
+#[cfg(unix)]
+pub use postgres::{PostgresOptions, PostgresServer};
 pub use process::StartError;
 pub use redis::{RedisOptions, RedisServer, ServerIdentity};

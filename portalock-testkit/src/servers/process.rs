@@ -9,11 +9,13 @@ use std::{
         mpsc::{self, RecvTimeoutError},
     },
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 /// How long a server may take until it is ready. Generous: a loaded machine is no failure.
 const READY_WITHIN: Duration = Duration::from_secs(30);
+/// How often a process is looked at that was told to end.
+const POLL: Duration = Duration::from_millis(5);
 /// How many of the last lines of a server's log an error shows.
 const LAST_LINES: usize = 20;
 
@@ -85,8 +87,12 @@ impl ServerProcess {
         program: &Program,
         arguments: impl IntoIterator<Item = A>,
     ) -> Result<Self, StartError> {
-        let mut child = Command::new(program.name)
-            .args(arguments)
+        Self::launch(program, Command::new(program.name).args(arguments))
+    }
+
+    /// As [`start`](Self::start), by a command that says more than the program's name.
+    pub(super) fn launch(program: &Program, command: &mut Command) -> Result<Self, StartError> {
+        let mut child = command
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -138,6 +144,18 @@ impl ServerProcess {
     pub(super) fn last_lines(&self) -> String {
         let log = self.log.lock().unwrap_or_else(PoisonError::into_inner);
         log[log.len().saturating_sub(LAST_LINES)..].join("\n")
+    }
+
+    /// Waits for the end of a process that was told to end. False if it did not end in time.
+    pub(super) fn ends_within(&mut self, time: Duration) -> bool {
+        let start = Instant::now();
+        loop {
+            match self.child.try_wait() {
+                Ok(Some(_)) => return true,
+                Ok(None) if start.elapsed() < time => thread::park_timeout(POLL),
+                Ok(None) | Err(_) => return false,
+            }
+        }
     }
 
     /// Stops the process where it stands (SIGSTOP): its sockets stay open and nothing answers.

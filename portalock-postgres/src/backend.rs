@@ -1,0 +1,133 @@
+//! The backend: what Postgres can promise, and the trait for locks.
+
+use std::{sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use portalock_core::{
+    Attempt, BackendError, Capabilities, CrashRelease, Fairness, Inspect, Inspection, LockBackend,
+    LockName, LockRequest, LossNotice, OwnerId, Released, Scope, Tokens, Wakeups,
+};
+
+use crate::{
+    Fence, PostgresSettings,
+    client::{Client, Wish},
+    error::misconfigured,
+    keys::{Kind, Spot},
+};
+
+/// How much later than its lease's end a crash may be noticed.
+const NOTICED_WITHIN: Duration = Duration::from_secs(1);
+
+/// Locks and semaphores in a Postgres database.
+///
+/// All its clones, and all locks made from them, share one session: one connection on the library's own thread, and one for
+/// each runtime that uses them. When the last clone is gone the session ends, in the background;
+/// [`close`](LockBackend::close) does it in the foreground.
+#[derive(Debug, Clone)]
+pub struct PostgresBackend {
+    pub(crate) client: Arc<Client>,
+}
+
+impl PostgresBackend {
+    /// Connects to the server at `url`, as [`PostgresSettings::from_url`] reads it.
+    ///
+    /// # Errors
+    ///
+    /// As [`with_settings`](Self::with_settings), and [`Misconfigured`](portalock_core::BackendErrorKind::Misconfigured) if
+    /// the URL makes no sense.
+    ///
+    /// # Cancel safety
+    ///
+    /// Safe: a session that was started but not heard of serves the next call, or ends with the backend.
+    pub async fn connect(url: impl AsRef<str>) -> Result<Self, BackendError> {
+        let settings = PostgresSettings::from_url(url.as_ref()).map_err(misconfigured)?;
+        Self::with_settings(settings).await
+    }
+
+    /// Connects as `settings` say, and starts a session: so that whatever is wrong is told here. A session that ends later is
+    /// followed by a new one, by itself, when it is needed.
+    ///
+    /// # Errors
+    ///
+    /// By [`BackendErrorKind`](portalock_core::BackendErrorKind): `Unavailable` if the server does not answer, `Exhausted` if it
+    /// has no connection left, `PermissionDenied` for a wrong user or password or one that lacks privileges, `NotFound` if
+    /// there is no such database or [`migrate`](crate::migrate) was not called in it, `ReadOnly` for a standby, `Misconfigured`
+    /// for a schema of another version or where TLS is wanted and not had, `Unsupported` behind a pooler that
+    /// is not in session mode, for a server older than version 13 and for a database whose encoding is not UTF8.
+    ///
+    /// # Cancel safety
+    ///
+    /// Safe: a session that was started but not heard of serves the next call, or ends with the backend.
+    pub async fn with_settings(settings: PostgresSettings) -> Result<Self, BackendError> {
+        let backend = Self::new(settings);
+        backend.client.session().await?;
+        Ok(backend)
+    }
+
+    /// A backend that connects when it is first used. Nothing is sent yet, and no runtime is needed.
+    pub fn new(settings: PostgresSettings) -> Self {
+        Self {
+            client: Arc::new(Client::new(settings)),
+        }
+    }
+
+    /// What it was connected with.
+    pub fn settings(&self) -> &PostgresSettings {
+        &self.client.settings
+    }
+
+    /// What stands for the lock that `owner` holds, to make a transaction of your own depend on it; `None` if it holds nothing.
+    /// A guard's owner is [`Guard::owner`](portalock_core::Guard::owner).
+    pub fn fence(&self, owner: OwnerId) -> Option<Fence> {
+        Some(Fence::new(owner, self.client.token(owner)?))
+    }
+
+    pub(crate) fn guarantees(&self) -> Capabilities {
+        let lease_time = self.client.settings.lease_time;
+        Capabilities::new(Scope::Network)
+            .with_shared(true)
+            .with_fairness(Fairness::FirstCome)
+            .with_tokens(Tokens::Durable)
+            .with_crash_release(CrashRelease::Within(lease_time + NOTICED_WITHIN))
+            .with_loss(LossNotice::BeforeSuccessor)
+            .with_inspect(Inspect::HoldersAndWaiters)
+    }
+}
+
+#[async_trait]
+impl LockBackend for PostgresBackend {
+    fn capabilities(&self) -> Capabilities {
+        self.guarantees()
+    }
+
+    async fn try_acquire(&self, request: &LockRequest) -> Result<Attempt, BackendError> {
+        self.client
+            .attempt(Wish {
+                spot: Spot::lock(request),
+                owner: request.owner,
+                patience: request.patience,
+                holder: &request.holder,
+            })
+            .await
+    }
+
+    async fn release(&self, request: &LockRequest) -> Result<Released, BackendError> {
+        self.client.release(request.owner).await
+    }
+
+    async fn subscribe(&self, request: &LockRequest) -> Result<Option<Wakeups>, BackendError> {
+        Ok(Some(self.client.subscribe(request.owner)))
+    }
+
+    async fn inspect(&self, name: &LockName) -> Result<Inspection, BackendError> {
+        self.client.connections.inspect(Kind::Lock, name).await
+    }
+
+    async fn names(&self) -> Result<Vec<LockName>, BackendError> {
+        self.client.connections.names().await
+    }
+
+    async fn close(&self) -> Result<(), BackendError> {
+        self.client.close().await
+    }
+}

@@ -1,0 +1,226 @@
+//! What a backend is told: where Postgres is, and how long a session outlives its process.
+
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use portalock_core::settings::{InvalidSetting, LONGEST, RawDuration};
+use serde::Deserialize;
+use tokio_postgres::Config;
+
+/// Where Postgres is and how to use it. Only the URL has no default.
+///
+/// It loads from TOML or JSON. Neither [`Debug`](fmt::Debug) nor any error or log shows the password.
+///
+/// ```
+/// use std::time::Duration;
+/// use portalock_postgres::PostgresSettings;
+///
+/// let settings: PostgresSettings = toml::from_str(r#"
+///     url = "postgres://worker:hunter2@db.example/app"
+///     lease_time = "15s"
+/// "#)?;
+/// assert_eq!(settings.lease_time(), Duration::from_secs(15));
+/// assert!(!format!("{settings:?}").contains("hunter2"));
+///
+/// let error = toml::from_str::<PostgresSettings>(r#"url = "http://db.example""#).unwrap_err();
+/// assert!(error.to_string().contains("`url`"));
+/// # Ok::<(), toml::de::Error>(())
+/// ```
+#[derive(Clone, Deserialize)]
+#[serde(try_from = "RawSettings")]
+pub struct PostgresSettings {
+    pub(crate) server: Config,
+    pub(crate) ca_file: Option<PathBuf>,
+    pub(crate) lease_time: Duration,
+    pub(crate) connect_timeout: Duration,
+    pub(crate) request_timeout: Duration,
+}
+
+/// The shortest lease: below that a busy machine would lose locks for no reason.
+const SHORTEST_LEASE: Duration = Duration::from_secs(1);
+
+impl PostgresSettings {
+    /// How long a session outlives its process, unless said otherwise.
+    pub const DEFAULT_LEASE_TIME: Duration = Duration::from_secs(10);
+    /// How long a connection may take to be made, unless said otherwise.
+    pub const DEFAULT_CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+    /// How long one statement may take, unless said otherwise.
+    pub const DEFAULT_REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
+
+    /// The defaults, and a server that is known already.
+    pub(crate) fn of(server: Config) -> Self {
+        Self {
+            server,
+            ca_file: None,
+            lease_time: Self::DEFAULT_LEASE_TIME,
+            connect_timeout: Self::DEFAULT_CONNECT_TIMEOUT,
+            request_timeout: Self::DEFAULT_REQUEST_TIMEOUT,
+        }
+    }
+
+    /// Sets how long the locks of a process that crashed or is cut off stay; default 10 s. A short time makes for quick
+    /// take-overs and for locks that are lost to a short stall of the network.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidSetting`] if it is shorter than a second or longer than a year.
+    pub fn with_lease_time(mut self, lease_time: Duration) -> Result<Self, InvalidSetting> {
+        if lease_time < SHORTEST_LEASE || lease_time > LONGEST {
+            return Err(InvalidSetting::new(
+                "lease_time",
+                format!("is {lease_time:?}: give it a second to a year"),
+            ));
+        }
+        self.lease_time = lease_time;
+        Ok(self)
+    }
+
+    /// Sets how long making a connection may take; default 5 s.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidSetting`] if it is zero.
+    pub fn with_connect_timeout(mut self, timeout: Duration) -> Result<Self, InvalidSetting> {
+        self.connect_timeout = positive("connect_timeout", timeout)?;
+        Ok(self)
+    }
+
+    /// Sets how long one statement may take; default 5 s. The server is told, too, and gives up a statement that takes longer.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidSetting`] if it is shorter than a millisecond.
+    pub fn with_request_timeout(mut self, timeout: Duration) -> Result<Self, InvalidSetting> {
+        self.request_timeout = positive("request_timeout", timeout)?;
+        Ok(self)
+    }
+
+    /// Trusts the certificate authorities in this PEM file instead of the system's, where connections have TLS.
+    #[must_use]
+    pub fn with_ca_file(mut self, file: impl Into<PathBuf>) -> Self {
+        self.ca_file = Some(file.into());
+        self
+    }
+
+    /// How long the locks of a process that crashed stay.
+    pub const fn lease_time(&self) -> Duration {
+        self.lease_time
+    }
+
+    /// How long making a connection may take.
+    pub const fn connect_timeout(&self) -> Duration {
+        self.connect_timeout
+    }
+
+    /// How long one statement may take.
+    pub const fn request_timeout(&self) -> Duration {
+        self.request_timeout
+    }
+
+    /// The PEM file of the authorities to trust.
+    pub fn ca_file(&self) -> Option<&Path> {
+        self.ca_file.as_deref()
+    }
+
+    /// The name by which the server knows the connections, in `pg_stat_activity`: `portalock`, unless the URL sets
+    /// `application_name`.
+    pub fn application_name(&self) -> &str {
+        self.server.get_application_name().unwrap_or("portalock")
+    }
+}
+
+impl fmt::Debug for PostgresSettings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PostgresSettings")
+            .field("hosts", &self.server.get_hosts())
+            .field("ports", &self.server.get_ports())
+            .field("user", &self.server.get_user())
+            .field("database", &self.server.get_dbname())
+            .field("ca_file", &self.ca_file)
+            .field("lease_time", &self.lease_time)
+            .field("connect_timeout", &self.connect_timeout)
+            .field("request_timeout", &self.request_timeout)
+            .finish()
+    }
+}
+
+fn positive(field: &'static str, duration: Duration) -> Result<Duration, InvalidSetting> {
+    if duration < Duration::from_millis(1) || duration > LONGEST {
+        return Err(InvalidSetting::new(
+            field,
+            format!("is {duration:?}: give it a millisecond to a year"),
+        ));
+    }
+    Ok(duration)
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename = "PostgresSettings")]
+struct RawSettings {
+    url: String,
+    ca_file: Option<PathBuf>,
+    lease_time: Option<RawDuration>,
+    connect_timeout: Option<RawDuration>,
+    request_timeout: Option<RawDuration>,
+}
+
+impl TryFrom<RawSettings> for PostgresSettings {
+    type Error = InvalidSetting;
+
+    fn try_from(raw: RawSettings) -> Result<Self, InvalidSetting> {
+        let mut settings = Self::from_url(&raw.url)?;
+        if let Some(file) = raw.ca_file {
+            settings = settings.with_ca_file(file);
+        }
+        if let Some(time) = raw.lease_time {
+            settings = settings.with_lease_time(time.check("lease_time")?)?;
+        }
+        if let Some(timeout) = raw.connect_timeout {
+            settings = settings.with_connect_timeout(timeout.check("connect_timeout")?)?;
+        }
+        if let Some(timeout) = raw.request_timeout {
+            settings = settings.with_request_timeout(timeout.check("request_timeout")?)?;
+        }
+        Ok(settings)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nonsense_is_refused_by_the_name_of_its_field() {
+        for (field, toml) in [
+            ("url", ""),
+            ("url", "url = 'http://a'"),
+            (
+                "lease_time",
+                "url = 'postgres://u:hunter2@a'\nlease_time = '0s'",
+            ),
+            (
+                "lease_time",
+                "url = 'postgres://u:hunter2@a'\nlease_time = 10",
+            ),
+            (
+                "connect_timeout",
+                "url = 'postgres://u@a'\nconnect_timeout = '0s'",
+            ),
+            (
+                "request_timeout",
+                "url = 'postgres://u@a'\nrequest_timeout = 'x'",
+            ),
+            ("laese_time", "url = 'postgres://u@a'\nlaese_time = '1s'"),
+        ] {
+            let error = toml::from_str::<PostgresSettings>(toml)
+                .expect_err(toml)
+                .message()
+                .to_owned();
+            assert!(error.contains(&format!("`{field}`")), "{toml}: {error}");
+            assert!(!error.contains("hunter2"), "{toml}: {error}");
+        }
+    }
+}

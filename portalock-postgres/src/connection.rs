@@ -1,0 +1,324 @@
+//! One connection to the server, and one for each runtime: every call over it has a deadline.
+
+use std::{fmt, future::Future, pin::Pin, sync::Arc, time::Duration};
+
+use futures_util::{
+    StreamExt,
+    future::{try_join, try_join3},
+    stream::Stream,
+};
+use portalock_core::{BackendError, BackendErrorKind, session::PerRuntime};
+use tokio::{sync::Notify, task::AbortHandle, time::timeout};
+use tokio_postgres::{
+    AsyncMessage, Client, Error, Notification, Row, Statement,
+    types::{ToSql, Type},
+};
+
+use crate::{
+    PostgresSettings,
+    error::{ends_connection, failed, not_connected, timed_out},
+    tls,
+};
+
+/// The oldest server that has all that is asked of it.
+const OLDEST: u32 = 13;
+
+const CONNECTING: &str = "connect to Postgres";
+
+/// What a connection to a server consists of, before anything is asked of it.
+pub(crate) struct Dialled {
+    pub(crate) client: Client,
+    pub(crate) messages: Pin<Box<dyn Stream<Item = Result<AsyncMessage, Error>> + Send>>,
+    pub(crate) version: Option<String>,
+    pub(crate) encoding: Option<String>,
+}
+
+/// One connection, driven by a task on the runtime that opened it.
+pub(crate) struct Connection {
+    client: Client,
+    acquire: Statement,
+    release: Statement,
+    _driver: Driver,
+}
+
+/// What hears the notifications of a connection.
+pub(crate) type Hear = Box<dyn FnMut(&Notification) + Send>;
+
+impl Connection {
+    /// Opens a connection on the present runtime. `hear` is called there, and `ended` told when the connection is over.
+    pub(crate) async fn open(
+        settings: &PostgresSettings,
+        hear: Hear,
+        ended: Option<Arc<Notify>>,
+    ) -> Result<Self, BackendError> {
+        let opening = async {
+            let Dialled {
+                client,
+                messages,
+                version,
+                encoding,
+            } = dial(settings).await?;
+            check(version.as_deref(), encoding.as_deref())?;
+            let driver = Driver(tokio::spawn(drive(messages, hear, ended)).abort_handle());
+            let set_up = set_up(settings.request_timeout);
+            // One after the other on the wire, none waits for another's answer.
+            let ((), acquire, release) = try_join3(
+                client.batch_execute(&set_up),
+                client
+                    .prepare("SELECT * FROM portalock.acquire($1, $2, $3, $4, $5, $6, $7, $8, $9)"),
+                client.prepare("SELECT * FROM portalock.release($1, $2, $3, $4, $5)"),
+            )
+            .await
+            .map_err(|error| failed(CONNECTING, error))?;
+            Ok(Self {
+                client,
+                acquire,
+                release,
+                _driver: driver,
+            })
+        };
+        timeout(settings.connect_timeout, opening)
+            .await
+            .unwrap_or_else(|_| Err(timed_out(CONNECTING)))
+    }
+
+    /// Runs the statement that asks for a lock.
+    pub(crate) async fn acquire(&self, asked: &[&(dyn ToSql + Sync)]) -> Result<Row, Error> {
+        self.client.query_one(&self.acquire, asked).await
+    }
+
+    /// Runs the statement that frees a lock.
+    pub(crate) async fn release(&self, asked: &[&(dyn ToSql + Sync)]) -> Result<Row, Error> {
+        self.client.query_one(&self.release, asked).await
+    }
+
+    /// Runs any other statement: it is planned anew each time, in the same round trip.
+    pub(crate) async fn query(
+        &self,
+        statement: &str,
+        asked: &[(&(dyn ToSql + Sync), Type)],
+    ) -> Result<Vec<Row>, Error> {
+        self.client.query_typed(statement, asked).await
+    }
+
+    pub(crate) fn is_closed(&self) -> bool {
+        self.client.is_closed()
+    }
+
+    /// Listens, and learns by which server process.
+    pub(crate) async fn listen(&self, channel: &str) -> Result<i32, Error> {
+        let listen = format!("LISTEN \"{channel}\"");
+        let (backend, ()) = try_join(
+            self.query("SELECT pg_backend_pid()", &[]),
+            self.client.batch_execute(&listen),
+        )
+        .await?;
+        backend.first().map_or(Ok(0), |row| row.try_get(0))
+    }
+
+    /// Opens a transaction and keeps it for as long as the connection: behind a pooler it keeps a server process.
+    pub(crate) async fn hold_a_server_process(&self) -> Result<i32, Error> {
+        self.client.batch_execute("BEGIN").await?;
+        let row = self.query("SELECT pg_backend_pid()", &[]).await?;
+        row.first().map_or(Ok(0), |row| row.try_get(0))
+    }
+}
+
+impl fmt::Debug for Connection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Connection")
+            .field("closed", &self.is_closed())
+            .finish_non_exhaustive()
+    }
+}
+
+/// Connects, without asking anything yet.
+pub(crate) async fn dial(settings: &PostgresSettings) -> Result<Dialled, BackendError> {
+    tls::dial(settings).await
+}
+
+/// Puts a connection of any stream into one form.
+pub(crate) fn dialled<S, T>(
+    dialled: Result<(Client, tokio_postgres::Connection<S, T>), Error>,
+) -> Result<Dialled, BackendError>
+where
+    S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
+    T: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
+{
+    let (client, mut connection) = dialled.map_err(not_connected)?;
+    let parameter = |name| connection.parameter(name).map(str::to_owned);
+    Ok(Dialled {
+        client,
+        version: parameter("server_version"),
+        encoding: parameter("server_encoding"),
+        messages: Box::pin(futures_util::stream::poll_fn(move |context| {
+            connection.poll_message(context)
+        })),
+    })
+}
+
+/// Reads what the server says, until the connection ends.
+pub(crate) async fn drive(
+    mut messages: Pin<Box<dyn Stream<Item = Result<AsyncMessage, Error>> + Send>>,
+    mut hear: Hear,
+    ended: Option<Arc<Notify>>,
+) {
+    while let Some(message) = messages.next().await {
+        match message {
+            Ok(AsyncMessage::Notification(notification)) => hear(&notification),
+            Ok(_) => {}
+            Err(error) => {
+                tracing::debug!(%error, "a connection to Postgres ended");
+                break;
+            }
+        }
+    }
+    drop(messages);
+    if let Some(ended) = ended {
+        ended.notify_one();
+    }
+}
+
+/// The task that drives a connection. Dropping it closes the connection at once, also where an answer is outstanding that
+/// may never come.
+struct Driver(AbortHandle);
+
+impl Drop for Driver {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// What every connection of ours is set to, whatever the server, the database or the user has as a default.
+fn set_up(request_timeout: Duration) -> String {
+    let millis = request_timeout.as_millis();
+    format!(
+        // The functions rely on each of their statements seeing what was committed before it.
+        "SET default_transaction_isolation = 'read committed';
+         SET statement_timeout = {millis};
+         SET lock_timeout = {millis};
+         SET search_path = pg_catalog;
+         SET jit = off;
+         -- Tables that were small when a plan was made don't stay so.
+         SET enable_seqscan = off;
+         -- Whoever was granted a lock must be known after a crash.
+         SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off';
+         -- Since version 14.
+         SELECT set_config('idle_session_timeout', '0', false)
+         WHERE current_setting('idle_session_timeout', true) IS NOT NULL;"
+    )
+}
+
+fn check(version: Option<&str>, encoding: Option<&str>) -> Result<(), BackendError> {
+    let unsupported =
+        |problem: String| Err(BackendError::new(BackendErrorKind::Unsupported, problem));
+    let major = version.and_then(|version| {
+        let digits = version.split(|character: char| !character.is_ascii_digit());
+        digits.into_iter().next()?.parse::<u32>().ok()
+    });
+    match (major, encoding) {
+        (Some(major), _) if major < OLDEST => unsupported(format!(
+            "the server's version is {major}: PostgreSQL {OLDEST} or later is needed"
+        )),
+        (_, Some(encoding)) if encoding != "UTF8" => unsupported(format!(
+            "the database's encoding is {encoding}: names need UTF8"
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// The connections that carry the callers' statements, one for each runtime.
+#[derive(Debug)]
+pub(crate) struct Connections {
+    pub(crate) settings: Arc<PostgresSettings>,
+    open: PerRuntime<Arc<Connection>>,
+}
+
+/// What was answered, and whether an earlier try may have been carried out without an answer.
+pub(crate) struct Answer<T> {
+    pub(crate) value: T,
+    pub(crate) repeated: bool,
+}
+
+impl Connections {
+    pub(crate) fn new(settings: Arc<PostgresSettings>) -> Self {
+        Self {
+            settings,
+            open: PerRuntime::new(),
+        }
+    }
+
+    /// Runs `call` over the present runtime's connection. If that turns out to be broken, once more over a new one: so
+    /// `call` must be one that may be repeated.
+    pub(crate) async fn call<T, F>(
+        &self,
+        doing: &'static str,
+        call: impl Fn(Arc<Connection>) -> F,
+    ) -> Result<Answer<T>, BackendError>
+    where
+        F: Future<Output = Result<T, Error>>,
+    {
+        let mut repeated = false;
+        loop {
+            let connection = self.get().await?;
+            let error = match timeout(self.settings.request_timeout, call(connection.clone())).await
+            {
+                Ok(Ok(value)) => return Ok(Answer { value, repeated }),
+                Ok(Err(error)) => error,
+                Err(_) => {
+                    self.forget(&connection);
+                    return Err(timed_out(doing));
+                }
+            };
+            let broken = ends_connection(&error) || connection.is_closed();
+            if broken {
+                self.forget(&connection);
+            }
+            if repeated || !broken {
+                return Err(failed(doing, error));
+            }
+            repeated = true;
+        }
+    }
+
+    async fn get(&self) -> Result<Arc<Connection>, BackendError> {
+        let settings = self.settings.clone();
+        let open = || {
+            let settings = settings.clone();
+            async move {
+                let connection = Connection::open(&settings, Box::new(|_| {}), None).await?;
+                Ok(Arc::new(connection))
+            }
+        };
+        let connection = self.open.get(open).await?;
+        if !connection.is_closed() {
+            return Ok(connection);
+        }
+        self.forget(&connection);
+        self.open.get(open).await
+    }
+
+    fn forget(&self, connection: &Arc<Connection>) {
+        self.open.forget(|open| Arc::ptr_eq(open, connection));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn servers_that_can_not_keep_locks_are_refused() {
+        for (version, encoding) in [
+            ("12.20", "UTF8"),
+            ("9.6.24", "UTF8"),
+            ("15.8 (Debian 15.8-0)", "LATIN1"),
+        ] {
+            let error = check(Some(version), Some(encoding)).unwrap_err();
+            assert_eq!(error.kind(), BackendErrorKind::Unsupported, "{error}");
+        }
+        for version in ["13.0", "15.8 (Debian 15.8-0)", "17beta1", "18.1"] {
+            check(Some(version), Some("UTF8")).unwrap();
+        }
+    }
+}

@@ -1,0 +1,159 @@
+//! Postgres's failures as the kinds that programs decide by: by SQLSTATE, never by the words of a message.
+
+use std::{error::Error as _, io};
+
+use portalock_core::{BackendError, BackendErrorKind, settings::InvalidSetting};
+use tokio_postgres::{Error, error::SqlState};
+
+/// What a failed statement means; `doing` says what was tried, such as "acquire". The source is kept; it has no password in it.
+pub(crate) fn failed(doing: &'static str, error: Error) -> BackendError {
+    let (kind, advice) = classify(&error);
+    BackendError::new(kind, format!("can't {doing}: {advice}")).with_source(error)
+}
+
+/// As [`failed`], for a connection that could not be made. What fails there without a word from the server, and not for
+/// the network, was not to be asked of it.
+pub(crate) fn not_connected(error: Error) -> BackendError {
+    let is_network = error
+        .source()
+        .is_some_and(|cause| cause.downcast_ref::<io::Error>().is_some_and(is_network));
+    if error.code().is_some() || is_network || error.is_closed() {
+        return failed("connect to Postgres", error);
+    }
+    BackendError::new(
+        BackendErrorKind::Misconfigured,
+        "can't connect to Postgres: check user, password and `sslmode`, whether the server has TLS, and its certificate",
+    )
+    .with_source(error)
+}
+
+fn is_network(error: &io::Error) -> bool {
+    // How a refused certificate shows.
+    error.kind() != io::ErrorKind::InvalidData
+}
+
+/// Whether the connection is of no use any more, though the server has answered.
+pub(crate) fn ends_connection(error: &Error) -> bool {
+    error.is_closed()
+        || error.source().is_some_and(|cause| cause.is::<io::Error>())
+        || error.code().is_some_and(|code| {
+            [
+                SqlState::ADMIN_SHUTDOWN,
+                SqlState::CRASH_SHUTDOWN,
+                SqlState::CANNOT_CONNECT_NOW,
+                SqlState::IDLE_SESSION_TIMEOUT,
+                // A statement was prepared for functions that have been replaced.
+                SqlState::FEATURE_NOT_SUPPORTED,
+                SqlState::INVALID_SQL_STATEMENT_NAME,
+            ]
+            .contains(code)
+        })
+}
+
+fn classify(error: &Error) -> (BackendErrorKind, &'static str) {
+    use BackendErrorKind as Kind;
+    let Some(code) = error.code() else {
+        return match error.source() {
+            _ if error.is_closed() => NO_ANSWER,
+            Some(cause) if cause.is::<io::Error>() => NO_ANSWER,
+            _ => (Kind::Other, "the answer is none that this crate expects"),
+        };
+    };
+    match code.code() {
+        "53300" => (
+            Kind::Exhausted,
+            "the server has no connection left: raise `max_connections`, or have fewer clients",
+        ),
+        "53100" => (Kind::OutOfSpace, "the server's disk is full"),
+        "25006" => (
+            Kind::ReadOnly,
+            "the server is a standby, or its transactions are read-only: connect to the primary",
+        ),
+        "28000" | "28P01" => (
+            Kind::PermissionDenied,
+            "the server refused the user: check user and password, `pg_hba.conf`, and whether it wants TLS",
+        ),
+        "42501" => (
+            Kind::PermissionDenied,
+            "the user needs USAGE on the schema portalock",
+        ),
+        "3D000" => (Kind::NotFound, "there is no such database"),
+        "3F000" | "42883" | "42P01" => NO_SCHEMA,
+        "57014" | "55P03" => (
+            Kind::Unavailable,
+            "the server did not carry it out in time, or somebody cancelled it",
+        ),
+        "40001" | "40P01" => (
+            Kind::Unavailable,
+            "another transaction was in the way: it may be tried again",
+        ),
+        "0A000" | "26000" => (
+            Kind::Unavailable,
+            "the schema was changed meanwhile: it may be tried again",
+        ),
+        "XX001" | "XX002" => (Kind::Corrupt, "the server says that its data is damaged"),
+        code => match &code[..2] {
+            "08" | "57" => NO_ANSWER,
+            "53" => (Kind::Exhausted, "the server lacks resources"),
+            "54" | "58" => (Kind::Exhausted, "the server met a limit of its system"),
+            _ => (Kind::Other, "see the cause"),
+        },
+    }
+}
+
+const NO_ANSWER: (BackendErrorKind, &str) = (
+    BackendErrorKind::Unavailable,
+    "the server did not answer, or the connection broke",
+);
+const NO_SCHEMA: (BackendErrorKind, &str) = (
+    BackendErrorKind::NotFound,
+    "the schema portalock is not in this database: call `portalock_postgres::migrate` once",
+);
+
+/// The server did not answer within the request timeout.
+pub(crate) fn timed_out(doing: &'static str) -> BackendError {
+    BackendError::new(
+        BackendErrorKind::Unavailable,
+        format!("can't {doing}: the server did not answer in time"),
+    )
+}
+
+/// The session that the caller's place was in has ended.
+pub(crate) fn session_ended(why: &str) -> BackendError {
+    BackendError::new(
+        BackendErrorKind::SessionEnded,
+        format!("the session with Postgres ended: {why}"),
+    )
+}
+
+/// The schema is of another version than this crate's.
+pub(crate) fn wrong_version(found: i32, needed: i32) -> BackendError {
+    let advice = if found < needed {
+        "call `portalock_postgres::migrate` to upgrade it"
+    } else {
+        "it belongs to a later portalock-postgres: update this program"
+    };
+    BackendError::new(
+        BackendErrorKind::Misconfigured,
+        format!(
+            "the schema portalock has version {found}, and version {needed} is needed: {advice}"
+        ),
+    )
+}
+
+/// One client is led to several server processes.
+pub(crate) fn pooled() -> BackendError {
+    BackendError::new(BackendErrorKind::Unsupported, POOLED)
+}
+
+pub(crate) const POOLED: &str = "a pooler gives each transaction another server process, and grants can't be heard through it: give the \
+    server's own address, or a pooler's in session mode";
+
+/// Settings that can't be connected with.
+pub(crate) fn misconfigured(error: InvalidSetting) -> BackendError {
+    BackendError::new(
+        BackendErrorKind::Misconfigured,
+        "the settings for Postgres are not valid",
+    )
+    .with_source(error)
+}

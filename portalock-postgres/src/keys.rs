@@ -1,0 +1,75 @@
+//! What a request is in the tables: locks and semaphores are one mechanism, weights under a capacity.
+
+use portalock_core::{ClaimKind, LockName, LockRequest, Mode, PermitRequest};
+
+/// What kind of thing a name names: each has its own names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Lock,
+    Semaphore,
+}
+
+/// The weight of an exclusive lock, and the capacity of every lock: so many can share one.
+const WHOLE: i64 = u32::MAX as i64;
+
+/// What is locked, and how much of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Spot {
+    pub(crate) kind: Kind,
+    pub(crate) name: LockName,
+    pub(crate) weight: i64,
+    pub(crate) capacity: i64,
+}
+
+impl Kind {
+    /// As the column `kind` has it.
+    pub(crate) const fn as_str(self) -> &'static str {
+        match self {
+            Self::Lock => "lock",
+            Self::Semaphore => "semaphore",
+        }
+    }
+
+    /// What a claim of this weight is.
+    pub(crate) fn claim(self, weight: i64) -> ClaimKind {
+        match self {
+            Self::Lock if weight == WHOLE => ClaimKind::Exclusive,
+            Self::Lock => ClaimKind::Shared,
+            Self::Semaphore => ClaimKind::Permits(u32::try_from(weight).unwrap_or(u32::MAX)),
+        }
+    }
+}
+
+impl Spot {
+    pub(crate) fn lock(request: &LockRequest) -> Self {
+        Self {
+            kind: Kind::Lock,
+            name: request.name.clone(),
+            weight: match request.demand {
+                Mode::Exclusive => WHOLE,
+                Mode::Shared => 1,
+            },
+            capacity: WHOLE,
+        }
+    }
+
+    pub(crate) fn permits(request: &PermitRequest) -> Self {
+        Self {
+            kind: Kind::Semaphore,
+            name: request.name.clone(),
+            weight: request.demand.count().into(),
+            capacity: request.demand.capacity().into(),
+        }
+    }
+}
+
+/// The channel on which a session hears of its grants, as `serve` spells it.
+pub(crate) fn channel(session: &str) -> String {
+    format!("portalock_{session}")
+}
+
+/// A new session's id: as many random bits as make two never meet, and nobody guess one.
+pub(crate) fn new_session_id() -> String {
+    let mut random = fastrand::Rng::new();
+    format!("{:016x}{:016x}", random.u64(..), random.u64(..))
+}

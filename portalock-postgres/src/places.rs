@@ -1,0 +1,328 @@
+//! What this client knows of its own requests: in which session each has its place, and who is to be told what becomes of it.
+//!
+//! One rule covers every call that failed, was dropped, or may have been carried out without an answer: what it may have
+//! done is unknown until the place has been released for good. Until then the place stays in this book, and the session
+//! releases it once the server answers again.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use portalock_core::{
+    BackendError, FencingToken, Grant, Lease, Loss, LostSignal, OwnerId, WakeSender, Wakeups,
+    wakeups,
+};
+
+use crate::{error::session_ended, keys::Spot};
+
+/// The places of all owners of a backend, from the first attempt until nothing can be left of them.
+#[derive(Debug, Default)]
+pub(crate) struct Places(Mutex<HashMap<OwnerId, Place>>);
+
+#[derive(Debug)]
+struct Place {
+    session: Arc<str>,
+    spot: Spot,
+    phase: Phase,
+    /// Whether a request for it may still be on its way: its answer never came.
+    unsure: bool,
+    /// Grows with every change of the phase.
+    version: u64,
+    waiting: Option<Box<Waiting>>,
+}
+
+#[derive(Debug)]
+enum Phase {
+    /// Asked for; not answered yet.
+    Asked,
+    /// The server has answered that it waits.
+    Queued,
+    /// Granted. The lease ends if somebody removes the claim from the server.
+    Held(FencingToken, Lease),
+    /// A release is under way: that the claim is missing at the server means nothing any more.
+    Releasing,
+    /// A release failed or was dropped: the session tries again.
+    Due,
+}
+
+#[derive(Debug, Default)]
+struct Waiting {
+    /// Where the waiter listens, once it does.
+    line: Option<WakeSender>,
+    /// A grant that came before the waiter listened.
+    unheard: Option<Grant>,
+}
+
+/// What a release needs to know.
+#[derive(Debug, Clone)]
+pub(crate) struct Leaving {
+    pub(crate) owner: OwnerId,
+    pub(crate) session: Arc<str>,
+    pub(crate) spot: Spot,
+    pub(crate) held: bool,
+    pub(crate) unsure: bool,
+}
+
+/// A place that the server is asked about.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Asked {
+    pub(crate) owner: OwnerId,
+    version: u64,
+}
+
+impl Places {
+    /// An attempt for `owner` is about to be sent: from now on a grant may come, also if no answer does. Answers whether an
+    /// earlier request may still be on its way.
+    pub(crate) fn expect(&self, owner: OwnerId, session: &Arc<str>, spot: &Spot) -> bool {
+        let mut places = self.lock();
+        let place = places.entry(owner).or_insert_with(|| Place {
+            session: session.clone(),
+            spot: spot.clone(),
+            phase: Phase::Asked,
+            unsure: false,
+            version: 0,
+            waiting: None,
+        });
+        if place.session != *session {
+            // Nothing of a session that has ended counts, or can arrive any more.
+            place.session = session.clone();
+            place.unsure = false;
+            place.enter(Phase::Asked);
+            place.waiting = None;
+        }
+        std::mem::replace(&mut place.unsure, true)
+    }
+
+    /// The attempt was answered; `unsure` as far as others may still be on their way.
+    pub(crate) fn answered(&self, owner: OwnerId, unsure: bool) {
+        if let Some(place) = self.lock().get_mut(&owner) {
+            place.unsure = unsure;
+        }
+    }
+
+    /// The owner waits, as an answer says.
+    pub(crate) fn queued(&self, owner: OwnerId) {
+        if let Some(place) = self.lock().get_mut(&owner)
+            && matches!(place.phase, Phase::Asked)
+        {
+            place.enter(Phase::Queued);
+        }
+    }
+
+    /// The owner has been granted, as an answer says: what it is given. `None` if its session has ended meanwhile.
+    pub(crate) fn hold(
+        &self,
+        owner: OwnerId,
+        token: FencingToken,
+        session: &LostSignal,
+    ) -> Option<Grant> {
+        Some(self.lock().get_mut(&owner)?.hold(token, session))
+    }
+
+    /// The owner has been granted, as a message says.
+    ///
+    /// A place that is gone was released, and the server has freed it since. One whose waiter has stopped listening is
+    /// about to be.
+    pub(crate) fn granted(
+        &self,
+        session: &str,
+        owner: OwnerId,
+        token: FencingToken,
+        lost: &LostSignal,
+    ) {
+        if let Some(place) = self.lock().get_mut(&owner)
+            && *place.session == *session
+        {
+            place.granted(token, lost);
+        }
+    }
+
+    /// The grant that came for `owner` while nobody listened.
+    pub(crate) fn take_unheard(&self, owner: OwnerId) -> Option<Grant> {
+        self.lock()
+            .get_mut(&owner)?
+            .waiting
+            .as_mut()?
+            .unheard
+            .take()
+    }
+
+    /// Opens the line of a waiter.
+    pub(crate) fn listen(&self, owner: OwnerId) -> Wakeups {
+        let (sender, line) = wakeups();
+        match self.lock().get_mut(&owner) {
+            Some(place) => {
+                let waiting = place.waiting();
+                if let Some(grant) = waiting.unheard.take() {
+                    sender.grant(grant);
+                }
+                waiting.line = Some(sender);
+            }
+            // Its session has ended since the attempt, and the place in the queue with it.
+            None => drop(sender.fail(session_ended("there is no place to wait in"))),
+        }
+        line
+    }
+
+    /// The token by which `owner` holds.
+    pub(crate) fn token(&self, owner: OwnerId) -> Option<FencingToken> {
+        match self.lock().get(&owner)?.phase {
+            Phase::Held(token, _) => Some(token),
+            _ => None,
+        }
+    }
+
+    /// A release of `owner` begins. It is due again when the returned value is dropped. `None` if the server has nothing of it.
+    pub(crate) fn release(&self, owner: OwnerId) -> Option<Releasing<'_>> {
+        let mut places = self.lock();
+        let place = places.get_mut(&owner)?;
+        let leaving = Leaving {
+            owner,
+            session: place.session.clone(),
+            spot: place.spot.clone(),
+            held: matches!(place.phase, Phase::Held(..)),
+            unsure: place.unsure,
+        };
+        place.enter(Phase::Releasing);
+        drop(places);
+        Some(Releasing {
+            places: self,
+            leaving,
+        })
+    }
+
+    /// Who of this session is to be released.
+    pub(crate) fn due(&self, session: &str) -> Vec<OwnerId> {
+        self.lock()
+            .iter()
+            .filter(|(_, place)| *place.session == *session && matches!(place.phase, Phase::Due))
+            .map(|(owner, _)| *owner)
+            .collect()
+    }
+
+    /// The server keeps nothing of `owner` any more, and can't come to.
+    pub(crate) fn forget(&self, owner: OwnerId) {
+        self.lock().remove(&owner);
+    }
+
+    /// Those of the session who hold or wait.
+    pub(crate) fn standing(&self, session: &str) -> Vec<Asked> {
+        self.lock()
+            .iter()
+            .filter(|(_, place)| {
+                *place.session == *session && matches!(place.phase, Phase::Queued | Phase::Held(..))
+            })
+            .map(|(owner, place)| Asked {
+                owner: *owner,
+                version: place.version,
+            })
+            .collect()
+    }
+
+    /// What the server knows of those who were asked about: its claims, with their tokens if they are granted.
+    pub(crate) fn found(
+        &self,
+        asked: &[Asked],
+        claims: &HashMap<OwnerId, Option<FencingToken>>,
+        lost: &LostSignal,
+    ) {
+        let mut places = self.lock();
+        for Asked { owner, version } in asked {
+            let Some(place) = places.get_mut(owner) else {
+                continue;
+            };
+            // What has happened meanwhile, the answer doesn't know.
+            if place.version != *version {
+                continue;
+            }
+            match (&place.phase, claims.get(owner)) {
+                (Phase::Held(_, lease), None) => {
+                    lease.end(Loss::Removed("its claim in Postgres is gone".into()));
+                }
+                (Phase::Queued, None) => {
+                    place.fail(session_ended("its place in the queue is gone"))
+                }
+                (Phase::Queued, Some(Some(token))) => place.granted(*token, lost),
+                _ => {}
+            }
+        }
+    }
+
+    /// The session is over: those who wait in it are told, and nothing is kept of it.
+    pub(crate) fn session_ended(&self, session: &str, error: &BackendError) {
+        let mut places = self.lock();
+        let ended = places.extract_if(|_, place| *place.session == *session);
+        for (_, mut place) in ended {
+            place.fail(error.clone());
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<OwnerId, Place>> {
+        // Nothing panics while it is held.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Place {
+    fn enter(&mut self, phase: Phase) {
+        self.phase = phase;
+        self.version += 1;
+    }
+
+    fn waiting(&mut self) -> &mut Waiting {
+        self.waiting.get_or_insert_default()
+    }
+
+    fn fail(&mut self, error: BackendError) {
+        if let Some(line) = self
+            .waiting
+            .as_ref()
+            .and_then(|waiting| waiting.line.as_ref())
+        {
+            line.fail(error);
+        }
+    }
+
+    fn granted(&mut self, token: FencingToken, session: &LostSignal) {
+        if !matches!(self.phase, Phase::Asked | Phase::Queued) {
+            return;
+        }
+        let grant = self.hold(token, session);
+        let waiting = self.waiting();
+        match &waiting.line {
+            Some(line) => drop(line.grant(grant)),
+            None => waiting.unheard = Some(grant),
+        }
+    }
+
+    fn hold(&mut self, token: FencingToken, session: &LostSignal) -> Grant {
+        let lease = match &self.phase {
+            Phase::Held(_, lease) => lease.clone(),
+            _ => Lease::unbounded(),
+        };
+        let lost = LostSignal::any([session.clone(), lease.signal()]);
+        if matches!(self.phase, Phase::Asked | Phase::Queued) {
+            self.enter(Phase::Held(token, lease));
+        }
+        Grant::new().with_token(token).with_lost(lost)
+    }
+}
+
+/// A release under way.
+#[derive(Debug)]
+pub(crate) struct Releasing<'a> {
+    places: &'a Places,
+    pub(crate) leaving: Leaving,
+}
+
+impl Drop for Releasing<'_> {
+    fn drop(&mut self) {
+        // One that was released for good is no longer in the book.
+        if let Some(place) = self.places.lock().get_mut(&self.leaving.owner)
+            && matches!(place.phase, Phase::Releasing)
+        {
+            place.enter(Phase::Due);
+        }
+    }
+}

@@ -1,0 +1,259 @@
+//! The queue of a name at the server, in our types: attempts, releases and looks, each one statement.
+
+use std::{sync::Arc, time::Duration};
+
+use portalock_core::{BackendError, Claim, FencingToken, Holder, Inspection, LockName, OwnerId};
+use tokio_postgres::{Error, Row, types::Type};
+
+use crate::{
+    connection::{Answer, Connection, Connections},
+    error::failed,
+    keys::{Kind, Spot},
+    places::Leaving,
+    record::decode,
+};
+
+const ACQUIRING: &str = "acquire";
+const RELEASING: &str = "release";
+const INSPECTING: &str = "look at a lock";
+const LISTING: &str = "list the locks";
+
+/// A request in the functions' terms.
+#[derive(Debug)]
+pub(crate) struct Entry<'a> {
+    pub(crate) session: &'a str,
+    pub(crate) epoch: i64,
+    pub(crate) spot: &'a Spot,
+    pub(crate) owner: OwnerId,
+    pub(crate) queues: bool,
+    pub(crate) who: String,
+}
+
+/// What an attempt was answered.
+#[derive(Debug)]
+pub(crate) enum Standing {
+    Granted(FencingToken),
+    /// A place in the queue is kept. Those in front may be dead after this time.
+    Queued {
+        holder: Option<Holder>,
+        look_in: Option<Duration>,
+    },
+    /// Nothing is kept.
+    Refused {
+        holder: Option<Holder>,
+    },
+    /// The session is dead at the server.
+    Ended,
+    /// Nothing was done: the session's epoch is this one.
+    Stale(i64),
+}
+
+/// What a release was answered.
+#[derive(Debug)]
+pub(crate) struct Left {
+    pub(crate) freed: bool,
+    /// The session's epoch, if it has moved on.
+    pub(crate) epoch: Option<i64>,
+}
+
+impl Connections {
+    /// One attempt.
+    pub(crate) async fn acquire(
+        &self,
+        entry: &Entry<'_>,
+    ) -> Result<Answer<Standing>, BackendError> {
+        let owner = entry.owner.to_string();
+        let answer = self
+            .call(ACQUIRING, |connection| {
+                let owner = &owner;
+                async move {
+                    let Entry {
+                        session,
+                        epoch,
+                        spot,
+                        queues,
+                        who,
+                        ..
+                    } = entry;
+                    connection
+                        .acquire(&[
+                            session,
+                            epoch,
+                            &spot.kind.as_str(),
+                            &spot.name.as_str(),
+                            owner,
+                            &spot.weight,
+                            &spot.capacity,
+                            queues,
+                            who,
+                        ])
+                        .await
+                }
+            })
+            .await?;
+        Ok(Answer {
+            value: standing(&answer.value).map_err(|error| failed(ACQUIRING, error))?,
+            repeated: answer.repeated,
+        })
+    }
+
+    /// Frees what an owner has.
+    pub(crate) async fn release(&self, leaving: &Leaving) -> Result<Answer<Left>, BackendError> {
+        let answer = self
+            .call(RELEASING, |connection| async move {
+                connection.leave(leaving).await
+            })
+            .await?;
+        Ok(answer)
+    }
+
+    /// Who holds and who waits.
+    pub(crate) async fn inspect(
+        &self,
+        kind: Kind,
+        name: &LockName,
+    ) -> Result<Inspection, BackendError> {
+        let answer = self
+            .call(INSPECTING, |connection| async move {
+                connection
+                    .query(
+                        "SELECT * FROM portalock.inspect($1, $2)",
+                        &[(&kind.as_str(), Type::TEXT), (&name.as_str(), Type::TEXT)],
+                    )
+                    .await
+            })
+            .await?;
+        inspection(kind, &answer.value).map_err(|error| failed(INSPECTING, error))
+    }
+
+    /// The locks that are held or waited for.
+    pub(crate) async fn names(&self) -> Result<Vec<LockName>, BackendError> {
+        let answer = self
+            .call(LISTING, |connection| async move {
+                connection.query("SELECT portalock.names()", &[]).await
+            })
+            .await?;
+        let mut names = Vec::new();
+        for row in &answer.value {
+            let name: &str = row.try_get(0).map_err(|error| failed(LISTING, error))?;
+            names.extend(LockName::new(name));
+        }
+        names.sort_unstable();
+        Ok(names)
+    }
+
+    /// Ends a session, and sees to those who wait for it.
+    pub(crate) async fn end_session(&self, session: &Arc<str>) -> Result<(), BackendError> {
+        const ENDING: &str = "end the session";
+        self.call(ENDING, |connection| async move {
+            connection.end_session(session).await
+        })
+        .await?;
+        while self
+            .call(ENDING, |connection| async move {
+                connection.bury(session).await
+            })
+            .await?
+            .value
+        {}
+        Ok(())
+    }
+}
+
+/// From how many names [`Connection::bury`] takes a dead session's claims at once.
+const AT_ONCE: i32 = 100;
+
+impl Connection {
+    pub(crate) async fn leave(&self, leaving: &Leaving) -> Result<Left, Error> {
+        let row = self
+            .release(&[
+                &&*leaving.session,
+                &leaving.spot.kind.as_str(),
+                &leaving.spot.name.as_str(),
+                &leaving.owner.to_string(),
+                &leaving.unsure,
+            ])
+            .await?;
+        Ok(Left {
+            freed: row.try_get(0)?,
+            epoch: row.try_get(1)?,
+        })
+    }
+
+    pub(crate) async fn end_session(&self, session: &str) -> Result<(), Error> {
+        self.query(
+            "SELECT portalock.end_session($1)",
+            &[(&session, Type::TEXT)],
+        )
+        .await
+        .map(drop)
+    }
+
+    /// Takes claims of a dead session out of their queues. True if there may be more.
+    pub(crate) async fn bury(&self, session: &str) -> Result<bool, Error> {
+        let rows = self
+            .query(
+                "SELECT portalock.bury($1, $2)",
+                &[(&session, Type::TEXT), (&AT_ONCE, Type::INT4)],
+            )
+            .await?;
+        let buried: i32 = rows.first().map_or(Ok(0), |row| row.try_get(0))?;
+        Ok(buried >= AT_ONCE)
+    }
+}
+
+fn standing(row: &Row) -> Result<Standing, Error> {
+    let outcome: &str = row.try_get("outcome")?;
+    let number = || row.try_get::<_, i64>("token");
+    Ok(match outcome {
+        "granted" => Standing::Granted(token(number()?)),
+        "queued" => {
+            let look_in: Option<i64> = row.try_get("look_in")?;
+            Standing::Queued {
+                holder: holder(row)?,
+                look_in: look_in.map(millis),
+            }
+        }
+        "refused" => Standing::Refused {
+            holder: holder(row)?,
+        },
+        "stale" => Standing::Stale(number()?),
+        _ => Standing::Ended,
+    })
+}
+
+fn holder(row: &Row) -> Result<Option<Holder>, Error> {
+    let who: Option<&str> = row.try_get("who")?;
+    let since: Option<i64> = row.try_get("since")?;
+    Ok(who.and_then(|who| decode(who, since?)))
+}
+
+fn inspection(kind: Kind, rows: &[Row]) -> Result<Inspection, Error> {
+    let (mut holders, mut waiters, mut last) = (Vec::new(), Vec::new(), None);
+    for row in rows {
+        let number: Option<i64> = row.try_get("token")?;
+        let number = number.map(token);
+        let state: &str = row.try_get("state")?;
+        if state == "last" {
+            last = number;
+            continue;
+        }
+        let Some(holder) = holder(row)? else {
+            continue;
+        };
+        let claim = Claim::new(holder, kind.claim(row.try_get("weight")?));
+        match number {
+            Some(number) => holders.push(claim.with_token(number)),
+            None => waiters.push(claim),
+        }
+    }
+    Ok(Inspection::new(holders, waiters).with_last_token(last))
+}
+
+pub(crate) fn token(number: i64) -> FencingToken {
+    FencingToken::new(number.cast_unsigned())
+}
+
+pub(crate) fn millis(number: i64) -> Duration {
+    Duration::from_millis(u64::try_from(number).unwrap_or(0))
+}

@@ -1,0 +1,123 @@
+//! The schema: tables and functions in the database, and how they come there.
+
+use std::time::Duration;
+
+use portalock_core::BackendError;
+use tokio::time::timeout;
+use tokio_postgres::{Client, Error};
+
+use crate::{
+    PostgresSettings,
+    connection::{Connection, Dialled, dial, drive},
+    error::{failed, timed_out, wrong_version},
+};
+
+/// The version that this crate works with: what the function `portalock.version` says.
+pub(crate) const VERSION: i32 = 1;
+
+/// How long a migration may take, also one that waits for another.
+const WITHIN: Duration = Duration::from_secs(60);
+
+const MIGRATING: &str = "migrate the schema portalock";
+
+/// What makes each version of the one before it: tables are changed once.
+const STEPS: [&str; 1] = [include_str!("sql/1_tables.sql")];
+
+/// What every version has, in its latest form: functions are replaced with each upgrade.
+const FUNCTIONS: [&str; 4] = [
+    include_str!("sql/queue.sql"),
+    include_str!("sql/operations.sql"),
+    include_str!("sql/sessions.sql"),
+    include_str!("sql/fence.sql"),
+];
+
+/// Creates the schema `portalock`, or upgrades one of an earlier version. Does nothing to one that is up to date, so it can be
+/// called at each start of a program; of many callers one does the work, in one transaction, and the others wait for it.
+///
+/// It needs a user who may create a schema in the database. Programs that only use locks need less: `USAGE` on the
+/// schema. See the crate's front page.
+///
+/// # Errors
+///
+/// [`BackendError`] if the server can't be reached or refuses the user; `Misconfigured` if the schema is of a later version than
+/// this crate's.
+///
+/// # Cancel safety
+///
+/// Safe: either nothing has changed or everything.
+pub async fn migrate(settings: &PostgresSettings) -> Result<(), BackendError> {
+    let Dialled {
+        client, messages, ..
+    } = timeout(settings.connect_timeout, dial(settings))
+        .await
+        .unwrap_or_else(|_| Err(timed_out(MIGRATING)))?;
+    // Dropping the connection rolls back what was not committed.
+    let work = async {
+        tokio::select! {
+            biased;
+            done = run(&client) => done,
+            () = drive(messages, Box::new(|_| {}), None) => {
+                Err(timed_out(MIGRATING))
+            }
+        }
+    };
+    timeout(WITHIN, work)
+        .await
+        .unwrap_or_else(|_| Err(timed_out(MIGRATING)))
+}
+
+/// The SQL that [`migrate`] runs in an empty database: for those who run their migrations themselves. Run it in one transaction.
+///
+/// It is `src/sql/1_tables.sql` followed by the other files there. For an upgrade, run what has a number and is new, then the
+/// others again.
+pub fn schema_sql() -> String {
+    [STEPS.as_slice(), FUNCTIONS.as_slice()].concat().join("\n")
+}
+
+async fn run(client: &Client) -> Result<(), BackendError> {
+    let migrating = |error| failed(MIGRATING, error);
+    client
+        .batch_execute(
+            "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE;
+             SET LOCAL client_min_messages = warning;
+             SET LOCAL statement_timeout = 0;
+             SET LOCAL lock_timeout = 0;
+             SELECT pg_advisory_xact_lock(hashtextextended('portalock.migrate', 1919249516));",
+        )
+        .await
+        .map_err(migrating)?;
+    let found = present(client).await.map_err(migrating)?;
+    if found > VERSION {
+        return Err(wrong_version(found, VERSION));
+    }
+    if found < VERSION {
+        let done = usize::try_from(found).unwrap_or(0);
+        for sql in STEPS.iter().skip(done).chain(&FUNCTIONS) {
+            client.batch_execute(sql).await.map_err(migrating)?;
+        }
+    }
+    client.batch_execute("COMMIT").await.map_err(migrating)
+}
+
+/// The version that is there; 0 for none.
+async fn present(client: &Client) -> Result<i32, Error> {
+    let exists = client
+        .query_one(
+            "SELECT to_regprocedure('portalock.version()') IS NOT NULL",
+            &[],
+        )
+        .await?;
+    if !exists.try_get::<_, bool>(0)? {
+        return Ok(0);
+    }
+    client
+        .query_one("SELECT portalock.version()", &[])
+        .await?
+        .try_get(0)
+}
+
+/// The version that is there, as a program that uses it asks.
+pub(crate) async fn version(connection: &Connection) -> Result<i32, Error> {
+    let rows = connection.query("SELECT portalock.version()", &[]).await?;
+    rows.first().map_or(Ok(0), |row| row.try_get(0))
+}

@@ -1,0 +1,50 @@
+//! Semaphores: the same queue, with the caller's weights and capacity.
+
+use async_trait::async_trait;
+use portalock_core::{
+    Attempt, BackendError, Capabilities, Inspection, LockName, PermitRequest, Released, Semaphore,
+    Wakeups,
+};
+
+use crate::{
+    PostgresBackend,
+    client::Wish,
+    keys::{Kind, Spot},
+};
+
+/// Permits are granted first come, first served: a large request is not starved by small ones behind it. The database keeps no
+/// limit of its own: where requests with different capacities meet, permits are granted when they fit, with those of all
+/// holders, under the request's own capacity and under that of every present holder.
+#[async_trait]
+impl Semaphore for PostgresBackend {
+    fn capabilities(&self) -> Capabilities {
+        self.guarantees()
+    }
+
+    async fn try_acquire(&self, request: &PermitRequest) -> Result<Attempt, BackendError> {
+        self.client
+            .attempt(Wish {
+                spot: Spot::permits(request),
+                owner: request.owner,
+                patience: request.patience,
+                holder: &request.holder,
+            })
+            .await
+    }
+
+    async fn release(&self, request: &PermitRequest) -> Result<Released, BackendError> {
+        self.client.release(request.owner).await
+    }
+
+    async fn subscribe(&self, request: &PermitRequest) -> Result<Option<Wakeups>, BackendError> {
+        Ok(Some(self.client.subscribe(request.owner)))
+    }
+
+    async fn inspect(&self, name: &LockName) -> Result<Inspection, BackendError> {
+        self.client.connections.inspect(Kind::Semaphore, name).await
+    }
+
+    async fn close(&self) -> Result<(), BackendError> {
+        self.client.close().await
+    }
+}

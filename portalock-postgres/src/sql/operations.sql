@@ -1,0 +1,127 @@
+-- What a client asks for: each is one statement.
+
+-- One attempt for an owner. It never waits for another holder, and finds again what an earlier attempt has left.
+--
+-- Answers `outcome`:
+--   granted  with the token
+--   queued   a place is kept; with one of those who hold, and in how many milliseconds they could be dead
+--   refused  nothing is kept; with one of those who hold
+--   ended    the session is dead
+--   stale    the attempt knows another epoch than the session's, which is answered as `token`: nothing was done
+CREATE OR REPLACE FUNCTION portalock.acquire(
+    _session text, _epoch bigint, _kind text, _name text, _owner text, _weight bigint, _capacity bigint, _queue boolean,
+    _who text, OUT outcome text, OUT token bigint, OUT who text, OUT since bigint, OUT look_in bigint
+) LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    known bigint;
+    own portalock.claims;
+BEGIN
+    PERFORM portalock.lock_name(_kind, _name);
+    SELECT s.epoch INTO known FROM portalock.sessions s WHERE s.id = _session AND s.expires > clock_timestamp();
+    IF NOT FOUND THEN
+        outcome := 'ended';
+        RETURN;
+    END IF;
+    IF known <> _epoch THEN
+        outcome := 'stale';
+        token := known;
+        RETURN;
+    END IF;
+
+    SELECT * INTO own FROM portalock.claims c WHERE c.owner = _owner;
+    IF own.session <> _session THEN
+        -- Of an earlier session of the same client.
+        DELETE FROM portalock.claims c WHERE c.owner = _owner;
+        own := NULL;
+    END IF;
+    IF own.token IS NOT NULL THEN
+        outcome := 'granted';
+        token := own.token;
+        RETURN;
+    END IF;
+
+    PERFORM FROM portalock.claims c WHERE c.name = _name AND c.kind = _kind AND c.place IS NOT NULL LIMIT 1;
+    IF FOUND THEN
+        -- Only the dead before it can be in need of this.
+        PERFORM portalock.serve(_kind, _name, _owner);
+        PERFORM FROM portalock.claims c WHERE c.name = _name AND c.kind = _kind AND c.place IS NOT NULL LIMIT 1;
+    END IF;
+    IF own.owner IS NOT NULL THEN
+        SELECT c.token INTO token FROM portalock.claims c WHERE c.owner = _owner;
+        outcome := CASE WHEN token IS NULL THEN 'queued' ELSE 'granted' END;
+    ELSIF FOUND THEN
+        -- Nobody overtakes those who wait.
+        outcome := CASE WHEN _queue THEN 'queued' ELSE 'refused' END;
+    ELSE
+        IF NOT portalock.fits(_kind, _name, _weight, _capacity) THEN
+            PERFORM portalock.bury_holders(_kind, _name);
+            IF NOT portalock.fits(_kind, _name, _weight, _capacity) THEN
+                outcome := CASE WHEN _queue THEN 'queued' ELSE 'refused' END;
+            END IF;
+        END IF;
+        IF outcome IS NULL THEN
+            outcome := 'granted';
+            token := portalock.next_token(_kind, _name);
+            INSERT INTO portalock.claims (owner, session, kind, name, weight, capacity, token, since, who)
+            VALUES (_owner, _session, _kind, _name, _weight, _capacity, token, clock_timestamp(), _who);
+        END IF;
+    END IF;
+    IF outcome = 'granted' THEN
+        RETURN;
+    END IF;
+
+    IF outcome = 'queued' AND own.owner IS NULL THEN
+        INSERT INTO portalock.claims (owner, session, kind, name, weight, capacity, place, since, who)
+        VALUES (_owner, _session, _kind, _name, _weight, _capacity, nextval('portalock.places'), clock_timestamp(), _who);
+    END IF;
+    SELECT h.who, (extract(epoch FROM h.since) * 1000000)::bigint INTO who, since
+    FROM portalock.claims h WHERE h.name = _name AND h.kind = _kind AND h.place IS NULL LIMIT 1;
+    IF outcome = 'queued' THEN
+        look_in := portalock.look_in(_kind, _name, _session);
+    END IF;
+END $$;
+
+-- Frees what the owner holds, or takes it out of the queue, and serves the queue. Touches nobody else's claim; does nothing if
+-- the owner has none.
+--
+-- `_for_good` is for an owner whose attempt may still be on its way: the session's epoch moves on, so that it does nothing should
+-- it arrive yet. The new epoch is answered; NULL if it did not move, or the session is dead and nothing can arrive.
+CREATE OR REPLACE FUNCTION portalock.release(
+    _session text, _kind text, _name text, _owner text, _for_good boolean, OUT freed boolean, OUT epoch bigint
+) LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    PERFORM portalock.lock_name(_kind, _name);
+    DELETE FROM portalock.claims c
+    WHERE c.owner = _owner AND c.session = _session AND c.name = _name AND c.kind = _kind
+    RETURNING c.token IS NOT NULL INTO freed;
+    IF FOUND THEN
+        PERFORM portalock.serve(_kind, _name, NULL);
+    END IF;
+    freed := coalesce(freed, false);
+    IF _for_good THEN
+        UPDATE portalock.sessions s SET epoch = s.epoch + 1 WHERE s.id = _session RETURNING s.epoch INTO epoch;
+    END IF;
+END $$;
+
+-- Who holds and who waits, in the order of their grants and of their places; and the last token. Leaves out the dead.
+CREATE OR REPLACE FUNCTION portalock.inspect(_kind text, _name text)
+RETURNS TABLE (state text, weight bigint, token bigint, since bigint, who text)
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    RETURN QUERY SELECT 'last', NULL::bigint, t.token, NULL::bigint, NULL
+        FROM portalock.tokens t WHERE t.name = _name AND t.kind = _kind;
+    RETURN QUERY SELECT CASE WHEN c.place IS NULL THEN 'holds' ELSE 'waits' END, c.weight, c.token,
+            (extract(epoch FROM c.since) * 1000000)::bigint, c.who
+        FROM portalock.claims c JOIN portalock.sessions s ON s.id = c.session AND s.expires > clock_timestamp()
+        WHERE c.name = _name AND c.kind = _kind
+        ORDER BY c.place NULLS FIRST, c.token;
+END $$;
+
+-- The names of the locks that are held or waited for.
+CREATE OR REPLACE FUNCTION portalock.names() RETURNS SETOF text
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    RETURN QUERY SELECT DISTINCT c.name
+        FROM portalock.claims c JOIN portalock.sessions s ON s.id = c.session AND s.expires > clock_timestamp()
+        WHERE c.kind = 'lock';
+END $$;

@@ -1,0 +1,112 @@
+-- The queue of a name: who lives, who fits, who is next. For the functions of this schema only: they run under `lock_name`.
+
+-- Keeps everyone else out of a name until the statement ends. An advisory lock, since it writes nothing, is the same for a
+-- name that has no row yet, and is first come first served. Two names may meet here, which makes them wait and no more.
+CREATE OR REPLACE FUNCTION portalock.lock_name(_kind text, _name text) RETURNS void
+LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM pg_advisory_xact_lock(hashtextextended(_kind || '/' || _name, 1919249516));
+END $$;
+
+-- As `lock_name`, but answers false rather than wait.
+CREATE OR REPLACE FUNCTION portalock.try_lock_name(_kind text, _name text) RETURNS boolean
+LANGUAGE plpgsql AS $$
+BEGIN
+    RETURN pg_try_advisory_xact_lock(hashtextextended(_kind || '/' || _name, 1919249516));
+END $$;
+
+-- Whether a session is dead for good. One that looks expired is killed here: its row goes, and with the row's lock it is
+-- certain that no renewal is under way. A row that somebody else has locked counts as alive: it is being renewed, or its killer
+-- sees to it. Never waits.
+CREATE OR REPLACE FUNCTION portalock.is_dead(_session text) RETURNS boolean
+LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM FROM portalock.sessions s WHERE s.id = _session AND s.expires > clock_timestamp();
+    IF FOUND THEN
+        RETURN false;
+    END IF;
+    DELETE FROM portalock.sessions s WHERE s.id IN (
+        SELECT e.id FROM portalock.sessions e
+        WHERE e.id = _session AND e.expires <= clock_timestamp()
+        FOR UPDATE SKIP LOCKED
+    );
+    RETURN FOUND OR NOT EXISTS (SELECT FROM portalock.sessions s WHERE s.id = _session);
+END $$;
+
+-- The next token of a name: one more than the last, or the clock in microseconds if that is larger. The clock carries the order
+-- over lost data, the last token carries it over a clock that was set back.
+CREATE OR REPLACE FUNCTION portalock.next_token(_kind text, _name text) RETURNS bigint
+LANGUAGE plpgsql AS $$
+DECLARE
+    token bigint;
+BEGIN
+    INSERT INTO portalock.tokens AS t (kind, name, token)
+    VALUES (_kind, _name, (extract(epoch FROM clock_timestamp()) * 1000000)::bigint)
+    ON CONFLICT (name, kind) DO UPDATE SET token = greatest(t.token + 1, excluded.token)
+    RETURNING t.token INTO token;
+    RETURN token;
+END $$;
+
+-- Whether a claim fits beside those who hold.
+CREATE OR REPLACE FUNCTION portalock.fits(_kind text, _name text, _weight bigint, _capacity bigint) RETURNS boolean
+LANGUAGE plpgsql AS $$
+DECLARE
+    used bigint;
+    smallest bigint;
+BEGIN
+    SELECT sum(h.weight), min(h.capacity) INTO used, smallest
+    FROM portalock.claims h WHERE h.name = _name AND h.kind = _kind AND h.place IS NULL;
+    RETURN used IS NULL OR used + _weight <= least(_capacity, smallest);
+END $$;
+
+-- Takes out the holders that are dead. Asked for only when somebody would have to wait for them.
+CREATE OR REPLACE FUNCTION portalock.bury_holders(_kind text, _name text) RETURNS void
+LANGUAGE plpgsql AS $$
+DECLARE
+    expired text;
+BEGIN
+    FOR expired IN
+        SELECT DISTINCT h.session FROM portalock.claims h
+        WHERE h.name = _name AND h.kind = _kind AND h.place IS NULL AND NOT EXISTS (
+            SELECT FROM portalock.sessions s WHERE s.id = h.session AND s.expires > clock_timestamp())
+    LOOP
+        IF portalock.is_dead(expired) THEN
+            -- Waits for a transaction that is committing under this claim: see `ensure_held`.
+            DELETE FROM portalock.claims h
+            WHERE h.name = _name AND h.kind = _kind AND h.place IS NULL AND h.session = expired;
+        END IF;
+    END LOOP;
+END $$;
+
+-- Serves the queue in its order for as long as its next one can be granted. The dead are taken out, not waited for. `_asking`
+-- learns of its grant by the answer to its own statement, everyone else by a message to its session.
+CREATE OR REPLACE FUNCTION portalock.serve(_kind text, _name text, _asking text) RETURNS void
+LANGUAGE plpgsql AS $$
+DECLARE
+    first portalock.claims;
+    granted bigint;
+    buried boolean := false;
+BEGIN
+    LOOP
+        SELECT * INTO first FROM portalock.claims c
+        WHERE c.name = _name AND c.kind = _kind AND c.place IS NOT NULL
+        ORDER BY c.place LIMIT 1;
+        EXIT WHEN NOT FOUND;
+        IF portalock.is_dead(first.session) THEN
+            DELETE FROM portalock.claims c WHERE c.owner = first.owner;
+            CONTINUE;
+        END IF;
+        IF NOT portalock.fits(_kind, _name, first.weight, first.capacity) THEN
+            EXIT WHEN buried;
+            buried := true;
+            PERFORM portalock.bury_holders(_kind, _name);
+            CONTINUE;
+        END IF;
+        granted := portalock.next_token(_kind, _name);
+        UPDATE portalock.claims c SET place = NULL, token = granted, since = clock_timestamp()
+        WHERE c.owner = first.owner;
+        IF first.owner IS DISTINCT FROM _asking THEN
+            PERFORM pg_notify('portalock_' || first.session, first.owner || ' ' || granted);
+        END IF;
+    END LOOP;
+END $$;

@@ -1,0 +1,123 @@
+-- A session: its row, its signs of life, and what it looks after for those of its claims that wait.
+
+-- The version of this schema: what a client asks for first.
+CREATE OR REPLACE FUNCTION portalock.version() RETURNS integer LANGUAGE sql IMMUTABLE AS 'SELECT 1';
+
+-- Begins a session, and ends those that its client has given up.
+CREATE OR REPLACE FUNCTION portalock.open_session(_session text, _lease_ms bigint, _former text[]) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    DELETE FROM portalock.sessions s WHERE s.id = ANY (_former);
+    INSERT INTO portalock.sessions (id, lease, expires)
+    VALUES (_session, make_interval(secs => _lease_ms / 1000.0), clock_timestamp() + make_interval(secs => _lease_ms / 1000.0));
+END $$;
+
+-- A sign of life. Answers whether the session lives, and by which server process it was told: a client that is led to several
+-- goes through a pooler, and hears of no grants.
+CREATE OR REPLACE FUNCTION portalock.renew(_session text, OUT alive boolean, OUT backend integer)
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    -- What has expired stays so: whoever found it expired may have granted its locks to others.
+    UPDATE portalock.sessions s SET expires = clock_timestamp() + s.lease
+    WHERE s.id = _session AND s.expires > clock_timestamp();
+    alive := FOUND;
+    backend := pg_backend_pid();
+END $$;
+
+-- Those of the session in front of a name, who must be dead before it is somebody else's turn: the holders, and the next in line.
+-- Answers when the first of them could be dead: in so many milliseconds, 0 if one is, NULL if all of them are `_session`'s own.
+CREATE OR REPLACE FUNCTION portalock.look_in(_kind text, _name text, _session text) RETURNS bigint
+LANGUAGE plpgsql AS $$
+DECLARE
+    first timestamptz;
+BEGIN
+    SELECT min(coalesce(s.expires, '-infinity')) INTO first FROM (
+        (SELECT h.session FROM portalock.claims h WHERE h.name = _name AND h.kind = _kind AND h.place IS NULL)
+        UNION ALL
+        (SELECT w.session FROM portalock.claims w WHERE w.name = _name AND w.kind = _kind AND w.place IS NOT NULL
+         ORDER BY w.place LIMIT 1)
+    ) front LEFT JOIN portalock.sessions s ON s.id = front.session
+    WHERE front.session <> _session;
+    IF first IS NULL THEN
+        RETURN NULL;
+    END IF;
+    RETURN greatest(0, ceil(extract(epoch FROM greatest(first, now()) - clock_timestamp()) * 1000))::bigint;
+END $$;
+
+-- What a session looks after. Serves the names it waits for where somebody in front has died. Answers which of `_owners` have a
+-- claim in it, with their tokens if they hold; and in how many milliseconds to look again.
+CREATE OR REPLACE FUNCTION portalock.look(
+    _session text, _owners text[], OUT owners text[], OUT tokens bigint[], OUT again_in bigint
+) LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    waits record;
+    dies_in bigint;
+    served integer := 0;
+BEGIN
+    FOR waits IN
+        SELECT DISTINCT c.kind, c.name FROM portalock.claims c WHERE c.session = _session AND c.place IS NOT NULL
+    LOOP
+        dies_in := portalock.look_in(waits.kind, waits.name, _session);
+        IF dies_in = 0 THEN
+            -- Whoever is busy with the name sees who is dead, too. Each name costs a lock in the server's table of them.
+            IF served < 100 AND portalock.try_lock_name(waits.kind, waits.name) THEN
+                PERFORM portalock.serve(waits.kind, waits.name, NULL);
+                served := served + 1;
+            END IF;
+            dies_in := 100;
+        END IF;
+        again_in := least(again_in, dies_in);
+    END LOOP;
+    SELECT array_agg(c.owner), array_agg(c.token) INTO owners, tokens
+    FROM portalock.claims c WHERE c.owner = ANY (_owners) AND c.session = _session;
+END $$;
+
+-- Ends a session: from now on nothing of it counts. `bury` sees to those who wait for it.
+CREATE OR REPLACE FUNCTION portalock.end_session(_session text) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    DELETE FROM portalock.sessions s WHERE s.id = _session;
+END $$;
+
+-- Takes the claims of a dead session out of at most `_most` names, and serves those. Answers how many names there were: call it
+-- until that is less.
+CREATE OR REPLACE FUNCTION portalock.bury(_session text, _most integer) RETURNS integer
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    had record;
+    names integer := 0;
+BEGIN
+    IF EXISTS (SELECT FROM portalock.sessions s WHERE s.id = _session) THEN
+        RETURN 0;
+    END IF;
+    -- In one order, so that two who do this never wait for each other.
+    FOR had IN
+        SELECT DISTINCT c.kind, c.name FROM portalock.claims c WHERE c.session = _session ORDER BY 1, 2 LIMIT _most
+    LOOP
+        PERFORM portalock.lock_name(had.kind, had.name);
+        DELETE FROM portalock.claims c WHERE c.session = _session AND c.name = had.name AND c.kind = had.kind;
+        PERFORM portalock.serve(had.kind, had.name, NULL);
+        names := names + 1;
+    END LOOP;
+    RETURN names;
+END $$;
+
+-- Removes what nobody needs any more: sessions that expired a minute ago, claims of the dead that nobody waits behind, and tokens
+-- that the clock passed an hour ago, since from then on the clock alone makes larger ones. Does nothing while another does it.
+CREATE OR REPLACE FUNCTION portalock.clean() RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    IF NOT pg_try_advisory_xact_lock(hashtextextended('portalock.clean', 1919249516)) THEN
+        RETURN;
+    END IF;
+    DELETE FROM portalock.sessions s WHERE s.id IN (
+        SELECT e.id FROM portalock.sessions e WHERE e.expires < clock_timestamp() - interval '1 minute'
+        FOR UPDATE SKIP LOCKED);
+    DELETE FROM portalock.claims c
+    WHERE NOT EXISTS (SELECT FROM portalock.sessions s WHERE s.id = c.session)
+        AND NOT EXISTS (SELECT FROM portalock.claims w WHERE w.name = c.name AND w.kind = c.kind AND w.place IS NOT NULL
+            AND w.session <> c.session);
+    DELETE FROM portalock.tokens t
+    WHERE t.token < (extract(epoch FROM clock_timestamp() - interval '1 hour') * 1000000)::bigint
+        AND NOT EXISTS (SELECT FROM portalock.claims c WHERE c.name = t.name AND c.kind = t.kind);
+END $$;

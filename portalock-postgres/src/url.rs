@@ -1,0 +1,176 @@
+//! Settings in one line, for a backend that is chosen at run time.
+
+use std::str::FromStr;
+
+use portalock_core::settings::{InvalidSetting, RawDuration};
+use tokio_postgres::{
+    Config,
+    config::{SslMode, TargetSessionAttrs},
+};
+
+use crate::PostgresSettings;
+
+impl PostgresSettings {
+    /// Reads settings from a URL as libpq knows it: `postgres://[user[:password]@]host[:port][,…][/database][?option=value[&…]]`.
+    ///
+    /// Beside what [`tokio_postgres::Config`] takes, the options are `lease_time`, `request_timeout` (such as `15s`) and
+    /// `sslrootcert`, the file of [`with_ca_file`](Self::with_ca_file). `sslmode` is `disable`, `prefer` (the default: TLS where
+    /// crate and server have it) or `require`. Where there is TLS the server's certificate and name are always verified, so
+    /// `verify-ca` and `verify-full` mean the same as `require`. Of several hosts the one is used that takes writes.
+    ///
+    /// ```
+    /// use portalock_postgres::PostgresSettings;
+    ///
+    /// PostgresSettings::from_url("postgres://worker:hunter2@db-1,db-2/app?lease_time=15s")?;
+    /// # Ok::<(), portalock_core::settings::InvalidSetting>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidSetting`] naming what is wrong. It never shows the URL, which may hold a password.
+    pub fn from_url(url: &str) -> Result<Self, InvalidSetting> {
+        if !url.starts_with("postgres://") && !url.starts_with("postgresql://") {
+            return Err(InvalidSetting::new(
+                "url",
+                "has an unknown scheme: begin it with postgres://",
+            ));
+        }
+        let (address, query) = url.split_once('?').unwrap_or((url, ""));
+        let mut ours = Vec::new();
+        let mut theirs = Vec::new();
+        let mut has_mode = false;
+        for option in query.split('&').filter(|option| !option.is_empty()) {
+            match option.split_once('=') {
+                Some((name @ ("lease_time" | "request_timeout" | "sslrootcert"), value)) => {
+                    ours.push((name, decode(value)?));
+                }
+                Some(("sslmode", "verify-ca" | "verify-full")) => {
+                    has_mode = true;
+                    theirs.push("sslmode=require");
+                }
+                _ => {
+                    has_mode |= option.starts_with("sslmode=");
+                    theirs.push(option);
+                }
+            }
+        }
+        let plain = format!("{address}?{}", theirs.join("&"));
+        // The cause is not kept: it could repeat a part of the URL.
+        let mut server = Config::from_str(plain.trim_end_matches('?')).map_err(|_| {
+            InvalidSetting::new(
+                "url",
+                "is no URL of a Postgres server: write postgres://user:password@host:port/database, with options that \
+                 libpq and tokio-postgres know",
+            )
+        })?;
+        if server.get_hosts().is_empty() {
+            return Err(InvalidSetting::new("url", "names no host"));
+        }
+        if !has_mode && cfg!(not(feature = "tls")) {
+            server.ssl_mode(SslMode::Disable);
+        }
+        if server.get_ssl_mode() == SslMode::Require && cfg!(not(feature = "tls")) {
+            return Err(InvalidSetting::new(
+                "url",
+                "asks for TLS, which this build has not: enable the feature `tls` of portalock-postgres",
+            ));
+        }
+        if server.get_hosts().len() > 1 {
+            server.target_session_attrs(TargetSessionAttrs::ReadWrite);
+        }
+        if server.get_application_name().is_none() {
+            server.application_name("portalock");
+        }
+        let connect_timeout = server.get_connect_timeout().copied();
+        let mut settings = Self::of(server);
+        if let Some(timeout) = connect_timeout {
+            settings = settings.with_connect_timeout(timeout)?;
+        }
+        for (name, value) in ours {
+            let time = |field| RawDuration::Text(value.clone()).check(field);
+            settings = match name {
+                "lease_time" => settings.with_lease_time(time("lease_time")?)?,
+                "request_timeout" => settings.with_request_timeout(time("request_timeout")?)?,
+                _ => settings.with_ca_file(value),
+            };
+        }
+        Ok(settings)
+    }
+}
+
+impl FromStr for PostgresSettings {
+    type Err = InvalidSetting;
+
+    /// As [`from_url`](Self::from_url).
+    fn from_str(url: &str) -> Result<Self, InvalidSetting> {
+        Self::from_url(url)
+    }
+}
+
+fn decode(text: &str) -> Result<String, InvalidSetting> {
+    let bad = || {
+        InvalidSetting::new(
+            "url",
+            "is not percent-encoded UTF-8: write a percent sign as %25",
+        )
+    };
+    let mut parts = text.split('%');
+    let mut bytes = parts.next().unwrap_or_default().as_bytes().to_vec();
+    for part in parts {
+        let code = part
+            .get(..2)
+            .and_then(|digits| u8::from_str_radix(digits, 16).ok());
+        let (Some(code), Some(rest)) = (code, part.get(2..)) else {
+            return Err(bad());
+        };
+        bytes.push(code);
+        bytes.extend_from_slice(rest.as_bytes());
+    }
+    String::from_utf8(bytes).map_err(|_| bad())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    #[test]
+    fn every_part_is_read() {
+        let settings = PostgresSettings::from_url(
+            "postgresql://u%40x:p%3Aq@a:1,b:2/app?lease_time=7s&connect_timeout=1&request_timeout=1500ms&sslrootcert=%2Fca.pem",
+        )
+        .unwrap();
+        assert_eq!(settings.server.get_ports(), [1, 2]);
+        assert_eq!(settings.server.get_user(), Some("u@x"));
+        assert_eq!(settings.server.get_password(), Some("p:q".as_bytes()));
+        assert_eq!(settings.server.get_dbname(), Some("app"));
+        assert_eq!(settings.lease_time(), Duration::from_secs(7));
+        assert_eq!(settings.connect_timeout(), Duration::from_secs(1));
+        assert_eq!(settings.request_timeout(), Duration::from_millis(1500));
+        assert_eq!(settings.ca_file(), Some("/ca.pem".as_ref()));
+        assert!(!format!("{settings:?}").contains("p:q"));
+    }
+
+    #[test]
+    fn what_is_wrong_is_named_and_no_password_shown() {
+        for (word, url) in [
+            ("scheme", "redis://u:hunter2@a"),
+            ("host", "postgres:///app"),
+            ("lease_time", "postgres://u:hunter2@a?lease_time=0s"),
+            ("libpq", "postgres://u:hunter2@a?lease=3s"),
+            ("percent", "postgres://u:hunter2@a?sslrootcert=%zz"),
+            ("libpq", "postgres://u:hunter2@a:port"),
+        ] {
+            let error = PostgresSettings::from_url(url).unwrap_err().to_string();
+            assert!(error.contains(word), "{url}: {error}");
+            assert!(!error.contains("hunter2"), "{url}: {error}");
+        }
+    }
+
+    #[cfg(not(feature = "tls"))]
+    #[test]
+    fn tls_is_refused_by_a_build_without_it() {
+        let error = PostgresSettings::from_url("postgres://u@a?sslmode=verify-full").unwrap_err();
+        assert!(error.to_string().contains("feature `tls`"), "{error}");
+    }
+}

@@ -1,0 +1,231 @@
+//! The suite on a real Postgres: a fresh server for each case, a fault proxy before each client.
+#![cfg(unix)]
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use portalock_core::{DynSemaphore, LockName};
+use portalock_postgres::{
+    PostgresBackend, PostgresSettings, migrate,
+    tokio_postgres::{self, NoTls},
+};
+use portalock_testkit::{
+    Fixture, FixtureError, Restore,
+    proxy::{Direction, FaultProxy},
+    servers::PostgresServer,
+};
+use tokio::task::spawn_blocking;
+
+/// Long enough to be kept alive on a busy machine, short enough to wait for its end.
+const LEASE: Duration = Duration::from_secs(3);
+
+struct RealPostgres {
+    server: Arc<Mutex<PostgresServer>>,
+    /// The way to the server of each client that was made here, by the name that the client gives itself.
+    lines: Mutex<HashMap<String, Arc<FaultProxy>>>,
+}
+
+impl RealPostgres {
+    async fn start() -> Result<Self, FixtureError> {
+        let server = spawn_blocking(PostgresServer::start)
+            .await
+            .map_err(FixtureError::failed)?
+            .map_err(FixtureError::failed)?;
+        migrate(&settings(&server.url())?).await?;
+        Ok(Self {
+            server: Arc::new(Mutex::new(server)),
+            lines: Mutex::default(),
+        })
+    }
+
+    fn with_server<T>(&self, use_it: impl FnOnce(&PostgresServer) -> T) -> T {
+        use_it(&self.server.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn line(&self, client: &PostgresBackend) -> Result<Arc<FaultProxy>, FixtureError> {
+        let lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
+        lines
+            .get(client.settings().application_name())
+            .cloned()
+            .ok_or_else(|| FixtureError::failed("this client was not made by this fixture"))
+    }
+}
+
+fn settings(url: &str) -> Result<PostgresSettings, FixtureError> {
+    PostgresSettings::from_url(url)
+        .and_then(|settings| settings.with_lease_time(LEASE))
+        .map_err(FixtureError::failed)
+}
+
+#[async_trait]
+impl Fixture for RealPostgres {
+    type Backend = PostgresBackend;
+
+    async fn client(&self) -> Result<PostgresBackend, FixtureError> {
+        let line = Arc::new(FaultProxy::start(self.with_server(PostgresServer::addr))?);
+        let addr = line.addr();
+        let name = {
+            let mut lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
+            let name = format!("client-{}", lines.len());
+            lines.insert(name.clone(), line);
+            name
+        };
+        let url = format!("postgres://postgres@{addr}/postgres?application_name={name}");
+        Ok(PostgresBackend::with_settings(settings(&url)?).await?)
+    }
+
+    fn semaphore(&self, client: &Arc<PostgresBackend>) -> Option<DynSemaphore> {
+        Some(client.clone())
+    }
+
+    async fn crash(&self, client: &PostgresBackend) -> Result<(), FixtureError> {
+        let line = self.line(client)?;
+        line.refuse(true);
+        line.cut();
+        Ok(())
+    }
+
+    async fn cut_off(&self, client: &PostgresBackend) -> Result<Restore, FixtureError> {
+        let line = self.line(client)?;
+        line.black_hole(Direction::Both);
+        Ok(Restore::new(async move {
+            line.heal();
+            Ok(())
+        }))
+    }
+
+    async fn stall_service(&self) -> Result<Restore, FixtureError> {
+        self.with_server(PostgresServer::stall)?;
+        let server = self.server.clone();
+        Ok(Restore::new(async move {
+            let server = server.lock().unwrap_or_else(PoisonError::into_inner);
+            Ok(server.resume()?)
+        }))
+    }
+
+    async fn restart_service(&self) -> Result<(), FixtureError> {
+        let server = self.server.clone();
+        let restart = move || {
+            let mut server = server.lock().unwrap_or_else(PoisonError::into_inner);
+            server.restart()
+        };
+        spawn_blocking(restart)
+            .await
+            .map_err(FixtureError::failed)?
+            .map_err(FixtureError::failed)
+    }
+
+    fn address(&self) -> Option<String> {
+        Some(self.with_server(PostgresServer::url))
+    }
+
+    async fn connect(address: &str) -> Result<PostgresBackend, FixtureError> {
+        Ok(PostgresBackend::with_settings(settings(address)?).await?)
+    }
+}
+
+portalock_testkit::conformance!(RealPostgres::start().await);
+
+/// The suite's whole report, with nothing left out.
+#[test]
+#[ignore = "each case is a test already; this prints them as one report"]
+fn report() {
+    let report = __portalock_suite().run();
+    println!("{report}");
+    assert!(report.is_success());
+}
+
+/// What no backend can be told of before it has happened: somebody deletes a claim by hand.
+///
+/// Of what Postgres does by itself a holder is told in advance, which is what the backend claims and the suite above holds it
+/// to. Of a deletion by hand it is told with the session's next look. So these cases run on a backend that claims no more than
+/// that.
+mod by_hand {
+    use portalock_core::{
+        Attempt, BackendError, Capabilities, Inspection, LockBackend, LockRequest, LossNotice,
+        Released, Wakeups,
+    };
+    use portalock_testkit::Suite;
+
+    use super::*;
+
+    #[derive(Debug)]
+    struct ToldLater(PostgresBackend);
+
+    #[async_trait]
+    impl LockBackend for ToldLater {
+        fn capabilities(&self) -> Capabilities {
+            LockBackend::capabilities(&self.0).with_loss(LossNotice::Within(Duration::from_secs(2)))
+        }
+
+        async fn try_acquire(&self, request: &LockRequest) -> Result<Attempt, BackendError> {
+            LockBackend::try_acquire(&self.0, request).await
+        }
+
+        async fn release(&self, request: &LockRequest) -> Result<Released, BackendError> {
+            LockBackend::release(&self.0, request).await
+        }
+
+        async fn subscribe(&self, request: &LockRequest) -> Result<Option<Wakeups>, BackendError> {
+            LockBackend::subscribe(&self.0, request).await
+        }
+
+        async fn inspect(&self, name: &LockName) -> Result<Inspection, BackendError> {
+            LockBackend::inspect(&self.0, name).await
+        }
+    }
+
+    struct Robbed(RealPostgres);
+
+    #[async_trait]
+    impl Fixture for Robbed {
+        type Backend = ToldLater;
+
+        async fn client(&self) -> Result<ToldLater, FixtureError> {
+            Ok(ToldLater(self.0.client().await?))
+        }
+
+        async fn take_away(&self, name: &LockName) -> Result<(), FixtureError> {
+            let url = self.0.with_server(PostgresServer::url);
+            let delete = async {
+                let (client, connection) = tokio_postgres::connect(&url, NoTls).await?;
+                let connection = tokio::spawn(connection);
+                let statement =
+                    "DELETE FROM portalock.claims WHERE name = $1 AND token IS NOT NULL";
+                client.execute(statement, &[&name.as_str()]).await?;
+                drop(client);
+                let _ = connection.await;
+                Ok::<_, tokio_postgres::Error>(())
+            };
+            delete.await.map_err(FixtureError::failed)
+        }
+    }
+
+    fn check(case: &str) {
+        Suite::new(|| async { RealPostgres::start().await.map(Robbed) }).check(case);
+    }
+
+    #[test]
+    fn a_lock_taken_away_fires_lost() {
+        check("loss::a_lock_taken_away_fires_lost");
+    }
+
+    #[test]
+    fn work_stops_with_the_lock() {
+        check("loss::work_stops_with_the_lock");
+    }
+
+    #[test]
+    fn a_lost_guard_leaves_the_next_holder() {
+        check("loss::a_lost_guard_leaves_the_next_holder");
+    }
+
+    #[test]
+    fn random_history_with_losses() {
+        check("stress::random_history_with_losses");
+    }
+}

@@ -1,0 +1,476 @@
+//! The real `postgres`.
+
+use std::{
+    env, ffi, fs, io,
+    net::{Ipv4Addr, SocketAddr},
+    os::unix::{
+        fs::{MetadataExt, PermissionsExt, chown},
+        process::CommandExt,
+    },
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
+
+use rustix::process::{Pid, Signal, geteuid, kill_process};
+use tempfile::TempDir;
+
+use super::{
+    ServerIdentity,
+    etcd::free_port,
+    process::{Program, ServerProcess, StartError},
+};
+
+const PROGRAM: Program = Program {
+    name: "postgres",
+    install: "install PostgreSQL 13 or later, such as by `apt install postgresql` or `brew install postgresql`",
+    ready_line: "database system is ready to accept connections",
+};
+
+/// How often a port that was free when it was looked up may turn out to be taken.
+const PORT_ATTEMPTS: usize = 10;
+/// How long a server may take to end.
+const ENDS_WITHIN: Duration = Duration::from_secs(20);
+/// The superuser, who needs no password.
+const SUPERUSER: &str = "postgres";
+
+/// How to start a [`PostgresServer`].
+///
+/// ```no_run
+/// use portalock_testkit::servers::PostgresOptions;
+///
+/// let server = PostgresOptions::new()
+///     .setting("max_connections", "20")
+///     .start()?;
+/// println!("{}", server.url());
+/// # Ok::<(), portalock_testkit::servers::StartError>(())
+/// ```
+#[derive(Debug, Clone, Default)]
+pub struct PostgresOptions {
+    tls: Option<ServerIdentity>,
+    passwords: bool,
+    durable: bool,
+    settings: Vec<(String, String)>,
+}
+
+impl PostgresOptions {
+    /// A server that trusts everyone who reaches it, without TLS, which doesn't wait for its disk.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Takes TLS and nothing else over TCP. Clients show no certificate.
+    #[must_use]
+    pub fn tls(mut self, identity: ServerIdentity) -> Self {
+        self.tls = Some(identity);
+        self
+    }
+
+    /// Asks everyone but the superuser for a password.
+    #[must_use]
+    pub fn passwords(mut self) -> Self {
+        self.passwords = true;
+        self
+    }
+
+    /// Syncs every commit to the disk. Without it data survives the server's end, but not the machine's.
+    #[must_use]
+    pub fn durable(mut self) -> Self {
+        self.durable = true;
+        self
+    }
+
+    /// Adds a setting, as it would stand in `postgresql.conf`, such as `max_connections`.
+    #[must_use]
+    pub fn setting(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
+        self.settings.push((name.into(), value.into()));
+        self
+    }
+
+    /// Starts the server and returns once it serves.
+    ///
+    /// # Errors
+    ///
+    /// [`StartError`] if it isn't installed or did not come up.
+    pub fn start(self) -> Result<PostgresServer, StartError> {
+        let installed = Installation::find()?;
+        let mut dir = tempfile::Builder::new();
+        let dir = dir
+            .prefix("postgres-")
+            .tempdir()
+            .map_err(StartError::io("make a directory for the server"))?;
+        let data = dir.path().join("data");
+        installed.copy_cluster(&data)?;
+        self.set_up(&installed, dir.path())?;
+        let mut server = PostgresServer {
+            process: None,
+            options: self,
+            port: 0,
+            installed,
+            dir,
+        };
+        let mut attempts = 0;
+        loop {
+            attempts += 1;
+            server.port = free_port()?;
+            match server.restart() {
+                Ok(()) => return Ok(server),
+                // Somebody may have taken the port meanwhile.
+                Err(StartError::Ended { log, .. })
+                    if log.contains("could not bind") && attempts < PORT_ATTEMPTS => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Who may come in, and the files for TLS where the server may read them.
+    fn set_up(&self, installed: &Installation, dir: &Path) -> Result<(), StartError> {
+        let data = dir.join("data");
+        let host = if self.tls.is_some() {
+            "hostssl"
+        } else {
+            "host"
+        };
+        let method = if self.passwords {
+            "scram-sha-256"
+        } else {
+            "trust"
+        };
+        let rules = format!(
+            "{host} all {SUPERUSER} 127.0.0.1/32 trust\n\
+             {host} all all 127.0.0.1/32 {method}\n\
+             host replication {SUPERUSER} 127.0.0.1/32 trust\n"
+        );
+        fs::write(data.join("pg_hba.conf"), rules).map_err(StartError::io("write pg_hba.conf"))?;
+        if let Some(identity) = &self.tls {
+            for (from, to) in [
+                (&identity.certificate, "server.crt"),
+                (&identity.key, "server.key"),
+            ] {
+                let to = data.join(to);
+                fs::copy(from, &to)
+                    .and_then(|_| fs::set_permissions(&to, fs::Permissions::from_mode(0o600)))
+                    .and_then(|()| installed.give(&to))
+                    .map_err(StartError::io("copy the files for TLS"))?;
+            }
+        }
+        installed
+            .give(dir)
+            .map_err(StartError::io("make the directory the server's"))
+    }
+}
+
+/// A running `postgres`, on a free port of the loopback interface, with a cluster in a private directory. It has the
+/// superuser `postgres`, and a database of that name.
+///
+/// Postgres refuses to run as root: a test that does gets a server that runs as the user `postgres`, or `nobody`.
+///
+/// Dropping it ends the server and removes the directory. It ends with this process, however that ends.
+#[derive(Debug)]
+pub struct PostgresServer {
+    // Declared before the directory: the server must be gone when that is removed.
+    process: Option<ServerProcess>,
+    options: PostgresOptions,
+    port: u16,
+    installed: Installation,
+    dir: TempDir,
+}
+
+impl PostgresServer {
+    /// A server with the default [`PostgresOptions`].
+    ///
+    /// # Errors
+    ///
+    /// [`StartError`] if it isn't installed or did not come up.
+    pub fn start() -> Result<Self, StartError> {
+        PostgresOptions::new().start()
+    }
+
+    /// The port on 127.0.0.1. It stays the same over restarts.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Its address: `127.0.0.1:port`.
+    pub fn addr(&self) -> SocketAddr {
+        (Ipv4Addr::LOCALHOST, self.port).into()
+    }
+
+    /// The superuser's URL: `postgres://postgres@127.0.0.1:port/postgres`.
+    pub fn url(&self) -> String {
+        self.url_of(SUPERUSER)
+    }
+
+    /// The URL of another user; a password goes into it as `user:password`.
+    pub fn url_of(&self, user: &str) -> String {
+        format!("postgres://{user}@127.0.0.1:{}/postgres", self.port)
+    }
+
+    /// The end of the server's log: for a failing test to print.
+    pub fn last_lines(&self) -> String {
+        self.process
+            .as_ref()
+            .map_or_else(String::new, ServerProcess::last_lines)
+    }
+
+    /// Ends the server without a word to its clients and without a checkpoint, as `pg_ctl stop -m immediate` does: it recovers
+    /// from its log when it is started again. Its port refuses connections until [`restart`](Self::restart).
+    pub fn stop(&mut self) {
+        if let Some(mut process) = self.process.take() {
+            // One that stands still goes on, to end.
+            for pid in family(process.id()).into_iter().flatten() {
+                let _ = kill_process(pid, Signal::CONT);
+            }
+            if let Some(pid) = pid(process.id()) {
+                let _ = kill_process(pid, Signal::QUIT);
+            }
+            process.ends_within(ENDS_WITHIN);
+        }
+    }
+
+    /// Stops the server if it runs, and starts it again on the same port, with its data.
+    ///
+    /// # Errors
+    ///
+    /// [`StartError`] if it did not come up.
+    pub fn restart(&mut self) -> Result<(), StartError> {
+        self.stop();
+        let data = self.dir.path().join("data");
+        let mut command = self.installed.command("postgres");
+        command.arg("-D").arg(&data);
+        let mut set = |name: &str, value: &str| {
+            command.arg("-c").arg(format!("{name}={value}"));
+        };
+        set("port", &self.port.to_string());
+        set("listen_addresses", "127.0.0.1");
+        set("unix_socket_directories", "");
+        set("logging_collector", "off");
+        set("shared_buffers", "16MB");
+        set("max_wal_size", "64MB");
+        if !self.options.durable {
+            set("fsync", "off");
+            set("full_page_writes", "off");
+        }
+        if self.options.tls.is_some() {
+            set("ssl", "on");
+            set("ssl_cert_file", "server.crt");
+            set("ssl_key_file", "server.key");
+        }
+        for (name, value) in &self.options.settings {
+            set(name, value);
+        }
+        self.process = Some(ServerProcess::launch(&PROGRAM, &mut command)?);
+        Ok(())
+    }
+
+    /// Stops all of its processes where they stand (SIGSTOP): connections stay open and nothing answers.
+    ///
+    /// # Errors
+    ///
+    /// The system's, or `NotFound` if it doesn't run.
+    pub fn stall(&self) -> io::Result<()> {
+        let first = self.first()?;
+        // First the one that makes others.
+        kill_process(first, Signal::STOP)?;
+        self.signal_others(first, Signal::STOP)
+    }
+
+    /// Lets a stalled server go on (SIGCONT).
+    ///
+    /// # Errors
+    ///
+    /// The system's, or `NotFound` if it doesn't run.
+    pub fn resume(&self) -> io::Result<()> {
+        let first = self.first()?;
+        self.signal_others(first, Signal::CONT)?;
+        Ok(kill_process(first, Signal::CONT)?)
+    }
+
+    fn first(&self) -> io::Result<Pid> {
+        self.process
+            .as_ref()
+            .and_then(|process| pid(process.id()))
+            .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "the server doesn't run"))
+    }
+
+    fn signal_others(&self, first: Pid, signal: Signal) -> io::Result<()> {
+        for process in family(first.as_raw_nonzero().get().unsigned_abs())? {
+            match kill_process(process, signal) {
+                // It has ended meanwhile.
+                Ok(()) | Err(rustix::io::Errno::SRCH) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Drop for PostgresServer {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+fn pid(id: u32) -> Option<Pid> {
+    Pid::from_raw(i32::try_from(id).ok()?)
+}
+
+/// A server's processes: it has one for each connection, each in a process group of its own.
+fn family(first: u32) -> io::Result<Vec<Pid>> {
+    let listing = Command::new("ps")
+        .args(["-A", "-o", "pid=,ppid="])
+        .output()?;
+    let listing = String::from_utf8_lossy(&listing.stdout);
+    let mut family = vec![first];
+    for line in listing.lines() {
+        let mut numbers = line.split_whitespace().map(str::parse::<u32>);
+        if let (Some(Ok(id)), Some(Ok(parent))) = (numbers.next(), numbers.next())
+            && parent == first
+        {
+            family.push(id);
+        }
+    }
+    Ok(family.into_iter().filter_map(pid).collect())
+}
+
+/// Where Postgres is installed, and as whom it runs.
+#[derive(Debug)]
+struct Installation {
+    programs: PathBuf,
+    /// User and group to step down to, if this process is root.
+    user: Option<(u32, u32)>,
+}
+
+impl Installation {
+    fn find() -> Result<Self, StartError> {
+        let has_programs = |dir: &PathBuf| dir.join("initdb").is_file();
+        let path = env::var_os("PATH").unwrap_or_default();
+        let programs = env::split_paths(&path)
+            .find(has_programs)
+            // Debian keeps one directory for each version, none on the path.
+            .or_else(|| newest_in("/usr/lib/postgresql").filter(has_programs))
+            .ok_or(StartError::NotInstalled {
+                program: PROGRAM.name,
+                install: PROGRAM.install,
+            })?;
+        let user = if geteuid().is_root() {
+            let users =
+                fs::read_to_string("/etc/passwd").map_err(StartError::io("look for a user"))?;
+            let user = ["postgres", "nobody"]
+                .iter()
+                .find_map(|name| ids(&users, name));
+            Some(user.ok_or_else(|| {
+                let cause = io::Error::new(io::ErrorKind::NotFound, "no such user");
+                StartError::io("step down to the user postgres or nobody")(cause)
+            })?)
+        } else {
+            None
+        };
+        Ok(Self { programs, user })
+    }
+
+    fn command(&self, program: impl AsRef<ffi::OsStr>) -> Command {
+        let mut command = Command::new(self.programs.join(program.as_ref()));
+        // Where it may not be, it would only complain.
+        command.current_dir("/");
+        if let Some((user, group)) = self.user {
+            command.uid(user).gid(group);
+        }
+        command
+    }
+
+    fn give(&self, path: &Path) -> io::Result<()> {
+        match self.user {
+            Some((user, group)) => chown(path, Some(user), Some(group)),
+            None => Ok(()),
+        }
+    }
+
+    /// Puts a fresh cluster at `data`: a copy, since making one takes seconds.
+    fn copy_cluster(&self, data: &Path) -> Result<(), StartError> {
+        let original = self.original()?;
+        let copied = Command::new("cp")
+            .arg("-a")
+            .arg(&original)
+            .arg(data)
+            .status()
+            .map_err(StartError::io("copy a cluster"))?;
+        if copied.success() {
+            return Ok(());
+        }
+        let cause = io::Error::other(format!("cp ended with {copied}"));
+        Err(StartError::io("copy a cluster")(cause))
+    }
+
+    /// The cluster that others are copied from, made once for each version and user.
+    fn original(&self) -> Result<PathBuf, StartError> {
+        const MAKING: &str = "make a cluster";
+        let owner = self
+            .user
+            .map_or_else(|| geteuid().as_raw(), |(user, _)| user);
+        let version: String = self
+            .programs
+            .to_string_lossy()
+            .chars()
+            .map(|character| if character == '/' { '-' } else { character })
+            .collect();
+        let original = env::temp_dir().join(format!("portalock-initdb{version}-{owner}"));
+        let is_ours = |path: &Path| {
+            fs::symlink_metadata(path).is_ok_and(|found| {
+                found.is_dir() && found.uid() == owner && found.mode() & 0o777 == 0o700
+            })
+        };
+        if is_ours(&original) {
+            return Ok(original);
+        }
+        let dir = tempfile::Builder::new()
+            .prefix("portalock-initdb-")
+            .tempdir()
+            .map_err(StartError::io(MAKING))?;
+        self.give(dir.path()).map_err(StartError::io(MAKING))?;
+        let made = dir.path().join("data");
+        let output = self
+            .command("initdb")
+            .args(["--auth=trust", "--encoding=UTF8", "--no-locale"])
+            .args(["--no-sync", "--no-instructions", "--wal-segsize=1"])
+            .arg(format!("--username={SUPERUSER}"))
+            .arg("-D")
+            .arg(&made)
+            .output()
+            .map_err(StartError::io(MAKING))?;
+        if !output.status.success() {
+            return Err(StartError::Ended {
+                program: "initdb",
+                log: String::from_utf8_lossy(&output.stderr).into_owned(),
+            });
+        }
+        match fs::rename(&made, &original) {
+            Ok(()) => Ok(original),
+            // Another process was first.
+            Err(_) if is_ours(&original) => Ok(original),
+            Err(error) => Err(StartError::io(MAKING)(error)),
+        }
+    }
+}
+
+/// The directory of programs of the newest version below `versions`.
+fn newest_in(versions: &str) -> Option<PathBuf> {
+    let number = |path: &PathBuf| -> Option<u32> { path.file_name()?.to_str()?.parse().ok() };
+    let entries = fs::read_dir(versions).ok()?;
+    let newest = entries
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .max_by_key(number)?;
+    Some(newest.join("bin"))
+}
+
+/// A user's ids, by its line in `/etc/passwd`.
+fn ids(users: &str, name: &str) -> Option<(u32, u32)> {
+    users.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        if fields.next()? != name {
+            return None;
+        }
+        let (_, user, group) = (fields.next()?, fields.next()?, fields.next()?);
+        Some((user.parse().ok()?, group.parse().ok()?))
+    })
+}
