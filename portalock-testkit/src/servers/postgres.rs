@@ -272,7 +272,7 @@ impl PostgresServer {
         let first = self.first()?;
         // First the one that makes others.
         kill_process(first, Signal::STOP)?;
-        self.signal_others(first, Signal::STOP)
+        Self::signal_others(first, Signal::STOP)
     }
 
     /// Lets a stalled server go on (SIGCONT).
@@ -282,7 +282,7 @@ impl PostgresServer {
     /// The system's, or `NotFound` if it doesn't run.
     pub fn resume(&self) -> io::Result<()> {
         let first = self.first()?;
-        self.signal_others(first, Signal::CONT)?;
+        Self::signal_others(first, Signal::CONT)?;
         Ok(kill_process(first, Signal::CONT)?)
     }
 
@@ -293,7 +293,7 @@ impl PostgresServer {
             .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "the server doesn't run"))
     }
 
-    fn signal_others(&self, first: Pid, signal: Signal) -> io::Result<()> {
+    fn signal_others(first: Pid, signal: Signal) -> io::Result<()> {
         for process in family(first.as_raw_nonzero().get().unsigned_abs())? {
             match kill_process(process, signal) {
                 // It has ended meanwhile.
