@@ -42,7 +42,7 @@ pub(crate) async fn inspect(
 
 fn claim(queue: &str, key: &KeyValue) -> Result<Claim, BackendError> {
     let kind = kind_in(queue, key.key()).ok_or_else(|| foreign(key.key()))?;
-    let holder = decode(key).ok_or_else(|| foreign(key.key()))?;
+    let holder = decode(key.value()).ok_or_else(|| foreign(key.key()))?;
     Ok(Claim::new(holder, kind))
 }
 

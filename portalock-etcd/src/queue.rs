@@ -146,7 +146,7 @@ impl Place {
 }
 
 pub(crate) fn holder(first: &[KeyValue]) -> Option<Holder> {
-    decode(first.first()?)
+    decode(first.first()?.value())
 }
 
 pub(crate) fn revision(answer: &TxnResponse) -> i64 {

@@ -2,7 +2,6 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use etcd_client::KeyValue;
 use portalock_core::{BackendError, BackendErrorKind, FencingToken, Holder, OwnerId};
 use serde::Serialize;
 
@@ -33,8 +32,8 @@ pub(crate) fn encode(holder: &Holder, owner: OwnerId) -> Result<Vec<u8>, Backend
 }
 
 /// Who a place belongs to, if its value says so: it is for people, and decides nothing.
-pub(crate) fn decode(key: &KeyValue) -> Option<Holder> {
-    serde_json::from_slice(key.value()).ok()
+pub(crate) fn decode(value: &[u8]) -> Option<Holder> {
+    serde_json::from_slice(value).ok()
 }
 
 /// A key of the queue that none of us has put there.

@@ -103,7 +103,7 @@ impl Watches {
         if state.watches.get(&watched).and_then(|watch| watch.told) > Some(seen) {
             state.missed(owner);
         }
-        self.pass_on(state);
+        self.pass_on(&state);
         Ok(())
     }
 
@@ -131,7 +131,7 @@ impl Watches {
         let mut state = self.lock();
         state.watch(owner, None);
         state.waiters.remove(&owner);
-        self.pass_on(state);
+        self.pass_on(&state);
     }
 
     /// Ends the watches that nobody waits for.
@@ -140,7 +140,7 @@ impl Watches {
         for watched in std::mem::take(&mut state.idle) {
             state.end(&watched);
         }
-        self.pass_on(state);
+        self.pass_on(&state);
     }
 
     /// Tells everyone, now and later, that their places are gone.
@@ -173,7 +173,7 @@ impl Watches {
                 state.begin(watched, watch.waiters);
             }
         }
-        self.pass_on(state);
+        self.pass_on(&state);
     }
 
     /// What is to be sent on the stream.
@@ -217,7 +217,7 @@ impl Watches {
     }
 
     /// Sees to it that the orders are sent.
-    fn pass_on(&self, state: MutexGuard<'_, State>) {
+    fn pass_on(&self, state: &State) {
         if !state.orders.is_empty() {
             self.ordered.notify_one();
         }

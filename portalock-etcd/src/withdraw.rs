@@ -85,7 +85,12 @@ impl Place {
             .await;
         let answer = match answer {
             // A full store takes neither this modification nor, for now, a late place.
-            Err(error) if error.kind() == BackendErrorKind::OutOfSpace => {
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    BackendErrorKind::OutOfSpace | BackendErrorKind::Exhausted
+                ) =>
+            {
                 return Ok(Withdrawn {
                     found: self.withdraw().await? || repeated,
                     for_good: false,

@@ -18,7 +18,7 @@ use std::{
 };
 
 use portalock_core::{LockBackend, Mode, Patience, Policy, Wake};
-use support::{LONG, Locks, Process, lock, request, soon, try_once};
+use support::{LONG, Locks, Process, lock, patience, request, soon, try_once};
 
 /// Not a test: the other process.
 #[tokio::test]
@@ -49,27 +49,25 @@ async fn a_waiter_that_is_not_polled_keeps_no_other_client_out() {
 #[tokio::test]
 async fn tasks_that_take_turns_let_another_client_in() {
     let locks = Locks::new();
-    let (client, other) = (locks.client(), locks.client());
-    let guard = lock(&client, "a").acquire().await.unwrap();
-    let waiter = lock(&other, "a");
-    let waiting = tokio::spawn(async move { waiter.acquire().await.map(drop) });
+    let client = locks.client();
     let tasks: Vec<_> = (0..2)
         .map(|_| {
             let lock = lock(&client, "a");
             tokio::spawn(async move {
-                for turn in 0.. {
+                loop {
                     let guard = lock.acquire().await.unwrap();
-                    tokio::time::sleep(Duration::from_millis(2)).await;
+                    tokio::time::sleep(Duration::from_millis(20)).await;
                     guard.release().await.unwrap();
-                    if turn > 5000 {
-                        break;
-                    }
                 }
             })
         })
         .collect();
     tokio::task::yield_now().await;
-    guard.release().await.unwrap();
+    // On a thread of its own, as another process is.
+    let other = portalock_core::blocking::Lock::from(lock(&locks.client(), "a"));
+    // Hundreds of turns.
+    let policy = patience().with_timeout(Duration::from_secs(10));
+    let waiting = tokio::task::spawn_blocking(move || other.acquire_with(&policy).map(drop));
     soon(waiting).await.unwrap();
     tasks.iter().for_each(tokio::task::JoinHandle::abort);
 }

@@ -1,5 +1,7 @@
 //! The Rust blocks of the README and the documents, as doc tests. Their commands are run by `tests/commands.rs`.
 
+pub mod diagram;
+
 #[cfg(doctest)]
 mod blocks {
     #[doc = include_str!("../../../README.md")]
@@ -28,6 +30,9 @@ mod blocks {
 
     #[doc = include_str!("../../migrating-from-portalocker.md")]
     struct MigratingFromPortalocker;
+
+    #[doc = include_str!("../../tasks.md")]
+    struct Tasks;
 
     #[doc = include_str!("../../with_lock.md")]
     struct WithLock;

@@ -147,6 +147,35 @@ async fn one_who_waited_when_the_whole_queue_was_deleted_holds_by_a_new_place() 
 }
 
 #[tokio::test]
+async fn one_whose_key_is_deleted_while_it_waits_takes_another_place() {
+    let server = Server::start();
+    let (holder, client) = (server.client().await, server.client().await);
+    let held = request("deleted");
+    granted(&holder, &held).await;
+    let lock = Lock::new(client, "deleted").unwrap();
+    let waiting = [(); 3].map(|()| {
+        let lock = lock.clone();
+        tokio::spawn(async move { lock.acquire_with(&patient()).await.map(drop) })
+    });
+    server.waiters("deleted", 3).await;
+    let before = server.lock_keys().await;
+    let own = holder.fence(held.owner).unwrap().key;
+    for key in before.iter().filter(|key| **key != own) {
+        server.raw().await.delete(key.as_str(), None).await.unwrap();
+    }
+    // No event tells them. They notice when they look again.
+    server.waiters("deleted", 3).await;
+    holder.release(&held).await.unwrap();
+    for waiting in waiting {
+        waiting.await.unwrap().unwrap();
+    }
+    until("nothing is left", async || {
+        server.lock_keys().await.is_empty()
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn one_who_gives_up_frees_the_way_for_nobody() {
     let server = Server::start();
     let clients = [

@@ -95,7 +95,7 @@ const LOSS: Duration = Duration::from_secs(1);
 /// `try_acquire` fail.
 #[derive(Debug, Clone)]
 pub struct FsBackend {
-    client: Arc<Client>,
+    pub(super) client: Arc<Client>,
     capabilities: Capabilities,
     offload: bool,
 }

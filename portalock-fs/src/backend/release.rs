@@ -13,7 +13,7 @@ use crate::common::Location;
 
 /// How long the lock goes from one holder of this client straight to the next. They hear of a release sooner than other
 /// processes do, and would keep them out for as long as the queue here is never empty.
-const AMONG_OURSELVES: Duration = Duration::from_millis(1);
+const AMONG_OURSELVES: Duration = Duration::from_millis(10);
 
 impl Client {
     /// Frees what the owner of `request` holds, or takes it out of the queue.
@@ -69,5 +69,40 @@ impl Client {
         }
         held.file.free();
         Released::Freed
+    }
+}
+
+#[cfg(all(test, any(target_os = "linux", target_os = "android")))]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use portalock_core::{LockName, Mode, Patience, clock::Instant};
+
+    use super::{super::FsBackend, *};
+
+    #[test]
+    fn a_client_that_had_it_for_long_lets_others_hear_of_the_release_first() {
+        for is_long in [false, true] {
+            let dir = tempfile::tempdir().unwrap();
+            let client = FsBackend::open(dir.path()).unwrap().client;
+            let request =
+                |patience| LockRequest::new(LockName::new("a").unwrap(), Mode::Exclusive, patience);
+            let (first, next) = (request(Patience::Once), request(Patience::Queue));
+            let _ = client.attempt(&first).unwrap();
+            let _ = client.attempt(&next).unwrap();
+            let file_name = FileName::of(&first.name);
+            let visit = client.places.find(&file_name).unwrap();
+            // The watcher waits for it too, and so tells nobody meanwhile.
+            let mut place = visit.lock();
+            let now = Instant::now();
+            place.ours_since = Some(if is_long {
+                now.checked_sub(2 * AMONG_OURSELVES).unwrap()
+            } else {
+                now + AMONG_OURSELVES
+            });
+            let held = place.held.pop().unwrap();
+            let freed = client.give_up(&mut place, &file_name, held, true);
+            assert_eq!(freed, Released::Freed);
+            assert_eq!(place.yields, is_long);
+        }
     }
 }

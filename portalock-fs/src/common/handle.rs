@@ -23,9 +23,8 @@ pub enum LockKind {
     ///
     /// - Linux and Android: open-file-description locks. They meet the record locks of other programs, exclude two
     ///   handles of one process, and end with the open file.
-    /// - Other Unix systems: plain `fcntl` locks. They belong to the process, so the two handles of one process are kept
-    ///   apart by a table in memory, and **closing any other handle of the file drops the lock**. Open a locked file only
-    ///   once, and unlock it before closing it.
+    /// - Other Unix systems: refused ([`FsErrorKind::NoLocks`](crate::FsErrorKind::NoLocks)). Record locks belong to the process
+    ///   there, so that closing any other handle of the file drops the lock.
     /// - Windows: the same as [`Flock`](Self::Flock).
     ///
     /// An exclusive one needs a handle that can write, a shared one a handle that can read.

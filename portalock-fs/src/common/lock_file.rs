@@ -6,15 +6,10 @@ use std::{fs::File, io};
 use portalock_core::Mode;
 
 use super::{
-    error::{FsError, FsErrorKind},
-    handle::{LockKind, try_lock, unlock},
-    watch::Watching,
+    FsError, FsErrorKind, LockKind,
+    handle::{try_lock, unlock},
 };
 use crate::sys::{self, FileId, Origin, Seen};
-
-/// How often an attempt starts again because the file it locked was no longer the one at its place. Then it is for the caller's
-/// deadline to decide.
-const REPLACED: usize = 16;
 
 /// Where a lock file is.
 pub(crate) trait Location {
@@ -123,12 +118,9 @@ impl LockFile {
         try_lock(&self.file, mode, self.kind)
     }
 
-    /// Unlocks it, before it is closed: a copy of the descriptor that a child inherited must not keep the lock. A child's copy
-    /// unlocks nothing.
+    /// Unlocks it, before it is closed: a copy of the descriptor that a child inherited must not keep the lock. It must not be
+    /// called on such a copy, which would unlock the parent's.
     pub(crate) fn unlock(&self) -> Result<(), FsError> {
-        if self.is_inherited() {
-            return Ok(());
-        }
         unlock(&self.file, self.kind)
     }
 
@@ -137,73 +129,5 @@ impl LockFile {
         if let Err(error) = self.unlock() {
             tracing::warn!(%error, "a lock file could not be unlocked");
         }
-    }
-}
-
-/// One who wants a file. It keeps the file open and watched between two attempts: closing it would wake the others who wait.
-#[derive(Debug, Default)]
-pub(crate) struct Contender {
-    /// Declared before the file, whose closing is not to be heard.
-    watching: Option<Watching>,
-    file: Option<LockFile>,
-}
-
-impl Contender {
-    /// The locked file, or none if somebody else has it. `watch` starts to watch a file, if it is to be watched.
-    pub(crate) fn try_lock(
-        &mut self,
-        place: &impl Location,
-        mode: Mode,
-        mut watch: impl FnMut(&LockFile) -> Option<Watching>,
-    ) -> Result<Option<LockFile>, FsError> {
-        for _ in 0..REPLACED {
-            let file = match self.file.take() {
-                Some(file) => file,
-                None => place.open()?,
-            };
-            let locked = file.try_lock(mode).map_err(|error| place.at(error))?;
-            // A file that was deleted or replaced between opening and locking excludes nobody who opens it anew.
-            if !place.is_current(&file)? {
-                if locked {
-                    file.free();
-                }
-                place.ensure_in_place()?;
-                continue;
-            }
-            if locked {
-                return Ok(Some(file));
-            }
-            let is_watched = self.is_watched(&file);
-            if !is_watched {
-                self.watching = watch(&file);
-            }
-            self.file = Some(file);
-            if is_watched || self.watching.is_none() {
-                break;
-            }
-            // Again, since it may have been freed before it was watched.
-        }
-        Ok(None)
-    }
-
-    /// The file that somebody else has.
-    pub(crate) const fn file(&self) -> Option<&LockFile> {
-        self.file.as_ref()
-    }
-
-    /// Whether the news of its release will come.
-    pub(crate) fn hears_of_release(&self) -> bool {
-        self.file.as_ref().is_some_and(|file| self.is_watched(file))
-    }
-
-    /// Watches for the release of a file that is held here, and is about to be freed.
-    pub(crate) fn expect(&mut self, watching: Option<Watching>) -> bool {
-        self.watching = watching;
-        self.watching.is_some()
-    }
-
-    fn is_watched(&self, file: &LockFile) -> bool {
-        let watching = self.watching.as_ref();
-        watching.is_some_and(|watching| watching.is_of(file))
     }
 }

@@ -6,7 +6,7 @@ use futures_util::FutureExt;
 use portalock_core::{Lock, LockError, Policy, ReentrantGuard, ReentrantLock, blocking};
 
 use super::{acquisition::Acquisition, file_lock::FileLock, spec::Spec};
-use crate::common::{FsError, LockFile};
+use crate::common::{FsError, FsErrorKind, LockFile};
 
 /// A [`FileLock`] that is locked once and then counted, and hands out the same open file each time. portalocker's `RLock`.
 ///
@@ -65,7 +65,7 @@ impl ReentrantFileLock {
     ///
     /// As [`FileLock::acquire`].
     pub async fn acquire(&self) -> Result<ReentrantFileGuard, LockError> {
-        Ok(self.guard(self.lock.acquire_with(&self.policy).await?))
+        self.guard(self.lock.acquire_with(&self.policy).await?)
     }
 
     /// [`acquire`](Self::acquire) for synchronous code: it parks the thread.
@@ -76,17 +76,25 @@ impl ReentrantFileLock {
     pub fn blocking_acquire(&self) -> Result<ReentrantFileGuard, LockError> {
         let (lock, policy) = (self.lock.clone(), self.policy.clone());
         let waited = blocking::wait(async move { lock.acquire_with(&policy).await });
-        let acquired = waited.map_err(|error| LockError::Backend {
-            name: self.lock.lock().name().clone(),
-            source: FsError::new("start the thread that waits for", error).into(),
-        })?;
-        Ok(self.guard(acquired?))
+        let failed = |error| self.failed(FsError::new("start the thread that waits for", error));
+        self.guard(waited.map_err(failed)??)
     }
 
-    fn guard(&self, guard: ReentrantGuard<Acquisition>) -> ReentrantFileGuard {
-        ReentrantFileGuard {
-            file: self.lock.lock().backend().file(),
-            guard,
+    fn guard(&self, guard: ReentrantGuard<Acquisition>) -> Result<ReentrantFileGuard, LockError> {
+        let file = self.lock.lock().backend().file();
+        if file.as_ref().is_some_and(|file| file.is_inherited()) {
+            let cause =
+                std::io::Error::other("it is held by the process that this one was forked from");
+            let error = FsError::with_kind(FsErrorKind::Forked, "use the lock on the file", cause);
+            return Err(self.failed(error));
+        }
+        Ok(ReentrantFileGuard { file, guard })
+    }
+
+    fn failed(&self, error: FsError) -> LockError {
+        LockError::Backend {
+            name: self.lock.lock().name().clone(),
+            source: error.into(),
         }
     }
 }
