@@ -122,6 +122,30 @@ async fn a_session_is_dead_once_and_for_all() {
     assert_eq!(acquire(&admin, "s", 0, "o").await.0, "ended");
 }
 
+/// A writer that died while it waited keeps no reader behind it waiting.
+#[tokio::test]
+async fn a_dead_waiter_is_passed_over() {
+    let server = Server::start().await;
+    let admin = server.admin().await;
+    let shared = async |session: &str, owner: &str| -> String {
+        let statement =
+            "SELECT outcome FROM portalock.acquire($1, 0, 'lock', 'a', $2, 1, 10, true, '{}')";
+        let row = admin.query_one(statement, &[&session, &owner]).await;
+        row.unwrap().get(0)
+    };
+    for session in ["s", "t", "u"] {
+        open(&admin, session).await;
+    }
+    assert_eq!(shared("s", "reader").await, "granted");
+    assert_eq!(acquire(&admin, "t", 0, "writer").await.0, "queued");
+    assert_eq!(shared("u", "late reader").await, "queued");
+    admin
+        .batch_execute("UPDATE portalock.sessions SET expires = now() WHERE id = 't'")
+        .await
+        .unwrap();
+    assert_eq!(shared("u", "late reader").await, "granted");
+}
+
 /// What is over leaves nothing, but for the last token of each name in the last hour.
 #[tokio::test]
 async fn what_nobody_needs_is_removed() {
