@@ -146,6 +146,42 @@ async fn a_dead_waiter_is_passed_over() {
     assert_eq!(shared("u", "late reader").await, "granted");
 }
 
+/// Who only tries finds a dead holder out as well.
+#[tokio::test]
+async fn a_try_passes_over_a_dead_holder() {
+    let server = Server::start().await;
+    let admin = server.admin().await;
+    open(&admin, "s").await;
+    open(&admin, "t").await;
+    acquire(&admin, "s", 0, "o").await;
+    let tries = async || -> String {
+        let statement =
+            "SELECT outcome FROM portalock.acquire('t', 0, 'lock', 'a', 'p', 10, 10, false, '{}')";
+        admin.query_one(statement, &[]).await.unwrap().get(0)
+    };
+    assert_eq!(tries().await, "refused");
+    admin
+        .batch_execute("UPDATE portalock.sessions SET expires = now() WHERE id = 's'")
+        .await
+        .unwrap();
+    assert_eq!(tries().await, "granted");
+}
+
+/// What an owner had in an earlier session of its client counts for nothing in the next.
+#[tokio::test]
+async fn an_owner_begins_anew_in_a_new_session() {
+    let server = Server::start().await;
+    let admin = server.admin().await;
+    open(&admin, "s").await;
+    open(&admin, "t").await;
+    let (_, first) = acquire(&admin, "s", 0, "o").await;
+    let (outcome, second) = acquire(&admin, "t", 0, "o").await;
+    assert_eq!(outcome, "granted");
+    assert!(second > first);
+    let of = "SELECT count(*) FROM portalock.claims WHERE session = 't'";
+    assert_eq!(server.number(of).await, 1);
+}
+
 /// What is over leaves nothing, but for the last token of each name in the last hour.
 #[tokio::test]
 async fn what_nobody_needs_is_removed() {
