@@ -6,12 +6,12 @@
 //!
 //! `nightly_report` knows nothing of memory, files or servers. Three workers call it at the same time, first with locks in
 //! memory, as a unit test would have it, then with locks in files. For locks across machines change nothing but the type,
-//! to `portalock_redis::RedisBackend` or `portalock_etcd::EtcdBackend`, and how it is opened.
+//! to `portalock::redis::RedisBackend` or `portalock::etcd::EtcdBackend`, and how it is opened.
 
 use std::{error::Error, sync::Arc, time::Duration};
 
-use portalock_core::{DynBackend, Lock, LockBackend, LockError, MemoryBackend};
-use portalock_fs::FsBackend;
+use portalock::fs::FsBackend;
+use portalock::{DynBackend, Lock, LockBackend, LockError, MemoryBackend};
 use tokio::time::sleep;
 
 /// This is the one line to change.

@@ -15,7 +15,7 @@ use std::{
     process::{self, Child, ChildStdout, Command, ExitCode, Stdio},
 };
 
-use portalock_fs::{PidFileLock, PidFileOutcome};
+use portalock::fs::{PidFileLock, PidFileOutcome};
 
 fn main() -> Result<ExitCode, Box<dyn Error>> {
     match env::args_os().nth(1) {

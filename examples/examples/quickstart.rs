@@ -9,8 +9,8 @@
 
 use std::{env, error::Error, fs, path::Path, process::Command, time::Duration};
 
-use portalock_core::{FencingToken, Lock, clock::wall_clock_micros};
-use portalock_fs::FsBackend;
+use portalock::fs::FsBackend;
+use portalock::{FencingToken, Lock, clock::wall_clock_micros};
 use tokio::time::sleep;
 
 const TURNS: usize = 3;

@@ -18,8 +18,8 @@ use std::{
     time::Duration,
 };
 
-use portalock_core::{Policy, Pool, SlotSemaphore};
-use portalock_fs::FsBackend;
+use portalock::fs::FsBackend;
+use portalock::{Policy, Pool, SlotSemaphore};
 use tokio::time::sleep;
 
 const PROCESSES: usize = 6;

@@ -441,5 +441,26 @@ mod tests {
         assert!(!merged.is_lost());
         two.end(Loss::Expired);
         assert_eq!(merged.lost().await, Loss::Expired);
+        assert!(format!("{merged:?}").contains("Expired"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_signal_of_what_is_never_lost_waits_for_good() {
+        for merged in [LostSignal::any([]), LostSignal::any([LostSignal::never()])] {
+            let waiting = tokio::time::timeout(Duration::from_secs(3600), merged.lost());
+            assert!(waiting.await.is_err());
+            assert!(!merged.is_lost() && merged.deadline().is_none());
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_merged_deadline_is_the_first() {
+        let now = Instant::now();
+        let (one, two) = (
+            Lease::until(now + Duration::from_secs(2)),
+            Lease::until(now + Duration::from_secs(1)),
+        );
+        let merged = LostSignal::any([one.signal(), two.signal(), Lease::unbounded().signal()]);
+        assert_eq!(merged.deadline(), two.deadline());
     }
 }

@@ -42,6 +42,8 @@
 //!
 //! - `metrics`: waits, holds, losses and renewals go to the `metrics` facade. See the module `metrics`.
 
+#![cfg_attr(docsrs, feature(doc_cfg))]
+
 mod attempt;
 mod backend;
 mod background;

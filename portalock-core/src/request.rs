@@ -101,6 +101,11 @@ impl OwnerId {
         Self::mint_in(std::process::id())
     }
 
+    /// Whether a forked child asks, which has a copy of what its parent acquired.
+    pub(crate) fn is_inherited(self) -> bool {
+        self.pid != std::process::id()
+    }
+
     /// As [`mint`](Self::mint), by a caller who has just asked for the process id: that is a system call.
     fn mint_in(pid: u32) -> Self {
         static PROCESS: OnceLock<u64> = OnceLock::new();

@@ -48,13 +48,21 @@ fn waits_and_holds_are_counted_by_their_outcome() {
         assert!(lock.try_acquire().await.is_err());
         guard.release().await.unwrap();
         drop(lock.acquire().await.unwrap());
+        for releases in [true, false] {
+            let guard = lock.acquire().await.unwrap();
+            lock.backend().lose(lock.name());
+            if releases {
+                assert!(guard.release().await.is_err());
+            }
+        }
     });
     let backend = "backend=MemoryBackend";
     for (metric, outcome, count) in [
-        ("wait", "granted", 2.0),
+        ("wait", "granted", 4.0),
         ("wait", "timeout", 1.0),
         ("wait", "locked", 1.0),
         ("hold", "released", 2.0),
+        ("hold", "lost", 2.0),
     ] {
         let key = format!("portalock_{metric}_seconds {backend} outcome={outcome}");
         assert_eq!(seen.get(&key), Some(&count), "{key} in {seen:?}");

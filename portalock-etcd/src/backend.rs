@@ -69,7 +69,7 @@ impl EtcdBackend {
     pub async fn with_settings(settings: EtcdSettings) -> Result<Self, BackendError> {
         let mut backend = Self::new(settings)?;
         let session = backend.client.session().await?;
-        backend.capabilities = capabilities(session.granted_time());
+        backend.capabilities = capabilities(session.granted_time);
         Ok(backend)
     }
 
@@ -94,14 +94,11 @@ impl EtcdBackend {
     /// The key and the revision that stand for what `owner` holds, to make a transaction of your own depend on it; `None`
     /// if it holds nothing. A guard's owner is [`Guard::owner`](portalock_core::Guard::owner).
     pub fn fence(&self, owner: OwnerId) -> Option<Fence> {
-        let place = self
-            .client
-            .places
-            .get(owner)
-            .filter(|place| place.granted)?;
+        let place = self.client.places.get(owner)?;
+        place.held.as_ref()?;
         Some(Fence {
-            key: place.seat.key.to_string(),
-            revision: place.revision?,
+            key: place.key.to_string(),
+            revision: place.taken?,
         })
     }
 
@@ -119,7 +116,7 @@ impl LockBackend for EtcdBackend {
     async fn try_acquire(&self, request: &LockRequest) -> Result<Attempt, BackendError> {
         self.client
             .attempt(Wish {
-                spot: self.client.keys.lock(request),
+                queue: self.client.keys.lock(request),
                 owner: request.owner,
                 patience: request.patience,
                 holder: &request.holder,
@@ -163,8 +160,7 @@ impl LockBackend for EtcdBackend {
                         client.kv_client().get(from, Some(options)).await
                     }
                 })
-                .await?
-                .value;
+                .await?;
             names.extend(
                 page.kvs()
                     .iter()

@@ -1,17 +1,16 @@
 //! Whom a request waits for, and what it means for it when one of them goes.
 //!
-//! # What an event tells
-//!
 //! What a request saw of those before it, at some revision after it took its place, stays true except that each of them may
-//! go. None can come, because whoever comes is behind. So when a request hears, at a later revision, that a key it saw has
-//! been deleted, it knows what a look at the queue would find. If nobody else was before it, the way is free.
+//! go. None can come, because whoever comes is behind. So it watches the nearest before it, or a semaphore's queue, and looks
+//! when that tells of a change that may matter.
 //!
-//! Its own key is another matter: it goes with the session, or by somebody's hand, and the event doesn't tell. So the last
-//! step of every grant is a read of the own key, which also shows that the session lives.
-//!
-//! A lost event delays a grant and never makes one: whenever events may have been missed, the request looks again.
+//! An event grants nothing by itself. The request's own key goes with the session, or by somebody's hand, and the event
+//! doesn't tell; the look that follows reads it. A lost event delays a grant and never makes one: whenever events may have
+//! been missed, the request looks again.
 
 use std::collections::HashMap;
+
+use portalock_core::Holder;
 
 use crate::keys::Weight;
 
@@ -24,27 +23,22 @@ pub(crate) enum Watched {
     Queue(String),
 }
 
-/// Whom a request waits for, as of the revision it looked at.
+/// Whom a request waits for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Blockers {
-    /// For this key to go: nobody else is in the way.
-    Last(String),
-    /// For the second nearest to go, and maybe for others before it. Then it is time to look whether `nearest` is the last:
-    /// so the look is made while that one holds, not after its release.
-    Far { nearest: String, second: String },
+    /// For the nearest before it, by its key.
+    Nearest(String),
     /// For so many permits of those before it to come back that its own fit.
     Permits(Line),
 }
 
-/// What it means for a request that a key has gone.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Way {
-    /// Nothing.
-    Same,
-    /// This key may be the last now: watch it, and look.
-    Near(String),
-    /// The way is free.
-    Free,
+/// How a request waits, as it saw the queue at revision `seen`.
+#[derive(Debug, Clone)]
+pub(crate) struct Waiting {
+    pub(crate) blockers: Blockers,
+    pub(crate) seen: i64,
+    /// Who holds, for people.
+    pub(crate) holder: Option<Holder>,
 }
 
 /// The part of a semaphore's queue that is before a request, and the request itself.
@@ -59,18 +53,10 @@ impl Line {
     /// Whether all permits of the line fit under its smallest capacity. Then everyone in it holds: weights only add up,
     /// and a smallest capacity only shrinks, towards the line's end.
     pub(crate) fn fits(&self) -> bool {
-        let sum = self
-            .earlier
-            .values()
-            .map(|weight| u64::from(weight.count))
-            .sum::<u64>()
-            + u64::from(self.own.count);
-        let capacity = self
-            .earlier
-            .values()
-            .map(|weight| weight.capacity)
-            .fold(self.own.capacity, u32::min);
-        sum <= u64::from(capacity)
+        let line = self.earlier.values().chain([&self.own]);
+        let sum: u64 = line.clone().map(|weight| u64::from(weight.count)).sum();
+        line.map(|weight| u64::from(weight.capacity))
+            .all(|capacity| sum <= capacity)
     }
 }
 
@@ -78,24 +64,16 @@ impl Blockers {
     /// What is to be watched for it.
     pub(crate) fn watched(&self) -> Watched {
         match self {
-            Self::Last(key) | Self::Far { second: key, .. } => Watched::Key(key.clone()),
+            Self::Nearest(key) => Watched::Key(key.clone()),
             Self::Permits(line) => Watched::Queue(line.queue.clone()),
         }
     }
 
-    /// Takes note of a deleted key.
-    pub(crate) fn gone(&mut self, key: &[u8]) -> Way {
+    /// Takes note of a deleted key. True if it is time to look.
+    pub(crate) fn gone(&mut self, key: &[u8]) -> bool {
         match self {
-            Self::Last(last) if last.as_bytes() == key => Way::Free,
-            Self::Far { nearest, second } if second.as_bytes() == key => Way::Near(nearest.clone()),
-            Self::Permits(line) => {
-                if line.earlier.remove(key).is_some() && line.fits() {
-                    Way::Free
-                } else {
-                    Way::Same
-                }
-            }
-            Self::Last(_) | Self::Far { .. } => Way::Same,
+            Self::Nearest(nearest) => nearest.as_bytes() == key,
+            Self::Permits(line) => line.earlier.remove(key).is_some() && line.fits(),
         }
     }
 }
@@ -127,24 +105,18 @@ mod tests {
     }
 
     #[test]
-    fn permits_that_come_back_free_the_way_once_they_suffice() {
+    fn permits_that_come_back_are_looked_at_once_they_suffice() {
         let mut blockers = Blockers::Permits(line(&[(1, 3), (1, 3), (1, 3)], (2, 3)));
-        assert_eq!(blockers.gone(&[0]), Way::Same);
-        assert_eq!(blockers.gone(&[0]), Way::Same, "a key goes once");
-        assert_eq!(blockers.gone(&[9]), Way::Same, "of a later request");
-        assert_eq!(blockers.gone(&[2]), Way::Free);
+        assert!(!blockers.gone(&[0]));
+        assert!(!blockers.gone(&[0]), "a key goes once");
+        assert!(!blockers.gone(&[9]), "of a later request");
+        assert!(blockers.gone(&[2]));
     }
 
     #[test]
-    fn only_the_last_one_before_frees_the_way() {
-        let mut last = Blockers::Last("a".to_owned());
-        assert_eq!(last.gone(b"b"), Way::Same);
-        assert_eq!(last.gone(b"a"), Way::Free);
-        let mut far = Blockers::Far {
-            nearest: "b".to_owned(),
-            second: "a".to_owned(),
-        };
-        assert_eq!(far.gone(b"b"), Way::Same, "it has given up");
-        assert_eq!(far.gone(b"a"), Way::Near("b".to_owned()));
+    fn only_the_nearest_matters() {
+        let mut nearest = Blockers::Nearest("a".to_owned());
+        assert!(!nearest.gone(b"b"));
+        assert!(nearest.gone(b"a"));
     }
 }

@@ -9,15 +9,16 @@ use portalock_core::{
 
 use crate::{
     EtcdSettings,
-    endpoints::{Answer, Endpoints, Failure},
+    blockers::{Blockers, Waiting},
+    endpoints::Endpoints,
     error::session_ended,
-    keys::{Keys, Rule, Spot},
+    keep,
+    keys::{Keys, Queue, Rule},
     look::Standing,
-    places::{Debt, Place, Places, Seat},
-    queue::{Entry, Queue},
-    record::{encode, token},
+    places::{Debt, Place, Places},
+    queue::Entry,
+    record::{decode, encode, token},
     session::Session,
-    watch::Advice,
 };
 
 /// After how long a waiter looks again without having been told to. Wake-ups are not lost by design; this bounds what a
@@ -37,7 +38,7 @@ pub(crate) struct Client {
 /// A request, stripped of what it is for.
 #[derive(Debug)]
 pub(crate) struct Wish<'a> {
-    pub(crate) spot: Spot,
+    pub(crate) queue: Queue,
     pub(crate) owner: OwnerId,
     pub(crate) patience: Patience,
     pub(crate) holder: &'a Holder,
@@ -70,7 +71,7 @@ impl Client {
                     // Nobody releases what was lost.
                     places.forget_grants(&former);
                 }
-                Session::start(endpoints, &settings, &keys, places).await
+                keep::start(endpoints, &settings, &keys, places).await
             })
             .await
     }
@@ -78,7 +79,7 @@ impl Client {
     /// One attempt for `wish`.
     pub(crate) async fn attempt(&self, wish: Wish<'_>) -> Result<Attempt, BackendError> {
         let session = self.session().await?;
-        let owner = wish.owner;
+        let (owner, patience) = (wish.owner, wish.patience);
         if let Some(place) = self.places.get(owner)
             && (place.debt != Debt::None || !Arc::ptr_eq(&place.session, &session))
         {
@@ -91,7 +92,7 @@ impl Client {
                 ));
             }
         }
-        let standing = match self.stand(&session, &wish).await {
+        let standing = match self.stand(&session, wish).await {
             Ok(standing) => standing,
             Err(error) => {
                 // A place may have been taken in a session that ended during the attempt.
@@ -99,36 +100,17 @@ impl Client {
             }
         };
         match standing {
-            Standing::Granted { revision } => self.granted(&session, owner, revision),
-            Standing::Waiting {
-                blockers,
-                seen,
-                holder,
-            } => {
-                let watches = &session.watches;
-                if let Some(holder) = &holder {
-                    watches.note_holder(&wish.spot.directory, holder);
-                }
-                let holder = holder.or_else(|| watches.holder(&wish.spot.directory));
-                let contention = Contention::new().with_holder(holder);
-                if wish.patience == Patience::Once {
-                    self.release(owner).await?;
-                    return Ok(Attempt::Contended(contention));
-                }
-                watches.wait(owner, blockers, seen)?;
+            Standing::Granted => self.granted(&session, owner),
+            Standing::Waiting(waiting) if patience == Patience::Queue => {
+                let contention = Contention::new().with_holder(waiting.holder.clone());
+                session.watches.wait(owner, waiting)?;
                 Ok(Attempt::Contended(
                     contention
                         .with_queued(true)
                         .with_recheck_after(RECHECK_AFTER),
                 ))
             }
-            Standing::Following => Ok(Attempt::Contended(
-                Contention::new()
-                    .with_holder(session.watches.holder(&wish.spot.directory))
-                    .with_queued(true)
-                    .with_recheck_after(RECHECK_AFTER),
-            )),
-            Standing::Refused { holder } => {
+            Standing::Waiting(Waiting { holder, .. }) | Standing::Refused(holder) => {
                 self.release(owner).await?;
                 Ok(Attempt::Contended(Contention::new().with_holder(holder)))
             }
@@ -136,25 +118,18 @@ impl Client {
         }
     }
 
-    /// The grant of the place taken at `revision`.
-    fn granted(
-        &self,
-        session: &Session,
-        owner: OwnerId,
-        revision: i64,
-    ) -> Result<Attempt, BackendError> {
+    /// The grant of the place that `owner` has.
+    fn granted(&self, session: &Session, owner: OwnerId) -> Result<Attempt, BackendError> {
         if let Some(error) = session.ended() {
             return Err(error);
         }
         session.watches.leave(owner);
-        self.places.note(owner, |place| place.granted = true);
-        let Some(place) = self.places.get(owner) else {
+        let Some((taken, removed)) = self.places.hold(owner) else {
             return Err(session_ended("the place was given up meanwhile"));
         };
-        let removed = session.holds.hold(owner, &place.seat.key);
         let lost = LostSignal::any([session.lease.signal(), removed]);
         Ok(Attempt::Granted(
-            Grant::new().with_token(token(revision)).with_lost(lost),
+            Grant::new().with_token(token(taken)).with_lost(lost),
         ))
     }
 
@@ -162,94 +137,81 @@ impl Client {
     async fn stand(
         &self,
         session: &Arc<Session>,
-        wish: &Wish<'_>,
+        wish: Wish<'_>,
     ) -> Result<Standing, BackendError> {
-        let owner = wish.owner;
+        let (owner, patience) = (wish.owner, wish.patience);
         let place = match self.places.get(owner) {
             Some(place) => place,
             None => self.new_place(session, wish)?,
         };
-        let queue = Queue {
-            session,
-            spot: &wish.spot,
-            seat: &place.seat,
-        };
-        if let Some(revision) = place.revision {
-            let standing = match session.watches.advice(owner) {
-                Advice::Look => queue.look(revision).await?,
-                Advice::LookAhead => queue.look_ahead(revision).await?,
-                Advice::Confirm(blockers) => queue.confirm(revision, blockers).await?,
-                Advice::Hold => queue.hold(revision).await?,
-                Advice::Stay => queue.stay(revision).await?,
-            };
+        if let Some(taken) = place.taken {
+            let waiting = session.watches.waiting(owner);
+            let waiting = waiting.or_else(|| self.behind_another(&place, taken));
+            let standing = place.look(taken, waiting).await?;
             if !matches!(standing, Standing::Gone) {
                 return Ok(standing);
             }
             // Deleted by somebody: take another place, with another token.
-            session.holds.let_go(owner);
-            session.watches.misplaced(owner);
             self.places.note(owner, |place| {
-                place.revision = None;
-                place.granted = false;
+                place.taken = None;
+                place.held = None;
             });
         }
         // Until it is answered nobody can tell what comes of it: also if this future is dropped.
         self.places.note(owner, |place| place.unsure = true);
-        let outcome = match (wish.patience, &wish.spot.rule) {
-            // Whether permits are free is seen from a place only: many can take one at once.
-            (Patience::Queue, _) | (_, Rule::Permits(_)) => queue.enter().await,
-            (Patience::Once, _) => queue.enter_if_free().await,
-        };
-        let Answer { value, repeated } = match outcome {
-            Ok(answer) => answer,
-            Err(Failure { error, unsure }) => {
-                self.places
-                    .note(owner, |known| known.unsure = place.unsure || unsure);
-                return Err(error);
-            }
-        };
-        self.places.note(owner, |known| {
-            known.unsure = place.unsure || repeated;
-            if let Entry::Granted(revision) | Entry::Placed(revision) = &value {
-                known.revision = Some(*revision);
+        let mut unsure = place.unsure;
+        // Whether permits are free is seen from a place only: many can take one at once.
+        let only_if_free =
+            patience == Patience::Once && !matches!(place.queue.rule, Rule::Permits(_));
+        let entry = place.enter(only_if_free, &mut unsure).await;
+        self.places.note(owner, |place| {
+            place.unsure = unsure;
+            if let Ok(Entry::Granted(taken) | Entry::Placed(taken)) = &entry {
+                place.taken = Some(*taken);
             }
         });
-        match value {
-            Entry::Granted(revision) => Ok(Standing::Granted { revision }),
-            Entry::Placed(revision) => {
-                let spot = &wish.spot;
-                if wish.patience == Patience::Queue
-                    && spot.rule == Rule::Exclusive
-                    && session.watches.follow(owner, &spot.directory, revision)?
-                {
-                    return Ok(Standing::Following);
-                }
-                queue.look(revision).await
-            }
-            Entry::Refused { holder } => Ok(Standing::Refused { holder }),
+        match entry? {
+            Entry::Granted(_) => Ok(Standing::Granted),
+            Entry::Placed(taken) => match self.behind_another(&place, taken) {
+                Some(waiting) if patience == Patience::Queue => Ok(Standing::Waiting(waiting)),
+                _ => place.look(taken, None).await,
+            },
+            Entry::Refused(holder) => Ok(Standing::Refused(holder)),
         }
     }
 
-    /// A key for `wish` to take its place by. Nothing is sent yet.
-    fn new_place(&self, session: &Arc<Session>, wish: &Wish<'_>) -> Result<Place, BackendError> {
-        let slot = session.slots.take(&wish.spot.directory);
-        let value = match encode(wish.holder, wish.owner, slot) {
-            Ok(value) => value,
-            Err(error) => {
-                session.slots.give_back(&wish.spot.directory, slot);
-                return Err(error);
-            }
+    /// Whom the place taken at `taken` waits for, if another of this session is before it: that one is in the way as long as
+    /// it has its place. A look costs etcd time with the queue's length. So of a thousand who wait in one session only the
+    /// first looks; if each did when it comes, that would cost etcd a thousand times as much.
+    fn behind_another(&self, place: &Place, taken: i64) -> Option<Waiting> {
+        if matches!(place.queue.rule, Rule::Permits(_)) {
+            return None;
+        }
+        let (owner, before) = self.places.nearest_before(place, taken)?;
+        let holder = if before.held.is_some() {
+            decode(&before.value)
+        } else {
+            place.session.watches.waiting(owner)?.holder
         };
+        Some(Waiting {
+            blockers: Blockers::Nearest(before.key.to_string()),
+            seen: before.taken?,
+            holder,
+        })
+    }
+
+    /// A key for `wish` to take its place by. Nothing is sent yet.
+    fn new_place(&self, session: &Arc<Session>, wish: Wish<'_>) -> Result<Place, BackendError> {
+        let value = encode(wish.holder, wish.owner)?.into();
+        let number = session.numbers.take(&wish.queue.directory);
         let place = Place {
             session: session.clone(),
-            spot: Arc::new(wish.spot.clone()),
-            seat: Seat {
-                slot,
-                key: wish.spot.key(slot.number, session.lease_id).into(),
-                value: value.into(),
-            },
-            revision: None,
-            granted: false,
+            number,
+            key: wish.queue.key(number, session.lease_id).into(),
+            value,
+            queue: Arc::new(wish.queue),
+            taken: None,
+            held: None,
             unsure: false,
             debt: Debt::None,
         };
@@ -277,7 +239,9 @@ impl Client {
         let Some(session) = self.sessions.take() else {
             return Ok(());
         };
-        session.end(Loss::SessionEnded("it was closed".into()));
+        session
+            .lease
+            .end(Loss::SessionEnded("it was closed".into()));
         self.places.forget_grants(&session);
         session.revoke().await
     }
@@ -287,7 +251,9 @@ impl Drop for Client {
     fn drop(&mut self) {
         if let Some(session) = self.sessions.take() {
             // Its task revokes the lease.
-            session.end(Loss::SessionEnded("the backend was dropped".into()));
+            session
+                .lease
+                .end(Loss::SessionEnded("the backend was dropped".into()));
         }
     }
 }

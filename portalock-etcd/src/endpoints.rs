@@ -56,26 +56,6 @@ impl fmt::Debug for Member {
     }
 }
 
-/// An answer, and whether an earlier try at another member may still take effect.
-#[derive(Debug)]
-pub(crate) struct Answer<T> {
-    pub(crate) value: T,
-    pub(crate) repeated: bool,
-}
-
-/// A failed call, and whether one of its tries may have been carried out, or may be yet.
-#[derive(Debug)]
-pub(crate) struct Failure {
-    pub(crate) error: BackendError,
-    pub(crate) unsure: bool,
-}
-
-impl From<Failure> for BackendError {
-    fn from(failure: Failure) -> Self {
-        failure.error
-    }
-}
-
 /// A connection to one member, and which one it is.
 #[derive(Clone)]
 pub(crate) struct Connection {
@@ -121,14 +101,28 @@ impl Endpoints {
         &self,
         doing: &'static str,
         request: F,
-    ) -> Result<Answer<T>, Failure>
+    ) -> Result<T, BackendError>
+    where
+        F: Fn(Arc<Client>) -> Fut,
+        Fut: Future<Output = Result<T, Error>>,
+    {
+        self.call_noting(doing, &mut false, request).await
+    }
+
+    /// As [`call`](Self::call). Sets `unsure` once a try went without an answer: it may have been carried out, or may be
+    /// yet, whatever the outcome.
+    pub(crate) async fn call_noting<T, F, Fut>(
+        &self,
+        doing: &'static str,
+        unsure: &mut bool,
+        request: F,
+    ) -> Result<T, BackendError>
     where
         F: Fn(Arc<Client>) -> Fut,
         Fut: Future<Output = Result<T, Error>>,
     {
         let start = Instant::now();
         let share = self.request_timeout / u32::try_from(self.len()).unwrap_or(u32::MAX);
-        let mut repeated = false;
         let mut fresh_login = false;
         let mut tries = 0;
         // A lone member gets a second chance, on a new connection: the old one may have ended with a restart.
@@ -147,13 +141,13 @@ impl Endpoints {
                 })
             };
             let error = match tokio::time::timeout(left.min(share), attempt).await {
-                Ok(Ok(value)) => return Ok(Answer { value, repeated }),
+                Ok(Ok(value)) => return Ok(value),
                 Ok(Err(error)) => error,
                 Err(_) => timed_out(doing),
             };
             match error.kind() {
                 BackendErrorKind::Unavailable | BackendErrorKind::Other => {
-                    repeated |= used.is_some();
+                    *unsure |= used.is_some();
                     self.leave(turn, used.as_ref());
                     if leaderless {
                         // An election takes a second or two: it is waited for, as far as the time goes.
@@ -162,10 +156,7 @@ impl Endpoints {
                         tries += 1;
                     }
                     if tries >= most || start.elapsed() >= self.request_timeout {
-                        return Err(Failure {
-                            error,
-                            unsure: repeated,
-                        });
+                        return Err(error);
                     }
                 }
                 // A token may be outdated by a change of users, which etcd tells by the code of a wrong request.
@@ -175,18 +166,8 @@ impl Endpoints {
                     fresh_login = true;
                     self.forget(turn, used.as_ref());
                 }
-                BackendErrorKind::Exhausted => {
-                    return Err(Failure {
-                        error: self.full_or_busy(turn, error).await,
-                        unsure: repeated,
-                    });
-                }
-                _ => {
-                    return Err(Failure {
-                        error,
-                        unsure: repeated,
-                    });
-                }
+                BackendErrorKind::Exhausted => return Err(self.full_or_busy(turn, error).await),
+                _ => return Err(error),
             }
         }
     }

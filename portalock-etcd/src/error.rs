@@ -3,8 +3,11 @@
 use std::{error::Error as _, io};
 
 use etcd_client::Error;
-use portalock_core::{BackendError, BackendErrorKind, settings::InvalidSetting};
+use portalock_core::{BackendError, BackendErrorKind, Loss, settings::InvalidSetting};
 use tonic::{Code, Status};
+
+/// Why a session ended that etcd no longer knows.
+pub(crate) const SESSION_GONE: &str = "its lease expired at the server or was revoked by somebody";
 
 /// What a failed call to etcd means; `doing` says what was tried, such as "take a place in the queue".
 ///
@@ -94,6 +97,11 @@ pub(crate) fn session_ended(why: &str) -> BackendError {
         BackendErrorKind::SessionEnded,
         format!("the session with etcd ended: {why}"),
     )
+}
+
+/// How a session ends that etcd no longer knows.
+pub(crate) fn session_gone() -> Loss {
+    Loss::SessionEnded(SESSION_GONE.into())
 }
 
 /// Settings that can't be connected with.

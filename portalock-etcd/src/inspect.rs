@@ -24,8 +24,7 @@ pub(crate) async fn inspect(
                 client.kv_client().get(queue, Some(options)).await
             }
         })
-        .await?
-        .value;
+        .await?;
     let mut order = Order::default();
     let (mut holders, mut waiters) = (Vec::new(), Vec::new());
     let mut last_token = None;
@@ -43,7 +42,7 @@ pub(crate) async fn inspect(
 
 fn claim(queue: &str, key: &KeyValue) -> Result<Claim, BackendError> {
     let kind = kind_in(queue, key.key()).ok_or_else(|| foreign(key.key()))?;
-    let holder = decode(key).ok_or_else(|| foreign(key.key()))?;
+    let holder = decode(key.value()).ok_or_else(|| foreign(key.key()))?;
     Ok(Claim::new(holder, kind))
 }
 

@@ -10,7 +10,7 @@
 //! The double slash ends the prefix, which has none itself: of two prefixes neither can reach into the other, also where
 //! one begins with the other. A name has no slash once it is escaped, so that no name's directory lies in another's. What a
 //! waiter must know of those before it (mode, permits) is in the key: it reads keys, not values. The numbers are those of
-//! [`slots`](crate::slots).
+//! [`numbers`](crate::numbers).
 
 use portalock_core::{ClaimKind, LockName, LockRequest, Mode, PermitRequest};
 
@@ -20,11 +20,11 @@ pub(crate) struct Keys {
     root: String,
 }
 
-/// Where one request stands: the queue of its name, and its place in it.
+/// The queue that a request stands in, and by which rule.
 #[derive(Debug, Clone)]
-pub(crate) struct Spot {
+pub(crate) struct Queue {
     /// What all keys of the queue begin with.
-    pub(crate) queue: String,
+    pub(crate) keys: String,
     /// What the keys begin with of those who want the same.
     pub(crate) directory: String,
     /// Whom it waits for.
@@ -83,31 +83,31 @@ impl Keys {
         format!("{}permits/{}/", self.root, escape(name))
     }
 
-    /// Where a request for a lock stands.
-    pub(crate) fn lock(&self, request: &LockRequest) -> Spot {
+    /// The queue for a request for a lock.
+    pub(crate) fn lock(&self, request: &LockRequest) -> Queue {
         let queue = self.lock_queue(&request.name);
         let writers = format!("{queue}{EXCLUSIVE}/");
         let (directory, rule) = match request.demand {
             Mode::Exclusive => (writers, Rule::Exclusive),
             Mode::Shared => (format!("{queue}{SHARED}/"), Rule::Shared { writers }),
         };
-        Spot {
-            queue,
+        Queue {
+            keys: queue,
             directory,
             rule,
         }
     }
 
-    /// Where a request for permits stands.
-    pub(crate) fn permits(&self, request: &PermitRequest) -> Spot {
+    /// The queue for a request for permits.
+    pub(crate) fn permits(&self, request: &PermitRequest) -> Queue {
         let queue = self.permit_queue(&request.name);
         let weight = Weight {
             count: request.demand.count(),
             capacity: request.demand.capacity(),
         };
-        Spot {
+        Queue {
             directory: format!("{queue}{}of{}/", weight.count, weight.capacity),
-            queue,
+            keys: queue,
             rule: Rule::Permits(weight),
         }
     }
@@ -120,7 +120,15 @@ impl Keys {
     }
 }
 
-impl Spot {
+impl Queue {
+    /// What the keys begin with that can be in the way.
+    pub(crate) fn in_the_way(&self) -> &str {
+        match &self.rule {
+            Rule::Shared { writers } => writers,
+            Rule::Exclusive | Rule::Permits(_) => &self.keys,
+        }
+    }
+
     /// The key of this number in the session of `lease`.
     pub(crate) fn key(&self, number: usize, lease: i64) -> String {
         format!("{}{number}@{lease:x}", self.directory)
@@ -227,8 +235,8 @@ mod tests {
             "\u{1}",
             &"/".repeat(255),
         ] {
-            let spot = keys.lock(&request(name, Mode::Shared));
-            let found = keys.name_of_lock(spot.key(0, 7).as_bytes()).unwrap();
+            let queue = keys.lock(&request(name, Mode::Shared));
+            let found = keys.name_of_lock(queue.key(0, 7).as_bytes()).unwrap();
             assert_eq!(found.as_str(), name);
         }
     }
@@ -250,9 +258,9 @@ mod tests {
     #[test]
     fn a_key_says_what_it_is_for() {
         let keys = Keys::new("portalock");
-        let spot = keys.lock(&request("a", Mode::Exclusive));
+        let queue = keys.lock(&request("a", Mode::Exclusive));
         assert_eq!(
-            kind_in(&spot.queue, spot.key(0, 1).as_bytes()),
+            kind_in(&queue.keys, queue.key(0, 1).as_bytes()),
             Some(ClaimKind::Exclusive)
         );
         let permits = Request::new(
@@ -260,11 +268,11 @@ mod tests {
             Permits::new(2, 5).unwrap(),
             Patience::Queue,
         );
-        let spot = keys.permits(&permits);
+        let queue = keys.permits(&permits);
         assert_eq!(
-            kind_in(&spot.queue, spot.key(0, 1).as_bytes()),
+            kind_in(&queue.keys, queue.key(0, 1).as_bytes()),
             Some(ClaimKind::Permits(2))
         );
-        assert_eq!(kind_in(&spot.queue, b"portalock//permits/a/what"), None);
+        assert_eq!(kind_in(&queue.keys, b"portalock//permits/a/what"), None);
     }
 }

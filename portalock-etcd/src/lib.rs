@@ -29,6 +29,8 @@
 //! etcd 3.4 or later. Building needs `protoc`, with which the etcd client compiles its protocol (Debian and Ubuntu:
 //! `apt-get install protobuf-compiler`). The feature `tls` adds connections over TLS, by rustls.
 
+#![cfg_attr(docsrs, feature(doc_cfg))]
+
 mod backend;
 mod blockers;
 mod client;
@@ -36,21 +38,23 @@ mod config;
 mod endpoints;
 mod error;
 mod fence;
-mod holds;
 mod inspect;
+mod keep;
 mod keys;
 mod look;
+mod numbers;
 mod places;
 mod queue;
 mod record;
+mod renewal;
 mod semaphore;
 mod session;
-mod slots;
 mod stream;
 mod tls;
 mod url;
 mod watch;
 mod withdraw;
+mod witness;
 
 pub use backend::EtcdBackend;
 pub use config::{EtcdSettings, EtcdTls};

@@ -9,23 +9,27 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use portalock_core::OwnerId;
+use portalock_core::{Lease, Loss, LostSignal, OwnerId};
 
-use crate::{keys::Spot, session::Session, slots::Slot};
+use crate::{keys::Queue, session::Session};
 
 /// The places of all owners of a backend, from the first attempt until nothing can be left of them.
 #[derive(Debug, Default)]
 pub(crate) struct Places(Mutex<HashMap<OwnerId, Place>>);
 
-/// One owner's place.
+/// One owner's place in a queue: one use of one of the session's keys.
 #[derive(Debug, Clone)]
 pub(crate) struct Place {
     pub(crate) session: Arc<Session>,
-    pub(crate) spot: Arc<Spot>,
-    pub(crate) seat: Seat,
-    /// When it was taken, once etcd has said so.
-    pub(crate) revision: Option<i64>,
-    pub(crate) granted: bool,
+    pub(crate) queue: Arc<Queue>,
+    pub(crate) number: usize,
+    pub(crate) key: Arc<str>,
+    /// What the key holds then, which tells this use of it from all others.
+    pub(crate) value: Arc<[u8]>,
+    /// At which revision it was taken, once etcd has said so.
+    pub(crate) taken: Option<i64>,
+    /// Its lock, once it was granted. Ends if somebody deletes the key.
+    pub(crate) held: Option<Lease>,
     /// Whether a request for it may still be on its way: its answer never came.
     pub(crate) unsure: bool,
     pub(crate) debt: Debt,
@@ -40,15 +44,6 @@ pub(crate) enum Debt {
     Paying,
     /// A release failed or was dropped: the session tries again.
     Due,
-}
-
-/// Where a place is: one use of a key.
-#[derive(Debug, Clone)]
-pub(crate) struct Seat {
-    pub(crate) slot: Slot,
-    pub(crate) key: Arc<str>,
-    /// What the key holds then, which tells this use of it from all others.
-    pub(crate) value: Arc<[u8]>,
 }
 
 impl Places {
@@ -69,6 +64,52 @@ impl Places {
         }
     }
 
+    /// `owner` holds by its place: when that was taken, and what fires if its key is deleted. The same if said again.
+    pub(crate) fn hold(&self, owner: OwnerId) -> Option<(i64, LostSignal)> {
+        let mut places = self.lock();
+        let place = places.get_mut(&owner)?;
+        let held = place.held.get_or_insert_with(Lease::unbounded);
+        Some((place.taken?, held.signal()))
+    }
+
+    /// Who holds in this session and has not begun to release.
+    pub(crate) fn held(&self, session: &Session) -> Vec<(OwnerId, Place)> {
+        self.of(session, |place| {
+            place.held.is_some() && place.debt == Debt::None
+        })
+    }
+
+    /// Who of this session is to be withdrawn.
+    pub(crate) fn due(&self, session: &Session) -> Vec<(OwnerId, Place)> {
+        self.of(session, |place| place.debt == Debt::Due)
+    }
+
+    /// The key of what `owner` holds by this place has gone: unless it has begun to release meanwhile, that is a loss.
+    pub(crate) fn lose(&self, owner: OwnerId, place: &Place) {
+        if let Some(known) = self.lock().get(&owner)
+            && known.taken == place.taken
+            && known.debt == Debt::None
+            && let Some(held) = &known.held
+        {
+            tracing::warn!(key = &*known.key, "the key of a held lock was deleted");
+            held.end(Loss::Removed("its key was deleted by somebody".into()));
+        }
+    }
+
+    /// The nearest place of the same session that is in the way of `place`, taken at `taken`; and whose it is.
+    pub(crate) fn nearest_before(&self, place: &Place, taken: i64) -> Option<(OwnerId, Place)> {
+        let before = |other: &Place| {
+            other.taken.is_some_and(|other| other < taken)
+                && other.debt == Debt::None
+                && other.key.starts_with(place.queue.in_the_way())
+        };
+        self.lock()
+            .iter()
+            .filter(|(_, other)| Arc::ptr_eq(&other.session, &place.session) && before(other))
+            .max_by_key(|(_, other)| other.taken)
+            .map(|(owner, other)| (*owner, other.clone()))
+    }
+
     /// A release of `owner` begins. It is due again when the returned value is dropped.
     pub(crate) fn paying<'a>(&'a self, owner: OwnerId, session: &'a Session) -> Paying<'a> {
         self.note(owner, |place| place.debt = Debt::Paying);
@@ -79,21 +120,10 @@ impl Places {
         }
     }
 
-    /// Who of this session is to be withdrawn.
-    pub(crate) fn due(&self, session: &Session) -> Vec<OwnerId> {
-        self.lock()
-            .iter()
-            .filter(|(_, place)| {
-                place.debt == Debt::Due && std::ptr::eq(Arc::as_ptr(&place.session), session)
-            })
-            .map(|(owner, _)| *owner)
-            .collect()
-    }
-
     /// Forgets who held in a session that has ended.
     pub(crate) fn forget_grants(&self, session: &Arc<Session>) {
         self.lock()
-            .retain(|_, place| !(place.granted && Arc::ptr_eq(&place.session, session)));
+            .retain(|_, place| place.held.is_none() || !Arc::ptr_eq(&place.session, session));
     }
 
     /// Forgets everyone of a session that has been revoked or has run out.
@@ -102,12 +132,24 @@ impl Places {
             .retain(|_, place| !Arc::ptr_eq(&place.session, session));
     }
 
-    /// Nothing is left of `owner`, nor can anything come.
+    /// Nothing is left of `owner`, nor can anything come: its key may be used again.
     pub(crate) fn remove(&self, owner: OwnerId) {
-        self.lock().remove(&owner);
+        if let Some(place) = self.lock().remove(&owner) {
+            let numbers = &place.session.numbers;
+            numbers.give_back(&place.queue.directory, place.number);
+        }
+    }
+
+    fn of(&self, session: &Session, which: impl Fn(&Place) -> bool) -> Vec<(OwnerId, Place)> {
+        self.lock()
+            .iter()
+            .filter(|(_, place)| std::ptr::eq(Arc::as_ptr(&place.session), session) && which(place))
+            .map(|(owner, place)| (*owner, place.clone()))
+            .collect()
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<OwnerId, Place>> {
+        // Nothing panics while it is held.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -122,7 +164,6 @@ pub(crate) struct Paying<'a> {
 
 impl Drop for Paying<'_> {
     fn drop(&mut self) {
-        // Whoever follows it in a crowd looks for itself when its key goes: also if this call failed or was dropped.
         self.session.watches.leave(self.owner);
         // A place that was withdrawn for good is no longer in the book.
         self.places.note(self.owner, |place| place.debt = Debt::Due);

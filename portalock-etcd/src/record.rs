@@ -1,12 +1,11 @@
 //! What a place's key says: whose it is, for people, and its token.
 
-use etcd_client::KeyValue;
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use portalock_core::{BackendError, BackendErrorKind, FencingToken, Holder, OwnerId};
 use serde::Serialize;
 
-use crate::slots::Slot;
-
-/// What a place's key holds: for people whose it is, and for its own client which of its places.
+/// What a place's key holds: for people whose it is, and for its own client which use of the key.
 #[derive(Serialize)]
 struct Record<'a> {
     #[serde(flatten)]
@@ -19,9 +18,10 @@ pub(crate) fn token(revision: i64) -> FencingToken {
     FencingToken::new(u64::try_from(revision).unwrap_or(0))
 }
 
-/// Who a place belongs to, as other clients read it; and like no other place of the session.
-pub(crate) fn encode(holder: &Holder, owner: OwnerId, slot: Slot) -> Result<Vec<u8>, BackendError> {
-    let usage = slot.usage;
+/// Who a place belongs to, as other clients read it; and like no other place of this process.
+pub(crate) fn encode(holder: &Holder, owner: OwnerId) -> Result<Vec<u8>, BackendError> {
+    static USES: AtomicU64 = AtomicU64::new(0);
+    let usage = USES.fetch_add(1, Ordering::Relaxed);
     serde_json::to_vec(&Record { holder, usage }).map_err(|error| {
         BackendError::new(
             BackendErrorKind::Other,
@@ -32,8 +32,8 @@ pub(crate) fn encode(holder: &Holder, owner: OwnerId, slot: Slot) -> Result<Vec<
 }
 
 /// Who a place belongs to, if its value says so: it is for people, and decides nothing.
-pub(crate) fn decode(key: &KeyValue) -> Option<Holder> {
-    serde_json::from_slice(key.value()).ok()
+pub(crate) fn decode(value: &[u8]) -> Option<Holder> {
+    serde_json::from_slice(value).ok()
 }
 
 /// A key of the queue that none of us has put there.

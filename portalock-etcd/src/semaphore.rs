@@ -19,7 +19,7 @@ impl Semaphore for EtcdBackend {
     async fn try_acquire(&self, request: &PermitRequest) -> Result<Attempt, BackendError> {
         self.client
             .attempt(Wish {
-                spot: self.client.keys.permits(request),
+                queue: self.client.keys.permits(request),
                 owner: request.owner,
                 patience: request.patience,
                 holder: &request.holder,

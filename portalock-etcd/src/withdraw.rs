@@ -4,18 +4,20 @@ use etcd_client::{Compare, CompareOp, PutOptions, Txn, TxnOp, TxnOpResponse};
 use portalock_core::{BackendError, BackendErrorKind, OwnerId, Released};
 
 use crate::{
-    endpoints::Answer,
     places::{Place, Places},
-    queue::{Queue, revision},
+    queue::revision,
 };
+
+/// What a failed withdrawal could not do.
+const RELEASE: &str = "release";
 
 /// What came of giving a place up.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Withdrawn {
+struct Withdrawn {
     /// Whether there was one.
-    pub(crate) found: bool,
+    found: bool,
     /// Whether none can come any more.
-    pub(crate) for_good: bool,
+    for_good: bool,
 }
 
 impl Places {
@@ -24,17 +26,20 @@ impl Places {
         let Some(place) = self.get(owner) else {
             return Ok(Released::NotHeld);
         };
-        let session = &place.session;
-        session.holds.let_go(owner);
-        let _due_again = self.paying(owner, session);
-        let withdrawn = place.withdraw().await?;
+        let _due_again = self.paying(owner, &place.session);
+        let withdrawn = if place.unsure {
+            place.withdraw_for_good().await?
+        } else {
+            Withdrawn {
+                // Else it has been answered that there is no place.
+                found: place.taken.is_some() && place.withdraw().await?,
+                for_good: true,
+            }
+        };
         if withdrawn.for_good {
-            session
-                .slots
-                .give_back(&place.spot.directory, place.seat.slot);
             self.remove(owner);
         }
-        Ok(if withdrawn.found && place.granted {
+        Ok(if withdrawn.found && place.held.is_some() {
             Released::Freed
         } else {
             Released::NotHeld
@@ -43,45 +48,24 @@ impl Places {
 }
 
 impl Place {
-    async fn withdraw(&self) -> Result<Withdrawn, BackendError> {
-        let queue = Queue {
-            session: &self.session,
-            spot: &self.spot,
-            seat: &self.seat,
-        };
-        if self.unsure {
-            return queue.withdraw_for_good().await;
-        }
-        let found = match self.revision {
-            Some(_) => queue.withdraw().await?,
-            // It has been answered that there is no place.
-            None => false,
-        };
-        Ok(Withdrawn {
-            found,
-            for_good: true,
-        })
-    }
-}
-
-impl Queue<'_> {
     /// Gives up the place. True if there was one.
-    pub(crate) async fn withdraw(&self) -> Result<bool, BackendError> {
+    async fn withdraw(&self) -> Result<bool, BackendError> {
+        let mut repeated = false;
         let answer = self
             .session
             .endpoints
-            .call("release", |client| {
+            .call_noting(RELEASE, &mut repeated, |client| {
                 let transaction = self.delete();
                 async move { client.kv_client().txn(transaction).await }
             })
             .await?;
         // A try without an answer may have deleted what the next one no longer found.
-        Ok(answer.repeated || answer.value.succeeded())
+        Ok(repeated || answer.succeeded())
     }
 
     /// As [`withdraw`](Self::withdraw), and sees to it that no earlier request of this session for a place takes effect
     /// any more, should it still be on its way.
-    pub(crate) async fn withdraw_for_good(&self) -> Result<Withdrawn, BackendError> {
+    async fn withdraw_for_good(&self) -> Result<Withdrawn, BackendError> {
         let session_key = self.session.key.as_str();
         let delete = TxnOp::txn(self.delete());
         let options = PutOptions::new().with_lease(self.session.lease_id);
@@ -90,27 +74,29 @@ impl Queue<'_> {
             .and_then([delete.clone(), TxnOp::put(session_key, "", Some(options))])
             // Without the session's key no place can be taken in it.
             .or_else([delete]);
+        let mut repeated = false;
         let answer = self
             .session
             .endpoints
-            .call("release", |client| {
+            .call_noting(RELEASE, &mut repeated, |client| {
                 let transaction = transaction.clone();
                 async move { client.kv_client().txn(transaction).await }
             })
             .await;
-        let Answer {
-            value: answer,
-            repeated,
-        } = match answer {
-            Ok(answer) => answer,
+        let answer = match answer {
             // A full store takes neither this modification nor, for now, a late place.
-            Err(failure) if failure.error.kind() == BackendErrorKind::OutOfSpace => {
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    BackendErrorKind::OutOfSpace | BackendErrorKind::Exhausted
+                ) =>
+            {
                 return Ok(Withdrawn {
-                    found: self.withdraw().await?,
+                    found: self.withdraw().await? || repeated,
                     for_good: false,
                 });
             }
-            Err(failure) => return Err(failure.into()),
+            answer => answer?,
         };
         if answer.succeeded() {
             self.session.key_modified(revision(&answer));
@@ -127,9 +113,9 @@ impl Queue<'_> {
 
     /// Deletes the key, if it is this place's.
     fn delete(&self) -> Txn {
-        let key = self.seat.key.as_bytes();
+        let key = &*self.key;
         Txn::new()
-            .when([Compare::value(key, CompareOp::Equal, &*self.seat.value)])
+            .when([Compare::value(key, CompareOp::Equal, &*self.value)])
             .and_then([TxnOp::delete(key, None)])
     }
 }

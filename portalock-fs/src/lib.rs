@@ -16,48 +16,28 @@
 //! guard.release().await?;
 //! # Ok(()) }
 //! ```
+//!
+//! # Where what is
+//!
+//! - `backend/` is [`FsBackend`]; its `mod.rs` tells the way that a request goes.
+//! - `files/` is everything for a file that you name or have open: [`FileLock`], [`TemporaryFileLock`], [`PidFileLock`],
+//!   [`BoundedSemaphore`], [`open_atomic`] and the rest of what portalocker has.
+//! - Both stand on `common/`: opening, locking, checking and freeing one file, plain [`lock`]s, and errors.
+//! - `sys/` is what differs between operating systems.
 
-mod acquire;
-mod atomic;
+#![cfg_attr(docsrs, feature(doc_cfg))]
+
 mod backend;
-mod config;
-mod error;
-mod file_lock;
-mod file_mode;
-mod fork;
-mod grant;
-mod handle;
-mod inspect;
-mod line;
-mod name;
-mod one_file;
-mod open;
-mod owned;
-mod pid;
-mod pid_record;
-mod queue;
-mod record;
-mod reentrant;
-mod release;
-mod semaphore;
-mod slot_files;
-mod spec;
-mod stay;
+mod common;
+mod files;
 mod sys;
-mod temp_file;
-mod temporary;
-mod watch;
 
-pub use atomic::{AtomicError, AtomicFile, open_atomic};
-pub use backend::FsBackend;
-pub use config::{Calls, FsSettings, Watch};
-pub use error::{FsError, FsErrorKind};
-pub use file_lock::{FileGuard, FileLock};
-pub use file_mode::{FileMode, InvalidFileMode};
-pub use handle::{LockKind, lock, try_lock, unlock};
-pub use pid::{PidFileGuard, PidFileLock, PidFileOutcome};
-pub use pid_record::{PidHolder, PidState};
+pub use backend::{Calls, FsBackend, FsSettings, Watch};
+pub use common::{FsError, FsErrorKind, LockKind, lock, try_lock, unlock};
+pub use files::{
+    AtomicError, AtomicFile, BoundedSemaphore, FileGuard, FileLock, FileMode, InvalidFileMode,
+    PidFileGuard, PidFileLock, PidFileOutcome, PidHolder, PidState, ReentrantFileGuard,
+    ReentrantFileLock, SlotGuard, TemporaryFileLock, TemporaryGuard, blocking_lock_with, lock_with,
+    open_atomic,
+};
 pub use portalock_core::Mode;
-pub use reentrant::{ReentrantFileGuard, ReentrantFileLock};
-pub use semaphore::{BoundedSemaphore, SlotGuard};
-pub use temporary::{TemporaryFileLock, TemporaryGuard};

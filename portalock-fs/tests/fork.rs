@@ -20,7 +20,8 @@ use std::{
 use fork::Fork;
 use portalock_core::{BackendErrorKind, LockError, blocking};
 use portalock_fs::{
-    BoundedSemaphore, FileLock, FsBackend, LockKind, PidFileLock, TemporaryFileLock,
+    BoundedSemaphore, FileLock, FsBackend, LockKind, PidFileLock, ReentrantFileLock,
+    TemporaryFileLock,
 };
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
@@ -99,8 +100,27 @@ fn is_told(guard: &blocking::Guard<FsBackend>) -> bool {
     true
 }
 
+/// Runs the test of this name in a process of its own, where nothing else uses the watcher: then the child drops the last of it.
+/// True in that process.
+fn is_alone(test: &str) -> bool {
+    const ALONE: &str = "PORTALOCK_FS_TEST_ALONE";
+    if std::env::var_os(ALONE).is_some() {
+        return true;
+    }
+    let status = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", test])
+        .env(ALONE, "1")
+        .stdout(Stdio::null())
+        .status();
+    assert!(status.unwrap().success());
+    false
+}
+
 #[test]
 fn a_child_that_drops_what_it_inherited_ends_nothing_of_its_parents() {
+    if !is_alone("a_child_that_drops_what_it_inherited_ends_nothing_of_its_parents") {
+        return;
+    }
     let locks = Locks::new();
     let backend = locks.client();
     let guard = lock(&backend, "a").acquire().unwrap();
@@ -241,4 +261,17 @@ fn a_childs_copies_of_file_guards_end_nothing_of_its_parents() {
         pid.release().unwrap();
         slot.release().unwrap();
     }
+}
+
+#[test]
+fn a_child_does_not_count_as_its_parents_reentrant_lock() {
+    let locks = Locks::new();
+    std::fs::create_dir(locks.path()).unwrap();
+    let file = FileLock::new(locks.path().join("data")).unwrap();
+    let ours = ReentrantFileLock::new(file.clone()).unwrap();
+    let guard = ours.blocking_acquire().unwrap();
+    let child = Child::doing(|| assert!(ours.blocking_acquire().is_err()));
+    assert!(child.went_well());
+    assert!(file.try_acquire().is_err());
+    guard.release().unwrap();
 }

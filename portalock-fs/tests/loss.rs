@@ -389,3 +389,61 @@ fn files_removed_under_six_threads_let_no_two_in_together() {
         "nothing was ever removed: the test shows nothing"
     );
 }
+
+/// A watch for something else on the same directory, such as for the release of a lock on the directory itself.
+#[tokio::test]
+async fn whoever_waits_for_the_directory_itself_takes_no_watch_away() {
+    use portalock_fs::{LockKind, blocking_lock_with, lock_with};
+
+    let _shared = ALONE.read().await;
+    let locks = Locks::new();
+    let client = locks.client();
+    let guard = lock(&client, "a").acquire().await.unwrap();
+    let open = || std::fs::File::open(locks.path()).unwrap();
+    let (ours, theirs) = (open(), open());
+    let policy = support::patience();
+    blocking_lock_with(&theirs, Mode::Exclusive, LockKind::Flock, &policy).unwrap();
+    let mut waiting = Box::pin(lock_with(&ours, Mode::Exclusive, LockKind::Flock, &policy));
+    assert!(futures_util::poll!(&mut waiting).is_pending());
+    std::fs::remove_file(locks.file("a")).unwrap();
+    tokio::time::timeout(LONG, guard.lost()).await.unwrap();
+    drop(theirs);
+    tokio::time::timeout(LONG, waiting).await.unwrap().unwrap();
+}
+
+/// Whoever gets the lock as the file is cleaned away finds no file. It is tried often: what is wrong shows only if the other
+/// thread comes at the right moment.
+#[test]
+fn a_file_is_removed_before_it_is_unlocked() {
+    use portalock_fs::{LockKind, try_lock};
+
+    let _shared = ALONE.blocking_read();
+    let locks = Locks::new();
+    let client = locks.client();
+    let cleaned = portalock_core::blocking::Lock::new(client.clone(), "a").unwrap();
+    for _ in 0..300 {
+        drop(cleaned.acquire().unwrap());
+        let file = std::fs::File::open(locks.file("a")).unwrap();
+        let started = std::sync::Barrier::new(2);
+        std::thread::scope(|scope| {
+            let next = scope.spawn(|| {
+                let mut was_locked = false;
+                started.wait();
+                loop {
+                    let is_there = locks.file("a").exists();
+                    match try_lock(&file, Mode::Exclusive, LockKind::Flock).unwrap() {
+                        // Before it was locked to be removed, or after.
+                        true if is_there && !was_locked => {
+                            portalock_fs::unlock(&file, LockKind::Flock).unwrap();
+                        }
+                        true => return locks.file("a").exists(),
+                        false => was_locked = true,
+                    }
+                }
+            });
+            started.wait();
+            while client.clean(Duration::ZERO).unwrap() == 0 {}
+            assert!(!next.join().unwrap(), "unlocked, and still there");
+        });
+    }
+}

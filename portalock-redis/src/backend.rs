@@ -1,65 +1,50 @@
 //! The backend: a session when it is needed, and the requests in it.
 
-use std::{
-    fmt,
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::{fmt, sync::Arc};
 
 use async_trait::async_trait;
 use portalock_core::{
     Attempt, BackendError, BackendErrorKind, Capabilities, Contention, CrashRelease, Fairness,
-    Inspect, Inspection, LockBackend, LockName, LockRequest, LossNotice, OwnerId, Released, Scope,
-    Tokens, Wakeups, clock::Instant, wakeups,
+    Inspect, Inspection, LockBackend, LockName, LockRequest, Loss, LossNotice, OwnerId, Released,
+    Scope, Tokens, Wakeups, session::Sessions, wakeups,
 };
 
 use crate::{
+    calls::{Answered, Call, Calls},
     claims::Claims,
     config::{InvalidRedisSettings, RedisSettings},
     error::{failed, session_ended, unexpected},
     keys::{Keys, Kind, Named},
-    scripts::{ACQUIRE, INSPECT, RELEASE},
+    refresh::{confirm, forgotten},
+    scripts::{ACQUIRE, INSPECT, RELEASE, RESUME},
     session::Session,
-    wire::{Answer, SLOWEST_TICK, Wanted, inspection, recheck, text},
+    wire::{Answer, SLOWEST_TICK, Stamp, Wanted, inspection, recheck, text},
 };
 
 const ACQUIRING: &str = "acquire through Redis";
 const RELEASING: &str = "release through Redis";
 const INSPECTING: &str = "look at a lock in Redis";
 
-/// How long a call waits after the first failed connection before it tries another; doubled with each.
-const FIRST_RECONNECT: Duration = Duration::from_millis(50);
-const LONGEST_RECONNECT: Duration = Duration::from_secs(2);
+/// How often an attempt is sent with a stamp that another call has made void meanwhile.
+const STALE_ATTEMPTS: usize = 10;
 
 /// Locks and semaphores on a Redis server.
 ///
-/// Cheap to clone: clones share one session, which is one connection, opened by the first call that needs it and shared by
-/// all locks. When the session ends, everything held in it is lost, and the next call opens another. When the last clone
-/// goes, guards included, the connection closes and the server frees what is left.
-///
-/// The session lives on the tokio runtime of the call that opened it, and ends with that runtime.
+/// Cheap to clone: clones share one session, opened by the first call that needs it and shared by all locks. The session lives
+/// on a thread of the library's own, so it depends on no runtime: a backend can be shared by many, and each has a
+/// connection of its own for its calls. When the session ends, everything held in it is lost, and the next call opens
+/// another. When the last clone goes, guards included, the session is closed and the server frees what is left.
 #[derive(Clone)]
 pub struct RedisBackend(Arc<Inner>);
 
 struct Inner {
-    settings: RedisSettings,
+    settings: Arc<RedisSettings>,
     keys: Keys,
-    sessions: String,
+    /// What the key of every session begins with.
+    prefix: String,
     claims: Arc<Claims>,
-    current: Mutex<Option<Arc<Session>>>,
-    opening: tokio::sync::Mutex<Opening>,
-    failures: std::sync::atomic::AtomicU64,
-}
-
-/// What is known of sessions that are over, and of attempts to open one.
-#[derive(Default)]
-struct Opening {
-    /// Sessions that the server may still think alive: the next one ends them.
-    former: Vec<Arc<str>>,
-    /// How many attempts in a row have failed, when the next may be made, and what came of the last.
-    in_a_row: u32,
-    not_before: Option<Instant>,
-    last_error: Option<BackendError>,
+    sessions: Sessions<Session>,
+    calls: Calls,
 }
 
 impl RedisBackend {
@@ -96,14 +81,14 @@ impl RedisBackend {
     /// A backend that connects when it is first used.
     pub fn new(settings: RedisSettings) -> Self {
         let keys = Keys::new(settings.prefix().into());
+        let settings = Arc::new(settings);
         Self(Arc::new(Inner {
-            sessions: keys.sessions(),
+            prefix: keys.sessions(),
             keys,
+            calls: Calls::new(settings.clone()),
             settings,
             claims: Arc::default(),
-            current: Mutex::default(),
-            opening: tokio::sync::Mutex::default(),
-            failures: std::sync::atomic::AtomicU64::new(0),
+            sessions: Sessions::new(),
         }))
     }
 
@@ -122,80 +107,46 @@ impl RedisBackend {
     ///
     /// Nothing is left behind.
     pub async fn ping(&self) -> Result<(), BackendError> {
-        let mut connection = self.session().await?.connection()?;
-        redis::cmd("PING")
-            .query_async::<redis::Value>(&mut connection)
+        self.0
+            .send("ping Redis", Call::Plain(&redis::cmd("PING")))
             .await
             .map(drop)
-            .map_err(|error| failed("ping Redis", error))
     }
 
-    /// The live session, opened if there is none.
+    /// The live session, begun if there is none.
     async fn session(&self) -> Result<Arc<Session>, BackendError> {
-        match self.0.live() {
+        match self.0.sessions.live() {
             Some(session) => Ok(session),
             // In a box of its own: it is large, and each call would carry room for it.
-            None => Box::pin(self.open_session()).await,
+            None => Box::pin(self.begin_session()).await,
         }
     }
 
-    async fn open_session(&self) -> Result<Arc<Session>, BackendError> {
-        use std::sync::atomic::Ordering;
-        let inner = &*self.0;
-        if tokio::runtime::Handle::try_current().is_err() {
-            return Err(BackendError::new(
-                BackendErrorKind::Misconfigured,
-                "Redis needs a tokio runtime: call from within one, or use the blocking facade",
-            ));
-        }
-        let seen = inner.failures.load(Ordering::Acquire);
-        let mut opening = inner.opening.lock().await;
-        if let Some(session) = inner.live() {
-            return Ok(session);
-        }
-        // Someone else has tried while this call stood in line: one answer serves all.
-        if inner.failures.load(Ordering::Acquire) != seen
-            && let Some(error) = &opening.last_error
-        {
-            return Err(error.clone());
-        }
-        if let Some(not_before) = opening.not_before {
-            tokio::time::sleep_until(not_before).await;
-        }
-        if let Some(ended) = inner.take_current() {
-            opening.former.push(ended.id().clone());
-        }
-        match Session::open(&inner.settings, &inner.keys, &inner.claims, &opening.former).await {
-            Ok(session) => {
-                tracing::debug!(session = %session.id(), "a session with Redis begins");
-                *opening = Opening::default();
-                *inner.current() = Some(session.clone());
-                Ok(session)
-            }
-            Err(error) => {
-                let pause = FIRST_RECONNECT
-                    .saturating_mul(2_u32.saturating_pow(opening.in_a_row))
-                    .min(LONGEST_RECONNECT);
-                opening.in_a_row = opening.in_a_row.saturating_add(1);
-                opening.not_before =
-                    Instant::now().checked_add(pause.mul_f64(fastrand::f64() / 2.0 + 0.5));
-                opening.last_error = Some(error.clone());
-                inner.failures.fetch_add(1, Ordering::AcqRel);
-                Err(error)
-            }
-        }
+    async fn begin_session(&self) -> Result<Arc<Session>, BackendError> {
+        // Not on the session thread alone: a call outside a runtime could be answered there, and never get further.
+        self.0.calls.wire().await?;
+        let (settings, keys, claims) = (
+            self.0.settings.clone(),
+            self.0.keys.clone(),
+            self.0.claims.clone(),
+        );
+        self.0
+            .sessions
+            .get(move |former| Session::start(settings, keys, claims, former))
+            .await
     }
 
     pub(crate) fn guarantees(&self) -> Capabilities {
         let settings = &self.0.settings;
-        // A crash that closes the connection is noticed by the next tick of the queue's last waiter. What is declared
-        // here holds for every crash: the machine's too, and that of everyone else in the queue at the same time.
+        // What is declared here holds for every crash: the machine's too, and that of everyone else in the queue at the same
+        // time.
         let crash = settings
-            .lifetime()
+            .session_ttl()
             .saturating_add(settings.tick_interval().saturating_mul(SLOWEST_TICK));
-        let loss = match settings.disconnect_grace() {
-            Some(_) => LossNotice::BeforeSuccessor,
-            None => LossNotice::Within(settings.lifetime()),
+        let loss = if settings.release_without_notice() {
+            LossNotice::Within(settings.session_ttl())
+        } else {
+            LossNotice::BeforeSuccessor
         };
         Capabilities::new(Scope::Network)
             .with_shared(true)
@@ -209,7 +160,6 @@ impl RedisBackend {
     pub(crate) async fn attempt(&self, wanted: &Wanted<'_>) -> Result<Attempt, BackendError> {
         let session = self.session().await?;
         let claims = &self.0.claims;
-        claims.expect(wanted.owner, session.id(), &wanted.named);
         let answer = self.ask(&session, wanted).await;
         // A grant may have come by message while the answer was under way, before the waiter listens.
         if let Some(grant) = claims.take_unheard(wanted.owner) {
@@ -217,7 +167,10 @@ impl RedisBackend {
         }
         match answer {
             Ok(Answer::Granted(token)) => {
-                session.confirm().await?;
+                if self.0.settings.wait_replicas() > 0 {
+                    let mut connection = self.0.calls.wire().await?.connection;
+                    confirm(&mut connection, &session).await?;
+                }
                 Ok(Attempt::Granted(claims.hold(
                     wanted.owner,
                     token,
@@ -236,9 +189,13 @@ impl RedisBackend {
                 ))
             }
             Ok(Answer::Ended) => {
-                session.end("the server no longer knows it");
+                session.end(forgotten());
                 Err(session_ended(session.loss()))
             }
+            Ok(Answer::Stale(_)) => Err(BackendError::new(
+                BackendErrorKind::Unavailable,
+                format!("can't {ACQUIRING}: the session's connections were made anew all the time"),
+            )),
             Err(error) => {
                 // Its claims may have been cleared before this one was added.
                 if session.loss().is_some() {
@@ -249,31 +206,60 @@ impl RedisBackend {
         }
     }
 
+    /// One attempt, sent again with the session's present stamp if it was refused for an older one.
     async fn ask(&self, session: &Session, wanted: &Wanted<'_>) -> Result<Answer, BackendError> {
+        let claims = &self.0.claims;
+        let mut answer = None;
+        for _ in 0..STALE_ATTEMPTS {
+            let stamp = session.stamp();
+            let before = claims.expect(wanted.owner, session.id(), &wanted.named, stamp.number);
+            let answered = self.ask_with(session, &stamp, wanted).await?;
+            if !answered.repeated {
+                claims.answered(wanted.owner, before);
+            }
+            let read = Answer::of(&answered.value).ok_or_else(|| unexpected(ACQUIRING))?;
+            let Answer::Stale(later) = &read else {
+                return Ok(read);
+            };
+            session.has_stamp(later.clone());
+            answer = Some(read);
+        }
+        answer.ok_or_else(|| unexpected(ACQUIRING))
+    }
+
+    async fn ask_with(
+        &self,
+        session: &Session,
+        stamp: &Stamp,
+        wanted: &Wanted<'_>,
+    ) -> Result<Answered, BackendError> {
         let Inner {
             keys,
-            sessions,
+            prefix,
             settings,
+            calls,
             ..
         } = &*self.0;
         let keys = keys.of(&wanted.named);
-        let answer = session
-            .call(
-                ACQUIRING,
-                &ACQUIRE,
-                &[&keys.state, &keys.queue, &keys.waiters, session.key()],
-                &[
-                    sessions,
-                    session.id(),
-                    &wanted.owner.to_string(),
-                    &wanted.weight.to_string(),
-                    &wanted.capacity.to_string(),
-                    if wanted.queues { "1" } else { "0" },
-                    &wanted.who(settings.label()),
-                ],
-            )
-            .await?;
-        Answer::of(&answer).ok_or_else(|| unexpected(ACQUIRING))
+        let call = Call::Script(
+            &ACQUIRE,
+            &[&keys.state, &keys.queue, &keys.waiters, session.key()],
+            &[
+                prefix,
+                session.id(),
+                &wanted.owner.to_string(),
+                &wanted.weight.to_string(),
+                &wanted.capacity.to_string(),
+                if wanted.queues { "1" } else { "0" },
+                &wanted.who(settings.label()),
+                stamp.text(),
+            ],
+        );
+        let goes_on = || match session.loss() {
+            None => Ok(()),
+            loss => Err(session_ended(loss)),
+        };
+        calls.send(ACQUIRING, call, goes_on).await
     }
 
     pub(crate) async fn withdraw(
@@ -283,26 +269,27 @@ impl RedisBackend {
         owner: OwnerId,
     ) -> Result<Released, BackendError> {
         let inner = &*self.0;
-        if !inner.has_sessions().await {
+        let Some(session) = inner.sessions.latest() else {
+            // The server can't know of anything that this object has asked for.
             return Ok(Released::NotHeld);
-        }
-        let session = self.session().await?;
+        };
+        inner.claims.releasing(owner);
+        inner.make_void(&session, owner).await?;
         let keys = inner.keys.of(&Named {
             kind,
             name: name.clone(),
         });
-        inner.claims.releasing(owner);
-        let answer = session
-            .call(
-                RELEASING,
-                &RELEASE,
-                &[&keys.state, &keys.queue, &keys.waiters],
-                &[&inner.sessions, &owner.to_string()],
-            )
-            .await?;
+        let call = Call::Script(
+            &RELEASE,
+            &[&keys.state, &keys.queue, &keys.waiters],
+            &[&inner.prefix, &owner.to_string()],
+        );
+        let answered = inner.send(RELEASING, call).await?;
         inner.claims.forget(owner);
-        match text(&answer) {
+        match text(&answered.value) {
             Some("1") => Ok(Released::Freed),
+            // The first of the two may have freed it.
+            Some("0") if answered.repeated && session.loss().is_none() => Ok(Released::Freed),
             Some("0") => Ok(Released::NotHeld),
             _ => Err(unexpected(RELEASING)),
         }
@@ -327,54 +314,74 @@ impl RedisBackend {
             kind,
             name: name.clone(),
         });
-        let answer = self
-            .session()
-            .await?
-            .call(
-                INSPECTING,
-                &INSPECT,
-                &[&keys.state, &keys.queue, &keys.waiters],
-                &[&self.0.sessions],
-            )
-            .await?;
-        redis::from_redis_value(answer)
+        self.session().await?;
+        let call = Call::Script(
+            &INSPECT,
+            &[&keys.state, &keys.queue, &keys.waiters],
+            &[&self.0.prefix],
+        );
+        let answered = self.0.send(INSPECTING, call).await?;
+        redis::from_redis_value(answered.value)
             .ok()
             .and_then(|answer: Vec<String>| inspection(kind, &answer))
             .ok_or_else(|| unexpected(INSPECTING))
     }
 
+    /// Ends the session in good order: its guards are lost first, then the server frees what they held.
     pub(crate) async fn end_session(&self) -> Result<(), BackendError> {
-        let Some(session) = self.0.take_current() else {
+        const WHAT: &str = "close the session with Redis";
+        let inner = &*self.0;
+        let Some(session) = inner.sessions.take() else {
             return Ok(());
         };
-        let closed = session.close(&self.0.keys, &self.0.claims).await;
-        if closed.is_err() {
-            let mut opening = self.0.opening.lock().await;
-            opening.former.push(session.id().clone());
+        let left = inner.claims.of_session(session.id());
+        if session.loss().is_some() {
+            return Ok(());
         }
-        closed
+        session.end(Loss::SessionEnded("this program closed it".into()));
+        for (owner, named) in left {
+            let keys = inner.keys.of(&named);
+            let call = Call::Script(
+                &RELEASE,
+                &[&keys.state, &keys.queue, &keys.waiters],
+                &[&inner.prefix, &owner.to_string()],
+            );
+            inner.send(WHAT, call).await?;
+        }
+        let mut delete = redis::cmd("DEL");
+        inner
+            .send(WHAT, Call::Plain(delete.arg(session.key())))
+            .await
+            .map(drop)
     }
 }
 
 impl Inner {
-    fn current(&self) -> std::sync::MutexGuard<'_, Option<Arc<Session>>> {
-        self.current.lock().unwrap_or_else(PoisonError::into_inner)
+    async fn send(&self, what: &'static str, call: Call<'_>) -> Result<Answered, BackendError> {
+        self.calls.send(what, call, || Ok(())).await
     }
 
-    fn take_current(&self) -> Option<Arc<Session>> {
-        self.current().take()
+    /// Sees to it that no request of `owner` takes effect from now on, though some may still be under way.
+    async fn make_void(&self, session: &Session, owner: OwnerId) -> Result<(), BackendError> {
+        let present = session.stamp().number;
+        if session.loss().is_some() || !self.claims.may_arrive(owner, session.id(), present) {
+            return Ok(());
+        }
+        let stamp = session.next_stamp();
+        let call = Call::Script(&RESUME, &[session.key()], &session.raising(&stamp));
+        let answered = self.send(RELEASING, call).await?;
+        if !session.raised(stamp.clone(), &answered.value)? {
+            session.end(forgotten());
+        }
+        Ok(())
     }
+}
 
-    fn live(&self) -> Option<Arc<Session>> {
-        self.current()
-            .as_ref()
-            .filter(|session| session.loss().is_none())
-            .cloned()
-    }
-
-    /// Whether the server can know of anything that this object has asked for.
-    async fn has_sessions(&self) -> bool {
-        self.current().is_some() || !self.opening.lock().await.former.is_empty()
+impl Drop for Inner {
+    fn drop(&mut self) {
+        if let Some(session) = self.sessions.take() {
+            session.end(Loss::SessionEnded("its backend was dropped".into()));
+        }
     }
 }
 
@@ -415,20 +422,18 @@ impl LockBackend for RedisBackend {
 
     async fn names(&self) -> Result<Vec<LockName>, BackendError> {
         const WHAT: &str = "list the locks in Redis";
-        let session = self.session().await?;
-        let mut connection = session.connection()?;
         let mut names = Vec::new();
         let mut cursor = "0".to_owned();
         loop {
-            let (next, found): (String, Vec<String>) = redis::cmd("SCAN")
-                .arg(&cursor)
+            let mut scan = redis::cmd("SCAN");
+            scan.arg(&cursor)
                 .arg("MATCH")
                 .arg(self.0.keys.lock_pattern())
                 .arg("COUNT")
-                .arg(1000)
-                .query_async(&mut connection)
-                .await
-                .map_err(|error| failed(WHAT, error))?;
+                .arg(1000);
+            let answered = self.0.send(WHAT, Call::Plain(&scan)).await?;
+            let (next, found): (String, Vec<String>) = redis::from_redis_value(answered.value)
+                .map_err(|error| failed(WHAT, error.into()))?;
             // A state outlives its last grant for a while: only a look tells.
             for name in found.iter().filter_map(|key| self.0.keys.lock_name(key)) {
                 let found = self.look(Kind::Lock, &name).await?;

@@ -22,6 +22,9 @@ struct Claim {
     session: Arc<str>,
     named: Named,
     phase: Phase,
+    /// The number of the session's stamp that the latest request without an answer was sent with; 0 if all were answered. Such
+    /// a request may still arrive, as long as the session has no later stamp.
+    unanswered: u64,
     waiting: Option<Box<Waiting>>,
 }
 
@@ -31,6 +34,8 @@ struct Waiting {
     line: Option<WakeSender>,
     /// A grant that came before the waiter listened.
     unheard: Option<Grant>,
+    /// A grant may have been told to a connection that was gone, before the waiter listened.
+    looks: bool,
 }
 
 #[derive(Debug)]
@@ -52,22 +57,48 @@ impl Claims {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// An attempt for `owner` is about to be sent: from now on a grant may come.
-    pub(crate) fn expect(&self, owner: OwnerId, session: &Arc<str>, named: &Named) {
+    /// An attempt for `owner` is about to be sent, with the session's stamp of this number: from now on a grant may come.
+    ///
+    /// Answers what [`answered`](Self::answered) must be told when it has been.
+    pub(crate) fn expect(
+        &self,
+        owner: OwnerId,
+        session: &Arc<str>,
+        named: &Named,
+        stamp: u64,
+    ) -> u64 {
         let mut claims = self.lock();
         let claim = claims.entry(owner).or_insert_with(|| Claim {
             session: session.clone(),
             named: named.clone(),
             phase: Phase::Asked,
+            unanswered: 0,
             waiting: None,
         });
         if claim.session != *session {
             claim.session = session.clone();
             claim.phase = Phase::Asked;
+            // What was sent in another session is void with that session.
+            claim.unanswered = 0;
             if let Some(waiting) = &mut claim.waiting {
                 waiting.unheard = None;
             }
         }
+        std::mem::replace(&mut claim.unanswered, stamp)
+    }
+
+    /// The attempt that [`expect`](Self::expect) announced has been answered, and was sent but once.
+    pub(crate) fn answered(&self, owner: OwnerId, before: u64) {
+        if let Some(claim) = self.lock().get_mut(&owner) {
+            claim.unanswered = before;
+        }
+    }
+
+    /// Whether a request of `owner` may still arrive at the session while it has the stamp of this number.
+    pub(crate) fn may_arrive(&self, owner: OwnerId, session: &str, stamp: u64) -> bool {
+        self.lock()
+            .get(&owner)
+            .is_some_and(|claim| *claim.session == *session && claim.unanswered >= stamp)
     }
 
     /// The owner has been granted, as an answer says: what it is given.
@@ -81,8 +112,8 @@ impl Claims {
 
     /// The owner has been granted, as a message says.
     ///
-    /// A claim that is gone was released: that release comes after the grant at the server, on the same connection, which
-    /// is why nothing has to be given back here. One whose waiter has stopped listening is about to be released.
+    /// A claim that is gone was released, before the grant or after it: nothing has to be given back. One whose waiter has
+    /// stopped listening is about to be released.
     pub(crate) fn granted(&self, owner: OwnerId, token: FencingToken, session: &LostSignal) {
         if let Some(claim) = self.lock().get_mut(&owner) {
             let grant = claim.hold(token, session);
@@ -108,6 +139,9 @@ impl Claims {
         if let Some(grant) = waiting.unheard.take() {
             sender.grant(grant);
         }
+        if std::mem::take(&mut waiting.looks) {
+            sender.wake();
+        }
         waiting.line = Some(sender);
         Some(line)
     }
@@ -125,6 +159,20 @@ impl Claims {
             && let (Phase::Asked, Some(line)) = (&claim.phase, claim.line())
         {
             line.wake();
+        }
+    }
+
+    /// The session was without a connection for a while: whoever waits in it looks whether it has been granted meanwhile.
+    pub(crate) fn look_again(&self, session: &str) {
+        for claim in self.lock().values_mut() {
+            if *claim.session != *session || !matches!(claim.phase, Phase::Asked) {
+                continue;
+            }
+            let waiting = claim.waiting();
+            match &waiting.line {
+                Some(line) => drop(line.wake()),
+                None => waiting.looks = true,
+            }
         }
     }
 
@@ -211,7 +259,7 @@ mod tests {
 
     fn claims() -> (Claims, OwnerId, Arc<str>) {
         let (claims, owner, session) = (Claims::default(), OwnerId::mint(), "session".into());
-        claims.expect(owner, &session, &named());
+        claims.expect(owner, &session, &named(), 1);
         (claims, owner, session)
     }
 
@@ -239,10 +287,38 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn after_a_gap_those_who_wait_look_and_those_who_do_not_listen_yet_will() {
+        let (claims, owner, session) = claims();
+        let other = OwnerId::mint();
+        claims.expect(other, &session, &named(), 1);
+        let mut line = claims.listen(owner).unwrap();
+        claims.look_again(&session);
+        assert!(matches!(line.next().await, Wake::TryNow));
+        let mut late = claims.listen(other).unwrap();
+        assert!(matches!(late.next().await, Wake::TryNow));
+    }
+
+    #[test]
+    fn an_unanswered_request_may_arrive_until_the_session_has_a_later_stamp() {
+        let (claims, owner, session) = claims();
+        assert!(claims.may_arrive(owner, &session, 1));
+        // Another that is answered says nothing of the first.
+        let before = claims.expect(owner, &session, &named(), 1);
+        claims.answered(owner, before);
+        assert!(claims.may_arrive(owner, &session, 1));
+        assert!(!claims.may_arrive(owner, &session, 2));
+
+        let other = OwnerId::mint();
+        let before = claims.expect(other, &session, &named(), 1);
+        claims.answered(other, before);
+        assert!(!claims.may_arrive(other, &session, 1));
+    }
+
+    #[tokio::test]
     async fn a_session_takes_its_claims_along_and_no_others() {
         let (claims, owner, session) = claims();
         let other = OwnerId::mint();
-        claims.expect(other, &"another session".into(), &named());
+        claims.expect(other, &"another session".into(), &named(), 1);
         let mut line = claims.listen(owner).unwrap();
         let error = BackendError::new(BackendErrorKind::SessionEnded, "over");
         claims.session_ended(&session, &error);

@@ -35,7 +35,8 @@ pub struct RedisSettings {
     prefix: Arc<str>,
     label: Option<Arc<str>>,
     session_ttl: Duration,
-    disconnect_grace: Option<Duration>,
+    restart_wait: Option<Duration>,
+    release_without_notice: bool,
     tick_interval: Duration,
     connect_timeout: Duration,
     response_timeout: Duration,
@@ -56,7 +57,11 @@ impl RedisSettings {
     /// The default of [`prefix`](Self::prefix).
     pub const DEFAULT_PREFIX: &str = "portalock";
     /// The default of [`session_ttl`](Self::session_ttl).
-    pub const DEFAULT_SESSION_TTL: Duration = Duration::from_secs(10);
+    ///
+    /// A crashed holder's lock passes on within this time and one tick: before a call with the default timeout of 5 s gives
+    /// up. And a session that is refreshed three times in it survives a reset or a restart of two and a half seconds at any
+    /// moment.
+    pub const DEFAULT_SESSION_TTL: Duration = Duration::from_secs(4);
     /// The default of [`tick_interval`](Self::tick_interval).
     pub const DEFAULT_TICK_INTERVAL: Duration = Duration::from_millis(200);
     /// The default of [`connect_timeout`](Self::connect_timeout).
@@ -80,7 +85,8 @@ impl RedisSettings {
             prefix: Self::DEFAULT_PREFIX.into(),
             label: None,
             session_ttl: Self::DEFAULT_SESSION_TTL,
-            disconnect_grace: None,
+            restart_wait: None,
+            release_without_notice: false,
             tick_interval: Self::DEFAULT_TICK_INTERVAL,
             connect_timeout: Self::DEFAULT_CONNECT_TIMEOUT,
             response_timeout: Self::DEFAULT_RESPONSE_TIMEOUT,
@@ -116,10 +122,12 @@ impl RedisSettings {
         self
     }
 
-    /// Sets how long a session outlives its last sign of life; default 10 s.
+    /// Sets how long a session outlives its last sign of life; default 4 s.
     ///
-    /// It is what a client is given that stands still, or whose connection is dead without anybody knowing. A client
-    /// that crashes or disconnects is noticed at once: see [`disconnect_grace`](Self::with_disconnect_grace).
+    /// It is how long a crashed process keeps its locks, and how long a client has to come back after its connection has
+    /// ended or its server has stood still. The holder counts the same time from its last answered sign of life on its own
+    /// clock, so its lost signal fires before another is granted the lock. All clients of one server and prefix should have
+    /// the same.
     ///
     /// # Errors
     ///
@@ -130,24 +138,29 @@ impl RedisSettings {
         Ok(self)
     }
 
-    /// Chooses the strict form: a lost connection frees nothing before the holder knows.
+    /// Sets for how long after the server's start no session begins; default: as long as the session's time.
     ///
-    /// By default the server frees a session's locks in the very moment that its connection ends. A holder that lives on
-    /// after that, because somebody cut only its connection, learns of it by the same event, one network delay later: in
-    /// that window another may have been granted the lock. With a grace, locks outlive their connection by up to this
-    /// long, and the holder counts the same time from its last answered sign of life on its own clock, so its lost signal
-    /// fires first. The price is that a crashed process keeps its locks for as long.
+    /// A server that lost data in a restart doesn't know who holds what. By the time this has passed, whoever held before has
+    /// been told. Sessions that the server still knows go on at once. It is zero for a server that keeps its data whatever
+    /// happens (`appendfsync always`), or for tests that start a server of their own.
+    #[must_use]
+    pub fn with_restart_wait(mut self, wait: Duration) -> Self {
+        self.restart_wait = Some(wait);
+        self
+    }
+
+    /// Chooses whether the server gives a session's locks away in the very moment that its connection ends; default no.
     ///
-    /// The grace replaces [`session_ttl`](Self::with_session_ttl) for this client. Clients with and without it can share
-    /// locks.
+    /// A crash is then noticed within one [tick](Self::with_tick_interval) rather than the
+    /// [session's time](Self::with_session_ttl). What is given up: every reset of the connection loses all locks of the
+    /// session, though its process lives; and the holder is told by the same event as everybody else, one network delay
+    /// after its lock may have been granted to another, or up to the session's time if the news doesn't reach it.
     ///
-    /// # Errors
-    ///
-    /// [`InvalidRedisSettings`] if it is under 200 ms.
-    pub fn with_disconnect_grace(mut self, grace: Duration) -> Result<Self, InvalidRedisSettings> {
-        at_least("disconnect_grace", grace, SHORTEST_SESSION)?;
-        self.disconnect_grace = Some(grace);
-        Ok(self)
+    /// Each session is judged by its own form, so clients of both can share locks.
+    #[must_use]
+    pub fn with_release_without_notice(mut self, at_once: bool) -> Self {
+        self.release_without_notice = at_once;
+        self
     }
 
     /// Sets how often the last waiter in a queue looks whether the holder lives; default 200 ms. A crash runs no script,
@@ -225,9 +238,14 @@ impl RedisSettings {
         self.session_ttl
     }
 
-    /// How long locks outlive a lost connection, in the strict form.
-    pub const fn disconnect_grace(&self) -> Option<Duration> {
-        self.disconnect_grace
+    /// For how long after the server's start no session begins.
+    pub fn restart_wait(&self) -> Duration {
+        self.restart_wait.unwrap_or(self.session_ttl)
+    }
+
+    /// Whether locks are released in the moment that the connection ends.
+    pub const fn release_without_notice(&self) -> bool {
+        self.release_without_notice
     }
 
     /// How often the last waiter looks whether the holder lives.
@@ -259,9 +277,9 @@ impl RedisSettings {
         &self.server
     }
 
-    /// How long the session's key lives: the one time that server and client both count.
-    pub(crate) fn lifetime(&self) -> Duration {
-        self.disconnect_grace.unwrap_or(self.session_ttl)
+    /// The most that one answer is waited for: two such waits fit into the session's time.
+    pub(crate) fn patience(&self) -> Duration {
+        self.response_timeout.min(self.session_ttl / 2)
     }
 }
 
@@ -273,7 +291,8 @@ impl fmt::Debug for RedisSettings {
             .field("prefix", &self.prefix)
             .field("label", &self.label)
             .field("session_ttl", &self.session_ttl)
-            .field("disconnect_grace", &self.disconnect_grace)
+            .field("restart_wait", &self.restart_wait())
+            .field("release_without_notice", &self.release_without_notice)
             .field("tick_interval", &self.tick_interval)
             .field("connect_timeout", &self.connect_timeout)
             .field("response_timeout", &self.response_timeout)
@@ -337,7 +356,8 @@ struct RawSettings {
     prefix: Option<String>,
     label: Option<String>,
     session_ttl: Option<RawDuration>,
-    disconnect_grace: Option<RawDuration>,
+    restart_wait: Option<RawDuration>,
+    release_without_notice: Option<bool>,
     tick_interval: Option<RawDuration>,
     connect_timeout: Option<RawDuration>,
     response_timeout: Option<RawDuration>,
@@ -359,8 +379,11 @@ impl TryFrom<RawSettings> for RedisSettings {
         if let Some(ttl) = raw.session_ttl {
             settings = settings.with_session_ttl(ttl.check("session_ttl")?)?;
         }
-        if let Some(grace) = raw.disconnect_grace {
-            settings = settings.with_disconnect_grace(grace.check("disconnect_grace")?)?;
+        if let Some(wait) = raw.restart_wait {
+            settings = settings.with_restart_wait(wait.check("restart_wait")?);
+        }
+        if let Some(at_once) = raw.release_without_notice {
+            settings = settings.with_release_without_notice(at_once);
         }
         if let Some(interval) = raw.tick_interval {
             settings = settings.with_tick_interval(interval.check("tick_interval")?)?;
@@ -413,9 +436,10 @@ mod tests {
     fn the_defaults_are_documented_ones() {
         let settings: RedisSettings = toml::from_str(r#"url = "redis://localhost""#).unwrap();
         assert_eq!(settings.prefix(), "portalock");
-        assert_eq!(settings.session_ttl(), Duration::from_secs(10));
+        assert_eq!(settings.session_ttl(), Duration::from_secs(4));
+        assert_eq!(settings.restart_wait(), settings.session_ttl());
+        assert!(!settings.release_without_notice());
         assert_eq!(settings.tick_interval(), Duration::from_millis(200));
-        assert_eq!(settings.disconnect_grace(), None);
         assert_eq!(settings.wait_replicas(), 0);
     }
 
@@ -427,7 +451,11 @@ mod tests {
             ("prefix", r#"prefix = "a/b""#),
             ("session_ttl", r#"session_ttl = "0s""#),
             ("session_ttl", "session_ttl = 10"),
-            ("disconnect_grace", r#"disconnect_grace = "1ms""#),
+            ("restart_wait", "restart_wait = 10"),
+            (
+                "release_without_notice",
+                r#"release_without_notice = "yes""#,
+            ),
             ("tick_interval", r#"tick_interval = "-1s""#),
             ("wait_replicas", "wait_replicas = -1"),
             ("sesion_ttl", r#"sesion_ttl = "10s""#),

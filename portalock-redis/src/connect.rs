@@ -11,21 +11,23 @@ use redis::{
 
 use crate::{
     config::RedisSettings,
-    error::{cluster, failed, no_resp3},
+    error::{cluster, failed, no_resp3, unexpected},
 };
 
 const CONNECT: &str = "connect to Redis";
 
 /// A connection on which `push` gets what the server sends unasked.
+///
+/// Every connection is opened here, a session's next one and each runtime's own too: where the server is now is looked up
+/// anew each time.
 pub(crate) async fn connect(
     settings: &RedisSettings,
     push: impl AsyncPushSender,
-    response_timeout: Duration,
 ) -> Result<MultiplexedConnection, BackendError> {
     let client = client(settings)?;
     let config = AsyncConnectionConfig::new()
         .set_connection_timeout(Some(settings.connect_timeout()))
-        .set_response_timeout(Some(response_timeout))
+        .set_response_timeout(Some(settings.patience()))
         .set_push_sender(push);
     let mut connection = match client
         .get_multiplexed_async_connection_with_config(&config)
@@ -154,6 +156,24 @@ fn check(greeting: &Greeting) -> Result<(), BackendError> {
         ));
     }
     Ok(())
+}
+
+/// How long the server has been up at the least. It counts whole seconds.
+pub(crate) async fn uptime(
+    connection: &mut MultiplexedConnection,
+) -> Result<Duration, BackendError> {
+    const WHAT: &str = "ask Redis when it started";
+    let info: String = redis::cmd("INFO")
+        .arg("server")
+        .query_async(connection)
+        .await
+        .map_err(|error| failed(WHAT, error))?;
+    let seconds: u64 = info
+        .lines()
+        .find_map(|line| line.strip_prefix("uptime_in_seconds:"))
+        .and_then(|seconds| seconds.trim().parse().ok())
+        .ok_or_else(|| unexpected(WHAT))?;
+    Ok(Duration::from_secs(seconds.saturating_sub(1)))
 }
 
 /// Reads a message that came to a channel. `None` for anything else.

@@ -33,6 +33,17 @@ pub(crate) fn unexpected(what: &'static str) -> BackendError {
     )
 }
 
+/// Whether the connection is to be given up: it has ended or doesn't answer, or leads to a server that no longer serves.
+pub(crate) fn breaks(error: &RedisError) -> bool {
+    match error.kind() {
+        ErrorKind::Server(kind) => matches!(
+            kind,
+            ServerErrorKind::ReadOnly | ServerErrorKind::MasterDown | ServerErrorKind::BusyLoading
+        ),
+        _ => error.is_io_error() || error.is_unrecoverable_error(),
+    }
+}
+
 fn classify(error: &RedisError) -> (BackendErrorKind, &'static str) {
     use BackendErrorKind as Ours;
     match error.kind() {

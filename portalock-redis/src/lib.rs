@@ -84,12 +84,16 @@
 //!
 //! What holds until which fault is in `docs/guarantees.md`, and the invariants of the scripts stand in `src/scripts.rs`.
 
+#![cfg_attr(docsrs, feature(doc_cfg))]
+
 mod backend;
+mod calls;
 mod claims;
 mod config;
 mod connect;
 mod error;
 mod keys;
+mod link;
 mod refresh;
 mod scripts;
 mod semaphore;

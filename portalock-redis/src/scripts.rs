@@ -48,6 +48,7 @@ script!(ACQUIRE: "grant.lua" "acquire_usual.lua" "prelude.lua" "acquire.lua");
 script!(RELEASE: "grant.lua" "release_usual.lua" "prelude.lua" "release.lua");
 script!(INSPECT: "grant.lua" "prelude.lua" "inspect.lua");
 script!(OPEN: "open.lua");
+script!(RESUME: "resume.lua");
 script!(REFRESH: "refresh.lua");
 
 impl Script {

@@ -1,44 +1,91 @@
-//! A session: one connection, one subscription, one refreshed key. All claims of a backend live and die with it.
+//! A session: what a client's locks live and die with.
+//!
+//! # What a session is at the server
+//!
+//! A key with a time to live, and a channel of the same name, to which grants are told. What the key holds is the session's
+//! *stamp*: its form, and a number that grows with each connection of its own. There are two forms.
+//!
+//! - `kept`, the default: the session lives as long as its key. Whether anybody is subscribed to its channel is not asked, so it
+//!   survives the end of its connection; and it is granted what it waits for meanwhile.
+//! - `connected`: it lives as long as its key and a subscription to its channel. So it ends with its connection, at once.
+//!
+//! # What it is at the client
+//!
+//! One connection, the [`Link`], that is subscribed and refreshes the key. It lives on the library's session thread, so no
+//! runtime of a caller can end it or keep it waiting. Callers' own commands go over connections of their own runtimes
+//! (`calls.rs`), which costs them no switch between threads; that such a connection breaks concerns nobody but the calls on it.
+//!
+//! The client's lease counts from when the last confirmed refresh was *sent*, on the client's monotonic clock, and lasts a
+//! twentieth less than the key's time to live. So it ends first, whatever happens to connections.
+//!
+//! # How it is taken up again
+//!
+//! A link that ends, or over which a refresh stays without an answer, is replaced: connect (to wherever the server is now),
+//! subscribe, `resume.lua`, look after what is held, and let all who wait look once. The last step is how they learn of
+//! grants that were told to nobody: a look finds the grant, or the place in the queue, by its owner. The lease is not touched
+//! meanwhile: holders notice nothing unless it runs out. If the key is gone, the server has forgotten the session, and all of
+//! it is lost.
+//!
+//! # Why an old connection can do no harm
+//!
+//! A request may lie somewhere on its way when its connection breaks, and arrive after everything that was sent later. What
+//! could it do?
+//!
+//! - A release of an owner: owners are never used again, so it finds nothing, or does what was asked for.
+//! - A refresh: it moves the key's time on, which the client doesn't count. Nothing sets a key again that is gone.
+//! - An attempt of an owner that still waits or holds: it finds itself there.
+//! - An attempt of an owner that was withdrawn: it would take a lock or a place that nobody knows of. So each attempt brings
+//!   the stamp that its client knew, and is refused if the session has another by now. Each resumption gives it a new one, and
+//!   so does the withdrawal of an owner of whom a request is without an answer, before it releases. An attempt that is refused
+//!   though its caller waits for it is told the new stamp and sent again.
+//! - An attempt in a session that is over: its key is gone, or is deleted when the client opens the next session.
 
 use std::{
-    sync::{Arc, Mutex, PoisonError, Weak},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
 use portalock_core::{
-    BackendError, BackendErrorKind, FencingToken, Keeper, Lease, Loss, LostSignal, OwnerId,
+    BackendError, FencingToken, Keeper, Lease, Loss, LostSignal, OwnerId,
     clock::Instant,
+    session::{self, Session as _, Task},
 };
-use redis::{PushInfo, PushKind, Value, aio::MultiplexedConnection};
 use tokio::sync::mpsc;
 
 use crate::{
     claims::Claims,
     config::RedisSettings,
-    connect::{connect, message},
+    connect::uptime,
     error::{failed, session_ended},
     keys::Keys,
-    refresh::{Refresh, certain},
-    scripts::{OPEN, RELEASE, Script},
+    link::Link,
+    refresh::{certain, confirm},
+    scripts::OPEN,
+    wire::Stamp,
 };
-
-/// The most that replicas are waited for.
-const REPLICAS_WITHIN: Duration = Duration::from_secs(1);
 
 /// Liveness at the server.
 #[derive(Debug)]
 pub(crate) struct Session {
     id: Arc<str>,
     key: String,
-    /// Gone once the session has ended, so that the socket closes as soon as the calls in flight are over.
-    connection: Mutex<Option<MultiplexedConnection>>,
     lease: Lease,
-    /// In milliseconds.
-    lifetime: u64,
-    replicas: u32,
-    replicas_within: Duration,
-    /// Everything that refreshes stops with it.
+    /// How long its key lives without a refresh, in milliseconds, as the server is told.
+    lifetime: String,
+    settings: Arc<RedisSettings>,
+    keys: Keys,
+    claims: Arc<Claims>,
+    /// What its key holds, as far as is known here.
+    stamp: Mutex<Stamp>,
+    /// The number of the latest stamp that was ever asked for.
+    numbers: AtomicU64,
+    link: Mutex<Option<Link>>,
     keeper: Mutex<Option<Keeper>>,
+    /// Where grants by message go that replicas must confirm first.
+    unconfirmed: Option<mpsc::UnboundedSender<(OwnerId, FencingToken)>>,
 }
 
 /// A new session's id: as many random bits as make two never meet.
@@ -47,134 +94,236 @@ fn new_id() -> Arc<str> {
     format!("{:016x}{:016x}", random.u64(..), random.u64(..)).into()
 }
 
-impl Session {
-    /// Opens a session, and ends those that came before it at the server.
-    ///
-    /// One that fails to open leaves nothing to end: no request was ever made in it.
-    pub(crate) async fn open(
-        settings: &RedisSettings,
-        keys: &Keys,
-        claims: &Arc<Claims>,
-        former: &[Arc<str>],
-    ) -> Result<Arc<Self>, BackendError> {
-        const WHAT: &str = "open a session with Redis";
-        let id = new_id();
-        let lifetime = settings.lifetime();
-        let key = keys.sessions() + &id;
-        let lease = Lease::unbounded();
-        let (unconfirmed, confirm) = mpsc::unbounded_channel();
-        let line = Line {
-            lease: lease.clone(),
-            claims: claims.clone(),
-            tick: settings.tick_interval(),
-            unconfirmed: (settings.wait_replicas() > 0).then_some(unconfirmed),
-        };
-        let mut connection = connect(
-            settings,
-            move |push| -> Result<(), ()> {
-                line.hear(&push);
-                Ok(())
-            },
-            settings.response_timeout().min(lifetime / 2),
-        )
-        .await?;
+impl session::Session for Session {
+    fn lease(&self) -> &Lease {
+        &self.lease
+    }
+}
 
-        // Subscribed first: a key without a subscription then always means that the session is over.
-        connection
-            .subscribe(&key)
-            .await
-            .map_err(|error| failed(WHAT, error))?;
-        let former: Vec<String> = former.iter().map(|id| keys.sessions() + id).collect();
-        let mut opened = vec![key.as_str()];
-        opened.extend(former.iter().map(String::as_str));
-        let form = match settings.disconnect_grace() {
-            Some(_) => "strict",
-            None => "live",
-        };
+impl Session {
+    /// Begins a session, and ends the one before it at the server. Runs on the session thread.
+    ///
+    /// One that fails to begin leaves nothing but a key that nobody refreshes: no request was ever made in it.
+    pub(crate) async fn start(
+        settings: Arc<RedisSettings>,
+        keys: Keys,
+        claims: Arc<Claims>,
+        former: Option<Arc<Self>>,
+    ) -> Result<Arc<Self>, BackendError> {
+        let id = new_id();
+        let (unconfirmed, unheard) = mpsc::unbounded_channel();
+        let session = Arc::new(Self {
+            key: keys.sessions() + &id,
+            id,
+            lease: Lease::unbounded(),
+            lifetime: settings.session_ttl().as_millis().to_string(),
+            stamp: Mutex::new(Stamp::new(settings.release_without_notice(), 1)),
+            numbers: AtomicU64::new(1),
+            link: Mutex::new(None),
+            keeper: Mutex::new(None),
+            unconfirmed: (settings.wait_replicas() > 0).then_some(unconfirmed),
+            settings,
+            keys,
+            claims,
+        });
+        // Subscribed first: the key of a `connected` session without a subscription then always means that it is over.
+        let link = Link::open(&session).await?;
+        let begun = session.open_key(&link, former.as_deref()).await;
+        if let Err(error) = begun {
+            session.end(Loss::SessionEnded("it could not begin".into()));
+            return Err(error);
+        }
+        session.install(link.clone());
+        session.start_keeper()?;
+        if link.has_ended() {
+            // Before there was a keeper to be told.
+            session.renew_now();
+        }
+        let confirming = session::spawn(session.clone().confirm_grants(unheard))?;
+        session::spawn(session.clone().live(confirming))?.detach();
+        tracing::debug!(session = %session.id, "a session with Redis begins");
+        Ok(session)
+    }
+
+    async fn open_key(&self, link: &Link, former: Option<&Self>) -> Result<(), BackendError> {
+        let mut connection = link.connection();
+        let wait = self.settings.restart_wait();
+        if !wait.is_zero() {
+            let left = wait.saturating_sub(uptime(&mut connection).await?);
+            if !left.is_zero() {
+                tracing::info!(
+                    ?left,
+                    "Redis has just started: locks are granted once all earlier holders know what they have lost"
+                );
+                tokio::time::sleep(left).await;
+            }
+        }
+        let mut opened = vec![self.key()];
+        opened.extend(former.map(Self::key));
+        let stamp = self.stamp();
         let sent = Instant::now();
         OPEN.run(
             &mut connection,
             &opened,
-            &[form, &lifetime.as_millis().to_string()],
+            &[stamp.text(), self.lifetime_text()],
         )
         .await
-        .map_err(|error| failed(WHAT, error))?;
-
-        let session = Arc::new(Self {
-            id: id.clone(),
-            key: key.clone(),
-            connection: Mutex::new(Some(connection.clone())),
-            lease: lease.clone(),
-            lifetime: u64::try_from(lifetime.as_millis()).unwrap_or(u64::MAX),
-            replicas: settings.wait_replicas(),
-            replicas_within: REPLICAS_WITHIN.min(lifetime / 4),
-            keeper: Mutex::new(None),
-        });
-        if !sent
-            .checked_add(certain(lifetime))
-            .is_some_and(|deadline| lease.extend(deadline))
-        {
-            return Err(session_ended(lease.loss()));
+        .map_err(|error| failed("begin a session with Redis", error))?;
+        let lasts = sent
+            .checked_add(certain(self.lifetime()))
+            .is_some_and(|deadline| self.lease.extend(deadline));
+        if lasts {
+            Ok(())
+        } else {
+            Err(session_ended(self.loss()))
         }
-        let refresh = Refresh {
-            key,
-            id,
-            lifetime,
-            claims: claims.clone(),
-            keys: keys.clone(),
-        };
-        session.start(refresh, connection, confirm)?;
-        Ok(session)
     }
 
-    fn start(
-        self: &Arc<Self>,
-        refresh: Refresh,
-        connection: MultiplexedConnection,
-        confirm: mpsc::UnboundedReceiver<(OwnerId, FencingToken)>,
-    ) -> Result<(), BackendError> {
-        let claims = refresh.claims.clone();
-        let keeper = Keeper::spawn(
-            self.lease.clone(),
-            Refresh::interval(refresh.lifetime),
-            refresh.renewals(connection),
-        )?;
-        *self.keeper.lock().unwrap_or_else(PoisonError::into_inner) = Some(keeper);
-        if self.replicas > 0 {
-            tokio::spawn(confirm_grants(
-                Arc::downgrade(self),
-                claims.clone(),
-                confirm,
-            ));
-        }
-        let (id, ended, session) = (self.id.clone(), self.lease.signal(), Arc::downgrade(self));
-        tokio::spawn(async move {
-            let loss = ended.lost().await;
-            tracing::warn!(session = %id, %loss, "the session with Redis has ended");
-            if let Some(session) = session.upgrade() {
-                session.disconnect();
+    fn start_keeper(self: &Arc<Self>) -> Result<(), BackendError> {
+        let session = self.clone();
+        // Often enough for two to be lost.
+        let keeper = Keeper::spawn(self.lease.clone(), self.lifetime() / 3, {
+            let mut turn = 0;
+            move || {
+                let held = session.held(&mut turn);
+                session.clone().renew(held)
             }
-            claims.session_ended(&id, &session_ended(Some(loss)));
         });
-        Ok(())
+        match keeper {
+            Ok(keeper) => {
+                *self.keeper() = Some(keeper);
+                Ok(())
+            }
+            Err(error) => {
+                self.end(Loss::SessionEnded("it could not be kept".into()));
+                Err(error)
+            }
+        }
+    }
+
+    /// Until the session ends, however it comes; then tells the waiters and clears up.
+    async fn live(self: Arc<Self>, confirming: Task) {
+        let loss = self.lost().lost().await;
+        drop(confirming);
+        tracing::warn!(session = %self.id, %loss, "the session with Redis has ended");
+        self.keeper().take();
+        self.claims
+            .session_ended(&self.id, &session_ended(Some(loss)));
+        let link = self.link().take();
+        if let Some(link) = link.filter(|link| !link.has_ended()) {
+            // Else it goes by its time to live. Nobody has to wait for it.
+            let deleted = redis::cmd("DEL")
+                .arg(&self.key)
+                .query_async::<()>(&mut link.connection())
+                .await;
+            if let Err(error) = deleted {
+                tracing::debug!(%error, "the session's key ends by its time");
+            }
+        }
+    }
+
+    /// Grants by message that replicas must have before anybody is told.
+    async fn confirm_grants(
+        self: Arc<Self>,
+        mut grants: mpsc::UnboundedReceiver<(OwnerId, FencingToken)>,
+    ) {
+        while let Some((owner, token)) = grants.recv().await {
+            let link = self.link().clone();
+            let confirmed = match link {
+                Some(link) => confirm(&mut link.connection(), &self).await,
+                None => Err(session_ended(self.loss())),
+            };
+            match confirmed {
+                Ok(()) => self.claims.granted(owner, token, &self.lost()),
+                // Whoever waits gives the grant back.
+                Err(error) => self.claims.failed(owner, error),
+            }
+        }
+    }
+
+    /// A grant came by message.
+    pub(crate) fn granted(&self, owner: OwnerId, token: FencingToken) {
+        match &self.unconfirmed {
+            // The receiver lives as long as the session.
+            Some(unconfirmed) => drop(unconfirmed.send((owner, token))),
+            None => self.claims.granted(owner, token, &self.lost()),
+        }
+    }
+
+    /// From now on this is the session's connection.
+    pub(crate) fn install(&self, link: Link) {
+        *self.link() = Some(link);
+    }
+
+    /// Its connection is gone, or may be: look now rather than when the next refresh is due.
+    pub(crate) fn renew_now(&self) {
+        if let Some(keeper) = &*self.keeper() {
+            keeper.renew_now();
+        }
     }
 
     pub(crate) fn id(&self) -> &Arc<str> {
         &self.id
     }
 
+    /// Its key, and its channel.
     pub(crate) fn key(&self) -> &str {
         &self.key
     }
 
+    pub(crate) fn settings(&self) -> &RedisSettings {
+        &self.settings
+    }
+
+    pub(crate) fn keys(&self) -> &Keys {
+        &self.keys
+    }
+
+    pub(crate) fn claims(&self) -> &Claims {
+        &self.claims
+    }
+
+    /// Whether it ends with its connection.
+    pub(crate) fn is_connected_form(&self) -> bool {
+        self.settings.release_without_notice()
+    }
+
+    /// How long its key lives without a refresh.
+    pub(crate) fn lifetime(&self) -> Duration {
+        self.settings.session_ttl()
+    }
+
+    pub(crate) fn lifetime_text(&self) -> &str {
+        &self.lifetime
+    }
+
+    /// What its key holds, as far as is known here.
+    pub(crate) fn stamp(&self) -> Stamp {
+        lock(&self.stamp).clone()
+    }
+
+    /// A stamp that it never had.
+    pub(crate) fn next_stamp(&self) -> Stamp {
+        let number = self.numbers.fetch_add(1, Ordering::AcqRel) + 1;
+        Stamp::new(self.is_connected_form(), number)
+    }
+
+    /// Its key holds this, or did: stamps only grow.
+    pub(crate) fn has_stamp(&self, stamp: Stamp) {
+        let mut known = lock(&self.stamp);
+        if known.number < stamp.number {
+            *known = stamp;
+        }
+    }
+
     /// Why it has ended, if it has.
     pub(crate) fn loss(&self) -> Option<Loss> {
-        self.lease.loss()
+        self.lease().loss()
     }
 
     /// Says that the session is over.
-    pub(crate) fn end(&self, why: &'static str) {
-        self.lease.end(Loss::SessionEnded(why.into()));
+    pub(crate) fn end(&self, loss: Loss) {
+        self.lease.end(loss);
     }
 
     /// Fires when everything that lives in this session is lost.
@@ -182,197 +331,16 @@ impl Session {
         self.lease.signal()
     }
 
-    /// Runs a script on the session's connection.
-    pub(crate) async fn call(
-        &self,
-        what: &'static str,
-        script: &Script,
-        keys: &[&str],
-        arguments: &[&str],
-    ) -> Result<Value, BackendError> {
-        let mut connection = self.connection()?;
-        let answer = script.run(&mut connection, keys, arguments).await;
-        match answer {
-            Ok(value) => Ok(value),
-            // The connection broke under the call: its end is the reason, whatever the call saw of it.
-            Err(_) if self.loss().is_some() => Err(session_ended(self.loss())),
-            Err(error) => Err(failed(what, error)),
-        }
+    pub(crate) fn link(&self) -> MutexGuard<'_, Option<Link>> {
+        lock(&self.link)
     }
 
-    /// The connection, unless the session has ended.
-    pub(crate) fn connection(&self) -> Result<MultiplexedConnection, BackendError> {
-        match (self.loss(), self.raw()) {
-            (None, Some(connection)) => Ok(connection),
-            (loss, _) => Err(session_ended(loss)),
-        }
-    }
-
-    fn raw(&self) -> Option<MultiplexedConnection> {
-        self.connection
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
-    }
-
-    fn disconnect(&self) {
-        self.keeper
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
-        self.connection
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
-    }
-
-    /// Waits until enough replicas have what was written so far, where the settings ask for it.
-    ///
-    /// `WAIT` counts from this connection's own last write, so there is one first: a grant by message was written on
-    /// another's.
-    pub(crate) async fn confirm(&self) -> Result<(), BackendError> {
-        const WHAT: &str = "confirm a grant at the replicas";
-        if self.replicas == 0 {
-            return Ok(());
-        }
-        let mut connection = self.connection()?;
-        let _: Value = redis::cmd("PEXPIRE")
-            .arg(&self.key)
-            .arg(self.lifetime)
-            .query_async(&mut connection)
-            .await
-            .map_err(|error| failed(WHAT, error))?;
-        let confirmed: u32 = redis::cmd("WAIT")
-            .arg(self.replicas)
-            .arg(u64::try_from(self.replicas_within.as_millis()).unwrap_or(u64::MAX))
-            .query_async(&mut connection)
-            .await
-            .map_err(|error| failed(WHAT, error))?;
-        if confirmed < self.replicas {
-            return Err(BackendError::new(
-                BackendErrorKind::Unavailable,
-                format!(
-                    "can't {WHAT}: {confirmed} of {} answered in time",
-                    self.replicas
-                ),
-            ));
-        }
-        Ok(())
-    }
-
-    /// Ends the session in good order: its guards are lost first, then the server frees what they held.
-    pub(crate) async fn close(&self, keys: &Keys, claims: &Claims) -> Result<(), BackendError> {
-        const WHAT: &str = "close the session with Redis";
-        let left = claims.of_session(&self.id);
-        let connection = self.raw();
-        self.lease
-            .end(Loss::SessionEnded("this program closed it".into()));
-        let Some(mut connection) = connection else {
-            return Ok(());
-        };
-        let sessions = keys.sessions();
-        for (owner, named) in left {
-            let of = keys.of(&named);
-            let keys = [&*of.state, &*of.queue, &*of.waiters];
-            RELEASE
-                .run(&mut connection, &keys, &[&sessions, &owner.to_string()])
-                .await
-                .map_err(|error| failed(WHAT, error))?;
-        }
-        redis::cmd("DEL")
-            .arg(&self.key)
-            .query_async::<()>(&mut connection)
-            .await
-            .map_err(|error| failed(WHAT, error))
+    fn keeper(&self) -> MutexGuard<'_, Option<Keeper>> {
+        lock(&self.keeper)
     }
 }
 
-impl Drop for Session {
-    fn drop(&mut self) {
-        self.lease
-            .end(Loss::SessionEnded("its backend was dropped".into()));
-    }
-}
-
-/// What comes on the connection unasked.
-struct Line {
-    lease: Lease,
-    claims: Arc<Claims>,
-    tick: Duration,
-    /// Where grants go that replicas must confirm first.
-    unconfirmed: Option<mpsc::UnboundedSender<(OwnerId, FencingToken)>>,
-}
-
-impl Line {
-    /// Called by the connection's reader, in the order in which the server wrote. It must not wait.
-    fn hear(&self, push: &PushInfo) {
-        match push.kind {
-            PushKind::Message => {
-                if let Some(text) = message(push) {
-                    self.message(text);
-                }
-            }
-            PushKind::Disconnection => self
-                .lease
-                .end(Loss::SessionEnded("the connection was closed".into())),
-            PushKind::Unsubscribe => self
-                .lease
-                .end(Loss::SessionEnded("its subscription was ended".into())),
-            _ => {}
-        }
-    }
-
-    fn message(&self, text: &str) {
-        let mut parts = text.split('|');
-        match (parts.next(), parts.next(), parts.next()) {
-            (Some("grant"), Some(owner), Some(token)) => {
-                let (Ok(owner), Ok(token)) = (owner.parse(), token.parse().map(FencingToken::new))
-                else {
-                    return;
-                };
-                match &self.unconfirmed {
-                    // The receiver lives as long as the session.
-                    Some(unconfirmed) => drop(unconfirmed.send((owner, token))),
-                    None => self.claims.granted(owner, token, &self.lease.signal()),
-                }
-            }
-            (Some("last"), Some(owner), None) => {
-                // It looks after one tick: of many that give up at once, few become the last for so long.
-                let Ok(owner) = owner.parse() else {
-                    return;
-                };
-                let (claims, tick) = (self.claims.clone(), self.tick);
-                tokio::spawn(async move {
-                    tokio::time::sleep(tick).await;
-                    claims.last(owner);
-                });
-            }
-            _ => {}
-        }
-    }
-}
-
-impl Drop for Line {
-    fn drop(&mut self) {
-        // The connection's task went away without a word: its runtime has ended.
-        self.lease
-            .end(Loss::SessionEnded("its connection is gone".into()));
-    }
-}
-
-async fn confirm_grants(
-    session: Weak<Session>,
-    claims: Arc<Claims>,
-    mut grants: mpsc::UnboundedReceiver<(OwnerId, FencingToken)>,
-) {
-    while let Some((owner, token)) = grants.recv().await {
-        let Some(session) = session.upgrade() else {
-            return;
-        };
-        match session.confirm().await {
-            Ok(()) => claims.granted(owner, token, &session.lost()),
-            // Whoever waits gives the grant back.
-            Err(error) => claims.failed(owner, error),
-        }
-    }
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Nothing panics while it is held.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

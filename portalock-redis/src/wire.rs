@@ -122,8 +122,62 @@ pub(crate) enum Answer {
         behind: Option<u32>,
         holder: Option<Holder>,
     },
-    /// The session is dead at the server.
+    /// The session is over at the server.
     Ended,
+    /// The session has another stamp by now than the attempt was sent with.
+    Stale(Stamp),
+}
+
+/// What a session's key holds: its form, and the number of its latest connection. See `resume.lua`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Stamp {
+    pub(crate) number: u64,
+    text: Arc<str>,
+}
+
+impl Stamp {
+    /// `connected`: whether the session ends with its connection.
+    pub(crate) fn new(connected: bool, number: u64) -> Self {
+        let form = if connected { "connected" } else { "kept" };
+        Self {
+            number,
+            text: format!("{form}|{number}").into(),
+        }
+    }
+
+    pub(crate) fn parse(text: &str) -> Option<Self> {
+        let (_, number) = text.split_once('|')?;
+        Some(Self {
+            number: number.parse().ok()?,
+            text: text.into(),
+        })
+    }
+
+    pub(crate) fn text(&self) -> &str {
+        &self.text
+    }
+}
+
+/// What `resume.lua` answers.
+pub(crate) enum Resumed {
+    Alive,
+    Stale(Stamp),
+    Ended,
+}
+
+impl Resumed {
+    pub(crate) fn of(answer: &Value) -> Option<Self> {
+        let Value::Array(parts) = answer else {
+            return None;
+        };
+        let (what, parts) = parts.split_first()?;
+        match (text(what)?, parts) {
+            ("alive", []) => Some(Self::Alive),
+            ("stale", [stamp]) => Some(Self::Stale(Stamp::parse(text(stamp)?)?)),
+            ("ended", []) => Some(Self::Ended),
+            _ => None,
+        }
+    }
 }
 
 impl Answer {
@@ -141,6 +195,7 @@ impl Answer {
                 holder: text(claim).and_then(holder_in),
             }),
             ("ended", []) => Some(Self::Ended),
+            ("stale", [stamp]) => Some(Self::Stale(Stamp::parse(text(stamp)?)?)),
             _ => None,
         }
     }

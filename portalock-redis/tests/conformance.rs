@@ -1,4 +1,4 @@
-//! The suite on a real server, in both forms of a session: freed at once by default, told first in the strict form.
+//! The suite on a real server, in both forms of a session: the holder is told first, or its locks go with its connection.
 #![cfg(unix)]
 
 use std::{
@@ -29,8 +29,8 @@ mod default_form {
     }
 }
 
-mod strict_form {
-    portalock_testkit::conformance!(super::Redis::start(super::Form::Strict));
+mod without_notice {
+    portalock_testkit::conformance!(super::Redis::start(super::Form::WithoutNotice));
 }
 
 /// Short enough to wait for, long enough for a loaded machine to keep its sessions.
@@ -38,9 +38,9 @@ const SESSION: Duration = Duration::from_secs(2);
 
 #[derive(Debug, Clone, Copy)]
 enum Form {
+    /// The server keeps its data: that is the only restart that nobody has to wait after.
     Default,
-    /// The server keeps its data: without it no form could tell a holder before a restart forgets it.
-    Strict,
+    WithoutNotice,
 }
 
 struct Redis {
@@ -53,7 +53,7 @@ struct Redis {
 impl Redis {
     fn start(form: Form) -> Result<Self, FixtureError> {
         let server = RedisOptions::new()
-            .persistent(matches!(form, Form::Strict))
+            .persistent(matches!(form, Form::Default))
             .start()
             .map_err(FixtureError::failed)?;
         Ok(Self {
@@ -82,12 +82,11 @@ impl Redis {
 async fn client(form: &str, url: &str, label: &str) -> Result<RedisBackend, FixtureError> {
     let settings = RedisSettings::new(url)
         .map_err(FixtureError::failed)?
-        .with_label(label);
-    let settings = match form {
-        "strict" => settings.with_disconnect_grace(SESSION),
-        _ => settings.with_session_ttl(SESSION),
-    };
-    let settings = settings.map_err(FixtureError::failed)?;
+        .with_label(label)
+        .with_restart_wait(Duration::ZERO)
+        .with_release_without_notice(form == Form::WithoutNotice.name())
+        .with_session_ttl(SESSION)
+        .map_err(FixtureError::failed)?;
     Ok(RedisBackend::with_settings(settings).await?)
 }
 
@@ -95,7 +94,7 @@ impl Form {
     fn name(self) -> &'static str {
         match self {
             Form::Default => "default",
-            Form::Strict => "strict",
+            Form::WithoutNotice => "without-notice",
         }
     }
 }
@@ -158,7 +157,7 @@ impl Fixture for Redis {
     }
 
     async fn take_away(&self, name: &LockName) -> Result<(), FixtureError> {
-        if matches!(self.form, Form::Strict) {
+        if matches!(self.form, Form::Default) {
             // Whoever deletes a key lets another in before the holder can know: no form of a session can promise more.
             return Err(FixtureError::NotProvided(
                 "a way to delete a lock's key that tells its holder first",

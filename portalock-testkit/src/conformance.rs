@@ -40,6 +40,7 @@ macro_rules! conformance {
                 tasks_never_overlap
                 threads_never_overlap
                 processes_exclude_each_other
+                processes_never_overlap
             }
             shared {
                 readers_hold_together
@@ -71,6 +72,7 @@ macro_rules! conformance {
                 aborted_tasks_leave_nothing
                 an_impatient_attempt_leaves_nothing
                 a_withdrawn_owner_is_never_granted
+                an_unanswered_attempt_leaves_nothing
             }
             release {
                 a_released_lock_is_free_at_once
@@ -84,18 +86,25 @@ macro_rules! conformance {
                 a_guard_dropped_outside_a_runtime_frees_the_lock
                 a_guard_outlives_its_runtime
                 a_closed_client_starts_anew
+                a_forked_childs_copy_frees_nothing
             }
             loss {
                 a_release_fires_no_loss
                 a_released_grant_is_not_lost
                 a_living_holder_is_never_expired
                 a_lock_taken_away_fires_lost
+                a_release_hides_no_loss
+                a_store_that_moved_is_a_loss
                 work_stops_with_the_lock
                 a_lost_guard_leaves_the_next_holder
                 a_cut_off_holder_is_told
                 a_stalled_service_ends_the_lease
                 a_restart_leaves_no_false_holder
                 a_stopped_process_finds_out
+            }
+            hand_over {
+                a_loss_during_one_leaves_one_holder
+                a_waiter_that_was_given_up_is_not_granted_late
             }
             crash {
                 a_killed_process_frees_its_lock
@@ -182,6 +191,16 @@ macro_rules! conformance {
                 a_runtime_that_stands_still_loses_nothing
                 one_client_serves_many_runtimes
                 a_guard_dropped_beside_an_idle_runtime_is_released
+            }
+            election {
+                at_most_one_leads
+                a_resigned_leader_is_followed_at_once
+                a_crashed_leader_is_followed
+                a_killed_leader_is_followed
+                work_stops_before_another_leads
+                a_cut_off_leader_stops_its_work
+                observers_see_every_term_in_order
+                a_step_down_is_heard
             }
             stress {
                 random_history

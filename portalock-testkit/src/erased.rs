@@ -122,6 +122,8 @@ pub(crate) trait AnyFixture: Send + Sync {
     async fn client(&self) -> Result<AnyClient, FixtureError>;
     async fn crash(&self, client: &AnyClient) -> Result<(), FixtureError>;
     async fn cut_off(&self, client: &AnyClient) -> Result<Restore, FixtureError>;
+    async fn lose_answers(&self, client: &AnyClient) -> Result<Restore, FixtureError>;
+    async fn move_store(&self) -> Result<(), FixtureError>;
     async fn stall_service(&self) -> Result<Restore, FixtureError>;
     async fn restart_service(&self) -> Result<(), FixtureError>;
     async fn take_away(&self, name: &LockName) -> Result<(), FixtureError>;
@@ -158,6 +160,14 @@ impl<F: Fixture> AnyFixture for Erased<F> {
 
     async fn cut_off(&self, client: &AnyClient) -> Result<Restore, FixtureError> {
         self.0.cut_off(Self::concrete(client)?).await
+    }
+
+    async fn lose_answers(&self, client: &AnyClient) -> Result<Restore, FixtureError> {
+        self.0.lose_answers(Self::concrete(client)?).await
+    }
+
+    async fn move_store(&self) -> Result<(), FixtureError> {
+        self.0.move_store().await
     }
 
     async fn stall_service(&self) -> Result<Restore, FixtureError> {

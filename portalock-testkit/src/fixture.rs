@@ -78,6 +78,32 @@ pub trait Fixture: Send + Sync + 'static {
         Err(FixtureError::NotProvided("a way to cut a client off"))
     }
 
+    /// Loses whatever the store answers to `client` until [`Restore::now`]. The store still hears `client`: what it asks for
+    /// takes effect, and nobody tells it.
+    ///
+    /// # Errors
+    ///
+    /// [`FixtureError::NotProvided`] by default.
+    async fn lose_answers(&self, client: &Self::Backend) -> Result<Restore, FixtureError> {
+        let _ = client;
+        Err(FixtureError::NotProvided(
+            "a way to lose the store's answers to a client",
+        ))
+    }
+
+    /// Puts another, empty store at the address by which clients find this one: a directory is renamed and made anew, a
+    /// symbolic link is switched, something is mounted over it. [`client`](Self::client) makes clients of the new store from
+    /// then on; those that were made before have to notice.
+    ///
+    /// # Errors
+    ///
+    /// [`FixtureError::NotProvided`] by default.
+    async fn move_store(&self) -> Result<(), FixtureError> {
+        Err(FixtureError::NotProvided(
+            "a way to put another store at its address",
+        ))
+    }
+
     /// Makes the store stop answering everyone, with connections open, until [`Restore::now`].
     ///
     /// # Errors

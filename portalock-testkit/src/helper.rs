@@ -1,6 +1,6 @@
 //! The case's end of a helper process: start it, order it about, kill it.
 
-use std::{process::Stdio, time::Duration};
+use std::{path::Path, process::Stdio, time::Duration};
 
 use portalock_core::{FencingToken, LockName, Mode};
 use tokio::{
@@ -118,6 +118,58 @@ impl Helper {
             Answer::Released { error, .. } => Ok(error),
             _ => Ok(None),
         }
+    }
+
+    /// Orders it to take `name` again and again, beside others; [`crowded`](Self::crowded) hears of the outcome.
+    pub(crate) async fn crowd(&mut self, name: &LockName, doorway: &Path) -> CaseResult {
+        self.order(&Order::Crowd {
+            name: name.as_str().to_owned(),
+            doorway: doorway.to_owned(),
+        })
+        .await
+    }
+
+    /// How often it was inside, and how often somebody else was there already.
+    pub(crate) async fn crowded(&mut self) -> CaseResult<(u64, u64)> {
+        let answer = self
+            .answer("the end of its visits", |answer| {
+                matches!(answer, Answer::Crowded { .. })
+            })
+            .await?;
+        match answer {
+            Answer::Crowded {
+                visits,
+                overlaps,
+                error: None,
+            } => Ok((visits, overlaps)),
+            other => Err(Stop::Failed(format!(
+                "the helper process did not get its turns: {other:?}"
+            ))),
+        }
+    }
+
+    /// Makes it fork a child that gives back its copy of acquisition `id`, and waits until the child has ended.
+    #[cfg(unix)]
+    pub(crate) async fn fork(&mut self, id: u32, releases: bool) -> CaseResult {
+        self.order(&Order::Fork { id, releases }).await?;
+        let answer = self
+            .answer(
+                "word of its child",
+                |answer| matches!(answer, Answer::Forked { id: of, .. } if *of == id),
+            )
+            .await?;
+        match answer {
+            Answer::Forked {
+                error: Some(error), ..
+            } => Err(Stop::Failed(error)),
+            _ => Ok(()),
+        }
+    }
+
+    #[cfg(not(unix))]
+    #[allow(clippy::unused_async, reason = "the same face as on other systems")]
+    pub(crate) async fn fork(&mut self, _id: u32, _releases: bool) -> CaseResult {
+        Err(lacks("a way to fork a process on this system"))
     }
 
     /// Whether acquisition `id` is lost, as its guard says.

@@ -31,7 +31,8 @@
 //! - What a backend claims by its [`Capabilities`](portalock_core::Capabilities) must pass, what it does not claim must be
 //!   refused. A case is skipped only for want of a claim or of something that the fixture can do, or where the fixture says
 //!   that it would prove nothing, and the report says so.
-//! - Exclusion is tested with real holds, by tasks, by threads and by processes; a process is killed, or stopped, for real.
+//! - Exclusion is tested with real holds, by tasks, by threads and by processes; a process is killed, stopped, or forked, for
+//!   real.
 //! - Cancellation is swept: a call is dropped after each of its polls, before and after its answer has arrived.
 //! - Random clients leave a [`history`], which is held against the promises. They tell their seed when it shows a violation:
 //!   `PORTALOCK_SEED` plays it again, `PORTALOCK_STRESS_SECONDS` plays for longer.
@@ -39,11 +40,15 @@
 //!
 //! `docs/writing-a-backend.md` is the guide.
 
+#![cfg_attr(docsrs, feature(doc_cfg))]
+
 pub mod broken;
 pub mod cases;
 mod conformance;
+mod crowd;
 mod erased;
 mod fixture;
+mod fork;
 mod helper;
 pub mod history;
 pub mod process;

@@ -15,11 +15,17 @@ use std::{
     time::Duration,
 };
 
-use portalock_core::{FencingToken, Guard, Lock, LockError, Mode, Policy};
+use futures_util::FutureExt;
+use portalock_core::{FencingToken, Guard, Lock, LockBackend, LockError, Mode, Policy};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, BufReader};
 
-use crate::{Fixture, IntoFixture, verdict::chain};
+use crate::{
+    Fixture, IntoFixture,
+    crowd::{crowd, pass},
+    fork,
+    verdict::{A_WHILE, Stop, chain},
+};
 
 /// Tells the process that it is a helper, and where the store is.
 pub(crate) const STORE: &str = "PORTALOCK_TESTKIT_STORE";
@@ -80,6 +86,16 @@ pub(crate) enum Order {
     Release {
         id: u32,
     },
+    /// Take the lock again and again beside other processes that do so, and look who is inside.
+    Crowd {
+        name: String,
+        doorway: PathBuf,
+    },
+    /// Fork a child, which gives back its copy of the guard and ends. The guard stays.
+    Fork {
+        id: u32,
+        releases: bool,
+    },
     /// End at once, without releasing anything.
     Exit,
 }
@@ -110,6 +126,16 @@ pub(crate) enum Answer {
         why: String,
     },
     Released {
+        id: u32,
+        error: Option<String>,
+    },
+    Crowded {
+        visits: u64,
+        overlaps: u64,
+        error: Option<String>,
+    },
+    /// What the child found wrong, or what was wrong with the child.
+    Forked {
         id: u32,
         error: Option<String>,
     },
@@ -210,6 +236,34 @@ impl<F: Fixture> Serving<F> {
                 };
                 say(&Answer::Released { id, error });
             }
+            Order::Crowd { name, doorway } => {
+                let (mut visits, mut overlaps) = (0, 0);
+                let crowded = crowd(self.backend.clone(), &name, || {
+                    let alone = pass(&doorway).map_err(|error| Stop::Failed(error.to_string()))?;
+                    visits += 1;
+                    overlaps += u64::from(!alone);
+                    Ok(())
+                });
+                let error = crowded.await.err().map(|stop| stop.to_string());
+                say(&Answer::Crowded {
+                    visits,
+                    overlaps,
+                    error,
+                });
+            }
+            Order::Fork { id, releases } => {
+                let helper = self.clone();
+                // A thread without a runtime: in the child it is the only one, as in the child of a plain program.
+                std::thread::spawn(move || {
+                    let mut inherited = helper.guards().remove(&id);
+                    let forked = fork::child(|| give_back(inherited.take(), releases));
+                    if let Some(guard) = inherited {
+                        helper.guards().insert(id, guard);
+                    }
+                    let error = forked.err();
+                    say(&Answer::Forked { id, error });
+                });
+            }
             Order::Exit => {}
         }
     }
@@ -240,6 +294,21 @@ impl<F: Fixture> Serving<F> {
     fn guards(&self) -> MutexGuard<'_, Guards<F::Backend>> {
         self.guards.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// What a forked child does with its copy of a guard. False if it was told that this freed the lock.
+fn give_back<B: LockBackend>(inherited: Option<Guard<B>>, releases: bool) -> bool {
+    let refused = match inherited {
+        // Whatever waits for another thread would wait for good: the parent's are not there.
+        Some(guard) if releases => !matches!(guard.release().now_or_never(), Some(Ok(()))),
+        guard => {
+            drop(guard);
+            true
+        }
+    };
+    // Time for what it may have left to do in the background.
+    fork::pause(A_WHILE);
+    refused
 }
 
 fn say(answer: &Answer) {

@@ -13,7 +13,7 @@ use portalock_core::{Mode, clock::Instant};
 use crate::verdict::{CaseResult, ensure};
 
 /// How long everyone stays inside. A section of nanoseconds would hide overlaps.
-const STAY: Duration = Duration::from_micros(60);
+pub(crate) const STAY: Duration = Duration::from_micros(60);
 
 /// A section with room for so much weight. All clones are the same section.
 #[derive(Debug, Clone)]

@@ -3,9 +3,9 @@
 use std::{sync::Arc, time::Duration};
 
 use portalock_core::{
-    Attempt, Capabilities, CrashRelease, Fairness, Grant, Guard, Inspect, Lock, LockBackend,
-    LockError, LockName, LockRequest, LossNotice, Mode, Patience, Policy, Pool, Released, Scope,
-    Semaphore, Tokens,
+    Attempt, Capabilities, CrashRelease, Fairness, Grant, Inspect, Lock, LockBackend, LockError,
+    LockName, LockRequest, LossNotice, Mode, Patience, Policy, Pool, Released, Scope, Semaphore,
+    Tokens,
 };
 
 use crate::{
@@ -115,6 +115,8 @@ impl Trial {
             Need::Listing
             | Need::Crash
             | Need::CutOff
+            | Need::LoseAnswers
+            | Need::MoveStore
             | Need::Stall
             | Need::Restart
             | Need::TakeAway
@@ -153,6 +155,14 @@ impl Trial {
         Ok(self.0.fixture.cut_off(&client.0).await?)
     }
 
+    pub(crate) async fn lose_answers(&self, client: &Client) -> CaseResult<Restore> {
+        Ok(self.0.fixture.lose_answers(&client.0).await?)
+    }
+
+    pub(crate) async fn move_store(&self) -> CaseResult {
+        Ok(self.0.fixture.move_store().await?)
+    }
+
     pub(crate) async fn stall_service(&self) -> CaseResult<Restore> {
         Ok(self.0.fixture.stall_service().await?)
     }
@@ -183,6 +193,14 @@ impl Trial {
         match self.capabilities().crash_release {
             CrashRelease::Within(bound) => bound + SLACK,
             _ => SLACK,
+        }
+    }
+
+    /// How soon, after the successor's grant, an earlier holder must know of its loss. Zero: before it.
+    pub(crate) fn notice(&self) -> Duration {
+        match self.capabilities().loss {
+            LossNotice::Within(window) => window + SLACK,
+            _ => Duration::ZERO,
         }
     }
 
@@ -337,9 +355,17 @@ pub(crate) fn patient() -> Policy {
     Policy::new().with_timeout(SOON)
 }
 
+/// Looks often, for a case that has little time or wants a crowd.
+pub(crate) fn eager() -> CaseResult<Policy> {
+    patient()
+        .with_first_check(Duration::from_millis(1))
+        .and_then(|policy| policy.with_check_interval(Duration::from_millis(4)))
+        .map_err(|error| Stop::failed(error.to_string()))
+}
+
 /// An acquisition that must be refused because somebody is in the way.
-pub(crate) fn ensure_contended<B: portalock_core::LockBackend>(
-    acquired: Result<Guard<B>, LockError>,
+pub(crate) fn ensure_contended<G>(
+    acquired: Result<G, LockError>,
     who: &str,
 ) -> CaseResult<LockError> {
     match acquired {

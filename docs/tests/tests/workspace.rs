@@ -7,7 +7,12 @@
     reason = "a test fails by panicking"
 )]
 
-use std::{collections::HashMap, path::Path, process::Command};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    fs,
+    path::Path,
+    process::Command,
+};
 
 use serde_json::Value;
 
@@ -38,19 +43,25 @@ fn packages() -> Vec<Value> {
 
 /// The names of the packages that `package` is built from, without what only its tests need.
 fn tree(package: &str) -> Vec<String> {
+    cargo_tree(&["--package", package, "--target", "all"])
+}
+
+/// The same for the crate that people add, with these features only.
+fn tree_of_features(features: &str) -> Vec<String> {
+    cargo_tree(&[
+        "--package",
+        "portalock",
+        "--no-default-features",
+        "--features",
+        features,
+    ])
+}
+
+fn cargo_tree(which: &[&str]) -> Vec<String> {
     let output = Command::new(env!("CARGO"))
-        .args([
-            "tree",
-            "--package",
-            package,
-            "--edges",
-            "normal,build",
-            "--prefix",
-            "none",
-            "--format",
-            "{p}",
-        ])
-        .args(["--locked", "--target", "all"])
+        .args(["tree", "--locked", "--edges", "normal,build"])
+        .args(["--prefix", "none", "--format", "{p}"])
+        .args(which)
         .current_dir(workspace())
         .output()
         .unwrap();
@@ -60,7 +71,16 @@ fn tree(package: &str) -> Vec<String> {
         String::from_utf8_lossy(&output.stderr)
     );
     let text = String::from_utf8(output.stdout).unwrap();
-    text.lines()
+    let packages: BTreeSet<_> = text
+        .lines()
+        .map(|line| {
+            line.trim_end_matches(" (*)")
+                .trim_end_matches(" (proc-macro)")
+        })
+        .filter(|line| !line.is_empty())
+        .collect();
+    packages
+        .into_iter()
         .filter_map(|line| line.split(' ').next())
         .map(str::to_owned)
         .collect()
@@ -174,6 +194,77 @@ fn file_locks_need_a_rust_toolchain_and_nothing_else() {
                 !tree.iter().any(|found| found == name),
                 "{package} is built with {name}"
             );
+        }
+    }
+}
+
+#[test]
+fn no_client_of_a_service_comes_without_its_feature() {
+    let clients = BTreeMap::from([
+        ("fs", vec!["cap-std", "fs4"]),
+        ("redis", vec!["redis"]),
+        ("etcd", vec!["etcd-client", "tonic"]),
+        ("metrics", vec!["metrics"]),
+        ("testkit", vec!["portalock-testkit"]),
+    ]);
+    for feature in clients.keys() {
+        let tree = tree_of_features(feature);
+        for (of, names) in &clients {
+            for name in names {
+                assert_eq!(
+                    tree.iter().any(|found| found == name),
+                    of == feature,
+                    "feature {feature}: {name}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn nothing_is_built_in_two_versions_but_what_the_page_names() {
+    let page = fs::read_to_string(workspace().join("docs/dependencies.md")).unwrap();
+    let named = page.split("Built in two versions").nth(1).unwrap();
+    for features in ["fs", "redis", "etcd", "fs,redis,etcd,tls,metrics,testkit"] {
+        let tree = tree_of_features(features);
+        for pair in tree.windows(2).filter(|pair| pair[0] == pair[1]) {
+            let name = format!("`{}`", pair[0]);
+            assert!(named.contains(&name), "{features}: {name} is built twice");
+        }
+    }
+}
+
+#[test]
+fn the_page_of_dependencies_is_true() {
+    let page = fs::read_to_string(workspace().join("docs/dependencies.md")).unwrap();
+    for feature in ["fs", "redis", "etcd", "metrics", "testkit"] {
+        let row = page
+            .lines()
+            .find(|line| line.starts_with(&format!("| `{feature}`")))
+            .unwrap();
+        let counted: usize = row.split('|').nth(2).unwrap().trim().parse().unwrap();
+        assert_eq!(
+            counted,
+            tree_of_features(feature).len(),
+            "crates with {feature}"
+        );
+    }
+    for package in packages() {
+        let name = package["name"].as_str().unwrap();
+        if !name.starts_with("portalock")
+            || package["publish"].is_array()
+            || name == "portalock-with-lock"
+        {
+            continue;
+        }
+        for dependency in package["dependencies"].as_array().unwrap() {
+            let dependency_name = dependency["name"].as_str().unwrap();
+            if dependency["kind"].is_null() && !dependency_name.starts_with("portalock") {
+                assert!(
+                    page.contains(&format!("`{dependency_name}`")),
+                    "{name}: {dependency_name} is not justified"
+                );
+            }
         }
     }
 }

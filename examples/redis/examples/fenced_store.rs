@@ -17,8 +17,8 @@ use std::{
     time::Duration,
 };
 
-use portalock_core::{FencingToken, Lock, Policy};
-use portalock_redis::{RedisBackend, RedisSettings};
+use portalock::redis::{RedisBackend, RedisSettings};
+use portalock::{FencingToken, Lock, Policy};
 use portalock_testkit::servers::RedisServer;
 
 type Failure = Box<dyn Error + Send + Sync>;

@@ -17,8 +17,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use portalock_core::{Lock, Policy};
-use portalock_redis::RedisBackend;
+use portalock::redis::RedisBackend;
+use portalock::{Lock, Policy};
 use portalock_testkit::servers::RedisServer;
 
 const LOCK: &str = "examples/handoff";

@@ -3,7 +3,7 @@
 use std::{ffi::OsString, path::PathBuf, str::FromStr, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use portalock_core::Permits;
+use portalock::Permits;
 
 use crate::help;
 
@@ -55,6 +55,10 @@ pub(crate) enum Other {
 }
 
 #[derive(Debug, Args)]
+#[allow(
+    clippy::struct_excessive_bools,
+    reason = "each is a flag of the command line"
+)]
 pub(crate) struct RunArgs {
     /// The lock's name, after its backend if it isn't the default one
     #[arg(long_help = help::TARGET, value_names = ["BACKEND", "NAME"], num_args = 1..=2, required = true)]
@@ -96,6 +100,14 @@ pub(crate) struct RunArgs {
     #[arg(short = 'E', long, value_name = "CODE", default_value_t = crate::exit::CONFLICT)]
     pub(crate) conflict_exit_code: u8,
 
+    /// Keep the command running on one host at a time: acquire again when it ends or the lock is lost, until told to end
+    #[arg(short, long, conflicts_with_all = ["timeout", "non_blocking"])]
+    pub(crate) keep: bool,
+
+    /// With --keep: how long to wait before the command runs again. Doubled, to a minute at most, after each short run
+    #[arg(long, value_name = "TIME", value_parser = duration, default_value = "1s", requires = "keep")]
+    pub(crate) pause: Duration,
+
     /// What to do to the command if the lock is lost while it runs
     #[arg(long, value_name = "ACTION", value_enum, default_value_t = OnLost::Term)]
     pub(crate) on_lost: OnLost,
@@ -114,6 +126,10 @@ pub(crate) struct WhoArgs {
     /// Print JSON
     #[arg(short, long)]
     pub(crate) json: bool,
+
+    /// Go on: a live table on a terminal, elsewhere a line for each change
+    #[arg(short, long)]
+    pub(crate) watch: bool,
 }
 
 #[derive(Debug, Args)]
@@ -124,6 +140,10 @@ pub(crate) struct ListArgs {
     /// Print JSON
     #[arg(short, long)]
     pub(crate) json: bool,
+
+    /// Go on: a live table of who holds and who waits on a terminal, elsewhere a line for each change
+    #[arg(short, long)]
+    pub(crate) watch: bool,
 }
 
 /// What happens to the command when the lock is lost.
@@ -157,7 +177,7 @@ impl FromStr for PermitsOf {
 
 /// A time with its unit: of a bare number nobody can tell whether it means seconds or milliseconds.
 fn duration(text: &str) -> Result<Duration, String> {
-    const LONGEST: Duration = portalock_core::settings::LONGEST;
+    const LONGEST: Duration = portalock::settings::LONGEST;
     match humantime::parse_duration(text) {
         Ok(duration) if duration <= LONGEST => Ok(duration),
         Ok(_) => Err("a year is the most".to_owned()),
@@ -250,6 +270,8 @@ mod tests {
                 "possible values: term, kill, ignore",
                 vec!["--on-lost", "hup", "x", "--", "y"],
             ),
+            ("cannot be used with", vec!["-k", "-n", "x", "--", "y"]),
+            ("--keep", vec!["--pause", "1s", "x", "--", "y"]),
             ("COMMAND", vec!["x", "make"]),
         ] {
             let error = refused(&line);

@@ -5,8 +5,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use portalock_core::Scope;
-use portalock_url::{AnyBackend, Config};
+use portalock::Scope;
+use portalock::{AnyBackend, Config};
 
 use crate::report::Failure;
 
@@ -30,7 +30,7 @@ pub(crate) async fn open(
     let backend = match config {
         // A file that somebody names must be right, also if nothing in it is needed.
         Some(file) => Config::load(file)?.open(wanted).await?,
-        None if wanted.contains(':') => portalock_url::open(wanted).await?,
+        None if wanted.contains(':') => portalock::open(wanted).await?,
         None => match usual_places().find(|file| file.is_file()) {
             Some(file) => Config::load(file)?.open(wanted).await?,
             None => return Err(no_config(wanted)),

@@ -2,7 +2,7 @@
 
 use std::{ffi::OsStr, io, process::Command, time::Duration};
 
-use portalock_core::{Loss, LostSignal, clock::Instant};
+use portalock::{Loss, LostSignal, clock::Instant};
 
 use crate::{
     args::OnLost,
@@ -41,11 +41,13 @@ impl LossPlan {
     }
 }
 
-/// How a command ended, and whether the lock was lost meanwhile.
+/// How a command ended, and what happened meanwhile.
 #[derive(Debug)]
 pub(crate) struct Ended {
     pub(crate) how: Ending,
     pub(crate) loss: Option<Loss>,
+    /// Whether somebody asked this program to end, and so the command too.
+    pub(crate) asked_to_end: bool,
 }
 
 /// The command with its arguments as they are, and what it is told of the lock.
@@ -92,12 +94,16 @@ pub(crate) async fn watch(
     plan: LossPlan,
 ) -> io::Result<Ended> {
     let mut loss = None;
+    let mut asked_to_end = false;
     let mut kill_at = None;
     loop {
         tokio::select! {
             biased;
             () = child.ended() => break,
-            received = signals.next() => child.pass_on(received),
+            received = signals.next() => {
+                asked_to_end |= received.asks_to_end();
+                child.pass_on(received);
+            }
             found = tenure.lost(), if loss.is_none() => {
                 say(&format!("the lock was lost: {}: {}", chain(&found), plan.describe()));
                 loss = Some(found);
@@ -123,6 +129,7 @@ pub(crate) async fn watch(
     Ok(Ended {
         how: child.finish()?,
         loss,
+        asked_to_end,
     })
 }
 

@@ -1,6 +1,6 @@
 //! How the program ends.
 
-use std::process::ExitCode;
+use std::{fmt, process::ExitCode};
 
 use crate::sys;
 
@@ -25,6 +25,11 @@ pub(crate) enum Ending {
 }
 
 impl Ending {
+    /// Whether it says that the command could not be run.
+    pub(crate) fn is_cannot_run(self) -> bool {
+        self == NOT_FOUND.into() || self == NOT_EXECUTABLE.into()
+    }
+
     /// Ends the program.
     ///
     /// By a signal if one ended the command, so that whoever called sees what they would have seen without `with_lock`: a
@@ -40,6 +45,15 @@ impl Ending {
                 Ok(code) => ExitCode::from(code),
                 Err(_) => std::process::exit(code),
             },
+        }
+    }
+}
+
+impl fmt::Display for Ending {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Code(code) => write!(f, "ended with code {code}"),
+            Self::Signal(signal) => write!(f, "was ended by signal {signal}"),
         }
     }
 }

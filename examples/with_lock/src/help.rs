@@ -1,8 +1,8 @@
 //! What `--help` and the manual page say.
 
 pub(crate) const USAGE: &str = "with_lock [OPTIONS] [BACKEND] NAME -- COMMAND [ARG]...
-       with_lock who [--json] [BACKEND] NAME
-       with_lock list [--json] [BACKEND]";
+       with_lock who [--watch] [--json] [BACKEND] NAME
+       with_lock list [--watch] [--json] [BACKEND]";
 
 pub(crate) const TARGET: &str = "\
 The lock's name, after its backend if it isn't the default one.
@@ -43,8 +43,14 @@ Examples:
   Two names at once, without a deadlock:
       with_lock alice --also bob -- ./transfer
 
+  One worker on all hosts that run this line; another host takes over when this one ends or is cut off:
+      with_lock --keep redis://cache.example worker -- ./worker
+
   Who is in my way?
       with_lock who nightly
+
+  What is going on, live:
+      with_lock list --watch redis://cache.example
 
 Exit codes:
   0-255  the command's own; if a signal ended it, with_lock ends by the same signal

@@ -1,10 +1,10 @@
 //! What is asked for, and what is held: locks or permits, chosen by the command line.
 
-use portalock_core::{
+use portalock::AnyBackend;
+use portalock::{
     DynBackend, DynSemaphore, FencingToken, LockError, LockName, LockSet, LockSetGuard, LostSignal,
     Mode, PermitGuard, Policy, Pool,
 };
-use portalock_url::AnyBackend;
 
 use crate::args::{PermitsOf, RunArgs, backend_and_name};
 

@@ -6,15 +6,19 @@ mod child;
 mod exit;
 mod help;
 mod hold;
+mod keep;
 mod list;
 mod manual;
 mod patience;
 mod report;
 mod run;
+mod seen;
+mod service;
 mod sys;
 mod table;
 mod usage;
 mod waiting;
+mod watch;
 mod who;
 
 use std::{
@@ -32,7 +36,7 @@ use crate::{
 
 fn main() -> ExitCode {
     #[cfg(target_os = "linux")]
-    if let Some(code) = sys::become_command_if_asked() {
+    if let Some(code) = sys::become_command_if_asked().or_else(sys::serve_as_first_process) {
         return code;
     }
     let ending = match Cli::try_parse() {

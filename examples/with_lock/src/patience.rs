@@ -2,7 +2,7 @@
 
 use std::{future::Future, time::Duration};
 
-use portalock_core::{Policy, clock::Instant};
+use portalock::{Policy, clock::Instant};
 
 use crate::{
     args::RunArgs,

@@ -74,8 +74,8 @@ mod tests {
     #[test]
     fn causes_are_told_once() {
         let inner = std::io::Error::other("disk on fire");
-        let outer = portalock_core::BackendError::new(
-            portalock_core::BackendErrorKind::Other,
+        let outer = portalock::BackendError::new(
+            portalock::BackendErrorKind::Other,
             "can't write the holder",
         )
         .with_source(inner);

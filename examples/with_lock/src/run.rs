@@ -2,8 +2,8 @@
 
 use std::{path::Path, time::Duration};
 
-use portalock_core::{LockError, Policy};
-use portalock_url::AnyBackend;
+use portalock::AnyBackend;
+use portalock::{LockError, Policy};
 
 use crate::{
     args::{OnLost, RunArgs, backend_and_name},
@@ -11,8 +11,10 @@ use crate::{
     child::{self, Ended, LossPlan},
     exit::{self, Ending},
     hold::{Hold, Wanted},
+    keep::keep,
     patience::Patience,
     report::{Failure, chain, say},
+    service,
     sys::{Child, Signals},
     waiting::{self, Signalled},
 };
@@ -46,8 +48,14 @@ async fn run_with(
     signals: &mut Signals,
 ) -> Result<Ending, Failure> {
     let wanted = Wanted::new(args, backend, policy)?;
+    if args.keep {
+        return keep(args, &wanted, backend, signals).await;
+    }
     match waiting::acquire(&wanted, backend, signals).await {
-        Ok(Ok(hold)) => run_holding(args, hold, signals).await,
+        Ok(Ok(hold)) => Ok(match run_holding(args, hold, signals).await? {
+            Outcome::NotStarted(code) => code.into(),
+            Outcome::Ended { how, .. } => how,
+        }),
         Ok(Err(error)) if error.is_contention() => {
             if !args.quiet {
                 say(&chain(&error));
@@ -59,16 +67,41 @@ async fn run_with(
     }
 }
 
-async fn run_holding(args: &RunArgs, hold: Hold, signals: &mut Signals) -> Result<Ending, Failure> {
+/// What came of one hold.
+#[derive(Debug)]
+pub(crate) enum Outcome {
+    /// The command could not be run: the code says why.
+    NotStarted(u8),
+    /// It ran.
+    Ended {
+        /// How it ended, or that the lock was lost.
+        how: Ending,
+        /// Whether somebody asked this program to end meanwhile.
+        asked_to_end: bool,
+    },
+}
+
+/// Runs the command once, and releases.
+pub(crate) async fn run_holding(
+    args: &RunArgs,
+    hold: Hold,
+    signals: &mut Signals,
+) -> Result<Outcome, Failure> {
     let plan = LossPlan {
         action: args.on_lost,
         grace: args.grace,
     };
     if let Err(error) = hold.ensure_held() {
         say(&format!("{}: the command was not run", chain(&error)));
-        return Ok(exit::LOST.into());
+        return Ok(Outcome::Ended {
+            how: exit::LOST.into(),
+            asked_to_end: false,
+        });
     }
-    let command = child::command(&args.command, &hold);
+    let mut command = child::command(&args.command, &hold);
+    if args.keep {
+        command.env_remove(service::VARIABLE);
+    }
     let program = command.get_program().to_owned();
     let child = match Child::spawn(command, plan.orphaned()) {
         Ok(child) => child,
@@ -76,11 +109,15 @@ async fn run_holding(args: &RunArgs, hold: Hold, signals: &mut Signals) -> Resul
             let (code, text) = child::cannot_run(&program, &error);
             say(&text);
             release(hold).await;
-            return Ok(code.into());
+            return Ok(Outcome::NotStarted(code));
         }
     };
     let lost = hold.lost_signal();
-    let Ended { how, loss } = child::watch(child, signals, &lost, plan).await?;
+    let Ended {
+        how,
+        loss,
+        asked_to_end,
+    } = child::watch(child, signals, &lost, plan).await?;
     let held_to_the_end = match loss {
         // There is nothing to give back, and most likely nobody to hear it.
         Some(_) => {
@@ -89,10 +126,12 @@ async fn run_holding(args: &RunArgs, hold: Hold, signals: &mut Signals) -> Resul
         }
         None => release(hold).await,
     };
-    if !held_to_the_end && plan.action != OnLost::Ignore {
-        return Ok(exit::LOST.into());
-    }
-    Ok(how)
+    let how = if !held_to_the_end && plan.action != OnLost::Ignore {
+        exit::LOST.into()
+    } else {
+        how
+    };
+    Ok(Outcome::Ended { how, asked_to_end })
 }
 
 /// Releases, and says whether it was held to the end.
@@ -116,6 +155,6 @@ async fn release(hold: Hold) -> bool {
 
 /// Sees to it that nothing of us is left at the service.
 async fn farewell(backend: &AnyBackend, time: Duration) {
-    let _ = portalock_core::shutdown(time).await;
+    let _ = portalock::shutdown(time).await;
     let _ = tokio::time::timeout(time, backend.close()).await;
 }

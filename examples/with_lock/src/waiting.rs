@@ -7,11 +7,11 @@ use std::{
     time::Duration,
 };
 
-use portalock_core::{
+use portalock::AnyBackend;
+use portalock::{
     Holder, LockError,
     clock::{self, Instant},
 };
-use portalock_url::AnyBackend;
 
 use crate::{
     hold::{Hold, Wanted},

@@ -88,6 +88,18 @@ mod tests {
     }
 
     #[test]
+    fn jitter_shortens_by_no_more_than_its_part() {
+        let policy = Policy::new().with_jitter(0.25).unwrap();
+        let mut backoff = Backoff::new(&policy);
+        backoff.slow_down();
+        let longest = policy.check_interval();
+        for _ in 0..100 {
+            let pause = backoff.pause();
+            assert!(pause <= longest && pause >= longest * 3 / 4, "{pause:?}");
+        }
+    }
+
+    #[test]
     fn the_longest_interval_is_a_pause_like_any_other() {
         for jitter in [0.0, 1.0] {
             let policy = Policy::new()

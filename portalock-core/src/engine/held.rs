@@ -115,6 +115,12 @@ impl<S: Service<D>, D: Demand> Held<S, D> {
     }
 
     pub(crate) async fn release(mut self) -> Result<(), LockError> {
+        if !self.service.releases_now() && self.request.owner.is_inherited() {
+            // A forked child's copy: dropping it sends nothing.
+            return Err(LockError::NotHeld {
+                name: self.request.name.clone(),
+            });
+        }
         // Read before the release: it may end the very thing that the signal watches.
         let loss = self.loss();
         if loss.is_some() {
@@ -201,5 +207,69 @@ impl<S: Service<D>, D: Demand> fmt::Debug for Held<S, D> {
             .field("token", &self.grant.token)
             .field("loss", &self.loss())
             .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use async_trait::async_trait;
+
+    use super::*;
+    use crate::{
+        Attempt, Capabilities, LockBackend, LockRequest, Mode, Patience, Scope,
+        engine::service::Locks,
+    };
+
+    /// Tells which calls it got.
+    #[derive(Debug, Default)]
+    struct Heard(Mutex<Vec<&'static str>>);
+
+    #[async_trait]
+    impl LockBackend for Heard {
+        fn capabilities(&self) -> Capabilities {
+            Capabilities::new(Scope::Network)
+        }
+
+        async fn try_acquire(&self, _: &LockRequest) -> Result<Attempt, BackendError> {
+            self.0.lock().unwrap().push("attempt");
+            Ok(Attempt::Granted(Grant::new()))
+        }
+
+        async fn release(&self, _: &LockRequest) -> Result<Released, BackendError> {
+            self.0.lock().unwrap().push("release");
+            Ok(Released::Freed)
+        }
+    }
+
+    fn held(backend: &Arc<Heard>, owner: OwnerId) -> Held<Locks<Heard>, Mode> {
+        let name = LockName::new("job").unwrap();
+        let mut request = LockRequest::new(name, Mode::Exclusive, Patience::Once);
+        request.owner = owner;
+        Held::new(Locks(backend.clone()), Arc::new(request), Grant::new())
+    }
+
+    #[tokio::test]
+    async fn a_forked_childs_copy_sends_nothing() {
+        let backend = Arc::new(Heard::default());
+        let parents: OwnerId = format!("1-{:x}-1", std::process::id() + 1).parse().unwrap();
+        drop(held(&backend, parents));
+        let released = held(&backend, parents).release().await;
+        assert!(matches!(released, Err(LockError::NotHeld { .. })));
+        let service = Locks(backend.clone());
+        let abandoned = held(&backend, parents).request.clone();
+        let attempt = {
+            let (service, request) = (service.clone(), abandoned.clone());
+            Box::pin(async move { service.try_acquire(&request).await })
+        };
+        reaper::withdraw(service, abandoned, Some(attempt));
+        reaper::shutdown(RELEASE_TIME).await.unwrap();
+        assert!(backend.0.lock().unwrap().is_empty());
+
+        let own = held(&backend, OwnerId::mint());
+        assert!(format!("{own:?}").contains("job"));
+        own.release().await.unwrap();
+        assert_eq!(*backend.0.lock().unwrap(), ["release"]);
     }
 }

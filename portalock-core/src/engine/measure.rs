@@ -119,3 +119,42 @@ impl Hold {
         let _ = (backend, name);
     }
 }
+
+#[cfg(all(test, feature = "metrics"))]
+mod tests {
+    use metrics_util::debugging::{DebugValue, DebuggingRecorder};
+
+    use super::*;
+
+    #[test]
+    fn renewals_are_counted_by_their_outcome() {
+        let recorder = DebuggingRecorder::new();
+        metrics::with_local_recorder(&recorder, || {
+            renewed(RenewalOutcome::Renewed);
+            renewed(RenewalOutcome::Late);
+            renewed(RenewalOutcome::Late);
+        });
+        let mut counts: Vec<_> = recorder
+            .snapshotter()
+            .snapshot()
+            .into_vec()
+            .into_iter()
+            .map(|(key, _, _, value)| {
+                let outcome = key
+                    .key()
+                    .labels()
+                    .next()
+                    .map(|label| label.value().to_owned());
+                (outcome, value)
+            })
+            .collect();
+        counts.sort_by(|one, other| one.0.cmp(&other.0));
+        assert_eq!(
+            counts,
+            [
+                (Some("late".to_owned()), DebugValue::Counter(2)),
+                (Some("renewed".to_owned()), DebugValue::Counter(1)),
+            ]
+        );
+    }
+}

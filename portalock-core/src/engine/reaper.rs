@@ -136,6 +136,10 @@ impl<S: Service<D>, D: Demand> Cleanup<S, D> {
 
     /// Not on the caller's runtime, which may stand still or end before the clean-up does.
     fn start(self) {
+        // In a forked child this is a copy of what its parent holds, or waits for, and not the child's to give back.
+        if self.request.owner.is_inherited() {
+            return;
+        }
         CALLS.spawn(self.run());
     }
 
@@ -190,5 +194,89 @@ impl<S: Service<D>, D: Demand> Drop for Cleanup<S, D> {
     fn drop(&mut self) {
         PENDING.fetch_sub(1, Ordering::AcqRel);
         DONE.notify_waiters();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use async_trait::async_trait;
+
+    use super::*;
+    use crate::{
+        BackendErrorKind, Capabilities, LockBackend, LockName, LockRequest, Mode, Patience,
+        Released, Scope, engine::service::Locks,
+    };
+
+    /// Never releases anything: it answers with this error, or not at all.
+    #[derive(Debug)]
+    struct Stubborn {
+        answer: Option<BackendErrorKind>,
+        asked: AtomicUsize,
+    }
+
+    #[async_trait]
+    impl LockBackend for Stubborn {
+        fn capabilities(&self) -> Capabilities {
+            Capabilities::new(Scope::Network)
+        }
+
+        async fn try_acquire(&self, _: &LockRequest) -> Result<Attempt, BackendError> {
+            std::future::pending().await
+        }
+
+        async fn release(&self, _: &LockRequest) -> Result<Released, BackendError> {
+            self.asked.fetch_add(1, Ordering::Relaxed);
+            match self.answer {
+                Some(kind) => Err(BackendError::new(kind, "told to fail")),
+                None => std::future::pending().await,
+            }
+        }
+    }
+
+    /// How often a release was asked for, and when it was given up.
+    async fn given_up(
+        answer: Option<BackendErrorKind>,
+        in_flight: Option<InFlight>,
+    ) -> (usize, Duration) {
+        let backend = Arc::new(Stubborn {
+            answer,
+            asked: AtomicUsize::new(0),
+        });
+        let name = LockName::new("job").unwrap();
+        let request = LockRequest::new(name, Mode::Exclusive, Patience::Once);
+        let start = Instant::now();
+        let lost = LostSignal::never();
+        Cleanup::new(Locks(backend.clone()), Arc::new(request), in_flight, lost)
+            .run()
+            .await;
+        (backend.asked.load(Ordering::Relaxed), start.elapsed())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_no_repetition_cures_is_asked_for_once() {
+        let answer = Some(BackendErrorKind::Misconfigured);
+        assert_eq!(given_up(answer, None).await, (1, Duration::ZERO));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_service_that_is_down_is_asked_ever_less_often_for_two_minutes() {
+        let (asked, time) = given_up(Some(BackendErrorKind::Unavailable), None).await;
+        assert!(time >= ALL_RELEASES && time <= ALL_RELEASES + LONGEST_PAUSE);
+        // Eight pauses that double, then one in five seconds.
+        assert!((30..40).contains(&asked), "{asked} times");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_service_that_is_silent_is_given_up_as_well() {
+        let (asked, time) = given_up(None, None).await;
+        assert!(time >= ALL_RELEASES && time <= ALL_RELEASES + ONE_RELEASE + LONGEST_PAUSE);
+        assert!((8..16).contains(&asked), "{asked} times");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_attempt_that_never_ends_is_released_all_the_same() {
+        let in_flight: InFlight = Box::pin(std::future::pending());
+        let answer = Some(BackendErrorKind::Misconfigured);
+        assert_eq!(given_up(answer, Some(in_flight)).await, (1, SEE_OUT));
     }
 }

@@ -23,6 +23,8 @@ pub(crate) trait Service<D: Demand>: Clone + Send + Sync + 'static {
     fn release<'a>(&'a self, request: &'a Request<D>) -> BoxFuture<'a, Answer<Released>>;
     fn subscribe<'a>(&'a self, request: &'a Request<D>) -> BoxFuture<'a, Answer<Option<Wakeups>>>;
     fn release_now(&self, request: &Request<D>) -> bool;
+    /// Whether every release is that of `release_now`.
+    fn releases_now(&self) -> bool;
     fn kind(&self) -> &'static str;
 }
 
@@ -64,6 +66,10 @@ impl<B: LockBackend> Service<Mode> for Locks<B> {
         (*self.0).release_now(request)
     }
 
+    fn releases_now(&self) -> bool {
+        (*self.0).capabilities().releases_now
+    }
+
     fn kind(&self) -> &'static str {
         (*self.0).kind()
     }
@@ -87,6 +93,10 @@ impl<S: Semaphore> Service<Permits> for PermitsOf<S> {
 
     fn release_now(&self, request: &PermitRequest) -> bool {
         (*self.0).release_now(request)
+    }
+
+    fn releases_now(&self) -> bool {
+        (*self.0).capabilities().releases_now
     }
 
     fn kind(&self) -> &'static str {

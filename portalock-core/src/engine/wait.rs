@@ -159,6 +159,17 @@ struct Wait<'p> {
     round_trip: Duration,
 }
 
+/// What a waiter hears of its turn.
+enum Line {
+    /// It has not asked for wake-ups yet, or its place in the queue is gone.
+    NotAsked,
+    /// The backend wakes nobody.
+    Unwoken,
+    Open(Wakeups),
+    /// Nobody will wake it any more, so the backend's advice, which counts on that, is worth nothing.
+    Silent,
+}
+
 /// How a pause ended.
 enum Pause {
     Look,
@@ -172,8 +183,7 @@ impl Wait<'_> {
         mut self,
         mut place: Place<S, D>,
     ) -> Result<Held<S, D>, LockError> {
-        let mut wakeups: Option<Wakeups> = None;
-        let mut subscribed = false;
+        let mut line = Line::NotAsked;
         let mut waiter = None;
         loop {
             match self.attempt(&mut place).await? {
@@ -183,25 +193,24 @@ impl Wait<'_> {
                     waiter.get_or_insert_with(|| {
                         measure::Waiter::new(place.service.kind(), &place.request.name)
                     });
-                    if !subscribed {
-                        subscribed = true;
+                    if matches!(line, Line::NotAsked) {
                         debug!("waiting");
-                        wakeups = self.subscribe(&mut place).await?;
+                        line = self.subscribe(&mut place).await?;
                         let queued = self.seen.as_ref().is_some_and(|seen| seen.queued);
-                        if wakeups.is_some() && !queued {
+                        if matches!(line, Line::Open(_)) && !queued {
                             continue;
                         }
                     }
                 }
                 None => {}
             }
-            match self.pause(&mut wakeups).await {
+            match self.pause(&mut line).await {
                 Pause::Look => {}
                 Pause::Granted(grant) => return Ok(self.granted(place, grant)),
                 Pause::Failed(error) => {
                     // The place in the queue is gone with its session: take a new one, and listen anew.
                     self.failed(&place, error)?;
-                    subscribed = false;
+                    line = Line::NotAsked;
                 }
                 Pause::Deadline => return Err(self.timed_out(&place)),
             }
@@ -295,7 +304,7 @@ impl Wait<'_> {
     async fn subscribe<S: Service<D>, D: Demand>(
         &mut self,
         place: &mut Place<S, D>,
-    ) -> Result<Option<Wakeups>, LockError> {
+    ) -> Result<Line, LockError> {
         let subscription = self
             .deadline
             .bound(place.service.subscribe(&place.request))
@@ -303,21 +312,31 @@ impl Wait<'_> {
         match subscription {
             Some(Ok(Some(wakeups))) => {
                 self.backoff.slow_down();
-                Ok(Some(wakeups))
+                Ok(Line::Open(wakeups))
             }
-            Some(Ok(None)) => Ok(None),
-            Some(Err(error)) => self.failed(place, error).map(|()| None),
+            Some(Ok(None)) => Ok(Line::Unwoken),
+            Some(Err(error)) => self.failed(place, error).map(|()| Line::Unwoken),
             None => Err(self.timed_out(place)),
         }
     }
 
     /// Sleeps until it is time to look again, or somebody says so.
-    async fn pause(&mut self, wakeups: &mut Option<Wakeups>) -> Pause {
+    async fn pause(&mut self, line: &mut Line) -> Pause {
+        loop {
+            match self.sleep(line).await {
+                Some(pause) => return pause,
+                None => *line = Line::Silent,
+            }
+        }
+    }
+
+    /// One pause; `None` if the line falls silent.
+    async fn sleep(&mut self, line: &mut Line) -> Option<Pause> {
         let advice = self.seen.as_ref().and_then(|seen| seen.recheck_after);
         let pause = match (&self.last_error, advice) {
             (Some(_), _) => self.after_failure.pause(),
-            (None, Some(advice)) => advice,
-            (None, None) => self.backoff.pause(),
+            (None, Some(advice)) if !matches!(line, Line::Silent) => advice,
+            (None, _) => self.backoff.pause(),
         };
         let look_at = Instant::now().checked_add(pause);
         let until = self
@@ -327,29 +346,22 @@ impl Wait<'_> {
             .min()
             .or(self.deadline.instant());
         let listen = async {
-            loop {
-                match wakeups {
-                    Some(line) => match line.next().await {
-                        Wake::Silent => *wakeups = None,
-                        wake => return wake,
-                    },
-                    None => std::future::pending().await,
-                }
+            match line {
+                Line::Open(wakeups) => wakeups.next().await,
+                _ => std::future::pending().await,
             }
         };
-        match bound(until, listen).await {
+        Some(match bound(until, listen).await {
             Some(Wake::Granted(grant)) => Pause::Granted(grant),
-            Some(Wake::Failed(error)) => {
-                *wakeups = None;
-                Pause::Failed(error)
-            }
-            Some(Wake::TryNow | Wake::Silent) => {
+            Some(Wake::Failed(error)) => Pause::Failed(error),
+            Some(Wake::TryNow) => {
                 self.backoff.restart();
                 Pause::Look
             }
+            Some(Wake::Silent) => return None,
             None if self.deadline.has_passed() => Pause::Deadline,
             None => Pause::Look,
-        }
+        })
     }
 
     /// When the pause must end at the latest: early enough before the deadline for one more look to be answered, so that

@@ -75,7 +75,7 @@ impl Keeper {
     /// Renews `lease` every `interval` by calling `renew`, until the lease has ended or the keeper is dropped.
     ///
     /// A call that has not answered within `interval` is dropped and made anew: `renew` must be safe to cancel. After a
-    /// failure the next call comes after a tenth of the interval.
+    /// failure the next call comes soon, and after each further one later, up to a tenth of the interval.
     ///
     /// # Errors
     ///
@@ -110,11 +110,13 @@ where
     R: Future<Output = Result<Renewal, BackendError>>,
 {
     let mut pause = interval;
+    let mut failures = 0;
     loop {
         let _ = tokio::time::timeout(pause, now.notified()).await;
         let sent = Instant::now();
         pause = match bound(sent.checked_add(interval), renew()).await {
             Some(Ok(Renewal::Renewed(time))) => {
+                failures = 0;
                 renewed(RenewalOutcome::Renewed);
                 if !sent
                     .checked_add(time)
@@ -131,7 +133,8 @@ where
             Some(Err(error)) => {
                 renewed(RenewalOutcome::Failed);
                 tracing::debug!(%error, "a renewal failed: the lease lasts until its deadline");
-                interval / 10
+                failures += 1;
+                after_failure(interval, failures)
             }
             None => {
                 renewed(RenewalOutcome::Late);
@@ -140,6 +143,14 @@ where
             }
         };
     }
+}
+
+/// How long the next call waits after so many failures in a row. Spread, so that the clients of a service that comes back
+/// don't all come at once.
+fn after_failure(interval: Duration, failures: u32) -> Duration {
+    let longest = interval / 10;
+    let pause = (longest / 16).saturating_mul(2_u32.saturating_pow(failures.saturating_sub(1)));
+    pause.min(longest).mul_f64(0.5 + fastrand::f64() / 2.0)
 }
 
 #[cfg(test)]
@@ -191,6 +202,17 @@ mod tests {
         });
         tokio::time::sleep(TIME * 3).await;
         assert_eq!(lease.loss(), None);
+    }
+
+    #[test]
+    fn the_pause_grows_with_failures_and_stays_short() {
+        let longest = TIME / 10;
+        assert!(after_failure(TIME, 1) <= longest / 16);
+        for failures in 1..100 {
+            let pause = after_failure(TIME, failures);
+            assert!(!pause.is_zero() && pause <= longest, "{failures}: {pause:?}");
+        }
+        assert!(after_failure(TIME, 9) >= longest / 2);
     }
 
     #[tokio::test(start_paused = true)]

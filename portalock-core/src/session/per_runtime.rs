@@ -50,11 +50,10 @@ impl<C: Clone + Send + Sync + 'static> PerRuntime<C> {
         R: Future<Output = Result<C, BackendError>> + Send + 'static,
     {
         let runtime = Handle::try_current().map_err(|_| no_runtime())?;
-        let entry = self.entry(&runtime);
-        let present = entry.connection().clone();
-        if let Some(connection) = present {
+        if let Some(connection) = self.present() {
             return Ok(connection);
         }
+        let entry = self.entry(&runtime);
         let opened = Arc::downgrade(&entry);
         let open = || {
             let opening = open();
@@ -70,6 +69,14 @@ impl<C: Clone + Send + Sync + 'static> PerRuntime<C> {
             .opening
             .get(&runtime, || entry.connection().clone(), open)
             .await
+    }
+
+    /// The present runtime's connection, if it has one.
+    pub fn present(&self) -> Option<C> {
+        let runtime = Handle::try_current().ok()?;
+        let entries = self.lock();
+        let entry = entries.get(&runtime.id())?;
+        entry.connection().clone()
     }
 
     /// Drops the present runtime's connection if it is one that `which` means: the next call opens another.

@@ -24,6 +24,8 @@ pub enum Step {
     GrantAfter(Duration),
     Contended,
     ContendedAfter(Duration),
+    /// Contended, with a place in the queue, and the advice not to look before that time has passed.
+    Queued(Duration),
     Fails(BackendErrorKind),
     Stalls,
 }
@@ -170,6 +172,11 @@ impl LockBackend for Scripted {
                 tokio::time::sleep(time).await;
                 Ok(Attempt::Contended(Contention::new()))
             }
+            Step::Queued(recheck_after) => Ok(Attempt::Contended(
+                Contention::new()
+                    .with_queued(true)
+                    .with_recheck_after(recheck_after),
+            )),
             Step::Fails(kind) => Err(BackendError::new(kind, "told to fail")),
             Step::Stalls => std::future::pending().await,
         }

@@ -88,8 +88,29 @@ async fn a_place_that_ends_with_its_session_is_taken_anew() {
     drop(waiter.await.unwrap().unwrap());
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_silent_line_leaves_the_engine_looking_by_itself() {
+    let advice = Duration::from_secs(3600);
+    let backend = Scripted::new([Step::Queued(advice), Step::Queued(advice), Step::Grant]);
+    let waiter = tokio::spawn({
+        let lock = backend.clone().listening().lock();
+        async move { lock.acquire_with(&Policy::forever()).await }
+    });
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    assert_eq!(backend.attempts().len(), 1, "it counts on a wake-up");
+    backend.0.lines.lock().unwrap().clear();
+    let start = Instant::now();
+    drop(waiter.await.unwrap().unwrap());
+    assert!(start.elapsed() <= Policy::DEFAULT_CHECK_INTERVAL * 2);
+    assert_eq!(
+        backend.attempts().len(),
+        3,
+        "the advice is not followed again"
+    );
+}
+
+#[tokio::test]
+async fn the_last_sender_tells_that_it_goes() {
     let (sender, mut line) = wakeups();
     drop(sender);
     assert!(matches!(line.next().await, Wake::Silent));

@@ -1,4 +1,4 @@
-//! A session uses a key again, and a waiter is granted by an event: what goes astray meanwhile harms nobody.
+//! A session uses a key again, and a waiter is told by an event: what goes astray meanwhile harms nobody.
 
 use std::{
     sync::{
@@ -147,6 +147,35 @@ async fn one_who_waited_when_the_whole_queue_was_deleted_holds_by_a_new_place() 
 }
 
 #[tokio::test]
+async fn one_whose_key_is_deleted_while_it_waits_takes_another_place() {
+    let server = Server::start();
+    let (holder, client) = (server.client().await, server.client().await);
+    let held = request("deleted");
+    granted(&holder, &held).await;
+    let lock = Lock::new(client, "deleted").unwrap();
+    let waiting = [(); 3].map(|()| {
+        let lock = lock.clone();
+        tokio::spawn(async move { lock.acquire_with(&patient()).await.map(drop) })
+    });
+    server.waiters("deleted", 3).await;
+    let before = server.lock_keys().await;
+    let own = holder.fence(held.owner).unwrap().key;
+    for key in before.iter().filter(|key| **key != own) {
+        server.raw().await.delete(key.as_str(), None).await.unwrap();
+    }
+    // No event tells them. They notice when they look again.
+    server.waiters("deleted", 3).await;
+    holder.release(&held).await.unwrap();
+    for waiting in waiting {
+        waiting.await.unwrap().unwrap();
+    }
+    until("nothing is left", async || {
+        server.lock_keys().await.is_empty()
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn one_who_gives_up_frees_the_way_for_nobody() {
     let server = Server::start();
     let clients = [
@@ -178,7 +207,7 @@ async fn a_crowd_is_served_in_turn_whoever_gives_up() {
     let inside = Arc::new(AtomicU32::new(0));
     let mut tasks = Vec::new();
     for number in 0..60 {
-        // Most of them wait in one session's crowd.
+        // Most of them wait in one session.
         let client = if number % 6 == 5 { &two } else { &one };
         let lock = Lock::new(client.clone(), "crowd").unwrap();
         let inside = inside.clone();
@@ -212,7 +241,7 @@ async fn a_crowd_is_served_in_turn_whoever_gives_up() {
 }
 
 #[tokio::test]
-async fn one_in_a_crowd_knows_who_holds_though_it_does_not_look() {
+async fn one_who_waits_knows_who_holds_at_each_look() {
     let server = Server::start();
     let (holder, client) = (server.client().await, server.client().await);
     granted(
@@ -232,7 +261,7 @@ async fn one_in_a_crowd_knows_who_holds_though_it_does_not_look() {
 }
 
 #[tokio::test]
-async fn one_in_a_crowd_does_not_wait_for_whom_etcd_could_not_be_told_to_forget() {
+async fn nobody_waits_for_one_before_it_whose_release_failed() {
     let server = Server::start();
     let line = server.line(0);
     let holder = server.client().await;

@@ -361,3 +361,53 @@ async fn a_release_that_nobody_heard_of_is_owed_until_it_is_heard() {
     })
     .await;
 }
+
+#[tokio::test]
+async fn a_grant_that_arrives_after_the_session_has_ended_is_none() {
+    let server = Server::start();
+    let line = server.line(0);
+    let client = server
+        .client_through(&[&line], |settings| {
+            short_lease(settings)
+                .with_request_timeout(Duration::from_secs(60))
+                .unwrap()
+        })
+        .await;
+    let request = |name| {
+        let name = LockName::new(name).unwrap();
+        Request::new(name, Mode::Exclusive, Patience::Queue)
+    };
+    // This runtime's connection is made before answers are late.
+    let warm = request("warm");
+    drop(client.try_acquire(&warm).await.unwrap());
+    client.release(&warm).await.unwrap();
+    line.delay(Direction::ToClient, Duration::from_secs(6));
+    let error = client.try_acquire(&request("late")).await.unwrap_err();
+    assert_eq!(error.kind(), BackendErrorKind::SessionEnded, "{error}");
+}
+
+#[tokio::test]
+async fn a_deleted_key_is_told_though_it_could_not_be_looked_for_at_first() {
+    let server = Server::start();
+    let line = server.line(0);
+    let client = server
+        .lasting_client_through(&[&line], Duration::from_millis(500))
+        .await;
+    let guard = Lock::new(client.clone(), "deleted")
+        .unwrap()
+        .acquire()
+        .await
+        .unwrap();
+    line.black_hole(Direction::Both);
+    let key = client.fence(guard.owner()).unwrap().key;
+    server.raw().await.delete(key, None).await.unwrap();
+    // Longer than it takes until held keys are looked for, in vain.
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    assert!(!guard.is_lost());
+    line.cut();
+    line.heal();
+    let loss = tokio::time::timeout(Duration::from_secs(60), guard.lost())
+        .await
+        .unwrap();
+    assert!(matches!(loss, Loss::Removed(_)), "{loss}");
+}

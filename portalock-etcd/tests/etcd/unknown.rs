@@ -178,3 +178,62 @@ async fn a_client_goes_on_after_a_failed_call_to_a_stopped_server() {
     })
     .await;
 }
+
+#[tokio::test]
+async fn a_place_that_is_to_be_withdrawn_is_not_used_again() {
+    let server = Server::start();
+    let line = server.line(0);
+    let client = server
+        .lasting_client_through(&[&line], Duration::from_millis(500))
+        .await;
+    let request = request("owed");
+    let granted = async || {
+        let attempt = LockBackend::try_acquire(&client, &request).await.unwrap();
+        let Attempt::Granted(grant) = attempt else {
+            panic!("{attempt:?}")
+        };
+        grant.token.unwrap()
+    };
+    let first = granted().await;
+    line.black_hole(Direction::ToServer);
+    LockBackend::release(&client, &request).await.unwrap_err();
+    line.cut();
+    line.heal();
+    assert!(granted().await > first, "the place that it gave up");
+    let key = client.fence(request.owner).unwrap().key;
+    // Longer than the session waits with what is due.
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    assert_eq!(server.lock_keys().await, [key]);
+}
+
+#[test]
+fn a_request_whose_runtime_ends_before_the_answer_is_withdrawn() {
+    let server = Server::start();
+    let line = server.line(0);
+    let own = tokio::runtime::Runtime::new().unwrap();
+    let client = own.block_on(server.lasting_client_through(&[&line], Duration::from_secs(5)));
+    let other = tokio::runtime::Runtime::new().unwrap();
+    let lock = Lock::new(client.clone(), "in flight").unwrap();
+    let warm = Lock::new(client, "warm").unwrap();
+    other.block_on(async { drop(warm.acquire().await.unwrap()) });
+    own.block_on(async {
+        until("nothing is left", async || {
+            server.lock_keys().await.is_empty()
+        })
+        .await;
+    });
+    line.black_hole(Direction::ToClient);
+    other.spawn(async move { lock.acquire_with(&patient()).await.map(drop) });
+    own.block_on(async {
+        until("placed", async || server.lock_keys().await.len() == 1).await;
+    });
+    other.shutdown_background();
+    line.cut();
+    line.heal();
+    own.block_on(async {
+        until("nothing is left", async || {
+            server.lock_keys().await.is_empty()
+        })
+        .await;
+    });
+}

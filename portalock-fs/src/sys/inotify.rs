@@ -4,7 +4,9 @@
 
 use std::{
     collections::HashMap,
-    fmt, io,
+    fmt,
+    fs::File,
+    io,
     mem::MaybeUninit,
     os::fd::{AsFd, AsRawFd, OwnedFd},
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
@@ -12,14 +14,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use cap_std::fs::{Dir, File};
+use cap_std::fs::Dir;
 use rustix::{
     event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll},
     fs::inotify::{self, CreateFlags, ReadFlags, Reader, WatchFlags},
     io::Errno,
 };
 
-use crate::{fork::Origin, watch::Watched};
+use super::{Origin, Watched};
 
 /// The events of at least a hundred files, or of one with the longest name.
 const BUFFER: usize = 4096;
@@ -96,15 +98,19 @@ impl Watcher {
         {
             return Ok(watcher);
         }
-        let watcher = Arc::new(Self {
+        let watcher = Arc::new(Self::new()?);
+        *shared = Arc::downgrade(&watcher);
+        Ok(watcher)
+    }
+
+    fn new() -> io::Result<Self> {
+        Ok(Self {
             events: inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?,
             orders: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
             registry: Arc::default(),
             thread: Mutex::default(),
             origin: Origin::here(),
-        });
-        *shared = Arc::downgrade(&watcher);
-        Ok(watcher)
+        })
     }
 
     /// Starts the thread, unless it runs.
@@ -154,23 +160,14 @@ impl Watcher {
         Self::add(this, dir, flags, None, told)
     }
 
+    /// Watches one file for being closed by anybody, also by those who only read it, as flock(1) does.
     pub(crate) fn watch_file(
         this: &Arc<Self>,
         file: &File,
         name: &str,
         told: Weak<dyn Watched>,
     ) -> io::Result<Registration> {
-        // Also by those who only read it, as flock(1) does.
         Self::add(this, file, WatchFlags::CLOSE, Some(name.into()), told)
-    }
-
-    /// Watches one file for being closed by anybody, also by those who only read it.
-    pub(crate) fn watch_closing(
-        this: &Arc<Self>,
-        file: &std::fs::File,
-        told: Weak<dyn Watched>,
-    ) -> io::Result<Registration> {
-        Self::add(this, file, WatchFlags::CLOSE, Some("".into()), told)
     }
 
     fn add(
@@ -401,4 +398,61 @@ impl fmt::Debug for Registration {
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // Nothing panics while one is locked.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use cap_std::ambient_authority;
+
+    use super::*;
+
+    /// Longer than anything here takes.
+    const LONG: Duration = Duration::from_secs(60);
+
+    /// Says what it is told.
+    struct Ear(Mutex<mpsc::Sender<&'static str>>);
+
+    impl Watched for Ear {
+        fn closed(&self, _file: &str) {
+            let _ = lock(&self.0).send("closed");
+        }
+
+        fn replaced(&self, _file: &str) {}
+
+        fn everything_changed(&self) {
+            let _ = lock(&self.0).send("everything");
+        }
+
+        fn look(&self) -> bool {
+            false
+        }
+    }
+
+    #[test]
+    fn more_than_the_system_keeps_means_that_anything_may_have_changed() {
+        let most = std::fs::read_to_string("/proc/sys/fs/inotify/max_queued_events").unwrap();
+        let most: usize = most.trim().parse().unwrap();
+        if most > 200_000 {
+            println!("SKIPPED: the system keeps {most} events");
+            return;
+        }
+        let place = tempfile::tempdir().unwrap();
+        let dir = Dir::open_ambient_dir(place.path(), ambient_authority()).unwrap();
+        let (sender, told) = mpsc::channel();
+        let ear: Arc<dyn Watched> = Arc::new(Ear(Mutex::new(sender)));
+        // Its thread does not run yet.
+        let watcher = Arc::new(Watcher::new().unwrap());
+        let registration = Watcher::watch_directory(&watcher, &dir, Arc::downgrade(&ear)).unwrap();
+        let (mut from, mut to) = (place.path().join("a"), place.path().join("b"));
+        std::fs::write(&from, "").unwrap();
+        for _ in 0..=most / 2 {
+            std::fs::rename(&from, &to).unwrap();
+            std::mem::swap(&mut from, &mut to);
+        }
+        Watcher::start(&watcher).unwrap();
+        assert_eq!(told.recv_timeout(LONG), Ok("everything"));
+        drop((registration, watcher));
+    }
 }

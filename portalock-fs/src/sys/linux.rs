@@ -11,7 +11,6 @@ use nix::{
 use portalock_core::{Holder, Mode, clock};
 
 use super::ProcessLife;
-use crate::LockKind;
 
 pub(crate) fn lock_record(file: &File, mode: Mode) -> io::Result<()> {
     fcntl(file, FcntlArg::F_OFD_SETLKW(&whole_file(lock_type(mode))))?;
@@ -52,11 +51,6 @@ const fn whole_file(lock_type: libc::c_int) -> libc::flock {
         // Must be zero for a lock that belongs to the open file.
         l_pid: 0,
     }
-}
-
-/// Locks belong to the open file here: closing one handle does nothing to another.
-pub(crate) fn close(file: File, _kind: LockKind) {
-    drop(file);
 }
 
 /// Who holds `file` as `/proc/locks` has it: not for locks that belong to no process, nor across containers.

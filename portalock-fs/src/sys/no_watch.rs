@@ -1,13 +1,14 @@
 //! Systems where changes can't be watched for: waiters poll.
 
 use std::{
+    fs::File,
     io,
     sync::{Arc, Weak},
 };
 
-use cap_std::fs::{Dir, File};
+use cap_std::fs::Dir;
 
-use crate::watch::Watched;
+use super::Watched;
 
 /// Never made.
 #[derive(Debug)]
@@ -42,14 +43,6 @@ impl Watcher {
         this: &Arc<Self>,
         _: &File,
         _: &str,
-        _: Weak<dyn Watched>,
-    ) -> io::Result<Registration> {
-        match **this {}
-    }
-
-    pub(crate) fn watch_closing(
-        this: &Arc<Self>,
-        _: &std::fs::File,
         _: Weak<dyn Watched>,
     ) -> io::Result<Registration> {
         match **this {}

@@ -1,10 +1,8 @@
 //! Reading and writing at a place in a file, without a cursor that others share.
 
-use std::io;
-
-use cap_std::fs::File;
 #[cfg(windows)]
-use cap_std::fs::FileExt;
+use std::os::windows::fs::FileExt;
+use std::{fs::File, io};
 
 /// Reads at `offset`. As little as the system gives at once.
 pub(crate) fn read_at(file: &File, bytes: &mut [u8], offset: u64) -> io::Result<usize> {

@@ -3,7 +3,7 @@
 use std::{
     fs::{File, OpenOptions},
     io,
-    os::unix::fs::{MetadataExt, OpenOptionsExt},
+    os::unix::fs::OpenOptionsExt,
     path::Path,
 };
 
@@ -14,7 +14,7 @@ use rustix::{
     process::{Pid, test_kill_process},
 };
 
-use super::Seen;
+use super::{FileId, Seen};
 
 /// A file can be removed while it is open and locked.
 pub(crate) const LOCKED_FILES_STAY: bool = false;
@@ -42,7 +42,7 @@ pub(crate) fn let_group_write(directory: &Path) -> io::Result<()> {
 
 /// Gives a file that nobody has written to yet the permissions `file_mode`, of which the umask may have taken some. It fails
 /// if another user made it, who does the same.
-pub(crate) fn apply_file_mode(file: &cap_std::fs::File, file_mode: u32) {
+pub(crate) fn apply_file_mode(file: &File, file_mode: u32) {
     if let Ok(stat) = fstat(file)
         && stat.st_size == 0
         && Mode::from_raw_mode(stat.st_mode) != Mode::from_raw_mode(file_mode as _)
@@ -62,7 +62,7 @@ pub(crate) fn patiently<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Resul
 }
 
 /// Which file it is. Half of what the standard library's call costs, which asks for all that is known of a file.
-pub(crate) fn look_at(file: &cap_std::fs::File) -> io::Result<Seen> {
+pub(crate) fn look_at(file: &File) -> io::Result<Seen> {
     Ok(seen(&fstat(file)?))
 }
 
@@ -90,31 +90,13 @@ pub(crate) fn look_along(path: &Path, follow: bool) -> io::Result<Seen> {
 )]
 fn seen(stat: &Stat) -> Seen {
     Seen {
-        device: stat.st_dev as u64,
-        inode: stat.st_ino as u64,
+        id: FileId {
+            device: stat.st_dev as u64,
+            inode: stat.st_ino as u64,
+        },
         links: stat.st_nlink as u64,
         is_file: FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile,
     }
-}
-
-/// Whether `path` still names the open `file`.
-pub(crate) fn path_names_file(path: &Path, follow: bool, file: &File) -> io::Result<bool> {
-    let named = if follow {
-        std::fs::metadata(path)
-    } else {
-        std::fs::symlink_metadata(path)
-    };
-    let opened = file.metadata()?;
-    match named {
-        Ok(named) => Ok(named.ino() == opened.ino() && named.dev() == opened.dev()),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-        Err(error) => Err(error),
-    }
-}
-
-/// Whether a hard link leads to the same file.
-pub(crate) fn has_other_names(metadata: &std::fs::Metadata) -> bool {
-    metadata.nlink() > 1
 }
 
 pub(crate) fn remove_lock_file(path: &Path) -> io::Result<()> {
@@ -180,6 +162,24 @@ pub(crate) fn process_exists(pid: u32) -> Option<bool> {
         Err(Errno::SRCH) => Some(false),
         Err(_) => None,
     }
+}
+
+/// Where record locks belong to the process, any other handle of the file that is closed drops them: no lock to rely on.
+#[cfg(not(any(target_os = "linux", target_os = "android")))]
+pub(crate) fn lock_record(_file: &File, _mode: portalock_core::Mode) -> io::Result<()> {
+    Err(io::ErrorKind::Unsupported.into())
+}
+
+/// As [`lock_record`].
+#[cfg(not(any(target_os = "linux", target_os = "android")))]
+pub(crate) fn try_lock_record(_file: &File, _mode: portalock_core::Mode) -> io::Result<bool> {
+    Err(io::ErrorKind::Unsupported.into())
+}
+
+/// As [`lock_record`].
+#[cfg(not(any(target_os = "linux", target_os = "android")))]
+pub(crate) fn unlock_record(_file: &File) -> io::Result<()> {
+    Err(io::ErrorKind::Unsupported.into())
 }
 
 /// These systems don't tell.

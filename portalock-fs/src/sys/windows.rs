@@ -1,11 +1,10 @@
 //! Windows: `LockFileEx` is both kinds of lock. It is mandatory, and held by the open file.
 
 use std::{
-    ffi::OsString,
     fs::{File, OpenOptions},
     io,
     os::windows::fs::OpenOptionsExt,
-    path::{Component, Path, PathBuf, Prefix},
+    path::Path,
     thread,
     time::Duration,
 };
@@ -16,10 +15,8 @@ use cap_std::{
     fs::{Dir, Metadata, OpenOptionsExt as _},
 };
 use portalock_core::{Holder, Mode};
-use tempfile::TempPath;
 
-use super::Seen;
-use crate::LockKind;
+use super::{FileId, Seen};
 
 /// An open lock file can't be removed: see [`set_open_flags`].
 pub(crate) const LOCKED_FILES_STAY: bool = true;
@@ -43,8 +40,8 @@ const TRIES: u32 = 6;
 const FIRST_PAUSE: Duration = Duration::from_millis(1);
 
 /// Which file it is.
-pub(crate) fn look_at(file: &cap_std::fs::File) -> io::Result<Seen> {
-    Ok(seen(&file.metadata()?))
+pub(crate) fn look_at(file: &File) -> io::Result<Seen> {
+    Ok(seen(&Metadata::from_file(file)?))
 }
 
 /// Which file `name` leads to, a single name in `dir`. Links are not followed.
@@ -67,8 +64,10 @@ pub(crate) fn look_along(path: &Path, follow: bool) -> io::Result<Seen> {
 
 fn seen(metadata: &Metadata) -> Seen {
     Seen {
-        device: metadata.dev(),
-        inode: metadata.ino(),
+        id: FileId {
+            device: metadata.dev(),
+            inode: metadata.ino(),
+        },
         links: metadata.nlink(),
         is_file: metadata.is_file(),
     }
@@ -97,7 +96,7 @@ pub(crate) fn let_group_write(_directory: &Path) -> io::Result<()> {
 }
 
 /// Who may do what is inherited.
-pub(crate) fn apply_file_mode(_file: &cap_std::fs::File, _file_mode: u32) {}
+pub(crate) fn apply_file_mode(_file: &File, _file_mode: u32) {}
 
 /// A reader shares everything: it must not keep the writer from putting a new file in its place.
 pub(crate) fn set_read_flags(_options: &mut OpenOptions) {}
@@ -127,20 +126,6 @@ fn may_pass(error: &io::Error) -> bool {
     )
 }
 
-/// It does for as long as the file is open: see [`set_open_flags`].
-#[allow(
-    clippy::unnecessary_wraps,
-    reason = "the same face as on other systems"
-)]
-pub(crate) fn path_names_file(_path: &Path, _follow: bool, _file: &File) -> io::Result<bool> {
-    Ok(true)
-}
-
-/// Not told by a stable call of the standard library.
-pub(crate) fn has_other_names(_metadata: &std::fs::Metadata) -> bool {
-    false
-}
-
 /// Removes a lock file that is no longer open here.
 pub(crate) fn remove_lock_file(path: &Path) -> io::Result<()> {
     match remove_file(path) {
@@ -159,42 +144,9 @@ pub(crate) fn replace(from: &Path, to: &Path) -> io::Result<()> {
     patiently(|| std::fs::rename(from, to))
 }
 
-/// Moves `from` to `to` unless something is there, by a `MoveFileExW` that replaces nothing.
-#[allow(
-    clippy::unnecessary_wraps,
-    reason = "the same face as on other systems"
-)]
-pub(crate) fn rename_exclusive(from: &Path, to: &Path) -> Option<io::Result<()>> {
-    Some(move_exclusive(from, to))
-}
-
-fn move_exclusive(from: &Path, to: &Path) -> io::Result<()> {
-    let mut from = TempPath::try_from_path(verbatim(from))?;
-    // It is not ours to remove, whatever comes of it.
-    from.disable_cleanup(true);
-    from.persist_noclobber(verbatim(to))
-        .map_err(|refused| refused.error)
-}
-
-/// An absolute path in the form that may be longer than 260 characters.
-fn verbatim(path: &Path) -> PathBuf {
-    let mut components = path.components();
-    let Some(Component::Prefix(prefix)) = components.next() else {
-        return path.to_owned();
-    };
-    let mut verbatim = OsString::from(r"\\?\");
-    match prefix.kind() {
-        Prefix::Disk(_) => verbatim.push(prefix.as_os_str()),
-        Prefix::UNC(server, share) => {
-            verbatim.push(r"UNC\");
-            verbatim.push(server);
-            verbatim.push(r"\");
-            verbatim.push(share);
-        }
-        _ => return path.to_owned(),
-    }
-    verbatim.push(components.as_path());
-    verbatim.into()
+/// There is no such call that is safe.
+pub(crate) fn rename_exclusive(_from: &Path, _to: &Path) -> Option<io::Result<()>> {
+    None
 }
 
 /// The file system's own journal does that.
@@ -221,11 +173,6 @@ pub(crate) fn says_no_hard_links(error: &io::Error) -> bool {
         error.raw_os_error(),
         Some(ERROR_INVALID_FUNCTION | ERROR_NOT_SUPPORTED | ERROR_TOO_MANY_LINKS)
     )
-}
-
-/// Locks belong to the open file here: closing one handle does nothing to another.
-pub(crate) fn close(file: File, _kind: LockKind) {
-    drop(file);
 }
 
 /// The system does not tell.
@@ -277,21 +224,4 @@ pub(crate) fn says_wrong_access(error: &io::Error) -> bool {
 
 pub(crate) fn says_not_a_file(error: &io::Error) -> bool {
     error.raw_os_error() == Some(ERROR_CANT_ACCESS_FILE)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn any_absolute_path_may_be_long() {
-        for (path, expected) in [
-            (r"C:\a\b", r"\\?\C:\a\b"),
-            (r"\\server\share\a\b", r"\\?\UNC\server\share\a\b"),
-            (r"\\?\C:\a", r"\\?\C:\a"),
-            (r"a\b", r"a\b"),
-        ] {
-            assert_eq!(verbatim(Path::new(path)), Path::new(expected), "{path}");
-        }
-    }
 }

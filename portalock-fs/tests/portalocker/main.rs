@@ -13,6 +13,7 @@ mod file_lock;
 mod file_lock_failures;
 mod handle;
 mod pid_file;
+mod python;
 mod semaphore;
 mod temporary;
 #[cfg(target_os = "linux")]

@@ -164,7 +164,7 @@ fn a_release_says_that_a_slot_was_lost() {
     std::fs::remove_file(&semaphore.paths()[1]).unwrap();
     let error = both.release().unwrap_err();
     assert!(
-        matches!(error, portalock_core::LockError::NotHeld { .. }),
+        matches!(error, portalock_core::LockError::Lost { .. }),
         "{error}"
     );
     assert!(semaphore.try_acquire_many(2).is_ok());

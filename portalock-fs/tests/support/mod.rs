@@ -201,17 +201,6 @@ pub(crate) async fn child() {
                     Err(error) => say(&format!("refused: {error}")),
                 }
             }
-            "relay" => {
-                // Held by one who was handed it by another.
-                let guard = lock(&client, name).acquire().await.unwrap();
-                let next = lock(&client, name);
-                let next = tokio::spawn(async move { next.acquire().await });
-                tokio::task::yield_now().await;
-                drop(guard);
-                let guard = next.await.unwrap().unwrap();
-                say(&guard.token().unwrap().to_string());
-                guards.push(guard);
-            }
             "try" => match lock(&client, name).try_acquire().await {
                 Ok(_) => say("free"),
                 Err(error) => say(&error.to_string()),

@@ -102,6 +102,12 @@ async fn a_session_is_dead_once_and_for_all() {
         )
         .await
         .unwrap();
+    // Though nobody has acted on it yet: else a request to renew that comes late would give it a whole lease.
+    let late = admin
+        .query_one("SELECT * FROM portalock.renew('s')", &[])
+        .await
+        .unwrap();
+    assert!(!late.get::<_, bool>("alive"));
     let renewing = server.admin().await;
     // As a renewal does that has begun in time and is not committed yet.
     renewing
@@ -144,6 +150,33 @@ async fn a_dead_waiter_is_passed_over() {
         .await
         .unwrap();
     assert_eq!(shared("u", "late reader").await, "granted");
+}
+
+/// A session that was found dead at one name is dead at every other: whoever waits there sees to it.
+#[tokio::test]
+async fn a_look_serves_those_who_wait_behind_the_dead() {
+    let server = Server::start().await;
+    let admin = server.admin().await;
+    open(&admin, "s").await;
+    open(&admin, "t").await;
+    acquire(&admin, "s", 0, "o").await;
+    acquire(&admin, "t", 0, "p").await;
+    let look = async || -> (Option<Vec<Option<i64>>>, Option<i64>) {
+        let row = admin
+            .query_one("SELECT * FROM portalock.look('t', '{p}')", &[])
+            .await
+            .unwrap();
+        (row.get("tokens"), row.get("again_in"))
+    };
+    let (tokens, again_in) = look().await;
+    assert_eq!(tokens, Some(vec![None]));
+    let again_in = again_in.unwrap();
+    assert!((1..=60_000).contains(&again_in), "{again_in} ms");
+    admin
+        .batch_execute("DELETE FROM portalock.sessions WHERE id = 's'")
+        .await
+        .unwrap();
+    assert!(look().await.0.unwrap()[0].is_some());
 }
 
 /// Who only tries finds a dead holder out as well.

@@ -4,9 +4,13 @@
 -- KEYS[4]  the session's own key
 -- ARGV[2]  session   ARGV[3]  owner   ARGV[4]  weight   ARGV[5]  capacity
 -- ARGV[6]  '1' to keep a place in the queue   ARGV[7]  who, as JSON
+-- ARGV[8]  the stamp that the session's key had, as far as its client knew when it sent this
 --
 -- Answers {'granted', token}, {'contended', how many wait behind, the claim of one in the way}, with '-' if it has no place
--- itself, or {'ended'}.
+-- itself, {'ended'}, or {'stale', the session's present stamp}.
+
+local refused = refusal()
+if refused then return refused end
 
 local session, owner = ARGV[2], ARGV[3]
 local claim = {
@@ -26,13 +30,13 @@ if first then
   waiting, first_text = texts[1], texts[2]
 end
 
--- Everyone whose life decides, looked at together: this session, who is next, and the holders if one of the two would wait.
-local deciding = { session }
+-- Everyone whose life decides, looked at together: who is next, and the holders if that one or who asks would wait.
+local deciding = {}
 local first_claim = first_text and parse(first_text)
-if first_claim and first_claim.session ~= session then deciding[2] = first_claim.session end
+if first_claim and first_claim.session ~= session then deciding[1] = first_claim.session end
 if not fits(first_claim or claim) then
   local known = { [session] = true }
-  if deciding[2] then known[deciding[2]] = true end
+  if deciding[1] then known[deciding[1]] = true end
   for _, holder in pairs(holders) do
     if not known[holder.session] then
       known[holder.session] = true
@@ -40,11 +44,8 @@ if not fits(first_claim or claim) then
     end
   end
 end
+seen[session] = true
 look_at(deciding)
-
--- A dead session is granted nothing. This also voids an attempt that was stuck in a connection that its client has
--- given up: the client deletes the old session's key before it does anything in a new one.
-if not look(session).hears then return { 'ended' } end
 
 -- The owner holds already: an answer was lost, or a grant crossed with this attempt. The claim has been there all the
 -- time, so nobody else was granted meanwhile; if the owner comes from another session than before, the claim moves.
@@ -77,7 +78,7 @@ if waiting then
   local tail = last_owner()
   while tail and tail ~= owner do
     local text = call('HGET', waiters, tail)
-    if text and look(parse(text).session).hears then break end
+    if text and look(parse(text).session) then break end
     leave_queue(tail)
     tail = last_owner()
   end

@@ -4,10 +4,14 @@
 --
 -- KEYS and ARGV are those of `acquire.lua`. What was read here is not read there again.
 
--- Who asks is subscribed: its command came over the connection that its subscription is on, and they end together. So its
--- own key alone tells whether it lives; its client deletes that before it does anything in another session.
-local function asker_lives()
-  return call('EXISTS', KEYS[4]) == 1
+-- What to answer instead of a grant or a place, if who asks must have neither. A session that is over gets nothing: its client
+-- knows, or will know in time. Nor does a command that was sent before its client made all older ones void: then the stamp is
+-- another by now.
+local function refusal()
+  local stamp = call('GET', KEYS[4])
+  if not stamp then return { 'ended' } end
+  if stamp ~= ARGV[8] then return { 'stale', stamp } end
+  if string.byte(stamp) ~= KEPT_FORM and call('PUBSUB', 'NUMSUB', KEYS[4])[2] == 0 then return { 'ended' } end
 end
 
 local shape = ARGV[4] .. '|' .. ARGV[5]
@@ -23,7 +27,8 @@ if shares then
     and tonumber(ARGV[4]) * call('HLEN', state) <= tonumber(ARGV[5])
     and call('EXISTS', queue) == 0
   then
-    if not asker_lives() then return { 'ended' } end
+    local refused = refusal()
+    if refused then return refused end
     local _, token = write_grant(tonumber(before), ARGV[3], asked, ARGV[7], shape)
     return { 'granted', token }
   end
@@ -38,7 +43,8 @@ end
 
 -- Free, and nobody waits.
 if not holder and (not shares or tonumber(ARGV[4]) <= tonumber(ARGV[5])) and call('EXISTS', queue) == 0 then
-  if not asker_lives() then return { 'ended' } end
+  local refused = refusal()
+  if refused then return refused end
   local _, token = write_grant(number_of(fields[2] or '0'), ARGV[3], asked, ARGV[7], shares and shape)
   return { 'granted', token }
 end
@@ -48,7 +54,7 @@ local function is_in_the_way(text)
   local session, weight, capacity = string.match(text, '^(%x+)|(%d+)|(%d+)|')
   return session
     and tonumber(weight) + tonumber(ARGV[4]) > math.min(tonumber(capacity), tonumber(ARGV[5]))
-    and hears(session)
+    and lives(session)
 end
 
 -- Puts the claim of who asks at the end of the queue; false if it has one there. `back` is the last place that is taken.
@@ -79,7 +85,8 @@ end
 if holder and not is_held and ARGV[6] == '1' then
   local back = last_place()
   if back or is_in_the_way(holder) then
-    if not asker_lives() then return { 'ended' } end
+    local refused = refusal()
+    if refused then return refused end
     if line_up(back) then return { 'contended', '0', holder } end
   end
 end

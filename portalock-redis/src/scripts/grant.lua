@@ -33,10 +33,13 @@ local function read_clock()
   since = string.sub(now, 1, -4)
 end
 
--- Whether a session can be told of a grant: subscribed *now*, and refreshed. It then keeps what it holds, too.
-local function hears(session)
+-- Whether a session lives: its key is there, and if it is a `connected` one, its subscription too. What the key holds is the
+-- session's stamp, `kept|3` or `connected|3`: its form, and the number of its latest connection.
+local KEPT_FORM = string.byte('k')
+local function lives(session)
   local key = sessions .. session
-  return call('EXISTS', key) == 1 and call('PUBSUB', 'NUMSUB', key)[2] > 0
+  local stamp = call('GET', key)
+  return stamp and (string.byte(stamp) == KEPT_FORM or call('PUBSUB', 'NUMSUB', key)[2] > 0)
 end
 
 -- The number in a last token.

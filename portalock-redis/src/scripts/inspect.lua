@@ -14,7 +14,7 @@ end
 -- In the order of their grants.
 local living = {}
 for _, claim in pairs(holders) do
-  if look(claim.session).keeps then living[#living + 1] = claim end
+  if look(claim.session) then living[#living + 1] = claim end
 end
 table.sort(living, function(a, b) return tonumber(a.token) < tonumber(b.token) end)
 for _, claim in ipairs(living) do tell(claim) end
@@ -24,7 +24,7 @@ for _, owner in ipairs(redis.call('ZRANGE', queue, 0, -1)) do
   local text = redis.call('HGET', waiters, owner)
   if text then
     local claim = parse(text)
-    if look(claim.session).hears then tell(claim) end
+    if look(claim.session) then tell(claim) end
   end
 end
 return answer

@@ -1,16 +1,16 @@
 -- Opens a session, and ends those that its client has given up.
 --
 -- KEYS[1]  the session's own key   KEYS[2...]  those of the sessions that it follows
--- ARGV[1]  'live' or 'strict'      ARGV[2]  how long it lives unrefreshed, in milliseconds
+-- ARGV[1]  its first stamp          ARGV[2]  how long it lives unrefreshed, in milliseconds
 --
--- The subscription comes before this script, so a key without a subscription always means that it has ended.
+-- The subscription comes before this script: the key of a `connected` session without one always means that it has ended.
 
 -- Says what the user lacks before a lock depends on it. Inside a script Redis 7 reports a missing permission as a bare
 -- `ERR`; here the code is ours. Earlier versions have no way to ask.
 if redis.acl_check_cmd then
   local key = KEYS[1]
   for _, command in ipairs({
-    { 'MGET', key }, { 'EXISTS', key }, { 'PEXPIRE', key, '1' }, { 'PEXPIREAT', key, '1' }, { 'PTTL', key },
+    { 'GET', key }, { 'MGET', key }, { 'EXISTS', key }, { 'PEXPIRE', key, '1' }, { 'PEXPIREAT', key, '1' }, { 'PTTL', key },
     { 'HGET', key, 'f' }, { 'HMGET', key, 'f' }, { 'HSET', key, 'f', 'v' }, { 'HSETNX', key, 'f', 'v' },
     { 'HDEL', key, 'f' }, { 'HGETALL', key }, { 'HLEN', key },
     { 'ZADD', key, '1', 'm' }, { 'ZREM', key, 'm' }, { 'ZRANGE', key, '0', '0' }, { 'ZREVRANK', key, 'm' },

@@ -25,9 +25,8 @@ local function pack(claim)
   return table.concat({ claim.session, claim.shape, claim.token, claim.since, claim.who }, '|')
 end
 
--- Whether sessions keep what they hold, and whether they can be told of a grant. Subscribed *now* is what counts: Redis
--- ends a subscription together with its connection, before it runs the next command. The key covers a connection that
--- nobody knows to be dead. A `strict` session keeps what it holds until its key expires, subscribed or not.
+-- Whether sessions live, as `lives` says. Subscribed *now* is what counts of a `connected` one: Redis ends a subscription together
+-- with its connection, before it runs the next command.
 local seen = {}
 
 -- As many as Lua can give to one call, and some to spare.
@@ -35,24 +34,26 @@ local AT_ONCE = 1000
 
 local function look_at(asked)
   for from = 1, #asked, AT_ONCE do
-    local keys = {}
+    local keys, connected = {}, {}
     for i = from, math.min(from + AT_ONCE - 1, #asked) do
       keys[#keys + 1] = sessions .. asked[i]
     end
-    local forms = call('MGET', unpack(keys))
-    local counts = call('PUBSUB', 'NUMSUB', unpack(keys))
-    for i, form in ipairs(forms) do
-      local subscribed = form and counts[2 * i] > 0
-      seen[asked[from + i - 1]] = {
-        keeps = form and (subscribed or form == 'strict'),
-        hears = subscribed,
-      }
+    local stamps = call('MGET', unpack(keys))
+    for i, stamp in ipairs(stamps) do
+      seen[asked[from + i - 1]] = stamp and true
+      if stamp and string.byte(stamp) ~= KEPT_FORM then connected[#connected + 1] = keys[i] end
+    end
+    if #connected > 0 then
+      local counts = call('PUBSUB', 'NUMSUB', unpack(connected))
+      for i = 1, #counts, 2 do
+        seen[string.sub(counts[i], #sessions + 1)] = counts[i + 1] > 0
+      end
     end
   end
 end
 
 local function look(session)
-  if not seen[session] then look_at({ session }) end
+  if seen[session] == nil then look_at({ session }) end
   return seen[session]
 end
 
@@ -93,14 +94,14 @@ local function prune()
   pruned = true
   local unknown = {}
   for _, claim in pairs(holders) do
-    if not seen[claim.session] then
+    if seen[claim.session] == nil then
       seen[claim.session] = true
       unknown[#unknown + 1] = claim.session
     end
   end
   look_at(unknown)
   for owner, claim in pairs(holders) do
-    if not look(claim.session).keeps then
+    if not look(claim.session) then
       call('HDEL', state, owner)
       holders[owner] = nil
     end
@@ -136,7 +137,7 @@ local function serve(asking, owner, text)
   while owner do
     text = text or call('HGET', waiters, owner)
     local claim = text and parse(text)
-    if not claim or not look(claim.session).hears then
+    if not claim or not look(claim.session) then
       leave_queue(owner)
     else
       if not fits(claim) then prune() end

@@ -13,7 +13,7 @@ if fields and #fields == 2 and fields[1] == 'token' then
   if text then
     session, weight, capacity, who = string.match(text, '^(%x+)|(%d+)|(%d+)|%d*|%d+|(.*)$')
   end
-  if session and weight == capacity and hears(session) then
+  if session and weight == capacity and lives(session) then
     call('HDEL', waiters, first)
     call('ZREM', queue, first)
     local _, token = write_grant(number_of(fields[2]), first, session .. '|' .. weight .. '|' .. capacity, who)

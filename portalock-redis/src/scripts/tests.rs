@@ -2,24 +2,38 @@
 
 mod random_walk;
 
-use super::{ACQUIRE, OPEN, REFRESH, RELEASE};
+use super::{ACQUIRE, OPEN, REFRESH, RELEASE, RESUME};
 use portalock_testkit::servers::RedisServer;
 use redis::aio::MultiplexedConnection;
 
-/// A client that subscribes to nothing, so none of its sessions lives.
+/// A client that subscribes to nothing, so none of its `connected` sessions lives.
 async fn connection(server: &RedisServer) -> MultiplexedConnection {
     let url = format!("{}?protocol=resp3", server.url());
     let client = redis::Client::open(url).unwrap();
     client.get_multiplexed_async_connection().await.unwrap()
 }
 
-/// Opens a session whose subscription is on the same connection, as every client does.
+const CONNECTED: &str = "connected|1";
+const KEPT: &str = "kept|1";
+
+/// Begins a session that ends with its subscription.
 async fn open(connection: &mut MultiplexedConnection, session: &str) {
-    let key = format!("s/{session}");
-    connection.subscribe(&key).await.unwrap();
-    OPEN.run(connection, &[&key], &["live", "60000"])
+    connection.subscribe(format!("s/{session}")).await.unwrap();
+    open_as(connection, session, CONNECTED).await;
+}
+
+async fn open_as(connection: &mut MultiplexedConnection, session: &str, stamp: &str) {
+    OPEN.run(connection, &[&format!("s/{session}")], &[stamp, "60000"])
         .await
         .unwrap();
+}
+
+async fn resume(connection: &mut MultiplexedConnection, session: &str, stamp: &str) -> Vec<String> {
+    let answer = RESUME
+        .run(connection, &[&format!("s/{session}")], &[stamp, "60000"])
+        .await
+        .unwrap();
+    redis::from_redis_value(answer).unwrap()
 }
 
 async fn ask<T: redis::FromRedisValue>(
@@ -34,23 +48,33 @@ async fn ask<T: redis::FromRedisValue>(
         .unwrap()
 }
 
-/// For as much of `capacity` as `weight`.
-async fn attempt_for(
+/// For as much of `capacity` as `weight`, with the session's stamp as its client knows it.
+async fn attempt_with(
     connection: &mut MultiplexedConnection,
     session: &str,
     owner: &str,
     [weight, capacity]: [&str; 2],
+    stamp: &str,
 ) -> Vec<String> {
     let own = format!("s/{session}");
     let answer = ACQUIRE
         .run(
             connection,
             &["state", "queue", "waiters", &own],
-            &["s/", session, owner, weight, capacity, "1", "{}"],
+            &["s/", session, owner, weight, capacity, "1", "{}", stamp],
         )
         .await
         .unwrap();
     redis::from_redis_value(answer).unwrap()
+}
+
+async fn attempt_for(
+    connection: &mut MultiplexedConnection,
+    session: &str,
+    owner: &str,
+    shape: [&str; 2],
+) -> Vec<String> {
+    attempt_with(connection, session, owner, shape, CONNECTED).await
 }
 
 async fn attempt_of(
@@ -76,10 +100,12 @@ async fn release(connection: &mut MultiplexedConnection, owner: &str) {
 async fn a_dead_session_is_granted_nothing_and_leaves_nothing() {
     let server = RedisServer::start().unwrap();
     let mut client = connection(&server).await;
-    // Neither key nor subscription; a subscription alone. A key alone can't be: see `acquire_usual.lua`.
+    // Neither key nor subscription; the one alone; the other.
     assert_eq!(attempt(&mut client, "a").await, ["ended"]);
     client.subscribe("s/b").await.unwrap();
     assert_eq!(attempt(&mut client, "b").await, ["ended"]);
+    open_as(&mut client, "e", CONNECTED).await;
+    assert_eq!(attempt(&mut client, "e").await, ["ended"]);
     for key in ["state", "queue", "waiters"] {
         assert!(!ask::<bool>(&mut client, &["EXISTS", key]).await, "{key}");
     }
@@ -102,6 +128,82 @@ async fn a_live_session_is_granted_and_finds_its_grant_again() {
     let first = attempt(&mut client, "a").await;
     assert_eq!(first[0], "granted");
     assert_eq!(attempt(&mut client, "a").await, first);
+}
+
+#[tokio::test]
+async fn a_kept_session_holds_and_is_granted_while_nobody_is_subscribed() {
+    let server = RedisServer::start().unwrap();
+    let mut client = connection(&server).await;
+    for session in ["a", "b"] {
+        open_as(&mut client, session, KEPT).await;
+    }
+    let shape = ["1", "1"];
+    let first = attempt_with(&mut client, "a", "1", shape, KEPT).await;
+    assert_eq!(first[0], "granted");
+    let second = attempt_with(&mut client, "b", "2", shape, KEPT).await;
+    assert_eq!(second[0], "contended");
+    release(&mut client, "1").await;
+    // The message went to nobody: a look finds the grant.
+    let third = attempt_with(&mut client, "b", "2", shape, KEPT).await;
+    assert_eq!(third[0], "granted");
+    assert!(third[1] > first[1]);
+    // Until its key is gone.
+    let _: () = ask(&mut client, &["DEL", "s/b"]).await;
+    assert_eq!(
+        attempt_with(&mut client, "a", "3", shape, KEPT).await[0],
+        "granted"
+    );
+}
+
+#[tokio::test]
+async fn an_attempt_with_a_stale_stamp_is_refused_by_each_way_and_told_the_present_one() {
+    let server = RedisServer::start().unwrap();
+    let mut client = connection(&server).await;
+    open_as(&mut client, "a", KEPT).await;
+    assert_eq!(resume(&mut client, "a", "kept|3").await, ["alive"]);
+    // Free, alone and shared; behind a holder; beside one that is alike; by the long way.
+    for (holds, shape) in [
+        (None, ["3", "3"]),
+        (None, ["1", "3"]),
+        (Some(["3", "3"]), ["3", "3"]),
+        (Some(["1", "3"]), ["1", "3"]),
+        (Some(["1", "3"]), ["1", "2"]),
+    ] {
+        if let Some(shape) = holds {
+            attempt_with(&mut client, "a", "1", shape, "kept|3").await;
+        }
+        let before: Vec<String> = ask(&mut client, &["HVALS", "state"]).await;
+        for stale in [KEPT, "kept|2", "kept|4", "connected|3"] {
+            let answer = attempt_with(&mut client, "a", "2", shape, stale).await;
+            assert_eq!(answer, ["stale", "kept|3"], "{shape:?} {stale}");
+        }
+        let after: Vec<String> = ask(&mut client, &["HVALS", "state"]).await;
+        assert_eq!(before, after);
+        assert!(!ask::<bool>(&mut client, &["EXISTS", "queue"]).await);
+        if holds.is_some() {
+            release(&mut client, "1").await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_stamp_only_grows_and_brings_no_session_back() {
+    let server = RedisServer::start().unwrap();
+    let mut client = connection(&server).await;
+    assert_eq!(resume(&mut client, "a", "kept|2").await, ["ended"]);
+    open_as(&mut client, "a", KEPT).await;
+    let _: () = ask(&mut client, &["PEXPIRE", "s/a", "1000"]).await;
+    assert_eq!(resume(&mut client, "a", "kept|10").await, ["alive"]);
+    assert_eq!(
+        resume(&mut client, "a", "kept|9").await,
+        ["stale", "kept|10"]
+    );
+    assert_eq!(
+        resume(&mut client, "a", "kept|10").await,
+        ["stale", "kept|10"]
+    );
+    let left: u64 = ask(&mut client, &["PTTL", "s/a"]).await;
+    assert!(left > 50_000, "{left} ms");
 }
 
 #[tokio::test]

@@ -15,12 +15,25 @@ pub(crate) fn patient() -> Policy {
     Policy::new().with_timeout(ENOUGH)
 }
 
+/// The defaults, but for the wait after a start: no server here has been used before.
 pub(crate) fn settings(server: &RedisServer) -> RedisSettings {
-    RedisSettings::new(&server.url()).unwrap()
+    settings_at(&server.url())
+}
+
+pub(crate) fn settings_at(url: &str) -> RedisSettings {
+    RedisSettings::new(url)
+        .unwrap()
+        .with_restart_wait(Duration::ZERO)
 }
 
 pub(crate) async fn client(server: &RedisServer) -> RedisBackend {
     RedisBackend::with_settings(settings(server)).await.unwrap()
+}
+
+/// A client in the form that gives its locks away with its connection.
+pub(crate) async fn without_notice(server: &RedisServer) -> RedisBackend {
+    let settings = settings(server).with_release_without_notice(true);
+    RedisBackend::with_settings(settings).await.unwrap()
 }
 
 pub(crate) fn lock(backend: &RedisBackend, name: &str) -> Lock<RedisBackend> {

@@ -9,8 +9,10 @@
 
 mod faults;
 mod fixture;
+mod guarantees;
 mod portalocker;
 mod refusals;
+mod resume;
 mod semaphore;
 mod session;
 mod waiting;

@@ -9,11 +9,11 @@ use std::{
 };
 
 use portalock_core::{ClaimKind, Lock, LockError, Loss, Policy, clock::Instant};
-use portalock_redis::{RedisBackend, RedisSettings};
+use portalock_redis::RedisBackend;
 use portalock_testkit::servers::{RedisOptions, RedisServer};
 use tokio::{sync::oneshot, time::timeout};
 
-use crate::fixture::{Admin, ENOUGH, client, lock};
+use crate::fixture::{Admin, ENOUGH, client, lock, settings, settings_at, without_notice};
 
 /// `timeout`, `fail_when_locked`.
 #[tokio::test]
@@ -51,7 +51,7 @@ async fn shared_flags_let_readers_in_and_keep_writers_out() {
 #[tokio::test]
 async fn ensure_held_raises_once_the_connection_was_killed() {
     let server = RedisServer::start().unwrap();
-    let backend = client(&server).await;
+    let backend = without_notice(&server).await;
     let held = lock(&backend, "channel").acquire().await.unwrap();
     held.ensure_held().unwrap();
     Admin::of(&server).await.kill_sessions().await;
@@ -74,7 +74,7 @@ async fn ensure_held_raises_once_the_connection_was_killed() {
 #[tokio::test]
 async fn on_lost_is_a_task_that_awaits_the_signal() {
     let server = RedisServer::start().unwrap();
-    let backend = client(&server).await;
+    let backend = without_notice(&server).await;
     let held = lock(&backend, "channel").acquire().await.unwrap();
     let (tell, told) = oneshot::channel();
     let signal = held.lost_signal();
@@ -88,7 +88,7 @@ async fn on_lost_is_a_task_that_awaits_the_signal() {
 #[tokio::test]
 async fn interrupt_on_lost_stops_the_work() {
     let server = RedisServer::start().unwrap();
-    let backend = client(&server).await;
+    let backend = without_notice(&server).await;
     let held = lock(&backend, "channel").acquire().await.unwrap();
     let mut admin = Admin::of(&server).await;
     let finished = Arc::new(AtomicBool::new(false));
@@ -131,8 +131,7 @@ async fn a_connection_has_its_own_settings() {
         .setting("requirepass", "hunter2")
         .start()
         .unwrap();
-    let settings = RedisSettings::new(&format!("redis://:hunter2@{}/4", server.addr()))
-        .unwrap()
+    let settings = settings_at(&format!("redis://:hunter2@{}/4", server.addr()))
         .with_connect_timeout(ENOUGH)
         .unwrap()
         .with_response_timeout(Duration::from_secs(2))
@@ -184,8 +183,8 @@ async fn two_locks_of_one_client_exclude_each_other() {
 #[test]
 fn a_blocking_program_needs_no_runtime_of_its_own() {
     let server = RedisServer::start().unwrap();
-    let settings = RedisSettings::new(&server.url()).unwrap();
-    let lock = portalock_core::blocking::Lock::new(RedisBackend::new(settings), "channel").unwrap();
+    let backend = RedisBackend::new(settings(&server));
+    let lock = portalock_core::blocking::Lock::new(backend, "channel").unwrap();
     let held = lock.acquire().unwrap();
     assert!(lock.try_acquire().unwrap_err().is_contention());
     held.release().unwrap();

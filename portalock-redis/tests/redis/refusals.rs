@@ -1,5 +1,7 @@
 //! Servers that refuse, each by its own typed error: password, permissions, memory, replicas, protocols, strangers' keys.
 
+use std::time::Duration;
+
 use portalock_core::{BackendError, BackendErrorKind, LockError};
 use portalock_redis::{RedisBackend, RedisSettings};
 use portalock_testkit::servers::{RedisOptions, RedisServer};
@@ -8,8 +10,14 @@ use crate::fixture::{Admin, client, eventually, granted, lock, settings, waiting
 
 const SECRET: &str = "hunter2";
 
+async fn connect(url: &str) -> Result<RedisBackend, BackendError> {
+    let settings = RedisSettings::new(url)
+        .map_err(|error| BackendError::new(BackendErrorKind::Misconfigured, error.to_string()))?;
+    RedisBackend::with_settings(settings.with_restart_wait(Duration::ZERO)).await
+}
+
 async fn refused(url: &str) -> BackendError {
-    RedisBackend::connect(url)
+    connect(url)
         .await
         .expect_err("the server should have refused")
 }
@@ -41,7 +49,7 @@ async fn a_missing_or_wrong_password_is_permission_denied_and_never_shown() {
         assert!(!format!("{error:?}").contains(SECRET), "{error:?}");
     }
     let url = format!("redis://:{SECRET}@{}", server.addr());
-    let backend = RedisBackend::connect(&url).await.unwrap();
+    let backend = connect(&url).await.unwrap();
     assert!(!format!("{backend:?}").contains(SECRET));
     let held = lock(&backend, "a").acquire().await.unwrap();
     assert!(!format!("{held:?}").contains(SECRET));
@@ -61,7 +69,7 @@ async fn a_user_without_permission_is_permission_denied() {
             .ask::<()>(&format!("ACL SETUSER {user} on >{SECRET} {rules}"))
             .await;
         let url = format!("redis://{user}:{SECRET}@{}", server.addr());
-        let error = match RedisBackend::connect(&url).await {
+        let error = match connect(&url).await {
             Err(error) => error,
             Ok(backend) => backend_error(lock(&backend, "a").try_acquire().await.unwrap_err()),
         };
@@ -75,12 +83,12 @@ async fn a_user_without_permission_is_permission_denied() {
     admin
         .ask::<()>(&format!(
             "ACL SETUSER least on >{SECRET} ~portalock/* &portalock/* -@all +eval +evalsha +subscribe +unsubscribe \
-             +publish +pubsub|numsub +ping +scan +wait +time +mget +exists +set +del +pexpire +pexpireat +pttl +hget +hmget \
+             +publish +pubsub|numsub +ping +info +scan +wait +time +get +mget +exists +set +del +pexpire +pexpireat +pttl +hget +hmget \
              +hset +hsetnx +hdel +hgetall +hlen +zadd +zrem +zrange +zrevrank +select"
         ))
         .await;
     let url = format!("redis://least:{SECRET}@{}", server.addr());
-    let backend = RedisBackend::connect(&url).await.unwrap();
+    let backend = connect(&url).await.unwrap();
     let held = lock(&backend, "a").acquire().await.unwrap();
     assert!(
         lock(&backend, "a")
@@ -171,7 +179,7 @@ async fn a_database_that_is_not_there_is_misconfigured() {
     let server = RedisServer::start().unwrap();
     let error = refused(&format!("{}/99", server.url())).await;
     assert_eq!(error.kind(), BackendErrorKind::Misconfigured, "{error:?}");
-    let error = refused("http://localhost").await;
+    let error = RedisBackend::connect("http://localhost").await.unwrap_err();
     assert_eq!(error.kind(), BackendErrorKind::Misconfigured, "{error:?}");
 }
 
@@ -179,9 +187,7 @@ async fn a_database_that_is_not_there_is_misconfigured() {
 async fn databases_have_their_own_locks() {
     let server = RedisServer::start().unwrap();
     let one = client(&server).await;
-    let other = RedisBackend::connect(&format!("{}/5", server.url()))
-        .await
-        .unwrap();
+    let other = connect(&format!("{}/5", server.url())).await.unwrap();
     let _one = lock(&one, "a").try_acquire().await.unwrap();
     let _other = lock(&other, "a").try_acquire().await.unwrap();
     let mut admin = Admin::at(&format!("{}/5", server.url())).await;
@@ -192,7 +198,7 @@ async fn databases_have_their_own_locks() {
 async fn a_unix_socket_serves_as_well() {
     let server = RedisServer::start().unwrap();
     let url = format!("unix://{}?db=2", server.socket().display());
-    let backend = RedisBackend::connect(&url).await.unwrap();
+    let backend = connect(&url).await.unwrap();
     let _held = lock(&backend, "a").acquire().await.unwrap();
     let error = refused("unix:///nowhere/redis.sock").await;
     assert_eq!(error.kind(), BackendErrorKind::Unavailable, "{error:?}");
@@ -257,9 +263,7 @@ async fn tls_trusts_the_authority_it_is_given_and_no_other() {
         .unwrap();
     let url = format!("rediss://127.0.0.1:{}", server.tls_port().unwrap());
 
-    let trusting = RedisSettings::new(&url)
-        .unwrap()
-        .with_authority(&certificate);
+    let trusting = crate::fixture::settings_at(&url).with_authority(&certificate);
     let backend = RedisBackend::with_settings(trusting).await.unwrap();
     let _held = lock(&backend, "a").acquire().await.unwrap();
 

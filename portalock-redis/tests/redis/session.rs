@@ -5,7 +5,7 @@ use portalock_redis::RedisBackend;
 use portalock_testkit::servers::RedisServer;
 use tokio::time::timeout;
 
-use crate::fixture::{Admin, ENOUGH, client, granted, lock, settings, waiting};
+use crate::fixture::{Admin, ENOUGH, client, granted, lock, settings, waiting, without_notice};
 
 #[tokio::test]
 async fn a_lock_excludes_and_passes_on() {
@@ -42,9 +42,9 @@ async fn a_waiting_writer_goes_before_later_readers() {
 }
 
 #[tokio::test]
-async fn a_killed_connection_loses_its_locks_and_the_next_call_opens_another() {
+async fn without_notice_a_killed_connection_loses_its_locks_and_the_next_call_opens_another() {
     let server = RedisServer::start().unwrap();
-    let backend = client(&server).await;
+    let backend = without_notice(&server).await;
     let held = lock(&backend, "a").acquire().await.unwrap();
     Admin::of(&server).await.kill_sessions().await;
     let loss = timeout(ENOUGH, held.lost()).await.unwrap();

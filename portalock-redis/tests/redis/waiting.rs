@@ -15,7 +15,8 @@ use tokio::{
 };
 
 use crate::fixture::{
-    Admin, ENOUGH, client, eventually, granted, lock, patient, settings, waiters, waiting,
+    Admin, ENOUGH, client, eventually, granted, lock, patient, settings, settings_at, waiters,
+    waiting, without_notice,
 };
 
 /// How many clients the issue of idle waiting is about.
@@ -122,7 +123,7 @@ async fn who_becomes_the_last_in_line_is_told() {
 #[tokio::test]
 async fn a_crash_of_the_holder_is_noticed_though_the_last_in_line_died_before() {
     let server = RedisServer::start().unwrap();
-    let survivor = client(&server).await;
+    let survivor = without_notice(&server).await;
     let mut holder = Process::holding(&server, "a").await;
     let first = waiting(&survivor, "a").await;
     let mut doomed = Vec::new();
@@ -281,7 +282,8 @@ async fn names_are_those_in_use() {
     assert_eq!(names, ["a".parse().unwrap(), "b/c".parse().unwrap()]);
 }
 
-/// Another process with a lock of its own: this test program again, as [`be_the_other_process`].
+/// Another process with a lock of its own, which goes with its connection: this test program again, as
+/// [`be_the_other_process`].
 struct Process(Child);
 
 const URL: &str = "PORTALOCK_REDIS_TEST_URL";
@@ -335,7 +337,8 @@ async fn be_the_other_process() {
     let (Ok(url), Ok(name)) = (std::env::var(URL), std::env::var(NAME)) else {
         return;
     };
-    let backend = RedisBackend::connect(&url).await.unwrap();
+    let settings = settings_at(&url).with_release_without_notice(true);
+    let backend = RedisBackend::with_settings(settings).await.unwrap();
     let lock = portalock_core::Lock::new(backend, name).unwrap();
     let _held = lock.acquire_with(&patient()).await.unwrap();
     // Until it is killed, or whoever started it is long gone.

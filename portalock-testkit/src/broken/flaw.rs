@@ -8,8 +8,8 @@ use std::{
 use async_trait::async_trait;
 use futures_util::FutureExt;
 use portalock_core::{
-    Attempt, BackendError, Capabilities, DynSemaphore, Inspection, LockBackend, LockName,
-    LockRequest, Loss, MemoryBackend, PermitRequest, Released, Semaphore, Wakeups,
+    Attempt, BackendError, Capabilities, DynSemaphore, HolderWatch, Inspection, LockBackend,
+    LockName, LockRequest, Loss, MemoryBackend, PermitRequest, Released, Semaphore, Wakeups,
 };
 
 use super::{
@@ -81,6 +81,19 @@ pub trait Flaw: Debug + Default + Send + Sync + 'static {
         LockBackend::inspect(sound, name).await
     }
 
+    /// See [`LockBackend::watch`].
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    async fn watch(
+        &self,
+        sound: &Sound,
+        name: &LockName,
+    ) -> Result<Option<HolderWatch>, BackendError> {
+        LockBackend::watch(sound, name).await
+    }
+
     /// See [`LockBackend::close`].
     ///
     /// # Errors
@@ -127,6 +140,20 @@ pub trait Flaw: Debug + Default + Send + Sync + 'static {
             .expire(Loss::SessionEnded("the store was restarted".into()))
             .await;
         sound.reconnect();
+    }
+
+    /// What the store does when somebody takes `name` away from its holders.
+    async fn take_away(&self, memory: &MemoryBackend, name: &LockName) {
+        memory.lose(name);
+    }
+
+    /// What becomes of a client when another store is put at the address of its own: its guards are lost, and it can't go
+    /// on.
+    async fn moved(&self, sound: &Sound) {
+        sound
+            .expire(Loss::Removed("another store is at its address".into()))
+            .await;
+        sound.cut_off();
     }
 
     /// What the store does when it has not heard a client for the length of its lease.
@@ -176,6 +203,10 @@ impl<F: Flaw> LockBackend for Flawed<F> {
 
     async fn names(&self) -> Result<Vec<LockName>, BackendError> {
         self.sound.names().await
+    }
+
+    async fn watch(&self, name: &LockName) -> Result<Option<HolderWatch>, BackendError> {
+        self.flaw.watch(&self.sound, name).await
     }
 
     async fn close(&self) -> Result<(), BackendError> {
@@ -233,7 +264,7 @@ impl<F: Flaw> Flawed<F> {
 /// another process.
 #[derive(Debug, Default)]
 pub struct FlawedStore<F> {
-    memory: MemoryBackend,
+    memory: Mutex<MemoryBackend>,
     flaw: Arc<F>,
     clients: Mutex<Vec<Sound>>,
 }
@@ -243,7 +274,7 @@ impl<F: Flaw> Fixture for FlawedStore<F> {
     type Backend = Flawed<F>;
 
     async fn client(&self) -> Result<Flawed<F>, FixtureError> {
-        let sound = Sound::new(self.memory.client());
+        let sound = Sound::new(locked(&self.memory).client());
         locked(&self.clients).push(sound.clone());
         Ok(Flawed {
             sound,
@@ -294,7 +325,26 @@ impl<F: Flaw> Fixture for FlawedStore<F> {
     }
 
     async fn take_away(&self, name: &LockName) -> Result<(), FixtureError> {
-        self.memory.lose(name);
+        let memory = locked(&self.memory).client();
+        self.flaw.take_away(&memory, name).await;
+        Ok(())
+    }
+
+    async fn lose_answers(&self, client: &Flawed<F>) -> Result<Restore, FixtureError> {
+        let sound = client.sound.clone();
+        sound.lose_answers(true);
+        Ok(Restore::new(async move {
+            sound.lose_answers(false);
+            Ok(())
+        }))
+    }
+
+    async fn move_store(&self) -> Result<(), FixtureError> {
+        let left_behind = std::mem::take(&mut *locked(&self.clients));
+        for client in &left_behind {
+            self.flaw.moved(client).await;
+        }
+        *locked(&self.memory) = MemoryBackend::new();
         Ok(())
     }
 }

@@ -38,6 +38,9 @@ pub(super) const SPECIMENS: &[Specimen] = &[
     specimen!(a_restart_ends_sessions_in_silence: ARestartEndsSessionsInSilence,
         "forgets its clients' locks when it is restarted, and tells none of them",
         "loss::a_restart_leaves_no_false_holder", "was told that it lost it"),
+    specimen!(stays_behind: StaysBehind,
+        "goes on in a store that nobody else finds any more",
+        "loss::a_store_that_moved_is_a_loss", "was told that it lost it"),
     specimen!(a_stall_reads_as_locked: AStallReadsAsLocked,
         "says of a store that does not answer that the lock is held",
         "timeout::a_stalled_service_does_not_stall_the_caller", "reads as a lock that is held"),
@@ -241,4 +244,13 @@ impl Flaw for AStallReadsAsLocked {
             Err(_) => Ok(Attempt::Contended(Contention::new())),
         }
     }
+}
+
+/// Goes on in a store that nobody else finds any more.
+#[derive(Debug, Default)]
+pub struct StaysBehind;
+
+#[async_trait]
+impl Flaw for StaysBehind {
+    async fn moved(&self, _: &Sound) {}
 }

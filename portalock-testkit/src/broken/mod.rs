@@ -20,8 +20,10 @@
 //!
 //! Add to it when you add a case: a case that no flaw fails may be a case that tests nothing.
 
+pub mod elections;
 mod flaw;
 pub mod grants;
+pub mod hand_overs;
 pub mod looks;
 pub mod losses;
 pub mod names;
@@ -127,9 +129,11 @@ const THEMES: &[&[Specimen]] = &[
     tokens::SPECIMENS,
     names::SPECIMENS,
     losses::SPECIMENS,
+    hand_overs::SPECIMENS,
     looks::SPECIMENS,
     permits::SPECIMENS,
     runtime::SPECIMENS,
+    elections::SPECIMENS,
 ];
 
 /// Every broken backend.

@@ -1,6 +1,9 @@
 //! Releases that free too little, too much, or say what is not so.
 
-use std::{collections::HashMap, sync::Mutex};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Mutex,
+};
 
 use async_trait::async_trait;
 use portalock_core::{
@@ -31,6 +34,12 @@ pub(super) const SPECIMENS: &[Specimen] = &[
     specimen!(counts_attempts: CountsAttempts,
         "counts an owner's repeated attempts, and wants as many releases",
         "shared::a_repeated_attempt_counts_once", "was refused while nobody was in the way"),
+    specimen!(hides_a_loss: HidesALoss,
+        "answers the first release of whoever it granted with having freed the lock, which had been taken away",
+        "loss::a_release_hides_no_loss", "had been taken away answered Freed"),
+    specimen!(forgets_the_unanswered: ForgetsTheUnanswered,
+        "takes an attempt that failed for one that did nothing, and does not release it",
+        "cancellation::an_unanswered_attempt_leaves_nothing", "was refused while nobody was in the way"),
     specimen!(closes_in_silence: ClosesInSilence,
         "frees its locks on close, and tells none of its guards",
         "release::a_closed_client_starts_anew", "its guard does not know"),
@@ -209,5 +218,68 @@ impl Flaw for ClosesInSilence {
     async fn close(&self, sound: &Sound) -> Result<(), BackendError> {
         sound.free_all().await;
         Ok(())
+    }
+}
+
+/// Answers the first release of whoever it granted with having freed the lock.
+#[derive(Debug, Default)]
+pub struct HidesALoss(Mutex<HashSet<OwnerId>>);
+
+#[async_trait]
+impl Flaw for HidesALoss {
+    async fn try_acquire(
+        &self,
+        sound: &Sound,
+        request: &LockRequest,
+    ) -> Result<Attempt, BackendError> {
+        let attempt = LockBackend::try_acquire(sound, request).await?;
+        if matches!(attempt, Attempt::Granted(_)) {
+            locked(&self.0).insert(request.owner);
+        }
+        Ok(attempt)
+    }
+
+    async fn release(
+        &self,
+        sound: &Sound,
+        request: &LockRequest,
+    ) -> Result<Released, BackendError> {
+        let released = LockBackend::release(sound, request).await?;
+        let was_granted = locked(&self.0).remove(&request.owner);
+        Ok(if was_granted {
+            Released::Freed
+        } else {
+            released
+        })
+    }
+}
+
+/// Takes an attempt that failed for one that did nothing.
+#[derive(Debug, Default)]
+pub struct ForgetsTheUnanswered(Mutex<HashSet<OwnerId>>);
+
+#[async_trait]
+impl Flaw for ForgetsTheUnanswered {
+    async fn try_acquire(
+        &self,
+        sound: &Sound,
+        request: &LockRequest,
+    ) -> Result<Attempt, BackendError> {
+        let attempt = LockBackend::try_acquire(sound, request).await;
+        if attempt.is_err() {
+            locked(&self.0).insert(request.owner);
+        }
+        attempt
+    }
+
+    async fn release(
+        &self,
+        sound: &Sound,
+        request: &LockRequest,
+    ) -> Result<Released, BackendError> {
+        if locked(&self.0).remove(&request.owner) {
+            return Ok(Released::NotHeld);
+        }
+        LockBackend::release(sound, request).await
     }
 }

@@ -11,9 +11,9 @@ use std::{
 
 use async_trait::async_trait;
 use portalock_core::{
-    Attempt, BackendError, BackendErrorKind, Capabilities, CrashRelease, Inspection, Lease,
-    LockBackend, LockName, LockRequest, Loss, LossNotice, LostSignal, MemoryBackend, OwnerId,
-    Patience, PermitRequest, Released, Semaphore, Wake, Wakeups, wakeups,
+    Attempt, BackendError, BackendErrorKind, Capabilities, CrashRelease, HolderWatch, Inspection,
+    Lease, LockBackend, LockName, LockRequest, Loss, LossNotice, LostSignal, MemoryBackend,
+    OwnerId, Patience, PermitRequest, Released, Semaphore, Wake, Wakeups, wakeups,
 };
 use tokio::{sync::watch, task::AbortHandle};
 
@@ -42,6 +42,8 @@ struct Inner {
 #[derive(Debug)]
 struct Session {
     reachable: bool,
+    /// What the client asks takes effect, and it is not told.
+    deaf: bool,
     lease: Lease,
     /// What the session's end has to free.
     asked: HashMap<OwnerId, Asked>,
@@ -63,6 +65,7 @@ impl Sound {
             stalled: watch::Sender::new(false),
             session: Mutex::new(Session {
                 reachable: true,
+                deaf: false,
                 lease: Lease::unbounded(),
                 asked: HashMap::new(),
             }),
@@ -87,6 +90,11 @@ impl Sound {
     /// Makes the client and the store deaf to each other.
     pub fn cut_off(&self) {
         self.session().reachable = false;
+    }
+
+    /// Loses what the store answers to the client, until told otherwise.
+    pub fn lose_answers(&self, lost: bool) {
+        self.session().deaf = lost;
     }
 
     /// Whether the client and the store hear each other.
@@ -160,6 +168,15 @@ impl Sound {
         }
         let silence = "the store can't be reached";
         Err(BackendError::new(BackendErrorKind::Unavailable, silence))
+    }
+
+    /// What the client hears of `answer`.
+    fn hear<T>(&self, answer: T) -> Result<T, BackendError> {
+        if self.session().deaf {
+            let silence = "the store's answer was lost";
+            return Err(BackendError::new(BackendErrorKind::Unavailable, silence));
+        }
+        Ok(answer)
     }
 
     /// Notes what is about to be asked, so that the session's end finds it whatever became of the question.
@@ -239,7 +256,7 @@ impl $service for Sound {
         async fn try_acquire(&self, request: &$request) -> Result<Attempt, BackendError> {
             self.reach().await?;
             let lease = self.note(request.owner, $asked(request.clone()));
-            let attempt = $service::try_acquire(self.memory(), request).await?;
+            let attempt = self.hear($service::try_acquire(self.memory(), request).await?)?;
             if lease.loss().is_some() {
                 $service::release(self.memory(), request).await?;
                 let ended = "the session ended while the store answered";
@@ -254,7 +271,7 @@ impl $service for Sound {
         async fn release(&self, request: &$request) -> Result<Released, BackendError> {
             self.reach().await?;
             self.forget(request.owner);
-            $service::release(self.memory(), request).await
+            self.hear($service::release(self.memory(), request).await?)
         }
 
         async fn subscribe(&self, request: &$request) -> Result<Option<Wakeups>, BackendError> {
@@ -273,7 +290,7 @@ impl $service for Sound {
 
         async fn inspect(&self, name: &LockName) -> Result<Inspection, BackendError> {
             self.reach().await?;
-            $service::inspect(self.memory(), name).await
+            self.hear($service::inspect(self.memory(), name).await?)
         }
 
         async fn close(&self) -> Result<(), BackendError> {
@@ -292,6 +309,11 @@ serve!(LockBackend, LockRequest, Asked::Lock {
     async fn names(&self) -> Result<Vec<LockName>, BackendError> {
         self.reach().await?;
         self.memory().names().await
+    }
+
+    async fn watch(&self, name: &LockName) -> Result<Option<HolderWatch>, BackendError> {
+        self.reach().await?;
+        self.memory().watch(name).await
     }
 });
 

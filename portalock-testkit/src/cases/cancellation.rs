@@ -2,14 +2,14 @@
 
 use std::time::Duration;
 
-use portalock_core::{Guard, Lock, LockBackend, LockError, Policy};
+use portalock_core::{Guard, Lock, LockBackend, LockError, LockRequest};
 
 use super::{Case, case};
 use crate::{
     erased::AnyBackend,
     spy::Spy,
     sweep::{Ended, Moment, drop_after},
-    trial::{Client, Trial, ensure_contended, name, once, patient, queued},
+    trial::{Client, Trial, eager, ensure_contended, name, once, patient, queued},
     verdict::{CaseResult, Stop, soon},
 };
 
@@ -36,18 +36,16 @@ pub(super) const CASES: &[Case] = &[
         "a refused attempt by one who will not wait leaves no place in the queue"),
     case!(cancellation::a_withdrawn_owner_is_never_granted, rules [5], needs [],
         "an owner that was withdrawn from the queue is not granted the lock when it is released"),
+    case!(
+        cancellation::an_unanswered_attempt_leaves_nothing,
+        rules[5],
+        needs[LoseAnswers],
+        "an attempt that took effect, was not answered and ended in an error leaves no lock and no waiter once its owner has been released"
+    ),
 ];
 
 /// More polls than an acquisition has await points: one that is still waiting then is only repeating itself.
 const MOST_POLLS: usize = 8;
-
-/// Looks often, so that a sweep passes the points between looks in little time.
-fn eager() -> CaseResult<Policy> {
-    patient()
-        .with_first_check(Duration::from_millis(1))
-        .and_then(|policy| policy.with_check_interval(Duration::from_millis(4)))
-        .map_err(|error| Stop::failed(error.to_string()))
-}
 
 async fn sweep_of_a_free_lock(trial: Trial) -> CaseResult {
     let (client, next) = trial.two_clients().await?;
@@ -264,4 +262,54 @@ fn was_granted(ended: Ended<Result<Guard<AnyBackend>, LockError>>) -> CaseResult
         Ended::With(Err(error)) => Err(error.into()),
         Ended::Dropped => Ok(false),
     }
+}
+
+async fn an_unanswered_attempt_leaves_nothing(trial: Trial) -> CaseResult {
+    let (client, other) = trial.two_clients().await?;
+    let name = name("job")?;
+    for is_held in [false, true] {
+        // Its session goes on with it, so that nothing is freed by the session's end.
+        let kept = client.lock("kept")?.acquire_with(&patient()).await?;
+        let held = once(&name);
+        if is_held {
+            let _ = other.grant(&held).await?;
+        }
+        let unheard = queued(&name);
+        let silence = trial.lose_answers(&client).await?;
+        let asked = client.backend();
+        let attempt = soon(
+            "the end of an unanswered attempt",
+            asked.try_acquire(&unheard),
+        )
+        .await?;
+        silence.now().await?;
+        drop(attempt);
+        released_at_last(&client, &unheard).await?;
+        if is_held {
+            other.free(&held).await?;
+        }
+        let next = once(&name);
+        let _ = other.grant(&next).await?;
+        other.free(&next).await?;
+        trial.ensure_free(&client, &name).await?;
+        drop(kept);
+    }
+    Ok(())
+}
+
+/// Releases as the engine does: again until it is answered.
+async fn released_at_last(client: &Client, request: &LockRequest) -> CaseResult {
+    let released = async {
+        loop {
+            match client.backend().release(request).await {
+                Ok(_) => return Ok(()),
+                Err(error) if error.is_retryable() => {
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    };
+    soon("the answer to a release", released).await??;
+    Ok(())
 }

@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use portalock_core::{Guard, Lock, LockName, Mode, clock::Instant};
+use portalock_core::{LockName, Mode};
 
 use super::{Case, case};
 use crate::{
-    erased::AnyBackend,
+    crowd::{Doorway, crowd},
     helper::Helper,
     section::Section,
     trial::{Client, Trial, ensure_contended, name, once, patient, queued},
@@ -28,10 +28,12 @@ pub(super) const CASES: &[Case] = &[
         "six threads, each with a client and a runtime of its own, are never inside together: no lock is had by way of a lock that was just removed"),
     case!(exclusive::processes_exclude_each_other, rules [1], needs [BeyondProcess, Helper],
         "while another process holds the lock it is refused here, and the other way round"),
+    case!(exclusive::processes_never_overlap, rules [1], needs [BeyondProcess, Helper],
+        "six processes that take the lock as fast as they can are never inside together"),
 ];
 
-/// For how long threads crowd at a lock: some faults need an unlucky instant.
-const CROWDED: Duration = Duration::from_secs(1);
+/// Processes that crowd at a lock.
+const PROCESSES: usize = 6;
 
 async fn one_holder_among_clients(trial: Trial) -> CaseResult {
     let (first, second) = trial.two_clients().await?;
@@ -126,7 +128,14 @@ async fn threads_never_overlap(trial: Trial) -> CaseResult {
                     .enable_all()
                     .build()
                     .map_err(|error| Stop::Failed(error.to_string()))?;
-                runtime.block_on(visits(&trial, &section))
+                runtime.block_on(async {
+                    let client = trial.client().await?;
+                    crowd(client.backend(), "job", || {
+                        section.visit_blocking(Mode::Exclusive);
+                        Ok(())
+                    })
+                    .await
+                })
             })
         })
         .collect();
@@ -134,37 +143,6 @@ async fn threads_never_overlap(trial: Trial) -> CaseResult {
         soon("every thread's turns", thread).await???;
     }
     section.ensure_never_crowded()
-}
-
-async fn visits(trial: &Trial, section: &Section) -> CaseResult {
-    let client = trial.client().await?;
-    let end = Instant::now() + CROWDED;
-    for round in 0_u32.. {
-        if round >= 24 && Instant::now() >= end {
-            break;
-        }
-        // A new lock object each time, as a program makes that takes a lock now and then.
-        let lock = client.lock("job")?;
-        let guard = if round % 2 == 0 {
-            lock.acquire_with(&patient()).await?
-        } else {
-            soon("a turn", without_a_pause(&lock)).await??
-        };
-        section.visit(Mode::Exclusive).await;
-        guard.release().await?;
-    }
-    Ok(())
-}
-
-/// Tries until it is granted, with no pause in between: so somebody tries at every instant of another's release.
-async fn without_a_pause(lock: &Lock<AnyBackend>) -> CaseResult<Guard<AnyBackend>> {
-    loop {
-        match lock.try_acquire().await {
-            Ok(guard) => return Ok(guard),
-            Err(error) if error.is_contention() => tokio::task::yield_now().await,
-            Err(error) => return Err(error.into()),
-        }
-    }
 }
 
 async fn processes_exclude_each_other(trial: Trial) -> CaseResult {
@@ -185,6 +163,28 @@ async fn processes_exclude_each_other(trial: Trial) -> CaseResult {
     guard.release().await?;
     helper.granted(2).await?;
     refused_here(&client, &name).await
+}
+
+async fn processes_never_overlap(trial: Trial) -> CaseResult {
+    let doorway = Doorway::new();
+    let mut helpers = Vec::new();
+    for _ in 0..PROCESSES {
+        helpers.push(Helper::start(&trial).await?);
+    }
+    for helper in &mut helpers {
+        helper.crowd(&name("job")?, doorway.path()).await?;
+    }
+    let (mut visits, mut overlaps) = (0, 0);
+    for helper in &mut helpers {
+        let (its_visits, its_overlaps) = helper.crowded().await?;
+        visits += its_visits;
+        overlaps += its_overlaps;
+    }
+    ensure!(
+        overlaps == 0,
+        "processes that exclude each other were inside together {overlaps} times in {visits} visits"
+    );
+    Ok(())
 }
 
 async fn refused_here(client: &Client, name: &LockName) -> CaseResult {

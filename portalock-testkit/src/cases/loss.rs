@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use portalock_core::{CrashRelease, Guard, Lock, LockError, LossNotice, Mode, Policy};
+use portalock_core::{
+    CrashRelease, Guard, Lock, LockBackend, LockError, LossNotice, Mode, Policy, Released,
+};
 
 use super::{Case, case};
 use crate::{
@@ -10,7 +12,7 @@ use crate::{
     helper::Helper,
     spy::Spy,
     trial::{Trial, ensure_contended, name, once},
-    verdict::{A_WHILE, CaseResult, SLACK, SOON, Stop, ensure, soon, within},
+    verdict::{A_WHILE, CaseResult, SOON, Stop, ensure, soon, within},
 };
 
 pub(super) const CASES: &[Case] = &[
@@ -22,6 +24,14 @@ pub(super) const CASES: &[Case] = &[
         "a holder that works longer than any lease, while others wait, keeps its lock and is told of no loss"),
     case!(loss::a_lock_taken_away_fires_lost, rules [10], needs [LossNotice, TakeAway],
         "when the lock is taken from the store behind its holder's back, the lost signal fires, the guard says so, and so does its release"),
+    case!(
+        loss::a_release_hides_no_loss,
+        rules[4],
+        needs[TakeAway],
+        "releasing a lock that was taken away says that it was not held, told or not, and leaves whoever got it since"
+    ),
+    case!(loss::a_store_that_moved_is_a_loss, rules [1, 10], needs [LossNotice, MoveStore],
+        "when another store is put at the store's address, those who hold in the old one are told, and nobody is granted a lock there beside those who come by the address"),
     case!(loss::work_stops_with_the_lock, rules [10], needs [LossNotice, TakeAway],
         "guard.run stops the work when the lock is lost"),
     case!(loss::a_lost_guard_leaves_the_next_holder, rules [2, 4], needs [LossNotice, TakeAway],
@@ -35,14 +45,6 @@ pub(super) const CASES: &[Case] = &[
     case!(loss::a_stopped_process_finds_out, rules [10], needs [BeyondProcess, Helper],
         "a process that was stopped while it held the lock finds it still its own on waking, or knows at once that it is lost"),
 ];
-
-/// How soon, after the successor's grant, the earlier holder must know. Zero: before it.
-fn notice(trial: &Trial) -> Duration {
-    match trial.capabilities().loss {
-        LossNotice::Within(window) => window + SLACK,
-        _ => Duration::ZERO,
-    }
-}
 
 async fn a_release_fires_no_loss(trial: Trial) -> CaseResult {
     let (first, second) = trial.two_clients().await?;
@@ -154,6 +156,49 @@ async fn a_lock_taken_away_fires_lost(trial: Trial) -> CaseResult {
     trial.ensure_free(&other, lock.name()).await
 }
 
+async fn a_release_hides_no_loss(trial: Trial) -> CaseResult {
+    let (holder, other) = trial.two_clients().await?;
+    let name = name("job")?;
+    for has_successor in [false, true] {
+        // Below the engine, which would know of the loss by the signal.
+        let held = once(&name);
+        let _ = holder.grant(&held).await?;
+        trial.take_away(&name).await?;
+        let next = once(&name);
+        if has_successor {
+            let _ = other.granted_soon(&next).await?;
+        }
+        let released = holder.release(&held).await?;
+        ensure!(
+            released == Released::NotHeld,
+            "releasing a lock that had been taken away answered {released:?}"
+        );
+        if has_successor {
+            holder.refused(&once(&name)).await?;
+            other.free(&next).await?;
+        }
+    }
+    trial.ensure_free(&other, &name).await
+}
+
+async fn a_store_that_moved_is_a_loss(trial: Trial) -> CaseResult {
+    let holder = trial.client().await?;
+    let lock = holder.lock("job")?;
+    let guard = lock.acquire().await?;
+    trial.move_store().await?;
+    let newcomer = trial.client().await?.lock("job")?;
+    let next = newcomer.acquire_with(&trial.patience()).await?;
+    let known = guard.is_lost();
+    ensure_told(&trial, &guard, known).await?;
+    ensure!(
+        lock.try_acquire().await.is_err(),
+        "a client of the old store was granted a lock that another holds in the new one"
+    );
+    next.ensure_held()?;
+    next.release().await?;
+    Ok(())
+}
+
 async fn work_stops_with_the_lock(trial: Trial) -> CaseResult {
     let client = trial.client().await?;
     let lock = client.lock("job")?;
@@ -201,9 +246,13 @@ async fn a_lost_guard_leaves_the_next_holder(trial: Trial) -> CaseResult {
     Ok(())
 }
 
-/// `guard` can't hold any more once `next` has been granted the lock: it must know, when the backend says.
-async fn ensure_told(trial: &Trial, guard: &Guard<AnyBackend>, known: bool) -> CaseResult {
-    let window = notice(trial);
+/// `guard` can't hold any more once another has been granted the lock: it must know, when the backend says.
+pub(super) async fn ensure_told<B: LockBackend>(
+    trial: &Trial,
+    guard: &Guard<B>,
+    known: bool,
+) -> CaseResult {
+    let window = trial.notice();
     if window.is_zero() {
         ensure!(
             known,

@@ -9,8 +9,10 @@ use crate::{trial::Trial, verdict::CaseResult};
 mod cancellation;
 mod composite;
 mod crash;
+mod election;
 mod exclusive;
 mod fairness;
+mod hand_over;
 mod inspect;
 mod loss;
 mod names;
@@ -73,6 +75,10 @@ pub enum Need {
     Crash,
     /// The fixture can cut a client off.
     CutOff,
+    /// The fixture can lose what the store answers to a client.
+    LoseAnswers,
+    /// The fixture can put another store at the store's address.
+    MoveStore,
     /// The fixture can stall the service.
     Stall,
     /// The fixture can restart the service.
@@ -152,6 +158,7 @@ const GROUPS: &[&[Case]] = &[
     cancellation::CASES,
     release::CASES,
     loss::CASES,
+    hand_over::CASES,
     crash::CASES,
     tokens::CASES,
     names::CASES,
@@ -161,6 +168,7 @@ const GROUPS: &[&[Case]] = &[
     semaphore_waits::CASES,
     composite::CASES,
     runtime::CASES,
+    election::CASES,
     stress::CASES,
 ];
 

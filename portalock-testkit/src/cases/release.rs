@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
-use portalock_core::{LockBackend, LockError, Released};
+use portalock_core::{LockBackend, LockError, Mode, Released};
 
 use super::{Case, case};
 use crate::{
+    helper::Helper,
     trial::{Trial, ensure_contended, name, once, patient, queued},
     verdict::{CaseResult, Stop, ensure, soon},
 };
@@ -37,6 +38,8 @@ pub(super) const CASES: &[Case] = &[
         "a guard that is dropped while, or after, the runtime it was made on shuts down frees its lock"),
     case!(release::a_closed_client_starts_anew, rules [], needs [],
         "a client that was closed in good order can be used again, and a guard from before never believes that it holds a lock that closing freed"),
+    case!(release::a_forked_childs_copy_frees_nothing, rules [2, 4], needs [BeyondProcess, Helper],
+        "a forked child that drops, or releases, the copy of a guard that it inherited leaves its parent's lock held"),
 ];
 
 async fn a_released_lock_is_free_at_once(trial: Trial) -> CaseResult {
@@ -264,4 +267,25 @@ async fn a_closed_client_starts_anew(trial: Trial) -> CaseResult {
     other.ensure_held()?;
     other.release().await?;
     Ok(())
+}
+
+async fn a_forked_childs_copy_frees_nothing(trial: Trial) -> CaseResult {
+    let client = trial.client().await?;
+    let name = name("job")?;
+    let mut helper = Helper::start(&trial).await?;
+    helper.acquire(1, &name, Mode::Exclusive).await?;
+    for releases in [false, true] {
+        helper.fork(1, releases).await?;
+        ensure_contended(
+            client.lock(&name)?.try_acquire().await,
+            "another process, after a child of the holder had given back its copy,",
+        )?;
+        ensure!(
+            !helper.is_lost(1).await?,
+            "the parent was told that it lost a lock that nobody else can get"
+        );
+    }
+    let wrong = helper.release(1).await?;
+    ensure!(wrong.is_none(), "the parent could not release: {wrong:?}");
+    trial.ensure_free(&client, &name).await
 }

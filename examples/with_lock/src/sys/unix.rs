@@ -23,7 +23,7 @@ use super::{Orphaned, Received};
 use crate::exit::Ending;
 
 /// Whether there is a terminal whose keyboard signals this program, and whose foreground the command may need.
-fn has_terminal() -> bool {
+pub(super) fn has_terminal() -> bool {
     File::open("/dev/tty").is_ok()
 }
 
@@ -66,6 +66,11 @@ impl Signals {
             None => std::future::pending().await,
         }
     }
+}
+
+/// Whether `signal` means what the program that gets it chooses.
+pub(super) fn is_user_signal(signal: i32) -> bool {
+    matches!(signal, SIGUSR1 | SIGUSR2)
 }
 
 #[cfg(target_os = "linux")]

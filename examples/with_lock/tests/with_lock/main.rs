@@ -14,6 +14,8 @@ mod crash;
 mod errors;
 #[cfg(feature = "etcd")]
 mod etcd;
+#[cfg(target_os = "linux")]
+mod keep;
 mod loss;
 mod pass_through;
 mod permits;

@@ -67,6 +67,14 @@ impl Home {
         command
     }
 
+    /// A shell script in this home.
+    pub(crate) fn shell(&self, script: &str) -> Command {
+        let mut command = Command::new("sh");
+        command.args(["-c", script]);
+        self.settle(&mut command);
+        command
+    }
+
     fn settle(&self, command: &mut Command) {
         command.env("HOME", self.0.path());
         for variable in [

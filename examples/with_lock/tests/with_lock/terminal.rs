@@ -160,3 +160,25 @@ fn the_command_can_read_the_terminal() {
     terminal.shows("<forty-two>");
     assert!(running.wait().unwrap().success());
 }
+
+#[test]
+fn a_watched_list_is_drawn_again_on_the_same_screen() {
+    let home = Home::new();
+    let mut terminal = Terminal::new();
+    let mut watch = home
+        .with_lock("list --watch")
+        .stdin(Stdio::null())
+        .stdout(terminal.end())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let clear = "\u{1b}[H\u{1b}[2J";
+    terminal.shows(&format!("{clear}NAME  STATE"));
+    let holder = home.hold("--label nightly deploy");
+    terminal.shows("deploy  holds  exclusive");
+    terminal.seen.clear();
+    holder.finish().code(0);
+    terminal.shows(&format!("{clear}NAME  STATE"));
+    watch.kill().unwrap();
+    watch.wait().unwrap();
+}

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::program::Home;
+use crate::program::{Home, Running};
 
 #[test]
 fn nobody_holds_a_free_name() {
@@ -117,4 +117,55 @@ fn what_is_held_is_listed_and_what_was_is_not() {
     let json = home.run("list --json");
     let json: Vec<String> = serde_json::from_str(&json.code(0).stdout).unwrap();
     assert_eq!(json, ["a/../x", "b"]);
+}
+
+#[test]
+fn a_watched_name_tells_each_change_in_a_line() {
+    let home = Home::new();
+    let mut watch = Running::start(home.with_lock("who --watch deploy"));
+    let holder = home.hold("--label nightly deploy");
+    let pid = holder.pid.as_raw_nonzero();
+    let told = watch.line();
+    assert!(
+        told.contains(&format!(" deploy holds exclusive pid {pid} on ")),
+        "{told}"
+    );
+    assert!(told.ends_with("(nightly)"), "{told}");
+    holder.finish().code(0);
+    let told = watch.line();
+    assert!(told.contains(" deploy held exclusive pid "), "{told}");
+}
+
+#[test]
+fn a_watched_list_tells_names_that_come_and_go_as_json() {
+    let home = Home::new();
+    let mut watch = Running::start(home.with_lock("list --watch --json"));
+    let holder = home.hold("deploy");
+    let told: Value = serde_json::from_str(&watch.line()).unwrap();
+    assert_eq!(
+        (&told["name"], &told["held"]),
+        (&"deploy".into(), &true.into())
+    );
+    holder.finish().code(0);
+    let told: Value = serde_json::from_str(&watch.line()).unwrap();
+    assert_eq!(
+        (&told["name"], &told["held"]),
+        (&"deploy".into(), &false.into())
+    );
+}
+
+#[test]
+fn a_watch_ends_with_its_reader() {
+    let home = Home::new();
+    let script = format!(
+        "{} list --watch --json | head -1",
+        env!("CARGO_BIN_EXE_with_lock")
+    );
+    let _holder = home.hold("deploy");
+    let other = home.hold("other");
+    let mut pipe = Running::start(home.shell(&script));
+    pipe.line();
+    // The next line finds nobody who reads.
+    other.finish();
+    pipe.finish().code(0);
 }

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
-use super::{ACQUIRE, RELEASE, ask, connection, open};
+use super::{ACQUIRE, CONNECTED, KEPT, RELEASE, ask, connection, open, open_as};
 use portalock_testkit::servers::RedisServer;
 use redis::aio::MultiplexedConnection;
 
@@ -134,6 +134,16 @@ impl Snapshot {
     }
 }
 
+/// Of a session, whose id is a number.
+fn stamp(id: &str) -> &'static str {
+    let number = u32::from_str_radix(id, 16).unwrap();
+    if number.is_multiple_of(2) {
+        KEPT
+    } else {
+        CONNECTED
+    }
+}
+
 /// What a client would know.
 struct Walk {
     client: MultiplexedConnection,
@@ -149,7 +159,11 @@ impl Walk {
     async fn begin_session(&mut self) {
         self.minted += 1;
         let id = format!("{:x}", self.minted);
-        open(&mut self.client, &id).await;
+        if self.minted.is_multiple_of(2) {
+            open_as(&mut self.client, &id, KEPT).await;
+        } else {
+            open(&mut self.client, &id).await;
+        }
         self.living.insert(id.clone());
         self.sessions.push(id);
     }
@@ -159,7 +173,7 @@ impl Walk {
             .sessions
             .swap_remove(self.random.usize(..self.sessions.len()));
         let key = format!("s/{id}");
-        if self.random.bool() {
+        if stamp(&id) == CONNECTED && self.random.bool() {
             self.client.unsubscribe(&key).await.unwrap();
         } else {
             let _: () = ask(&mut self.client, &["DEL", &key]).await;
@@ -175,7 +189,16 @@ impl Walk {
             .run(
                 &mut self.client,
                 &["state", "queue", "waiters", &own],
-                &["s/", session, owner, shape[0], shape[1], queues, "{}"],
+                &[
+                    "s/",
+                    session,
+                    owner,
+                    shape[0],
+                    shape[1],
+                    queues,
+                    "{}",
+                    stamp(session),
+                ],
             )
             .await
             .unwrap();

@@ -1,0 +1,23 @@
+//! Draws `docs/diagrams/*.svg` anew from the text files beside them.
+//!
+//! ```sh
+//! cargo run -p portalock-docs-tests --example diagrams
+//! ```
+
+use std::{error::Error, fs, path::Path};
+
+use portalock_docs_tests::diagram::svg;
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../diagrams");
+    for entry in fs::read_dir(directory)? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|extension| extension == "txt") {
+            fs::write(
+                path.with_extension("svg"),
+                svg(&fs::read_to_string(&path)?)?,
+            )?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,352 @@
+//! The backend's settings, as a program or a file writes them.
+
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+use portalock_core::settings::{InvalidSetting, RawDuration, serialize_duration};
+use serde::{
+    Deserialize, Serialize, Serializer,
+    de::{DeserializeOwned, IntoDeserializer, value::StrDeserializer},
+};
+
+use crate::common::LockKind;
+
+/// How a [`FsBackend`](crate::FsBackend) keeps its locks. Only the directory has no default.
+///
+/// ```
+/// use portalock_fs::FsSettings;
+///
+/// let settings: FsSettings = toml::from_str(r#"
+///     directory = "/run/lock/billing"
+///     file_mode = "660"
+/// "#)?;
+/// assert_eq!(settings.file_mode(), 0o660);
+///
+/// let error = toml::from_str::<FsSettings>(r#"
+///     directory = "/run/lock/billing"
+///     file_mode = "666"
+/// "#).unwrap_err();
+/// assert!(error.to_string().contains("`file_mode`"));
+/// # Ok::<(), toml::de::Error>(())
+/// ```
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(try_from = "RawSettings")]
+pub struct FsSettings {
+    directory: PathBuf,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    label: Option<Arc<str>>,
+    lock: LockKind,
+    watch: Watch,
+    calls: Calls,
+    #[serde(serialize_with = "serialize_mode")]
+    file_mode: u32,
+    #[serde(serialize_with = "serialize_duration")]
+    poll_interval: Duration,
+}
+
+/// Whether changes are watched for, so that a release wakes its waiters and a removed lock file is noticed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum Watch {
+    /// Where it works: on Linux, on a local file system, within the system's limits. Elsewhere waiters poll.
+    #[default]
+    Auto,
+    /// Opening the backend fails where it does not work.
+    On,
+    /// Never: waiters poll, and a removed lock file is not noticed.
+    Off,
+}
+
+/// Where the file system's calls are made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum Calls {
+    /// On a local file system [`Inline`](Self::Inline), on a network file system or FUSE [`Offload`](Self::Offload).
+    #[default]
+    Auto,
+    /// In the calling thread: they last microseconds on a local file system.
+    Inline,
+    /// In the runtime's threads for blocking calls, where there is a runtime: a server that stalls must not stall it.
+    Offload,
+}
+
+impl FsSettings {
+    /// The longest pause between two looks where nothing can be watched.
+    pub const DEFAULT_POLL_INTERVAL: Duration = Duration::from_millis(50);
+    /// Lock files are for their owner only: whoever can open one can hold its lock for ever.
+    pub const DEFAULT_FILE_MODE: u32 = 0o600;
+
+    /// Locks in `directory`, which is made if it isn't there.
+    pub fn new(directory: impl Into<PathBuf>) -> Self {
+        Self {
+            directory: directory.into(),
+            label: None,
+            lock: LockKind::Flock,
+            watch: Watch::Auto,
+            calls: Calls::Auto,
+            file_mode: Self::DEFAULT_FILE_MODE,
+            poll_interval: Self::DEFAULT_POLL_INTERVAL,
+        }
+    }
+
+    /// Sets what holders are called that have no label of their own. Default none.
+    #[must_use]
+    pub fn with_label(mut self, label: impl Into<Arc<str>>) -> Self {
+        self.label = Some(label.into());
+        self
+    }
+
+    /// Sets which of the system's locks to use; all programs that share the directory must agree. Default
+    /// [`LockKind::Flock`].
+    #[must_use]
+    pub const fn with_lock(mut self, kind: LockKind) -> Self {
+        self.lock = kind;
+        self
+    }
+
+    /// Sets whether changes are watched for. Default [`Watch::Auto`].
+    #[must_use]
+    pub const fn with_watch(mut self, watch: Watch) -> Self {
+        self.watch = watch;
+        self
+    }
+
+    /// Sets where the file system's calls are made. Default [`Calls::Auto`].
+    #[must_use]
+    pub const fn with_calls(mut self, calls: Calls) -> Self {
+        self.calls = calls;
+        self
+    }
+
+    /// Sets the Unix permissions of new lock files. Default `0o600`.
+    ///
+    /// What others may do holds whatever the process's umask says. If the group may write, a directory that is made for the
+    /// locks gets the permissions `2775`, so that files in it belong to its group.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidSetting`] if the owner can't read and write, if everybody can write, or if it has other bits than
+    /// permissions to read and write.
+    pub fn with_file_mode(mut self, mode: u32) -> Result<Self, InvalidSetting> {
+        let problem = if mode & !0o666 != 0 {
+            "has other bits than read and write"
+        } else if mode & 0o600 != 0o600 {
+            "does not let the owner read and write"
+        } else if mode & 0o002 != 0 {
+            "lets everybody write"
+        } else {
+            self.file_mode = mode;
+            return Ok(self);
+        };
+        Err(InvalidSetting::new(
+            "file_mode",
+            format!("is \"{mode:o}\" and {problem}: \"600\" and \"660\" are the usual ones"),
+        ))
+    }
+
+    /// Sets the longest pause between two looks at a lock that another process holds, where nothing can be watched. The
+    /// pauses start at half a millisecond and double. Default 50 ms.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidSetting`] if it is zero.
+    pub fn with_poll_interval(mut self, interval: Duration) -> Result<Self, InvalidSetting> {
+        if interval.is_zero() {
+            return Err(InvalidSetting::new(
+                "poll_interval",
+                "is zero: give it a length",
+            ));
+        }
+        self.poll_interval = interval;
+        Ok(self)
+    }
+
+    /// Where the locks live.
+    pub fn directory(&self) -> &std::path::Path {
+        &self.directory
+    }
+
+    /// What holders are called that have no label of their own.
+    pub fn label(&self) -> Option<&str> {
+        self.label.as_deref()
+    }
+
+    /// The same, to hand on.
+    pub(crate) fn shared_label(&self) -> Option<Arc<str>> {
+        self.label.clone()
+    }
+
+    /// Which of the system's locks is used.
+    pub const fn lock(&self) -> LockKind {
+        self.lock
+    }
+
+    /// Whether changes are watched for.
+    pub const fn watch(&self) -> Watch {
+        self.watch
+    }
+
+    /// Where the file system's calls are made.
+    pub const fn calls(&self) -> Calls {
+        self.calls
+    }
+
+    /// The Unix permissions of new lock files.
+    pub const fn file_mode(&self) -> u32 {
+        self.file_mode
+    }
+
+    /// The longest pause between two looks where nothing can be watched.
+    pub const fn poll_interval(&self) -> Duration {
+        self.poll_interval
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename = "FsSettings")]
+struct RawSettings {
+    directory: PathBuf,
+    label: Option<Arc<str>>,
+    lock: Option<RawText>,
+    watch: Option<RawText>,
+    calls: Option<RawText>,
+    file_mode: Option<RawText>,
+    poll_interval: Option<RawDuration>,
+}
+
+/// Text, or something that is not: refused once the field's name is known.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum RawText {
+    Text(String),
+    Other(serde::de::IgnoredAny),
+}
+
+impl RawText {
+    /// One of the words that `T` is written as.
+    fn choose<T: DeserializeOwned>(
+        &self,
+        field: &'static str,
+        words: &'static str,
+    ) -> Result<T, InvalidSetting> {
+        let problem = match self {
+            Self::Text(text) => {
+                let text: StrDeserializer<'_, serde::de::value::Error> =
+                    text.as_str().into_deserializer();
+                match T::deserialize(text) {
+                    Ok(choice) => return Ok(choice),
+                    Err(_) => "is none of its words",
+                }
+            }
+            Self::Other(_) => "is no text",
+        };
+        Err(InvalidSetting::new(
+            field,
+            format!("{problem}: write {words}"),
+        ))
+    }
+
+    /// Octal digits. A bare number is refused: JSON has decimal ones only, and 600 would be read as `1130`.
+    fn octal(&self, field: &'static str) -> Result<u32, InvalidSetting> {
+        match self {
+            Self::Text(text) => u32::from_str_radix(text, 8).ok(),
+            Self::Other(_) => None,
+        }
+        .ok_or_else(|| InvalidSetting::new(field, "is no octal text: write it as \"600\""))
+    }
+}
+
+impl TryFrom<RawSettings> for FsSettings {
+    type Error = InvalidSetting;
+
+    fn try_from(raw: RawSettings) -> Result<Self, InvalidSetting> {
+        if raw.directory.as_os_str().is_empty() {
+            return Err(InvalidSetting::new(
+                "directory",
+                "is empty: name the directory that the locks live in",
+            ));
+        }
+        let mut settings = Self::new(raw.directory);
+        settings.label = raw.label;
+        if let Some(kind) = raw.lock {
+            settings.lock = kind.choose("lock", "\"flock\" or \"record\"")?;
+        }
+        if let Some(watch) = raw.watch {
+            settings.watch = watch.choose("watch", "\"auto\", \"on\" or \"off\"")?;
+        }
+        if let Some(calls) = raw.calls {
+            settings.calls = calls.choose("calls", "\"auto\", \"inline\" or \"offload\"")?;
+        }
+        if let Some(mode) = raw.file_mode {
+            settings = settings.with_file_mode(mode.octal("file_mode")?)?;
+        }
+        if let Some(interval) = raw.poll_interval {
+            settings = settings.with_poll_interval(interval.check_positive("poll_interval")?)?;
+        }
+        Ok(settings)
+    }
+}
+
+#[allow(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "serde hands out references"
+)]
+fn serialize_mode<S: Serializer>(mode: &u32, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(&format_args!("{mode:o}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn settings_survive_a_round_trip() {
+        let settings = FsSettings::new("/run/lock/x")
+            .with_label("nightly")
+            .with_lock(LockKind::Record)
+            .with_watch(Watch::Off)
+            .with_calls(Calls::Offload)
+            .with_file_mode(0o640)
+            .unwrap()
+            .with_poll_interval(Duration::from_millis(7))
+            .unwrap();
+        let text = toml::to_string(&settings).unwrap();
+        assert_eq!(toml::from_str::<FsSettings>(&text).unwrap(), settings);
+        let text = serde_json::to_string(&settings).unwrap();
+        assert_eq!(serde_json::from_str::<FsSettings>(&text).unwrap(), settings);
+    }
+
+    #[test]
+    fn only_the_directory_must_be_given() {
+        let settings: FsSettings = toml::from_str(r#"directory = "locks""#).unwrap();
+        assert_eq!(settings, FsSettings::new("locks"));
+    }
+
+    #[test]
+    fn nonsense_is_refused_by_the_name_of_its_field() {
+        for (field, json) in [
+            ("directory", r#"{"directory": ""}"#),
+            ("directory", r"{}"),
+            ("direktory", r#"{"direktory": "x"}"#),
+            ("lock", r#"{"directory": "x", "lock": "lockf"}"#),
+            ("watch", r#"{"directory": "x", "watch": true}"#),
+            ("calls", r#"{"directory": "x", "calls": ""}"#),
+            ("file_mode", r#"{"directory": "x", "file_mode": 600}"#),
+            ("file_mode", r#"{"directory": "x", "file_mode": "rw"}"#),
+            ("file_mode", r#"{"directory": "x", "file_mode": "666"}"#),
+            ("file_mode", r#"{"directory": "x", "file_mode": "700"}"#),
+            ("file_mode", r#"{"directory": "x", "file_mode": "440"}"#),
+            (
+                "poll_interval",
+                r#"{"directory": "x", "poll_interval": "0s"}"#,
+            ),
+            ("poll_interval", r#"{"directory": "x", "poll_interval": 5}"#),
+        ] {
+            let error = serde_json::from_str::<FsSettings>(json)
+                .expect_err(json)
+                .to_string();
+            assert!(error.contains(&format!("`{field}`")), "{json}: {error}");
+        }
+    }
+}

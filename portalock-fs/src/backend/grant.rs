@@ -1,0 +1,447 @@
+//! What is written down of a grant: its token, drawn and kept in the lock file, and who holds.
+//!
+//! An exclusive holder is alone with the record, by its lock. Shared holders are many, and each needs a token of its own:
+//! they draw them one after the other, under a lock on the file of readers, for the few microseconds that it takes. That
+//! file is also their list: a slot each, blank once released. The first reader after a writer starts it anew, so what a
+//! crash left in it does not stay; and the slot of a process that is gone is not believed, and used again.
+
+use std::{
+    fs::File,
+    io,
+    time::{Duration, Instant, SystemTime},
+};
+
+use portalock_core::{FencingToken, Holder, LockName, Mode};
+
+use super::{
+    name::{FileName, INFO_SUFFIX, READERS_SUFFIX},
+    record::{self, Entry, LONGEST, Record, SLOT},
+    store::Store,
+};
+use crate::{
+    common::{FsError, FsErrorKind, Location, LockFile},
+    sys,
+};
+
+/// How long the lock on the file of readers is tried. It is held for microseconds, unless its holder is stopped in the
+/// midst of them.
+const PATIENCE: Duration = Duration::from_millis(2);
+
+/// How many slots are looked at before a list of readers gets longer.
+const LOOKS: usize = 4;
+
+/// A grant, as written down.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Written {
+    pub(crate) token: FencingToken,
+    /// The slot in the file of readers, of a shared holder.
+    reader: Option<u64>,
+}
+
+impl Store {
+    /// Draws a token and writes it down with the holder. The lock must be held in `mode`. `None` if another reader is
+    /// drawing one, and does not come to an end for the moment.
+    pub(crate) fn write_grant(
+        &self,
+        file_name: &FileName,
+        name: &LockName,
+        file: &LockFile,
+        mode: Mode,
+        holder: &Holder,
+    ) -> Result<Option<Written>, FsError> {
+        let readers = match mode {
+            Mode::Exclusive => None,
+            Mode::Shared => match self.lock_readers(file_name)? {
+                None => return Ok(None),
+                readers => readers,
+            },
+        };
+        let beside = self.open_beside(file_name)?;
+        let file = beside.as_ref().unwrap_or(file).file();
+        let written = write_grant(name, file, readers.as_ref(), |token| Entry {
+            token,
+            mode,
+            holder: holder.clone(),
+        });
+        if let Some(readers) = readers {
+            readers.free();
+        }
+        written
+            .map(Some)
+            .map_err(|error| error.at(file_name.as_str()))
+    }
+
+    /// Notes that a holder goes. For those who look only, so a failure changes nothing.
+    pub(crate) fn note_release(&self, name: &FileName, file: &LockFile, written: Written) {
+        let noted = match written.reader {
+            None => self.open_beside(name).and_then(|beside| {
+                let file = beside.as_ref().unwrap_or(file).file();
+                write(file, Record::write_released(written.token))
+            }),
+            Some(slot) => self.lock_readers(name).and_then(|readers| {
+                readers.map_or(Ok(()), |readers| {
+                    let blanked = write(readers.file(), (slot * SLOT as u64, [0; SLOT]));
+                    readers.free();
+                    blanked
+                })
+            }),
+        };
+        if let Err(error) = noted {
+            tracing::debug!(%error, file = name.as_str(), "a release could not be noted");
+        }
+    }
+
+    /// What the lock file says.
+    pub(crate) fn read(&self, name: &FileName, file: &LockFile) -> Result<Record, FsError> {
+        let beside = self.open_beside(name)?;
+        read(beside.as_ref().unwrap_or(file).file()).map_err(|error| error.at(name.as_str()))
+    }
+
+    /// When a grant was last written down.
+    pub(crate) fn last_written(
+        &self,
+        name: &FileName,
+        file: &LockFile,
+    ) -> Result<SystemTime, FsError> {
+        let beside = self.open_beside(name)?;
+        let file = beside.as_ref().unwrap_or(file).file();
+        let written = file.metadata().and_then(|metadata| metadata.modified());
+        written.map_err(|error| FsError::new("look at", error).at(name.as_str()))
+    }
+
+    /// Who holds by what was written down, and whose process is there: so many at most. Nobody if that can't be read.
+    pub(crate) fn present(&self, name: &FileName, record: &Record, most: usize) -> Vec<Entry> {
+        match &record.last {
+            Some(last) if last.mode == Mode::Shared => self.readers(name, most).unwrap_or_default(),
+            _ => {
+                let entry = record.present();
+                entry.filter(|entry| !is_gone(entry)).into_iter().collect()
+            }
+        }
+    }
+
+    /// The readers who have not released, and whose process is there: so many at most.
+    fn readers(&self, name: &FileName, most: usize) -> Result<Vec<Entry>, FsError> {
+        let Some(file) = self.named(&name.beside(READERS_SUFFIX)).open_existing()? else {
+            return Ok(Vec::new());
+        };
+        if !self.beside {
+            return present_readers(&file, most);
+        }
+        // Locks are mandatory: the list can't be read while somebody else has it locked.
+        if !lock_list(&file)? {
+            return Ok(Vec::new());
+        }
+        let present = present_readers(&file, most);
+        file.free();
+        present
+    }
+
+    fn lock_readers(&self, name: &FileName) -> Result<Option<LockFile>, FsError> {
+        let readers = self.named(&name.beside(READERS_SUFFIX)).open()?;
+        Ok(lock_list(&readers)?.then_some(readers))
+    }
+
+    /// Where locks are mandatory nobody could read a record in the locked file: it stands in a file of its own.
+    fn open_beside(&self, name: &FileName) -> Result<Option<LockFile>, FsError> {
+        let open = || self.named(&name.beside(INFO_SUFFIX)).open();
+        self.beside.then(open).transpose()
+    }
+}
+
+fn lock_list(readers: &LockFile) -> Result<bool, FsError> {
+    let start = Instant::now();
+    while !readers.try_lock(Mode::Exclusive)? {
+        if start.elapsed() > PATIENCE {
+            return Ok(false);
+        }
+        std::thread::yield_now();
+    }
+    Ok(true)
+}
+
+fn write_grant(
+    name: &LockName,
+    file: &File,
+    readers: Option<&LockFile>,
+    entry: impl FnOnce(FencingToken) -> Entry,
+) -> Result<Written, FsError> {
+    let record = read(file)?;
+    if record.name.as_deref() != Some(name.as_str()) {
+        // A new file, or one that a power loss damaged: no two names have the same file.
+        write(file, Record::write_name(name))?;
+    }
+    let token = token_after(record.last_token())?;
+    let entry = entry(token);
+    let reader = match readers {
+        None => None,
+        Some(readers) => {
+            let is_first = record
+                .last
+                .as_ref()
+                .is_none_or(|last| last.mode == Mode::Exclusive);
+            Some(add_reader(readers.file(), &entry, is_first)?)
+        }
+    };
+    write(file, Record::write(&entry))?;
+    Ok(Written { token, reader })
+}
+
+fn token_after(last: Option<FencingToken>) -> Result<FencingToken, FsError> {
+    let token = FencingToken::after(last);
+    if last.is_some_and(|last| token <= last) {
+        return Err(foreign("a fencing token after which there is none"));
+    }
+    Ok(token)
+}
+
+/// Writes `entry` into a free slot. It says which.
+fn add_reader(readers: &File, entry: &Entry, is_first: bool) -> Result<u64, FsError> {
+    let slot = if is_first {
+        let mut start = [0; SLOT];
+        let filled = read_at(readers, &mut start, 0)?;
+        if !record::is_ours(&start[..filled]) {
+            return Err(foreign("no list of shared holders"));
+        }
+        readers
+            .set_len(0)
+            .map_err(|error| FsError::new("clear the list of shared holders of", error))?;
+        0
+    } else {
+        free_slot(readers)?
+    };
+    write(readers, (slot * SLOT as u64, record::render_slot(entry)))?;
+    Ok(slot)
+}
+
+fn present_readers(list: &LockFile, most: usize) -> Result<Vec<Entry>, FsError> {
+    let mut present = Vec::new();
+    for slot in 0.. {
+        match read_slot(list.file(), slot)? {
+            _ if present.len() >= most => break,
+            Slot::End => break,
+            Slot::Entry(entry) if !is_gone(&entry) => present.push(entry),
+            Slot::Entry(_) | Slot::Blank => {}
+        }
+    }
+    Ok(present)
+}
+
+/// A slot that nobody uses: the last one, one of a few looked at at random, or a new one. So a list gets a little longer
+/// than it must be, and a reader's grant takes no longer the more readers there are.
+fn free_slot(readers: &File) -> Result<u64, FsError> {
+    let metadata = readers
+        .metadata()
+        .map_err(|error| FsError::new("look at", error))?;
+    let slots = metadata.len().div_ceil(SLOT as u64);
+    let last = slots.checked_sub(1).into_iter();
+    for slot in last.chain((0..LOOKS).map(|_| fastrand::u64(0..slots.max(1)))) {
+        match read_slot(readers, slot)? {
+            Slot::Entry(other) if !is_gone(&other) => {}
+            Slot::Entry(_) | Slot::Blank | Slot::End => return Ok(slot),
+        }
+    }
+    Ok(slots)
+}
+
+/// Whether that process ended without a release, as far as its own host can tell.
+fn is_gone(Entry { holder, .. }: &Entry) -> bool {
+    holder.host == Holder::this_process(None).host && sys::process_exists(holder.pid) == Some(false)
+}
+
+enum Slot {
+    Entry(Entry),
+    Blank,
+    End,
+}
+
+fn read_slot(readers: &File, slot: u64) -> Result<Slot, FsError> {
+    let mut bytes = [0; SLOT];
+    let filled = read_at(readers, &mut bytes, slot * SLOT as u64)?;
+    if filled == 0 {
+        return Ok(Slot::End);
+    }
+    Ok(record::parse_slot(&bytes[..filled]).map_or(Slot::Blank, Slot::Entry))
+}
+
+fn read(file: &File) -> Result<Record, FsError> {
+    let mut bytes = [0; LONGEST];
+    let filled = read_at(file, &mut bytes, 0)?;
+    Record::parse(&bytes[..filled]).map_err(|_| foreign("no record of a lock"))
+}
+
+fn read_at(file: &File, bytes: &mut [u8], at: u64) -> Result<usize, FsError> {
+    let mut filled = 0;
+    while filled < bytes.len() {
+        match sys::read_at(file, &mut bytes[filled..], at + filled as u64) {
+            Ok(0) => break,
+            Ok(more) => filled += more,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(FsError::new("read", error)),
+        }
+    }
+    Ok(filled)
+}
+
+fn write(file: &File, (at, bytes): (u64, impl AsRef<[u8]>)) -> Result<(), FsError> {
+    let (bytes, mut written) = (bytes.as_ref(), 0);
+    while written < bytes.len() {
+        match sys::write_at(file, &bytes[written..], at + written as u64) {
+            Ok(0) => return Err(FsError::new("write", io::ErrorKind::WriteZero.into())),
+            Ok(more) => written += more,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(FsError::new("write", error)),
+        }
+    }
+    Ok(())
+}
+
+fn foreign(what: &'static str) -> FsError {
+    FsError::with_kind(FsErrorKind::Foreign, "use", io::Error::other(what))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{common::LockKind, sys::Origin};
+    use cap_std::{ambient_authority, fs::Dir};
+
+    fn store(beside: bool) -> (tempfile::TempDir, Store) {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store {
+            dir: Dir::open_ambient_dir(dir.path(), ambient_authority()).unwrap(),
+            path: None,
+            kind: LockKind::Flock,
+            file_mode: 0o600,
+            beside,
+            origin: Origin::here(),
+        };
+        (dir, store)
+    }
+
+    fn take(store: &Store, name: &LockName, mode: Mode, pid: u32) -> (LockFile, Written) {
+        let file_name = FileName::of(name);
+        let file = store.file(&file_name).open().unwrap();
+        assert!(file.try_lock(mode).unwrap(), "{name} is busy");
+        let mut holder = Holder::this_process(None);
+        holder.pid = pid;
+        let written = store.write_grant(&file_name, name, &file, mode, &holder);
+        (file, written.unwrap().unwrap())
+    }
+
+    fn present(store: &Store, name: &LockName) -> Vec<u32> {
+        let file_name = FileName::of(name);
+        let file = store.file(&file_name).open().unwrap();
+        let record = store.read(&file_name, &file).unwrap();
+        let present = store.present(&file_name, &record, usize::MAX);
+        present.into_iter().map(|entry| entry.holder.pid).collect()
+    }
+
+    #[test]
+    fn records_work_the_same_in_the_lock_file_and_beside_it() {
+        for beside in [false, true] {
+            let (dir, store) = store(beside);
+            let us = std::process::id();
+            for name in ["plain".to_owned(), "Ü".repeat(100)] {
+                let name = LockName::new(name).unwrap();
+                let file_name = FileName::of(&name);
+                let (file, first) = take(&store, &name, Mode::Exclusive, us);
+                assert_eq!(present(&store, &name), [us]);
+                store.note_release(&file_name, &file, first);
+                file.free();
+                assert!(present(&store, &name).is_empty());
+                let (_one, second) = take(&store, &name, Mode::Shared, us);
+                let (_two, third) = take(&store, &name, Mode::Shared, us);
+                assert!(first.token < second.token && second.token < third.token);
+                assert_eq!(present(&store, &name), [us, us]);
+                let length = std::fs::metadata(dir.path().join(file_name.as_str()));
+                assert_eq!(length.unwrap().len() == 0, beside);
+            }
+        }
+    }
+
+    /// Where locks are mandatory, each of these would fail or be refused to others: here the kernel tells of them.
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_lock_file_with_its_record_beside_it_is_neither_read_nor_written() {
+        use rustix::fs::inotify::{self, CreateFlags, Reader, WatchFlags};
+
+        let (dir, store) = store(true);
+        let name = LockName::new("Ü".repeat(100)).unwrap();
+        let file_name = FileName::of(&name);
+        let path = dir.path().join(file_name.as_str());
+        std::fs::write(&path, "").unwrap();
+        let told = inotify::init(CreateFlags::NONBLOCK).unwrap();
+        inotify::add_watch(&told, &path, WatchFlags::ACCESS | WatchFlags::MODIFY).unwrap();
+        let mut buffer = [std::mem::MaybeUninit::uninit(); 512];
+        for mode in [Mode::Exclusive, Mode::Shared, Mode::Exclusive] {
+            let (file, written) = take(&store, &name, mode, std::process::id());
+            assert_eq!(present(&store, &name).len(), 1);
+            store.last_written(&file_name, &file).unwrap();
+            store.note_release(&file_name, &file, written);
+            file.free();
+            assert!(Reader::new(&told, &mut buffer).next().is_err(), "{mode}");
+        }
+        std::fs::write(&path, "x").unwrap();
+        assert!(Reader::new(&told, &mut buffer).next().is_ok());
+    }
+
+    #[test]
+    fn readers_that_crashed_are_not_told_and_leave_their_slots() {
+        let (dir, store) = store(false);
+        let name = LockName::new("a").unwrap();
+        let mut gone = std::process::Command::new(std::env::current_exe().unwrap())
+            .arg("--list")
+            .stdout(std::process::Stdio::null())
+            .spawn()
+            .unwrap();
+        gone.wait().unwrap();
+        let us = std::process::id();
+        let keeper = take(&store, &name, Mode::Shared, us);
+        for _ in 0..10 {
+            drop(take(&store, &name, Mode::Shared, gone.id()));
+        }
+        if cfg!(unix) {
+            assert_eq!(present(&store, &name), [us]);
+            let readers = dir.path().join("a.shared");
+            assert_eq!(readers.metadata().unwrap().len(), 2 * SLOT as u64);
+        }
+        drop(keeper);
+        // After a writer the list starts anew.
+        drop(take(&store, &name, Mode::Exclusive, us));
+        let _reader = take(&store, &name, Mode::Shared, us);
+        assert_eq!(present(&store, &name), [us]);
+    }
+
+    #[test]
+    fn a_released_readers_slot_is_used_again() {
+        let (dir, store) = store(false);
+        let name = LockName::new("a").unwrap();
+        let us = std::process::id();
+        let _keeper = take(&store, &name, Mode::Shared, us);
+        for _ in 0..10 {
+            let (file, written) = take(&store, &name, Mode::Shared, us);
+            assert_eq!(present(&store, &name).len(), 2);
+            store.note_release(&FileName::of(&name), &file, written);
+        }
+        assert_eq!(present(&store, &name).len(), 1);
+        let readers = dir.path().join("a.shared");
+        assert_eq!(readers.metadata().unwrap().len(), 2 * SLOT as u64);
+    }
+
+    #[test]
+    fn a_reader_that_is_stopped_while_it_draws_a_token_stops_nobody_for_long() {
+        let (_dir, store) = store(false);
+        let name = LockName::new("a").unwrap();
+        let file_name = FileName::of(&name);
+        let stopped = store.lock_readers(&file_name).unwrap().unwrap();
+        let file = store.file(&file_name).open().unwrap();
+        assert!(file.try_lock(Mode::Shared).unwrap());
+        let holder = Holder::this_process(None);
+        let written = store.write_grant(&file_name, &name, &file, Mode::Shared, &holder);
+        assert!(written.unwrap().is_none());
+        stopped.free();
+        let written = store.write_grant(&file_name, &name, &file, Mode::Shared, &holder);
+        assert!(written.unwrap().is_some());
+    }
+}

@@ -1,0 +1,161 @@
+//! Looking at locks without taking part, and removing the files of locks that nobody uses.
+
+use std::time::Duration;
+
+use portalock_core::{Claim, Inspection, LockName, Mode, clock};
+
+use super::{
+    acquire::Client,
+    name::{FileName, LOCK_SUFFIX},
+    record::Record,
+};
+use crate::common::{FsError, FsErrorKind, Location, LockFile};
+
+impl Client {
+    /// Who holds `name`, and who waits for it here.
+    pub(crate) fn inspect(&self, name: &LockName) -> Result<Inspection, FsError> {
+        self.ensure_here()?;
+        self.look(&FileName::of(name))
+            .map_err(|error| self.locate(error))
+    }
+
+    fn look(&self, file_name: &FileName) -> Result<Inspection, FsError> {
+        let mut holders = Vec::new();
+        let mut waiters = Vec::new();
+        if let Some(visit) = self.places.find(file_name) {
+            let place = visit.lock();
+            let held = place.held.iter().filter(|held| !held.is_lost());
+            holders.extend(held.map(|held| Claim::new(held.holder.clone(), held.mode.into())));
+            let waiting = place.waiters();
+            waiters.extend(waiting.map(|(holder, mode)| Claim::new(holder.clone(), mode.into())));
+        }
+        let Some(file) = self.store.file(file_name).open_existing()? else {
+            return Ok(Inspection::new(holders, waiters));
+        };
+        let mut record = self.store.read(file_name, &file)?;
+        let mut is_held = !holders.is_empty();
+        let exclusively_here = holders
+            .iter()
+            .any(|claim| claim.kind == Mode::Exclusive.into());
+        if !exclusively_here {
+            // Shared holders of this object have company elsewhere, or not: then nothing is to be tried.
+            let mode = if is_held {
+                Some(Mode::Shared)
+            } else {
+                self.probe(file_name, &file, &record)?
+            };
+            is_held = mode.is_some();
+            // It may have changed hands while we looked.
+            record = self.store.read(file_name, &file)?;
+            let present: Vec<_> = self
+                .store
+                .present(file_name, &record, usize::MAX)
+                .into_iter()
+                .filter(|entry| Some(entry.mode) == mode)
+                .map(|entry| Claim::new(entry.holder, entry.mode.into()))
+                .collect();
+            if !present.is_empty() {
+                holders = present;
+            }
+        }
+        Ok(Inspection::new(holders, waiters)
+            .with_held(is_held)
+            .with_last_token(record.last_token()))
+    }
+
+    /// In which mode others hold the file. Whoever is written down and is there may have gone without a word: that is found out
+    /// by trying, for a microsecond. Shared at first, so that those who look don't mistake each other for holders.
+    fn probe(
+        &self,
+        file_name: &FileName,
+        file: &LockFile,
+        record: &Record,
+    ) -> Result<Option<Mode>, FsError> {
+        if self.store.present(file_name, record, 1).is_empty() {
+            return Ok(None);
+        }
+        if !file.try_lock(Mode::Shared)? {
+            return Ok(Some(Mode::Exclusive));
+        }
+        let shared = record.last.as_ref().map(|last| last.mode) == Some(Mode::Shared);
+        let is_held = shared && !file.try_lock(Mode::Exclusive)?;
+        file.unlock()?;
+        Ok(is_held.then_some(Mode::Shared))
+    }
+
+    /// The locks that somebody holds, or waits for here.
+    pub(crate) fn used_names(&self) -> Result<Vec<LockName>, FsError> {
+        self.ensure_here()?;
+        let mut names = Vec::new();
+        self.each_lock(|file_name, name, _| {
+            let seen = self.look(file_name)?;
+            if seen.held || !seen.waiters.is_empty() {
+                names.push(name);
+            }
+            Ok(())
+        })?;
+        Ok(names)
+    }
+
+    /// Removes the files of locks that nobody uses and nobody was granted for `unused_for`. How many it removed.
+    pub(crate) fn clean(&self, unused_for: Duration) -> Result<usize, FsError> {
+        self.ensure_here()?;
+        let mut removed = 0;
+        self.each_lock(|file_name, _, file| {
+            if self.places.find(file_name).is_some() {
+                return Ok(());
+            }
+            let written = self.store.last_written(file_name, &file)?;
+            let age = clock::wall_clock().duration_since(written);
+            let is_old = age.is_ok_and(|age| age >= unused_for);
+            if !is_old || !file.try_lock(Mode::Exclusive)? {
+                return Ok(());
+            }
+            if self.store.file(file_name).is_current(&file)? {
+                removed += usize::from(self.store.remove(file_name, file)?);
+            } else {
+                file.free();
+            }
+            Ok(())
+        })?;
+        Ok(removed)
+    }
+
+    /// Visits the open file of each lock, whose name is written in it. What is no lock of ours is passed over, whatever it is
+    /// called.
+    fn each_lock(
+        &self,
+        mut visit: impl FnMut(&FileName, LockName, LockFile) -> Result<(), FsError>,
+    ) -> Result<(), FsError> {
+        let listed = |error| self.locate(FsError::new("list the lock directory", error));
+        for entry in self.store.dir.entries().map_err(listed)? {
+            let file = entry.map_err(listed)?.file_name();
+            let Some(file) = file.to_str().filter(|file| file.ends_with(LOCK_SUFFIX)) else {
+                continue;
+            };
+            let file_name = FileName::existing(file);
+            let visited = self
+                .store
+                .file(&file_name)
+                .open_existing()
+                .and_then(|open| {
+                    let Some(file) = open else { return Ok(()) };
+                    let name = self.store.read(&file_name, &file)?.name;
+                    let name = name.and_then(|name| LockName::new(name).ok());
+                    match name.filter(|name| FileName::of(name) == file_name) {
+                        Some(name) => visit(&file_name, name, file),
+                        None => Ok(()),
+                    }
+                });
+            match visited {
+                Err(error)
+                    if !matches!(error.kind(), FsErrorKind::NotAFile | FsErrorKind::Foreign) =>
+                {
+                    return Err(self.locate(error));
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+}

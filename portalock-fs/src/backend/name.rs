@@ -1,0 +1,205 @@
+//! A lock's name as a file's name: injective, whatever the file system does with case, dots or Unicode.
+//!
+//! Lower-case ASCII letters, digits, `_`, `-` and inner dots stand for themselves; every other byte is `%` and two
+//! lower-case hex digits. The result never differs from another in case only, has nothing that a file system would
+//! normalise, and is no name that Windows reserves (the first letter of `con` is escaped). The suffix keeps `.`, `..`
+//! and trailing dots away.
+//!
+//! A name too long for that is cut, and `~` and the SHA-256 of the whole are put after it. `~` stands nowhere else, so
+//! the two forms never meet. Each lock's file has the full name in it, for those who list the locks.
+
+use std::fmt;
+
+use portalock_core::LockName;
+use sha2::{Digest, Sha256};
+
+/// What a lock file's name ends with.
+pub(crate) const LOCK_SUFFIX: &str = ".lock";
+/// Beside it, if it was ever shared: the list of readers.
+pub(crate) const READERS_SUFFIX: &str = ".shared";
+/// Beside it, where locks are mandatory: the record of the holder.
+pub(crate) const INFO_SUFFIX: &str = ".info";
+
+/// The longest file name, without the longest suffix, that common file systems take.
+const LONGEST_STEM: usize = 255 - READERS_SUFFIX.len();
+/// How much of a name that is too long stays readable.
+const READABLE: usize = 100;
+/// What stands between the readable part and the hash.
+const HASH_MARK: char = '~';
+/// Names that Windows reserves, whatever follows the first dot.
+const RESERVED: [&str; 6] = ["con", "prn", "aux", "nul", "com", "lpt"];
+
+/// The name of a lock's file. Ordered and hashed as text.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub(crate) struct FileName(Box<str>);
+
+impl FileName {
+    /// The file of the lock `name`.
+    pub(crate) fn of(name: &LockName) -> Self {
+        let mut stem = escape(name.as_str());
+        if stem.len() > LONGEST_STEM {
+            let mut cut = READABLE;
+            // Not through the middle of an escape.
+            if let Some(back) = stem.as_bytes()[cut - 2..cut]
+                .iter()
+                .position(|byte| *byte == b'%')
+            {
+                cut = cut - 2 + back;
+            }
+            stem.truncate(cut);
+            stem.push(HASH_MARK);
+            for byte in Sha256::digest(name.as_str()) {
+                push_hex(&mut stem, byte);
+            }
+        }
+        stem.push_str(LOCK_SUFFIX);
+        Self(stem.into())
+    }
+
+    /// The name of a file that is there, whatever it is.
+    pub(crate) fn existing(file_name: &str) -> Self {
+        Self(file_name.into())
+    }
+
+    /// The lock file's name.
+    pub(crate) fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// The name of another file that belongs to the same lock.
+    pub(crate) fn beside(&self, suffix: &str) -> String {
+        let stem = self.0.strip_suffix(LOCK_SUFFIX).unwrap_or(&self.0);
+        format!("{stem}{suffix}")
+    }
+}
+
+impl fmt::Debug for FileName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(self.as_str(), f)
+    }
+}
+
+impl std::borrow::Borrow<str> for FileName {
+    fn borrow(&self) -> &str {
+        self.as_str()
+    }
+}
+
+fn escape(name: &str) -> String {
+    let mut stem = String::with_capacity(name.len() + LOCK_SUFFIX.len());
+    let reserved = is_reserved(name);
+    for (at, byte) in name.bytes().enumerate() {
+        let plain = match byte {
+            b'a'..=b'z' | b'0'..=b'9' | b'_' | b'-' => !(at == 0 && reserved),
+            // A file that starts with a dot is hidden, and `..` is a directory.
+            b'.' => at > 0,
+            _ => false,
+        };
+        if plain {
+            stem.push(char::from(byte));
+        } else {
+            stem.push('%');
+            push_hex(&mut stem, byte);
+        }
+    }
+    stem
+}
+
+fn is_reserved(name: &str) -> bool {
+    let device = name.split('.').next().unwrap_or(name);
+    let Some(letters) = device.get(..3) else {
+        return false;
+    };
+    // `com1` and `lpt1` are reserved like `con`; that `com` itself is escaped too does no harm.
+    RESERVED.contains(&letters) && device[3..].bytes().all(|byte| byte.is_ascii_digit())
+}
+
+fn push_hex(text: &mut String, byte: u8) {
+    for digit in [byte >> 4, byte & 15] {
+        text.push(char::from(b"0123456789abcdef"[usize::from(digit)]));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashMap;
+
+    fn file(name: &str) -> String {
+        FileName::of(&LockName::new(name).unwrap())
+            .as_str()
+            .to_owned()
+    }
+
+    #[test]
+    fn plain_names_stay_readable() {
+        assert_eq!(file("nightly-build_2.x"), "nightly-build_2.x.lock");
+        assert_eq!(file("a b"), "a%20b.lock");
+    }
+
+    #[test]
+    fn no_name_leaves_the_directory_or_hides() {
+        assert_eq!(file(".."), "%2e..lock");
+        assert_eq!(file("../../etc/passwd"), "%2e.%2f..%2fetc%2fpasswd.lock");
+        assert_eq!(file("/etc/passwd"), "%2fetc%2fpasswd.lock");
+        assert_eq!(file("C:\\x"), "%43%3a%5cx.lock");
+    }
+
+    #[test]
+    fn names_that_windows_reserves_are_escaped() {
+        for (name, expected) in [
+            ("con", "%63on.lock"),
+            ("nul.txt", "%6eul.txt.lock"),
+            ("com1", "%63om1.lock"),
+            ("CON", "%43%4f%4e.lock"),
+            ("console", "console.lock"),
+            ("company", "company.lock"),
+        ] {
+            assert_eq!(file(name), expected);
+        }
+    }
+
+    #[test]
+    fn no_two_names_meet_even_without_case() {
+        let long = "x".repeat(250);
+        let mut names: Vec<String> = [
+            "a", "A", "a.lock", "a%2e", "%61", "a/b", "a\\b", "a ", "a.", ".a", "é", "e\u{301}",
+            "É", "~", "ß", "ss", "con", "%63on", "a~b",
+        ]
+        .map(str::to_owned)
+        .to_vec();
+        names.extend(["1", "2", "É", "é"].map(|tail| format!("{long}{tail}")));
+        names.extend(["É", "é"].map(|letter| letter.repeat(127)));
+        let mut seen = HashMap::new();
+        for name in names {
+            let file = file(&name);
+            assert!(file.len() <= 255 && file.is_ascii(), "{file}");
+            if let Some(other) = seen.insert(file.to_lowercase(), name.clone()) {
+                panic!("{name:?} and {other:?} are both {file}");
+            }
+        }
+    }
+
+    #[test]
+    fn every_file_of_a_lock_has_a_name_that_file_systems_take() {
+        for length in 240..=255 {
+            let name = LockName::new("x".repeat(length)).unwrap();
+            for suffix in [LOCK_SUFFIX, READERS_SUFFIX, INFO_SUFFIX] {
+                let file = FileName::of(&name).beside(suffix);
+                assert!(file.len() <= 255, "{length} {suffix}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_name_too_long_for_a_file_is_cut_between_escapes() {
+        for shift in 0..3 {
+            let name = "x".repeat(shift) + &"É".repeat(120);
+            let file = file(&name);
+            let (readable, hash) = file.split_once('~').unwrap();
+            assert_eq!(hash.len(), 64 + LOCK_SUFFIX.len());
+            assert_eq!((readable.len() - shift) % 3, 0, "{readable}");
+            assert!(file.contains(HASH_MARK));
+        }
+    }
+}

@@ -1,0 +1,352 @@
+//! One name within one backend object: who holds it here, and who waits, first come, first served.
+//!
+//! The process has one contender per name: whoever stands first in this queue, or all the shared ones who stand first
+//! together. Only they go to the file system.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use portalock_core::{Grant, Holder, Lease, LostSignal, Mode, OwnerId, WakeSender, clock::Instant};
+
+use super::{grant::Written, name::FileName};
+use crate::common::{Contender, LockFile};
+
+/// The first pause between two looks where nothing can be watched.
+const FIRST_POLL: Duration = Duration::from_micros(500);
+
+/// All names in use. A name that nobody holds or waits for takes no room.
+#[derive(Debug, Default)]
+pub(crate) struct Places {
+    places: Mutex<HashMap<FileName, Arc<Mutex<Place>>>>,
+}
+
+/// A visit to one name: its place exists for as long as it lasts.
+#[derive(Debug)]
+pub(crate) struct Visit<'p> {
+    places: &'p Places,
+    name: &'p FileName,
+    place: Arc<Mutex<Place>>,
+}
+
+impl Places {
+    /// Visits the place of `name`, which is made if it isn't there.
+    pub(crate) fn enter<'p>(&'p self, name: &'p FileName) -> Visit<'p> {
+        let mut places = lock(&self.places);
+        let place = match places.get(name) {
+            Some(place) => place.clone(),
+            None => places.entry(name.clone()).or_default().clone(),
+        };
+        drop(places);
+        Visit {
+            places: self,
+            name,
+            place,
+        }
+    }
+
+    /// Visits the place of `name` if anybody holds it or waits there.
+    pub(crate) fn find<'p>(&'p self, name: &'p FileName) -> Option<Visit<'p>> {
+        let place = lock(&self.places).get(name)?.clone();
+        Some(Visit {
+            places: self,
+            name,
+            place,
+        })
+    }
+
+    /// The names in use.
+    pub(crate) fn names(&self) -> Vec<FileName> {
+        lock(&self.places).keys().cloned().collect()
+    }
+}
+
+impl Visit<'_> {
+    /// The place itself, for this thread alone.
+    pub(crate) fn lock(&self) -> MutexGuard<'_, Place> {
+        lock(&self.place)
+    }
+}
+
+impl Drop for Visit<'_> {
+    fn drop(&mut self) {
+        if !lock(&self.place).is_idle() {
+            return;
+        }
+        let mut places = lock(&self.places.places);
+        // The map's and ours: nobody else is visiting, and nobody can begin to while the map is locked.
+        if Arc::strong_count(&self.place) == 2 && lock(&self.place).is_idle() {
+            places.remove(self.name);
+        }
+    }
+}
+
+/// One name's state.
+#[derive(Debug, Default)]
+pub(crate) struct Place {
+    pub(crate) held: Vec<Held>,
+    /// By ticket, so in the order of their coming. Any of them may leave at any time.
+    waiters: BTreeMap<u64, Waiter>,
+    tickets: HashMap<OwnerId, u64>,
+    /// What whoever is first contends with.
+    pub(crate) contender: Contender,
+    /// Since when holders of this client have had the lock one after the other.
+    pub(crate) ours_since: Option<Instant>,
+    /// They have had it for long enough: whoever is first lets other processes hear of the release before it tries.
+    pub(crate) yields: bool,
+}
+
+/// A grant that has not been released.
+#[derive(Debug)]
+pub(crate) struct Held {
+    pub(crate) owner: OwnerId,
+    pub(crate) mode: Mode,
+    pub(crate) written: Written,
+    pub(crate) file: LockFile,
+    pub(crate) holder: Holder,
+    /// Ends if the lock file is removed; none where that can't be noticed.
+    pub(crate) lease: Option<Lease>,
+}
+
+#[derive(Debug)]
+struct Waiter {
+    owner: OwnerId,
+    mode: Mode,
+    holder: Holder,
+    line: Option<WakeSender>,
+    /// It was told to try before it had a line.
+    was_called: bool,
+    next_poll: Duration,
+}
+
+impl Held {
+    pub(crate) fn grant(&self) -> Grant {
+        let lost = self
+            .lease
+            .as_ref()
+            .map_or(LostSignal::never(), Lease::signal);
+        Grant::new().with_token(self.written.token).with_lost(lost)
+    }
+
+    pub(crate) fn is_lost(&self) -> bool {
+        self.lease
+            .as_ref()
+            .is_some_and(|lease| lease.loss().is_some())
+    }
+}
+
+impl Place {
+    /// What this owner holds.
+    pub(crate) fn held_by(&self, owner: OwnerId) -> Option<&Held> {
+        self.held.iter().find(|held| held.owner == owner)
+    }
+
+    /// One who holds here and excludes `mode`. A holder whose lock was lost excludes nobody.
+    pub(crate) fn in_the_way(&self, mode: Mode) -> Option<&Held> {
+        self.held
+            .iter()
+            .find(|held| !compatible(held.mode, mode) && !held.is_lost())
+    }
+
+    /// Whether it is this owner's turn, as far as those who came before it here are concerned.
+    pub(crate) fn has_turn(&self, owner: OwnerId, mode: Mode) -> bool {
+        self.waiters
+            .values()
+            .take_while(|waiter| waiter.owner != owner)
+            .all(|ahead| compatible(ahead.mode, mode))
+    }
+
+    /// Takes a place at the end of the queue, unless the owner has one.
+    pub(crate) fn join(&mut self, owner: OwnerId, mode: Mode, holder: &Holder) {
+        if self.tickets.contains_key(&owner) {
+            return;
+        }
+        let last = self.waiters.last_key_value();
+        let ticket = last.map_or(0, |(last, _)| last + 1);
+        self.tickets.insert(owner, ticket);
+        self.waiters.insert(
+            ticket,
+            Waiter {
+                owner,
+                mode,
+                holder: holder.clone(),
+                line: None,
+                was_called: false,
+                next_poll: FIRST_POLL,
+            },
+        );
+    }
+
+    /// Opens the owner's line. False if it does not wait here. What it would have been told before is said now.
+    pub(crate) fn listen(&mut self, owner: OwnerId, line: WakeSender) -> bool {
+        let Some(waiter) = self.waiter(owner) else {
+            return false;
+        };
+        if std::mem::take(&mut waiter.was_called) {
+            line.wake();
+        }
+        waiter.line = Some(line);
+        true
+    }
+
+    /// Takes the owner out of the queue. Those who then stand first are woken by [`wake_first`](Self::wake_first).
+    pub(crate) fn leave(&mut self, owner: OwnerId) -> bool {
+        let ticket = self.tickets.remove(&owner);
+        ticket.is_some_and(|ticket| self.waiters.remove(&ticket).is_some())
+    }
+
+    fn waiter(&mut self, owner: OwnerId) -> Option<&mut Waiter> {
+        self.waiters.get_mut(self.tickets.get(&owner)?)
+    }
+
+    /// Tells those whose turn it is to try now: the first waiter, or all the shared ones who stand first together. Only they
+    /// ever look by themselves; something has changed, so their next pause is short again.
+    pub(crate) fn wake_first(&mut self) {
+        let mut is_last = false;
+        for (at, waiter) in self.waiters.values_mut().enumerate() {
+            if is_last || at > 0 && waiter.mode == Mode::Exclusive {
+                break;
+            }
+            is_last = waiter.mode == Mode::Exclusive;
+            waiter.next_poll = FIRST_POLL;
+            match &waiter.line {
+                Some(line) => drop(line.wake()),
+                None => waiter.was_called = true,
+            }
+        }
+    }
+
+    /// How long the owner sleeps before it looks again, where nothing wakes it: twice as long each time, and shortened at
+    /// random, so that waiters of several processes don't look in step.
+    pub(crate) fn next_poll(&mut self, owner: OwnerId, most: Duration) -> Option<Duration> {
+        let waiter = self.waiter(owner)?;
+        let pause = waiter.next_poll.min(most);
+        waiter.next_poll = (pause * 2).min(most);
+        Some(pause.mul_f64(1.0 - 0.25 * fastrand::f64()))
+    }
+
+    /// Those who wait here, the first one first.
+    pub(crate) fn waiters(&self) -> impl Iterator<Item = (&Holder, Mode)> {
+        self.waiters
+            .values()
+            .map(|waiter| (&waiter.holder, waiter.mode))
+    }
+
+    /// Closes what only waiters need, once there are none.
+    pub(crate) fn settle(&mut self) {
+        if self.waiters.is_empty() {
+            self.contender = Contender::default();
+            self.ours_since = None;
+            self.yields = false;
+            // A holder that was waited for by many keeps no room for them.
+            self.tickets = HashMap::new();
+        }
+    }
+
+    fn is_idle(&self) -> bool {
+        self.held.is_empty() && self.waiters.is_empty()
+    }
+}
+
+const fn compatible(one: Mode, other: Mode) -> bool {
+    matches!((one, other), (Mode::Shared, Mode::Shared))
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Each change of what is inside is whole in itself, so a panic elsewhere leaves nothing half done.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use portalock_core::{LockName, Wake, wakeups};
+
+    fn queue(modes: &[Mode]) -> (Place, Vec<OwnerId>) {
+        let mut place = Place::default();
+        let owners: Vec<_> = modes.iter().map(|_| OwnerId::mint()).collect();
+        for (owner, mode) in owners.iter().zip(modes) {
+            place.join(*owner, *mode, &Holder::this_process(None));
+        }
+        (place, owners)
+    }
+
+    use Mode::{Exclusive, Shared};
+
+    #[test]
+    fn only_the_first_has_the_turn_and_shared_ones_have_it_together() {
+        let (place, owners) = queue(&[Shared, Shared, Exclusive, Shared]);
+        let turns: Vec<_> = owners
+            .iter()
+            .zip([Shared, Shared, Exclusive, Shared])
+            .map(|(owner, mode)| place.has_turn(*owner, mode))
+            .collect();
+        assert_eq!(turns, [true, true, false, false]);
+        assert!(
+            !place.has_turn(OwnerId::mint(), Shared),
+            "a newcomer barges"
+        );
+    }
+
+    #[test]
+    fn a_writer_that_leaves_lets_the_readers_behind_it_through() {
+        let (mut place, owners) = queue(&[Exclusive, Shared, Shared]);
+        assert!(!place.has_turn(owners[1], Shared));
+        assert!(place.leave(owners[0]));
+        assert!(!place.leave(owners[0]));
+        assert!(place.has_turn(owners[1], Shared) && place.has_turn(owners[2], Shared));
+    }
+
+    #[test]
+    fn joining_twice_keeps_the_place() {
+        let (mut place, owners) = queue(&[Exclusive, Exclusive]);
+        place.join(owners[0], Exclusive, &Holder::this_process(None));
+        assert_eq!(place.waiters().count(), 2);
+        assert!(place.has_turn(owners[0], Exclusive));
+    }
+
+    #[tokio::test]
+    async fn only_those_whose_turn_it_is_are_woken() {
+        for (modes, woken) in [
+            (&[Exclusive, Exclusive, Shared][..], &[0][..]),
+            (&[Shared, Shared, Exclusive, Shared], &[0, 1]),
+            (&[Shared, Exclusive], &[0]),
+        ] {
+            let (mut place, owners) = queue(modes);
+            let mut lines = Vec::new();
+            for owner in &owners {
+                let (sender, line) = wakeups();
+                assert!(place.listen(*owner, sender));
+                lines.push(line);
+            }
+            place.wake_first();
+            drop(place);
+            for (at, line) in lines.iter_mut().enumerate() {
+                let is_woken = matches!(line.next().await, Wake::TryNow);
+                assert_eq!(is_woken, woken.contains(&at), "{modes:?} {at}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_name_takes_no_room_once_nobody_uses_it() {
+        let places = Places::default();
+        let name = FileName::of(&LockName::new("a").unwrap());
+        let owner = OwnerId::mint();
+        let visit = places.enter(&name);
+        visit
+            .lock()
+            .join(owner, Exclusive, &Holder::this_process(None));
+        drop(visit);
+        assert_eq!(places.names().len(), 1);
+        let visit = places.find(&name).unwrap();
+        let second = places.enter(&name);
+        visit.lock().leave(owner);
+        drop(visit);
+        assert_eq!(places.names().len(), 1, "somebody is still visiting");
+        drop(second);
+        assert!(places.names().is_empty());
+    }
+}

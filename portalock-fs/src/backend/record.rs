@@ -1,0 +1,332 @@
+//! What a lock file says: the last grant, with its token and its holder, and whether it was released.
+//!
+//! A grant is a line of text with a checksum, and NULs to the end of its [`SLOT`]. Only its token is read for a new grant; its
+//! holder, when somebody asks. A line that a power loss tore counts as none: the next token then comes from the clock, as after
+//! any other loss of the file. After the slot stands the token of the last grant that was released in good order, and after that
+//! the lock's name.
+
+use std::io::Write;
+
+use portalock_core::{FencingToken, Holder, LockName, Mode};
+
+/// The length of a grant as it is written.
+pub(crate) const SLOT: usize = 512;
+/// Where the last released token stands.
+const MARK_AT: usize = SLOT;
+/// Where the lock's name stands.
+const NAME_AT: usize = MARK_AT + MARK;
+/// The whole record's length, with the longest name.
+pub(crate) const LONGEST: usize = NAME_AT + LockName::MAX_BYTES + 1;
+
+const MARK: usize = 32;
+const MAGIC: &str = "portalock 1 ";
+/// Where what the checksum is of begins: after it, and a space.
+const BODY_AT: usize = MAGIC.len() + 17;
+/// A token's length.
+const DIGITS: usize = 20;
+/// The longest host name and label that a slot has room for, in characters.
+const LONGEST_TEXT: usize = 120;
+
+/// One grant, as written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Entry {
+    pub(crate) token: FencingToken,
+    pub(crate) mode: Mode,
+    pub(crate) holder: Holder,
+}
+
+/// A grant as it stands in a file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Last {
+    pub(crate) token: FencingToken,
+    pub(crate) mode: Mode,
+    holder: Box<str>,
+}
+
+/// All that a lock file says.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(crate) struct Record {
+    /// The newest grant.
+    pub(crate) last: Option<Last>,
+    /// The last grant that was released in good order.
+    released: Option<FencingToken>,
+    /// The lock's name.
+    pub(crate) name: Option<String>,
+}
+
+/// The file has something else in it: not ours to overwrite.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Foreign;
+
+impl Record {
+    /// Reads what stands in a lock file, from its first byte on.
+    pub(crate) fn parse(bytes: &[u8]) -> Result<Self, Foreign> {
+        let last = Last::parse(&bytes[..bytes.len().min(SLOT)]);
+        if last.is_none() && !is_ours(bytes) {
+            return Err(Foreign);
+        }
+        let released = bytes
+            .get(MARK_AT..)
+            .and_then(line)
+            .and_then(|text| text.parse().ok())
+            .map(FencingToken::new);
+        // A name may have line ends in it, but no NUL.
+        let name = bytes
+            .get(NAME_AT..)
+            .and_then(|bytes| until(bytes, 0))
+            .map(str::to_owned);
+        Ok(Self {
+            last,
+            released,
+            name,
+        })
+    }
+
+    /// The newest grant, unless its holder released it, or can't be read.
+    pub(crate) fn present(&self) -> Option<Entry> {
+        let last = self.last.as_ref()?;
+        (self.released != Some(last.token)).then_some(())?;
+        last.entry()
+    }
+
+    /// The last token.
+    pub(crate) fn last_token(&self) -> Option<FencingToken> {
+        self.last.as_ref().map(|entry| entry.token)
+    }
+
+    /// What to write for a new grant, and where.
+    pub(crate) fn write(entry: &Entry) -> (u64, Vec<u8>) {
+        (0, render_slot(entry))
+    }
+
+    /// What to write when the grant with this token is released, and where.
+    pub(crate) fn write_released(token: FencingToken) -> (u64, [u8; MARK]) {
+        // To its end, so that the whole record is there to be read in one call.
+        let mut mark = [0; MARK];
+        mark[..DIGITS].copy_from_slice(&decimal(token.get()));
+        mark[DIGITS] = b'\n';
+        (MARK_AT as u64, mark)
+    }
+
+    /// What to write once into a new file, and where.
+    pub(crate) fn write_name(name: &LockName) -> (u64, Vec<u8>) {
+        (NAME_AT as u64, format!("{name}\0").into_bytes())
+    }
+}
+
+/// Whether it may be written over: an empty file, one whose first write was torn, or one that lost its data with the power.
+pub(crate) fn is_ours(bytes: &[u8]) -> bool {
+    bytes
+        .iter()
+        .zip(MAGIC.bytes())
+        .all(|(byte, magic)| *byte == magic || *byte == 0)
+}
+
+/// Quicker than the formatter, for what is written with each grant and release.
+fn decimal(number: u64) -> [u8; DIGITS] {
+    let (mut digits, mut rest) = ([b'0'; DIGITS], number);
+    for digit in digits.iter_mut().rev() {
+        *digit += (rest % 10) as u8;
+        rest /= 10;
+    }
+    digits
+}
+
+fn line(bytes: &[u8]) -> Option<&str> {
+    until(bytes, b'\n')
+}
+
+fn until(bytes: &[u8], end: u8) -> Option<&str> {
+    let end = bytes.iter().position(|byte| *byte == end)?;
+    std::str::from_utf8(&bytes[..end]).ok()
+}
+
+impl Last {
+    fn parse(bytes: &[u8]) -> Option<Self> {
+        let rest = line(bytes)?.strip_prefix(MAGIC)?;
+        let (sum, body) = rest.split_once(' ')?;
+        if u64::from_str_radix(sum, 16).ok()? != checksum(body.as_bytes()) {
+            return None;
+        }
+        let (token, body) = body.split_once(' ')?;
+        let (mode, holder) = body.split_once(' ')?;
+        Some(Self {
+            token: FencingToken::new(token.parse().ok()?),
+            mode: match mode {
+                "exclusive" => Mode::Exclusive,
+                "shared" => Mode::Shared,
+                _ => return None,
+            },
+            holder: holder.into(),
+        })
+    }
+
+    fn entry(&self) -> Option<Entry> {
+        Some(Entry {
+            token: self.token,
+            mode: self.mode,
+            holder: serde_json::from_str(&self.holder).ok()?,
+        })
+    }
+}
+
+/// Reads one grant.
+pub(crate) fn parse_slot(bytes: &[u8]) -> Option<Entry> {
+    Last::parse(bytes)?.entry()
+}
+
+/// Writes one grant.
+pub(crate) fn render_slot(entry: &Entry) -> Vec<u8> {
+    let mut line = render_line(entry.token, entry.mode, &entry.holder);
+    let (mut holder, mut room) = (None, LONGEST_TEXT);
+    while line.len() > SLOT {
+        let holder = holder.get_or_insert_with(|| entry.holder.clone());
+        holder.host = shorten(&holder.host, room);
+        holder.label = holder.label.as_ref().map(|label| shorten(label, room));
+        room /= 2;
+        line = render_line(entry.token, entry.mode, holder);
+    }
+    line.resize(SLOT, 0);
+    line
+}
+
+fn render_line(token: FencingToken, mode: Mode, holder: &Holder) -> Vec<u8> {
+    let mut line = Vec::with_capacity(SLOT);
+    line.extend_from_slice(MAGIC.as_bytes());
+    line.resize(BODY_AT, b' ');
+    // Neither fails: memory takes any bytes, and the type has string keys only.
+    line.extend_from_slice(&decimal(token.get()));
+    let _ = write!(line, " {mode} ");
+    let _ = serde_json::to_writer(&mut line, holder);
+    let sum = checksum(&line[BODY_AT..]);
+    let _ = write!(&mut line[MAGIC.len()..], "{sum:016x}");
+    line.push(b'\n');
+    line
+}
+
+fn shorten(text: &str, most: usize) -> std::sync::Arc<str> {
+    text.chars().take(most).collect::<String>().into()
+}
+
+/// FNV-1a, eight bytes at a time: it is there to notice a torn write, not an attack.
+fn checksum(body: &[u8]) -> u64 {
+    body.chunks(8).fold(0xcbf2_9ce4_8422_2325, |sum, chunk| {
+        let mut word = [0; 8];
+        word[..chunk.len()].copy_from_slice(chunk);
+        let mixed = (sum ^ u64::from_le_bytes(word)).wrapping_mul(0x0100_0000_01b3);
+        // A factor's high bits reach the product's high bits only: folded down, they reach all.
+        mixed ^ (mixed >> 32)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::{Duration, UNIX_EPOCH};
+
+    fn entry(token: u64) -> Entry {
+        Entry {
+            token: FencingToken::new(token),
+            mode: Mode::Exclusive,
+            holder: Holder::new(
+                "db1",
+                42,
+                Some("nightly".into()),
+                UNIX_EPOCH + Duration::from_secs(1),
+            ),
+        }
+    }
+
+    fn put(file: &mut Vec<u8>, (at, bytes): (u64, impl AsRef<[u8]>)) {
+        let (at, bytes) = (usize::try_from(at).unwrap(), bytes.as_ref());
+        file.resize(file.len().max(at + bytes.len()), 0);
+        file[at..at + bytes.len()].copy_from_slice(bytes);
+    }
+
+    fn grants(tokens: std::ops::RangeInclusive<u64>) -> Vec<u8> {
+        let mut file = Vec::new();
+        for token in tokens {
+            put(&mut file, Record::write(&entry(token)));
+        }
+        file
+    }
+
+    #[test]
+    fn the_newest_grant_is_read_back() {
+        for last in 1..=5 {
+            let record = Record::parse(&grants(1..=last)).unwrap();
+            assert_eq!(record.present(), Some(entry(last)));
+        }
+    }
+
+    #[test]
+    fn a_write_torn_at_any_byte_is_never_taken_for_a_grant_that_was_not_made() {
+        let before = grants(1..=1);
+        let (at, bytes) = Record::write(&entry(2));
+        for torn in 0..bytes.len() {
+            let mut file = before.clone();
+            put(&mut file, (at, bytes[..torn].to_vec()));
+            let token = Record::parse(&file).unwrap().last_token();
+            let known = [None, Some(1), Some(2)].map(|token| token.map(FencingToken::new));
+            assert!(known.contains(&token), "torn after {torn} bytes: {token:?}");
+        }
+    }
+
+    #[test]
+    fn a_first_write_torn_at_any_byte_is_still_ours() {
+        let (_, bytes) = Record::write(&entry(7));
+        for torn in 0..bytes.len() {
+            assert!(Record::parse(&bytes[..torn]).is_ok(), "{torn}");
+        }
+        assert_eq!(Record::parse(&[0; SLOT]), Ok(Record::default()));
+    }
+
+    #[test]
+    fn a_released_grant_is_no_longer_present() {
+        let mut file = grants(1..=2);
+        put(&mut file, Record::write_released(FencingToken::new(1)));
+        assert!(Record::parse(&file).unwrap().present().is_some());
+        put(&mut file, Record::write_released(FencingToken::new(2)));
+        let record = Record::parse(&file).unwrap();
+        assert_eq!(record.present(), None);
+        assert_eq!(record.last_token(), Some(FencingToken::new(2)));
+    }
+
+    #[test]
+    fn somebody_elses_file_is_told_apart() {
+        assert_eq!(Record::parse(b"12345\n"), Err(Foreign));
+        assert_eq!(Record::parse(&[b'x'; 4096]), Err(Foreign));
+        assert_eq!(Record::parse(b""), Ok(Record::default()));
+    }
+
+    #[test]
+    fn a_long_label_is_cut_and_the_token_stays() {
+        for label in [
+            "x".repeat(10_000),
+            "\u{1}".repeat(10_000),
+            "ß\"".repeat(999),
+        ] {
+            let mut long = entry(9);
+            long.holder.label = Some(label.into());
+            long.holder.host = "h".repeat(5_000).into();
+            let mut file = Vec::new();
+            put(&mut file, Record::write(&long));
+            let read = Record::parse(&file).unwrap().present().unwrap();
+            assert_eq!(read.token, FencingToken::new(9));
+            assert_eq!(read.holder.pid, 42);
+            assert!(read.holder.label.is_some_and(|label| !label.is_empty()));
+        }
+    }
+
+    #[test]
+    fn a_name_that_stands_in_the_file_is_read_back() {
+        let name = LockName::new("ü\n".repeat(85)).unwrap();
+        let mut file = grants(1..=1);
+        put(&mut file, Record::write_name(&name));
+        assert_eq!(
+            Record::parse(&file).unwrap().name.as_deref(),
+            Some(name.as_str())
+        );
+        assert!(file.len() <= LONGEST);
+    }
+}

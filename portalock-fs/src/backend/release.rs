@@ -1,0 +1,108 @@
+//! Releasing, in plain calls.
+
+use std::time::Duration;
+
+use portalock_core::{LockRequest, Released};
+
+use super::{
+    acquire::Client,
+    name::FileName,
+    queue::{Held, Place},
+};
+use crate::common::Location;
+
+/// How long the lock goes from one holder of this client straight to the next. They hear of a release sooner than other
+/// processes do, and would keep them out for as long as the queue here is never empty.
+const AMONG_OURSELVES: Duration = Duration::from_millis(10);
+
+impl Client {
+    /// Frees what the owner of `request` holds, or takes it out of the queue.
+    ///
+    /// `certain` asks whether the lock was really held until now, rather than trust that a loss would have been heard of.
+    pub(crate) fn free(&self, request: &LockRequest, certain: bool) -> Released {
+        if self.store.origin.is_elsewhere() {
+            // A forked child: the lock is the parent's. A thread of the parent may have had the places locked when it forked:
+            // nothing here may wait for that.
+            return Released::NotHeld;
+        }
+        let file_name = FileName::of(&request.name);
+        let Some(visit) = self.places.find(&file_name) else {
+            return Released::NotHeld;
+        };
+        let mut place = visit.lock();
+        let held = place
+            .held
+            .iter()
+            .position(|held| held.owner == request.owner)
+            .map(|at| place.held.swap_remove(at));
+        let released = if let Some(held) = held {
+            self.give_up(&mut place, &file_name, held, certain)
+        } else {
+            place.leave(request.owner);
+            Released::NotHeld
+        };
+        place.wake_first();
+        place.settle();
+        released
+    }
+
+    fn give_up(
+        &self,
+        place: &mut Place,
+        file_name: &FileName,
+        held: Held,
+        certain: bool,
+    ) -> Released {
+        let is_gone =
+            || certain && matches!(self.store.file(file_name).is_current(&held.file), Ok(false));
+        if held.is_lost() || is_gone() {
+            held.file.free();
+            return Released::NotHeld;
+        }
+        self.store.note_release(file_name, &held.file, held.written);
+        let is_long = |since: portalock_core::clock::Instant| since.elapsed() > AMONG_OURSELVES;
+        if place.ours_since.is_some_and(is_long) && place.waiters().next().is_some() {
+            place.ours_since = None;
+            // Whoever is first here tries when it hears of the release as other processes do.
+            let watching = self.watch_file(file_name, &held.file);
+            place.yields = place.contender.expect(watching);
+        }
+        held.file.free();
+        Released::Freed
+    }
+}
+
+#[cfg(all(test, any(target_os = "linux", target_os = "android")))]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use portalock_core::{LockName, Mode, Patience, clock::Instant};
+
+    use super::{super::FsBackend, *};
+
+    #[test]
+    fn a_client_that_had_it_for_long_lets_others_hear_of_the_release_first() {
+        for is_long in [false, true] {
+            let dir = tempfile::tempdir().unwrap();
+            let client = FsBackend::open(dir.path()).unwrap().client;
+            let request =
+                |patience| LockRequest::new(LockName::new("a").unwrap(), Mode::Exclusive, patience);
+            let (first, next) = (request(Patience::Once), request(Patience::Queue));
+            let _ = client.attempt(&first).unwrap();
+            let _ = client.attempt(&next).unwrap();
+            let file_name = FileName::of(&first.name);
+            let visit = client.places.find(&file_name).unwrap();
+            // The watcher waits for it too, and so tells nobody meanwhile.
+            let mut place = visit.lock();
+            let now = Instant::now();
+            place.ours_since = Some(if is_long {
+                now.checked_sub(2 * AMONG_OURSELVES).unwrap()
+            } else {
+                now + AMONG_OURSELVES
+            });
+            let held = place.held.pop().unwrap();
+            let freed = client.give_up(&mut place, &file_name, held, true);
+            assert_eq!(freed, Released::Freed);
+            assert_eq!(place.yields, is_long);
+        }
+    }
+}

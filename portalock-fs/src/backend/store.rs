@@ -1,0 +1,155 @@
+//! The lock files of one directory: opened without leaving it, and removed.
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
+
+use cap_fs_ext::{FollowSymlinks, MetadataExt, OpenOptionsFollowExt};
+use cap_std::fs::{Dir, OpenOptions};
+
+use super::name::{FileName, INFO_SUFFIX, READERS_SUFFIX};
+use crate::{
+    common::{FsError, FsErrorKind, Location, LockFile, LockKind, says_gone},
+    sys::{self, FileId, Origin, Seen},
+};
+
+/// A directory and how its files are opened and locked.
+#[derive(Debug)]
+pub(crate) struct Store {
+    pub(crate) dir: Dir,
+    /// Where it was opened, as an absolute path; none if it was handed in open.
+    pub(crate) path: Option<PathBuf>,
+    pub(crate) kind: LockKind,
+    pub(crate) file_mode: u32,
+    /// Whether records stand in a file beside the lock file, because a locked file can't be read.
+    pub(crate) beside: bool,
+    /// The process that opened it. A forked child has copies of its files, and must not unlock them.
+    pub(crate) origin: Origin,
+}
+
+/// One file of the directory.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Named<'s> {
+    store: &'s Store,
+    name: &'s str,
+}
+
+impl Store {
+    /// The lock file of `name`.
+    pub(crate) fn file<'s>(&'s self, name: &'s FileName) -> Named<'s> {
+        self.named(name.as_str())
+    }
+
+    /// Any file in the directory.
+    pub(crate) const fn named<'s>(&'s self, name: &'s str) -> Named<'s> {
+        Named { store: self, name }
+    }
+
+    /// Removes all files of a lock, of which this one is locked. False if somebody is about to use it after all.
+    pub(crate) fn remove(&self, name: &FileName, locked: LockFile) -> Result<bool, FsError> {
+        for file in [name.beside(READERS_SUFFIX), name.beside(INFO_SUFFIX)] {
+            self.remove_file(&file)?;
+        }
+        if !sys::LOCKED_FILES_STAY {
+            // Whoever locks it after us finds that it is gone, and makes a new one.
+            let removed = self.remove_file(name.as_str());
+            locked.free();
+            return removed;
+        }
+        // Open files stay, so whoever opens it before it is removed keeps it.
+        locked.free();
+        self.remove_file(name.as_str())
+    }
+
+    /// False if somebody has it open, where that keeps it.
+    fn remove_file(&self, file: &str) -> Result<bool, FsError> {
+        match self.dir.remove_file(file) {
+            Err(error) if sys::says_in_use(&error) => Ok(false),
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(FsError::new("remove", error).at(file))
+            }
+            _ => Ok(true),
+        }
+    }
+
+    /// An error once the path leads to another directory, as far as that can be told.
+    pub(crate) fn ensure_in_place(&self) -> Result<(), FsError> {
+        let Some(path) = &self.path else {
+            return Ok(());
+        };
+        let leads_elsewhere = match (sys::look_along(path, true), self.dir.dir_metadata()) {
+            (Ok(there), Ok(here)) => {
+                let here = FileId {
+                    device: here.dev(),
+                    inode: here.ino(),
+                };
+                there.id != here
+            }
+            (Err(error), _) => says_gone(&error),
+            (_, Err(_)) => false,
+        };
+        if leads_elsewhere {
+            let cause = io::Error::new(io::ErrorKind::NotFound, "its path leads elsewhere by now");
+            return Err(FsError::new("use the lock directory", cause));
+        }
+        Ok(())
+    }
+}
+
+impl Named<'_> {
+    /// Opens the file if it is there.
+    pub(crate) fn open_existing(&self) -> Result<Option<LockFile>, FsError> {
+        match self.open_with(&mut OpenOptions::new()) {
+            Err(error) if error.io_error().kind() == io::ErrorKind::NotFound => Ok(None),
+            opened => opened.map(Some),
+        }
+    }
+
+    fn open_with(&self, options: &mut OpenOptions) -> Result<LockFile, FsError> {
+        let (dir, mode) = (&self.store.dir, self.store.file_mode);
+        options.read(true).write(true).follow(FollowSymlinks::No);
+        sys::set_lock_file_flags(options, mode);
+        let file = sys::patiently(|| dir.open_with(self.name, options)).map_err(|error| {
+            let kind = match FsErrorKind::of(&error) {
+                // What Windows says of a directory.
+                FsErrorKind::PermissionDenied if dir.is_dir(self.name) => FsErrorKind::NotAFile,
+                kind => kind,
+            };
+            FsError::with_kind(kind, "open", error).at(self.name)
+        })?;
+        LockFile::regular(file.into_std(), self.store.kind, self.store.origin, true)
+            .map_err(|error| error.at(self.name))
+    }
+}
+
+impl Location for Named<'_> {
+    fn open(&self) -> Result<LockFile, FsError> {
+        let mut options = OpenOptions::new();
+        options.create(true);
+        let file = self.open_with(&mut options)?;
+        if self.store.file_mode & 0o077 != 0 {
+            sys::apply_file_mode(file.file(), self.store.file_mode);
+        }
+        Ok(file)
+    }
+
+    /// By the whole path: whoever comes next opens it by that, wherever it leads by then. Those who may not look along the path,
+    /// or have none, look in the directory that is open.
+    fn look(&self) -> io::Result<Seen> {
+        let by_path = |path: &PathBuf| sys::look_along(&path.join(self.name), false);
+        match self.store.path.as_ref().map(by_path) {
+            Some(Ok(seen)) => Ok(seen),
+            Some(Err(error)) if says_gone(&error) => Err(error),
+            _ => sys::look_for(&self.store.dir, self.name),
+        }
+    }
+
+    fn ensure_in_place(&self) -> Result<(), FsError> {
+        self.store.ensure_in_place()
+    }
+
+    fn at(&self, error: FsError) -> FsError {
+        error.at(Path::new(self.name))
+    }
+}

@@ -1,0 +1,84 @@
+//! Waiting with a deadline for the lock on a file that is open already.
+
+use std::fs::File;
+
+use cap_std::io_lifetimes::AsFilelike;
+use portalock_core::{LockError, LockName, Mode, Policy};
+
+use super::{
+    owned::Owned,
+    spec::{OPEN_FILE, Spec},
+};
+use crate::common::{FsError, LockKind};
+
+/// Locks `handle`, waiting as `policy` says.
+///
+/// As [`lock`](crate::lock), but that it waits with a deadline and without blocking the thread. What is locked is unlocked by
+/// [`unlock`](crate::unlock), or when the last copy of the handle is closed. On Linux it is woken when another handle of the file
+/// is closed. A handle that is unlocked and stays open wakes nobody; so it looks from time to time too, up to
+/// [`check_interval`](Policy::check_interval).
+///
+/// # Errors
+///
+/// [`LockError::Timeout`] if somebody else held it all the time; [`LockError::AlreadyLocked`] at once, if the policy says to
+/// fail when locked; [`LockError::Backend`] at once if the file can't be locked at all.
+///
+/// # Cancel safety
+///
+/// Safe: if it is dropped, or fails, it has locked nothing. On Unix a failed attempt to change the mode of a lock that the handle
+/// has already may drop that one (`flock(2)`).
+///
+/// ```
+/// use std::time::Duration;
+/// use portalock_core::Policy;
+/// use portalock_fs::{LockKind, Mode, lock_with, unlock};
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let dir = tempfile::tempdir()?;
+/// # let path = dir.path().join("ledger");
+/// let file = std::fs::File::create(&path)?;
+/// let policy = Policy::new().with_timeout(Duration::from_secs(2));
+/// lock_with(&file, Mode::Exclusive, LockKind::Flock, &policy).await?;
+/// // Nobody else has it.
+/// unlock(&file, LockKind::Flock)?;
+/// # Ok(()) }
+/// ```
+pub async fn lock_with<H: AsFilelike>(
+    handle: &H,
+    mode: Mode,
+    kind: LockKind,
+    policy: &Policy,
+) -> Result<(), LockError> {
+    let spec = spec(handle, kind)?;
+    Owned::acquire(&spec, mode, policy).await?.keep();
+    Ok(())
+}
+
+/// [`lock_with`] for synchronous code: it parks the thread.
+///
+/// # Errors
+///
+/// As [`lock_with`].
+pub fn blocking_lock_with<H: AsFilelike>(
+    handle: &H,
+    mode: Mode,
+    kind: LockKind,
+    policy: &Policy,
+) -> Result<(), LockError> {
+    let spec = spec(handle, kind)?;
+    Owned::blocking_acquire(&spec, mode, policy)?.keep();
+    Ok(())
+}
+
+fn spec<H: AsFilelike>(handle: &H, kind: LockKind) -> Result<Spec, LockError> {
+    match handle.as_filelike_view::<File>().try_clone() {
+        Ok(copy) => {
+            let mut spec = Spec::of_open(copy);
+            spec.kind = kind;
+            Ok(spec)
+        }
+        Err(error) => Err(LockError::Backend {
+            name: LockName::new(OPEN_FILE)?,
+            source: FsError::new("copy the handle of", error).into(),
+        }),
+    }
+}

@@ -1,0 +1,138 @@
+//! Locked files in hand, however they were acquired: what the guards of this crate wrap.
+
+use std::{fs::File, path::Path, sync::Arc};
+
+use futures_util::FutureExt;
+use portalock_core::{Guard, Lock, LockError, LockName, Mode, Policy, blocking};
+
+use super::{acquisition::Acquisition, spec::Spec};
+use crate::common::{FsError, LockFile};
+
+/// How an acquisition waits that doesn't.
+pub(crate) fn once() -> Policy {
+    Policy::new().with_fail_when_locked(true)
+}
+
+/// Files that are locked. Freed when dropped.
+#[derive(Debug)]
+pub(crate) struct Owned {
+    /// The first of them. Declared before the guard, so that the guard closes it: some systems remove only what is closed.
+    file: Option<Arc<LockFile>>,
+    guard: AnyGuard,
+    lock: Lock<Acquisition>,
+}
+
+/// The engine's guard, whichever way it was acquired.
+#[derive(Debug)]
+enum AnyGuard {
+    Async(Guard<Acquisition>),
+    Blocking(blocking::Guard<Acquisition>),
+}
+
+impl Owned {
+    pub(crate) async fn acquire(
+        spec: &Spec,
+        mode: Mode,
+        policy: &Policy,
+    ) -> Result<Self, LockError> {
+        Self::acquire_by(new_lock(spec)?, mode, policy).await
+    }
+
+    pub(crate) async fn acquire_by(
+        lock: Lock<Acquisition>,
+        mode: Mode,
+        policy: &Policy,
+    ) -> Result<Self, LockError> {
+        let guard = match mode {
+            Mode::Exclusive => lock.acquire_with(policy).await?,
+            Mode::Shared => lock.acquire_shared_with(policy).await?,
+        };
+        Ok(Self::new(lock, AnyGuard::Async(guard)))
+    }
+
+    pub(crate) fn blocking_acquire(
+        spec: &Spec,
+        mode: Mode,
+        policy: &Policy,
+    ) -> Result<Self, LockError> {
+        Self::blocking_acquire_by(new_lock(spec)?, mode, policy)
+    }
+
+    pub(crate) fn blocking_acquire_by(
+        lock: Lock<Acquisition>,
+        mode: Mode,
+        policy: &Policy,
+    ) -> Result<Self, LockError> {
+        let engine = blocking::Lock::from(lock.clone());
+        let guard = match mode {
+            Mode::Exclusive => engine.acquire_with(policy)?,
+            Mode::Shared => engine.acquire_shared_with(policy)?,
+        };
+        Ok(Self::new(lock, AnyGuard::Blocking(guard)))
+    }
+
+    fn new(lock: Lock<Acquisition>, guard: AnyGuard) -> Self {
+        Self {
+            file: lock.backend().file(),
+            guard,
+            lock,
+        }
+    }
+
+    pub(crate) fn name(&self) -> &LockName {
+        self.lock.name()
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        self.lock.backend().path()
+    }
+
+    #[allow(
+        clippy::expect_used,
+        reason = "the file is only taken by `release`, which consumes `self`"
+    )]
+    pub(crate) fn file(&self) -> &File {
+        self.file
+            .as_ref()
+            .expect("the file is there until release")
+            .file()
+    }
+
+    /// Whether the paths still name the locked files.
+    pub(crate) fn ensure_held(&self) -> Result<(), LockError> {
+        match self.lock.backend().loss() {
+            Ok(None) => Ok(()),
+            Ok(Some(loss)) => Err(LockError::Lost {
+                name: self.name().clone(),
+                loss,
+            }),
+            Err(error) => Err(self.failed(error)),
+        }
+    }
+
+    pub(crate) fn release(mut self) -> Result<(), LockError> {
+        self.ensure_held()?;
+        self.file = None;
+        match self.guard {
+            // Freeing a file waits for nothing, so the first poll is the last.
+            AnyGuard::Async(guard) => guard.release().now_or_never().unwrap_or(Ok(())),
+            AnyGuard::Blocking(guard) => guard.release(),
+        }
+    }
+
+    /// Leaves the files locked, for somebody else to unlock.
+    pub(crate) fn keep(self) {
+        self.lock.backend().keep();
+    }
+
+    pub(crate) fn failed(&self, error: FsError) -> LockError {
+        LockError::Backend {
+            name: self.name().clone(),
+            source: error.into(),
+        }
+    }
+}
+
+fn new_lock(spec: &Spec) -> Result<Lock<Acquisition>, LockError> {
+    Ok(Lock::new(Acquisition::of(spec.clone()), spec.name()?)?)
+}

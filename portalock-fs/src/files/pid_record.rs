@@ -1,0 +1,303 @@
+//! What a pid file's holder writes of itself, and what a reader makes of it.
+//!
+//! The pid file holds the pid and nothing else, since other programs read it. The sidecar beside it, which carries the
+//! lock, holds one line that tells this life of the pid from the next.
+
+use std::{
+    ffi::OsString,
+    fmt,
+    fs::{File, OpenOptions},
+    io::{Read, Write},
+    path::{Path, PathBuf},
+    time::SystemTime,
+};
+
+use portalock_core::{Holder, clock};
+
+use super::temp_file::TempFile;
+use crate::{
+    common::FsError,
+    sys::{self, ProcessLife},
+};
+
+/// No pid and no record is longer. What is, was written by something else.
+const LONGEST: u64 = 1024;
+
+/// Whoever wrote a pid file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct PidHolder {
+    /// The pid in the file.
+    pub pid: u32,
+    /// What became of the process that wrote it.
+    pub state: PidState,
+}
+
+/// What became of the process that wrote its pid.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum PidState {
+    /// It runs: the very process that wrote the file (Linux).
+    Running,
+    /// It is gone, and its number is another process's by now (Linux).
+    Reused,
+    /// There is no process with that number.
+    Gone,
+    /// There is a process with that number, or may be, but whether it wrote the file can't be told: the system has no way
+    /// (other than Linux), portalocker wrote it, or another host or container did.
+    Unknown,
+}
+
+impl fmt::Display for PidState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Running => "running",
+            Self::Reused => "gone, and its number re-used",
+            Self::Gone => "gone",
+            Self::Unknown => "perhaps running",
+        })
+    }
+}
+
+impl PidHolder {
+    /// Whether that process can be the one that holds the lock.
+    pub fn may_be_holding(&self) -> bool {
+        matches!(self.state, PidState::Running | PidState::Unknown)
+    }
+}
+
+/// One process, told from all others: the line in the sidecar.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Record {
+    pid: u32,
+    life: ProcessLife,
+    host: String,
+}
+
+impl Record {
+    fn of_this_process() -> Option<Self> {
+        let pid = std::process::id();
+        Some(Self {
+            pid,
+            life: sys::process_life(pid)?,
+            host: Holder::this_process(None).host.to_string(),
+        })
+    }
+
+    fn to_line(&self) -> String {
+        let Self { pid, life, host } = self;
+        format!(
+            "{pid} {} {} {} {host}\n",
+            life.start, life.boot, life.namespace
+        )
+    }
+
+    fn from_line(line: &str) -> Option<Self> {
+        let mut words = line.trim_end().splitn(5, ' ');
+        Some(Self {
+            pid: words.next()?.parse().ok()?,
+            life: ProcessLife {
+                start: words.next()?.parse().ok()?,
+                boot: words.next()?.to_owned(),
+                namespace: words.next()?.to_owned(),
+            },
+            host: words.next()?.to_owned(),
+        })
+    }
+
+    fn state(&self) -> PidState {
+        let Some(here) = Self::of_this_process() else {
+            return PidState::Unknown;
+        };
+        if self.host != here.host {
+            return PidState::Unknown;
+        }
+        if self.life.boot != here.life.boot {
+            return PidState::Gone;
+        }
+        if self.life.namespace != here.life.namespace {
+            return PidState::Unknown;
+        }
+        match sys::process_life(self.pid) {
+            Some(now) if now.start == self.life.start => PidState::Running,
+            Some(_) => PidState::Reused,
+            None if sys::process_exists(self.pid) == Some(false) => PidState::Gone,
+            None => PidState::Unknown,
+        }
+    }
+}
+
+/// The file beside `pid_file` that carries the lock.
+pub(crate) fn sidecar_of(pid_file: &Path) -> PathBuf {
+    let mut name = OsString::from(pid_file);
+    name.push(".lock");
+    PathBuf::from(name)
+}
+
+/// Says that this process holds: first in the locked sidecar, then, in one step, in the pid file.
+pub(crate) fn write(pid_file: &Path, mut sidecar: &File) -> Result<(), FsError> {
+    if let Some(record) = Record::of_this_process() {
+        sidecar
+            .set_len(0)
+            .and_then(|()| sidecar.write_all(record.to_line().as_bytes()))
+            .map_err(|error| FsError::new("write", error).at(sidecar_of(pid_file)))?;
+    }
+    let directory = pid_file.parent().unwrap_or(pid_file);
+    let temp = TempFile::create_in(directory)?;
+    let mut file = temp.file();
+    writeln!(file, "{}", std::process::id())
+        .map_err(|error| FsError::new("write", error).at(temp.path()))?;
+    temp.sync()?;
+    temp.replace(pid_file)
+}
+
+/// The pid in the file, held to strict rules: `kill` takes -1 for "everybody".
+pub(crate) fn read_pid(pid_file: &Path) -> Option<u32> {
+    let (content, _) = read(pid_file)?;
+    let digits = content.trim();
+    if !digits.bytes().all(|byte| byte.is_ascii_digit()) {
+        return None;
+    }
+    digits.parse().ok().filter(|pid| *pid != 0)
+}
+
+pub(crate) fn read_holder(pid_file: &Path) -> Option<PidHolder> {
+    let pid = read_pid(pid_file)?;
+    let holder = match read_record(pid_file) {
+        Some(record) if record.pid == pid => PidHolder {
+            pid,
+            state: record.state(),
+        },
+        // It has the lock, and is about to replace what a dead one left in the pid file.
+        Some(record) if record.state() == PidState::Running => PidHolder {
+            pid: record.pid,
+            state: PidState::Running,
+        },
+        _ => PidHolder {
+            pid,
+            state: match sys::process_exists(pid) {
+                Some(false) => PidState::Gone,
+                _ => PidState::Unknown,
+            },
+        },
+    };
+    Some(holder)
+}
+
+/// The holder of a lock that is held, if what is written can be true of it.
+pub(crate) fn holder_beside(sidecar: &Path) -> Option<Holder> {
+    let pid_file = sidecar.with_extension("");
+    let holder = read_holder(&pid_file).filter(PidHolder::may_be_holding)?;
+    let (_, written) = read(&pid_file)?;
+    let host = read_record(&pid_file)
+        .filter(|record| record.pid == holder.pid)
+        .map(|record| record.host.into());
+    Some(Holder::new(
+        host.unwrap_or_else(|| Holder::this_process(None).host),
+        holder.pid,
+        None,
+        written,
+    ))
+}
+
+fn read_record(pid_file: &Path) -> Option<Record> {
+    Record::from_line(&read(&sidecar_of(pid_file))?.0)
+}
+
+/// A short text file, and when it was written.
+fn read(path: &Path) -> Option<(String, SystemTime)> {
+    let mut options = OpenOptions::new();
+    options.read(true);
+    sys::set_read_flags(&mut options);
+    let file = options.open(path).ok()?;
+    let written = file
+        .metadata()
+        .and_then(|metadata| metadata.modified())
+        .unwrap_or_else(|_| clock::wall_clock());
+    let mut content = String::new();
+    file.take(LONGEST + 1).read_to_string(&mut content).ok()?;
+    let short = content.len() as u64 <= LONGEST;
+    short.then_some((content, written))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn written(content: impl AsRef<[u8]>) -> (tempfile::TempDir, PathBuf) {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("daemon.pid");
+        std::fs::write(&path, content).unwrap();
+        (dir, path)
+    }
+
+    #[test]
+    fn only_a_plain_positive_number_is_a_pid() {
+        for (content, pid) in [
+            ("4711", Some(4711)),
+            (" 4711\n", Some(4711)),
+            ("", None),
+            ("0", None),
+            ("-1", None),
+            ("+1", None),
+            ("1_000", None),
+            ("4711 x", None),
+            ("\u{664}\u{667}", None),
+            ("99999999999999999999999999", None),
+        ] {
+            let (_dir, path) = written(content);
+            assert_eq!(read_pid(&path), pid, "{content:?}");
+        }
+        assert_eq!(read_pid(&written([0xff, 0xfe]).1), None);
+        assert_eq!(read_pid(&written("1".repeat(5000)).1), None);
+        assert_eq!(read_pid(Path::new("/nonexistent/daemon.pid")), None);
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn pid_file_tells_a_reused_pid() {
+        let here = Record::of_this_process().unwrap();
+        assert_eq!(Record::from_line(&here.to_line()), Some(here.clone()));
+        let state_of = |change: &dyn Fn(&mut Record)| {
+            let mut record = here.clone();
+            change(&mut record);
+            let (_dir, path) = written(record.pid.to_string());
+            std::fs::write(sidecar_of(&path), record.to_line()).unwrap();
+            read_holder(&path).unwrap().state
+        };
+        assert_eq!(state_of(&|_| {}), PidState::Running);
+        assert_eq!(state_of(&|record| record.life.start -= 1), PidState::Reused);
+        assert_eq!(
+            state_of(&|record| record.life.boot.push('x')),
+            PidState::Gone
+        );
+        assert_eq!(
+            state_of(&|record| record.pid = i32::MAX as u32),
+            PidState::Gone
+        );
+        let elsewhere: [fn(&mut Record); 2] = [
+            |record| record.host.push('x'),
+            |record| record.life.namespace.push('x'),
+        ];
+        for change in elsewhere {
+            assert_eq!(state_of(&change), PidState::Unknown);
+        }
+    }
+
+    #[test]
+    fn a_pid_that_portalocker_wrote_is_believed_with_reserve() {
+        let (_dir, path) = written(std::process::id().to_string());
+        let holder = read_holder(&path).unwrap();
+        assert_eq!(holder.state, PidState::Unknown);
+        assert!(holder.may_be_holding());
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn between_lock_and_pid_the_new_holder_is_named() {
+        let (_dir, path) = written("1");
+        let here = Record::of_this_process().unwrap();
+        std::fs::write(sidecar_of(&path), here.to_line()).unwrap();
+        assert_eq!(read_holder(&path).unwrap().pid, here.pid);
+    }
+}

@@ -1,0 +1,142 @@
+//! The lock on a user's own data file, counted: its owner may acquire it again.
+
+use std::{fs::File, ops::Deref, sync::Arc};
+
+use futures_util::FutureExt;
+use portalock_core::{Lock, LockError, Policy, ReentrantGuard, ReentrantLock, blocking};
+
+use super::{acquisition::Acquisition, file_lock::FileLock, spec::Spec};
+use crate::common::{FsError, FsErrorKind, LockFile};
+
+/// A [`FileLock`] that is locked once and then counted, and hands out the same open file each time. portalocker's `RLock`.
+///
+/// Whoever has this object, or a clone of it, is the owner. The file is always locked exclusively, and stays open and locked
+/// until the last guard is dropped or released.
+///
+/// ```
+/// use std::io::Write;
+/// use portalock_fs::{FileLock, ReentrantFileLock};
+/// # let dir = tempfile::tempdir()?;
+/// # let path = dir.path().join("ledger.csv");
+///
+/// let ledger = ReentrantFileLock::new(FileLock::new(&path)?)?;
+/// let outer = ledger.blocking_acquire()?;
+/// let inner = ledger.blocking_acquire()?;
+/// writeln!(&*inner, "rent,-950")?;
+/// inner.release()?;
+/// assert!(FileLock::new(&path)?.try_acquire().is_err());
+/// outer.release()?;
+/// assert!(FileLock::new(&path)?.try_acquire().is_ok());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug, Clone)]
+pub struct ReentrantFileLock {
+    lock: ReentrantLock<Acquisition>,
+    policy: Policy,
+}
+
+impl ReentrantFileLock {
+    /// Counts the acquisitions of `lock` that are made through this object and its clones.
+    ///
+    /// # Errors
+    ///
+    /// [`LockError::InvalidName`] if the file's path can't be a lock's name.
+    pub fn new(lock: FileLock) -> Result<Self, LockError> {
+        let (spec, policy): (Spec, Policy) = lock.into_parts();
+        let name = spec.name()?;
+        Ok(Self {
+            lock: ReentrantLock::new(Lock::new(Acquisition::of(spec), name)?),
+            policy,
+        })
+    }
+
+    /// How many guards there are.
+    pub fn count(&self) -> usize {
+        self.lock.count()
+    }
+
+    /// Opens and locks the file, or counts one more. It waits as the lock's policy says.
+    ///
+    /// # Errors
+    ///
+    /// As [`FileLock::acquire`].
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`FileLock::acquire`].
+    pub async fn acquire(&self) -> Result<ReentrantFileGuard, LockError> {
+        self.guard(self.lock.acquire_with(&self.policy).await?)
+    }
+
+    /// [`acquire`](Self::acquire) for synchronous code: it parks the thread.
+    ///
+    /// # Errors
+    ///
+    /// As [`acquire`](Self::acquire).
+    pub fn blocking_acquire(&self) -> Result<ReentrantFileGuard, LockError> {
+        let (lock, policy) = (self.lock.clone(), self.policy.clone());
+        let waited = blocking::wait(async move { lock.acquire_with(&policy).await });
+        let failed = |error| self.failed(FsError::new("start the thread that waits for", error));
+        self.guard(waited.map_err(failed)??)
+    }
+
+    fn guard(&self, guard: ReentrantGuard<Acquisition>) -> Result<ReentrantFileGuard, LockError> {
+        let file = self.lock.lock().backend().file();
+        if file.as_ref().is_some_and(|file| file.is_inherited()) {
+            let cause =
+                std::io::Error::other("it is held by the process that this one was forked from");
+            let error = FsError::with_kind(FsErrorKind::Forked, "use the lock on the file", cause);
+            return Err(self.failed(error));
+        }
+        Ok(ReentrantFileGuard { file, guard })
+    }
+
+    fn failed(&self, error: FsError) -> LockError {
+        LockError::Backend {
+            name: self.lock.lock().name().clone(),
+            source: error.into(),
+        }
+    }
+}
+
+/// One of the counted acquisitions. It derefs to the open [`File`].
+///
+/// # On drop
+///
+/// The count goes down; the last one unlocks and closes the file.
+#[derive(Debug)]
+#[must_use = "the acquisition ends as soon as the guard is dropped"]
+pub struct ReentrantFileGuard {
+    /// Declared before the guard, so that the guard closes the file.
+    file: Option<Arc<LockFile>>,
+    guard: ReentrantGuard<Acquisition>,
+}
+
+impl ReentrantFileGuard {
+    /// Ends this acquisition; the last one unlocks and closes the file, and says how that went.
+    ///
+    /// # Errors
+    ///
+    /// [`LockError::NotHeld`] if the path no longer named the locked file; [`LockError::Backend`] if the system refused to
+    /// unlock it.
+    pub fn release(self) -> Result<(), LockError> {
+        drop(self.file);
+        // Freeing a file waits for nothing, so the first poll is the last.
+        self.guard.release().now_or_never().unwrap_or(Ok(()))
+    }
+}
+
+impl Deref for ReentrantFileGuard {
+    type Target = File;
+
+    #[allow(
+        clippy::expect_used,
+        reason = "the file is there while the lock is held, and this guard holds it"
+    )]
+    fn deref(&self) -> &File {
+        self.file
+            .as_ref()
+            .expect("the file is there until release")
+            .file()
+    }
+}

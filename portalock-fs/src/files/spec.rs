@@ -1,0 +1,154 @@
+//! What a file-specific lock locks: a file, and how to open, lock and leave it.
+
+use std::{
+    fs::{File, OpenOptions},
+    io,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use portalock_core::{Holder, LockError, LockName, Loss};
+
+use super::file_mode::FileMode;
+use crate::{
+    common::{FsError, FsErrorKind, Location, LockFile, LockKind},
+    sys::{self, Origin, Seen},
+};
+
+/// What errors and logs call a file that a user has open.
+pub(crate) const OPEN_FILE: &str = "an open file";
+
+/// What is locked, and how.
+#[derive(Debug, Clone)]
+pub(crate) struct Spec {
+    /// Empty if the file is open already.
+    pub(crate) path: PathBuf,
+    /// A copy of the user's own handle: both have one lock.
+    open: Option<Arc<File>>,
+    pub(crate) mode: FileMode,
+    /// How the user wants it opened, instead of what the mode says.
+    pub(crate) options: Option<OpenOptions>,
+    pub(crate) kind: LockKind,
+    /// Whether the path may be a symbolic link, and the file have other names.
+    pub(crate) follow: bool,
+    pub(crate) ending: Ending,
+    pub(crate) witness: Witness,
+}
+
+/// What a release leaves behind.
+#[derive(Debug, Clone)]
+pub(crate) enum Ending {
+    /// The file stays.
+    Keep,
+    /// The file is removed, after its companion if there is one.
+    Remove { companion: Option<PathBuf> },
+}
+
+/// Who can say who holds the file.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Witness {
+    /// The operating system, where it tells.
+    System,
+    /// Whoever wrote this down when they took the lock.
+    Written(fn(&Path) -> Option<Holder>),
+}
+
+impl Spec {
+    /// The file at `path`, anchored now: a later change of the working directory leads nowhere else.
+    pub(crate) fn new(path: &Path) -> Result<Self, FsError> {
+        let anchored = std::path::absolute(path)
+            .map_err(|error| FsError::with_kind(FsErrorKind::BadName, "lock", error).at(path))?;
+        Ok(Self::with(anchored, None))
+    }
+
+    /// The file that a user has open, by a copy of their handle.
+    pub(crate) fn of_open(copy: File) -> Self {
+        Self::with(PathBuf::new(), Some(Arc::new(copy)))
+    }
+
+    fn with(path: PathBuf, open: Option<Arc<File>>) -> Self {
+        Self {
+            path,
+            open,
+            mode: FileMode::default(),
+            options: None,
+            kind: LockKind::default(),
+            follow: true,
+            ending: Ending::Keep,
+            witness: Witness::System,
+        }
+    }
+
+    /// The path as a lock's name, for errors and logs; of a long one, its end.
+    pub(crate) fn name(&self) -> Result<LockName, LockError> {
+        if self.open.is_some() {
+            return Ok(LockName::new(OPEN_FILE)?);
+        }
+        let path = self.path.to_string_lossy().replace('\0', "\u{fffd}");
+        let mut start = path.len().saturating_sub(LockName::MAX_BYTES);
+        while !path.is_char_boundary(start) {
+            start += 1;
+        }
+        Ok(LockName::new(&path[start..])?)
+    }
+
+    /// Whether the file is emptied once it is locked.
+    pub(crate) const fn truncates(&self) -> bool {
+        self.options.is_none() && self.mode.truncates()
+    }
+
+    /// Who holds the file, if that can be told.
+    pub(crate) fn holder(&self, file: Option<&LockFile>) -> Option<Holder> {
+        match self.witness {
+            Witness::System => sys::lock_holder(file?.file()),
+            Witness::Written(read) => read(&self.path),
+        }
+    }
+
+    /// What has happened if the path no longer names the locked file.
+    pub(crate) fn loss(&self) -> Loss {
+        Loss::Removed(format!("{} was removed or replaced", self.path.display()).into())
+    }
+
+    pub(crate) fn failed(&self, action: &'static str, error: io::Error) -> FsError {
+        let kind = match FsErrorKind::of(&error) {
+            // What Windows says of a directory.
+            FsErrorKind::PermissionDenied if self.path.is_dir() => FsErrorKind::NotAFile,
+            kind => kind,
+        };
+        self.at(FsError::with_kind(kind, action, error))
+    }
+}
+
+impl Location for Spec {
+    fn open(&self) -> Result<LockFile, FsError> {
+        let (kind, origin) = (self.kind, Origin::here());
+        if let Some(handle) = &self.open {
+            let copy = handle.try_clone();
+            let copy = copy.map_err(|error| FsError::new("copy the handle of", error))?;
+            return LockFile::of(copy, kind, origin);
+        }
+        let options = self.options.clone().unwrap_or_else(|| {
+            let mut options = self.mode.options();
+            sys::set_open_flags(&mut options, self.follow);
+            options
+        });
+        let file = sys::patiently(|| options.open(&self.path))
+            .map_err(|error| self.failed("open", error))?;
+        LockFile::regular(file, kind, origin, !self.follow).map_err(|error| self.at(error))
+    }
+
+    fn look(&self) -> io::Result<Seen> {
+        match &self.open {
+            Some(handle) => sys::look_at(handle),
+            None => sys::look_along(&self.path, self.follow),
+        }
+    }
+
+    fn at(&self, error: FsError) -> FsError {
+        match &self.open {
+            Some(_) => error,
+            None => error.at(&self.path),
+        }
+    }
+}

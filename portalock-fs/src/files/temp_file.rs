@@ -1,0 +1,105 @@
+//! A new file beside the one it will become.
+
+use std::{
+    fs::{File, OpenOptions},
+    io,
+    path::{Path, PathBuf},
+};
+
+use crate::{common::FsError, sys};
+
+/// With 64 random bits per name this is only ever reached where randomness is broken.
+const NAMES: usize = 1000;
+
+/// An open file under a name of its own, removed when dropped unless it is kept or moved.
+#[derive(Debug)]
+pub(crate) struct TempFile {
+    file: File,
+    path: PathBuf,
+    armed: bool,
+}
+
+impl TempFile {
+    /// Creates one in `directory`. Its mode is what a plain `open` would give: the system applies the umask, and nobody
+    /// changes it afterwards.
+    ///
+    /// The name has a fixed length, whatever the destination's is: that may be as long as the file system allows.
+    pub(crate) fn create_in(directory: &Path) -> Result<Self, FsError> {
+        let mut last = io::Error::other("no random name was free");
+        for _ in 0..NAMES {
+            let path = directory.join(format!(".portalock.{:016x}.tmp", fastrand::u64(..)));
+            let mut options = OpenOptions::new();
+            match options.read(true).write(true).create_new(true).open(&path) {
+                Ok(file) => {
+                    return Ok(Self {
+                        file,
+                        path,
+                        armed: true,
+                    });
+                }
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => last = error,
+                Err(error) => return Err(FsError::new("create a file in", error).at(directory)),
+            }
+        }
+        Err(FsError::new("create a file in", last).at(directory))
+    }
+
+    pub(crate) fn file(&self) -> &File {
+        &self.file
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Brings what was written to the disk.
+    pub(crate) fn sync(&self) -> Result<(), FsError> {
+        sync(&self.file).map_err(|error| FsError::new("sync", error).at(&self.path))
+    }
+
+    /// Moves it to `path`, over what may stand there.
+    pub(crate) fn replace(mut self, path: &Path) -> Result<(), FsError> {
+        sys::replace(&self.path, path).map_err(|error| FsError::new("write", error).at(path))?;
+        self.armed = false;
+        Ok(())
+    }
+
+    /// Moves it to `path`, where nothing may stand.
+    pub(crate) fn publish(&mut self, path: &Path) -> io::Result<()> {
+        sys::publish(&self.path, path)?;
+        self.armed = false;
+        Ok(())
+    }
+
+    /// Leaves it where it is.
+    pub(crate) fn keep(mut self) -> PathBuf {
+        self.armed = false;
+        std::mem::take(&mut self.path)
+    }
+}
+
+impl Drop for TempFile {
+    fn drop(&mut self) {
+        if !self.armed {
+            return;
+        }
+        if let Err(error) = std::fs::remove_file(&self.path) {
+            tracing::warn!(path = %self.path.display(), %error, "a temporary file was left behind");
+        }
+    }
+}
+
+/// Some file systems have nothing to sync and say so: no failure.
+fn sync(file: &File) -> io::Result<()> {
+    match file.sync_all() {
+        Err(error)
+            if matches!(
+                error.kind(),
+                io::ErrorKind::InvalidInput | io::ErrorKind::Unsupported
+            ) =>
+        {
+            Ok(())
+        }
+        done => done,
+    }
+}

@@ -1,0 +1,199 @@
+//! A lock file that is there only while the lock is held.
+
+use std::{fs::File, path::Path};
+
+use portalock_core::{LockError, Mode, Policy};
+
+use super::{
+    file_mode::FileMode,
+    owned::{Owned, once},
+    spec::{Ending, Spec},
+};
+use crate::common::{FsError, LockKind};
+
+/// A lock whose file exists only while it is held. portalocker's `TemporaryFileLock`.
+///
+/// - The file is removed *while it is still locked*: between an unlock and a removal somebody could lock the file that is
+///   about to go, and somebody else a new one.
+/// - Once locked, the path must still name the locked file; else it was removed under a waiter, which opens the new one.
+/// - The guard removes only the very file it locked. If that was removed or replaced by somebody else, what stands at the
+///   path is left alone.
+/// - By default a lock that is held is an error at once: a lock file that exists mostly has a live owner.
+///   [`with_policy`](Self::with_policy) makes it wait.
+///
+/// What a killed process leaves is a file without a lock, which the next one takes over. `std::process::exit` runs no
+/// destructor, so it leaves that too. A forked child that inherits the guard neither unlocks nor removes: the lock is its
+/// parent's.
+///
+/// A path that is a symbolic link is refused: a lock file in a shared directory must not be led elsewhere.
+///
+/// ```
+/// use portalock_fs::TemporaryFileLock;
+/// # let dir = tempfile::tempdir()?;
+/// # let path = dir.path().join("build.lock");
+///
+/// let lock = TemporaryFileLock::new(&path)?;
+/// let guard = lock.blocking_acquire()?;
+/// assert!(path.exists());
+/// assert!(lock.try_acquire().is_err());
+/// guard.release()?;
+/// assert!(!path.exists());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug, Clone)]
+pub struct TemporaryFileLock {
+    spec: Spec,
+    share: Mode,
+    policy: Policy,
+}
+
+impl TemporaryFileLock {
+    /// The lock with the lock file at `path`. Nothing is created yet.
+    ///
+    /// # Errors
+    ///
+    /// [`FsError`] if `path` is empty or can't be made absolute.
+    pub fn new(path: impl AsRef<Path>) -> Result<Self, FsError> {
+        let mut spec = Spec::new(path.as_ref())?;
+        spec.mode = FileMode::WriteRead;
+        spec.follow = false;
+        spec.ending = Ending::Remove { companion: None };
+        Ok(Self {
+            spec,
+            share: Mode::Exclusive,
+            policy: Policy::default().with_fail_when_locked(true),
+        })
+    }
+
+    /// Sets how [`acquire`](Self::acquire) waits. Default: 5 s, but fails at once when locked.
+    #[must_use]
+    pub fn with_policy(mut self, policy: Policy) -> Self {
+        self.policy = policy;
+        self
+    }
+
+    /// Locks shared rather than exclusively: others may share it, none may hold it exclusively. Default exclusive.
+    ///
+    /// The file goes with the last one who shares it: until then a newcomer must meet the others at it. It is not emptied,
+    /// and writes go to its end. If the last two release at the same instant it may stay, without a lock.
+    #[must_use]
+    pub const fn shared(mut self) -> Self {
+        self.share = Mode::Shared;
+        self.spec.mode = FileMode::AppendRead;
+        self
+    }
+
+    /// Sets which of the system's locks to use. Default [`LockKind::Flock`].
+    #[must_use]
+    pub const fn with_kind(mut self, kind: LockKind) -> Self {
+        self.spec.kind = kind;
+        self
+    }
+
+    /// The lock file, as an absolute path.
+    pub fn path(&self) -> &Path {
+        &self.spec.path
+    }
+
+    /// Creates the file if need be, and locks it, waiting as the lock's policy says.
+    ///
+    /// # Errors
+    ///
+    /// - [`LockError::AlreadyLocked`] if somebody else holds it and the policy says to fail when locked, as it does by
+    ///   default; [`LockError::Timeout`] if it says to wait. Both name the holder's pid where the system tells (Linux).
+    /// - [`LockError::Backend`] at once if the file can't be created or locked at all.
+    ///
+    /// # Cancel safety
+    ///
+    /// Safe: what was opened is closed. An empty file that nobody locks may stay behind.
+    pub async fn acquire(&self) -> Result<TemporaryGuard, LockError> {
+        self.acquire_with(&self.policy).await
+    }
+
+    /// As [`acquire`](Self::acquire), waiting as `policy` says.
+    ///
+    /// # Errors
+    ///
+    /// As [`acquire`](Self::acquire).
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`acquire`](Self::acquire).
+    pub async fn acquire_with(&self, policy: &Policy) -> Result<TemporaryGuard, LockError> {
+        Owned::acquire(&self.spec, self.share, policy)
+            .await
+            .map(TemporaryGuard)
+    }
+
+    /// Locks it if it is free. It does not wait, so there is nothing async about it.
+    ///
+    /// # Errors
+    ///
+    /// [`LockError::AlreadyLocked`] if somebody else holds it; [`LockError::Backend`] as [`acquire`](Self::acquire).
+    pub fn try_acquire(&self) -> Result<TemporaryGuard, LockError> {
+        self.blocking_acquire_with(&once())
+    }
+
+    /// [`acquire`](Self::acquire) for synchronous code: it parks the thread.
+    ///
+    /// # Errors
+    ///
+    /// As [`acquire`](Self::acquire).
+    pub fn blocking_acquire(&self) -> Result<TemporaryGuard, LockError> {
+        self.blocking_acquire_with(&self.policy)
+    }
+
+    /// [`acquire_with`](Self::acquire_with) for synchronous code: it parks the thread.
+    ///
+    /// # Errors
+    ///
+    /// As [`acquire`](Self::acquire).
+    pub fn blocking_acquire_with(&self, policy: &Policy) -> Result<TemporaryGuard, LockError> {
+        Owned::blocking_acquire(&self.spec, self.share, policy).map(TemporaryGuard)
+    }
+}
+
+/// A temporary lock that is held.
+///
+/// # On drop
+///
+/// The file is removed and unlocked, in this order. A failure is logged; [`release`](Self::release) reports it. On Windows
+/// an open file can't be removed: it is unlocked and closed, then removed unless the next holder has it by then, which may
+/// take 31 ms if a virus scanner looks at it.
+#[derive(Debug)]
+#[must_use = "the lock is released as soon as the guard is dropped"]
+pub struct TemporaryGuard(Owned);
+
+impl TemporaryGuard {
+    /// The open lock file: empty at first, and free to be written.
+    pub fn file(&self) -> &File {
+        self.0.file()
+    }
+
+    /// The lock file, as an absolute path.
+    pub fn path(&self) -> &Path {
+        self.0.path()
+    }
+
+    /// An error if the lock file was removed or replaced: then somebody else may hold the lock too. A cleaner of `/tmp`
+    /// does that.
+    ///
+    /// It looks at the file system; what it found is true for that moment.
+    ///
+    /// # Errors
+    ///
+    /// [`LockError::Lost`]; [`LockError::Backend`] if the file system can't be asked.
+    pub fn ensure_held(&self) -> Result<(), LockError> {
+        self.0.ensure_held()
+    }
+
+    /// Removes the file and unlocks it, and says how that went. It is unlocked in any case.
+    ///
+    /// # Errors
+    ///
+    /// [`LockError::Lost`] if the lock file had been removed or replaced, and somebody else may have held the lock too.
+    /// [`LockError::Backend`] if the file could not be removed, or the system refused to unlock it.
+    pub fn release(self) -> Result<(), LockError> {
+        self.0.release()
+    }
+}

@@ -1,0 +1,160 @@
+//! Callers' requests, each over its own runtime's connection.
+//!
+//! A call whose connection breaks is sent again over a new one, at once and then with growing pauses, as long as an answer is
+//! waited for: everything that is sent here may be sent twice. A server that restarts is bridged that way.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use portalock_core::{BackendError, BackendErrorKind, clock::Instant, session::PerRuntime};
+use redis::{Cmd, RedisError, Value, aio::MultiplexedConnection};
+
+use crate::{
+    config::RedisSettings,
+    connect::connect,
+    error::{breaks, failed},
+    scripts::Script,
+};
+
+/// The pause after the second failure in a row; there is none after the first.
+const FIRST_PAUSE: Duration = Duration::from_millis(10);
+const LONGEST_PAUSE: Duration = Duration::from_millis(250);
+
+/// What to send.
+#[derive(Clone, Copy)]
+pub(crate) enum Call<'c> {
+    Script(&'static Script, &'c [&'c str], &'c [&'c str]),
+    Plain(&'c Cmd),
+}
+
+/// An answer, and whether it may have been given once before.
+pub(crate) struct Answered {
+    pub(crate) value: Value,
+    pub(crate) repeated: bool,
+}
+
+/// One runtime's connection.
+#[derive(Debug, Clone)]
+pub(crate) struct Wire {
+    number: u64,
+    pub(crate) connection: MultiplexedConnection,
+}
+
+/// The connections of one backend object.
+#[derive(Debug)]
+pub(crate) struct Calls {
+    settings: Arc<RedisSettings>,
+    wires: PerRuntime<Wire>,
+    opened: Arc<AtomicU64>,
+}
+
+impl Calls {
+    pub(crate) fn new(settings: Arc<RedisSettings>) -> Self {
+        Self {
+            settings,
+            wires: PerRuntime::new(),
+            opened: Arc::default(),
+        }
+    }
+
+    /// The present runtime's connection.
+    pub(crate) async fn wire(&self) -> Result<Wire, BackendError> {
+        match self.wires.present() {
+            Some(wire) => Ok(wire),
+            // In a box of its own: it is large, and each call would carry room for it.
+            None => Box::pin(self.open_wire()).await,
+        }
+    }
+
+    async fn open_wire(&self) -> Result<Wire, BackendError> {
+        let (settings, opened) = (self.settings.clone(), self.opened.clone());
+        let open = move || async move {
+            let connection = connect(&settings, |_| Ok::<(), ()>(())).await?;
+            Ok(Wire {
+                number: opened.fetch_add(1, Ordering::Relaxed),
+                connection,
+            })
+        };
+        self.wires.get(open).await
+    }
+
+    /// Sends `call`, again where its connection breaks. `goes_on` is asked before it is sent once more.
+    pub(crate) async fn send(
+        &self,
+        what: &'static str,
+        call: Call<'_>,
+        goes_on: impl Fn() -> Result<(), BackendError> + Send + Sync,
+    ) -> Result<Answered, BackendError> {
+        let begun = Instant::now();
+        let failure = match self.send_once(what, call).await {
+            Ok(value) => {
+                return Ok(Answered {
+                    value,
+                    repeated: false,
+                });
+            }
+            Err(failure) => failure,
+        };
+        Box::pin(self.send_again(what, call, &goes_on, begun, failure)).await
+    }
+
+    async fn send_again(
+        &self,
+        what: &'static str,
+        call: Call<'_>,
+        goes_on: &(dyn Fn() -> Result<(), BackendError> + Send + Sync),
+        begun: Instant,
+        mut failure: BackendError,
+    ) -> Result<Answered, BackendError> {
+        let mut pause = Duration::ZERO;
+        loop {
+            goes_on()?;
+            if failure.kind() != BackendErrorKind::Unavailable
+                || begun.elapsed() >= self.settings.patience()
+            {
+                return Err(failure);
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).clamp(FIRST_PAUSE, LONGEST_PAUSE);
+            failure = match self.send_once(what, call).await {
+                Ok(value) => {
+                    return Ok(Answered {
+                        value,
+                        repeated: true,
+                    });
+                }
+                Err(failure) => failure,
+            };
+        }
+    }
+
+    async fn send_once(&self, what: &'static str, call: Call<'_>) -> Result<Value, BackendError> {
+        let Wire {
+            number,
+            mut connection,
+        } = self.wire().await?;
+        match call.send(&mut connection).await {
+            Ok(value) => Ok(value),
+            Err(error) => {
+                if breaks(&error) {
+                    self.wires.forget(|wire| wire.number == number);
+                }
+                Err(failed(what, error))
+            }
+        }
+    }
+}
+
+impl Call<'_> {
+    async fn send(self, connection: &mut MultiplexedConnection) -> Result<Value, RedisError> {
+        match self {
+            Self::Script(script, keys, arguments) => script.run(connection, keys, arguments).await,
+            Self::Plain(command) => command.query_async(connection).await,
+        }
+    }
+}

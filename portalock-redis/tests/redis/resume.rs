@@ -1,0 +1,209 @@
+//! A session is taken up again: what is held stays held, and what was missed is learnt.
+
+use std::{
+    io::{BufRead, BufReader, Write},
+    net::TcpStream,
+    time::Duration,
+};
+
+use portalock_core::{LockBackend, Policy};
+use portalock_redis::RedisBackend;
+use portalock_testkit::{
+    proxy::{Direction, FaultProxy},
+    servers::RedisServer,
+};
+use tokio::time::timeout;
+
+use crate::fixture::{
+    Admin, ENOUGH, client, eventually, granted, lock, settings, settings_at, waiters, waiting,
+};
+
+/// A client on a line of its own that looks so rarely that only a message, or a resumption, can be in time.
+async fn listening_on_a_line(server: &RedisServer) -> (RedisBackend, FaultProxy) {
+    let line = FaultProxy::start(server.addr()).unwrap();
+    let settings = settings_at(&format!("redis://{}", line.addr()))
+        .with_tick_interval(ENOUGH * 10)
+        .unwrap();
+    (RedisBackend::with_settings(settings).await.unwrap(), line)
+}
+
+/// Waits until so many sessions are subscribed.
+async fn subscribed(server: &RedisServer, sessions: usize) {
+    let mut admin = Admin::of(server).await;
+    let deadline = tokio::time::Instant::now() + ENOUGH;
+    loop {
+        let channels: Vec<String> = admin.ask("PUBSUB CHANNELS portalock/session/*").await;
+        if channels.len() == sessions {
+            return;
+        }
+        assert!(tokio::time::Instant::now() < deadline, "{channels:?}");
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+}
+
+#[tokio::test]
+async fn holders_keep_their_locks_and_waiters_their_places() {
+    let server = RedisServer::start().unwrap();
+    let clients = [
+        client(&server).await,
+        client(&server).await,
+        client(&server).await,
+    ];
+    let held = lock(&clients[0], "a").acquire().await.unwrap();
+    let mut line = Vec::new();
+    for place in 0..6 {
+        line.push(waiting(&clients[place % 3], "a").await);
+    }
+    let mut admin = Admin::of(&server).await;
+    let job = held.run(async {
+        for _ in 0..3 {
+            admin.kill_sessions().await;
+            subscribed(&server, 3).await;
+        }
+    });
+    job.await.unwrap();
+    assert_eq!(waiters(&clients[0], "a").await, 6);
+    let mut last = held.token();
+    held.release().await.unwrap();
+    for waiter in line {
+        let guard = granted(waiter).await;
+        assert!(guard.token() > last);
+        last = guard.token();
+        guard.release().await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_grant_that_was_told_to_nobody_is_learnt() {
+    let server = RedisServer::start().unwrap();
+    let (waits, line) = listening_on_a_line(&server).await;
+    let holder = client(&server).await;
+    let held = lock(&holder, "a").acquire().await.unwrap();
+    let waiter = {
+        let lock = lock(&waits, "a").with_policy(Policy::forever());
+        tokio::spawn(async move { lock.acquire().await })
+    };
+    eventually(async || waiters(&holder, "a").await == 1).await;
+    line.refuse(true);
+    line.cut();
+    subscribed(&server, 1).await;
+    held.release().await.unwrap();
+    // It was granted all the same, and its place is gone.
+    let mut admin = Admin::of(&server).await;
+    let holders: Vec<String> = admin.ask("HKEYS portalock/lock/a").await;
+    assert_eq!(holders.len(), 2, "{holders:?}");
+    line.heal();
+    granted(waiter).await.release().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_claim_that_is_gone_when_its_session_comes_back_is_lost_alone() {
+    let server = RedisServer::start().unwrap();
+    let backend = client(&server).await;
+    let removed = lock(&backend, "a").acquire().await.unwrap();
+    let kept = lock(&backend, "b").acquire().await.unwrap();
+    let mut admin = Admin::of(&server).await;
+    admin.ask::<u32>("DEL portalock/lock/a").await;
+    admin.kill_sessions().await;
+    timeout(ENOUGH, removed.lost()).await.unwrap();
+    kept.ensure_held().unwrap();
+}
+
+#[tokio::test]
+async fn a_line_that_is_silent_for_longer_than_a_refresh_loses_nothing() {
+    let server = RedisServer::start().unwrap();
+    let (backend, line) = listening_on_a_line(&server).await;
+    let held = lock(&backend, "a").acquire().await.unwrap();
+    let refresh = settings(&server).session_ttl() / 3;
+    line.black_hole(Direction::Both);
+    tokio::time::sleep(refresh).await;
+    let asks = tokio::spawn({
+        let lock = lock(&backend, "b");
+        async move { lock.acquire().await }
+    });
+    tokio::time::sleep(refresh / 2).await;
+    line.heal();
+    let _other = granted(asks).await;
+    held.ensure_held().unwrap();
+}
+
+/// What one client sent the server, as `MONITOR` tells it, from now on.
+struct Monitor(BufReader<TcpStream>);
+
+impl Monitor {
+    fn of(server: &RedisServer) -> Self {
+        let mut stream = TcpStream::connect(server.addr()).unwrap();
+        stream.write_all(b"MONITOR\r\n").unwrap();
+        let mut monitor = Self(BufReader::new(stream));
+        assert_eq!(monitor.line(), "+OK");
+        monitor
+    }
+
+    fn line(&mut self) -> String {
+        let mut line = String::new();
+        self.0.read_line(&mut line).unwrap();
+        line.trim_end().to_owned()
+    }
+
+    /// Who sent the next script with so many keys, and its words.
+    fn script_with(&mut self, keys: &str) -> (String, Vec<String>) {
+        loop {
+            let line = self.line();
+            let Some((sender, words)) = line.split_once("] ") else {
+                continue;
+            };
+            let words: Vec<String> = words
+                .trim_matches('"')
+                .split("\" \"")
+                .map(|word| word.replace("\\\"", "\""))
+                .collect();
+            if words[0] == "EVALSHA" && words[2] == keys {
+                let sender = sender.rsplit(' ').next().unwrap();
+                return (sender.to_owned(), words);
+            }
+        }
+    }
+}
+
+async fn is_held(backend: &RedisBackend, name: &str) -> bool {
+    LockBackend::inspect(backend, &name.parse().unwrap())
+        .await
+        .unwrap()
+        .held
+}
+
+/// The worst time for an attempt to arrive: after its owner was withdrawn.
+#[tokio::test]
+async fn an_attempt_that_arrives_after_its_withdrawal_takes_no_effect() {
+    let server = RedisServer::start().unwrap();
+    let (backend, line) = listening_on_a_line(&server).await;
+    // The server knows the script, so that it is sent by its hash.
+    drop(lock(&backend, "b").acquire().await.unwrap());
+    let mut monitor = Monitor::of(&server);
+    line.drop_bytes(Direction::ToClient);
+    let error = lock(&backend, "a")
+        .acquire_with(&Policy::new().with_timeout(Duration::from_millis(100)))
+        .await
+        .unwrap_err();
+    assert!(!error.is_contention(), "{error}");
+    let sent = tokio::task::spawn_blocking(move || monitor.script_with("4"));
+    let (sender, sent) = sent.await.unwrap();
+    // Its answer is lost, and with it only that one connection.
+    let mut admin = Admin::of(&server).await;
+    let killed: u32 = admin.ask(&format!("CLIENT KILL ADDR {sender}")).await;
+    assert_eq!(killed, 1);
+    line.heal();
+    // Until it is withdrawn.
+    eventually(async || !is_held(&backend, "a").await).await;
+
+    let mut late = redis::cmd(&sent[0]);
+    late.arg(&sent[1..]);
+    let mut admin = redis::Client::open(server.url())
+        .unwrap()
+        .get_multiplexed_async_connection()
+        .await
+        .unwrap();
+    let _: redis::Value = late.query_async(&mut admin).await.unwrap();
+    assert!(!is_held(&backend, "a").await, "it was granted to nobody");
+    let _free = lock(&backend, "a").try_acquire().await.unwrap();
+}

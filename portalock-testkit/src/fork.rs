@@ -1,0 +1,78 @@
+//! A forked child, as programs make one that were never written with locks in mind.
+
+use std::time::Duration;
+
+#[cfg(unix)]
+pub(crate) use unix::child;
+
+#[cfg(unix)]
+mod unix {
+    use std::{
+        panic::{AssertUnwindSafe, catch_unwind},
+        time::Duration,
+    };
+
+    use portalock_core::clock::Instant;
+    use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
+
+    use crate::verdict::SOON;
+
+    const GOOD: i32 = 0;
+    const WRONG: i32 = 1;
+    const PANICKED: i32 = 2;
+
+    /// Does `work` in a forked child, which has a copy of everything and no other thread. `work` says whether all is well,
+    /// and a text what is not.
+    ///
+    /// Call it on a thread without a runtime. It returns when the child has ended.
+    pub(crate) fn child(work: impl FnOnce() -> bool) -> Result<(), String> {
+        match fork::fork() {
+            Err(error) => Err(format!("a child could not be forked: {error}")),
+            Ok(fork::Fork::Parent(pid)) => ended(pid),
+            Ok(fork::Fork::Child) => {
+                std::process::exit(match catch_unwind(AssertUnwindSafe(work)) {
+                    Ok(true) => GOOD,
+                    Ok(false) => WRONG,
+                    Err(_) => PANICKED,
+                })
+            }
+        }
+    }
+
+    fn ended(pid: i32) -> Result<(), String> {
+        let pid = Pid::from_raw(pid).ok_or("the child has no process id")?;
+        let limit = Instant::now() + SOON;
+        let status = loop {
+            match waitpid(Some(pid), WaitOptions::NOHANG) {
+                Ok(Some((_, status))) => break status,
+                Ok(None) if Instant::now() < limit => super::pause(Duration::from_millis(2)),
+                Ok(None) => {
+                    let _ = kill_process(pid, Signal::KILL);
+                    let _ = waitpid(Some(pid), WaitOptions::empty());
+                    return Err("the child hangs".to_owned());
+                }
+                Err(error) => return Err(format!("waiting for the child: {error}")),
+            }
+        };
+        match status.exit_status() {
+            Some(GOOD) => Ok(()),
+            Some(WRONG) => Err("a child's release of what its parent holds went well".to_owned()),
+            Some(PANICKED) => Err("the child panicked".to_owned()),
+            _ => Err(format!("the child ended with {status:?}")),
+        }
+    }
+}
+
+#[allow(
+    clippy::disallowed_methods,
+    reason = "for a thread without a runtime, while another process works"
+)]
+pub(crate) fn pause(time: Duration) {
+    std::thread::sleep(time);
+}
+
+/// Systems without `fork`.
+#[cfg(not(unix))]
+pub(crate) fn child(_work: impl FnOnce() -> bool) -> Result<(), String> {
+    Err("this system can't fork a process".to_owned())
+}

@@ -1,0 +1,281 @@
+//! Backends by key, in a TOML file.
+
+use std::{collections::BTreeMap, fmt, fs, ops::Range, path::Path};
+
+use toml::{Table, Value};
+
+use crate::{AnyBackend, OpenError, Scheme, open::open_table};
+
+/// Backends by key, as a TOML file has them.
+///
+/// Each is an address, or a table that says its `type` (`fs`, `redis` or `etcd`) and has that backend's settings:
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), portalock::OpenError> {
+/// let config = portalock::Config::from_toml(r#"
+///     [backends]
+///     ci = "fs:/run/lock/ci"
+///
+///     [backends.billing]
+///     type = "fs"
+///     directory = "/run/lock/billing"
+///     file_mode = "660"
+/// "#)?;
+/// assert_eq!(config.keys().collect::<Vec<_>>(), ["billing", "ci"]);
+///
+/// let error = config.open("bililng").await.unwrap_err();
+/// assert_eq!(error.to_string(), "no backend is called \"bililng\": there are billing and ci");
+/// # Ok(()) }
+/// ```
+///
+/// Neither its [`Debug`](fmt::Debug) nor an error shows a value, which may be a password.
+#[derive(Clone, Default)]
+pub struct Config {
+    /// What errors call it.
+    place: String,
+    backends: BTreeMap<String, Entry>,
+}
+
+#[derive(Clone)]
+enum Entry {
+    Address(String),
+    Settings(Scheme, Table),
+}
+
+impl Config {
+    /// Reads the text of a configuration file.
+    ///
+    /// # Errors
+    ///
+    /// [`OpenError::Config`] if it is no TOML, or has anything but `backends`, or one of these is neither an address nor a
+    /// table with a known `type`. The settings themselves are checked by [`open`](Self::open).
+    pub fn from_toml(text: &str) -> Result<Self, OpenError> {
+        Self::parse("the configuration", text)
+    }
+
+    /// Reads the configuration file at `path`.
+    ///
+    /// # Errors
+    ///
+    /// [`OpenError::Unreadable`] if it can't be read, and as [`from_toml`](Self::from_toml).
+    pub fn load(path: impl AsRef<Path>) -> Result<Self, OpenError> {
+        let path = path.as_ref();
+        let text = fs::read_to_string(path).map_err(|source| OpenError::Unreadable {
+            path: path.to_owned(),
+            source,
+        })?;
+        Self::parse(&path.display().to_string(), &text)
+    }
+
+    fn parse(place: &str, text: &str) -> Result<Self, OpenError> {
+        let wrong = |place: String, problem: String| OpenError::Config { place, problem };
+        let file: Table = toml::from_str(text).map_err(|error| {
+            // Its own text quotes the line, with whatever secret stands there.
+            wrong(
+                at_line(place, text, error.span()),
+                one_line(error.message()),
+            )
+        })?;
+        let mut config = Self {
+            place: place.to_owned(),
+            backends: BTreeMap::new(),
+        };
+        for (field, value) in file {
+            match value {
+                Value::Table(backends) if field == "backends" => {
+                    for (key, value) in backends {
+                        let entry = entry(&key, value)
+                            .map_err(|problem| wrong(place.to_owned(), problem))?;
+                        config.backends.insert(key, entry);
+                    }
+                }
+                _ if field == "backends" => {
+                    let problem = "`backends` is no table: write [backends] and one `key = \"address\"` a line";
+                    return Err(wrong(place.to_owned(), problem.to_owned()));
+                }
+                _ => {
+                    let problem = format!("`{field}` is no field of it: there is only `backends`");
+                    return Err(wrong(place.to_owned(), problem));
+                }
+            }
+        }
+        Ok(config)
+    }
+
+    /// The keys of its backends, sorted.
+    pub fn keys(&self) -> impl Iterator<Item = &str> {
+        self.backends.keys().map(String::as_str)
+    }
+
+    /// Opens the backend of this key. Something with a colon in it is no key but an address, for [`open`](crate::open).
+    ///
+    /// # Errors
+    ///
+    /// [`OpenError`]; [`OpenError::UnknownKey`] names the keys that there are.
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`open`](crate::open).
+    pub async fn open(&self, key_or_address: &str) -> Result<AnyBackend, OpenError> {
+        let key = key_or_address;
+        let opened = match self.backends.get(key) {
+            Some(Entry::Address(address)) => crate::open(address).await,
+            Some(Entry::Settings(scheme, table)) => open_table(*scheme, table.clone()).await,
+            None if self.backends.is_empty() || key.contains([':', '/', '\\', '.', '~']) => {
+                return crate::open(key).await;
+            }
+            None => {
+                return Err(OpenError::UnknownKey {
+                    key: key.to_owned(),
+                    known: format!("there are {}", listed(self.keys())),
+                });
+            }
+        };
+        opened.map_err(|error| self.at(key, error))
+    }
+
+    fn at(&self, key: &str, error: OpenError) -> OpenError {
+        match error {
+            // What is set wrongly does not say where; what a system or a server answered does.
+            OpenError::Backend(_) => error,
+            error => OpenError::Config {
+                place: format!("{}: backend {key:?}", self.place),
+                problem: error.to_string(),
+            },
+        }
+    }
+}
+
+impl fmt::Debug for Config {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Config")
+            .field("place", &self.place)
+            .field("backends", &self.backends.keys())
+            .finish()
+    }
+}
+
+fn entry(key: &str, value: Value) -> Result<Entry, String> {
+    if key.is_empty() || key.contains(':') {
+        return Err(format!(
+            "{key:?} is no key for a backend: give it text without a colon, which only addresses have"
+        ));
+    }
+    let right = "write an address, or a table with `type = \"fs\"`, \"redis\" or \"etcd\"";
+    match value {
+        Value::String(address) => Ok(Entry::Address(address)),
+        Value::Table(mut settings) => match settings.remove("type") {
+            Some(Value::String(kind)) => match kind.as_str() {
+                "fs" => Ok(Entry::Settings(Scheme::Fs, settings)),
+                "redis" => Ok(Entry::Settings(Scheme::Redis, settings)),
+                "etcd" => Ok(Entry::Settings(Scheme::Etcd, settings)),
+                _ => Err(format!("backend {key:?} has an unknown `type`: {right}")),
+            },
+            _ => Err(format!("backend {key:?} has no `type`: {right}")),
+        },
+        _ => Err(format!(
+            "backend {key:?} is neither text nor a table: {right}"
+        )),
+    }
+}
+
+fn at_line(place: &str, text: &str, span: Option<Range<usize>>) -> String {
+    let before = span.and_then(|span| text.get(..span.start));
+    before.map_or_else(
+        || place.to_owned(),
+        |before| format!("{place}, line {}", before.matches('\n').count() + 1),
+    )
+}
+
+fn one_line(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+fn listed<'k>(keys: impl Iterator<Item = &'k str>) -> String {
+    let keys: Vec<_> = keys.collect();
+    match keys.split_last() {
+        Some((last, rest)) if !rest.is_empty() => format!("{} and {last}", rest.join(", ")),
+        _ => keys.join(""),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[cfg(feature = "fs")]
+    #[tokio::test]
+    async fn a_backend_is_an_address_or_a_table() {
+        let home = tempfile::tempdir().unwrap();
+        let path = home.path().join("locks.toml");
+        let text = format!(
+            "[backends]\na = 'fs:{0}/a'\nb = {{ type = 'fs', directory = '{0}/b', poll_interval = '5ms' }}",
+            home.path().display()
+        );
+        fs::write(&path, text).unwrap();
+        let config = Config::load(&path).unwrap();
+        for key in ["a", "b"] {
+            config.open(key).await.unwrap();
+            assert!(home.path().join(key).is_dir());
+        }
+        let address = format!("fs:{}/c", home.path().display());
+        config.open(&address).await.unwrap();
+        assert!(home.path().join("c").is_dir());
+    }
+
+    #[test]
+    fn nonsense_is_refused_by_its_place_and_no_secret_is_shown() {
+        for (expected, text) in [
+            ("line 2: ", "[backends]\na = hunter2"),
+            ("line 2: ", "[backends]\na = \"hunter2\n"),
+            (
+                "`backend` is no field",
+                "[backend]\na = 'redis://u:hunter2@x'",
+            ),
+            ("`backends` is no table", "backends = 'redis://u:hunter2@x'"),
+            (
+                "\"a\" has no `type`",
+                "[backends.a]\nurl = 'redis://u:hunter2@x'",
+            ),
+            ("unknown `type`", "[backends.a]\ntype = 'hunter2'"),
+            ("neither text", "[backends]\na = 2"),
+            ("without a colon", "[backends]\n'a:b' = 'fs:x'"),
+        ] {
+            let error = Config::from_toml(text).unwrap_err().to_string();
+            assert!(error.contains(expected), "{text}: {error}");
+            assert!(
+                !error.contains("hunter2") && !error.contains('\n'),
+                "{text}: {error}"
+            );
+        }
+    }
+
+    #[cfg(feature = "fs")]
+    #[tokio::test]
+    async fn a_setting_that_makes_no_sense_is_refused_by_its_backend_and_name() {
+        let config = Config::from_toml(
+            "[backends]\na = { type = 'fs', directory = 'x', file_mode = '666' }\nb = 'fs://host/x'\nc = 'http://u:hunter2@x'",
+        )
+        .unwrap();
+        for (key, expected) in [("a", "`file_mode`"), ("b", "fs:///DIR"), ("c", "\"http\"")] {
+            let error = config.open(key).await.unwrap_err().to_string();
+            assert!(error.contains(expected), "{error}");
+            assert!(error.contains(&format!("backend {key:?}")), "{error}");
+            assert!(!error.contains("hunter2"), "{error}");
+        }
+        assert!(!format!("{config:?}").contains("hunter2"));
+    }
+
+    #[tokio::test]
+    async fn an_unknown_key_is_told_apart_from_a_path() {
+        let config = Config::from_toml("[backends]\na = 'memory:'").unwrap();
+        config.open("a").await.unwrap();
+        config.open("memory:").await.unwrap();
+        let error = config.open("b").await.unwrap_err().to_string();
+        assert_eq!(error, "no backend is called \"b\": there are a");
+        let error = config.open("./b").await.unwrap_err().to_string();
+        assert!(error.contains("write fs: before it"), "{error}");
+        let error = Config::default().open("b").await.unwrap_err().to_string();
+        assert!(error.contains("no scheme"), "{error}");
+    }
+}

@@ -1,0 +1,93 @@
+//! From an address to a backend.
+
+mod any;
+mod config;
+mod directory;
+mod error;
+#[cfg(feature = "etcd")]
+mod etcd;
+#[cfg(feature = "fs")]
+mod fs;
+mod memory;
+#[cfg(feature = "redis")]
+mod redis;
+mod scheme;
+
+pub use any::AnyBackend;
+pub use config::Config;
+pub use directory::default_directory;
+pub use error::OpenError;
+pub use scheme::Scheme;
+
+/// Opens the backend at `address`. See the [front page](crate#addresses) for what may stand there.
+///
+/// A directory is made and opened, a server is connected to, so that whatever is wrong is told here.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), portalock::OpenError> {
+/// let backend = portalock::open("memory:").await?;
+/// assert!(backend.locks.capabilities().shared);
+///
+/// let error = portalock::open("http://u:secret@example").await.unwrap_err();
+/// assert_eq!(
+///     error.to_string(),
+///     "\"http\" is no backend: write fs:DIR, redis://HOST, rediss://HOST, unix:///SOCKET or etcd://HOST,HOST",
+/// );
+/// # Ok(()) }
+/// ```
+///
+/// # Errors
+///
+/// [`OpenError`]. It never shows the address, which may hold a password.
+///
+/// # Cancel safety
+///
+/// Safe: nothing is held yet. A session that a server has begun ends by its own time.
+#[allow(
+    clippy::unused_async,
+    reason = "without the feature of a server nothing is awaited"
+)]
+pub async fn open(address: &str) -> Result<AnyBackend, OpenError> {
+    let (scheme, rest) = Scheme::of(address)?;
+    match scheme {
+        Scheme::Memory => memory::open(rest),
+        #[cfg(feature = "fs")]
+        Scheme::Fs => fs::open(rest),
+        #[cfg(feature = "redis")]
+        Scheme::Redis => redis::open(address).await,
+        #[cfg(feature = "etcd")]
+        Scheme::Etcd => etcd::open(address).await,
+        #[allow(unreachable_patterns, reason = "with all features there is no other")]
+        other => Err(not_built(other)),
+    }
+}
+
+/// Opens the backend that `table` describes: the settings of a backend of kind `scheme`.
+#[allow(
+    clippy::unused_async,
+    reason = "without the feature of a server nothing is awaited"
+)]
+pub(crate) async fn open_table(
+    scheme: Scheme,
+    table: toml::Table,
+) -> Result<AnyBackend, OpenError> {
+    match scheme {
+        #[cfg(feature = "fs")]
+        Scheme::Fs => fs::open_table(table),
+        #[cfg(feature = "redis")]
+        Scheme::Redis => redis::open_table(table).await,
+        #[cfg(feature = "etcd")]
+        Scheme::Etcd => etcd::open_table(table).await,
+        Scheme::Memory if table.is_empty() => memory::open(""),
+        Scheme::Memory => Err(OpenError::settings("memory", "it has no settings")),
+        #[allow(unreachable_patterns, reason = "with all features there is no other")]
+        other => Err(not_built(other)),
+    }
+}
+
+fn not_built(scheme: Scheme) -> OpenError {
+    OpenError::NotBuilt {
+        scheme: scheme.as_str(),
+        feature: scheme.as_str(),
+    }
+}
