@@ -293,7 +293,9 @@ impl Session {
 
     /// A grant: the owner and its token.
     fn hear(&self, message: &str) {
-        if let Some((owner, number)) = message.split_once(' ')
+        // Of a session that is certain no more, nothing is.
+        if self.lease.loss().is_none()
+            && let Some((owner, number)) = message.split_once(' ')
             && let (Ok(owner), Ok(number)) = (owner.parse(), number.parse())
         {
             self.places

@@ -102,6 +102,12 @@ async fn a_session_is_dead_once_and_for_all() {
         )
         .await
         .unwrap();
+    // Though nobody has acted on it yet: else a request to renew that comes late would give it a whole lease.
+    let late = admin
+        .query_one("SELECT * FROM portalock.renew('s')", &[])
+        .await
+        .unwrap();
+    assert!(!late.get::<_, bool>("alive"));
     let renewing = server.admin().await;
     // As a renewal does that has begun in time and is not committed yet.
     renewing
@@ -120,6 +126,93 @@ async fn a_session_is_dead_once_and_for_all() {
         .unwrap();
     assert!(!row.get::<_, bool>("alive"));
     assert_eq!(acquire(&admin, "s", 0, "o").await.0, "ended");
+}
+
+/// A writer that died while it waited keeps no reader behind it waiting.
+#[tokio::test]
+async fn a_dead_waiter_is_passed_over() {
+    let server = Server::start().await;
+    let admin = server.admin().await;
+    let shared = async |session: &str, owner: &str| -> String {
+        let statement =
+            "SELECT outcome FROM portalock.acquire($1, 0, 'lock', 'a', $2, 1, 10, true, '{}')";
+        let row = admin.query_one(statement, &[&session, &owner]).await;
+        row.unwrap().get(0)
+    };
+    for session in ["s", "t", "u"] {
+        open(&admin, session).await;
+    }
+    assert_eq!(shared("s", "reader").await, "granted");
+    assert_eq!(acquire(&admin, "t", 0, "writer").await.0, "queued");
+    assert_eq!(shared("u", "late reader").await, "queued");
+    admin
+        .batch_execute("UPDATE portalock.sessions SET expires = now() WHERE id = 't'")
+        .await
+        .unwrap();
+    assert_eq!(shared("u", "late reader").await, "granted");
+}
+
+/// A session that was found dead at one name is dead at every other: whoever waits there sees to it.
+#[tokio::test]
+async fn a_look_serves_those_who_wait_behind_the_dead() {
+    let server = Server::start().await;
+    let admin = server.admin().await;
+    open(&admin, "s").await;
+    open(&admin, "t").await;
+    acquire(&admin, "s", 0, "o").await;
+    acquire(&admin, "t", 0, "p").await;
+    let look = async || -> (Option<Vec<Option<i64>>>, Option<i64>) {
+        let row = admin
+            .query_one("SELECT * FROM portalock.look('t', '{p}')", &[])
+            .await
+            .unwrap();
+        (row.get("tokens"), row.get("again_in"))
+    };
+    let (tokens, again_in) = look().await;
+    assert_eq!(tokens, Some(vec![None]));
+    let again_in = again_in.unwrap();
+    assert!((1..=60_000).contains(&again_in), "{again_in} ms");
+    admin
+        .batch_execute("DELETE FROM portalock.sessions WHERE id = 's'")
+        .await
+        .unwrap();
+    assert!(look().await.0.unwrap()[0].is_some());
+}
+
+/// Who only tries finds a dead holder out as well.
+#[tokio::test]
+async fn a_try_passes_over_a_dead_holder() {
+    let server = Server::start().await;
+    let admin = server.admin().await;
+    open(&admin, "s").await;
+    open(&admin, "t").await;
+    acquire(&admin, "s", 0, "o").await;
+    let tries = async || -> String {
+        let statement =
+            "SELECT outcome FROM portalock.acquire('t', 0, 'lock', 'a', 'p', 10, 10, false, '{}')";
+        admin.query_one(statement, &[]).await.unwrap().get(0)
+    };
+    assert_eq!(tries().await, "refused");
+    admin
+        .batch_execute("UPDATE portalock.sessions SET expires = now() WHERE id = 's'")
+        .await
+        .unwrap();
+    assert_eq!(tries().await, "granted");
+}
+
+/// What an owner had in an earlier session of its client counts for nothing in the next.
+#[tokio::test]
+async fn an_owner_begins_anew_in_a_new_session() {
+    let server = Server::start().await;
+    let admin = server.admin().await;
+    open(&admin, "s").await;
+    open(&admin, "t").await;
+    let (_, first) = acquire(&admin, "s", 0, "o").await;
+    let (outcome, second) = acquire(&admin, "t", 0, "o").await;
+    assert_eq!(outcome, "granted");
+    assert!(second > first);
+    let of = "SELECT count(*) FROM portalock.claims WHERE session = 't'";
+    assert_eq!(server.number(of).await, 1);
 }
 
 /// What is over leaves nothing, but for the last token of each name in the last hour.

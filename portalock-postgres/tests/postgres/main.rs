@@ -9,6 +9,7 @@
 )]
 
 mod claims;
+mod cost;
 mod faults;
 mod fence;
 mod functions;
@@ -16,4 +17,5 @@ mod idle;
 mod pooler;
 mod refusals;
 mod schema;
+mod standby;
 mod support;
