@@ -133,17 +133,17 @@ async fn asking_and_hearing_outlast_failures_that_may_pass() {
     let leading = leadership.leading();
     let heard = tokio::spawn(async move { leading.step_down_asked().await });
     let asker = election(backend.clone()).with_label("asker");
-    let asked = tokio::spawn(async move { asker.step_down(&Policy::forever()).await });
+    let stepping_down = tokio::spawn(async move { asker.step_down(&Policy::forever()).await });
     tokio::time::sleep(Duration::from_millis(1)).await;
     backend.fail(3);
     assert_eq!(
         heard.await.unwrap().unwrap().label.as_deref(),
         Some("asker")
     );
-    assert!(!asked.is_finished());
+    assert!(!stepping_down.is_finished());
     backend.fail(2);
     leadership.resign().await.unwrap();
-    asked.await.unwrap().unwrap();
+    stepping_down.await.unwrap().unwrap();
 }
 
 #[tokio::test(start_paused = true)]
@@ -153,11 +153,11 @@ async fn asking_and_hearing_end_at_a_failure_that_no_repetition_cures() {
     let leading = leadership.leading();
     let heard = tokio::spawn(async move { leading.step_down_asked().await });
     let asker = election(backend.clone());
-    let asked = tokio::spawn(async move { asker.step_down(&Policy::forever()).await });
+    let stepping_down = tokio::spawn(async move { asker.step_down(&Policy::forever()).await });
     tokio::time::sleep(Duration::from_millis(1)).await;
     backend.fail(u32::MAX);
     assert!(matches!(
-        asked.await.unwrap(),
+        stepping_down.await.unwrap(),
         Err(LockError::Backend { .. })
     ));
     assert!(matches!(
