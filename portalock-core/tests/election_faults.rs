@@ -2,6 +2,7 @@
 
 #![allow(
     clippy::unwrap_used,
+    clippy::expect_used,
     clippy::panic,
     reason = "a test fails by panicking"
 )]
@@ -239,4 +240,24 @@ async fn a_lost_term_is_known_to_its_leader() {
     let work = leadership.run(pending::<()>()).await;
     assert!(matches!(work, Err(LockError::Lost { .. })));
     assert!(leadership.resign().await.is_err());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_step_down_ends_when_a_standby_takes_over() {
+    let store = MemoryBackend::new();
+    let first = election(store.clone()).campaign().await.unwrap();
+    let standby = election(store.clone());
+    let waiting = tokio::spawn(async move { standby.campaign().await });
+    tokio::task::yield_now().await;
+    let asker = election(store);
+    let asking = tokio::spawn(async move { asker.step_down(&Policy::forever()).await });
+    first.leading().step_down_asked().await.unwrap();
+    first.resign().await.unwrap();
+    let second = waiting.await.unwrap().unwrap();
+    let ended = tokio::time::timeout(Duration::from_secs(60), asking).await;
+    ended
+        .expect("it waits for the next term, too")
+        .unwrap()
+        .unwrap();
+    second.resign().await.unwrap();
 }
