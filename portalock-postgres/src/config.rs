@@ -98,7 +98,7 @@ impl PostgresSettings {
         Ok(self)
     }
 
-    /// Trusts the certificate authorities in this PEM file instead of the system's, where connections have TLS.
+    /// Trusts the certificate authorities in this PEM file instead of the system's, where `sslmode` in the URL asks for TLS.
     #[must_use]
     pub fn with_ca_file(mut self, file: impl Into<PathBuf>) -> Self {
         self.ca_file = Some(file.into());

@@ -35,7 +35,7 @@ fn is_network(error: &io::Error) -> bool {
 /// Whether the connection is of no use any more, though the server has answered.
 pub(crate) fn ends_connection(error: &Error) -> bool {
     error.is_closed()
-        || error.source().is_some_and(|cause| cause.is::<io::Error>())
+        || is_io(error)
         || error.code().is_some_and(|code| {
             [
                 SqlState::ADMIN_SHUTDOWN,
@@ -50,14 +50,20 @@ pub(crate) fn ends_connection(error: &Error) -> bool {
         })
 }
 
+fn is_io(error: &Error) -> bool {
+    error
+        .source()
+        .and_then(|cause| cause.downcast_ref::<io::Error>())
+        .is_some()
+}
+
 fn classify(error: &Error) -> (BackendErrorKind, &'static str) {
     use BackendErrorKind as Kind;
     let Some(code) = error.code() else {
-        return match error.source() {
-            _ if error.is_closed() => NO_ANSWER,
-            Some(cause) if cause.is::<io::Error>() => NO_ANSWER,
-            _ => (Kind::Other, "the answer is none that this crate expects"),
-        };
+        if error.is_closed() || is_io(error) {
+            return NO_ANSWER;
+        }
+        return (Kind::Other, "the answer is none that this crate expects");
     };
     match code.code() {
         "53300" => (
@@ -75,7 +81,7 @@ fn classify(error: &Error) -> (BackendErrorKind, &'static str) {
         ),
         "42501" => (
             Kind::PermissionDenied,
-            "the user needs USAGE on the schema portalock",
+            "the user lacks a privilege: USAGE on the schema portalock for locks, CREATE on the database to migrate",
         ),
         "3D000" => (Kind::NotFound, "there is no such database"),
         "3F000" | "42883" | "42P01" => NO_SCHEMA,

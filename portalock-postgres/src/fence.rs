@@ -9,8 +9,9 @@ use portalock_core::{FencingToken, OwnerId};
 /// again when it commits. So it can't commit once somebody else could have been granted the lock, however late it arrives and
 /// whatever clock was wrong. That is more than any check before a write can promise.
 ///
-/// Call it outside of a savepoint that could be rolled back, and leave `SET CONSTRAINTS` alone after it. The user of the
-/// transaction needs USAGE on the schema `portalock`.
+/// Call it outside of a savepoint that could be rolled back, and leave `SET CONSTRAINTS` alone after it. A transaction that is
+/// repeatable read or serializable must begin after the lock was granted, or it doesn't see the grant. Its user needs USAGE on the
+/// schema `portalock`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Fence {

@@ -13,12 +13,17 @@ use portalock_core::{
     BackendError, FencingToken, Grant, Lease, Loss, LostSignal, OwnerId, WakeSender, Wakeups,
     wakeups,
 };
+use tokio::sync::Notify;
 
 use crate::{error::session_ended, keys::Spot};
 
 /// The places of all owners of a backend, from the first attempt until nothing can be left of them.
 #[derive(Debug, Default)]
-pub(crate) struct Places(Mutex<HashMap<OwnerId, Place>>);
+pub(crate) struct Places {
+    book: Mutex<HashMap<OwnerId, Place>>,
+    /// Told when a release is due again.
+    pub(crate) owed: Notify,
+}
 
 #[derive(Debug)]
 struct Place {
@@ -241,7 +246,7 @@ impl Places {
                     lease.end(Loss::Removed("its claim in Postgres is gone".into()));
                 }
                 (Phase::Queued, None) => {
-                    place.fail(session_ended("its place in the queue is gone"))
+                    place.fail(session_ended("its place in the queue is gone"));
                 }
                 (Phase::Queued, Some(Some(token))) => place.granted(*token, lost),
                 _ => {}
@@ -260,7 +265,7 @@ impl Places {
 
     fn lock(&self) -> MutexGuard<'_, HashMap<OwnerId, Place>> {
         // Nothing panics while it is held.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.book.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -323,6 +328,7 @@ impl Drop for Releasing<'_> {
             && matches!(place.phase, Phase::Releasing)
         {
             place.enter(Phase::Due);
+            self.places.owed.notify_one();
         }
     }
 }

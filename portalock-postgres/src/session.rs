@@ -14,7 +14,6 @@
 //! session's epoch: see `release` in `src/sql/operations.sql`.
 
 use std::{
-    collections::HashMap,
     convert::Infallible,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -23,7 +22,7 @@ use std::{
     time::Duration,
 };
 
-use portalock_core::{BackendError, Keeper, Lease, Loss, OwnerId, Renewal, clock::Instant};
+use portalock_core::{BackendError, Keeper, Lease, Loss, Renewal, clock::Instant};
 use tokio::{sync::Notify, time::timeout};
 use tokio_postgres::{Error, Notification, types::Type};
 
@@ -32,22 +31,14 @@ use crate::{
     connection::{Connection, Hear},
     error::{POOLED, failed, pooled, session_ended, timed_out, wrong_version},
     keys::{channel, new_session_id},
-    places::{Asked, Places},
-    queue::{millis, token},
+    look::Look,
+    places::Places,
+    queue::token,
     schema,
 };
 
 const STARTING: &str = "start a session";
 const RENEWING: &str = "renew the session";
-const LOOKING: &str = "look after the session's claims";
-
-/// How many claims one look asks for; with more, each has its turn.
-const SEEN_AT_ONCE: usize = 500;
-/// Looks don't come closer than this.
-const LOOK_AT_MOST_EVERY: Duration = Duration::from_millis(50);
-/// How often a session removes what nobody needs any more. A short one does so once in so many starts.
-const CLEAN_EVERY: Duration = Duration::from_secs(3600);
-const CLEAN_ONE_START_IN: u32 = 50;
 
 impl portalock_core::session::Session for Session {
     fn lease(&self) -> &Lease {
@@ -61,29 +52,20 @@ pub(crate) struct Session {
     pub(crate) id: Arc<str>,
     pub(crate) lease: Lease,
     epoch: AtomicI64,
-    settings: Arc<PostgresSettings>,
-    places: Arc<Places>,
+    pub(crate) settings: Arc<PostgresSettings>,
+    pub(crate) places: Arc<Places>,
     /// The connection that listens, while there is one.
     line: Mutex<Option<Line>>,
     /// Told when that connection ends.
-    broken: Arc<Notify>,
-    look: Look,
+    pub(crate) broken: Arc<Notify>,
+    pub(crate) look: Look,
 }
 
 /// A connection that listens, and the server process that it leads to.
 #[derive(Debug, Clone)]
-struct Line {
-    connection: Arc<Connection>,
+pub(crate) struct Line {
+    pub(crate) connection: Arc<Connection>,
     backend: i32,
-}
-
-/// When to look after the claims next.
-#[derive(Debug, Default)]
-struct Look {
-    at: Mutex<Option<Instant>>,
-    sooner: Notify,
-    /// A connection was made anew: every claim is to be asked for.
-    resumed: Notify,
 }
 
 impl Session {
@@ -202,17 +184,6 @@ impl Session {
         self.end(gone());
     }
 
-    /// Somebody in front of a waiter may be dead after this time.
-    pub(crate) fn look_within(&self, time: Duration) {
-        let mut at = self.lock_look();
-        let sooner = Instant::now() + time.max(LOOK_AT_MOST_EVERY);
-        if at.is_none_or(|at| sooner < at) {
-            *at = Some(sooner);
-            drop(at);
-            self.look.sooner.notify_one();
-        }
-    }
-
     /// Keeps the session until it ends, however it comes; then tells the waiters and clears up.
     async fn live(self: Arc<Self>, former: Option<Arc<str>>) {
         let keeper = Keeper::spawn(self.lease.clone(), self.interval(), {
@@ -226,9 +197,7 @@ impl Session {
                 tokio::select! {
                     _ = ended.lost() => {}
                     never = self.mend(&keeper) => match never {},
-                    never = self.look_after() => match never {},
-                    never = self.resume() => match never {},
-                    never = self.clear_up(former) => match never {},
+                    never = self.look_after(former) => match never {},
                 }
             }
         }
@@ -262,21 +231,20 @@ impl Session {
     }
 
     /// A third of the time may pass before a renewal is due.
-    fn interval(&self) -> Duration {
+    pub(crate) fn interval(&self) -> Duration {
         self.settings.lease_time / 3
     }
 
     /// Renews the lease, over a new connection if there is none.
     async fn renew(self: Arc<Self>) -> Result<Renewal, BackendError> {
         let start = Instant::now();
-        let line = match self.open_line() {
-            Some(line) => line,
-            None => {
-                let line = self.listen().await?;
-                *self.lock_line() = Some(line.clone());
-                self.look.resumed.notify_one();
-                line
-            }
+        let line = if let Some(line) = self.open_line() {
+            line
+        } else {
+            let line = self.listen().await?;
+            *self.lock_line() = Some(line.clone());
+            self.look.resumed.notify_one();
+            line
         };
         let sent = Instant::now();
         // Half of what the keeper allows: a line that hangs leaves time for another.
@@ -325,7 +293,9 @@ impl Session {
 
     /// A grant: the owner and its token.
     fn hear(&self, message: &str) {
-        if let Some((owner, number)) = message.split_once(' ')
+        // Of a session that is certain no more, nothing is.
+        if self.lease.loss().is_none()
+            && let Some((owner, number)) = message.split_once(' ')
             && let (Ok(owner), Ok(number)) = (owner.parse(), number.parse())
         {
             self.places
@@ -343,127 +313,16 @@ impl Session {
         }
     }
 
-    /// Looks after the claims: now and then, and when somebody in front of a waiter may have died.
-    async fn look_after(&self) -> Infallible {
-        let mut turn = 0;
-        loop {
-            self.wait_for_look().await;
-            let mut asked = self.places.standing(&self.id);
-            let due = self.places.due(&self.id);
-            if asked.is_empty() && due.is_empty() {
-                continue;
-            }
-            if asked.len() > SEEN_AT_ONCE {
-                asked.sort_unstable_by_key(|asked| asked.owner);
-                turn = (turn + SEEN_AT_ONCE) % asked.len();
-                asked.rotate_left(turn);
-                asked.truncate(SEEN_AT_ONCE);
-            }
-            let looked = async {
-                self.pay(&due).await?;
-                self.ask(&asked).await
-            };
-            self.report(timeout(self.settings.request_timeout, looked).await);
-        }
-    }
-
-    /// Asks for every claim after a connection was made anew: what was granted meanwhile has not been heard.
-    async fn resume(&self) -> Infallible {
-        loop {
-            self.look.resumed.notified().await;
-            for some in self.places.standing(&self.id).chunks(SEEN_AT_ONCE) {
-                self.report(timeout(self.settings.request_timeout, self.ask(some)).await);
-            }
-        }
-    }
-
-    fn report<E>(&self, looked: Result<Result<(), BackendError>, E>) {
-        let error = match looked {
-            Ok(Ok(())) => return,
-            Ok(Err(error)) => error,
-            Err(_) => timed_out(LOOKING),
-        };
-        tracing::debug!(%error, "could not look after the claims of a session");
-    }
-
-    async fn wait_for_look(&self) {
-        loop {
-            let at = {
-                let mut at = self.lock_look();
-                *at.get_or_insert_with(|| Instant::now() + self.interval())
-            };
-            if timeout_at(at, self.look.sooner.notified()).await {
-                *self.lock_look() = None;
-                return;
-            }
-        }
-    }
-
-    /// Asks the server for these claims, and has it serve those that wait behind the dead.
-    async fn ask(&self, asked: &[Asked]) -> Result<(), BackendError> {
-        let Some(line) = self.open_line() else {
-            // The renewal makes a connection, and then everything is asked for.
-            return Ok(());
-        };
-        let owners: Vec<String> = asked.iter().map(|asked| asked.owner.to_string()).collect();
-        let (claims, again_in) = look(&line.connection, &self.id, &owners)
-            .await
-            .map_err(|error| failed(LOOKING, error))?;
-        self.places.found(asked, &claims, &self.lease.signal());
-        if let Some(time) = again_in {
-            self.look_within(time);
-        }
-        Ok(())
-    }
-
-    /// Releases what is due: its release failed or was dropped half-way.
-    async fn pay(&self, due: &[OwnerId]) -> Result<(), BackendError> {
-        for owner in due {
-            let Some(line) = self.open_line() else {
-                return Ok(());
-            };
-            let Some(releasing) = self.places.release(*owner) else {
-                continue;
-            };
-            let left = line
-                .connection
-                .leave(&releasing.leaving)
-                .await
-                .map_err(|error| failed(LOOKING, error))?;
-            if let Some(epoch) = left.epoch {
-                self.epoch_is(epoch);
-            }
-            self.places.forget(*owner);
-        }
-        Ok(())
-    }
-
-    /// Removes what nobody needs any more: of the former session at once, of others once in a while.
-    async fn clear_up(&self, former: Option<Arc<str>>) -> Infallible {
-        if let (Some(former), Some(line)) = (former, self.open_line()) {
-            while let Ok(true) = line.connection.bury(&former).await {}
-        }
-        if fastrand::u32(..CLEAN_ONE_START_IN) > 0 {
-            tokio::time::sleep(CLEAN_EVERY).await;
-        }
-        loop {
-            if let Some(line) = self.open_line()
-                && let Err(error) = line.connection.query("SELECT portalock.clean()", &[]).await
-            {
-                tracing::debug!(%error, "could not remove what nobody needs");
-            }
-            tokio::time::sleep(CLEAN_EVERY).await;
-        }
-    }
-
-    fn open_line(&self) -> Option<Line> {
+    /// The connection that listens, if there is one.
+    pub(crate) fn open_line(&self) -> Option<Line> {
         self.lock_line()
             .as_ref()
             .filter(|line| !line.connection.is_closed())
             .cloned()
     }
 
-    fn drop_line(&self, line: &Line) {
+    /// Gives up a connection that is of no use any more.
+    pub(crate) fn drop_line(&self, line: &Line) {
         let mut present = self.lock_line();
         if present
             .as_ref()
@@ -476,15 +335,6 @@ impl Session {
     fn lock_line(&self) -> MutexGuard<'_, Option<Line>> {
         self.line.lock().unwrap_or_else(PoisonError::into_inner)
     }
-
-    fn lock_look(&self) -> MutexGuard<'_, Option<Instant>> {
-        self.look.at.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// True if the time has come, false if the notification came first.
-async fn timeout_at(at: Instant, notified: impl Future<Output = ()>) -> bool {
-    tokio::time::timeout_at(at, notified).await.is_err()
 }
 
 async fn alive(line: &Connection, session: &str) -> Result<(bool, i32), Error> {
@@ -500,34 +350,6 @@ async fn alive(line: &Connection, session: &str) -> Result<(bool, i32), Error> {
     }
 }
 
-type Claims = HashMap<OwnerId, Option<portalock_core::FencingToken>>;
-
-async fn look(
-    line: &Connection,
-    session: &str,
-    owners: &[String],
-) -> Result<(Claims, Option<Duration>), Error> {
-    let rows = line
-        .query(
-            "SELECT * FROM portalock.look($1, $2)",
-            &[(&session, Type::TEXT), (&owners, Type::TEXT_ARRAY)],
-        )
-        .await?;
-    let Some(row) = rows.first() else {
-        return Ok((Claims::new(), None));
-    };
-    let owners: Option<Vec<&str>> = row.try_get("owners")?;
-    let tokens: Option<Vec<Option<i64>>> = row.try_get("tokens")?;
-    let again_in: Option<i64> = row.try_get("again_in")?;
-    let claims = owners
-        .unwrap_or_default()
-        .into_iter()
-        .zip(tokens.unwrap_or_default())
-        .filter_map(|(owner, number)| Some((owner.parse().ok()?, number.map(token))))
-        .collect();
-    Ok((claims, again_in.map(millis)))
-}
-
 fn gone() -> Loss {
     Loss::SessionEnded("its lease expired at the server, or the server lost its data".into())
 }
@@ -535,5 +357,5 @@ fn gone() -> Loss {
 /// How long the client relies on what the server keeps for `lease`, from when it was asked for: less, for two clocks that don't
 /// run alike.
 pub(crate) fn certain_for(lease: Duration) -> Duration {
-    lease - lease / 20
+    lease.mul_f64(0.95)
 }

@@ -1,6 +1,6 @@
 //! Settings in one line, for a backend that is chosen at run time.
 
-use std::str::FromStr;
+use std::{str::FromStr, time::Duration};
 
 use portalock_core::settings::{InvalidSetting, RawDuration};
 use tokio_postgres::{
@@ -10,13 +10,17 @@ use tokio_postgres::{
 
 use crate::PostgresSettings;
 
+const LIBPQ_KEEPALIVES_IDLE: Duration = Duration::from_secs(2 * 60 * 60);
+const SILENCE: Duration = Duration::from_secs(30);
+
 impl PostgresSettings {
     /// Reads settings from a URL as libpq knows it: `postgres://[user[:password]@]host[:port][,…][/database][?option=value[&…]]`.
     ///
     /// Beside what [`tokio_postgres::Config`] takes, the options are `lease_time`, `request_timeout` (such as `15s`) and
-    /// `sslrootcert`, the file of [`with_ca_file`](Self::with_ca_file). `sslmode` is `disable`, `prefer` (the default: TLS where
-    /// crate and server have it) or `require`. Where there is TLS the server's certificate and name are always verified, so
-    /// `verify-ca` and `verify-full` mean the same as `require`. Of several hosts the one is used that takes writes.
+    /// `sslrootcert`, the file of [`with_ca_file`](Self::with_ca_file). `sslmode` is `disable`, `prefer` (TLS where the server has
+    /// it) or `require`; the default is `disable`, or `require` with an `sslrootcert`. Where there is TLS the server's certificate
+    /// and name are verified, so `verify-ca` and `verify-full` mean the same as `require`. Of several hosts the one is used that
+    /// takes writes.
     ///
     /// ```
     /// use portalock_postgres::PostgresSettings;
@@ -66,10 +70,15 @@ impl PostgresSettings {
         if server.get_hosts().is_empty() {
             return Err(InvalidSetting::new("url", "names no host"));
         }
-        if !has_mode && cfg!(not(feature = "tls")) {
-            server.ssl_mode(SslMode::Disable);
+        if !has_mode {
+            let has_roots = ours.iter().any(|(name, _)| *name == "sslrootcert");
+            server.ssl_mode(if has_roots {
+                SslMode::Require
+            } else {
+                SslMode::Disable
+            });
         }
-        if server.get_ssl_mode() == SslMode::Require && cfg!(not(feature = "tls")) {
+        if server.get_ssl_mode() != SslMode::Disable && cfg!(not(feature = "tls")) {
             return Err(InvalidSetting::new(
                 "url",
                 "asks for TLS, which this build has not: enable the feature `tls` of portalock-postgres",
@@ -77,6 +86,13 @@ impl PostgresSettings {
         }
         if server.get_hosts().len() > 1 {
             server.target_session_attrs(TargetSessionAttrs::ReadWrite);
+        }
+        // A line that has died in silence is noticed also where nothing is sent. libpq's default is two hours.
+        if server.get_keepalives_idle() == LIBPQ_KEEPALIVES_IDLE {
+            server.keepalives_idle(SILENCE);
+        }
+        if server.get_tcp_user_timeout().is_none() {
+            server.tcp_user_timeout(SILENCE);
         }
         if server.get_application_name().is_none() {
             server.application_name("portalock");
@@ -132,12 +148,11 @@ fn decode(text: &str) -> Result<String, InvalidSetting> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Duration;
 
     #[test]
     fn every_part_is_read() {
         let settings = PostgresSettings::from_url(
-            "postgresql://u%40x:p%3Aq@a:1,b:2/app?lease_time=7s&connect_timeout=1&request_timeout=1500ms&sslrootcert=%2Fca.pem",
+            "postgresql://u%40x:p%3Aq@a:1,b:2/app?lease_time=7s&connect_timeout=1&request_timeout=1500ms&sslmode=disable&sslrootcert=%2Fca.pem",
         )
         .unwrap();
         assert_eq!(settings.server.get_ports(), [1, 2]);

@@ -98,6 +98,15 @@ impl Fixture for RealPostgres {
         }))
     }
 
+    async fn lose_answers(&self, client: &PostgresBackend) -> Result<Restore, FixtureError> {
+        let line = self.line(client)?;
+        line.black_hole(Direction::ToClient);
+        Ok(Restore::new(async move {
+            line.heal();
+            Ok(())
+        }))
+    }
+
     async fn stall_service(&self) -> Result<Restore, FixtureError> {
         self.with_server(PostgresServer::stall)?;
         let server = self.server.clone();

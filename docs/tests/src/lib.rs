@@ -22,6 +22,9 @@ mod blocks {
     #[doc = include_str!("../../../portalock-etcd/README.md")]
     struct PortalockEtcd;
 
+    #[doc = include_str!("../../../portalock-postgres/README.md")]
+    struct PortalockPostgres;
+
     #[doc = include_str!("../../../portalock-testkit/README.md")]
     struct PortalockTestkit;
 

@@ -17,7 +17,7 @@ END $$;
 CREATE OR REPLACE FUNCTION portalock.renew(_session text, OUT alive boolean, OUT backend integer)
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
-    -- What has expired stays so: whoever found it expired may have granted its locks to others.
+    -- What has expired stays so, though nobody may have acted on it yet: its client has given it up by its own clock.
     UPDATE portalock.sessions s SET expires = clock_timestamp() + s.lease
     WHERE s.id = _session AND s.expires > clock_timestamp();
     alive := FOUND;

@@ -6,11 +6,15 @@
 
 mod etcd;
 #[cfg(unix)]
+mod pgbouncer;
+#[cfg(unix)]
 mod postgres;
 mod process;
 mod redis;
 
 pub use etcd::{EtcdOptions, EtcdServer};
+#[cfg(unix)]
+pub use pgbouncer::Pooler;
 #[cfg(unix)]
 pub use postgres::{PostgresOptions, PostgresServer};
 pub use process::StartError;

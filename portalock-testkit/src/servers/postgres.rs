@@ -1,7 +1,7 @@
 //! The real `postgres`.
 
 use std::{
-    env, ffi, fs, io,
+    env, fs, io,
     net::{Ipv4Addr, SocketAddr},
     os::unix::{
         fs::{MetadataExt, PermissionsExt, chown},
@@ -24,7 +24,7 @@ use super::{
 const PROGRAM: Program = Program {
     name: "postgres",
     install: "install PostgreSQL 13 or later, such as by `apt install postgresql` or `brew install postgresql`",
-    ready_line: "database system is ready to accept connections",
+    ready_line: "database system is ready to accept",
 };
 
 /// How often a port that was free when it was looked up may turn out to be taken.
@@ -102,25 +102,7 @@ impl PostgresOptions {
         let data = dir.path().join("data");
         installed.copy_cluster(&data)?;
         self.set_up(&installed, dir.path())?;
-        let mut server = PostgresServer {
-            process: None,
-            options: self,
-            port: 0,
-            installed,
-            dir,
-        };
-        let mut attempts = 0;
-        loop {
-            attempts += 1;
-            server.port = free_port()?;
-            match server.restart() {
-                Ok(()) => return Ok(server),
-                // Somebody may have taken the port meanwhile.
-                Err(StartError::Ended { log, .. })
-                    if log.contains("could not bind") && attempts < PORT_ATTEMPTS => {}
-                Err(error) => return Err(error),
-            }
-        }
+        PostgresServer::on_a_free_port(self, installed, dir)
     }
 
     /// Who may come in, and the files for TLS where the server may read them.
@@ -184,6 +166,68 @@ impl PostgresServer {
     /// [`StartError`] if it isn't installed or did not come up.
     pub fn start() -> Result<Self, StartError> {
         PostgresOptions::new().start()
+    }
+
+    /// A hot standby of this server, which follows it and takes no writes until somebody calls `pg_promote()` there.
+    ///
+    /// # Errors
+    ///
+    /// [`StartError`] if it did not come up, or this server takes TLS only.
+    pub fn standby(&self) -> Result<Self, StartError> {
+        const COPYING: &str = "copy the server's data";
+        let dir = tempfile::Builder::new()
+            .prefix("postgres-standby-")
+            .tempdir()
+            .map_err(StartError::io(COPYING))?;
+        self.give(dir.path()).map_err(StartError::io(COPYING))?;
+        let output = self
+            .installed
+            .command("pg_basebackup")
+            .args(["-h", "127.0.0.1", "-p", &self.port.to_string()])
+            .args([
+                "-U",
+                SUPERUSER,
+                "-R",
+                "--checkpoint=fast",
+                "--no-sync",
+                "-D",
+            ])
+            .arg(dir.path().join("data"))
+            .output()
+            .map_err(StartError::io(COPYING))?;
+        if !output.status.success() {
+            return Err(StartError::Ended {
+                program: "pg_basebackup",
+                log: String::from_utf8_lossy(&output.stderr).into_owned(),
+            });
+        }
+        Self::on_a_free_port(self.options.clone(), self.installed.clone(), dir)
+    }
+
+    fn on_a_free_port(
+        options: PostgresOptions,
+        installed: Installation,
+        dir: TempDir,
+    ) -> Result<Self, StartError> {
+        let mut server = Self {
+            process: None,
+            options,
+            port: 0,
+            installed,
+            dir,
+        };
+        let mut attempts = 0;
+        loop {
+            attempts += 1;
+            server.port = free_port()?;
+            match server.restart() {
+                Ok(()) => return Ok(server),
+                // Somebody may have taken the port meanwhile.
+                Err(StartError::Ended { log, .. })
+                    if log.contains("could not bind") && attempts < PORT_ATTEMPTS => {}
+                Err(error) => return Err(error),
+            }
+        }
     }
 
     /// The port on 127.0.0.1. It stays the same over restarts.
@@ -272,7 +316,7 @@ impl PostgresServer {
         let first = self.first()?;
         // First the one that makes others.
         kill_process(first, Signal::STOP)?;
-        self.signal_others(first, Signal::STOP)
+        Self::signal_others(first, Signal::STOP)
     }
 
     /// Lets a stalled server go on (SIGCONT).
@@ -282,8 +326,18 @@ impl PostgresServer {
     /// The system's, or `NotFound` if it doesn't run.
     pub fn resume(&self) -> io::Result<()> {
         let first = self.first()?;
-        self.signal_others(first, Signal::CONT)?;
+        Self::signal_others(first, Signal::CONT)?;
         Ok(kill_process(first, Signal::CONT)?)
+    }
+
+    /// Gives a file or a directory to the user that the server runs as.
+    pub(super) fn give(&self, path: &Path) -> io::Result<()> {
+        self.installed.give(path)
+    }
+
+    /// A command that runs as that user.
+    pub(super) fn command(&self, program: &str) -> Command {
+        self.installed.step_down(Command::new(program))
     }
 
     fn first(&self) -> io::Result<Pid> {
@@ -293,7 +347,7 @@ impl PostgresServer {
             .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "the server doesn't run"))
     }
 
-    fn signal_others(&self, first: Pid, signal: Signal) -> io::Result<()> {
+    fn signal_others(first: Pid, signal: Signal) -> io::Result<()> {
         for process in family(first.as_raw_nonzero().get().unsigned_abs())? {
             match kill_process(process, signal) {
                 // It has ended meanwhile.
@@ -334,7 +388,7 @@ fn family(first: u32) -> io::Result<Vec<Pid>> {
 }
 
 /// Where Postgres is installed, and as whom it runs.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Installation {
     programs: PathBuf,
     /// User and group to step down to, if this process is root.
@@ -343,12 +397,16 @@ struct Installation {
 
 impl Installation {
     fn find() -> Result<Self, StartError> {
-        let has_programs = |dir: &PathBuf| dir.join("initdb").is_file();
+        // Where a link leads, all of its programs are.
+        let programs_of = |dir: PathBuf| {
+            let initdb = fs::canonicalize(dir.join("initdb")).ok()?;
+            Some(initdb.parent()?.to_owned())
+        };
         let path = env::var_os("PATH").unwrap_or_default();
         let programs = env::split_paths(&path)
-            .find(has_programs)
+            .find_map(programs_of)
             // Debian keeps one directory for each version, none on the path.
-            .or_else(|| newest_in("/usr/lib/postgresql").filter(has_programs))
+            .or_else(|| newest_in("/usr/lib/postgresql").and_then(programs_of))
             .ok_or(StartError::NotInstalled {
                 program: PROGRAM.name,
                 install: PROGRAM.install,
@@ -369,8 +427,11 @@ impl Installation {
         Ok(Self { programs, user })
     }
 
-    fn command(&self, program: impl AsRef<ffi::OsStr>) -> Command {
-        let mut command = Command::new(self.programs.join(program.as_ref()));
+    fn command(&self, program: &str) -> Command {
+        self.step_down(Command::new(self.programs.join(program)))
+    }
+
+    fn step_down(&self, mut command: Command) -> Command {
         // Where it may not be, it would only complain.
         command.current_dir("/");
         if let Some((user, group)) = self.user {

@@ -1,0 +1,164 @@
+//! What lies in the tables while locks come and go.
+
+use std::time::Duration;
+
+use portalock_core::{Lock, LockBackend, Patience, Pool, Request};
+use portalock_postgres::PostgresBackend;
+
+use crate::support::{Server, patient, until};
+
+const CLAIMS: &str = "SELECT count(*) FROM portalock.claims";
+const SESSIONS: &str = "SELECT count(*) FROM portalock.sessions";
+
+#[tokio::test]
+async fn a_released_lock_leaves_its_token_only() {
+    let server = Server::start().await;
+    let client = server.client().await;
+    let guard = Lock::new(client.clone(), "a")
+        .unwrap()
+        .acquire()
+        .await
+        .unwrap();
+    let permits = Pool::new(client.clone(), "a", 3)
+        .unwrap()
+        .acquire(2)
+        .await
+        .unwrap();
+    assert_eq!(server.number(CLAIMS).await, 2);
+    guard.release().await.unwrap();
+    permits.release().await.unwrap();
+    assert_eq!(server.number(CLAIMS).await, 0);
+    assert_eq!(
+        server.number("SELECT count(*) FROM portalock.tokens").await,
+        2
+    );
+    client.close().await.unwrap();
+    assert_eq!(server.number(SESSIONS).await, 0);
+}
+
+#[tokio::test]
+async fn a_dropped_backend_ends_its_session() {
+    let server = Server::start().await;
+    let holder = Lock::new(server.client().await, "a").unwrap();
+    let waiter = Lock::new(server.client().await, "a").unwrap();
+    let guard = holder.acquire().await.unwrap();
+    let waiting = tokio::spawn(async move {
+        let guard = waiter.acquire_with(&patient()).await.unwrap();
+        guard.release().await.unwrap();
+    });
+    until("the other waits", async || server.number(CLAIMS).await == 2).await;
+    // Nothing is released: the session's end has to do it.
+    std::mem::forget(guard);
+    drop(holder);
+    server.run("DELETE FROM portalock.sessions WHERE id = (SELECT session FROM portalock.claims WHERE token IS NOT NULL)")
+        .await;
+    waiting.await.unwrap();
+    until("both sessions are gone", async || {
+        server.number(SESSIONS).await == 0
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn close_frees_what_is_held_for_those_who_wait() {
+    let server = Server::start().await;
+    let client = server.client().await;
+    let other = server.client().await;
+    let mut guards = Vec::new();
+    let mut waiting = Vec::new();
+    // More names than are buried at once.
+    for number in 0..120 {
+        let name = format!("name-{number}");
+        guards.push(
+            Lock::new(client.clone(), &*name)
+                .unwrap()
+                .acquire()
+                .await
+                .unwrap(),
+        );
+        let lock = Lock::new(other.clone(), &*name).unwrap();
+        waiting.push(tokio::spawn(
+            async move { lock.acquire_with(&patient()).await },
+        ));
+    }
+    until("all wait", async || server.number(CLAIMS).await == 240).await;
+    client.close().await.unwrap();
+    assert!(guards.iter().all(portalock_core::Guard::is_lost));
+    for waiting in waiting {
+        waiting.await.unwrap().unwrap().release().await.unwrap();
+    }
+}
+
+/// The session that waits behind a dead one has it seen to, though nobody else asks for the name.
+#[tokio::test]
+async fn a_dead_holder_is_noticed_when_its_lease_ends() {
+    let server = Server::start().await;
+    let lease = Duration::from_secs(2);
+    let (line, settings) = server.line();
+    let dies = PostgresBackend::with_settings(settings.with_lease_time(lease).unwrap())
+        .await
+        .unwrap();
+    let guard = Lock::new(dies, "a").unwrap().acquire().await.unwrap();
+    // It would look once in 20 s by itself.
+    let waits = server.settings_with_lease(Duration::from_secs(60));
+    let waiter = Lock::new(PostgresBackend::with_settings(waits).await.unwrap(), "a").unwrap();
+    let waiting = tokio::spawn(async move {
+        let guard = waiter.acquire_with(&patient()).await.unwrap();
+        (portalock_core::clock::Instant::now(), guard)
+    });
+    until("the other waits", async || server.number(CLAIMS).await == 2).await;
+    line.refuse(true);
+    line.cut();
+    let crashed = portalock_core::clock::Instant::now();
+    let (noticed, next) = waiting.await.unwrap();
+    assert!(guard.is_lost());
+    assert!(
+        noticed - crashed < lease + Duration::from_secs(4),
+        "{:?}",
+        noticed - crashed
+    );
+    next.release().await.unwrap();
+}
+
+/// A client whose answers get lost neither holds nor waits in the end.
+#[tokio::test]
+async fn a_request_without_an_answer_is_given_up() {
+    let server = Server::start().await;
+    let (line, settings) = server.line();
+    let settings = settings
+        .with_request_timeout(Duration::from_millis(300))
+        .unwrap()
+        .with_lease_time(Duration::from_secs(600))
+        .unwrap();
+    let client = PostgresBackend::with_settings(settings).await.unwrap();
+    Lock::new(client.clone(), "a")
+        .unwrap()
+        .acquire()
+        .await
+        .unwrap()
+        .release()
+        .await
+        .unwrap();
+    line.black_hole(portalock_testkit::proxy::Direction::ToClient);
+    let request = Request::new(
+        "a".parse().unwrap(),
+        portalock_core::Mode::Exclusive,
+        Patience::Queue,
+    );
+    client.try_acquire(&request).await.unwrap_err();
+    assert_eq!(server.number(CLAIMS).await, 1, "it was carried out");
+    client.release(&request).await.unwrap_err();
+    line.heal();
+    // Nobody repeats the release but the session.
+    until("it is given up", async || server.number(CLAIMS).await == 0).await;
+    assert_eq!(
+        server.number("SELECT epoch FROM portalock.sessions").await,
+        1
+    );
+    let guard = Lock::new(client, "a")
+        .unwrap()
+        .acquire_with(&patient())
+        .await
+        .unwrap();
+    guard.release().await.unwrap();
+}

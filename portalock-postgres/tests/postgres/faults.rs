@@ -1,0 +1,140 @@
+//! A session is its row: connections, server processes and servers may come and go.
+
+use std::time::Duration;
+
+use portalock_core::{Guard, Lock};
+use portalock_postgres::PostgresBackend;
+
+use crate::support::{Server, patient, until};
+
+const TERMINATE: &str =
+    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'portalock'";
+
+/// A holder and a waiter, each with a client of its own.
+async fn pair(
+    server: &Server,
+    lease: Duration,
+) -> (
+    Guard<PostgresBackend>,
+    tokio::task::JoinHandle<Guard<PostgresBackend>>,
+) {
+    let settings = server.settings_with_lease(lease);
+    let holder = PostgresBackend::with_settings(settings.clone())
+        .await
+        .unwrap();
+    let holder = Lock::new(holder, "a").unwrap();
+    let waiter = PostgresBackend::with_settings(settings).await.unwrap();
+    let waiter = Lock::new(waiter, "a").unwrap();
+    let guard = holder.acquire().await.unwrap();
+    let waiting = tokio::spawn(async move { waiter.acquire_with(&patient()).await.unwrap() });
+    until("the other waits", async || {
+        holder.inspect().await.unwrap().waiters.len() == 1
+    })
+    .await;
+    (guard, waiting)
+}
+
+#[tokio::test]
+async fn killed_server_processes_cost_nobody_anything() {
+    let server = Server::start().await;
+    let lease = Duration::from_secs(600);
+    let (guard, waiting) = pair(&server, lease).await;
+    for _ in 0..3 {
+        server.run(TERMINATE).await;
+        guard.ensure_held().unwrap();
+    }
+    // Over a connection that has been made anew; heard over another.
+    let token = guard.token();
+    guard.release().await.unwrap();
+    let next = waiting.await.unwrap();
+    assert!(next.token() > token);
+    assert!(!next.is_lost());
+    next.release().await.unwrap();
+}
+
+/// A grant that was sent while nobody listened is found when the connection is made anew.
+#[tokio::test]
+async fn a_grant_that_nobody_heard_is_found() {
+    let server = Server::start().await;
+    let (line, settings) = server.line();
+    let waiter =
+        PostgresBackend::with_settings(settings.with_lease_time(Duration::from_secs(600)).unwrap())
+            .await
+            .unwrap();
+    let waiter = Lock::new(waiter, "a").unwrap();
+    let holder = Lock::new(server.client().await, "a").unwrap();
+    let guard = holder.acquire().await.unwrap();
+    let waiting = tokio::spawn(async move { waiter.acquire_with(&patient()).await.unwrap() });
+    until("the other waits", async || {
+        holder.inspect().await.unwrap().waiters.len() == 1
+    })
+    .await;
+    line.refuse(true);
+    line.cut();
+    guard.release().await.unwrap();
+    let granted = holder.inspect().await.unwrap();
+    assert_eq!((granted.holders.len(), granted.waiters.len()), (1, 0));
+    line.heal();
+    waiting.await.unwrap().release().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_server_that_comes_back_within_the_lease_knows_everyone() {
+    let server = Server::start().await;
+    let (guard, waiting) = pair(&server, Duration::from_secs(600)).await;
+    server.do_with(|postgres| postgres.restart().unwrap()).await;
+    guard.ensure_held().unwrap();
+    let token = guard.token();
+    guard.release().await.unwrap();
+    let next = waiting.await.unwrap();
+    assert!(next.token() > token);
+    next.release().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_server_that_is_away_for_longer_than_the_lease_ends_it() {
+    let server = Server::start().await;
+    let (guard, waiting) = pair(&server, Duration::from_secs(1)).await;
+    server
+        .do_with(portalock_testkit::servers::PostgresServer::stop)
+        .await;
+    guard.lost().await;
+    server.do_with(|postgres| postgres.restart().unwrap()).await;
+    guard.release().await.unwrap_err();
+    // It takes a new place, in a new session.
+    waiting.await.unwrap().release().await.unwrap();
+}
+
+/// As when a backup is restored, or a standby is promoted that had not heard of the last grants.
+#[tokio::test]
+async fn a_server_that_forgot_a_claim_or_a_session_is_noticed() {
+    let server = Server::start().await;
+    let settings = server.settings_with_lease(Duration::from_secs(6));
+    let client = PostgresBackend::with_settings(settings).await.unwrap();
+    let (kept, forgotten) = (
+        Lock::new(client.clone(), "kept")
+            .unwrap()
+            .acquire()
+            .await
+            .unwrap(),
+        Lock::new(client.clone(), "forgotten")
+            .unwrap()
+            .acquire()
+            .await
+            .unwrap(),
+    );
+    server
+        .run("DELETE FROM portalock.claims WHERE name = 'forgotten'")
+        .await;
+    server.run(TERMINATE).await;
+    forgotten.lost().await;
+    kept.ensure_held().unwrap();
+    server.run("DELETE FROM portalock.sessions").await;
+    kept.lost().await;
+    let anew = Lock::new(client, "kept")
+        .unwrap()
+        .acquire_with(&patient())
+        .await
+        .unwrap();
+    anew.release().await.unwrap();
+}

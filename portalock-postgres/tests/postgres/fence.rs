@@ -1,0 +1,137 @@
+//! A transaction that depends on a lock can't commit once another could hold it.
+
+use std::time::Duration;
+
+use portalock_core::Lock;
+use portalock_postgres::{Fence, PostgresBackend};
+use portalock_testkit::proxy::Direction;
+
+use crate::support::{Server, connect, patient};
+
+const LEASE: Duration = Duration::from_secs(2);
+
+#[tokio::test]
+async fn the_late_write_of_a_stopped_worker_is_refused() {
+    let server = Server::start().await;
+    server.run("CREATE TABLE report (line text)").await;
+    let (line, settings) = server.line();
+    let stopped = PostgresBackend::with_settings(settings.with_lease_time(LEASE).unwrap())
+        .await
+        .unwrap();
+    let guard = Lock::new(stopped.clone(), "report")
+        .unwrap()
+        .acquire()
+        .await
+        .unwrap();
+    let fence = stopped.fence(guard.owner()).unwrap();
+
+    // Its writes go another way, as those of a program do that is stopped between its last look at the lock and the write.
+    let mut writer = connect(&server.url).await;
+    let write = writer.transaction().await.unwrap();
+    write
+        .query(Fence::STATEMENT, &[&fence.owner, &fence.token])
+        .await
+        .unwrap();
+    write
+        .execute("INSERT INTO report VALUES ('of the first')", &[])
+        .await
+        .unwrap();
+
+    line.black_hole(Direction::Both);
+    let other = server.client().await;
+    let successor = Lock::new(other.clone(), "report").unwrap();
+    // Nor does the open transaction keep the lock from passing on.
+    let next = successor.acquire_with(&patient()).await.unwrap();
+    assert!(next.token() > guard.token());
+
+    let error = write.commit().await.unwrap_err();
+    assert!(Fence::refused(&error), "{error:?}");
+    let again = writer
+        .query(Fence::STATEMENT, &[&fence.owner, &fence.token])
+        .await;
+    assert!(Fence::refused(&again.unwrap_err()));
+
+    let fence = other.fence(next.owner()).unwrap();
+    let write = writer.transaction().await.unwrap();
+    write
+        .query(Fence::STATEMENT, &[&fence.owner, &fence.token])
+        .await
+        .unwrap();
+    write
+        .execute("INSERT INTO report VALUES ('of the second')", &[])
+        .await
+        .unwrap();
+    write.commit().await.unwrap();
+    let lines: Vec<String> = writer
+        .query("SELECT line FROM report", &[])
+        .await
+        .unwrap()
+        .iter()
+        .map(|row| row.get(0))
+        .collect();
+    assert_eq!(lines, ["of the second"]);
+    assert_eq!(
+        server.number("SELECT count(*) FROM portalock.fences").await,
+        0
+    );
+}
+
+/// Between the look at the commit and the commit itself nobody else is granted the lock.
+#[tokio::test]
+async fn a_lock_is_not_passed_on_while_a_transaction_commits_under_it() {
+    let server = Server::start().await;
+    let client = server.client().await;
+    let guard = Lock::new(client.clone(), "a")
+        .unwrap()
+        .acquire()
+        .await
+        .unwrap();
+    let fence = client.fence(guard.owner()).unwrap();
+
+    // A commit that takes its time: it waits for a second deferred trigger, whose row somebody has locked.
+    server
+        .run(
+            "CREATE TABLE gate (open int); INSERT INTO gate VALUES (0); CREATE TABLE slow (x int);
+             CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS
+                 $$ BEGIN PERFORM FROM gate FOR UPDATE; RETURN NULL; END $$;
+             CREATE CONSTRAINT TRIGGER slow AFTER INSERT ON slow DEFERRABLE INITIALLY DEFERRED
+                 FOR EACH ROW EXECUTE FUNCTION slow()",
+        )
+        .await;
+    let keeper = server.admin().await;
+    keeper
+        .batch_execute("BEGIN; SELECT FROM gate FOR UPDATE")
+        .await
+        .unwrap();
+    let url = server.url.clone();
+    let commits = tokio::spawn(async move {
+        let mut writer = connect(&url).await;
+        let write = writer.transaction().await.unwrap();
+        write
+            .query(Fence::STATEMENT, &[&fence.owner, &fence.token])
+            .await
+            .unwrap();
+        write
+            .execute("INSERT INTO slow VALUES (1)", &[])
+            .await
+            .unwrap();
+        write.commit().await
+    });
+    let waiting =
+        "SELECT count(*) FROM pg_stat_activity WHERE query = 'COMMIT' AND wait_event_type = 'Lock'";
+    crate::support::until("the commit waits", async || {
+        server.number(waiting).await == 1
+    })
+    .await;
+
+    let releases = tokio::spawn(guard.release());
+    let blocked = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%portalock.release%' AND wait_event_type = 'Lock'
+                   AND pid <> pg_backend_pid()";
+    crate::support::until("the release waits for the commit", async || {
+        server.number(blocked).await == 1
+    })
+    .await;
+    keeper.batch_execute("COMMIT").await.unwrap();
+    commits.await.unwrap().unwrap();
+    releases.await.unwrap().unwrap();
+}

@@ -1,0 +1,254 @@
+//! What no client can be made to do at will: requests that arrive late, and clocks that are wrong.
+
+use portalock_postgres::tokio_postgres::Client;
+
+use crate::support::Server;
+
+async fn acquire(admin: &Client, session: &str, epoch: i64, owner: &str) -> (String, Option<i64>) {
+    let row = admin
+        .query_one(
+            "SELECT * FROM portalock.acquire($1, $2, 'lock', 'a', $3, 10, 10, true, '{}')",
+            &[&session, &epoch, &owner],
+        )
+        .await
+        .unwrap();
+    (row.get("outcome"), row.get("token"))
+}
+
+async fn open(admin: &Client, session: &str) {
+    admin
+        .query(
+            "SELECT portalock.open_session($1, 60000, '{}')",
+            &[&session],
+        )
+        .await
+        .unwrap();
+}
+
+/// A request that is overtaken by its own release takes no effect.
+#[tokio::test]
+async fn a_request_that_comes_after_its_release_is_stale() {
+    let server = Server::start().await;
+    let admin = server.admin().await;
+    open(&admin, "s").await;
+    let released = admin
+        .query_one(
+            "SELECT * FROM portalock.release('s', 'lock', 'a', 'o', true)",
+            &[],
+        )
+        .await
+        .unwrap();
+    assert!(!released.get::<_, bool>("freed"));
+    assert_eq!(released.get::<_, Option<i64>>("epoch"), Some(1));
+    assert_eq!(
+        acquire(&admin, "s", 0, "o").await,
+        ("stale".into(), Some(1))
+    );
+    assert_eq!(acquire(&admin, "s", 1, "p").await.0, "granted");
+    assert_eq!(
+        server.number("SELECT count(*) FROM portalock.claims").await,
+        1
+    );
+}
+
+/// Nobody frees what is another session's, even by its owner's name.
+#[tokio::test]
+async fn a_release_needs_the_session() {
+    let server = Server::start().await;
+    let admin = server.admin().await;
+    open(&admin, "s").await;
+    open(&admin, "t").await;
+    acquire(&admin, "s", 0, "o").await;
+    let released = admin
+        .query_one(
+            "SELECT * FROM portalock.release('t', 'lock', 'a', 'o', false)",
+            &[],
+        )
+        .await
+        .unwrap();
+    assert!(!released.get::<_, bool>("freed"));
+    assert_eq!(acquire(&admin, "t", 0, "p").await.0, "queued");
+}
+
+#[tokio::test]
+async fn tokens_grow_though_the_clock_was_set_back() {
+    let server = Server::start().await;
+    let admin = server.admin().await;
+    open(&admin, "s").await;
+    // The last token came from a clock that was a year ahead.
+    admin
+        .batch_execute(
+            "INSERT INTO portalock.tokens VALUES ('lock', 'a',
+                (extract(epoch FROM clock_timestamp() + interval '1 year') * 1000000)::bigint)",
+        )
+        .await
+        .unwrap();
+    let last = server.number("SELECT token FROM portalock.tokens").await;
+    assert_eq!(acquire(&admin, "s", 0, "o").await.1, Some(last + 1));
+}
+
+/// A session that was found expired stays dead, though the clock is set back afterwards; and one that is being renewed at
+/// that moment is left alone.
+#[tokio::test]
+async fn a_session_is_dead_once_and_for_all() {
+    let server = Server::start().await;
+    let admin = server.admin().await;
+    open(&admin, "s").await;
+    open(&admin, "t").await;
+    acquire(&admin, "s", 0, "o").await;
+    admin
+        .batch_execute(
+            "UPDATE portalock.sessions SET expires = now() - interval '1 second' WHERE id = 's'",
+        )
+        .await
+        .unwrap();
+    // Though nobody has acted on it yet: else a request to renew that comes late would give it a whole lease.
+    let late = admin
+        .query_one("SELECT * FROM portalock.renew('s')", &[])
+        .await
+        .unwrap();
+    assert!(!late.get::<_, bool>("alive"));
+    let renewing = server.admin().await;
+    // As a renewal does that has begun in time and is not committed yet.
+    renewing
+        .batch_execute(
+            "BEGIN; UPDATE portalock.sessions SET expires = now() + lease WHERE id = 's'",
+        )
+        .await
+        .unwrap();
+    assert_eq!(acquire(&admin, "t", 0, "p").await.0, "queued");
+    renewing.batch_execute("ROLLBACK").await.unwrap();
+
+    assert_eq!(acquire(&admin, "t", 0, "p").await.0, "granted");
+    let row = admin
+        .query_one("SELECT * FROM portalock.renew('s')", &[])
+        .await
+        .unwrap();
+    assert!(!row.get::<_, bool>("alive"));
+    assert_eq!(acquire(&admin, "s", 0, "o").await.0, "ended");
+}
+
+/// A writer that died while it waited keeps no reader behind it waiting.
+#[tokio::test]
+async fn a_dead_waiter_is_passed_over() {
+    let server = Server::start().await;
+    let admin = server.admin().await;
+    let shared = async |session: &str, owner: &str| -> String {
+        let statement =
+            "SELECT outcome FROM portalock.acquire($1, 0, 'lock', 'a', $2, 1, 10, true, '{}')";
+        let row = admin.query_one(statement, &[&session, &owner]).await;
+        row.unwrap().get(0)
+    };
+    for session in ["s", "t", "u"] {
+        open(&admin, session).await;
+    }
+    assert_eq!(shared("s", "reader").await, "granted");
+    assert_eq!(acquire(&admin, "t", 0, "writer").await.0, "queued");
+    assert_eq!(shared("u", "late reader").await, "queued");
+    admin
+        .batch_execute("UPDATE portalock.sessions SET expires = now() WHERE id = 't'")
+        .await
+        .unwrap();
+    assert_eq!(shared("u", "late reader").await, "granted");
+}
+
+/// A session that was found dead at one name is dead at every other: whoever waits there sees to it.
+#[tokio::test]
+async fn a_look_serves_those_who_wait_behind_the_dead() {
+    let server = Server::start().await;
+    let admin = server.admin().await;
+    open(&admin, "s").await;
+    open(&admin, "t").await;
+    acquire(&admin, "s", 0, "o").await;
+    acquire(&admin, "t", 0, "p").await;
+    let look = async || -> (Option<Vec<Option<i64>>>, Option<i64>) {
+        let row = admin
+            .query_one("SELECT * FROM portalock.look('t', '{p}')", &[])
+            .await
+            .unwrap();
+        (row.get("tokens"), row.get("again_in"))
+    };
+    let (tokens, again_in) = look().await;
+    assert_eq!(tokens, Some(vec![None]));
+    let again_in = again_in.unwrap();
+    assert!((1..=60_000).contains(&again_in), "{again_in} ms");
+    admin
+        .batch_execute("DELETE FROM portalock.sessions WHERE id = 's'")
+        .await
+        .unwrap();
+    assert!(look().await.0.unwrap()[0].is_some());
+}
+
+/// Who only tries finds a dead holder out as well.
+#[tokio::test]
+async fn a_try_passes_over_a_dead_holder() {
+    let server = Server::start().await;
+    let admin = server.admin().await;
+    open(&admin, "s").await;
+    open(&admin, "t").await;
+    acquire(&admin, "s", 0, "o").await;
+    let tries = async || -> String {
+        let statement =
+            "SELECT outcome FROM portalock.acquire('t', 0, 'lock', 'a', 'p', 10, 10, false, '{}')";
+        admin.query_one(statement, &[]).await.unwrap().get(0)
+    };
+    assert_eq!(tries().await, "refused");
+    admin
+        .batch_execute("UPDATE portalock.sessions SET expires = now() WHERE id = 's'")
+        .await
+        .unwrap();
+    assert_eq!(tries().await, "granted");
+}
+
+/// What an owner had in an earlier session of its client counts for nothing in the next.
+#[tokio::test]
+async fn an_owner_begins_anew_in_a_new_session() {
+    let server = Server::start().await;
+    let admin = server.admin().await;
+    open(&admin, "s").await;
+    open(&admin, "t").await;
+    let (_, first) = acquire(&admin, "s", 0, "o").await;
+    let (outcome, second) = acquire(&admin, "t", 0, "o").await;
+    assert_eq!(outcome, "granted");
+    assert!(second > first);
+    let of = "SELECT count(*) FROM portalock.claims WHERE session = 't'";
+    assert_eq!(server.number(of).await, 1);
+}
+
+/// What is over leaves nothing, but for the last token of each name in the last hour.
+#[tokio::test]
+async fn what_nobody_needs_is_removed() {
+    let server = Server::start().await;
+    let admin = server.admin().await;
+    open(&admin, "s").await;
+    open(&admin, "t").await;
+    acquire(&admin, "s", 0, "o").await;
+    admin
+        .batch_execute(
+            "INSERT INTO portalock.tokens VALUES ('lock', 'old', 1);
+             UPDATE portalock.sessions SET expires = now() - interval '2 minutes' WHERE id = 's';
+             SELECT portalock.clean()",
+        )
+        .await
+        .unwrap();
+    assert_eq!(
+        server
+            .number("SELECT count(*) FROM portalock.sessions")
+            .await,
+        1
+    );
+    assert_eq!(
+        server.number("SELECT count(*) FROM portalock.claims").await,
+        0
+    );
+    assert_eq!(
+        server
+            .number("SELECT count(*) FROM portalock.tokens WHERE name = 'a'")
+            .await,
+        1
+    );
+    assert_eq!(
+        server.number("SELECT count(*) FROM portalock.tokens").await,
+        1
+    );
+}

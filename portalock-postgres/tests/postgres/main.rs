@@ -1,0 +1,21 @@
+//! The backend on real servers: what it costs, what it leaves, and what it does when the network, the server or an
+//! administrator misbehaves.
+#![cfg(unix)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test may panic, and so may what it is made of"
+)]
+
+mod claims;
+mod cost;
+mod faults;
+mod fence;
+mod functions;
+mod idle;
+mod pooler;
+mod refusals;
+mod schema;
+mod standby;
+mod support;

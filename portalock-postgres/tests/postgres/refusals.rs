@@ -1,0 +1,292 @@
+//! What can't work is told by a typed error, within the deadline, and says what to do.
+
+use std::{error::Error, time::Duration};
+
+use portalock_core::{BackendError, BackendErrorKind, Lock, LockError, clock::Instant};
+use portalock_postgres::{PostgresBackend, PostgresSettings};
+use portalock_testkit::servers::PostgresOptions;
+
+use crate::support::{Server, connect, patient};
+
+async fn refused(url: &str) -> BackendError {
+    let settings = PostgresSettings::from_url(url)
+        .unwrap()
+        .with_request_timeout(Duration::from_secs(2))
+        .unwrap()
+        .with_connect_timeout(Duration::from_secs(2))
+        .unwrap();
+    let start = Instant::now();
+    let error = PostgresBackend::with_settings(settings).await.unwrap_err();
+    assert!(start.elapsed() < Duration::from_secs(30), "{error}");
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    println!("{text}");
+    assert!(!text.contains("hunter2"), "{text}");
+    error
+}
+
+#[tokio::test]
+async fn nobody_at_the_address() {
+    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = nobody.local_addr().unwrap().to_string();
+    drop(nobody);
+    let error = refused(&format!("postgres://u:hunter2@{address}/app")).await;
+    assert_eq!(error.kind(), BackendErrorKind::Unavailable);
+}
+
+#[tokio::test]
+async fn somebody_silent_at_the_address() {
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = silent.local_addr().unwrap().to_string();
+    let error = refused(&format!("postgres://u:hunter2@{address}/app")).await;
+    assert_eq!(error.kind(), BackendErrorKind::Unavailable);
+}
+
+#[tokio::test]
+async fn users_passwords_and_databases() {
+    let server = Server::with(PostgresOptions::new().passwords()).await;
+    server
+        .run("CREATE ROLE worker LOGIN PASSWORD 'hunter2'")
+        .await;
+    server
+        .run("CREATE DATABASE latin ENCODING LATIN1 TEMPLATE template0")
+        .await;
+
+    let error = refused(&server.url_of("worker:hunter22")).await;
+    assert_eq!(error.kind(), BackendErrorKind::PermissionDenied);
+    let error = refused(&server.url_of("worker")).await;
+    assert_eq!(error.kind(), BackendErrorKind::Misconfigured, "no password");
+    let error = refused(&server.url_of("nobody:hunter2")).await;
+    assert_eq!(error.kind(), BackendErrorKind::PermissionDenied);
+    let error = refused(&server.url_of("worker:hunter2")).await;
+    assert_eq!(
+        error.kind(),
+        BackendErrorKind::PermissionDenied,
+        "no privileges"
+    );
+    let error = refused(
+        &server
+            .url
+            .replace("/postgres", "/elsewhere")
+            .replace("//elsewhere", "//postgres"),
+    )
+    .await;
+    assert_eq!(error.kind(), BackendErrorKind::NotFound);
+    let error = refused(&format!("{}latin", server.url.trim_end_matches("postgres"))).await;
+    assert_eq!(error.kind(), BackendErrorKind::Unsupported);
+}
+
+/// All that a program needs, and all that the front page tells to grant.
+#[tokio::test]
+async fn usage_on_the_schema_is_enough() {
+    let server = Server::with(PostgresOptions::new().passwords()).await;
+    server
+        .run("CREATE ROLE worker LOGIN PASSWORD 'hunter2'; GRANT USAGE ON SCHEMA portalock TO worker")
+        .await;
+    let url = server.url_of("worker:hunter2");
+    let one = PostgresBackend::connect(&url).await.unwrap();
+    let two = Lock::new(PostgresBackend::connect(&url).await.unwrap(), "a").unwrap();
+    let lock = Lock::new(one.clone(), "a").unwrap();
+    let guard = lock.acquire().await.unwrap();
+    let waiting = tokio::spawn(async move { two.acquire_with(&patient()).await });
+    crate::support::until("the other waits", async || {
+        lock.inspect().await.unwrap().waiters.len() == 1
+    })
+    .await;
+    let fence = one.fence(guard.owner()).unwrap();
+    let worker = connect(&url).await;
+    worker
+        .query(
+            "SELECT portalock.ensure_held($1, $2)",
+            &[&fence.owner, &fence.token],
+        )
+        .await
+        .unwrap();
+    worker.query("SELECT portalock.clean()", &[]).await.unwrap();
+    guard.release().await.unwrap();
+    waiting.await.unwrap().unwrap().release().await.unwrap();
+
+    // What is not for it: the tables, and the functions that are for other functions.
+    for statement in [
+        "SELECT * FROM portalock.sessions",
+        "DELETE FROM portalock.claims",
+        "SELECT portalock.serve('lock', 'a', NULL)",
+        "SELECT portalock.next_token('lock', 'a')",
+    ] {
+        let error = worker.batch_execute(statement).await.unwrap_err();
+        assert_eq!(error.code().unwrap().code(), "42501", "{statement}");
+    }
+}
+
+#[tokio::test]
+async fn a_database_without_the_schema_and_one_with_another_version() {
+    let server = Server::empty(PostgresOptions::new()).await;
+    let error = refused(&server.url).await;
+    assert_eq!(error.kind(), BackendErrorKind::NotFound);
+    assert!(error.to_string().contains("migrate"), "{error}");
+
+    portalock_postgres::migrate(&server.settings())
+        .await
+        .unwrap();
+    for (version, advice) in [(0, "upgrade"), (99, "update this program")] {
+        server
+            .run(&format!(
+                "CREATE OR REPLACE FUNCTION portalock.version() RETURNS integer LANGUAGE sql IMMUTABLE AS 'SELECT {version}'"
+            ))
+            .await;
+        let error = refused(&server.url).await;
+        assert_eq!(error.kind(), BackendErrorKind::Misconfigured);
+        assert!(error.to_string().contains(advice), "{error}");
+    }
+    let error = portalock_postgres::migrate(&server.settings())
+        .await
+        .unwrap_err();
+    assert_eq!(error.kind(), BackendErrorKind::Misconfigured);
+}
+
+#[tokio::test]
+async fn a_server_that_takes_no_writes() {
+    let server = Server::start().await;
+    server
+        .run("CREATE ROLE reader LOGIN; GRANT USAGE ON SCHEMA portalock TO reader; ALTER ROLE reader SET default_transaction_read_only = on")
+        .await;
+    let error = refused(&server.url_of("reader")).await;
+    assert_eq!(error.kind(), BackendErrorKind::ReadOnly);
+}
+
+#[tokio::test]
+async fn no_connection_left() {
+    let server = Server::with(
+        PostgresOptions::new()
+            .setting("max_connections", "5")
+            .setting("superuser_reserved_connections", "0"),
+    )
+    .await;
+    let mut taken = Vec::new();
+    for _ in 0..5 {
+        taken.push(server.admin().await);
+    }
+    let error = refused(&server.url).await;
+    assert_eq!(error.kind(), BackendErrorKind::Exhausted);
+    assert!(error.is_retryable());
+}
+
+/// A role's defaults are not for these connections: a statement timeout that suits a web request, or serialisable
+/// transactions, which the functions can't work in.
+#[tokio::test]
+async fn a_roles_own_defaults_do_no_harm() {
+    let server = Server::start().await;
+    server
+        .run(
+            "CREATE ROLE worker LOGIN; GRANT USAGE ON SCHEMA portalock TO worker;
+             ALTER ROLE worker SET statement_timeout = '1ms';
+             ALTER ROLE worker SET default_transaction_isolation = 'serializable';
+             ALTER ROLE worker SET idle_session_timeout = '50ms';
+             ALTER ROLE worker SET synchronous_commit = 'off';
+             ALTER ROLE worker SET search_path = 'nowhere'",
+        )
+        .await;
+    let url = server.url_of("worker");
+    let lock = Lock::new(PostgresBackend::connect(&url).await.unwrap(), "a").unwrap();
+    let other = Lock::new(PostgresBackend::connect(&url).await.unwrap(), "a").unwrap();
+    let workers: Vec<_> = [lock, other]
+        .into_iter()
+        .map(|lock| {
+            tokio::spawn(async move {
+                for _ in 0..20 {
+                    let guard = lock.acquire_with(&patient()).await.unwrap();
+                    guard.release().await.unwrap();
+                }
+            })
+        })
+        .collect();
+    for worker in workers {
+        worker.await.unwrap();
+    }
+}
+
+/// Whatever keeps the server from carrying a statement out, the caller hears of it in time, by an error that may be retried.
+#[tokio::test]
+async fn a_statement_that_does_not_get_its_turn() {
+    let server = Server::start().await;
+    let settings = server
+        .settings()
+        .with_request_timeout(Duration::from_millis(300))
+        .unwrap();
+    let client = PostgresBackend::with_settings(settings).await.unwrap();
+    // Somebody sits on the name, as a server process would that was stopped in the midst of a statement.
+    let admin = server.admin().await;
+    admin
+        .batch_execute("BEGIN; SELECT portalock.lock_name('lock', 'a')")
+        .await
+        .unwrap();
+    let lock = Lock::new(client, "a").unwrap();
+    let policy = patient().with_max_failures(2);
+    let error = lock.acquire_with(&policy).await.unwrap_err();
+    let LockError::Backend { source, .. } = &error else {
+        panic!("{error:?}")
+    };
+    assert_eq!(source.kind(), BackendErrorKind::Unavailable);
+    admin.batch_execute("ROLLBACK").await.unwrap();
+    // What was asked for in vain has been given up.
+    let guard = lock.acquire_with(&patient()).await.unwrap();
+    guard.release().await.unwrap();
+}
+
+#[cfg(feature = "tls")]
+#[tokio::test]
+async fn tls_trusts_the_authority_it_is_given_and_no_other() {
+    use portalock_testkit::servers::ServerIdentity;
+
+    let dir = tempfile::tempdir().unwrap();
+    let signed = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
+    let (certificate, key) = (dir.path().join("cert.pem"), dir.path().join("key.pem"));
+    std::fs::write(&certificate, signed.cert.pem()).unwrap();
+    std::fs::write(&key, signed.signing_key.serialize_pem()).unwrap();
+    let identity = ServerIdentity {
+        authority: certificate.clone(),
+        certificate: certificate.clone(),
+        key,
+    };
+    let server = Server::empty(PostgresOptions::new().tls(identity)).await;
+
+    let url = format!("{}?sslrootcert={}", server.url, certificate.display());
+    portalock_postgres::migrate(&PostgresSettings::from_url(&url).unwrap())
+        .await
+        .unwrap();
+    let client = PostgresBackend::connect(&url).await.unwrap();
+    let guard = Lock::new(client, "a").unwrap().acquire().await.unwrap();
+    guard.release().await.unwrap();
+
+    let error = refused(&format!("{}?sslmode=require", server.url)).await;
+    assert_eq!(
+        error.kind(),
+        BackendErrorKind::Misconfigured,
+        "another authority"
+    );
+    let elsewhere = url.replace("127.0.0.1", "localhost");
+    let error = refused(&elsewhere).await;
+    assert_eq!(
+        error.kind(),
+        BackendErrorKind::Misconfigured,
+        "another name"
+    );
+    let error = refused(&server.url).await;
+    assert_eq!(
+        error.kind(),
+        BackendErrorKind::PermissionDenied,
+        "TLS required"
+    );
+
+    let plain = Server::start().await;
+    let error = refused(&format!("{}?sslmode=require", plain.url)).await;
+    assert_eq!(
+        error.kind(),
+        BackendErrorKind::Misconfigured,
+        "no TLS there"
+    );
+}

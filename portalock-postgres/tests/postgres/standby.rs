@@ -1,0 +1,102 @@
+//! A standby refuses, and is followed when it is promoted.
+
+use std::time::Duration;
+
+use portalock_core::{BackendErrorKind, Lock};
+use portalock_postgres::{PostgresBackend, PostgresSettings};
+use portalock_testkit::servers::PostgresServer;
+
+use crate::support::{Server, connect, patient, until};
+
+const LEASE: Duration = Duration::from_secs(20);
+
+async fn standby(server: &Server) -> PostgresServer {
+    let postgres = server.postgres.clone();
+    let start = move || postgres.lock().unwrap().standby();
+    tokio::task::spawn_blocking(start).await.unwrap().unwrap()
+}
+
+/// Settings that name both servers.
+fn either(server: &Server, standby: &PostgresServer) -> PostgresSettings {
+    let primary = server.postgres.lock().unwrap().addr();
+    let url = format!("postgres://postgres@{primary},{}/postgres", standby.addr());
+    PostgresSettings::from_url(&url)
+        .unwrap()
+        .with_lease_time(LEASE)
+        .unwrap()
+}
+
+/// Waits until the standby has got all that the primary has written.
+async fn caught_up(server: &Server) {
+    until("the standby has caught up", async || {
+        let behind = "SELECT count(*) FILTER (WHERE replay_lsn = pg_current_wal_lsn()) FROM pg_stat_replication";
+        server.number(behind).await == 1
+    })
+    .await;
+}
+
+async fn promote(server: &Server, standby: &PostgresServer) {
+    server.do_with(PostgresServer::stop).await;
+    let admin = connect(&standby.url()).await;
+    admin.query("SELECT pg_promote()", &[]).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_promoted_standby_goes_on_with_every_session() {
+    let server = Server::start().await;
+    let standby = standby(&server).await;
+    let error = PostgresBackend::connect(standby.url()).await.unwrap_err();
+    assert_eq!(error.kind(), BackendErrorKind::ReadOnly);
+
+    let settings = either(&server, &standby);
+    let holder = PostgresBackend::with_settings(settings.clone())
+        .await
+        .unwrap();
+    let holder = Lock::new(holder, "a").unwrap();
+    let waiter = PostgresBackend::with_settings(settings).await.unwrap();
+    let waiter = Lock::new(waiter, "a").unwrap();
+    let guard = holder.acquire().await.unwrap();
+    let waiting = tokio::spawn(async move { waiter.acquire_with(&patient()).await.unwrap() });
+    until("the other waits", async || {
+        holder.inspect().await.unwrap().waiters.len() == 1
+    })
+    .await;
+    caught_up(&server).await;
+    promote(&server, &standby).await;
+
+    guard.ensure_held().unwrap();
+    let token = guard.token();
+    guard.release().await.unwrap();
+    let next = waiting.await.unwrap();
+    assert!(next.token() > token);
+    next.release().await.unwrap();
+}
+
+/// What an asynchronous standby had not heard of is lost, and its holder is told.
+#[tokio::test]
+async fn a_grant_that_the_standby_never_got_is_lost_and_told() {
+    let server = Server::start().await;
+    let mut standby = standby(&server).await;
+    let client = PostgresBackend::with_settings(either(&server, &standby))
+        .await
+        .unwrap();
+    let kept = Lock::new(client.clone(), "kept")
+        .unwrap()
+        .acquire()
+        .await
+        .unwrap();
+    caught_up(&server).await;
+    // Stopped, so that nothing is on its way to it.
+    standby.stop();
+    let lost = Lock::new(client, "lost").unwrap().acquire().await.unwrap();
+    server.do_with(PostgresServer::stop).await;
+    let standby = tokio::task::spawn_blocking(move || {
+        standby.restart().unwrap();
+        standby
+    })
+    .await
+    .unwrap();
+    promote(&server, &standby).await;
+    lost.lost().await;
+    kept.ensure_held().unwrap();
+}

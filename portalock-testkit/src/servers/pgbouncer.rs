@@ -1,0 +1,71 @@
+//! The real `pgbouncer`, in front of a Postgres.
+
+use std::fs;
+
+use tempfile::TempDir;
+
+use super::{
+    etcd::free_port,
+    postgres::PostgresServer,
+    process::{Program, ServerProcess, StartError},
+};
+
+const PROGRAM: Program = Program {
+    name: "pgbouncer",
+    install: "install PgBouncer, such as by `apt install pgbouncer` or `brew install pgbouncer`",
+    ready_line: "process up",
+};
+
+/// A running `pgbouncer`, on a free port of the loopback interface. It ends when it is dropped, and with this process.
+#[derive(Debug)]
+pub struct Pooler {
+    // Declared before the directory: the pooler must be gone when that is removed.
+    _process: ServerProcess,
+    url: String,
+    _dir: TempDir,
+}
+
+impl Pooler {
+    /// A pooler in front of `server`, in this `pool_mode`: `session`, `transaction` or `statement`. Only the superuser may come
+    /// in.
+    ///
+    /// # Errors
+    ///
+    /// [`StartError`] if it isn't installed or did not come up.
+    pub fn start(server: &PostgresServer, pool_mode: &str) -> Result<Self, StartError> {
+        let dir = tempfile::Builder::new()
+            .prefix("pgbouncer-")
+            .tempdir()
+            .map_err(StartError::io("make a directory for the pooler"))?;
+        let port = free_port()?;
+        let users = dir.path().join("users.txt");
+        let settings = dir.path().join("pgbouncer.ini");
+        let text = format!(
+            "[databases]\n* = host=127.0.0.1 port={}\n\
+             [pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\nunix_socket_dir =\n\
+             pool_mode = {pool_mode}\nauth_type = trust\nauth_file = {}\n",
+            server.port(),
+            users.display(),
+        );
+        fs::write(&settings, text)
+            .and_then(|()| fs::write(&users, "\"postgres\" \"\"\n"))
+            .map_err(StartError::io("write pgbouncer.ini"))?;
+        // It refuses to run as root, too.
+        for path in [dir.path(), &settings, &users] {
+            server
+                .give(path)
+                .map_err(StartError::io("make the directory the pooler's"))?;
+        }
+        let process = ServerProcess::launch(&PROGRAM, server.command(PROGRAM.name).arg(&settings))?;
+        Ok(Self {
+            _process: process,
+            url: format!("postgres://postgres@127.0.0.1:{port}/postgres"),
+            _dir: dir,
+        })
+    }
+
+    /// The superuser's URL through the pooler.
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+}
