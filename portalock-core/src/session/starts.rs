@@ -225,12 +225,15 @@ mod tests {
         let sessions = Arc::new(Sessions::<Plain>::new());
         let (lease, go) = (Lease::unbounded(), Arc::new(tokio::sync::Notify::new()));
         let (started, goes_on) = (lease.clone(), go.clone());
+        let (begun, has_begun) = tokio::sync::oneshot::channel();
         let start = move |_| async move {
+            let _ = begun.send(());
             goes_on.notified().await;
             Ok(Arc::new(Plain(1, started)))
         };
         let mut call = Box::pin(sessions.get(start));
         assert!(futures_util::poll!(&mut call).is_pending());
+        has_begun.await.unwrap();
         drop(call);
         drop(sessions);
         go.notify_one();
