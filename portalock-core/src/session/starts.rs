@@ -8,11 +8,13 @@ use std::{
 };
 
 use super::{single_flight::SingleFlight, task::session_runtime};
-use crate::{BackendError, Lease, clock::Instant};
+use crate::{BackendError, Lease, Loss, clock::Instant};
 
 /// How long the next start waits after one that failed. Doubled with each failure in a row.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+
+const WITHOUT_BACKEND: &str = "the backend was dropped while its session started";
 
 /// A client's liveness at a service: all that it holds there lives and dies with it.
 pub trait Session: fmt::Debug + Send + Sync + 'static {
@@ -78,7 +80,7 @@ impl<S: Session> Sessions<S> {
     /// # Cancel safety
     ///
     /// Dropping the call doesn't stop a start: the session it makes serves the next caller. If the backend is gone by then,
-    /// the session is dropped.
+    /// the session's lease is ended.
     pub async fn get<R>(
         &self,
         start: impl FnOnce(Option<Arc<S>>) -> R + Send + 'static,
@@ -103,7 +105,15 @@ impl<S: Session> Sessions<S> {
                 tokio::time::sleep_until(not_before).await;
             }
             let outcome = start(former).await;
-            let state = state.upgrade().ok_or_else(gone)?;
+            let Some(state) = state.upgrade() else {
+                // Its tasks may hold it: nobody else would end it.
+                if let Ok(session) = outcome {
+                    session
+                        .lease()
+                        .end(Loss::SessionEnded(WITHOUT_BACKEND.into()));
+                }
+                return Err(gone());
+            };
             lock(&state).started(&outcome);
             outcome
         };
@@ -147,16 +157,13 @@ fn lock<S>(state: &Mutex<State<S>>) -> MutexGuard<'_, State<S>> {
 }
 
 fn gone() -> BackendError {
-    BackendError::new(
-        crate::BackendErrorKind::SessionEnded,
-        "the backend was dropped while its session started",
-    )
+    BackendError::new(crate::BackendErrorKind::SessionEnded, WITHOUT_BACKEND)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{BackendErrorKind, Loss};
+    use crate::BackendErrorKind;
     use std::future::{Ready, ready};
 
     #[derive(Debug)]
@@ -211,6 +218,27 @@ mod tests {
             }));
             assert_eq!(session.unwrap().0, 1);
         }
+    }
+
+    #[tokio::test]
+    async fn a_session_that_starts_for_nobody_is_ended() {
+        let sessions = Arc::new(Sessions::<Plain>::new());
+        let (lease, go) = (Lease::unbounded(), Arc::new(tokio::sync::Notify::new()));
+        let (started, goes_on) = (lease.clone(), go.clone());
+        let (begun, has_begun) = tokio::sync::oneshot::channel();
+        let start = move |_| async move {
+            let _ = begun.send(());
+            goes_on.notified().await;
+            Ok(Arc::new(Plain(1, started)))
+        };
+        let mut call = Box::pin(sessions.get(start));
+        assert!(futures_util::poll!(&mut call).is_pending());
+        has_begun.await.unwrap();
+        drop(call);
+        drop(sessions);
+        go.notify_one();
+        let loss = lease.signal().lost().await;
+        assert!(matches!(loss, Loss::SessionEnded(_)), "{loss}");
     }
 
     #[test]
