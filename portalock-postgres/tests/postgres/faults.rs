@@ -78,6 +78,39 @@ async fn a_grant_that_nobody_heard_is_found() {
     waiting.await.unwrap().release().await.unwrap();
 }
 
+/// However many there are: one look asks for some hundreds.
+#[tokio::test]
+async fn as_many_grants_as_there_are_are_found() {
+    const NAMES: usize = 700;
+    let server = Server::start().await;
+    let (line, settings) = server.line();
+    let settings = settings.with_lease_time(Duration::from_secs(600)).unwrap();
+    let waits = PostgresBackend::with_settings(settings).await.unwrap();
+    let holds = server.client().await;
+    let mut guards = Vec::new();
+    let mut waiting = Vec::new();
+    for number in 0..NAMES {
+        let name = format!("name-{number}");
+        let lock = Lock::new(holds.clone(), &*name).unwrap();
+        guards.push(lock.acquire_with(&patient()).await.unwrap());
+        let lock = Lock::new(waits.clone(), &*name).unwrap();
+        waiting.push(tokio::spawn(async move {
+            lock.acquire_with(&patient()).await.unwrap()
+        }));
+    }
+    let claims = "SELECT count(*) FROM portalock.claims WHERE token IS NULL";
+    until("all wait", async || server.number(claims).await == 700).await;
+    line.refuse(true);
+    line.cut();
+    for guard in guards {
+        guard.release().await.unwrap();
+    }
+    line.heal();
+    for waiting in waiting {
+        waiting.await.unwrap().release().await.unwrap();
+    }
+}
+
 #[tokio::test]
 async fn a_server_that_comes_back_within_the_lease_knows_everyone() {
     let server = Server::start().await;
