@@ -10,8 +10,6 @@
 
 use std::collections::HashMap;
 
-use portalock_core::Holder;
-
 use crate::keys::Weight;
 
 /// What is watched: a key, or all keys that begin so.
@@ -37,8 +35,6 @@ pub(crate) enum Blockers {
 pub(crate) struct Waiting {
     pub(crate) blockers: Blockers,
     pub(crate) seen: i64,
-    /// Who holds, for people.
-    pub(crate) holder: Option<Holder>,
 }
 
 /// The part of a semaphore's queue that is before a request, and the request itself.

@@ -101,8 +101,14 @@ impl Client {
         };
         match standing {
             Standing::Granted => self.granted(&session, owner),
-            Standing::Waiting(waiting) if patience == Patience::Queue => {
-                let contention = Contention::new().with_holder(waiting.holder.clone());
+            Standing::Waiting(waiting) => {
+                let place = self.places.get(owner);
+                let holder = place.and_then(|place| session.numbers.holder(&place.queue.directory));
+                let contention = Contention::new().with_holder(holder);
+                if patience == Patience::Once {
+                    self.release(owner).await?;
+                    return Ok(Attempt::Contended(contention));
+                }
                 session.watches.wait(owner, waiting)?;
                 Ok(Attempt::Contended(
                     contention
@@ -110,7 +116,7 @@ impl Client {
                         .with_recheck_after(RECHECK_AFTER),
                 ))
             }
-            Standing::Waiting(Waiting { holder, .. }) | Standing::Refused(holder) => {
+            Standing::Refused(holder) => {
                 self.release(owner).await?;
                 Ok(Attempt::Contended(Contention::new().with_holder(holder)))
             }
@@ -187,16 +193,14 @@ impl Client {
         if matches!(place.queue.rule, Rule::Permits(_)) {
             return None;
         }
-        let (owner, before) = self.places.nearest_before(place, taken)?;
-        let holder = if before.held.is_some() {
-            decode(&before.value)
-        } else {
-            place.session.watches.waiting(owner)?.holder
-        };
+        let before = self.places.nearest_before(place, taken)?;
+        if before.held.is_some() {
+            let numbers = &place.session.numbers;
+            numbers.note_holder(&place.queue.directory, decode(&before.value));
+        }
         Some(Waiting {
             blockers: Blockers::Nearest(before.key.to_string()),
             seen: before.taken?,
-            holder,
         })
     }
 

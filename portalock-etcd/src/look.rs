@@ -62,14 +62,15 @@ impl Place {
         if !is_there(own, taken) {
             return Ok(Standing::Gone);
         }
-        Ok(match self.blockers(taken, before)? {
-            None => Standing::Granted,
-            Some(blockers) => Standing::Waiting(Waiting {
-                blockers,
-                seen: revision(&answer),
-                holder: holder(first),
-            }),
-        })
+        let Some(blockers) = self.blockers(taken, before)? else {
+            return Ok(Standing::Granted);
+        };
+        let numbers = &self.session.numbers;
+        numbers.note_holder(&self.queue.directory, holder(first));
+        Ok(Standing::Waiting(Waiting {
+            blockers,
+            seen: revision(&answer),
+        }))
     }
 
     /// Whether the key of this place, taken at `taken`, is still there.

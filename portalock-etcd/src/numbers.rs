@@ -20,6 +20,8 @@ use std::{
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
+use portalock_core::Holder;
+
 /// The numbers that are in use, by what their keys begin with. Where none is in use nothing is kept.
 #[derive(Debug, Default)]
 pub(crate) struct Numbers(Mutex<HashMap<String, Directory>>);
@@ -29,6 +31,8 @@ struct Directory {
     /// All numbers are smaller.
     end: usize,
     free: BTreeSet<usize>,
+    /// Who held as far as one of this session knew last, for people.
+    holder: Option<Holder>,
 }
 
 impl Numbers {
@@ -51,6 +55,18 @@ impl Numbers {
                 directories.remove(directory);
             }
         }
+    }
+
+    /// One of those whose keys begin so knows who holds.
+    pub(crate) fn note_holder(&self, directory: &str, holder: Option<Holder>) {
+        if let Some(found) = self.lock().get_mut(directory) {
+            found.holder = holder;
+        }
+    }
+
+    /// Who holds, as far as those whose keys begin so know.
+    pub(crate) fn holder(&self, directory: &str) -> Option<Holder> {
+        self.lock().get(directory)?.holder.clone()
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<String, Directory>> {

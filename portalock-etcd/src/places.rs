@@ -96,18 +96,18 @@ impl Places {
         }
     }
 
-    /// The nearest place of the same session that is in the way of `place`, taken at `taken`; and whose it is.
-    pub(crate) fn nearest_before(&self, place: &Place, taken: i64) -> Option<(OwnerId, Place)> {
+    /// The nearest place of the same session that is in the way of `place`, taken at `taken`.
+    pub(crate) fn nearest_before(&self, place: &Place, taken: i64) -> Option<Place> {
         let before = |other: &Place| {
             other.taken.is_some_and(|other| other < taken)
                 && other.debt == Debt::None
                 && other.key.starts_with(place.queue.in_the_way())
         };
         self.lock()
-            .iter()
-            .filter(|(_, other)| Arc::ptr_eq(&other.session, &place.session) && before(other))
-            .max_by_key(|(_, other)| other.taken)
-            .map(|(owner, other)| (*owner, other.clone()))
+            .values()
+            .filter(|other| Arc::ptr_eq(&other.session, &place.session) && before(other))
+            .max_by_key(|other| other.taken)
+            .cloned()
     }
 
     /// A release of `owner` begins. It is due again when the returned value is dropped.

@@ -113,6 +113,8 @@
 //!
 //! - `tls`: connections over TLS by rustls, where `sslmode` or `sslrootcert` in the URL asks for it.
 
+#![cfg_attr(docsrs, feature(doc_cfg))]
+
 mod backend;
 mod client;
 mod config;

@@ -65,15 +65,15 @@ fn run() -> io::Result<bool> {
         return Ok(true);
     }
     let (program, arguments) = command.split_first().ok_or_else(usage)?;
-    let tests = || passes(program, arguments);
-    if !tests()? {
+    // It builds everything, so it may take longer.
+    if !Command::new(program).args(arguments).status()?.success() {
         return Err(io::Error::other("the tests fail without any change"));
     }
     let (mut caught, mut missed) = (0, 0);
     for mutant in mine {
         let original = fs::read_to_string(&mutant.file)?;
         fs::write(&mutant.file, &mutant.text)?;
-        let passed = tests();
+        let passed = passes(program, arguments);
         fs::write(&mutant.file, original)?;
         if passed? {
             missed += 1;

@@ -1,5 +1,5 @@
-//! Locks and semaphores on Redis for [portalock](portalock_core): they die with their connection, are granted atomically,
-//! and queue fairly.
+//! Locks and semaphores on Redis for [portalock](portalock_core): granted atomically, queued fairly, and not lost with a
+//! connection.
 //!
 //! ```
 //! use portalock_core::Lock;
@@ -19,23 +19,31 @@
 //!
 //! # How it works
 //!
-//! A [`RedisBackend`] has one *session*: one RESP3 connection, subscribed to a channel of its own, and one key that it
-//! refreshes. All of its locks share it. Whoever asks for a lock runs one script on the server, in one round trip, which
-//! looks whether the holders live (subscribed now, and refreshed) and grants, or keeps a place in the queue. Whoever
-//! releases runs another, which hands the lock to the next in line by a message to its channel: no polling, no herd.
+//! A [`RedisBackend`] has one *session*: a key that it refreshes, and a connection that is subscribed to a channel of its own. All
+//! of its locks share it. It lives on the library's own thread; calls go over a connection of the caller's runtime. Whoever
+//! asks for a lock runs one script on the server, in one round trip, which looks whether the holders' sessions live and grants, or
+//! keeps a place in the queue. Whoever releases runs another, which hands the lock to the next in line by a message to its
+//! channel: no polling, no herd.
 //!
 //! A crash runs no script. So the last in line looks every [`tick_interval`](RedisSettings::with_tick_interval) whether
-//! the holder lives, and those behind it ever more rarely: a killed process is noticed after 100 ms at the median, and 64
-//! idle waiters cost the server some thirteen commands a second.
+//! the holder's session lives, and those behind it ever more rarely: 64 idle waiters cost the server some thirteen commands a
+//! second.
 //!
 //! Exclusive locks, shared locks and semaphores are one mechanism: weights under a capacity, first come first served.
 //!
-//! # When the connection ends
+//! # When a connection ends
 //!
-//! Everything held in the session is lost: every guard's [`lost`](portalock_core::Guard::lost) fires, waiting calls take
-//! a place in a new session by themselves, and later calls connect again, with a growing pause between failures.
-//! Ownership never survives on a connection that was made anew. How far the *loss* can come after another's grant is the
-//! one choice to make: see [`disconnect_grace`](RedisSettings::with_disconnect_grace).
+//! Nothing is lost. The session is taken up again on a new connection, at once and then with growing pauses, for as long as its lease
+//! lasts: [`session_ttl`](RedisSettings::with_session_ttl), 4 s by default, from its last refresh. Holders keep their locks,
+//! tokens and lost signals, waiters their places, and calls that were under way are sent again. What may still come out of
+//! the old connection takes no effect. The same holds for a server that restarts with its data.
+//!
+//! If it can't come back in time, or the server no longer knows it, everything held in the session is lost: every guard's
+//! [`lost`](portalock_core::Guard::lost) fires, before another can be granted the lock. Waiting calls take a place in a new session
+//! by themselves. A crashed process's lock passes on in the same time.
+//!
+//! Who can't wait for that chooses [`release_without_notice`](RedisSettings::with_release_without_notice), and gives up both: locks
+//! then go with their connection, and another may have one before its former holder knows.
 //!
 //! # Semaphores
 //!
@@ -61,7 +69,7 @@
 //! - A `maxmemory-policy` that evicts none of our keys: `noeviction`, or memory enough. All keys have a time to live, so
 //!   the `volatile-*` policies evict them too.
 //! - A user with this ACL, for the default prefix: `~portalock/* &portalock/* +eval +evalsha +subscribe +unsubscribe
-//!   +publish +pubsub|numsub +ping +scan +wait +time +mget +exists +set +del +pexpire +pexpireat +pttl +hget +hmget +hset
+//!   +publish +pubsub|numsub +ping +info +scan +wait +time +get +mget +exists +set +del +pexpire +pexpireat +pttl +hget +hmget +hset
 //!   +hsetnx +hdel +hgetall +hlen +zadd +zrem +zrange +zrevrank +select`. What is missing is a
 //!   [`PermissionDenied`](portalock_core::BackendErrorKind::PermissionDenied) when the session opens.
 //!

@@ -2,28 +2,25 @@
 //!
 //! # Invariants
 //!
-//! What every script keeps true, whatever it finds, with *live* as `hears` in `grant.lua` and `look` in `prelude.lua` decide
-//! it:
+//! What every script keeps true, whatever it finds, with *live* as `lives` in `grant.lua` decides it:
 //!
 //! 1. **Exclusion.** The weights of the claims in a state never exceed the smallest capacity among them. A claim leaves
 //!    only by its own owner's release or because its session is not live; nobody is granted beside a live claim that it
 //!    doesn't fit with. (A write over the key from outside, an eviction or `FLUSHALL` is not a script.)
 //!    Where the last token comes with a shape, every claim in the state has it, so that their number is enough to tell.
-//! 2. **A grant needs a live session**, checked in the script that grants. So a command that comes late out of a dead
-//!    connection is refused, and a grant by message always has a connection to travel on: if that breaks, the session is
-//!    dead, and the grant void. Of who asks, `acquire_usual.lua` looks at the key alone: a session's commands come over the
-//!    very connection that its subscription is on.
+//! 2. **A grant needs a live session**, checked in the script that grants, **and its present stamp** where it is asked for. So a
+//!    command that comes late out of a dead session, or after its owner was withdrawn, is refused: see `session.rs`.
 //! 3. **Order.** An owner is granted only when nobody live stands before it, and never loses its place by asking again.
 //! 4. **One claim an owner**, in the state or in the queue, never in both: asking again finds it.
 //! 5. **Tokens grow.** Each is more than the last and at least the server's clock in microseconds; a state that holds
 //!    the last one lives until an hour after the clock has passed it.
 //! 6. **Nothing lasts.** Every key has a time to live of an hour or two, moved on by those who use it: what a crashed client
 //!    left is taken out by the next one who meets it, or goes by itself.
-//! 7. **Dead sessions stay dead.** A session's key is set once, after its subscription, and only ever moved on, never
-//!    set again; a client deletes the keys of its former sessions when it opens a new one.
-//! 8. **No waiter is forgotten.** Whoever frees something serves the queue; the last in the queue always has been told
-//!    that it is, by an answer or a message, and looks often whether the holders live; the others look from time to time,
-//!    also whether the last one does.
+//! 7. **Dead sessions stay dead.** A session's key is set once, after its subscription, and only ever moved on or given a later
+//!    stamp, never set again when it is gone; a client deletes the key of its former session when it begins a new one.
+//! 8. **No waiter is forgotten.** Whoever frees something serves the queue; whoever is granted its turn is told by a message, and
+//!    looks when it can have missed one. The last in the queue always has been told that it is, by an answer or a message, and
+//!    looks often whether the holders live; the others look from time to time, also whether the last one does.
 
 use redis::{Cmd, ErrorKind, RedisError, ServerErrorKind, Value, aio::MultiplexedConnection};
 use sha1_smol::Sha1;

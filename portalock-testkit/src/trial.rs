@@ -113,6 +113,7 @@ impl Trial {
                 "the fixture does not provide semaphores that are first come, first served",
             ),
             Need::Listing
+            | Need::HolderTokens
             | Need::Crash
             | Need::CutOff
             | Need::LoseAnswers

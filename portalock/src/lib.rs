@@ -1,4 +1,4 @@
-//! One locking API over files on one machine, Redis or etcd across machines, or a store of your own.
+//! One locking API over files on one machine, Redis, etcd or Postgres across machines, or a store of your own.
 //!
 //! ```
 //! # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -40,6 +40,7 @@
 //! | `unix:///path/to/socket[?db=3]` | a Redis or Valkey server on this host | `redis` |
 //! | `etcd://[user:password@]host[:port][,host...][/prefix]` | an etcd cluster | `etcd` |
 //! | `etcds://...` | the same over TLS | `etcd` and `tls` |
+//! | `postgres://[user[:password]@]host[:port]/database` | a PostgreSQL database, over TLS if built with `tls` and asked for | `postgres` |
 //! | `memory:` | a new store in this process, for tests | always there |
 //!
 //! `fs:` alone is [a directory of the user's own](default_directory). [`open`] refuses a scheme whose feature is not enabled,
@@ -58,6 +59,7 @@
 //! | `fs` (default) | [`fs`](portalock_fs): OS file locks, and what Python's portalocker has for files | Rust |
 //! | `redis` | `redis`: locks and semaphores on Redis and Valkey | Rust |
 //! | `etcd` | `etcd`: locks and semaphores on etcd, and `Fence` for your own transactions | `protoc` |
+//! | `postgres` | `postgres`: locks and semaphores on PostgreSQL, and `Fence` for your own transactions | Rust |
 //! | `tls` | TLS by rustls, for the servers among the features | a C compiler |
 //! | `metrics` | waits, holds and losses for the `metrics` facade | Rust |
 //! | `testkit` | `testkit`: the conformance suite for a backend of your own | Rust |
@@ -75,6 +77,9 @@ pub use portalock_etcd as etcd;
 #[cfg(feature = "fs")]
 #[doc(inline)]
 pub use portalock_fs as fs;
+#[cfg(feature = "postgres")]
+#[doc(inline)]
+pub use portalock_postgres as postgres;
 #[cfg(feature = "redis")]
 #[doc(inline)]
 pub use portalock_redis as redis;
@@ -82,4 +87,4 @@ pub use portalock_redis as redis;
 #[doc(inline)]
 pub use portalock_testkit as testkit;
 
-pub use open::{AnyBackend, Config, OpenError, Scheme, default_directory, open};
+pub use open::{AnyBackend, Config, OpenError, Scheme, default_directory, migrate, open};

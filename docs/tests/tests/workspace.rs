@@ -204,6 +204,7 @@ fn no_client_of_a_service_comes_without_its_feature() {
         ("fs", vec!["cap-std", "fs4"]),
         ("redis", vec!["redis"]),
         ("etcd", vec!["etcd-client", "tonic"]),
+        ("postgres", vec!["tokio-postgres"]),
         ("metrics", vec!["metrics"]),
         ("testkit", vec!["portalock-testkit"]),
     ]);
@@ -225,7 +226,13 @@ fn no_client_of_a_service_comes_without_its_feature() {
 fn nothing_is_built_in_two_versions_but_what_the_page_names() {
     let page = fs::read_to_string(workspace().join("docs/dependencies.md")).unwrap();
     let named = page.split("Built in two versions").nth(1).unwrap();
-    for features in ["fs", "redis", "etcd", "fs,redis,etcd,tls,metrics,testkit"] {
+    for features in [
+        "fs",
+        "redis",
+        "etcd",
+        "postgres",
+        "fs,redis,etcd,postgres,tls,metrics,testkit",
+    ] {
         let tree = tree_of_features(features);
         for pair in tree.windows(2).filter(|pair| pair[0] == pair[1]) {
             let name = format!("`{}`", pair[0]);
@@ -237,7 +244,7 @@ fn nothing_is_built_in_two_versions_but_what_the_page_names() {
 #[test]
 fn the_page_of_dependencies_is_true() {
     let page = fs::read_to_string(workspace().join("docs/dependencies.md")).unwrap();
-    for feature in ["fs", "redis", "etcd", "metrics", "testkit"] {
+    for feature in ["fs", "redis", "etcd", "postgres", "metrics", "testkit"] {
         let row = page
             .lines()
             .find(|line| line.starts_with(&format!("| `{feature}`")))

@@ -1,16 +1,14 @@
-//! What a fencing token is for: a store that checks it refuses a holder that slept too long.
+//! What a fencing token is for: a store that checks it refuses a holder that was cut off too long.
 //!
 //! ```sh
-//! cargo run -p portalock-examples-redis --example fenced_store                             # starts a redis-server of its own
-//! REDIS_URL=redis://localhost cargo run -p portalock-examples-redis --example fenced_store
+//! cargo run -p portalock-examples-redis --example fenced_store # starts a redis-server of its own
 //! ```
 //!
-//! Alice takes the lock, looks whether she still holds it, and then stands still, as a virtual machine does that is moved,
-//! or a process that is swapped out. Her session ends, Bob is granted the lock and writes. When Alice goes on, she writes
-//! what she was about to write: no lock can prevent that. The store can, because it was given Bob's token, which is larger.
+//! Alice takes the lock, looks whether she still holds it, and then computes for a while, during which her network is cut. Her
+//! session ends, Bob is granted the lock and writes. When Alice goes on, she writes what she was about to write: no lock can
+//! prevent that. The store can, because it was given Bob's token, which is larger.
 
 use std::{
-    env,
     error::Error,
     sync::{Arc, Mutex, PoisonError, mpsc},
     thread,
@@ -19,7 +17,10 @@ use std::{
 
 use portalock::redis::{RedisBackend, RedisSettings};
 use portalock::{FencingToken, Lock, Policy};
-use portalock_testkit::servers::RedisServer;
+use portalock_testkit::{
+    proxy::{Direction, FaultProxy},
+    servers::RedisServer,
+};
 
 type Failure = Box<dyn Error + Send + Sync>;
 
@@ -53,24 +54,20 @@ impl Store {
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Failure> {
-    let (_server, url) = if let Ok(url) = env::var("REDIS_URL") {
-        (None, url)
-    } else {
-        let server = RedisServer::start()?;
-        let url = server.url();
-        (Some(server), url)
-    };
+    let server = RedisServer::start()?;
+    let network = FaultProxy::start(server.addr())?;
     let store = Arc::new(Store::default());
 
     let (tell, asleep) = mpsc::channel();
     let (wake, woken) = mpsc::channel();
     let alice = {
-        let (url, store) = (url.clone(), store.clone());
+        let (url, store) = (format!("redis://{}", network.addr()), store.clone());
         thread::spawn(move || alice(&url, &store, &tell, &woken))
     };
     asleep.recv()?;
+    network.black_hole(Direction::Both);
 
-    let redis = RedisBackend::connect(&url).await?;
+    let redis = RedisBackend::with_settings(settings(&server.url())?).await?;
     let lock = Lock::new(redis, "examples/store")?.with_policy(Policy::forever());
     let guard = lock.acquire().await?;
     let token = guard.token().ok_or("Redis has tokens")?;
@@ -86,8 +83,13 @@ async fn main() -> Result<(), Failure> {
     Ok(())
 }
 
-/// A program that stands still between its last look at the lock and its write: its runtime with it, so nothing refreshes
-/// its session.
+/// A session so short that its end can be waited for; and this server has never been used before.
+fn settings(url: &str) -> Result<RedisSettings, Failure> {
+    let settings = RedisSettings::new(url)?.with_restart_wait(Duration::ZERO);
+    Ok(settings.with_session_ttl(Duration::from_millis(500))?)
+}
+
+/// A program that computes between its last look at the lock and its write.
 fn alice(
     url: &str,
     store: &Store,
@@ -98,13 +100,12 @@ fn alice(
         .enable_all()
         .build()?;
     runtime.block_on(async {
-        let settings = RedisSettings::new(url)?.with_session_ttl(Duration::from_millis(500))?;
-        let redis = RedisBackend::with_settings(settings).await?;
+        let redis = RedisBackend::with_settings(settings(url)?).await?;
         let lock = Lock::new(redis, "examples/store")?;
         let guard = lock.acquire().await?;
         let token = guard.token().ok_or("Redis has tokens")?;
         guard.ensure_held()?;
-        println!("alice holds the lock, token {token}, and falls asleep");
+        println!("alice holds the lock, token {token}, and computes");
 
         tell.send(())?;
         woken.recv()?;
@@ -112,7 +113,7 @@ fn alice(
         match store.write(token, "written by alice") {
             Ok(()) => return Err("alice overwrote what bob had written".into()),
             Err(newest) => {
-                println!("alice wakes and writes: refused, {token} is older than {newest}");
+                println!("alice goes on and writes: refused, {token} is older than {newest}");
             }
         }
         // She would have known, had she looked once more. The store did not rely on it.

@@ -4,12 +4,12 @@
 mod program;
 
 #[test]
-fn a_holder_that_slept_too_long_is_refused() {
+fn a_holder_that_was_cut_off_too_long_is_refused() {
     let said = program::run("fenced_store");
     for expected in [
         "alice holds the lock",
         "bob holds the lock and writes",
-        "alice wakes and writes: refused",
+        "alice goes on and writes: refused",
         "examples/store was lost",
         "the store says: written by bob",
     ] {

@@ -2,16 +2,17 @@
 
 pub(crate) const USAGE: &str = "with_lock [OPTIONS] [BACKEND] NAME -- COMMAND [ARG]...
        with_lock who [--watch] [--json] [BACKEND] NAME
-       with_lock list [--watch] [--json] [BACKEND]";
+       with_lock list [--watch] [--json] [BACKEND]
+       with_lock migrate [BACKEND]";
 
 pub(crate) const TARGET: &str = "\
 The lock's name, after its backend if it isn't the default one.
 
-BACKEND is an address (fs:DIR, redis://HOST, rediss://HOST, unix:///SOCKET, etcd://HOST,HOST) or a key of the \
+BACKEND is an address (fs:DIR, redis://HOST, rediss://HOST, unix:///SOCKET, etcd://HOST,HOST, postgres://HOST/DATABASE) or a key of the \
 configuration file. Without it: $PORTALOCK_BACKEND, else fs:, which is a directory in your home.";
 
 pub(crate) const ABOUT: &str = "\
-Runs a command while it holds a lock: on files, Redis or etcd.
+Runs a command while it holds a lock: on files, Redis, etcd or Postgres.
 
 The lock is held for as long as the command runs, and released when it ends, however it ends. The command gets its \
 arguments as they are, through no shell. It never inherits the lock, so what it leaves running in the background doesn't \

@@ -10,7 +10,10 @@ use std::{
 
 use tokio::runtime::{Builder, Handle};
 
-use crate::{BackendError, BackendErrorKind, LockError, LockName, background::CALLS};
+use crate::{
+    BackendError, BackendErrorKind, LockError, LockName, background::CALLS,
+    engine::deadline::untimed,
+};
 
 /// Runs `future` on the background runtime and waits for it: for opening a backend that keeps a session, such as
 /// `wait(RedisBackend::connect(url))`.
@@ -91,7 +94,7 @@ where
     if Handle::try_current().is_ok() {
         // A runtime can't be driven within another one, as on a thread of `spawn_blocking`: it may have to go elsewhere.
         let mut future = Box::pin(future);
-        return match poll_once(future.as_mut()) {
+        return match untimed(|| poll_once(future.as_mut())) {
             Poll::Ready(output) => Ok(output),
             Poll::Pending => wait(future),
         };

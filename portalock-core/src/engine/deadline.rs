@@ -1,6 +1,7 @@
 //! One deadline for a whole call, whatever it awaits, without a timer where nothing has to be waited for.
 
 use std::{
+    cell::Cell,
     future::Future,
     pin::{Pin, pin},
     task::{Context, Poll},
@@ -49,10 +50,28 @@ pub(crate) async fn bound<F: Future>(deadline: Option<Instant>, future: F) -> Op
     .await
 }
 
+thread_local! {
+    /// Whether the thread makes no timers for the moment.
+    static UNTIMED: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Polls a future that goes elsewhere if it is pending: it must not take along a timer of the runtime that this thread is in, which
+/// nobody may drive meanwhile.
+pub(crate) fn untimed<T>(poll: impl FnOnce() -> T) -> T {
+    struct Restore(bool);
+    impl Drop for Restore {
+        fn drop(&mut self) {
+            UNTIMED.set(self.0);
+        }
+    }
+    let _restore = Restore(UNTIMED.replace(true));
+    poll()
+}
+
 /// Polls the future first, and makes a timer only once it is pending: tokio's timers tick in milliseconds, and a lock
 /// that is free should not pay for one.
 ///
-/// Outside a runtime it makes no timer and stays pending: the [`blocking`](crate::blocking) facade polls once without a
+/// Outside a runtime, and where it is [`untimed`], it makes no timer and stays pending: the [`blocking`](crate::blocking) facade polls once without a
 /// runtime, and only makes one if that was not enough.
 struct Bounded<'f, F> {
     future: Pin<&'f mut F>,
@@ -71,7 +90,7 @@ impl<F: Future> Future for Bounded<'_, F> {
             return Poll::Ready(None);
         }
         if self.timer.is_none() {
-            if Handle::try_current().is_err() {
+            if UNTIMED.get() || Handle::try_current().is_err() {
                 return Poll::Pending;
             }
             self.timer = Some(timer::at(self.deadline));

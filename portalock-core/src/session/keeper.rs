@@ -210,7 +210,10 @@ mod tests {
         assert!(after_failure(TIME, 1) <= longest / 16);
         for failures in 1..100 {
             let pause = after_failure(TIME, failures);
-            assert!(!pause.is_zero() && pause <= longest, "{failures}: {pause:?}");
+            assert!(
+                !pause.is_zero() && pause <= longest,
+                "{failures}: {pause:?}"
+            );
         }
         assert!(after_failure(TIME, 9) >= longest / 2);
     }

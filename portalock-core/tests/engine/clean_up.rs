@@ -116,6 +116,21 @@ async fn a_released_guards_signal_outlives_the_session_in_silence() {
     );
 }
 
+#[tokio::test]
+async fn a_refused_try_leaves_nothing_to_release() {
+    let backend = Scripted::new([Step::Contended]);
+    assert!(backend.lock().try_acquire().await.is_err());
+    // A clean-up would have a handle of its own.
+    within_real_time(async {
+        while Arc::strong_count(&backend.0) > 1 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await
+    .expect("something goes on");
+    assert!(backend.releases().is_empty());
+}
+
 #[tokio::test(start_paused = true)]
 async fn an_attempt_that_failed_is_withdrawn_even_if_the_next_was_answered() {
     let fails = Step::Fails(BackendErrorKind::Unavailable);

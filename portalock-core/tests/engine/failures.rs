@@ -69,3 +69,14 @@ async fn a_failure_before_the_deadline_is_the_timeouts_cause() {
         }
     ));
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_failure_before_a_silence_is_what_the_caller_is_told() {
+    let fails = Step::Fails(BackendErrorKind::Unavailable);
+    let backend = Scripted::new([fails, Step::Stalls]);
+    let error = backend.lock().acquire_with(&seconds(3)).await.unwrap_err();
+    let LockError::Timeout { last_error, .. } = error else {
+        unreachable!("{error}")
+    };
+    assert_eq!(last_error.unwrap().to_string(), "told to fail");
+}

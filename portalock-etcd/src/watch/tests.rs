@@ -14,7 +14,6 @@ fn nearest(key: &str, seen: i64) -> Waiting {
     Waiting {
         blockers: Blockers::Nearest(key.to_owned()),
         seen,
-        holder: None,
     }
 }
 
@@ -166,7 +165,6 @@ async fn one_who_waits_for_permits_is_told_once_they_suffice() {
     let waiting = Waiting {
         blockers: Blockers::Permits(line),
         seen: 7,
-        holder: None,
     };
     let (_owner, mut wakeups) = waiter(&watches, waiting);
     let queue = Watched::Queue("q/".to_owned());

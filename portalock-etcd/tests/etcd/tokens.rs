@@ -69,11 +69,11 @@ async fn a_hand_over_is_told_though_the_streams_token_has_expired() {
 #[tokio::test]
 async fn a_lock_is_kept_for_longer_than_tokens_and_leases_last() {
     let (_server, _key, settings) = expiring().await;
-    let settings = settings.with_lease_time(Duration::from_secs(3)).unwrap();
+    let settings = settings.with_lease_time(TOKEN * 4).unwrap();
     let holder = EtcdBackend::with_settings(settings).await.unwrap();
     let lock = Lock::new(holder, "a").unwrap();
     let guard = lock.acquire_with(&patient()).await.unwrap();
-    let lost = tokio::time::timeout(TOKEN * 5, guard.lost()).await;
+    let lost = tokio::time::timeout(TOKEN * 8, guard.lost()).await;
     assert!(lost.is_err(), "{lost:?}");
     guard.release().await.unwrap();
 }

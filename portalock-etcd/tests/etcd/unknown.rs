@@ -10,6 +10,9 @@ use portalock_testkit::proxy::Direction;
 
 use crate::support::{Server, patient, until, with_users};
 
+/// A request timeout. Half of it is for the first line: until then the test must have seen the place and changed the server.
+const FOR_BOTH_LINES: Duration = Duration::from_secs(16);
+
 fn request(name: &str) -> LockRequest {
     Request::new(
         LockName::new(name).unwrap(),
@@ -40,7 +43,7 @@ async fn a_request_whose_answer_was_lost_is_withdrawn_though_the_next_try_says_t
     let server = Server::start();
     let (first, second) = (server.line(0), server.line(0));
     let client = server
-        .lasting_client_through(&[&first, &second], Duration::from_secs(2))
+        .lasting_client_through(&[&first, &second], FOR_BOTH_LINES)
         .await;
     first.black_hole(Direction::ToClient);
     let lock = Lock::new(client, "orphan").unwrap();
@@ -71,7 +74,7 @@ async fn a_request_whose_answer_was_lost_is_withdrawn_though_the_next_try_is_not
     let client = server
         .client_through(&[&first, &second], |settings| {
             settings
-                .with_request_timeout(Duration::from_secs(2))
+                .with_request_timeout(FOR_BOTH_LINES)
                 .unwrap()
                 .with_lease_time(Duration::from_secs(600))
                 .unwrap()

@@ -9,9 +9,9 @@ use std::{
 };
 
 use portalock_core::{LockError, Policy};
-use portalock_fs::{FileLock, FileMode, LockKind};
+use portalock_fs::{FileLock, FileMode};
 
-use crate::{briefly, child::Other, patient, place};
+use crate::{briefly, child::Other, kinds, patient, place};
 
 #[test]
 fn truncates_only_once_locked() {
@@ -97,7 +97,7 @@ fn reads_and_rewrites_a_file_in_place() {
 
 #[test]
 fn a_second_lock_in_the_same_process_contends() {
-    for kind in [LockKind::Flock, LockKind::Record] {
+    for &kind in kinds() {
         let (_dir, path) = place("data");
         let lock = FileLock::new(&path).unwrap().with_kind(kind);
         let held = lock.try_acquire().unwrap();
@@ -117,7 +117,7 @@ fn a_second_lock_in_the_same_process_contends() {
 
 #[test]
 fn readers_share_and_keep_a_writer_out() {
-    for kind in [LockKind::Flock, LockKind::Record] {
+    for &kind in kinds() {
         let (_dir, path) = place("data");
         fs::write(&path, "shared").unwrap();
         let reader = FileLock::new(&path).unwrap().with_mode(FileMode::Read);
@@ -344,4 +344,14 @@ async fn a_reentrant_lock_hands_out_one_file() {
             "a\nb\n".repeat(round)
         );
     }
+}
+
+/// Nobody drives the runtime meanwhile: what ends the wait must not be its timer.
+#[tokio::test]
+async fn a_blocking_wait_on_the_only_thread_of_a_runtime_ends() {
+    let (_dir, path) = place("data");
+    let lock = FileLock::new(&path).unwrap();
+    let _held = lock.try_acquire().unwrap();
+    let error = lock.blocking_acquire_with(&briefly()).unwrap_err();
+    assert!(error.is_contention(), "{error}");
 }

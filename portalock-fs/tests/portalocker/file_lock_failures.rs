@@ -72,7 +72,7 @@ fn a_named_pipe_is_refused_rather_than_waited_for() {
     }
 }
 
-#[cfg(unix)]
+#[cfg(target_os = "linux")]
 #[test]
 fn an_exclusive_record_lock_on_a_read_only_handle_is_a_mistake_not_contention() {
     let (_dir, path) = place("data");

@@ -8,18 +8,25 @@ use std::{
 use portalock_core::LockError;
 use portalock_fs::{LockKind, Mode, blocking_lock_with, lock, lock_with, try_lock, unlock};
 
-use crate::{briefly, child::Other, patient, place};
-
-const KINDS: [LockKind; 2] = [LockKind::Flock, LockKind::Record];
+use crate::{briefly, child::Other, kinds, patient, place};
 
 fn open(path: &Path) -> File {
     fs::write(path, "").unwrap();
     File::options().read(true).write(true).open(path).unwrap()
 }
 
+/// What the other process is told to do.
+const fn task(kind: LockKind) -> &'static str {
+    match kind {
+        LockKind::Record => "record",
+        _ => "flock",
+    }
+}
+
 #[test]
 fn a_lock_on_a_handle_keeps_another_process_out() {
-    for (kind, task) in [(LockKind::Flock, "flock"), (LockKind::Record, "record")] {
+    for &kind in kinds() {
+        let task = task(kind);
         let (_dir, path) = place("data");
         let file = open(&path);
         let other = Other::that_has(task, &path);
@@ -32,7 +39,8 @@ fn a_lock_on_a_handle_keeps_another_process_out() {
 
 #[test]
 fn a_blocking_lock_waits_for_another_process() {
-    for (kind, task) in [(LockKind::Flock, "flock"), (LockKind::Record, "record")] {
+    for &kind in kinds() {
+        let task = task(kind);
         let (_dir, path) = place("data");
         let file = open(&path);
         let mut other = Other::start(task, &path);
@@ -47,7 +55,7 @@ fn a_blocking_lock_waits_for_another_process() {
 fn unlocking_what_is_not_locked_is_harmless_on_unix() {
     let (_dir, path) = place("data");
     let file = open(&path);
-    for kind in [LockKind::Flock, LockKind::Record] {
+    for &kind in kinds() {
         assert_eq!(unlock(&file, kind).is_ok(), cfg!(unix));
     }
 }
@@ -63,7 +71,7 @@ fn flock_and_record_locks_do_not_see_each_other() {
 
 #[tokio::test]
 async fn an_open_handle_is_waited_for_until_a_deadline() {
-    for kind in KINDS {
+    for &kind in kinds() {
         let (_dir, path) = place("ledger");
         let (ours, theirs) = (open(&path), open(&path));
         assert!(try_lock(&theirs, Mode::Exclusive, kind).unwrap());
@@ -87,7 +95,7 @@ async fn an_open_handle_is_waited_for_until_a_deadline() {
 
 #[tokio::test]
 async fn a_waiter_with_an_open_handle_has_it_once_the_other_is_closed() {
-    for kind in KINDS {
+    for &kind in kinds() {
         let (_dir, path) = place("ledger");
         let (ours, theirs) = (open(&path), open(&path));
         assert!(try_lock(&theirs, Mode::Exclusive, kind).unwrap());
@@ -102,7 +110,7 @@ async fn a_waiter_with_an_open_handle_has_it_once_the_other_is_closed() {
 
 #[tokio::test]
 async fn a_wait_on_an_open_handle_that_is_dropped_locks_nothing() {
-    for kind in KINDS {
+    for &kind in kinds() {
         let (_dir, path) = place("ledger");
         let (ours, theirs) = (open(&path), open(&path));
         assert!(try_lock(&theirs, Mode::Exclusive, kind).unwrap());
@@ -120,7 +128,8 @@ async fn a_wait_on_an_open_handle_that_is_dropped_locks_nothing() {
 
 #[test]
 fn a_thread_waits_for_an_open_handle_until_a_deadline() {
-    for (kind, task) in [(LockKind::Flock, "flock"), (LockKind::Record, "record")] {
+    for &kind in kinds() {
+        let task = task(kind);
         let (_dir, path) = place("ledger");
         let ours = open(&path);
         let other = Other::that_has(task, &path);

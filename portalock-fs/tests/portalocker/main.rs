@@ -22,12 +22,22 @@ mod wakeups;
 use std::{path::PathBuf, time::Duration};
 
 use portalock_core::Policy;
+use portalock_fs::LockKind;
 
 /// A directory that is removed after the test, and a file name in it.
 fn place(name: &str) -> (tempfile::TempDir, PathBuf) {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join(name);
     (dir, path)
+}
+
+/// The kinds of lock that there are here.
+fn kinds() -> &'static [LockKind] {
+    if cfg!(any(target_os = "linux", target_os = "android", windows)) {
+        &[LockKind::Flock, LockKind::Record]
+    } else {
+        &[LockKind::Flock]
+    }
 }
 
 /// Long enough for anything that is going to happen on a loaded machine.

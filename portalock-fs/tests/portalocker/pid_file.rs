@@ -197,6 +197,7 @@ async fn works_in_an_async_program() {
     waited.unwrap().release().unwrap();
 }
 
+#[cfg(any(target_os = "linux", target_os = "android", windows))]
 #[test]
 fn record_locks_meet_a_program_that_uses_lockf() {
     let (_dir, path) = place("daemon.pid");

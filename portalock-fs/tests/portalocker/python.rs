@@ -10,7 +10,7 @@ use std::{
 use portalock_core::LockError;
 use portalock_fs::{FileLock, LockKind, PidFileLock};
 
-use crate::{patient, place};
+use crate::{kinds, patient, place};
 
 /// A Python program that says what became of its lock and keeps it until its input ends. Its arguments: the kind of lock, and the
 /// file.
@@ -93,10 +93,7 @@ except portalocker.AlreadyLocked:
 #[test]
 fn a_program_that_locks_by_fcntl_and_ours_keep_each_other_out() {
     let test = "a_program_that_locks_by_fcntl_and_ours_keep_each_other_out";
-    for kind in [LockKind::Flock, LockKind::Record] {
-        if kind == LockKind::Record && !cfg!(target_os = "linux") {
-            continue;
-        }
+    for &kind in kinds() {
         let (_dir, path) = place("ledger");
         let ours = FileLock::new(&path).unwrap().with_kind(kind);
         let held = ours.try_acquire().unwrap();
@@ -117,10 +114,7 @@ fn a_program_that_locks_by_fcntl_and_ours_keep_each_other_out() {
 #[test]
 fn portalockers_pid_file_lock_and_ours_keep_each_other_out() {
     let test = "portalockers_pid_file_lock_and_ours_keep_each_other_out";
-    for kind in [LockKind::Flock, LockKind::Record] {
-        if kind == LockKind::Record && !cfg!(target_os = "linux") {
-            continue;
-        }
+    for &kind in kinds() {
         let (_dir, path) = place("daemon.pid");
         let ours = PidFileLock::new(&path).unwrap().with_kind(kind);
         let held = ours.try_acquire().unwrap();

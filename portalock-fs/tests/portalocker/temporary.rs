@@ -12,9 +12,9 @@ use std::{
 };
 
 use portalock_core::{LockError, Policy};
-use portalock_fs::{LockKind, TemporaryFileLock};
+use portalock_fs::TemporaryFileLock;
 
-use crate::{child::Other, patient, place};
+use crate::{child::Other, kinds, patient, place};
 
 #[test]
 fn the_file_is_there_only_while_it_is_held() {
@@ -116,7 +116,7 @@ fn a_symbolic_link_leads_nowhere() {
 /// Unlock-then-unlink, and locking without a second look at the path, both give two holders within milliseconds here.
 #[test]
 fn there_are_never_two_holders() {
-    for kind in [LockKind::Flock, LockKind::Record] {
+    for &kind in kinds() {
         let (_dir, path) = place("lock");
         let inside = Arc::new(AtomicU32::new(0));
         let start = Arc::new(Barrier::new(6));
@@ -207,10 +207,7 @@ fn a_release_says_that_the_lock_was_lost() {
 
 #[test]
 fn those_who_share_it_leave_the_file_to_the_last() {
-    for kind in [
-        portalock_fs::LockKind::Flock,
-        portalock_fs::LockKind::Record,
-    ] {
+    for &kind in kinds() {
         let (_dir, path) = place("shared.lock");
         let alone = TemporaryFileLock::new(&path).unwrap().with_kind(kind);
         let shared = alone.clone().shared();

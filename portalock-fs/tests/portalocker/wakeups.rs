@@ -8,11 +8,9 @@ use std::{
 };
 
 use portalock_core::Policy;
-use portalock_fs::{
-    BoundedSemaphore, FileLock, FileMode, LockKind, PidFileLock, TemporaryFileLock,
-};
+use portalock_fs::{BoundedSemaphore, FileLock, FileMode, PidFileLock, TemporaryFileLock};
 
-use crate::{child::Other, place};
+use crate::{child::Other, kinds, place};
 
 /// Far less than the waiters' check interval, and long enough for a loaded machine.
 const WOKEN: Duration = Duration::from_secs(60);
@@ -44,7 +42,7 @@ async fn a_release_by_another_process_wakes_the_waiter() {
 
 #[tokio::test]
 async fn a_reader_that_releases_wakes_the_writer() {
-    for kind in [LockKind::Flock, LockKind::Record] {
+    for &kind in kinds() {
         let (_dir, path) = place("data");
         fs::write(&path, "").unwrap();
         let reader = FileLock::new(&path).unwrap().with_mode(FileMode::Read);

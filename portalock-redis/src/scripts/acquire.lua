@@ -69,7 +69,7 @@ if waiting then
   end
 end
 
-local must_wait = serve(owner, first, first_text)
+local must_wait = serve(first, first_text)
 if holders[owner] then return { 'granted', holders[owner].token } end
 
 local behind = '-'

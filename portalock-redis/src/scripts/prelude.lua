@@ -129,11 +129,12 @@ local function leave_queue(owner)
   call('ZREM', queue, owner)
 end
 
--- Serves the queue in its order for as long as its next one can be granted. The dead are taken out, not waited for.
--- `asking` learns of its grant by the script's answer, everyone else by a message to its session.
+-- Serves the queue in its order for as long as its next one can be granted. The dead are taken out, not waited for. Everyone
+-- learns of its grant by a message to its session, who asks as well: its answer goes nowhere if it is one that comes late out
+-- of a connection that has ended, while the waiter has been answered over another.
 --
 -- Begins with `owner`, the next one, and `text`, its claim if it has been read. Answers whether anybody else has to wait now.
-local function serve(asking, owner, text)
+local function serve(owner, text)
   while owner do
     text = text or call('HGET', waiters, owner)
     local claim = text and parse(text)
@@ -144,9 +145,7 @@ local function serve(asking, owner, text)
       if not fits(claim) then return true end
       leave_queue(owner)
       grant(owner, claim)
-      if owner ~= asking then
-        call('PUBLISH', sessions .. claim.session, 'grant|' .. owner .. '|' .. claim.token)
-      end
+      call('PUBLISH', sessions .. claim.session, 'grant|' .. owner .. '|' .. claim.token)
       -- It lives and leaves nothing: nobody else need be looked at.
       if claim.weight >= limit then return true end
     end

@@ -18,7 +18,7 @@ end
 
 if serves and first then
   read(fields or call('HGETALL', state))
-  serve(nil, first)
+  serve(first)
 end
 
 -- The one that has become the last looks after the holders from now on, and has to be told.

@@ -1,23 +1,40 @@
-//! A client: the engine's wait, and what `Claims` and the session do below it.
+//! A client: the engine's wait, and what claims, session and calls do below it.
 
-use crate::world::{Command, Message, Owner, Session};
+use crate::world::{Answer, Command, Flaw, Form, News, Owner, Rules, Session};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Phase {
     Idle,
-    /// An attempt is on its way; a grant may come by message before its answer. It may have been given up already.
-    Asking {
-        unheard: Option<u8>,
-        given_up: bool,
-    },
+    Asking(Attempt),
     Queued,
     Held(u8),
+    /// Makes void what may still be under way, before it releases.
+    Voiding(u8),
     Withdrawing,
     /// Released, or withdrawn, and told so.
     Done,
     /// Held until the session ended: what is left at the server is dead, and goes with whoever meets it.
     Lost,
     Crashed,
+}
+
+impl Phase {
+    /// It does nothing any more.
+    pub(crate) const fn is_over(self) -> bool {
+        matches!(self, Self::Done | Self::Lost | Self::Crashed)
+    }
+}
+
+/// An attempt on its way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct Attempt {
+    /// A grant that came by message before the answer.
+    unheard: Option<u8>,
+    given_up: bool,
+    /// It was sent more than once.
+    repeated: bool,
+    /// What was without an answer before.
+    before: u8,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -28,6 +45,13 @@ pub(crate) struct Client {
     /// Whether the session's lease lasts, on the client's own clock and knowledge.
     pub(crate) lease: bool,
     pub(crate) ticks: u8,
+    /// The session's stamp as it is known here, and the latest that was asked for.
+    stamp: u8,
+    latest: u8,
+    /// The stamp that the last request without an answer was sent with; 0 if all were answered.
+    unanswered: u8,
+    /// A grant may have been missed.
+    looks: bool,
 }
 
 impl Client {
@@ -38,77 +62,158 @@ impl Client {
             session: 2 * number,
             lease: true,
             ticks: 0,
+            stamp: 1,
+            latest: 1,
+            unanswered: 0,
+            looks: false,
         }
     }
 
-    /// What a message does; a command that is sent because of it.
-    pub(crate) fn hear(&mut self, session: Session, message: Message) -> Option<Command> {
-        // A session that is over has no ears.
-        if self.session != session || !self.lease || self.phase == Phase::Crashed {
-            return None;
-        }
-        match (message, self.phase) {
-            (Message::Closed | Message::SessionEnded, _) => {
+    /// What an answer does; a command that is sent because of it.
+    pub(crate) fn hear(&mut self, answer: Answer, rules: Rules) -> Option<Command> {
+        match answer {
+            Answer::Released => {
+                if self.phase == Phase::Withdrawing {
+                    self.phase = Phase::Done;
+                }
+                None
+            }
+            Answer::Raised(session, present) => {
+                let Phase::Voiding(_) = self.phase else {
+                    return None;
+                };
+                if self.session == session {
+                    match present {
+                        Some(number) => self.stamp = self.stamp.max(number),
+                        None => self.lease_ends(),
+                    }
+                }
+                Some(self.release())
+            }
+            // What was asked in a session that is over is asked again in the next one.
+            Answer::Ended(session) | Answer::Granted(session, _)
+                if self.session != session || !self.lease =>
+            {
+                None
+            }
+            Answer::Contended(session) | Answer::Stale(session, _)
+                if self.session != session || !self.lease =>
+            {
+                None
+            }
+            Answer::Ended(_) => {
                 self.lease_ends();
                 None
             }
-            (Message::Grant(token), Phase::Asking { given_up, .. }) => {
-                self.phase = Phase::Asking {
-                    unheard: Some(token),
-                    given_up,
-                };
-                None
-            }
-            (Message::Granted(_) | Message::Contended, Phase::Asking { given_up: true, .. }) => {
-                Some(self.withdraw())
-            }
-            (Message::Grant(token), Phase::Queued)
-            | (Message::Granted(token), Phase::Asking { .. })
-            | (
-                Message::Contended,
-                Phase::Asking {
-                    unheard: Some(token),
-                    ..
-                },
-            ) => {
-                self.phase = Phase::Held(token);
-                None
-            }
-            (Message::Contended, Phase::Asking { .. }) => {
-                self.phase = Phase::Queued;
-                None
-            }
-            (Message::Released, Phase::Withdrawing) => {
-                self.phase = Phase::Done;
-                None
-            }
-            _ => None,
+            answer => self.hear_of_attempt(answer, rules),
+        }
+    }
+
+    fn hear_of_attempt(&mut self, answer: Answer, rules: Rules) -> Option<Command> {
+        let Phase::Asking(attempt) = self.phase else {
+            return None;
+        };
+        if !attempt.repeated {
+            self.unanswered = attempt.before;
+        }
+        if let Answer::Stale(_, present) = answer {
+            self.stamp = self.stamp.max(present);
+            return Some(self.send(attempt.unheard, attempt.given_up));
+        }
+        if attempt.given_up {
+            return Some(self.withdraw(rules));
+        }
+        match (answer, attempt.unheard) {
+            (Answer::Granted(_, token), _) | (_, Some(token)) => self.phase = Phase::Held(token),
+            _ if self.looks => return Some(self.ask()),
+            _ => self.phase = Phase::Queued,
+        }
+        None
+    }
+
+    /// What a message does.
+    pub(crate) fn hear_news(&mut self, news: News, rules: Rules) {
+        if !self.lease {
+            return;
+        }
+        match (news, &mut self.phase) {
+            (News::Closed, _) if rules.form == Form::WithoutNotice => self.lease_ends(),
+            (News::Grant(token), Phase::Asking(attempt)) => attempt.unheard = Some(token),
+            (News::Grant(token), Phase::Queued) => self.phase = Phase::Held(token),
+            _ => {}
         }
     }
 
     pub(crate) fn ask(&mut self) -> Command {
-        self.phase = Phase::Asking {
-            unheard: None,
-            given_up: false,
-        };
-        Command::Acquire(self.number)
+        self.looks = false;
+        self.send(None, false)
     }
 
-    pub(crate) fn withdraw(&mut self) -> Command {
+    fn send(&mut self, unheard: Option<u8>, given_up: bool) -> Command {
+        let before = std::mem::replace(&mut self.unanswered, self.stamp);
+        self.phase = Phase::Asking(Attempt {
+            unheard,
+            given_up,
+            repeated: false,
+            before,
+        });
+        self.attempt()
+    }
+
+    const fn attempt(&self) -> Command {
+        Command::Acquire(self.session, self.stamp)
+    }
+
+    /// The connection of a call broke: what is sent over the next one.
+    pub(crate) fn repeat(&mut self) -> Option<Command> {
+        match &mut self.phase {
+            Phase::Asking(attempt) if self.lease => {
+                attempt.repeated = true;
+                Some(self.attempt())
+            }
+            Phase::Voiding(number) => Some(Command::Raise(self.session, *number)),
+            Phase::Withdrawing => Some(Command::Release),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn withdraw(&mut self, rules: Rules) -> Command {
+        let may_arrive = self.lease && self.unanswered >= self.stamp;
+        if may_arrive && rules.flaw != Flaw::WithdrawsWhatMayArrive {
+            self.latest += 1;
+            self.phase = Phase::Voiding(self.latest);
+            return Command::Raise(self.session, self.latest);
+        }
+        self.release()
+    }
+
+    fn release(&mut self) -> Command {
         self.phase = Phase::Withdrawing;
-        Command::Release(self.number)
+        Command::Release
     }
 
     /// The caller goes away. An attempt in flight is seen out first.
-    pub(crate) fn give_up(&mut self) -> Option<Command> {
-        if let Phase::Asking { unheard, .. } = self.phase {
-            self.phase = Phase::Asking {
-                unheard,
-                given_up: true,
-            };
+    pub(crate) fn give_up(&mut self, rules: Rules) -> Option<Command> {
+        if let Phase::Asking(attempt) = &mut self.phase {
+            attempt.given_up = true;
             return None;
         }
-        Some(self.withdraw())
+        Some(self.withdraw(rules))
+    }
+
+    /// Makes states one that differ only in what nobody will ask for.
+    pub(crate) fn forget_what_no_longer_counts(&mut self) {
+        if self.phase.is_over() {
+            (self.ticks, self.stamp, self.latest) = (0, 1, 1);
+            (self.unanswered, self.looks) = (0, false);
+        }
+    }
+
+    pub(crate) fn waits(&self) -> bool {
+        match self.phase {
+            Phase::Asking(attempt) => !attempt.given_up,
+            phase => phase == Phase::Queued,
+        }
     }
 
     pub(crate) fn lease_ends(&mut self) {
@@ -118,11 +223,36 @@ impl Client {
         }
     }
 
-    /// What is asked again, for the same owner, in a new session.
-    pub(crate) fn take_up(&mut self) -> Option<Command> {
+    /// A stamp for the session's next connection.
+    pub(crate) fn next_stamp(&mut self) -> u8 {
+        self.latest += 1;
+        self.latest
+    }
+
+    /// The session goes on with this stamp; `holds` says whether the server still has what is held.
+    pub(crate) fn resumed(&mut self, stamp: u8, holds: bool, rules: Rules) -> Option<Command> {
+        self.stamp = self.stamp.max(stamp);
         match self.phase {
-            Phase::Asking { given_up: true, .. } | Phase::Withdrawing => Some(self.withdraw()),
-            Phase::Asking { .. } | Phase::Queued => Some(self.ask()),
+            Phase::Held(_) if !holds => self.phase = Phase::Lost,
+            _ if rules.flaw == Flaw::ForgetsToLook => {}
+            Phase::Asking(_) => self.looks = true,
+            Phase::Queued => return Some(self.ask()),
+            _ => {}
+        }
+        None
+    }
+
+    /// In a new session.
+    pub(crate) fn begin(&mut self, rules: Rules) -> Option<Command> {
+        self.session += 1;
+        (self.lease, self.stamp, self.latest) = (true, 1, 1);
+        (self.unanswered, self.looks) = (0, false);
+        match self.phase {
+            Phase::Asking(Attempt { given_up: true, .. }) | Phase::Voiding(_) => {
+                Some(self.withdraw(rules))
+            }
+            Phase::Asking(_) | Phase::Queued => Some(self.ask()),
+            Phase::Withdrawing => Some(Command::Release),
             _ => None,
         }
     }

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use crate::{
     client::{Client, Phase},
-    world::{Command, Flaw, Form, Line, Message, Rules, SESSIONS, Session, World},
+    world::{Answer, Command, Flaw, Form, Line, Lines, News, Rules, SESSIONS, Session, World},
 };
 
 pub(crate) enum Outcome {
@@ -17,10 +17,13 @@ pub(crate) enum Outcome {
 #[allow(dead_code, reason = "they are printed")]
 enum Step {
     Start,
-    TheServerReads(Command, Session),
-    AClientHears(Message, Session),
+    TheServerReads(Command, usize),
+    TheServerReadsLate(Command, usize),
+    AClientHears(Answer, usize),
+    AClientIsTold(News, usize),
     Client(usize, &'static str),
     TheServerForgets(Session),
+    TheServerRestarts(&'static str),
 }
 
 pub(crate) fn explore(rules: Rules) -> Outcome {
@@ -46,7 +49,8 @@ pub(crate) fn explore(rules: Rules) -> Outcome {
             return Outcome::Broken { what, path };
         }
         steps(&world, rules, &mut found);
-        for (step, next) in found.drain(..) {
+        for (step, mut next) in found.drain(..) {
+            next.forget_what_no_longer_counts();
             if known.insert(next) {
                 order.push((next, at, step));
             }
@@ -59,103 +63,164 @@ pub(crate) fn explore(rules: Rules) -> Outcome {
 }
 
 fn steps(world: &World, rules: Rules, steps: &mut Vec<(Step, World)>) {
-    for session in 0..SESSIONS {
-        deliveries(world, rules, session, steps);
-    }
     for number in 0..world.clients.len() {
+        deliveries(world, rules, number, steps);
         choices(world, rules, number, steps);
-        faults(world, rules, number, steps);
+        sessions(world, rules, number, steps);
+        if world.faults < rules.faults {
+            faults(world, rules, number, steps);
+        }
+    }
+    if world.faults < rules.faults {
+        restarts(world, rules, steps);
     }
     expiries(world, rules, steps);
 }
 
-/// The server reads a command, or a client a message.
-fn deliveries(world: &World, rules: Rules, session: Session, steps: &mut Vec<(Step, World)>) {
-    let at = usize::from(session);
+/// The server reads a command, or a client hears something.
+fn deliveries(world: &World, rules: Rules, number: usize, steps: &mut Vec<(Step, World)>) {
     let mut next = *world;
-    if let Some(command) = next.up[at].pop() {
-        let mut told = Vec::new();
-        match command {
-            Command::Acquire(owner) => next.server.acquire(owner, session, rules, &mut told),
-            Command::Release(owner) => next.server.release(owner, session, rules, &mut told),
-            Command::End => next.server.subscribed[at] = false,
-        }
-        for (session, message) in told {
-            // Nothing reaches a connection that is gone at either end.
-            let open = next.server.subscribed[usize::from(session)];
-            let client = next.client_of(session);
-            if open && client.phase != Phase::Crashed && client.session == session && client.lease {
-                next.down[usize::from(session)].push(message);
-            }
-        }
-        steps.push((Step::TheServerReads(command, session), next));
+    if let Some(command) = next.lines[number].up.pop() {
+        let answer = serve(&mut next, command, number, rules);
+        next.lines[number].down.push(answer);
+        steps.push((Step::TheServerReads(command, number), next));
     }
     let mut next = *world;
-    if let Some(message) = next.down[at].pop() {
-        let client = &mut next.clients[usize::from(session / 2)];
-        let had_lease = client.lease;
-        let command = client.hear(session, message);
-        let ended = had_lease && !client.lease;
-        if ended {
-            next.down[at] = Line::default();
-            if message != Message::Closed {
-                next.up[at].push(Command::End);
-            }
-        }
-        next.send(at, command);
-        steps.push((Step::AClientHears(message, session), next));
+    if let Some(command) = next.lines[number].late.pop() {
+        // Nobody is there for the answer.
+        serve(&mut next, command, number, rules);
+        steps.push((Step::TheServerReadsLate(command, number), next));
     }
+    let mut next = *world;
+    if let Some(answer) = next.lines[number].down.pop() {
+        next.act(number, |client| client.hear(answer, rules));
+        steps.push((Step::AClientHears(answer, number), next));
+    }
+    let mut next = *world;
+    if let Some(news) = next.lines[number].news.pop() {
+        next.clients[number].hear_news(news, rules);
+        steps.push((Step::AClientIsTold(news, number), next));
+    }
+}
+
+fn serve(world: &mut World, command: Command, number: usize, rules: Rules) -> Answer {
+    let mut told = Vec::new();
+    let owner = world.clients[number].number;
+    let answer = match command {
+        Command::Acquire(session, stamp) => {
+            world
+                .server
+                .acquire(owner, (session, stamp), rules, &mut told)
+        }
+        Command::Raise(session, stamp) => {
+            Answer::Raised(session, world.server.raise(session, stamp))
+        }
+        Command::Release => world.server.release(owner, rules, &mut told),
+    };
+    for (session, token) in told {
+        // Nothing reaches a connection that is gone at either end.
+        let client = world.client_of(session);
+        let hears = client.session == session && client.lease;
+        if world.server.subscribed[usize::from(session)] && hears {
+            world.lines[usize::from(session / 2)]
+                .news
+                .push(News::Grant(token));
+        }
+    }
+    answer
 }
 
 /// What a client may do of itself.
 fn choices(world: &World, rules: Rules, number: usize, steps: &mut Vec<(Step, World)>) {
     let client = &world.clients[number];
-    let mut choose = |what: &'static str, act: fn(&mut Client) -> Option<Command>| {
+    if !client.lease || rules.weights[number] == 0 {
+        return;
+    }
+    let mut choose = |what: &'static str, act: &dyn Fn(&mut Client) -> Option<Command>| {
         let mut next = *world;
         next.act(number, act);
         steps.push((Step::Client(number, what), next));
     };
-    if client.lease {
-        match client.phase {
-            Phase::Idle => choose("asks", |client| Some(client.ask())),
-            Phase::Held(_) => choose("releases", |client| Some(client.withdraw())),
-            Phase::Queued if client.ticks < rules.ticks => choose("looks", |client| {
-                client.ticks += 1;
-                Some(client.ask())
-            }),
-            _ => {}
-        }
-        let waits = match client.phase {
-            Phase::Asking { given_up, .. } => !given_up,
-            phase => phase == Phase::Queued,
-        };
-        if rules.gives_up && waits {
-            choose("gives up", Client::give_up);
-        }
-    } else if client.phase != Phase::Crashed && client.session.is_multiple_of(2) {
+    match client.phase {
+        Phase::Idle => choose("asks", &|client| Some(client.ask())),
+        Phase::Held(_) => choose("releases", &|client| Some(client.withdraw(rules))),
+        Phase::Queued if client.ticks < rules.ticks => choose("looks", &|client| {
+            client.ticks += 1;
+            Some(client.ask())
+        }),
+        _ => {}
+    }
+    if rules.gives_up && client.waits() {
+        choose("gives up", &|client| client.give_up(rules));
+    }
+}
+
+/// How sessions end, go on, and begin.
+fn sessions(world: &World, rules: Rules, number: usize, steps: &mut Vec<(Step, World)>) {
+    let client = &world.clients[number];
+    let is_over = client.phase.is_over() && rules.flaw != Flaw::ResumesTheForgotten;
+    if is_over || rules.weights[number] == 0 {
+        return;
+    }
+    let session = client.session;
+    let connected = world.server.subscribed[usize::from(session)];
+    let mut step = |what: &'static str, act: &dyn Fn(&mut World)| {
         let mut next = *world;
-        let former = client.session;
-        next.server.open(former + 1, former);
-        next.act(number, |client| {
-            client.session += 1;
-            client.lease = true;
-            client.take_up()
+        act(&mut next);
+        steps.push((Step::Client(number, what), next));
+    };
+    if client.lease && !connected {
+        step("comes to the end of its lease", &|next| {
+            next.clients[number].lease_ends();
+            next.lines[number].news = Line::default();
         });
-        steps.push((Step::Client(number, "opens a new session"), next));
+        if rules.form == Form::Default {
+            step("resumes its session", &|next| resume(next, rules, number));
+        }
+    }
+    // A server that has lost its data waits for everybody who may not know yet.
+    let settled = |client: &Client| !client.lease || world.server.keys[usize::from(client.session)];
+    let may_begin = rules.flaw == Flaw::NoWaitAfterARestart || world.clients.iter().all(settled);
+    if rules.begins && !client.lease && session.is_multiple_of(2) && may_begin {
+        step("begins a new session", &|next| {
+            next.server.open(session + 1, session);
+            next.lines[number].news = Line::default();
+            next.act(number, |client| client.begin(rules));
+        });
+    }
+    let was_held = matches!(client.phase, Phase::Lost);
+    if rules.flaw == Flaw::ResumesTheForgotten && !client.lease && was_held {
+        step("resumes what is over", &|next| {
+            next.server.open(session, session ^ 1);
+            next.clients[number].lease = true;
+            let mut holders = next.server.holders.iter();
+            let mine = holders.find(|claim| usize::from(claim.0) == number);
+            next.clients[number].phase = Phase::Held(mine.map_or(0, |claim| claim.2));
+        });
+    }
+}
+
+/// `Session::resume`, on a connection that lasts until the end of it.
+fn resume(next: &mut World, rules: Rules, number: usize) {
+    let (session, owner) = (next.clients[number].session, next.clients[number].number);
+    // What came on the connection before is heard no more.
+    next.lines[number].news = Line::default();
+    let stamp = next.clients[number].next_stamp();
+    match next.server.raise(session, stamp) {
+        None => next.clients[number].lease_ends(),
+        Some(present) => {
+            next.server.subscribed[usize::from(session)] = true;
+            let holds = next.server.holders.iter().any(|claim| claim.0 == owner);
+            next.act(number, |client| client.resumed(present, holds, rules));
+        }
     }
 }
 
 /// What may befall a client.
 fn faults(world: &World, rules: Rules, number: usize, steps: &mut Vec<(Step, World)>) {
     let client = &world.clients[number];
-    let at = usize::from(client.session);
-    if world.faults == rules.faults
-        || !client.lease
-        || matches!(
-            client.phase,
-            Phase::Crashed | Phase::Done | Phase::Lost | Phase::Idle
-        )
-    {
+    let session = usize::from(client.session);
+    if !client.lease || client.phase.is_over() || client.phase == Phase::Idle {
         return;
     }
     let mut befall = |what: &'static str, act: &dyn Fn(&mut World)| {
@@ -164,35 +229,71 @@ fn faults(world: &World, rules: Rules, number: usize, steps: &mut Vec<(Step, Wor
         act(&mut next);
         steps.push((Step::Client(number, what), next));
     };
-    if world.server.subscribed[at] {
-        for loses in [false, true] {
-            let what = if loses {
-                "is disconnected by the server, what was on its way to it is lost"
-            } else {
-                "is disconnected by the server"
-            };
-            befall(what, &|next| {
-                next.server.subscribed[at] = false;
-                next.up[at] = Line::default();
-                if loses {
-                    next.down[at] = Line::default();
-                }
-                next.down[at].push(Message::Closed);
-            });
-        }
+    if world.server.subscribed[session] {
+        befall("is disconnected by the server, and hears of it", &|next| {
+            next.server.subscribed[session] = false;
+            if rules.form == Form::WithoutNotice {
+                next.lines[number].news.push(News::Closed);
+            }
+        });
+        befall("is disconnected by the server, unheard", &|next| {
+            next.server.subscribed[session] = false;
+            next.lines[number].news = Line::default();
+        });
     }
-    befall("crashes", &|next| {
-        next.clients[number].phase = Phase::Crashed;
-        next.clients[number].lease = false;
-        next.down[at] = Line::default();
-        next.up[at].push(Command::End);
-    });
+    for loses in [false, true] {
+        let what = if loses {
+            "loses the connection of its calls, and what was on it"
+        } else {
+            "loses the connection of its calls, and what it sent comes late"
+        };
+        befall(what, &|next| {
+            next.lines[number].break_calls(loses);
+            next.act(number, Client::repeat);
+        });
+        let what = if loses {
+            "crashes with its machine"
+        } else {
+            "crashes"
+        };
+        befall(what, &|next| {
+            next.clients[number].phase = Phase::Crashed;
+            next.clients[number].lease = false;
+            next.lines[number].break_calls(loses);
+            next.lines[number].news = Line::default();
+            next.server.subscribed[session] &= loses;
+        });
+    }
     befall("is cut off until its lease ends", &|next| {
         next.clients[number].lease_ends();
-        next.down[at] = Line::default();
-        // What it had sent may still arrive one day.
-        next.up[at].push(Command::End);
+        next.lines[number].break_calls(false);
+        next.lines[number].news = Line::default();
+        if rules.form == Form::WithoutNotice {
+            next.server.subscribed[session] = false;
+        }
     });
+}
+
+/// All connections end, and what was on them is lost. With the data, or without.
+fn restarts(world: &World, rules: Rules, steps: &mut Vec<(Step, World)>) {
+    for (what, loses) in [("with its data", false), ("without its data", true)] {
+        let mut next = *world;
+        next.faults += 1;
+        if loses {
+            next.server.lose_all();
+        }
+        next.server.subscribed = [false; SESSIONS as usize];
+        for number in 0..next.clients.len() {
+            next.lines[number] = Lines::default();
+            if next.clients[number].lease && rules.form == Form::WithoutNotice {
+                next.lines[number].news.push(News::Closed);
+            }
+            if next.clients[number].phase != Phase::Crashed {
+                next.act(number, Client::repeat);
+            }
+        }
+        steps.push((Step::TheServerRestarts(what), next));
+    }
 }
 
 /// The server forgets a session that has shown no sign of life: never before its client's lease has ended.
@@ -202,11 +303,11 @@ fn expiries(world: &World, rules: Rules, steps: &mut Vec<(Step, World)>) {
         let client = world.client_of(session);
         let over = client.session != session || !client.lease;
         let too_early = rules.flaw == Flaw::ForgetsTooEarly
-            && rules.form == Form::Strict
+            && rules.form == Form::Default
             && !world.server.subscribed[at];
         if world.server.keys[at] && (over || too_early) {
             let mut next = *world;
-            next.server.keys[at] = false;
+            next.server.forget(session);
             steps.push((Step::TheServerForgets(session), next));
         }
     }

@@ -1,8 +1,10 @@
-//! The protocol, checked exhaustively: every order in which three clients, their connections and the server can act, with
-//! connections killed, processes crashed, sessions expired, waits cancelled and messages lost at any moment.
+//! The protocol, checked exhaustively: every order in which clients, their connections and the server can act, with the
+//! connections of sessions and of calls broken, processes crashed, servers restarted with and without their data, sessions
+//! expired, waits given up, and messages lost or late at any moment.
 //!
-//! The model follows the scripts line by line where it matters: who is live, who fits, who is served next. It has no
-//! clock but one rule: the server forgets a session only after its client's lease has ended.
+//! The model follows the scripts line by line where it matters: who lives, who fits, who is served next. It has no
+//! clock but two rules: the server forgets a session only after its client's lease has ended, and a server without its data
+//! lets a session begin only after that of all leases.
 
 #![allow(
     clippy::panic,
@@ -22,6 +24,8 @@ use world::{Flaw, Form, Rules};
 const EXCLUSIVE: [u8; 3] = [2, 2, 2];
 /// A writer and two readers, or a large request and two small ones: it is the same to the server.
 const MIXED: [u8; 3] = [2, 1, 1];
+/// Two exclusive locks, and nobody else: with more than one fault.
+const TWO: [u8; 3] = [2, 2, 0];
 
 /// How much may happen in one run. What is explored grows tenfold with each.
 const FAULTS: Rules = Rules {
@@ -31,11 +35,23 @@ const FAULTS: Rules = Rules {
     faults: 1,
     ticks: 0,
     gives_up: false,
+    begins: true,
 };
 const SECOND_THOUGHTS: Rules = Rules {
     faults: 0,
     ticks: 1,
     gives_up: true,
+    ..FAULTS
+};
+/// A fault, and waits that are given up.
+const FAULTS_AND_CANCELLATION: Rules = Rules {
+    gives_up: true,
+    ..FAULTS
+};
+/// Two faults in one run.
+const FAULT_UPON_FAULT: Rules = Rules {
+    faults: 2,
+    begins: false,
     ..FAULTS
 };
 
@@ -58,16 +74,13 @@ fn fails(rules: Rules, expected: &str) {
     }
 }
 
-/// Everything that should hold, as `scope` says. `PORTALOCK_MODEL=deep` explores faults and second thoughts together, for
-/// minutes.
-fn checked(mut scope: Rules, form: Form, weights: [u8; 3]) {
-    scope.form = form;
-    scope.weights = weights;
-    if std::env::var("PORTALOCK_MODEL").is_ok_and(|depth| depth == "deep") {
-        scope.faults = scope.faults.max(1);
-        scope.gives_up = true;
-    }
-    holds(scope);
+/// Everything that should hold, as `scope` says.
+fn checked(scope: Rules, form: Form, weights: [u8; 3]) {
+    holds(Rules {
+        form,
+        weights,
+        ..scope
+    });
 }
 
 /// A flaw, which must be found within `scope`.
@@ -82,23 +95,23 @@ fn flawed(scope: Rules, form: Form, weights: [u8; 3], flaw: Flaw, expected: &str
 }
 
 #[test]
-fn exclusive_locks_freed_with_their_connection() {
-    checked(FAULTS, Form::Default, EXCLUSIVE);
+fn faults_and_cancellation() {
+    checked(FAULTS_AND_CANCELLATION, Form::Default, TWO);
 }
 
 #[test]
-fn exclusive_locks_in_the_strict_form() {
-    checked(FAULTS, Form::Strict, EXCLUSIVE);
+fn faults_and_cancellation_without_notice() {
+    checked(FAULTS_AND_CANCELLATION, Form::WithoutNotice, TWO);
 }
 
 #[test]
-fn weights_freed_with_their_connection() {
-    checked(FAULTS, Form::Default, MIXED);
+fn fault_upon_fault() {
+    checked(FAULT_UPON_FAULT, Form::Default, TWO);
 }
 
 #[test]
-fn weights_in_the_strict_form() {
-    checked(FAULTS, Form::Strict, MIXED);
+fn fault_upon_fault_without_notice() {
+    checked(FAULT_UPON_FAULT, Form::WithoutNotice, TWO);
 }
 
 #[test]
@@ -106,16 +119,47 @@ fn waits_that_are_given_up_and_waiters_that_look() {
     checked(SECOND_THOUGHTS, Form::Default, MIXED);
 }
 
+/// What takes minutes, and gigabytes.
+mod deep {
+    use super::*;
+
+    #[test]
+    #[ignore = "takes minutes"]
+    fn three_exclusive_locks() {
+        checked(FAULTS, Form::Default, EXCLUSIVE);
+        checked(FAULTS, Form::WithoutNotice, EXCLUSIVE);
+    }
+
+    #[test]
+    #[ignore = "takes minutes"]
+    fn a_large_request_and_two_small_ones() {
+        checked(FAULTS, Form::Default, MIXED);
+        checked(FAULTS, Form::WithoutNotice, MIXED);
+    }
+
+    #[test]
+    #[ignore = "takes minutes"]
+    fn two_faults_and_cancellation() {
+        let scope = Rules {
+            gives_up: true,
+            begins: true,
+            ..FAULT_UPON_FAULT
+        };
+        checked(scope, Form::Default, TWO);
+        checked(scope, Form::WithoutNotice, TWO);
+    }
+}
+
 #[test]
 fn a_grant_beside_a_live_holder_is_found() {
     let flaw = Flaw::GrantsBesideHolders;
-    flawed(FAULTS, Form::Default, EXCLUSIVE, flaw, "hold together");
+    flawed(FAULTS, Form::Default, TWO, flaw, "hold together");
 }
 
 #[test]
 fn a_release_that_serves_nobody_is_found() {
     let flaw = Flaw::ServesNobody;
-    flawed(FAULTS, Form::Default, EXCLUSIVE, flaw, "forgotten");
+    flawed(FAULTS, Form::Default, TWO, flaw, "forgotten");
 }
 
 #[test]
@@ -127,40 +171,89 @@ fn a_cancelled_head_that_serves_nobody_is_found() {
 #[test]
 fn a_grant_to_a_dead_session_is_found() {
     let flaw = Flaw::GrantsToTheDead;
-    flawed(FAULTS, Form::Strict, EXCLUSIVE, flaw, "forgotten");
+    flawed(FAULTS, Form::Default, EXCLUSIVE, flaw, "forgotten");
 }
 
 #[test]
 fn an_attempt_of_a_dead_session_is_found() {
     let flaw = Flaw::HearsTheDead;
-    let scope = Rules {
-        faults: 1,
-        ticks: 0,
-        ..SECOND_THOUGHTS
-    };
-    flawed(scope, Form::Default, EXCLUSIVE, flaw, "left behind");
+    flawed(FAULTS, Form::Default, TWO, flaw, "hold together");
 }
 
 #[test]
 fn a_token_that_repeats_is_found() {
     let flaw = Flaw::RepeatsTokens;
-    flawed(FAULTS, Form::Default, EXCLUSIVE, flaw, "token");
+    flawed(FAULTS, Form::Default, TWO, flaw, "token");
 }
 
 #[test]
 fn a_session_forgotten_before_its_lease_is_found() {
     let flaw = Flaw::ForgetsTooEarly;
-    flawed(FAULTS, Form::Strict, EXCLUSIVE, flaw, "hold together");
+    flawed(FAULTS, Form::Default, TWO, flaw, "hold together");
 }
 
 #[test]
-fn a_strict_lock_freed_with_its_connection_is_found() {
-    let flaw = Flaw::StrictIsNot;
-    flawed(FAULTS, Form::Strict, EXCLUSIVE, flaw, "hold together");
+fn a_lock_freed_with_its_connection_is_found() {
+    let flaw = Flaw::FreesWithTheConnection;
+    flawed(FAULTS, Form::Default, TWO, flaw, "hold together");
 }
 
 #[test]
 fn a_shape_that_no_longer_holds_is_found() {
     let flaw = Flaw::KeepsAStaleShape;
     flawed(FAULTS, Form::Default, MIXED, flaw, "hold together");
+}
+
+#[test]
+fn an_old_connection_that_acts_is_found() {
+    let flaw = Flaw::IgnoresStamps;
+    flawed(
+        FAULTS_AND_CANCELLATION,
+        Form::Default,
+        TWO,
+        flaw,
+        "left behind",
+    );
+}
+
+#[test]
+fn a_withdrawal_of_what_may_still_arrive_is_found() {
+    let flaw = Flaw::WithdrawsWhatMayArrive;
+    flawed(
+        FAULTS_AND_CANCELLATION,
+        Form::Default,
+        TWO,
+        flaw,
+        "left behind",
+    );
+}
+
+#[test]
+fn a_session_resumed_after_the_server_gave_it_away_is_found() {
+    let flaw = Flaw::ResumesTheForgotten;
+    flawed(FAULTS, Form::Default, TWO, flaw, "hold together");
+}
+
+#[test]
+fn a_grant_that_nobody_looks_for_is_found() {
+    let flaw = Flaw::ForgetsToLook;
+    flawed(FAULTS, Form::Default, TWO, flaw, "does not know it");
+}
+
+#[test]
+fn a_late_look_whose_grant_is_told_to_nobody_is_found() {
+    let flaw = Flaw::TellsOnlyTheOthers;
+    flawed(
+        FAULT_UPON_FAULT,
+        Form::Default,
+        TWO,
+        flaw,
+        "does not know it",
+    );
+}
+
+#[test]
+fn a_server_without_its_data_that_lets_newcomers_in_is_found() {
+    let flaw = Flaw::NoWaitAfterARestart;
+    flawed(FAULTS, Form::Default, TWO, flaw, "hold together");
 }

@@ -1,6 +1,9 @@
 //! The scripts.
 
-use crate::world::{CAPACITY, Flaw, Form, Message, Owner, Rules, SESSIONS, Session};
+use crate::world::{Answer, CAPACITY, Flaw, Form, Owner, Rules, SESSIONS, Session};
+
+/// A grant by message: to which session, and its token.
+pub(crate) type Told = Vec<(Session, u8)>;
 
 /// A list of at most three, one of each client, as a plain value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -45,6 +48,8 @@ pub(crate) struct Server {
     pub(crate) top: u8,
     pub(crate) token_fell: bool,
     pub(crate) keys: [bool; SESSIONS as usize],
+    /// What the keys hold.
+    pub(crate) stamps: [u8; SESSIONS as usize],
     pub(crate) subscribed: [bool; SESSIONS as usize],
 }
 
@@ -59,28 +64,51 @@ impl Server {
             top: 0,
             token_fell: false,
             keys: first,
+            stamps: [1; SESSIONS as usize],
             subscribed: first,
         }
     }
 
-    /// `look(session).keeps`
-    pub(crate) fn keeps(&self, session: Session, rules: Rules) -> bool {
-        let strict = rules.form == Form::Strict && rules.flaw != Flaw::StrictIsNot;
+    /// `lives` and `look`
+    pub(crate) fn lives(&self, session: Session, rules: Rules) -> bool {
         let at = usize::from(session);
-        self.keys[at] && (self.subscribed[at] || strict)
+        let kept = rules.form == Form::Default && rules.flaw != Flaw::FreesWithTheConnection;
+        self.keys[at] && (kept || self.subscribed[at])
     }
 
-    /// `look(session).hears`
-    pub(crate) fn hears(&self, session: Session) -> bool {
-        let at = usize::from(session);
-        self.keys[at] && self.subscribed[at]
-    }
-
-    /// `open.lua`
+    /// `open.lua`, after the subscription.
     pub(crate) fn open(&mut self, session: Session, former: Session) {
-        self.keys[usize::from(former)] = false;
+        self.forget(former);
         self.keys[usize::from(session)] = true;
         self.subscribed[usize::from(session)] = true;
+    }
+
+    pub(crate) fn forget(&mut self, session: Session) {
+        let at = usize::from(session);
+        (self.keys[at], self.subscribed[at], self.stamps[at]) = (false, false, 1);
+    }
+
+    /// `resume.lua`: the session's present stamp, if it lives.
+    pub(crate) fn raise(&mut self, session: Session, number: u8) -> Option<u8> {
+        let at = usize::from(session);
+        if !self.keys[at] {
+            return None;
+        }
+        self.stamps[at] = self.stamps[at].max(number);
+        Some(self.stamps[at])
+    }
+
+    /// All data are lost. Tokens are the clock or more, so they go on growing.
+    pub(crate) fn lose_all(&mut self) {
+        let top = self.top;
+        *self = Self {
+            last: top,
+            top,
+            token_fell: self.token_fell,
+            keys: [false; SESSIONS as usize],
+            subscribed: [false; SESSIONS as usize],
+            ..Self::new()
+        };
     }
 
     /// `fits`, with the dead still among the holders.
@@ -99,7 +127,7 @@ impl Server {
             return true;
         }
         let mut living = self.holders;
-        living.retain(|(_, session, _)| self.keeps(session, rules));
+        living.retain(|(_, session, _)| self.lives(session, rules));
         self.holders = living;
         self.fits_untouched(owner, rules)
     }
@@ -126,9 +154,9 @@ impl Server {
         weight < CAPACITY && self.alike == Some(weight) && holders + weight <= CAPACITY
     }
 
-    fn serve(&mut self, asking: Option<Owner>, rules: Rules, told: &mut Vec<(Session, Message)>) {
+    fn serve(&mut self, asking: Option<Owner>, rules: Rules, told: &mut Told) {
         while let Some((owner, session)) = self.queue.first() {
-            if rules.flaw != Flaw::GrantsToTheDead && !self.hears(session) {
+            if rules.flaw != Flaw::GrantsToTheDead && !self.lives(session, rules) {
                 self.queue.retain(|place| place.0 != owner);
                 continue;
             }
@@ -137,8 +165,8 @@ impl Server {
             }
             self.queue.retain(|place| place.0 != owner);
             let token = self.grant(owner, session, rules);
-            if asking != Some(owner) {
-                told.push((session, Message::Grant(token)));
+            if rules.flaw != Flaw::TellsOnlyTheOthers || asking != Some(owner) {
+                told.push((session, token));
             }
             // It leaves nothing: those behind are not looked at.
             if rules.weight(owner) == CAPACITY {
@@ -147,26 +175,40 @@ impl Server {
         }
     }
 
+    /// `refusal` in `acquire_usual.lua`.
+    fn refusal(&self, session: Session, stamp: u8, rules: Rules) -> Option<Answer> {
+        let present = self.stamps[usize::from(session)];
+        if rules.flaw == Flaw::HearsTheDead {
+            None
+        } else if !self.keys[usize::from(session)] {
+            Some(Answer::Ended(session))
+        } else if present != stamp && rules.flaw != Flaw::IgnoresStamps {
+            Some(Answer::Stale(session, present))
+        } else {
+            (!self.lives(session, rules)).then_some(Answer::Ended(session))
+        }
+    }
+
     /// `acquire_usual.lua` and `acquire.lua`, with a place in the queue.
     pub(crate) fn acquire(
         &mut self,
         owner: Owner,
-        session: Session,
+        (session, stamp): (Session, u8),
         rules: Rules,
-        told: &mut Vec<(Session, Message)>,
-    ) {
-        if rules.flaw != Flaw::HearsTheDead && !self.hears(session) {
-            return told.push((session, Message::SessionEnded));
+        told: &mut Told,
+    ) -> Answer {
+        if let Some(refused) = self.refusal(session, stamp, rules) {
+            return refused;
         }
         if let Some(claim) = self.holders.find_mut(|claim| claim.0 == owner) {
             claim.1 = session;
             let token = claim.2;
-            return told.push((session, Message::Granted(token)));
+            return Answer::Granted(session, token);
         }
         // `acquire_usual.lua`: beside others that are like it, if nobody waits.
         if self.queue.first().is_none() && self.fits_by_number(owner, rules) {
             let token = self.grant(owner, session, rules);
-            return told.push((session, Message::Granted(token)));
+            return Answer::Granted(session, token);
         }
         // Behind others, whose lives it leaves to its own first look, or behind the one holder that it
         // has looked at.
@@ -175,44 +217,38 @@ impl Server {
             || self.holders.iter().last().is_some_and(|(holder, its, _)| {
                 rules.flaw != Flaw::GrantsBesideHolders
                     && rules.weight(holder) + rules.weight(owner) > CAPACITY
-                    && self.hears(its)
+                    && self.lives(its, rules)
             });
         if is_new && self.holders.first().is_some() && is_behind {
             self.queue.push((owner, session));
-            return told.push((session, Message::Contended));
+            return Answer::Contended(session);
         }
         if let Some(place) = self.queue.find_mut(|place| place.0 == owner) {
             place.1 = session;
         }
         self.serve(Some(owner), rules, told);
         if let Some(claim) = self.holders.iter().find(|claim| claim.0 == owner) {
-            return told.push((session, Message::Granted(claim.2)));
+            return Answer::Granted(session, claim.2);
         }
         if self.queue.first().is_none() && self.fits(owner, rules) {
             let token = self.grant(owner, session, rules);
-            return told.push((session, Message::Granted(token)));
+            return Answer::Granted(session, token);
         }
         if self.queue.iter().any(|place| place.0 == owner) {
             while let Some((last, its)) = self.queue.iter().last()
                 && last != owner
-                && !self.hears(its)
+                && !self.lives(its, rules)
             {
                 self.queue.retain(|place| place.0 != last);
             }
         } else {
             self.queue.push((owner, session));
         }
-        told.push((session, Message::Contended));
+        Answer::Contended(session)
     }
 
     /// `release_usual.lua` and `release.lua`: the one is what the other would do.
-    pub(crate) fn release(
-        &mut self,
-        owner: Owner,
-        session: Session,
-        rules: Rules,
-        told: &mut Vec<(Session, Message)>,
-    ) {
+    pub(crate) fn release(&mut self, owner: Owner, rules: Rules, told: &mut Told) -> Answer {
         let held = self.holders.iter().any(|claim| claim.0 == owner);
         let was_next = self.queue.first().is_some_and(|place| place.0 == owner);
         self.holders.retain(|claim| claim.0 != owner);
@@ -225,6 +261,6 @@ impl Server {
         if serves {
             self.serve(None, rules, told);
         }
-        told.push((session, Message::Released));
+        Answer::Released
     }
 }

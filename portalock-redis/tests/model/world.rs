@@ -6,7 +6,7 @@ use crate::{
 };
 
 pub(crate) const CLIENTS: u8 = 3;
-/// Each client can open a second session after its first.
+/// Each client can begin a second session after its first.
 pub(crate) const SESSIONS: u8 = 2 * CLIENTS;
 /// So much fits in beside each other.
 pub(crate) const CAPACITY: u8 = 2;
@@ -17,8 +17,10 @@ pub(crate) type Session = u8;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Form {
+    /// A session lives as long as its key.
     Default,
-    Strict,
+    /// And as long as its connection.
+    WithoutNotice,
 }
 
 /// What is broken on purpose.
@@ -32,13 +34,26 @@ pub(crate) enum Flaw {
     HearsTheDead,
     RepeatsTokens,
     ForgetsTooEarly,
-    StrictIsNot,
+    /// The default form frees with the connection.
+    FreesWithTheConnection,
     KeepsAStaleShape,
+    /// An old connection may act.
+    IgnoresStamps,
+    WithdrawsWhatMayArrive,
+    /// A session that the server has given away goes on.
+    ResumesTheForgotten,
+    /// Nobody looks for grants that were told to nobody.
+    ForgetsToLook,
+    /// Who looks learns of its grant by the answer alone.
+    TellsOnlyTheOthers,
+    /// A server that lost its data lets newcomers in at once.
+    NoWaitAfterARestart,
 }
 
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Rules {
     pub(crate) form: Form,
+    /// Of each client; a client without a weight does nothing.
     pub(crate) weights: [u8; 3],
     pub(crate) flaw: Flaw,
     /// How many faults may happen in all.
@@ -47,6 +62,8 @@ pub(crate) struct Rules {
     pub(crate) ticks: u8,
     /// Whether a wait may be given up.
     pub(crate) gives_up: bool,
+    /// Whether a client whose session is over begins another.
+    pub(crate) begins: bool,
 }
 
 impl Rules {
@@ -58,32 +75,40 @@ impl Rules {
 /// From a client to the server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Command {
-    Acquire(Owner),
-    Release(Owner),
-    /// The end of the connection: it comes after everything that was sent before it.
-    End,
+    /// In a session, with its stamp.
+    Acquire(Session, u8),
+    /// Gives a session this stamp.
+    Raise(Session, u8),
+    Release,
 }
 
-/// From the server to a client.
+/// From the server to a client, over the connection that was asked on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) enum Message {
-    Granted(u8),
-    Contended,
-    SessionEnded,
+pub(crate) enum Answer {
+    Granted(Session, u8),
+    Contended(Session),
+    Ended(Session),
+    /// With the session's present stamp.
+    Stale(Session, u8),
+    /// With the session's present stamp, if it lives.
+    Raised(Session, Option<u8>),
     Released,
-    /// The grant by message.
+}
+
+/// Over the session's own connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum News {
     Grant(u8),
-    /// The connection was closed.
     Closed,
 }
 
 /// What is on its way, first in first out: at most a handful, so a state is one plain value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) struct Line<T>([Option<T>; 5]);
+pub(crate) struct Line<T>([Option<T>; 4]);
 
 impl<T: Copy> Default for Line<T> {
     fn default() -> Self {
-        Self([None; 5])
+        Self([None; 4])
     }
 }
 
@@ -98,9 +123,28 @@ impl<T: Copy> Line<T> {
         self.0.rotate_left(1);
         first
     }
+}
 
-    pub(crate) fn is_empty(&self) -> bool {
-        self.0[0].is_none()
+/// A client's connections.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+pub(crate) struct Lines {
+    /// Its calls, and their answers.
+    pub(crate) up: Line<Command>,
+    pub(crate) down: Line<Answer>,
+    /// What connections that are gone may still bring to the server.
+    pub(crate) late: Line<Command>,
+    pub(crate) news: Line<News>,
+}
+
+impl Lines {
+    /// The connection of calls is gone. What was sent over it is lost, or arrives one day.
+    pub(crate) fn break_calls(&mut self, loses: bool) {
+        while let Some(command) = self.up.pop() {
+            if !loses {
+                self.late.push(command);
+            }
+        }
+        self.down = Line::default();
     }
 }
 
@@ -108,8 +152,7 @@ impl<T: Copy> Line<T> {
 pub(crate) struct World {
     pub(crate) server: Server,
     pub(crate) clients: [Client; CLIENTS as usize],
-    pub(crate) up: [Line<Command>; SESSIONS as usize],
-    pub(crate) down: [Line<Message>; SESSIONS as usize],
+    pub(crate) lines: [Lines; CLIENTS as usize],
     pub(crate) faults: u8,
 }
 
@@ -118,8 +161,7 @@ impl World {
         Self {
             server: Server::new(),
             clients: [0, 1, 2].map(Client::new),
-            up: Default::default(),
-            down: Default::default(),
+            lines: Default::default(),
             faults: 0,
         }
     }
@@ -128,39 +170,57 @@ impl World {
         &self.clients[usize::from(session / 2)]
     }
 
-    pub(crate) fn send(&mut self, session: usize, command: Option<Command>) {
+    pub(crate) fn send(&mut self, number: usize, command: Option<Command>) {
         if let Some(command) = command {
-            self.up[session].push(command);
+            self.lines[number].up.push(command);
         }
     }
 
     /// A client acts, and sends what it has to send.
     pub(crate) fn act(&mut self, number: usize, act: impl FnOnce(&mut Client) -> Option<Command>) {
         let command = act(&mut self.clients[number]);
-        self.send(usize::from(self.clients[number].session), command);
+        self.send(number, command);
     }
 
-    /// Nothing is on its way.
-    pub(crate) fn is_quiet(&self) -> bool {
-        self.up.iter().all(Line::is_empty) && self.down.iter().all(Line::is_empty)
+    pub(crate) fn forget_what_no_longer_counts(&mut self) {
+        for (client, lines) in self.clients.iter_mut().zip(&mut self.lines) {
+            client.forget_what_no_longer_counts();
+            if client.phase.is_over() {
+                (lines.down, lines.news) = Default::default();
+            }
+        }
+    }
+
+    /// Nothing is on its way, and every session that lasts has its connection.
+    fn is_quiet(&self, rules: Rules) -> bool {
+        let connected = |client: &Client| {
+            !client.lease
+                || client.phase.is_over()
+                || rules.weight(client.number) == 0
+                || self.server.subscribed[usize::from(client.session)]
+        };
+        self.lines.iter().all(|lines| *lines == Lines::default())
+            && self.clients.iter().all(connected)
     }
 
     /// What is wrong with this state, if anything is.
     pub(crate) fn violation(&self, rules: Rules) -> Option<String> {
         self.exclusion(rules).or_else(|| {
-            self.is_quiet()
+            self.is_quiet(rules)
                 .then(|| self.forgotten(rules).or_else(|| self.leftovers(rules)))
                 .flatten()
         })
     }
 
-    /// Those who believe to hold fit together. By default that is promised of those whom the server takes for live.
+    /// Those who believe to hold fit together. Without notice that is promised of those whom the server takes for live.
     fn exclusion(&self, rules: Rules) -> Option<String> {
         let believers: Vec<&Client> = self
             .clients
             .iter()
             .filter(|client| matches!(client.phase, Phase::Held(_)) && client.lease)
-            .filter(|client| rules.form == Form::Strict || self.server.keeps(client.session, rules))
+            .filter(|client| {
+                rules.form == Form::Default || self.server.lives(client.session, rules)
+            })
             .collect();
         let weight: u8 = believers
             .iter()
@@ -176,24 +236,33 @@ impl World {
     fn forgotten(&self, rules: Rules) -> Option<String> {
         let server = &self.server;
         if let Some((owner, session)) = server.queue.first()
-            && server.hears(session)
+            && server.lives(session, rules)
             && server.fits_untouched(owner, rules)
         {
             return Some(format!("{owner} is forgotten: it could be granted"));
         }
         for client in &self.clients {
-            if client.phase != Phase::Queued || !client.lease || !server.hears(client.session) {
+            if client.phase != Phase::Queued
+                || !client.lease
+                || !server.lives(client.session, rules)
+            {
                 continue;
             }
             let place = (client.number, client.session);
+            if server.holders.iter().any(|claim| claim.0 == client.number) {
+                return Some(format!("{} holds and does not know it", client.number));
+            }
             if !server.queue.iter().any(|waiter| waiter == place) {
                 return Some(format!("{} is forgotten: it has no place", client.number));
             }
             let mut after = *server;
+            let stamp = after.stamps[usize::from(client.session)];
             let mut told = Vec::new();
-            after.acquire(client.number, client.session, rules, &mut told);
+            after.acquire(client.number, (client.session, stamp), rules, &mut told);
+            let still_waits = !after.holders.iter().any(|claim| claim.0 == client.number);
             if let Some((owner, session)) = after.queue.first()
-                && (!after.hears(session) || after.fits_untouched(owner, rules))
+                && still_waits
+                && (!after.lives(session, rules) || after.fits_untouched(owner, rules))
             {
                 return Some(format!("{owner} is forgotten even by who looks"));
             }
@@ -209,7 +278,7 @@ impl World {
                 return Some(format!("a grant of {owner} is left behind"));
             }
             let knows = client.session == session && client.phase == Phase::Held(token);
-            if self.server.keeps(session, rules) && client.lease && !knows {
+            if self.server.lives(session, rules) && client.lease && !knows {
                 return Some(format!("{owner} holds and does not know it"));
             }
         }

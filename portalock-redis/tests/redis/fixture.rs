@@ -94,9 +94,11 @@ impl Admin {
     }
 
     pub(crate) async fn at(url: &str) -> Self {
+        // A loaded machine takes its time, and no fault that a test makes is meant for this connection.
+        let patient = redis::AsyncConnectionConfig::new().set_response_timeout(Some(ENOUGH));
         let connection = redis::Client::open(url)
             .unwrap()
-            .get_multiplexed_async_connection()
+            .get_multiplexed_async_connection_with_config(&patient)
             .await
             .unwrap();
         Self(connection)

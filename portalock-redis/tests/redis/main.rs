@@ -12,6 +12,7 @@ mod fixture;
 mod guarantees;
 mod portalocker;
 mod refusals;
+mod resets;
 mod resume;
 mod semaphore;
 mod session;

@@ -31,9 +31,9 @@ pub(super) const CASES: &[Case] = &[
         "when a term is taken away, its leader knows, and its work has stopped, before another leads or within the time that the backend declares"),
     case!(election::a_cut_off_leader_stops_its_work, rules [10], needs [LossNotice, CrashRelease, CutOff],
         "the same for a leader that is cut off from the store"),
-    case!(election::observers_see_every_term_in_order, rules [10], needs [Holders, Tokens],
+    case!(election::observers_see_every_term_in_order, rules [10], needs [Holders, Tokens, HolderTokens],
         "observers on other clients are told of every term in order; where the backend does not tell of changes, they never go back, and reach the last"),
-    case!(election::a_step_down_is_heard, rules [10], needs [Holders, Tokens],
+    case!(election::a_step_down_is_heard, rules [10], needs [Holders, Tokens, HolderTokens],
         "a leader that is asked to step down hears who asked, finishes first, and the next leader is not asked"),
 ];
 
@@ -225,6 +225,19 @@ impl Leads {
     }
 }
 
+/// Skips a backend whose `inspect` tells no token: observers can't tell terms apart there.
+async fn ensure_tokens_are_told(client: &Client) -> CaseResult {
+    let election = candidate(client, "probe")?;
+    let leadership = election.campaign().await?;
+    let seen = election.leader().await?;
+    leadership.resign().await?;
+    if seen.is_some_and(|term| term.token.is_none()) {
+        let lack = "the backend does not tell the token of who holds";
+        return Err(Stop::Skipped(lack.to_owned()));
+    }
+    Ok(())
+}
+
 /// What an observer was told, until it saw the leader who comes last.
 async fn observe(
     client: Client,
@@ -254,6 +267,7 @@ async fn observers_see_every_term_in_order(trial: Trial) -> CaseResult {
     const LAST: &str = "the last";
     let clients = trial.clients(4).await?;
     let (candidates, watchers) = clients.split_at(2);
+    ensure_tokens_are_told(&clients[0]).await?;
     let tells = {
         let watch = watchers[0].backend();
         let watch = portalock_core::LockBackend::watch(&watch, &name(ELECTION)?).await?;
@@ -303,6 +317,7 @@ async fn observers_see_every_term_in_order(trial: Trial) -> CaseResult {
 
 async fn a_step_down_is_heard(trial: Trial) -> CaseResult {
     let (first, second) = trial.two_clients().await?;
+    ensure_tokens_are_told(&first).await?;
     let leadership = candidate(&first, "first")?.campaign().await?;
     let (finished, is_finished) = oneshot::channel();
     let leads = tokio::spawn(async move {

@@ -87,6 +87,8 @@ pub enum Need {
     TakeAway,
     /// The backend lists its names. Told by its answer, since no capability says so.
     Listing,
+    /// The backend tells the token of who holds. Told by its answer, since no capability says so.
+    HolderTokens,
     /// There is a helper process, and the fixture has an address for it.
     Helper,
 }

@@ -16,7 +16,7 @@ pub enum OpenError {
     },
     /// The address begins with a scheme that nobody knows.
     #[error(
-        "{scheme:?} is no backend: write fs:DIR, redis://HOST, rediss://HOST, unix:///SOCKET or etcd://HOST,HOST"
+        "{scheme:?} is no backend: write fs:DIR, redis://HOST, rediss://HOST, unix:///SOCKET, etcd://HOST,HOST or postgres://HOST/DATABASE"
     )]
     UnknownScheme {
         /// What it begins with.

@@ -9,6 +9,8 @@ mod etcd;
 #[cfg(feature = "fs")]
 mod fs;
 mod memory;
+#[cfg(feature = "postgres")]
+mod postgres;
 #[cfg(feature = "redis")]
 mod redis;
 mod scheme;
@@ -31,7 +33,7 @@ pub use scheme::Scheme;
 /// let error = portalock::open("http://u:secret@example").await.unwrap_err();
 /// assert_eq!(
 ///     error.to_string(),
-///     "\"http\" is no backend: write fs:DIR, redis://HOST, rediss://HOST, unix:///SOCKET or etcd://HOST,HOST",
+///     "\"http\" is no backend: write fs:DIR, redis://HOST, rediss://HOST, unix:///SOCKET, etcd://HOST,HOST or postgres://HOST/DATABASE",
 /// );
 /// # Ok(()) }
 /// ```
@@ -57,6 +59,8 @@ pub async fn open(address: &str) -> Result<AnyBackend, OpenError> {
         Scheme::Redis => redis::open(address).await,
         #[cfg(feature = "etcd")]
         Scheme::Etcd => etcd::open(address).await,
+        #[cfg(feature = "postgres")]
+        Scheme::Postgres => postgres::open(address).await,
         #[allow(unreachable_patterns, reason = "with all features there is no other")]
         other => Err(not_built(other)),
     }
@@ -78,10 +82,63 @@ pub(crate) async fn open_table(
         Scheme::Redis => redis::open_table(table).await,
         #[cfg(feature = "etcd")]
         Scheme::Etcd => etcd::open_table(table).await,
+        #[cfg(feature = "postgres")]
+        Scheme::Postgres => postgres::open_table(table).await,
         Scheme::Memory if table.is_empty() => memory::open(""),
         Scheme::Memory => Err(OpenError::settings("memory", "it has no settings")),
         #[allow(unreachable_patterns, reason = "with all features there is no other")]
         other => Err(not_built(other)),
+    }
+}
+
+/// Prepares the store at `address`: creates or upgrades what the backend needs there. Idempotent, and safe when many call it
+/// at once.
+///
+/// Only Postgres needs it, for its schema, by a user who may create one. On every other backend there is nothing to do.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), portalock::OpenError> {
+/// portalock::migrate("memory:").await?;
+/// # Ok(()) }
+/// ```
+///
+/// # Errors
+///
+/// [`OpenError`], as [`open`].
+///
+/// # Cancel safety
+///
+/// Safe: either nothing has changed or everything.
+#[allow(
+    clippy::unused_async,
+    reason = "without the feature of a server nothing is awaited"
+)]
+pub async fn migrate(address: &str) -> Result<(), OpenError> {
+    let (scheme, _) = Scheme::of(address)?;
+    match scheme {
+        #[cfg(feature = "postgres")]
+        Scheme::Postgres => postgres::migrate(address).await,
+        #[cfg(not(feature = "postgres"))]
+        Scheme::Postgres => Err(not_built(scheme)),
+        _ => Ok(()),
+    }
+}
+
+/// The same for the backend that `table` describes.
+#[allow(
+    clippy::unused_async,
+    reason = "without the feature of a server nothing is awaited"
+)]
+pub(crate) async fn migrate_table(scheme: Scheme, table: toml::Table) -> Result<(), OpenError> {
+    match scheme {
+        #[cfg(feature = "postgres")]
+        Scheme::Postgres => postgres::migrate_table(table).await,
+        #[cfg(not(feature = "postgres"))]
+        Scheme::Postgres => Err(not_built(scheme)),
+        _ => {
+            let _ = table;
+            Ok(())
+        }
     }
 }
 

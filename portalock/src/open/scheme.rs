@@ -12,6 +12,8 @@ pub enum Scheme {
     Redis,
     /// `etcd:` or `etcds:`, an etcd cluster.
     Etcd,
+    /// `postgres:` or `postgresql:`, a PostgreSQL database.
+    Postgres,
     /// `memory:`, this process.
     Memory,
 }
@@ -27,7 +29,7 @@ impl Scheme {
             let hint = if address.contains(['/', '\\', '.', '~']) {
                 ": for a directory, write fs: before it"
             } else {
-                ": write fs:DIR, redis://HOST, rediss://HOST, unix:///SOCKET or etcd://HOST,HOST"
+                ": write fs:DIR, redis://HOST, rediss://HOST, unix:///SOCKET, etcd://HOST,HOST or postgres://HOST/DATABASE"
             };
             return Err(OpenError::NoScheme { hint });
         };
@@ -35,6 +37,7 @@ impl Scheme {
             "fs" => Self::Fs,
             "redis" | "rediss" | "valkey" | "valkeys" | "unix" => Self::Redis,
             "etcd" | "etcds" => Self::Etcd,
+            "postgres" | "postgresql" => Self::Postgres,
             "memory" => Self::Memory,
             // A drive of Windows, or a path with a colon in it.
             _ if scheme.len() == 1 || scheme.contains(['/', '\\', '.']) => {
@@ -57,6 +60,7 @@ impl Scheme {
             Self::Fs => "fs",
             Self::Redis => "redis",
             Self::Etcd => "etcd",
+            Self::Postgres => "postgres",
             Self::Memory => "memory",
         }
     }

@@ -8,7 +8,7 @@ fn start() -> (Service, EtcdServer) {
     let server = EtcdServer::start().unwrap_or_else(|error| panic!("{error}"));
     let settings = |port| {
         format!(
-            "type = 'etcd'\nendpoints = ['127.0.0.1:{port}']\nlease_time = '2s'\nrequest_timeout = '2s'"
+            "type = 'etcd'\nendpoints = ['127.0.0.1:{port}']\nlease_time = '4s'\nrequest_timeout = '2s'"
         )
     };
     (Service::new(server.port(0), settings), server)

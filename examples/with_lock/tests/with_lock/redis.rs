@@ -1,5 +1,10 @@
 //! On a real Redis server.
 
+use std::{
+    io::{BufRead, BufReader, Write},
+    net::TcpStream,
+};
+
 use portalock_testkit::servers::{RedisOptions, RedisServer};
 
 use crate::{
@@ -9,9 +14,14 @@ use crate::{
 
 fn start() -> (Service, RedisServer) {
     let server = RedisServer::start().unwrap_or_else(|error| panic!("{error}"));
-    let settings =
-        |port| format!("type = 'redis'\nurl = 'redis://127.0.0.1:{port}'\nsession_ttl = '2s'");
     (Service::new(server.port(), settings), server)
+}
+
+/// Of a backend on a server that has just started.
+fn settings(port: u16) -> String {
+    format!(
+        "type = 'redis'\nurl = 'redis://127.0.0.1:{port}'\nsession_ttl = '2s'\nrestart_wait = '0s'"
+    )
 }
 
 scenarios!(
@@ -28,8 +38,30 @@ scenarios!(
 );
 
 #[test]
-fn a_cut_connection_is_a_loss_at_once() {
-    let (service, _server) = start();
+fn a_reset_connection_is_no_loss() {
+    let (service, server) = start();
+    let holder = service.home.hold("direct deploy");
+    // The sessions, and then everybody.
+    for kind in ["pubsub", "normal"] {
+        let mut redis = TcpStream::connect(server.addr()).unwrap();
+        let kill = format!("CLIENT KILL TYPE {kind} SKIPME yes\r\n");
+        redis.write_all(kill.as_bytes()).unwrap();
+        let mut killed = String::new();
+        BufReader::new(redis).read_line(&mut killed).unwrap();
+        assert!(killed.starts_with(':') && killed.trim() != ":0", "{killed}");
+    }
+    // Longer than the session lives without being taken up again.
+    let waiter = service.home.run("-t 3s direct deploy -- true");
+    waiter.code(124);
+    holder.finish().code(0).silent();
+    service.home.run("-t 30s direct deploy -- true").code(0);
+}
+
+#[test]
+fn without_notice_a_cut_connection_is_a_loss_at_once() {
+    let server = RedisServer::start().unwrap_or_else(|error| panic!("{error}"));
+    let settings = |port| settings(port) + "\nrelease_without_notice = true";
+    let service = Service::new(server.port(), settings);
     let script = "echo $$; exec sleep 1000";
     let mut holder = Running::start(service.home.with_script("proxied deploy", script));
     let command = holder.pid_line();
@@ -61,7 +93,9 @@ fn a_password_is_never_shown() {
         .setting("requirepass", "hunter2")
         .start()
         .unwrap_or_else(|error| panic!("{error}"));
-    let settings = |port| format!("type = 'redis'\nurl = 'redis://:hunter2@127.0.0.1:{port}'");
+    let settings = |port| {
+        format!("type = 'redis'\nurl = 'redis://:hunter2@127.0.0.1:{port}'\nrestart_wait = '0s'")
+    };
     let service = Service::new(server.port(), settings);
     service.home.run("direct deploy -- true").code(0).silent();
     let settings = |port| format!("type = 'redis'\nurl = 'redis://:hunter3@127.0.0.1:{port}'");

@@ -128,7 +128,11 @@ mod tests {
     use super::super::error::FsErrorKind;
     use super::*;
 
-    const KINDS: [LockKind; 2] = [LockKind::Flock, LockKind::Record];
+    const KINDS: &[LockKind] = if sys::HAS_RECORD_LOCKS {
+        &[LockKind::Flock, LockKind::Record]
+    } else {
+        &[LockKind::Flock]
+    };
 
     fn two_handles() -> (tempfile::TempDir, File, File) {
         let dir = tempfile::tempdir().unwrap();
@@ -148,7 +152,7 @@ mod tests {
 
     #[test]
     fn exclusive_excludes_another_handle_of_this_process() {
-        for kind in KINDS {
+        for &kind in KINDS {
             let (_dir, a, b) = two_handles();
             assert!(try_lock(&a, Mode::Exclusive, kind).unwrap());
             assert!(!try_lock(&b, Mode::Exclusive, kind).unwrap(), "{kind:?}");
@@ -160,7 +164,7 @@ mod tests {
 
     #[test]
     fn shared_excludes_only_exclusive() {
-        for kind in KINDS {
+        for &kind in KINDS {
             let (_dir, a, b) = two_handles();
             assert!(try_lock(&a, Mode::Shared, kind).unwrap());
             assert!(try_lock(&b, Mode::Shared, kind).unwrap(), "{kind:?}");
@@ -171,7 +175,7 @@ mod tests {
 
     #[test]
     fn lock_waits_until_it_is_free() {
-        for kind in KINDS {
+        for &kind in KINDS {
             let (_dir, a, b) = two_handles();
             lock(&a, Mode::Exclusive, kind).unwrap();
             let waiter = std::thread::spawn(move || lock(&b, Mode::Shared, kind).map(|()| b));
@@ -184,7 +188,7 @@ mod tests {
 
     #[test]
     fn closing_the_file_frees_it() {
-        for kind in KINDS {
+        for &kind in KINDS {
             let (_dir, a, b) = two_handles();
             lock(&a, Mode::Exclusive, kind).unwrap();
             drop(a);
@@ -201,7 +205,7 @@ mod tests {
         unlock(&a, LockKind::Flock).unwrap();
     }
 
-    #[cfg(unix)]
+    #[cfg(target_os = "linux")]
     #[test]
     fn an_exclusive_record_lock_needs_write_access() {
         let (dir, _a, b) = two_handles();
