@@ -99,6 +99,12 @@ impl Session {
             .await
     }
 
+    /// Asks for the session's key.
+    pub(crate) fn own(&self) -> TxnOp {
+        let keys_only = GetOptions::new().with_keys_only();
+        TxnOp::get(self.key.as_str(), Some(keys_only))
+    }
+
     /// A linearizable look at the session's key: the answer's header, or `None` if the key is gone.
     pub(crate) async fn read_key(
         &self,

@@ -140,6 +140,25 @@ async fn a_release_that_was_carried_out_unheard_says_so_though_the_next_try_find
 }
 
 #[tokio::test]
+async fn a_request_that_was_dropped_before_its_answer_is_withdrawn_by_its_release() {
+    let server = Server::start();
+    let line = server.line(0);
+    let client = server
+        .lasting_client_through(&[&line], Duration::from_secs(60))
+        .await;
+    let request = request("dropped");
+    line.black_hole(Direction::ToClient);
+    tokio::select! {
+        answer = LockBackend::try_acquire(&client, &request) => panic!("{answer:?}"),
+        () = until("placed", async || server.lock_keys().await.len() == 1) => {}
+    }
+    line.heal();
+    line.cut();
+    LockBackend::release(&client, &request).await.unwrap();
+    assert_eq!(server.lock_keys().await, Vec::<String>::new());
+}
+
+#[tokio::test]
 async fn a_late_request_takes_no_lock_though_it_was_released_while_the_store_was_full() {
     let server = Server::start();
     let (slow, fast) = (server.line(0), server.line(0));
