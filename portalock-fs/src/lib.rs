@@ -22,22 +22,22 @@
 //! - `backend/` is [`FsBackend`]; its `mod.rs` tells the way that a request goes.
 //! - `files/` is everything for a file that you name or have open: [`FileLock`], [`TemporaryFileLock`], [`PidFileLock`],
 //!   [`BoundedSemaphore`], [`open_atomic`] and the rest of what portalocker has.
-//! - Both stand on `common/`: opening, locking, checking and freeing one file, plain [`lock`]s, and errors.
+//! - Both stand on `locking/`: opening, locking, checking and freeing one file, plain [`lock`]s, and errors.
 //! - `sys/` is what differs between operating systems.
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod backend;
-mod common;
 mod files;
+mod locking;
 mod sys;
 
 pub use backend::{Calls, FsBackend, FsSettings, Watch};
-pub use common::{FsError, FsErrorKind, LockKind, lock, try_lock, unlock};
 pub use files::{
     AtomicError, AtomicFile, BoundedSemaphore, FileGuard, FileLock, FileMode, InvalidFileMode,
     PidFileGuard, PidFileLock, PidFileOutcome, PidHolder, PidState, ReentrantFileGuard,
     ReentrantFileLock, SlotGuard, TemporaryFileLock, TemporaryGuard, blocking_lock_with, lock_with,
     open_atomic,
 };
+pub use locking::{FsError, FsErrorKind, LockKind, lock, try_lock, unlock};
 pub use portalock_core::Mode;

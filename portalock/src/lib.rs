@@ -87,4 +87,4 @@ pub use portalock_redis as redis;
 #[doc(inline)]
 pub use portalock_testkit as testkit;
 
-pub use open::{AnyBackend, Config, OpenError, Scheme, default_directory, open};
+pub use open::{AnyBackend, Config, OpenError, Scheme, default_directory, migrate, open};

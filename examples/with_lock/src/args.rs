@@ -45,6 +45,11 @@ pub(crate) enum Other {
     Who(WhoArgs),
     /// List the locks that are held or waited for
     List(ListArgs),
+    /// Prepare a backend's store: create or upgrade the schema in a Postgres database
+    Migrate {
+        /// The backend, if it isn't the default one
+        backend: Option<String>,
+    },
     /// Print a completion script, to be sourced by a shell
     Completions {
         /// For which shell

@@ -19,6 +19,24 @@ pub(crate) async fn open(
     given: Option<&str>,
     config: Option<&Path>,
 ) -> Result<AnyBackend, Failure> {
+    let (config, wanted) = find(given, config)?;
+    let backend = config.open(&wanted).await?;
+    if backend.locks.capabilities().scope == Scope::Process {
+        return Err(Failure::new(
+            "this backend locks nothing outside of this process: choose another, such as fs:",
+        ));
+    }
+    Ok(backend)
+}
+
+/// Prepares that backend's store.
+pub(crate) async fn migrate(given: Option<&str>, config: Option<&Path>) -> Result<(), Failure> {
+    let (config, wanted) = find(given, config)?;
+    Ok(config.migrate(&wanted).await?)
+}
+
+/// Which backend is wanted, and the configuration that may know it by this key.
+fn find(given: Option<&str>, config: Option<&Path>) -> Result<(Config, String), Failure> {
     let from_environment = match env::var(VARIABLE) {
         Ok(text) if !text.is_empty() => Some(text),
         Ok(_) | Err(env::VarError::NotPresent) => None,
@@ -27,21 +45,16 @@ pub(crate) async fn open(
         }
     };
     let wanted = given.or(from_environment.as_deref()).unwrap_or(DEFAULT);
-    let backend = match config {
+    let config = match config {
         // A file that somebody names must be right, also if nothing in it is needed.
-        Some(file) => Config::load(file)?.open(wanted).await?,
-        None if wanted.contains(':') => portalock::open(wanted).await?,
+        Some(file) => Config::load(file)?,
+        None if wanted.contains(':') => Config::default(),
         None => match usual_places().find(|file| file.is_file()) {
-            Some(file) => Config::load(file)?.open(wanted).await?,
+            Some(file) => Config::load(file)?,
             None => return Err(no_config(wanted)),
         },
     };
-    if backend.locks.capabilities().scope == Scope::Process {
-        return Err(Failure::new(
-            "this backend locks nothing outside of this process: choose another, such as fs:",
-        ));
-    }
-    Ok(backend)
+    Ok((config, wanted.to_owned()))
 }
 
 fn no_config(wanted: &str) -> Failure {

@@ -2,7 +2,8 @@
 
 pub(crate) const USAGE: &str = "with_lock [OPTIONS] [BACKEND] NAME -- COMMAND [ARG]...
        with_lock who [--watch] [--json] [BACKEND] NAME
-       with_lock list [--watch] [--json] [BACKEND]";
+       with_lock list [--watch] [--json] [BACKEND]
+       with_lock migrate [BACKEND]";
 
 pub(crate) const TARGET: &str = "\
 The lock's name, after its backend if it isn't the default one.

@@ -59,6 +59,10 @@ fn perform(cli: Cli) -> Result<Ending, Failure> {
         (None, Some(args)) => runtime.block_on(run::run(&args, config)),
         (Some(Other::Who(args)), _) => print_line(&runtime.block_on(who::who(&args, config))?),
         (Some(Other::List(args)), _) => print_line(&runtime.block_on(list::list(&args, config))?),
+        (Some(Other::Migrate { backend }), _) => {
+            runtime.block_on(backends::migrate(backend.as_deref(), config))?;
+            Ok(Ending::Code(0))
+        }
         (Some(Other::Completions { shell }), _) => print(&manual::completions(shell)),
         (Some(Other::Man), _) => print(&manual::page()?),
         (None, None) => Err(Failure::new(

@@ -16,7 +16,7 @@ use super::{
     store::Store,
 };
 use crate::{
-    common::{DirectoryWatch, FsError, FsErrorKind, Location, LockFile, Watching},
+    locking::{DirectoryWatch, FsError, FsErrorKind, Location, LockFile, Watching},
     sys::Watched,
 };
 

@@ -8,7 +8,7 @@ use serde::{
     de::{DeserializeOwned, IntoDeserializer, value::StrDeserializer},
 };
 
-use crate::common::LockKind;
+use crate::locking::LockKind;
 
 /// How a [`FsBackend`](crate::FsBackend) keeps its locks. Only the directory has no default.
 ///

@@ -22,7 +22,7 @@ use super::{
     store::Store,
 };
 use crate::{
-    common::{DirectoryWatch, FsError, FsErrorKind, LockKind},
+    locking::{DirectoryWatch, FsError, FsErrorKind, LockKind},
     sys::{self, Origin, Watched},
 };
 

@@ -19,7 +19,7 @@ use super::{
     store::Store,
 };
 use crate::{
-    common::{FsError, FsErrorKind, Location, LockFile},
+    locking::{FsError, FsErrorKind, Location, LockFile},
     sys,
 };
 
@@ -303,7 +303,7 @@ fn foreign(what: &'static str) -> FsError {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{common::LockKind, sys::Origin};
+    use crate::{locking::LockKind, sys::Origin};
     use cap_std::{ambient_authority, fs::Dir};
 
     fn store(beside: bool) -> (tempfile::TempDir, Store) {

@@ -9,7 +9,7 @@ use super::{
     name::{FileName, LOCK_SUFFIX},
     record::Record,
 };
-use crate::common::{FsError, FsErrorKind, Location, LockFile};
+use crate::locking::{FsError, FsErrorKind, Location, LockFile};
 
 impl Client {
     /// Who holds `name`, and who waits for it here.

@@ -12,7 +12,7 @@ use std::{
 use portalock_core::{Grant, Holder, Lease, LostSignal, Mode, OwnerId, WakeSender, clock::Instant};
 
 use super::{grant::Written, name::FileName};
-use crate::common::{Contender, LockFile};
+use crate::locking::{Contender, LockFile};
 
 /// The first pause between two looks where nothing can be watched.
 const FIRST_POLL: Duration = Duration::from_micros(500);

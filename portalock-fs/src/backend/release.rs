@@ -9,7 +9,7 @@ use super::{
     name::FileName,
     queue::{Held, Place},
 };
-use crate::common::Location;
+use crate::locking::Location;
 
 /// How long the lock goes from one holder of this client straight to the next. They hear of a release sooner than other
 /// processes do, and would keep them out for as long as the queue here is never empty.

@@ -10,7 +10,7 @@ use cap_std::fs::{Dir, OpenOptions};
 
 use super::name::{FileName, INFO_SUFFIX, READERS_SUFFIX};
 use crate::{
-    common::{FsError, FsErrorKind, Location, LockFile, LockKind, says_gone},
+    locking::{FsError, FsErrorKind, Location, LockFile, LockKind, says_gone},
     sys::{self, FileId, Origin, Seen},
 };
 

@@ -15,7 +15,7 @@ use portalock_core::{
 
 use super::spec::{Ending, Spec};
 use crate::{
-    common::{Contender, FsError, Line, Location, LockFile, Watching},
+    locking::{Contender, FsError, Line, Location, LockFile, Watching},
     sys,
 };
 

@@ -9,7 +9,7 @@ use std::{
 
 use super::temp_file::TempFile;
 use crate::{
-    common::{FsError, FsErrorKind},
+    locking::{FsError, FsErrorKind},
     sys,
 };
 

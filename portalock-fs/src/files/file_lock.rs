@@ -14,7 +14,7 @@ use super::{
     owned::{Owned, once},
     spec::Spec,
 };
-use crate::common::{FsError, LockKind};
+use crate::locking::{FsError, LockKind};
 
 /// A lock on a data file: acquiring it opens the file, locks it and hands it out. portalocker's `Lock`.
 ///

@@ -9,7 +9,7 @@ use super::{
     owned::Owned,
     spec::{OPEN_FILE, Spec},
 };
-use crate::common::{FsError, LockKind};
+use crate::locking::{FsError, LockKind};
 
 /// Locks `handle`, waiting as `policy` says.
 ///

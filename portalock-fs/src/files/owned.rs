@@ -6,7 +6,7 @@ use futures_util::FutureExt;
 use portalock_core::{Guard, Lock, LockError, LockName, Mode, Policy, blocking};
 
 use super::{acquisition::Acquisition, spec::Spec};
-use crate::common::{FsError, LockFile};
+use crate::locking::{FsError, LockFile};
 
 /// How an acquisition waits that doesn't.
 pub(crate) fn once() -> Policy {

@@ -10,7 +10,7 @@ use super::{
     pid_record::{self, PidHolder},
     spec::{Ending, Spec, Witness},
 };
-use crate::common::{FsError, LockKind};
+use crate::locking::{FsError, LockKind};
 
 /// A lock that publishes its holder's process id. portalocker's `PidFileLock`.
 ///

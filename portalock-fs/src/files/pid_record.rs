@@ -16,7 +16,7 @@ use portalock_core::{Holder, clock};
 
 use super::temp_file::TempFile;
 use crate::{
-    common::FsError,
+    locking::FsError,
     sys::{self, ProcessLife},
 };
 

@@ -6,7 +6,7 @@ use futures_util::FutureExt;
 use portalock_core::{Lock, LockError, Policy, ReentrantGuard, ReentrantLock, blocking};
 
 use super::{acquisition::Acquisition, file_lock::FileLock, spec::Spec};
-use crate::common::{FsError, FsErrorKind, LockFile};
+use crate::locking::{FsError, FsErrorKind, LockFile};
 
 /// A [`FileLock`] that is locked once and then counted, and hands out the same open file each time. portalocker's `RLock`.
 ///

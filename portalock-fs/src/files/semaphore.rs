@@ -13,7 +13,7 @@ use super::{
     owned::{Owned, once},
     spec::Spec,
 };
-use crate::common::{FsError, FsErrorKind, LockKind};
+use crate::locking::{FsError, FsErrorKind, LockKind};
 
 /// At most so many at once, among all processes that use the same directory and name. portalocker's
 /// `NamedBoundedSemaphore`.

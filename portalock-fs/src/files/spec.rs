@@ -11,7 +11,7 @@ use portalock_core::{Holder, LockError, LockName, Loss};
 
 use super::file_mode::FileMode;
 use crate::{
-    common::{FsError, FsErrorKind, Location, LockFile, LockKind},
+    locking::{FsError, FsErrorKind, Location, LockFile, LockKind},
     sys::{self, Origin, Seen},
 };
 

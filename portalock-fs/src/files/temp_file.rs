@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::{common::FsError, sys};
+use crate::{locking::FsError, sys};
 
 /// With 64 random bits per name this is only ever reached where randomness is broken.
 const NAMES: usize = 1000;

@@ -9,7 +9,7 @@ use super::{
     owned::{Owned, once},
     spec::{Ending, Spec},
 };
-use crate::common::{FsError, LockKind};
+use crate::locking::{FsError, LockKind};
 
 /// A lock whose file exists only while it is held. portalocker's `TemporaryFileLock`.
 ///

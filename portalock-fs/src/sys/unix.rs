@@ -42,6 +42,10 @@ pub(crate) fn let_group_write(directory: &Path) -> io::Result<()> {
 
 /// Gives a file that nobody has written to yet the permissions `file_mode`, of which the umask may have taken some. It fails
 /// if another user made it, who does the same.
+#[allow(
+    clippy::cast_possible_truncation,
+    reason = "permissions fit into the shorter type that some systems have"
+)]
 pub(crate) fn apply_file_mode(file: &File, file_mode: u32) {
     if let Ok(stat) = fstat(file)
         && stat.st_size == 0

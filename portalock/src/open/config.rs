@@ -4,7 +4,10 @@ use std::{collections::BTreeMap, fmt, fs, ops::Range, path::Path};
 
 use toml::{Table, Value};
 
-use crate::{AnyBackend, OpenError, Scheme, open::open_table};
+use crate::{
+    AnyBackend, OpenError, Scheme,
+    open::{migrate_table, open_table},
+};
 
 /// Backends by key, as a TOML file has them.
 ///
@@ -117,21 +120,43 @@ impl Config {
     ///
     /// As [`open`](crate::open).
     pub async fn open(&self, key_or_address: &str) -> Result<AnyBackend, OpenError> {
-        let key = key_or_address;
-        let opened = match self.backends.get(key) {
+        let opened = match self.entry(key_or_address)? {
             Some(Entry::Address(address)) => crate::open(address).await,
             Some(Entry::Settings(scheme, table)) => open_table(*scheme, table.clone()).await,
-            None if self.backends.is_empty() || key.contains([':', '/', '\\', '.', '~']) => {
-                return crate::open(key).await;
-            }
-            None => {
-                return Err(OpenError::UnknownKey {
-                    key: key.to_owned(),
-                    known: format!("there are {}", listed(self.keys())),
-                });
-            }
+            None => return crate::open(key_or_address).await,
         };
-        opened.map_err(|error| self.at(key, error))
+        opened.map_err(|error| self.at(key_or_address, error))
+    }
+
+    /// Prepares the store of the backend of this key, as [`migrate`](crate::migrate) does for an address.
+    ///
+    /// # Errors
+    ///
+    /// As [`open`](Self::open).
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`migrate`](crate::migrate).
+    pub async fn migrate(&self, key_or_address: &str) -> Result<(), OpenError> {
+        let migrated = match self.entry(key_or_address)? {
+            Some(Entry::Address(address)) => crate::migrate(address).await,
+            Some(Entry::Settings(scheme, table)) => migrate_table(*scheme, table.clone()).await,
+            None => return crate::migrate(key_or_address).await,
+        };
+        migrated.map_err(|error| self.at(key_or_address, error))
+    }
+
+    /// What stands under this key; `None` if it is an address.
+    fn entry(&self, key: &str) -> Result<Option<&Entry>, OpenError> {
+        let entry = self.backends.get(key);
+        let may_be_address = self.backends.is_empty() || key.contains([':', '/', '\\', '.', '~']);
+        if entry.is_none() && !may_be_address {
+            return Err(OpenError::UnknownKey {
+                key: key.to_owned(),
+                known: format!("there are {}", listed(self.keys())),
+            });
+        }
+        Ok(entry)
     }
 
     fn at(&self, key: &str, error: OpenError) -> OpenError {

@@ -91,6 +91,57 @@ pub(crate) async fn open_table(
     }
 }
 
+/// Prepares the store at `address`: creates or upgrades what the backend needs there. Idempotent, and safe when many call it
+/// at once.
+///
+/// Only Postgres needs it, for its schema, by a user who may create one. On every other backend there is nothing to do.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), portalock::OpenError> {
+/// portalock::migrate("memory:").await?;
+/// # Ok(()) }
+/// ```
+///
+/// # Errors
+///
+/// [`OpenError`], as [`open`].
+///
+/// # Cancel safety
+///
+/// Safe: either nothing has changed or everything.
+#[allow(
+    clippy::unused_async,
+    reason = "without the feature of a server nothing is awaited"
+)]
+pub async fn migrate(address: &str) -> Result<(), OpenError> {
+    let (scheme, _) = Scheme::of(address)?;
+    match scheme {
+        #[cfg(feature = "postgres")]
+        Scheme::Postgres => postgres::migrate(address).await,
+        #[cfg(not(feature = "postgres"))]
+        Scheme::Postgres => Err(not_built(scheme)),
+        _ => Ok(()),
+    }
+}
+
+/// The same for the backend that `table` describes.
+#[allow(
+    clippy::unused_async,
+    reason = "without the feature of a server nothing is awaited"
+)]
+pub(crate) async fn migrate_table(scheme: Scheme, table: toml::Table) -> Result<(), OpenError> {
+    match scheme {
+        #[cfg(feature = "postgres")]
+        Scheme::Postgres => postgres::migrate_table(table).await,
+        #[cfg(not(feature = "postgres"))]
+        Scheme::Postgres => Err(not_built(scheme)),
+        _ => {
+            let _ = table;
+            Ok(())
+        }
+    }
+}
+
 fn not_built(scheme: Scheme) -> OpenError {
     OpenError::NotBuilt {
         scheme: scheme.as_str(),

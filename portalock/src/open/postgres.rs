@@ -6,15 +6,29 @@ use serde::Deserialize;
 use crate::{AnyBackend, OpenError};
 
 pub(crate) async fn open(address: &str) -> Result<AnyBackend, OpenError> {
-    let settings = PostgresSettings::from_url(address)
-        .map_err(|error| OpenError::settings("postgres", error.to_string()))?;
-    connect(settings).await
+    connect(of_address(address)?).await
 }
 
 pub(crate) async fn open_table(table: toml::Table) -> Result<AnyBackend, OpenError> {
-    let settings = PostgresSettings::deserialize(table)
-        .map_err(|error| OpenError::settings("postgres", error.message()))?;
-    connect(settings).await
+    connect(of_table(table)?).await
+}
+
+pub(crate) async fn migrate(address: &str) -> Result<(), OpenError> {
+    Ok(portalock_postgres::migrate(&of_address(address)?).await?)
+}
+
+pub(crate) async fn migrate_table(table: toml::Table) -> Result<(), OpenError> {
+    Ok(portalock_postgres::migrate(&of_table(table)?).await?)
+}
+
+fn of_address(address: &str) -> Result<PostgresSettings, OpenError> {
+    PostgresSettings::from_url(address)
+        .map_err(|error| OpenError::settings("postgres", error.to_string()))
+}
+
+fn of_table(table: toml::Table) -> Result<PostgresSettings, OpenError> {
+    PostgresSettings::deserialize(table)
+        .map_err(|error| OpenError::settings("postgres", error.message()))
 }
 
 async fn connect(settings: PostgresSettings) -> Result<AnyBackend, OpenError> {

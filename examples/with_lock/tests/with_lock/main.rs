@@ -19,10 +19,12 @@ mod keep;
 mod loss;
 mod pass_through;
 mod permits;
+#[cfg(feature = "postgres")]
+mod postgres;
 mod program;
 #[cfg(feature = "redis")]
 mod redis;
-#[cfg(any(feature = "redis", feature = "etcd"))]
+#[cfg(any(feature = "redis", feature = "etcd", feature = "postgres"))]
 mod service;
 mod signals;
 mod terminal;

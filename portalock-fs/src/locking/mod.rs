@@ -1,4 +1,4 @@
-//! The ground that the backend and the locks on a user's own files stand on.
+//! Locking one file: what the backend and the locks on a user's own files share.
 //!
 //! | file | what |
 //! |---|---|
