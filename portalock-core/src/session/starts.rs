@@ -26,14 +26,16 @@ pub trait Session: fmt::Debug + Send + Sync + 'static {
 ///
 /// A session is started when it is first needed, on the session thread, once for all callers that wait for it. When it
 /// has ended, the next caller starts another; after a failure, not before a pause that grows from 50 ms to 2 s.
+///
+/// Dropping this ends the latest session's lease, also that of a session which is still being started.
 #[derive(Debug)]
-pub struct Sessions<S> {
+pub struct Sessions<S: Session> {
     starts: SingleFlight<Arc<S>>,
     state: Arc<Mutex<State<S>>>,
 }
 
 #[derive(Debug)]
-struct State<S> {
+struct State<S: Session> {
     /// The latest session, which may have ended.
     latest: Option<Arc<S>>,
     failures_in_a_row: u32,
@@ -106,12 +108,8 @@ impl<S: Session> Sessions<S> {
             }
             let outcome = start(former).await;
             let Some(state) = state.upgrade() else {
-                // Its tasks may hold it: nobody else would end it.
-                if let Ok(session) = outcome {
-                    session
-                        .lease()
-                        .end(Loss::SessionEnded(WITHOUT_BACKEND.into()));
-                }
+                // Its tasks keep it alive until its lease ends.
+                outcome.inspect(end)?;
                 return Err(gone());
             };
             lock(&state).started(&outcome);
@@ -151,7 +149,19 @@ impl<S: Session> State<S> {
     }
 }
 
-fn lock<S>(state: &Mutex<State<S>>) -> MutexGuard<'_, State<S>> {
+impl<S: Session> Drop for State<S> {
+    fn drop(&mut self) {
+        self.latest.iter().for_each(end);
+    }
+}
+
+fn end<S: Session>(session: &Arc<S>) {
+    session
+        .lease()
+        .end(Loss::SessionEnded("the backend was dropped".into()));
+}
+
+fn lock<S: Session>(state: &Mutex<State<S>>) -> MutexGuard<'_, State<S>> {
     // Nothing panics while it is held.
     state.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -221,24 +231,29 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_session_that_starts_for_nobody_is_ended() {
-        let sessions = Arc::new(Sessions::<Plain>::new());
-        let (lease, go) = (Lease::unbounded(), Arc::new(tokio::sync::Notify::new()));
-        let (started, goes_on) = (lease.clone(), go.clone());
-        let (begun, has_begun) = tokio::sync::oneshot::channel();
-        let start = move |_| async move {
-            let _ = begun.send(());
-            goes_on.notified().await;
-            Ok(Arc::new(Plain(1, started)))
-        };
-        let mut call = Box::pin(sessions.get(start));
-        assert!(futures_util::poll!(&mut call).is_pending());
-        has_begun.await.unwrap();
-        drop(call);
+    async fn the_session_of_a_backend_that_is_dropped_ends_also_if_it_was_still_starting() {
+        let sessions = Sessions::<Plain>::new();
+        let session = sessions.get(|_| start(1)).await.unwrap();
         drop(sessions);
-        go.notify_one();
-        let loss = lease.signal().lost().await;
-        assert!(matches!(loss, Loss::SessionEnded(_)), "{loss}");
+        assert!(session.lease().loss().is_some());
+
+        let sessions = Sessions::<Plain>::new();
+        let lease = Lease::unbounded();
+        let (begins, begun) = tokio::sync::oneshot::channel();
+        let (go, gone) = tokio::sync::oneshot::channel::<()>();
+        let signal = lease.signal();
+        let starting = sessions.get(move |_| async move {
+            let _ = begins.send(());
+            let _ = gone.await;
+            Ok(Arc::new(Plain(2, lease)))
+        });
+        tokio::select! {
+            _ = starting => panic!("it can't have started"),
+            begun = begun => begun.unwrap(),
+        }
+        drop(sessions);
+        go.send(()).unwrap();
+        assert!(matches!(signal.lost().await, Loss::SessionEnded(_)));
     }
 
     #[test]
