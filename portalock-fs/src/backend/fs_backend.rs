@@ -263,7 +263,7 @@ fn capabilities(is_watched: bool, offload: bool, poll_interval: Duration) -> Cap
     let (crash, loss) = if is_watched {
         (CRASH, LossNotice::Within(LOSS))
     } else {
-        (CRASH + poll_interval, LossNotice::Never)
+        (CRASH.saturating_add(poll_interval), LossNotice::Never)
     };
     Capabilities::new(Scope::Host)
         .with_shared(true)
