@@ -528,3 +528,10 @@ async fn a_group_may_lock_whatever_the_umask_says() {
         assert_eq!(mode(&file), 0o660, "{suffix}");
     }
 }
+
+#[test]
+fn the_longest_poll_interval_is_no_panic() {
+    let settings = FsSettings::new(Locks::new().path()).with_watch(Watch::Off);
+    let settings = settings.with_poll_interval(Duration::MAX).unwrap();
+    FsBackend::with_settings(&settings).unwrap();
+}

@@ -20,7 +20,7 @@ use std::{
 use fork::Fork;
 use portalock_core::{BackendErrorKind, LockError, blocking};
 use portalock_fs::{
-    BoundedSemaphore, FileLock, FsBackend, LockKind, PidFileLock, ReentrantFileLock,
+    AtomicFile, BoundedSemaphore, FileLock, FsBackend, LockKind, PidFileLock, ReentrantFileLock,
     TemporaryFileLock,
 };
 use rustix::{
@@ -274,4 +274,13 @@ fn a_child_does_not_count_as_its_parents_reentrant_lock() {
     assert!(child.went_well());
     assert!(file.try_acquire().is_err());
     guard.release().unwrap();
+}
+
+#[test]
+fn a_child_that_drops_an_unfinished_file_leaves_it_to_its_parent() {
+    let locks = Locks::new();
+    let mut inherited = Some(AtomicFile::create(locks.path()).unwrap());
+    let child = Child::doing(|| drop(inherited.take()));
+    assert!(child.went_well());
+    inherited.unwrap().publish().unwrap();
 }

@@ -16,8 +16,8 @@ use super::{
     store::Store,
 };
 use crate::{
-    locking::{DirectoryWatch, FsError, FsErrorKind, Location, LockFile, Watching},
-    sys::Watched,
+    locking::{DirectoryWatch, FsError, FsErrorKind, Location, LockFile},
+    sys::{Registration, Watched},
 };
 
 /// How long a lock is tried that is busy though nobody is known to hold it. It takes microseconds, unless whoever has it is
@@ -178,7 +178,6 @@ impl Client {
         }
         place.held.push(held);
         place.leave(request.owner);
-        place.contender.expect(None);
         place.ours_since.get_or_insert_with(Instant::now);
         Ok(Attempt::Granted(grant))
     }
@@ -239,7 +238,7 @@ impl Client {
 
     /// Watches the file that this process contends for. Without a watch, which the system may refuse at any time, its
     /// waiters poll.
-    pub(crate) fn watch_file(&self, file_name: &FileName, file: &LockFile) -> Option<Watching> {
+    pub(crate) fn watch_file(&self, file_name: &FileName, file: &LockFile) -> Option<Registration> {
         let watching = self.watch.as_ref()?.watch_file(file, file_name.as_str());
         watching
             .inspect_err(|error| tracing::debug!(%error, "a lock file can't be watched: polling"))

@@ -63,17 +63,16 @@ const LOSS: Duration = Duration::from_secs(1);
 ///   a second. A process that is stopped keeps its locks. A child never inherits one: descriptors are closed on `exec`, and
 ///   a release unlocks before it closes. Open the backend after a `fork`, not before: a forked copy frees nothing and
 ///   refuses to lock.
-/// - **Tokens** grow with each grant of a name. The last one is in the lock file, in two slots with checksums, so a crash in
-///   the midst of a write loses none; and each is at least the clock in microseconds, so that a file that was deleted
-///   doesn't start again from one.
+/// - **Tokens** grow with each grant of a name. The last one is in the lock file, with a checksum; and each is at least the clock
+///   in microseconds, so that a file that was deleted, or torn by a power loss, doesn't start again from one.
 /// - **Loss**, where the directory is watched: if the lock file is deleted or replaced under its holder, `lost` fires within
-///   milliseconds; within half a second if the path leads to another directory. Every acquisition looks, once it has the lock, whether the file is still
-///   the one in the directory, so those who come later exclude each other. Where nothing is watched the holder learns of it
-///   when it releases. On Windows it can't happen: nobody can delete or replace a lock file that is open.
+///   milliseconds; within half a second if the path leads to another directory. Every acquisition looks, once it has the
+///   lock, whether the file is still the one in the directory, so those who come later exclude each other. Where nothing is
+///   watched the holder learns of it when it releases. On Windows it can't happen: nobody can delete or replace a lock file that is open.
 /// - **Order**: waiters of one client are served first come, first served; a waiting writer is not overtaken by readers of
 ///   the same client. A waiting future that is kept but not polled keeps those behind it in its client waiting, and nobody
 ///   else. Between clients it is whoever comes first after the file is unlocked; nobody is promised a turn. Where the directory
-///   is watched, a client whose tasks have had the lock one after the other for a millisecond starts level with the others.
+///   is watched, a client whose tasks have had the lock one after the other for 10 ms starts level with the others.
 /// - **Waiting**: on Linux a waiter sleeps until the file is closed by its holder (inotify), alive or dying. Elsewhere, on a
 ///   network file system and where the system's limits are reached, it looks again after half a millisecond and then
 ///   ever longer, up to [`poll_interval`](FsSettings::poll_interval). Only the first waiter of a client does either.
@@ -264,7 +263,7 @@ fn capabilities(is_watched: bool, offload: bool, poll_interval: Duration) -> Cap
     let (crash, loss) = if is_watched {
         (CRASH, LossNotice::Within(LOSS))
     } else {
-        (CRASH + poll_interval, LossNotice::Never)
+        (CRASH.saturating_add(poll_interval), LossNotice::Never)
     };
     Capabilities::new(Scope::Host)
         .with_shared(true)

@@ -223,7 +223,7 @@ impl Place {
     pub(crate) fn next_poll(&mut self, owner: OwnerId, most: Duration) -> Option<Duration> {
         let waiter = self.waiter(owner)?;
         let pause = waiter.next_poll.min(most);
-        waiter.next_poll = (pause * 2).min(most);
+        waiter.next_poll = pause.saturating_mul(2).min(most);
         Some(pause.mul_f64(1.0 - 0.25 * fastrand::f64()))
     }
 

@@ -15,7 +15,7 @@ use portalock_core::{
 
 use super::spec::{Ending, Spec};
 use crate::{
-    locking::{Contender, FsError, Line, Location, LockFile, Watching},
+    locking::{Contender, FsError, Line, Location, LockFile},
     sys,
 };
 
@@ -27,14 +27,14 @@ pub(crate) struct Acquisition {
     /// How many of them, all or none.
     wanted: usize,
     state: Mutex<State>,
-    /// Where the waiter is woken, once the engine listens.
-    line: Mutex<Option<Line>>,
 }
 
 #[derive(Debug, Default)]
 struct State {
     /// While it waits, one for each file.
     contenders: Vec<Contender>,
+    /// Where the waiter is woken, once the engine listens.
+    line: Option<Line>,
     /// Who was last seen holding one of the files.
     seen: Option<Holder>,
     held: Vec<Held>,
@@ -61,7 +61,6 @@ impl Acquisition {
             specs,
             wanted,
             state: Mutex::default(),
-            line: Mutex::default(),
         }
     }
 
@@ -101,7 +100,7 @@ impl Acquisition {
             let mut contenders = std::mem::take(&mut state.contenders);
             contenders.resize_with(self.specs.len(), Contender::default);
             let mut held = Vec::new();
-            let holder = self.take(&mut contenders, mode, &mut held);
+            let holder = self.take(&mut contenders, state.line.as_ref(), mode, &mut held);
             if held.len() < self.wanted || holder.is_err() {
                 // All or none.
                 for held in held {
@@ -121,6 +120,7 @@ impl Acquisition {
     fn take(
         &self,
         contenders: &mut [Contender],
+        line: Option<&Line>,
         mode: Mode,
         held: &mut Vec<Held>,
     ) -> Result<Option<Holder>, FsError> {
@@ -129,7 +129,8 @@ impl Acquisition {
             if held.len() == self.wanted {
                 break;
             }
-            let Some(file) = contender.try_lock(spec, mode, |file| self.watch(file))? else {
+            let Some(file) = contender.try_lock(spec, mode, |file| line?.watch_file(file).ok())?
+            else {
                 holder = holder.or_else(|| spec.holder(contender.file()));
                 if sys::LOCKED_FILES_STAY && matches!(spec.ending, Ending::Remove { .. }) {
                     // A waiter that has it open would keep its holder from removing it.
@@ -150,11 +151,6 @@ impl Acquisition {
             }
         }
         Ok(holder)
-    }
-
-    fn watch(&self, file: &LockFile) -> Option<Watching> {
-        let line = self.line.lock().unwrap_or_else(PoisonError::into_inner);
-        line.as_ref()?.watch_file(file).ok()
     }
 
     /// Frees what is held. The first failure is reported, and none keeps the rest from being freed. `NotHeld` if one of the
@@ -264,7 +260,7 @@ impl LockBackend for Acquisition {
             return Ok(None);
         };
         // The engine asks once, and tries again afterwards: that attempt starts to watch.
-        *self.line.lock().unwrap_or_else(PoisonError::into_inner) = Some(line);
+        self.lock().line = Some(line);
         Ok(Some(wakeups))
     }
 

@@ -162,8 +162,13 @@ pub(crate) fn read_pid(pid_file: &Path) -> Option<u32> {
 }
 
 pub(crate) fn read_holder(pid_file: &Path) -> Option<PidHolder> {
+    let record = read(&sidecar_of(pid_file)).and_then(|(line, _)| Record::from_line(&line));
+    holder_by(pid_file, record.as_ref())
+}
+
+fn holder_by(pid_file: &Path, record: Option<&Record>) -> Option<PidHolder> {
     let pid = read_pid(pid_file)?;
-    let holder = match read_record(pid_file) {
+    let holder = match record {
         Some(record) if record.pid == pid => PidHolder {
             pid,
             state: record.state(),
@@ -184,12 +189,18 @@ pub(crate) fn read_holder(pid_file: &Path) -> Option<PidHolder> {
     Some(holder)
 }
 
-/// The holder of a lock that is held, if what is written can be true of it.
-pub(crate) fn holder_beside(sidecar: &Path) -> Option<Holder> {
+/// The holder of a lock that is held, if what is written can be true of it. `file` is the sidecar: opening and closing it once more
+/// would wake all who wait for it.
+pub(crate) fn holder_beside(sidecar: &Path, file: &File) -> Option<Holder> {
     let pid_file = sidecar.with_extension("");
-    let holder = read_holder(&pid_file).filter(PidHolder::may_be_holding)?;
+    let mut line = [0; LONGEST as usize];
+    let length = sys::read_at(file, &mut line, 0).unwrap_or_default();
+    let record = str::from_utf8(&line[..length])
+        .ok()
+        .and_then(Record::from_line);
+    let holder = holder_by(&pid_file, record.as_ref()).filter(PidHolder::may_be_holding)?;
     let (_, written) = read(&pid_file)?;
-    let host = read_record(&pid_file)
+    let host = record
         .filter(|record| record.pid == holder.pid)
         .map(|record| record.host.into());
     Some(Holder::new(
@@ -198,10 +209,6 @@ pub(crate) fn holder_beside(sidecar: &Path) -> Option<Holder> {
         None,
         written,
     ))
-}
-
-fn read_record(pid_file: &Path) -> Option<Record> {
-    Record::from_line(&read(&sidecar_of(pid_file))?.0)
 }
 
 /// A short text file, and when it was written.

@@ -50,7 +50,7 @@ pub(crate) enum Witness {
     /// The operating system, where it tells.
     System,
     /// Whoever wrote this down when they took the lock.
-    Written(fn(&Path) -> Option<Holder>),
+    Written(fn(&Path, &File) -> Option<Holder>),
 }
 
 impl Spec {
@@ -99,9 +99,10 @@ impl Spec {
 
     /// Who holds the file, if that can be told.
     pub(crate) fn holder(&self, file: Option<&LockFile>) -> Option<Holder> {
+        let file = file?.file();
         match self.witness {
-            Witness::System => sys::lock_holder(file?.file()),
-            Witness::Written(read) => read(&self.path),
+            Witness::System => sys::lock_holder(file),
+            Witness::Written(read) => read(&self.path, file),
         }
     }
 

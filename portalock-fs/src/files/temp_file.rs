@@ -6,7 +6,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::{locking::FsError, sys};
+use crate::{
+    locking::FsError,
+    sys::{self, Origin},
+};
 
 /// With 64 random bits per name this is only ever reached where randomness is broken.
 const NAMES: usize = 1000;
@@ -16,7 +19,8 @@ const NAMES: usize = 1000;
 pub(crate) struct TempFile {
     file: File,
     path: PathBuf,
-    armed: bool,
+    /// Who removes it: not a forked child that has a copy.
+    owner: Option<Origin>,
 }
 
 impl TempFile {
@@ -34,7 +38,7 @@ impl TempFile {
                     return Ok(Self {
                         file,
                         path,
-                        armed: true,
+                        owner: Some(Origin::here()),
                     });
                 }
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => last = error,
@@ -60,27 +64,27 @@ impl TempFile {
     /// Moves it to `path`, over what may stand there.
     pub(crate) fn replace(mut self, path: &Path) -> Result<(), FsError> {
         sys::replace(&self.path, path).map_err(|error| FsError::new("write", error).at(path))?;
-        self.armed = false;
+        self.owner = None;
         Ok(())
     }
 
     /// Moves it to `path`, where nothing may stand.
     pub(crate) fn publish(&mut self, path: &Path) -> io::Result<()> {
         sys::publish(&self.path, path)?;
-        self.armed = false;
+        self.owner = None;
         Ok(())
     }
 
     /// Leaves it where it is.
     pub(crate) fn keep(mut self) -> PathBuf {
-        self.armed = false;
+        self.owner = None;
         std::mem::take(&mut self.path)
     }
 }
 
 impl Drop for TempFile {
     fn drop(&mut self) {
-        if !self.armed {
+        if self.owner.is_none_or(Origin::is_elsewhere) {
             return;
         }
         if let Err(error) = std::fs::remove_file(&self.path) {

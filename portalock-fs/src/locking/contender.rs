@@ -2,7 +2,8 @@
 
 use portalock_core::Mode;
 
-use super::{FsError, Location, LockFile, Watching};
+use super::{FsError, Location, LockFile};
+use crate::sys::Registration;
 
 /// How often an attempt starts again because the file it locked was no longer the one at its place. Then it is for the caller's
 /// deadline to decide.
@@ -11,8 +12,9 @@ const REPLACED: usize = 16;
 /// One who wants a file. It keeps the file open and watched between two attempts: closing it would wake the others who wait.
 #[derive(Debug, Default)]
 pub(crate) struct Contender {
-    /// Declared before the file, whose closing is not to be heard.
-    watching: Option<Watching>,
+    /// Of the file; without one, of a file that was held here and is about to be free. Declared before the file, whose closing
+    /// is not to be heard.
+    watching: Option<Registration>,
     file: Option<LockFile>,
 }
 
@@ -22,31 +24,35 @@ impl Contender {
         &mut self,
         place: &impl Location,
         mode: Mode,
-        mut watch: impl FnMut(&LockFile) -> Option<Watching>,
+        mut watch: impl FnMut(&LockFile) -> Option<Registration>,
     ) -> Result<Option<LockFile>, FsError> {
         for _ in 0..REPLACED {
-            let file = match self.file.take() {
-                Some(file) => file,
-                None => place.open()?,
+            let (file, watching) = match std::mem::take(self) {
+                Self {
+                    file: Some(file),
+                    watching,
+                } => (file, watching),
+                Self { file: None, .. } => (place.open()?, None),
             };
             let locked = file.try_lock(mode).map_err(|error| place.at(error))?;
             // A file that was deleted or replaced between opening and locking excludes nobody who opens it anew.
-            if !place.is_current(&file)? {
-                if locked {
-                    file.free();
+            match (place.is_current(&file), locked) {
+                (Ok(true), true) => return Ok(Some(file)),
+                (Ok(true), false) => {}
+                (is_current, _) => {
+                    drop(watching);
+                    if locked {
+                        file.free();
+                    }
+                    is_current?;
+                    place.ensure_in_place()?;
+                    continue;
                 }
-                place.ensure_in_place()?;
-                continue;
             }
-            if locked {
-                return Ok(Some(file));
-            }
-            let is_watched = self.is_watched(&file);
-            if !is_watched {
-                self.watching = watch(&file);
-            }
+            let was_watched = watching.is_some();
+            self.watching = watching.or_else(|| watch(&file));
             self.file = Some(file);
-            if is_watched || self.watching.is_none() {
+            if was_watched || self.watching.is_none() {
                 break;
             }
             // Again, since it may have been freed before it was watched.
@@ -60,33 +66,31 @@ impl Contender {
     }
 
     /// Whether the news of its release will come.
-    pub(crate) fn hears_of_release(&self) -> bool {
-        self.file.as_ref().is_some_and(|file| self.is_watched(file))
-    }
-
-    /// Watches for the release of a file that is held here, and is about to be freed.
-    pub(crate) fn expect(&mut self, watching: Option<Watching>) -> bool {
-        self.watching = watching;
+    pub(crate) const fn hears_of_release(&self) -> bool {
         self.watching.is_some()
     }
 
-    fn is_watched(&self, file: &LockFile) -> bool {
-        let watching = self.watching.as_ref();
-        watching.is_some_and(|watching| watching.is_of(file))
+    /// Watches for the release of a file that is held here, and is about to be freed.
+    pub(crate) fn expect(&mut self, watching: Option<Registration>) -> bool {
+        *self = Self {
+            watching,
+            file: None,
+        };
+        self.hears_of_release()
     }
 }
 
 #[cfg(all(test, any(target_os = "linux", target_os = "android")))]
 #[allow(clippy::unwrap_used, reason = "tests")]
 mod tests {
-    use std::{fs::File, io, path::PathBuf};
+    use std::{cell::RefCell, fs::File, io, path::PathBuf};
 
     use portalock_core::wakeups;
 
     use super::{super::Line, *};
     use crate::{
         LockKind,
-        sys::{self, Origin, Seen},
+        sys::{self, FileId, Origin, Seen},
     };
 
     struct Place(PathBuf);
@@ -105,6 +109,10 @@ mod tests {
         fn at(&self, error: FsError) -> FsError {
             error
         }
+    }
+
+    fn id(file: &LockFile) -> FileId {
+        sys::look_at(file.file()).unwrap().id
     }
 
     fn place() -> (tempfile::TempDir, Place, LockFile) {
@@ -137,6 +145,57 @@ mod tests {
         assert!(attempt().unwrap().is_none());
         std::fs::rename(dir.path().join("file"), dir.path().join("old")).unwrap();
         let locked = attempt().unwrap().unwrap();
-        assert!(locked.id() != other.id() && place.is_current(&locked).unwrap());
+        assert!(id(&locked) != id(&other) && place.is_current(&locked).unwrap());
+    }
+
+    /// Before the file is opened, somebody else makes and locks one that has the number of the last one.
+    struct Reused {
+        place: Place,
+        id: FileId,
+        next: RefCell<Option<LockFile>>,
+    }
+
+    impl Location for Reused {
+        fn open(&self) -> Result<LockFile, FsError> {
+            for _ in 0..100 {
+                let next = self.place.open()?;
+                if id(&next) == self.id {
+                    assert!(next.try_lock(Mode::Exclusive)?);
+                    self.next.replace(Some(next));
+                    return self.place.open();
+                }
+                std::fs::remove_file(&self.place.0).unwrap();
+            }
+            println!("SKIPPED: this file system gives no number twice");
+            self.place.open()
+        }
+
+        fn look(&self) -> io::Result<Seen> {
+            self.place.look()
+        }
+
+        fn at(&self, error: FsError) -> FsError {
+            error
+        }
+    }
+
+    #[test]
+    fn a_new_file_that_has_the_number_of_the_old_one_is_watched_anew() {
+        let (_dir, place, other) = place();
+        let (sender, _wakeups) = wakeups();
+        let line = Line::new(sender).unwrap();
+        let (mut contender, mut watched) = (Contender::default(), 0);
+        let mut watch = |file: &LockFile| {
+            watched += 1;
+            line.watch_file(file).ok()
+        };
+        let busy = contender.try_lock(&place, Mode::Exclusive, &mut watch);
+        assert!(busy.unwrap().is_none());
+        std::fs::remove_file(&place.0).unwrap();
+        let (id, next) = (id(&other), RefCell::default());
+        drop(other);
+        let reused = Reused { place, id, next };
+        let new = contender.try_lock(&reused, Mode::Exclusive, &mut watch);
+        assert!(new.unwrap().is_some() || watched == 2);
     }
 }

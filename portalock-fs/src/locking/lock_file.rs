@@ -104,10 +104,6 @@ impl LockFile {
         &self.file
     }
 
-    pub(crate) const fn id(&self) -> FileId {
-        self.id
-    }
-
     /// Whether this is a forked child's copy: the lock is its parent's.
     pub(crate) fn is_inherited(&self) -> bool {
         self.origin.is_elsewhere()

@@ -9,7 +9,7 @@ use cap_std::fs::Dir;
 use portalock_core::WakeSender;
 
 use super::lock_file::LockFile;
-use crate::sys::{FileId, Registration, Watched, Watcher};
+use crate::sys::{Registration, Watched, Watcher};
 
 /// A directory that is watched for as long as this lives.
 #[derive(Debug)]
@@ -17,33 +17,6 @@ pub(crate) struct DirectoryWatch {
     watcher: Arc<Watcher>,
     _registration: Registration,
     target: Weak<dyn Watched>,
-}
-
-/// A lock file that is watched for being closed, for as long as this lives.
-#[derive(Debug)]
-pub(crate) struct Watching {
-    file: FileId,
-    _registration: Registration,
-}
-
-impl Watching {
-    fn start(
-        watcher: &Arc<Watcher>,
-        file: &LockFile,
-        name: &str,
-        told: Weak<dyn Watched>,
-    ) -> io::Result<Self> {
-        Watcher::start(watcher)?;
-        Ok(Self {
-            file: file.id(),
-            _registration: Watcher::watch_file(watcher, file.file(), name, told)?,
-        })
-    }
-
-    /// Whether it is this file that is watched.
-    pub(crate) fn is_of(&self, file: &LockFile) -> bool {
-        self.file == file.id()
-    }
 }
 
 impl DirectoryWatch {
@@ -65,10 +38,10 @@ impl DirectoryWatch {
         Ok(())
     }
 
-    /// Watches one lock file.
-    pub(crate) fn watch_file(&self, file: &LockFile, name: &str) -> io::Result<Watching> {
+    /// Watches one lock file for being closed.
+    pub(crate) fn watch_file(&self, file: &LockFile, name: &str) -> io::Result<Registration> {
         self.start()?;
-        Watching::start(&self.watcher, file, name, self.target.clone())
+        Watcher::watch_file(&self.watcher, file.file(), name, self.target.clone())
     }
 }
 
@@ -98,9 +71,10 @@ impl Line {
     }
 
     /// Wakes the waiter whenever somebody closes `file`.
-    pub(crate) fn watch_file(&self, file: &LockFile) -> io::Result<Watching> {
+    pub(crate) fn watch_file(&self, file: &LockFile) -> io::Result<Registration> {
         let told: Weak<Told> = Arc::downgrade(&self.told);
-        Watching::start(&self.watcher, file, "", told)
+        Watcher::start(&self.watcher)?;
+        Watcher::watch_file(&self.watcher, file.file(), "", told)
     }
 }
 

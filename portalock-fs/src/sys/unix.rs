@@ -9,7 +9,7 @@ use std::{
 
 use cap_std::fs::{Dir, OpenOptionsExt as _};
 use rustix::{
-    fs::{AtFlags, CWD, FileType, Mode, OFlags, Stat, fchmod, fstat, statat},
+    fs::{AtFlags, CWD, FileType, Mode, OFlags, Stat, fchmod, fstat, open, statat},
     io::Errno,
     process::{Pid, test_kill_process},
 };
@@ -36,8 +36,9 @@ pub(crate) fn set_lock_file_flags(options: &mut cap_std::fs::OpenOptions, file_m
 /// Lets the owner's group make files in `directory`, which its owner has just made. New files belong to the group of the
 /// directory, whoever makes them.
 pub(crate) fn let_group_write(directory: &Path) -> io::Result<()> {
-    use std::os::unix::fs::PermissionsExt;
-    std::fs::set_permissions(directory, std::fs::Permissions::from_mode(0o2775))
+    let made = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let made = open(directory, made, Mode::empty())?;
+    Ok(fchmod(made, Mode::from_raw_mode(0o2775))?)
 }
 
 /// Gives a file that nobody has written to yet the permissions `file_mode`, of which the umask may have taken some. It fails
@@ -241,4 +242,25 @@ pub(crate) fn says_not_a_file(error: &io::Error) -> bool {
 
 fn is_one_of(error: &io::Error, codes: &[Errno]) -> bool {
     Errno::from_io_error(error).is_some_and(|code| codes.contains(&code))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{MetadataExt, symlink};
+
+    use super::*;
+
+    #[test]
+    fn a_group_gets_no_rights_through_a_link() {
+        let base = tempfile::tempdir().unwrap();
+        let (target, link) = (base.path().join("target"), base.path().join("link"));
+        std::fs::create_dir(&target).unwrap();
+        symlink(&target, &link).unwrap();
+        let mode = || target.metadata().unwrap().mode() & 0o7777;
+        let before = mode();
+        assert!(let_group_write(&link).is_err());
+        assert_eq!(mode(), before);
+        let_group_write(&target).unwrap();
+        assert_eq!(mode(), 0o2775);
+    }
 }

@@ -7,8 +7,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use portalock_core::Policy;
-use portalock_fs::{BoundedSemaphore, FileLock, FileMode, PidFileLock, TemporaryFileLock};
+use portalock_core::{LockError, Policy};
+use portalock_fs::{
+    BoundedSemaphore, FileLock, FileMode, PidFileLock, ReentrantFileLock, TemporaryFileLock,
+};
 
 use crate::{child::Other, kinds, place};
 
@@ -130,4 +132,47 @@ async fn a_freed_slot_wakes_a_waiter() {
     one.finish();
     let woken = tokio::time::timeout(WOKEN, waiter).await;
     drop(woken.expect("nobody woke the waiter").unwrap());
+}
+
+#[tokio::test]
+async fn a_reentrant_lock_is_woken_each_time_it_waits() {
+    let (_dir, path) = place("data");
+    let file = FileLock::new(&path).unwrap().with_policy(hardly_ever());
+    let lock = ReentrantFileLock::new(file.clone()).unwrap();
+    for _ in 0..2 {
+        let held = file.try_acquire().unwrap();
+        let mut waiter = Box::pin(lock.acquire());
+        assert!(futures_util::poll!(&mut waiter).is_pending());
+        drop(held);
+        let woken = tokio::time::timeout(WOKEN, waiter).await;
+        drop(woken.expect("nobody woke the waiter").unwrap());
+    }
+}
+
+/// What a waiter does itself when it looks is not to be heard as a release: it would look again at once, and for ever.
+#[tokio::test]
+async fn a_waiter_does_not_wake_itself() {
+    let (dir, path) = place("daemon.pid");
+    let policy = hardly_ever().with_timeout(Duration::from_secs(1));
+    let pid = PidFileLock::new(&path).unwrap();
+    let _held = pid.try_acquire().unwrap();
+    let pid = pid.with_policy(policy.clone());
+    let semaphore = BoundedSemaphore::new("jobs", 2).unwrap();
+    let semaphore = semaphore.in_directory(dir.path()).unwrap();
+    let (one, _two) = (semaphore.try_acquire(), semaphore.try_acquire());
+    let semaphore = semaphore.with_policy(policy);
+    let mut for_both = Box::pin(semaphore.acquire_many(2));
+    assert!(futures_util::poll!(&mut for_both).is_pending());
+    // Now it tries the one that is free, and gives it back, each time it looks.
+    drop(one);
+    for (what, error) in [
+        ("permits", for_both.await.unwrap_err()),
+        ("pid file", pid.acquire().await.unwrap_err()),
+    ] {
+        let LockError::Timeout { attempts, .. } = error else {
+            panic!("{what}: {error}");
+        };
+        // Woken once, it looks again after 1, 2, 4 ... ms.
+        assert!(attempts < 50, "{what}: {attempts} attempts");
+    }
 }
