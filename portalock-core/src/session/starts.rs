@@ -14,8 +14,6 @@ use crate::{BackendError, Lease, Loss, clock::Instant};
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
-const WITHOUT_BACKEND: &str = "the backend was dropped while its session started";
-
 /// A client's liveness at a service: all that it holds there lives and dies with it.
 pub trait Session: fmt::Debug + Send + Sync + 'static {
     /// Until when the session is certain.
@@ -167,7 +165,10 @@ fn lock<S: Session>(state: &Mutex<State<S>>) -> MutexGuard<'_, State<S>> {
 }
 
 fn gone() -> BackendError {
-    BackendError::new(crate::BackendErrorKind::SessionEnded, WITHOUT_BACKEND)
+    BackendError::new(
+        crate::BackendErrorKind::SessionEnded,
+        "the backend was dropped while its session started",
+    )
 }
 
 #[cfg(test)]
