@@ -16,6 +16,7 @@ use portalock_core::{
 struct Noted {
     store: MemoryBackend,
     asked: Arc<Mutex<Vec<String>>>,
+    releases_now: bool,
 }
 
 impl Noted {
@@ -44,6 +45,11 @@ impl LockBackend for Noted {
         LockBackend::release(&self.store, request).await
     }
 
+    fn release_now(&self, request: &LockRequest) -> bool {
+        self.note("now", request.name.as_str());
+        self.releases_now && LockBackend::release_now(&self.store, request)
+    }
+
     async fn close(&self) -> Result<(), BackendError> {
         self.note("close", "");
         Ok(())
@@ -70,6 +76,17 @@ async fn a_set_and_its_guard_tell_what_they_are() {
     assert!(matches!(guard.ensure_held(), Err(LockError::Lost { .. })));
     drop(guard);
     assert_eq!(backend.names_in_use(), 0);
+}
+
+#[tokio::test]
+async fn a_dropped_set_frees_the_name_it_took_last_first() {
+    let backend = Noted {
+        releases_now: true,
+        ..Noted::default()
+    };
+    let set = LockSet::new(backend.clone(), ["a", "b"]).unwrap();
+    drop(set.acquire().await.unwrap());
+    assert_eq!(backend.take(), ["try a", "try b", "now b", "now a"]);
 }
 
 #[tokio::test]

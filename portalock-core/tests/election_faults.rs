@@ -2,6 +2,7 @@
 
 #![allow(
     clippy::unwrap_used,
+    clippy::expect_used,
     clippy::panic,
     reason = "a test fails by panicking"
 )]
@@ -133,17 +134,17 @@ async fn asking_and_hearing_outlast_failures_that_may_pass() {
     let leading = leadership.leading();
     let heard = tokio::spawn(async move { leading.step_down_asked().await });
     let asker = election(backend.clone()).with_label("asker");
-    let asked = tokio::spawn(async move { asker.step_down(&Policy::forever()).await });
+    let stepping_down = tokio::spawn(async move { asker.step_down(&Policy::forever()).await });
     tokio::time::sleep(Duration::from_millis(1)).await;
     backend.fail(3);
     assert_eq!(
         heard.await.unwrap().unwrap().label.as_deref(),
         Some("asker")
     );
-    assert!(!asked.is_finished());
+    assert!(!stepping_down.is_finished());
     backend.fail(2);
     leadership.resign().await.unwrap();
-    asked.await.unwrap().unwrap();
+    stepping_down.await.unwrap().unwrap();
 }
 
 #[tokio::test(start_paused = true)]
@@ -153,11 +154,11 @@ async fn asking_and_hearing_end_at_a_failure_that_no_repetition_cures() {
     let leading = leadership.leading();
     let heard = tokio::spawn(async move { leading.step_down_asked().await });
     let asker = election(backend.clone());
-    let asked = tokio::spawn(async move { asker.step_down(&Policy::forever()).await });
+    let stepping_down = tokio::spawn(async move { asker.step_down(&Policy::forever()).await });
     tokio::time::sleep(Duration::from_millis(1)).await;
     backend.fail(u32::MAX);
     assert!(matches!(
-        asked.await.unwrap(),
+        stepping_down.await.unwrap(),
         Err(LockError::Backend { .. })
     ));
     assert!(matches!(
@@ -239,4 +240,24 @@ async fn a_lost_term_is_known_to_its_leader() {
     let work = leadership.run(pending::<()>()).await;
     assert!(matches!(work, Err(LockError::Lost { .. })));
     assert!(leadership.resign().await.is_err());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_step_down_ends_when_a_standby_takes_over() {
+    let store = MemoryBackend::new();
+    let first = election(store.clone()).campaign().await.unwrap();
+    let standby = election(store.clone());
+    let waiting = tokio::spawn(async move { standby.campaign().await });
+    tokio::task::yield_now().await;
+    let asker = election(store);
+    let asking = tokio::spawn(async move { asker.step_down(&Policy::forever()).await });
+    first.leading().step_down_asked().await.unwrap();
+    first.resign().await.unwrap();
+    let second = waiting.await.unwrap().unwrap();
+    let ended = tokio::time::timeout(Duration::from_secs(60), asking).await;
+    ended
+        .expect("it waits for the next term, too")
+        .unwrap()
+        .unwrap();
+    second.resign().await.unwrap();
 }

@@ -12,6 +12,7 @@ use portalock_core::{
 use crate::{
     EtcdSettings, Fence,
     client::{Client, Wish},
+    endpoints::reader,
     error::misconfigured,
     inspect::inspect,
 };
@@ -23,7 +24,7 @@ const EXPIRY_SLACK: Duration = Duration::from_secs(3);
 /// What etcd makes of a shorter lease, by its default election timeout.
 const SHORTEST_LEASE: Duration = Duration::from_secs(2);
 
-/// How many keys [`names`](LockBackend::names) asks for at once, to stay below the size that a message may have.
+/// How many keys [`names`](LockBackend::names) asks for at once, so that an answer is no more than a few megabytes.
 const PAGE: i64 = 5_000;
 
 /// Locks and semaphores on an etcd cluster.
@@ -157,7 +158,7 @@ impl LockBackend for EtcdBackend {
                             .with_range(end)
                             .with_keys_only()
                             .with_limit(PAGE);
-                        client.kv_client().get(from, Some(options)).await
+                        reader(&client).get(from, Some(options)).await
                     }
                 })
                 .await?;

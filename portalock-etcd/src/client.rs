@@ -158,6 +158,7 @@ impl Client {
                 return Ok(standing);
             }
             // Deleted by somebody: take another place, with another token.
+            self.places.lose(owner, &place);
             self.places.note(owner, |place| {
                 place.taken = None;
                 place.held = None;
@@ -248,16 +249,5 @@ impl Client {
             .end(Loss::SessionEnded("it was closed".into()));
         self.places.forget_grants(&session);
         session.revoke().await
-    }
-}
-
-impl Drop for Client {
-    fn drop(&mut self) {
-        if let Some(session) = self.sessions.take() {
-            // Its task revokes the lease.
-            session
-                .lease
-                .end(Loss::SessionEnded("the backend was dropped".into()));
-        }
     }
 }

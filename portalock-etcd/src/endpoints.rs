@@ -13,7 +13,7 @@ use std::{
     time::Duration,
 };
 
-use etcd_client::{AlarmAction, AlarmType, Client, ConnectOptions, Error};
+use etcd_client::{AlarmAction, AlarmType, Client, ConnectOptions, Error, KvClient};
 use portalock_core::{BackendError, BackendErrorKind, clock::Instant, session::PerRuntime};
 use tokio::sync::Notify;
 
@@ -212,11 +212,16 @@ impl Endpoints {
         let member = self.member(turn);
         let connect = || {
             let (endpoint, options) = (member.endpoint.clone(), member.options.clone());
+            let within = self.request_timeout;
             async move {
-                Client::connect([endpoint], Some(options))
-                    .await
-                    .map(Arc::new)
-                    .map_err(|error| backend_error(error, doing))
+                // It logs in too, and all of a runtime's callers wait for the same one.
+                let connecting = Client::connect([endpoint], Some(options));
+                match tokio::time::timeout(within, connecting).await {
+                    Ok(connected) => connected
+                        .map(Arc::new)
+                        .map_err(|error| backend_error(error, doing)),
+                    Err(_) => Err(timed_out(doing)),
+                }
             }
         };
         member.connections.get(connect).await
@@ -276,6 +281,12 @@ impl Endpoints {
             _ => error,
         }
     }
+}
+
+/// For reading what may be longer than a message is by default.
+pub(crate) fn reader(client: &Client) -> KvClient {
+    let client = client.kv_client();
+    client.max_decoding_message_size(usize::MAX)
 }
 
 /// Whether a member answered, and said that it can't serve at present; rather than that it could not be reached.

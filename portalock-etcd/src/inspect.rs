@@ -4,7 +4,7 @@ use etcd_client::{GetOptions, KeyValue, SortOrder, SortTarget};
 use portalock_core::{BackendError, Claim, ClaimKind, Inspection};
 
 use crate::{
-    endpoints::Endpoints,
+    endpoints::{Endpoints, reader},
     keys::{kind_in, weight_in},
     record::{decode, foreign, token},
 };
@@ -21,7 +21,7 @@ pub(crate) async fn inspect(
                 let options = GetOptions::new()
                     .with_prefix()
                     .with_sort(SortTarget::Create, SortOrder::Ascend);
-                client.kv_client().get(queue, Some(options)).await
+                reader(&client).get(queue, Some(options)).await
             }
         })
         .await?;

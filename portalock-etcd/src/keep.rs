@@ -1,16 +1,12 @@
 //! How a session starts, and what looks after it until it ends. All of it runs on the session thread.
 
 use std::{
-    collections::HashSet,
     convert::Infallible,
     sync::{Arc, atomic::AtomicI64},
     time::Duration,
 };
 
-use etcd_client::{
-    Client, Error, GetOptions, LeaseGrantResponse, LeaseTimeToLiveOptions, PutOptions,
-    ResponseHeader,
-};
+use etcd_client::{Client, Error, GetOptions, LeaseGrantResponse, PutOptions, ResponseHeader};
 use portalock_core::{
     BackendError, BackendErrorKind, Keeper, Lease, Loss, clock::Instant, session::spawn,
 };
@@ -20,8 +16,10 @@ use crate::{
     endpoints::Endpoints,
     error::session_ended,
     keys::Keys,
+    look::is_there,
     numbers::Numbers,
     places::Places,
+    queue::ranges,
     renewal::certain_for,
     session::Session,
     watch::Watches,
@@ -36,6 +34,9 @@ const SAME_MEMBER: usize = 3;
 
 /// How often a session looks whether the keys of what it holds are there, withdraws what is due, and ends idle watches.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// How many keys are read in one transaction: etcd takes no more than 128 by default.
+const KEYS_AT_ONCE: usize = 100;
 
 /// Starts a session: a lease, the key that stands for it, and the tasks that keep both.
 pub(crate) async fn start(
@@ -170,33 +171,21 @@ async fn look_after(session: &Session, places: &Places) -> Infallible {
 /// Tells holders whose keys somebody deleted. etcd itself deletes a key only with its lease, whose end is noticed by itself;
 /// so this is about people and their tools. A lock that is held for less than [`LOOK_EVERY`] costs nothing.
 async fn look_for_held_keys(session: &Session, places: &Places) -> Result<(), BackendError> {
-    let held = places.held(session);
-    if held.is_empty() {
-        return Ok(());
-    }
-    let lease_id = session.lease_id;
-    let answer = session
-        .endpoints
-        .call("look for the keys of held locks", |client| async move {
-            let options = LeaseTimeToLiveOptions::new().with_keys();
-            client
-                .lease_client()
-                .time_to_live(lease_id, Some(options))
-                .await
-        })
-        .await?;
-    // A lease that is gone says so by a negative time: that is the renewal's matter.
-    if answer.ttl() < 0 {
-        return Ok(());
-    }
-    let found: HashSet<&[u8]> = answer.keys().iter().map(Vec::as_slice).collect();
-    for (owner, place) in &held {
-        // A leader may answer this before it has carried out what a majority has: what it misses is read once more.
-        if !found.contains(place.key.as_bytes())
-            && let Some(taken) = place.taken
-            && !place.is_there(taken).await?
-        {
-            places.lose(*owner, place);
+    for some in places.held(session).chunks(KEYS_AT_ONCE) {
+        let keys = [session.own()]
+            .into_iter()
+            .chain(some.iter().map(|(_, place)| place.own()));
+        let doing = "look for the keys of held locks";
+        let answer = session.read(doing, keys.collect()).await?;
+        let mut found = ranges(&answer).into_iter();
+        if found.next().is_some_and(|own| own.is_empty()) {
+            session.end_gone();
+            return Ok(());
+        }
+        for ((owner, place), own) in some.iter().zip(found) {
+            if place.taken.is_some_and(|taken| !is_there(&own, taken)) {
+                places.lose(*owner, place);
+            }
         }
     }
     Ok(())

@@ -3,7 +3,7 @@
 //! Every look reads the own key, and a place is as good as the lease it hangs on: that the key is there says that the session
 //! lived at the look. So nothing is granted to one whose session has ended at etcd.
 
-use etcd_client::{GetOptions, KeyValue, SortOrder, SortTarget, Txn, TxnOp, TxnResponse};
+use etcd_client::{GetOptions, KeyValue, SortOrder, SortTarget, TxnOp, TxnResponse};
 use portalock_core::{BackendError, Holder};
 
 use crate::{
@@ -73,25 +73,11 @@ impl Place {
         }))
     }
 
-    /// Whether the key of this place, taken at `taken`, is still there.
-    pub(crate) async fn is_there(&self, taken: i64) -> Result<bool, BackendError> {
-        let answer = self.read(vec![self.own()]).await?;
-        let ranges = ranges(&answer);
-        Ok(ranges.first().is_some_and(|own| is_there(own, taken)))
-    }
-
-    /// Reads, in one transaction, what is so now.
     async fn read(&self, operations: Vec<TxnOp>) -> Result<TxnResponse, BackendError> {
-        self.session
-            .endpoints
-            .call("look at the queue", |client| {
-                let transaction = Txn::new().and_then(operations.clone());
-                async move { client.kv_client().txn(transaction).await }
-            })
-            .await
+        self.session.read("look at the queue", operations).await
     }
 
-    fn own(&self) -> TxnOp {
+    pub(crate) fn own(&self) -> TxnOp {
         TxnOp::get(&*self.key, Some(GetOptions::new().with_keys_only()))
     }
 
@@ -142,7 +128,7 @@ impl Place {
 }
 
 /// Whether the own key is there as it was put at `taken`.
-fn is_there(own: &[KeyValue], taken: i64) -> bool {
+pub(crate) fn is_there(own: &[KeyValue], taken: i64) -> bool {
     own.first()
         .is_some_and(|own| own.create_revision() == taken)
 }

@@ -110,13 +110,13 @@ impl Places {
             .cloned()
     }
 
-    /// A release of `owner` begins. It is due again when the returned value is dropped.
-    pub(crate) fn paying<'a>(&'a self, owner: OwnerId, session: &'a Session) -> Paying<'a> {
-        self.note(owner, |place| place.debt = Debt::Paying);
+    /// A release of `owner`'s place begins. It is due again when the returned value is dropped.
+    pub(crate) fn paying<'a>(&'a self, owner: OwnerId, place: &'a Place) -> Paying<'a> {
+        self.note(owner, |known| known.debt = Debt::Paying);
         Paying {
             places: self,
-            session,
             owner,
+            place,
         }
     }
 
@@ -132,9 +132,12 @@ impl Places {
             .retain(|_, place| !Arc::ptr_eq(&place.session, session));
     }
 
-    /// Nothing is left of `owner`, nor can anything come: its key may be used again.
-    pub(crate) fn remove(&self, owner: OwnerId) {
-        if let Some(place) = self.lock().remove(&owner) {
+    /// Nothing is left of `owner`'s place, nor can anything come: its key may be used again.
+    pub(crate) fn remove(&self, owner: OwnerId, place: &Place) {
+        let mut places = self.lock();
+        // Another release may have come before this one, and the owner may have another place since.
+        if places.get(&owner).is_some_and(|known| known.is(place)) {
+            places.remove(&owner);
             let numbers = &place.session.numbers;
             numbers.give_back(&place.queue.directory, place.number);
         }
@@ -154,18 +157,30 @@ impl Places {
     }
 }
 
+impl Place {
+    /// Whether this is the same use of the same key.
+    fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.value, &other.value)
+    }
+}
+
 /// A release under way.
 #[derive(Debug)]
 pub(crate) struct Paying<'a> {
     places: &'a Places,
-    session: &'a Session,
     owner: OwnerId,
+    place: &'a Place,
 }
 
 impl Drop for Paying<'_> {
     fn drop(&mut self) {
-        self.session.watches.leave(self.owner);
-        // A place that was withdrawn for good is no longer in the book.
-        self.places.note(self.owner, |place| place.debt = Debt::Due);
+        let mut places = self.places.lock();
+        match places.get_mut(&self.owner) {
+            Some(known) if known.is(self.place) => known.debt = Debt::Due,
+            // It was withdrawn for good, and the owner has another place.
+            Some(_) => return,
+            None => {}
+        }
+        self.place.session.watches.leave(self.owner);
     }
 }

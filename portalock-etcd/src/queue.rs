@@ -65,16 +65,11 @@ impl Place {
             let options = PutOptions::new().with_lease(session.lease_id);
             let put = TxnOp::put(key, &*self.value, Some(options));
             let count = GetOptions::new().with_prefix().with_count_only();
-            let keys_only = GetOptions::new().with_keys_only();
             let transaction = Txn::new()
                 .when(conditions)
                 .and_then([put, TxnOp::get(self.queue.in_the_way(), Some(count))])
                 // Why it was not taken, and who holds.
-                .or_else([
-                    TxnOp::get(key, None),
-                    TxnOp::get(session.key.as_str(), Some(keys_only)),
-                    self.first(),
-                ]);
+                .or_else([TxnOp::get(key, None), session.own(), self.first()]);
             let answer = session
                 .endpoints
                 .call_noting("take a place in the queue", unsure, |client| {

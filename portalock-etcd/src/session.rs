@@ -9,11 +9,11 @@ use std::{
     time::Duration,
 };
 
-use etcd_client::{Error, GetOptions, ResponseHeader};
+use etcd_client::{Error, GetOptions, ResponseHeader, Txn, TxnOp, TxnResponse};
 use portalock_core::{BackendError, BackendErrorKind, Lease};
 
 use crate::{
-    endpoints::{Connection, Endpoints},
+    endpoints::{Connection, Endpoints, reader},
     error::{session_ended, session_gone},
     numbers::Numbers,
     watch::Watches,
@@ -83,6 +83,26 @@ impl Session {
             Err(error) if error.kind() != BackendErrorKind::SessionEnded => Err(error),
             _ => Ok(()),
         }
+    }
+
+    /// Reads, in one transaction, what is so now.
+    pub(crate) async fn read(
+        &self,
+        doing: &'static str,
+        operations: Vec<TxnOp>,
+    ) -> Result<TxnResponse, BackendError> {
+        self.endpoints
+            .call(doing, |client| {
+                let transaction = Txn::new().and_then(operations.clone());
+                async move { reader(&client).txn(transaction).await }
+            })
+            .await
+    }
+
+    /// Asks for the session's key.
+    pub(crate) fn own(&self) -> TxnOp {
+        let keys_only = GetOptions::new().with_keys_only();
+        TxnOp::get(self.key.as_str(), Some(keys_only))
     }
 
     /// A linearizable look at the session's key: the answer's header, or `None` if the key is gone.

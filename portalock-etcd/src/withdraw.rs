@@ -26,7 +26,7 @@ impl Places {
         let Some(place) = self.get(owner) else {
             return Ok(Released::NotHeld);
         };
-        let _due_again = self.paying(owner, &place.session);
+        let _due_again = self.paying(owner, &place);
         let withdrawn = if place.unsure {
             place.withdraw_for_good().await?
         } else {
@@ -37,7 +37,7 @@ impl Places {
             }
         };
         if withdrawn.for_good {
-            self.remove(owner);
+            self.remove(owner, &place);
         }
         Ok(if withdrawn.found && place.held.is_some() {
             Released::Freed

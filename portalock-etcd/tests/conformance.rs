@@ -89,6 +89,15 @@ impl Fixture for RealEtcd {
         }))
     }
 
+    async fn lose_answers(&self, client: &EtcdBackend) -> Result<Restore, FixtureError> {
+        let line = self.line(client)?;
+        line.black_hole(Direction::ToClient);
+        Ok(Restore::new(async move {
+            line.heal();
+            Ok(())
+        }))
+    }
+
     async fn stall_service(&self) -> Result<Restore, FixtureError> {
         self.server.stall(0)?;
         let server = self.server.clone();
@@ -185,6 +194,21 @@ mod by_hand {
     #[test]
     fn a_lock_taken_away_fires_lost() {
         check("loss::a_lock_taken_away_fires_lost");
+    }
+
+    #[test]
+    fn a_release_hides_no_loss() {
+        check("loss::a_release_hides_no_loss");
+    }
+
+    #[test]
+    fn a_loss_during_a_hand_over_leaves_one_holder() {
+        check("hand_over::a_loss_during_one_leaves_one_holder");
+    }
+
+    #[test]
+    fn a_leaders_work_stops() {
+        check("election::work_stops_before_another_leads");
     }
 
     #[test]

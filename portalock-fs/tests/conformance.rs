@@ -21,6 +21,13 @@ struct Locks {
     set_up: SetUp,
 }
 
+impl Locks {
+    /// Where the lock files are.
+    fn path(&self) -> PathBuf {
+        self.directory.path().join("locks")
+    }
+}
+
 fn locks(set_up: SetUp) -> std::io::Result<Locks> {
     let directory = tempfile::tempdir()?;
     Ok(Locks { directory, set_up })
@@ -31,7 +38,7 @@ impl Fixture for Locks {
     type Backend = DynBackend;
 
     async fn client(&self) -> Result<DynBackend, FixtureError> {
-        let settings = (self.set_up)(self.directory.path().to_owned());
+        let settings = (self.set_up)(self.path());
         let backend = FsBackend::with_settings(&settings).map_err(FixtureError::failed)?;
         Ok(Arc::new(backend))
     }
@@ -49,12 +56,20 @@ impl Fixture for Locks {
 
     #[cfg(not(windows))]
     async fn take_away(&self, name: &LockName) -> Result<(), FixtureError> {
-        let file = self.directory.path().join(FsBackend::file_name(name));
+        let file = self.path().join(FsBackend::file_name(name));
         match std::fs::remove_file(file) {
             // Nobody has used it yet, or it was taken away just before.
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
             removed => Ok(removed?),
         }
+    }
+
+    #[cfg(not(windows))]
+    async fn move_store(&self) -> Result<(), FixtureError> {
+        Ok(std::fs::rename(
+            self.path(),
+            self.path().with_extension("old"),
+        )?)
     }
 
     fn skip(&self, case: &Case) -> Option<&'static str> {
@@ -63,7 +78,7 @@ impl Fixture for Locks {
     }
 
     fn address(&self) -> Option<String> {
-        let settings = (self.set_up)(self.directory.path().to_owned());
+        let settings = (self.set_up)(self.path());
         toml::to_string(&settings).ok()
     }
 

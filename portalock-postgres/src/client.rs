@@ -105,10 +105,6 @@ impl Client {
             };
             let unsure = was_unsure || repeated;
             self.places.answered(owner, unsure);
-            // It may have come by message while the answer was under way, before the waiter listens.
-            if let Some(grant) = self.places.take_unheard(owner) {
-                return Ok(Attempt::Granted(grant));
-            }
             match value {
                 Standing::Granted(token) => return self.granted(&session, owner, token),
                 Standing::Queued { holder, look_in } => {

@@ -32,7 +32,8 @@ use tokio_postgres::Config;
 #[derive(Clone, Deserialize)]
 #[serde(try_from = "RawSettings")]
 pub struct PostgresSettings {
-    pub(crate) server: Config,
+    /// One for each host of the URL, the first that takes writes is used.
+    pub(crate) servers: Vec<Config>,
     pub(crate) ca_file: Option<PathBuf>,
     pub(crate) lease_time: Duration,
     pub(crate) connect_timeout: Duration,
@@ -43,6 +44,7 @@ pub struct PostgresSettings {
 const SHORTEST_LEASE: Duration = Duration::from_secs(1);
 
 impl PostgresSettings {
+    pub(crate) const DEFAULT_APPLICATION_NAME: &str = "portalock";
     /// How long a session outlives its process, unless said otherwise.
     pub const DEFAULT_LEASE_TIME: Duration = Duration::from_secs(10);
     /// How long a connection may take to be made, unless said otherwise.
@@ -50,10 +52,10 @@ impl PostgresSettings {
     /// How long one statement may take, unless said otherwise.
     pub const DEFAULT_REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 
-    /// The defaults, and a server that is known already.
-    pub(crate) fn of(server: Config) -> Self {
+    /// The defaults, and servers that are known already.
+    pub(crate) fn of(servers: Vec<Config>) -> Self {
         Self {
-            server,
+            servers,
             ca_file: None,
             lease_time: Self::DEFAULT_LEASE_TIME,
             connect_timeout: Self::DEFAULT_CONNECT_TIMEOUT,
@@ -78,7 +80,7 @@ impl PostgresSettings {
         Ok(self)
     }
 
-    /// Sets how long making a connection may take; default 5 s.
+    /// Sets how long making a connection may take, whatever number of hosts is tried for it; default 5 s.
     ///
     /// # Errors
     ///
@@ -128,17 +130,18 @@ impl PostgresSettings {
     /// The name by which the server knows the connections, in `pg_stat_activity`: `portalock`, unless the URL sets
     /// `application_name`.
     pub fn application_name(&self) -> &str {
-        self.server.get_application_name().unwrap_or("portalock")
+        let first = self.servers.first();
+        first
+            .and_then(Config::get_application_name)
+            .unwrap_or(Self::DEFAULT_APPLICATION_NAME)
     }
 }
 
 impl fmt::Debug for PostgresSettings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // A config shows no password.
         f.debug_struct("PostgresSettings")
-            .field("hosts", &self.server.get_hosts())
-            .field("ports", &self.server.get_ports())
-            .field("user", &self.server.get_user())
-            .field("database", &self.server.get_dbname())
+            .field("servers", &self.servers)
             .field("ca_file", &self.ca_file)
             .field("lease_time", &self.lease_time)
             .field("connect_timeout", &self.connect_timeout)

@@ -108,19 +108,23 @@ impl Connection {
     /// Listens, and learns by which server process.
     pub(crate) async fn listen(&self, channel: &str) -> Result<i32, Error> {
         let listen = format!("LISTEN \"{channel}\"");
-        let (backend, ()) = try_join(
-            self.query("SELECT pg_backend_pid()", &[]),
-            self.client.batch_execute(&listen),
-        )
-        .await?;
-        backend.first().map_or(Ok(0), |row| row.try_get(0))
+        let (backend, ()) = try_join(self.backend(), self.client.batch_execute(&listen)).await?;
+        Ok(backend)
     }
 
-    /// Opens a transaction and keeps it for as long as the connection: behind a pooler it keeps a server process.
-    pub(crate) async fn hold_a_server_process(&self) -> Result<i32, Error> {
-        self.client.batch_execute("BEGIN").await?;
-        let row = self.query("SELECT pg_backend_pid()", &[]).await?;
-        row.first().map_or(Ok(0), |row| row.try_get(0))
+    /// By which server process it is served.
+    pub(crate) async fn backend(&self) -> Result<i32, Error> {
+        let rows = self.query("SELECT pg_backend_pid()", &[]).await?;
+        rows.first().map_or(Ok(0), |row| row.try_get(0))
+    }
+
+    /// Opens a transaction, which behind a pooler keeps a server process until [`let_go`](Self::let_go).
+    pub(crate) async fn hold(&self) -> Result<(), Error> {
+        self.client.batch_execute("BEGIN").await
+    }
+
+    pub(crate) async fn let_go(&self) -> Result<(), Error> {
+        self.client.batch_execute("ROLLBACK").await
     }
 }
 
@@ -132,9 +136,23 @@ impl fmt::Debug for Connection {
     }
 }
 
-/// Connects, without asking anything yet.
+/// Connects to the first of the servers that takes it, without asking anything yet. Each has its share of the time.
 pub(crate) async fn dial(settings: &PostgresSettings) -> Result<Dialled, BackendError> {
-    tls::dial(settings).await
+    let servers = u32::try_from(settings.servers.len()).unwrap_or(u32::MAX);
+    let share = settings.connect_timeout / servers.max(1);
+    let mut worst: Option<BackendError> = None;
+    for server in &settings.servers {
+        let dialling = timeout(share, tls::dial(server, settings.ca_file())).await;
+        match dialling.unwrap_or_else(|_| Err(timed_out(CONNECTING))) {
+            Ok(dialled) => return Ok(dialled),
+            // What will not pass by itself says more than that a server is away.
+            Err(error) => match &worst {
+                Some(known) if !known.is_retryable() => {}
+                _ => worst = Some(error),
+            },
+        }
+    }
+    Err(worst.unwrap_or_else(|| timed_out(CONNECTING)))
 }
 
 /// Puts a connection of any stream into one form.

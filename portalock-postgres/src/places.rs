@@ -143,16 +143,6 @@ impl Places {
         }
     }
 
-    /// The grant that came for `owner` while nobody listened.
-    pub(crate) fn take_unheard(&self, owner: OwnerId) -> Option<Grant> {
-        self.lock()
-            .get_mut(&owner)?
-            .waiting
-            .as_mut()?
-            .unheard
-            .take()
-    }
-
     /// Opens the line of a waiter.
     pub(crate) fn listen(&self, owner: OwnerId) -> Wakeups {
         let (sender, line) = wakeups();
@@ -242,7 +232,7 @@ impl Places {
                 continue;
             }
             match (&place.phase, claims.get(owner)) {
-                (Phase::Held(_, lease), None) => {
+                (Phase::Held(token, lease), claim) if claim != Some(&Some(*token)) => {
                     lease.end(Loss::Removed("its claim in Postgres is gone".into()));
                 }
                 (Phase::Queued, None) => {

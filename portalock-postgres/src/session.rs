@@ -128,15 +128,10 @@ impl Session {
         if !direct {
             // A pooler that gives each transaction a server process gives this one to somebody else's.
             let other = Connection::open(&self.settings, Box::new(|_| {}), None).await?;
-            let held = other.hold_a_server_process().await.map_err(started)?;
-            let rows = connection
-                .query("SELECT pg_backend_pid()", &[])
-                .await
-                .map_err(started)?;
-            let mine: i32 = rows
-                .first()
-                .map_or(Ok(0), |row| row.try_get(0))
-                .map_err(started)?;
+            other.hold().await.map_err(started)?;
+            let held = other.backend().await.map_err(started)?;
+            let mine = connection.backend().await.map_err(started)?;
+            other.let_go().await.map_err(started)?;
             if mine != *backend || held == *backend {
                 return Err(pooled());
             }
@@ -162,9 +157,11 @@ impl Session {
         self.epoch.load(Ordering::Acquire)
     }
 
-    /// Takes note of the session's epoch, which only grows.
+    /// Takes note of the session's epoch.
     pub(crate) fn epoch_is(&self, epoch: i64) {
-        self.epoch.fetch_max(epoch, Ordering::AcqRel);
+        // The newest answer counts, not the largest: a standby that is promoted may lack the last step. What an older answer
+        // overwrites is corrected by the next attempt that is stale.
+        self.epoch.store(epoch, Ordering::Release);
     }
 
     /// The error of a session that is certain no more.

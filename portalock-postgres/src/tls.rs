@@ -1,16 +1,19 @@
 //! The way to the server, with TLS or without.
 
-use portalock_core::BackendError;
+use std::path::Path;
 
-use crate::{
-    PostgresSettings,
-    connection::{Dialled, dialled},
-};
+use portalock_core::BackendError;
+use tokio_postgres::Config;
+
+use crate::connection::{Dialled, dialled};
 
 /// Without the feature `tls`: the settings have refused whatever asks for it.
 #[cfg(not(feature = "tls"))]
-pub(crate) async fn dial(settings: &PostgresSettings) -> Result<Dialled, BackendError> {
-    dialled(settings.server.connect(tokio_postgres::NoTls).await)
+pub(crate) async fn dial(
+    server: &Config,
+    _ca_file: Option<&Path>,
+) -> Result<Dialled, BackendError> {
+    dialled(server.connect(tokio_postgres::NoTls).await)
 }
 
 #[cfg(feature = "tls")]
@@ -21,7 +24,6 @@ mod with_rustls {
     use std::{
         future::Future,
         io,
-        path::Path,
         pin::Pin,
         sync::Arc,
         task::{Context, Poll},
@@ -40,18 +42,21 @@ mod with_rustls {
     };
     use tokio_rustls::TlsConnector;
 
-    use super::{BackendError, Dialled, PostgresSettings, dialled};
+    use super::{BackendError, Config, Dialled, Path, dialled};
 
-    pub(crate) async fn dial(settings: &PostgresSettings) -> Result<Dialled, BackendError> {
-        if settings.server.get_ssl_mode() == SslMode::Disable {
-            return dialled(settings.server.connect(tokio_postgres::NoTls).await);
+    pub(crate) async fn dial(
+        server: &Config,
+        ca_file: Option<&Path>,
+    ) -> Result<Dialled, BackendError> {
+        if server.get_ssl_mode() == SslMode::Disable {
+            return dialled(server.connect(tokio_postgres::NoTls).await);
         }
-        let ca_file = settings.ca_file.clone();
+        let ca_file = ca_file.map(Path::to_owned);
         let config = tokio::task::spawn_blocking(move || configure(ca_file.as_deref()))
             .await
             .map_err(|error| misconfigured("the TLS settings could not be read", error))??;
         let rustls = Rustls(TlsConnector::from(Arc::new(config)));
-        dialled(settings.server.connect(rustls).await)
+        dialled(server.connect(rustls).await)
     }
 
     /// Trusts the authorities in the file, or the system's.

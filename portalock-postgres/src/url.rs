@@ -58,47 +58,35 @@ impl PostgresSettings {
                 }
             }
         }
-        let plain = format!("{address}?{}", theirs.join("&"));
-        // The cause is not kept: it could repeat a part of the URL.
-        let mut server = Config::from_str(plain.trim_end_matches('?')).map_err(|_| {
-            InvalidSetting::new(
-                "url",
-                "is no URL of a Postgres server: write postgres://user:password@host:port/database, with options that \
-                 libpq and tokio-postgres know",
-            )
-        })?;
-        if server.get_hosts().is_empty() {
-            return Err(InvalidSetting::new("url", "names no host"));
+        let mode = if ours.iter().any(|(name, _)| *name == "sslrootcert") {
+            SslMode::Require
+        } else {
+            SslMode::Disable
+        };
+        let options = theirs.join("&");
+        let urls = each_host(address);
+        let mut servers = Vec::new();
+        for url in &urls {
+            let mut server = parsed(&format!("{url}?{options}"))?;
+            if !has_mode {
+                server.ssl_mode(mode);
+            }
+            if server.get_ssl_mode() != SslMode::Disable && cfg!(not(feature = "tls")) {
+                return Err(InvalidSetting::new(
+                    "url",
+                    "asks for TLS, which this build has not: enable the feature `tls` of portalock-postgres",
+                ));
+            }
+            if urls.len() > 1 {
+                server.target_session_attrs(TargetSessionAttrs::ReadWrite);
+            }
+            servers.push(server);
         }
-        if !has_mode {
-            let has_roots = ours.iter().any(|(name, _)| *name == "sslrootcert");
-            server.ssl_mode(if has_roots {
-                SslMode::Require
-            } else {
-                SslMode::Disable
-            });
-        }
-        if server.get_ssl_mode() != SslMode::Disable && cfg!(not(feature = "tls")) {
-            return Err(InvalidSetting::new(
-                "url",
-                "asks for TLS, which this build has not: enable the feature `tls` of portalock-postgres",
-            ));
-        }
-        if server.get_hosts().len() > 1 {
-            server.target_session_attrs(TargetSessionAttrs::ReadWrite);
-        }
-        // A line that has died in silence is noticed also where nothing is sent. libpq's default is two hours.
-        if server.get_keepalives_idle() == LIBPQ_KEEPALIVES_IDLE {
-            server.keepalives_idle(SILENCE);
-        }
-        if server.get_tcp_user_timeout().is_none() {
-            server.tcp_user_timeout(SILENCE);
-        }
-        if server.get_application_name().is_none() {
-            server.application_name("portalock");
-        }
-        let connect_timeout = server.get_connect_timeout().copied();
-        let mut settings = Self::of(server);
+        let connect_timeout = servers
+            .first()
+            .and_then(Config::get_connect_timeout)
+            .copied();
+        let mut settings = Self::of(servers);
         if let Some(timeout) = connect_timeout {
             settings = settings.with_connect_timeout(timeout)?;
         }
@@ -121,6 +109,43 @@ impl FromStr for PostgresSettings {
     fn from_str(url: &str) -> Result<Self, InvalidSetting> {
         Self::from_url(url)
     }
+}
+
+/// The same URL for each of its hosts.
+fn each_host(address: &str) -> Vec<String> {
+    let (scheme, rest) = address.split_once("://").unwrap_or(("postgres", address));
+    let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+    let (user, hosts) = authority.split_at(authority.rfind('@').map_or(0, |at| at + 1));
+    hosts
+        .split(',')
+        .map(|host| format!("{scheme}://{user}{host}{path}"))
+        .collect()
+}
+
+/// One server, by a URL that has nothing of ours in it.
+fn parsed(url: &str) -> Result<Config, InvalidSetting> {
+    // The cause is not kept: it could repeat a part of the URL.
+    let mut server = Config::from_str(url.trim_end_matches('?')).map_err(|_| {
+        InvalidSetting::new(
+            "url",
+            "is no URL of a Postgres server: write postgres://user:password@host:port/database, with options that \
+             libpq and tokio-postgres know",
+        )
+    })?;
+    if server.get_hosts().is_empty() {
+        return Err(InvalidSetting::new("url", "names no host"));
+    }
+    // A line that has died in silence is noticed also where nothing is sent. libpq's default is two hours.
+    if server.get_keepalives_idle() == LIBPQ_KEEPALIVES_IDLE {
+        server.keepalives_idle(SILENCE);
+    }
+    if server.get_tcp_user_timeout().is_none() {
+        server.tcp_user_timeout(SILENCE);
+    }
+    if server.get_application_name().is_none() {
+        server.application_name(PostgresSettings::DEFAULT_APPLICATION_NAME);
+    }
+    Ok(server)
 }
 
 fn decode(text: &str) -> Result<String, InvalidSetting> {
@@ -155,10 +180,14 @@ mod tests {
             "postgresql://u%40x:p%3Aq@a:1,b:2/app?lease_time=7s&connect_timeout=1&request_timeout=1500ms&sslmode=disable&sslrootcert=%2Fca.pem",
         )
         .unwrap();
-        assert_eq!(settings.server.get_ports(), [1, 2]);
-        assert_eq!(settings.server.get_user(), Some("u@x"));
-        assert_eq!(settings.server.get_password(), Some("p:q".as_bytes()));
-        assert_eq!(settings.server.get_dbname(), Some("app"));
+        assert_eq!(settings.servers.len(), 2);
+        for (server, port) in settings.servers.iter().zip([1, 2]) {
+            assert_eq!(server.get_hosts().len(), 1);
+            assert_eq!(server.get_ports(), [port]);
+            assert_eq!(server.get_user(), Some("u@x"));
+            assert_eq!(server.get_password(), Some("p:q".as_bytes()));
+            assert_eq!(server.get_dbname(), Some("app"));
+        }
         assert_eq!(settings.lease_time(), Duration::from_secs(7));
         assert_eq!(settings.connect_timeout(), Duration::from_secs(1));
         assert_eq!(settings.request_timeout(), Duration::from_millis(1500));

@@ -48,7 +48,8 @@ struct Inner {
 }
 
 impl RedisBackend {
-    /// A backend for the server at `url`, connected.
+    /// A backend for the server at `url`, connected. A server that has just started is waited for: see
+    /// [`restart_wait`](RedisSettings::with_restart_wait).
     ///
     /// # Errors
     ///
@@ -123,8 +124,13 @@ impl RedisBackend {
     }
 
     async fn begin_session(&self) -> Result<Arc<Session>, BackendError> {
-        // Not on the session thread alone: a call outside a runtime could be answered there, and never get further.
-        self.0.calls.wire().await?;
+        // The session would begin all the same, on its own thread, and the call fail after it.
+        if tokio::runtime::Handle::try_current().is_err() {
+            return Err(BackendError::new(
+                BackendErrorKind::Misconfigured,
+                "Redis needs a tokio runtime: call from within one, or use the blocking facade",
+            ));
+        }
         let (settings, keys, claims) = (
             self.0.settings.clone(),
             self.0.keys.clone(),

@@ -205,7 +205,11 @@ impl Session {
     async fn live(self: Arc<Self>, confirming: Task) {
         let loss = self.lost().lost().await;
         drop(confirming);
-        tracing::warn!(session = %self.id, %loss, "the session with Redis has ended");
+        if self.claims.of_session(&self.id).is_empty() {
+            tracing::debug!(session = %self.id, %loss, "the session with Redis has ended");
+        } else {
+            tracing::warn!(session = %self.id, %loss, "the session with Redis has ended, and all in it is lost");
+        }
         self.keeper().take();
         self.claims
             .session_ended(&self.id, &session_ended(Some(loss)));

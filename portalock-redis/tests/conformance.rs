@@ -135,6 +135,15 @@ impl Fixture for Redis {
         }))
     }
 
+    async fn lose_answers(&self, client: &RedisBackend) -> Result<Restore, FixtureError> {
+        let line = self.line(client)?;
+        line.black_hole(Direction::ToClient);
+        Ok(Restore::new(async move {
+            line.heal();
+            Ok(())
+        }))
+    }
+
     async fn stall_service(&self) -> Result<Restore, FixtureError> {
         self.with_server(RedisServer::stall)?;
         let server = self.server.clone();

@@ -8,11 +8,13 @@ use std::{
 };
 
 use super::{single_flight::SingleFlight, task::session_runtime};
-use crate::{BackendError, Lease, clock::Instant};
+use crate::{BackendError, Lease, Loss, clock::Instant};
 
 /// How long the next start waits after one that failed. Doubled with each failure in a row.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+
+const WITHOUT_BACKEND: &str = "the backend was dropped while its session started";
 
 /// A client's liveness at a service: all that it holds there lives and dies with it.
 pub trait Session: fmt::Debug + Send + Sync + 'static {
@@ -24,14 +26,16 @@ pub trait Session: fmt::Debug + Send + Sync + 'static {
 ///
 /// A session is started when it is first needed, on the session thread, once for all callers that wait for it. When it
 /// has ended, the next caller starts another; after a failure, not before a pause that grows from 50 ms to 2 s.
+///
+/// Dropping this ends the latest session's lease, also that of a session which is still being started.
 #[derive(Debug)]
-pub struct Sessions<S> {
+pub struct Sessions<S: Session> {
     starts: SingleFlight<Arc<S>>,
     state: Arc<Mutex<State<S>>>,
 }
 
 #[derive(Debug)]
-struct State<S> {
+struct State<S: Session> {
     /// The latest session, which may have ended.
     latest: Option<Arc<S>>,
     failures_in_a_row: u32,
@@ -78,7 +82,7 @@ impl<S: Session> Sessions<S> {
     /// # Cancel safety
     ///
     /// Dropping the call doesn't stop a start: the session it makes serves the next caller. If the backend is gone by then,
-    /// the session is dropped.
+    /// the session's lease is ended.
     pub async fn get<R>(
         &self,
         start: impl FnOnce(Option<Arc<S>>) -> R + Send + 'static,
@@ -103,7 +107,11 @@ impl<S: Session> Sessions<S> {
                 tokio::time::sleep_until(not_before).await;
             }
             let outcome = start(former).await;
-            let state = state.upgrade().ok_or_else(gone)?;
+            let Some(state) = state.upgrade() else {
+                // Its tasks keep it alive until its lease ends.
+                outcome.inspect(end)?;
+                return Err(gone());
+            };
             lock(&state).started(&outcome);
             outcome
         };
@@ -141,22 +149,31 @@ impl<S: Session> State<S> {
     }
 }
 
-fn lock<S>(state: &Mutex<State<S>>) -> MutexGuard<'_, State<S>> {
+impl<S: Session> Drop for State<S> {
+    fn drop(&mut self) {
+        self.latest.iter().for_each(end);
+    }
+}
+
+fn end<S: Session>(session: &Arc<S>) {
+    session
+        .lease()
+        .end(Loss::SessionEnded("the backend was dropped".into()));
+}
+
+fn lock<S: Session>(state: &Mutex<State<S>>) -> MutexGuard<'_, State<S>> {
     // Nothing panics while it is held.
     state.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn gone() -> BackendError {
-    BackendError::new(
-        crate::BackendErrorKind::SessionEnded,
-        "the backend was dropped while its session started",
-    )
+    BackendError::new(crate::BackendErrorKind::SessionEnded, WITHOUT_BACKEND)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{BackendErrorKind, Loss};
+    use crate::BackendErrorKind;
     use std::future::{Ready, ready};
 
     #[derive(Debug)]
@@ -211,6 +228,32 @@ mod tests {
             }));
             assert_eq!(session.unwrap().0, 1);
         }
+    }
+
+    #[tokio::test]
+    async fn the_session_of_a_backend_that_is_dropped_ends_also_if_it_was_still_starting() {
+        let sessions = Sessions::<Plain>::new();
+        let session = sessions.get(|_| start(1)).await.unwrap();
+        drop(sessions);
+        assert!(session.lease().loss().is_some());
+
+        let sessions = Sessions::<Plain>::new();
+        let lease = Lease::unbounded();
+        let (begins, begun) = tokio::sync::oneshot::channel();
+        let (go, gone) = tokio::sync::oneshot::channel::<()>();
+        let signal = lease.signal();
+        let starting = sessions.get(move |_| async move {
+            let _ = begins.send(());
+            let _ = gone.await;
+            Ok(Arc::new(Plain(2, lease)))
+        });
+        tokio::select! {
+            _ = starting => panic!("it can't have started"),
+            begun = begun => begun.unwrap(),
+        }
+        drop(sessions);
+        go.send(()).unwrap();
+        assert!(matches!(signal.lost().await, Loss::SessionEnded(_)));
     }
 
     #[test]

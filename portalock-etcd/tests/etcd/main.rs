@@ -15,6 +15,7 @@ mod faults;
 mod history;
 mod locks;
 mod permits;
+mod races;
 mod refusals;
 mod runtimes;
 mod support;

@@ -112,6 +112,53 @@ async fn a_request_whose_answer_was_lost_is_withdrawn_though_the_next_try_is_not
 }
 
 #[tokio::test]
+async fn a_release_that_was_carried_out_unheard_says_so_though_the_next_try_finds_the_store_full() {
+    let server = Server::start();
+    let (first, second) = (server.line(0), server.line(0));
+    let client = server
+        .lasting_client_through(&[&first, &second], FOR_BOTH_LINES)
+        .await;
+    let request = request("unheard");
+    let mut admin = server.admin().await.maintenance_client();
+    // Granted by the second line: its answer on the first was lost, so that it may still be under way.
+    first.black_hole(Direction::ToClient);
+    let attempt = LockBackend::try_acquire(&client, &request).await.unwrap();
+    assert!(matches!(attempt, Attempt::Granted(_)));
+    first.heal();
+    second.black_hole(Direction::ToClient);
+    let release = tokio::spawn({
+        let client = client.clone();
+        async move { LockBackend::release(&client, &request).await }
+    });
+    until("it is carried out", async || {
+        server.lock_keys().await.is_empty()
+    })
+    .await;
+    full(&mut admin, true).await;
+    let released = release.await.unwrap().unwrap();
+    assert_eq!(released, portalock_core::Released::Freed);
+}
+
+#[tokio::test]
+async fn a_request_that_was_dropped_before_its_answer_is_withdrawn_by_its_release() {
+    let server = Server::start();
+    let line = server.line(0);
+    let client = server
+        .lasting_client_through(&[&line], Duration::from_secs(60))
+        .await;
+    let request = request("dropped");
+    line.black_hole(Direction::ToClient);
+    tokio::select! {
+        answer = LockBackend::try_acquire(&client, &request) => panic!("{answer:?}"),
+        () = until("placed", async || server.lock_keys().await.len() == 1) => {}
+    }
+    line.heal();
+    line.cut();
+    LockBackend::release(&client, &request).await.unwrap();
+    assert_eq!(server.lock_keys().await, Vec::<String>::new());
+}
+
+#[tokio::test]
 async fn a_late_request_takes_no_lock_though_it_was_released_while_the_store_was_full() {
     let server = Server::start();
     let (slow, fast) = (server.line(0), server.line(0));

@@ -15,6 +15,7 @@ CREATE OR REPLACE FUNCTION portalock.acquire(
 DECLARE
     known bigint;
     own portalock.claims;
+    may_have_granted boolean := false;
 BEGIN
     PERFORM portalock.lock_name(_kind, _name);
     SELECT s.epoch INTO known FROM portalock.sessions s WHERE s.id = _session AND s.expires > clock_timestamp();
@@ -33,6 +34,13 @@ BEGIN
         -- Of an earlier session of the same client.
         DELETE FROM portalock.claims c WHERE c.owner = _owner;
         own := NULL;
+        PERFORM portalock.serve(_kind, _name, NULL);
+        may_have_granted := true;
+    END IF;
+    IF own.place IS NOT NULL THEN
+        -- Whoever made room has served the queue. In case that somebody changed the rows by hand, it is done again.
+        PERFORM portalock.serve(_kind, _name, _owner);
+        SELECT * INTO own FROM portalock.claims c WHERE c.owner = _owner;
     END IF;
     IF own.token IS NOT NULL THEN
         outcome := 'granted';
@@ -40,44 +48,44 @@ BEGIN
         RETURN;
     END IF;
 
-    PERFORM FROM portalock.claims c WHERE c.name = _name AND c.kind = _kind AND c.place IS NOT NULL LIMIT 1;
-    IF FOUND THEN
-        -- Only the dead before it can be in need of this.
-        PERFORM portalock.serve(_kind, _name, _owner);
-        PERFORM FROM portalock.claims c WHERE c.name = _name AND c.kind = _kind AND c.place IS NOT NULL LIMIT 1;
-    END IF;
-    IF own.owner IS NOT NULL THEN
-        SELECT c.token INTO token FROM portalock.claims c WHERE c.owner = _owner;
-        outcome := CASE WHEN token IS NULL THEN 'queued' ELSE 'granted' END;
-    ELSIF FOUND THEN
-        -- Nobody overtakes those who wait.
-        outcome := CASE WHEN _queue THEN 'queued' ELSE 'refused' END;
+    IF own.owner IS NULL AND portalock.is_free(_kind, _name, _weight, _capacity) THEN
+        outcome := 'granted';
     ELSE
-        IF NOT portalock.fits(_kind, _name, _weight, _capacity) THEN
+        look_in := portalock.look_in(_kind, _name, _session);
+        IF look_in = 0 THEN
+            -- Somebody in front is dead.
             PERFORM portalock.bury_holders(_kind, _name);
-            IF NOT portalock.fits(_kind, _name, _weight, _capacity) THEN
-                outcome := CASE WHEN _queue THEN 'queued' ELSE 'refused' END;
+            PERFORM portalock.serve(_kind, _name, NULL);
+            may_have_granted := true;
+            IF own.owner IS NULL AND portalock.is_free(_kind, _name, _weight, _capacity) THEN
+                outcome := 'granted';
             END IF;
-        END IF;
-        IF outcome IS NULL THEN
-            outcome := 'granted';
-            token := portalock.next_token(_kind, _name);
-            INSERT INTO portalock.claims (owner, session, kind, name, weight, capacity, token, since, who)
-            VALUES (_owner, _session, _kind, _name, _weight, _capacity, token, clock_timestamp(), _who);
         END IF;
     END IF;
     IF outcome = 'granted' THEN
+        look_in := NULL;
+        token := portalock.next_token(_kind, _name);
+        INSERT INTO portalock.claims (owner, session, kind, name, weight, capacity, token, since, who)
+        VALUES (_owner, _session, _kind, _name, _weight, _capacity, token, clock_timestamp(), _who);
         RETURN;
     END IF;
 
-    IF outcome = 'queued' AND own.owner IS NULL THEN
-        INSERT INTO portalock.claims (owner, session, kind, name, weight, capacity, place, since, who)
-        VALUES (_owner, _session, _kind, _name, _weight, _capacity, nextval('portalock.places'), clock_timestamp(), _who);
-    END IF;
     SELECT h.who, (extract(epoch FROM h.since) * 1000000)::bigint INTO who, since
     FROM portalock.claims h WHERE h.name = _name AND h.kind = _kind AND h.place IS NULL LIMIT 1;
-    IF outcome = 'queued' THEN
-        look_in := portalock.look_in(_kind, _name, _session);
+    IF own.owner IS NULL AND NOT _queue THEN
+        outcome := 'refused';
+        look_in := NULL;
+        RETURN;
+    END IF;
+    outcome := 'queued';
+    IF own.owner IS NULL THEN
+        IF NOT may_have_granted THEN
+            -- Nobody waits for the disk: a place that a crash of the server forgets is taken anew. What grants it later is written
+            -- behind it, and waited for.
+            PERFORM set_config('synchronous_commit', 'off', true);
+        END IF;
+        INSERT INTO portalock.claims (owner, session, kind, name, weight, capacity, place, since, who)
+        VALUES (_owner, _session, _kind, _name, _weight, _capacity, nextval('portalock.places'), clock_timestamp(), _who);
     END IF;
 END $$;
 

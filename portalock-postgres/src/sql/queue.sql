@@ -59,6 +59,14 @@ BEGIN
     RETURN used IS NULL OR used + _weight <= least(_capacity, smallest);
 END $$;
 
+-- Whether a newcomer's claim can be granted: nobody waits, whom it would overtake, and it fits.
+CREATE OR REPLACE FUNCTION portalock.is_free(_kind text, _name text, _weight bigint, _capacity bigint) RETURNS boolean
+LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM FROM portalock.claims c WHERE c.name = _name AND c.kind = _kind AND c.place IS NOT NULL LIMIT 1;
+    RETURN NOT FOUND AND portalock.fits(_kind, _name, _weight, _capacity);
+END $$;
+
 -- Takes out the holders that are dead. Asked for only when somebody would have to wait for them.
 CREATE OR REPLACE FUNCTION portalock.bury_holders(_kind text, _name text) RETURNS void
 LANGUAGE plpgsql AS $$
@@ -108,5 +116,7 @@ BEGIN
         IF first.owner IS DISTINCT FROM _asking THEN
             PERFORM pg_notify('portalock_' || first.session, first.owner || ' ' || granted);
         END IF;
+        -- It leaves nothing to others.
+        EXIT WHEN first.weight = first.capacity;
     END LOOP;
 END $$;

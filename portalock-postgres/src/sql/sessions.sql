@@ -24,18 +24,25 @@ BEGIN
     backend := pg_backend_pid();
 END $$;
 
--- Those of the session in front of a name, who must be dead before it is somebody else's turn: the holders, and the next in line.
--- Answers when the first of them could be dead: in so many milliseconds, 0 if one is, NULL if all of them are `_session`'s own.
+-- When somebody in front of a name could be dead, the holders or the next in line, so that it is somebody else's turn: in so many
+-- milliseconds, 0 if the queue is to be served now, NULL if all of them are `_session`'s own.
 CREATE OR REPLACE FUNCTION portalock.look_in(_kind text, _name text, _session text) RETURNS bigint
 LANGUAGE plpgsql AS $$
 DECLARE
+    next portalock.claims;
     first timestamptz;
 BEGIN
+    SELECT * INTO next FROM portalock.claims w
+    WHERE w.name = _name AND w.kind = _kind AND w.place IS NOT NULL
+    ORDER BY w.place LIMIT 1;
+    IF FOUND AND portalock.fits(_kind, _name, next.weight, next.capacity) THEN
+        -- Somebody has deleted a holder's row by hand.
+        RETURN 0;
+    END IF;
     SELECT min(coalesce(s.expires, '-infinity')) INTO first FROM (
-        (SELECT h.session FROM portalock.claims h WHERE h.name = _name AND h.kind = _kind AND h.place IS NULL)
+        SELECT h.session FROM portalock.claims h WHERE h.name = _name AND h.kind = _kind AND h.place IS NULL
         UNION ALL
-        (SELECT w.session FROM portalock.claims w WHERE w.name = _name AND w.kind = _kind AND w.place IS NOT NULL
-         ORDER BY w.place LIMIT 1)
+        SELECT next.session WHERE next.session IS NOT NULL
     ) front LEFT JOIN portalock.sessions s ON s.id = front.session
     WHERE front.session <> _session;
     IF first IS NULL THEN

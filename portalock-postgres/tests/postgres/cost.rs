@@ -5,7 +5,7 @@ use std::{
     future::Future,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicU32, Ordering},
     },
     time::Duration,
 };
@@ -34,7 +34,7 @@ async fn median<F: Future>(rounds: usize, act: impl Fn() -> F) -> Duration {
 
 /// How often `turn` happens in a second while so many clients do it.
 async fn crowd<F: Future + Send>(turns: Vec<impl Fn() -> F + Send + Sync + 'static>) -> f64 {
-    let count = Arc::new(AtomicU64::new(0));
+    let count = Arc::new(AtomicU32::new(0));
     let start = Instant::now();
     let tasks: Vec<_> = turns
         .into_iter()
@@ -51,7 +51,7 @@ async fn crowd<F: Future + Send>(turns: Vec<impl Fn() -> F + Send + Sync + 'stat
     for task in tasks {
         task.await.unwrap();
     }
-    count.load(Ordering::Relaxed) as f64 / start.elapsed().as_secs_f64()
+    f64::from(count.load(Ordering::Relaxed)) / start.elapsed().as_secs_f64()
 }
 
 async fn server() -> Server {

@@ -75,7 +75,42 @@ async fn a_grant_that_nobody_heard_is_found() {
     let granted = holder.inspect().await.unwrap();
     assert_eq!((granted.holders.len(), granted.waiters.len()), (1, 0));
     line.heal();
-    waiting.await.unwrap().release().await.unwrap();
+    // Long before the session's next renewal.
+    let found = tokio::time::timeout(Duration::from_secs(30), waiting).await;
+    found.unwrap().unwrap().release().await.unwrap();
+}
+
+/// However many there are: one look asks for some hundreds.
+#[tokio::test]
+async fn as_many_grants_as_there_are_are_found() {
+    const NAMES: usize = 700;
+    let server = Server::start().await;
+    let (line, settings) = server.line();
+    let settings = settings.with_lease_time(Duration::from_secs(600)).unwrap();
+    let waits = PostgresBackend::with_settings(settings).await.unwrap();
+    let holds = server.client().await;
+    let mut guards = Vec::new();
+    let mut waiting = Vec::new();
+    for number in 0..NAMES {
+        let name = format!("name-{number}");
+        let lock = Lock::new(holds.clone(), &*name).unwrap();
+        guards.push(lock.acquire_with(&patient()).await.unwrap());
+        let lock = Lock::new(waits.clone(), &*name).unwrap();
+        waiting.push(tokio::spawn(async move {
+            lock.acquire_with(&patient()).await.unwrap()
+        }));
+    }
+    let claims = "SELECT count(*) FROM portalock.claims WHERE token IS NULL";
+    until("all wait", async || server.number(claims).await == 700).await;
+    line.refuse(true);
+    line.cut();
+    for guard in guards {
+        guard.release().await.unwrap();
+    }
+    line.heal();
+    for waiting in waiting {
+        waiting.await.unwrap().release().await.unwrap();
+    }
 }
 
 #[tokio::test]
@@ -111,6 +146,8 @@ async fn a_server_that_forgot_a_claim_or_a_session_is_noticed() {
     let server = Server::start().await;
     let settings = server.settings_with_lease(Duration::from_secs(6));
     let client = PostgresBackend::with_settings(settings).await.unwrap();
+    let waits = Lock::new(client.clone(), "waits").unwrap();
+    let waits = waits.acquire().await.unwrap();
     let (kept, forgotten) = (
         Lock::new(client.clone(), "kept")
             .unwrap()
@@ -129,6 +166,11 @@ async fn a_server_that_forgot_a_claim_or_a_session_is_noticed() {
     server.run(TERMINATE).await;
     forgotten.lost().await;
     kept.ensure_held().unwrap();
+    // One that was granted after it had waited is waiting again, as far as that server knows.
+    server
+        .run("UPDATE portalock.claims SET token = NULL, place = 1 WHERE name = 'waits'")
+        .await;
+    waits.lost().await;
     server.run("DELETE FROM portalock.sessions").await;
     kept.lost().await;
     let anew = Lock::new(client, "kept")

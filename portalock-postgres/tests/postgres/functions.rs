@@ -179,6 +179,37 @@ async fn a_look_serves_those_who_wait_behind_the_dead() {
     assert!(look().await.0.unwrap()[0].is_some());
 }
 
+/// A holder's row that is deleted by hand keeps nobody waiting: the next look, or the next to come, serves the queue.
+#[tokio::test]
+async fn a_queue_that_nobody_served_is_served() {
+    let server = Server::start().await;
+    let admin = server.admin().await;
+    for session in ["s", "t", "u"] {
+        open(&admin, session).await;
+    }
+    for looks in [true, false] {
+        admin
+            .batch_execute("DELETE FROM portalock.claims")
+            .await
+            .unwrap();
+        acquire(&admin, "s", 0, "o").await;
+        assert_eq!(acquire(&admin, "t", 0, "p").await.0, "queued");
+        admin
+            .batch_execute("DELETE FROM portalock.claims WHERE owner = 'o'")
+            .await
+            .unwrap();
+        if looks {
+            admin
+                .query("SELECT portalock.look('t', '{}')", &[])
+                .await
+                .unwrap();
+        } else {
+            assert_eq!(acquire(&admin, "u", 0, "q").await.0, "queued");
+        }
+        assert_eq!(acquire(&admin, "t", 0, "p").await.0, "granted");
+    }
+}
+
 /// Who only tries finds a dead holder out as well.
 #[tokio::test]
 async fn a_try_passes_over_a_dead_holder() {

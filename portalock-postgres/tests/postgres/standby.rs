@@ -72,6 +72,22 @@ async fn a_promoted_standby_goes_on_with_every_session() {
     next.release().await.unwrap();
 }
 
+/// A server that accepts connections and is silent keeps nobody from the next one.
+#[tokio::test]
+async fn a_silent_server_is_passed_over() {
+    let server = Server::start().await;
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!(
+        "postgres://postgres@{},{}/postgres?connect_timeout=2",
+        silent.local_addr().unwrap(),
+        server.postgres.lock().unwrap().addr()
+    );
+    let client = PostgresBackend::connect(url).await.unwrap();
+    let guard = Lock::new(client, "a").unwrap();
+    let guard = guard.acquire_with(&patient()).await.unwrap();
+    guard.release().await.unwrap();
+}
+
 /// What an asynchronous standby had not heard of is lost, and its holder is told.
 #[tokio::test]
 async fn a_grant_that_the_standby_never_got_is_lost_and_told() {

@@ -230,6 +230,15 @@ impl EtcdServer {
         std::fs::remove_dir_all(&self.members[member].data)
     }
 
+    /// Where a member keeps its data: for a test that saves it and puts it back while the member does not run.
+    ///
+    /// # Panics
+    ///
+    /// If there is no such member.
+    pub fn data(&self, member: usize) -> &Path {
+        &self.members[member].data
+    }
+
     fn laid_out(options: &EtcdOptions) -> Result<Self, StartError> {
         let dir = directory().map_err(StartError::io("make a directory for the server"))?;
         let scheme = if options.tls.is_some() {

@@ -15,6 +15,7 @@ use std::{
 /// How long a server may take until it is ready. Generous: a loaded machine is no failure.
 const READY_WITHIN: Duration = Duration::from_secs(30);
 /// How often a process is looked at that was told to end.
+#[cfg(unix)]
 const POLL: Duration = Duration::from_millis(5);
 /// How many of the last lines of a server's log an error shows.
 const LAST_LINES: usize = 20;
@@ -147,6 +148,7 @@ impl ServerProcess {
     }
 
     /// Waits for the end of a process that was told to end. False if it did not end in time.
+    #[cfg(unix)]
     pub(super) fn ends_within(&mut self, time: Duration) -> bool {
         let start = Instant::now();
         loop {

@@ -13,7 +13,7 @@ use portalock_benches::{
     report::{Target, row, table},
 };
 use portalock_core::{Lock, Policy};
-use portalock_redis::RedisBackend;
+use portalock_redis::{RedisBackend, RedisSettings};
 use redis::aio::MultiplexedConnection;
 
 use super::bare;
@@ -36,7 +36,7 @@ pub(super) fn run(url: &str, effort: Effort) -> Result<(), Failure> {
 
 fn crashes(url: &str, effort: Effort) -> Result<(), Failure> {
     table(
-        "Redis: from the SIGKILL of the holder's process to the waiter's lock, with the default settings",
+        "Redis: from the SIGKILL of the holder's process to the waiter's lock, with `release_without_notice`",
     );
     let [_, multi_thread] = flavours()?;
     let mut took = Vec::new();
@@ -146,7 +146,10 @@ pub(crate) fn child(words: &[String]) -> Result<(), Failure> {
     let mut guards = Vec::new();
     match words.as_slice() {
         ["hold", url] => {
-            let lock = Lock::new(backend(url)?, "crashed")?;
+            // By default it would be the rest of the session's time.
+            let settings = RedisSettings::new(url)?.with_release_without_notice(true);
+            let connected = RedisBackend::with_settings(settings);
+            let lock = Lock::new(multi_thread.runtime.block_on(connected)?, "crashed")?;
             guards.push(multi_thread.runtime.block_on(lock.acquire())?);
             println!("held");
         }

@@ -1,0 +1,235 @@
+//! Calls that overlap, answers that never come, and a crowd that comes at once.
+
+use std::{path::Path, time::Duration};
+
+use portalock_core::{
+    Attempt, Lock, LockBackend, LockName, LockRequest, Loss, Mode, Patience, Policy, Released,
+    Request,
+};
+use portalock_etcd::{
+    EtcdBackend,
+    etcd_client::{Txn, TxnOp},
+};
+use portalock_testkit::proxy::Direction;
+
+use crate::support::{Server, patient, until, with_users};
+
+/// How late the answers are that a test wants late.
+const LATE: Duration = Duration::from_secs(5);
+
+fn request(name: &str) -> LockRequest {
+    let name = LockName::new(name).unwrap();
+    Request::new(name, Mode::Exclusive, Patience::Queue)
+}
+
+async fn granted(client: &EtcdBackend, request: &LockRequest) {
+    let attempt = client.try_acquire(request).await.unwrap();
+    assert!(matches!(attempt, Attempt::Granted(_)), "{attempt:?}");
+}
+
+#[tokio::test]
+async fn a_release_that_is_answered_late_leaves_its_owners_next_place() {
+    let server = Server::start();
+    let line = server.line(0);
+    let client = server
+        .lasting_client_through(&[&line], Duration::from_secs(60))
+        .await;
+    let request = request("again");
+    granted(&client, &request).await;
+    line.black_hole(Direction::ToServer);
+    let release = client.release(&request);
+    tokio::time::timeout(Duration::from_millis(100), release)
+        .await
+        .unwrap_err();
+    // What was held back is lost with its connection. The session releases by itself, and hears of it late.
+    line.refuse(true);
+    line.cut();
+    until("the connection is gone", async || line.connections() == 0).await;
+    line.heal();
+    line.delay(Direction::ToClient, LATE);
+    until("it is released", async || {
+        server.lock_keys().await.is_empty()
+    })
+    .await;
+    line.heal();
+    granted(&client, &request).await;
+    let key = client.fence(request.owner).unwrap().key;
+    tokio::time::sleep(LATE * 2).await;
+    assert_eq!(client.fence(request.owner).unwrap().key, key);
+    assert_eq!(server.lock_keys().await, [key]);
+    assert_eq!(client.release(&request).await.unwrap(), Released::Freed);
+    assert!(server.lock_keys().await.is_empty());
+}
+
+#[tokio::test]
+async fn a_session_whose_backend_was_dropped_while_it_started_is_ended() {
+    let server = Server::start();
+    let line = server.line(0);
+    line.delay(Direction::ToClient, Duration::from_millis(500));
+    let lines = [&line];
+    let starting = server.lasting_client_through(&lines, Duration::from_secs(60));
+    tokio::select! {
+        _ = starting => panic!("it starts before its answers come"),
+        () = until("the session is there", async || {
+            !server.session_keys().await.is_empty()
+        }) => {}
+    }
+    // By the lease's own time it would be ten minutes.
+    until("its lease is revoked", async || {
+        server.session_keys().await.is_empty()
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_login_that_is_never_answered_does_not_hold_up_the_next() {
+    let server = Server::start();
+    with_users(&server).await;
+    let line = server.line(0);
+    let settings = portalock_etcd::EtcdSettings::new([line.addr().to_string()])
+        .unwrap()
+        .with_user("billing", "hunter2")
+        .with_prefix("billing")
+        .unwrap()
+        .with_request_timeout(Duration::from_secs(2))
+        .unwrap();
+    let client = EtcdBackend::new(settings).unwrap();
+    let request = request("login");
+    // The end of the connection doesn't arrive either, as when a machine has lost its power.
+    line.delay(Direction::ToClient, Duration::from_secs(3_600));
+    client.try_acquire(&request).await.unwrap_err();
+    line.heal();
+    until("it is granted", async || {
+        matches!(client.try_acquire(&request).await, Ok(Attempt::Granted(_)))
+    })
+    .await;
+}
+
+/// Copies a member's data while it does not run.
+fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let target = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            copy(&entry.path(), &target);
+        } else {
+            std::fs::copy(entry.path(), target).unwrap();
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_restore_takes_away_what_came_after_the_snapshot_and_nothing_else() {
+    let server = Server::start();
+    let (line, saved) = (server.line(0), tempfile::tempdir().unwrap());
+    let client = server
+        .lasting_client_through(&[&line], Duration::from_secs(2))
+        .await;
+    let other = server
+        .client_with(|settings| settings.with_lease_time(Duration::from_secs(600)).unwrap())
+        .await;
+    let lock = |client: &EtcdBackend, name: &str| Lock::new(client.clone(), name).unwrap();
+    let kept = lock(&client, "kept").acquire().await.unwrap();
+    server.etcd.kill(0);
+    copy(server.etcd.data(0), saved.path());
+    server.restart(&[0]).await;
+
+    let free = lock(&client, "free");
+    for _ in 0..10 {
+        drop(free.acquire_with(&patient()).await.unwrap());
+    }
+    let forgotten = lock(&client, "forgotten");
+    let forgotten = forgotten.acquire_with(&patient()).await.unwrap();
+    // An answer that is lost makes the client modify its session's key.
+    line.black_hole(Direction::ToClient);
+    let brief = Policy::default().with_timeout(Duration::from_millis(200));
+    free.acquire_with(&brief).await.unwrap_err();
+    line.heal();
+    line.cut();
+    drop(free.acquire_with(&patient()).await.unwrap());
+    let waiting = lock(&other, "kept");
+    let waiting = tokio::spawn(async move { waiting.acquire_with(&patient()).await });
+    server.waiters("kept", 1).await;
+
+    server.etcd.kill(0);
+    server.etcd.wipe(0).unwrap();
+    copy(saved.path(), server.etcd.data(0));
+    server.restart(&[0]).await;
+    let loss = tokio::time::timeout(Duration::from_secs(60), forgotten.lost());
+    let loss = loss.await.unwrap();
+    assert!(matches!(loss, Loss::Removed(_)), "{loss}");
+    kept.ensure_held().unwrap();
+    for _ in 0..3 {
+        drop(free.acquire_with(&patient()).await.unwrap());
+    }
+    server.waiters("kept", 1).await;
+    kept.release().await.unwrap();
+    waiting.await.unwrap().unwrap().release().await.unwrap();
+}
+
+#[tokio::test]
+async fn the_longest_names_are_listed_however_many_there_are() {
+    let server = Server::start();
+    let client = server
+        .client_with(|settings| settings.with_prefix("p".repeat(100)).unwrap())
+        .await;
+    let name = |number: usize| LockName::new(format!("{number:05}{}", "/".repeat(250))).unwrap();
+    let first = request(name(0).as_str());
+    granted(&client, &first).await;
+    let key = client.fence(first.owner).unwrap().key;
+    let numbers: Vec<usize> = (1..6_000).collect();
+    let mut store = server.raw().await;
+    for some in numbers.chunks(100) {
+        let puts = some.iter().map(|number| {
+            let key = key.replacen("00000", &format!("{number:05}"), 1);
+            TxnOp::put(key, "", None)
+        });
+        let puts: Vec<_> = puts.collect();
+        store.txn(Txn::new().and_then(puts)).await.unwrap();
+    }
+    let names = client.names().await.unwrap();
+    assert_eq!(names.len(), 6_000);
+    assert_eq!(names[5_999], name(5_999));
+}
+
+#[tokio::test]
+async fn one_who_asks_again_for_what_it_held_is_told_that_it_was_deleted() {
+    let server = Server::start();
+    let client = server.client().await;
+    let request = request("deleted");
+    let Attempt::Granted(grant) = client.try_acquire(&request).await.unwrap() else {
+        panic!("contended by nobody")
+    };
+    let key = client.fence(request.owner).unwrap().key;
+    server.raw().await.delete(key, None).await.unwrap();
+    granted(&client, &request).await;
+    assert!(grant.lost.is_lost());
+}
+
+#[tokio::test]
+async fn of_a_crowd_that_comes_at_once_few_look_at_the_queue() {
+    const CROWD: u64 = 100;
+    let server = Server::start();
+    let line = server.line(0);
+    let client = server
+        .lasting_client_through(&[&line], Duration::from_secs(60))
+        .await;
+    granted(&client, &request("crowd")).await;
+    let before = server.requests().await.0;
+    // All are answered at once.
+    line.delay(Direction::ToClient, Duration::from_secs(1));
+    let crowd: Vec<_> = (0..CROWD)
+        .map(|_| {
+            let client = client.clone();
+            tokio::spawn(async move { client.try_acquire(&request("crowd")).await })
+        })
+        .collect();
+    for attempt in crowd {
+        let attempt = attempt.await.unwrap().unwrap();
+        assert!(matches!(attempt, Attempt::Contended(_)), "{attempt:?}");
+    }
+    let transactions = server.requests().await.0 - before;
+    println!("{transactions} transactions");
+    assert!(transactions >= CROWD && transactions < CROWD + CROWD / 4);
+}
