@@ -89,9 +89,10 @@ const LOSS: Duration = Duration::from_secs(1);
 /// # What `inspect` tells
 ///
 /// The holders, by what they wrote down. It is there for people: a writer whose grant is a microsecond old may not have written
-/// yet. Waiters are told of this client only. A holder whose process is gone is not told. One whose process is there, or can't be
-/// looked for, may have failed to write down its release: the lock is tried for a microsecond, which may make somebody else's
-/// `try_acquire` fail.
+/// yet. Waiters are told of this client only. A holder whose process is gone is not told; nor is one in a container that has this
+/// host's name and process numbers of its own, as Docker's `--network host` gives it. One whose process is there, or can't be looked
+/// for, may have failed to write down its release: the lock is tried for a microsecond, which may make somebody else's `try_acquire`
+/// fail.
 #[derive(Debug, Clone)]
 pub struct FsBackend {
     pub(super) client: Arc<Client>,

@@ -105,13 +105,16 @@ impl Client {
             if self.places.find(file_name).is_some() {
                 return Ok(());
             }
-            let written = self.store.last_written(file_name, &file)?;
-            let age = clock::wall_clock().duration_since(written);
-            let is_old = age.is_ok_and(|age| age >= unused_for);
-            if !is_old || !file.try_lock(Mode::Exclusive)? {
+            let is_old = || {
+                let written = self.store.last_written(file_name, &file)?;
+                let age = clock::wall_clock().duration_since(written);
+                Ok::<_, FsError>(age.is_ok_and(|age| age >= unused_for))
+            };
+            if !is_old()? || !file.try_lock(Mode::Exclusive)? {
                 return Ok(());
             }
-            if self.store.file(file_name).is_current(&file)? {
+            // Again, since it may have been granted and released before it was locked.
+            if is_old()? && self.store.file(file_name).is_current(&file)? {
                 removed += usize::from(self.store.remove(file_name, file)?);
             } else {
                 file.free();

@@ -22,7 +22,7 @@ use crate::locking::{FsError, LockKind};
 /// - [`acquire_or_holder`](Self::acquire_or_holder) answers with who holds it instead. It never mistakes a pid that
 ///   can't be read for "nobody".
 /// - The pid is published in one step: a reader sees the old one or the new one, never half of it.
-/// - Both files are removed on release, while they are still locked, and only if they are still this holder's own.
+/// - Both files are removed on release, while they are still locked, and only if the lock file is still this holder's own.
 /// - What a killed process leaves is a file without a lock: the next one takes it over.
 /// - A pid is re-used sooner or later. The holder also records when it started, so [`read_holder`](Self::read_holder) can
 ///   tell the holder from a stranger with its number (Linux; elsewhere it says that it doesn't know).

@@ -21,7 +21,7 @@ use crate::{
 };
 
 /// No pid and no record is longer. What is, was written by something else.
-const LONGEST: u64 = 1024;
+const LONGEST: usize = 1024;
 
 /// Whoever wrote a pid file.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -193,7 +193,7 @@ fn holder_by(pid_file: &Path, record: Option<&Record>) -> Option<PidHolder> {
 /// would wake all who wait for it.
 pub(crate) fn holder_beside(sidecar: &Path, file: &File) -> Option<Holder> {
     let pid_file = sidecar.with_extension("");
-    let mut line = [0; LONGEST as usize];
+    let mut line = [0; LONGEST];
     let length = sys::read_at(file, &mut line, 0).unwrap_or_default();
     let record = str::from_utf8(&line[..length])
         .ok()
@@ -222,9 +222,10 @@ fn read(path: &Path) -> Option<(String, SystemTime)> {
         .and_then(|metadata| metadata.modified())
         .unwrap_or_else(|_| clock::wall_clock());
     let mut content = String::new();
-    file.take(LONGEST + 1).read_to_string(&mut content).ok()?;
-    let short = content.len() as u64 <= LONGEST;
-    short.then_some((content, written))
+    file.take(LONGEST as u64 + 1)
+        .read_to_string(&mut content)
+        .ok()?;
+    (content.len() <= LONGEST).then_some((content, written))
 }
 
 #[cfg(test)]
