@@ -79,7 +79,8 @@ impl PostgresBackend {
     /// What stands for the lock that `owner` holds, to make a transaction of your own depend on it; `None` if it holds nothing.
     /// A guard's owner is [`Guard::owner`](portalock_core::Guard::owner).
     pub fn fence(&self, owner: OwnerId) -> Option<Fence> {
-        Some(Fence::new(owner, self.client.token(owner)?))
+        let (name, token) = self.client.held(owner)?;
+        Some(Fence::new(&name, token))
     }
 
     pub(crate) fn guarantees(&self) -> Capabilities {

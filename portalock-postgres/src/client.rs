@@ -90,20 +90,25 @@ impl Client {
             session: &session.id,
             epoch: 0,
             spot: &wish.spot,
-            owner,
+            owner: "".into(),
             queues: wish.patience == Patience::Queue,
             who: encode(wish.holder),
         };
         for _ in 0..ATTEMPTS {
             entry.epoch = session.epoch();
-            let was_unsure = self.places.expect(owner, &session.id, &wish.spot);
+            if self.places.is_leaving(owner) {
+                // What the owner may have left is withdrawn first.
+                self.release(owner).await?;
+            }
+            let expected = self.places.expect(owner, &session.id, &wish.spot)?;
+            entry.owner = expected.name;
             let answer = self.connections.acquire(&entry).await;
             let Answer { value, repeated } = match answer {
                 Ok(answer) => answer,
                 // What it has done is unknown, but for what the session's end has undone.
                 Err(error) => return Err(session.ended().unwrap_or(error)),
             };
-            let unsure = was_unsure || repeated;
+            let unsure = expected.unsure || repeated;
             self.places.answered(owner, unsure);
             match value {
                 Standing::Granted(token) => return self.granted(&session, owner, token),
@@ -169,9 +174,10 @@ impl Client {
         {
             session.epoch_is(epoch);
         }
-        self.places.forget(owner);
+        let held = leaving.held;
+        releasing.done();
         // A try without an answer may have freed what the next one no longer found.
-        Ok(if value.freed || (repeated && leaving.held) {
+        Ok(if value.freed || (repeated && held) {
             Released::Freed
         } else {
             Released::NotHeld
@@ -183,9 +189,9 @@ impl Client {
         self.places.listen(owner)
     }
 
-    /// The token by which `owner` holds.
-    pub(crate) fn token(&self, owner: OwnerId) -> Option<FencingToken> {
-        self.places.token(owner)
+    /// By what `owner` holds: its name at the server and its token.
+    pub(crate) fn held(&self, owner: OwnerId) -> Option<(Arc<str>, FencingToken)> {
+        self.places.held(owner)
     }
 
     /// Ends the session in good order.

@@ -1,6 +1,6 @@
 //! A lock as a condition of the user's own transaction: the database itself then refuses who no longer holds.
 
-use portalock_core::{FencingToken, OwnerId};
+use portalock_core::FencingToken;
 
 /// A grant of a lock, by which a transaction in the same database can be made to depend on it.
 ///
@@ -28,7 +28,7 @@ impl Fence {
     /// The SQLSTATE by which the database refuses a transaction whose lock is no longer held.
     pub const NOT_HELD: &str = "PL001";
 
-    pub(crate) fn new(owner: OwnerId, token: FencingToken) -> Self {
+    pub(crate) fn new(owner: &str, token: FencingToken) -> Self {
         Self {
             owner: owner.to_string(),
             token: token.get().cast_signed(),

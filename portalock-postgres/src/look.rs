@@ -138,7 +138,7 @@ impl Session {
         let Some(line) = self.open_line() else {
             return;
         };
-        let owners: Vec<String> = asked.iter().map(|asked| asked.owner.to_string()).collect();
+        let owners: Vec<String> = asked.iter().map(|asked| asked.name.to_string()).collect();
         let work = async {
             let (claims, again_in) = look(&line.connection, &self.id, &owners).await?;
             self.places.found(asked, &claims, &self.lease.signal());
@@ -157,14 +157,14 @@ impl Session {
         };
         let work = async {
             for owner in due {
-                let Some(releasing) = self.places.release(*owner) else {
+                let Some(releasing) = self.places.release_due(*owner) else {
                     continue;
                 };
                 let left = line.connection.leave(&releasing.leaving).await?;
                 if let Some(epoch) = left.epoch {
                     self.epoch_is(epoch);
                 }
-                self.places.forget(*owner);
+                releasing.done();
             }
             Ok(())
         };
@@ -202,7 +202,8 @@ async fn timeout_at(at: Instant, notified: impl Future<Output = ()>) -> bool {
     tokio::time::timeout_at(at, notified).await.is_err()
 }
 
-type Claims = HashMap<OwnerId, Option<FencingToken>>;
+/// By the names of places.
+type Claims = HashMap<String, Option<FencingToken>>;
 
 async fn look(
     line: &Connection,
@@ -225,7 +226,7 @@ async fn look(
         .unwrap_or_default()
         .into_iter()
         .zip(tokens.unwrap_or_default())
-        .filter_map(|(owner, number)| Some((owner.parse().ok()?, number.map(token))))
+        .map(|(owner, number)| (owner.to_owned(), number.map(token)))
         .collect();
     Ok((claims, again_in.map(millis)))
 }

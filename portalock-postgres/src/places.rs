@@ -6,12 +6,15 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use portalock_core::{
-    BackendError, FencingToken, Grant, Lease, Loss, LostSignal, OwnerId, WakeSender, Wakeups,
-    wakeups,
+    BackendError, BackendErrorKind, FencingToken, Grant, Lease, Loss, LostSignal, OwnerId,
+    WakeSender, Wakeups, wakeups,
 };
 use tokio::sync::Notify;
 
@@ -21,12 +24,16 @@ use crate::{error::session_ended, keys::Spot};
 #[derive(Debug, Default)]
 pub(crate) struct Places {
     book: Mutex<HashMap<OwnerId, Place>>,
+    taken: AtomicU64,
     /// Told when a release is due again.
     pub(crate) owed: Notify,
 }
 
 #[derive(Debug)]
 struct Place {
+    /// What the server calls its owner. Each place has a name of its own: a release that arrives late finds nothing of the
+    /// owner's next place.
+    name: Arc<str>,
     session: Arc<str>,
     spot: Spot,
     phase: Phase,
@@ -62,7 +69,7 @@ struct Waiting {
 /// What a release needs to know.
 #[derive(Debug, Clone)]
 pub(crate) struct Leaving {
-    pub(crate) owner: OwnerId,
+    pub(crate) name: Arc<str>,
     pub(crate) session: Arc<str>,
     pub(crate) spot: Spot,
     pub(crate) held: bool,
@@ -70,18 +77,47 @@ pub(crate) struct Leaving {
 }
 
 /// A place that the server is asked about.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(crate) struct Asked {
     pub(crate) owner: OwnerId,
+    pub(crate) name: Arc<str>,
     version: u64,
 }
 
+/// A place as an attempt finds it.
+#[derive(Debug)]
+pub(crate) struct Expected {
+    /// What the server calls its owner.
+    pub(crate) name: Arc<str>,
+    /// Whether an earlier request may still be on its way.
+    pub(crate) unsure: bool,
+}
+
+/// The owner that a place's name is of.
+fn owner_of(name: &str) -> Option<OwnerId> {
+    name.split_once('.')?.0.parse().ok()
+}
+
 impl Places {
-    /// An attempt for `owner` is about to be sent: from now on a grant may come, also if no answer does. Answers whether an
-    /// earlier request may still be on its way.
-    pub(crate) fn expect(&self, owner: OwnerId, session: &Arc<str>, spot: &Spot) -> bool {
+    /// Whether a release of `owner` is under way or due.
+    pub(crate) fn is_leaving(&self, owner: OwnerId) -> bool {
+        self.lock().get(&owner).is_some_and(Place::is_leaving)
+    }
+
+    /// An attempt for `owner` is about to be sent: from now on a grant may come, also if no answer does.
+    ///
+    /// # Errors
+    ///
+    /// [`Unavailable`](BackendErrorKind::Unavailable) while a release of the owner is under way or due.
+    pub(crate) fn expect(
+        &self,
+        owner: OwnerId,
+        session: &Arc<str>,
+        spot: &Spot,
+    ) -> Result<Expected, BackendError> {
         let mut places = self.lock();
         let place = places.entry(owner).or_insert_with(|| Place {
+            name: format!("{owner}.{}", self.taken.fetch_add(1, Ordering::Relaxed)).into(),
             session: session.clone(),
             spot: spot.clone(),
             phase: Phase::Asked,
@@ -96,7 +132,16 @@ impl Places {
             place.enter(Phase::Asked);
             place.waiting = None;
         }
-        std::mem::replace(&mut place.unsure, true)
+        if place.is_leaving() {
+            return Err(BackendError::new(
+                BackendErrorKind::Unavailable,
+                "what an earlier attempt may have left is not released yet",
+            ));
+        }
+        Ok(Expected {
+            name: place.name.clone(),
+            unsure: std::mem::replace(&mut place.unsure, true),
+        })
     }
 
     /// The attempt was answered; `unsure` as far as others may still be on their way.
@@ -132,12 +177,16 @@ impl Places {
     pub(crate) fn granted(
         &self,
         session: &str,
-        owner: OwnerId,
+        name: &str,
         token: FencingToken,
         lost: &LostSignal,
     ) {
+        let Some(owner) = owner_of(name) else {
+            return;
+        };
         if let Some(place) = self.lock().get_mut(&owner)
             && *place.session == *session
+            && *place.name == *name
         {
             place.granted(token, lost);
         }
@@ -160,10 +209,12 @@ impl Places {
         line
     }
 
-    /// The token by which `owner` holds.
-    pub(crate) fn token(&self, owner: OwnerId) -> Option<FencingToken> {
-        match self.lock().get(&owner)?.phase {
-            Phase::Held(token, _) => Some(token),
+    /// By what `owner` holds: its name at the server and its token.
+    pub(crate) fn held(&self, owner: OwnerId) -> Option<(Arc<str>, FencingToken)> {
+        let places = self.lock();
+        let place = places.get(&owner)?;
+        match place.phase {
+            Phase::Held(token, _) => Some((place.name.clone(), token)),
             _ => None,
         }
     }
@@ -173,18 +224,27 @@ impl Places {
         let mut places = self.lock();
         let place = places.get_mut(&owner)?;
         let leaving = Leaving {
-            owner,
+            name: place.name.clone(),
             session: place.session.clone(),
             spot: place.spot.clone(),
             held: matches!(place.phase, Phase::Held(..)),
             unsure: place.unsure,
         };
         place.enter(Phase::Releasing);
+        let version = place.version;
         drop(places);
         Some(Releasing {
             places: self,
+            owner,
+            version,
             leaving,
         })
+    }
+
+    /// The same, if nobody else releases it already.
+    pub(crate) fn release_due(&self, owner: OwnerId) -> Option<Releasing<'_>> {
+        let is_due = matches!(self.lock().get(&owner)?.phase, Phase::Due);
+        is_due.then(|| self.release(owner)).flatten()
     }
 
     /// Who of this session is to be released.
@@ -210,6 +270,7 @@ impl Places {
             })
             .map(|(owner, place)| Asked {
                 owner: *owner,
+                name: place.name.clone(),
                 version: place.version,
             })
             .collect()
@@ -219,11 +280,16 @@ impl Places {
     pub(crate) fn found(
         &self,
         asked: &[Asked],
-        claims: &HashMap<OwnerId, Option<FencingToken>>,
+        claims: &HashMap<String, Option<FencingToken>>,
         lost: &LostSignal,
     ) {
         let mut places = self.lock();
-        for Asked { owner, version } in asked {
+        for Asked {
+            owner,
+            name,
+            version,
+        } in asked
+        {
             let Some(place) = places.get_mut(owner) else {
                 continue;
             };
@@ -231,7 +297,7 @@ impl Places {
             if place.version != *version {
                 continue;
             }
-            match (&place.phase, claims.get(owner)) {
+            match (&place.phase, claims.get(&**name)) {
                 (Phase::Held(token, lease), claim) if claim != Some(&Some(*token)) => {
                     lease.end(Loss::Removed("its claim in Postgres is gone".into()));
                 }
@@ -260,6 +326,10 @@ impl Places {
 }
 
 impl Place {
+    fn is_leaving(&self) -> bool {
+        matches!(self.phase, Phase::Releasing | Phase::Due)
+    }
+
     fn enter(&mut self, phase: Phase) {
         self.phase = phase;
         self.version += 1;
@@ -308,17 +378,107 @@ impl Place {
 #[derive(Debug)]
 pub(crate) struct Releasing<'a> {
     places: &'a Places,
+    owner: OwnerId,
+    version: u64,
     pub(crate) leaving: Leaving,
+}
+
+impl Releasing<'_> {
+    /// The server keeps nothing of the place any more, and can't come to.
+    pub(crate) fn done(self) {
+        let mut places = self.places.lock();
+        if places
+            .get(&self.owner)
+            .is_some_and(|place| self.is_of(place))
+        {
+            places.remove(&self.owner);
+        }
+    }
+
+    /// Whether the place is still this release's: not one that the owner has taken since, nor taken over by a later release.
+    fn is_of(&self, place: &Place) -> bool {
+        place.name == self.leaving.name && place.version == self.version
+    }
 }
 
 impl Drop for Releasing<'_> {
     fn drop(&mut self) {
         // One that was released for good is no longer in the book.
-        if let Some(place) = self.places.lock().get_mut(&self.leaving.owner)
-            && matches!(place.phase, Phase::Releasing)
+        if let Some(place) = self.places.lock().get_mut(&self.owner)
+            && self.is_of(place)
         {
             place.enter(Phase::Due);
             self.places.owed.notify_one();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::keys::Kind;
+    use portalock_core::LockName;
+
+    fn spot() -> Spot {
+        Spot {
+            kind: Kind::Lock,
+            name: LockName::new("a").unwrap(),
+            weight: 1,
+            capacity: 1,
+        }
+    }
+
+    fn book() -> (Places, OwnerId, Arc<str>) {
+        (Places::default(), OwnerId::mint(), "session".into())
+    }
+
+    #[test]
+    fn nobody_asks_beside_a_release_of_what_it_had() {
+        let (places, owner, session) = book();
+        places.expect(owner, &session, &spot()).unwrap();
+        let releasing = places.release(owner).unwrap();
+        assert!(places.expect(owner, &session, &spot()).is_err());
+        drop(releasing);
+        assert_eq!(places.due(&session), [owner]);
+        assert!(places.expect(owner, &session, &spot()).is_err());
+        places.release_due(owner).unwrap().done();
+        places.expect(owner, &session, &spot()).unwrap();
+    }
+
+    #[test]
+    fn a_release_that_is_answered_late_leaves_what_came_after_it() {
+        let (places, owner, session) = book();
+        let first = places.expect(owner, &session, &spot()).unwrap();
+        let late = places.release(owner).unwrap();
+        places.release(owner).unwrap().done();
+        let second = places.expect(owner, &session, &spot()).unwrap();
+        assert_ne!(first.name, second.name, "the server can tell them apart");
+        let lost = LostSignal::never();
+        places.hold(owner, FencingToken::new(2), &lost).unwrap();
+        late.done();
+        let (name, token) = places.held(owner).unwrap();
+        assert_eq!((name, token), (second.name, FencingToken::new(2)));
+        assert!(places.due(&session).is_empty());
+    }
+
+    #[test]
+    fn a_grant_told_late_is_not_the_next_places() {
+        let (places, owner, session) = book();
+        let first = places.expect(owner, &session, &spot()).unwrap();
+        places.release(owner).unwrap().done();
+        let second = places.expect(owner, &session, &spot()).unwrap();
+        let lost = LostSignal::never();
+        places.granted(&session, &first.name, FencingToken::new(1), &lost);
+        assert!(places.held(owner).is_none());
+        places.granted(&session, &second.name, FencingToken::new(2), &lost);
+        assert!(places.held(owner).is_some());
+    }
+
+    #[test]
+    fn what_is_released_already_is_not_released_beside_it() {
+        let (places, owner, session) = book();
+        places.expect(owner, &session, &spot()).unwrap();
+        let _releasing = places.release(owner).unwrap();
+        assert!(places.release_due(owner).is_none());
     }
 }

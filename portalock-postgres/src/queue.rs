@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use portalock_core::{BackendError, Claim, FencingToken, Holder, Inspection, LockName, OwnerId};
+use portalock_core::{BackendError, Claim, FencingToken, Holder, Inspection, LockName};
 use tokio_postgres::{Error, Row, types::Type};
 
 use crate::{
@@ -24,7 +24,8 @@ pub(crate) struct Entry<'a> {
     pub(crate) session: &'a str,
     pub(crate) epoch: i64,
     pub(crate) spot: &'a Spot,
-    pub(crate) owner: OwnerId,
+    /// The place's name.
+    pub(crate) owner: Arc<str>,
     pub(crate) queues: bool,
     pub(crate) who: String,
 }
@@ -62,33 +63,29 @@ impl Connections {
         &self,
         entry: &Entry<'_>,
     ) -> Result<Answer<Standing>, BackendError> {
-        let owner = entry.owner.to_string();
         let answer = self
-            .call(ACQUIRING, |connection| {
-                let owner = &owner;
-                async move {
-                    let Entry {
+            .call(ACQUIRING, |connection| async move {
+                let Entry {
+                    session,
+                    epoch,
+                    spot,
+                    owner,
+                    queues,
+                    who,
+                } = entry;
+                connection
+                    .acquire(&[
                         session,
                         epoch,
-                        spot,
+                        &spot.kind.as_str(),
+                        &spot.name.as_str(),
+                        &&**owner,
+                        &spot.weight,
+                        &spot.capacity,
                         queues,
                         who,
-                        ..
-                    } = entry;
-                    connection
-                        .acquire(&[
-                            session,
-                            epoch,
-                            &spot.kind.as_str(),
-                            &spot.name.as_str(),
-                            owner,
-                            &spot.weight,
-                            &spot.capacity,
-                            queues,
-                            who,
-                        ])
-                        .await
-                }
+                    ])
+                    .await
             })
             .await?;
         Ok(Answer {
@@ -170,7 +167,7 @@ impl Connection {
                 &&*leaving.session,
                 &leaving.spot.kind.as_str(),
                 &leaving.spot.name.as_str(),
-                &leaving.owner.to_string(),
+                &&*leaving.name,
                 &leaving.unsure,
             ])
             .await?;
