@@ -8,17 +8,10 @@
 
 mod support;
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use portalock_core::{
-    Attempt, ClaimKind, FencingToken, Holder, LockBackend, LockError, LossNotice, Mode, Patience,
-    Released,
+    Attempt, ClaimKind, FencingToken, LockBackend, LockError, LossNotice, Mode, Patience, Released,
 };
 use portalock_fs::{Calls, FsBackend, FsSettings, LockKind, Watch};
 use support::{LONG, Locks, granted, lock, patience, request, soon, try_once};
@@ -330,6 +323,12 @@ async fn looking_never_takes_a_free_lock_from_anybody() {
 #[cfg(unix)]
 #[tokio::test]
 async fn looking_never_takes_the_lock_of_a_crashed_holder_from_anybody() {
+    use portalock_core::Holder;
+    use std::sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    };
+
     let locks = Locks::new();
     let one = locks.client();
     let mut gone = std::process::Command::new("true").spawn().unwrap();

@@ -40,11 +40,8 @@ impl Contender {
                 (Ok(true), true) => return Ok(Some(file)),
                 (Ok(true), false) => {}
                 (is_current, _) => {
-                    // The watch ends before the file is closed, which it would hear. Not `drop`: where nothing can be watched there
-                    // is nothing to be dropped.
-                    {
-                        let _ended = watching;
-                    }
+                    // Before the file is closed, which it would hear.
+                    drop(watching);
                     if locked {
                         file.free();
                     }

@@ -9,7 +9,7 @@ use std::{
         mpsc::{self, RecvTimeoutError},
     },
     thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 /// How long a server may take until it is ready. Generous: a loaded machine is no failure.
@@ -150,7 +150,7 @@ impl ServerProcess {
     /// Waits for the end of a process that was told to end. False if it did not end in time.
     #[cfg(unix)]
     pub(super) fn ends_within(&mut self, time: Duration) -> bool {
-        let start = Instant::now();
+        let start = std::time::Instant::now();
         loop {
             match self.child.try_wait() {
                 Ok(Some(_)) => return true,
