@@ -124,8 +124,6 @@ fn uninterrupted<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
 
 #[cfg(test)]
 mod tests {
-    #[cfg(unix)]
-    use super::super::error::FsErrorKind;
     use super::*;
 
     const KINDS: &[LockKind] = if sys::HAS_RECORD_LOCKS {
@@ -211,7 +209,7 @@ mod tests {
         let (dir, _a, b) = two_handles();
         let reader = File::open(dir.path().join("file")).unwrap();
         let error = try_lock(&reader, Mode::Exclusive, LockKind::Record).unwrap_err();
-        assert_eq!(error.kind(), FsErrorKind::WrongAccess);
+        assert_eq!(error.kind(), crate::FsErrorKind::WrongAccess);
         assert!(try_lock(&reader, Mode::Shared, LockKind::Record).unwrap());
         assert!(!try_lock(&b, Mode::Exclusive, LockKind::Record).unwrap());
     }
