@@ -11,7 +11,13 @@ const KEEP: &str = "--keep --pause 1ms deploy";
 #[test]
 fn the_command_runs_again_when_it_ends_however_it_ends() {
     let home = Home::new();
-    let mut keeper = Running::start(home.with_script(KEEP, "echo $$; exit 3"));
+    // The third run stays.
+    let runs = home.path("runs");
+    let script = format!(
+        "echo $$; echo >>{0}; [ $(wc -l <{0}) -lt 3 ] || exec sleep 1000; exit 3",
+        runs.display()
+    );
+    let mut keeper = Running::start(home.with_script(KEEP, &script));
     let first = keeper.pid_line();
     assert_ne!(keeper.pid_line(), first);
     keeper.pid_line();
