@@ -49,7 +49,8 @@ struct Drawing {
 impl Drawing {
     fn add(&mut self, line: &str) -> Option<()> {
         if let Some(lanes) = line.strip_prefix("lanes ") {
-            return self.lanes(lanes);
+            self.lanes(lanes);
+            return Some(());
         }
         if let Some(row) = line.strip_prefix("row ") {
             return self.row(row);
@@ -65,7 +66,7 @@ impl Drawing {
         }
     }
 
-    fn lanes(&mut self, lanes: &str) -> Option<()> {
+    fn lanes(&mut self, lanes: &str) {
         self.lanes = lanes.split(" | ").map(str::to_owned).collect();
         for number in 0..self.lanes.len() {
             let center = self.center(number);
@@ -79,7 +80,6 @@ impl Drawing {
         }
         self.height = 64;
         self.lanes_from = 46;
-        Some(())
     }
 
     fn center(&self, lane: usize) -> usize {
