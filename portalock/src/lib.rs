@@ -56,7 +56,7 @@
 //!
 //! | feature | what it adds | what building it needs |
 //! |---|---|---|
-//! | `fs` (default) | [`fs`](portalock_fs): OS file locks, and what Python's portalocker has for files | Rust |
+//! | `fs` (default) | `fs`: OS file locks, and what Python's portalocker has for files | Rust |
 //! | `redis` | `redis`: locks and semaphores on Redis and Valkey | Rust |
 //! | `etcd` | `etcd`: locks and semaphores on etcd, and `Fence` for your own transactions | `protoc` |
 //! | `postgres` | `postgres`: locks and semaphores on PostgreSQL, and `Fence` for your own transactions | Rust |
