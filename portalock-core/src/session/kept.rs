@@ -8,138 +8,16 @@ use std::{
     time::Duration,
 };
 
-use async_trait::async_trait;
 use futures_util::future::{join5, select};
 use tokio::{sync::Notify, time::timeout};
 
 use super::{
-    Keeper, Renewal, Session,
+    Keeper, Renewal, Service, Session,
     look::{AGAIN_AFTER, Looks, SEEN_AT_ONCE},
-    places::{Asked, Leaving, Places, Stand},
+    places::{Asked, Places},
     spawn,
 };
 use crate::{BackendError, BackendErrorKind, Lease, Loss, clock::Instant};
-
-/// What a networked store does for one session: the part of a [`KeptSession`] that a backend writes.
-///
-/// All of it runs on the session thread, over the session's own connection. Callers' requests go over connections of their
-/// own runtimes ([`PerRuntime`](super::PerRuntime)).
-///
-/// # For implementers
-///
-/// - Each call ends by itself, with an answer or an error: [`look`](Self::look), [`release`](Self::release) and
-///   [`renew`](Self::renew) are given up after [`request_timeout`](Self::request_timeout), and the connection with them.
-/// - What comes over the connection unasked is told to [`KeptSession::places`]; its end to
-///   [`KeptSession::connection_ended`]. Hold the session as [`Weak`](std::sync::Weak) there.
-#[async_trait]
-pub trait Service: fmt::Debug + Send + Sync + Sized + 'static {
-    /// A connection that hears of the session's grants.
-    type Connection: Clone + Send + Sync + 'static;
-    /// What there is to know of a place: its name at the service, what is locked.
-    type Place: Clone + fmt::Debug + Send + Sync + 'static;
-
-    /// What the service is called in messages.
-    const NAME: &'static str;
-
-    /// How long the session lives at the service without being renewed. It is renewed, and what it has is looked after,
-    /// each third of that.
-    fn lease_time(&self) -> Duration;
-
-    /// How long one request may take.
-    fn request_timeout(&self) -> Duration;
-
-    /// Opens a connection that hears of the session's grants from now on.
-    ///
-    /// # Errors
-    ///
-    /// [`BackendError`] if that fails. For a session that has begun, it is tried again.
-    async fn connect(session: &Arc<KeptSession<Self>>) -> Result<Self::Connection, BackendError>;
-
-    /// Whether more can come over this connection.
-    fn is_open(connection: &Self::Connection) -> bool;
-
-    /// Begins the session at the service, and ends `former` there, if that may still live. Answers until when the new one is
-    /// certain, counted from before the request was sent.
-    ///
-    /// # Errors
-    ///
-    /// [`BackendError`] if that fails. The session is then given up.
-    async fn begin(
-        session: &Arc<KeptSession<Self>>,
-        connection: &Self::Connection,
-        former: Option<&Arc<KeptSession<Self>>>,
-    ) -> Result<Instant, BackendError>;
-
-    /// Renews the session. The time in [`Renewal::Renewed`] counts from when the call began.
-    ///
-    /// # Errors
-    ///
-    /// [`BackendError`] if the service failed. The connection is given up for another one, and the session lasts until its
-    /// lease ends.
-    async fn renew(
-        session: &Arc<KeptSession<Self>>,
-        connection: &Self::Connection,
-    ) -> Result<Renewal, BackendError>;
-
-    /// Asks how places stand: at intervals, and all of them after a new connection was made, since what was granted
-    /// meanwhile has not been heard.
-    ///
-    /// # Errors
-    ///
-    /// [`BackendError`] if the service failed. It is asked again.
-    async fn look(
-        session: &Arc<KeptSession<Self>>,
-        connection: &Self::Connection,
-        asked: &[Asked<Self::Place>],
-    ) -> Result<Looked, BackendError>;
-
-    /// Releases a place for good, in the stead of a release that failed or was dropped.
-    ///
-    /// # Errors
-    ///
-    /// [`BackendError`] if the service failed. It is tried again.
-    async fn release(
-        session: &Arc<KeptSession<Self>>,
-        connection: &Self::Connection,
-        leaving: &Leaving<Self::Place>,
-    ) -> Result<(), BackendError>;
-
-    /// Ends the session at the service, where it would otherwise live until its lease ends there.
-    ///
-    /// # Errors
-    ///
-    /// [`BackendError`] if the service failed. It then ends by its time.
-    async fn end(
-        session: &Arc<KeptSession<Self>>,
-        connection: &Self::Connection,
-    ) -> Result<(), BackendError>;
-
-    /// What else there is to do as long as the session lives; nothing by default.
-    async fn chores(
-        session: &Arc<KeptSession<Self>>,
-        former: Option<Arc<KeptSession<Self>>>,
-    ) -> Infallible {
-        let _ = (session, former);
-        std::future::pending().await
-    }
-}
-
-/// What the service said of the places that it was asked for.
-#[derive(Debug, Default)]
-#[non_exhaustive]
-pub struct Looked {
-    /// How they stand, in the order in which they were asked for.
-    pub stands: Vec<Stand>,
-    /// After what time to ask again, if that is known: when somebody in front of a waiter may be dead.
-    pub again_in: Option<Duration>,
-}
-
-impl Looked {
-    /// This is how they stand.
-    pub fn new(stands: Vec<Stand>, again_in: Option<Duration>) -> Self {
-        Self { stands, again_in }
-    }
-}
 
 /// A [`Session`] over any [`Service`]: it is not its connection, so a reset costs nobody a lock or a place as long as the lease
 /// lasts. Made by [`start`](Self::start), within [`Sessions::get`](super::Sessions::get).
@@ -269,7 +147,7 @@ impl<S: Service> KeptSession<S> {
         tracing::debug!(service = S::NAME, %over, "a session has ended");
         self.places.close();
         let finishing = timeout(self.service.request_timeout(), self.finish()).await;
-        let finished = finishing.unwrap_or_else(|_| Err(self.late()));
+        let finished = finishing.unwrap_or_else(|_| Err(late::<S>()));
         if let Err(error) = finished {
             // Nobody needs to wait for it.
             tracing::debug!(service = S::NAME, %error, "the session ends by its time at the service");
@@ -300,7 +178,7 @@ impl<S: Service> KeptSession<S> {
         // Half of what the keeper allows: a connection that hangs leaves time for another.
         let within = self.service.request_timeout().min(self.interval() / 2);
         let answer = timeout(within, S::renew(&self, &connection)).await;
-        match answer.unwrap_or_else(|_| Err(self.late())) {
+        match answer.unwrap_or_else(|_| Err(late::<S>())) {
             Ok(Renewal::Renewed(time)) => Ok(Renewal::Renewed(
                 time.saturating_add(sent.duration_since(start)),
             )),
@@ -404,7 +282,7 @@ impl<S: Service> KeptSession<S> {
                 // Nothing more comes over it; and grants would not, either.
                 self.give_up_connection();
                 self.connection_ended();
-                self.late()
+                late::<S>()
             }
         };
         tracing::debug!(service = S::NAME, %error, "could not look after what a session has");
@@ -416,19 +294,19 @@ impl<S: Service> KeptSession<S> {
         self.lock_connection().take();
     }
 
-    fn late(&self) -> BackendError {
-        BackendError::new(
-            BackendErrorKind::Unavailable,
-            format!("{} did not answer in time", S::NAME),
-        )
-    }
-
     fn lock_connection(&self) -> MutexGuard<'_, Option<S::Connection>> {
         // Nothing panics while it is held.
         self.connection
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn late<S: Service>() -> BackendError {
+    BackendError::new(
+        BackendErrorKind::Unavailable,
+        format!("{} did not answer in time", S::NAME),
+    )
 }
 
 impl<S: Service> fmt::Debug for KeptSession<S> {
@@ -439,3 +317,6 @@ impl<S: Service> fmt::Debug for KeptSession<S> {
             .finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -33,14 +33,16 @@ mod kept;
 mod look;
 mod per_runtime;
 mod places;
+mod service;
 mod single_flight;
 mod starts;
 mod task;
 
 pub use keeper::{Keeper, Renewal};
-pub use kept::{KeptSession, Looked, Service};
+pub use kept::KeptSession;
 pub use per_runtime::PerRuntime;
 pub use places::{Asked, Expected, Leaving, Places, Releasing, Stand};
+pub use service::{Looked, Service};
 pub use starts::{Session, Sessions};
 pub use task::{Task, run, spawn};
 

@@ -434,3 +434,6 @@ impl<P: Clone> Drop for Releasing<'_, P> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
