@@ -3,6 +3,8 @@
 //! Everything here is synchronous and returns when the server is ready, so that it serves async tests, blocking ones and
 //! examples alike; a start takes tens of milliseconds. A server that isn't installed is an error that says what to
 //! install, never a silent pass.
+//!
+//! For a server that is not here, [`ServerProcess`] starts any [`Program`].
 
 mod etcd;
 #[cfg(unix)]
@@ -17,5 +19,5 @@ pub use etcd::{EtcdOptions, EtcdServer};
 pub use pgbouncer::Pooler;
 #[cfg(unix)]
 pub use postgres::{PostgresOptions, PostgresServer};
-pub use process::StartError;
+pub use process::{Program, ServerProcess, StartError};
 pub use redis::{RedisOptions, RedisServer, ServerIdentity};

@@ -66,25 +66,43 @@ impl StartError {
 }
 
 /// What to start, and how to tell that it is ready.
-#[derive(Debug)]
-pub(super) struct Program {
-    pub(super) name: &'static str,
-    pub(super) install: &'static str,
+#[derive(Debug, Clone, Copy)]
+pub struct Program {
+    /// The program, as it is found on the path.
+    pub name: &'static str,
+    /// What to do where it is missing: "install it, such as by ...".
+    pub install: &'static str,
     /// Part of the line by which the server says that it serves.
-    pub(super) ready_line: &'static str,
+    pub ready_line: &'static str,
 }
 
-/// A running server. Dropping it kills the process and waits for its end.
+/// A running server. Dropping it kills the process and waits for its end. It also ends with this process, however that ends.
+///
+/// ```no_run
+/// use portalock_testkit::servers::{Program, ServerProcess};
+///
+/// const PROGRAM: Program = Program {
+///     name: "nats-server",
+///     install: "install NATS, such as by `apt install nats-server`",
+///     ready_line: "Server is ready",
+/// };
+/// let server = ServerProcess::start(&PROGRAM, ["--jetstream", "--port", "-1"])?;
+/// # Ok::<(), portalock_testkit::servers::StartError>(())
+/// ```
 #[derive(Debug)]
-pub(super) struct ServerProcess {
+pub struct ServerProcess {
     child: Child,
     log: Arc<Mutex<Vec<String>>>,
     _lifeline: Lifeline,
 }
 
 impl ServerProcess {
-    /// Starts the program and returns once it has said that it is ready.
-    pub(super) fn start<A: AsRef<OsStr>>(
+    /// Starts the program and returns once it has said that it is ready, on either of its outputs.
+    ///
+    /// # Errors
+    ///
+    /// [`StartError`] if it isn't installed, ends, or says nothing for 30 s.
+    pub fn start<A: AsRef<OsStr>>(
         program: &Program,
         arguments: impl IntoIterator<Item = A>,
     ) -> Result<Self, StartError> {
@@ -137,12 +155,23 @@ impl ServerProcess {
     }
 
     /// The process id.
-    pub(super) fn id(&self) -> u32 {
+    pub fn id(&self) -> u32 {
         self.child.id()
     }
 
+    /// Kills the process (SIGKILL, also of a stalled one) and waits for its end. Nothing happens to one that has ended.
+    ///
+    /// # Errors
+    ///
+    /// The system's.
+    pub fn kill(&mut self) -> io::Result<()> {
+        // By the handle: a process id could belong to another by now.
+        self.child.kill()?;
+        self.child.wait().map(drop)
+    }
+
     /// The end of what the server wrote.
-    pub(super) fn last_lines(&self) -> String {
+    pub fn last_lines(&self) -> String {
         let log = self.log.lock().unwrap_or_else(PoisonError::into_inner);
         log[log.len().saturating_sub(LAST_LINES)..].join("\n")
     }
@@ -161,23 +190,29 @@ impl ServerProcess {
     }
 
     /// Stops the process where it stands (SIGSTOP): its sockets stay open and nothing answers.
+    ///
+    /// # Errors
+    ///
+    /// The system's, if the process is gone.
     #[cfg(unix)]
-    pub(super) fn stall(&self) -> io::Result<()> {
+    pub fn stall(&self) -> io::Result<()> {
         signal(&self.child, rustix::process::Signal::STOP)
     }
 
     /// Lets a stalled process go on.
+    ///
+    /// # Errors
+    ///
+    /// The system's, if the process is gone.
     #[cfg(unix)]
-    pub(super) fn resume(&self) -> io::Result<()> {
+    pub fn resume(&self) -> io::Result<()> {
         signal(&self.child, rustix::process::Signal::CONT)
     }
 }
 
 impl Drop for ServerProcess {
     fn drop(&mut self) {
-        // SIGKILL works on a stalled process as well. By the handle: a process id could belong to another by now.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        let _ = self.kill();
     }
 }
 

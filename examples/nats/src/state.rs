@@ -1,0 +1,145 @@
+//! One lock, as its key holds it. Each change is a function of the state before it, so that it can be made again.
+
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use portalock_core::{ClaimKind, FencingToken, Holder, Inspection, session::Stand};
+use serde::{Deserialize, Serialize};
+
+/// Who holds a lock and who waits for it, in order.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub(crate) struct State {
+    last: Option<u64>,
+    holders: Vec<Claim>,
+    queue: Vec<Claim>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Claim {
+    /// The place's name.
+    pub(crate) place: Arc<str>,
+    pub(crate) session: Arc<str>,
+    pub(crate) shared: bool,
+    token: Option<u64>,
+    host: Arc<str>,
+    pid: u32,
+    label: Option<Arc<str>>,
+    since: Duration,
+}
+
+/// What came of an attempt.
+#[derive(Debug)]
+pub(crate) enum Entered {
+    Granted(FencingToken),
+    Queued(Option<Holder>),
+    Refused(Option<Holder>),
+}
+
+impl Claim {
+    pub(crate) fn new(place: &Arc<str>, session: &Arc<str>, shared: bool, who: &Holder) -> Self {
+        Self {
+            place: place.clone(),
+            session: session.clone(),
+            shared,
+            token: None,
+            host: who.host.clone(),
+            pid: who.pid,
+            label: who.label.clone(),
+            since: since_epoch(who.since),
+        }
+    }
+
+    pub(crate) fn token(&self) -> Option<FencingToken> {
+        self.token.map(FencingToken::new)
+    }
+
+    fn holder(&self) -> Holder {
+        let since = UNIX_EPOCH.checked_add(self.since).unwrap_or(UNIX_EPOCH);
+        Holder::new(self.host.clone(), self.pid, self.label.clone(), since)
+    }
+}
+
+impl State {
+    /// One attempt. True if the state has changed.
+    pub(crate) fn enter(&mut self, claim: Claim, queues: bool) -> (Entered, bool) {
+        let place = claim.place.clone();
+        match self.stand(&place) {
+            Stand::Held(token) => return (Entered::Granted(token), false),
+            Stand::Waits => return (Entered::Queued(self.holder()), false),
+            Stand::Gone => self.queue.push(claim),
+        }
+        self.serve();
+        match self.stand(&place) {
+            Stand::Held(token) => (Entered::Granted(token), true),
+            _ if queues => (Entered::Queued(self.holder()), true),
+            _ => {
+                self.queue.pop();
+                (Entered::Refused(self.holder()), false)
+            }
+        }
+    }
+
+    /// Takes out the claims that `which` means, and grants to whoever is next. True if one of them held.
+    pub(crate) fn leave(&mut self, which: impl Fn(&Claim) -> bool) -> bool {
+        let held = self.holders.iter().any(&which);
+        self.holders.retain(|claim| !which(claim));
+        self.queue.retain(|claim| !which(claim));
+        self.serve();
+        held
+    }
+
+    /// Grants from the front of the queue, as far as it fits.
+    fn serve(&mut self) {
+        while let Some(next) = self.queue.first()
+            && (self.holders.is_empty() || next.shared && self.holders.iter().all(|it| it.shared))
+        {
+            let mut next = self.queue.remove(0);
+            let token = FencingToken::after(self.last.map(FencingToken::new)).get();
+            self.last = Some(token);
+            next.token = Some(token);
+            next.since = since_epoch(SystemTime::now());
+            self.holders.push(next);
+        }
+    }
+
+    /// How a place stands.
+    pub(crate) fn stand(&self, place: &str) -> Stand {
+        let is_of = |claim: &&Claim| *claim.place == *place;
+        match self.claims().find(is_of) {
+            Some(claim) => claim.token().map_or(Stand::Waits, Stand::Held),
+            None => Stand::Gone,
+        }
+    }
+
+    pub(crate) fn claims(&self) -> impl Iterator<Item = &Claim> {
+        self.holders.iter().chain(&self.queue)
+    }
+
+    fn holder(&self) -> Option<Holder> {
+        self.holders.first().map(Claim::holder)
+    }
+
+    pub(crate) fn inspection(&self) -> Inspection {
+        let claim = |claim: &Claim| {
+            let kind = if claim.shared {
+                ClaimKind::Shared
+            } else {
+                ClaimKind::Exclusive
+            };
+            let known = portalock_core::Claim::new(claim.holder(), kind);
+            match claim.token() {
+                Some(token) => known.with_token(token),
+                None => known,
+            }
+        };
+        let holders = self.holders.iter().map(claim).collect();
+        Inspection::new(holders, self.queue.iter().map(claim).collect())
+            .with_last_token(self.last.map(FencingToken::new))
+    }
+}
+
+fn since_epoch(time: SystemTime) -> Duration {
+    time.duration_since(UNIX_EPOCH).unwrap_or_default()
+}
