@@ -10,7 +10,7 @@ use portalock_core::{
 
 use crate::{
     Fence, PostgresSettings,
-    client::{Client, Wish},
+    client::{Client, Server, Wish},
     error::misconfigured,
     keys::{Kind, Wanted},
 };
@@ -67,13 +67,13 @@ impl PostgresBackend {
     /// A backend that connects when it is first used. Nothing is sent yet, and no runtime is needed.
     pub fn new(settings: PostgresSettings) -> Self {
         Self {
-            client: Arc::new(Client::new(settings)),
+            client: Arc::new(Client::new(Arc::new(Server::new(settings)))),
         }
     }
 
     /// What it was connected with.
     pub fn settings(&self) -> &PostgresSettings {
-        &self.client.settings
+        &self.client.settings().settings
     }
 
     /// What stands for the lock that `owner` holds, to make a transaction of your own depend on it; `None` if it holds nothing.
@@ -84,7 +84,7 @@ impl PostgresBackend {
     }
 
     pub(crate) fn guarantees(&self) -> Capabilities {
-        let lease_time = self.client.settings.lease_time;
+        let lease_time = self.settings().lease_time;
         Capabilities::new(Scope::Network)
             .with_shared(true)
             .with_fairness(Fairness::FirstCome)
@@ -103,12 +103,14 @@ impl LockBackend for PostgresBackend {
 
     async fn try_acquire(&self, request: &LockRequest) -> Result<Attempt, BackendError> {
         self.client
-            .attempt(Wish {
-                wanted: Wanted::lock(request),
-                owner: request.owner,
-                patience: request.patience,
-                holder: &request.holder,
-            })
+            .attempt(
+                request.owner,
+                &Wish {
+                    wanted: Wanted::lock(request),
+                    patience: request.patience,
+                    holder: request.holder.clone(),
+                },
+            )
             .await
     }
 
@@ -121,11 +123,15 @@ impl LockBackend for PostgresBackend {
     }
 
     async fn inspect(&self, name: &LockName) -> Result<Inspection, BackendError> {
-        self.client.connections.inspect(Kind::Lock, name).await
+        self.client
+            .settings()
+            .connections
+            .inspect(Kind::Lock, name)
+            .await
     }
 
     async fn names(&self) -> Result<Vec<LockName>, BackendError> {
-        self.client.connections.names().await
+        self.client.settings().connections.names().await
     }
 
     async fn close(&self) -> Result<(), BackendError> {

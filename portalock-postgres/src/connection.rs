@@ -7,7 +7,10 @@ use futures_util::{
     future::{try_join, try_join3},
     stream::Stream,
 };
-use portalock_core::{BackendError, BackendErrorKind, session::PerRuntime};
+use portalock_core::{
+    BackendError, BackendErrorKind,
+    session::{Answered, PerRuntime},
+};
 use tokio::{task::AbortHandle, time::timeout};
 use tokio_postgres::{
     AsyncMessage, Client, Error, Notification, Row, Statement,
@@ -255,12 +258,6 @@ pub(crate) struct Connections {
     open: PerRuntime<Arc<Connection>>,
 }
 
-/// What was answered, and whether an earlier try may have been carried out without an answer.
-pub(crate) struct Answer<T> {
-    pub(crate) value: T,
-    pub(crate) repeated: bool,
-}
-
 impl Connections {
     pub(crate) fn new(settings: Arc<PostgresSettings>) -> Self {
         Self {
@@ -275,7 +272,7 @@ impl Connections {
         &self,
         doing: &'static str,
         call: impl Fn(Arc<Connection>) -> F,
-    ) -> Result<Answer<T>, BackendError>
+    ) -> Result<Answered<T>, BackendError>
     where
         F: Future<Output = Result<T, Error>>,
     {
@@ -284,7 +281,7 @@ impl Connections {
             let connection = self.get().await?;
             let error = match timeout(self.settings.request_timeout, call(connection.clone())).await
             {
-                Ok(Ok(value)) => return Ok(Answer { value, repeated }),
+                Ok(Ok(value)) => return Ok(Answered { value, repeated }),
                 Ok(Err(error)) => error,
                 Err(_) => {
                     self.forget(&connection);

@@ -124,14 +124,6 @@ pub(crate) fn timed_out(doing: &'static str) -> BackendError {
     )
 }
 
-/// The session that the caller's place was in has ended.
-pub(crate) fn session_ended(why: &str) -> BackendError {
-    BackendError::new(
-        BackendErrorKind::SessionEnded,
-        format!("the session with Postgres ended: {why}"),
-    )
-}
-
 /// The schema is of another version than this crate's.
 pub(crate) fn wrong_version(found: i32, needed: i32) -> BackendError {
     let advice = if found < needed {

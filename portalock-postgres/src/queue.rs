@@ -1,16 +1,17 @@
 //! The queue of a name at the server, in our types: attempts, releases and looks, each one statement.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use portalock_core::{
-    BackendError, Claim, FencingToken, Holder, Inspection, LockName, session::Leaving,
+    BackendError, Claim, FencingToken, Holder, Inspection, LockName,
+    session::{Answered, Leaving},
 };
 use tokio_postgres::{Error, Row, types::Type};
 
 use crate::{
-    connection::{Answer, Connection, Connections},
+    connection::{Connection, Connections},
     error::failed,
-    keys::{Kind, Wanted},
+    keys::Kind,
     place::Place,
     record::decode,
 };
@@ -25,9 +26,7 @@ const LISTING: &str = "list the locks";
 pub(crate) struct Entry<'a> {
     pub(crate) session: &'a str,
     pub(crate) epoch: i64,
-    pub(crate) wanted: &'a Wanted,
-    /// The place's name.
-    pub(crate) owner: Arc<str>,
+    pub(crate) place: &'a Place,
     pub(crate) queues: bool,
     pub(crate) who: String,
 }
@@ -64,14 +63,13 @@ impl Connections {
     pub(crate) async fn acquire(
         &self,
         entry: &Entry<'_>,
-    ) -> Result<Answer<Standing>, BackendError> {
+    ) -> Result<Answered<Standing>, BackendError> {
         let answer = self
             .call(ACQUIRING, |connection| async move {
                 let Entry {
                     session,
                     epoch,
-                    wanted,
-                    owner,
+                    place: Place { name, wanted },
                     queues,
                     who,
                 } = entry;
@@ -81,7 +79,7 @@ impl Connections {
                         epoch,
                         &wanted.kind.as_str(),
                         &wanted.name.as_str(),
-                        &&**owner,
+                        &&**name,
                         &wanted.weight,
                         &wanted.capacity,
                         queues,
@@ -90,7 +88,7 @@ impl Connections {
                     .await
             })
             .await?;
-        Ok(Answer {
+        Ok(Answered {
             value: standing(&answer.value).map_err(|error| failed(ACQUIRING, error))?,
             repeated: answer.repeated,
         })
@@ -101,7 +99,7 @@ impl Connections {
         &self,
         session: &str,
         leaving: &Leaving<Place>,
-    ) -> Result<Answer<Left>, BackendError> {
+    ) -> Result<Answered<Left>, BackendError> {
         let answer = self
             .call(RELEASING, |connection| async move {
                 connection.leave(session, leaving).await
@@ -143,23 +141,6 @@ impl Connections {
         }
         names.sort_unstable();
         Ok(names)
-    }
-
-    /// Ends a session, and sees to those who wait for it.
-    pub(crate) async fn end_session(&self, session: &Arc<str>) -> Result<(), BackendError> {
-        const ENDING: &str = "end the session";
-        self.call(ENDING, |connection| async move {
-            connection.end_session(session).await
-        })
-        .await?;
-        while self
-            .call(ENDING, |connection| async move {
-                connection.bury(session).await
-            })
-            .await?
-            .value
-        {}
-        Ok(())
     }
 }
 

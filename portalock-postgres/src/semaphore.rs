@@ -23,12 +23,14 @@ impl Semaphore for PostgresBackend {
 
     async fn try_acquire(&self, request: &PermitRequest) -> Result<Attempt, BackendError> {
         self.client
-            .attempt(Wish {
-                wanted: Wanted::permits(request),
-                owner: request.owner,
-                patience: request.patience,
-                holder: &request.holder,
-            })
+            .attempt(
+                request.owner,
+                &Wish {
+                    wanted: Wanted::permits(request),
+                    patience: request.patience,
+                    holder: request.holder.clone(),
+                },
+            )
             .await
     }
 
@@ -41,7 +43,11 @@ impl Semaphore for PostgresBackend {
     }
 
     async fn inspect(&self, name: &LockName) -> Result<Inspection, BackendError> {
-        self.client.connections.inspect(Kind::Semaphore, name).await
+        self.client
+            .settings()
+            .connections
+            .inspect(Kind::Semaphore, name)
+            .await
     }
 
     async fn close(&self) -> Result<(), BackendError> {

@@ -17,22 +17,23 @@ use std::{
     convert::Infallible,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicI64, Ordering},
+        atomic::{AtomicI64, Ordering},
     },
     time::Duration,
 };
 
 use async_trait::async_trait;
 use portalock_core::{
-    BackendError, Loss, Renewal,
+    BackendError, Loss, OwnerId, Renewal,
     clock::Instant,
-    session::{Asked, KeptSession, Leaving, Looked, Service},
+    session::{Answered, Asked, Entered, KeptSession, Leaving, Looked, Service},
 };
 use tokio::time::timeout;
 use tokio_postgres::{Error, Notification, types::Type};
 
 use crate::{
     PostgresSettings,
+    client::{Server, Wish, enter, leave},
     connection::{Connection, Hear},
     error::{POOLED, failed, pooled, timed_out, wrong_version},
     keys::{channel, new_session_id},
@@ -45,7 +46,6 @@ use crate::{
 const STARTING: &str = "start a session";
 const RENEWING: &str = "renew the session";
 const LOOKING: &str = "look after the session's claims";
-const RELEASING: &str = "release";
 const ENDING: &str = "end the session";
 
 /// A session with Postgres.
@@ -55,10 +55,8 @@ pub(crate) type Session = KeptSession<SessionRow>;
 #[derive(Debug)]
 pub(crate) struct SessionRow {
     pub(crate) id: Arc<str>,
-    settings: Arc<PostgresSettings>,
+    pub(crate) server: Arc<Server>,
     epoch: AtomicI64,
-    /// Whether an earlier start has found that there is no pooler.
-    direct: Arc<AtomicBool>,
 }
 
 /// A connection that listens, and the server process that it leads to.
@@ -69,17 +67,8 @@ pub(crate) struct Line {
 }
 
 impl SessionRow {
-    pub(crate) fn new(settings: Arc<PostgresSettings>, direct: Arc<AtomicBool>) -> Self {
-        Self {
-            id: new_session_id().into(),
-            settings,
-            epoch: AtomicI64::new(0),
-            direct,
-        }
-    }
-
     pub(crate) fn settings(&self) -> &PostgresSettings {
-        &self.settings
+        &self.server.settings
     }
 
     /// The epoch that is known here.
@@ -105,9 +94,9 @@ impl SessionRow {
         if found != schema::VERSION {
             return Err(wrong_version(found, schema::VERSION));
         }
-        if !self.direct.load(Ordering::Relaxed) {
+        if !self.server.direct.load(Ordering::Relaxed) {
             // A pooler that gives each transaction a server process gives this one to somebody else's.
-            let other = Connection::open(&self.settings, Box::new(|_| {}), None).await?;
+            let other = Connection::open(self.settings(), Box::new(|_| {}), None).await?;
             other.hold().await.map_err(started)?;
             let held = other.backend().await.map_err(started)?;
             let mine = connection.backend().await.map_err(started)?;
@@ -116,7 +105,7 @@ impl SessionRow {
                 return Err(pooled());
             }
         }
-        let lease = i64::try_from(self.settings.lease_time.as_millis()).unwrap_or(i64::MAX);
+        let lease = i64::try_from(self.settings().lease_time.as_millis()).unwrap_or(i64::MAX);
         let former: Vec<&str> = former.into_iter().collect();
         connection
             .query(
@@ -129,24 +118,38 @@ impl SessionRow {
             )
             .await
             .map_err(started)?;
-        self.direct.store(true, Ordering::Relaxed);
+        self.server.direct.store(true, Ordering::Relaxed);
         Ok(())
     }
 }
 
 #[async_trait]
 impl Service for SessionRow {
-    type Connection = Line;
+    type Settings = Arc<Server>;
+    type Wish = Wish;
     type Place = Place;
+    type Connection = Line;
 
     const NAME: &'static str = "Postgres";
 
+    fn new(server: &Arc<Server>) -> Self {
+        Self {
+            id: new_session_id().into(),
+            server: server.clone(),
+            epoch: AtomicI64::new(0),
+        }
+    }
+
+    fn place(owner: OwnerId, wish: &Wish) -> Place {
+        Place::new(owner, wish.wanted.clone())
+    }
+
     fn lease_time(&self) -> Duration {
-        self.settings.lease_time
+        self.settings().lease_time
     }
 
     fn request_timeout(&self) -> Duration {
-        self.settings.request_timeout
+        self.settings().request_timeout
     }
 
     async fn connect(session: &Arc<Session>) -> Result<Line, BackendError> {
@@ -166,8 +169,8 @@ impl Service for SessionRow {
                 session.connection_ended();
             }
         });
-        let connection = Connection::open(&row.settings, hear, Some(ended)).await?;
-        let backend = timeout(row.settings.request_timeout, connection.listen(&channel))
+        let connection = Connection::open(row.settings(), hear, Some(ended)).await?;
+        let backend = timeout(row.settings().request_timeout, connection.listen(&channel))
             .await
             .map_err(|_| timed_out(STARTING))?
             .map_err(|error| failed(STARTING, error))?;
@@ -189,10 +192,10 @@ impl Service for SessionRow {
         let row = session.service();
         let former = former.map(|former| &*former.service().id);
         let sent = Instant::now();
-        timeout(row.settings.request_timeout, row.open(line, former))
+        timeout(row.settings().request_timeout, row.open(line, former))
             .await
             .unwrap_or_else(|_| Err(timed_out(STARTING)))?;
-        Ok(sent + certain_for(row.settings.lease_time))
+        Ok(sent + certain_for(row.settings().lease_time))
     }
 
     async fn renew(session: &Arc<Session>, line: &Line) -> Result<Renewal, BackendError> {
@@ -205,7 +208,7 @@ impl Service for SessionRow {
         } else if backend != line.backend {
             Renewal::Gone(Loss::SessionEnded(POOLED.into()))
         } else {
-            Renewal::Renewed(certain_for(row.settings.lease_time))
+            Renewal::Renewed(certain_for(row.settings().lease_time))
         })
     }
 
@@ -219,21 +222,19 @@ impl Service for SessionRow {
             .map_err(|error| failed(LOOKING, error))
     }
 
-    async fn release(
+    async fn enter(
         session: &Arc<Session>,
-        line: &Line,
+        place: &Place,
+        wish: &Wish,
+    ) -> Result<Answered<Entered>, BackendError> {
+        enter(session, place, wish).await
+    }
+
+    async fn leave(
+        session: &Arc<Session>,
         leaving: &Leaving<Place>,
-    ) -> Result<(), BackendError> {
-        let row = session.service();
-        let left = line
-            .connection
-            .leave(&row.id, leaving)
-            .await
-            .map_err(|error| failed(RELEASING, error))?;
-        if let Some(epoch) = left.epoch {
-            row.epoch_is(epoch);
-        }
-        Ok(())
+    ) -> Result<Answered<bool>, BackendError> {
+        leave(session, leaving).await
     }
 
     async fn end(session: &Arc<Session>, line: &Line) -> Result<(), BackendError> {

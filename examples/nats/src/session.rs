@@ -8,19 +8,21 @@ use std::{
     time::Duration,
 };
 
-use async_nats::jetstream::kv::{Operation, UpdateErrorKind};
+use async_nats::jetstream::kv::Operation;
 use async_trait::async_trait;
 use futures_util::{StreamExt, future::try_join_all};
 use portalock_core::{
-    BackendError, BackendErrorKind as Kind, LockName, Loss, OwnerId, Renewal,
+    BackendError, BackendErrorKind as Kind, LockName, LockRequest, Loss, Mode, OwnerId, Patience,
+    Renewal,
     clock::Instant,
-    session::{Asked, KeptSession, Leaving, Looked, Service, Stand, Task, spawn},
+    session::{
+        Answered, Asked, Entered, KeptSession, Leaving, Looked, Service, Stand, Task, spawn,
+    },
 };
 
 use crate::{
-    backend::NatsSettings,
-    state::State,
-    store::{ENDED, Store, decode, entry, failed},
+    server::{Server, Store, decode, entry, unavailable, update},
+    state::{Claim, State},
 };
 
 /// A session with NATS.
@@ -29,7 +31,7 @@ pub(crate) type Session = KeptSession<SessionKey>;
 #[derive(Debug)]
 pub(crate) struct SessionKey {
     pub(crate) id: Arc<str>,
-    settings: Arc<NatsSettings>,
+    server: Arc<Server>,
     /// The key's revision: only who knows it can renew the session.
     revision: AtomicU64,
 }
@@ -49,47 +51,43 @@ pub(crate) struct Line {
     _listener: Arc<Task>,
 }
 
-impl Place {
-    pub(crate) fn new(name: &LockName, owner: OwnerId) -> Self {
-        Self {
-            name: name.clone(),
-            id: format!("{owner}.{:x}", fastrand::u64(..)).into(),
-        }
-    }
-
-    fn owner(id: &str) -> Option<OwnerId> {
-        id.split_once('.')?.0.parse().ok()
-    }
-}
-
 impl SessionKey {
-    pub(crate) fn new(settings: Arc<NatsSettings>) -> Self {
-        Self {
-            id: format!("{:032x}", fastrand::u128(..)).into(),
-            settings,
-            revision: AtomicU64::new(0),
-        }
-    }
-
     /// The entry expires by the server's clock, from when it was written: later than this, which counts from when it was sent.
     fn certain(&self) -> Duration {
-        self.settings.lease_time.mul_f64(0.95)
+        self.server.settings.lease_time.mul_f64(0.95)
     }
 }
 
 #[async_trait]
 impl Service for SessionKey {
-    type Connection = Line;
+    type Settings = Arc<Server>;
+    type Wish = LockRequest;
     type Place = Place;
+    type Connection = Line;
 
     const NAME: &'static str = "NATS";
 
+    fn new(server: &Arc<Server>) -> Self {
+        Self {
+            id: format!("{:032x}", fastrand::u128(..)).into(),
+            server: server.clone(),
+            revision: AtomicU64::new(0),
+        }
+    }
+
+    fn place(owner: OwnerId, request: &LockRequest) -> Place {
+        Place {
+            name: request.name.clone(),
+            id: format!("{owner}.{:x}", fastrand::u64(..)).into(),
+        }
+    }
+
     fn lease_time(&self) -> Duration {
-        self.settings.lease_time
+        self.server.settings.lease_time
     }
 
     fn request_timeout(&self) -> Duration {
-        self.settings.request_timeout
+        self.server.settings.request_timeout
     }
 
     async fn connect(session: &Arc<Session>) -> Result<Line, BackendError> {
@@ -103,32 +101,14 @@ impl Service for SessionKey {
                 }
             }
         };
-        let store = Store::open(&session.service().settings, ended.clone()).await?;
-        let listening = "listen for grants";
+        let store = Store::open(&session.service().server.settings, ended.clone()).await?;
         let changes = store.locks.watch_all().await;
-        let mut changes = changes.map_err(|error| failed(Kind::Unavailable, listening, error))?;
-        let ends = store.client.subscribe(ENDED).await;
-        let mut ends = ends.map_err(|error| failed(Kind::Unavailable, listening, error))?;
+        let mut changes = changes.map_err(unavailable("listen for grants"))?;
         let hearer = Arc::downgrade(session);
         let listener = spawn(async move {
-            loop {
-                let state = tokio::select! {
-                    change = changes.next() => match change {
-                        Some(Ok(entry)) => decode(&entry.value).ok(),
-                        _ => break,
-                    },
-                    end = ends.next() => match end {
-                        Some(_) => None,
-                        None => break,
-                    },
-                };
-                let Some(session) = hearer.upgrade() else {
-                    return;
-                };
-                match state {
-                    Some(state) => hear(&session, &state),
-                    // A session that was in the way may have ended.
-                    None => session.look_within(Duration::ZERO),
+            while let (Some(Ok(entry)), Some(session)) = (changes.next().await, hearer.upgrade()) {
+                if let Ok(state) = decode(&entry.value) {
+                    hear(&session, &state);
                 }
             }
             ended();
@@ -154,35 +134,27 @@ impl Service for SessionKey {
             line.store.end_session(&former.service().id).await?;
         }
         let sent = Instant::now();
-        let begun = line.store.sessions.update(&*key.id, "".into(), 0).await;
-        let revision = begun.map_err(|error| failed(Kind::Unavailable, "begin", error))?;
-        key.revision.store(revision, Ordering::Release);
+        match update(&line.store.sessions, &key.id, Vec::new(), 0).await? {
+            Some(revision) => key.revision.store(revision, Ordering::Release),
+            None => return Err(BackendError::new(Kind::Other, "two sessions have one id")),
+        }
         Ok(sent + key.certain())
     }
 
     async fn renew(session: &Arc<Session>, line: &Line) -> Result<Renewal, BackendError> {
         let (key, sessions) = (session.service(), &line.store.sessions);
         let known = key.revision.load(Ordering::Acquire);
-        match sessions.update(&*key.id, "".into(), known).await {
-            Ok(revision) => {
-                key.revision.store(revision, Ordering::Release);
-                return Ok(Renewal::Renewed(key.certain()));
-            }
-            Err(error) if error.kind() == UpdateErrorKind::WrongLastRevision => {}
-            Err(error) => return Err(failed(Kind::Unavailable, "renew", error)),
+        if let Some(revision) = update(sessions, &key.id, Vec::new(), known).await? {
+            key.revision.store(revision, Ordering::Release);
+            return Ok(Renewal::Renewed(key.certain()));
         }
-        // It has expired, or an earlier renewal took effect and its answer was lost.
         match entry(sessions, &key.id).await? {
+            // An earlier renewal took effect, and its answer was lost.
             Some(entry) if entry.operation == Operation::Put && entry.value.is_empty() => {
                 key.revision.store(entry.revision, Ordering::Release);
-                Err(BackendError::new(
-                    Kind::Unavailable,
-                    "a renewal was overtaken",
-                ))
+                Err(BackendError::new(Kind::Unavailable, "renewed out of turn"))
             }
-            _ => Ok(Renewal::Gone(Loss::SessionEnded(
-                "it expired at the server".into(),
-            ))),
+            _ => Ok(Renewal::Gone(Loss::SessionEnded("it expired".into()))),
         }
     }
 
@@ -200,12 +172,40 @@ impl Service for SessionKey {
         Ok(Looked::new(try_join_all(stands).await?, None))
     }
 
-    async fn release(
-        _: &Arc<Session>,
-        line: &Line,
+    async fn enter(
+        session: &Arc<Session>,
+        place: &Place,
+        request: &LockRequest,
+    ) -> Result<Answered<Entered>, BackendError> {
+        let own = &session.service().id;
+        let queues = request.patience == Patience::Queue;
+        let shared = request.demand == Mode::Shared;
+        let claim = || Claim::new(&place.id, own, shared, &request.holder);
+        let step = |state: &mut State| state.enter(claim(), queues);
+        let over = async |store: &Store| {
+            let entered = store.change(&request.name, step).await?;
+            if !matches!(entered, Entered::Refused(_)) {
+                return Ok(entered);
+            }
+            // The session of one who waits has a look. One who doesn't may find only the dead in its way.
+            store.bury_the_dead(&request.name, own, |_| ()).await?;
+            store.change(&request.name, step).await
+        };
+        session.service().server.over(over).await
+    }
+
+    async fn leave(
+        session: &Arc<Session>,
         leaving: &Leaving<Place>,
-    ) -> Result<(), BackendError> {
-        leave(&line.store, leaving).await.map(drop)
+    ) -> Result<Answered<bool>, BackendError> {
+        let Place { name, id } = &leaving.at;
+        let step = |state: &mut State| {
+            // A change of the revision makes void whatever is still on its way.
+            let writes = leaving.unsure || state.stand(id) != Stand::Gone;
+            (state.leave(|claim| claim.place == *id), writes)
+        };
+        let over = async |store: &Store| store.change(name, step).await;
+        session.service().server.over(over).await
     }
 
     async fn end(session: &Arc<Session>, line: &Line) -> Result<(), BackendError> {
@@ -213,27 +213,17 @@ impl Service for SessionKey {
     }
 }
 
-/// Frees a place. True if its owner held.
-pub(crate) async fn leave(store: &Store, leaving: &Leaving<Place>) -> Result<bool, BackendError> {
-    let Place { name, id } = &leaving.at;
-    let step = |state: &mut State| {
-        let was_there = state.stand(id) != Stand::Gone;
-        // A change of the revision makes void whatever is still on its way.
-        let writes = was_there || leaving.unsure;
-        (state.leave(|claim| claim.place == *id), writes)
-    };
-    store.change(name, step).await
-}
-
 /// A lock has changed: who of this session holds it now.
 fn hear(session: &Session, state: &State) {
-    for claim in state
-        .claims()
-        .filter(|it| it.session == session.service().id)
-    {
-        if let (Some(token), Some(owner)) = (claim.token(), Place::owner(&claim.place)) {
+    let own = &session.service().id;
+    for claim in state.claims().filter(|claim| claim.session == *own) {
+        if let (Some(token), Some(owner)) = (claim.token(), owner_of(&claim.place)) {
             let is_of = |place: &Place| place.id == claim.place;
             session.places().granted(owner, token, is_of);
         }
     }
+}
+
+fn owner_of(place: &str) -> Option<OwnerId> {
+    place.split_once('.')?.0.parse().ok()
 }

@@ -5,7 +5,10 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use portalock_core::{ClaimKind, FencingToken, Holder, Inspection, session::Stand};
+use portalock_core::{
+    ClaimKind, FencingToken, Holder, Inspection,
+    session::{Entered, Stand},
+};
 use serde::{Deserialize, Serialize};
 
 /// Who holds a lock and who waits for it, in order.
@@ -27,14 +30,6 @@ pub(crate) struct Claim {
     pid: u32,
     label: Option<Arc<str>>,
     since: Duration,
-}
-
-/// What came of an attempt.
-#[derive(Debug)]
-pub(crate) enum Entered {
-    Granted(FencingToken),
-    Queued(Option<Holder>),
-    Refused(Option<Holder>),
 }
 
 impl Claim {
@@ -67,13 +62,13 @@ impl State {
         let place = claim.place.clone();
         match self.stand(&place) {
             Stand::Held(token) => return (Entered::Granted(token), false),
-            Stand::Waits => return (Entered::Queued(self.holder()), false),
+            Stand::Waits => return (self.queued(), false),
             Stand::Gone => self.queue.push(claim),
         }
         self.serve();
         match self.stand(&place) {
             Stand::Held(token) => (Entered::Granted(token), true),
-            _ if queues => (Entered::Queued(self.holder()), true),
+            _ if queues => (self.queued(), true),
             _ => {
                 self.queue.pop();
                 (Entered::Refused(self.holder()), false)
@@ -99,7 +94,7 @@ impl State {
             let token = FencingToken::after(self.last.map(FencingToken::new)).get();
             self.last = Some(token);
             next.token = Some(token);
-            next.since = since_epoch(SystemTime::now());
+            next.since = since_epoch(next.holder().since_now().since);
             self.holders.push(next);
         }
     }
@@ -115,6 +110,13 @@ impl State {
 
     pub(crate) fn claims(&self) -> impl Iterator<Item = &Claim> {
         self.holders.iter().chain(&self.queue)
+    }
+
+    fn queued(&self) -> Entered {
+        Entered::Queued {
+            holder: self.holder(),
+            look_in: None,
+        }
     }
 
     fn holder(&self) -> Option<Holder> {

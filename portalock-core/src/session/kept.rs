@@ -9,7 +9,10 @@ use std::{
 };
 
 use futures_util::future::{join5, select};
-use tokio::{sync::Notify, time::timeout};
+use tokio::{
+    sync::{Notify, watch},
+    time::timeout,
+};
 
 use super::{
     Keeper, Renewal, Service, Session,
@@ -30,6 +33,7 @@ pub struct KeptSession<S: Service> {
     /// A connection was made anew: every place is to be asked for.
     resumed: Notify,
     looks: Looks,
+    finished: watch::Sender<Option<Result<(), BackendError>>>,
 }
 
 impl<S: Service> Session for KeptSession<S> {
@@ -60,6 +64,7 @@ impl<S: Service> KeptSession<S> {
             ended: Notify::new(),
             resumed: Notify::new(),
             looks: Looks::default(),
+            finished: watch::Sender::default(),
         });
         let connection = S::connect(&session).await?;
         let until = S::begin(&session, &connection, former.as_ref()).await?;
@@ -148,9 +153,19 @@ impl<S: Service> KeptSession<S> {
         self.places.close();
         let finishing = timeout(self.service.request_timeout(), self.finish()).await;
         let finished = finishing.unwrap_or_else(|_| Err(late::<S>()));
-        if let Err(error) = finished {
-            // Nobody needs to wait for it.
+        if let Err(error) = &finished {
             tracing::debug!(service = S::NAME, %error, "the session ends by its time at the service");
+        }
+        self.finished.send_replace(Some(finished));
+    }
+
+    /// Waits until the session, which has ended here, has ended at the service.
+    pub(super) async fn finished(&self) -> Result<(), BackendError> {
+        let mut finished = self.finished.subscribe();
+        // Its sender is as old as the session.
+        match finished.wait_for(Option::is_some).await.as_deref() {
+            Ok(Some(finished)) => finished.clone(),
+            _ => Ok(()),
         }
     }
 
@@ -256,14 +271,11 @@ impl<S: Service> KeptSession<S> {
     /// Releases what is due.
     async fn pay(self: &Arc<Self>) {
         for owner in self.places.due() {
-            let Some(connection) = self.connection() else {
-                return;
-            };
             let Some(releasing) = self.places.release_due(owner) else {
                 continue;
             };
-            let release = S::release(self, &connection, releasing.leaving());
-            if self.within_time(release).await.is_none() {
+            let leaving = S::leave(self, releasing.leaving());
+            if self.within_time(leaving).await.is_none() {
                 return;
             }
             releasing.done();

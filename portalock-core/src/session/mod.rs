@@ -4,12 +4,15 @@
 //! locks live and die with that *session*. This module has the parts that every such backend needs, in the order in which
 //! a session uses them:
 //!
-//! 1. [`Sessions`] starts a session when one is first needed, once for all callers that wait for it, and starts the next
+//! 1. [`Client`] makes the requests: an attempt, a release, a waiter's line.
+//! 2. [`Sessions`] starts a session when one is first needed, once for all callers that wait for it, and starts the next
 //!    one when it has ended.
-//! 2. [`KeptSession`] keeps it over any [`Service`]: renews it, makes a broken connection anew, looks whether what it has is
-//!    still there, takes over releases that failed, and ends in good order.
-//! 3. [`Places`] is the book of what its owners have: who holds, who waits, and what may still arrive.
-//! 4. [`PerRuntime`] keeps one connection for each runtime that uses the backend, for the callers' own requests.
+//! 3. [`KeptSession`] keeps it: renews it, makes a broken connection anew, looks whether what it has is still there, takes over
+//!    releases that failed, and ends in good order.
+//! 4. [`Places`] is the book of what its owners have: who holds, who waits, and what may still arrive.
+//! 5. [`PerRuntime`] keeps one connection for each runtime that uses the backend, for the callers' own requests.
+//!
+//! What a backend writes is a [`Service`]. `docs/writing-a-backend.md` works one out.
 //!
 //! A backend whose session is of another kind builds on the parts: [`Keeper`] renews a [`Lease`](crate::Lease) until it ends,
 //! and [`spawn`] runs what listens for grants and losses.
@@ -28,6 +31,7 @@
 //! - Nothing may block the session thread, or compute on it: all sessions of the process are renewed there.
 //! - End a session's [`Lease`](crate::Lease) when the session is dropped; its keeper and tasks stop with it.
 
+mod client;
 mod keeper;
 mod kept;
 mod look;
@@ -38,6 +42,7 @@ mod single_flight;
 mod starts;
 mod task;
 
+pub use client::{Answered, Client, Entered};
 pub use keeper::{Keeper, Renewal};
 pub use kept::KeptSession;
 pub use per_runtime::PerRuntime;

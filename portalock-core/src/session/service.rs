@@ -5,31 +5,42 @@ use std::{convert::Infallible, fmt, sync::Arc, time::Duration};
 use async_trait::async_trait;
 
 use super::{
-    KeptSession, Renewal,
+    Answered, Entered, KeptSession, Renewal,
     places::{Asked, Leaving, Stand},
 };
-use crate::{BackendError, clock::Instant};
+use crate::{BackendError, OwnerId, clock::Instant};
 
 /// What a networked store does for one session: the part of a [`KeptSession`] that a backend writes.
 ///
-/// All of it runs on the session thread, over the session's own connection. Callers' requests go over connections of their
-/// own runtimes ([`PerRuntime`](super::PerRuntime)).
+/// Requests run on the caller's runtime, over that runtime's own connection ([`PerRuntime`](super::PerRuntime)): that is
+/// [`enter`](Self::enter) and [`leave`](Self::leave). All else runs on the session thread, over the session's connection.
 ///
 /// # For implementers
 ///
-/// - Each call ends by itself, with an answer or an error: [`look`](Self::look), [`release`](Self::release) and
-///   [`renew`](Self::renew) are given up after [`request_timeout`](Self::request_timeout), and the connection with them.
+/// - Each call ends by itself, with an answer or an error: [`look`](Self::look), [`leave`](Self::leave) and
+///   [`renew`](Self::renew) are given up after [`request_timeout`](Self::request_timeout) where the session makes them.
 /// - What comes over the connection unasked is told to [`KeptSession::places`]; its end to
 ///   [`KeptSession::connection_ended`]. Hold the session as [`Weak`](std::sync::Weak) there.
 #[async_trait]
 pub trait Service: fmt::Debug + Send + Sync + Sized + 'static {
-    /// A connection that hears of the session's grants.
-    type Connection: Clone + Send + Sync + 'static;
+    /// What sessions are made with.
+    type Settings: fmt::Debug + Send + Sync;
+    /// A request: what is wanted, by whom, and whether to wait for it.
+    type Wish: Send + Sync;
     /// What there is to know of a place: its name at the service, what is locked.
     type Place: Clone + fmt::Debug + Send + Sync + 'static;
+    /// A connection that hears of the session's grants.
+    type Connection: Clone + Send + Sync + 'static;
 
     /// What the service is called in messages.
     const NAME: &'static str;
+
+    /// What there is of a session before it begins. Nothing is sent.
+    fn new(settings: &Self::Settings) -> Self;
+
+    /// A new place for `owner`, with a name that no earlier place of it had: so that a message that comes late can't be taken
+    /// for one to the next.
+    fn place(owner: OwnerId, wish: &Self::Wish) -> Self::Place;
 
     /// How long the session lives at the service without being renewed. It is renewed, and what it has is looked after,
     /// each third of that.
@@ -83,16 +94,27 @@ pub trait Service: fmt::Debug + Send + Sync + Sized + 'static {
         asked: &[Asked<Self::Place>],
     ) -> Result<Looked, BackendError>;
 
-    /// Releases a place for good, in the stead of a release that failed or was dropped.
+    /// One attempt: takes the place, or finds how it stands.
+    ///
+    /// # Errors
+    ///
+    /// [`BackendError`] if the service failed: what came of it is then unknown.
+    async fn enter(
+        session: &Arc<KeptSession<Self>>,
+        place: &Self::Place,
+        wish: &Self::Wish,
+    ) -> Result<Answered<Entered>, BackendError>;
+
+    /// Releases a place for good: nothing of it may be left, nor come any more where a request may still be on its way. Answers
+    /// whether its owner held. Also called by the session, for a release that failed or was dropped.
     ///
     /// # Errors
     ///
     /// [`BackendError`] if the service failed. It is tried again.
-    async fn release(
+    async fn leave(
         session: &Arc<KeptSession<Self>>,
-        connection: &Self::Connection,
         leaving: &Leaving<Self::Place>,
-    ) -> Result<(), BackendError>;
+    ) -> Result<Answered<bool>, BackendError>;
 
     /// Ends the session at the service, where it would otherwise live until its lease ends there.
     ///

@@ -12,8 +12,8 @@ use async_trait::async_trait;
 
 use super::*;
 use crate::{
-    FencingToken, OwnerId, Wake,
-    session::{Leaving, Looked, Sessions, Stand},
+    Attempt, FencingToken, OwnerId, Released, Wake,
+    session::{Answered, Client, Entered, Leaving, Looked, Sessions, Stand},
 };
 
 /// Long enough for a machine that is busy, short enough for a test to see it end.
@@ -27,6 +27,7 @@ struct Store {
     events: watch::Sender<Vec<Event>>,
     refuses: AtomicBool,
     hangs: AtomicBool,
+    repeats: AtomicBool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,7 +35,8 @@ enum Event {
     Connected,
     Renewed,
     Looked(usize),
-    Released(u32),
+    /// And whether a request might still be on its way.
+    Released(u32, bool),
     Ended,
 }
 
@@ -75,11 +77,22 @@ type Kept = KeptSession<InStore>;
 
 #[async_trait]
 impl Service for InStore {
+    type Settings = Self;
+    /// The place's number, and whether to wait.
+    type Wish = (u32, bool);
+    type Place = u32;
     /// Open as long as this is true.
     type Connection = Arc<AtomicBool>;
-    type Place = u32;
 
     const NAME: &'static str = "the store";
+
+    fn new(settings: &Self) -> Self {
+        settings.clone()
+    }
+
+    fn place(_: OwnerId, wish: &(u32, bool)) -> u32 {
+        wish.0
+    }
 
     fn lease_time(&self) -> Duration {
         LEASE
@@ -132,14 +145,38 @@ impl Service for InStore {
         Ok(Looked::new(stands, None))
     }
 
-    async fn release(
+    async fn enter(
         session: &Arc<Kept>,
-        _: &Self::Connection,
+        place: &u32,
+        (_, waits): &(u32, bool),
+    ) -> Result<Answered<Entered>, BackendError> {
+        let store = &session.service().0;
+        let repeated = store.repeats.load(Ordering::Acquire);
+        store.answer().await?;
+        let stand = store.stands.lock().unwrap().get(place).copied();
+        let value = match stand {
+            Some(Stand::Held(token)) => Entered::Granted(token),
+            Some(Stand::Waits) if *waits => Entered::Queued {
+                holder: None,
+                look_in: None,
+            },
+            Some(Stand::Waits) => Entered::Refused(None),
+            Some(Stand::Gone) | None => Entered::Ended(Loss::Expired),
+        };
+        Ok(Answered { value, repeated })
+    }
+
+    async fn leave(
+        session: &Arc<Kept>,
         leaving: &Leaving<u32>,
-    ) -> Result<(), BackendError> {
-        session.service().0.answer().await?;
-        session.service().0.note(Event::Released(leaving.at));
-        Ok(())
+    ) -> Result<Answered<bool>, BackendError> {
+        let store = &session.service().0;
+        let repeated = store.repeats.load(Ordering::Acquire);
+        store.answer().await?;
+        store.note(Event::Released(leaving.at, leaving.unsure));
+        let removed = store.stands.lock().unwrap().remove(&leaving.at);
+        let value = matches!(removed, Some(Stand::Held(_)));
+        Ok(Answered { value, repeated })
     }
 
     async fn end(session: &Arc<Kept>, _: &Self::Connection) -> Result<(), BackendError> {
@@ -208,7 +245,7 @@ async fn a_release_that_was_dropped_is_made_by_the_session() {
     let places = session.places();
     places.expect(owner, || 5).unwrap();
     drop(places.release(owner).unwrap());
-    store.has_seen(Event::Released(5), 1).await;
+    store.has_seen(Event::Released(5, true), 1).await;
     tokio::time::timeout(PATIENCE, async {
         while places.expect(owner, || 6).is_err() {
             tokio::task::yield_now().await;
@@ -264,4 +301,88 @@ async fn a_session_that_could_not_begin_is_none() {
     service.0.refuses.store(true, Ordering::Release);
     let session = Kept::start(service, None).await;
     assert_eq!(session.unwrap_err().kind(), BackendErrorKind::Unavailable);
+}
+
+/// A client, the store that it is one of, and an owner.
+fn client() -> (Client<InStore>, Arc<Store>, OwnerId) {
+    let service = InStore::default();
+    let store = service.0.clone();
+    (Client::new(service), store, OwnerId::mint())
+}
+
+#[tokio::test]
+async fn a_client_holds_releases_and_forgets_what_was_refused() {
+    let (client, store, owner) = client();
+    store.set(1, Stand::Held(FencingToken::new(7)));
+    for _ in 0..2 {
+        let attempt = client.attempt(owner, &(1, true)).await.unwrap();
+        assert!(matches!(attempt, Attempt::Granted(_)));
+    }
+    assert_eq!(client.held(owner), Some((1, FencingToken::new(7))));
+    assert_eq!(client.release(owner).await.unwrap(), Released::Freed);
+    assert_eq!(client.release(owner).await.unwrap(), Released::NotHeld);
+
+    store.set(2, Stand::Waits);
+    let attempt = client.attempt(owner, &(2, false)).await.unwrap();
+    assert!(matches!(attempt, Attempt::Contended(contention) if !contention.queued));
+    assert_eq!(client.release(owner).await.unwrap(), Released::NotHeld);
+    let events = store.events.borrow().clone();
+    let released = |event: &&Event| matches!(event, Event::Released(..));
+    assert_eq!(events.iter().filter(released).count(), 1);
+
+    client.close().await.unwrap();
+    store.has_seen(Event::Ended, 1).await;
+}
+
+#[tokio::test]
+async fn what_an_attempt_without_an_answer_may_have_left_is_made_void() {
+    let (client, store, owner) = client();
+    store.set(1, Stand::Waits);
+    client.session().await.unwrap();
+    store.refuses.store(true, Ordering::Release);
+    assert!(client.attempt(owner, &(1, true)).await.is_err());
+    store.refuses.store(false, Ordering::Release);
+    let attempt = client.attempt(owner, &(1, true)).await.unwrap();
+    assert!(matches!(attempt, Attempt::Contended(contention) if contention.queued));
+    client.release(owner).await.unwrap();
+    store.has_seen(Event::Released(1, true), 1).await;
+
+    // Refused, but an earlier try of it may still arrive.
+    store.set(2, Stand::Waits);
+    store.repeats.store(true, Ordering::Release);
+    let refused = client.attempt(owner, &(2, false)).await.unwrap();
+    assert!(matches!(refused, Attempt::Contended(_)));
+    store.has_seen(Event::Released(2, true), 1).await;
+}
+
+#[tokio::test]
+async fn a_release_that_was_sent_twice_freed_what_was_held() {
+    let (client, store, owner) = client();
+    store.set(1, Stand::Held(FencingToken::new(7)));
+    let held = client.attempt(owner, &(1, true)).await.unwrap();
+    assert!(matches!(held, Attempt::Granted(_)));
+    // The first of the two has freed it.
+    store.stands.lock().unwrap().clear();
+    store.repeats.store(true, Ordering::Release);
+    assert_eq!(client.release(owner).await.unwrap(), Released::Freed);
+}
+
+#[tokio::test]
+async fn a_session_that_the_service_no_longer_knows_is_followed_by_another() {
+    let (client, store, owner) = client();
+    let first = client.session().await.unwrap();
+    let error = client.attempt(owner, &(1, true)).await.unwrap_err();
+    assert_eq!(error.kind(), BackendErrorKind::SessionEnded);
+    assert!(first.ensure_live().is_err());
+    store.set(1, Stand::Held(FencingToken::new(1)));
+    let attempt = client.attempt(owner, &(1, true)).await.unwrap();
+    assert!(matches!(attempt, Attempt::Granted(_)));
+    assert!(!Arc::ptr_eq(&first, &client.session().await.unwrap()));
+}
+
+#[tokio::test]
+async fn who_never_asked_has_nothing_to_wait_in() {
+    let (client, _store, owner) = client();
+    assert!(client.subscribe(owner).is_err());
+    client.close().await.unwrap();
 }

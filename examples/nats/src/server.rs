@@ -1,4 +1,4 @@
-//! One connection, and the two buckets over it: every request has a deadline, and every change is conditional.
+//! The server: connections, and the two buckets over each. Every request has a deadline, and every change is conditional.
 
 use std::{error::Error, time::Duration};
 
@@ -8,18 +8,55 @@ use async_nats::{
     jetstream::{
         self,
         context::CreateStreamErrorKind,
-        kv::{self, EntryErrorKind, Operation, UpdateErrorKind},
+        kv::{self, Operation, UpdateErrorKind},
         stream,
     },
 };
-use portalock_core::{BackendError, BackendErrorKind as Kind, LockName};
+use futures_util::StreamExt;
+use portalock_core::{
+    BackendError, BackendErrorKind as Kind, LockName,
+    session::{Answered, PerRuntime},
+};
+use tokio::time::timeout;
 
 use crate::{backend::NatsSettings, state::State};
 
-/// Told to everybody when a session has ended in good order.
-pub(crate) const ENDED: &str = "portalock.ended";
 /// What stands in the key of a session that was found dead, so that nobody can renew it any more.
 const DEAD: &str = "dead";
+
+/// The way to the server: what is known of it, and a connection for each runtime.
+#[derive(Debug)]
+pub(crate) struct Server {
+    pub(crate) settings: NatsSettings,
+    stores: PerRuntime<Store>,
+}
+
+impl Server {
+    pub(crate) fn new(settings: NatsSettings) -> Self {
+        Self {
+            settings,
+            stores: PerRuntime::new(),
+        }
+    }
+
+    /// What `request` comes to over this runtime's own connection. One that failed is given up for another one.
+    pub(crate) async fn over<T>(
+        &self,
+        request: impl AsyncFnOnce(&Store) -> Result<T, BackendError>,
+    ) -> Result<Answered<T>, BackendError> {
+        self.stores.forget(|store| !store.is_open());
+        let settings = self.settings.clone();
+        let open = || async move { Store::open(&settings, || ()).await };
+        let store = self.stores.get(open).await?;
+        let answer = timeout(self.settings.request_timeout, request(&store)).await;
+        let answer = answer.unwrap_or_else(|late| Err(unavailable("go on")(late)));
+        let value = answer.inspect_err(|_| self.stores.forget(|_| true))?;
+        Ok(Answered {
+            value,
+            repeated: false,
+        })
+    }
+}
 
 /// A connection with its buckets. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -49,7 +86,7 @@ impl Store {
             })
             .connect(&settings.url)
             .await
-            .map_err(|error| failed(Kind::Unavailable, "connect to NATS", error))?;
+            .map_err(unavailable("connect to NATS"))?;
         let mut jetstream = jetstream::new(client.clone());
         jetstream.set_timeout(settings.request_timeout);
         let bucket = async |name: &str, max_age| {
@@ -69,17 +106,14 @@ impl Store {
             // Nothing happens to one that is there and has the same settings.
             let made = jetstream.create_stream(config).await;
             made.map_err(|error| match error.kind() {
-                CreateStreamErrorKind::JetStream(_) | CreateStreamErrorKind::InvalidStreamName => {
-                    failed(
-                        Kind::Misconfigured,
-                        "use the buckets: is JetStream on, and were they made with the same lease time?",
-                        error,
-                    )
-                }
-                _ => failed(Kind::Unavailable, "open the buckets", error),
+                CreateStreamErrorKind::TimedOut => unavailable("make the buckets")(error),
+                _ => failed(
+                    Kind::Misconfigured,
+                    "make the buckets: is JetStream on, and were they made with the same lease time?",
+                )(error),
             })?;
             let store = jetstream.get_key_value(bucket).await;
-            store.map_err(|error| failed(Kind::Unavailable, "open the buckets", error))
+            store.map_err(unavailable("open the buckets"))
         };
         Ok(Self {
             locks: bucket("locks", Duration::ZERO).await?,
@@ -110,7 +144,13 @@ impl Store {
         loop {
             let (mut state, revision) = self.read(name).await?;
             let (outcome, writes) = step(&mut state);
-            if !writes || self.write(name, &state, revision).await? {
+            if !writes {
+                return Ok(outcome);
+            }
+            let json = serde_json::to_vec(&state);
+            let json = json.map_err(failed(Kind::Other, "write a lock"))?;
+            let written = update(&self.locks, &key(name), json, revision).await?;
+            if written.is_some() {
                 return Ok(outcome);
             }
             // Whoever was quicker goes on in step with us otherwise.
@@ -118,21 +158,21 @@ impl Store {
         }
     }
 
-    /// False if the state has changed since `revision`.
-    async fn write(
-        &self,
-        name: &LockName,
-        state: &State,
-        revision: u64,
-    ) -> Result<bool, BackendError> {
-        const WRITING: &str = "write the state of a lock";
-        let json =
-            serde_json::to_vec(state).map_err(|error| failed(Kind::Other, WRITING, error))?;
-        match self.locks.update(key(name), json.into(), revision).await {
-            Ok(_) => Ok(true),
-            Err(error) if error.kind() == UpdateErrorKind::WrongLastRevision => Ok(false),
-            Err(error) => Err(failed(Kind::Unavailable, WRITING, error)),
+    /// The names that are held or waited for. A key is left of every name that ever was.
+    pub(crate) async fn names(&self) -> Result<Vec<LockName>, BackendError> {
+        let keys = self.locks.keys().await;
+        let mut keys = keys.map_err(unavailable("list the locks"))?;
+        let mut names = Vec::new();
+        while let Some(key) = keys.next().await {
+            let key = key.map_err(unavailable("list the locks"))?;
+            if let Some(name) = name(&key)
+                && self.read(&name).await?.0.claims().next().is_some()
+            {
+                names.push(name);
+            }
         }
+        names.sort_unstable();
+        Ok(names)
     }
 
     /// Takes what dead sessions have out of a lock, and shows `look` its state. The caller's own session is known to live.
@@ -161,23 +201,16 @@ impl Store {
 
     /// Whether a session has ended. One that has expired is buried by this: it can't be renewed after somebody has acted on that.
     pub(crate) async fn is_dead(&self, session: &str) -> Result<bool, BackendError> {
-        match entry(&self.sessions, session).await? {
-            Some(entry) => Ok(entry.operation != Operation::Put || entry.value == DEAD),
-            None => match self.sessions.update(session, DEAD.into(), 0).await {
-                Ok(_) => Ok(true),
-                Err(error) if error.kind() == UpdateErrorKind::WrongLastRevision => Ok(false),
-                Err(error) => Err(failed(Kind::Unavailable, "look after a session", error)),
-            },
+        if let Some(entry) = entry(&self.sessions, session).await? {
+            return Ok(entry.operation != Operation::Put || entry.value == DEAD);
         }
+        let buried = update(&self.sessions, session, DEAD.into(), 0).await?;
+        Ok(buried.is_some())
     }
 
-    /// Ends a session, and has everybody look who it was in the way of.
     pub(crate) async fn end_session(&self, session: &str) -> Result<(), BackendError> {
-        const ENDING: &str = "end the session";
         let deleted = self.sessions.delete(session).await;
-        deleted.map_err(|error| failed(Kind::Unavailable, ENDING, error))?;
-        let told = self.client.publish(ENDED, session.to_owned().into()).await;
-        told.map_err(|error| failed(Kind::Unavailable, ENDING, error))
+        deleted.map_err(unavailable("end the session"))
     }
 }
 
@@ -186,38 +219,50 @@ pub(crate) async fn entry(
     bucket: &kv::Store,
     key: &str,
 ) -> Result<Option<kv::Entry>, BackendError> {
-    bucket.entry(key).await.map_err(|error| {
-        let kind = match error.kind() {
-            EntryErrorKind::InvalidKey => Kind::Misconfigured,
-            EntryErrorKind::TimedOut | EntryErrorKind::Other => Kind::Unavailable,
-        };
-        failed(kind, "read a key", error)
-    })
+    bucket.entry(key).await.map_err(unavailable("read a key"))
+}
+
+/// Writes a key that has this revision, 0 if it isn't there: its next revision. `None` if it has another.
+pub(crate) async fn update(
+    bucket: &kv::Store,
+    key: &str,
+    value: Vec<u8>,
+    revision: u64,
+) -> Result<Option<u64>, BackendError> {
+    match bucket.update(key, value.into(), revision).await {
+        Ok(revision) => Ok(Some(revision)),
+        Err(error) if error.kind() == UpdateErrorKind::WrongLastRevision => Ok(None),
+        Err(error) => Err(unavailable("write a key")(error)),
+    }
 }
 
 pub(crate) fn decode(value: &[u8]) -> Result<State, BackendError> {
-    serde_json::from_slice(value).map_err(|error| failed(Kind::Corrupt, "read a lock", error))
+    serde_json::from_slice(value).map_err(failed(Kind::Corrupt, "read a lock"))
 }
 
 /// Any name in the letters that a key may have.
 fn key(name: &LockName) -> String {
     name.as_str()
         .bytes()
-        .map(|byte| format!("{byte:02x}"))
-        .collect()
+        .fold(String::new(), |key, byte| format!("{key}{byte:02x}"))
 }
 
 /// The name of a lock's key; `None` if it is none of ours.
-pub(crate) fn name(key: &str) -> Option<LockName> {
+fn name(key: &str) -> Option<LockName> {
     let byte = |at: usize| u8::from_str_radix(key.get(at..at + 2)?, 16).ok();
     let bytes: Option<Vec<u8>> = (0..key.len()).step_by(2).map(byte).collect();
     LockName::new(String::from_utf8(bytes?).ok()?).ok()
 }
 
-pub(crate) fn failed(
+pub(crate) fn unavailable<E: Into<Box<dyn Error + Send + Sync>>>(
+    doing: &str,
+) -> impl FnOnce(E) -> BackendError {
+    failed(Kind::Unavailable, doing)
+}
+
+fn failed<E: Into<Box<dyn Error + Send + Sync>>>(
     kind: Kind,
     doing: &str,
-    error: impl Into<Box<dyn Error + Send + Sync>>,
-) -> BackendError {
-    BackendError::new(kind, format!("can't {doing}")).with_source(error)
+) -> impl FnOnce(E) -> BackendError {
+    move |error| BackendError::new(kind, format!("can't {doing}")).with_source(error)
 }
