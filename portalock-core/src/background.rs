@@ -6,11 +6,11 @@
 use std::{
     future::Future,
     io,
-    sync::{Mutex, PoisonError},
+    sync::{Mutex, PoisonError, mpsc},
     thread::{self, ThreadId},
 };
 
-use tokio::runtime::{Builder, Handle};
+use tokio::runtime::{Builder, Handle, Runtime};
 
 /// Blocking calls and clean-up: futures that may run a user's code.
 pub(crate) static CALLS: Background = Background::new("portalock");
@@ -53,11 +53,19 @@ impl Background {
         {
             return Ok(started.handle.clone());
         }
-        let runtime = Builder::new_current_thread().enable_all().build()?;
-        let handle = runtime.handle().clone();
+        // The thread comes first: where there is none for it, a runtime would be dropped here, which panics within another one.
+        let (send, receive) = mpsc::channel::<Runtime>();
         let thread = thread::Builder::new()
             .name(self.name.into())
-            .spawn(move || runtime.block_on(std::future::pending::<()>()))?;
+            .spawn(move || {
+                if let Ok(runtime) = receive.recv() {
+                    runtime.block_on(std::future::pending::<()>());
+                }
+            })?;
+        let runtime = Builder::new_current_thread().enable_all().build()?;
+        let handle = runtime.handle().clone();
+        // It is waited for.
+        let _ = send.send(runtime);
         *started = Some(Started {
             process,
             thread: thread.thread().id(),
@@ -86,7 +94,6 @@ impl Background {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::mpsc;
 
     #[test]
     fn each_runs_on_a_thread_of_its_own_name() {

@@ -6,7 +6,8 @@ use std::{
 };
 
 use crate::{
-    Guard, InvalidName, Lock, LockBackend, LockError, LostSignal, Mode, Policy,
+    BackendError, BackendErrorKind, Guard, InvalidName, Lock, LockBackend, LockError, LostSignal,
+    Mode, Policy,
     clock::Instant,
     engine::{deadline::Deadline, wait::Resolve},
 };
@@ -14,7 +15,8 @@ use crate::{
 /// A lock that is acquired once and then counted. Whoever has this object, or a clone of it, is the owner: tasks have no
 /// identity that could be relied upon, so sharing the lock is something a program says by sharing the object.
 ///
-/// The lock underneath is released when the last guard is dropped or released.
+/// The lock underneath is released when the last guard is dropped or released. A forked child has copies of its parent's guards,
+/// and is not let in by them.
 ///
 /// ```
 /// use portalock_core::{Lock, LockError, MemoryBackend, ReentrantLock};
@@ -156,6 +158,9 @@ impl<B: LockBackend> ReentrantLock<B> {
         let Some(guard) = &state.guard else {
             return Ok(None);
         };
+        if guard.owner().is_inherited() {
+            return Err(self.is_parents());
+        }
         guard.ensure_held()?;
         let lost = guard.lost_signal();
         state.count += 1;
@@ -164,6 +169,15 @@ impl<B: LockBackend> ReentrantLock<B> {
             lost,
             counted: true,
         }))
+    }
+
+    /// A forked child has copies of its parent's guards, and holds nothing.
+    fn is_parents(&self) -> LockError {
+        let held = "it is held by the process that this one was forked from";
+        LockError::Backend {
+            name: self.lock().name().clone(),
+            source: BackendError::new(BackendErrorKind::Misconfigured, held),
+        }
     }
 
     fn begin(&self, guard: Guard<B>) -> ReentrantGuard<B> {
@@ -295,7 +309,10 @@ impl<B: LockBackend> fmt::Debug for ReentrantGuard<B> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Loss, MemoryBackend};
+    use crate::{
+        Grant, LockRequest, Loss, MemoryBackend, Patience,
+        engine::{held::Held, service::Locks},
+    };
     use std::time::Duration;
 
     #[tokio::test]
@@ -401,6 +418,21 @@ mod tests {
         assert!(matches!(error, LockError::AlreadyLocked { .. }), "{error}");
         assert_eq!(start.elapsed(), Duration::ZERO);
         waiting.abort();
+    }
+
+    #[tokio::test]
+    async fn a_forked_child_is_not_let_in_by_its_parents_guard() {
+        let lock = ReentrantLock::named(MemoryBackend::new(), "r").unwrap();
+        let mut request =
+            LockRequest::new(lock.lock().name().clone(), Mode::Exclusive, Patience::Once);
+        request.owner = format!("1-{:x}-1", std::process::id() + 1).parse().unwrap();
+        let service = Locks(Arc::new(lock.lock().backend().clone()));
+        let held = Held::new(service, Arc::new(request), Grant::new());
+        let parents = lock.begin(Guard::new(held));
+        let error = lock.acquire().await.unwrap_err();
+        assert!(!error.is_contention() && !error.is_retryable(), "{error}");
+        drop(parents);
+        lock.acquire().await.unwrap().release().await.unwrap();
     }
 
     #[tokio::test]

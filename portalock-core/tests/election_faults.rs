@@ -114,6 +114,20 @@ async fn a_leader_ends_at_a_failure_that_no_repetition_cures() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_observer_that_is_to_look_hardly_ever_does_not_look_all_the_time() {
+    let backend = Unsteady::new(BackendErrorKind::Unavailable, 0);
+    let policy = Policy::forever()
+        .with_check_interval(Duration::MAX)
+        .unwrap();
+    let mut observer = election(backend.clone()).with_policy(policy).observe();
+    assert_eq!(observer.next().await.unwrap(), None);
+    // It says so if it looks.
+    backend.fail(1);
+    let news = tokio::time::timeout(Duration::from_secs(60), observer.next());
+    assert!(news.await.is_err(), "it looked again");
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_observer_passes_failures_on_and_goes_on() {
     let backend = Unsteady::new(BackendErrorKind::Unavailable, 0);
     let leadership = election(backend.clone()).campaign().await.unwrap();

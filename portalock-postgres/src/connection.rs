@@ -215,7 +215,8 @@ impl Drop for Driver {
 
 /// What every connection of ours is set to, whatever the server, the database or the user has as a default.
 fn set_up(request_timeout: Duration) -> String {
-    let millis = request_timeout.as_millis();
+    // The server counts no further.
+    let millis = i32::try_from(request_timeout.as_millis()).unwrap_or(i32::MAX);
     format!(
         // The functions rely on each of their statements seeing what was committed before it.
         "SET default_transaction_isolation = 'read committed';
@@ -324,6 +325,16 @@ impl Connections {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use portalock_core::settings::LONGEST;
+
+    #[test]
+    fn the_longest_request_is_one_that_a_server_can_count() {
+        let set_up = set_up(LONGEST);
+        assert!(
+            set_up.contains("statement_timeout = 2147483647;"),
+            "{set_up}"
+        );
+    }
 
     #[test]
     fn servers_that_can_not_keep_locks_are_refused() {

@@ -24,11 +24,12 @@ const MIGRATING: &str = "migrate the schema portalock";
 const STEPS: [&str; 1] = [include_str!("sql/1_tables.sql")];
 
 /// What every version has, in its latest form: functions are replaced with each upgrade.
-const FUNCTIONS: [&str; 4] = [
+const FUNCTIONS: [&str; 5] = [
     include_str!("sql/queue.sql"),
     include_str!("sql/operations.sql"),
     include_str!("sql/sessions.sql"),
     include_str!("sql/fence.sql"),
+    include_str!("sql/rights.sql"),
 ];
 
 /// Creates the schema `portalock`, or upgrades one of an earlier version. Does nothing to one that is up to date, so it can be

@@ -279,7 +279,7 @@ impl RedisBackend {
             // The server can't know of anything that this object has asked for.
             return Ok(Released::NotHeld);
         };
-        inner.claims.releasing(owner);
+        let releasing = inner.claims.releasing(owner);
         inner.make_void(&session, owner).await?;
         let keys = inner.keys.of(&Named {
             kind,
@@ -291,7 +291,7 @@ impl RedisBackend {
             &[&inner.prefix, &owner.to_string()],
         );
         let answered = inner.send(RELEASING, call).await?;
-        inner.claims.forget(owner);
+        releasing.done();
         match text(&answered.value) {
             Some("1") => Ok(Released::Freed),
             // The first of the two may have freed it.

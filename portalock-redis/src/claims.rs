@@ -46,6 +46,8 @@ enum Phase {
     Held(Lease),
     /// A release is on its way: that the claim is missing at the server means nothing any more.
     Releasing,
+    /// A release failed or was dropped: the session tries again.
+    Due,
 }
 
 /// A claim that is held, by its owner.
@@ -75,6 +77,10 @@ impl Claims {
             unanswered: 0,
             waiting: None,
         });
+        if matches!(claim.phase, Phase::Due) {
+            // Whoever asks again for an owner will release it again.
+            claim.phase = Phase::Asked;
+        }
         if claim.session != *session {
             claim.session = session.clone();
             claim.phase = Phase::Asked;
@@ -176,11 +182,20 @@ impl Claims {
         }
     }
 
-    /// A release of `owner` is about to be sent.
-    pub(crate) fn releasing(&self, owner: OwnerId) {
+    /// A release of `owner` is about to be sent. It is due again when the returned value is dropped.
+    pub(crate) fn releasing(&self, owner: OwnerId) -> Releasing<'_> {
         if let Some(claim) = self.lock().get_mut(&owner) {
             claim.phase = Phase::Releasing;
         }
+        Releasing {
+            claims: self,
+            owner,
+        }
+    }
+
+    /// What is to be released, by nobody but the session.
+    pub(crate) fn due(&self, session: &str) -> Vec<HeldClaim> {
+        self.select(session, |claim| matches!(claim.phase, Phase::Due))
     }
 
     /// The server keeps nothing of `owner` any more.
@@ -241,13 +256,38 @@ impl Claim {
     fn hold(&mut self, token: FencingToken, session: &LostSignal) -> Grant {
         let lease = match &self.phase {
             Phase::Held(lease) => lease.clone(),
-            Phase::Asked | Phase::Releasing => Lease::unbounded(),
+            Phase::Asked | Phase::Releasing | Phase::Due => Lease::unbounded(),
         };
         let lost = LostSignal::any([session.clone(), lease.signal()]);
-        if !matches!(self.phase, Phase::Releasing) {
+        if matches!(self.phase, Phase::Asked | Phase::Held(_)) {
             self.phase = Phase::Held(lease);
         }
         Grant::new().with_token(token).with_lost(lost)
+    }
+}
+
+/// A release under way.
+#[must_use = "dropping it leaves the release to the session"]
+pub(crate) struct Releasing<'c> {
+    claims: &'c Claims,
+    owner: OwnerId,
+}
+
+impl Releasing<'_> {
+    /// The server keeps nothing of the owner any more.
+    pub(crate) fn done(self) {
+        self.claims.forget(self.owner);
+    }
+}
+
+impl Drop for Releasing<'_> {
+    fn drop(&mut self) {
+        // One that is done is no longer there.
+        if let Some(claim) = self.claims.lock().get_mut(&self.owner)
+            && matches!(claim.phase, Phase::Releasing)
+        {
+            claim.phase = Phase::Due;
+        }
     }
 }
 
@@ -332,10 +372,15 @@ mod tests {
         let (claims, owner, session) = claims();
         let grant = claims.hold(owner, token(), &LostSignal::never());
         assert_eq!(claims.held_by(&session).len(), 1);
-        claims.releasing(owner);
+        let releasing = claims.releasing(owner);
         assert!(claims.held_by(&session).is_empty());
         claims.removed(owner);
         assert!(!grant.lost.is_lost());
+        assert!(claims.due(&session).is_empty());
+        drop(releasing);
+        assert_eq!(claims.due(&session).len(), 1);
+        claims.releasing(owner).done();
+        assert!(claims.due(&session).is_empty());
 
         let (claims, owner, _) = self::claims();
         let grant = claims.hold(owner, token(), &LostSignal::never());

@@ -50,8 +50,12 @@ pub struct InvalidRedisSettings(#[from] InvalidSetting);
 
 /// The shortest session: below that a busy machine would lose locks for no reason.
 const SHORTEST_SESSION: Duration = Duration::from_millis(200);
+/// The longest one: what a session holds lies in keys that last for half an hour from its last refresh.
+const LONGEST_SESSION: Duration = Duration::from_secs(20 * 60);
 /// The shortest tick: below that waiting is polling.
 const SHORTEST_TICK: Duration = Duration::from_millis(10);
+/// The longest one: a queue lies in keys that last for half an hour from its last waiter's look.
+const LONGEST_TICK: Duration = Duration::from_secs(10 * 60);
 
 impl RedisSettings {
     /// The default of [`prefix`](Self::prefix).
@@ -131,9 +135,9 @@ impl RedisSettings {
     ///
     /// # Errors
     ///
-    /// [`InvalidRedisSettings`] if it is under 200 ms.
+    /// [`InvalidRedisSettings`] if it is under 200 ms or over 20 minutes.
     pub fn with_session_ttl(mut self, ttl: Duration) -> Result<Self, InvalidRedisSettings> {
-        at_least("session_ttl", ttl, SHORTEST_SESSION)?;
+        within("session_ttl", ttl, SHORTEST_SESSION, LONGEST_SESSION)?;
         self.session_ttl = ttl;
         Ok(self)
     }
@@ -169,9 +173,9 @@ impl RedisSettings {
     ///
     /// # Errors
     ///
-    /// [`InvalidRedisSettings`] if it is under 10 ms.
+    /// [`InvalidRedisSettings`] if it is under 10 ms or over ten minutes.
     pub fn with_tick_interval(mut self, interval: Duration) -> Result<Self, InvalidRedisSettings> {
-        at_least("tick_interval", interval, SHORTEST_TICK)?;
+        within("tick_interval", interval, SHORTEST_TICK, LONGEST_TICK)?;
         self.tick_interval = interval;
         Ok(self)
     }
@@ -324,6 +328,21 @@ fn at_least(
     Ok(())
 }
 
+fn within(
+    field: &'static str,
+    duration: Duration,
+    least: Duration,
+    most: Duration,
+) -> Result<(), InvalidSetting> {
+    if duration > most {
+        return Err(InvalidSetting::new(
+            field,
+            format!("is {duration:?}: {most:?} is the most"),
+        ));
+    }
+    at_least(field, duration, least)
+}
+
 fn parse_url(url: &str) -> Result<ConnectionInfo, InvalidSetting> {
     let tls = url.starts_with("rediss:") || url.starts_with("valkeys:");
     if tls && !cfg!(feature = "tls") {
@@ -451,6 +470,8 @@ mod tests {
             ("prefix", r#"prefix = "a/b""#),
             ("session_ttl", r#"session_ttl = "0s""#),
             ("session_ttl", "session_ttl = 10"),
+            ("session_ttl", r#"session_ttl = "21m""#),
+            ("tick_interval", r#"tick_interval = "11m""#),
             ("restart_wait", "restart_wait = 10"),
             (
                 "release_without_notice",

@@ -59,7 +59,8 @@
 //! Acquiring and releasing a free lock is a round trip each, and so is one more that shares a lock: those who hold are counted,
 //! not read, as long as all of them asked for the same. Where they differ, as the permits of a semaphore can, where somebody
 //! waits, or where no more fit, the holders of that name are read as a whole, 3 ms for each thousand. Other names cost
-//! nothing. A session that holds locks looks with every refresh whether they are still there, at most 500 of them at a time.
+//! nothing. A session that holds locks looks with every refresh whether they are still there, 500 of them at a time, or as many as
+//! it takes to see each within ten minutes.
 //! Each costs half a kilobyte at the server and less than one at the client.
 //!
 //! # What it needs

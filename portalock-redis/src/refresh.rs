@@ -2,28 +2,40 @@
 
 use std::{sync::Arc, time::Duration};
 
-use portalock_core::{BackendError, BackendErrorKind, Loss, Renewal, clock::Instant};
+use portalock_core::{BackendError, BackendErrorKind, Loss, OwnerId, Renewal, clock::Instant};
 use redis::{RedisError, Value, aio::MultiplexedConnection};
 
 use crate::{
     claims::HeldClaim,
     error::{failed, unexpected},
+    keys::Named,
     link::Link,
-    scripts::{REFRESH, RESUME},
+    scripts::{REFRESH, RELEASE, RESUME},
     session::Session,
     wire::{Resumed, Stamp},
 };
 
 const REFRESHING: &str = "refresh the session with Redis";
+const RELEASING: &str = "release in the stead of a release that failed";
 const RESUMING: &str = "take up the session with Redis again";
 /// How many held claims one refresh looks after; with more, each has its turn.
 const SEEN_AT_ONCE: usize = 500;
+/// But each comes so often, however many there are: a lock's state lasts for half an hour from its last look, and a session for up to
+/// twenty minutes from its last refresh.
+const SEEN_WITHIN: Duration = Duration::from_secs(600);
 /// The most that replicas are waited for.
 const REPLICAS_WITHIN: Duration = Duration::from_secs(1);
 
 /// How long the client relies on what the server keeps for `lifetime`: less, for two clocks that don't run alike.
 pub(crate) fn certain(lifetime: Duration) -> Duration {
     lifetime.mul_f64(0.95)
+}
+
+/// How many of so many claims a refresh looks after that comes in this interval.
+fn seen_at_once(claims: usize, interval: Duration) -> usize {
+    let refreshes = SEEN_WITHIN.as_millis() / interval.as_millis().max(1);
+    let refreshes = usize::try_from(refreshes).unwrap_or(usize::MAX).max(1);
+    claims.div_ceil(refreshes).max(SEEN_AT_ONCE)
 }
 
 /// The server no longer knows the session.
@@ -35,11 +47,12 @@ impl Session {
     /// The held claims whose turn it is to be looked after.
     pub(crate) fn held(&self, turn: &mut usize) -> Vec<HeldClaim> {
         let mut held = self.claims().held_by(self.id());
-        if held.len() > SEEN_AT_ONCE {
+        let at_once = seen_at_once(held.len(), self.lifetime() / 3);
+        if held.len() > at_once {
             held.sort_unstable_by_key(|(owner, _)| *owner);
-            *turn = (*turn + SEEN_AT_ONCE) % held.len();
+            *turn = (*turn + at_once) % held.len();
             held.rotate_left(*turn);
-            held.truncate(SEEN_AT_ONCE);
+            held.truncate(at_once);
         }
         held
     }
@@ -56,7 +69,51 @@ impl Session {
         link.doubt(true);
         let renewal = self.refresh(&mut link.connection(), &held).await?;
         link.doubt(false);
+        self.pay(&link);
         Ok(renewal)
+    }
+
+    /// Releases what is due, beside the renewals: whoever asked for it may have given it up, and the session lives on.
+    fn pay(self: &Arc<Self>, link: &Link) {
+        let due = self.claims().due(self.id());
+        if due.is_empty() {
+            return;
+        }
+        let (session, mut connection) = (self.clone(), link.connection());
+        tokio::spawn(async move {
+            for (owner, named) in due {
+                if let Err(error) = session.release(&mut connection, owner, &named).await {
+                    tracing::debug!(%error, "what is to be released is so after the next refresh");
+                    return;
+                }
+            }
+        });
+    }
+
+    async fn release(
+        &self,
+        connection: &mut MultiplexedConnection,
+        owner: OwnerId,
+        named: &Named,
+    ) -> Result<(), BackendError> {
+        let releasing = self.claims().releasing(owner);
+        if self
+            .claims()
+            .may_arrive(owner, self.id(), self.stamp().number)
+        {
+            self.raise(connection).await?;
+        }
+        let keys = self.keys().of(named);
+        RELEASE
+            .run(
+                connection,
+                &[&keys.state, &keys.queue, &keys.waiters],
+                &[&self.keys().sessions(), &owner.to_string()],
+            )
+            .await
+            .map_err(|error| failed(RELEASING, error))?;
+        releasing.done();
+        Ok(())
     }
 
     async fn resume(self: &Arc<Self>) -> Result<Renewal, BackendError> {
@@ -189,4 +246,20 @@ pub(crate) async fn confirm(
         ));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_claim_is_looked_after_before_its_state_could_go() {
+        for (claims, interval) in [(100_000, 20), (3_000, 400), (1_000_000, 1), (600, 400)] {
+            let interval = Duration::from_secs(interval);
+            let at_once = seen_at_once(claims, interval);
+            let turns = u32::try_from(claims.div_ceil(at_once)).unwrap();
+            assert!(interval * turns <= SEEN_WITHIN, "{claims} in {interval:?}");
+        }
+        assert_eq!(seen_at_once(10, Duration::from_secs(1)), SEEN_AT_ONCE);
+    }
 }

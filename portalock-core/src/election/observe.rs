@@ -8,6 +8,7 @@ use crate::{
     Inspection, Lock, LockBackend, LockError, Policy,
     clock::Instant,
     engine::{deadline::bound, timer},
+    settings::LONGEST,
 };
 
 /// One leader's time in office, as others see it.
@@ -126,7 +127,9 @@ impl<B: LockBackend> Observer<B> {
             if let Some(at) = self.next_look {
                 timer::at(at).await;
             }
-            self.next_look = Instant::now().checked_add(self.lock.policy().check_interval());
+            // A time that the clock can't count would read as no pause at all.
+            let interval = self.lock.policy().check_interval().min(LONGEST);
+            self.next_look = Instant::now().checked_add(interval);
             let backend = self.lock.backend();
             self.watch = self.answer(backend.watch(self.lock.name())).await?;
             if self.watch.is_none() {

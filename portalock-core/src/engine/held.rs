@@ -261,7 +261,7 @@ mod tests {
         let abandoned = held(&backend, parents).request.clone();
         let attempt = {
             let (service, request) = (service.clone(), abandoned.clone());
-            Box::pin(async move { service.try_acquire(&request).await })
+            reaper::in_flight(async move { service.try_acquire(&request).await })
         };
         reaper::withdraw(service, abandoned, Some(attempt));
         reaper::shutdown(RELEASE_TIME).await.unwrap();

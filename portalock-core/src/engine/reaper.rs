@@ -11,9 +11,11 @@ use std::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
+    thread,
     time::Duration,
 };
 
+use futures_util::FutureExt;
 use tokio::sync::Notify;
 
 use super::{
@@ -22,8 +24,16 @@ use super::{
 };
 use crate::{Attempt, BackendError, LostSignal, Request, background::CALLS, clock::Instant};
 
-/// An attempt whose answer is not there yet.
-pub(crate) type InFlight = Pin<Box<dyn Future<Output = Result<Attempt, BackendError>> + Send>>;
+/// An attempt whose answer is not there yet. One that panics ends with that panic.
+pub(crate) type InFlight =
+    Pin<Box<dyn Future<Output = thread::Result<Result<Attempt, BackendError>>> + Send>>;
+
+/// Makes an attempt one that can be seen out wherever it goes: the timers of a runtime that has ended panic.
+pub(crate) fn in_flight(
+    attempt: impl Future<Output = Result<Attempt, BackendError>> + Send + 'static,
+) -> InFlight {
+    Box::pin(AssertUnwindSafe(attempt).catch_unwind())
+}
 
 /// How long an abandoned attempt is seen out, before its owner is released all the same.
 const SEE_OUT: Duration = Duration::from_secs(60);
@@ -145,13 +155,13 @@ impl<S: Service<D>, D: Demand> Cleanup<S, D> {
 
     async fn run(mut self) {
         if let Some(attempt) = self.in_flight.take() {
-            let outcome = bound(Instant::now().checked_add(SEE_OUT), attempt).await;
-            if let Some(Ok(Attempt::Granted(grant))) = &outcome {
-                self.lost = grant.lost.clone();
-            }
-            if outcome.is_none() {
-                tracing::warn!(name = %self.request.name, owner = %self.request.owner,
-                    "an abandoned attempt never ended: its owner is released all the same");
+            match bound(Instant::now().checked_add(SEE_OUT), attempt).await {
+                Some(Ok(Ok(Attempt::Granted(grant)))) => self.lost = grant.lost,
+                Some(Ok(_)) => {}
+                Some(Err(_)) | None => {
+                    tracing::warn!(name = %self.request.name, owner = %self.request.owner,
+                        "an abandoned attempt never ended, or panicked: its owner is released all the same");
+                }
             }
         }
         self.release().await;

@@ -1,6 +1,6 @@
 //! One acquisition, from the first attempt to the grant: try, subscribe, try again, sleep until woken.
 
-use std::{sync::Arc, time::Duration};
+use std::{panic::resume_unwind, sync::Arc, time::Duration};
 
 use tracing::{Instrument, debug};
 
@@ -107,13 +107,12 @@ impl<S: Service<D>, D: Demand> Place<S, D> {
         deadline: Option<Instant>,
     ) -> Option<Result<Attempt, BackendError>> {
         let (service, request) = (self.service.clone(), self.request.clone());
-        let attempt = self
-            .in_flight
-            .insert(Box::pin(async move { service.try_acquire(&request).await }));
+        let attempt = reaper::in_flight(async move { service.try_acquire(&request).await });
+        let attempt = self.in_flight.insert(attempt);
         self.armed = true;
         let answer = bound(deadline, attempt.as_mut()).await?;
         self.in_flight = None;
-        Some(answer)
+        Some(answer.unwrap_or_else(|panic| resume_unwind(panic)))
     }
 
     /// The grant is the guard's to keep from now on.
@@ -133,9 +132,11 @@ impl<S: Service<D>, D: Demand> Drop for Place<S, D> {
         if !self.armed {
             return;
         }
-        // A future that panicked must not be polled again.
-        let in_flight = self.in_flight.take().filter(|_| !std::thread::panicking());
-        reaper::withdraw(self.service.clone(), self.request.clone(), in_flight);
+        reaper::withdraw(
+            self.service.clone(),
+            self.request.clone(),
+            self.in_flight.take(),
+        );
     }
 }
 

@@ -26,10 +26,14 @@ pub trait Session: fmt::Debug + Send + Sync + 'static {
 /// has ended, the next caller starts another; after a failure, not before a pause that grows from 50 ms to 2 s.
 ///
 /// Dropping this ends the latest session's lease, also that of a session which is still being started.
+///
+/// A forked child has a copy, in which there is no session and none can be started: the session is its parent's.
 #[derive(Debug)]
 pub struct Sessions<S: Session> {
     starts: SingleFlight<Arc<S>>,
     state: Arc<Mutex<State<S>>>,
+    /// The process that this was made in.
+    process: u32,
 }
 
 #[derive(Debug)]
@@ -50,23 +54,29 @@ impl<S: Session> Sessions<S> {
                 failures_in_a_row: 0,
                 not_before: None,
             })),
+            process: std::process::id(),
         }
     }
 
     /// The live session, if there is one.
     pub fn live(&self) -> Option<Arc<S>> {
-        lock(&self.state).live()
+        self.own()?.live()
     }
 
     /// The latest session, alive or not.
     pub fn latest(&self) -> Option<Arc<S>> {
-        lock(&self.state).latest.clone()
+        self.own()?.latest.clone()
     }
 
     /// Forgets the latest session and returns it: for ending it in good order. The next call of [`get`](Self::get) starts
     /// another.
     pub fn take(&self) -> Option<Arc<S>> {
-        lock(&self.state).latest.take()
+        self.own()?.latest.take()
+    }
+
+    /// The state, unless it is a forked child's copy: a thread of the parent may have had it locked as it forked.
+    fn own(&self) -> Option<MutexGuard<'_, State<S>>> {
+        (self.process == std::process::id()).then(|| lock(&self.state))
     }
 
     /// The live session. If there is none, `start` makes one; it is given the former session, which the service may still
@@ -75,7 +85,8 @@ impl<S: Session> Sessions<S> {
     /// # Errors
     ///
     /// The failure of the start that this call waited for, its own or that of an earlier caller;
-    /// [`Exhausted`](crate::BackendErrorKind::Exhausted) if the system gives no thread.
+    /// [`Exhausted`](crate::BackendErrorKind::Exhausted) if the system gives no thread;
+    /// [`Misconfigured`](crate::BackendErrorKind::Misconfigured) in a forked child.
     ///
     /// # Cancel safety
     ///
@@ -88,6 +99,9 @@ impl<S: Session> Sessions<S> {
     where
         R: Future<Output = Result<Arc<S>, BackendError>> + Send,
     {
+        if self.process != std::process::id() {
+            return Err(forked());
+        }
         if let Some(session) = self.live() {
             return Ok(session);
         }
@@ -162,6 +176,13 @@ fn end<S: Session>(session: &Arc<S>) {
 fn lock<S: Session>(state: &Mutex<State<S>>) -> MutexGuard<'_, State<S>> {
     // Nothing panics while it is held.
     state.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn forked() -> BackendError {
+    BackendError::new(
+        crate::BackendErrorKind::Misconfigured,
+        "the backend was opened before this process was forked: open one in the child",
+    )
 }
 
 fn gone() -> BackendError {
@@ -255,6 +276,19 @@ mod tests {
         drop(sessions);
         go.send(()).unwrap();
         assert!(matches!(signal.lost().await, Loss::SessionEnded(_)));
+    }
+
+    #[tokio::test]
+    async fn a_forked_childs_copy_neither_uses_nor_replaces_its_parents_session() {
+        let mut sessions = Sessions::<Plain>::new();
+        let parents = sessions.get(|_| start(1)).await.unwrap();
+        sessions.process += 1;
+        assert!(sessions.live().is_none() && sessions.latest().is_none());
+        assert!(sessions.take().is_none());
+        let error = sessions.get(|_| start(2)).await.unwrap_err();
+        assert_eq!(error.kind(), BackendErrorKind::Misconfigured);
+        sessions.process -= 1;
+        assert!(Arc::ptr_eq(&parents, &sessions.live().unwrap()));
     }
 
     #[test]

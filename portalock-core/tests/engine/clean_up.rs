@@ -1,7 +1,8 @@
 //! What is left behind by those who went away, and who sees to it.
 
-use std::{sync::Arc, time::Duration};
+use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
+use futures_util::FutureExt;
 use portalock_core::{BackendErrorKind, Lease, LockError, Loss};
 
 use crate::scripted::{Call, Scripted, Step, within_real_time};
@@ -44,6 +45,45 @@ async fn dropping_an_attempt_in_flight_sees_it_out_before_the_release() {
         backend.0.start.lock().unwrap().unwrap().elapsed(),
         Duration::from_secs(2)
     );
+}
+
+#[test]
+fn an_attempt_whose_runtime_has_ended_is_released() {
+    let backend = Scripted::new([Step::GrantAfter(Duration::from_secs(3600))]);
+    let lock = backend.lock();
+    let mut waiting = Box::pin(lock.acquire());
+    let ended = runtime();
+    ended.block_on(async { assert!(futures_util::poll!(&mut waiting).is_pending()) });
+    drop(ended);
+    drop(waiting);
+    runtime().block_on(backend.first_release());
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_attempt_that_a_panic_beside_it_drops_is_seen_out_all_the_same() {
+    let backend = Scripted::new([Step::GrantAfter(Duration::from_secs(2))]);
+    let lock = backend.lock();
+    let told_to = true;
+    let panicked = AssertUnwindSafe(async {
+        let mut waiting = std::pin::pin!(lock.acquire());
+        assert!(futures_util::poll!(&mut waiting).is_pending());
+        assert!(!told_to, "told to panic");
+    });
+    assert!(panicked.catch_unwind().await.is_err());
+    backend.first_release().await;
+    assert_eq!(
+        backend.0.start.lock().unwrap().unwrap().elapsed(),
+        Duration::from_secs(2)
+    );
+}
+
+#[tokio::test]
+async fn an_attempt_that_panics_is_released_and_its_caller_panics() {
+    let backend = Scripted::new([Step::Panics]);
+    let lock = backend.lock();
+    let panicked = AssertUnwindSafe(lock.acquire()).catch_unwind().await;
+    assert!(panicked.is_err());
+    backend.first_release().await;
 }
 
 #[tokio::test(start_paused = true)]

@@ -28,6 +28,7 @@ pub enum Step {
     Queued(Duration),
     Fails(BackendErrorKind),
     Stalls,
+    Panics,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -179,6 +180,7 @@ impl LockBackend for Scripted {
             )),
             Step::Fails(kind) => Err(BackendError::new(kind, "told to fail")),
             Step::Stalls => std::future::pending().await,
+            Step::Panics => panic!("told to panic"),
         }
     }
 

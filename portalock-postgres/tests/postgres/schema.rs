@@ -1,7 +1,7 @@
 //! The schema comes into the database once, whoever brings it.
 
 use portalock_core::Lock;
-use portalock_postgres::{migrate, schema_sql};
+use portalock_postgres::{PostgresBackend, migrate, schema_sql};
 use portalock_testkit::servers::PostgresOptions;
 
 use crate::support::Server;
@@ -30,6 +30,22 @@ async fn the_files_are_all_there_is() {
     server.run(&format!("BEGIN; {} COMMIT", schema_sql())).await;
     migrate(&server.settings()).await.unwrap();
     let lock = Lock::new(server.client().await, "a").unwrap();
+    lock.acquire().await.unwrap().release().await.unwrap();
+}
+
+/// USAGE on the schema is enough also in a database whose functions are nobody's by default.
+#[tokio::test]
+async fn a_database_that_gives_no_rights_by_itself_needs_no_more() {
+    let server = Server::empty(PostgresOptions::new()).await;
+    server
+        .run("ALTER DEFAULT PRIVILEGES REVOKE EXECUTE ON FUNCTIONS FROM PUBLIC")
+        .await;
+    migrate(&server.settings()).await.unwrap();
+    server
+        .run("CREATE ROLE worker LOGIN; GRANT USAGE ON SCHEMA portalock TO worker")
+        .await;
+    let worker = PostgresBackend::connect(server.url_of("worker")).await;
+    let lock = Lock::new(worker.unwrap(), "a").unwrap();
     lock.acquire().await.unwrap().release().await.unwrap();
 }
 

@@ -115,6 +115,29 @@ async fn a_full_server_is_out_of_space_and_still_releases() {
     let _again = lock(&backend, "a").try_acquire().await.unwrap();
 }
 
+/// Nobody asks again but the session: the clean-up gives up what was refused.
+#[tokio::test]
+async fn a_release_that_was_refused_is_made_up_for_by_the_session() {
+    let server = RedisServer::start().unwrap();
+    let mut admin = Admin::of(&server).await;
+    let holder = client(&server).await;
+    let session = admin.keys().await;
+    let held = lock(&holder, "a").acquire().await.unwrap();
+    admin.ask::<()>("ACL SETUSER default -evalsha -eval").await;
+    let error = backend_error(held.release().await.unwrap_err());
+    assert_eq!(
+        error.kind(),
+        BackendErrorKind::PermissionDenied,
+        "{error:?}"
+    );
+    // Other tests may have something to clean up, too.
+    let _ = portalock_core::shutdown(Duration::from_secs(5)).await;
+    admin.ask::<()>("ACL SETUSER default +evalsha +eval").await;
+    let next = lock(&client(&server).await, "a").acquire().await.unwrap();
+    next.release().await.unwrap();
+    assert!(admin.keys().await.contains(&session[0]), "it lives on");
+}
+
 #[tokio::test]
 async fn a_replica_is_read_only() {
     let server = RedisServer::start().unwrap();

@@ -1,7 +1,9 @@
 //! The real `postgres`.
 
 use std::{
-    env, fs, io,
+    env,
+    fs::{self, File},
+    io,
     net::{Ipv4Addr, SocketAddr},
     os::unix::{
         fs::{MetadataExt, PermissionsExt, chown},
@@ -481,6 +483,12 @@ impl Installation {
                 found.is_dir() && found.uid() == owner && found.mode() & 0o777 == 0o700
             })
         };
+        if is_ours(&original) {
+            return Ok(original);
+        }
+        // One makes it for many that start together: each making its own, they would all be slow. Without a lock they do.
+        let lock = File::create(format!("{}.lock", original.display())).ok();
+        let _lock = lock.filter(|lock| lock.lock().is_ok());
         if is_ours(&original) {
             return Ok(original);
         }
