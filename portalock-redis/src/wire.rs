@@ -214,17 +214,17 @@ pub(crate) fn inspection(kind: Kind, answer: &[String]) -> Option<Inspection> {
     let (last, rest) = answer.split_first()?;
     let (count, claims) = rest.split_first()?;
     let count: usize = count.parse().ok()?;
-    let (claims, []) = claims.as_chunks::<3>() else {
+    let (claims, []) = claims.as_chunks::<4>() else {
         return None;
     };
-    let mut claims = claims.iter().map(|[weight, since, who]| {
+    let mut claims = claims.iter().map(|[owner, weight, since, who]| {
         let weight: u32 = weight.parse().ok()?;
         let kind = match kind {
             Kind::Semaphore => ClaimKind::Permits(weight),
             Kind::Lock if weight == WHOLE => ClaimKind::Exclusive,
             Kind::Lock => ClaimKind::Shared,
         };
-        Some(Claim::new(holder(since, who)?, kind))
+        Some(Claim::new(holder(since, who)?, kind).with_owner(owner.parse().ok()?))
     });
     let holders = claims.by_ref().take(count).collect::<Option<Vec<_>>>()?;
     let waiters = claims.collect::<Option<Vec<_>>>()?;
