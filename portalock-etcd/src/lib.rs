@@ -33,6 +33,7 @@
 
 mod backend;
 mod blockers;
+mod breaking;
 mod client;
 mod config;
 mod endpoints;
