@@ -4,8 +4,9 @@ use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use portalock_core::{
-    Attempt, BackendError, Capabilities, CrashRelease, Fairness, Inspect, Inspection, LockBackend,
-    LockName, LockRequest, LossNotice, OwnerId, Released, Scope, Tokens, Wakeups,
+    Attempt, BackendError, Capabilities, CrashRelease, Fairness, Holder, HolderWatch, Inspect,
+    Inspection, LockBackend, LockName, LockRequest, LossNotice, OwnerId, Released, Scope, Tokens,
+    Wakeups,
 };
 
 use crate::{
@@ -92,6 +93,7 @@ impl PostgresBackend {
             .with_crash_release(CrashRelease::Within(lease_time + NOTICED_WITHIN))
             .with_loss(LossNotice::BeforeSuccessor)
             .with_inspect(Inspect::HoldersAndWaiters)
+            .with_breaks(true)
     }
 }
 
@@ -126,6 +128,23 @@ impl LockBackend for PostgresBackend {
 
     async fn names(&self) -> Result<Vec<LockName>, BackendError> {
         self.client.connections.names().await
+    }
+
+    async fn watch(&self, name: &LockName) -> Result<Option<HolderWatch>, BackendError> {
+        self.client.observe(name).await.map(Some)
+    }
+
+    async fn mark_broken(
+        &self,
+        name: &LockName,
+        owner: OwnerId,
+        by: &Holder,
+    ) -> Result<Option<Duration>, BackendError> {
+        self.client.connections.mark(name, owner, by).await
+    }
+
+    async fn evict(&self, name: &LockName, owner: OwnerId) -> Result<Released, BackendError> {
+        self.client.connections.evict(name, owner).await
     }
 
     async fn close(&self) -> Result<(), BackendError> {

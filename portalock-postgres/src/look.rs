@@ -77,7 +77,7 @@ impl Session {
                 asked.truncate(SEEN_AT_ONCE);
             }
             self.pay(&due).await;
-            if !asked.is_empty() {
+            if !asked.is_empty() || !self.observers.is_empty() {
                 self.ask(&asked).await;
             }
         }
@@ -103,7 +103,7 @@ impl Session {
     }
 
     /// Does this over the connection that listens, within the time that a request has.
-    async fn over(&self, line: &Line, work: impl Future<Output = Result<(), Error>>) {
+    pub(crate) async fn over(&self, line: &Line, work: impl Future<Output = Result<(), Error>>) {
         let error = match timeout(self.settings.request_timeout, work).await {
             Ok(Ok(())) => return,
             Ok(Err(error)) => failed(LOOKING, error),

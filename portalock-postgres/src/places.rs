@@ -39,6 +39,8 @@ struct Place {
     phase: Phase,
     /// Whether a request for it may still be on its way: its answer never came.
     unsure: bool,
+    /// Somebody has broken the lock, which may not be known to be held yet.
+    broken: Option<Loss>,
     /// Grows with every change of the phase.
     version: u64,
     waiting: Option<Box<Waiting>>,
@@ -122,6 +124,7 @@ impl Places {
             spot: spot.clone(),
             phase: Phase::Asked,
             unsure: false,
+            broken: None,
             version: 0,
             waiting: None,
         });
@@ -129,6 +132,7 @@ impl Places {
             // Nothing of a session that has ended counts, or can arrive any more.
             place.session = session.clone();
             place.unsure = false;
+            place.broken = None;
             place.enter(Phase::Asked);
             place.waiting = None;
         }
@@ -310,6 +314,33 @@ impl Places {
         }
     }
 
+    /// Somebody has broken what is held in this session by the place of this name: its guard is told, and it is due to be
+    /// released.
+    pub(crate) fn broken(&self, session: &str, name: &str, loss: &Loss) {
+        let Some(owner) = owner_of(name) else {
+            return;
+        };
+        if let Some(place) = self.lock().get_mut(&owner)
+            && *place.session == *session
+            && *place.name == *name
+            && !place.is_leaving()
+        {
+            if let Phase::Held(_, lease) = &place.phase {
+                lease.end(loss.clone());
+            }
+            place.broken = Some(loss.clone());
+            place.enter(Phase::Due);
+            // One who has not heard of its grant asks again.
+            if let Some(line) = place
+                .waiting
+                .as_ref()
+                .and_then(|waiting| waiting.line.as_ref())
+            {
+                line.wake();
+            }
+        }
+    }
+
     /// The session is over: those who wait in it are told, and nothing is kept of it.
     pub(crate) fn session_ended(&self, session: &str, error: &BackendError) {
         let mut places = self.lock();
@@ -366,6 +397,9 @@ impl Place {
             Phase::Held(_, lease) => lease.clone(),
             _ => Lease::unbounded(),
         };
+        if let Some(loss) = &self.broken {
+            lease.end(loss.clone());
+        }
         let lost = LostSignal::any([session.clone(), lease.signal()]);
         if matches!(self.phase, Phase::Asked | Phase::Queued) {
             self.enter(Phase::Held(token, lease));
@@ -472,6 +506,30 @@ mod tests {
         assert!(places.held(owner).is_none());
         places.granted(&session, &second.name, FencingToken::new(2), &lost);
         assert!(places.held(owner).is_some());
+    }
+
+    #[test]
+    fn a_place_that_is_broken_is_lost_and_due_and_the_owners_next_one_is_not() {
+        let loss = Loss::Removed("broken".into());
+        let never = LostSignal::never();
+        for is_heard in [true, false] {
+            let (places, owner, session) = book();
+            let first = places.expect(owner, &session, &spot()).unwrap();
+            let mut grant = None;
+            if is_heard {
+                grant = places.hold(owner, FencingToken::new(1), &never);
+            }
+            places.broken(&session, "another.0", &loss);
+            places.broken(&session, &first.name, &loss);
+            let grant = grant.or_else(|| places.hold(owner, FencingToken::new(1), &never));
+            assert_eq!(grant.unwrap().lost.loss(), Some(loss.clone()));
+            assert_eq!(places.due(&session), [owner]);
+            places.release_due(owner).unwrap().done();
+            places.expect(owner, &session, &spot()).unwrap();
+            places.broken(&session, &first.name, &loss);
+            let next = places.hold(owner, FencingToken::new(2), &never).unwrap();
+            assert_eq!(next.lost.loss(), None);
+        }
     }
 
     #[test]

@@ -28,10 +28,12 @@ use tokio_postgres::{Error, Notification, types::Type};
 
 use crate::{
     PostgresSettings,
+    breaking::{Mark, heed},
     connection::{Connection, Hear},
     error::{POOLED, failed, pooled, session_ended, timed_out, wrong_version},
     keys::{channel, new_session_id},
     look::Look,
+    observe::Observers,
     places::Places,
     queue::token,
     schema,
@@ -59,6 +61,9 @@ pub(crate) struct Session {
     /// Told when that connection ends.
     pub(crate) broken: Arc<Notify>,
     pub(crate) look: Look,
+    pub(crate) observers: Observers,
+    /// Told when a lock of the session was broken: the next renewal comes at once.
+    marked: Notify,
 }
 
 /// A connection that listens, and the server process that it leads to.
@@ -85,6 +90,8 @@ impl Session {
             line: Mutex::new(None),
             broken: Arc::default(),
             look: Look::default(),
+            observers: Observers::default(),
+            marked: Notify::new(),
             settings,
             places,
         });
@@ -204,6 +211,7 @@ impl Session {
             .map_or_else(String::new, |loss| loss.to_string());
         tracing::debug!(%loss, "Postgres session ended");
         self.places.session_ended(&self.id, &session_ended(&loss));
+        self.observers.end_all();
         // The row may outlive what is certain here. Nobody needs to wait for it.
         if timeout(self.settings.request_timeout, self.finish())
             .await
@@ -241,6 +249,7 @@ impl Session {
             let line = self.listen().await?;
             *self.lock_line() = Some(line.clone());
             self.look.resumed.notify_one();
+            self.observers.end_all();
             line
         };
         let sent = Instant::now();
@@ -251,13 +260,20 @@ impl Session {
             Err(_) => Err(timed_out(RENEWING)),
         };
         match answer {
-            Ok((true, backend)) if backend != line.backend => {
+            Ok(sign) if !sign.alive => Ok(Renewal::Gone(gone())),
+            Ok(sign) if sign.backend != line.backend => {
                 Ok(Renewal::Gone(Loss::SessionEnded(POOLED.into())))
             }
-            Ok((true, _)) => Ok(Renewal::Renewed(
-                certain_for(self.settings.lease_time) + sent.duration_since(start),
-            )),
-            Ok((false, _)) => Ok(Renewal::Gone(gone())),
+            Ok(sign) => {
+                if !sign.marks.is_empty() {
+                    // Before the lease is prolonged: see there.
+                    heed(&self.places, &self.id, sign.marks);
+                    self.look_within(Duration::ZERO);
+                }
+                Ok(Renewal::Renewed(
+                    certain_for(self.settings.lease_time) + sent.duration_since(start),
+                ))
+            }
             Err(error) => {
                 self.drop_line(&line);
                 Err(error)
@@ -288,8 +304,15 @@ impl Session {
         })
     }
 
-    /// A grant: the owner and its token.
+    /// A grant, which is the place and its token; who holds a name that is observed; or word that a lock was broken, which the next
+    /// renewal finds.
     fn hear(&self, message: &str) {
+        if let Some(change) = message.strip_prefix("holder ") {
+            return self.observers.hear(change);
+        }
+        if message == "broken" {
+            return self.marked.notify_one();
+        }
         // Of a session that is certain no more, nothing is.
         if self.lease.loss().is_none()
             && let Some((owner, number)) = message.split_once(' ')
@@ -300,12 +323,16 @@ impl Session {
         }
     }
 
-    /// Has a connection that broke made anew at once.
+    /// Has a connection that broke made anew at once, and locks that were broken found at once.
     async fn mend(&self, keeper: &Keeper) -> Infallible {
         loop {
-            self.broken.notified().await;
-            if self.open_line().is_none() {
-                keeper.renew_now();
+            tokio::select! {
+                () = self.broken.notified() => {
+                    if self.open_line().is_none() {
+                        keeper.renew_now();
+                    }
+                }
+                () = self.marked.notified() => keeper.renew_now(),
             }
         }
     }
@@ -334,17 +361,36 @@ impl Session {
     }
 }
 
-async fn alive(line: &Connection, session: &str) -> Result<(bool, i32), Error> {
+/// What a renewal was answered.
+struct Sign {
+    alive: bool,
+    /// The server process that answered.
+    backend: i32,
+    marks: Vec<Mark>,
+}
+
+async fn alive(line: &Connection, session: &str) -> Result<Sign, Error> {
     let rows = line
         .query(
             "SELECT * FROM portalock.renew($1)",
             &[(&session, Type::TEXT)],
         )
         .await?;
-    match rows.first() {
-        Some(row) => Ok((row.try_get(0)?, row.try_get(1)?)),
-        None => Ok((false, 0)),
-    }
+    let Some(row) = rows.first() else {
+        return Ok(Sign {
+            alive: false,
+            backend: 0,
+            marks: Vec::new(),
+        });
+    };
+    let broken: Option<Vec<String>> = row.try_get(2)?;
+    let by: Option<Vec<String>> = row.try_get(3)?;
+    let marks = broken.unwrap_or_default().into_iter();
+    Ok(Sign {
+        alive: row.try_get(0)?,
+        backend: row.try_get(1)?,
+        marks: marks.zip(by.unwrap_or_default()).collect(),
+    })
 }
 
 fn gone() -> Loss {
