@@ -5,8 +5,8 @@ use std::{fmt, sync::Arc, time::Duration};
 use async_trait::async_trait;
 use portalock_core::{
     Attempt, BackendError, BackendErrorKind, Capabilities, Contention, CrashRelease, Fairness,
-    Holder, Inspect, Inspection, LockBackend, LockName, LockRequest, Loss, LossNotice, OwnerId,
-    Released, Scope, Tokens, Wakeups, session::Sessions, wakeups,
+    Holder, HolderWatch, Inspect, Inspection, LockBackend, LockName, LockRequest, Loss, LossNotice,
+    OwnerId, Released, Scope, Tokens, Wakeups, session::Sessions, wakeups,
 };
 
 use crate::{
@@ -475,6 +475,10 @@ impl LockBackend for RedisBackend {
         // A scan may come by the same key twice.
         names.dedup();
         Ok(names)
+    }
+
+    async fn watch(&self, name: &LockName) -> Result<Option<HolderWatch>, BackendError> {
+        self.observe(name).await.map(Some)
     }
 
     async fn mark_broken(

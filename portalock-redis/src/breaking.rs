@@ -133,7 +133,7 @@ impl Session {
 }
 
 impl RedisBackend {
-    fn lock_keys(&self, name: &LockName) -> crate::keys::NameKeys {
+    pub(crate) fn lock_keys(&self, name: &LockName) -> crate::keys::NameKeys {
         self.keys().of(&Named {
             kind: Kind::Lock,
             name: name.clone(),

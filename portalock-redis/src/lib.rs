@@ -105,6 +105,7 @@ mod connect;
 mod error;
 mod keys;
 mod link;
+mod observe;
 mod refresh;
 mod scripts;
 mod semaphore;

@@ -1,6 +1,6 @@
 -- Who holds and who waits. Reads only, and leaves out the dead.
 --
--- Answers {last token, the number of holders, owner, weight, since, who, ..., the same for those who wait}.
+-- Answers {last token, the number of holders, owner, weight, token, since, who, ..., the same for those who wait}.
 
 read(redis.call('HGETALL', state))
 local answer = { whole(last), 0 }
@@ -8,6 +8,7 @@ local answer = { whole(last), 0 }
 local function tell(owner, claim)
   answer[#answer + 1] = owner
   answer[#answer + 1] = whole(claim.weight)
+  answer[#answer + 1] = claim.token
   answer[#answer + 1] = claim.since
   answer[#answer + 1] = claim.who
 end
