@@ -5,8 +5,9 @@ use std::{sync::Arc, time::Duration};
 use async_trait::async_trait;
 use etcd_client::GetOptions;
 use portalock_core::{
-    Attempt, BackendError, Capabilities, CrashRelease, Fairness, Holder, Inspect, Inspection,
-    LockBackend, LockName, LockRequest, LossNotice, OwnerId, Released, Scope, Tokens, Wakeups,
+    Attempt, BackendError, Capabilities, CrashRelease, Fairness, Holder, HolderWatch, Inspect,
+    Inspection, LockBackend, LockName, LockRequest, LossNotice, OwnerId, Released, Scope, Tokens,
+    Wakeups,
 };
 
 use crate::{
@@ -179,6 +180,10 @@ impl LockBackend for EtcdBackend {
         }
         names.sort_unstable();
         Ok(names)
+    }
+
+    async fn watch(&self, name: &LockName) -> Result<Option<HolderWatch>, BackendError> {
+        self.client.observe(name).await.map(Some)
     }
 
     async fn mark_broken(

@@ -41,7 +41,7 @@ pub(crate) async fn inspect(
     Ok(Inspection::new(holders, waiters).with_last_token(last_token))
 }
 
-fn claim(queue: &str, key: &KeyValue) -> Result<Claim, BackendError> {
+pub(crate) fn claim(queue: &str, key: &KeyValue) -> Result<Claim, BackendError> {
     let kind = kind_in(queue, key.key()).ok_or_else(|| foreign(key.key()))?;
     let holder = decode(key.value()).ok_or_else(|| foreign(key.key()))?;
     let claim = Claim::new(holder, kind);

@@ -44,6 +44,7 @@ mod keep;
 mod keys;
 mod look;
 mod numbers;
+mod observe;
 mod places;
 mod queue;
 mod record;
