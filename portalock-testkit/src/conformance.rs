@@ -212,6 +212,7 @@ macro_rules! conformance {
                 work_stops_before_another_leads
                 a_cut_off_leader_stops_its_work
                 observers_see_every_term_in_order
+                an_observer_hears_of_a_crash
                 a_step_down_is_heard
             }
             stress {
