@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{FencingToken, Holder, LostSignal};
+use crate::{FencingToken, Holder, LostSignal, OwnerId};
 
 /// The answer to one attempt.
 #[derive(Debug)]
@@ -152,6 +152,9 @@ pub struct Claim {
     pub holder: Holder,
     /// What it holds or wants.
     pub kind: ClaimKind,
+    /// Which acquisition it is, if the backend tells: what [`Lock::break_holder`](crate::Lock::break_holder) asks for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub owner: Option<OwnerId>,
     /// The token of its grant, if it holds and the backend tells it here.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub token: Option<FencingToken>,
@@ -163,8 +166,16 @@ impl Claim {
         Self {
             holder,
             kind,
+            owner: None,
             token: None,
         }
+    }
+
+    /// Sets which acquisition it is.
+    #[must_use]
+    pub const fn with_owner(mut self, owner: OwnerId) -> Self {
+        self.owner = Some(owner);
+        self
     }
 
     /// Sets the token of the grant.

@@ -1,12 +1,12 @@
 //! The trait that a backend implements: three required methods, the rest has honest defaults.
 
-use std::{fmt::Debug, sync::Arc};
+use std::{fmt::Debug, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 
 use crate::{
-    Attempt, BackendError, Capabilities, HolderWatch, Inspection, LockName, LockRequest, Released,
-    Wakeups,
+    Attempt, BackendError, Capabilities, Holder, HolderWatch, Inspection, LockName, LockRequest,
+    OwnerId, Released, Wakeups,
 };
 
 /// Any backend, chosen at run time. It is a [`LockBackend`] itself.
@@ -42,6 +42,8 @@ pub type DynBackend = Arc<dyn LockBackend>;
 /// 10. What [`capabilities`](Self::capabilities) claims holds, and what it doesn't claim is refused (all groups).
 /// 11. Nothing depends on the runtime that first used the backend: it may end, stand still or be one of several
 ///     (`runtime`). [`session`](crate::session) has what a networked backend needs for that.
+/// 12. Breaking a lock touches the grant of one owner and nothing else, and its holder is told before another can be granted
+///     (`breaking`).
 ///
 /// # Why it is shaped so
 ///
@@ -147,6 +149,52 @@ pub trait LockBackend: Debug + Send + Sync + 'static {
         Ok(None)
     }
 
+    /// Marks what `owner` holds as broken by `by`: the first half of [`Lock::break_holder`](crate::Lock::break_holder).
+    ///
+    /// Answers how long the holder's client may go on relying on the lock if it never hears of this, counted from the answer;
+    /// `None` if `owner` does not hold. The engine asks again until it is `None`, and calls [`evict`](Self::evict) once that
+    /// time has passed. A backend owes this:
+    /// 1. The mark stays until the owner has been released. A renewal that is sent after the answer finds it, and no renewal
+    ///    that misses it prolongs the lease beyond the time that was answered. A message that tells the client at once may be
+    ///    lost.
+    /// 2. The client that finds the mark first ends the guard's lease by [`Loss::Broken`](crate::Loss::Broken), and then
+    ///    releases the owner.
+    /// 3. The first mark stays: marking again changes nothing, but may send the message again.
+    ///
+    /// # Errors
+    ///
+    /// [`BackendErrorKind::Unsupported`](crate::BackendErrorKind::Unsupported) by default; [`BackendError`] if the service
+    /// failed. Whether there is a mark is then unknown.
+    ///
+    /// # Cancel safety
+    ///
+    /// A caller may drop it half-way: there is a mark or there is none.
+    async fn mark_broken(
+        &self,
+        name: &LockName,
+        owner: OwnerId,
+        by: &Holder,
+    ) -> Result<Option<Duration>, BackendError> {
+        let _ = (name, owner, by);
+        Err(BackendError::unsupported("way to break a lock"))
+    }
+
+    /// Frees what `owner` holds as its own release would, from any client: the second half of
+    /// [`Lock::break_holder`](crate::Lock::break_holder), for a holder that does not respond. Touches nobody else.
+    ///
+    /// # Errors
+    ///
+    /// [`BackendErrorKind::Unsupported`](crate::BackendErrorKind::Unsupported) by default; [`BackendError`] if the service
+    /// failed.
+    ///
+    /// # Cancel safety
+    ///
+    /// A caller may drop it half-way: the owner holds or it doesn't.
+    async fn evict(&self, name: &LockName, owner: OwnerId) -> Result<Released, BackendError> {
+        let _ = (name, owner);
+        Err(BackendError::unsupported("way to break a lock"))
+    }
+
     /// Ends this object's session, if it has one, in good order: what it still holds is freed and its guards are lost.
     /// A later call starts a new session.
     ///
@@ -204,6 +252,19 @@ macro_rules! forward_lock_backend {
 
             async fn watch(&self, name: &LockName) -> Result<Option<HolderWatch>, BackendError> {
                 (**self).watch(name).await
+            }
+
+            async fn mark_broken(
+                &self,
+                name: &LockName,
+                owner: OwnerId,
+                by: &Holder,
+            ) -> Result<Option<Duration>, BackendError> {
+                (**self).mark_broken(name, owner, by).await
+            }
+
+            async fn evict(&self, name: &LockName, owner: OwnerId) -> Result<Released, BackendError> {
+                (**self).evict(name, owner).await
             }
 
             async fn close(&self) -> Result<(), BackendError> {

@@ -105,6 +105,9 @@ pub struct Capabilities {
     pub loss: LossNotice,
     /// What `inspect` can tell.
     pub inspect: Inspect,
+    /// Whether a lock can be taken away from its holder: see [`Lock::break_holder`](crate::Lock::break_holder). The holder is
+    /// then told as [`loss`](Self::loss) says.
+    pub breaks: bool,
     /// Whether [`release_now`](crate::LockBackend::release_now) frees a lock without waiting for anything.
     pub releases_now: bool,
     /// Whether the backend's futures need a tokio runtime to be polled in. Where they don't, the
@@ -123,6 +126,7 @@ impl Capabilities {
             crash_release: CrashRelease::WithProcess,
             loss: LossNotice::Never,
             inspect: Inspect::None,
+            breaks: false,
             releases_now: false,
             needs_runtime: true,
         }
@@ -174,6 +178,13 @@ impl Capabilities {
     #[must_use]
     pub const fn with_inspect(mut self, inspect: Inspect) -> Self {
         self.inspect = inspect;
+        self
+    }
+
+    /// Sets [`breaks`](Self::breaks).
+    #[must_use]
+    pub const fn with_breaks(mut self, breaks: bool) -> Self {
+        self.breaks = breaks;
         self
     }
 

@@ -75,6 +75,13 @@ fn host_name() -> Arc<str> {
 
 impl fmt::Display for Holder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.write_with(f, "since")
+    }
+}
+
+impl Holder {
+    /// Who it is, and what its time means.
+    fn write_with(&self, f: &mut fmt::Formatter<'_>, time: &str) -> fmt::Result {
         write!(f, "pid {} on {}", self.pid, self.host)?;
         if let Some(label) = &self.label {
             write!(f, " ({label})")?;
@@ -86,14 +93,20 @@ impl fmt::Display for Holder {
             .map(|time| time.as_secs());
         match seconds {
             Ok(0..=END_OF_9999) => {
-                write!(
-                    f,
-                    " since {}",
-                    humantime::format_rfc3339_seconds(self.since)
-                )
+                let at = humantime::format_rfc3339_seconds(self.since);
+                write!(f, " {time} {at}")
             }
-            _ => f.write_str(" since an unknown time"),
+            _ => write!(f, " {time} an unknown time"),
         }
+    }
+}
+
+/// Somebody who did something once: at that time, not since then.
+pub(crate) struct Doer<'h>(pub(crate) &'h Holder);
+
+impl fmt::Display for Doer<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.write_with(f, "at")
     }
 }
 

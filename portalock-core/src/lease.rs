@@ -11,7 +11,7 @@ use std::{
 use futures_util::future::{select, select_all};
 use tokio::sync::Notify;
 
-use crate::{clock::Instant, engine::timer};
+use crate::{Holder, clock::Instant, engine::timer, holder::Doer};
 
 /// Why a lock is no longer certainly held.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -26,6 +26,9 @@ pub enum Loss {
     /// What stands for the lock in its store is gone or was replaced.
     #[error("the lock was removed from its store: {0}")]
     Removed(Arc<str>),
+    /// An operator took the lock away by [`Lock::break_holder`](crate::Lock::break_holder): this one, at this time.
+    #[error("the lock was broken by {}", Doer(.0))]
+    Broken(Arc<Holder>),
 }
 
 /// The keeper's side: says until when ownership is certain, or that it has ended.

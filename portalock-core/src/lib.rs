@@ -22,6 +22,7 @@
 //! - [`Election`] lets one of many lead: it campaigns, works while it leads, hands over, and tells others who leads.
 //! - [`Policy`] says how long to wait and how often to look. [`LockError`] tells contention, loss, misuse and the
 //!   service's own failures apart, and names the holder where that can be known.
+//! - [`Lock::inspect`] tells who holds, and [`Lock::break_holder`] takes a lock away from its holder.
 //! - [`DynBackend`] chooses the backend at run time, a type parameter `B: LockBackend` at compile time.
 //!
 //! # Writing a backend
@@ -78,7 +79,10 @@ pub use attempt::{Attempt, Claim, ClaimKind, Contention, Grant, Inspection, Rele
 pub use backend::{DynBackend, LockBackend};
 pub use capabilities::{Capabilities, CrashRelease, Fairness, Inspect, LossNotice, Scope, Tokens};
 pub use election::{Election, Leadership, Leading, Observer, Term};
-pub use engine::reaper::{Unfinished, shutdown};
+pub use engine::{
+    breaking::Broken,
+    reaper::{Unfinished, shutdown},
+};
 pub use error::{BackendError, BackendErrorKind, LockError};
 pub use guard::{Guard, PermitGuard};
 pub use holder::Holder;

@@ -3,10 +3,11 @@
 use std::{fmt, sync::Arc};
 
 use crate::{
-    Guard, Inspection, InvalidName, LockBackend, LockError, LockName, LockRequest, Mode, Patience,
-    Policy,
+    Broken, Guard, Holder, Inspection, InvalidName, LockBackend, LockError, LockName, LockRequest,
+    Mode, OwnerId, Patience, Policy,
     clock::Instant,
     engine::{
+        breaking,
         service::Locks,
         wait::{Resolve, acquire},
     },
@@ -197,6 +198,28 @@ impl<B: LockBackend> Lock<B> {
             name: self.name.clone(),
             source,
         })
+    }
+
+    /// Takes the lock away from `owner`, for an operator who knows that its holder must not go on. [`inspect`](Self::inspect)
+    /// tells the owner; an owner is one acquisition, so whoever holds next is never hit by mistake.
+    ///
+    /// The holder's guard is lost by [`Loss::Broken`](crate::Loss::Broken), which names this process and the lock's
+    /// [label](Self::with_label), and its client gives the lock back. A client that does not respond is waited for as long as it
+    /// may still rely on the lock, which is its session's lease at most; then its hold is ended by force. Waiters keep their
+    /// places, and the next token is larger.
+    ///
+    /// # Errors
+    ///
+    /// [`LockError::Unsupported`] if the backend can't; [`LockError::Backend`] if the service failed. Call it again then: an
+    /// owner that is gone is success, and says so.
+    ///
+    /// # Cancel safety
+    ///
+    /// Safe, but not undone: the holder may have been told. If it is dropped, nobody ends the hold of a client that does not
+    /// respond.
+    pub async fn break_holder(&self, owner: OwnerId) -> Result<Broken, LockError> {
+        let by = Holder::this_process(self.label.clone());
+        breaking::break_holder(&*self.backend, &self.name, owner, &by, &self.policy).await
     }
 
     /// The deadline counts from `since`, or from now.

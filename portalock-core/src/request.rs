@@ -1,6 +1,7 @@
 //! A request is data: what is wanted, by whom, and whether the caller will wait for it.
 
 use std::{
+    borrow::Cow,
     fmt,
     hash::{Hash, Hasher},
     str::FromStr,
@@ -10,7 +11,7 @@ use std::{
     },
 };
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use crate::{Holder, LockName};
 
@@ -85,7 +86,7 @@ pub struct InvalidPermits {
 /// The identity of one acquisition: minted by the engine, never reused, never shared by two guards.
 ///
 /// [`Display`](fmt::Display) gives text of at most 41 ASCII letters, digits and dashes, for a store's keys;
-/// [`FromStr`] reads it back.
+/// [`FromStr`] reads it back, and it is written and read so by serde.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct OwnerId {
     process: u64,
@@ -152,6 +153,19 @@ impl FromStr for OwnerId {
             pid: u32::from_str_radix(pid, 16).map_err(|_| InvalidOwner)?,
             serial: u64::from_str_radix(serial, 16).map_err(|_| InvalidOwner)?,
         })
+    }
+}
+
+impl Serialize for OwnerId {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for OwnerId {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = Cow::<str>::deserialize(deserializer)?;
+        text.parse().map_err(de::Error::custom)
     }
 }
 
@@ -244,6 +258,9 @@ mod tests {
     fn an_owner_is_read_back() {
         let owner = OwnerId::mint();
         assert_eq!(owner.to_string().parse(), Ok(owner));
+        let json = serde_json::to_string(&owner).unwrap();
+        assert_eq!(json, format!("\"{owner}\""));
+        assert_eq!(serde_json::from_str::<OwnerId>(&json).unwrap(), owner);
         let largest = OwnerId {
             process: u64::MAX,
             pid: u32::MAX,

@@ -5,8 +5,9 @@ use std::{sync::Arc, time::Duration};
 use async_trait::async_trait;
 use etcd_client::GetOptions;
 use portalock_core::{
-    Attempt, BackendError, Capabilities, CrashRelease, Fairness, Inspect, Inspection, LockBackend,
-    LockName, LockRequest, LossNotice, OwnerId, Released, Scope, Tokens, Wakeups,
+    Attempt, BackendError, Capabilities, CrashRelease, Fairness, Holder, HolderWatch, Inspect,
+    Inspection, LockBackend, LockName, LockRequest, LossNotice, OwnerId, Released, Scope, Tokens,
+    Wakeups,
 };
 
 use crate::{
@@ -181,6 +182,23 @@ impl LockBackend for EtcdBackend {
         Ok(names)
     }
 
+    async fn watch(&self, name: &LockName) -> Result<Option<HolderWatch>, BackendError> {
+        self.client.observe(name).await.map(Some)
+    }
+
+    async fn mark_broken(
+        &self,
+        name: &LockName,
+        owner: OwnerId,
+        by: &Holder,
+    ) -> Result<Option<Duration>, BackendError> {
+        self.client.mark(name, owner, by).await
+    }
+
+    async fn evict(&self, name: &LockName, owner: OwnerId) -> Result<Released, BackendError> {
+        self.client.evict(name, owner).await
+    }
+
     async fn close(&self) -> Result<(), BackendError> {
         self.client.close().await
     }
@@ -194,4 +212,5 @@ fn capabilities(lease_time: Duration) -> Capabilities {
         .with_crash_release(CrashRelease::Within(lease_time + EXPIRY_SLACK))
         .with_loss(LossNotice::BeforeSuccessor)
         .with_inspect(Inspect::HoldersAndWaiters)
+        .with_breaks(true)
 }

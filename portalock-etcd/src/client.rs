@@ -217,6 +217,7 @@ impl Client {
             queue: Arc::new(wish.queue),
             taken: None,
             held: None,
+            broken: None,
             unsure: false,
             debt: Debt::None,
         };

@@ -6,7 +6,7 @@ use portalock_core::{BackendError, Claim, ClaimKind, Inspection};
 use crate::{
     endpoints::{Endpoints, reader},
     keys::{kind_in, weight_in},
-    record::{decode, foreign, token},
+    record::{decode, decode_owner, foreign, token},
 };
 
 /// Who holds and who waits in the queue.
@@ -31,8 +31,9 @@ pub(crate) async fn inspect(
     for key in found.kvs() {
         let claim = claim(&queue, key)?;
         if order.admits(&queue, key, claim.kind) {
-            holders.push(claim);
-            last_token = Some(token(key.create_revision()));
+            let token = token(key.create_revision());
+            holders.push(claim.with_token(token));
+            last_token = Some(token);
         } else {
             waiters.push(claim);
         }
@@ -40,15 +41,19 @@ pub(crate) async fn inspect(
     Ok(Inspection::new(holders, waiters).with_last_token(last_token))
 }
 
-fn claim(queue: &str, key: &KeyValue) -> Result<Claim, BackendError> {
+pub(crate) fn claim(queue: &str, key: &KeyValue) -> Result<Claim, BackendError> {
     let kind = kind_in(queue, key.key()).ok_or_else(|| foreign(key.key()))?;
     let holder = decode(key.value()).ok_or_else(|| foreign(key.key()))?;
-    Ok(Claim::new(holder, kind))
+    let claim = Claim::new(holder, kind);
+    Ok(match decode_owner(key.value()) {
+        Some(owner) => claim.with_owner(owner),
+        None => claim,
+    })
 }
 
 /// Who of a queue holds, told from its order alone.
 #[derive(Debug, Default)]
-struct Order {
+pub(crate) struct Order {
     first: Option<ClaimKind>,
     full: bool,
     permits: u64,
@@ -57,7 +62,7 @@ struct Order {
 
 impl Order {
     /// Whether the next in the queue holds too.
-    fn admits(&mut self, queue: &str, key: &KeyValue, kind: ClaimKind) -> bool {
+    pub(crate) fn admits(&mut self, queue: &str, key: &KeyValue, kind: ClaimKind) -> bool {
         let first = *self.first.get_or_insert(kind);
         let alone = self.permits == 0;
         let admitted = !self.full

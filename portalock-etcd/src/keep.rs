@@ -10,6 +10,7 @@ use etcd_client::{Client, Error, GetOptions, LeaseGrantResponse, PutOptions, Res
 use portalock_core::{
     BackendError, BackendErrorKind, Keeper, Lease, Loss, clock::Instant, session::spawn,
 };
+use tokio::sync::Notify;
 
 use crate::{
     EtcdSettings,
@@ -62,6 +63,7 @@ pub(crate) async fn start(
         key: keys.session(lease_id),
         key_revision: AtomicI64::new(0),
         watches: Watches::default(),
+        marked: Notify::new(),
         numbers: Numbers::default(),
         endpoints,
         witness: LastWitness::default(),
@@ -128,8 +130,8 @@ async fn put_key(session: &mut Session) -> Result<(), BackendError> {
 /// Keeps the session until it ends, however it comes; then tells the waiters and clears up.
 async fn live(session: Arc<Session>, places: Arc<Places>) {
     let keeper = Keeper::spawn(session.lease.clone(), session.renewal_interval(), {
-        let session = session.clone();
-        move || session.clone().renew()
+        let (session, places) = (session.clone(), places.clone());
+        move || session.clone().renew(places.clone())
     });
     if let Err(error) = &keeper {
         session
@@ -141,6 +143,7 @@ async fn live(session: Arc<Session>, places: Arc<Places>) {
         loss = ended.lost() => loss,
         never = session.watch() => match never {},
         never = look_after(&session, &places) => match never {},
+        never = renew_when_marked(&session, &keeper) => match never {},
     };
     drop(keeper);
     tracing::debug!(lease = format_args!("{:x}", session.lease_id), %loss, "etcd session ended");
@@ -150,6 +153,15 @@ async fn live(session: Arc<Session>, places: Arc<Places>) {
         tracing::debug!(%error, "the lease could not be revoked: it ends by its time");
     }
     places.forget_all(&session);
+}
+
+async fn renew_when_marked(session: &Session, keeper: &Result<Keeper, BackendError>) -> Infallible {
+    loop {
+        session.marked.notified().await;
+        if let Ok(keeper) = keeper {
+            keeper.renew_now();
+        }
+    }
 }
 
 /// Once in a while: ends watches that nobody needs, withdraws what is due, and looks for the keys of what is held.
@@ -253,7 +265,7 @@ mod tests {
         let answered_by = Instant::now() - LATE - LATE * u32::try_from(SAME_MEMBER).unwrap();
         assert!(session.lease.deadline().unwrap() <= answered_by - LATE + certain);
 
-        let renewed = session.renew().await.unwrap();
+        let renewed = session.renew(Arc::default()).await.unwrap();
         let Renewal::Renewed(time) = renewed else {
             panic!("{renewed:?}")
         };

@@ -5,6 +5,7 @@
 //! portalock//locks/<name>/shared/<number>@<lease>
 //! portalock//permits/<name>/<count>of<capacity>/<number>@<lease>
 //! portalock//sessions/<lease>
+//! portalock//sessions/<lease>/broken/<owner>
 //! ```
 //!
 //! The double slash ends the prefix, which has none itself: of two prefixes neither can reach into the other, also where
@@ -12,7 +13,7 @@
 //! waiter must know of those before it (mode, permits) is in the key: it reads keys, not values. The numbers are those of
 //! [`numbers`](crate::numbers).
 
-use portalock_core::{ClaimKind, LockName, LockRequest, Mode, PermitRequest};
+use portalock_core::{ClaimKind, LockName, LockRequest, Mode, OwnerId, PermitRequest};
 
 /// All keys of a backend, below its prefix.
 #[derive(Debug, Clone)]
@@ -54,6 +55,7 @@ pub(crate) struct Weight {
 
 const EXCLUSIVE: &str = "exclusive";
 const SHARED: &str = "shared";
+const MARKS: &str = "/broken/";
 
 impl Keys {
     /// The keys below `prefix`, which the settings have checked.
@@ -133,6 +135,24 @@ impl Queue {
     pub(crate) fn key(&self, number: usize, lease: i64) -> String {
         format!("{}{number}@{lease:x}", self.directory)
     }
+}
+
+/// The key by which what `owner` holds in the session of this key is marked as broken.
+pub(crate) fn mark(session: &str, owner: OwnerId) -> String {
+    format!("{session}{MARKS}{owner}")
+}
+
+/// The owner that a mark is on, if the key is one below the session's.
+pub(crate) fn marked_owner(session: &str, key: &[u8]) -> Option<OwnerId> {
+    let rest = key.strip_prefix(session.as_bytes())?;
+    let owner = rest.strip_prefix(MARKS.as_bytes())?;
+    std::str::from_utf8(owner).ok()?.parse().ok()
+}
+
+/// The end of a range that begins with a session's key and has all below it: a slash is followed by a zero, and no other
+/// session's key begins with this one and a smaller character.
+pub(crate) fn session_end(session: &str) -> String {
+    format!("{session}0")
 }
 
 /// What the request with this key is for, if the key is one of `queue`.
@@ -238,6 +258,23 @@ mod tests {
             let queue = keys.lock(&request(name, Mode::Shared));
             let found = keys.name_of_lock(queue.key(0, 7).as_bytes()).unwrap();
             assert_eq!(found.as_str(), name);
+        }
+    }
+
+    #[test]
+    fn a_mark_is_in_its_sessions_range_and_no_others() {
+        let keys = Keys::new("portalock");
+        let owner = OwnerId::mint();
+        let session = keys.session(0x1a);
+        let mark = mark(&session, owner);
+        assert_eq!(marked_owner(&session, mark.as_bytes()), Some(owner));
+        let others = [0x1, 0x19, 0x1a0, 0x1af, 0x1b].map(|lease| keys.session(lease));
+        for own in [&session, &mark] {
+            assert!(*own >= session && *own < session_end(&session));
+            for other in &others {
+                assert!(own < other || *own >= session_end(other), "{own} {other}");
+                assert_eq!(marked_owner(other, own.as_bytes()), None);
+            }
         }
     }
 

@@ -33,6 +33,7 @@
 
 mod backend;
 mod blockers;
+mod breaking;
 mod client;
 mod config;
 mod endpoints;
@@ -43,6 +44,7 @@ mod keep;
 mod keys;
 mod look;
 mod numbers;
+mod observe;
 mod places;
 mod queue;
 mod record;

@@ -30,6 +30,8 @@ pub(crate) struct Place {
     pub(crate) taken: Option<i64>,
     /// Its lock, once it was granted. Ends if somebody deletes the key.
     pub(crate) held: Option<Lease>,
+    /// Somebody has broken the lock, which may not be known to be held yet.
+    pub(crate) broken: Option<Loss>,
     /// Whether a request for it may still be on its way: its answer never came.
     pub(crate) unsure: bool,
     pub(crate) debt: Debt,
@@ -69,6 +71,9 @@ impl Places {
         let mut places = self.lock();
         let place = places.get_mut(&owner)?;
         let held = place.held.get_or_insert_with(Lease::unbounded);
+        if let Some(loss) = &place.broken {
+            held.end(loss.clone());
+        }
         Some((place.taken?, held.signal()))
     }
 
@@ -93,6 +98,20 @@ impl Places {
         {
             tracing::warn!(key = &*known.key, "the key of a held lock was deleted");
             held.end(Loss::Removed("its key was deleted by somebody".into()));
+        }
+    }
+
+    /// Somebody has broken what `owner` holds in this session: its guard is told, and it is due to be released.
+    pub(crate) fn broken(&self, owner: OwnerId, session: &Session, loss: &Loss) {
+        if let Some(place) = self.lock().get_mut(&owner)
+            && std::ptr::eq(Arc::as_ptr(&place.session), session)
+            && place.debt == Debt::None
+        {
+            if let Some(held) = &place.held {
+                held.end(loss.clone());
+            }
+            place.broken = Some(loss.clone());
+            place.debt = Debt::Due;
         }
     }
 

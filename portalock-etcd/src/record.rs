@@ -3,14 +3,21 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use portalock_core::{BackendError, BackendErrorKind, FencingToken, Holder, OwnerId};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// What a place's key holds: for people whose it is, and for its own client which use of the key.
 #[derive(Serialize)]
 struct Record<'a> {
     #[serde(flatten)]
     holder: &'a Holder,
+    owner: OwnerId,
     usage: u64,
+}
+
+/// The part of a [`Record`] by which an operator breaks a lock.
+#[derive(Deserialize)]
+struct Owned {
+    owner: OwnerId,
 }
 
 /// The fencing token of a place.
@@ -22,7 +29,12 @@ pub(crate) fn token(revision: i64) -> FencingToken {
 pub(crate) fn encode(holder: &Holder, owner: OwnerId) -> Result<Vec<u8>, BackendError> {
     static USES: AtomicU64 = AtomicU64::new(0);
     let usage = USES.fetch_add(1, Ordering::Relaxed);
-    serde_json::to_vec(&Record { holder, usage }).map_err(|error| {
+    let record = Record {
+        holder,
+        owner,
+        usage,
+    };
+    serde_json::to_vec(&record).map_err(|error| {
         BackendError::new(
             BackendErrorKind::Other,
             format!("the holder of {owner} can't be written"),
@@ -34,6 +46,12 @@ pub(crate) fn encode(holder: &Holder, owner: OwnerId) -> Result<Vec<u8>, Backend
 /// Who a place belongs to, if its value says so: it is for people, and decides nothing.
 pub(crate) fn decode(value: &[u8]) -> Option<Holder> {
     serde_json::from_slice(value).ok()
+}
+
+/// Which acquisition a place is of, if its value says so.
+pub(crate) fn decode_owner(value: &[u8]) -> Option<OwnerId> {
+    let owned: Owned = serde_json::from_slice(value).ok()?;
+    Some(owned.owner)
 }
 
 /// A key of the queue that none of us has put there.

@@ -17,9 +17,11 @@ use etcd_client::Error;
 use portalock_core::{BackendError, BackendErrorKind, Renewal, clock::Instant};
 
 use crate::{
+    breaking::heed,
     endpoints::Connection,
     error::{backend_error, session_gone, timed_out},
-    session::Session,
+    places::Places,
+    session::{Own, Session},
     witness::Witness,
 };
 
@@ -33,14 +35,18 @@ impl Session {
     }
 
     /// Renews the lease, at one member after the other.
-    pub(crate) async fn renew(self: Arc<Self>) -> Result<Renewal, BackendError> {
+    pub(crate) async fn renew(
+        self: Arc<Self>,
+        places: Arc<Places>,
+    ) -> Result<Renewal, BackendError> {
         // Half of what the keeper allows: a member that hangs leaves time for another.
         let patience = (self.renewal_interval() / 2).min(self.endpoints.request_timeout());
         let start = Instant::now();
         loop {
             let connection = self.endpoints.connection(RENEWING, patience).await?;
             let sent = Instant::now();
-            let answer = tokio::time::timeout(patience, self.renew_through(&connection)).await;
+            let answer =
+                tokio::time::timeout(patience, self.renew_through(&connection, &places)).await;
             let error = match answer {
                 Ok(Ok(Some(true))) => {
                     return Ok(Renewal::Renewed(
@@ -62,15 +68,21 @@ impl Session {
     }
 
     /// One renewal through one member: whether it counts, or `None` if there is no such session any more.
-    async fn renew_through(&self, connection: &Connection) -> Result<Option<bool>, Error> {
+    async fn renew_through(
+        self: &Arc<Self>,
+        connection: &Connection,
+        places: &Arc<Places>,
+    ) -> Result<Option<bool>, Error> {
         let renewed = connection
             .client
             .lease_client()
             .keep_alive(self.lease_id)
             .await;
-        let Some(header) = self.read_key(connection).await? else {
+        let Some(Own { header, marks }) = self.read_key(connection).await? else {
             return Ok(None);
         };
+        // Before the lease is prolonged: see there.
+        heed(self, places, marks);
         let counts = header.is_some_and(|header| self.witness.same(Witness::of(&header)));
         // A lease that the leader calls unknown while its key is still there is about to be deleted.
         renewed?;

@@ -9,12 +9,14 @@ use std::{
     time::Duration,
 };
 
-use etcd_client::{Error, GetOptions, ResponseHeader, Txn, TxnOp, TxnResponse};
-use portalock_core::{BackendError, BackendErrorKind, Lease};
+use etcd_client::{Error, GetOptions, KeyValue, ResponseHeader, Txn, TxnOp, TxnResponse};
+use portalock_core::{BackendError, BackendErrorKind, Lease, OwnerId};
+use tokio::sync::Notify;
 
 use crate::{
     endpoints::{Connection, Endpoints, reader},
     error::{session_ended, session_gone},
+    keys::{marked_owner, session_end},
     numbers::Numbers,
     watch::Watches,
     witness::LastWitness,
@@ -33,6 +35,8 @@ pub(crate) struct Session {
     /// never came can be made to fail, should it arrive yet, by modifying the key.
     pub(crate) key_revision: AtomicI64,
     pub(crate) watches: Watches,
+    /// Told when the watch has seen a mark: the next renewal comes at once.
+    pub(crate) marked: Notify,
     pub(crate) numbers: Numbers,
     pub(crate) endpoints: Arc<Endpoints>,
     pub(crate) witness: LastWitness,
@@ -105,17 +109,32 @@ impl Session {
         TxnOp::get(self.key.as_str(), Some(keys_only))
     }
 
-    /// A linearizable look at the session's key: the answer's header, or `None` if the key is gone.
-    pub(crate) async fn read_key(
-        &self,
-        connection: &Connection,
-    ) -> Result<Option<Option<ResponseHeader>>, Error> {
-        let options = GetOptions::new().with_keys_only();
+    /// A linearizable look at the session's key and all below it; `None` if the key is gone.
+    pub(crate) async fn read_key(&self, connection: &Connection) -> Result<Option<Own>, Error> {
+        let options = GetOptions::new().with_range(session_end(&self.key));
         let mut read = connection
             .client
             .kv_client()
             .get(self.key.as_str(), Some(options))
             .await?;
-        Ok((!read.kvs().is_empty()).then(|| read.take_header()))
+        let header = read.take_header();
+        let keys = read.take_kvs();
+        let (own, marks): (Vec<_>, Vec<_>) = keys
+            .into_iter()
+            .partition(|key| key.key() == self.key.as_bytes());
+        Ok((!own.is_empty()).then_some(Own { header, marks }))
     }
+
+    /// The owner that a mark is on, if this is the key of one in this session.
+    pub(crate) fn marked_owner(&self, key: &[u8]) -> Option<OwnerId> {
+        marked_owner(&self.key, key)
+    }
+}
+
+/// What a session finds of itself.
+#[derive(Debug)]
+pub(crate) struct Own {
+    pub(crate) header: Option<ResponseHeader>,
+    /// The marks on what it holds, see [`breaking`](crate::breaking).
+    pub(crate) marks: Vec<KeyValue>,
 }

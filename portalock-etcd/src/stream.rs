@@ -8,6 +8,7 @@ use portalock_core::clock::Instant;
 use crate::{
     blockers::Watched,
     endpoints::Connection,
+    keys::session_end,
     session::Session,
     watch::{Order, Verdict, Watches},
 };
@@ -50,7 +51,7 @@ impl Session {
     async fn stream(&self, connection: &Connection) -> Result<Verdict, Error> {
         let options = WatchOptions::new()
             .with_watch_id(Watches::SESSION_ID)
-            .with_filters([WatchFilterType::NoPut]);
+            .with_range(session_end(&self.key));
         let open = async {
             let stream = connection
                 .client
@@ -97,8 +98,9 @@ impl Session {
 
     async fn hear(&self, responses: &mut WatchResponseStream) -> Result<Verdict, Error> {
         while let Some(response) = responses.message().await? {
-            match self.watches.hear(&response) {
+            match self.watches.hear(&response, &self.key) {
                 Verdict::GoOn => {}
+                Verdict::Marked => self.marked.notify_one(),
                 verdict => return Ok(verdict),
             }
         }

@@ -78,6 +78,8 @@ pub(crate) enum Order {
 pub(crate) enum Verdict {
     /// The stream goes on.
     GoOn,
+    /// Somebody has marked a lock of the session as broken.
+    Marked,
     /// The session's own key is gone.
     SessionGone,
     /// The server ended a watch, or refused one: a new stream may do better.
@@ -182,7 +184,8 @@ impl Watches {
     }
 
     /// Takes in what the server said.
-    pub(crate) fn hear(&self, response: &WatchResponse) -> Verdict {
+    /// `own` is the session's key.
+    pub(crate) fn hear(&self, response: &WatchResponse, own: &str) -> Verdict {
         let mut state = self.lock();
         let watched = state.watched_by_id.get(&response.watch_id()).cloned();
         let session = response.watch_id() == Self::SESSION_ID;
@@ -195,14 +198,13 @@ impl Watches {
                 Verdict::GoOn
             };
         }
-        let mut deleted = response
+        let deleted = response
             .events()
             .iter()
             .filter(|event| event.event_type() == EventType::Delete)
-            .filter_map(|event| event.kv())
-            .peekable();
-        if session && deleted.peek().is_some() {
-            return Verdict::SessionGone;
+            .filter_map(|event| event.kv());
+        if session {
+            return Self::hear_of_session(response, own);
         }
         if let Some(watched) = watched {
             if response.created() {
@@ -214,6 +216,20 @@ impl Watches {
             }
         }
         Verdict::GoOn
+    }
+
+    /// What happened to the session's own key and to those below it, which are marks.
+    fn hear_of_session(response: &WatchResponse, own: &str) -> Verdict {
+        let mut verdict = Verdict::GoOn;
+        for event in response.events() {
+            let is_own = event.kv().is_some_and(|key| key.key() == own.as_bytes());
+            match (event.event_type(), is_own) {
+                (EventType::Delete, true) => return Verdict::SessionGone,
+                (EventType::Put, false) => verdict = Verdict::Marked,
+                _ => {}
+            }
+        }
+        verdict
     }
 
     /// Sees to it that the orders are sent.

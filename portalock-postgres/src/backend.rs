@@ -4,8 +4,9 @@ use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use portalock_core::{
-    Attempt, BackendError, Capabilities, CrashRelease, Fairness, Inspect, Inspection, LockBackend,
-    LockName, LockRequest, LossNotice, OwnerId, Released, Scope, Tokens, Wakeups,
+    Attempt, BackendError, Capabilities, CrashRelease, Fairness, Holder, HolderWatch, Inspect,
+    Inspection, LockBackend, LockName, LockRequest, LossNotice, OwnerId, Released, Scope, Tokens,
+    Wakeups,
 };
 
 use crate::{
@@ -13,6 +14,7 @@ use crate::{
     client::{Client, Server, Wish},
     error::misconfigured,
     keys::{Kind, Wanted},
+    observe::observe,
 };
 
 /// How much later than its lease's end a crash may be noticed.
@@ -92,6 +94,7 @@ impl PostgresBackend {
             .with_crash_release(CrashRelease::Within(lease_time + NOTICED_WITHIN))
             .with_loss(LossNotice::BeforeSuccessor)
             .with_inspect(Inspect::HoldersAndWaiters)
+            .with_breaks(true)
     }
 }
 
@@ -132,6 +135,27 @@ impl LockBackend for PostgresBackend {
 
     async fn names(&self) -> Result<Vec<LockName>, BackendError> {
         self.client.settings().connections.names().await
+    }
+
+    async fn watch(&self, name: &LockName) -> Result<Option<HolderWatch>, BackendError> {
+        observe(&self.client, name).await.map(Some)
+    }
+
+    async fn mark_broken(
+        &self,
+        name: &LockName,
+        owner: OwnerId,
+        by: &Holder,
+    ) -> Result<Option<Duration>, BackendError> {
+        self.client
+            .settings()
+            .connections
+            .mark(name, owner, by)
+            .await
+    }
+
+    async fn evict(&self, name: &LockName, owner: OwnerId) -> Result<Released, BackendError> {
+        self.client.settings().connections.evict(name, owner).await
     }
 
     async fn close(&self) -> Result<(), BackendError> {

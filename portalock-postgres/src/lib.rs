@@ -116,6 +116,7 @@
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod backend;
+mod breaking;
 mod client;
 mod config;
 mod connection;
@@ -123,6 +124,7 @@ mod error;
 mod fence;
 mod keys;
 mod look;
+mod observe;
 mod place;
 mod queue;
 mod record;

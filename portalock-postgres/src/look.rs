@@ -74,14 +74,17 @@ pub(crate) async fn clean_up(session: &Session, former: Option<Arc<str>>) -> Inf
 }
 
 /// Does this over the session's connection, if there is one. What fails is left for the next time, or the next session.
-async fn over(session: &Session, work: impl AsyncFnOnce(&Connection) -> Result<(), Error>) {
+pub(crate) async fn over(
+    session: &Session,
+    work: impl AsyncFnOnce(&Connection) -> Result<(), Error>,
+) {
     let Some(line) = session.connection() else {
         return;
     };
     let within = session.service().settings().request_timeout;
     match timeout(within, work(&line.connection)).await {
         Ok(Ok(())) => {}
-        Ok(Err(error)) => tracing::debug!(%error, "could not clean up in Postgres"),
-        Err(_) => tracing::debug!("could not clean up in Postgres: it did not answer in time"),
+        Ok(Err(error)) => tracing::debug!(%error, "could not do what a session has to in Postgres"),
+        Err(_) => tracing::debug!("Postgres did not answer to what its session had to do"),
     }
 }

@@ -230,7 +230,9 @@ fn inspection(kind: Kind, rows: &[Row]) -> Result<Inspection, Error> {
         let Some(holder) = holder(row)? else {
             continue;
         };
-        let claim = Claim::new(holder, kind.claim(row.try_get("weight")?));
+        let owner: &str = row.try_get("owner")?;
+        let mut claim = Claim::new(holder, kind.claim(row.try_get("weight")?));
+        claim.owner = owner.parse().ok();
         match number {
             Some(number) => holders.push(claim.with_token(number)),
             None => waiters.push(claim),

@@ -13,7 +13,7 @@ use crate::{
 };
 
 /// The version that this crate works with: what the function `portalock.version` says.
-pub(crate) const VERSION: i32 = 1;
+pub(crate) const VERSION: i32 = 2;
 
 /// How long a migration may take, also one that waits for another.
 const WITHIN: Duration = Duration::from_secs(60);
@@ -21,14 +21,19 @@ const WITHIN: Duration = Duration::from_secs(60);
 const MIGRATING: &str = "migrate the schema portalock";
 
 /// What makes each version of the one before it: tables are changed once.
-const STEPS: [&str; 1] = [include_str!("sql/1_tables.sql")];
+const STEPS: [&str; 2] = [
+    include_str!("sql/1_tables.sql"),
+    include_str!("sql/2_operators.sql"),
+];
 
 /// What every version has, in its latest form: functions are replaced with each upgrade.
-const FUNCTIONS: [&str; 5] = [
+const FUNCTIONS: [&str; 7] = [
     include_str!("sql/queue.sql"),
     include_str!("sql/operations.sql"),
     include_str!("sql/sessions.sql"),
     include_str!("sql/fence.sql"),
+    include_str!("sql/breaking.sql"),
+    include_str!("sql/observing.sql"),
     include_str!("sql/rights.sql"),
 ];
 
@@ -69,8 +74,8 @@ pub async fn migrate(settings: &PostgresSettings) -> Result<(), BackendError> {
 
 /// The SQL that [`migrate`] runs in an empty database: for those who run their migrations themselves. Run it in one transaction.
 ///
-/// It is `src/sql/1_tables.sql` followed by the other files there. For an upgrade, run what has a number and is new, then the
-/// others again.
+/// It is the files of `src/sql` that have a number, in their order, followed by the others. For an upgrade, run what has a number
+/// and is new, then the others again.
 pub fn schema_sql() -> String {
     [STEPS.as_slice(), FUNCTIONS.as_slice()].concat().join("\n")
 }

@@ -33,11 +33,13 @@ use tokio_postgres::{Error, Notification, types::Type};
 
 use crate::{
     PostgresSettings,
+    breaking::{Mark, heed},
     client::{Server, Wish, enter, leave},
     connection::{Connection, Hear},
     error::{POOLED, failed, pooled, timed_out, wrong_version},
     keys::{channel, new_session_id},
     look::{clean_up, look},
+    observe::Observers,
     place::Place,
     queue::token,
     schema,
@@ -57,6 +59,7 @@ pub(crate) struct SessionRow {
     pub(crate) id: Arc<str>,
     pub(crate) server: Arc<Server>,
     epoch: AtomicI64,
+    pub(crate) observers: Observers,
 }
 
 /// A connection that listens, and the server process that it leads to.
@@ -137,6 +140,7 @@ impl Service for SessionRow {
             id: new_session_id().into(),
             server: server.clone(),
             epoch: AtomicI64::new(0),
+            observers: Observers::default(),
         }
     }
 
@@ -154,6 +158,8 @@ impl Service for SessionRow {
 
     async fn connect(session: &Arc<Session>) -> Result<Line, BackendError> {
         let row = session.service();
+        // What the former connection did not hear, they have missed.
+        row.observers.end_all();
         let channel = channel(&row.id);
         let (hearer, own) = (Arc::downgrade(session), channel.clone());
         let hear: Hear = Box::new(move |notification: &Notification| {
@@ -200,16 +206,22 @@ impl Service for SessionRow {
 
     async fn renew(session: &Arc<Session>, line: &Line) -> Result<Renewal, BackendError> {
         let row = session.service();
-        let (is_alive, backend) = alive(&line.connection, &row.id)
+        let sign = alive(&line.connection, &row.id)
             .await
             .map_err(|error| failed(RENEWING, error))?;
-        Ok(if !is_alive {
-            Renewal::Gone(gone())
-        } else if backend != line.backend {
-            Renewal::Gone(Loss::SessionEnded(POOLED.into()))
-        } else {
-            Renewal::Renewed(certain_for(row.settings().lease_time))
-        })
+        if !sign.alive {
+            return Ok(Renewal::Gone(gone()));
+        }
+        if sign.backend != line.backend {
+            return Ok(Renewal::Gone(Loss::SessionEnded(POOLED.into())));
+        }
+        // Before the lease is prolonged: see there.
+        heed(session, sign.marks);
+        Ok(Renewal::Renewed(certain_for(row.settings().lease_time)))
+    }
+
+    fn looks_anyway(&self) -> bool {
+        !self.observers.is_empty()
     }
 
     async fn look(
@@ -246,13 +258,22 @@ impl Service for SessionRow {
     }
 
     async fn chores(session: &Arc<Session>, former: Option<Arc<Session>>) -> Infallible {
+        // Nothing is told any more once the session has ended.
+        let _observed = session.service().observers.as_long_as_this_lives();
         let former = former.map(|former| former.service().id.clone());
         clean_up(session, former).await
     }
 }
 
-/// A grant: the place's name and its token.
+/// A grant, which is the place's name and its token; who holds a name that is observed; or word that a lock was broken, which the
+/// next renewal finds.
 fn hear(session: &Session, message: &str) {
+    if let Some(change) = message.strip_prefix("holder ") {
+        return session.service().observers.hear(change);
+    }
+    if message == "broken" {
+        return session.renew_now();
+    }
     if let Some((name, number)) = message.split_once(' ')
         && let (Some(owner), Ok(number)) = (Place::owner(name), number.parse())
     {
@@ -261,17 +282,36 @@ fn hear(session: &Session, message: &str) {
     }
 }
 
-async fn alive(line: &Connection, session: &str) -> Result<(bool, i32), Error> {
+/// What a renewal was answered.
+struct Sign {
+    alive: bool,
+    /// The server process that answered.
+    backend: i32,
+    marks: Vec<Mark>,
+}
+
+async fn alive(line: &Connection, session: &str) -> Result<Sign, Error> {
     let rows = line
         .query(
             "SELECT * FROM portalock.renew($1)",
             &[(&session, Type::TEXT)],
         )
         .await?;
-    match rows.first() {
-        Some(row) => Ok((row.try_get(0)?, row.try_get(1)?)),
-        None => Ok((false, 0)),
-    }
+    let Some(row) = rows.first() else {
+        return Ok(Sign {
+            alive: false,
+            backend: 0,
+            marks: Vec::new(),
+        });
+    };
+    let broken: Option<Vec<String>> = row.try_get(2)?;
+    let by: Option<Vec<String>> = row.try_get(3)?;
+    let marks = broken.unwrap_or_default().into_iter();
+    Ok(Sign {
+        alive: row.try_get(0)?,
+        backend: row.try_get(1)?,
+        marks: marks.zip(by.unwrap_or_default()).collect(),
+    })
 }
 
 /// The server no longer knows the session.

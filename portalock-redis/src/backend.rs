@@ -1,12 +1,12 @@
 //! The backend: a session when it is needed, and the requests in it.
 
-use std::{fmt, sync::Arc};
+use std::{fmt, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use portalock_core::{
     Attempt, BackendError, BackendErrorKind, Capabilities, Contention, CrashRelease, Fairness,
-    Inspect, Inspection, LockBackend, LockName, LockRequest, Loss, LossNotice, OwnerId, Released,
-    Scope, Tokens, Wakeups, session::Sessions, wakeups,
+    Holder, HolderWatch, Inspect, Inspection, LockBackend, LockName, LockRequest, Loss, LossNotice,
+    OwnerId, Released, Scope, Tokens, Wakeups, session::Sessions, wakeups,
 };
 
 use crate::{
@@ -161,6 +161,7 @@ impl RedisBackend {
             .with_crash_release(CrashRelease::Within(crash))
             .with_loss(loss)
             .with_inspect(Inspect::HoldersAndWaiters)
+            .with_breaks(true)
     }
 
     pub(crate) async fn attempt(&self, wanted: &Wanted<'_>) -> Result<Attempt, BackendError> {
@@ -320,17 +321,35 @@ impl RedisBackend {
             kind,
             name: name.clone(),
         });
-        self.session().await?;
         let call = Call::Script(
             &INSPECT,
             &[&keys.state, &keys.queue, &keys.waiters],
             &[&self.0.prefix],
         );
-        let answered = self.0.send(INSPECTING, call).await?;
+        let answered = self.ask_plainly(INSPECTING, call).await?;
         redis::from_redis_value(answered.value)
             .ok()
             .and_then(|answer: Vec<String>| inspection(kind, &answer))
             .ok_or_else(|| unexpected(INSPECTING))
+    }
+
+    /// Sends what needs no claim of this client's, in its session.
+    pub(crate) async fn ask_plainly(
+        &self,
+        what: &'static str,
+        call: Call<'_>,
+    ) -> Result<Answered, BackendError> {
+        self.session().await?;
+        self.0.send(what, call).await
+    }
+
+    pub(crate) fn keys(&self) -> &Keys {
+        &self.0.keys
+    }
+
+    /// What the key of every session begins with.
+    pub(crate) fn prefix(&self) -> &str {
+        &self.0.prefix
     }
 
     /// Ends the session in good order: its guards are lost first, then the server frees what they held.
@@ -456,6 +475,23 @@ impl LockBackend for RedisBackend {
         // A scan may come by the same key twice.
         names.dedup();
         Ok(names)
+    }
+
+    async fn watch(&self, name: &LockName) -> Result<Option<HolderWatch>, BackendError> {
+        self.observe(name).await.map(Some)
+    }
+
+    async fn mark_broken(
+        &self,
+        name: &LockName,
+        owner: OwnerId,
+        by: &Holder,
+    ) -> Result<Option<Duration>, BackendError> {
+        self.mark(name, owner, by).await
+    }
+
+    async fn evict(&self, name: &LockName, owner: OwnerId) -> Result<Released, BackendError> {
+        self.end_hold(name, owner).await
     }
 
     async fn close(&self) -> Result<(), BackendError> {

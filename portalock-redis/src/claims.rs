@@ -36,6 +36,8 @@ struct Waiting {
     unheard: Option<Grant>,
     /// A grant may have been told to a connection that was gone, before the waiter listened.
     looks: bool,
+    /// What it was granted was broken before it heard of the grant.
+    broken: Option<Loss>,
 }
 
 #[derive(Debug)]
@@ -212,6 +214,21 @@ impl Claims {
         }
     }
 
+    /// Somebody breaks what `owner` holds: its guard is told. What is to be given back, if there is anything of it.
+    pub(crate) fn broken(&self, owner: OwnerId, loss: &Loss) -> Option<Named> {
+        let mut claims = self.lock();
+        let claim = claims.get_mut(&owner)?;
+        match &claim.phase {
+            Phase::Held(lease) => {
+                lease.end(loss.clone());
+                claim.phase = Phase::Releasing;
+            }
+            Phase::Asked => claim.waiting().broken = Some(loss.clone()),
+            Phase::Releasing => {}
+        }
+        Some(claim.named.clone())
+    }
+
     /// A session has ended, and all of its claims with it: their waiters are told `error`.
     pub(crate) fn session_ended(&self, session: &str, error: &BackendError) {
         self.lock().retain(|_, claim| {
@@ -258,6 +275,13 @@ impl Claim {
             Phase::Held(lease) => lease.clone(),
             Phase::Asked | Phase::Releasing | Phase::Due => Lease::unbounded(),
         };
+        if let Some(loss) = self
+            .waiting
+            .as_mut()
+            .and_then(|waiting| waiting.broken.take())
+        {
+            lease.end(loss);
+        }
         let lost = LostSignal::any([session.clone(), lease.signal()]);
         if matches!(self.phase, Phase::Asked | Phase::Held(_)) {
             self.phase = Phase::Held(lease);
@@ -365,6 +389,23 @@ mod tests {
         assert!(matches!(line.next().await, Wake::Failed(_)));
         assert!(claims.listen(owner).is_none());
         assert!(claims.listen(other).is_some());
+    }
+
+    #[test]
+    fn a_claim_that_is_broken_before_its_grant_is_heard_is_lost_with_it() {
+        let loss = Loss::Removed("broken".into());
+        for heard_first in [true, false] {
+            let (claims, owner, _) = claims();
+            let mut grant = None;
+            if heard_first {
+                grant = Some(claims.hold(owner, token(), &LostSignal::never()));
+            }
+            assert_eq!(claims.broken(owner, &loss), Some(named()));
+            let grant = grant.unwrap_or_else(|| claims.hold(owner, token(), &LostSignal::never()));
+            assert_eq!(grant.lost.loss(), Some(loss.clone()));
+        }
+        let (claims, _, _) = claims();
+        assert_eq!(claims.broken(OwnerId::mint(), &loss), None);
     }
 
     #[test]

@@ -72,7 +72,8 @@
 //! - A user with this ACL, for the default prefix: `~portalock/* &portalock/* +eval +evalsha +subscribe +unsubscribe
 //!   +publish +pubsub|numsub +ping +info +scan +wait +time +get +mget +exists +set +del +pexpire +pexpireat +pttl +hget +hmget +hset
 //!   +hsetnx +hdel +hgetall +hlen +zadd +zrem +zrange +zrevrank +select`. What is missing is a
-//!   [`PermissionDenied`](portalock_core::BackendErrorKind::PermissionDenied) when the session opens.
+//!   [`PermissionDenied`](portalock_core::BackendErrorKind::PermissionDenied) when the session opens. Whoever has it may also
+//!   break locks.
 //!
 //! # What lies in Redis
 //!
@@ -81,6 +82,7 @@
 //! | `portalock/lock/NAME` | a hash: the last token, and one field for each holder | an hour or two after its last use |
 //! | `portalock/lock-queue/NAME`, `portalock/lock-waiters/NAME` | the queue, while somebody waits | an hour or two after its last use |
 //! | `portalock/semaphore...` | the same for semaphores | |
+//! | `portalock/session/ID/broken` | marks of locks that [an operator breaks](portalock_core::Lock::break_holder), until their holder has heeded them | an hour or two |
 //! | `portalock/session/ID` | a session; its channel has the same name | [`session_ttl`](RedisSettings::with_session_ttl) after its last sign of life |
 //!
 //! Of a finished lock only the last token is left, for at least an hour after the server's clock has passed it: a token is that
@@ -96,6 +98,7 @@
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod backend;
+mod breaking;
 mod calls;
 mod claims;
 mod config;
@@ -103,6 +106,7 @@ mod connect;
 mod error;
 mod keys;
 mod link;
+mod observe;
 mod refresh;
 mod scripts;
 mod semaphore;

@@ -110,6 +110,8 @@ fn hear_message(session: &Arc<Session>, text: &str) {
                 session.granted(owner, token);
             }
         }
+        // The refresh finds what.
+        (Some("broken"), None, None) => session.renew_now(),
         (Some("last"), Some(owner), None) => {
             // It looks after one tick: of many that give up at once, few become the last for so long.
             let Ok(owner) = owner.parse() else {

@@ -6,6 +6,7 @@ use portalock_core::{BackendError, BackendErrorKind, Loss, OwnerId, Renewal, clo
 use redis::{RedisError, Value, aio::MultiplexedConnection};
 
 use crate::{
+    breaking::Mark,
     claims::HeldClaim,
     error::{failed, unexpected},
     keys::Named,
@@ -124,10 +125,18 @@ impl Session {
         if !self.raise(&mut connection).await? {
             return Ok(Renewal::Gone(forgotten()));
         }
-        for some in self.claims().held_by(self.id()).chunks(SEEN_AT_ONCE) {
+        let held = self.claims().held_by(self.id());
+        // At least once: for locks that were broken meanwhile, also if nobody is known to hold one.
+        let mut rest = held.as_slice();
+        loop {
+            let (some, more) = rest.split_at(rest.len().min(SEEN_AT_ONCE));
             if let Renewal::Gone(loss) = self.refresh(&mut connection, some).await? {
                 return Ok(Renewal::Gone(loss));
             }
+            if more.is_empty() {
+                break;
+            }
+            rest = more;
         }
         self.install(link.clone());
         self.claims().look_again(self.id());
@@ -170,20 +179,22 @@ impl Session {
     }
 
     async fn refresh(
-        &self,
+        self: &Arc<Self>,
         connection: &mut MultiplexedConnection,
         held: &[HeldClaim],
     ) -> Result<Renewal, BackendError> {
         let answer = self.ask(connection, held).await;
-        let answer = answer.map_err(|error| failed(REFRESHING, error))?;
-        match answer.split_first() {
-            Some((state, removed)) if state == "alive" => {
+        let (state, marks, removed) = answer.map_err(|error| failed(REFRESHING, error))?;
+        match state.as_str() {
+            "alive" => {
+                // A lock that was broken is also removed, once it is given back: the guard hears of the cause.
+                self.heed(connection, marks);
                 for owner in removed.iter().filter_map(|owner| owner.parse().ok()) {
                     self.claims().removed(owner);
                 }
                 Ok(Renewal::Renewed(certain(self.lifetime())))
             }
-            Some((state, [])) if state == "ended" => Ok(Renewal::Gone(forgotten())),
+            "ended" => Ok(Renewal::Gone(forgotten())),
             _ => Err(unexpected(REFRESHING)),
         }
     }
@@ -192,22 +203,26 @@ impl Session {
         &self,
         connection: &mut MultiplexedConnection,
         held: &[HeldClaim],
-    ) -> Result<Vec<String>, RedisError> {
+    ) -> Result<(String, Vec<Mark>, Vec<String>), RedisError> {
+        let marks = self.marks_key();
         if held.is_empty() {
-            // The same in one plain command: most sessions only wait, or have nothing at all.
-            let moved: bool = redis::cmd("PEXPIRE")
+            // The same in two plain commands: most sessions only wait, or have nothing at all.
+            let (moved, marks): (bool, Vec<Mark>) = redis::pipe()
+                .cmd("PEXPIRE")
                 .arg(self.key())
                 .arg(self.lifetime_text())
+                .cmd("HGETALL")
+                .arg(marks)
                 .query_async(connection)
                 .await?;
             let state = if moved { "alive" } else { "ended" };
-            return Ok(vec![state.to_owned()]);
+            return Ok((state.to_owned(), marks, Vec::new()));
         }
         let (states, owners): (Vec<String>, Vec<String>) = held
             .iter()
             .map(|(owner, named)| (self.keys().of(named).state, owner.to_string()))
             .unzip();
-        let mut keys = vec![self.key()];
+        let mut keys = vec![self.key(), &marks];
         keys.extend(states.iter().map(String::as_str));
         let mut arguments = vec![self.lifetime_text()];
         arguments.extend(owners.iter().map(String::as_str));

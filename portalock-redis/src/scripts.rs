@@ -43,6 +43,7 @@ macro_rules! script {
 
 script!(ACQUIRE: "grant.lua" "acquire_usual.lua" "prelude.lua" "acquire.lua");
 script!(RELEASE: "grant.lua" "release_usual.lua" "prelude.lua" "release.lua");
+script!(BREAK: "break.lua");
 script!(INSPECT: "grant.lua" "prelude.lua" "inspect.lua");
 script!(OPEN: "open.lua");
 script!(RESUME: "resume.lua");

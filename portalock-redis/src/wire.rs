@@ -209,22 +209,41 @@ pub(crate) fn text(answer: &Value) -> Option<&str> {
     }
 }
 
+fn kind_of(kind: Kind, weight: u32) -> ClaimKind {
+    match kind {
+        Kind::Semaphore => ClaimKind::Permits(weight),
+        Kind::Lock if weight == WHOLE => ClaimKind::Exclusive,
+        Kind::Lock => ClaimKind::Shared,
+    }
+}
+
+/// A hold of a lock, as `grant.lua` publishes it: its owner, and its claim.
+pub(crate) fn claimed(text: &str) -> Option<Claim> {
+    let mut parts = text.splitn(7, '|');
+    let (owner, _session) = (parts.next()?, parts.next()?);
+    let (weight, _capacity) = (parts.next()?, parts.next()?);
+    let (token, since, who) = (parts.next()?, parts.next()?, parts.next()?);
+    let kind = kind_of(Kind::Lock, weight.parse().ok()?);
+    let claim = Claim::new(holder(since, who)?, kind)
+        .with_owner(owner.parse().ok()?)
+        .with_token(FencingToken::new(token.parse().ok()?));
+    Some(claim)
+}
+
 /// Reads what `inspect.lua` answers.
 pub(crate) fn inspection(kind: Kind, answer: &[String]) -> Option<Inspection> {
     let (last, rest) = answer.split_first()?;
     let (count, claims) = rest.split_first()?;
     let count: usize = count.parse().ok()?;
-    let (claims, []) = claims.as_chunks::<3>() else {
+    let (claims, []) = claims.as_chunks::<5>() else {
         return None;
     };
-    let mut claims = claims.iter().map(|[weight, since, who]| {
-        let weight: u32 = weight.parse().ok()?;
-        let kind = match kind {
-            Kind::Semaphore => ClaimKind::Permits(weight),
-            Kind::Lock if weight == WHOLE => ClaimKind::Exclusive,
-            Kind::Lock => ClaimKind::Shared,
-        };
-        Some(Claim::new(holder(since, who)?, kind))
+    let mut claims = claims.iter().map(|[owner, weight, token, since, who]| {
+        let kind = kind_of(kind, weight.parse().ok()?);
+        let mut claim = Claim::new(holder(since, who)?, kind).with_owner(owner.parse().ok()?);
+        // One who waits has none.
+        claim.token = token.parse().ok().map(FencingToken::new);
+        Some(claim)
     });
     let holders = claims.by_ref().take(count).collect::<Option<Vec<_>>>()?;
     let waiters = claims.collect::<Option<Vec<_>>>()?;

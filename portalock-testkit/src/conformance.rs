@@ -106,6 +106,18 @@ macro_rules! conformance {
                 a_loss_during_one_leaves_one_holder
                 a_waiter_that_was_given_up_is_not_granted_late
             }
+            breaking {
+                the_holder_is_told_who
+                told_before_another_is_granted
+                a_holder_that_lingers_keeps_nobody_out
+                the_token_grows
+                the_waiters_keep_their_places
+                an_owner_that_is_gone_hits_nobody
+                one_reader_is_taken_out
+                a_second_break_is_harmless
+                a_holder_that_does_not_respond_is_evicted
+                refused_unless_claimed
+            }
             crash {
                 a_killed_process_frees_its_lock
                 a_process_that_leaves_frees_its_lock
@@ -200,6 +212,7 @@ macro_rules! conformance {
                 work_stops_before_another_leads
                 a_cut_off_leader_stops_its_work
                 observers_see_every_term_in_order
+                an_observer_hears_of_a_crash
                 a_step_down_is_heard
             }
             stress {

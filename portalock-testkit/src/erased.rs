@@ -1,13 +1,13 @@
 //! Backends and fixtures with their types erased, so that the cases are compiled once and not once a backend.
 
-use std::{any::Any, sync::Arc};
+use std::{any::Any, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use futures_util::future::BoxFuture;
 use portalock_core::{
-    Attempt, BackendError, Capabilities, DynBackend, DynSemaphore, HolderWatch, Inspect,
-    Inspection, Lock, LockBackend, LockName, LockRequest, PermitRequest, Released, Semaphore,
-    Tokens, Wakeups,
+    Attempt, BackendError, Capabilities, DynBackend, DynSemaphore, Holder, HolderWatch, Inspect,
+    Inspection, Lock, LockBackend, LockName, LockRequest, OwnerId, PermitRequest, Released,
+    Semaphore, Tokens, Wakeups,
 };
 
 use crate::{
@@ -65,6 +65,19 @@ impl LockBackend for AnyBackend {
 
     async fn names(&self) -> Result<Vec<LockName>, BackendError> {
         self.0.names().await
+    }
+
+    async fn mark_broken(
+        &self,
+        name: &LockName,
+        owner: OwnerId,
+        by: &Holder,
+    ) -> Result<Option<Duration>, BackendError> {
+        self.0.mark_broken(name, owner, by).await
+    }
+
+    async fn evict(&self, name: &LockName, owner: OwnerId) -> Result<Released, BackendError> {
+        self.0.evict(name, owner).await
     }
 
     async fn close(&self) -> Result<(), BackendError> {

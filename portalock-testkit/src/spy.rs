@@ -1,11 +1,11 @@
 //! A backend that passes everything on and keeps count: how a case knows that a waiter has its place.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use portalock_core::{
-    Attempt, BackendError, Capabilities, HolderWatch, Inspection, LockBackend, LockName,
-    LockRequest, Released, Wakeups,
+    Attempt, BackendError, Capabilities, Holder, HolderWatch, Inspection, LockBackend, LockName,
+    LockRequest, OwnerId, Released, Wakeups,
 };
 use tokio::sync::watch;
 
@@ -104,6 +104,21 @@ impl LockBackend for Spy {
     async fn names(&self) -> Result<Vec<LockName>, BackendError> {
         self.called();
         self.inner.names().await
+    }
+
+    async fn mark_broken(
+        &self,
+        name: &LockName,
+        owner: OwnerId,
+        by: &Holder,
+    ) -> Result<Option<Duration>, BackendError> {
+        self.called();
+        self.inner.mark_broken(name, owner, by).await
+    }
+
+    async fn evict(&self, name: &LockName, owner: OwnerId) -> Result<Released, BackendError> {
+        self.called();
+        self.inner.evict(name, owner).await
     }
 
     async fn close(&self) -> Result<(), BackendError> {

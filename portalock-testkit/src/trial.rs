@@ -96,6 +96,11 @@ impl Trial {
                 claims.loss != LossNotice::Never,
                 "the backend does not claim to notice a loss",
             ),
+            Need::Breaks => (
+                claims.breaks,
+                "the backend does not claim a way to break a lock",
+            ),
+            Need::NoBreaks => (!claims.breaks, "the backend claims a way to break a lock"),
             Need::ReleasesNow => (
                 claims.releases_now,
                 "the backend does not claim to release at once",

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::{Guard, drive::call};
-use crate::{Inspection, InvalidName, LockBackend, LockError, LockName, Policy};
+use crate::{Broken, Inspection, InvalidName, LockBackend, LockError, LockName, OwnerId, Policy};
 
 /// A name in a backend; see [`crate::Lock`].
 #[derive(Debug, Clone)]
@@ -110,6 +110,18 @@ impl<B: LockBackend> Lock<B> {
         let lock = self.lock.clone();
         call(self.name(), self.needs_runtime(), async move {
             lock.inspect().await
+        })
+    }
+
+    /// Takes the lock away from `owner`.
+    ///
+    /// # Errors
+    ///
+    /// As [`Lock::break_holder`](crate::Lock::break_holder).
+    pub fn break_holder(&self, owner: OwnerId) -> Result<Broken, LockError> {
+        let lock = self.lock.clone();
+        call(self.name(), self.needs_runtime(), async move {
+            lock.break_holder(owner).await
         })
     }
 

@@ -7,15 +7,16 @@ mod table;
 use std::{
     fmt,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use async_trait::async_trait;
 
 use self::table::{Kinds, Table};
 use crate::{
-    Attempt, BackendError, Capabilities, CrashRelease, Fairness, FencingToken, HolderWatch,
-    Inspect, Inspection, LockBackend, LockName, LockRequest, Loss, LossNotice, PermitRequest,
-    Released, Request, Scope, Semaphore, Tokens, Wakeups,
+    Attempt, BackendError, Capabilities, CrashRelease, Fairness, FencingToken, Holder, HolderWatch,
+    Inspect, Inspection, LockBackend, LockName, LockRequest, Loss, LossNotice, OwnerId,
+    PermitRequest, Released, Request, Scope, Semaphore, Tokens, Wakeups,
 };
 
 /// Locks and semaphores in memory: fair, with tokens, and without I/O.
@@ -124,6 +125,7 @@ impl MemoryBackend {
             .with_crash_release(CrashRelease::WithProcess)
             .with_loss(LossNotice::BeforeSuccessor)
             .with_inspect(Inspect::HoldersAndWaiters)
+            .with_breaks(true)
             .with_releases_now(true)
             .with_needs_runtime(false)
     }
@@ -163,6 +165,39 @@ impl LockBackend for MemoryBackend {
 
     async fn names(&self) -> Result<Vec<LockName>, BackendError> {
         Ok(self.lock().locks.names())
+    }
+
+    async fn mark_broken(
+        &self,
+        name: &LockName,
+        owner: OwnerId,
+        by: &Holder,
+    ) -> Result<Option<Duration>, BackendError> {
+        let mut store = self.lock();
+        let Store {
+            locks, last_token, ..
+        } = &mut *store;
+        let loss = Loss::Broken(Arc::new(by.clone()));
+        let lost = locks.lose_some(name, &[owner], &loss, last_token);
+        Ok((lost > 0).then_some(Duration::ZERO))
+    }
+
+    async fn evict(&self, name: &LockName, owner: OwnerId) -> Result<Released, BackendError> {
+        let mut store = self.lock();
+        let Store {
+            locks, last_token, ..
+        } = &mut *store;
+        Ok(
+            match locks.lose_some(
+                name,
+                &[owner],
+                &Loss::Removed("its holder did not respond".into()),
+                last_token,
+            ) {
+                0 => Released::NotHeld,
+                _ => Released::Freed,
+            },
+        )
     }
 }
 

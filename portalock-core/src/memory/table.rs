@@ -124,7 +124,8 @@ impl Table {
         last: &mut Option<FencingToken>,
     ) -> Attempt {
         let weight = request.demand.weight();
-        let claim = || Claim::new(request.holder.clone(), request.demand.into());
+        let claim =
+            || Claim::new(request.holder.clone(), request.demand.into()).with_owner(request.owner);
         let entry = self
             .names
             .entry(request.name.clone())
@@ -186,14 +187,30 @@ impl Table {
         loss: &Loss,
         last: &mut Option<FencingToken>,
     ) -> usize {
+        let owners = self
+            .names
+            .get(name)
+            .map_or_else(Vec::new, |entry| entry.held.keys().copied().collect());
+        self.lose_some(name, &owners, loss, last)
+    }
+
+    /// Takes the name away from those of `owners` who hold it, and says how many did.
+    pub(super) fn lose_some(
+        &mut self,
+        name: &LockName,
+        owners: &[OwnerId],
+        loss: &Loss,
+        last: &mut Option<FencingToken>,
+    ) -> usize {
         let Slot::Occupied(mut slot) = self.names.entry(name.clone()) else {
             return 0;
         };
         let entry = slot.get_mut();
-        let owners: Vec<_> = entry.held.keys().copied().collect();
-        for owner in &owners {
+        let mut lost = 0;
+        for owner in owners {
             if let Some(held) = entry.let_go(*owner) {
                 held.lease.end(loss.clone());
+                lost += 1;
             }
         }
         entry.serve(last);
@@ -201,10 +218,10 @@ impl Table {
             let entry = slot.remove();
             self.keep(entry);
         }
-        if !owners.is_empty() && !self.watchers.is_empty() {
+        if lost > 0 && !self.watchers.is_empty() {
             self.tell(name);
         }
-        owners.len()
+        lost
     }
 
     /// Tells of changes from now on, and first of the present state.
@@ -313,7 +330,9 @@ impl Entry {
         if weight.capacity != u32::MAX {
             *self.capacities.entry(weight.capacity).or_default() += 1;
         }
-        let claim = Claim::new(claim.holder.since(now), claim.kind).with_token(token);
+        let claim = Claim::new(claim.holder.since(now), claim.kind)
+            .with_owner(owner)
+            .with_token(token);
         let held = Held {
             weight,
             claim,

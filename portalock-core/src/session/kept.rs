@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use futures_util::future::{join5, select};
+use futures_util::future::{join, join5, select};
 use tokio::{
     sync::{Notify, watch},
     time::timeout,
@@ -30,6 +30,7 @@ pub struct KeptSession<S: Service> {
     places: Places<S::Place>,
     connection: Mutex<Option<S::Connection>>,
     ended: Notify,
+    hurried: Notify,
     /// A connection was made anew: every place is to be asked for.
     resumed: Notify,
     looks: Looks,
@@ -62,6 +63,7 @@ impl<S: Service> KeptSession<S> {
             lease,
             connection: Mutex::new(None),
             ended: Notify::new(),
+            hurried: Notify::new(),
             resumed: Notify::new(),
             looks: Looks::default(),
             finished: watch::Sender::default(),
@@ -109,6 +111,11 @@ impl<S: Service> KeptSession<S> {
         self.ended.notify_one();
     }
 
+    /// Renews at once, for what the renewal tells, rather than when it is due.
+    pub fn renew_now(&self) {
+        self.hurried.notify_one();
+    }
+
     /// Somebody in front of a waiter may be dead after this time: what the session has is looked after then.
     pub fn look_within(&self, time: Duration) {
         self.looks.within(time);
@@ -138,7 +145,7 @@ impl<S: Service> KeptSession<S> {
             Ok(keeper) => {
                 let ended = self.lease.signal();
                 let upkeep = join5(
-                    self.mend(&keeper),
+                    join(self.mend(&keeper), self.hurry(&keeper)),
                     self.look_at_times(),
                     self.look_after_resuming(),
                     self.collect(),
@@ -215,6 +222,14 @@ impl<S: Service> KeptSession<S> {
         }
     }
 
+    /// Has the session renewed when somebody asks for it.
+    async fn hurry(&self, keeper: &Keeper) -> Infallible {
+        loop {
+            self.hurried.notified().await;
+            keeper.renew_now();
+        }
+    }
+
     /// Looks now and then, and when somebody in front of a waiter may have died.
     async fn look_at_times(self: &Arc<Self>) -> Infallible {
         let mut turn = 0;
@@ -254,9 +269,12 @@ impl<S: Service> KeptSession<S> {
 
     async fn ask(self: &Arc<Self>, asked: &[Asked<S::Place>]) {
         // Without a connection nothing is asked: once there is one again, everything is.
-        let Some(connection) = self.connection().filter(|_| !asked.is_empty()) else {
+        let Some(connection) = self.connection() else {
             return;
         };
+        if asked.is_empty() && !self.service.looks_anyway() {
+            return;
+        }
         let Some(looked) = self.within_time(S::look(self, &connection, asked)).await else {
             return;
         };

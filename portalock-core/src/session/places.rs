@@ -35,6 +35,8 @@ struct Place<P> {
     phase: Phase,
     /// Whether a request for it may still be on its way: its answer never came.
     unsure: bool,
+    /// Somebody has broken the lock, which may not be known to be held yet.
+    broken: Option<Loss>,
     /// Another one with every change of the phase, and no other place has it.
     version: u64,
     waiting: Option<Box<Waiting>>,
@@ -137,6 +139,7 @@ impl<P: Clone> Places<P> {
                 at: new(),
                 phase: Phase::Asked,
                 unsure: false,
+                broken: None,
                 version: next_version(),
                 waiting: None,
             });
@@ -206,6 +209,25 @@ impl<P: Clone> Places<P> {
             sender.fail(self.over());
         }
         line
+    }
+
+    /// Somebody has broken what `owner` holds: its guard is told of `loss`, and it is due to be released. `is_of` tells whether it
+    /// is of this place, and not of one that the owner had before.
+    pub fn broken(&self, owner: OwnerId, loss: &Loss, is_of: impl FnOnce(&P) -> bool) {
+        self.change(owner, |place| {
+            if place.is_leaving() || !is_of(&place.at) {
+                return;
+            }
+            if let Phase::Held(_, lease) = &place.phase {
+                lease.end(loss.clone());
+            }
+            place.broken = Some(loss.clone());
+            place.enter(Phase::Due);
+            // One who has not heard of its grant asks again.
+            if let Some(line) = place.line() {
+                line.wake();
+            }
+        });
     }
 
     /// Whether a release of `owner` is under way or due.
@@ -305,7 +327,7 @@ impl<P: Clone> Places<P> {
     /// The session is over: those who wait in it are told, and nothing is kept of it.
     pub(super) fn close(&self) {
         let over = self.over();
-        for (_, mut place) in self.lock().take().into_iter().flatten() {
+        for (_, place) in self.lock().take().into_iter().flatten() {
             place.fail(over.clone());
         }
     }
@@ -356,8 +378,12 @@ impl<P> Place<P> {
         self.waiting.get_or_insert_default()
     }
 
-    fn fail(&mut self, error: BackendError) {
-        if let Some(line) = self.waiting.as_ref().and_then(|it| it.line.as_ref()) {
+    fn line(&self) -> Option<&WakeSender> {
+        self.waiting.as_ref()?.line.as_ref()
+    }
+
+    fn fail(&self, error: BackendError) {
+        if let Some(line) = self.line() {
             line.fail(error);
         }
     }
@@ -379,6 +405,9 @@ impl<P> Place<P> {
             Phase::Held(_, lease) => lease.clone(),
             _ => Lease::unbounded(),
         };
+        if let Some(loss) = &self.broken {
+            lease.end(loss.clone());
+        }
         let lost = LostSignal::any([session.clone(), lease.signal()]);
         if matches!(self.phase, Phase::Asked | Phase::Queued) {
             self.enter(Phase::Held(token, lease));

@@ -94,6 +94,11 @@ pub trait Service: fmt::Debug + Send + Sync + Sized + 'static {
         asked: &[Asked<Self::Place>],
     ) -> Result<Looked, BackendError>;
 
+    /// Whether to look at intervals though nobody has a place, such as for observers. False by default.
+    fn looks_anyway(&self) -> bool {
+        false
+    }
+
     /// One attempt: takes the place, or finds how it stands.
     ///
     /// # Errors

@@ -67,6 +67,7 @@ BEGIN
         token := portalock.next_token(_kind, _name);
         INSERT INTO portalock.claims (owner, session, kind, name, weight, capacity, token, since, who)
         VALUES (_owner, _session, _kind, _name, _weight, _capacity, token, clock_timestamp(), _who);
+        PERFORM portalock.tell(_kind, _name);
         RETURN;
     END IF;
 
@@ -113,12 +114,12 @@ END $$;
 
 -- Who holds and who waits, in the order of their grants and of their places; and the last token. Leaves out the dead.
 CREATE OR REPLACE FUNCTION portalock.inspect(_kind text, _name text)
-RETURNS TABLE (state text, weight bigint, token bigint, since bigint, who text)
+RETURNS TABLE (state text, owner text, weight bigint, token bigint, since bigint, who text)
 LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
-    RETURN QUERY SELECT 'last', NULL::bigint, t.token, NULL::bigint, NULL
+    RETURN QUERY SELECT 'last', NULL, NULL::bigint, t.token, NULL::bigint, NULL
         FROM portalock.tokens t WHERE t.name = _name AND t.kind = _kind;
-    RETURN QUERY SELECT CASE WHEN c.place IS NULL THEN 'holds' ELSE 'waits' END, c.weight, c.token,
+    RETURN QUERY SELECT CASE WHEN c.place IS NULL THEN 'holds' ELSE 'waits' END, portalock.owner_of(c.owner), c.weight, c.token,
             (extract(epoch FROM c.since) * 1000000)::bigint, c.who
         FROM portalock.claims c JOIN portalock.sessions s ON s.id = c.session AND s.expires > clock_timestamp()
         WHERE c.name = _name AND c.kind = _kind

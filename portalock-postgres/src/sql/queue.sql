@@ -87,7 +87,8 @@ BEGIN
 END $$;
 
 -- Serves the queue in its order for as long as its next one can be granted. The dead are taken out, not waited for. `_asking`
--- learns of its grant by the answer to its own statement, everyone else by a message to its session.
+-- learns of its grant by the answer to its own statement, everyone else by a message to its session. Whoever frees something calls
+-- this, so those who observe the name are told here.
 CREATE OR REPLACE FUNCTION portalock.serve(_kind text, _name text, _asking text) RETURNS void
 LANGUAGE plpgsql AS $$
 DECLARE
@@ -119,4 +120,5 @@ BEGIN
         -- It leaves nothing to others.
         EXIT WHEN first.weight = first.capacity;
     END LOOP;
+    PERFORM portalock.tell(_kind, _name);
 END $$;

@@ -1,7 +1,7 @@
 -- A session: its row, its signs of life, and what it looks after for those of its claims that wait.
 
 -- The version of this schema: what a client asks for first.
-CREATE OR REPLACE FUNCTION portalock.version() RETURNS integer LANGUAGE sql IMMUTABLE AS 'SELECT 1';
+CREATE OR REPLACE FUNCTION portalock.version() RETURNS integer LANGUAGE sql IMMUTABLE AS 'SELECT 2';
 
 -- Begins a session, and ends those that its client has given up.
 CREATE OR REPLACE FUNCTION portalock.open_session(_session text, _lease_ms bigint, _former text[]) RETURNS void
@@ -13,8 +13,10 @@ BEGIN
 END $$;
 
 -- A sign of life. Answers whether the session lives, and by which server process it was told: a client that is led to several
--- goes through a pooler, and hears of no grants.
-CREATE OR REPLACE FUNCTION portalock.renew(_session text, OUT alive boolean, OUT backend integer)
+-- goes through a pooler, and hears of no grants. Answers too which of its claims were broken, and by whom: read after the session's
+-- time was moved on, see `break_claim`.
+CREATE OR REPLACE FUNCTION portalock.renew(
+    _session text, OUT alive boolean, OUT backend integer, OUT broken text[], OUT broken_by text[])
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     -- What has expired stays so, though nobody may have acted on it yet: its client has given it up by its own clock.
@@ -22,6 +24,8 @@ BEGIN
     WHERE s.id = _session AND s.expires > clock_timestamp();
     alive := FOUND;
     backend := pg_backend_pid();
+    SELECT array_agg(c.owner), array_agg(c.broken_by) INTO broken, broken_by
+    FROM portalock.claims c WHERE c.session = _session AND c.broken_by IS NOT NULL;
 END $$;
 
 -- When somebody in front of a name could be dead, the holders or the next in line, so that it is somebody else's turn: in so many
@@ -51,7 +55,7 @@ BEGIN
     RETURN greatest(0, ceil(extract(epoch FROM greatest(first, now()) - clock_timestamp()) * 1000))::bigint;
 END $$;
 
--- What a session looks after. Serves the names it waits for where somebody in front has died. Answers which of `_owners` have a
+-- What a session looks after. Serves the names it waits for, or observes, where somebody in front has died. Answers which of `_owners` have a
 -- claim in it, with their tokens if they hold; and in how many milliseconds to look again.
 CREATE OR REPLACE FUNCTION portalock.look(
     _session text, _owners text[], OUT owners text[], OUT tokens bigint[], OUT again_in bigint
@@ -62,12 +66,14 @@ DECLARE
     served integer := 0;
 BEGIN
     FOR waits IN
-        SELECT DISTINCT c.kind, c.name FROM portalock.claims c WHERE c.session = _session AND c.place IS NOT NULL
+        SELECT c.kind, c.name FROM portalock.claims c WHERE c.session = _session AND c.place IS NOT NULL
+        UNION SELECT o.kind, o.name FROM portalock.observers o WHERE o.session = _session
     LOOP
         dies_in := portalock.look_in(waits.kind, waits.name, _session);
         IF dies_in = 0 THEN
             -- Whoever is busy with the name sees who is dead, too. Each name costs a lock in the server's table of them.
             IF served < 100 AND portalock.try_lock_name(waits.kind, waits.name) THEN
+                PERFORM portalock.bury_holders(waits.kind, waits.name);
                 PERFORM portalock.serve(waits.kind, waits.name, NULL);
                 served := served + 1;
             END IF;

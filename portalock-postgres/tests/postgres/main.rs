@@ -8,6 +8,7 @@
     reason = "a test may panic, and so may what it is made of"
 )]
 
+mod breaking;
 mod claims;
 mod cost;
 mod faults;

@@ -1,6 +1,6 @@
 //! The schema comes into the database once, whoever brings it.
 
-use portalock_core::Lock;
+use portalock_core::{Lock, LockBackend};
 use portalock_postgres::{PostgresBackend, migrate, schema_sql};
 use portalock_testkit::servers::PostgresOptions;
 
@@ -63,4 +63,49 @@ async fn a_migration_that_fails_changes_nothing() {
     assert_eq!(server.number(schemas).await, 0);
     server.run("DROP EVENT TRIGGER stop").await;
     migrate(&server.settings()).await.unwrap();
+}
+
+/// A database with the first version, in which a lock is held meanwhile, is brought up to date.
+#[tokio::test]
+async fn an_earlier_version_is_upgraded() {
+    let server = Server::empty(PostgresOptions::new()).await;
+    // Two functions of version 1 answered less than today's; the others are replaced by their like.
+    let first = [
+        include_str!("../../src/sql/1_tables.sql"),
+        include_str!("../../src/sql/queue.sql"),
+        include_str!("../../src/sql/operations.sql"),
+        include_str!("../../src/sql/sessions.sql"),
+    ]
+    .concat();
+    server
+        .run(&format!(
+            "BEGIN; {first}
+             DROP FUNCTION portalock.renew(text); DROP FUNCTION portalock.inspect(text, text);
+             CREATE OR REPLACE FUNCTION portalock.version() RETURNS integer LANGUAGE sql IMMUTABLE AS 'SELECT 1';
+             CREATE FUNCTION portalock.renew(_session text, OUT alive boolean, OUT backend integer)
+             LANGUAGE sql AS 'SELECT true, 1';
+             CREATE FUNCTION portalock.inspect(_kind text, _name text)
+             RETURNS TABLE (state text, weight bigint, token bigint, since bigint, who text)
+             LANGUAGE sql AS $$ SELECT NULL, NULL::bigint, NULL::bigint, NULL::bigint, NULL WHERE false $$;
+             INSERT INTO portalock.sessions VALUES ('old', '1 hour', clock_timestamp() + '1 hour');
+             INSERT INTO portalock.claims (owner, session, kind, name, weight, capacity, token, since, who)
+             VALUES ('0000000000000001-2-3.0', 'old', 'lock', 'a', 4294967295, 4294967295, 7, now(), '{{\"host\":\"h\",\"pid\":1}}');
+             INSERT INTO portalock.tokens VALUES ('lock', 'a', 7); COMMIT"
+        ))
+        .await;
+    let early = portalock_postgres::PostgresBackend::with_settings(server.settings()).await;
+    assert_eq!(
+        early.unwrap_err().kind(),
+        portalock_core::BackendErrorKind::Misconfigured
+    );
+    migrate(&server.settings()).await.unwrap();
+    let lock = Lock::new(server.client().await, "a").unwrap();
+    let seen = lock.inspect().await.unwrap();
+    let owner = seen.holders[0].owner.unwrap();
+    assert_eq!(owner.to_string().parse(), Ok(owner));
+    assert!(lock.try_acquire().await.unwrap_err().is_contention());
+    LockBackend::evict(lock.backend(), lock.name(), owner)
+        .await
+        .unwrap();
+    lock.acquire().await.unwrap().release().await.unwrap();
 }

@@ -9,6 +9,8 @@
 -- its shape. A last token with a shape, token|weight|capacity, says that all claims in the state have that one, so that
 -- their number alone tells whether one more fits. Every grant writes it anew; who leaves makes it no less true.
 --
+-- Observers listen on a channel with the name of the state: of each grant, and of a release that nobody is granted after.
+--
 -- Besides KEYS the scripts read `ARGV[1] .. session` of the sessions that they meet in claims. Those can't be declared
 -- beforehand, which is one of two reasons why a cluster is refused; the other is that PUBSUB NUMSUB counts on one node.
 --
@@ -60,7 +62,9 @@ local function write_grant(before, owner, head, who, alike)
     last = before + 1
     token = string.format('%.0f', last)
   end
-  call('HSET', state, 'token', alike and token .. '|' .. alike or token, owner, head .. '|' .. token .. '|' .. since .. '|' .. who)
+  local claim = head .. '|' .. token .. '|' .. since .. '|' .. who
+  call('HSET', state, 'token', alike and token .. '|' .. alike or token, owner, claim)
+  call('PUBLISH', state, '+' .. owner .. '|' .. claim)
   if math.floor(before / HOUR) ~= math.floor(last / HOUR) then
     call('PEXPIREAT', state, string.format('%.0f', math.floor(last / 1000) + 2 * KEPT))
   end

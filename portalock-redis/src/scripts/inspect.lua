@@ -1,30 +1,32 @@
 -- Who holds and who waits. Reads only, and leaves out the dead.
 --
--- Answers {last token, the number of holders, weight, since, who, ..., the same for those who wait}.
+-- Answers {last token, the number of holders, owner, weight, token, since, who, ..., the same for those who wait}.
 
 read(redis.call('HGETALL', state))
 local answer = { whole(last), 0 }
 
-local function tell(claim)
+local function tell(owner, claim)
+  answer[#answer + 1] = owner
   answer[#answer + 1] = whole(claim.weight)
+  answer[#answer + 1] = claim.token
   answer[#answer + 1] = claim.since
   answer[#answer + 1] = claim.who
 end
 
 -- In the order of their grants.
 local living = {}
-for _, claim in pairs(holders) do
-  if look(claim.session) then living[#living + 1] = claim end
+for owner, claim in pairs(holders) do
+  if look(claim.session) then living[#living + 1] = owner end
 end
-table.sort(living, function(a, b) return tonumber(a.token) < tonumber(b.token) end)
-for _, claim in ipairs(living) do tell(claim) end
+table.sort(living, function(a, b) return tonumber(holders[a].token) < tonumber(holders[b].token) end)
+for _, owner in ipairs(living) do tell(owner, holders[owner]) end
 answer[2] = whole(#living)
 
 for _, owner in ipairs(redis.call('ZRANGE', queue, 0, -1)) do
   local text = redis.call('HGET', waiters, owner)
   if text then
     local claim = parse(text)
-    if look(claim.session) then tell(claim) end
+    if look(claim.session) then tell(owner, claim) end
   end
 end
 return answer

@@ -18,7 +18,9 @@ end
 
 if serves and first then
   read(fields or call('HGETALL', state))
+  local before = last
   serve(first)
+  if freed == 1 and last == before then call('PUBLISH', state, '-' .. owner) end
 end
 
 -- The one that has become the last looks after the holders from now on, and has to be told.

@@ -4,7 +4,10 @@
 local owner = ARGV[2]
 local freed = call('HDEL', state, owner)
 local first = call('ZRANGE', queue, '0', '0')[1]
-if freed == 1 and not first then return '1' end
+if freed == 1 and not first then
+  call('PUBLISH', state, '-' .. owner)
+  return '1'
+end
 
 local fields = freed == 1 and call('HGETALL', state)
 if fields and #fields == 2 and fields[1] == 'token' then

@@ -2,7 +2,7 @@
 
 mod random_walk;
 
-use super::{ACQUIRE, OPEN, REFRESH, RELEASE, RESUME};
+use super::{ACQUIRE, BREAK, OPEN, REFRESH, RELEASE, RESUME};
 use portalock_testkit::servers::RedisServer;
 use redis::aio::MultiplexedConnection;
 
@@ -363,14 +363,56 @@ async fn what_is_held_for_long_does_not_expire() {
     for shape in [["3", "3"], ["1", "3"]] {
         attempt_for(&mut client, "a", "1", shape).await;
         let _: () = ask(&mut client, &["PEXPIRE", "state", "60000"]).await;
-        let answer = REFRESH
-            .run(&mut client, &["s/a", "state"], &["60000", "1"])
-            .await
-            .unwrap();
-        let answer: Vec<String> = redis::from_redis_value(answer).unwrap();
-        assert_eq!(answer, ["alive"]);
+        let answer = refresh(&mut client, "a", &["1"]).await;
+        assert_eq!(answer, ("alive".to_owned(), vec![], vec![]));
         let left: u64 = ask(&mut client, &["PTTL", "state"]).await;
         assert!(left > NEARLY_AN_HOUR, "{shape:?}: {left} ms");
         release(&mut client, "1").await;
     }
+}
+
+/// What a refresh of the session finds, which holds by these owners.
+async fn refresh(
+    connection: &mut MultiplexedConnection,
+    session: &str,
+    owners: &[&str],
+) -> (String, Vec<(String, String)>, Vec<String>) {
+    let (own, marks) = (format!("s/{session}"), format!("s/{session}/broken"));
+    let mut keys = vec![own.as_str(), marks.as_str()];
+    keys.extend(owners.iter().map(|_| "state"));
+    let arguments = [&["60000"], owners].concat();
+    let answer = REFRESH.run(connection, &keys, &arguments).await.unwrap();
+    redis::from_redis_value(answer).unwrap()
+}
+
+async fn mark(connection: &mut MultiplexedConnection, owner: &str, by: &str) -> String {
+    let answer = BREAK
+        .run(connection, &["state"], &["s/", owner, by])
+        .await
+        .unwrap();
+    redis::from_redis_value(answer).unwrap()
+}
+
+#[tokio::test]
+async fn a_mark_reaches_the_session_that_holds_and_stays_until_it_is_heeded() {
+    let server = RedisServer::start().unwrap();
+    let mut client = connection(&server).await;
+    open_as(&mut client, "a", KEPT).await;
+    attempt_with(&mut client, "a", "1", ["3", "3"], KEPT).await;
+    attempt_with(&mut client, "a", "2", ["3", "3"], KEPT).await;
+    assert_eq!(mark(&mut client, "2", "x").await, "-", "it waits");
+    assert_eq!(mark(&mut client, "9", "x").await, "-");
+    let _: () = ask(&mut client, &["PEXPIRE", "s/a", "20000"]).await;
+    let lasts: u64 = mark(&mut client, "1", "x").await.parse().unwrap();
+    assert!((10_000..=20_000).contains(&lasts), "{lasts} ms");
+    mark(&mut client, "1", "y").await;
+    let marks = vec![("1".to_owned(), "x".to_owned())];
+    for owners in [&["1"][..], &[]] {
+        let (state, found, removed) = refresh(&mut client, "a", owners).await;
+        assert_eq!((state.as_str(), &found), ("alive", &marks));
+        assert!(removed.is_empty(), "{removed:?}");
+    }
+    // A session that is over relies on nothing.
+    let _: () = ask(&mut client, &["DEL", "s/a"]).await;
+    assert_eq!(mark(&mut client, "1", "x").await, "0");
 }

@@ -7,6 +7,7 @@
     reason = "a test's helpers are part of the test"
 )]
 
+mod breaking;
 mod faults;
 mod fixture;
 mod guarantees;

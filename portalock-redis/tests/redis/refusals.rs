@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use portalock_core::{BackendError, BackendErrorKind, LockError};
+use portalock_core::{BackendError, BackendErrorKind, Broken, LockError};
 use portalock_redis::{RedisBackend, RedisSettings};
 use portalock_testkit::servers::{RedisOptions, RedisServer};
 
@@ -97,7 +97,8 @@ async fn a_user_without_permission_is_permission_denied() {
             .unwrap_err()
             .is_contention()
     );
-    held.release().await.unwrap();
+    let broken = lock(&backend, "a").break_holder(held.owner()).await;
+    assert_eq!(broken.unwrap(), Broken::Released);
 }
 
 #[tokio::test]

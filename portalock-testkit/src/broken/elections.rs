@@ -20,6 +20,9 @@ pub(super) const SPECIMENS: &[Specimen] = &[
     specimen!(falls_silent: FallsSilent,
         "tells observers who leads when they begin, and nothing after that",
         "election::observers_see_every_term_in_order", "an observer's word of the last term did not happen"),
+    specimen!(tells_nobody_of_an_end: TellsNobodyOfAnEnd,
+        "tells observers of each leader, and never that nobody leads",
+        "election::an_observer_hears_of_a_crash", "word that a crashed leader is gone did not happen"),
     specimen!(forgets_who_asks: ForgetsWhoAsks,
         "tells observers of holders without their labels",
         "election::a_step_down_is_heard", "the leader was asked by None"),
@@ -135,6 +138,26 @@ impl Flaw for FallsSilent {
         let mut is_first = true;
         retold(sound, name, move |sender, change| {
             if std::mem::take(&mut is_first) {
+                sender.tell(change);
+            }
+        })
+        .await
+    }
+}
+
+/// Tells observers of each leader, and never that nobody leads.
+#[derive(Debug, Default)]
+pub struct TellsNobodyOfAnEnd;
+
+#[async_trait]
+impl Flaw for TellsNobodyOfAnEnd {
+    async fn watch(
+        &self,
+        sound: &Sound,
+        name: &LockName,
+    ) -> Result<Option<HolderWatch>, BackendError> {
+        retold(sound, name, |sender, change| {
+            if change.is_some() {
                 sender.tell(change);
             }
         })

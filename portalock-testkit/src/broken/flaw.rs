@@ -3,13 +3,15 @@
 use std::{
     fmt::Debug,
     sync::{Arc, Mutex},
+    time::Duration,
 };
 
 use async_trait::async_trait;
 use futures_util::FutureExt;
 use portalock_core::{
-    Attempt, BackendError, Capabilities, DynSemaphore, HolderWatch, Inspection, LockBackend,
-    LockName, LockRequest, Loss, MemoryBackend, PermitRequest, Released, Semaphore, Wakeups,
+    Attempt, BackendError, Capabilities, DynSemaphore, Holder, HolderWatch, Inspection,
+    LockBackend, LockName, LockRequest, Loss, MemoryBackend, OwnerId, PermitRequest, Released,
+    Semaphore, Wakeups,
 };
 
 use super::{
@@ -92,6 +94,35 @@ pub trait Flaw: Debug + Default + Send + Sync + 'static {
         name: &LockName,
     ) -> Result<Option<HolderWatch>, BackendError> {
         LockBackend::watch(sound, name).await
+    }
+
+    /// See [`LockBackend::mark_broken`].
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    async fn mark_broken(
+        &self,
+        sound: &Sound,
+        name: &LockName,
+        owner: OwnerId,
+        by: &Holder,
+    ) -> Result<Option<Duration>, BackendError> {
+        LockBackend::mark_broken(sound, name, owner, by).await
+    }
+
+    /// See [`LockBackend::evict`].
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    async fn evict(
+        &self,
+        sound: &Sound,
+        name: &LockName,
+        owner: OwnerId,
+    ) -> Result<Released, BackendError> {
+        LockBackend::evict(sound, name, owner).await
     }
 
     /// See [`LockBackend::close`].
@@ -207,6 +238,19 @@ impl<F: Flaw> LockBackend for Flawed<F> {
 
     async fn watch(&self, name: &LockName) -> Result<Option<HolderWatch>, BackendError> {
         self.flaw.watch(&self.sound, name).await
+    }
+
+    async fn mark_broken(
+        &self,
+        name: &LockName,
+        owner: OwnerId,
+        by: &Holder,
+    ) -> Result<Option<Duration>, BackendError> {
+        self.flaw.mark_broken(&self.sound, name, owner, by).await
+    }
+
+    async fn evict(&self, name: &LockName, owner: OwnerId) -> Result<Released, BackendError> {
+        self.flaw.evict(&self.sound, name, owner).await
     }
 
     async fn close(&self) -> Result<(), BackendError> {

@@ -20,6 +20,7 @@
 //!
 //! Add to it when you add a case: a case that no flaw fails may be a case that tests nothing.
 
+pub mod breaks;
 pub mod elections;
 mod flaw;
 pub mod grants;
@@ -130,6 +131,7 @@ const THEMES: &[&[Specimen]] = &[
     names::SPECIMENS,
     losses::SPECIMENS,
     hand_overs::SPECIMENS,
+    breaks::SPECIMENS,
     looks::SPECIMENS,
     permits::SPECIMENS,
     runtime::SPECIMENS,

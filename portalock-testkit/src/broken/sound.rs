@@ -11,9 +11,9 @@ use std::{
 
 use async_trait::async_trait;
 use portalock_core::{
-    Attempt, BackendError, BackendErrorKind, Capabilities, CrashRelease, HolderWatch, Inspection,
-    Lease, LockBackend, LockName, LockRequest, Loss, LossNotice, LostSignal, MemoryBackend,
-    OwnerId, Patience, PermitRequest, Released, Semaphore, Wake, Wakeups, wakeups,
+    Attempt, BackendError, BackendErrorKind, Capabilities, CrashRelease, Holder, HolderWatch,
+    Inspection, Lease, LockBackend, LockName, LockRequest, Loss, LossNotice, LostSignal,
+    MemoryBackend, OwnerId, Patience, PermitRequest, Released, Semaphore, Wake, Wakeups, wakeups,
 };
 use tokio::{sync::watch, task::AbortHandle};
 
@@ -314,6 +314,21 @@ serve!(LockBackend, LockRequest, Asked::Lock {
     async fn watch(&self, name: &LockName) -> Result<Option<HolderWatch>, BackendError> {
         self.reach().await?;
         self.memory().watch(name).await
+    }
+
+    async fn mark_broken(
+        &self,
+        name: &LockName,
+        owner: OwnerId,
+        by: &Holder,
+    ) -> Result<Option<Duration>, BackendError> {
+        self.reach().await?;
+        self.hear(self.memory().mark_broken(name, owner, by).await?)
+    }
+
+    async fn evict(&self, name: &LockName, owner: OwnerId) -> Result<Released, BackendError> {
+        self.reach().await?;
+        self.hear(self.memory().evict(name, owner).await?)
     }
 });
 

@@ -33,6 +33,8 @@ pub(super) const CASES: &[Case] = &[
         "the same for a leader that is cut off from the store"),
     case!(election::observers_see_every_term_in_order, rules [10], needs [Holders, Tokens, HolderTokens],
         "observers on other clients are told of every term in order; where the backend does not tell of changes, they never go back, and reach the last"),
+    case!(election::an_observer_hears_of_a_crash, rules [10], needs [Holders, CrashRelease, Crash],
+        "when a leader's client crashes and nobody else wants to lead, an observer is told that nobody leads"),
     case!(election::a_step_down_is_heard, rules [10], needs [Holders, Tokens, HolderTokens],
         "a leader that is asked to step down hears who asked, finishes first, and the next leader is not asked"),
 ];
@@ -121,6 +123,26 @@ async fn a_crashed_leader_is_followed(trial: Trial) -> CaseResult {
     let waiting = standby(&trial, &other).await?;
     trial.crash(&doomed).await?;
     is_followed(&trial, leadership.token(), waiting).await
+}
+
+async fn an_observer_hears_of_a_crash(trial: Trial) -> CaseResult {
+    let (doomed, other) = trial.two_clients().await?;
+    let _leadership = candidate(&doomed, "doomed")?.campaign().await?;
+    let mut observer = candidate(&other, "other")?.observe();
+    let first = soon("an observer's first word", observer.next()).await??;
+    ensure!(
+        first.is_some(),
+        "somebody leads, and an observer sees nobody"
+    );
+    trial.crash(&doomed).await?;
+    let limit = trial.crash_limit() + SOON;
+    let word = "an observer's word that a crashed leader is gone";
+    let next = within(limit, word, observer.next()).await??;
+    ensure!(
+        next.is_none(),
+        "nobody leads after a crash, and an observer sees {next:?}"
+    );
+    Ok(())
 }
 
 async fn a_killed_leader_is_followed(trial: Trial) -> CaseResult {

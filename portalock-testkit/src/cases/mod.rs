@@ -6,6 +6,7 @@ use futures_util::future::BoxFuture;
 
 use crate::{trial::Trial, verdict::CaseResult};
 
+mod breaking;
 mod cancellation;
 mod composite;
 mod crash;
@@ -63,6 +64,10 @@ pub enum Need {
     CrashRelease,
     /// The backend claims that a holder learns of a loss.
     LossNotice,
+    /// The backend claims that a lock can be taken away from its holder.
+    Breaks,
+    /// The backend does not claim that.
+    NoBreaks,
     /// The backend claims to release at once, without waiting.
     ReleasesNow,
     /// The backend's locks reach beyond the process.
@@ -161,6 +166,7 @@ const GROUPS: &[&[Case]] = &[
     release::CASES,
     loss::CASES,
     hand_over::CASES,
+    breaking::CASES,
     crash::CASES,
     tokens::CASES,
     names::CASES,
@@ -202,7 +208,7 @@ mod tests {
 
     #[test]
     fn every_rule_of_the_contract_has_a_case() {
-        for rule in 1..=11 {
+        for rule in 1..=12 {
             assert!(
                 all().any(|case| case.rules().contains(&rule)),
                 "rule {rule} of LockBackend is tested by no case"

@@ -152,3 +152,24 @@ async fn a_session_that_is_over_tells_its_waiters_and_takes_no_more() {
     let mut late = places.listen(owner);
     assert!(matches!(late.next().await, Wake::Failed(_)));
 }
+
+#[test]
+fn a_place_that_is_broken_is_lost_and_due_and_the_owners_next_one_is_not() {
+    let loss = Loss::Removed("broken".into());
+    for is_heard in [true, false] {
+        let (places, _lease, owner) = book();
+        places.expect(owner, || 1).unwrap();
+        let grant = is_heard.then(|| places.hold(owner, token(1)).unwrap());
+        places.broken(owner, &loss, |at| *at == 2);
+        assert!(places.due().is_empty(), "it was another place");
+        places.broken(owner, &loss, |at| *at == 1);
+        let grant = grant.unwrap_or_else(|| places.hold(owner, token(1)).unwrap());
+        assert_eq!(grant.lost.loss(), Some(loss.clone()));
+        assert_eq!(places.due(), [owner]);
+        places.release_due(owner).unwrap().done();
+        places.expect(owner, || 2).unwrap();
+        places.broken(owner, &loss, |at| *at == 1);
+        let next = places.hold(owner, token(2)).unwrap();
+        assert_eq!(next.lost.loss(), None);
+    }
+}

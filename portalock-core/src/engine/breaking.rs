@@ -1,0 +1,85 @@
+//! Taking a lock away from its holder: tell it, wait for it, and end its hold by force if it does not respond.
+
+use super::{backoff::Backoff, deadline::bound, timer};
+use crate::{
+    BackendError, BackendErrorKind, Holder, LockBackend, LockError, LockName, OwnerId, Policy,
+    Released, clock::Instant,
+};
+
+/// What became of a lock that was to be broken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Broken {
+    /// The holder's client was told, and gave the lock back.
+    Released,
+    /// The holder's client did not respond for as long as it could rely on the lock, and its hold was ended by force.
+    Evicted,
+    /// The owner did not hold the lock: it had been released or lost, it waited, or it never was. Nobody was touched.
+    NotHeld,
+}
+
+pub(crate) async fn break_holder<B: LockBackend + ?Sized>(
+    backend: &B,
+    name: &LockName,
+    owner: OwnerId,
+    by: &Holder,
+    policy: &Policy,
+) -> Result<Broken, LockError> {
+    if !backend.capabilities().breaks {
+        return Err(LockError::Unsupported {
+            what: "way to break a lock",
+            instead: "its capabilities have no `breaks`: end the holder's process",
+        });
+    }
+    let failed = |source| LockError::Backend {
+        name: name.clone(),
+        source,
+    };
+    let mut backoff = Backoff::new(policy);
+    // Until when the holder may rely on the lock without having heard of it, as the first mark said: a client that hears
+    // nothing of it and yet is heard of by the service must not put this off.
+    let mut relies_until: Option<Option<Instant>> = None;
+    loop {
+        match answer(backend.mark_broken(name, owner, by)).await {
+            Ok(None) if relies_until.is_none() => return Ok(Broken::NotHeld),
+            Ok(None) => return Ok(Broken::Released),
+            Ok(Some(time)) => {
+                relies_until.get_or_insert_with(|| {
+                    tracing::debug!(%name, %owner, ?time, "marked as broken");
+                    Instant::now().checked_add(time)
+                });
+            }
+            // The mark is there, and time goes on.
+            Err(error) if error.is_retryable() && relies_until.is_some() => {
+                tracing::debug!(%name, %owner, %error, "could not ask after a broken lock");
+            }
+            Err(error) => return Err(failed(error)),
+        }
+        let until = relies_until.flatten();
+        if until.is_some_and(|until| Instant::now() >= until) {
+            let evicted = answer(backend.evict(name, owner)).await.map_err(failed)?;
+            return Ok(match evicted {
+                Released::Freed => Broken::Evicted,
+                Released::NotHeld => Broken::Released,
+            });
+        }
+        let next = Instant::now().checked_add(backoff.pause());
+        match [next, until].into_iter().flatten().min() {
+            Some(next) => timer::at(next).await,
+            None => std::future::pending().await,
+        }
+    }
+}
+
+/// The service's answer, which is awaited for 5 s.
+async fn answer<T>(
+    asked: impl Future<Output = Result<T, BackendError>>,
+) -> Result<T, BackendError> {
+    let until = Instant::now().checked_add(Policy::DEFAULT_TIMEOUT);
+    bound(until, asked).await.unwrap_or_else(|| {
+        Err(BackendError::new(
+            BackendErrorKind::Unavailable,
+            "the lock service did not answer",
+        ))
+    })
+}

@@ -1,0 +1,150 @@
+//! Taking a lock away from its holder, on a backend that does as it is told.
+
+use std::{
+    sync::{
+        Mutex,
+        atomic::{AtomicBool, AtomicU32, Ordering},
+    },
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use portalock_core::{
+    Attempt, BackendError, BackendErrorKind, Broken, Capabilities, Grant, Holder, Lock,
+    LockBackend, LockError, LockName, LockRequest, Loss, MemoryBackend, OwnerId, Released, Scope,
+    blocking, clock::Instant,
+};
+
+/// How long a holder may rely on the lock after it was marked.
+const RELIES: Duration = Duration::from_secs(10);
+
+/// Its holder gives the lock back at this look after the first mark, or never.
+#[derive(Debug, Default)]
+struct Holds {
+    until_look: Option<u32>,
+    /// No mark but the first is answered.
+    fails_later: bool,
+    looks: AtomicU32,
+    evicted: AtomicBool,
+    marked_by: Mutex<Option<Holder>>,
+}
+
+#[async_trait]
+impl LockBackend for Holds {
+    fn capabilities(&self) -> Capabilities {
+        Capabilities::new(Scope::Network).with_breaks(true)
+    }
+
+    async fn try_acquire(&self, _: &LockRequest) -> Result<Attempt, BackendError> {
+        Ok(Attempt::Granted(Grant::new()))
+    }
+
+    async fn release(&self, _: &LockRequest) -> Result<Released, BackendError> {
+        Ok(Released::NotHeld)
+    }
+
+    async fn mark_broken(
+        &self,
+        _: &LockName,
+        _: OwnerId,
+        by: &Holder,
+    ) -> Result<Option<Duration>, BackendError> {
+        *self.marked_by.lock().unwrap() = Some(by.clone());
+        let look = self.looks.fetch_add(1, Ordering::Relaxed);
+        if self.fails_later && look > 0 {
+            return Err(BackendError::new(BackendErrorKind::Unavailable, "away"));
+        }
+        let is_back = self.until_look.is_some_and(|last| look >= last);
+        // A client that is heard of and hears nothing would put its end off for ever.
+        Ok((!is_back).then_some(RELIES))
+    }
+
+    async fn evict(&self, _: &LockName, _: OwnerId) -> Result<Released, BackendError> {
+        self.evicted.store(true, Ordering::Relaxed);
+        Ok(Released::Freed)
+    }
+}
+
+fn lock(holds: Holds) -> Lock<Holds> {
+    Lock::new(holds, "job").unwrap().with_label("operator")
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_holder_that_gives_the_lock_back_is_not_evicted() {
+    let lock = lock(Holds {
+        until_look: Some(3),
+        ..Holds::default()
+    });
+    let ended = lock.break_holder(OwnerId::mint()).await.unwrap();
+    assert_eq!(ended, Broken::Released);
+    assert!(!lock.backend().evicted.load(Ordering::Relaxed));
+    let by = lock.backend().marked_by.lock().unwrap().clone().unwrap();
+    assert_eq!(by.label.as_deref(), Some("operator"));
+    assert_eq!(by.pid, std::process::id());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_holder_that_does_not_respond_is_evicted_once_it_can_not_rely_on_the_lock() {
+    for fails_later in [false, true] {
+        let lock = lock(Holds {
+            fails_later,
+            ..Holds::default()
+        });
+        let begun = Instant::now();
+        let ended = lock.break_holder(OwnerId::mint()).await.unwrap();
+        assert_eq!(ended, Broken::Evicted);
+        assert_eq!(begun.elapsed().as_secs(), RELIES.as_secs());
+        let looks = lock.backend().looks.load(Ordering::Relaxed);
+        assert!((40..100).contains(&looks), "{looks} looks");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_owner_that_does_not_hold_is_left_alone() {
+    let lock = lock(Holds {
+        until_look: Some(0),
+        ..Holds::default()
+    });
+    let ended = lock.break_holder(OwnerId::mint()).await.unwrap();
+    assert_eq!(ended, Broken::NotHeld);
+    assert!(!lock.backend().evicted.load(Ordering::Relaxed));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_mark_that_failed_is_told() {
+    let lock = lock(Holds {
+        fails_later: true,
+        looks: AtomicU32::new(1),
+        ..Holds::default()
+    });
+    let ended = lock.break_holder(OwnerId::mint()).await;
+    assert!(matches!(ended, Err(LockError::Backend { .. })), "{ended:?}");
+    assert!(!lock.backend().evicted.load(Ordering::Relaxed));
+}
+
+#[test]
+fn it_works_without_async_and_says_who() {
+    let lock = blocking::Lock::new(MemoryBackend::new(), "job").unwrap();
+    let guard = lock.acquire().unwrap();
+    let operator = lock.clone().with_label("operator");
+    assert_eq!(
+        operator.break_holder(guard.owner()).unwrap(),
+        Broken::Released
+    );
+    assert_eq!(
+        operator.break_holder(guard.owner()).unwrap(),
+        Broken::NotHeld
+    );
+    let Err(LockError::Lost {
+        loss: loss @ Loss::Broken(_),
+        ..
+    }) = guard.release()
+    else {
+        panic!("a lock that was broken is released");
+    };
+    let text = loss.to_string();
+    assert!(
+        text.starts_with("the lock was broken by pid ") && text.contains("(operator) at 2"),
+        "{text}"
+    );
+}

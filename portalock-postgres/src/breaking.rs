@@ -1,0 +1,106 @@
+//! Locks that operators break: the mark, and how the holder's client heeds it.
+//!
+//! A mark lies in the claim's row until that is released. Each renewal reads the marks on the session's claims after it has moved
+//! the session's time on. So a renewal that misses a mark was sent before the mark was answered, and the lease that it prolongs
+//! has run out when its whole time has passed since. A notification makes the next renewal come at once.
+
+use std::time::Duration;
+
+use portalock_core::{BackendError, Holder, LockName, Loss, OwnerId, Released};
+use tokio_postgres::{Error, Row, types::Type};
+
+use crate::{
+    connection::Connections, error::failed, keys::Kind, place::Place, queue::millis,
+    session::Session,
+};
+
+const BREAKING: &str = "break a lock";
+const EVICTING: &str = "end a hold";
+
+/// A claim that was broken: the name of its place, and by whom.
+pub(crate) type Mark = (String, String);
+
+impl Connections {
+    /// Marks what `owner` holds: for how long its client may go on relying on it without having heard of that.
+    pub(crate) async fn mark(
+        &self,
+        name: &LockName,
+        owner: OwnerId,
+        by: &Holder,
+    ) -> Result<Option<Duration>, BackendError> {
+        // It is for people: the lock is broken all the same.
+        let by = serde_json::to_string(by).unwrap_or_default();
+        let (kind, owner) = (Kind::Lock.as_str(), owner.to_string());
+        let answer = self
+            .call(BREAKING, |connection| {
+                let (by, owner) = (&by, &owner);
+                async move {
+                    let asked: [(&(dyn tokio_postgres::types::ToSql + Sync), Type); 4] = [
+                        (&kind, Type::TEXT),
+                        (&name.as_str(), Type::TEXT),
+                        (owner, Type::TEXT),
+                        (by, Type::TEXT),
+                    ];
+                    connection
+                        .query("SELECT portalock.break_claim($1, $2, $3, $4)", &asked)
+                        .await
+                }
+            })
+            .await?;
+        let lasts: Option<i64> = first(&answer.value).map_err(|error| failed(BREAKING, error))?;
+        Ok(lasts.map(millis))
+    }
+
+    /// Deletes the claim by which `owner` holds.
+    pub(crate) async fn evict(
+        &self,
+        name: &LockName,
+        owner: OwnerId,
+    ) -> Result<Released, BackendError> {
+        let (kind, owner) = (Kind::Lock.as_str(), owner.to_string());
+        let answer = self
+            .call(EVICTING, |connection| {
+                let owner = &owner;
+                async move {
+                    let asked: [(&(dyn tokio_postgres::types::ToSql + Sync), Type); 3] = [
+                        (&kind, Type::TEXT),
+                        (&name.as_str(), Type::TEXT),
+                        (owner, Type::TEXT),
+                    ];
+                    connection
+                        .query("SELECT portalock.evict($1, $2, $3)", &asked)
+                        .await
+                }
+            })
+            .await?;
+        let freed: Option<bool> = first(&answer.value).map_err(|error| failed(EVICTING, error))?;
+        // A try without an answer may have freed what the next one no longer found.
+        Ok(if freed == Some(true) || answer.repeated {
+            Released::Freed
+        } else {
+            Released::NotHeld
+        })
+    }
+}
+
+fn first<'r, T: tokio_postgres::types::FromSql<'r>>(rows: &'r [Row]) -> Result<Option<T>, Error> {
+    rows.first().map_or(Ok(None), |row| row.try_get(0))
+}
+
+/// Tells the guards whose locks were broken. Their places are due to be released.
+pub(crate) fn heed(session: &Session, marks: Vec<Mark>) {
+    if marks.is_empty() {
+        return;
+    }
+    for (name, by) in marks {
+        let loss = match serde_json::from_str::<Holder>(&by) {
+            Ok(by) => Loss::Broken(by.into()),
+            Err(_) => Loss::Removed("somebody broke it".into()),
+        };
+        if let Some(owner) = Place::owner(&name) {
+            let is_of = |place: &Place| *place.name == *name;
+            session.places().broken(owner, &loss, is_of);
+        }
+    }
+    session.look_within(Duration::ZERO);
+}

@@ -1,0 +1,210 @@
+//! Who holds a name exclusively, change by change: for observers of elections.
+//!
+//! An observer is a row at the server. Whatever changes who holds its name tells the observer's session, in the transaction that
+//! changes it and under the name's lock; so messages come in the order of the changes. The first message is the state when the
+//! row was written, and comes the same way. When the connection that hears them breaks, what is told of all observers ends: each
+//! begins anew.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicI64, Ordering},
+    },
+};
+
+use portalock_core::{
+    BackendError, Claim, ClaimKind, FencingToken, HolderSender, HolderWatch, LockName,
+    holder_watch, session::spawn,
+};
+use tokio_postgres::types::Type;
+
+use crate::{
+    client::Client,
+    connection::Connections,
+    error::failed,
+    keys::Kind,
+    look::over,
+    queue::token,
+    record::decode,
+    session::{Session, gone},
+};
+
+const OBSERVING: &str = "watch who holds a lock";
+
+/// The observers of one session, by their numbers.
+#[derive(Debug, Default)]
+pub(crate) struct Observers {
+    observers: Mutex<HashMap<i64, Observer>>,
+    numbers: AtomicI64,
+}
+
+#[derive(Debug)]
+struct Observer {
+    sender: HolderSender,
+    /// By which token somebody held when that was told last; `None` before anything was told.
+    told: Option<Option<FencingToken>>,
+}
+
+impl Observers {
+    fn add(&self, sender: HolderSender) -> i64 {
+        let number = self.numbers.fetch_add(1, Ordering::Relaxed);
+        let observer = Observer { sender, told: None };
+        self.lock().insert(number, observer);
+        number
+    }
+
+    fn remove(&self, number: i64) {
+        self.lock().remove(&number);
+    }
+
+    /// Ends them all when the returned value is dropped.
+    pub(crate) fn as_long_as_this_lives(&self) -> impl Drop {
+        EndAll(self)
+    }
+
+    /// Changes may have been missed.
+    pub(crate) fn end_all(&self) {
+        self.lock().clear();
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.lock().is_empty()
+    }
+
+    /// What a message says: the observer's number and, if somebody holds, owner, token, since when and who.
+    pub(crate) fn hear(&self, message: &str) {
+        let mut parts = message.splitn(5, ' ');
+        let Some(Ok(number)) = parts.next().map(str::parse) else {
+            return;
+        };
+        let mut observers = self.lock();
+        let Some(observer) = observers.get_mut(&number) else {
+            return;
+        };
+        let claim = match parts.next() {
+            None => None,
+            Some(owner) => {
+                let Some(claim) = holding(owner, parts.next(), parts.next(), parts.next()) else {
+                    // What it says is not known: the observer begins anew.
+                    observers.remove(&number);
+                    return;
+                };
+                Some(claim)
+            }
+        };
+        let now = claim.as_ref().and_then(|claim| claim.token);
+        // A message says how things are, also where nothing has changed.
+        if observer.told != Some(now) {
+            observer.told = Some(now);
+            observer.sender.tell(claim);
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<i64, Observer>> {
+        self.observers
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+struct EndAll<'a>(&'a Observers);
+
+impl Drop for EndAll<'_> {
+    fn drop(&mut self) {
+        self.0.end_all();
+    }
+}
+
+fn holding(
+    owner: &str,
+    number: Option<&str>,
+    since: Option<&str>,
+    who: Option<&str>,
+) -> Option<Claim> {
+    let holder = decode(who?, since?.parse().ok()?)?;
+    let mut claim =
+        Claim::new(holder, ClaimKind::Exclusive).with_token(token(number?.parse().ok()?));
+    claim.owner = owner.parse().ok();
+    Some(claim)
+}
+
+/// An observer's row. It goes when this is dropped.
+struct Observing {
+    session: Arc<Session>,
+    number: i64,
+}
+
+impl Drop for Observing {
+    fn drop(&mut self) {
+        self.session.service().observers.remove(self.number);
+        let (session, number) = (self.session.clone(), self.number);
+        // A row that stays costs a message at each change, until its session ends.
+        let leaving = spawn(async move { stop_observing(&session, number).await });
+        if let Ok(leaving) = leaving {
+            leaving.detach();
+        }
+    }
+}
+
+/// Who holds `name`, from now on.
+pub(crate) async fn observe(client: &Client, name: &LockName) -> Result<HolderWatch, BackendError> {
+    let session = client.session().await?;
+    let row = session.service();
+    let (sender, watch) = holder_watch();
+    let number = row.observers.add(sender);
+    let observing = Observing {
+        session: session.clone(),
+        number,
+    };
+    // A session that has ended since has ended its observers before this one came.
+    session.ensure_live()?;
+    let connections = &client.settings().connections;
+    if !connections.observe(&row.id, number, name).await? {
+        session.end(gone());
+        session.ensure_live()?;
+    }
+    // For a holder that has died and behind whom nobody waits.
+    session.look_within(row.settings().lease_time / 3);
+    Ok(watch.with_subscription(observing))
+}
+
+impl Connections {
+    async fn observe(
+        &self,
+        session: &str,
+        number: i64,
+        name: &LockName,
+    ) -> Result<bool, BackendError> {
+        let kind = Kind::Lock.as_str();
+        let answer = self
+            .call(OBSERVING, |connection| async move {
+                connection
+                    .query(
+                        "SELECT portalock.observe($1, $2, $3, $4)",
+                        &[
+                            (&session, Type::TEXT),
+                            (&number, Type::INT8),
+                            (&kind, Type::TEXT),
+                            (&name.as_str(), Type::TEXT),
+                        ],
+                    )
+                    .await
+            })
+            .await?;
+        let observes = answer.value.first().map_or(Ok(false), |row| row.try_get(0));
+        observes.map_err(|error| failed(OBSERVING, error))
+    }
+}
+
+async fn stop_observing(session: &Session, number: i64) {
+    over(session, async |line| {
+        line.query(
+            "SELECT portalock.stop_observing($1, $2)",
+            &[(&&*session.service().id, Type::TEXT), (&number, Type::INT8)],
+        )
+        .await
+        .map(drop)
+    })
+    .await;
+}

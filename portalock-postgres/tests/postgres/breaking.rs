@@ -1,0 +1,56 @@
+//! Locks that an operator breaks: how their holders hear of it, and who may break them.
+
+use std::time::Duration;
+
+use portalock_core::{Broken, Holder, Lock, Loss};
+use portalock_postgres::{PostgresBackend, migrate};
+use portalock_testkit::servers::PostgresOptions;
+
+use crate::support::Server;
+
+/// A mark is found by a renewal, whether or not the notification came.
+#[tokio::test]
+async fn a_mark_that_nobody_told_of_is_found() {
+    let server = Server::start().await;
+    let settings = server.settings_with_lease(Duration::from_secs(3));
+    let holder = PostgresBackend::with_settings(settings).await.unwrap();
+    let lock = Lock::new(holder, "a").unwrap();
+    let guard = lock.acquire().await.unwrap();
+    let by = serde_json::to_string(&Holder::this_process(Some("operator".into()))).unwrap();
+    server
+        .run(&format!("UPDATE portalock.claims SET broken_by = '{by}'"))
+        .await;
+    let Loss::Broken(by) = guard.lost().await else {
+        panic!("it was lost in another way: {:?}", guard.lost_signal());
+    };
+    assert_eq!(by.label.as_deref(), Some("operator"));
+    let next = lock.acquire().await.unwrap();
+    assert!(next.token() > guard.token());
+}
+
+/// A user who may only use locks may break them, unless that is taken from everyone.
+#[tokio::test]
+async fn who_may_break_can_be_restricted() {
+    let server = Server::empty(PostgresOptions::new()).await;
+    migrate(&server.settings()).await.unwrap();
+    let lock = Lock::new(server.client().await, "a").unwrap();
+    let guard = lock.acquire().await.unwrap();
+    server
+        .run("CREATE ROLE least LOGIN; GRANT USAGE ON SCHEMA portalock TO least")
+        .await;
+    let admin = server.admin().await;
+    admin.batch_execute("SET ROLE least").await.unwrap();
+    let owner = guard.owner().to_string();
+    let breaks = "SELECT portalock.break_claim('lock', 'a', $1, '{}')";
+    assert!(admin.query_one(breaks, &[&owner]).await.is_ok());
+    server
+        .run(
+            "REVOKE EXECUTE ON FUNCTION portalock.break_claim(text, text, text, text), portalock.evict(text, text, text)
+             FROM PUBLIC",
+        )
+        .await;
+    assert!(admin.query_one(breaks, &[&owner]).await.is_err());
+    let again = lock.break_holder(guard.owner()).await.unwrap();
+    assert!(matches!(again, Broken::Released | Broken::NotHeld));
+    assert!(guard.is_lost());
+}

@@ -1,0 +1,142 @@
+//! Locks that operators break: the mark, and how the holder's client heeds it.
+//!
+//! A mark lies beside the session's key, in a hash by owner, until its owner is released. Each refresh reads the marks after it
+//! has moved the session's time on, so no refresh misses a mark that was there when it was sent; a message only makes the next
+//! one come at once. A session whose refreshes don't reach the server any more is over by its own clock when the time has passed
+//! that `break.lua` answers.
+
+use std::{sync::Arc, time::Duration};
+
+use portalock_core::{BackendError, Holder, LockName, Loss, OwnerId, Released, session};
+use redis::{RedisError, aio::MultiplexedConnection};
+
+use crate::{
+    backend::RedisBackend,
+    calls::Call,
+    error::unexpected,
+    keys::{Kind, Named},
+    scripts::{BREAK, RELEASE},
+    session::Session,
+    wire::text,
+};
+
+const BREAKING: &str = "break a lock in Redis";
+const EVICTING: &str = "end a hold in Redis";
+
+/// A mark as it is read: the owner, and who breaks its lock.
+pub(crate) type Mark = (String, String);
+
+impl RedisBackend {
+    pub(crate) async fn mark(
+        &self,
+        name: &LockName,
+        owner: OwnerId,
+        by: &Holder,
+    ) -> Result<Option<Duration>, BackendError> {
+        let state = self.lock_keys(name).state;
+        // It is for people: the lock is broken all the same.
+        let by = serde_json::to_string(by).unwrap_or_default();
+        let (owner, arguments) = (owner.to_string(), self.prefix());
+        let call = Call::Script(&BREAK, &[&state], &[arguments, &owner, &by]);
+        let answered = self.ask_plainly(BREAKING, call).await?;
+        match text(&answered.value).map(str::parse) {
+            Some(Ok(millis)) => Ok(Some(Duration::from_millis(millis))),
+            Some(Err(_)) => Ok(None),
+            None => Err(unexpected(BREAKING)),
+        }
+    }
+
+    pub(crate) async fn end_hold(
+        &self,
+        name: &LockName,
+        owner: OwnerId,
+    ) -> Result<Released, BackendError> {
+        let keys = self.lock_keys(name);
+        let call = Call::Script(
+            &RELEASE,
+            &[&keys.state, &keys.queue, &keys.waiters],
+            &[self.prefix(), &owner.to_string()],
+        );
+        let answered = self.ask_plainly(EVICTING, call).await?;
+        match text(&answered.value) {
+            Some("1") => Ok(Released::Freed),
+            // The first of the two may have freed it.
+            Some("0") if answered.repeated => Ok(Released::Freed),
+            Some("0") => Ok(Released::NotHeld),
+            _ => Err(unexpected(EVICTING)),
+        }
+    }
+}
+
+impl Session {
+    /// The hash of the marks on what this session holds.
+    pub(crate) fn marks_key(&self) -> String {
+        format!("{}/broken", self.key())
+    }
+
+    /// Tells the guards whose locks were broken, and gives those locks back.
+    pub(crate) fn heed(self: &Arc<Self>, connection: &MultiplexedConnection, marks: Vec<Mark>) {
+        let mut leaving = Vec::new();
+        for (owner, by) in marks {
+            let loss = match serde_json::from_str::<Holder>(&by) {
+                Ok(by) => Loss::Broken(by.into()),
+                Err(_) => Loss::Removed("somebody broke it".into()),
+            };
+            let named = owner
+                .parse()
+                .ok()
+                .and_then(|owner| self.claims().broken(owner, &loss));
+            leaving.push((owner, named));
+        }
+        if leaving.is_empty() {
+            return;
+        }
+        let (session, mut connection) = (self.clone(), connection.clone());
+        // Whatever fails here is done again by the next refresh, which finds the mark again.
+        let giving_back = session::spawn(async move {
+            for (owner, named) in leaving {
+                let given_back = session.give_back(&mut connection, &owner, named).await;
+                if let Err(error) = given_back {
+                    tracing::debug!(owner, %error, "a lock that was broken is not given back yet");
+                }
+            }
+        });
+        if let Ok(giving_back) = giving_back {
+            giving_back.detach();
+        }
+    }
+
+    /// Releases, and then removes the mark.
+    async fn give_back(
+        &self,
+        connection: &mut MultiplexedConnection,
+        owner: &str,
+        named: Option<Named>,
+    ) -> Result<(), RedisError> {
+        if let Some(named) = named {
+            let keys = self.keys().of(&named);
+            let sessions = self.keys().sessions();
+            RELEASE
+                .run(
+                    connection,
+                    &[&keys.state, &keys.queue, &keys.waiters],
+                    &[&sessions, owner],
+                )
+                .await?;
+        }
+        redis::cmd("HDEL")
+            .arg(self.marks_key())
+            .arg(owner)
+            .query_async(connection)
+            .await
+    }
+}
+
+impl RedisBackend {
+    pub(crate) fn lock_keys(&self, name: &LockName) -> crate::keys::NameKeys {
+        self.keys().of(&Named {
+            kind: Kind::Lock,
+            name: name.clone(),
+        })
+    }
+}

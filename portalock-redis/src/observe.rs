@@ -1,0 +1,261 @@
+//! Who holds a name exclusively, change by change: for observers of elections.
+//!
+//! Each script that grants, and each that frees without granting, publishes that on a channel with the name of the lock's state,
+//! in the same step. An observer has a connection of its own, on the session thread, which is subscribed and then looks once: what
+//! came before the look is in it, what comes later is heard in order. When that connection ends, so does what it tells, and the
+//! observer begins anew.
+//!
+//! A crash runs no script. So the observer looks now and then, over the same connection, whether the holder that it was told of is
+//! still there.
+
+use std::{sync::Arc, time::Duration};
+
+use portalock_core::{
+    BackendError, Claim, ClaimKind, FencingToken, HolderSender, HolderWatch, Inspection, LockName,
+    OwnerId, holder_watch, session,
+};
+use redis::{PushInfo, PushKind, aio::MultiplexedConnection};
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+
+use crate::{
+    backend::RedisBackend,
+    config::RedisSettings,
+    connect::{connect, message},
+    error::{failed, unexpected},
+    keys::{Kind, NameKeys},
+    scripts::INSPECT,
+    wire::{claimed, inspection},
+};
+
+const OBSERVING: &str = "watch who holds a lock in Redis";
+
+/// What comes on the connection.
+enum Heard {
+    Change(String),
+    End,
+}
+
+/// A connection that is subscribed.
+struct Line {
+    connection: MultiplexedConnection,
+    heard: UnboundedReceiver<Heard>,
+    keys: NameKeys,
+    sessions: String,
+}
+
+/// What was told last.
+struct Told {
+    sender: HolderSender,
+    holder: Option<(Option<OwnerId>, FencingToken)>,
+    /// No grant that is told has a smaller token, or this one.
+    highest: Option<FencingToken>,
+}
+
+impl RedisBackend {
+    pub(crate) async fn observe(&self, name: &LockName) -> Result<HolderWatch, BackendError> {
+        let (keys, sessions) = (self.lock_keys(name), self.prefix().to_owned());
+        let settings = Arc::new(self.settings().clone());
+        let every = settings.session_ttl() / 3;
+        let opening = async move {
+            let mut line = Line::open(&settings, keys, sessions).await?;
+            let seen = line.look().await?;
+            Ok::<_, BackendError>((line, seen))
+        };
+        let (mut line, seen) = session::run(opening).await??;
+        let (sender, watch) = holder_watch();
+        let mut told = Told::new(sender, seen);
+        let following = session::spawn(async move {
+            if let Err(error) = line.follow(&mut told, every).await {
+                tracing::debug!(%error, "a watch over a lock's holders ended");
+            }
+        })?;
+        Ok(watch.with_subscription(following))
+    }
+}
+
+impl Line {
+    async fn open(
+        settings: &RedisSettings,
+        keys: NameKeys,
+        sessions: String,
+    ) -> Result<Self, BackendError> {
+        let (tell, heard) = unbounded_channel();
+        let push = move |push: PushInfo| {
+            let what = match push.kind {
+                PushKind::Message => message(&push).map(|text| Heard::Change(text.to_owned())),
+                PushKind::Disconnection | PushKind::Unsubscribe => Some(Heard::End),
+                _ => None,
+            };
+            // Nobody listens any more if the watch is over.
+            what.map_or(Ok(()), |what| tell.send(what).map_err(drop))
+        };
+        let mut connection = connect(settings, push).await?;
+        connection
+            .subscribe(&keys.state)
+            .await
+            .map_err(|error| failed(OBSERVING, error))?;
+        Ok(Self {
+            connection,
+            heard,
+            keys,
+            sessions,
+        })
+    }
+
+    async fn look(&mut self) -> Result<Inspection, BackendError> {
+        let Self {
+            connection,
+            keys,
+            sessions,
+            ..
+        } = self;
+        let answer = INSPECT
+            .run(
+                connection,
+                &[&keys.state, &keys.queue, &keys.waiters],
+                &[sessions],
+            )
+            .await
+            .map_err(|error| failed(OBSERVING, error))?;
+        redis::from_redis_value(answer)
+            .ok()
+            .and_then(|answer: Vec<String>| inspection(Kind::Lock, &answer))
+            .ok_or_else(|| unexpected(OBSERVING))
+    }
+
+    /// Tells every change, until the connection ends.
+    async fn follow(&mut self, told: &mut Told, every: Duration) -> Result<(), BackendError> {
+        loop {
+            tokio::select! {
+                heard = self.heard.recv() => match heard {
+                    Some(Heard::Change(change)) => told.hear(&change),
+                    Some(Heard::End) | None => return Ok(()),
+                },
+                () = tokio::time::sleep(every), if told.holder.is_some() => {
+                    let before = told.holder;
+                    let seen = self.look().await?;
+                    told.look(before, &seen);
+                }
+            }
+        }
+    }
+}
+
+impl Told {
+    fn new(sender: HolderSender, seen: Inspection) -> Self {
+        let mut told = Self {
+            sender,
+            holder: None,
+            highest: seen.last_token,
+        };
+        let holder = exclusive(&seen).cloned();
+        told.holder = holder.as_ref().and_then(known);
+        told.sender.tell(holder);
+        told
+    }
+
+    /// A message: `+` and a grant, or `-` and the owner that has released.
+    fn hear(&mut self, change: &str) {
+        if let Some(owner) = change.strip_prefix('-') {
+            let owner = owner.parse().ok();
+            if self.holder.is_some_and(|(holder, _)| holder == owner) {
+                self.nobody();
+            }
+            return;
+        }
+        let Some(claim) = change.strip_prefix('+').and_then(claimed) else {
+            return;
+        };
+        // It was there when this observer began, and may be over.
+        if claim.token <= self.highest {
+            return;
+        }
+        self.highest = claim.token;
+        if claim.kind == ClaimKind::Exclusive {
+            self.holder = known(&claim);
+            self.sender.tell(Some(claim));
+        } else if self.holder.is_some() {
+            self.nobody();
+        }
+    }
+
+    /// A look has found that nobody holds. If the holder is the same as `before` it, that one is gone without a word; what came
+    /// after it will be heard.
+    fn look(&mut self, before: Option<(Option<OwnerId>, FencingToken)>, seen: &Inspection) {
+        if exclusive(seen).is_none() && self.holder == before {
+            self.nobody();
+        }
+    }
+
+    fn nobody(&mut self) {
+        self.holder = None;
+        self.sender.tell(None);
+    }
+}
+
+fn exclusive(seen: &Inspection) -> Option<&Claim> {
+    let mut holders = seen.holders.iter();
+    holders.find(|claim| claim.kind == ClaimKind::Exclusive)
+}
+
+fn known(claim: &Claim) -> Option<(Option<OwnerId>, FencingToken)> {
+    Some((claim.owner, claim.token?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures_util::FutureExt;
+    use portalock_core::Holder;
+
+    fn grant(owner: OwnerId, weight: u32, token: u64) -> String {
+        format!(
+            "+{owner}|0a|{weight}|{}|{token}|1500|{{\"host\":\"h\",\"pid\":5}}",
+            u32::MAX
+        )
+    }
+
+    fn next(watch: &mut HolderWatch) -> Option<Option<u64>> {
+        let change = watch.next().now_or_never()??;
+        Some(change.map(|claim| claim.token.unwrap().get()))
+    }
+
+    #[test]
+    fn changes_are_told_in_order_and_none_that_is_over() {
+        let (sender, mut watch) = holder_watch();
+        let (one, two) = (OwnerId::mint(), OwnerId::mint());
+        let holder = Claim::new(Holder::this_process(None), ClaimKind::Exclusive)
+            .with_owner(one)
+            .with_token(FencingToken::new(7));
+        let seen =
+            Inspection::new(vec![holder], vec![]).with_last_token(Some(FencingToken::new(7)));
+        let mut told = Told::new(sender, seen);
+        assert_eq!(next(&mut watch), Some(Some(7)));
+        // Of before the look.
+        told.hear(&grant(two, u32::MAX, 6));
+        told.hear(&format!("-{two}"));
+        assert_eq!(next(&mut watch), None);
+        told.hear(&grant(two, u32::MAX, 8));
+        told.hear(&format!("-{one}"));
+        told.hear(&format!("-{two}"));
+        told.hear(&grant(one, 1, 9));
+        told.hear(&grant(one, u32::MAX, 10));
+        told.hear(&grant(two, 1, 11));
+        let all: Vec<_> = std::iter::from_fn(|| next(&mut watch)).collect();
+        assert_eq!(all, [Some(8), None, Some(10), None]);
+    }
+
+    #[test]
+    fn a_look_ends_the_term_that_it_was_about() {
+        let (sender, mut watch) = holder_watch();
+        let mut told = Told::new(sender, Inspection::default());
+        assert_eq!(next(&mut watch), Some(None));
+        told.hear(&grant(OwnerId::mint(), u32::MAX, 7));
+        let before = told.holder;
+        told.hear(&grant(OwnerId::mint(), u32::MAX, 8));
+        told.look(before, &Inspection::default());
+        told.look(told.holder, &Inspection::default());
+        let all: Vec<_> = std::iter::from_fn(|| next(&mut watch)).collect();
+        assert_eq!(all, [Some(7), Some(8), None]);
+    }
+}

@@ -1,0 +1,54 @@
+//! Locks that an operator breaks: how their holders hear of it.
+
+use std::time::Duration;
+
+use portalock_core::{Broken, Holder, Loss};
+use portalock_redis::RedisBackend;
+use portalock_testkit::servers::RedisServer;
+use tokio::time::timeout;
+
+use crate::fixture::{Admin, ENOUGH, client, eventually, granted, lock, settings, waiting};
+
+async fn marks(admin: &mut Admin) -> Vec<String> {
+    admin.ask("KEYS portalock/session/*/broken").await
+}
+
+#[tokio::test]
+async fn a_mark_whose_message_was_lost_is_found_by_the_next_refresh() {
+    let server = RedisServer::start().unwrap();
+    let short = settings(&server)
+        .with_session_ttl(Duration::from_secs(3))
+        .unwrap();
+    let holder = RedisBackend::with_settings(short).await.unwrap();
+    let held = lock(&holder, "a").acquire().await.unwrap();
+    let next = waiting(&client(&server).await, "a").await;
+    let mut admin = Admin::of(&server).await;
+    let sessions: Vec<String> = admin.ask("KEYS portalock/session/*").await;
+    let by = serde_json::to_string(&Holder::this_process(Some("operator".into()))).unwrap();
+    for session in sessions {
+        let owner = held.owner();
+        admin
+            .ask::<()>(&format!("HSET {session}/broken {owner} {by}"))
+            .await;
+    }
+    let loss = timeout(ENOUGH, held.lost()).await.unwrap();
+    let Loss::Broken(by) = loss else {
+        panic!("{loss}");
+    };
+    assert_eq!(by.label.as_deref(), Some("operator"));
+    assert!(granted(next).await.token() > held.token());
+}
+
+#[tokio::test]
+async fn nothing_is_left_of_a_mark_that_was_heeded() {
+    let server = RedisServer::start().unwrap();
+    let (one, two) = (client(&server).await, client(&server).await);
+    let held = lock(&one, "a").acquire().await.unwrap();
+    let other = lock(&one, "b").acquire().await.unwrap();
+    let broken = lock(&two, "a").break_holder(held.owner()).await.unwrap();
+    assert_eq!(broken, Broken::Released);
+    assert!(held.is_lost());
+    eventually(async || marks(&mut Admin::of(&server).await).await.is_empty()).await;
+    other.ensure_held().unwrap();
+    other.release().await.unwrap();
+}

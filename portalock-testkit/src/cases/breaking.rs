@@ -1,0 +1,337 @@
+//! An operator takes a lock away: from the holder that was meant, who is told by whom.
+
+use portalock_core::{
+    BackendErrorKind, Broken, Guard, Lock, LockBackend, LockError, Loss, OwnerId, Released,
+};
+
+use super::{Case, case, loss::ensure_told};
+use crate::{
+    erased::AnyBackend,
+    spy::Spy,
+    trial::{Client, Trial, name, once, queued},
+    verdict::{A_WHILE, CaseResult, SOON, Stop, ensure, soon, within},
+};
+
+pub(super) const CASES: &[Case] = &[
+    case!(
+        breaking::the_holder_is_told_who,
+        rules[12],
+        needs[Breaks],
+        "a holder whose lock is broken, by the owner that a look told, is told so and by whom, and its release says that it was lost"
+    ),
+    case!(
+        breaking::told_before_another_is_granted,
+        rules[1, 12],
+        needs[Breaks],
+        "a holder whose lock is broken knows of it before a waiter is granted the lock, or within the time that the backend declares"
+    ),
+    case!(
+        breaking::a_holder_that_lingers_keeps_nobody_out,
+        rules[12],
+        needs[Breaks],
+        "a lock that was broken is free for others though its holder keeps the guard, whose end touches nobody"
+    ),
+    case!(
+        breaking::the_token_grows,
+        rules[12],
+        needs[Breaks, Tokens],
+        "whoever is granted a lock that was broken has a larger token than the holder from whom it was taken"
+    ),
+    case!(
+        breaking::the_waiters_keep_their_places,
+        rules[12],
+        needs[Breaks, FirstCome],
+        "those who wait for a lock that is broken are served in the order in which they came"
+    ),
+    case!(
+        breaking::an_owner_that_is_gone_hits_nobody,
+        rules[12],
+        needs[Breaks],
+        "breaking the lock of an owner that has released it, or waits for it, says that it holds nothing and touches nobody"
+    ),
+    case!(
+        breaking::one_reader_is_taken_out,
+        rules[12],
+        needs[Breaks, Shared],
+        "breaking one of several shared holds leaves the others"
+    ),
+    case!(
+        breaking::a_second_break_is_harmless,
+        rules[12],
+        needs[Breaks],
+        "two operators who break one hold at once both succeed, the holder is told of one of them, and the next holder is left alone"
+    ),
+    case!(
+        breaking::a_holder_that_does_not_respond_is_evicted,
+        rules[1, 12],
+        needs[Breaks, CrashRelease, CutOff],
+        "a break of a lock whose holder can't be reached is over once its lease is, and the holder knows by then"
+    ),
+    case!(
+        breaking::refused_unless_claimed,
+        rules[10],
+        needs[NoBreaks],
+        "a backend that claims no way to break a lock refuses to, before it does anything"
+    ),
+];
+
+/// Breaks what `owner` holds, as an operator called `label`.
+async fn break_as(client: &Client, label: &str, owner: OwnerId) -> CaseResult<Broken> {
+    let lock = client.lock("job")?.with_label(label);
+    Ok(soon("the end of a break", lock.break_holder(owner)).await??)
+}
+
+/// Breaks a hold that is there.
+async fn broken(client: &Client, owner: OwnerId) -> CaseResult {
+    let ended = break_as(client, "operator", owner).await?;
+    ensure!(
+        ended != Broken::NotHeld,
+        "breaking a lock that was held says that its owner holds nothing"
+    );
+    Ok(())
+}
+
+/// The loss of a guard whose lock was broken, which must say by whom.
+async fn ensure_told_by(guard: &Guard<AnyBackend>, labels: &[&str]) -> CaseResult {
+    let loss = soon("the lost signal of a lock that was broken", guard.lost()).await?;
+    let by = match &loss {
+        Loss::Broken(by) => by.label.as_deref().unwrap_or_default(),
+        _ => "",
+    };
+    ensure!(
+        labels.contains(&by),
+        "the lock was broken by {labels:?}, and its holder was told {loss:?}"
+    );
+    Ok(())
+}
+
+async fn the_holder_is_told_who(trial: Trial) -> CaseResult {
+    let (holder, operator) = trial.two_clients().await?;
+    let guard = holder.lock("job")?.acquire().await?;
+    let look = operator.lock("job")?.inspect().await?;
+    let owner = look.holders.first().and_then(|claim| claim.owner);
+    ensure!(
+        owner == Some(guard.owner()),
+        "the holder's owner is {}, and a look tells {owner:?}",
+        guard.owner()
+    );
+    broken(&operator, guard.owner()).await?;
+    ensure_told_by(&guard, &["operator"]).await?;
+    let released = guard.release().await;
+    ensure!(
+        matches!(released, Err(LockError::Lost { .. })),
+        "releasing a lock that was broken answered {released:?}"
+    );
+    trial.ensure_free(&operator, &name("job")?).await
+}
+
+async fn told_before_another_is_granted(trial: Trial) -> CaseResult {
+    let clients = trial.clients(3).await?;
+    let [holder, waiter, operator] = &clients[..] else {
+        return Err(Stop::failed("the fixture made too few clients"));
+    };
+    for _ in 0..5 {
+        let guard = holder.lock("job")?.acquire_with(&trial.patience()).await?;
+        let spy = Spy::on(waiter.backend());
+        let lock = Lock::new(spy.clone(), "job")?;
+        let (signal, policy) = (guard.lost_signal(), trial.patience());
+        let waiting = tokio::spawn(async move {
+            let next = lock.acquire_with(&policy).await?;
+            // Read before anything else is awaited.
+            let known = signal.is_lost();
+            Ok::<_, Stop>((next, known))
+        });
+        spy.contended(1).await?;
+        broken(operator, guard.owner()).await?;
+        let (next, known) = soon("the waiter's grant", waiting).await???;
+        ensure_told(&trial, &guard, known).await?;
+        next.ensure_held()?;
+        next.release().await?;
+    }
+    Ok(())
+}
+
+async fn a_holder_that_lingers_keeps_nobody_out(trial: Trial) -> CaseResult {
+    let (holder, operator) = trial.two_clients().await?;
+    let lock = operator.lock("job")?;
+    for releases in [true, false] {
+        let guard = holder.lock("job")?.acquire_with(&trial.patience()).await?;
+        broken(&operator, guard.owner()).await?;
+        let next = lock.acquire_with(&trial.patience()).await?;
+        if releases {
+            // It says that it was lost; what matters is what it does.
+            drop(guard.release().await);
+        } else {
+            drop(guard);
+        }
+        tokio::time::sleep(A_WHILE).await;
+        next.ensure_held()?;
+        holder.refused(&once(lock.name())).await?;
+        next.release().await?;
+    }
+    Ok(())
+}
+
+async fn the_token_grows(trial: Trial) -> CaseResult {
+    let (holder, operator) = trial.two_clients().await?;
+    let guard = holder.lock("job")?.acquire().await?;
+    broken(&operator, guard.owner()).await?;
+    let next = operator
+        .lock("job")?
+        .acquire_with(&trial.patience())
+        .await?;
+    ensure!(
+        next.token() > guard.token(),
+        "the lock was broken under token {:?}, and was granted with token {:?} after that",
+        guard.token(),
+        next.token()
+    );
+    next.release().await?;
+    Ok(())
+}
+
+async fn the_waiters_keep_their_places(trial: Trial) -> CaseResult {
+    let (client, other) = trial.two_clients().await?;
+    let name = name("job")?;
+    let (held, first, second) = (once(&name), queued(&name), queued(&name));
+    let grant = client.grant(&held).await?;
+    other.refused(&first).await?;
+    client.refused(&second).await?;
+    broken(&other, held.owner).await?;
+    soon("word of the break", grant.lost.lost()).await?;
+    let _ = other.granted_soon(&first).await?;
+    client.refused(&second).await?;
+    other.free(&first).await?;
+    let _ = client.granted_soon(&second).await?;
+    client.free(&second).await?;
+    let released = client.release(&held).await?;
+    ensure!(
+        released == Released::NotHeld,
+        "releasing a lock that was broken answered {released:?}"
+    );
+    trial.ensure_free(&other, &name).await
+}
+
+async fn an_owner_that_is_gone_hits_nobody(trial: Trial) -> CaseResult {
+    let (first, second) = trial.two_clients().await?;
+    let lock = first.lock("job")?;
+    let former = lock.acquire().await?;
+    let gone = former.owner();
+    former.release().await?;
+    let unheard_of = break_as(&second, "operator", OwnerId::mint()).await?;
+    let unheld = break_as(&second, "operator", gone).await?;
+    let guard = second.lock("job")?.acquire_with(&trial.patience()).await?;
+    let waiter = queued(lock.name());
+    first.refused(&waiter).await?;
+    let succeeded = break_as(&first, "operator", gone).await?;
+    let waiting = break_as(&second, "operator", waiter.owner).await?;
+    for (ended, who) in [
+        (unheard_of, "of an owner that never was"),
+        (unheld, "of an owner that has released"),
+        (succeeded, "of an owner that another has followed"),
+        (waiting, "of an owner that waits"),
+    ] {
+        ensure!(
+            ended == Broken::NotHeld,
+            "the break {who} ended with {ended:?}"
+        );
+    }
+    tokio::time::sleep(A_WHILE).await;
+    guard.ensure_held()?;
+    guard.release().await?;
+    let _ = first.granted_soon(&waiter).await?;
+    first.free(&waiter).await?;
+    trial.ensure_free(&second, lock.name()).await
+}
+
+async fn one_reader_is_taken_out(trial: Trial) -> CaseResult {
+    let (first, second) = trial.two_clients().await?;
+    let lock = first.lock("job")?;
+    let (stays, goes) = (lock.acquire_shared().await?, lock.acquire_shared().await?);
+    broken(&second, goes.owner()).await?;
+    ensure_told_by(&goes, &["operator"]).await?;
+    tokio::time::sleep(A_WHILE).await;
+    stays.ensure_held()?;
+    second.refused(&once(lock.name())).await?;
+    stays.release().await?;
+    trial.ensure_free(&second, lock.name()).await
+}
+
+async fn a_second_break_is_harmless(trial: Trial) -> CaseResult {
+    let (holder, operator) = trial.two_clients().await?;
+    let guard = holder.lock("job")?.acquire().await?;
+    let owner = guard.owner();
+    let (one, other) = tokio::join!(
+        break_as(&operator, "one", owner),
+        break_as(&holder, "other", owner)
+    );
+    let (one, other) = (one?, other?);
+    ensure!(
+        one != Broken::NotHeld || other != Broken::NotHeld,
+        "neither of two breaks found the holder"
+    );
+    ensure_told_by(&guard, &["one", "other"]).await?;
+    let next = operator
+        .lock("job")?
+        .acquire_with(&trial.patience())
+        .await?;
+    let late = break_as(&holder, "late", owner).await?;
+    ensure!(
+        late == Broken::NotHeld,
+        "a break of a hold that was broken before ended with {late:?}"
+    );
+    tokio::time::sleep(A_WHILE).await;
+    next.ensure_held()?;
+    next.release().await?;
+    Ok(())
+}
+
+async fn a_holder_that_does_not_respond_is_evicted(trial: Trial) -> CaseResult {
+    let (holder, operator) = trial.two_clients().await?;
+    let guard = holder.lock("job")?.acquire().await?;
+    let cut = trial.cut_off(&holder).await?;
+    let lock = operator.lock("job")?;
+    let breaking = {
+        let (lock, owner) = (lock.clone(), guard.owner());
+        tokio::spawn(async move { lock.break_holder(owner).await })
+    };
+    let next = lock.acquire_with(&trial.patience()).await?;
+    // Read before anything else is awaited.
+    let known = guard.is_lost();
+    ensure_told(&trial, &guard, known).await?;
+    let limit = trial.crash_limit() + SOON;
+    within(
+        limit,
+        "the end of a break of a silent holder's lock",
+        breaking,
+    )
+    .await???;
+    cut.now().await?;
+    drop(guard);
+    tokio::time::sleep(A_WHILE).await;
+    next.ensure_held()?;
+    next.release().await?;
+    Ok(())
+}
+
+async fn refused_unless_claimed(trial: Trial) -> CaseResult {
+    let client = trial.client().await?;
+    let spy = Spy::on(client.backend());
+    let lock = Lock::new(spy.clone(), "job")?;
+    let owner = OwnerId::mint();
+    let refused = lock.break_holder(owner).await;
+    ensure!(
+        matches!(refused, Err(LockError::Unsupported { .. })),
+        "a break that is not claimed was answered with {refused:?}"
+    );
+    ensure!(
+        spy.seen().calls == 0,
+        "the backend was called for what it does not claim"
+    );
+    match client.backend().evict(lock.name(), owner).await {
+        Err(error) if error.kind() == BackendErrorKind::Unsupported => Ok(()),
+        other => Err(Stop::Failed(format!(
+            "the backend itself answered an eviction that it does not claim with {other:?}"
+        ))),
+    }
+}
