@@ -28,7 +28,7 @@ mod inotify;
 #[cfg(not(any(target_os = "linux", target_os = "android")))]
 mod no_proc;
 #[cfg(not(any(target_os = "linux", target_os = "android", windows)))]
-mod no_record;
+pub(crate) mod no_record;
 #[cfg(not(any(target_os = "linux", target_os = "android")))]
 mod no_watch;
 mod positioned;
