@@ -3,7 +3,7 @@
 use portalock_core::{ClaimKind, LockBackend, LockError, Mode, Patience};
 use portalock_fs::{FsBackend, FsSettings};
 
-use crate::support::{Locks, granted, lock, request, try_once};
+use crate::support::{Locks, lock, request, try_once};
 
 #[tokio::test]
 async fn contention_names_the_holder() {
@@ -101,6 +101,7 @@ async fn looking_never_takes_a_free_lock_from_anybody() {
 #[cfg(unix)]
 #[tokio::test]
 async fn looking_never_takes_the_lock_of_a_crashed_holder_from_anybody() {
+    use crate::support::granted;
     use portalock_core::Holder;
     use std::sync::{
         Arc,
