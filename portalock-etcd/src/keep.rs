@@ -48,8 +48,7 @@ pub(crate) async fn start(
 ) -> Result<Arc<Session>, BackendError> {
     check_version(&endpoints).await?;
     // etcd counts leases in whole seconds.
-    let time = settings.lease_time;
-    let seconds = time.as_secs() + u64::from(time.subsec_nanos() > 0);
+    let seconds = settings.lease_time.as_nanos().div_ceil(1_000_000_000);
     let seconds = i64::try_from(seconds).unwrap_or(i64::MAX);
     let (granted, sent) = endpoints
         .call("get a lease", |client| grant(client, seconds))
@@ -215,10 +214,7 @@ async fn check_version(endpoints: &Endpoints) -> Result<(), BackendError> {
             client.maintenance_client().status().await
         })
         .await?;
-    let mut numbers = status.version().split('.').map(str::parse::<u64>);
-    if let (Some(Ok(major)), Some(Ok(minor))) = (numbers.next(), numbers.next())
-        && (major, minor) < OLDEST
-    {
+    if is_too_old(status.version()) {
         return Err(BackendError::new(
             BackendErrorKind::Unsupported,
             format!(
@@ -230,6 +226,11 @@ async fn check_version(endpoints: &Endpoints) -> Result<(), BackendError> {
         ));
     }
     Ok(())
+}
+
+fn is_too_old(version: &str) -> bool {
+    let mut numbers = version.split('.').map(str::parse::<u64>);
+    matches!((numbers.next(), numbers.next()), (Some(Ok(major)), Some(Ok(minor))) if (major, minor) < OLDEST)
 }
 
 #[cfg(test)]
@@ -251,7 +252,7 @@ mod tests {
         line.delay(Direction::ToClient, LATE);
         let settings = EtcdSettings::new([line.addr().to_string()])
             .unwrap()
-            .with_lease_time(Duration::from_secs(600))
+            .with_lease_time(Duration::from_millis(600_001))
             .unwrap()
             .with_request_timeout(Duration::from_secs(60))
             .unwrap();
@@ -260,6 +261,7 @@ mod tests {
         let session = start(endpoints, &settings, &keys, Arc::default())
             .await
             .unwrap();
+        assert_eq!(session.granted_time, Duration::from_secs(601));
         let certain = certain_for(session.granted_time);
         // After the grant's answer came that of a put, and those of the reads.
         let answered_by = Instant::now() - LATE - LATE * u32::try_from(SAME_MEMBER).unwrap();
@@ -271,5 +273,15 @@ mod tests {
         };
         // It was answered later than that.
         assert!(time < certain + LATE, "{time:?}");
+    }
+
+    #[test]
+    fn an_etcd_of_unknown_version_is_not_too_old() {
+        for version in ["2.3.8", "3.3.27"] {
+            assert!(is_too_old(version), "{version}");
+        }
+        for version in ["3.4.0", "3.10.1", "4.0.0", "3", "main"] {
+            assert!(!is_too_old(version), "{version}");
+        }
     }
 }

@@ -62,7 +62,7 @@ impl Place {
         if !is_there(own, taken) {
             return Ok(Standing::Gone);
         }
-        let Some(blockers) = self.blockers(taken, before)? else {
+        let Some(blockers) = self.blockers(before)? else {
             return Ok(Standing::Granted);
         };
         let numbers = &self.session.numbers;
@@ -96,9 +96,9 @@ impl Place {
     }
 
     /// Whom those before the place make it wait for.
-    fn blockers(&self, taken: i64, before: &[KeyValue]) -> Result<Option<Blockers>, BackendError> {
+    fn blockers(&self, before: &[KeyValue]) -> Result<Option<Blockers>, BackendError> {
         if let Rule::Permits(own) = &self.queue.rule {
-            let line = self.line(taken, before, *own)?;
+            let line = self.line(before, *own)?;
             return Ok((!line.fits()).then_some(Blockers::Permits(line)));
         }
         let Some(nearest) = before.first() else {
@@ -108,11 +108,10 @@ impl Place {
         Ok(Some(Blockers::Nearest(nearest.to_owned())))
     }
 
-    fn line(&self, taken: i64, keys: &[KeyValue], own: Weight) -> Result<Line, BackendError> {
+    fn line(&self, keys: &[KeyValue], own: Weight) -> Result<Line, BackendError> {
         let queue = &self.queue.keys;
         let earlier = keys
             .iter()
-            .filter(|key| key.create_revision() < taken)
             .map(|key| {
                 weight_in(queue, key.key())
                     .map(|weight| (key.key().to_vec(), weight))

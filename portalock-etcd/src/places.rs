@@ -203,3 +203,138 @@ impl Drop for Paying<'_> {
         self.place.session.watches.leave(self.owner);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        EtcdSettings, endpoints::Endpoints, keys::Keys, numbers::Numbers, watch::Watches,
+        witness::LastWitness,
+    };
+    use portalock_core::{LockName, Mode, Patience, Request};
+    use std::time::Duration;
+
+    /// A session that nothing is sent in.
+    fn session() -> Arc<Session> {
+        let settings = EtcdSettings::new(["127.0.0.1:1"]).unwrap();
+        Arc::new(Session {
+            lease_id: 1,
+            lease: Lease::unbounded(),
+            granted_time: Duration::ZERO,
+            key: "session".to_owned(),
+            key_revision: 0.into(),
+            watches: Watches::default(),
+            numbers: Numbers::default(),
+            endpoints: Arc::new(Endpoints::new(&settings).unwrap()),
+            witness: LastWitness::default(),
+        })
+    }
+
+    /// A place in the queue of `name`, taken at `taken` and entered in the book.
+    fn placed(places: &Places, session: &Arc<Session>, name: &str, taken: i64) -> (OwnerId, Place) {
+        let name = LockName::new(name).unwrap();
+        let request = Request::new(name, Mode::Exclusive, Patience::Queue);
+        let queue = Keys::new("test").lock(&request);
+        let number = session.numbers.take(&queue.directory);
+        let place = Place {
+            session: session.clone(),
+            number,
+            key: queue.key(number, session.lease_id).into(),
+            value: Arc::from(*b"value"),
+            queue: Arc::new(queue),
+            taken: Some(taken),
+            held: None,
+            unsure: false,
+            debt: Debt::None,
+        };
+        places.insert(request.owner, place.clone());
+        (request.owner, place)
+    }
+
+    fn owners(found: Vec<(OwnerId, Place)>) -> Vec<OwnerId> {
+        found.into_iter().map(|(owner, _)| owner).collect()
+    }
+
+    #[test]
+    fn held_is_what_was_granted_in_this_session_and_is_not_being_released() {
+        let (places, session, other) = (Places::default(), session(), session());
+        let (holds, _) = placed(&places, &session, "a", 1);
+        let (releases, _) = placed(&places, &session, "b", 2);
+        let (elsewhere, _) = placed(&places, &other, "c", 3);
+        placed(&places, &session, "d", 4);
+        for owner in [holds, releases, elsewhere] {
+            places.hold(owner).unwrap();
+        }
+        places.note(releases, |place| place.debt = Debt::Due);
+        assert_eq!(owners(places.held(&session)), [holds]);
+        assert_eq!(owners(places.due(&session)), [releases]);
+    }
+
+    #[test]
+    fn a_lost_key_is_told_to_its_holder_alone() {
+        let (places, session) = (Places::default(), session());
+        let (owner, place) = placed(&places, &session, "a", 1);
+        let (_, lost) = places.hold(owner).unwrap();
+        let former = Place {
+            taken: Some(0),
+            ..place.clone()
+        };
+        places.lose(owner, &former);
+        assert!(!lost.is_lost(), "an earlier use of the key");
+        places.note(owner, |place| place.debt = Debt::Paying);
+        places.lose(owner, &place);
+        assert!(!lost.is_lost(), "its own release");
+        places.note(owner, |place| place.debt = Debt::None);
+        places.lose(owner, &place);
+        assert!(lost.is_lost());
+    }
+
+    #[test]
+    fn one_waits_for_the_latest_before_it_that_keeps_its_place() {
+        let (places, session, other) = (Places::default(), session(), session());
+        placed(&places, &session, "a", 1);
+        let (_, nearest) = placed(&places, &session, "a", 2);
+        let (gives_up, _) = placed(&places, &session, "a", 3);
+        places.note(gives_up, |place| place.debt = Debt::Paying);
+        placed(&places, &session, "b", 4);
+        placed(&places, &other, "a", 5);
+        let (_, place) = placed(&places, &session, "a", 6);
+        placed(&places, &session, "a", 7);
+        let before = places.nearest_before(&place, 6).unwrap();
+        assert_eq!((before.taken, before.key), (Some(2), nearest.key));
+    }
+
+    #[test]
+    fn a_session_that_ended_leaves_those_to_withdraw_and_a_revoked_one_nobody() {
+        let (places, session, other) = (Places::default(), session(), session());
+        let (holds, _) = placed(&places, &session, "a", 1);
+        let (waits, _) = placed(&places, &session, "a", 2);
+        let (elsewhere, _) = placed(&places, &other, "b", 3);
+        places.hold(holds).unwrap();
+        places.hold(elsewhere).unwrap();
+        places.forget_grants(&session);
+        assert!(places.get(holds).is_none());
+        assert!(places.get(waits).is_some());
+        assert!(places.get(elsewhere).is_some());
+        places.forget_all(&session);
+        assert!(places.get(waits).is_none());
+        assert!(places.get(elsewhere).is_some());
+    }
+
+    #[test]
+    fn a_release_that_was_dropped_is_due_unless_the_owner_has_another_place() {
+        let (places, session) = (Places::default(), session());
+        let (owner, place) = placed(&places, &session, "a", 1);
+        let paying = places.paying(owner, &place);
+        assert_eq!(places.get(owner).unwrap().debt, Debt::Paying);
+        drop(paying);
+        assert_eq!(places.get(owner).unwrap().debt, Debt::Due);
+
+        let paying = places.paying(owner, &place);
+        let (_, another) = placed(&places, &session, "a", 2);
+        places.insert(owner, another);
+        places.remove(owner, &place);
+        drop(paying);
+        assert_eq!(places.get(owner).unwrap().debt, Debt::None);
+    }
+}

@@ -168,3 +168,42 @@ impl<B: LockBackend> Observer<B> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{clock::wall_clock, memory::MemoryBackend};
+
+    fn term(pid: u32, token: Option<u64>) -> Term {
+        Term {
+            leader: Holder::new("host", pid, None, wall_clock()),
+            token: token.map(FencingToken::new),
+        }
+    }
+
+    #[test]
+    fn a_term_is_known_by_its_token_or_else_by_its_leader() {
+        assert!(term(1, Some(7)).is_same(&term(2, Some(7))));
+        let leader = term(1, None);
+        assert!(!term(1, Some(7)).is_same(&Term {
+            token: Some(FencingToken::new(8)),
+            ..leader.clone()
+        }));
+        assert!(leader.is_same(&leader.clone()));
+        assert!(!leader.is_same(&term(2, None)));
+    }
+
+    #[test]
+    fn without_tokens_another_leader_is_news() {
+        let mut observer = Observer::new(Lock::new(MemoryBackend::new(), "news").unwrap());
+        let (one, two) = (term(1, None), term(2, None));
+        assert!(observer.is_news(None), "the first state");
+        observer.has_told = true;
+        assert!(!observer.is_news(None));
+        assert!(observer.is_news(Some(&one)));
+        observer.told = Some(one.clone());
+        assert!(!observer.is_news(Some(&one)));
+        assert!(observer.is_news(Some(&two)));
+        assert!(observer.is_news(None));
+    }
+}

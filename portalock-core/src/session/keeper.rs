@@ -204,6 +204,22 @@ mod tests {
         assert_eq!(lease.loss(), None);
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn a_service_that_stays_away_is_asked_less_and_less_often() {
+        let (asked, mut calls) = tokio::sync::mpsc::unbounded_channel();
+        let interval = TIME * 16;
+        let _keeper = keeper(Lease::unbounded(), interval, move || {
+            let _ = asked.send(Instant::now());
+            async { Err(unavailable()) }
+        });
+        let mut times = Vec::new();
+        for _ in 0..10 {
+            times.push(calls.recv().await.unwrap());
+        }
+        let last = times[9] - times[8];
+        assert!(last >= interval / 20 && last <= interval / 10, "{last:?}");
+    }
+
     #[test]
     fn the_pause_grows_with_failures_and_stays_short() {
         let longest = TIME / 10;
@@ -266,6 +282,22 @@ mod tests {
         assert_eq!(start.elapsed(), Duration::ZERO);
         renewals.recv().await.unwrap();
         assert_eq!(start.elapsed().as_secs(), 3);
+    }
+
+    #[test]
+    fn it_renews_early_if_it_is_told_to() {
+        let (renewed, renewals) = std::sync::mpsc::channel();
+        let keeper = Keeper::spawn(Lease::unbounded(), TIME * 1_000, move || {
+            let renewed = renewed.clone();
+            async move {
+                let _ = renewed.send(());
+                Ok(Renewal::Renewed(TIME))
+            }
+        });
+        let keeper = keeper.unwrap();
+        keeper.renew_now();
+        renewals.recv_timeout(TIME * 6).unwrap();
+        drop(keeper);
     }
 
     #[test]

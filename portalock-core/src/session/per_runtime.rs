@@ -218,7 +218,10 @@ mod tests {
         assert_eq!(connections.get(|| async { Ok(1) }).await.unwrap(), 1);
         connections.forget(|connection| *connection == 9);
         assert_eq!(connections.get(|| async { Ok(2) }).await.unwrap(), 1);
+        assert_eq!(connections.present(), Some(1));
+        assert_eq!(format!("{connections:?}"), "PerRuntime { runtimes: 1 }");
         connections.forget(|connection| *connection == 1);
+        assert_eq!(connections.present(), None);
         assert_eq!(connections.get(|| async { Ok(2) }).await.unwrap(), 2);
         connections.clear();
         assert_eq!(connections.get(|| async { Ok(3) }).await.unwrap(), 3);

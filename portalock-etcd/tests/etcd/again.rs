@@ -9,7 +9,8 @@ use std::{
 };
 
 use portalock_core::{
-    Attempt, Lock, LockBackend, LockName, LockRequest, Mode, Patience, Released, Request, Wake,
+    Attempt, BackendErrorKind, Lock, LockBackend, LockName, LockRequest, Mode, Patience, Released,
+    Request, Wake,
 };
 use portalock_etcd::{EtcdBackend, etcd_client::DeleteOptions};
 use portalock_testkit::proxy::Direction;
@@ -291,4 +292,34 @@ async fn nobody_waits_for_one_before_it_whose_release_failed() {
         matches!(attempt, Attempt::Granted(_))
     })
     .await;
+}
+
+#[tokio::test]
+async fn a_key_that_somebody_else_has_put_is_no_place() {
+    let server = Server::start();
+    let client = server.client().await;
+    let first = request("foreign");
+    granted(&client, &first).await;
+    let key = client.fence(first.owner).unwrap().key;
+    client.release(&first).await.unwrap();
+    server.raw().await.put(key, "by hand", None).await.unwrap();
+    let error = client.try_acquire(&request("foreign")).await.unwrap_err();
+    assert_eq!(error.kind(), BackendErrorKind::Corrupt, "{error}");
+}
+
+#[tokio::test]
+async fn one_who_looks_again_reads_two_keys() {
+    let server = Server::start();
+    let (holder, client) = (server.client().await, server.client().await);
+    granted(&holder, &request("looks")).await;
+    let waits = request("looks");
+    contended(&client, &waits).await;
+    let reads = async || server.counter("etcd_mvcc_range_total").await;
+    let before = reads().await;
+    for _ in 0..50 {
+        contended(&client, &waits).await;
+    }
+    // And a few that look for held keys meanwhile.
+    let reads = reads().await - before;
+    assert!((100.0..200.0).contains(&reads), "{reads}");
 }

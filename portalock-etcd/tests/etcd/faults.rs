@@ -411,3 +411,16 @@ async fn a_deleted_key_is_told_though_it_could_not_be_looked_for_at_first() {
         .unwrap();
     assert!(matches!(loss, Loss::Removed(_)), "{loss}");
 }
+
+#[tokio::test]
+async fn one_that_closes_is_told_if_the_lease_lives_on() {
+    let server = Server::start();
+    let line = server.line(0);
+    let client = server
+        .lasting_client_through(&[&line], Duration::from_millis(500))
+        .await;
+    line.refuse(true);
+    line.cut();
+    let error = client.close().await.unwrap_err();
+    assert_eq!(error.kind(), BackendErrorKind::Unavailable, "{error}");
+}

@@ -11,7 +11,7 @@ use std::{
 };
 
 use portalock_core::{Guard, LockError, Policy, clock::Instant};
-use portalock_redis::RedisBackend;
+use portalock_redis::{RedisBackend, RedisSettings};
 use portalock_testkit::servers::{RedisOptions, RedisServer};
 use tokio::task::JoinSet;
 
@@ -35,9 +35,14 @@ fn time() -> Duration {
     Duration::from_secs(seconds.map_or(4, |seconds| seconds.parse().unwrap()))
 }
 
+fn session_settings(url: &str) -> RedisSettings {
+    settings_at(url).with_session_ttl(SESSION).unwrap()
+}
+
 async fn client(url: &str) -> RedisBackend {
-    let settings = settings_at(url).with_session_ttl(SESSION).unwrap();
-    RedisBackend::with_settings(settings).await.unwrap()
+    RedisBackend::with_settings(session_settings(url))
+        .await
+        .unwrap()
 }
 
 /// Another process at work: this test program again, as [`be_at_work`].
@@ -155,7 +160,8 @@ async fn be_at_work() {
     let (Ok(url), Ok(dir)) = (std::env::var(URL), std::env::var(DIR)) else {
         return;
     };
-    let backend = client(&url).await;
+    // Connects when it is first used: a session that is only starting may meet a fault like any other call.
+    let backend = RedisBackend::new(session_settings(&url));
     let until = Instant::now() + time();
     let mut tasks = JoinSet::new();
     for _ in 0..TASKS {

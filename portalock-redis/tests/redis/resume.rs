@@ -27,6 +27,12 @@ async fn listening_on_a_line(server: &RedisServer) -> (RedisBackend, FaultProxy)
     (RedisBackend::with_settings(settings).await.unwrap(), line)
 }
 
+/// A client whose session lasts, and goes without a refresh, for longer than any test.
+async fn lasting(server: &RedisServer) -> RedisBackend {
+    let settings = settings(server).with_session_ttl(ENOUGH * 10).unwrap();
+    RedisBackend::with_settings(settings).await.unwrap()
+}
+
 /// Waits until so many sessions are subscribed.
 async fn subscribed(server: &RedisServer, sessions: usize) {
     let mut admin = Admin::of(server).await;
@@ -71,6 +77,24 @@ async fn holders_keep_their_locks_and_waiters_their_places() {
         last = guard.token();
         guard.release().await.unwrap();
     }
+}
+
+#[tokio::test]
+async fn a_connection_that_ends_is_replaced_before_the_next_refresh_is_due() {
+    let server = RedisServer::start().unwrap();
+    let _backend = lasting(&server).await;
+    Admin::of(&server).await.kill_sessions().await;
+    subscribed(&server, 1).await;
+}
+
+#[tokio::test]
+async fn a_backend_that_is_dropped_takes_its_session_along() {
+    let server = RedisServer::start().unwrap();
+    let backend = lasting(&server).await;
+    let keys = async || Admin::of(&server).await.keys().await;
+    assert_eq!(keys().await.len(), 1);
+    drop(backend);
+    eventually(async || keys().await.is_empty()).await;
 }
 
 #[tokio::test]

@@ -68,6 +68,17 @@ async fn a_closed_session_frees_at_once_and_tells_its_guards() {
 }
 
 #[tokio::test]
+async fn what_has_ended_is_closed_without_the_server() {
+    let mut server = RedisServer::start().unwrap();
+    let backend = without_notice(&server).await;
+    let held = lock(&backend, "a").acquire().await.unwrap();
+    Admin::of(&server).await.kill_sessions().await;
+    timeout(ENOUGH, held.lost()).await.unwrap();
+    server.stop();
+    LockBackend::close(&backend).await.unwrap();
+}
+
+#[tokio::test]
 async fn nothing_is_left_but_the_last_token() {
     let server = RedisServer::start().unwrap();
     let (one, two) = (client(&server).await, client(&server).await);

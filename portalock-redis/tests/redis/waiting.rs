@@ -6,9 +6,12 @@ use std::{
 };
 
 use futures_util::StreamExt;
-use portalock_core::{Guard, LockBackend, LockError, Policy, clock::Instant};
+use portalock_core::{
+    Attempt, BackendErrorKind, Guard, LockBackend, LockError, Mode, Patience, Policy, Request,
+    Wake, clock::Instant,
+};
 use portalock_redis::RedisBackend;
-use portalock_testkit::servers::RedisServer;
+use portalock_testkit::servers::{RedisOptions, RedisServer};
 use tokio::{
     task::{JoinHandle, JoinSet},
     time::timeout,
@@ -77,6 +80,46 @@ async fn a_release_grants_without_anybody_looking() {
     held.release().await.unwrap();
     granted(first).await.release().await.unwrap();
     let _third = granted(third).await;
+    let commands: String = Admin::of(&server).await.ask("INFO commandstats").await;
+    assert!(!commands.contains("cmdstat_wait:"), "it needs no replica");
+}
+
+#[tokio::test]
+async fn a_grant_is_told_once_a_replica_has_it() {
+    let server = RedisOptions::new()
+        .setting("repl-diskless-sync-delay", "0")
+        .start()
+        .unwrap();
+    let mut replica = RedisServer::start().unwrap();
+    Admin::of(&replica)
+        .await
+        .ask::<()>(&format!("REPLICAOF 127.0.0.1 {}", server.port()))
+        .await;
+    eventually(async || {
+        let state: String = Admin::of(&server).await.ask("INFO replication").await;
+        state.contains("state=online")
+    })
+    .await;
+    let settings = settings(&server).with_wait_replicas(1);
+    let settings = settings.with_tick_interval(ENOUGH * 10).unwrap();
+    let demanding = RedisBackend::with_settings(settings).await.unwrap();
+    let held = lock(&demanding, "a").acquire().await.unwrap();
+    let next = waiting_forever(&demanding, false).await;
+    held.release().await.unwrap();
+    let held = granted(next).await;
+
+    let name = "a".parse().unwrap();
+    let request = Request::new(name, Mode::Exclusive, Patience::Queue);
+    let attempt = demanding.try_acquire(&request).await.unwrap();
+    assert!(matches!(attempt, Attempt::Contended(_)), "{attempt:?}");
+    let mut line = demanding.subscribe(&request).await.unwrap().unwrap();
+    replica.stop();
+    held.release().await.unwrap();
+    let told = tokio::time::timeout(ENOUGH, line.next()).await.unwrap();
+    let Wake::Failed(error) = told else {
+        panic!("{told:?}");
+    };
+    assert_eq!(error.kind(), BackendErrorKind::Unavailable, "{error:?}");
 }
 
 #[tokio::test]
