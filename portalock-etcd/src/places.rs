@@ -213,6 +213,7 @@ mod tests {
     };
     use portalock_core::{LockName, Mode, Patience, Request};
     use std::time::Duration;
+    use tokio::sync::Notify;
 
     /// A session that nothing is sent in.
     fn session() -> Arc<Session> {
@@ -227,6 +228,7 @@ mod tests {
             numbers: Numbers::default(),
             endpoints: Arc::new(Endpoints::new(&settings).unwrap()),
             witness: LastWitness::default(),
+            marked: Notify::new(),
         })
     }
 
@@ -245,6 +247,7 @@ mod tests {
             taken: Some(taken),
             held: None,
             unsure: false,
+            broken: None,
             debt: Debt::None,
         };
         places.insert(request.owner, place.clone());

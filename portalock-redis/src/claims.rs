@@ -224,7 +224,7 @@ impl Claims {
                 claim.phase = Phase::Releasing;
             }
             Phase::Asked => claim.waiting().broken = Some(loss.clone()),
-            Phase::Releasing => {}
+            Phase::Releasing | Phase::Due => {}
         }
         Some(claim.named.clone())
     }
