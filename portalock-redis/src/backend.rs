@@ -16,6 +16,7 @@ use crate::{
     error::{failed, session_ended, unexpected},
     keys::{Keys, Kind, Named},
     refresh::{confirm, forgotten},
+    route::Route,
     scripts::{ACQUIRE, INSPECT, RELEASE, RESUME},
     session::Session,
     wire::{Answer, SLOWEST_TICK, Stamp, Wanted, inspection, recheck, text},
@@ -39,6 +40,7 @@ pub struct RedisBackend(Arc<Inner>);
 
 struct Inner {
     settings: Arc<RedisSettings>,
+    route: Arc<Route>,
     keys: Keys,
     /// What the key of every session begins with.
     prefix: String,
@@ -83,10 +85,12 @@ impl RedisBackend {
     pub fn new(settings: RedisSettings) -> Self {
         let keys = Keys::new(settings.prefix().into());
         let settings = Arc::new(settings);
+        let route = Arc::new(Route::new(settings.clone()));
         Self(Arc::new(Inner {
             prefix: keys.sessions(),
             keys,
-            calls: Calls::new(settings.clone()),
+            calls: Calls::new(route.clone()),
+            route,
             settings,
             claims: Arc::default(),
             sessions: Sessions::new(),
@@ -131,14 +135,14 @@ impl RedisBackend {
                 "Redis needs a tokio runtime: call from within one, or use the blocking facade",
             ));
         }
-        let (settings, keys, claims) = (
-            self.0.settings.clone(),
+        let (route, keys, claims) = (
+            self.0.route.clone(),
             self.0.keys.clone(),
             self.0.claims.clone(),
         );
         self.0
             .sessions
-            .get(move |former| Session::start(settings, keys, claims, former))
+            .get(move |former| Session::start(route, keys, claims, former))
             .await
     }
 

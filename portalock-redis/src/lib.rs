@@ -94,6 +94,7 @@
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
+mod address;
 mod backend;
 mod calls;
 mod claims;
@@ -102,9 +103,12 @@ mod connect;
 mod error;
 mod keys;
 mod link;
+mod primary;
 mod refresh;
+mod route;
 mod scripts;
 mod semaphore;
+mod sentinel;
 mod session;
 mod wire;
 

@@ -15,5 +15,6 @@ mod refusals;
 mod resets;
 mod resume;
 mod semaphore;
+mod sentinel;
 mod session;
 mod waiting;

@@ -11,6 +11,8 @@ mod pgbouncer;
 mod postgres;
 mod process;
 mod redis;
+mod resp;
+mod sentinel;
 
 pub use etcd::{EtcdOptions, EtcdServer};
 #[cfg(unix)]
@@ -19,3 +21,4 @@ pub use pgbouncer::Pooler;
 pub use postgres::{PostgresOptions, PostgresServer};
 pub use process::StartError;
 pub use redis::{RedisOptions, RedisServer, ServerIdentity};
+pub use sentinel::{SentinelGroup, SentinelOptions};
