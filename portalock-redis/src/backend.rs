@@ -50,7 +50,7 @@ struct Inner {
 }
 
 impl RedisBackend {
-    /// A backend for the server at `url`, connected. A server that has just started is waited for: see
+    /// A backend for the server at `url`, connected. A server that has just started or been promoted is waited for: see
     /// [`restart_wait`](RedisSettings::with_restart_wait).
     ///
     /// # Errors

@@ -146,11 +146,13 @@ impl RedisSettings {
         Ok(self)
     }
 
-    /// Sets for how long after the server's start no session begins; default: as long as the session's time.
+    /// Sets for how long a server that has started, or was promoted, grants nothing and begins no session; default: as long as the
+    /// session's time.
     ///
-    /// A server that lost data in a restart doesn't know who holds what. By the time this has passed, whoever held before has
-    /// been told. Sessions that the server still knows go on at once. It is zero for a server that keeps its data whatever
-    /// happens (`appendfsync always`), or for tests that start a server of their own.
+    /// A server that lost data in a restart, or a replica that lacks the last writes, doesn't know who holds what. By the time this
+    /// has passed, whoever held before has been told. Sessions that the server still knows go on at once, with what they
+    /// hold. It is zero for a server that keeps its data whatever happens (`appendfsync always`), or for tests that start a
+    /// server of their own.
     #[must_use]
     pub fn with_restart_wait(mut self, wait: Duration) -> Self {
         self.restart_wait = Some(wait);
@@ -214,10 +216,12 @@ impl RedisSettings {
 
     /// Sets how many replicas must have a grant before it counts; default 0. A grant that they don't confirm within a
     /// second, or a quarter of the session's time if that is less, is given back and fails as
-    /// [`Unavailable`](portalock_core::BackendErrorKind::Unavailable).
+    /// [`Unavailable`](portalock_core::BackendErrorKind::Unavailable). The session's refreshes count by the same rule: where
+    /// replicas are missing, it ends by its time.
     ///
-    /// It makes the loss of a grant in a failover less likely, not impossible: Redis promotes a replica without asking
-    /// what it has. The fencing token is what protects the resource.
+    /// With at least half of the replicas, a holder is told before another is granted the lock whatever a failover does, also
+    /// beside a former primary that was cut off and goes on. It does not say that the promoted replica has the grant: Redis
+    /// promotes without asking. `docs/guarantees.md` has the cases.
     #[must_use]
     pub fn with_wait_replicas(mut self, replicas: u32) -> Self {
         self.wait_replicas = replicas;
@@ -268,7 +272,7 @@ impl RedisSettings {
         self.session_ttl
     }
 
-    /// For how long after the server's start no session begins.
+    /// For how long a server that has started or was promoted grants nothing.
     pub fn restart_wait(&self) -> Duration {
         self.restart_wait.unwrap_or(self.session_ttl)
     }

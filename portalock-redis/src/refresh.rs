@@ -140,7 +140,7 @@ impl Session {
             .await;
         match released {
             Ok(_) => {
-                tracing::debug!(%owner, "a claim whose release Redis had lost is released again")
+                tracing::debug!(%owner, "a claim whose release Redis had lost is released again");
             }
             // It is asked for again.
             Err(error) => tracing::debug!(%error, "a lost release was not repeated"),

@@ -23,7 +23,7 @@ pub(crate) struct Route {
 
 #[derive(Debug)]
 enum Way {
-    Fixed(ConnectionInfo),
+    Fixed(Box<ConnectionInfo>),
     Followed(Arc<Followed>),
 }
 
@@ -48,7 +48,7 @@ struct Followed {
 impl Route {
     pub(crate) fn new(settings: Arc<RedisSettings>) -> Self {
         let way = match settings.address() {
-            Address::Fixed(server) => Way::Fixed(server.clone()),
+            Address::Fixed(server) => Way::Fixed(Box::new(server.clone())),
             Address::Sentinels(address) => {
                 Way::Followed(Arc::new(Followed::new(address, settings.clone())))
             }
@@ -69,7 +69,7 @@ impl Route {
     pub(crate) async fn find(&self) -> Result<Place, BackendError> {
         match &self.way {
             Way::Fixed(server) => Ok(Place {
-                server: server.clone(),
+                server: (**server).clone(),
                 number: 0,
             }),
             Way::Followed(followed) => Followed::look(followed, Enough::Most).await,

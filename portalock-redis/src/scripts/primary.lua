@@ -13,6 +13,11 @@
 
 local KEPT = '2592000000' -- a month after the last connection
 
+-- As in `open.lua`: inside a script Redis 7 reports a missing permission as a bare `ERR`.
+if redis.acl_check_cmd and not redis.acl_check_cmd('INFO', 'server') then
+  return redis.error_reply('NOPERM this user has no permission for INFO')
+end
+
 local info = redis.call('INFO', 'replication')
 local id = string.match(info, 'master_replid:(%x+)')
 local time = redis.call('TIME')

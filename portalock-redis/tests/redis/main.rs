@@ -16,5 +16,7 @@ mod resets;
 mod resume;
 mod semaphore;
 mod sentinel;
+mod sentinel_suite;
 mod session;
+mod switches;
 mod waiting;

@@ -13,7 +13,7 @@ const SECRET: &str = "hunter2";
 async fn connect(url: &str) -> Result<RedisBackend, BackendError> {
     let settings = RedisSettings::new(url)
         .map_err(|error| BackendError::new(BackendErrorKind::Misconfigured, error.to_string()))?;
-    RedisBackend::with_settings(settings.with_restart_wait(Duration::ZERO)).await
+    RedisBackend::with_settings(settings.with_restart_wait(Duration::from_millis(1))).await
 }
 
 async fn refused(url: &str) -> BackendError {

@@ -117,9 +117,10 @@ async fn a_release_that_the_server_has_lost_is_made_again_when_somebody_waits() 
     let mut admin = Admin::of(&server).await;
     for shared in [false, true] {
         let lock = lock(&holder, "a");
-        let held = match shared {
-            true => lock.acquire_shared().await.unwrap(),
-            false => lock.acquire().await.unwrap(),
+        let held = if shared {
+            lock.acquire_shared().await.unwrap()
+        } else {
+            lock.acquire().await.unwrap()
         };
         let fields: Vec<String> = admin.ask("HGETALL portalock/lock/a").await;
         held.release().await.unwrap();

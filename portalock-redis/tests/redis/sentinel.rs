@@ -140,7 +140,10 @@ async fn with_user(group: &mut SentinelGroup) -> String {
             .ask::<()>("ACL SETUSER client on >c ~* &* +@all")
             .await;
     }
-    let url = group.url();
+    as_client(&group.url())
+}
+
+fn as_client(url: &str) -> String {
     url.replace("://", "://client:c@")
 }
 
@@ -151,16 +154,15 @@ async fn part(server: &RedisServer) {
     admin.ask::<u32>("CLIENT KILL USER default").await;
 }
 
-/// A client whose way to the sentinels can be cut off.
-async fn by_lines(group: &SentinelGroup, url: &str) -> (String, Vec<FaultProxy>) {
-    let mut url = url.to_owned();
-    let mut lines = Vec::new();
-    for port in group.sentinel_ports() {
-        let line = FaultProxy::start(([127, 0, 0, 1], port)).unwrap();
-        url = url.replace(&port.to_string(), &line.port().to_string());
-        lines.push(line);
-    }
-    (url, lines)
+/// A way of its own to each sentinel, which can be cut off.
+fn by_lines(group: &SentinelGroup) -> (String, Vec<FaultProxy>) {
+    let lines: Vec<_> = group
+        .sentinel_ports()
+        .iter()
+        .map(|port| FaultProxy::start(([127, 0, 0, 1], *port)).unwrap())
+        .collect();
+    let ports: Vec<_> = lines.iter().map(FaultProxy::port).collect();
+    (as_client(&group.url_by(&ports)), lines)
 }
 
 fn short(url: &str) -> RedisSettings {
@@ -199,7 +201,7 @@ async fn a_grant_that_the_promoted_replica_lacks_is_told_first() {
 async fn a_split_that_the_holder_cannot_see_is_told_first_where_replicas_confirm() {
     let mut group = start(SentinelOptions::new().replicas(2)).await;
     let url = with_user(&mut group).await;
-    let (behind, lines) = by_lines(&group, &url).await;
+    let (behind, lines) = by_lines(&group);
     let holder = connected(short(&behind).with_wait_replicas(1)).await;
     let other = connected(short(&url).with_wait_replicas(1)).await;
     let held = acquired(&holder, "a").await;
@@ -215,7 +217,7 @@ async fn a_split_that_the_holder_cannot_see_is_told_first_where_replicas_confirm
 async fn a_split_that_the_holder_cannot_see_leaves_two_where_none_confirm() {
     let mut group = start(SentinelOptions::new()).await;
     let url = with_user(&mut group).await;
-    let (behind, lines) = by_lines(&group, &url).await;
+    let (behind, lines) = by_lines(&group);
     let (holder, other) = (
         connected(short(&behind)).await,
         connected(short(&url)).await,

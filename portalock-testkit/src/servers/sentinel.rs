@@ -28,7 +28,7 @@ const SENTINELS: u32 = 3;
 /// How many of them must agree that the primary is down.
 const QUORUM: usize = 2;
 /// Until the servers and sentinels have found each other, and until a switch is over. Generous: a loaded machine is no failure.
-const FOUND_WITHIN: Duration = Duration::from_secs(60);
+const FOUND_WITHIN: Duration = Duration::from_secs(180);
 const POLL: Duration = Duration::from_millis(20);
 
 /// How to start a [`SentinelGroup`].
@@ -222,7 +222,8 @@ impl Sentinel {
         // For tests, which have no time for periods of seconds. Redis 7 and later.
         let _ = ask(
             port,
-            "SENTINEL DEBUG info-period 100 ping-period 100 ask-period 100 publish-period 250 min-link-reconnect-period 100",
+            "SENTINEL DEBUG info-period 100 ping-period 100 ask-period 100 publish-period 250 min-link-reconnect-period 100 \
+             tilt-trigger 30000",
         );
         Ok(Self {
             _process: process,
