@@ -138,3 +138,52 @@ impl Followed {
         Ok(place)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn followed() -> Followed {
+        let settings = RedisSettings::new("redis+sentinel://a,b,c/m").unwrap();
+        let Address::Sentinels(address) = settings.address().clone() else {
+            panic!("it names sentinels");
+        };
+        Followed::new(&address, Arc::new(settings))
+    }
+
+    fn heard(epoch: u64, host: &str, from_all: bool) -> Heard {
+        let (host, port) = (host.to_owned(), 1);
+        Heard {
+            told: Told { epoch, host, port },
+            from_all,
+        }
+    }
+
+    #[test]
+    fn a_place_has_another_number_once_it_is_another() {
+        let followed = followed();
+        for (epoch, host, number) in [
+            (0, "a", 0),
+            (0, "a", 0),
+            (1, "b", 1),
+            (2, "b", 1),
+            (3, "a", 2),
+        ] {
+            let place = followed.note(heard(epoch, host, false)).unwrap();
+            assert_eq!(place.number, number, "{epoch}");
+            assert_eq!(place.server.addr().to_string(), format!("{host}:1"));
+        }
+    }
+
+    #[test]
+    fn who_has_not_heard_of_the_last_switch_leads_nobody_back() {
+        let followed = followed();
+        followed.note(heard(2, "b", false)).unwrap();
+        let error = followed.note(heard(1, "a", false)).unwrap_err();
+        assert_eq!(error.kind(), BackendErrorKind::Unavailable);
+        assert_eq!(followed.number.load(Ordering::Relaxed), 0);
+        // Sentinels that were set up anew begin to count again.
+        let place = followed.note(heard(0, "c", true)).unwrap();
+        assert_eq!(place.number, 1);
+    }
+}

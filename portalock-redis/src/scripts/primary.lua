@@ -34,6 +34,8 @@ if known ~= id or since == 0 then
     since = ARGV[2] == '1' and now or 0
   end
 end
+-- The clock was set back: from now on, then, and not for as long as it takes to catch up.
+since = math.min(since, now)
 redis.call('SET', KEYS[1], id .. '|' .. string.format('%.0f', since), 'PX', KEPT)
 if since == 0 then return 'unconfirmed' end
 return string.format('%.0f', math.max(since + ARGV[1] - now, 0))

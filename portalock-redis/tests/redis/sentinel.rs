@@ -101,7 +101,12 @@ async fn nothing_is_lost(fault: Fault) {
             Fault::Stopped => group.servers()[0].stall()?,
             Fault::Demoted => return group.fail_over(),
         }
-        group.until_moved_from(0)
+        let primary = group.until_moved_from(0)?;
+        if let Fault::Stopped = fault {
+            // It goes on as the primary that it was, with what it was sent meanwhile, until a sentinel tells it otherwise.
+            group.servers()[0].resume()?;
+        }
+        Ok(primary)
     })
     .await;
     println!("{fault:?}: the switch took {:?}", begun.elapsed());
