@@ -16,6 +16,7 @@ use crate::{
     error::{failed, session_ended, unexpected},
     keys::{Keys, Kind, Named},
     refresh::{confirm, forgotten},
+    route::Route,
     scripts::{ACQUIRE, INSPECT, RELEASE, RESUME},
     session::Session,
     wire::{Answer, SLOWEST_TICK, Stamp, Wanted, inspection, recheck, text},
@@ -39,6 +40,7 @@ pub struct RedisBackend(Arc<Inner>);
 
 struct Inner {
     settings: Arc<RedisSettings>,
+    route: Arc<Route>,
     keys: Keys,
     /// What the key of every session begins with.
     prefix: String,
@@ -48,7 +50,7 @@ struct Inner {
 }
 
 impl RedisBackend {
-    /// A backend for the server at `url`, connected. A server that has just started is waited for: see
+    /// A backend for the server at `url`, connected. A server that has just started or been promoted is waited for: see
     /// [`restart_wait`](RedisSettings::with_restart_wait).
     ///
     /// # Errors
@@ -83,10 +85,12 @@ impl RedisBackend {
     pub fn new(settings: RedisSettings) -> Self {
         let keys = Keys::new(settings.prefix().into());
         let settings = Arc::new(settings);
+        let route = Arc::new(Route::new(settings.clone()));
         Self(Arc::new(Inner {
             prefix: keys.sessions(),
             keys,
-            calls: Calls::new(settings.clone()),
+            calls: Calls::new(route.clone()),
+            route,
             settings,
             claims: Arc::default(),
             sessions: Sessions::new(),
@@ -96,6 +100,11 @@ impl RedisBackend {
     /// The settings it was made with.
     pub fn settings(&self) -> &RedisSettings {
         &self.0.settings
+    }
+
+    /// The way to the server.
+    pub(crate) fn route(&self) -> &Arc<Route> {
+        &self.0.route
     }
 
     /// Asks the server to answer.
@@ -131,14 +140,14 @@ impl RedisBackend {
                 "Redis needs a tokio runtime: call from within one, or use the blocking facade",
             ));
         }
-        let (settings, keys, claims) = (
-            self.0.settings.clone(),
+        let (route, keys, claims) = (
+            self.0.route.clone(),
             self.0.keys.clone(),
             self.0.claims.clone(),
         );
         self.0
             .sessions
-            .get(move |former| Session::start(settings, keys, claims, former))
+            .get(move |former| Session::start(route, keys, claims, former))
             .await
     }
 

@@ -15,9 +15,10 @@ use portalock_core::{BackendError, BackendErrorKind, clock::Instant, session::Pe
 use redis::{Cmd, RedisError, Value, aio::MultiplexedConnection};
 
 use crate::{
-    config::RedisSettings,
     connect::connect,
     error::{breaks, failed},
+    primary::may_grant,
+    route::Route,
     scripts::Script,
 };
 
@@ -42,41 +43,52 @@ pub(crate) struct Answered {
 #[derive(Debug, Clone)]
 pub(crate) struct Wire {
     number: u64,
+    /// The number of the place where it leads to.
+    place: u64,
     pub(crate) connection: MultiplexedConnection,
 }
 
 /// The connections of one backend object.
 #[derive(Debug)]
 pub(crate) struct Calls {
-    settings: Arc<RedisSettings>,
+    route: Arc<Route>,
     wires: PerRuntime<Wire>,
     opened: Arc<AtomicU64>,
 }
 
 impl Calls {
-    pub(crate) fn new(settings: Arc<RedisSettings>) -> Self {
+    pub(crate) fn new(route: Arc<Route>) -> Self {
         Self {
-            settings,
+            route,
             wires: PerRuntime::new(),
             opened: Arc::default(),
         }
     }
 
-    /// The present runtime's connection.
+    /// The present runtime's connection, if it leads to where the primary is, or a new one.
     pub(crate) async fn wire(&self) -> Result<Wire, BackendError> {
         match self.wires.present() {
-            Some(wire) => Ok(wire),
+            Some(wire) if self.leads_there(&wire) => Ok(wire),
             // In a box of its own: it is large, and each call would carry room for it.
-            None => Box::pin(self.open_wire()).await,
+            _ => Box::pin(self.open_wire()).await,
         }
     }
 
+    /// What was sent over a wire that doesn't may have been done, by a server that is the primary no more.
+    fn leads_there(&self, wire: &Wire) -> bool {
+        wire.place == self.route.number()
+    }
+
     async fn open_wire(&self) -> Result<Wire, BackendError> {
-        let (settings, opened) = (self.settings.clone(), self.opened.clone());
+        self.wires.forget(|wire| !self.leads_there(wire));
+        let (route, opened) = (self.route.clone(), self.opened.clone());
         let open = move || async move {
-            let connection = connect(&settings, |_| Ok::<(), ()>(())).await?;
+            let place = route.find().await?;
+            let mut connection = connect(&route, &place, |_| Ok::<(), ()>(())).await?;
+            may_grant(&mut connection, route.settings()).await?;
             Ok(Wire {
                 number: opened.fetch_add(1, Ordering::Relaxed),
+                place: place.number,
                 connection,
             })
         };
@@ -115,7 +127,7 @@ impl Calls {
         loop {
             goes_on()?;
             if failure.kind() != BackendErrorKind::Unavailable
-                || begun.elapsed() >= self.settings.patience()
+                || begun.elapsed() >= self.route.settings().patience()
             {
                 return Err(failure);
             }
@@ -134,15 +146,16 @@ impl Calls {
     }
 
     async fn send_once(&self, what: &'static str, call: Call<'_>) -> Result<Value, BackendError> {
-        let Wire {
-            number,
-            mut connection,
-        } = self.wire().await?;
-        match call.send(&mut connection).await {
-            Ok(value) => Ok(value),
+        let mut wire = self.wire().await?;
+        match call.send(&mut wire.connection).await {
+            Ok(value) if self.leads_there(&wire) => Ok(value),
+            Ok(_) => Err(BackendError::new(
+                BackendErrorKind::Unavailable,
+                format!("can't {what}: another server has become the primary"),
+            )),
             Err(error) => {
                 if breaks(&error) {
-                    self.wires.forget(|wire| wire.number == number);
+                    self.wires.forget(|present| present.number == wire.number);
                 }
                 Err(failed(what, error))
             }

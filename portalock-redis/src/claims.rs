@@ -200,6 +200,11 @@ impl Claims {
         self.select(session, |claim| matches!(claim.phase, Phase::Due))
     }
 
+    /// Whether `owner` has, or asks for, anything: if not, nothing of it should be left at the server.
+    pub(crate) fn knows(&self, owner: OwnerId) -> bool {
+        self.lock().contains_key(&owner)
+    }
+
     /// The server keeps nothing of `owner` any more.
     pub(crate) fn forget(&self, owner: OwnerId) {
         self.lock().remove(&owner);

@@ -3,8 +3,9 @@
 use std::{fmt, path::PathBuf, str::FromStr, sync::Arc, time::Duration};
 
 use portalock_core::settings::{InvalidSetting, RawDuration};
-use redis::{ConnectionInfo, IntoConnectionInfo, ProtocolVersion};
 use serde::Deserialize;
+
+use crate::address::Address;
 
 /// How to reach Redis, and how locks live there.
 ///
@@ -30,7 +31,7 @@ use serde::Deserialize;
 #[derive(Clone, Deserialize)]
 #[serde(try_from = "RawSettings")]
 pub struct RedisSettings {
-    server: ConnectionInfo,
+    address: Address,
     authority: Option<PathBuf>,
     prefix: Arc<str>,
     label: Option<Arc<str>>,
@@ -78,13 +79,20 @@ impl RedisSettings {
     /// - `redis://[user:password@]host[:port][/database]`
     /// - `rediss://...` the same over TLS, with the crate's feature `tls`
     /// - `unix:///path/to/socket[?db=3][&user=..&pass=..]`
+    /// - `redis+sentinel://[user:password@]host[:port][,host...]/master-name[/database]` the server that these sentinels name
+    ///   as the primary, now and after each switch; their port is 26379 by default. User and password are the server's; those
+    ///   of the sentinels follow as `?sentinel_user=..&sentinel_password=..`, or by [`with_sentinel_login`].
+    /// - `rediss+sentinel://...` the same, with the sentinels and the server over TLS. Certificates must be for the addresses that
+    ///   the sentinels tell
+    ///
+    /// [`with_sentinel_login`]: Self::with_sentinel_login
     ///
     /// # Errors
     ///
     /// [`InvalidRedisSettings`] if it is none of these. The error does not repeat the URL: it may hold a password.
     pub fn new(url: &str) -> Result<Self, InvalidRedisSettings> {
         Ok(Self {
-            server: parse_url(url)?,
+            address: Address::parse(url)?,
             authority: None,
             prefix: Self::DEFAULT_PREFIX.into(),
             label: None,
@@ -142,11 +150,13 @@ impl RedisSettings {
         Ok(self)
     }
 
-    /// Sets for how long after the server's start no session begins; default: as long as the session's time.
+    /// Sets for how long a server that has started, or was promoted, grants nothing and begins no session; default: as long as the
+    /// session's time.
     ///
-    /// A server that lost data in a restart doesn't know who holds what. By the time this has passed, whoever held before has
-    /// been told. Sessions that the server still knows go on at once. It is zero for a server that keeps its data whatever
-    /// happens (`appendfsync always`), or for tests that start a server of their own.
+    /// A server that lost data in a restart, or a replica that lacks the last writes, doesn't know who holds what. By the time this
+    /// has passed, whoever held before has been told. Sessions that the server still knows go on at once, with what they
+    /// hold. It is zero for a server that keeps its data whatever happens (`appendfsync always`), or for tests that start a
+    /// server of their own.
     #[must_use]
     pub fn with_restart_wait(mut self, wait: Duration) -> Self {
         self.restart_wait = Some(wait);
@@ -210,10 +220,12 @@ impl RedisSettings {
 
     /// Sets how many replicas must have a grant before it counts; default 0. A grant that they don't confirm within a
     /// second, or a quarter of the session's time if that is less, is given back and fails as
-    /// [`Unavailable`](portalock_core::BackendErrorKind::Unavailable).
+    /// [`Unavailable`](portalock_core::BackendErrorKind::Unavailable). The session's refreshes count by the same rule: where
+    /// replicas are missing, it ends by its time.
     ///
-    /// It makes the loss of a grant in a failover less likely, not impossible: Redis promotes a replica without asking
-    /// what it has. The fencing token is what protects the resource.
+    /// With at least half of the replicas, a holder is told before another is granted the lock whatever a failover does, also
+    /// beside a former primary that was cut off and goes on. It does not say that the promoted replica has the grant: Redis
+    /// promotes without asking. `docs/guarantees.md` has the cases.
     #[must_use]
     pub fn with_wait_replicas(mut self, replicas: u32) -> Self {
         self.wait_replicas = replicas;
@@ -225,6 +237,28 @@ impl RedisSettings {
     pub fn with_authority(mut self, file: impl Into<PathBuf>) -> Self {
         self.authority = Some(file.into());
         self
+    }
+
+    /// Sets how to log in at the sentinels, for a `redis+sentinel://` URL. Without a user it is the password that each of them
+    /// has as its `requirepass`. By default nobody logs in there: the URL's user and password are the server's.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidRedisSettings`] if the URL names no sentinels.
+    pub fn with_sentinel_login(
+        mut self,
+        user: Option<&str>,
+        password: &str,
+    ) -> Result<Self, InvalidRedisSettings> {
+        let Address::Sentinels(address) = &mut self.address else {
+            return Err(InvalidSetting::new(
+                "sentinel_password",
+                "is for sentinels: the URL names none",
+            )
+            .into());
+        };
+        address.log_in(user, password);
+        Ok(self)
     }
 
     /// What every key and channel begins with.
@@ -242,7 +276,7 @@ impl RedisSettings {
         self.session_ttl
     }
 
-    /// For how long after the server's start no session begins.
+    /// For how long a server that has started or was promoted grants nothing.
     pub fn restart_wait(&self) -> Duration {
         self.restart_wait.unwrap_or(self.session_ttl)
     }
@@ -277,8 +311,8 @@ impl RedisSettings {
         self.authority.as_deref()
     }
 
-    pub(crate) const fn server(&self) -> &ConnectionInfo {
-        &self.server
+    pub(crate) const fn address(&self) -> &Address {
+        &self.address
     }
 
     /// The most that one answer is waited for: two such waits fit into the session's time.
@@ -290,8 +324,8 @@ impl RedisSettings {
 impl fmt::Debug for RedisSettings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("RedisSettings")
-            .field("server", &self.server.addr().to_string())
-            .field("database", &self.server.redis_settings().db())
+            .field("server", &self.address)
+            .field("database", &self.address.database())
             .field("prefix", &self.prefix)
             .field("label", &self.label)
             .field("session_ttl", &self.session_ttl)
@@ -343,35 +377,12 @@ fn within(
     at_least(field, duration, least)
 }
 
-fn parse_url(url: &str) -> Result<ConnectionInfo, InvalidSetting> {
-    let tls = url.starts_with("rediss:") || url.starts_with("valkeys:");
-    if tls && !cfg!(feature = "tls") {
-        return Err(InvalidSetting::new(
-            "url",
-            "asks for TLS: build portalock-redis with its feature `tls`",
-        ));
-    }
-    // The cause is not kept: it could repeat a part of the URL.
-    let server = url.into_connection_info().map_err(|_| {
-        InvalidSetting::new(
-            "url",
-            "is no URL of a Redis server: write redis://[user:password@]host[:port][/database], rediss:// for TLS, \
-             or unix:///path/to/socket",
-        )
-    })?;
-    let handshake = server
-        .redis_settings()
-        .clone()
-        // Commands, answers and messages on one connection need it.
-        .set_protocol(ProtocolVersion::RESP3);
-    let tcp = server.tcp_settings().clone().set_nodelay(true);
-    Ok(server.set_redis_settings(handshake).set_tcp_settings(tcp))
-}
-
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, rename = "RedisSettings")]
 struct RawSettings {
     url: String,
+    sentinel_user: Option<String>,
+    sentinel_password: Option<String>,
     prefix: Option<String>,
     label: Option<String>,
     session_ttl: Option<RawDuration>,
@@ -389,6 +400,17 @@ impl TryFrom<RawSettings> for RedisSettings {
 
     fn try_from(raw: RawSettings) -> Result<Self, InvalidRedisSettings> {
         let mut settings = Self::new(&raw.url)?;
+        match (raw.sentinel_user, raw.sentinel_password) {
+            (user, Some(password)) => {
+                settings = settings.with_sentinel_login(user.as_deref(), &password)?;
+            }
+            (None, None) => {}
+            (Some(_), None) => {
+                return Err(
+                    InvalidSetting::new("sentinel_user", "needs a `sentinel_password`").into(),
+                );
+            }
+        }
         if let Some(prefix) = raw.prefix {
             settings = settings.with_prefix(&prefix)?;
         }
@@ -435,6 +457,7 @@ mod tests {
             format!("redis://user:{SECRET}@localhost/1"),
             format!("redis://:{SECRET}@localhost"),
             format!("unix:///tmp/redis.sock?pass={SECRET}"),
+            format!("redis+sentinel://user:{SECRET}@a,b/master?sentinel_password={SECRET}"),
         ] {
             let settings = RedisSettings::new(&url).unwrap();
             assert!(!format!("{settings:?}").contains(SECRET), "{url}");
@@ -444,6 +467,7 @@ mod tests {
             format!("redis://:{SECRET}@localhost/{SECRET}"),
             format!("redis://:{SECRET}@localhost/?protocol={SECRET}"),
             format!("redis://:{SECRET}@"),
+            format!("redis+sentinel://:{SECRET}@a/{SECRET}?{SECRET}={SECRET}"),
             SECRET.to_owned(),
         ] {
             let error = RedisSettings::new(&url).unwrap_err();
@@ -479,6 +503,8 @@ mod tests {
             ),
             ("tick_interval", r#"tick_interval = "-1s""#),
             ("wait_replicas", "wait_replicas = -1"),
+            ("sentinel_password", r#"sentinel_password = "x""#),
+            ("sentinel_password", r#"sentinel_user = "x""#),
             ("sesion_ttl", r#"sesion_ttl = "10s""#),
         ] {
             let url = if field == "url" {

@@ -1,30 +1,33 @@
 //! Opening a connection, and making sure that a server at the other end can keep our locks.
 
-use std::{sync::Arc, time::Duration};
+use std::{path::Path, sync::Arc};
 
 use portalock_core::{BackendError, BackendErrorKind};
 use redis::{
-    AsyncConnectionConfig, Client, ErrorKind, ProtocolVersion, PushInfo, RedisError,
-    ServerErrorKind, Value,
+    AsyncConnectionConfig, Client, ConnectionInfo, ErrorKind, ProtocolVersion, PushInfo,
+    RedisError, ServerErrorKind, Value,
     aio::{AsyncPushSender, MultiplexedConnection},
 };
 
 use crate::{
     config::RedisSettings,
-    error::{cluster, failed, no_resp3, unexpected},
+    error::{cluster, failed, no_resp3},
+    route::{Place, Route},
 };
 
 const CONNECT: &str = "connect to Redis";
 
-/// A connection on which `push` gets what the server sends unasked.
+/// A connection to the primary at `place`, on which `push` gets what the server sends unasked.
 ///
 /// Every connection is opened here, a session's next one and each runtime's own too: where the server is now is looked up
 /// anew each time.
 pub(crate) async fn connect(
-    settings: &RedisSettings,
+    route: &Route,
+    place: &Place,
     push: impl AsyncPushSender,
 ) -> Result<MultiplexedConnection, BackendError> {
-    let client = client(settings)?;
+    let settings = route.settings();
+    let client = client(&place.server, settings.authority()).await?;
     let config = AsyncConnectionConfig::new()
         .set_connection_timeout(Some(settings.connect_timeout()))
         .set_response_timeout(Some(settings.patience()))
@@ -34,7 +37,7 @@ pub(crate) async fn connect(
         .await
     {
         Ok(connection) => connection,
-        Err(error) => return Err(diagnose(settings, error).await),
+        Err(error) => return Err(diagnose(settings, &place.server, error).await),
     };
     // The handshake said this already, but the client library keeps nothing of it.
     let hello: Value = redis::cmd("HELLO")
@@ -42,19 +45,41 @@ pub(crate) async fn connect(
         .query_async(&mut connection)
         .await
         .map_err(|error| failed(CONNECT, error))?;
-    check(&Greeting::of(hello))?;
+    let greeting = Greeting::of(hello);
+    check(&greeting)?;
+    if greeting.is_replica() {
+        return Err(replica(route));
+    }
     Ok(connection)
 }
 
-fn client(settings: &RedisSettings) -> Result<Client, BackendError> {
-    let server = settings.server().clone();
-    // All tasks share the connection: else what one of them sends is held back until the server has confirmed what another
-    // sent before it, which takes a round trip, or 40 ms if the server has nothing to answer yet.
-    let tcp = server.tcp_settings().clone().set_nodelay(true);
-    let server = server.set_tcp_settings(tcp);
+/// What opens connections to `server`, trusting the authority in this file if one is named.
+pub(crate) async fn client(
+    server: &ConnectionInfo,
+    authority: Option<&Path>,
+) -> Result<Client, BackendError> {
+    let server = server.clone();
     #[cfg(feature = "tls")]
-    if let Some(file) = settings.authority() {
-        let root_cert = std::fs::read(file).map_err(|error| {
+    if let Some(file) = authority {
+        let certificates = redis::TlsCertificates {
+            client_tls: None,
+            root_cert: Some(read(file).await?),
+        };
+        return Client::build_with_tls(server, certificates)
+            .map_err(|error| failed(CONNECT, error));
+    }
+    #[cfg(not(feature = "tls"))]
+    let _ = authority;
+    Client::open(server).map_err(|error| failed(CONNECT, error))
+}
+
+/// Read for each connection: an authority can be replaced while the program runs.
+#[cfg(feature = "tls")]
+async fn read(file: &Path) -> Result<Vec<u8>, BackendError> {
+    let path = file.to_owned();
+    let read = tokio::task::spawn_blocking(move || std::fs::read(path)).await;
+    read.unwrap_or_else(|error| Err(error.into()))
+        .map_err(|error| {
             BackendError::new(
                 BackendErrorKind::Misconfigured,
                 format!(
@@ -63,24 +88,34 @@ fn client(settings: &RedisSettings) -> Result<Client, BackendError> {
                 ),
             )
             .with_source(error)
-        })?;
-        let certificates = redis::TlsCertificates {
-            client_tls: None,
-            root_cert: Some(root_cert),
-        };
-        return Client::build_with_tls(server, certificates)
-            .map_err(|error| failed(CONNECT, error));
+        })
+}
+
+fn replica(route: &Route) -> BackendError {
+    if route.is_followed() {
+        // A switch is under way, or the sentinels have not heard of one yet.
+        return BackendError::new(
+            BackendErrorKind::Unavailable,
+            "can't connect to Redis: the server that the sentinels name is a replica",
+        );
     }
-    Client::open(server).map_err(|error| failed(CONNECT, error))
+    BackendError::new(
+        BackendErrorKind::ReadOnly,
+        "can't connect to Redis: the server is a replica: connect to the primary",
+    )
 }
 
 /// A server without RESP3 refuses the handshake with the same bare `ERR` as a wrong database number. Whether it takes
 /// the older protocol with the same settings tells the two apart.
-async fn diagnose(settings: &RedisSettings, error: RedisError) -> BackendError {
+async fn diagnose(
+    settings: &RedisSettings,
+    server: &ConnectionInfo,
+    error: RedisError,
+) -> BackendError {
     if error.kind() != ErrorKind::Server(ServerErrorKind::ResponseError) {
         return failed(CONNECT, error);
     }
-    let server = settings.server().clone();
+    let server = server.clone();
     let handshake = server
         .redis_settings()
         .clone()
@@ -109,6 +144,7 @@ async fn diagnose(settings: &RedisSettings, error: RedisError) -> BackendError {
 struct Greeting {
     version: Arc<str>,
     mode: Arc<str>,
+    role: Arc<str>,
 }
 
 impl Greeting {
@@ -125,10 +161,15 @@ impl Greeting {
             match key.as_slice() {
                 b"version" => greeting.version = value,
                 b"mode" => greeting.mode = value,
+                b"role" => greeting.role = value,
                 _ => {}
             }
         }
         greeting
+    }
+
+    fn is_replica(&self) -> bool {
+        *self.role == *"replica"
     }
 }
 
@@ -138,7 +179,7 @@ fn check(greeting: &Greeting) -> Result<(), BackendError> {
         "sentinel" => {
             return Err(BackendError::new(
                 BackendErrorKind::Unsupported,
-                "this is the address of a sentinel: give that of the primary",
+                "this is the address of a sentinel: write redis+sentinel://host,host/master-name",
             ));
         }
         _ => {}
@@ -158,24 +199,6 @@ fn check(greeting: &Greeting) -> Result<(), BackendError> {
     Ok(())
 }
 
-/// How long the server has been up at the least. It counts whole seconds.
-pub(crate) async fn uptime(
-    connection: &mut MultiplexedConnection,
-) -> Result<Duration, BackendError> {
-    const WHAT: &str = "ask Redis when it started";
-    let info: String = redis::cmd("INFO")
-        .arg("server")
-        .query_async(connection)
-        .await
-        .map_err(|error| failed(WHAT, error))?;
-    let seconds: u64 = info
-        .lines()
-        .find_map(|line| line.strip_prefix("uptime_in_seconds:"))
-        .and_then(|seconds| seconds.trim().parse().ok())
-        .ok_or_else(|| unexpected(WHAT))?;
-    Ok(Duration::from_secs(seconds.saturating_sub(1)))
-}
-
 /// Reads a message that came to a channel. `None` for anything else.
 pub(crate) fn message(push: &PushInfo) -> Option<&str> {
     match push.data.as_slice() {
@@ -192,6 +215,7 @@ mod tests {
         Greeting {
             version: version.into(),
             mode: mode.into(),
+            role: "master".into(),
         }
     }
 

@@ -40,9 +40,14 @@ pub(crate) fn breaks(error: &RedisError) -> bool {
             kind,
             ServerErrorKind::ReadOnly | ServerErrorKind::MasterDown | ServerErrorKind::BusyLoading
         ),
-        _ => error.is_io_error() || error.is_unrecoverable_error(),
+        _ => {
+            error.is_io_error() || error.is_unrecoverable_error() || error.code() == Some(UNBLOCKED)
+        }
     }
 }
+
+/// The answer to a `WAIT` at a server that has become a replica meanwhile.
+const UNBLOCKED: &str = "UNBLOCKED";
 
 fn classify(error: &RedisError) -> (BackendErrorKind, &'static str) {
     use BackendErrorKind as Ours;
@@ -55,10 +60,10 @@ fn classify(error: &RedisError) -> (BackendErrorKind, &'static str) {
         ErrorKind::Server(
             ServerErrorKind::BusyLoading | ServerErrorKind::TryAgain | ServerErrorKind::MasterDown,
         ) => (Ours::Unavailable, "the server is not ready"),
-        ErrorKind::Server(ServerErrorKind::ReadOnly) => (
-            Ours::ReadOnly,
-            "the server is a replica: connect to the primary",
-        ),
+        // It was none when the connection was opened. Where the primary is now is looked up for the next one.
+        ErrorKind::Server(ServerErrorKind::ReadOnly) => {
+            (Ours::Unavailable, "the server has become a replica")
+        }
         ErrorKind::Server(
             ServerErrorKind::Moved
             | ServerErrorKind::Ask
@@ -86,6 +91,7 @@ fn by_code(code: Option<&str>) -> (BackendErrorKind, &'static str) {
             Ours::ReadOnly,
             "the server refuses writes because it can't save its data",
         ),
+        Some(UNBLOCKED) => (Ours::Unavailable, "the server has become a replica"),
         Some("NOREPLICAS") => (Ours::Unavailable, "the server lacks replicas"),
         Some("BUSY") => (Ours::Exhausted, "the server runs a long script"),
         _ => (Ours::Other, ""),

@@ -69,8 +69,19 @@ impl Keys {
 
     /// The name that a lock's state belongs to. `None` if the key is none of ours.
     pub(crate) fn lock_name(&self, state: &str) -> Option<LockName> {
-        let name = state.strip_prefix(&*self.prefix)?.strip_prefix("/lock/")?;
-        LockName::new(name).ok()
+        let named = self.named(state)?;
+        (named.kind == Kind::Lock).then_some(named.name)
+    }
+
+    /// What a state belongs to. `None` if the key is none of ours.
+    pub(crate) fn named(&self, state: &str) -> Option<Named> {
+        let key = state.strip_prefix(&*self.prefix)?;
+        let (kind, name) = match key.strip_prefix("/lock/") {
+            Some(name) => (Kind::Lock, name),
+            None => (Kind::Semaphore, key.strip_prefix("/semaphore/")?),
+        };
+        let name = LockName::new(name).ok()?;
+        Some(Named { kind, name })
     }
 }
 
@@ -107,12 +118,17 @@ mod tests {
     #[test]
     fn a_state_leads_back_to_its_name() {
         let keys = Keys::new("p".into());
-        for name in ["a", "lock/a", "/", "-queue/x"] {
-            let named = Named {
-                kind: Kind::Lock,
-                name: LockName::new(name).unwrap(),
-            };
-            assert_eq!(keys.lock_name(&keys.of(&named).state), Some(named.name));
+        for kind in [Kind::Lock, Kind::Semaphore] {
+            for name in ["a", "lock/a", "/", "-queue/x", "a|b"] {
+                let named = Named {
+                    kind,
+                    name: LockName::new(name).unwrap(),
+                };
+                let state = keys.of(&named).state;
+                let lock = (kind == Kind::Lock).then(|| named.name.clone());
+                assert_eq!(keys.lock_name(&state), lock);
+                assert_eq!(keys.named(&state), Some(named));
+            }
         }
         assert_eq!(keys.lock_name("q/lock/a"), None);
         assert_eq!(keys.lock_name("p/lock-queue/a"), None);

@@ -36,7 +36,9 @@
 //! Nothing is lost. The session is taken up again on a new connection, at once and then with growing pauses, for as long as its lease
 //! lasts: [`session_ttl`](RedisSettings::with_session_ttl), 4 s by default, from its last refresh. Holders keep their locks,
 //! tokens and lost signals, waiters their places, and calls that were under way are sent again. What may still come out of
-//! the old connection takes no effect. The same holds for a server that restarts with its data.
+//! the old connection takes no effect. The same holds for a server that restarts with its data, and for a replica that is
+//! promoted in its place. Such a server grants nothing new for a [while](RedisSettings::with_restart_wait), since it may lack the
+//! last grants of before.
 //!
 //! If it can't come back in time, or the server no longer knows it, everything held in the session is lost: every guard's
 //! [`lost`](portalock_core::Guard::lost) fires, before another can be granted the lock. Waiting calls take a place in a new session
@@ -44,6 +46,13 @@
 //!
 //! Who can't wait for that chooses [`release_without_notice`](RedisSettings::with_release_without_notice), and gives up both: locks
 //! then go with their connection, and another may have one before its former holder knows.
+//!
+//! # Behind sentinels
+//!
+//! `redis+sentinel://[user:password@]a,b,c/master-name` connects to the primary that these sentinels name, and follows it when it moves,
+//! at the latest a second after one of them knows. With [`wait_replicas`](RedisSettings::with_wait_replicas) of at least half of
+//! the replicas, a holder is told before another is granted its lock whatever the switch was. Without, one that sees neither the
+//! sentinels nor the switch can go on beside another: `docs/guarantees.md` has each case.
 //!
 //! # Semaphores
 //!
@@ -65,15 +74,15 @@
 //!
 //! # What it needs
 //!
-//! - Redis 6.2 or later, or Valkey; a single server, with replicas if you like. A cluster is refused: whether a session
-//!   lives is known to one node only. With the feature `tls`, `rediss://` URLs.
+//! - Redis 6.2 or later, or Valkey; a single server, with replicas if you like, and sentinels. A cluster is refused: whether a
+//!   session lives is known to one node only. With the feature `tls`, `rediss://` and `rediss+sentinel://` URLs.
 //! - A `maxmemory-policy` that evicts none of our keys: `noeviction`, or memory enough. All keys have a time to live, so
 //!   the `volatile-*` policies evict them too.
 //! - A user with this ACL, for the default prefix: `~portalock/* &portalock/* +eval +evalsha +subscribe +unsubscribe
 //!   +publish +pubsub|numsub +ping +info +scan +wait +time +get +mget +exists +set +del +pexpire +pexpireat +pttl +hget +hmget +hset
 //!   +hsetnx +hdel +hgetall +hlen +zadd +zrem +zrange +zrevrank +select`. What is missing is a
 //!   [`PermissionDenied`](portalock_core::BackendErrorKind::PermissionDenied) when the session opens. Whoever has it may also
-//!   break locks.
+//!   break locks. Of sentinels `+sentinel|master +sentinel|get-master-addr-by-name`.
 //!
 //! # What lies in Redis
 //!
@@ -83,6 +92,7 @@
 //! | `portalock/lock-queue/NAME`, `portalock/lock-waiters/NAME` | the queue, while somebody waits | an hour or two after its last use |
 //! | `portalock/semaphore...` | the same for semaphores | |
 //! | `portalock/session/ID/broken` | marks of locks that [an operator breaks](portalock_core::Lock::break_holder), until their holder has heeded them | an hour or two |
+//! | `portalock/primary` | since when this server is the primary | a month after the last connection |
 //! | `portalock/session/ID` | a session; its channel has the same name | [`session_ttl`](RedisSettings::with_session_ttl) after its last sign of life |
 //!
 //! Of a finished lock only the last token is left, for at least an hour after the server's clock has passed it: a token is that
@@ -91,12 +101,13 @@
 //!
 //! # Features
 //!
-//! - `tls`: `rediss://` URLs, by rustls; with the system's certificates or [your own](RedisSettings::with_authority).
+//! - `tls`: `rediss://` and `rediss+sentinel://` URLs, by rustls; with the system's certificates or [your own](RedisSettings::with_authority).
 //!
 //! What holds until which fault is in `docs/guarantees.md`, and the invariants of the scripts stand in `src/scripts.rs`.
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
+mod address;
 mod backend;
 mod breaking;
 mod calls;
@@ -107,9 +118,12 @@ mod error;
 mod keys;
 mod link;
 mod observe;
+mod primary;
 mod refresh;
+mod route;
 mod scripts;
 mod semaphore;
+mod sentinel;
 mod session;
 mod wire;
 

@@ -19,6 +19,8 @@ use crate::{
 pub(crate) struct Link {
     connection: MultiplexedConnection,
     health: Arc<Health>,
+    /// The number of the place where it leads to.
+    place: u64,
 }
 
 #[derive(Debug, Default)]
@@ -31,25 +33,35 @@ struct Health {
 impl Link {
     /// Connects and subscribes. Runs on the session thread, where the connection is driven.
     pub(crate) async fn open(session: &Arc<Session>) -> Result<Self, BackendError> {
+        let place = session.route().find().await?;
         let health = Arc::new(Health::default());
         let line = Line {
             session: Arc::downgrade(session),
             health: health.clone(),
+            place: place.number,
         };
         let push = move |push| -> Result<(), ()> {
             line.hear(&push);
             Ok(())
         };
-        let mut connection = connect(session.settings(), push).await?;
+        let mut connection = connect(session.route(), &place, push).await?;
         connection
             .subscribe(session.key())
             .await
             .map_err(|error| failed("subscribe to the session's channel in Redis", error))?;
-        Ok(Self { connection, health })
+        Ok(Self {
+            connection,
+            health,
+            place: place.number,
+        })
     }
 
     pub(crate) fn connection(&self) -> MultiplexedConnection {
         self.connection.clone()
+    }
+
+    pub(crate) fn place(&self) -> u64 {
+        self.place
     }
 
     pub(crate) fn has_ended(&self) -> bool {
@@ -71,6 +83,7 @@ impl Link {
 struct Line {
     session: Weak<Session>,
     health: Arc<Health>,
+    place: u64,
 }
 
 impl Line {
@@ -80,7 +93,8 @@ impl Line {
             return;
         };
         match push.kind {
-            PushKind::Message => {
+            // What the primary before says counts for nothing.
+            PushKind::Message if self.place == session.route().number() => {
                 if let Some(text) = message(push) {
                     hear_message(&session, text);
                 }
@@ -103,7 +117,8 @@ impl Line {
 }
 
 fn hear_message(session: &Arc<Session>, text: &str) {
-    let mut parts = text.split('|');
+    // The last part may have any character in it.
+    let mut parts = text.splitn(3, '|');
     match (parts.next(), parts.next(), parts.next()) {
         (Some("grant"), Some(owner), Some(token)) => {
             if let (Ok(owner), Ok(token)) = (owner.parse(), token.parse().map(FencingToken::new)) {
@@ -122,6 +137,14 @@ fn hear_message(session: &Arc<Session>, text: &str) {
                 tokio::time::sleep(session.settings().tick_interval()).await;
                 session.claims().last(owner);
             });
+        }
+        (Some("asked"), Some(owner), Some(state)) => {
+            let named = session.keys().named(state);
+            if let (Ok(owner), Some(named)) = (owner.parse(), named)
+                && !session.claims().knows(owner)
+            {
+                tokio::spawn(session.clone().disown(owner, named));
+            }
         }
         _ => {}
     }

@@ -19,10 +19,10 @@ use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 use crate::{
     backend::RedisBackend,
-    config::RedisSettings,
     connect::{connect, message},
     error::{failed, unexpected},
     keys::{Kind, NameKeys},
+    route::Route,
     scripts::INSPECT,
     wire::{claimed, inspection},
 };
@@ -37,6 +37,9 @@ enum Heard {
 
 /// A connection that is subscribed.
 struct Line {
+    route: Arc<Route>,
+    /// The number of the place where the connection leads to.
+    place: u64,
     connection: MultiplexedConnection,
     heard: UnboundedReceiver<Heard>,
     keys: NameKeys,
@@ -54,10 +57,10 @@ struct Told {
 impl RedisBackend {
     pub(crate) async fn observe(&self, name: &LockName) -> Result<HolderWatch, BackendError> {
         let (keys, sessions) = (self.lock_keys(name), self.prefix().to_owned());
-        let settings = Arc::new(self.settings().clone());
-        let every = settings.session_ttl() / 3;
+        let route = self.route().clone();
+        let every = self.settings().session_ttl() / 3;
         let opening = async move {
-            let mut line = Line::open(&settings, keys, sessions).await?;
+            let mut line = Line::open(route, keys, sessions).await?;
             let seen = line.look().await?;
             Ok::<_, BackendError>((line, seen))
         };
@@ -75,7 +78,7 @@ impl RedisBackend {
 
 impl Line {
     async fn open(
-        settings: &RedisSettings,
+        route: Arc<Route>,
         keys: NameKeys,
         sessions: String,
     ) -> Result<Self, BackendError> {
@@ -89,12 +92,15 @@ impl Line {
             // Nobody listens any more if the watch is over.
             what.map_or(Ok(()), |what| tell.send(what).map_err(drop))
         };
-        let mut connection = connect(settings, push).await?;
+        let place = route.find().await?;
+        let mut connection = connect(&route, &place, push).await?;
         connection
             .subscribe(&keys.state)
             .await
             .map_err(|error| failed(OBSERVING, error))?;
         Ok(Self {
+            route,
+            place: place.number,
             connection,
             heard,
             keys,
@@ -131,7 +137,11 @@ impl Line {
                     Some(Heard::Change(change)) => told.hear(&change),
                     Some(Heard::End) | None => return Ok(()),
                 },
-                () = tokio::time::sleep(every), if told.holder.is_some() => {
+                () = tokio::time::sleep(every), if told.holder.is_some() || self.route.is_followed() => {
+                    if self.place != self.route.number() {
+                        // Another server is the primary now.
+                        return Ok(());
+                    }
                     let before = told.holder;
                     let seen = self.look().await?;
                     told.look(before, &seen);

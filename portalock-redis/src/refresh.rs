@@ -8,6 +8,7 @@ use redis::{RedisError, Value, aio::MultiplexedConnection};
 use crate::{
     breaking::Mark,
     claims::HeldClaim,
+    config::RedisSettings,
     error::{failed, unexpected},
     keys::Named,
     link::Link,
@@ -18,6 +19,7 @@ use crate::{
 
 const REFRESHING: &str = "refresh the session with Redis";
 const RELEASING: &str = "release in the stead of a release that failed";
+const CONFIRMING: &str = "confirm a write to Redis at its replicas";
 const RESUMING: &str = "take up the session with Redis again";
 /// How many held claims one refresh looks after; with more, each has its turn.
 const SEEN_AT_ONCE: usize = 500;
@@ -64,12 +66,16 @@ impl Session {
         held: Vec<HeldClaim>,
     ) -> Result<Renewal, BackendError> {
         let link = self.link().clone();
-        let Some(link) = link.filter(|link| self.is_connected_form() || !link.is_doubtful()) else {
+        let Some(link) = link.filter(|link| self.is_connected_form() || !self.gives_up(link))
+        else {
             return self.resume().await;
         };
         link.doubt(true);
         let renewal = self.refresh(&mut link.connection(), &held).await?;
         link.doubt(false);
+        if let Renewal::Renewed(_) = renewal {
+            replicated(&mut link.connection(), self.settings()).await?;
+        }
         self.pay(&link);
         Ok(renewal)
     }
@@ -117,6 +123,11 @@ impl Session {
         Ok(())
     }
 
+    /// Whether the link has to be replaced: it is broken, or leads to where the primary was.
+    fn gives_up(&self, link: &Link) -> bool {
+        link.is_doubtful() || link.place() != self.route().number()
+    }
+
     async fn resume(self: &Arc<Self>) -> Result<Renewal, BackendError> {
         let begun = Instant::now();
         let link = Link::open(self).await?;
@@ -138,6 +149,7 @@ impl Session {
             }
             rest = more;
         }
+        replicated(&mut connection, self.settings()).await?;
         self.install(link.clone());
         self.claims().look_again(self.id());
         if link.has_ended() {
@@ -176,6 +188,28 @@ impl Session {
             Resumed::Ended => return Ok(false),
         }
         Ok(true)
+    }
+
+    /// Releases a claim at the server that nobody here knows of: its release was lost there.
+    pub(crate) async fn disown(self: Arc<Self>, owner: OwnerId, named: Named) {
+        let Some(link) = self.link().clone() else {
+            return;
+        };
+        let keys = self.keys().of(&named);
+        let released = RELEASE
+            .run(
+                &mut link.connection(),
+                &[&keys.state, &keys.queue, &keys.waiters],
+                &[&self.keys().sessions(), &owner.to_string()],
+            )
+            .await;
+        match released {
+            Ok(_) => {
+                tracing::debug!(%owner, "a claim whose release Redis had lost is released again");
+            }
+            // It is asked for again.
+            Err(error) => tracing::debug!(%error, "a lost release was not repeated"),
+        }
     }
 
     async fn refresh(
@@ -231,7 +265,7 @@ impl Session {
     }
 }
 
-/// Waits until enough replicas have what was written so far, where the settings ask for it.
+/// Waits until enough replicas have a grant, where the settings ask for it.
 ///
 /// `WAIT` counts from this connection's own last write, so there is one first: a grant by message was written on
 /// another's.
@@ -239,25 +273,35 @@ pub(crate) async fn confirm(
     connection: &mut MultiplexedConnection,
     session: &Session,
 ) -> Result<(), BackendError> {
-    const WHAT: &str = "confirm a grant at the replicas";
-    let replicas = session.settings().wait_replicas();
-    let within = REPLICAS_WITHIN.min(session.lifetime() / 4);
     let _: Value = redis::cmd("PEXPIRE")
         .arg(session.key())
         .arg(session.lifetime_text())
         .query_async(connection)
         .await
-        .map_err(|error| failed(WHAT, error))?;
+        .map_err(|error| failed(CONFIRMING, error))?;
+    replicated(connection, session.settings()).await
+}
+
+/// Waits until enough replicas have what was written on this connection so far, where the settings ask for it.
+pub(crate) async fn replicated(
+    connection: &mut MultiplexedConnection,
+    settings: &RedisSettings,
+) -> Result<(), BackendError> {
+    let replicas = settings.wait_replicas();
+    if replicas == 0 {
+        return Ok(());
+    }
+    let within = REPLICAS_WITHIN.min(settings.session_ttl() / 4);
     let confirmed: u32 = redis::cmd("WAIT")
         .arg(replicas)
         .arg(u64::try_from(within.as_millis()).unwrap_or(u64::MAX))
         .query_async(connection)
         .await
-        .map_err(|error| failed(WHAT, error))?;
+        .map_err(|error| failed(CONFIRMING, error))?;
     if confirmed < replicas {
         return Err(BackendError::new(
             BackendErrorKind::Unavailable,
-            format!("can't {WHAT}: {confirmed} of {replicas} answered in time"),
+            format!("can't {CONFIRMING}: {confirmed} of {replicas} answered in time"),
         ));
     }
     Ok(())

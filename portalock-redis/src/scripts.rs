@@ -48,6 +48,7 @@ script!(INSPECT: "grant.lua" "prelude.lua" "inspect.lua");
 script!(OPEN: "open.lua");
 script!(RESUME: "resume.lua");
 script!(REFRESH: "refresh.lua");
+script!(PRIMARY: "primary.lua");
 
 impl Script {
     fn new(source: &str) -> Self {

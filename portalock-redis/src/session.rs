@@ -58,14 +58,18 @@ use tokio::sync::mpsc;
 use crate::{
     claims::Claims,
     config::RedisSettings,
-    connect::uptime,
     error::{failed, session_ended},
     keys::Keys,
     link::Link,
-    refresh::{certain, confirm},
+    primary::may_grant,
+    refresh::{certain, confirm, replicated},
+    route::Route,
     scripts::OPEN,
     wire::Stamp,
 };
+
+/// How often is looked whether the primary is another server, at the least.
+const LOOKING: Duration = Duration::from_secs(1);
 
 /// Liveness at the server.
 #[derive(Debug)]
@@ -75,7 +79,7 @@ pub(crate) struct Session {
     lease: Lease,
     /// How long its key lives without a refresh, in milliseconds, as the server is told.
     lifetime: String,
-    settings: Arc<RedisSettings>,
+    route: Arc<Route>,
     keys: Keys,
     claims: Arc<Claims>,
     /// What its key holds, as far as is known here.
@@ -105,12 +109,13 @@ impl Session {
     ///
     /// One that fails to begin leaves nothing but a key that nobody refreshes: no request was ever made in it.
     pub(crate) async fn start(
-        settings: Arc<RedisSettings>,
+        route: Arc<Route>,
         keys: Keys,
         claims: Arc<Claims>,
         former: Option<Arc<Self>>,
     ) -> Result<Arc<Self>, BackendError> {
         let id = new_id();
+        let settings = route.settings();
         let (unconfirmed, unheard) = mpsc::unbounded_channel();
         let session = Arc::new(Self {
             key: keys.sessions() + &id,
@@ -122,7 +127,7 @@ impl Session {
             link: Mutex::new(None),
             keeper: Mutex::new(None),
             unconfirmed: (settings.wait_replicas() > 0).then_some(unconfirmed),
-            settings,
+            route,
             keys,
             claims,
         });
@@ -139,25 +144,18 @@ impl Session {
             // Before there was a keeper to be told.
             session.renew_now();
         }
-        let confirming = session::spawn(session.clone().confirm_grants(unheard))?;
-        session::spawn(session.clone().live(confirming))?.detach();
+        let mut tasks = vec![session::spawn(session.clone().confirm_grants(unheard))?];
+        if session.route.is_followed() {
+            tasks.push(session::spawn(session.clone().follow())?);
+        }
+        session::spawn(session.clone().live(tasks))?.detach();
         tracing::debug!(session = %session.id, "a session with Redis begins");
         Ok(session)
     }
 
     async fn open_key(&self, link: &Link, former: Option<&Self>) -> Result<(), BackendError> {
         let mut connection = link.connection();
-        let wait = self.settings.restart_wait();
-        if !wait.is_zero() {
-            let left = wait.saturating_sub(uptime(&mut connection).await?);
-            if !left.is_zero() {
-                tracing::info!(
-                    ?left,
-                    "Redis has just started: locks are granted once all earlier holders know what they have lost"
-                );
-                tokio::time::sleep(left).await;
-            }
-        }
+        may_grant(&mut connection, self.settings()).await?;
         let mut opened = vec![self.key()];
         opened.extend(former.map(Self::key));
         let stamp = self.stamp();
@@ -169,6 +167,7 @@ impl Session {
         )
         .await
         .map_err(|error| failed("begin a session with Redis", error))?;
+        replicated(&mut connection, self.settings()).await?;
         let lasts = sent
             .checked_add(certain(self.lifetime()))
             .is_some_and(|deadline| self.lease.extend(deadline));
@@ -202,9 +201,9 @@ impl Session {
     }
 
     /// Until the session ends, however it comes; then tells the waiters and clears up.
-    async fn live(self: Arc<Self>, confirming: Task) {
+    async fn live(self: Arc<Self>, tasks: Vec<Task>) {
         let loss = self.lost().lost().await;
-        drop(confirming);
+        drop(tasks);
         if self.claims.of_session(&self.id).is_empty() {
             tracing::debug!(session = %self.id, %loss, "the session with Redis has ended");
         } else {
@@ -222,6 +221,29 @@ impl Session {
                 .await;
             if let Err(error) = deleted {
                 tracing::debug!(%error, "the session's key ends by its time");
+            }
+        }
+    }
+
+    /// Notices that the primary is another server, though the one before may still answer as if it were. Its loss of connections is
+    /// noticed without.
+    async fn follow(self: Arc<Self>) {
+        loop {
+            tokio::time::sleep(LOOKING.min(self.lifetime() / 3)).await;
+            // Unknown: nothing follows from it.
+            if let Err(error) = self.route.look().await {
+                tracing::debug!(%error, "where the Redis primary is, is unknown");
+            }
+            let place = self.link().as_ref().map(Link::place);
+            if place == Some(self.route.number()) {
+                continue;
+            }
+            if self.is_connected_form() {
+                self.end(Loss::SessionEnded(
+                    "another server has become the primary".into(),
+                ));
+            } else {
+                self.renew_now();
             }
         }
     }
@@ -275,8 +297,12 @@ impl Session {
         &self.key
     }
 
+    pub(crate) fn route(&self) -> &Route {
+        &self.route
+    }
+
     pub(crate) fn settings(&self) -> &RedisSettings {
-        &self.settings
+        self.route.settings()
     }
 
     pub(crate) fn keys(&self) -> &Keys {
@@ -289,12 +315,12 @@ impl Session {
 
     /// Whether it ends with its connection.
     pub(crate) fn is_connected_form(&self) -> bool {
-        self.settings.release_without_notice()
+        self.settings().release_without_notice()
     }
 
     /// How long its key lives without a refresh.
     pub(crate) fn lifetime(&self) -> Duration {
-        self.settings.session_ttl()
+        self.settings().session_ttl()
     }
 
     pub(crate) fn lifetime_text(&self) -> &str {

@@ -36,7 +36,8 @@
 //! |---|---|---|
 //! | `fs:DIR`, `fs:///DIR` | lock files in a directory, which is made if it isn't there | `fs` (default) |
 //! | `redis://[user:password@]host[:port][/database]` | a Redis or Valkey server | `redis` |
-//! | `rediss://...` | the same over TLS | `redis` and `tls` |
+//! | `redis+sentinel://[user:password@]host[:port][,host...]/master-name[/database]` | the Redis primary that these sentinels name | `redis` |
+//! | `rediss://...`, `rediss+sentinel://...` | the same over TLS | `redis` and `tls` |
 //! | `unix:///path/to/socket[?db=3]` | a Redis or Valkey server on this host | `redis` |
 //! | `etcd://[user:password@]host[:port][,host...][/prefix]` | an etcd cluster | `etcd` |
 //! | `etcds://...` | the same over TLS | `etcd` and `tls` |

@@ -101,8 +101,16 @@ if behind ~= '-' and call('PTTL', queue) < KEPT / 2 then
   call('PEXPIRE', waiters, KEPT)
 end
 
+-- A release can be lost, with a server's last writes or in a failover: then nobody would end this claim while its session lives.
+-- So the client of one who holds is asked; it releases what it knows nothing of. Another one each time, by the clock.
+read_clock()
+local others = {}
+for holder in pairs(holders) do others[#others + 1] = holder end
+local asked = #others > 0 and others[micros % #others + 1]
+if asked then call('PUBLISH', sessions .. holders[asked].session, 'asked|' .. asked .. '|' .. state) end
+
 -- If nobody holds, whoever is next in the queue is in the way.
-local _, in_the_way = next(holders)
+local in_the_way = asked and holders[asked]
 in_the_way = in_the_way or first_claim or claim
 in_the_way.since = in_the_way.since or '0'
 return { 'contended', behind, pack(in_the_way) }

@@ -2,7 +2,7 @@
 
 mod random_walk;
 
-use super::{ACQUIRE, BREAK, OPEN, REFRESH, RELEASE, RESUME};
+use super::{ACQUIRE, BREAK, OPEN, PRIMARY, REFRESH, RELEASE, RESUME};
 use portalock_testkit::servers::RedisServer;
 use redis::aio::MultiplexedConnection;
 
@@ -415,4 +415,34 @@ async fn a_mark_reaches_the_session_that_holds_and_stays_until_it_is_heeded() {
     // A session that is over relies on nothing.
     let _: () = ask(&mut client, &["DEL", "s/a"]).await;
     assert_eq!(mark(&mut client, "1", "x").await, "0");
+}
+
+async fn wait_of(connection: &mut MultiplexedConnection, confirmed: bool) -> String {
+    let confirmed = if confirmed { "1" } else { "0" };
+    let answer = PRIMARY.run(connection, &["p"], &["60000", confirmed]).await;
+    redis::from_redis_value(answer.unwrap()).unwrap()
+}
+
+#[tokio::test]
+async fn a_server_waits_from_its_start_or_from_when_it_was_promoted_and_confirmed() {
+    let server = RedisServer::start().unwrap();
+    let mut client = connection(&server).await;
+    let left: u32 = wait_of(&mut client, false).await.parse().unwrap();
+    assert!((40_000..=60_000).contains(&left), "{left}");
+    // Long ago, as far as its key says.
+    let id = ask::<String>(&mut client, &["GET", "p"]).await;
+    let id = id.split('|').next().unwrap();
+    ask::<()>(&mut client, &["SET", "p", &format!("{id}|1")]).await;
+    assert_eq!(wait_of(&mut client, false).await, "0");
+
+    // A promotion gives it another id.
+    let () = ask(&mut client, &["REPLICAOF", "127.0.0.1", "1"]).await;
+    let () = ask(&mut client, &["REPLICAOF", "NO", "ONE"]).await;
+    for _ in 0..2 {
+        assert_eq!(wait_of(&mut client, false).await, "unconfirmed");
+    }
+    let left: u32 = wait_of(&mut client, true).await.parse().unwrap();
+    assert!((40_000..=60_000).contains(&left), "{left}");
+    let again: u32 = wait_of(&mut client, false).await.parse().unwrap();
+    assert!(again <= left, "{again} after {left}");
 }

@@ -24,12 +24,13 @@ enum Step {
     Client(usize, &'static str),
     TheServerForgets(Session),
     TheServerRestarts(&'static str),
+    AReplicaIsPromoted(&'static str),
 }
 
 pub(crate) fn explore(rules: Rules) -> Outcome {
     // Each state, and the step that led to it: from which, by what.
-    let mut order = vec![(World::new(), 0, Step::Start)];
-    let mut known = HashSet::from([World::new()]);
+    let mut order = vec![(World::new(rules), 0, Step::Start)];
+    let mut known = HashSet::from([World::new(rules)]);
     let mut at = 0;
     let mut found = Vec::new();
     while at < order.len() {
@@ -50,6 +51,10 @@ pub(crate) fn explore(rules: Rules) -> Outcome {
         }
         steps(&world, rules, &mut found);
         for (step, mut next) in found.drain(..) {
+            // It is one write behind, and catches up with the one before.
+            if next.replica.is_some() && next.server != world.server {
+                next.replica = Some(world.server);
+            }
             next.forget_what_no_longer_counts();
             if known.insert(next) {
                 order.push((next, at, step));
@@ -73,6 +78,7 @@ fn steps(world: &World, rules: Rules, steps: &mut Vec<(Step, World)>) {
     }
     if world.faults < rules.faults {
         restarts(world, rules, steps);
+        promotions(world, rules, steps);
     }
     expiries(world, rules, steps);
 }
@@ -80,7 +86,9 @@ fn steps(world: &World, rules: Rules, steps: &mut Vec<(Step, World)>) {
 /// The server reads a command, or a client hears something.
 fn deliveries(world: &World, rules: Rules, number: usize, steps: &mut Vec<(Step, World)>) {
     let mut next = *world;
-    if let Some(command) = next.lines[number].up.pop() {
+    if !world.waits
+        && let Some(command) = next.lines[number].up.pop()
+    {
         let answer = serve(&mut next, command, number, rules);
         next.lines[number].down.push(answer);
         steps.push((Step::TheServerReads(command, number), next));
@@ -282,17 +290,41 @@ fn restarts(world: &World, rules: Rules, steps: &mut Vec<(Step, World)>) {
         if loses {
             next.server.lose_all();
         }
-        next.server.subscribed = [false; SESSIONS as usize];
-        for number in 0..next.clients.len() {
-            next.lines[number] = Lines::default();
-            if next.clients[number].lease && rules.form == Form::WithoutNotice {
-                next.lines[number].news.push(News::Closed);
-            }
-            if next.clients[number].phase != Phase::Crashed {
-                next.act(number, Client::repeat);
-            }
-        }
+        all_connections_end(&mut next, rules);
         steps.push((Step::TheServerRestarts(what), next));
+    }
+}
+
+fn all_connections_end(next: &mut World, rules: Rules) {
+    next.server.subscribed = [false; SESSIONS as usize];
+    for number in 0..next.clients.len() {
+        next.lines[number] = Lines::default();
+        if next.clients[number].lease && rules.form == Form::WithoutNotice {
+            next.lines[number].news.push(News::Closed);
+        }
+        if next.clients[number].phase != Phase::Crashed {
+            next.act(number, Client::repeat);
+        }
+    }
+}
+
+/// A replica takes the server's place, with all its data or without the last write.
+fn promotions(world: &World, rules: Rules, steps: &mut Vec<(Step, World)>) {
+    let Some(replica) = world.replica else {
+        return;
+    };
+    for (what, promoted) in [
+        ("that has all", world.server),
+        ("that lacks the last write", replica),
+    ] {
+        let mut next = *world;
+        next.faults += 1;
+        // Its tokens are its clock or more.
+        next.server = promoted.after(&world.server);
+        next.was_promoted = true;
+        next.waits = rules.flaw != Flaw::NoWaitAfterAPromotion;
+        all_connections_end(&mut next, rules);
+        steps.push((Step::AReplicaIsPromoted(what), next));
     }
 }
 

@@ -3,8 +3,9 @@
 //! expired, waits given up, and messages lost or late at any moment.
 //!
 //! The model follows the scripts line by line where it matters: who lives, who fits, who is served next. It has no
-//! clock but two rules: the server forgets a session only after its client's lease has ended, and a server without its data
-//! lets a session begin only after that of all leases.
+//! clock but three rules: the server forgets a session only after its client's lease has ended; a server without its data
+//! lets a session begin only after that of all leases; and a replica that was promoted, with or without the last write, hears
+//! nothing that can grant until each lease has ended or its session was taken up there.
 
 #![allow(
     clippy::panic,
@@ -36,6 +37,13 @@ const FAULTS: Rules = Rules {
     ticks: 0,
     gives_up: false,
     begins: true,
+    promotes: false,
+};
+/// A replica takes the server's place.
+const PROMOTION: Rules = Rules {
+    gives_up: true,
+    promotes: true,
+    ..FAULTS
 };
 const SECOND_THOUGHTS: Rules = Rules {
     faults: 0,
@@ -102,6 +110,16 @@ fn faults_and_cancellation() {
 #[test]
 fn faults_and_cancellation_without_notice() {
     checked(FAULTS_AND_CANCELLATION, Form::WithoutNotice, TWO);
+}
+
+#[test]
+fn a_promotion() {
+    checked(PROMOTION, Form::Default, TWO);
+}
+
+#[test]
+fn a_promotion_without_notice() {
+    checked(PROMOTION, Form::WithoutNotice, TWO);
 }
 
 #[test]
@@ -256,4 +274,10 @@ fn a_late_look_whose_grant_is_told_to_nobody_is_found() {
 fn a_server_without_its_data_that_lets_newcomers_in_is_found() {
     let flaw = Flaw::NoWaitAfterARestart;
     flawed(FAULTS, Form::Default, TWO, flaw, "hold together");
+}
+
+#[test]
+fn a_promoted_replica_that_grants_at_once_is_found() {
+    let flaw = Flaw::NoWaitAfterAPromotion;
+    flawed(PROMOTION, Form::Default, TWO, flaw, "hold together");
 }

@@ -98,6 +98,16 @@ impl Server {
         Some(self.stamps[at])
     }
 
+    /// As the next primary: its tokens go on after those of the one before, by the clock.
+    pub(crate) fn after(self, former: &Self) -> Self {
+        Self {
+            last: former.top,
+            top: former.top,
+            token_fell: former.token_fell,
+            ..self
+        }
+    }
+
     /// All data are lost. Tokens are the clock or more, so they go on growing.
     pub(crate) fn lose_all(&mut self) {
         let top = self.top;

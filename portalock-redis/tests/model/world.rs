@@ -48,6 +48,8 @@ pub(crate) enum Flaw {
     TellsOnlyTheOthers,
     /// A server that lost its data lets newcomers in at once.
     NoWaitAfterARestart,
+    /// A replica that was promoted grants at once.
+    NoWaitAfterAPromotion,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -64,6 +66,8 @@ pub(crate) struct Rules {
     pub(crate) gives_up: bool,
     /// Whether a client whose session is over begins another.
     pub(crate) begins: bool,
+    /// Whether a replica may be promoted.
+    pub(crate) promotes: bool,
 }
 
 impl Rules {
@@ -151,15 +155,24 @@ impl Lines {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct World {
     pub(crate) server: Server,
+    /// It has the server's data but for the last write, where one may be promoted.
+    pub(crate) replica: Option<Server>,
+    /// The server was promoted, and nothing that can grant reaches it yet.
+    pub(crate) waits: bool,
+    /// A release may have been lost in a promotion: whoever meets it asks its client, and it is made again.
+    pub(crate) was_promoted: bool,
     pub(crate) clients: [Client; CLIENTS as usize],
     pub(crate) lines: [Lines; CLIENTS as usize],
     pub(crate) faults: u8,
 }
 
 impl World {
-    pub(crate) fn new() -> Self {
+    pub(crate) fn new(rules: Rules) -> Self {
         Self {
             server: Server::new(),
+            replica: rules.promotes.then(Server::new),
+            waits: false,
+            was_promoted: false,
             clients: [0, 1, 2].map(Client::new),
             lines: Default::default(),
             faults: 0,
@@ -183,12 +196,27 @@ impl World {
     }
 
     pub(crate) fn forget_what_no_longer_counts(&mut self) {
+        self.waits &= !self.is_settled();
+        if self.was_promoted {
+            // One promotion a run.
+            self.replica = None;
+        }
         for (client, lines) in self.clients.iter_mut().zip(&mut self.lines) {
             client.forget_what_no_longer_counts();
             if client.phase.is_over() {
                 (lines.down, lines.news) = Default::default();
             }
         }
+    }
+
+    /// Everybody who believed to hold when the server was promoted knows by now what it lacks.
+    fn is_settled(&self) -> bool {
+        let knows = |client: &Client| {
+            !client.lease
+                || client.phase.is_over()
+                || self.server.subscribed[usize::from(client.session)]
+        };
+        self.clients.iter().all(knows)
     }
 
     /// Nothing is on its way, and every session that lasts has its connection.
@@ -274,6 +302,9 @@ impl World {
     fn leftovers(&self, rules: Rules) -> Option<String> {
         for (owner, session, token) in self.server.holders.iter() {
             let client = self.client_of(session);
+            if self.was_promoted && client.phase.is_over() {
+                continue;
+            }
             if client.phase == Phase::Done {
                 return Some(format!("a grant of {owner} is left behind"));
             }
@@ -285,6 +316,7 @@ impl World {
         self.server
             .queue
             .iter()
+            .filter(|_| !self.was_promoted)
             .find(|(_, session)| self.client_of(*session).phase == Phase::Done)
             .map(|(owner, _)| format!("a place of {owner} is left behind"))
     }

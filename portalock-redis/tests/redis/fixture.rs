@@ -106,15 +106,17 @@ impl Admin {
 
     /// Sends a command, its words separated by spaces.
     pub(crate) async fn ask<T: FromRedisValue>(&mut self, command: &str) -> T {
-        let mut words = command.split(' ');
-        let mut request = redis::cmd(words.next().unwrap());
-        for word in words {
-            request.arg(word);
-        }
-        request
+        let words: Vec<_> = command.split(' ').collect();
+        self.ask_words(&words).await
+    }
+
+    /// Sends a command whose words may have spaces in them.
+    pub(crate) async fn ask_words<T: FromRedisValue>(&mut self, words: &[&str]) -> T {
+        redis::cmd(words[0])
+            .arg(&words[1..])
             .query_async(&mut self.0)
             .await
-            .unwrap_or_else(|error| panic!("{command}: {error}"))
+            .unwrap_or_else(|error| panic!("{words:?}: {error}"))
     }
 
     /// Closes every connection that has a subscription: the sessions.

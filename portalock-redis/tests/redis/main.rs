@@ -16,5 +16,8 @@ mod refusals;
 mod resets;
 mod resume;
 mod semaphore;
+mod sentinel;
+mod sentinel_suite;
 mod session;
+mod switches;
 mod waiting;

@@ -6,14 +6,14 @@ use portalock_core::{BackendError, BackendErrorKind, Broken, LockError};
 use portalock_redis::{RedisBackend, RedisSettings};
 use portalock_testkit::servers::{RedisOptions, RedisServer};
 
-use crate::fixture::{Admin, client, eventually, granted, lock, settings, waiting};
+use crate::fixture::{Admin, ENOUGH, client, eventually, granted, lock, settings, waiting};
 
 const SECRET: &str = "hunter2";
 
 async fn connect(url: &str) -> Result<RedisBackend, BackendError> {
     let settings = RedisSettings::new(url)
         .map_err(|error| BackendError::new(BackendErrorKind::Misconfigured, error.to_string()))?;
-    RedisBackend::with_settings(settings.with_restart_wait(Duration::ZERO)).await
+    RedisBackend::with_settings(settings.with_restart_wait(Duration::from_millis(1))).await
 }
 
 async fn refused(url: &str) -> BackendError {
@@ -237,34 +237,39 @@ async fn a_port_that_nobody_listens_on_is_unavailable() {
 }
 
 #[tokio::test]
-async fn missing_replicas_give_the_grant_back() {
+async fn missing_replicas_give_the_grant_back_and_end_the_session() {
     let server = RedisOptions::new()
         .setting("repl-diskless-sync-delay", "0")
         .start()
         .unwrap();
-    let demanding = RedisBackend::with_settings(settings(&server).with_wait_replicas(1))
-        .await
-        .unwrap();
-    let error = backend_error(lock(&demanding, "a").try_acquire().await.unwrap_err());
+    let asking = || settings(&server).with_wait_replicas(1);
+    let error = RedisBackend::with_settings(asking()).await.unwrap_err();
     assert_eq!(error.kind(), BackendErrorKind::Unavailable, "{error:?}");
-    let other = client(&server).await;
-    let _free = lock(&other, "a").acquire().await.unwrap();
 
-    let replica = RedisServer::start().unwrap();
-    Admin::of(&replica)
-        .await
-        .ask::<()>(&format!("REPLICAOF 127.0.0.1 {}", server.port()))
-        .await;
+    let mut replica = RedisOptions::new()
+        .setting("replicaof", format!("127.0.0.1 {}", server.port()))
+        .start()
+        .unwrap();
     eventually(async || {
         let state: String = Admin::of(&server).await.ask("INFO replication").await;
         state.contains("state=online")
     })
     .await;
+    let demanding = RedisBackend::with_settings(asking()).await.unwrap();
     let one = lock(&demanding, "b").acquire().await.unwrap();
     let next = waiting(&demanding, "b").await;
     one.release().await.unwrap();
     let next = granted(next).await;
-    assert!(next.token().is_some());
+
+    replica.stop();
+    let error = backend_error(lock(&demanding, "a").try_acquire().await.unwrap_err());
+    assert_eq!(error.kind(), BackendErrorKind::Unavailable, "{error:?}");
+    let other = client(&server).await;
+    let _free = lock(&other, "a").acquire().await.unwrap();
+    // Nobody confirms the session's refreshes, so they extend nothing.
+    tokio::time::timeout(ENOUGH, next.lost()).await.unwrap();
+    replica.restart().unwrap();
+    let _again = lock(&demanding, "b").acquire().await.unwrap();
 }
 
 #[cfg(feature = "tls")]

@@ -133,6 +133,41 @@ async fn a_claim_that_is_gone_when_its_session_comes_back_is_lost_alone() {
     kept.ensure_held().unwrap();
 }
 
+/// As in a failover to a replica that had not heard of the release yet.
+#[tokio::test]
+async fn a_release_that_the_server_has_lost_is_made_again_when_somebody_waits() {
+    let server = RedisServer::start().unwrap();
+    let (holder, other) = (client(&server).await, client(&server).await);
+    let mut admin = Admin::of(&server).await;
+    for shared in [false, true] {
+        let lock = lock(&holder, "a");
+        let held = if shared {
+            lock.acquire_shared().await.unwrap()
+        } else {
+            lock.acquire().await.unwrap()
+        };
+        let fields: Vec<String> = admin.ask("HGETALL portalock/lock/a").await;
+        held.release().await.unwrap();
+        for field in fields.chunks(2) {
+            let words = ["HSET", "portalock/lock/a", &field[0], &field[1]];
+            admin.ask_words::<u32>(&words).await;
+        }
+        assert!(is_held(&other, "a").await);
+        if shared {
+            // Nor does it stay in the way of those who don't wait.
+            eventually(async || self::lock(&other, "a").try_acquire().await.is_ok()).await;
+        } else {
+            self::lock(&other, "a")
+                .acquire()
+                .await
+                .unwrap()
+                .release()
+                .await
+                .unwrap();
+        }
+    }
+}
+
 #[tokio::test]
 async fn a_line_that_is_silent_for_longer_than_a_refresh_loses_nothing() {
     let server = RedisServer::start().unwrap();

@@ -13,6 +13,8 @@ mod pgbouncer;
 mod postgres;
 mod process;
 mod redis;
+mod resp;
+mod sentinel;
 
 pub use etcd::{EtcdOptions, EtcdServer};
 #[cfg(unix)]
@@ -21,3 +23,4 @@ pub use pgbouncer::Pooler;
 pub use postgres::{PostgresOptions, PostgresServer};
 pub use process::{Program, ServerProcess, StartError};
 pub use redis::{RedisOptions, RedisServer, ServerIdentity};
+pub use sentinel::{SentinelGroup, SentinelOptions};

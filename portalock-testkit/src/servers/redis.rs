@@ -296,7 +296,7 @@ fn ping(port: u16) -> io::Result<()> {
     Ok(())
 }
 
-fn free_port() -> Result<u16, StartError> {
+pub(super) fn free_port() -> Result<u16, StartError> {
     let listener =
         TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).map_err(StartError::io("find a free port"))?;
     Ok(listener
@@ -306,7 +306,7 @@ fn free_port() -> Result<u16, StartError> {
 }
 
 /// A path as `redis.conf` takes it.
-fn quoted(path: &Path) -> String {
+pub(super) fn quoted(path: &Path) -> String {
     let path = path.display().to_string();
     format!("\"{}\"", path.replace('\\', "\\\\").replace('"', "\\\""))
 }

@@ -8,7 +8,7 @@ use crate::OpenError;
 pub enum Scheme {
     /// `fs:`, lock files in a directory.
     Fs,
-    /// `redis:`, `rediss:` or `unix:`, a Redis or Valkey server.
+    /// `redis:`, `rediss:` or `unix:`, a Redis or Valkey server; `redis+sentinel:` or `rediss+sentinel:`, the one that sentinels name.
     Redis,
     /// `etcd:` or `etcds:`, an etcd cluster.
     Etcd,
@@ -35,7 +35,8 @@ impl Scheme {
         };
         let known = match scheme {
             "fs" => Self::Fs,
-            "redis" | "rediss" | "valkey" | "valkeys" | "unix" => Self::Redis,
+            "redis" | "rediss" | "valkey" | "valkeys" | "unix" | "redis+sentinel"
+            | "rediss+sentinel" | "valkey+sentinel" | "valkeys+sentinel" => Self::Redis,
             "etcd" | "etcds" => Self::Etcd,
             "postgres" | "postgresql" => Self::Postgres,
             "memory" => Self::Memory,
@@ -91,5 +92,7 @@ mod tests {
     fn the_rest_is_left_as_it_is() {
         assert_eq!(Scheme::of("fs:a:b c").unwrap(), (Scheme::Fs, "a:b c"));
         assert_eq!(Scheme::of("etcds://x").unwrap(), (Scheme::Etcd, "//x"));
+        let sentinels = Scheme::of("redis+sentinel://a,b/m").unwrap();
+        assert_eq!(sentinels, (Scheme::Redis, "//a,b/m"));
     }
 }

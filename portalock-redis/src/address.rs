@@ -1,0 +1,223 @@
+//! Where the server is, as a URL says it: at a fixed place, or where sentinels say that it is now.
+
+use std::{fmt, sync::Arc};
+
+use portalock_core::settings::InvalidSetting;
+use redis::{ConnectionInfo, IntoConnectionInfo, ProtocolVersion};
+
+/// The port of a sentinel whose address names none.
+const SENTINEL_PORT: u16 = 26379;
+
+#[derive(Clone)]
+pub(crate) enum Address {
+    Fixed(ConnectionInfo),
+    Sentinels(SentinelAddress),
+}
+
+/// Who knows where the server is, and how to log in at it.
+#[derive(Clone)]
+pub(crate) struct SentinelAddress {
+    pub(crate) sentinels: Vec<ConnectionInfo>,
+    /// The name by which they know the primary.
+    pub(crate) master: Arc<str>,
+    /// All that is needed to connect to the primary, but for the place.
+    pub(crate) server: ConnectionInfo,
+}
+
+impl Address {
+    /// Reads a URL. No error repeats a part of it: it may hold a password.
+    pub(crate) fn parse(url: &str) -> Result<Self, InvalidSetting> {
+        let (scheme, rest) = url.split_once("://").unwrap_or((url, ""));
+        let plain = match scheme {
+            "redis+sentinel" | "valkey+sentinel" => "redis",
+            "rediss+sentinel" | "valkeys+sentinel" => "rediss",
+            _ => return Ok(Self::Fixed(server(url, WRONG)?)),
+        };
+        SentinelAddress::parse(plain, rest).map(Self::Sentinels)
+    }
+
+    /// The database number.
+    pub(crate) fn database(&self) -> i64 {
+        let server = match self {
+            Self::Fixed(server) => server,
+            Self::Sentinels(sentinels) => &sentinels.server,
+        };
+        server.redis_settings().db()
+    }
+}
+
+impl SentinelAddress {
+    /// `[user:password@]host[:port][,host[:port]...]/master[/database][?sentinel_user=..&sentinel_password=..]`
+    fn parse(scheme: &str, rest: &str) -> Result<Self, InvalidSetting> {
+        let wrong = || InvalidSetting::new("url", WRONG_SENTINELS);
+        let (rest, query) = rest.split_once('?').unwrap_or((rest, ""));
+        let (authority, path) = rest.split_once('/').ok_or_else(wrong)?;
+        let (login, hosts) = match authority.rsplit_once('@') {
+            Some((login, hosts)) => (format!("{login}@"), hosts),
+            None => (String::new(), authority),
+        };
+        let (master, database) = path.split_once('/').unwrap_or((path, ""));
+        let is_name = |character: char| {
+            character.is_ascii_alphanumeric() || matches!(character, '.' | '-' | '_')
+        };
+        if master.is_empty() || !master.chars().all(is_name) {
+            return Err(wrong());
+        }
+        let sentinels = hosts
+            .split(',')
+            .map(|host| {
+                let has_port = host.rsplit(']').next().is_some_and(|end| end.contains(':'));
+                let port = if has_port {
+                    String::new()
+                } else {
+                    format!(":{SENTINEL_PORT}")
+                };
+                server(&format!("{scheme}://{host}{port}"), WRONG_SENTINELS)
+            })
+            .collect::<Result<Vec<_>, _>>()?;
+        let mut address = Self {
+            sentinels,
+            master: master.into(),
+            // Where it is, the sentinels will say.
+            server: server(
+                &format!("{scheme}://{login}localhost/{database}"),
+                WRONG_SENTINELS,
+            )?,
+        };
+        let (mut user, mut password) = (None, None);
+        // An address that is surely one, for the reader of its query.
+        let query =
+            redis::parse_redis_url(&format!("redis://localhost?{query}")).ok_or_else(wrong)?;
+        for (key, value) in query.query_pairs() {
+            match &*key {
+                "sentinel_user" => user = Some(value.into_owned()),
+                "sentinel_password" => password = Some(value.into_owned()),
+                _ => return Err(wrong()),
+            }
+        }
+        match (user, password) {
+            (user, Some(password)) => address.log_in(user.as_deref(), &password),
+            (None, None) => {}
+            (Some(_), None) => return Err(wrong()),
+        }
+        Ok(address)
+    }
+
+    /// How to log in at the sentinels.
+    pub(crate) fn log_in(&mut self, user: Option<&str>, password: &str) {
+        for sentinel in &mut self.sentinels {
+            let mut login = sentinel.redis_settings().clone().set_password(password);
+            if let Some(user) = user {
+                login = login.set_username(user);
+            }
+            *sentinel = sentinel.clone().set_redis_settings(login);
+        }
+    }
+}
+
+/// Without users and passwords.
+impl fmt::Debug for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Fixed(server) => write!(f, "{}", server.addr()),
+            Self::Sentinels(address) => {
+                write!(f, "{} by ", address.master)?;
+                let places = address
+                    .sentinels
+                    .iter()
+                    .map(|server| server.addr().to_string());
+                f.debug_list().entries(places).finish()
+            }
+        }
+    }
+}
+
+const WRONG: &str = "is no URL of a Redis server: write redis://[user:password@]host[:port][/database], rediss:// for TLS, \
+                     unix:///path/to/socket, or redis+sentinel://host,host/master-name";
+const WRONG_SENTINELS: &str = "is no URL of sentinels: write \
+     redis+sentinel://[user:password@]host[:port][,host...]/master-name[/database], rediss+sentinel:// for TLS, and \
+     ?sentinel_user=..&sentinel_password=.. if they want a login";
+
+fn server(url: &str, wrong: &'static str) -> Result<ConnectionInfo, InvalidSetting> {
+    let tls = url.starts_with("rediss:") || url.starts_with("valkeys:");
+    if tls && !cfg!(feature = "tls") {
+        return Err(InvalidSetting::new(
+            "url",
+            "asks for TLS: build portalock-redis with its feature `tls`",
+        ));
+    }
+    // The cause is not kept: it could repeat a part of the URL.
+    let server = url
+        .into_connection_info()
+        .map_err(|_| InvalidSetting::new("url", wrong))?;
+    let handshake = server
+        .redis_settings()
+        .clone()
+        // Commands, answers and messages on one connection need it.
+        .set_protocol(ProtocolVersion::RESP3);
+    // All tasks share the connection: else what one of them sends is held back until the server has confirmed what another
+    // sent before it, which takes a round trip, or 40 ms if the server has nothing to answer yet.
+    let tcp = server.tcp_settings().clone().set_nodelay(true);
+    Ok(server.set_redis_settings(handshake).set_tcp_settings(tcp))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sentinels(url: &str) -> SentinelAddress {
+        match Address::parse(url).unwrap() {
+            Address::Sentinels(address) => address,
+            Address::Fixed(_) => panic!("{url} names sentinels"),
+        }
+    }
+
+    #[test]
+    fn sentinels_have_ports_a_master_and_logins_of_their_own() {
+        let address = sentinels(
+            "redis+sentinel://u:p%40ss@a,b:7,[::1],[::2]:9/my.master-1/3?sentinel_user=watch&sentinel_password=p%26q",
+        );
+        let places: Vec<_> = address
+            .sentinels
+            .iter()
+            .map(|one| one.addr().to_string())
+            .collect();
+        assert_eq!(places, ["a:26379", "b:7", "::1:26379", "::2:9"]);
+        assert_eq!(&*address.master, "my.master-1");
+        for sentinel in &address.sentinels {
+            let login = sentinel.redis_settings();
+            assert_eq!(
+                (login.username(), login.password()),
+                (Some("watch"), Some("p&q"))
+            );
+            assert_eq!(login.db(), 0);
+        }
+        let login = address.server.redis_settings();
+        assert_eq!(
+            (login.username(), login.password()),
+            (Some("u"), Some("p@ss"))
+        );
+        assert_eq!(login.db(), 3);
+    }
+
+    #[test]
+    fn what_is_no_address_of_sentinels_is_refused() {
+        for url in [
+            "redis+sentinel:",
+            "redis+sentinel://a",
+            "redis+sentinel://a/",
+            "redis+sentinel:///m",
+            "redis+sentinel://a,/m",
+            "redis+sentinel://a/m/x",
+            "redis+sentinel://a/m m",
+            "redis+sentinel://a:b/m",
+            "redis+sentinel://a/m?sentinel_user=u",
+            "redis+sentinel://a/m?password=hunter2",
+            "redis+sentinels://a/m",
+        ] {
+            let error = Address::parse(url).map(drop).unwrap_err().to_string();
+            assert!(error.contains("redis+sentinel://"), "{url}: {error}");
+            assert!(!error.contains("hunter2"), "{url}: {error}");
+        }
+    }
+}

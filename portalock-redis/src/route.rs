@@ -1,0 +1,189 @@
+//! The way to the server: where it is now, looked up for each connection that is opened.
+
+use std::sync::{
+    Arc, Mutex, PoisonError,
+    atomic::{AtomicU64, Ordering},
+};
+
+use portalock_core::{BackendError, BackendErrorKind, session};
+use redis::ConnectionInfo;
+
+use crate::{
+    address::{Address, SentinelAddress},
+    config::RedisSettings,
+    sentinel::{Enough, Heard, Sentinels, Told, at},
+};
+
+/// How one backend object finds its server.
+#[derive(Debug)]
+pub(crate) struct Route {
+    settings: Arc<RedisSettings>,
+    way: Way,
+}
+
+#[derive(Debug)]
+enum Way {
+    Fixed(Box<ConnectionInfo>),
+    Followed(Arc<Followed>),
+}
+
+/// Where the server is, or was when it was looked up.
+#[derive(Debug, Clone)]
+pub(crate) struct Place {
+    pub(crate) server: ConnectionInfo,
+    /// Another one for another place. It only grows.
+    pub(crate) number: u64,
+}
+
+/// A primary that moves.
+#[derive(Debug)]
+struct Followed {
+    sentinels: Sentinels,
+    server: ConnectionInfo,
+    latest: Mutex<Option<Told>>,
+    /// That of the latest place.
+    number: AtomicU64,
+}
+
+impl Route {
+    pub(crate) fn new(settings: Arc<RedisSettings>) -> Self {
+        let way = match settings.address() {
+            Address::Fixed(server) => Way::Fixed(Box::new(server.clone())),
+            Address::Sentinels(address) => {
+                Way::Followed(Arc::new(Followed::new(address, settings.clone())))
+            }
+        };
+        Self { settings, way }
+    }
+
+    pub(crate) fn settings(&self) -> &RedisSettings {
+        &self.settings
+    }
+
+    /// Whether the server can move.
+    pub(crate) fn is_followed(&self) -> bool {
+        matches!(self.way, Way::Followed(_))
+    }
+
+    /// Where the server is.
+    pub(crate) async fn find(&self) -> Result<Place, BackendError> {
+        match &self.way {
+            Way::Fixed(server) => Ok(Place {
+                server: (**server).clone(),
+                number: 0,
+            }),
+            Way::Followed(followed) => Followed::look(followed, Enough::Most).await,
+        }
+    }
+
+    /// Looks whether the server has moved, and asks everybody who can know.
+    pub(crate) async fn look(&self) -> Result<(), BackendError> {
+        match &self.way {
+            Way::Fixed(_) => Ok(()),
+            Way::Followed(followed) => Followed::look(followed, Enough::All).await.map(drop),
+        }
+    }
+
+    /// The number of the latest place. A connection to an earlier one leads to a server that is the primary no more, though it may
+    /// still believe so: what it answers counts for nothing.
+    pub(crate) fn number(&self) -> u64 {
+        match &self.way {
+            Way::Fixed(_) => 0,
+            Way::Followed(followed) => followed.number.load(Ordering::Acquire),
+        }
+    }
+}
+
+impl Followed {
+    fn new(address: &SentinelAddress, settings: Arc<RedisSettings>) -> Self {
+        Self {
+            sentinels: Sentinels::new(address, settings),
+            server: address.server.clone(),
+            latest: Mutex::default(),
+            number: AtomicU64::new(0),
+        }
+    }
+
+    async fn look(this: &Arc<Self>, enough: Enough) -> Result<Place, BackendError> {
+        let this = this.clone();
+        session::run(async move {
+            let heard = this.sentinels.ask(enough).await?;
+            this.note(heard)
+        })
+        .await?
+    }
+
+    /// Takes note of what was heard, unless it is older than what is known. Only all sentinels together can take that back: they
+    /// were set up anew.
+    fn note(&self, Heard { told, from_all }: Heard) -> Result<Place, BackendError> {
+        // Nothing panics while it is held.
+        let mut latest = self.latest.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = &*latest {
+            if told.epoch < known.epoch && !from_all {
+                return Err(BackendError::new(
+                    BackendErrorKind::Unavailable,
+                    "can't find the Redis primary: the sentinels that answer have not heard of the last switch",
+                ));
+            }
+            if (&known.host, known.port) != (&told.host, told.port) {
+                let number = self.number.fetch_add(1, Ordering::AcqRel) + 1;
+                tracing::info!(%told.host, told.port, told.epoch, number, "the Redis primary is another server now");
+            }
+        }
+        let place = Place {
+            server: at(&self.server, &told),
+            number: self.number.load(Ordering::Acquire),
+        };
+        *latest = Some(told);
+        Ok(place)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn followed() -> Followed {
+        let settings = RedisSettings::new("redis+sentinel://a,b,c/m").unwrap();
+        let Address::Sentinels(address) = settings.address().clone() else {
+            panic!("it names sentinels");
+        };
+        Followed::new(&address, Arc::new(settings))
+    }
+
+    fn heard(epoch: u64, host: &str, from_all: bool) -> Heard {
+        let (host, port) = (host.to_owned(), 1);
+        Heard {
+            told: Told { epoch, host, port },
+            from_all,
+        }
+    }
+
+    #[test]
+    fn a_place_has_another_number_once_it_is_another() {
+        let followed = followed();
+        for (epoch, host, number) in [
+            (0, "a", 0),
+            (0, "a", 0),
+            (1, "b", 1),
+            (2, "b", 1),
+            (3, "a", 2),
+        ] {
+            let place = followed.note(heard(epoch, host, false)).unwrap();
+            assert_eq!(place.number, number, "{epoch}");
+            assert_eq!(place.server.addr().to_string(), format!("{host}:1"));
+        }
+    }
+
+    #[test]
+    fn who_has_not_heard_of_the_last_switch_leads_nobody_back() {
+        let followed = followed();
+        followed.note(heard(2, "b", false)).unwrap();
+        let error = followed.note(heard(1, "a", false)).unwrap_err();
+        assert_eq!(error.kind(), BackendErrorKind::Unavailable);
+        assert_eq!(followed.number.load(Ordering::Relaxed), 0);
+        // Sentinels that were set up anew begin to count again.
+        let place = followed.note(heard(0, "c", true)).unwrap();
+        assert_eq!(place.number, 1);
+    }
+}

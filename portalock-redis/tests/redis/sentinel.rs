@@ -1,0 +1,318 @@
+//! Behind sentinels: the primary is found, followed when it moves, and what a switch lost is told before a successor.
+
+use std::time::Duration;
+
+use portalock_core::{BackendErrorKind, Guard, LockBackend, LostSignal, clock::Instant};
+use portalock_redis::{RedisBackend, RedisSettings};
+use portalock_testkit::{
+    proxy::{Direction, FaultProxy},
+    servers::{RedisServer, SentinelGroup, SentinelOptions},
+};
+use tokio::task::spawn_blocking;
+
+use crate::fixture::{Admin, ENOUGH, granted, lock, settings_at, waiting};
+
+/// Longer than any switch here.
+const LASTING: Duration = Duration::from_secs(30);
+/// So short that its end can be waited for.
+const SHORT: Duration = Duration::from_secs(3);
+
+async fn start(options: SentinelOptions) -> SentinelGroup {
+    spawn_blocking(move || options.start())
+        .await
+        .unwrap()
+        .unwrap()
+}
+
+/// Lets the group do something that blocks.
+async fn on<T: Send + 'static>(
+    group: SentinelGroup,
+    action: impl FnOnce(&mut SentinelGroup) -> std::io::Result<T> + Send + 'static,
+) -> (SentinelGroup, T) {
+    let action = move || {
+        let mut group = group;
+        action(&mut group).map(|done| (group, done))
+    };
+    spawn_blocking(action).await.unwrap().unwrap()
+}
+
+fn lasting(url: &str) -> RedisSettings {
+    settings_at(url).with_session_ttl(LASTING).unwrap()
+}
+
+async fn connected(settings: RedisSettings) -> RedisBackend {
+    RedisBackend::with_settings(settings).await.unwrap()
+}
+
+/// Everything that was written at this server so far is on its replica.
+async fn replicated(server: &RedisServer) {
+    let mut admin = Admin::of(server).await;
+    admin.ask::<()>("SET marker x").await;
+    let replicas: u32 = admin.ask("WAIT 1 60000").await;
+    assert_eq!(replicas, 1);
+}
+
+/// Waits until a lock that this client is granted is kept by this server.
+async fn on_server(backend: &RedisBackend, server: &RedisServer) {
+    let mut admin = Admin::of(server).await;
+    let begun = Instant::now();
+    loop {
+        let _held = acquired(backend, "b").await;
+        if admin.keys().await.contains(&"portalock/lock/b".to_owned()) {
+            return;
+        }
+        assert!(begun.elapsed() < ENOUGH, "it should have moved by now");
+    }
+}
+
+/// Waits for the lock through whatever can be tried again.
+async fn acquired(backend: &RedisBackend, name: &str) -> Guard<RedisBackend> {
+    let begun = Instant::now();
+    loop {
+        match lock(backend, name).acquire().await {
+            Ok(guard) => return guard,
+            Err(error) => assert!(
+                error.is_retryable() && begun.elapsed() < ENOUGH,
+                "{error:?}"
+            ),
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Fault {
+    Killed,
+    Stopped,
+    Demoted,
+}
+
+/// The primary is replaced: locks, tokens and places stay.
+async fn nothing_is_lost(fault: Fault) {
+    let mut group = start(SentinelOptions::new()).await;
+    let holder = connected(lasting(&group.url())).await;
+    let other = connected(lasting(&group.url())).await;
+    let held = lock(&holder, "a").acquire().await.unwrap();
+    let waiter = waiting(&other, "a").await;
+    replicated(&group.servers()[0]).await;
+    let begun = Instant::now();
+    let (mut group, _) = on(group, move |group| {
+        match fault {
+            Fault::Killed => group.servers()[0].stop(),
+            Fault::Stopped => group.servers()[0].stall()?,
+            Fault::Demoted => return group.fail_over(),
+        }
+        let primary = group.until_moved_from(0)?;
+        if let Fault::Stopped = fault {
+            // It goes on as the primary that it was, with what it was sent meanwhile, until a sentinel tells it otherwise.
+            group.servers()[0].resume()?;
+        }
+        Ok(primary)
+    })
+    .await;
+    println!("{fault:?}: the switch took {:?}", begun.elapsed());
+    // Callers' connections and the sessions' lead to the new one, or will soon.
+    for backend in [&holder, &other] {
+        on_server(backend, &group.servers()[1]).await;
+    }
+    held.ensure_held().unwrap();
+    assert!(!waiter.is_finished());
+    let token = held.token();
+    held.release().await.unwrap();
+    let next = granted(waiter).await;
+    assert!(next.token() > token);
+}
+
+#[tokio::test]
+async fn a_primary_that_is_killed_takes_nothing_with_it() {
+    nothing_is_lost(Fault::Killed).await;
+}
+
+#[tokio::test]
+async fn a_primary_that_stands_still_takes_nothing_with_it() {
+    nothing_is_lost(Fault::Stopped).await;
+}
+
+#[tokio::test]
+async fn a_primary_that_is_demoted_by_hand_takes_nothing_with_it() {
+    nothing_is_lost(Fault::Demoted).await;
+}
+
+/// A user of the clients' own: so the others can be kept off a server.
+async fn with_user(group: &mut SentinelGroup) -> String {
+    for server in group.servers() {
+        let mut admin = Admin::of(server).await;
+        admin
+            .ask::<()>("ACL SETUSER client on >c ~* &* +@all")
+            .await;
+    }
+    as_client(&group.url())
+}
+
+fn as_client(url: &str) -> String {
+    url.replace("://", "://client:c@")
+}
+
+/// Parts a server from all but clients: neither replicas nor sentinels can talk to it, and it goes on as what it was.
+async fn part(server: &RedisServer) {
+    let mut admin = Admin::at(&format!("redis://client:c@{}", server.addr())).await;
+    admin.ask::<()>("ACL SETUSER default off").await;
+    admin.ask::<u32>("CLIENT KILL USER default").await;
+}
+
+/// A way of its own to each sentinel, which can be cut off.
+fn by_lines(group: &SentinelGroup) -> (String, Vec<FaultProxy>) {
+    let lines: Vec<_> = group
+        .sentinel_ports()
+        .iter()
+        .map(|port| FaultProxy::start(([127, 0, 0, 1], *port)).unwrap())
+        .collect();
+    let ports: Vec<_> = lines.iter().map(FaultProxy::port).collect();
+    (as_client(&group.url_by(&ports)), lines)
+}
+
+fn short(url: &str) -> RedisSettings {
+    RedisSettings::new(url)
+        .unwrap()
+        .with_session_ttl(SHORT)
+        .unwrap()
+}
+
+/// The next one is granted the lock, and the holder knows by then.
+async fn tells_first(lost: &LostSignal, other: &RedisBackend) -> Guard<RedisBackend> {
+    let next = acquired(other, "a").await;
+    assert!(
+        lost.is_lost(),
+        "granted to another before the holder was told"
+    );
+    next.ensure_held().unwrap();
+    next
+}
+
+#[tokio::test]
+async fn a_grant_that_the_promoted_replica_lacks_is_told_first() {
+    let mut group = start(SentinelOptions::new()).await;
+    let url = with_user(&mut group).await;
+    let (behind, lines) = by_lines(&group);
+    let settings = |url| RedisSettings::new(url).unwrap().with_session_ttl(SHORT * 2);
+    let holder = connected(settings(&behind).unwrap()).await;
+    let other = connected(settings(&url).unwrap()).await;
+    // Its calls have a connection by then.
+    holder.ping().await.unwrap();
+    replicated(&group.servers()[0]).await;
+    for line in &lines {
+        line.black_hole(Direction::Both);
+    }
+    part(&group.servers()[0]).await;
+    let held = lock(&holder, "a").acquire().await.unwrap();
+    let lost = held.lost_signal();
+    let waits = tokio::spawn(async move { tells_first(&lost, &other).await });
+    let (_group, primary) = on(group, |group| group.until_moved_from(0)).await;
+    assert_eq!(primary, 1);
+    // The other one has seen the switch for long when the holder can, whose primary answers as if nothing had happened.
+    tokio::time::sleep(SHORT / 2).await;
+    assert!(!held.is_lost());
+    for line in &lines {
+        line.heal();
+    }
+    let next = waits.await.unwrap();
+    assert!(next.token() > held.token());
+}
+
+#[tokio::test]
+async fn a_split_that_the_holder_cannot_see_is_told_first_where_replicas_confirm() {
+    let mut group = start(SentinelOptions::new().replicas(2)).await;
+    let url = with_user(&mut group).await;
+    let (behind, lines) = by_lines(&group);
+    let holder = connected(short(&behind).with_wait_replicas(1)).await;
+    let other = connected(short(&url).with_wait_replicas(1)).await;
+    let held = acquired(&holder, "a").await;
+    for line in &lines {
+        line.black_hole(Direction::Both);
+    }
+    part(&group.servers()[0]).await;
+    let _next = tells_first(&held.lost_signal(), &other).await;
+    assert_ne!(group.primary(), Some(0));
+}
+
+#[tokio::test]
+async fn a_split_that_the_holder_cannot_see_leaves_two_where_none_confirm() {
+    let mut group = start(SentinelOptions::new()).await;
+    let url = with_user(&mut group).await;
+    let (behind, lines) = by_lines(&group);
+    let (holder, other) = (
+        connected(short(&behind)).await,
+        connected(short(&url)).await,
+    );
+    let held = lock(&holder, "a").acquire().await.unwrap();
+    for line in &lines {
+        line.black_hole(Direction::Both);
+    }
+    part(&group.servers()[0]).await;
+    // The claim is on both sides, but its session is refreshed on one of them only.
+    let _next = lock(&other, "a").acquire().await.unwrap();
+    assert!(!held.is_lost(), "that would be better than promised");
+    for line in &lines {
+        line.heal();
+    }
+    tokio::time::timeout(ENOUGH, held.lost()).await.unwrap();
+}
+
+#[tokio::test]
+async fn without_notice_a_session_ends_with_the_primary_that_it_began_on() {
+    let group = start(SentinelOptions::new()).await;
+    let settings = lasting(&group.url()).with_release_without_notice(true);
+    let backend = connected(settings).await;
+    let held = lock(&backend, "a").acquire().await.unwrap();
+    let (_group, _) = on(group, |group| group.fail_over()).await;
+    tokio::time::timeout(ENOUGH, held.lost()).await.unwrap();
+    let _again = lock(&backend, "a").acquire().await.unwrap();
+}
+
+#[tokio::test]
+async fn what_sentinels_refuse_or_do_not_know_is_told_apart() {
+    let kind = async |url: &str| {
+        let refused = RedisBackend::with_settings(settings_at(url)).await;
+        refused.expect_err(url).kind()
+    };
+    let mut group = start(SentinelOptions::new()).await;
+    let ports = group.sentinel_ports();
+    let nobody = RedisServer::start().unwrap();
+    // One that is away or is none does no harm, nor does a name that only it knows.
+    let mut gone = RedisServer::start().unwrap();
+    gone.stop();
+    let url = group.url_by(&[gone.port(), nobody.port(), ports[0]]);
+    connected(settings_at(&url)).await.ping().await.unwrap();
+
+    let unknown = group.url().replace("/portalock", "/other");
+    assert_eq!(kind(&unknown).await, BackendErrorKind::Misconfigured);
+    let none = group.url_by(&[nobody.port()]);
+    assert_eq!(kind(&none).await, BackendErrorKind::Misconfigured);
+    let away = group.url_by(&[gone.port()]);
+    assert_eq!(kind(&away).await, BackendErrorKind::Unavailable);
+
+    // A login of the sentinels' own, and the least that it needs.
+    for port in &ports {
+        let mut admin = Admin::at(&format!("redis://127.0.0.1:{port}")).await;
+        admin
+            .ask::<()>(
+                "ACL SETUSER least on >s -@all +sentinel|master +sentinel|get-master-addr-by-name",
+            )
+            .await;
+        admin.ask::<()>("ACL SETUSER default resetpass").await;
+    }
+    assert_eq!(kind(&group.url()).await, BackendErrorKind::PermissionDenied);
+    let by_url = format!("{}?sentinel_user=least&sentinel_password=s", group.url());
+    connected(settings_at(&by_url)).await.ping().await.unwrap();
+    let by_settings = settings_at(&group.url()).with_sentinel_login(Some("least"), "s");
+    let backend = connected(by_settings.unwrap()).await;
+    LockBackend::inspect(&backend, &"a".parse().unwrap())
+        .await
+        .unwrap();
+    let wrong = format!("{}?sentinel_user=least&sentinel_password=t", group.url());
+    assert_eq!(kind(&wrong).await, BackendErrorKind::PermissionDenied);
+
+    // The servers' own is another.
+    let url = with_user(&mut group).await;
+    let wrong = url.replace(":c@", ":d@") + "?sentinel_user=least&sentinel_password=s";
+    assert_eq!(kind(&wrong).await, BackendErrorKind::PermissionDenied);
+}

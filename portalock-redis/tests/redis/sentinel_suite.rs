@@ -1,0 +1,130 @@
+//! A part of the conformance suite behind sentinels, on one group for all cases: a restart of the service is a switch there.
+//!
+//! What it leaves out needs a line of the client's own or another process, and is the same on a single server.
+
+use std::{
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use portalock_core::DynSemaphore;
+use portalock_redis::{RedisBackend, RedisSettings};
+use portalock_testkit::{Fixture, FixtureError, Restore, Suite, cases, servers::SentinelGroup};
+use tokio::task::spawn_blocking;
+
+/// Longer than a switch, for those who must lose nothing in it.
+const SESSION: Duration = Duration::from_secs(5);
+
+/// One case's part of the group: keys of its own.
+struct BehindSentinels {
+    group: Arc<Mutex<SentinelGroup>>,
+    prefix: String,
+}
+
+impl BehindSentinels {
+    async fn with_group<T: Send + 'static>(
+        &self,
+        action: impl FnOnce(&mut SentinelGroup) -> std::io::Result<T> + Send + 'static,
+    ) -> Result<T, FixtureError> {
+        let group = self.group.clone();
+        let action = move || action(&mut group.lock().unwrap_or_else(PoisonError::into_inner));
+        let done = spawn_blocking(action).await.map_err(FixtureError::failed)?;
+        Ok(done?)
+    }
+}
+
+#[async_trait]
+impl Fixture for BehindSentinels {
+    type Backend = RedisBackend;
+
+    async fn client(&self) -> Result<RedisBackend, FixtureError> {
+        let url = self.with_group(|group| Ok(group.url())).await?;
+        let settings = RedisSettings::new(&url)
+            .and_then(|settings| settings.with_prefix(&self.prefix))
+            .and_then(|settings| settings.with_session_ttl(SESSION))
+            .map_err(FixtureError::failed)?;
+        // The group's primary is a new one after each switch, and no case has the time to wait.
+        let settings = settings.with_restart_wait(Duration::ZERO);
+        Ok(RedisBackend::with_settings(settings).await?)
+    }
+
+    fn semaphore(&self, client: &Arc<RedisBackend>) -> Option<DynSemaphore> {
+        Some(client.clone())
+    }
+
+    async fn stall_service(&self) -> Result<Restore, FixtureError> {
+        let stalled = self
+            .with_group(|group| {
+                let primary = group.primary().ok_or(std::io::ErrorKind::NotFound)?;
+                group.servers()[primary].stall()?;
+                Ok(primary)
+            })
+            .await?;
+        let this = Self {
+            group: self.group.clone(),
+            prefix: String::new(),
+        };
+        Ok(Restore::new(async move {
+            let resume = move |group: &mut SentinelGroup| {
+                group.servers()[stalled].resume()?;
+                group.until_whole()
+            };
+            this.with_group(resume).await
+        }))
+    }
+
+    async fn restart_service(&self) -> Result<(), FixtureError> {
+        let switch = |group: &mut SentinelGroup| {
+            group.fail_over()?;
+            group.until_whole()
+        };
+        self.with_group(switch).await
+    }
+}
+
+/// Plays the cases of which `which` tells the ids.
+fn play(which: impl Fn(&str) -> bool) {
+    let group = Arc::new(Mutex::new(SentinelGroup::start().unwrap()));
+    let number = AtomicU32::new(0);
+    let suite = Suite::new(move || {
+        let fixture = BehindSentinels {
+            group: group.clone(),
+            prefix: format!("case{}", number.fetch_add(1, Ordering::Relaxed)),
+        };
+        async move { fixture }
+    });
+    let mut failures = Vec::new();
+    for case in cases::all().filter(|case| which(&case.id())) {
+        let report = suite.run_case(case);
+        println!("{report}");
+        if report.is_failure() {
+            failures.push(report.to_string());
+        }
+    }
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
+}
+
+#[test]
+fn the_suite_holds_behind_sentinels() {
+    let groups = ["exclusive", "shared", "fairness", "tokens"];
+    let restarts = [
+        "loss::a_restart_leaves_no_false_holder",
+        "loss::a_stalled_service_ends_the_lease",
+    ];
+    play(|id| {
+        groups
+            .iter()
+            .any(|group| id.starts_with(&format!("{group}::")))
+            || restarts.contains(&id)
+    });
+}
+
+#[test]
+#[ignore = "most cases are the same on a single server; this plays all that need no line and no other process"]
+fn the_whole_suite_holds_behind_sentinels() {
+    play(|_| true);
+}

@@ -1,0 +1,52 @@
+//! A command to a Redis server or sentinel, and its answer.
+
+use std::{
+    io::{self, BufRead, BufReader, Write},
+    net::{Ipv4Addr, TcpStream},
+    time::Duration,
+};
+
+/// How long a server may take to answer.
+const ANSWER_WITHIN: Duration = Duration::from_secs(10);
+
+/// Sends `command`, its words separated by spaces. Answers the texts that came back, nested ones in a row.
+///
+/// # Errors
+///
+/// The system's, or the server's as [`io::ErrorKind::Other`].
+pub(super) fn ask(port: u16, command: &str) -> io::Result<Vec<String>> {
+    let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port))?;
+    stream.set_read_timeout(Some(ANSWER_WITHIN))?;
+    stream.write_all(format!("{command}\r\n").as_bytes())?;
+    let mut texts = Vec::new();
+    read(&mut BufReader::new(stream), &mut texts)?;
+    Ok(texts)
+}
+
+fn read(answer: &mut impl BufRead, texts: &mut Vec<String>) -> io::Result<()> {
+    let mut left = 1;
+    while left > 0 {
+        left -= 1;
+        let mut line = String::new();
+        answer.read_line(&mut line)?;
+        let line = line.trim_end();
+        let Some((kind, rest)) = line.split_at_checked(1) else {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        };
+        match kind {
+            "-" => return Err(io::Error::other(rest.to_owned())),
+            // Missing ones are counted as -1.
+            "*" => left += rest.parse::<usize>().unwrap_or(0),
+            "$" => {
+                if let Ok(length) = rest.parse::<usize>() {
+                    let mut text = vec![0; length + 2];
+                    answer.read_exact(&mut text)?;
+                    text.truncate(length);
+                    texts.push(String::from_utf8_lossy(&text).into_owned());
+                }
+            }
+            _ => texts.push(rest.to_owned()),
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,294 @@
+//! A Redis primary with replicas, and sentinels that promote one of them.
+
+use std::{
+    fs, io,
+    path::Path,
+    thread,
+    time::{Duration, Instant},
+};
+
+use tempfile::TempDir;
+
+use super::{
+    RedisOptions, RedisServer,
+    process::{Program, ServerProcess, StartError},
+    redis::{free_port, quoted},
+    resp::ask,
+};
+
+const PROGRAM: Program = Program {
+    name: "redis-server",
+    install: "install Redis 6.2 or later, such as by `apt install redis-server` or `brew install redis`",
+    ready_line: "+monitor master",
+};
+
+/// By what name the sentinels know the primary.
+const MASTER: &str = "portalock";
+const SENTINELS: u32 = 3;
+/// How many of them must agree that the primary is down.
+const QUORUM: usize = 2;
+/// Until the servers and sentinels have found each other, and until a switch is over. Generous: a loaded machine is no failure.
+const FOUND_WITHIN: Duration = Duration::from_secs(180);
+const POLL: Duration = Duration::from_millis(20);
+
+/// How to start a [`SentinelGroup`].
+#[derive(Debug, Clone)]
+pub struct SentinelOptions {
+    replicas: usize,
+    down_after: Duration,
+    server: RedisOptions,
+}
+
+impl Default for SentinelOptions {
+    fn default() -> Self {
+        Self {
+            replicas: 1,
+            down_after: Duration::from_millis(500),
+            server: RedisOptions::new(),
+        }
+    }
+}
+
+impl SentinelOptions {
+    /// One replica, and a primary that counts as down after half a second of silence.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Sets how many replicas there are.
+    #[must_use]
+    pub fn replicas(mut self, replicas: usize) -> Self {
+        self.replicas = replicas;
+        self
+    }
+
+    /// Sets for how long a server must be silent until the sentinels believe it down.
+    #[must_use]
+    pub fn down_after(mut self, silence: Duration) -> Self {
+        self.down_after = silence;
+        self
+    }
+
+    /// Adds a line to every server's `redis.conf`, as [`RedisOptions::setting`].
+    #[must_use]
+    pub fn setting(mut self, directive: impl Into<String>, values: impl Into<String>) -> Self {
+        self.server = self.server.setting(directive, values);
+        self
+    }
+
+    /// Starts everything and returns once the servers and sentinels know each other.
+    ///
+    /// # Errors
+    ///
+    /// [`StartError`] if Redis isn't installed or something did not come up.
+    pub fn start(self) -> Result<SentinelGroup, StartError> {
+        let server = self
+            .server
+            .setting("repl-diskless-sync-delay", "0")
+            .setting("repl-ping-replica-period", "1");
+        let mut servers = vec![server.clone().start()?];
+        for _ in 0..self.replicas {
+            let primary = format!("127.0.0.1 {}", servers[0].port());
+            servers.push(server.clone().setting("replicaof", primary).start()?);
+        }
+        // One after the other: if all notice at once, each votes for itself, and again seconds later.
+        let patience = |place| self.down_after + self.down_after / 2 * place;
+        let sentinels = (0..SENTINELS)
+            .map(|place| Sentinel::start(servers[0].port(), patience(place)))
+            .collect::<Result<Vec<_>, _>>()?;
+        let group = SentinelGroup { servers, sentinels };
+        group
+            .until_whole()
+            .map_err(StartError::io("bring sentinels together"))?;
+        Ok(group)
+    }
+}
+
+/// A running primary, its replicas, and three sentinels of which two must agree that the primary is down.
+///
+/// Dropping it kills them all.
+#[derive(Debug)]
+pub struct SentinelGroup {
+    servers: Vec<RedisServer>,
+    sentinels: Vec<Sentinel>,
+}
+
+#[derive(Debug)]
+struct Sentinel {
+    // Declared before the directory: it must be gone when that is removed.
+    _process: ServerProcess,
+    port: u16,
+    _dir: TempDir,
+}
+
+impl SentinelGroup {
+    /// A group with the default [`SentinelOptions`].
+    ///
+    /// # Errors
+    ///
+    /// As [`SentinelOptions::start`].
+    pub fn start() -> Result<Self, StartError> {
+        SentinelOptions::new().start()
+    }
+
+    /// Its URL: `redis+sentinel://127.0.0.1:port,.../portalock`.
+    pub fn url(&self) -> String {
+        self.url_by(&self.sentinel_ports())
+    }
+
+    /// The same by way of these ports, such as those of proxies.
+    pub fn url_by(&self, ports: &[u16]) -> String {
+        let places: Vec<_> = ports
+            .iter()
+            .map(|port| format!("127.0.0.1:{port}"))
+            .collect();
+        format!("redis+sentinel://{}/{MASTER}", places.join(","))
+    }
+
+    /// The ports of its sentinels.
+    pub fn sentinel_ports(&self) -> Vec<u16> {
+        self.sentinels
+            .iter()
+            .map(|sentinel| sentinel.port)
+            .collect()
+    }
+
+    /// All servers; the first began as the primary.
+    pub fn servers(&mut self) -> &mut [RedisServer] {
+        &mut self.servers
+    }
+
+    /// Which of the [servers](Self::servers) all sentinels name as the primary. `None` while they differ.
+    pub fn primary(&self) -> Option<usize> {
+        let mut places = self.sentinels.iter().map(Sentinel::names);
+        let port = places.next()?.ok()?;
+        let agreed = places.all(|place| place.is_ok_and(|place| place == port));
+        agreed.then(|| self.servers.iter().position(|server| server.port() == port))?
+    }
+
+    /// Waits until all sentinels name another primary than this one, and answers which.
+    ///
+    /// # Errors
+    ///
+    /// [`io::ErrorKind::TimedOut`].
+    pub fn until_moved_from(&self, former: usize) -> io::Result<usize> {
+        until(|| self.primary().filter(|primary| *primary != former))
+    }
+
+    /// Waits until a primary is there, all other servers that run follow it, and every sentinel knows it.
+    ///
+    /// # Errors
+    ///
+    /// [`io::ErrorKind::TimedOut`].
+    pub fn until_whole(&self) -> io::Result<()> {
+        until(|| {
+            let primary = &self.servers[self.primary()?];
+            let info = ask(primary.port(), "INFO replication").ok()?;
+            let running = self.servers.iter().filter(|server| server.pid().is_some());
+            let followed = info[0].matches("state=online").count() + 1 == running.count();
+            let knows = |sentinel: &Sentinel| sentinel.knows(self.servers.len() - 1);
+            (followed && self.sentinels.iter().all(knows)).then_some(())
+        })
+    }
+
+    /// Has a sentinel promote a replica (`SENTINEL FAILOVER`), though the primary is well, and waits for the switch. Answers
+    /// which server is the primary now.
+    ///
+    /// # Errors
+    ///
+    /// The system's, a sentinel's refusal, or [`io::ErrorKind::TimedOut`].
+    pub fn fail_over(&self) -> io::Result<usize> {
+        let former = until(|| self.primary())?;
+        let (one, port) = (&self.sentinels[0], self.servers[former].port());
+        until(|| {
+            // It refuses while a switch is under way, and gives up one in which the replica is too slow.
+            if one.names().is_ok_and(|named| named == port) {
+                let _ = ask(one.port, &format!("SENTINEL FAILOVER {MASTER}"));
+            }
+            self.primary().filter(|primary| *primary != former)
+        })
+    }
+}
+
+impl Sentinel {
+    fn start(primary: u16, down_after: Duration) -> Result<Self, StartError> {
+        let dir = tempfile::Builder::new()
+            .prefix("sentinel-")
+            .tempdir()
+            .map_err(StartError::io("make a directory for the sentinel"))?;
+        let port = free_port()?;
+        let process = launch(dir.path(), port, primary, down_after)?;
+        // For tests, which have no time for periods of seconds. Redis 7 and later.
+        let _ = ask(
+            port,
+            "SENTINEL DEBUG info-period 100 ping-period 100 ask-period 100 publish-period 250 min-link-reconnect-period 100 \
+             tilt-trigger 30000",
+        );
+        Ok(Self {
+            _process: process,
+            port,
+            _dir: dir,
+        })
+    }
+
+    /// The port of the server that it names as the primary.
+    fn names(&self) -> io::Result<u16> {
+        let place = ask(
+            self.port,
+            &format!("SENTINEL GET-MASTER-ADDR-BY-NAME {MASTER}"),
+        )?;
+        let port = place.get(1).and_then(|port| port.parse().ok());
+        port.ok_or_else(|| io::ErrorKind::InvalidData.into())
+    }
+
+    /// Whether it knows so many replicas, and the other sentinels, and no switch is under way.
+    fn knows(&self, replicas: usize) -> bool {
+        let Ok(state) = ask(self.port, &format!("SENTINEL MASTER {MASTER}")) else {
+            return false;
+        };
+        let value = |key: &str| {
+            let mut pairs = state.chunks_exact(2);
+            pairs.find(|pair| pair[0] == key).map(|pair| &*pair[1])
+        };
+        value("num-slaves") == Some(&replicas.to_string())
+            && value("num-other-sentinels") == Some(&(SENTINELS - 1).to_string())
+            && value("flags") == Some("master")
+    }
+}
+
+fn launch(
+    dir: &Path,
+    port: u16,
+    primary: u16,
+    down_after: Duration,
+) -> Result<ServerProcess, StartError> {
+    let lines = [
+        format!("port {port}"),
+        "bind 127.0.0.1".to_owned(),
+        format!("dir {}", quoted(dir)),
+        format!("sentinel monitor {MASTER} 127.0.0.1 {primary} {QUORUM}"),
+        format!(
+            "sentinel down-after-milliseconds {MASTER} {}",
+            down_after.as_millis()
+        ),
+        // An election without a winner is repeated after twice as long.
+        format!("sentinel failover-timeout {MASTER} 2500"),
+        format!("sentinel parallel-syncs {MASTER} 8"),
+    ];
+    let file = dir.join("sentinel.conf");
+    fs::write(&file, lines.join("\n") + "\n").map_err(StartError::io("write sentinel.conf"))?;
+    ServerProcess::start(&PROGRAM, [file.as_os_str(), "--sentinel".as_ref()])
+}
+
+fn until<T>(mut found: impl FnMut() -> Option<T>) -> io::Result<T> {
+    let begun = Instant::now();
+    loop {
+        if let Some(found) = found() {
+            return Ok(found);
+        }
+        if begun.elapsed() > FOUND_WITHIN {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        thread::park_timeout(POLL);
+    }
+}
