@@ -264,3 +264,56 @@ impl Watched for Client {
         true
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
+mod tests {
+    use portalock_core::{LockName, Mode};
+
+    use super::{super::FsBackend, *};
+
+    fn client() -> (tempfile::TempDir, Arc<Client>) {
+        let dir = tempfile::tempdir().unwrap();
+        let client = FsBackend::open(dir.path()).unwrap().client;
+        (dir, client)
+    }
+
+    fn request(patience: Patience) -> LockRequest {
+        LockRequest::new(LockName::new("a").unwrap(), Mode::Exclusive, patience)
+    }
+
+    #[test]
+    fn nobody_looks_for_a_path_that_nothing_is_held_at() {
+        let (_dir, client) = client();
+        let request = request(Patience::Once);
+        for _ in 0..2 {
+            assert!(!client.look());
+            let _ = client.attempt(&request).unwrap();
+            assert!(client.look());
+            client.free(&request, true);
+        }
+        assert!(!client.look());
+    }
+
+    #[test]
+    fn a_waiter_leaves_one_try_to_others_if_it_should_and_then_goes_on() {
+        let (_dir, client) = client();
+        let contention = |attempt| match attempt {
+            Some(Attempt::Contended(contention)) => contention,
+            other => panic!("{other:?}"),
+        };
+        let (first, next) = (request(Patience::Once), request(Patience::Queue));
+        let _ = client.attempt(&first).unwrap();
+        assert!(contention(client.attempt(&next).unwrap()).queued);
+        let passing = client.attempt(&request(Patience::Once)).unwrap();
+        assert!(!contention(passing).queued);
+        let file_name = FileName::of(&first.name);
+        let visit = client.places.find(&file_name).unwrap();
+        let mut place = visit.lock();
+        place.held.pop().unwrap().file.free();
+        place.yields = true;
+        let mut attempt = || client.attempt_in(&mut place, &file_name, &next).unwrap();
+        assert_eq!(contention(attempt()).recheck_after, Some(YIELD));
+        assert!(matches!(attempt(), Some(Attempt::Granted(_))));
+    }
+}

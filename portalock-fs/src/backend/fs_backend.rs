@@ -36,8 +36,9 @@ const LOSS: Duration = Duration::from_secs(1);
 /// How long a lock is tried that is busy though nobody is known to hold it. It takes microseconds, unless whoever has it is
 /// kept from running.
 const PASSING: Duration = Duration::from_millis(50);
-/// The pause between two such tries. The runtime's other tasks run meanwhile.
-const PAUSE: Duration = Duration::from_micros(200);
+/// The pause between two such tries, each of which closes the file and so wakes those who wait for it. The runtime's other tasks
+/// run meanwhile.
+const PAUSE: Duration = Duration::from_millis(1);
 
 /// Locks as files in a directory, one for each name: `flock` on Unix, `LockFileEx` on Windows, or record locks.
 ///

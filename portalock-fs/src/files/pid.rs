@@ -21,6 +21,7 @@ use crate::locking::{FsError, LockKind};
 /// same two files: its processes and ours exclude each other.
 ///
 /// - [`acquire`](Self::acquire) gives a guard only to the holder: it *fails closed*. The error names the other's pid.
+///   By default it doesn't wait; [`with_policy`](Self::with_policy) makes it.
 /// - [`acquire_or_holder`](Self::acquire_or_holder) answers with who holds it instead. It never mistakes a pid that
 ///   can't be read for "nobody".
 /// - The pid is published in one step: a reader sees the old one or the new one, never half of it.

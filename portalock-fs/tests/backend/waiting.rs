@@ -128,3 +128,17 @@ fn synchronous_code_needs_no_runtime() {
     assert!(waiting.join().unwrap().unwrap() > token);
     assert!(start.elapsed() < LONG, "nobody woke it");
 }
+
+#[tokio::test]
+async fn only_one_who_waits_is_woken() {
+    let locks = Locks::new();
+    let client = locks.client();
+    let waiting = request("a", Mode::Exclusive, Patience::Queue);
+    assert!(client.subscribe(&waiting).await.unwrap().is_none());
+    let guard = lock(&client, "a").acquire().await.unwrap();
+    assert!(client.subscribe(&waiting).await.unwrap().is_none());
+    let _ = client.try_acquire(&waiting).await.unwrap();
+    assert!(client.subscribe(&waiting).await.unwrap().is_some());
+    client.release(&waiting).await.unwrap();
+    guard.release().await.unwrap();
+}
