@@ -86,11 +86,14 @@ impl Session {
         if due.is_empty() {
             return;
         }
-        let (session, mut connection) = (self.clone(), link.connection());
+        let (session, link) = (self.clone(), link.clone());
         tokio::spawn(async move {
             for (owner, named) in due {
-                if let Err(error) = session.release(&mut connection, owner, &named).await {
+                let released = session.release(&mut link.connection(), owner, &named).await;
+                if let Err(error) = released {
                     tracing::debug!(%error, "what is to be released is so after the next refresh");
+                }
+                if link.is_doubtful() {
                     return;
                 }
             }

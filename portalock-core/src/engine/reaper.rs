@@ -35,8 +35,9 @@ pub(crate) fn in_flight(
     Box::pin(AssertUnwindSafe(attempt).catch_unwind())
 }
 
-/// How long an abandoned attempt is seen out, before its owner is released all the same.
-const SEE_OUT: Duration = Duration::from_secs(60);
+/// How long an abandoned attempt is seen out, before its owner is released all the same. As long as the longest call takes by default: to
+/// connect and to be answered, twice. It only matters where the runtime that the attempt began on stands still, and its timers too.
+const SEE_OUT: Duration = Duration::from_secs(20);
 /// How long one call of `release` may take.
 const ONE_RELEASE: Duration = Duration::from_secs(10);
 /// How long releasing is tried again in all. A session's lock is free by then in any case.

@@ -123,16 +123,23 @@ async fn a_release_that_was_refused_is_made_up_for_by_the_session() {
     let mut admin = Admin::of(&server).await;
     let holder = client(&server).await;
     let session = admin.keys().await;
-    let held = lock(&holder, "a").acquire().await.unwrap();
+    let mut held = Vec::new();
+    for name in ["a", "broken"] {
+        held.push(lock(&holder, name).acquire().await.unwrap());
+    }
     admin.ask::<()>("ACL SETUSER default -evalsha -eval").await;
-    let error = backend_error(held.release().await.unwrap_err());
-    assert_eq!(
-        error.kind(),
-        BackendErrorKind::PermissionDenied,
-        "{error:?}"
-    );
+    for held in held {
+        let error = backend_error(held.release().await.unwrap_err());
+        assert_eq!(
+            error.kind(),
+            BackendErrorKind::PermissionDenied,
+            "{error:?}"
+        );
+    }
     // Other tests may have something to clean up, too.
     let _ = portalock_core::shutdown(Duration::from_secs(5)).await;
+    // One that can't be released keeps no other from it.
+    admin.ask::<()>("SET portalock/lock/broken x").await;
     admin.ask::<()>("ACL SETUSER default +evalsha +eval").await;
     let next = lock(&client(&server).await, "a").acquire().await.unwrap();
     next.release().await.unwrap();
