@@ -34,10 +34,9 @@ mod sys;
 
 pub use backend::{Calls, FsBackend, FsSettings, Watch};
 pub use files::{
-    AtomicError, AtomicFile, BoundedSemaphore, FileGuard, FileLock, FileMode, InvalidFileMode,
-    PidFileGuard, PidFileLock, PidFileOutcome, PidHolder, PidState, ReentrantFileGuard,
-    ReentrantFileLock, SlotGuard, TemporaryFileLock, TemporaryGuard, blocking_lock_with, lock_with,
-    open_atomic,
+    AtomicError, AtomicFile, BoundedSemaphore, FileGuard, FileLock, FileMode, PidFileGuard,
+    PidFileLock, PidFileOutcome, PidHolder, PidState, ReentrantFileGuard, ReentrantFileLock,
+    SlotGuard, TemporaryFileLock, TemporaryGuard, blocking_lock_with, lock_with, open_atomic,
 };
 pub use locking::{FsError, FsErrorKind, LockKind, lock, try_lock, unlock};
 pub use portalock_core::Mode;

@@ -280,14 +280,17 @@ async fn one_thread_watches_for_all_and_ends_with_the_last_backend() {
                 }
             })
             .collect();
-        assert_eq!(watcher_threads(), 0, "round {round}: nothing is held yet");
+        expect_watcher_threads(1).await;
         let mut guards = Vec::new();
         for (at, client) in clients.iter().enumerate() {
             guards.push(lock(client, &format!("{at}")).acquire().await.unwrap());
         }
-        expect_watcher_threads(1).await;
         drop(clients);
-        assert_eq!(watcher_threads(), 1, "the guards still need it");
+        assert_eq!(
+            watcher_threads(),
+            1,
+            "round {round}: the guards still need it"
+        );
         drop(guards);
         assert_eq!(watcher_threads(), 0);
     }

@@ -202,7 +202,7 @@ async fn expect_watches(pid: u32, count: usize) {
 }
 
 #[tokio::test]
-async fn the_watch_of_a_waiter_that_has_its_lock_does_not_stay() {
+async fn the_watch_of_a_waiter_ends_with_the_file_it_waited_for() {
     let locks = Locks::new();
     let client = locks.client();
     let mut other = Process::start(&locks.path());
@@ -213,7 +213,7 @@ async fn the_watch_of_a_waiter_that_has_its_lock_does_not_stay() {
         expect_watches(other.pid(), 2).await;
         drop(guard);
         assert!(other.answer().parse::<u64>().is_ok());
-        expect_watches(other.pid(), 1).await;
         assert_eq!(other.ask("release"), "released");
+        expect_watches(other.pid(), 1).await;
     }
 }

@@ -2,12 +2,13 @@
 
 use std::{
     io,
-    sync::{Arc, MutexGuard},
+    sync::{Arc, MutexGuard, OnceLock},
     time::Duration,
 };
 
 use portalock_core::{
-    Attempt, Contention, Holder, Lease, LockRequest, Loss, Patience, WakeSender, clock::Instant,
+    Attempt, Contention, Grant, Holder, Lease, LockRequest, Loss, Patience, WakeSender,
+    clock::Instant,
 };
 
 use super::{
@@ -17,12 +18,8 @@ use super::{
 };
 use crate::{
     locking::{DirectoryWatch, FsError, FsErrorKind, Location, LockFile},
-    sys::{Registration, Watched},
+    sys::{Change, Registration, Watched},
 };
-
-/// How long a lock is tried that is busy though nobody is known to hold it. It takes microseconds, unless whoever has it is
-/// kept from running.
-const PASSING: Duration = Duration::from_millis(50);
 
 /// How often one looks who is sure to be woken by those before it in this process.
 const BEHIND_OTHERS: Duration = Duration::from_secs(60);
@@ -35,8 +32,8 @@ const YIELD: Duration = Duration::from_millis(1);
 pub(crate) struct Client {
     pub(crate) store: Store,
     pub(crate) places: Places,
-    /// None where nothing can be watched: waiters poll, and a removed lock file is not noticed.
-    pub(crate) watch: Option<DirectoryWatch>,
+    /// Empty where nothing can be watched: waiters poll, and a removed lock file is not noticed.
+    pub(crate) watch: OnceLock<DirectoryWatch>,
     pub(crate) label: Option<Arc<str>>,
     pub(crate) poll_interval: Duration,
 }
@@ -53,8 +50,9 @@ impl Client {
         Err(self.locate(error))
     }
 
-    /// One attempt for `request`.
-    pub(crate) fn attempt(&self, request: &LockRequest) -> Result<Attempt, FsError> {
+    /// One attempt for `request`. `None` if it does not wait, and it is not known yet whether anybody holds: one who only looks has
+    /// the file for a microsecond, or a holder is about to write down that it holds.
+    pub(crate) fn attempt(&self, request: &LockRequest) -> Result<Option<Attempt>, FsError> {
         self.ensure_here()?;
         let file_name = FileName::of(&request.name);
         let visit = self.places.enter(&file_name);
@@ -70,33 +68,26 @@ impl Client {
         place: &mut MutexGuard<'_, Place>,
         file_name: &FileName,
         request: &LockRequest,
-    ) -> Result<Attempt, FsError> {
+    ) -> Result<Option<Attempt>, FsError> {
         if let Some(held) = place.held_by(request.owner) {
-            return Ok(Attempt::Granted(held.grant()));
+            return Ok(Some(Attempt::Granted(held.grant())));
         }
+        let waits = request.patience == Patience::Queue;
         let in_the_way = place.in_the_way(request.demand);
         if in_the_way.is_some() || !place.has_turn(request.owner, request.demand) {
             // Whoever is before us here wakes us: no need to trouble the file system.
-            let candidate = place.contender.file();
-            let holder = match (in_the_way.or(place.held.first()), candidate) {
-                (Some(held), _) => Some(held.holder.clone()),
-                (None, Some(file)) => self.present_holder(file_name, file),
-                (None, None) => None,
+            let holder = match in_the_way.or(place.held.first()) {
+                Some(held) => Some(held.holder.clone()),
+                None => self.present_holder(place, file_name),
             };
-            let mut contention = Contention::new().with_holder(holder);
-            if request.patience == Patience::Queue {
-                place.join(request.owner, request.demand, &self.holder(request));
-                contention = contention
-                    .with_queued(true)
-                    .with_recheck_after(BEHIND_OTHERS);
-            }
-            return Ok(Attempt::Contended(contention));
+            let contention = self.contended(place, request, holder).with_queued(waits);
+            let contention = contention.with_recheck_after(BEHIND_OTHERS);
+            return Ok(Some(Attempt::Contended(contention)));
         }
-        if request.patience == Patience::Queue && std::mem::take(&mut place.yields) {
-            place.join(request.owner, request.demand, &self.holder(request));
-            return Ok(Attempt::Contended(
-                Contention::new().with_recheck_after(YIELD),
-            ));
+        if waits && std::mem::take(&mut place.yields) {
+            let contention = self.contended(place, request, None);
+            let contention = contention.with_recheck_after(YIELD);
+            return Ok(Some(Attempt::Contended(contention)));
         }
         self.contend(place, file_name, request)
     }
@@ -107,61 +98,46 @@ impl Client {
         place: &mut Place,
         file_name: &FileName,
         request: &LockRequest,
-    ) -> Result<Attempt, FsError> {
-        let (mode, waits) = (request.demand, request.patience == Patience::Queue);
-        let location = self.store.file(file_name);
+    ) -> Result<Option<Attempt>, FsError> {
+        let waits = request.patience == Patience::Queue;
         let watch = |file: &LockFile| waits.then(|| self.watch_file(file_name, file)).flatten();
-        let start = Instant::now();
-        let holder = loop {
-            if let Some(file) = place.contender.try_lock(&location, mode, watch)? {
-                return self.granted(place, file_name, file, request);
-            }
-            let candidate = place.contender.file();
-            let holder = candidate.and_then(|file| self.present_holder(file_name, file));
-            if waits || holder.is_some() {
-                break holder;
-            }
-            // One who only looks has it, for a microsecond, or a holder is about to write down that it holds. This must not
-            // be answered with "locked" before it is known which.
-            if start.elapsed() >= PASSING {
-                break holder;
-            }
-            std::thread::yield_now();
-        };
-        let mut contention = Contention::new().with_holder(holder);
-        if waits {
-            place.join(request.owner, mode, &self.holder(request));
-            if !place.contender.hears_of_release() {
-                contention.recheck_after = place.next_poll(request.owner, self.poll_interval);
-            }
+        let location = self.store.file(file_name);
+        let locked = place.contender.try_lock(&location, request.demand, watch)?;
+        if let Some(file) = locked
+            && let Some(grant) = self.grant(place, file_name, file, request)?
+        {
+            return Ok(Some(Attempt::Granted(grant)));
         }
-        Ok(Attempt::Contended(contention))
+        let holder = self.present_holder(place, file_name);
+        if !waits && holder.is_none() {
+            return Ok(None);
+        }
+        let mut contention = self.contended(place, request, holder);
+        if !place.contender.hears_of_release() {
+            contention.recheck_after = place.next_poll(request.owner, self.poll_interval);
+        }
+        Ok(Some(Attempt::Contended(contention)))
     }
 
-    /// The file is locked: draws a token, and writes down who holds.
-    fn granted(
+    /// The file is locked: draws a token, and writes down who holds. `None` if another process is drawing a token, and is kept from
+    /// running while it does.
+    fn grant(
         &self,
         place: &mut Place,
         file_name: &FileName,
         file: LockFile,
         request: &LockRequest,
-    ) -> Result<Attempt, FsError> {
-        let holder = self.holder(request);
-        let mode = request.demand;
-        let written = self.start_watching().and_then(|()| {
-            self.store
-                .write_grant(file_name, &request.name, &file, mode, &holder)
-        });
-        let written = match written {
-            Ok(Some(written)) => written,
-            Ok(None) => {
-                file.free();
-                return self.no_token(place, file_name, request);
-            }
-            Err(error) => {
-                file.free();
-                return Err(error);
-            }
+    ) -> Result<Option<Grant>, FsError> {
+        let (holder, mode) = (self.holder(request), request.demand);
+        if let Some(watch) = self.watch.get() {
+            watch.keep_looking();
+        }
+        let written = self
+            .store
+            .write_grant(file_name, &request.name, &file, mode, &holder);
+        let Ok(Some(written)) = written else {
+            file.free();
+            return written.map(|_| None);
         };
         let held = Held {
             owner: request.owner,
@@ -169,7 +145,7 @@ impl Client {
             written,
             file,
             holder,
-            lease: self.watch.is_some().then(Lease::unbounded),
+            lease: self.watch.get().map(|_| Lease::unbounded()),
         };
         let grant = held.grant();
         if place.held.is_empty() {
@@ -179,25 +155,20 @@ impl Client {
         place.held.push(held);
         place.leave(request.owner);
         place.ours_since.get_or_insert_with(Instant::now);
-        Ok(Attempt::Granted(grant))
+        Ok(Some(grant))
     }
 
-    /// The lock could be had, but its token could not: another process is kept from running while it draws one.
-    fn no_token(
+    /// Somebody is in the way. One who waits takes a place in the queue.
+    fn contended(
         &self,
         place: &mut Place,
-        file_name: &FileName,
         request: &LockRequest,
-    ) -> Result<Attempt, FsError> {
-        if request.patience == Patience::Once {
-            let cause = io::Error::other("another process is drawing a token and does not go on");
-            let error = FsError::with_kind(FsErrorKind::Unavailable, "draw a token for", cause);
-            return Err(error.at(file_name.as_str()));
+        holder: Option<Holder>,
+    ) -> Contention {
+        if request.patience == Patience::Queue {
+            place.join(request.owner, request.demand, &self.holder(request));
         }
-        place.join(request.owner, request.demand, &self.holder(request));
-        let mut contention = Contention::new();
-        contention.recheck_after = place.next_poll(request.owner, self.poll_interval);
-        Ok(Attempt::Contended(contention))
+        Contention::new().with_holder(holder)
     }
 
     /// Opens a waiter's line. False if it does not wait.
@@ -211,9 +182,9 @@ impl Client {
             .is_some_and(|visit| visit.lock().listen(request.owner, line))
     }
 
-    /// Who holds by what the lock file says; nobody if it can't be read or is just being written.
-    fn present_holder(&self, file_name: &FileName, file: &LockFile) -> Option<Holder> {
-        let record = self.store.read(file_name, file).ok()?;
+    /// Who holds by what the contender's file says; nobody if it can't be read or is just being written.
+    fn present_holder(&self, place: &Place, file_name: &FileName) -> Option<Holder> {
+        let record = self.store.read(file_name, place.contender.file()?).ok()?;
         let present = self.store.present(file_name, &record, 1);
         present.into_iter().next().map(|entry| entry.holder)
     }
@@ -226,20 +197,10 @@ impl Client {
         holder
     }
 
-    fn start_watching(&self) -> Result<(), FsError> {
-        let Some(watch) = &self.watch else {
-            return Ok(());
-        };
-        watch.start().map_err(|error| {
-            let action = "start the thread that watches";
-            FsError::with_kind(FsErrorKind::Unavailable, action, error)
-        })
-    }
-
     /// Watches the file that this process contends for. Without a watch, which the system may refuse at any time, its
     /// waiters poll.
     pub(crate) fn watch_file(&self, file_name: &FileName, file: &LockFile) -> Option<Registration> {
-        let watching = self.watch.as_ref()?.watch_file(file, file_name.as_str());
+        let watching = self.watch.get()?.watch_file(file, file_name.as_str());
         watching
             .inspect_err(|error| tracing::debug!(%error, "a lock file can't be watched: polling"))
             .ok()
@@ -247,14 +208,9 @@ impl Client {
 
     /// Says in which directory it was.
     pub(crate) fn locate(&self, error: FsError) -> FsError {
-        match (&self.store.path, error.path()) {
-            (Some(directory), Some(file)) => {
-                let path = directory.join(file);
-                error.at(path)
-            }
-            (Some(directory), None) => error.at(directory),
-            (None, _) => error,
-        }
+        let directory = &self.store.path;
+        let path = error.path().map(|file| directory.join(file));
+        error.at(path.as_ref().unwrap_or(directory))
     }
 
     /// Ends the leases of those who hold `file_name` through a file that is no longer there.
@@ -280,22 +236,21 @@ impl Client {
 }
 
 impl Watched for Client {
-    fn closed(&self, file: &str) {
-        let file_name = FileName::existing(file);
-        if let Some(visit) = self.places.find(&file_name) {
-            let mut place = visit.lock();
-            place.yields = false;
-            place.wake_first();
-        }
-    }
-
-    fn replaced(&self, file: &str) {
-        self.verify(&FileName::existing(file));
-    }
-
-    fn everything_changed(&self) {
-        for file_name in self.places.names() {
-            self.verify(&file_name);
+    fn tell(&self, change: &Change) {
+        match change {
+            Change::Closed(file) => {
+                if let Some(visit) = self.places.find(&FileName::existing(file)) {
+                    let mut place = visit.lock();
+                    place.yields = false;
+                    place.wake_first();
+                }
+            }
+            Change::Replaced(file) => self.verify(&FileName::existing(file)),
+            Change::Everything => {
+                for file_name in self.places.names() {
+                    self.verify(&file_name);
+                }
+            }
         }
     }
 
@@ -304,7 +259,7 @@ impl Watched for Client {
             return false;
         }
         if self.store.ensure_in_place().is_err() {
-            self.everything_changed();
+            self.tell(&Change::Everything);
         }
         true
     }

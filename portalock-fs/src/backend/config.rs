@@ -3,10 +3,8 @@
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use portalock_core::settings::{InvalidSetting, RawDuration, serialize_duration};
-use serde::{
-    Deserialize, Serialize, Serializer,
-    de::{DeserializeOwned, IntoDeserializer, value::StrDeserializer},
-};
+use serde::{Deserialize, Serialize, Serializer, de::DeserializeOwned};
+use serde_json::Value;
 
 use crate::locking::LockKind;
 
@@ -33,7 +31,7 @@ use crate::locking::LockKind;
 pub struct FsSettings {
     directory: PathBuf,
     #[serde(skip_serializing_if = "Option::is_none")]
-    label: Option<Arc<str>>,
+    pub(super) label: Option<Arc<str>>,
     lock: LockKind,
     watch: Watch,
     calls: Calls,
@@ -129,20 +127,16 @@ impl FsSettings {
     /// [`InvalidSetting`] if the owner can't read and write, if everybody can write, or if it has other bits than
     /// permissions to read and write.
     pub fn with_file_mode(mut self, mode: u32) -> Result<Self, InvalidSetting> {
-        let problem = if mode & !0o666 != 0 {
-            "has other bits than read and write"
-        } else if mode & 0o600 != 0o600 {
-            "does not let the owner read and write"
-        } else if mode & 0o002 != 0 {
-            "lets everybody write"
-        } else {
-            self.file_mode = mode;
-            return Ok(self);
-        };
-        Err(InvalidSetting::new(
-            "file_mode",
-            format!("is \"{mode:o}\" and {problem}: \"600\" and \"660\" are the usual ones"),
-        ))
+        if mode & 0o600 != 0o600 || mode & !0o664 != 0 {
+            let right =
+                "let the owner read and write, its group perhaps too, and nobody else write";
+            return Err(InvalidSetting::new(
+                "file_mode",
+                format!("is \"{mode:o}\": {right}, such as \"600\" or \"660\""),
+            ));
+        }
+        self.file_mode = mode;
+        Ok(self)
     }
 
     /// Sets the longest pause between two looks at a lock that another process holds, where nothing can be watched. The
@@ -172,11 +166,6 @@ impl FsSettings {
         self.label.as_deref()
     }
 
-    /// The same, to hand on.
-    pub(crate) fn shared_label(&self) -> Option<Arc<str>> {
-        self.label.clone()
-    }
-
     /// Which of the system's locks is used.
     pub const fn lock(&self) -> LockKind {
         self.lock
@@ -203,58 +192,35 @@ impl FsSettings {
     }
 }
 
+/// The settings as written. What a value should be is said once its field's name is known.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, rename = "FsSettings")]
 struct RawSettings {
     directory: PathBuf,
     label: Option<Arc<str>>,
-    lock: Option<RawText>,
-    watch: Option<RawText>,
-    calls: Option<RawText>,
-    file_mode: Option<RawText>,
+    lock: Option<Value>,
+    watch: Option<Value>,
+    calls: Option<Value>,
+    file_mode: Option<Value>,
     poll_interval: Option<RawDuration>,
 }
 
-/// Text, or something that is not: refused once the field's name is known.
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum RawText {
-    Text(String),
-    Other(serde::de::IgnoredAny),
+/// One of the `words` that `T` is written as.
+fn choose<T: DeserializeOwned>(
+    field: &'static str,
+    value: Value,
+    words: &str,
+) -> Result<T, InvalidSetting> {
+    serde_json::from_value(value)
+        .map_err(|_| InvalidSetting::new(field, format!("is none of its words: write {words}")))
 }
 
-impl RawText {
-    /// One of the words that `T` is written as.
-    fn choose<T: DeserializeOwned>(
-        &self,
-        field: &'static str,
-        words: &'static str,
-    ) -> Result<T, InvalidSetting> {
-        let problem = match self {
-            Self::Text(text) => {
-                let text: StrDeserializer<'_, serde::de::value::Error> =
-                    text.as_str().into_deserializer();
-                match T::deserialize(text) {
-                    Ok(choice) => return Ok(choice),
-                    Err(_) => "is none of its words",
-                }
-            }
-            Self::Other(_) => "is no text",
-        };
-        Err(InvalidSetting::new(
-            field,
-            format!("{problem}: write {words}"),
-        ))
-    }
-
-    /// Octal digits. A bare number is refused: JSON has decimal ones only, and 600 would be read as `1130`.
-    fn octal(&self, field: &'static str) -> Result<u32, InvalidSetting> {
-        match self {
-            Self::Text(text) => u32::from_str_radix(text, 8).ok(),
-            Self::Other(_) => None,
-        }
+/// Octal digits. A bare number is refused: JSON has decimal ones only, and 600 would be read as `1130`.
+fn octal(field: &'static str, value: &Value) -> Result<u32, InvalidSetting> {
+    let digits = value.as_str();
+    digits
+        .and_then(|digits| u32::from_str_radix(digits, 8).ok())
         .ok_or_else(|| InvalidSetting::new(field, "is no octal text: write it as \"600\""))
-    }
 }
 
 impl TryFrom<RawSettings> for FsSettings {
@@ -270,16 +236,16 @@ impl TryFrom<RawSettings> for FsSettings {
         let mut settings = Self::new(raw.directory);
         settings.label = raw.label;
         if let Some(kind) = raw.lock {
-            settings.lock = kind.choose("lock", "\"flock\" or \"record\"")?;
+            settings.lock = choose("lock", kind, "\"flock\" or \"record\"")?;
         }
         if let Some(watch) = raw.watch {
-            settings.watch = watch.choose("watch", "\"auto\", \"on\" or \"off\"")?;
+            settings.watch = choose("watch", watch, "\"auto\", \"on\" or \"off\"")?;
         }
         if let Some(calls) = raw.calls {
-            settings.calls = calls.choose("calls", "\"auto\", \"inline\" or \"offload\"")?;
+            settings.calls = choose("calls", calls, "\"auto\", \"inline\" or \"offload\"")?;
         }
         if let Some(mode) = raw.file_mode {
-            settings = settings.with_file_mode(mode.octal("file_mode")?)?;
+            settings = settings.with_file_mode(octal("file_mode", &mode)?)?;
         }
         if let Some(interval) = raw.poll_interval {
             settings = settings.with_poll_interval(interval.check_positive("poll_interval")?)?;

@@ -1,17 +1,18 @@
 //! The backend: what the engine sees of a directory of lock files.
 
 use std::{
+    io::ErrorKind,
     path::Path,
-    sync::{Arc, Weak},
-    time::Duration,
+    sync::{Arc, OnceLock, Weak},
+    time::{Duration, Instant},
 };
 
 use async_trait::async_trait;
 use cap_std::{ambient_authority, fs::Dir};
 use portalock_core::{
-    Attempt, BackendError, BackendErrorKind, Capabilities, CrashRelease, Fairness, Inspect,
-    Inspection, LockBackend, LockName, LockRequest, LossNotice, Released, Scope, Tokens, Wakeups,
-    wakeups,
+    Attempt, BackendError, BackendErrorKind, Capabilities, Contention, CrashRelease, Fairness,
+    Inspect, Inspection, LockBackend, LockName, LockRequest, LossNotice, Released, Scope, Tokens,
+    Wakeups, wakeups,
 };
 
 use super::{
@@ -23,7 +24,7 @@ use super::{
 };
 use crate::{
     locking::{DirectoryWatch, FsError, FsErrorKind, LockKind},
-    sys::{self, Origin, Watched},
+    sys::{self, Origin},
 };
 
 /// A crashed holder's files are closed as it dies, and a waiter is woken, or polls every 50 ms unless set otherwise. The rest
@@ -31,6 +32,12 @@ use crate::{
 const CRASH: Duration = Duration::from_secs(1);
 /// The kernel reports a removed file as it is removed. The rest is for a machine that is busy.
 const LOSS: Duration = Duration::from_secs(1);
+
+/// How long a lock is tried that is busy though nobody is known to hold it. It takes microseconds, unless whoever has it is
+/// kept from running.
+const PASSING: Duration = Duration::from_millis(50);
+/// The pause between two such tries. The runtime's other tasks run meanwhile.
+const PAUSE: Duration = Duration::from_micros(200);
 
 /// Locks as files in a directory, one for each name: `flock` on Unix, `LockFileEx` on Windows, or record locks.
 ///
@@ -83,8 +90,8 @@ const LOSS: Duration = Duration::from_secs(1);
 ///
 /// A released lock leaves its file behind, and on Windows, where nobody else can read a locked file, another one beside it
 /// with the record; [`clean`](Self::clean) removes those nobody uses. A held lock takes one open file
-/// and less than 1 KiB of memory, a name that isn't used takes nothing. All backends of a process share one thread, which
-/// runs from the first grant or wait until the last of them is dropped.
+/// and less than 1 KiB of memory, a name that isn't used takes nothing. All backends of a process that watch share one thread,
+/// which ends with the last of them.
 ///
 /// # What `inspect` tells
 ///
@@ -121,33 +128,17 @@ impl FsBackend {
     /// [`FsError`] if the directory can't be made or opened, or if the system can't do what the settings insist on.
     pub fn with_settings(settings: &FsSettings) -> Result<Self, FsError> {
         let directory = settings.directory();
-        make_directory(directory, settings.file_mode())
-            .map_err(|error| FsError::new("make the lock directory", error).at(directory))?;
-        let dir = Dir::open_ambient_dir(directory, ambient_authority())
-            .map_err(|error| FsError::new("open the lock directory", error).at(directory))?;
-        Self::build(dir, settings, Some(directory)).map_err(|error| error.at(directory))
-    }
-
-    /// Locks in a directory that is open already, and to which they are confined, with the defaults of [`FsSettings`].
-    ///
-    /// # Errors
-    ///
-    /// [`FsError`] if the directory's file system can't be told.
-    pub fn new(dir: Dir) -> Result<Self, FsError> {
-        Self::build(dir, &FsSettings::new("."), None)
-    }
-
-    fn build(dir: Dir, settings: &FsSettings, directory: Option<&Path>) -> Result<Self, FsError> {
+        let failed = |action, error| FsError::new(action, error).at(directory);
         if settings.lock() == LockKind::Record && !sys::HAS_RECORD_LOCKS {
-            let cause = std::io::ErrorKind::Unsupported.into();
-            return Err(FsError::with_kind(
-                FsErrorKind::NoLocks,
-                "use record locks, which belong to the whole process here, for",
-                cause,
-            ));
+            let action = "use record locks, which belong to the whole process here, for";
+            return Err(failed(action, ErrorKind::Unsupported.into()));
         }
+        make_directory(directory, settings.file_mode())
+            .map_err(|error| failed("make the lock directory", error))?;
+        let dir = Dir::open_ambient_dir(directory, ambient_authority())
+            .map_err(|error| failed("open the lock directory", error))?;
         let is_remote =
-            sys::is_remote(&dir).map_err(|error| FsError::new("tell the file system of", error))?;
+            sys::is_remote(&dir).map_err(|error| failed("tell the file system of", error))?;
         let offload = match settings.calls() {
             Calls::Auto => is_remote,
             Calls::Inline => false,
@@ -159,44 +150,43 @@ impl FsBackend {
             Watch::On => true,
             Watch::Off => false,
         };
-        let mut refusal = None;
-        let client = Arc::new_cyclic(|client: &Weak<Client>| {
-            let told: Weak<dyn Watched> = client.clone();
-            let watch = wants_watch
-                .then(|| DirectoryWatch::new(&dir, told))
-                .and_then(|watch| watch.map_err(|error| refusal = Some(error)).ok());
-            Client {
-                store: Store {
-                    dir,
-                    // Absolute, for as long as the program keeps changing its own directory.
-                    path: directory
-                        .map(|path| std::path::absolute(path).unwrap_or_else(|_| path.to_owned())),
-                    kind: settings.lock(),
-                    file_mode: settings.file_mode(),
-                    beside: cfg!(windows),
-                    origin: Origin::here(),
-                },
-                places: Places::default(),
-                watch,
-                label: settings.shared_label(),
-                poll_interval: settings.poll_interval(),
-            }
+        let client = Arc::new(Client {
+            store: Store {
+                dir,
+                // Absolute, for as long as the program keeps changing its own directory.
+                path: std::path::absolute(directory).unwrap_or_else(|_| directory.to_owned()),
+                kind: settings.lock(),
+                file_mode: settings.file_mode(),
+                beside: cfg!(windows),
+                origin: Origin::here(),
+            },
+            places: Places::default(),
+            watch: OnceLock::new(),
+            label: settings.label.clone(),
+            poll_interval: settings.poll_interval(),
         });
-        if let Some(error) = refusal {
-            if settings.watch() == Watch::On {
-                let kind = match FsErrorKind::of(&error) {
-                    // How the kernel says that there are too many watches, or instances, of this user.
-                    FsErrorKind::Full | FsErrorKind::TooManyOpenFiles => {
-                        FsErrorKind::TooManyWatches
-                    }
-                    kind => kind,
-                };
-                return Err(FsError::with_kind(kind, "watch", error));
+        if wants_watch {
+            let told: Weak<Client> = Arc::downgrade(&client);
+            match DirectoryWatch::new(&client.store.dir, told) {
+                Ok(watch) => drop(client.watch.set(watch)),
+                Err(error) if settings.watch() == Watch::On => {
+                    let kind = match FsErrorKind::of(&error) {
+                        // How the kernel says that there are too many watches, or instances, of this user.
+                        FsErrorKind::Full | FsErrorKind::TooManyOpenFiles => {
+                            FsErrorKind::TooManyWatches
+                        }
+                        kind => kind,
+                    };
+                    return Err(FsError::with_kind(kind, "watch", error).at(directory));
+                }
+                Err(error) => {
+                    tracing::debug!(%error, "the lock directory can't be watched: waiters poll");
+                }
             }
-            tracing::debug!(%error, "the lock directory can't be watched: waiters poll");
         }
+        let is_watched = client.watch.get().is_some();
         Ok(Self {
-            capabilities: capabilities(client.watch.is_some(), offload, settings.poll_interval()),
+            capabilities: capabilities(is_watched, offload, settings.poll_interval()),
             client,
             offload,
         })
@@ -284,17 +274,25 @@ impl LockBackend for FsBackend {
     }
 
     async fn try_acquire(&self, request: &LockRequest) -> Result<Attempt, BackendError> {
-        if !self.offload {
-            return Ok(self.client.attempt(request)?);
+        let start = Instant::now();
+        loop {
+            let request = request.clone();
+            let attempt = self.call(move |client| client.attempt(&request)).await??;
+            if let Some(attempt) = attempt {
+                return Ok(attempt);
+            }
+            let tried = Instant::now();
+            if tried - start >= PASSING {
+                return Ok(Attempt::Contended(Contention::new()));
+            }
+            // No timer: neither the blocking form nor every runtime has one.
+            while tried.elapsed() < PAUSE {
+                tokio::task::yield_now().await;
+            }
         }
-        let request = request.clone();
-        Ok(self.call(move |client| client.attempt(&request)).await??)
     }
 
     async fn release(&self, request: &LockRequest) -> Result<Released, BackendError> {
-        if !self.offload {
-            return Ok(self.client.free(request, true));
-        }
         let request = request.clone();
         self.call(move |client| client.free(&request, true)).await
     }

@@ -7,7 +7,7 @@
 
 use std::{
     fs::File,
-    io,
+    io::{self, Read},
     time::{Duration, Instant, SystemTime},
 };
 
@@ -26,9 +26,6 @@ use crate::{
 /// How long the lock on the file of readers is tried. It is held for microseconds, unless its holder is stopped in the
 /// midst of them.
 const PATIENCE: Duration = Duration::from_millis(2);
-
-/// How many slots are looked at before a list of readers gets longer.
-const LOOKS: usize = 4;
 
 /// A grant, as written down.
 #[derive(Debug, Clone, Copy)]
@@ -49,42 +46,33 @@ impl Store {
         mode: Mode,
         holder: &Holder,
     ) -> Result<Option<Written>, FsError> {
-        let readers = match mode {
-            Mode::Exclusive => None,
-            Mode::Shared => match self.lock_readers(file_name)? {
-                None => return Ok(None),
-                readers => readers,
-            },
-        };
-        let beside = self.open_beside(file_name)?;
-        let file = beside.as_ref().unwrap_or(file).file();
-        let written = write_grant(name, file, readers.as_ref(), |token| Entry {
+        let entry = |token| Entry {
             token,
             mode,
             holder: holder.clone(),
-        });
-        if let Some(readers) = readers {
-            readers.free();
+        };
+        let write = |readers: Option<&File>| {
+            self.with_record(file_name, file, |record| {
+                write_grant(name, record, readers, entry)
+            })
+        };
+        match mode {
+            Mode::Exclusive => write(None).map(Some),
+            Mode::Shared => self.with_readers(file_name, |readers| write(Some(readers))),
         }
-        written
-            .map(Some)
-            .map_err(|error| error.at(file_name.as_str()))
     }
 
     /// Notes that a holder goes. For those who look only, so a failure changes nothing.
     pub(crate) fn note_release(&self, name: &FileName, file: &LockFile, written: Written) {
         let noted = match written.reader {
-            None => self.open_beside(name).and_then(|beside| {
-                let file = beside.as_ref().unwrap_or(file).file();
-                write(file, Record::write_released(written.token))
+            None => self.with_record(name, file, |record| {
+                write(record, Record::write_released(written.token))
             }),
-            Some(slot) => self.lock_readers(name).and_then(|readers| {
-                readers.map_or(Ok(()), |readers| {
-                    let blanked = write(readers.file(), (slot * SLOT as u64, [0; SLOT]));
-                    readers.free();
-                    blanked
+            Some(slot) => self
+                .with_readers(name, |readers| {
+                    write(readers, (slot * SLOT as u64, [0; SLOT]))
                 })
-            }),
+                .map(drop),
         };
         if let Err(error) = noted {
             tracing::debug!(%error, file = name.as_str(), "a release could not be noted");
@@ -93,8 +81,7 @@ impl Store {
 
     /// What the lock file says.
     pub(crate) fn read(&self, name: &FileName, file: &LockFile) -> Result<Record, FsError> {
-        let beside = self.open_beside(name)?;
-        read(beside.as_ref().unwrap_or(file).file()).map_err(|error| error.at(name.as_str()))
+        self.with_record(name, file, read)
     }
 
     /// When a grant was last written down.
@@ -103,16 +90,20 @@ impl Store {
         name: &FileName,
         file: &LockFile,
     ) -> Result<SystemTime, FsError> {
-        let beside = self.open_beside(name)?;
-        let file = beside.as_ref().unwrap_or(file).file();
-        let written = file.metadata().and_then(|metadata| metadata.modified());
-        written.map_err(|error| FsError::new("look at", error).at(name.as_str()))
+        self.with_record(name, file, |record| {
+            let written = record.metadata().and_then(|metadata| metadata.modified());
+            written.map_err(|error| FsError::new("look at", error))
+        })
     }
 
     /// Who holds by what was written down, and whose process is there: so many at most. Nobody if that can't be read.
     pub(crate) fn present(&self, name: &FileName, record: &Record, most: usize) -> Vec<Entry> {
         match &record.last {
-            Some(last) if last.mode == Mode::Shared => self.readers(name, most).unwrap_or_default(),
+            Some(last) if last.mode == Mode::Shared => self
+                .with_readers(name, |readers| present_readers(readers, most))
+                .ok()
+                .flatten()
+                .unwrap_or_default(),
             _ => {
                 let entry = record.present();
                 entry.filter(|entry| !is_gone(entry)).into_iter().collect()
@@ -120,32 +111,33 @@ impl Store {
         }
     }
 
-    /// The readers who have not released, and whose process is there: so many at most.
-    fn readers(&self, name: &FileName, most: usize) -> Result<Vec<Entry>, FsError> {
-        let Some(file) = self.named(&name.beside(READERS_SUFFIX)).open_existing()? else {
-            return Ok(Vec::new());
-        };
-        if !self.beside {
-            return present_readers(&file, most);
-        }
-        // Locks are mandatory: the list can't be read while somebody else has it locked.
-        if !lock_list(&file)? {
-            return Ok(Vec::new());
-        }
-        let present = present_readers(&file, most);
-        file.free();
-        present
-    }
-
-    fn lock_readers(&self, name: &FileName) -> Result<Option<LockFile>, FsError> {
-        let readers = self.named(&name.beside(READERS_SUFFIX)).open()?;
-        Ok(lock_list(&readers)?.then_some(readers))
-    }
-
-    /// Where locks are mandatory nobody could read a record in the locked file: it stands in a file of its own.
-    fn open_beside(&self, name: &FileName) -> Result<Option<LockFile>, FsError> {
+    /// Does something with the record of the lock `file`. Where locks are mandatory nobody could read a record in a locked file: it
+    /// stands in a file of its own.
+    fn with_record<T>(
+        &self,
+        name: &FileName,
+        file: &LockFile,
+        act: impl FnOnce(&File) -> Result<T, FsError>,
+    ) -> Result<T, FsError> {
         let open = || self.named(&name.beside(INFO_SUFFIX)).open();
-        self.beside.then(open).transpose()
+        let beside = self.beside.then(open).transpose()?;
+        let file = beside.as_ref().unwrap_or(file).file();
+        act(file).map_err(|error| error.at(name.as_str()))
+    }
+
+    /// Does something with the list of readers. `None` if somebody else has it locked, and does not come to an end for the moment.
+    fn with_readers<T>(
+        &self,
+        name: &FileName,
+        act: impl FnOnce(&File) -> Result<T, FsError>,
+    ) -> Result<Option<T>, FsError> {
+        let readers = self.named(&name.beside(READERS_SUFFIX)).open()?;
+        if !lock_list(&readers)? {
+            return Ok(None);
+        }
+        let done = act(readers.file());
+        readers.free();
+        done.map(Some).map_err(|error| error.at(name.as_str()))
     }
 }
 
@@ -163,7 +155,7 @@ fn lock_list(readers: &LockFile) -> Result<bool, FsError> {
 fn write_grant(
     name: &LockName,
     file: &File,
-    readers: Option<&LockFile>,
+    readers: Option<&File>,
     entry: impl FnOnce(FencingToken) -> Entry,
 ) -> Result<Written, FsError> {
     let record = read(file)?;
@@ -180,10 +172,10 @@ fn write_grant(
                 .last
                 .as_ref()
                 .is_none_or(|last| last.mode == Mode::Exclusive);
-            Some(add_reader(readers.file(), &entry, is_first)?)
+            Some(add_reader(readers, &entry, is_first)?)
         }
     };
-    write(file, Record::write(&entry))?;
+    write(file, (0, record::render_slot(&entry)))?;
     Ok(Written { token, reader })
 }
 
@@ -195,53 +187,38 @@ fn token_after(last: Option<FencingToken>) -> Result<FencingToken, FsError> {
     Ok(token)
 }
 
-/// Writes `entry` into a free slot. It says which.
+/// Writes `entry` into the first slot that nobody uses, or behind the last one. It says which.
 fn add_reader(readers: &File, entry: &Entry, is_first: bool) -> Result<u64, FsError> {
-    let slot = if is_first {
-        let mut start = [0; SLOT];
-        let filled = read_at(readers, &mut start, 0)?;
-        if !record::is_ours(&start[..filled]) {
-            return Err(foreign("no list of shared holders"));
-        }
-        readers
-            .set_len(0)
-            .map_err(|error| FsError::new("clear the list of shared holders of", error))?;
-        0
+    let list = read_list(readers)?;
+    if !record::is_ours(&list) {
+        return Err(foreign("no list of shared holders"));
+    }
+    let mut slot = 0;
+    if is_first {
+        let cleared = readers.set_len(0);
+        cleared.map_err(|error| FsError::new("clear the list of shared holders of", error))?;
     } else {
-        free_slot(readers)?
-    };
+        let used = list.chunks(SLOT).map(record::parse_slot);
+        slot = used
+            .take_while(|entry| entry.as_ref().is_some_and(|entry| !is_gone(entry)))
+            .count() as u64;
+    }
     write(readers, (slot * SLOT as u64, record::render_slot(entry)))?;
     Ok(slot)
 }
 
-fn present_readers(list: &LockFile, most: usize) -> Result<Vec<Entry>, FsError> {
-    let mut present = Vec::new();
-    for slot in 0.. {
-        match read_slot(list.file(), slot)? {
-            _ if present.len() >= most => break,
-            Slot::End => break,
-            Slot::Entry(entry) if !is_gone(&entry) => present.push(entry),
-            Slot::Entry(_) | Slot::Blank => {}
-        }
-    }
-    Ok(present)
+fn present_readers(readers: &File, most: usize) -> Result<Vec<Entry>, FsError> {
+    let list = read_list(readers)?;
+    let entries = list.chunks(SLOT).filter_map(record::parse_slot);
+    Ok(entries.filter(|entry| !is_gone(entry)).take(most).collect())
 }
 
-/// A slot that nobody uses: the last one, one of a few looked at at random, or a new one. So a list gets a little longer
-/// than it must be, and a reader's grant takes no longer the more readers there are.
-fn free_slot(readers: &File) -> Result<u64, FsError> {
-    let metadata = readers
-        .metadata()
-        .map_err(|error| FsError::new("look at", error))?;
-    let slots = metadata.len().div_ceil(SLOT as u64);
-    let last = slots.checked_sub(1).into_iter();
-    for slot in last.chain((0..LOOKS).map(|_| fastrand::u64(0..slots.max(1)))) {
-        match read_slot(readers, slot)? {
-            Slot::Entry(other) if !is_gone(&other) => {}
-            Slot::Entry(_) | Slot::Blank | Slot::End => return Ok(slot),
-        }
-    }
-    Ok(slots)
+/// All slots of a list that has just been opened.
+fn read_list(mut readers: &File) -> Result<Vec<u8>, FsError> {
+    let mut list = Vec::new();
+    let read = readers.read_to_end(&mut list);
+    read.map_err(|error| FsError::new("read", error))?;
+    Ok(list)
 }
 
 /// Whether that process ended without a release, as far as its own host can tell.
@@ -249,25 +226,10 @@ fn is_gone(Entry { holder, .. }: &Entry) -> bool {
     holder.host == Holder::this_process(None).host && sys::process_exists(holder.pid) == Some(false)
 }
 
-enum Slot {
-    Entry(Entry),
-    Blank,
-    End,
-}
-
-fn read_slot(readers: &File, slot: u64) -> Result<Slot, FsError> {
-    let mut bytes = [0; SLOT];
-    let filled = read_at(readers, &mut bytes, slot * SLOT as u64)?;
-    if filled == 0 {
-        return Ok(Slot::End);
-    }
-    Ok(record::parse_slot(&bytes[..filled]).map_or(Slot::Blank, Slot::Entry))
-}
-
 fn read(file: &File) -> Result<Record, FsError> {
     let mut bytes = [0; LONGEST];
     let filled = read_at(file, &mut bytes, 0)?;
-    Record::parse(&bytes[..filled]).map_err(|_| foreign("no record of a lock"))
+    Record::parse(&bytes[..filled]).ok_or_else(|| foreign("no record of a lock"))
 }
 
 fn read_at(file: &File, bytes: &mut [u8], at: u64) -> Result<usize, FsError> {
@@ -310,7 +272,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let store = Store {
             dir: Dir::open_ambient_dir(dir.path(), ambient_authority()).unwrap(),
-            path: None,
+            path: dir.path().to_owned(),
             kind: LockKind::Flock,
             file_mode: 0o600,
             beside,
@@ -434,7 +396,9 @@ mod tests {
         let (_dir, store) = store(false);
         let name = LockName::new("a").unwrap();
         let file_name = FileName::of(&name);
-        let stopped = store.lock_readers(&file_name).unwrap().unwrap();
+        let stopped = store.named(&file_name.beside(READERS_SUFFIX)).open();
+        let stopped = stopped.unwrap();
+        assert!(lock_list(&stopped).unwrap());
         let file = store.file(&file_name).open().unwrap();
         assert!(file.try_lock(Mode::Shared).unwrap());
         let holder = Holder::this_process(None);

@@ -8,7 +8,7 @@
 //! A name too long for that is cut, and `~` and the SHA-256 of the whole are put after it. `~` stands nowhere else, so
 //! the two forms never meet. Each lock's file has the full name in it, for those who list the locks.
 
-use std::fmt;
+use std::fmt::Write;
 
 use portalock_core::LockName;
 use sha2::{Digest, Sha256};
@@ -29,8 +29,8 @@ const HASH_MARK: char = '~';
 /// Names that Windows reserves, whatever follows the first dot.
 const RESERVED: [&str; 6] = ["con", "prn", "aux", "nul", "com", "lpt"];
 
-/// The name of a lock's file. Ordered and hashed as text.
-#[derive(Clone, PartialEq, Eq, Hash)]
+/// The name of a lock's file.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct FileName(Box<str>);
 
 impl FileName {
@@ -38,18 +38,15 @@ impl FileName {
     pub(crate) fn of(name: &LockName) -> Self {
         let mut stem = escape(name.as_str());
         if stem.len() > LONGEST_STEM {
-            let mut cut = READABLE;
-            // Not through the middle of an escape.
-            if let Some(back) = stem.as_bytes()[cut - 2..cut]
-                .iter()
-                .position(|byte| *byte == b'%')
-            {
-                cut = cut - 2 + back;
-            }
+            let cut = match stem[..READABLE].rfind('%') {
+                // Not through the middle of an escape.
+                Some(escape) if escape + 2 >= READABLE => escape,
+                _ => READABLE,
+            };
             stem.truncate(cut);
             stem.push(HASH_MARK);
             for byte in Sha256::digest(name.as_str()) {
-                push_hex(&mut stem, byte);
+                let _ = write!(stem, "{byte:02x}");
             }
         }
         stem.push_str(LOCK_SUFFIX);
@@ -73,18 +70,6 @@ impl FileName {
     }
 }
 
-impl fmt::Debug for FileName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Debug::fmt(self.as_str(), f)
-    }
-}
-
-impl std::borrow::Borrow<str> for FileName {
-    fn borrow(&self) -> &str {
-        self.as_str()
-    }
-}
-
 fn escape(name: &str) -> String {
     let mut stem = String::with_capacity(name.len() + LOCK_SUFFIX.len());
     let reserved = is_reserved(name);
@@ -98,8 +83,7 @@ fn escape(name: &str) -> String {
         if plain {
             stem.push(char::from(byte));
         } else {
-            stem.push('%');
-            push_hex(&mut stem, byte);
+            let _ = write!(stem, "%{byte:02x}");
         }
     }
     stem
@@ -112,12 +96,6 @@ fn is_reserved(name: &str) -> bool {
     };
     // `com1` and `lpt1` are reserved like `con`; that `com` itself is escaped too does no harm.
     RESERVED.contains(&letters) && device[3..].bytes().all(|byte| byte.is_ascii_digit())
-}
-
-fn push_hex(text: &mut String, byte: u8) {
-    for digit in [byte >> 4, byte & 15] {
-        text.push(char::from(b"0123456789abcdef"[usize::from(digit)]));
-    }
 }
 
 #[cfg(test)]

@@ -34,12 +34,7 @@ pub(crate) struct Visit<'p> {
 impl Places {
     /// Visits the place of `name`, which is made if it isn't there.
     pub(crate) fn enter<'p>(&'p self, name: &'p FileName) -> Visit<'p> {
-        let mut places = lock(&self.places);
-        let place = match places.get(name) {
-            Some(place) => place.clone(),
-            None => places.entry(name.clone()).or_default().clone(),
-        };
-        drop(places);
+        let place = lock(&self.places).entry(name.clone()).or_default().clone();
         Visit {
             places: self,
             name,

@@ -54,16 +54,12 @@ pub(crate) struct Record {
     pub(crate) name: Option<String>,
 }
 
-/// The file has something else in it: not ours to overwrite.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Foreign;
-
 impl Record {
-    /// Reads what stands in a lock file, from its first byte on.
-    pub(crate) fn parse(bytes: &[u8]) -> Result<Self, Foreign> {
+    /// Reads what stands in a lock file, from its first byte on. `None` if the file has something else in it: not ours to overwrite.
+    pub(crate) fn parse(bytes: &[u8]) -> Option<Self> {
         let last = Last::parse(&bytes[..bytes.len().min(SLOT)]);
         if last.is_none() && !is_ours(bytes) {
-            return Err(Foreign);
+            return None;
         }
         let released = bytes
             .get(MARK_AT..)
@@ -75,7 +71,7 @@ impl Record {
             .get(NAME_AT..)
             .and_then(|bytes| until(bytes, 0))
             .map(str::to_owned);
-        Ok(Self {
+        Some(Self {
             last,
             released,
             name,
@@ -95,17 +91,11 @@ impl Record {
         last.or(self.released)
     }
 
-    /// What to write for a new grant, and where.
-    pub(crate) fn write(entry: &Entry) -> (u64, Vec<u8>) {
-        (0, render_slot(entry))
-    }
-
     /// What to write when the grant with this token is released, and where.
-    pub(crate) fn write_released(token: FencingToken) -> (u64, [u8; MARK]) {
+    pub(crate) fn write_released(token: FencingToken) -> (u64, Vec<u8>) {
         // To its end, so that the whole record is there to be read in one call.
-        let mut mark = [0; MARK];
-        mark[..DIGITS].copy_from_slice(&decimal(token.get()));
-        mark[DIGITS] = b'\n';
+        let mut mark = format!("{:0DIGITS$}\n", token.get()).into_bytes();
+        mark.resize(MARK, 0);
         (MARK_AT as u64, mark)
     }
 
@@ -121,16 +111,6 @@ pub(crate) fn is_ours(bytes: &[u8]) -> bool {
         .iter()
         .zip(MAGIC.bytes())
         .all(|(byte, magic)| *byte == magic || *byte == 0)
-}
-
-/// Quicker than the formatter, for what is written with each grant and release.
-fn decimal(number: u64) -> [u8; DIGITS] {
-    let (mut digits, mut rest) = ([b'0'; DIGITS], number);
-    for digit in digits.iter_mut().rev() {
-        *digit += (rest % 10) as u8;
-        rest /= 10;
-    }
-    digits
 }
 
 fn line(bytes: &[u8]) -> Option<&str> {
@@ -195,9 +175,8 @@ fn render_line(token: FencingToken, mode: Mode, holder: &Holder) -> Vec<u8> {
     let mut line = Vec::with_capacity(SLOT);
     line.extend_from_slice(MAGIC.as_bytes());
     line.resize(BODY_AT, b' ');
-    // Neither fails: memory takes any bytes, and the type has string keys only.
-    line.extend_from_slice(&decimal(token.get()));
-    let _ = write!(line, " {mode} ");
+    // None fails: memory takes any bytes, and the type has string keys only.
+    let _ = write!(line, "{:0DIGITS$} {mode} ", token.get());
     let _ = serde_json::to_writer(&mut line, holder);
     let sum = checksum(&line[BODY_AT..]);
     let _ = write!(&mut line[MAGIC.len()..], "{sum:016x}");
@@ -247,7 +226,7 @@ mod tests {
     fn grants(tokens: std::ops::RangeInclusive<u64>) -> Vec<u8> {
         let mut file = Vec::new();
         for token in tokens {
-            put(&mut file, Record::write(&entry(token)));
+            put(&mut file, (0, render_slot(&entry(token))));
         }
         file
     }
@@ -264,10 +243,10 @@ mod tests {
     fn a_write_torn_at_any_byte_loses_no_token_and_makes_none_up() {
         let mut before = grants(1..=1);
         put(&mut before, Record::write_released(FencingToken::new(1)));
-        let (at, bytes) = Record::write(&entry(2));
+        let bytes = render_slot(&entry(2));
         for torn in 0..bytes.len() {
             let mut file = before.clone();
-            put(&mut file, (at, bytes[..torn].to_vec()));
+            put(&mut file, (0, &bytes[..torn]));
             let token = Record::parse(&file).unwrap().last_token();
             let known = [1, 2].map(|token| Some(FencingToken::new(token)));
             assert!(known.contains(&token), "torn after {torn} bytes: {token:?}");
@@ -276,11 +255,11 @@ mod tests {
 
     #[test]
     fn a_first_write_torn_at_any_byte_is_still_ours() {
-        let (_, bytes) = Record::write(&entry(7));
+        let bytes = render_slot(&entry(7));
         for torn in 0..bytes.len() {
-            assert!(Record::parse(&bytes[..torn]).is_ok(), "{torn}");
+            assert!(Record::parse(&bytes[..torn]).is_some(), "{torn}");
         }
-        assert_eq!(Record::parse(&[0; SLOT]), Ok(Record::default()));
+        assert_eq!(Record::parse(&[0; SLOT]), Some(Record::default()));
     }
 
     #[test]
@@ -296,9 +275,9 @@ mod tests {
 
     #[test]
     fn somebody_elses_file_is_told_apart() {
-        assert_eq!(Record::parse(b"12345\n"), Err(Foreign));
-        assert_eq!(Record::parse(&[b'x'; 4096]), Err(Foreign));
-        assert_eq!(Record::parse(b""), Ok(Record::default()));
+        assert_eq!(Record::parse(b"12345\n"), None);
+        assert_eq!(Record::parse(&[b'x'; 4096]), None);
+        assert_eq!(Record::parse(b""), Some(Record::default()));
     }
 
     #[test]
@@ -312,7 +291,7 @@ mod tests {
             long.holder.label = Some(label.into());
             long.holder.host = "h".repeat(5_000).into();
             let mut file = Vec::new();
-            put(&mut file, Record::write(&long));
+            put(&mut file, (0, render_slot(&long)));
             let read = Record::parse(&file).unwrap().present().unwrap();
             assert_eq!(read.token, FencingToken::new(9));
             assert_eq!(read.holder.pid, 42);

@@ -5,21 +5,21 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use cap_fs_ext::{FollowSymlinks, MetadataExt, OpenOptionsFollowExt};
+use cap_fs_ext::{FollowSymlinks, OpenOptionsFollowExt};
 use cap_std::fs::{Dir, OpenOptions};
 
 use super::name::{FileName, INFO_SUFFIX, READERS_SUFFIX};
 use crate::{
-    locking::{FsError, FsErrorKind, Location, LockFile, LockKind, says_gone},
-    sys::{self, FileId, Origin, Seen},
+    locking::{FsError, Location, LockFile, LockKind, says_gone},
+    sys::{self, Origin, Seen},
 };
 
 /// A directory and how its files are opened and locked.
 #[derive(Debug)]
 pub(crate) struct Store {
     pub(crate) dir: Dir,
-    /// Where it was opened, as an absolute path; none if it was handed in open.
-    pub(crate) path: Option<PathBuf>,
+    /// Where it was opened, as an absolute path.
+    pub(crate) path: PathBuf,
     pub(crate) kind: LockKind,
     pub(crate) file_mode: u32,
     /// Whether records stand in a file beside the lock file, because a locked file can't be read.
@@ -65,7 +65,7 @@ impl Store {
     /// False if somebody has it open, where that keeps it.
     fn remove_file(&self, file: &str) -> Result<bool, FsError> {
         match self.dir.remove_file(file) {
-            Err(error) if sys::says_in_use(&error) => Ok(false),
+            Err(error) if sys::says(&error, sys::IN_USE) => Ok(false),
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 Err(FsError::new("remove", error).at(file))
             }
@@ -75,17 +75,9 @@ impl Store {
 
     /// An error once the path leads to another directory, as far as that can be told.
     pub(crate) fn ensure_in_place(&self) -> Result<(), FsError> {
-        let Some(path) = &self.path else {
-            return Ok(());
-        };
-        let leads_elsewhere = match (sys::look_along(path, true), self.dir.dir_metadata()) {
-            (Ok(there), Ok(here)) => {
-                let here = FileId {
-                    device: here.dev(),
-                    inode: here.ino(),
-                };
-                there.id != here
-            }
+        let there = sys::look_along(&self.path, true);
+        let leads_elsewhere = match (there, sys::look_for(&self.dir, ".")) {
+            (Ok(there), Ok(here)) => there.id != here.id,
             (Err(error), _) => says_gone(&error),
             (_, Err(_)) => false,
         };
@@ -110,15 +102,11 @@ impl Named<'_> {
         let (dir, mode) = (&self.store.dir, self.store.file_mode);
         options.read(true).write(true).follow(FollowSymlinks::No);
         sys::set_lock_file_flags(options, mode);
-        let file = sys::patiently(|| dir.open_with(self.name, options)).map_err(|error| {
-            let kind = match FsErrorKind::of(&error) {
-                // What Windows says of a directory.
-                FsErrorKind::PermissionDenied if dir.is_dir(self.name) => FsErrorKind::NotAFile,
-                kind => kind,
-            };
-            FsError::with_kind(kind, "open", error).at(self.name)
-        })?;
-        LockFile::regular(file.into_std(), self.store.kind, self.store.origin, true)
+        sys::patiently(|| dir.open_with(self.name, options))
+            .map_err(|error| FsError::open(error, || dir.is_dir(self.name)))
+            .and_then(|file| {
+                LockFile::regular(file.into_std(), self.store.kind, self.store.origin, true)
+            })
             .map_err(|error| error.at(self.name))
     }
 }
@@ -134,14 +122,12 @@ impl Location for Named<'_> {
         Ok(file)
     }
 
-    /// By the whole path: whoever comes next opens it by that, wherever it leads by then. Those who may not look along the path,
-    /// or have none, look in the directory that is open.
+    /// By the whole path: whoever comes next opens it by that, wherever it leads by then. Those who may not look along the path
+    /// look in the directory that is open.
     fn look(&self) -> io::Result<Seen> {
-        let by_path = |path: &PathBuf| sys::look_along(&path.join(self.name), false);
-        match self.store.path.as_ref().map(by_path) {
-            Some(Ok(seen)) => Ok(seen),
-            Some(Err(error)) if says_gone(&error) => Err(error),
-            _ => sys::look_for(&self.store.dir, self.name),
+        match sys::look_along(&self.store.path.join(self.name), false) {
+            Err(error) if !says_gone(&error) => sys::look_for(&self.store.dir, self.name),
+            seen => seen,
         }
     }
 

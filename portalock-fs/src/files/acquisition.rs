@@ -9,11 +9,11 @@ use std::{
 
 use async_trait::async_trait;
 use portalock_core::{
-    Attempt, BackendError, Capabilities, Contention, CrashRelease, Grant, Holder, LockBackend,
-    LockRequest, Loss, Mode, Patience, Released, Scope, Wakeups, wakeups,
+    Attempt, BackendError, Capabilities, Contention, CrashRelease, Grant, Holder, Lock,
+    LockBackend, LockError, LockRequest, Loss, Mode, Patience, Released, Scope, Wakeups, wakeups,
 };
 
-use super::spec::{Ending, Spec};
+use super::spec::Spec;
 use crate::{
     locking::{Contender, FsError, Line, Location, LockFile},
     sys,
@@ -50,9 +50,10 @@ struct Held {
 }
 
 impl Acquisition {
-    /// Of one file.
-    pub(crate) fn of(spec: Spec) -> Self {
-        Self::of_some(vec![spec], 1)
+    /// The lock on one file.
+    pub(crate) fn lock_on(spec: Spec) -> Result<Lock<Self>, LockError> {
+        let name = spec.name()?;
+        Ok(Lock::new(Self::of_some(vec![spec], 1), name)?)
     }
 
     /// Of as many as are `wanted` of these files. They are tried in this order.
@@ -66,7 +67,8 @@ impl Acquisition {
 
     /// The path of the first of its files.
     pub(crate) fn path(&self) -> &Path {
-        self.specs.first().map_or(Path::new(""), |spec| &spec.path)
+        let first = self.specs.first();
+        first.map_or(Path::new(""), Spec::given_path)
     }
 
     /// The first file that is held.
@@ -131,8 +133,8 @@ impl Acquisition {
             }
             let Some(file) = contender.try_lock(spec, mode, |file| line?.watch_file(file).ok())?
             else {
-                holder = holder.or_else(|| spec.holder(contender.file()));
-                if sys::LOCKED_FILES_STAY && matches!(spec.ending, Ending::Remove { .. }) {
+                holder = holder.or_else(|| spec.holder(contender.file()?.file()));
+                if sys::LOCKED_FILES_STAY && spec.goes_with_lock {
                     // A waiter that has it open would keep its holder from removing it.
                     *contender = Contender::default();
                 }
@@ -144,11 +146,7 @@ impl Acquisition {
                 mode,
                 file: file.clone(),
             });
-            if spec.truncates() {
-                // Only now that it is locked.
-                let emptied = file.file().set_len(0);
-                emptied.map_err(|error| spec.failed("empty", error))?;
-            }
+            spec.begin(file.file())?;
         }
         Ok(holder)
     }
@@ -174,30 +172,22 @@ impl Acquisition {
         }
         let spec = &self.specs[number];
         let is_ours = spec.is_current(&file);
-        let companion = match &spec.ending {
-            // What stands there now is another's.
-            Ending::Remove { companion }
-                if matches!(is_ours, Ok(true)) && is_alone(&file, mode) =>
-            {
-                Some(companion)
-            }
-            _ => None,
-        };
+        // What stands there now may be another's.
+        let goes = spec.goes_with_lock && matches!(is_ours, Ok(true)) && is_alone(&file, mode);
+        let remove = || removed(&spec.path, sys::remove_lock_file(&spec.path));
         // Removed while still locked: between unlock and removal another could lock the file, and a third one a new one.
-        // The companion goes first: once the lock file has gone, the next holder locks a new one and has a companion.
+        // The pid file goes first: once the lock file has gone, the next holder locks a new one and has a pid file.
         let mut done = Ok(());
-        if let Some(companion) = companion {
-            if let Some(companion) = companion {
-                done = removed(companion, sys::remove_file(companion));
-            }
-            if !sys::LOCKED_FILES_STAY {
-                done = done.and(removed(&spec.path, sys::remove_lock_file(&spec.path)));
-            }
+        if goes && let Some(pid_file) = &spec.pid_file {
+            done = removed(pid_file, sys::remove_file(pid_file));
+        }
+        if goes && !sys::LOCKED_FILES_STAY {
+            done = done.and(remove());
         }
         done = done.and(file.unlock().map_err(|error| spec.at(error)));
         drop(file);
-        if sys::LOCKED_FILES_STAY && companion.is_some() {
-            done = done.and(removed(&spec.path, sys::remove_lock_file(&spec.path)));
+        if goes && sys::LOCKED_FILES_STAY {
+            done = done.and(remove());
         }
         done?;
         Ok(if is_ours? {

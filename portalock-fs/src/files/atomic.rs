@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::temp_file::TempFile;
+use super::{forms::io_of_its_file, temp_file::TempFile};
 use crate::{
     locking::{FsError, FsErrorKind},
     sys,
@@ -226,32 +226,4 @@ impl AtomicError {
     }
 }
 
-impl Deref for AtomicFile {
-    type Target = File;
-
-    fn deref(&self) -> &File {
-        self.file()
-    }
-}
-
-impl Read for AtomicFile {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        self.file().read(buffer)
-    }
-}
-
-impl Write for AtomicFile {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.file().write(bytes)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.file().flush()
-    }
-}
-
-impl Seek for AtomicFile {
-    fn seek(&mut self, position: SeekFrom) -> io::Result<u64> {
-        self.file().seek(position)
-    }
-}
+io_of_its_file!(AtomicFile);

@@ -10,7 +10,9 @@ use std::{
 use portalock_core::{LockError, Mode, Policy};
 
 use super::{
+    acquisition::Acquisition,
     file_mode::FileMode,
+    forms::{guard_methods, io_of_its_file, lock_methods},
     owned::{Owned, once},
     spec::Spec,
 };
@@ -19,7 +21,7 @@ use crate::locking::{FsError, LockKind};
 /// A lock on a data file: acquiring it opens the file, locks it and hands it out. portalocker's `Lock`.
 ///
 /// The lock is on the data file itself, so it excludes everybody who locks that file in the same way, whatever they are
-/// written in. The defaults are portalocker's: [`FileMode::Append`], exclusive, [`LockKind::Flock`], 5 s.
+/// written in. The defaults are portalocker's: [`FileMode::Append`], exclusive, [`LockKind::Flock`], [`Policy::default`] (5 s).
 ///
 /// - With [`FileMode::Write`] the content is discarded once the lock is held. While somebody else holds it, not a byte
 ///   changes.
@@ -49,9 +51,9 @@ use crate::locking::{FsError, LockKind};
 /// can delete, rename or replace it. To let others read, lock a file beside it.
 #[derive(Debug, Clone)]
 pub struct FileLock {
-    spec: Spec,
+    pub(super) spec: Spec,
     share: Mode,
-    policy: Policy,
+    pub(super) policy: Policy,
 }
 
 impl FileLock {
@@ -92,88 +94,7 @@ impl FileLock {
         self
     }
 
-    /// Sets which of the system's locks to use. Default [`LockKind::Flock`].
-    #[must_use]
-    pub const fn with_kind(mut self, kind: LockKind) -> Self {
-        self.spec.kind = kind;
-        self
-    }
-
-    /// Sets how [`acquire`](Self::acquire) waits: timeout, check interval, whether to fail when locked. Default
-    /// [`Policy::default`].
-    #[must_use]
-    pub fn with_policy(mut self, policy: Policy) -> Self {
-        self.policy = policy;
-        self
-    }
-
-    /// What is locked, and how it is waited for.
-    pub(crate) fn into_parts(self) -> (Spec, Policy) {
-        (self.spec, self.policy)
-    }
-
-    /// The file, as an absolute path.
-    pub fn path(&self) -> &Path {
-        &self.spec.path
-    }
-
-    /// Opens and locks the file, waiting as the lock's policy says.
-    ///
-    /// # Errors
-    ///
-    /// - [`LockError::Timeout`] if somebody else held it all the time, naming their pid where the system tells (Linux).
-    /// - [`LockError::AlreadyLocked`] at once, if the policy says to fail when locked.
-    /// - [`LockError::Backend`] at once if the file can't be opened, emptied or locked at all: its
-    ///   [`kind`](portalock_core::BackendError::kind) says why. Such a failure is never taken for contention.
-    ///
-    /// # Cancel safety
-    ///
-    /// Safe: what was opened is closed, what was locked is freed.
-    pub async fn acquire(&self) -> Result<FileGuard, LockError> {
-        self.acquire_with(&self.policy).await
-    }
-
-    /// As [`acquire`](Self::acquire), waiting as `policy` says.
-    ///
-    /// # Errors
-    ///
-    /// As [`acquire`](Self::acquire).
-    ///
-    /// # Cancel safety
-    ///
-    /// As [`acquire`](Self::acquire).
-    pub async fn acquire_with(&self, policy: &Policy) -> Result<FileGuard, LockError> {
-        Owned::acquire(&self.spec, self.share, policy)
-            .await
-            .map(FileGuard)
-    }
-
-    /// Opens and locks the file if it is free. It does not wait, so there is nothing async about it.
-    ///
-    /// # Errors
-    ///
-    /// [`LockError::AlreadyLocked`] if somebody else holds it; [`LockError::Backend`] as [`acquire`](Self::acquire).
-    pub fn try_acquire(&self) -> Result<FileGuard, LockError> {
-        self.blocking_acquire_with(&once())
-    }
-
-    /// [`acquire`](Self::acquire) for synchronous code: it parks the thread.
-    ///
-    /// # Errors
-    ///
-    /// As [`acquire`](Self::acquire).
-    pub fn blocking_acquire(&self) -> Result<FileGuard, LockError> {
-        self.blocking_acquire_with(&self.policy)
-    }
-
-    /// [`acquire_with`](Self::acquire_with) for synchronous code: it parks the thread.
-    ///
-    /// # Errors
-    ///
-    /// As [`acquire`](Self::acquire).
-    pub fn blocking_acquire_with(&self, policy: &Policy) -> Result<FileGuard, LockError> {
-        Owned::blocking_acquire(&self.spec, self.share, policy).map(FileGuard)
-    }
+    lock_methods!(FileGuard);
 }
 
 /// A data file, open and locked. It derefs to [`File`], and reads, writes and seeks itself.
@@ -192,59 +113,7 @@ impl FileGuard {
         self.0.file()
     }
 
-    /// The file, as an absolute path.
-    pub fn path(&self) -> &Path {
-        self.0.path()
-    }
-
-    /// An error if the path no longer names the locked file: somebody removed or replaced it, and newcomers lock another.
-    ///
-    /// It looks at the file system; what it found is true for that moment.
-    ///
-    /// # Errors
-    ///
-    /// [`LockError::Lost`]; [`LockError::Backend`] if the file system can't be asked.
-    pub fn ensure_held(&self) -> Result<(), LockError> {
-        self.0.ensure_held()
-    }
-
-    /// Unlocks and closes the file, and says how that went. The file is closed in any case.
-    ///
-    /// # Errors
-    ///
-    /// [`LockError::Lost`] if the path no longer named the locked file: somebody removed or replaced it, and others may have
-    /// locked the new one. [`LockError::Backend`] if the system refused to unlock it.
-    pub fn release(self) -> Result<(), LockError> {
-        self.0.release()
-    }
+    guard_methods!();
 }
 
-impl Deref for FileGuard {
-    type Target = File;
-
-    fn deref(&self) -> &File {
-        self.file()
-    }
-}
-
-impl Read for FileGuard {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        self.file().read(buffer)
-    }
-}
-
-impl Write for FileGuard {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.file().write(bytes)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.file().flush()
-    }
-}
-
-impl Seek for FileGuard {
-    fn seek(&mut self, position: SeekFrom) -> io::Result<u64> {
-        self.file().seek(position)
-    }
-}
+io_of_its_file!(FileGuard);

@@ -1,6 +1,6 @@
 //! How a data file is opened: portalocker's mode strings, as a type.
 
-use std::{fs::OpenOptions, str::FromStr};
+use std::fs::OpenOptions;
 
 use serde::{Deserialize, Serialize};
 
@@ -16,15 +16,6 @@ use serde::{Deserialize, Serialize};
 /// | [`AppendRead`](Self::AppendRead) | `a+` | yes | at the end | yes | kept |
 /// | [`New`](Self::New) | `x` | no | yes | only if there is none | empty |
 /// | [`NewRead`](Self::NewRead) | `x+` | yes | yes | only if there is none | empty |
-///
-/// It also reads Python's strings, with or without `b`, so that a setting can be taken over as it is:
-///
-/// ```
-/// use portalock_fs::FileMode;
-///
-/// assert_eq!("rb+".parse(), Ok(FileMode::ReadWrite));
-/// assert!("rw".parse::<FileMode>().is_err());
-/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum FileMode {
@@ -47,13 +38,6 @@ pub enum FileMode {
     NewRead,
 }
 
-/// A text that is no mode.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "\"{0}\" is no mode for a file: write one of r, w, a, x, and + if it should both read and write"
-)]
-pub struct InvalidFileMode(String);
-
 impl FileMode {
     pub(crate) const fn truncates(self) -> bool {
         matches!(self, Self::Write | Self::WriteRead)
@@ -74,58 +58,5 @@ impl FileMode {
             Self::NewRead => options.read(true).write(true).create_new(true),
         };
         options
-    }
-}
-
-impl FromStr for FileMode {
-    type Err = InvalidFileMode;
-
-    fn from_str(text: &str) -> Result<Self, InvalidFileMode> {
-        let invalid = || InvalidFileMode(text.to_owned());
-        let mut base = None;
-        let mut updates = false;
-        let mut flavour = None;
-        for letter in text.chars() {
-            match letter {
-                'r' | 'w' | 'a' | 'x' if base.is_none() => base = Some(letter),
-                'b' | 't' if flavour.is_none() => flavour = Some(letter),
-                '+' if !updates => updates = true,
-                _ => return Err(invalid()),
-            }
-        }
-        Ok(match (base.ok_or_else(invalid)?, updates) {
-            ('r', false) => Self::Read,
-            ('r', true) => Self::ReadWrite,
-            ('w', false) => Self::Write,
-            ('w', true) => Self::WriteRead,
-            ('a', false) => Self::Append,
-            ('a', true) => Self::AppendRead,
-            (_, false) => Self::New,
-            (_, true) => Self::NewRead,
-        })
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn pythons_strings_are_read_in_any_order() {
-        for (text, mode) in [
-            ("r", FileMode::Read),
-            ("+r", FileMode::ReadWrite),
-            ("wt", FileMode::Write),
-            ("b+w", FileMode::WriteRead),
-            ("ab", FileMode::Append),
-            ("a+", FileMode::AppendRead),
-            ("x", FileMode::New),
-            ("x+b", FileMode::NewRead),
-        ] {
-            assert_eq!(text.parse(), Ok(mode), "{text}");
-        }
-        for text in ["", "b", "rw", "r++", "rbt", "rbb", "U"] {
-            assert!(text.parse::<FileMode>().is_err(), "{text}");
-        }
     }
 }

@@ -6,6 +6,7 @@
 //! | `spec` | what is locked, and how it is opened and left |
 //! | `acquisition` | one acquisition, as the engine sees it |
 //! | `owned` | what is held, which the guards wrap |
+//! | `forms` | the methods that all locks on a file have, and all guards |
 //! | `file_lock`, `reentrant` | a data file, locked and handed out |
 //! | `open_handle` | a file that is open already |
 //! | `temporary` | a file that is there only while it is locked |
@@ -17,6 +18,7 @@ mod acquisition;
 mod atomic;
 mod file_lock;
 mod file_mode;
+mod forms;
 mod open_handle;
 mod owned;
 mod pid;
@@ -29,7 +31,7 @@ mod temporary;
 
 pub use atomic::{AtomicError, AtomicFile, open_atomic};
 pub use file_lock::{FileGuard, FileLock};
-pub use file_mode::{FileMode, InvalidFileMode};
+pub use file_mode::FileMode;
 pub use open_handle::{blocking_lock_with, lock_with};
 pub use pid::{PidFileGuard, PidFileLock, PidFileOutcome};
 pub use pid_record::{PidHolder, PidState};

@@ -6,7 +6,8 @@ use cap_std::io_lifetimes::AsFilelike;
 use portalock_core::{LockError, LockName, Mode, Policy};
 
 use super::{
-    owned::Owned,
+    acquisition::Acquisition,
+    owned::{Owned, failed},
     spec::{OPEN_FILE, Spec},
 };
 use crate::locking::{FsError, LockKind};
@@ -48,8 +49,8 @@ pub async fn lock_with<H: AsFilelike>(
     kind: LockKind,
     policy: &Policy,
 ) -> Result<(), LockError> {
-    let spec = spec(handle, kind)?;
-    Owned::acquire(&spec, mode, policy).await?.keep();
+    let lock = Acquisition::lock_on(spec(handle, kind)?)?;
+    Owned::acquire(lock, mode, policy).await?.keep();
     Ok(())
 }
 
@@ -64,8 +65,8 @@ pub fn blocking_lock_with<H: AsFilelike>(
     kind: LockKind,
     policy: &Policy,
 ) -> Result<(), LockError> {
-    let spec = spec(handle, kind)?;
-    Owned::blocking_acquire(&spec, mode, policy)?.keep();
+    let lock = Acquisition::lock_on(spec(handle, kind)?)?;
+    Owned::blocking_acquire(lock, mode, policy)?.keep();
     Ok(())
 }
 
@@ -76,9 +77,9 @@ fn spec<H: AsFilelike>(handle: &H, kind: LockKind) -> Result<Spec, LockError> {
             spec.kind = kind;
             Ok(spec)
         }
-        Err(error) => Err(LockError::Backend {
-            name: LockName::new(OPEN_FILE)?,
-            source: FsError::new("copy the handle of", error).into(),
-        }),
+        Err(error) => {
+            let error = FsError::new("copy the handle of", error);
+            Err(failed(LockName::new(OPEN_FILE)?, error))
+        }
     }
 }

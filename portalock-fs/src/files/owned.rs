@@ -5,12 +5,18 @@ use std::{fs::File, path::Path, sync::Arc};
 use futures_util::FutureExt;
 use portalock_core::{Guard, Lock, LockError, LockName, Mode, Policy, blocking};
 
-use super::{acquisition::Acquisition, spec::Spec};
+use super::acquisition::Acquisition;
 use crate::locking::{FsError, LockFile};
 
 /// How an acquisition waits that doesn't.
 pub(crate) fn once() -> Policy {
     Policy::new().with_fail_when_locked(true)
+}
+
+/// What a call says of a file that can't be opened or locked.
+pub(crate) fn failed(name: LockName, error: FsError) -> LockError {
+    let source = error.into();
+    LockError::Backend { name, source }
 }
 
 /// Files that are locked. Freed when dropped.
@@ -31,14 +37,6 @@ enum AnyGuard {
 
 impl Owned {
     pub(crate) async fn acquire(
-        spec: &Spec,
-        mode: Mode,
-        policy: &Policy,
-    ) -> Result<Self, LockError> {
-        Self::acquire_by(new_lock(spec)?, mode, policy).await
-    }
-
-    pub(crate) async fn acquire_by(
         lock: Lock<Acquisition>,
         mode: Mode,
         policy: &Policy,
@@ -51,14 +49,6 @@ impl Owned {
     }
 
     pub(crate) fn blocking_acquire(
-        spec: &Spec,
-        mode: Mode,
-        policy: &Policy,
-    ) -> Result<Self, LockError> {
-        Self::blocking_acquire_by(new_lock(spec)?, mode, policy)
-    }
-
-    pub(crate) fn blocking_acquire_by(
         lock: Lock<Acquisition>,
         mode: Mode,
         policy: &Policy,
@@ -79,10 +69,6 @@ impl Owned {
         }
     }
 
-    pub(crate) fn name(&self) -> &LockName {
-        self.lock.name()
-    }
-
     pub(crate) fn path(&self) -> &Path {
         self.lock.backend().path()
     }
@@ -100,13 +86,11 @@ impl Owned {
 
     /// Whether the paths still name the locked files.
     pub(crate) fn ensure_held(&self) -> Result<(), LockError> {
+        let name = self.lock.name().clone();
         match self.lock.backend().loss() {
             Ok(None) => Ok(()),
-            Ok(Some(loss)) => Err(LockError::Lost {
-                name: self.name().clone(),
-                loss,
-            }),
-            Err(error) => Err(self.failed(error)),
+            Ok(Some(loss)) => Err(LockError::Lost { name, loss }),
+            Err(error) => Err(failed(name, error)),
         }
     }
 
@@ -124,15 +108,4 @@ impl Owned {
     pub(crate) fn keep(self) {
         self.lock.backend().keep();
     }
-
-    pub(crate) fn failed(&self, error: FsError) -> LockError {
-        LockError::Backend {
-            name: self.name().clone(),
-            source: error.into(),
-        }
-    }
-}
-
-fn new_lock(spec: &Spec) -> Result<Lock<Acquisition>, LockError> {
-    Ok(Lock::new(Acquisition::of(spec.clone()), spec.name()?)?)
 }

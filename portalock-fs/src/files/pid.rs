@@ -1,14 +1,16 @@
 //! The "only one instance of this daemon" lock, which says who the one instance is.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use portalock_core::{LockError, Mode, Policy};
 
 use super::{
+    acquisition::Acquisition,
     file_mode::FileMode,
+    forms::{guard_methods, lock_methods},
     owned::{Owned, once},
     pid_record::{self, PidHolder},
-    spec::{Ending, Spec, Witness},
+    spec::Spec,
 };
 use crate::locking::{FsError, LockKind};
 
@@ -46,7 +48,7 @@ use crate::locking::{FsError, LockKind};
 pub struct PidFileLock {
     /// Of the sidecar: that is what is locked.
     spec: Spec,
-    path: PathBuf,
+    share: Mode,
     policy: Policy,
 }
 
@@ -71,101 +73,20 @@ impl PidFileLock {
     ///
     /// [`FsError`] if `path` is empty or can't be made absolute.
     pub fn new(path: impl AsRef<Path>) -> Result<Self, FsError> {
-        let anchored = Spec::new(path.as_ref())?.path;
-        let mut spec = Spec::new(&pid_record::sidecar_of(&anchored))?;
+        let pid_file = Spec::new(path.as_ref())?.path;
+        let mut spec = Spec::new(&pid_record::sidecar_of(&pid_file))?;
         spec.mode = FileMode::AppendRead;
         spec.follow = false;
-        spec.ending = Ending::Remove {
-            companion: Some(anchored.clone()),
-        };
-        spec.witness = Witness::Written(pid_record::holder_beside);
+        spec.goes_with_lock = true;
+        spec.pid_file = Some(pid_file);
         Ok(Self {
             spec,
-            path: anchored,
+            share: Mode::Exclusive,
             policy: Policy::default().with_fail_when_locked(true),
         })
     }
 
-    /// Sets how [`acquire`](Self::acquire) waits. Default: 5 s, but fails at once when locked.
-    #[must_use]
-    pub fn with_policy(mut self, policy: Policy) -> Self {
-        self.policy = policy;
-        self
-    }
-
-    /// Sets which of the system's locks to use. Default [`LockKind::Flock`].
-    ///
-    /// Choose [`LockKind::Record`] to meet a Python program that sets `portalocker.portalocker.LOCKER` to `fcntl.lockf`.
-    #[must_use]
-    pub const fn with_kind(mut self, kind: LockKind) -> Self {
-        self.spec.kind = kind;
-        self
-    }
-
-    /// The pid file, as an absolute path.
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-
-    /// Locks it and publishes this process's pid, waiting as the lock's policy says.
-    ///
-    /// # Errors
-    ///
-    /// - [`LockError::AlreadyLocked`] if somebody else holds it and the policy says to fail when locked, as it does by
-    ///   default; [`LockError::Timeout`] if it says to wait. Both name the holder's pid if it can be read.
-    /// - [`LockError::Backend`] at once if the files can't be written or locked. The lock is not held then.
-    ///
-    /// # Cancel safety
-    ///
-    /// Safe: nothing stays locked.
-    pub async fn acquire(&self) -> Result<PidFileGuard, LockError> {
-        self.acquire_with(&self.policy).await
-    }
-
-    /// As [`acquire`](Self::acquire), waiting as `policy` says.
-    ///
-    /// # Errors
-    ///
-    /// As [`acquire`](Self::acquire).
-    ///
-    /// # Cancel safety
-    ///
-    /// As [`acquire`](Self::acquire).
-    pub async fn acquire_with(&self, policy: &Policy) -> Result<PidFileGuard, LockError> {
-        let owned = Owned::acquire(&self.spec, Mode::Exclusive, policy).await?;
-        self.publish(owned)
-    }
-
-    /// Locks it if it is free. It does not wait, so there is nothing async about it.
-    ///
-    /// # Errors
-    ///
-    /// As [`acquire`](Self::acquire).
-    pub fn try_acquire(&self) -> Result<PidFileGuard, LockError> {
-        self.blocking_acquire_with(&once())
-    }
-
-    /// [`acquire`](Self::acquire) for synchronous code: it parks the thread.
-    ///
-    /// # Errors
-    ///
-    /// As [`acquire`](Self::acquire).
-    pub fn blocking_acquire(&self) -> Result<PidFileGuard, LockError> {
-        self.blocking_acquire_with(&self.policy)
-    }
-
-    /// [`acquire_with`](Self::acquire_with) for synchronous code: it parks the thread.
-    ///
-    /// # Errors
-    ///
-    /// As [`acquire`](Self::acquire).
-    pub fn blocking_acquire_with(&self, policy: &Policy) -> Result<PidFileGuard, LockError> {
-        self.publish(Owned::blocking_acquire(
-            &self.spec,
-            Mode::Exclusive,
-            policy,
-        )?)
-    }
+    lock_methods!(PidFileGuard);
 
     /// As [`acquire`](Self::acquire), but that somebody else holds it is an answer: who it is. What portalocker's
     /// `with PidFileLock(..) as pid` does.
@@ -198,14 +119,14 @@ impl PidFileLock {
     /// It says who *wrote* the file. That process may be gone, and its number another's: see
     /// [`read_holder`](Self::read_holder).
     pub fn read_pid(&self) -> Option<u32> {
-        pid_record::read_pid(&self.path)
+        pid_record::read_pid(self.path())
     }
 
     /// The pid in the file, and what is known of the process it was written by.
     ///
     /// It says nothing about the lock: a process may have written its pid and released the lock since.
     pub fn read_holder(&self) -> Option<PidHolder> {
-        pid_record::read_holder(&self.path)
+        pid_record::read_holder(self.path())
     }
 
     fn outcome(
@@ -222,15 +143,6 @@ impl PidFileLock {
             Err(error) => Err(error),
         }
     }
-
-    /// The sidecar is locked: says who did it. If that fails, dropping `owned` frees it.
-    fn publish(&self, owned: Owned) -> Result<PidFileGuard, LockError> {
-        pid_record::write(&self.path, owned.file()).map_err(|error| owned.failed(error))?;
-        Ok(PidFileGuard {
-            owned,
-            path: self.path.clone(),
-        })
-    }
 }
 
 /// A pid file that is held.
@@ -241,35 +153,8 @@ impl PidFileLock {
 /// [`release`](Self::release) reports it.
 #[derive(Debug)]
 #[must_use = "the lock is released as soon as the guard is dropped"]
-pub struct PidFileGuard {
-    owned: Owned,
-    path: PathBuf,
-}
+pub struct PidFileGuard(Owned);
 
 impl PidFileGuard {
-    /// The pid file, as an absolute path.
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-
-    /// An error if the lock file was removed or replaced: then a second instance may run.
-    ///
-    /// It looks at the file system; what it found is true for that moment.
-    ///
-    /// # Errors
-    ///
-    /// [`LockError::Lost`]; [`LockError::Backend`] if the file system can't be asked.
-    pub fn ensure_held(&self) -> Result<(), LockError> {
-        self.owned.ensure_held()
-    }
-
-    /// Removes both files and frees the lock, and says how that went. The lock is freed in any case.
-    ///
-    /// # Errors
-    ///
-    /// [`LockError::Lost`] if the lock file had been removed or replaced, and a second instance may have run.
-    /// [`LockError::Backend`] with the first failure, if a file could not be removed or the system refused to unlock it.
-    pub fn release(self) -> Result<(), LockError> {
-        self.owned.release()
-    }
+    guard_methods!();
 }

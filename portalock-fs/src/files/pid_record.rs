@@ -13,6 +13,7 @@ use std::{
 };
 
 use portalock_core::{Holder, clock};
+use serde::{Deserialize, Serialize};
 
 use super::temp_file::TempFile;
 use crate::{
@@ -66,8 +67,8 @@ impl PidHolder {
     }
 }
 
-/// One process, told from all others: the line in the sidecar.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// One process, told from all others: the line of JSON in the sidecar.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Record {
     pid: u32,
     life: ProcessLife,
@@ -84,25 +85,8 @@ impl Record {
         })
     }
 
-    fn to_line(&self) -> String {
-        let Self { pid, life, host } = self;
-        format!(
-            "{pid} {} {} {} {host}\n",
-            life.start, life.boot, life.namespace
-        )
-    }
-
     fn from_line(line: &str) -> Option<Self> {
-        let mut words = line.trim_end().splitn(5, ' ');
-        Some(Self {
-            pid: words.next()?.parse().ok()?,
-            life: ProcessLife {
-                start: words.next()?.parse().ok()?,
-                boot: words.next()?.to_owned(),
-                namespace: words.next()?.to_owned(),
-            },
-            host: words.next()?.to_owned(),
-        })
+        serde_json::from_str(line).ok()
     }
 
     fn state(&self) -> PidState {
@@ -137,9 +121,9 @@ pub(crate) fn sidecar_of(pid_file: &Path) -> PathBuf {
 /// Says that this process holds: first in the locked sidecar, then, in one step, in the pid file.
 pub(crate) fn write(pid_file: &Path, mut sidecar: &File) -> Result<(), FsError> {
     if let Some(record) = Record::of_this_process() {
-        sidecar
-            .set_len(0)
-            .and_then(|()| sidecar.write_all(record.to_line().as_bytes()))
+        let emptied = sidecar.set_len(0);
+        emptied
+            .and_then(|()| sidecar.write_all(&serde_json::to_vec(&record)?))
             .map_err(|error| FsError::new("write", error).at(sidecar_of(pid_file)))?;
     }
     let directory = pid_file.parent().unwrap_or(pid_file);
@@ -168,47 +152,38 @@ pub(crate) fn read_holder(pid_file: &Path) -> Option<PidHolder> {
 
 fn holder_by(pid_file: &Path, record: Option<&Record>) -> Option<PidHolder> {
     let pid = read_pid(pid_file)?;
-    let holder = match record {
-        Some(record) if record.pid == pid => PidHolder {
-            pid,
-            state: record.state(),
+    let recorded = record.map(|record| PidHolder {
+        pid: record.pid,
+        state: record.state(),
+    });
+    // One that runs has the lock, and is about to replace what a dead one left in the pid file.
+    let told = recorded.filter(|told| told.pid == pid || told.state == PidState::Running);
+    Some(told.unwrap_or_else(|| PidHolder {
+        pid,
+        state: match sys::process_exists(pid) {
+            Some(false) => PidState::Gone,
+            _ => PidState::Unknown,
         },
-        // It has the lock, and is about to replace what a dead one left in the pid file.
-        Some(record) if record.state() == PidState::Running => PidHolder {
-            pid: record.pid,
-            state: PidState::Running,
-        },
-        _ => PidHolder {
-            pid,
-            state: match sys::process_exists(pid) {
-                Some(false) => PidState::Gone,
-                _ => PidState::Unknown,
-            },
-        },
-    };
-    Some(holder)
+    }))
 }
 
-/// The holder of a lock that is held, if what is written can be true of it. `file` is the sidecar: opening and closing it once more
+/// The holder of a lock that is held, if what is written can be true of it. The sidecar is open: opening and closing it once more
 /// would wake all who wait for it.
-pub(crate) fn holder_beside(sidecar: &Path, file: &File) -> Option<Holder> {
-    let pid_file = sidecar.with_extension("");
+pub(crate) fn holder_beside(pid_file: &Path, sidecar: &File) -> Option<Holder> {
     let mut line = [0; LONGEST];
-    let length = sys::read_at(file, &mut line, 0).unwrap_or_default();
+    let length = sys::read_at(sidecar, &mut line, 0).unwrap_or_default();
     let record = str::from_utf8(&line[..length])
         .ok()
         .and_then(Record::from_line);
-    let holder = holder_by(&pid_file, record.as_ref()).filter(PidHolder::may_be_holding)?;
-    let (_, written) = read(&pid_file)?;
+    let holder = holder_by(pid_file, record.as_ref()).filter(PidHolder::may_be_holding)?;
+    let (_, written) = read(pid_file)?;
     let host = record
         .filter(|record| record.pid == holder.pid)
-        .map(|record| record.host.into());
-    Some(Holder::new(
-        host.unwrap_or_else(|| Holder::this_process(None).host),
-        holder.pid,
-        None,
-        written,
-    ))
+        .map_or_else(
+            || Holder::this_process(None).host,
+            |record| record.host.into(),
+        );
+    Some(Holder::new(host, holder.pid, None, written))
 }
 
 /// A short text file, and when it was written.
@@ -265,12 +240,15 @@ mod tests {
     #[test]
     fn pid_file_tells_a_reused_pid() {
         let here = Record::of_this_process().unwrap();
-        assert_eq!(Record::from_line(&here.to_line()), Some(here.clone()));
+        assert_eq!(
+            Record::from_line(&serde_json::to_string(&here).unwrap()),
+            Some(here.clone())
+        );
         let state_of = |change: &dyn Fn(&mut Record)| {
             let mut record = here.clone();
             change(&mut record);
             let (_dir, path) = written(record.pid.to_string());
-            std::fs::write(sidecar_of(&path), record.to_line()).unwrap();
+            std::fs::write(sidecar_of(&path), serde_json::to_string(&record).unwrap()).unwrap();
             read_holder(&path).unwrap().state
         };
         assert_eq!(state_of(&|_| {}), PidState::Running);
@@ -305,7 +283,7 @@ mod tests {
     fn between_lock_and_pid_the_new_holder_is_named() {
         let (_dir, path) = written("1");
         let here = Record::of_this_process().unwrap();
-        std::fs::write(sidecar_of(&path), here.to_line()).unwrap();
+        std::fs::write(sidecar_of(&path), serde_json::to_string(&here).unwrap()).unwrap();
         assert_eq!(read_holder(&path).unwrap().pid, here.pid);
     }
 }

@@ -3,9 +3,9 @@
 use std::{fs::File, ops::Deref, sync::Arc};
 
 use futures_util::FutureExt;
-use portalock_core::{Lock, LockError, Policy, ReentrantGuard, ReentrantLock, blocking};
+use portalock_core::{LockError, Policy, ReentrantGuard, ReentrantLock, blocking};
 
-use super::{acquisition::Acquisition, file_lock::FileLock, spec::Spec};
+use super::{acquisition::Acquisition, file_lock::FileLock, owned::failed};
 use crate::locking::{FsError, FsErrorKind, LockFile};
 
 /// A [`FileLock`] that is locked once and then counted, and hands out the same open file each time. portalocker's `RLock`.
@@ -42,11 +42,9 @@ impl ReentrantFileLock {
     ///
     /// [`LockError::InvalidName`] if the file's path can't be a lock's name.
     pub fn new(lock: FileLock) -> Result<Self, LockError> {
-        let (spec, policy): (Spec, Policy) = lock.into_parts();
-        let name = spec.name()?;
         Ok(Self {
-            lock: ReentrantLock::new(Lock::new(Acquisition::of(spec), name)?),
-            policy,
+            lock: ReentrantLock::new(Acquisition::lock_on(lock.spec)?),
+            policy: lock.policy,
         })
     }
 
@@ -92,10 +90,7 @@ impl ReentrantFileLock {
     }
 
     fn failed(&self, error: FsError) -> LockError {
-        LockError::Backend {
-            name: self.lock.lock().name().clone(),
-            source: error.into(),
-        }
+        failed(self.lock.lock().name().clone(), error)
     }
 }
 

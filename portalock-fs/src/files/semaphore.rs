@@ -1,8 +1,10 @@
 //! At most so many at once: a semaphore of slot files.
 
 use std::{
-    env, io,
-    path::{Component, Path, PathBuf},
+    env,
+    ffi::OsStr,
+    io,
+    path::{Path, PathBuf},
 };
 
 use portalock_core::{Lock, LockError, LockName, Mode, Permits, Policy};
@@ -10,7 +12,7 @@ use portalock_core::{Lock, LockError, LockName, Mode, Permits, Policy};
 use super::{
     acquisition::Acquisition,
     file_mode::FileMode,
-    owned::{Owned, once},
+    owned::{Owned, failed, once},
     spec::Spec,
 };
 use crate::locking::{FsError, FsErrorKind, LockKind};
@@ -26,8 +28,7 @@ use crate::locking::{FsError, FsErrorKind, LockKind};
 /// - Several permits are taken all or none. There is no queue: who asks at the right moment is served.
 /// - The slots are tried in the order of their numbers, so that few permits in use mean few files. With
 ///   [`in_random_order`](Self::in_random_order) each attempt starts anywhere, which spreads many contenders out.
-/// - A missing directory is a clear error, and the next attempt after it was created succeeds;
-///   [`creating_directory`](Self::creating_directory) creates it.
+/// - A missing directory is a clear error, and the next attempt after it was created succeeds.
 /// - A slot file that is deleted while it is held lets one more in. The default directory is the system's temporary
 ///   one, as portalocker's is: for what runs long, choose one that no cleaner visits.
 ///
@@ -51,7 +52,6 @@ pub struct BoundedSemaphore {
     directory: PathBuf,
     kind: LockKind,
     random_order: bool,
-    create_directory: bool,
     capacity: u32,
     policy: Policy,
 }
@@ -69,22 +69,16 @@ impl BoundedSemaphore {
             directory: env::temp_dir(),
             kind: LockKind::default(),
             random_order: false,
-            create_directory: false,
             capacity,
             policy: Policy::default(),
         };
         Permits::new(1, capacity)?;
         let lock_name = LockName::new(&semaphore.name)?;
         let file_name = semaphore.file_name(0);
-        let mut parts = Path::new(&file_name).components();
-        if !matches!((parts.next(), parts.next()), (Some(Component::Normal(part)), None) if part == file_name.as_str())
-        {
+        if Path::new(&file_name).file_name() != Some(OsStr::new(&file_name)) {
             let error = io::Error::from(io::ErrorKind::InvalidInput);
             let error = FsError::with_kind(FsErrorKind::BadName, "use", error).at(&semaphore.name);
-            return Err(LockError::Backend {
-                name: lock_name,
-                source: error.into(),
-            });
+            return Err(failed(lock_name, error));
         }
         Ok(semaphore)
     }
@@ -109,13 +103,6 @@ impl BoundedSemaphore {
     pub fn in_directory(mut self, directory: impl AsRef<Path>) -> Result<Self, FsError> {
         self.directory = Spec::new(directory.as_ref())?.path;
         Ok(self)
-    }
-
-    /// Creates the directory if it is missing. Default: a missing directory is an error.
-    #[must_use]
-    pub const fn creating_directory(mut self) -> Self {
-        self.create_directory = true;
-        self
     }
 
     /// Tries the slots in an order that is random each time. Default: by number.
@@ -187,7 +174,7 @@ impl BoundedSemaphore {
     /// As [`acquire`](Self::acquire).
     pub async fn acquire_many(&self, count: u32) -> Result<SlotGuard, LockError> {
         let (lock, permits) = self.lock(count)?;
-        let owned = Owned::acquire_by(lock, Mode::Exclusive, &self.policy).await?;
+        let owned = Owned::acquire(lock, Mode::Exclusive, &self.policy).await?;
         Ok(SlotGuard { owned, permits })
     }
 
@@ -229,28 +216,21 @@ impl BoundedSemaphore {
 
     fn blocking(&self, count: u32, policy: &Policy) -> Result<SlotGuard, LockError> {
         let (lock, permits) = self.lock(count)?;
-        let owned = Owned::blocking_acquire_by(lock, Mode::Exclusive, policy)?;
+        let owned = Owned::blocking_acquire(lock, Mode::Exclusive, policy)?;
         Ok(SlotGuard { owned, permits })
     }
 
-    /// One acquisition of `count` slots. Makes the directory if that was asked for.
+    /// One acquisition of `count` slots.
     fn lock(&self, count: u32) -> Result<(Lock<Acquisition>, Permits), LockError> {
         let permits = Permits::new(count, self.capacity)?;
         let name = LockName::new(&self.name)?;
-        let slots = self.slots().map_err(|error| LockError::Backend {
-            name: name.clone(),
-            source: error.into(),
-        })?;
+        let slots = self.slots().map_err(|error| failed(name.clone(), error))?;
         let acquisition = Acquisition::of_some(slots, count as usize);
         Ok((Lock::new(acquisition, name)?, permits))
     }
 
     /// The slot files, in the order in which they are tried.
     fn slots(&self) -> Result<Vec<Spec>, FsError> {
-        if self.create_directory {
-            std::fs::create_dir_all(&self.directory)
-                .map_err(|error| FsError::new("create the directory", error).at(&self.directory))?;
-        }
         let mut slots = Vec::new();
         for path in self.paths() {
             let mut slot = Spec::new(&path)?;

@@ -9,7 +9,7 @@ use std::{
 
 use portalock_core::{Holder, LockError, LockName, Loss};
 
-use super::file_mode::FileMode;
+use super::{file_mode::FileMode, pid_record};
 use crate::{
     locking::{FsError, FsErrorKind, Location, LockFile, LockKind},
     sys::{self, Origin, Seen},
@@ -31,26 +31,10 @@ pub(crate) struct Spec {
     pub(crate) kind: LockKind,
     /// Whether the path may be a symbolic link, and the file have other names.
     pub(crate) follow: bool,
-    pub(crate) ending: Ending,
-    pub(crate) witness: Witness,
-}
-
-/// What a release leaves behind.
-#[derive(Debug, Clone)]
-pub(crate) enum Ending {
-    /// The file stays.
-    Keep,
-    /// The file is removed, after its companion if there is one.
-    Remove { companion: Option<PathBuf> },
-}
-
-/// Who can say who holds the file.
-#[derive(Debug, Clone, Copy)]
-pub(crate) enum Witness {
-    /// The operating system, where it tells.
-    System,
-    /// Whoever wrote this down when they took the lock.
-    Written(fn(&Path, &File) -> Option<Holder>),
+    /// Whether a release removes the file.
+    pub(crate) goes_with_lock: bool,
+    /// Where whoever locks the file says so, and where others read who holds it. It goes with the lock too.
+    pub(crate) pid_file: Option<PathBuf>,
 }
 
 impl Spec {
@@ -74,8 +58,8 @@ impl Spec {
             options: None,
             kind: LockKind::default(),
             follow: true,
-            ending: Ending::Keep,
-            witness: Witness::System,
+            goes_with_lock: false,
+            pid_file: None,
         }
     }
 
@@ -92,32 +76,34 @@ impl Spec {
         Ok(LockName::new(&path[start..])?)
     }
 
-    /// Whether the file is emptied once it is locked.
-    pub(crate) const fn truncates(&self) -> bool {
-        self.options.is_none() && self.mode.truncates()
+    /// The path that the user gave.
+    pub(crate) fn given_path(&self) -> &Path {
+        self.pid_file.as_ref().unwrap_or(&self.path)
+    }
+
+    /// What is to be done once the file is locked, and never before.
+    pub(crate) fn begin(&self, file: &File) -> Result<(), FsError> {
+        if self.options.is_none() && self.mode.truncates() {
+            let emptied = file.set_len(0);
+            emptied.map_err(|error| self.at(FsError::new("empty", error)))?;
+        }
+        match &self.pid_file {
+            Some(pid_file) => pid_record::write(pid_file, file),
+            None => Ok(()),
+        }
     }
 
     /// Who holds the file, if that can be told.
-    pub(crate) fn holder(&self, file: Option<&LockFile>) -> Option<Holder> {
-        let file = file?.file();
-        match self.witness {
-            Witness::System => sys::lock_holder(file),
-            Witness::Written(read) => read(&self.path, file),
+    pub(crate) fn holder(&self, file: &File) -> Option<Holder> {
+        match &self.pid_file {
+            Some(pid_file) => pid_record::holder_beside(pid_file, file),
+            None => sys::lock_holder(file),
         }
     }
 
     /// What has happened if the path no longer names the locked file.
     pub(crate) fn loss(&self) -> Loss {
         Loss::Removed(format!("{} was removed or replaced", self.path.display()).into())
-    }
-
-    pub(crate) fn failed(&self, action: &'static str, error: io::Error) -> FsError {
-        let kind = match FsErrorKind::of(&error) {
-            // What Windows says of a directory.
-            FsErrorKind::PermissionDenied if self.path.is_dir() => FsErrorKind::NotAFile,
-            kind => kind,
-        };
-        self.at(FsError::with_kind(kind, action, error))
     }
 }
 
@@ -134,9 +120,10 @@ impl Location for Spec {
             sys::set_open_flags(&mut options, self.follow);
             options
         });
-        let file = sys::patiently(|| options.open(&self.path))
-            .map_err(|error| self.failed("open", error))?;
-        LockFile::regular(file, kind, origin, !self.follow).map_err(|error| self.at(error))
+        sys::patiently(|| options.open(&self.path))
+            .map_err(|error| FsError::open(error, || self.path.is_dir()))
+            .and_then(|file| LockFile::regular(file, kind, origin, !self.follow))
+            .map_err(|error| self.at(error))
     }
 
     fn look(&self) -> io::Result<Seen> {

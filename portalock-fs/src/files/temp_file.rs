@@ -11,9 +11,6 @@ use crate::{
     sys::{self, Origin},
 };
 
-/// With 64 random bits per name this is only ever reached where randomness is broken.
-const NAMES: usize = 1000;
-
 /// An open file under a name of its own, removed when dropped unless it is kept or moved.
 #[derive(Debug)]
 pub(crate) struct TempFile {
@@ -29,8 +26,7 @@ impl TempFile {
     ///
     /// The name has a fixed length, whatever the destination's is: that may be as long as the file system allows.
     pub(crate) fn create_in(directory: &Path) -> Result<Self, FsError> {
-        let mut last = io::Error::other("no random name was free");
-        for _ in 0..NAMES {
+        loop {
             let path = directory.join(format!(".portalock.{:016x}.tmp", fastrand::u64(..)));
             let mut options = OpenOptions::new();
             match options.read(true).write(true).create_new(true).open(&path) {
@@ -41,11 +37,11 @@ impl TempFile {
                         owner: Some(Origin::here()),
                     });
                 }
-                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => last = error,
+                // A forked child draws the numbers that its parent draws.
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
                 Err(error) => return Err(FsError::new("create a file in", error).at(directory)),
             }
         }
-        Err(FsError::new("create a file in", last).at(directory))
     }
 
     pub(crate) fn file(&self) -> &File {
@@ -58,7 +54,7 @@ impl TempFile {
 
     /// Brings what was written to the disk.
     pub(crate) fn sync(&self) -> Result<(), FsError> {
-        sync(&self.file).map_err(|error| FsError::new("sync", error).at(&self.path))
+        sys::sync(&self.file).map_err(|error| FsError::new("sync", error).at(&self.path))
     }
 
     /// Moves it to `path`, over what may stand there.
@@ -90,20 +86,5 @@ impl Drop for TempFile {
         if let Err(error) = std::fs::remove_file(&self.path) {
             tracing::warn!(path = %self.path.display(), %error, "a temporary file was left behind");
         }
-    }
-}
-
-/// Some file systems have nothing to sync and say so: no failure.
-fn sync(file: &File) -> io::Result<()> {
-    match file.sync_all() {
-        Err(error)
-            if matches!(
-                error.kind(),
-                io::ErrorKind::InvalidInput | io::ErrorKind::Unsupported
-            ) =>
-        {
-            Ok(())
-        }
-        done => done,
     }
 }

@@ -5,9 +5,11 @@ use std::{fs::File, path::Path};
 use portalock_core::{LockError, Mode, Policy};
 
 use super::{
+    acquisition::Acquisition,
     file_mode::FileMode,
+    forms::{guard_methods, lock_methods},
     owned::{Owned, once},
-    spec::{Ending, Spec},
+    spec::Spec,
 };
 use crate::locking::{FsError, LockKind};
 
@@ -57,19 +59,12 @@ impl TemporaryFileLock {
         let mut spec = Spec::new(path.as_ref())?;
         spec.mode = FileMode::WriteRead;
         spec.follow = false;
-        spec.ending = Ending::Remove { companion: None };
+        spec.goes_with_lock = true;
         Ok(Self {
             spec,
             share: Mode::Exclusive,
             policy: Policy::default().with_fail_when_locked(true),
         })
-    }
-
-    /// Sets how [`acquire`](Self::acquire) waits. Default: 5 s, but fails at once when locked.
-    #[must_use]
-    pub fn with_policy(mut self, policy: Policy) -> Self {
-        self.policy = policy;
-        self
     }
 
     /// Locks shared rather than exclusively: others may share it, none may hold it exclusively. Default exclusive.
@@ -83,74 +78,7 @@ impl TemporaryFileLock {
         self
     }
 
-    /// Sets which of the system's locks to use. Default [`LockKind::Flock`].
-    #[must_use]
-    pub const fn with_kind(mut self, kind: LockKind) -> Self {
-        self.spec.kind = kind;
-        self
-    }
-
-    /// The lock file, as an absolute path.
-    pub fn path(&self) -> &Path {
-        &self.spec.path
-    }
-
-    /// Creates the file if need be, and locks it, waiting as the lock's policy says.
-    ///
-    /// # Errors
-    ///
-    /// - [`LockError::AlreadyLocked`] if somebody else holds it and the policy says to fail when locked, as it does by
-    ///   default; [`LockError::Timeout`] if it says to wait. Both name the holder's pid where the system tells (Linux).
-    /// - [`LockError::Backend`] at once if the file can't be created or locked at all.
-    ///
-    /// # Cancel safety
-    ///
-    /// Safe: what was opened is closed. An empty file that nobody locks may stay behind.
-    pub async fn acquire(&self) -> Result<TemporaryGuard, LockError> {
-        self.acquire_with(&self.policy).await
-    }
-
-    /// As [`acquire`](Self::acquire), waiting as `policy` says.
-    ///
-    /// # Errors
-    ///
-    /// As [`acquire`](Self::acquire).
-    ///
-    /// # Cancel safety
-    ///
-    /// As [`acquire`](Self::acquire).
-    pub async fn acquire_with(&self, policy: &Policy) -> Result<TemporaryGuard, LockError> {
-        Owned::acquire(&self.spec, self.share, policy)
-            .await
-            .map(TemporaryGuard)
-    }
-
-    /// Locks it if it is free. It does not wait, so there is nothing async about it.
-    ///
-    /// # Errors
-    ///
-    /// [`LockError::AlreadyLocked`] if somebody else holds it; [`LockError::Backend`] as [`acquire`](Self::acquire).
-    pub fn try_acquire(&self) -> Result<TemporaryGuard, LockError> {
-        self.blocking_acquire_with(&once())
-    }
-
-    /// [`acquire`](Self::acquire) for synchronous code: it parks the thread.
-    ///
-    /// # Errors
-    ///
-    /// As [`acquire`](Self::acquire).
-    pub fn blocking_acquire(&self) -> Result<TemporaryGuard, LockError> {
-        self.blocking_acquire_with(&self.policy)
-    }
-
-    /// [`acquire_with`](Self::acquire_with) for synchronous code: it parks the thread.
-    ///
-    /// # Errors
-    ///
-    /// As [`acquire`](Self::acquire).
-    pub fn blocking_acquire_with(&self, policy: &Policy) -> Result<TemporaryGuard, LockError> {
-        Owned::blocking_acquire(&self.spec, self.share, policy).map(TemporaryGuard)
-    }
+    lock_methods!(TemporaryGuard);
 }
 
 /// A temporary lock that is held.
@@ -170,30 +98,5 @@ impl TemporaryGuard {
         self.0.file()
     }
 
-    /// The lock file, as an absolute path.
-    pub fn path(&self) -> &Path {
-        self.0.path()
-    }
-
-    /// An error if the lock file was removed or replaced: then somebody else may hold the lock too. A cleaner of `/tmp`
-    /// does that.
-    ///
-    /// It looks at the file system; what it found is true for that moment.
-    ///
-    /// # Errors
-    ///
-    /// [`LockError::Lost`]; [`LockError::Backend`] if the file system can't be asked.
-    pub fn ensure_held(&self) -> Result<(), LockError> {
-        self.0.ensure_held()
-    }
-
-    /// Removes the file and unlocks it, and says how that went. It is unlocked in any case.
-    ///
-    /// # Errors
-    ///
-    /// [`LockError::Lost`] if the lock file had been removed or replaced, and somebody else may have held the lock too.
-    /// [`LockError::Backend`] if the file could not be removed, or the system refused to unlock it.
-    pub fn release(self) -> Result<(), LockError> {
-        self.0.release()
-    }
+    guard_methods!();
 }

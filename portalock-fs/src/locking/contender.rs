@@ -27,12 +27,9 @@ impl Contender {
         mut watch: impl FnMut(&LockFile) -> Option<Registration>,
     ) -> Result<Option<LockFile>, FsError> {
         for _ in 0..REPLACED {
-            let (file, watching) = match std::mem::take(self) {
-                Self {
-                    file: Some(file),
-                    watching,
-                } => (file, watching),
-                Self { file: None, .. } => (place.open()?, None),
+            let (file, watching) = match (self.file.take(), self.watching.take()) {
+                (Some(file), watching) => (file, watching),
+                (None, _) => (place.open()?, None),
             };
             let locked = file.try_lock(mode).map_err(|error| place.at(error))?;
             // A file that was deleted or replaced between opening and locking excludes nobody who opens it anew.

@@ -4,6 +4,8 @@ use std::{error::Error, fmt, io, path::Path, sync::Arc};
 
 use portalock_core::{BackendError, BackendErrorKind};
 
+use crate::sys::{self, says};
+
 /// Why a file system did not do what a lock needs.
 ///
 /// A lock that somebody else holds is not among them: that is an answer, not a failure.
@@ -56,10 +58,8 @@ pub enum FsErrorKind {
 impl FsErrorKind {
     /// Reads the kind out of what the operating system said.
     pub fn of(error: &io::Error) -> Self {
-        if crate::sys::says_no_locks(error) {
-            return Self::NoLocks;
-        }
         match error.kind() {
+            _ if says(error, sys::NO_LOCKS) => Self::NoLocks,
             io::ErrorKind::ReadOnlyFilesystem => Self::ReadOnly,
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Self::Full,
             io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => Self::Missing,
@@ -73,9 +73,9 @@ impl FsErrorKind {
             | io::ErrorKind::NetworkUnreachable
             | io::ErrorKind::NetworkDown
             | io::ErrorKind::TimedOut => Self::Unavailable,
-            _ if crate::sys::says_too_many_files(error) => Self::TooManyOpenFiles,
-            _ if crate::sys::says_wrong_access(error) => Self::WrongAccess,
-            _ if crate::sys::says_not_a_file(error) => Self::NotAFile,
+            _ if says(error, sys::TOO_MANY_FILES) => Self::TooManyOpenFiles,
+            _ if says(error, sys::WRONG_ACCESS) => Self::WrongAccess,
+            _ if says(error, sys::NOT_A_FILE) => Self::NotAFile,
             _ => Self::Other,
         }
     }
@@ -127,6 +127,15 @@ impl FsError {
             path: None,
             source: Arc::new(source),
         }
+    }
+
+    /// The failure to open a file. Of a directory Windows says that permission is denied.
+    pub(crate) fn open(source: io::Error, is_directory: impl FnOnce() -> bool) -> Self {
+        let kind = match FsErrorKind::of(&source) {
+            FsErrorKind::PermissionDenied if is_directory() => FsErrorKind::NotAFile,
+            kind => kind,
+        };
+        Self::with_kind(kind, "open", source)
     }
 
     /// Says on which file.

@@ -64,10 +64,9 @@ pub enum LockKind {
 /// ```
 pub fn lock<H: AsFilelike>(handle: &H, mode: Mode, kind: LockKind) -> Result<(), FsError> {
     let file = handle.as_filelike_view::<File>();
-    uninterrupted(|| match (kind, mode) {
-        (LockKind::Flock, Mode::Exclusive) => fs4::FileExt::lock(&*file),
-        (LockKind::Flock, Mode::Shared) => fs4::FileExt::lock_shared(&*file),
-        (LockKind::Record, mode) => sys::lock_record(&file, mode),
+    uninterrupted(|| match kind {
+        LockKind::Flock => sys::flock::lock(&file, mode),
+        LockKind::Record => sys::record::lock(&file, mode),
     })
     .map_err(|error| FsError::new("lock", error))
 }
@@ -82,10 +81,9 @@ pub fn lock<H: AsFilelike>(handle: &H, mode: Mode, kind: LockKind) -> Result<(),
 /// As [`lock`].
 pub fn try_lock<H: AsFilelike>(handle: &H, mode: Mode, kind: LockKind) -> Result<bool, FsError> {
     let file = handle.as_filelike_view::<File>();
-    uninterrupted(|| match (kind, mode) {
-        (LockKind::Flock, Mode::Exclusive) => answer(fs4::FileExt::try_lock(&*file)),
-        (LockKind::Flock, Mode::Shared) => answer(fs4::FileExt::try_lock_shared(&*file)),
-        (LockKind::Record, mode) => sys::try_lock_record(&file, mode),
+    uninterrupted(|| match kind {
+        LockKind::Flock => sys::flock::try_lock(&file, mode),
+        LockKind::Record => sys::record::try_lock(&file, mode),
     })
     .map_err(|error| FsError::new("lock", error))
 }
@@ -98,18 +96,10 @@ pub fn try_lock<H: AsFilelike>(handle: &H, mode: Mode, kind: LockKind) -> Result
 pub fn unlock<H: AsFilelike>(handle: &H, kind: LockKind) -> Result<(), FsError> {
     let file = handle.as_filelike_view::<File>();
     uninterrupted(|| match kind {
-        LockKind::Flock => fs4::FileExt::unlock(&*file),
-        LockKind::Record => sys::unlock_record(&file),
+        LockKind::Flock => sys::flock::unlock(&file),
+        LockKind::Record => sys::record::unlock(&file),
     })
     .map_err(|error| FsError::new("unlock", error))
-}
-
-fn answer(tried: Result<(), fs4::TryLockError>) -> io::Result<bool> {
-    match tried {
-        Ok(()) => Ok(true),
-        Err(fs4::TryLockError::WouldBlock) => Ok(false),
-        Err(fs4::TryLockError::Error(error)) => Err(error),
-    }
 }
 
 /// A signal that has a handler interrupts a wait for a lock: it is not a failure.

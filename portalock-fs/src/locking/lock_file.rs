@@ -9,7 +9,7 @@ use super::{
     FsError, FsErrorKind, LockKind,
     handle::{try_lock, unlock},
 };
-use crate::sys::{self, FileId, Origin, Seen};
+use crate::sys::{self, Origin, Seen};
 
 /// Where a lock file is.
 pub(crate) trait Location {
@@ -34,7 +34,7 @@ pub(crate) trait Location {
             return Ok(true);
         }
         match self.look() {
-            Ok(seen) => Ok(seen.id == file.id),
+            Ok(seen) => Ok(seen.id == file.seen.id),
             Err(error) if says_gone(&error) => Ok(false),
             Err(error) => Err(self.at(FsError::new("look for", error))),
         }
@@ -53,7 +53,8 @@ pub(crate) fn says_gone(error: &io::Error) -> bool {
 #[derive(Debug)]
 pub(crate) struct LockFile {
     file: File,
-    id: FileId,
+    /// What it was when it was opened.
+    seen: Seen,
     kind: LockKind,
     /// A forked child has a copy of the file, which has its parent's lock.
     origin: Origin,
@@ -62,7 +63,13 @@ pub(crate) struct LockFile {
 impl LockFile {
     /// Any open file.
     pub(crate) fn of(file: File, kind: LockKind, origin: Origin) -> Result<Self, FsError> {
-        Self::if_right(file, kind, origin, |_| None)
+        let seen = sys::look_at(&file).map_err(|error| FsError::new("look at", error))?;
+        Ok(Self {
+            file,
+            seen,
+            kind,
+            origin,
+        })
     }
 
     /// A regular file; one that `is_ours` to write to must have no second name: that would write to a file elsewhere, and two
@@ -73,31 +80,16 @@ impl LockFile {
         origin: Origin,
         is_ours: bool,
     ) -> Result<Self, FsError> {
-        Self::if_right(file, kind, origin, |seen| {
-            if !seen.is_file {
-                return Some("a directory or a device has its name");
-            }
-            (is_ours && seen.links > 1).then_some("it has a second name, a hard link")
-        })
-    }
-
-    fn if_right(
-        file: File,
-        kind: LockKind,
-        origin: Origin,
-        wrong: impl FnOnce(&Seen) -> Option<&'static str>,
-    ) -> Result<Self, FsError> {
-        let seen = sys::look_at(&file).map_err(|error| FsError::new("look at", error))?;
-        if let Some(what) = wrong(&seen) {
-            let cause = io::Error::other(what);
-            return Err(FsError::with_kind(FsErrorKind::NotAFile, "lock", cause));
-        }
-        Ok(Self {
-            file,
-            id: seen.id,
-            kind,
-            origin,
-        })
+        let file = Self::of(file, kind, origin)?;
+        let wrong = if !file.seen.is_file {
+            "a directory or a device has its name"
+        } else if is_ours && file.seen.links > 1 {
+            "it has a second name, a hard link"
+        } else {
+            return Ok(file);
+        };
+        let cause = io::Error::other(wrong);
+        Err(FsError::with_kind(FsErrorKind::NotAFile, "lock", cause))
     }
 
     pub(crate) const fn file(&self) -> &File {

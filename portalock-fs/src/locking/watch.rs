@@ -9,39 +9,37 @@ use cap_std::fs::Dir;
 use portalock_core::WakeSender;
 
 use super::lock_file::LockFile;
-use crate::sys::{Registration, Watched, Watcher};
+use crate::sys::{Change, Registration, Watched, Watcher};
 
 /// A directory that is watched for as long as this lives.
 #[derive(Debug)]
 pub(crate) struct DirectoryWatch {
     watcher: Arc<Watcher>,
     _registration: Registration,
-    target: Weak<dyn Watched>,
+    told: Weak<dyn Watched>,
 }
 
 impl DirectoryWatch {
     /// Starts to watch. An error where this system, or its limits, can't do it.
-    pub(crate) fn new(dir: &Dir, target: Weak<dyn Watched>) -> io::Result<Self> {
+    pub(crate) fn new(dir: &Dir, told: Weak<dyn Watched>) -> io::Result<Self> {
         let watcher = Watcher::shared()?;
-        let registration = Watcher::watch_directory(&watcher, dir, target.clone())?;
         Ok(Self {
+            _registration: watcher.watch_directory(dir, told.clone())?,
             watcher,
-            _registration: registration,
-            target,
+            told,
         })
     }
 
-    /// Makes sure that what happens is heard: there is no thread before something is held or waited for.
-    pub(crate) fn start(&self) -> io::Result<()> {
-        Watcher::start(&self.watcher)?;
+    /// Has whoever is told [look](Watched::look) from now on.
+    pub(crate) fn keep_looking(&self) {
         self.watcher.keep_looking();
-        Ok(())
     }
 
     /// Watches one lock file for being closed.
     pub(crate) fn watch_file(&self, file: &LockFile, name: &str) -> io::Result<Registration> {
-        self.start()?;
-        Watcher::watch_file(&self.watcher, file.file(), name, self.target.clone())
+        self.keep_looking();
+        let told = self.told.clone();
+        self.watcher.watch_file(file.file(), name, told)
     }
 }
 
@@ -73,26 +71,13 @@ impl Line {
     /// Wakes the waiter whenever somebody closes `file`.
     pub(crate) fn watch_file(&self, file: &LockFile) -> io::Result<Registration> {
         let told: Weak<Told> = Arc::downgrade(&self.told);
-        Watcher::start(&self.watcher)?;
-        Watcher::watch_file(&self.watcher, file.file(), "", told)
+        self.watcher.watch_file(file.file(), "", told)
     }
 }
 
 impl Watched for Told {
-    fn closed(&self, _file: &str) {
+    /// Each attempt looks at the path itself.
+    fn tell(&self, _change: &Change) {
         self.0.wake();
-    }
-
-    fn replaced(&self, _file: &str) {
-        self.0.wake();
-    }
-
-    fn everything_changed(&self) {
-        self.0.wake();
-    }
-
-    fn look(&self) -> bool {
-        // Each attempt looks at the path itself.
-        false
     }
 }

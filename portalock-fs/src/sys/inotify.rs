@@ -4,12 +4,14 @@
 
 use std::{
     collections::HashMap,
-    fmt,
     fs::File,
     io,
     mem::MaybeUninit,
     os::fd::{AsFd, AsRawFd, OwnedFd},
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{AtomicBool, Ordering},
+    },
     thread::JoinHandle,
     time::{Duration, Instant},
 };
@@ -21,53 +23,47 @@ use rustix::{
     io::Errno,
 };
 
-use super::{Origin, Watched};
+use super::{Change, Origin, Watched};
 
 /// The events of at least a hundred files, or of one with the longest name.
 const BUFFER: usize = 4096;
 
-/// After it has told of a file, the thread stays up for so long (2 ms), and then ends the watches that nobody needs any
-/// more. Who has just been woken by one has better things to do: ending it is a slow call that wakes the thread again.
-const LINGER: Timespec = Timespec {
-    tv_sec: 0,
-    tv_nsec: 2_000_000,
-};
-/// How many such watches there may be until then. The system counts a user's watches.
-const MOST_ABANDONED: usize = 64;
-
 /// How often the thread looks whether paths still lead to the directories in which something is held.
 const LOOKS_EVERY: Duration = Duration::from_millis(250);
 
-/// The process's watcher, for as long as a backend uses it.
+/// The process's watcher, for as long as somebody uses it.
 static SHARED: Mutex<Weak<Watcher>> = Mutex::new(Weak::new());
 
-/// An inotify instance, and the thread that reads it.
+/// An inotify instance, and the thread that reads it until this is dropped.
+#[derive(Debug)]
 pub(crate) struct Watcher {
+    watches: Arc<Watches>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// What the thread has too.
+#[derive(Debug)]
+struct Watches {
     events: OwnedFd,
-    /// Has the thread read its orders in the registry.
+    /// Has the thread read its orders.
     orders: OwnedFd,
-    registry: Arc<Mutex<Registry>>,
-    thread: Mutex<Option<JoinHandle<()>>>,
+    /// Order: the thread is to end.
+    stops: AtomicBool,
+    /// Order: the thread looks from time to time whether paths still lead where they did.
+    looks: AtomicBool,
+    registry: Mutex<Registry>,
     /// A forked child shares the instance with its parent but has no thread: it must neither use nor end anything here.
     origin: Origin,
 }
 
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct Registry {
     /// By watch descriptor. Two backends on one directory, or two waiters on one file, share a descriptor.
     targets: HashMap<i32, Vec<Target>>,
     next_id: u64,
-    /// Order: the thread is to end.
-    stops: bool,
-    /// Order: the thread looks from time to time whether paths still lead where they did.
-    looks: bool,
-    /// The thread looks at `abandoned` soon.
-    lingers: bool,
-    /// Descriptors that had no target left at some time. Each may have got another one since.
-    abandoned: Vec<i32>,
 }
 
-#[derive(Clone)]
+#[derive(Debug, Clone)]
 struct Target {
     id: u64,
     /// The file that is watched; none for a directory, whose events name theirs.
@@ -75,27 +71,19 @@ struct Target {
     told: Weak<dyn Watched>,
 }
 
-/// One watch: it ends when this is dropped.
+/// One watch: nobody is told of anything once this is dropped.
+#[derive(Debug)]
 pub(crate) struct Registration {
-    watcher: Weak<Watcher>,
+    watches: Arc<Watches>,
     descriptor: i32,
     id: u64,
-}
-
-/// One event, and whom it concerns.
-struct News {
-    target: Target,
-    flags: ReadFlags,
-    name: Option<Arc<str>>,
 }
 
 impl Watcher {
     pub(crate) fn shared() -> io::Result<Arc<Self>> {
         let mut shared = lock(&SHARED);
-        if let Some(watcher) = shared
-            .upgrade()
-            .filter(|watcher| !watcher.origin.is_elsewhere())
-        {
+        let present = shared.upgrade();
+        if let Some(watcher) = present.filter(|watcher| !watcher.watches.origin.is_elsewhere()) {
             return Ok(watcher);
         }
         let watcher = Arc::new(Self::new()?);
@@ -104,50 +92,32 @@ impl Watcher {
     }
 
     fn new() -> io::Result<Self> {
-        Ok(Self {
+        let watches = Arc::new(Watches {
             events: inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?,
             orders: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
-            registry: Arc::default(),
-            thread: Mutex::default(),
+            stops: AtomicBool::new(false),
+            looks: AtomicBool::new(false),
+            registry: Mutex::default(),
             origin: Origin::here(),
+        });
+        let read = watches.clone();
+        let thread = std::thread::Builder::new()
+            .name("portalock-watch".to_owned())
+            .stack_size(256 * 1024)
+            .spawn(move || read.run())?;
+        Ok(Self {
+            watches,
+            thread: Some(thread),
         })
-    }
-
-    /// Starts the thread, unless it runs.
-    pub(crate) fn start(this: &Arc<Self>) -> io::Result<()> {
-        let mut thread = lock(&this.thread);
-        if thread.is_some() {
-            return Ok(());
-        }
-        let events = this.events.try_clone()?;
-        let orders = this.orders.try_clone()?;
-        let registry = this.registry.clone();
-        // The thread must not keep the watcher alive: its end is what stops the thread.
-        *thread = Some(
-            std::thread::Builder::new()
-                .name("portalock-watch".to_owned())
-                .stack_size(256 * 1024)
-                .spawn(move || run(&events, &orders, &registry))?,
-        );
-        Ok(())
     }
 
     /// Has the thread look from time to time, for as long as anybody needs it.
     pub(crate) fn keep_looking(&self) {
-        let mut registry = lock(&self.registry);
-        if !registry.looks {
-            registry.looks = true;
-            self.order();
-        }
-    }
-
-    fn order(&self) {
-        // It fails only if there are orders that have not been read for ever.
-        let _ = rustix::io::write(&self.orders, &1_u64.to_ne_bytes());
+        self.watches.order(&self.watches.looks);
     }
 
     pub(crate) fn watch_directory(
-        this: &Arc<Self>,
+        &self,
         dir: &Dir,
         told: Weak<dyn Watched>,
     ) -> io::Result<Registration> {
@@ -157,21 +127,21 @@ impl Watcher {
             | WatchFlags::DELETE_SELF
             | WatchFlags::MOVE_SELF
             | WatchFlags::ONLYDIR;
-        Self::add(this, dir, flags, None, told)
+        self.add(dir, flags, None, told)
     }
 
     /// Watches one file for being closed by anybody, also by those who only read it, as flock(1) does.
     pub(crate) fn watch_file(
-        this: &Arc<Self>,
+        &self,
         file: &File,
         name: &str,
         told: Weak<dyn Watched>,
     ) -> io::Result<Registration> {
-        Self::add(this, file, WatchFlags::CLOSE, Some(name.into()), told)
+        self.add(file, WatchFlags::CLOSE, Some(name.into()), told)
     }
 
     fn add(
-        this: &Arc<Self>,
+        &self,
         what: impl AsFd,
         flags: WatchFlags,
         file: Option<Arc<str>>,
@@ -179,77 +149,30 @@ impl Watcher {
     ) -> io::Result<Registration> {
         // The open file itself, not what its name leads to by now.
         let path = format!("/proc/self/fd/{}", what.as_fd().as_raw_fd());
+        let watches = self.watches.clone();
         // Locked over the call: a removal of the same descriptor must come wholly before or wholly after.
-        let mut registry = lock(&this.registry);
-        let descriptor = inotify::add_watch(&this.events, path, flags | WatchFlags::MASK_ADD)?;
+        let mut registry = lock(&watches.registry);
+        let descriptor = inotify::add_watch(&watches.events, path, flags | WatchFlags::MASK_ADD)?;
         let id = registry.next_id;
         registry.next_id += 1;
-        registry
-            .targets
-            .entry(descriptor)
-            .or_default()
-            .push(Target { id, file, told });
+        let targets = registry.targets.entry(descriptor).or_default();
+        targets.push(Target { id, file, told });
+        drop(registry);
         Ok(Registration {
-            watcher: Arc::downgrade(this),
+            watches,
             descriptor,
             id,
         })
     }
 }
 
-impl Drop for Registration {
-    fn drop(&mut self) {
-        let Some(watcher) = self.watcher.upgrade() else {
-            return;
-        };
-        if watcher.origin.is_elsewhere() {
-            // The watch is the parent's, and its thread may have had the registry locked when it forked.
-            return;
-        }
-        let mut registry = lock(&watcher.registry);
-        let Some(targets) = registry.targets.get_mut(&self.descriptor) else {
-            return;
-        };
-        targets.retain(|target| target.id != self.id);
-        if !targets.is_empty() {
-            return;
-        }
-        if registry.lingers && registry.abandoned.len() < MOST_ABANDONED {
-            registry.abandoned.push(self.descriptor);
-        } else {
-            registry.end(&watcher.events, self.descriptor);
-        }
-    }
-}
-
-impl Registry {
-    /// Ends the watch `descriptor`.
-    fn end(&mut self, events: &OwnedFd, descriptor: i32) {
-        self.targets.remove(&descriptor);
-        // It fails if what was watched is gone, and then there is nothing to remove.
-        let _ = inotify::remove_watch(events, descriptor);
-    }
-
-    /// Ends the watches that were left for later and that nobody has taken up again.
-    fn tidy(&mut self, events: &OwnedFd) {
-        self.lingers = false;
-        for descriptor in std::mem::take(&mut self.abandoned) {
-            if self.targets.get(&descriptor).is_some_and(Vec::is_empty) {
-                self.end(events, descriptor);
-            }
-        }
-    }
-}
-
 impl Drop for Watcher {
     fn drop(&mut self) {
-        if self.origin.is_elsewhere() {
+        if self.watches.origin.is_elsewhere() {
             return;
         }
-        lock(&self.registry).stops = true;
-        self.order();
-        let thread = lock(&self.thread).take();
-        if let Some(thread) = thread
+        self.watches.order(&self.watches.stops);
+        if let Some(thread) = self.thread.take()
             // The thread itself drops the last backend if everyone else did while it was telling it something.
             && thread.thread().id() != std::thread::current().id()
         {
@@ -258,140 +181,139 @@ impl Drop for Watcher {
     }
 }
 
-fn run(events: &OwnedFd, orders: &OwnedFd, registry: &Mutex<Registry>) {
-    let mut buffer = [MaybeUninit::uninit(); BUFFER];
-    let mut lingers = false;
-    let mut next_look: Option<Instant> = None;
-    loop {
-        let mut ready = [
-            PollFd::new(events, PollFlags::IN),
-            PollFd::new(orders, PollFlags::IN),
-        ];
-        let pause = next_look.map(|at| at.saturating_duration_since(Instant::now()));
-        let pause = pause.and_then(|pause| Timespec::try_from(pause).ok());
-        let pause = if lingers { Some(LINGER) } else { pause };
-        match poll(&mut ready, pause.as_ref()) {
-            Ok(0) if lingers => {
-                lock(registry).tidy(events);
-                lingers = false;
-            }
-            Ok(_) | Err(Errno::INTR) => {}
-            Err(error) => {
-                tracing::error!(%error, "lock files are no longer watched");
-                return;
-            }
+impl Drop for Registration {
+    fn drop(&mut self) {
+        if self.watches.origin.is_elsewhere() {
+            // The watch is the parent's, and its thread may have had the registry locked when it forked.
+            return;
         }
-        if !ready[1].revents().is_empty() {
-            let _ = rustix::io::read(orders, &mut [0; 8]);
-            let registry = lock(registry);
-            if registry.stops {
-                return;
+        let mut registry = lock(&self.watches.registry);
+        let Some(targets) = registry.targets.get_mut(&self.descriptor) else {
+            return;
+        };
+        let was_directory = targets.iter().any(|target| target.file.is_none());
+        targets.retain(|target| target.id != self.id);
+        // The watch of a file is left to the file's closing, which follows. Whoever was just woken by it has better things to do:
+        // ending it is a slow call that wakes the thread once more.
+        if targets.is_empty() && was_directory {
+            self.watches.end(&mut registry, self.descriptor);
+        }
+    }
+}
+
+impl Watches {
+    /// Gives the thread an order, unless it has it already.
+    fn order(&self, order: &AtomicBool) {
+        if !order.swap(true, Ordering::AcqRel) {
+            // It fails only if there are orders that have not been read for ever.
+            let _ = rustix::io::write(&self.orders, &1_u64.to_ne_bytes());
+        }
+    }
+
+    /// Ends the watch `descriptor`.
+    fn end(&self, registry: &mut Registry, descriptor: i32) {
+        registry.targets.remove(&descriptor);
+        // It fails if what was watched is gone, and then there is nothing to remove.
+        let _ = inotify::remove_watch(&self.events, descriptor);
+    }
+
+    fn run(&self) {
+        let mut buffer = [MaybeUninit::uninit(); BUFFER];
+        let mut next_look: Option<Instant> = None;
+        loop {
+            let mut ready = [
+                PollFd::new(&self.events, PollFlags::IN),
+                PollFd::new(&self.orders, PollFlags::IN),
+            ];
+            let pause = next_look.map(|at| at.saturating_duration_since(Instant::now()));
+            let pause = pause.and_then(|pause| Timespec::try_from(pause).ok());
+            match poll(&mut ready, pause.as_ref()) {
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(error) => {
+                    tracing::error!(%error, "lock files are no longer watched");
+                    return;
+                }
             }
-            if registry.looks && next_look.is_none() {
+            if !ready[1].revents().is_empty() {
+                let _ = rustix::io::read(&self.orders, &mut [0; 8]);
+                if self.stops.load(Ordering::Acquire) {
+                    return;
+                }
+            }
+            // Nothing is locked while anybody is told: the told may watch and stop watching.
+            for (told, change) in self.read(&mut buffer) {
+                if let Some(told) = told.upgrade() {
+                    told.tell(&change);
+                }
+            }
+            if next_look.is_some_and(|at| at <= Instant::now()) {
+                self.look();
+                next_look = None;
+            }
+            if next_look.is_none() && self.looks.load(Ordering::Acquire) {
                 next_look = Some(Instant::now() + LOOKS_EVERY);
             }
         }
-        if !ready[0].revents().is_empty() {
-            let news = read(events, &mut buffer, registry);
-            if !news.is_empty() && !lingers {
-                lingers = true;
-                lock(registry).lingers = true;
+    }
+
+    /// Reads what has happened, and whom it concerns.
+    fn read(&self, buffer: &mut [MaybeUninit<u8>]) -> Vec<(Weak<dyn Watched>, Change)> {
+        let mut news = Vec::new();
+        let mut reader = Reader::new(&self.events, buffer);
+        loop {
+            let event = match reader.next() {
+                Ok(event) => event,
+                Err(Errno::INTR) => continue,
+                Err(_) => return news,
+            };
+            let name = event.file_name().and_then(|name| name.to_str().ok());
+            for target in self.concerned(event.wd(), event.events()) {
+                let change = match (target.file, name) {
+                    (Some(file), _) => Change::Closed(file),
+                    (None, Some(name)) => Change::Replaced(name.into()),
+                    (None, None) => Change::Everything,
+                };
+                news.push((target.told, change));
             }
-            for news in news {
-                tell(&news);
+            if reader.is_buffer_empty() {
+                // Whoever waits for this does not wait for another call that finds nothing.
+                return news;
             }
         }
-        if next_look.is_some_and(|at| at <= Instant::now()) {
-            next_look = look(registry).then(|| Instant::now() + LOOKS_EVERY);
+    }
+
+    fn concerned(&self, descriptor: i32, what: ReadFlags) -> Vec<Target> {
+        let mut registry = lock(&self.registry);
+        if what.contains(ReadFlags::QUEUE_OVERFLOW) {
+            return registry.targets.values().flatten().cloned().collect();
         }
-    }
-}
-
-/// Has everybody look who watches a directory. False if nobody needs another look.
-fn look(registry: &Mutex<Registry>) -> bool {
-    let watched: Vec<_> = {
-        let mut registry = lock(registry);
-        // Before anybody looks: whoever needs it from now on gives the order anew.
-        registry.looks = false;
-        let targets = registry.targets.values().flatten();
-        let directories = targets.filter(|target| target.file.is_none());
-        directories.map(|target| target.told.clone()).collect()
-    };
-    let mut goes_on = false;
-    for told in watched {
-        goes_on |= told.upgrade().is_some_and(|told| told.look());
-    }
-    if goes_on {
-        lock(registry).looks = true;
-    }
-    goes_on
-}
-
-/// Reads what has happened. The registry is not locked while anybody is told: the told may watch and stop watching.
-fn read(events: &OwnedFd, buffer: &mut [MaybeUninit<u8>], registry: &Mutex<Registry>) -> Vec<News> {
-    let mut news = Vec::new();
-    let mut reader = Reader::new(events, buffer);
-    loop {
-        let event = match reader.next() {
-            Ok(event) => event,
-            Err(Errno::INTR) => continue,
-            Err(_) => return news,
-        };
-        let flags = event.events();
-        let name: Option<Arc<str>> = event
-            .file_name()
-            .and_then(|name| name.to_str().ok())
-            .map(Arc::from);
-        let mut registry = lock(registry);
-        let concerned: Vec<Target> = if flags.contains(ReadFlags::QUEUE_OVERFLOW) {
-            registry.targets.values().flatten().cloned().collect()
-        } else if flags.contains(ReadFlags::IGNORED) {
+        if what.contains(ReadFlags::IGNORED) {
             // The system ended it: what was watched is gone.
-            let targets = registry.targets.remove(&event.wd());
-            targets.into_iter().flatten().collect()
-        } else {
-            let targets = registry.targets.get(&event.wd());
-            targets.into_iter().flatten().cloned().collect()
-        };
-        drop(registry);
-        news.extend(concerned.into_iter().map(|target| News {
-            target,
-            flags,
-            name: name.clone(),
-        }));
-        if reader.is_buffer_empty() {
-            // Whoever waits for this does not wait for another call that finds nothing.
-            return news;
+            return registry.targets.remove(&descriptor).unwrap_or_default();
         }
+        let targets = registry.targets.get(&descriptor);
+        let targets = targets.cloned().unwrap_or_default();
+        if targets.is_empty() {
+            self.end(&mut registry, descriptor);
+        }
+        targets
     }
-}
 
-fn tell(news: &News) {
-    let Some(told) = news.target.told.upgrade() else {
-        return;
-    };
-    let everything = ReadFlags::QUEUE_OVERFLOW
-        | ReadFlags::DELETE_SELF
-        | ReadFlags::MOVE_SELF
-        | ReadFlags::UNMOUNT
-        | ReadFlags::IGNORED;
-    match (&news.target.file, &news.name) {
-        (Some(file), _) => told.closed(file),
-        (None, Some(name)) => told.replaced(name),
-        (None, None) if news.flags.intersects(everything) => told.everything_changed(),
-        (None, None) => {}
-    }
-}
-
-impl fmt::Debug for Watcher {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Watcher").finish_non_exhaustive()
-    }
-}
-
-impl fmt::Debug for Registration {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Registration").finish_non_exhaustive()
+    /// Has everybody look who watches a directory, and notes whether anybody needs another look.
+    fn look(&self) {
+        // Before anybody looks: whoever needs it from now on gives the order anew.
+        self.looks.store(false, Ordering::Release);
+        let watched: Vec<_> = {
+            let registry = lock(&self.registry);
+            let targets = registry.targets.values().flatten();
+            let directories = targets.filter(|target| target.file.is_none());
+            directories.map(|target| target.told.clone()).collect()
+        };
+        for told in watched {
+            if told.upgrade().is_some_and(|told| told.look()) {
+                self.looks.store(true, Ordering::Release);
+            }
+        }
     }
 }
 
@@ -411,22 +333,14 @@ mod tests {
     /// Longer than anything here takes.
     const LONG: Duration = Duration::from_secs(60);
 
-    /// Says what it is told.
-    struct Ear(Mutex<mpsc::Sender<&'static str>>);
+    /// Says that it was told of more than the system could tell.
+    struct Ear(Mutex<mpsc::Sender<()>>);
 
     impl Watched for Ear {
-        fn closed(&self, _file: &str) {
-            let _ = lock(&self.0).send("closed");
-        }
-
-        fn replaced(&self, _file: &str) {}
-
-        fn everything_changed(&self) {
-            let _ = lock(&self.0).send("everything");
-        }
-
-        fn look(&self) -> bool {
-            false
+        fn tell(&self, change: &Change) {
+            if matches!(change, Change::Everything) {
+                let _ = lock(&self.0).send(());
+            }
         }
     }
 
@@ -442,17 +356,18 @@ mod tests {
         let dir = Dir::open_ambient_dir(place.path(), ambient_authority()).unwrap();
         let (sender, told) = mpsc::channel();
         let ear: Arc<dyn Watched> = Arc::new(Ear(Mutex::new(sender)));
-        // Its thread does not run yet.
-        let watcher = Arc::new(Watcher::new().unwrap());
-        let registration = Watcher::watch_directory(&watcher, &dir, Arc::downgrade(&ear)).unwrap();
+        let watcher = Watcher::new().unwrap();
+        let registration = watcher.watch_directory(&dir, Arc::downgrade(&ear)).unwrap();
+        // Its thread reads no more than one buffer for as long as this is locked.
+        let registry = lock(&watcher.watches.registry);
         let (mut from, mut to) = (place.path().join("a"), place.path().join("b"));
         std::fs::write(&from, "").unwrap();
-        for _ in 0..=most / 2 {
+        for _ in 0..most {
             std::fs::rename(&from, &to).unwrap();
             std::mem::swap(&mut from, &mut to);
         }
-        Watcher::start(&watcher).unwrap();
-        assert_eq!(told.recv_timeout(LONG), Ok("everything"));
+        drop(registry);
+        assert_eq!(told.recv_timeout(LONG), Ok(()));
         drop((registration, watcher));
     }
 }

@@ -29,28 +29,24 @@ impl Watcher {
         Err(io::ErrorKind::Unsupported.into())
     }
 
-    pub(crate) fn start(this: &Arc<Self>) -> io::Result<()> {
-        match **this {}
-    }
-
     pub(crate) fn keep_looking(&self) {
         match *self {}
     }
 
     pub(crate) fn watch_directory(
-        this: &Arc<Self>,
+        &self,
         _: &Dir,
         _: Weak<dyn Watched>,
     ) -> io::Result<Registration> {
-        match **this {}
+        match *self {}
     }
 
     pub(crate) fn watch_file(
-        this: &Arc<Self>,
+        &self,
         _: &File,
         _: &str,
         _: Weak<dyn Watched>,
     ) -> io::Result<Registration> {
-        match **this {}
+        match *self {}
     }
 }

@@ -21,7 +21,7 @@ fn publish_by_link(from: &Path, to: &Path) -> io::Result<()> {
             }
             Ok(())
         }
-        Err(error) if super::says_no_hard_links(&error) => publish_by_look(from, to),
+        Err(error) if super::says(&error, super::NO_HARD_LINKS) => publish_by_look(from, to),
         Err(error) => Err(error),
     }
 }

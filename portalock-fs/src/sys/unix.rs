@@ -104,19 +104,6 @@ fn seen(stat: &Stat) -> Seen {
     }
 }
 
-pub(crate) fn remove_lock_file(path: &Path) -> io::Result<()> {
-    std::fs::remove_file(path)
-}
-
-pub(crate) fn remove_file(path: &Path) -> io::Result<()> {
-    std::fs::remove_file(path)
-}
-
-/// Moves `from` to `to`, over what may stand there.
-pub(crate) fn replace(from: &Path, to: &Path) -> io::Result<()> {
-    std::fs::rename(from, to)
-}
-
 /// Moves `from` to `to` unless something is there; `None` if the file system has no such call.
 #[cfg(any(target_os = "linux", target_os = "android", target_vendor = "apple"))]
 pub(crate) fn rename_exclusive(from: &Path, to: &Path) -> Option<io::Result<()>> {
@@ -125,14 +112,7 @@ pub(crate) fn rename_exclusive(from: &Path, to: &Path) -> Option<io::Result<()>>
     let renamed =
         renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE).map_err(io::Error::from);
     match renamed {
-        Err(error)
-            if is_one_of(
-                &error,
-                &[Errno::INVAL, Errno::NOSYS, Errno::NOTSUP, Errno::OPNOTSUPP],
-            ) =>
-        {
-            None
-        }
+        Err(error) if says(&error, NOT_SUPPORTED) => None,
         done => Some(done),
     }
 }
@@ -143,19 +123,17 @@ pub(crate) fn rename_exclusive(_from: &Path, _to: &Path) -> Option<io::Result<()
     None
 }
 
-/// Makes what happened to a directory's names last. Some file systems have nothing to sync and say so: no failure.
-pub(crate) fn sync_directory(directory: &Path) -> io::Result<()> {
-    match File::open(directory)?.sync_all() {
-        Err(error)
-            if is_one_of(
-                &error,
-                &[Errno::INVAL, Errno::BADF, Errno::NOTSUP, Errno::OPNOTSUPP],
-            ) =>
-        {
-            Ok(())
-        }
+/// Brings what was written to the disk. Some file systems have nothing to sync and say so: no failure.
+pub(crate) fn sync(file: &File) -> io::Result<()> {
+    match file.sync_all() {
+        Err(error) if says(&error, NOT_SUPPORTED) => Ok(()),
         done => done,
     }
+}
+
+/// Makes what happened to a directory's names last.
+pub(crate) fn sync_directory(directory: &Path) -> io::Result<()> {
+    sync(&File::open(directory)?)
 }
 
 /// Whether there is a process with this pid; `None` if the system does not say.
@@ -169,78 +147,35 @@ pub(crate) fn process_exists(pid: u32) -> Option<bool> {
     }
 }
 
-/// Where record locks belong to the process, any other handle of the file that is closed drops them: no lock to rely on.
-#[cfg(not(any(target_os = "linux", target_os = "android")))]
-pub(crate) fn lock_record(_file: &File, _mode: portalock_core::Mode) -> io::Result<()> {
-    Err(io::ErrorKind::Unsupported.into())
-}
-
-/// As [`lock_record`].
-#[cfg(not(any(target_os = "linux", target_os = "android")))]
-pub(crate) fn try_lock_record(_file: &File, _mode: portalock_core::Mode) -> io::Result<bool> {
-    Err(io::ErrorKind::Unsupported.into())
-}
-
-/// As [`lock_record`].
-#[cfg(not(any(target_os = "linux", target_os = "android")))]
-pub(crate) fn unlock_record(_file: &File) -> io::Result<()> {
-    Err(io::ErrorKind::Unsupported.into())
-}
-
-/// These systems don't tell.
-#[cfg(not(any(target_os = "linux", target_os = "android")))]
-pub(crate) fn lock_holder(_file: &File) -> Option<portalock_core::Holder> {
-    None
-}
-
-/// These systems tell in ways that differ: not asked.
-#[cfg(not(any(target_os = "linux", target_os = "android")))]
-pub(crate) fn process_life(_pid: u32) -> Option<super::ProcessLife> {
-    None
-}
-
 /// A file system without hard links (exFAT, some network mounts), or a file that has too many.
-pub(crate) fn says_no_hard_links(error: &io::Error) -> bool {
-    is_one_of(
-        error,
-        &[
-            Errno::PERM,
-            Errno::NOTSUP,
-            Errno::OPNOTSUPP,
-            Errno::NOSYS,
-            Errno::MLINK,
-        ],
-    )
-}
-
+pub(crate) const NO_HARD_LINKS: &[Errno] = &[
+    Errno::PERM,
+    Errno::NOTSUP,
+    Errno::OPNOTSUPP,
+    Errno::NOSYS,
+    Errno::MLINK,
+];
 /// `ENOLCK` is how NFS without a lock service answers.
-pub(crate) fn says_no_locks(error: &io::Error) -> bool {
-    is_one_of(
-        error,
-        &[Errno::NOTSUP, Errno::OPNOTSUPP, Errno::NOLCK, Errno::NOSYS],
-    )
-}
-
+pub(crate) const NO_LOCKS: &[Errno] =
+    &[Errno::NOTSUP, Errno::OPNOTSUPP, Errno::NOLCK, Errno::NOSYS];
 /// Being open keeps no file here.
-pub(crate) fn says_in_use(_error: &io::Error) -> bool {
-    false
-}
-
-pub(crate) fn says_too_many_files(error: &io::Error) -> bool {
-    is_one_of(error, &[Errno::MFILE, Errno::NFILE])
-}
-
-/// A lock call on a handle that can't write, or can't read, says "bad descriptor".
-pub(crate) fn says_wrong_access(error: &io::Error) -> bool {
-    is_one_of(error, &[Errno::BADF])
-}
-
+pub(crate) const IN_USE: &[Errno] = &[];
+pub(crate) const TOO_MANY_FILES: &[Errno] = &[Errno::MFILE, Errno::NFILE];
+/// How a lock call answers on a handle that can't write, or can't read.
+pub(crate) const WRONG_ACCESS: &[Errno] = &[Errno::BADF];
 /// A symbolic link that was not to be followed, or a device without a driver.
-pub(crate) fn says_not_a_file(error: &io::Error) -> bool {
-    is_one_of(error, &[Errno::LOOP, Errno::NXIO])
-}
+pub(crate) const NOT_A_FILE: &[Errno] = &[Errno::LOOP, Errno::NXIO];
+/// What has nothing to sync, or no such call.
+const NOT_SUPPORTED: &[Errno] = &[
+    Errno::INVAL,
+    Errno::BADF,
+    Errno::NOSYS,
+    Errno::NOTSUP,
+    Errno::OPNOTSUPP,
+];
 
-fn is_one_of(error: &io::Error, codes: &[Errno]) -> bool {
+/// Whether the system said one of these.
+pub(crate) fn says(error: &io::Error, codes: &[Errno]) -> bool {
     Errno::from_io_error(error).is_some_and(|code| codes.contains(&code))
 }
 

@@ -1,4 +1,4 @@
-//! Windows: `LockFileEx` is both kinds of lock. It is mandatory, and held by the open file.
+//! Windows: locks are mandatory, and held by the open file.
 
 use std::{
     fs::{File, OpenOptions},
@@ -14,7 +14,6 @@ use cap_std::{
     ambient_authority,
     fs::{Dir, Metadata, OpenOptionsExt as _},
 };
-use portalock_core::{Holder, Mode};
 
 use super::{FileId, Seen};
 
@@ -110,7 +109,7 @@ pub(crate) fn patiently<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Resul
     let mut pause = FIRST_PAUSE;
     for _ in 1..TRIES {
         match call() {
-            Err(error) if may_pass(&error) => thread::sleep(pause),
+            Err(error) if says(&error, MAY_PASS) => thread::sleep(pause),
             done => return done,
         }
         pause *= 2;
@@ -118,35 +117,14 @@ pub(crate) fn patiently<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Resul
     call()
 }
 
-/// A file that is removed while somebody has it open says "access denied" until they close it.
-fn may_pass(error: &io::Error) -> bool {
-    matches!(
-        error.raw_os_error(),
-        Some(ERROR_ACCESS_DENIED | ERROR_SHARING_VIOLATION | ERROR_DELETE_PENDING)
-    )
-}
-
-/// Removes a lock file that is no longer open here.
-pub(crate) fn remove_lock_file(path: &Path) -> io::Result<()> {
-    match remove_file(path) {
-        // The next holder has it, and will remove it.
-        Err(error) if says_in_use(&error) => Ok(()),
-        done => done,
-    }
-}
-
-pub(crate) fn remove_file(path: &Path) -> io::Result<()> {
-    patiently(|| std::fs::remove_file(path))
-}
-
-/// Moves `from` to `to`, over what may stand there.
-pub(crate) fn replace(from: &Path, to: &Path) -> io::Result<()> {
-    patiently(|| std::fs::rename(from, to))
-}
-
 /// There is no such call that is safe.
 pub(crate) fn rename_exclusive(_from: &Path, _to: &Path) -> Option<io::Result<()>> {
     None
+}
+
+/// Brings what was written to the disk.
+pub(crate) fn sync(file: &File) -> io::Result<()> {
+    file.sync_all()
 }
 
 /// The file system's own journal does that.
@@ -163,65 +141,26 @@ pub(crate) fn process_exists(_pid: u32) -> Option<bool> {
     None
 }
 
-/// Not to be had without a call that is not safe.
-pub(crate) fn process_life(_pid: u32) -> Option<super::ProcessLife> {
-    None
-}
+pub(crate) const NO_HARD_LINKS: &[i32] = &[
+    ERROR_INVALID_FUNCTION,
+    ERROR_NOT_SUPPORTED,
+    ERROR_TOO_MANY_LINKS,
+];
+pub(crate) const NO_LOCKS: &[i32] = &[ERROR_INVALID_FUNCTION, ERROR_NOT_SUPPORTED];
+pub(crate) const IN_USE: &[i32] = &[ERROR_SHARING_VIOLATION];
+pub(crate) const TOO_MANY_FILES: &[i32] = &[ERROR_TOO_MANY_OPEN_FILES];
+pub(crate) const WRONG_ACCESS: &[i32] = &[ERROR_INVALID_HANDLE];
+pub(crate) const NOT_A_FILE: &[i32] = &[ERROR_CANT_ACCESS_FILE];
+/// A file that is removed while somebody has it open says "access denied" until they close it.
+const MAY_PASS: &[i32] = &[
+    ERROR_ACCESS_DENIED,
+    ERROR_SHARING_VIOLATION,
+    ERROR_DELETE_PENDING,
+];
 
-pub(crate) fn says_no_hard_links(error: &io::Error) -> bool {
-    matches!(
-        error.raw_os_error(),
-        Some(ERROR_INVALID_FUNCTION | ERROR_NOT_SUPPORTED | ERROR_TOO_MANY_LINKS)
-    )
-}
-
-/// The system does not tell.
-pub(crate) fn lock_holder(_file: &File) -> Option<Holder> {
-    None
-}
-
-pub(crate) fn lock_record(file: &File, mode: Mode) -> io::Result<()> {
-    match mode {
-        Mode::Exclusive => fs4::FileExt::lock(file),
-        Mode::Shared => fs4::FileExt::lock_shared(file),
-    }
-}
-
-pub(crate) fn try_lock_record(file: &File, mode: Mode) -> io::Result<bool> {
-    let tried = match mode {
-        Mode::Exclusive => fs4::FileExt::try_lock(file),
-        Mode::Shared => fs4::FileExt::try_lock_shared(file),
-    };
-    match tried {
-        Ok(()) => Ok(true),
-        Err(fs4::TryLockError::WouldBlock) => Ok(false),
-        Err(fs4::TryLockError::Error(error)) => Err(error),
-    }
-}
-
-pub(crate) fn unlock_record(file: &File) -> io::Result<()> {
-    fs4::FileExt::unlock(file)
-}
-
-pub(crate) fn says_no_locks(error: &io::Error) -> bool {
-    matches!(
-        error.raw_os_error(),
-        Some(ERROR_INVALID_FUNCTION | ERROR_NOT_SUPPORTED)
-    )
-}
-
-pub(crate) fn says_in_use(error: &io::Error) -> bool {
-    error.raw_os_error() == Some(ERROR_SHARING_VIOLATION)
-}
-
-pub(crate) fn says_too_many_files(error: &io::Error) -> bool {
-    error.raw_os_error() == Some(ERROR_TOO_MANY_OPEN_FILES)
-}
-
-pub(crate) fn says_wrong_access(error: &io::Error) -> bool {
-    error.raw_os_error() == Some(ERROR_INVALID_HANDLE)
-}
-
-pub(crate) fn says_not_a_file(error: &io::Error) -> bool {
-    error.raw_os_error() == Some(ERROR_CANT_ACCESS_FILE)
+/// Whether the system said one of these.
+pub(crate) fn says(error: &io::Error, codes: &[i32]) -> bool {
+    error
+        .raw_os_error()
+        .is_some_and(|code| codes.contains(&code))
 }

@@ -114,14 +114,6 @@ fn a_missing_directory_is_a_clear_error_and_a_later_retry_works() {
 }
 
 #[test]
-fn a_missing_directory_is_created_if_asked_for() {
-    let (_dir, path) = place("a/b");
-    let semaphore = BoundedSemaphore::new("jobs", 1).unwrap();
-    let semaphore = semaphore.in_directory(&path).unwrap().creating_directory();
-    assert!(semaphore.try_acquire().is_ok());
-}
-
-#[test]
 fn a_name_leads_to_no_other_directory() {
     for name in ["../jobs", "/tmp/jobs", "a/b", "jobs/"] {
         let error = BoundedSemaphore::new(name, 1).unwrap_err();

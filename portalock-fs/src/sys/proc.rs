@@ -1,57 +1,10 @@
-//! Linux and Android: record locks that belong to the open file (`fcntl(2)`, "Open file description locks"), and what
-//! `/proc` tells.
+//! Linux and Android: what `/proc` tells.
 
-use std::{fs::File, io, os::unix::fs::MetadataExt};
+use std::{fs::File, os::unix::fs::MetadataExt};
 
-use nix::{
-    errno::Errno,
-    fcntl::{FcntlArg, fcntl},
-    libc,
-};
-use portalock_core::{Holder, Mode, clock};
+use portalock_core::Holder;
 
 use super::ProcessLife;
-
-pub(crate) fn lock_record(file: &File, mode: Mode) -> io::Result<()> {
-    fcntl(file, FcntlArg::F_OFD_SETLKW(&whole_file(lock_type(mode))))?;
-    Ok(())
-}
-
-pub(crate) fn try_lock_record(file: &File, mode: Mode) -> io::Result<bool> {
-    match fcntl(file, FcntlArg::F_OFD_SETLK(&whole_file(lock_type(mode)))) {
-        Ok(_) => Ok(true),
-        // POSIX allows either for "held by another".
-        Err(Errno::EAGAIN | Errno::EACCES) => Ok(false),
-        Err(error) => Err(error.into()),
-    }
-}
-
-pub(crate) fn unlock_record(file: &File) -> io::Result<()> {
-    fcntl(file, FcntlArg::F_OFD_SETLK(&whole_file(libc::F_UNLCK)))?;
-    Ok(())
-}
-
-const fn lock_type(mode: Mode) -> libc::c_int {
-    match mode {
-        Mode::Exclusive => libc::F_WRLCK,
-        Mode::Shared => libc::F_RDLCK,
-    }
-}
-
-#[allow(
-    clippy::cast_possible_truncation,
-    reason = "the constants are small; the structure's fields are short"
-)]
-const fn whole_file(lock_type: libc::c_int) -> libc::flock {
-    libc::flock {
-        l_type: lock_type as libc::c_short,
-        l_whence: libc::SEEK_SET as libc::c_short,
-        l_start: 0,
-        l_len: 0,
-        // Must be zero for a lock that belongs to the open file.
-        l_pid: 0,
-    }
-}
 
 /// Who holds `file` as `/proc/locks` has it: not for locks that belong to no process, nor across containers.
 pub(crate) fn lock_holder(file: &File) -> Option<Holder> {
@@ -63,13 +16,9 @@ pub(crate) fn lock_holder(file: &File) -> Option<Holder> {
         .ok()?
         .lines()
         .find_map(|line| holder_in(line, &id))?;
-    let here = Holder::this_process(None);
-    Some(Holder::new(
-        here.host,
-        pid,
-        Some("seen holding it".into()),
-        clock::wall_clock(),
-    ))
+    let mut holder = Holder::this_process(Some("seen holding it".into()));
+    holder.pid = pid;
+    Some(holder)
 }
 
 /// When the process with this `pid` started, and in which boot; `None` if there is no such process, or `/proc` is hidden.

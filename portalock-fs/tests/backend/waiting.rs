@@ -1,0 +1,130 @@
+//! Waiting: who is woken, in which order, and where the calls are made.
+
+use std::time::{Duration, Instant};
+
+use portalock_core::{Attempt, LockBackend, LossNotice, Mode, Patience, Released};
+use portalock_fs::{Calls, FsBackend, FsSettings, Watch};
+
+use crate::support::{LONG, Locks, lock, patience, request, soon, try_once};
+
+#[tokio::test]
+async fn a_release_wakes_the_next_waiter_of_this_client_and_of_another() {
+    let locks = Locks::new();
+    let holder = locks.client();
+    for waiter in [holder.clone(), locks.client()] {
+        let guard = lock(&holder, "a").acquire().await.unwrap();
+        let token = guard.token();
+        let waiting = tokio::spawn(async move { lock(&waiter, "a").acquire().await });
+        tokio::task::yield_now().await;
+        // On one thread the waiter has by now gone to sleep, for a minute if nothing wakes it.
+        guard.release().await.unwrap();
+        let next = soon(waiting).await.unwrap();
+        assert!(next.token() > token);
+    }
+}
+
+#[tokio::test]
+async fn waiters_of_one_client_are_served_in_order_and_readers_do_not_starve_a_writer() {
+    let locks = Locks::new();
+    let client = locks.client();
+    let guard = lock(&client, "a").acquire_shared().await.unwrap();
+    let (served, mut order) = tokio::sync::mpsc::unbounded_channel();
+    let mut tasks = Vec::new();
+    for (at, mode) in [Mode::Exclusive, Mode::Shared, Mode::Shared, Mode::Exclusive]
+        .into_iter()
+        .enumerate()
+    {
+        let (lock, served) = (lock(&client, "a"), served.clone());
+        tasks.push(tokio::spawn(async move {
+            let guard = match mode {
+                Mode::Exclusive => lock.acquire().await.unwrap(),
+                Mode::Shared => lock.acquire_shared().await.unwrap(),
+            };
+            served.send(at).unwrap();
+            guard.release().await.unwrap();
+        }));
+        tokio::task::yield_now().await;
+    }
+    // Shared, but behind a writer.
+    assert!(try_once(&client, "a", Mode::Shared).await.is_none());
+    guard.release().await.unwrap();
+    for task in tasks {
+        soon(task).await;
+    }
+    let mut seen = Vec::new();
+    while let Ok(at) = order.try_recv() {
+        seen.push(at);
+    }
+    seen[1..3].sort_unstable();
+    assert_eq!(seen, [0, 1, 2, 3]);
+}
+
+#[tokio::test]
+async fn a_waiter_that_gives_up_lets_those_behind_it_through() {
+    let locks = Locks::new();
+    let (holder, client) = (locks.client(), locks.client());
+    let guard = lock(&holder, "a").acquire_shared().await.unwrap();
+    let writer = request("a", Mode::Exclusive, Patience::Queue);
+    let attempt = client.try_acquire(&writer).await.unwrap();
+    assert!(matches!(attempt, Attempt::Contended(_)));
+    let reader = lock(&client, "a");
+    let reader = tokio::spawn(async move { reader.acquire_shared().await });
+    tokio::task::yield_now().await;
+    assert_eq!(client.release(&writer).await.unwrap(), Released::NotHeld);
+    drop(soon(reader).await.unwrap());
+    guard.release().await.unwrap();
+}
+
+#[tokio::test]
+async fn waiters_poll_where_nothing_is_watched() {
+    let locks = Locks::new();
+    let settings = FsSettings::new(locks.path()).with_watch(Watch::Off);
+    let holder = locks.client();
+    let client = FsBackend::with_settings(&settings).unwrap();
+    assert_eq!(client.capabilities().loss, LossNotice::Never);
+    let guard = lock(&holder, "a").acquire().await.unwrap();
+    let waiting = tokio::spawn(async move { lock(&client, "a").acquire().await });
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    guard.release().await.unwrap();
+    drop(soon(waiting).await.unwrap());
+}
+
+#[test]
+fn the_longest_poll_interval_is_no_panic() {
+    let settings = FsSettings::new(Locks::new().path()).with_watch(Watch::Off);
+    let settings = settings.with_poll_interval(Duration::MAX).unwrap();
+    FsBackend::with_settings(&settings).unwrap();
+}
+
+#[tokio::test]
+async fn calls_may_be_made_in_other_threads() {
+    let locks = Locks::new();
+    let settings = FsSettings::new(locks.path()).with_calls(Calls::Offload);
+    let client = FsBackend::with_settings(&settings).unwrap();
+    assert!(!client.capabilities().releases_now);
+    let guard = lock(&client, "a").acquire().await.unwrap();
+    assert!(lock(&client, "a").inspect().await.unwrap().held);
+    let waiter = lock(&client, "a");
+    let waiting = tokio::spawn(async move { waiter.acquire().await });
+    guard.release().await.unwrap();
+    drop(soon(waiting).await.unwrap());
+    portalock_core::shutdown(LONG).await.unwrap();
+    assert!(try_once(&client, "a", Mode::Exclusive).await.is_some());
+}
+
+#[test]
+fn synchronous_code_needs_no_runtime() {
+    let locks = Locks::new();
+    let blocking = |client: FsBackend| {
+        let lock = portalock_core::blocking::Lock::new(client, "a").unwrap();
+        lock.with_policy(patience())
+    };
+    let guard = blocking(locks.client()).acquire().unwrap();
+    let waiter = blocking(locks.client());
+    let waiting = std::thread::spawn(move || waiter.acquire().map(|guard| guard.token()));
+    let token = guard.token();
+    let start = Instant::now();
+    guard.release().unwrap();
+    assert!(waiting.join().unwrap().unwrap() > token);
+    assert!(start.elapsed() < LONG, "nobody woke it");
+}
