@@ -3,7 +3,7 @@
 use std::{ffi::OsString, path::PathBuf, str::FromStr, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use portalock::Permits;
+use portalock::{OwnerId, Permits};
 
 use crate::help;
 
@@ -45,6 +45,9 @@ pub(crate) enum Other {
     Who(WhoArgs),
     /// List the locks that are held or waited for
     List(ListArgs),
+    /// Take a lock away from its holder, who is told
+    #[command(override_usage = "with_lock break [OPTIONS] [BACKEND] NAME")]
+    Break(BreakArgs),
     /// Prepare a backend's store: create or upgrade the schema in a Postgres database
     Migrate {
         /// The backend, if it isn't the default one
@@ -149,6 +152,29 @@ pub(crate) struct ListArgs {
     /// Go on: a live table of who holds and who waits on a terminal, elsewhere a line for each change
     #[arg(short, long)]
     pub(crate) watch: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct BreakArgs {
+    /// The lock's name, after its backend if it isn't the default one
+    #[arg(value_names = ["BACKEND", "NAME"], num_args = 1..=2, required = true)]
+    pub(crate) target: Vec<String>,
+
+    /// Break the hold of this owner, as `who --json` tells it. Without it: of the only one who holds now
+    #[arg(short, long, value_name = "OWNER")]
+    pub(crate) owner: Option<OwnerId>,
+
+    /// Don't ask
+    #[arg(short, long)]
+    pub(crate) yes: bool,
+
+    /// Who the holder is told that you are, beside your host and process. Without it: $USER
+    #[arg(short, long, value_name = "TEXT")]
+    pub(crate) label: Option<String>,
+
+    /// Print JSON
+    #[arg(short, long)]
+    pub(crate) json: bool,
 }
 
 /// What happens to the command when the lock is lost.
@@ -278,6 +304,7 @@ mod tests {
             ("cannot be used with", vec!["-k", "-n", "x", "--", "y"]),
             ("--keep", vec!["--pause", "1s", "x", "--", "y"]),
             ("COMMAND", vec!["x", "make"]),
+            ("owner's identity", vec!["break", "-o", "me", "x"]),
         ] {
             let error = refused(&line);
             assert!(error.contains(expected), "{line:?}: {error}");

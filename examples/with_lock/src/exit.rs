@@ -4,6 +4,8 @@ use std::{fmt, process::ExitCode};
 
 use crate::sys;
 
+/// `break`: the owner did not hold the lock.
+pub(crate) const NOT_HELD: u8 = 1;
 /// The lock was lost while the command ran.
 pub(crate) const LOST: u8 = 123;
 /// The lock was not granted.

@@ -3,6 +3,7 @@
 pub(crate) const USAGE: &str = "with_lock [OPTIONS] [BACKEND] NAME -- COMMAND [ARG]...
        with_lock who [--watch] [--json] [BACKEND] NAME
        with_lock list [--watch] [--json] [BACKEND]
+       with_lock break [--yes] [--owner OWNER] [--json] [BACKEND] NAME
        with_lock migrate [BACKEND]";
 
 pub(crate) const TARGET: &str = "\
@@ -50,6 +51,9 @@ Examples:
   Who is in my way?
       with_lock who nightly
 
+  Take the lock away from its holder, who is told that you did it:
+      with_lock break nightly
+
   What is going on, live:
       with_lock list --watch redis://cache.example
 
@@ -60,6 +64,7 @@ Exit codes:
   125    with_lock itself failed: bad arguments, a backend that does not answer
   126    the command could not be run
   127    the command was not found
+  with_lock break ends with 0 if the lock was broken, and with 1 if its owner did not hold it
 
 Signals:
   What is sent to with_lock is passed on to the command: SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGTSTP,

@@ -2,6 +2,7 @@
 
 mod args;
 mod backends;
+mod breaking;
 mod child;
 mod exit;
 mod help;
@@ -59,6 +60,11 @@ fn perform(cli: Cli) -> Result<Ending, Failure> {
         (None, Some(args)) => runtime.block_on(run::run(&args, config)),
         (Some(Other::Who(args)), _) => print_line(&runtime.block_on(who::who(&args, config))?),
         (Some(Other::List(args)), _) => print_line(&runtime.block_on(list::list(&args, config))?),
+        (Some(Other::Break(args)), _) => {
+            let (text, ending) = runtime.block_on(breaking::break_lock(&args, config))?;
+            print_line(&text)?;
+            Ok(ending)
+        }
         (Some(Other::Migrate { backend }), _) => {
             runtime.block_on(backends::migrate(backend.as_deref(), config))?;
             Ok(Ending::Code(0))

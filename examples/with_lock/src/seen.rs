@@ -3,7 +3,8 @@
 use std::{sync::Arc, time::SystemTime};
 
 use portalock::{
-    AnyBackend, BackendError, BackendErrorKind, Claim, ClaimKind, Inspection, LockName, clock,
+    AnyBackend, BackendError, BackendErrorKind, Claim, ClaimKind, Inspection, LockName, OwnerId,
+    clock,
 };
 use serde::Serialize;
 
@@ -27,6 +28,9 @@ pub(crate) struct Person {
     kind: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
     permits: Option<u32>,
+    /// What `break --owner` takes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    owner: Option<OwnerId>,
     pub(crate) host: Arc<str>,
     pub(crate) pid: u32,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -72,6 +76,7 @@ impl Person {
         Self {
             kind,
             permits,
+            owner: claim.owner,
             host: claim.holder.host,
             pid: claim.holder.pid,
             label: claim.holder.label,

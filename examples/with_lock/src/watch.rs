@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use portalock::{AnyBackend, BackendError, LockName, clock};
+use portalock::{AnyBackend, BackendError, HolderWatch, LockBackend, LockName, clock};
 
 use crate::{
     report::{Failure, chain, printable, say},
@@ -14,7 +14,7 @@ use crate::{
     table::Table,
 };
 
-/// Between two looks.
+/// Between two looks, unless the backend tells of a change before.
 const PAUSE: Duration = Duration::from_secs(1);
 
 /// What is watched.
@@ -37,7 +37,12 @@ pub(crate) async fn watch(
 ) -> Result<String, Failure> {
     let redraws = !json && io::stdout().is_terminal();
     let mut before = Look::new();
+    let mut changes = None;
     loop {
+        if let (None, Subject::Name(name)) = (&changes, subject) {
+            // What it tells of is who holds; who waits is looked for.
+            changes = backend.locks.watch(name).await.ok().flatten();
+        }
         match look(backend, subject).await {
             Ok(now) => {
                 let text = if redraws {
@@ -56,8 +61,22 @@ pub(crate) async fn watch(
             Err(error) if error.is_retryable() => say(&chain(&error)),
             Err(error) => return Err(error.into()),
         }
-        tokio::time::sleep(PAUSE).await;
+        tokio::select! {
+            () = tokio::time::sleep(PAUSE) => {}
+            () = another_holds(&mut changes) => {}
+        }
     }
+}
+
+/// Waits until another holds. Where the backend can't tell, or has stopped telling, it waits for ever.
+async fn another_holds(changes: &mut Option<HolderWatch>) {
+    if let Some(watch) = changes {
+        if watch.next().await.is_some() {
+            return;
+        }
+        *changes = None;
+    }
+    std::future::pending().await
 }
 
 async fn look(backend: &AnyBackend, subject: Subject<'_>) -> Result<Look, BackendError> {

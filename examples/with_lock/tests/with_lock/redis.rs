@@ -32,6 +32,7 @@ scenarios!(
     holders_of_permits_are_shown,
     a_killed_with_lock_passes_the_lock_on,
     a_wait_ended_by_a_signal_leaves_no_place_in_the_queue,
+    a_break_stops_the_command_and_says_who,
     a_cut_network_stops_the_command_and_the_lock_passes_on,
     an_ignored_loss_leaves_the_command_running,
     a_server_that_does_not_answer_is_no_conflict,

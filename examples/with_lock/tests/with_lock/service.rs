@@ -210,3 +210,32 @@ pub(crate) fn a_server_that_does_not_answer_is_no_conflict(service: &Service) {
     home.run("who proxied deploy").code(125).said("with_lock: ");
     home.run("list proxied").code(125).said("with_lock: ");
 }
+
+pub(crate) fn a_break_stops_the_command_and_says_who(service: &Service) {
+    let home = &service.home;
+    home.run("break --yes direct deploy")
+        .code(1)
+        .wrote("nobody holds deploy\n");
+    let holder = home.hold("--label nightly direct deploy");
+    let owner = service.inspect("deploy")["holders"][0]["owner"].clone();
+    let owner = owner.as_str().unwrap();
+    home.run("break direct deploy").code(125).said("--yes");
+    // One that held before is not there to be broken, and nobody else is hit.
+    let other = "0000000000000001-2-3";
+    home.run(&format!("break --yes --owner {other} --json direct deploy"))
+        .code(1);
+    let next = Running::start(home.with_script("direct deploy", "echo held"));
+    wait_until(|| service.labels("deploy")[1].len() == 1);
+    let broken = home.run(&format!(
+        "break --yes --owner {owner} --label operator --json direct deploy"
+    ));
+    let told: Value = serde_json::from_str(&broken.code(0).stdout).unwrap();
+    assert_eq!(told["broken"], "released", "{told}");
+    assert_eq!(told["owner"], owner);
+    holder
+        .finish()
+        .code(123)
+        .said("the lock was broken by pid ")
+        .said("(operator)");
+    next.finish().code(0).wrote("held\n");
+}
