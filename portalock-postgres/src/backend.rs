@@ -12,7 +12,7 @@ use crate::{
     Fence, PostgresSettings,
     client::{Client, Wish},
     error::misconfigured,
-    keys::{Kind, Spot},
+    keys::{Kind, Wanted},
 };
 
 /// How much later than its lease's end a crash may be noticed.
@@ -79,8 +79,8 @@ impl PostgresBackend {
     /// What stands for the lock that `owner` holds, to make a transaction of your own depend on it; `None` if it holds nothing.
     /// A guard's owner is [`Guard::owner`](portalock_core::Guard::owner).
     pub fn fence(&self, owner: OwnerId) -> Option<Fence> {
-        let (name, token) = self.client.held(owner)?;
-        Some(Fence::new(&name, token))
+        let (place, token) = self.client.held(owner)?;
+        Some(Fence::new(&place.name, token))
     }
 
     pub(crate) fn guarantees(&self) -> Capabilities {
@@ -104,7 +104,7 @@ impl LockBackend for PostgresBackend {
     async fn try_acquire(&self, request: &LockRequest) -> Result<Attempt, BackendError> {
         self.client
             .attempt(Wish {
-                spot: Spot::lock(request),
+                wanted: Wanted::lock(request),
                 owner: request.owner,
                 patience: request.patience,
                 holder: &request.holder,
@@ -117,7 +117,7 @@ impl LockBackend for PostgresBackend {
     }
 
     async fn subscribe(&self, request: &LockRequest) -> Result<Option<Wakeups>, BackendError> {
-        Ok(Some(self.client.subscribe(request.owner)))
+        self.client.subscribe(request.owner).map(Some)
     }
 
     async fn inspect(&self, name: &LockName) -> Result<Inspection, BackendError> {

@@ -1,27 +1,24 @@
 //! What all clones of a backend share: the connections, the session, and how a request is served, lock or semaphore.
 
 use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, atomic::AtomicBool},
     time::Duration,
 };
 
 use portalock_core::{
-    Attempt, BackendError, BackendErrorKind, Contention, FencingToken, Grant, Holder, Loss,
-    OwnerId, Patience, Released, Wakeups, session::Sessions,
+    Attempt, BackendError, BackendErrorKind, Contention, FencingToken, Holder, Loss, OwnerId,
+    Patience, Released, Wakeups, session::Sessions,
 };
 
 use crate::{
     PostgresSettings,
     connection::{Answer, Connections},
     error::session_ended,
-    keys::Spot,
-    places::Places,
+    keys::Wanted,
+    place::Place,
     queue::{Entry, Standing},
     record::encode,
-    session::Session,
+    session::{Session, SessionRow, gone},
 };
 
 /// After how long a waiter looks again without having been told to. Its session looks after it; this bounds what a bug could
@@ -36,7 +33,6 @@ const ATTEMPTS: usize = 5;
 pub(crate) struct Client {
     pub(crate) settings: Arc<PostgresSettings>,
     pub(crate) connections: Connections,
-    places: Arc<Places>,
     sessions: Sessions<Session>,
     /// Whether it was found that there is no pooler.
     direct: Arc<AtomicBool>,
@@ -45,7 +41,7 @@ pub(crate) struct Client {
 /// A request, stripped of what it is for.
 #[derive(Debug)]
 pub(crate) struct Wish<'a> {
-    pub(crate) spot: Spot,
+    pub(crate) wanted: Wanted,
     pub(crate) owner: OwnerId,
     pub(crate) patience: Patience,
     pub(crate) holder: &'a Holder,
@@ -58,7 +54,6 @@ impl Client {
         Self {
             connections: Connections::new(settings.clone()),
             settings,
-            places: Arc::default(),
             sessions: Sessions::new(),
             direct: Arc::default(),
         }
@@ -69,51 +64,46 @@ impl Client {
         if let Some(session) = self.sessions.live() {
             return Ok(session);
         }
-        let (settings, places) = (self.settings.clone(), self.places.clone());
-        let direct = self.direct.clone();
+        let row = SessionRow::new(self.settings.clone(), self.direct.clone());
         self.sessions
-            .get(|former| async move {
-                let former = former.map(|former| former.id.clone());
-                let known = direct.load(Ordering::Relaxed);
-                let session = Session::start(settings, places, former, known).await?;
-                direct.store(true, Ordering::Relaxed);
-                Ok(session)
-            })
+            .get(|former| Session::start(row, former))
             .await
     }
 
     /// One attempt for `wish`.
     pub(crate) async fn attempt(&self, wish: Wish<'_>) -> Result<Attempt, BackendError> {
         let session = self.session().await?;
-        let owner = wish.owner;
+        let (owner, row, places) = (wish.owner, session.service(), session.places());
         let mut entry = Entry {
-            session: &session.id,
+            session: &row.id,
             epoch: 0,
-            spot: &wish.spot,
+            wanted: &wish.wanted,
             owner: "".into(),
             queues: wish.patience == Patience::Queue,
             who: encode(wish.holder),
         };
         for _ in 0..ATTEMPTS {
-            entry.epoch = session.epoch();
-            if self.places.is_leaving(owner) {
+            entry.epoch = row.epoch();
+            if places.is_leaving(owner) {
                 // What the owner may have left is withdrawn first.
-                self.release(owner).await?;
+                self.release_in(&session, owner).await?;
             }
-            let expected = self.places.expect(owner, &session.id, &wish.spot)?;
-            entry.owner = expected.name;
-            let answer = self.connections.acquire(&entry).await;
-            let Answer { value, repeated } = match answer {
+            let expected = places.expect(owner, || Place::new(owner, wish.wanted.clone()))?;
+            entry.owner = expected.at.name;
+            let Answer { value, repeated } = match self.connections.acquire(&entry).await {
                 Ok(answer) => answer,
                 // What it has done is unknown, but for what the session's end has undone.
-                Err(error) => return Err(session.ended().unwrap_or(error)),
+                Err(error) => return session.ensure_live().and(Err(error)),
             };
             let unsure = expected.unsure || repeated;
-            self.places.answered(owner, unsure);
+            places.answered(owner, unsure);
             match value {
-                Standing::Granted(token) => return self.granted(&session, owner, token),
+                Standing::Granted(token) => {
+                    session.ensure_live()?;
+                    return Ok(Attempt::Granted(places.hold(owner, token)?));
+                }
                 Standing::Queued { holder, look_in } => {
-                    self.places.queued(owner);
+                    places.queued(owner);
                     if let Some(time) = look_in {
                         session.look_within(time);
                     }
@@ -126,17 +116,17 @@ impl Client {
                 }
                 Standing::Refused { holder } => {
                     if unsure {
-                        self.release(owner).await?;
+                        self.release_in(&session, owner).await?;
                     } else {
-                        self.places.forget(owner);
+                        places.forget(owner);
                     }
                     return Ok(Attempt::Contended(Contention::new().with_holder(holder)));
                 }
                 Standing::Ended => {
-                    session.end_gone();
+                    session.end(gone());
                     return Err(session_ended("the server no longer knows it"));
                 }
-                Standing::Stale(epoch) => session.epoch_is(epoch),
+                Standing::Stale(epoch) => row.epoch_is(epoch),
             }
         }
         Err(BackendError::new(
@@ -145,39 +135,33 @@ impl Client {
         ))
     }
 
-    fn granted(
-        &self,
-        session: &Session,
-        owner: OwnerId,
-        token: FencingToken,
-    ) -> Result<Attempt, BackendError> {
-        if let Some(error) = session.ended() {
-            return Err(error);
-        }
-        let grant: Option<Grant> = self.places.hold(owner, token, &session.lease.signal());
-        match grant {
-            Some(grant) => Ok(Attempt::Granted(grant)),
-            None => Err(session_ended("it ended while the lock was granted")),
+    /// Frees what `owner` has. What it had in an earlier session went with that.
+    pub(crate) async fn release(&self, owner: OwnerId) -> Result<Released, BackendError> {
+        match self.sessions.latest() {
+            Some(session) => self.release_in(&session, owner).await,
+            None => Ok(Released::NotHeld),
         }
     }
 
-    /// Frees what `owner` has, wherever it is. Whatever becomes of this call, the place stays in the book until nothing can be
-    /// left of it.
-    pub(crate) async fn release(&self, owner: OwnerId) -> Result<Released, BackendError> {
-        let Some(releasing) = self.places.release(owner) else {
+    /// Whatever becomes of this call, the place stays in the book until nothing can be left of it.
+    async fn release_in(
+        &self,
+        session: &Session,
+        owner: OwnerId,
+    ) -> Result<Released, BackendError> {
+        let Some(releasing) = session.places().release(owner) else {
             return Ok(Released::NotHeld);
         };
-        let leaving = &releasing.leaving;
-        let Answer { value, repeated } = self.connections.release(leaving).await?;
-        if let (Some(epoch), Some(session)) = (value.epoch, self.sessions.latest())
-            && session.id == leaving.session
-        {
-            session.epoch_is(epoch);
+        let row = session.service();
+        let leaving = releasing.leaving();
+        let Answer { value, repeated } = self.connections.release(&row.id, leaving).await?;
+        if let Some(epoch) = value.epoch {
+            row.epoch_is(epoch);
         }
-        let held = leaving.held;
-        releasing.done();
         // A try without an answer may have freed what the next one no longer found.
-        Ok(if value.freed || (repeated && held) {
+        let freed = value.freed || (repeated && leaving.held);
+        releasing.done();
+        Ok(if freed {
             Released::Freed
         } else {
             Released::NotHeld
@@ -185,13 +169,15 @@ impl Client {
     }
 
     /// The line on which a grant comes to a waiter.
-    pub(crate) fn subscribe(&self, owner: OwnerId) -> Wakeups {
-        self.places.listen(owner)
+    pub(crate) fn subscribe(&self, owner: OwnerId) -> Result<Wakeups, BackendError> {
+        let session = self.sessions.latest();
+        let session = session.ok_or_else(|| session_ended("there is no place to wait in"))?;
+        Ok(session.places().listen(owner))
     }
 
-    /// By what `owner` holds: its name at the server and its token.
-    pub(crate) fn held(&self, owner: OwnerId) -> Option<(Arc<str>, FencingToken)> {
-        self.places.held(owner)
+    /// By what `owner` holds: its place and its token.
+    pub(crate) fn held(&self, owner: OwnerId) -> Option<(Place, FencingToken)> {
+        self.sessions.latest()?.places().held(owner)
     }
 
     /// Ends the session in good order.
@@ -200,15 +186,6 @@ impl Client {
             return Ok(());
         };
         session.end(Loss::SessionEnded("it was closed".into()));
-        self.connections.end_session(&session.id).await
-    }
-}
-
-impl Drop for Client {
-    fn drop(&mut self) {
-        if let Some(session) = self.sessions.take() {
-            // Its task ends it at the server.
-            session.end(Loss::SessionEnded("the backend was dropped".into()));
-        }
+        self.connections.end_session(&session.service().id).await
     }
 }

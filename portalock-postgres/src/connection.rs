@@ -8,7 +8,7 @@ use futures_util::{
     stream::Stream,
 };
 use portalock_core::{BackendError, BackendErrorKind, session::PerRuntime};
-use tokio::{sync::Notify, task::AbortHandle, time::timeout};
+use tokio::{task::AbortHandle, time::timeout};
 use tokio_postgres::{
     AsyncMessage, Client, Error, Notification, Row, Statement,
     types::{ToSql, Type},
@@ -44,12 +44,15 @@ pub(crate) struct Connection {
 /// What hears the notifications of a connection.
 pub(crate) type Hear = Box<dyn FnMut(&Notification) + Send>;
 
+/// What hears that a connection is over.
+pub(crate) type Ended = Box<dyn FnOnce() + Send>;
+
 impl Connection {
-    /// Opens a connection on the present runtime. `hear` is called there, and `ended` told when the connection is over.
+    /// Opens a connection on the present runtime. `hear` is called there, and `ended` when the connection is over.
     pub(crate) async fn open(
         settings: &PostgresSettings,
         hear: Hear,
-        ended: Option<Arc<Notify>>,
+        ended: Option<Ended>,
     ) -> Result<Self, BackendError> {
         let opening = async {
             let Dialled {
@@ -179,7 +182,7 @@ where
 pub(crate) async fn drive(
     mut messages: Pin<Box<dyn Stream<Item = Result<AsyncMessage, Error>> + Send>>,
     mut hear: Hear,
-    ended: Option<Arc<Notify>>,
+    ended: Option<Ended>,
 ) {
     while let Some(message) = messages.next().await {
         match message {
@@ -193,7 +196,7 @@ pub(crate) async fn drive(
     }
     drop(messages);
     if let Some(ended) = ended {
-        ended.notify_one();
+        ended();
     }
 }
 

@@ -14,7 +14,7 @@ const WHOLE: i64 = u32::MAX as i64;
 
 /// What is locked, and how much of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Spot {
+pub(crate) struct Wanted {
     pub(crate) kind: Kind,
     pub(crate) name: LockName,
     pub(crate) weight: i64,
@@ -40,7 +40,7 @@ impl Kind {
     }
 }
 
-impl Spot {
+impl Wanted {
     pub(crate) fn lock(request: &LockRequest) -> Self {
         Self {
             kind: Kind::Lock,

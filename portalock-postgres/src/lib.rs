@@ -123,7 +123,7 @@ mod error;
 mod fence;
 mod keys;
 mod look;
-mod places;
+mod place;
 mod queue;
 mod record;
 mod schema;

@@ -2,14 +2,16 @@
 
 use std::{sync::Arc, time::Duration};
 
-use portalock_core::{BackendError, Claim, FencingToken, Holder, Inspection, LockName};
+use portalock_core::{
+    BackendError, Claim, FencingToken, Holder, Inspection, LockName, session::Leaving,
+};
 use tokio_postgres::{Error, Row, types::Type};
 
 use crate::{
     connection::{Answer, Connection, Connections},
     error::failed,
-    keys::{Kind, Spot},
-    places::Leaving,
+    keys::{Kind, Wanted},
+    place::Place,
     record::decode,
 };
 
@@ -23,7 +25,7 @@ const LISTING: &str = "list the locks";
 pub(crate) struct Entry<'a> {
     pub(crate) session: &'a str,
     pub(crate) epoch: i64,
-    pub(crate) spot: &'a Spot,
+    pub(crate) wanted: &'a Wanted,
     /// The place's name.
     pub(crate) owner: Arc<str>,
     pub(crate) queues: bool,
@@ -68,7 +70,7 @@ impl Connections {
                 let Entry {
                     session,
                     epoch,
-                    spot,
+                    wanted,
                     owner,
                     queues,
                     who,
@@ -77,11 +79,11 @@ impl Connections {
                     .acquire(&[
                         session,
                         epoch,
-                        &spot.kind.as_str(),
-                        &spot.name.as_str(),
+                        &wanted.kind.as_str(),
+                        &wanted.name.as_str(),
                         &&**owner,
-                        &spot.weight,
-                        &spot.capacity,
+                        &wanted.weight,
+                        &wanted.capacity,
                         queues,
                         who,
                     ])
@@ -95,10 +97,14 @@ impl Connections {
     }
 
     /// Frees what an owner has.
-    pub(crate) async fn release(&self, leaving: &Leaving) -> Result<Answer<Left>, BackendError> {
+    pub(crate) async fn release(
+        &self,
+        session: &str,
+        leaving: &Leaving<Place>,
+    ) -> Result<Answer<Left>, BackendError> {
         let answer = self
             .call(RELEASING, |connection| async move {
-                connection.leave(leaving).await
+                connection.leave(session, leaving).await
             })
             .await?;
         Ok(answer)
@@ -161,13 +167,18 @@ impl Connections {
 const AT_ONCE: i32 = 100;
 
 impl Connection {
-    pub(crate) async fn leave(&self, leaving: &Leaving) -> Result<Left, Error> {
+    /// Frees what an owner has.
+    pub(crate) async fn leave(
+        &self,
+        session: &str,
+        leaving: &Leaving<Place>,
+    ) -> Result<Left, Error> {
         let row = self
             .release(&[
-                &&*leaving.session,
-                &leaving.spot.kind.as_str(),
-                &leaving.spot.name.as_str(),
-                &&*leaving.name,
+                &session,
+                &leaving.at.wanted.kind.as_str(),
+                &leaving.at.wanted.name.as_str(),
+                &&*leaving.at.name,
                 &leaving.unsure,
             ])
             .await?;

@@ -9,7 +9,7 @@ use portalock_core::{
 use crate::{
     PostgresBackend,
     client::Wish,
-    keys::{Kind, Spot},
+    keys::{Kind, Wanted},
 };
 
 /// Permits are granted first come, first served: a large request is not starved by small ones behind it. The database keeps no
@@ -24,7 +24,7 @@ impl Semaphore for PostgresBackend {
     async fn try_acquire(&self, request: &PermitRequest) -> Result<Attempt, BackendError> {
         self.client
             .attempt(Wish {
-                spot: Spot::permits(request),
+                wanted: Wanted::permits(request),
                 owner: request.owner,
                 patience: request.patience,
                 holder: &request.holder,
@@ -37,7 +37,7 @@ impl Semaphore for PostgresBackend {
     }
 
     async fn subscribe(&self, request: &PermitRequest) -> Result<Option<Wakeups>, BackendError> {
-        Ok(Some(self.client.subscribe(request.owner)))
+        self.client.subscribe(request.owner).map(Some)
     }
 
     async fn inspect(&self, name: &LockName) -> Result<Inspection, BackendError> {

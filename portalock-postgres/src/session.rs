@@ -16,49 +16,49 @@
 use std::{
     convert::Infallible,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicI64, Ordering},
+        Arc,
+        atomic::{AtomicBool, AtomicI64, Ordering},
     },
     time::Duration,
 };
 
-use portalock_core::{BackendError, Keeper, Lease, Loss, Renewal, clock::Instant};
-use tokio::{sync::Notify, time::timeout};
+use async_trait::async_trait;
+use portalock_core::{
+    BackendError, Loss, Renewal,
+    clock::Instant,
+    session::{Asked, KeptSession, Leaving, Looked, Service},
+};
+use tokio::time::timeout;
 use tokio_postgres::{Error, Notification, types::Type};
 
 use crate::{
     PostgresSettings,
     connection::{Connection, Hear},
-    error::{POOLED, failed, pooled, session_ended, timed_out, wrong_version},
+    error::{POOLED, failed, pooled, timed_out, wrong_version},
     keys::{channel, new_session_id},
-    look::Look,
-    places::Places,
+    look::{clean_up, look},
+    place::Place,
     queue::token,
     schema,
 };
 
 const STARTING: &str = "start a session";
 const RENEWING: &str = "renew the session";
+const LOOKING: &str = "look after the session's claims";
+const RELEASING: &str = "release";
+const ENDING: &str = "end the session";
 
-impl portalock_core::session::Session for Session {
-    fn lease(&self) -> &Lease {
-        &self.lease
-    }
-}
+/// A session with Postgres.
+pub(crate) type Session = KeptSession<SessionRow>;
 
-/// One row and what hangs on it.
+/// What there is to know of a session beside what every session has.
 #[derive(Debug)]
-pub(crate) struct Session {
+pub(crate) struct SessionRow {
     pub(crate) id: Arc<str>,
-    pub(crate) lease: Lease,
+    settings: Arc<PostgresSettings>,
     epoch: AtomicI64,
-    pub(crate) settings: Arc<PostgresSettings>,
-    pub(crate) places: Arc<Places>,
-    /// The connection that listens, while there is one.
-    line: Mutex<Option<Line>>,
-    /// Told when that connection ends.
-    pub(crate) broken: Arc<Notify>,
-    pub(crate) look: Look,
+    /// Whether an earlier start has found that there is no pooler.
+    direct: Arc<AtomicBool>,
 }
 
 /// A connection that listens, and the server process that it leads to.
@@ -68,54 +68,34 @@ pub(crate) struct Line {
     backend: i32,
 }
 
-impl Session {
-    /// Starts a session, in place of `former`. Runs on the session thread. `direct` says that there is no pooler, as an earlier
-    /// start has found.
-    pub(crate) async fn start(
-        settings: Arc<PostgresSettings>,
-        places: Arc<Places>,
-        former: Option<Arc<str>>,
-        direct: bool,
-    ) -> Result<Arc<Self>, BackendError> {
-        // Until the row is there nothing is certain, and nobody knows of the session.
-        let session = Arc::new(Self {
+impl SessionRow {
+    pub(crate) fn new(settings: Arc<PostgresSettings>, direct: Arc<AtomicBool>) -> Self {
+        Self {
             id: new_session_id().into(),
-            lease: Lease::unbounded(),
-            epoch: AtomicI64::new(0),
-            line: Mutex::new(None),
-            broken: Arc::default(),
-            look: Look::default(),
             settings,
-            places,
-        });
-        let line = session.listen().await?;
-        let sent = Instant::now();
-        timeout(
-            session.settings.request_timeout,
-            session.open(&line, former.as_deref(), direct),
-        )
-        .await
-        .unwrap_or_else(|_| Err(timed_out(STARTING)))?;
-        *session.lock_line() = Some(line);
-        let certain = certain_for(session.settings.lease_time);
-        if !sent
-            .checked_add(certain)
-            .is_some_and(|end| session.lease.extend(end))
-        {
-            return Err(session_ended("its lease ran out while it started"));
+            epoch: AtomicI64::new(0),
+            direct,
         }
-        portalock_core::session::spawn(session.clone().live(former))?.detach();
-        tracing::debug!(lease = ?session.settings.lease_time, "Postgres session started");
-        Ok(session)
+    }
+
+    pub(crate) fn settings(&self) -> &PostgresSettings {
+        &self.settings
+    }
+
+    /// The epoch that is known here.
+    pub(crate) fn epoch(&self) -> i64 {
+        self.epoch.load(Ordering::Acquire)
+    }
+
+    /// Takes note of the session's epoch.
+    pub(crate) fn epoch_is(&self, epoch: i64) {
+        // The newest answer counts, not the largest: a standby that is promoted may lack the last step. What an older answer
+        // overwrites is corrected by the next attempt that is stale.
+        self.epoch.store(epoch, Ordering::Release);
     }
 
     /// Checks the server and puts the row there.
-    async fn open(
-        &self,
-        line: &Line,
-        former: Option<&str>,
-        direct: bool,
-    ) -> Result<(), BackendError> {
+    async fn open(&self, line: &Line, former: Option<&str>) -> Result<(), BackendError> {
         let Line {
             connection,
             backend,
@@ -125,7 +105,7 @@ impl Session {
         if found != schema::VERSION {
             return Err(wrong_version(found, schema::VERSION));
         }
-        if !direct {
+        if !self.direct.load(Ordering::Relaxed) {
             // A pooler that gives each transaction a server process gives this one to somebody else's.
             let other = Connection::open(&self.settings, Box::new(|_| {}), None).await?;
             other.hold().await.map_err(started)?;
@@ -149,136 +129,45 @@ impl Session {
             )
             .await
             .map_err(started)?;
+        self.direct.store(true, Ordering::Relaxed);
         Ok(())
     }
+}
 
-    /// The epoch that is known here.
-    pub(crate) fn epoch(&self) -> i64 {
-        self.epoch.load(Ordering::Acquire)
+#[async_trait]
+impl Service for SessionRow {
+    type Connection = Line;
+    type Place = Place;
+
+    const NAME: &'static str = "Postgres";
+
+    fn lease_time(&self) -> Duration {
+        self.settings.lease_time
     }
 
-    /// Takes note of the session's epoch.
-    pub(crate) fn epoch_is(&self, epoch: i64) {
-        // The newest answer counts, not the largest: a standby that is promoted may lack the last step. What an older answer
-        // overwrites is corrected by the next attempt that is stale.
-        self.epoch.store(epoch, Ordering::Release);
+    fn request_timeout(&self) -> Duration {
+        self.settings.request_timeout
     }
 
-    /// The error of a session that is certain no more.
-    pub(crate) fn ended(&self) -> Option<BackendError> {
-        self.lease
-            .loss()
-            .map(|loss| session_ended(&loss.to_string()))
-    }
-
-    /// Ends the session: its locks are lost. The rest is seen to in the background.
-    pub(crate) fn end(&self, loss: Loss) {
-        self.lease.end(loss);
-    }
-
-    /// Ends the session because the server no longer knows it.
-    pub(crate) fn end_gone(&self) {
-        self.end(gone());
-    }
-
-    /// Keeps the session until it ends, however it comes; then tells the waiters and clears up.
-    async fn live(self: Arc<Self>, former: Option<Arc<str>>) {
-        let keeper = Keeper::spawn(self.lease.clone(), self.interval(), {
-            let session = self.clone();
-            move || session.clone().renew()
-        });
-        match keeper {
-            Err(error) => self.end(Loss::SessionEnded(error.to_string().into())),
-            Ok(keeper) => {
-                let ended = self.lease.signal();
-                tokio::select! {
-                    _ = ended.lost() => {}
-                    never = self.mend(&keeper) => match never {},
-                    never = self.look_after(former) => match never {},
-                }
-            }
-        }
-        let loss = self
-            .lease
-            .loss()
-            .map_or_else(String::new, |loss| loss.to_string());
-        tracing::debug!(%loss, "Postgres session ended");
-        self.places.session_ended(&self.id, &session_ended(&loss));
-        // The row may outlive what is certain here. Nobody needs to wait for it.
-        if timeout(self.settings.request_timeout, self.finish())
-            .await
-            .is_err()
-        {
-            tracing::debug!("the session could not be ended at the server: it ends by its time");
-        }
-    }
-
-    async fn finish(&self) {
-        let line = self.lock_line().take();
-        let line = match line {
-            Some(line) if !line.connection.is_closed() => line.connection,
-            _ => match Connection::open(&self.settings, Box::new(|_| {}), None).await {
-                Ok(connection) => Arc::new(connection),
-                Err(_) => return,
-            },
-        };
-        if line.end_session(&self.id).await.is_ok() {
-            while let Ok(true) = line.bury(&self.id).await {}
-        }
-    }
-
-    /// A third of the time may pass before a renewal is due.
-    pub(crate) fn interval(&self) -> Duration {
-        self.settings.lease_time / 3
-    }
-
-    /// Renews the lease, over a new connection if there is none.
-    async fn renew(self: Arc<Self>) -> Result<Renewal, BackendError> {
-        let start = Instant::now();
-        let line = if let Some(line) = self.open_line() {
-            line
-        } else {
-            let line = self.listen().await?;
-            *self.lock_line() = Some(line.clone());
-            self.look.resumed.notify_one();
-            line
-        };
-        let sent = Instant::now();
-        // Half of what the keeper allows: a line that hangs leaves time for another.
-        let answer = timeout(self.interval() / 2, alive(&line.connection, &self.id)).await;
-        let answer = match answer {
-            Ok(answer) => answer.map_err(|error| failed(RENEWING, error)),
-            Err(_) => Err(timed_out(RENEWING)),
-        };
-        match answer {
-            Ok((true, backend)) if backend != line.backend => {
-                Ok(Renewal::Gone(Loss::SessionEnded(POOLED.into())))
-            }
-            Ok((true, _)) => Ok(Renewal::Renewed(
-                certain_for(self.settings.lease_time) + sent.duration_since(start),
-            )),
-            Ok((false, _)) => Ok(Renewal::Gone(gone())),
-            Err(error) => {
-                self.drop_line(&line);
-                Err(error)
-            }
-        }
-    }
-
-    /// Makes a connection that hears of this session's grants.
-    async fn listen(self: &Arc<Self>) -> Result<Line, BackendError> {
-        let channel = channel(&self.id);
-        let session = Arc::downgrade(self);
-        let own = channel.clone();
+    async fn connect(session: &Arc<Session>) -> Result<Line, BackendError> {
+        let row = session.service();
+        let channel = channel(&row.id);
+        let (hearer, own) = (Arc::downgrade(session), channel.clone());
         let hear: Hear = Box::new(move |notification: &Notification| {
-            if let Some(session) = session.upgrade()
+            if let Some(session) = hearer.upgrade()
                 && notification.channel() == own
             {
-                session.hear(notification.payload());
+                hear(&session, notification.payload());
             }
         });
-        let connection = Connection::open(&self.settings, hear, Some(self.broken.clone())).await?;
-        let backend = timeout(self.settings.request_timeout, connection.listen(&channel))
+        let hearer = Arc::downgrade(session);
+        let ended = Box::new(move || {
+            if let Some(session) = hearer.upgrade() {
+                session.connection_ended();
+            }
+        });
+        let connection = Connection::open(&row.settings, hear, Some(ended)).await?;
+        let backend = timeout(row.settings.request_timeout, connection.listen(&channel))
             .await
             .map_err(|_| timed_out(STARTING))?
             .map_err(|error| failed(STARTING, error))?;
@@ -288,49 +177,86 @@ impl Session {
         })
     }
 
-    /// A grant: the owner and its token.
-    fn hear(&self, message: &str) {
-        // Of a session that is certain no more, nothing is.
-        if self.lease.loss().is_none()
-            && let Some((owner, number)) = message.split_once(' ')
-            && let Ok(number) = number.parse()
-        {
-            self.places
-                .granted(&self.id, owner, token(number), &self.lease.signal());
+    fn is_open(line: &Line) -> bool {
+        !line.connection.is_closed()
+    }
+
+    async fn begin(
+        session: &Arc<Session>,
+        line: &Line,
+        former: Option<&Arc<Session>>,
+    ) -> Result<Instant, BackendError> {
+        let row = session.service();
+        let former = former.map(|former| &*former.service().id);
+        let sent = Instant::now();
+        timeout(row.settings.request_timeout, row.open(line, former))
+            .await
+            .unwrap_or_else(|_| Err(timed_out(STARTING)))?;
+        Ok(sent + certain_for(row.settings.lease_time))
+    }
+
+    async fn renew(session: &Arc<Session>, line: &Line) -> Result<Renewal, BackendError> {
+        let row = session.service();
+        let (is_alive, backend) = alive(&line.connection, &row.id)
+            .await
+            .map_err(|error| failed(RENEWING, error))?;
+        Ok(if !is_alive {
+            Renewal::Gone(gone())
+        } else if backend != line.backend {
+            Renewal::Gone(Loss::SessionEnded(POOLED.into()))
+        } else {
+            Renewal::Renewed(certain_for(row.settings.lease_time))
+        })
+    }
+
+    async fn look(
+        session: &Arc<Session>,
+        line: &Line,
+        asked: &[Asked<Place>],
+    ) -> Result<Looked, BackendError> {
+        look(&line.connection, &session.service().id, asked)
+            .await
+            .map_err(|error| failed(LOOKING, error))
+    }
+
+    async fn release(
+        session: &Arc<Session>,
+        line: &Line,
+        leaving: &Leaving<Place>,
+    ) -> Result<(), BackendError> {
+        let row = session.service();
+        let left = line
+            .connection
+            .leave(&row.id, leaving)
+            .await
+            .map_err(|error| failed(RELEASING, error))?;
+        if let Some(epoch) = left.epoch {
+            row.epoch_is(epoch);
         }
+        Ok(())
     }
 
-    /// Has a connection that broke made anew at once.
-    async fn mend(&self, keeper: &Keeper) -> Infallible {
-        loop {
-            self.broken.notified().await;
-            if self.open_line().is_none() {
-                keeper.renew_now();
-            }
-        }
+    async fn end(session: &Arc<Session>, line: &Line) -> Result<(), BackendError> {
+        let id = &session.service().id;
+        let ended = |error| failed(ENDING, error);
+        line.connection.end_session(id).await.map_err(ended)?;
+        while line.connection.bury(id).await.map_err(ended)? {}
+        Ok(())
     }
 
-    /// The connection that listens, if there is one.
-    pub(crate) fn open_line(&self) -> Option<Line> {
-        self.lock_line()
-            .as_ref()
-            .filter(|line| !line.connection.is_closed())
-            .cloned()
+    async fn chores(session: &Arc<Session>, former: Option<Arc<Session>>) -> Infallible {
+        let former = former.map(|former| former.service().id.clone());
+        clean_up(session, former).await
     }
+}
 
-    /// Gives up a connection that is of no use any more.
-    pub(crate) fn drop_line(&self, line: &Line) {
-        let mut present = self.lock_line();
-        if present
-            .as_ref()
-            .is_some_and(|present| Arc::ptr_eq(&present.connection, &line.connection))
-        {
-            *present = None;
-        }
-    }
-
-    fn lock_line(&self) -> MutexGuard<'_, Option<Line>> {
-        self.line.lock().unwrap_or_else(PoisonError::into_inner)
+/// A grant: the place's name and its token.
+fn hear(session: &Session, message: &str) {
+    if let Some((name, number)) = message.split_once(' ')
+        && let (Some(owner), Ok(number)) = (Place::owner(name), number.parse())
+    {
+        let is_of = |place: &Place| *place.name == *name;
+        session.places().granted(owner, token(number), is_of);
     }
 }
 
@@ -347,12 +273,13 @@ async fn alive(line: &Connection, session: &str) -> Result<(bool, i32), Error> {
     }
 }
 
-fn gone() -> Loss {
+/// The server no longer knows the session.
+pub(crate) fn gone() -> Loss {
     Loss::SessionEnded("its lease expired at the server, or the server lost its data".into())
 }
 
 /// How long the client relies on what the server keeps for `lease`, from when it was asked for: less, for two clocks that don't
 /// run alike.
-pub(crate) fn certain_for(lease: Duration) -> Duration {
+fn certain_for(lease: Duration) -> Duration {
     lease.mul_f64(0.95)
 }

@@ -6,9 +6,13 @@
 //!
 //! 1. [`Sessions`] starts a session when one is first needed, once for all callers that wait for it, and starts the next
 //!    one when it has ended.
-//! 2. [`Keeper`] renews the session's [`Lease`](crate::Lease) until it ends.
-//! 3. [`PerRuntime`] keeps one connection for each runtime that uses the backend.
-//! 4. [`spawn`] runs what listens for grants and losses.
+//! 2. [`KeptSession`] keeps it over any [`Service`]: renews it, makes a broken connection anew, looks whether what it has is
+//!    still there, takes over releases that failed, and ends in good order.
+//! 3. [`Places`] is the book of what its owners have: who holds, who waits, and what may still arrive.
+//! 4. [`PerRuntime`] keeps one connection for each runtime that uses the backend, for the callers' own requests.
+//!
+//! A backend whose session is of another kind builds on the parts: [`Keeper`] renews a [`Lease`](crate::Lease) until it ends,
+//! and [`spawn`] runs what listens for grants and losses.
 //!
 //! # The session thread
 //!
@@ -25,13 +29,20 @@
 //! - End a session's [`Lease`](crate::Lease) when the session is dropped; its keeper and tasks stop with it.
 
 mod keeper;
+mod kept;
+mod look;
 mod per_runtime;
+mod places;
+mod service;
 mod single_flight;
 mod starts;
 mod task;
 
 pub use keeper::{Keeper, Renewal};
+pub use kept::KeptSession;
 pub use per_runtime::PerRuntime;
+pub use places::{Asked, Expected, Leaving, Places, Releasing, Stand};
+pub use service::{Looked, Service};
 pub use starts::{Session, Sessions};
 pub use task::{Task, run, spawn};
 

@@ -1,0 +1,322 @@
+//! A session that is kept: renewed, taken up again over a new connection, looked after, and ended in good order.
+
+use std::{
+    convert::Infallible,
+    fmt,
+    pin::pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use futures_util::future::{join5, select};
+use tokio::{sync::Notify, time::timeout};
+
+use super::{
+    Keeper, Renewal, Service, Session,
+    look::{AGAIN_AFTER, Looks, SEEN_AT_ONCE},
+    places::{Asked, Places},
+    spawn,
+};
+use crate::{BackendError, BackendErrorKind, Lease, Loss, clock::Instant};
+
+/// A [`Session`] over any [`Service`]: it is not its connection, so a reset costs nobody a lock or a place as long as the lease
+/// lasts. Made by [`start`](Self::start), within [`Sessions::get`](super::Sessions::get).
+pub struct KeptSession<S: Service> {
+    service: S,
+    lease: Lease,
+    places: Places<S::Place>,
+    connection: Mutex<Option<S::Connection>>,
+    ended: Notify,
+    /// A connection was made anew: every place is to be asked for.
+    resumed: Notify,
+    looks: Looks,
+}
+
+impl<S: Service> Session for KeptSession<S> {
+    fn lease(&self) -> &Lease {
+        &self.lease
+    }
+}
+
+impl<S: Service> KeptSession<S> {
+    /// Begins a session, in place of `former`, and keeps it until its lease ends. Runs on the session thread.
+    ///
+    /// # Errors
+    ///
+    /// What [`Service::connect`] or [`Service::begin`] failed with; [`SessionEnded`](BackendErrorKind::SessionEnded) if its
+    /// lease ran out meanwhile.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the call leaves what was begun at the service until its time there ends.
+    pub async fn start(service: S, former: Option<Arc<Self>>) -> Result<Arc<Self>, BackendError> {
+        // Until it has begun nothing is certain, and nobody knows of it.
+        let lease = Lease::unbounded();
+        let session = Arc::new(Self {
+            service,
+            places: Places::new(lease.signal()),
+            lease,
+            connection: Mutex::new(None),
+            ended: Notify::new(),
+            resumed: Notify::new(),
+            looks: Looks::default(),
+        });
+        let connection = S::connect(&session).await?;
+        let until = S::begin(&session, &connection, former.as_ref()).await?;
+        *session.lock_connection() = Some(connection);
+        if !session.lease.extend(until) {
+            return Err(session.over());
+        }
+        spawn(session.clone().live(former))?.detach();
+        tracing::debug!(service = S::NAME, "a session begins");
+        Ok(session)
+    }
+
+    /// What the backend keeps for the session.
+    pub fn service(&self) -> &S {
+        &self.service
+    }
+
+    /// What its owners have.
+    pub fn places(&self) -> &Places<S::Place> {
+        &self.places
+    }
+
+    /// Ends the session: its locks are lost. The rest is seen to in the background.
+    pub fn end(&self, loss: Loss) {
+        self.lease.end(loss);
+    }
+
+    /// Fails once the session is certain no more.
+    ///
+    /// # Errors
+    ///
+    /// [`SessionEnded`](BackendErrorKind::SessionEnded) then.
+    pub fn ensure_live(&self) -> Result<(), BackendError> {
+        match self.lease.loss() {
+            Some(_) => Err(self.over()),
+            None => Ok(()),
+        }
+    }
+
+    /// Its connection is gone, or may be: another one is made at once.
+    pub fn connection_ended(&self) {
+        self.ended.notify_one();
+    }
+
+    /// Somebody in front of a waiter may be dead after this time: what the session has is looked after then.
+    pub fn look_within(&self, time: Duration) {
+        self.looks.within(time);
+    }
+
+    /// Its present connection.
+    pub fn connection(&self) -> Option<S::Connection> {
+        self.lock_connection().clone().filter(S::is_open)
+    }
+
+    fn over(&self) -> BackendError {
+        self.places.over()
+    }
+
+    fn interval(&self) -> Duration {
+        self.service.lease_time() / 3
+    }
+
+    /// Keeps the session until it ends, however it comes; then tells the waiters and clears up.
+    async fn live(self: Arc<Self>, former: Option<Arc<Self>>) {
+        let keeper = Keeper::spawn(self.lease.clone(), self.interval(), {
+            let session = self.clone();
+            move || session.clone().renew()
+        });
+        match keeper {
+            Err(error) => self.end(Loss::SessionEnded(error.to_string().into())),
+            Ok(keeper) => {
+                let ended = self.lease.signal();
+                let upkeep = join5(
+                    self.mend(&keeper),
+                    self.look_at_times(),
+                    self.look_after_resuming(),
+                    self.collect(),
+                    S::chores(&self, former),
+                );
+                // None of these ends by itself.
+                select(pin!(ended.lost()), pin!(upkeep)).await;
+            }
+        }
+        let over = self.over();
+        tracing::debug!(service = S::NAME, %over, "a session has ended");
+        self.places.close();
+        let finishing = timeout(self.service.request_timeout(), self.finish()).await;
+        let finished = finishing.unwrap_or_else(|_| Err(late::<S>()));
+        if let Err(error) = finished {
+            // Nobody needs to wait for it.
+            tracing::debug!(service = S::NAME, %error, "the session ends by its time at the service");
+        }
+    }
+
+    async fn finish(self: &Arc<Self>) -> Result<(), BackendError> {
+        let connection = match self.connection() {
+            Some(connection) => connection,
+            None => S::connect(self).await?,
+        };
+        self.lock_connection().take();
+        S::end(self, &connection).await
+    }
+
+    /// Renews the lease, over a new connection if there is none.
+    async fn renew(self: Arc<Self>) -> Result<Renewal, BackendError> {
+        let start = Instant::now();
+        let connection = if let Some(connection) = self.connection() {
+            connection
+        } else {
+            let connection = S::connect(&self).await?;
+            *self.lock_connection() = Some(connection.clone());
+            self.resumed.notify_one();
+            connection
+        };
+        let sent = Instant::now();
+        // Half of what the keeper allows: a connection that hangs leaves time for another.
+        let within = self.service.request_timeout().min(self.interval() / 2);
+        let answer = timeout(within, S::renew(&self, &connection)).await;
+        match answer.unwrap_or_else(|_| Err(late::<S>())) {
+            Ok(Renewal::Renewed(time)) => Ok(Renewal::Renewed(
+                time.saturating_add(sent.duration_since(start)),
+            )),
+            Ok(gone) => Ok(gone),
+            Err(error) => {
+                self.give_up_connection();
+                Err(error)
+            }
+        }
+    }
+
+    /// Has a connection that broke made anew at once.
+    async fn mend(&self, keeper: &Keeper) -> Infallible {
+        loop {
+            self.ended.notified().await;
+            if self.connection().is_none() {
+                keeper.renew_now();
+            }
+        }
+    }
+
+    /// Looks now and then, and when somebody in front of a waiter may have died.
+    async fn look_at_times(self: &Arc<Self>) -> Infallible {
+        let mut turn = 0;
+        loop {
+            self.looks.next(self.interval()).await;
+            self.pay().await;
+            let mut asked = self.places.standing();
+            if asked.len() > SEEN_AT_ONCE {
+                // With more, each has its turn.
+                asked.sort_unstable_by_key(|asked| asked.owner);
+                turn = (turn + SEEN_AT_ONCE) % asked.len();
+                asked.rotate_left(turn);
+                asked.truncate(SEEN_AT_ONCE);
+            }
+            self.ask(&asked).await;
+        }
+    }
+
+    /// Asks for every place after a connection was made anew.
+    async fn look_after_resuming(self: &Arc<Self>) -> Infallible {
+        loop {
+            self.resumed.notified().await;
+            for some in self.places.standing().chunks(SEEN_AT_ONCE) {
+                self.ask(some).await;
+            }
+            self.look_within(Duration::ZERO);
+        }
+    }
+
+    /// Takes over releases that failed or were dropped half-way.
+    async fn collect(&self) -> Infallible {
+        loop {
+            self.places.owed.notified().await;
+            self.look_within(AGAIN_AFTER);
+        }
+    }
+
+    async fn ask(self: &Arc<Self>, asked: &[Asked<S::Place>]) {
+        // Without a connection nothing is asked: once there is one again, everything is.
+        let Some(connection) = self.connection().filter(|_| !asked.is_empty()) else {
+            return;
+        };
+        let Some(looked) = self.within_time(S::look(self, &connection, asked)).await else {
+            return;
+        };
+        for (asked, stand) in asked.iter().zip(looked.stands) {
+            self.places.found(asked, stand, S::NAME);
+        }
+        if let Some(time) = looked.again_in {
+            self.look_within(time);
+        }
+    }
+
+    /// Releases what is due.
+    async fn pay(self: &Arc<Self>) {
+        for owner in self.places.due() {
+            let Some(connection) = self.connection() else {
+                return;
+            };
+            let Some(releasing) = self.places.release_due(owner) else {
+                continue;
+            };
+            let release = S::release(self, &connection, releasing.leaving());
+            if self.within_time(release).await.is_none() {
+                return;
+            }
+            releasing.done();
+        }
+    }
+
+    /// What this comes to, if it succeeds in time. If not, the session looks again soon.
+    async fn within_time<T>(
+        &self,
+        work: impl Future<Output = Result<T, BackendError>>,
+    ) -> Option<T> {
+        let error = match timeout(self.service.request_timeout(), work).await {
+            Ok(Ok(done)) => return Some(done),
+            Ok(Err(error)) => error,
+            Err(_) => {
+                // Nothing more comes over it; and grants would not, either.
+                self.give_up_connection();
+                self.connection_ended();
+                late::<S>()
+            }
+        };
+        tracing::debug!(service = S::NAME, %error, "could not look after what a session has");
+        self.look_within(AGAIN_AFTER);
+        None
+    }
+
+    fn give_up_connection(&self) {
+        self.lock_connection().take();
+    }
+
+    fn lock_connection(&self) -> MutexGuard<'_, Option<S::Connection>> {
+        // Nothing panics while it is held.
+        self.connection
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn late<S: Service>() -> BackendError {
+    BackendError::new(
+        BackendErrorKind::Unavailable,
+        format!("{} did not answer in time", S::NAME),
+    )
+}
+
+impl<S: Service> fmt::Debug for KeptSession<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("KeptSession")
+            .field("service", &self.service)
+            .field("lease", &self.lease)
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests;

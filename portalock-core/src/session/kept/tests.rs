@@ -1,0 +1,267 @@
+use std::{
+    collections::HashMap,
+    sync::{
+        Weak,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use tokio::sync::watch;
+
+use async_trait::async_trait;
+
+use super::*;
+use crate::{
+    FencingToken, OwnerId, Wake,
+    session::{Leaving, Looked, Sessions, Stand},
+};
+
+/// Long enough for a machine that is busy, short enough for a test to see it end.
+const LEASE: Duration = Duration::from_millis(1500);
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A store in this process, of one session.
+#[derive(Debug, Default)]
+struct Store {
+    stands: Mutex<HashMap<u32, Stand>>,
+    events: watch::Sender<Vec<Event>>,
+    refuses: AtomicBool,
+    hangs: AtomicBool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Event {
+    Connected,
+    Renewed,
+    Looked(usize),
+    Released(u32),
+    Ended,
+}
+
+impl Store {
+    fn note(&self, event: Event) {
+        self.events.send_modify(|events| events.push(event));
+    }
+
+    /// Waits until `event` has happened so many times.
+    async fn has_seen(&self, event: Event, times: usize) {
+        let mut events = self.events.subscribe();
+        let count = |events: &Vec<Event>| events.iter().filter(|it| **it == event).count();
+        tokio::time::timeout(PATIENCE, events.wait_for(|events| count(events) >= times))
+            .await
+            .unwrap_or_else(|_| panic!("{event:?} did not happen"))
+            .unwrap();
+    }
+
+    fn set(&self, place: u32, stand: Stand) {
+        self.stands.lock().unwrap().insert(place, stand);
+    }
+
+    async fn answer(&self) -> Result<(), BackendError> {
+        if self.hangs.load(Ordering::Acquire) {
+            std::future::pending::<()>().await;
+        }
+        if self.refuses.load(Ordering::Acquire) {
+            return Err(BackendError::new(BackendErrorKind::Unavailable, "refused"));
+        }
+        Ok(())
+    }
+}
+
+#[derive(Debug, Clone, Default)]
+struct InStore(Arc<Store>);
+
+type Kept = KeptSession<InStore>;
+
+#[async_trait]
+impl Service for InStore {
+    /// Open as long as this is true.
+    type Connection = Arc<AtomicBool>;
+    type Place = u32;
+
+    const NAME: &'static str = "the store";
+
+    fn lease_time(&self) -> Duration {
+        LEASE
+    }
+
+    fn request_timeout(&self) -> Duration {
+        LEASE
+    }
+
+    async fn connect(session: &Arc<Kept>) -> Result<Self::Connection, BackendError> {
+        session.service().0.note(Event::Connected);
+        Ok(Arc::new(AtomicBool::new(true)))
+    }
+
+    fn is_open(connection: &Self::Connection) -> bool {
+        connection.load(Ordering::Acquire)
+    }
+
+    async fn begin(
+        session: &Arc<Kept>,
+        _: &Self::Connection,
+        _: Option<&Arc<Kept>>,
+    ) -> Result<Instant, BackendError> {
+        let begun = Instant::now();
+        session.service().0.answer().await?;
+        Ok(begun + LEASE)
+    }
+
+    async fn renew(session: &Arc<Kept>, _: &Self::Connection) -> Result<Renewal, BackendError> {
+        session.service().0.answer().await?;
+        session.service().0.note(Event::Renewed);
+        Ok(Renewal::Renewed(LEASE))
+    }
+
+    async fn look(
+        session: &Arc<Kept>,
+        _: &Self::Connection,
+        asked: &[Asked<u32>],
+    ) -> Result<Looked, BackendError> {
+        let store = &session.service().0;
+        let stands = {
+            let stands = store.stands.lock().unwrap();
+            let stand = |asked: &Asked<u32>| stands.get(&asked.at).copied();
+            asked
+                .iter()
+                .map(|asked| stand(asked).unwrap_or(Stand::Gone))
+                .collect()
+        };
+        store.note(Event::Looked(asked.len()));
+        Ok(Looked::new(stands, None))
+    }
+
+    async fn release(
+        session: &Arc<Kept>,
+        _: &Self::Connection,
+        leaving: &Leaving<u32>,
+    ) -> Result<(), BackendError> {
+        session.service().0.answer().await?;
+        session.service().0.note(Event::Released(leaving.at));
+        Ok(())
+    }
+
+    async fn end(session: &Arc<Kept>, _: &Self::Connection) -> Result<(), BackendError> {
+        session.service().0.note(Event::Ended);
+        Ok(())
+    }
+}
+
+async fn start() -> (Arc<Store>, Arc<Kept>, Sessions<Kept>) {
+    let service = InStore::default();
+    let store = service.0.clone();
+    let sessions = Sessions::new();
+    let session = sessions.get(|former| Kept::start(service, former)).await;
+    (store, session.unwrap(), sessions)
+}
+
+/// Ends the present connection, as a reset would.
+fn reset(session: &Kept) {
+    session
+        .connection()
+        .unwrap()
+        .store(false, Ordering::Release);
+    session.connection_ended();
+}
+
+#[tokio::test]
+async fn a_reset_costs_nobody_a_lock_and_a_grant_that_was_not_heard_is_found() {
+    let (store, session, _sessions) = start().await;
+    let (holder, waiter) = (OwnerId::mint(), OwnerId::mint());
+    let places = session.places();
+    places.expect(holder, || 1).unwrap();
+    let held = places.hold(holder, FencingToken::new(1)).unwrap();
+    store.set(1, Stand::Held(FencingToken::new(1)));
+    places.expect(waiter, || 2).unwrap();
+    places.queued(waiter);
+    let mut line = places.listen(waiter);
+
+    store.set(2, Stand::Held(FencingToken::new(2)));
+    reset(&session);
+    store.has_seen(Event::Connected, 2).await;
+    let Ok(Wake::Granted(grant)) = tokio::time::timeout(PATIENCE, line.next()).await else {
+        panic!("there should be a grant");
+    };
+    assert_eq!(grant.token, Some(FencingToken::new(2)));
+    assert!(!held.lost.is_lost());
+}
+
+#[tokio::test]
+async fn a_connection_over_which_a_renewal_fails_or_hangs_is_given_up() {
+    let (store, session, _sessions) = start().await;
+    for (fault, connections) in [(&store.refuses, 2), (&store.hangs, 3)] {
+        fault.store(true, Ordering::Release);
+        store.has_seen(Event::Connected, connections).await;
+        fault.store(false, Ordering::Release);
+        let renewed = store.events.borrow().clone();
+        let renewed = renewed.iter().filter(|it| **it == Event::Renewed).count();
+        store.has_seen(Event::Renewed, renewed + 1).await;
+        session.ensure_live().unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_release_that_was_dropped_is_made_by_the_session() {
+    let (store, session, _sessions) = start().await;
+    let owner = OwnerId::mint();
+    let places = session.places();
+    places.expect(owner, || 5).unwrap();
+    drop(places.release(owner).unwrap());
+    store.has_seen(Event::Released(5), 1).await;
+    tokio::time::timeout(PATIENCE, async {
+        while places.expect(owner, || 6).is_err() {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await
+    .unwrap();
+}
+
+#[tokio::test]
+async fn each_place_is_looked_after_also_if_there_are_more_than_one_look_asks_for() {
+    let (store, session, _sessions) = start().await;
+    let mut signals = Vec::new();
+    for place in 0..=u32::try_from(SEEN_AT_ONCE).unwrap() {
+        let owner = OwnerId::mint();
+        session.places().expect(owner, || place).unwrap();
+        let grant = session.places().hold(owner, FencingToken::new(1)).unwrap();
+        store.set(place, Stand::Held(FencingToken::new(1)));
+        signals.push(grant.lost);
+    }
+    store.stands.lock().unwrap().clear();
+    for signal in signals {
+        session.look_within(Duration::ZERO);
+        let loss = tokio::time::timeout(PATIENCE, signal.lost()).await;
+        assert!(matches!(loss, Ok(Loss::Removed(_))), "{loss:?}");
+    }
+    store.has_seen(Event::Looked(SEEN_AT_ONCE), 2).await;
+}
+
+#[tokio::test]
+async fn a_session_that_ends_tells_its_waiters_and_the_service() {
+    let (store, session, sessions) = start().await;
+    let owner = OwnerId::mint();
+    session.places().expect(owner, || 1).unwrap();
+    let mut line = session.places().listen(owner);
+    let weak: Weak<Kept> = Arc::downgrade(&session);
+    drop(session);
+    drop(sessions);
+    assert!(matches!(line.next().await, Wake::Failed(_)));
+    store.has_seen(Event::Ended, 1).await;
+    tokio::time::timeout(PATIENCE, async {
+        while weak.strong_count() > 0 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await
+    .expect("nothing keeps it");
+}
+
+#[tokio::test]
+async fn a_session_that_could_not_begin_is_none() {
+    let service = InStore::default();
+    service.0.refuses.store(true, Ordering::Release);
+    let session = Kept::start(service, None).await;
+    assert_eq!(session.unwrap_err().kind(), BackendErrorKind::Unavailable);
+}

@@ -1,0 +1,86 @@
+//! When a session looks after what it has at the service.
+
+use std::{
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use tokio::{sync::Notify, time::timeout_at};
+
+use crate::clock::Instant;
+
+/// How many places one look asks for.
+pub(super) const SEEN_AT_ONCE: usize = 500;
+/// After how long a look that failed is repeated, or a release is taken over from whoever it failed for.
+pub(super) const AGAIN_AFTER: Duration = Duration::from_secs(1);
+/// Looks don't come closer than this.
+const AT_MOST_EVERY: Duration = Duration::from_millis(50);
+
+/// The time of the next look.
+#[derive(Debug, Default)]
+pub(super) struct Looks {
+    at: Mutex<Option<Instant>>,
+    sooner: Notify,
+}
+
+impl Looks {
+    /// The next look comes after this time at the latest.
+    pub(super) fn within(&self, time: Duration) {
+        let Some(sooner) = Instant::now().checked_add(time.max(AT_MOST_EVERY)) else {
+            return;
+        };
+        let mut at = self.lock();
+        if at.is_none_or(|at| sooner < at) {
+            *at = Some(sooner);
+            drop(at);
+            self.sooner.notify_one();
+        }
+    }
+
+    /// Waits for the next look, which comes after `interval` if nobody asks for an earlier one.
+    pub(super) async fn next(&self, interval: Duration) {
+        loop {
+            let at = *self.lock().get_or_insert_with(|| Instant::now() + interval);
+            if timeout_at(at, self.sooner.notified()).await.is_err() {
+                *self.lock() = None;
+                return;
+            }
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Instant>> {
+        // Nothing panics while it is held.
+        self.at.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const INTERVAL: Duration = Duration::from_secs(3);
+
+    #[tokio::test(start_paused = true)]
+    async fn a_look_comes_after_the_interval_or_when_it_is_asked_for() {
+        let looks = Looks::default();
+        let start = Instant::now();
+        looks.next(INTERVAL).await;
+        assert_eq!(start.elapsed(), INTERVAL);
+        looks.within(Duration::from_secs(2));
+        looks.within(Duration::from_secs(1));
+        looks.within(Duration::from_secs(2));
+        looks.next(INTERVAL).await;
+        assert_eq!(start.elapsed(), INTERVAL + Duration::from_secs(1));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_who_waits_already_hears_of_an_earlier_time_and_looks_keep_apart() {
+        let looks = Looks::default();
+        let start = Instant::now();
+        tokio::join!(looks.next(INTERVAL), async {
+            tokio::task::yield_now().await;
+            looks.within(Duration::ZERO);
+        });
+        assert_eq!(start.elapsed(), AT_MOST_EVERY);
+    }
+}

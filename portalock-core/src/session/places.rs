@@ -1,0 +1,439 @@
+//! What a session's owners have at the service, and who is to be told what becomes of it.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use tokio::sync::Notify;
+
+use crate::{
+    BackendError, BackendErrorKind, FencingToken, Grant, Lease, Loss, LostSignal, OwnerId,
+    WakeSender, Wakeups, wakeups,
+};
+
+/// The places of one session's owners, each from its first attempt until nothing can be left of it at the service.
+///
+/// `P` is what a backend has to know of a place: its name at the service, what is locked.
+///
+/// One rule covers every call that failed, was dropped, or may have been carried out without an answer: what it may have done
+/// is unknown until the place has been released for good. Until then it stays here, and the session releases it.
+#[derive(Debug)]
+pub struct Places<P> {
+    /// `None` once the session is over.
+    book: Mutex<Option<HashMap<OwnerId, Place<P>>>>,
+    session: LostSignal,
+    pub(super) owed: Notify,
+}
+
+#[derive(Debug)]
+struct Place<P> {
+    at: P,
+    phase: Phase,
+    /// Whether a request for it may still be on its way: its answer never came.
+    unsure: bool,
+    /// Another one with every change of the phase, and no other place has it.
+    version: u64,
+    waiting: Option<Box<Waiting>>,
+}
+
+#[derive(Debug)]
+enum Phase {
+    /// Asked for; not answered yet.
+    Asked,
+    /// The service has answered that it waits.
+    Queued,
+    /// Granted. The lease ends if somebody removes the place from the service.
+    Held(FencingToken, Lease),
+    /// A release is under way: that the place is missing at the service means nothing any more.
+    Releasing,
+    /// A release failed or was dropped: the session tries again.
+    Due,
+}
+
+/// As many places as locks are held: what only those need who wait lies apart.
+#[derive(Debug, Default)]
+struct Waiting {
+    /// Where the waiter listens, once it does.
+    line: Option<WakeSender>,
+    /// A grant that came before the waiter listened.
+    unheard: Option<Grant>,
+}
+
+/// A place as an attempt finds it.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct Expected<P> {
+    /// What the backend knows of it.
+    pub at: P,
+    /// Whether an earlier request may still be on its way.
+    pub unsure: bool,
+}
+
+/// What a release needs to know.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct Leaving<P> {
+    /// What the backend knows of the place.
+    pub at: P,
+    /// Whether the owner held.
+    pub held: bool,
+    /// Whether a request may still be on its way: the release has to make it void.
+    pub unsure: bool,
+}
+
+/// A place that the service is asked about.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct Asked<P> {
+    /// What the backend knows of the place.
+    pub at: P,
+    pub(super) owner: OwnerId,
+    version: u64,
+}
+
+/// How a place stands at the service.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stand {
+    /// It is granted, by this token.
+    Held(FencingToken),
+    /// It waits.
+    Waits,
+    /// The service has nothing of it.
+    Gone,
+}
+
+impl<P: Clone> Places<P> {
+    /// No places yet, in a session that this signal tells the end of.
+    pub fn new(session: LostSignal) -> Self {
+        Self {
+            book: Mutex::new(Some(HashMap::new())),
+            session,
+            owed: Notify::new(),
+        }
+    }
+
+    /// An attempt for `owner` is about to be sent: from now on a grant may come, also if no answer does. `new` makes the place
+    /// if the owner has none.
+    ///
+    /// # Errors
+    ///
+    /// [`Unavailable`](BackendErrorKind::Unavailable) while a release of the owner is under way or due,
+    /// [`SessionEnded`](BackendErrorKind::SessionEnded) if the session is over.
+    pub fn expect(
+        &self,
+        owner: OwnerId,
+        new: impl FnOnce() -> P,
+    ) -> Result<Expected<P>, BackendError> {
+        let mut book = self.lock();
+        let place = book
+            .as_mut()
+            .ok_or_else(|| self.over())?
+            .entry(owner)
+            .or_insert_with(|| Place {
+                at: new(),
+                phase: Phase::Asked,
+                unsure: false,
+                version: next_version(),
+                waiting: None,
+            });
+        if place.is_leaving() {
+            return Err(BackendError::new(
+                BackendErrorKind::Unavailable,
+                "what an earlier attempt may have left is not released yet",
+            ));
+        }
+        Ok(Expected {
+            at: place.at.clone(),
+            unsure: std::mem::replace(&mut place.unsure, true),
+        })
+    }
+
+    /// The attempt was answered; `unsure` as far as others may still be on their way.
+    pub fn answered(&self, owner: OwnerId, unsure: bool) {
+        self.change(owner, |place| place.unsure = unsure);
+    }
+
+    /// The owner waits, as an answer says.
+    pub fn queued(&self, owner: OwnerId) {
+        self.change(owner, |place| {
+            if matches!(place.phase, Phase::Asked) {
+                place.enter(Phase::Queued);
+            }
+        });
+    }
+
+    /// The owner has been granted, as an answer says: what it is given.
+    ///
+    /// # Errors
+    ///
+    /// [`SessionEnded`](BackendErrorKind::SessionEnded) if the session has ended meanwhile, and the lock with it.
+    pub fn hold(&self, owner: OwnerId, token: FencingToken) -> Result<Grant, BackendError> {
+        let grant = self.change(owner, |place| place.hold(token, &self.session));
+        grant.ok_or_else(|| self.over())
+    }
+
+    /// The owner has been granted, as a message says. `is_of` tells whether it is of this place, and not of one that the owner
+    /// had before.
+    ///
+    /// A place that is gone was released, and the service has freed it since. One whose waiter has stopped listening is about
+    /// to be.
+    pub fn granted(&self, owner: OwnerId, token: FencingToken, is_of: impl FnOnce(&P) -> bool) {
+        // Of a session that is certain no more, nothing is.
+        if !self.session.is_lost() {
+            self.change(owner, |place| {
+                if is_of(&place.at) {
+                    place.granted(token, &self.session);
+                }
+            });
+        }
+    }
+
+    /// Opens the line of a waiter.
+    pub fn listen(&self, owner: OwnerId) -> Wakeups {
+        let (sender, line) = wakeups();
+        let listens = self.change(owner, |place| {
+            let waiting = place.waiting();
+            if let Some(grant) = waiting.unheard.take() {
+                sender.grant(grant);
+            }
+            waiting.line = Some(sender.clone());
+        });
+        if listens.is_none() {
+            sender.fail(self.over());
+        }
+        line
+    }
+
+    /// Whether a release of `owner` is under way or due.
+    pub fn is_leaving(&self, owner: OwnerId) -> bool {
+        self.change(owner, |place| place.is_leaving()) == Some(true)
+    }
+
+    /// By what `owner` holds: its place and its token.
+    pub fn held(&self, owner: OwnerId) -> Option<(P, FencingToken)> {
+        self.change(owner, |place| match place.phase {
+            Phase::Held(token, _) => Some((place.at.clone(), token)),
+            _ => None,
+        })?
+    }
+
+    /// A release of `owner` begins. It is due again when the returned value is dropped. `None` if the service has nothing of it.
+    pub fn release(&self, owner: OwnerId) -> Option<Releasing<'_, P>> {
+        self.begin_release(owner, |_| true)
+    }
+
+    /// The same, if nobody else releases it already.
+    pub(super) fn release_due(&self, owner: OwnerId) -> Option<Releasing<'_, P>> {
+        self.begin_release(owner, |phase| matches!(phase, Phase::Due))
+    }
+
+    fn begin_release(
+        &self,
+        owner: OwnerId,
+        which: impl FnOnce(&Phase) -> bool,
+    ) -> Option<Releasing<'_, P>> {
+        self.change(owner, |place| {
+            if !which(&place.phase) {
+                return None;
+            }
+            let leaving = Leaving {
+                at: place.at.clone(),
+                held: matches!(place.phase, Phase::Held(..)),
+                unsure: place.unsure,
+            };
+            place.enter(Phase::Releasing);
+            Some(Releasing {
+                places: self,
+                owner,
+                version: place.version,
+                leaving,
+            })
+        })?
+    }
+
+    /// Who is to be released.
+    pub(super) fn due(&self) -> Vec<OwnerId> {
+        let is_due = |place: &Place<P>| matches!(place.phase, Phase::Due);
+        self.list(|owner, place| is_due(place).then_some(owner))
+    }
+
+    /// The service keeps nothing of `owner` any more, and can't come to.
+    pub fn forget(&self, owner: OwnerId) {
+        if let Some(places) = &mut *self.lock() {
+            places.remove(&owner);
+        }
+    }
+
+    /// Those who hold or wait.
+    pub(super) fn standing(&self) -> Vec<Asked<P>> {
+        self.list(|owner, place| {
+            matches!(place.phase, Phase::Queued | Phase::Held(..)).then(|| Asked {
+                owner,
+                at: place.at.clone(),
+                version: place.version,
+            })
+        })
+    }
+
+    /// How a place that was asked about stands at `service`.
+    pub(super) fn found(&self, asked: &Asked<P>, stand: Stand, service: &str) {
+        self.change(asked.owner, |place| {
+            // What has happened meanwhile, the answer doesn't know.
+            if place.version != asked.version {
+                return;
+            }
+            match (&place.phase, stand) {
+                (Phase::Held(token, lease), stand) if stand != Stand::Held(*token) => {
+                    lease.end(Loss::Removed(
+                        format!("what stood for it in {service} is gone").into(),
+                    ));
+                }
+                (Phase::Queued, Stand::Gone) => place.fail(BackendError::new(
+                    BackendErrorKind::SessionEnded,
+                    format!("a place in a queue of {service} is gone"),
+                )),
+                (Phase::Queued, Stand::Held(token)) => place.granted(token, &self.session),
+                _ => {}
+            }
+        });
+    }
+
+    /// The session is over: those who wait in it are told, and nothing is kept of it.
+    pub(super) fn close(&self) {
+        let over = self.over();
+        for (_, mut place) in self.lock().take().into_iter().flatten() {
+            place.fail(over.clone());
+        }
+    }
+
+    /// The error of a session that is over, or of a place that went with it.
+    pub(super) fn over(&self) -> BackendError {
+        let why = match self.session.loss() {
+            Some(loss) => loss.to_string(),
+            None => "the place was given up meanwhile".to_owned(),
+        };
+        BackendError::new(BackendErrorKind::SessionEnded, why)
+    }
+
+    fn change<T>(&self, owner: OwnerId, change: impl FnOnce(&mut Place<P>) -> T) -> Option<T> {
+        self.lock().as_mut()?.get_mut(&owner).map(change)
+    }
+
+    fn list<T>(&self, which: impl Fn(OwnerId, &Place<P>) -> Option<T>) -> Vec<T> {
+        let book = self.lock();
+        let places = book.iter().flatten();
+        places
+            .filter_map(|(owner, place)| which(*owner, place))
+            .collect()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<HashMap<OwnerId, Place<P>>>> {
+        // Nothing panics while it is held.
+        self.book.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn next_version() -> u64 {
+    static LATEST: AtomicU64 = AtomicU64::new(0);
+    LATEST.fetch_add(1, Ordering::Relaxed)
+}
+
+impl<P> Place<P> {
+    fn is_leaving(&self) -> bool {
+        matches!(self.phase, Phase::Releasing | Phase::Due)
+    }
+
+    fn enter(&mut self, phase: Phase) {
+        self.phase = phase;
+        self.version = next_version();
+    }
+
+    fn waiting(&mut self) -> &mut Waiting {
+        self.waiting.get_or_insert_default()
+    }
+
+    fn fail(&mut self, error: BackendError) {
+        if let Some(line) = self.waiting.as_ref().and_then(|it| it.line.as_ref()) {
+            line.fail(error);
+        }
+    }
+
+    fn granted(&mut self, token: FencingToken, session: &LostSignal) {
+        if !matches!(self.phase, Phase::Asked | Phase::Queued) {
+            return;
+        }
+        let grant = self.hold(token, session);
+        let waiting = self.waiting();
+        match &waiting.line {
+            Some(line) => drop(line.grant(grant)),
+            None => waiting.unheard = Some(grant),
+        }
+    }
+
+    fn hold(&mut self, token: FencingToken, session: &LostSignal) -> Grant {
+        let lease = match &self.phase {
+            Phase::Held(_, lease) => lease.clone(),
+            _ => Lease::unbounded(),
+        };
+        let lost = LostSignal::any([session.clone(), lease.signal()]);
+        if matches!(self.phase, Phase::Asked | Phase::Queued) {
+            self.enter(Phase::Held(token, lease));
+        }
+        Grant::new().with_token(token).with_lost(lost)
+    }
+}
+
+/// A release under way. It is due again when this is dropped without [`done`](Self::done).
+#[derive(Debug)]
+#[must_use = "dropping it leaves the release to the session"]
+pub struct Releasing<'a, P: Clone> {
+    places: &'a Places<P>,
+    owner: OwnerId,
+    version: u64,
+    leaving: Leaving<P>,
+}
+
+impl<P: Clone> Releasing<'_, P> {
+    /// What is released.
+    pub fn leaving(&self) -> &Leaving<P> {
+        &self.leaving
+    }
+
+    /// The service keeps nothing of the place any more, and can't come to.
+    pub fn done(self) {
+        let mut book = self.places.lock();
+        if let Some(places) = book.as_mut()
+            && places.get(&self.owner).is_some_and(|at| self.is_of(at))
+        {
+            places.remove(&self.owner);
+        }
+    }
+
+    /// Whether the place is still this release's: not one that the owner has taken since, nor taken over by a later release.
+    fn is_of(&self, place: &Place<P>) -> bool {
+        place.version == self.version
+    }
+}
+
+impl<P: Clone> Drop for Releasing<'_, P> {
+    fn drop(&mut self) {
+        // One that was released for good is no longer in the book.
+        let due = self.places.change(self.owner, |place| {
+            let is_of = self.is_of(place);
+            if is_of {
+                place.enter(Phase::Due);
+            }
+            is_of
+        });
+        if due == Some(true) {
+            self.places.owed.notify_one();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

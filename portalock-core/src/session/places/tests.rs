@@ -1,0 +1,154 @@
+use super::*;
+use crate::Wake;
+
+/// A place is known by a number of its own.
+type Book = Places<u32>;
+
+fn book() -> (Book, Lease, OwnerId) {
+    let lease = Lease::unbounded();
+    (Places::new(lease.signal()), lease, OwnerId::mint())
+}
+
+fn token(number: u64) -> FencingToken {
+    FencingToken::new(number)
+}
+
+#[test]
+fn nobody_asks_beside_a_release_of_what_it_had() {
+    let (places, _lease, owner) = book();
+    places.expect(owner, || 1).unwrap();
+    let releasing = places.release(owner).unwrap();
+    assert!(places.is_leaving(owner));
+    assert!(places.expect(owner, || 2).is_err());
+    assert!(places.release_due(owner).is_none(), "somebody does it");
+    drop(releasing);
+    assert_eq!(places.due(), [owner]);
+    assert!(places.expect(owner, || 2).is_err());
+    places.release_due(owner).unwrap().done();
+    assert_eq!(places.expect(owner, || 2).unwrap().at, 2);
+}
+
+#[test]
+fn a_release_that_is_answered_late_leaves_what_came_after_it() {
+    let (places, _lease, owner) = book();
+    places.expect(owner, || 1).unwrap();
+    let late = places.release(owner).unwrap();
+    let dropped = places.release(owner).unwrap();
+    places.release(owner).unwrap().done();
+    places.expect(owner, || 2).unwrap();
+    places.hold(owner, token(2)).unwrap();
+    late.done();
+    drop(dropped);
+    assert_eq!(places.held(owner), Some((2, token(2))));
+    assert!(places.due().is_empty());
+}
+
+#[test]
+fn a_grant_told_late_is_not_the_next_places() {
+    let (places, lease, owner) = book();
+    places.expect(owner, || 1).unwrap();
+    places.release(owner).unwrap().done();
+    places.expect(owner, || 2).unwrap();
+    places.granted(owner, token(1), |at| *at == 1);
+    assert!(places.held(owner).is_none());
+    lease.end(Loss::Expired);
+    places.granted(owner, token(2), |at| *at == 2);
+    assert!(places.held(owner).is_none(), "nothing is certain any more");
+}
+
+#[tokio::test]
+async fn a_grant_that_comes_before_the_waiter_listens_is_kept_and_told_once() {
+    let (places, _lease, owner) = book();
+    places.expect(owner, || 1).unwrap();
+    places.queued(owner);
+    places.granted(owner, token(7), |_| true);
+    places.granted(owner, token(8), |_| true);
+    let mut line = places.listen(owner);
+    let Wake::Granted(grant) = line.next().await else {
+        panic!("there should be a grant");
+    };
+    assert_eq!(grant.token, Some(token(7)));
+    drop(places);
+    assert!(matches!(line.next().await, Wake::Silent));
+}
+
+#[test]
+fn a_request_without_an_answer_may_arrive_until_all_are_answered() {
+    let (places, _lease, owner) = book();
+    assert!(!places.expect(owner, || 1).unwrap().unsure);
+    // Dropped half-way. Another that is answered says nothing of it.
+    assert!(places.expect(owner, || 1).unwrap().unsure);
+    places.answered(owner, true);
+    assert!(places.release(owner).unwrap().leaving().unsure);
+
+    let other = OwnerId::mint();
+    places.expect(other, || 1).unwrap();
+    places.answered(other, false);
+    assert!(!places.release(other).unwrap().leaving().unsure);
+}
+
+#[test]
+fn what_is_gone_is_lost_and_what_has_happened_meanwhile_counts() {
+    let (places, _lease, owner) = book();
+    places.expect(owner, || 1).unwrap();
+    assert!(places.standing().is_empty(), "it is not answered yet");
+    let grant = places.hold(owner, token(1)).unwrap();
+    let [asked] = places.standing().try_into().unwrap();
+    places.found(&asked, Stand::Held(token(1)), "a table");
+    assert!(!grant.lost.is_lost());
+
+    let releasing = places.release(owner).unwrap();
+    places.found(&asked, Stand::Gone, "a table");
+    assert!(!grant.lost.is_lost(), "it is being released");
+    releasing.done();
+
+    for stand in [Stand::Gone, Stand::Waits, Stand::Held(token(3))] {
+        let owner = OwnerId::mint();
+        places.expect(owner, || 1).unwrap();
+        let grant = places.hold(owner, token(2)).unwrap();
+        let [asked] = places.standing().try_into().unwrap();
+        places.found(&asked, stand, "a table");
+        assert!(
+            matches!(grant.lost.loss(), Some(Loss::Removed(_))),
+            "{stand:?}"
+        );
+        places.forget(owner);
+    }
+}
+
+#[tokio::test]
+async fn a_look_finds_a_grant_that_was_not_heard_and_a_place_that_is_gone() {
+    let (places, _lease, owner) = book();
+    places.expect(owner, || 1).unwrap();
+    places.queued(owner);
+    let mut line = places.listen(owner);
+    let [asked] = places.standing().try_into().unwrap();
+    places.found(&asked, Stand::Waits, "a table");
+    places.found(&asked, Stand::Held(token(5)), "a table");
+    assert!(matches!(line.next().await, Wake::Granted(_)));
+
+    let other = OwnerId::mint();
+    places.forget(owner);
+    places.expect(other, || 1).unwrap();
+    places.queued(other);
+    let mut line = places.listen(other);
+    let [asked] = places.standing().try_into().unwrap();
+    places.found(&asked, Stand::Gone, "a table");
+    assert!(matches!(line.next().await, Wake::Failed(_)));
+}
+
+#[tokio::test]
+async fn a_session_that_is_over_tells_its_waiters_and_takes_no_more() {
+    let (places, lease, owner) = book();
+    places.expect(owner, || 1).unwrap();
+    let mut line = places.listen(owner);
+    lease.end(Loss::Expired);
+    places.close();
+    assert!(matches!(line.next().await, Wake::Failed(_)));
+    let over = places.expect(OwnerId::mint(), || 2).unwrap_err();
+    assert_eq!(over.kind(), BackendErrorKind::SessionEnded);
+    assert!(places.hold(owner, token(1)).is_err());
+    assert!(places.release(owner).is_none());
+    let mut late = places.listen(owner);
+    assert!(matches!(late.next().await, Wake::Failed(_)));
+}

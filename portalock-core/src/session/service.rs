@@ -1,0 +1,132 @@
+//! What a networked store has to do for a session: the part that a backend writes.
+
+use std::{convert::Infallible, fmt, sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+
+use super::{
+    KeptSession, Renewal,
+    places::{Asked, Leaving, Stand},
+};
+use crate::{BackendError, clock::Instant};
+
+/// What a networked store does for one session: the part of a [`KeptSession`] that a backend writes.
+///
+/// All of it runs on the session thread, over the session's own connection. Callers' requests go over connections of their
+/// own runtimes ([`PerRuntime`](super::PerRuntime)).
+///
+/// # For implementers
+///
+/// - Each call ends by itself, with an answer or an error: [`look`](Self::look), [`release`](Self::release) and
+///   [`renew`](Self::renew) are given up after [`request_timeout`](Self::request_timeout), and the connection with them.
+/// - What comes over the connection unasked is told to [`KeptSession::places`]; its end to
+///   [`KeptSession::connection_ended`]. Hold the session as [`Weak`](std::sync::Weak) there.
+#[async_trait]
+pub trait Service: fmt::Debug + Send + Sync + Sized + 'static {
+    /// A connection that hears of the session's grants.
+    type Connection: Clone + Send + Sync + 'static;
+    /// What there is to know of a place: its name at the service, what is locked.
+    type Place: Clone + fmt::Debug + Send + Sync + 'static;
+
+    /// What the service is called in messages.
+    const NAME: &'static str;
+
+    /// How long the session lives at the service without being renewed. It is renewed, and what it has is looked after,
+    /// each third of that.
+    fn lease_time(&self) -> Duration;
+
+    /// How long one request may take.
+    fn request_timeout(&self) -> Duration;
+
+    /// Opens a connection that hears of the session's grants from now on.
+    ///
+    /// # Errors
+    ///
+    /// [`BackendError`] if that fails. For a session that has begun, it is tried again.
+    async fn connect(session: &Arc<KeptSession<Self>>) -> Result<Self::Connection, BackendError>;
+
+    /// Whether more can come over this connection.
+    fn is_open(connection: &Self::Connection) -> bool;
+
+    /// Begins the session at the service, and ends `former` there, if that may still live. Answers until when the new one is
+    /// certain, counted from before the request was sent.
+    ///
+    /// # Errors
+    ///
+    /// [`BackendError`] if that fails. The session is then given up.
+    async fn begin(
+        session: &Arc<KeptSession<Self>>,
+        connection: &Self::Connection,
+        former: Option<&Arc<KeptSession<Self>>>,
+    ) -> Result<Instant, BackendError>;
+
+    /// Renews the session. The time in [`Renewal::Renewed`] counts from when the call began.
+    ///
+    /// # Errors
+    ///
+    /// [`BackendError`] if the service failed. The connection is given up for another one, and the session lasts until its
+    /// lease ends.
+    async fn renew(
+        session: &Arc<KeptSession<Self>>,
+        connection: &Self::Connection,
+    ) -> Result<Renewal, BackendError>;
+
+    /// Asks how places stand: at intervals, and all of them after a new connection was made, since what was granted
+    /// meanwhile has not been heard.
+    ///
+    /// # Errors
+    ///
+    /// [`BackendError`] if the service failed. It is asked again.
+    async fn look(
+        session: &Arc<KeptSession<Self>>,
+        connection: &Self::Connection,
+        asked: &[Asked<Self::Place>],
+    ) -> Result<Looked, BackendError>;
+
+    /// Releases a place for good, in the stead of a release that failed or was dropped.
+    ///
+    /// # Errors
+    ///
+    /// [`BackendError`] if the service failed. It is tried again.
+    async fn release(
+        session: &Arc<KeptSession<Self>>,
+        connection: &Self::Connection,
+        leaving: &Leaving<Self::Place>,
+    ) -> Result<(), BackendError>;
+
+    /// Ends the session at the service, where it would otherwise live until its lease ends there.
+    ///
+    /// # Errors
+    ///
+    /// [`BackendError`] if the service failed. It then ends by its time.
+    async fn end(
+        session: &Arc<KeptSession<Self>>,
+        connection: &Self::Connection,
+    ) -> Result<(), BackendError>;
+
+    /// What else there is to do as long as the session lives; nothing by default.
+    async fn chores(
+        session: &Arc<KeptSession<Self>>,
+        former: Option<Arc<KeptSession<Self>>>,
+    ) -> Infallible {
+        let _ = (session, former);
+        std::future::pending().await
+    }
+}
+
+/// What the service said of the places that it was asked for.
+#[derive(Debug, Default)]
+#[non_exhaustive]
+pub struct Looked {
+    /// How they stand, in the order in which they were asked for.
+    pub stands: Vec<Stand>,
+    /// After what time to ask again, if that is known: when somebody in front of a waiter may be dead.
+    pub again_in: Option<Duration>,
+}
+
+impl Looked {
+    /// This is how they stand.
+    pub fn new(stands: Vec<Stand>, again_in: Option<Duration>) -> Self {
+        Self { stands, again_in }
+    }
+}
