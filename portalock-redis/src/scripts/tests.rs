@@ -1,5 +1,6 @@
 //! The scripts on a real server, without the client around them.
 
+mod long_way;
 mod random_walk;
 
 use super::{ACQUIRE, BREAK, OPEN, PRIMARY, REFRESH, RELEASE, RESUME};

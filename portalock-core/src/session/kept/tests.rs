@@ -23,6 +23,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// A store in this process, of one session.
 #[derive(Debug, Default)]
 struct Store {
+    lease: Duration,
     stands: Mutex<HashMap<u32, Stand>>,
     events: watch::Sender<Vec<Event>>,
     refuses: AtomicBool,
@@ -95,7 +96,7 @@ impl Service for InStore {
     }
 
     fn lease_time(&self) -> Duration {
-        LEASE
+        self.0.lease
     }
 
     fn request_timeout(&self) -> Duration {
@@ -118,13 +119,13 @@ impl Service for InStore {
     ) -> Result<Instant, BackendError> {
         let begun = Instant::now();
         session.service().0.answer().await?;
-        Ok(begun + LEASE)
+        Ok(begun + session.service().lease_time())
     }
 
     async fn renew(session: &Arc<Kept>, _: &Self::Connection) -> Result<Renewal, BackendError> {
         session.service().0.answer().await?;
         session.service().0.note(Event::Renewed);
-        Ok(Renewal::Renewed(LEASE))
+        Ok(Renewal::Renewed(session.service().lease_time()))
     }
 
     async fn look(
@@ -186,7 +187,14 @@ impl Service for InStore {
 }
 
 async fn start() -> (Arc<Store>, Arc<Kept>, Sessions<Kept>) {
-    let service = InStore::default();
+    start_with(LEASE).await
+}
+
+async fn start_with(lease: Duration) -> (Arc<Store>, Arc<Kept>, Sessions<Kept>) {
+    let service = InStore(Arc::new(Store {
+        lease,
+        ..Store::default()
+    }));
     let store = service.0.clone();
     let sessions = Sessions::new();
     let session = sessions.get(|former| Kept::start(service, former)).await;
@@ -222,6 +230,33 @@ async fn a_reset_costs_nobody_a_lock_and_a_grant_that_was_not_heard_is_found() {
     };
     assert_eq!(grant.token, Some(FencingToken::new(2)));
     assert!(!held.lost.is_lost());
+}
+
+#[tokio::test]
+async fn a_connection_that_ended_is_replaced_before_a_renewal_is_due() {
+    let (store, session, _sessions) = start_with(PATIENCE * 10).await;
+    reset(&session);
+    store.has_seen(Event::Connected, 2).await;
+}
+
+#[tokio::test]
+async fn a_look_that_is_asked_for_comes_before_one_is_due() {
+    let (store, session, _sessions) = start_with(PATIENCE * 10).await;
+    let owner = OwnerId::mint();
+    session.places().expect(owner, || 1).unwrap();
+    session.places().queued(owner);
+    session.look_within(Duration::ZERO);
+    store.has_seen(Event::Looked(1), 1).await;
+}
+
+#[tokio::test]
+async fn a_session_that_was_ended_is_not_live() {
+    let (_store, session, _sessions) = start().await;
+    session.ensure_live().unwrap();
+    assert!(format!("{session:?}").contains("KeptSession { service: InStore("));
+    session.end(Loss::Expired);
+    let error = session.ensure_live().unwrap_err();
+    assert_eq!(error.kind(), BackendErrorKind::SessionEnded);
 }
 
 #[tokio::test]

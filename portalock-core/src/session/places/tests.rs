@@ -1,3 +1,5 @@
+use futures_util::FutureExt as _;
+
 use super::*;
 use crate::Wake;
 
@@ -17,11 +19,15 @@ fn token(number: u64) -> FencingToken {
 fn nobody_asks_beside_a_release_of_what_it_had() {
     let (places, _lease, owner) = book();
     places.expect(owner, || 1).unwrap();
+    assert!(!places.is_leaving(owner));
     let releasing = places.release(owner).unwrap();
     assert!(places.is_leaving(owner));
     assert!(places.expect(owner, || 2).is_err());
     assert!(places.release_due(owner).is_none(), "somebody does it");
+    let told = || places.owed.notified().now_or_never().is_some();
+    assert!(!told());
     drop(releasing);
+    assert!(told(), "the session makes it");
     assert_eq!(places.due(), [owner]);
     assert!(places.expect(owner, || 2).is_err());
     places.release_due(owner).unwrap().done();
@@ -85,6 +91,17 @@ fn a_request_without_an_answer_may_arrive_until_all_are_answered() {
     places.expect(other, || 1).unwrap();
     places.answered(other, false);
     assert!(!places.release(other).unwrap().leaving().unsure);
+}
+
+#[test]
+fn one_who_asks_again_for_what_it_holds_hears_of_its_loss() {
+    let (places, _lease, owner) = book();
+    places.expect(owner, || 1).unwrap();
+    let first = places.hold(owner, token(1)).unwrap();
+    let again = places.hold(owner, token(1)).unwrap();
+    let [asked] = places.standing().try_into().unwrap();
+    places.found(&asked, Stand::Gone, "a table");
+    assert!(first.lost.is_lost() && again.lost.is_lost());
 }
 
 #[test]

@@ -1,0 +1,207 @@
+//! What the long ways do, which few attempts and releases go: each case is brought about on purpose.
+
+use super::{KEPT, REFRESH, ask, attempt_with, connection, open_as, release};
+use portalock_testkit::servers::RedisServer;
+use redis::aio::MultiplexedConnection;
+
+const ALL: [&str; 2] = ["1", "1"];
+/// More than there is: it is never granted.
+const TOO_MUCH: [&str; 2] = ["3", "2"];
+
+/// A client of these sessions, which live as long as their keys.
+async fn sessions(server: &RedisServer, names: &[&str]) -> MultiplexedConnection {
+    let mut client = connection(server).await;
+    for name in names {
+        open_as(&mut client, name, KEPT).await;
+    }
+    client
+}
+
+async fn end(client: &mut MultiplexedConnection, session: &str) {
+    let _: () = ask(client, &["DEL", &format!("s/{session}")]).await;
+}
+
+async fn attempt(client: &mut MultiplexedConnection, session: &str, owner: &str) -> Vec<String> {
+    attempt_with(client, session, owner, ALL, KEPT).await
+}
+
+async fn order(client: &mut MultiplexedConnection) -> Vec<String> {
+    ask(client, &["ZRANGE", "queue", "0", "-1"]).await
+}
+
+async fn claim(client: &mut MultiplexedConnection, key: &str, owner: &str) -> String {
+    ask(client, &["HGET", key, owner]).await
+}
+
+#[tokio::test]
+async fn a_claim_moves_to_the_session_that_asks_for_it() {
+    let server = RedisServer::start().unwrap();
+    let mut client = sessions(&server, &["a", "b"]).await;
+    let first = attempt(&mut client, "a", "1").await;
+    assert_eq!(attempt(&mut client, "b", "1").await, first);
+    assert!(claim(&mut client, "state", "1").await.starts_with("b|"));
+
+    attempt(&mut client, "a", "2").await;
+    end(&mut client, "a").await;
+    assert_eq!(
+        attempt(&mut client, "b", "2").await[..2],
+        ["contended", "0"]
+    );
+    assert!(claim(&mut client, "waiters", "2").await.starts_with("b|"));
+    release(&mut client, "1").await;
+    assert_eq!(attempt(&mut client, "b", "2").await[0], "granted");
+}
+
+#[tokio::test]
+async fn one_who_asks_again_is_granted_what_a_dead_holder_left() {
+    let server = RedisServer::start().unwrap();
+    let mut client = sessions(&server, &["a", "b"]).await;
+    attempt(&mut client, "a", "1").await;
+    assert_eq!(attempt(&mut client, "b", "2").await[0], "contended");
+    end(&mut client, "a").await;
+    let answer = attempt(&mut client, "b", "2").await;
+    assert_eq!(answer[0], "granted");
+    let held = claim(&mut client, "state", "2").await;
+    assert_eq!(held.split('|').nth(3), Some(&*answer[1]), "{held}");
+    let holders: Vec<String> = ask(&mut client, &["HKEYS", "state"]).await;
+    assert_eq!(holders, ["token", "2"]);
+}
+
+#[tokio::test]
+async fn one_who_waits_is_shown_a_holder_and_how_many_are_behind() {
+    let server = RedisServer::start().unwrap();
+    let mut client = sessions(&server, &["a", "b"]).await;
+    attempt(&mut client, "a", "1").await;
+    let held = claim(&mut client, "state", "1").await;
+    for owner in ["2", "3", "4"] {
+        let answer = attempt(&mut client, "b", owner).await;
+        assert_eq!(answer, ["contended", "0", &held]);
+    }
+    for (owner, behind) in [("2", "2"), ("3", "1"), ("4", "0")] {
+        let answer = attempt(&mut client, "b", owner).await;
+        assert_eq!(answer, ["contended", behind, &held]);
+    }
+}
+
+#[tokio::test]
+async fn one_who_asks_again_takes_out_the_dead_at_the_end_of_the_queue() {
+    let server = RedisServer::start().unwrap();
+    let mut client = sessions(&server, &["a", "b", "c"]).await;
+    for (session, owner) in [
+        ("a", "1"),
+        ("a", "2"),
+        ("b", "3"),
+        ("c", "4"),
+        ("b", "5"),
+        ("b", "6"),
+    ] {
+        attempt(&mut client, session, owner).await;
+    }
+    end(&mut client, "b").await;
+    assert_eq!(
+        attempt(&mut client, "a", "2").await[..2],
+        ["contended", "2"]
+    );
+    // One who lives looks after those before it.
+    assert_eq!(order(&mut client).await, ["2", "3", "4"]);
+    end(&mut client, "c").await;
+    assert_eq!(
+        attempt(&mut client, "a", "2").await[..2],
+        ["contended", "0"]
+    );
+    assert_eq!(order(&mut client).await, ["2"]);
+    let waiting: Vec<String> = ask(&mut client, &["HKEYS", "waiters"]).await;
+    assert_eq!(waiting, ["2"]);
+}
+
+#[tokio::test]
+async fn one_who_asks_again_keeps_the_queue() {
+    const HALF_AN_HOUR: u64 = 1_800_000;
+    let server = RedisServer::start().unwrap();
+    let mut client = sessions(&server, &["a"]).await;
+    for owner in ["1", "2"] {
+        attempt(&mut client, "a", owner).await;
+    }
+    for key in ["queue", "waiters"] {
+        let _: () = ask(&mut client, &["PEXPIRE", key, "60000"]).await;
+    }
+    attempt(&mut client, "a", "2").await;
+    for key in ["queue", "waiters"] {
+        let left: u64 = ask(&mut client, &["PTTL", key]).await;
+        assert!(left > HALF_AN_HOUR, "{key}: {left} ms");
+    }
+}
+
+#[tokio::test]
+async fn what_never_fits_waits_and_nobody_overtakes_it() {
+    let server = RedisServer::start().unwrap();
+    let mut client = sessions(&server, &["a", "b"]).await;
+    let answer = attempt_with(&mut client, "a", "1", TOO_MUCH, KEPT).await;
+    assert_eq!(
+        answer,
+        ["contended", "0", "a|3|2||0|{}"],
+        "nobody else is in its way"
+    );
+    // The clock was set back since.
+    let _: () = ask(&mut client, &["ZINCRBY", "queue", "3600000000", "1"]).await;
+    for owner in ["2", "3"] {
+        let answer = attempt(&mut client, "b", owner).await;
+        assert_eq!(answer[..2], ["contended", "0"]);
+        assert!(answer[2].starts_with("a|3|2|"), "{answer:?}");
+    }
+    assert_eq!(order(&mut client).await, ["1", "2", "3"]);
+    end(&mut client, "a").await;
+    assert_eq!(attempt(&mut client, "b", "2").await[0], "granted");
+}
+
+#[tokio::test]
+async fn a_token_grows_whatever_the_clock_says_and_its_state_outlives_it() {
+    const HOUR: u64 = 3_600_000;
+    /// In the year 2223.
+    const LATE: u64 = 8_000_000_000_000_000;
+    let server = RedisServer::start().unwrap();
+    let mut client = sessions(&server, &["a"]).await;
+    for shape in [ALL, ["1", "3"]] {
+        attempt_with(&mut client, "a", "1", shape, KEPT).await;
+        let left: u64 = ask(&mut client, &["PTTL", "state"]).await;
+        assert!((HOUR..=2 * HOUR).contains(&left), "{left} ms");
+        release(&mut client, "1").await;
+        // Once an hour is enough.
+        let _: () = ask(&mut client, &["PEXPIRE", "state", "60000"]).await;
+        attempt_with(&mut client, "a", "1", shape, KEPT).await;
+        let left: u64 = ask(&mut client, &["PTTL", "state"]).await;
+        assert!(left <= 60_000, "{left} ms");
+        release(&mut client, "1").await;
+
+        let _: () = ask(&mut client, &["HSET", "state", "token", &LATE.to_string()]).await;
+        let answer = attempt_with(&mut client, "a", "1", shape, KEPT).await;
+        assert_eq!(answer, ["granted", &(LATE + 1).to_string()]);
+        release(&mut client, "1").await;
+        let _: () = ask(&mut client, &["DEL", "state"]).await;
+    }
+}
+
+#[tokio::test]
+async fn a_refresh_tells_what_is_gone() {
+    let server = RedisServer::start().unwrap();
+    let mut client = sessions(&server, &["a"]).await;
+    attempt(&mut client, "a", "1").await;
+    let mut refresh = async |keys: &[&str], arguments: &[&str]| -> Vec<String> {
+        let answer = REFRESH.run(&mut client, keys, arguments).await.unwrap();
+        redis::from_redis_value(answer).unwrap()
+    };
+    let keys = ["s/a", "state", "state", "nothing"];
+    let answer = refresh(&keys, &["60000", "1", "2", "3"]).await;
+    assert_eq!(answer, ["alive", "2", "3"]);
+    assert_eq!(
+        refresh(&["s/gone", "state"], &["60000", "1"]).await,
+        ["ended"]
+    );
+    // Somebody has written over it.
+    let _: () = ask(&mut client, &["HDEL", "state", "token"]).await;
+    let answer = REFRESH
+        .run(&mut client, &["s/a", "state"], &["60000", "1"])
+        .await;
+    let answer: Vec<String> = redis::from_redis_value(answer.unwrap()).unwrap();
+    assert_eq!(answer, ["alive", "1"]);
+}
