@@ -340,9 +340,12 @@ async fn a_session_that_could_not_begin_is_none() {
 
 /// A client, the store that it is one of, and an owner.
 fn client() -> (Client<InStore>, Arc<Store>, OwnerId) {
-    let service = InStore::default();
-    let store = service.0.clone();
-    (Client::new(service), store, OwnerId::mint())
+    let store = Arc::new(Store {
+        lease: PATIENCE,
+        ..Store::default()
+    });
+    let client = Client::new(InStore(store.clone()));
+    (client, store, OwnerId::mint())
 }
 
 #[tokio::test]

@@ -1,6 +1,6 @@
 //! What the long ways do, which few attempts and releases go: each case is brought about on purpose.
 
-use super::{KEPT, REFRESH, ask, attempt_with, connection, open_as, release};
+use super::{KEPT, ask, attempt_with, connection, open_as, refresh, release};
 use portalock_testkit::servers::RedisServer;
 use redis::aio::MultiplexedConnection;
 
@@ -186,22 +186,12 @@ async fn a_refresh_tells_what_is_gone() {
     let server = RedisServer::start().unwrap();
     let mut client = sessions(&server, &["a"]).await;
     attempt(&mut client, "a", "1").await;
-    let mut refresh = async |keys: &[&str], arguments: &[&str]| -> Vec<String> {
-        let answer = REFRESH.run(&mut client, keys, arguments).await.unwrap();
-        redis::from_redis_value(answer).unwrap()
-    };
-    let keys = ["s/a", "state", "state", "nothing"];
-    let answer = refresh(&keys, &["60000", "1", "2", "3"]).await;
-    assert_eq!(answer, ["alive", "2", "3"]);
-    assert_eq!(
-        refresh(&["s/gone", "state"], &["60000", "1"]).await,
-        ["ended"]
-    );
+    let (state, _, removed) = refresh(&mut client, "a", &["1", "2"]).await;
+    assert_eq!((state.as_str(), removed), ("alive", vec!["2".to_owned()]));
+    let (state, _, removed) = refresh(&mut client, "gone", &["1"]).await;
+    assert_eq!((state.as_str(), removed), ("ended", Vec::new()));
     // Somebody has written over it.
     let _: () = ask(&mut client, &["HDEL", "state", "token"]).await;
-    let answer = REFRESH
-        .run(&mut client, &["s/a", "state"], &["60000", "1"])
-        .await;
-    let answer: Vec<String> = redis::from_redis_value(answer.unwrap()).unwrap();
-    assert_eq!(answer, ["alive", "1"]);
+    let (state, _, removed) = refresh(&mut client, "a", &["1"]).await;
+    assert_eq!((state.as_str(), removed), ("alive", vec!["1".to_owned()]));
 }
