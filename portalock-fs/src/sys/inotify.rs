@@ -345,6 +345,30 @@ mod tests {
     }
 
     #[test]
+    fn the_watch_of_a_directory_ends_at_once_and_that_of_a_file_when_it_is_closed() {
+        let place = tempfile::tempdir().unwrap();
+        let dir = Dir::open_ambient_dir(place.path(), ambient_authority()).unwrap();
+        let file = File::create(place.path().join("a")).unwrap();
+        let ear: Arc<dyn Watched> = Arc::new(Ear(Mutex::new(mpsc::channel().0)));
+        let watcher = Watcher::new().unwrap();
+        let watches = || lock(&watcher.watches.registry).targets.len();
+        drop(watcher.watch_directory(&dir, Arc::downgrade(&ear)).unwrap());
+        assert_eq!(watches(), 0);
+        drop(
+            watcher
+                .watch_file(&file, "a", Arc::downgrade(&ear))
+                .unwrap(),
+        );
+        assert_eq!(watches(), 1);
+        drop(file);
+        let start = Instant::now();
+        while watches() > 0 {
+            assert!(start.elapsed() < LONG, "nobody ended it");
+            std::thread::yield_now();
+        }
+    }
+
+    #[test]
     fn more_than_the_system_keeps_means_that_anything_may_have_changed() {
         let most = std::fs::read_to_string("/proc/sys/fs/inotify/max_queued_events").unwrap();
         let most: usize = most.trim().parse().unwrap();
