@@ -219,10 +219,11 @@ impl Sentinel {
         let port = free_port()?;
         let process = launch(dir.path(), port, primary, down_after)?;
         // For tests, which have no time for periods of seconds. Redis 7 and later. A sentinel that hears of a switch later than after
-        // four times the publish period takes it back.
+        // four times the publish period takes it back. The period of pings stays: five of them is how fresh it wants to know a
+        // replica that it promotes, and it looks once a second.
         let _ = ask(
             port,
-            "SENTINEL DEBUG info-period 100 ping-period 100 ask-period 100 publish-period 1000 min-link-reconnect-period 100 \
+            "SENTINEL DEBUG info-period 100 ask-period 100 publish-period 1000 min-link-reconnect-period 100 \
              tilt-trigger 30000",
         );
         Ok(Self {
