@@ -13,7 +13,7 @@ use std::{
 use portalock_core::{BackendError, BackendErrorKind};
 use redis::{
     AsyncConnectionConfig, ConnectionAddr, ConnectionInfo, ErrorKind, RedisError, ServerErrorKind,
-    aio::MultiplexedConnection,
+    Value, aio::MultiplexedConnection,
 };
 use tokio::{task::JoinSet, time::timeout};
 
@@ -148,20 +148,25 @@ async fn told(
     connection: &MultiplexedConnection,
     master: &str,
 ) -> Result<Option<Told>, RedisError> {
-    let (mut first, mut second) = (connection.clone(), connection.clone());
-    let mut state = redis::cmd("SENTINEL");
-    state.arg("MASTER").arg(master);
+    let mut questions = redis::pipe();
+    questions.cmd("SENTINEL").arg("MASTER").arg(master);
     // In a failover it tells the new one as soon as that is a primary; the state changes when the replicas have followed.
-    let mut place = redis::cmd("SENTINEL");
-    place.arg("GET-MASTER-ADDR-BY-NAME").arg(master);
-    let (state, place) = tokio::join!(
-        state.query_async::<HashMap<String, String>>(&mut first),
-        place.query_async::<Option<(String, u16)>>(&mut second),
-    );
-    let Some((host, port)) = place? else {
+    questions
+        .cmd("SENTINEL")
+        .arg("GET-MASTER-ADDR-BY-NAME")
+        .arg(master);
+    let mut connection = connection.clone();
+    let answers: [Result<Value, RedisError>; 2] = questions
+        .ignore_errors()
+        .query_async(&mut connection)
+        .await?;
+    let [state, place] = answers;
+    let Some((host, port)) = redis::from_redis_value(place?)? else {
+        // Of one that it doesn't know, the state is an error.
         return Ok(None);
     };
-    let epoch = state?
+    let state: HashMap<String, String> = redis::from_redis_value(state?)?;
+    let epoch = state
         .get("config-epoch")
         .and_then(|epoch| epoch.parse().ok());
     Ok(Some(Told {

@@ -85,6 +85,20 @@ pub(crate) async fn eventually(condition: impl AsyncFn() -> bool) {
         .expect("it should have become so by now");
 }
 
+/// Who a server on this host is: it vouches for itself.
+#[cfg(feature = "tls")]
+pub(crate) fn identity(dir: &std::path::Path) -> portalock_testkit::servers::ServerIdentity {
+    let signed = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
+    let (certificate, key) = (dir.join("cert.pem"), dir.join("key.pem"));
+    std::fs::write(&certificate, signed.cert.pem()).unwrap();
+    std::fs::write(&key, signed.signing_key.serialize_pem()).unwrap();
+    portalock_testkit::servers::ServerIdentity {
+        authority: certificate.clone(),
+        certificate,
+        key,
+    }
+}
+
 /// A connection of an onlooker.
 pub(crate) struct Admin(MultiplexedConnection);
 

@@ -282,21 +282,10 @@ async fn missing_replicas_give_the_grant_back_and_end_the_session() {
 #[cfg(feature = "tls")]
 #[tokio::test]
 async fn tls_trusts_the_authority_it_is_given_and_no_other() {
-    use portalock_testkit::servers::ServerIdentity;
-
     let dir = tempfile::tempdir().unwrap();
-    let signed = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
-    let (certificate, key) = (dir.path().join("cert.pem"), dir.path().join("key.pem"));
-    std::fs::write(&certificate, signed.cert.pem()).unwrap();
-    std::fs::write(&key, signed.signing_key.serialize_pem()).unwrap();
-    let server = RedisOptions::new()
-        .tls(ServerIdentity {
-            authority: certificate.clone(),
-            certificate: certificate.clone(),
-            key,
-        })
-        .start()
-        .unwrap();
+    let identity = crate::fixture::identity(dir.path());
+    let certificate = identity.certificate.clone();
+    let server = RedisOptions::new().tls(identity).start().unwrap();
     let url = format!("rediss://127.0.0.1:{}", server.tls_port().unwrap());
 
     let trusting = crate::fixture::settings_at(&url).with_authority(&certificate);

@@ -316,3 +316,21 @@ async fn what_sentinels_refuse_or_do_not_know_is_told_apart() {
     let wrong = url.replace(":c@", ":d@") + "?sentinel_user=least&sentinel_password=s";
     assert_eq!(kind(&wrong).await, BackendErrorKind::PermissionDenied);
 }
+
+#[cfg(feature = "tls")]
+#[tokio::test]
+async fn tls_holds_for_sentinels_and_servers_and_after_a_switch() {
+    let dir = tempfile::tempdir().unwrap();
+    let identity = crate::fixture::identity(dir.path());
+    let authority = identity.authority.clone();
+    let group = start(SentinelOptions::new().tls(identity)).await;
+    let backend = connected(lasting(&group.url()).with_authority(authority)).await;
+    let held = lock(&backend, "a").acquire().await.unwrap();
+    let (mut group, primary) = on(group, |group| group.fail_over()).await;
+    on_server(&backend, &group.servers()[primary]).await;
+    held.release().await.unwrap();
+
+    // Nobody vouches for them.
+    let refused = RedisBackend::with_settings(lasting(&group.url())).await;
+    assert!(refused.is_err());
+}

@@ -166,8 +166,14 @@ async fn count(
     for number in 0..switches {
         let runtime = Handle::current();
         let before = witness.counts.grants.load(Ordering::Relaxed);
+        let fault = FAULTS[number % FAULTS.len()];
+        println!(
+            "{:?}: {fault:?} after {:?}",
+            begun.elapsed(),
+            witness.counts
+        );
         group = spawn_blocking(move || {
-            switch(&mut group, FAULTS[number % FAULTS.len()], &runtime);
+            switch(&mut group, fault, &runtime);
             group
         })
         .await

@@ -264,11 +264,7 @@ fn launch(
         lines.push("appendfsync always".to_owned());
     }
     if let (Some(tls_port), Some(identity)) = (tls_port, &options.tls) {
-        lines.push(format!("tls-port {tls_port}"));
-        lines.push(format!("tls-ca-cert-file {}", quoted(&identity.authority)));
-        lines.push(format!("tls-cert-file {}", quoted(&identity.certificate)));
-        lines.push(format!("tls-key-file {}", quoted(&identity.key)));
-        lines.push("tls-auth-clients no".to_owned());
+        lines.extend(tls_lines(tls_port, identity));
     }
     lines.extend(
         options
@@ -281,6 +277,17 @@ fn launch(
     let process = ServerProcess::start(&PROGRAM, [&file])?;
     ping(port).map_err(StartError::io("get an answer from redis-server"))?;
     Ok(process)
+}
+
+/// What a server needs for TLS, in its configuration.
+pub(super) fn tls_lines(port: u16, identity: &ServerIdentity) -> [String; 5] {
+    [
+        format!("tls-port {port}"),
+        format!("tls-ca-cert-file {}", quoted(&identity.authority)),
+        format!("tls-cert-file {}", quoted(&identity.certificate)),
+        format!("tls-key-file {}", quoted(&identity.key)),
+        "tls-auth-clients no".to_owned(),
+    ]
 }
 
 /// Waits for any answer: "not authenticated" is one too.

@@ -10,9 +10,9 @@ use std::{
 use tempfile::TempDir;
 
 use super::{
-    RedisOptions, RedisServer,
+    RedisOptions, RedisServer, ServerIdentity,
     process::{Program, ServerProcess, StartError},
-    redis::{free_port, quoted},
+    redis::{free_port, quoted, tls_lines},
     resp::ask,
 };
 
@@ -36,6 +36,7 @@ const POLL: Duration = Duration::from_millis(20);
 pub struct SentinelOptions {
     replicas: usize,
     down_after: Duration,
+    tls: Option<ServerIdentity>,
     server: RedisOptions,
 }
 
@@ -44,6 +45,7 @@ impl Default for SentinelOptions {
         Self {
             replicas: 1,
             down_after: Duration::from_millis(500),
+            tls: None,
             server: RedisOptions::new(),
         }
     }
@@ -69,6 +71,17 @@ impl SentinelOptions {
         self
     }
 
+    /// Servers and sentinels speak TLS, with each other too. Clients show no certificate.
+    #[must_use]
+    pub fn tls(mut self, identity: ServerIdentity) -> Self {
+        self.server = self
+            .server
+            .tls(identity.clone())
+            .setting("tls-replication", "yes");
+        self.tls = Some(identity);
+        self
+    }
+
     /// Adds a line to every server's `redis.conf`, as [`RedisOptions::setting`].
     #[must_use]
     pub fn setting(mut self, directive: impl Into<String>, values: impl Into<String>) -> Self {
@@ -88,13 +101,16 @@ impl SentinelOptions {
             .setting("repl-ping-replica-period", "1");
         let mut servers = vec![server.clone().start()?];
         for _ in 0..self.replicas {
-            let primary = format!("127.0.0.1 {}", servers[0].port());
+            let primary = format!("127.0.0.1 {}", known_port(&servers[0]));
             servers.push(server.clone().setting("replicaof", primary).start()?);
         }
         // One after the other: if all notice at once, each votes for itself, and again seconds later.
         let patience = |place| self.down_after + self.down_after / 2 * place;
         let sentinels = (0..SENTINELS)
-            .map(|place| Sentinel::start(servers[0].port(), patience(place)))
+            .map(|place| {
+                let primary = known_port(&servers[0]);
+                Sentinel::start(primary, patience(place), self.tls.as_ref())
+            })
             .collect::<Result<Vec<_>, _>>()?;
         let group = SentinelGroup { servers, sentinels };
         group
@@ -118,7 +134,13 @@ struct Sentinel {
     // Declared before the directory: it must be gone when that is removed.
     _process: ServerProcess,
     port: u16,
+    tls_port: Option<u16>,
     _dir: TempDir,
+}
+
+/// The port by which sentinels and replicas know a server.
+fn known_port(server: &RedisServer) -> u16 {
+    server.tls_port().unwrap_or(server.port())
 }
 
 impl SentinelGroup {
@@ -131,7 +153,7 @@ impl SentinelGroup {
         SentinelOptions::new().start()
     }
 
-    /// Its URL: `redis+sentinel://127.0.0.1:port,.../portalock`.
+    /// Its URL: `redis+sentinel://127.0.0.1:port,.../portalock`, or `rediss+sentinel` with [`SentinelOptions::tls`].
     pub fn url(&self) -> String {
         self.url_by(&self.sentinel_ports())
     }
@@ -142,15 +164,15 @@ impl SentinelGroup {
             .iter()
             .map(|port| format!("127.0.0.1:{port}"))
             .collect();
-        format!("redis+sentinel://{}/{MASTER}", places.join(","))
+        let tls = self.sentinels.iter().any(|one| one.tls_port.is_some());
+        let scheme = if tls { "rediss" } else { "redis" };
+        format!("{scheme}+sentinel://{}/{MASTER}", places.join(","))
     }
 
-    /// The ports of its sentinels.
+    /// The ports of its sentinels, for clients.
     pub fn sentinel_ports(&self) -> Vec<u16> {
-        self.sentinels
-            .iter()
-            .map(|sentinel| sentinel.port)
-            .collect()
+        let port = |sentinel: &Sentinel| sentinel.tls_port.unwrap_or(sentinel.port);
+        self.sentinels.iter().map(port).collect()
     }
 
     /// All servers; the first began as the primary.
@@ -163,7 +185,11 @@ impl SentinelGroup {
         let mut places = self.sentinels.iter().map(Sentinel::names);
         let port = places.next()?.ok()?;
         let agreed = places.all(|place| place.is_ok_and(|place| place == port));
-        agreed.then(|| self.servers.iter().position(|server| server.port() == port))?
+        agreed.then(|| {
+            self.servers
+                .iter()
+                .position(|server| known_port(server) == port)
+        })?
     }
 
     /// Waits until all sentinels name another primary than this one, and answers which.
@@ -199,7 +225,7 @@ impl SentinelGroup {
     /// The system's, a sentinel's refusal, or [`io::ErrorKind::TimedOut`].
     pub fn fail_over(&self) -> io::Result<usize> {
         let former = until(|| self.primary())?;
-        let (one, port) = (&self.sentinels[0], self.servers[former].port());
+        let (one, port) = (&self.sentinels[0], known_port(&self.servers[former]));
         until(|| {
             // It refuses while a switch is under way, and gives up one in which the replica is too slow.
             if one.names().is_ok_and(|named| named == port) {
@@ -211,23 +237,42 @@ impl SentinelGroup {
 }
 
 impl Sentinel {
-    fn start(primary: u16, down_after: Duration) -> Result<Self, StartError> {
+    fn start(
+        primary: u16,
+        down_after: Duration,
+        tls: Option<&ServerIdentity>,
+    ) -> Result<Self, StartError> {
         let dir = tempfile::Builder::new()
             .prefix("sentinel-")
             .tempdir()
             .map_err(StartError::io("make a directory for the sentinel"))?;
         let port = free_port()?;
-        let process = launch(dir.path(), port, primary, down_after)?;
+        let mut lines = vec![
+            format!("port {port}"),
+            format!("sentinel monitor {MASTER} 127.0.0.1 {primary} {QUORUM}"),
+            format!(
+                "sentinel down-after-milliseconds {MASTER} {}",
+                down_after.as_millis()
+            ),
+        ];
+        let tls_port = tls.map(|_| free_port()).transpose()?;
+        if let (Some(tls_port), Some(identity)) = (tls_port, tls) {
+            lines.extend(tls_lines(tls_port, identity));
+            lines.push("tls-replication yes".to_owned());
+        }
+        let process = launch(dir.path(), lines)?;
         // For tests, which have no time for periods of seconds. Redis 7 and later. A sentinel that hears of a switch later than after
-        // four times the publish period takes it back.
+        // four times the publish period takes it back. The period of pings stays: five of them is how fresh it wants to know a
+        // replica that it promotes, and it looks once a second.
         let _ = ask(
             port,
-            "SENTINEL DEBUG info-period 100 ping-period 100 ask-period 100 publish-period 1000 min-link-reconnect-period 100 \
+            "SENTINEL DEBUG info-period 100 ask-period 100 publish-period 1000 min-link-reconnect-period 100 \
              tilt-trigger 30000",
         );
         Ok(Self {
             _process: process,
             port,
+            tls_port,
             _dir: dir,
         })
     }
@@ -257,25 +302,14 @@ impl Sentinel {
     }
 }
 
-fn launch(
-    dir: &Path,
-    port: u16,
-    primary: u16,
-    down_after: Duration,
-) -> Result<ServerProcess, StartError> {
-    let lines = [
-        format!("port {port}"),
+fn launch(dir: &Path, mut lines: Vec<String>) -> Result<ServerProcess, StartError> {
+    lines.extend([
         "bind 127.0.0.1".to_owned(),
         format!("dir {}", quoted(dir)),
-        format!("sentinel monitor {MASTER} 127.0.0.1 {primary} {QUORUM}"),
-        format!(
-            "sentinel down-after-milliseconds {MASTER} {}",
-            down_after.as_millis()
-        ),
         // An election without a winner is repeated after twice as long.
         format!("sentinel failover-timeout {MASTER} 2500"),
         format!("sentinel parallel-syncs {MASTER} 8"),
-    ];
+    ]);
     let file = dir.join("sentinel.conf");
     fs::write(&file, lines.join("\n") + "\n").map_err(StartError::io("write sentinel.conf"))?;
     ServerProcess::start(&PROGRAM, [file.as_os_str(), "--sentinel".as_ref()])
