@@ -231,6 +231,14 @@ impl FsBackend {
         self.client.clean(unused_for)
     }
 
+    /// An error where nothing is watched: no holder would be told.
+    fn ensure_breaks(&self) -> Result<(), BackendError> {
+        if self.capabilities.breaks {
+            return Ok(());
+        }
+        Err(BackendError::unsupported("way to break a lock"))
+    }
+
     /// Makes file system calls, in a thread where they may last.
     async fn call<T: Send + 'static>(
         &self,
@@ -338,6 +346,7 @@ impl LockBackend for FsBackend {
     }
 
     async fn evict(&self, name: &LockName, owner: OwnerId) -> Result<Released, BackendError> {
+        self.ensure_breaks()?;
         let name = name.clone();
         Ok(self
             .call(move |client| client.evict(&name, owner))
