@@ -89,6 +89,7 @@ pub enum Scope {
 /// assert!(capabilities.shared);
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(clippy::struct_excessive_bools, reason = "each is a claim of its own")]
 #[non_exhaustive]
 pub struct Capabilities {
     /// Between whom the locks exclude.

@@ -1,5 +1,7 @@
 //! Taking a lock away from its holder, on a backend that does as it is told.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::{
     sync::{
         Mutex,

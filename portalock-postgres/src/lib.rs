@@ -48,6 +48,9 @@
 //! GRANT USAGE ON SCHEMA portalock TO worker;
 //! ```
 //!
+//! Such a program may also [break](portalock_core::Lock::break_holder) locks. To keep that to some, revoke `EXECUTE` on
+//! `portalock.break_claim(text, text, text, text)` and `portalock.evict(text, text, text)` from `PUBLIC`, and grant it to them.
+//!
 //! The functions run with the rights of the schema's owner; the tables are for nobody else. A client asks for the schema's version
 //! when it connects and refuses another one's.
 //!
@@ -103,6 +106,9 @@
 //! An uncontended acquisition writes two rows and a release deletes one, each with one commit. A hand-over is the releaser's
 //! statement and one message. A session costs a statement each third of its lease, and another one while it holds or waits; who
 //! waits costs no more. Those who share a name are read as a whole by whoever joins them.
+//!
+//! An [observer](portalock_core::Observer) of an election is a row, and each change of its name's holder a message to its session. A name that
+//! nobody observes costs a look into an index with each grant and release.
 //!
 //! Rows come and go, so the tables rely on autovacuum like any queue, and are set to be vacuumed often. A transaction that stays open
 //! for hours anywhere in the database keeps dead rows from being removed: busy names get slower until it ends.

@@ -42,14 +42,24 @@ pub(crate) struct Observers {
 #[derive(Debug)]
 struct Observer {
     sender: HolderSender,
-    /// By which token somebody held when that was told last; `None` before anything was told.
-    told: Option<Option<FencingToken>>,
+    told: Told,
+}
+
+/// What was told last.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Told {
+    Nothing,
+    Nobody,
+    Holder(FencingToken),
 }
 
 impl Observers {
     fn add(&self, sender: HolderSender) -> i64 {
         let number = self.numbers.fetch_add(1, Ordering::Relaxed);
-        let observer = Observer { sender, told: None };
+        let observer = Observer {
+            sender,
+            told: Told::Nothing,
+        };
         self.lock().insert(number, observer);
         number
     }
@@ -93,10 +103,11 @@ impl Observers {
                 Some(claim)
             }
         };
-        let now = claim.as_ref().and_then(|claim| claim.token);
+        let token = claim.as_ref().and_then(|claim| claim.token);
+        let now = token.map_or(Told::Nobody, Told::Holder);
         // A message says how things are, also where nothing has changed.
-        if observer.told != Some(now) {
-            observer.told = Some(now);
+        if observer.told != now {
+            observer.told = now;
             observer.sender.tell(claim);
         }
     }

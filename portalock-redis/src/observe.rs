@@ -66,7 +66,7 @@ impl RedisBackend {
         };
         let (mut line, seen) = session::run(opening).await??;
         let (sender, watch) = holder_watch();
-        let mut told = Told::new(sender, seen);
+        let mut told = Told::new(sender, &seen);
         let following = session::spawn(async move {
             if let Err(error) = line.follow(&mut told, every).await {
                 tracing::debug!(%error, "a watch over a lock's holders ended");
@@ -152,13 +152,13 @@ impl Line {
 }
 
 impl Told {
-    fn new(sender: HolderSender, seen: Inspection) -> Self {
+    fn new(sender: HolderSender, seen: &Inspection) -> Self {
         let mut told = Self {
             sender,
             holder: None,
             highest: seen.last_token,
         };
-        let holder = exclusive(&seen).cloned();
+        let holder = exclusive(seen).cloned();
         told.holder = holder.as_ref().and_then(known);
         told.sender.tell(holder);
         told
@@ -225,9 +225,12 @@ mod tests {
         )
     }
 
-    fn next(watch: &mut HolderWatch) -> Option<Option<u64>> {
-        let change = watch.next().now_or_never()??;
-        Some(change.map(|claim| claim.token.unwrap().get()))
+    /// The tokens of those who were told since the last call.
+    fn told_by(watch: &mut HolderWatch) -> Vec<Option<u64>> {
+        let next = || watch.next().now_or_never()?;
+        let all = std::iter::from_fn(next);
+        all.map(|change| change.map(|claim| claim.token.unwrap().get()))
+            .collect()
     }
 
     #[test]
@@ -239,33 +242,31 @@ mod tests {
             .with_token(FencingToken::new(7));
         let seen =
             Inspection::new(vec![holder], vec![]).with_last_token(Some(FencingToken::new(7)));
-        let mut told = Told::new(sender, seen);
-        assert_eq!(next(&mut watch), Some(Some(7)));
+        let mut told = Told::new(sender, &seen);
+        assert_eq!(told_by(&mut watch), [Some(7)]);
         // Of before the look.
         told.hear(&grant(two, u32::MAX, 6));
         told.hear(&format!("-{two}"));
-        assert_eq!(next(&mut watch), None);
+        assert!(told_by(&mut watch).is_empty());
         told.hear(&grant(two, u32::MAX, 8));
         told.hear(&format!("-{one}"));
         told.hear(&format!("-{two}"));
         told.hear(&grant(one, 1, 9));
         told.hear(&grant(one, u32::MAX, 10));
         told.hear(&grant(two, 1, 11));
-        let all: Vec<_> = std::iter::from_fn(|| next(&mut watch)).collect();
-        assert_eq!(all, [Some(8), None, Some(10), None]);
+        assert_eq!(told_by(&mut watch), [Some(8), None, Some(10), None]);
     }
 
     #[test]
     fn a_look_ends_the_term_that_it_was_about() {
         let (sender, mut watch) = holder_watch();
-        let mut told = Told::new(sender, Inspection::default());
-        assert_eq!(next(&mut watch), Some(None));
+        let mut told = Told::new(sender, &Inspection::default());
+        assert_eq!(told_by(&mut watch), [None]);
         told.hear(&grant(OwnerId::mint(), u32::MAX, 7));
         let before = told.holder;
         told.hear(&grant(OwnerId::mint(), u32::MAX, 8));
         told.look(before, &Inspection::default());
         told.look(told.holder, &Inspection::default());
-        let all: Vec<_> = std::iter::from_fn(|| next(&mut watch)).collect();
-        assert_eq!(all, [Some(7), Some(8), None]);
+        assert_eq!(told_by(&mut watch), [Some(7), Some(8), None]);
     }
 }

@@ -116,6 +116,7 @@ macro_rules! conformance {
                 one_reader_is_taken_out
                 a_second_break_is_harmless
                 a_holder_that_does_not_respond_is_evicted
+                a_stopped_process_is_evicted
                 refused_unless_claimed
             }
             crash {

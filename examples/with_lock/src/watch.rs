@@ -76,7 +76,7 @@ async fn another_holds(changes: &mut Option<HolderWatch>) {
         }
         *changes = None;
     }
-    std::future::pending().await
+    std::future::pending::<()>().await;
 }
 
 async fn look(backend: &AnyBackend, subject: Subject<'_>) -> Result<Look, BackendError> {

@@ -178,8 +178,8 @@ impl LockBackend for MemoryBackend {
             locks, last_token, ..
         } = &mut *store;
         let loss = Loss::Broken(Arc::new(by.clone()));
-        let lost = locks.lose_some(name, &[owner], &loss, last_token);
-        Ok((lost > 0).then_some(Duration::ZERO))
+        let count = locks.lose_some(name, &[owner], &loss, last_token);
+        Ok((count > 0).then_some(Duration::ZERO))
     }
 
     async fn evict(&self, name: &LockName, owner: OwnerId) -> Result<Released, BackendError> {

@@ -206,11 +206,11 @@ impl Table {
             return 0;
         };
         let entry = slot.get_mut();
-        let mut lost = 0;
+        let mut count = 0;
         for owner in owners {
             if let Some(held) = entry.let_go(*owner) {
                 held.lease.end(loss.clone());
-                lost += 1;
+                count += 1;
             }
         }
         entry.serve(last);
@@ -218,10 +218,10 @@ impl Table {
             let entry = slot.remove();
             self.keep(entry);
         }
-        if lost > 0 && !self.watchers.is_empty() {
+        if count > 0 && !self.watchers.is_empty() {
             self.tell(name);
         }
-        lost
+        count
     }
 
     /// Tells of changes from now on, and first of the present state.

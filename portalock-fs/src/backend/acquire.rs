@@ -12,6 +12,7 @@ use portalock_core::{
 };
 
 use super::{
+    breaking::marked_owner,
     name::FileName,
     queue::{Held, Place, Places},
     store::Store,
@@ -132,9 +133,13 @@ impl Client {
         if let Some(watch) = self.watch.get() {
             watch.keep_looking();
         }
-        let written = self
-            .store
-            .write_grant(file_name, &request.name, &file, mode, &holder);
+        let written = self.store.write_grant(
+            file_name,
+            &request.name,
+            &file,
+            mode,
+            (request.owner, &holder),
+        );
         let Ok(Some(written)) = written else {
             file.free();
             return written.map(|_| None);
@@ -245,8 +250,12 @@ impl Watched for Client {
                     place.wake_first();
                 }
             }
-            Change::Replaced(file) => self.verify(&FileName::existing(file)),
+            Change::Replaced(file) => match marked_owner(file) {
+                Some(owner) => self.heed(owner),
+                None => self.verify(&FileName::existing(file)),
+            },
             Change::Everything => {
+                self.heed_all();
                 for file_name in self.places.names() {
                     self.verify(&file_name);
                 }

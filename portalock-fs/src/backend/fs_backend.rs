@@ -11,8 +11,8 @@ use async_trait::async_trait;
 use cap_std::{ambient_authority, fs::Dir};
 use portalock_core::{
     Attempt, BackendError, BackendErrorKind, Capabilities, Contention, CrashRelease, Fairness,
-    Inspect, Inspection, LockBackend, LockName, LockRequest, LossNotice, Released, Scope, Tokens,
-    Wakeups, wakeups,
+    Holder, Inspect, Inspection, LockBackend, LockName, LockRequest, LossNotice, OwnerId, Released,
+    Scope, Tokens, Wakeups, wakeups,
 };
 
 use super::{
@@ -77,6 +77,8 @@ const PAUSE: Duration = Duration::from_millis(1);
 ///   milliseconds; within half a second if the path leads to another directory. Every acquisition looks, once it has the
 ///   lock, whether the file is still the one in the directory, so those who come later exclude each other. Where nothing is
 ///   watched the holder learns of it when it releases. On Windows it can't happen: nobody can delete or replace a lock file that is open.
+/// - **Breaking**, where the directory is watched: [`Lock::break_holder`](portalock_core::Lock::break_holder) tells the holder's
+///   process, which unlocks. If it does not respond within a second, its lock file is replaced: it is told when it runs again.
 /// - **Order**: waiters of one client are served first come, first served; a waiting writer is not overtaken by readers of
 ///   the same client. A waiting future that is kept but not polled keeps those behind it in its client waiting, and nobody
 ///   else. Between clients it is whoever comes first after the file is unlocked; nobody is promised a turn. Where the directory
@@ -230,6 +232,14 @@ impl FsBackend {
         self.client.clean(unused_for)
     }
 
+    /// An error where nothing is watched: no holder would be told.
+    fn ensure_breaks(&self) -> Result<(), BackendError> {
+        if self.capabilities.breaks {
+            return Ok(());
+        }
+        Err(BackendError::unsupported("way to break a lock"))
+    }
+
     /// Makes file system calls, in a thread where they may last.
     async fn call<T: Send + 'static>(
         &self,
@@ -264,6 +274,8 @@ fn capabilities(is_watched: bool, offload: bool, poll_interval: Duration) -> Cap
         .with_crash_release(CrashRelease::Within(crash))
         .with_loss(loss)
         .with_inspect(Inspect::Holders)
+        // A holder is told by what is watched.
+        .with_breaks(is_watched)
         .with_releases_now(!offload)
         .with_needs_runtime(false)
 }
@@ -319,6 +331,27 @@ impl LockBackend for FsBackend {
 
     async fn names(&self) -> Result<Vec<LockName>, BackendError> {
         Ok(self.call(Client::used_names).await??)
+    }
+
+    async fn mark_broken(
+        &self,
+        name: &LockName,
+        owner: OwnerId,
+        by: &Holder,
+    ) -> Result<Option<Duration>, BackendError> {
+        self.ensure_breaks()?;
+        let (name, by) = (name.clone(), by.clone());
+        Ok(self
+            .call(move |client| client.mark(&name, owner, &by))
+            .await??)
+    }
+
+    async fn evict(&self, name: &LockName, owner: OwnerId) -> Result<Released, BackendError> {
+        self.ensure_breaks()?;
+        let name = name.clone();
+        Ok(self
+            .call(move |client| client.evict(&name, owner))
+            .await??)
     }
 }
 

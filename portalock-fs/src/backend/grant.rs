@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use portalock_core::{FencingToken, Holder, LockName, Mode};
+use portalock_core::{FencingToken, Holder, LockName, Mode, OwnerId};
 
 use super::{
     name::{FileName, INFO_SUFFIX, READERS_SUFFIX},
@@ -44,11 +44,12 @@ impl Store {
         name: &LockName,
         file: &LockFile,
         mode: Mode,
-        holder: &Holder,
+        (owner, holder): (OwnerId, &Holder),
     ) -> Result<Option<Written>, FsError> {
         let entry = |token| Entry {
             token,
             mode,
+            owner: Some(owner),
             holder: holder.clone(),
         };
         let write = |readers: Option<&File>| {
@@ -287,7 +288,7 @@ mod tests {
         assert!(file.try_lock(mode).unwrap(), "{name} is busy");
         let mut holder = Holder::this_process(None);
         holder.pid = pid;
-        let written = store.write_grant(&file_name, name, &file, mode, &holder);
+        let written = store.write_grant(&file_name, name, &file, mode, (OwnerId::mint(), &holder));
         (file, written.unwrap().unwrap())
     }
 
@@ -402,10 +403,22 @@ mod tests {
         let file = store.file(&file_name).open().unwrap();
         assert!(file.try_lock(Mode::Shared).unwrap());
         let holder = Holder::this_process(None);
-        let written = store.write_grant(&file_name, &name, &file, Mode::Shared, &holder);
+        let written = store.write_grant(
+            &file_name,
+            &name,
+            &file,
+            Mode::Shared,
+            (OwnerId::mint(), &holder),
+        );
         assert!(written.unwrap().is_none());
         stopped.free();
-        let written = store.write_grant(&file_name, &name, &file, Mode::Shared, &holder);
+        let written = store.write_grant(
+            &file_name,
+            &name,
+            &file,
+            Mode::Shared,
+            (OwnerId::mint(), &holder),
+        );
         assert!(written.unwrap().is_some());
     }
 }

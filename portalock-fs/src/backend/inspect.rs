@@ -25,7 +25,11 @@ impl Client {
         if let Some(visit) = self.places.find(file_name) {
             let place = visit.lock();
             let held = place.held.iter().filter(|held| !held.is_lost());
-            holders.extend(held.map(|held| Claim::new(held.holder.clone(), held.mode.into())));
+            holders.extend(held.map(|held| {
+                Claim::new(held.holder.clone(), held.mode.into())
+                    .with_owner(held.owner)
+                    .with_token(held.written.token)
+            }));
             let waiting = place.waiters();
             waiters.extend(waiting.map(|(holder, mode)| Claim::new(holder.clone(), mode.into())));
         }
@@ -52,7 +56,12 @@ impl Client {
                 .present(file_name, &record, usize::MAX)
                 .into_iter()
                 .filter(|entry| Some(entry.mode) == mode)
-                .map(|entry| Claim::new(entry.holder, entry.mode.into()))
+                .map(|entry| {
+                    let claim = Claim::new(entry.holder, entry.mode.into());
+                    let mut claim = claim.with_token(entry.token);
+                    claim.owner = entry.owner;
+                    claim
+                })
                 .collect();
             if !present.is_empty() {
                 holders = present;
@@ -100,6 +109,7 @@ impl Client {
     /// Removes the files of locks that nobody uses and nobody was granted for `unused_for`. How many it removed.
     pub(crate) fn clean(&self, unused_for: Duration) -> Result<usize, FsError> {
         self.ensure_here()?;
+        self.clean_marks(unused_for);
         let mut removed = 0;
         self.each_lock(|file_name, _, file| {
             if self.places.find(file_name).is_some() {

@@ -13,9 +13,11 @@
 //! | `grant` | the token, and who holds, written down |
 //! | `record` | how that is written |
 //! | `release` | back again |
+//! | `breaking` | a lock taken away from its holder |
 //! | `inspect` | looking at locks, and removing the files that nobody uses |
 
 mod acquire;
+mod breaking;
 mod config;
 mod fs_backend;
 mod grant;

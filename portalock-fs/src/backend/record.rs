@@ -7,7 +7,7 @@
 
 use std::io::Write;
 
-use portalock_core::{FencingToken, Holder, LockName, Mode};
+use portalock_core::{FencingToken, Holder, LockName, Mode, OwnerId};
 
 /// The length of a grant as it is written.
 pub(crate) const SLOT: usize = 512;
@@ -32,6 +32,8 @@ const LONGEST_TEXT: usize = 120;
 pub(crate) struct Entry {
     pub(crate) token: FencingToken,
     pub(crate) mode: Mode,
+    /// Whose acquisition it is, where that was written.
+    pub(crate) owner: Option<OwnerId>,
     pub(crate) holder: Holder,
 }
 
@@ -40,6 +42,7 @@ pub(crate) struct Entry {
 pub(crate) struct Last {
     pub(crate) token: FencingToken,
     pub(crate) mode: Mode,
+    owner: Option<OwnerId>,
     holder: Box<str>,
 }
 
@@ -130,7 +133,12 @@ impl Last {
             return None;
         }
         let (token, body) = body.split_once(' ')?;
-        let (mode, holder) = body.split_once(' ')?;
+        let (mode, rest) = body.split_once(' ')?;
+        // A holder begins with a brace.
+        let (owner, holder) = match rest.split_once(' ') {
+            Some((owner, holder)) if !owner.starts_with('{') => (owner.parse().ok(), holder),
+            _ => (None, rest),
+        };
         Some(Self {
             token: FencingToken::new(token.parse().ok()?),
             mode: match mode {
@@ -138,6 +146,7 @@ impl Last {
                 "shared" => Mode::Shared,
                 _ => return None,
             },
+            owner,
             holder: holder.into(),
         })
     }
@@ -146,6 +155,7 @@ impl Last {
         Some(Entry {
             token: self.token,
             mode: self.mode,
+            owner: self.owner,
             holder: serde_json::from_str(&self.holder).ok()?,
         })
     }
@@ -158,25 +168,28 @@ pub(crate) fn parse_slot(bytes: &[u8]) -> Option<Entry> {
 
 /// Writes one grant.
 pub(crate) fn render_slot(entry: &Entry) -> Vec<u8> {
-    let mut line = render_line(entry.token, entry.mode, &entry.holder);
+    let mut line = render_line(entry, &entry.holder);
     let (mut holder, mut room) = (None, LONGEST_TEXT);
     while line.len() > SLOT {
         let holder = holder.get_or_insert_with(|| entry.holder.clone());
         holder.host = shorten(&holder.host, room);
         holder.label = holder.label.as_ref().map(|label| shorten(label, room));
         room /= 2;
-        line = render_line(entry.token, entry.mode, holder);
+        line = render_line(entry, holder);
     }
     line.resize(SLOT, 0);
     line
 }
 
-fn render_line(token: FencingToken, mode: Mode, holder: &Holder) -> Vec<u8> {
+fn render_line(entry: &Entry, holder: &Holder) -> Vec<u8> {
     let mut line = Vec::with_capacity(SLOT);
     line.extend_from_slice(MAGIC.as_bytes());
     line.resize(BODY_AT, b' ');
     // None fails: memory takes any bytes, and the type has string keys only.
-    let _ = write!(line, "{:0DIGITS$} {mode} ", token.get());
+    let _ = write!(line, "{:0DIGITS$} {} ", entry.token.get(), entry.mode);
+    if let Some(owner) = entry.owner {
+        let _ = write!(line, "{owner} ");
+    }
     let _ = serde_json::to_writer(&mut line, holder);
     let sum = checksum(&line[BODY_AT..]);
     let _ = write!(&mut line[MAGIC.len()..], "{sum:016x}");
@@ -208,6 +221,7 @@ mod tests {
         Entry {
             token: FencingToken::new(token),
             mode: Mode::Exclusive,
+            owner: Some("000000000000002a-7-9".parse().unwrap()),
             holder: Holder::new(
                 "db1",
                 42,
@@ -237,6 +251,12 @@ mod tests {
             let record = Record::parse(&grants(1..=last)).unwrap();
             assert_eq!(record.present(), Some(entry(last)));
         }
+        let unowned = Entry {
+            owner: None,
+            ..entry(6)
+        };
+        let record = Record::parse(&render_slot(&unowned)).unwrap();
+        assert_eq!(record.present(), Some(unowned));
     }
 
     #[test]

@@ -1,12 +1,13 @@
 //! An operator takes a lock away: from the holder that was meant, who is told by whom.
 
 use portalock_core::{
-    BackendErrorKind, Broken, Guard, Lock, LockBackend, LockError, Loss, OwnerId, Released,
+    BackendErrorKind, Broken, Guard, Lock, LockBackend, LockError, Loss, Mode, OwnerId, Released,
 };
 
 use super::{Case, case, loss::ensure_told};
 use crate::{
     erased::AnyBackend,
+    helper::Helper,
     spy::Spy,
     trial::{Client, Trial, name, once, queued},
     verdict::{A_WHILE, CaseResult, SOON, Stop, ensure, soon, within},
@@ -66,6 +67,12 @@ pub(super) const CASES: &[Case] = &[
         rules[1, 12],
         needs[Breaks, CrashRelease, CutOff],
         "a break of a lock whose holder can't be reached is over once its lease is, and the holder knows by then"
+    ),
+    case!(
+        breaking::a_stopped_process_is_evicted,
+        rules[12],
+        needs[Breaks, CrashRelease, BeyondProcess, Helper],
+        "a lock whose holder's process is stopped is broken within the time of a crash, and the process knows of it once it runs again"
     ),
     case!(
         breaking::refused_unless_claimed,
@@ -308,6 +315,27 @@ async fn a_holder_that_does_not_respond_is_evicted(trial: Trial) -> CaseResult {
     .await???;
     cut.now().await?;
     drop(guard);
+    tokio::time::sleep(A_WHILE).await;
+    next.ensure_held()?;
+    next.release().await?;
+    Ok(())
+}
+
+async fn a_stopped_process_is_evicted(trial: Trial) -> CaseResult {
+    let client = trial.client().await?;
+    let lock = client.lock("job")?;
+    let mut helper = Helper::start(&trial).await?;
+    helper.acquire(1, lock.name(), Mode::Exclusive).await?;
+    let seen = lock.inspect().await?;
+    let owner = seen.holders.first().and_then(|claim| claim.owner);
+    let owner = owner.ok_or_else(|| Stop::failed("a look tells no owner of the holder"))?;
+    helper.freeze()?;
+    let limit = trial.crash_limit();
+    let what = "the end of a break of a stopped process's lock";
+    within(limit, what, lock.break_holder(owner)).await??;
+    let next = lock.acquire_with(&trial.patience()).await?;
+    helper.thaw()?;
+    soon("word to a process that was stopped", helper.lost(1)).await??;
     tokio::time::sleep(A_WHILE).await;
     next.ensure_held()?;
     next.release().await?;

@@ -1,0 +1,227 @@
+//! Locks that operators break, by what files can do.
+//!
+//! The mark is a file of its own in the directory, named after the owner and put there by renaming, which the holder's watch is
+//! told of. The holder's process then tells the guard, writes down the release, unlocks the file and removes the mark. A file lock
+//! has no lease: a process that does not respond is given a second, and then another file is put in the place of the one that it
+//! has locked. It is told of that as of any lock file that is replaced, when it runs again.
+
+use std::{io, time::Duration};
+
+use portalock_core::{
+    BackendError, BackendErrorKind, Holder, LockName, Loss, Mode, OwnerId, Released, clock,
+};
+use serde::{Deserialize, Serialize};
+
+use super::{
+    acquire::Client,
+    name::FileName,
+    record::{LONGEST, Record},
+};
+use crate::{
+    locking::{FsError, Location},
+    sys,
+};
+
+/// How a mark's name ends; the owner is before it.
+pub(crate) const MARK_SUFFIX: &str = ".broken";
+/// How the name ends of what becomes a mark, or a lock file.
+pub(crate) const DRAFT_SUFFIX: &str = ".draft";
+
+/// How long a holder's process may take to respond.
+const RESPONDS: Duration = Duration::from_secs(1);
+
+/// The longest mark that is read: names of hosts and labels are short.
+const LONGEST_MARK: usize = 64 * 1024;
+
+/// What a mark says.
+#[derive(Serialize, Deserialize)]
+struct Mark {
+    by: Holder,
+}
+
+/// The owner that a file of this name is a mark on.
+pub(crate) fn marked_owner(file: &str) -> Option<OwnerId> {
+    file.strip_suffix(MARK_SUFFIX)?.parse().ok()
+}
+
+fn mark_on(owner: OwnerId) -> String {
+    format!("{owner}{MARK_SUFFIX}")
+}
+
+impl Client {
+    /// Marks what `owner` holds: how long it is given to respond. `None` if it does not hold.
+    pub(crate) fn mark(
+        &self,
+        name: &LockName,
+        owner: OwnerId,
+        by: &Holder,
+    ) -> Result<Option<Duration>, FsError> {
+        let seen = self.inspect(name)?;
+        let mark = mark_on(owner);
+        if !seen.holders.iter().any(|claim| claim.owner == Some(owner)) {
+            self.remove_mark(&mark);
+            return Ok(None);
+        }
+        if self.store.dir.exists(&mark) {
+            return Ok(Some(RESPONDS));
+        }
+        // It is for people: the lock is broken all the same.
+        let text = serde_json::to_vec(&Mark { by: by.clone() }).unwrap_or_default();
+        self.put(&mark, &text).map_err(|error| self.locate(error))?;
+        Ok(Some(RESPONDS))
+    }
+
+    /// Puts another lock file in the place of the one that `owner` has locked, with the same record but for its release.
+    pub(crate) fn evict(&self, name: &LockName, owner: OwnerId) -> Result<Released, BackendError> {
+        self.ensure_here()?;
+        let file_name = FileName::of(name);
+        let replaced = self.replace(&file_name, owner);
+        let replaced = replaced.map_err(|error| self.locate(error))?;
+        replaced.ok_or_else(|| {
+            BackendError::new(
+                BackendErrorKind::Unsupported,
+                "of those who share a lock file none can be put out alone: end the process that does not respond",
+            )
+        })
+    }
+
+    /// `None` if others may share the file.
+    fn replace(&self, file_name: &FileName, owner: OwnerId) -> Result<Option<Released>, FsError> {
+        let Some(file) = self.store.file(file_name).open_existing()? else {
+            return Ok(Some(Released::NotHeld));
+        };
+        let record = self.store.read(file_name, &file)?;
+        let present = self.store.present(file_name, &record, usize::MAX);
+        match present.iter().find(|entry| entry.owner == Some(owner)) {
+            None => return Ok(Some(Released::NotHeld)),
+            Some(entry) if entry.mode == Mode::Shared => return Ok(None),
+            Some(_) => {}
+        }
+        let mut bytes = vec![0; LONGEST];
+        let length = sys::read_at(file.file(), &mut bytes, 0)
+            .map_err(|error| FsError::new("read", error).at(file_name.as_str()))?;
+        bytes.truncate(length);
+        if let Some(token) = record.last_token() {
+            let (at, released) = Record::write_released(token);
+            let at = usize::try_from(at).unwrap_or(usize::MAX);
+            if let Some(place) = bytes.get_mut(at..at.saturating_add(released.len())) {
+                place.copy_from_slice(&released);
+            }
+        }
+        // Last, for it may have released meanwhile: then another may have it.
+        if file.try_lock(Mode::Shared)? {
+            file.unlock()?;
+            return Ok(Some(Released::NotHeld));
+        }
+        self.put(file_name.as_str(), &bytes)?;
+        Ok(Some(Released::Freed))
+    }
+
+    /// Puts a file with this content there, whole from its first moment on.
+    fn put(&self, file: &str, content: &[u8]) -> Result<(), FsError> {
+        let draft = format!("{}{DRAFT_SUFFIX}", OwnerId::mint());
+        let written = self.store.named(&draft).open().and_then(|open| {
+            use std::io::Write;
+            let mut draft = open.file();
+            draft
+                .write_all(content)
+                .map_err(|error| FsError::new("write", error))
+        });
+        let put = written.and_then(|()| {
+            let dir = &self.store.dir;
+            dir.rename(&draft, dir, file)
+                .map_err(|error| FsError::new("put in its place", error).at(file))
+        });
+        if put.is_err() {
+            let _ = self.store.dir.remove_file(&draft);
+        }
+        put
+    }
+
+    fn remove_mark(&self, mark: &str) {
+        if let Err(error) = self.store.dir.remove_file(mark)
+            && error.kind() != io::ErrorKind::NotFound
+        {
+            tracing::debug!(%error, mark, "a mark could not be removed");
+        }
+    }
+
+    /// Somebody has marked what `owner` holds: if it is held here, its guard is told, and the lock given back.
+    pub(crate) fn heed(&self, owner: OwnerId) {
+        let mark = mark_on(owner);
+        for file_name in self.places.names() {
+            let Some(visit) = self.places.find(&file_name) else {
+                continue;
+            };
+            let mut place = visit.lock();
+            let held = place.held.iter().position(|held| held.owner == owner);
+            let Some(held) = held.map(|at| place.held.swap_remove(at)) else {
+                continue;
+            };
+            if let Some(lease) = &held.lease {
+                lease.end(self.read_mark(&mark));
+            }
+            self.store
+                .note_release(&file_name, &held.file, held.written);
+            held.file.free();
+            place.wake_first();
+            place.settle();
+            self.remove_mark(&mark);
+            return;
+        }
+    }
+
+    /// The same for all marks that are there: some may not have been told of.
+    pub(crate) fn heed_all(&self) {
+        let Ok(entries) = self.store.dir.entries() else {
+            return;
+        };
+        for entry in entries.flatten() {
+            if let Some(owner) = entry.file_name().to_str().and_then(marked_owner) {
+                self.heed(owner);
+            }
+        }
+    }
+
+    /// Removes marks that nobody has heeded for so long, and what never became one.
+    pub(crate) fn clean_marks(&self, unused_for: Duration) {
+        let Ok(entries) = self.store.dir.entries() else {
+            return;
+        };
+        for entry in entries.flatten() {
+            let file = entry.file_name();
+            let Some(file) = file.to_str() else { continue };
+            let is_ours = [MARK_SUFFIX, DRAFT_SUFFIX].iter().any(|suffix| {
+                let owner = file.strip_suffix(suffix);
+                owner.is_some_and(|owner| owner.parse::<OwnerId>().is_ok())
+            });
+            let written = || entry.metadata().ok()?.modified().ok();
+            let age =
+                |at: cap_std::time::SystemTime| clock::wall_clock().duration_since(at.into_std());
+            if is_ours && written().is_some_and(|at| age(at).is_ok_and(|age| age >= unused_for)) {
+                self.remove_mark(file);
+            }
+        }
+    }
+
+    fn read_mark(&self, mark: &str) -> Loss {
+        let removed = || Loss::Removed("somebody broke it".into());
+        let is_short = self
+            .store
+            .dir
+            .metadata(mark)
+            .is_ok_and(|metadata| metadata.len() <= LONGEST_MARK as u64);
+        if !is_short {
+            return removed();
+        }
+        match self
+            .store
+            .dir
+            .read(mark)
+            .map(|text| serde_json::from_slice::<Mark>(&text))
+        {
+            Ok(Ok(Mark { by })) => Loss::Broken(by.into()),
+            _ => removed(),
+        }
+    }
+}
