@@ -351,18 +351,18 @@ mod tests {
         let file = File::create(place.path().join("a")).unwrap();
         let ear: Arc<dyn Watched> = Arc::new(Ear(Mutex::new(mpsc::channel().0)));
         let watcher = Watcher::new().unwrap();
-        let watches = || lock(&watcher.watches.registry).targets.len();
+        let count = || lock(&watcher.watches.registry).targets.len();
         drop(watcher.watch_directory(&dir, Arc::downgrade(&ear)).unwrap());
-        assert_eq!(watches(), 0);
+        assert_eq!(count(), 0);
         drop(
             watcher
                 .watch_file(&file, "a", Arc::downgrade(&ear))
                 .unwrap(),
         );
-        assert_eq!(watches(), 1);
+        assert_eq!(count(), 1);
         drop(file);
         let start = Instant::now();
-        while watches() > 0 {
+        while count() > 0 {
             assert!(start.elapsed() < LONG, "nobody ended it");
             std::thread::yield_now();
         }
