@@ -35,14 +35,9 @@ fn time() -> Duration {
     Duration::from_secs(seconds.map_or(4, |seconds| seconds.parse().unwrap()))
 }
 
-fn session_settings(url: &str) -> RedisSettings {
-    settings_at(url).with_session_ttl(SESSION).unwrap()
-}
-
-async fn client(url: &str) -> RedisBackend {
-    RedisBackend::with_settings(session_settings(url))
-        .await
-        .unwrap()
+/// It connects when it is first used: a fault in that moment is one that a call bears.
+fn client(url: &str) -> RedisBackend {
+    RedisBackend::new(settings_at(url).with_session_ttl(SESSION).unwrap())
 }
 
 /// Another process at work: this test program again, as [`be_at_work`].
@@ -79,7 +74,7 @@ async fn nothing_is_lost(
     mut fault: impl AsyncFnMut(&mut RedisServer),
 ) {
     let dir = tempfile::tempdir().unwrap();
-    let (holder, others) = (client(&server.url()).await, client(&server.url()).await);
+    let (holder, others) = (client(&server.url()), client(&server.url()));
     let held = lock(&holder, "line").acquire().await.unwrap();
     let mut line = Vec::new();
     for place in 0..LINE {
@@ -160,8 +155,7 @@ async fn be_at_work() {
     let (Ok(url), Ok(dir)) = (std::env::var(URL), std::env::var(DIR)) else {
         return;
     };
-    // Connects when it is first used: a session that is only starting may meet a fault like any other call.
-    let backend = RedisBackend::new(session_settings(&url));
+    let backend = client(&url);
     let until = Instant::now() + time();
     let mut tasks = JoinSet::new();
     for _ in 0..TASKS {
