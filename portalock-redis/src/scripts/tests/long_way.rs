@@ -1,6 +1,6 @@
 //! What the long ways do, which few attempts and releases go: each case is brought about on purpose.
 
-use super::{KEPT, REFRESH, ask, attempt_with, connection, open_as, release};
+use super::{super::INSPECT, KEPT, REFRESH, ask, attempt_with, connection, open_as, release};
 use portalock_testkit::servers::RedisServer;
 use redis::aio::MultiplexedConnection;
 
@@ -204,4 +204,18 @@ async fn a_refresh_tells_what_is_gone() {
         .await;
     let answer: Vec<String> = redis::from_redis_value(answer.unwrap()).unwrap();
     assert_eq!(answer, ["alive", "1"]);
+}
+
+#[tokio::test]
+async fn holders_are_told_in_the_order_of_their_grants() {
+    let server = RedisServer::start().unwrap();
+    let mut client = sessions(&server, &["a"]).await;
+    for weight in ["3", "1", "4", "6", "5", "9", "2", "8", "7"] {
+        attempt_with(&mut client, "a", weight, [weight, "100"], KEPT).await;
+    }
+    let keys = ["state", "queue", "waiters"];
+    let answer = INSPECT.run(&mut client, &keys, &["s/"]).await.unwrap();
+    let answer: Vec<String> = redis::from_redis_value(answer).unwrap();
+    let weights: Vec<&str> = answer[2..].chunks(3).map(|claim| &*claim[0]).collect();
+    assert_eq!(weights, ["3", "1", "4", "6", "5", "9", "2", "8", "7"]);
 }
