@@ -180,3 +180,19 @@ async fn a_request_without_an_answer_is_given_up() {
         .unwrap();
     guard.release().await.unwrap();
 }
+
+#[tokio::test]
+async fn an_attempt_that_is_stale_is_made_again_in_its_session() {
+    let server = Server::start().await;
+    let client = server.client().await;
+    let lock = Lock::new(client.clone(), "held").unwrap();
+    let held = lock.acquire_with(&patient()).await.unwrap();
+    // As a release does while a request of its owner may still be on its way.
+    server
+        .run("UPDATE portalock.sessions SET epoch = epoch + 1")
+        .await;
+    let other = Lock::new(client, "other").unwrap();
+    let other = other.acquire_with(&patient()).await.unwrap();
+    held.ensure_held().unwrap();
+    other.ensure_held().unwrap();
+}

@@ -11,7 +11,7 @@ use std::{
 };
 
 use portalock_core::{Guard, LockError, Policy, clock::Instant};
-use portalock_redis::{RedisBackend, RedisSettings};
+use portalock_redis::RedisBackend;
 use portalock_testkit::servers::{RedisOptions, RedisServer};
 use tokio::task::JoinSet;
 

@@ -1,6 +1,6 @@
 //! What the long ways do, which few attempts and releases go: each case is brought about on purpose.
 
-use super::{KEPT, ask, attempt_with, connection, open_as, refresh, release};
+use super::{super::INSPECT, KEPT, ask, attempt_with, connection, open_as, refresh, release};
 use portalock_testkit::servers::RedisServer;
 use redis::aio::MultiplexedConnection;
 
@@ -194,4 +194,18 @@ async fn a_refresh_tells_what_is_gone() {
     let _: () = ask(&mut client, &["HDEL", "state", "token"]).await;
     let (state, _, removed) = refresh(&mut client, "a", &["1"]).await;
     assert_eq!((state.as_str(), removed), ("alive", vec!["1".to_owned()]));
+}
+
+#[tokio::test]
+async fn holders_are_told_in_the_order_of_their_grants() {
+    let server = RedisServer::start().unwrap();
+    let mut client = sessions(&server, &["a"]).await;
+    for weight in ["3", "1", "4", "6", "5", "9", "2", "8", "7"] {
+        attempt_with(&mut client, "a", weight, [weight, "100"], KEPT).await;
+    }
+    let keys = ["state", "queue", "waiters"];
+    let answer = INSPECT.run(&mut client, &keys, &["s/"]).await.unwrap();
+    let answer: Vec<String> = redis::from_redis_value(answer).unwrap();
+    let weights: Vec<&str> = answer[2..].chunks(3).map(|claim| &*claim[0]).collect();
+    assert_eq!(weights, ["3", "1", "4", "6", "5", "9", "2", "8", "7"]);
 }
