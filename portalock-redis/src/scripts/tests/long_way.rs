@@ -206,6 +206,6 @@ async fn holders_are_told_in_the_order_of_their_grants() {
     let keys = ["state", "queue", "waiters"];
     let answer = INSPECT.run(&mut client, &keys, &["s/"]).await.unwrap();
     let answer: Vec<String> = redis::from_redis_value(answer).unwrap();
-    let weights: Vec<&str> = answer[2..].chunks(3).map(|claim| &*claim[0]).collect();
+    let weights: Vec<&str> = answer[2..].chunks(5).map(|claim| &*claim[1]).collect();
     assert_eq!(weights, ["3", "1", "4", "6", "5", "9", "2", "8", "7"]);
 }
