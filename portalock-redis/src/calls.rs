@@ -85,7 +85,7 @@ impl Calls {
         let open = move || async move {
             let place = route.find().await?;
             let mut connection = connect(&route, &place, |_| Ok::<(), ()>(())).await?;
-            may_grant(&mut connection, route.settings()).await?;
+            may_grant(&mut connection, &route).await?;
             Ok(Wire {
                 number: opened.fetch_add(1, Ordering::Relaxed),
                 place: place.number,

@@ -155,7 +155,7 @@ impl RedisSettings {
     ///
     /// A server that lost data in a restart, or a replica that lacks the last writes, doesn't know who holds what. By the time this
     /// has passed, whoever held before has been told. Sessions that the server still knows go on at once, with what they
-    /// hold. It is zero for a server that keeps its data whatever happens (`appendfsync always`), or for tests that start a
+    /// hold. Behind sentinels it is longer by half where no [replicas](Self::with_wait_replicas) confirm. It is zero for a server that keeps its data whatever happens (`appendfsync always`), or for tests that start a
     /// server of their own.
     #[must_use]
     pub fn with_restart_wait(mut self, wait: Duration) -> Self {

@@ -6,7 +6,10 @@
 //!
 //! Only what can grant waits: connections of calls, and new sessions. A session that the server still knows goes on at once.
 //!
-//! # Why that is enough where replicas confirm
+//! Behind sentinels a former primary may go on, and refresh sessions until their clients see the switch: they look three times in a session's
+//! time, and have half as long for an answer. So the wait is longer by half there.
+//!
+//! # Why the session's time is enough where replicas confirm
 //!
 //! With [`wait_replicas`](crate::RedisSettings::with_wait_replicas) a session's time is extended only by refreshes that so many
 //! replicas have, and the time here begins when so many follow the new primary. If that is at least half of the replicas, either
@@ -19,9 +22,9 @@ use portalock_core::BackendError;
 use redis::aio::MultiplexedConnection;
 
 use crate::{
-    config::RedisSettings,
     error::{failed, unexpected},
     refresh::replicated,
+    route::Route,
     scripts::PRIMARY,
     wire::text,
 };
@@ -29,12 +32,17 @@ use crate::{
 /// Returns when the server at the other end may grant. At once if it has been the primary for long enough.
 pub(crate) async fn may_grant(
     connection: &mut MultiplexedConnection,
-    settings: &RedisSettings,
+    route: &Route,
 ) -> Result<(), BackendError> {
     const WHAT: &str = "ask Redis since when it is the primary";
-    let wait = settings.restart_wait();
+    let settings = route.settings();
+    let mut wait = settings.restart_wait();
     if wait.is_zero() {
         return Ok(());
+    }
+    if route.is_followed() && settings.wait_replicas() == 0 {
+        // So long may the one before have gone on to refresh sessions, until their clients had seen the switch.
+        wait = wait.saturating_add(wait / 2);
     }
     let key = format!("{}/primary", settings.prefix());
     let wait = wait.as_millis().to_string();

@@ -155,7 +155,7 @@ impl Session {
 
     async fn open_key(&self, link: &Link, former: Option<&Self>) -> Result<(), BackendError> {
         let mut connection = link.connection();
-        may_grant(&mut connection, self.settings()).await?;
+        may_grant(&mut connection, &self.route).await?;
         let mut opened = vec![self.key()];
         opened.extend(former.map(Self::key));
         let stamp = self.stamp();
