@@ -108,7 +108,7 @@
 //! waits costs no more. Those who share a name are read as a whole by whoever joins them.
 //!
 //! An [observer](portalock_core::Observer) of an election is a row, and each change of its name's holder a message to its session. A name that
-//! nobody observes costs a look into an index with each grant and release.
+//! nobody observes costs one more look into an index with each grant and release.
 //!
 //! Rows come and go, so the tables rely on autovacuum like any queue, and are set to be vacuumed often. A transaction that stays open
 //! for hours anywhere in the database keeps dead rows from being removed: busy names get slower until it ends.

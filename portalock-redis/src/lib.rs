@@ -73,7 +73,7 @@
 //! Each costs half a kilobyte at the server and less than one at the client.
 //!
 //! An [observer](portalock_core::Observer) of an election has a connection of its own. Each grant costs a `PUBLISH`, and each release that hands
-//! the lock to nobody, whether anybody observes or not: a microsecond at the server.
+//! the lock to nobody, whether anybody observes or not.
 //!
 //! # What it needs
 //!
