@@ -26,7 +26,7 @@ pub(crate) async fn keep(
     backend: &AnyBackend,
     signals: &mut Signals,
 ) -> Result<Ending, Failure> {
-    let mut pause = args.pause;
+    let mut pauses = Pauses::new(args.pause);
     service::ready();
     let ending = loop {
         let names = wanted.names();
@@ -56,18 +56,37 @@ pub(crate) async fn keep(
             }
             Ok(Err(error)) => return Err(error.into()),
         };
-        if began.elapsed() >= LONG_RUN {
-            pause = args.pause;
-        }
+        let pause = pauses.after(began.elapsed());
         service::status(&format!("pausing for {}", in_millis(pause)));
         let paused = waiting::unless_signalled(signals, tokio::time::sleep(pause)).await;
         if let Err(Signalled(signal)) = paused {
             break Ending::Signal(signal);
         }
-        pause = pause.saturating_mul(2).min(LONGEST_PAUSE).max(args.pause);
     };
     service::stopping();
     Ok(ending)
+}
+
+/// How long to pause after each run.
+struct Pauses {
+    first: Duration,
+    next: Duration,
+}
+
+impl Pauses {
+    fn new(first: Duration) -> Self {
+        Self { first, next: first }
+    }
+
+    /// After a run of this length: twice as long as after the run before, until one has been long.
+    fn after(&mut self, run: Duration) -> Duration {
+        if run >= LONG_RUN {
+            self.next = self.first;
+        }
+        let pause = self.next;
+        self.next = pause.saturating_mul(2).min(LONGEST_PAUSE).max(self.first);
+        pause
+    }
 }
 
 /// One lock's fencing token, as text to append.
@@ -75,5 +94,31 @@ fn token(hold: &Hold) -> String {
     match hold.tokens().as_slice() {
         [(_, Some(token))] => format!(" with token {}", u64::from(*token)),
         _ => String::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_double_up_to_the_longest_and_begin_anew_after_a_long_run() {
+        let seconds = Duration::from_secs;
+        let mut pauses = Pauses::new(seconds(1));
+        let short = seconds(59);
+        for pause in [1, 2, 4, 8, 16, 32, 60, 60] {
+            assert_eq!(pauses.after(short), seconds(pause));
+        }
+        for (run, pause) in [(seconds(60), 1), (short, 2), (seconds(61), 1)] {
+            assert_eq!(pauses.after(run), seconds(pause));
+        }
+    }
+
+    #[test]
+    fn a_first_pause_longer_than_the_longest_stays() {
+        let mut pauses = Pauses::new(Duration::from_secs(300));
+        for _ in 0..3 {
+            assert_eq!(pauses.after(Duration::ZERO), Duration::from_secs(300));
+        }
     }
 }
