@@ -81,9 +81,9 @@ impl LockBackend for NatsBackend {
     }
 
     async fn inspect(&self, name: &LockName) -> Result<Inspection, BackendError> {
-        let look = async |store: &Store| Ok(store.read(name).await?.0);
-        let state: State = self.0.settings().over(look).await?.value;
-        Ok(state.inspection())
+        // Somebody who looks is not told of the dead, though nobody may wait behind them.
+        let look = async |store: &Store| store.bury_the_dead(name, "", State::inspection).await;
+        Ok(self.0.settings().over(look).await?.value)
     }
 
     async fn names(&self) -> Result<Vec<LockName>, BackendError> {
