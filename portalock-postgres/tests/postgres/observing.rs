@@ -57,3 +57,32 @@ async fn a_watch_that_begins_before_a_new_connection_listens_is_told_or_ends() {
     })
     .await;
 }
+
+/// What a dead holder leaves is not removed without a word to those who observe it.
+#[tokio::test]
+async fn an_observer_is_told_of_a_holder_whose_session_was_cleaned_up() {
+    let server = Server::start().await;
+    let (observer, name) = (
+        with_a_short_lease(&server).await,
+        LockName::new("a").unwrap(),
+    );
+    let guard = Lock::new(server.client().await, "a")
+        .unwrap()
+        .acquire()
+        .await
+        .unwrap();
+    let mut watch = observer.watch(&name).await.unwrap().unwrap();
+    assert!(
+        next(&mut watch)
+            .await
+            .is_some_and(|holder| holder.is_some())
+    );
+    server
+        .run(
+            "DELETE FROM portalock.sessions WHERE id = (SELECT session FROM portalock.claims);
+             SELECT portalock.clean()",
+        )
+        .await;
+    assert_eq!(next(&mut watch).await, Some(None));
+    drop(guard);
+}
