@@ -73,18 +73,20 @@ pub(crate) async fn clean_up(session: &Session, former: Option<Arc<str>>) -> Inf
     }
 }
 
-/// Does this over the session's connection, if there is one. What fails is left for the next time, or the next session.
+/// Does this over the session's connection, if there is one: whether it is done. What fails is left for the next time, or the next
+/// session.
 pub(crate) async fn over(
     session: &Session,
     work: impl AsyncFnOnce(&Connection) -> Result<(), Error>,
-) {
+) -> bool {
     let Some(line) = session.connection() else {
-        return;
+        return false;
     };
     let within = session.service().settings().request_timeout;
     match timeout(within, work(&line.connection)).await {
-        Ok(Ok(())) => {}
+        Ok(Ok(())) => return true,
         Ok(Err(error)) => tracing::debug!(%error, "could not do what a session has to in Postgres"),
         Err(_) => tracing::debug!("Postgres did not answer to what its session had to do"),
     }
+    false
 }

@@ -7,15 +7,19 @@
 
 use std::{
     collections::HashMap,
+    pin::pin,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicI64, Ordering},
     },
+    time::Duration,
 };
 
+use futures_util::future::select;
 use portalock_core::{
     BackendError, Claim, ClaimKind, FencingToken, HolderSender, HolderWatch, LockName,
-    holder_watch, session::spawn,
+    holder_watch,
+    session::{Session as _, spawn},
 };
 use tokio_postgres::types::Type;
 
@@ -31,6 +35,9 @@ use crate::{
 };
 
 const OBSERVING: &str = "watch who holds a lock";
+
+/// After how long an observer's row that could not be removed is tried again.
+const AGAIN_AFTER: Duration = Duration::from_secs(1);
 
 /// The observers of one session, by their numbers.
 #[derive(Debug, Default)]
@@ -82,15 +89,14 @@ impl Observers {
         self.lock().is_empty()
     }
 
-    /// What a message says: the observer's number and, if somebody holds, owner, token, since when and who.
-    pub(crate) fn hear(&self, message: &str) {
+    /// What a message says: the observer's number and, if somebody holds, owner, token, since when and who. Answers the number if no
+    /// such observer is here.
+    fn hear(&self, message: &str) -> Option<i64> {
         let mut parts = message.splitn(5, ' ');
-        let Some(Ok(number)) = parts.next().map(str::parse) else {
-            return;
-        };
+        let number = parts.next()?.parse().ok()?;
         let mut observers = self.lock();
         let Some(observer) = observers.get_mut(&number) else {
-            return;
+            return Some(number);
         };
         let claim = match parts.next() {
             None => None,
@@ -98,7 +104,7 @@ impl Observers {
                 let Some(claim) = holding(owner, parts.next(), parts.next(), parts.next()) else {
                     // What it says is not known: the observer begins anew.
                     observers.remove(&number);
-                    return;
+                    return None;
                 };
                 Some(claim)
             }
@@ -110,6 +116,7 @@ impl Observers {
             observer.told = now;
             observer.sender.tell(claim);
         }
+        None
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<i64, Observer>> {
@@ -149,12 +156,28 @@ struct Observing {
 impl Drop for Observing {
     fn drop(&mut self) {
         self.session.service().observers.remove(self.number);
-        let (session, number) = (self.session.clone(), self.number);
-        // A row that stays costs a message at each change, until its session ends.
-        let leaving = spawn(async move { stop_observing(&session, number).await });
-        if let Ok(leaving) = leaving {
-            leaving.detach();
-        }
+        leave(&self.session, self.number);
+    }
+}
+
+/// A change of who holds a name that is observed, as a message says it.
+pub(crate) fn hear(session: &Arc<Session>, message: &str) {
+    if let Some(number) = session.service().observers.hear(message) {
+        // Nobody removes a row that came after its observer had gone.
+        leave(session, number);
+    }
+}
+
+/// Removes an observer's row, in the background: it costs a message at each change.
+fn leave(session: &Arc<Session>, number: i64) {
+    let session = session.clone();
+    let leaving = spawn(async move {
+        let ended = session.lease().signal();
+        // Its session's end removes it, too.
+        select(pin!(stop_observing(&session, number)), pin!(ended.lost())).await;
+    });
+    if let Ok(leaving) = leaving {
+        leaving.detach();
     }
 }
 
@@ -209,7 +232,8 @@ impl Connections {
 }
 
 async fn stop_observing(session: &Session, number: i64) {
-    over(session, async |line| {
+    // An observer begins anew, and leaves, just while there is no connection.
+    while !over(session, async |line| {
         line.query(
             "SELECT portalock.stop_observing($1, $2)",
             &[(&&*session.service().id, Type::TEXT), (&number, Type::INT8)],
@@ -217,5 +241,8 @@ async fn stop_observing(session: &Session, number: i64) {
         .await
         .map(drop)
     })
-    .await;
+    .await
+    {
+        tokio::time::sleep(AGAIN_AFTER).await;
+    }
 }

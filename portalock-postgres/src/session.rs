@@ -39,7 +39,7 @@ use crate::{
     error::{POOLED, failed, pooled, timed_out, wrong_version},
     keys::{channel, new_session_id},
     look::{clean_up, look},
-    observe::Observers,
+    observe::{self, Observers},
     place::Place,
     queue::token,
     schema,
@@ -180,6 +180,8 @@ impl Service for SessionRow {
             .await
             .map_err(|_| timed_out(STARTING))?
             .map_err(|error| failed(STARTING, error))?;
+        // Nor have those heard anything who came before this one listened.
+        row.observers.end_all();
         Ok(Line {
             connection: Arc::new(connection),
             backend,
@@ -267,9 +269,9 @@ impl Service for SessionRow {
 
 /// A grant, which is the place's name and its token; who holds a name that is observed; or word that a lock was broken, which the
 /// next renewal finds.
-fn hear(session: &Session, message: &str) {
+fn hear(session: &Arc<Session>, message: &str) {
     if let Some(change) = message.strip_prefix("holder ") {
-        return session.service().observers.hear(change);
+        return observe::hear(session, change);
     }
     if message == "broken" {
         return session.renew_now();

@@ -67,7 +67,8 @@ impl Client {
         }
         // It is for people: the lock is broken all the same.
         let text = serde_json::to_vec(&Mark { by: by.clone() }).unwrap_or_default();
-        self.put(&mark, &text).map_err(|error| self.locate(error))?;
+        self.put(&mark, &text, &FileName::of(name))
+            .map_err(|error| self.locate(error))?;
         Ok(Some(RESPONDS))
     }
 
@@ -113,15 +114,19 @@ impl Client {
             file.unlock()?;
             return Ok(Some(Released::NotHeld));
         }
-        self.put(file_name.as_str(), &bytes)?;
+        self.put(file_name.as_str(), &bytes, file_name)?;
         Ok(Some(Released::Freed))
     }
 
-    /// Puts a file with this content there, whole from its first moment on.
-    fn put(&self, file: &str, content: &[u8]) -> Result<(), FsError> {
+    /// Puts a file with this content there, whole from its first moment on, and for those who may use the lock file `of`: whoever
+    /// breaks a lock may be another user than they, such as root.
+    fn put(&self, file: &str, content: &[u8], of: &FileName) -> Result<(), FsError> {
         let draft = format!("{}{DRAFT_SUFFIX}", OwnerId::mint());
         let written = self.store.named(&draft).open().and_then(|open| {
             use std::io::Write;
+            if let Some(of) = self.store.file(of).open_existing()? {
+                sys::permit_as(open.file(), of.file());
+            }
             let mut draft = open.file();
             draft
                 .write_all(content)

@@ -7,7 +7,7 @@
 //! | `lock_holder` | who holds a file, where the system tells |
 //! | `set_open_flags` | never hangs in `open`, follows links only if asked; nobody removes an open file where that can be had |
 //! | `set_lock_file_flags`, `set_read_flags` | the same for the backend's files, and for those that are only read |
-//! | `let_group_write`, `apply_file_mode` | permissions for other users, whatever the umask says |
+//! | `let_group_write`, `apply_file_mode`, `permit_as` | permissions for other users, whatever the umask says |
 //! | `patiently` | again for a moment, where somebody's open file is in the way |
 //! | `look_at`, `look_for`, `look_along` | which file a handle, a name in a directory or a path leads to |
 //! | `LOCKED_FILES_STAY`, `remove_lock_file`, `remove_file` | whether and how a lock file, or one beside it, is removed |

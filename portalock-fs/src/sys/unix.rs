@@ -1,9 +1,9 @@
 //! What all Unix systems share.
 
 use std::{
-    fs::{File, OpenOptions},
+    fs::{File, OpenOptions, Permissions},
     io,
-    os::unix::fs::OpenOptionsExt,
+    os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, fchown},
     path::Path,
 };
 
@@ -53,6 +53,15 @@ pub(crate) fn apply_file_mode(file: &File, file_mode: u32) {
         && Mode::from_raw_mode(stat.st_mode) != Mode::from_raw_mode(file_mode as _)
     {
         let _ = fchmod(file, Mode::from_raw_mode(file_mode as _));
+    }
+}
+
+/// Lets those use `file` who may use `like`, as far as this user may say so.
+pub(crate) fn permit_as(file: &File, like: &File) {
+    if let Ok(like) = like.metadata() {
+        // First, since it can take permissions away.
+        let _ = fchown(file, Some(like.uid()), Some(like.gid()));
+        let _ = file.set_permissions(Permissions::from_mode(like.mode() & 0o777));
     }
 }
 

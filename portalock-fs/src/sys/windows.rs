@@ -97,6 +97,8 @@ pub(crate) fn let_group_write(_directory: &Path) -> io::Result<()> {
 /// Who may do what is inherited.
 pub(crate) fn apply_file_mode(_file: &File, _file_mode: u32) {}
 
+pub(crate) fn permit_as(_file: &File, _like: &File) {}
+
 /// A reader shares everything: it must not keep the writer from putting a new file in its place.
 pub(crate) fn set_read_flags(_options: &mut OpenOptions) {}
 

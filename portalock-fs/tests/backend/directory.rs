@@ -17,6 +17,33 @@ async fn lock_files_are_for_their_owner() {
     }
 }
 
+/// Root may put out a holder that doesn't respond: those who used the lock go on using it.
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn a_lock_file_that_was_replaced_is_for_the_same_users() {
+    use portalock_core::{LockBackend, Released};
+    use std::os::unix::fs::{MetadataExt, chown};
+
+    let locks = Locks::new();
+    let settings = FsSettings::new(locks.path()).with_file_mode(0o660).unwrap();
+    let holder = FsBackend::with_settings(&settings).unwrap();
+    let lock = lock(&holder, "a");
+    let guard = lock.acquire().await.unwrap();
+    // Refused to all but root.
+    let _ = chown(locks.file("a"), Some(4711), Some(4711));
+    let seen = || {
+        let file = std::fs::metadata(locks.file("a")).unwrap();
+        (file.uid(), file.gid(), file.mode() & 0o777, file.ino())
+    };
+    let before = seen();
+    let evicted = locks.client().evict(lock.name(), guard.owner()).await;
+    assert_eq!(evicted.unwrap(), Released::Freed);
+    let after = seen();
+    assert_ne!(after.3, before.3);
+    assert_eq!((after.0, after.1, after.2), (before.0, before.1, before.2));
+    let _next = lock.acquire().await.unwrap();
+}
+
 /// Other systems take Unicode only, or have a test of their own.
 #[cfg(target_os = "linux")]
 #[tokio::test]

@@ -115,8 +115,8 @@ BEGIN
     RETURN names;
 END $$;
 
--- Removes what nobody needs any more: sessions that expired a minute ago, claims of the dead that nobody waits behind, and tokens
--- that the clock passed an hour ago, since from then on the clock alone makes larger ones. Does nothing while another does it.
+-- Removes what nobody needs any more: sessions that expired a minute ago, claims of the dead that nobody waits behind or observes,
+-- who sees to them himself and is told; and tokens that the clock passed an hour ago, since from then on the clock alone makes larger ones. Does nothing while another does it.
 CREATE OR REPLACE FUNCTION portalock.clean() RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
@@ -129,7 +129,8 @@ BEGIN
     DELETE FROM portalock.claims c
     WHERE NOT EXISTS (SELECT FROM portalock.sessions s WHERE s.id = c.session)
         AND NOT EXISTS (SELECT FROM portalock.claims w WHERE w.name = c.name AND w.kind = c.kind AND w.place IS NOT NULL
-            AND w.session <> c.session);
+            AND w.session <> c.session)
+        AND NOT EXISTS (SELECT FROM portalock.observers o WHERE o.name = c.name AND o.kind = c.kind);
     DELETE FROM portalock.tokens t
     WHERE t.token < (extract(epoch FROM clock_timestamp() - interval '1 hour') * 1000000)::bigint
         AND NOT EXISTS (SELECT FROM portalock.claims c WHERE c.name = t.name AND c.kind = t.kind);

@@ -15,6 +15,7 @@ mod faults;
 mod fence;
 mod functions;
 mod idle;
+mod observing;
 mod pooler;
 mod refusals;
 mod schema;

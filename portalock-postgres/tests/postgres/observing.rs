@@ -1,0 +1,88 @@
+//! Who is told who holds a lock, when a connection breaks and when rows go.
+
+use std::time::Duration;
+
+use portalock_core::{HolderWatch, Lock, LockBackend, LockName};
+use portalock_postgres::PostgresBackend;
+
+use crate::support::{Server, until};
+
+/// The next that a watch tells, or its end.
+async fn next(watch: &mut HolderWatch) -> Option<Option<u64>> {
+    let told = tokio::time::timeout(Duration::from_secs(30), watch.next());
+    let told = told
+        .await
+        .expect("a watch tells its first state, or ends")?;
+    Some(told.and_then(|claim| claim.token).map(|token| token.get()))
+}
+
+async fn with_a_short_lease(server: &Server) -> PostgresBackend {
+    let settings = server.settings_with_lease(Duration::from_secs(3));
+    PostgresBackend::with_settings(settings).await.unwrap()
+}
+
+/// An observer begins anew as soon as its watch ends, which is before the next connection listens.
+#[tokio::test]
+async fn a_watch_that_begins_before_a_new_connection_listens_is_told_or_ends() {
+    let server = Server::start().await;
+    let (observer, name) = (
+        with_a_short_lease(&server).await,
+        LockName::new("a").unwrap(),
+    );
+    let guard = Lock::new(server.client().await, "a")
+        .unwrap()
+        .acquire()
+        .await
+        .unwrap();
+    let held = Some(guard.token().map(|token| token.get()));
+    for _ in 0..5 {
+        let mut watch = observer.watch(&name).await.unwrap().unwrap();
+        while next(&mut watch).await != held {
+            watch = observer.watch(&name).await.unwrap().unwrap();
+        }
+        // Of the observer's connections, all but that of this runtime.
+        server
+            .run(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+                 WHERE application_name = 'portalock' AND query NOT LIKE '%portalock.observe(%'",
+            )
+            .await;
+        while next(&mut watch).await.is_some() {}
+    }
+    until("no observer's row is left", async || {
+        server
+            .number("SELECT count(*) FROM portalock.observers")
+            .await
+            == 0
+    })
+    .await;
+}
+
+/// What a dead holder leaves is not removed without a word to those who observe it.
+#[tokio::test]
+async fn an_observer_is_told_of_a_holder_whose_session_was_cleaned_up() {
+    let server = Server::start().await;
+    let (observer, name) = (
+        with_a_short_lease(&server).await,
+        LockName::new("a").unwrap(),
+    );
+    let guard = Lock::new(server.client().await, "a")
+        .unwrap()
+        .acquire()
+        .await
+        .unwrap();
+    let mut watch = observer.watch(&name).await.unwrap().unwrap();
+    assert!(
+        next(&mut watch)
+            .await
+            .is_some_and(|holder| holder.is_some())
+    );
+    server
+        .run(
+            "DELETE FROM portalock.sessions WHERE id = (SELECT session FROM portalock.claims);
+             SELECT portalock.clean()",
+        )
+        .await;
+    assert_eq!(next(&mut watch).await, Some(None));
+    drop(guard);
+}
