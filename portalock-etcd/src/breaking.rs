@@ -175,10 +175,9 @@ pub(crate) fn heed(session: &Arc<Session>, places: &Arc<Places>, marks: Vec<KeyV
             Ok(by) => Loss::Broken(by.into()),
             Err(_) => Loss::Removed("somebody broke it".into()),
         };
-        let owner: Option<OwnerId> = session.marked_owner(mark.key());
-        if let Some(owner) = owner {
-            places.broken(owner, session, &loss);
-        }
+        let owner = session
+            .marked_owner(mark.key())
+            .filter(|owner| places.broken(*owner, session, mark.create_revision(), &loss));
         leaving.push((owner, mark));
     }
     if leaving.is_empty() {

@@ -101,18 +101,32 @@ impl Places {
         }
     }
 
-    /// Somebody has broken what `owner` holds in this session: its guard is told, and it is due to be released.
-    pub(crate) fn broken(&self, owner: OwnerId, session: &Session, loss: &Loss) {
-        if let Some(place) = self.lock().get_mut(&owner)
-            && std::ptr::eq(Arc::as_ptr(&place.session), session)
-            && place.debt == Debt::None
-        {
+    /// Somebody has broken what `owner` holds in this session, by a mark that was made at this revision: its guard is told, and it is
+    /// due to be released. False if it has nothing that the mark can be on.
+    pub(crate) fn broken(
+        &self,
+        owner: OwnerId,
+        session: &Session,
+        marked: i64,
+        loss: &Loss,
+    ) -> bool {
+        let mut places = self.lock();
+        // A place that was taken after the mark is another one than was broken.
+        let is_on = |place: &&mut Place| {
+            std::ptr::eq(Arc::as_ptr(&place.session), session)
+                && place.taken.is_none_or(|taken| taken < marked)
+        };
+        let Some(place) = places.get_mut(&owner).filter(is_on) else {
+            return false;
+        };
+        if place.debt == Debt::None {
             if let Some(held) = &place.held {
                 held.end(loss.clone());
             }
             place.broken = Some(loss.clone());
             place.debt = Debt::Due;
         }
+        true
     }
 
     /// The nearest place of the same session that is in the way of `place`, taken at `taken`.
@@ -290,6 +304,22 @@ mod tests {
         places.note(owner, |place| place.debt = Debt::None);
         places.lose(owner, &place);
         assert!(lost.is_lost());
+    }
+
+    #[test]
+    fn a_mark_is_on_the_place_that_was_taken_before_it() {
+        let (places, session, other) = (Places::default(), session(), session());
+        let loss = Loss::Removed("broken".into());
+        let (owner, _) = placed(&places, &session, "a", 5);
+        let (_, lost) = places.hold(owner).unwrap();
+        assert!(!places.broken(owner, &session, 4, &loss), "an earlier one");
+        assert!(!places.broken(owner, &other, 6, &loss), "another session");
+        assert!(!lost.is_lost());
+        for _ in 0..2 {
+            assert!(places.broken(owner, &session, 6, &loss));
+            assert!(lost.is_lost());
+            assert_eq!(owners(places.due(&session)), [owner]);
+        }
     }
 
     #[test]

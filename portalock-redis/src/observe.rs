@@ -5,8 +5,8 @@
 //! came before the look is in it, what comes later is heard in order. When that connection ends, so does what it tells, and the
 //! observer begins anew.
 //!
-//! A crash runs no script. So the observer looks now and then, over the same connection, whether the holder that it was told of is
-//! still there.
+//! A crash runs no script, and a lost link says nothing. So the observer looks now and then, over the same connection, whether the
+//! holder that it was told of is still there; and whether the connection is.
 
 use std::{sync::Arc, time::Duration};
 
@@ -137,7 +137,7 @@ impl Line {
                     Some(Heard::Change(change)) => told.hear(&change),
                     Some(Heard::End) | None => return Ok(()),
                 },
-                () = tokio::time::sleep(every), if told.holder.is_some() || self.route.is_followed() => {
+                () = tokio::time::sleep(every) => {
                     if self.place != self.route.number() {
                         // Another server is the primary now.
                         return Ok(());
@@ -192,7 +192,7 @@ impl Told {
     /// A look has found that nobody holds. If the holder is the same as `before` it, that one is gone without a word; what came
     /// after it will be heard.
     fn look(&mut self, before: Option<(Option<OwnerId>, FencingToken)>, seen: &Inspection) {
-        if exclusive(seen).is_none() && self.holder == before {
+        if before.is_some() && self.holder == before && exclusive(seen).is_none() {
             self.nobody();
         }
     }
@@ -266,7 +266,9 @@ mod tests {
         let before = told.holder;
         told.hear(&grant(OwnerId::mint(), u32::MAX, 8));
         told.look(before, &Inspection::default());
-        told.look(told.holder, &Inspection::default());
+        for _ in 0..2 {
+            told.look(told.holder, &Inspection::default());
+        }
         assert_eq!(told_by(&mut watch), [Some(7), Some(8), None]);
     }
 }

@@ -93,6 +93,20 @@ async fn a_cut_off_holder_is_told_before_the_next_is_granted() {
     );
 }
 
+/// Nothing comes of a lost link, not even its end: also while nobody leads, whose end could be looked for.
+#[tokio::test]
+async fn a_watch_over_a_lost_link_ends() {
+    let server = RedisServer::start().unwrap();
+    let (observer, proxy) = on_a_line(&server).await;
+    let lock = lock(&client(&server).await, "a");
+    let mut watch = observer.watch(lock.name()).await.unwrap().unwrap();
+    assert_eq!(watch.next().await, Some(None));
+    proxy.black_hole(Direction::Both);
+    let _leads = lock.acquire().await.unwrap();
+    let ends = timeout(ENOUGH, watch.next()).await;
+    assert_eq!(ends.expect("a watch that hears nothing ends"), None);
+}
+
 #[tokio::test]
 async fn an_attempt_stuck_in_a_dead_connection_is_void_when_it_arrives() {
     let server = RedisServer::start().unwrap();
