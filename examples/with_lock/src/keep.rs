@@ -58,8 +58,8 @@ pub(crate) async fn keep(
         };
         let pause = pauses.after(began.elapsed());
         service::status(&format!("pausing for {}", in_millis(pause)));
-        let paused = waiting::unless_signalled(signals, tokio::time::sleep(pause)).await;
-        if let Err(Signalled(signal)) = paused {
+        let waited = waiting::unless_signalled(signals, tokio::time::sleep(pause)).await;
+        if let Err(Signalled(signal)) = waited {
             break Ending::Signal(signal);
         }
     };
