@@ -58,8 +58,8 @@ pub(crate) async fn keep(
         };
         let pause = pauses.after(began.elapsed());
         service::status(&format!("pausing for {}", in_millis(pause)));
-        let waited = waiting::unless_signalled(signals, tokio::time::sleep(pause)).await;
-        if let Err(Signalled(signal)) = waited {
+        let sleep = tokio::time::sleep(pause);
+        if let Err(Signalled(signal)) = waiting::unless_signalled(signals, sleep).await {
             break Ending::Signal(signal);
         }
     };
