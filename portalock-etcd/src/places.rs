@@ -309,14 +309,17 @@ mod tests {
     #[test]
     fn a_mark_is_on_the_place_that_was_taken_before_it() {
         let (places, session, other) = (Places::default(), session(), session());
-        let loss = Loss::Removed("broken".into());
+        let broken = Loss::Removed("broken".into());
         let (owner, _) = placed(&places, &session, "a", 5);
         let (_, lost) = places.hold(owner).unwrap();
-        assert!(!places.broken(owner, &session, 4, &loss), "an earlier one");
-        assert!(!places.broken(owner, &other, 6, &loss), "another session");
+        assert!(
+            !places.broken(owner, &session, 4, &broken),
+            "an earlier one"
+        );
+        assert!(!places.broken(owner, &other, 6, &broken), "another session");
         assert!(!lost.is_lost());
         for _ in 0..2 {
-            assert!(places.broken(owner, &session, 6, &loss));
+            assert!(places.broken(owner, &session, 6, &broken));
             assert!(lost.is_lost());
             assert_eq!(owners(places.due(&session)), [owner]);
         }

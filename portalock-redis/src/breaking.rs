@@ -8,12 +8,12 @@
 use std::{sync::Arc, time::Duration};
 
 use portalock_core::{BackendError, Holder, LockName, Loss, OwnerId, Released, session};
-use redis::{RedisError, aio::MultiplexedConnection};
+use redis::aio::MultiplexedConnection;
 
 use crate::{
     backend::RedisBackend,
     calls::Call,
-    error::unexpected,
+    error::{failed, unexpected},
     keys::{Kind, Named},
     scripts::{BREAK, RELEASE},
     session::Session,
@@ -22,6 +22,7 @@ use crate::{
 
 const BREAKING: &str = "break a lock in Redis";
 const EVICTING: &str = "end a hold in Redis";
+const HEEDING: &str = "remove the mark on a lock that was broken in Redis";
 
 /// A mark as it is read: the owner, and who breaks its lock.
 pub(crate) type Mark = (String, String);
@@ -112,23 +113,16 @@ impl Session {
         connection: &mut MultiplexedConnection,
         owner: &str,
         named: Option<Named>,
-    ) -> Result<(), RedisError> {
+    ) -> Result<(), BackendError> {
         if let Some(named) = named {
-            let keys = self.keys().of(&named);
-            let sessions = self.keys().sessions();
-            RELEASE
-                .run(
-                    connection,
-                    &[&keys.state, &keys.queue, &keys.waiters],
-                    &[&sessions, owner],
-                )
-                .await?;
+            self.free(connection, owner, &named).await?;
         }
         redis::cmd("HDEL")
             .arg(self.marks_key())
             .arg(owner)
             .query_async(connection)
             .await
+            .map_err(|error| failed(HEEDING, error))
     }
 }
 

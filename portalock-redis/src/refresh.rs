@@ -12,6 +12,7 @@ use crate::{
     error::{failed, unexpected},
     keys::Named,
     link::Link,
+    primary::may_grant,
     scripts::{REFRESH, RELEASE, RESUME},
     session::Session,
     wire::{Resumed, Stamp},
@@ -113,17 +114,29 @@ impl Session {
         {
             self.raise(connection).await?;
         }
+        self.free(connection, &owner.to_string(), named).await?;
+        releasing.done();
+        Ok(())
+    }
+
+    /// Frees over the session's own connection, as soon as the server may grant what is freed to whoever is next.
+    pub(crate) async fn free(
+        &self,
+        connection: &mut MultiplexedConnection,
+        owner: &str,
+        named: &Named,
+    ) -> Result<(), BackendError> {
+        may_grant(connection, self.route()).await?;
         let keys = self.keys().of(named);
         RELEASE
             .run(
                 connection,
                 &[&keys.state, &keys.queue, &keys.waiters],
-                &[&self.keys().sessions(), &owner.to_string()],
+                &[&self.keys().sessions(), owner],
             )
             .await
-            .map_err(|error| failed(RELEASING, error))?;
-        releasing.done();
-        Ok(())
+            .map(drop)
+            .map_err(|error| failed(RELEASING, error))
     }
 
     /// Whether the link has to be replaced: it is broken, or leads to where the primary was.
@@ -198,16 +211,10 @@ impl Session {
         let Some(link) = self.link().clone() else {
             return;
         };
-        let keys = self.keys().of(&named);
-        let released = RELEASE
-            .run(
-                &mut link.connection(),
-                &[&keys.state, &keys.queue, &keys.waiters],
-                &[&self.keys().sessions(), &owner.to_string()],
-            )
-            .await;
-        match released {
-            Ok(_) => {
+        let mut connection = link.connection();
+        let text = owner.to_string();
+        match self.free(&mut connection, &text, &named).await {
+            Ok(()) => {
                 tracing::debug!(%owner, "a claim whose release Redis had lost is released again");
             }
             // It is asked for again.

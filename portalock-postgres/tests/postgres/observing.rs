@@ -2,18 +2,18 @@
 
 use std::time::Duration;
 
-use portalock_core::{HolderWatch, Lock, LockBackend, LockName};
+use portalock_core::{FencingToken, HolderWatch, Lock, LockBackend, LockName};
 use portalock_postgres::PostgresBackend;
 
 use crate::support::{Server, until};
 
 /// The next that a watch tells, or its end.
-async fn next(watch: &mut HolderWatch) -> Option<Option<u64>> {
+async fn next(watch: &mut HolderWatch) -> Option<Option<FencingToken>> {
     let told = tokio::time::timeout(Duration::from_secs(30), watch.next());
     let told = told
         .await
         .expect("a watch tells its first state, or ends")?;
-    Some(told.and_then(|claim| claim.token).map(|token| token.get()))
+    Some(told.and_then(|claim| claim.token))
 }
 
 async fn with_a_short_lease(server: &Server) -> PostgresBackend {
@@ -34,7 +34,7 @@ async fn a_watch_that_begins_before_a_new_connection_listens_is_told_or_ends() {
         .acquire()
         .await
         .unwrap();
-    let held = Some(guard.token().map(|token| token.get()));
+    let held = Some(guard.token());
     for _ in 0..5 {
         let mut watch = observer.watch(&name).await.unwrap().unwrap();
         while next(&mut watch).await != held {

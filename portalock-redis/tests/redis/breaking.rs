@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use portalock_core::{Broken, Holder, Loss};
+use portalock_core::{Broken, Holder, Loss, clock::Instant};
 use portalock_redis::RedisBackend;
-use portalock_testkit::servers::RedisServer;
+use portalock_testkit::servers::{RedisOptions, RedisServer};
 use tokio::time::timeout;
 
 use crate::fixture::{Admin, ENOUGH, client, eventually, granted, lock, settings, waiting};
@@ -37,6 +37,31 @@ async fn a_mark_whose_message_was_lost_is_found_by_the_next_refresh() {
     };
     assert_eq!(by.label.as_deref(), Some("operator"));
     assert!(granted(next).await.token() > held.token());
+}
+
+/// A server that has just started grants nothing at first: nor what a mark has a holder give back, whose session goes on at once.
+#[tokio::test]
+async fn what_is_given_back_after_a_restart_is_granted_when_the_server_may() {
+    const WAIT: Duration = Duration::from_secs(5);
+    let mut server = RedisOptions::new().persistent(true).start().unwrap();
+    let waits = settings(&server).with_restart_wait(WAIT);
+    let holder = RedisBackend::with_settings(waits).await.unwrap();
+    let held = lock(&holder, "a").acquire().await.unwrap();
+    let next = waiting(&client(&server).await, "a").await;
+    server.restart().unwrap();
+    let restarted = Instant::now();
+    let mut admin = Admin::of(&server).await;
+    let sessions: Vec<String> = admin.ask("KEYS portalock/session/*").await;
+    for session in sessions {
+        let owner = held.owner();
+        admin
+            .ask::<()>(&format!("HSET {session}/broken {owner} {{}}"))
+            .await;
+    }
+    assert!(timeout(ENOUGH, held.lost()).await.is_ok());
+    let _next = granted(next).await;
+    // It was up for some time before it answered.
+    assert!(restarted.elapsed() > WAIT / 2, "{:?}", restarted.elapsed());
 }
 
 #[tokio::test]
