@@ -31,6 +31,16 @@ pub enum Loss {
     Broken(Arc<Holder>),
 }
 
+impl Loss {
+    /// The lock was broken, as a mark says: by this one, or by somebody whose mark can't be read.
+    pub fn broken_by(who: Option<Holder>) -> Self {
+        match who {
+            Some(who) => Self::Broken(who.into()),
+            None => Self::Removed("somebody broke it".into()),
+        }
+    }
+}
+
 /// The keeper's side: says until when ownership is certain, or that it has ended.
 ///
 /// Cheap to clone: all clones are the same lease. Dropping it ends nothing: a deadline that was set still passes.

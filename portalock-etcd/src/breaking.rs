@@ -171,10 +171,7 @@ fn granted_time(lease: &LeaseTimeToLiveResponse) -> Duration {
 pub(crate) fn heed(session: &Arc<Session>, places: &Arc<Places>, marks: Vec<KeyValue>) {
     let mut leaving = Vec::new();
     for mark in marks {
-        let loss = match serde_json::from_slice::<Holder>(mark.value()) {
-            Ok(by) => Loss::Broken(by.into()),
-            Err(_) => Loss::Removed("somebody broke it".into()),
-        };
+        let loss = Loss::broken_by(serde_json::from_slice(mark.value()).ok());
         let owner = session
             .marked_owner(mark.key())
             .filter(|owner| places.broken(*owner, session, mark.create_revision(), &loss));

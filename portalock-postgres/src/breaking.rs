@@ -93,10 +93,7 @@ pub(crate) fn heed(session: &Session, marks: Vec<Mark>) {
         return;
     }
     for (name, by) in marks {
-        let loss = match serde_json::from_str::<Holder>(&by) {
-            Ok(by) => Loss::Broken(by.into()),
-            Err(_) => Loss::Removed("somebody broke it".into()),
-        };
+        let loss = Loss::broken_by(serde_json::from_str(&by).ok());
         if let Some(owner) = Place::owner(&name) {
             let is_of = |place: &Place| *place.name == *name;
             session.places().broken(owner, &loss, is_of);

@@ -14,7 +14,7 @@ use crate::{
     backend::RedisBackend,
     calls::Call,
     error::{failed, unexpected},
-    keys::{Kind, Named},
+    keys::Named,
     scripts::{BREAK, RELEASE},
     session::Session,
     wire::text,
@@ -79,10 +79,7 @@ impl Session {
     pub(crate) fn heed(self: &Arc<Self>, connection: &MultiplexedConnection, marks: Vec<Mark>) {
         let mut leaving = Vec::new();
         for (owner, by) in marks {
-            let loss = match serde_json::from_str::<Holder>(&by) {
-                Ok(by) => Loss::Broken(by.into()),
-                Err(_) => Loss::Removed("somebody broke it".into()),
-            };
+            let loss = Loss::broken_by(serde_json::from_str(&by).ok());
             let named = owner
                 .parse()
                 .ok()
@@ -123,14 +120,5 @@ impl Session {
             .query_async(connection)
             .await
             .map_err(|error| failed(HEEDING, error))
-    }
-}
-
-impl RedisBackend {
-    pub(crate) fn lock_keys(&self, name: &LockName) -> crate::keys::NameKeys {
-        self.keys().of(&Named {
-            kind: Kind::Lock,
-            name: name.clone(),
-        })
     }
 }

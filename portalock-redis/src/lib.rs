@@ -123,6 +123,7 @@ mod link;
 mod observe;
 mod primary;
 mod refresh;
+mod requests;
 mod route;
 mod scripts;
 mod semaphore;

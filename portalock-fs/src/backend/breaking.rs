@@ -31,7 +31,7 @@ pub(crate) const DRAFT_SUFFIX: &str = ".draft";
 const RESPONDS: Duration = Duration::from_secs(1);
 
 /// The longest mark that is read: names of hosts and labels are short.
-const LONGEST_MARK: usize = 64 * 1024;
+const LONGEST_MARK: u64 = 64 * 1024;
 
 /// What a mark says.
 #[derive(Serialize, Deserialize)]
@@ -210,23 +210,13 @@ impl Client {
     }
 
     fn read_mark(&self, mark: &str) -> Loss {
-        let removed = || Loss::Removed("somebody broke it".into());
-        let is_short = self
-            .store
-            .dir
-            .metadata(mark)
-            .is_ok_and(|metadata| metadata.len() <= LONGEST_MARK as u64);
-        if !is_short {
-            return removed();
-        }
-        match self
-            .store
-            .dir
-            .read(mark)
-            .map(|text| serde_json::from_slice::<Mark>(&text))
-        {
-            Ok(Ok(Mark { by })) => Loss::Broken(by.into()),
-            _ => removed(),
-        }
+        let dir = &self.store.dir;
+        let length = dir.metadata(mark).map(|metadata| metadata.len());
+        let text = length
+            .ok()
+            .filter(|length| *length <= LONGEST_MARK)
+            .and_then(|_| dir.read(mark).ok());
+        let mark = text.and_then(|text| serde_json::from_slice::<Mark>(&text).ok());
+        Loss::broken_by(mark.map(|mark| mark.by))
     }
 }
