@@ -75,7 +75,7 @@ impl PostgresBackend {
 
     /// What it was connected with.
     pub fn settings(&self) -> &PostgresSettings {
-        &self.client.settings().settings
+        &self.client.shared().settings
     }
 
     /// What stands for the lock that `owner` holds, to make a transaction of your own depend on it; `None` if it holds nothing.
@@ -127,14 +127,14 @@ impl LockBackend for PostgresBackend {
 
     async fn inspect(&self, name: &LockName) -> Result<Inspection, BackendError> {
         self.client
-            .settings()
+            .shared()
             .connections
             .inspect(Kind::Lock, name)
             .await
     }
 
     async fn names(&self) -> Result<Vec<LockName>, BackendError> {
-        self.client.settings().connections.names().await
+        self.client.shared().connections.names().await
     }
 
     async fn watch(&self, name: &LockName) -> Result<Option<HolderWatch>, BackendError> {
@@ -147,15 +147,11 @@ impl LockBackend for PostgresBackend {
         owner: OwnerId,
         by: &Holder,
     ) -> Result<Option<Duration>, BackendError> {
-        self.client
-            .settings()
-            .connections
-            .mark(name, owner, by)
-            .await
+        self.client.shared().connections.mark(name, owner, by).await
     }
 
     async fn evict(&self, name: &LockName, owner: OwnerId) -> Result<Released, BackendError> {
-        self.client.settings().connections.evict(name, owner).await
+        self.client.shared().connections.evict(name, owner).await
     }
 
     async fn close(&self) -> Result<(), BackendError> {

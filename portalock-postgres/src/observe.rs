@@ -193,7 +193,7 @@ pub(crate) async fn observe(client: &Client, name: &LockName) -> Result<HolderWa
     };
     // A session that has ended since has ended its observers before this one came.
     session.ensure_live()?;
-    let connections = &client.settings().connections;
+    let connections = &client.shared().connections;
     if !connections.observe(&row.id, number, name).await? {
         session.end(gone());
         session.ensure_live()?;

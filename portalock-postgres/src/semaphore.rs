@@ -44,7 +44,7 @@ impl Semaphore for PostgresBackend {
 
     async fn inspect(&self, name: &LockName) -> Result<Inspection, BackendError> {
         self.client
-            .settings()
+            .shared()
             .connections
             .inspect(Kind::Semaphore, name)
             .await

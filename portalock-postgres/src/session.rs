@@ -128,7 +128,7 @@ impl SessionRow {
 
 #[async_trait]
 impl Service for SessionRow {
-    type Settings = Arc<Server>;
+    type Shared = Arc<Server>;
     type Wish = Wish;
     type Place = Place;
     type Connection = Line;

@@ -49,7 +49,7 @@ impl NatsBackend {
 
     /// The settings it was made with.
     pub fn settings(&self) -> &NatsSettings {
-        &self.0.settings().settings
+        &self.0.shared().settings
     }
 }
 
@@ -83,12 +83,12 @@ impl LockBackend for NatsBackend {
     async fn inspect(&self, name: &LockName) -> Result<Inspection, BackendError> {
         // Somebody who looks is not told of the dead, though nobody may wait behind them.
         let look = async |store: &Store| store.bury_the_dead(name, "", State::inspection).await;
-        Ok(self.0.settings().over(look).await?.value)
+        Ok(self.0.shared().over(look).await?.value)
     }
 
     async fn names(&self) -> Result<Vec<LockName>, BackendError> {
         let list = async |store: &Store| store.names().await;
-        Ok(self.0.settings().over(list).await?.value)
+        Ok(self.0.shared().over(list).await?.value)
     }
 
     async fn close(&self) -> Result<(), BackendError> {

@@ -60,7 +60,7 @@ impl SessionKey {
 
 #[async_trait]
 impl Service for SessionKey {
-    type Settings = Arc<Server>;
+    type Shared = Arc<Server>;
     type Wish = LockRequest;
     type Place = Place;
     type Connection = Line;

@@ -19,7 +19,7 @@ const RECHECK_AFTER: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub struct Client<S: Service> {
     sessions: Sessions<KeptSession<S>>,
-    settings: S::Settings,
+    shared: S::Shared,
 }
 
 /// What an attempt came to at the service.
@@ -51,16 +51,16 @@ pub struct Answered<T> {
 
 impl<S: Service> Client<S> {
     /// A client without a session. Nothing is sent yet.
-    pub fn new(settings: S::Settings) -> Self {
+    pub fn new(shared: S::Shared) -> Self {
         Self {
             sessions: Sessions::new(),
-            settings,
+            shared,
         }
     }
 
-    /// What its sessions are made with.
-    pub fn settings(&self) -> &S::Settings {
-        &self.settings
+    /// What its sessions share, such as settings and connections.
+    pub fn shared(&self) -> &S::Shared {
+        &self.shared
     }
 
     /// The session, or a new one if there is none that is certain.
@@ -76,7 +76,7 @@ impl<S: Service> Client<S> {
         if let Some(session) = self.sessions.live() {
             return Ok(session);
         }
-        let service = S::new(&self.settings);
+        let service = S::new(&self.shared);
         self.sessions
             .get(|former| KeptSession::start(service, former))
             .await

@@ -23,8 +23,8 @@ use crate::{BackendError, OwnerId, clock::Instant};
 ///   [`KeptSession::connection_ended`]. Hold the session as [`Weak`](std::sync::Weak) there.
 #[async_trait]
 pub trait Service: fmt::Debug + Send + Sync + Sized + 'static {
-    /// What sessions are made with.
-    type Settings: fmt::Debug + Send + Sync;
+    /// What the sessions of one client share, such as settings and connections.
+    type Shared: fmt::Debug + Send + Sync;
     /// A request: what is wanted, by whom, and whether to wait for it.
     type Wish: Send + Sync;
     /// What there is to know of a place: its name at the service, what is locked.
@@ -36,7 +36,7 @@ pub trait Service: fmt::Debug + Send + Sync + Sized + 'static {
     const NAME: &'static str;
 
     /// What there is of a session before it begins. Nothing is sent.
-    fn new(settings: &Self::Settings) -> Self;
+    fn new(shared: &Self::Shared) -> Self;
 
     /// A new place for `owner`, with a name that no earlier place of it had: so that a message that comes late can't be taken
     /// for one to the next.

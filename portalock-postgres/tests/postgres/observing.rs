@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use portalock_core::{FencingToken, HolderWatch, Lock, LockBackend, LockName};
+use portalock_core::{FencingToken, Guard, HolderWatch, Lock, LockBackend, LockName};
 use portalock_postgres::PostgresBackend;
 
 use crate::support::{Server, until};
@@ -16,24 +16,21 @@ async fn next(watch: &mut HolderWatch) -> Option<Option<FencingToken>> {
     Some(told.and_then(|claim| claim.token))
 }
 
-async fn with_a_short_lease(server: &Server) -> PostgresBackend {
+/// A server, a client that observes, whose lease is short, and a lock that another client holds.
+async fn held_and_observed() -> (Server, PostgresBackend, LockName, Guard<PostgresBackend>) {
+    let server = Server::start().await;
     let settings = server.settings_with_lease(Duration::from_secs(3));
-    PostgresBackend::with_settings(settings).await.unwrap()
+    let observer = PostgresBackend::with_settings(settings).await.unwrap();
+    let name = LockName::new("a").unwrap();
+    let lock = Lock::new(server.client().await, name.clone()).unwrap();
+    let guard = lock.acquire().await.unwrap();
+    (server, observer, name, guard)
 }
 
 /// An observer begins anew as soon as its watch ends, which is before the next connection listens.
 #[tokio::test]
 async fn a_watch_that_begins_before_a_new_connection_listens_is_told_or_ends() {
-    let server = Server::start().await;
-    let (observer, name) = (
-        with_a_short_lease(&server).await,
-        LockName::new("a").unwrap(),
-    );
-    let guard = Lock::new(server.client().await, "a")
-        .unwrap()
-        .acquire()
-        .await
-        .unwrap();
+    let (server, observer, name, guard) = held_and_observed().await;
     let held = Some(guard.token());
     for _ in 0..5 {
         let mut watch = observer.watch(&name).await.unwrap().unwrap();
@@ -61,16 +58,7 @@ async fn a_watch_that_begins_before_a_new_connection_listens_is_told_or_ends() {
 /// What a dead holder leaves is not removed without a word to those who observe it.
 #[tokio::test]
 async fn an_observer_is_told_of_a_holder_whose_session_was_cleaned_up() {
-    let server = Server::start().await;
-    let (observer, name) = (
-        with_a_short_lease(&server).await,
-        LockName::new("a").unwrap(),
-    );
-    let guard = Lock::new(server.client().await, "a")
-        .unwrap()
-        .acquire()
-        .await
-        .unwrap();
+    let (server, observer, name, guard) = held_and_observed().await;
     let mut watch = observer.watch(&name).await.unwrap().unwrap();
     assert!(
         next(&mut watch)

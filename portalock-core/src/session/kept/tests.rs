@@ -78,7 +78,7 @@ type Kept = KeptSession<InStore>;
 
 #[async_trait]
 impl Service for InStore {
-    type Settings = Self;
+    type Shared = Self;
     /// The place's number, and whether to wait.
     type Wish = (u32, bool);
     type Place = u32;
