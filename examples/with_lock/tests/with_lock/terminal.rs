@@ -182,3 +182,38 @@ fn a_watched_list_is_drawn_again_on_the_same_screen() {
     watch.kill().unwrap();
     watch.wait().unwrap();
 }
+
+#[test]
+fn a_break_asks_first_and_only_a_yes_breaks() {
+    let home = Home::new();
+    let holder = home.hold("--label nightly deploy");
+    let answered = |answer: &[u8]| {
+        let mut terminal = Terminal::new();
+        let mut breaking = home
+            .with_lock("break deploy")
+            .stdin(terminal.end())
+            .stdout(terminal.end())
+            .stderr(terminal.end())
+            .spawn()
+            .unwrap();
+        terminal.shows("deploy is held by pid ");
+        terminal.shows("(nightly)");
+        terminal.shows("break it? [y/N] ");
+        terminal.keys.write_all(answer).unwrap();
+        let code = breaking.wait().unwrap().code();
+        (terminal, code)
+    };
+    for answer in [b"\n".as_slice(), b"n\n", b"yesterday\n"] {
+        let (mut terminal, code) = answered(answer);
+        assert_eq!(code, Some(125));
+        terminal.shows("not confirmed: nothing was broken");
+    }
+    assert!(!home.is_free("deploy"));
+    let (mut terminal, code) = answered(b"y\n");
+    assert_eq!(code, Some(0));
+    terminal.shows("broke deploy: ");
+    holder
+        .finish()
+        .code(123)
+        .said("the lock was broken by pid ");
+}
