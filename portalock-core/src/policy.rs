@@ -130,6 +130,9 @@ impl Policy {
 
     /// Sets how many failures of the service in a row are tried again before the call gives up; default 5, which is
     /// about a second. Contention is no failure and is never counted.
+    ///
+    /// A call that waits in the service's queue goes on at least as long as the service would keep a crashed client's place there
+    /// ([`Capabilities::crash_release`](crate::Capabilities::crash_release)): a service that restarts costs no place in the queue.
     #[must_use]
     pub const fn with_max_failures(mut self, failures: u32) -> Self {
         self.max_failures = failures;

@@ -115,7 +115,7 @@ impl<S: Service<D>, D: Demand> Held<S, D> {
     }
 
     pub(crate) async fn release(mut self) -> Result<(), LockError> {
-        if !self.service.releases_now() && self.request.owner.is_inherited() {
+        if !self.service.capabilities().releases_now && self.request.owner.is_inherited() {
             // A forked child's copy: dropping it sends nothing.
             return Err(LockError::NotHeld {
                 name: self.request.name.clone(),

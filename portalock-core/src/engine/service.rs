@@ -5,8 +5,8 @@ use std::{fmt, sync::Arc};
 use futures_util::future::BoxFuture;
 
 use crate::{
-    Attempt, BackendError, LockBackend, LockRequest, Mode, PermitRequest, Permits, Released,
-    Request, Semaphore, Wakeups,
+    Attempt, BackendError, Capabilities, LockBackend, LockRequest, Mode, PermitRequest, Permits,
+    Released, Request, Semaphore, Wakeups,
 };
 
 type Answer<T> = Result<T, BackendError>;
@@ -23,8 +23,7 @@ pub(crate) trait Service<D: Demand>: Clone + Send + Sync + 'static {
     fn release<'a>(&'a self, request: &'a Request<D>) -> BoxFuture<'a, Answer<Released>>;
     fn subscribe<'a>(&'a self, request: &'a Request<D>) -> BoxFuture<'a, Answer<Option<Wakeups>>>;
     fn release_now(&self, request: &Request<D>) -> bool;
-    /// Whether every release is that of `release_now`.
-    fn releases_now(&self) -> bool;
+    fn capabilities(&self) -> Capabilities;
     fn kind(&self) -> &'static str;
 }
 
@@ -66,8 +65,8 @@ impl<B: LockBackend> Service<Mode> for Locks<B> {
         (*self.0).release_now(request)
     }
 
-    fn releases_now(&self) -> bool {
-        (*self.0).capabilities().releases_now
+    fn capabilities(&self) -> Capabilities {
+        (*self.0).capabilities()
     }
 
     fn kind(&self) -> &'static str {
@@ -95,8 +94,8 @@ impl<S: Semaphore> Service<Permits> for PermitsOf<S> {
         (*self.0).release_now(request)
     }
 
-    fn releases_now(&self) -> bool {
-        (*self.0).capabilities().releases_now
+    fn capabilities(&self) -> Capabilities {
+        (*self.0).capabilities()
     }
 
     fn kind(&self) -> &'static str {

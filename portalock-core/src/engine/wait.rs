@@ -13,8 +13,8 @@ use super::{
     service::{Demand, Service},
 };
 use crate::{
-    Attempt, BackendError, BackendErrorKind, Contention, Grant, LockError, Patience, Policy,
-    Request, Wake, Wakeups, clock::Instant,
+    Attempt, BackendError, BackendErrorKind, Contention, CrashRelease, Grant, LockError, Patience,
+    Policy, Request, Wake, Wakeups, clock::Instant,
 };
 
 /// How long the single attempt of a call with a zero timeout may take.
@@ -69,6 +69,7 @@ pub(crate) async fn acquire<S: Service<D>, D: Demand>(
         after_failure: Backoff::after_failure(policy),
         attempts: 0,
         failures: 0,
+        failing_since: None,
         has_failed: false,
         seen: None,
         last_error: None,
@@ -151,7 +152,10 @@ struct Wait<'p> {
     backoff: Backoff,
     after_failure: Backoff,
     attempts: u32,
+    /// In a row.
     failures: u32,
+    /// When the first of these came.
+    failing_since: Option<Instant>,
     has_failed: bool,
     /// What the last contended answer said.
     seen: Option<Contention>,
@@ -187,7 +191,7 @@ impl Wait<'_> {
         let mut line = Line::NotAsked;
         let mut waiter = None;
         loop {
-            match self.attempt(&mut place).await? {
+            match self.attempt(&mut place, &line).await? {
                 Some(Attempt::Granted(grant)) => return Ok(self.granted(place, grant)),
                 Some(Attempt::Contended(contention)) => {
                     self.contended(&mut place, contention)?;
@@ -210,8 +214,8 @@ impl Wait<'_> {
                 Pause::Granted(grant) => return Ok(self.granted(place, grant)),
                 Pause::Failed(error) => {
                     // The place in the queue is gone with its session: take a new one, and listen anew.
-                    self.failed(&place, error)?;
                     line = Line::NotAsked;
+                    self.failed(&place, &line, error)?;
                 }
                 Pause::Deadline => return Err(self.timed_out(&place)),
             }
@@ -222,6 +226,7 @@ impl Wait<'_> {
     async fn attempt<S: Service<D>, D: Demand>(
         &mut self,
         place: &mut Place<S, D>,
+        line: &Line,
     ) -> Result<Option<Attempt>, LockError> {
         self.attempts = self.attempts.saturating_add(1);
         let sent = match self.attempts {
@@ -234,11 +239,12 @@ impl Wait<'_> {
                     self.round_trip = sent.elapsed();
                 }
                 self.failures = 0;
+                self.failing_since = None;
                 self.after_failure.restart();
                 self.last_error = None;
                 Ok(Some(attempt))
             }
-            Some(Err(error)) => self.failed(place, error).map(|()| None),
+            Some(Err(error)) => self.failed(place, line, error).map(|()| None),
             None => {
                 if self.last_error.is_none()
                     && (self.seen.is_none() || sent.elapsed() >= SUSPICIOUS)
@@ -284,15 +290,28 @@ impl Wait<'_> {
     }
 
     /// Counts a failure; an error if it is one too many, or one that no repetition cures.
+    ///
+    /// A waiter whose line is open keeps its place, and hears if the place is lost. So failures do not end its wait for as long as the
+    /// service keeps what belongs to a client that has crashed: a service that restarts costs nobody a place in the queue.
     fn failed<S: Service<D>, D: Demand>(
         &mut self,
         place: &Place<S, D>,
+        line: &Line,
         error: BackendError,
     ) -> Result<(), LockError> {
+        let now = Instant::now();
         self.failures = self.failures.saturating_add(1);
         self.has_failed = true;
+        let since = *self.failing_since.get_or_insert(now);
+        let queued = self.seen.as_ref().is_some_and(|seen| seen.queued);
+        let kept = match place.service.capabilities().crash_release {
+            CrashRelease::Within(time) if queued && matches!(line, Line::Open(_)) => time,
+            _ => Duration::ZERO,
+        };
+        let gives_up =
+            self.failures > self.policy.max_failures() && now.duration_since(since) >= kept;
         debug!(%error, failures = self.failures, "the lock service failed");
-        if !error.is_retryable() || self.failures > self.policy.max_failures() {
+        if !error.is_retryable() || gives_up {
             return Err(LockError::Backend {
                 name: place.request.name.clone(),
                 source: error,
@@ -316,7 +335,9 @@ impl Wait<'_> {
                 Ok(Line::Open(wakeups))
             }
             Some(Ok(None)) => Ok(Line::Unwoken),
-            Some(Err(error)) => self.failed(place, error).map(|()| Line::Unwoken),
+            Some(Err(error)) => self
+                .failed(place, &Line::NotAsked, error)
+                .map(|()| Line::Unwoken),
             None => Err(self.timed_out(place)),
         }
     }

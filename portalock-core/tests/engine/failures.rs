@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use portalock_core::{BackendErrorKind, LockError, clock::Instant};
 
-use crate::scripted::{Call, Scripted, Step, seconds};
+use crate::scripted::{Call, KEPT, Scripted, Step, seconds};
 
 #[tokio::test(start_paused = true)]
 async fn passing_failures_are_tried_again_for_the_same_owner() {
@@ -34,6 +34,35 @@ async fn too_many_failures_in_a_row_end_the_call_with_their_cause() {
         "gave a restarting service no time"
     );
     backend.first_release().await;
+}
+
+/// A queue at a service that fails for this long, then grants.
+async fn waits_through(outage: Duration, listens: bool) -> Result<(), LockError> {
+    let queued = Step::Queued(Duration::from_millis(100));
+    let fails = Step::Fails(BackendErrorKind::Unavailable);
+    let backend = Scripted::new([queued, fails]);
+    let backend = if listens {
+        backend.listening()
+    } else {
+        backend
+    };
+    let policy = seconds(60).with_jitter(0.0).unwrap();
+    let lock = backend.lock();
+    let acquire = lock.acquire_with(&policy);
+    let heals = async {
+        tokio::time::sleep(outage).await;
+        *backend.0.steps.lock().unwrap() = [Step::Grant].into();
+    };
+    tokio::join!(acquire, heals).0.map(drop)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_waiter_that_hears_keeps_its_place_while_the_service_keeps_it() {
+    waits_through(KEPT / 2, true).await.unwrap();
+    for (outage, listens) in [(KEPT * 2, true), (KEPT / 2, false)] {
+        let error = waits_through(outage, listens).await.unwrap_err();
+        assert!(matches!(error, LockError::Backend { .. }), "{error}");
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -11,11 +11,14 @@ use std::{
 use async_trait::async_trait;
 use futures_util::future::{Either, select};
 use portalock_core::{
-    Attempt, BackendError, BackendErrorKind, Capabilities, Contention, Grant, Lease, Lock,
-    LockBackend, LockRequest, OwnerId, Patience, Policy, Released, Scope, WakeSender, Wakeups,
-    clock::Instant, wakeups,
+    Attempt, BackendError, BackendErrorKind, Capabilities, Contention, CrashRelease, Grant, Lease,
+    Lock, LockBackend, LockRequest, OwnerId, Patience, Policy, Released, Scope, WakeSender,
+    Wakeups, clock::Instant, wakeups,
 };
 use tokio::sync::Notify;
+
+/// How long the scripted backend keeps what a crashed client has.
+pub const KEPT: Duration = Duration::from_secs(10);
 
 /// What the scripted backend does on one attempt. The last step is repeated for ever.
 #[derive(Clone)]
@@ -139,7 +142,7 @@ impl Scripted {
 #[async_trait]
 impl LockBackend for Scripted {
     fn capabilities(&self) -> Capabilities {
-        Capabilities::new(Scope::Process)
+        Capabilities::new(Scope::Process).with_crash_release(CrashRelease::Within(KEPT))
     }
 
     async fn try_acquire(&self, request: &LockRequest) -> Result<Attempt, BackendError> {
