@@ -46,8 +46,8 @@ script!(RELEASE: "grant.lua" "release_usual.lua" "prelude.lua" "release.lua");
 script!(BREAK: "break.lua");
 script!(INSPECT: "grant.lua" "prelude.lua" "inspect.lua");
 script!(OPEN: "open.lua");
-script!(RESUME: "resume.lua");
-script!(REFRESH: "refresh.lua");
+script!(RESUME: "raise.lua");
+script!(REFRESH: "look.lua");
 script!(PRIMARY: "primary.lua");
 
 impl Script {
