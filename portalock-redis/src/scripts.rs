@@ -43,11 +43,12 @@ macro_rules! script {
 
 script!(ACQUIRE: "grant.lua" "acquire_usual.lua" "prelude.lua" "acquire.lua");
 script!(RELEASE: "grant.lua" "release_usual.lua" "prelude.lua" "release.lua");
-script!(BREAK: "break.lua");
+script!(BREAK: "place.lua" "break.lua");
+script!(EVICT: "place.lua" "grant.lua" "release_usual.lua" "prelude.lua" "release.lua");
 script!(INSPECT: "grant.lua" "prelude.lua" "inspect.lua");
 script!(OPEN: "open.lua");
-script!(RESUME: "raise.lua");
-script!(REFRESH: "look.lua");
+script!(RAISE: "raise.lua");
+script!(LOOK: "look.lua");
 script!(PRIMARY: "primary.lua");
 
 impl Script {

@@ -83,7 +83,7 @@ if waiting then
     tail = last_owner()
   end
   local rank = call('ZREVRANK', queue, owner)
-  behind = rank and whole(rank) or '-'
+  if rank then behind = whole(rank) elseif ARGV[6] == '1' and line_up(last_place()) then behind = '0' end
 else
   if not must_wait then
     if not fits(claim) then prune() end
