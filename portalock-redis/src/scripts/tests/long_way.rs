@@ -1,6 +1,6 @@
 //! What the long ways do, which few attempts and releases go: each case is brought about on purpose.
 
-use super::{super::INSPECT, KEPT, ask, attempt_with, connection, open_as, refresh, release};
+use super::{super::INSPECT, KEPT, ask, attempt_with, connection, open_as, release};
 use portalock_testkit::servers::RedisServer;
 use redis::aio::MultiplexedConnection;
 
@@ -179,21 +179,6 @@ async fn a_token_grows_whatever_the_clock_says_and_its_state_outlives_it() {
         release(&mut client, "1").await;
         let _: () = ask(&mut client, &["DEL", "state"]).await;
     }
-}
-
-#[tokio::test]
-async fn a_refresh_tells_what_is_gone() {
-    let server = RedisServer::start().unwrap();
-    let mut client = sessions(&server, &["a"]).await;
-    attempt(&mut client, "a", "1").await;
-    let (state, _, removed) = refresh(&mut client, "a", &["1", "2"]).await;
-    assert_eq!((state.as_str(), removed), ("alive", vec!["2".to_owned()]));
-    let (state, _, removed) = refresh(&mut client, "gone", &["1"]).await;
-    assert_eq!((state.as_str(), removed), ("ended", Vec::new()));
-    // Somebody has written over it.
-    let _: () = ask(&mut client, &["HDEL", "state", "token"]).await;
-    let (state, _, removed) = refresh(&mut client, "a", &["1"]).await;
-    assert_eq!((state.as_str(), removed), ("alive", vec!["1".to_owned()]));
 }
 
 #[tokio::test]
