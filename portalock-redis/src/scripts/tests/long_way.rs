@@ -34,25 +34,6 @@ async fn claim(client: &mut MultiplexedConnection, key: &str, owner: &str) -> St
 }
 
 #[tokio::test]
-async fn a_claim_moves_to_the_session_that_asks_for_it() {
-    let server = RedisServer::start().unwrap();
-    let mut client = sessions(&server, &["a", "b"]).await;
-    let first = attempt(&mut client, "a", "1").await;
-    assert_eq!(attempt(&mut client, "b", "1").await, first);
-    assert!(claim(&mut client, "state", "1").await.starts_with("b|"));
-
-    attempt(&mut client, "a", "2").await;
-    end(&mut client, "a").await;
-    assert_eq!(
-        attempt(&mut client, "b", "2").await[..2],
-        ["contended", "0"]
-    );
-    assert!(claim(&mut client, "waiters", "2").await.starts_with("b|"));
-    release(&mut client, "1").await;
-    assert_eq!(attempt(&mut client, "b", "2").await[0], "granted");
-}
-
-#[tokio::test]
 async fn one_who_asks_again_is_granted_what_a_dead_holder_left() {
     let server = RedisServer::start().unwrap();
     let mut client = sessions(&server, &["a", "b"]).await;
