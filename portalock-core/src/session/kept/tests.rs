@@ -244,11 +244,9 @@ async fn start_with(lease: Duration) -> (Arc<Store>, Arc<Kept>, Sessions<Kept>) 
 }
 
 /// Ends the present connection, as a reset would.
-fn reset(session: &Kept) {
-    session
-        .connection()
-        .unwrap()
-        .store(false, Ordering::Release);
+fn reset<const ASKS: bool>(session: &KeptSession<InStore<ASKS>>) {
+    let connection: Option<Arc<AtomicBool>> = session.connection();
+    connection.unwrap().store(false, Ordering::Release);
     session.connection_ended();
 }
 
@@ -536,16 +534,11 @@ async fn a_waiter_asks_again_if_the_service_says_so_and_is_not_looked_after_at_i
     store.set(2, Stand::Held(FencingToken::new(7)));
     let waits = client.attempt(owner, &(1, true)).await.unwrap();
     assert_eq!(recheck(waits), LOOK_IN);
-    client.attempt(OwnerId::mint(), &(2, true)).await.unwrap();
+    let _held = client.attempt(OwnerId::mint(), &(2, true)).await.unwrap();
     store.has_seen(Event::Looked(1), 2).await;
     assert_eq!(store.count(Event::Looked(2)), 0);
     // But what it may have missed is.
-    let session = client.session().await.unwrap();
-    session
-        .connection()
-        .unwrap()
-        .store(false, Ordering::Release);
-    session.connection_ended();
+    reset(&client.session().await.unwrap());
     store.has_seen(Event::Looked(2), 1).await;
 }
 
