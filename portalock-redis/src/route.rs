@@ -29,9 +29,9 @@ enum Way {
 
 /// Where the server is, or was when it was looked up.
 #[derive(Debug, Clone)]
-pub(crate) struct Place {
+pub(crate) struct Location {
     pub(crate) server: ConnectionInfo,
-    /// Another one for another place. It only grows.
+    /// Another one for another location. It only grows.
     pub(crate) number: u64,
 }
 
@@ -41,7 +41,7 @@ struct Followed {
     sentinels: Sentinels,
     server: ConnectionInfo,
     latest: Mutex<Option<Told>>,
-    /// That of the latest place.
+    /// That of the latest location.
     number: AtomicU64,
 }
 
@@ -66,9 +66,9 @@ impl Route {
     }
 
     /// Where the server is.
-    pub(crate) async fn find(&self) -> Result<Place, BackendError> {
+    pub(crate) async fn find(&self) -> Result<Location, BackendError> {
         match &self.way {
-            Way::Fixed(server) => Ok(Place {
+            Way::Fixed(server) => Ok(Location {
                 server: (**server).clone(),
                 number: 0,
             }),
@@ -84,7 +84,7 @@ impl Route {
         }
     }
 
-    /// The number of the latest place. A connection to an earlier one leads to a server that is the primary no more, though it may
+    /// The number of the latest location. A connection to an earlier one leads to a server that is the primary no more, though it may
     /// still believe so: what it answers counts for nothing.
     pub(crate) fn number(&self) -> u64 {
         match &self.way {
@@ -104,7 +104,7 @@ impl Followed {
         }
     }
 
-    async fn look(this: &Arc<Self>, enough: Enough) -> Result<Place, BackendError> {
+    async fn look(this: &Arc<Self>, enough: Enough) -> Result<Location, BackendError> {
         let this = this.clone();
         session::run(async move {
             let heard = this.sentinels.ask(enough).await?;
@@ -115,7 +115,7 @@ impl Followed {
 
     /// Takes note of what was heard, unless it is older than what is known. Only all sentinels together can take that back: they
     /// were set up anew.
-    fn note(&self, Heard { told, from_all }: Heard) -> Result<Place, BackendError> {
+    fn note(&self, Heard { told, from_all }: Heard) -> Result<Location, BackendError> {
         // Nothing panics while it is held.
         let mut latest = self.latest.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(known) = &*latest {
@@ -130,12 +130,12 @@ impl Followed {
                 tracing::info!(%told.host, told.port, told.epoch, number, "the Redis primary is another server now");
             }
         }
-        let place = Place {
+        let location = Location {
             server: at(&self.server, &told),
             number: self.number.load(Ordering::Acquire),
         };
         *latest = Some(told);
-        Ok(place)
+        Ok(location)
     }
 }
 
@@ -160,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn a_place_has_another_number_once_it_is_another() {
+    fn a_location_has_another_number_once_it_is_another() {
         let followed = followed();
         for (epoch, host, number) in [
             (0, "a", 0),
@@ -169,9 +169,9 @@ mod tests {
             (2, "b", 1),
             (3, "a", 2),
         ] {
-            let place = followed.note(heard(epoch, host, false)).unwrap();
-            assert_eq!(place.number, number, "{epoch}");
-            assert_eq!(place.server.addr().to_string(), format!("{host}:1"));
+            let location = followed.note(heard(epoch, host, false)).unwrap();
+            assert_eq!(location.number, number, "{epoch}");
+            assert_eq!(location.server.addr().to_string(), format!("{host}:1"));
         }
     }
 
@@ -183,7 +183,7 @@ mod tests {
         assert_eq!(error.kind(), BackendErrorKind::Unavailable);
         assert_eq!(followed.number.load(Ordering::Relaxed), 0);
         // Sentinels that were set up anew begin to count again.
-        let place = followed.note(heard(0, "c", true)).unwrap();
-        assert_eq!(place.number, 1);
+        let location = followed.note(heard(0, "c", true)).unwrap();
+        assert_eq!(location.number, 1);
     }
 }

@@ -9,7 +9,7 @@
 //!    doesn't fit with. (A write over the key from outside, an eviction or `FLUSHALL` is not a script.)
 //!    Where the last token comes with a shape, every claim in the state has it, so that their number is enough to tell.
 //! 2. **A grant needs a live session**, checked in the script that grants, **and its present stamp** where it is asked for. So a
-//!    command that comes late out of a dead session, or after its owner was withdrawn, is refused: see `session.rs`.
+//!    command that comes late out of a dead session, or after its place was withdrawn, is refused: see `session.rs`.
 //! 3. **Order.** An owner is granted only when nobody live stands before it, and never loses its place by asking again.
 //! 4. **One claim an owner**, in the state or in the queue, never in both: asking again finds it.
 //! 5. **Tokens grow.** Each is more than the last and at least the server's clock in microseconds; a state that holds
@@ -43,11 +43,12 @@ macro_rules! script {
 
 script!(ACQUIRE: "grant.lua" "acquire_usual.lua" "prelude.lua" "acquire.lua");
 script!(RELEASE: "grant.lua" "release_usual.lua" "prelude.lua" "release.lua");
-script!(BREAK: "break.lua");
+script!(BREAK: "place.lua" "break.lua");
+script!(EVICT: "place.lua" "grant.lua" "release_usual.lua" "prelude.lua" "release.lua");
 script!(INSPECT: "grant.lua" "prelude.lua" "inspect.lua");
 script!(OPEN: "open.lua");
-script!(RESUME: "resume.lua");
-script!(REFRESH: "refresh.lua");
+script!(RAISE: "raise.lua");
+script!(LOOK: "look.lua");
 script!(PRIMARY: "primary.lua");
 
 impl Script {

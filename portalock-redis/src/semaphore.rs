@@ -9,7 +9,11 @@ use portalock_core::{
     Wakeups,
 };
 
-use crate::{backend::RedisBackend, keys::Kind, wire::Wanted};
+use crate::{
+    backend::RedisBackend,
+    client::Wish,
+    keys::{Kind, Wanted},
+};
 
 #[async_trait]
 impl Semaphore for RedisBackend {
@@ -18,23 +22,31 @@ impl Semaphore for RedisBackend {
     }
 
     async fn try_acquire(&self, request: &PermitRequest) -> Result<Attempt, BackendError> {
-        self.attempt(&Wanted::permits(request)).await
-    }
-
-    async fn release(&self, request: &PermitRequest) -> Result<Released, BackendError> {
-        self.withdraw(Kind::Semaphore, &request.name, request.owner)
+        self.client
+            .attempt(
+                request.owner,
+                &Wish {
+                    wanted: Wanted::permits(request),
+                    patience: request.patience,
+                    holder: request.holder.clone(),
+                },
+            )
             .await
     }
 
+    async fn release(&self, request: &PermitRequest) -> Result<Released, BackendError> {
+        self.client.release(request.owner).await
+    }
+
     async fn subscribe(&self, request: &PermitRequest) -> Result<Option<Wakeups>, BackendError> {
-        Ok(Some(self.listen(request.owner)))
+        self.client.subscribe(request.owner).map(Some)
     }
 
     async fn inspect(&self, name: &LockName) -> Result<Inspection, BackendError> {
-        self.look(Kind::Semaphore, name).await
+        self.client.shared().inspect(Kind::Semaphore, name).await
     }
 
     async fn close(&self) -> Result<(), BackendError> {
-        self.end_session().await
+        self.client.close().await
     }
 }

@@ -1,0 +1,52 @@
+//! What a session asks for at intervals: whether its places are still there.
+
+use portalock_core::{
+    BackendError, FencingToken,
+    session::{Asked, Looked, Stand},
+};
+use redis::{Value, aio::MultiplexedConnection};
+
+use crate::{
+    error::{failed, unexpected},
+    place::Place,
+    record::text,
+    replicas::confirm,
+    scripts::LOOK,
+    session::SessionKey,
+};
+
+const LOOKING: &str = "look after what a session has in Redis";
+
+/// Asks the server how these places stand. A grant that is found counts once replicas have it, as every other.
+pub(crate) async fn look(
+    session: &SessionKey,
+    mut connection: MultiplexedConnection,
+    asked: &[Asked<Place>],
+) -> Result<Looked, BackendError> {
+    let mut keys = Vec::with_capacity(2 * asked.len());
+    for asked in asked {
+        let of = session.server.keys.of(&asked.at.named);
+        keys.extend([of.state, of.waiters]);
+    }
+    let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
+    let names: Vec<&str> = asked.iter().map(|asked| &*asked.at.name).collect();
+    let answer = LOOK.run(&mut connection, &keys, &names).await;
+    let answer = answer.map_err(|error| failed(LOOKING, error))?;
+    let Value::Array(answers) = answer else {
+        return Err(unexpected(LOOKING));
+    };
+    let stands: Option<Vec<_>> = answers.iter().map(stand).collect();
+    let stands = stands.ok_or_else(|| unexpected(LOOKING))?;
+    if session.settings().wait_replicas() > 0 {
+        confirm(&mut connection, session).await?;
+    }
+    Ok(Looked::new(stands, None))
+}
+
+fn stand(answer: &Value) -> Option<Stand> {
+    Some(match text(answer)? {
+        "waits" => Stand::Waits,
+        "gone" => Stand::Gone,
+        token => Stand::Held(FencingToken::new(token.parse().ok()?)),
+    })
+}
