@@ -11,16 +11,20 @@ use std::{
 use futures_util::future::{join, join5, select};
 use tokio::{
     sync::{Notify, watch},
-    time::timeout,
+    time::{sleep, timeout},
 };
 
 use super::{
     Keeper, Renewal, Service, Session,
+    client::settle,
     look::{AGAIN_AFTER, Looks, SEEN_AT_ONCE},
     places::{Asked, Places},
     spawn,
 };
 use crate::{BackendError, BackendErrorKind, Lease, Loss, clock::Instant};
+
+/// Connections that end are not made anew more often than this.
+const MENDED_AT_MOST_EVERY: Duration = Duration::from_millis(100);
 
 /// A [`Session`] over any [`Service`]: it is not its connection, so a reset costs nobody a lock or a place as long as the lease
 /// lasts. Made by [`start`](Self::start), within [`Sessions::get`](super::Sessions::get).
@@ -219,6 +223,8 @@ impl<S: Service> KeptSession<S> {
             if self.connection().is_none() {
                 keeper.renew_now();
             }
+            // One that ends as soon as it is made is not made anew without end.
+            sleep(MENDED_AT_MOST_EVERY).await;
         }
     }
 
@@ -292,11 +298,13 @@ impl<S: Service> KeptSession<S> {
             let Some(releasing) = self.places.release_due(owner) else {
                 continue;
             };
-            let leaving = S::leave(self, releasing.leaving());
-            if self.within_time(leaving).await.is_none() {
+            let leaving = releasing.leaving();
+            if self.within_time(S::leave(self, leaving)).await.is_none() {
                 return;
             }
-            releasing.done();
+            if self.within_time(settle(self, leaving)).await.is_some() {
+                releasing.done();
+            }
         }
     }
 
@@ -321,7 +329,10 @@ impl<S: Service> KeptSession<S> {
     }
 
     fn give_up_connection(&self) {
-        self.lock_connection().take();
+        let given_up = self.lock_connection().take();
+        if let Some(connection) = given_up {
+            self.service.gave_up(&connection);
+        }
     }
 
     fn lock_connection(&self) -> MutexGuard<'_, Option<S::Connection>> {

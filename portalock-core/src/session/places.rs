@@ -63,6 +63,8 @@ struct Waiting {
     line: Option<WakeSender>,
     /// A grant that came before the waiter listened.
     unheard: Option<Grant>,
+    /// It was told to ask again before it listened.
+    unheard_wake: bool,
 }
 
 /// A place as an attempt finds it.
@@ -93,6 +95,8 @@ pub struct Leaving<P> {
 pub struct Asked<P> {
     /// What the backend knows of the place.
     pub at: P,
+    /// Whether its owner holds, as far as the session knows; else it waits.
+    pub held: bool,
     pub(super) owner: OwnerId,
     version: u64,
 }
@@ -195,6 +199,25 @@ impl<P: Clone> Places<P> {
         }
     }
 
+    /// What `owner` waits for may have gone: it asks again. For a service whose messages tell of a change and grant nothing.
+    pub fn wake(&self, owner: OwnerId) {
+        self.change(owner, |place| {
+            if matches!(place.phase, Phase::Asked | Phase::Queued) {
+                place.wake();
+            }
+        });
+    }
+
+    /// What stood for `owner` at `service` is gone, as an attempt finds that takes the place anew: what the owner held is lost.
+    pub fn retake(&self, owner: OwnerId, service: &str) {
+        self.change(owner, |place| {
+            if !place.is_leaving() {
+                place.lose(service);
+                place.enter(Phase::Asked);
+            }
+        });
+    }
+
     /// Opens the line of a waiter.
     pub fn listen(&self, owner: OwnerId) -> Wakeups {
         let (sender, line) = wakeups();
@@ -202,6 +225,9 @@ impl<P: Clone> Places<P> {
             let waiting = place.waiting();
             if let Some(grant) = waiting.unheard.take() {
                 sender.grant(grant);
+            }
+            if std::mem::take(&mut waiting.unheard_wake) {
+                sender.wake();
             }
             waiting.line = Some(sender.clone());
         });
@@ -212,11 +238,14 @@ impl<P: Clone> Places<P> {
     }
 
     /// Somebody has broken what `owner` holds: its guard is told of `loss`, and it is due to be released. `is_of` tells whether it
-    /// is of this place, and not of one that the owner had before.
-    pub fn broken(&self, owner: OwnerId, loss: &Loss, is_of: impl FnOnce(&P) -> bool) {
-        self.change(owner, |place| {
-            if place.is_leaving() || !is_of(&place.at) {
-                return;
+    /// is of this place, and not of one that the owner had before. False if the owner has no such place.
+    pub fn broken(&self, owner: OwnerId, loss: &Loss, is_of: impl FnOnce(&P) -> bool) -> bool {
+        let found = self.change(owner, |place| {
+            if !is_of(&place.at) {
+                return false;
+            }
+            if place.is_leaving() {
+                return true;
             }
             if let Phase::Held(_, lease) = &place.phase {
                 lease.end(loss.clone());
@@ -224,10 +253,10 @@ impl<P: Clone> Places<P> {
             place.broken = Some(loss.clone());
             place.enter(Phase::Due);
             // One who has not heard of its grant asks again.
-            if let Some(line) = place.line() {
-                line.wake();
-            }
+            place.wake();
+            true
         });
+        found == Some(true)
     }
 
     /// Whether a release of `owner` is under way or due.
@@ -296,6 +325,7 @@ impl<P: Clone> Places<P> {
             matches!(place.phase, Phase::Queued | Phase::Held(..)).then(|| Asked {
                 owner,
                 at: place.at.clone(),
+                held: matches!(place.phase, Phase::Held(..)),
                 version: place.version,
             })
         })
@@ -309,10 +339,8 @@ impl<P: Clone> Places<P> {
                 return;
             }
             match (&place.phase, stand) {
-                (Phase::Held(token, lease), stand) if stand != Stand::Held(*token) => {
-                    lease.end(Loss::Removed(
-                        format!("what stood for it in {service} is gone").into(),
-                    ));
+                (Phase::Held(token, _), stand) if stand != Stand::Held(*token) => {
+                    place.lose(service);
                 }
                 (Phase::Queued, Stand::Gone) => place.fail(BackendError::new(
                     BackendErrorKind::SessionEnded,
@@ -380,6 +408,23 @@ impl<P> Place<P> {
 
     fn line(&self) -> Option<&WakeSender> {
         self.waiting.as_ref()?.line.as_ref()
+    }
+
+    fn wake(&mut self) {
+        let waiting = self.waiting();
+        match &waiting.line {
+            Some(line) => drop(line.wake()),
+            None => waiting.unheard_wake = true,
+        }
+    }
+
+    /// What it held by at `service` is gone.
+    fn lose(&self, service: &str) {
+        if let Phase::Held(_, lease) = &self.phase {
+            lease.end(Loss::Removed(
+                format!("what stood for it in {service} is gone").into(),
+            ));
+        }
     }
 
     fn fail(&self, error: BackendError) {
