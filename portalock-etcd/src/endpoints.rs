@@ -89,11 +89,6 @@ impl Endpoints {
         self.members.len()
     }
 
-    /// How long one request may take in all.
-    pub(crate) fn request_timeout(&self) -> Duration {
-        self.request_timeout
-    }
-
     /// Asks the member in use, and the others in turn if it doesn't answer; all within the request timeout.
     ///
     /// `request` may be carried out at a member whose answer never came: it must not matter if it is carried out twice.

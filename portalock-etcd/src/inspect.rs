@@ -1,44 +1,93 @@
 //! A look at a queue: who holds and who waits follows from its order.
 
-use etcd_client::{GetOptions, KeyValue, SortOrder, SortTarget};
-use portalock_core::{BackendError, Claim, ClaimKind, Inspection};
+use etcd_client::{GetOptions, GetResponse, KeyValue, SortOrder, SortTarget};
+use portalock_core::{BackendError, Claim, ClaimKind, Inspection, LockName};
 
 use crate::{
-    endpoints::{Endpoints, reader},
+    client::Server,
+    endpoints::reader,
     keys::{kind_in, weight_in},
     record::{decode, decode_owner, foreign, token},
 };
 
-/// Who holds and who waits in the queue.
-pub(crate) async fn inspect(
-    endpoints: &Endpoints,
-    queue: String,
-) -> Result<Inspection, BackendError> {
-    let found = endpoints
-        .call("look at the queue", |client| {
-            let queue = queue.clone();
-            async move {
+/// How many keys [`Server::names`] asks for at once, so that an answer is no more than a few megabytes.
+const PAGE: i64 = 5_000;
+
+impl Server {
+    /// A queue, in its order.
+    pub(crate) async fn read_queue(
+        &self,
+        doing: &'static str,
+        queue: &str,
+    ) -> Result<GetResponse, BackendError> {
+        self.endpoints
+            .call(doing, |client| async move {
                 let options = GetOptions::new()
                     .with_prefix()
                     .with_sort(SortTarget::Create, SortOrder::Ascend);
                 reader(&client).get(queue, Some(options)).await
-            }
-        })
-        .await?;
-    let mut order = Order::default();
-    let (mut holders, mut waiters) = (Vec::new(), Vec::new());
-    let mut last_token = None;
-    for key in found.kvs() {
-        let claim = claim(&queue, key)?;
-        if order.admits(&queue, key, claim.kind) {
-            let token = token(key.create_revision());
-            holders.push(claim.with_token(token));
-            last_token = Some(token);
-        } else {
-            waiters.push(claim);
-        }
+            })
+            .await
     }
-    Ok(Inspection::new(holders, waiters).with_last_token(last_token))
+
+    /// Who holds and who waits in the queue.
+    pub(crate) async fn inspect(&self, queue: &str) -> Result<Inspection, BackendError> {
+        let found = self.read_queue("look at the queue", queue).await?;
+        let mut order = Order::default();
+        let (mut holders, mut waiters) = (Vec::new(), Vec::new());
+        let mut last_token = None;
+        for key in found.kvs() {
+            let claim = claim(queue, key)?;
+            if order.admits(queue, key, claim.kind) {
+                let token = token(key.create_revision());
+                holders.push(claim.with_token(token));
+                last_token = Some(token);
+            } else {
+                waiters.push(claim);
+            }
+        }
+        Ok(Inspection::new(holders, waiters).with_last_token(last_token))
+    }
+
+    /// The locks that are held or waited for.
+    pub(crate) async fn names(&self) -> Result<Vec<LockName>, BackendError> {
+        let locks = self.keys.locks();
+        // The end of the range: a slash is followed by a zero.
+        let end = format!("{}0", locks.trim_end_matches('/'));
+        let mut names: Vec<LockName> = Vec::new();
+        let mut from = locks.into_bytes();
+        loop {
+            let page = self
+                .endpoints
+                .call("list the locks", |client| {
+                    let (from, end) = (from.clone(), end.clone());
+                    async move {
+                        let options = GetOptions::new()
+                            .with_range(end)
+                            .with_keys_only()
+                            .with_limit(PAGE);
+                        reader(&client).get(from, Some(options)).await
+                    }
+                })
+                .await?;
+            names.extend(
+                page.kvs()
+                    .iter()
+                    .filter_map(|key| self.keys.name_of_lock(key.key())),
+            );
+            // The keys of one name follow each other.
+            names.dedup();
+            match page.kvs().last() {
+                Some(last) if page.more() => {
+                    from = last.key().to_vec();
+                    from.push(0);
+                }
+                _ => break,
+            }
+        }
+        names.sort_unstable();
+        Ok(names)
+    }
 }
 
 pub(crate) fn claim(queue: &str, key: &KeyValue) -> Result<Claim, BackendError> {

@@ -1,30 +1,74 @@
-//! A look at a queue: how one's place in it stands.
+//! How places stand: a look at a queue from one's place in it, and the session's look at all that it has.
 //!
 //! Every look reads the own key, and a place is as good as the lease it hangs on: that the key is there says that the session
 //! lived at the look. So nothing is granted to one whose session has ended at etcd.
 
-use etcd_client::{GetOptions, KeyValue, SortOrder, SortTarget, TxnOp, TxnResponse};
-use portalock_core::{BackendError, Holder};
+use std::{sync::Arc, time::Duration};
+
+use etcd_client::{GetOptions, KeyValue, SortOrder, SortTarget, TxnOp};
+use portalock_core::{
+    BackendError,
+    session::{Asked, Looked, Stand},
+};
 
 use crate::{
     blockers::{Blockers, Line, Waiting},
     keys::{Rule, Weight, weight_in},
-    places::Place,
+    place::Place,
     queue::{holder, not_understood, ranges, revision},
-    record::foreign,
+    record::{foreign, token},
+    session::{Session, SessionLease, gone},
 };
 
-/// How a request stands.
+/// How often a session looks whether the keys of its places are there. etcd itself deletes a key only with its lease, whose end is
+/// noticed by itself; so this is about people and their tools. A lock that is held for less costs nothing.
+pub(crate) const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// How many keys are read in one transaction: etcd takes no more than 128 by default.
+const KEYS_AT_ONCE: usize = 100;
+
+const LOOKING: &str = "look at the queue";
+const LOOKING_AFTER: &str = "look for the keys of the session's places";
+
+/// How a place stands that was taken.
 #[derive(Debug)]
 pub(crate) enum Standing {
-    /// It holds.
-    Granted,
-    /// It waits, in its place.
+    /// It holds, by the place taken at this revision.
+    Granted(i64),
+    /// It waits.
     Waiting(Waiting),
-    /// It has no place: it would have had to wait.
-    Refused(Option<Holder>),
-    /// It has no place: somebody deleted its key.
+    /// Somebody deleted its key.
     Gone,
+}
+
+/// Whether the keys of these places are there. What becomes of those that wait their watches tell.
+pub(crate) async fn look(
+    session: &Session,
+    asked: &[Asked<Arc<Place>>],
+) -> Result<Looked, BackendError> {
+    let lease = session.service();
+    let mut stands = Vec::new();
+    for some in asked.chunks(KEYS_AT_ONCE) {
+        let keys = [lease.own()]
+            .into_iter()
+            .chain(some.iter().map(|asked| asked.at.own()));
+        let answer = lease.read(LOOKING_AFTER, keys.collect()).await?;
+        let mut found = ranges(&answer).into_iter();
+        if found.next().is_none_or(|own| own.is_empty()) {
+            session.end(gone());
+            break;
+        }
+        stands.extend(
+            some.iter()
+                .zip(found)
+                .map(|(asked, own)| match asked.at.taken() {
+                    Some(taken) if !is_there(&own, taken) => Stand::Gone,
+                    Some(taken) if asked.held => Stand::Held(token(taken)),
+                    _ => Stand::Waits,
+                }),
+        );
+    }
+    Ok(Looked::new(stands, Some(LOOK_EVERY)))
 }
 
 impl Place {
@@ -32,6 +76,7 @@ impl Place {
     /// told of a change since.
     pub(crate) async fn look(
         &self,
+        session: &SessionLease,
         taken: i64,
         waiting: Option<Waiting>,
     ) -> Result<Standing, BackendError> {
@@ -40,7 +85,7 @@ impl Place {
             && let Blockers::Nearest(nearest) = &waiting.blockers
         {
             let nearest = TxnOp::get(nearest.as_str(), Some(GetOptions::new().with_keys_only()));
-            let answer = self.read(vec![self.own(), nearest]).await?;
+            let answer = session.read(LOOKING, vec![self.own(), nearest]).await?;
             let ranges = ranges(&answer);
             let [own, nearest] = ranges.as_slice() else {
                 return Err(not_understood());
@@ -54,7 +99,7 @@ impl Place {
             }
         }
         let operations = vec![self.own(), self.before(taken), self.first()];
-        let answer = self.read(operations).await?;
+        let answer = session.read(LOOKING, operations).await?;
         let ranges = ranges(&answer);
         let [own, before, first] = ranges.as_slice() else {
             return Err(not_understood());
@@ -63,21 +108,17 @@ impl Place {
             return Ok(Standing::Gone);
         }
         let Some(blockers) = self.blockers(before)? else {
-            return Ok(Standing::Granted);
+            return Ok(Standing::Granted(taken));
         };
-        let numbers = &self.session.numbers;
-        numbers.note_holder(&self.queue.directory, holder(first));
+        let numbers = &session.numbers;
+        numbers.note_holder(&self.queue.keys, holder(first));
         Ok(Standing::Waiting(Waiting {
             blockers,
             seen: revision(&answer),
         }))
     }
 
-    async fn read(&self, operations: Vec<TxnOp>) -> Result<TxnResponse, BackendError> {
-        self.session.read("look at the queue", operations).await
-    }
-
-    pub(crate) fn own(&self) -> TxnOp {
+    fn own(&self) -> TxnOp {
         TxnOp::get(&*self.key, Some(GetOptions::new().with_keys_only()))
     }
 
@@ -127,7 +168,7 @@ impl Place {
 }
 
 /// Whether the own key is there as it was put at `taken`.
-pub(crate) fn is_there(own: &[KeyValue], taken: i64) -> bool {
+fn is_there(own: &[KeyValue], taken: i64) -> bool {
     own.first()
         .is_some_and(|own| own.create_revision() == taken)
 }

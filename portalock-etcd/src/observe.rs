@@ -6,20 +6,13 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use etcd_client::{
-    Error, Event, EventType, GetOptions, KeyValue, ResponseHeader, WatchOptions, WatchStream,
-};
+use etcd_client::{Error, Event, EventType, KeyValue, ResponseHeader, WatchOptions, WatchStream};
 use portalock_core::{
     BackendError, Claim, ClaimKind, HolderSender, HolderWatch, LockName, holder_watch,
-    session::spawn,
+    session::{Session as _, spawn},
 };
 
-use crate::{
-    client::Client,
-    endpoints::{Connection, reader},
-    inspect::claim,
-    record::token,
-};
+use crate::{client::Client, endpoints::Connection, inspect::claim, record::token};
 
 const OBSERVING: &str = "watch who holds a lock";
 
@@ -34,54 +27,44 @@ struct Line {
     told: Option<i64>,
 }
 
-impl Client {
-    pub(crate) async fn observe(&self, name: &LockName) -> Result<HolderWatch, BackendError> {
-        // Its renewals notice a member that doesn't answer any more.
-        let session = self.session().await?;
-        let queue = self.keys.lock_queue(name);
-        let within = self.endpoints.request_timeout();
-        let found = self
-            .endpoints
-            .call(OBSERVING, |client| {
-                let queue = queue.clone();
-                async move {
-                    let options = GetOptions::new().with_prefix();
-                    reader(&client).get(queue, Some(options)).await
-                }
-            })
-            .await?;
-        let revision = found.header().map_or(0, ResponseHeader::revision);
-        let mut line = Line {
-            queue,
-            claims: BTreeMap::new(),
-            places: HashMap::new(),
-            told: None,
-        };
-        for key in found.kvs() {
-            line.comes(key);
-        }
-        let (sender, watch) = holder_watch();
-        sender.tell(line.holder());
-        line.told = line.exclusive().map(|(place, _)| place);
-        let endpoints = self.endpoints.clone();
-        let following = spawn(async move {
-            let Ok(connection) = endpoints.connection(OBSERVING, within).await else {
-                return;
-            };
-            let ended = session.lease.signal();
-            let error = tokio::select! {
-                followed = line.follow(&connection, revision, &sender) => followed.err(),
-                () = endpoints.moved_from(&connection) => None,
-                _ = ended.lost() => None,
-            };
-            tracing::debug!(
-                ?error,
-                queue = line.queue,
-                "a watch over a lock's holders ended"
-            );
-        })?;
-        Ok(watch.with_subscription(following))
+/// Who holds `name`, from now on.
+pub(crate) async fn observe(client: &Client, name: &LockName) -> Result<HolderWatch, BackendError> {
+    // Its renewals notice a member that doesn't answer any more.
+    let session = client.session().await?;
+    let server = client.shared().clone();
+    let queue = server.keys.lock_queue(name);
+    let found = server.read_queue(OBSERVING, &queue).await?;
+    let revision = found.header().map_or(0, ResponseHeader::revision);
+    let mut line = Line {
+        queue,
+        claims: BTreeMap::new(),
+        places: HashMap::new(),
+        told: None,
+    };
+    for key in found.kvs() {
+        line.comes(key);
     }
+    let (sender, watch) = holder_watch();
+    sender.tell(line.holder());
+    line.told = line.exclusive().map(|(place, _)| place);
+    let following = spawn(async move {
+        let (endpoints, within) = (&server.endpoints, server.settings.request_timeout);
+        let Ok(connection) = endpoints.connection(OBSERVING, within).await else {
+            return;
+        };
+        let ended = session.lease().signal();
+        let error = tokio::select! {
+            followed = line.follow(&connection, revision, &sender) => followed.err(),
+            () = endpoints.moved_from(&connection) => None,
+            _ = ended.lost() => None,
+        };
+        tracing::debug!(
+            ?error,
+            queue = line.queue,
+            "a watch over a lock's holders ended"
+        );
+    })?;
+    Ok(watch.with_subscription(following))
 }
 
 impl Line {

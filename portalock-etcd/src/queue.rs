@@ -1,5 +1,4 @@
-//! Taking a place in a queue. How it is looked at and given up see [`look`](crate::look) and [`withdraw`](crate::withdraw): each
-//! is one transaction.
+//! Taking a place in a queue, and giving it up. How it is looked at see [`look`](crate::look). Each is one transaction.
 //!
 //! The order of a queue is the order in which its keys were created, and a key's create revision is its request's fencing
 //! token. A request holds when nobody before it is in its way; that is a matter of the queue alone, so a grant needs no
@@ -18,17 +17,20 @@ use etcd_client::{
     Compare, CompareOp, GetOptions, KeyValue, PutOptions, ResponseHeader, SortOrder, SortTarget,
     Txn, TxnOp, TxnOpResponse, TxnResponse,
 };
-use portalock_core::{BackendError, BackendErrorKind, Holder};
+use portalock_core::{BackendError, BackendErrorKind, Holder, session::Answered};
 
 use crate::{
-    error::{SESSION_GONE, session_ended},
     keys::Rule,
-    places::Place,
+    place::Place,
     record::{decode, foreign},
+    session::SessionLease,
 };
 
 /// How often a place is tried for again because the session's key was modified meanwhile, by this very client.
 const ATTEMPTS: u32 = 16;
+
+const ENTERING: &str = "take a place in the queue";
+const RELEASING: &str = "release";
 
 /// What came of asking for a place.
 #[derive(Debug)]
@@ -39,6 +41,8 @@ pub(crate) enum Entry {
     Placed(i64),
     /// It has no place: it would have to wait.
     Refused(Option<Holder>),
+    /// It has no place: the session's key is gone.
+    Ended,
 }
 
 impl Place {
@@ -47,55 +51,47 @@ impl Place {
     /// Sets `unsure` if a try went without an answer: it may still take effect, whatever this returns.
     pub(crate) async fn enter(
         &self,
+        session: &SessionLease,
         only_if_free: bool,
         unsure: &mut bool,
     ) -> Result<Entry, BackendError> {
-        let (session, key) = (&*self.session, &*self.key);
+        let key = &*self.key;
         for _ in 0..ATTEMPTS {
             let known = session.known();
             let mut conditions = vec![
                 Compare::create_revision(key, CompareOp::Equal, 0),
-                Compare::mod_revision(session.key.as_str(), CompareOp::Equal, known),
+                Compare::mod_revision(session.key(), CompareOp::Equal, known),
             ];
             if only_if_free {
                 // A missing key has create revision 0.
                 let free = Compare::create_revision(self.queue.in_the_way(), CompareOp::Less, 1);
                 conditions.push(free.with_prefix());
             }
-            let options = PutOptions::new().with_lease(session.lease_id);
-            let put = TxnOp::put(key, &*self.value, Some(options));
+            let options = PutOptions::new().with_lease(session.id());
+            let put = TxnOp::put(key, self.value.as_slice(), Some(options));
             let count = GetOptions::new().with_prefix().with_count_only();
             let transaction = Txn::new()
                 .when(conditions)
                 .and_then([put, TxnOp::get(self.queue.in_the_way(), Some(count))])
                 // Why it was not taken, and who holds.
                 .or_else([TxnOp::get(key, None), session.own(), self.first()]);
-            let answer = session
-                .endpoints
-                .call_noting("take a place in the queue", unsure, |client| {
-                    let transaction = transaction.clone();
-                    async move { client.kv_client().txn(transaction).await }
-                })
-                .await?;
+            let answer = session.transact(ENTERING, unsure, transaction).await?;
             if answer.succeeded() {
-                return self.taken(&answer).ok_or_else(|| {
-                    // Whatever the answer says of the rest, a place was taken.
-                    *unsure = true;
-                    not_understood()
-                });
+                self.was_taken(revision(&answer));
+                return self.entered(&answer).ok_or_else(not_understood);
             }
             let ranges = ranges(&answer);
             let [own, lives, first] = ranges.as_slice() else {
                 return Err(not_understood());
             };
             let Some(lives) = lives.first() else {
-                session.end_gone();
-                return Err(session_ended(SESSION_GONE));
+                return Ok(Entry::Ended);
             };
             session.key_modified(lives.mod_revision());
             match own.first() {
                 // By an earlier try, whose answer never came.
-                Some(own) if own.value() == &*self.value => {
+                Some(own) if own.value() == self.value => {
+                    self.was_taken(own.create_revision());
                     return Ok(Entry::Placed(own.create_revision()));
                 }
                 // Nobody of this session uses the key but this place.
@@ -114,7 +110,7 @@ impl Place {
     }
 
     /// What a transaction that took the place says of it.
-    fn taken(&self, answer: &TxnResponse) -> Option<Entry> {
+    fn entered(&self, answer: &TxnResponse) -> Option<Entry> {
         // What was put has the transaction's revision; what it counts it counts after the put.
         let alone = match &self.queue.rule {
             Rule::Shared { .. } => 0,
@@ -128,6 +124,54 @@ impl Place {
             Some(TxnOpResponse::Get(_)) => Some(Entry::Placed(revision(answer))),
             _ => None,
         }
+    }
+
+    /// Gives up the place. True if there was one.
+    pub(crate) async fn withdraw(
+        &self,
+        session: &SessionLease,
+    ) -> Result<Answered<bool>, BackendError> {
+        let mut repeated = false;
+        let answer = session
+            .transact(RELEASING, &mut repeated, self.delete())
+            .await?;
+        Ok(Answered {
+            value: answer.succeeded(),
+            repeated,
+        })
+    }
+
+    /// As [`withdraw`](Self::withdraw), and sees to it that no earlier request of this session for a place takes effect any more,
+    /// should it still be on its way. A full store takes neither this nor, for now, a late place.
+    pub(crate) async fn withdraw_for_good(
+        &self,
+        session: &SessionLease,
+    ) -> Result<(), BackendError> {
+        let options = PutOptions::new().with_lease(session.id());
+        let transaction = Txn::new()
+            // Without the session's key no place can be taken in it.
+            .when([Compare::create_revision(
+                session.key(),
+                CompareOp::Greater,
+                0,
+            )])
+            .and_then([
+                TxnOp::txn(self.delete()),
+                TxnOp::put(session.key(), "", Some(options)),
+            ]);
+        let answer = session.transact(RELEASING, &mut false, transaction).await?;
+        if answer.succeeded() {
+            session.key_modified(revision(&answer));
+        }
+        Ok(())
+    }
+
+    /// Deletes the key, if it is this place's.
+    fn delete(&self) -> Txn {
+        let key = &*self.key;
+        Txn::new()
+            .when([Compare::value(key, CompareOp::Equal, self.value.as_slice())])
+            .and_then([TxnOp::delete(key, None)])
     }
 
     /// Asks for the first of the queue, who holds.
