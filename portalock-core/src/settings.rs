@@ -112,3 +112,27 @@ pub fn serialize_duration<S: Serializer>(
         .to_string()
         .serialize(serializer)
 }
+
+/// Reads percent-encoded text, such as a part of a URL that stands for `field`.
+///
+/// ```
+/// assert_eq!(portalock_core::settings::percent_decode("user", "p%40x").unwrap(), "p@x");
+/// ```
+///
+/// # Errors
+///
+/// [`InvalidSetting`] naming `field` if it is no percent-encoded UTF-8. The text is not shown: it may be a password.
+pub fn percent_decode(field: &'static str, text: &str) -> Result<String, InvalidSetting> {
+    let wrong = || {
+        let problem = "is not percent-encoded UTF-8: write a percent sign as %25";
+        InvalidSetting::new(field, problem)
+    };
+    let mut parts = text.split('%');
+    let mut bytes = parts.next().unwrap_or_default().as_bytes().to_vec();
+    for part in parts {
+        let (digits, rest) = part.split_at_checked(2).ok_or_else(wrong)?;
+        bytes.push(u8::from_str_radix(digits, 16).map_err(|_| wrong())?);
+        bytes.extend_from_slice(rest.as_bytes());
+    }
+    String::from_utf8(bytes).map_err(|_| wrong())
+}

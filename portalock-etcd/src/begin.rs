@@ -40,7 +40,8 @@ pub(crate) async fn begin(
     let (granted, sent) = server
         .endpoints
         .call("get a lease", |client| grant(client, seconds))
-        .await?;
+        .await?
+        .value;
     let time = Duration::from_secs(u64::try_from(granted.ttl()).unwrap_or(0));
     lease.was_granted(Granted {
         id: granted.id(),
@@ -91,7 +92,8 @@ async fn put_key(lease: &SessionLease) -> Result<(), BackendError> {
             }
             Ok((put, answers))
         })
-        .await?;
+        .await?
+        .value;
     lease.key_modified(put.header().map_or(0, ResponseHeader::revision));
     for pair in answers.windows(2) {
         if pair[0].member != pair[1].member {
@@ -114,7 +116,8 @@ pub(crate) async fn check_version(endpoints: &Endpoints) -> Result<(), BackendEr
         .call("ask etcd for its version", |client| async move {
             client.maintenance_client().status().await
         })
-        .await?;
+        .await?
+        .value;
     if is_too_old(status.version()) {
         return Err(BackendError::new(
             BackendErrorKind::Unsupported,

@@ -7,20 +7,17 @@
 
 use std::{sync::Arc, time::Duration};
 
-use etcd_client::{
-    Compare, CompareOp, GetOptions, KeyValue, LeaseTimeToLiveResponse, PutOptions, Txn, TxnOp,
-};
+use etcd_client::{Compare, CompareOp, GetOptions, KeyValue, PutOptions, Txn, TxnOp};
 use portalock_core::{
     BackendError, BackendErrorKind, Holder, LockName, Loss, OwnerId, Released, session::spawn,
 };
 
 use crate::{
     client::Server,
-    inspect::Order,
-    keys::{kind_in, mark, marked_owner},
+    inspect::in_order,
+    keys::{mark, marked_owner},
     place::Place,
     queue::ranges,
-    record::{decode_owner, foreign},
     session::Session,
 };
 
@@ -61,10 +58,10 @@ impl Server {
                 hold.key.as_slice(),
                 Some(GetOptions::new().with_keys_only()),
             )]);
-        let answer = match self.transact(BREAKING, &mut false, transaction).await {
+        let answer = match self.transact(BREAKING, transaction).await {
             // The lease has ended meanwhile, and what was held with it.
             Err(error) if error.kind() == BackendErrorKind::SessionEnded => return Ok(None),
-            answer => answer?,
+            answer => answer?.value,
         };
         let is_marked = answer.succeeded()
             || ranges(&answer)
@@ -81,7 +78,8 @@ impl Server {
             })
             .await?;
         // A member that was deposed without knowing has seen no renewals since. So it is the whole time, not what is left.
-        Ok(Some(granted_time(&lease)))
+        let granted = u64::try_from(lease.value.granted_ttl()).unwrap_or(0);
+        Ok(Some(Duration::from_secs(granted)))
     }
 
     /// Deletes what `owner` holds by.
@@ -97,10 +95,9 @@ impl Server {
             TxnOp::delete(hold.key.as_slice(), None),
             TxnOp::delete(hold.mark.as_str(), None),
         ]);
-        let mut repeated = false;
-        let answer = self.transact(EVICTING, &mut repeated, transaction).await?;
+        let answer = self.transact(EVICTING, transaction).await?;
         // A try without an answer may have deleted what the next one no longer found.
-        Ok(if answer.succeeded() || repeated {
+        Ok(if answer.value.succeeded() || answer.repeated {
             Released::Freed
         } else {
             Released::NotHeld
@@ -111,13 +108,12 @@ impl Server {
     async fn hold_of(&self, name: &LockName, owner: OwnerId) -> Result<Option<Hold>, BackendError> {
         let queue = self.keys.lock_queue(name);
         let found = self.read_queue(BREAKING, &queue).await?;
-        let mut order = Order::default();
-        for key in found.kvs() {
-            let kind = kind_in(&queue, key.key()).ok_or_else(|| foreign(key.key()))?;
-            if !order.admits(&queue, key, kind) {
-                return Ok(None);
+        for claimed in in_order(&queue, found.kvs()) {
+            let (key, claim, holds) = claimed?;
+            if !holds {
+                break;
             }
-            if decode_owner(key.value()) == Some(owner) {
+            if claim.owner == Some(owner) {
                 return Ok(Some(Hold {
                     key: key.key().to_vec(),
                     taken: key.create_revision(),
@@ -134,10 +130,6 @@ impl Hold {
     fn is_there(&self) -> Compare {
         Compare::create_revision(self.key.as_slice(), CompareOp::Equal, self.taken)
     }
-}
-
-fn granted_time(lease: &LeaseTimeToLiveResponse) -> Duration {
-    Duration::from_secs(u64::try_from(lease.granted_ttl()).unwrap_or(0))
 }
 
 /// Tells the guards whose locks were broken, as these keys below the session's say. Their places are due to be released; a mark goes
@@ -166,7 +158,7 @@ fn remove(server: Arc<Server>, mark: KeyValue) {
         let transaction = Txn::new()
             .when([there])
             .and_then([TxnOp::delete(mark.key(), None)]);
-        if let Err(error) = server.transact(HEEDING, &mut false, transaction).await {
+        if let Err(error) = server.transact(HEEDING, transaction).await {
             tracing::debug!(%error, "a mark on a lock that was broken is not removed yet");
         }
     });
@@ -214,6 +206,7 @@ mod tests {
         };
         while session
             .service()
+            .server
             .read(BREAKING, vec![TxnOp::get(early.key(), None)])
             .await
             .is_ok_and(|answer| !ranges(&answer).concat().is_empty())

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use etcd_client::{Txn, TxnResponse};
+use etcd_client::{Txn, TxnOp, TxnResponse};
 use portalock_core::{
     BackendError, BackendErrorKind, Holder, Patience,
     session::{Answered, Entered, Leaving, Service as _},
@@ -11,7 +11,7 @@ use portalock_core::{
 use crate::{
     EtcdSettings,
     blockers::{Blockers, Waiting},
-    endpoints::Endpoints,
+    endpoints::{Endpoints, reader},
     keys::{Keys, Queue, Rule},
     look::{LOOK_EVERY, Standing},
     place::Place,
@@ -49,19 +49,28 @@ impl Server {
         })
     }
 
-    /// Carries out a transaction. Sets `unsure` as [`Endpoints::call_noting`] does.
+    /// Carries out a transaction.
     pub(crate) async fn transact(
         &self,
         doing: &'static str,
-        unsure: &mut bool,
         transaction: Txn,
-    ) -> Result<TxnResponse, BackendError> {
+    ) -> Result<Answered<TxnResponse>, BackendError> {
         self.endpoints
-            .call_noting(doing, unsure, |client| {
+            .call(doing, |client| {
                 let transaction = transaction.clone();
-                async move { client.kv_client().txn(transaction).await }
+                async move { reader(&client).txn(transaction).await }
             })
             .await
+    }
+
+    /// Reads, in one transaction, what is so now.
+    pub(crate) async fn read(
+        &self,
+        doing: &'static str,
+        operations: Vec<TxnOp>,
+    ) -> Result<TxnResponse, BackendError> {
+        let reading = Txn::new().and_then(operations);
+        Ok(self.transact(doing, reading).await?.value)
     }
 }
 
@@ -72,16 +81,15 @@ pub(crate) async fn enter(
     wish: &Wish,
 ) -> Result<Answered<Entered>, BackendError> {
     let lease = session.service();
-    let mut repeated = false;
-    let standing = match find(session, place).await? {
-        Some(standing) => standing,
-        None => match take(lease, place, wish, &mut repeated).await? {
-            Ok(standing) => standing,
-            Err(value) => return Ok(Answered { value, repeated }),
+    let Answered { value, repeated } = match find(session, place).await? {
+        Some(value) => Answered {
+            value,
+            repeated: false,
         },
+        None => take(lease, place, wish).await?,
     };
     let holder = || lease.numbers.holder(&place.queue.keys);
-    let value = match standing {
+    let value = match value {
         Standing::Granted(taken) => {
             lease.watches.leave(place.owner);
             let holder = Some(wish.holder.clone());
@@ -102,7 +110,14 @@ pub(crate) async fn enter(
             place.withdraw(lease).await?;
             Entered::Refused(holder())
         }
-        Standing::Gone => return Err(deleted()),
+        Standing::Refused(holder) => Entered::Refused(holder),
+        Standing::Gone => {
+            return Err(BackendError::new(
+                BackendErrorKind::SessionEnded,
+                "a place in a queue was deleted by somebody",
+            ));
+        }
+        Standing::Ended => Entered::Ended(gone()),
     };
     Ok(Answered { value, repeated })
 }
@@ -125,25 +140,24 @@ async fn find(session: &Session, place: &Place) -> Result<Option<Standing>, Back
     Ok(Some(standing))
 }
 
-/// Takes the place: how it stands, or that there is none.
+/// Takes the place, and finds how it stands.
 async fn take(
     lease: &SessionLease,
     place: &Place,
     wish: &Wish,
-    repeated: &mut bool,
-) -> Result<Result<Standing, Entered>, BackendError> {
+) -> Result<Answered<Standing>, BackendError> {
     let queues = wish.patience == Patience::Queue;
     // Whether permits are free is seen from a place only: many can take one at once.
     let only_if_free = !queues && !matches!(place.queue.rule, Rule::Permits(_));
-    Ok(match place.enter(lease, only_if_free, repeated).await? {
-        Entry::Granted(taken) => Ok(Standing::Granted(taken)),
+    let Answered { value, repeated } = place.enter(lease, only_if_free).await?;
+    let value = match value {
         Entry::Placed(taken) => match behind_another(lease, place, taken) {
-            Some(waiting) if queues => Ok(Standing::Waiting(waiting)),
-            _ => Ok(place.look(lease, taken, None).await?),
+            Some(waiting) if queues => Standing::Waiting(waiting),
+            _ => place.look(lease, taken, None).await?,
         },
-        Entry::Refused(holder) => Err(Entered::Refused(holder)),
-        Entry::Ended => Err(Entered::Ended(gone())),
-    })
+        Entry::Stands(standing) => standing,
+    };
+    Ok(Answered { value, repeated })
 }
 
 /// Whom the place taken at `taken` waits for, if another of this session is before it: that one is in the way as long as it has its
@@ -180,11 +194,4 @@ pub(crate) async fn leave(
         value: value && leaving.held,
         repeated,
     })
-}
-
-fn deleted() -> BackendError {
-    BackendError::new(
-        BackendErrorKind::SessionEnded,
-        "a place in a queue was deleted by somebody",
-    )
 }

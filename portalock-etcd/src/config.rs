@@ -308,26 +308,18 @@ impl TryFrom<RawSettings> for EtcdSettings {
             settings = settings.with_lease_time(time.check("lease_time")?)?;
         }
         if let Some(timeout) = raw.connect_timeout {
-            settings.connect_timeout = timeout.check_positive("connect_timeout")?;
+            settings = settings.with_connect_timeout(timeout.check("connect_timeout")?)?;
         }
         if let Some(timeout) = raw.request_timeout {
-            settings.request_timeout = timeout.check_positive("request_timeout")?;
+            settings = settings.with_request_timeout(timeout.check("request_timeout")?)?;
         }
+        let missing =
+            |field, by| InvalidSetting::new(field, format!("is missing: `{by}` needs it"));
         settings.user = match (raw.user, raw.password) {
             (None, None) => None,
             (Some(user), Some(password)) => Some((user, password)),
-            (Some(_), None) => {
-                return Err(InvalidSetting::new(
-                    "password",
-                    "is missing: `user` needs it",
-                ));
-            }
-            (None, Some(_)) => {
-                return Err(InvalidSetting::new(
-                    "user",
-                    "is missing: `password` needs it",
-                ));
-            }
+            (Some(_), None) => return Err(missing("password", "user")),
+            (None, Some(_)) => return Err(missing("user", "password")),
         };
         if let Some(tls) = raw.tls {
             settings = settings.with_tls(tls)?;

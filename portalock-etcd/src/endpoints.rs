@@ -14,7 +14,11 @@ use std::{
 };
 
 use etcd_client::{AlarmAction, AlarmType, Client, ConnectOptions, Error, KvClient};
-use portalock_core::{BackendError, BackendErrorKind, clock::Instant, session::PerRuntime};
+use portalock_core::{
+    BackendError, BackendErrorKind,
+    clock::Instant,
+    session::{Answered, PerRuntime},
+};
 use tokio::sync::Notify;
 
 use crate::{
@@ -84,11 +88,6 @@ impl Endpoints {
         })
     }
 
-    /// How many members there are.
-    pub(crate) fn len(&self) -> usize {
-        self.members.len()
-    }
-
     /// Asks the member in use, and the others in turn if it doesn't answer; all within the request timeout.
     ///
     /// `request` may be carried out at a member whose answer never came: it must not matter if it is carried out twice.
@@ -96,32 +95,19 @@ impl Endpoints {
         &self,
         doing: &'static str,
         request: F,
-    ) -> Result<T, BackendError>
+    ) -> Result<Answered<T>, BackendError>
     where
         F: Fn(Arc<Client>) -> Fut,
         Fut: Future<Output = Result<T, Error>>,
     {
-        self.call_noting(doing, &mut false, request).await
-    }
-
-    /// As [`call`](Self::call). Sets `unsure` once a try went without an answer: it may have been carried out, or may be
-    /// yet, whatever the outcome.
-    pub(crate) async fn call_noting<T, F, Fut>(
-        &self,
-        doing: &'static str,
-        unsure: &mut bool,
-        request: F,
-    ) -> Result<T, BackendError>
-    where
-        F: Fn(Arc<Client>) -> Fut,
-        Fut: Future<Output = Result<T, Error>>,
-    {
+        let members = self.members.len();
         let start = Instant::now();
-        let share = self.request_timeout / u32::try_from(self.len()).unwrap_or(u32::MAX);
+        let share = self.request_timeout / u32::try_from(members).unwrap_or(u32::MAX);
         let mut fresh_login = false;
+        let mut repeated = false;
         let mut tries = 0;
         // A lone member gets a second chance, on a new connection: the old one may have ended with a restart.
-        let most = self.len().max(2);
+        let most = members.max(2);
         loop {
             let turn = self.current.load(Ordering::Acquire);
             let left = self.request_timeout.saturating_sub(start.elapsed());
@@ -136,13 +122,13 @@ impl Endpoints {
                 })
             };
             let error = match tokio::time::timeout(left.min(share), attempt).await {
-                Ok(Ok(value)) => return Ok(value),
+                Ok(Ok(value)) => return Ok(Answered { value, repeated }),
                 Ok(Err(error)) => error,
                 Err(_) => timed_out(doing),
             };
             match error.kind() {
                 BackendErrorKind::Unavailable | BackendErrorKind::Other => {
-                    *unsure |= used.is_some();
+                    repeated |= used.is_some();
                     self.leave(turn, used.as_ref());
                     if leaderless {
                         // An election takes a second or two: it is waited for, as far as the time goes.

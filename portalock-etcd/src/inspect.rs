@@ -20,25 +20,26 @@ impl Server {
         doing: &'static str,
         queue: &str,
     ) -> Result<GetResponse, BackendError> {
-        self.endpoints
+        let found = self
+            .endpoints
             .call(doing, |client| async move {
                 let options = GetOptions::new()
                     .with_prefix()
                     .with_sort(SortTarget::Create, SortOrder::Ascend);
                 reader(&client).get(queue, Some(options)).await
             })
-            .await
+            .await?;
+        Ok(found.value)
     }
 
     /// Who holds and who waits in the queue.
     pub(crate) async fn inspect(&self, queue: &str) -> Result<Inspection, BackendError> {
         let found = self.read_queue("look at the queue", queue).await?;
-        let mut order = Order::default();
         let (mut holders, mut waiters) = (Vec::new(), Vec::new());
         let mut last_token = None;
-        for key in found.kvs() {
-            let claim = claim(queue, key)?;
-            if order.admits(queue, key, claim.kind) {
+        for claimed in in_order(queue, found.kvs()) {
+            let (key, claim, holds) = claimed?;
+            if holds {
                 let token = token(key.create_revision());
                 holders.push(claim.with_token(token));
                 last_token = Some(token);
@@ -69,7 +70,8 @@ impl Server {
                         reader(&client).get(from, Some(options)).await
                     }
                 })
-                .await?;
+                .await?
+                .value;
             names.extend(
                 page.kvs()
                     .iter()
@@ -90,19 +92,30 @@ impl Server {
     }
 }
 
+/// Who is in a queue, and whether each holds.
+pub(crate) fn in_order<'a>(
+    queue: &'a str,
+    keys: &'a [KeyValue],
+) -> impl Iterator<Item = Result<(&'a KeyValue, Claim, bool), BackendError>> {
+    let mut order = Order::default();
+    keys.iter().map(move |key| {
+        let claim = claim(queue, key)?;
+        let holds = order.admits(queue, key, claim.kind);
+        Ok((key, claim, holds))
+    })
+}
+
 pub(crate) fn claim(queue: &str, key: &KeyValue) -> Result<Claim, BackendError> {
     let kind = kind_in(queue, key.key()).ok_or_else(|| foreign(key.key()))?;
     let holder = decode(key.value()).ok_or_else(|| foreign(key.key()))?;
-    let claim = Claim::new(holder, kind);
-    Ok(match decode_owner(key.value()) {
-        Some(owner) => claim.with_owner(owner),
-        None => claim,
-    })
+    let mut claim = Claim::new(holder, kind);
+    claim.owner = decode_owner(key.value());
+    Ok(claim)
 }
 
 /// Who of a queue holds, told from its order alone.
 #[derive(Debug, Default)]
-pub(crate) struct Order {
+struct Order {
     first: Option<ClaimKind>,
     full: bool,
     permits: u64,
@@ -111,7 +124,7 @@ pub(crate) struct Order {
 
 impl Order {
     /// Whether the next in the queue holds too.
-    pub(crate) fn admits(&mut self, queue: &str, key: &KeyValue, kind: ClaimKind) -> bool {
+    fn admits(&mut self, queue: &str, key: &KeyValue, kind: ClaimKind) -> bool {
         let first = *self.first.get_or_insert(kind);
         let alone = self.permits == 0;
         let admitted = !self.full

@@ -7,7 +7,7 @@ use std::{sync::Arc, time::Duration};
 
 use etcd_client::{GetOptions, KeyValue, SortOrder, SortTarget, TxnOp};
 use portalock_core::{
-    BackendError,
+    BackendError, Holder,
     session::{Asked, Looked, Stand},
 };
 
@@ -30,15 +30,19 @@ const KEYS_AT_ONCE: usize = 100;
 const LOOKING: &str = "look at the queue";
 const LOOKING_AFTER: &str = "look for the keys of the session's places";
 
-/// How a place stands that was taken.
+/// How a request stands.
 #[derive(Debug)]
 pub(crate) enum Standing {
     /// It holds, by the place taken at this revision.
     Granted(i64),
-    /// It waits.
+    /// It waits, in its place.
     Waiting(Waiting),
-    /// Somebody deleted its key.
+    /// It has no place: it would have had to wait.
+    Refused(Option<Holder>),
+    /// It has no place: somebody deleted its key.
     Gone,
+    /// It has no place: etcd no longer knows the session.
+    Ended,
 }
 
 /// Whether the keys of these places are there. What becomes of those that wait their watches tell.
@@ -52,7 +56,7 @@ pub(crate) async fn look(
         let keys = [lease.own()]
             .into_iter()
             .chain(some.iter().map(|asked| asked.at.own()));
-        let answer = lease.read(LOOKING_AFTER, keys.collect()).await?;
+        let answer = lease.server.read(LOOKING_AFTER, keys.collect()).await?;
         let mut found = ranges(&answer).into_iter();
         if found.next().is_none_or(|own| own.is_empty()) {
             session.end(gone());
@@ -85,7 +89,10 @@ impl Place {
             && let Blockers::Nearest(nearest) = &waiting.blockers
         {
             let nearest = TxnOp::get(nearest.as_str(), Some(GetOptions::new().with_keys_only()));
-            let answer = session.read(LOOKING, vec![self.own(), nearest]).await?;
+            let answer = session
+                .server
+                .read(LOOKING, vec![self.own(), nearest])
+                .await?;
             let ranges = ranges(&answer);
             let [own, nearest] = ranges.as_slice() else {
                 return Err(not_understood());
@@ -99,7 +106,7 @@ impl Place {
             }
         }
         let operations = vec![self.own(), self.before(taken), self.first()];
-        let answer = session.read(LOOKING, operations).await?;
+        let answer = session.server.read(LOOKING, operations).await?;
         let ranges = ranges(&answer);
         let [own, before, first] = ranges.as_slice() else {
             return Err(not_understood());

@@ -21,6 +21,7 @@ use portalock_core::{BackendError, BackendErrorKind, Holder, session::Answered};
 
 use crate::{
     keys::Rule,
+    look::Standing,
     place::Place,
     record::{decode, foreign},
     session::SessionLease,
@@ -35,27 +36,21 @@ const RELEASING: &str = "release";
 /// What came of asking for a place.
 #[derive(Debug)]
 pub(crate) enum Entry {
-    /// It holds, by the place taken at this revision.
-    Granted(i64),
     /// It has the place taken at this revision. Whether it holds is to be looked at.
     Placed(i64),
-    /// It has no place: it would have to wait.
-    Refused(Option<Holder>),
-    /// It has no place: the session's key is gone.
-    Ended,
+    /// It stands so.
+    Stands(Standing),
 }
 
 impl Place {
     /// Takes the last place in the queue, or finds that it was taken; `only_if_free`: unless somebody is in the way.
-    ///
-    /// Sets `unsure` if a try went without an answer: it may still take effect, whatever this returns.
     pub(crate) async fn enter(
         &self,
         session: &SessionLease,
         only_if_free: bool,
-        unsure: &mut bool,
-    ) -> Result<Entry, BackendError> {
+    ) -> Result<Answered<Entry>, BackendError> {
         let key = &*self.key;
+        let mut repeated = false;
         for _ in 0..ATTEMPTS {
             let known = session.known();
             let mut conditions = vec![
@@ -75,33 +70,12 @@ impl Place {
                 .and_then([put, TxnOp::get(self.queue.in_the_way(), Some(count))])
                 // Why it was not taken, and who holds.
                 .or_else([TxnOp::get(key, None), session.own(), self.first()]);
-            let answer = session.transact(ENTERING, unsure, transaction).await?;
-            if answer.succeeded() {
-                self.was_taken(revision(&answer));
-                return self.entered(&answer).ok_or_else(not_understood);
+            let answer = session.server.transact(ENTERING, transaction).await?;
+            repeated |= answer.repeated;
+            if let Some(value) = self.entered(session, known, &answer.value)? {
+                return Ok(Answered { value, repeated });
             }
-            let ranges = ranges(&answer);
-            let [own, lives, first] = ranges.as_slice() else {
-                return Err(not_understood());
-            };
-            let Some(lives) = lives.first() else {
-                return Ok(Entry::Ended);
-            };
-            session.key_modified(lives.mod_revision());
-            match own.first() {
-                // By an earlier try, whose answer never came.
-                Some(own) if own.value() == self.value => {
-                    self.was_taken(own.create_revision());
-                    return Ok(Entry::Placed(own.create_revision()));
-                }
-                // Nobody of this session uses the key but this place.
-                Some(own) => return Err(foreign(own.key())),
-                None if lives.mod_revision() == known => {
-                    return Ok(Entry::Refused(holder(first)));
-                }
-                // The session's key was modified: nothing is said about the queue.
-                None => {}
-            }
+            // The session's key was modified: nothing is said about the queue.
         }
         Err(BackendError::new(
             BackendErrorKind::Unavailable,
@@ -109,20 +83,50 @@ impl Place {
         ))
     }
 
-    /// What a transaction that took the place says of it.
-    fn entered(&self, answer: &TxnResponse) -> Option<Entry> {
-        // What was put has the transaction's revision; what it counts it counts after the put.
-        let alone = match &self.queue.rule {
-            Rule::Shared { .. } => 0,
-            // Its own.
-            Rule::Exclusive | Rule::Permits(_) => 1,
+    /// What a transaction to take the place says, which was sent under the condition that the session's key is as `known`.
+    fn entered(
+        &self,
+        session: &SessionLease,
+        known: i64,
+        answer: &TxnResponse,
+    ) -> Result<Option<Entry>, BackendError> {
+        let placed = |at: i64| {
+            self.was_taken(at);
+            Entry::Placed(at)
         };
-        match answer.op_responses().get(1) {
-            Some(TxnOpResponse::Get(counted)) if counted.count() == alone => {
-                Some(Entry::Granted(revision(answer)))
+        if answer.succeeded() {
+            // What was put has the transaction's revision; what it counts it counts after the put.
+            let placed = placed(revision(answer));
+            let alone = match &self.queue.rule {
+                Rule::Shared { .. } => 0,
+                // Its own.
+                Rule::Exclusive | Rule::Permits(_) => 1,
+            };
+            return match answer.op_responses().get(1) {
+                Some(TxnOpResponse::Get(counted)) if counted.count() == alone => {
+                    Ok(Some(Entry::Stands(Standing::Granted(revision(answer)))))
+                }
+                Some(TxnOpResponse::Get(_)) => Ok(Some(placed)),
+                _ => Err(not_understood()),
+            };
+        }
+        let ranges = ranges(answer);
+        let [own, lives, first] = ranges.as_slice() else {
+            return Err(not_understood());
+        };
+        let Some(lives) = lives.first() else {
+            return Ok(Some(Entry::Stands(Standing::Ended)));
+        };
+        session.key_modified(lives.mod_revision());
+        match own.first() {
+            // By an earlier try, whose answer never came.
+            Some(own) if own.value() == self.value => Ok(Some(placed(own.create_revision()))),
+            // Nobody of this session uses the key but this place.
+            Some(own) => Err(foreign(own.key())),
+            None if lives.mod_revision() == known => {
+                Ok(Some(Entry::Stands(Standing::Refused(holder(first)))))
             }
-            Some(TxnOpResponse::Get(_)) => Some(Entry::Placed(revision(answer))),
-            _ => None,
+            None => Ok(None),
         }
     }
 
@@ -131,13 +135,10 @@ impl Place {
         &self,
         session: &SessionLease,
     ) -> Result<Answered<bool>, BackendError> {
-        let mut repeated = false;
-        let answer = session
-            .transact(RELEASING, &mut repeated, self.delete())
-            .await?;
+        let answer = session.server.transact(RELEASING, self.delete()).await?;
         Ok(Answered {
-            value: answer.succeeded(),
-            repeated,
+            value: answer.value.succeeded(),
+            repeated: answer.repeated,
         })
     }
 
@@ -159,9 +160,9 @@ impl Place {
                 TxnOp::txn(self.delete()),
                 TxnOp::put(session.key(), "", Some(options)),
             ]);
-        let answer = session.transact(RELEASING, &mut false, transaction).await?;
-        if answer.succeeded() {
-            session.key_modified(revision(&answer));
+        let answer = session.server.transact(RELEASING, transaction).await?;
+        if answer.value.succeeded() {
+            session.key_modified(revision(&answer.value));
         }
         Ok(())
     }

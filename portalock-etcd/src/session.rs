@@ -28,7 +28,7 @@ use std::{
 };
 
 use async_trait::async_trait;
-use etcd_client::{Error, GetOptions, KeyValue, ResponseHeader, Txn, TxnOp, TxnResponse};
+use etcd_client::{Error, GetOptions, KeyValue, ResponseHeader, TxnOp};
 use portalock_core::{
     BackendError, BackendErrorKind, Loss, OwnerId, Renewal,
     clock::Instant,
@@ -39,7 +39,7 @@ use crate::{
     begin::{begin, check_version},
     breaking::heed,
     client::{Server, Wish, enter, leave},
-    endpoints::{Connection, reader},
+    endpoints::Connection,
     error::backend_error,
     keys::session_end,
     look::{LOOK_EVERY, look},
@@ -131,31 +131,6 @@ impl SessionLease {
             Err(error) if error.kind() != BackendErrorKind::SessionEnded => Err(error),
             _ => Ok(()),
         }
-    }
-
-    /// Carries out a transaction. Sets `unsure` if a try of it went without an answer.
-    pub(crate) async fn transact(
-        &self,
-        doing: &'static str,
-        unsure: &mut bool,
-        transaction: Txn,
-    ) -> Result<TxnResponse, BackendError> {
-        self.server.transact(doing, unsure, transaction).await
-    }
-
-    /// Reads, in one transaction, what is so now.
-    pub(crate) async fn read(
-        &self,
-        doing: &'static str,
-        operations: Vec<TxnOp>,
-    ) -> Result<TxnResponse, BackendError> {
-        self.server
-            .endpoints
-            .call(doing, |client| {
-                let transaction = Txn::new().and_then(operations.clone());
-                async move { reader(&client).txn(transaction).await }
-            })
-            .await
     }
 
     /// Asks for the session's key.

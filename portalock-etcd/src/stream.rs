@@ -107,8 +107,8 @@ async fn order(watches: &Watches, stream: &mut WatchRequestSender) -> Error {
     loop {
         for order in watches.take_orders() {
             let sent = match order {
-                Order::Begin(id, watched) => {
-                    let (key, options) = watch_options(id, watched);
+                Order::Begin(id, what) => {
+                    let (key, options) = watch_options(id, what);
                     stream.watch(key, Some(options)).await
                 }
                 Order::Cancel(id) => stream.cancel(id).await,
@@ -142,11 +142,11 @@ async fn hear(session: &Weak<Session>, responses: &mut WatchResponseStream) -> R
     Ok(())
 }
 
-fn watch_options(id: i64, watched: Watched) -> (String, WatchOptions) {
+fn watch_options(id: i64, what: Watched) -> (String, WatchOptions) {
     let options = WatchOptions::new()
         .with_watch_id(id)
         .with_filters([WatchFilterType::NoPut]);
-    match watched {
+    match what {
         Watched::Key(key) => (key, options),
         Watched::Queue(queue) => (queue, options.with_prefix()),
     }
