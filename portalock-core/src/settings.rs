@@ -99,6 +99,23 @@ impl RawDuration {
     }
 }
 
+/// The duration, if it is at least `least` and at most [`LONGEST`].
+///
+/// # Errors
+///
+/// [`InvalidSetting`] naming `field` if it is not.
+pub fn at_least(
+    least: Duration,
+    field: &'static str,
+    duration: Duration,
+) -> Result<Duration, InvalidSetting> {
+    if duration < least || duration > LONGEST {
+        let problem = format!("is {duration:?}: give it {least:?} to a year");
+        return Err(InvalidSetting::new(field, problem));
+    }
+    Ok(duration)
+}
+
 /// Writes a duration as [`RawDuration`] reads it; for `#[serde(serialize_with)]`.
 ///
 /// # Errors

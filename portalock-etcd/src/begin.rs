@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use etcd_client::{Error, GetOptions, LeaseGrantResponse, PutOptions, ResponseHeader};
+use etcd_client::{GetOptions, PutOptions, ResponseHeader};
 use portalock_core::{BackendError, BackendErrorKind, clock::Instant, session::spawn};
 
 use crate::{
@@ -39,7 +39,11 @@ pub(crate) async fn begin(
     let seconds = i64::try_from(seconds).unwrap_or(i64::MAX);
     let (granted, sent) = server
         .endpoints
-        .call("get a lease", |client| grant(client, seconds))
+        .call("get a lease", |client| async move {
+            let sent = Instant::now();
+            let granted = client.lease_client().grant(seconds, None).await?;
+            Ok((granted, sent))
+        })
         .await?
         .value;
     let time = Duration::from_secs(u64::try_from(granted.ttl()).unwrap_or(0));
@@ -64,15 +68,6 @@ pub(crate) async fn begin(
     // Now there is something to listen to.
     session.connection_ended();
     Ok(sent + certain_for(time))
-}
-
-async fn grant(
-    client: Arc<etcd_client::Client>,
-    seconds: i64,
-) -> Result<(LeaseGrantResponse, Instant), Error> {
-    let sent = Instant::now();
-    let granted = client.lease_client().grant(seconds, None).await?;
-    Ok((granted, sent))
 }
 
 /// Puts the session's key, and checks that one connection leads to one member.

@@ -7,7 +7,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use etcd_client::{Compare, CompareOp, GetOptions, KeyValue, PutOptions, Txn, TxnOp};
+use etcd_client::{Compare, CompareOp, KeyValue, PutOptions, Txn, TxnOp};
 use portalock_core::{
     BackendError, BackendErrorKind, Holder, LockName, Loss, OwnerId, Released, session::spawn,
 };
@@ -17,7 +17,6 @@ use crate::{
     inspect::in_order,
     keys::{mark, marked_owner},
     place::Place,
-    queue::ranges,
     session::Session,
 };
 
@@ -48,28 +47,21 @@ impl Server {
         // It is for people: the lock is broken all the same.
         let by = serde_json::to_vec(by).unwrap_or_default();
         let options = PutOptions::new().with_lease(hold.lease);
+        let unmarked = Compare::create_revision(hold.mark.as_str(), CompareOp::Equal, 0);
+        let marking = Txn::new().when([unmarked]).and_then([TxnOp::put(
+            hold.mark.as_str(),
+            by,
+            Some(options),
+        )]);
         let transaction = Txn::new()
-            .when([
-                hold.is_there(),
-                Compare::create_revision(hold.mark.as_str(), CompareOp::Equal, 0),
-            ])
-            .and_then([TxnOp::put(hold.mark.as_str(), by, Some(options))])
-            .or_else([TxnOp::get(
-                hold.key.as_slice(),
-                Some(GetOptions::new().with_keys_only()),
-            )]);
-        let answer = match self.transact(BREAKING, transaction).await {
+            .when([hold.is_there()])
+            .and_then([TxnOp::txn(marking)]);
+        match self.transact(BREAKING, transaction).await {
+            Ok(answer) if answer.value.succeeded() => {}
+            Ok(_) => return Ok(None),
             // The lease has ended meanwhile, and what was held with it.
             Err(error) if error.kind() == BackendErrorKind::SessionEnded => return Ok(None),
-            answer => answer?.value,
-        };
-        let is_marked = answer.succeeded()
-            || ranges(&answer)
-                .concat()
-                .iter()
-                .any(|key| key.create_revision() == hold.taken);
-        if !is_marked {
-            return Ok(None);
+            Err(error) => return Err(error),
         }
         let lease = self
             .endpoints
@@ -170,6 +162,7 @@ fn remove(server: Arc<Server>, mark: KeyValue) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::queue::ranges;
     use crate::{
         EtcdSettings,
         client::{Client, Wish},

@@ -15,10 +15,12 @@ use crate::{
     keys::{Keys, Queue, Rule},
     look::{LOOK_EVERY, Standing},
     place::Place,
-    queue::Entry,
     record::token,
     session::{Session, SessionLease, gone},
 };
+
+/// How often a place is tried for because the session's key was modified meanwhile, or the place's deleted.
+const TRIES: u32 = 16;
 
 /// One client of etcd.
 pub(crate) type Client = portalock_core::session::Client<SessionLease>;
@@ -74,26 +76,19 @@ impl Server {
     }
 }
 
-/// One attempt: finds how the place stands, or takes it.
+/// One attempt.
 pub(crate) async fn enter(
     session: &Session,
     place: &Place,
     wish: &Wish,
 ) -> Result<Answered<Entered>, BackendError> {
     let lease = session.service();
-    let Answered { value, repeated } = match find(session, place).await? {
-        Some(value) => Answered {
-            value,
-            repeated: false,
-        },
-        None => take(lease, place, wish).await?,
-    };
-    let holder = || lease.numbers.holder(&place.queue.keys);
+    let queue = &place.queue.keys;
+    let Answered { value, repeated } = stand(session, place, wish).await?;
     let value = match value {
         Standing::Granted(taken) => {
             lease.watches.leave(place.owner);
-            let holder = Some(wish.holder.clone());
-            lease.numbers.note_holder(&place.queue.keys, holder);
+            lease.numbers.note_holder(queue, Some(wish.holder.clone()));
             session.look_within(LOOK_EVERY);
             Entered::Granted(token(taken))
         }
@@ -102,62 +97,60 @@ pub(crate) async fn enter(
                 session.places().wake(place.owner);
             }
             Entered::Queued {
-                holder: holder(),
+                holder: lease.numbers.holder(queue),
                 look_in: Some(LOOK_EVERY),
             }
         }
         Standing::Waiting(_) => {
             place.withdraw(lease).await?;
-            Entered::Refused(holder())
+            Entered::Refused(lease.numbers.holder(queue))
         }
         Standing::Refused(holder) => Entered::Refused(holder),
-        Standing::Gone => {
-            return Err(BackendError::new(
-                BackendErrorKind::SessionEnded,
-                "a place in a queue was deleted by somebody",
-            ));
-        }
         Standing::Ended => Entered::Ended(gone()),
     };
     Ok(Answered { value, repeated })
 }
 
-/// How the place stands, if there is one.
-async fn find(session: &Session, place: &Place) -> Result<Option<Standing>, BackendError> {
-    let lease = session.service();
-    let Some(taken) = place.taken() else {
-        return Ok(None);
-    };
-    let waiting = lease.watches.waiting(place.owner);
-    let waiting = waiting.or_else(|| behind_another(lease, place, taken));
-    let standing = place.look(lease, taken, waiting).await?;
-    if matches!(standing, Standing::Gone) {
-        // It takes another one, with another token.
-        session.places().retake(place.owner, SessionLease::NAME);
-        place.was_deleted();
-        return Ok(None);
-    }
-    Ok(Some(standing))
-}
-
-/// Takes the place, and finds how it stands.
-async fn take(
-    lease: &SessionLease,
+/// Finds how the place stands, or takes it.
+async fn stand(
+    session: &Session,
     place: &Place,
     wish: &Wish,
 ) -> Result<Answered<Standing>, BackendError> {
+    let lease = session.service();
     let queues = wish.patience == Patience::Queue;
     // Whether permits are free is seen from a place only: many can take one at once.
     let only_if_free = !queues && !matches!(place.queue.rule, Rule::Permits(_));
-    let Answered { value, repeated } = place.enter(lease, only_if_free).await?;
-    let value = match value {
-        Entry::Placed(taken) => match behind_another(lease, place, taken) {
-            Some(waiting) if queues => Standing::Waiting(waiting),
-            _ => place.look(lease, taken, None).await?,
-        },
-        Entry::Stands(standing) => standing,
-    };
-    Ok(Answered { value, repeated })
+    let mut is_new = false;
+    let mut repeated = false;
+    for _ in 0..TRIES {
+        let Some(taken) = place.taken() else {
+            let entered = place.enter(lease, only_if_free).await?;
+            repeated |= entered.repeated;
+            if let Some(value) = entered.value {
+                return Ok(Answered { value, repeated });
+            }
+            is_new = true;
+            continue;
+        };
+        let waiting = lease.watches.waiting(place.owner);
+        let waiting = waiting.or_else(|| behind_another(lease, place, taken));
+        let found = match waiting {
+            Some(waiting) if is_new && queues => Some(Standing::Waiting(waiting)),
+            waiting => place.look(lease, taken, waiting).await?,
+        };
+        if let Some(value) = found {
+            return Ok(Answered { value, repeated });
+        }
+        // It takes another place, with another token.
+        session.places().retake(place.owner, SessionLease::NAME);
+        lease.watches.leave(place.owner);
+        place.was_deleted();
+    }
+    Err(BackendError::new(
+        BackendErrorKind::Unavailable,
+        "the queue changed at every try to take a place in it",
+    ))
 }
 
 /// Whom the place taken at `taken` waits for, if another of this session is before it: that one is in the way as long as it has its

@@ -7,7 +7,7 @@ use crate::{
     client::Server,
     endpoints::reader,
     keys::{kind_in, weight_in},
-    record::{decode, decode_owner, foreign, token},
+    record::{decode, foreign, token},
 };
 
 /// How many keys [`Server::names`] asks for at once, so that an answer is no more than a few megabytes.
@@ -107,16 +107,18 @@ pub(crate) fn in_order<'a>(
 
 pub(crate) fn claim(queue: &str, key: &KeyValue) -> Result<Claim, BackendError> {
     let kind = kind_in(queue, key.key()).ok_or_else(|| foreign(key.key()))?;
-    let holder = decode(key.value()).ok_or_else(|| foreign(key.key()))?;
-    let mut claim = Claim::new(holder, kind);
-    claim.owner = decode_owner(key.value());
+    let record = decode(key.value()).ok_or_else(|| foreign(key.key()))?;
+    let mut claim = Claim::new(record.holder, kind);
+    claim.owner = record.owner;
     Ok(claim)
 }
 
 /// Who of a queue holds, told from its order alone.
 #[derive(Debug, Default)]
 struct Order {
-    first: Option<ClaimKind>,
+    /// Somebody came before.
+    any: bool,
+    /// Nobody who comes now holds.
     full: bool,
     permits: u64,
     capacity: Option<u32>,
@@ -125,24 +127,20 @@ struct Order {
 impl Order {
     /// Whether the next in the queue holds too.
     fn admits(&mut self, queue: &str, key: &KeyValue, kind: ClaimKind) -> bool {
-        let first = *self.first.get_or_insert(kind);
-        let alone = self.permits == 0;
-        let admitted = !self.full
-            && match kind {
-                ClaimKind::Shared => first == ClaimKind::Shared,
-                ClaimKind::Permits(count) => {
-                    let own = weight_in(queue, key.key()).map_or(count, |weight| weight.capacity);
-                    let capacity = self.capacity.map_or(own, |least| least.min(own));
-                    self.capacity = Some(capacity);
-                    self.permits + u64::from(count) <= u64::from(capacity)
-                }
-                _ => alone,
-            };
-        self.permits += match kind {
-            ClaimKind::Permits(count) => u64::from(count),
-            _ => 1,
+        let fits = match kind {
+            ClaimKind::Shared => true,
+            ClaimKind::Permits(count) => {
+                let own = weight_in(queue, key.key()).map_or(count, |weight| weight.capacity);
+                let capacity = self.capacity.map_or(own, |least| least.min(own));
+                self.capacity = Some(capacity);
+                self.permits += u64::from(count);
+                self.permits <= u64::from(capacity)
+            }
+            _ => !self.any,
         };
-        self.full |= !admitted;
+        let admitted = fits && !self.full;
+        self.any = true;
+        self.full |= !admitted || kind == ClaimKind::Exclusive;
         admitted
     }
 }

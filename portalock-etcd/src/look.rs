@@ -12,7 +12,7 @@ use portalock_core::{
 };
 
 use crate::{
-    blockers::{Blockers, Line, Waiting},
+    blockers::{Ahead, Blockers, Waiting},
     keys::{Rule, Weight, weight_in},
     place::Place,
     queue::{holder, not_understood, ranges, revision},
@@ -39,8 +39,6 @@ pub(crate) enum Standing {
     Waiting(Waiting),
     /// It has no place: it would have had to wait.
     Refused(Option<Holder>),
-    /// It has no place: somebody deleted its key.
-    Gone,
     /// It has no place: etcd no longer knows the session.
     Ended,
 }
@@ -76,14 +74,14 @@ pub(crate) async fn look(
 }
 
 impl Place {
-    /// Looks at the queue from this place, taken at `taken`. `waiting` is how it stood at its latest look, unless it has been
-    /// told of a change since.
+    /// Looks at the queue from this place, taken at `taken`; `None` if somebody deleted its key. `waiting` is how it stood at its
+    /// latest look, unless it has been told of a change since.
     pub(crate) async fn look(
         &self,
         session: &SessionLease,
         taken: i64,
         waiting: Option<Waiting>,
-    ) -> Result<Standing, BackendError> {
+    ) -> Result<Option<Standing>, BackendError> {
         // etcd sorts a queue by reading all of it. Most looks find what the one before found, and two keys tell that.
         if let Some(waiting) = waiting
             && let Blockers::Nearest(nearest) = &waiting.blockers
@@ -98,11 +96,11 @@ impl Place {
                 return Err(not_understood());
             };
             if !is_there(own, taken) {
-                return Ok(Standing::Gone);
+                return Ok(None);
             }
             if nearest.iter().any(|key| key.create_revision() < taken) {
                 let seen = revision(&answer);
-                return Ok(Standing::Waiting(Waiting { seen, ..waiting }));
+                return Ok(Some(Standing::Waiting(Waiting { seen, ..waiting })));
             }
         }
         let operations = vec![self.own(), self.before(taken), self.first()];
@@ -112,17 +110,17 @@ impl Place {
             return Err(not_understood());
         };
         if !is_there(own, taken) {
-            return Ok(Standing::Gone);
+            return Ok(None);
         }
         let Some(blockers) = self.blockers(before)? else {
-            return Ok(Standing::Granted(taken));
+            return Ok(Some(Standing::Granted(taken)));
         };
         let numbers = &session.numbers;
         numbers.note_holder(&self.queue.keys, holder(first));
-        Ok(Standing::Waiting(Waiting {
+        Ok(Some(Standing::Waiting(Waiting {
             blockers,
             seen: revision(&answer),
-        }))
+        })))
     }
 
     fn own(&self) -> TxnOp {
@@ -146,8 +144,8 @@ impl Place {
     /// Whom those before the place make it wait for.
     fn blockers(&self, before: &[KeyValue]) -> Result<Option<Blockers>, BackendError> {
         if let Rule::Permits(own) = &self.queue.rule {
-            let line = self.line(before, *own)?;
-            return Ok((!line.fits()).then_some(Blockers::Permits(line)));
+            let ahead = self.ahead(before, *own)?;
+            return Ok((!ahead.fits()).then_some(Blockers::Permits(ahead)));
         }
         let Some(nearest) = before.first() else {
             return Ok(None);
@@ -156,7 +154,7 @@ impl Place {
         Ok(Some(Blockers::Nearest(nearest.to_owned())))
     }
 
-    fn line(&self, keys: &[KeyValue], own: Weight) -> Result<Line, BackendError> {
+    fn ahead(&self, keys: &[KeyValue], own: Weight) -> Result<Ahead, BackendError> {
         let queue = &self.queue.keys;
         let earlier = keys
             .iter()
@@ -166,7 +164,7 @@ impl Place {
                     .ok_or_else(|| foreign(key.key()))
             })
             .collect::<Result<_, _>>()?;
-        Ok(Line {
+        Ok(Ahead {
             queue: queue.clone(),
             earlier,
             own,

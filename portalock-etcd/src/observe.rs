@@ -4,7 +4,7 @@
 //! come in the order of their revisions, and the first of the queue after each revision is who holds. When the watch ends, for
 //! whatever reason, so does what it tells; the observer then begins anew.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 
 use etcd_client::{Error, Event, EventType, KeyValue, ResponseHeader, WatchOptions, WatchStream};
 use portalock_core::{
@@ -18,11 +18,10 @@ const OBSERVING: &str = "watch who holds a lock";
 
 /// A name's queue, as far as its events have been heard.
 #[derive(Debug)]
-struct Line {
+struct Observed {
     queue: String,
-    /// By create revision, which is their order.
-    claims: BTreeMap<i64, Claim>,
-    places: HashMap<Vec<u8>, i64>,
+    /// Keys and claims, by create revision, which is their order.
+    claims: BTreeMap<i64, (Vec<u8>, Claim)>,
     /// By which place somebody held exclusively when that was told last.
     told: Option<i64>,
 }
@@ -35,18 +34,17 @@ pub(crate) async fn observe(client: &Client, name: &LockName) -> Result<HolderWa
     let queue = server.keys.lock_queue(name);
     let found = server.read_queue(OBSERVING, &queue).await?;
     let revision = found.header().map_or(0, ResponseHeader::revision);
-    let mut line = Line {
+    let mut observed = Observed {
         queue,
         claims: BTreeMap::new(),
-        places: HashMap::new(),
         told: None,
     };
     for key in found.kvs() {
-        line.comes(key);
+        observed.comes(key);
     }
     let (sender, watch) = holder_watch();
-    sender.tell(line.holder());
-    line.told = line.exclusive().map(|(place, _)| place);
+    sender.tell(observed.holder());
+    observed.told = observed.exclusive().map(|(place, _)| place);
     let following = spawn(async move {
         let (endpoints, within) = (&server.endpoints, server.settings.request_timeout);
         let Ok(connection) = endpoints.connection(OBSERVING, within).await else {
@@ -54,20 +52,20 @@ pub(crate) async fn observe(client: &Client, name: &LockName) -> Result<HolderWa
         };
         let ended = session.lease().signal();
         let error = tokio::select! {
-            followed = line.follow(&connection, revision, &sender) => followed.err(),
+            followed = observed.follow(&connection, revision, &sender) => followed.err(),
             () = endpoints.moved_from(&connection) => None,
             _ = ended.lost() => None,
         };
         tracing::debug!(
             ?error,
-            queue = line.queue,
+            queue = observed.queue,
             "a watch over a lock's holders ended"
         );
     })?;
     Ok(watch.with_subscription(following))
 }
 
-impl Line {
+impl Observed {
     /// Tells of every change after `revision`, until the watch ends.
     async fn follow(
         &mut self,
@@ -117,20 +115,18 @@ impl Line {
         // A key that is none of ours is nobody's place.
         if let Ok(claim) = claim(&self.queue, key) {
             let place = key.create_revision();
-            self.claims.insert(place, claim.with_token(token(place)));
-            self.places.insert(key.key().to_vec(), place);
+            let claim = claim.with_token(token(place));
+            self.claims.insert(place, (key.key().to_vec(), claim));
         }
     }
 
     fn goes(&mut self, key: &KeyValue) {
-        if let Some(place) = self.places.remove(key.key()) {
-            self.claims.remove(&place);
-        }
+        self.claims.retain(|_, (claimed, _)| claimed != key.key());
     }
 
     /// The first of the queue, if it wants the lock exclusively: then it holds it.
     fn exclusive(&self) -> Option<(i64, &Claim)> {
-        let (place, claim) = self.claims.first_key_value()?;
+        let (place, (_, claim)) = self.claims.first_key_value()?;
         (claim.kind == ClaimKind::Exclusive).then_some((*place, claim))
     }
 

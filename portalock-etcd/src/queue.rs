@@ -27,105 +27,84 @@ use crate::{
     session::SessionLease,
 };
 
-/// How often a place is tried for again because the session's key was modified meanwhile, by this very client.
-const ATTEMPTS: u32 = 16;
-
 const ENTERING: &str = "take a place in the queue";
 const RELEASING: &str = "release";
 
-/// What came of asking for a place.
-#[derive(Debug)]
-pub(crate) enum Entry {
-    /// It has the place taken at this revision. Whether it holds is to be looked at.
-    Placed(i64),
-    /// It stands so.
-    Stands(Standing),
-}
-
 impl Place {
-    /// Takes the last place in the queue, or finds that it was taken; `only_if_free`: unless somebody is in the way.
+    /// Takes the last place in the queue, or finds that it was taken; `only_if_free`: unless somebody is in the way. `None` if it was
+    /// taken and how it stands is to be looked at, or if the session's key was modified meanwhile.
     pub(crate) async fn enter(
         &self,
         session: &SessionLease,
         only_if_free: bool,
-    ) -> Result<Answered<Entry>, BackendError> {
-        let key = &*self.key;
-        let mut repeated = false;
-        for _ in 0..ATTEMPTS {
-            let known = session.known();
-            let mut conditions = vec![
-                Compare::create_revision(key, CompareOp::Equal, 0),
-                Compare::mod_revision(session.key(), CompareOp::Equal, known),
-            ];
-            if only_if_free {
-                // A missing key has create revision 0.
-                let free = Compare::create_revision(self.queue.in_the_way(), CompareOp::Less, 1);
-                conditions.push(free.with_prefix());
-            }
-            let options = PutOptions::new().with_lease(session.id());
-            let put = TxnOp::put(key, self.value.as_slice(), Some(options));
-            let count = GetOptions::new().with_prefix().with_count_only();
-            let transaction = Txn::new()
-                .when(conditions)
-                .and_then([put, TxnOp::get(self.queue.in_the_way(), Some(count))])
-                // Why it was not taken, and who holds.
-                .or_else([TxnOp::get(key, None), session.own(), self.first()]);
-            let answer = session.server.transact(ENTERING, transaction).await?;
-            repeated |= answer.repeated;
-            if let Some(value) = self.entered(session, known, &answer.value)? {
-                return Ok(Answered { value, repeated });
-            }
-            // The session's key was modified: nothing is said about the queue.
+    ) -> Result<Answered<Option<Standing>>, BackendError> {
+        let (key, known) = (&*self.key, session.known());
+        let mut conditions = vec![
+            Compare::create_revision(key, CompareOp::Equal, 0),
+            Compare::mod_revision(session.key(), CompareOp::Equal, known),
+        ];
+        if only_if_free {
+            // A missing key has create revision 0.
+            let free = Compare::create_revision(self.queue.in_the_way(), CompareOp::Less, 1);
+            conditions.push(free.with_prefix());
         }
-        Err(BackendError::new(
-            BackendErrorKind::Unavailable,
-            "the queue changed at every try to take a place in it",
-        ))
+        let options = PutOptions::new().with_lease(session.id());
+        let put = TxnOp::put(key, self.value.as_slice(), Some(options));
+        let count = GetOptions::new().with_prefix().with_count_only();
+        let transaction = Txn::new()
+            .when(conditions)
+            .and_then([put, TxnOp::get(self.queue.in_the_way(), Some(count))])
+            // Why it was not taken, and who holds.
+            .or_else([TxnOp::get(key, None), session.own(), self.first()]);
+        let Answered { value, repeated } = session.server.transact(ENTERING, transaction).await?;
+        let value = if value.succeeded() {
+            self.taken_by(&value)?
+        } else {
+            self.not_taken_by(&value, session, known)?
+        };
+        Ok(Answered { value, repeated })
     }
 
-    /// What a transaction to take the place says, which was sent under the condition that the session's key is as `known`.
-    fn entered(
+    fn taken_by(&self, answer: &TxnResponse) -> Result<Option<Standing>, BackendError> {
+        // What was put has the transaction's revision; what it counts it counts after the put.
+        let at = revision(answer);
+        self.was_taken(at);
+        let alone = match &self.queue.rule {
+            Rule::Shared { .. } => 0,
+            // Its own.
+            Rule::Exclusive | Rule::Permits(_) => 1,
+        };
+        match answer.op_responses().get(1) {
+            Some(TxnOpResponse::Get(counted)) => {
+                Ok((counted.count() == alone).then_some(Standing::Granted(at)))
+            }
+            _ => Err(not_understood()),
+        }
+    }
+
+    fn not_taken_by(
         &self,
+        answer: &TxnResponse,
         session: &SessionLease,
         known: i64,
-        answer: &TxnResponse,
-    ) -> Result<Option<Entry>, BackendError> {
-        let placed = |at: i64| {
-            self.was_taken(at);
-            Entry::Placed(at)
-        };
-        if answer.succeeded() {
-            // What was put has the transaction's revision; what it counts it counts after the put.
-            let placed = placed(revision(answer));
-            let alone = match &self.queue.rule {
-                Rule::Shared { .. } => 0,
-                // Its own.
-                Rule::Exclusive | Rule::Permits(_) => 1,
-            };
-            return match answer.op_responses().get(1) {
-                Some(TxnOpResponse::Get(counted)) if counted.count() == alone => {
-                    Ok(Some(Entry::Stands(Standing::Granted(revision(answer)))))
-                }
-                Some(TxnOpResponse::Get(_)) => Ok(Some(placed)),
-                _ => Err(not_understood()),
-            };
-        }
+    ) -> Result<Option<Standing>, BackendError> {
         let ranges = ranges(answer);
         let [own, lives, first] = ranges.as_slice() else {
             return Err(not_understood());
         };
         let Some(lives) = lives.first() else {
-            return Ok(Some(Entry::Stands(Standing::Ended)));
+            return Ok(Some(Standing::Ended));
         };
         session.key_modified(lives.mod_revision());
         match own.first() {
             // By an earlier try, whose answer never came.
-            Some(own) if own.value() == self.value => Ok(Some(placed(own.create_revision()))),
+            Some(own) if own.value() == self.value => {
+                self.was_taken(own.create_revision());
+                Ok(None)
+            }
             // Nobody of this session uses the key but this place.
             Some(own) => Err(foreign(own.key())),
-            None if lives.mod_revision() == known => {
-                Ok(Some(Entry::Stands(Standing::Refused(holder(first)))))
-            }
+            None if lives.mod_revision() == known => Ok(Some(Standing::Refused(holder(first)))),
             None => Ok(None),
         }
     }
@@ -186,7 +165,7 @@ impl Place {
 }
 
 pub(crate) fn holder(first: &[KeyValue]) -> Option<Holder> {
-    decode(first.first()?.value())
+    Some(decode(first.first()?.value())?.holder)
 }
 
 pub(crate) fn revision(answer: &TxnResponse) -> i64 {

@@ -56,12 +56,8 @@ impl EtcdSettings {
                 .map(|host| format!("{scheme}{host}"))
                 .collect(),
             prefix: Some(percent_decode("prefix", prefix)?).filter(|prefix| !prefix.is_empty()),
-            lease_time: None,
-            connect_timeout: None,
-            request_timeout: None,
-            user: None,
-            password: None,
             tls,
+            ..RawSettings::default()
         };
         if let Some(credentials) = credentials {
             let Some((user, password)) = credentials.split_once(':') else {

@@ -142,27 +142,17 @@ impl Watches {
         std::mem::take(&mut self.lock().orders)
     }
 
-    /// Takes in what the server said.
-    /// `own` is the session's key.
+    /// Takes in what the server said. `own` is the session's key.
     pub(crate) fn hear(&self, response: &WatchResponse, own: &str) -> Verdict {
         let mut state = self.lock();
         let watched = state.watched_by_id.get(&response.watch_id()).cloned();
-        let session = response.watch_id() == Self::SESSION_ID;
-        if response.canceled() {
-            // A refused watch is answered with id -1, so it isn't known which it was: a token that expired is one reason. One
-            // that was ended from here is no longer known.
-            return if session || watched.is_some() || response.created() {
-                Verdict::Refused
-            } else {
-                Verdict::GoOn(Vec::new())
-            };
+        let is_sessions = response.watch_id() == Self::SESSION_ID;
+        // A refused watch is answered with id -1, so it isn't known which it was: a token that expired is one reason. One that was
+        // ended from here is no longer known.
+        if response.canceled() && (is_sessions || watched.is_some() || response.created()) {
+            return Verdict::Refused;
         }
-        let deleted = response
-            .events()
-            .iter()
-            .filter(|event| event.event_type() == EventType::Delete)
-            .filter_map(|event| event.kv());
-        if session {
+        if is_sessions {
             return Self::hear_of_session(response, own);
         }
         let mut woken = Vec::new();
@@ -172,8 +162,10 @@ impl Watches {
                 let since = response.header().map_or(0, ResponseHeader::revision);
                 woken = state.tell(&watched, since);
             }
-            for key in deleted {
-                woken.extend(state.deleted(&watched, key.key(), key.mod_revision()));
+            for event in response.events() {
+                if let (EventType::Delete, Some(key)) = (event.event_type(), event.kv()) {
+                    woken.extend(state.deleted(&watched, key.key(), key.mod_revision()));
+                }
             }
         }
         Verdict::GoOn(woken)

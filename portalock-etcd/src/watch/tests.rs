@@ -1,6 +1,6 @@
 use super::*;
 use crate::{
-    blockers::{Blockers, Line},
+    blockers::{Ahead, Blockers},
     keys::Weight,
 };
 
@@ -115,13 +115,13 @@ fn one_who_waits_for_permits_is_told_once_they_suffice() {
     let watches = Watches::default();
     let weight = |count| Weight { count, capacity: 3 };
     let earlier = [(b"a".to_vec(), weight(1)), (b"b".to_vec(), weight(2))];
-    let line = Line {
+    let ahead = Ahead {
         queue: "q/".to_owned(),
         earlier: earlier.into(),
         own: weight(2),
     };
     let waiting = Waiting {
-        blockers: Blockers::Permits(line),
+        blockers: Blockers::Permits(ahead),
         seen: 7,
     };
     let owner = waiter(&watches, waiting);
