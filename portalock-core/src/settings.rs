@@ -99,6 +99,23 @@ impl RawDuration {
     }
 }
 
+/// The duration, if it is at least `least` and at most [`LONGEST`].
+///
+/// # Errors
+///
+/// [`InvalidSetting`] naming `field` if it is not.
+pub fn at_least(
+    least: Duration,
+    field: &'static str,
+    duration: Duration,
+) -> Result<Duration, InvalidSetting> {
+    if duration < least || duration > LONGEST {
+        let problem = format!("is {duration:?}: give it {least:?} to a year");
+        return Err(InvalidSetting::new(field, problem));
+    }
+    Ok(duration)
+}
+
 /// Writes a duration as [`RawDuration`] reads it; for `#[serde(serialize_with)]`.
 ///
 /// # Errors
@@ -111,4 +128,28 @@ pub fn serialize_duration<S: Serializer>(
     humantime::format_duration(*duration)
         .to_string()
         .serialize(serializer)
+}
+
+/// Reads percent-encoded text, such as a part of a URL that stands for `field`.
+///
+/// ```
+/// assert_eq!(portalock_core::settings::percent_decode("user", "p%40x").unwrap(), "p@x");
+/// ```
+///
+/// # Errors
+///
+/// [`InvalidSetting`] naming `field` if it is no percent-encoded UTF-8. The text is not shown: it may be a password.
+pub fn percent_decode(field: &'static str, text: &str) -> Result<String, InvalidSetting> {
+    let wrong = || {
+        let problem = "is not percent-encoded UTF-8: write a percent sign as %25";
+        InvalidSetting::new(field, problem)
+    };
+    let mut parts = text.split('%');
+    let mut bytes = parts.next().unwrap_or_default().as_bytes().to_vec();
+    for part in parts {
+        let (digits, rest) = part.split_at_checked(2).ok_or_else(wrong)?;
+        bytes.push(u8::from_str_radix(digits, 16).map_err(|_| wrong())?);
+        bytes.extend_from_slice(rest.as_bytes());
+    }
+    String::from_utf8(bytes).map_err(|_| wrong())
 }

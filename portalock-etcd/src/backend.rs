@@ -3,19 +3,17 @@
 use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
-use etcd_client::GetOptions;
 use portalock_core::{
     Attempt, BackendError, Capabilities, CrashRelease, Fairness, Holder, HolderWatch, Inspect,
     Inspection, LockBackend, LockName, LockRequest, LossNotice, OwnerId, Released, Scope, Tokens,
-    Wakeups,
+    Wakeups, session::Service as _,
 };
 
 use crate::{
     EtcdSettings, Fence,
-    client::{Client, Wish},
-    endpoints::reader,
+    client::{Client, Server, Wish},
     error::misconfigured,
-    inspect::inspect,
+    observe::observe,
 };
 
 /// How much longer than its time a lease may live on: etcd looks for expired ones twice a second, and deletes them
@@ -24,9 +22,6 @@ const EXPIRY_SLACK: Duration = Duration::from_secs(3);
 
 /// What etcd makes of a shorter lease, by its default election timeout.
 const SHORTEST_LEASE: Duration = Duration::from_secs(2);
-
-/// How many keys [`names`](LockBackend::names) asks for at once, so that an answer is no more than a few megabytes.
-const PAGE: i64 = 5_000;
 
 /// Locks and semaphores on an etcd cluster.
 ///
@@ -71,7 +66,7 @@ impl EtcdBackend {
     pub async fn with_settings(settings: EtcdSettings) -> Result<Self, BackendError> {
         let mut backend = Self::new(settings)?;
         let session = backend.client.session().await?;
-        backend.capabilities = capabilities(session.granted_time);
+        backend.capabilities = capabilities(session.service().lease_time());
         Ok(backend)
     }
 
@@ -83,24 +78,23 @@ impl EtcdBackend {
     pub fn new(settings: EtcdSettings) -> Result<Self, BackendError> {
         let lease_time = settings.lease_time().max(SHORTEST_LEASE);
         Ok(Self {
-            client: Arc::new(Client::new(settings)?),
+            client: Arc::new(Client::new(Arc::new(Server::new(settings)?))),
             capabilities: capabilities(lease_time),
         })
     }
 
     /// What it was connected with.
     pub fn settings(&self) -> &EtcdSettings {
-        &self.client.settings
+        &self.client.shared().settings
     }
 
     /// The key and the revision that stand for what `owner` holds, to make a transaction of your own depend on it; `None`
     /// if it holds nothing. A guard's owner is [`Guard::owner`](portalock_core::Guard::owner).
     pub fn fence(&self, owner: OwnerId) -> Option<Fence> {
-        let place = self.client.places.get(owner)?;
-        place.held.as_ref()?;
+        let (place, _) = self.client.held(owner)?;
         Some(Fence {
             key: place.key.to_string(),
-            revision: place.taken?,
+            revision: place.taken()?,
         })
     }
 
@@ -116,14 +110,12 @@ impl LockBackend for EtcdBackend {
     }
 
     async fn try_acquire(&self, request: &LockRequest) -> Result<Attempt, BackendError> {
-        self.client
-            .attempt(Wish {
-                queue: self.client.keys.lock(request),
-                owner: request.owner,
-                patience: request.patience,
-                holder: &request.holder,
-            })
-            .await
+        let wish = Wish {
+            queue: Arc::new(self.client.shared().keys.lock(request)),
+            patience: request.patience,
+            holder: request.holder.clone(),
+        };
+        self.client.attempt(request.owner, &wish).await
     }
 
     async fn release(&self, request: &LockRequest) -> Result<Released, BackendError> {
@@ -134,56 +126,17 @@ impl LockBackend for EtcdBackend {
         self.client.subscribe(request.owner).map(Some)
     }
 
-    fn release_now(&self, _request: &LockRequest) -> bool {
-        false
-    }
-
     async fn inspect(&self, name: &LockName) -> Result<Inspection, BackendError> {
-        inspect(&self.client.endpoints, self.client.keys.lock_queue(name)).await
+        let server = self.client.shared();
+        server.inspect(&server.keys.lock_queue(name)).await
     }
 
     async fn names(&self) -> Result<Vec<LockName>, BackendError> {
-        let locks = self.client.keys.locks();
-        // The end of the range: a slash is followed by a zero.
-        let end = format!("{}0", locks.trim_end_matches('/'));
-        let mut names: Vec<LockName> = Vec::new();
-        let mut from = locks.into_bytes();
-        loop {
-            let page = self
-                .client
-                .endpoints
-                .call("list the locks", |client| {
-                    let (from, end) = (from.clone(), end.clone());
-                    async move {
-                        let options = GetOptions::new()
-                            .with_range(end)
-                            .with_keys_only()
-                            .with_limit(PAGE);
-                        reader(&client).get(from, Some(options)).await
-                    }
-                })
-                .await?;
-            names.extend(
-                page.kvs()
-                    .iter()
-                    .filter_map(|key| self.client.keys.name_of_lock(key.key())),
-            );
-            // The keys of one name follow each other.
-            names.dedup();
-            match page.kvs().last() {
-                Some(last) if page.more() => {
-                    from = last.key().to_vec();
-                    from.push(0);
-                }
-                _ => break,
-            }
-        }
-        names.sort_unstable();
-        Ok(names)
+        self.client.shared().names().await
     }
 
     async fn watch(&self, name: &LockName) -> Result<Option<HolderWatch>, BackendError> {
-        self.client.observe(name).await.map(Some)
+        observe(&self.client, name).await.map(Some)
     }
 
     async fn mark_broken(
@@ -192,11 +145,11 @@ impl LockBackend for EtcdBackend {
         owner: OwnerId,
         by: &Holder,
     ) -> Result<Option<Duration>, BackendError> {
-        self.client.mark(name, owner, by).await
+        self.client.shared().mark(name, owner, by).await
     }
 
     async fn evict(&self, name: &LockName, owner: OwnerId) -> Result<Released, BackendError> {
-        self.client.evict(name, owner).await
+        self.client.shared().evict(name, owner).await
     }
 
     async fn close(&self) -> Result<(), BackendError> {

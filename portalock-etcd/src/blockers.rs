@@ -27,7 +27,7 @@ pub(crate) enum Blockers {
     /// For the nearest before it, by its key.
     Nearest(String),
     /// For so many permits of those before it to come back that its own fit.
-    Permits(Line),
+    Permits(Ahead),
 }
 
 /// How a request waits, as it saw the queue at revision `seen`.
@@ -39,19 +39,20 @@ pub(crate) struct Waiting {
 
 /// The part of a semaphore's queue that is before a request, and the request itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Line {
+pub(crate) struct Ahead {
     pub(crate) queue: String,
     pub(crate) earlier: HashMap<Vec<u8>, Weight>,
     pub(crate) own: Weight,
 }
 
-impl Line {
-    /// Whether all permits of the line fit under its smallest capacity. Then everyone in it holds: weights only add up,
-    /// and a smallest capacity only shrinks, towards the line's end.
+impl Ahead {
+    /// Whether all permits, the request's too, fit under the smallest capacity. Then everyone in this part of the queue holds:
+    /// towards its end weights only add up, and a smallest capacity only shrinks.
     pub(crate) fn fits(&self) -> bool {
-        let line = self.earlier.values().chain([&self.own]);
-        let sum: u64 = line.clone().map(|weight| u64::from(weight.count)).sum();
-        line.map(|weight| u64::from(weight.capacity))
+        let weights = self.earlier.values().chain([&self.own]);
+        let sum: u64 = weights.clone().map(|weight| u64::from(weight.count)).sum();
+        weights
+            .map(|weight| u64::from(weight.capacity))
             .all(|capacity| sum <= capacity)
     }
 }
@@ -61,7 +62,7 @@ impl Blockers {
     pub(crate) fn watched(&self) -> Watched {
         match self {
             Self::Nearest(key) => Watched::Key(key.clone()),
-            Self::Permits(line) => Watched::Queue(line.queue.clone()),
+            Self::Permits(ahead) => Watched::Queue(ahead.queue.clone()),
         }
     }
 
@@ -69,7 +70,7 @@ impl Blockers {
     pub(crate) fn gone(&mut self, key: &[u8]) -> bool {
         match self {
             Self::Nearest(nearest) => nearest.as_bytes() == key,
-            Self::Permits(line) => line.earlier.remove(key).is_some() && line.fits(),
+            Self::Permits(ahead) => ahead.earlier.remove(key).is_some() && ahead.fits(),
         }
     }
 }
@@ -78,9 +79,9 @@ impl Blockers {
 mod tests {
     use super::*;
 
-    fn line(earlier: &[(u32, u32)], own: (u32, u32)) -> Line {
+    fn ahead(earlier: &[(u32, u32)], own: (u32, u32)) -> Ahead {
         let weight = |(count, capacity)| Weight { count, capacity };
-        Line {
+        Ahead {
             queue: "queue/".to_owned(),
             earlier: earlier
                 .iter()
@@ -92,17 +93,17 @@ mod tests {
     }
 
     #[test]
-    fn a_line_fits_under_its_smallest_capacity() {
-        assert!(line(&[], (3, 3)).fits());
-        assert!(line(&[(1, 3), (1, 3)], (1, 3)).fits());
-        assert!(!line(&[(1, 3), (2, 3)], (1, 3)).fits());
-        assert!(!line(&[(1, 2), (1, 9)], (1, 9)).fits());
-        assert!(!line(&[(u32::MAX, u32::MAX)], (u32::MAX, u32::MAX)).fits());
+    fn permits_fit_under_the_smallest_capacity() {
+        assert!(ahead(&[], (3, 3)).fits());
+        assert!(ahead(&[(1, 3), (1, 3)], (1, 3)).fits());
+        assert!(!ahead(&[(1, 3), (2, 3)], (1, 3)).fits());
+        assert!(!ahead(&[(1, 2), (1, 9)], (1, 9)).fits());
+        assert!(!ahead(&[(u32::MAX, u32::MAX)], (u32::MAX, u32::MAX)).fits());
     }
 
     #[test]
     fn permits_that_come_back_are_looked_at_once_they_suffice() {
-        let mut blockers = Blockers::Permits(line(&[(1, 3), (1, 3), (1, 3)], (2, 3)));
+        let mut blockers = Blockers::Permits(ahead(&[(1, 3), (1, 3), (1, 3)], (2, 3)));
         assert!(!blockers.gone(&[0]));
         assert!(!blockers.gone(&[0]), "a key goes once");
         assert!(!blockers.gone(&[9]), "of a later request");

@@ -7,22 +7,16 @@
 
 use std::{sync::Arc, time::Duration};
 
-use etcd_client::{
-    Compare, CompareOp, GetOptions, KeyValue, LeaseTimeToLiveResponse, PutOptions, SortOrder,
-    SortTarget, Txn, TxnOp,
-};
+use etcd_client::{Compare, CompareOp, KeyValue, PutOptions, Txn, TxnOp};
 use portalock_core::{
     BackendError, BackendErrorKind, Holder, LockName, Loss, OwnerId, Released, session::spawn,
 };
 
 use crate::{
-    client::Client,
-    endpoints::reader,
-    inspect::Order,
-    keys::{kind_in, mark},
-    places::Places,
-    queue::ranges,
-    record::{decode_owner, foreign},
+    client::Server,
+    inspect::in_order,
+    keys::{mark, marked_owner},
+    place::Place,
     session::Session,
 };
 
@@ -39,7 +33,7 @@ struct Hold {
     mark: String,
 }
 
-impl Client {
+impl Server {
     /// Marks what `owner` holds: for how long its client may go on relying on it without having heard of that.
     pub(crate) async fn mark(
         &self,
@@ -53,28 +47,21 @@ impl Client {
         // It is for people: the lock is broken all the same.
         let by = serde_json::to_vec(by).unwrap_or_default();
         let options = PutOptions::new().with_lease(hold.lease);
+        let unmarked = Compare::create_revision(hold.mark.as_str(), CompareOp::Equal, 0);
+        let marking = Txn::new().when([unmarked]).and_then([TxnOp::put(
+            hold.mark.as_str(),
+            by,
+            Some(options),
+        )]);
         let transaction = Txn::new()
-            .when([
-                hold.is_there(),
-                Compare::create_revision(hold.mark.as_str(), CompareOp::Equal, 0),
-            ])
-            .and_then([TxnOp::put(hold.mark.as_str(), by, Some(options))])
-            .or_else([TxnOp::get(
-                hold.key.as_slice(),
-                Some(GetOptions::new().with_keys_only()),
-            )]);
-        let answer = match self.transact(BREAKING, &mut false, transaction).await {
+            .when([hold.is_there()])
+            .and_then([TxnOp::txn(marking)]);
+        match self.transact(BREAKING, transaction).await {
+            Ok(answer) if answer.value.succeeded() => {}
+            Ok(_) => return Ok(None),
             // The lease has ended meanwhile, and what was held with it.
             Err(error) if error.kind() == BackendErrorKind::SessionEnded => return Ok(None),
-            answer => answer?,
-        };
-        let is_marked = answer.succeeded()
-            || ranges(&answer)
-                .concat()
-                .iter()
-                .any(|key| key.create_revision() == hold.taken);
-        if !is_marked {
-            return Ok(None);
+            Err(error) => return Err(error),
         }
         let lease = self
             .endpoints
@@ -83,7 +70,8 @@ impl Client {
             })
             .await?;
         // A member that was deposed without knowing has seen no renewals since. So it is the whole time, not what is left.
-        Ok(Some(granted_time(&lease)))
+        let granted = u64::try_from(lease.value.granted_ttl()).unwrap_or(0);
+        Ok(Some(Duration::from_secs(granted)))
     }
 
     /// Deletes what `owner` holds by.
@@ -99,52 +87,25 @@ impl Client {
             TxnOp::delete(hold.key.as_slice(), None),
             TxnOp::delete(hold.mark.as_str(), None),
         ]);
-        let mut repeated = false;
-        let answer = self.transact(EVICTING, &mut repeated, transaction).await?;
+        let answer = self.transact(EVICTING, transaction).await?;
         // A try without an answer may have deleted what the next one no longer found.
-        Ok(if answer.succeeded() || repeated {
+        Ok(if answer.value.succeeded() || answer.repeated {
             Released::Freed
         } else {
             Released::NotHeld
         })
     }
 
-    async fn transact(
-        &self,
-        doing: &'static str,
-        repeated: &mut bool,
-        transaction: Txn,
-    ) -> Result<etcd_client::TxnResponse, BackendError> {
-        self.endpoints
-            .call_noting(doing, repeated, |client| {
-                let transaction = transaction.clone();
-                async move { client.kv_client().txn(transaction).await }
-            })
-            .await
-    }
-
     /// What `owner` holds by, if it holds.
     async fn hold_of(&self, name: &LockName, owner: OwnerId) -> Result<Option<Hold>, BackendError> {
         let queue = self.keys.lock_queue(name);
-        let found = self
-            .endpoints
-            .call(BREAKING, |client| {
-                let queue = queue.clone();
-                async move {
-                    let options = GetOptions::new()
-                        .with_prefix()
-                        .with_sort(SortTarget::Create, SortOrder::Ascend);
-                    reader(&client).get(queue, Some(options)).await
-                }
-            })
-            .await?;
-        let mut order = Order::default();
-        for key in found.kvs() {
-            let kind = kind_in(&queue, key.key()).ok_or_else(|| foreign(key.key()))?;
-            if !order.admits(&queue, key, kind) {
-                return Ok(None);
+        let found = self.read_queue(BREAKING, &queue).await?;
+        for claimed in in_order(&queue, found.kvs()) {
+            let (key, claim, holds) = claimed?;
+            if !holds {
+                break;
             }
-            if decode_owner(key.value()) == Some(owner) {
+            if claim.owner == Some(owner) {
                 return Ok(Some(Hold {
                     key: key.key().to_vec(),
                     taken: key.create_revision(),
@@ -163,53 +124,95 @@ impl Hold {
     }
 }
 
-fn granted_time(lease: &LeaseTimeToLiveResponse) -> Duration {
-    Duration::from_secs(u64::try_from(lease.granted_ttl()).unwrap_or(0))
-}
-
-/// Tells the guards whose locks were broken, as these keys below the session's say, and gives those locks back.
-pub(crate) fn heed(session: &Arc<Session>, places: &Arc<Places>, marks: Vec<KeyValue>) {
-    let mut leaving = Vec::new();
+/// Tells the guards whose locks were broken, as these keys below the session's say. Their places are due to be released; a mark goes
+/// once there is nothing any more that it is on.
+pub(crate) fn heed(session: &Arc<Session>, marks: Vec<KeyValue>) {
     for mark in marks {
         let loss = Loss::broken_by(serde_json::from_slice(mark.value()).ok());
-        let owner = session
-            .marked_owner(mark.key())
-            .filter(|owner| places.broken(*owner, session, mark.create_revision(), &loss));
-        leaving.push((owner, mark));
-    }
-    if leaving.is_empty() {
-        return;
-    }
-    let (session, places) = (session.clone(), places.clone());
-    // What fails here is done again by the next renewal, which finds the mark again.
-    let giving_back = spawn(async move {
-        for (owner, mark) in leaving {
-            if let Err(error) = give_back(&session, &places, owner, &mark).await {
-                tracing::debug!(%error, "a lock that was broken is not given back yet");
-            }
+        // A place that was taken after the mark is another one than was broken.
+        let is_of = |place: &Arc<Place>| {
+            let taken = place.taken();
+            taken.is_none_or(|taken| taken < mark.create_revision())
+        };
+        let owner = marked_owner(session.service().key(), mark.key());
+        if owner.is_some_and(|owner| session.places().broken(owner, &loss, is_of)) {
+            session.look_within(Duration::ZERO);
+        } else {
+            remove(session.service().server.clone(), mark);
         }
-    });
-    if let Ok(giving_back) = giving_back {
-        giving_back.detach();
     }
 }
 
-/// Releases, and then removes the mark.
-async fn give_back(
-    session: &Session,
-    places: &Places,
-    owner: Option<OwnerId>,
-    mark: &KeyValue,
-) -> Result<(), BackendError> {
-    if let Some(owner) = owner {
-        places.release(owner).await?;
+/// Removes a mark, in the background. The next renewal finds one again that could not be removed.
+fn remove(server: Arc<Server>, mark: KeyValue) {
+    let removing = spawn(async move {
+        let there = Compare::create_revision(mark.key(), CompareOp::Equal, mark.create_revision());
+        let transaction = Txn::new()
+            .when([there])
+            .and_then([TxnOp::delete(mark.key(), None)]);
+        if let Err(error) = server.transact(HEEDING, transaction).await {
+            tracing::debug!(%error, "a mark on a lock that was broken is not removed yet");
+        }
+    });
+    if let Ok(removing) = removing {
+        removing.detach();
     }
-    session
-        .endpoints
-        .call(HEEDING, |client| {
-            let key = mark.key().to_vec();
-            async move { client.kv_client().delete(key, None).await }
-        })
-        .await
-        .map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::queue::ranges;
+    use crate::{
+        EtcdSettings,
+        client::{Client, Wish},
+    };
+    use portalock_core::{Attempt, Mode, Patience, Request};
+    use portalock_testkit::servers::EtcdServer;
+
+    #[tokio::test]
+    async fn a_mark_is_on_the_place_that_was_taken_before_it() {
+        let server = EtcdServer::start().unwrap();
+        let settings = EtcdSettings::new(server.endpoints()).unwrap();
+        let client = Client::new(Arc::new(Server::new(settings).unwrap()));
+        let session = client.session().await.unwrap();
+        let name = LockName::new("marked").unwrap();
+        let request = Request::new(name, Mode::Exclusive, Patience::Queue);
+        let wish = Wish {
+            queue: Arc::new(client.shared().keys.lock(&request)),
+            patience: request.patience,
+            holder: request.holder.clone(),
+        };
+        let admin = etcd_client::Client::connect(server.endpoints(), None);
+        let store = admin.await.unwrap().kv_client();
+        let marking = async || {
+            let key = mark(session.service().key(), request.owner);
+            store.clone().put(key.as_str(), "{}", None).await.unwrap();
+            let found = store.clone().get(key, None).await.unwrap();
+            found.kvs().first().cloned()
+        };
+        let early = loop {
+            // The session may have removed it already.
+            if let Some(mark) = marking().await {
+                break mark;
+            }
+        };
+        while session
+            .service()
+            .server
+            .read(BREAKING, vec![TxnOp::get(early.key(), None)])
+            .await
+            .is_ok_and(|answer| !ranges(&answer).concat().is_empty())
+        {
+            tokio::task::yield_now().await;
+        }
+        let attempt = client.attempt(request.owner, &wish).await.unwrap();
+        let Attempt::Granted(grant) = attempt else {
+            panic!("{attempt:?}")
+        };
+        heed(&session, vec![early]);
+        assert!(!grant.lost.is_lost());
+        marking().await;
+        grant.lost.lost().await;
+    }
 }

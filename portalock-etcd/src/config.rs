@@ -2,7 +2,7 @@
 
 use std::{fmt, path::PathBuf, time::Duration};
 
-use portalock_core::settings::{InvalidSetting, RawDuration};
+use portalock_core::settings::{InvalidSetting, RawDuration, at_least};
 use serde::Deserialize;
 
 /// Where etcd is and how to use it. Only the endpoints have no default.
@@ -43,6 +43,10 @@ pub struct EtcdSettings {
     pub(crate) user: Option<(String, Secret)>,
     pub(crate) tls: Option<EtcdTls>,
 }
+
+/// etcd counts leases in seconds.
+const SHORTEST_LEASE: Duration = Duration::from_secs(1);
+const SHORTEST_TIMEOUT: Duration = Duration::from_millis(1);
 
 /// How a connection over TLS is made; all fields have defaults. Needs the feature `tls`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
@@ -138,13 +142,7 @@ impl EtcdSettings {
     ///
     /// [`InvalidSetting`] if it is shorter than a second or longer than a year.
     pub fn with_lease_time(mut self, lease_time: Duration) -> Result<Self, InvalidSetting> {
-        if lease_time < Duration::from_secs(1) || lease_time > portalock_core::settings::LONGEST {
-            return Err(InvalidSetting::new(
-                "lease_time",
-                format!("is {lease_time:?}: give it a second to a year"),
-            ));
-        }
-        self.lease_time = lease_time;
+        self.lease_time = at_least(SHORTEST_LEASE, "lease_time", lease_time)?;
         Ok(self)
     }
 
@@ -152,9 +150,9 @@ impl EtcdSettings {
     ///
     /// # Errors
     ///
-    /// [`InvalidSetting`] if it is zero.
+    /// [`InvalidSetting`] if it is shorter than a millisecond or longer than a year.
     pub fn with_connect_timeout(mut self, timeout: Duration) -> Result<Self, InvalidSetting> {
-        self.connect_timeout = positive("connect_timeout", timeout)?;
+        self.connect_timeout = at_least(SHORTEST_TIMEOUT, "connect_timeout", timeout)?;
         Ok(self)
     }
 
@@ -162,9 +160,9 @@ impl EtcdSettings {
     ///
     /// # Errors
     ///
-    /// [`InvalidSetting`] if it is zero.
+    /// [`InvalidSetting`] if it is shorter than a millisecond or longer than a year.
     pub fn with_request_timeout(mut self, timeout: Duration) -> Result<Self, InvalidSetting> {
-        self.request_timeout = positive("request_timeout", timeout)?;
+        self.request_timeout = at_least(SHORTEST_TIMEOUT, "request_timeout", timeout)?;
         Ok(self)
     }
 
@@ -218,13 +216,6 @@ impl EtcdSettings {
     pub const fn request_timeout(&self) -> Duration {
         self.request_timeout
     }
-}
-
-fn positive(field: &'static str, duration: Duration) -> Result<Duration, InvalidSetting> {
-    if duration.is_zero() {
-        return Err(InvalidSetting::new(field, "is zero: give it a length"));
-    }
-    Ok(duration)
 }
 
 fn no_tls(field: &'static str) -> InvalidSetting {
@@ -283,7 +274,7 @@ impl fmt::Debug for Secret {
     }
 }
 
-#[derive(Deserialize)]
+#[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields, rename = "EtcdSettings")]
 pub(crate) struct RawSettings {
     pub(crate) endpoints: Vec<String>,
@@ -308,26 +299,18 @@ impl TryFrom<RawSettings> for EtcdSettings {
             settings = settings.with_lease_time(time.check("lease_time")?)?;
         }
         if let Some(timeout) = raw.connect_timeout {
-            settings.connect_timeout = timeout.check_positive("connect_timeout")?;
+            settings = settings.with_connect_timeout(timeout.check("connect_timeout")?)?;
         }
         if let Some(timeout) = raw.request_timeout {
-            settings.request_timeout = timeout.check_positive("request_timeout")?;
+            settings = settings.with_request_timeout(timeout.check("request_timeout")?)?;
         }
+        let missing =
+            |field, by| InvalidSetting::new(field, format!("is missing: `{by}` needs it"));
         settings.user = match (raw.user, raw.password) {
             (None, None) => None,
             (Some(user), Some(password)) => Some((user, password)),
-            (Some(_), None) => {
-                return Err(InvalidSetting::new(
-                    "password",
-                    "is missing: `user` needs it",
-                ));
-            }
-            (None, Some(_)) => {
-                return Err(InvalidSetting::new(
-                    "user",
-                    "is missing: `password` needs it",
-                ));
-            }
+            (Some(_), None) => return Err(missing("password", "user")),
+            (None, Some(_)) => return Err(missing("user", "password")),
         };
         if let Some(tls) = raw.tls {
             settings = settings.with_tls(tls)?;

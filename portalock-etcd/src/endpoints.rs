@@ -3,19 +3,15 @@
 //! A client of its own for each, rather than one that balances among all: locks, watches and renewals then see one
 //! member's view, a member that hangs is left as a whole, and all of a backend's locks share one connection.
 
-use std::{
-    fmt,
-    future::Future,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
-    time::Duration,
-};
+use std::{fmt, future::Future, sync::Arc, time::Duration};
 
 use etcd_client::{AlarmAction, AlarmType, Client, ConnectOptions, Error, KvClient};
-use portalock_core::{BackendError, BackendErrorKind, clock::Instant, session::PerRuntime};
-use tokio::sync::Notify;
+use portalock_core::{
+    BackendError, BackendErrorKind,
+    clock::Instant,
+    session::{Answered, PerRuntime},
+};
+use tokio::sync::watch;
 
 use crate::{
     EtcdSettings,
@@ -35,9 +31,7 @@ pub(crate) struct Endpoints {
     members: Vec<Member>,
     logs_in: bool,
     /// Counts the changes of member: the one in use is this modulo their number.
-    current: AtomicUsize,
-    /// Notified at each change.
-    moved: Notify,
+    current: watch::Sender<usize>,
     request_timeout: Duration,
 }
 
@@ -78,20 +72,9 @@ impl Endpoints {
                     connections: PerRuntime::new(),
                 })
                 .collect(),
-            current: AtomicUsize::new(0),
-            moved: Notify::new(),
+            current: watch::Sender::new(0),
             request_timeout: settings.request_timeout,
         })
-    }
-
-    /// How many members there are.
-    pub(crate) fn len(&self) -> usize {
-        self.members.len()
-    }
-
-    /// How long one request may take in all.
-    pub(crate) fn request_timeout(&self) -> Duration {
-        self.request_timeout
     }
 
     /// Asks the member in use, and the others in turn if it doesn't answer; all within the request timeout.
@@ -101,34 +84,21 @@ impl Endpoints {
         &self,
         doing: &'static str,
         request: F,
-    ) -> Result<T, BackendError>
+    ) -> Result<Answered<T>, BackendError>
     where
         F: Fn(Arc<Client>) -> Fut,
         Fut: Future<Output = Result<T, Error>>,
     {
-        self.call_noting(doing, &mut false, request).await
-    }
-
-    /// As [`call`](Self::call). Sets `unsure` once a try went without an answer: it may have been carried out, or may be
-    /// yet, whatever the outcome.
-    pub(crate) async fn call_noting<T, F, Fut>(
-        &self,
-        doing: &'static str,
-        unsure: &mut bool,
-        request: F,
-    ) -> Result<T, BackendError>
-    where
-        F: Fn(Arc<Client>) -> Fut,
-        Fut: Future<Output = Result<T, Error>>,
-    {
+        let members = self.members.len();
         let start = Instant::now();
-        let share = self.request_timeout / u32::try_from(self.len()).unwrap_or(u32::MAX);
+        let share = self.request_timeout / u32::try_from(members).unwrap_or(u32::MAX);
         let mut fresh_login = false;
+        let mut repeated = false;
         let mut tries = 0;
         // A lone member gets a second chance, on a new connection: the old one may have ended with a restart.
-        let most = self.len().max(2);
+        let most = members.max(2);
         loop {
-            let turn = self.current.load(Ordering::Acquire);
+            let turn = *self.current.borrow();
             let left = self.request_timeout.saturating_sub(start.elapsed());
             let mut used = None;
             let mut leaderless = false;
@@ -141,13 +111,13 @@ impl Endpoints {
                 })
             };
             let error = match tokio::time::timeout(left.min(share), attempt).await {
-                Ok(Ok(value)) => return Ok(value),
+                Ok(Ok(value)) => return Ok(Answered { value, repeated }),
                 Ok(Err(error)) => error,
                 Err(_) => timed_out(doing),
             };
             match error.kind() {
                 BackendErrorKind::Unavailable | BackendErrorKind::Other => {
-                    *unsure |= used.is_some();
+                    repeated |= used.is_some();
                     self.leave(turn, used.as_ref());
                     if leaderless {
                         // An election takes a second or two: it is waited for, as far as the time goes.
@@ -178,7 +148,7 @@ impl Endpoints {
         doing: &'static str,
         within: Duration,
     ) -> Result<Connection, BackendError> {
-        let turn = self.current.load(Ordering::Acquire);
+        let turn = *self.current.borrow();
         let outcome = tokio::time::timeout(within, self.client(turn, doing)).await;
         let error = match outcome {
             Ok(Ok(client)) => return Ok(Connection { client, turn }),
@@ -196,15 +166,9 @@ impl Endpoints {
 
     /// Returns when another member than `connection`'s is in use.
     pub(crate) async fn moved_from(&self, connection: &Connection) {
-        loop {
-            let moved = self.moved.notified();
-            tokio::pin!(moved);
-            moved.as_mut().enable();
-            if self.current.load(Ordering::Acquire) != connection.turn {
-                return;
-            }
-            moved.await;
-        }
+        let mut current = self.current.subscribe();
+        // Its sender is as old as this.
+        let _ = current.wait_for(|turn| *turn != connection.turn).await;
     }
 
     /// The present runtime's connection to a member.
@@ -230,23 +194,18 @@ impl Endpoints {
     fn leave(&self, turn: usize, client: Option<&Arc<Client>>) {
         self.forget(turn, client);
         // Of many callers that failed on one member the first moves on, and the others follow.
-        let moved = self
-            .current
-            .compare_exchange(
-                turn,
-                turn.wrapping_add(1),
-                Ordering::AcqRel,
-                Ordering::Acquire,
-            )
-            .is_ok();
-        if moved {
-            tracing::debug!(
-                from = self.member(turn).endpoint,
-                to = self.member(turn.wrapping_add(1)).endpoint,
-                "moving on to the next etcd endpoint"
-            );
-            self.moved.notify_waiters();
-        }
+        self.current.send_if_modified(|current| {
+            let moves = *current == turn;
+            if moves {
+                *current = turn.wrapping_add(1);
+                tracing::debug!(
+                    from = self.member(turn).endpoint,
+                    to = self.member(*current).endpoint,
+                    "moving on to the next etcd endpoint"
+                );
+            }
+            moves
+        });
     }
 
     /// Drops a connection, so that the next use of its member makes a new one and logs in anew.

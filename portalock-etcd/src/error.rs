@@ -3,11 +3,8 @@
 use std::{error::Error as _, io};
 
 use etcd_client::Error;
-use portalock_core::{BackendError, BackendErrorKind, Loss, settings::InvalidSetting};
+use portalock_core::{BackendError, BackendErrorKind, settings::InvalidSetting};
 use tonic::{Code, Status};
-
-/// Why a session ended that etcd no longer knows.
-pub(crate) const SESSION_GONE: &str = "its lease expired at the server or was revoked by somebody";
 
 /// What a failed call to etcd means; `doing` says what was tried, such as "take a place in the queue".
 ///
@@ -89,19 +86,6 @@ pub(crate) fn timed_out(doing: &'static str) -> BackendError {
         BackendErrorKind::Unavailable,
         format!("can't {doing}: etcd did not answer in time; check its members and the endpoints"),
     )
-}
-
-/// The session that the caller's place was in has ended.
-pub(crate) fn session_ended(why: &str) -> BackendError {
-    BackendError::new(
-        BackendErrorKind::SessionEnded,
-        format!("the session with etcd ended: {why}"),
-    )
-}
-
-/// How a session ends that etcd no longer knows.
-pub(crate) fn session_gone() -> Loss {
-    Loss::SessionEnded(SESSION_GONE.into())
 }
 
 /// Settings that can't be connected with.

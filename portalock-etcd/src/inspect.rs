@@ -1,60 +1,124 @@
 //! A look at a queue: who holds and who waits follows from its order.
 
-use etcd_client::{GetOptions, KeyValue, SortOrder, SortTarget};
-use portalock_core::{BackendError, Claim, ClaimKind, Inspection};
+use etcd_client::{GetOptions, GetResponse, KeyValue, SortOrder, SortTarget};
+use portalock_core::{BackendError, Claim, ClaimKind, Inspection, LockName};
 
 use crate::{
-    endpoints::{Endpoints, reader},
+    client::Server,
+    endpoints::reader,
     keys::{kind_in, weight_in},
-    record::{decode, decode_owner, foreign, token},
+    record::{decode, foreign, token},
 };
 
-/// Who holds and who waits in the queue.
-pub(crate) async fn inspect(
-    endpoints: &Endpoints,
-    queue: String,
-) -> Result<Inspection, BackendError> {
-    let found = endpoints
-        .call("look at the queue", |client| {
-            let queue = queue.clone();
-            async move {
+/// How many keys [`Server::names`] asks for at once, so that an answer is no more than a few megabytes.
+const PAGE: i64 = 5_000;
+
+impl Server {
+    /// A queue, in its order.
+    pub(crate) async fn read_queue(
+        &self,
+        doing: &'static str,
+        queue: &str,
+    ) -> Result<GetResponse, BackendError> {
+        let found = self
+            .endpoints
+            .call(doing, |client| async move {
                 let options = GetOptions::new()
                     .with_prefix()
                     .with_sort(SortTarget::Create, SortOrder::Ascend);
                 reader(&client).get(queue, Some(options)).await
-            }
-        })
-        .await?;
-    let mut order = Order::default();
-    let (mut holders, mut waiters) = (Vec::new(), Vec::new());
-    let mut last_token = None;
-    for key in found.kvs() {
-        let claim = claim(&queue, key)?;
-        if order.admits(&queue, key, claim.kind) {
-            let token = token(key.create_revision());
-            holders.push(claim.with_token(token));
-            last_token = Some(token);
-        } else {
-            waiters.push(claim);
-        }
+            })
+            .await?;
+        Ok(found.value)
     }
-    Ok(Inspection::new(holders, waiters).with_last_token(last_token))
+
+    /// Who holds and who waits in the queue.
+    pub(crate) async fn inspect(&self, queue: &str) -> Result<Inspection, BackendError> {
+        let found = self.read_queue("look at the queue", queue).await?;
+        let (mut holders, mut waiters) = (Vec::new(), Vec::new());
+        let mut last_token = None;
+        for claimed in in_order(queue, found.kvs()) {
+            let (key, claim, holds) = claimed?;
+            if holds {
+                let token = token(key.create_revision());
+                holders.push(claim.with_token(token));
+                last_token = Some(token);
+            } else {
+                waiters.push(claim);
+            }
+        }
+        Ok(Inspection::new(holders, waiters).with_last_token(last_token))
+    }
+
+    /// The locks that are held or waited for.
+    pub(crate) async fn names(&self) -> Result<Vec<LockName>, BackendError> {
+        let locks = self.keys.locks();
+        // The end of the range: a slash is followed by a zero.
+        let end = format!("{}0", locks.trim_end_matches('/'));
+        let mut names: Vec<LockName> = Vec::new();
+        let mut from = locks.into_bytes();
+        loop {
+            let page = self
+                .endpoints
+                .call("list the locks", |client| {
+                    let (from, end) = (from.clone(), end.clone());
+                    async move {
+                        let options = GetOptions::new()
+                            .with_range(end)
+                            .with_keys_only()
+                            .with_limit(PAGE);
+                        reader(&client).get(from, Some(options)).await
+                    }
+                })
+                .await?
+                .value;
+            names.extend(
+                page.kvs()
+                    .iter()
+                    .filter_map(|key| self.keys.name_of_lock(key.key())),
+            );
+            // The keys of one name follow each other.
+            names.dedup();
+            match page.kvs().last() {
+                Some(last) if page.more() => {
+                    from = last.key().to_vec();
+                    from.push(0);
+                }
+                _ => break,
+            }
+        }
+        names.sort_unstable();
+        Ok(names)
+    }
+}
+
+/// Who is in a queue, and whether each holds.
+pub(crate) fn in_order<'a>(
+    queue: &'a str,
+    keys: &'a [KeyValue],
+) -> impl Iterator<Item = Result<(&'a KeyValue, Claim, bool), BackendError>> {
+    let mut order = Order::default();
+    keys.iter().map(move |key| {
+        let claim = claim(queue, key)?;
+        let holds = order.admits(queue, key, claim.kind);
+        Ok((key, claim, holds))
+    })
 }
 
 pub(crate) fn claim(queue: &str, key: &KeyValue) -> Result<Claim, BackendError> {
     let kind = kind_in(queue, key.key()).ok_or_else(|| foreign(key.key()))?;
-    let holder = decode(key.value()).ok_or_else(|| foreign(key.key()))?;
-    let claim = Claim::new(holder, kind);
-    Ok(match decode_owner(key.value()) {
-        Some(owner) => claim.with_owner(owner),
-        None => claim,
-    })
+    let record = decode(key.value()).ok_or_else(|| foreign(key.key()))?;
+    let mut claim = Claim::new(record.holder, kind);
+    claim.owner = record.owner;
+    Ok(claim)
 }
 
 /// Who of a queue holds, told from its order alone.
 #[derive(Debug, Default)]
-pub(crate) struct Order {
-    first: Option<ClaimKind>,
+struct Order {
+    /// Somebody came before.
+    any: bool,
+    /// Nobody who comes now holds.
     full: bool,
     permits: u64,
     capacity: Option<u32>,
@@ -62,25 +126,21 @@ pub(crate) struct Order {
 
 impl Order {
     /// Whether the next in the queue holds too.
-    pub(crate) fn admits(&mut self, queue: &str, key: &KeyValue, kind: ClaimKind) -> bool {
-        let first = *self.first.get_or_insert(kind);
-        let alone = self.permits == 0;
-        let admitted = !self.full
-            && match kind {
-                ClaimKind::Shared => first == ClaimKind::Shared,
-                ClaimKind::Permits(count) => {
-                    let own = weight_in(queue, key.key()).map_or(count, |weight| weight.capacity);
-                    let capacity = self.capacity.map_or(own, |least| least.min(own));
-                    self.capacity = Some(capacity);
-                    self.permits + u64::from(count) <= u64::from(capacity)
-                }
-                _ => alone,
-            };
-        self.permits += match kind {
-            ClaimKind::Permits(count) => u64::from(count),
-            _ => 1,
+    fn admits(&mut self, queue: &str, key: &KeyValue, kind: ClaimKind) -> bool {
+        let fits = match kind {
+            ClaimKind::Shared => true,
+            ClaimKind::Permits(count) => {
+                let own = weight_in(queue, key.key()).map_or(count, |weight| weight.capacity);
+                let capacity = self.capacity.map_or(own, |least| least.min(own));
+                self.capacity = Some(capacity);
+                self.permits += u64::from(count);
+                self.permits <= u64::from(capacity)
+            }
+            _ => !self.any,
         };
-        self.full |= !admitted;
+        let admitted = fits && !self.full;
+        self.any = true;
+        self.full |= !admitted || kind == ClaimKind::Exclusive;
         admitted
     }
 }

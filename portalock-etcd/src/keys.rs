@@ -13,7 +13,9 @@
 //! waiter must know of those before it (mode, permits) is in the key: it reads keys, not values. The numbers are those of
 //! [`numbers`](crate::numbers).
 
-use portalock_core::{ClaimKind, LockName, LockRequest, Mode, OwnerId, PermitRequest};
+use portalock_core::{
+    ClaimKind, LockName, LockRequest, Mode, OwnerId, PermitRequest, settings::percent_decode,
+};
 
 /// All keys of a backend, below its prefix.
 #[derive(Debug, Clone)]
@@ -118,7 +120,8 @@ impl Keys {
     pub(crate) fn name_of_lock(&self, key: &[u8]) -> Option<LockName> {
         let rest = key.strip_prefix(self.locks().as_bytes())?;
         let escaped = rest.split(|byte| *byte == b'/').next()?;
-        LockName::new(unescape(std::str::from_utf8(escaped).ok()?)?).ok()
+        let escaped = std::str::from_utf8(escaped).ok()?;
+        LockName::new(percent_decode("name", escaped).ok()?).ok()
     }
 }
 
@@ -195,17 +198,6 @@ fn escape(name: &LockName) -> String {
         }
     }
     escaped
-}
-
-fn unescape(escaped: &str) -> Option<String> {
-    let mut parts = escaped.split('%');
-    let mut name = String::from(parts.next()?);
-    for part in parts {
-        let code = u8::from_str_radix(part.get(..2)?, 16).ok()?;
-        name.push(char::from(code));
-        name.push_str(part.get(2..)?);
-    }
-    Some(name)
 }
 
 #[cfg(test)]

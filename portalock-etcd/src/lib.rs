@@ -32,6 +32,7 @@
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod backend;
+mod begin;
 mod blockers;
 mod breaking;
 mod client;
@@ -40,22 +41,19 @@ mod endpoints;
 mod error;
 mod fence;
 mod inspect;
-mod keep;
 mod keys;
 mod look;
 mod numbers;
 mod observe;
-mod places;
+mod place;
 mod queue;
 mod record;
-mod renewal;
 mod semaphore;
 mod session;
 mod stream;
 mod tls;
 mod url;
 mod watch;
-mod withdraw;
 mod witness;
 
 pub use backend::EtcdBackend;

@@ -1,83 +1,129 @@
-//! A look at a queue: how one's place in it stands.
+//! How places stand: a look at a queue from one's place in it, and the session's look at all that it has.
 //!
 //! Every look reads the own key, and a place is as good as the lease it hangs on: that the key is there says that the session
 //! lived at the look. So nothing is granted to one whose session has ended at etcd.
 
-use etcd_client::{GetOptions, KeyValue, SortOrder, SortTarget, TxnOp, TxnResponse};
-use portalock_core::{BackendError, Holder};
+use std::{sync::Arc, time::Duration};
+
+use etcd_client::{GetOptions, KeyValue, SortOrder, SortTarget, TxnOp};
+use portalock_core::{
+    BackendError, Holder,
+    session::{Asked, Looked, Stand},
+};
 
 use crate::{
-    blockers::{Blockers, Line, Waiting},
+    blockers::{Ahead, Blockers, Waiting},
     keys::{Rule, Weight, weight_in},
-    places::Place,
+    place::Place,
     queue::{holder, not_understood, ranges, revision},
-    record::foreign,
+    record::{foreign, token},
+    session::{Session, SessionLease, gone},
 };
+
+/// How often a session looks whether the keys of its places are there. etcd itself deletes a key only with its lease, whose end is
+/// noticed by itself; so this is about people and their tools. A lock that is held for less costs nothing.
+pub(crate) const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// How many keys are read in one transaction: etcd takes no more than 128 by default.
+const KEYS_AT_ONCE: usize = 100;
+
+const LOOKING: &str = "look at the queue";
+const LOOKING_AFTER: &str = "look for the keys of the session's places";
 
 /// How a request stands.
 #[derive(Debug)]
 pub(crate) enum Standing {
-    /// It holds.
-    Granted,
+    /// It holds, by the place taken at this revision.
+    Granted(i64),
     /// It waits, in its place.
     Waiting(Waiting),
     /// It has no place: it would have had to wait.
     Refused(Option<Holder>),
-    /// It has no place: somebody deleted its key.
-    Gone,
+    /// It has no place: etcd no longer knows the session.
+    Ended,
+}
+
+/// Whether the keys of these places are there. What becomes of those that wait their watches tell.
+pub(crate) async fn look(
+    session: &Session,
+    asked: &[Asked<Arc<Place>>],
+) -> Result<Looked, BackendError> {
+    let lease = session.service();
+    let mut stands = Vec::new();
+    for some in asked.chunks(KEYS_AT_ONCE) {
+        let keys = [lease.own()]
+            .into_iter()
+            .chain(some.iter().map(|asked| asked.at.own()));
+        let answer = lease.server.read(LOOKING_AFTER, keys.collect()).await?;
+        let mut found = ranges(&answer).into_iter();
+        if found.next().is_none_or(|own| own.is_empty()) {
+            session.end(gone());
+            break;
+        }
+        stands.extend(
+            some.iter()
+                .zip(found)
+                .map(|(asked, own)| match asked.at.taken() {
+                    Some(taken) if !is_there(&own, taken) => Stand::Gone,
+                    Some(taken) if asked.held => Stand::Held(token(taken)),
+                    _ => Stand::Waits,
+                }),
+        );
+    }
+    Ok(Looked::new(stands, Some(LOOK_EVERY)))
 }
 
 impl Place {
-    /// Looks at the queue from this place, taken at `taken`. `waiting` is how it stood at its latest look, unless it has been
-    /// told of a change since.
+    /// Looks at the queue from this place, taken at `taken`; `None` if somebody deleted its key. `waiting` is how it stood at its
+    /// latest look, unless it has been told of a change since.
     pub(crate) async fn look(
         &self,
+        session: &SessionLease,
         taken: i64,
         waiting: Option<Waiting>,
-    ) -> Result<Standing, BackendError> {
+    ) -> Result<Option<Standing>, BackendError> {
         // etcd sorts a queue by reading all of it. Most looks find what the one before found, and two keys tell that.
         if let Some(waiting) = waiting
             && let Blockers::Nearest(nearest) = &waiting.blockers
         {
             let nearest = TxnOp::get(nearest.as_str(), Some(GetOptions::new().with_keys_only()));
-            let answer = self.read(vec![self.own(), nearest]).await?;
+            let answer = session
+                .server
+                .read(LOOKING, vec![self.own(), nearest])
+                .await?;
             let ranges = ranges(&answer);
             let [own, nearest] = ranges.as_slice() else {
                 return Err(not_understood());
             };
             if !is_there(own, taken) {
-                return Ok(Standing::Gone);
+                return Ok(None);
             }
             if nearest.iter().any(|key| key.create_revision() < taken) {
                 let seen = revision(&answer);
-                return Ok(Standing::Waiting(Waiting { seen, ..waiting }));
+                return Ok(Some(Standing::Waiting(Waiting { seen, ..waiting })));
             }
         }
         let operations = vec![self.own(), self.before(taken), self.first()];
-        let answer = self.read(operations).await?;
+        let answer = session.server.read(LOOKING, operations).await?;
         let ranges = ranges(&answer);
         let [own, before, first] = ranges.as_slice() else {
             return Err(not_understood());
         };
         if !is_there(own, taken) {
-            return Ok(Standing::Gone);
+            return Ok(None);
         }
         let Some(blockers) = self.blockers(before)? else {
-            return Ok(Standing::Granted);
+            return Ok(Some(Standing::Granted(taken)));
         };
-        let numbers = &self.session.numbers;
-        numbers.note_holder(&self.queue.directory, holder(first));
-        Ok(Standing::Waiting(Waiting {
+        let numbers = &session.numbers;
+        numbers.note_holder(&self.queue.keys, holder(first));
+        Ok(Some(Standing::Waiting(Waiting {
             blockers,
             seen: revision(&answer),
-        }))
+        })))
     }
 
-    async fn read(&self, operations: Vec<TxnOp>) -> Result<TxnResponse, BackendError> {
-        self.session.read("look at the queue", operations).await
-    }
-
-    pub(crate) fn own(&self) -> TxnOp {
+    fn own(&self) -> TxnOp {
         TxnOp::get(&*self.key, Some(GetOptions::new().with_keys_only()))
     }
 
@@ -98,8 +144,8 @@ impl Place {
     /// Whom those before the place make it wait for.
     fn blockers(&self, before: &[KeyValue]) -> Result<Option<Blockers>, BackendError> {
         if let Rule::Permits(own) = &self.queue.rule {
-            let line = self.line(before, *own)?;
-            return Ok((!line.fits()).then_some(Blockers::Permits(line)));
+            let ahead = self.ahead(before, *own)?;
+            return Ok((!ahead.fits()).then_some(Blockers::Permits(ahead)));
         }
         let Some(nearest) = before.first() else {
             return Ok(None);
@@ -108,7 +154,7 @@ impl Place {
         Ok(Some(Blockers::Nearest(nearest.to_owned())))
     }
 
-    fn line(&self, keys: &[KeyValue], own: Weight) -> Result<Line, BackendError> {
+    fn ahead(&self, keys: &[KeyValue], own: Weight) -> Result<Ahead, BackendError> {
         let queue = &self.queue.keys;
         let earlier = keys
             .iter()
@@ -118,7 +164,7 @@ impl Place {
                     .ok_or_else(|| foreign(key.key()))
             })
             .collect::<Result<_, _>>()?;
-        Ok(Line {
+        Ok(Ahead {
             queue: queue.clone(),
             earlier,
             own,
@@ -127,7 +173,7 @@ impl Place {
 }
 
 /// Whether the own key is there as it was put at `taken`.
-pub(crate) fn is_there(own: &[KeyValue], taken: i64) -> bool {
+fn is_there(own: &[KeyValue], taken: i64) -> bool {
     own.first()
         .is_some_and(|own| own.create_revision() == taken)
 }

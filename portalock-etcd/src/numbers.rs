@@ -6,7 +6,8 @@
 //!
 //! # Why a key's next owner is safe from its former one
 //!
-//! A number is in use from before its key is asked for until nothing of its owner's can take effect any more:
+//! A number is in use as long as its [`Place`](crate::place::Place), which the session keeps from before its key is asked for until
+//! nothing of its owner's can take effect any more:
 //! - its deletion was answered, or it was answered that it is not there; and
 //! - if any request for it went without an answer, the session's own key was modified after it. Each such request names the
 //!   modification that it knew, so it fails should it arrive yet (see [`queue`](crate::queue)).
@@ -16,60 +17,87 @@
 //! its own. What others wait for, or hold by, they know by key and create revision.
 
 use std::{
-    collections::{BTreeSet, HashMap},
-    sync::{Mutex, MutexGuard, PoisonError},
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use portalock_core::Holder;
 
-/// The numbers that are in use, by what their keys begin with. Where none is in use nothing is kept.
+use crate::keys::Queue;
+
+/// What a session has in each queue. Where it has nothing, nothing is kept.
 #[derive(Debug, Default)]
-pub(crate) struct Numbers(Mutex<HashMap<String, Directory>>);
+pub(crate) struct Numbers(Mutex<HashMap<String, InQueue>>);
 
 #[derive(Debug, Default)]
-struct Directory {
+struct InQueue {
     /// All numbers are smaller.
     end: usize,
     free: BTreeSet<usize>,
+    /// The keys of places that were taken and not given up, by the revision of that.
+    taken: BTreeMap<i64, Arc<str>>,
     /// Who held as far as one of this session knew last, for people.
     holder: Option<Holder>,
 }
 
 impl Numbers {
-    /// The smallest number that is free among the keys that begin so.
-    pub(crate) fn take(&self, directory: &str) -> usize {
-        let mut directories = self.lock();
-        let directory = directories.entry(directory.to_owned()).or_default();
-        directory.free.pop_first().unwrap_or_else(|| {
-            directory.end += 1;
-            directory.end - 1
+    /// The smallest number that is free in this queue.
+    pub(crate) fn take(&self, queue: &str) -> usize {
+        let mut queues = self.lock();
+        let found = queues.entry(queue.to_owned()).or_default();
+        found.free.pop_first().unwrap_or_else(|| {
+            found.end += 1;
+            found.end - 1
         })
     }
 
     /// Nothing of this use of a key is left, nor will be.
-    pub(crate) fn give_back(&self, directory: &str, number: usize) {
-        let mut directories = self.lock();
-        if let Some(found) = directories.get_mut(directory) {
+    pub(crate) fn give_back(&self, queue: &str, number: usize) {
+        let mut queues = self.lock();
+        if let Some(found) = queues.get_mut(queue) {
             found.free.insert(number);
             if found.free.len() == found.end {
-                directories.remove(directory);
+                queues.remove(queue);
             }
         }
     }
 
-    /// One of those whose keys begin so knows who holds.
-    pub(crate) fn note_holder(&self, directory: &str, holder: Option<Holder>) {
-        if let Some(found) = self.lock().get_mut(directory) {
-            found.holder = holder;
-        }
+    /// A place in this queue was taken at this revision.
+    pub(crate) fn taken(&self, queue: &str, at: i64, key: &Arc<str>) {
+        self.change(queue, |found| found.taken.insert(at, key.clone()));
     }
 
-    /// Who holds, as far as those whose keys begin so know.
-    pub(crate) fn holder(&self, directory: &str) -> Option<Holder> {
-        self.lock().get(directory)?.holder.clone()
+    /// Who has the place that was taken at this revision gives it up.
+    pub(crate) fn gives_up(&self, queue: &str, at: i64) {
+        self.change(queue, |found| found.taken.remove(&at));
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<String, Directory>> {
+    /// The nearest place of this session that is in the way of one taken at `taken`: when it was taken itself, and its key.
+    pub(crate) fn nearest_before(&self, queue: &Queue, taken: i64) -> Option<(i64, Arc<str>)> {
+        let in_the_way = |key: &Arc<str>| key.starts_with(queue.in_the_way());
+        self.change(&queue.keys, |found| {
+            let mut before = found.taken.range(..taken).rev();
+            let (at, key) = before.find(|(_, key)| in_the_way(key))?;
+            Some((*at, key.clone()))
+        })?
+    }
+
+    /// One of this session knows who holds.
+    pub(crate) fn note_holder(&self, queue: &str, holder: Option<Holder>) {
+        self.change(queue, |found| found.holder = holder);
+    }
+
+    /// Who holds, as far as those of this session know.
+    pub(crate) fn holder(&self, queue: &str) -> Option<Holder> {
+        self.change(queue, |found| found.holder.clone())?
+    }
+
+    fn change<T>(&self, queue: &str, change: impl FnOnce(&mut InQueue) -> T) -> Option<T> {
+        self.lock().get_mut(queue).map(change)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, InQueue>> {
+        // Nothing panics while it is held.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -77,6 +105,8 @@ impl Numbers {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::keys::Keys;
+    use portalock_core::{LockName, Mode, Patience, Request};
 
     #[test]
     fn the_smallest_free_number_is_taken() {
@@ -96,5 +126,31 @@ mod tests {
             numbers.give_back("x/", number);
         }
         assert!(numbers.lock().is_empty());
+    }
+
+    #[test]
+    fn one_waits_for_the_latest_before_it_that_is_in_its_way_and_keeps_its_place() {
+        let numbers = Numbers::default();
+        let queue = |name, mode| {
+            let name = LockName::new(name).unwrap();
+            Keys::new("test").lock(&Request::new(name, mode, Patience::Queue))
+        };
+        let exclusive = queue("a", Mode::Exclusive);
+        let shared = queue("a", Mode::Shared);
+        let take = |queue: &Queue, at| {
+            let key = queue.key(numbers.take(&queue.keys), 1).into();
+            numbers.taken(&queue.keys, at, &key);
+            key
+        };
+        take(&exclusive, 1);
+        let writer = take(&exclusive, 2);
+        let reader = take(&shared, 3);
+        take(&exclusive, 4);
+        numbers.gives_up(&exclusive.keys, 4);
+        take(&queue("b", Mode::Exclusive), 5);
+        take(&exclusive, 7);
+        assert_eq!(numbers.nearest_before(&exclusive, 6), Some((3, reader)));
+        assert_eq!(numbers.nearest_before(&shared, 6), Some((2, writer)));
+        assert_eq!(numbers.nearest_before(&exclusive, 1), None);
     }
 }

@@ -4,87 +4,68 @@
 //! come in the order of their revisions, and the first of the queue after each revision is who holds. When the watch ends, for
 //! whatever reason, so does what it tells; the observer then begins anew.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 
-use etcd_client::{
-    Error, Event, EventType, GetOptions, KeyValue, ResponseHeader, WatchOptions, WatchStream,
-};
+use etcd_client::{Error, Event, EventType, KeyValue, ResponseHeader, WatchOptions, WatchStream};
 use portalock_core::{
     BackendError, Claim, ClaimKind, HolderSender, HolderWatch, LockName, holder_watch,
-    session::spawn,
+    session::{Session as _, spawn},
 };
 
-use crate::{
-    client::Client,
-    endpoints::{Connection, reader},
-    inspect::claim,
-    record::token,
-};
+use crate::{client::Client, endpoints::Connection, inspect::claim, record::token};
 
 const OBSERVING: &str = "watch who holds a lock";
 
 /// A name's queue, as far as its events have been heard.
 #[derive(Debug)]
-struct Line {
+struct Observed {
     queue: String,
-    /// By create revision, which is their order.
-    claims: BTreeMap<i64, Claim>,
-    places: HashMap<Vec<u8>, i64>,
+    /// Keys and claims, by create revision, which is their order.
+    claims: BTreeMap<i64, (Vec<u8>, Claim)>,
     /// By which place somebody held exclusively when that was told last.
     told: Option<i64>,
 }
 
-impl Client {
-    pub(crate) async fn observe(&self, name: &LockName) -> Result<HolderWatch, BackendError> {
-        // Its renewals notice a member that doesn't answer any more.
-        let session = self.session().await?;
-        let queue = self.keys.lock_queue(name);
-        let within = self.endpoints.request_timeout();
-        let found = self
-            .endpoints
-            .call(OBSERVING, |client| {
-                let queue = queue.clone();
-                async move {
-                    let options = GetOptions::new().with_prefix();
-                    reader(&client).get(queue, Some(options)).await
-                }
-            })
-            .await?;
-        let revision = found.header().map_or(0, ResponseHeader::revision);
-        let mut line = Line {
-            queue,
-            claims: BTreeMap::new(),
-            places: HashMap::new(),
-            told: None,
-        };
-        for key in found.kvs() {
-            line.comes(key);
-        }
-        let (sender, watch) = holder_watch();
-        sender.tell(line.holder());
-        line.told = line.exclusive().map(|(place, _)| place);
-        let endpoints = self.endpoints.clone();
-        let following = spawn(async move {
-            let Ok(connection) = endpoints.connection(OBSERVING, within).await else {
-                return;
-            };
-            let ended = session.lease.signal();
-            let error = tokio::select! {
-                followed = line.follow(&connection, revision, &sender) => followed.err(),
-                () = endpoints.moved_from(&connection) => None,
-                _ = ended.lost() => None,
-            };
-            tracing::debug!(
-                ?error,
-                queue = line.queue,
-                "a watch over a lock's holders ended"
-            );
-        })?;
-        Ok(watch.with_subscription(following))
+/// Who holds `name`, from now on.
+pub(crate) async fn observe(client: &Client, name: &LockName) -> Result<HolderWatch, BackendError> {
+    // Its renewals notice a member that doesn't answer any more.
+    let session = client.session().await?;
+    let server = client.shared().clone();
+    let queue = server.keys.lock_queue(name);
+    let found = server.read_queue(OBSERVING, &queue).await?;
+    let revision = found.header().map_or(0, ResponseHeader::revision);
+    let mut observed = Observed {
+        queue,
+        claims: BTreeMap::new(),
+        told: None,
+    };
+    for key in found.kvs() {
+        observed.comes(key);
     }
+    let (sender, watch) = holder_watch();
+    sender.tell(observed.holder());
+    observed.told = observed.exclusive().map(|(place, _)| place);
+    let following = spawn(async move {
+        let (endpoints, within) = (&server.endpoints, server.settings.request_timeout);
+        let Ok(connection) = endpoints.connection(OBSERVING, within).await else {
+            return;
+        };
+        let ended = session.lease().signal();
+        let error = tokio::select! {
+            followed = observed.follow(&connection, revision, &sender) => followed.err(),
+            () = endpoints.moved_from(&connection) => None,
+            _ = ended.lost() => None,
+        };
+        tracing::debug!(
+            ?error,
+            queue = observed.queue,
+            "a watch over a lock's holders ended"
+        );
+    })?;
+    Ok(watch.with_subscription(following))
 }
 
-impl Line {
+impl Observed {
     /// Tells of every change after `revision`, until the watch ends.
     async fn follow(
         &mut self,
@@ -134,20 +115,18 @@ impl Line {
         // A key that is none of ours is nobody's place.
         if let Ok(claim) = claim(&self.queue, key) {
             let place = key.create_revision();
-            self.claims.insert(place, claim.with_token(token(place)));
-            self.places.insert(key.key().to_vec(), place);
+            let claim = claim.with_token(token(place));
+            self.claims.insert(place, (key.key().to_vec(), claim));
         }
     }
 
     fn goes(&mut self, key: &KeyValue) {
-        if let Some(place) = self.places.remove(key.key()) {
-            self.claims.remove(&place);
-        }
+        self.claims.retain(|_, (claimed, _)| claimed != key.key());
     }
 
     /// The first of the queue, if it wants the lock exclusively: then it holds it.
     fn exclusive(&self) -> Option<(i64, &Claim)> {
-        let (place, claim) = self.claims.first_key_value()?;
+        let (place, (_, claim)) = self.claims.first_key_value()?;
         (claim.kind == ClaimKind::Exclusive).then_some((*place, claim))
     }
 

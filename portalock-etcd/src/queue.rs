@@ -1,5 +1,4 @@
-//! Taking a place in a queue. How it is looked at and given up see [`look`](crate::look) and [`withdraw`](crate::withdraw): each
-//! is one transaction.
+//! Taking a place in a queue, and giving it up. How it is looked at see [`look`](crate::look). Each is one transaction.
 //!
 //! The order of a queue is the order in which its keys were created, and a key's create revision is its request's fencing
 //! token. A request holds when nobody before it is in its way; that is a matter of the queue alone, so a grant needs no
@@ -18,116 +17,141 @@ use etcd_client::{
     Compare, CompareOp, GetOptions, KeyValue, PutOptions, ResponseHeader, SortOrder, SortTarget,
     Txn, TxnOp, TxnOpResponse, TxnResponse,
 };
-use portalock_core::{BackendError, BackendErrorKind, Holder};
+use portalock_core::{BackendError, BackendErrorKind, Holder, session::Answered};
 
 use crate::{
-    error::{SESSION_GONE, session_ended},
     keys::Rule,
-    places::Place,
+    look::Standing,
+    place::Place,
     record::{decode, foreign},
+    session::SessionLease,
 };
 
-/// How often a place is tried for again because the session's key was modified meanwhile, by this very client.
-const ATTEMPTS: u32 = 16;
-
-/// What came of asking for a place.
-#[derive(Debug)]
-pub(crate) enum Entry {
-    /// It holds, by the place taken at this revision.
-    Granted(i64),
-    /// It has the place taken at this revision. Whether it holds is to be looked at.
-    Placed(i64),
-    /// It has no place: it would have to wait.
-    Refused(Option<Holder>),
-}
+const ENTERING: &str = "take a place in the queue";
+const RELEASING: &str = "release";
 
 impl Place {
-    /// Takes the last place in the queue, or finds that it was taken; `only_if_free`: unless somebody is in the way.
-    ///
-    /// Sets `unsure` if a try went without an answer: it may still take effect, whatever this returns.
+    /// Takes the last place in the queue, or finds that it was taken; `only_if_free`: unless somebody is in the way. `None` if it was
+    /// taken and how it stands is to be looked at, or if the session's key was modified meanwhile.
     pub(crate) async fn enter(
         &self,
+        session: &SessionLease,
         only_if_free: bool,
-        unsure: &mut bool,
-    ) -> Result<Entry, BackendError> {
-        let (session, key) = (&*self.session, &*self.key);
-        for _ in 0..ATTEMPTS {
-            let known = session.known();
-            let mut conditions = vec![
-                Compare::create_revision(key, CompareOp::Equal, 0),
-                Compare::mod_revision(session.key.as_str(), CompareOp::Equal, known),
-            ];
-            if only_if_free {
-                // A missing key has create revision 0.
-                let free = Compare::create_revision(self.queue.in_the_way(), CompareOp::Less, 1);
-                conditions.push(free.with_prefix());
-            }
-            let options = PutOptions::new().with_lease(session.lease_id);
-            let put = TxnOp::put(key, &*self.value, Some(options));
-            let count = GetOptions::new().with_prefix().with_count_only();
-            let transaction = Txn::new()
-                .when(conditions)
-                .and_then([put, TxnOp::get(self.queue.in_the_way(), Some(count))])
-                // Why it was not taken, and who holds.
-                .or_else([TxnOp::get(key, None), session.own(), self.first()]);
-            let answer = session
-                .endpoints
-                .call_noting("take a place in the queue", unsure, |client| {
-                    let transaction = transaction.clone();
-                    async move { client.kv_client().txn(transaction).await }
-                })
-                .await?;
-            if answer.succeeded() {
-                return self.taken(&answer).ok_or_else(|| {
-                    // Whatever the answer says of the rest, a place was taken.
-                    *unsure = true;
-                    not_understood()
-                });
-            }
-            let ranges = ranges(&answer);
-            let [own, lives, first] = ranges.as_slice() else {
-                return Err(not_understood());
-            };
-            let Some(lives) = lives.first() else {
-                session.end_gone();
-                return Err(session_ended(SESSION_GONE));
-            };
-            session.key_modified(lives.mod_revision());
-            match own.first() {
-                // By an earlier try, whose answer never came.
-                Some(own) if own.value() == &*self.value => {
-                    return Ok(Entry::Placed(own.create_revision()));
-                }
-                // Nobody of this session uses the key but this place.
-                Some(own) => return Err(foreign(own.key())),
-                None if lives.mod_revision() == known => {
-                    return Ok(Entry::Refused(holder(first)));
-                }
-                // The session's key was modified: nothing is said about the queue.
-                None => {}
-            }
+    ) -> Result<Answered<Option<Standing>>, BackendError> {
+        let (key, known) = (&*self.key, session.known());
+        let mut conditions = vec![
+            Compare::create_revision(key, CompareOp::Equal, 0),
+            Compare::mod_revision(session.key(), CompareOp::Equal, known),
+        ];
+        if only_if_free {
+            // A missing key has create revision 0.
+            let free = Compare::create_revision(self.queue.in_the_way(), CompareOp::Less, 1);
+            conditions.push(free.with_prefix());
         }
-        Err(BackendError::new(
-            BackendErrorKind::Unavailable,
-            "the queue changed at every try to take a place in it",
-        ))
+        let options = PutOptions::new().with_lease(session.id());
+        let put = TxnOp::put(key, self.value.as_slice(), Some(options));
+        let count = GetOptions::new().with_prefix().with_count_only();
+        let transaction = Txn::new()
+            .when(conditions)
+            .and_then([put, TxnOp::get(self.queue.in_the_way(), Some(count))])
+            // Why it was not taken, and who holds.
+            .or_else([TxnOp::get(key, None), session.own(), self.first()]);
+        let Answered { value, repeated } = session.server.transact(ENTERING, transaction).await?;
+        let value = if value.succeeded() {
+            self.taken_by(&value)?
+        } else {
+            self.not_taken_by(&value, session, known)?
+        };
+        Ok(Answered { value, repeated })
     }
 
-    /// What a transaction that took the place says of it.
-    fn taken(&self, answer: &TxnResponse) -> Option<Entry> {
+    fn taken_by(&self, answer: &TxnResponse) -> Result<Option<Standing>, BackendError> {
         // What was put has the transaction's revision; what it counts it counts after the put.
+        let at = revision(answer);
+        self.was_taken(at);
         let alone = match &self.queue.rule {
             Rule::Shared { .. } => 0,
             // Its own.
             Rule::Exclusive | Rule::Permits(_) => 1,
         };
         match answer.op_responses().get(1) {
-            Some(TxnOpResponse::Get(counted)) if counted.count() == alone => {
-                Some(Entry::Granted(revision(answer)))
+            Some(TxnOpResponse::Get(counted)) => {
+                Ok((counted.count() == alone).then_some(Standing::Granted(at)))
             }
-            Some(TxnOpResponse::Get(_)) => Some(Entry::Placed(revision(answer))),
-            _ => None,
+            _ => Err(not_understood()),
         }
+    }
+
+    fn not_taken_by(
+        &self,
+        answer: &TxnResponse,
+        session: &SessionLease,
+        known: i64,
+    ) -> Result<Option<Standing>, BackendError> {
+        let ranges = ranges(answer);
+        let [own, lives, first] = ranges.as_slice() else {
+            return Err(not_understood());
+        };
+        let Some(lives) = lives.first() else {
+            return Ok(Some(Standing::Ended));
+        };
+        session.key_modified(lives.mod_revision());
+        match own.first() {
+            // By an earlier try, whose answer never came.
+            Some(own) if own.value() == self.value => {
+                self.was_taken(own.create_revision());
+                Ok(None)
+            }
+            // Nobody of this session uses the key but this place.
+            Some(own) => Err(foreign(own.key())),
+            None if lives.mod_revision() == known => Ok(Some(Standing::Refused(holder(first)))),
+            None => Ok(None),
+        }
+    }
+
+    /// Gives up the place. True if there was one.
+    pub(crate) async fn withdraw(
+        &self,
+        session: &SessionLease,
+    ) -> Result<Answered<bool>, BackendError> {
+        let answer = session.server.transact(RELEASING, self.delete()).await?;
+        Ok(Answered {
+            value: answer.value.succeeded(),
+            repeated: answer.repeated,
+        })
+    }
+
+    /// As [`withdraw`](Self::withdraw), and sees to it that no earlier request of this session for a place takes effect any more,
+    /// should it still be on its way. A full store takes neither this nor, for now, a late place.
+    pub(crate) async fn withdraw_for_good(
+        &self,
+        session: &SessionLease,
+    ) -> Result<(), BackendError> {
+        let options = PutOptions::new().with_lease(session.id());
+        let transaction = Txn::new()
+            // Without the session's key no place can be taken in it.
+            .when([Compare::create_revision(
+                session.key(),
+                CompareOp::Greater,
+                0,
+            )])
+            .and_then([
+                TxnOp::txn(self.delete()),
+                TxnOp::put(session.key(), "", Some(options)),
+            ]);
+        let answer = session.server.transact(RELEASING, transaction).await?;
+        if answer.value.succeeded() {
+            session.key_modified(revision(&answer.value));
+        }
+        Ok(())
+    }
+
+    /// Deletes the key, if it is this place's.
+    fn delete(&self) -> Txn {
+        let key = &*self.key;
+        Txn::new()
+            .when([Compare::value(key, CompareOp::Equal, self.value.as_slice())])
+            .and_then([TxnOp::delete(key, None)])
     }
 
     /// Asks for the first of the queue, who holds.
@@ -141,7 +165,7 @@ impl Place {
 }
 
 pub(crate) fn holder(first: &[KeyValue]) -> Option<Holder> {
-    decode(first.first()?.value())
+    Some(decode(first.first()?.value())?.holder)
 }
 
 pub(crate) fn revision(answer: &TxnResponse) -> i64 {

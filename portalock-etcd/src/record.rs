@@ -5,19 +5,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use portalock_core::{BackendError, BackendErrorKind, FencingToken, Holder, OwnerId};
 use serde::{Deserialize, Serialize};
 
-/// What a place's key holds: for people whose it is, and for its own client which use of the key.
-#[derive(Serialize)]
-struct Record<'a> {
+/// What a place's key holds: for people whose it is, for operators which acquisition, and for its own client which use of the key.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Record {
     #[serde(flatten)]
-    holder: &'a Holder,
-    owner: OwnerId,
-    usage: u64,
-}
-
-/// The part of a [`Record`] by which an operator breaks a lock.
-#[derive(Deserialize)]
-struct Owned {
-    owner: OwnerId,
+    pub(crate) holder: Holder,
+    pub(crate) owner: Option<OwnerId>,
+    usage: Option<u64>,
 }
 
 /// The fencing token of a place.
@@ -26,32 +20,21 @@ pub(crate) fn token(revision: i64) -> FencingToken {
 }
 
 /// Who a place belongs to, as other clients read it; and like no other place of this process.
-pub(crate) fn encode(holder: &Holder, owner: OwnerId) -> Result<Vec<u8>, BackendError> {
+pub(crate) fn encode(holder: &Holder, owner: OwnerId) -> Vec<u8> {
     static USES: AtomicU64 = AtomicU64::new(0);
     let usage = USES.fetch_add(1, Ordering::Relaxed);
     let record = Record {
-        holder,
-        owner,
-        usage,
+        holder: holder.clone(),
+        owner: Some(owner),
+        usage: Some(usage),
     };
-    serde_json::to_vec(&record).map_err(|error| {
-        BackendError::new(
-            BackendErrorKind::Other,
-            format!("the holder of {owner} can't be written"),
-        )
-        .with_source(error)
-    })
+    // Who it is, is for people: a request doesn't fail for want of it.
+    serde_json::to_vec(&record).unwrap_or_else(|_| format!("{owner} {usage}").into_bytes())
 }
 
 /// Who a place belongs to, if its value says so: it is for people, and decides nothing.
-pub(crate) fn decode(value: &[u8]) -> Option<Holder> {
+pub(crate) fn decode(value: &[u8]) -> Option<Record> {
     serde_json::from_slice(value).ok()
-}
-
-/// Which acquisition a place is of, if its value says so.
-pub(crate) fn decode_owner(value: &[u8]) -> Option<OwnerId> {
-    let owned: Owned = serde_json::from_slice(value).ok()?;
-    Some(owned.owner)
 }
 
 /// A key of the queue that none of us has put there.

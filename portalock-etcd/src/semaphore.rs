@@ -1,12 +1,14 @@
 //! Semaphores: the same queue, with weights.
 
+use std::sync::Arc;
+
 use async_trait::async_trait;
 use portalock_core::{
     Attempt, BackendError, Capabilities, Inspection, LockName, PermitRequest, Released, Semaphore,
     Wakeups,
 };
 
-use crate::{EtcdBackend, client::Wish, inspect::inspect};
+use crate::{EtcdBackend, client::Wish};
 
 /// Permits are granted first come, first served: a large request is not starved by small ones behind it. Whoever asks with
 /// another capacity than others is held to the smallest of all who hold or wait before it.
@@ -17,14 +19,12 @@ impl Semaphore for EtcdBackend {
     }
 
     async fn try_acquire(&self, request: &PermitRequest) -> Result<Attempt, BackendError> {
-        self.client
-            .attempt(Wish {
-                queue: self.client.keys.permits(request),
-                owner: request.owner,
-                patience: request.patience,
-                holder: &request.holder,
-            })
-            .await
+        let wish = Wish {
+            queue: Arc::new(self.client.shared().keys.permits(request)),
+            patience: request.patience,
+            holder: request.holder.clone(),
+        };
+        self.client.attempt(request.owner, &wish).await
     }
 
     async fn release(&self, request: &PermitRequest) -> Result<Released, BackendError> {
@@ -35,13 +35,9 @@ impl Semaphore for EtcdBackend {
         self.client.subscribe(request.owner).map(Some)
     }
 
-    fn release_now(&self, _request: &PermitRequest) -> bool {
-        false
-    }
-
     async fn inspect(&self, name: &LockName) -> Result<Inspection, BackendError> {
-        let queue = self.client.keys.permit_queue(name);
-        inspect(&self.client.endpoints, queue).await
+        let server = self.client.shared();
+        server.inspect(&server.keys.permit_queue(name)).await
     }
 
     async fn close(&self) -> Result<(), BackendError> {

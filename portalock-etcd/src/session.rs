@@ -1,59 +1,107 @@
-//! A session: one lease, in which all of a backend's keys live. How it starts and is looked after see
-//! [`keep`](crate::keep), how it is renewed [`renewal`](crate::renewal).
+//! A session: one lease, in which all of a backend's keys live. How it starts see [`begin`](crate::begin).
+//!
+//! # Until when a session is certain
+//!
+//! etcd's leader counts a lease's time from when it carried out the grant or the latest renewal. That was after the request
+//! was sent, so `sent + time` on this machine's clock comes before the lease's end on the leader's, up to what two
+//! clocks drift apart meanwhile; [`certain_for`] takes off more than that. A new leader counts every lease's whole time
+//! anew, from later still. So the deadline kept here passes before etcd deletes a key, whatever is lost on the way, but
+//! for one thing: a renewal is carried out by whoever takes itself for the leader, without asking the others. A leader
+//! that was stopped, deposed meanwhile and then resumed may still answer a renewal that its successor knows nothing of.
+//! Therefore each renewal is followed by a linearizable read through the same member, and counts only if the member was
+//! in one and the same term from before the renewal was sent until after it was answered: a majority has then confirmed
+//! that term's leader after it renewed, and a later leader began counting after that. One read in a third of the lease's
+//! time is what this costs.
+//!
+//! # What survives a broken connection
+//!
+//! All of it. The session is its lease, not its connection: a new one leads to the same member or to another, and what is waited
+//! for is watched anew on it.
 
 use std::{
+    convert::Infallible,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicI64, Ordering},
     },
     time::Duration,
 };
 
-use etcd_client::{Error, GetOptions, KeyValue, ResponseHeader, Txn, TxnOp, TxnResponse};
-use portalock_core::{BackendError, BackendErrorKind, Lease, OwnerId};
-use tokio::sync::Notify;
-
-use crate::{
-    endpoints::{Connection, Endpoints, reader},
-    error::{session_ended, session_gone},
-    keys::{marked_owner, session_end},
-    numbers::Numbers,
-    watch::Watches,
-    witness::LastWitness,
+use async_trait::async_trait;
+use etcd_client::{Error, GetOptions, KeyValue, ResponseHeader, TxnOp};
+use portalock_core::{
+    BackendError, BackendErrorKind, Loss, OwnerId, Renewal,
+    clock::Instant,
+    session::{Answered, Asked, Entered, KeptSession, Leaving, Looked, Service},
 };
 
-/// One lease and what hangs on it.
+use crate::{
+    begin::{begin, check_version},
+    breaking::heed,
+    client::{Server, Wish, enter, leave},
+    endpoints::Connection,
+    error::backend_error,
+    keys::session_end,
+    look::{LOOK_EVERY, look},
+    numbers::Numbers,
+    place::Place,
+    stream::Line,
+    watch::Watches,
+    witness::{LastWitness, Witness},
+};
+
+const CONNECTING: &str = "open the session's connection";
+const RENEWING: &str = "renew the lease";
+const ENDING: &str = "end the session";
+
+/// A session with etcd.
+pub(crate) type Session = KeptSession<SessionLease>;
+
+/// What there is to know of a session beside what every session has.
 #[derive(Debug)]
-pub(crate) struct Session {
-    pub(crate) lease_id: i64,
-    pub(crate) lease: Lease,
-    /// How long etcd keeps the session without a renewal.
-    pub(crate) granted_time: Duration,
-    /// The key that exists as long as the session.
-    pub(crate) key: String,
-    /// The key's latest modification. Every request for a place says which one it knows; so a request whose answer
+pub(crate) struct SessionLease {
+    pub(crate) server: Arc<Server>,
+    /// Set once the session has begun: nothing is asked in its name before.
+    granted: OnceLock<Granted>,
+    /// The latest modification of the session's key. Every request for a place says which one it knows; so a request whose answer
     /// never came can be made to fail, should it arrive yet, by modifying the key.
-    pub(crate) key_revision: AtomicI64,
-    pub(crate) watches: Watches,
-    /// Told when the watch has seen a mark: the next renewal comes at once.
-    pub(crate) marked: Notify,
-    pub(crate) numbers: Numbers,
-    pub(crate) endpoints: Arc<Endpoints>,
+    key_revision: AtomicI64,
+    pub(crate) watches: Arc<Watches>,
+    pub(crate) numbers: Arc<Numbers>,
     pub(crate) witness: LastWitness,
 }
 
-impl portalock_core::session::Session for Session {
-    fn lease(&self) -> &Lease {
-        &self.lease
-    }
+/// The lease, as etcd granted it.
+#[derive(Debug)]
+pub(crate) struct Granted {
+    pub(crate) id: i64,
+    /// How long etcd keeps the session without a renewal.
+    pub(crate) time: Duration,
+    /// The key that exists as long as the session.
+    pub(crate) key: String,
 }
 
-impl Session {
-    /// The error of a session that is certain no more.
-    pub(crate) fn ended(&self) -> Option<BackendError> {
-        self.lease
-            .loss()
-            .map(|loss| session_ended(&loss.to_string()))
+impl SessionLease {
+    /// The lease's number.
+    pub(crate) fn id(&self) -> i64 {
+        self.granted.get().map_or(0, |granted| granted.id)
+    }
+
+    /// The key that exists as long as the session.
+    pub(crate) fn key(&self) -> &str {
+        self.granted.get().map_or("", |granted| &granted.key)
+    }
+
+    /// etcd has granted the session's lease.
+    pub(crate) fn was_granted(&self, granted: Granted) {
+        // A session begins once.
+        let _ = self.granted.set(granted);
+    }
+
+    /// How long one of several members may take with what a renewal needs: half of what the keeper allows, so that one that hangs
+    /// leaves time for another.
+    pub(crate) fn patience(&self) -> Duration {
+        self.request_timeout().min(self.lease_time() / 6)
     }
 
     /// The latest modification of the session's key that is known here.
@@ -68,18 +116,14 @@ impl Session {
         self.key_revision.store(revision, Ordering::Release);
     }
 
-    /// Ends the session because etcd no longer knows it: its locks are lost.
-    pub(crate) fn end_gone(&self) {
-        self.lease.end(session_gone());
-    }
-
     /// Gives the lease back: etcd deletes the session's keys at once. Idempotent.
     pub(crate) async fn revoke(&self) -> Result<(), BackendError> {
-        let lease_id = self.lease_id;
+        let id = self.id();
         let revoked = self
+            .server
             .endpoints
-            .call("end the session", |client| async move {
-                client.lease_client().revoke(lease_id).await
+            .call(ENDING, |client| async move {
+                client.lease_client().revoke(id).await
             })
             .await;
         match revoked {
@@ -89,52 +133,186 @@ impl Session {
         }
     }
 
-    /// Reads, in one transaction, what is so now.
-    pub(crate) async fn read(
-        &self,
-        doing: &'static str,
-        operations: Vec<TxnOp>,
-    ) -> Result<TxnResponse, BackendError> {
-        self.endpoints
-            .call(doing, |client| {
-                let transaction = Txn::new().and_then(operations.clone());
-                async move { reader(&client).txn(transaction).await }
-            })
-            .await
-    }
-
     /// Asks for the session's key.
     pub(crate) fn own(&self) -> TxnOp {
-        let keys_only = GetOptions::new().with_keys_only();
-        TxnOp::get(self.key.as_str(), Some(keys_only))
+        TxnOp::get(self.key(), Some(GetOptions::new().with_keys_only()))
     }
 
     /// A linearizable look at the session's key and all below it; `None` if the key is gone.
     pub(crate) async fn read_key(&self, connection: &Connection) -> Result<Option<Own>, Error> {
-        let options = GetOptions::new().with_range(session_end(&self.key));
+        let key = self.key();
+        let options = GetOptions::new().with_range(session_end(key));
         let mut read = connection
             .client
             .kv_client()
-            .get(self.key.as_str(), Some(options))
+            .get(key, Some(options))
             .await?;
         let header = read.take_header();
         let keys = read.take_kvs();
         let (own, marks): (Vec<_>, Vec<_>) = keys
             .into_iter()
-            .partition(|key| key.key() == self.key.as_bytes());
+            .partition(|found| found.key() == key.as_bytes());
         Ok((!own.is_empty()).then_some(Own { header, marks }))
     }
 
-    /// The owner that a mark is on, if this is the key of one in this session.
-    pub(crate) fn marked_owner(&self, key: &[u8]) -> Option<OwnerId> {
-        marked_owner(&self.key, key)
+    /// One renewal: what the session finds of itself afterwards, and whether it counts.
+    async fn renew(&self, connection: &Connection) -> Result<Option<(Own, bool)>, Error> {
+        let mut leases = connection.client.lease_client();
+        let renewed = leases.keep_alive(self.id()).await;
+        let Some(own) = self.read_key(connection).await? else {
+            return Ok(None);
+        };
+        let witness = own.header.as_ref().map(Witness::of);
+        let counts = witness.is_some_and(|witness| self.witness.same(witness));
+        // A lease that the leader calls unknown while its key is still there is about to be deleted.
+        renewed?;
+        Ok(Some((own, counts)))
     }
 }
 
 /// What a session finds of itself.
 #[derive(Debug)]
 pub(crate) struct Own {
-    pub(crate) header: Option<ResponseHeader>,
+    header: Option<ResponseHeader>,
     /// The marks on what it holds, see [`breaking`](crate::breaking).
-    pub(crate) marks: Vec<KeyValue>,
+    marks: Vec<KeyValue>,
+}
+
+#[async_trait]
+impl Service for SessionLease {
+    type Shared = Arc<Server>;
+    type Wish = Wish;
+    type Place = Arc<Place>;
+    type Connection = Line;
+
+    const NAME: &'static str = "etcd";
+
+    fn new(server: &Arc<Server>) -> Self {
+        Self {
+            server: server.clone(),
+            granted: OnceLock::new(),
+            key_revision: AtomicI64::new(0),
+            watches: Arc::default(),
+            numbers: Arc::default(),
+            witness: LastWitness::default(),
+        }
+    }
+
+    fn place(&self, owner: OwnerId, wish: &Wish) -> Arc<Place> {
+        Arc::new(Place::new(owner, wish, self.id(), &self.numbers))
+    }
+
+    fn lease_time(&self) -> Duration {
+        let settings = &self.server.settings;
+        self.granted
+            .get()
+            .map_or(settings.lease_time, |granted| granted.time)
+    }
+
+    fn request_timeout(&self) -> Duration {
+        self.server.settings.request_timeout
+    }
+
+    async fn connect(session: &Arc<Session>) -> Result<Line, BackendError> {
+        let lease = session.service();
+        let endpoints = &lease.server.endpoints;
+        let has_begun = lease.granted.get().is_some();
+        if !has_begun {
+            // This finds a member that answers.
+            check_version(endpoints).await?;
+        }
+        let line = Line::new(endpoints.connection(CONNECTING, lease.patience()).await?);
+        // Before there is a lease there is nothing to listen to, nor where it has ended.
+        if has_begun && session.ensure_live().is_ok() {
+            let listening = line.listen(session).await;
+            listening.inspect_err(|_| endpoints.fail(&line.connection))?;
+        }
+        Ok(line)
+    }
+
+    fn is_open(line: &Line) -> bool {
+        line.is_open()
+    }
+
+    fn gave_up(&self, line: &Line) {
+        line.close();
+        self.server.endpoints.fail(&line.connection);
+    }
+
+    async fn begin(
+        session: &Arc<Session>,
+        _: &Line,
+        former: Option<&Arc<Session>>,
+    ) -> Result<Instant, BackendError> {
+        begin(session, former).await
+    }
+
+    async fn renew(session: &Arc<Session>, line: &Line) -> Result<Renewal, BackendError> {
+        let lease = session.service();
+        loop {
+            let renewed = lease.renew(&line.connection).await;
+            let renewed = renewed.map_err(|error| backend_error(error, RENEWING))?;
+            let Some((own, counts)) = renewed else {
+                return Ok(Renewal::Gone(gone()));
+            };
+            // Before the lease is prolonged: see there.
+            heed(session, own.marks);
+            if counts {
+                return Ok(Renewal::Renewed(certain_for(lease.lease_time())));
+            }
+            // Between two terms: what was answered counts for nothing, but the next answer may.
+        }
+    }
+
+    async fn look(
+        session: &Arc<Session>,
+        _: &Line,
+        asked: &[Asked<Arc<Place>>],
+    ) -> Result<Looked, BackendError> {
+        look(session, asked).await
+    }
+
+    async fn enter(
+        session: &Arc<Session>,
+        place: &Arc<Place>,
+        wish: &Wish,
+    ) -> Result<Answered<Entered>, BackendError> {
+        enter(session, place, wish).await
+    }
+
+    async fn leave(
+        session: &Arc<Session>,
+        leaving: &Leaving<Arc<Place>>,
+    ) -> Result<Answered<bool>, BackendError> {
+        leave(session.service(), leaving).await
+    }
+
+    async fn settle(
+        session: &Arc<Session>,
+        leaving: &Leaving<Arc<Place>>,
+    ) -> Result<(), BackendError> {
+        leaving.at.withdraw_for_good(session.service()).await
+    }
+
+    async fn end(session: &Arc<Session>, _: &Line) -> Result<(), BackendError> {
+        session.service().revoke().await
+    }
+
+    async fn chores(session: &Arc<Session>, _: Option<Arc<Session>>) -> Infallible {
+        loop {
+            tokio::time::sleep(LOOK_EVERY).await;
+            session.service().watches.forget_idle();
+        }
+    }
+}
+
+/// etcd no longer knows the session.
+pub(crate) fn gone() -> Loss {
+    Loss::SessionEnded("its lease expired at the server or was revoked by somebody".into())
+}
+
+/// For how long a lease of this time is certain, from when it was asked for: a hundredth less, since two clocks don't run
+/// at quite the same speed.
+pub(crate) fn certain_for(time: Duration) -> Duration {
+    time.saturating_sub(time / 100)
 }

@@ -1,118 +1,152 @@
-//! The session's watch stream: opened, served, and opened anew when it ends.
+//! A session's connection: to one member, with the watch stream on which the session hears of what it waits for.
 
-use std::{convert::Infallible, time::Duration};
+use std::sync::{
+    Arc, Mutex, PoisonError, Weak,
+    atomic::{AtomicBool, Ordering},
+};
 
 use etcd_client::{Error, WatchFilterType, WatchOptions, WatchRequestSender, WatchResponseStream};
-use portalock_core::clock::Instant;
+use portalock_core::{
+    BackendError,
+    session::{Task, spawn},
+};
+use tokio::time::timeout;
 
 use crate::{
     blockers::Watched,
     endpoints::Connection,
+    error::{backend_error, timed_out},
     keys::session_end,
-    session::Session,
+    session::{Session, gone},
     watch::{Order, Verdict, Watches},
 };
 
-/// How long to wait before a broken stream is opened again; doubled each time, up to [`LONGEST_PAUSE`].
-const FIRST_PAUSE: Duration = Duration::from_millis(20);
-const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+const WATCHING: &str = "watch";
 
-impl Session {
-    /// Keeps a watch stream open, for as long as it is polled.
-    pub(crate) async fn watch(&self) -> Infallible {
-        let mut pause = FIRST_PAUSE;
-        loop {
-            let opened = Instant::now();
-            let within = self.endpoints.request_timeout();
-            if let Ok(connection) = self.endpoints.connection("watch", within).await {
-                let ended = tokio::select! {
-                    ended = self.stream(&connection) => Some(ended),
-                    () = self.endpoints.moved_from(&connection) => None,
-                };
-                match ended {
-                    // Nothing here uses the former member any more.
-                    None => self.endpoints.fail(&connection),
-                    Some(Ok(Verdict::SessionGone)) => self.end_gone(),
-                    Some(ended) => {
-                        tracing::debug!(?ended, "the watch stream ended");
-                        self.endpoints.fail(&connection);
-                    }
-                }
-            }
-            if opened.elapsed() > LONGEST_PAUSE {
-                pause = FIRST_PAUSE;
-            }
-            tokio::time::sleep(pause).await;
-            pause = (pause * 2).min(LONGEST_PAUSE);
+/// A connection to one member, and the watch stream on it, as long as there is one.
+#[derive(Clone)]
+pub(crate) struct Line {
+    pub(crate) connection: Connection,
+    is_open: Arc<AtomicBool>,
+    listener: Arc<Mutex<Option<Task>>>,
+}
+
+impl Line {
+    pub(crate) fn new(connection: Connection) -> Self {
+        Self {
+            connection,
+            is_open: Arc::default(),
+            listener: Arc::default(),
         }
     }
 
-    /// Opens a watch stream and serves it until it ends.
-    async fn stream(&self, connection: &Connection) -> Result<Verdict, Error> {
+    /// Whether the stream goes on.
+    pub(crate) fn is_open(&self) -> bool {
+        self.is_open.load(Ordering::Acquire)
+    }
+
+    /// Nothing more is heard on it.
+    pub(crate) fn close(&self) {
+        self.is_open.store(false, Ordering::Release);
+        self.set_listener(None);
+    }
+
+    /// Opens the watch stream, and has it served until it ends.
+    pub(crate) async fn listen(&self, session: &Arc<Session>) -> Result<(), BackendError> {
+        let lease = session.service();
         let options = WatchOptions::new()
             .with_watch_id(Watches::SESSION_ID)
-            .with_range(session_end(&self.key));
+            .with_range(session_end(lease.key()));
         let open = async {
-            let stream = connection
-                .client
-                .watch_client()
-                .watch(self.key.as_str(), Some(options))
-                .await?;
+            let mut watching = self.connection.client.watch_client();
+            let stream = watching.watch(lease.key(), Some(options)).await?;
             // What happened to the session before, or between two streams, no event will tell.
-            let key = self.read_key(connection).await?;
-            Ok::<_, Error>((stream, key))
+            let key = lease.read_key(&self.connection).await?;
+            Ok((stream, key))
         };
-        let Ok(opened) = tokio::time::timeout(self.endpoints.request_timeout(), open).await else {
-            return Err(Error::WatchError("not opened in time".to_owned()));
-        };
-        let (stream, key) = opened?;
+        let opened = timeout(lease.patience(), open).await;
+        let (stream, key) = opened
+            .map_err(|_| timed_out(WATCHING))?
+            .map_err(|error| backend_error(error, WATCHING))?;
         if key.is_none() {
-            return Ok(Verdict::SessionGone);
+            session.end(gone());
         }
         let (mut orders, mut responses) = stream.split();
-        self.watches.start_over();
-        // Both ways at once: if neither side read while it wrote, many orders could block both.
-        tokio::select! {
-            verdict = self.hear(&mut responses) => verdict,
-            error = self.order(&mut orders) => Err(error),
-        }
+        let (watches, server) = (lease.watches.clone(), lease.server.clone());
+        let (connection, is_open) = (self.connection.clone(), self.is_open.clone());
+        let hearer = Arc::downgrade(session);
+        watches.start_over();
+        is_open.store(true, Ordering::Release);
+        let listener = spawn(async move {
+            // Both ways at once: if neither side read while it wrote, many orders could block both.
+            let ended = tokio::select! {
+                heard = hear(&hearer, &mut responses) => heard.err(),
+                error = order(&watches, &mut orders) => Some(error),
+                () = server.endpoints.moved_from(&connection) => None,
+            };
+            tracing::debug!(?ended, "the watch stream ended");
+            is_open.store(false, Ordering::Release);
+            server.endpoints.fail(&connection);
+            if let Some(session) = hearer.upgrade() {
+                session.connection_ended();
+            }
+        })?;
+        self.set_listener(Some(listener));
+        Ok(())
     }
 
-    async fn order(&self, stream: &mut WatchRequestSender) -> Error {
-        loop {
-            for order in self.watches.take_orders() {
-                let sent = match order {
-                    Order::Begin(id, watched) => {
-                        let (key, options) = watch_options(id, watched);
-                        stream.watch(key, Some(options)).await
-                    }
-                    Order::Cancel(id) => stream.cancel(id).await,
-                };
-                if let Err(error) = sent {
-                    return error;
-                }
-            }
-            self.watches.ordered.notified().await;
-        }
-    }
-
-    async fn hear(&self, responses: &mut WatchResponseStream) -> Result<Verdict, Error> {
-        while let Some(response) = responses.message().await? {
-            match self.watches.hear(&response, &self.key) {
-                Verdict::GoOn => {}
-                Verdict::Marked => self.marked.notify_one(),
-                verdict => return Ok(verdict),
-            }
-        }
-        Err(Error::WatchError("ended by the server".to_owned()))
+    fn set_listener(&self, listener: Option<Task>) {
+        // Nothing panics while it is held.
+        let mut held = self.listener.lock().unwrap_or_else(PoisonError::into_inner);
+        *held = listener;
     }
 }
 
-fn watch_options(id: i64, watched: Watched) -> (String, WatchOptions) {
+/// Sends what is to be watched.
+async fn order(watches: &Watches, stream: &mut WatchRequestSender) -> Error {
+    loop {
+        for order in watches.take_orders() {
+            let sent = match order {
+                Order::Begin(id, what) => {
+                    let (key, options) = watch_options(id, what);
+                    stream.watch(key, Some(options)).await
+                }
+                Order::Cancel(id) => stream.cancel(id).await,
+            };
+            if let Err(error) = sent {
+                return error;
+            }
+        }
+        watches.ordered.notified().await;
+    }
+}
+
+/// Takes in what the server says, until the stream is no good any more.
+async fn hear(session: &Weak<Session>, responses: &mut WatchResponseStream) -> Result<(), Error> {
+    while let Some(response) = responses.message().await? {
+        let Some(session) = session.upgrade() else {
+            return Ok(());
+        };
+        let lease = session.service();
+        match lease.watches.hear(&response, lease.key()) {
+            Verdict::GoOn(woken) => {
+                for owner in woken {
+                    session.places().wake(owner, |_| true);
+                }
+            }
+            Verdict::Marked => session.renew_now(),
+            Verdict::SessionGone => session.end(gone()),
+            Verdict::Refused => return Ok(()),
+        }
+    }
+    Ok(())
+}
+
+fn watch_options(id: i64, what: Watched) -> (String, WatchOptions) {
     let options = WatchOptions::new()
         .with_watch_id(id)
         .with_filters([WatchFilterType::NoPut]);
-    match watched {
+    match what {
         Watched::Key(key) => (key, options),
         Watched::Queue(queue) => (queue, options.with_prefix()),
     }

@@ -2,7 +2,7 @@
 
 use std::str::FromStr;
 
-use portalock_core::settings::{InvalidSetting, RawDuration};
+use portalock_core::settings::{InvalidSetting, RawDuration, percent_decode};
 
 use crate::{
     EtcdSettings, EtcdTls,
@@ -55,13 +55,9 @@ impl EtcdSettings {
                 .split(',')
                 .map(|host| format!("{scheme}{host}"))
                 .collect(),
-            prefix: Some(decode("prefix", prefix)?).filter(|prefix| !prefix.is_empty()),
-            lease_time: None,
-            connect_timeout: None,
-            request_timeout: None,
-            user: None,
-            password: None,
+            prefix: Some(percent_decode("prefix", prefix)?).filter(|prefix| !prefix.is_empty()),
             tls,
+            ..RawSettings::default()
         };
         if let Some(credentials) = credentials {
             let Some((user, password)) = credentials.split_once(':') else {
@@ -70,8 +66,8 @@ impl EtcdSettings {
                     "is missing in the url: write user:password@",
                 ));
             };
-            raw.user = Some(decode("user", user)?);
-            raw.password = Some(Secret(decode("password", password)?));
+            raw.user = Some(percent_decode("user", user)?);
+            raw.password = Some(Secret(percent_decode("password", password)?));
         }
         for option in query.split('&').filter(|option| !option.is_empty()) {
             set(&mut raw, option)?;
@@ -91,7 +87,7 @@ impl FromStr for EtcdSettings {
 
 fn set(raw: &mut RawSettings, option: &str) -> Result<(), InvalidSetting> {
     let (name, value) = option.split_once('=').unwrap_or((option, ""));
-    let value = decode("url", value)?;
+    let value = percent_decode("url", value)?;
     match (name, raw.tls.as_mut()) {
         ("lease_time", _) => raw.lease_time = Some(RawDuration::Text(value)),
         ("connect_timeout", _) => raw.connect_timeout = Some(RawDuration::Text(value)),
@@ -117,29 +113,6 @@ fn set(raw: &mut RawSettings, option: &str) -> Result<(), InvalidSetting> {
         }
     }
     Ok(())
-}
-
-fn decode(field: &'static str, text: &str) -> Result<String, InvalidSetting> {
-    let mut parts = text.split('%');
-    let mut bytes = parts.next().unwrap_or_default().as_bytes().to_vec();
-    for part in parts {
-        let code = part
-            .get(..2)
-            .and_then(|digits| u8::from_str_radix(digits, 16).ok());
-        let (Some(code), Some(rest)) = (code, part.get(2..)) else {
-            return Err(bad_encoding(field));
-        };
-        bytes.push(code);
-        bytes.extend_from_slice(rest.as_bytes());
-    }
-    String::from_utf8(bytes).map_err(|_| bad_encoding(field))
-}
-
-fn bad_encoding(field: &'static str) -> InvalidSetting {
-    InvalidSetting::new(
-        field,
-        "is not percent-encoded UTF-8: write a percent sign as %25",
-    )
 }
 
 #[cfg(test)]

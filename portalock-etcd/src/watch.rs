@@ -16,7 +16,7 @@ use std::{
 };
 
 use etcd_client::{EventType, ResponseHeader, WatchResponse};
-use portalock_core::{BackendError, OwnerId, WakeSender};
+use portalock_core::OwnerId;
 use tokio::sync::Notify;
 
 use crate::blockers::{Waiting, Watched};
@@ -42,7 +42,6 @@ struct State {
     /// Watches that nobody waits for now, in the order in which the last one left.
     idle: Vec<Watched>,
     last_id: i64,
-    failed: Option<BackendError>,
 }
 
 /// One who waits, or has been told of a change and not yet looked.
@@ -52,9 +51,6 @@ struct Waiter {
     waiting: Option<Waiting>,
     /// What is watched for it.
     watches: Option<Watched>,
-    mailbox: Option<WakeSender>,
-    /// Told something before it had a mailbox.
-    unheard: bool,
 }
 
 #[derive(Debug, Default)]
@@ -76,8 +72,8 @@ pub(crate) enum Order {
 /// What a message of the server means for the stream as a whole.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Verdict {
-    /// The stream goes on.
-    GoOn,
+    /// The stream goes on. These are to look.
+    GoOn(Vec<OwnerId>),
     /// Somebody has marked a lock of the session as broken.
     Marked,
     /// The session's own key is gone.
@@ -90,42 +86,19 @@ impl Watches {
     /// The number of the watch over the session's own key; the waiters' watches have larger ones.
     pub(crate) const SESSION_ID: i64 = 1;
 
-    /// `owner` waits so. Replaces how it waited before. If something may have changed meanwhile it is told at once. Fails if
-    /// the session has ended.
-    pub(crate) fn wait(&self, owner: OwnerId, waiting: Waiting) -> Result<(), BackendError> {
+    /// `owner` waits so. Replaces how it waited before. True if something may have changed meanwhile: it is to look again.
+    pub(crate) fn wait(&self, owner: OwnerId, waiting: Waiting) -> bool {
         let mut state = self.lock();
-        if let Some(error) = &state.failed {
-            return Err(error.clone());
-        }
         let (watched, seen) = (waiting.blockers.watched(), waiting.seen);
-        let waiter = state.waiters.entry(owner).or_default();
-        waiter.waiting = Some(waiting);
-        waiter.unheard = false;
+        state.waiters.entry(owner).or_default().waiting = Some(waiting);
         state.watch(owner, Some(&watched));
-        if state.watches.get(&watched).and_then(|watch| watch.told) > Some(seen) {
-            state.missed(owner);
-        }
         self.pass_on(&state);
-        Ok(())
+        state.watches.get(&watched).and_then(|watch| watch.told) > Some(seen)
     }
 
     /// How `owner` waits, as far as it is known. None if it is to look at the queue.
     pub(crate) fn waiting(&self, owner: OwnerId) -> Option<Waiting> {
         self.lock().waiters.get(&owner)?.waiting.clone()
-    }
-
-    /// Whoever `owner` waits for, it is told through `mailbox` when to look.
-    pub(crate) fn listen(&self, owner: OwnerId, mailbox: WakeSender) {
-        let mut state = self.lock();
-        if let Some(error) = &state.failed {
-            mailbox.fail(error.clone());
-            return;
-        }
-        let waiter = state.waiters.entry(owner).or_default();
-        if std::mem::take(&mut waiter.unheard) || waiter.waiting.is_none() {
-            mailbox.wake();
-        }
-        waiter.mailbox = Some(mailbox);
     }
 
     /// `owner` waits no more.
@@ -143,20 +116,6 @@ impl Watches {
             state.end(&watched);
         }
         self.pass_on(&state);
-    }
-
-    /// Tells everyone, now and later, that their places are gone.
-    pub(crate) fn fail(&self, error: &BackendError) {
-        let mut state = self.lock();
-        for waiter in state.waiters.values() {
-            if let Some(mailbox) = &waiter.mailbox {
-                mailbox.fail(error.clone());
-            }
-        }
-        *state = State {
-            failed: Some(error.clone()),
-            ..State::default()
-        };
     }
 
     /// A new stream begins: everything is to be watched anew, and whoever waits must look again once it is.
@@ -183,44 +142,38 @@ impl Watches {
         std::mem::take(&mut self.lock().orders)
     }
 
-    /// Takes in what the server said.
-    /// `own` is the session's key.
+    /// Takes in what the server said. `own` is the session's key.
     pub(crate) fn hear(&self, response: &WatchResponse, own: &str) -> Verdict {
         let mut state = self.lock();
         let watched = state.watched_by_id.get(&response.watch_id()).cloned();
-        let session = response.watch_id() == Self::SESSION_ID;
-        if response.canceled() {
-            // A refused watch is answered with id -1, so it isn't known which it was: a token that expired is one reason. One
-            // that was ended from here is no longer known.
-            return if session || watched.is_some() || response.created() {
-                Verdict::Refused
-            } else {
-                Verdict::GoOn
-            };
+        let is_sessions = response.watch_id() == Self::SESSION_ID;
+        // A refused watch is answered with id -1, so it isn't known which it was: a token that expired is one reason. One that was
+        // ended from here is no longer known.
+        if response.canceled() && (is_sessions || watched.is_some() || response.created()) {
+            return Verdict::Refused;
         }
-        let deleted = response
-            .events()
-            .iter()
-            .filter(|event| event.event_type() == EventType::Delete)
-            .filter_map(|event| event.kv());
-        if session {
+        if is_sessions {
             return Self::hear_of_session(response, own);
         }
+        let mut woken = Vec::new();
         if let Some(watched) = watched {
             if response.created() {
-                let revision = response.header().map_or(0, ResponseHeader::revision);
-                state.begun(&watched, revision);
+                // Whoever looked at an earlier revision may have missed something.
+                let since = response.header().map_or(0, ResponseHeader::revision);
+                woken = state.tell(&watched, since);
             }
-            for key in deleted {
-                state.deleted(&watched, key.key(), key.mod_revision());
+            for event in response.events() {
+                if let (EventType::Delete, Some(key)) = (event.event_type(), event.kv()) {
+                    woken.extend(state.deleted(&watched, key.key(), key.mod_revision()));
+                }
             }
         }
-        Verdict::GoOn
+        Verdict::GoOn(woken)
     }
 
     /// What happened to the session's own key and to those below it, which are marks.
     fn hear_of_session(response: &WatchResponse, own: &str) -> Verdict {
-        let mut verdict = Verdict::GoOn;
+        let mut verdict = Verdict::GoOn(Vec::new());
         for event in response.events() {
             let is_own = event.kv().is_some_and(|key| key.key() == own.as_bytes());
             match (event.event_type(), is_own) {
@@ -265,23 +218,21 @@ impl State {
         }
     }
 
-    /// The server watches since `revision`. Whoever looked at an earlier one may have missed something.
-    fn begun(&mut self, watched: &Watched, revision: i64) {
-        for owner in self.tell(watched, revision) {
-            self.missed(owner);
-        }
-    }
-
-    fn deleted(&mut self, watched: &Watched, key: &[u8], revision: i64) {
-        for owner in self.tell(watched, revision) {
-            if let Some(waiter) = self.waiters.get_mut(&owner)
-                && let Some(waiting) = &mut waiter.waiting
-                && waiting.blockers.gone(key)
-            {
-                waiter.waiting = None;
-                waiter.wake();
-            }
-        }
+    /// This key was deleted at this revision. Answers who is to look.
+    fn deleted(&mut self, watched: &Watched, key: &[u8], revision: i64) -> Vec<OwnerId> {
+        let mut woken = self.tell(watched, revision);
+        woken.retain(|owner| {
+            let waiter = self.waiters.get_mut(owner);
+            waiter.is_some_and(|waiter| {
+                let gone = |waiting: &mut Waiting| waiting.blockers.gone(key);
+                let looks = waiter.waiting.as_mut().is_some_and(gone);
+                if looks {
+                    waiter.waiting = None;
+                }
+                looks
+            })
+        });
+        woken
     }
 
     /// The server has told something of `revision`: who waits there and looked at an earlier one.
@@ -296,13 +247,6 @@ impl State {
             waiting.is_some_and(|waiting| waiting.seen < revision)
         };
         watch.waiters.iter().filter(saw_before).copied().collect()
-    }
-
-    /// What `owner` waits for may have gone without its being told.
-    fn missed(&mut self, owner: OwnerId) {
-        if let Some(waiter) = self.waiters.get_mut(&owner) {
-            waiter.wake();
-        }
     }
 
     /// Watches this for `owner`, and nothing else.
@@ -332,17 +276,6 @@ impl State {
                 let oldest = self.idle.remove(0);
                 self.end(&oldest);
             }
-        }
-    }
-}
-
-impl Waiter {
-    fn wake(&mut self) {
-        match &self.mailbox {
-            Some(mailbox) => {
-                mailbox.wake();
-            }
-            None => self.unheard = true,
         }
     }
 }

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use portalock_core::settings::{InvalidSetting, LONGEST, RawDuration};
+use portalock_core::settings::{InvalidSetting, RawDuration, at_least};
 use serde::Deserialize;
 use tokio_postgres::Config;
 
@@ -42,6 +42,7 @@ pub struct PostgresSettings {
 
 /// The shortest lease: below that a busy machine would lose locks for no reason.
 const SHORTEST_LEASE: Duration = Duration::from_secs(1);
+const SHORTEST_TIMEOUT: Duration = Duration::from_millis(1);
 
 impl PostgresSettings {
     pub(crate) const DEFAULT_APPLICATION_NAME: &str = "portalock";
@@ -70,13 +71,7 @@ impl PostgresSettings {
     ///
     /// [`InvalidSetting`] if it is shorter than a second or longer than a year.
     pub fn with_lease_time(mut self, lease_time: Duration) -> Result<Self, InvalidSetting> {
-        if lease_time < SHORTEST_LEASE || lease_time > LONGEST {
-            return Err(InvalidSetting::new(
-                "lease_time",
-                format!("is {lease_time:?}: give it a second to a year"),
-            ));
-        }
-        self.lease_time = lease_time;
+        self.lease_time = at_least(SHORTEST_LEASE, "lease_time", lease_time)?;
         Ok(self)
     }
 
@@ -84,9 +79,9 @@ impl PostgresSettings {
     ///
     /// # Errors
     ///
-    /// [`InvalidSetting`] if it is zero.
+    /// [`InvalidSetting`] if it is shorter than a millisecond or longer than a year.
     pub fn with_connect_timeout(mut self, timeout: Duration) -> Result<Self, InvalidSetting> {
-        self.connect_timeout = positive("connect_timeout", timeout)?;
+        self.connect_timeout = at_least(SHORTEST_TIMEOUT, "connect_timeout", timeout)?;
         Ok(self)
     }
 
@@ -94,9 +89,9 @@ impl PostgresSettings {
     ///
     /// # Errors
     ///
-    /// [`InvalidSetting`] if it is shorter than a millisecond.
+    /// [`InvalidSetting`] if it is shorter than a millisecond or longer than a year.
     pub fn with_request_timeout(mut self, timeout: Duration) -> Result<Self, InvalidSetting> {
-        self.request_timeout = positive("request_timeout", timeout)?;
+        self.request_timeout = at_least(SHORTEST_TIMEOUT, "request_timeout", timeout)?;
         Ok(self)
     }
 
@@ -148,16 +143,6 @@ impl fmt::Debug for PostgresSettings {
             .field("request_timeout", &self.request_timeout)
             .finish()
     }
-}
-
-fn positive(field: &'static str, duration: Duration) -> Result<Duration, InvalidSetting> {
-    if duration < Duration::from_millis(1) || duration > LONGEST {
-        return Err(InvalidSetting::new(
-            field,
-            format!("is {duration:?}: give it a millisecond to a year"),
-        ));
-    }
-    Ok(duration)
 }
 
 #[derive(Deserialize)]

@@ -2,7 +2,7 @@
 
 use std::{str::FromStr, time::Duration};
 
-use portalock_core::settings::{InvalidSetting, RawDuration};
+use portalock_core::settings::{InvalidSetting, RawDuration, percent_decode};
 use tokio_postgres::{
     Config,
     config::{SslMode, TargetSessionAttrs},
@@ -46,7 +46,7 @@ impl PostgresSettings {
         for option in query.split('&').filter(|option| !option.is_empty()) {
             match option.split_once('=') {
                 Some((name @ ("lease_time" | "request_timeout" | "sslrootcert"), value)) => {
-                    ours.push((name, decode(value)?));
+                    ours.push((name, percent_decode("url", value)?));
                 }
                 Some(("sslmode", "verify-ca" | "verify-full")) => {
                     has_mode = true;
@@ -146,28 +146,6 @@ fn parsed(url: &str) -> Result<Config, InvalidSetting> {
         server.application_name(PostgresSettings::DEFAULT_APPLICATION_NAME);
     }
     Ok(server)
-}
-
-fn decode(text: &str) -> Result<String, InvalidSetting> {
-    let bad = || {
-        InvalidSetting::new(
-            "url",
-            "is not percent-encoded UTF-8: write a percent sign as %25",
-        )
-    };
-    let mut parts = text.split('%');
-    let mut bytes = parts.next().unwrap_or_default().as_bytes().to_vec();
-    for part in parts {
-        let code = part
-            .get(..2)
-            .and_then(|digits| u8::from_str_radix(digits, 16).ok());
-        let (Some(code), Some(rest)) = (code, part.get(2..)) else {
-            return Err(bad());
-        };
-        bytes.push(code);
-        bytes.extend_from_slice(rest.as_bytes());
-    }
-    String::from_utf8(bytes).map_err(|_| bad())
 }
 
 #[cfg(test)]

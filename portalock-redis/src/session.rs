@@ -148,7 +148,7 @@ impl Service for SessionKey {
         }
     }
 
-    fn place(owner: OwnerId, wish: &Wish) -> Place {
+    fn place(&self, owner: OwnerId, wish: &Wish) -> Place {
         Place::new(owner, wish.wanted.named.clone())
     }
 

@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use super::{KeptSession, Service, Sessions};
+use super::{KeptSession, Leaving, Service, Sessions};
 use crate::{
     Attempt, BackendError, BackendErrorKind, Contention, FencingToken, Holder, Loss, OwnerId,
     Released, Wakeups,
@@ -101,7 +101,7 @@ impl<S: Service> Client<S> {
             release(&session, owner).await?;
         }
         let connections = session.connections();
-        let expected = places.expect(owner, || S::place(owner, wish))?;
+        let expected = places.expect(owner, || session.service().place(owner, wish))?;
         let Answered { value, repeated } = match S::enter(&session, &expected.at, wish).await {
             Ok(answer) => answer,
             // What it has done is unknown, but for what the session's end has undone.
@@ -215,10 +215,26 @@ async fn release<S: Service>(
     let Answered { value, repeated } = S::leave(session, leaving).await?;
     // A try without an answer may have freed what the next one no longer found.
     let freed = value || (repeated && leaving.held);
-    releasing.done();
+    match settle(session, leaving).await {
+        Ok(()) => releasing.done(),
+        Err(error) => {
+            tracing::debug!(service = S::NAME, %error, "what may come late can't be refused yet");
+        }
+    }
     Ok(if freed {
         Released::Freed
     } else {
         Released::NotHeld
     })
+}
+
+/// Has the service refuse what may come late of a place that was released.
+pub(super) async fn settle<S: Service>(
+    session: &Arc<KeptSession<S>>,
+    leaving: &Leaving<S::Place>,
+) -> Result<(), BackendError> {
+    if leaving.unsure {
+        S::settle(session, leaving).await?;
+    }
+    Ok(())
 }

@@ -14,16 +14,20 @@ use std::{
 use futures_util::future::{join, join4, select};
 use tokio::{
     sync::{Notify, watch},
-    time::timeout,
+    time::{sleep, timeout},
 };
 
 use super::{
     Keeper, Renewal, Service, Session,
+    client::settle,
     look::{AGAIN_AFTER, Looks, SEEN_AT_ONCE, seen_at_once},
     places::{Asked, Places},
     spawn,
 };
 use crate::{BackendError, BackendErrorKind, Lease, Loss, clock::Instant};
+
+/// Connections that end are not made anew more often than this.
+const MENDED_AT_MOST_EVERY: Duration = Duration::from_millis(100);
 
 /// A [`Session`] over any [`Service`]: it is not its connection, so a reset costs nobody a lock or a place as long as the lease
 /// lasts. Made by [`start`](Self::start), within [`Sessions::get`](super::Sessions::get).
@@ -245,6 +249,8 @@ impl<S: Service> KeptSession<S> {
             if self.connection().is_none() {
                 keeper.renew_now();
             }
+            // One that ends as soon as it is made is not made anew without end.
+            sleep(MENDED_AT_MOST_EVERY).await;
         }
     }
 
@@ -310,12 +316,15 @@ impl<S: Service> KeptSession<S> {
             let Some(releasing) = self.places.release_due(owner) else {
                 continue;
             };
-            let leaving = S::leave(self, releasing.leaving());
-            match self.within_time(leaving).await {
-                Ok(_) => releasing.done(),
+            let leaving = releasing.leaving();
+            match self.within_time(S::leave(self, leaving)).await {
+                Ok(_) => {}
                 Err(error) if error.kind() == BackendErrorKind::Unavailable => return,
                 // What the service refuses for one is no reason for the others to wait.
-                Err(_) => {}
+                Err(_) => continue,
+            }
+            if self.within_time(settle(self, leaving)).await.is_ok() {
+                releasing.done();
             }
         }
     }
@@ -342,8 +351,12 @@ impl<S: Service> KeptSession<S> {
 
     fn give_up_connection(&self) {
         // One that the session ends with may still answer.
-        if !self.service.ends_with_connection() {
-            self.lock_connection().take();
+        if self.service.ends_with_connection() {
+            return;
+        }
+        let given_up = self.lock_connection().take();
+        if let Some(connection) = given_up {
+            self.service.gave_up(&connection);
         }
     }
 

@@ -44,8 +44,11 @@ pub trait Service: fmt::Debug + Send + Sync + Sized + 'static {
     fn new(shared: &Self::Shared) -> Self;
 
     /// A new place for `owner`, with a name that no earlier place of it had: so that a message that comes late can't be taken
-    /// for one to the next.
-    fn place(owner: OwnerId, wish: &Self::Wish) -> Self::Place;
+    /// for one to the next. Called under a lock: it must be quick.
+    ///
+    /// The place is dropped once nothing can be left of it at the service; until then nothing of what stands for it may be used
+    /// for another one.
+    fn place(&self, owner: OwnerId, wish: &Self::Wish) -> Self::Place;
 
     /// How long the session lives at the service without being renewed. It is renewed, and what it has is looked after,
     /// each third of that.
@@ -69,6 +72,12 @@ pub trait Service: fmt::Debug + Send + Sync + Sized + 'static {
 
     /// Whether more can come over this connection.
     fn is_open(connection: &Self::Connection) -> bool;
+
+    /// The session gives this connection up: a request over it failed, or had no answer in time. Does nothing by default; a service
+    /// of several servers makes the next connection to another one.
+    fn gave_up(&self, connection: &Self::Connection) {
+        let _ = connection;
+    }
 
     /// Begins the session at the service, and ends `former` there, if that may still live. Answers until when the new one is
     /// certain, counted from before the request was sent.
@@ -131,6 +140,21 @@ pub trait Service: fmt::Debug + Send + Sync + Sized + 'static {
         session: &Arc<KeptSession<Self>>,
         leaving: &Leaving<Self::Place>,
     ) -> Result<Answered<bool>, BackendError>;
+
+    /// Sees to it that nothing of a released place comes any more, where a request may still be on its way; called after
+    /// [`leave`](Self::leave), for [`Leaving::unsure`] alone. Does nothing by default. It is for a service that may be able to
+    /// free a place and not to refuse what comes late: the release then succeeds, and the session makes up for the rest.
+    ///
+    /// # Errors
+    ///
+    /// [`BackendError`] if the service failed. Both are called again.
+    async fn settle(
+        session: &Arc<KeptSession<Self>>,
+        leaving: &Leaving<Self::Place>,
+    ) -> Result<(), BackendError> {
+        let _ = (session, leaving);
+        Ok(())
+    }
 
     /// Ends the session at the service, where it would otherwise live until its lease ends there. What its owners had is in
     /// [`Places::left`](super::Places::left).

@@ -1,9 +1,8 @@
 use super::*;
 use crate::{
-    blockers::{Blockers, Line},
+    blockers::{Ahead, Blockers},
     keys::Weight,
 };
-use portalock_core::{Wake, WakeSender, Wakeups, wakeups};
 
 fn key(key: &str) -> Watched {
     Watched::Key(key.to_owned())
@@ -17,39 +16,18 @@ fn nearest(key: &str, seen: i64) -> Waiting {
     }
 }
 
-/// A waiter with a mailbox.
-fn waiter(watches: &Watches, waiting: Waiting) -> (OwnerId, Wakeups) {
+/// One who waits so, and has missed nothing.
+fn waiter(watches: &Watches, waiting: Waiting) -> OwnerId {
     let owner = OwnerId::mint();
-    watches.wait(owner, waiting).unwrap();
-    let (sender, wakeups): (WakeSender, _) = wakeups();
-    watches.listen(owner, sender);
-    (owner, wakeups)
-}
-
-/// Whether a wake-up is there by now.
-async fn woken(wakeups: &mut Wakeups) -> bool {
-    let none = std::time::Duration::ZERO;
-    tokio::time::timeout(none, wakeups.next()).await.is_ok()
-}
-
-#[tokio::test]
-async fn a_waiter_whose_session_has_ended_is_told_so_however_late_it_listens() {
-    let watches = Watches::default();
-    let owner = OwnerId::mint();
-    watches.wait(owner, nearest("a", 1)).unwrap();
-    watches.fail(&crate::error::session_ended("a test"));
-    let (sender, mut wakeups) = wakeups();
-    watches.listen(owner, sender);
-    assert!(matches!(wakeups.next().await, Wake::Failed(_)));
-    assert!(watches.wait(owner, nearest("a", 1)).is_err());
+    assert!(!watches.wait(owner, waiting), "nothing was missed");
+    owner
 }
 
 #[test]
 fn a_watch_lasts_until_nobody_has_waited_for_a_while() {
     let watches = Watches::default();
-    let (one, two) = (OwnerId::mint(), OwnerId::mint());
-    watches.wait(one, nearest("a", 1)).unwrap();
-    watches.wait(two, nearest("a", 1)).unwrap();
+    let one = waiter(&watches, nearest("a", 1));
+    let two = waiter(&watches, nearest("a", 1));
     let begun = watches.take_orders();
     assert!(
         matches!(begun[..], [Order::Begin(_, Watched::Key(_))]),
@@ -60,7 +38,7 @@ fn a_watch_lasts_until_nobody_has_waited_for_a_while() {
     assert_eq!(watches.take_orders(), []);
     watches.leave(two);
     // Another comes in time.
-    watches.wait(one, nearest("a", 1)).unwrap();
+    watches.wait(one, nearest("a", 1));
     watches.forget_idle();
     watches.leave(one);
     assert_eq!(watches.take_orders(), []);
@@ -75,8 +53,7 @@ fn a_watch_lasts_until_nobody_has_waited_for_a_while() {
 fn few_keys_are_watched_that_nobody_waits_for() {
     let (watches, owner) = (Watches::default(), OwnerId::mint());
     for number in 0..3 * MOST_IDLE {
-        let waiting = nearest(&number.to_string(), 1);
-        watches.wait(owner, waiting).unwrap();
+        watches.wait(owner, nearest(&number.to_string(), 1));
     }
     watches.leave(owner);
     let state = watches.lock();
@@ -85,92 +62,71 @@ fn few_keys_are_watched_that_nobody_waits_for() {
     assert_eq!(state.idle.len(), MOST_IDLE);
 }
 
-#[tokio::test]
-async fn one_whose_nearest_has_gone_is_told_to_look() {
+#[test]
+fn one_whose_nearest_has_gone_is_told_to_look() {
     let watches = Watches::default();
-    let (owner, mut wakeups) = waiter(&watches, nearest("a", 7));
-    watches.lock().begun(&key("a"), 7);
-    assert!(!woken(&mut wakeups).await, "nothing was missed");
-    watches.lock().deleted(&key("a"), b"a", 9);
-    assert!(woken(&mut wakeups).await);
+    let owner = waiter(&watches, nearest("a", 7));
+    assert_eq!(watches.lock().tell(&key("a"), 7), [], "nothing was missed");
+    assert_eq!(watches.lock().deleted(&key("a"), b"a", 9), [owner]);
     assert!(watches.waiting(owner).is_none());
 }
 
-#[tokio::test]
-async fn the_deletion_of_a_keys_earlier_use_tells_nothing() {
+#[test]
+fn the_deletion_of_a_keys_earlier_use_tells_nothing() {
     let watches = Watches::default();
-    let (one, _one) = waiter(&watches, nearest("a", 5));
-    watches.lock().begun(&key("a"), 5);
+    let one = waiter(&watches, nearest("a", 5));
+    watches.lock().tell(&key("a"), 5);
     // It has gone and come again; that it had gone is told late.
-    let (two, mut wakeups) = waiter(&watches, nearest("a", 9));
-    watches.lock().deleted(&key("a"), b"a", 7);
+    let two = waiter(&watches, nearest("a", 9));
+    assert_eq!(watches.lock().deleted(&key("a"), b"a", 7), [one]);
     assert!(watches.waiting(one).is_none());
-    assert!(!woken(&mut wakeups).await);
-    watches.lock().deleted(&key("a"), b"a", 10);
-    assert!(woken(&mut wakeups).await);
+    assert_eq!(watches.lock().deleted(&key("a"), b"a", 10), [two]);
     assert!(watches.waiting(two).is_none());
 }
 
-#[tokio::test]
-async fn who_looked_before_its_watch_began_looks_again() {
+#[test]
+fn who_looked_before_its_watch_began_looks_again() {
     let watches = Watches::default();
-    let (owner, mut wakeups) = waiter(&watches, nearest("a", 7));
-    watches.lock().begun(&key("a"), 8);
-    assert!(woken(&mut wakeups).await);
+    let owner = waiter(&watches, nearest("a", 7));
+    assert_eq!(watches.lock().tell(&key("a"), 8), [owner]);
     assert!(watches.waiting(owner).is_some(), "it may be as it was");
     // Seen again, at a revision that the watch covers.
-    watches.wait(owner, nearest("a", 8)).unwrap();
-    assert!(!woken(&mut wakeups).await);
+    assert!(!watches.wait(owner, nearest("a", 8)));
     watches.start_over();
-    watches.lock().begun(&key("a"), 8);
-    assert!(woken(&mut wakeups).await, "another stream");
+    assert_eq!(watches.lock().tell(&key("a"), 8), [owner], "another stream");
 }
 
-#[tokio::test]
-async fn a_watch_that_is_kept_knows_what_has_gone_since() {
+#[test]
+fn a_watch_that_is_kept_knows_what_has_gone_since() {
     let watches = Watches::default();
-    let (one, _one) = waiter(&watches, nearest("a", 1));
-    watches.lock().begun(&key("a"), 1);
+    let one = waiter(&watches, nearest("a", 1));
+    watches.lock().tell(&key("a"), 1);
     watches.leave(one);
     watches.lock().deleted(&key("a"), b"a", 5);
     // Of a later use of the key.
-    let (two, mut wakeups) = waiter(&watches, nearest("a", 7));
-    assert!(!woken(&mut wakeups).await);
+    let two = waiter(&watches, nearest("a", 7));
     watches.leave(two);
     watches.lock().deleted(&key("a"), b"a", 9);
-    let (_three, mut wakeups) = waiter(&watches, nearest("a", 8));
-    assert!(woken(&mut wakeups).await);
+    assert!(watches.wait(OwnerId::mint(), nearest("a", 8)));
 }
 
-#[tokio::test]
-async fn what_is_told_before_one_listens_is_not_lost() {
-    let (watches, owner) = (Watches::default(), OwnerId::mint());
-    watches.wait(owner, nearest("a", 7)).unwrap();
-    watches.lock().begun(&key("a"), 8);
-    let (sender, mut wakeups) = wakeups();
-    watches.listen(owner, sender);
-    assert!(woken(&mut wakeups).await);
-}
-
-#[tokio::test]
-async fn one_who_waits_for_permits_is_told_once_they_suffice() {
+#[test]
+fn one_who_waits_for_permits_is_told_once_they_suffice() {
     let watches = Watches::default();
     let weight = |count| Weight { count, capacity: 3 };
     let earlier = [(b"a".to_vec(), weight(1)), (b"b".to_vec(), weight(2))];
-    let line = Line {
+    let ahead = Ahead {
         queue: "q/".to_owned(),
         earlier: earlier.into(),
         own: weight(2),
     };
     let waiting = Waiting {
-        blockers: Blockers::Permits(line),
+        blockers: Blockers::Permits(ahead),
         seen: 7,
     };
-    let (_owner, mut wakeups) = waiter(&watches, waiting);
+    let owner = waiter(&watches, waiting);
     let queue = Watched::Queue("q/".to_owned());
-    watches.lock().begun(&queue, 7);
-    watches.lock().deleted(&queue, b"a", 8);
-    assert!(!woken(&mut wakeups).await);
-    watches.lock().deleted(&queue, b"b", 9);
-    assert!(woken(&mut wakeups).await);
+    watches.lock().tell(&queue, 7);
+    assert_eq!(watches.lock().deleted(&queue, b"a", 8), []);
+    assert_eq!(watches.lock().deleted(&queue, b"b", 9), [owner]);
 }

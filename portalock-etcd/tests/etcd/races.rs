@@ -233,3 +233,19 @@ async fn of_a_crowd_that_comes_at_once_few_look_at_the_queue() {
     println!("{transactions} transactions");
     assert!((CROWD..CROWD + CROWD / 4).contains(&transactions));
 }
+
+#[tokio::test]
+async fn a_lock_that_was_broken_leaves_neither_its_key_nor_the_mark() {
+    let server = Server::start();
+    let client = server.client().await;
+    let lock = Lock::new(client, "broken").unwrap();
+    let guard = lock.acquire().await.unwrap();
+    let breaker = Lock::new(server.client().await, "broken").unwrap();
+    breaker.break_holder(guard.owner()).await.unwrap();
+    assert!(matches!(guard.lost().await, Loss::Broken(_)));
+    // Both sessions' keys stay.
+    until("nothing is left", async || {
+        server.lock_keys().await.is_empty() && server.session_keys().await.len() == 2
+    })
+    .await;
+}

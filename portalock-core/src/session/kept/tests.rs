@@ -37,18 +37,22 @@ struct Store {
     ends_with_connection: AtomicBool,
     /// Places that can't be released.
     stuck: Mutex<Vec<u32>>,
+    cannot_settle: AtomicBool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Event {
     Connected,
     Asked,
+    GaveUp,
     Renewed,
     Looked(usize),
     /// And whether a request might still be on its way.
     Released(u32, bool),
     /// A place was left when the session ended.
     Left(u32),
+    /// Nothing can come late any more.
+    Settled(u32),
     Ended,
 }
 
@@ -109,7 +113,7 @@ impl<const ASKS: bool> Service for InStore<ASKS> {
         settings.clone()
     }
 
-    fn place(_: OwnerId, wish: &(u32, bool)) -> u32 {
+    fn place(&self, _: OwnerId, wish: &(u32, bool)) -> u32 {
         wish.0
     }
 
@@ -132,6 +136,10 @@ impl<const ASKS: bool> Service for InStore<ASKS> {
 
     fn is_open(connection: &Self::Connection) -> bool {
         connection.load(Ordering::Acquire)
+    }
+
+    fn gave_up(&self, _: &Self::Connection) {
+        self.0.note(Event::GaveUp);
     }
 
     async fn begin(
@@ -213,6 +221,15 @@ impl<const ASKS: bool> Service for InStore<ASKS> {
         let removed = store.stands.lock().unwrap().remove(&leaving.at);
         let value = matches!(removed, Some(Stand::Held(_)));
         Ok(Answered { value, repeated })
+    }
+
+    async fn settle(session: &Arc<KeptSession<Self>>, leaving: &Leaving<u32>) -> Result<(), BackendError> {
+        let store = &session.service().0;
+        if store.cannot_settle.load(Ordering::Acquire) {
+            return Err(BackendError::new(BackendErrorKind::OutOfSpace, "full"));
+        }
+        store.note(Event::Settled(leaving.at));
+        Ok(())
     }
 
     async fn end(
@@ -402,6 +419,7 @@ async fn a_connection_over_which_a_renewal_fails_or_hangs_is_given_up() {
     let (store, session, _sessions) = start().await;
     for (fault, connections) in [(&store.refuses, 2), (&store.hangs, 3)] {
         fault.store(true, Ordering::Release);
+        store.has_seen(Event::GaveUp, connections - 1).await;
         store.has_seen(Event::Connected, connections).await;
         fault.store(false, Ordering::Release);
         let renewed = store.events.borrow().clone();
@@ -611,4 +629,38 @@ async fn who_never_asked_has_nothing_to_wait_in() {
     let (client, _store, owner) = client();
     assert!(client.subscribe(owner).is_err());
     client.close().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_release_succeeds_before_what_may_come_late_is_refused_and_the_session_makes_up_for_it() {
+    let (client, store, owner) = client();
+    let session = client.session().await.unwrap();
+    store.set(1, Stand::Held(FencingToken::new(7)));
+    store.repeats.store(true, Ordering::Release);
+    store.cannot_settle.store(true, Ordering::Release);
+    let held = client.attempt(owner, &(1, true)).await.unwrap();
+    assert!(matches!(held, Attempt::Granted(_)));
+    assert_eq!(client.release(owner).await.unwrap(), Released::Freed);
+    // Until then the owner has no other place.
+    let error = client.attempt(owner, &(1, true)).await.unwrap_err();
+    assert_eq!(error.kind(), BackendErrorKind::Unavailable);
+    // Another release is not held up by that.
+    let other = OwnerId::mint();
+    session.places().expect(other, || 2).unwrap();
+    session.places().answered(other, false);
+    drop(session.places().release(other));
+    store.has_seen(Event::Released(2, false), 1).await;
+    store.has_seen(Event::Released(1, true), 3).await;
+    store.cannot_settle.store(false, Ordering::Release);
+    store.has_seen(Event::Settled(1), 1).await;
+    let settled = |event: &Event| matches!(event, Event::Settled(_));
+    assert_eq!(
+        store
+            .events
+            .borrow()
+            .iter()
+            .filter(|it| settled(it))
+            .count(),
+        1
+    );
 }

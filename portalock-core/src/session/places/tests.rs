@@ -192,16 +192,66 @@ fn a_place_that_is_broken_is_lost_and_due_and_the_owners_next_one_is_not() {
         let (places, _lease, owner) = book();
         places.expect(owner, || 1).unwrap();
         let grant = is_heard.then(|| places.hold(owner, token(1)).unwrap());
-        places.broken(owner, &loss, |at| *at == 2);
+        assert!(!places.broken(owner, &loss, |at| *at == 2));
         assert!(places.due().is_empty(), "it was another place");
-        places.broken(owner, &loss, |at| *at == 1);
+        for _ in 0..2 {
+            assert!(places.broken(owner, &loss, |at| *at == 1));
+        }
         let grant = grant.unwrap_or_else(|| places.hold(owner, token(1)).unwrap());
         assert_eq!(grant.lost.loss(), Some(loss.clone()));
         assert_eq!(places.due(), [owner]);
         places.release_due(owner).unwrap().done();
         places.expect(owner, || 2).unwrap();
-        places.broken(owner, &loss, |at| *at == 1);
+        assert!(!places.broken(owner, &loss, |at| *at == 1));
         let next = places.hold(owner, token(2)).unwrap();
         assert_eq!(next.lost.loss(), None);
     }
+}
+
+#[tokio::test]
+async fn one_who_is_told_to_ask_again_hears_of_it_also_if_it_listens_later() {
+    let (places, _lease, owner) = book();
+    places.expect(owner, || 1).unwrap();
+    places.wake(owner, |_| true);
+    let mut line = places.listen(owner);
+    assert!(matches!(line.next().await, Wake::TryNow));
+    places.queued(owner);
+    assert!(line.next().now_or_never().is_none(), "it is told once");
+    places.wake(owner, |_| true);
+    assert!(matches!(line.next().await, Wake::TryNow));
+    places.hold(owner, token(1)).unwrap();
+    places.wake(owner, |_| true);
+    assert!(line.next().now_or_never().is_none(), "it waits no more");
+}
+
+#[test]
+fn one_who_takes_its_place_anew_has_lost_what_it_held_and_holds_by_the_new_one() {
+    let (places, _lease, owner) = book();
+    places.expect(owner, || 1).unwrap();
+    let first = places.hold(owner, token(1)).unwrap();
+    places.retake(owner, "a table");
+    assert!(matches!(first.lost.loss(), Some(Loss::Removed(_))));
+    assert!(places.held(owner).is_none());
+    let second = places.hold(owner, token(2)).unwrap();
+    assert!(!second.lost.is_lost());
+    assert_eq!(places.held(owner), Some((1, token(2))));
+
+    drop(places.release(owner).unwrap());
+    places.retake(owner, "a table");
+    assert!(!second.lost.is_lost(), "it is being released");
+    assert_eq!(places.due(), [owner]);
+}
+
+#[test]
+fn a_look_is_told_who_holds() {
+    let (places, _lease, holder) = book();
+    let waiter = OwnerId::mint();
+    places.expect(holder, || 1).unwrap();
+    places.hold(holder, token(1)).unwrap();
+    places.expect(waiter, || 2).unwrap();
+    places.queued(waiter);
+    let mut asked = places.standing(true);
+    asked.sort_by_key(|asked| asked.at);
+    let held: Vec<_> = asked.iter().map(|asked| asked.held).collect();
+    assert_eq!(held, [true, false]);
 }

@@ -1,0 +1,181 @@
+//! How a session begins: a lease, and the key that stands for it.
+
+use std::{sync::Arc, time::Duration};
+
+use etcd_client::{GetOptions, PutOptions, ResponseHeader};
+use portalock_core::{BackendError, BackendErrorKind, clock::Instant, session::spawn};
+
+use crate::{
+    endpoints::Endpoints,
+    session::{Granted, Session, SessionLease, certain_for},
+    witness::Witness,
+};
+
+/// The oldest etcd that is known to do all that is asked of it.
+const OLDEST: (u64, u64) = (3, 4);
+
+/// How many answers must come from one and the same member before a session starts.
+const SAME_MEMBER: usize = 3;
+
+const STARTING: &str = "start a session";
+
+/// Begins the session, in place of `former`: until when it is certain.
+pub(crate) async fn begin(
+    session: &Arc<Session>,
+    former: Option<&Arc<Session>>,
+) -> Result<Instant, BackendError> {
+    if let Some(former) = former {
+        // What it had would be in the way, and a request of it may still arrive.
+        former.service().revoke().await?;
+    }
+    let lease = session.service();
+    let server = &lease.server;
+    // etcd counts leases in whole seconds.
+    let seconds = server
+        .settings
+        .lease_time
+        .as_nanos()
+        .div_ceil(1_000_000_000);
+    let seconds = i64::try_from(seconds).unwrap_or(i64::MAX);
+    let (granted, sent) = server
+        .endpoints
+        .call("get a lease", |client| async move {
+            let sent = Instant::now();
+            let granted = client.lease_client().grant(seconds, None).await?;
+            Ok((granted, sent))
+        })
+        .await?
+        .value;
+    let time = Duration::from_secs(u64::try_from(granted.ttl()).unwrap_or(0));
+    lease.was_granted(Granted {
+        id: granted.id(),
+        time,
+        key: server.keys.session(granted.id()),
+    });
+    if let Err(error) = put_key(lease).await {
+        // It may take as long as the failed call did, and nobody has to wait for it.
+        let session = session.clone();
+        let revoking = spawn(async move {
+            if let Err(error) = session.service().revoke().await {
+                tracing::debug!(%error, "the lease of a failed start ends by its time");
+            }
+        });
+        if let Ok(revoking) = revoking {
+            revoking.detach();
+        }
+        return Err(error);
+    }
+    // Now there is something to listen to.
+    session.connection_ended();
+    Ok(sent + certain_for(time))
+}
+
+/// Puts the session's key, and checks that one connection leads to one member.
+async fn put_key(lease: &SessionLease) -> Result<(), BackendError> {
+    let (put, answers) = lease
+        .server
+        .endpoints
+        .call(STARTING, |client| async move {
+            let options = PutOptions::new().with_lease(lease.id());
+            let mut store = client.kv_client();
+            let put = store.put(lease.key(), "", Some(options)).await?;
+            let mut answers = Vec::new();
+            for _ in 0..SAME_MEMBER {
+                let options = GetOptions::new().with_keys_only();
+                let read = store.get(lease.key(), Some(options)).await?;
+                answers.extend(read.header().map(Witness::of));
+            }
+            Ok((put, answers))
+        })
+        .await?
+        .value;
+    lease.key_modified(put.header().map_or(0, ResponseHeader::revision));
+    for pair in answers.windows(2) {
+        if pair[0].member != pair[1].member {
+            return Err(BackendError::new(
+                BackendErrorKind::Unsupported,
+                "one connection leads to several etcd members, as through `etcd grpc-proxy`: a renewal can't be \
+                 confirmed that way, so give the members' own client URLs",
+            ));
+        }
+    }
+    if let Some(last) = answers.last() {
+        lease.witness.same(*last);
+    }
+    Ok(())
+}
+
+/// Whether the cluster is recent enough.
+pub(crate) async fn check_version(endpoints: &Endpoints) -> Result<(), BackendError> {
+    let status = endpoints
+        .call("ask etcd for its version", |client| async move {
+            client.maintenance_client().status().await
+        })
+        .await?
+        .value;
+    if is_too_old(status.version()) {
+        return Err(BackendError::new(
+            BackendErrorKind::Unsupported,
+            format!(
+                "etcd {} is too old: version {}.{} or later is needed",
+                status.version(),
+                OLDEST.0,
+                OLDEST.1
+            ),
+        ));
+    }
+    Ok(())
+}
+
+fn is_too_old(version: &str) -> bool {
+    let mut numbers = version.split('.').map(str::parse::<u64>);
+    matches!((numbers.next(), numbers.next()), (Some(Ok(major)), Some(Ok(minor))) if (major, minor) < OLDEST)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        EtcdSettings,
+        client::{Client, Server},
+    };
+    use portalock_core::session::{Service as _, Session as _};
+    use portalock_testkit::{
+        proxy::{Direction, FaultProxy},
+        servers::EtcdServer,
+    };
+
+    /// How late every answer is.
+    const LATE: Duration = Duration::from_millis(700);
+
+    #[tokio::test]
+    async fn a_lease_is_counted_from_when_it_was_asked_for() {
+        let server = EtcdServer::start().unwrap();
+        let line = FaultProxy::start((std::net::Ipv4Addr::LOCALHOST, server.port(0))).unwrap();
+        line.delay(Direction::ToClient, LATE);
+        let settings = EtcdSettings::new([line.addr().to_string()])
+            .unwrap()
+            .with_lease_time(Duration::from_millis(600_001))
+            .unwrap()
+            .with_request_timeout(Duration::from_secs(60))
+            .unwrap();
+        let client = Client::new(Arc::new(Server::new(settings).unwrap()));
+        let session = client.session().await.unwrap();
+        let lease_time = session.service().lease_time();
+        assert_eq!(lease_time, Duration::from_secs(601));
+        let certain = certain_for(lease_time);
+        // After the grant's answer came that of a put, and those of the reads.
+        let answered_by = Instant::now() - LATE - LATE * u32::try_from(SAME_MEMBER).unwrap();
+        assert!(session.lease().deadline().unwrap() <= answered_by - LATE + certain);
+    }
+
+    #[test]
+    fn an_etcd_of_unknown_version_is_not_too_old() {
+        for version in ["2.3.8", "3.3.27"] {
+            assert!(is_too_old(version), "{version}");
+        }
+        for version in ["3.4.0", "3.10.1", "4.0.0", "3", "main"] {
+            assert!(!is_too_old(version), "{version}");
+        }
+    }
+}

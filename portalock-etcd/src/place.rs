@@ -1,0 +1,72 @@
+//! An owner's place in a queue: one use of one of the session's keys.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicI64, Ordering},
+};
+
+use portalock_core::OwnerId;
+
+use crate::{client::Wish, keys::Queue, numbers::Numbers, record::encode};
+
+/// One owner's place in a queue. Its key is used again once this is dropped.
+#[derive(Debug)]
+pub(crate) struct Place {
+    pub(crate) owner: OwnerId,
+    pub(crate) queue: Arc<Queue>,
+    pub(crate) key: Arc<str>,
+    /// What the key holds, which tells this use of it from all others.
+    pub(crate) value: Vec<u8>,
+    number: usize,
+    numbers: Arc<Numbers>,
+    /// At which revision it was taken; zero as long as etcd has not said so.
+    taken: AtomicI64,
+}
+
+impl Place {
+    /// A key of the session of `lease`, to take a place by. Nothing is sent yet.
+    pub(crate) fn new(owner: OwnerId, wish: &Wish, lease: i64, numbers: &Arc<Numbers>) -> Self {
+        let queue = wish.queue.clone();
+        let number = numbers.take(&queue.keys);
+        Self {
+            owner,
+            key: queue.key(number, lease).into(),
+            value: encode(&wish.holder, owner),
+            queue,
+            number,
+            numbers: numbers.clone(),
+            taken: AtomicI64::new(0),
+        }
+    }
+
+    /// At which revision it was taken, if etcd has said so.
+    pub(crate) fn taken(&self) -> Option<i64> {
+        Some(self.taken.load(Ordering::Acquire)).filter(|taken| *taken > 0)
+    }
+
+    /// It was taken at this revision.
+    pub(crate) fn was_taken(&self, at: i64) {
+        self.taken.store(at, Ordering::Release);
+        self.numbers.taken(&self.queue.keys, at, &self.key);
+    }
+
+    /// Its key was deleted by somebody.
+    pub(crate) fn was_deleted(&self) {
+        self.gives_up();
+        self.taken.store(0, Ordering::Release);
+    }
+
+    /// Nobody of its session is to wait for it any more.
+    pub(crate) fn gives_up(&self) {
+        if let Some(taken) = self.taken() {
+            self.numbers.gives_up(&self.queue.keys, taken);
+        }
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.gives_up();
+        self.numbers.give_back(&self.queue.keys, self.number);
+    }
+}
