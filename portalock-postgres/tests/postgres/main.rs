@@ -14,6 +14,7 @@ mod cost;
 mod faults;
 mod fence;
 mod functions;
+mod history;
 mod idle;
 mod observing;
 mod pooler;
