@@ -102,11 +102,11 @@ impl SessionRow {
             let other = Connection::open(self.settings(), Box::new(|_| {}), None).await?;
             other.hold().await.map_err(started)?;
             let held = other.backend().await.map_err(started)?;
-            let mine = connection.backend().await.map_err(started)?;
-            other.let_go().await.map_err(started)?;
-            if mine != *backend || held == *backend {
+            // With one process for all, nobody else is served while it is held.
+            if held == *backend || connection.backend().await.map_err(started)? != *backend {
                 return Err(pooled());
             }
+            other.let_go().await.map_err(started)?;
         }
         let lease = i64::try_from(self.settings().lease_time.as_millis()).unwrap_or(i64::MAX);
         let former: Vec<&str> = former.into_iter().collect();

@@ -1,7 +1,7 @@
 -- A session: its row, its signs of life, and what it looks after for those of its claims that wait.
 
 -- The version of this schema: what a client asks for first.
-CREATE OR REPLACE FUNCTION portalock.version() RETURNS integer LANGUAGE sql IMMUTABLE AS 'SELECT 2';
+CREATE OR REPLACE FUNCTION portalock.version() RETURNS integer LANGUAGE sql IMMUTABLE AS 'SELECT 3';
 
 -- Begins a session, and ends those that its client has given up.
 CREATE OR REPLACE FUNCTION portalock.open_session(_session text, _lease_ms bigint, _former text[]) RETURNS void
@@ -35,6 +35,7 @@ LANGUAGE plpgsql AS $$
 DECLARE
     next portalock.claims;
     first timestamptz;
+    set_back boolean;
 BEGIN
     SELECT * INTO next FROM portalock.claims w
     WHERE w.name = _name AND w.kind = _kind AND w.place IS NOT NULL
@@ -43,7 +44,8 @@ BEGIN
         -- Somebody has deleted a holder's row by hand.
         RETURN 0;
     END IF;
-    SELECT min(coalesce(s.expires, '-infinity')) INTO first FROM (
+    SELECT min(coalesce(least(s.expires, clock_timestamp() + s.lease), '-infinity')), bool_or(s.expires > clock_timestamp() + s.lease)
+    INTO first, set_back FROM (
         SELECT h.session FROM portalock.claims h WHERE h.name = _name AND h.kind = _kind AND h.place IS NULL
         UNION ALL
         SELECT next.session WHERE next.session IS NOT NULL
@@ -51,6 +53,11 @@ BEGIN
     WHERE front.session <> _session;
     IF first IS NULL THEN
         RETURN NULL;
+    END IF;
+    IF set_back THEN
+        -- Of the clock. Whoever died before that would keep its locks for as much longer; no lease lasts longer than from now.
+        UPDATE portalock.sessions s SET expires = clock_timestamp() + s.lease WHERE s.id IN (
+            SELECT e.id FROM portalock.sessions e WHERE e.expires > clock_timestamp() + e.lease FOR UPDATE SKIP LOCKED);
     END IF;
     RETURN greatest(0, ceil(extract(epoch FROM greatest(first, now()) - clock_timestamp()) * 1000))::bigint;
 END $$;

@@ -10,6 +10,7 @@
 
 mod breaking;
 mod claims;
+mod clock;
 mod cost;
 mod faults;
 mod fence;
@@ -19,6 +20,7 @@ mod idle;
 mod observing;
 mod pooler;
 mod refusals;
+mod resources;
 mod schema;
 mod standby;
 mod support;

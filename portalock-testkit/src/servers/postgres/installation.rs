@@ -137,7 +137,7 @@ impl Installation {
         let output = self
             .command("initdb")
             .args(["--auth=trust", "--encoding=UTF8", "--no-locale"])
-            .args(["--no-sync", "--no-instructions", "--wal-segsize=1"])
+            .args(["--no-sync", "--wal-segsize=1"])
             .arg(format!("--username={SUPERUSER}"))
             .arg("-D")
             .arg(&made)

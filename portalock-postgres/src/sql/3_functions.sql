@@ -1,0 +1,1 @@
+-- Version 3: functions only. A clock that was set back makes no lease longer.
