@@ -11,7 +11,6 @@
 mod breaking;
 mod claims;
 mod clock;
-mod cost;
 mod faults;
 mod fence;
 mod functions;

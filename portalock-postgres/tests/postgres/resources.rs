@@ -2,7 +2,7 @@
 
 use std::{fs, os::unix::fs::symlink, time::Duration};
 
-use portalock_core::{BackendErrorKind, Lock, LockError};
+use portalock_core::{BackendErrorKind, Lock, LockBackend, LockError, Mode, Patience, Request};
 use portalock_postgres::PostgresBackend;
 use portalock_testkit::servers::PostgresOptions;
 
@@ -129,25 +129,33 @@ async fn a_cancelled_statement() {
 #[tokio::test]
 async fn transactions_that_others_are_in_the_way_of() {
     let server = Server::start().await;
+    // The first two attempts of each three.
     server
         .run(
             "CREATE SEQUENCE attempts;
              CREATE FUNCTION in_the_way() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
-                 IF nextval('public.attempts') % 3 <> 0 THEN
-                     RAISE 'in the way' USING ERRCODE = CASE currval('public.attempts') % 3 WHEN 1 THEN '40001' ELSE '40P01' END;
-                 END IF;
-                 RETURN NEW;
+                 CASE nextval('public.attempts') % 3
+                     WHEN 1 THEN RAISE 'in the way' USING ERRCODE = '40001';
+                     WHEN 2 THEN RAISE 'in the way' USING ERRCODE = '40P01';
+                     ELSE RETURN NEW;
+                 END CASE;
              END $$;
              CREATE TRIGGER in_the_way BEFORE INSERT ON portalock.claims FOR EACH ROW EXECUTE FUNCTION in_the_way()",
         )
         .await;
-    let lock = Lock::new(server.client().await, "a").unwrap();
+    let client = server.client().await;
+    let lock = Lock::new(client.clone(), "a").unwrap();
     let guard = lock.acquire_with(&patient()).await.unwrap();
     guard.release().await.unwrap();
+    assert_eq!(server.number("SELECT last_value FROM attempts").await, 3);
     for _ in 0..2 {
-        let policy = patient().with_max_failures(1);
-        let error = lock.acquire_with(&policy).await.unwrap_err();
-        assert_eq!(kind(&error), BackendErrorKind::Unavailable, "{error:?}");
+        let name = "a".parse().unwrap();
+        let request = Request::new(name, Mode::Exclusive, Patience::Queue);
+        let error = LockBackend::try_acquire(&client, &request)
+            .await
+            .unwrap_err();
+        assert_eq!(error.kind(), BackendErrorKind::Unavailable, "{error:?}");
+        LockBackend::release(&client, &request).await.unwrap();
     }
     assert_eq!(
         server.number("SELECT count(*) FROM portalock.claims").await,
