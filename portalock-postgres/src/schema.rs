@@ -24,7 +24,7 @@ const MIGRATING: &str = "migrate the schema portalock";
 const STEPS: [&str; 3] = [
     include_str!("sql/1_tables.sql"),
     include_str!("sql/2_operators.sql"),
-    include_str!("sql/3_functions.sql"),
+    include_str!("sql/3_connections.sql"),
 ];
 
 /// What every version has, in its latest form: functions are replaced with each upgrade.

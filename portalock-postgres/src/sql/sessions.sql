@@ -3,13 +3,15 @@
 -- The version of this schema: what a client asks for first.
 CREATE OR REPLACE FUNCTION portalock.version() RETURNS integer LANGUAGE sql IMMUTABLE AS 'SELECT 3';
 
--- Begins a session, and ends those that its client has given up.
-CREATE OR REPLACE FUNCTION portalock.open_session(_session text, _lease_ms bigint, _former text[]) RETURNS void
+-- Begins a session, and ends those that its client has given up. One that is `_tied` ends with the connection that begins it.
+CREATE OR REPLACE FUNCTION portalock.open_session(_session text, _lease_ms bigint, _former text[], _tied boolean) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    lease interval := make_interval(secs => _lease_ms / 1000.0);
 BEGIN
     DELETE FROM portalock.sessions s WHERE s.id = ANY (_former);
-    INSERT INTO portalock.sessions (id, lease, expires)
-    VALUES (_session, make_interval(secs => _lease_ms / 1000.0), clock_timestamp() + make_interval(secs => _lease_ms / 1000.0));
+    INSERT INTO portalock.sessions (id, lease, expires, backend)
+    VALUES (_session, lease, clock_timestamp() + lease, CASE WHEN _tied THEN pg_backend_pid() END);
 END $$;
 
 -- A sign of life. Answers whether the session lives, and by which server process it was told: a client that is led to several
@@ -29,7 +31,8 @@ BEGIN
 END $$;
 
 -- When somebody in front of a name could be dead, the holders or the next in line, so that it is somebody else's turn: in so many
--- milliseconds, 0 if the queue is to be served now, NULL if all of them are `_session`'s own.
+-- milliseconds, 0 if the queue is to be served now, NULL if all of them are `_session`'s own. Of one that ends with its connection
+-- nobody knows when, so it is looked at every 200 ms.
 CREATE OR REPLACE FUNCTION portalock.look_in(_kind text, _name text, _session text) RETURNS bigint
 LANGUAGE plpgsql AS $$
 DECLARE
@@ -44,7 +47,11 @@ BEGIN
         -- Somebody has deleted a holder's row by hand.
         RETURN 0;
     END IF;
-    SELECT min(coalesce(least(s.expires, clock_timestamp() + s.lease), '-infinity')), bool_or(s.expires > clock_timestamp() + s.lease)
+    SELECT min(CASE
+            WHEN s.id IS NULL OR portalock.is_cut(s.backend) THEN '-infinity'
+            WHEN s.backend IS NULL THEN least(s.expires, clock_timestamp() + s.lease)
+            ELSE least(s.expires, clock_timestamp() + interval '200 milliseconds')
+        END), bool_or(s.expires > clock_timestamp() + s.lease)
     INTO first, set_back FROM (
         SELECT h.session FROM portalock.claims h WHERE h.name = _name AND h.kind = _kind AND h.place IS NULL
         UNION ALL

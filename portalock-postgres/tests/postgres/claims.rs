@@ -212,7 +212,7 @@ async fn a_former_session_is_cleared_up() {
     // One who waits and never looks.
     server
         .run(
-            "SELECT portalock.open_session('s', 600000, '{}');
+            "SELECT portalock.open_session('s', 600000, '{}', false);
              SELECT * FROM portalock.acquire('s', 0, 'lock', 'a', 'o', 4294967295, 4294967295, true, '{}')",
         )
         .await;

@@ -23,3 +23,4 @@ mod resources;
 mod schema;
 mod standby;
 mod support;
+mod without_notice;

@@ -1,1 +1,0 @@
--- Version 3: functions only. A clock that was set back makes no lease longer.
