@@ -17,7 +17,7 @@ use std::{
     convert::Infallible,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicI64, Ordering},
+        atomic::{AtomicI64, Ordering},
     },
     time::Duration,
 };
@@ -59,8 +59,6 @@ pub(crate) struct SessionRow {
     pub(crate) id: Arc<str>,
     pub(crate) server: Arc<Server>,
     epoch: AtomicI64,
-    /// Whether it has begun, and ends with the connection that it began over.
-    tied: AtomicBool,
     pub(crate) observers: Observers,
 }
 
@@ -112,8 +110,6 @@ impl SessionRow {
         }
         let lease = i64::try_from(self.settings().lease_time.as_millis()).unwrap_or(i64::MAX);
         let former: Vec<&str> = former.into_iter().collect();
-        let tied = self.settings().release_without_notice;
-        self.tied.store(tied, Ordering::Release);
         connection
             .query(
                 "SELECT portalock.open_session($1, $2, $3, $4)",
@@ -121,7 +117,7 @@ impl SessionRow {
                     (&&*self.id, Type::TEXT),
                     (&lease, Type::INT8),
                     (&former, Type::TEXT_ARRAY),
-                    (&tied, Type::BOOL),
+                    (&self.settings().release_without_notice, Type::BOOL),
                 ],
             )
             .await
@@ -145,7 +141,6 @@ impl Service for SessionRow {
             id: new_session_id().into(),
             server: server.clone(),
             epoch: AtomicI64::new(0),
-            tied: AtomicBool::new(false),
             observers: Observers::default(),
         }
     }
@@ -164,10 +159,6 @@ impl Service for SessionRow {
 
     async fn connect(session: &Arc<Session>) -> Result<Line, BackendError> {
         let row = session.service();
-        if row.tied.load(Ordering::Acquire) && session.ensure_live().is_ok() {
-            session.end(cut());
-            session.ensure_live()?;
-        }
         // What the former connection did not hear, they have missed.
         row.observers.end_all();
         let channel = channel(&row.id);
@@ -182,8 +173,8 @@ impl Service for SessionRow {
         let hearer = Arc::downgrade(session);
         let ended = Box::new(move || {
             if let Some(session) = hearer.upgrade() {
-                if session.service().tied.load(Ordering::Acquire) {
-                    session.end(cut());
+                if session.service().settings().release_without_notice {
+                    session.end(Loss::SessionEnded("its connection ended".into()));
                 }
                 session.connection_ended();
             }
@@ -332,11 +323,6 @@ async fn alive(line: &Connection, session: &str) -> Result<Sign, Error> {
 /// The server no longer knows the session.
 pub(crate) fn gone() -> Loss {
     Loss::SessionEnded("its lease expired at the server, or the server lost its data".into())
-}
-
-/// It was to end with its connection.
-fn cut() -> Loss {
-    Loss::SessionEnded("its connection ended".into())
 }
 
 /// How long the client relies on what the server keeps for `lease`, from when it was asked for: less, for two clocks that don't

@@ -21,9 +21,10 @@ CREATE OR REPLACE FUNCTION portalock.renew(
     _session text, OUT alive boolean, OUT backend integer, OUT broken text[], OUT broken_by text[])
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
-    -- What has expired stays so, though nobody may have acted on it yet: its client has given it up by its own clock.
+    -- What has expired stays so, though nobody may have acted on it yet: its client has given it up by its own clock. And what ends
+    -- with its connection is not renewed over another.
     UPDATE portalock.sessions s SET expires = clock_timestamp() + s.lease
-    WHERE s.id = _session AND s.expires > clock_timestamp();
+    WHERE s.id = _session AND s.expires > clock_timestamp() AND coalesce(s.backend = pg_backend_pid(), true);
     alive := FOUND;
     backend := pg_backend_pid();
     SELECT array_agg(c.owner), array_agg(c.broken_by) INTO broken, broken_by

@@ -49,7 +49,7 @@ async fn a_crashed_clients_lock_passes_on_at_once() {
     next.release().await.unwrap();
 }
 
-/// Who only tries finds it out as well.
+/// The holder is told, whether or not anybody wants the lock; and who only tries finds it out as well.
 #[tokio::test]
 async fn a_killed_server_process_ends_the_session() {
     let server = Server::start().await;
@@ -59,13 +59,13 @@ async fn a_killed_server_process_ends_the_session() {
     server
         .run("SELECT pg_terminate_backend(backend) FROM portalock.sessions")
         .await;
+    until("it is told", async || guard.is_lost()).await;
     let other = Lock::new(server.client().await, "a").unwrap();
     until("another has it", async || match other.try_acquire().await {
         Ok(next) => next.release().await.is_ok(),
         Err(_) => false,
     })
     .await;
-    guard.lost().await;
     // The next session begins by itself.
     let again = lock.acquire_with(&patient()).await.unwrap();
     assert!(again.token() > guard.token());
@@ -89,4 +89,21 @@ async fn a_client_that_is_cut_off_is_told_first() {
     let next = other.acquire_with(&patient()).await.unwrap();
     assert!(guard.is_lost());
     next.release().await.unwrap();
+}
+
+/// A renewal that comes over another connection, as one would that was made anew, gives such a session no more time.
+#[tokio::test]
+async fn a_session_is_not_renewed_over_another_connection() {
+    let server = Server::start().await;
+    let (one, other) = (server.admin().await, server.admin().await);
+    one.batch_execute("SELECT portalock.open_session('s', 60000, '{}', true)")
+        .await
+        .unwrap();
+    for (connection, renewed) in [(&one, true), (&other, false)] {
+        let sign = connection
+            .query_one("SELECT * FROM portalock.renew('s')", &[])
+            .await
+            .unwrap();
+        assert_eq!(sign.get::<_, bool>("alive"), renewed);
+    }
 }
