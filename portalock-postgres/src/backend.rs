@@ -87,12 +87,18 @@ impl PostgresBackend {
 
     pub(crate) fn guarantees(&self) -> Capabilities {
         let lease_time = self.settings().lease_time;
+        let loss = if self.settings().release_without_notice {
+            LossNotice::Within(lease_time)
+        } else {
+            LossNotice::BeforeSuccessor
+        };
         Capabilities::new(Scope::Network)
             .with_shared(true)
             .with_fairness(Fairness::FirstCome)
             .with_tokens(Tokens::Durable)
+            // In either form: a machine that loses its power ends no connection.
             .with_crash_release(CrashRelease::Within(lease_time + NOTICED_WITHIN))
-            .with_loss(LossNotice::BeforeSuccessor)
+            .with_loss(loss)
             .with_inspect(Inspect::HoldersAndWaiters)
             .with_breaks(true)
     }

@@ -38,6 +38,7 @@ pub struct PostgresSettings {
     pub(crate) lease_time: Duration,
     pub(crate) connect_timeout: Duration,
     pub(crate) request_timeout: Duration,
+    pub(crate) release_without_notice: bool,
 }
 
 /// The shortest lease: below that a busy machine would lose locks for no reason.
@@ -61,6 +62,7 @@ impl PostgresSettings {
             lease_time: Self::DEFAULT_LEASE_TIME,
             connect_timeout: Self::DEFAULT_CONNECT_TIMEOUT,
             request_timeout: Self::DEFAULT_REQUEST_TIMEOUT,
+            release_without_notice: false,
         }
     }
 
@@ -95,6 +97,21 @@ impl PostgresSettings {
         Ok(self)
     }
 
+    /// Chooses whether the server gives a session's locks away when its connection ends; default no.
+    ///
+    /// A crash is then noticed as soon as the server process of the dead client has ended, by a look every 200 ms of each session
+    /// that waits, rather than after the [lease](Self::with_lease_time). What is given up: every end of the connection loses
+    /// all locks of the session, though its process lives, and so does a server that answers no renewal in time; and the holder is
+    /// told by the same event as everybody else, one network delay after its lock may have been granted to another, or up
+    /// to the lease's time if the news doesn't reach it.
+    ///
+    /// Each session is judged by its own form, so clients of both can share locks.
+    #[must_use]
+    pub fn with_release_without_notice(mut self, at_once: bool) -> Self {
+        self.release_without_notice = at_once;
+        self
+    }
+
     /// Trusts the certificate authorities in this PEM file instead of the system's, where `sslmode` in the URL asks for TLS.
     #[must_use]
     pub fn with_ca_file(mut self, file: impl Into<PathBuf>) -> Self {
@@ -115,6 +132,11 @@ impl PostgresSettings {
     /// How long one statement may take.
     pub const fn request_timeout(&self) -> Duration {
         self.request_timeout
+    }
+
+    /// Whether a session ends with its connection.
+    pub const fn release_without_notice(&self) -> bool {
+        self.release_without_notice
     }
 
     /// The PEM file of the authorities to trust.
@@ -141,6 +163,7 @@ impl fmt::Debug for PostgresSettings {
             .field("lease_time", &self.lease_time)
             .field("connect_timeout", &self.connect_timeout)
             .field("request_timeout", &self.request_timeout)
+            .field("release_without_notice", &self.release_without_notice)
             .finish()
     }
 }
@@ -153,6 +176,7 @@ struct RawSettings {
     lease_time: Option<RawDuration>,
     connect_timeout: Option<RawDuration>,
     request_timeout: Option<RawDuration>,
+    release_without_notice: Option<bool>,
 }
 
 impl TryFrom<RawSettings> for PostgresSettings {
@@ -171,6 +195,9 @@ impl TryFrom<RawSettings> for PostgresSettings {
         }
         if let Some(timeout) = raw.request_timeout {
             settings = settings.with_request_timeout(timeout.check("request_timeout")?)?;
+        }
+        if let Some(at_once) = raw.release_without_notice {
+            settings = settings.with_release_without_notice(at_once);
         }
         Ok(settings)
     }

@@ -93,6 +93,8 @@ fn classify(error: &Error) -> (BackendErrorKind, &'static str) {
             Kind::Unavailable,
             "another transaction was in the way: it may be tried again",
         ),
+        // A statement of that name is there already: of somebody else, whom the same server process has served.
+        "42P05" => (Kind::Unsupported, POOLED),
         "0A000" | "26000" => (
             Kind::Unavailable,
             "the schema was changed meanwhile: it may be tried again",

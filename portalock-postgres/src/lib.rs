@@ -34,7 +34,9 @@
 //! as long as the lease lasts.
 //!
 //! A crash says nothing, so the lease has to end ([`lease_time`](PostgresSettings::with_lease_time), 10 s). The sessions that wait
-//! behind it know when that is, and look then.
+//! behind it know when that is, and look then. Who can't wait for that chooses
+//! [`release_without_notice`](PostgresSettings::with_release_without_notice): then a session ends with its connection, and locks
+//! are lost to every reset.
 //!
 //! Exclusive locks, shared locks and semaphores are one mechanism: weights under a capacity.
 //!
@@ -95,9 +97,14 @@
 //! locks the server's own address beside it, or a pool in session mode. A process needs one connection, and one for each runtime
 //! that uses locks, however many locks there are.
 //!
+//! # Several servers
+//!
+//! A URL may name several hosts, `postgres://db-1,db-2/app`: each connection goes to the first of them that takes writes. When a standby
+//! is promoted, sessions go on there, with all locks that it had heard of.
+//!
 //! # What it takes
 //!
-//! - PostgreSQL 13 or later, tested with 15; a database in the encoding UTF8. The feature `tls` adds connections over TLS, by rustls.
+//! - PostgreSQL 13 or later, tested with 13 and 15 to 18; a database in the encoding UTF8. The feature `tls` adds connections over TLS, by rustls.
 //! - Commits that last: connections with `synchronous_commit = off` as their default are set to `on`.
 //! - A host whose clock doesn't jump. See `docs/guarantees.md` for what holds until which fault.
 //!

@@ -13,7 +13,7 @@ use crate::{
 };
 
 /// The version that this crate works with: what the function `portalock.version` says.
-pub(crate) const VERSION: i32 = 2;
+pub(crate) const VERSION: i32 = 3;
 
 /// How long a migration may take, also one that waits for another.
 const WITHIN: Duration = Duration::from_secs(60);
@@ -21,9 +21,10 @@ const WITHIN: Duration = Duration::from_secs(60);
 const MIGRATING: &str = "migrate the schema portalock";
 
 /// What makes each version of the one before it: tables are changed once.
-const STEPS: [&str; 2] = [
+const STEPS: [&str; 3] = [
     include_str!("sql/1_tables.sql"),
     include_str!("sql/2_operators.sql"),
+    include_str!("sql/3_connections.sql"),
 ];
 
 /// What every version has, in its latest form: functions are replaced with each upgrade.

@@ -102,21 +102,22 @@ impl SessionRow {
             let other = Connection::open(self.settings(), Box::new(|_| {}), None).await?;
             other.hold().await.map_err(started)?;
             let held = other.backend().await.map_err(started)?;
-            let mine = connection.backend().await.map_err(started)?;
-            other.let_go().await.map_err(started)?;
-            if mine != *backend || held == *backend {
+            // With one process for all, nobody else is served while it is held.
+            if held == *backend || connection.backend().await.map_err(started)? != *backend {
                 return Err(pooled());
             }
+            other.let_go().await.map_err(started)?;
         }
         let lease = i64::try_from(self.settings().lease_time.as_millis()).unwrap_or(i64::MAX);
         let former: Vec<&str> = former.into_iter().collect();
         connection
             .query(
-                "SELECT portalock.open_session($1, $2, $3)",
+                "SELECT portalock.open_session($1, $2, $3, $4)",
                 &[
                     (&&*self.id, Type::TEXT),
                     (&lease, Type::INT8),
                     (&former, Type::TEXT_ARRAY),
+                    (&self.settings().release_without_notice, Type::BOOL),
                 ],
             )
             .await
@@ -172,6 +173,9 @@ impl Service for SessionRow {
         let hearer = Arc::downgrade(session);
         let ended = Box::new(move || {
             if let Some(session) = hearer.upgrade() {
+                if session.service().settings().release_without_notice {
+                    session.end(Loss::SessionEnded("its connection ended".into()));
+                }
                 session.connection_ended();
             }
         });

@@ -15,6 +15,7 @@ const SILENCE: Duration = Duration::from_secs(30);
 
 impl PostgresSettings {
     /// Reads settings from a URL as libpq knows it: `postgres://[user[:password]@]host[:port][,…][/database][?option=value[&…]]`.
+    /// Hosts can be listed in the options `host` and `port`, too; a path among them is that of a Unix socket.
     ///
     /// Beside what [`tokio_postgres::Config`] takes, the options are `lease_time`, `request_timeout` (such as `15s`) and
     /// `sslrootcert`, the file of [`with_ca_file`](Self::with_ca_file). `sslmode` is `disable`, `prefer` (TLS where the server has
@@ -42,12 +43,14 @@ impl PostgresSettings {
         let (address, query) = url.split_once('?').unwrap_or((url, ""));
         let mut ours = Vec::new();
         let mut theirs = Vec::new();
+        let mut lists = Vec::new();
         let mut has_mode = false;
         for option in query.split('&').filter(|option| !option.is_empty()) {
             match option.split_once('=') {
                 Some((name @ ("lease_time" | "request_timeout" | "sslrootcert"), value)) => {
                     ours.push((name, percent_decode("url", value)?));
                 }
+                Some((name @ ("host" | "hostaddr" | "port"), list)) => lists.push((name, list)),
                 Some(("sslmode", "verify-ca" | "verify-full")) => {
                     has_mode = true;
                     theirs.push("sslmode=require");
@@ -64,10 +67,16 @@ impl PostgresSettings {
             SslMode::Disable
         };
         let options = theirs.join("&");
-        let urls = each_host(address);
+        let urls = if lists.is_empty() {
+            each_host(address)
+                .map(|url| format!("{url}?{options}"))
+                .collect()
+        } else {
+            each_listed(address, &lists, &options)?
+        };
         let mut servers = Vec::new();
         for url in &urls {
-            let mut server = parsed(&format!("{url}?{options}"))?;
+            let mut server = parsed(url)?;
             if !has_mode {
                 server.ssl_mode(mode);
             }
@@ -111,21 +120,64 @@ impl FromStr for PostgresSettings {
     }
 }
 
+/// The scheme with the user, the hosts, and what comes after them.
+fn parts(address: &str) -> (&str, &str, &str) {
+    let authority = address.find("://").map_or(0, |at| at + "://".len());
+    let end = address[authority..].find('/');
+    let (before, path) = address.split_at(end.map_or(address.len(), |at| authority + at));
+    let hosts = before[authority..].rfind('@').map_or(0, |at| at + 1);
+    let (user, hosts) = before.split_at(authority + hosts);
+    (user, hosts, path)
+}
+
 /// The same URL for each of its hosts.
-fn each_host(address: &str) -> Vec<String> {
-    let (scheme, rest) = address.split_once("://").unwrap_or(("postgres", address));
-    let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
-    let (user, hosts) = authority.split_at(authority.rfind('@').map_or(0, |at| at + 1));
+fn each_host(address: &str) -> impl Iterator<Item = String> {
+    let (user, hosts, path) = parts(address);
     hosts
         .split(',')
-        .map(|host| format!("{scheme}://{user}{host}{path}"))
-        .collect()
+        .map(move |host| format!("{user}{host}{path}"))
+}
+
+/// The same URL for each of the hosts that its options list: in their place, as libpq has it. One port is that of all.
+fn each_listed(
+    address: &str,
+    lists: &[(&str, &str)],
+    options: &str,
+) -> Result<Vec<String>, InvalidSetting> {
+    let (user, _, path) = parts(address);
+    let lists: Vec<(&str, Vec<String>)> = lists
+        .iter()
+        .map(|(name, list)| {
+            let list = list.replace("%2C", ",").replace("%2c", ",");
+            (*name, list.split(',').map(str::to_owned).collect())
+        })
+        .collect();
+    let count = lists.iter().map(|(_, list)| list.len()).max().unwrap_or(0);
+    let is_odd = |(name, list): &(&str, Vec<String>)| {
+        list.len() != count && (*name != "port" || list.len() != 1)
+    };
+    if lists.iter().any(is_odd) {
+        return Err(InvalidSetting::new(
+            "url",
+            "lists hosts and ports that don't match: give each host a port, or one for all",
+        ));
+    }
+    let of = |index: usize| {
+        let mut url = format!("{user}{path}?{options}");
+        for (name, list) in &lists {
+            let value = list.get(index).or(list.first());
+            url = format!("{url}&{name}={}", value.map_or("", |value| value));
+        }
+        url
+    };
+    Ok((0..count).map(of).collect())
 }
 
 /// One server, by a URL that has nothing of ours in it.
 fn parsed(url: &str) -> Result<Config, InvalidSetting> {
+    let url = url.trim_end_matches('?').replace("?&", "?");
     // The cause is not kept: it could repeat a part of the URL.
-    let mut server = Config::from_str(url.trim_end_matches('?')).map_err(|_| {
+    let mut server = Config::from_str(&url).map_err(|_| {
         InvalidSetting::new(
             "url",
             "is no URL of a Postgres server: write postgres://user:password@host:port/database, with options that \
@@ -150,6 +202,8 @@ fn parsed(url: &str) -> Result<Config, InvalidSetting> {
 
 #[cfg(test)]
 mod tests {
+    use tokio_postgres::config::Host;
+
     use super::*;
 
     #[test]
@@ -174,8 +228,46 @@ mod tests {
     }
 
     #[test]
+    fn hosts_may_be_listed_in_an_option() {
+        let of = |url: &str| -> Vec<(Host, u16)> {
+            let settings = PostgresSettings::from_url(url).unwrap();
+            let each = settings.servers.iter();
+            each.map(|server| {
+                assert_eq!(server.get_user(), Some("u"));
+                assert_eq!(server.get_dbname(), Some("app"));
+                assert_eq!(server.get_hosts().len(), 1);
+                (server.get_hosts()[0].clone(), server.get_ports()[0])
+            })
+            .collect()
+        };
+        let tcp = |host: &str| Host::Tcp(host.to_owned());
+        let both = vec![(tcp("a"), 1), (tcp("::1"), 2)];
+        assert_eq!(of("postgres://u@/app?host=a,::1&port=1,2"), both);
+        assert_eq!(of("postgres://u@c:9/app?port=1%2C2&host=a%2c::1"), both);
+        let one_port = of("postgres://u@/app?host=a,b&port=7&connect_timeout=1");
+        assert_eq!(one_port, [(tcp("a"), 7), (tcp("b"), 7)]);
+        let socket = of("postgres://u@/app?host=%2Frun%2Fpg&port=1");
+        assert_eq!(socket, [(Host::Unix("/run/pg".into()), 1)]);
+        for (url, count) in [("postgres://u@/app?host=a", 1), ("postgres://u@a,b/app", 2)] {
+            let settings = PostgresSettings::from_url(url).unwrap();
+            let follows = |server: &Config| {
+                server.get_target_session_attrs() == TargetSessionAttrs::ReadWrite
+            };
+            assert_eq!(settings.servers.len(), count);
+            assert!(
+                settings
+                    .servers
+                    .iter()
+                    .all(|server| follows(server) == (count > 1))
+            );
+        }
+    }
+
+    #[test]
     fn what_is_wrong_is_named_and_no_password_shown() {
         for (word, url) in [
+            ("ports", "postgres://u:hunter2@/app?host=a,b,c&port=1,2"),
+            ("ports", "postgres://u:hunter2@/app?host=a&port=1,2"),
             ("scheme", "redis://u:hunter2@a"),
             ("host", "postgres:///app"),
             ("lease_time", "postgres://u:hunter2@a?lease_time=0s"),

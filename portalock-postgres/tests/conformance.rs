@@ -23,20 +23,29 @@ use tokio::task::spawn_blocking;
 /// Long enough to be kept alive on a busy machine, short enough to wait for its end.
 const LEASE: Duration = Duration::from_secs(3);
 
+/// Whether sessions outlive their connections.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Form {
+    Default,
+    WithoutNotice,
+}
+
 struct RealPostgres {
+    form: Form,
     server: Arc<Mutex<PostgresServer>>,
     /// The way to the server of each client that was made here, by the name that the client gives itself.
     lines: Mutex<HashMap<String, Arc<FaultProxy>>>,
 }
 
 impl RealPostgres {
-    async fn start() -> Result<Self, FixtureError> {
+    async fn start(form: Form) -> Result<Self, FixtureError> {
         let server = spawn_blocking(PostgresServer::start)
             .await
             .map_err(FixtureError::failed)?
             .map_err(FixtureError::failed)?;
-        migrate(&settings(&server.url())?).await?;
+        migrate(&settings(form, &server.url())?).await?;
         Ok(Self {
+            form,
             server: Arc::new(Mutex::new(server)),
             lines: Mutex::default(),
         })
@@ -55,11 +64,15 @@ impl RealPostgres {
     }
 }
 
-fn settings(url: &str) -> Result<PostgresSettings, FixtureError> {
-    PostgresSettings::from_url(url)
+fn settings(form: Form, url: &str) -> Result<PostgresSettings, FixtureError> {
+    let settings = PostgresSettings::from_url(url)
         .and_then(|settings| settings.with_lease_time(LEASE))
-        .map_err(FixtureError::failed)
+        .map_err(FixtureError::failed)?;
+    Ok(settings.with_release_without_notice(form == Form::WithoutNotice))
 }
+
+/// What an address begins with that another process is given, so that its clients have the same form.
+const WITHOUT_NOTICE: &str = "without-notice ";
 
 #[async_trait]
 impl Fixture for RealPostgres {
@@ -75,7 +88,7 @@ impl Fixture for RealPostgres {
             name
         };
         let url = format!("postgres://postgres@{addr}/postgres?application_name={name}");
-        Ok(PostgresBackend::with_settings(settings(&url)?).await?)
+        Ok(PostgresBackend::with_settings(settings(self.form, &url)?).await?)
     }
 
     fn semaphore(&self, client: &Arc<PostgresBackend>) -> Option<DynSemaphore> {
@@ -129,15 +142,27 @@ impl Fixture for RealPostgres {
     }
 
     fn address(&self) -> Option<String> {
-        Some(self.with_server(PostgresServer::url))
+        let url = self.with_server(PostgresServer::url);
+        Some(match self.form {
+            Form::Default => url,
+            Form::WithoutNotice => format!("{WITHOUT_NOTICE}{url}"),
+        })
     }
 
     async fn connect(address: &str) -> Result<PostgresBackend, FixtureError> {
-        Ok(PostgresBackend::with_settings(settings(address)?).await?)
+        let settings = match address.strip_prefix(WITHOUT_NOTICE) {
+            Some(url) => settings(Form::WithoutNotice, url)?,
+            None => settings(Form::Default, address)?,
+        };
+        Ok(PostgresBackend::with_settings(settings).await?)
     }
 }
 
-portalock_testkit::conformance!(RealPostgres::start().await);
+portalock_testkit::conformance!(RealPostgres::start(Form::Default).await);
+
+mod without_notice {
+    portalock_testkit::conformance!(super::RealPostgres::start(super::Form::WithoutNotice).await);
+}
 
 /// The suite's whole report, with nothing left out.
 #[test]
@@ -215,7 +240,7 @@ mod by_hand {
     }
 
     fn check(case: &str) {
-        Suite::new(|| async { RealPostgres::start().await.map(Robbed) }).check(case);
+        Suite::new(|| async { RealPostgres::start(Form::Default).await.map(Robbed) }).check(case);
     }
 
     #[test]

@@ -13,6 +13,7 @@ mod flavours;
 mod growth;
 mod locks;
 mod memory;
+mod postgres;
 mod redis;
 mod timeouts;
 
@@ -34,6 +35,7 @@ const SECTIONS: &[Section] = &[
     ("etcd", etcd::run),
     ("etcd-contended", etcd::contended),
     ("etcd-growth", etcd::growth),
+    ("postgres", postgres::run),
 ];
 
 /// Where the plots go.

@@ -2,6 +2,7 @@
 
 mod etcd;
 mod files;
+mod postgres;
 mod redis;
 
 use criterion::{Criterion, criterion_group, criterion_main};
@@ -34,5 +35,12 @@ fn memory(criterion: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(all, memory, files::files, redis::redis, etcd::etcd);
+criterion_group!(
+    all,
+    memory,
+    files::files,
+    redis::redis,
+    etcd::etcd,
+    postgres::postgres
+);
 criterion_main!(all);

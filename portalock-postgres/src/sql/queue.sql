@@ -15,19 +15,34 @@ BEGIN
     RETURN pg_try_advisory_xact_lock(hashtextextended(_kind || '/' || _name, 1919249516));
 END $$;
 
--- Whether a session is dead for good. One that looks expired is killed here: its row goes, and with the row's lock it is
+-- Whether the server process has ended that a session ends with. False of a session that outlives its connection. A number that
+-- another process has got meanwhile is taken for the same: then the session's lease has to end.
+CREATE OR REPLACE FUNCTION portalock.is_cut(_backend integer) RETURNS boolean
+LANGUAGE plpgsql AS $$
+BEGIN
+    IF _backend IS NULL THEN
+        RETURN false;
+    END IF;
+    -- What this transaction has read of the processes may be older than the session.
+    PERFORM pg_stat_clear_snapshot();
+    PERFORM FROM pg_stat_get_activity(_backend);
+    RETURN NOT FOUND;
+END $$;
+
+-- Whether a session is dead for good. One that looks expired or cut is killed here: its row goes, and with the row's lock it is
 -- certain that no renewal is under way. A row that somebody else has locked counts as alive: it is being renewed, or its killer
 -- sees to it. Never waits.
 CREATE OR REPLACE FUNCTION portalock.is_dead(_session text) RETURNS boolean
 LANGUAGE plpgsql AS $$
 BEGIN
-    PERFORM FROM portalock.sessions s WHERE s.id = _session AND s.expires > clock_timestamp();
+    PERFORM FROM portalock.sessions s
+    WHERE s.id = _session AND s.expires > clock_timestamp() AND NOT portalock.is_cut(s.backend);
     IF FOUND THEN
         RETURN false;
     END IF;
     DELETE FROM portalock.sessions s WHERE s.id IN (
         SELECT e.id FROM portalock.sessions e
-        WHERE e.id = _session AND e.expires <= clock_timestamp()
+        WHERE e.id = _session AND (e.expires <= clock_timestamp() OR portalock.is_cut(e.backend))
         FOR UPDATE SKIP LOCKED
     );
     RETURN FOUND OR NOT EXISTS (SELECT FROM portalock.sessions s WHERE s.id = _session);
@@ -76,7 +91,8 @@ BEGIN
     FOR expired IN
         SELECT DISTINCT h.session FROM portalock.claims h
         WHERE h.name = _name AND h.kind = _kind AND h.place IS NULL AND NOT EXISTS (
-            SELECT FROM portalock.sessions s WHERE s.id = h.session AND s.expires > clock_timestamp())
+            SELECT FROM portalock.sessions s
+            WHERE s.id = h.session AND s.expires > clock_timestamp() AND NOT portalock.is_cut(s.backend))
     LOOP
         IF portalock.is_dead(expired) THEN
             -- Waits for a transaction that is committing under this claim: see `ensure_held`.

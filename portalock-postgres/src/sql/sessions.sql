@@ -1,15 +1,17 @@
 -- A session: its row, its signs of life, and what it looks after for those of its claims that wait.
 
 -- The version of this schema: what a client asks for first.
-CREATE OR REPLACE FUNCTION portalock.version() RETURNS integer LANGUAGE sql IMMUTABLE AS 'SELECT 2';
+CREATE OR REPLACE FUNCTION portalock.version() RETURNS integer LANGUAGE sql IMMUTABLE AS 'SELECT 3';
 
--- Begins a session, and ends those that its client has given up.
-CREATE OR REPLACE FUNCTION portalock.open_session(_session text, _lease_ms bigint, _former text[]) RETURNS void
+-- Begins a session, and ends those that its client has given up. One that is `_tied` ends with the connection that begins it.
+CREATE OR REPLACE FUNCTION portalock.open_session(_session text, _lease_ms bigint, _former text[], _tied boolean) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    lease interval := make_interval(secs => _lease_ms / 1000.0);
 BEGIN
     DELETE FROM portalock.sessions s WHERE s.id = ANY (_former);
-    INSERT INTO portalock.sessions (id, lease, expires)
-    VALUES (_session, make_interval(secs => _lease_ms / 1000.0), clock_timestamp() + make_interval(secs => _lease_ms / 1000.0));
+    INSERT INTO portalock.sessions (id, lease, expires, backend)
+    VALUES (_session, lease, clock_timestamp() + lease, CASE WHEN _tied THEN pg_backend_pid() END);
 END $$;
 
 -- A sign of life. Answers whether the session lives, and by which server process it was told: a client that is led to several
@@ -19,9 +21,10 @@ CREATE OR REPLACE FUNCTION portalock.renew(
     _session text, OUT alive boolean, OUT backend integer, OUT broken text[], OUT broken_by text[])
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
-    -- What has expired stays so, though nobody may have acted on it yet: its client has given it up by its own clock.
+    -- What has expired stays so, though nobody may have acted on it yet: its client has given it up by its own clock. And what ends
+    -- with its connection is not renewed over another.
     UPDATE portalock.sessions s SET expires = clock_timestamp() + s.lease
-    WHERE s.id = _session AND s.expires > clock_timestamp();
+    WHERE s.id = _session AND s.expires > clock_timestamp() AND coalesce(s.backend = pg_backend_pid(), true);
     alive := FOUND;
     backend := pg_backend_pid();
     SELECT array_agg(c.owner), array_agg(c.broken_by) INTO broken, broken_by
@@ -29,12 +32,14 @@ BEGIN
 END $$;
 
 -- When somebody in front of a name could be dead, the holders or the next in line, so that it is somebody else's turn: in so many
--- milliseconds, 0 if the queue is to be served now, NULL if all of them are `_session`'s own.
+-- milliseconds, 0 if the queue is to be served now, NULL if all of them are `_session`'s own. Of one that ends with its connection
+-- nobody knows when, so it is looked at every 200 ms.
 CREATE OR REPLACE FUNCTION portalock.look_in(_kind text, _name text, _session text) RETURNS bigint
 LANGUAGE plpgsql AS $$
 DECLARE
     next portalock.claims;
     first timestamptz;
+    set_back boolean;
 BEGIN
     SELECT * INTO next FROM portalock.claims w
     WHERE w.name = _name AND w.kind = _kind AND w.place IS NOT NULL
@@ -43,7 +48,12 @@ BEGIN
         -- Somebody has deleted a holder's row by hand.
         RETURN 0;
     END IF;
-    SELECT min(coalesce(s.expires, '-infinity')) INTO first FROM (
+    SELECT min(CASE
+            WHEN s.id IS NULL OR portalock.is_cut(s.backend) THEN '-infinity'
+            WHEN s.backend IS NULL THEN least(s.expires, clock_timestamp() + s.lease)
+            ELSE least(s.expires, clock_timestamp() + interval '200 milliseconds')
+        END), bool_or(s.expires > clock_timestamp() + s.lease)
+    INTO first, set_back FROM (
         SELECT h.session FROM portalock.claims h WHERE h.name = _name AND h.kind = _kind AND h.place IS NULL
         UNION ALL
         SELECT next.session WHERE next.session IS NOT NULL
@@ -51,6 +61,11 @@ BEGIN
     WHERE front.session <> _session;
     IF first IS NULL THEN
         RETURN NULL;
+    END IF;
+    IF set_back THEN
+        -- Of the clock. Whoever died before that would keep its locks for as much longer; no lease lasts longer than from now.
+        UPDATE portalock.sessions s SET expires = clock_timestamp() + s.lease WHERE s.id IN (
+            SELECT e.id FROM portalock.sessions e WHERE e.expires > clock_timestamp() + e.lease FOR UPDATE SKIP LOCKED);
     END IF;
     RETURN greatest(0, ceil(extract(epoch FROM greatest(first, now()) - clock_timestamp()) * 1000))::bigint;
 END $$;

@@ -83,6 +83,9 @@ async fn close_frees_what_is_held_for_those_who_wait() {
     }
     until("all wait", async || server.number(CLAIMS).await == 240).await;
     client.close().await.unwrap();
+    // By the end that `close` waits for, and not because the others found it dead.
+    let waits = "SELECT count(*) FROM portalock.claims WHERE token IS NULL";
+    assert_eq!(server.number(waits).await, 0);
     assert!(guards.iter().all(portalock_core::Guard::is_lost));
     for waiting in waiting {
         waiting.await.unwrap().unwrap().release().await.unwrap();
@@ -195,4 +198,51 @@ async fn an_attempt_that_is_stale_is_made_again_in_its_session() {
     let other = other.acquire_with(&patient()).await.unwrap();
     held.ensure_held().unwrap();
     other.ensure_held().unwrap();
+}
+
+/// What a session leaves that could not say its farewell, the next one of its client clears up, for those who wait there.
+#[tokio::test]
+async fn a_former_session_is_cleared_up() {
+    let server = Server::start().await;
+    let (line, settings) = server.line();
+    let settings = settings.with_lease_time(Duration::from_secs(2)).unwrap();
+    let client = PostgresBackend::with_settings(settings).await.unwrap();
+    let guard = Lock::new(client.clone(), "a").unwrap();
+    let guard = guard.acquire_with(&patient()).await.unwrap();
+    // One who waits and never looks.
+    server
+        .run(
+            "SELECT portalock.open_session('s', 600000, '{}', false);
+             SELECT * FROM portalock.acquire('s', 0, 'lock', 'a', 'o', 4294967295, 4294967295, true, '{}')",
+        )
+        .await;
+    line.refuse(true);
+    line.cut();
+    guard.lost().await;
+    let waits = "SELECT count(*) FROM portalock.claims WHERE token IS NULL";
+    assert_eq!(server.number(waits).await, 1);
+    line.heal();
+    let other = Lock::new(client, "other").unwrap();
+    let policy = patient().with_max_failures(1_000);
+    let other = other.acquire_with(&policy).await.unwrap();
+    until("the other is served", async || {
+        server.number(waits).await == 0
+    })
+    .await;
+    other.release().await.unwrap();
+}
+
+/// One start in so many removes what nobody needs any more: a program that never lives for long does its part.
+#[tokio::test]
+async fn short_sessions_remove_what_is_over() {
+    let server = Server::start().await;
+    server
+        .run("INSERT INTO portalock.tokens VALUES ('lock', 'old', 1)")
+        .await;
+    let tokens = "SELECT count(*) FROM portalock.tokens";
+    until("it is removed", async || {
+        server.client().await.close().await.unwrap();
+        server.number(tokens).await == 0
+    })
+    .await;
 }

@@ -18,7 +18,7 @@ async fn acquire(admin: &Client, session: &str, epoch: i64, owner: &str) -> (Str
 async fn open(admin: &Client, session: &str) {
     admin
         .query(
-            "SELECT portalock.open_session($1, 60000, '{}')",
+            "SELECT portalock.open_session($1, 60000, '{}', false)",
             &[&session],
         )
         .await

@@ -10,14 +10,17 @@
 
 mod breaking;
 mod claims;
-mod cost;
+mod clock;
 mod faults;
 mod fence;
 mod functions;
+mod history;
 mod idle;
 mod observing;
 mod pooler;
 mod refusals;
+mod resources;
 mod schema;
 mod standby;
 mod support;
+mod without_notice;

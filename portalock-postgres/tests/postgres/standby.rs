@@ -19,7 +19,11 @@ async fn standby(server: &Server) -> PostgresServer {
 /// Settings that name both servers.
 fn either(server: &Server, standby: &PostgresServer) -> PostgresSettings {
     let primary = server.postgres.lock().unwrap().addr();
-    let url = format!("postgres://postgres@{primary},{}/postgres", standby.addr());
+    let url = format!(
+        "postgres://postgres@/postgres?host=127.0.0.1,127.0.0.1&port={},{}",
+        primary.port(),
+        standby.port()
+    );
     PostgresSettings::from_url(&url)
         .unwrap()
         .with_lease_time(LEASE)

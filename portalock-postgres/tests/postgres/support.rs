@@ -8,7 +8,7 @@ use std::{
 use portalock_core::{Policy, clock::Instant};
 use portalock_postgres::{
     PostgresBackend, PostgresSettings, migrate,
-    tokio_postgres::{self, Client, NoTls},
+    tokio_postgres::{self, Client, Error, NoTls},
 };
 use portalock_testkit::{
     proxy::FaultProxy,
@@ -107,7 +107,12 @@ impl Server {
 
 /// A plain connection.
 pub(crate) async fn connect(url: &str) -> Client {
-    let (client, connection) = tokio_postgres::connect(url, NoTls).await.unwrap();
+    try_connect(url).await.unwrap()
+}
+
+/// As [`connect`], to a server that may be away.
+pub(crate) async fn try_connect(url: &str) -> Result<Client, Error> {
+    let (client, connection) = tokio_postgres::connect(url, NoTls).await?;
     tokio::spawn(connection);
-    client
+    Ok(client)
 }

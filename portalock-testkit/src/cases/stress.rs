@@ -1,7 +1,6 @@
 //! Many clients at random for a while, and what their history shows.
 
 use std::{
-    env,
     sync::{Arc, OnceLock, PoisonError, RwLock},
     time::Duration,
 };
@@ -11,7 +10,7 @@ use tokio::{sync::watch, time::timeout};
 
 use super::{Case, case};
 use crate::{
-    history::{Happened, Recorder},
+    history::{self, Happened, Recorder},
     spy::Spy,
     trial::{Client, Trial, ensure_contended, name, patient},
     verdict::{CaseResult, SLACK, SOON, Stop, ensure, soon, within},
@@ -35,23 +34,18 @@ const CLIENTS: usize = 3;
 /// How long after a crash its word may take: as long as the fixture needs to make the next client.
 const WORD_OF_DEATH: Duration = Duration::from_secs(5);
 
-/// The seed of everything random in this run: `PORTALOCK_SEED`, or a new one. Failures tell it.
+/// How long random clients run, unless the environment says otherwise.
+const STRESS: Duration = Duration::from_secs(2);
+
+/// The seed of everything random in this run. Failures tell it.
 pub(super) fn seed() -> u64 {
     static SEED: OnceLock<u64> = OnceLock::new();
-    *SEED.get_or_init(|| {
-        env::var("PORTALOCK_SEED")
-            .ok()
-            .and_then(|seed| seed.parse().ok())
-            .unwrap_or_else(|| fastrand::u64(..1_000_000_000))
-    })
+    *SEED.get_or_init(history::seed)
 }
 
-/// How long random clients run: `PORTALOCK_STRESS_SECONDS`, or 2 s.
+/// How long random clients run.
 pub(crate) fn stress_time() -> Duration {
-    let seconds = env::var("PORTALOCK_STRESS_SECONDS")
-        .ok()
-        .and_then(|seconds| seconds.parse().ok());
-    Duration::from_secs(seconds.unwrap_or(2))
+    history::stress_time(STRESS)
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -25,6 +25,7 @@
 //! ```
 
 mod check;
+mod random;
 mod recorder;
 #[cfg(test)]
 mod tests;
@@ -34,6 +35,8 @@ use std::{fmt, time::Duration};
 use portalock_core::{FencingToken, LockName, Mode};
 
 pub(crate) use recorder::Recorder;
+
+pub use random::{random_clients, seed, stress_time};
 
 /// What happened to one acquisition.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -26,37 +26,40 @@ pub struct Pooler {
 }
 
 impl Pooler {
-    /// A pooler in front of `server`, in this `pool_mode`: `session`, `transaction` or `statement`. Only the superuser may come
-    /// in.
+    /// A pooler in front of `server`, with settings as they stand in `pgbouncer.ini`, such as `("pool_mode", "transaction")`. Only
+    /// the superuser may come in.
     ///
     /// # Errors
     ///
     /// [`StartError`] if it isn't installed or did not come up.
-    pub fn start(server: &PostgresServer, pool_mode: &str) -> Result<Self, StartError> {
+    pub fn start(server: &PostgresServer, settings: &[(&str, &str)]) -> Result<Self, StartError> {
         let dir = tempfile::Builder::new()
             .prefix("pgbouncer-")
             .tempdir()
             .map_err(StartError::io("make a directory for the pooler"))?;
         let port = free_port()?;
         let users = dir.path().join("users.txt");
-        let settings = dir.path().join("pgbouncer.ini");
-        let text = format!(
+        let file = dir.path().join("pgbouncer.ini");
+        let mut text = format!(
             "[databases]\n* = host=127.0.0.1 port={}\n\
              [pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\nunix_socket_dir =\n\
-             pool_mode = {pool_mode}\nauth_type = trust\nauth_file = {}\n",
+             auth_type = trust\nauth_file = {}\n",
             server.port(),
             users.display(),
         );
-        fs::write(&settings, text)
+        for (name, value) in settings {
+            text = format!("{text}{name} = {value}\n");
+        }
+        fs::write(&file, text)
             .and_then(|()| fs::write(&users, "\"postgres\" \"\"\n"))
             .map_err(StartError::io("write pgbouncer.ini"))?;
         // It refuses to run as root, too.
-        for path in [dir.path(), &settings, &users] {
+        for path in [dir.path(), &file, &users] {
             server
                 .give(path)
                 .map_err(StartError::io("make the directory the pooler's"))?;
         }
-        let process = ServerProcess::launch(&PROGRAM, server.command(PROGRAM.name).arg(&settings))?;
+        let process = ServerProcess::launch(&PROGRAM, server.command(PROGRAM.name).arg(&file))?;
         Ok(Self {
             _process: process,
             url: format!("postgres://postgres@127.0.0.1:{port}/postgres"),

@@ -6,7 +6,7 @@ use std::{
     fs, io,
     net::{Ipv4Addr, SocketAddr},
     os::unix::fs::PermissionsExt,
-    path::Path,
+    path::{Path, PathBuf},
     process::Command,
     time::Duration,
 };
@@ -47,6 +47,7 @@ const SUPERUSER: &str = "postgres";
 /// ```
 #[derive(Debug, Clone, Default)]
 pub struct PostgresOptions {
+    programs: Option<PathBuf>,
     tls: Option<ServerIdentity>,
     passwords: bool,
     durable: bool,
@@ -57,6 +58,14 @@ impl PostgresOptions {
     /// A server that trusts everyone who reaches it, without TLS, which doesn't wait for its disk.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// Starts the `postgres` in this directory, such as `/usr/lib/postgresql/17/bin`. Without it, that is the directory in the
+    /// environment variable `PORTALOCK_POSTGRES`, or else the first one of the path, or else Debian's newest.
+    #[must_use]
+    pub fn programs(mut self, dir: impl Into<PathBuf>) -> Self {
+        self.programs = Some(dir.into());
+        self
     }
 
     /// Takes TLS and nothing else over TCP. Clients show no certificate.
@@ -93,7 +102,7 @@ impl PostgresOptions {
     ///
     /// [`StartError`] if it isn't installed or did not come up.
     pub fn start(self) -> Result<PostgresServer, StartError> {
-        let installed = Installation::find()?;
+        let installed = Installation::find(self.programs.as_deref())?;
         let mut dir = tempfile::Builder::new();
         let dir = dir
             .prefix("postgres-")

@@ -16,6 +16,9 @@ use rustix::process::geteuid;
 
 use super::{PROGRAM, SUPERUSER, StartError};
 
+/// The environment variable by which all servers are started from one directory of programs.
+const CHOICE: &str = "PORTALOCK_POSTGRES";
+
 /// Where Postgres is installed, and as whom it runs.
 #[derive(Debug, Clone)]
 pub(super) struct Installation {
@@ -25,21 +28,27 @@ pub(super) struct Installation {
 }
 
 impl Installation {
-    pub(super) fn find() -> Result<Self, StartError> {
+    /// The one in `chosen`, or else the one that [`CHOICE`] names, or the first on the path, or Debian's newest.
+    pub(super) fn find(chosen: Option<&Path>) -> Result<Self, StartError> {
         // Where a link leads, all of its programs are.
         let programs_of = |dir: PathBuf| {
             let initdb = fs::canonicalize(dir.join("initdb")).ok()?;
             Some(initdb.parent()?.to_owned())
         };
-        let path = env::var_os("PATH").unwrap_or_default();
-        let programs = env::split_paths(&path)
-            .find_map(programs_of)
-            // Debian keeps one directory for each version, none on the path.
-            .or_else(|| newest_in("/usr/lib/postgresql").and_then(programs_of))
-            .ok_or(StartError::NotInstalled {
-                program: PROGRAM.name,
-                install: PROGRAM.install,
-            })?;
+        let chosen = chosen
+            .map(Path::to_owned)
+            .or_else(|| env::var_os(CHOICE).map(PathBuf::from));
+        let programs = match chosen {
+            Some(dir) => programs_of(dir),
+            None => env::split_paths(&env::var_os("PATH").unwrap_or_default())
+                .find_map(programs_of)
+                // Debian keeps one directory for each version, none on the path.
+                .or_else(|| newest_in("/usr/lib/postgresql").and_then(programs_of)),
+        };
+        let programs = programs.ok_or(StartError::NotInstalled {
+            program: PROGRAM.name,
+            install: PROGRAM.install,
+        })?;
         let user = if geteuid().is_root() {
             let users =
                 fs::read_to_string("/etc/passwd").map_err(StartError::io("look for a user"))?;
@@ -128,7 +137,7 @@ impl Installation {
         let output = self
             .command("initdb")
             .args(["--auth=trust", "--encoding=UTF8", "--no-locale"])
-            .args(["--no-sync", "--no-instructions", "--wal-segsize=1"])
+            .args(["--no-sync", "--wal-segsize=1"])
             .arg(format!("--username={SUPERUSER}"))
             .arg("-D")
             .arg(&made)

@@ -1,0 +1,82 @@
+//! The server's clock jumps. All that remembers the time is in the tables: moved there, all is as if the clock had been moved.
+
+use std::time::Duration;
+
+use portalock_core::{Lock, clock::Instant};
+use portalock_postgres::{Fence, PostgresBackend};
+
+use crate::support::{Server, connect, patient, until};
+
+const LEASE: Duration = Duration::from_secs(3);
+
+/// Sets the clock back by so many hours; ahead, if that is less than 0.
+async fn set_back(server: &Server, hours: i64) {
+    server
+        .run(&format!(
+            "BEGIN;
+             UPDATE portalock.sessions SET expires = expires + interval '{hours} hours';
+             UPDATE portalock.claims SET since = since + interval '{hours} hours';
+             UPDATE portalock.tokens SET token = token + {hours} * 3600000000;
+             COMMIT"
+        ))
+        .await;
+}
+
+/// Those who live notice nothing. The locks of one who died before pass on a lease after somebody has looked.
+#[tokio::test]
+async fn a_clock_that_is_set_back_keeps_no_lock_from_passing_on() {
+    let server = Server::start().await;
+    let lives = server.settings_with_lease(LEASE);
+    let lives = PostgresBackend::with_settings(lives).await.unwrap();
+    let (line, settings) = server.line();
+    let dies = PostgresBackend::with_settings(settings.with_lease_time(LEASE).unwrap());
+    let doomed = Lock::new(dies.await.unwrap(), "a").unwrap();
+    let doomed = doomed.acquire_with(&patient()).await.unwrap();
+    let waiter = Lock::new(lives.clone(), "a").unwrap();
+    let waiting = tokio::spawn({
+        let waiter = waiter.clone();
+        async move { waiter.acquire_with(&patient()).await.unwrap() }
+    });
+    until("the other waits", async || {
+        waiter.inspect().await.unwrap().waiters.len() == 1
+    })
+    .await;
+    let kept = Lock::new(lives, "kept").unwrap();
+    let kept = kept.acquire_with(&patient()).await.unwrap();
+
+    set_back(&server, 1).await;
+    let last = waiter.inspect().await.unwrap().last_token;
+    line.refuse(true);
+    line.cut();
+    let start = Instant::now();
+    let guard = waiting.await.unwrap();
+    // Before a lease was over since it died, its holder had been told.
+    assert!(doomed.is_lost());
+    assert!(start.elapsed() < 4 * LEASE, "{:?}", start.elapsed());
+    assert!(guard.token() > last, "{:?} after {last:?}", guard.token());
+    guard.release().await.unwrap();
+    kept.ensure_held().unwrap();
+    kept.release().await.unwrap();
+}
+
+/// It ends every lease early: holders are told with their next renewal, and a fence refuses them as soon as another has the lock.
+#[tokio::test]
+async fn a_clock_that_jumps_ahead_is_told() {
+    let server = Server::start().await;
+    let holder = server.settings_with_lease(Duration::from_secs(30));
+    let holder = PostgresBackend::with_settings(holder).await.unwrap();
+    let guard = Lock::new(holder.clone(), "a").unwrap();
+    let guard = guard.acquire_with(&patient()).await.unwrap();
+    let fence = holder.fence(guard.owner()).unwrap();
+    set_back(&server, -1).await;
+    let other = Lock::new(server.client().await, "a").unwrap();
+    let next = other.acquire_with(&patient()).await.unwrap();
+    let writer = connect(&server.url).await;
+    let late = writer
+        .query(Fence::STATEMENT, &[&fence.owner, &fence.token])
+        .await;
+    assert!(Fence::refused(&late.unwrap_err()));
+    guard.lost().await;
+    next.ensure_held().unwrap();
+    next.release().await.unwrap();
+}
