@@ -44,13 +44,13 @@ pub(crate) async fn may_grant(
         // So long may the one before have gone on to refresh sessions, until their clients had seen the switch.
         wait = wait.saturating_add(wait / 2);
     }
-    let key = format!("{}/primary", settings.prefix());
+    let key = format!("{}/primary", route.prefix());
     let wait = wait.as_millis().to_string();
     let mut confirmed = settings.wait_replicas() == 0;
     loop {
         let arguments = [&*wait, if confirmed { "1" } else { "0" }];
         let answer = PRIMARY
-            .run(connection, &[&key], &arguments)
+            .run_in(route.tag(), connection, &[&key], &arguments)
             .await
             .map_err(|error| failed(WHAT, error))?;
         match text(&answer).ok_or_else(|| unexpected(WHAT))? {

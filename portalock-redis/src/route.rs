@@ -9,9 +9,11 @@ use portalock_core::{BackendError, BackendErrorKind, session};
 use redis::ConnectionInfo;
 
 use crate::{
-    address::{Address, SentinelAddress},
+    address::Address,
+    cluster::{Cluster, Tag},
     config::RedisSettings,
-    sentinel::{Enough, Heard, Sentinels, Told, at},
+    sentinel::Sentinels,
+    witness::{Enough, Heard, Told, at},
 };
 
 /// How one backend object finds its server.
@@ -38,26 +40,65 @@ pub(crate) struct Place {
 /// A primary that moves.
 #[derive(Debug)]
 struct Followed {
-    sentinels: Sentinels,
+    witnesses: Witnesses,
     server: ConnectionInfo,
     latest: Mutex<Option<Told>>,
     /// That of the latest place.
     number: AtomicU64,
 }
 
+/// Who knows where it is.
+#[derive(Debug)]
+enum Witnesses {
+    Sentinels(Sentinels),
+    /// The nodes of a cluster know it for a tag's slot.
+    Nodes(Arc<Cluster>, Tag),
+}
+
 impl Route {
-    pub(crate) fn new(settings: Arc<RedisSettings>) -> Self {
+    /// To the one server of these settings. `None` if they name a cluster.
+    pub(crate) fn to_server(settings: &Arc<RedisSettings>) -> Option<Self> {
         let way = match settings.address() {
             Address::Fixed(server) => Way::Fixed(Box::new(server.clone())),
             Address::Sentinels(address) => {
-                Way::Followed(Arc::new(Followed::new(address, settings.clone())))
+                let sentinels = Sentinels::new(address, settings.clone());
+                let witnesses = Witnesses::Sentinels(sentinels);
+                Way::Followed(Arc::new(Followed::new(witnesses, address.server.clone())))
             }
+            Address::Cluster(_) => return None,
         };
-        Self { settings, way }
+        let settings = settings.clone();
+        Some(Self { settings, way })
+    }
+
+    /// To the node of a cluster that serves the slot of `tag`.
+    pub(crate) fn to_slot(cluster: Arc<Cluster>, tag: Tag, settings: Arc<RedisSettings>) -> Self {
+        let server = cluster.server().clone();
+        let followed = Followed::new(Witnesses::Nodes(cluster, tag), server);
+        Self {
+            settings,
+            way: Way::Followed(Arc::new(followed)),
+        }
     }
 
     pub(crate) fn settings(&self) -> &RedisSettings {
         &self.settings
+    }
+
+    /// The tag that it leads to, in a cluster.
+    pub(crate) fn tag(&self) -> Option<&Tag> {
+        match &self.way {
+            Way::Followed(followed) => match &followed.witnesses {
+                Witnesses::Nodes(_, tag) => Some(tag),
+                Witnesses::Sentinels(_) => None,
+            },
+            Way::Fixed(_) => None,
+        }
+    }
+
+    /// What every key and channel of its locks begins with.
+    pub(crate) fn prefix(&self) -> &Arc<str> {
+        self.tag().map_or(self.settings.prefix_text(), Tag::prefix)
     }
 
     /// Whether the server can move.
@@ -95,10 +136,10 @@ impl Route {
 }
 
 impl Followed {
-    fn new(address: &SentinelAddress, settings: Arc<RedisSettings>) -> Self {
+    fn new(witnesses: Witnesses, server: ConnectionInfo) -> Self {
         Self {
-            sentinels: Sentinels::new(address, settings),
-            server: address.server.clone(),
+            witnesses,
+            server,
             latest: Mutex::default(),
             number: AtomicU64::new(0),
         }
@@ -107,13 +148,16 @@ impl Followed {
     async fn look(this: &Arc<Self>, enough: Enough) -> Result<Place, BackendError> {
         let this = this.clone();
         session::run(async move {
-            let heard = this.sentinels.ask(enough).await?;
+            let heard = match &this.witnesses {
+                Witnesses::Sentinels(sentinels) => sentinels.ask(enough).await?,
+                Witnesses::Nodes(cluster, tag) => cluster.owner(tag.slot(), enough).await?,
+            };
             this.note(heard)
         })
         .await?
     }
 
-    /// Takes note of what was heard, unless it is older than what is known. Only all sentinels together can take that back: they
+    /// Takes note of what was heard, unless it is older than what is known. Only all who know together can take that back: they
     /// were set up anew.
     fn note(&self, Heard { told, from_all }: Heard) -> Result<Place, BackendError> {
         // Nothing panics while it is held.
@@ -122,7 +166,7 @@ impl Followed {
             if told.epoch < known.epoch && !from_all {
                 return Err(BackendError::new(
                     BackendErrorKind::Unavailable,
-                    "can't find the Redis primary: the sentinels that answer have not heard of the last switch",
+                    "can't find the Redis primary: those that answer have not heard of the last switch",
                 ));
             }
             if (&known.host, known.port) != (&told.host, told.port) {
@@ -131,7 +175,7 @@ impl Followed {
             }
         }
         let place = Place {
-            server: at(&self.server, &told),
+            server: at(&self.server, &told.host, told.port),
             number: self.number.load(Ordering::Acquire),
         };
         *latest = Some(told);
@@ -148,7 +192,8 @@ mod tests {
         let Address::Sentinels(address) = settings.address().clone() else {
             panic!("it names sentinels");
         };
-        Followed::new(&address, Arc::new(settings))
+        let sentinels = Sentinels::new(&address, Arc::new(settings));
+        Followed::new(Witnesses::Sentinels(sentinels), address.server)
     }
 
     fn heard(epoch: u64, host: &str, from_all: bool) -> Heard {
