@@ -10,15 +10,15 @@ use portalock_core::{
 };
 
 use crate::{
-    calls::{Answered, Call, Calls},
     claims::Claims,
     config::{InvalidRedisSettings, RedisSettings},
+    connection::{Answered, Call, Calls},
     error::failed,
     keys::{Keys, Kind, NameKeys, Named},
+    record::{SLOWEST_TICK, Wanted},
     route::Route,
     scripts::RELEASE,
     session::Session,
-    wire::{SLOWEST_TICK, Wanted},
 };
 
 /// Locks and semaphores on a Redis server.

@@ -12,12 +12,12 @@ use redis::aio::MultiplexedConnection;
 
 use crate::{
     backend::RedisBackend,
-    calls::Call,
+    connection::Call,
     error::{failed, unexpected},
     keys::Named,
+    record::text,
     scripts::{BREAK, RELEASE},
     session::Session,
-    wire::text,
 };
 
 const BREAKING: &str = "break a lock in Redis";

@@ -113,23 +113,23 @@
 mod address;
 mod backend;
 mod breaking;
-mod calls;
 mod claims;
 mod config;
 mod connect;
+mod connection;
 mod error;
 mod keys;
 mod link;
+mod look;
 mod observe;
 mod primary;
-mod refresh;
-mod requests;
+mod queue;
+mod record;
 mod route;
 mod scripts;
 mod semaphore;
 mod sentinel;
 mod session;
-mod wire;
 
 pub use backend::RedisBackend;
 pub use config::{InvalidRedisSettings, RedisSettings};

@@ -22,9 +22,9 @@ use crate::{
     connect::{connect, message},
     error::{failed, unexpected},
     keys::{Kind, NameKeys},
+    record::{claimed, inspection},
     route::Route,
     scripts::INSPECT,
-    wire::{claimed, inspection},
 };
 
 const OBSERVING: &str = "watch who holds a lock in Redis";

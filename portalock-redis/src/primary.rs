@@ -23,10 +23,10 @@ use redis::aio::MultiplexedConnection;
 
 use crate::{
     error::{failed, unexpected},
-    refresh::replicated,
+    look::replicated,
+    record::text,
     route::Route,
     scripts::PRIMARY,
-    wire::text,
 };
 
 /// Returns when the server at the other end may grant. At once if it has been the primary for long enough.

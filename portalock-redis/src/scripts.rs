@@ -73,8 +73,8 @@ script!(RELEASE meets sessions: "grant.lua" "release_usual.lua" "prelude.lua" "r
 script!(BREAK meets sessions: "break.lua");
 script!(INSPECT meets sessions: "grant.lua" "prelude.lua" "inspect.lua");
 script!(OPEN: "open.lua");
-script!(RESUME: "resume.lua");
-script!(REFRESH: "refresh.lua");
+script!(RESUME: "raise.lua");
+script!(REFRESH: "look.lua");
 script!(PRIMARY: "primary.lua");
 
 impl Script {

@@ -9,7 +9,7 @@ use portalock_core::{
     Wakeups,
 };
 
-use crate::{backend::RedisBackend, keys::Kind, wire::Wanted};
+use crate::{backend::RedisBackend, keys::Kind, record::Wanted};
 
 #[async_trait]
 impl Semaphore for RedisBackend {

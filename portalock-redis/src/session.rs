@@ -13,7 +13,7 @@
 //!
 //! One connection, the [`Link`], that is subscribed and refreshes the key. It lives on the library's session thread, so no
 //! runtime of a caller can end it or keep it waiting. Callers' own commands go over connections of their own runtimes
-//! (`calls.rs`), which costs them no switch between threads; that such a connection breaks concerns nobody but the calls on it.
+//! (`connection.rs`), which costs them no switch between threads; that such a connection breaks concerns nobody but the calls on it.
 //!
 //! The client's lease counts from when the last confirmed refresh was *sent*, on the client's monotonic clock, and lasts a
 //! twentieth less than the key's time to live. So it ends first, whatever happens to connections.
@@ -21,7 +21,7 @@
 //! # How it is taken up again
 //!
 //! A link that ends, or over which a refresh stays without an answer, is replaced: connect (to wherever the server is now),
-//! subscribe, `resume.lua`, look after what is held, and let all who wait look once. The last step is how they learn of
+//! subscribe, `raise.lua`, look after what is held, and let all who wait look once. The last step is how they learn of
 //! grants that were told to nobody: a look finds the grant, or the place in the queue, by its owner. The lease is not touched
 //! meanwhile: holders notice nothing unless it runs out. If the key is gone, the server has forgotten the session, and all of
 //! it is lost.
@@ -61,11 +61,11 @@ use crate::{
     error::{failed, session_ended},
     keys::Keys,
     link::Link,
+    look::{certain, confirm, replicated},
     primary::may_grant,
-    refresh::{certain, confirm, replicated},
+    record::Stamp,
     route::Route,
     scripts::OPEN,
-    wire::Stamp,
 };
 
 /// How often is looked whether the primary is another server, at the least.

@@ -31,7 +31,8 @@ pub enum Entered {
     Queued {
         /// Who holds, if that is known.
         holder: Option<Holder>,
-        /// After what time somebody in front may be dead, if that is known: the session looks then.
+        /// After what time somebody in front may be dead, if that is known: the session looks then, or the waiter
+        /// [asks again](Service::WAITERS_ASK_AGAIN).
         look_in: Option<Duration>,
     },
     /// It would have had to wait, and nothing of it is kept.
@@ -99,6 +100,7 @@ impl<S: Service> Client<S> {
             // What the owner may have left is withdrawn first.
             release(&session, owner).await?;
         }
+        let connections = session.connections();
         let expected = places.expect(owner, || S::place(owner, wish))?;
         let Answered { value, repeated } = match S::enter(&session, &expected.at, wish).await {
             Ok(answer) => answer,
@@ -114,14 +116,21 @@ impl<S: Service> Client<S> {
             }
             Entered::Queued { holder, look_in } => {
                 places.queued(owner);
-                if let Some(time) = look_in {
-                    session.look_within(time);
-                }
+                let recheck = match look_in {
+                    // A grant may have been told to the connection before.
+                    _ if session.connections() != connections => Duration::ZERO,
+                    Some(time) if S::WAITERS_ASK_AGAIN => time,
+                    Some(time) => {
+                        session.look_within(time);
+                        RECHECK_AFTER
+                    }
+                    None => RECHECK_AFTER,
+                };
                 Ok(Attempt::Contended(
                     Contention::new()
                         .with_holder(holder)
                         .with_queued(true)
-                        .with_recheck_after(RECHECK_AFTER),
+                        .with_recheck_after(recheck),
                 ))
             }
             Entered::Refused(holder) => {

@@ -4,11 +4,14 @@ use std::{
     convert::Infallible,
     fmt,
     pin::pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
-use futures_util::future::{join, join5, select};
+use futures_util::future::{join, join4, select};
 use tokio::{
     sync::{Notify, watch},
     time::timeout,
@@ -16,7 +19,7 @@ use tokio::{
 
 use super::{
     Keeper, Renewal, Service, Session,
-    look::{AGAIN_AFTER, Looks, SEEN_AT_ONCE},
+    look::{AGAIN_AFTER, Looks, SEEN_AT_ONCE, seen_at_once},
     places::{Asked, Places},
     spawn,
 };
@@ -31,8 +34,10 @@ pub struct KeptSession<S: Service> {
     connection: Mutex<Option<S::Connection>>,
     ended: Notify,
     hurried: Notify,
-    /// A connection was made anew: every place is to be asked for.
-    resumed: Notify,
+    /// How many connections it has had. An attempt that was under way when another one came may have missed its grant.
+    connections: AtomicU64,
+    /// Since the present connection was made, not every place has been asked for.
+    unseen: AtomicBool,
     looks: Looks,
     finished: watch::Sender<Option<Result<(), BackendError>>>,
 }
@@ -64,7 +69,8 @@ impl<S: Service> KeptSession<S> {
             connection: Mutex::new(None),
             ended: Notify::new(),
             hurried: Notify::new(),
-            resumed: Notify::new(),
+            connections: AtomicU64::new(1),
+            unseen: AtomicBool::new(false),
             looks: Looks::default(),
             finished: watch::Sender::default(),
         });
@@ -106,8 +112,12 @@ impl<S: Service> KeptSession<S> {
         }
     }
 
-    /// Its connection is gone, or may be: another one is made at once.
+    /// Its connection is gone, or may be: another one is made at once. A session that
+    /// [ends with its connection](Service::ends_with_connection) is over.
     pub fn connection_ended(&self) {
+        if self.service.ends_with_connection() && self.connection().is_none() {
+            self.end(cut_off());
+        }
         self.ended.notify_one();
     }
 
@@ -124,6 +134,10 @@ impl<S: Service> KeptSession<S> {
     /// Its present connection.
     pub fn connection(&self) -> Option<S::Connection> {
         self.lock_connection().clone().filter(S::is_open)
+    }
+
+    pub(super) fn connections(&self) -> u64 {
+        self.connections.load(Ordering::Acquire)
     }
 
     fn over(&self) -> BackendError {
@@ -144,10 +158,9 @@ impl<S: Service> KeptSession<S> {
             Err(error) => self.end(Loss::SessionEnded(error.to_string().into())),
             Ok(keeper) => {
                 let ended = self.lease.signal();
-                let upkeep = join5(
+                let upkeep = join4(
                     join(self.mend(&keeper), self.hurry(&keeper)),
                     self.look_at_times(),
-                    self.look_after_resuming(),
                     self.collect(),
                     S::chores(&self, former),
                 );
@@ -179,21 +192,26 @@ impl<S: Service> KeptSession<S> {
     async fn finish(self: &Arc<Self>) -> Result<(), BackendError> {
         let connection = match self.connection() {
             Some(connection) => connection,
+            None if self.service.ends_with_connection() => return Ok(()),
             None => S::connect(self).await?,
         };
         self.lock_connection().take();
         S::end(self, &connection).await
     }
 
-    /// Renews the lease, over a new connection if there is none.
+    /// Renews the lease, over a new connection if there is none. Over that, every place is asked for before the lease is prolonged:
+    /// the service may have lost one, and whoever is told of that later may not be told in time.
     async fn renew(self: Arc<Self>) -> Result<Renewal, BackendError> {
         let start = Instant::now();
         let connection = if let Some(connection) = self.connection() {
             connection
+        } else if self.service.ends_with_connection() {
+            return Ok(Renewal::Gone(cut_off()));
         } else {
             let connection = S::connect(&self).await?;
+            self.unseen.store(true, Ordering::Release);
+            self.connections.fetch_add(1, Ordering::AcqRel);
             *self.lock_connection() = Some(connection.clone());
-            self.resumed.notify_one();
             connection
         };
         let sent = Instant::now();
@@ -201,9 +219,17 @@ impl<S: Service> KeptSession<S> {
         let within = self.service.request_timeout().min(self.interval() / 2);
         let answer = timeout(within, S::renew(&self, &connection)).await;
         match answer.unwrap_or_else(|_| Err(late::<S>())) {
-            Ok(Renewal::Renewed(time)) => Ok(Renewal::Renewed(
-                time.saturating_add(sent.duration_since(start)),
-            )),
+            Ok(Renewal::Renewed(time)) => {
+                if self.unseen.load(Ordering::Acquire) {
+                    for some in self.places.standing(true).chunks(SEEN_AT_ONCE) {
+                        self.ask(&connection, some).await?;
+                    }
+                    self.unseen.store(false, Ordering::Release);
+                }
+                Ok(Renewal::Renewed(
+                    time.saturating_add(sent.duration_since(start)),
+                ))
+            }
             Ok(gone) => Ok(gone),
             Err(error) => {
                 self.give_up_connection();
@@ -236,26 +262,22 @@ impl<S: Service> KeptSession<S> {
         loop {
             self.looks.next(self.interval()).await;
             self.pay().await;
-            let mut asked = self.places.standing();
-            if asked.len() > SEEN_AT_ONCE {
+            let mut asked = self.places.standing(!S::WAITERS_ASK_AGAIN);
+            let at_once = seen_at_once(asked.len(), self.interval());
+            if asked.len() > at_once {
                 // With more, each has its turn.
                 asked.sort_unstable_by_key(|asked| asked.owner);
-                turn = (turn + SEEN_AT_ONCE) % asked.len();
+                turn = (turn + at_once) % asked.len();
                 asked.rotate_left(turn);
-                asked.truncate(SEEN_AT_ONCE);
+                asked.truncate(at_once);
             }
-            self.ask(&asked).await;
-        }
-    }
-
-    /// Asks for every place after a connection was made anew.
-    async fn look_after_resuming(self: &Arc<Self>) -> Infallible {
-        loop {
-            self.resumed.notified().await;
-            for some in self.places.standing().chunks(SEEN_AT_ONCE) {
-                self.ask(some).await;
+            // Without a connection nothing is asked: once there is one again, everything is.
+            if let Some(connection) = self.connection()
+                && (!asked.is_empty() || self.service.looks_anyway())
+            {
+                // If not, it is asked again soon.
+                let _ = self.ask(&connection, &asked).await;
             }
-            self.look_within(Duration::ZERO);
         }
     }
 
@@ -267,23 +289,19 @@ impl<S: Service> KeptSession<S> {
         }
     }
 
-    async fn ask(self: &Arc<Self>, asked: &[Asked<S::Place>]) {
-        // Without a connection nothing is asked: once there is one again, everything is.
-        let Some(connection) = self.connection() else {
-            return;
-        };
-        if asked.is_empty() && !self.service.looks_anyway() {
-            return;
-        }
-        let Some(looked) = self.within_time(S::look(self, &connection, asked)).await else {
-            return;
-        };
+    async fn ask(
+        self: &Arc<Self>,
+        connection: &S::Connection,
+        asked: &[Asked<S::Place>],
+    ) -> Result<(), BackendError> {
+        let looked = self.within_time(S::look(self, connection, asked)).await?;
         for (asked, stand) in asked.iter().zip(looked.stands) {
             self.places.found(asked, stand, S::NAME);
         }
         if let Some(time) = looked.again_in {
             self.look_within(time);
         }
+        Ok(())
     }
 
     /// Releases what is due.
@@ -293,20 +311,22 @@ impl<S: Service> KeptSession<S> {
                 continue;
             };
             let leaving = S::leave(self, releasing.leaving());
-            if self.within_time(leaving).await.is_none() {
-                return;
+            match self.within_time(leaving).await {
+                Ok(_) => releasing.done(),
+                Err(error) if error.kind() == BackendErrorKind::Unavailable => return,
+                // What the service refuses for one is no reason for the others to wait.
+                Err(_) => {}
             }
-            releasing.done();
         }
     }
 
-    /// What this comes to, if it succeeds in time. If not, the session looks again soon.
+    /// What this comes to, if it is answered in time. If not, the session looks again soon.
     async fn within_time<T>(
         &self,
         work: impl Future<Output = Result<T, BackendError>>,
-    ) -> Option<T> {
+    ) -> Result<T, BackendError> {
         let error = match timeout(self.service.request_timeout(), work).await {
-            Ok(Ok(done)) => return Some(done),
+            Ok(Ok(done)) => return Ok(done),
             Ok(Err(error)) => error,
             Err(_) => {
                 // Nothing more comes over it; and grants would not, either.
@@ -317,11 +337,14 @@ impl<S: Service> KeptSession<S> {
         };
         tracing::debug!(service = S::NAME, %error, "could not look after what a session has");
         self.look_within(AGAIN_AFTER);
-        None
+        Err(error)
     }
 
     fn give_up_connection(&self) {
-        self.lock_connection().take();
+        // One that the session ends with may still answer.
+        if !self.service.ends_with_connection() {
+            self.lock_connection().take();
+        }
     }
 
     fn lock_connection(&self) -> MutexGuard<'_, Option<S::Connection>> {
@@ -330,6 +353,10 @@ impl<S: Service> KeptSession<S> {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn cut_off() -> Loss {
+    Loss::SessionEnded("its connection has ended".into())
 }
 
 fn late<S: Service>() -> BackendError {

@@ -11,10 +11,20 @@ use crate::clock::Instant;
 
 /// How many places one look asks for.
 pub(super) const SEEN_AT_ONCE: usize = 500;
+/// But each is asked for so often, however many there are: a service may keep one no longer than some multiple of that from its last
+/// look.
+const SEEN_WITHIN: Duration = Duration::from_secs(600);
 /// After how long a look that failed is repeated, or a release is taken over from whoever it failed for.
 pub(super) const AGAIN_AFTER: Duration = Duration::from_secs(1);
 /// Looks don't come closer than this.
 const AT_MOST_EVERY: Duration = Duration::from_millis(50);
+
+/// How many of so many places one of the looks asks for that come at this interval.
+pub(super) fn seen_at_once(places: usize, interval: Duration) -> usize {
+    let looks = SEEN_WITHIN.as_millis() / interval.as_millis().max(1);
+    let looks = usize::try_from(looks).unwrap_or(usize::MAX).max(1);
+    places.div_ceil(looks).max(SEEN_AT_ONCE)
+}
 
 /// The time of the next look.
 #[derive(Debug, Default)]
@@ -59,6 +69,17 @@ mod tests {
     use super::*;
 
     const INTERVAL: Duration = Duration::from_secs(3);
+
+    #[test]
+    fn every_place_has_its_turn_within_ten_minutes() {
+        for (places, interval) in [(100_000, 20), (3_000, 400), (1_000_000, 1), (600, 400)] {
+            let interval = Duration::from_secs(interval);
+            let at_once = seen_at_once(places, interval);
+            let turns = u32::try_from(places.div_ceil(at_once)).unwrap();
+            assert!(interval * turns <= SEEN_WITHIN, "{places} in {interval:?}");
+        }
+        assert_eq!(seen_at_once(10, INTERVAL), SEEN_AT_ONCE);
+    }
 
     #[tokio::test(start_paused = true)]
     async fn a_look_comes_after_the_interval_or_when_it_is_asked_for() {

@@ -1,9 +1,9 @@
 //! What a session's owners have at the service, and who is to be told what becomes of it.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, hash_map::Entry},
     sync::{
-        Mutex, MutexGuard, PoisonError,
+        Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
 };
@@ -26,6 +26,7 @@ pub struct Places<P> {
     /// `None` once the session is over.
     book: Mutex<Option<HashMap<OwnerId, Place<P>>>>,
     session: LostSignal,
+    left: OnceLock<Vec<P>>,
     pub(super) owed: Notify,
 }
 
@@ -114,6 +115,7 @@ impl<P: Clone> Places<P> {
         Self {
             book: Mutex::new(Some(HashMap::new())),
             session,
+            left: OnceLock::new(),
             owed: Notify::new(),
         }
     }
@@ -135,14 +137,7 @@ impl<P: Clone> Places<P> {
             .as_mut()
             .ok_or_else(|| self.over())?
             .entry(owner)
-            .or_insert_with(|| Place {
-                at: new(),
-                phase: Phase::Asked,
-                unsure: false,
-                broken: None,
-                version: next_version(),
-                waiting: None,
-            });
+            .or_insert_with(|| Place::new(new(), Phase::Asked));
         if place.is_leaving() {
             return Err(BackendError::new(
                 BackendErrorKind::Unavailable,
@@ -192,6 +187,34 @@ impl<P: Clone> Places<P> {
                     place.granted(token, &self.session);
                 }
             });
+        }
+    }
+
+    /// A waiter should ask again.
+    pub fn wake(&self, owner: OwnerId, is_of: impl FnOnce(&P) -> bool) {
+        self.change(owner, |place| {
+            if let Some(line) = place.line().filter(|_| is_of(&place.at)) {
+                line.wake();
+            }
+        });
+    }
+
+    /// Waiting has failed, for this owner alone.
+    pub fn failed(&self, owner: OwnerId, error: BackendError, is_of: impl FnOnce(&P) -> bool) {
+        self.change(owner, |place| {
+            if is_of(&place.at) {
+                place.fail(error);
+            }
+        });
+    }
+
+    /// The service has a place that the owner does not have here, if that is so: it lost the release. It is due to be released again.
+    pub fn found_unknown(&self, owner: OwnerId, at: P) {
+        if let Some(places) = &mut *self.lock()
+            && let Entry::Vacant(free) = places.entry(owner)
+        {
+            free.insert(Place::new(at, Phase::Due));
+            self.owed.notify_one();
         }
     }
 
@@ -290,10 +313,15 @@ impl<P: Clone> Places<P> {
         }
     }
 
-    /// Those who hold or wait.
-    pub(super) fn standing(&self) -> Vec<Asked<P>> {
+    /// Those who hold, and those who wait if they are asked for, too.
+    pub(super) fn standing(&self, waiters: bool) -> Vec<Asked<P>> {
         self.list(|owner, place| {
-            matches!(place.phase, Phase::Queued | Phase::Held(..)).then(|| Asked {
+            let stands = match place.phase {
+                Phase::Held(..) => true,
+                Phase::Queued => waiters,
+                _ => false,
+            };
+            stands.then(|| Asked {
                 owner,
                 at: place.at.clone(),
                 version: place.version,
@@ -327,9 +355,17 @@ impl<P: Clone> Places<P> {
     /// The session is over: those who wait in it are told, and nothing is kept of it.
     pub(super) fn close(&self) {
         let over = self.over();
-        for (_, place) in self.lock().take().into_iter().flatten() {
+        let closed = self.lock().take().into_iter().flatten();
+        let left = closed.map(|(_, place)| {
             place.fail(over.clone());
-        }
+            place.at
+        });
+        self.left.get_or_init(|| left.collect());
+    }
+
+    /// What its owners had when the session ended, none before.
+    pub fn left(&self) -> &[P] {
+        self.left.get().map_or(&[], Vec::as_slice)
     }
 
     /// The error of a session that is over, or of a place that went with it.
@@ -365,6 +401,17 @@ fn next_version() -> u64 {
 }
 
 impl<P> Place<P> {
+    fn new(at: P, phase: Phase) -> Self {
+        Self {
+            at,
+            phase,
+            unsure: false,
+            broken: None,
+            version: next_version(),
+            waiting: None,
+        }
+    }
+
     fn is_leaving(&self) -> bool {
         matches!(self.phase, Phase::Releasing | Phase::Due)
     }

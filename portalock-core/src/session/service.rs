@@ -35,6 +35,11 @@ pub trait Service: fmt::Debug + Send + Sync + Sized + 'static {
     /// What the service is called in messages.
     const NAME: &'static str;
 
+    /// Whether a waiter asks again by itself, rather than the session for all that wait: where an attempt does what a look would.
+    /// [`Entered::Queued`] then says after what time. Only holders are looked after at intervals; waiters are when a connection
+    /// was made anew. False by default.
+    const WAITERS_ASK_AGAIN: bool = false;
+
     /// What there is of a session before it begins. Nothing is sent.
     fn new(shared: &Self::Shared) -> Self;
 
@@ -55,6 +60,12 @@ pub trait Service: fmt::Debug + Send + Sync + Sized + 'static {
     ///
     /// [`BackendError`] if that fails. For a session that has begun, it is tried again.
     async fn connect(session: &Arc<KeptSession<Self>>) -> Result<Self::Connection, BackendError>;
+
+    /// Whether the session ends with its connection: it is then never taken up over another one, and a connection that does
+    /// not answer is kept as long as the lease lasts. False by default.
+    fn ends_with_connection(&self) -> bool {
+        false
+    }
 
     /// Whether more can come over this connection.
     fn is_open(connection: &Self::Connection) -> bool;
@@ -82,8 +93,8 @@ pub trait Service: fmt::Debug + Send + Sync + Sized + 'static {
         connection: &Self::Connection,
     ) -> Result<Renewal, BackendError>;
 
-    /// Asks how places stand: at intervals, and all of them after a new connection was made, since what was granted
-    /// meanwhile has not been heard.
+    /// Asks how places stand: at intervals, and all of them when a new connection was made, before the lease is prolonged over
+    /// it: what was granted meanwhile has not been heard, and the service may have lost what was held.
     ///
     /// # Errors
     ///
@@ -121,7 +132,8 @@ pub trait Service: fmt::Debug + Send + Sync + Sized + 'static {
         leaving: &Leaving<Self::Place>,
     ) -> Result<Answered<bool>, BackendError>;
 
-    /// Ends the session at the service, where it would otherwise live until its lease ends there.
+    /// Ends the session at the service, where it would otherwise live until its lease ends there. What its owners had is in
+    /// [`Places::left`](super::Places::left).
     ///
     /// # Errors
     ///

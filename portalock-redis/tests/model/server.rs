@@ -88,7 +88,7 @@ impl Server {
         (self.keys[at], self.subscribed[at], self.stamps[at]) = (false, false, 1);
     }
 
-    /// `resume.lua`: the session's present stamp, if it lives.
+    /// `raise.lua`: the session's present stamp, if it lives.
     pub(crate) fn raise(&mut self, session: Session, number: u8) -> Option<u8> {
         let at = usize::from(session);
         if !self.keys[at] {

@@ -99,7 +99,7 @@ fn one_who_asks_again_for_what_it_holds_hears_of_its_loss() {
     places.expect(owner, || 1).unwrap();
     let first = places.hold(owner, token(1)).unwrap();
     let again = places.hold(owner, token(1)).unwrap();
-    let [asked] = places.standing().try_into().unwrap();
+    let [asked] = places.standing(true).try_into().unwrap();
     places.found(&asked, Stand::Gone, "a table");
     assert!(first.lost.is_lost() && again.lost.is_lost());
 }
@@ -108,9 +108,9 @@ fn one_who_asks_again_for_what_it_holds_hears_of_its_loss() {
 fn what_is_gone_is_lost_and_what_has_happened_meanwhile_counts() {
     let (places, _lease, owner) = book();
     places.expect(owner, || 1).unwrap();
-    assert!(places.standing().is_empty(), "it is not answered yet");
+    assert!(places.standing(true).is_empty(), "it is not answered yet");
     let grant = places.hold(owner, token(1)).unwrap();
-    let [asked] = places.standing().try_into().unwrap();
+    let [asked] = places.standing(true).try_into().unwrap();
     places.found(&asked, Stand::Held(token(1)), "a table");
     assert!(!grant.lost.is_lost());
 
@@ -123,7 +123,7 @@ fn what_is_gone_is_lost_and_what_has_happened_meanwhile_counts() {
         let owner = OwnerId::mint();
         places.expect(owner, || 1).unwrap();
         let grant = places.hold(owner, token(2)).unwrap();
-        let [asked] = places.standing().try_into().unwrap();
+        let [asked] = places.standing(true).try_into().unwrap();
         places.found(&asked, stand, "a table");
         assert!(
             matches!(grant.lost.loss(), Some(Loss::Removed(_))),
@@ -139,7 +139,7 @@ async fn a_look_finds_a_grant_that_was_not_heard_and_a_place_that_is_gone() {
     places.expect(owner, || 1).unwrap();
     places.queued(owner);
     let mut line = places.listen(owner);
-    let [asked] = places.standing().try_into().unwrap();
+    let [asked] = places.standing(true).try_into().unwrap();
     places.found(&asked, Stand::Waits, "a table");
     places.found(&asked, Stand::Held(token(5)), "a table");
     assert!(matches!(line.next().await, Wake::Granted(_)));
@@ -149,7 +149,7 @@ async fn a_look_finds_a_grant_that_was_not_heard_and_a_place_that_is_gone() {
     places.expect(other, || 1).unwrap();
     places.queued(other);
     let mut line = places.listen(other);
-    let [asked] = places.standing().try_into().unwrap();
+    let [asked] = places.standing(true).try_into().unwrap();
     places.found(&asked, Stand::Gone, "a table");
     assert!(matches!(line.next().await, Wake::Failed(_)));
 }

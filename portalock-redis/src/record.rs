@@ -128,7 +128,7 @@ pub(crate) enum Answer {
     Stale(Stamp),
 }
 
-/// What a session's key holds: its form, and the number of its latest connection. See `resume.lua`.
+/// What a session's key holds: its form, and the number of its latest connection. See `raise.lua`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Stamp {
     pub(crate) number: u64,
@@ -158,7 +158,7 @@ impl Stamp {
     }
 }
 
-/// What `resume.lua` answers.
+/// What `raise.lua` answers.
 pub(crate) enum Resumed {
     Alive,
     Stale(Stamp),

@@ -13,9 +13,9 @@ use crate::{
     keys::Named,
     link::Link,
     primary::may_grant,
+    record::{Resumed, Stamp},
     scripts::{REFRESH, RELEASE, RESUME},
     session::Session,
-    wire::{Resumed, Stamp},
 };
 
 const REFRESHING: &str = "refresh the session with Redis";
@@ -190,12 +190,12 @@ impl Session {
         self.raised(stamp, &answer)
     }
 
-    /// The arguments of `resume.lua` for this stamp.
+    /// The arguments of `raise.lua` for this stamp.
     pub(crate) fn raising<'s>(&'s self, stamp: &'s Stamp) -> [&'s str; 2] {
         [stamp.text(), self.lifetime_text()]
     }
 
-    /// Takes note of what `resume.lua` answered: whether the server still knows the session.
+    /// Takes note of what `raise.lua` answered: whether the server still knows the session.
     pub(crate) fn raised(&self, stamp: Stamp, answer: &Value) -> Result<bool, BackendError> {
         match Resumed::of(answer).ok_or_else(|| unexpected(RESUMING))? {
             Resumed::Alive => self.has_stamp(stamp),

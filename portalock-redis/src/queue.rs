@@ -7,13 +7,13 @@ use portalock_core::{
 
 use crate::{
     backend::{Inner, RedisBackend},
-    calls::{Answered, Call},
+    connection::{Answered, Call},
     error::{session_ended, unexpected},
     keys::{Kind, Named},
-    refresh::{confirm, forgotten},
+    look::{confirm, forgotten},
+    record::{Answer, Stamp, Wanted, inspection, recheck, text},
     scripts::{ACQUIRE, INSPECT, RELEASE, RESUME},
     session::Session,
-    wire::{Answer, Stamp, Wanted, inspection, recheck, text},
 };
 
 const ACQUIRING: &str = "acquire through Redis";
