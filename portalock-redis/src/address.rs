@@ -19,6 +19,8 @@ pub(crate) enum Address {
 #[derive(Clone)]
 pub(crate) struct ClusterAddress {
     pub(crate) nodes: Vec<ConnectionInfo>,
+    /// All that is needed to connect to a node, but for the place.
+    pub(crate) server: ConnectionInfo,
 }
 
 /// Who knows where the server is, and how to log in at it.
@@ -74,11 +76,11 @@ impl ClusterAddress {
         if hosts.contains(['/', '?', '#']) {
             return Err(InvalidSetting::new("url", WRONG_CLUSTER));
         }
-        let nodes = hosts
-            .split(',')
-            .map(|host| server(&format!("{scheme}://{login}{host}"), WRONG_CLUSTER))
-            .collect::<Result<_, _>>()?;
-        Ok(Self { nodes })
+        let node = |host: &str| server(&format!("{scheme}://{login}{host}"), WRONG_CLUSTER);
+        Ok(Self {
+            nodes: hosts.split(',').map(node).collect::<Result<_, _>>()?,
+            server: node("localhost")?,
+        })
     }
 }
 

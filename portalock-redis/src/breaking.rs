@@ -11,10 +11,10 @@ use portalock_core::{BackendError, Holder, LockName, Loss, OwnerId, Released, se
 use redis::aio::MultiplexedConnection;
 
 use crate::{
-    backend::RedisBackend,
     connection::Call,
     error::{failed, unexpected},
     keys::Named,
+    part::Part,
     record::text,
     scripts::{BREAK, RELEASE},
     session::Session,
@@ -27,7 +27,7 @@ const HEEDING: &str = "remove the mark on a lock that was broken in Redis";
 /// A mark as it is read: the owner, and who breaks its lock.
 pub(crate) type Mark = (String, String);
 
-impl RedisBackend {
+impl Part {
     pub(crate) async fn mark(
         &self,
         name: &LockName,

@@ -8,6 +8,7 @@
 //! Who serves a slot, the nodes say, as sentinels say who is the primary: several are asked at once, and the latest epoch counts. A
 //! node takes a later one when it is promoted and when it is given a slot.
 
+mod moving;
 mod nodes;
 mod tag;
 mod tags;
@@ -22,6 +23,7 @@ use portalock_core::{BackendError, BackendErrorKind, clock::Instant};
 use redis::ConnectionInfo;
 
 pub(crate) use self::{
+    moving::{ask_for_key, not_found},
     tag::{Tag, number_of},
     tags::agree,
 };
@@ -61,16 +63,16 @@ struct Said {
 }
 
 impl Cluster {
-    pub(crate) fn new(address: &ClusterAddress, settings: Arc<RedisSettings>) -> Option<Arc<Self>> {
+    pub(crate) fn new(address: &ClusterAddress, settings: Arc<RedisSettings>) -> Self {
         let named = address.nodes.iter().cloned();
-        Some(Arc::new(Self {
+        Self {
             settings,
             named: named.map(Witness::new).map(Arc::new).collect(),
-            server: address.nodes.first()?.clone(),
+            server: address.server.clone(),
             learned: Mutex::default(),
             most: tokio::sync::Mutex::default(),
             all: tokio::sync::Mutex::default(),
-        }))
+        }
     }
 
     /// How to connect to a node, but for its place.
@@ -125,7 +127,8 @@ impl Cluster {
             if !failure.is_retryable() {
                 return Err(failure);
             }
-            let none = format!("can't find the nodes of the Redis cluster: none of {asked} answered");
+            let none =
+                format!("can't find the nodes of the Redis cluster: none of {asked} answered");
             return Err(BackendError::new(failure.kind(), none).with_source(failure));
         }
         let from_all = count == asked;
@@ -153,9 +156,9 @@ impl Cluster {
         let mut known = std::mem::take(&mut *learned);
         for node in nodes {
             let place = (node.host.clone(), node.port);
-            let witness = known.remove(&place).unwrap_or_else(|| {
-                Arc::new(Witness::new(at(&self.server, &node.host, node.port)))
-            });
+            let witness = known
+                .remove(&place)
+                .unwrap_or_else(|| Arc::new(Witness::new(at(&self.server, &node.host, node.port))));
             learned.insert(place, witness);
         }
     }

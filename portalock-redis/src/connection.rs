@@ -15,6 +15,7 @@ use portalock_core::{BackendError, BackendErrorKind, clock::Instant, session::Pe
 use redis::{Cmd, RedisError, Value, aio::MultiplexedConnection};
 
 use crate::{
+    cluster::Tag,
     connect::connect,
     error::{breaks, failed},
     primary::may_grant,
@@ -147,7 +148,7 @@ impl Calls {
 
     async fn send_once(&self, what: &'static str, call: Call<'_>) -> Result<Value, BackendError> {
         let mut wire = self.wire().await?;
-        match call.send(&mut wire.connection).await {
+        match call.send(self.route.tag(), &mut wire.connection).await {
             Ok(value) if self.leads_there(&wire) => Ok(value),
             Ok(_) => Err(BackendError::new(
                 BackendErrorKind::Unavailable,
@@ -164,9 +165,15 @@ impl Calls {
 }
 
 impl Call<'_> {
-    async fn send(self, connection: &mut MultiplexedConnection) -> Result<Value, RedisError> {
+    async fn send(
+        self,
+        tag: Option<&Tag>,
+        connection: &mut MultiplexedConnection,
+    ) -> Result<Value, RedisError> {
         match self {
-            Self::Script(script, keys, arguments) => script.run(connection, keys, arguments).await,
+            Self::Script(script, keys, arguments) => {
+                script.run_in(tag, connection, keys, arguments).await
+            }
             Self::Plain(command) => command.query_async(connection).await,
         }
     }

@@ -61,18 +61,19 @@ fn classify(error: &RedisError) -> (BackendErrorKind, &'static str) {
         ErrorKind::AuthenticationFailed | ErrorKind::Server(ServerErrorKind::NoPerm) => DENIED,
         ErrorKind::InvalidClientConfig => (Ours::Misconfigured, ""),
         ErrorKind::RESP3NotSupported => NO_RESP3,
-        ErrorKind::Server(
-            ServerErrorKind::BusyLoading | ServerErrorKind::MasterDown,
-        ) => (Ours::Unavailable, "the server is not ready"),
+        ErrorKind::Server(ServerErrorKind::BusyLoading | ServerErrorKind::MasterDown) => {
+            (Ours::Unavailable, "the server is not ready")
+        }
         ErrorKind::Server(ServerErrorKind::TryAgain) => (Ours::Unavailable, MOVING),
         // It was none when the connection was opened. Where the primary is now is looked up for the next one.
         ErrorKind::Server(ServerErrorKind::ReadOnly) => {
             (Ours::Unavailable, "the server has become a replica")
         }
         // Where the slot is now is looked up for the next connection.
-        ErrorKind::Server(ServerErrorKind::Moved) => {
-            (Ours::Unavailable, "another node of the cluster has its slot")
-        }
+        ErrorKind::Server(ServerErrorKind::Moved) => (
+            Ours::Unavailable,
+            "another node of the cluster has its slot",
+        ),
         ErrorKind::Server(ServerErrorKind::Ask) => (Ours::Unavailable, MOVING),
         ErrorKind::Server(ServerErrorKind::ClusterDown) => (
             Ours::Unavailable,

@@ -9,7 +9,7 @@ use portalock_core::{BackendError, FencingToken, Loss};
 use redis::{PushInfo, PushKind, aio::MultiplexedConnection};
 
 use crate::{
-    connect::{connect, message},
+    connect::{connect, is_end, is_message, message, subscribe},
     error::failed,
     session::Session,
 };
@@ -45,8 +45,7 @@ impl Link {
             Ok(())
         };
         let mut connection = connect(session.route(), &place, push).await?;
-        connection
-            .subscribe(session.key())
+        subscribe(session.route(), &mut connection, session.key())
             .await
             .map_err(|error| failed("subscribe to the session's channel in Redis", error))?;
         Ok(Self {
@@ -92,15 +91,15 @@ impl Line {
         let Some(session) = self.session.upgrade() else {
             return;
         };
-        match push.kind {
+        match &push.kind {
             // What the primary before says counts for nothing.
-            PushKind::Message if self.place == session.route().number() => {
+            kind if is_message(kind) && self.place == session.route().number() => {
                 if let Some(text) = message(push) {
                     hear_message(&session, text);
                 }
             }
             PushKind::Disconnection => self.ended(&session, "the connection was closed"),
-            PushKind::Unsubscribe => self.ended(&session, "its subscription was ended"),
+            kind if is_end(kind) => self.ended(&session, "its subscription was ended"),
             _ => {}
         }
     }

@@ -8,8 +8,9 @@ use redis::{RedisError, Value, aio::MultiplexedConnection};
 use crate::{
     breaking::Mark,
     claims::HeldClaim,
+    cluster::{ask_for_key, not_found},
     config::RedisSettings,
-    error::{failed, unexpected},
+    error::{failed, is_moving, unexpected},
     keys::Named,
     link::Link,
     primary::may_grant,
@@ -129,7 +130,8 @@ impl Session {
         may_grant(connection, self.route()).await?;
         let keys = self.keys().of(named);
         RELEASE
-            .run(
+            .run_in(
+                self.route().tag(),
                 connection,
                 &[&keys.state, &keys.queue, &keys.waiters],
                 &[&self.keys().sessions(), owner],
@@ -183,11 +185,45 @@ impl Session {
 
     async fn raise(&self, connection: &mut MultiplexedConnection) -> Result<bool, BackendError> {
         let stamp = self.next_stamp();
+        let (keys, arguments) = ([self.key()], self.raising(&stamp));
         let answer = RESUME
-            .run(connection, &[self.key()], &self.raising(&stamp))
-            .await
-            .map_err(|error| failed(RESUMING, error))?;
-        self.raised(stamp, &answer)
+            .run_in(self.route().tag(), connection, &keys, &arguments)
+            .await;
+        match answer {
+            Err(error) if is_moving(&error) => {
+                let command = RESUME.in_slot(&keys, &arguments);
+                let found = ask_for_key(self.route(), connection, RESUMING, &command).await?;
+                if !self.raised(stamp.clone(), &found.value)? {
+                    return Err(not_found(RESUMING));
+                }
+                Ok(true)
+            }
+            answer => {
+                let answer = answer.map_err(|error| failed(RESUMING, error))?;
+                self.raised(stamp, &answer)
+            }
+        }
+    }
+
+    /// A sign of life while the session's slot moves to another node. Answers the marks on what it holds.
+    async fn go_on_moving(
+        &self,
+        connection: &mut MultiplexedConnection,
+    ) -> Result<Vec<Mark>, BackendError> {
+        let mut command = redis::cmd("PEXPIRE");
+        command.arg(self.key()).arg(self.lifetime_text());
+        let found = ask_for_key(self.route(), connection, REFRESHING, &command).await?;
+        if found.value != Value::Int(1) {
+            return Err(not_found(REFRESHING));
+        }
+        if let Some(mut elsewhere) = found.elsewhere {
+            replicated(&mut elsewhere, self.settings()).await?;
+        }
+        // Read afterwards, as in `look.lua`: no mark is missed that was there when the time was moved on.
+        let mut command = redis::cmd("HGETALL");
+        command.arg(self.marks_key());
+        let found = ask_for_key(self.route(), connection, REFRESHING, &command).await?;
+        redis::from_redis_value(found.value).map_err(|error| failed(REFRESHING, error.into()))
     }
 
     /// The arguments of `raise.lua` for this stamp.
@@ -227,8 +263,15 @@ impl Session {
         connection: &mut MultiplexedConnection,
         held: &[HeldClaim],
     ) -> Result<Renewal, BackendError> {
-        let answer = self.ask(connection, held).await;
-        let (state, marks, removed) = answer.map_err(|error| failed(REFRESHING, error))?;
+        let answer = match self.ask(connection, held).await {
+            // What it holds is looked after once its slot has arrived.
+            Err(error) if is_moving(&error) => {
+                let marks = self.go_on_moving(connection).await?;
+                ("alive".to_owned(), marks, Vec::new())
+            }
+            answer => answer.map_err(|error| failed(REFRESHING, error))?,
+        };
+        let (state, marks, removed) = answer;
         match state.as_str() {
             "alive" => {
                 // A lock that was broken is also removed, once it is given back: the guard hears of the cause.
@@ -270,7 +313,9 @@ impl Session {
         keys.extend(states.iter().map(String::as_str));
         let mut arguments = vec![self.lifetime_text()];
         arguments.extend(owners.iter().map(String::as_str));
-        let answer = REFRESH.run(connection, &keys, &arguments).await?;
+        let answer = REFRESH
+            .run_in(self.route().tag(), connection, &keys, &arguments)
+            .await?;
         Ok(redis::from_redis_value(answer)?)
     }
 }

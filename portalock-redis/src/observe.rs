@@ -14,14 +14,14 @@ use portalock_core::{
     BackendError, Claim, ClaimKind, FencingToken, HolderSender, HolderWatch, Inspection, LockName,
     OwnerId, holder_watch, session,
 };
-use redis::{PushInfo, PushKind, aio::MultiplexedConnection};
+use redis::{PushInfo, aio::MultiplexedConnection};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 use crate::{
-    backend::RedisBackend,
-    connect::{connect, message},
+    connect::{connect, is_end, is_message, message, subscribe},
     error::{failed, unexpected},
     keys::{Kind, NameKeys},
+    part::Part,
     record::{claimed, inspection},
     route::Route,
     scripts::INSPECT,
@@ -54,7 +54,7 @@ struct Told {
     highest: Option<FencingToken>,
 }
 
-impl RedisBackend {
+impl Part {
     pub(crate) async fn observe(&self, name: &LockName) -> Result<HolderWatch, BackendError> {
         let (keys, sessions) = (self.lock_keys(name), self.prefix().to_owned());
         let route = self.route().clone();
@@ -84,9 +84,11 @@ impl Line {
     ) -> Result<Self, BackendError> {
         let (tell, heard) = unbounded_channel();
         let push = move |push: PushInfo| {
-            let what = match push.kind {
-                PushKind::Message => message(&push).map(|text| Heard::Change(text.to_owned())),
-                PushKind::Disconnection | PushKind::Unsubscribe => Some(Heard::End),
+            let what = match &push.kind {
+                kind if is_message(kind) => {
+                    message(&push).map(|text| Heard::Change(text.to_owned()))
+                }
+                kind if is_end(kind) => Some(Heard::End),
                 _ => None,
             };
             // Nobody listens any more if the watch is over.
@@ -94,8 +96,7 @@ impl Line {
         };
         let place = route.find().await?;
         let mut connection = connect(&route, &place, push).await?;
-        connection
-            .subscribe(&keys.state)
+        subscribe(&route, &mut connection, &keys.state)
             .await
             .map_err(|error| failed(OBSERVING, error))?;
         Ok(Self {
@@ -110,13 +111,15 @@ impl Line {
 
     async fn look(&mut self) -> Result<Inspection, BackendError> {
         let Self {
+            route,
             connection,
             keys,
             sessions,
             ..
         } = self;
         let answer = INSPECT
-            .run(
+            .run_in(
+                route.tag(),
                 connection,
                 &[&keys.state, &keys.queue, &keys.waiters],
                 &[sessions],

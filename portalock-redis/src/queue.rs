@@ -6,11 +6,11 @@ use portalock_core::{
 };
 
 use crate::{
-    backend::{Inner, RedisBackend},
     connection::{Answered, Call},
     error::{session_ended, unexpected},
     keys::{Kind, Named},
     look::{confirm, forgotten},
+    part::{Inner, Part},
     record::{Answer, Stamp, Wanted, inspection, recheck, text},
     scripts::{ACQUIRE, INSPECT, RELEASE, RESUME},
     session::Session,
@@ -23,7 +23,7 @@ const INSPECTING: &str = "look at a lock in Redis";
 /// How often an attempt is sent with a stamp that another call has made void meanwhile.
 const STALE_ATTEMPTS: usize = 10;
 
-impl RedisBackend {
+impl Part {
     pub(crate) async fn attempt(&self, wanted: &Wanted<'_>) -> Result<Attempt, BackendError> {
         let session = self.session().await?;
         let claims = &self.0.claims;

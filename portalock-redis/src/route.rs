@@ -9,7 +9,7 @@ use portalock_core::{BackendError, BackendErrorKind, session};
 use redis::ConnectionInfo;
 
 use crate::{
-    address::Address,
+    address::SentinelAddress,
     cluster::{Cluster, Tag},
     config::RedisSettings,
     sentinel::Sentinels,
@@ -56,32 +56,31 @@ enum Witnesses {
 }
 
 impl Route {
-    /// To the one server of these settings. `None` if they name a cluster.
-    pub(crate) fn to_server(settings: &Arc<RedisSettings>) -> Option<Self> {
-        let way = match settings.address() {
-            Address::Fixed(server) => Way::Fixed(Box::new(server.clone())),
-            Address::Sentinels(address) => {
-                let sentinels = Sentinels::new(address, settings.clone());
-                let witnesses = Witnesses::Sentinels(sentinels);
-                Way::Followed(Arc::new(Followed::new(witnesses, address.server.clone())))
-            }
-            Address::Cluster(_) => return None,
-        };
-        let settings = settings.clone();
-        Some(Self { settings, way })
+    pub(crate) fn to_server(server: &ConnectionInfo, settings: &Arc<RedisSettings>) -> Self {
+        let way = Way::Fixed(Box::new(server.clone()));
+        Self::new(way, settings)
+    }
+
+    /// To the primary that the sentinels name.
+    pub(crate) fn by_sentinels(address: &SentinelAddress, settings: &Arc<RedisSettings>) -> Self {
+        let sentinels = Witnesses::Sentinels(Sentinels::new(address, settings.clone()));
+        let followed = Followed::new(sentinels, address.server.clone());
+        Self::new(Way::Followed(Arc::new(followed)), settings)
     }
 
     /// To the node of a cluster that serves the slot of `tag`.
-    pub(crate) fn to_slot(cluster: Arc<Cluster>, tag: Tag, settings: Arc<RedisSettings>) -> Self {
-        let server = cluster.server().clone();
-        let followed = Followed::new(Witnesses::Nodes(cluster, tag), server);
-        Self {
-            settings,
-            way: Way::Followed(Arc::new(followed)),
-        }
+    pub(crate) fn to_slot(cluster: &Arc<Cluster>, tag: Tag, settings: &Arc<RedisSettings>) -> Self {
+        let nodes = Witnesses::Nodes(cluster.clone(), tag);
+        let followed = Followed::new(nodes, cluster.server().clone());
+        Self::new(Way::Followed(Arc::new(followed)), settings)
     }
 
-    pub(crate) fn settings(&self) -> &RedisSettings {
+    fn new(way: Way, settings: &Arc<RedisSettings>) -> Self {
+        let settings = settings.clone();
+        Self { settings, way }
+    }
+
+    pub(crate) fn settings(&self) -> &Arc<RedisSettings> {
         &self.settings
     }
 
@@ -114,6 +113,18 @@ impl Route {
                 number: 0,
             }),
             Way::Followed(followed) => Followed::look(followed, Enough::Most).await,
+        }
+    }
+
+    /// Another server, to which a node of a cluster sends who asks for a key of a slot that moves.
+    pub(crate) fn beside(&self, host: &str, port: u16) -> Place {
+        let server = match &self.way {
+            Way::Fixed(server) => server,
+            Way::Followed(followed) => &followed.server,
+        };
+        Place {
+            server: at(server, host, port),
+            number: self.number(),
         }
     }
 
@@ -186,6 +197,7 @@ impl Followed {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::address::Address;
 
     fn followed() -> Followed {
         let settings = RedisSettings::new("redis+sentinel://a,b,c/m").unwrap();

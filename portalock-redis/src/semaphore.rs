@@ -18,23 +18,26 @@ impl Semaphore for RedisBackend {
     }
 
     async fn try_acquire(&self, request: &PermitRequest) -> Result<Attempt, BackendError> {
-        self.attempt(&Wanted::permits(request)).await
+        let part = self.parts.of(&request.name).await?;
+        part.attempt(&Wanted::permits(request)).await
     }
 
     async fn release(&self, request: &PermitRequest) -> Result<Released, BackendError> {
-        self.withdraw(Kind::Semaphore, &request.name, request.owner)
+        let part = self.parts.of(&request.name).await?;
+        part.withdraw(Kind::Semaphore, &request.name, request.owner)
             .await
     }
 
     async fn subscribe(&self, request: &PermitRequest) -> Result<Option<Wakeups>, BackendError> {
-        Ok(Some(self.listen(request.owner)))
+        let part = self.parts.of(&request.name).await?;
+        Ok(Some(part.listen(request.owner)))
     }
 
     async fn inspect(&self, name: &LockName) -> Result<Inspection, BackendError> {
-        self.look(Kind::Semaphore, name).await
+        self.parts.of(name).await?.look(Kind::Semaphore, name).await
     }
 
     async fn close(&self) -> Result<(), BackendError> {
-        self.end_session().await
+        self.parts.close().await
     }
 }

@@ -58,7 +58,9 @@ impl Sentinels {
 
 /// What one knows of the master, if it knows it.
 fn told(answers: Answers) -> Result<Option<Told>, RedisError> {
-    let [state, place] = <[_; 2]>::try_from(answers).map_err(|_| redis::RedisError::from((ErrorKind::UnexpectedReturnType, "not two answers")))?;
+    let [state, place] = <[_; 2]>::try_from(answers).map_err(|_| {
+        redis::RedisError::from((ErrorKind::UnexpectedReturnType, "not two answers"))
+    })?;
     let Some((host, port)) = redis::from_redis_value(place?)? else {
         // Of one that it doesn't know, the state is an error.
         return Ok(None);

@@ -160,7 +160,8 @@ impl Session {
         opened.extend(former.map(Self::key));
         let stamp = self.stamp();
         let sent = Instant::now();
-        OPEN.run(
+        OPEN.run_in(
+            self.route.tag(),
             &mut connection,
             &opened,
             &[stamp.text(), self.lifetime_text()],

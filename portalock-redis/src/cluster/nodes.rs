@@ -131,8 +131,14 @@ mod tests {
         assert_eq!((&*replica.host, replica.port), ("10.0.0.2", 1));
         assert_eq!(node(line, "asked", true).unwrap().host, "n2.example");
         assert!(!replica.serves(0));
-        assert_eq!(read("a :7000@17000 myself,master - 0 0 1 connected 3").host, "asked");
-        assert_eq!(read("a ::1:7000@17000 master - 0 0 1 connected").host, "::1");
+        assert_eq!(
+            read("a :7000@17000 myself,master - 0 0 1 connected 3").host,
+            "asked"
+        );
+        assert_eq!(
+            read("a ::1:7000@17000 master - 0 0 1 connected").host,
+            "::1"
+        );
     }
 
     #[test]

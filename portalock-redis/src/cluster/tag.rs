@@ -87,7 +87,10 @@ mod tests {
         for i in 0..1600 {
             counts[usize::from(number(&format!("job-{i}")))] += 1;
         }
-        assert!(counts.iter().all(|count| (50..150).contains(count)), "{counts:?}");
+        assert!(
+            counts.iter().all(|count| (50..150).contains(count)),
+            "{counts:?}"
+        );
         // A client of another version must find the same.
         assert_eq!(["nightly-report", "a", "é"].map(number), [0, 0, 0]);
     }

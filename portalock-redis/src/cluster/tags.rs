@@ -4,27 +4,21 @@
 //! So the number lies in the cluster, written by the first client, and each client compares its own before it does anything else.
 //! It has no time to live: clients that run rely on it for as long as they do.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use portalock_core::{BackendError, BackendErrorKind, clock::Instant};
 
-use super::Tag;
-use crate::{
-    config::RedisSettings,
-    connect::connect,
-    error::failed,
-    route::Route,
-};
+use crate::{config::RedisSettings, connect::connect, error::failed, route::Route};
 
 const AGREEING: &str = "compare the number of tags with what lies in the Redis cluster";
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// Returns when this client's number is known to be that of all.
-pub(crate) async fn agree(route: &Arc<Route>) -> Result<(), BackendError> {
+/// Returns when this client's number is known to be that of all. `route` leads to what concerns all of them.
+pub(crate) async fn agree(route: Route) -> Result<(), BackendError> {
     let settings = route.settings();
     let begun = Instant::now();
     loop {
-        match compare(route, settings).await {
+        match compare(&route, settings).await {
             // The node that has it may be about to change.
             Err(error)
                 if error.kind() == BackendErrorKind::Unavailable
@@ -38,9 +32,9 @@ pub(crate) async fn agree(route: &Arc<Route>) -> Result<(), BackendError> {
     }
 }
 
-async fn compare(route: &Arc<Route>, settings: &RedisSettings) -> Result<(), BackendError> {
+async fn compare(route: &Route, settings: &RedisSettings) -> Result<(), BackendError> {
     let ours = settings.cluster_tags();
-    let key = format!("{}/tags", Tag::of_all(settings.prefix()).prefix());
+    let key = format!("{}/tags", route.prefix());
     let place = route.find().await?;
     let mut connection = connect(route, &place, |_| Ok::<(), ()>(())).await?;
     let (_, theirs): (bool, u16) = redis::pipe()
