@@ -6,8 +6,12 @@
 //!
 //! Only what can grant waits: connections of calls, and new sessions. A session that the server still knows goes on at once.
 //!
-//! Behind sentinels a former primary may go on, and refresh sessions until their clients see the switch: they look three times in a session's
-//! time, and have half as long for an answer. So the wait is longer by half there.
+//! Behind sentinels and in a cluster a former primary may go on, and refresh sessions until their clients see the switch: they look three
+//! times in a session's time, and have half as long for an answer. So the wait is longer by half there.
+//!
+//! In a cluster each tag has a key of its own for this, which goes with its slot from node to node. It tells since when the node before was
+//! the primary, so that a move can't cut short what is left of a wait. A node that was ever promoted counts as promoted just now when a slot
+//! comes to it: nothing that is kept with the slot tells that it came by a move.
 //!
 //! # Why the session's time is enough where replicas confirm
 //!

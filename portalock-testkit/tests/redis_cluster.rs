@@ -37,10 +37,10 @@ fn a_slot_moves_with_its_keys_and_is_served_after_a_failure() {
     assert_eq!(ask(cluster.node(from), "SET \"{a b}\" v"), "+OK\r\n");
 
     let moving = cluster.begin_move(slot, to).unwrap();
-    assert_eq!(moving.keys().unwrap(), ["{a b}"]);
-    moving.key("{a b}").unwrap();
+    assert_eq!(cluster.keys_left(moving).unwrap(), ["{a b}"]);
+    cluster.move_key(moving, "{a b}").unwrap();
     assert!(ask(cluster.node(from), "GET \"{a b}\"").starts_with("-ASK"));
-    moving.finish().unwrap();
+    cluster.finish_move(moving).unwrap();
     assert_eq!(cluster.owner(slot), Some(to));
     assert_eq!(ask(cluster.node(to), "GET \"{a b}\""), "$1\r\nv\r\n");
     assert!(ask(cluster.node(from), "GET \"{a b}\"").starts_with("-MOVED"));

@@ -315,84 +315,32 @@ impl RedisCluster {
     /// # Panics
     ///
     /// If there is no node of this number.
-    pub fn begin_move(&self, slot: u16, to: usize) -> io::Result<SlotMove<'_>> {
-        let from = &self.nodes[until(|| self.owner(slot))?];
-        let to = &self.nodes[to];
-        to.ask(&format!("CLUSTER SETSLOT {slot} IMPORTING {}", from.id))?;
-        from.ask(&format!("CLUSTER SETSLOT {slot} MIGRATING {}", to.id))?;
-        Ok(SlotMove {
-            cluster: self,
-            slot,
-            from,
-            to,
-        })
+    pub fn begin_move(&self, slot: u16, to: usize) -> io::Result<SlotMove> {
+        let from = until(|| self.owner(slot))?;
+        let (giver, taker) = (&self.nodes[from], &self.nodes[to]);
+        taker.ask(&format!("CLUSTER SETSLOT {slot} IMPORTING {}", giver.id))?;
+        giver.ask(&format!("CLUSTER SETSLOT {slot} MIGRATING {}", taker.id))?;
+        Ok(SlotMove { slot, from, to })
     }
 
-    /// Moves `slot` to another primary, with all of its keys.
-    ///
-    /// # Errors
-    ///
-    /// As those of [`begin_move`](Self::begin_move) and of the steps that follow.
-    ///
-    /// # Panics
-    ///
-    /// If there is no node of this number.
-    pub fn move_slot(&self, slot: u16, to: usize) -> io::Result<()> {
-        self.begin_move(slot, to)?.finish()
-    }
-
-    /// Has a replica take the place of the primary that serves `slot` (`CLUSTER FAILOVER`), and waits for that. Answers which
-    /// node serves it now.
-    ///
-    /// # Errors
-    ///
-    /// The system's, [`io::ErrorKind::NotFound`] if it has no replica that runs, or [`io::ErrorKind::TimedOut`].
-    pub fn fail_over(&self, slot: u16) -> io::Result<usize> {
-        let former = until(|| self.owner(slot))?;
-        let id = &self.nodes[former].id;
-        let nodes = one(self.nodes[former].server.port(), "CLUSTER NODES")?;
-        let replica = self.nodes.iter().find(|node| {
-            let is_its =
-                |line: &str| line.starts_with(&node.id) && line.contains(&format!("slave {id}"));
-            node.is_running() && nodes.lines().any(is_its)
-        });
-        let replica = replica.ok_or(io::ErrorKind::NotFound)?;
-        until(|| {
-            // It gives up one in which its primary is too slow.
-            let _ = replica.ask("CLUSTER FAILOVER");
-            self.owner(slot).filter(|owner| *owner != former)
-        })
-    }
-}
-
-/// A slot on its way to another primary. Dropping it leaves it half-way.
-#[derive(Debug)]
-#[must_use = "the slot stays half-way until the move is finished"]
-pub struct SlotMove<'c> {
-    cluster: &'c RedisCluster,
-    slot: u16,
-    from: &'c Node,
-    to: &'c Node,
-}
-
-impl SlotMove<'_> {
-    /// The keys that have not moved yet.
+    /// The keys of a slot that have not moved yet.
     ///
     /// # Errors
     ///
     /// The system's or the node's.
-    pub fn keys(&self) -> io::Result<Vec<String>> {
-        self.from
-            .ask(&format!("CLUSTER GETKEYSINSLOT {} 1000", self.slot))
+    pub fn keys_left(&self, moving: SlotMove) -> io::Result<Vec<String>> {
+        self.nodes[moving.from].ask(&format!("CLUSTER GETKEYSINSLOT {} 1000", moving.slot))
     }
 
-    /// Moves one key.
+    /// Moves one key of a slot that moves.
     ///
     /// # Errors
     ///
     /// The system's or the node's.
-    pub fn key(&self, key: &str) -> io::Result<()> {
-        migrate(self.from, self.to, key)
+    pub fn move_key(&self, moving: SlotMove, key: &str) -> io::Result<()> {
+        let port = self.nodes[moving.to].known_port().to_string();
+        let words = ["MIGRATE", "127.0.0.1", &port, key, "0", MIGRATE_WITHIN];
+        ask_words(self.nodes[moving.from].server.port(), words).map(drop)
     }
 
     /// Moves the keys that are left, and then the slot.
@@ -400,26 +348,79 @@ impl SlotMove<'_> {
     /// # Errors
     ///
     /// The system's or a node's, and [`io::ErrorKind::TimedOut`] if the nodes don't come to agree.
-    pub fn finish(self) -> io::Result<()> {
+    pub fn finish_move(&self, moving: SlotMove) -> io::Result<()> {
         loop {
-            let keys = self.keys()?;
+            let keys = self.keys_left(moving)?;
             if keys.is_empty() {
                 break;
             }
-            keys.iter().try_for_each(|key| self.key(key))?;
+            keys.iter().try_for_each(|key| self.move_key(moving, key))?;
         }
-        let told = format!("CLUSTER SETSLOT {} NODE {}", self.slot, self.to.id);
+        let SlotMove { slot, from, to } = moving;
+        let told = format!("CLUSTER SETSLOT {slot} NODE {}", self.nodes[to].id);
         // The new one first: were it told last, nobody would serve the slot for a moment.
-        self.to.ask(&told)?;
-        self.from.ask(&told)?;
-        until(|| self.cluster.owner(self.slot)).map(drop)
+        for node in [to, from] {
+            self.nodes[node].ask(&told)?;
+        }
+        until(|| self.owner(slot)).map(drop)
+    }
+
+    /// Moves `slot` to another primary, with all of its keys.
+    ///
+    /// # Errors
+    ///
+    /// As [`begin_move`](Self::begin_move) and [`finish_move`](Self::finish_move).
+    ///
+    /// # Panics
+    ///
+    /// If there is no node of this number.
+    pub fn move_slot(&self, slot: u16, to: usize) -> io::Result<()> {
+        let moving = self.begin_move(slot, to)?;
+        self.finish_move(moving)
+    }
+
+    /// Has a replica take the place of the primary that serves `slot` (`CLUSTER FAILOVER`), and waits for that. Answers which
+    /// node serves it now.
+    ///
+    /// # Errors
+    ///
+    /// [`io::ErrorKind::TimedOut`], also if it has no replica that runs.
+    pub fn fail_over(&self, slot: u16) -> io::Result<usize> {
+        let former = until(|| self.owner(slot))?;
+        until(|| {
+            // It gives up one in which its primary is too slow.
+            if let Some(replica) = self.replica_of(former) {
+                let _ = replica.ask("CLUSTER FAILOVER");
+            }
+            self.owner(slot).filter(|owner| *owner != former)
+        })
+    }
+
+    /// One that a primary knows as its replica.
+    fn replica_of(&self, primary: usize) -> Option<&Node> {
+        let primary = &self.nodes[primary];
+        let known = one(primary.server.port(), "CLUSTER NODES").ok()?;
+        let follows = format!("slave {}", primary.id);
+        self.nodes.iter().find(|node| {
+            let is_its = |line: &str| line.starts_with(&node.id) && line.contains(&follows);
+            node.is_running() && known.lines().any(is_its)
+        })
     }
 }
 
-fn migrate(from: &Node, to: &Node, key: &str) -> io::Result<()> {
-    let port = to.known_port().to_string();
-    let words = ["MIGRATE", "127.0.0.1", &port, key, "0", MIGRATE_WITHIN];
-    ask_words(from.server.port(), words).map(drop)
+/// A slot on its way to another primary.
+#[derive(Debug, Clone, Copy)]
+pub struct SlotMove {
+    slot: u16,
+    from: usize,
+    to: usize,
+}
+
+impl SlotMove {
+    /// The node that is to serve it.
+    pub fn to(self) -> usize {
+        self.to
+    }
 }
 
 /// The only text of an answer.
