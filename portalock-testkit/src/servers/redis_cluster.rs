@@ -18,6 +18,8 @@ const PORT_ATTEMPTS: usize = 5;
 /// Until the nodes have found each other, and until a failover is over. Generous: a loaded machine is no failure.
 const FOUND_WITHIN: Duration = Duration::from_secs(180);
 const POLL: Duration = Duration::from_millis(20);
+/// After so long a failover by hand was given up.
+const FAILOVER_WITHIN: Duration = Duration::from_secs(6);
 /// How long one `MIGRATE` may take, in milliseconds.
 const MIGRATE_WITHIN: &str = "10000";
 
@@ -387,10 +389,12 @@ impl RedisCluster {
     /// [`io::ErrorKind::TimedOut`], also if it has no replica that runs.
     pub fn fail_over(&self, slot: u16) -> io::Result<usize> {
         let former = until(|| self.owner(slot))?;
+        let mut asked: Option<Instant> = None;
         until(|| {
-            // It gives up one in which its primary is too slow.
-            if let Some(replica) = self.replica_of(former) {
-                let _ = replica.ask("CLUSTER FAILOVER");
+            // A replica gives up after five seconds in which its primary was too slow, and begins anew each time that it is asked.
+            if asked.is_none_or(|asked| asked.elapsed() > FAILOVER_WITHIN) {
+                let replica = self.replica_of(former)?;
+                asked = replica.ask("CLUSTER FAILOVER").ok().map(|_| Instant::now());
             }
             self.owner(slot).filter(|owner| *owner != former)
         })
