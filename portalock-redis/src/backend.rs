@@ -10,10 +10,13 @@ use portalock_core::{
 };
 
 use crate::{
+    client::Wish,
+    clients::Clients,
     config::{InvalidRedisSettings, RedisSettings},
-    keys::Kind,
-    parts::Parts,
-    record::{SLOWEST_TICK, Wanted},
+    connection::Call,
+    keys::{Kind, Wanted},
+    observe::observe,
+    queue::SLOWEST_TICK,
 };
 
 /// Locks and semaphores on a Redis server, or in a Redis cluster.
@@ -26,7 +29,7 @@ use crate::{
 #[derive(Debug, Clone)]
 pub struct RedisBackend {
     settings: Arc<RedisSettings>,
-    pub(crate) parts: Arc<Parts>,
+    pub(crate) clients: Arc<Clients>,
 }
 
 impl RedisBackend {
@@ -57,7 +60,7 @@ impl RedisBackend {
     /// Nothing is left behind.
     pub async fn with_settings(settings: RedisSettings) -> Result<Self, BackendError> {
         let backend = Self::new(settings);
-        backend.parts.connect().await?;
+        backend.clients.connect().await?;
         Ok(backend)
     }
 
@@ -65,7 +68,7 @@ impl RedisBackend {
     pub fn new(settings: RedisSettings) -> Self {
         let settings = Arc::new(settings);
         Self {
-            parts: Arc::new(Parts::new(&settings)),
+            clients: Arc::new(Clients::new(&settings)),
             settings,
         }
     }
@@ -85,8 +88,11 @@ impl RedisBackend {
     ///
     /// Nothing is left behind.
     pub async fn ping(&self) -> Result<(), BackendError> {
-        for part in self.parts.in_use().await? {
-            part.ping().await?;
+        for client in self.clients.in_use().await? {
+            client
+                .shared()
+                .send("ping Redis", Call::Plain(&redis::cmd("PING")))
+                .await?;
         }
         Ok(())
     }
@@ -125,36 +131,42 @@ impl LockBackend for RedisBackend {
     }
 
     async fn try_acquire(&self, request: &LockRequest) -> Result<Attempt, BackendError> {
-        let part = self.parts.of(&request.name).await?;
-        part.attempt(&Wanted::lock(request)).await
+        let wish = Wish {
+            wanted: Wanted::lock(request),
+            patience: request.patience,
+            holder: request.holder.clone(),
+        };
+        let client = self.clients.of(&request.name).await?;
+        client.attempt(request.owner, &wish).await
     }
 
     async fn release(&self, request: &LockRequest) -> Result<Released, BackendError> {
-        let part = self.parts.of(&request.name).await?;
-        part.withdraw(Kind::Lock, &request.name, request.owner)
-            .await
+        let client = self.clients.of(&request.name).await?;
+        client.release(request.owner).await
     }
 
     async fn subscribe(&self, request: &LockRequest) -> Result<Option<Wakeups>, BackendError> {
-        let part = self.parts.of(&request.name).await?;
-        Ok(Some(part.listen(request.owner)))
+        let client = self.clients.of(&request.name).await?;
+        client.subscribe(request.owner).map(Some)
     }
 
     async fn inspect(&self, name: &LockName) -> Result<Inspection, BackendError> {
-        self.parts.of(name).await?.look(Kind::Lock, name).await
+        let client = self.clients.of(name).await?;
+        client.shared().inspect(Kind::Lock, name).await
     }
 
     async fn names(&self) -> Result<Vec<LockName>, BackendError> {
         let mut names = Vec::new();
-        for part in self.parts.all().await? {
-            names.extend(part.names().await?);
+        for client in self.clients.all().await? {
+            names.extend(client.shared().names().await?);
         }
         names.sort_unstable();
         Ok(names)
     }
 
     async fn watch(&self, name: &LockName) -> Result<Option<HolderWatch>, BackendError> {
-        self.parts.of(name).await?.observe(name).await.map(Some)
+        let client = self.clients.of(name).await?;
+        observe(client.shared(), name).await.map(Some)
     }
 
     async fn mark_broken(
@@ -163,14 +175,16 @@ impl LockBackend for RedisBackend {
         owner: OwnerId,
         by: &Holder,
     ) -> Result<Option<Duration>, BackendError> {
-        self.parts.of(name).await?.mark(name, owner, by).await
+        let client = self.clients.of(name).await?;
+        client.shared().mark(name, owner, by).await
     }
 
     async fn evict(&self, name: &LockName, owner: OwnerId) -> Result<Released, BackendError> {
-        self.parts.of(name).await?.end_hold(name, owner).await
+        let client = self.clients.of(name).await?;
+        client.shared().evict(name, owner).await
     }
 
     async fn close(&self) -> Result<(), BackendError> {
-        self.parts.close().await
+        self.clients.close().await
     }
 }

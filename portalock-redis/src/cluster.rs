@@ -8,7 +8,7 @@
 //! Who serves a slot, the nodes say, as sentinels say who is the primary: several are asked at once, and the latest epoch counts. A
 //! node takes a later one when it is promoted and when it is given a slot.
 
-mod moving;
+pub(crate) mod moving;
 mod nodes;
 mod tag;
 mod tags;
@@ -23,7 +23,6 @@ use portalock_core::{BackendError, BackendErrorKind, clock::Instant};
 use redis::ConnectionInfo;
 
 pub(crate) use self::{
-    moving::{ask_for_key, not_found},
     tag::{Tag, number_of},
     tags::agree,
 };

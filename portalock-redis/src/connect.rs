@@ -12,22 +12,22 @@ use redis::{
 use crate::{
     config::RedisSettings,
     error::{cluster, failed, no_resp3},
-    route::{Place, Route},
+    route::{Location, Route},
 };
 
 const CONNECT: &str = "connect to Redis";
 
-/// A connection to the primary at `place`, on which `push` gets what the server sends unasked.
+/// A connection to the primary at `location`, on which `push` gets what the server sends unasked.
 ///
 /// Every connection is opened here, a session's next one and each runtime's own too: where the server is now is looked up
 /// anew each time.
 pub(crate) async fn connect(
     route: &Route,
-    place: &Place,
+    location: &Location,
     push: impl AsyncPushSender,
 ) -> Result<MultiplexedConnection, BackendError> {
     let settings = route.settings();
-    let client = client(&place.server, settings.authority()).await?;
+    let client = client(&location.server, settings.authority()).await?;
     let config = AsyncConnectionConfig::new()
         .set_connection_timeout(Some(settings.connect_timeout()))
         .set_response_timeout(Some(settings.patience()))
@@ -37,7 +37,7 @@ pub(crate) async fn connect(
         .await
     {
         Ok(connection) => connection,
-        Err(error) => return Err(diagnose(settings, &place.server, error).await),
+        Err(error) => return Err(diagnose(settings, &location.server, error).await),
     };
     // The handshake said this already, but the client library keeps nothing of it.
     let hello: Value = redis::cmd("HELLO")

@@ -11,7 +11,11 @@ use std::{
     time::Duration,
 };
 
-use portalock_core::{BackendError, BackendErrorKind, clock::Instant, session::PerRuntime};
+use portalock_core::{
+    BackendError, BackendErrorKind,
+    clock::Instant,
+    session::{Answered, PerRuntime},
+};
 use redis::{Cmd, RedisError, Value, aio::MultiplexedConnection};
 
 use crate::{
@@ -34,30 +38,24 @@ pub(crate) enum Call<'c> {
     Plain(&'c Cmd),
 }
 
-/// An answer, and whether it may have been given once before.
-pub(crate) struct Answered {
-    pub(crate) value: Value,
-    pub(crate) repeated: bool,
-}
-
 /// One runtime's connection.
 #[derive(Debug, Clone)]
 pub(crate) struct Wire {
     number: u64,
-    /// The number of the place where it leads to.
-    place: u64,
+    /// The number of the location where it leads to.
+    location: u64,
     pub(crate) connection: MultiplexedConnection,
 }
 
-/// The connections of one backend object.
+/// The connections that carry the callers' requests, one for each runtime.
 #[derive(Debug)]
-pub(crate) struct Calls {
+pub(crate) struct Connections {
     route: Arc<Route>,
     wires: PerRuntime<Wire>,
     opened: Arc<AtomicU64>,
 }
 
-impl Calls {
+impl Connections {
     pub(crate) fn new(route: Arc<Route>) -> Self {
         Self {
             route,
@@ -77,19 +75,19 @@ impl Calls {
 
     /// What was sent over a wire that doesn't may have been done, by a server that is the primary no more.
     fn leads_there(&self, wire: &Wire) -> bool {
-        wire.place == self.route.number()
+        wire.location == self.route.number()
     }
 
     async fn open_wire(&self) -> Result<Wire, BackendError> {
         self.wires.forget(|wire| !self.leads_there(wire));
         let (route, opened) = (self.route.clone(), self.opened.clone());
         let open = move || async move {
-            let place = route.find().await?;
-            let mut connection = connect(&route, &place, |_| Ok::<(), ()>(())).await?;
+            let location = route.find().await?;
+            let mut connection = connect(&route, &location, |_| Ok::<(), ()>(())).await?;
             may_grant(&mut connection, &route).await?;
             Ok(Wire {
                 number: opened.fetch_add(1, Ordering::Relaxed),
-                place: place.number,
+                location: location.number,
                 connection,
             })
         };
@@ -102,7 +100,7 @@ impl Calls {
         what: &'static str,
         call: Call<'_>,
         goes_on: impl Fn() -> Result<(), BackendError> + Send + Sync,
-    ) -> Result<Answered, BackendError> {
+    ) -> Result<Answered<Value>, BackendError> {
         let begun = Instant::now();
         let failure = match self.send_once(what, call).await {
             Ok(value) => {
@@ -123,7 +121,7 @@ impl Calls {
         goes_on: &(dyn Fn() -> Result<(), BackendError> + Send + Sync),
         begun: Instant,
         mut failure: BackendError,
-    ) -> Result<Answered, BackendError> {
+    ) -> Result<Answered<Value>, BackendError> {
         let mut pause = Duration::ZERO;
         loop {
             goes_on()?;

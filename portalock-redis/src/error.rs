@@ -1,6 +1,6 @@
 //! Redis's failures as ours: by kind and code, never by the words of a message.
 
-use portalock_core::{BackendError, BackendErrorKind, Loss};
+use portalock_core::{BackendError, BackendErrorKind};
 use redis::{ErrorKind, RedisError, ServerErrorKind};
 
 /// What a failure of Redis means. The source is kept; it names addresses and keys, never a password.
@@ -11,18 +11,6 @@ pub(crate) fn failed(what: &'static str, error: RedisError) -> BackendError {
         advice => format!("can't {what}: {advice}"),
     };
     BackendError::new(kind, message).with_source(error)
-}
-
-/// The session is over; the next call starts a new one.
-pub(crate) fn session_ended(loss: Option<Loss>) -> BackendError {
-    let error = BackendError::new(
-        BackendErrorKind::SessionEnded,
-        "the session with Redis has ended",
-    );
-    match loss {
-        Some(loss) => error.with_source(loss),
-        None => error,
-    }
 }
 
 /// Redis answered with what our scripts never answer.

@@ -1,8 +1,10 @@
-//! Where things lie in Redis. Names are mapped injectively, below the prefix.
+//! What a request is in Redis, and where it lies: locks and semaphores are one mechanism, weights under a capacity. Names are mapped
+//! injectively, below the prefix.
 
-use std::sync::Arc;
+use portalock_core::{ClaimKind, LockName, LockRequest, Mode, PermitRequest};
 
-use portalock_core::LockName;
+/// The weight of an exclusive lock, and the capacity of every lock: so many can share one.
+const WHOLE: u32 = u32::MAX;
 
 /// What kind of thing a name names: each has its own names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -12,9 +14,10 @@ pub(crate) enum Kind {
 }
 
 /// Makes keys. A prefix has no slash, so the first slash of a key ends it: no two prefixes and no two names meet.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(crate) struct Keys {
-    prefix: Arc<str>,
+    prefix: String,
+    sessions: String,
 }
 
 /// What is locked. Its keys are made from it when they are needed, which is seldom while it is held.
@@ -22,6 +25,14 @@ pub(crate) struct Keys {
 pub(crate) struct Named {
     pub(crate) kind: Kind,
     pub(crate) name: LockName,
+}
+
+/// What is locked, and how much of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Wanted {
+    pub(crate) named: Named,
+    pub(crate) weight: u32,
+    pub(crate) capacity: u32,
 }
 
 /// The keys of one name.
@@ -32,9 +43,51 @@ pub(crate) struct NameKeys {
     pub(crate) waiters: String,
 }
 
+impl Kind {
+    /// What a claim of this weight is.
+    pub(crate) fn claim(self, weight: u32) -> ClaimKind {
+        match self {
+            Self::Semaphore => ClaimKind::Permits(weight),
+            Self::Lock if weight == WHOLE => ClaimKind::Exclusive,
+            Self::Lock => ClaimKind::Shared,
+        }
+    }
+
+    pub(crate) fn named(self, name: &LockName) -> Named {
+        Named {
+            kind: self,
+            name: name.clone(),
+        }
+    }
+}
+
+impl Wanted {
+    pub(crate) fn lock(request: &LockRequest) -> Self {
+        Self {
+            named: Kind::Lock.named(&request.name),
+            weight: match request.demand {
+                Mode::Exclusive => WHOLE,
+                Mode::Shared => 1,
+            },
+            capacity: WHOLE,
+        }
+    }
+
+    pub(crate) fn permits(request: &PermitRequest) -> Self {
+        Self {
+            named: Kind::Semaphore.named(&request.name),
+            weight: request.demand.count(),
+            capacity: request.demand.capacity(),
+        }
+    }
+}
+
 impl Keys {
-    pub(crate) fn new(prefix: Arc<str>) -> Self {
-        Self { prefix }
+    pub(crate) fn new(prefix: &str) -> Self {
+        Self {
+            prefix: prefix.to_owned(),
+            sessions: format!("{prefix}/session/"),
+        }
     }
 
     pub(crate) fn of(&self, named: &Named) -> NameKeys {
@@ -42,7 +95,7 @@ impl Keys {
             Kind::Lock => ["/lock/", "/lock-queue/", "/lock-waiters/"],
             Kind::Semaphore => ["/semaphore/", "/semaphore-queue/", "/semaphore-waiters/"],
         };
-        let key = |kind: &str| [&self.prefix, kind, named.name.as_str()].concat();
+        let key = |kind: &str| [&*self.prefix, kind, named.name.as_str()].concat();
         NameKeys {
             state: key(state),
             queue: key(queue),
@@ -51,8 +104,8 @@ impl Keys {
     }
 
     /// What the key and the channel of a session begin with; its id follows.
-    pub(crate) fn sessions(&self) -> String {
-        format!("{}/session/", self.prefix)
+    pub(crate) fn sessions(&self) -> &str {
+        &self.sessions
     }
 
     /// A `MATCH` pattern for the states and queues of every lock.
@@ -75,7 +128,7 @@ impl Keys {
 
     /// What a state belongs to. `None` if the key is none of ours.
     pub(crate) fn named(&self, state: &str) -> Option<Named> {
-        let key = state.strip_prefix(&*self.prefix)?;
+        let key = state.strip_prefix(&self.prefix)?;
         let (kind, name) = match key.strip_prefix("/lock/") {
             Some(name) => (Kind::Lock, name),
             None => (Kind::Semaphore, key.strip_prefix("/semaphore/")?),
@@ -98,7 +151,7 @@ mod tests {
         ];
         let mut seen = HashSet::new();
         for prefix in ["p", "p:lock", "portalock"] {
-            let keys = Keys::new(prefix.into());
+            let keys = Keys::new(prefix);
             for kind in [Kind::Lock, Kind::Semaphore] {
                 for name in names {
                     let name = LockName::new(name).unwrap();
@@ -117,7 +170,7 @@ mod tests {
 
     #[test]
     fn a_state_leads_back_to_its_name() {
-        let keys = Keys::new("p".into());
+        let keys = Keys::new("p");
         for kind in [Kind::Lock, Kind::Semaphore] {
             for name in ["a", "lock/a", "/", "-queue/x", "a|b"] {
                 let named = Named {

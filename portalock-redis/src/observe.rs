@@ -18,11 +18,12 @@ use redis::{PushInfo, aio::MultiplexedConnection};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 use crate::{
+    client::Server,
     connect::{connect, is_end, is_message, message, subscribe},
     error::{failed, unexpected},
     keys::{Kind, NameKeys},
-    part::Part,
-    record::{claimed, inspection},
+    place::Place,
+    queue::{claimed, inspection},
     route::Route,
     scripts::INSPECT,
 };
@@ -38,8 +39,8 @@ enum Heard {
 /// A connection that is subscribed.
 struct Line {
     route: Arc<Route>,
-    /// The number of the place where the connection leads to.
-    place: u64,
+    /// The number of the location where the connection leads to.
+    location: u64,
     connection: MultiplexedConnection,
     heard: UnboundedReceiver<Heard>,
     keys: NameKeys,
@@ -54,26 +55,26 @@ struct Told {
     highest: Option<FencingToken>,
 }
 
-impl Part {
-    pub(crate) async fn observe(&self, name: &LockName) -> Result<HolderWatch, BackendError> {
-        let (keys, sessions) = (self.lock_keys(name), self.prefix().to_owned());
-        let route = self.route().clone();
-        let every = self.settings().session_ttl() / 3;
-        let opening = async move {
-            let mut line = Line::open(route, keys, sessions).await?;
-            let seen = line.look().await?;
-            Ok::<_, BackendError>((line, seen))
-        };
-        let (mut line, seen) = session::run(opening).await??;
-        let (sender, watch) = holder_watch();
-        let mut told = Told::new(sender, &seen);
-        let following = session::spawn(async move {
-            if let Err(error) = line.follow(&mut told, every).await {
-                tracing::debug!(%error, "a watch over a lock's holders ended");
-            }
-        })?;
-        Ok(watch.with_subscription(following))
-    }
+/// Who holds `name`, from now on.
+pub(crate) async fn observe(server: &Server, name: &LockName) -> Result<HolderWatch, BackendError> {
+    let keys = server.keys.of(&Kind::Lock.named(name));
+    let sessions = server.keys.sessions().to_owned();
+    let route = server.route.clone();
+    let every = server.settings.session_ttl() / 3;
+    let opening = async move {
+        let mut line = Line::open(route, keys, sessions).await?;
+        let seen = line.look().await?;
+        Ok::<_, BackendError>((line, seen))
+    };
+    let (mut line, seen) = session::run(opening).await??;
+    let (sender, watch) = holder_watch();
+    let mut told = Told::new(sender, &seen);
+    let following = session::spawn(async move {
+        if let Err(error) = line.follow(&mut told, every).await {
+            tracing::debug!(%error, "a watch over a lock's holders ended");
+        }
+    })?;
+    Ok(watch.with_subscription(following))
 }
 
 impl Line {
@@ -94,14 +95,14 @@ impl Line {
             // Nobody listens any more if the watch is over.
             what.map_or(Ok(()), |what| tell.send(what).map_err(drop))
         };
-        let place = route.find().await?;
-        let mut connection = connect(&route, &place, push).await?;
+        let location = route.find().await?;
+        let mut connection = connect(&route, &location, push).await?;
         subscribe(&route, &mut connection, &keys.state)
             .await
             .map_err(|error| failed(OBSERVING, error))?;
         Ok(Self {
             route,
-            place: place.number,
+            location: location.number,
             connection,
             heard,
             keys,
@@ -126,10 +127,7 @@ impl Line {
             )
             .await
             .map_err(|error| failed(OBSERVING, error))?;
-        redis::from_redis_value(answer)
-            .ok()
-            .and_then(|answer: Vec<String>| inspection(Kind::Lock, &answer))
-            .ok_or_else(|| unexpected(OBSERVING))
+        inspection(Kind::Lock, answer).ok_or_else(|| unexpected(OBSERVING))
     }
 
     /// Tells every change, until the connection ends.
@@ -141,7 +139,7 @@ impl Line {
                     Some(Heard::End) | None => return Ok(()),
                 },
                 () = tokio::time::sleep(every) => {
-                    if self.place != self.route.number() {
+                    if self.location != self.route.number() {
                         // Another server is the primary now.
                         return Ok(());
                     }
@@ -167,10 +165,10 @@ impl Told {
         told
     }
 
-    /// A message: `+` and a grant, or `-` and the owner that has released.
+    /// A message: `+` and a grant, or `-` and the place that has released.
     fn hear(&mut self, change: &str) {
-        if let Some(owner) = change.strip_prefix('-') {
-            let owner = owner.parse().ok();
+        if let Some(place) = change.strip_prefix('-') {
+            let owner = Place::owner(place);
             if self.holder.is_some_and(|(holder, _)| holder == owner) {
                 self.nobody();
             }
@@ -223,7 +221,7 @@ mod tests {
 
     fn grant(owner: OwnerId, weight: u32, token: u64) -> String {
         format!(
-            "+{owner}|0a|{weight}|{}|{token}|1500|{{\"host\":\"h\",\"pid\":5}}",
+            "+{owner}.1|0a|{weight}|{}|{token}|1500|{{\"host\":\"h\",\"pid\":5}}",
             u32::MAX
         )
     }
@@ -249,11 +247,11 @@ mod tests {
         assert_eq!(told_by(&mut watch), [Some(7)]);
         // Of before the look.
         told.hear(&grant(two, u32::MAX, 6));
-        told.hear(&format!("-{two}"));
+        told.hear(&format!("-{two}.1"));
         assert!(told_by(&mut watch).is_empty());
         told.hear(&grant(two, u32::MAX, 8));
-        told.hear(&format!("-{one}"));
-        told.hear(&format!("-{two}"));
+        told.hear(&format!("-{one}.1"));
+        told.hear(&format!("-{two}.1"));
         told.hear(&grant(one, 1, 9));
         told.hear(&grant(one, u32::MAX, 10));
         told.hear(&grant(two, 1, 11));

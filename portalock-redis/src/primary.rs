@@ -27,8 +27,8 @@ use redis::aio::MultiplexedConnection;
 
 use crate::{
     error::{failed, unexpected},
-    look::replicated,
     record::text,
+    replicas::replicated,
     route::Route,
     scripts::PRIMARY,
 };

@@ -1,222 +1,356 @@
-//! What is asked of the server for one owner: an attempt, a release, and a look.
+//! The queue of a name at the server, in our types: attempts, releases and looks, each one script.
+
+use std::time::Duration;
 
 use portalock_core::{
-    Attempt, BackendError, BackendErrorKind, Contention, Inspection, LockName, OwnerId, Released,
-    Wakeups, wakeups,
+    BackendError, BackendErrorKind, Claim, FencingToken, Holder, Inspection, LockName, OwnerId,
+    session::Answered,
 };
+use redis::Value;
 
 use crate::{
-    connection::{Answered, Call},
-    error::{session_ended, unexpected},
-    keys::{Kind, Named},
-    look::{confirm, forgotten},
-    part::{Inner, Part},
-    record::{Answer, Stamp, Wanted, inspection, recheck, text},
-    scripts::{ACQUIRE, INSPECT, RELEASE, RESUME},
-    session::Session,
+    client::Server,
+    connection::Call,
+    error::{failed, unexpected},
+    keys::{Kind, Wanted},
+    place::Place,
+    record::{decode, text},
+    scripts::{ACQUIRE, INSPECT, RAISE, RELEASE, Script},
+    session::SessionKey,
 };
 
 const ACQUIRING: &str = "acquire through Redis";
 const RELEASING: &str = "release through Redis";
 const INSPECTING: &str = "look at a lock in Redis";
+const LISTING: &str = "list the locks in Redis";
 
-/// How often an attempt is sent with a stamp that another call has made void meanwhile.
-const STALE_ATTEMPTS: usize = 10;
+/// How often a list is made anew because its slot has moved meanwhile.
+const SCANS: usize = 3;
 
-impl Part {
-    pub(crate) async fn attempt(&self, wanted: &Wanted<'_>) -> Result<Attempt, BackendError> {
-        let session = self.session().await?;
-        let claims = &self.0.claims;
-        let answer = self.ask(&session, wanted).await;
-        // A grant may have come by message while the answer was under way, before the waiter listens.
-        if let Some(grant) = claims.take_unheard(wanted.owner) {
-            return Ok(Attempt::Granted(grant));
-        }
-        match answer {
-            Ok(Answer::Granted(token)) => {
-                if self.0.settings.wait_replicas() > 0 {
-                    let mut connection = self.0.calls.wire().await?.connection;
-                    confirm(&mut connection, &session).await?;
-                }
-                Ok(Attempt::Granted(claims.hold(
-                    wanted.owner,
-                    token,
-                    &session.lost(),
-                )))
-            }
-            Ok(Answer::Contended { behind, holder }) => {
-                let contention = Contention::new().with_holder(holder);
-                let Some(behind) = behind else {
-                    claims.forget(wanted.owner);
-                    return Ok(Attempt::Contended(contention));
-                };
-                let recheck = recheck(behind, self.0.settings.tick_interval());
-                Ok(Attempt::Contended(
-                    contention.with_queued(true).with_recheck_after(recheck),
-                ))
-            }
-            Ok(Answer::Ended) => {
-                session.end(forgotten());
-                Err(session_ended(session.loss()))
-            }
-            Ok(Answer::Stale(_)) => Err(BackendError::new(
-                BackendErrorKind::Unavailable,
-                format!("can't {ACQUIRING}: the session's connections were made anew all the time"),
-            )),
-            Err(error) => {
-                // Its claims may have been cleared before this one was added.
-                if session.loss().is_some() {
-                    claims.forget(wanted.owner);
-                }
-                Err(error)
-            }
-        }
-    }
+/// A request in the scripts' terms.
+#[derive(Debug)]
+pub(crate) struct Entry<'a> {
+    pub(crate) session: &'a SessionKey,
+    pub(crate) place: &'a Place,
+    pub(crate) wanted: &'a Wanted,
+    pub(crate) queues: bool,
+    pub(crate) who: String,
+}
 
-    /// One attempt, sent again with the session's present stamp if it was refused for an older one.
-    async fn ask(&self, session: &Session, wanted: &Wanted<'_>) -> Result<Answer, BackendError> {
-        let claims = &self.0.claims;
-        let mut answer = None;
-        for _ in 0..STALE_ATTEMPTS {
-            let stamp = session.stamp();
-            let before = claims.expect(wanted.owner, session.id(), &wanted.named, stamp.number);
-            let answered = self.ask_with(session, &stamp, wanted).await?;
-            if !answered.repeated {
-                claims.answered(wanted.owner, before);
-            }
-            let read = Answer::of(&answered.value).ok_or_else(|| unexpected(ACQUIRING))?;
-            let Answer::Stale(later) = &read else {
-                return Ok(read);
-            };
-            session.has_stamp(later.clone());
-            answer = Some(read);
-        }
-        answer.ok_or_else(|| unexpected(ACQUIRING))
-    }
+/// What an attempt was answered.
+#[derive(Debug)]
+pub(crate) enum Standing {
+    Granted(FencingToken),
+    /// A place in the queue is kept, and so many wait behind it.
+    Queued {
+        behind: u32,
+        holder: Option<Holder>,
+    },
+    /// Nothing is kept.
+    Refused {
+        holder: Option<Holder>,
+    },
+    /// The session is over at the server.
+    Ended,
+    /// Nothing was done: the session's stamp is this one.
+    Stale(std::sync::Arc<str>),
+}
 
-    async fn ask_with(
+impl Server {
+    /// One attempt, with this stamp. `goes_on` is asked before it is sent once more.
+    pub(crate) async fn acquire(
         &self,
-        session: &Session,
-        stamp: &Stamp,
-        wanted: &Wanted<'_>,
-    ) -> Result<Answered, BackendError> {
-        let Inner {
-            keys,
-            prefix,
-            settings,
-            calls,
-            ..
-        } = &*self.0;
-        let keys = keys.of(&wanted.named);
+        entry: &Entry<'_>,
+        stamp: &str,
+        goes_on: impl Fn() -> Result<(), BackendError> + Send + Sync,
+    ) -> Result<Answered<Standing>, BackendError> {
+        let Entry {
+            session,
+            place,
+            wanted,
+            queues,
+            who,
+        } = entry;
+        let keys = self.keys.of(&place.named);
         let call = Call::Script(
             &ACQUIRE,
-            &[&keys.state, &keys.queue, &keys.waiters, session.key()],
+            &[&keys.state, &keys.queue, &keys.waiters, &session.key],
             &[
-                prefix,
-                session.id(),
-                &wanted.owner.to_string(),
+                self.keys.sessions(),
+                &session.id,
+                &place.name,
                 &wanted.weight.to_string(),
                 &wanted.capacity.to_string(),
-                if wanted.queues { "1" } else { "0" },
-                &wanted.who(settings.label()),
-                stamp.text(),
+                if *queues { "1" } else { "0" },
+                who,
+                stamp,
             ],
         );
-        let goes_on = || match session.loss() {
-            None => Ok(()),
-            loss => Err(session_ended(loss)),
-        };
-        calls.send(ACQUIRING, call, goes_on).await
-    }
-
-    pub(crate) async fn withdraw(
-        &self,
-        kind: Kind,
-        name: &LockName,
-        owner: OwnerId,
-    ) -> Result<Released, BackendError> {
-        let inner = &*self.0;
-        let Some(session) = inner.sessions.latest() else {
-            // The server can't know of anything that this object has asked for.
-            return Ok(Released::NotHeld);
-        };
-        let releasing = inner.claims.releasing(owner);
-        inner.make_void(&session, owner).await?;
-        let keys = inner.keys.of(&Named {
-            kind,
-            name: name.clone(),
-        });
-        let call = Call::Script(
-            &RELEASE,
-            &[&keys.state, &keys.queue, &keys.waiters],
-            &[&inner.prefix, &owner.to_string()],
-        );
-        let answered = inner.send(RELEASING, call).await?;
-        releasing.done();
-        match text(&answered.value) {
-            Some("1") => Ok(Released::Freed),
-            // The first of the two may have freed it.
-            Some("0") if answered.repeated && session.loss().is_none() => Ok(Released::Freed),
-            Some("0") => Ok(Released::NotHeld),
-            _ => Err(unexpected(RELEASING)),
-        }
-    }
-
-    /// The line on which a grant comes to a waiter.
-    pub(crate) fn listen(&self, owner: OwnerId) -> Wakeups {
-        self.0.claims.listen(owner).unwrap_or_else(|| {
-            // Its session has ended since the attempt, and the place in the queue with it.
-            let (sender, line) = wakeups();
-            sender.fail(session_ended(None));
-            line
+        let answer = self.connections.send(ACQUIRING, call, goes_on).await?;
+        Ok(Answered {
+            value: standing(&answer.value).ok_or_else(|| unexpected(ACQUIRING))?,
+            repeated: answer.repeated,
         })
     }
 
-    pub(crate) async fn look(
+    /// Frees what a place has: whether it held.
+    pub(crate) async fn release(&self, place: &Place) -> Result<Answered<bool>, BackendError> {
+        let keys = self.keys.of(&place.named);
+        self.free(
+            RELEASING,
+            &RELEASE,
+            [&keys.state, &keys.queue, &keys.waiters],
+            &place.name,
+        )
+        .await
+    }
+
+    /// The same, by one of the scripts that do.
+    pub(crate) async fn free(
+        &self,
+        what: &'static str,
+        script: &'static Script,
+        keys: [&str; 3],
+        whose: &str,
+    ) -> Result<Answered<bool>, BackendError> {
+        let arguments = [self.keys.sessions(), whose];
+        let answer = self
+            .send(what, Call::Script(script, &keys, &arguments))
+            .await?;
+        let value = match text(&answer.value) {
+            Some("1") => true,
+            Some("0") => false,
+            _ => return Err(unexpected(what)),
+        };
+        Ok(Answered {
+            value,
+            repeated: answer.repeated,
+        })
+    }
+
+    /// Gives a session its next stamp, for a release. `None` if it has ended at the server.
+    pub(crate) async fn raise(
+        &self,
+        session: &SessionKey,
+    ) -> Result<Option<std::sync::Arc<str>>, BackendError> {
+        let call = Call::Script(&RAISE, &[&session.key], &[&session.lifetime]);
+        let answer = self.send(RELEASING, call).await?;
+        match text(&answer.value) {
+            Some("") => Ok(None),
+            Some(stamp) => Ok(Some(stamp.into())),
+            None => Err(unexpected(RELEASING)),
+        }
+    }
+
+    /// Who holds and who waits.
+    pub(crate) async fn inspect(
         &self,
         kind: Kind,
         name: &LockName,
     ) -> Result<Inspection, BackendError> {
-        let keys = self.0.keys.of(&Named {
-            kind,
-            name: name.clone(),
-        });
+        let keys = self.keys.of(&kind.named(name));
         let call = Call::Script(
             &INSPECT,
             &[&keys.state, &keys.queue, &keys.waiters],
-            &[&self.0.prefix],
+            &[self.keys.sessions()],
         );
-        let answered = self.ask_plainly(INSPECTING, call).await?;
-        redis::from_redis_value(answered.value)
-            .ok()
-            .and_then(|answer: Vec<String>| inspection(kind, &answer))
-            .ok_or_else(|| unexpected(INSPECTING))
+        let answer = self.send(INSPECTING, call).await?;
+        inspection(kind, answer.value).ok_or_else(|| unexpected(INSPECTING))
     }
 
-    /// Sends what needs no claim of this client's, in its session.
-    pub(crate) async fn ask_plainly(
+    /// The locks that are held or waited for.
+    pub(crate) async fn names(&self) -> Result<Vec<LockName>, BackendError> {
+        let Some(tag) = self.route.tag() else {
+            return self.scan().await;
+        };
+        for _ in 0..SCANS {
+            let location = self.route.number();
+            let names = self.scan().await?;
+            // A slot that moves takes its keys away from a scan: then this is refused, or asked of another node than before.
+            let mut exists = redis::cmd("EXISTS");
+            let exists = exists.arg(tag.never_set());
+            self.send(LISTING, Call::Plain(exists)).await?;
+            if location == self.route.number() {
+                return Ok(names);
+            }
+        }
+        Err(BackendError::new(
+            BackendErrorKind::Unavailable,
+            format!("can't {LISTING}: their slot moved at every try"),
+        ))
+    }
+
+    async fn scan(&self) -> Result<Vec<LockName>, BackendError> {
+        let mut names = Vec::new();
+        let mut cursor = "0".to_owned();
+        loop {
+            let mut scan = redis::cmd("SCAN");
+            scan.arg(&cursor)
+                .arg("MATCH")
+                .arg(self.keys.lock_pattern())
+                .arg("COUNT")
+                .arg(1000);
+            let answer = self.send(LISTING, Call::Plain(&scan)).await?;
+            let (next, found): (String, Vec<String>) = redis::from_redis_value(answer.value)
+                .map_err(|error| failed(LISTING, error.into()))?;
+            // A state outlives its last grant for a while: only a look tells.
+            for name in found.iter().filter_map(|key| self.keys.lock_name(key)) {
+                let found = self.inspect(Kind::Lock, &name).await?;
+                if found.held || !found.waiters.is_empty() {
+                    names.push(name);
+                }
+            }
+            if next == "0" {
+                break;
+            }
+            cursor = next;
+        }
+        names.sort_unstable();
+        // A scan may come by the same key twice.
+        names.dedup();
+        Ok(names)
+    }
+
+    pub(crate) async fn send(
         &self,
         what: &'static str,
         call: Call<'_>,
-    ) -> Result<Answered, BackendError> {
-        self.session().await?;
-        self.0.send(what, call).await
+    ) -> Result<Answered<Value>, BackendError> {
+        self.connections.send(what, call, || Ok(())).await
     }
 }
 
-impl Inner {
-    /// Sees to it that no request of `owner` takes effect from now on, though some may still be under way.
-    async fn make_void(&self, session: &Session, owner: OwnerId) -> Result<(), BackendError> {
-        let present = session.stamp().number;
-        if session.loss().is_some() || !self.claims.may_arrive(owner, session.id(), present) {
-            return Ok(());
+fn standing(answer: &Value) -> Option<Standing> {
+    let Value::Array(parts) = answer else {
+        return None;
+    };
+    let (what, parts) = parts.split_first()?;
+    match (text(what)?, parts) {
+        ("granted", [number]) => Some(Standing::Granted(token(text(number)?)?)),
+        ("contended", [behind, claim]) => {
+            let holder = text(claim).and_then(holder);
+            Some(match text(behind)?.parse() {
+                Ok(behind) => Standing::Queued { behind, holder },
+                Err(_) => Standing::Refused { holder },
+            })
         }
-        let stamp = session.next_stamp();
-        let call = Call::Script(&RESUME, &[session.key()], &session.raising(&stamp));
-        let answered = self.send(RELEASING, call).await?;
-        if !session.raised(stamp.clone(), &answered.value)? {
-            session.end(forgotten());
+        ("ended", []) => Some(Standing::Ended),
+        ("stale", [stamp]) => Some(Standing::Stale(text(stamp)?.into())),
+        _ => None,
+    }
+}
+
+fn token(number: &str) -> Option<FencingToken> {
+    number.parse().ok().map(FencingToken::new)
+}
+
+/// The token in the claim of one who holds.
+pub(crate) fn token_of(claim: &str) -> Option<FencingToken> {
+    claim.splitn(5, '|').nth(3).and_then(token)
+}
+
+/// Whose claim this is, as `prelude.lua` packs it.
+fn holder(claim: &str) -> Option<Holder> {
+    let mut parts = claim.splitn(6, '|').skip(4);
+    let since = parts.next()?;
+    decode(parts.next()?, since)
+}
+
+/// A hold of a lock, as `grant.lua` publishes it: its place, and its claim.
+pub(crate) fn claimed(text: &str) -> Option<Claim> {
+    let mut parts = text.splitn(7, '|');
+    let (place, _session) = (parts.next()?, parts.next()?);
+    let (weight, _capacity) = (parts.next()?, parts.next()?);
+    let (number, since, who) = (parts.next()?, parts.next()?, parts.next()?);
+    let kind = Kind::Lock.claim(weight.parse().ok()?);
+    let claim = Claim::new(decode(who, since)?, kind)
+        .with_owner(Place::owner(place)?)
+        .with_token(token(number)?);
+    Some(claim)
+}
+
+/// Reads what `inspect.lua` answers.
+pub(crate) fn inspection(kind: Kind, answer: Value) -> Option<Inspection> {
+    let answer: Vec<String> = redis::from_redis_value(answer).ok()?;
+    let (last, rest) = answer.split_first()?;
+    let (count, claims) = rest.split_first()?;
+    let count: usize = count.parse().ok()?;
+    let (claims, []) = claims.as_chunks::<5>() else {
+        return None;
+    };
+    let mut claims = claims.iter().map(|[place, weight, number, since, who]| {
+        let kind = kind.claim(weight.parse().ok()?);
+        let owner: OwnerId = Place::owner(place)?;
+        let mut claim = Claim::new(decode(who, since)?, kind).with_owner(owner);
+        // One who waits has none.
+        claim.token = token(number);
+        Some(claim)
+    });
+    let holders = claims.by_ref().take(count).collect::<Option<Vec<_>>>()?;
+    let waiters = claims.collect::<Option<Vec<_>>>()?;
+    let last: u64 = last.parse().ok()?;
+    Some(
+        Inspection::new(holders, waiters)
+            .with_last_token((last > 0).then(|| FencingToken::new(last))),
+    )
+}
+
+/// When a waiter looks again whether those before it live. A crash runs no script, so somebody has to: the last in the queue
+/// often, the others rarely, each in case that all behind it have died too.
+///
+/// The last, because it knows that it is: it has just come. The next one would have to be told with every handoff, and in a
+/// busy queue that is a message more for each. A waiter that is no longer the last learns it when it looks.
+pub(crate) fn recheck(behind: u32, tick: Duration) -> Duration {
+    tick * behind.saturating_mul(5).clamp(1, SLOWEST_TICK)
+}
+
+/// How many ticks the next one in a long queue leaves out.
+pub(crate) const SLOWEST_TICK: u32 = 30;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn array(parts: &[&str]) -> Value {
+        let bulk = |part: &&str| Value::BulkString(part.as_bytes().to_vec());
+        Value::Array(parts.iter().map(bulk).collect())
+    }
+
+    #[test]
+    fn a_holder_is_found_in_its_claim() {
+        let claim = r#"0a|1|1|7|1500|{"host":"h","pid":5,"label":"a|b"}"#;
+        let read = holder(claim).unwrap();
+        assert_eq!((read.pid, read.label.as_deref()), (5, Some("a|b")));
+        assert!(holder("something else").is_none());
+        assert_eq!(token_of(claim), Some(FencingToken::new(7)));
+        assert_eq!(token_of("0a|1|1||1500|{}"), None);
+    }
+
+    #[test]
+    fn the_more_there_are_behind_the_rarer() {
+        let tick = Duration::from_millis(200);
+        assert_eq!(recheck(0, tick), tick);
+        assert_eq!(recheck(1, tick), tick * 5);
+        assert_eq!(recheck(3, tick), tick * 15);
+        assert_eq!(recheck(1_000_000_000, tick), tick * 30);
+    }
+
+    #[test]
+    fn an_answer_that_is_none_of_ours_is_refused() {
+        assert!(matches!(
+            standing(&array(&["granted", "7"])),
+            Some(Standing::Granted(token)) if token.get() == 7
+        ));
+        for parts in [
+            &["granted", "x"] as &[&str],
+            &["granted"],
+            &["ended", "1"],
+            &[],
+        ] {
+            assert!(standing(&array(parts)).is_none(), "{parts:?}");
         }
-        Ok(())
+        assert!(standing(&Value::Okay).is_none());
+        assert!(inspection(Kind::Lock, array(&["1", "1", "5"])).is_none());
+        assert!(inspection(Kind::Lock, array(&["7", "0"])).is_some());
     }
 }

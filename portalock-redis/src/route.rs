@@ -31,9 +31,9 @@ enum Way {
 
 /// Where the server is, or was when it was looked up.
 #[derive(Debug, Clone)]
-pub(crate) struct Place {
+pub(crate) struct Location {
     pub(crate) server: ConnectionInfo,
-    /// Another one for another place. It only grows.
+    /// Another one for another location. It only grows.
     pub(crate) number: u64,
 }
 
@@ -43,7 +43,7 @@ struct Followed {
     witnesses: Witnesses,
     server: ConnectionInfo,
     latest: Mutex<Option<Told>>,
-    /// That of the latest place.
+    /// That of the latest location.
     number: AtomicU64,
 }
 
@@ -106,9 +106,9 @@ impl Route {
     }
 
     /// Where the server is.
-    pub(crate) async fn find(&self) -> Result<Place, BackendError> {
+    pub(crate) async fn find(&self) -> Result<Location, BackendError> {
         match &self.way {
-            Way::Fixed(server) => Ok(Place {
+            Way::Fixed(server) => Ok(Location {
                 server: (**server).clone(),
                 number: 0,
             }),
@@ -117,12 +117,12 @@ impl Route {
     }
 
     /// Another server, to which a node of a cluster sends who asks for a key of a slot that moves.
-    pub(crate) fn beside(&self, host: &str, port: u16) -> Place {
+    pub(crate) fn beside(&self, host: &str, port: u16) -> Location {
         let server = match &self.way {
             Way::Fixed(server) => server,
             Way::Followed(followed) => &followed.server,
         };
-        Place {
+        Location {
             server: at(server, host, port),
             number: self.number(),
         }
@@ -136,7 +136,7 @@ impl Route {
         }
     }
 
-    /// The number of the latest place. A connection to an earlier one leads to a server that is the primary no more, though it may
+    /// The number of the latest location. A connection to an earlier one leads to a server that is the primary no more, though it may
     /// still believe so: what it answers counts for nothing.
     pub(crate) fn number(&self) -> u64 {
         match &self.way {
@@ -156,7 +156,7 @@ impl Followed {
         }
     }
 
-    async fn look(this: &Arc<Self>, enough: Enough) -> Result<Place, BackendError> {
+    async fn look(this: &Arc<Self>, enough: Enough) -> Result<Location, BackendError> {
         let this = this.clone();
         session::run(async move {
             let heard = match &this.witnesses {
@@ -170,7 +170,7 @@ impl Followed {
 
     /// Takes note of what was heard, unless it is older than what is known. Only all who know together can take that back: they
     /// were set up anew.
-    fn note(&self, Heard { told, from_all }: Heard) -> Result<Place, BackendError> {
+    fn note(&self, Heard { told, from_all }: Heard) -> Result<Location, BackendError> {
         // Nothing panics while it is held.
         let mut latest = self.latest.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(known) = &*latest {
@@ -185,12 +185,12 @@ impl Followed {
                 tracing::info!(%told.host, told.port, told.epoch, number, "the Redis primary is another server now");
             }
         }
-        let place = Place {
+        let location = Location {
             server: at(&self.server, &told.host, told.port),
             number: self.number.load(Ordering::Acquire),
         };
         *latest = Some(told);
-        Ok(place)
+        Ok(location)
     }
 }
 
@@ -217,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn a_place_has_another_number_once_it_is_another() {
+    fn a_location_has_another_number_once_it_is_another() {
         let followed = followed();
         for (epoch, host, number) in [
             (0, "a", 0),
@@ -226,9 +226,9 @@ mod tests {
             (2, "b", 1),
             (3, "a", 2),
         ] {
-            let place = followed.note(heard(epoch, host, false)).unwrap();
-            assert_eq!(place.number, number, "{epoch}");
-            assert_eq!(place.server.addr().to_string(), format!("{host}:1"));
+            let location = followed.note(heard(epoch, host, false)).unwrap();
+            assert_eq!(location.number, number, "{epoch}");
+            assert_eq!(location.server.addr().to_string(), format!("{host}:1"));
         }
     }
 
@@ -240,7 +240,7 @@ mod tests {
         assert_eq!(error.kind(), BackendErrorKind::Unavailable);
         assert_eq!(followed.number.load(Ordering::Relaxed), 0);
         // Sentinels that were set up anew begin to count again.
-        let place = followed.note(heard(0, "c", true)).unwrap();
-        assert_eq!(place.number, 1);
+        let location = followed.note(heard(0, "c", true)).unwrap();
+        assert_eq!(location.number, 1);
     }
 }

@@ -9,7 +9,7 @@
 //!    doesn't fit with. (A write over the key from outside, an eviction or `FLUSHALL` is not a script.)
 //!    Where the last token comes with a shape, every claim in the state has it, so that their number is enough to tell.
 //! 2. **A grant needs a live session**, checked in the script that grants, **and its present stamp** where it is asked for. So a
-//!    command that comes late out of a dead session, or after its owner was withdrawn, is refused: see `session.rs`.
+//!    command that comes late out of a dead session, or after its place was withdrawn, is refused: see `session.rs`.
 //! 3. **Order.** An owner is granted only when nobody live stands before it, and never loses its place by asking again.
 //! 4. **One claim an owner**, in the state or in the queue, never in both: asking again finds it.
 //! 5. **Tokens grow.** Each is more than the last and at least the server's clock in microseconds; a state that holds
@@ -70,11 +70,12 @@ macro_rules! script {
 
 script!(ACQUIRE meets sessions: "grant.lua" "acquire_usual.lua" "prelude.lua" "acquire.lua");
 script!(RELEASE meets sessions: "grant.lua" "release_usual.lua" "prelude.lua" "release.lua");
-script!(BREAK meets sessions: "break.lua");
+script!(BREAK meets sessions: "place.lua" "break.lua");
+script!(EVICT meets sessions: "place.lua" "grant.lua" "release_usual.lua" "prelude.lua" "release.lua");
 script!(INSPECT meets sessions: "grant.lua" "prelude.lua" "inspect.lua");
 script!(OPEN: "open.lua");
-script!(RESUME: "raise.lua");
-script!(REFRESH: "look.lua");
+script!(RAISE: "raise.lua");
+script!(LOOK: "look.lua");
 script!(PRIMARY: "primary.lua");
 
 impl Script {
@@ -103,11 +104,6 @@ impl Script {
             }
             Some(_) => self.slot.run(connection, keys, arguments).await,
         }
-    }
-
-    /// The script by its source, as it runs in a slot: for a node that nobody has asked before.
-    pub(crate) fn in_slot(&self, keys: &[&str], arguments: &[&str]) -> Cmd {
-        command("EVAL", &self.slot.source, keys, arguments)
     }
 
     #[cfg(all(test, unix))]

@@ -9,7 +9,11 @@ use portalock_core::{
     Wakeups,
 };
 
-use crate::{backend::RedisBackend, keys::Kind, record::Wanted};
+use crate::{
+    backend::RedisBackend,
+    client::Wish,
+    keys::{Kind, Wanted},
+};
 
 #[async_trait]
 impl Semaphore for RedisBackend {
@@ -18,26 +22,31 @@ impl Semaphore for RedisBackend {
     }
 
     async fn try_acquire(&self, request: &PermitRequest) -> Result<Attempt, BackendError> {
-        let part = self.parts.of(&request.name).await?;
-        part.attempt(&Wanted::permits(request)).await
+        let wish = Wish {
+            wanted: Wanted::permits(request),
+            patience: request.patience,
+            holder: request.holder.clone(),
+        };
+        let client = self.clients.of(&request.name).await?;
+        client.attempt(request.owner, &wish).await
     }
 
     async fn release(&self, request: &PermitRequest) -> Result<Released, BackendError> {
-        let part = self.parts.of(&request.name).await?;
-        part.withdraw(Kind::Semaphore, &request.name, request.owner)
-            .await
+        let client = self.clients.of(&request.name).await?;
+        client.release(request.owner).await
     }
 
     async fn subscribe(&self, request: &PermitRequest) -> Result<Option<Wakeups>, BackendError> {
-        let part = self.parts.of(&request.name).await?;
-        Ok(Some(part.listen(request.owner)))
+        let client = self.clients.of(&request.name).await?;
+        client.subscribe(request.owner).map(Some)
     }
 
     async fn inspect(&self, name: &LockName) -> Result<Inspection, BackendError> {
-        self.parts.of(name).await?.look(Kind::Semaphore, name).await
+        let client = self.clients.of(name).await?;
+        client.shared().inspect(Kind::Semaphore, name).await
     }
 
     async fn close(&self) -> Result<(), BackendError> {
-        self.parts.close().await
+        self.clients.close().await
     }
 }

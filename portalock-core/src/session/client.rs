@@ -10,7 +10,7 @@ use crate::{
 
 /// After how long a waiter looks again without having been told to. Its session looks after it; this bounds what a bug could
 /// cost.
-const RECHECK_AFTER: Duration = Duration::from_secs(60);
+pub(super) const RECHECK_AFTER: Duration = Duration::from_secs(60);
 
 /// A client of a [`Service`]: its requests, each in the session that lives when it is made.
 ///

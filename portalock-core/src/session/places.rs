@@ -235,22 +235,24 @@ impl<P: Clone> Places<P> {
     }
 
     /// Somebody has broken what `owner` holds: its guard is told of `loss`, and it is due to be released. `is_of` tells whether it
-    /// is of this place, and not of one that the owner had before.
-    pub fn broken(&self, owner: OwnerId, loss: &Loss, is_of: impl FnOnce(&P) -> bool) {
-        self.change(owner, |place| {
-            if place.is_leaving() || !is_of(&place.at) {
-                return;
+    /// is of this place, and not of one that the owner had before. Answers whether the owner has that place still.
+    pub fn broken(&self, owner: OwnerId, loss: &Loss, is_of: impl FnOnce(&P) -> bool) -> bool {
+        let is_here = self.change(owner, |place| {
+            let is_of = is_of(&place.at);
+            if is_of && !place.is_leaving() {
+                if let Phase::Held(_, lease) = &place.phase {
+                    lease.end(loss.clone());
+                }
+                place.broken = Some(loss.clone());
+                place.enter(Phase::Due);
+                // One who has not heard of its grant asks again.
+                if let Some(line) = place.line() {
+                    line.wake();
+                }
             }
-            if let Phase::Held(_, lease) = &place.phase {
-                lease.end(loss.clone());
-            }
-            place.broken = Some(loss.clone());
-            place.enter(Phase::Due);
-            // One who has not heard of its grant asks again.
-            if let Some(line) = place.line() {
-                line.wake();
-            }
+            is_of
         });
+        is_here == Some(true)
     }
 
     /// Whether a release of `owner` is under way or due.

@@ -1,56 +1,130 @@
-//! A slot that is on its way from one node to another.
+//! A session whose slot is on its way from one node to another.
 //!
-//! Scripts that meet sessions wait until it has arrived (`scripts.rs`), so nothing is granted or released there meanwhile. But a
-//! session's time goes on, and must be moved on. What that takes are commands on one key each, and one key is always at one of the two
-//! nodes: the node that had the slot is asked first, and names the other one for a key that it doesn't have (`ASK`).
+//! Scripts that meet sessions wait until it has arrived (`scripts.rs`), so nothing is granted or released there meanwhile. But the
+//! session's time goes on, and has to be prolonged. What that takes are commands on one key each, and one key is always at one of the two
+//! nodes: the one that has had the slot is asked first, and names the other one for a key that it doesn't have (`ASK`).
 //!
-//! That the other one doesn't have it either proves nothing: it may have been on its way back, where a move was given up. It is known
-//! once the slot has arrived.
+//! That a key is at neither proves nothing: an operator may have given the move up, and moved keys back. It is known once the slot has
+//! arrived.
 
-use portalock_core::{BackendError, BackendErrorKind};
-use redis::{Cmd, ErrorKind, RedisError, ServerErrorKind, Value, aio::MultiplexedConnection};
+use portalock_core::{
+    BackendError, BackendErrorKind,
+    session::{Asked, Stand},
+};
+use redis::{
+    Cmd, ErrorKind, FromRedisValue, RedisError, ServerErrorKind, aio::MultiplexedConnection,
+};
 
-use crate::{connect::connect, error::failed, route::Route};
+use crate::{
+    breaking::{Mark, marks_key},
+    connect::connect,
+    error::failed,
+    place::Place,
+    queue::token_of,
+    replicas::renewed_at_replicas,
+    route::Route,
+    session::SessionKey,
+};
 
-/// What a command on one key was answered.
-pub(crate) struct Found {
-    pub(crate) value: Value,
-    /// The connection to the node that had the key, if that was the other one.
-    pub(crate) elsewhere: Option<MultiplexedConnection>,
+const RENEWING: &str = "refresh a session whose slot moves in the Redis cluster";
+const LOOKING: &str = "look after what is in a slot that moves in the Redis cluster";
+
+/// Prolongs the session's time, and then reads the marks on what it holds.
+pub(crate) async fn renew(
+    session: &SessionKey,
+    connection: &mut MultiplexedConnection,
+) -> Result<Vec<Mark>, BackendError> {
+    let mut nodes = Nodes::new(session, connection, RENEWING);
+    let mut expire = redis::cmd("PEXPIRE");
+    let is_known: bool = nodes
+        .ask(expire.arg(&session.key).arg(&session.lifetime))
+        .await?;
+    if !is_known {
+        return Err(not_found(RENEWING));
+    }
+    if let Some(other) = &mut nodes.other {
+        renewed_at_replicas(other, session.settings()).await?;
+    }
+    let mut marks = redis::cmd("HGETALL");
+    nodes.ask(marks.arg(marks_key(session))).await
 }
 
-/// Asks for one key, wherever it is while its slot moves. `connection` leads to the node that has the slot.
-pub(crate) async fn ask_for_key(
-    route: &Route,
+/// How places stand that are there. Nobody is told that one is not.
+pub(crate) async fn look(
+    session: &SessionKey,
     connection: &mut MultiplexedConnection,
-    what: &'static str,
-    command: &Cmd,
-) -> Result<Found, BackendError> {
-    let error = match command.query_async(connection).await {
-        Ok(value) => {
-            return Ok(Found {
-                value,
-                elsewhere: None,
-            });
+    asked: &[Asked<Place>],
+) -> Result<Vec<Stand>, BackendError> {
+    let mut nodes = Nodes::new(session, connection, LOOKING);
+    let mut stands = Vec::with_capacity(asked.len());
+    for Asked { at: place, .. } in asked {
+        let keys = session.server.keys.of(&place.named);
+        let mut held = redis::cmd("HGET");
+        let claim: Option<String> = nodes.ask(held.arg(keys.state).arg(&*place.name)).await?;
+        if let Some(token) = claim.as_deref().and_then(token_of) {
+            stands.push(Stand::Held(token));
+            continue;
         }
-        Err(error) => error,
-    };
-    let Some((host, port)) = sent_on(&error) else {
-        return Err(failed(what, error));
-    };
-    let place = route.beside(host, port);
-    let mut connection = connect(route, &place, |_| Ok::<(), ()>(())).await?;
-    let (value,) = redis::pipe()
-        .cmd("ASKING")
-        .ignore()
-        .add_command(command.clone())
-        .query_async(&mut connection)
-        .await
-        .map_err(|error| failed(what, error))?;
-    Ok(Found {
-        value,
-        elsewhere: Some(connection),
-    })
+        let mut waits = redis::cmd("HEXISTS");
+        if !nodes.ask(waits.arg(keys.waiters).arg(&*place.name)).await? {
+            return Err(not_found(LOOKING));
+        }
+        stands.push(Stand::Waits);
+    }
+    Ok(stands)
+}
+
+/// The two nodes between which a slot moves.
+struct Nodes<'a> {
+    route: &'a Route,
+    what: &'static str,
+    /// To the one that has had the slot.
+    first: &'a mut MultiplexedConnection,
+    /// To the other one, if a key was there.
+    other: Option<MultiplexedConnection>,
+}
+
+impl<'a> Nodes<'a> {
+    fn new(
+        session: &'a SessionKey,
+        first: &'a mut MultiplexedConnection,
+        what: &'static str,
+    ) -> Self {
+        Self {
+            route: &session.server.route,
+            what,
+            first,
+            other: None,
+        }
+    }
+
+    /// Asks for one key, wherever it is.
+    async fn ask<T: FromRedisValue>(&mut self, command: &Cmd) -> Result<T, BackendError> {
+        let what = self.what;
+        let error = match command.query_async(self.first).await {
+            Ok(answer) => return Ok(answer),
+            Err(error) => error,
+        };
+        let Some((host, port)) = sent_on(&error) else {
+            return Err(failed(what, error));
+        };
+        let mut other = match self.other.take() {
+            Some(other) => other,
+            None => {
+                let location = self.route.beside(host, port);
+                connect(self.route, &location, |_| Ok::<(), ()>(())).await?
+            }
+        };
+        let (answer,) = redis::pipe()
+            .cmd("ASKING")
+            .ignore()
+            .add_command(command.clone())
+            .query_async(&mut other)
+            .await
+            .map_err(|error| failed(what, error))?;
+        self.other = Some(other);
+        Ok(answer)
+    }
 }
 
 /// Where a node sends who asks for a key that it has given away.
@@ -63,10 +137,9 @@ fn sent_on(error: &RedisError) -> Option<(&str, u16)> {
     Some((host, port.parse().ok()?)).filter(|(host, _)| !host.is_empty())
 }
 
-/// A key was at neither node.
-pub(crate) fn not_found(what: &'static str) -> BackendError {
+fn not_found(what: &'static str) -> BackendError {
     BackendError::new(
         BackendErrorKind::Unavailable,
-        format!("can't {what}: its slot moves, and neither node has the key now"),
+        format!("can't {what}: neither node has a key of it now"),
     )
 }

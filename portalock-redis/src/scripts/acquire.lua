@@ -47,27 +47,9 @@ end
 seen[session] = true
 look_at(deciding)
 
--- The owner holds already: an answer was lost, or a grant crossed with this attempt. The claim has been there all the
--- time, so nobody else was granted meanwhile; if the owner comes from another session than before, the claim moves.
-local held = holders[owner]
-if held then
-  if held.session ~= session then
-    held.session = session
-    call('HSET', state, owner, pack(held))
-  end
-  return { 'granted', held.token }
-end
-
--- Likewise a place in the queue.
-if waiting then
-  local before = parse(waiting)
-  if before.session ~= session then
-    before.session = session
-    waiting = pack(before)
-    call('HSET', waiters, owner, waiting)
-    if first == owner then first_text = waiting end
-  end
-end
+-- It holds already: an answer was lost, or a grant crossed with this attempt. The claim has been there all the time, so nobody else
+-- was granted meanwhile.
+if holders[owner] then return { 'granted', holders[owner].token } end
 
 local must_wait = serve(first, first_text)
 if holders[owner] then return { 'granted', holders[owner].token } end
@@ -83,7 +65,7 @@ if waiting then
     tail = last_owner()
   end
   local rank = call('ZREVRANK', queue, owner)
-  behind = rank and whole(rank) or '-'
+  if rank then behind = whole(rank) elseif ARGV[6] == '1' and line_up(last_place()) then behind = '0' end
 else
   if not must_wait then
     if not fits(claim) then prune() end

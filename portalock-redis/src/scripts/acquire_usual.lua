@@ -62,7 +62,12 @@ end
 -- A place is the clock or more, so the first newcomer of each hour knows that the time of the keys must be moved on.
 local function line_up(back)
   read_clock()
-  if call('HSETNX', waiters, ARGV[3], asked .. '||' .. since .. '|' .. ARGV[7]) == 0 then return false end
+  local claim = asked .. '||' .. since .. '|' .. ARGV[7]
+  if call('HSETNX', waiters, ARGV[3], claim) == 0 then
+    if call('ZREVRANK', queue, ARGV[3]) then return false end
+    -- Somebody has deleted the queue, and nothing but it.
+    call('HSET', waiters, ARGV[3], claim)
+  end
   local place, text = micros, now
   if back and place <= back then
     place = back + 1

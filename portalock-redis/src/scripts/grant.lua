@@ -1,5 +1,7 @@
 -- What the scripts on one name share, and all that the usual ways need: the clock, a session's life, a grant.
 --
+-- An owner is called by the name of its place, which it takes once: see `place.rs`.
+--
 -- KEYS[1]  state    hash: `token` -> the last token, maybe with a shape; owner -> the claim of one who holds
 -- KEYS[2]  queue    sorted set: owner -> place, the smallest is next
 -- KEYS[3]  waiters  hash: owner -> the claim of one who waits
@@ -36,7 +38,7 @@ local function read_clock()
 end
 
 -- Whether a session lives: its key is there, and if it is a `connected` one, its subscription too. What the key holds is the
--- session's stamp, `kept|3` or `connected|3`: its form, and the number of its latest connection.
+-- session's stamp, `kept|3` or `connected|3`: its form, and a number that `raise.lua` moves on.
 local KEPT_FORM = string.byte('k')
 local function lives(session)
   local key = sessions .. session

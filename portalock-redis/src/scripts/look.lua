@@ -1,29 +1,29 @@
--- A session's sign of life, and a look whether what it holds is still there.
+-- Whether places are still there. Who holds for long keeps the state alive.
 --
--- KEYS[1]  the session's own key   KEYS[2]  the marks on what it holds   KEYS[3...]  the states of names that it holds
--- ARGV[1]  how long it lives, in milliseconds            ARGV[2...]  the owners that hold them, in the same order
+-- KEYS  the state and the waiters of each name   ARGV  the places, in the same order
 --
--- Answers {'alive', {an owner whose lock was broken, by whom, ...}, {those owners whose claim somebody has removed, ...}}, or
--- {'ended', {}, {}}.
-
--- Moved on, never set again: whoever found it missing may have granted what this session held to another.
-if redis.call('PEXPIRE', KEYS[1], ARGV[1]) == 0 then return { 'ended', {}, {} } end
+-- Answers for each its token if it holds, else 'waits' or 'gone'.
 
 local KEPT = 3600000
 local time = redis.call('TIME')
 local millis = time[1] * 1000 + math.floor(time[2] / 1000)
 
-local removed = {}
-for i = 3, #KEYS do
-  local owner = ARGV[i - 1]
-  -- Something else may lie there by now, which is no reason to let the session end.
-  local found = redis.pcall('HMGET', KEYS[i], owner, 'token')
-  if found.err or not found[1] or not found[2] then
-    removed[#removed + 1] = owner
-  elseif redis.call('PTTL', KEYS[i]) < KEPT / 2 then
-    -- Held for long: as `keep_state` counts.
-    local from = math.max(millis, math.floor(tonumber(string.match(found[2], '^%d+')) / 1000))
-    redis.call('PEXPIREAT', KEYS[i], string.format('%.0f', from + KEPT))
+local answer = {}
+for i, place in ipairs(ARGV) do
+  local state, waiters = KEYS[2 * i - 1], KEYS[2 * i]
+  -- Something else may lie there by now: then nothing of ours does.
+  local found = redis.pcall('HMGET', state, place, 'token')
+  local token = found[1] and found[2] and string.match(found[1], '^%x+|%d+|%d+|(%d+)|')
+  if token then
+    answer[i] = token
+    if redis.call('PTTL', state) < KEPT / 2 then
+      -- As `write_grant` counts.
+      local from = math.max(millis, math.floor(tonumber(string.match(found[2], '^%d+')) / 1000))
+      redis.call('PEXPIREAT', state, string.format('%.0f', from + KEPT))
+    end
+  else
+    local waits = redis.pcall('HGET', waiters, place)
+    answer[i] = type(waits) == 'string' and 'waits' or 'gone'
   end
 end
-return { 'alive', redis.call('HGETALL', KEYS[2]), removed }
+return answer

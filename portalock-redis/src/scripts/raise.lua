@@ -1,18 +1,14 @@
 -- Gives a session its next stamp, so that whatever its client sent with an earlier one is void when it arrives. A client does
--- this on each new connection of the session's own, and before it withdraws a request that it never heard back about.
+-- this before it withdraws a place of which a request is without an answer.
 --
--- KEYS[1]  the session's own key
--- ARGV[1]  the stamp               ARGV[2]  how long it lives unrefreshed, in milliseconds
+-- KEYS[1]  the session's own key   ARGV[1]  how long it lives unrefreshed, in milliseconds
 --
--- Answers {'alive'}; {'stale', the stamp it has} if that is later; or {'ended'}.
+-- Answers the stamp, or '' if the session has ended.
 
-local stamp = redis.call('GET', KEYS[1])
--- Never set again: whoever found it missing may have granted what this session held to another.
-if not stamp then return { 'ended' } end
-
-local function number(text)
-  return tonumber(string.match(text, '%d+'))
-end
-if number(stamp) >= number(ARGV[1]) then return { 'stale', stamp } end
-redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
-return { 'alive' }
+-- Never set again: whoever found it missing may have granted what this session held to another. A script that has written
+-- once, which this needs no memory for, may go on writing while the memory is full.
+if redis.call('PEXPIRE', KEYS[1], ARGV[1]) == 0 then return '' end
+local form, number = string.match(redis.call('GET', KEYS[1]), '^(%a+)|(%d+)$')
+local stamp = form .. '|' .. string.format('%.0f', number + 1)
+redis.call('SET', KEYS[1], stamp, 'PX', ARGV[1])
+return stamp

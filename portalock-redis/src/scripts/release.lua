@@ -1,5 +1,5 @@
 -- Frees what the owner holds, or takes it out of the queue, and serves the queue. Touches nobody else's claim; does
--- nothing if the owner has none. No session is asked for: owners are never used twice, so the right one is asking.
+-- nothing if the owner has none. No session is asked for: places are never taken twice, so the right one is asking.
 --
 -- ARGV[2]  owner
 --

@@ -3,7 +3,7 @@
 mod long_way;
 mod random_walk;
 
-use super::{ACQUIRE, BREAK, OPEN, PRIMARY, REFRESH, RELEASE, RESUME};
+use super::{ACQUIRE, BREAK, EVICT, LOOK, OPEN, PRIMARY, RAISE, RELEASE};
 use portalock_testkit::servers::RedisServer;
 use redis::aio::MultiplexedConnection;
 use std::time::Duration;
@@ -30,9 +30,9 @@ async fn open_as(connection: &mut MultiplexedConnection, session: &str, stamp: &
         .unwrap();
 }
 
-async fn resume(connection: &mut MultiplexedConnection, session: &str, stamp: &str) -> Vec<String> {
-    let answer = RESUME
-        .run(connection, &[&format!("s/{session}")], &[stamp, "60000"])
+async fn raise(connection: &mut MultiplexedConnection, session: &str) -> String {
+    let answer = RAISE
+        .run(connection, &[&format!("s/{session}")], &["60000"])
         .await
         .unwrap();
     redis::from_redis_value(answer).unwrap()
@@ -162,7 +162,9 @@ async fn an_attempt_with_a_stale_stamp_is_refused_by_each_way_and_told_the_prese
     let server = RedisServer::start().unwrap();
     let mut client = connection(&server).await;
     open_as(&mut client, "a", KEPT).await;
-    assert_eq!(resume(&mut client, "a", "kept|3").await, ["alive"]);
+    for stamp in ["kept|2", "kept|3"] {
+        assert_eq!(raise(&mut client, "a").await, stamp);
+    }
     // Free, alone and shared; behind a holder; beside one that is alike; by the long way.
     for (holds, shape) in [
         (None, ["3", "3"]),
@@ -192,18 +194,15 @@ async fn an_attempt_with_a_stale_stamp_is_refused_by_each_way_and_told_the_prese
 async fn a_stamp_only_grows_and_brings_no_session_back() {
     let server = RedisServer::start().unwrap();
     let mut client = connection(&server).await;
-    assert_eq!(resume(&mut client, "a", "kept|2").await, ["ended"]);
-    open_as(&mut client, "a", KEPT).await;
+    assert_eq!(raise(&mut client, "a").await, "");
+    assert!(!ask::<bool>(&mut client, &["EXISTS", "s/a"]).await);
+    open_as(&mut client, "a", "connected|9").await;
     let _: () = ask(&mut client, &["PEXPIRE", "s/a", "1000"]).await;
-    assert_eq!(resume(&mut client, "a", "kept|10").await, ["alive"]);
-    assert_eq!(
-        resume(&mut client, "a", "kept|9").await,
-        ["stale", "kept|10"]
-    );
-    assert_eq!(
-        resume(&mut client, "a", "kept|10").await,
-        ["stale", "kept|10"]
-    );
+    // Also while the memory is full: what was withdrawn must not come.
+    let _: () = ask(&mut client, &["CONFIG", "SET", "maxmemory", "1"]).await;
+    for stamp in ["connected|10", "connected|11"] {
+        assert_eq!(raise(&mut client, "a").await, stamp);
+    }
     let left: u64 = ask(&mut client, &["PTTL", "s/a"]).await;
     assert!(left > 50_000, "{left} ms");
 }
@@ -365,26 +364,58 @@ async fn what_is_held_for_long_does_not_expire() {
     for shape in [["3", "3"], ["1", "3"]] {
         attempt_for(&mut client, "a", "1", shape).await;
         let _: () = ask(&mut client, &["PEXPIRE", "state", "60000"]).await;
-        let answer = refresh(&mut client, "a", &["1"]).await;
-        assert_eq!(answer, ("alive".to_owned(), vec![], vec![]));
+        assert_ne!(look(&mut client, &["1"]).await, ["gone"]);
         let left: u64 = ask(&mut client, &["PTTL", "state"]).await;
         assert!(left > NEARLY_AN_HOUR, "{shape:?}: {left} ms");
         release(&mut client, "1").await;
     }
 }
 
-/// What a refresh of the session finds, which holds by these owners.
-async fn refresh(
-    connection: &mut MultiplexedConnection,
-    session: &str,
-    owners: &[&str],
-) -> (String, Vec<(String, String)>, Vec<String>) {
-    let (own, marks) = (format!("s/{session}"), format!("s/{session}/broken"));
-    let mut keys = vec![own.as_str(), marks.as_str()];
-    keys.extend(owners.iter().map(|_| "state"));
-    let arguments = [&["60000"], owners].concat();
-    let answer = REFRESH.run(connection, &keys, &arguments).await.unwrap();
+/// How these places stand.
+async fn look(connection: &mut MultiplexedConnection, places: &[&str]) -> Vec<String> {
+    let keys = ["state", "waiters"].repeat(places.len());
+    let answer = LOOK.run(connection, &keys, places).await.unwrap();
     redis::from_redis_value(answer).unwrap()
+}
+
+#[tokio::test]
+async fn a_look_tells_who_holds_and_who_waits() {
+    let server = RedisServer::start().unwrap();
+    let mut client = connection(&server).await;
+    open(&mut client, "a").await;
+    let granted = attempt_of(&mut client, "a", "1").await;
+    attempt_of(&mut client, "a", "2").await;
+    let places = ["2", "3", "1"];
+    assert_eq!(
+        look(&mut client, &places).await,
+        ["waits", "gone", &granted[1]]
+    );
+    // What is not ours is nobody's place.
+    let _: () = ask(&mut client, &["HDEL", "state", "token"]).await;
+    assert_eq!(look(&mut client, &["1"]).await, ["gone"]);
+    for key in ["state", "waiters"] {
+        let _: () = ask(&mut client, &["SET", key, "spoiled"]).await;
+    }
+    assert_eq!(look(&mut client, &places).await, ["gone"; 3]);
+}
+
+#[tokio::test]
+async fn who_waits_in_a_queue_that_somebody_deletes_takes_a_place_again() {
+    let server = RedisServer::start().unwrap();
+    let mut client = connection(&server).await;
+    open(&mut client, "a").await;
+    for owner in ["1", "2", "3"] {
+        attempt_of(&mut client, "a", owner).await;
+    }
+    let _: () = ask(&mut client, &["DEL", "queue"]).await;
+    for owner in ["3", "2", "3"] {
+        assert_ne!(attempt_of(&mut client, "a", owner).await[1], "-", "{owner}");
+    }
+    let order: Vec<String> = ask(&mut client, &["ZRANGE", "queue", "0", "-1"]).await;
+    assert_eq!(order, ["3", "2"]);
+    release(&mut client, "1").await;
+    release(&mut client, "3").await;
+    release(&mut client, "2").await;
 }
 
 async fn mark(connection: &mut MultiplexedConnection, owner: &str, by: &str) -> String {
@@ -396,27 +427,38 @@ async fn mark(connection: &mut MultiplexedConnection, owner: &str, by: &str) -> 
 }
 
 #[tokio::test]
-async fn a_mark_reaches_the_session_that_holds_and_stays_until_it_is_heeded() {
+async fn a_mark_lies_beside_the_session_that_holds_by_the_name_of_its_place() {
     let server = RedisServer::start().unwrap();
     let mut client = connection(&server).await;
     open_as(&mut client, "a", KEPT).await;
-    attempt_with(&mut client, "a", "1", ["3", "3"], KEPT).await;
-    attempt_with(&mut client, "a", "2", ["3", "3"], KEPT).await;
+    attempt_with(&mut client, "a", "1.7", ["3", "3"], KEPT).await;
+    attempt_with(&mut client, "a", "2.8", ["3", "3"], KEPT).await;
     assert_eq!(mark(&mut client, "2", "x").await, "-", "it waits");
     assert_eq!(mark(&mut client, "9", "x").await, "-");
     let _: () = ask(&mut client, &["PEXPIRE", "s/a", "20000"]).await;
     let lasts: u64 = mark(&mut client, "1", "x").await.parse().unwrap();
     assert!((10_000..=20_000).contains(&lasts), "{lasts} ms");
     mark(&mut client, "1", "y").await;
-    let marks = vec![("1".to_owned(), "x".to_owned())];
-    for owners in [&["1"][..], &[]] {
-        let (state, found, removed) = refresh(&mut client, "a", owners).await;
-        assert_eq!((state.as_str(), &found), ("alive", &marks));
-        assert!(removed.is_empty(), "{removed:?}");
-    }
+    let marks: Vec<(String, String)> = ask(&mut client, &["HGETALL", "s/a/broken"]).await;
+    assert_eq!(marks, [("1.7".to_owned(), "x".to_owned())]);
     // A session that is over relies on nothing.
     let _: () = ask(&mut client, &["DEL", "s/a"]).await;
     assert_eq!(mark(&mut client, "1", "x").await, "0");
+}
+
+#[tokio::test]
+async fn what_an_owner_holds_is_freed_by_whatever_place() {
+    let server = RedisServer::start().unwrap();
+    let mut client = connection(&server).await;
+    open(&mut client, "a").await;
+    attempt_of(&mut client, "a", "1.7").await;
+    attempt_of(&mut client, "a", "2.8").await;
+    for (owner, freed) in [("9", "0"), ("1", "1"), ("1", "0"), ("2", "1")] {
+        let keys = ["state", "queue", "waiters"];
+        let answer = EVICT.run(&mut client, &keys, &["s/", owner]).await;
+        let answer: String = redis::from_redis_value(answer.unwrap()).unwrap();
+        assert_eq!(answer, freed, "{owner}");
+    }
 }
 
 async fn wait_of(connection: &mut MultiplexedConnection, confirmed: bool) -> String {

@@ -1,4 +1,4 @@
-//! A client: the engine's wait, and what claims, session and calls do below it.
+//! A client: the engine's wait, and what places, session and connections do below it.
 
 use crate::world::{Answer, Command, Flaw, Form, News, Owner, Rules, Session};
 
@@ -9,7 +9,7 @@ pub(crate) enum Phase {
     Queued,
     Held(u8),
     /// Makes void what may still be under way, before it releases.
-    Voiding(u8),
+    Voiding,
     Withdrawing,
     /// Released, or withdrawn, and told so.
     Done,
@@ -33,8 +33,8 @@ pub(crate) struct Attempt {
     given_up: bool,
     /// It was sent more than once.
     repeated: bool,
-    /// What was without an answer before.
-    before: u8,
+    /// An earlier one was without an answer.
+    unsure: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -45,11 +45,10 @@ pub(crate) struct Client {
     /// Whether the session's lease lasts, on the client's own clock and knowledge.
     pub(crate) lease: bool,
     pub(crate) ticks: u8,
-    /// The session's stamp as it is known here, and the latest that was asked for.
+    /// The session's stamp as it is known here.
     stamp: u8,
-    latest: u8,
-    /// The stamp that the last request without an answer was sent with; 0 if all were answered.
-    unanswered: u8,
+    /// A request may still be on its way: its answer never came.
+    unsure: bool,
     /// A grant may have been missed.
     looks: bool,
 }
@@ -63,8 +62,7 @@ impl Client {
             lease: true,
             ticks: 0,
             stamp: 1,
-            latest: 1,
-            unanswered: 0,
+            unsure: false,
             looks: false,
         }
     }
@@ -79,12 +77,12 @@ impl Client {
                 None
             }
             Answer::Raised(session, present) => {
-                let Phase::Voiding(_) = self.phase else {
+                if self.phase != Phase::Voiding {
                     return None;
-                };
+                }
                 if self.session == session {
                     match present {
-                        Some(number) => self.stamp = self.stamp.max(number),
+                        Some(number) => self.stamp = number,
                         None => self.lease_ends(),
                     }
                 }
@@ -114,10 +112,10 @@ impl Client {
             return None;
         };
         if !attempt.repeated {
-            self.unanswered = attempt.before;
+            self.unsure = attempt.unsure;
         }
         if let Answer::Stale(_, present) = answer {
-            self.stamp = self.stamp.max(present);
+            self.stamp = present;
             return Some(self.send(attempt.unheard, attempt.given_up));
         }
         if attempt.given_up {
@@ -150,12 +148,12 @@ impl Client {
     }
 
     fn send(&mut self, unheard: Option<u8>, given_up: bool) -> Command {
-        let before = std::mem::replace(&mut self.unanswered, self.stamp);
+        let unsure = std::mem::replace(&mut self.unsure, true);
         self.phase = Phase::Asking(Attempt {
             unheard,
             given_up,
             repeated: false,
-            before,
+            unsure,
         });
         self.attempt()
     }
@@ -171,18 +169,16 @@ impl Client {
                 attempt.repeated = true;
                 Some(self.attempt())
             }
-            Phase::Voiding(number) => Some(Command::Raise(self.session, *number)),
+            Phase::Voiding => Some(Command::Raise(self.session)),
             Phase::Withdrawing => Some(Command::Release),
             _ => None,
         }
     }
 
     pub(crate) fn withdraw(&mut self, rules: Rules) -> Command {
-        let may_arrive = self.lease && self.unanswered >= self.stamp;
-        if may_arrive && rules.flaw != Flaw::WithdrawsWhatMayArrive {
-            self.latest += 1;
-            self.phase = Phase::Voiding(self.latest);
-            return Command::Raise(self.session, self.latest);
+        if self.lease && self.unsure && rules.flaw != Flaw::WithdrawsWhatMayArrive {
+            self.phase = Phase::Voiding;
+            return Command::Raise(self.session);
         }
         self.release()
     }
@@ -204,8 +200,8 @@ impl Client {
     /// Makes states one that differ only in what nobody will ask for.
     pub(crate) fn forget_what_no_longer_counts(&mut self) {
         if self.phase.is_over() {
-            (self.ticks, self.stamp, self.latest) = (0, 1, 1);
-            (self.unanswered, self.looks) = (0, false);
+            (self.ticks, self.stamp) = (0, 1);
+            (self.unsure, self.looks) = (false, false);
         }
     }
 
@@ -223,15 +219,8 @@ impl Client {
         }
     }
 
-    /// A stamp for the session's next connection.
-    pub(crate) fn next_stamp(&mut self) -> u8 {
-        self.latest += 1;
-        self.latest
-    }
-
-    /// The session goes on with this stamp; `holds` says whether the server still has what is held.
-    pub(crate) fn resumed(&mut self, stamp: u8, holds: bool, rules: Rules) -> Option<Command> {
-        self.stamp = self.stamp.max(stamp);
+    /// The session goes on; `holds` says whether the server still has what is held.
+    pub(crate) fn resumed(&mut self, holds: bool, rules: Rules) -> Option<Command> {
         match self.phase {
             Phase::Held(_) if !holds => self.phase = Phase::Lost,
             _ if rules.flaw == Flaw::ForgetsToLook => {}
@@ -245,10 +234,10 @@ impl Client {
     /// In a new session.
     pub(crate) fn begin(&mut self, rules: Rules) -> Option<Command> {
         self.session += 1;
-        (self.lease, self.stamp, self.latest) = (true, 1, 1);
-        (self.unanswered, self.looks) = (0, false);
+        (self.lease, self.stamp) = (true, 1);
+        (self.unsure, self.looks) = (false, false);
         match self.phase {
-            Phase::Asking(Attempt { given_up: true, .. }) | Phase::Voiding(_) => {
+            Phase::Asking(Attempt { given_up: true, .. }) | Phase::Voiding => {
                 Some(self.withdraw(rules))
             }
             Phase::Asking(_) | Phase::Queued => Some(self.ask()),

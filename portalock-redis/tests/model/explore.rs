@@ -120,9 +120,7 @@ fn serve(world: &mut World, command: Command, number: usize, rules: Rules) -> An
                 .server
                 .acquire(owner, (session, stamp), rules, &mut told)
         }
-        Command::Raise(session, stamp) => {
-            Answer::Raised(session, world.server.raise(session, stamp))
-        }
+        Command::Raise(session) => Answer::Raised(session, world.server.raise(session)),
         Command::Release => world.server.release(owner, rules, &mut told),
     };
     for (session, token) in told {
@@ -208,20 +206,17 @@ fn sessions(world: &World, rules: Rules, number: usize, steps: &mut Vec<(Step, W
     }
 }
 
-/// `Session::resume`, on a connection that lasts until the end of it.
+/// A renewal over a new connection, which lasts until the end of it: what is held is looked after before the lease is prolonged.
 fn resume(next: &mut World, rules: Rules, number: usize) {
     let (session, owner) = (next.clients[number].session, next.clients[number].number);
     // What came on the connection before is heard no more.
     next.lines[number].news = Line::default();
-    let stamp = next.clients[number].next_stamp();
-    match next.server.raise(session, stamp) {
-        None => next.clients[number].lease_ends(),
-        Some(present) => {
-            next.server.subscribed[usize::from(session)] = true;
-            let holds = next.server.holders.iter().any(|claim| claim.0 == owner);
-            next.act(number, |client| client.resumed(present, holds, rules));
-        }
+    if !next.server.keys[usize::from(session)] {
+        return next.clients[number].lease_ends();
     }
+    next.server.subscribed[usize::from(session)] = true;
+    let holds = next.server.holders.iter().any(|claim| claim.0 == owner);
+    next.act(number, |client| client.resumed(holds, rules));
 }
 
 /// What may befall a client.

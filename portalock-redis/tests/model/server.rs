@@ -88,13 +88,13 @@ impl Server {
         (self.keys[at], self.subscribed[at], self.stamps[at]) = (false, false, 1);
     }
 
-    /// `raise.lua`: the session's present stamp, if it lives.
-    pub(crate) fn raise(&mut self, session: Session, number: u8) -> Option<u8> {
+    /// `raise.lua`: the session's next stamp, if it lives.
+    pub(crate) fn raise(&mut self, session: Session) -> Option<u8> {
         let at = usize::from(session);
         if !self.keys[at] {
             return None;
         }
-        self.stamps[at] = self.stamps[at].max(number);
+        self.stamps[at] += 1;
         Some(self.stamps[at])
     }
 

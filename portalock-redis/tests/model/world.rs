@@ -81,8 +81,8 @@ impl Rules {
 pub(crate) enum Command {
     /// In a session, with its stamp.
     Acquire(Session, u8),
-    /// Gives a session this stamp.
-    Raise(Session, u8),
+    /// Gives a session its next stamp.
+    Raise(Session),
     Release,
 }
 

@@ -421,6 +421,11 @@ pub struct SlotMove {
 }
 
 impl SlotMove {
+    /// The node that has served it.
+    pub fn from(self) -> usize {
+        self.from
+    }
+
     /// The node that is to serve it.
     pub fn to(self) -> usize {
         self.to

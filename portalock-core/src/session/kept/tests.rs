@@ -13,12 +13,13 @@ use async_trait::async_trait;
 use super::*;
 use crate::{
     Attempt, FencingToken, OwnerId, Released, Wake,
-    session::{Answered, Client, Entered, Leaving, Looked, Sessions, Stand},
+    session::{Answered, Client, Entered, Leaving, Looked, Sessions, Stand, client::RECHECK_AFTER},
 };
 
 /// Long enough for a machine that is busy, short enough for a test to see it end.
 const LEASE: Duration = Duration::from_millis(1500);
 const PATIENCE: Duration = Duration::from_secs(60);
+const LOOK_IN: Duration = Duration::from_secs(30);
 
 /// A store in this process, of one session.
 #[derive(Debug, Default)]
@@ -28,16 +29,26 @@ struct Store {
     events: watch::Sender<Vec<Event>>,
     refuses: AtomicBool,
     hangs: AtomicBool,
+    /// Looks have no answer.
+    blind: AtomicBool,
+    /// Attempts wait for theirs.
+    gate: AtomicBool,
     repeats: AtomicBool,
+    ends_with_connection: AtomicBool,
+    /// Places that can't be released.
+    stuck: Mutex<Vec<u32>>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Event {
     Connected,
+    Asked,
     Renewed,
     Looked(usize),
     /// And whether a request might still be on its way.
     Released(u32, bool),
+    /// A place was left when the session ended.
+    Left(u32),
     Ended,
 }
 
@@ -56,6 +67,11 @@ impl Store {
             .unwrap();
     }
 
+    fn count(&self, event: Event) -> usize {
+        let events = self.events.borrow();
+        events.iter().filter(|it| **it == event).count()
+    }
+
     fn set(&self, place: u32, stand: Stand) {
         self.stands.lock().unwrap().insert(place, stand);
     }
@@ -71,13 +87,14 @@ impl Store {
     }
 }
 
+/// `ASKS`: whether waiters ask again.
 #[derive(Debug, Clone, Default)]
-struct InStore(Arc<Store>);
+struct InStore<const ASKS: bool = false>(Arc<Store>);
 
 type Kept = KeptSession<InStore>;
 
 #[async_trait]
-impl Service for InStore {
+impl<const ASKS: bool> Service for InStore<ASKS> {
     type Shared = Self;
     /// The place's number, and whether to wait.
     type Wish = (u32, bool);
@@ -86,6 +103,7 @@ impl Service for InStore {
     type Connection = Arc<AtomicBool>;
 
     const NAME: &'static str = "the store";
+    const WAITERS_ASK_AGAIN: bool = ASKS;
 
     fn new(settings: &Self) -> Self {
         settings.clone()
@@ -103,9 +121,13 @@ impl Service for InStore {
         LEASE
     }
 
-    async fn connect(session: &Arc<Kept>) -> Result<Self::Connection, BackendError> {
+    async fn connect(session: &Arc<KeptSession<Self>>) -> Result<Self::Connection, BackendError> {
         session.service().0.note(Event::Connected);
         Ok(Arc::new(AtomicBool::new(true)))
+    }
+
+    fn ends_with_connection(&self) -> bool {
+        self.0.ends_with_connection.load(Ordering::Acquire)
     }
 
     fn is_open(connection: &Self::Connection) -> bool {
@@ -113,27 +135,33 @@ impl Service for InStore {
     }
 
     async fn begin(
-        session: &Arc<Kept>,
+        session: &Arc<KeptSession<Self>>,
         _: &Self::Connection,
-        _: Option<&Arc<Kept>>,
+        _: Option<&Arc<KeptSession<Self>>>,
     ) -> Result<Instant, BackendError> {
         let begun = Instant::now();
         session.service().0.answer().await?;
         Ok(begun + session.service().lease_time())
     }
 
-    async fn renew(session: &Arc<Kept>, _: &Self::Connection) -> Result<Renewal, BackendError> {
+    async fn renew(
+        session: &Arc<KeptSession<Self>>,
+        _: &Self::Connection,
+    ) -> Result<Renewal, BackendError> {
         session.service().0.answer().await?;
         session.service().0.note(Event::Renewed);
         Ok(Renewal::Renewed(session.service().lease_time()))
     }
 
     async fn look(
-        session: &Arc<Kept>,
+        session: &Arc<KeptSession<Self>>,
         _: &Self::Connection,
         asked: &[Asked<u32>],
     ) -> Result<Looked, BackendError> {
         let store = &session.service().0;
+        if store.blind.load(Ordering::Acquire) {
+            return Err(BackendError::new(BackendErrorKind::Unavailable, "blind"));
+        }
         let stands = {
             let stands = store.stands.lock().unwrap();
             let stand = |asked: &Asked<u32>| stands.get(&asked.at).copied();
@@ -147,7 +175,7 @@ impl Service for InStore {
     }
 
     async fn enter(
-        session: &Arc<Kept>,
+        session: &Arc<KeptSession<Self>>,
         place: &u32,
         (_, waits): &(u32, bool),
     ) -> Result<Answered<Entered>, BackendError> {
@@ -155,11 +183,15 @@ impl Service for InStore {
         let repeated = store.repeats.load(Ordering::Acquire);
         store.answer().await?;
         let stand = store.stands.lock().unwrap().get(place).copied();
+        store.note(Event::Asked);
+        while store.gate.load(Ordering::Acquire) {
+            tokio::task::yield_now().await;
+        }
         let value = match stand {
             Some(Stand::Held(token)) => Entered::Granted(token),
             Some(Stand::Waits) if *waits => Entered::Queued {
                 holder: None,
-                look_in: None,
+                look_in: Some(LOOK_IN),
             },
             Some(Stand::Waits) => Entered::Refused(None),
             Some(Stand::Gone) | None => Entered::Ended(Loss::Expired),
@@ -168,20 +200,30 @@ impl Service for InStore {
     }
 
     async fn leave(
-        session: &Arc<Kept>,
+        session: &Arc<KeptSession<Self>>,
         leaving: &Leaving<u32>,
     ) -> Result<Answered<bool>, BackendError> {
         let store = &session.service().0;
         let repeated = store.repeats.load(Ordering::Acquire);
         store.answer().await?;
+        if store.stuck.lock().unwrap().contains(&leaving.at) {
+            return Err(BackendError::new(BackendErrorKind::Corrupt, "stuck"));
+        }
         store.note(Event::Released(leaving.at, leaving.unsure));
         let removed = store.stands.lock().unwrap().remove(&leaving.at);
         let value = matches!(removed, Some(Stand::Held(_)));
         Ok(Answered { value, repeated })
     }
 
-    async fn end(session: &Arc<Kept>, _: &Self::Connection) -> Result<(), BackendError> {
-        session.service().0.note(Event::Ended);
+    async fn end(
+        session: &Arc<KeptSession<Self>>,
+        _: &Self::Connection,
+    ) -> Result<(), BackendError> {
+        let store = &session.service().0;
+        for place in session.places().left() {
+            store.note(Event::Left(*place));
+        }
+        store.note(Event::Ended);
         Ok(())
     }
 }
@@ -202,11 +244,9 @@ async fn start_with(lease: Duration) -> (Arc<Store>, Arc<Kept>, Sessions<Kept>) 
 }
 
 /// Ends the present connection, as a reset would.
-fn reset(session: &Kept) {
-    session
-        .connection()
-        .unwrap()
-        .store(false, Ordering::Release);
+fn reset<const ASKS: bool>(session: &KeptSession<InStore<ASKS>>) {
+    let connection: Option<Arc<AtomicBool>> = session.connection();
+    connection.unwrap().store(false, Ordering::Release);
     session.connection_ended();
 }
 
@@ -230,6 +270,104 @@ async fn a_reset_costs_nobody_a_lock_and_a_grant_that_was_not_heard_is_found() {
     };
     assert_eq!(grant.token, Some(FencingToken::new(2)));
     assert!(!held.lost.is_lost());
+}
+
+/// A service that was restored from old data may have lost what is held, and grant it to another when the lease that it knows
+/// of has ended.
+#[tokio::test]
+async fn what_a_service_has_lost_is_known_before_the_lease_is_prolonged_over_a_new_connection() {
+    let (store, session, _sessions) = start().await;
+    let owner = OwnerId::mint();
+    session.places().expect(owner, || 1).unwrap();
+    let held = session.places().hold(owner, FencingToken::new(1)).unwrap();
+    store.set(1, Stand::Held(FencingToken::new(1)));
+    // Each renewal over a new connection is answered, and no look.
+    store.blind.store(true, Ordering::Release);
+    reset(&session);
+    store.has_seen(Event::Connected, 2).await;
+    let deadline = session.lease().deadline();
+    let renewed = store.count(Event::Renewed);
+    store.has_seen(Event::Renewed, renewed + 2).await;
+    assert_eq!(session.lease().deadline(), deadline);
+    store.stands.lock().unwrap().clear();
+    store.blind.store(false, Ordering::Release);
+    let loss = tokio::time::timeout(PATIENCE, held.lost.lost()).await;
+    assert!(
+        matches!(loss, Ok(Loss::Removed(_) | Loss::Expired)),
+        "{loss:?}"
+    );
+}
+
+#[tokio::test]
+async fn a_session_that_ends_with_its_connection_is_not_taken_up_over_another() {
+    for asks_first in [false, true] {
+        let (store, session, _sessions) = start().await;
+        store.ends_with_connection.store(true, Ordering::Release);
+        if asks_first {
+            // A renewal finds it out before anybody tells.
+            let connection = session.connection().unwrap();
+            connection.store(false, Ordering::Release);
+            session.renew_now();
+        } else {
+            reset(&session);
+            assert!(session.ensure_live().is_err());
+        }
+        let loss = tokio::time::timeout(PATIENCE, session.lease().signal().lost()).await;
+        assert!(matches!(loss, Ok(Loss::SessionEnded(_))), "{loss:?}");
+        session.finished().await.unwrap();
+        assert_eq!(store.count(Event::Connected), 1);
+        assert_eq!(store.count(Event::Ended), 0);
+    }
+}
+
+#[tokio::test]
+async fn a_session_that_ends_with_its_connection_keeps_one_that_does_not_answer() {
+    let (store, session, _sessions) = start_with(LEASE * 2).await;
+    store.ends_with_connection.store(true, Ordering::Release);
+    store.hangs.store(true, Ordering::Release);
+    tokio::time::sleep(LEASE).await;
+    store.hangs.store(false, Ordering::Release);
+    let renewed = store.count(Event::Renewed);
+    store.has_seen(Event::Renewed, renewed + 1).await;
+    session.ensure_live().unwrap();
+    assert_eq!(store.count(Event::Connected), 1);
+}
+
+#[tokio::test]
+async fn a_release_that_is_refused_holds_up_no_other() {
+    let (store, session, _sessions) = start_with(PATIENCE * 10).await;
+    store.stuck.lock().unwrap().push(1);
+    for place in [1, 2, 1, 3] {
+        let owner = OwnerId::mint();
+        session.places().expect(owner, || place).unwrap();
+        drop(session.places().release(owner).unwrap());
+    }
+    session.look_within(Duration::ZERO);
+    for place in [2, 3] {
+        store.has_seen(Event::Released(place, true), 1).await;
+    }
+    assert_eq!(session.places().due().len(), 2);
+}
+
+#[tokio::test]
+async fn what_the_service_has_and_nobody_knows_of_is_released() {
+    let (store, session, _sessions) = start().await;
+    let owner = OwnerId::mint();
+    session.places().expect(owner, || 1).unwrap();
+    session.places().found_unknown(owner, 9);
+    session.places().found_unknown(OwnerId::mint(), 2);
+    store.has_seen(Event::Released(2, false), 1).await;
+    assert!(!session.places().is_leaving(owner));
+}
+
+#[tokio::test]
+async fn what_is_left_when_a_session_ends_is_known() {
+    let (store, session, _sessions) = start().await;
+    session.places().expect(OwnerId::mint(), || 4).unwrap();
+    assert!(session.places().left().is_empty());
+    session.end(Loss::Expired);
+    store.has_seen(Event::Ended, 1).await;
+    assert_eq!(store.count(Event::Left(4)), 1);
 }
 
 #[tokio::test]
@@ -370,6 +508,56 @@ async fn a_client_holds_releases_and_forgets_what_was_refused() {
 
     client.close().await.unwrap();
     store.has_seen(Event::Ended, 1).await;
+}
+
+/// After what time a waiter is told to ask again.
+fn recheck(attempt: Attempt) -> Duration {
+    match attempt {
+        Attempt::Contended(contention) => contention.recheck_after.unwrap(),
+        Attempt::Granted(_) => panic!("it is contended"),
+    }
+}
+
+#[tokio::test]
+async fn a_waiter_asks_again_if_the_service_says_so_and_is_not_looked_after_at_intervals() {
+    let (client, store, owner) = client();
+    store.set(1, Stand::Waits);
+    let waits = client.attempt(owner, &(1, true)).await.unwrap();
+    assert_eq!(recheck(waits), RECHECK_AFTER);
+
+    let store = Arc::new(Store {
+        lease: LEASE,
+        ..Store::default()
+    });
+    let client = Client::new(InStore::<true>(store.clone()));
+    store.set(1, Stand::Waits);
+    store.set(2, Stand::Held(FencingToken::new(7)));
+    let waits = client.attempt(owner, &(1, true)).await.unwrap();
+    assert_eq!(recheck(waits), LOOK_IN);
+    let _held = client.attempt(OwnerId::mint(), &(2, true)).await.unwrap();
+    store.has_seen(Event::Looked(1), 2).await;
+    assert_eq!(store.count(Event::Looked(2)), 0);
+    // But what it may have missed is.
+    reset(&client.session().await.unwrap());
+    store.has_seen(Event::Looked(2), 1).await;
+}
+
+/// Its answer says that it waits; and it was granted since, and nobody there to hear it.
+#[tokio::test]
+async fn an_attempt_that_was_under_way_when_a_connection_was_made_is_made_again() {
+    let (client, store, owner) = client();
+    store.set(1, Stand::Waits);
+    let session = client.session().await.unwrap();
+    store.gate.store(true, Ordering::Release);
+    let attempt = client.attempt(owner, &(1, true));
+    let meanwhile = async {
+        store.has_seen(Event::Asked, 1).await;
+        reset(&session);
+        store.has_seen(Event::Connected, 2).await;
+        store.gate.store(false, Ordering::Release);
+    };
+    let (waits, ()) = tokio::join!(attempt, meanwhile);
+    assert_eq!(recheck(waits.unwrap()), Duration::ZERO);
 }
 
 #[tokio::test]

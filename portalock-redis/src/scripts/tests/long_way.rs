@@ -1,6 +1,6 @@
 //! What the long ways do, which few attempts and releases go: each case is brought about on purpose.
 
-use super::{super::INSPECT, KEPT, ask, attempt_with, connection, open_as, refresh, release};
+use super::{super::INSPECT, KEPT, ask, attempt_with, connection, open_as, release};
 use portalock_testkit::servers::RedisServer;
 use redis::aio::MultiplexedConnection;
 
@@ -31,25 +31,6 @@ async fn order(client: &mut MultiplexedConnection) -> Vec<String> {
 
 async fn claim(client: &mut MultiplexedConnection, key: &str, owner: &str) -> String {
     ask(client, &["HGET", key, owner]).await
-}
-
-#[tokio::test]
-async fn a_claim_moves_to_the_session_that_asks_for_it() {
-    let server = RedisServer::start().unwrap();
-    let mut client = sessions(&server, &["a", "b"]).await;
-    let first = attempt(&mut client, "a", "1").await;
-    assert_eq!(attempt(&mut client, "b", "1").await, first);
-    assert!(claim(&mut client, "state", "1").await.starts_with("b|"));
-
-    attempt(&mut client, "a", "2").await;
-    end(&mut client, "a").await;
-    assert_eq!(
-        attempt(&mut client, "b", "2").await[..2],
-        ["contended", "0"]
-    );
-    assert!(claim(&mut client, "waiters", "2").await.starts_with("b|"));
-    release(&mut client, "1").await;
-    assert_eq!(attempt(&mut client, "b", "2").await[0], "granted");
 }
 
 #[tokio::test]
@@ -179,21 +160,6 @@ async fn a_token_grows_whatever_the_clock_says_and_its_state_outlives_it() {
         release(&mut client, "1").await;
         let _: () = ask(&mut client, &["DEL", "state"]).await;
     }
-}
-
-#[tokio::test]
-async fn a_refresh_tells_what_is_gone() {
-    let server = RedisServer::start().unwrap();
-    let mut client = sessions(&server, &["a"]).await;
-    attempt(&mut client, "a", "1").await;
-    let (state, _, removed) = refresh(&mut client, "a", &["1", "2"]).await;
-    assert_eq!((state.as_str(), removed), ("alive", vec!["2".to_owned()]));
-    let (state, _, removed) = refresh(&mut client, "gone", &["1"]).await;
-    assert_eq!((state.as_str(), removed), ("ended", Vec::new()));
-    // Somebody has written over it.
-    let _: () = ask(&mut client, &["HDEL", "state", "token"]).await;
-    let (state, _, removed) = refresh(&mut client, "a", &["1"]).await;
-    assert_eq!((state.as_str(), removed), ("alive", vec!["1".to_owned()]));
 }
 
 #[tokio::test]

@@ -1,4 +1,4 @@
-//! Which part of a client looks after which names.
+//! The clients that a backend has: one for a server, or one for each tag of a cluster.
 
 use std::sync::{Arc, OnceLock};
 
@@ -7,33 +7,33 @@ use tokio::sync::OnceCell;
 
 use crate::{
     address::{Address, ClusterAddress},
+    client::{Client, Server},
     cluster::{Cluster, Tag, agree, number_of},
     config::RedisSettings,
-    part::Part,
     route::Route,
 };
 
-/// All parts of a client.
+/// The clients of a backend. Each has some of all names, and a session for them.
 #[derive(Debug)]
-pub(crate) enum Parts {
+pub(crate) enum Clients {
     /// A server of its own has all names.
-    One(Part),
+    One(Client),
     /// In a cluster each tag has some.
     Tagged(Tagged),
 }
 
-/// The parts in a cluster.
+/// Those in a cluster.
 #[derive(Debug)]
 pub(crate) struct Tagged {
     settings: Arc<RedisSettings>,
     cluster: Arc<Cluster>,
     /// By the tags' numbers. Each is made when a name of it is used.
-    parts: Box<[OnceLock<Part>]>,
+    clients: Box<[OnceLock<Client>]>,
     /// Whether the number of tags is known to be that of all clients.
     agreed: OnceCell<()>,
 }
 
-impl Parts {
+impl Clients {
     /// Nothing is sent yet.
     pub(crate) fn new(settings: &Arc<RedisSettings>) -> Self {
         let route = match settings.address() {
@@ -41,44 +41,44 @@ impl Parts {
             Address::Sentinels(address) => Route::by_sentinels(address, settings),
             Address::Cluster(address) => return Self::Tagged(Tagged::new(address, settings)),
         };
-        Self::One(Part::new(route))
+        Self::One(new(route))
     }
 
     /// Makes sure that it can be used: by a session on a server, by an answer in a cluster.
     pub(crate) async fn connect(&self) -> Result<(), BackendError> {
         match self {
-            Self::One(part) => part.session().await.map(drop),
+            Self::One(client) => client.session().await.map(drop),
             Self::Tagged(tagged) => tagged.agree().await,
         }
     }
 
-    /// The part that has this name.
-    pub(crate) async fn of(&self, name: &LockName) -> Result<&Part, BackendError> {
+    /// The one that has this name.
+    pub(crate) async fn of(&self, name: &LockName) -> Result<&Client, BackendError> {
         match self {
-            Self::One(part) => Ok(part),
+            Self::One(client) => Ok(client),
             Self::Tagged(tagged) => {
                 tagged.agree().await?;
-                Ok(tagged.part(number_of(name, tagged.settings.cluster_tags())))
+                Ok(tagged.client(number_of(name, tagged.settings.cluster_tags())))
             }
         }
     }
 
     /// Those that together have all names.
-    pub(crate) async fn all(&self) -> Result<Vec<&Part>, BackendError> {
+    pub(crate) async fn all(&self) -> Result<Vec<&Client>, BackendError> {
         match self {
-            Self::One(part) => Ok(vec![part]),
+            Self::One(client) => Ok(vec![client]),
             Self::Tagged(tagged) => {
                 tagged.agree().await?;
                 let numbers = 0..tagged.settings.cluster_tags();
-                Ok(numbers.map(|number| tagged.part(number)).collect())
+                Ok(numbers.map(|number| tagged.client(number)).collect())
             }
         }
     }
 
     /// Those that this client has used so far.
-    pub(crate) async fn in_use(&self) -> Result<Vec<&Part>, BackendError> {
+    pub(crate) async fn in_use(&self) -> Result<Vec<&Client>, BackendError> {
         match self {
-            Self::One(part) => Ok(vec![part]),
+            Self::One(client) => Ok(vec![client]),
             Self::Tagged(tagged) => {
                 tagged.agree().await?;
                 Ok(tagged.in_use())
@@ -88,14 +88,14 @@ impl Parts {
 
     /// Ends every session in good order.
     pub(crate) async fn close(&self) -> Result<(), BackendError> {
-        let parts = match self {
-            Self::One(part) => vec![part],
+        let clients = match self {
+            Self::One(client) => vec![client],
             Self::Tagged(tagged) => tagged.in_use(),
         };
         let mut closed = Ok(());
-        for part in parts {
+        for client in clients {
             // What fails at one node concerns none of the others.
-            closed = closed.and(part.end_session().await);
+            closed = closed.and(client.close().await);
         }
         closed
     }
@@ -103,11 +103,11 @@ impl Parts {
 
 impl Tagged {
     fn new(address: &ClusterAddress, settings: &Arc<RedisSettings>) -> Self {
-        let parts = (0..settings.cluster_tags()).map(|_| OnceLock::new());
+        let clients = (0..settings.cluster_tags()).map(|_| OnceLock::new());
         Self {
             settings: settings.clone(),
             cluster: Arc::new(Cluster::new(address, settings.clone())),
-            parts: parts.collect(),
+            clients: clients.collect(),
             agreed: OnceCell::new(),
         }
     }
@@ -118,16 +118,20 @@ impl Tagged {
         agreeing.await.copied()
     }
 
-    fn part(&self, number: u16) -> &Part {
-        self.parts[usize::from(number)]
-            .get_or_init(|| Part::new(self.route(Tag::new(self.settings.prefix(), number))))
+    fn client(&self, number: u16) -> &Client {
+        self.clients[usize::from(number)]
+            .get_or_init(|| new(self.route(Tag::new(self.settings.prefix(), number))))
     }
 
-    fn in_use(&self) -> Vec<&Part> {
-        self.parts.iter().filter_map(OnceLock::get).collect()
+    fn in_use(&self) -> Vec<&Client> {
+        self.clients.iter().filter_map(OnceLock::get).collect()
     }
 
     fn route(&self, tag: Tag) -> Route {
         Route::to_slot(&self.cluster, tag, &self.settings)
     }
+}
+
+fn new(route: Route) -> Client {
+    Client::new(Arc::new(Server::new(route)))
 }

@@ -1,0 +1,128 @@
+//! What all clones of a backend share, and how a request is served, lock or semaphore.
+
+use std::{fmt, sync::Arc};
+
+use portalock_core::{
+    BackendError, BackendErrorKind, Holder, Patience,
+    session::{Answered, Entered, Leaving},
+};
+
+use crate::{
+    config::RedisSettings,
+    connection::Connections,
+    keys::{Keys, Wanted},
+    place::Place,
+    queue::{Entry, Standing, recheck},
+    record::encode,
+    replicas::confirm,
+    route::Route,
+    session::{Session, SessionKey, forgotten},
+};
+
+/// How often an attempt is sent with a stamp that another call has made void meanwhile.
+const ATTEMPTS: usize = 10;
+
+/// One client of Redis.
+pub(crate) type Client = portalock_core::session::Client<SessionKey>;
+
+/// The way to the server, or to a slot of a cluster.
+pub(crate) struct Server {
+    pub(crate) settings: Arc<RedisSettings>,
+    pub(crate) route: Arc<Route>,
+    pub(crate) keys: Keys,
+    pub(crate) connections: Connections,
+}
+
+/// A request, stripped of what it is for.
+#[derive(Debug)]
+pub(crate) struct Wish {
+    pub(crate) wanted: Wanted,
+    pub(crate) patience: Patience,
+    pub(crate) holder: Holder,
+}
+
+impl Server {
+    pub(crate) fn new(route: Route) -> Self {
+        let route = Arc::new(route);
+        Self {
+            settings: route.settings().clone(),
+            keys: Keys::new(route.prefix()),
+            connections: Connections::new(route.clone()),
+            route,
+        }
+    }
+}
+
+impl fmt::Debug for Server {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Server")
+            .field("settings", &self.settings)
+            .finish_non_exhaustive()
+    }
+}
+
+/// One attempt. Sent again if it was made with a stamp that the session has no more.
+pub(crate) async fn enter(
+    session: &Session,
+    place: &Place,
+    wish: &Wish,
+) -> Result<Answered<Entered>, BackendError> {
+    let key = session.service();
+    let Server {
+        settings,
+        connections,
+        ..
+    } = &*key.server;
+    let entry = Entry {
+        session: key,
+        place,
+        wanted: &wish.wanted,
+        queues: wish.patience == Patience::Queue,
+        who: encode(&wish.holder, settings.label()),
+    };
+    let mut repeated = false;
+    for _ in 0..ATTEMPTS {
+        let stamp = key.stamp();
+        let goes_on = || session.ensure_live();
+        let answer = key.server.acquire(&entry, &stamp, goes_on).await?;
+        repeated |= answer.repeated;
+        let value = match answer.value {
+            Standing::Granted(token) => {
+                if settings.wait_replicas() > 0 {
+                    confirm(&mut connections.wire().await?.connection, key).await?;
+                }
+                Entered::Granted(token)
+            }
+            Standing::Queued { behind, holder } => Entered::Queued {
+                holder,
+                look_in: Some(recheck(behind, settings.tick_interval())),
+            },
+            Standing::Refused { holder } => Entered::Refused(holder),
+            Standing::Ended => Entered::Ended(forgotten()),
+            Standing::Stale(present) => {
+                key.stamp_is(present);
+                continue;
+            }
+        };
+        return Ok(Answered { value, repeated });
+    }
+    Err(BackendError::new(
+        BackendErrorKind::Unavailable,
+        "the session's stamp was another one at every try",
+    ))
+}
+
+/// Frees what the place's owner has, and sees to it that nothing of it comes any more.
+pub(crate) async fn leave(
+    session: &Session,
+    leaving: &Leaving<Place>,
+) -> Result<Answered<bool>, BackendError> {
+    let key = session.service();
+    if leaving.unsure && session.ensure_live().is_ok() {
+        match key.server.raise(key).await? {
+            Some(stamp) => key.stamp_is(stamp),
+            None => session.end(forgotten()),
+        }
+    }
+    key.server.release(&leaving.at).await
+}

@@ -1,0 +1,122 @@
+//! Replicas that must have a grant, or a refresh, before it counts.
+
+use std::{
+    convert::Infallible,
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
+
+use portalock_core::{BackendError, BackendErrorKind, FencingToken, OwnerId};
+use redis::{Value, aio::MultiplexedConnection};
+use tokio::sync::Notify;
+
+use crate::{
+    config::RedisSettings,
+    error::failed,
+    place::Place,
+    session::{Session, SessionKey},
+};
+
+const CONFIRMING: &str = "confirm a write to Redis at its replicas";
+/// The most that replicas are waited for.
+const WITHIN: Duration = Duration::from_secs(1);
+
+/// Waits until enough replicas have a grant, where the settings ask for it.
+///
+/// `WAIT` counts from this connection's own last write, so there is one first: a grant by message was written on
+/// another's.
+pub(crate) async fn confirm(
+    connection: &mut MultiplexedConnection,
+    session: &SessionKey,
+) -> Result<(), BackendError> {
+    let _: Value = redis::cmd("PEXPIRE")
+        .arg(&session.key)
+        .arg(&session.lifetime)
+        .query_async(connection)
+        .await
+        .map_err(|error| failed(CONFIRMING, error))?;
+    replicated(connection, session.settings()).await
+}
+
+/// Waits until enough replicas have what was written on this connection so far, where the settings ask for it.
+pub(crate) async fn replicated(
+    connection: &mut MultiplexedConnection,
+    settings: &RedisSettings,
+) -> Result<(), BackendError> {
+    wait(connection, settings, settings.session_ttl() / 4).await
+}
+
+/// The same for a refresh, within the time that one may take.
+pub(crate) async fn renewed_at_replicas(
+    connection: &mut MultiplexedConnection,
+    settings: &RedisSettings,
+) -> Result<(), BackendError> {
+    wait(connection, settings, settings.session_ttl() / 8).await
+}
+
+async fn wait(
+    connection: &mut MultiplexedConnection,
+    settings: &RedisSettings,
+    within: Duration,
+) -> Result<(), BackendError> {
+    let replicas = settings.wait_replicas();
+    if replicas == 0 {
+        return Ok(());
+    }
+    let confirmed: u32 = redis::cmd("WAIT")
+        .arg(replicas)
+        .arg(u64::try_from(within.min(WITHIN).as_millis()).unwrap_or(u64::MAX))
+        .query_async(connection)
+        .await
+        .map_err(|error| failed(CONFIRMING, error))?;
+    if confirmed < replicas {
+        return Err(BackendError::new(
+            BackendErrorKind::Unavailable,
+            format!("can't {CONFIRMING}: {confirmed} of {replicas} answered in time"),
+        ));
+    }
+    Ok(())
+}
+
+/// Grants that came by message, and that nobody is told of yet.
+#[derive(Debug, Default)]
+pub(crate) struct Unconfirmed {
+    grants: Mutex<Vec<(OwnerId, Box<str>, FencingToken)>>,
+    came: Notify,
+}
+
+impl Unconfirmed {
+    /// A grant of the place of this name.
+    pub(crate) fn add(&self, owner: OwnerId, name: &str, token: FencingToken) {
+        // Nothing panics while it is held.
+        let mut grants = self.grants.lock().unwrap_or_else(PoisonError::into_inner);
+        grants.push((owner, name.into(), token));
+        self.came.notify_one();
+    }
+
+    /// Tells of grants once replicas have them. All that have come meanwhile are confirmed together.
+    pub(crate) async fn confirm(&self, session: &Session) -> Infallible {
+        loop {
+            self.came.notified().await;
+            let grants =
+                std::mem::take(&mut *self.grants.lock().unwrap_or_else(PoisonError::into_inner));
+            let confirmed = match session.connection() {
+                Some(mut line) => confirm(&mut line.connection, session.service())
+                    .await
+                    .and_then(|()| line.ensure_open(CONFIRMING)),
+                None => Err(BackendError::new(
+                    BackendErrorKind::Unavailable,
+                    format!("can't {CONFIRMING}: there is no connection"),
+                )),
+            };
+            for (owner, name, token) in grants {
+                let is_of = |place: &Place| *place.name == *name;
+                match &confirmed {
+                    Ok(()) => session.places().granted(owner, token, is_of),
+                    // Whoever waits asks again, or gives the grant back.
+                    Err(error) => session.places().failed(owner, error.clone(), is_of),
+                }
+            }
+        }
+    }
+}
