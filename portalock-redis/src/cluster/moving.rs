@@ -65,8 +65,9 @@ pub(crate) async fn look(
             stands.push(Stand::Held(token));
             continue;
         }
-        let mut waits = redis::cmd("HEXISTS");
-        if !nodes.ask(waits.arg(keys.waiters).arg(&*place.name)).await? {
+        let mut waits = redis::cmd("HGET");
+        let claim: Option<String> = nodes.ask(waits.arg(keys.waiters).arg(&*place.name)).await?;
+        if claim.is_none() {
             return Err(not_found(LOOKING));
         }
         stands.push(Stand::Waits);

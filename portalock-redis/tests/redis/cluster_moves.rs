@@ -8,7 +8,9 @@ use std::{
     time::Duration,
 };
 
-use portalock_core::{BackendErrorKind, Broken, LockError, Policy, clock::Instant};
+use portalock_core::{
+    BackendErrorKind, Broken, LockBackend, LockError, Policy, clock::Instant,
+};
 use portalock_redis::RedisSettings;
 use portalock_testkit::servers::{RedisCluster, RedisClusterOptions, SlotMove};
 
@@ -72,9 +74,13 @@ async fn sessions_outlast_a_move_that_stands_still(moved: fn(&str) -> bool) {
         held.ensure_held().unwrap();
     }
     assert!(!waiter.is_finished());
+    // None of its names is left out.
+    let error = LockBackend::names(&newcomer).await.unwrap_err();
+    assert_eq!(error.kind(), BackendErrorKind::Unavailable, "{error:?}");
 
     let (_cluster, ()) = on(cluster, move |cluster| cluster.finish_move(moving)).await;
     held.ensure_held().unwrap();
+    assert_eq!(LockBackend::names(&newcomer).await.unwrap().len(), 1);
     let token = held.token();
     held.release().await.unwrap();
     assert!(granted(waiter).await.token() > token);
