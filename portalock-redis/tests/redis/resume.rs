@@ -134,6 +134,20 @@ async fn a_claim_that_is_gone_when_its_session_comes_back_is_lost_alone() {
     kept.ensure_held().unwrap();
 }
 
+#[tokio::test]
+async fn a_reset_while_the_servers_memory_is_full_loses_nothing() {
+    const SESSION: Duration = Duration::from_secs(2);
+    let server = RedisServer::start().unwrap();
+    let short = settings(&server).with_session_ttl(SESSION).unwrap();
+    let backend = RedisBackend::with_settings(short).await.unwrap();
+    let held = lock(&backend, "a").acquire().await.unwrap();
+    let mut admin = Admin::of(&server).await;
+    admin.ask::<()>("CONFIG SET maxmemory 1").await;
+    admin.kill_sessions().await;
+    tokio::time::sleep(SESSION * 3 / 2).await;
+    held.ensure_held().unwrap();
+}
+
 /// As in a failover to a replica that had not heard of the release yet.
 #[tokio::test]
 async fn a_release_that_the_server_has_lost_is_made_again_when_somebody_waits() {

@@ -1,11 +1,13 @@
 //! Granted, queued, handed over, and lost with the session.
 
-use portalock_core::{LockBackend, LockError, Loss};
+use portalock_core::{LockBackend, LockError, Loss, Policy};
 use portalock_redis::RedisBackend;
 use portalock_testkit::servers::RedisServer;
 use tokio::time::timeout;
 
-use crate::fixture::{Admin, ENOUGH, client, granted, lock, settings, waiting, without_notice};
+use crate::fixture::{
+    Admin, ENOUGH, client, eventually, granted, lock, settings, waiters, waiting, without_notice,
+};
 
 #[tokio::test]
 async fn a_lock_excludes_and_passes_on() {
@@ -57,14 +59,25 @@ async fn without_notice_a_killed_connection_loses_its_locks_and_the_next_call_op
 }
 
 #[tokio::test]
-async fn a_closed_session_frees_at_once_and_tells_its_guards() {
+async fn a_session_that_is_closed_or_dropped_frees_at_once_and_tells_its_guards() {
     let server = RedisServer::start().unwrap();
-    let (one, two) = (client(&server).await, client(&server).await);
-    let held = lock(&one, "a").acquire().await.unwrap();
-    let next = waiting(&two, "a").await;
-    LockBackend::close(&one).await.unwrap();
-    assert!(held.is_lost());
-    let _next = granted(next).await;
+    // So rarely does it look that only a message can be in time.
+    let rarely = settings(&server).with_tick_interval(ENOUGH * 10).unwrap();
+    let two = RedisBackend::with_settings(rarely).await.unwrap();
+    for closes in [true, false] {
+        let one = client(&server).await;
+        let held = lock(&one, "a").acquire().await.unwrap();
+        let patient = lock(&two, "a").with_policy(Policy::forever());
+        let next = tokio::spawn(async move { patient.acquire().await });
+        eventually(async || waiters(&two, "a").await == 1).await;
+        if closes {
+            LockBackend::close(&one).await.unwrap();
+            assert!(held.is_lost());
+        } else {
+            drop((one, held));
+        }
+        granted(next).await.release().await.unwrap();
+    }
 }
 
 #[tokio::test]
