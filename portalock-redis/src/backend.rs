@@ -141,8 +141,10 @@ impl LockBackend for RedisBackend {
     }
 
     async fn release(&self, request: &LockRequest) -> Result<Released, BackendError> {
-        let client = self.clients.of(&request.name).await?;
-        client.release(request.owner).await
+        match self.clients.used_for(&request.name) {
+            Some(client) => client.release(request.owner).await,
+            None => Ok(Released::NotHeld),
+        }
     }
 
     async fn subscribe(&self, request: &LockRequest) -> Result<Option<Wakeups>, BackendError> {

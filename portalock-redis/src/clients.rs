@@ -63,6 +63,17 @@ impl Clients {
         }
     }
 
+    /// The same, if it has been used: otherwise nothing can have been asked for.
+    pub(crate) fn used_for(&self, name: &LockName) -> Option<&Client> {
+        match self {
+            Self::One(client) => Some(client),
+            Self::Tagged(tagged) => {
+                let number = number_of(name, tagged.settings.cluster_tags());
+                tagged.clients[usize::from(number)].get()
+            }
+        }
+    }
+
     /// Those that together have all names.
     pub(crate) async fn all(&self) -> Result<Vec<&Client>, BackendError> {
         match self {

@@ -16,7 +16,6 @@ mod tags;
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex, PoisonError},
-    time::Duration,
 };
 
 use portalock_core::{BackendError, BackendErrorKind, clock::Instant};
@@ -36,8 +35,6 @@ use crate::{
 
 /// The most nodes that are asked at once, but for those that the URL names: of a large cluster a few know as much as all.
 const ASKED: usize = 16;
-/// One who looks whether its slot has moved need not ask for what another of the client's sessions has just heard.
-const FRESH: Duration = Duration::from_millis(500);
 
 /// The nodes of one cluster, as one client object knows them.
 #[derive(Debug)]
@@ -85,8 +82,9 @@ impl Cluster {
             // Whoever opens a connection may know that what was heard before is no longer true.
             Enough::Most => (&self.most, Instant::now()),
             Enough::All => {
-                let now = Instant::now();
-                (&self.all, now.checked_sub(FRESH).unwrap_or(now))
+                // Each session of the client looks, and need not ask for what another has just heard.
+                let (now, fresh) = (Instant::now(), self.settings.look_interval() / 2);
+                (&self.all, now.checked_sub(fresh).unwrap_or(now))
             }
         };
         let mut latest = latest.lock().await;

@@ -61,6 +61,8 @@ const LONGEST_SESSION: Duration = Duration::from_secs(20 * 60);
 const SHORTEST_TICK: Duration = Duration::from_millis(10);
 /// The longest one: a queue lies in keys that last for half an hour from its last waiter's look.
 const LONGEST_TICK: Duration = Duration::from_secs(10 * 60);
+/// How often is looked whether the primary is another server; more often in a short session.
+const LOOKING: Duration = Duration::from_secs(1);
 /// The most tags: a client may come to have a session in each.
 const MOST_TAGS: u16 = 1024;
 
@@ -368,6 +370,11 @@ impl RedisSettings {
 
     pub(crate) const fn address(&self) -> &Address {
         &self.address
+    }
+
+    /// How often is looked whether the primary is another server, at the least.
+    pub(crate) fn look_interval(&self) -> Duration {
+        LOOKING.min(self.session_ttl / 3)
     }
 
     /// The most that one answer is waited for: two such waits fit into the session's time.

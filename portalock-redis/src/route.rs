@@ -1,8 +1,11 @@
 //! The way to the server: where it is now, looked up for each connection that is opened.
 
-use std::sync::{
-    Arc, Mutex, PoisonError,
-    atomic::{AtomicU64, Ordering},
+use std::{
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
 };
 
 use portalock_core::{BackendError, BackendErrorKind, session};
@@ -103,6 +106,17 @@ impl Route {
     /// Whether the server can move.
     pub(crate) fn is_followed(&self) -> bool {
         matches!(self.way, Way::Followed(_))
+    }
+
+    /// How often to look whether it has moved.
+    pub(crate) fn look_interval(&self) -> Duration {
+        let interval = self.settings.look_interval();
+        // There what has been heard may be as old as the other half.
+        if self.tag().is_some() {
+            interval / 2
+        } else {
+            interval
+        }
     }
 
     /// Where the server is.

@@ -32,8 +32,10 @@ impl Semaphore for RedisBackend {
     }
 
     async fn release(&self, request: &PermitRequest) -> Result<Released, BackendError> {
-        let client = self.clients.of(&request.name).await?;
-        client.release(request.owner).await
+        match self.clients.used_for(&request.name) {
+            Some(client) => client.release(request.owner).await,
+            None => Ok(Released::NotHeld),
+        }
     }
 
     async fn subscribe(&self, request: &PermitRequest) -> Result<Option<Wakeups>, BackendError> {

@@ -73,9 +73,6 @@ const RENEWING: &str = "refresh the session with Redis";
 const LOOKING_AFTER: &str = "look after what a session has in Redis";
 const ENDING: &str = "end the session with Redis";
 
-/// How often is looked whether the primary is another server, at the least.
-const LOOKING: Duration = Duration::from_secs(1);
-
 /// A session with Redis.
 pub(crate) type Session = KeptSession<SessionKey>;
 
@@ -314,7 +311,7 @@ async fn follow(session: &Session) -> Infallible {
         std::future::pending::<()>().await;
     }
     loop {
-        tokio::time::sleep(LOOKING.min(key.settings().session_ttl() / 3)).await;
+        tokio::time::sleep(route.look_interval()).await;
         // Unknown: nothing follows from it.
         if let Err(error) = route.look().await {
             tracing::debug!(%error, "where the Redis primary is, is unknown");

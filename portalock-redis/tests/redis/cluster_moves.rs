@@ -8,9 +8,7 @@ use std::{
     time::Duration,
 };
 
-use portalock_core::{
-    BackendErrorKind, Broken, LockBackend, LockError, Policy, clock::Instant,
-};
+use portalock_core::{BackendErrorKind, Broken, LockBackend, LockError, Policy, clock::Instant};
 use portalock_redis::RedisSettings;
 use portalock_testkit::servers::{RedisCluster, RedisClusterOptions, SlotMove};
 
