@@ -1,4 +1,4 @@
-//! Where the server is, as a URL says it: at a fixed place, or where sentinels say that it is now.
+//! Where the server is, as a URL says it: at a fixed place, or where sentinels or the nodes of a cluster say that it is now.
 
 use std::{fmt, sync::Arc};
 
@@ -12,6 +12,15 @@ const SENTINEL_PORT: u16 = 26379;
 pub(crate) enum Address {
     Fixed(ConnectionInfo),
     Sentinels(SentinelAddress),
+    Cluster(ClusterAddress),
+}
+
+/// Some nodes of a cluster, and how to log in at each.
+#[derive(Clone)]
+pub(crate) struct ClusterAddress {
+    pub(crate) nodes: Vec<ConnectionInfo>,
+    /// All that is needed to connect to a node, but for the place.
+    pub(crate) server: ConnectionInfo,
 }
 
 /// Who knows where the server is, and how to log in at it.
@@ -31,9 +40,20 @@ impl Address {
         let plain = match scheme {
             "redis+sentinel" | "valkey+sentinel" => "redis",
             "rediss+sentinel" | "valkeys+sentinel" => "rediss",
+            "redis+cluster" | "valkey+cluster" => {
+                return ClusterAddress::parse("redis", rest).map(Self::Cluster);
+            }
+            "rediss+cluster" | "valkeys+cluster" => {
+                return ClusterAddress::parse("rediss", rest).map(Self::Cluster);
+            }
             _ => return Ok(Self::Fixed(server(url, WRONG)?)),
         };
         SentinelAddress::parse(plain, rest).map(Self::Sentinels)
+    }
+
+    /// Whether it names a cluster.
+    pub(crate) const fn is_cluster(&self) -> bool {
+        matches!(self, Self::Cluster(_))
     }
 
     /// The database number.
@@ -41,9 +61,33 @@ impl Address {
         let server = match self {
             Self::Fixed(server) => server,
             Self::Sentinels(sentinels) => &sentinels.server,
+            // A cluster has no other.
+            Self::Cluster(_) => return 0,
         };
         server.redis_settings().db()
     }
+}
+
+impl ClusterAddress {
+    /// `[user:password@]host[:port][,host[:port]...][/]`
+    fn parse(scheme: &str, rest: &str) -> Result<Self, InvalidSetting> {
+        let rest = rest.strip_suffix('/').unwrap_or(rest);
+        let (login, hosts) = split_login(rest);
+        if hosts.contains(['/', '?', '#']) {
+            return Err(InvalidSetting::new("url", WRONG_CLUSTER));
+        }
+        let node = |host: &str| server(&format!("{scheme}://{login}{host}"), WRONG_CLUSTER);
+        Ok(Self {
+            nodes: hosts.split(',').map(node).collect::<Result<_, _>>()?,
+            server: node("localhost")?,
+        })
+    }
+}
+
+/// The login with its `@`, if there is one, and the hosts.
+fn split_login(authority: &str) -> (&str, &str) {
+    let end = authority.rfind('@').map_or(0, |at| at + 1);
+    authority.split_at(end)
 }
 
 impl SentinelAddress {
@@ -52,10 +96,7 @@ impl SentinelAddress {
         let wrong = || InvalidSetting::new("url", WRONG_SENTINELS);
         let (rest, query) = rest.split_once('?').unwrap_or((rest, ""));
         let (authority, path) = rest.split_once('/').ok_or_else(wrong)?;
-        let (login, hosts) = match authority.rsplit_once('@') {
-            Some((login, hosts)) => (format!("{login}@"), hosts),
-            None => (String::new(), authority),
-        };
+        let (login, hosts) = split_login(authority);
         let (master, database) = path.split_once('/').unwrap_or((path, ""));
         let is_name = |character: char| {
             character.is_ascii_alphanumeric() || matches!(character, '.' | '-' | '_')
@@ -122,18 +163,25 @@ impl fmt::Debug for Address {
             Self::Fixed(server) => write!(f, "{}", server.addr()),
             Self::Sentinels(address) => {
                 write!(f, "{} by ", address.master)?;
-                let places = address
-                    .sentinels
-                    .iter()
-                    .map(|server| server.addr().to_string());
-                f.debug_list().entries(places).finish()
+                places(&address.sentinels, f)
+            }
+            Self::Cluster(address) => {
+                write!(f, "the cluster of ")?;
+                places(&address.nodes, f)
             }
         }
     }
 }
 
+fn places(servers: &[ConnectionInfo], f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    let places = servers.iter().map(|server| server.addr().to_string());
+    f.debug_list().entries(places).finish()
+}
+
 const WRONG: &str = "is no URL of a Redis server: write redis://[user:password@]host[:port][/database], rediss:// for TLS, \
-                     unix:///path/to/socket, or redis+sentinel://host,host/master-name";
+                     unix:///path/to/socket, redis+sentinel://host,host/master-name, or redis+cluster://host,host";
+const WRONG_CLUSTER: &str = "is no URL of a Redis cluster: write redis+cluster://[user:password@]host[:port][,host...], or \
+     rediss+cluster:// for TLS. A cluster has no other database than 0";
 const WRONG_SENTINELS: &str = "is no URL of sentinels: write \
      redis+sentinel://[user:password@]host[:port][,host...]/master-name[/database], rediss+sentinel:// for TLS, and \
      ?sentinel_user=..&sentinel_password=.. if they want a login";
@@ -168,7 +216,7 @@ mod tests {
     fn sentinels(url: &str) -> SentinelAddress {
         match Address::parse(url).unwrap() {
             Address::Sentinels(address) => address,
-            Address::Fixed(_) => panic!("{url} names sentinels"),
+            address => panic!("{url} names sentinels: {address:?}"),
         }
     }
 
@@ -217,6 +265,47 @@ mod tests {
         ] {
             let error = Address::parse(url).map(drop).unwrap_err().to_string();
             assert!(error.contains("redis+sentinel://"), "{url}: {error}");
+            assert!(!error.contains("hunter2"), "{url}: {error}");
+        }
+    }
+
+    #[test]
+    fn every_node_of_a_cluster_has_the_login() {
+        let url = "rediss+cluster://u:p%40ss@a,b:7,[::1]:8/";
+        if !cfg!(feature = "tls") {
+            assert!(Address::parse(url).is_err());
+            return;
+        }
+        let Address::Cluster(address) = Address::parse(url).unwrap() else {
+            panic!("{url} names a cluster");
+        };
+        let places: Vec<_> = address
+            .nodes
+            .iter()
+            .map(|node| node.addr().to_string())
+            .collect();
+        assert_eq!(places, ["a:6379", "b:7", "::1:8"]);
+        for node in &address.nodes {
+            let login = node.redis_settings();
+            assert_eq!(
+                (login.username(), login.password()),
+                (Some("u"), Some("p@ss"))
+            );
+        }
+    }
+
+    #[test]
+    fn what_is_no_address_of_a_cluster_is_refused() {
+        for url in [
+            "redis+cluster:",
+            "redis+cluster://",
+            "redis+cluster://a,",
+            "redis+cluster://a/3",
+            "redis+cluster://a?password=hunter2",
+            "redis+cluster://a:b",
+        ] {
+            let error = Address::parse(url).map(drop).unwrap_err().to_string();
+            assert!(error.contains("redis+cluster://"), "{url}: {error}");
             assert!(!error.contains("hunter2"), "{url}: {error}");
         }
     }

@@ -1,4 +1,4 @@
-//! The backend: a session when it is needed, and the requests in it.
+//! The backend: where a name is looked for, and what is promised of it.
 
 use std::{sync::Arc, time::Duration};
 
@@ -10,7 +10,8 @@ use portalock_core::{
 };
 
 use crate::{
-    client::{Client, Server, Wish},
+    client::Wish,
+    clients::Clients,
     config::{InvalidRedisSettings, RedisSettings},
     connection::Call,
     keys::{Kind, Wanted},
@@ -18,15 +19,17 @@ use crate::{
     queue::SLOWEST_TICK,
 };
 
-/// Locks and semaphores on a Redis server.
+/// Locks and semaphores on a Redis server, or in a Redis cluster.
 ///
-/// Cheap to clone: clones share one session, opened by the first call that needs it and shared by all locks. The session lives
+/// Cheap to clone: clones share one session, opened by the first call that needs it and shared by all locks; in a cluster one
+/// for each [tag](RedisSettings::with_cluster_tags) that is used. A session lives
 /// on a thread of the library's own, so it depends on no runtime: a backend can be shared by many, and each has a
 /// connection of its own for its calls. When the session ends, everything held in it is lost, and the next call opens
 /// another. When the last clone goes, guards included, the session is closed and the server frees what is left.
 #[derive(Debug, Clone)]
 pub struct RedisBackend {
-    pub(crate) client: Arc<Client>,
+    settings: Arc<RedisSettings>,
+    pub(crate) clients: Arc<Clients>,
 }
 
 impl RedisBackend {
@@ -46,7 +49,7 @@ impl RedisBackend {
         Self::with_settings(settings).await
     }
 
-    /// A backend with these settings, connected.
+    /// A backend with these settings, connected. In a cluster it begins no session yet: a name's first use does.
     ///
     /// # Errors
     ///
@@ -57,23 +60,25 @@ impl RedisBackend {
     /// Nothing is left behind.
     pub async fn with_settings(settings: RedisSettings) -> Result<Self, BackendError> {
         let backend = Self::new(settings);
-        backend.client.session().await?;
+        backend.clients.connect().await?;
         Ok(backend)
     }
 
     /// A backend that connects when it is first used.
     pub fn new(settings: RedisSettings) -> Self {
+        let settings = Arc::new(settings);
         Self {
-            client: Arc::new(Client::new(Arc::new(Server::new(settings)))),
+            clients: Arc::new(Clients::new(&settings)),
+            settings,
         }
     }
 
     /// The settings it was made with.
     pub fn settings(&self) -> &RedisSettings {
-        &self.client.shared().settings
+        &self.settings
     }
 
-    /// Asks the server to answer.
+    /// Asks the server to answer; in a cluster each node that this backend uses.
     ///
     /// # Errors
     ///
@@ -83,11 +88,13 @@ impl RedisBackend {
     ///
     /// Nothing is left behind.
     pub async fn ping(&self) -> Result<(), BackendError> {
-        self.client
-            .shared()
-            .send("ping Redis", Call::Plain(&redis::cmd("PING")))
-            .await
-            .map(drop)
+        for client in self.clients.in_use().await? {
+            client
+                .shared()
+                .send("ping Redis", Call::Plain(&redis::cmd("PING")))
+                .await?;
+        }
+        Ok(())
     }
 
     pub(crate) fn guarantees(&self) -> Capabilities {
@@ -124,36 +131,44 @@ impl LockBackend for RedisBackend {
     }
 
     async fn try_acquire(&self, request: &LockRequest) -> Result<Attempt, BackendError> {
-        self.client
-            .attempt(
-                request.owner,
-                &Wish {
-                    wanted: Wanted::lock(request),
-                    patience: request.patience,
-                    holder: request.holder.clone(),
-                },
-            )
-            .await
+        let wish = Wish {
+            wanted: Wanted::lock(request),
+            patience: request.patience,
+            holder: request.holder.clone(),
+        };
+        let client = self.clients.of(&request.name).await?;
+        client.attempt(request.owner, &wish).await
     }
 
     async fn release(&self, request: &LockRequest) -> Result<Released, BackendError> {
-        self.client.release(request.owner).await
+        match self.clients.used_for(&request.name) {
+            Some(client) => client.release(request.owner).await,
+            None => Ok(Released::NotHeld),
+        }
     }
 
     async fn subscribe(&self, request: &LockRequest) -> Result<Option<Wakeups>, BackendError> {
-        self.client.subscribe(request.owner).map(Some)
+        let client = self.clients.of(&request.name).await?;
+        client.subscribe(request.owner).map(Some)
     }
 
     async fn inspect(&self, name: &LockName) -> Result<Inspection, BackendError> {
-        self.client.shared().inspect(Kind::Lock, name).await
+        let client = self.clients.of(name).await?;
+        client.shared().inspect(Kind::Lock, name).await
     }
 
     async fn names(&self) -> Result<Vec<LockName>, BackendError> {
-        self.client.shared().names().await
+        let mut names = Vec::new();
+        for client in self.clients.all().await? {
+            names.extend(client.shared().names().await?);
+        }
+        names.sort_unstable();
+        Ok(names)
     }
 
     async fn watch(&self, name: &LockName) -> Result<Option<HolderWatch>, BackendError> {
-        observe(self.client.shared(), name).await.map(Some)
+        let client = self.clients.of(name).await?;
+        observe(client.shared(), name).await.map(Some)
     }
 
     async fn mark_broken(
@@ -162,14 +177,16 @@ impl LockBackend for RedisBackend {
         owner: OwnerId,
         by: &Holder,
     ) -> Result<Option<Duration>, BackendError> {
-        self.client.shared().mark(name, owner, by).await
+        let client = self.clients.of(name).await?;
+        client.shared().mark(name, owner, by).await
     }
 
     async fn evict(&self, name: &LockName, owner: OwnerId) -> Result<Released, BackendError> {
-        self.client.shared().evict(name, owner).await
+        let client = self.clients.of(name).await?;
+        client.shared().evict(name, owner).await
     }
 
     async fn close(&self) -> Result<(), BackendError> {
-        self.client.close().await
+        self.clients.close().await
     }
 }

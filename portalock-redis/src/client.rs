@@ -25,7 +25,7 @@ const ATTEMPTS: usize = 10;
 /// One client of Redis.
 pub(crate) type Client = portalock_core::session::Client<SessionKey>;
 
-/// The way to the server.
+/// The way to the server, or to a slot of a cluster.
 pub(crate) struct Server {
     pub(crate) settings: Arc<RedisSettings>,
     pub(crate) route: Arc<Route>,
@@ -42,13 +42,12 @@ pub(crate) struct Wish {
 }
 
 impl Server {
-    pub(crate) fn new(settings: RedisSettings) -> Self {
-        let settings = Arc::new(settings);
-        let route = Arc::new(Route::new(settings.clone()));
+    pub(crate) fn new(route: Route) -> Self {
+        let route = Arc::new(route);
         Self {
-            keys: Keys::new(settings.prefix()),
+            settings: route.settings().clone(),
+            keys: Keys::new(route.prefix()),
             connections: Connections::new(route.clone()),
-            settings,
             route,
         }
     }

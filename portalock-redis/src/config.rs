@@ -45,6 +45,7 @@ pub struct RedisSettings {
     connect_timeout: Duration,
     response_timeout: Duration,
     wait_replicas: u32,
+    cluster_tags: u16,
 }
 
 /// Settings that make no sense.
@@ -60,6 +61,10 @@ const LONGEST_SESSION: Duration = Duration::from_secs(20 * 60);
 const SHORTEST_TICK: Duration = Duration::from_millis(10);
 /// The longest one: a queue lies in keys that last for half an hour from its last waiter's look.
 const LONGEST_TICK: Duration = Duration::from_secs(10 * 60);
+/// How often is looked whether the primary is another server; more often in a short session.
+const LOOKING: Duration = Duration::from_secs(1);
+/// The most tags: a client may come to have a session in each.
+const MOST_TAGS: u16 = 1024;
 
 impl RedisSettings {
     /// The default of [`prefix`](Self::prefix).
@@ -76,6 +81,12 @@ impl RedisSettings {
     pub const DEFAULT_CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
     /// The default of [`response_timeout`](Self::response_timeout).
     pub const DEFAULT_RESPONSE_TIMEOUT: Duration = Duration::from_secs(5);
+    /// The default of [`cluster_tags`](Self::cluster_tags).
+    ///
+    /// A client that uses many names has a session for each tag, so the number is the most connections and refreshes that one
+    /// client costs. And it is into how many parts the locks are shared out over the nodes. A node can do tens of thousands of locks
+    /// a second, so few parts are enough; with sixteen each node of a cluster of three to eight gets some.
+    pub const DEFAULT_CLUSTER_TAGS: u16 = 16;
 
     /// The defaults, and the server at `url`:
     ///
@@ -87,6 +98,10 @@ impl RedisSettings {
     ///   of the sentinels follow as `?sentinel_user=..&sentinel_password=..`, or by [`with_sentinel_login`].
     /// - `rediss+sentinel://...` the same, with the sentinels and the server over TLS. Certificates must be for the addresses that
     ///   the sentinels tell
+    /// - `redis+cluster://[user:password@]host[:port][,host...]` the cluster of these nodes: one that answers is enough. User and
+    ///   password are those of each node
+    /// - `rediss+cluster://...` the same over TLS, of a cluster with `tls-cluster yes`. Certificates must be for the names by which the
+    ///   nodes know each other, or for their addresses if they have none
     ///
     /// [`with_sentinel_login`]: Self::with_sentinel_login
     ///
@@ -106,6 +121,7 @@ impl RedisSettings {
             connect_timeout: Self::DEFAULT_CONNECT_TIMEOUT,
             response_timeout: Self::DEFAULT_RESPONSE_TIMEOUT,
             wait_replicas: 0,
+            cluster_tags: Self::DEFAULT_CLUSTER_TAGS,
         })
     }
 
@@ -114,7 +130,8 @@ impl RedisSettings {
     ///
     /// # Errors
     ///
-    /// [`InvalidRedisSettings`] if it is empty, longer than 100 bytes, or has a slash or a control character.
+    /// [`InvalidRedisSettings`] if it is empty, longer than 100 bytes, or has a slash or a control character; in a cluster also if it
+    /// has a brace.
     pub fn with_prefix(mut self, prefix: &str) -> Result<Self, InvalidRedisSettings> {
         if prefix.is_empty()
             || prefix.len() > 100
@@ -125,6 +142,12 @@ impl RedisSettings {
                 "is no prefix: give it 1 to 100 bytes of text without a slash or a control character",
             )
             .into());
+        }
+        // What is between two of them decides where a key lies.
+        if self.address.is_cluster() && prefix.contains(['{', '}']) {
+            return Err(
+                InvalidSetting::new("prefix", "has a brace: a cluster allows none there").into(),
+            );
         }
         self.prefix = prefix.into();
         Ok(self)
@@ -235,6 +258,28 @@ impl RedisSettings {
         self
     }
 
+    /// Sets by how many hash tags names are shared out over the slots of a cluster; default 16. A client has a session, with its own
+    /// connection, for each tag that it uses.
+    ///
+    /// All clients of a cluster and prefix must have the same. The first one writes it into the cluster, for good; one that has another
+    /// is refused as [`Misconfigured`](portalock_core::BackendErrorKind::Misconfigured). To change it, end all programs that use these
+    /// locks, and delete the key that the error names.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidRedisSettings`] if the URL names no cluster, or if it is zero or more than 1024.
+    pub fn with_cluster_tags(mut self, tags: u16) -> Result<Self, InvalidRedisSettings> {
+        let wrong = if !self.address.is_cluster() {
+            "is for a cluster: the URL names none".to_owned()
+        } else if tags == 0 || tags > MOST_TAGS {
+            format!("is {tags}: it can be 1 to {MOST_TAGS}")
+        } else {
+            self.cluster_tags = tags;
+            return Ok(self);
+        };
+        Err(InvalidSetting::new("cluster_tags", wrong).into())
+    }
+
     /// Trusts the certificate authorities in this PEM file instead of the system's, for `rediss://` URLs.
     #[must_use]
     pub fn with_authority(mut self, file: impl Into<PathBuf>) -> Self {
@@ -314,8 +359,22 @@ impl RedisSettings {
         self.authority.as_deref()
     }
 
+    /// By how many hash tags names are shared out over the slots of a cluster.
+    pub const fn cluster_tags(&self) -> u16 {
+        self.cluster_tags
+    }
+
+    pub(crate) const fn prefix_text(&self) -> &Arc<str> {
+        &self.prefix
+    }
+
     pub(crate) const fn address(&self) -> &Address {
         &self.address
+    }
+
+    /// How often is looked whether the primary is another server, at the least.
+    pub(crate) fn look_interval(&self) -> Duration {
+        LOOKING.min(self.session_ttl / 3)
     }
 
     /// The most that one answer is waited for: two such waits fit into the session's time.
@@ -338,6 +397,7 @@ impl fmt::Debug for RedisSettings {
             .field("connect_timeout", &self.connect_timeout)
             .field("response_timeout", &self.response_timeout)
             .field("wait_replicas", &self.wait_replicas)
+            .field("cluster_tags", &self.cluster_tags)
             .field("authority", &self.authority)
             .finish()
     }
@@ -393,6 +453,7 @@ mod tests {
             format!("redis://:{SECRET}@localhost"),
             format!("unix:///tmp/redis.sock?pass={SECRET}"),
             format!("redis+sentinel://user:{SECRET}@a,b/master?sentinel_password={SECRET}"),
+            format!("redis+cluster://user:{SECRET}@a,b"),
         ] {
             let settings = RedisSettings::new(&url).unwrap();
             assert!(!format!("{settings:?}").contains(SECRET), "{url}");
@@ -441,6 +502,7 @@ mod tests {
             ("sentinel_password", r#"sentinel_password = "x""#),
             ("sentinel_password", r#"sentinel_user = "x""#),
             ("sesion_ttl", r#"sesion_ttl = "10s""#),
+            ("cluster_tags", "cluster_tags = 4"),
         ] {
             let url = if field == "url" {
                 ""
@@ -449,6 +511,24 @@ mod tests {
             };
             let error = toml::from_str::<RedisSettings>(&format!("{url}{line}")).unwrap_err();
             assert!(error.to_string().contains(field), "{line}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_cluster_has_tags_and_no_brace_in_its_prefix() {
+        let settings = |line: &str| {
+            toml::from_str::<RedisSettings>(&format!("url = \"redis+cluster://a,b\"\n{line}"))
+        };
+        assert_eq!(settings("").unwrap().cluster_tags(), 16);
+        assert_eq!(settings("cluster_tags = 1").unwrap().cluster_tags(), 1);
+        for (field, line) in [
+            ("cluster_tags", "cluster_tags = 0"),
+            ("cluster_tags", "cluster_tags = 1025"),
+            ("prefix", "prefix = \"a{b\""),
+            ("prefix", "prefix = \"}\""),
+        ] {
+            let error = settings(line).unwrap_err().to_string();
+            assert!(error.contains(field), "{line}: {error}");
         }
     }
 }

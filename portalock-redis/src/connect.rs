@@ -4,7 +4,7 @@ use std::{path::Path, sync::Arc};
 
 use portalock_core::{BackendError, BackendErrorKind};
 use redis::{
-    AsyncConnectionConfig, Client, ConnectionInfo, ErrorKind, ProtocolVersion, PushInfo,
+    AsyncConnectionConfig, Client, ConnectionInfo, ErrorKind, ProtocolVersion, PushInfo, PushKind,
     RedisError, ServerErrorKind, Value,
     aio::{AsyncPushSender, MultiplexedConnection},
 };
@@ -46,7 +46,7 @@ pub(crate) async fn connect(
         .await
         .map_err(|error| failed(CONNECT, error))?;
     let greeting = Greeting::of(hello);
-    check(&greeting)?;
+    check(&greeting, settings.address().is_cluster())?;
     if greeting.is_replica() {
         return Err(replica(route));
     }
@@ -93,10 +93,10 @@ async fn read(file: &Path) -> Result<Vec<u8>, BackendError> {
 
 fn replica(route: &Route) -> BackendError {
     if route.is_followed() {
-        // A switch is under way, or the sentinels have not heard of one yet.
+        // A switch is under way, or those who were asked have not heard of one yet.
         return BackendError::new(
             BackendErrorKind::Unavailable,
-            "can't connect to Redis: the server that the sentinels name is a replica",
+            "can't connect to Redis: the server that is said to be the primary is a replica",
         );
     }
     BackendError::new(
@@ -173,8 +173,15 @@ impl Greeting {
     }
 }
 
-fn check(greeting: &Greeting) -> Result<(), BackendError> {
+fn check(greeting: &Greeting, wants_cluster: bool) -> Result<(), BackendError> {
     match &*greeting.mode {
+        "cluster" if wants_cluster => {}
+        _ if wants_cluster => {
+            return Err(BackendError::new(
+                BackendErrorKind::Unsupported,
+                "the server is no node of a cluster: write redis:// for it",
+            ));
+        }
         "cluster" => return Err(cluster()),
         "sentinel" => {
             return Err(BackendError::new(
@@ -184,19 +191,54 @@ fn check(greeting: &Greeting) -> Result<(), BackendError> {
         }
         _ => {}
     }
+    // A cluster has to have channels of slots.
+    let (least, needed) = if wants_cluster {
+        ((7, 0), "7.0")
+    } else {
+        ((6, 2), "6.2")
+    };
     let mut numbers = greeting.version.split('.').map(str::parse::<u32>);
     if let (Some(Ok(major)), Some(Ok(minor))) = (numbers.next(), numbers.next())
-        && (major, minor) < (6, 2)
+        && (major, minor) < least
     {
         return Err(BackendError::new(
             BackendErrorKind::Unsupported,
             format!(
-                "the server's version is {}: Redis 6.2 or later, or Valkey, is needed",
+                "the server's version is {}: Redis {needed} or later, or Valkey, is needed",
                 greeting.version
             ),
         ));
     }
     Ok(())
+}
+
+/// Listens to a channel of the server, or of the slot where `route` leads to.
+pub(crate) async fn subscribe(
+    route: &Route,
+    connection: &mut MultiplexedConnection,
+    channel: &str,
+) -> Result<(), RedisError> {
+    if route.tag().is_none() {
+        return connection.subscribe(channel).await;
+    }
+    // The client library has no call for it here, and takes its confirmation for the answer that it is.
+    redis::cmd("SSUBSCRIBE")
+        .arg(channel)
+        .query_async(connection)
+        .await
+}
+
+/// Whether it is a message that came to a channel.
+pub(crate) fn is_message(kind: &PushKind) -> bool {
+    matches!(kind, PushKind::Message | PushKind::SMessage)
+}
+
+/// Whether it says that no more messages come: a node ends a subscription when it no longer serves its slot.
+pub(crate) fn is_end(kind: &PushKind) -> bool {
+    matches!(
+        kind,
+        PushKind::Disconnection | PushKind::Unsubscribe | PushKind::SUnsubscribe
+    )
 }
 
 /// Reads a message that came to a channel. `None` for anything else.
@@ -227,7 +269,11 @@ mod tests {
             ("7.2.4", "cluster"),
             ("7.2.4", "sentinel"),
         ] {
-            let error = check(&greeting(version, mode)).unwrap_err();
+            let error = check(&greeting(version, mode), false).unwrap_err();
+            assert_eq!(error.kind(), BackendErrorKind::Unsupported, "{error}");
+        }
+        for (version, mode) in [("6.2.14", "cluster"), ("7.2.4", "standalone")] {
+            let error = check(&greeting(version, mode), true).unwrap_err();
             assert_eq!(error.kind(), BackendErrorKind::Unsupported, "{error}");
         }
     }
@@ -235,7 +281,8 @@ mod tests {
     #[test]
     fn servers_that_can_are_not() {
         for version in ["6.2.0", "7.0.15", "8.2.1", "255.255.255", "10.0"] {
-            check(&greeting(version, "standalone")).unwrap();
+            check(&greeting(version, "standalone"), false).unwrap();
         }
+        check(&greeting("7.0.0", "cluster"), true).unwrap();
     }
 }

@@ -19,6 +19,7 @@ use portalock_core::{
 use redis::{Cmd, RedisError, Value, aio::MultiplexedConnection};
 
 use crate::{
+    cluster::Tag,
     connect::connect,
     error::{breaks, failed},
     primary::may_grant,
@@ -145,7 +146,7 @@ impl Connections {
 
     async fn send_once(&self, what: &'static str, call: Call<'_>) -> Result<Value, BackendError> {
         let mut wire = self.wire().await?;
-        match call.send(&mut wire.connection).await {
+        match call.send(self.route.tag(), &mut wire.connection).await {
             Ok(value) if self.leads_there(&wire) => Ok(value),
             Ok(_) => Err(BackendError::new(
                 BackendErrorKind::Unavailable,
@@ -162,9 +163,15 @@ impl Connections {
 }
 
 impl Call<'_> {
-    async fn send(self, connection: &mut MultiplexedConnection) -> Result<Value, RedisError> {
+    async fn send(
+        self,
+        tag: Option<&Tag>,
+        connection: &mut MultiplexedConnection,
+    ) -> Result<Value, RedisError> {
         match self {
-            Self::Script(script, keys, arguments) => script.run(connection, keys, arguments).await,
+            Self::Script(script, keys, arguments) => {
+                script.run_in(tag, connection, keys, arguments).await
+            }
             Self::Plain(command) => command.query_async(connection).await,
         }
     }

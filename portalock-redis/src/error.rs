@@ -26,7 +26,11 @@ pub(crate) fn breaks(error: &RedisError) -> bool {
     match error.kind() {
         ErrorKind::Server(kind) => matches!(
             kind,
-            ServerErrorKind::ReadOnly | ServerErrorKind::MasterDown | ServerErrorKind::BusyLoading
+            ServerErrorKind::ReadOnly
+                | ServerErrorKind::MasterDown
+                | ServerErrorKind::BusyLoading
+                | ServerErrorKind::Moved
+                | ServerErrorKind::ClusterDown
         ),
         _ => {
             error.is_io_error() || error.is_unrecoverable_error() || error.code() == Some(UNBLOCKED)
@@ -45,19 +49,25 @@ fn classify(error: &RedisError) -> (BackendErrorKind, &'static str) {
         ErrorKind::AuthenticationFailed | ErrorKind::Server(ServerErrorKind::NoPerm) => DENIED,
         ErrorKind::InvalidClientConfig => (Ours::Misconfigured, ""),
         ErrorKind::RESP3NotSupported => NO_RESP3,
-        ErrorKind::Server(
-            ServerErrorKind::BusyLoading | ServerErrorKind::TryAgain | ServerErrorKind::MasterDown,
-        ) => (Ours::Unavailable, "the server is not ready"),
+        ErrorKind::Server(ServerErrorKind::BusyLoading | ServerErrorKind::MasterDown) => {
+            (Ours::Unavailable, "the server is not ready")
+        }
+        ErrorKind::Server(ServerErrorKind::TryAgain) => (Ours::Unavailable, MOVING),
         // It was none when the connection was opened. Where the primary is now is looked up for the next one.
         ErrorKind::Server(ServerErrorKind::ReadOnly) => {
             (Ours::Unavailable, "the server has become a replica")
         }
-        ErrorKind::Server(
-            ServerErrorKind::Moved
-            | ServerErrorKind::Ask
-            | ServerErrorKind::CrossSlot
-            | ServerErrorKind::ClusterDown,
-        ) => CLUSTER,
+        // Where the slot is now is looked up for the next connection.
+        ErrorKind::Server(ServerErrorKind::Moved) => (
+            Ours::Unavailable,
+            "another node of the cluster has its slot",
+        ),
+        ErrorKind::Server(ServerErrorKind::Ask) => (Ours::Unavailable, MOVING),
+        ErrorKind::Server(ServerErrorKind::ClusterDown) => (
+            Ours::Unavailable,
+            "the node serves nothing, as it believes the cluster to be down",
+        ),
+        ErrorKind::Server(ServerErrorKind::CrossSlot) => CLUSTER,
         _ => by_code(error.code()),
     }
 }
@@ -96,8 +106,18 @@ const NO_RESP3: (BackendErrorKind, &str) = (
 );
 const CLUSTER: (BackendErrorKind, &str) = (
     BackendErrorKind::Unsupported,
-    "a Redis cluster can't keep these locks: use a single server, with replicas if you like",
+    "the server is a node of a Redis cluster: write redis+cluster://host,host",
 );
+/// A slot is on its way from one node to another: nothing is granted there until it has arrived.
+const MOVING: &str = "its slot moves to another node of the cluster";
+
+/// Whether it is refused because its slot is on its way to another node.
+pub(crate) fn is_moving(error: &RedisError) -> bool {
+    matches!(
+        error.kind(),
+        ErrorKind::Server(ServerErrorKind::Ask | ServerErrorKind::TryAgain)
+    )
+}
 
 /// The server is a node of a cluster.
 pub(crate) fn cluster() -> BackendError {

@@ -54,6 +54,21 @@
 //! the replicas, a holder is told before another is granted its lock whatever the switch was. Without, one that sees neither the
 //! sentinels nor the switch can go on beside another: `docs/guarantees.md` has each case.
 //!
+//! # In a cluster
+//!
+//! `redis+cluster://[user:password@]a,b,c` connects to the cluster of these nodes; one that answers is enough. By its hash each name
+//! belongs to one of 16 [tags](RedisSettings::with_cluster_tags), and all keys and channels of a tag lie in one slot: there
+//! the node that serves the slot does what a single server does. A client has a session for each tag that it uses, begun when a name of
+//! it is first used: up to 16 sessions and as many connections for the calls of each runtime. It follows each slot
+//! wherever it goes, as it follows a primary behind sentinels, and the same holds when a node fails:
+//! [`wait_replicas`](RedisSettings::with_wait_replicas) counts the replicas of one primary.
+//!
+//! While a slot moves, its locks stay held, and nothing is granted or released in it: calls wait and try again, for up to half of the
+//! session's time each, and then fail as [`Unavailable`](portalock_core::BackendErrorKind::Unavailable). A [`LockSet`] takes names of any slots.
+//! With [`release_without_notice`](RedisSettings::with_release_without_notice) a move ends the session, as a reset does.
+//!
+//! [`LockSet`]: portalock_core::LockSet
+//!
 //! # Semaphores
 //!
 //! [`RedisBackend`] is a [`Semaphore`](portalock_core::Semaphore) too, for [`Pool`](portalock_core::Pool). Redis keeps no
@@ -77,8 +92,8 @@
 //!
 //! # What it needs
 //!
-//! - Redis 6.2 or later, or Valkey; a single server, with replicas if you like, and sentinels. A cluster is refused: whether a
-//!   session lives is known to one node only. With the feature `tls`, `rediss://` and `rediss+sentinel://` URLs.
+//! - Redis 6.2 or later, or Valkey: a single server, with replicas if you like, and sentinels. Or a cluster of Redis 7.0 or later, or
+//!   of Valkey, by a `redis+cluster://` URL. With the feature `tls`, `rediss://`, `rediss+sentinel://` and `rediss+cluster://`.
 //! - A `maxmemory-policy` that evicts none of our keys: `noeviction`, or memory enough. All keys have a time to live, so
 //!   the `volatile-*` policies evict them too.
 //! - A user with this ACL, for the default prefix: `~portalock/* &portalock/* +eval +evalsha +subscribe +unsubscribe
@@ -86,6 +101,8 @@
 //!   +hsetnx +hdel +hgetall +hlen +zadd +zrem +zrange +zrevrank +select`. What is missing is a
 //!   [`PermissionDenied`](portalock_core::BackendErrorKind::PermissionDenied) when the session opens. Whoever has it may also
 //!   break locks. Of sentinels `+sentinel|master +sentinel|get-master-addr-by-name`.
+//! - In a cluster `~{portalock}/* ~{portalock-*}/* &{portalock-*}/*` instead of the first two, `+ssubscribe +sunsubscribe +spublish
+//!   +pubsub|shardnumsub` instead of their namesakes, and `+cluster|nodes +asking`; at every node, as a cluster does not pass on users.
 //!
 //! # What lies in Redis
 //!
@@ -98,13 +115,16 @@
 //! | `portalock/primary` | since when this server is the primary | a month after the last connection |
 //! | `portalock/session/ID` | a session; its channel has the same name | [`session_ttl`](RedisSettings::with_session_ttl) after its last sign of life |
 //!
+//! In a cluster `{portalock-N}` stands for `portalock`, N being the number of the tag; and `{portalock}/tags` says how many there are, for
+//! good.
+//!
 //! Of a finished lock only the last token is left, for at least an hour after the server's clock has passed it: a token is that
 //! clock in microseconds or more, so from then on the clock alone makes larger ones, also if it had been set back in
 //! between. Who holds or waits for longer than an hour keeps the keys alive.
 //!
 //! # Features
 //!
-//! - `tls`: `rediss://` and `rediss+sentinel://` URLs, by rustls; with the system's certificates or [your own](RedisSettings::with_authority).
+//! - `tls`: `rediss://`, `rediss+sentinel://` and `rediss+cluster://` URLs, by rustls; with the system's certificates or [your own](RedisSettings::with_authority).
 //!
 //! What holds until which fault is in `docs/guarantees.md`, and the invariants of the scripts stand in `src/scripts.rs`.
 
@@ -114,6 +134,8 @@ mod address;
 mod backend;
 mod breaking;
 mod client;
+mod clients;
+mod cluster;
 mod config;
 mod connect;
 mod connection;
@@ -131,6 +153,7 @@ mod scripts;
 mod semaphore;
 mod sentinel;
 mod session;
+mod witness;
 
 pub use backend::RedisBackend;
 pub use config::{InvalidRedisSettings, RedisSettings};

@@ -7,7 +7,8 @@ use portalock_core::{
 use redis::{Value, aio::MultiplexedConnection};
 
 use crate::{
-    error::{failed, unexpected},
+    cluster::moving,
+    error::{failed, is_moving, unexpected},
     place::Place,
     record::text,
     replicas::confirm,
@@ -30,13 +31,17 @@ pub(crate) async fn look(
     }
     let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
     let names: Vec<&str> = asked.iter().map(|asked| &*asked.at.name).collect();
-    let answer = LOOK.run(&mut connection, &keys, &names).await;
-    let answer = answer.map_err(|error| failed(LOOKING, error))?;
-    let Value::Array(answers) = answer else {
-        return Err(unexpected(LOOKING));
+    let tag = session.server.route.tag();
+    let answer = LOOK.run_in(tag, &mut connection, &keys, &names).await;
+    let stands = match answer {
+        Ok(Value::Array(answers)) => {
+            let stands: Option<Vec<_>> = answers.iter().map(stand).collect();
+            stands.ok_or_else(|| unexpected(LOOKING))?
+        }
+        Ok(_) => return Err(unexpected(LOOKING)),
+        Err(error) if is_moving(&error) => moving::look(session, &mut connection, asked).await?,
+        Err(error) => return Err(failed(LOOKING, error)),
     };
-    let stands: Option<Vec<_>> = answers.iter().map(stand).collect();
-    let stands = stands.ok_or_else(|| unexpected(LOOKING))?;
     if session.settings().wait_replicas() > 0 {
         confirm(&mut connection, session).await?;
     }

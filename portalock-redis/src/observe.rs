@@ -14,12 +14,12 @@ use portalock_core::{
     BackendError, Claim, ClaimKind, FencingToken, HolderSender, HolderWatch, Inspection, LockName,
     OwnerId, holder_watch, session,
 };
-use redis::{PushInfo, PushKind, aio::MultiplexedConnection};
+use redis::{PushInfo, aio::MultiplexedConnection};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 use crate::{
     client::Server,
-    connect::{connect, message},
+    connect::{connect, is_end, is_message, message, subscribe},
     error::{failed, unexpected},
     keys::{Kind, NameKeys},
     place::Place,
@@ -85,9 +85,11 @@ impl Line {
     ) -> Result<Self, BackendError> {
         let (tell, heard) = unbounded_channel();
         let push = move |push: PushInfo| {
-            let what = match push.kind {
-                PushKind::Message => message(&push).map(|text| Heard::Change(text.to_owned())),
-                PushKind::Disconnection | PushKind::Unsubscribe => Some(Heard::End),
+            let what = match &push.kind {
+                kind if is_message(kind) => {
+                    message(&push).map(|text| Heard::Change(text.to_owned()))
+                }
+                kind if is_end(kind) => Some(Heard::End),
                 _ => None,
             };
             // Nobody listens any more if the watch is over.
@@ -95,8 +97,7 @@ impl Line {
         };
         let location = route.find().await?;
         let mut connection = connect(&route, &location, push).await?;
-        connection
-            .subscribe(&keys.state)
+        subscribe(&route, &mut connection, &keys.state)
             .await
             .map_err(|error| failed(OBSERVING, error))?;
         Ok(Self {
@@ -111,13 +112,15 @@ impl Line {
 
     async fn look(&mut self) -> Result<Inspection, BackendError> {
         let Self {
+            route,
             connection,
             keys,
             sessions,
             ..
         } = self;
         let answer = INSPECT
-            .run(
+            .run_in(
+                route.tag(),
                 connection,
                 &[&keys.state, &keys.queue, &keys.waiters],
                 &[sessions],

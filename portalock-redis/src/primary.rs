@@ -6,8 +6,12 @@
 //!
 //! Only what can grant waits: connections of calls, and new sessions. A session that the server still knows goes on at once.
 //!
-//! Behind sentinels a former primary may go on, and refresh sessions until their clients see the switch: they look three times in a session's
-//! time, and have half as long for an answer. So the wait is longer by half there.
+//! Behind sentinels and in a cluster a former primary may go on, and refresh sessions until their clients see the switch: they look three
+//! times in a session's time, and have half as long for an answer. So the wait is longer by half there.
+//!
+//! In a cluster each tag has a key of its own for this, which goes with its slot from node to node. It tells since when the node before was
+//! the primary, so that a move can't cut short what is left of a wait. A node that was ever promoted counts as promoted just now when a slot
+//! comes to it: nothing that is kept with the slot tells that it came by a move.
 //!
 //! # Why the session's time is enough where replicas confirm
 //!
@@ -44,13 +48,13 @@ pub(crate) async fn may_grant(
         // So long may the one before have gone on to refresh sessions, until their clients had seen the switch.
         wait = wait.saturating_add(wait / 2);
     }
-    let key = format!("{}/primary", settings.prefix());
+    let key = format!("{}/primary", route.prefix());
     let wait = wait.as_millis().to_string();
     let mut confirmed = settings.wait_replicas() == 0;
     loop {
         let arguments = [&*wait, if confirmed { "1" } else { "0" }];
         let answer = PRIMARY
-            .run(connection, &[&key], &arguments)
+            .run_in(route.tag(), connection, &[&key], &arguments)
             .await
             .map_err(|error| failed(WHAT, error))?;
         match text(&answer).ok_or_else(|| unexpected(WHAT))? {

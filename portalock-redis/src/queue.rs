@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use portalock_core::{
-    BackendError, Claim, FencingToken, Holder, Inspection, LockName, OwnerId, session::Answered,
+    BackendError, BackendErrorKind, Claim, FencingToken, Holder, Inspection, LockName, OwnerId,
+    session::Answered,
 };
 use redis::Value;
 
@@ -22,6 +23,9 @@ const ACQUIRING: &str = "acquire through Redis";
 const RELEASING: &str = "release through Redis";
 const INSPECTING: &str = "look at a lock in Redis";
 const LISTING: &str = "list the locks in Redis";
+
+/// How often a list is made anew because its slot has moved meanwhile.
+const SCANS: usize = 3;
 
 /// A request in the scripts' terms.
 #[derive(Debug)]
@@ -156,6 +160,27 @@ impl Server {
 
     /// The locks that are held or waited for.
     pub(crate) async fn names(&self) -> Result<Vec<LockName>, BackendError> {
+        let Some(tag) = self.route.tag() else {
+            return self.scan().await;
+        };
+        for _ in 0..SCANS {
+            let location = self.route.number();
+            let names = self.scan().await?;
+            // A slot that moves takes its keys away from a scan: then this is refused, or asked of another node than before.
+            let mut exists = redis::cmd("EXISTS");
+            let exists = exists.arg(tag.never_set());
+            self.send(LISTING, Call::Plain(exists)).await?;
+            if location == self.route.number() {
+                return Ok(names);
+            }
+        }
+        Err(BackendError::new(
+            BackendErrorKind::Unavailable,
+            format!("can't {LISTING}: their slot moved at every try"),
+        ))
+    }
+
+    async fn scan(&self) -> Result<Vec<LockName>, BackendError> {
         let mut names = Vec::new();
         let mut cursor = "0".to_owned();
         loop {
@@ -217,6 +242,11 @@ fn standing(answer: &Value) -> Option<Standing> {
 
 fn token(number: &str) -> Option<FencingToken> {
     number.parse().ok().map(FencingToken::new)
+}
+
+/// The token in the claim of one who holds.
+pub(crate) fn token_of(claim: &str) -> Option<FencingToken> {
+    claim.splitn(5, '|').nth(3).and_then(token)
 }
 
 /// Whose claim this is, as `prelude.lua` packs it.
@@ -292,6 +322,8 @@ mod tests {
         let read = holder(claim).unwrap();
         assert_eq!((read.pid, read.label.as_deref()), (5, Some("a|b")));
         assert!(holder("something else").is_none());
+        assert_eq!(token_of(claim), Some(FencingToken::new(7)));
+        assert_eq!(token_of("0a|1|1||1500|{}"), None);
     }
 
     #[test]

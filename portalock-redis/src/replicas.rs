@@ -101,7 +101,9 @@ impl Unconfirmed {
             let grants =
                 std::mem::take(&mut *self.grants.lock().unwrap_or_else(PoisonError::into_inner));
             let confirmed = match session.connection() {
-                Some(mut line) => confirm(&mut line.connection, session.service()).await,
+                Some(mut line) => confirm(&mut line.connection, session.service())
+                    .await
+                    .and_then(|()| line.ensure_open(CONFIRMING)),
                 None => Err(BackendError::new(
                     BackendErrorKind::Unavailable,
                     format!("can't {CONFIRMING}: there is no connection"),

@@ -1,17 +1,22 @@
 //! The way to the server: where it is now, looked up for each connection that is opened.
 
-use std::sync::{
-    Arc, Mutex, PoisonError,
-    atomic::{AtomicU64, Ordering},
+use std::{
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
 };
 
 use portalock_core::{BackendError, BackendErrorKind, session};
 use redis::ConnectionInfo;
 
 use crate::{
-    address::{Address, SentinelAddress},
+    address::SentinelAddress,
+    cluster::{Cluster, Tag},
     config::RedisSettings,
-    sentinel::{Enough, Heard, Sentinels, Told, at},
+    sentinel::Sentinels,
+    witness::{Enough, Heard, Told, at},
 };
 
 /// How one backend object finds its server.
@@ -38,31 +43,80 @@ pub(crate) struct Location {
 /// A primary that moves.
 #[derive(Debug)]
 struct Followed {
-    sentinels: Sentinels,
+    witnesses: Witnesses,
     server: ConnectionInfo,
     latest: Mutex<Option<Told>>,
     /// That of the latest location.
     number: AtomicU64,
 }
 
+/// Who knows where it is.
+#[derive(Debug)]
+enum Witnesses {
+    Sentinels(Sentinels),
+    /// The nodes of a cluster know it for a tag's slot.
+    Nodes(Arc<Cluster>, Tag),
+}
+
 impl Route {
-    pub(crate) fn new(settings: Arc<RedisSettings>) -> Self {
-        let way = match settings.address() {
-            Address::Fixed(server) => Way::Fixed(Box::new(server.clone())),
-            Address::Sentinels(address) => {
-                Way::Followed(Arc::new(Followed::new(address, settings.clone())))
-            }
-        };
+    pub(crate) fn to_server(server: &ConnectionInfo, settings: &Arc<RedisSettings>) -> Self {
+        let way = Way::Fixed(Box::new(server.clone()));
+        Self::new(way, settings)
+    }
+
+    /// To the primary that the sentinels name.
+    pub(crate) fn by_sentinels(address: &SentinelAddress, settings: &Arc<RedisSettings>) -> Self {
+        let sentinels = Witnesses::Sentinels(Sentinels::new(address, settings.clone()));
+        let followed = Followed::new(sentinels, address.server.clone());
+        Self::new(Way::Followed(Arc::new(followed)), settings)
+    }
+
+    /// To the node of a cluster that serves the slot of `tag`.
+    pub(crate) fn to_slot(cluster: &Arc<Cluster>, tag: Tag, settings: &Arc<RedisSettings>) -> Self {
+        let nodes = Witnesses::Nodes(cluster.clone(), tag);
+        let followed = Followed::new(nodes, cluster.server().clone());
+        Self::new(Way::Followed(Arc::new(followed)), settings)
+    }
+
+    fn new(way: Way, settings: &Arc<RedisSettings>) -> Self {
+        let settings = settings.clone();
         Self { settings, way }
     }
 
-    pub(crate) fn settings(&self) -> &RedisSettings {
+    pub(crate) fn settings(&self) -> &Arc<RedisSettings> {
         &self.settings
+    }
+
+    /// The tag that it leads to, in a cluster.
+    pub(crate) fn tag(&self) -> Option<&Tag> {
+        match &self.way {
+            Way::Followed(followed) => match &followed.witnesses {
+                Witnesses::Nodes(_, tag) => Some(tag),
+                Witnesses::Sentinels(_) => None,
+            },
+            Way::Fixed(_) => None,
+        }
+    }
+
+    /// What every key and channel of its locks begins with.
+    pub(crate) fn prefix(&self) -> &Arc<str> {
+        self.tag().map_or(self.settings.prefix_text(), Tag::prefix)
     }
 
     /// Whether the server can move.
     pub(crate) fn is_followed(&self) -> bool {
         matches!(self.way, Way::Followed(_))
+    }
+
+    /// How often to look whether it has moved.
+    pub(crate) fn look_interval(&self) -> Duration {
+        let interval = self.settings.look_interval();
+        // There what has been heard may be as old as the other half.
+        if self.tag().is_some() {
+            interval / 2
+        } else {
+            interval
+        }
     }
 
     /// Where the server is.
@@ -73,6 +127,18 @@ impl Route {
                 number: 0,
             }),
             Way::Followed(followed) => Followed::look(followed, Enough::Most).await,
+        }
+    }
+
+    /// Another server, to which a node of a cluster sends who asks for a key of a slot that moves.
+    pub(crate) fn beside(&self, host: &str, port: u16) -> Location {
+        let server = match &self.way {
+            Way::Fixed(server) => server,
+            Way::Followed(followed) => &followed.server,
+        };
+        Location {
+            server: at(server, host, port),
+            number: self.number(),
         }
     }
 
@@ -95,10 +161,10 @@ impl Route {
 }
 
 impl Followed {
-    fn new(address: &SentinelAddress, settings: Arc<RedisSettings>) -> Self {
+    fn new(witnesses: Witnesses, server: ConnectionInfo) -> Self {
         Self {
-            sentinels: Sentinels::new(address, settings),
-            server: address.server.clone(),
+            witnesses,
+            server,
             latest: Mutex::default(),
             number: AtomicU64::new(0),
         }
@@ -107,13 +173,16 @@ impl Followed {
     async fn look(this: &Arc<Self>, enough: Enough) -> Result<Location, BackendError> {
         let this = this.clone();
         session::run(async move {
-            let heard = this.sentinels.ask(enough).await?;
+            let heard = match &this.witnesses {
+                Witnesses::Sentinels(sentinels) => sentinels.ask(enough).await?,
+                Witnesses::Nodes(cluster, tag) => cluster.owner(tag.slot(), enough).await?,
+            };
             this.note(heard)
         })
         .await?
     }
 
-    /// Takes note of what was heard, unless it is older than what is known. Only all sentinels together can take that back: they
+    /// Takes note of what was heard, unless it is older than what is known. Only all who know together can take that back: they
     /// were set up anew.
     fn note(&self, Heard { told, from_all }: Heard) -> Result<Location, BackendError> {
         // Nothing panics while it is held.
@@ -122,7 +191,7 @@ impl Followed {
             if told.epoch < known.epoch && !from_all {
                 return Err(BackendError::new(
                     BackendErrorKind::Unavailable,
-                    "can't find the Redis primary: the sentinels that answer have not heard of the last switch",
+                    "can't find the Redis primary: those that answer have not heard of the last switch",
                 ));
             }
             if (&known.host, known.port) != (&told.host, told.port) {
@@ -131,7 +200,7 @@ impl Followed {
             }
         }
         let location = Location {
-            server: at(&self.server, &told),
+            server: at(&self.server, &told.host, told.port),
             number: self.number.load(Ordering::Acquire),
         };
         *latest = Some(told);
@@ -142,13 +211,15 @@ impl Followed {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::address::Address;
 
     fn followed() -> Followed {
         let settings = RedisSettings::new("redis+sentinel://a,b,c/m").unwrap();
         let Address::Sentinels(address) = settings.address().clone() else {
             panic!("it names sentinels");
         };
-        Followed::new(&address, Arc::new(settings))
+        let sentinels = Sentinels::new(&address, Arc::new(settings));
+        Followed::new(Witnesses::Sentinels(sentinels), address.server)
     }
 
     fn heard(epoch: u64, host: &str, from_all: bool) -> Heard {

@@ -22,45 +22,111 @@
 //!    looks when it can have missed one. The last in the queue always has been told that it is, by an answer or a message, and
 //!    looks often whether the holders live; the others look from time to time, also whether the last one does.
 
+//!
+//! # In a cluster
+//!
+//! All keys and channels of a script lie in one slot, by their hash tag: those of the sessions that it meets in claims too, which
+//! nobody can name beforehand. While the slot moves from one node to another, some of its keys are at either, and a session whose
+//! key isn't here may well live. So each script that meets sessions names a key that is never set. As long as the slot moves that one
+//! counts as moved, and the node refuses the script as a whole, before it has done anything (`ASK`, or `TRYAGAIN` if other keys are
+//! still there). The node to which the slot moves refuses it as well, unless it is told `ASKING`: that is never said for these
+//! scripts. Those that touch nothing but the keys that they name run wherever all of these are.
+
 use redis::{Cmd, ErrorKind, RedisError, ServerErrorKind, Value, aio::MultiplexedConnection};
 use sha1_smol::Sha1;
 use std::sync::LazyLock;
 
-/// A script and its hash, by which the server knows it.
+use crate::cluster::Tag;
+
+/// A script, as it runs on a server of its own and in a slot of a cluster.
 #[derive(Debug)]
 pub(crate) struct Script {
+    server: Form,
+    slot: Form,
+    /// It reads keys that it doesn't name: those of sessions.
+    meets_sessions: bool,
+}
+
+/// What is sent, and its hash, by which the server knows it.
+#[derive(Debug)]
+struct Form {
     source: String,
     hash: String,
 }
 
 macro_rules! script {
-    ($(#[$doc:meta])* $name:ident: $($file:literal)+) => {
-        $(#[$doc])*
-        pub(crate) static $name: LazyLock<Script> =
-            LazyLock::new(|| Script::new(concat!($(include_str!(concat!("scripts/", $file)), "\n",)+)));
+    ($name:ident: $($file:literal)+) => {
+        script!($name, false: $($file)+);
+    };
+    ($name:ident meets sessions: $($file:literal)+) => {
+        script!($name, true: $($file)+);
+    };
+    ($name:ident, $meets_sessions:literal: $($file:literal)+) => {
+        pub(crate) static $name: LazyLock<Script> = LazyLock::new(|| {
+            Script::new($meets_sessions, concat!($("\n", include_str!(concat!("scripts/", $file)),)+))
+        });
     };
 }
 
-script!(ACQUIRE: "grant.lua" "acquire_usual.lua" "prelude.lua" "acquire.lua");
-script!(RELEASE: "grant.lua" "release_usual.lua" "prelude.lua" "release.lua");
-script!(BREAK: "place.lua" "break.lua");
-script!(EVICT: "place.lua" "grant.lua" "release_usual.lua" "prelude.lua" "release.lua");
-script!(INSPECT: "grant.lua" "prelude.lua" "inspect.lua");
+script!(ACQUIRE meets sessions: "grant.lua" "acquire_usual.lua" "prelude.lua" "acquire.lua");
+script!(RELEASE meets sessions: "grant.lua" "release_usual.lua" "prelude.lua" "release.lua");
+script!(BREAK meets sessions: "place.lua" "break.lua");
+script!(EVICT meets sessions: "place.lua" "grant.lua" "release_usual.lua" "prelude.lua" "release.lua");
+script!(INSPECT meets sessions: "grant.lua" "prelude.lua" "inspect.lua");
 script!(OPEN: "open.lua");
 script!(RAISE: "raise.lua");
 script!(LOOK: "look.lua");
 script!(PRIMARY: "primary.lua");
 
 impl Script {
-    fn new(source: &str) -> Self {
+    fn new(meets_sessions: bool, source: &str) -> Self {
         Self {
-            source: source.to_owned(),
-            hash: Sha1::from(source).digest().to_string(),
+            server: Form::new(include_str!("scripts/server.lua"), source),
+            slot: Form::new(include_str!("scripts/slot.lua"), source),
+            meets_sessions,
         }
     }
 
-    /// Runs the script. One round trip, or two if the server doesn't have it: after a start or a `SCRIPT FLUSH`.
-    pub(crate) async fn run(
+    /// Runs the script, on a server of its own or in the slot of `tag`. One round trip, or two if the server doesn't have it: after a
+    /// start or a `SCRIPT FLUSH`.
+    pub(crate) async fn run_in(
+        &self,
+        tag: Option<&Tag>,
+        connection: &mut MultiplexedConnection,
+        keys: &[&str],
+        arguments: &[&str],
+    ) -> Result<Value, RedisError> {
+        match tag {
+            None => self.server.run(connection, keys, arguments).await,
+            Some(tag) if self.meets_sessions => {
+                let keys = [keys, &[tag.never_set()]].concat();
+                self.slot.run(connection, &keys, arguments).await
+            }
+            Some(_) => self.slot.run(connection, keys, arguments).await,
+        }
+    }
+
+    #[cfg(all(test, unix))]
+    async fn run(
+        &self,
+        connection: &mut MultiplexedConnection,
+        keys: &[&str],
+        arguments: &[&str],
+    ) -> Result<Value, RedisError> {
+        self.run_in(None, connection, keys, arguments).await
+    }
+}
+
+impl Form {
+    fn new(head: &str, source: &str) -> Self {
+        let source = [head, source].concat();
+        Self {
+            hash: Sha1::from(&source).digest().to_string(),
+            source,
+        }
+    }
+
+    async fn run(
         &self,
         connection: &mut MultiplexedConnection,
         keys: &[&str],

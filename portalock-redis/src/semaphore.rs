@@ -22,31 +22,33 @@ impl Semaphore for RedisBackend {
     }
 
     async fn try_acquire(&self, request: &PermitRequest) -> Result<Attempt, BackendError> {
-        self.client
-            .attempt(
-                request.owner,
-                &Wish {
-                    wanted: Wanted::permits(request),
-                    patience: request.patience,
-                    holder: request.holder.clone(),
-                },
-            )
-            .await
+        let wish = Wish {
+            wanted: Wanted::permits(request),
+            patience: request.patience,
+            holder: request.holder.clone(),
+        };
+        let client = self.clients.of(&request.name).await?;
+        client.attempt(request.owner, &wish).await
     }
 
     async fn release(&self, request: &PermitRequest) -> Result<Released, BackendError> {
-        self.client.release(request.owner).await
+        match self.clients.used_for(&request.name) {
+            Some(client) => client.release(request.owner).await,
+            None => Ok(Released::NotHeld),
+        }
     }
 
     async fn subscribe(&self, request: &PermitRequest) -> Result<Option<Wakeups>, BackendError> {
-        self.client.subscribe(request.owner).map(Some)
+        let client = self.clients.of(&request.name).await?;
+        client.subscribe(request.owner).map(Some)
     }
 
     async fn inspect(&self, name: &LockName) -> Result<Inspection, BackendError> {
-        self.client.shared().inspect(Kind::Semaphore, name).await
+        let client = self.clients.of(name).await?;
+        client.shared().inspect(Kind::Semaphore, name).await
     }
 
     async fn close(&self) -> Result<(), BackendError> {
-        self.client.close().await
+        self.clients.close().await
     }
 }

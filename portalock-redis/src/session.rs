@@ -47,18 +47,19 @@ use std::{
 
 use async_trait::async_trait;
 use portalock_core::{
-    BackendError, FencingToken, Loss, OwnerId, Renewal,
+    BackendError, BackendErrorKind, FencingToken, Loss, OwnerId, Renewal,
     clock::Instant,
     session::{Answered, Asked, Entered, KeptSession, Leaving, Looked, Service},
 };
-use redis::{PushInfo, PushKind, aio::MultiplexedConnection};
+use redis::{PushInfo, RedisError, aio::MultiplexedConnection};
 
 use crate::{
     breaking::{Mark, heed, marks_key},
     client::{Server, Wish, enter, leave},
+    cluster::moving,
     config::RedisSettings,
-    connect::{connect, message},
-    error::failed,
+    connect::{connect, is_end, is_message, message, subscribe},
+    error::{failed, is_moving},
     look::look,
     place::Place,
     primary::may_grant,
@@ -69,10 +70,8 @@ use crate::{
 
 const STARTING: &str = "begin a session with Redis";
 const RENEWING: &str = "refresh the session with Redis";
+const LOOKING_AFTER: &str = "look after what a session has in Redis";
 const ENDING: &str = "end the session with Redis";
-
-/// How often is looked whether the primary is another server, at the least.
-const LOOKING: Duration = Duration::from_secs(1);
 
 /// A session with Redis.
 pub(crate) type Session = KeptSession<SessionKey>;
@@ -117,6 +116,20 @@ impl SessionKey {
     /// Its key holds this, as an answer says. An older answer that comes later is corrected by the next attempt, which is stale.
     pub(crate) fn stamp_is(&self, stamp: Arc<str>) {
         *self.stamp.lock().unwrap_or_else(PoisonError::into_inner) = stamp;
+    }
+}
+
+impl Line {
+    /// Whether what was answered over it counts. A node that gives a slot away ends the subscription by a message that the client
+    /// library takes for an answer: what is answered afterwards is taken for the answer to an earlier command.
+    pub(crate) fn ensure_open(&self, what: &'static str) -> Result<(), BackendError> {
+        if SessionKey::is_open(self) {
+            return Ok(());
+        }
+        Err(BackendError::new(
+            BackendErrorKind::Unavailable,
+            format!("can't {what}: its subscription ended meanwhile"),
+        ))
     }
 }
 
@@ -175,8 +188,7 @@ impl Service for SessionKey {
             Ok(())
         };
         let mut connection = connect(&route, &location, push).await?;
-        connection
-            .subscribe(&key.key)
+        subscribe(&route, &mut connection, &key.key)
             .await
             .map_err(|error| failed("subscribe to the session's channel in Redis", error))?;
         Ok(Line {
@@ -208,31 +220,39 @@ impl Service for SessionKey {
         opened.extend(former.map(|former| &*former.service().key));
         let sent = Instant::now();
         // After the subscription: the key of a `connected` session without one then always means that it is over.
-        OPEN.run(&mut connection, &opened, &[&key.stamp(), &key.lifetime])
+        let tag = key.server.route.tag();
+        let arguments = [&*key.stamp(), &key.lifetime];
+        OPEN.run_in(tag, &mut connection, &opened, &arguments)
             .await
             .map_err(|error| failed(STARTING, error))?;
         replicated(&mut connection, key.settings()).await?;
+        line.ensure_open(STARTING)?;
         Ok(sent + certain(key.settings().session_ttl()))
     }
 
     async fn renew(session: &Arc<Session>, line: &Line) -> Result<Renewal, BackendError> {
         let key = session.service();
         let mut connection = line.connection.clone();
-        let (is_known, marks): (bool, Vec<Mark>) = redis::pipe()
+        let renewed: Result<(bool, Vec<Mark>), RedisError> = redis::pipe()
             .cmd("PEXPIRE")
             .arg(&key.key)
             .arg(&key.lifetime)
             .cmd("HGETALL")
             .arg(marks_key(key))
             .query_async(&mut connection)
-            .await
-            .map_err(|error| failed(RENEWING, error))?;
+            .await;
+        let (is_known, marks) = match renewed {
+            Err(error) if is_moving(&error) => (true, moving::renew(key, &mut connection).await?),
+            renewed => renewed.map_err(|error| failed(RENEWING, error))?,
+        };
+        line.ensure_open(RENEWING)?;
         if !is_known {
             return Ok(Renewal::Gone(forgotten()));
         }
         // Before the lease is prolonged: see there.
         heed(session, &mut connection, marks).await;
         renewed_at_replicas(&mut connection, key.settings()).await?;
+        line.ensure_open(RENEWING)?;
         Ok(Renewal::Renewed(certain(key.settings().session_ttl())))
     }
 
@@ -241,7 +261,9 @@ impl Service for SessionKey {
         line: &Line,
         asked: &[Asked<Place>],
     ) -> Result<Looked, BackendError> {
-        look(session.service(), line.connection.clone(), asked).await
+        let looked = look(session.service(), line.connection.clone(), asked).await?;
+        line.ensure_open(LOOKING_AFTER)?;
+        Ok(looked)
     }
 
     async fn enter(
@@ -289,7 +311,7 @@ async fn follow(session: &Session) -> Infallible {
         std::future::pending::<()>().await;
     }
     loop {
-        tokio::time::sleep(LOOKING.min(key.settings().session_ttl() / 3)).await;
+        tokio::time::sleep(route.look_interval()).await;
         // Unknown: nothing follows from it.
         if let Err(error) = route.look().await {
             tracing::debug!(%error, "where the Redis primary is, is unknown");
@@ -313,14 +335,16 @@ impl Hearer {
         let Some(session) = self.session.upgrade() else {
             return;
         };
-        match push.kind {
+        match &push.kind {
             // What the primary before says counts for nothing.
-            PushKind::Message if self.location == session.service().server.route.number() => {
+            kind if is_message(kind)
+                && self.location == session.service().server.route.number() =>
+            {
                 if let Some(text) = message(push) {
                     hear_message(&session, text);
                 }
             }
-            PushKind::Disconnection | PushKind::Unsubscribe => {
+            kind if is_end(kind) => {
                 self.is_open.store(false, Ordering::Release);
                 session.connection_ended();
             }

@@ -37,7 +37,8 @@
 //! | `fs:DIR`, `fs:///DIR` | lock files in a directory, which is made if it isn't there | `fs` (default) |
 //! | `redis://[user:password@]host[:port][/database]` | a Redis or Valkey server | `redis` |
 //! | `redis+sentinel://[user:password@]host[:port][,host...]/master-name[/database]` | the Redis primary that these sentinels name | `redis` |
-//! | `rediss://...`, `rediss+sentinel://...` | the same over TLS | `redis` and `tls` |
+//! | `redis+cluster://[user:password@]host[:port][,host...]` | the Redis cluster of these nodes | `redis` |
+//! | `rediss://...`, `rediss+sentinel://...`, `rediss+cluster://...` | the same over TLS | `redis` and `tls` |
 //! | `unix:///path/to/socket[?db=3]` | a Redis or Valkey server on this host | `redis` |
 //! | `etcd://[user:password@]host[:port][,host...][/prefix]` | an etcd cluster | `etcd` |
 //! | `etcds://...` | the same over TLS | `etcd` and `tls` |

@@ -9,8 +9,8 @@ pub(crate) const USAGE: &str = "with_lock [OPTIONS] [BACKEND] NAME -- COMMAND [A
 pub(crate) const TARGET: &str = "\
 The lock's name, after its backend if it isn't the default one.
 
-BACKEND is an address (fs:DIR, redis://HOST, rediss://HOST, redis+sentinel://HOST,HOST/MASTER, unix:///SOCKET, etcd://HOST,HOST, \
-postgres://HOST/DATABASE) or a key of the configuration file. Without it: $PORTALOCK_BACKEND, else fs:, which is a directory in your home.";
+BACKEND is an address (fs:DIR, redis://HOST, rediss://HOST, redis+sentinel://HOST,HOST/MASTER, redis+cluster://HOST,HOST, \
+unix:///SOCKET, etcd://HOST,HOST, postgres://HOST/DATABASE) or a key of the configuration file. Without it: $PORTALOCK_BACKEND, else fs:, which is a directory in your home.";
 
 pub(crate) const ABOUT: &str = "\
 Runs a command while it holds a lock: on files, Redis, etcd or Postgres.

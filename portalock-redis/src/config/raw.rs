@@ -22,6 +22,7 @@ pub(super) struct RawSettings {
     connect_timeout: Option<RawDuration>,
     response_timeout: Option<RawDuration>,
     wait_replicas: Option<u32>,
+    cluster_tags: Option<u16>,
     authority: Option<PathBuf>,
 }
 
@@ -67,6 +68,9 @@ impl TryFrom<RawSettings> for RedisSettings {
         }
         if let Some(replicas) = raw.wait_replicas {
             settings = settings.with_wait_replicas(replicas);
+        }
+        if let Some(tags) = raw.cluster_tags {
+            settings = settings.with_cluster_tags(tags)?;
         }
         if let Some(file) = raw.authority {
             settings = settings.with_authority(file);

@@ -89,7 +89,7 @@ read_clock()
 local others = {}
 for holder in pairs(holders) do others[#others + 1] = holder end
 local asked = #others > 0 and others[micros % #others + 1]
-if asked then call('PUBLISH', sessions .. holders[asked].session, 'asked|' .. asked .. '|' .. state) end
+if asked then call(PUBLISH, sessions .. holders[asked].session, 'asked|' .. asked .. '|' .. state) end
 
 -- If nobody holds, whoever is next in the queue is in the way.
 local in_the_way = asked and holders[asked]

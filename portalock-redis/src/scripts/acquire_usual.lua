@@ -11,7 +11,7 @@ local function refusal()
   local stamp = call('GET', KEYS[4])
   if not stamp then return { 'ended' } end
   if stamp ~= ARGV[8] then return { 'stale', stamp } end
-  if string.byte(stamp) ~= KEPT_FORM and call('PUBSUB', 'NUMSUB', KEYS[4])[2] == 0 then return { 'ended' } end
+  if string.byte(stamp) ~= KEPT_FORM and call('PUBSUB', NUMSUB, KEYS[4])[2] == 0 then return { 'ended' } end
 end
 
 local shape = ARGV[4] .. '|' .. ARGV[5]

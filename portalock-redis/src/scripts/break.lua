@@ -21,5 +21,5 @@ if left == -1 then left = KEPT end
 local marks = key .. '/broken'
 redis.call('HSETNX', marks, ARGV[2], ARGV[3])
 redis.call('PEXPIRE', marks, string.format('%.0f', left + KEPT))
-redis.call('PUBLISH', key, 'broken')
+redis.call(PUBLISH, key, 'broken')
 return string.format('%.0f', left)

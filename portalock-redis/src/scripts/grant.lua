@@ -14,7 +14,7 @@
 -- Observers listen on a channel with the name of the state: of each grant, and of a release that nobody is granted after.
 --
 -- Besides KEYS the scripts read `ARGV[1] .. session` of the sessions that they meet in claims. Those can't be declared
--- beforehand, which is one of two reasons why a cluster is refused; the other is that PUBSUB NUMSUB counts on one node.
+-- beforehand: in a cluster they lie in the same slot, and no script runs while that moves. See `scripts.rs`.
 --
 -- A call takes half a microsecond to two, whatever it does: so what can be asked at once is, and nothing is asked that nobody
 -- needs. Numbers are given to it as text, which spares it the slow way that Redis writes them. To define all of
@@ -43,7 +43,7 @@ local KEPT_FORM = string.byte('k')
 local function lives(session)
   local key = sessions .. session
   local stamp = call('GET', key)
-  return stamp and (string.byte(stamp) == KEPT_FORM or call('PUBSUB', 'NUMSUB', key)[2] > 0)
+  return stamp and (string.byte(stamp) == KEPT_FORM or call('PUBSUB', NUMSUB, key)[2] > 0)
 end
 
 -- The number in a last token.
@@ -66,7 +66,7 @@ local function write_grant(before, owner, head, who, alike)
   end
   local claim = head .. '|' .. token .. '|' .. since .. '|' .. who
   call('HSET', state, 'token', alike and token .. '|' .. alike or token, owner, claim)
-  call('PUBLISH', state, '+' .. owner .. '|' .. claim)
+  call(PUBLISH, state, '+' .. owner .. '|' .. claim)
   if math.floor(before / HOUR) ~= math.floor(last / HOUR) then
     call('PEXPIREAT', state, string.format('%.0f', math.floor(last / 1000) + 2 * KEPT))
   end

@@ -14,7 +14,7 @@ if redis.acl_check_cmd then
     { 'HGET', key, 'f' }, { 'HMGET', key, 'f' }, { 'HSET', key, 'f', 'v' }, { 'HSETNX', key, 'f', 'v' },
     { 'HDEL', key, 'f' }, { 'HGETALL', key }, { 'HLEN', key },
     { 'ZADD', key, '1', 'm' }, { 'ZREM', key, 'm' }, { 'ZRANGE', key, '0', '0' }, { 'ZREVRANK', key, 'm' },
-    { 'TIME' }, { 'PUBLISH', key, 'm' }, { 'PUBSUB', 'NUMSUB', key },
+    { 'TIME' }, { PUBLISH, key, 'm' }, { 'PUBSUB', NUMSUB, key },
   }) do
     if not redis.acl_check_cmd(unpack(command)) then
       return redis.error_reply('NOPERM this user has no permission for ' .. command[1])

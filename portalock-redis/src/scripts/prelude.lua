@@ -44,7 +44,7 @@ local function look_at(asked)
       if stamp and string.byte(stamp) ~= KEPT_FORM then connected[#connected + 1] = keys[i] end
     end
     if #connected > 0 then
-      local counts = call('PUBSUB', 'NUMSUB', unpack(connected))
+      local counts = call('PUBSUB', NUMSUB, unpack(connected))
       for i = 1, #counts, 2 do
         seen[string.sub(counts[i], #sessions + 1)] = counts[i + 1] > 0
       end
@@ -145,7 +145,7 @@ local function serve(owner, text)
       if not fits(claim) then return true end
       leave_queue(owner)
       grant(owner, claim)
-      call('PUBLISH', sessions .. claim.session, 'grant|' .. owner .. '|' .. claim.token)
+      call(PUBLISH, sessions .. claim.session, 'grant|' .. owner .. '|' .. claim.token)
       -- It lives and leaves nothing: nobody else need be looked at.
       if claim.weight >= limit then return true end
     end

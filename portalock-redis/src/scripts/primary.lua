@@ -26,10 +26,11 @@ local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local known, since = string.match(redis.call('GET', KEYS[1]) or '', '^(%x+)|(%d+)$')
 since = tonumber(since)
 if known ~= id or since == 0 then
-  if string.find(info, 'second_repl_offset:-1', 1, true) then
-    -- It has been the primary ever since it started. It counts whole seconds.
+  if since ~= 0 and string.find(info, 'second_repl_offset:-1', 1, true) then
+    -- It has been the primary ever since it started. It counts whole seconds. In a cluster the slot may have come from a node that was
+    -- promoted later than that.
     local uptime = tonumber(string.match(redis.call('INFO', 'server'), 'uptime_in_seconds:(%d+)'))
-    since = now - math.max(uptime - 1, 0) * 1000
+    since = math.max(since or 0, now - math.max(uptime - 1, 0) * 1000)
   else
     since = ARGV[2] == '1' and now or 0
   end

@@ -20,13 +20,13 @@ if serves and first then
   read(fields or call('HGETALL', state))
   local before = last
   serve(first)
-  if freed == 1 and last == before then call('PUBLISH', state, '-' .. owner) end
+  if freed == 1 and last == before then call(PUBLISH, state, '-' .. owner) end
 end
 
 -- The one that has become the last looks after the holders from now on, and has to be told.
 local tail = was_last and last_owner()
 local text = tail and call('HGET', waiters, tail)
 if text then
-  call('PUBLISH', sessions .. parse(text).session, 'last|' .. tail)
+  call(PUBLISH, sessions .. parse(text).session, 'last|' .. tail)
 end
 return whole(freed)

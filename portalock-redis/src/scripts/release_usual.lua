@@ -5,7 +5,7 @@ local owner = ARGV[2]
 local freed = call('HDEL', state, owner)
 local first = call('ZRANGE', queue, '0', '0')[1]
 if freed == 1 and not first then
-  call('PUBLISH', state, '-' .. owner)
+  call(PUBLISH, state, '-' .. owner)
   return '1'
 end
 
@@ -20,7 +20,7 @@ if fields and #fields == 2 and fields[1] == 'token' then
     call('HDEL', waiters, first)
     call('ZREM', queue, first)
     local _, token = write_grant(number_of(fields[2]), first, session .. '|' .. weight .. '|' .. capacity, who)
-    call('PUBLISH', sessions .. session, 'grant|' .. first .. '|' .. token)
+    call(PUBLISH, sessions .. session, 'grant|' .. first .. '|' .. token)
     return '1'
   end
 end

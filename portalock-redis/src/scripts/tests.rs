@@ -6,6 +6,7 @@ mod random_walk;
 use super::{ACQUIRE, BREAK, EVICT, LOOK, OPEN, PRIMARY, RAISE, RELEASE};
 use portalock_testkit::servers::RedisServer;
 use redis::aio::MultiplexedConnection;
+use std::time::Duration;
 
 /// A client that subscribes to nothing, so none of its `connected` sessions lives.
 async fn connection(server: &RedisServer) -> MultiplexedConnection {
@@ -477,6 +478,21 @@ async fn a_server_waits_from_its_start_or_from_when_it_was_promoted_and_confirme
     let id = id.split('|').next().unwrap();
     ask::<()>(&mut client, &["SET", "p", &format!("{id}|1")]).await;
     assert_eq!(wait_of(&mut client, false).await, "0");
+
+    // A slot that came from a node that was promoted later than this one was started; or that has not been confirmed.
+    let mut left = 60_000;
+    while left > 57_000 {
+        ask::<()>(&mut client, &["DEL", "p"]).await;
+        left = wait_of(&mut client, false).await.parse().unwrap();
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let time: Vec<u64> = ask(&mut client, &["TIME"]).await;
+    let promoted = time[0] * 1000;
+    ask::<()>(&mut client, &["SET", "p", &format!("0a|{promoted}")]).await;
+    let left: u32 = wait_of(&mut client, false).await.parse().unwrap();
+    assert!(left > 58_000, "{left}");
+    ask::<()>(&mut client, &["SET", "p", "0a|0"]).await;
+    assert_eq!(wait_of(&mut client, false).await, "unconfirmed");
 
     // A promotion gives it another id.
     let () = ask(&mut client, &["REPLICAOF", "127.0.0.1", "1"]).await;

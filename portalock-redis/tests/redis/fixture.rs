@@ -1,10 +1,13 @@
 //! A server, clients of it, and a second look at what they do there.
 
-use std::time::Duration;
+use std::{
+    sync::atomic::{AtomicU32, Ordering},
+    time::Duration,
+};
 
 use portalock_core::{Guard, Lock, LockBackend, LockError, Policy};
 use portalock_redis::{RedisBackend, RedisSettings};
-use portalock_testkit::servers::RedisServer;
+use portalock_testkit::{Fixture, Suite, cases, servers::RedisServer};
 use redis::{FromRedisValue, aio::MultiplexedConnection};
 use tokio::task::JoinHandle;
 
@@ -83,6 +86,28 @@ pub(crate) async fn eventually(condition: impl AsyncFn() -> bool) {
     tokio::time::timeout(ENOUGH, seen)
         .await
         .expect("it should have become so by now");
+}
+
+/// Plays the cases of which `which` tells the ids, each with keys of its own: below the prefix that `fixture` is told.
+pub(crate) fn play<F: Fixture>(
+    fixture: impl Fn(String) -> F + Send + Sync + 'static,
+    which: impl Fn(&str) -> bool,
+) {
+    let number = AtomicU32::new(0);
+    let suite = Suite::new(move || {
+        let prefix = format!("case{}", number.fetch_add(1, Ordering::Relaxed));
+        let fixture = fixture(prefix);
+        async move { fixture }
+    });
+    let mut failures = Vec::new();
+    for case in cases::all().filter(|case| which(&case.id())) {
+        let report = suite.run_case(case);
+        println!("{report}");
+        if report.is_failure() {
+            failures.push(report.to_string());
+        }
+    }
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
 }
 
 /// Who a server on this host is: it vouches for itself.

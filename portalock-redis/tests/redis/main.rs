@@ -8,6 +8,9 @@
 )]
 
 mod breaking;
+mod cluster;
+mod cluster_moves;
+mod cluster_suite;
 mod faults;
 mod fixture;
 mod guarantees;

@@ -3,17 +3,14 @@
 //! What it leaves out needs a line of the client's own or another process, and is the same on a single server.
 
 use std::{
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicU32, Ordering},
-    },
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
 use async_trait::async_trait;
 use portalock_core::DynSemaphore;
 use portalock_redis::{RedisBackend, RedisSettings};
-use portalock_testkit::{Fixture, FixtureError, Restore, Suite, cases, servers::SentinelGroup};
+use portalock_testkit::{Fixture, FixtureError, Restore, servers::SentinelGroup};
 use tokio::task::spawn_blocking;
 
 /// Longer than a switch, for those who must lose nothing in it.
@@ -86,26 +83,13 @@ impl Fixture for BehindSentinels {
     }
 }
 
-/// Plays the cases of which `which` tells the ids.
 fn play(which: impl Fn(&str) -> bool) {
     let group = Arc::new(Mutex::new(SentinelGroup::start().unwrap()));
-    let number = AtomicU32::new(0);
-    let suite = Suite::new(move || {
-        let fixture = BehindSentinels {
-            group: group.clone(),
-            prefix: format!("case{}", number.fetch_add(1, Ordering::Relaxed)),
-        };
-        async move { fixture }
-    });
-    let mut failures = Vec::new();
-    for case in cases::all().filter(|case| which(&case.id())) {
-        let report = suite.run_case(case);
-        println!("{report}");
-        if report.is_failure() {
-            failures.push(report.to_string());
-        }
-    }
-    assert!(failures.is_empty(), "{}", failures.join("\n"));
+    let case = move |prefix| BehindSentinels {
+        group: group.clone(),
+        prefix,
+    };
+    crate::fixture::play(case, which);
 }
 
 #[test]

@@ -19,22 +19,22 @@ use crate::fixture::{Admin, lock};
 
 const CLIENTS: usize = 6;
 const TASKS: usize = 3;
-const NAMES: [&str; 2] = ["a", "b"];
+pub(crate) const NAMES: [&str; 2] = ["a", "b"];
 
 #[derive(Debug, Default)]
-struct Counts {
-    grants: AtomicU32,
-    losses: AtomicU32,
-    doubles: AtomicU32,
-    falls: AtomicU32,
+pub(crate) struct Counts {
+    pub(crate) grants: AtomicU32,
+    pub(crate) losses: AtomicU32,
+    pub(crate) doubles: AtomicU32,
+    pub(crate) falls: AtomicU32,
 }
 
 /// Who holds, of those who have not been told that they have lost it.
 #[derive(Default)]
-struct Witness {
+pub(crate) struct Witness {
     held: Mutex<HashMap<&'static str, Vec<(u64, LostSignal)>>>,
     last: Mutex<HashMap<&'static str, u64>>,
-    counts: Counts,
+    pub(crate) counts: Counts,
 }
 
 impl Witness {
@@ -69,7 +69,7 @@ impl Witness {
 }
 
 /// Locks, holds and releases until told to end, through whatever can be tried again.
-async fn work(backend: RedisBackend, witness: Arc<Witness>, ends: Arc<AtomicBool>) {
+pub(crate) async fn work(backend: RedisBackend, witness: Arc<Witness>, ends: Arc<AtomicBool>) {
     while !ends.load(Ordering::Relaxed) {
         let name = NAMES[fastrand::usize(..NAMES.len())];
         let guard = match lock(&backend, name).acquire().await {

@@ -13,6 +13,7 @@ mod pgbouncer;
 mod postgres;
 mod process;
 mod redis;
+mod redis_cluster;
 mod resp;
 mod sentinel;
 
@@ -23,4 +24,5 @@ pub use pgbouncer::Pooler;
 pub use postgres::{PostgresOptions, PostgresServer};
 pub use process::{Program, ServerProcess, StartError};
 pub use redis::{RedisOptions, RedisServer, ServerIdentity};
+pub use redis_cluster::{RedisCluster, RedisClusterOptions, SlotMove};
 pub use sentinel::{SentinelGroup, SentinelOptions};

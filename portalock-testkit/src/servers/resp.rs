@@ -15,9 +15,22 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 ///
 /// The system's, or the server's as [`io::ErrorKind::Other`].
 pub(super) fn ask(port: u16, command: &str) -> io::Result<Vec<String>> {
+    ask_words(port, command.split(' '))
+}
+
+/// The same with words that may have spaces in them.
+pub(super) fn ask_words<'w>(
+    port: u16,
+    words: impl IntoIterator<Item = &'w str>,
+) -> io::Result<Vec<String>> {
+    let (mut count, mut rest) = (0, String::new());
+    for word in words {
+        count += 1;
+        rest += &format!("${}\r\n{word}\r\n", word.len());
+    }
     let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port))?;
     stream.set_read_timeout(Some(ANSWER_WITHIN))?;
-    stream.write_all(format!("{command}\r\n").as_bytes())?;
+    stream.write_all(format!("*{count}\r\n{rest}").as_bytes())?;
     let mut texts = Vec::new();
     read(&mut BufReader::new(stream), &mut texts)?;
     Ok(texts)

@@ -8,7 +8,8 @@ use crate::OpenError;
 pub enum Scheme {
     /// `fs:`, lock files in a directory.
     Fs,
-    /// `redis:`, `rediss:` or `unix:`, a Redis or Valkey server; `redis+sentinel:` or `rediss+sentinel:`, the one that sentinels name.
+    /// `redis:`, `rediss:` or `unix:`, a Redis or Valkey server; `redis+sentinel:` or `rediss+sentinel:`, the one that sentinels name;
+    /// `redis+cluster:` or `rediss+cluster:`, a cluster.
     Redis,
     /// `etcd:` or `etcds:`, an etcd cluster.
     Etcd,
@@ -36,7 +37,8 @@ impl Scheme {
         let known = match scheme {
             "fs" => Self::Fs,
             "redis" | "rediss" | "valkey" | "valkeys" | "unix" | "redis+sentinel"
-            | "rediss+sentinel" | "valkey+sentinel" | "valkeys+sentinel" => Self::Redis,
+            | "rediss+sentinel" | "valkey+sentinel" | "valkeys+sentinel" | "redis+cluster"
+            | "rediss+cluster" | "valkey+cluster" | "valkeys+cluster" => Self::Redis,
             "etcd" | "etcds" => Self::Etcd,
             "postgres" | "postgresql" => Self::Postgres,
             "memory" => Self::Memory,
@@ -94,5 +96,7 @@ mod tests {
         assert_eq!(Scheme::of("etcds://x").unwrap(), (Scheme::Etcd, "//x"));
         let sentinels = Scheme::of("redis+sentinel://a,b/m").unwrap();
         assert_eq!(sentinels, (Scheme::Redis, "//a,b/m"));
+        let cluster = Scheme::of("rediss+cluster://a,b").unwrap();
+        assert_eq!(cluster, (Scheme::Redis, "//a,b"));
     }
 }

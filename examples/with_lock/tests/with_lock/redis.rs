@@ -5,10 +5,10 @@ use std::{
     net::TcpStream,
 };
 
-use portalock_testkit::servers::{RedisOptions, RedisServer};
+use portalock_testkit::servers::{RedisClusterOptions, RedisOptions, RedisServer};
 
 use crate::{
-    program::{Running, wait_until_gone, write},
+    program::{Home, Running, wait_until_gone, write},
     service::{Service, scenarios},
 };
 
@@ -37,6 +37,25 @@ scenarios!(
     an_ignored_loss_leaves_the_command_running,
     a_server_that_does_not_answer_is_no_conflict,
 );
+
+#[test]
+fn a_cluster_is_named_by_its_nodes() {
+    let options = RedisClusterOptions::new().replicas(0);
+    let cluster = options.start().unwrap_or_else(|error| panic!("{error}"));
+    let (home, url) = (Home::new(), cluster.url());
+    let holder = home.hold(&format!("-t 30s {url} deploy"));
+    home.run(&format!("-n {url} deploy -- true"))
+        .code(124)
+        .said("deploy");
+    home.run(&format!("-t 30s {url} backup -- true")).code(0);
+    home.run(&format!("list {url}")).code(0).wrote("deploy\n");
+    holder.finish().code(0).silent();
+    // The same by one node, for a plain server.
+    let plain = cluster.node(0).url();
+    home.run(&format!("{plain} deploy -- true"))
+        .code(125)
+        .said("redis+cluster://");
+}
 
 #[test]
 fn a_reset_connection_is_no_loss() {

@@ -1,0 +1,170 @@
+//! A Redis cluster: which node serves a slot.
+//!
+//! Each name belongs to one of a number of hash [tags](Tag), by its hash. All that lies in Redis of its lock, and of the sessions that
+//! have it, has that tag and so lies in one slot: there the scripts work as on a server of its own (`scripts.rs`). A client has one
+//! session for each tag that it uses, begun with its first use, and for it a [`Route`](crate::route::Route) to whichever node
+//! serves the tag's slot.
+//!
+//! Who serves a slot, the nodes say, as sentinels say who is the primary: several are asked at once, and the latest epoch counts. A
+//! node takes a later one when it is promoted and when it is given a slot.
+
+pub(crate) mod moving;
+mod nodes;
+mod tag;
+mod tags;
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use portalock_core::{BackendError, BackendErrorKind, clock::Instant};
+use redis::ConnectionInfo;
+
+pub(crate) use self::{
+    tag::{Tag, number_of},
+    tags::agree,
+};
+
+use self::nodes::{ASKING, Node};
+use crate::{
+    address::ClusterAddress,
+    config::RedisSettings,
+    witness::{Enough, Heard, Told, Witness, ask_all, at, silent, worst},
+};
+
+/// The most nodes that are asked at once, but for those that the URL names: of a large cluster a few know as much as all.
+const ASKED: usize = 16;
+
+/// The nodes of one cluster, as one client object knows them.
+#[derive(Debug)]
+pub(crate) struct Cluster {
+    settings: Arc<RedisSettings>,
+    named: Vec<Arc<Witness>>,
+    /// How to connect to a node, but for its place.
+    server: ConnectionInfo,
+    /// The nodes that have been heard of, by their places.
+    learned: Mutex<HashMap<(String, u16), Arc<Witness>>>,
+    /// What was heard last from most of them, and from all. One asks, and others wait for its answer.
+    most: tokio::sync::Mutex<Option<Said>>,
+    all: tokio::sync::Mutex<Option<Said>>,
+}
+
+/// What the nodes say of themselves and each other.
+#[derive(Debug)]
+struct Said {
+    asked_at: Instant,
+    nodes: Vec<Node>,
+    from_all: bool,
+}
+
+impl Cluster {
+    pub(crate) fn new(address: &ClusterAddress, settings: Arc<RedisSettings>) -> Self {
+        let named = address.nodes.iter().cloned();
+        Self {
+            settings,
+            named: named.map(Witness::new).map(Arc::new).collect(),
+            server: address.server.clone(),
+            learned: Mutex::default(),
+            most: tokio::sync::Mutex::default(),
+            all: tokio::sync::Mutex::default(),
+        }
+    }
+
+    /// How to connect to a node, but for its place.
+    pub(crate) fn server(&self) -> &ConnectionInfo {
+        &self.server
+    }
+
+    /// Which node serves `slot`. Runs on the session thread, where the connections to the nodes are driven.
+    pub(crate) async fn owner(&self, slot: u16, enough: Enough) -> Result<Heard, BackendError> {
+        let (latest, since) = match enough {
+            // Whoever opens a connection may know that what was heard before is no longer true.
+            Enough::Most => (&self.most, Instant::now()),
+            Enough::All => {
+                // Each session of the client looks, and need not ask for what another has just heard.
+                let (now, fresh) = (Instant::now(), self.settings.look_interval() / 2);
+                (&self.all, now.checked_sub(fresh).unwrap_or(now))
+            }
+        };
+        let mut latest = latest.lock().await;
+        let said = match latest.take() {
+            Some(said) if said.asked_at >= since => said,
+            _ => self.ask(enough).await?,
+        };
+        let said = latest.insert(said);
+        let told = said.owner(slot).ok_or_else(|| {
+            BackendError::new(
+                BackendErrorKind::Unavailable,
+                format!("can't find who serves slot {slot} of the Redis cluster: no node does"),
+            )
+        })?;
+        let from_all = said.from_all;
+        Ok(Heard { told, from_all })
+    }
+
+    async fn ask(&self, enough: Enough) -> Result<Said, BackendError> {
+        let asked_at = Instant::now();
+        let witnesses = self.witnesses();
+        let asked = witnesses.len();
+        let answers = ask_all(witnesses, nodes::question(), enough, &self.settings).await;
+        let (mut nodes, mut failures, mut count) = (Vec::new(), Vec::new(), 0);
+        for answer in answers {
+            match answer {
+                Ok(answer) => {
+                    count += 1;
+                    self.learn(&answer);
+                    nodes.extend(answer);
+                }
+                Err(error) => failures.push(error),
+            }
+        }
+        if count == 0 {
+            let failure = worst(failures).unwrap_or_else(|| silent(ASKING));
+            if !failure.is_retryable() {
+                return Err(failure);
+            }
+            let none =
+                format!("can't find the nodes of the Redis cluster: none of {asked} answered");
+            return Err(BackendError::new(failure.kind(), none).with_source(failure));
+        }
+        let from_all = count == asked;
+        Ok(Said {
+            asked_at,
+            nodes,
+            from_all,
+        })
+    }
+
+    /// Those that are asked: all that the URL names, and some that were heard of.
+    fn witnesses(&self) -> Vec<Arc<Witness>> {
+        // Nothing panics while it is held.
+        let learned = self.learned.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut learned: Vec<_> = learned.values().cloned().collect();
+        fastrand::shuffle(&mut learned);
+        learned.truncate(ASKED);
+        learned.extend(self.named.iter().cloned());
+        learned
+    }
+
+    /// Takes note of the nodes that one of them knows.
+    fn learn(&self, nodes: &[Node]) {
+        let mut learned = self.learned.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = std::mem::take(&mut *learned);
+        for node in nodes {
+            let place = (node.host.clone(), node.port);
+            let witness = known
+                .remove(&place)
+                .unwrap_or_else(|| Arc::new(Witness::new(at(&self.server, &node.host, node.port))));
+            learned.insert(place, witness);
+        }
+    }
+}
+
+impl Said {
+    /// Who serves `slot`, by the latest epoch of those who are said to.
+    fn owner(&self, slot: u16) -> Option<Told> {
+        let serving = self.nodes.iter().filter(|node| node.serves(slot));
+        serving.map(Node::told).max_by_key(|told| told.epoch)
+    }
+}

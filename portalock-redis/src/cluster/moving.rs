@@ -1,0 +1,146 @@
+//! A session whose slot is on its way from one node to another.
+//!
+//! Scripts that meet sessions wait until it has arrived (`scripts.rs`), so nothing is granted or released there meanwhile. But the
+//! session's time goes on, and has to be prolonged. What that takes are commands on one key each, and one key is always at one of the two
+//! nodes: the one that has had the slot is asked first, and names the other one for a key that it doesn't have (`ASK`).
+//!
+//! That a key is at neither proves nothing: an operator may have given the move up, and moved keys back. It is known once the slot has
+//! arrived.
+
+use portalock_core::{
+    BackendError, BackendErrorKind,
+    session::{Asked, Stand},
+};
+use redis::{
+    Cmd, ErrorKind, FromRedisValue, RedisError, ServerErrorKind, aio::MultiplexedConnection,
+};
+
+use crate::{
+    breaking::{Mark, marks_key},
+    connect::connect,
+    error::failed,
+    place::Place,
+    queue::token_of,
+    replicas::renewed_at_replicas,
+    route::Route,
+    session::SessionKey,
+};
+
+const RENEWING: &str = "refresh a session whose slot moves in the Redis cluster";
+const LOOKING: &str = "look after what is in a slot that moves in the Redis cluster";
+
+/// Prolongs the session's time, and then reads the marks on what it holds.
+pub(crate) async fn renew(
+    session: &SessionKey,
+    connection: &mut MultiplexedConnection,
+) -> Result<Vec<Mark>, BackendError> {
+    let mut nodes = Nodes::new(session, connection, RENEWING);
+    let mut expire = redis::cmd("PEXPIRE");
+    let is_known: bool = nodes
+        .ask(expire.arg(&session.key).arg(&session.lifetime))
+        .await?;
+    if !is_known {
+        return Err(not_found(RENEWING));
+    }
+    if let Some(other) = &mut nodes.other {
+        renewed_at_replicas(other, session.settings()).await?;
+    }
+    let mut marks = redis::cmd("HGETALL");
+    nodes.ask(marks.arg(marks_key(session))).await
+}
+
+/// How places stand that are there. Nobody is told that one is not.
+pub(crate) async fn look(
+    session: &SessionKey,
+    connection: &mut MultiplexedConnection,
+    asked: &[Asked<Place>],
+) -> Result<Vec<Stand>, BackendError> {
+    let mut nodes = Nodes::new(session, connection, LOOKING);
+    let mut stands = Vec::with_capacity(asked.len());
+    for Asked { at: place, .. } in asked {
+        let keys = session.server.keys.of(&place.named);
+        let mut held = redis::cmd("HGET");
+        let claim: Option<String> = nodes.ask(held.arg(keys.state).arg(&*place.name)).await?;
+        if let Some(token) = claim.as_deref().and_then(token_of) {
+            stands.push(Stand::Held(token));
+            continue;
+        }
+        let mut waits = redis::cmd("HGET");
+        let claim: Option<String> = nodes.ask(waits.arg(keys.waiters).arg(&*place.name)).await?;
+        if claim.is_none() {
+            return Err(not_found(LOOKING));
+        }
+        stands.push(Stand::Waits);
+    }
+    Ok(stands)
+}
+
+/// The two nodes between which a slot moves.
+struct Nodes<'a> {
+    route: &'a Route,
+    what: &'static str,
+    /// To the one that has had the slot.
+    first: &'a mut MultiplexedConnection,
+    /// To the other one, if a key was there.
+    other: Option<MultiplexedConnection>,
+}
+
+impl<'a> Nodes<'a> {
+    fn new(
+        session: &'a SessionKey,
+        first: &'a mut MultiplexedConnection,
+        what: &'static str,
+    ) -> Self {
+        Self {
+            route: &session.server.route,
+            what,
+            first,
+            other: None,
+        }
+    }
+
+    /// Asks for one key, wherever it is.
+    async fn ask<T: FromRedisValue>(&mut self, command: &Cmd) -> Result<T, BackendError> {
+        let what = self.what;
+        let error = match command.query_async(self.first).await {
+            Ok(answer) => return Ok(answer),
+            Err(error) => error,
+        };
+        let Some((host, port)) = sent_on(&error) else {
+            return Err(failed(what, error));
+        };
+        let mut other = match self.other.take() {
+            Some(other) => other,
+            None => {
+                let location = self.route.beside(host, port);
+                connect(self.route, &location, |_| Ok::<(), ()>(())).await?
+            }
+        };
+        let (answer,) = redis::pipe()
+            .cmd("ASKING")
+            .ignore()
+            .add_command(command.clone())
+            .query_async(&mut other)
+            .await
+            .map_err(|error| failed(what, error))?;
+        self.other = Some(other);
+        Ok(answer)
+    }
+}
+
+/// Where a node sends who asks for a key that it has given away.
+fn sent_on(error: &RedisError) -> Option<(&str, u16)> {
+    if error.kind() != ErrorKind::Server(ServerErrorKind::Ask) {
+        return None;
+    }
+    let (place, _) = error.redirect_node()?;
+    let (host, port) = place.rsplit_once(':')?;
+    Some((host, port.parse().ok()?)).filter(|(host, _)| !host.is_empty())
+}
+
+fn not_found(what: &'static str) -> BackendError {
+    BackendError::new(
+        BackendErrorKind::Unavailable,
+        format!("can't {what}: neither node has a key of it now"),
+    )
+}

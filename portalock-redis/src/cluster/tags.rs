@@ -1,0 +1,60 @@
+//! All clients of a cluster and prefix have to share the names out to as many tags: else two of them would look for one lock in two
+//! places, and both have it.
+//!
+//! So the number lies in the cluster, written by the first client, and each client compares its own before it does anything else.
+//! It has no time to live: clients that run rely on it for as long as they do.
+
+use std::time::Duration;
+
+use portalock_core::{BackendError, BackendErrorKind, clock::Instant};
+
+use crate::{config::RedisSettings, connect::connect, error::failed, route::Route};
+
+const AGREEING: &str = "compare the number of tags with what lies in the Redis cluster";
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// Returns when this client's number is known to be that of all. `route` leads to what concerns all of them.
+pub(crate) async fn agree(route: Route) -> Result<(), BackendError> {
+    let settings = route.settings();
+    let begun = Instant::now();
+    loop {
+        match compare(&route, settings).await {
+            // The node that has it may be about to change.
+            Err(error)
+                if error.kind() == BackendErrorKind::Unavailable
+                    && begun.elapsed() < settings.patience() =>
+            {
+                tracing::debug!(%error, "the number of tags is compared again");
+                tokio::time::sleep(PAUSE).await;
+            }
+            done => return done,
+        }
+    }
+}
+
+async fn compare(route: &Route, settings: &RedisSettings) -> Result<(), BackendError> {
+    let ours = settings.cluster_tags();
+    let key = format!("{}/tags", route.prefix());
+    let place = route.find().await?;
+    let mut connection = connect(route, &place, |_| Ok::<(), ()>(())).await?;
+    let (_, theirs): (bool, u16) = redis::pipe()
+        .cmd("SET")
+        .arg(&key)
+        .arg(ours)
+        .arg("NX")
+        .cmd("GET")
+        .arg(&key)
+        .query_async(&mut connection)
+        .await
+        .map_err(|error| failed(AGREEING, error))?;
+    if theirs == ours {
+        return Ok(());
+    }
+    Err(BackendError::new(
+        BackendErrorKind::Misconfigured,
+        format!(
+            "`cluster_tags` is {ours}, but the locks of this Redis cluster are shared out to {theirs} tags: with two numbers one \
+             lock would have two holders. To change it, end all programs that use it and delete the key {key}"
+        ),
+    ))
+}

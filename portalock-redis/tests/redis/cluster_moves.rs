@@ -1,0 +1,270 @@
+//! Slots that move under those who hold and wait, and nodes that fail.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use portalock_core::{BackendErrorKind, Broken, LockBackend, LockError, Policy, clock::Instant};
+use portalock_redis::RedisSettings;
+use portalock_testkit::servers::{RedisCluster, RedisClusterOptions, SlotMove};
+
+use crate::{
+    cluster::{connected, keys, on, slot_of, start},
+    fixture::{Admin, ENOUGH, eventually, granted, lock, patient, settings_at, waiters, waiting},
+    switches::{Witness, work},
+};
+
+/// So short that many of them fit into a test.
+const SHORT: Duration = Duration::from_secs(2);
+
+fn short(cluster: &RedisCluster) -> RedisSettings {
+    settings_at(&cluster.url()).with_session_ttl(SHORT).unwrap()
+}
+
+/// Begins to move the slot, with those of its keys for which `which` says so.
+async fn half_way(
+    cluster: RedisCluster,
+    slot: u16,
+    which: impl Fn(&str) -> bool + Send + 'static,
+) -> (RedisCluster, SlotMove) {
+    on(cluster, move |cluster| {
+        let to = (cluster.owner(slot).unwrap() + 1) % 3;
+        let moving = cluster.begin_move(slot, to)?;
+        let keys = cluster.keys_left(moving)?;
+        keys.iter()
+            .filter(|key| which(key))
+            .try_for_each(|key| cluster.move_key(moving, key))?;
+        Ok(moving)
+    })
+    .await
+}
+
+/// The session's key is where it was, or at the other node: either way it is refreshed, and nobody takes it for dead.
+async fn sessions_outlast_a_move_that_stands_still(moved: fn(&str) -> bool) {
+    let cluster = start(RedisClusterOptions::new().replicas(0)).await;
+    let (holder, other) = (
+        connected(short(&cluster)).await,
+        connected(short(&cluster)).await,
+    );
+    let held = lock(&holder, "a").acquire().await.unwrap();
+    // So that every key that a script names is there. It goes on through whatever it is refused: how often that may be is its policy's.
+    let waits = lock(&other, "a").with_policy(patient().with_max_failures(u32::MAX));
+    let waiter = tokio::spawn(async move { waits.acquire().await });
+    eventually(async || waiters(&other, "a").await == 1).await;
+    let slot = slot_of(&cluster, "a").await;
+    let (cluster, moving) = half_way(cluster, slot, moved).await;
+
+    // A reset in the middle of it, too.
+    let mut admin = Admin::of(cluster.node(moving.from())).await;
+    admin.kill_sessions().await;
+    let newcomer = connected(short(&cluster)).await;
+    let begun = Instant::now();
+    while begun.elapsed() < SHORT * 2 {
+        // Nobody is granted anything, and everybody may try again.
+        let error = lock(&other, "a").try_acquire().await.unwrap_err();
+        assert_moving(&error);
+        let error = lock(&newcomer, "a").try_acquire().await.unwrap_err();
+        assert_moving(&error);
+        held.ensure_held().unwrap();
+    }
+    assert!(!waiter.is_finished());
+    // None of its names is left out.
+    let error = LockBackend::names(&newcomer).await.unwrap_err();
+    assert_eq!(error.kind(), BackendErrorKind::Unavailable, "{error:?}");
+
+    let (_cluster, ()) = on(cluster, move |cluster| cluster.finish_move(moving)).await;
+    held.ensure_held().unwrap();
+    assert_eq!(LockBackend::names(&newcomer).await.unwrap().len(), 1);
+    let token = held.token();
+    held.release().await.unwrap();
+    assert!(granted(waiter).await.token() > token);
+}
+
+fn assert_moving(error: &LockError) {
+    let LockError::Backend { source, .. } = error else {
+        panic!("{error:?}");
+    };
+    assert_eq!(source.kind(), BackendErrorKind::Unavailable, "{error:?}");
+}
+
+#[tokio::test]
+async fn a_session_whose_key_has_moved_lives_on() {
+    sessions_outlast_a_move_that_stands_still(|key| key.contains("/session/")).await;
+}
+
+#[tokio::test]
+async fn a_session_whose_key_has_not_moved_lives_on() {
+    sessions_outlast_a_move_that_stands_still(|key| !key.contains("/session/")).await;
+}
+
+#[tokio::test]
+async fn a_release_is_done_whole_once_the_slot_has_arrived() {
+    let cluster = start(RedisClusterOptions::new().replicas(0)).await;
+    let (holder, other) = (
+        connected(short(&cluster)).await,
+        connected(short(&cluster)).await,
+    );
+    let held = lock(&holder, "a").acquire().await.unwrap();
+    let waiter = waiting(&other, "a").await;
+    let slot = slot_of(&cluster, "a").await;
+    // All that the script names is there, and those whom it meets are not.
+    let (cluster, moving) = half_way(cluster, slot, |key| key.contains("/session/")).await;
+    let error = held.release().await.unwrap_err();
+    assert_moving(&error);
+    assert!(!waiter.is_finished());
+    let (_cluster, ()) = on(cluster, move |cluster| cluster.finish_move(moving)).await;
+    // The engine goes on to release it.
+    granted(waiter).await.release().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_lock_that_was_broken_before_a_move_is_told_in_it() {
+    let cluster = start(RedisClusterOptions::new().replicas(0)).await;
+    let (holder, other) = (
+        connected(short(&cluster)).await,
+        connected(short(&cluster)).await,
+    );
+    let held = lock(&holder, "a").acquire().await.unwrap();
+    let lost = held.lost_signal();
+    let slot = slot_of(&cluster, "a").await;
+    let mut place = Vec::new();
+    for key in keys(&cluster).await {
+        if key.ends_with("/lock/a") {
+            let mut admin = Admin::of(cluster.node(cluster.owner(slot).unwrap())).await;
+            place = admin.ask::<Vec<String>>(&format!("HKEYS {key}")).await;
+        }
+    }
+    let place = place.into_iter().find(|field| field != "token").unwrap();
+    let (cluster, moving) = half_way(cluster, slot, |key| key.contains("/session/")).await;
+    // A mark that was set before the move, and came after the session's key.
+    let keys = keys(&cluster).await;
+    let session = keys.iter().find(|key| key.contains("/session/")).unwrap();
+    let mut admin = Admin::of(cluster.node(moving.to())).await;
+    admin.ask::<()>("ASKING").await;
+    admin
+        .ask::<()>(&format!("HSET {session}/broken {place} {{}}"))
+        .await;
+    tokio::time::timeout(ENOUGH, lost.lost()).await.unwrap();
+    let (_cluster, ()) = on(cluster, move |cluster| cluster.finish_move(moving)).await;
+    let next = lock(&other, "a").acquire().await.unwrap();
+    assert!(next.token() > held.token());
+    assert_eq!(
+        lock(&other, "a").break_holder(held.owner()).await.unwrap(),
+        Broken::NotHeld
+    );
+}
+
+/// Long enough for a failure to be noticed by the nodes.
+fn contender(cluster: &RedisCluster) -> RedisSettings {
+    RedisSettings::new(&cluster.url()).unwrap()
+}
+
+/// Six clients lock, hold and release while `fault` comes again and again; then says what was seen.
+async fn under_load(
+    cluster: RedisCluster,
+    settings: impl Fn(&RedisCluster) -> RedisSettings,
+    times: usize,
+    fault: impl Fn(&mut RedisCluster, [u16; 2], usize) -> std::io::Result<()> + Send + Copy + 'static,
+) -> Arc<Witness> {
+    let (witness, ends) = (Arc::<Witness>::default(), Arc::<AtomicBool>::default());
+    let mut tasks = Vec::new();
+    let first = connected(settings(&cluster)).await;
+    // One of another name in each slot, for as long as it takes.
+    let [a, b] = crate::switches::NAMES;
+    for name in [a, b] {
+        drop(lock(&first, name).acquire().await.unwrap());
+    }
+    let slots = [slot_of(&cluster, a).await, slot_of(&cluster, b).await];
+    for _ in 0..4 {
+        let backend = connected(settings(&cluster)).await;
+        for _ in 0..2 {
+            tasks.push(tokio::spawn(work(
+                backend.clone(),
+                witness.clone(),
+                ends.clone(),
+            )));
+        }
+    }
+    let mut cluster = cluster;
+    for number in 0..times {
+        let before = witness.counts.grants.load(Ordering::Relaxed);
+        cluster = on(cluster, move |cluster| fault(cluster, slots, number))
+            .await
+            .0;
+        // Those who wait are served again.
+        eventually(async || witness.counts.grants.load(Ordering::Relaxed) > before + 30).await;
+        println!("{number}: {:?}", witness.counts);
+    }
+    ends.store(true, Ordering::Relaxed);
+    for task in tasks {
+        task.await.unwrap();
+    }
+    println!("{:?}", witness.counts);
+    assert_eq!(witness.counts.doubles.load(Ordering::Relaxed), 0);
+    assert_eq!(witness.counts.falls.load(Ordering::Relaxed), 0);
+    witness
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn slots_move_back_and_forth_under_load_and_no_lock_is_lost() {
+    let cluster = start(RedisClusterOptions::new().replicas(0)).await;
+    let witness = under_load(cluster, contender, 6, |cluster, slots, _| {
+        for slot in slots {
+            let owner = cluster.owner(slot).unwrap();
+            cluster.move_slot(slot, (owner + 1) % 3)?;
+        }
+        Ok(())
+    })
+    .await;
+    assert_eq!(witness.counts.losses.load(Ordering::Relaxed), 0);
+}
+
+fn kill(cluster: &mut RedisCluster, slots: [u16; 2], number: usize) -> std::io::Result<()> {
+    cluster.until_whole()?;
+    let slot = slots[number % 2];
+    let owner = cluster.owner(slot).unwrap();
+    cluster.node_mut(owner).stop();
+    cluster.until_moved_from(slot, owner)?;
+    cluster.node_mut(owner).restart().unwrap();
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn where_replicas_confirm_nobody_holds_twice_when_nodes_fail() {
+    let cluster = start(RedisClusterOptions::new()).await;
+    let confirmed = |cluster: &RedisCluster| contender(cluster).with_wait_replicas(1);
+    under_load(cluster, confirmed, 2, kill).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes minutes, and is like the one with replicas that confirm"]
+async fn where_a_promoted_node_waits_nobody_holds_twice_when_nodes_fail() {
+    let cluster = start(RedisClusterOptions::new()).await;
+    under_load(cluster, contender, 10, kill).await;
+}
+
+#[tokio::test]
+async fn a_failover_by_hand_loses_nothing() {
+    let cluster = start(RedisClusterOptions::new()).await;
+    let settings = settings_at(&cluster.url())
+        .with_session_ttl(Duration::from_secs(30))
+        .unwrap();
+    let (holder, other) = (connected(settings.clone()).await, connected(settings).await);
+    let held = lock(&holder, "a").acquire().await.unwrap();
+    let waiter = waiting(&other, "a").await;
+    let slot = slot_of(&cluster, "a").await;
+    let (cluster, _) = on(cluster, move |cluster| cluster.fail_over(slot)).await;
+    held.ensure_held().unwrap();
+    // A call that meets the switch finds the way by itself.
+    let few = Policy::new().with_timeout(ENOUGH);
+    let error = lock(&holder, "a").with_policy(few).try_acquire().await;
+    assert!(error.unwrap_err().is_contention());
+    let token = held.token();
+    held.release().await.unwrap();
+    assert!(granted(waiter).await.token() > token);
+    drop(cluster);
+}

@@ -1,0 +1,464 @@
+//! A Redis cluster: primaries that share the slots, and replicas that are promoted when one fails.
+
+use std::{
+    io, thread,
+    time::{Duration, Instant},
+};
+
+use super::{
+    RedisOptions, RedisServer, ServerIdentity, StartError,
+    redis::free_port,
+    resp::{ask, ask_words},
+};
+
+const SLOTS: u16 = 16384;
+const PRIMARIES: usize = 3;
+/// How often a node's port for the others may turn out to be taken.
+const PORT_ATTEMPTS: usize = 5;
+/// Until the nodes have found each other, and until a failover is over. Generous: a loaded machine is no failure.
+const FOUND_WITHIN: Duration = Duration::from_secs(180);
+const POLL: Duration = Duration::from_millis(20);
+/// After so long a failover by hand was given up.
+const FAILOVER_WITHIN: Duration = Duration::from_secs(6);
+/// How long one `MIGRATE` may take, in milliseconds.
+const MIGRATE_WITHIN: &str = "10000";
+
+/// How to start a [`RedisCluster`].
+#[derive(Debug, Clone)]
+pub struct RedisClusterOptions {
+    node_timeout: Duration,
+    replicas: usize,
+    server: RedisOptions,
+}
+
+impl Default for RedisClusterOptions {
+    fn default() -> Self {
+        Self {
+            node_timeout: Duration::from_secs(2),
+            replicas: 1,
+            server: RedisOptions::new(),
+        }
+    }
+}
+
+impl RedisClusterOptions {
+    /// Three primaries with a replica each, that count as failed after two seconds of silence.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Sets for how long a node must be silent until the others believe it failed.
+    #[must_use]
+    pub fn node_timeout(mut self, silence: Duration) -> Self {
+        self.node_timeout = silence;
+        self
+    }
+
+    /// Sets how many replicas each primary has.
+    #[must_use]
+    pub fn replicas(mut self, replicas: usize) -> Self {
+        self.replicas = replicas;
+        self
+    }
+
+    /// The nodes speak TLS, with each other too. Clients show no certificate.
+    #[must_use]
+    pub fn tls(mut self, identity: ServerIdentity) -> Self {
+        self.server = self
+            .server
+            .tls(identity)
+            .setting("tls-replication", "yes")
+            .setting("tls-cluster", "yes");
+        self
+    }
+
+    /// Adds a line to every node's `redis.conf`, as [`RedisOptions::setting`].
+    #[must_use]
+    pub fn setting(mut self, directive: impl Into<String>, values: impl Into<String>) -> Self {
+        self.server = self.server.setting(directive, values);
+        self
+    }
+
+    /// Starts the nodes and returns once every slot is served and every replica follows.
+    ///
+    /// # Errors
+    ///
+    /// [`StartError`] if Redis 7 or later isn't installed or something did not come up.
+    pub fn start(self) -> Result<RedisCluster, StartError> {
+        let server = self
+            .server
+            .setting("cluster-enabled", "yes")
+            .setting("cluster-config-file", "nodes.conf")
+            .setting(
+                "cluster-node-timeout",
+                self.node_timeout.as_millis().to_string(),
+            )
+            // A replica is promoted however long it has been without its primary.
+            .setting("cluster-replica-validity-factor", "0")
+            .setting("cluster-allow-replica-migration", "no")
+            .setting("repl-diskless-sync-delay", "0")
+            .setting("repl-ping-replica-period", "1");
+        let nodes = (0..PRIMARIES * (1 + self.replicas))
+            .map(|_| Node::start(&server))
+            .collect::<Result<Vec<_>, _>>()?;
+        let cluster = RedisCluster { nodes };
+        cluster
+            .join()
+            .map_err(StartError::io("bring a cluster together"))?;
+        Ok(cluster)
+    }
+}
+
+/// A running cluster: the first three nodes began as its primaries, each with a third of the slots.
+///
+/// Dropping it kills every node.
+#[derive(Debug)]
+pub struct RedisCluster {
+    nodes: Vec<Node>,
+}
+
+#[derive(Debug)]
+struct Node {
+    server: RedisServer,
+    /// By what the nodes know each other.
+    id: String,
+    /// The port for the other nodes.
+    bus: u16,
+}
+
+impl Node {
+    fn start(options: &RedisOptions) -> Result<Self, StartError> {
+        let mut attempts = 0;
+        loop {
+            attempts += 1;
+            let bus = free_port()?;
+            let options = options.clone().setting("cluster-port", bus.to_string());
+            match options.start() {
+                Ok(server) => {
+                    let id = one(server.port(), "CLUSTER MYID")
+                        .map_err(StartError::io("ask a node for its id"))?;
+                    return Ok(Self { server, id, bus });
+                }
+                // Somebody may have taken the port meanwhile.
+                Err(StartError::Ended { .. }) if attempts < PORT_ATTEMPTS => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    fn ask(&self, command: &str) -> io::Result<Vec<String>> {
+        ask(self.server.port(), command)
+    }
+
+    fn is_running(&self) -> bool {
+        self.server.pid().is_some()
+    }
+
+    /// The port by which clients and the other nodes know it.
+    fn known_port(&self) -> u16 {
+        self.server.tls_port().unwrap_or(self.server.port())
+    }
+
+    /// The id of the node that serves a slot, as this one believes.
+    fn owner(&self, slot: u16) -> io::Result<Option<String>> {
+        let nodes = one(self.server.port(), "CLUSTER NODES")?;
+        let owner = nodes.lines().find(|line| serves(line, slot));
+        Ok(owner.and_then(|line| line.split(' ').next().map(str::to_owned)))
+    }
+}
+
+/// Whether a line of `CLUSTER NODES` says that its node serves `slot`.
+fn serves(line: &str, slot: u16) -> bool {
+    line.split(' ').skip(8).any(|range| {
+        let (first, last) = range.split_once('-').unwrap_or((range, range));
+        match (first.parse::<u16>(), last.parse::<u16>()) {
+            (Ok(first), Ok(last)) => (first..=last).contains(&slot),
+            // A slot that moves, in brackets.
+            _ => false,
+        }
+    })
+}
+
+impl RedisCluster {
+    /// A cluster with the default [`RedisClusterOptions`].
+    ///
+    /// # Errors
+    ///
+    /// As [`RedisClusterOptions::start`].
+    pub fn start() -> Result<Self, StartError> {
+        RedisClusterOptions::new().start()
+    }
+
+    fn join(&self) -> io::Result<()> {
+        let first = &self.nodes[0];
+        for node in &self.nodes[1..] {
+            node.ask(&format!(
+                "CLUSTER MEET 127.0.0.1 {} {}",
+                first.known_port(),
+                first.bus
+            ))?;
+        }
+        for (place, node) in (0..).zip(&self.nodes[..PRIMARIES]) {
+            let third = |place| SLOTS * place / 3;
+            let (from, to) = (third(place), third(place + 1) - 1);
+            node.ask(&format!("CLUSTER ADDSLOTSRANGE {from} {to}"))?;
+        }
+        for (place, node) in self.nodes.iter().enumerate().skip(PRIMARIES) {
+            let primary = &self.nodes[place % PRIMARIES].id;
+            // It refuses until it has heard of that node.
+            until(|| node.ask(&format!("CLUSTER REPLICATE {primary}")).ok())?;
+        }
+        self.until_whole()
+    }
+
+    /// Its URL, by every node: `redis+cluster://127.0.0.1:port,...`, or `rediss+cluster` with [`RedisClusterOptions::tls`].
+    pub fn url(&self) -> String {
+        let ports: Vec<_> = self.nodes.iter().map(Node::known_port).collect();
+        self.url_by(&ports)
+    }
+
+    /// The same by these ports only.
+    pub fn url_by(&self, ports: &[u16]) -> String {
+        let places: Vec<_> = ports
+            .iter()
+            .map(|port| format!("127.0.0.1:{port}"))
+            .collect();
+        let tls = self.nodes[0].server.tls_port().is_some();
+        let scheme = if tls { "rediss" } else { "redis" };
+        format!("{scheme}+cluster://{}", places.join(","))
+    }
+
+    /// How many nodes there are.
+    #[expect(
+        clippy::len_without_is_empty,
+        reason = "there is no cluster without a node"
+    )]
+    pub fn len(&self) -> usize {
+        self.nodes.len()
+    }
+
+    /// One of the nodes.
+    ///
+    /// # Panics
+    ///
+    /// If there is none of this number.
+    pub fn node(&self, node: usize) -> &RedisServer {
+        &self.nodes[node].server
+    }
+
+    /// One of the nodes, to be stopped or started again.
+    ///
+    /// # Panics
+    ///
+    /// If there is none of this number.
+    pub fn node_mut(&mut self, node: usize) -> &mut RedisServer {
+        &mut self.nodes[node].server
+    }
+
+    /// The slot in which a key lies.
+    ///
+    /// # Errors
+    ///
+    /// The system's, if no node answers.
+    pub fn slot_of(&self, key: &str) -> io::Result<u16> {
+        let running = self.nodes.iter().find(|node| node.is_running());
+        let node = running.ok_or(io::ErrorKind::NotFound)?;
+        let slot = ask_words(node.server.port(), ["CLUSTER", "KEYSLOT", key])?;
+        slot.first()
+            .and_then(|slot| slot.parse().ok())
+            .ok_or_else(|| io::ErrorKind::InvalidData.into())
+    }
+
+    /// Which node serves `slot`, as all that run believe. `None` while they differ.
+    pub fn owner(&self, slot: u16) -> Option<usize> {
+        let mut running = self.nodes.iter().filter(|node| node.is_running());
+        let id = running.next()?.owner(slot).ok()??;
+        let agreed = running.all(|node| {
+            let owner = node.owner(slot).ok().flatten();
+            owner.as_deref() == Some(&*id)
+        });
+        let place = self.nodes.iter().position(|node| node.id == id);
+        place.filter(|_| agreed)
+    }
+
+    /// Waits until all nodes that run agree on who serves `slot`, and it is another than `former`. Answers which.
+    ///
+    /// # Errors
+    ///
+    /// [`io::ErrorKind::TimedOut`].
+    pub fn until_moved_from(&self, slot: u16, former: usize) -> io::Result<usize> {
+        until(|| self.owner(slot).filter(|owner| *owner != former))
+    }
+
+    /// Waits until every slot is served, and every running replica follows its primary.
+    ///
+    /// # Errors
+    ///
+    /// [`io::ErrorKind::TimedOut`].
+    pub fn until_whole(&self) -> io::Result<()> {
+        let is_whole = |node: &Node| {
+            let state = one(node.server.port(), "CLUSTER INFO").ok()?;
+            let nodes = one(node.server.port(), "CLUSTER NODES").ok()?;
+            let role = one(node.server.port(), "INFO replication").ok()?;
+            let all = nodes.lines().count() == self.nodes.len() && !nodes.contains("handshake");
+            let follows = role.contains("role:master") || role.contains("master_link_status:up");
+            (state.contains("cluster_state:ok") && all && follows).then_some(())
+        };
+        let mut running = self.nodes.iter().filter(|node| node.is_running());
+        running.try_for_each(|node| until(|| is_whole(node)))
+    }
+
+    /// Begins to move `slot` to another primary: no key has moved yet.
+    ///
+    /// # Errors
+    ///
+    /// The system's or a node's, and [`io::ErrorKind::TimedOut`] if the nodes don't agree where the slot is.
+    ///
+    /// # Panics
+    ///
+    /// If there is no node of this number.
+    pub fn begin_move(&self, slot: u16, to: usize) -> io::Result<SlotMove> {
+        let from = until(|| self.owner(slot))?;
+        let (giver, taker) = (&self.nodes[from], &self.nodes[to]);
+        taker.ask(&format!("CLUSTER SETSLOT {slot} IMPORTING {}", giver.id))?;
+        giver.ask(&format!("CLUSTER SETSLOT {slot} MIGRATING {}", taker.id))?;
+        Ok(SlotMove { slot, from, to })
+    }
+
+    /// The keys of a slot that have not moved yet.
+    ///
+    /// # Errors
+    ///
+    /// The system's or the node's.
+    pub fn keys_left(&self, moving: SlotMove) -> io::Result<Vec<String>> {
+        self.nodes[moving.from].ask(&format!("CLUSTER GETKEYSINSLOT {} 1000", moving.slot))
+    }
+
+    /// Moves one key of a slot that moves.
+    ///
+    /// # Errors
+    ///
+    /// The system's or the node's.
+    pub fn move_key(&self, moving: SlotMove, key: &str) -> io::Result<()> {
+        let port = self.nodes[moving.to].known_port().to_string();
+        let words = ["MIGRATE", "127.0.0.1", &port, key, "0", MIGRATE_WITHIN];
+        ask_words(self.nodes[moving.from].server.port(), words).map(drop)
+    }
+
+    /// Moves the keys that are left, and then the slot.
+    ///
+    /// # Errors
+    ///
+    /// The system's or a node's, and [`io::ErrorKind::TimedOut`] if the nodes don't come to agree.
+    pub fn finish_move(&self, moving: SlotMove) -> io::Result<()> {
+        loop {
+            let keys = self.keys_left(moving)?;
+            if keys.is_empty() {
+                break;
+            }
+            keys.iter().try_for_each(|key| self.move_key(moving, key))?;
+        }
+        let SlotMove { slot, from, to } = moving;
+        let told = format!("CLUSTER SETSLOT {slot} NODE {}", self.nodes[to].id);
+        // The new one first: were it told last, nobody would serve the slot for a moment.
+        for node in [to, from] {
+            self.nodes[node].ask(&told)?;
+        }
+        until(|| self.owner(slot)).map(drop)
+    }
+
+    /// Moves `slot` to another primary, with all of its keys.
+    ///
+    /// # Errors
+    ///
+    /// As [`begin_move`](Self::begin_move) and [`finish_move`](Self::finish_move).
+    ///
+    /// # Panics
+    ///
+    /// If there is no node of this number.
+    pub fn move_slot(&self, slot: u16, to: usize) -> io::Result<()> {
+        let moving = self.begin_move(slot, to)?;
+        self.finish_move(moving)
+    }
+
+    /// Has a replica take the place of the primary that serves `slot` (`CLUSTER FAILOVER`), and waits for that. Answers which
+    /// node serves it now.
+    ///
+    /// # Errors
+    ///
+    /// [`io::ErrorKind::TimedOut`], also if it has no replica that runs.
+    pub fn fail_over(&self, slot: u16) -> io::Result<usize> {
+        let former = until(|| self.owner(slot))?;
+        let mut asked: Option<Instant> = None;
+        until(|| {
+            // A replica gives up after five seconds in which its primary was too slow, and begins anew each time that it is asked.
+            if asked.is_none_or(|asked| asked.elapsed() > FAILOVER_WITHIN) {
+                let replica = self.replica_of(former)?;
+                asked = replica.ask("CLUSTER FAILOVER").ok().map(|_| Instant::now());
+            }
+            self.owner(slot).filter(|owner| *owner != former)
+        })
+    }
+
+    /// One that a primary knows as its replica.
+    fn replica_of(&self, primary: usize) -> Option<&Node> {
+        let primary = &self.nodes[primary];
+        let known = one(primary.server.port(), "CLUSTER NODES").ok()?;
+        let follows = format!("slave {}", primary.id);
+        self.nodes.iter().find(|node| {
+            let is_its = |line: &str| line.starts_with(&node.id) && line.contains(&follows);
+            node.is_running() && known.lines().any(is_its)
+        })
+    }
+}
+
+/// A slot on its way to another primary.
+#[derive(Debug, Clone, Copy)]
+pub struct SlotMove {
+    slot: u16,
+    from: usize,
+    to: usize,
+}
+
+impl SlotMove {
+    /// The node that has served it.
+    pub fn from(self) -> usize {
+        self.from
+    }
+
+    /// The node that is to serve it.
+    pub fn to(self) -> usize {
+        self.to
+    }
+}
+
+/// The only text of an answer.
+fn one(port: u16, command: &str) -> io::Result<String> {
+    let mut texts = ask(port, command)?;
+    texts.pop().ok_or_else(|| io::ErrorKind::InvalidData.into())
+}
+
+fn until<T>(mut found: impl FnMut() -> Option<T>) -> io::Result<T> {
+    let begun = Instant::now();
+    loop {
+        if let Some(found) = found() {
+            return Ok(found);
+        }
+        if begun.elapsed() > FOUND_WITHIN {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        thread::park_timeout(POLL);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_serves_the_slots_of_its_ranges() {
+        let line = "a 127.0.0.1:1@2 myself,master - 0 0 3 connected 5 10-12 [7->-b]";
+        let served: Vec<u16> = (0..20).filter(|slot| serves(line, *slot)).collect();
+        assert_eq!(served, [5, 10, 11, 12]);
+    }
+}
