@@ -17,8 +17,8 @@ const STEP: usize = 40;
 /// Of a letter, on average. Boxes are wider than their text needs.
 const LETTER: usize = 7;
 /// Of a chart: where the bars begin, and how long the longest is.
-const BARS_FROM: usize = 270;
-const LONGEST_BAR: usize = 440;
+const BARS_FROM: usize = 310;
+const LONGEST_BAR: usize = 430;
 const BAR_STEP: usize = 24;
 
 const STYLE: &str = "<style>text{font:13px system-ui,sans-serif;fill:#1f2328}.name{font-weight:600}\

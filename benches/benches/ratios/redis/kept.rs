@@ -36,14 +36,14 @@ pub(super) fn run(url: &str, effort: Effort) -> Result<(), Failure> {
 /// How the holder asks for its session to end, and within what time its lock should pass on.
 const ENDINGS: [(&str, &str, u32, Duration); 2] = [
     (
-        "the default settings",
+        "default settings",
         "hold",
         20,
         // A session's time, and one look of the last waiter.
         Duration::from_millis(4200),
     ),
     (
-        "`release_without_notice`",
+        "release_without_notice",
         "hold-without-notice",
         100,
         Duration::from_millis(150),
@@ -59,10 +59,17 @@ fn crashes(url: &str, effort: Effort) -> Result<(), Failure> {
             took.push(crash(url, hold, &multi_thread)?.as_secs_f64());
         }
         let slowest = took.iter().copied().fold(0.0, f64::max);
-        let median_of = format!("{settings}, median, to {} ms", wanted.as_millis());
+        let median_of = format!(
+            "portalock, {settings}, median, to {} ms",
+            wanted.as_millis()
+        );
         for (what, seconds, target) in [
             (median_of, median(took), Target::AtMost(1.0)),
-            (format!("{settings}, slowest"), slowest, Target::None),
+            (
+                format!("portalock, {settings}, slowest"),
+                slowest,
+                Target::None,
+            ),
         ] {
             let measured = format!("{:.0} ms", seconds * 1e3);
             row(&what, measured, seconds / wanted.as_secs_f64(), target);
