@@ -30,7 +30,17 @@
 //!
 //! # Options
 //!
-//! [`FsSettings`] has the options of [`FsBackend`]: the kind of lock, the mode of new files, and how waiters are woken.
+//! [`FsSettings`] has the options of [`FsBackend`]:
+//!
+//! | option | default | what it sets |
+//! |---|---|---|
+//! | `directory` | none | where the lock files are; it is created if it does not exist |
+//! | `lock` | [`LockKind::Flock`] | the kind of lock; all programs that share the directory must use the same |
+//! | `watch` | [`Watch::Auto`] | whether a release wakes waiters; otherwise they poll |
+//! | `poll_interval` | 50 ms | the longest pause of a waiter that polls |
+//! | `calls` | [`Calls::Auto`] | whether file system calls run on the calling thread or on threads for blocking calls |
+//! | `file_mode` | `600` | the Unix permissions of new lock files |
+//! | `label` | none | what errors of other processes say about this one |
 //!
 //! # Modules
 //!
