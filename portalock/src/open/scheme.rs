@@ -1,4 +1,4 @@
-//! What an address begins with.
+//! The scheme of an address.
 
 use crate::OpenError;
 
@@ -8,7 +8,8 @@ use crate::OpenError;
 pub enum Scheme {
     /// `fs:`, lock files in a directory.
     Fs,
-    /// `redis:`, `rediss:` or `unix:`, a Redis or Valkey server; `redis+sentinel:` or `rediss+sentinel:`, the one that sentinels name.
+    /// `redis:`, `rediss:` or `unix:`, a Redis or Valkey server; `redis+sentinel:` or `rediss+sentinel:`, the primary
+    /// that sentinels name.
     Redis,
     /// `etcd:` or `etcds:`, an etcd cluster.
     Etcd,
@@ -19,7 +20,7 @@ pub enum Scheme {
 }
 
 impl Scheme {
-    /// The scheme of `address`, and what follows its colon.
+    /// The scheme of `address`, and the text after its colon.
     ///
     /// # Errors
     ///
@@ -40,7 +41,7 @@ impl Scheme {
             "etcd" | "etcds" => Self::Etcd,
             "postgres" | "postgresql" => Self::Postgres,
             "memory" => Self::Memory,
-            // A drive of Windows, or a path with a colon in it.
+            // A drive letter of Windows, or a path with a colon.
             _ if scheme.len() == 1 || scheme.contains(['/', '\\', '.']) => {
                 return Err(OpenError::NoScheme {
                     hint: ": for a directory, write fs: before it",
@@ -55,7 +56,7 @@ impl Scheme {
         Ok((known, rest))
     }
 
-    /// What an address of this kind begins with, without the colon.
+    /// The text of the scheme, without the colon.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Fs => "fs",
