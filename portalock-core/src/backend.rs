@@ -117,7 +117,7 @@ pub trait LockBackend: Debug + Send + Sync + 'static {
     /// failed.
     async fn inspect(&self, name: &LockName) -> Result<Inspection, BackendError> {
         let _ = name;
-        Err(BackendError::unsupported("way to look at a lock"))
+        Err(BackendError::unsupported("way to inspect a lock"))
     }
 
     /// Returns the names that have holders or waiters. The answer may be out of date when it arrives.

@@ -42,7 +42,7 @@ pub enum LockError {
         loss: Loss,
     },
     /// The store has no record of this hold: somebody removed it.
-    #[error("{name} was not held any more when it was released")]
+    #[error("{name} was no longer held when it was released")]
     NotHeld {
         /// The name of the lock or semaphore.
         name: LockName,

@@ -193,7 +193,7 @@ impl<B: LockBackend> Lock<B> {
     pub async fn inspect(&self) -> Result<Inspection, LockError> {
         if self.backend.capabilities().inspect == crate::Inspect::None {
             return Err(LockError::Unsupported {
-                what: "way to look at a lock",
+                what: "way to inspect a lock",
                 instead: "its capabilities say `Inspect::None`",
             });
         }

@@ -61,7 +61,7 @@ pub enum InvalidName {
     #[error("a lock's name is empty: give it 1 to 255 bytes of text")]
     Empty,
     /// The text was too long.
-    #[error("a lock's name has {bytes} bytes: {most} are the most")]
+    #[error("a lock's name has {bytes} bytes: at most {most} are allowed")]
     TooLong {
         /// Its length in bytes of UTF-8.
         bytes: usize,
@@ -69,7 +69,7 @@ pub enum InvalidName {
         most: usize,
     },
     /// The text contained a NUL character.
-    #[error("a lock's name has a NUL character at byte {at}: any other character may stand there")]
+    #[error("a lock's name has a NUL character at byte {at}: remove it")]
     Nul {
         /// The offset of the first NUL, in bytes.
         at: usize,

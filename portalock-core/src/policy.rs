@@ -90,7 +90,9 @@ impl Policy {
     /// [`InvalidPolicy`] if it is zero.
     pub fn with_check_interval(mut self, interval: Duration) -> Result<Self, InvalidPolicy> {
         if interval.is_zero() {
-            return Err(InvalidSetting::new("check_interval", "is zero: give it a length").into());
+            return Err(
+                InvalidSetting::new("check_interval", "is zero: give a longer duration").into(),
+            );
         }
         self.check_interval = interval;
         Ok(self)
@@ -111,7 +113,9 @@ impl Policy {
     /// [`InvalidPolicy`] if it is zero.
     pub fn with_first_check(mut self, first: Duration) -> Result<Self, InvalidPolicy> {
         if first.is_zero() {
-            return Err(InvalidSetting::new("first_check", "is zero: give it a length").into());
+            return Err(
+                InvalidSetting::new("first_check", "is zero: give a longer duration").into(),
+            );
         }
         self.first_check = first;
         Ok(self)
@@ -125,9 +129,11 @@ impl Policy {
     /// [`InvalidPolicy`] if it is not from 0 to 1.
     pub fn with_jitter(mut self, jitter: f64) -> Result<Self, InvalidPolicy> {
         if !(0.0..=1.0).contains(&jitter) {
-            return Err(
-                InvalidSetting::new("jitter", format!("is {jitter}: give it 0 to 1")).into(),
-            );
+            return Err(InvalidSetting::new(
+                "jitter",
+                format!("is {jitter}: give a number from 0 to 1"),
+            )
+            .into());
         }
         self.jitter = jitter;
         Ok(self)

@@ -147,7 +147,7 @@ impl<S: Semaphore> Pool<S> {
     pub async fn inspect(&self) -> Result<Inspection, LockError> {
         if self.semaphore.capabilities().inspect == crate::Inspect::None {
             return Err(LockError::Unsupported {
-                what: "way to look at a semaphore",
+                what: "way to inspect a semaphore",
                 instead: "its capabilities say `Inspect::None`",
             });
         }

@@ -74,7 +74,7 @@ impl fmt::Display for Permits {
 /// A number of permits that can never be granted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "{count} of {capacity} permits can never be granted: ask for at least 1 and at most what there are"
+    "{count} of {capacity} permits can never be granted: ask for at least 1 and at most the capacity"
 )]
 pub struct InvalidPermits {
     /// The number of wanted permits.
@@ -134,7 +134,7 @@ impl fmt::Display for OwnerId {
 
 /// A text that is not an [`OwnerId`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("this is not what an owner's identity looks like as text")]
+#[error("this text is not an owner id: copy one from an inspection of the lock")]
 pub struct InvalidOwner;
 
 impl FromStr for OwnerId {

@@ -76,7 +76,7 @@ pub trait Semaphore: Debug + Send + Sync + 'static {
     /// failed.
     async fn inspect(&self, name: &LockName) -> Result<Inspection, BackendError> {
         let _ = name;
-        Err(BackendError::unsupported("way to look at a semaphore"))
+        Err(BackendError::unsupported("way to inspect a semaphore"))
     }
 
     /// Ends this object's session. See [`LockBackend::close`](crate::LockBackend::close).

@@ -64,7 +64,7 @@ impl RawDuration {
             Self::Bool(_) | Self::Other(_) => {
                 return Err(InvalidSetting::new(
                     field,
-                    format!("is no duration: {right}"),
+                    format!("is not a duration: {right}"),
                 ));
             }
         };
@@ -80,7 +80,7 @@ impl RawDuration {
         if duration > LONGEST {
             return Err(InvalidSetting::new(
                 field,
-                format!("is \"{text}\": a year is the most"),
+                format!("is \"{text}\": at most a year is allowed"),
             ));
         }
         Ok(duration)
@@ -94,7 +94,10 @@ impl RawDuration {
     pub fn check_positive(&self, field: &'static str) -> Result<Duration, InvalidSetting> {
         let duration = self.check(field)?;
         if duration.is_zero() {
-            return Err(InvalidSetting::new(field, "is zero: give it a length"));
+            return Err(InvalidSetting::new(
+                field,
+                "is zero: give a longer duration",
+            ));
         }
         Ok(duration)
     }

@@ -240,7 +240,9 @@ fn wrap(text: &str, letters: usize) -> Vec<String> {
 
 /// The number that a figure begins with, without what follows its decimal point.
 fn number(figure: &str) -> Option<usize> {
-    let digits = figure.split(|letter: char| !letter.is_ascii_digit()).next()?;
+    let digits = figure
+        .split(|letter: char| !letter.is_ascii_digit())
+        .next()?;
     digits.parse().ok()
 }
 

@@ -41,7 +41,7 @@ fn find(given: Option<&str>, config: Option<&Path>) -> Result<(Config, String), 
         Ok(text) if !text.is_empty() => Some(text),
         Ok(_) | Err(env::VarError::NotPresent) => None,
         Err(env::VarError::NotUnicode(_)) => {
-            return Err(Failure::new(format!("${VARIABLE} is no UTF-8 text")));
+            return Err(Failure::new(format!("${VARIABLE} is not UTF-8 text")));
         }
     };
     let wanted = given.or(from_environment.as_deref()).unwrap_or(DEFAULT);
@@ -62,7 +62,7 @@ fn no_config(wanted: &str) -> Failure {
         .map(|file| file.display().to_string())
         .collect();
     Failure::new(format!(
-        "{wanted:?} is no backend: write an address, such as fs:DIR, or describe it in {}",
+        "{wanted:?} is not a backend: write an address, such as fs:DIR, or describe it in {}",
         places.join(" or ")
     ))
 }

@@ -133,7 +133,7 @@ fn several(name: &LockName, holders: &[&Claim]) -> Failure {
     }
     let count = holders.len();
     Failure::new(format!(
-        "{count} hold {name}: choose one of them by --owner"
+        "{count} holders share {name}: choose one with --owner"
     ))
 }
 

@@ -55,7 +55,7 @@ impl Patience {
 
 fn no_answer(timeout: Duration) -> Failure {
     Failure::new(format!(
-        "the backend gave no answer within {}",
+        "the backend did not answer within {}",
         in_millis(timeout)
     ))
 }

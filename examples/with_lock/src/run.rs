@@ -140,7 +140,7 @@ async fn release(hold: Hold) -> bool {
         Ok(()) => true,
         Err(error @ (LockError::Lost { .. } | LockError::NotHeld { .. })) => {
             say(&format!(
-                "{}: something else may have run beside the command",
+                "{}: another command may have run at the same time",
                 chain(&error)
             ));
             false

@@ -47,7 +47,7 @@ fn table(seen: &Seen) -> String {
     }
     if seen.held && seen.holders.is_empty() {
         let name = printable(&seen.name);
-        return format!("{name} is held, nobody knows by whom\n{table}");
+        return format!("{name} is held by an unknown holder\n{table}");
     }
     table.to_string()
 }

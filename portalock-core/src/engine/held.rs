@@ -158,7 +158,7 @@ impl<S: Service<D>, D: Demand> Held<S, D> {
                 name: self.request.name.clone(),
                 source: BackendError::new(
                     BackendErrorKind::Unavailable,
-                    "the lock service gave no answer to a release: it goes on in the background",
+                    "the lock service did not answer a release: the release is retried in the background",
                 ),
             }),
         }

@@ -179,7 +179,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 fn no_runtime() -> BackendError {
     BackendError::new(
         BackendErrorKind::Misconfigured,
-        "a network backend needs a tokio runtime: call from within one, or use the blocking facade",
+        "a network backend needs a tokio runtime: call from within one, or use the `blocking` module",
     )
 }
 

@@ -56,7 +56,7 @@ impl<T: Clone + Send + Sync + 'static> SingleFlight<T> {
             // The task was dropped, because it panicked or its runtime has ended.
             _ => Err(BackendError::new(
                 BackendErrorKind::Unavailable,
-                "the start of a connection or session was cut short",
+                "the start of a connection or session was aborted",
             )),
         }
     }

@@ -81,7 +81,7 @@ impl Client {
         replaced.ok_or_else(|| {
             BackendError::new(
                 BackendErrorKind::Unsupported,
-                "of those who share a lock file none can be put out alone: end the process that does not respond",
+                "one of several shared holders can't be evicted alone: end the process that does not respond",
             )
         })
     }

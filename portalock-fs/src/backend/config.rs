@@ -131,7 +131,7 @@ impl FsSettings {
     pub fn with_file_mode(mut self, mode: u32) -> Result<Self, InvalidSetting> {
         if mode & 0o600 != 0o600 || mode & !0o664 != 0 {
             let right =
-                "let the owner read and write, its group perhaps too, and nobody else write";
+                "let the owner read and write, optionally the group too, and nobody else write";
             return Err(InvalidSetting::new(
                 "file_mode",
                 format!("is \"{mode:o}\": {right}, such as \"600\" or \"660\""),
@@ -151,7 +151,7 @@ impl FsSettings {
         if interval.is_zero() {
             return Err(InvalidSetting::new(
                 "poll_interval",
-                "is zero: give it a length",
+                "is zero: give a longer duration",
             ));
         }
         self.poll_interval = interval;
@@ -214,7 +214,7 @@ fn choose<T: DeserializeOwned>(
     words: &str,
 ) -> Result<T, InvalidSetting> {
     serde_json::from_value(value)
-        .map_err(|_| InvalidSetting::new(field, format!("is none of its words: write {words}")))
+        .map_err(|_| InvalidSetting::new(field, format!("is not one of its values: write {words}")))
 }
 
 /// Octal digits in text. A number is refused: JSON has decimal numbers only, and 600 would mean `1130`.
@@ -222,7 +222,7 @@ fn octal(field: &'static str, value: &Value) -> Result<u32, InvalidSetting> {
     let digits = value.as_str();
     digits
         .and_then(|digits| u32::from_str_radix(digits, 8).ok())
-        .ok_or_else(|| InvalidSetting::new(field, "is no octal text: write it as \"600\""))
+        .ok_or_else(|| InvalidSetting::new(field, "is not octal text: write it as \"600\""))
 }
 
 impl TryFrom<RawSettings> for FsSettings {
@@ -232,7 +232,7 @@ impl TryFrom<RawSettings> for FsSettings {
         if raw.directory.as_os_str().is_empty() {
             return Err(InvalidSetting::new(
                 "directory",
-                "is empty: name the directory that the locks live in",
+                "is empty: name the directory of the lock files",
             ));
         }
         let mut settings = Self::new(raw.directory);

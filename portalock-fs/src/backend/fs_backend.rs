@@ -142,11 +142,11 @@ impl FsBackend {
             return Err(failed(action, ErrorKind::Unsupported.into()));
         }
         make_directory(directory, settings.file_mode())
-            .map_err(|error| failed("make the lock directory", error))?;
+            .map_err(|error| failed("create the lock directory", error))?;
         let dir = Dir::open_ambient_dir(directory, ambient_authority())
             .map_err(|error| failed("open the lock directory", error))?;
         let is_remote =
-            sys::is_remote(&dir).map_err(|error| failed("tell the file system of", error))?;
+            sys::is_remote(&dir).map_err(|error| failed("find the file system of", error))?;
         let offload = match settings.calls() {
             Calls::Auto => is_remote,
             Calls::Inline => false,

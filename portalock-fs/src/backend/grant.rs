@@ -76,7 +76,7 @@ impl Store {
                 .map(drop),
         };
         if let Err(error) = noted {
-            tracing::debug!(%error, file = name.as_str(), "a release could not be noted");
+            tracing::debug!(%error, file = name.as_str(), "a release could not be recorded");
         }
     }
 
@@ -183,7 +183,7 @@ fn write_grant(
 fn token_after(last: Option<FencingToken>) -> Result<FencingToken, FsError> {
     let token = FencingToken::after(last);
     if last.is_some_and(|last| token <= last) {
-        return Err(foreign("a fencing token after which there is none"));
+        return Err(foreign("the largest possible fencing token"));
     }
     Ok(token)
 }
@@ -192,7 +192,7 @@ fn token_after(last: Option<FencingToken>) -> Result<FencingToken, FsError> {
 fn add_reader(readers: &File, entry: &Entry, is_first: bool) -> Result<u64, FsError> {
     let list = read_list(readers)?;
     if !record::is_ours(&list) {
-        return Err(foreign("no list of shared holders"));
+        return Err(foreign("not a list of shared holders"));
     }
     let mut slot = 0;
     if is_first {
@@ -230,7 +230,7 @@ fn is_gone(Entry { holder, .. }: &Entry) -> bool {
 fn read(file: &File) -> Result<Record, FsError> {
     let mut bytes = [0; LONGEST];
     let filled = read_at(file, &mut bytes, 0)?;
-    Record::parse(&bytes[..filled]).ok_or_else(|| foreign("no record of a lock"))
+    Record::parse(&bytes[..filled]).ok_or_else(|| foreign("not a record of a lock"))
 }
 
 fn read_at(file: &File, bytes: &mut [u8], at: u64) -> Result<usize, FsError> {

@@ -82,7 +82,10 @@ impl Store {
             (_, Err(_)) => false,
         };
         if leads_elsewhere {
-            let cause = io::Error::new(io::ErrorKind::NotFound, "its path leads elsewhere by now");
+            let cause = io::Error::new(
+                io::ErrorKind::NotFound,
+                "its path now leads to another directory",
+            );
             return Err(FsError::new("use the lock directory", cause));
         }
         Ok(())

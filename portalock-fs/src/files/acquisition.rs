@@ -263,7 +263,7 @@ impl LockBackend for Acquisition {
     fn release_now(&self, _request: &LockRequest) -> bool {
         if let Err(error) = self.end() {
             let source = error.io_error();
-            tracing::warn!(%error, %source, "a file lock was dropped, and something was left behind");
+            tracing::warn!(%error, %source, "a file lock was dropped, and its file could not be cleaned up");
         }
         true
     }

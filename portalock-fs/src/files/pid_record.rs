@@ -53,7 +53,7 @@ impl fmt::Display for PidState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Running => "running",
-            Self::Reused => "gone, and its number re-used",
+            Self::Reused => "gone, and its pid reused",
             Self::Gone => "gone",
             Self::Unknown => "perhaps running",
         })

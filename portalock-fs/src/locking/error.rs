@@ -84,9 +84,9 @@ impl FsErrorKind {
             Self::ReadOnly => {
                 "the file system is read-only: choose a directory that can be written"
             }
-            Self::Full => "the disk is full or the quota used up: free some space",
+            Self::Full => "the disk is full or the quota is exceeded: free some space",
             Self::Missing => {
-                "the file or its directory is missing: make the directory, and open it anew"
+                "the file or its directory is missing: create the directory, and open it again"
             }
             Self::AlreadyExists => "it exists already: choose a name that is free",
             Self::TooManyOpenFiles => {
@@ -96,16 +96,16 @@ impl FsErrorKind {
             Self::PermissionDenied => "permission denied: check the owner and the mode",
             Self::NotAFile => "it is not a regular file: choose another name",
             Self::Foreign => {
-                "it holds something that is no lock's record: choose another directory, or remove the file"
+                "it has other content than a lock's record: choose another directory, or remove the file"
             }
-            Self::BadName => "it is no name for a file: give it text without a slash",
+            Self::BadName => "it is not a file name: give text without a slash",
             Self::WrongAccess => {
-                "the handle is open for too little: exclusive needs write access, shared needs read access"
+                "the handle has too little access: an exclusive lock needs write access, a shared one read access"
             }
-            Self::Unavailable => "the file system does not answer as it should for the moment",
+            Self::Unavailable => "the file system does not respond correctly for the moment",
             Self::Forked => "it was opened before a fork: open the backend in the child",
             Self::TooManyWatches => {
-                "the system watches no more files for this user: raise fs.inotify.max_user_watches and max_user_instances"
+                "the limit of watched files of this user is reached: raise fs.inotify.max_user_watches and max_user_instances"
             }
             Self::Other => return None,
         })
@@ -226,7 +226,7 @@ mod tests {
         assert_eq!(error.kind(), FsErrorKind::Full);
         assert_eq!(
             error.to_string(),
-            "can't open /data/a.lock: the disk is full or the quota used up: free some space"
+            "can't open /data/a.lock: the disk is full or the quota is exceeded: free some space"
         );
         let error = BackendError::from(error);
         assert_eq!(error.kind(), BackendErrorKind::OutOfSpace);

@@ -16,7 +16,7 @@ pub enum OpenError {
     },
     /// The address has an unknown scheme.
     #[error(
-        "{scheme:?} is no backend: write fs:DIR, redis://HOST, rediss://HOST, unix:///SOCKET, etcd://HOST,HOST or postgres://HOST/DATABASE"
+        "{scheme:?} is not a backend: write fs:DIR, redis://HOST, rediss://HOST, unix:///SOCKET, etcd://HOST,HOST or postgres://HOST/DATABASE"
     )]
     UnknownScheme {
         /// The scheme.

@@ -33,7 +33,7 @@ pub use scheme::Scheme;
 /// let error = portalock::open("http://u:secret@example").await.unwrap_err();
 /// assert_eq!(
 ///     error.to_string(),
-///     "\"http\" is no backend: write fs:DIR, redis://HOST, rediss://HOST, unix:///SOCKET, etcd://HOST,HOST or postgres://HOST/DATABASE",
+///     "\"http\" is not a backend: write fs:DIR, redis://HOST, rediss://HOST, unix:///SOCKET, etcd://HOST,HOST or postgres://HOST/DATABASE",
 /// );
 /// # Ok(()) }
 /// ```

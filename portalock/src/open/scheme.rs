@@ -80,8 +80,8 @@ mod tests {
             ("./locks", "write fs: before it"),
             ("C:\\locks", "write fs: before it"),
             ("/a:b", "write fs: before it"),
-            ("http://u:hunter2@a", "\"http\" is no backend"),
-            (":", "\"\" is no backend"),
+            ("http://u:hunter2@a", "\"http\" is not a backend"),
+            (":", "\"\" is not a backend"),
         ] {
             let error = Scheme::of(address).unwrap_err().to_string();
             assert!(error.contains(hint), "{address:?}: {error}");
