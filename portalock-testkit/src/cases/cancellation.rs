@@ -40,7 +40,7 @@ pub(super) const CASES: &[Case] = &[
         cancellation::an_unanswered_attempt_leaves_nothing,
         rules[5],
         needs[LoseAnswers],
-        "an attempt that took effect, was not answered and ended in an error leaves no lock and no waiter once its owner has been released"
+        "if an attempt took effect but its answer was lost, a release of its owner leaves no lock and no waiter"
     ),
 ];
 

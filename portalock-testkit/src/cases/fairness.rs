@@ -29,13 +29,13 @@ pub(super) const CASES: &[Case] = &[
         fairness::a_repeated_attempt_keeps_its_place,
         rules[3],
         needs[FirstCome],
-        "a waiter that looks again, however often, neither loses its place nor gains one"
+        "a waiter that tries again, any number of times, keeps its place"
     ),
     case!(
         fairness::a_try_does_not_overtake,
         rules[10],
         needs[FirstCome],
-        "one who only tries does not get a lock that somebody waits for"
+        "a try_acquire does not get a lock that has a waiter"
     ),
     case!(fairness::a_place_that_was_given_up_moves_the_others_up, rules [4, 5], needs [FirstCome],
         "when a waiter leaves, those behind it keep their order, and the next one is served"),

@@ -28,7 +28,7 @@ pub(super) const CASES: &[Case] = &[
         loss::a_release_hides_no_loss,
         rules[4],
         needs[TakeAway],
-        "releasing a lock that was taken away says that it was not held, told or not, and leaves whoever got it since"
+        "releasing a lock that was taken away reports that it was not held, and does not affect the next holder"
     ),
     case!(loss::a_store_that_moved_is_a_loss, rules [1, 10], needs [LossNotice, MoveStore],
         "when another store is put at the store's address, those who hold in the old one are told, and nobody is granted a lock there beside those who come by the address"),
