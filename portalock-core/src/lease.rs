@@ -301,7 +301,7 @@ impl LostSignal {
         }
         match self.loss() {
             Some(loss) => loss,
-            // Released in good order before the source ended.
+            // Released before the source ended.
             None => std::future::pending().await,
         }
     }

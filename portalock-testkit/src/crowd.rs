@@ -26,7 +26,7 @@ pub(crate) async fn crowd<B: LockBackend + Clone>(
         if round >= VISITS && Instant::now() >= end {
             break;
         }
-        // A new lock object each time, as a program makes that takes a lock now and then.
+        // A new lock object each time, like a program that takes a lock from time to time.
         let lock = Lock::new(backend.clone(), name)?;
         let guard = if round % 4 == 0 {
             lock.acquire_with(&eager()?).await?
@@ -72,7 +72,7 @@ impl Doorway {
 
 impl Drop for Doorway {
     fn drop(&mut self) {
-        // Mostly there is none any more.
+        // Usually the file is already gone.
         let _ = fs::remove_file(&self.0);
     }
 }

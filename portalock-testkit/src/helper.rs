@@ -275,7 +275,7 @@ impl Helper {
                 }
             }
         };
-        // Its own waits last up to `SOON`, and its word comes a moment after.
+        // Its own waits last up to `SOON`, and its answer comes a moment later.
         tokio::time::timeout(SOON + Duration::from_secs(5), waiting)
             .await
             .map_err(|_| Stop::Failed(format!("the helper process did not give {what}")))?

@@ -166,7 +166,7 @@ where
     if let Err(error) = served {
         say(&Answer::Unable { error });
     }
-    // Not by returning: what is still held is to be left as a crash leaves it, with no destructor run.
+    // Exits instead of returning: held locks must be left as after a crash, without destructors.
     std::process::exit(0);
 }
 
@@ -253,7 +253,7 @@ impl<F: Fixture> Serving<F> {
             }
             Order::Fork { id, releases } => {
                 let helper = self.clone();
-                // A thread without a runtime: in the child it is the only one, as in the child of a plain program.
+                // A thread without a runtime. In the child it is the only thread, as after a fork of a normal program.
                 std::thread::spawn(move || {
                     let mut inherited = helper.guards().remove(&id);
                     let forked = fork::child(|| give_back(inherited.take(), releases));
@@ -299,14 +299,14 @@ impl<F: Fixture> Serving<F> {
 /// What a forked child does with its copy of a guard. False if it was told that this freed the lock.
 fn give_back<B: LockBackend>(inherited: Option<Guard<B>>, releases: bool) -> bool {
     let refused = match inherited {
-        // Whatever waits for another thread would wait for good: the parent's are not there.
+        // Waiting for another thread would never end, because the child has no other threads.
         Some(guard) if releases => !matches!(guard.release().now_or_never(), Some(Ok(()))),
         guard => {
             drop(guard);
             true
         }
     };
-    // Time for what it may have left to do in the background.
+    // Time for work in the background.
     fork::pause(A_WHILE);
     refused
 }
@@ -315,7 +315,8 @@ fn say(answer: &Answer) {
     let Ok(json) = serde_json::to_string(answer) else {
         return;
     };
-    // On a line of its own: the test harness may have left one unfinished. A parent that is gone needs no answer.
+    // Starts with a new line, because the test harness may have left an unfinished one. If the parent is gone, errors
+    // are ignored.
     let mut out = std::io::stdout().lock();
     let _ = writeln!(out, "\n{MARK}{json}").and_then(|()| out.flush());
 }

@@ -217,7 +217,7 @@ async fn connection(
         let _ = (client.set_nodelay(true), upstream.set_nodelay(true));
         let (from_client, to_client) = client.split();
         let (from_server, to_server) = upstream.split();
-        // The first end that is delivered closes both ways: no protocol here uses half-closed connections.
+        // The first end of stream closes both directions, because no protocol here uses half-closed connections.
         tokio::select! {
             () = pump(from_client, to_server, state.clone(), |state| state.to_server) => {}
             () = pump(from_server, to_client, state, |state| state.to_client) => {}
@@ -245,7 +245,7 @@ async fn pump(
             bytes.truncate(count);
             let due = Instant::now() + faults(&state.borrow()).delay;
             if sender.send((due, bytes)).await.is_err() || count == 0 {
-                // The end travels like everything before it.
+                // The end of the stream is delayed like data.
                 return std::future::pending::<()>().await;
             }
         }

@@ -124,11 +124,11 @@ impl Suite {
         let started = Instant::now();
         let (tell, told) = mpsc::channel();
         let suite = self.clone();
-        // A thread of its own, so that a backend which blocks its runtime, or never returns, is still seen as hanging.
+        // A thread of its own, so that a backend that blocks its runtime, or never returns, is detected as hung.
         thread::spawn(move || {
             let _ = tell.send(suite.play(case));
         });
-        // Who asks for a longer history gets the time for it.
+        // A longer history gets a longer time limit.
         let limit = self.limit.saturating_add(cases::stress_time());
         let outcome = match told.recv_timeout(limit) {
             Ok(Ok(())) => Outcome::Passed,

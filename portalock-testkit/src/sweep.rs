@@ -54,7 +54,7 @@ pub(crate) async fn drop_after<F: Future>(
             return Ended::With(output);
         }
         if poll < polls || moment == Moment::OnceWoken {
-            // A sleeper that nobody wakes is a point to drop at, too.
+            // A future without a wake-up is dropped too.
             let _ = tokio::time::timeout(ASLEEP, woken.wait()).await;
         }
     }

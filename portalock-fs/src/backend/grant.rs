@@ -370,7 +370,7 @@ mod tests {
             assert_eq!(readers.metadata().unwrap().len(), 2 * SLOT as u64);
         }
         drop(keeper);
-        // After a writer the list starts anew.
+        // After a writer the list starts again.
         drop(take(&store, &name, Mode::Exclusive, us));
         let _reader = take(&store, &name, Mode::Shared, us);
         assert_eq!(present(&store, &name), [us]);

@@ -166,7 +166,7 @@ async fn a_holder_that_lingers_keeps_nobody_out(trial: Trial) -> CaseResult {
         broken(&operator, guard.owner()).await?;
         let next = lock.acquire_with(&trial.patience()).await?;
         if releases {
-            // It says that it was lost; what matters is what it does.
+            // The release reports the loss; its effect on others is what matters.
             drop(guard.release().await);
         } else {
             drop(guard);

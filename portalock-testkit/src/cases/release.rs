@@ -165,7 +165,7 @@ async fn a_dropped_guard_frees_the_lock(trial: Trial) -> CaseResult {
     let guard = lock.acquire_with(&patient()).await?;
     let thread = std::thread::spawn(move || {
         let _guard = guard;
-        // Unwinds as a panic does, without printing a message that would look like a failure of the suite.
+        // Unwinds like a panic, without printing a message that would look like a failure of the suite.
         std::panic::resume_unwind(Box::new("a panic with a guard in hand"));
     });
     ensure!(thread.join().is_err(), "the thread did not unwind");

@@ -177,7 +177,7 @@ async fn refused_unless_claimed(trial: Trial) -> CaseResult {
         "the backend was called {} times for what it does not claim",
         spy.seen().calls
     );
-    // Below the engine, nothing stands between the caller and the backend.
+    // Calls the backend directly.
     match client
         .backend()
         .try_acquire(&once_shared(lock.name()))

@@ -1,4 +1,4 @@
-//! A fencing token grows with every grant, whoever is granted and whatever happened before.
+//! A fencing token grows with every grant, for every owner and after every event.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
