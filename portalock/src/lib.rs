@@ -22,6 +22,42 @@
 //! No lock can stop a holder that is paused for longer than its lease and then continues to write. If such a write would do harm,
 //! send the [fencing token](Guard::token) with each write, so that the resource can refuse it.
 //!
+//! # The common operations
+//!
+//! ```
+//! use std::time::Duration;
+//! use portalock::{Lock, LockSet, MemoryBackend, Policy, Pool, shutdown};
+//!
+//! # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let backend = MemoryBackend::new(); // or any other backend
+//! let lock = Lock::new(backend.clone(), "report")?.with_policy(Policy::new().with_timeout(Duration::from_secs(30)));
+//!
+//! // Try, and don't wait.
+//! match lock.try_acquire().await {
+//!     Ok(guard) => drop(guard),
+//!     Err(error) if error.is_contention() => println!("{error}"), // names the holder
+//!     Err(error) => return Err(error.into()),
+//! }
+//!
+//! // Share a lock between readers; a writer excludes them.
+//! let readers = [lock.acquire_shared().await?, lock.acquire_shared().await?];
+//! drop(readers);
+//!
+//! // Lock several names, all or none, without deadlocks.
+//! let both = LockSet::new(backend.clone(), ["alice", "bob"])?.acquire().await?;
+//! both.release().await?;
+//!
+//! // At most three at once.
+//! let permit = Pool::new(backend.clone(), "workers", 3)?.acquire(1).await?;
+//! permit.release().await?;
+//!
+//! // At the end of the program: wait for releases in the background.
+//! shutdown(Duration::from_secs(5)).await?;
+//! # Ok(()) }
+//! ```
+//!
+//! For leader election see [`Election`], for synchronous programs [`blocking`].
+//!
 //! # Choosing a backend
 //!
 //! | | |
