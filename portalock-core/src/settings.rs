@@ -103,11 +103,11 @@ impl RawDuration {
     }
 }
 
-/// Writes a duration in the format of [`RawDuration`], for `#[serde(serialize_with)]`.
+/// Writes a duration as [`RawDuration`] reads it; for `#[serde(serialize_with)]`.
 ///
 /// # Errors
 ///
-/// The errors of the serializer.
+/// Those of the serializer.
 pub fn serialize_duration<S: Serializer>(
     duration: &Duration,
     serializer: S,

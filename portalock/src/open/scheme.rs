@@ -8,8 +8,7 @@ use crate::OpenError;
 pub enum Scheme {
     /// `fs:`, lock files in a directory.
     Fs,
-    /// `redis:`, `rediss:` or `unix:`, a Redis or Valkey server; `redis+sentinel:` or `rediss+sentinel:`, the primary
-    /// that sentinels name.
+    /// `redis:`, `rediss:` or `unix:`, a Redis or Valkey server; `redis+sentinel:` or `rediss+sentinel:`, the one that sentinels name.
     Redis,
     /// `etcd:` or `etcds:`, an etcd cluster.
     Etcd,
