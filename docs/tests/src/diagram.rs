@@ -4,7 +4,7 @@
 //! |---|---|
 //! | `lanes A \| B \| C` | a sequence diagram's participants; each line below is one step |
 //! | `A -> B : text` | a message |
-//! | `A ~> B : text` | a message that is pushed: nobody waits for an answer |
+//! | `A ~> B : text` | a pushed message, without an answer |
 //! | `note A : text` | what happens at one participant |
 //! | `row A: text \| B: text` | a row of boxes, each with its name and what it is |
 //! | `bars TITLE : A = 12/s \| B = 3/s` | a bar for each figure; the longest has the largest number, and words have no bar |
@@ -14,9 +14,9 @@ use std::fmt::Write;
 const WIDTH: usize = 860;
 const MARGIN: usize = 16;
 const STEP: usize = 40;
-/// Of a letter, on average. Boxes are wider than their text needs.
+/// The average width of a letter. Boxes are wider than their text.
 const LETTER: usize = 7;
-/// Of a chart: where the bars begin, and how long the longest is.
+/// A chart's bars: where they begin, and the length of the longest one.
 const BARS_FROM: usize = 310;
 const LONGEST_BAR: usize = 430;
 const BAR_STEP: usize = 24;
@@ -27,7 +27,7 @@ stroke-dasharray:6 4}.note{fill:#fff8c5;stroke:#bf8700}.head-call{fill:#0969da}.
 @media(prefers-color-scheme:dark){text{fill:#e6edf3}.box{fill:#21262d;stroke:#8b949e}.line{stroke:#8b949e}\
 .call{stroke:#4493f8}.push{stroke:#3fb950}.note{fill:#3b2e00;stroke:#d29922}.head-call{fill:#4493f8}.head-push{fill:#3fb950}.ours{fill:#4493f8}.peer{fill:#656c76}}</style>";
 
-/// The SVG of `text`, or what is wrong with it.
+/// The SVG of `text`.
 ///
 /// # Errors
 ///

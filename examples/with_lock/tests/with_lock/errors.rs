@@ -1,4 +1,4 @@
-//! What is wrong is said in one line, with what would be right.
+//! Errors: one line, with what would be right.
 
 use std::{fs, os::unix::fs::PermissionsExt};
 
