@@ -1,12 +1,12 @@
-//! One function for every backend: the type parameter decides where the lock lives.
+//! One function for every backend: a type parameter selects the backend.
 //!
 //! ```sh
 //! cargo run --example generic_job
 //! ```
 //!
-//! `nightly_report` knows nothing of memory, files or servers. Three workers call it at the same time, first with locks in
-//! memory, as a unit test would have it, then with locks in files. For locks across machines change nothing but the type,
-//! to `portalock::redis::RedisBackend` or `portalock::etcd::EtcdBackend`, and how it is opened.
+//! `nightly_report` does not depend on memory, files or servers. Three workers call it at the same time, first with
+//! locks in memory, as in a unit test, and then with lock files. For locks across machines, change only the type, to
+//! `portalock::redis::RedisBackend` or `portalock::etcd::EtcdBackend`, and how it is opened.
 
 use std::{error::Error, sync::Arc, time::Duration};
 
@@ -17,16 +17,16 @@ use tokio::time::sleep;
 /// This is the one line to change.
 type Production = FsBackend;
 
-/// What became of one worker's call.
+/// The result of one worker's call.
 #[derive(Debug, PartialEq)]
 enum Outcome {
     /// It wrote the report.
     Wrote,
-    /// Another one was on it.
+    /// Another worker was writing it.
     LeftToAnother,
 }
 
-/// Writes the report, unless somebody is on it already. The work stops where it stands if the lock is lost.
+/// Writes the report, unless another worker is writing it. If the lock is lost, the work stops.
 async fn nightly_report<B: LockBackend>(lock: &Lock<B>) -> Result<Outcome, LockError> {
     let guard = match lock.try_acquire().await {
         Ok(guard) => guard,
@@ -67,7 +67,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     three_workers("in memory:", MemoryBackend::new()).await?;
     three_workers("in files:", Production::open(directory.path())?).await?;
 
-    // Where a setting decides rather than a type, any backend will do as a `DynBackend`.
+    // If a setting selects the backend instead of a type, use a `DynBackend`.
     let chosen: DynBackend = Arc::new(Production::open(directory.path())?);
     three_workers("at run time:", chosen).await?;
     Ok(())

@@ -1,10 +1,11 @@
-//! One of three processes leads. The leader is killed, the next one is asked to step down; an observer tells every term.
+//! One of three processes leads. The leader is killed, and the next one is asked to step down. An observer prints every
+//! term.
 //!
 //! ```sh
 //! cargo run --example leader
 //! ```
 //!
-//! The program starts itself three times, as the candidates `ann`, `ben` and `cleo`. Whoever leads writes its name and its
+//! The program starts itself three times, as the candidates `ann`, `ben` and `cleo`. The leader writes its name and its
 //! fencing token into a journal. On Redis, etcd or Postgres the same code runs across hosts.
 
 use std::{
@@ -33,7 +34,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
 
 fn election(directory: &Path) -> Result<Election<FsBackend>, Box<dyn Error>> {
     let election = Election::new(FsBackend::open(directory.join("locks"))?, "scheduler")?;
-    // How often the observer looks. Candidates are woken.
+    // How often the observer polls. Candidates are woken.
     let policy = Policy::forever().with_check_interval(Duration::from_millis(20))?;
     Ok(election.with_policy(policy))
 }
@@ -45,7 +46,7 @@ async fn candidate(me: &str, directory: &Path) -> Result<(), Box<dyn Error>> {
         let line = format!("{me} {}\n", leading.token().map_or(0, u64::from));
         let journal = directory.join("journal.txt");
         async move {
-            // A real resource checks the token: a leader that was stopped too long must not write.
+            // A real resource checks the token, because a leader that was paused for too long must not write.
             let written = OpenOptions::new()
                 .create(true)
                 .append(true)
@@ -54,7 +55,7 @@ async fn candidate(me: &str, directory: &Path) -> Result<(), Box<dyn Error>> {
             if let Err(error) = written {
                 eprintln!("can't write the journal: {error}");
             }
-            // Leads until somebody asks it to step down. It would finish what it does, and return.
+            // Leads until somebody asks it to step down. Real work would finish first, and then return.
             let _ = leading.step_down_asked().await;
         }
     };
@@ -136,7 +137,7 @@ async fn journal_has(directory: &Path, token: u64) {
     }
 }
 
-/// A process that does not outlive the program.
+/// A process that ends with the program.
 struct Killed(Child);
 
 impl Killed {

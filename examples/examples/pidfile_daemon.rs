@@ -1,4 +1,4 @@
-//! A daemon that runs once: its pid file says who it is, and a crash leaves nothing to clean up.
+//! A daemon that runs only once: its pid file has its process id, and a crash leaves nothing to clean up.
 //!
 //! ```sh
 //! cargo run --example pidfile_daemon
@@ -24,7 +24,7 @@ fn main() -> Result<ExitCode, Box<dyn Error>> {
     }
 }
 
-/// The daemon. The guard is kept for as long as it serves.
+/// The daemon. It keeps the guard while it serves.
 fn daemon(path: &Path) -> Result<ExitCode, Box<dyn Error>> {
     let me = process::id();
     let guard = match PidFileLock::new(path)?.blocking_acquire_or_holder()? {
@@ -70,7 +70,7 @@ fn demonstrate() -> Result<(), Box<dyn Error>> {
         "the stale pid file was not taken over",
     )?;
 
-    // Its standard input ends: it stops in good order.
+    // Its standard input ends, so it stops.
     drop(third.child.stdin.take());
     third.relay()?;
     expect(third.child.wait()?.success(), "the daemon failed")?;
@@ -79,14 +79,14 @@ fn demonstrate() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// A started daemon, and what it says.
+/// A started daemon, and its output.
 struct Daemon {
     child: Child,
     says: BufReader<ChildStdout>,
 }
 
 impl Daemon {
-    /// Starts one, and waits for its first word.
+    /// Starts one, and waits for its first line.
     fn start(path: &Path) -> Result<Self, Box<dyn Error>> {
         let mut child = Command::new(env::current_exe()?)
             .arg(path)
@@ -99,7 +99,7 @@ impl Daemon {
         Ok(daemon)
     }
 
-    /// Passes a line of it on.
+    /// Prints a line of its output.
     fn relay(&mut self) -> Result<(), Box<dyn Error>> {
         let mut line = String::new();
         self.says.read_line(&mut line)?;

@@ -4,8 +4,8 @@
 //! cargo run --example quickstart
 //! ```
 //!
-//! The program starts itself twice, as `alice` and as `bob`. Both do what must not be done by two at once: read a file,
-//! work for a while, write it back with a line of their own. Without the lock, lines would get lost.
+//! The program starts itself twice, as `alice` and as `bob`. Both read a file, work for a while, and write it back with
+//! one more line. Without the lock, lines would be lost.
 
 use std::{env, error::Error, fs, path::Path, process::Command, time::Duration};
 
@@ -24,7 +24,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     }
 }
 
-/// What each of the two processes does. The lock is three lines: make it, acquire it, release it.
+/// The code of both processes. The lock needs three lines: create it, acquire it, release it.
 async fn worker(me: &str, directory: &Path, start: u64) -> Result<(), Box<dyn Error>> {
     let say = |what: String| {
         let micros = wall_clock_micros().saturating_sub(start);
@@ -39,7 +39,7 @@ async fn worker(me: &str, directory: &Path, start: u64) -> Result<(), Box<dyn Er
             Err(error) if error.is_contention() => {
                 say(match error.holder() {
                     Some(holder) => format!("waits for {holder}"),
-                    // Acquired this moment: the holder's card is not written yet.
+                    // The lock was just acquired, and its holder is not written yet.
                     None => "waits".to_owned(),
                 });
                 lock.acquire().await?
@@ -52,13 +52,13 @@ async fn worker(me: &str, directory: &Path, start: u64) -> Result<(), Box<dyn Er
         say("releases it".to_owned());
         guard.release().await?;
 
-        // Time to do something else, and for the other to have a turn.
+        // A pause, so that the other process gets its turn.
         sleep(WORK / 3).await;
     }
     Ok(())
 }
 
-/// Reads the whole file, works, and writes it back one line longer. Two at once would lose a line.
+/// Reads the whole file, works, and writes it back with one more line. Two processes at once would lose a line.
 async fn append_slowly(file: &Path, me: &str, token: FencingToken) -> Result<(), Box<dyn Error>> {
     let before = fs::read_to_string(file).unwrap_or_default();
     let from = wall_clock_micros();
@@ -68,7 +68,7 @@ async fn append_slowly(file: &Path, me: &str, token: FencingToken) -> Result<(),
     Ok(())
 }
 
-/// Starts both, waits for both, and looks at what they left.
+/// Starts both, waits for both, and checks the file.
 fn contest() -> Result<(), Box<dyn Error>> {
     let directory = tempfile::tempdir()?;
     let start = wall_clock_micros().to_string();

@@ -4,9 +4,9 @@
 //! cargo run --example semaphore_pool
 //! ```
 //!
-//! The program starts itself six times. Each process prints two posters, and there are only three presses. `SlotSemaphore`
-//! makes a semaphore of any lock backend: here the three permits are three lock files, and a process that crashes while it
-//! has one gives it back at once.
+//! The program starts itself six times. Each process prints two posters, and there are only three presses.
+//! `SlotSemaphore` is a semaphore on any lock backend: here the three permits are three lock files, and the permit of a
+//! crashed process is free at once.
 
 use std::{
     env,
@@ -54,18 +54,18 @@ async fn worker(number: &str, directory: &Path) -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// Works, and counts those who work at the same time: each has a file in `busy` while it does.
+/// Works, and counts the processes that work at the same time: each has a file in `busy` meanwhile.
 async fn print_poster(number: &str, busy: &Path) -> Result<usize, Box<dyn Error>> {
     fs::create_dir_all(busy)?;
     File::create(busy.join(number))?;
-    // Whoever came last counts all that are there.
+    // The last process that started counts all files.
     let count = fs::read_dir(busy)?.count();
     sleep(WORK).await;
     fs::remove_file(busy.join(number))?;
     Ok(count)
 }
 
-/// Starts all, waits for all, and looks at how many worked at once.
+/// Starts all, waits for all, and checks how many worked at once.
 fn print_all() -> Result<(), Box<dyn Error>> {
     let directory = tempfile::tempdir()?;
     let workers: Vec<_> = (1..=PROCESSES)

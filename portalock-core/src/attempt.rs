@@ -1,4 +1,4 @@
-//! What a backend answers: granted, contended, released, and who stands where.
+//! The answers of a backend: granted, contended, released, and the holders and waiters.
 
 use std::time::Duration;
 
@@ -12,22 +12,22 @@ use crate::{FencingToken, Holder, LostSignal, OwnerId};
 pub enum Attempt {
     /// The owner holds the lock from now on.
     Granted(Grant),
-    /// Somebody else holds it, or has the earlier place in the queue.
+    /// Another owner holds the lock, or is ahead in the queue.
     Contended(Contention),
 }
 
-/// Ownership: what comes with it.
+/// A grant of ownership.
 #[derive(Debug, Clone, Default)]
 #[non_exhaustive]
 pub struct Grant {
-    /// The grant's fencing token, where the backend has tokens.
+    /// The grant's fencing token, if the backend has tokens.
     pub token: Option<FencingToken>,
-    /// Fires when this ownership is no longer certain.
+    /// Fires when the lock is lost.
     pub lost: LostSignal,
 }
 
 impl Grant {
-    /// A grant without a token, that is never lost.
+    /// A grant without a token, which can't be lost.
     pub const fn new() -> Self {
         Self {
             token: None,
@@ -42,7 +42,7 @@ impl Grant {
         self
     }
 
-    /// Sets the signal that fires when this ownership ends unasked.
+    /// Sets the signal that fires when the lock is lost.
     #[must_use]
     pub fn with_lost(mut self, lost: LostSignal) -> Self {
         self.lost = lost;
@@ -50,21 +50,21 @@ impl Grant {
     }
 }
 
-/// What is known of those who are in the way.
+/// What the backend knows about a contended lock.
 #[derive(Debug, Clone, Default)]
 #[non_exhaustive]
 pub struct Contention {
-    /// One of those who hold the lock, where the backend can know.
+    /// One of the holders, if the backend knows it.
     pub holder: Option<Holder>,
-    /// Whether the request stands in the backend's queue and a wake-up is sure to come. The engine then sleeps without
-    /// trying again first.
+    /// Whether the request has a place in the backend's queue and will get a wake-up. The engine then sleeps without a
+    /// second attempt.
     pub queued: bool,
-    /// When to try again if no wake-up has come. `None` leaves it to the caller's policy.
+    /// When to try again if no wake-up has come. With `None` the caller's policy decides.
     pub recheck_after: Option<Duration>,
 }
 
 impl Contention {
-    /// Contended, by nobody knows whom.
+    /// Contended, with an unknown holder.
     pub const fn new() -> Self {
         Self {
             holder: None,
@@ -73,7 +73,7 @@ impl Contention {
         }
     }
 
-    /// Names one of those who hold.
+    /// Sets one of the holders.
     #[must_use]
     pub fn with_holder(mut self, holder: Option<Holder>) -> Self {
         self.holder = holder;
@@ -95,31 +95,31 @@ impl Contention {
     }
 }
 
-/// What a release found.
+/// The result of a release.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Released {
-    /// The owner held; it no longer does.
+    /// The owner held the lock, and no longer does.
     Freed,
-    /// The owner did not hold: it waited, had already been released, was lost, or was never granted.
+    /// The owner did not hold the lock: it waited, was already released, had lost the lock, or was never granted.
     NotHeld,
 }
 
-/// Who holds a name and who waits for it, at one moment that may have passed.
+/// The holders and waiters of a name, at one moment in the past.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Inspection {
-    /// Whether anyone holds it. True with an empty `holders` if the backend can't tell who.
+    /// Whether there is a holder. It can be true with empty `holders`, if the backend doesn't know the holder.
     pub held: bool,
-    /// Those who hold.
+    /// The holders.
     pub holders: Vec<Claim>,
-    /// Those who wait, the next one first. Empty where the backend does not know of waiters.
+    /// The waiters, in order. Empty if the backend doesn't know its waiters.
     pub waiters: Vec<Claim>,
-    /// The last token that was granted, where the backend keeps it.
+    /// The last token that was granted, if the backend keeps it.
     pub last_token: Option<FencingToken>,
 }
 
 impl Inspection {
-    /// What a look found: `held` follows from `holders`.
+    /// An inspection with these holders and waiters. `held` is true if there are holders.
     pub fn new(holders: Vec<Claim>, waiters: Vec<Claim>) -> Self {
         Self {
             held: !holders.is_empty(),
@@ -129,7 +129,7 @@ impl Inspection {
         }
     }
 
-    /// Says that somebody holds, known or not.
+    /// Records that there is a holder, which may be unknown.
     #[must_use]
     pub const fn with_held(mut self, held: bool) -> Self {
         self.held = held;
@@ -144,24 +144,24 @@ impl Inspection {
     }
 }
 
-/// One who holds or waits.
+/// A holder or a waiter.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Claim {
-    /// Who it is.
+    /// The process, for people.
     pub holder: Holder,
-    /// What it holds or wants.
+    /// What is held or wanted.
     pub kind: ClaimKind,
-    /// Which acquisition it is, if the backend tells: what [`Lock::break_holder`](crate::Lock::break_holder) asks for.
+    /// The acquisition, if the backend knows it. [`Lock::break_holder`](crate::Lock::break_holder) needs it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub owner: Option<OwnerId>,
-    /// The token of its grant, if it holds and the backend tells it here.
+    /// The token of the grant, if the backend knows it here.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub token: Option<FencingToken>,
 }
 
 impl Claim {
-    /// `holder` holds, or waits for, `kind`.
+    /// A claim of `holder` to `kind`.
     pub const fn new(holder: Holder, kind: ClaimKind) -> Self {
         Self {
             holder,
@@ -171,7 +171,7 @@ impl Claim {
         }
     }
 
-    /// Sets which acquisition it is.
+    /// Sets the acquisition.
     #[must_use]
     pub const fn with_owner(mut self, owner: OwnerId) -> Self {
         self.owner = Some(owner);
@@ -186,7 +186,7 @@ impl Claim {
     }
 }
 
-/// What a claim is for.
+/// What a claim is to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]
@@ -195,7 +195,7 @@ pub enum ClaimKind {
     Exclusive,
     /// A shared lock.
     Shared,
-    /// That many permits of a semaphore.
+    /// This number of permits of a semaphore.
     Permits(u32),
 }
 

@@ -1,4 +1,4 @@
-//! The trait that a backend implements: three required methods, the rest has honest defaults.
+//! The trait that a backend implements: three required methods; the others have defaults.
 
 use std::{fmt::Debug, sync::Arc, time::Duration};
 
@@ -9,85 +9,88 @@ use crate::{
     OwnerId, Released, Wakeups,
 };
 
-/// Any backend, chosen at run time. It is a [`LockBackend`] itself.
+/// A backend that is selected at run time. It also implements [`LockBackend`].
 pub type DynBackend = Arc<dyn LockBackend>;
 
-/// Where locks live: a directory, a Redis server, an etcd cluster, a table of your own.
+/// A store of locks: a directory, a Redis server, an etcd cluster, a table of your own.
 ///
 /// # Contract
 ///
-/// A request is data, and everything is addressed by its [`owner`](crate::Request::owner). The engine brings the
-/// deadline, the retries, the back-off and the cleaning up; a backend never waits for another holder and never sees a
-/// deadline. It does three things: [`try_acquire`](Self::try_acquire), [`release`](Self::release), and saying what it
-/// guarantees.
+/// A request is data, and carries an [`owner`](crate::Request::owner): the id of one acquisition. The engine does
+/// deadlines, retries, back-off and clean-up. A backend never waits until a lock is free, and never sees a deadline. It
+/// has three tasks: [`try_acquire`](Self::try_acquire), [`release`](Self::release), and to state what it guarantees.
 ///
 /// # For implementers
 ///
-/// Each rule is followed by the group of the conformance suite that tests it.
+/// The names in parentheses are the groups of the conformance suite that test a rule.
 ///
 /// 1. Two incompatible grants of one name never overlap (`exclusive`, `shared`, `stress`).
 /// 2. Ownership is kept per [`owner`](crate::Request::owner), never per backend object, thread or connection
 ///    (`release`).
-/// 3. [`try_acquire`](Self::try_acquire) for an owner that already holds answers [`Attempt::Granted`] with the same
-///    token; for one that already waits it keeps its place (`exclusive`, `fairness`).
-/// 4. [`release`](Self::release) frees what this owner holds, takes it out of the queue, and touches nobody else. It may be
-///    called for an owner that holds nothing, any number of times (`release`).
-/// 5. After `release` has returned nothing of the owner is left, also if an attempt for it failed or was never heard of
-///    again. The engine never runs both at once for one owner (`cancellation`).
-/// 6. With [`Patience::Once`](crate::Patience::Once) a contended attempt leaves nothing behind (`cancellation`).
+/// 3. If the owner already holds the lock, [`try_acquire`](Self::try_acquire) answers [`Attempt::Granted`] with the
+///    same token. If it already waits, it keeps its place (`exclusive`, `fairness`).
+/// 4. [`release`](Self::release) ends the owner's hold, removes it from the queue, and affects no other owner. It may
+///    be called any number of times, and for an owner that holds nothing (`release`).
+/// 5. When `release` has returned, nothing of the owner is left, even if an attempt for it failed or got no answer. The
+///    engine never calls `try_acquire` and `release` for one owner at the same time (`cancellation`).
+/// 6. A contended attempt with [`Patience::Once`](crate::Patience::Once) leaves nothing behind (`cancellation`).
 /// 7. Names are mapped injectively, and none leaves the backend's own directory or prefix (`names`).
-/// 8. Every await on a service ends by itself: with an answer, or with a [`BackendError`] that says what failed. A call
-///    that hangs is abandoned at the caller's deadline, but is what keeps the reaper from cleaning up (`timeout`).
-/// 9. Nothing blocks the async runtime for longer than a local system call takes (`timeout`).
-/// 10. What [`capabilities`](Self::capabilities) claims holds, and what it doesn't claim is refused (all groups).
-/// 11. Nothing depends on the runtime that first used the backend: it may end, stand still or be one of several
-///     (`runtime`). [`session`](crate::session) has what a networked backend needs for that.
-/// 12. Breaking a lock touches the grant of one owner and nothing else, and its holder is told before another can be granted
-///     (`breaking`).
+/// 8. Every await on a service has a deadline of its own, and ends with an answer or with a [`BackendError`] that says
+///    what failed. The caller's deadline abandons a call that hangs, but the reaper can't clean up until that call has
+///    ended (`timeout`).
+/// 9. Nothing blocks the async runtime for longer than a local system call (`timeout`).
+/// 10. A capability that [`capabilities`](Self::capabilities) claims works, and requests for an unclaimed one are
+///     refused (all groups).
+/// 11. The backend doesn't depend on the runtime that used it first: that runtime may end, block, or be one of several
+///     (`runtime`). The module [`session`](crate::session) does this for networked backends.
+/// 12. Breaking a lock affects the grant of one owner and nothing else, and its holder is told before the lock can pass
+///     on (`breaking`).
 ///
 /// # Why it is shaped so
 ///
-/// Contention is an answer, not an error: it is what a lock service says all day. A wait is not one long call, because
-/// then each backend would need its own deadlines and its own cancellation, and those are where locks go wrong.
+/// Contention is an answer and not an error, because it is a normal result. A wait is not one long call, because each
+/// backend would then need its own deadlines and its own cancellation, and most bugs of lock libraries are there.
 #[async_trait]
 pub trait LockBackend: Debug + Send + Sync + 'static {
-    /// What this backend guarantees. Constant for the life of the object, and without I/O.
+    /// What this backend guarantees. The answer never changes and needs no I/O.
     fn capabilities(&self) -> Capabilities;
 
-    /// What kind of backend this is, for metrics and logs. By default the type's own name without its path.
+    /// The kind of backend, for metrics and logs. By default the type's name without its path.
     fn kind(&self) -> &'static str {
         short_type_name::<Self>()
     }
 
-    /// One attempt; never waits for another holder. Repeating it for one owner finds, or keeps, the same place.
+    /// Makes one attempt, and never waits until the lock is free. A repeated attempt of an owner finds the owner's
+    /// grant or its place in the queue.
     ///
     /// # Errors
     ///
-    /// [`BackendError`] if the service failed. The attempt's outcome is then unknown, and the engine releases the owner or
-    /// tries again for it.
+    /// [`BackendError`] if the service failed. The outcome is then unknown, and the engine releases the owner or tries
+    /// again for it.
     ///
     /// # Cancel safety
     ///
-    /// The engine never drops this future half-way: it is seen out by the reaper. An implementation need not be cancel
-    /// safe.
+    /// An implementation need not be cancel safe: the engine never drops this future. If the caller is dropped, the
+    /// reaper completes it.
     async fn try_acquire(&self, request: &LockRequest) -> Result<Attempt, BackendError>;
 
-    /// Frees what the owner holds, or takes it out of the queue. Idempotent; harmless if it was never granted.
+    /// Ends the owner's hold, or removes the owner from the queue. Idempotent; does nothing if the owner was never
+    /// granted.
     ///
     /// # Errors
     ///
-    /// [`BackendError`] if the service failed: whether the lock was freed is then unknown, and the engine tries again in the
+    /// [`BackendError`] if the service failed. The outcome is then unknown, and the engine tries again in the
     /// background.
     ///
     /// # Cancel safety
     ///
-    /// A caller may drop it half-way; the engine then calls it again.
+    /// The future may be dropped at any point; the engine then calls it again.
     async fn release(&self, request: &LockRequest) -> Result<Released, BackendError>;
 
-    /// Opens the line on which a waiter is woken. Called once per wait, after the first contended attempt; the engine
-    /// tries again afterwards unless that attempt was [`queued`](crate::Contention::queued).
+    /// Returns the channel that wakes a waiter. The engine calls it once per wait, after the first contended attempt.
+    /// Then it tries again, unless that attempt was [`queued`](crate::Contention::queued).
     ///
-    /// `Ok(None)`, the default, makes the engine poll as the caller's [`Policy`](crate::Policy) says.
+    /// With `Ok(None)`, the default, the engine polls according to the caller's [`Policy`](crate::Policy).
     ///
     /// # Errors
     ///
@@ -97,16 +100,16 @@ pub trait LockBackend: Debug + Send + Sync + 'static {
         Ok(None)
     }
 
-    /// Frees at once what the owner holds or waits for, without I/O that can wait. False, the default, if that can't be
-    /// done: the engine then calls [`release`](Self::release) in the background.
+    /// Releases the owner at once, without I/O that can wait. Returns false, the default, if the backend can't do that;
+    /// the engine then calls [`release`](Self::release) in the background.
     ///
-    /// It is what a dropped guard does; it must not panic, and must not need a runtime.
+    /// A dropped guard calls this method. It must not panic, and must not need a runtime.
     fn release_now(&self, request: &LockRequest) -> bool {
         let _ = request;
         false
     }
 
-    /// Who holds `name` and who waits for it, by now perhaps no longer true.
+    /// Returns the holders and the waiters of `name`. The answer may be out of date when it arrives.
     ///
     /// # Errors
     ///
@@ -114,10 +117,10 @@ pub trait LockBackend: Debug + Send + Sync + 'static {
     /// failed.
     async fn inspect(&self, name: &LockName) -> Result<Inspection, BackendError> {
         let _ = name;
-        Err(BackendError::unsupported("way to look at a lock"))
+        Err(BackendError::unsupported("way to inspect a lock"))
     }
 
-    /// The names that are held or waited for, by now perhaps no longer true.
+    /// Returns the names that have holders or waiters. The answer may be out of date when it arrives.
     ///
     /// # Errors
     ///
@@ -127,48 +130,49 @@ pub trait LockBackend: Debug + Send + Sync + 'static {
         Err(BackendError::unsupported("way to list its locks"))
     }
 
-    /// Tells who holds `name` exclusively, change by change: what an [`Observer`](crate::Observer) of an election needs.
+    /// Watches the exclusive holder of `name`, for an [`Observer`](crate::Observer) of an election.
     ///
-    /// `Ok(None)`, the default, makes the observer look from time to time by [`inspect`](Self::inspect). A backend that
-    /// answers with a watch owes this:
-    /// 1. The first change told is the state at the moment of the call, also if nobody holds.
-    /// 2. Each later change is told in the order in which it happened, with the token of the grant in
+    /// With `Ok(None)`, the default, the observer polls with [`inspect`](Self::inspect). A watch must follow these
+    /// rules:
+    /// 1. The first change is the state at the moment of the call, even if there is no holder.
+    /// 2. Later changes come in the order in which they happened, with the token of the grant in
     ///    [`Claim::token`](crate::Claim::token).
-    /// 3. When changes may have been missed, as after a broken connection, the sender is dropped. The observer then
-    ///    watches anew.
+    /// 3. If changes may have been missed, for example after a broken connection, the backend drops the sender. The
+    ///    observer then starts a new watch.
     ///
     /// # Errors
     ///
-    /// [`BackendError`] if the service failed. The observer passes it on and watches again later.
+    /// [`BackendError`] if the service failed. The observer returns the error, and starts a new watch later.
     ///
     /// # Cancel safety
     ///
-    /// A caller may drop it half-way; nothing may stay behind.
+    /// The future may be dropped at any point, and must leave nothing behind.
     async fn watch(&self, name: &LockName) -> Result<Option<HolderWatch>, BackendError> {
         let _ = name;
         Ok(None)
     }
 
-    /// Marks what `owner` holds as broken by `by`: the first half of [`Lock::break_holder`](crate::Lock::break_holder).
+    /// Marks the hold of `owner` as broken by `by`: the first step of
+    /// [`Lock::break_holder`](crate::Lock::break_holder).
     ///
-    /// Answers how long the holder's client may go on relying on the lock if it never hears of this, counted from the answer;
-    /// `None` if `owner` does not hold. The engine asks again until it is `None`, and calls [`evict`](Self::evict) once that
-    /// time has passed. A backend owes this:
-    /// 1. The mark stays until the owner has been released. A renewal that is sent after the answer finds it, and no renewal
-    ///    that misses it prolongs the lease beyond the time that was answered. A message that tells the client at once may be
-    ///    lost.
-    /// 2. The client that finds the mark first ends the guard's lease by [`Loss::Broken`](crate::Loss::Broken), and then
-    ///    releases the owner.
-    /// 3. The first mark stays: marking again changes nothing, but may send the message again.
+    /// Returns for how long, from now on, the holder's client may still rely on the lock if it never learns of the
+    /// mark; `None` if `owner` does not hold the lock. The engine asks again until the answer is `None`, and calls
+    /// [`evict`](Self::evict) when that time has passed. An implementation must follow these rules:
+    /// 1. The mark stays until the owner has been released. A renewal that is sent after this call has returned finds
+    ///    the mark. A renewal that misses the mark does not extend the lease beyond the returned time. A message that
+    ///    tells the client at once may be lost.
+    /// 2. When the client finds the mark, it first ends the guard's lease with [`Loss::Broken`](crate::Loss::Broken),
+    ///    and then releases the owner.
+    /// 3. A second call does not change the mark, but may send the message again.
     ///
     /// # Errors
     ///
-    /// [`BackendErrorKind::Unsupported`](crate::BackendErrorKind::Unsupported) by default; [`BackendError`] if the service
-    /// failed. Whether there is a mark is then unknown.
+    /// [`BackendErrorKind::Unsupported`](crate::BackendErrorKind::Unsupported) by default; [`BackendError`] if the
+    /// service failed. The mark may then exist or not.
     ///
     /// # Cancel safety
     ///
-    /// A caller may drop it half-way: there is a mark or there is none.
+    /// The future may be dropped at any point: the mark then exists or not.
     async fn mark_broken(
         &self,
         name: &LockName,
@@ -179,8 +183,8 @@ pub trait LockBackend: Debug + Send + Sync + 'static {
         Err(BackendError::unsupported("way to break a lock"))
     }
 
-    /// Frees what `owner` holds as its own release would, from any client: the second half of
-    /// [`Lock::break_holder`](crate::Lock::break_holder), for a holder that does not respond. Touches nobody else.
+    /// Ends the hold of `owner` as its own release would, from any client: the second step of
+    /// [`Lock::break_holder`](crate::Lock::break_holder), for a holder that does not respond. Affects no other owner.
     ///
     /// # Errors
     ///
@@ -189,18 +193,18 @@ pub trait LockBackend: Debug + Send + Sync + 'static {
     ///
     /// # Cancel safety
     ///
-    /// A caller may drop it half-way: the owner holds or it doesn't.
+    /// The future may be dropped at any point: the hold is then ended or not.
     async fn evict(&self, name: &LockName, owner: OwnerId) -> Result<Released, BackendError> {
         let _ = (name, owner);
         Err(BackendError::unsupported("way to break a lock"))
     }
 
-    /// Ends this object's session, if it has one, in good order: what it still holds is freed and its guards are lost.
-    /// A later call starts a new session.
+    /// Ends this object's session, if it has one. Its locks are released, and its guards are lost. A later call starts
+    /// a new session.
     ///
     /// # Errors
     ///
-    /// [`BackendError`] if the service could not be told; it then learns by the session's own time.
+    /// [`BackendError`] if the service could not be told; the session then ends at the service when its time is over.
     async fn close(&self) -> Result<(), BackendError> {
         Ok(())
     }

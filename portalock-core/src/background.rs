@@ -1,7 +1,7 @@
-//! The library's own threads, each with a runtime: one for sessions, one for everything that runs code of users.
+//! The library's own threads, each with a runtime: one for sessions, and one for futures that may run code of users.
 //!
-//! They are two, because a session must be renewed in time whatever a user's future does: a blocking call on a network
-//! backend and the clean-up of a user's backend may compute for longer than a lease lasts.
+//! There are two threads, because sessions must be renewed in time. A future of a blocking call, or of a user's backend
+//! that is cleaned up, may compute for longer than a lease.
 
 use std::{
     future::Future,
@@ -15,7 +15,7 @@ use tokio::runtime::{Builder, Handle, Runtime};
 /// Blocking calls and clean-up: futures that may run a user's code.
 pub(crate) static CALLS: Background = Background::new("portalock");
 
-/// What keeps sessions alive and hears of grants and losses: the library's own code, which never computes for long.
+/// Sessions, and listeners for grants and losses: code of the library, which never computes for long.
 pub(crate) static SESSIONS: Background = Background::new("portalock-session");
 
 /// A runtime on a thread of its own, started at first use. It lasts as long as the process.
@@ -43,7 +43,7 @@ impl Background {
     ///
     /// # Errors
     ///
-    /// What the system said when it gave neither a thread nor what a runtime needs.
+    /// The system's error if it can't give a thread or the resources of a runtime.
     pub(crate) fn handle(&self) -> io::Result<Handle> {
         let mut started = self.started.lock().unwrap_or_else(PoisonError::into_inner);
         let process = std::process::id();
@@ -53,7 +53,8 @@ impl Background {
         {
             return Ok(started.handle.clone());
         }
-        // The thread comes first: where there is none for it, a runtime would be dropped here, which panics within another one.
+        // Start the thread first: if the system has none, a runtime would be dropped here, and that panics inside
+        // another runtime.
         let (send, receive) = mpsc::channel::<Runtime>();
         let thread = thread::Builder::new()
             .name(self.name.into())
@@ -74,7 +75,7 @@ impl Background {
         Ok(handle)
     }
 
-    /// Whether the caller is on this very thread, which can't wait for what runs on it.
+    /// Whether the caller runs on this thread: it can't wait for another future on the same thread.
     pub(crate) fn is_current(&self) -> bool {
         let started = self.started.lock().unwrap_or_else(PoisonError::into_inner);
         started
@@ -82,7 +83,7 @@ impl Background {
             .is_some_and(|started| started.thread == thread::current().id())
     }
 
-    /// Runs `future`; if there can be no thread, it is dropped.
+    /// Runs `future`, or drops it if the system gives no thread.
     pub(crate) fn spawn(&self, future: impl Future<Output = ()> + Send + 'static) {
         match self.handle() {
             Ok(handle) => drop(handle.spawn(future)),

@@ -1,20 +1,20 @@
-//! What a backend guarantees, in a form that programs can read and the conformance suite can check.
+//! What a backend guarantees, in a form that programs can read and the conformance suite can test.
 
 use std::time::Duration;
 
-/// In which order waiters are served.
+/// The order in which waiters are served.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Fairness {
-    /// Any waiter may be next; none is promised a turn.
+    /// No order: any waiter may be next, and a waiter may never be served.
     None,
-    /// First come, first served among the waiters of one backend object; none between processes.
+    /// First come, first served among the waiters of one backend object; no order between processes.
     WithinClient,
-    /// First come, first served among all clients. A waiting writer is not starved by readers.
+    /// First come, first served among all clients. Readers don't starve a waiting writer.
     FirstCome,
 }
 
-/// How far a fencing token's order reaches.
+/// How long fencing tokens keep growing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Tokens {
@@ -22,19 +22,19 @@ pub enum Tokens {
     None,
     /// Tokens of a name strictly grow for as long as the store keeps its data.
     Growing,
-    /// Tokens of a name strictly grow, also over a restart that lost the store's data.
+    /// Tokens of a name strictly grow, even across a restart that lost the store's data.
     Durable,
 }
 
-/// How a holder learns that it no longer holds.
+/// When a holder learns that it lost the lock.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum LossNotice {
-    /// Ownership is never lost while the process lives; or it is, and nothing tells.
+    /// The signal never fires: a lock can't be lost while the process lives, or the backend can't detect a loss.
     Never,
-    /// The lost signal fires before the service could grant the name to another.
+    /// The lost signal fires before the service can grant the name to another owner.
     BeforeSuccessor,
-    /// The lost signal fires at most this long after another could have been granted the name.
+    /// The lost signal fires at most this long after the service could grant the name to another owner.
     Within(Duration),
 }
 
@@ -42,25 +42,25 @@ pub enum LossNotice {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum CrashRelease {
-    /// Never by itself: the lock lives and dies with the process.
+    /// Never: the lock exists only inside the process.
     WithProcess,
-    /// Within this time of the crash. The conformance suite measures it.
+    /// Within this time after the crash. The conformance suite measures it.
     Within(Duration),
 }
 
-/// What [`inspect`](crate::LockBackend::inspect) can tell.
+/// What [`inspect`](crate::LockBackend::inspect) returns.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
 pub enum Inspect {
-    /// Nothing: it answers with [`Unsupported`](crate::BackendErrorKind::Unsupported).
+    /// Nothing: it fails with [`Unsupported`](crate::BackendErrorKind::Unsupported).
     None,
-    /// Who holds.
+    /// The holders.
     Holders,
-    /// Who holds and who waits.
+    /// The holders and the waiters.
     HoldersAndWaiters,
 }
 
-/// Between whom a backend's locks exclude.
+/// Which programs a backend's locks exclude from each other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
 pub enum Scope {
@@ -68,14 +68,14 @@ pub enum Scope {
     Process,
     /// The processes of one host.
     Host,
-    /// The hosts that reach one service.
+    /// All hosts that use the same service.
     Network,
 }
 
-/// A backend's guarantees, each one machine-readable.
+/// The guarantees of a backend, in machine-readable form.
 ///
-/// Start from [`Capabilities::new`], which promises exclusive locks and nothing else, and add what holds. The conformance
-/// suite checks both ways: what is claimed must pass, what is not claimed must be refused.
+/// Start with [`Capabilities::new`], which claims exclusive locks and nothing else, and add claims. The conformance
+/// suite tests both directions: a claimed capability must work, and a request for an unclaimed one must be refused.
 ///
 /// ```
 /// use std::time::Duration;
@@ -92,27 +92,28 @@ pub enum Scope {
 #[allow(clippy::struct_excessive_bools, reason = "each is a claim of its own")]
 #[non_exhaustive]
 pub struct Capabilities {
-    /// Between whom the locks exclude.
+    /// Which programs the locks exclude from each other.
     pub scope: Scope,
-    /// Whether [`Mode::Shared`](crate::Mode::Shared) is granted. Where it isn't, asking for it fails before any I/O.
+    /// Whether the backend has shared locks ([`Mode::Shared`](crate::Mode::Shared)). If not, a request for one fails
+    /// before any I/O.
     pub shared: bool,
-    /// In which order waiters are served.
+    /// The order in which waiters are served.
     pub fairness: Fairness,
-    /// How far the tokens' order reaches.
+    /// How long tokens keep growing.
     pub tokens: Tokens,
     /// How soon a crashed holder's lock passes on.
     pub crash_release: CrashRelease,
-    /// How a holder learns that it lost the lock.
+    /// When a holder learns that it lost the lock.
     pub loss: LossNotice,
-    /// What `inspect` can tell.
+    /// What `inspect` returns.
     pub inspect: Inspect,
-    /// Whether a lock can be taken away from its holder: see [`Lock::break_holder`](crate::Lock::break_holder). The holder is
-    /// then told as [`loss`](Self::loss) says.
+    /// Whether a lock can be taken away from its holder: see [`Lock::break_holder`](crate::Lock::break_holder).
+    /// [`loss`](Self::loss) says when the holder is then told.
     pub breaks: bool,
-    /// Whether [`release_now`](crate::LockBackend::release_now) frees a lock without waiting for anything.
+    /// Whether [`release_now`](crate::LockBackend::release_now) releases a lock without waiting.
     pub releases_now: bool,
-    /// Whether the backend's futures need a tokio runtime to be polled in. Where they don't, the
-    /// [`blocking`](crate::blocking) facade runs them on the calling thread.
+    /// Whether the backend's futures must be polled in a tokio runtime. If not, the [`blocking`](crate::blocking)
+    /// module runs them on the calling thread.
     pub needs_runtime: bool,
 }
 

@@ -2,13 +2,13 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-/// The monotonic clock that deadlines are counted on: tokio's, so that paused time works in tests.
+/// The monotonic clock for deadlines. It is tokio's clock, so that paused time works in tests.
 ///
-/// It is readable with and without a runtime. On Linux it stands still while the machine is suspended; see
-/// `docs/guarantees.md` for what that means for a lease.
+/// It can be read with and without a runtime. On Linux it stops while the machine is suspended; `docs/guarantees.md`
+/// says what that means for a lease.
 pub use tokio::time::Instant;
 
-/// The wall clock, for what people read: since when a holder has held.
+/// The wall clock, for times that people read, such as since when a holder holds.
 #[allow(
     clippy::disallowed_methods,
     reason = "the one place that reads the wall clock"

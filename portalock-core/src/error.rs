@@ -1,81 +1,82 @@
-//! Errors: contention, loss, misuse and the service's own failures, told apart by type.
+//! Errors: separate variants for contention, loss, misuse and failures of the service.
 
 use std::{borrow::Cow, error::Error, fmt, sync::Arc, time::Duration};
 
 use crate::{Holder, InvalidName, InvalidPermits, LockName, Loss, policy::InvalidPolicy};
 
-/// Why an acquisition or a release did not do what was asked.
+/// Why an acquisition or a release failed.
 #[derive(Debug, Clone, thiserror::Error)]
 #[non_exhaustive]
 pub enum LockError {
-    /// Somebody else holds the lock, and the caller did not want to wait.
+    /// Another owner holds the lock, and the call does not wait.
     #[error("{name} is already locked{}", by(.holder.as_deref()))]
     AlreadyLocked {
-        /// What was asked for.
+        /// The name of the lock or semaphore.
         name: LockName,
-        /// One of those who hold it, where the backend can know.
+        /// One of the holders, if the backend knows it.
         holder: Option<Box<Holder>>,
     },
     /// The deadline passed before the lock was granted.
     #[error("{name} was not granted within {} after {attempts} {}{}", brief(*.waited), plural(*.attempts), by(.holder.as_deref()))]
     Timeout {
-        /// What was asked for.
+        /// The name of the lock or semaphore.
         name: LockName,
         /// How long the call lasted.
         waited: Duration,
-        /// How many attempts the backend answered or was still working on.
+        /// The number of attempts, including one without an answer yet.
         attempts: u32,
-        /// One of those who held it when last seen, where the backend can know.
+        /// One of the holders at the last attempt, if the backend knows it.
         holder: Option<Box<Holder>>,
-        /// The last failure of the service, if it failed since its last answer. A dead server never reads as "locked".
+        /// The last failure of the service, if there was no answer after it. A server that is down never reads as
+        /// "locked".
         #[source]
         last_error: Option<BackendError>,
     },
-    /// The lock was held, and is no longer certainly so.
+    /// The lock was held, and is lost.
     #[error("{name} was lost")]
     Lost {
-        /// What was held.
+        /// The name of the lock or semaphore.
         name: LockName,
-        /// How it was lost.
+        /// The reason.
         #[source]
         loss: Loss,
     },
-    /// The store says that this acquisition does not hold: somebody removed it.
-    #[error("{name} was not held any more when it was released")]
+    /// The store has no record of this hold: somebody removed it.
+    #[error("{name} was no longer held when it was released")]
     NotHeld {
-        /// What should have been held.
+        /// The name of the lock or semaphore.
         name: LockName,
     },
-    /// The name can't be locked.
+    /// The name is not valid.
     #[error(transparent)]
     InvalidName(#[from] InvalidName),
-    /// So many permits can never be granted.
+    /// This number of permits can never be granted.
     #[error(transparent)]
     InvalidPermits(#[from] InvalidPermits),
-    /// The policy makes no sense.
+    /// The policy is not valid.
     #[error(transparent)]
     InvalidPolicy(#[from] InvalidPolicy),
-    /// The backend does not have what was asked for. No I/O was done.
+    /// The backend does not support the request. No I/O was done.
     #[error("this backend has no {what}: {instead}")]
     Unsupported {
-        /// What it lacks.
+        /// What the backend does not support.
         what: &'static str,
         /// What to do instead.
         instead: &'static str,
     },
-    /// The service failed, for good or more often than the policy allows.
+    /// The service failed with an error that a retry can't fix, or more often than the policy allows.
     #[error("{name}: the lock service failed")]
     Backend {
-        /// What was asked for.
+        /// The name of the lock or semaphore.
         name: LockName,
-        /// How it failed.
+        /// The failure.
         #[source]
         source: BackendError,
     },
 }
 
 impl LockError {
-    /// Whether it says that somebody else holds the lock: [`AlreadyLocked`](Self::AlreadyLocked), or a
+    /// Whether the error means that another owner holds the lock: [`AlreadyLocked`](Self::AlreadyLocked), or a
     /// [`Timeout`](Self::Timeout) while the service was answering.
     pub const fn is_contention(&self) -> bool {
         matches!(
@@ -88,7 +89,7 @@ impl LockError {
         )
     }
 
-    /// Whether the same call may succeed later without anybody changing the program or the service's set-up.
+    /// Whether the same call may succeed later, without a change of the program or of the service's configuration.
     pub fn is_retryable(&self) -> bool {
         match self {
             Self::AlreadyLocked { .. }
@@ -100,7 +101,7 @@ impl LockError {
         }
     }
 
-    /// One of those who hold the lock, where the error is contention and the backend can know.
+    /// One of the holders, if the error is contention and the backend knows it.
     pub fn holder(&self) -> Option<&Holder> {
         match self {
             Self::AlreadyLocked { holder, .. } | Self::Timeout { holder, .. } => holder.as_deref(),
@@ -123,15 +124,16 @@ fn brief(duration: Duration) -> impl fmt::Display {
     ))
 }
 
-/// What kind of failure a service reports: what a program can decide by.
+/// The kind of a service's failure, for decisions in a program.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum BackendErrorKind {
     /// The service did not answer, or the connection to it broke. Retried.
     Unavailable,
-    /// The session that ownership and queue places live in has ended; a later call starts a new one. Retried.
+    /// The session ended, and with it its locks and queue places; a later call starts a new session. Retried.
     SessionEnded,
-    /// The service is there but too busy or too full for the moment: too many open files, no memory. Retried.
+    /// The service is reachable but out of a resource for the moment, such as connections, open files or memory.
+    /// Retried.
     Exhausted,
     /// The service refused the caller: wrong password, missing permission.
     PermissionDenied,
@@ -139,19 +141,19 @@ pub enum BackendErrorKind {
     ReadOnly,
     /// The store is full.
     OutOfSpace,
-    /// Where the locks should be, there is nothing: a deleted directory, a wrong address.
+    /// The store does not exist: a deleted directory, a wrong address.
     NotFound,
-    /// The store holds something else where the lock should be, or a damaged record.
+    /// The store has a damaged record, or other data, in the place of the lock.
     Corrupt,
-    /// The service, or the file system, can't do what a lock needs.
+    /// The service or the file system lacks something that a lock needs.
     Unsupported,
-    /// The backend's settings make no sense.
+    /// The backend's settings are not valid.
     Misconfigured,
     /// Anything else. Not retried.
     Other,
 }
 
-/// The service's own failure: never a word about who holds the lock.
+/// A failure of the service. It says nothing about who holds the lock.
 #[derive(Debug, Clone)]
 pub struct BackendError {
     kind: BackendErrorKind,
@@ -160,7 +162,8 @@ pub struct BackendError {
 }
 
 impl BackendError {
-    /// A failure of this kind. `message` says what failed and what to do, in lower case, without a full stop or a secret.
+    /// A failure of this kind. `message` says what failed and what to do about it, in lower case, without a full stop,
+    /// and without secrets.
     pub fn new(kind: BackendErrorKind, message: impl Into<Cow<'static, str>>) -> Self {
         Self {
             kind,
@@ -169,14 +172,14 @@ impl BackendError {
         }
     }
 
-    /// Keeps what caused it.
+    /// Adds the cause.
     #[must_use]
     pub fn with_source(mut self, source: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
         self.source = Some(Arc::from(source.into()));
         self
     }
 
-    /// The answer of a backend that lacks `what`.
+    /// The error of a backend that has no `what`.
     pub fn unsupported(what: &'static str) -> Self {
         Self::new(
             BackendErrorKind::Unsupported,
@@ -184,12 +187,12 @@ impl BackendError {
         )
     }
 
-    /// What kind of failure it is.
+    /// The kind of failure.
     pub const fn kind(&self) -> BackendErrorKind {
         self.kind
     }
 
-    /// Whether the engine tries again: the failure may pass by itself.
+    /// Whether the engine tries again, because the failure may be temporary.
     pub const fn is_retryable(&self) -> bool {
         matches!(
             self.kind,

@@ -1,4 +1,4 @@
-//! What a user holds: the lock is theirs until they release or drop it, or until it is lost.
+//! Guards: the lock is held until its guard is released or dropped, or until the lock is lost.
 
 use std::future::Future;
 
@@ -13,45 +13,46 @@ use crate::{
 
 macro_rules! guard_methods {
     () => {
-        /// What is held.
+        /// The name of the lock or semaphore.
         pub fn name(&self) -> &LockName {
             self.0.name()
         }
 
-        /// The identity of this acquisition.
+        /// The id of this acquisition.
         pub fn owner(&self) -> OwnerId {
             self.0.owner()
         }
 
-        /// The fencing token to send along with every write, where the backend has tokens.
+        /// The fencing token, to send with every write; `None` if the backend has no tokens.
         pub fn token(&self) -> Option<FencingToken> {
             self.0.token()
         }
 
-        /// Whether ownership is no longer certain. Reads the clock too: it needs no task to have run.
+        /// Whether the lock is lost. It also compares the lease with the clock, so it is right even if no task has run
+        /// since the lease ended.
         pub fn is_lost(&self) -> bool {
             self.0.loss().is_some()
         }
 
-        /// A signal that fires if this ownership is lost, to be kept and awaited anywhere. It never fires once the guard
-        /// is released or dropped, and can be read late.
+        /// A signal that fires if the lock is lost. It can be kept, moved and awaited anywhere, also after it has
+        /// fired. If the guard is released or dropped first, it never fires.
         pub fn lost_signal(&self) -> LostSignal {
             self.0.lost_signal().clone()
         }
 
-        /// Waits until this ownership is lost, and says why. Never returns where it can't be lost.
+        /// Waits until the lock is lost, and returns the reason. Never returns if the lock can't be lost.
         ///
         /// # Cancel safety
         ///
-        /// Safe: it can be awaited again.
+        /// Safe: call it again.
         pub async fn lost(&self) -> Loss {
             self.0.lost_signal().lost().await
         }
 
-        /// An error if ownership is no longer certain: to be called before what must not be done without it.
+        /// Returns an error if the lock is lost. Call it before an action that needs the lock.
         ///
-        /// It is a look at this machine's own knowledge, without I/O, and true for the moment it is made. Only a resource
-        /// that checks [`token`](Self::token) is safe against a process that is stopped just after it looked.
+        /// The check uses what this process knows, without I/O, and is true for this moment only: the process can be
+        /// paused right after it. Only a resource that checks the [`token`](Self::token) is safe against that.
         ///
         /// # Errors
         ///
@@ -60,11 +61,11 @@ macro_rules! guard_methods {
             self.0.ensure_held()
         }
 
-        /// Runs `work` for as long as ownership is certain: if the lock is lost, `work` is dropped where it stands.
+        /// Runs `work` while the lock is held. If the lock is lost, `work` is dropped at its current await point.
         ///
         /// # Errors
         ///
-        /// [`LockError::Lost`] if the lock was lost before `work` had ended, or while it ended.
+        /// [`LockError::Lost`] if the lock was lost before `work` had ended, or at that moment.
         ///
         /// # Cancel safety
         ///
@@ -73,32 +74,33 @@ macro_rules! guard_methods {
             self.0.run(work).await
         }
 
-        /// Gives the lock back, and says how that went.
+        /// Releases the lock, and reports errors.
         ///
-        /// Whatever it answers, there is nothing to do again: if the service fails, releasing goes on in the background
-        /// for as long as there is something to free.
+        /// After an error you need not call it again: if the service fails, the release is retried in the background
+        /// until there is nothing left to free.
         ///
         /// # Errors
         ///
-        /// [`LockError::Lost`] if ownership had been lost before; [`LockError::NotHeld`] if the store says that somebody
-        /// else removed it; [`LockError::Backend`] if the service failed or did not answer within 5 s.
+        /// [`LockError::Lost`] if the lock had been lost before; [`LockError::NotHeld`] if the store has no record of
+        /// this hold, because somebody removed it; [`LockError::Backend`] if the service failed or did not answer
+        /// within 5 s.
         ///
         /// # Cancel safety
         ///
-        /// Safe: if the future is dropped, releasing goes on in the background.
+        /// Safe: if the future is dropped, the release continues in the background.
         pub async fn release(self) -> Result<(), LockError> {
             self.0.release().await
         }
     };
 }
 
-/// A lock that is held. Owned: it borrows nothing, and can be moved to another task or thread.
+/// A held lock. It borrows nothing, so it can be moved to another task or thread.
 ///
 /// # On drop
 ///
-/// The lock is released: at once where the backend can ([`Capabilities::releases_now`]), else in the background on the
-/// runtime it was acquired on. It never blocks and never panics, also outside a runtime. Call
-/// [`shutdown`](crate::shutdown) at a program's end to wait for what goes on in the background.
+/// The lock is released: at once if the backend can ([`Capabilities::releases_now`]), otherwise in the background, on
+/// the runtime on which it was acquired. Dropping never blocks and never panics, even outside a runtime. At the end of
+/// a program, call [`shutdown`](crate::shutdown) to wait for releases in the background.
 ///
 /// [`Capabilities::releases_now`]: crate::Capabilities::releases_now
 #[derive(Debug)]
@@ -110,7 +112,7 @@ impl<B: LockBackend> Guard<B> {
         Self(held)
     }
 
-    /// Whether it is held exclusively or shared.
+    /// Whether the lock is held exclusively or shared.
     pub fn mode(&self) -> Mode {
         *self.0.demand()
     }
@@ -118,11 +120,11 @@ impl<B: LockBackend> Guard<B> {
     guard_methods!();
 }
 
-/// Permits that are held. Owned: it borrows nothing, and can be moved to another task or thread.
+/// Held permits. The guard borrows nothing, so it can be moved to another task or thread.
 ///
 /// # On drop
 ///
-/// The permits are given back, as a [`Guard`]'s lock is.
+/// The permits are released, in the same way as a [`Guard`]'s lock.
 #[derive(Debug)]
 #[must_use = "the permits are given back as soon as the guard is dropped"]
 pub struct PermitGuard<S: Semaphore>(Held<PermitsOf<S>, Permits>);
@@ -132,7 +134,7 @@ impl<S: Semaphore> PermitGuard<S> {
         Self(held)
     }
 
-    /// How many permits are held, of how many.
+    /// The number of held permits, and the capacity.
     pub fn permits(&self) -> Permits {
         *self.0.demand()
     }

@@ -1,4 +1,4 @@
-//! Who has a lock or waits for it: for people, never for deciding anything.
+//! Descriptions of holders and waiters, for people.
 
 use std::{
     fmt,
@@ -10,9 +10,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::clock;
 
-/// Who has a lock, or waits for it: what an error message or `inspect` can say of them.
+/// A process that holds a lock or waits for it, as errors and `inspect` describe it.
 ///
-/// This is for people. Ownership is decided by [`OwnerId`](crate::OwnerId) alone.
+/// This is for people. Only the [`OwnerId`](crate::OwnerId) decides ownership.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Holder {
@@ -20,15 +20,15 @@ pub struct Holder {
     pub host: Arc<str>,
     /// The process id on that host.
     pub pid: u32,
-    /// What the program said of itself, if anything: see [`Lock::with_label`](crate::Lock::with_label).
+    /// The program's label, if it has set one: see [`Lock::with_label`](crate::Lock::with_label).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub label: Option<Arc<str>>,
-    /// Since when it has held or waited, by its own wall clock.
+    /// Since when the process has held or waited, by its own wall clock.
     pub since: SystemTime,
 }
 
 impl Holder {
-    /// This process, from now on.
+    /// This process, from this moment.
     pub fn this_process(label: Option<Arc<str>>) -> Self {
         Self::this_host(std::process::id(), label)
     }
@@ -37,7 +37,7 @@ impl Holder {
         Self::new(host_name(), pid, label, clock::wall_clock())
     }
 
-    /// Somebody else, as read from a store.
+    /// Another process, as read from a store.
     pub fn new(
         host: impl Into<Arc<str>>,
         pid: u32,
@@ -52,7 +52,7 @@ impl Holder {
         }
     }
 
-    /// The same holder, since now: what a backend stores when it grants.
+    /// The same process from this moment; a backend stores this when it grants.
     #[must_use]
     pub fn since_now(self) -> Self {
         self.since(clock::wall_clock())
@@ -86,7 +86,7 @@ impl Holder {
         if let Some(label) = &self.label {
             write!(f, " ({label})")?;
         }
-        // A store can say anything: years that the format can't write are an error or a panic there.
+        // A store can contain any year, and formatting a year out of range would fail or panic.
         let seconds = self
             .since
             .duration_since(UNIX_EPOCH)
@@ -101,7 +101,7 @@ impl Holder {
     }
 }
 
-/// Somebody who did something once: at that time, not since then.
+/// Shows a process that did something at this time, not since this time.
 pub(crate) struct Doer<'h>(pub(crate) &'h Holder);
 
 impl fmt::Display for Doer<'_> {

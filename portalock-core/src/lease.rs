@@ -1,7 +1,7 @@
-//! How long ownership is certain, and the signal that it no longer is.
+//! Until when ownership is certain, and the signal that it was lost.
 //!
-//! A [`Lease`] belongs to whoever keeps ownership alive: a session that renews it, a watch on a lock file. A
-//! [`LostSignal`] belongs to whoever relies on it. One lease may serve thousands of signals.
+//! The code that keeps ownership alive has a [`Lease`]: a session that renews it, or a watch on a lock file. The code
+//! that relies on ownership has a [`LostSignal`]. One lease may have thousands of signals.
 
 use std::{
     fmt,
@@ -13,26 +13,27 @@ use tokio::sync::Notify;
 
 use crate::{Holder, clock::Instant, engine::timer, holder::Doer};
 
-/// Why a lock is no longer certainly held.
+/// Why a lock was lost.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Loss {
     /// No renewal was confirmed before the lease's deadline on this machine's monotonic clock.
     #[error("the lease ran out before a renewal was confirmed")]
     Expired,
-    /// The session that all of a backend's locks live in came to its end.
+    /// The backend's session ended, and with it all of its locks.
     #[error("the session ended: {0}")]
     SessionEnded(Arc<str>),
-    /// What stands for the lock in its store is gone or was replaced.
+    /// The lock's record in the store was removed or replaced.
     #[error("the lock was removed from its store: {0}")]
     Removed(Arc<str>),
-    /// An operator took the lock away by [`Lock::break_holder`](crate::Lock::break_holder): this one, at this time.
+    /// This operator took the lock away with [`Lock::break_holder`](crate::Lock::break_holder), at this time.
     #[error("the lock was broken by {}", Doer(.0))]
     Broken(Arc<Holder>),
 }
 
 impl Loss {
-    /// The lock was broken, as a mark says: by this one, or by somebody whose mark can't be read.
+    /// The loss that a mark of a broken lock describes: broken by `by`, or by somebody unknown if the mark can't be
+    /// read.
     pub fn broken_by(who: Option<Holder>) -> Self {
         match who {
             Some(who) => Self::Broken(who.into()),
@@ -41,9 +42,9 @@ impl Loss {
     }
 }
 
-/// The keeper's side: says until when ownership is certain, or that it has ended.
+/// The keeper's side: it says until when ownership is certain, or that it has ended.
 ///
-/// Cheap to clone: all clones are the same lease. Dropping it ends nothing: a deadline that was set still passes.
+/// Cheap to clone: all clones are the same lease. Dropping a lease does not end it, but its deadline still passes.
 ///
 /// ```
 /// use std::time::Duration;
@@ -68,17 +69,17 @@ struct Shared {
 struct State {
     deadline: Option<Instant>,
     loss: Option<Loss>,
-    /// Released in good order: the signal can never fire any more.
+    /// Released: the signal can no longer fire.
     settled: bool,
 }
 
 impl Lease {
-    /// A lease without a deadline: it lasts until [`end`](Self::end).
+    /// A lease without a deadline, which lasts until [`end`](Self::end).
     pub fn unbounded() -> Self {
         Self::from_state(State::default())
     }
 
-    /// A lease that is certain until `deadline`. Count it from when the request that won it was *sent*.
+    /// A lease until `deadline`. Count the deadline from the moment when the request was *sent*.
     pub fn until(deadline: Instant) -> Self {
         Self::from_state(State {
             deadline: Some(deadline),
@@ -93,11 +94,11 @@ impl Lease {
         }))
     }
 
-    /// Moves the deadline to `deadline`, counted from when the confirmed renewal was *sent*. An earlier deadline than
-    /// the present one changes nothing.
+    /// Moves the deadline to `deadline`, counted from the moment when the confirmed renewal was *sent*. A deadline
+    /// before the current one has no effect.
     ///
-    /// Returns false if the lease had already ended or its deadline has passed: it is lost for good, since another may
-    /// hold by now.
+    /// Returns false if the lease had already ended or its deadline had passed. Such a lease can't be renewed, because
+    /// another owner may already hold the lock.
     pub fn extend(&self, deadline: Instant) -> bool {
         let mut state = self.0.lock();
         if state.observe().is_some() {
@@ -113,7 +114,7 @@ impl Lease {
         true
     }
 
-    /// Ends the lease: every signal fires with `loss`. Later calls change nothing, the first reason stays.
+    /// Ends the lease: every signal fires with `loss`. Later calls have no effect, and the first reason stays.
     pub fn end(&self, loss: Loss) {
         let mut state = self.0.lock();
         if state.settled || state.observe().is_some() {
@@ -129,7 +130,7 @@ impl Lease {
         self.0.lock().deadline
     }
 
-    /// Why the lease has ended, if it has. Reads the clock as well as what was said.
+    /// Why the lease has ended, if it has. It also compares the deadline with the clock.
     pub fn loss(&self) -> Option<Loss> {
         self.0.lock().observe()
     }
@@ -142,7 +143,7 @@ impl Lease {
         }
     }
 
-    /// Says that ownership was given up in good order: signals that have not fired never will.
+    /// Records that the lock was released: signals that have not fired will never fire.
     pub(crate) fn settle(&self) {
         let mut state = self.0.lock();
         if state.observe().is_none() {
@@ -155,7 +156,8 @@ impl Lease {
 
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, State> {
-        // Nothing panics while it is held, and each update is one assignment: a poisoned state is still whole.
+        // No code panics while it holds the lock, and each update is one assignment, so a poisoned state is still
+        // consistent.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -195,13 +197,13 @@ impl State {
     }
 }
 
-/// The holder's side: fires once, when the lock is no longer certainly held, and can be read ever after.
+/// The holder's side: fires once, when the lock is lost, and can be read at any time after that.
 ///
-/// Cheap to clone. A signal of a lock that was released in good order never fires.
+/// Cheap to clone. If the lock is released first, the signal never fires.
 #[derive(Clone)]
 pub struct LostSignal {
     sources: Sources,
-    /// The guard's own record: whether it was released, or the loss was already seen.
+    /// The guard's own record: released, or the loss that was already seen.
     tenure: Option<Arc<Shared>>,
 }
 
@@ -213,7 +215,7 @@ enum Sources {
 }
 
 impl LostSignal {
-    /// A signal that never fires: ownership lasts until it is released.
+    /// A signal that never fires, for a lock that can't be lost.
     pub const fn never() -> Self {
         Self {
             sources: Sources::Never,
@@ -221,7 +223,7 @@ impl LostSignal {
         }
     }
 
-    /// A signal that fires with the first of `signals`.
+    /// A signal that fires when the first of `signals` fires.
     pub fn any(signals: impl IntoIterator<Item = LostSignal>) -> Self {
         let mut all: Vec<_> = signals
             .into_iter()
@@ -237,7 +239,7 @@ impl LostSignal {
         }
     }
 
-    /// The same signal, but one that can't fire any more once `tenure` is settled.
+    /// The same signal, which can no longer fire when `tenure` is settled.
     pub(crate) fn during(&self, tenure: &Lease) -> Self {
         match self.sources {
             Sources::Never => Self::never(),
@@ -248,12 +250,13 @@ impl LostSignal {
         }
     }
 
-    /// Whether it has fired. Reads the clock too, so it is right even where no task has run since the deadline.
+    /// Whether the signal has fired. It also compares the deadline with the clock, so the answer is right even if no
+    /// task has run since the deadline.
     pub fn is_lost(&self) -> bool {
         self.loss().is_some()
     }
 
-    /// Why it fired, if it has.
+    /// Why the signal fired, if it has.
     pub fn loss(&self) -> Option<Loss> {
         let Some(tenure) = &self.tenure else {
             return self.sources.loss();
@@ -274,15 +277,15 @@ impl LostSignal {
         }
     }
 
-    /// Waits until it fires, and says why. Returns at once if it already has; never returns for a lock that is released
-    /// in good order.
+    /// Waits until the signal fires, and returns the reason. Returns at once if it has already fired; never returns if
+    /// the lock is released first.
     ///
-    /// It works on any executor. Outside tokio, and in a tokio runtime without time, the library's own thread keeps the
-    /// time; such a runtime logs the panic of the timer that it refuses.
+    /// It works on any executor. Outside tokio, and in a tokio runtime without timers, a thread of the library does the
+    /// timing; a runtime without timers logs the panic of its failed timer.
     ///
     /// # Cancel safety
     ///
-    /// Nothing is lost by dropping the future: the signal can be awaited again, by any number of tasks.
+    /// Safe: the signal can be awaited again, by any number of tasks.
     pub async fn lost(&self) -> Loss {
         let loss = match &self.sources {
             Sources::Never => std::future::pending().await,
@@ -298,7 +301,7 @@ impl LostSignal {
         }
         match self.loss() {
             Some(loss) => loss,
-            // Released in good order before the source ended.
+            // Released before the source ended.
             None => std::future::pending().await,
         }
     }

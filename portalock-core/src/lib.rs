@@ -1,13 +1,13 @@
-//! One locking API over any backend: files on one machine, Redis or etcd across machines, or a store of your own.
+//! The locking API of portalock, the engine behind it, and the trait for backends. Contains no client of any service.
 //!
 //! ```
 //! use portalock_core::{Lock, LockError, MemoryBackend};
 //!
 //! # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), LockError> {
-//! // Any backend will do; this one lives in memory.
+//! // Any backend works here; this one is in memory.
 //! let lock = Lock::new(MemoryBackend::new(), "nightly-report")?;
 //! let guard = lock.acquire().await?;
-//! // Alone in here. The token goes along with every write that must not come from a holder of old.
+//! // Only one holder at a time gets here. Send the token with each write, so that the resource can refuse a former holder.
 //! println!("fencing token {:?}", guard.token());
 //! guard.release().await?;
 //! # Ok(()) }
@@ -15,29 +15,31 @@
 //!
 //! # Using locks
 //!
-//! - [`Lock`] is a name in a backend; acquiring it gives a [`Guard`], which frees it when dropped. [`Guard::run`] stops
-//!   your work if the lock is lost, [`Guard::token`] lets a resource refuse a holder of old.
-//! - [`Pool`] shares out the permits of a [`Semaphore`]; [`SlotSemaphore`] makes one of any backend.
-//! - [`LockSet`] takes several names at once, [`ReentrantLock`] counts, [`blocking`] is all of it without async.
-//! - [`Election`] lets one of many lead: it campaigns, works while it leads, hands over, and tells others who leads.
-//! - [`Policy`] says how long to wait and how often to look. [`LockError`] tells contention, loss, misuse and the
-//!   service's own failures apart, and names the holder where that can be known.
-//! - [`Lock::inspect`] tells who holds, and [`Lock::break_holder`] takes a lock away from its holder.
-//! - [`DynBackend`] chooses the backend at run time, a type parameter `B: LockBackend` at compile time.
+//! - A [`Lock`] is a name in a backend. Acquiring it gives a [`Guard`], which releases it when dropped. [`Guard::run`] stops
+//!   your work if the lock is lost. With [`Guard::token`] a resource can refuse a former holder.
+//! - A [`Pool`] gives permits of a [`Semaphore`]. [`SlotSemaphore`] is a semaphore on any backend.
+//! - A [`LockSet`] acquires several names at once. A [`ReentrantLock`] can be acquired again by its holder. [`blocking`] has
+//!   the same API without async.
+//! - In an [`Election`] one of several processes leads: it runs work while it leads, steps down, and observers see who leads.
+//! - A [`Policy`] sets how long a call waits and how often it tries. [`LockError`] has separate variants for contention, loss,
+//!   misuse and failures of the service, and names the holder if it is known.
+//! - [`Lock::inspect`] returns the holders, and [`Lock::break_holder`] takes a lock away from its holder.
+//! - [`DynBackend`] selects the backend at run time, a type parameter `B: LockBackend` at compile time.
 //!
 //! # Writing a backend
 //!
-//! Implement [`LockBackend`]: three methods, and a statement of what is guaranteed ([`Capabilities`]). The engine brings
-//! timeouts, retries, back-off, cancellation and clean-up. Tell a holder that it lost by a [`Lease`], renewed by a
-//! [`Keeper`] where the store's own leases run out; wake those who wait through [`wakeups`]. Then run the conformance suite
-//! of `portalock-testkit` on it.
+//! Implement [`LockBackend`]: three methods, one of which states what the backend guarantees ([`Capabilities`]). The engine does
+//! timeouts, retries, back-off, cancellation and clean-up. A backend tells its holders of a loss with a [`Lease`]; a [`Keeper`]
+//! renews leases that expire in the store. It wakes waiters through [`wakeups`]. A networked backend implements
+//! [`session::Service`] and gets all of this from the session layer. Test the backend with the conformance suite of
+//! `portalock-testkit`.
 //!
 //! # What is logged
 //!
-//! Spans and events go to [`tracing`](https://docs.rs/tracing): the span `acquire` has the fields `name`, `want` and
-//! `owner`; in it come the events `contended` (`holder`, `waits`), `waiting`, `acquired` (`waited`, `attempts`, `token`),
-//! `timed out` and `the lock service failed` (`error`), all at debug level. `released` is a debug event, `lost` a warning,
-//! both with `name` and `owner`.
+//! Spans and events go to [`tracing`](https://docs.rs/tracing). The span `acquire` has the fields `name`, `want` and
+//! `owner`. Its events are `contended` (`holder`, `waits`), `waiting`, `acquired` (`waited`, `attempts`, `token`),
+//! `timed out` and `the lock service failed` (`error`), all at debug level. Outside the span, `released` is a debug event and `lost` a
+//! warning, both with `name` and `owner`.
 //!
 //! # Features
 //!

@@ -1,4 +1,4 @@
-//! A named lock in a backend: what users make, keep and acquire.
+//! A named lock in a backend, which users create and acquire.
 
 use std::{fmt, sync::Arc};
 
@@ -13,8 +13,8 @@ use crate::{
     },
 };
 
-/// A name in a backend, with a policy of waiting. It holds nothing until it is acquired, and one `Lock` can be acquired
-/// by any number of tasks: each acquisition is its own.
+/// A named lock in a backend, with a policy for waiting. Creating a `Lock` acquires nothing. Any number of tasks can
+/// acquire the same `Lock`; their acquisitions exclude each other.
 ///
 /// ```
 /// use portalock_core::{Lock, LockError, MemoryBackend};
@@ -56,7 +56,7 @@ impl<B: LockBackend> Lock<B> {
         self
     }
 
-    /// Sets what other people's errors will say of this program, beside its host and process id. Default: nothing.
+    /// Sets a label, which errors of other processes show beside this process's host and process id. Default: none.
     #[must_use]
     pub fn with_label(mut self, label: impl Into<Arc<str>>) -> Self {
         self.label = Some(label.into());
@@ -71,59 +71,61 @@ impl<B: LockBackend> Lock<B> {
         }
     }
 
-    /// What is locked.
+    /// The lock's name.
     pub fn name(&self) -> &LockName {
         &self.name
     }
 
-    /// Where it is locked.
+    /// The backend.
     pub fn backend(&self) -> &B {
         &self.backend
     }
 
-    /// How [`acquire`](Self::acquire) waits.
+    /// The policy of [`acquire`](Self::acquire).
     pub fn policy(&self) -> &Policy {
         &self.policy
     }
 
-    /// Acquires the lock if it is free, and doesn't wait for a holder. The service's answer is awaited for at most the
-    /// policy's timeout.
+    /// Acquires the lock if it is free, and doesn't wait for a holder. It waits for the service's answer for at most
+    /// the policy's timeout.
     ///
     /// # Errors
     ///
-    /// [`LockError::AlreadyLocked`] if somebody holds it, or waits for it where waiters are served in order;
-    /// [`LockError::Timeout`] if the service did not answer in time; [`LockError::Backend`] if it failed.
+    /// [`LockError::AlreadyLocked`] if another owner holds the lock, or waits for it on a backend that serves waiters
+    /// in order; [`LockError::Timeout`] if the service did not answer in time; [`LockError::Backend`] if it failed.
     ///
     /// # Cancel safety
     ///
-    /// Safe: what the attempt may have won is released in the background.
+    /// Safe: if the dropped attempt got the lock, the lock is released in the background.
     pub async fn try_acquire(&self) -> Result<Guard<B>, LockError> {
         self.run(Mode::Exclusive, &self.policy, Resolve::Try, None)
             .await
     }
 
-    /// Acquires the lock, waiting as the lock's policy says.
+    /// Acquires the lock, and waits for it according to the lock's policy.
     ///
     /// # Errors
     ///
-    /// [`LockError::Timeout`] if it was not granted in time, naming the holder where the backend can know;
-    /// [`LockError::AlreadyLocked`] at once if the policy says to fail when locked; [`LockError::Backend`] if the service
-    /// failed for good, or more often in a row than the policy allows.
+    /// [`LockError::Timeout`] if the lock was not granted in time; the error names the holder if the backend knows it.
+    /// [`LockError::AlreadyLocked`] at once if the lock is held and the policy has `fail_when_locked`.
+    /// [`LockError::Backend`] if the service failed with an error that a retry can't fix, or more often in a row than
+    /// the policy allows.
     ///
     /// # Cancel safety
     ///
-    /// Safe to drop at any point: no lock and no waiter stays behind. The place in the queue is lost.
+    /// Safe to drop at any point: no lock and no waiter is left behind. The place in the queue is lost.
     ///
     /// # Fairness
     ///
-    /// As the backend's [`Capabilities::fairness`](crate::Capabilities::fairness) says. Toward other tasks of the runtime each
-    /// call counts as one step of [cooperative scheduling](tokio::task::coop), even if the lock was free.
+    /// [`Capabilities::fairness`](crate::Capabilities::fairness) of the backend says in which order waiters get the
+    /// lock. Each call counts as one step of [cooperative scheduling](tokio::task::coop), even if the lock was free, so
+    /// that other tasks of the runtime get their turn.
     pub async fn acquire(&self) -> Result<Guard<B>, LockError> {
         self.run(Mode::Exclusive, &self.policy, Resolve::Wait, None)
             .await
     }
 
-    /// As [`acquire`](Self::acquire), waiting as `policy` says.
+    /// Like [`acquire`](Self::acquire), with another policy.
     ///
     /// # Errors
     ///
@@ -136,7 +138,8 @@ impl<B: LockBackend> Lock<B> {
         self.run(Mode::Exclusive, policy, Resolve::Wait, None).await
     }
 
-    /// As [`try_acquire`](Self::try_acquire), for a shared lock: others may share it, none may hold it exclusively.
+    /// Like [`try_acquire`](Self::try_acquire), for a shared lock: any number of owners can share it, and none can hold
+    /// it exclusively meanwhile.
     ///
     /// # Errors
     ///
@@ -150,7 +153,7 @@ impl<B: LockBackend> Lock<B> {
             .await
     }
 
-    /// As [`acquire`](Self::acquire), for a shared lock.
+    /// Like [`acquire`](Self::acquire), for a shared lock.
     ///
     /// # Errors
     ///
@@ -164,7 +167,7 @@ impl<B: LockBackend> Lock<B> {
             .await
     }
 
-    /// As [`acquire_with`](Self::acquire_with), for a shared lock.
+    /// Like [`acquire_with`](Self::acquire_with), for a shared lock.
     ///
     /// # Errors
     ///
@@ -177,7 +180,8 @@ impl<B: LockBackend> Lock<B> {
         self.run(Mode::Shared, policy, Resolve::Wait, None).await
     }
 
-    /// Who holds the lock and who waits for it, by now perhaps no longer true. For people: nothing can be decided by it.
+    /// Returns the holders and the waiters. The answer may be out of date when it arrives, so show it to people but
+    /// don't base decisions on it.
     ///
     /// # Errors
     ///
@@ -189,7 +193,7 @@ impl<B: LockBackend> Lock<B> {
     pub async fn inspect(&self) -> Result<Inspection, LockError> {
         if self.backend.capabilities().inspect == crate::Inspect::None {
             return Err(LockError::Unsupported {
-                what: "way to look at a lock",
+                what: "way to inspect a lock",
                 instead: "its capabilities say `Inspect::None`",
             });
         }
@@ -200,23 +204,24 @@ impl<B: LockBackend> Lock<B> {
         })
     }
 
-    /// Takes the lock away from `owner`, for an operator who knows that its holder must not go on. [`inspect`](Self::inspect)
-    /// tells the owner; an owner is one acquisition, so whoever holds next is never hit by mistake.
+    /// Takes the lock away from `owner`, for an operator who knows that the holder must stop.
+    /// [`inspect`](Self::inspect) returns the owner. An owner is one acquisition, so the break can't hit the next
+    /// holder by mistake.
     ///
-    /// The holder's guard is lost by [`Loss::Broken`](crate::Loss::Broken), which names this process and the lock's
-    /// [label](Self::with_label), and its client gives the lock back. A client that does not respond is waited for as long as it
-    /// may still rely on the lock, which is its session's lease at most; then its hold is ended by force. Waiters keep their
-    /// places, and the next token is larger.
+    /// The holder's guard is lost with [`Loss::Broken`](crate::Loss::Broken), which names this process and the lock's
+    /// [label](Self::with_label), and the holder's client releases the lock. If that client does not respond, the call
+    /// waits for as long as the client may still rely on the lock, which is at most its session's lease. Then it ends
+    /// the hold by force. Waiters keep their places, and the next token is larger.
     ///
     /// # Errors
     ///
-    /// [`LockError::Unsupported`] if the backend can't; [`LockError::Backend`] if the service failed. Call it again then: an
-    /// owner that is gone is success, and says so.
+    /// [`LockError::Unsupported`] if the backend can't break locks; [`LockError::Backend`] if the service failed. In
+    /// that case call it again: if the owner is already gone, the call succeeds and says so.
     ///
     /// # Cancel safety
     ///
-    /// Safe, but not undone: the holder may have been told. If it is dropped, nobody ends the hold of a client that does not
-    /// respond.
+    /// Safe, but a break that has started is not undone: the holder may have been told. If the call is dropped, the
+    /// hold of a client that does not respond is not ended.
     pub async fn break_holder(&self, owner: OwnerId) -> Result<Broken, LockError> {
         let by = Holder::this_process(self.label.clone());
         breaking::break_holder(&*self.backend, &self.name, owner, &by, &self.policy).await

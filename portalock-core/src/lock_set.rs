@@ -1,4 +1,4 @@
-//! Several names at once: all or none, without deadlock.
+//! Sets of locks: several names, all or none, without deadlocks.
 
 use std::{future::Future, pin::pin, time::Duration};
 
@@ -11,12 +11,12 @@ use crate::{
     engine::{deadline::bound, wait::Resolve},
 };
 
-/// How long a set that could not be had waits for the release of what it took.
+/// How long a failed acquisition waits for the release of the locks that it had acquired.
 const GIVE_BACK: Duration = Duration::from_secs(1);
 
-/// Several locks of one backend that are acquired together.
+/// Several locks of one backend, acquired together.
 ///
-/// They are taken in the order of their names, each name once, so that two sets never wait for each other in a circle.
+/// The locks are acquired in the order of their names, each name once. So two sets can't deadlock.
 ///
 /// ```
 /// use portalock_core::{LockError, LockSet, MemoryBackend};
@@ -35,7 +35,7 @@ pub struct LockSet<B> {
     policy: Policy,
 }
 
-/// Acquires `names` of `backend` exclusively: all or none, within the one deadline of `policy`. See [`LockSet`].
+/// Acquires `names` in `backend` exclusively: all or none, with one deadline. See [`LockSet`].
 ///
 /// # Errors
 ///
@@ -61,7 +61,7 @@ impl<B: LockBackend + Clone> LockSet<B> {
     ///
     /// # Errors
     ///
-    /// [`InvalidName`] for the first name that can't be locked.
+    /// [`InvalidName`] for the first name that is not valid.
     #[allow(
         clippy::needless_pass_by_value,
         reason = "takes a backend as every constructor does"
@@ -96,14 +96,14 @@ impl<B: LockBackend> LockSet<B> {
         self
     }
 
-    /// Sets whether the locks are taken exclusively, the default, or shared.
+    /// Sets whether the locks are exclusive (the default) or shared.
     #[must_use]
     pub fn with_mode(mut self, mode: Mode) -> Self {
         self.mode = mode;
         self
     }
 
-    /// Sets what other people's errors will say of this program.
+    /// Sets a label, which errors of other processes show beside this process's host and process id. Default: none.
     #[must_use]
     pub fn with_label(mut self, label: impl Into<std::sync::Arc<str>>) -> Self {
         let label = label.into();
@@ -115,44 +115,44 @@ impl<B: LockBackend> LockSet<B> {
         self
     }
 
-    /// The names, in the order in which they are taken.
+    /// The names, in the order in which they are acquired.
     pub fn names(&self) -> impl Iterator<Item = &LockName> {
         self.locks.iter().map(Lock::name)
     }
 
-    /// Acquires all of them if all are free, and waits for nobody. The service's answers are awaited for at most the
-    /// timeout of the set's policy: one deadline for all names together.
+    /// Acquires all locks if all are free, and doesn't wait for a holder. It waits for the service's answers for at
+    /// most the timeout of the set's policy: one deadline for all names together.
     ///
     /// # Errors
     ///
-    /// As [`Lock::try_acquire`], for the first name that could not be had.
+    /// As [`Lock::try_acquire`], for the first name that was not granted.
     ///
-    /// If somebody else holds that name, the names taken before it are released before the error is returned. The
-    /// release is awaited for at most a second. If the service failed or fell silent, it isn't awaited. What is not
-    /// released by then is released in the background.
+    /// If another owner holds that name, the call releases the names that it had acquired, waits for this for at most a
+    /// second, and then returns the error. If the service failed or didn't answer, the call doesn't wait. Locks that
+    /// are not released by then are released in the background.
     ///
     /// # Cancel safety
     ///
-    /// Safe: what was taken is released in the background.
+    /// Safe: acquired locks are released in the background.
     pub async fn try_acquire(&self) -> Result<LockSetGuard<B>, LockError> {
         self.take(&self.policy, Resolve::Try).await
     }
 
-    /// Acquires all of them, waiting as the set's policy says: one deadline for all together.
+    /// Acquires all locks, and waits for them according to the set's policy, with one deadline for all.
     ///
     /// # Errors
     ///
-    /// As [`Lock::acquire`], for the first name that could not be had. What was taken before it is released as by
+    /// As [`Lock::acquire`], for the first name that was not granted. Names acquired before it are released as in
     /// [`try_acquire`](Self::try_acquire).
     ///
     /// # Cancel safety
     ///
-    /// Safe: what was taken is released in the background.
+    /// Safe: acquired locks are released in the background.
     pub async fn acquire(&self) -> Result<LockSetGuard<B>, LockError> {
         self.acquire_with(&self.policy).await
     }
 
-    /// As [`acquire`](Self::acquire), waiting as `policy` says.
+    /// Like [`acquire`](Self::acquire), with another policy.
     ///
     /// # Errors
     ///
@@ -172,10 +172,11 @@ impl<B: LockBackend> LockSet<B> {
             match lock.run(self.mode, policy, resolve, Some(start)).await {
                 Ok(guard) => taken.guards.push(guard),
                 Err(error) => {
-                    // A service that does not answer would not answer a release either.
+                    // If the service does not answer, it would not answer a release either.
                     if error.is_contention() {
                         let until = Instant::now().checked_add(GIVE_BACK);
-                        // An error of a release has no place beside the set's own; the engine goes on with it.
+                        // The call returns the set's own error, not that of a release; the engine continues the
+                        // release.
                         let _ = bound(until, taken.release()).await;
                     }
                     return Err(error);
@@ -187,11 +188,11 @@ impl<B: LockBackend> LockSet<B> {
     }
 }
 
-/// Several locks that are held together.
+/// Several held locks.
 ///
 /// # On drop
 ///
-/// All are released, the last one taken first, each as a [`Guard`] is.
+/// All locks are released in reverse order, each as by dropping a [`Guard`].
 #[derive(Debug)]
 #[must_use = "the locks are released as soon as the guard is dropped"]
 pub struct LockSetGuard<B: LockBackend> {
@@ -211,38 +212,38 @@ impl<B: LockBackend> LockSetGuard<B> {
         self.lost = LostSignal::any(self.guards.iter().map(Guard::lost_signal));
     }
 
-    /// What is held, sorted.
+    /// The held names, sorted.
     pub fn names(&self) -> impl Iterator<Item = &LockName> {
         self.guards.iter().map(Guard::name)
     }
 
-    /// The fencing token of each name, where the backend has tokens.
+    /// The fencing token of each name; `None` if the backend has no tokens.
     pub fn tokens(&self) -> impl Iterator<Item = (&LockName, Option<FencingToken>)> {
         self.guards
             .iter()
             .map(|guard| (guard.name(), guard.token()))
     }
 
-    /// Whether ownership of any of them is no longer certain.
+    /// Whether any of the locks is lost.
     pub fn is_lost(&self) -> bool {
         self.lost.is_lost()
     }
 
-    /// One signal for all: it fires when the first of them is lost.
+    /// One signal for all locks: it fires when the first of them is lost.
     pub fn lost_signal(&self) -> LostSignal {
         self.lost.clone()
     }
 
-    /// An error if ownership of any of them is no longer certain.
+    /// Returns an error if any of the locks is lost.
     ///
     /// # Errors
     ///
-    /// [`LockError::Lost`] for the first one that was lost.
+    /// [`LockError::Lost`] for the first lost lock.
     pub fn ensure_held(&self) -> Result<(), LockError> {
         self.guards.iter().try_for_each(Guard::ensure_held)
     }
 
-    /// Runs `work` for as long as all of them are certainly held; see [`Guard::run`].
+    /// Runs `work` while all locks are held; see [`Guard::run`].
     ///
     /// # Errors
     ///
@@ -259,22 +260,22 @@ impl<B: LockBackend> LockSetGuard<B> {
         self.ensure_held()?;
         match output {
             Some(output) => Ok(output),
-            // The merged signal fires with one of the guards, and a guard's loss stays readable.
+            // The merged signal fires together with a guard's signal, and a guard's loss can still be read.
             None => std::future::pending().await,
         }
     }
 
-    /// Releases all of them at the same time. It takes no longer than one [`Guard::release`], which waits at most 5 s for
-    /// the service.
+    /// Releases all locks concurrently. It takes no longer than one [`Guard::release`], which waits at most 5 s for the
+    /// service.
     ///
     /// # Errors
     ///
-    /// The first error that [`Guard::release`] gave, from the last name to the first. The others are released all the
-    /// same.
+    /// The first error of [`Guard::release`], from the last name to the first. The other locks are released
+    /// nevertheless.
     ///
     /// # Cancel safety
     ///
-    /// Safe: if the future is dropped, releasing goes on in the background.
+    /// Safe: if the future is dropped, the release continues in the background.
     pub async fn release(mut self) -> Result<(), LockError> {
         let releases = self.guards.drain(..).rev().map(Guard::release);
         join_all(releases).await.into_iter().collect()

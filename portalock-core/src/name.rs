@@ -1,4 +1,4 @@
-//! What is locked: a name that every backend can store.
+//! Names of locks, which every backend can store.
 
 use std::{borrow::Borrow, fmt, str::FromStr, sync::Arc};
 
@@ -6,8 +6,8 @@ use serde::{Deserialize, Serialize};
 
 /// The name of a lock or a semaphore.
 ///
-/// Any UTF-8 text of 1 to 255 bytes without a NUL character. A backend maps names injectively: two names that differ in
-/// a single byte are two locks, whatever the store does with case, dots or slashes.
+/// Any UTF-8 text of 1 to 255 bytes without a NUL character. Two names that differ in a single byte are two locks, on
+/// every backend, even if the store ignores case or treats dots or slashes specially.
 ///
 /// ```
 /// use portalock_core::LockName;
@@ -53,7 +53,7 @@ impl LockName {
     }
 }
 
-/// Why a text is no [`LockName`].
+/// Why a text is not a valid [`LockName`].
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum InvalidName {
@@ -61,15 +61,15 @@ pub enum InvalidName {
     #[error("a lock's name is empty: give it 1 to 255 bytes of text")]
     Empty,
     /// The text was too long.
-    #[error("a lock's name has {bytes} bytes: {most} are the most")]
+    #[error("a lock's name has {bytes} bytes: at most {most} are allowed")]
     TooLong {
         /// Its length in bytes of UTF-8.
         bytes: usize,
-        /// The longest that would have been taken.
+        /// The longest allowed length.
         most: usize,
     },
     /// The text contained a NUL character.
-    #[error("a lock's name has a NUL character at byte {at}: any other character may stand there")]
+    #[error("a lock's name has a NUL character at byte {at}: remove it")]
     Nul {
         /// The offset of the first NUL, in bytes.
         at: usize,

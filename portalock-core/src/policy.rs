@@ -1,4 +1,4 @@
-//! How long to wait, how often to look, what to do about failures.
+//! How long a call waits, how often it tries, and how it handles failures.
 
 use std::time::Duration;
 
@@ -6,9 +6,10 @@ use serde::{Deserialize, Serialize, Serializer};
 
 use crate::settings::{InvalidSetting, RawDuration, serialize_duration};
 
-/// How an acquisition waits. The defaults are portalocker's: 5 s, looking every 250 ms.
+/// How an acquisition waits. The defaults are those of portalocker: a timeout of 5 s, and an attempt at least every 250
+/// ms.
 ///
-/// It loads from TOML or JSON with readable durations:
+/// A policy loads from TOML or JSON with readable durations:
 ///
 /// ```
 /// use portalock_core::Policy;
@@ -39,7 +40,7 @@ pub struct Policy {
     max_failures: u32,
 }
 
-/// A policy that makes no sense.
+/// A policy with an invalid value.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("the waiting policy is not valid: {0}")]
 pub struct InvalidPolicy(#[from] InvalidSetting);
@@ -62,7 +63,8 @@ impl Policy {
         }
     }
 
-    /// Waits as long as it takes. A service that fails is still given up after [`max_failures`](Self::max_failures).
+    /// Waits without a time limit. If the service fails, the call still gives up after
+    /// [`max_failures`](Self::max_failures).
     #[must_use]
     pub const fn forever() -> Self {
         let mut policy = Self::new();
@@ -70,69 +72,79 @@ impl Policy {
         policy
     }
 
-    /// Sets the time after which a call gives up, whatever it is waiting for. Default 5 s.
+    /// Sets the time after which a call gives up, including all requests to the service. Default 5 s.
     ///
-    /// Zero makes one attempt and does not wait; that attempt may take as long as a round trip, at most 5 s.
+    /// With zero the call makes one attempt and does not wait for a holder; the attempt may take a round trip, at most
+    /// 5 s.
     #[must_use]
     pub const fn with_timeout(mut self, timeout: Duration) -> Self {
         self.timeout = Some(timeout);
         self
     }
 
-    /// Sets the longest time between two looks at a contended lock; default 250 ms. Where the backend wakes its waiters
-    /// this only bounds a wake-up that got lost.
+    /// Sets the longest time between two attempts at a contended lock. Default 250 ms. If the backend wakes its
+    /// waiters, this only matters when a wake-up is lost.
     ///
     /// # Errors
     ///
     /// [`InvalidPolicy`] if it is zero.
     pub fn with_check_interval(mut self, interval: Duration) -> Result<Self, InvalidPolicy> {
         if interval.is_zero() {
-            return Err(InvalidSetting::new("check_interval", "is zero: give it a length").into());
+            return Err(
+                InvalidSetting::new("check_interval", "is zero: give a longer duration").into(),
+            );
         }
         self.check_interval = interval;
         Ok(self)
     }
 
-    /// Sets whether a contended lock is an error at once, without waiting. Default false.
+    /// Sets whether a call fails at once if the lock is held, instead of waiting. Default false.
     #[must_use]
     pub const fn with_fail_when_locked(mut self, fail: bool) -> Self {
         self.fail_when_locked = fail;
         self
     }
 
-    /// Sets the time before the second look, default 1 ms; each later one is twice as long, up to the check interval.
+    /// Sets the pause before the second attempt. Default 1 ms. Each later pause is twice as long, up to the check
+    /// interval.
     ///
     /// # Errors
     ///
     /// [`InvalidPolicy`] if it is zero.
     pub fn with_first_check(mut self, first: Duration) -> Result<Self, InvalidPolicy> {
         if first.is_zero() {
-            return Err(InvalidSetting::new("first_check", "is zero: give it a length").into());
+            return Err(
+                InvalidSetting::new("first_check", "is zero: give a longer duration").into(),
+            );
         }
         self.first_check = first;
         Ok(self)
     }
 
-    /// Sets by which part a wait is shortened at random, so that waiters don't look in step; 0 to 1, default 0.25.
+    /// Sets the largest fraction by which a pause is randomly shortened, so that waiters don't try at the same time: 0
+    /// to 1. Default 0.25.
     ///
     /// # Errors
     ///
     /// [`InvalidPolicy`] if it is not from 0 to 1.
     pub fn with_jitter(mut self, jitter: f64) -> Result<Self, InvalidPolicy> {
         if !(0.0..=1.0).contains(&jitter) {
-            return Err(
-                InvalidSetting::new("jitter", format!("is {jitter}: give it 0 to 1")).into(),
-            );
+            return Err(InvalidSetting::new(
+                "jitter",
+                format!("is {jitter}: give a number from 0 to 1"),
+            )
+            .into());
         }
         self.jitter = jitter;
         Ok(self)
     }
 
-    /// Sets how many failures of the service in a row are tried again before the call gives up; default 5, which is
-    /// about a second. Contention is no failure and is never counted.
+    /// Sets how many failures of the service in a row are retried before the call gives up. Default 5, which takes
+    /// about a second. Contention is not a failure.
     ///
-    /// A call that waits in the service's queue goes on at least as long as the service would keep a crashed client's place there
-    /// ([`Capabilities::crash_release`](crate::Capabilities::crash_release)): a service that restarts costs no place in the queue.
+    /// A call that has a place in the service's queue does not give up before the service would drop the place of a crashed client
+    /// ([`Capabilities::crash_release`](crate::Capabilities::crash_release)). So a restart of the service costs no place in the
+    /// queue.
     #[must_use]
     pub const fn with_max_failures(mut self, failures: u32) -> Self {
         self.max_failures = failures;
@@ -144,27 +156,27 @@ impl Policy {
         self.timeout
     }
 
-    /// The longest time between two looks.
+    /// The longest time between two attempts.
     pub const fn check_interval(&self) -> Duration {
         self.check_interval
     }
 
-    /// Whether a contended lock is an error at once.
+    /// Whether a call fails at once if the lock is held.
     pub const fn fail_when_locked(&self) -> bool {
         self.fail_when_locked
     }
 
-    /// The time before the second look.
+    /// The pause before the second attempt.
     pub const fn first_check(&self) -> Duration {
         self.first_check
     }
 
-    /// By which part a wait is shortened at random.
+    /// The largest fraction by which a pause is randomly shortened.
     pub const fn jitter(&self) -> f64 {
         self.jitter
     }
 
-    /// How many failures in a row are tried again.
+    /// How many failures in a row are retried.
     pub const fn max_failures(&self) -> u32 {
         self.max_failures
     }

@@ -1,4 +1,4 @@
-//! A named semaphore: a number of permits that are shared out.
+//! A named semaphore with a number of permits.
 
 use std::{fmt, sync::Arc};
 
@@ -11,7 +11,8 @@ use crate::{
     },
 };
 
-/// A name in a [`Semaphore`] with a number of permits, and a policy of waiting: at most that many are held at once.
+/// A named semaphore in a [`Semaphore`] backend, with a policy for waiting. At most `capacity` permits are held at
+/// once.
 ///
 /// ```
 /// use portalock_core::{LockError, MemoryBackend, Pool};
@@ -56,7 +57,7 @@ impl<S: Semaphore> Pool<S> {
         self
     }
 
-    /// Sets what other people's errors will say of this program, beside its host and process id. Default: nothing.
+    /// Sets a label, which errors of other processes show beside this process's host and process id. Default: none.
     #[must_use]
     pub fn with_label(mut self, label: impl Into<Arc<str>>) -> Self {
         self.label = Some(label.into());
@@ -68,17 +69,17 @@ impl<S: Semaphore> Pool<S> {
         &self.name
     }
 
-    /// How many permits there are.
+    /// The number of permits in all.
     pub fn capacity(&self) -> u32 {
         self.capacity
     }
 
-    /// Where the permits are counted.
+    /// The backend.
     pub fn semaphore(&self) -> &S {
         &self.semaphore
     }
 
-    /// How [`acquire`](Self::acquire) waits.
+    /// The policy of [`acquire`](Self::acquire).
     pub fn policy(&self) -> &Policy {
         &self.policy
     }
@@ -87,36 +88,37 @@ impl<S: Semaphore> Pool<S> {
     ///
     /// # Errors
     ///
-    /// [`LockError::AlreadyLocked`] if too few are free; [`LockError::InvalidPermits`] if there are never so many;
-    /// [`LockError::Timeout`] if the service did not answer in time; [`LockError::Backend`] if it failed.
+    /// [`LockError::AlreadyLocked`] if too few are free; [`LockError::InvalidPermits`] if `count` is zero or more than
+    /// the capacity; [`LockError::Timeout`] if the service did not answer in time; [`LockError::Backend`] if it failed.
     ///
     /// # Cancel safety
     ///
-    /// Safe: what the attempt may have won is given back in the background.
+    /// Safe: if the dropped attempt got permits, they are released in the background.
     pub async fn try_acquire(&self, count: u32) -> Result<PermitGuard<S>, LockError> {
         self.run(count, &self.policy, Resolve::Try).await
     }
 
-    /// Acquires `count` permits, all or none, waiting as the pool's policy says.
+    /// Acquires `count` permits, all or none, and waits for them according to the pool's policy.
     ///
     /// # Errors
     ///
-    /// [`LockError::Timeout`] if they were not granted in time; [`LockError::InvalidPermits`] if there are never so many;
-    /// [`LockError::AlreadyLocked`] at once if the policy says to fail when locked; [`LockError::Backend`] if the service
-    /// failed.
+    /// [`LockError::Timeout`] if the permits were not granted in time; [`LockError::InvalidPermits`] if `count` is zero
+    /// or more than the capacity; [`LockError::AlreadyLocked`] at once if too few are free and the policy has
+    /// `fail_when_locked`; [`LockError::Backend`] if the service failed.
     ///
     /// # Cancel safety
     ///
-    /// Safe to drop at any point: no permit and no waiter stays behind. The place in the queue is lost.
+    /// Safe to drop at any point: no permit and no waiter is left behind. The place in the queue is lost.
     ///
     /// # Fairness
     ///
-    /// As the semaphore's [`Capabilities::fairness`](crate::Capabilities::fairness) says.
+    /// [`Capabilities::fairness`](crate::Capabilities::fairness) of the semaphore says in which order waiters are
+    /// served.
     pub async fn acquire(&self, count: u32) -> Result<PermitGuard<S>, LockError> {
         self.run(count, &self.policy, Resolve::Wait).await
     }
 
-    /// As [`acquire`](Self::acquire), waiting as `policy` says.
+    /// Like [`acquire`](Self::acquire), with another policy.
     ///
     /// # Errors
     ///
@@ -133,11 +135,11 @@ impl<S: Semaphore> Pool<S> {
         self.run(count, policy, Resolve::Wait).await
     }
 
-    /// Who holds permits and who waits for them, by now perhaps no longer true.
+    /// Returns the holders and the waiters. The answer may be out of date when it arrives.
     ///
     /// # Errors
     ///
-    /// [`LockError::Unsupported`] if the semaphore can't tell; [`LockError::Backend`] if the service failed.
+    /// [`LockError::Unsupported`] if the semaphore can't report them; [`LockError::Backend`] if the service failed.
     ///
     /// # Cancel safety
     ///
@@ -145,7 +147,7 @@ impl<S: Semaphore> Pool<S> {
     pub async fn inspect(&self) -> Result<Inspection, LockError> {
         if self.semaphore.capabilities().inspect == crate::Inspect::None {
             return Err(LockError::Unsupported {
-                what: "way to look at a semaphore",
+                what: "way to inspect a semaphore",
                 instead: "its capabilities say `Inspect::None`",
             });
         }

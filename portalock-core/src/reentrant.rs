@@ -1,4 +1,4 @@
-//! A lock that its owner may acquire again: portalocker's `RLock`.
+//! A lock that its owner can acquire again: portalocker's `RLock`.
 
 use std::{
     fmt,
@@ -12,11 +12,11 @@ use crate::{
     engine::{deadline::Deadline, wait::Resolve},
 };
 
-/// A lock that is acquired once and then counted. Whoever has this object, or a clone of it, is the owner: tasks have no
-/// identity that could be relied upon, so sharing the lock is something a program says by sharing the object.
+/// A lock that can be acquired again while it is held; the acquisitions are counted. The owner is this object with its
+/// clones, because tasks have no reliable identity. To share the lock between tasks, share the object.
 ///
-/// The lock underneath is released when the last guard is dropped or released. A forked child has copies of its parent's guards,
-/// and is not let in by them.
+/// The underlying lock is released when the last guard is dropped or released. A forked child has copies of its
+/// parent's guards, but they don't admit the child.
 ///
 /// ```
 /// use portalock_core::{Lock, LockError, MemoryBackend, ReentrantLock};
@@ -37,7 +37,7 @@ pub struct ReentrantLock<B: LockBackend> {
 
 struct Inner<B: LockBackend> {
     lock: Lock<B>,
-    /// Taken by the one task that acquires the lock underneath; the others wait here for its count.
+    /// Held by the one task that acquires the underlying lock; other tasks wait here.
     first: tokio::sync::Mutex<()>,
     state: Mutex<State<B>>,
 }
@@ -63,7 +63,7 @@ impl<B: LockBackend> ReentrantLock<B> {
         }
     }
 
-    /// The lock called `name` in `backend`, counted.
+    /// A reentrant lock on the lock called `name` in `backend`.
     ///
     /// # Errors
     ///
@@ -72,45 +72,46 @@ impl<B: LockBackend> ReentrantLock<B> {
         Lock::new(backend, name).map(Self::new)
     }
 
-    /// The lock underneath.
+    /// The underlying lock.
     pub fn lock(&self) -> &Lock<B> {
         &self.inner.lock
     }
 
-    /// How many guards there are.
+    /// The number of guards.
     pub fn count(&self) -> usize {
         self.inner.state().count
     }
 
-    /// One more acquisition if the lock is held through this object or free; doesn't wait for another holder.
+    /// Acquires the lock once more if it is free or held through this object. Doesn't wait for another holder.
     ///
     /// # Errors
     ///
-    /// As [`Lock::try_acquire`]; [`LockError::Lost`] if it was held here and has been lost: drop all guards first.
-    /// [`LockError::AlreadyLocked`] also if another task of this object is waiting for the lock.
+    /// As [`Lock::try_acquire`]. [`LockError::Lost`] if the lock was held through this object and is lost: drop all
+    /// guards first. [`LockError::AlreadyLocked`] also if another task waits for the lock through this object.
     ///
     /// # Cancel safety
     ///
-    /// Safe: nothing is counted or held.
+    /// Safe: the count does not change.
     pub async fn try_acquire(&self) -> Result<ReentrantGuard<B>, LockError> {
         self.run(self.lock().policy(), Resolve::Try).await
     }
 
-    /// One more acquisition, waiting as the lock's policy says if it is not held through this object.
+    /// Acquires the lock once more. If it is not held through this object, the call waits according to the lock's
+    /// policy.
     ///
     /// # Errors
     ///
-    /// As [`Lock::acquire`]; [`LockError::Lost`] if it was held here and has been lost: drop all guards first. If another
-    /// task of this object is waiting for the lock, that counts as locked.
+    /// As [`Lock::acquire`]. [`LockError::Lost`] if the lock was held through this object and is lost: drop all guards
+    /// first. If another task waits for the lock through this object, the lock counts as held.
     ///
     /// # Cancel safety
     ///
-    /// Safe: nothing is counted or held.
+    /// Safe: the count does not change.
     pub async fn acquire(&self) -> Result<ReentrantGuard<B>, LockError> {
         self.acquire_with(self.lock().policy()).await
     }
 
-    /// As [`acquire`](Self::acquire), waiting as `policy` says.
+    /// Like [`acquire`](Self::acquire), with another policy.
     ///
     /// # Errors
     ///
@@ -171,7 +172,7 @@ impl<B: LockBackend> ReentrantLock<B> {
         }))
     }
 
-    /// A forked child has copies of its parent's guards, and holds nothing.
+    /// A forked child has copies of its parent's guards, but holds nothing.
     fn is_parents(&self) -> LockError {
         let held = "it is held by the process that this one was forked from";
         LockError::Backend {
@@ -198,7 +199,7 @@ impl<B: LockBackend> Inner<B> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// One guard less. The last one takes the lock's own guard out.
+    /// Removes one guard. The last one returns the underlying guard.
     fn uncount(&self) -> Option<Guard<B>> {
         let mut state = self.state();
         state.count -= 1;
@@ -231,7 +232,7 @@ impl<B: LockBackend> fmt::Debug for ReentrantLock<B> {
 ///
 /// # On drop
 ///
-/// The count goes down; the last guard releases the lock, as a [`Guard`] does.
+/// The count decreases. The last guard releases the lock, as a [`Guard`] does.
 #[must_use = "the acquisition ends as soon as the guard is dropped"]
 pub struct ReentrantGuard<B: LockBackend> {
     inner: Arc<Inner<B>>,
@@ -240,22 +241,22 @@ pub struct ReentrantGuard<B: LockBackend> {
 }
 
 impl<B: LockBackend> ReentrantGuard<B> {
-    /// Whether ownership of the lock underneath is no longer certain.
+    /// Whether the underlying lock is lost.
     pub fn is_lost(&self) -> bool {
         self.lost.is_lost()
     }
 
-    /// A signal that fires if the lock underneath is lost.
+    /// A signal that fires if the underlying lock is lost.
     pub fn lost_signal(&self) -> LostSignal {
         self.lost.clone()
     }
 
-    /// The fencing token of the lock underneath, where the backend has tokens.
+    /// The fencing token of the underlying lock; `None` if the backend has no tokens.
     pub fn token(&self) -> Option<crate::FencingToken> {
         self.inner.state().guard.as_ref().and_then(Guard::token)
     }
 
-    /// An error if ownership is no longer certain.
+    /// Returns an error if the underlying lock is lost.
     ///
     /// # Errors
     ///
@@ -270,15 +271,15 @@ impl<B: LockBackend> ReentrantGuard<B> {
         }
     }
 
-    /// Ends this acquisition; if it is the last one, releases the lock and says how that went.
+    /// Ends this acquisition. The last one releases the lock, and reports errors.
     ///
     /// # Errors
     ///
-    /// As [`Guard::release`] for the last guard; [`LockError::Lost`] for an earlier one if the lock has been lost.
+    /// As [`Guard::release`] for the last guard. [`LockError::Lost`] for an earlier guard if the lock is lost.
     ///
     /// # Cancel safety
     ///
-    /// Safe: if the future is dropped, releasing goes on in the background.
+    /// Safe: if the future is dropped, the release continues in the background.
     pub async fn release(mut self) -> Result<(), LockError> {
         let held = self.ensure_held();
         self.counted = false;

@@ -1,4 +1,4 @@
-//! A request is data: what is wanted, by whom, and whether the caller will wait for it.
+//! Requests: what is wanted, for which acquisition, and whether the caller waits.
 
 use std::{
     borrow::Cow,
@@ -15,13 +15,13 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use crate::{Holder, LockName};
 
-/// Whether a lock excludes everyone or only the exclusive ones.
+/// The mode of a lock: exclusive or shared.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Mode {
-    /// One holder, alone.
+    /// One holder.
     Exclusive,
-    /// Any number of shared holders together, no exclusive one beside them.
+    /// Any number of shared holders, and no exclusive one.
     Shared,
 }
 
@@ -34,7 +34,7 @@ impl fmt::Display for Mode {
     }
 }
 
-/// How many permits are wanted, of how many there are. Never zero, never more than there are.
+/// A number of wanted permits, and the capacity. The number is at least 1 and at most the capacity.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Permits {
     count: u32,
@@ -54,12 +54,12 @@ impl Permits {
         Ok(Self { count, capacity })
     }
 
-    /// How many are wanted: at least 1.
+    /// The number of wanted permits: at least 1.
     pub const fn count(self) -> u32 {
         self.count
     }
 
-    /// How many there are in all: at least [`count`](Self::count).
+    /// The number of permits in all: at least [`count`](Self::count).
     pub const fn capacity(self) -> u32 {
         self.capacity
     }
@@ -71,22 +71,22 @@ impl fmt::Display for Permits {
     }
 }
 
-/// A number of permits that no semaphore could ever grant.
+/// A number of permits that can never be granted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "{count} of {capacity} permits can never be granted: ask for at least 1 and at most what there are"
+    "{count} of {capacity} permits can never be granted: ask for at least 1 and at most the capacity"
 )]
 pub struct InvalidPermits {
-    /// How many were asked for.
+    /// The number of wanted permits.
     pub count: u32,
-    /// How many there are.
+    /// The capacity.
     pub capacity: u32,
 }
 
-/// The identity of one acquisition: minted by the engine, never reused, never shared by two guards.
+/// The id of one acquisition. The engine creates it; it is never reused and never shared by two guards.
 ///
-/// [`Display`](fmt::Display) gives text of at most 41 ASCII letters, digits and dashes, for a store's keys;
-/// [`FromStr`] reads it back, and it is written and read so by serde.
+/// [`Display`](fmt::Display) gives text of at most 41 ASCII letters, digits and dashes, for keys in a store.
+/// [`FromStr`] parses it, and serde uses the same text.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct OwnerId {
     process: u64,
@@ -95,19 +95,19 @@ pub struct OwnerId {
 }
 
 impl OwnerId {
-    /// A new identity, different from every other one here and, up to the chance of two random 64-bit numbers meeting,
-    /// anywhere.
+    /// A new id. It differs from all other ids in this process, and from those of other processes unless two random
+    /// 64-bit numbers are equal.
     pub fn mint() -> Self {
-        // A forked child inherits the statics below; its pid tells it from its parent.
+        // A forked child inherits the statics below; its process id distinguishes it from its parent.
         Self::mint_in(std::process::id())
     }
 
-    /// Whether a forked child asks, which has a copy of what its parent acquired.
+    /// Whether this process is a forked child that has a copy of its parent's acquisition.
     pub(crate) fn is_inherited(self) -> bool {
         self.pid != std::process::id()
     }
 
-    /// As [`mint`](Self::mint), by a caller who has just asked for the process id: that is a system call.
+    /// Like [`mint`](Self::mint), for a caller that already has the process id, which costs a system call.
     fn mint_in(pid: u32) -> Self {
         static PROCESS: OnceLock<u64> = OnceLock::new();
         static SERIAL: AtomicU64 = AtomicU64::new(0);
@@ -121,7 +121,7 @@ impl OwnerId {
 
 impl Hash for OwnerId {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        // The rest tells processes apart, whose owners seldom meet in one table.
+        // The other parts distinguish processes, whose owners are rarely in the same table.
         self.serial.hash(state);
     }
 }
@@ -132,9 +132,9 @@ impl fmt::Display for OwnerId {
     }
 }
 
-/// Why a text is no [`OwnerId`].
+/// A text that is not an [`OwnerId`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("this is not what an owner's identity looks like as text")]
+#[error("this text is not an owner id: copy one from an inspection of the lock")]
 pub struct InvalidOwner;
 
 impl FromStr for OwnerId {
@@ -175,30 +175,30 @@ impl fmt::Debug for OwnerId {
     }
 }
 
-/// Whether the caller goes on waiting if this attempt is not granted.
+/// Whether the caller waits if this attempt is not granted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Patience {
-    /// One attempt only: the backend keeps nothing of it if it is contended.
+    /// The caller does not wait: if the lock is contended, the backend keeps nothing of this attempt.
     Once,
-    /// The caller will wait: a backend with a queue keeps a place for this owner until it is granted or released.
+    /// The caller waits: a backend with a queue keeps a place for this owner until it is granted or released.
     Queue,
 }
 
-/// One acquisition's request: everything a backend does is addressed by it.
+/// The request of one acquisition. Every operation of a backend gets it.
 ///
-/// `D` says what is wanted: a [`Mode`] of a lock, or [`Permits`] of a semaphore.
+/// `D` is the demand: a [`Mode`] of a lock, or [`Permits`] of a semaphore.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Request<D> {
-    /// What is to be locked.
+    /// The name of the lock or semaphore.
     pub name: LockName,
-    /// Which mode, or how many permits.
+    /// The mode, or the number of permits.
     pub demand: D,
-    /// Whose acquisition this is. [`release`](crate::LockBackend::release) finds what to free by it.
+    /// The id of this acquisition. [`release`](crate::LockBackend::release) uses it to find what to release.
     pub owner: OwnerId,
     /// Whether to keep a place in a queue.
     pub patience: Patience,
-    /// Who asks: what other people's errors will say of the holder.
+    /// A description of this process, which errors of other processes show if it becomes the holder.
     pub holder: Holder,
 }
 
@@ -209,7 +209,7 @@ pub type LockRequest = Request<Mode>;
 pub type PermitRequest = Request<Permits>;
 
 impl<D> Request<D> {
-    /// A request with a newly minted owner, made by this process.
+    /// A request of this process, with a new owner.
     pub fn new(name: LockName, demand: D, patience: Patience) -> Self {
         let pid = std::process::id();
         Self {
@@ -221,7 +221,7 @@ impl<D> Request<D> {
         }
     }
 
-    /// The same, with a label for people to read.
+    /// Sets the label in the holder's description.
     #[must_use]
     pub fn with_label(mut self, label: Option<Arc<str>>) -> Self {
         self.holder.label = label;

@@ -1,4 +1,4 @@
-//! The second trait, for backends that count permits themselves. Same verbs as [`LockBackend`](crate::LockBackend).
+//! The trait for backends with native semaphores. It has the same methods as [`LockBackend`](crate::LockBackend).
 
 use std::{fmt::Debug, sync::Arc};
 
@@ -9,48 +9,50 @@ use crate::{
     backend::short_type_name,
 };
 
-/// Any semaphore, chosen at run time. It is a [`Semaphore`] itself.
+/// A semaphore backend that is selected at run time. It also implements [`Semaphore`].
 pub type DynSemaphore = Arc<dyn Semaphore>;
 
 /// A store of semaphores: names with a number of permits each.
 ///
-/// Any [`LockBackend`](crate::LockBackend) becomes one by [`SlotSemaphore`](crate::SlotSemaphore). Implement this trait
-/// where the service can count: then permits are granted in order, and a large request is not starved by small ones.
+/// [`SlotSemaphore`](crate::SlotSemaphore) makes a semaphore of any [`LockBackend`](crate::LockBackend). Implement this
+/// trait if the service can count permits: then they are granted in order, and small requests don't starve a large one.
 ///
 /// # For implementers
 ///
 /// All rules of [`LockBackend`](crate::LockBackend#for-implementers) hold, and two more (group `semaphore`):
 ///
-/// 1. The permits of all holders never exceed the smallest [`capacity`](crate::Permits::capacity) that a present holder
-///    asked with.
+/// 1. The permits of all holders never exceed the smallest [`capacity`](crate::Permits::capacity) in the requests of
+///    the current holders.
 /// 2. A request gets all its permits or none.
 ///
-/// Semaphores and locks of one backend have separate names: the semaphore `a` and the lock `a` don't meet.
+/// Semaphores and locks of one backend have separate names: the semaphore `a` and the lock `a` are independent.
 #[async_trait]
 pub trait Semaphore: Debug + Send + Sync + 'static {
-    /// What this semaphore guarantees; [`shared`](Capabilities::shared) says nothing here.
+    /// What this semaphore guarantees; [`shared`](Capabilities::shared) has no meaning here.
     fn capabilities(&self) -> Capabilities;
 
-    /// What kind of backend this is, for metrics and logs. By default the type's own name without its path.
+    /// The kind of backend, for metrics and logs. By default the type's name without its path.
     fn kind(&self) -> &'static str {
         short_type_name::<Self>()
     }
 
-    /// One attempt; never waits for another holder. See [`LockBackend::try_acquire`](crate::LockBackend::try_acquire).
+    /// Makes one attempt, and never waits until permits are free. See
+    /// [`LockBackend::try_acquire`](crate::LockBackend::try_acquire).
     ///
     /// # Errors
     ///
     /// [`BackendError`] if the service failed.
     async fn try_acquire(&self, request: &PermitRequest) -> Result<Attempt, BackendError>;
 
-    /// Gives back what the owner holds, or takes it out of the queue. Idempotent; harmless if it was never granted.
+    /// Releases the owner's permits, or removes the owner from the queue. Idempotent; does nothing if the owner was
+    /// never granted.
     ///
     /// # Errors
     ///
     /// [`BackendError`] if the service failed: the engine tries again in the background.
     async fn release(&self, request: &PermitRequest) -> Result<Released, BackendError>;
 
-    /// Opens the line on which a waiter is woken. See [`LockBackend::subscribe`](crate::LockBackend::subscribe).
+    /// Returns the channel that wakes a waiter. See [`LockBackend::subscribe`](crate::LockBackend::subscribe).
     ///
     /// # Errors
     ///
@@ -60,13 +62,13 @@ pub trait Semaphore: Debug + Send + Sync + 'static {
         Ok(None)
     }
 
-    /// Gives back at once, without I/O that can wait. See [`LockBackend::release_now`](crate::LockBackend::release_now).
+    /// Releases at once, without I/O that can wait. See [`LockBackend::release_now`](crate::LockBackend::release_now).
     fn release_now(&self, request: &PermitRequest) -> bool {
         let _ = request;
         false
     }
 
-    /// Who holds permits of `name` and who waits for them, by now perhaps no longer true.
+    /// Returns the holders and the waiters of `name`. The answer may be out of date when it arrives.
     ///
     /// # Errors
     ///
@@ -74,10 +76,10 @@ pub trait Semaphore: Debug + Send + Sync + 'static {
     /// failed.
     async fn inspect(&self, name: &LockName) -> Result<Inspection, BackendError> {
         let _ = name;
-        Err(BackendError::unsupported("way to look at a semaphore"))
+        Err(BackendError::unsupported("way to inspect a semaphore"))
     }
 
-    /// Ends this object's session in good order. See [`LockBackend::close`](crate::LockBackend::close).
+    /// Ends this object's session. See [`LockBackend::close`](crate::LockBackend::close).
     ///
     /// # Errors
     ///

@@ -1,27 +1,27 @@
 //! Readable settings: durations as `"5s"`, and errors that name the field.
 //!
-//! A settings type deserializes through a raw twin whose fields accept anything, then checks them one by one; so the
-//! error names the field in every format. [`RawDuration`] is the piece that backends share.
+//! A settings type is deserialized through a raw type whose fields accept any value, and then checks each field. So the
+//! error names the field in every format. Backends share [`RawDuration`].
 
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize, Serializer};
 
-/// The longest duration that a setting accepts: a year. What is longer is a slip of the unit.
+/// The longest duration that a setting accepts: a year. A longer one is probably a wrong unit.
 pub const LONGEST: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
-/// A setting that makes no sense.
+/// A setting with an invalid value.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("`{field}` {problem}")]
 pub struct InvalidSetting {
     /// The field's name, as written in the file.
     pub field: &'static str,
-    /// What is wrong with it and what would be right.
+    /// What is wrong with the value, and what would be right.
     pub problem: String,
 }
 
 impl InvalidSetting {
-    /// The field's value makes no sense, because of `problem`: text that goes on after the field's name.
+    /// The value of `field` is invalid. `problem` is text that continues after the field's name.
     pub fn new(field: &'static str, problem: impl Into<String>) -> Self {
         Self {
             field,
@@ -30,13 +30,13 @@ impl InvalidSetting {
     }
 }
 
-/// A duration as a person writes it: text such as `"250ms"` or `"1h 30m"`, not yet checked.
+/// A duration in readable text, such as `"250ms"` or `"1h 30m"`, not yet checked.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(untagged)]
 pub enum RawDuration {
-    /// Text, to be read as a duration.
+    /// Text, to be parsed as a duration.
     Text(String),
-    /// A bare number: refused, since nobody can tell its unit.
+    /// A number: refused, because it has no unit.
     Number(f64),
     /// A truth value: refused.
     Bool(bool),
@@ -45,11 +45,12 @@ pub enum RawDuration {
 }
 
 impl RawDuration {
-    /// Reads it as a duration of at most [`LONGEST`].
+    /// Parses it as a duration of at most [`LONGEST`].
     ///
     /// # Errors
     ///
-    /// [`InvalidSetting`] naming `field` if it is no duration, has no unit, is negative or too long.
+    /// [`InvalidSetting`] with the name `field`, if the value is not a duration, has no unit, is negative, or is too
+    /// long.
     pub fn check(&self, field: &'static str) -> Result<Duration, InvalidSetting> {
         let right = "write a number and a unit, such as \"250ms\", \"5s\" or \"1h 30m\"";
         let text = match self {
@@ -63,7 +64,7 @@ impl RawDuration {
             Self::Bool(_) | Self::Other(_) => {
                 return Err(InvalidSetting::new(
                     field,
-                    format!("is no duration: {right}"),
+                    format!("is not a duration: {right}"),
                 ));
             }
         };
@@ -79,13 +80,13 @@ impl RawDuration {
         if duration > LONGEST {
             return Err(InvalidSetting::new(
                 field,
-                format!("is \"{text}\": a year is the most"),
+                format!("is \"{text}\": at most a year is allowed"),
             ));
         }
         Ok(duration)
     }
 
-    /// Reads it as a duration longer than nothing.
+    /// Parses it as a duration that is not zero.
     ///
     /// # Errors
     ///
@@ -93,7 +94,10 @@ impl RawDuration {
     pub fn check_positive(&self, field: &'static str) -> Result<Duration, InvalidSetting> {
         let duration = self.check(field)?;
         if duration.is_zero() {
-            return Err(InvalidSetting::new(field, "is zero: give it a length"));
+            return Err(InvalidSetting::new(
+                field,
+                "is zero: give a longer duration",
+            ));
         }
         Ok(duration)
     }

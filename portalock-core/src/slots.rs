@@ -1,4 +1,4 @@
-//! A semaphore out of locks: one lock per permit.
+//! A semaphore made of locks: one lock per permit.
 
 use std::{
     collections::HashMap,
@@ -14,12 +14,12 @@ use crate::{
     Released, Semaphore, Tokens,
 };
 
-/// Makes a [`Semaphore`] of any [`LockBackend`]: permit `i` of the semaphore `pool` is the lock `pool#slot-i`.
+/// A [`Semaphore`] on any [`LockBackend`]: permit `i` of the semaphore `pool` is the lock `pool#slot-i`.
 ///
-/// A request takes as many slots as it wants permits, in fixed order, all or none. It is not fair, has no tokens, and its
-/// waiters look from time to time rather than being woken; a backend's own semaphore is better where there is one.
-/// Names may have up to 239 bytes, since a slot's name is longer. A capacity that is lowered takes effect for new requests:
-/// slots beyond it are no longer taken, and those who hold them keep them.
+/// A request locks one slot for each permit, in a fixed order, all or none. The semaphore is not fair, has no tokens,
+/// and its waiters poll. Use the backend's native semaphore if there is one. Names may have up to 239 bytes, because a
+/// slot's name is longer. A lower capacity affects new requests only: they don't take slots beyond it, and current
+/// holders keep their slots.
 ///
 /// ```
 /// use portalock_core::{LockError, MemoryBackend, Pool, SlotSemaphore};
@@ -37,8 +37,8 @@ pub struct SlotSemaphore<B> {
 
 struct Inner<B> {
     backend: B,
-    /// The slots that each owner may hold. A slot is noted here before it is asked for, so that whatever became of the
-    /// question, a release of the owner finds it.
+    /// The slots that each owner may hold. A slot is recorded here before the attempt, so that a release of the owner
+    /// finds it whatever the attempt's outcome.
     taken: Mutex<HashMap<OwnerId, Taken>>,
 }
 
@@ -59,7 +59,7 @@ impl<B: LockBackend> SlotSemaphore<B> {
         }
     }
 
-    /// Where the slots are locked.
+    /// The backend of the slots.
     pub fn backend(&self) -> &B {
         &self.inner.backend
     }
@@ -93,7 +93,7 @@ impl<B: LockBackend> SlotSemaphore<B> {
         Ok(all)
     }
 
-    /// Takes slots until there are enough. Those it took are noted under the owner in any case.
+    /// Locks slots until there are enough. Locked slots are recorded for the owner in any case.
     async fn take(&self, request: &PermitRequest) -> Result<Attempt, BackendError> {
         let (wanted, capacity) = (request.demand.count(), request.demand.capacity());
         let mut grants = Vec::new();
@@ -141,7 +141,7 @@ fn slot_request(request: &PermitRequest, number: u32) -> Result<LockRequest, Bac
 #[async_trait]
 impl<B: LockBackend> Semaphore for SlotSemaphore<B> {
     fn capabilities(&self) -> Capabilities {
-        // `inspect` is given a name without a capacity: it can't know how many slots to look at.
+        // `inspect` gets a name without a capacity, so it doesn't know the number of slots.
         let slots = self.inner.backend.capabilities();
         slots
             .with_fairness(Fairness::None)
@@ -154,7 +154,7 @@ impl<B: LockBackend> Semaphore for SlotSemaphore<B> {
             if let Some(grant) = taken.grant {
                 return Ok(Attempt::Granted(grant));
             }
-            // An earlier attempt for this owner failed half-way.
+            // An earlier attempt for this owner locked only some of the slots.
             self.give_back(request.owner).await?;
         }
         let attempt = self.take(request).await?;

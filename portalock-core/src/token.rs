@@ -8,9 +8,9 @@ use crate::clock;
 
 /// A number that strictly grows with every grant of a name.
 ///
-/// A lock can only promise so much: a process may be stopped just after it checked that it still holds. The resource
-/// itself has the last word if it is given the token with every write and refuses one that is smaller than the largest
-/// it has seen (Kleppmann, "How to do distributed locking", 2016).
+/// A process may be paused right after it checked that it holds a lock, and write after the lock has passed on. No lock
+/// can prevent that. The resource can, if every write carries the token and the resource refuses a token smaller than
+/// the largest that it has seen (Kleppmann, "How to do distributed locking", 2016).
 ///
 /// ```
 /// use portalock_core::FencingToken;
@@ -24,25 +24,25 @@ use crate::clock;
 pub struct FencingToken(u64);
 
 impl FencingToken {
-    /// A token that a store handed out, such as a revision.
+    /// A token that a store has assigned, such as a revision.
     pub const fn new(value: u64) -> Self {
         Self(value)
     }
 
-    /// The number itself, to send along with a write.
+    /// The number, to send with a write.
     pub const fn get(self) -> u64 {
         self.0
     }
 
-    /// The token to grant after `last`: one more, or the wall clock in microseconds if that is larger.
+    /// The token to grant after `last`: `last` plus one, or the wall clock in microseconds if that is larger.
     ///
-    /// The clock carries the order over a store that lost its data; `last` carries it over a clock that was set back.
-    /// Only both at once can make a token repeat.
+    /// If the store loses its data, the clock keeps tokens growing. If the clock is set back, `last` does. A token can
+    /// repeat only if both happen at once.
     pub fn after(last: Option<Self>) -> Self {
         Self::after_at(last, clock::wall_clock())
     }
 
-    /// As [`after`](Self::after), by a caller who has just read the wall clock.
+    /// Like [`after`](Self::after), for a caller that has just read the wall clock.
     pub(crate) fn after_at(last: Option<Self>, now: SystemTime) -> Self {
         let next = last.map_or(1, |token| token.0.saturating_add(1));
         Self(next.max(clock::micros_since_epoch(now)))

@@ -10,38 +10,38 @@ use tokio::sync::Notify;
 
 use crate::{BackendError, Grant};
 
-/// What a waiter is told.
+/// A message to a waiter.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Wake {
     /// Something changed: try again now.
     TryNow,
-    /// The lock is yours: the backend handed it over.
+    /// The backend has granted the lock to the waiter.
     Granted(Grant),
-    /// Waiting is over: the session that kept the place in the queue has ended.
+    /// The waiter's place in the queue is gone, because its session has ended.
     Failed(BackendError),
-    /// No further wake-up will come. The engine goes on by itself, looking from time to time.
+    /// No further wake-up will come. The engine then polls.
     Silent,
 }
 
-/// The waiter's end: wake-ups of one request. Made by [`wakeups`].
+/// The waiter's end: wake-ups of one request. Created by [`wakeups`].
 ///
-/// Dropping it tells the backend that nobody listens any more; a grant that was sent but not read is then freed by the
-/// engine's release of its owner.
+/// Dropping it tells the backend that nobody listens. If a grant was sent but not read, the engine's release of the
+/// owner frees it.
 pub struct Wakeups {
     mailbox: Arc<Mailbox>,
     #[allow(dead_code, reason = "kept for its drop")]
     subscription: Option<Box<dyn Any + Send + Sync>>,
 }
 
-/// The backend's end. Cheap to clone; when the last clone is dropped the waiter is told [`Wake::Silent`].
+/// The backend's end. Cheap to clone. When the last clone is dropped, the waiter gets [`Wake::Silent`].
 #[derive(Clone)]
 pub struct WakeSender {
     mailbox: Weak<Mailbox>,
     _alive: Arc<SenderAlive>,
 }
 
-/// A connected pair. Wake-ups that pile up unread are merged into one: the mailbox does not grow.
+/// Creates a connected pair. Unread wake-ups are merged into one, so the channel does not grow.
 ///
 /// ```
 /// use portalock_core::{wakeups, Wake};
@@ -106,7 +106,7 @@ impl WakeSender {
         self.put(|content| content.try_now = true)
     }
 
-    /// Hands the lock over. False if the waiter no longer listens: the grant is then the backend's to take back.
+    /// Sends the grant. False if the waiter no longer listens; the backend must then take the grant back.
     pub fn grant(&self, grant: Grant) -> bool {
         self.put(|content| content.verdict = Some(Ok(grant)))
     }
@@ -127,7 +127,7 @@ impl WakeSender {
 }
 
 impl Wakeups {
-    /// Ties `subscription` to the waiter: it is dropped when the waiter stops listening.
+    /// Attaches `subscription` to the waiter: it is dropped when the waiter stops listening.
     #[must_use]
     pub fn with_subscription(mut self, subscription: impl Any + Send + Sync) -> Self {
         self.subscription = Some(Box::new(subscription));

@@ -1,4 +1,4 @@
-//! How a backend tells an observer who holds a name, change by change.
+//! How a backend reports each change of a name's holder to an observer.
 
 use std::{any::Any, fmt};
 
@@ -6,7 +6,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 use crate::Claim;
 
-/// The observer's end: each change of a name's exclusive holder, in order. Made by [`holder_watch`].
+/// The observer's end: each change of a name's exclusive holder, in order. Created by [`holder_watch`].
 pub struct HolderWatch {
     changes: UnboundedReceiver<Option<Claim>>,
     #[allow(dead_code, reason = "kept for its drop")]
@@ -17,7 +17,7 @@ pub struct HolderWatch {
 #[derive(Debug, Clone)]
 pub struct HolderSender(UnboundedSender<Option<Claim>>);
 
-/// A connected pair. Changes that are not read yet are kept, however many there are: none is merged with another.
+/// Creates a connected pair. Unread changes are all kept, and never merged.
 pub fn holder_watch() -> (HolderSender, HolderWatch) {
     let (sender, changes) = unbounded_channel();
     let watch = HolderWatch {
@@ -28,26 +28,27 @@ pub fn holder_watch() -> (HolderSender, HolderWatch) {
 }
 
 impl HolderSender {
-    /// Tells who holds exclusively from now on, or that nobody does. False if nobody watches any more.
+    /// Sends the new exclusive holder, or `None` for no holder. False if the observer has stopped watching.
     pub fn tell(&self, holder: Option<Claim>) -> bool {
         self.0.send(holder).is_ok()
     }
 
-    /// Whether nobody watches any more.
+    /// Whether the observer has stopped watching.
     pub fn is_closed(&self) -> bool {
         self.0.is_closed()
     }
 }
 
 impl HolderWatch {
-    /// Ties `subscription` to the observer: it is dropped when the observer stops watching.
+    /// Attaches `subscription` to the observer: it is dropped when the observer stops watching.
     #[must_use]
     pub fn with_subscription(mut self, subscription: impl Any + Send + Sync) -> Self {
         self.subscription = Some(Box::new(subscription));
         self
     }
 
-    /// The next change: who holds from then on, or `Some(None)` for nobody. `None` if the backend stopped telling.
+    /// Returns the next change: the new holder, or `Some(None)` for no holder. `None` if the backend has ended the
+    /// watch.
     ///
     /// # Cancel safety
     ///

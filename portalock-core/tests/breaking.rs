@@ -1,4 +1,4 @@
-//! Taking a lock away from its holder, on a backend that does as it is told.
+//! Breaking locks, on a scripted backend.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -20,11 +20,11 @@ use portalock_core::{
 /// How long a holder may rely on the lock after it was marked.
 const RELIES: Duration = Duration::from_secs(10);
 
-/// Its holder gives the lock back at this look after the first mark, or never.
+/// The check after the first mark at which the holder releases the lock; never, if there is none.
 #[derive(Debug, Default)]
 struct Holds {
     until_look: Option<u32>,
-    /// No mark but the first is answered.
+    /// Only the first mark gets an answer.
     fails_later: bool,
     looks: AtomicU32,
     evicted: AtomicBool,
@@ -57,7 +57,7 @@ impl LockBackend for Holds {
             return Err(BackendError::new(BackendErrorKind::Unavailable, "away"));
         }
         let is_back = self.until_look.is_some_and(|last| look >= last);
-        // A client that is heard of and hears nothing would put its end off for ever.
+        // A client that reaches the service but misses the mark would delay its end forever.
         Ok((!is_back).then_some(RELIES))
     }
 

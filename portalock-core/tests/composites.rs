@@ -1,4 +1,4 @@
-//! Sets, counted locks and semaphores made of slots: what they ask of a backend, and what their guards tell.
+//! Lock sets, reentrant locks and slot semaphores: their calls of a backend, and their guards.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -11,7 +11,7 @@ use portalock_core::{
     Semaphore, SlotSemaphore,
 };
 
-/// Notes what it is asked.
+/// Records its calls.
 #[derive(Debug, Clone, Default)]
 struct Noted {
     store: MemoryBackend,
@@ -164,7 +164,7 @@ async fn a_request_for_slots_asks_for_no_more_than_it_needs() {
         Ok(Attempt::Granted(_))
     ));
     assert!(backend.take().is_empty(), "it holds them already");
-    // Three of four can't be had beside two.
+    // Three of four permits don't fit beside two.
     assert!(matches!(
         semaphore.try_acquire(&permits(3, 4)).await,
         Ok(Attempt::Contended(_))
@@ -179,7 +179,7 @@ async fn a_request_for_slots_asks_for_no_more_than_it_needs() {
     assert_eq!(semaphore.release(&first).await.unwrap(), Released::Freed);
     assert_eq!(semaphore.release(&first).await.unwrap(), Released::NotHeld);
     assert_eq!(backend.take(), ["release p#slot-0", "release p#slot-1"]);
-    // What was taken in vain is given back.
+    // The slots of the failed attempt are released.
     assert!(matches!(
         semaphore.try_acquire(&permits(3, 4)).await,
         Ok(Attempt::Contended(_))

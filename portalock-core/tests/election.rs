@@ -1,4 +1,5 @@
-//! Elections: at most one leads, a standby follows at once, observers miss no term, and a step-down is heard.
+//! Elections: at most one candidate leads, a standby follows at once, observers miss no term, and the leader gets
+//! step-down requests.
 
 #![allow(
     clippy::unwrap_used,
@@ -266,7 +267,7 @@ async fn a_leader_that_does_not_listen_is_named_by_the_time_out() {
     assert_eq!(backend.names_in_use(), 0);
 }
 
-/// Tells nothing by itself, and says who holds as it is told to.
+/// A backend without a watch, whose holder the test sets.
 #[derive(Debug)]
 struct Looks(Mutex<Vec<Inspection>>);
 

@@ -1,4 +1,4 @@
-//! Elections beside services that fail, that can't tell who holds, and terms that are lost.
+//! Elections on services that fail or can't report the holder, and lost terms.
 
 #![allow(
     clippy::unwrap_used,
@@ -24,7 +24,7 @@ use portalock_core::{
 };
 use tokio::sync::mpsc;
 
-/// Fails for so many calls, then does its work. It doesn't tell of changes.
+/// Fails for a number of calls, and then works. It has no watch.
 #[derive(Debug, Clone)]
 struct Unsteady {
     store: MemoryBackend,
@@ -87,7 +87,7 @@ fn election<B: LockBackend>(backend: B) -> Election<B> {
 
 #[tokio::test(start_paused = true)]
 async fn a_leader_outlasts_failures_that_may_pass() {
-    // More than one campaign puts up with.
+    // More failures than one campaign tolerates.
     let backend = Unsteady::new(BackendErrorKind::Unavailable, 20);
     let (begun, mut terms) = mpsc::unbounded_channel();
     let leads = election(backend.clone());
@@ -121,7 +121,7 @@ async fn an_observer_that_is_to_look_hardly_ever_does_not_look_all_the_time() {
         .unwrap();
     let mut observer = election(backend.clone()).with_policy(policy).observe();
     assert_eq!(observer.next().await.unwrap(), None);
-    // It says so if it looks.
+    // A check shows the loss.
     backend.fail(1);
     let news = tokio::time::timeout(Duration::from_secs(60), observer.next());
     assert!(news.await.is_err(), "it looked again");

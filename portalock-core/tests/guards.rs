@@ -1,4 +1,4 @@
-//! What a guard promises: loss stops the work, release says what it found, drop frees, and each acquisition is its own.
+//! Guards: a loss stops the work, release reports errors, drop releases, and each acquisition is separate.
 
 #![allow(
     clippy::unwrap_used,
@@ -168,7 +168,7 @@ async fn dropping_a_waiter_leaves_nothing() {
         let mut waiting = pin!(lock.acquire());
         assert!(poll!(&mut waiting).is_pending());
         drop(guard);
-        // Granted by now, and not yet read.
+        // The grant has arrived and was not read yet.
     }
     assert_eq!(backend.names_in_use(), 0);
     assert!(lock.try_acquire().await.is_ok());

@@ -1,4 +1,4 @@
-//! What is logged. Whether a log line is enabled is cached for the whole process, so this has a test binary of its own.
+//! Logging. Whether a log line is enabled is cached for the whole process, so this has a test binary of its own.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 

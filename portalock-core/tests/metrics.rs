@@ -1,4 +1,4 @@
-//! What a recorder is told. It records what happens on the test's own thread.
+//! Metrics. The recorder only records events of the test's own thread.
 
 #![cfg(feature = "metrics")]
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]

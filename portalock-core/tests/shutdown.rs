@@ -16,7 +16,7 @@ use portalock_core::{
 };
 use tokio::sync::Semaphore;
 
-/// Its releases wait until they are let through.
+/// A backend whose releases wait until the test lets them through.
 #[derive(Debug, Clone)]
 struct Gate(Arc<Semaphore>);
 

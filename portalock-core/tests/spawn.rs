@@ -1,5 +1,5 @@
-//! What users spawn: a future that holds a lock of any backend across an await must be `Send`, for a backend chosen at
-//! run time too. The compiler proves it only as long as the engine's futures name no associated type of the backend.
+//! Spawned futures: a future that holds a lock across an await must be `Send`, for any backend, also one selected at
+//! run time. The compiler can only prove this while the engine's futures name no associated type of the backend.
 
 use std::sync::Arc;
 

@@ -1,4 +1,4 @@
-//! The conformance suite, in each way in which the backend may be set up.
+//! The conformance suite, with each configuration of the backend.
 
 mod support;
 
@@ -22,7 +22,7 @@ struct Locks {
 }
 
 impl Locks {
-    /// Where the lock files are.
+    /// The directory of the lock files.
     fn path(&self) -> PathBuf {
         self.directory.path().join("locks")
     }
@@ -58,7 +58,7 @@ impl Fixture for Locks {
     async fn take_away(&self, name: &LockName) -> Result<(), FixtureError> {
         let file = self.path().join(FsBackend::file_name(name));
         match std::fs::remove_file(file) {
-            // Nobody has used it yet, or it was taken away just before.
+            // The file was not used yet, or was just removed.
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
             removed => Ok(removed?),
         }
@@ -117,7 +117,7 @@ mod in_other_threads {
     ));
 }
 
-/// What a person reads: each case, and why one was skipped.
+/// The readable report: each case, and why a case was skipped.
 #[test]
 #[ignore = "it runs all cases once more, and prints the report"]
 fn the_report() {

@@ -1,4 +1,4 @@
-//! What a file system refuses: a clear error each, and never "locked".
+//! File system failures: each gives a clear error, and never "locked".
 #![cfg(unix)]
 #![allow(
     clippy::unwrap_used,
@@ -74,7 +74,7 @@ async fn a_full_disk_is_told_apart_and_leaves_no_lock_behind() {
         message.contains("free some space") && message.contains("a.lock"),
         "{message}"
     );
-    // A lock whose file has its room already is granted even now.
+    // A lock whose file already has its space is still granted.
     drop(lock(&client, "earlier").acquire().await.unwrap());
     std::fs::remove_file(filler).unwrap();
     assert!(
@@ -106,7 +106,7 @@ async fn a_read_only_file_system_is_told_apart() {
 async fn a_directory_of_somebody_else_is_told_apart() {
     use std::os::unix::fs::PermissionsExt;
     if rustix::process::geteuid().is_root() {
-        // Root may write anywhere: ask as somebody else.
+        // Root may write anywhere, so run as another user.
         let locks = Locks::new();
         drop(locks.client());
         std::fs::set_permissions(
@@ -134,7 +134,7 @@ async fn a_directory_of_somebody_else_is_told_apart() {
     }
 }
 
-/// Not a test of its own: the other half of the one above.
+/// Not a test of its own: the child process of the test above.
 #[tokio::test]
 async fn as_somebody_else() {
     if let Ok(directory) = std::env::var("PORTALOCK_FS_TEST_FORBIDDEN") {
@@ -157,7 +157,7 @@ async fn a_deleted_directory_is_told_apart() {
     let (kind, message) = refusal(&client, "a").await;
     assert_eq!(kind, BackendErrorKind::NotFound);
     assert!(message.contains("directory"), "{message}");
-    // Opened anew it is made anew.
+    // Opening it again creates it again.
     assert!(
         try_once(&locks.client(), "a", Mode::Exclusive)
             .await
@@ -173,7 +173,7 @@ async fn what_is_no_lock_file_is_left_alone() {
     std::fs::write(&outside, "precious").unwrap();
     std::os::unix::fs::symlink(&outside, locks.file("link")).unwrap();
     std::os::unix::fs::symlink(locks.path().join("nowhere"), locks.file("dangling")).unwrap();
-    // Empty, so that nothing but its second name is wrong with it.
+    // Empty, so that its second name is the only problem.
     let second = locks.path().parent().unwrap().join("second");
     std::fs::write(&second, "").unwrap();
     std::fs::hard_link(&second, locks.file("hard")).unwrap();
@@ -216,7 +216,7 @@ fn a_lock_directory_that_is_a_file_is_told_apart() {
     assert_ne!(error.kind(), FsErrorKind::Other, "{error}");
 }
 
-/// The limit is the process's: this must be the only test in its process that opens files meanwhile.
+/// The limit applies to the process, so no other test of this process may open files meanwhile.
 #[test]
 fn too_many_open_files_are_told_apart() {
     if std::env::var_os("PORTALOCK_FS_TEST_LIMIT").is_none() {
@@ -257,7 +257,7 @@ fn too_many_open_files_are_told_apart() {
         "{error}"
     );
     assert!(held.len() > 40, "{}", held.len());
-    // One less is enough for one more.
+    // After one release there is a descriptor for one more lock.
     assert!(client.release_now(&held.pop().unwrap()));
     let one_more = request("one-more", Mode::Exclusive, Patience::Once);
     support::granted(runtime.block_on(client.try_acquire(&one_more)).unwrap());
@@ -265,7 +265,7 @@ fn too_many_open_files_are_told_apart() {
 
 #[tokio::test]
 async fn a_file_system_without_locks_is_told_apart() {
-    // Linux's /proc can be opened, but nothing can be made in it: what counts is that it never reads as "locked".
+    // Linux's /proc can be opened, but no file can be created there. The error must not read as "locked".
     let Ok(client) =
         FsBackend::with_settings(&FsSettings::new("/proc/self").with_watch(Watch::Off))
     else {

@@ -29,11 +29,11 @@ use rustix::{
 };
 use support::{LONG, Locks};
 
-/// A forked child, which ends with this at the latest.
+/// A forked child, which is killed when this is dropped.
 struct Child(Pid);
 
 impl Child {
-    /// Does `work` in a child, whose end tells whether it went well.
+    /// Runs `work` in a child, whose exit code says whether it succeeded.
     fn doing(work: impl FnOnce()) -> Self {
         match fork::fork().unwrap() {
             Fork::Parent(pid) => Self(Pid::from_raw(pid).unwrap()),
@@ -44,7 +44,7 @@ impl Child {
         }
     }
 
-    /// Waits for it, and says whether it did its work.
+    /// Waits for the child, and returns whether it succeeded.
     fn went_well(self) -> bool {
         let fd = pidfd_open(self.0, PidfdFlags::empty()).unwrap();
         let limit = Timespec::try_from(LONG).unwrap();
@@ -56,7 +56,7 @@ impl Child {
 
 impl Drop for Child {
     fn drop(&mut self) {
-        // It fails if the child has been waited for, and then there is none.
+        // Fails if the child was already waited for.
         if matches!(waitpid(Some(self.0), WaitOptions::NOHANG), Ok(None)) {
             let _ = kill_process(self.0, Signal::KILL);
             let _ = waitpid(Some(self.0), WaitOptions::empty());
@@ -64,7 +64,7 @@ impl Drop for Child {
     }
 }
 
-/// A child keeps what it has until the parent drops its end.
+/// A child keeps its copies until the parent drops its end.
 fn pipe() -> (PipeReader, PipeWriter) {
     std::io::pipe().unwrap()
 }
@@ -131,7 +131,7 @@ fn a_child_that_drops_what_it_inherited_ends_nothing_of_its_parents() {
     let (guard, other, backend) = inherited.unwrap();
     assert!(!is_free(&locks.path(), "a"));
     assert!(!is_free(&locks.path(), "b"));
-    // The watcher goes on: a waiter is woken, and a loss is told.
+    // The watcher still works: a waiter is woken, and a loss is reported.
     let waiting = lock(&locks.client(), "b");
     let waiter = std::thread::spawn(move || waiting.acquire().map(drop));
     other.release().unwrap();
@@ -149,7 +149,7 @@ fn a_child_that_releases_what_it_inherited_is_told_that_it_holds_nothing() {
     let child = Child::doing(|| {
         let error = inherited.take().unwrap().release().unwrap_err();
         assert!(matches!(error, LockError::NotHeld { .. }), "{error}");
-        // The backend is the parent's as well.
+        // The backend belongs to the parent too.
         let error = lock(&backend, "c").try_acquire().unwrap_err();
         let LockError::Backend { source, .. } = error else {
             panic!("{error}");
@@ -204,7 +204,7 @@ fn a_program_that_is_started_inherits_no_lock() {
         .stdout(Stdio::null())
         .spawn()
         .unwrap();
-    // Closed without an unlock, as a crash does: no copy may be left.
+    // Closed without an unlock, like after a crash: no copy may be left.
     let (guard, data) = guards;
     drop((guard, data));
     assert!(is_free(&locks.path(), "a"));

@@ -1,4 +1,4 @@
-//! A lock file removed under its holder, and the watcher that notices.
+//! Removed lock files, and the watcher that notices them.
 #![cfg(any(target_os = "linux", target_os = "android"))]
 #![allow(
     clippy::unwrap_used,
@@ -21,7 +21,7 @@ use portalock_core::{BackendErrorKind, LockBackend, LockError, Loss, LossNotice,
 use portalock_fs::{FsBackend, FsSettings, Watch};
 use support::{LONG, Locks, lock, soon, try_once};
 
-/// The thread exists once for the whole process: tests that count it must not overlap with the others.
+/// There is one such thread per process, so tests that count it must not overlap with others.
 static ALONE: tokio::sync::RwLock<()> = tokio::sync::RwLock::const_new(());
 
 #[tokio::test]
@@ -69,7 +69,7 @@ async fn newcomers_exclude_each_other_after_a_loss() {
     let (one, two) = (locks.client(), locks.client());
     let lost = lock(&one, "a").acquire().await.unwrap();
     let token = lost.token();
-    // Somebody waits at the old file; it must not be granted that one.
+    // A waiter has the old file open, and must not be granted that one.
     let waiter = lock(&two, "a");
     let waiting = tokio::spawn(async move { waiter.acquire().await });
     tokio::task::yield_now().await;
@@ -80,7 +80,7 @@ async fn newcomers_exclude_each_other_after_a_loss() {
     for client in [&one, &two, &locks.client()] {
         assert!(try_once(client, "a", Mode::Exclusive).await.is_none());
     }
-    // The late release of the lost guard frees nobody else's lock.
+    // The late release of the lost guard does not release another holder's lock.
     drop(lost);
     assert!(
         try_once(&locks.client(), "a", Mode::Exclusive)
@@ -119,7 +119,7 @@ async fn a_lock_directory_that_is_moved_is_a_loss_of_all() {
     for guard in &guards {
         tokio::time::timeout(LONG, guard.lost()).await.unwrap();
     }
-    // Those who open it by its path are alone with each other; this client is no longer one of them, and says so.
+    // Clients that open the path now exclude each other. This client is not one of them, and reports that.
     let error = lock(&client, "c").try_acquire().await.unwrap_err();
     assert!(matches!(error, LockError::Backend { .. }), "{error}");
     let (one, two) = (locks.client(), locks.client());
@@ -127,7 +127,7 @@ async fn a_lock_directory_that_is_moved_is_a_loss_of_all() {
     assert!(try_once(&two, "a", Mode::Exclusive).await.is_none());
 }
 
-/// Makes `path` lead to another directory than before, in one of the ways that tell a watcher of the directory nothing.
+/// Makes `path` lead to another directory, in a way that causes no event for a watch of the directory.
 fn lead_elsewhere(way: &str, base: &std::path::Path) {
     if way == "an ancestor is renamed" {
         std::fs::rename(base.join("a"), base.join("old")).unwrap();
@@ -154,7 +154,7 @@ async fn a_path_that_leads_elsewhere_is_a_loss_of_all() {
             let idle = FsBackend::with_settings(&settings).unwrap();
             let guard = lock(&first, "x").acquire().await.unwrap();
             lead_elsewhere(way, base.path());
-            // Those who come now are alone with each other.
+            // Newcomers exclude each other.
             let second = FsBackend::with_settings(&settings).unwrap();
             let present = try_once(&second, "x", Mode::Exclusive).await.unwrap();
             for client in [&first, &idle] {
@@ -189,7 +189,7 @@ async fn a_release_is_no_loss() {
     let lost = guard.lost_signal();
     guard.release().await.unwrap();
     std::fs::remove_file(locks.file("a")).unwrap();
-    // The watcher hears of the next loss after it has heard of this one.
+    // The watcher gets the next loss after this one.
     let guard = lock(&client, "b").acquire().await.unwrap();
     std::fs::remove_file(locks.file("b")).unwrap();
     tokio::time::timeout(LONG, guard.lost()).await.unwrap();
@@ -207,7 +207,7 @@ async fn other_files_that_come_and_go_are_no_loss() {
         std::fs::write(locks.path().join(name), "").unwrap();
         std::fs::remove_file(locks.path().join(name)).unwrap();
     }
-    // Away and back: by the time it is heard of, or soon after, the very same file is there.
+    // The file is moved away and back: when the event arrives, or soon after, the same file is there.
     std::fs::hard_link(locks.file("a"), locks.path().join("link")).unwrap();
     std::fs::rename(locks.path().join("link"), locks.file("a")).unwrap();
     std::fs::remove_file(locks.path().join("link")).unwrap();
@@ -229,7 +229,7 @@ async fn without_a_watch_a_release_still_tells_that_the_file_was_removed() {
     std::fs::remove_file(locks.file("a")).unwrap();
     let error = guard.release().await.unwrap_err();
     assert!(matches!(error, LockError::NotHeld { .. }), "{error}");
-    // Whoever waits behind it is woken all the same.
+    // The waiter behind it is woken nevertheless.
     drop(soon(waiting).await.unwrap());
 }
 
@@ -238,13 +238,13 @@ fn watcher_threads() -> usize {
         .unwrap()
         .filter(|task| {
             let name = task.as_ref().unwrap().path().join("comm");
-            // A thread that has just ended has no name any more.
+            // A thread that has just ended has no name.
             std::fs::read_to_string(name).is_ok_and(|name| name.trim() == "portalock-watch")
         })
         .count()
 }
 
-/// A thread names itself once it runs, so it is not seen at once.
+/// A thread sets its name when it runs, so it may not be visible at once.
 async fn expect_watcher_threads(count: usize) {
     let start = Instant::now();
     while watcher_threads() != count {
@@ -253,7 +253,7 @@ async fn expect_watcher_threads(count: usize) {
     }
 }
 
-/// Those of lock files and of the watcher. The other tests' runtimes have some too, and start when they like.
+/// Only those of lock files and of the watcher: the runtimes of other tests have descriptors too.
 fn open_descriptors() -> usize {
     std::fs::read_dir("/proc/self/fd")
         .unwrap()
@@ -335,7 +335,7 @@ async fn a_copied_descriptor_does_not_keep_a_released_lock() {
                 .then(|| path.file_name()?.to_str()?.parse().ok())?
         })
         .unwrap();
-    // What a child has that was forked while the lock was held.
+    // The copy of a child that was forked while the lock was held.
     let us = rustix::process::pidfd_open(
         rustix::process::getpid(),
         rustix::process::PidfdFlags::empty(),
@@ -349,8 +349,8 @@ async fn a_copied_descriptor_does_not_keep_a_released_lock() {
     drop(copy);
 }
 
-/// Unlocking before, after or without unlinking is how other libraries let two in at once. Here files are removed all
-/// the time while six threads take turns.
+/// Other libraries get two holders by unlocking before, after or without unlinking. Here files are removed continuously
+/// while six threads take turns.
 #[test]
 fn files_removed_under_six_threads_let_no_two_in_together() {
     let _shared = ALONE.blocking_read();
@@ -393,7 +393,7 @@ fn files_removed_under_six_threads_let_no_two_in_together() {
     );
 }
 
-/// A watch for something else on the same directory, such as for the release of a lock on the directory itself.
+/// Another watch on the same directory, for example for the release of a lock on the directory itself.
 #[tokio::test]
 async fn whoever_waits_for_the_directory_itself_takes_no_watch_away() {
     use portalock_fs::{LockKind, blocking_lock_with, lock_with};
@@ -414,8 +414,8 @@ async fn whoever_waits_for_the_directory_itself_takes_no_watch_away() {
     tokio::time::timeout(LONG, waiting).await.unwrap().unwrap();
 }
 
-/// Whoever gets the lock as the file is cleaned away finds no file. It is tried often: what is wrong shows only if the other
-/// thread comes at the right moment.
+/// A holder that gets the lock while the file is cleaned must not keep a removed file. This is repeated often, because
+/// a bug only shows if the other thread runs at the right moment.
 #[test]
 fn a_file_is_removed_before_it_is_unlocked() {
     use portalock_fs::{LockKind, try_lock};

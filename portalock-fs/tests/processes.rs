@@ -15,7 +15,7 @@ use portalock_core::{CrashRelease, LockBackend, Policy};
 use rustix::process::Signal;
 use support::{LONG, Locks, Process, lock, soon};
 
-/// Not a test: the other process.
+/// Not a test: the child process.
 #[tokio::test]
 async fn child() {
     support::child().await;
@@ -50,7 +50,7 @@ async fn a_release_in_another_process_wakes_a_waiter_here() {
         let waiter = lock(&client, "a");
         let waiting = tokio::spawn(async move { waiter.acquire().await });
         tokio::task::yield_now().await;
-        // It would look again after a minute.
+        // Without a wake-up it would poll after a minute.
         let start = Instant::now();
         other.ask("release");
         drop(soon(waiting).await.unwrap());

@@ -13,7 +13,7 @@ use portalock_core::{Attempt, LockBackend, Mode, Patience};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use support::{Locks, request};
 
-/// What the tests themselves have open.
+/// The descriptors of the tests themselves.
 const OTHERS: u64 = 200;
 
 /// They measure the process's memory, so one at a time.
@@ -58,7 +58,7 @@ async fn ten_thousand_names_are_held_at_once() {
     }
     #[cfg(target_os = "linux")]
     {
-        // The requests, which the engine keeps, are counted too.
+        // The requests in the engine are counted too.
         let each = resident_bytes().saturating_sub(before) / held.len();
         assert!(each < 1024, "a held lock takes {each} bytes");
     }

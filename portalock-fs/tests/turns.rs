@@ -1,4 +1,4 @@
-//! Whose turn it is: among the waiters of one client, and between that client and others.
+//! The order of turns: among the waiters of one client, and between that client and others.
 #![cfg(any(target_os = "linux", target_os = "android"))]
 #![allow(
     clippy::unwrap_used,
@@ -20,13 +20,13 @@ use std::{
 use portalock_core::{LockBackend, Mode, Patience, Policy, Wake};
 use support::{LONG, Locks, Process, lock, patience, request, soon, try_once};
 
-/// Not a test: the other process.
+/// Not a test: the child process.
 #[tokio::test]
 async fn child() {
     support::child().await;
 }
 
-/// A future that was polled once and then left, as one branch of a `select!` in a loop may be.
+/// A future that was polled once and then ignored, like a branch of a `select!` in a loop.
 #[tokio::test]
 async fn a_waiter_that_is_not_polled_keeps_no_other_client_out() {
     let locks = Locks::new();
@@ -37,7 +37,7 @@ async fn a_waiter_that_is_not_polled_keeps_no_other_client_out() {
     assert!(futures_util::poll!(&mut left).is_pending());
     guard.release().await.unwrap();
     let (held, _) = try_once(&other, "a", Mode::Exclusive).await.unwrap();
-    // It keeps its place in its own client, as with any fair lock.
+    // It keeps its place in its own client, as in any fair lock.
     other.release(&held).await.unwrap();
     let brief = Policy::new().with_timeout(Duration::from_millis(50));
     let behind = lock(&client, "a").acquire_with(&brief).await;
@@ -45,7 +45,7 @@ async fn a_waiter_that_is_not_polled_keeps_no_other_client_out() {
     drop(left.await.unwrap());
 }
 
-/// The tasks of one client hear of a release long before another client does: they must let it have its turn all the same.
+/// The tasks of one client hear of a release long before another client does, but must let that client have its turn.
 #[tokio::test]
 async fn tasks_that_take_turns_let_another_client_in() {
     let locks = Locks::new();
@@ -63,7 +63,7 @@ async fn tasks_that_take_turns_let_another_client_in() {
         })
         .collect();
     tokio::task::yield_now().await;
-    // On a thread of its own, as another process is.
+    // On its own thread, like another process.
     let other = portalock_core::blocking::Lock::from(lock(&locks.client(), "a"));
     // Hundreds of turns.
     let policy = patience().with_timeout(Duration::from_secs(10));
@@ -109,7 +109,7 @@ async fn another_process_gets_its_turn_while_tasks_take_turns() {
     let start = Instant::now();
     let asking = tokio::task::spawn_blocking(move || {
         for _ in 0..10 {
-            // It would look by itself after minutes only.
+            // Without a wake-up it would poll after minutes.
             other.ask("hold a").parse::<u64>().unwrap();
             assert_eq!(other.ask("release"), "released");
         }
@@ -122,7 +122,7 @@ async fn another_process_gets_its_turn_while_tasks_take_turns() {
     }
 }
 
-/// Two clients, whose tasks on two threads give up at any moment: before a grant, with it, and after it.
+/// Two clients, whose tasks on two threads are dropped at any moment: before, during and after a grant.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_two_are_in_together_and_no_grant_is_forgotten_whoever_gives_up() {
     let locks = Locks::new();
@@ -183,7 +183,7 @@ async fn no_two_are_in_together_and_no_grant_is_forgotten_whoever_gives_up() {
     }
 }
 
-/// How much a process watches, by what the system says of its inotify instance, which may have several descriptors.
+/// The number of watches of a process, from the system's information about its inotify instance.
 fn watches(pid: u32) -> usize {
     std::fs::read_dir(format!("/proc/{pid}/fdinfo"))
         .unwrap()

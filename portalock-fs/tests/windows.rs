@@ -1,4 +1,4 @@
-//! What is Windows' own: mandatory locks, and files that stay while they are open.
+//! Windows only: mandatory locks, and open files that can't be removed.
 #![cfg(windows)]
 #![allow(
     clippy::unwrap_used,
@@ -66,7 +66,7 @@ fn a_file_specific_locks_file_stays_while_it_is_held() {
     assert!(!path("temporary").exists() && !path("pid").exists() && !path("pid.lock").exists());
 }
 
-/// The holder's record stands beside it.
+/// The holder's record is in a file beside it.
 #[tokio::test]
 async fn a_lock_file_stays_empty() {
     let locks = Locks::new();
@@ -108,7 +108,7 @@ async fn cleaning_goes_by_when_a_lock_was_last_granted_and_spares_what_is_open()
     for name in ["used", "unused", "open"] {
         drop(lock(&client, name).acquire_shared().await.unwrap());
     }
-    // No grant ever writes to a lock file, so its own time says nothing.
+    // Grants don't write to the lock file, so its own time says nothing.
     let long_ago = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000_000);
     let date = |path| {
         let file = File::options().write(true).open(path).unwrap();
@@ -169,7 +169,7 @@ fn a_shared_data_file_is_read_by_all_and_written_by_nobody_not_even_its_holder()
     assert_eq!(code(held.write(b"x")), ERROR_LOCK_VIOLATION);
 }
 
-/// The handle of a reader that shares everything doesn't keep the next pid file from taking the old one's place.
+/// A reader that shares everything doesn't prevent the next pid file from replacing the old one.
 #[test]
 fn a_pid_file_is_published_over_one_that_is_being_read() {
     if wine::skips("wine does not rename over a file that is open: only Windows can show this") {

@@ -1,5 +1,5 @@
-//! Locks and semaphores in Postgres, for [portalock](portalock_core): one statement an operation, first come first served,
-//! fenced, gone with their client.
+//! Locks and semaphores in PostgreSQL, for [portalock](portalock_core): one statement per operation, first come, first
+//! served, with fencing tokens, and released when their client is gone.
 //!
 //! ```
 //! use portalock_core::Lock;
@@ -22,43 +22,44 @@
 //!
 //! # How it works
 //!
-//! Claims, sessions and the last token of each name are rows in a schema of its own, `portalock`; what is done to them are
-//! functions there. An acquisition or a release is one call of one function: one statement, one round trip, one commit. It runs
-//! under the advisory lock of its name, which lasts as long as the statement. A request that doesn't fit beside the holders gets a
-//! place in the queue; a release grants to the next in line, and tells its session by `NOTIFY`. Nobody polls, and only a
-//! grant to somebody who waits sends a notification, since `NOTIFY` makes commits wait for each other.
+//! Claims, sessions and the last token of each name are rows in the schema `portalock`, and functions of that schema
+//! change them. An acquisition or a release is one call of one function: one statement, one round trip, one commit. The
+//! function holds the advisory lock of its name until the statement ends. A contended request gets a place in the
+//! queue. A release grants to the next waiter and notifies that waiter's session with `NOTIFY`. Nobody polls. Only a
+//! grant to a waiter sends a notification, because `NOTIFY` makes commits wait for each other.
 //!
-//! A backend has one *session*: a row with a secret id and a lease, renewed every third of its time. Renewals and notifications go
-//! over a connection on the library's own thread, statements over one connection for each runtime that uses the backend. The
-//! session is its row, not its connection: killed server processes, resets and a restarted server cost nobody a lock or a place
-//! as long as the lease lasts.
+//! A backend has one *session*: a row with a secret id and a lease, which it renews every third of the lease. Renewals
+//! and notifications use a connection on the library's own thread. Statements use one connection for each runtime that
+//! uses the backend. The session is the row, not the connection: while the lease lasts, no lock and no place is lost by
+//! a killed server process, a reset, or a restart of the server.
 //!
-//! A crash says nothing, so the lease has to end ([`lease_time`](PostgresSettings::with_lease_time), 10 s). The sessions that wait
-//! behind it know when that is, and look then. Who can't wait for that chooses
-//! [`release_without_notice`](PostgresSettings::with_release_without_notice): then a session ends with its connection, and locks
-//! are lost to every reset.
+//! A crashed client's locks pass on when its lease ends ([`lease_time`](PostgresSettings::with_lease_time), 10 s). The
+//! waiting sessions know that time, and check then. With
+//! [`release_without_notice`](PostgresSettings::with_release_without_notice) they pass on at once, because a session then
+//! ends with its connection. The price: every connection reset loses the session's locks.
 //!
 //! Exclusive locks, shared locks and semaphores are one mechanism: weights under a capacity.
 //!
 //! # Setting it up
 //!
-//! [`migrate`] creates the schema or upgrades it; many may call it at once. Those who run migrations themselves find the SQL in
-//! [`schema_sql`]. It needs a user who may create schemas. A program that only uses locks needs no more than this, also after an
-//! upgrade:
+//! [`migrate`] creates or upgrades the schema; many processes may call it at once. It needs a user who may create
+//! schemas. If you run migrations with a tool of your own, use the SQL of [`schema_sql`]. A program that only uses
+//! locks needs this privilege, also after an upgrade:
 //!
 //! ```sql
 //! GRANT USAGE ON SCHEMA portalock TO worker;
 //! ```
 //!
-//! Such a program may also [break](portalock_core::Lock::break_holder) locks. To keep that to some, revoke `EXECUTE` on
-//! `portalock.break_claim(text, text, text, text)` and `portalock.evict(text, text, text)` from `PUBLIC`, and grant it to them.
+//! Such a program may also [break](portalock_core::Lock::break_holder) locks. To restrict this to some users, revoke
+//! `EXECUTE` on `portalock.break_claim(text, text, text, text)` and `portalock.evict(text, text, text)` from `PUBLIC`,
+//! and grant it to those users.
 //!
-//! The functions run with the rights of the schema's owner; the tables are for nobody else. A client asks for the schema's version
-//! when it connects and refuses another one's.
+//! The functions run with the rights of the schema's owner, and no other user can access the tables. A client checks
+//! the version of the schema when it connects, and refuses another version.
 //!
 //! # A lock as a condition of your own transaction
 //!
-//! With a [`Fence`] the database itself refuses the transaction of a worker that lost its lock without knowing:
+//! With a [`Fence`] the database itself refuses the transaction of a worker that has lost its lock without knowing it:
 //!
 //! ```
 //! # #[cfg(not(unix))] fn main() {}
@@ -92,39 +93,42 @@
 //!
 //! # Poolers
 //!
-//! A pooler that gives each transaction another server process (PgBouncer's `pool_mode = transaction`) can't carry `LISTEN`: it is
-//! found out when a session starts, and refused as [`Unsupported`](portalock_core::BackendErrorKind::Unsupported). Give the
-//! locks the server's own address beside it, or a pool in session mode. A process needs one connection, and one for each runtime
-//! that uses locks, however many locks there are.
+//! A pooler that uses another server process for each transaction (PgBouncer's `pool_mode = transaction`) does not
+//! support `LISTEN`. A session detects this at its start and fails with
+//! [`Unsupported`](portalock_core::BackendErrorKind::Unsupported). Use the server's own address for locks, or a pool in
+//! session mode. A process needs one connection, and one more for each runtime that uses locks, for any number of
+//! locks.
 //!
 //! # Several servers
 //!
-//! A URL may name several hosts, `postgres://db-1,db-2/app`: each connection goes to the first of them that takes writes. When a standby
-//! is promoted, sessions go on there, with all locks that it had heard of.
+//! A URL may name several hosts, such as `postgres://db-1,db-2/app`. Each new connection goes to the first host that accepts
+//! writes. After a standby was promoted, sessions continue there, with all locks that were replicated to it.
 //!
 //! # What it takes
 //!
-//! - PostgreSQL 13 or later, tested with 13 and 15 to 18; a database in the encoding UTF8. The feature `tls` adds connections over TLS, by rustls.
-//! - Commits that last: connections with `synchronous_commit = off` as their default are set to `on`.
-//! - A host whose clock doesn't jump. See `docs/guarantees.md` for what holds until which fault.
+//! - PostgreSQL 13 or later, tested with 13 and 15 to 18; a database in the encoding UTF8. The feature `tls` adds connections
+//!   over TLS, by rustls.
+//! - Durable commits: if the default of a connection is `synchronous_commit = off`, it is set to `on`.
+//! - A host whose clock doesn't jump. `docs/guarantees.md` lists which faults break which guarantee.
 //!
 //! # What it costs
 //!
-//! An uncontended acquisition writes two rows and a release deletes one, each with one commit. A hand-over is the releaser's
-//! statement and one message. A session costs a statement each third of its lease, and another one while it holds or waits; who
-//! waits costs no more. Those who share a name are read as a whole by whoever joins them.
+//! An uncontended acquisition writes two rows and a release deletes one, with one commit each. A hand-over is the
+//! releaser's statement and one message. A session costs a statement per third of its lease, and another one while it
+//! holds or waits. Waiters cost nothing else. A request for a shared lock reads all its holders.
 //!
-//! An [observer](portalock_core::Observer) of an election is a row, and each change of its name's holder a message to its session. A name that
-//! nobody observes costs one more look into an index with each grant and release.
+//! An [observer](portalock_core::Observer) of an election is a row, and each change of the name's holder is a message
+//! to the observer's session. For a name without observers, each grant and release reads one more index entry.
 //!
-//! Rows come and go, so the tables rely on autovacuum like any queue, and are set to be vacuumed often. A transaction that stays open
-//! for hours anywhere in the database keeps dead rows from being removed: busy names get slower until it ends.
+//! Rows are often inserted and deleted, so the tables need autovacuum, like any queue, and are configured to be
+//! vacuumed often. A transaction that stays open for hours anywhere in the database prevents the removal of dead rows,
+//! and busy names get slower until it ends.
 //!
-//! Of a released lock its last token is left, for an hour. Sessions remove what is over once an hour, by `portalock.clean`.
+//! A released lock leaves its last token, for an hour. Sessions remove old rows once an hour, with `portalock.clean`.
 //!
 //! # Features
 //!
-//! - `tls`: connections over TLS by rustls, where `sslmode` or `sslrootcert` in the URL asks for it.
+//! - `tls`: connections over TLS by rustls, if `sslmode` or `sslrootcert` in the URL asks for it.
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
 

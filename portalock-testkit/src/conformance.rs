@@ -1,10 +1,9 @@
 //! The macro: one `#[test]` per case.
 
-/// Makes one `#[test]` of each case of the suite, named `group::case`, on stores made by an expression.
+/// Makes a `#[test]` of each case of the suite, named `group::case`. An expression makes the stores.
 ///
-/// The expression is evaluated once per case, inside a tokio runtime, so it may `await`. Its value is a
-/// [`Fixture`](crate::Fixture) or the `Result` of starting one. Call the macro once in a module; several calls need a
-/// module each.
+/// The expression is evaluated once per case, inside a tokio runtime, so it can use `await`. Its value is a
+/// [`Fixture`](crate::Fixture) or the `Result` of starting one. A module can have one call of the macro.
 ///
 /// ```ignore
 /// mod my_backend {
@@ -12,8 +11,9 @@
 /// }
 /// ```
 ///
-/// A case that is skipped passes as a test and prints why; [`run`](crate::run()) reports and counts it. The macro also makes
-/// an ignored test `helper_process`: cases start it as a second process, and run alone it does nothing.
+/// A skipped case passes as a test and prints the reason; [`run`](crate::run()) reports and counts skipped cases. The
+/// macro also makes an ignored test `helper_process`, which cases start as a second process. Run alone, it does
+/// nothing.
 #[macro_export]
 macro_rules! conformance {
     ($fixture:expr) => {

@@ -1,4 +1,4 @@
-//! A crowd at one lock, and how several processes notice that two of them are inside.
+//! Many processes that compete for one lock, and detect that two of them are inside.
 
 use std::{
     fs, io,
@@ -10,12 +10,12 @@ use portalock_core::{Guard, Lock, LockBackend, LockError, clock::Instant};
 
 use crate::{section::STAY, trial::eager, verdict::CaseResult};
 
-/// For how long a crowd stays: some faults need an unlucky instant.
+/// How long they compete: some bugs need an unlucky moment.
 const CROWDED: Duration = Duration::from_secs(1);
-/// How often each gets in at least, however slow the lock is.
+/// How often each gets the lock at least, even if the lock is slow.
 const VISITS: u32 = 24;
 
-/// Takes the lock again and again, calling `visit` each time, as one of many that do so at the same time.
+/// Acquires the lock repeatedly, and calls `visit` each time, while others do the same.
 pub(crate) async fn crowd<B: LockBackend + Clone>(
     backend: B,
     name: &str,
@@ -26,7 +26,7 @@ pub(crate) async fn crowd<B: LockBackend + Clone>(
         if round >= VISITS && Instant::now() >= end {
             break;
         }
-        // A new lock object each time, as a program makes that takes a lock now and then.
+        // A new lock object each time, like a program that takes a lock from time to time.
         let lock = Lock::new(backend.clone(), name)?;
         let guard = if round % 4 == 0 {
             lock.acquire_with(&eager()?).await?
@@ -50,12 +50,12 @@ async fn without_a_pause<B: LockBackend>(lock: &Lock<B>) -> Result<Guard<B>, Loc
     }
 }
 
-/// A section that processes of one machine share: a file is there while somebody is inside.
+/// A critical section that processes of one machine share: a file exists while a process is inside.
 #[derive(Debug)]
 pub(crate) struct Doorway(PathBuf);
 
 impl Doorway {
-    /// A new one, with nobody inside. Its file is removed with it.
+    /// A new, empty section. Dropping it removes its file.
     pub(crate) fn new() -> Self {
         let name = format!(
             "portalock-testkit-{}-{:016x}",
@@ -72,12 +72,12 @@ impl Doorway {
 
 impl Drop for Doorway {
     fn drop(&mut self) {
-        // Mostly there is none any more.
+        // Usually the file is already gone.
         let _ = fs::remove_file(&self.0);
     }
 }
 
-/// Stays inside for a moment. False if somebody was inside already.
+/// Stays inside for a moment. False if another process was already inside.
 pub(crate) fn pass(doorway: &Path) -> io::Result<bool> {
     let entered = match fs::File::create_new(doorway) {
         Ok(_) => true,

@@ -1,4 +1,4 @@
-//! Backends and fixtures with their types erased, so that the cases are compiled once and not once a backend.
+//! Backends and fixtures with erased types, so that the cases are compiled once, and not once per backend.
 
 use std::{any::Any, sync::Arc, time::Duration};
 
@@ -19,8 +19,8 @@ use crate::{
 
 /// Any backend.
 ///
-/// A type of its own around the `dyn`: the compiler can't yet prove a future `Send` that holds an `Arc<dyn LockBackend>`
-/// across an await, for want of knowing the trait object's lifetime there (rust-lang/rust#110338).
+/// A type around the `dyn`, because the compiler can't yet prove that a future with an `Arc<dyn LockBackend>` across an
+/// await is `Send` (rust-lang/rust#110338).
 #[derive(Debug, Clone)]
 pub(crate) struct AnyBackend(pub(crate) DynBackend);
 

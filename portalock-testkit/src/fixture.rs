@@ -1,4 +1,4 @@
-//! What the suite is told of a backend: how to make clients of a store, and how to hurt them.
+//! Fixtures: how the suite makes clients of a store, and how it causes faults.
 
 use std::{error::Error, fmt, future::Future, sync::Arc};
 
@@ -8,11 +8,11 @@ use portalock_core::{BackendError, DynSemaphore, LockBackend, LockName, SlotSema
 
 use crate::cases::Case;
 
-/// One fresh, empty store of locks, and what can be done to it.
+/// A new, empty store of locks, and the faults that it can have.
 ///
-/// A fixture is made anew for each case, so cases can't see each other's locks, and it is dropped at the case's end. Only
-/// [`client`](Self::client) is required. Every other method is a way to hurt the store or its clients: its default says
-/// "not provided", and the cases that need it are then skipped, by name and with the reason.
+/// Each case gets a new fixture, so cases can't see each other's locks. The fixture is dropped at the end of the case.
+/// Only [`client`](Self::client) is required. Every other method causes a fault of the store or of its clients. By
+/// default it answers "not provided", and the cases that need it are skipped; the report lists them with the reason.
 ///
 /// ```
 /// use async_trait::async_trait;
@@ -44,21 +44,22 @@ pub trait Fixture: Send + Sync + 'static {
     /// The backend under test.
     type Backend: LockBackend;
 
-    /// A new client of this fixture's store, independent of those made before: its own connection, its own session, its
-    /// own open directory, as another process would have.
+    /// A new client of this fixture's store, independent of earlier ones: with its own connection, its own session and
+    /// its own open directory, like a client in another process.
     ///
     /// # Errors
     ///
-    /// [`FixtureError`] if there is no store to reach; the case then fails.
+    /// [`FixtureError`] if the store can't be reached; the case then fails.
     async fn client(&self) -> Result<Self::Backend, FixtureError>;
 
-    /// Semaphores in the same store, living and dying with `client`. By default they are made of `client`'s locks, by
+    /// Semaphores in the same store, which end with `client`. By default they are made of `client`'s locks, with
     /// [`SlotSemaphore`]; `None` skips the group `semaphore`.
     fn semaphore(&self, client: &Arc<Self::Backend>) -> Option<DynSemaphore> {
         Some(Arc::new(SlotSemaphore::new(client.clone())))
     }
 
-    /// Ends `client` the way `kill -9` ends a process: without a word to the store, and without running a release.
+    /// Ends `client` like a process that is killed with `kill -9`: without a message to the store, and without a
+    /// release.
     ///
     /// # Errors
     ///
@@ -68,7 +69,8 @@ pub trait Fixture: Send + Sync + 'static {
         Err(FixtureError::NotProvided("a way to crash a client"))
     }
 
-    /// Cuts the line between `client` and the store: neither side hears of the other until [`Restore::now`].
+    /// Cuts the connection between `client` and the store: neither side receives anything from the other until
+    /// [`Restore::now`].
     ///
     /// # Errors
     ///
@@ -78,8 +80,8 @@ pub trait Fixture: Send + Sync + 'static {
         Err(FixtureError::NotProvided("a way to cut a client off"))
     }
 
-    /// Loses whatever the store answers to `client` until [`Restore::now`]. The store still hears `client`: what it asks for
-    /// takes effect, and nobody tells it.
+    /// Loses all answers of the store to `client` until [`Restore::now`]. The store still gets the requests of
+    /// `client`, so they take effect without an answer.
     ///
     /// # Errors
     ///
@@ -91,9 +93,9 @@ pub trait Fixture: Send + Sync + 'static {
         ))
     }
 
-    /// Puts another, empty store at the address by which clients find this one: a directory is renamed and made anew, a
-    /// symbolic link is switched, something is mounted over it. [`client`](Self::client) makes clients of the new store from
-    /// then on; those that were made before have to notice.
+    /// Puts another, empty store at the address of this one: for example, a directory is renamed and created again, a
+    /// symbolic link is changed, or something is mounted over it. From then on [`client`](Self::client) makes clients
+    /// of the new store. Earlier clients must notice the change.
     ///
     /// # Errors
     ///
@@ -104,7 +106,7 @@ pub trait Fixture: Send + Sync + 'static {
         ))
     }
 
-    /// Makes the store stop answering everyone, with connections open, until [`Restore::now`].
+    /// Makes the store stop answering all clients, with open connections, until [`Restore::now`].
     ///
     /// # Errors
     ///
@@ -113,8 +115,8 @@ pub trait Fixture: Send + Sync + 'static {
         Err(FixtureError::NotProvided("a way to stall the service"))
     }
 
-    /// Ends the service that keeps the store and starts it again, with what its set-up makes it keep. Returns when it
-    /// answers again.
+    /// Restarts the service of the store, with the data that its configuration keeps. Returns when the service answers
+    /// again.
     ///
     /// # Errors
     ///
@@ -123,11 +125,11 @@ pub trait Fixture: Send + Sync + 'static {
         Err(FixtureError::NotProvided("a way to restart the service"))
     }
 
-    /// Takes `name` away from those who hold it, behind their backs: deletes the lock file, the key, the row.
+    /// Takes `name` away from its holders without telling them: deletes the lock file, the key, or the row.
     ///
-    /// The holders must be told of that, too, as soon as the backend's [`LossNotice`](portalock_core::LossNotice) says. Where
-    /// that holds only for what the backend does by itself, provide this in a second fixture, around a backend that claims
-    /// less.
+    /// The backend must tell the holders of this loss too, within the time of its
+    /// [`LossNotice`](portalock_core::LossNotice). If that claim only covers losses that the backend itself causes,
+    /// provide this method in a second fixture, for a backend that claims less.
     ///
     /// # Errors
     ///
@@ -137,22 +139,23 @@ pub trait Fixture: Send + Sync + 'static {
         Err(FixtureError::NotProvided("a way to take a lock away"))
     }
 
-    /// Why `case` would prove nothing where it runs, if that is so: it is then skipped, and the report gives this reason.
+    /// The reason why `case` would prove nothing on this system, if there is one. The case is then skipped, and the
+    /// report shows the reason.
     ///
-    /// For a place that is more lenient than the real one, such as an emulator of an operating system. A backend's own
-    /// limits are no reason: what it doesn't claim is skipped without being asked.
+    /// Use it for a system that is more lenient than the real one, such as an emulator of an operating system. Don't
+    /// use it for limits of the backend: cases for unclaimed capabilities are skipped anyway.
     fn skip(&self, case: &Case) -> Option<&'static str> {
         let _ = case;
         None
     }
 
-    /// Where another process finds this store, in a form that [`connect`](Self::connect) understands. `None`, the
-    /// default, skips the cases that use a helper process.
+    /// The address of this store for another process, in a form that [`connect`](Self::connect) understands. `None`,
+    /// the default, skips the cases that use a helper process.
     fn address(&self) -> Option<String> {
         None
     }
 
-    /// A client of the store at `address`; runs in the helper process, without a fixture.
+    /// A client of the store at `address`. Runs in the helper process, without a fixture.
     ///
     /// # Errors
     ///
@@ -166,20 +169,20 @@ pub trait Fixture: Send + Sync + 'static {
     }
 }
 
-/// Why a fixture did not do what was asked.
+/// Why a fixture failed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum FixtureError {
-    /// The fixture does not have it: the case is skipped, not failed.
+    /// The fixture does not provide it: the case is skipped.
     #[error("the fixture does not provide {0}")]
     NotProvided(&'static str),
-    /// It was tried, and failed: the case fails.
+    /// The call failed: the case fails.
     #[error("the fixture failed")]
     Failed(#[source] Box<dyn Error + Send + Sync>),
 }
 
 impl FixtureError {
-    /// A failure, with its cause or with text that says what to do.
+    /// A failure, with its cause, or with a text that says what to do.
     pub fn failed(cause: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
         Self::Failed(cause.into())
     }
@@ -197,17 +200,17 @@ impl From<BackendError> for FixtureError {
     }
 }
 
-/// Undoes a fault. Dropping it leaves the fault in place, for the fixture's own end to clear away.
+/// Ends a fault. Dropping this leaves the fault, which the fixture's own drop must then end.
 #[must_use = "the fault stays until it is undone"]
 pub struct Restore(BoxFuture<'static, Result<(), FixtureError>>);
 
 impl Restore {
-    /// A fault that `undo` undoes.
+    /// A fault that `undo` ends.
     pub fn new(undo: impl Future<Output = Result<(), FixtureError>> + Send + 'static) -> Self {
         Self(Box::pin(undo))
     }
 
-    /// Undoes it.
+    /// Ends the fault.
     ///
     /// # Errors
     ///
@@ -215,7 +218,7 @@ impl Restore {
     ///
     /// # Cancel safety
     ///
-    /// None: the fault may be half undone.
+    /// Not safe: the fault may be ended only partly.
     pub async fn now(self) -> Result<(), FixtureError> {
         self.0.await
     }
@@ -227,12 +230,12 @@ impl fmt::Debug for Restore {
     }
 }
 
-/// What makes fixtures: the fixture itself, or the result of an attempt to start one.
+/// A fixture, or the result of starting one.
 pub trait IntoFixture {
-    /// The fixture that is made.
+    /// The type of the fixture.
     type Fixture: Fixture;
 
-    /// Makes it.
+    /// Returns the fixture.
     ///
     /// # Errors
     ///

@@ -1,4 +1,4 @@
-//! A forked child, as programs make one that were never written with locks in mind.
+//! A forked child, as in programs that ignore locks when they fork.
 
 use std::time::Duration;
 
@@ -21,8 +21,8 @@ mod unix {
     const WRONG: i32 = 1;
     const PANICKED: i32 = 2;
 
-    /// Does `work` in a forked child, which has a copy of everything and no other thread. `work` says whether all is well,
-    /// and a text what is not.
+    /// Runs `work` in a forked child, which has a copy of the memory and no other thread. `work` returns whether
+    /// everything was right; the text says what was not.
     ///
     /// Call it on a thread without a runtime. It returns when the child has ended.
     pub(crate) fn child(work: impl FnOnce() -> bool) -> Result<(), String> {

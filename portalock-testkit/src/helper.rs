@@ -1,4 +1,4 @@
-//! The case's end of a helper process: start it, order it about, kill it.
+//! The case's side of a helper process: start it, send it orders, kill it.
 
 use std::{path::Path, process::Stdio, time::Duration};
 
@@ -20,12 +20,12 @@ pub(crate) struct Helper {
     child: Child,
     orders: ChildStdin,
     answers: mpsc::UnboundedReceiver<Answer>,
-    /// Answers that came while another was waited for.
+    /// Answers that came while the case waited for another one.
     aside: Vec<Answer>,
 }
 
 impl Helper {
-    /// Starts it and waits until it has a client of the trial's store.
+    /// Starts the process, and waits until it has a client of the trial's store.
     pub(crate) async fn start(trial: &Trial) -> CaseResult<Self> {
         let command = trial
             .helper()
@@ -68,7 +68,7 @@ impl Helper {
         Ok(helper)
     }
 
-    /// Orders it to wait for `name`; [`granted`](Self::granted) hears of the outcome.
+    /// Orders it to wait for `name`; [`granted`](Self::granted) returns the outcome.
     pub(crate) async fn ask(&mut self, id: u32, name: &LockName, mode: Mode) -> CaseResult {
         self.order(&Order::Acquire {
             id,
@@ -94,7 +94,7 @@ impl Helper {
         }
     }
 
-    /// Orders it to take `name` and waits until it has it.
+    /// Orders it to acquire `name`, and waits until it holds it.
     pub(crate) async fn acquire(
         &mut self,
         id: u32,
@@ -105,7 +105,7 @@ impl Helper {
         self.granted(id).await
     }
 
-    /// Orders it to release acquisition `id`, and waits until that is done. `Some` says what went wrong.
+    /// Orders it to release acquisition `id`, and waits until that is done. `Some` is an error.
     pub(crate) async fn release(&mut self, id: u32) -> CaseResult<Option<String>> {
         self.order(&Order::Release { id }).await?;
         let answer = self
@@ -120,7 +120,8 @@ impl Helper {
         }
     }
 
-    /// Orders it to take `name` again and again, beside others; [`crowded`](Self::crowded) hears of the outcome.
+    /// Orders it to acquire `name` repeatedly, in competition with others; [`crowded`](Self::crowded) returns the
+    /// outcome.
     pub(crate) async fn crowd(&mut self, name: &LockName, doorway: &Path) -> CaseResult {
         self.order(&Order::Crowd {
             name: name.as_str().to_owned(),
@@ -129,7 +130,7 @@ impl Helper {
         .await
     }
 
-    /// How often it was inside, and how often somebody else was there already.
+    /// How often it was inside, and how often another holder was inside too.
     pub(crate) async fn crowded(&mut self) -> CaseResult<(u64, u64)> {
         let answer = self
             .answer("the end of its visits", |answer| {
@@ -148,7 +149,7 @@ impl Helper {
         }
     }
 
-    /// Makes it fork a child that gives back its copy of acquisition `id`, and waits until the child has ended.
+    /// Makes it fork a child that releases its copy of acquisition `id`, and waits until the child has ended.
     #[cfg(unix)]
     pub(crate) async fn fork(&mut self, id: u32, releases: bool) -> CaseResult {
         self.order(&Order::Fork { id, releases }).await?;
@@ -172,7 +173,7 @@ impl Helper {
         Err(lacks("a way to fork a process on this system"))
     }
 
-    /// Whether acquisition `id` is lost, as its guard says.
+    /// Whether acquisition `id` is lost, according to its guard.
     pub(crate) async fn is_lost(&mut self, id: u32) -> CaseResult<bool> {
         self.order(&Order::Check { id }).await?;
         let answer = self
@@ -202,7 +203,7 @@ impl Helper {
             .map_err(|error| Stop::Failed(format!("killing the helper process: {error}")))
     }
 
-    /// Makes it leave without releasing anything, and waits until it is gone.
+    /// Makes it exit without a release, and waits until it is gone.
     pub(crate) async fn leave(mut self) -> CaseResult {
         self.order(&Order::Exit).await?;
         let left = soon("the helper process leaving", self.child.wait()).await?;
@@ -210,13 +211,13 @@ impl Helper {
             .map_err(|error| Stop::Failed(format!("waiting for the helper process: {error}")))
     }
 
-    /// Stops it with SIGSTOP: it lives, and does nothing.
+    /// Stops it with SIGSTOP.
     #[cfg(unix)]
     pub(crate) fn freeze(&self) -> CaseResult {
         self.signal(rustix::process::Signal::STOP)
     }
 
-    /// Wakes it with SIGCONT.
+    /// Continues it with SIGCONT.
     #[cfg(unix)]
     pub(crate) fn thaw(&self) -> CaseResult {
         self.signal(rustix::process::Signal::CONT)
@@ -274,7 +275,7 @@ impl Helper {
                 }
             }
         };
-        // Its own waits last up to `SOON`, and its word comes a moment after.
+        // Its own waits last up to `SOON`, and its answer comes a moment later.
         tokio::time::timeout(SOON + Duration::from_secs(5), waiting)
             .await
             .map_err(|_| Stop::Failed(format!("the helper process did not give {what}")))?

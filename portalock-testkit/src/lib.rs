@@ -1,14 +1,14 @@
-//! The conformance suite for portalock's backends: prove a backend right, or see what it gets wrong.
+//! The conformance suite for portalock's backends: it tests each promise of a backend, on a real store and under faults.
 //!
-//! A [`Fixture`] makes independent clients of one store and, where it can, crashes one, cuts one off or restarts the
-//! service. [`conformance!`] then makes one `#[test]` of every case, and [`run()`] gives a [`Report`] that a person can read.
+//! A [`Fixture`] makes independent clients of one store. It can also cause faults: crash a client, cut it off, or restart the
+//! service. [`conformance!`] makes a `#[test]` of every case, and [`run()`] returns a readable [`Report`].
 //!
 //! ```
 //! use async_trait::async_trait;
 //! use portalock_core::MemoryBackend;
 //! use portalock_testkit::{Fixture, FixtureError, Suite, cases};
 //!
-//! /// One store, made anew for each case.
+//! /// A store; each case gets a new one.
 //! struct InMemory(MemoryBackend);
 //!
 //! #[async_trait]
@@ -28,15 +28,14 @@
 //!
 //! # How it tests
 //!
-//! - What a backend claims by its [`Capabilities`](portalock_core::Capabilities) must pass, what it does not claim must be
-//!   refused. A case is skipped only for want of a claim or of something that the fixture can do, or where the fixture says
-//!   that it would prove nothing, and the report says so.
-//! - Exclusion is tested with real holds, by tasks, by threads and by processes; a process is killed, stopped, or forked, for
-//!   real.
-//! - Cancellation is swept: a call is dropped after each of its polls, before and after its answer has arrived.
-//! - Random clients leave a [`history`], which is held against the promises. They tell their seed when it shows a violation:
-//!   `PORTALOCK_SEED` plays it again, `PORTALOCK_STRESS_SECONDS` plays for longer.
-//! - Broken backends, each wrong in one way, show that the suite finds what it says it does: see [`broken`].
+//! - A capability that the backend claims ([`Capabilities`](portalock_core::Capabilities)) must work, and a request for an
+//!   unclaimed one must be refused. A case is skipped if the backend doesn't claim the capability, if the fixture can't cause
+//!   the fault, or if the fixture says that the case would prove nothing. The report lists skipped cases with the reason.
+//! - Tasks, threads and processes take real locks. Processes are really killed, stopped and forked.
+//! - Cancellation is tested at every point: a call is dropped after each of its polls, before and after its answer has arrived.
+//! - Random clients record a [`history`], which a checker compares with the promises. A violation prints its seed:
+//!   `PORTALOCK_SEED` repeats the run, `PORTALOCK_STRESS_SECONDS` makes it longer.
+//! - Broken backends, each with one bug, show that the suite finds such bugs: see [`broken`].
 //!
 //! `docs/writing-a-backend.md` is the guide.
 

@@ -1,8 +1,7 @@
-//! The helper process: a client of the store that can be killed, or stopped, for real.
+//! The helper process: a client of the store in a real process, which can be killed and stopped.
 //!
-//! It is the running test binary once more, told to run nothing but its helper test; so every user's suite has it,
-//! without a program to build beside. It takes orders on its standard input and answers on its standard output, a line of
-//! JSON each.
+//! It is the same test binary, started with its helper test only, so no other program must be built. It takes orders on
+//! its standard input and answers on its standard output, with one line of JSON each.
 
 use std::{
     collections::HashMap,
@@ -27,13 +26,13 @@ use crate::{
     verdict::{A_WHILE, Stop, chain},
 };
 
-/// Tells the process that it is a helper, and where the store is.
+/// Environment variable: the process is a helper, and this is the address of the store.
 pub(crate) const STORE: &str = "PORTALOCK_TESTKIT_STORE";
 
-/// Marks an answer among what else a test binary prints.
+/// Marks an answer in the output of the test binary.
 pub(crate) const MARK: &str = "@portalock ";
 
-/// How to start the helper process: a program that ends up in [`serve`].
+/// How to start the helper process: a program that calls [`serve`].
 #[derive(Debug, Clone)]
 pub struct HelperCommand {
     pub(crate) program: PathBuf,
@@ -70,7 +69,7 @@ impl HelperCommand {
     }
 }
 
-/// What the helper is told. Acquisitions have numbers, given by whoever orders them.
+/// The orders to the helper. The sender numbers the acquisitions.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Order {
     Acquire {
@@ -86,12 +85,12 @@ pub(crate) enum Order {
     Release {
         id: u32,
     },
-    /// Take the lock again and again beside other processes that do so, and look who is inside.
+    /// Acquire the lock repeatedly, in competition with other processes, and check that nobody else is inside.
     Crowd {
         name: String,
         doorway: PathBuf,
     },
-    /// Fork a child, which gives back its copy of the guard and ends. The guard stays.
+    /// Fork a child, which releases its copy of the guard and ends. The guard stays.
     Fork {
         id: u32,
         releases: bool,
@@ -100,12 +99,12 @@ pub(crate) enum Order {
     Exit,
 }
 
-/// What the helper says.
+/// The answers of the helper.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Answer {
     /// It has a client of the store.
     Ready,
-    /// It can't go on.
+    /// It can't continue.
     Unable {
         error: String,
     },
@@ -134,16 +133,17 @@ pub(crate) enum Answer {
         overlaps: u64,
         error: Option<String>,
     },
-    /// What the child found wrong, or what was wrong with the child.
+    /// An error of the child, or of forking it.
     Forked {
         id: u32,
         error: Option<String>,
     },
 }
 
-/// The helper process's life: takes orders until its parent is gone. Returns at once if nobody started it as a helper.
+/// Runs the helper process: takes orders until its parent is gone. Returns at once if this process was not started as a
+/// helper.
 ///
-/// `fixture` is never called: only its type is needed, for [`Fixture::connect`].
+/// `fixture` is not called; only its type is used, for [`Fixture::connect`].
 pub fn serve<M, Fut>(fixture: M)
 where
     M: FnOnce() -> Fut,
@@ -166,7 +166,7 @@ where
     if let Err(error) = served {
         say(&Answer::Unable { error });
     }
-    // Not by returning: what is still held is to be left as a crash leaves it, with no destructor run.
+    // Exits instead of returning: held locks must be left as after a crash, without destructors.
     std::process::exit(0);
 }
 
@@ -253,7 +253,7 @@ impl<F: Fixture> Serving<F> {
             }
             Order::Fork { id, releases } => {
                 let helper = self.clone();
-                // A thread without a runtime: in the child it is the only one, as in the child of a plain program.
+                // A thread without a runtime. In the child it is the only thread, as after a fork of a normal program.
                 std::thread::spawn(move || {
                     let mut inherited = helper.guards().remove(&id);
                     let forked = fork::child(|| give_back(inherited.take(), releases));
@@ -299,14 +299,14 @@ impl<F: Fixture> Serving<F> {
 /// What a forked child does with its copy of a guard. False if it was told that this freed the lock.
 fn give_back<B: LockBackend>(inherited: Option<Guard<B>>, releases: bool) -> bool {
     let refused = match inherited {
-        // Whatever waits for another thread would wait for good: the parent's are not there.
+        // Waiting for another thread would never end, because the child has no other threads.
         Some(guard) if releases => !matches!(guard.release().now_or_never(), Some(Ok(()))),
         guard => {
             drop(guard);
             true
         }
     };
-    // Time for what it may have left to do in the background.
+    // Time for work in the background.
     fork::pause(A_WHILE);
     refused
 }
@@ -315,7 +315,8 @@ fn say(answer: &Answer) {
     let Ok(json) = serde_json::to_string(answer) else {
         return;
     };
-    // On a line of its own: the test harness may have left one unfinished. A parent that is gone needs no answer.
+    // Starts with a new line, because the test harness may have left an unfinished one. If the parent is gone, errors
+    // are ignored.
     let mut out = std::io::stdout().lock();
     let _ = writeln!(out, "\n{MARK}{json}").and_then(|()| out.flush());
 }

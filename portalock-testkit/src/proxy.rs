@@ -1,8 +1,9 @@
-//! The fault proxy: stands between a client and its server, and does to the network what networks do.
+//! The fault proxy: a TCP proxy between a client and its server, which causes network faults.
 //!
-//! It forwards TCP on a port of its own and can, per direction, delay, hold back (a black hole: nothing arrives, not even
-//! the end of a connection, until it is healed), or drop what passes; and it can cut connections and refuse new ones. It
-//! runs on a thread of its own, so a test's blocked or paused runtime doesn't stop it.
+//! It forwards TCP from its own port. In each direction it can delay data, hold data back, or drop it. While it holds
+//! data back (a black hole), nothing arrives until it is healed, not even the end of a connection. It can also cut
+//! connections and refuse new ones. It runs on its own thread, so a blocked or paused runtime of a test doesn't affect
+//! it.
 
 use std::{
     io,
@@ -24,22 +25,22 @@ use tokio::{
 
 /// The most that is read at once.
 const CHUNK: usize = 16 * 1024;
-/// How many chunks may be on their way in one direction; then the sender feels back pressure, as from a full window.
+/// How many chunks may be in flight in one direction. Then the sender gets back pressure, as from a full TCP window.
 const WINDOW: usize = 64;
 
-/// Which way the bytes go.
+/// The direction of data.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Direction {
     /// From the client to the server.
     ToServer,
     /// From the server to the client.
     ToClient,
-    /// Either way.
+    /// Both directions.
     Both,
 }
 
-/// A TCP proxy that misbehaves when told to. Clones are the same proxy; dropping the last one closes every connection
-/// through it.
+/// A TCP proxy that causes faults on request. Clones are the same proxy. Dropping the last one closes all its
+/// connections.
 ///
 /// ```no_run
 /// use portalock_testkit::proxy::{Direction, FaultProxy};
@@ -62,7 +63,7 @@ struct State {
     to_server: Faults,
     to_client: Faults,
     refuse: bool,
-    /// Counts the cuts: a connection that is older than the last one is closed.
+    /// The number of cuts. A connection that is older than the last cut is closed.
     cuts: u64,
 }
 
@@ -89,7 +90,7 @@ impl FaultProxy {
     ///
     /// # Errors
     ///
-    /// The system's, if there is no port or no thread to be had.
+    /// The system's error, if there is no free port or no thread.
     pub fn start(server: impl Into<SocketAddr>) -> io::Result<Self> {
         let server = server.into();
         let listener = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
@@ -114,52 +115,52 @@ impl FaultProxy {
         Ok(Self { addr, state, open })
     }
 
-    /// Where clients connect to.
+    /// The address for clients.
     pub fn addr(&self) -> SocketAddr {
         self.addr
     }
 
-    /// The port that clients connect to.
+    /// The port for clients.
     pub fn port(&self) -> u16 {
         self.addr.port()
     }
 
-    /// How many connections are open through it.
+    /// The number of open connections.
     pub fn connections(&self) -> usize {
         self.open.load(Ordering::Acquire)
     }
 
-    /// Everything that is read from now on arrives this much later; bytes keep their order.
+    /// Delays all data that is read from now on. Bytes keep their order.
     pub fn delay(&self, direction: Direction, delay: Duration) {
         self.state
             .send_modify(|state| state.each(direction, |faults| faults.delay = delay));
     }
 
-    /// Holds everything back, the end of a connection included, until [`heal`](Self::heal): what a lost link looks like to
-    /// TCP. New connections are accepted, and silent.
+    /// Holds back all data, and the end of connections, until [`heal`](Self::heal), like a lost link. New connections
+    /// are accepted but get no data.
     pub fn black_hole(&self, direction: Direction) {
         self.state
             .send_modify(|state| state.each(direction, |faults| faults.hold = true));
     }
 
-    /// Throws away what passes from now on, until [`heal`](Self::heal). The stream goes on with a gap in it, so cut the
-    /// connection before healing unless the gap is what you test.
+    /// Drops all data from now on, until [`heal`](Self::heal). The stream then continues with a gap, so cut the
+    /// connection before healing, unless the test is about the gap.
     pub fn drop_bytes(&self, direction: Direction) {
         self.state
             .send_modify(|state| state.each(direction, |faults| faults.drop = true));
     }
 
-    /// Closes every connection that is open now, on both sides. New ones pass.
+    /// Closes every open connection, on both sides. New connections are accepted.
     pub fn cut(&self) {
         self.state.send_modify(|state| state.cuts += 1);
     }
 
-    /// Sets whether new connections are closed at once. Those that are open stay.
+    /// Sets whether new connections are closed at once. Open ones stay open.
     pub fn refuse(&self, refuse: bool) {
         self.state.send_modify(|state| state.refuse = refuse);
     }
 
-    /// Ends all delays, black holes, dropping and refusing. What was held back is delivered.
+    /// Ends all delays, black holes, dropping and refusing. Data that was held back is delivered.
     pub fn heal(&self) {
         self.state.send_modify(|state| {
             *state = State {
@@ -200,7 +201,7 @@ async fn serve(
     }
 }
 
-/// One client's connection, until either side closes it or it is cut.
+/// One client's connection, until one side closes it or it is cut.
 async fn connection(
     mut client: TcpStream,
     server: SocketAddr,
@@ -216,7 +217,7 @@ async fn connection(
         let _ = (client.set_nodelay(true), upstream.set_nodelay(true));
         let (from_client, to_client) = client.split();
         let (from_server, to_server) = upstream.split();
-        // The first end that is delivered closes both ways: no protocol here uses half-closed connections.
+        // The first end of stream closes both directions, because no protocol here uses half-closed connections.
         tokio::select! {
             () = pump(from_client, to_server, state.clone(), |state| state.to_server) => {}
             () = pump(from_server, to_client, state, |state| state.to_client) => {}
@@ -228,7 +229,7 @@ async fn connection(
     }
 }
 
-/// Moves bytes one way. Returns when the end of the stream has been *delivered*, delays and black holes included.
+/// Moves bytes in one direction. Returns when the end of the stream was *delivered*, after delays and black holes.
 async fn pump(
     mut from: impl AsyncRead + Unpin,
     mut to: impl AsyncWrite + Unpin,
@@ -244,7 +245,7 @@ async fn pump(
             bytes.truncate(count);
             let due = Instant::now() + faults(&state.borrow()).delay;
             if sender.send((due, bytes)).await.is_err() || count == 0 {
-                // The end travels like everything before it.
+                // The end of the stream is delayed like data.
                 return std::future::pending::<()>().await;
             }
         }

@@ -1,4 +1,4 @@
-//! What the suite found: one line a case, for a person to read or a program to load.
+//! Reports: one line per case, for a person or a program.
 
 use std::{fmt, time::Duration};
 
@@ -11,9 +11,9 @@ use serde::{Deserialize, Serialize};
 pub enum Outcome {
     /// The promise holds.
     Passed,
-    /// The backend does not claim it, or the fixture can't test it.
+    /// The case was not run: the backend does not claim the capability, or the fixture can't cause the fault.
     Skipped {
-        /// What is lacking.
+        /// What is missing.
         reason: String,
     },
     /// The promise is broken.
@@ -21,9 +21,9 @@ pub enum Outcome {
         /// What was seen.
         reason: String,
     },
-    /// The case never came to its end: something that should have happened did not.
+    /// The case did not end: an expected event did not happen.
     Hung {
-        /// How long it was given.
+        /// The time limit.
         after: Duration,
     },
 }
@@ -46,15 +46,15 @@ pub struct CaseReport {
 }
 
 impl CaseReport {
-    /// Whether the promise was tested and found broken.
+    /// Whether the promise was tested and is broken.
     pub fn is_failure(&self) -> bool {
         matches!(self.outcome, Outcome::Failed { .. } | Outcome::Hung { .. })
     }
 }
 
-/// What a whole run of the suite found.
+/// The results of a run of the suite.
 ///
-/// Its [`Display`](fmt::Display) form is for people: a line a case, with the reason where it did not pass, and totals.
+/// Its [`Display`](fmt::Display) text is for people: a line per case, with the reason if it did not pass, and totals.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Report {
@@ -67,7 +67,7 @@ impl Report {
         Self { cases }
     }
 
-    /// Whether no case failed. Skipped cases don't count against a backend: see [`skipped`](Self::skipped).
+    /// Whether no case failed. Skipped cases don't count as failures: see [`skipped`](Self::skipped).
     pub fn is_success(&self) -> bool {
         self.failures().next().is_none()
     }
@@ -84,7 +84,7 @@ impl Report {
             .filter(|case| matches!(case.outcome, Outcome::Skipped { .. }))
     }
 
-    /// How many promises were tested and found to hold.
+    /// The number of promises that were tested and hold.
     pub fn passed(&self) -> usize {
         self.cases
             .iter()

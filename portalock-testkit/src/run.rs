@@ -1,4 +1,4 @@
-//! Runs cases: each on a fresh store, in a runtime of its own, under a watchdog.
+//! Runs cases: each on a new store, in its own runtime, with a time limit.
 
 use std::{
     any::Any,
@@ -25,19 +25,19 @@ use crate::{
     verdict::{CaseResult, Stop},
 };
 
-/// How long a case may take unless [`Suite::with_limit`] says otherwise.
+/// The default time limit of a case; see [`Suite::with_limit`].
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// Cases that run at the same time. They mostly wait.
+/// The number of cases that run at the same time. Cases mostly wait.
 const AT_ONCE: usize = 4;
 
-/// Threads of each case's runtime: enough that a backend which blocks one can be caught by the others.
+/// The threads of each case's runtime. If a backend blocks one, the others can detect it.
 const WORKERS: usize = 4;
 
 type Factory =
     dyn Fn() -> BoxFuture<'static, Result<Box<dyn AnyFixture>, FixtureError>> + Send + Sync;
 
-/// The conformance suite, ready to run on stores of one kind.
+/// The conformance suite for stores of one kind.
 #[derive(Clone)]
 pub struct Suite {
     factory: Arc<Factory>,
@@ -45,10 +45,10 @@ pub struct Suite {
     limit: Duration,
 }
 
-/// Runs every case on stores that `fixture` makes, and reports what was found.
+/// Runs every case on stores that `fixture` makes, and returns a report.
 ///
-/// It blocks for as long as the suite takes: call it outside of a runtime. Cases that need a helper process are skipped;
-/// [`conformance!`](crate::conformance!) has one, and [`Suite::with_helper`] takes one.
+/// The call blocks, so call it outside of a runtime. Cases that need a helper process are skipped: use
+/// [`conformance!`](crate::conformance!), which has one, or [`Suite::with_helper`].
 pub fn run<M, Fut>(fixture: M) -> Report
 where
     M: Fn() -> Fut + Send + Sync + 'static,
@@ -58,7 +58,8 @@ where
 }
 
 impl Suite {
-    /// The suite on stores that `fixture` makes: a [`Fixture`](crate::Fixture), or the result of starting one.
+    /// The suite for stores that `fixture` makes. It returns a [`Fixture`](crate::Fixture), or the result of starting
+    /// one.
     pub fn new<M, Fut>(fixture: M) -> Self
     where
         M: Fn() -> Fut + Send + Sync + 'static,
@@ -78,21 +79,21 @@ impl Suite {
         }
     }
 
-    /// Sets how to start the helper process. Without one, the cases that need it are skipped.
+    /// Sets how to start the helper process. Default: none, and the cases that need it are skipped.
     #[must_use]
     pub fn with_helper(mut self, helper: HelperCommand) -> Self {
         self.helper = Some(helper);
         self
     }
 
-    /// Sets how long a case may take before it counts as hung. Default 60 s.
+    /// Sets the time after which a case counts as hung. Default 60 s.
     #[must_use]
     pub const fn with_limit(mut self, limit: Duration) -> Self {
         self.limit = limit;
         self
     }
 
-    /// Runs every case, a few at a time. Blocks: call it outside of a runtime.
+    /// Runs every case, a few at a time. The call blocks, so call it outside of a runtime.
     pub fn run(&self) -> Report {
         let cases: Vec<_> = cases::all().collect();
         let next = AtomicUsize::new(0);
@@ -118,16 +119,16 @@ impl Suite {
         Report::new(reports.into_iter().map(|(_, report)| report).collect())
     }
 
-    /// Runs one case. Blocks: call it outside of a runtime.
+    /// Runs one case. The call blocks, so call it outside of a runtime.
     pub fn run_case(&self, case: &'static Case) -> CaseReport {
         let started = Instant::now();
         let (tell, told) = mpsc::channel();
         let suite = self.clone();
-        // A thread of its own, so that a backend which blocks its runtime, or never returns, is still seen as hanging.
+        // A thread of its own, so that a backend that blocks its runtime, or never returns, is detected as hung.
         thread::spawn(move || {
             let _ = tell.send(suite.play(case));
         });
-        // Who asks for a longer history gets the time for it.
+        // A longer history gets a longer time limit.
         let limit = self.limit.saturating_add(cases::stress_time());
         let outcome = match told.recv_timeout(limit) {
             Ok(Ok(())) => Outcome::Passed,
@@ -151,7 +152,7 @@ impl Suite {
     ///
     /// # Panics
     ///
-    /// If the case fails, or if there is none of this name.
+    /// If the case fails, or if there is no case with this name.
     #[doc(hidden)]
     #[allow(clippy::panic, reason = "this is the assertion of a test")]
     pub fn check(&self, id: &str) {
@@ -192,7 +193,7 @@ impl Suite {
     }
 }
 
-/// What a panic said.
+/// The message of a panic.
 pub(crate) fn panic_text(panic: &(dyn Any + Send)) -> &str {
     panic
         .downcast_ref::<&str>()

@@ -1,4 +1,4 @@
-//! What a lock protects: a section that notices when too many are inside.
+//! A critical section that detects too many holders inside.
 
 use std::{
     sync::{
@@ -12,10 +12,10 @@ use portalock_core::{Mode, clock::Instant};
 
 use crate::verdict::{CaseResult, ensure};
 
-/// How long everyone stays inside. A section of nanoseconds would hide overlaps.
+/// How long each holder stays inside. A section of nanoseconds would hide overlaps.
 pub(crate) const STAY: Duration = Duration::from_micros(60);
 
-/// A section with room for so much weight. All clones are the same section.
+/// A section with a maximum weight. All clones are the same section.
 #[derive(Debug, Clone)]
 pub(crate) struct Section(Arc<Inside>);
 
@@ -25,21 +25,21 @@ struct Inside {
     used: AtomicU64,
     overlaps: AtomicU64,
     entries: AtomicU64,
-    /// Read, and written back later, by those who should be alone: loses counts if they are not.
+    /// A counter that exclusive holders read and write back later: if holders overlap, counts are lost.
     tally: AtomicU64,
     alone: AtomicU64,
 }
 
-/// A writer fills a lock's section, a reader takes one unit of it.
+/// A writer takes the whole weight of a lock's section, and a reader one unit.
 const ROOM: u64 = 1 << 32;
 
 impl Section {
-    /// What a lock protects.
+    /// The section of a lock.
     pub(crate) fn of_a_lock() -> Self {
         Self::with_capacity(ROOM)
     }
 
-    /// What a semaphore protects.
+    /// The section of a semaphore.
     pub(crate) fn of_permits(capacity: u32) -> Self {
         Self::with_capacity(u64::from(capacity))
     }
@@ -55,12 +55,12 @@ impl Section {
         }))
     }
 
-    /// Stays inside for a moment, letting other tasks run.
+    /// Stays inside for a moment, while other tasks run.
     pub(crate) async fn visit(&self, mode: Mode) {
         self.stay(self.weight(mode), tokio::task::yield_now).await;
     }
 
-    /// Stays inside for a moment with so many permits.
+    /// Stays inside for a moment, with this number of permits.
     pub(crate) async fn visit_with(&self, permits: u32) {
         self.stay(u64::from(permits), tokio::task::yield_now).await;
     }
@@ -112,7 +112,7 @@ impl Section {
         self.0.entries.load(Ordering::SeqCst)
     }
 
-    /// Ends the case as failed if there were ever too many inside.
+    /// Ends the case as failed if there were ever too many holders inside.
     pub(crate) fn ensure_never_crowded(&self) -> CaseResult {
         let overlaps = self.0.overlaps.load(Ordering::SeqCst);
         let (tally, alone) = (

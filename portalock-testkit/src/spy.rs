@@ -1,4 +1,4 @@
-//! A backend that passes everything on and keeps count: how a case knows that a waiter has its place.
+//! A backend that forwards and counts all calls, so that a case knows when a waiter has its place.
 
 use std::{sync::Arc, time::Duration};
 
@@ -12,12 +12,12 @@ use tokio::sync::watch;
 use crate::erased::AnyBackend;
 use crate::verdict::{CaseResult, soon};
 
-/// What has gone through so far.
+/// The counts so far.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Seen {
     /// Calls of any method that may do I/O.
     pub(crate) calls: usize,
-    /// Attempts that were answered with contention: their owners have their places, if the backend keeps any.
+    /// Contended attempts: their owners have places in the queue, if the backend has one.
     pub(crate) contended: usize,
 }
 
@@ -40,7 +40,7 @@ impl Spy {
         *self.seen.borrow()
     }
 
-    /// Waits until so many attempts were answered with contention.
+    /// Waits until this number of attempts was contended.
     pub(crate) async fn contended(&self, times: usize) -> CaseResult {
         let mut seen = self.seen.subscribe();
         // The sender lives in `self`, so the channel can't be closed.

@@ -1,4 +1,4 @@
-//! Dropping a future at every point where it can be dropped.
+//! Dropping a future at every await point.
 
 use std::{
     future::{Future, poll_fn},
@@ -11,15 +11,15 @@ use std::{
     time::Duration,
 };
 
-/// How long a future may stay asleep before it is dropped without having been woken.
+/// How long a future may sleep before it is dropped without a wake-up.
 const ASLEEP: Duration = Duration::from_millis(20);
 
 /// When, after its last poll, a future is dropped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Moment {
-    /// At once: what it sent is still on its way.
+    /// At once: its request is still in flight.
     AtOnce,
-    /// Once it has been woken: an answer, perhaps a grant, is there and has not been read.
+    /// After its wake-up: an answer, perhaps a grant, has arrived and was not read.
     OnceWoken,
 }
 
@@ -27,16 +27,16 @@ impl Moment {
     pub(crate) const ALL: [Self; 2] = [Self::AtOnce, Self::OnceWoken];
 }
 
-/// What became of a future.
+/// How a future ended.
 #[derive(Debug)]
 pub(crate) enum Ended<T> {
-    /// It ended before it could be dropped.
+    /// It completed before it could be dropped.
     With(T),
     /// It was dropped.
     Dropped,
 }
 
-/// Polls `future` at most `polls` times, each time when it has been woken, and drops it.
+/// Polls `future` at most `polls` times, each time after a wake-up, and drops it.
 pub(crate) async fn drop_after<F: Future>(
     future: F,
     polls: usize,
@@ -54,7 +54,7 @@ pub(crate) async fn drop_after<F: Future>(
             return Ended::With(output);
         }
         if poll < polls || moment == Moment::OnceWoken {
-            // A sleeper that nobody wakes is a point to drop at, too.
+            // A future without a wake-up is dropped too.
             let _ = tokio::time::timeout(ASLEEP, woken.wait()).await;
         }
     }
@@ -66,7 +66,7 @@ fn poll_once<F: Future>(future: Pin<&mut F>, woken: &Arc<Woken>) -> Poll<F::Outp
     future.poll(&mut Context::from_waker(&waker))
 }
 
-/// Remembers that the future was woken, so that being woken and being polled can be told apart.
+/// Records that the future was woken, to distinguish a wake-up from a poll.
 #[derive(Default)]
 struct Woken {
     woken: AtomicBool,

@@ -1,4 +1,4 @@
-//! What a case works with: a fresh store, its clients, and the acts that most cases share.
+//! The tools of a case: a new store, its clients, and steps that most cases share.
 
 use std::{sync::Arc, time::Duration};
 
@@ -15,14 +15,14 @@ use crate::{
     verdict::{CaseResult, SLACK, SOON, Stop, ensure, soon},
 };
 
-/// One case's run on one fresh store. Clones are the same run.
+/// One run of a case on a new store. Clones are the same run.
 #[derive(Clone)]
 pub(crate) struct Trial(Arc<Inner>);
 
 struct Inner {
     fixture: Box<dyn AnyFixture>,
     capabilities: Capabilities,
-    /// Of the semaphores, where the fixture provides them.
+    /// The capabilities of the semaphores, if the fixture provides them.
     counting: Option<Capabilities>,
     helper: Option<HelperCommand>,
 }
@@ -32,7 +32,7 @@ struct Inner {
 pub(crate) struct Client(AnyClient);
 
 impl Trial {
-    /// Makes a fresh store ready for `case`, or says what the case lacks.
+    /// Prepares a new store for `case`, or returns what is missing for it.
     pub(crate) async fn new(
         fixture: Box<dyn AnyFixture>,
         helper: Option<HelperCommand>,
@@ -53,7 +53,7 @@ impl Trial {
         Ok(trial)
     }
 
-    /// What a capability lacks for `need`. What the fixture lacks shows when it is asked.
+    /// What the capabilities lack for `need`. What the fixture lacks shows when its methods are called.
     fn lack(&self, need: Need) -> Option<&'static str> {
         let claims = self.capabilities();
         let counting = self.0.counting.as_ref();
@@ -131,7 +131,7 @@ impl Trial {
         (!met).then_some(lack)
     }
 
-    /// What the backend claims.
+    /// The backend's capabilities.
     pub(crate) fn capabilities(&self) -> &Capabilities {
         &self.0.capabilities
     }
@@ -181,7 +181,7 @@ impl Trial {
         Ok(self.0.fixture.take_away(name).await?)
     }
 
-    /// The common path through every form of the backend, each in its own type.
+    /// Runs the common path on every form of the backend, each with its own type.
     pub(crate) async fn every_form(&self) -> CaseResult {
         self.0.fixture.every_form().await
     }
@@ -194,7 +194,8 @@ impl Trial {
         self.0.fixture.address()
     }
 
-    /// By when a crashed holder's lock must have passed on: what the backend declares, and what a slow machine may add.
+    /// The time within which a crashed holder's lock must pass on: what the backend declares, plus what a slow machine
+    /// may add.
     pub(crate) fn crash_limit(&self) -> Duration {
         match self.capabilities().crash_release {
             CrashRelease::Within(bound) => bound + SLACK,
@@ -202,7 +203,7 @@ impl Trial {
         }
     }
 
-    /// How soon, after the successor's grant, an earlier holder must know of its loss. Zero: before it.
+    /// How soon after the successor's grant an earlier holder must know of its loss. Zero means before the grant.
     pub(crate) fn notice(&self) -> Duration {
         match self.capabilities().loss {
             LossNotice::Within(window) => window + SLACK,
@@ -210,12 +211,13 @@ impl Trial {
         }
     }
 
-    /// By when everybody who waits for a crashed or lost holder must have been served, declared or not.
+    /// The time within which all waiters for a crashed or lost holder must be served, even if the backend declares
+    /// nothing.
     pub(crate) fn patience(&self) -> Policy {
         Policy::new().with_timeout(SOON + self.crash_limit())
     }
 
-    /// `name` can be had by `client` soon, and once it is released again nothing of anybody is left.
+    /// Checks that `client` can acquire `name` soon, and that nothing is left after its release.
     pub(crate) async fn ensure_free(&self, client: &Client, name: &LockName) -> CaseResult {
         let lock = client.lock(name)?;
         match lock.acquire_with(&patient()).await {
@@ -245,7 +247,7 @@ impl Trial {
 }
 
 impl Client {
-    /// The backend, as any code that is generic over backends would use it.
+    /// The backend, for code that is generic over backends.
     pub(crate) fn backend(&self) -> AnyBackend {
         self.0.locks.clone()
     }
@@ -269,7 +271,7 @@ impl Client {
         Ok(Pool::new(self.semaphore()?, name, capacity)?)
     }
 
-    /// One attempt for `request`'s owner.
+    /// Makes one attempt for the owner of `request`.
     pub(crate) async fn attempt(&self, request: &LockRequest) -> CaseResult<Attempt> {
         let attempt = soon(
             "the answer to an attempt",
@@ -279,7 +281,7 @@ impl Client {
         Ok(attempt?)
     }
 
-    /// One attempt that must be granted.
+    /// Makes one attempt that must be granted.
     pub(crate) async fn grant(&self, request: &LockRequest) -> CaseResult<Grant> {
         match self.attempt(request).await? {
             Attempt::Granted(grant) => Ok(grant),
@@ -290,7 +292,7 @@ impl Client {
         }
     }
 
-    /// One attempt that must be refused.
+    /// Makes one attempt that must be refused.
     pub(crate) async fn refused(&self, request: &LockRequest) -> CaseResult {
         match self.attempt(request).await? {
             Attempt::Contended(_) => Ok(()),
@@ -301,7 +303,7 @@ impl Client {
         }
     }
 
-    /// Attempts for `request`'s owner until it is granted.
+    /// Makes attempts for the owner of `request` until it is granted.
     pub(crate) async fn granted_soon(&self, request: &LockRequest) -> CaseResult<Grant> {
         let granted = async {
             loop {
@@ -319,7 +321,7 @@ impl Client {
         Ok(released?)
     }
 
-    /// Releases what must have been held.
+    /// Releases a lock that must have been held.
     pub(crate) async fn free(&self, request: &LockRequest) -> CaseResult {
         let released = self.release(request).await?;
         ensure!(
@@ -331,12 +333,12 @@ impl Client {
     }
 }
 
-/// A name that is known to be good.
+/// A valid name.
 pub(crate) fn name(text: &str) -> CaseResult<LockName> {
     Ok(LockName::new(text)?)
 }
 
-/// A new owner's request for the exclusive lock, by one who will not wait.
+/// A request of a new owner for the exclusive lock, which does not wait.
 pub(crate) fn once(name: &LockName) -> LockRequest {
     LockRequest::new(name.clone(), Mode::Exclusive, Patience::Once)
 }
@@ -346,7 +348,7 @@ pub(crate) fn once_shared(name: &LockName) -> LockRequest {
     LockRequest::new(name.clone(), Mode::Shared, Patience::Once)
 }
 
-/// A new owner's request for the exclusive lock, by one who will wait.
+/// A request of a new owner for the exclusive lock, which waits.
 pub(crate) fn queued(name: &LockName) -> LockRequest {
     LockRequest::new(name.clone(), Mode::Exclusive, Patience::Queue)
 }
@@ -356,12 +358,12 @@ pub(crate) fn queued_shared(name: &LockName) -> LockRequest {
     LockRequest::new(name.clone(), Mode::Shared, Patience::Queue)
 }
 
-/// Waits for as long as a case waits for anything.
+/// A policy with the longest timeout of a case.
 pub(crate) fn patient() -> Policy {
     Policy::new().with_timeout(SOON)
 }
 
-/// Looks often, for a case that has little time or wants a crowd.
+/// A policy that tries often, for cases with little time or with much contention.
 pub(crate) fn eager() -> CaseResult<Policy> {
     patient()
         .with_first_check(Duration::from_millis(1))
@@ -369,7 +371,7 @@ pub(crate) fn eager() -> CaseResult<Policy> {
         .map_err(|error| Stop::failed(error.to_string()))
 }
 
-/// An acquisition that must be refused because somebody is in the way.
+/// An acquisition that must fail with contention.
 pub(crate) fn ensure_contended<G>(
     acquired: Result<G, LockError>,
     who: &str,

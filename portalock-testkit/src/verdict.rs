@@ -1,4 +1,4 @@
-//! How a case says what it saw, and how long it waits to see it.
+//! Failures of a case, and the times for which a case waits.
 
 use std::{error::Error, fmt, future::Future, time::Duration};
 
@@ -7,22 +7,23 @@ use tokio::{task::JoinError, time::timeout};
 
 use crate::{FixtureError, run::panic_text};
 
-/// How long a case waits for what must happen. Generous: it bounds a failure, it measures nothing.
+/// How long a case waits for an event that must happen. The time is generous: it only limits a failing case.
 pub(crate) const SOON: Duration = Duration::from_secs(15);
 
-/// How long a case watches for what must not happen. It can only miss a failure, never invent one.
+/// How long a case watches for an event that must not happen. A short time can miss a failure, but can't cause a false
+/// one.
 pub(crate) const A_WHILE: Duration = Duration::from_millis(200);
 
-/// How long a wait lasts that is meant to be in vain: a slow machine must have the time to answer it.
+/// The timeout of a wait that must fail: a slow machine must have enough time to answer.
 pub(crate) const IN_VAIN: Duration = Duration::from_secs(1);
 
-/// What a slow machine may add to a time that a backend declares.
+/// How much a slow machine may add to a time that a backend declares.
 pub(crate) const SLACK: Duration = Duration::from_secs(5);
 
 /// How a case ends early.
 #[derive(Debug)]
 pub(crate) enum Stop {
-    /// Something that the case needs is lacking, by declaration.
+    /// Something that the case needs is not claimed or not provided.
     Skipped(String),
     /// The promise is broken.
     Failed(String),
@@ -30,7 +31,7 @@ pub(crate) enum Stop {
 
 pub(crate) type CaseResult<T = ()> = Result<T, Stop>;
 
-/// Ends the case as failed unless `condition` holds. The text says what was seen.
+/// Ends the case as failed unless `condition` is true. The text says what the case saw.
 macro_rules! ensure {
     ($condition:expr, $($seen:tt)+) => {
         if !$condition {
@@ -40,12 +41,13 @@ macro_rules! ensure {
 }
 pub(crate) use ensure;
 
-/// What must happen soon. Later than any patient wait ends: what such a wait says of its end tells more.
+/// Waits for an event that must happen soon. The limit is longer than any timeout of a case, because the error of such
+/// a timeout says more.
 pub(crate) async fn soon<F: Future>(what: impl fmt::Display, future: F) -> CaseResult<F::Output> {
     within(SOON + SLACK, what, future).await
 }
 
-/// What must happen within `limit`.
+/// Waits for an event that must happen within `limit`.
 pub(crate) async fn within<F: Future>(
     limit: Duration,
     what: impl fmt::Display,

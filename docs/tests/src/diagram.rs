@@ -4,25 +4,30 @@
 //! |---|---|
 //! | `lanes A \| B \| C` | a sequence diagram's participants; each line below is one step |
 //! | `A -> B : text` | a message |
-//! | `A ~> B : text` | a message that is pushed: nobody waits for an answer |
+//! | `A ~> B : text` | a pushed message, without an answer |
 //! | `note A : text` | what happens at one participant |
 //! | `row A: text \| B: text` | a row of boxes, each with its name and what it is |
+//! | `bars TITLE : A = 12/s \| B = 3/s` | a bar for each figure; the longest has the largest number, and words have no bar |
 
 use std::fmt::Write;
 
 const WIDTH: usize = 860;
 const MARGIN: usize = 16;
 const STEP: usize = 40;
-/// Of a letter, on average. Boxes are wider than their text needs.
+/// The average width of a letter. Boxes are wider than their text.
 const LETTER: usize = 7;
+/// A chart's bars: where they begin, and the length of the longest one.
+const BARS_FROM: usize = 310;
+const LONGEST_BAR: usize = 430;
+const BAR_STEP: usize = 24;
 
 const STYLE: &str = "<style>text{font:13px system-ui,sans-serif;fill:#1f2328}.name{font-weight:600}\
 .box{fill:#eef2f7;stroke:#8c959f}.line{stroke:#8c959f}.call{stroke:#0969da;fill:none}.push{stroke:#1a7f37;fill:none;\
-stroke-dasharray:6 4}.note{fill:#fff8c5;stroke:#bf8700}.head-call{fill:#0969da}.head-push{fill:#1a7f37}\
+stroke-dasharray:6 4}.note{fill:#fff8c5;stroke:#bf8700}.head-call{fill:#0969da}.head-push{fill:#1a7f37}.ours{fill:#0969da}.peer{fill:#afb8c1}\
 @media(prefers-color-scheme:dark){text{fill:#e6edf3}.box{fill:#21262d;stroke:#8b949e}.line{stroke:#8b949e}\
-.call{stroke:#4493f8}.push{stroke:#3fb950}.note{fill:#3b2e00;stroke:#d29922}.head-call{fill:#4493f8}.head-push{fill:#3fb950}}</style>";
+.call{stroke:#4493f8}.push{stroke:#3fb950}.note{fill:#3b2e00;stroke:#d29922}.head-call{fill:#4493f8}.head-push{fill:#3fb950}.ours{fill:#4493f8}.peer{fill:#656c76}}</style>";
 
-/// The SVG of `text`, or what is wrong with it.
+/// The SVG of `text`.
 ///
 /// # Errors
 ///
@@ -57,6 +62,9 @@ impl Drawing {
         }
         if let Some(note) = line.strip_prefix("note ") {
             return self.note(note);
+        }
+        if let Some(bars) = line.strip_prefix("bars ") {
+            return self.bars(bars);
         }
         let (ends, text) = line.split_once(" : ")?;
         match (ends.split_once(" -> "), ends.split_once(" ~> ")) {
@@ -160,6 +168,39 @@ impl Drawing {
         Some(())
     }
 
+    fn bars(&mut self, bars: &str) -> Option<()> {
+        let (title, bars) = bars.split_once(" : ")?;
+        let bars: Vec<_> = bars
+            .split(" | ")
+            .map(|bar| bar.split_once(" = "))
+            .collect::<Option<_>>()?;
+        let largest = bars.iter().filter_map(|(_, figure)| number(figure)).max()?;
+        let (left, title_at) = (MARGIN, self.height + 32);
+        let title = escape(title);
+        self.draw(&format!(
+            "<text class=\"name\" x=\"{left}\" y=\"{title_at}\">{title}</text>"
+        ));
+        self.height += 42;
+        for (name, figure) in bars {
+            let class = if name.starts_with("portalock") {
+                "ours"
+            } else {
+                "peer"
+            };
+            let width = number(figure).map_or(0, |number| (LONGEST_BAR * number / largest).max(2));
+            let (top, base) = (self.height + 3, self.height + 16);
+            let (names_to, figure_at) = (BARS_FROM - 8, BARS_FROM + width + 8);
+            let (name, figure) = (escape(name), escape(figure));
+            self.draw(&format!(
+                "<text x=\"{names_to}\" y=\"{base}\" text-anchor=\"end\">{name}</text>\
+                 <rect class=\"{class}\" x=\"{BARS_FROM}\" y=\"{top}\" width=\"{width}\" height=\"18\" rx=\"2\"/>\
+                 <text x=\"{figure_at}\" y=\"{base}\">{figure}</text>"
+            ));
+            self.height += BAR_STEP;
+        }
+        Some(())
+    }
+
     fn draw(&mut self, element: &str) {
         self.body.push_str(element);
         self.body.push('\n');
@@ -195,6 +236,14 @@ fn wrap(text: &str, letters: usize) -> Vec<String> {
         }
     }
     lines
+}
+
+/// The number that a figure begins with, without what follows its decimal point.
+fn number(figure: &str) -> Option<usize> {
+    let digits = figure
+        .split(|letter: char| !letter.is_ascii_digit())
+        .next()?;
+    digits.parse().ok()
 }
 
 fn escape(text: &str) -> String {

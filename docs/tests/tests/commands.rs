@@ -14,7 +14,7 @@ use std::{
     process::{Command, Output, Stdio},
 };
 
-/// The command that runs all tests, this one among them.
+/// The command that runs all tests, including this one.
 const TEST_COMMAND: &str = "scripts/test";
 
 struct Block {
@@ -118,7 +118,7 @@ fn the_readme_begins_with_the_main_job_and_the_tests_one_command_each() {
 
 #[test]
 fn every_block_says_its_language_and_is_of_one_that_is_run() {
-    // `rust` blocks are doc tests, `text` blocks show output, `python` blocks are what a reader comes from.
+    // `rust` blocks are doc tests, `text` blocks show output, `python` blocks show portalocker's form.
     let known = ["sh", "rust", "toml", "json", "text", "python"];
     for block in all_blocks() {
         let place = format!("{}:{}", block.file.display(), block.line);
@@ -131,7 +131,7 @@ fn every_block_says_its_language_and_is_of_one_that_is_run() {
     }
 }
 
-/// They are a workspace of their own, so the test command doesn't reach them.
+/// The benchmarks are a workspace of their own, so the test command doesn't include them.
 #[test]
 fn the_benchmarks_arithmetic_is_right() {
     let output = shell(
@@ -169,9 +169,9 @@ fn shell(command: &str, temporary: &Path) -> Output {
         .args(["-euo", "pipefail", "-c", command])
         .current_dir(workspace())
         .env("TMPDIR", temporary)
-        // A command may build a program with fewer features than the tests that run beside this one were built for.
+        // A command may build a program with other features than the tests that run at the same time.
         .env("CARGO_TARGET_DIR", workspace().join("target/documents"))
-        // Whether a benchmark runs is of interest here, not how fast.
+        // Only checks that a benchmark runs, not how fast.
         .env("CARGO_PROFILE_BENCH_OPT_LEVEL", "0")
         .env("CARGO_PROFILE_BENCH_DEBUG", "0")
         .stdin(Stdio::null())
@@ -199,7 +199,7 @@ fn every_settings_block_can_be_read() {
     }
 }
 
-/// What a reader comes from is shown in Python: it must at least be Python.
+/// Python blocks must at least be valid Python.
 #[test]
 fn every_python_block_can_be_read_by_python() {
     for block in all_blocks()

@@ -14,7 +14,8 @@ use portalock_docs_tests::diagram::svg;
 #[test]
 fn every_diagram_is_drawn_from_its_text() {
     let docs = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-    let page = fs::read_to_string(docs.join("architecture.md")).unwrap();
+    let architecture = fs::read_to_string(docs.join("architecture.md")).unwrap();
+    let readme = fs::read_to_string(docs.join("../README.md")).unwrap();
     let mut drawn = 0;
     for entry in fs::read_dir(docs.join("diagrams")).unwrap() {
         let path = entry.unwrap().path();
@@ -28,13 +29,37 @@ fn every_diagram_is_drawn_from_its_text() {
             );
             let name = path.file_name().unwrap().to_str().unwrap();
             assert!(
-                page.contains(&format!("(diagrams/{name})")),
+                architecture.contains(&format!("(diagrams/{name})"))
+                    || readme.contains(&format!("(docs/diagrams/{name})")),
                 "{name} is not shown"
             );
             drawn += 1;
         }
     }
     assert!(drawn > 0);
+}
+
+/// `A = 12/s` in a chart is the row `| A | 12/s |` of a table of `docs/performance.md`. A bar without a number is a sentence.
+#[test]
+fn every_figure_of_a_chart_is_in_the_tables() {
+    let docs = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let chart = fs::read_to_string(docs.join("diagrams/why.txt")).unwrap();
+    let tables = fs::read_to_string(docs.join("performance.md")).unwrap();
+    let figures = chart
+        .lines()
+        .filter_map(|line| line.strip_prefix("bars "))
+        .flat_map(|line| line.split_once(" : ").unwrap().1.split(" | "))
+        .map(|bar| bar.split_once(" = ").unwrap())
+        .filter(|(_, figure)| figure.starts_with(|letter: char| letter.is_ascii_digit()));
+    let mut held = 0;
+    for (name, figure) in figures {
+        assert!(
+            tables.contains(&format!("\n| {name} | {figure} |")),
+            "docs/performance.md has no row that says {figure} for {name:?}"
+        );
+        held += 1;
+    }
+    assert!(held > 0);
 }
 
 #[test]

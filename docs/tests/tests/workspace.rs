@@ -1,4 +1,4 @@
-//! What the workspace promises of its dependencies: a true MSRV, free licences, and nothing to install for files.
+//! The promises about dependencies: a true MSRV, free licences, and nothing to install for file locks.
 
 #![allow(
     clippy::unwrap_used,
@@ -41,12 +41,12 @@ fn packages() -> Vec<Value> {
     metadata["packages"].as_array().unwrap().clone()
 }
 
-/// The names of the packages that `package` is built from, without what only its tests need.
+/// The names of the packages that `package` is built from, without those of its tests.
 fn tree(package: &str) -> Vec<String> {
     cargo_tree(&["--package", package, "--target", "all"])
 }
 
-/// The same for the crate that people add, with these features only.
+/// The same for `portalock` with these features only.
 fn tree_of_features(features: &str) -> Vec<String> {
     cargo_tree(&[
         "--package",
@@ -141,7 +141,7 @@ fn every_dependency_has_a_free_licence() {
             .unwrap_or_default()
             .replace(['(', ')'], "")
             .replace('/', " OR ");
-        // Every part that is joined by AND must offer a free choice.
+        // Every part of an AND must offer a free licence.
         for part in licence.split(" AND ") {
             let offered = part
                 .split(" OR ")
@@ -176,7 +176,7 @@ fn core_knows_no_service() {
 
 #[test]
 fn file_locks_need_a_rust_toolchain_and_nothing_else() {
-    // What compiles C, calls protoc or looks for a system library.
+    // Packages that compile C, call protoc, or search a system library.
     let heavy = [
         "cc",
         "cmake",

@@ -1,11 +1,11 @@
-//! A lock in SQLite outlives its holder's crash by one lease.
+//! After a crash of its holder, a lock in SQLite passes on when its lease is over.
 //!
 //! ```sh
 //! cargo run --example custom_backend
 //! ```
 //!
-//! The program starts itself as a second process, which takes a lock and is killed while it works. The first one waits:
-//! the row is there until it expires, for nobody renews it any more.
+//! The program starts itself as a second process, which takes a lock and is killed while it works. The first process
+//! waits until the row expires, because nobody renews it.
 
 use std::{
     env,
@@ -29,7 +29,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     }
 }
 
-/// The second process: takes the lock, says so, and never gives it back.
+/// The second process: acquires the lock, prints that, and never releases it.
 async fn hold_for_ever(file: &Path) -> Result<(), Box<dyn Error>> {
     let guard = Lock::new(SqliteBackend::open(file, LEASE)?, "report")?
         .with_label("the unlucky one")
@@ -52,7 +52,7 @@ async fn outlive_a_crash() -> Result<(), Box<dyn Error>> {
     println!("another process holds the lock, token {token}");
 
     let lock = Lock::new(SqliteBackend::open(&file, LEASE)?, "report")?;
-    // It works for longer than a lease, and keeps the lock: its keeper renews the row.
+    // It works for longer than a lease and keeps the lock, because its keeper renews the row.
     tokio::time::sleep(LEASE * 3 / 2).await;
     let Err(refused) = lock.try_acquire().await else {
         return Err("a living holder lost its lock".into());

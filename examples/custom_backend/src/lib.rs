@@ -1,14 +1,14 @@
 //! A complete lock backend in one file: rows in an SQLite database, for the processes of one host.
 //!
-//! A lock is a row with an owner, a fencing token and a time until which it holds. A [`Keeper`] renews the row for as long
-//! as its holder lives, so nobody is expired for working long; the next one to ask removes a row that has expired. Each
-//! step is one `BEGIN IMMEDIATE` transaction: SQLite lets one writer in at a time, so a look and the grant that follows
-//! from it can't be torn apart. Waiting, deadlines, retries and cleaning up are the engine's, and not here.
+//! A lock is a row with an owner, a fencing token and an expiry time. A [`Keeper`] renews the row while its holder
+//! lives, so a holder keeps its lock however long it works. The next attempt removes an expired row. Each step is one
+//! `BEGIN IMMEDIATE` transaction, and SQLite allows one writer at a time. The engine does the rest.
 //!
-//! **Which clock?** Rows expire by the wall clock: all processes of a host can read it, and it outlives a reboot. A holder
-//! counts on the monotonic clock, from before its row is written and a tenth less, so it knows of a loss first. But where
-//! the wall clock is set forward by more than that tenth, or the machine sleeps, another may be granted the lock before
-//! its holder knows: then only a resource that checks the token is safe. Set back, it keeps a crashed holder's row longer.
+//! **Which clock?** Rows expire by the wall clock, because all processes of a host can read it, and it continues after
+//! a reboot. A holder counts on the monotonic clock, from before its row is written, and uses a tenth less, so it knows
+//! of a loss first. If the wall clock is set forward by more than that tenth, or the machine sleeps, another process
+//! may be granted the lock before the holder knows; then the token protects the resource. If the clock is set back, a
+//! crashed holder's row lasts longer.
 
 use std::{collections::HashMap, path::Path, sync::Arc, time::Duration};
 
@@ -22,7 +22,7 @@ use rusqlite::{Connection, Error, ErrorCode, OptionalExtension, Row, types::Type
 use rusqlite::{Transaction, TransactionBehavior};
 use tokio::sync::Mutex;
 
-/// Rows of `locks` come and go; `tokens` keeps the last one of each name, so that none falls back.
+/// A release deletes the row in `locks`; `tokens` keeps the last token of each name, so that tokens keep growing.
 const SCHEMA: &str = "
     PRAGMA synchronous = normal;
     CREATE TABLE IF NOT EXISTS tokens (name TEXT PRIMARY KEY, last INTEGER NOT NULL);
@@ -40,17 +40,18 @@ const GRANT: &str = "INSERT INTO locks SELECT ?2, name, ?3, ?4, last, unixepoch(
 const RELEASE: &str = "DELETE FROM locks WHERE owner = ?1";
 const INSPECT: &str = "SELECT claim FROM locks WHERE name = ?1 AND until > unixepoch('subsec')";
 
-/// Locks as rows of an SQLite database. Don't delete its file while it is in use: newcomers would start another.
+/// Locks as rows of an SQLite database. Don't delete its file while it is in use.
 #[derive(Debug)]
 pub struct SqliteBackend {
     database: Arc<Mutex<Connection>>,
     lease_time: Duration,
-    /// What keeps this object's locks alive.
+    /// The keepers of this object's locks.
     held: Mutex<HashMap<OwnerId, (Lease, Keeper)>>,
 }
 
 impl SqliteBackend {
-    /// Locks in the database `file`, made if it isn't there. A crashed holder's lock passes on after `lease_time`.
+    /// Opens the locks in the database `file`, which is created if it doesn't exist. A crashed holder's lock passes on
+    /// after `lease_time`.
     ///
     /// # Errors
     ///
@@ -62,9 +63,9 @@ impl SqliteBackend {
         }
         let connect = || {
             let connection = Connection::open(file)?;
-            // Less than the time between renewals, so that one that met a busy database is tried again.
+            // Less than the time between renewals, so that a renewal that found a busy database is retried.
             connection.busy_timeout(lease_time / 5)?;
-            // Fails if another process is at it: then it is done all the same.
+            // Fails if another process does the same, and then it is done anyway.
             let _ = connection.pragma_update(None, "journal_mode", "wal");
             connection.execute_batch(SCHEMA).map(|()| connection)
         };
@@ -122,7 +123,7 @@ impl LockBackend for SqliteBackend {
     }
 
     async fn release(&self, request: &LockRequest) -> Result<Released, BackendError> {
-        // First, so that a row which can't be deleted is not renewed either.
+        // Removed first, so that a row that can't be deleted is not renewed either.
         self.held.lock().await.remove(&request.owner);
         let (owner, database) = (request.owner.to_string(), self.database.clone());
         match transact(database, move |db| db.execute(RELEASE, [owner])).await? {
@@ -160,7 +161,7 @@ fn attempt(db: &Transaction<'_>, request: &LockRequest, time: Duration) -> Resul
     let (name, owner) = (request.name.as_str(), request.owner.to_string());
     let (shared, time) = (request.demand == Mode::Shared, time.as_secs_f64());
     db.execute(EXPIRE, [name])?;
-    // Granted before, by an attempt whose answer was lost.
+    // Already granted, by an attempt whose answer was lost.
     if let Some(mine) = db.query_row(RENEW, (&owner, time), granted).optional()? {
         return Ok(mine);
     }

@@ -4,9 +4,9 @@
 //! cargo run -p portalock-examples-redis --example fenced_store # starts a redis-server of its own
 //! ```
 //!
-//! Alice takes the lock, looks whether she still holds it, and then computes for a while, during which her network is cut. Her
-//! session ends, Bob is granted the lock and writes. When Alice goes on, she writes what she was about to write: no lock can
-//! prevent that. The store can, because it was given Bob's token, which is larger.
+//! Alice acquires the lock, checks that she holds it, and then computes for a while. Meanwhile her network is cut, her
+//! session ends, and Bob is granted the lock and writes. When Alice continues, she sends her write: no lock can prevent
+//! that. The store can, because it has seen Bob's token, which is larger.
 
 use std::{
     error::Error,
@@ -24,7 +24,7 @@ use portalock_testkit::{
 
 type Failure = Box<dyn Error + Send + Sync>;
 
-/// The resource that the lock protects. It has the last word: it never goes back to a smaller token.
+/// The resource that the lock protects. It never accepts a smaller token.
 #[derive(Default)]
 struct Store(Mutex<Content>);
 
@@ -37,7 +37,7 @@ struct Content {
 impl Store {
     fn write(&self, token: FencingToken, text: &str) -> Result<(), FencingToken> {
         let mut content = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        // The token is compared and kept in the same step as the write, as a database would in one transaction.
+        // The token is checked and kept in the same step as the write, like in one transaction of a database.
         if let Some(newest) = content.newest.filter(|newest| token < *newest) {
             return Err(newest);
         }
@@ -83,13 +83,13 @@ async fn main() -> Result<(), Failure> {
     Ok(())
 }
 
-/// A session so short that its end can be waited for; and this server has never been used before.
+/// A short session, so that the example ends soon; and no wait for a restarted server, because this server is new.
 fn settings(url: &str) -> Result<RedisSettings, Failure> {
     let settings = RedisSettings::new(url)?.with_restart_wait(Duration::ZERO);
     Ok(settings.with_session_ttl(Duration::from_millis(500))?)
 }
 
-/// A program that computes between its last look at the lock and its write.
+/// A program that computes between its last check of the lock and its write.
 fn alice(
     url: &str,
     store: &Store,
@@ -116,7 +116,7 @@ fn alice(
                 println!("alice goes on and writes: refused, {token} is older than {newest}");
             }
         }
-        // She would have known, had she looked once more. The store did not rely on it.
+        // Another check would have shown the loss. The store doesn't rely on that.
         match guard.ensure_held() {
             Err(lost) => println!("alice looks: {lost}"),
             Ok(()) => return Err("alice believes that she holds".into()),

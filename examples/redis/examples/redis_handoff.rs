@@ -1,13 +1,14 @@
-//! Two processes hand a lock over on Redis; the one that holds it is killed, and the other has it within the time of a session.
+//! Two processes hand over a lock on Redis. The holder is killed, and the other process gets the lock within the
+//! session's time.
 //!
 //! ```sh
 //! cargo run -p portalock-examples-redis --example redis_handoff                             # starts a redis-server of its own
 //! REDIS_URL=redis://localhost cargo run -p portalock-examples-redis --example redis_handoff
 //! ```
 //!
-//! The program starts itself as `alice`, who takes the lock and never lets go, and as `bob`, who waits for it. Then alice
-//! is killed with SIGKILL: she runs no destructor, sends no release, says no word. Nobody refreshes her session any more, and
-//! that is all it takes.
+//! The program starts itself as `alice`, who acquires the lock and never releases it, and as `bob`, who waits for it.
+//! Then alice is killed with SIGKILL: she runs no destructor and sends no release. Nobody refreshes her session, so it
+//! ends, and the lock passes on.
 
 use std::{
     env,
@@ -31,9 +32,9 @@ async fn main() -> Result<(), Box<dyn Error>> {
     }
 }
 
-/// What both processes do.
+/// The code of both processes.
 async fn worker(me: &str, url: &str) -> Result<(), Box<dyn Error>> {
-    // A server that has just started for this example: nobody can have held anything before.
+    // This server has just started for the example, so no earlier holder can exist.
     let settings = RedisSettings::new(url)?.with_restart_wait(Duration::ZERO);
     let redis = RedisBackend::with_settings(settings).await?;
     let lock = Lock::new(redis, LOCK)?.with_label(me);
@@ -51,7 +52,7 @@ async fn worker(me: &str, url: &str) -> Result<(), Box<dyn Error>> {
         guard.token().ok_or("Redis has tokens")?
     );
     if me == "alice" {
-        // Works, and works, until she is killed.
+        // Works until she is killed.
         guard.run(std::future::pending::<()>()).await?;
     }
     guard.release().await?;
@@ -80,7 +81,7 @@ fn handoff() -> Result<(), Box<dyn Error>> {
     let after = killed.elapsed();
     bob.says("bob released it")?;
 
-    // A loaded machine takes its time on top.
+    // A busy machine needs some more time.
     if after >= RedisSettings::DEFAULT_SESSION_TTL * 2 {
         return Err(format!("that took {after:?}").into());
     }
@@ -91,7 +92,7 @@ fn handoff() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// A worker, and what it says.
+/// A worker, and its output.
 struct Process {
     child: Child,
     lines: Lines<BufReader<ChildStdout>>,
@@ -110,7 +111,7 @@ impl Process {
         })
     }
 
-    /// Waits for the next line, repeats it, and makes sure that it is the one to come.
+    /// Waits for the next line, prints it, and checks that it is the expected one.
     fn says(&mut self, what: &str) -> Result<(), Box<dyn Error>> {
         let line = self.lines.next().ok_or("a worker ended too early")??;
         println!("{line}");

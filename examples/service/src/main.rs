@@ -1,4 +1,5 @@
-//! An HTTP service on several hosts: all of them answer reads, the leader alone writes, and each write carries the token.
+//! An HTTP service on several hosts: all of them answer reads, only the leader writes, and each write carries the
+//! token.
 //!
 //! ```sh
 //! cargo run -p portalock-example-service -- --help
@@ -7,8 +8,8 @@
 //! | request | answer |
 //! |---|---|
 //! | `GET /value` | the value, from any host |
-//! | `PUT /value` | on the leader: written, with the term's token. Elsewhere: 421, with who leads |
-//! | `GET /leader` | who leads, and with which token |
+//! | `PUT /value` | on the leader: written, with the term's token. On other hosts: 421, with the leader |
+//! | `GET /leader` | the leader, and its token |
 //! | `GET /metrics` | waits, holds, waiters and renewals for Prometheus |
 
 mod store;
@@ -31,11 +32,11 @@ const USAGE: &str = "usage: service BACKEND FILE [ADDRESS]
   FILE     what is served, on storage that all hosts share
   ADDRESS  where to listen, 127.0.0.1:0 if not given";
 
-/// What each request may use.
+/// The state for requests.
 #[derive(Clone)]
 struct App {
     election: Election<DynBackend>,
-    /// The present term, on the leader.
+    /// The current term, on the leader.
     leading: Arc<Mutex<Option<Leading<DynBackend>>>>,
     store: Arc<Store>,
     metrics: PrometheusHandle,
@@ -53,7 +54,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
         [backend, file, address] => (backend, file, address.as_str()),
         _ => return Err(USAGE.into()),
     };
-    // Before the first lock: what is measured without a recorder is lost.
+    // Installed before the first lock, because measurements without a recorder are lost.
     let metrics = PrometheusBuilder::new().install_recorder()?;
     let listener = TcpListener::bind(address).await?;
     let address = listener.local_addr()?;
@@ -93,7 +94,8 @@ async fn asked_to_end() {
 }
 
 impl App {
-    /// The work of one term: requests find it here, until it is lost or somebody asks this leader to step down.
+    /// The work of one term: it publishes the term for requests, until the term is lost or this leader is asked to step
+    /// down.
     async fn lead(self, leading: Leading<DynBackend>) {
         let _term = Published::new(self.leading.clone(), leading.clone());
         if let Err(error) = leading.step_down_asked().await {
@@ -108,12 +110,12 @@ impl App {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .clone();
-        // The signal reads the clock: it is right also where the work has not been stopped yet.
+        // The signal reads the clock, so it is right even if the work was not stopped yet.
         leading.filter(|leading| !leading.lost_signal().is_lost())
     }
 }
 
-/// The term that requests see. It is withdrawn when the work is dropped.
+/// The term that requests see. It is removed when the work is dropped.
 struct Published(Arc<Mutex<Option<Leading<DynBackend>>>>);
 
 impl Published {
@@ -142,7 +144,7 @@ async fn write(State(app): State<App>, value: String) -> Result<String, (StatusC
     let Some(token) = app.leading().and_then(|leading| leading.token()) else {
         return Err((StatusCode::MISDIRECTED_REQUEST, who_leads(&app).await));
     };
-    // The store checks the token, since this leader may be stopped here for longer than its lease.
+    // The store checks the token, because this leader may be paused here for longer than its lease.
     let writing = tokio::task::spawn_blocking(move || app.store.write(token, &value));
     match writing.await {
         Ok(Ok(())) => Ok(format!("written with token {token}\n")),

@@ -1,15 +1,15 @@
-//! What the service writes to: a file that remembers the largest token, as a table in a database would.
+//! The store of the service: a file that keeps the largest token, like a table in a database.
 
 use std::{fs, io, path::PathBuf};
 
 use portalock::{FencingToken, fs::FileLock};
 
-/// A value, and the token of who wrote it. Its calls block.
+/// A value, and the token of its writer. Its calls block.
 pub(crate) struct Store {
     file: PathBuf,
 }
 
-/// Why a write was not done.
+/// Why a write was refused.
 pub(crate) enum Refused {
     /// A later leader has written.
     Newer(FencingToken),
@@ -22,12 +22,13 @@ impl Store {
         Self { file }
     }
 
-    /// The value; nothing if nobody has written yet.
+    /// The value; empty before the first write.
     pub(crate) fn read(&self) -> io::Result<String> {
         Ok(self.read_both()?.1)
     }
 
-    /// Writes, unless a larger token has written before. Check and write are one step: the file is locked meanwhile.
+    /// Writes the value, unless a write with a larger token came before. The file is locked, so check and write are one
+    /// step.
     pub(crate) fn write(&self, token: FencingToken, value: &str) -> Result<(), Refused> {
         let beside = self.file.with_extension("lock");
         let lock = FileLock::new(beside).map_err(failed)?;

@@ -7,7 +7,7 @@ use portalock::{OwnerId, Permits};
 
 use crate::help;
 
-/// Runs a command while it holds a lock: on files, Redis or etcd
+/// Runs a command while it holds a lock: on files, Redis, etcd or Postgres
 #[derive(Debug, Parser)]
 #[command(
     name = "with_lock",
@@ -26,7 +26,7 @@ pub(crate) struct Cli {
     pub(crate) command: Option<Other>,
     #[command(flatten)]
     pub(crate) run: Option<RunArgs>,
-    /// The TOML file with backends by key. Without it: portalock/backends.toml in ~/.config, then in /etc
+    /// The TOML file with backends by key. Default: portalock/backends.toml in ~/.config, then in /etc
     #[arg(
         long,
         value_name = "FILE",
@@ -37,13 +37,13 @@ pub(crate) struct Cli {
     pub(crate) config: Option<PathBuf>,
 }
 
-/// What it does besides running a command.
+/// The subcommands.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Other {
-    /// Show who holds a lock or a semaphore, and who waits for it
+    /// Show the holders and waiters of a lock or a semaphore
     #[command(override_usage = "with_lock who [OPTIONS] [BACKEND] NAME")]
     Who(WhoArgs),
-    /// List the locks that are held or waited for
+    /// List the locks that have holders or waiters
     List(ListArgs),
     /// Take a lock away from its holder, who is told
     #[command(override_usage = "with_lock break [OPTIONS] [BACKEND] NAME")]
@@ -53,9 +53,9 @@ pub(crate) enum Other {
         /// The backend, if it isn't the default one
         backend: Option<String>,
     },
-    /// Print a completion script, to be sourced by a shell
+    /// Print a completion script for a shell
     Completions {
-        /// For which shell
+        /// The shell
         shell: clap_complete::Shell,
     },
     /// Print the manual page, in roff
@@ -72,23 +72,23 @@ pub(crate) struct RunArgs {
     #[arg(long_help = help::TARGET, value_names = ["BACKEND", "NAME"], num_args = 1..=2, required = true)]
     pub(crate) target: Vec<String>,
 
-    /// The command to run, and its arguments: no shell touches them
+    /// The command to run, and its arguments, which no shell interprets
     #[arg(value_name = "COMMAND", required = true, last = true)]
     pub(crate) command: Vec<OsString>,
 
-    /// Hold this name too: all are held or none. Can be given several times
+    /// Lock this name too: all names or none. Can be given several times
     #[arg(short, long, value_name = "NAME", conflicts_with = "permits")]
     pub(crate) also: Vec<String>,
 
-    /// Share the lock with others who share it
+    /// Take a shared lock: any number of holders can share it
     #[arg(short, long, conflicts_with = "permits")]
     pub(crate) shared: bool,
 
-    /// Take K permits of a semaphore of N, instead of a lock. All who use it must give the same N
+    /// Take K permits of a semaphore with N, instead of a lock. All users must give the same N
     #[arg(short, long, value_name = "K/N")]
     pub(crate) permits: Option<PermitsOf>,
 
-    /// Wait for at most so long, such as 30s or 1h. Without it: as long as it takes
+    /// How long to wait at most, such as 30s or 1h. Default: no limit
     #[arg(short, long, value_name = "TIME", value_parser = duration)]
     pub(crate) timeout: Option<Duration>,
 
@@ -96,11 +96,11 @@ pub(crate) struct RunArgs {
     #[arg(short, long, conflicts_with = "timeout")]
     pub(crate) non_blocking: bool,
 
-    /// Say nothing if the lock is not granted
+    /// Print nothing if the lock is not granted
     #[arg(short, long)]
     pub(crate) quiet: bool,
 
-    /// What others are told of you while you hold or wait. Without it: the command's name
+    /// The label that others see while you hold or wait. Default: the command's name
     #[arg(short, long, value_name = "TEXT")]
     pub(crate) label: Option<String>,
 
@@ -108,19 +108,20 @@ pub(crate) struct RunArgs {
     #[arg(short = 'E', long, value_name = "CODE", default_value_t = crate::exit::CONFLICT)]
     pub(crate) conflict_exit_code: u8,
 
-    /// Keep the command running on one host at a time: acquire again when it ends or the lock is lost, until told to end
+    /// Keep the command running on one host at a time: acquire again when it ends or the lock is lost, until a signal
+    /// ends it
     #[arg(short, long, conflicts_with_all = ["timeout", "non_blocking"])]
     pub(crate) keep: bool,
 
-    /// With --keep: how long to wait before the command runs again. Doubled, to a minute at most, after each short run
+    /// With --keep: the pause before the command runs again. It doubles after each short run, up to a minute
     #[arg(long, value_name = "TIME", value_parser = duration, default_value = "1s", requires = "keep")]
     pub(crate) pause: Duration,
 
-    /// What to do to the command if the lock is lost while it runs
+    /// What happens to the command if the lock is lost while it runs
     #[arg(long, value_name = "ACTION", value_enum, default_value_t = OnLost::Term)]
     pub(crate) on_lost: OnLost,
 
-    /// How long the command may take to end after SIGTERM, before SIGKILL
+    /// How long the command may run after SIGTERM, before SIGKILL
     #[arg(long, value_name = "TIME", value_parser = duration, default_value = "5s")]
     pub(crate) grace: Duration,
 }
@@ -135,7 +136,7 @@ pub(crate) struct WhoArgs {
     #[arg(short, long)]
     pub(crate) json: bool,
 
-    /// Go on: a live table on a terminal, elsewhere a line for each change
+    /// Keep watching: a live table on a terminal, elsewhere a line for each change
     #[arg(short, long)]
     pub(crate) watch: bool,
 }
@@ -149,7 +150,7 @@ pub(crate) struct ListArgs {
     #[arg(short, long)]
     pub(crate) json: bool,
 
-    /// Go on: a live table of who holds and who waits on a terminal, elsewhere a line for each change
+    /// Keep watching: a live table of holders and waiters on a terminal, elsewhere a line for each change
     #[arg(short, long)]
     pub(crate) watch: bool,
 }
@@ -160,7 +161,7 @@ pub(crate) struct BreakArgs {
     #[arg(value_names = ["BACKEND", "NAME"], num_args = 1..=2, required = true)]
     pub(crate) target: Vec<String>,
 
-    /// Break the hold of this owner, as `who --json` tells it. Without it: of the only one who holds now
+    /// Break the hold of this owner, as `who --json` shows it. Default: the only current holder
     #[arg(short, long, value_name = "OWNER")]
     pub(crate) owner: Option<OwnerId>,
 
@@ -168,7 +169,7 @@ pub(crate) struct BreakArgs {
     #[arg(short, long)]
     pub(crate) yes: bool,
 
-    /// Who the holder is told that you are, beside your host and process. Without it: $USER
+    /// The label that the holder is told, beside your host and process id. Default: $USER
     #[arg(short, long, value_name = "TEXT")]
     pub(crate) label: Option<String>,
 
@@ -184,7 +185,7 @@ pub(crate) enum OnLost {
     Term,
     /// SIGKILL
     Kill,
-    /// Nothing: it runs on without the lock
+    /// Nothing: the command continues without the lock
     Ignore,
 }
 
@@ -206,7 +207,7 @@ impl FromStr for PermitsOf {
     }
 }
 
-/// A time with its unit: of a bare number nobody can tell whether it means seconds or milliseconds.
+/// A time with its unit. A number is refused, because it could mean seconds or milliseconds.
 fn duration(text: &str) -> Result<Duration, String> {
     const LONGEST: Duration = portalock::settings::LONGEST;
     match humantime::parse_duration(text) {

@@ -1,4 +1,4 @@
-//! Which backend is meant, and where the configuration is.
+//! Finding the backend and the configuration.
 
 use std::{
     env,
@@ -10,11 +10,11 @@ use portalock::{AnyBackend, Config};
 
 use crate::report::Failure;
 
-/// The backend if nobody says which.
+/// The default backend.
 const DEFAULT: &str = "fs:";
 const VARIABLE: &str = "PORTALOCK_BACKEND";
 
-/// Opens the backend that is `given`, else that of the environment, else the default one.
+/// Opens the `given` backend, otherwise that of the environment, otherwise the default one.
 pub(crate) async fn open(
     given: Option<&str>,
     config: Option<&Path>,
@@ -35,18 +35,18 @@ pub(crate) async fn migrate(given: Option<&str>, config: Option<&Path>) -> Resul
     Ok(config.migrate(&wanted).await?)
 }
 
-/// Which backend is wanted, and the configuration that may know it by this key.
+/// The text of the wanted backend, and the configuration that may have it as a key.
 fn find(given: Option<&str>, config: Option<&Path>) -> Result<(Config, String), Failure> {
     let from_environment = match env::var(VARIABLE) {
         Ok(text) if !text.is_empty() => Some(text),
         Ok(_) | Err(env::VarError::NotPresent) => None,
         Err(env::VarError::NotUnicode(_)) => {
-            return Err(Failure::new(format!("${VARIABLE} is no UTF-8 text")));
+            return Err(Failure::new(format!("${VARIABLE} is not UTF-8 text")));
         }
     };
     let wanted = given.or(from_environment.as_deref()).unwrap_or(DEFAULT);
     let config = match config {
-        // A file that somebody names must be right, also if nothing in it is needed.
+        // A named configuration file must be valid, even if it is not needed.
         Some(file) => Config::load(file)?,
         None if wanted.contains(':') => Config::default(),
         None => match usual_places().find(|file| file.is_file()) {
@@ -62,12 +62,12 @@ fn no_config(wanted: &str) -> Failure {
         .map(|file| file.display().to_string())
         .collect();
     Failure::new(format!(
-        "{wanted:?} is no backend: write an address, such as fs:DIR, or describe it in {}",
+        "{wanted:?} is not a backend: write an address, such as fs:DIR, or describe it in {}",
         places.join(" or ")
     ))
 }
 
-/// Where the configuration is looked for: the user's own, then the machine's.
+/// The paths of the configuration: the user's, then the machine's.
 fn usual_places() -> impl Iterator<Item = PathBuf> {
     const FILE: &str = "portalock/backends.toml";
     let user = env::var_os("XDG_CONFIG_HOME")

@@ -16,7 +16,7 @@ use crate::{
     report::{Failure, printable, say},
 };
 
-/// What `--json` prints.
+/// The output of `--json`.
 #[derive(Debug, Serialize)]
 struct Report<'a> {
     name: &'a LockName,
@@ -26,7 +26,7 @@ struct Report<'a> {
     broken: &'static str,
 }
 
-/// Breaks the lock of the holder that is shown, or of the owner that is given. What is to be printed, and how it ends.
+/// Breaks the lock of the shown holder, or of the given owner. Returns the output and the exit code.
 pub(crate) async fn break_lock(
     args: &BreakArgs,
     config: Option<&Path>,
@@ -62,7 +62,7 @@ async fn break_at(
             let text = format!("nobody holds {}", printable(name.as_str()));
             return report(args, name, None, Broken::NotHeld, text);
         }
-        // It may have come to hold since; and if not, the backend says so.
+        // It may have become the holder meanwhile; if not, the backend reports that.
         [] => None,
         [claim] => Some(claim),
         [..] => return Err(several(name, &meant)),
@@ -133,7 +133,7 @@ fn several(name: &LockName, holders: &[&Claim]) -> Failure {
     }
     let count = holders.len();
     Failure::new(format!(
-        "{count} hold {name}: choose one of them by --owner"
+        "{count} holders share {name}: choose one with --owner"
     ))
 }
 

@@ -1,4 +1,4 @@
-//! The command: started, watched over, ended if the lock is lost.
+//! The command: started, watched, and stopped if the lock is lost.
 
 use std::{ffi::OsStr, io, process::Command, time::Duration};
 
@@ -12,7 +12,7 @@ use crate::{
     sys::{Child, Orphaned, Signals},
 };
 
-/// What becomes of the command if the lock is lost.
+/// What happens to the command if the lock is lost.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct LossPlan {
     pub(crate) action: OnLost,
@@ -20,7 +20,7 @@ pub(crate) struct LossPlan {
 }
 
 impl LossPlan {
-    /// Whoever kills this program takes the lock away, too.
+    /// If this program is killed, the lock is lost too.
     pub(crate) fn orphaned(self) -> Orphaned {
         match self.action {
             OnLost::Term => Orphaned::Terminated,
@@ -46,11 +46,11 @@ impl LossPlan {
 pub(crate) struct Ended {
     pub(crate) how: Ending,
     pub(crate) loss: Option<Loss>,
-    /// Whether somebody asked this program to end, and so the command too.
+    /// Whether this program, and so the command, was asked to end.
     pub(crate) asked_to_end: bool,
 }
 
-/// The command with its arguments as they are, and what it is told of the lock.
+/// The command with its unchanged arguments, and the environment variables of the lock.
 pub(crate) fn command(line: &[std::ffi::OsString], hold: &Hold) -> Command {
     let (program, arguments) = match line.split_first() {
         Some((program, arguments)) => (program.as_os_str(), arguments),
@@ -68,13 +68,13 @@ pub(crate) fn command(line: &[std::ffi::OsString], hold: &Hold) -> Command {
         .env("PORTALOCK_NAME", names.join("\n"));
     match tokens {
         Some(tokens) => command.env("PORTALOCK_TOKEN", tokens.join("\n")),
-        // One that we inherited is of another lock.
+        // An inherited variable belongs to another lock.
         None => command.env_remove("PORTALOCK_TOKEN"),
     };
     command
 }
 
-/// What to say and which code to end with if `program` can't be started: as `env` and the shells do.
+/// The message and the exit code if `program` can't be started, like `env` and shells.
 pub(crate) fn cannot_run(program: &OsStr, error: &io::Error) -> (u8, String) {
     let program = program.display();
     if error.kind() == io::ErrorKind::NotFound {
@@ -86,7 +86,7 @@ pub(crate) fn cannot_run(program: &OsStr, error: &io::Error) -> (u8, String) {
     }
 }
 
-/// Watches over the command until it has ended.
+/// Watches the command until it has ended.
 pub(crate) async fn watch(
     mut child: Child,
     signals: &mut Signals,
@@ -123,7 +123,7 @@ pub(crate) async fn watch(
         }
     }
     if loss.is_some() && plan.action != OnLost::Ignore {
-        // What it started may not have ended with it.
+        // Its children may still run.
         child.kill();
     }
     Ok(Ended {

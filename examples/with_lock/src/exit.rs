@@ -17,7 +17,7 @@ pub(crate) const NOT_EXECUTABLE: u8 = 126;
 /// The command was not found.
 pub(crate) const NOT_FOUND: u8 = 127;
 
-/// How the program ends. What comes of an error is written to stderr before.
+/// How the program ends. An error was printed to stderr before.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Ending {
     /// With this code.
@@ -27,15 +27,15 @@ pub(crate) enum Ending {
 }
 
 impl Ending {
-    /// Whether it says that the command could not be run.
+    /// Whether the command could not be run.
     pub(crate) fn is_cannot_run(self) -> bool {
         self == NOT_FOUND.into() || self == NOT_EXECUTABLE.into()
     }
 
     /// Ends the program.
     ///
-    /// By a signal if one ended the command, so that whoever called sees what they would have seen without `with_lock`: a
-    /// shell stops its loop at Ctrl-C, and `$?` is 128 + N.
+    /// If a signal ended the command, the program ends by the same signal, so that the caller sees the same as without
+    /// `with_lock`: a shell stops its loop at Ctrl-C, and `$?` is 128 + N.
     pub(crate) fn end(self) -> ExitCode {
         match self {
             Self::Signal(signal) => {

@@ -1,4 +1,4 @@
-//! What is asked for, and what is held: locks or permits, chosen by the command line.
+//! The locks or permits of the command line, wanted and held.
 
 use portalock::AnyBackend;
 use portalock::{
@@ -8,7 +8,7 @@ use portalock::{
 
 use crate::args::{PermitsOf, RunArgs, backend_and_name};
 
-/// What the command line asks for.
+/// What the command line wants.
 #[derive(Debug)]
 pub(crate) enum Wanted {
     /// One lock or several, all or none.
@@ -52,7 +52,7 @@ impl Wanted {
         }
     }
 
-    /// Waits as the command line says. Dropping the future withdraws everything.
+    /// Acquires, and waits according to the command line. Dropping the future releases everything.
     pub(crate) async fn acquire(&self) -> Result<Hold, LockError> {
         Ok(match self {
             Self::Locks(set) => Hold::Locks(set.acquire().await?),
@@ -61,14 +61,14 @@ impl Wanted {
     }
 }
 
-/// Its file's name only: its arguments may be secret.
+/// The file name of the command only, because its arguments may be secret.
 fn program_name(args: &RunArgs) -> String {
     let program = args.command.first().map(std::path::Path::new);
     let name = program.and_then(std::path::Path::file_name);
     name.unwrap_or_default().to_string_lossy().into_owned()
 }
 
-/// What is held.
+/// The held locks or permits.
 #[derive(Debug)]
 pub(crate) enum Hold {
     Locks(LockSetGuard<DynBackend>),

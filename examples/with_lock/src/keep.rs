@@ -1,4 +1,4 @@
-//! `--keep`: the command runs on one host at a time, for as long as nobody asks this program to end.
+//! `--keep`: the command runs on one host at a time, until this program is asked to end.
 
 use std::time::Duration;
 
@@ -16,10 +16,10 @@ use crate::{
 };
 
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
-/// After a run as long as this the next pause is the first one again.
+/// After a run of at least this time, the next pause is the first one again.
 const LONG_RUN: Duration = Duration::from_secs(60);
 
-/// Acquires, runs the command, and begins again after a pause.
+/// Acquires, runs the command, and starts again after a pause.
 pub(crate) async fn keep(
     args: &RunArgs,
     wanted: &Wanted,
@@ -44,7 +44,8 @@ pub(crate) async fn keep(
                         how,
                         asked_to_end: true,
                     } => break how,
-                    // On Linux it is tried in the process that would become it, and told by its code, as shells do.
+                    // On Linux a new process tries to run the command and reports a failure by its exit code, like
+                    // shells.
                     Outcome::Ended { how, .. } if how.is_cannot_run() => break how,
                     Outcome::Ended { how, .. } => say(&format!("the command {how}")),
                 }
@@ -78,7 +79,7 @@ impl Pauses {
         Self { first, next: first }
     }
 
-    /// After a run of this length: twice as long as after the run before, until one has been long.
+    /// The pause after a run of this length: twice the last pause, or the first one again after a long run.
     fn after(&mut self, run: Duration) -> Duration {
         if run >= LONG_RUN {
             self.next = self.first;

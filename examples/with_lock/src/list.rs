@@ -1,4 +1,4 @@
-//! `with_lock list`: what is held or waited for.
+//! `with_lock list`: the names with holders or waiters.
 
 use std::path::Path;
 
@@ -10,7 +10,7 @@ use crate::{
     watch::{self, Subject},
 };
 
-/// One name a line, sorted; or JSON, for names with line breaks. Once, or until it is told to end.
+/// Prints one name per line, sorted, or JSON. Once, or until a signal ends it.
 pub(crate) async fn list(args: &ListArgs, config: Option<&Path>) -> Result<String, Failure> {
     let backend = backends::open(args.backend.as_deref(), config).await?;
     if args.watch {

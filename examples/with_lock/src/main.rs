@@ -1,4 +1,4 @@
-//! `with_lock` runs any command while it holds a lock: on files, Redis or etcd. See `docs/with_lock.md`.
+//! `with_lock` runs any command while it holds a lock: on files, Redis, etcd or Postgres. See `docs/with_lock.md`.
 
 mod args;
 mod backends;
@@ -51,7 +51,7 @@ fn main() -> ExitCode {
 }
 
 fn perform(cli: Cli) -> Result<Ending, Failure> {
-    // On one thread: it is also the one whose end tells the command that this program has ended.
+    // Everything runs on one thread: when it ends, the kernel tells the command that this program has ended.
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
@@ -84,7 +84,7 @@ fn print_line(text: &str) -> Result<Ending, Failure> {
     print(format!("{text}\n").as_bytes())
 }
 
-/// That the reader of a pipe has had enough is no failure.
+/// A reader that closes the pipe is not a failure.
 fn print(text: &[u8]) -> Result<Ending, Failure> {
     match io::stdout().write_all(text) {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {

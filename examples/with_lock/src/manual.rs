@@ -1,4 +1,4 @@
-//! Completions and the manual page, made of the same definition as `--help`.
+//! Completions and the manual page, from the same definition as `--help`.
 
 use std::io;
 

@@ -1,4 +1,4 @@
-//! How long to wait, all in all: for the backend's connection and for the lock.
+//! How long to wait in all: for the backend's connection and for the lock.
 
 use std::{future::Future, time::Duration};
 
@@ -9,7 +9,7 @@ use crate::{
     report::{Failure, in_millis},
 };
 
-/// What the command line says of waiting, and since when we wait.
+/// The waiting options of the command line, and the start of the wait.
 #[derive(Debug)]
 pub(crate) struct Patience {
     since: Instant,
@@ -18,7 +18,7 @@ pub(crate) struct Patience {
 }
 
 impl Patience {
-    /// It begins now.
+    /// The wait starts now.
     pub(crate) fn of(args: &RunArgs) -> Self {
         Self {
             since: Instant::now(),
@@ -27,7 +27,7 @@ impl Patience {
         }
     }
 
-    /// Gives up opening the backend when the time is over. A time of zero means one attempt, which takes its time.
+    /// Gives up opening the backend when the time is over. Zero means one attempt, without a time limit.
     pub(crate) async fn bound<T>(
         &self,
         opening: impl Future<Output = Result<T, Failure>>,
@@ -40,10 +40,10 @@ impl Patience {
         }
     }
 
-    /// How to wait for the lock in the time that is left.
+    /// The policy for the lock, with the remaining time.
     pub(crate) fn policy(&self) -> Policy {
         match self.timeout {
-            // The time is for the service to answer in; nobody else is waited for.
+            // The time is for the service's answer; the call waits for no holder.
             None if self.non_blocking => Policy::new().with_fail_when_locked(true),
             None => Policy::forever(),
             Some(timeout) => {
@@ -55,7 +55,7 @@ impl Patience {
 
 fn no_answer(timeout: Duration) -> Failure {
     Failure::new(format!(
-        "the backend gave no answer within {}",
+        "the backend did not answer within {}",
         in_millis(timeout)
     ))
 }

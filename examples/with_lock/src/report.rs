@@ -1,8 +1,8 @@
-//! What is said on stderr: one line each.
+//! Messages on stderr, one line each.
 
 use std::{error::Error, fmt, time::Duration};
 
-/// Why `with_lock` can't go on: one line, without its name.
+/// Why `with_lock` can't continue: one line, without the program's name.
 #[derive(Debug)]
 pub(crate) struct Failure(String);
 
@@ -37,13 +37,13 @@ pub(crate) fn chain(error: &dyn Error) -> String {
     text
 }
 
-/// Writes one line to stderr. That nobody reads it is no reason to fail.
+/// Writes one line to stderr, and ignores errors.
 pub(crate) fn say(text: &str) {
     use std::io::Write;
     let _ = writeln!(std::io::stderr(), "with_lock: {}", printable(text));
 }
 
-/// The text without what would move a terminal's cursor: names and labels are other people's.
+/// The text without terminal control characters, because names and labels come from other users.
 pub(crate) fn printable(text: &str) -> String {
     let mut clean = String::with_capacity(text.len());
     for character in text.chars() {
@@ -56,13 +56,13 @@ pub(crate) fn printable(text: &str) -> String {
     clean
 }
 
-/// As people read it, to the millisecond.
+/// A readable duration, in milliseconds.
 pub(crate) fn in_millis(duration: Duration) -> impl fmt::Display {
     let millis = u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
     humantime::format_duration(Duration::from_millis(millis))
 }
 
-/// As people read it, in whole seconds.
+/// A readable duration, in whole seconds.
 pub(crate) fn in_seconds(duration: Duration) -> impl fmt::Display {
     humantime::format_duration(Duration::from_secs(duration.as_secs()))
 }

@@ -19,9 +19,9 @@ use crate::{
     waiting::{self, Signalled},
 };
 
-/// How long the service may take to be told that we are done. It learns by itself after that.
+/// How long telling the service at the end may take. After that the session ends when its time is over.
 const FAREWELL: Duration = Duration::from_secs(5);
-/// The same after a loss, when it most likely can't be reached.
+/// The same after a loss, when the service probably can't be reached.
 const SHORT_FAREWELL: Duration = Duration::from_millis(500);
 
 /// Runs the command under its lock.
@@ -67,16 +67,16 @@ async fn run_with(
     }
 }
 
-/// What came of one hold.
+/// The result of one hold.
 #[derive(Debug)]
 pub(crate) enum Outcome {
-    /// The command could not be run: the code says why.
+    /// The command could not be run; the exit code gives the reason.
     NotStarted(u8),
     /// It ran.
     Ended {
         /// How it ended, or that the lock was lost.
         how: Ending,
-        /// Whether somebody asked this program to end meanwhile.
+        /// Whether this program was asked to end meanwhile.
         asked_to_end: bool,
     },
 }
@@ -119,7 +119,7 @@ pub(crate) async fn run_holding(
         asked_to_end,
     } = child::watch(child, signals, &lost, plan).await?;
     let held_to_the_end = match loss {
-        // There is nothing to give back, and most likely nobody to hear it.
+        // There is nothing to release, and the service probably can't be reached.
         Some(_) => {
             drop(hold);
             false
@@ -134,18 +134,18 @@ pub(crate) async fn run_holding(
     Ok(Outcome::Ended { how, asked_to_end })
 }
 
-/// Releases, and says whether it was held to the end.
+/// Releases, and returns whether the lock was held until the end.
 async fn release(hold: Hold) -> bool {
     match hold.release().await {
         Ok(()) => true,
         Err(error @ (LockError::Lost { .. } | LockError::NotHeld { .. })) => {
             say(&format!(
-                "{}: something else may have run beside the command",
+                "{}: another command may have run at the same time",
                 chain(&error)
             ));
             false
         }
-        // The command is done, and the lock ends with our session.
+        // The command has ended, and the lock ends with the session.
         Err(error) => {
             say(&format!("could not release: {}", chain(&error)));
             true
@@ -153,7 +153,7 @@ async fn release(hold: Hold) -> bool {
     }
 }
 
-/// Sees to it that nothing of us is left at the service.
+/// Makes sure that nothing of this program is left at the service.
 async fn farewell(backend: &AnyBackend, time: Duration) {
     let _ = portalock::shutdown(time).await;
     let _ = tokio::time::timeout(time, backend.close()).await;

@@ -1,4 +1,4 @@
-//! What is known of a name: who holds it, and who waits for it.
+//! The holders and waiters of a name.
 
 use std::{sync::Arc, time::SystemTime};
 
@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use crate::report::in_seconds;
 
-/// What `--json` prints of a name.
+/// The output of `--json` for a name.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub(crate) struct Seen {
     pub(crate) name: String,
@@ -28,7 +28,7 @@ pub(crate) struct Person {
     kind: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
     permits: Option<u32>,
-    /// What `break --owner` takes.
+    /// The value for `break --owner`.
     #[serde(skip_serializing_if = "Option::is_none")]
     owner: Option<OwnerId>,
     pub(crate) host: Arc<str>,
@@ -42,12 +42,12 @@ pub(crate) struct Person {
 }
 
 impl Seen {
-    /// Whether anybody holds it or waits for it.
+    /// Whether there are holders or waiters.
     pub(crate) fn is_used(&self) -> bool {
         self.held || !self.waiters.is_empty()
     }
 
-    /// The same name, with nobody.
+    /// The same name, without holders and waiters.
     pub(crate) fn unused(&self) -> Self {
         Self {
             name: self.name.clone(),
@@ -58,7 +58,7 @@ impl Seen {
         }
     }
 
-    /// Everybody, with what each does.
+    /// All holders and waiters, with their state.
     pub(crate) fn persons(&self) -> impl Iterator<Item = (&'static str, &Person)> {
         let holders = self.holders.iter().map(|person| ("holds", person));
         holders.chain(self.waiters.iter().map(|person| ("waits", person)))
@@ -101,7 +101,7 @@ impl Person {
     }
 }
 
-/// Looks at the lock and the semaphore of this name: most names are only one of them.
+/// Inspects the lock and the semaphore of this name: most names are only one of them.
 pub(crate) async fn look(backend: &AnyBackend, name: &LockName) -> Result<Seen, BackendError> {
     let of_lock = backend.locks.inspect(name).await?;
     let of_permits = unless_unsupported(backend.inspect_permits(name).await)?;
@@ -129,7 +129,7 @@ fn seen(name: &LockName, lock: Inspection, permits: Inspection) -> Seen {
     }
 }
 
-/// The names that somebody holds or waits for, sorted.
+/// The names with holders or waiters, sorted.
 pub(crate) async fn names(backend: &AnyBackend) -> Result<Vec<LockName>, BackendError> {
     let mut names = backend.locks.names().await?;
     names.sort_unstable();

@@ -1,15 +1,15 @@
-//! What a service manager is told, if it asked for it by `$NOTIFY_SOCKET`: see `sd_notify(3)`.
+//! Messages to a service manager, if it has set `$NOTIFY_SOCKET`: see `sd_notify(3)`.
 
-/// The variable by which it asks. The command doesn't get it: what it wrote there would be taken for ours.
+/// The variable with the socket. The command doesn't get it, because its messages would count as ours.
 pub(crate) const VARIABLE: &str = "NOTIFY_SOCKET";
 
-/// This program does its duty from now on, as holder or as standby.
+/// This program is ready, as the holder or as a standby.
 pub(crate) fn ready() {
     #[cfg(target_os = "linux")]
     tell(sd_notify::NotifyState::Ready);
 }
 
-/// What it does at the moment, for `systemctl status`.
+/// The current state, for `systemctl status`.
 #[cfg_attr(
     not(target_os = "linux"),
     allow(unused_variables, reason = "only Linux has systemd")
@@ -25,7 +25,7 @@ pub(crate) fn stopping() {
     tell(sd_notify::NotifyState::Stopping);
 }
 
-/// A manager that doesn't listen is no reason to fail.
+/// A manager that doesn't listen is not a failure.
 #[cfg(target_os = "linux")]
 fn tell(state: sd_notify::NotifyState<'_>) {
     let _ = sd_notify::notify(&[state]);

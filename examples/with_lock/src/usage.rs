@@ -1,4 +1,4 @@
-//! What is wrong with a command line, in one line.
+//! Errors in the command line, in one line.
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 
@@ -7,10 +7,10 @@ use crate::{
     report::say,
 };
 
-/// Prints help or the version if that is what was asked for, else says what is wrong.
+/// Prints help or the version if requested, otherwise the error.
 pub(crate) fn tell(error: &clap::Error) -> Ending {
     if !error.use_stderr() {
-        // That the reader of a pipe has had enough is no failure.
+        // A reader that closes the pipe is not a failure.
         let _ = error.print();
         return Ending::Code(0);
     }

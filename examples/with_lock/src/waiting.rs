@@ -1,4 +1,4 @@
-//! The wait: ended by the grant, the deadline or a signal, and told of on a terminal.
+//! The wait: it ends with the grant, the deadline or a signal, and is shown on a terminal.
 
 use std::{
     convert::Infallible,
@@ -19,17 +19,17 @@ use crate::{
     sys::{self, Received, Signals},
 };
 
-/// What is over sooner is not told of.
+/// A shorter wait is not shown.
 const FIRST_LINE: Duration = Duration::from_millis(300);
 const NEXT_LINE: Duration = Duration::from_secs(1);
-/// How long a look at the holder may take: the line is shown without it then.
+/// How long reading the holder may take; after that the line is shown without a holder.
 const LOOK: Duration = Duration::from_millis(500);
 
 /// The signal that ended a wait.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Signalled(pub(crate) i32);
 
-/// Acquires what is wanted, unless a signal comes first. Dropping the attempt then leaves nothing behind.
+/// Acquires, unless a signal comes first. Dropping the attempt then leaves nothing behind.
 pub(crate) async fn acquire(
     wanted: &Wanted,
     backend: &AnyBackend,
@@ -46,7 +46,7 @@ pub(crate) async fn acquire(
     unless_signalled(signals, acquire_and_tell).await
 }
 
-/// The future's output, unless somebody asks this program to end first.
+/// The future's output, unless a signal to end comes first.
 pub(crate) async fn unless_signalled<T>(
     signals: &mut Signals,
     future: impl Future<Output = T>,
@@ -85,7 +85,7 @@ async fn within<T>(time: Duration, future: impl Future<Output = T>) -> Option<T>
     tokio::time::timeout(time, future).await.ok()
 }
 
-/// Somebody else who holds one of the names. We may hold others of them ourselves, and look past those.
+/// Another holder of one of the names. This program may already hold some of the names, and ignores those.
 async fn obstacle(wanted: &Wanted, backend: &AnyBackend) -> Option<Holder> {
     let ourselves = Holder::this_process(None);
     let is_other = |holder: &Holder| (holder.pid, &holder.host) != (ourselves.pid, &ourselves.host);
@@ -120,7 +120,7 @@ fn describe(wanted: &Wanted, holder: Option<&Holder>, so_far: Duration) -> Strin
     )
 }
 
-/// The one line that is written over again and again, and wiped off at the end. Where stderr is no terminal it is nothing.
+/// The status line, which is updated in place and removed at the end. Without a terminal on stderr nothing is shown.
 struct StatusLine {
     is_seen: bool,
     is_shown: bool,
@@ -136,7 +136,7 @@ impl StatusLine {
 
     fn show(&mut self, text: &str) {
         self.is_shown = true;
-        // Without the terminal's line wrap, so that it stays one line on a narrow one.
+        // Line wrap is off, so that it stays one line on a narrow terminal.
         let text = format!("\r\x1b[K\x1b[?7lwith_lock: {}\x1b[?7h", printable(text));
         write_out(&text);
     }

@@ -1,4 +1,4 @@
-//! `--watch`: a table that is drawn again and again on a terminal; elsewhere one line for each change.
+//! `--watch`: a live table on a terminal; elsewhere one line for each change.
 
 use std::{
     collections::BTreeMap,
@@ -14,7 +14,7 @@ use crate::{
     table::Table,
 };
 
-/// Between two looks, unless the backend tells of a change before.
+/// The pause between two reads, unless the backend reports a change earlier.
 const PAUSE: Duration = Duration::from_secs(1);
 
 /// What is watched.
@@ -22,14 +22,14 @@ const PAUSE: Duration = Duration::from_secs(1);
 pub(crate) enum Subject<'a> {
     /// This name.
     Name(&'a LockName),
-    /// Every name that somebody holds or waits for.
+    /// Every name with holders or waiters.
     All,
 }
 
-/// What was seen in one look, by name.
+/// The result of one read, by name.
 type Look = BTreeMap<String, Seen>;
 
-/// Watches until a signal ends this program, or nobody reads any more.
+/// Watches until a signal ends this program, or the reader closes the pipe.
 pub(crate) async fn watch(
     backend: &AnyBackend,
     subject: Subject<'_>,
@@ -40,13 +40,13 @@ pub(crate) async fn watch(
     let mut changes = None;
     loop {
         if let (None, Subject::Name(name)) = (&changes, subject) {
-            // What it tells of is who holds; who waits is looked for.
+            // The backend reports changes of the holder only; waiters are read.
             changes = backend.locks.watch(name).await.ok().flatten();
         }
         match look(backend, subject).await {
             Ok(now) => {
                 let text = if redraws {
-                    // Clears the screen, and begins at its top.
+                    // Clears the screen, and moves the cursor to the top.
                     format!("\x1b[H\x1b[2J{}\n", table(&now))
                 } else if json {
                     json_lines(&before, &now)?
@@ -68,7 +68,7 @@ pub(crate) async fn watch(
     }
 }
 
-/// Waits until another holds. Where the backend can't tell, or has stopped telling, it waits for ever.
+/// Waits until the holder changes. If the backend can't report that, or has stopped, it waits forever.
 async fn another_holds(changes: &mut Option<HolderWatch>) {
     if let Some(watch) = changes {
         if watch.next().await.is_some() {
@@ -115,7 +115,7 @@ fn table(now: &Look) -> String {
     table.to_string()
 }
 
-/// The names whose state is another now.
+/// The names whose state has changed.
 fn changed<'a>(before: &'a Look, now: &'a Look) -> impl Iterator<Item = (&'a Seen, Seen)> {
     let gone = before
         .values()
@@ -170,7 +170,7 @@ fn line(at: &str, name: &str, state: &str, person: &Person) -> String {
     printable(&line) + "\n"
 }
 
-/// Writes, and says whether anybody reads on.
+/// Writes, and returns whether the reader still reads.
 fn write(text: &str) -> io::Result<bool> {
     let mut stdout = io::stdout().lock();
     match stdout

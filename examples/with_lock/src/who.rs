@@ -1,4 +1,4 @@
-//! `with_lock who`: who holds a name, and who waits for it.
+//! `with_lock who`: the holders and waiters of a name.
 
 use std::path::Path;
 
@@ -13,7 +13,7 @@ use crate::{
     watch::{self, Subject},
 };
 
-/// Shows the lock and the semaphore of this name, once or until it is told to end.
+/// Shows the lock and the semaphore of this name, once or until a signal ends it.
 pub(crate) async fn who(args: &WhoArgs, config: Option<&Path>) -> Result<String, Failure> {
     let (backend, name) = backend_and_name(&args.target);
     let name = LockName::new(name)?;
@@ -47,7 +47,7 @@ fn table(seen: &Seen) -> String {
     }
     if seen.held && seen.holders.is_empty() {
         let name = printable(&seen.name);
-        return format!("{name} is held, nobody knows by whom\n{table}");
+        return format!("{name} is held by an unknown holder\n{table}");
     }
     table.to_string()
 }

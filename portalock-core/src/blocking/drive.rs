@@ -20,10 +20,10 @@ use crate::{
 ///
 /// # Errors
 ///
-/// What the system said if it gave no thread to run on, or [`io::ErrorKind::Other`] if `future` panicked.
+/// The system's error if it gives no thread, or [`io::ErrorKind::Other`] if `future` panicked.
 ///
-/// [`io::ErrorKind::Deadlock`] if the caller itself runs on the background runtime: within a future that `wait` drives, or
-/// in a backend that the background clean-up calls. It would wait for itself; await the future there instead.
+/// [`io::ErrorKind::Deadlock`] if the caller itself runs on the background runtime: inside a future that `wait` drives,
+/// or in a backend that the background clean-up calls. The call would wait for itself. Await the future there instead.
 ///
 /// ```
 /// let answer = portalock_core::blocking::wait(async { 6 * 7 })?;
@@ -40,7 +40,7 @@ where
     }
     let (sender, receiver) = mpsc::sync_channel(1);
     CALLS.handle()?.spawn(async move {
-        // Nobody receives if the caller's thread was unwound; there is nobody to tell then.
+        // If the caller's thread was unwound, nobody receives the output.
         let _ = sender.send(future.await);
     });
     receiver
@@ -67,7 +67,7 @@ pub(super) fn call<T: Send + 'static>(
     })
 }
 
-/// Waits for a call on several names, told apart in an error by the first of them. A set without names does no I/O.
+/// Waits for a call on several names; an error shows the first of them. A set without names does no I/O.
 pub(super) fn drive_set<T: Send + 'static>(
     first: Option<&LockName>,
     needs_runtime: bool,
@@ -92,14 +92,15 @@ where
         return wait(future);
     }
     if Handle::try_current().is_ok() {
-        // A runtime can't be driven within another one, as on a thread of `spawn_blocking`: it may have to go elsewhere.
+        // A runtime can't be driven inside another one, for example on a thread of `spawn_blocking`: the future may
+        // have to move to another thread.
         let mut future = Box::pin(future);
         return match untimed(|| poll_once(future.as_mut())) {
             Poll::Ready(output) => Ok(output),
             Poll::Pending => wait(future),
         };
     }
-    // On the stack: the engine's futures are large, and mostly ready at once.
+    // The future stays on the stack: the engine's futures are large, and usually ready at once.
     let mut future = pin!(future);
     match poll_once(future.as_mut()) {
         Poll::Ready(output) => Ok(output),
@@ -110,7 +111,7 @@ where
     }
 }
 
-/// The engine makes no timer before something is pending, so a first poll needs no runtime; mostly it is enough.
+/// The engine creates no timer before a future is pending, so the first poll needs no runtime; it is usually enough.
 fn poll_once<F: Future>(future: Pin<&mut F>) -> Poll<F::Output> {
     future.poll(&mut Context::from_waker(Waker::noop()))
 }

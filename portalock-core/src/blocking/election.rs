@@ -9,7 +9,7 @@ use crate::{
     FencingToken, Holder, InvalidName, LockBackend, LockError, LockName, LostSignal, Policy, Term,
 };
 
-/// Candidates of one name, of whom at most one leads; see [`crate::Election`].
+/// An election; see [`crate::Election`].
 ///
 /// ```
 /// use portalock_core::{LockError, MemoryBackend, blocking::Election};
@@ -40,7 +40,7 @@ impl<B: LockBackend> Election<B> {
         self.election.name()
     }
 
-    /// Waits until this candidate leads, as the policy says.
+    /// Waits until this candidate leads, according to the policy.
     ///
     /// # Errors
     ///
@@ -50,7 +50,7 @@ impl<B: LockBackend> Election<B> {
         Ok(Leadership { leadership })
     }
 
-    /// Leads if nobody does, and doesn't wait.
+    /// Becomes the leader if there is none, and doesn't wait.
     ///
     /// # Errors
     ///
@@ -60,7 +60,7 @@ impl<B: LockBackend> Election<B> {
         Ok(Leadership { leadership })
     }
 
-    /// Who leads now, by now perhaps no longer.
+    /// Returns the leader. The answer may be out of date when it arrives.
     ///
     /// # Errors
     ///
@@ -69,7 +69,7 @@ impl<B: LockBackend> Election<B> {
         self.run(|election| async move { election.leader().await })
     }
 
-    /// Watches who leads. The first term it tells is the present one.
+    /// Returns an observer of the leader. Its first term is the current one.
     pub fn observe(&self) -> Observer<B> {
         Observer {
             election: self.election.clone(),
@@ -77,7 +77,7 @@ impl<B: LockBackend> Election<B> {
         }
     }
 
-    /// Asks whoever leads now to step down, and waits until that term has ended.
+    /// Asks the current leader to step down, and waits until that term has ended.
     ///
     /// # Errors
     ///
@@ -105,7 +105,7 @@ impl<B> From<crate::Election<B>> for Election<B> {
     }
 }
 
-/// A term of one's own; see [`crate::Leadership`].
+/// The term of this candidate, as the leader; see [`crate::Leadership`].
 ///
 /// # On drop
 ///
@@ -117,12 +117,12 @@ pub struct Leadership<B: LockBackend> {
 }
 
 impl<B: LockBackend> Leadership<B> {
-    /// The term's token, to send along with every write; `None` where the backend has no tokens.
+    /// The term's token, to send with every write; `None` if the backend has no tokens.
     pub fn token(&self) -> Option<FencingToken> {
         self.leadership.token()
     }
 
-    /// Whether leading is no longer certain.
+    /// Whether the term is lost.
     pub fn is_lost(&self) -> bool {
         self.leadership.is_lost()
     }
@@ -132,7 +132,7 @@ impl<B: LockBackend> Leadership<B> {
         self.leadership.lost_signal()
     }
 
-    /// An error if leading is no longer certain: to be called before what only a leader may do.
+    /// Returns an error if the term is lost. Call it before an action of the leader.
     ///
     /// # Errors
     ///
@@ -141,7 +141,7 @@ impl<B: LockBackend> Leadership<B> {
         self.leadership.ensure_held()
     }
 
-    /// Waits until somebody asks this leader to step down: for a thread of its own.
+    /// Waits until somebody asks this leader to step down. Call it on a thread of its own.
     ///
     /// # Errors
     ///
@@ -174,7 +174,7 @@ pub struct Observer<B> {
 }
 
 impl<B: LockBackend> Observer<B> {
-    /// Waits for the next change: the term that began, or `None` if nobody leads. The first call tells the present state.
+    /// Waits for the next change: the new term, or `None` if nobody leads. The first call returns the current state.
     ///
     /// # Errors
     ///

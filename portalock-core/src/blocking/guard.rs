@@ -1,4 +1,4 @@
-//! What a synchronous program holds.
+//! Guards for synchronous programs.
 
 use super::drive::call;
 use crate::{
@@ -7,32 +7,32 @@ use crate::{
 
 macro_rules! guard_methods {
     () => {
-        /// What is held.
+        /// The name of the lock or semaphore.
         pub fn name(&self) -> &LockName {
             self.guard.name()
         }
 
-        /// The identity of this acquisition.
+        /// The id of this acquisition.
         pub fn owner(&self) -> OwnerId {
             self.guard.owner()
         }
 
-        /// The fencing token to send along with every write, where the backend has tokens.
+        /// The fencing token, to send with every write; `None` if the backend has no tokens.
         pub fn token(&self) -> Option<FencingToken> {
             self.guard.token()
         }
 
-        /// Whether ownership is no longer certain. Reads the clock too: it needs no task to have run.
+        /// Whether the lock is lost. It also compares the lease with the clock.
         pub fn is_lost(&self) -> bool {
             self.guard.is_lost()
         }
 
-        /// A signal that fires if this ownership is lost, for a task or a thread that awaits it.
+        /// A signal that fires if the lock is lost, for a task that awaits it.
         pub fn lost_signal(&self) -> LostSignal {
             self.guard.lost_signal()
         }
 
-        /// An error if ownership is no longer certain: to be called before what must not be done without it.
+        /// Returns an error if the lock is lost. Call it before an action that needs the lock.
         ///
         /// # Errors
         ///
@@ -41,7 +41,7 @@ macro_rules! guard_methods {
             self.guard.ensure_held()
         }
 
-        /// Gives it back, and says how that went. If the service fails, releasing goes on in the background.
+        /// Releases the lock, and reports errors. If the service fails, the release is retried in the background.
         ///
         /// # Errors
         ///
@@ -53,11 +53,11 @@ macro_rules! guard_methods {
     };
 }
 
-/// A lock that is held; see [`crate::Guard`].
+/// A held lock; see [`crate::Guard`].
 ///
 /// # On drop
 ///
-/// The lock is released: at once where the backend can, else in the background.
+/// The lock is released: at once if the backend can, otherwise in the background.
 #[derive(Debug)]
 #[must_use = "the lock is released as soon as the guard is dropped"]
 pub struct Guard<B: LockBackend> {
@@ -73,7 +73,7 @@ impl<B: LockBackend> Guard<B> {
         }
     }
 
-    /// Whether it is held exclusively or shared.
+    /// Whether the lock is held exclusively or shared.
     pub fn mode(&self) -> Mode {
         self.guard.mode()
     }
@@ -81,11 +81,11 @@ impl<B: LockBackend> Guard<B> {
     guard_methods!();
 }
 
-/// Permits that are held; see [`crate::PermitGuard`].
+/// Held permits; see [`crate::PermitGuard`].
 ///
 /// # On drop
 ///
-/// The permits are given back, as a [`Guard`]'s lock is.
+/// The permits are released, in the same way as a [`Guard`]'s lock.
 #[derive(Debug)]
 #[must_use = "the permits are given back as soon as the guard is dropped"]
 pub struct PermitGuard<S: Semaphore> {
@@ -101,7 +101,7 @@ impl<S: Semaphore> PermitGuard<S> {
         }
     }
 
-    /// How many permits are held, of how many.
+    /// The number of held permits, and the capacity.
     pub fn permits(&self) -> Permits {
         self.guard.permits()
     }

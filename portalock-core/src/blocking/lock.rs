@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::{Guard, drive::call};
 use crate::{Broken, Inspection, InvalidName, LockBackend, LockError, LockName, OwnerId, Policy};
 
-/// A name in a backend; see [`crate::Lock`].
+/// A named lock in a backend; see [`crate::Lock`].
 #[derive(Debug, Clone)]
 pub struct Lock<B> {
     lock: crate::Lock<B>,
@@ -28,19 +28,19 @@ impl<B: LockBackend> Lock<B> {
         self
     }
 
-    /// Sets what other people's errors will say of this program. Default: nothing.
+    /// Sets a label, which errors of other processes show. Default: none.
     #[must_use]
     pub fn with_label(mut self, label: impl Into<Arc<str>>) -> Self {
         self.lock = self.lock.with_label(label);
         self
     }
 
-    /// What is locked.
+    /// The lock's name.
     pub fn name(&self) -> &LockName {
         self.lock.name()
     }
 
-    /// Where it is locked.
+    /// The backend.
     pub fn backend(&self) -> &B {
         self.lock.backend()
     }
@@ -54,7 +54,7 @@ impl<B: LockBackend> Lock<B> {
         self.run(|lock| async move { lock.try_acquire().await })
     }
 
-    /// Acquires the lock, waiting as the lock's policy says.
+    /// Acquires the lock, and waits for it according to the lock's policy.
     ///
     /// # Errors
     ///
@@ -63,7 +63,7 @@ impl<B: LockBackend> Lock<B> {
         self.run(|lock| async move { lock.acquire().await })
     }
 
-    /// As [`acquire`](Self::acquire), waiting as `policy` says.
+    /// Like [`acquire`](Self::acquire), with another policy.
     ///
     /// # Errors
     ///
@@ -73,7 +73,7 @@ impl<B: LockBackend> Lock<B> {
         self.run(move |lock| async move { lock.acquire_with(&policy).await })
     }
 
-    /// As [`try_acquire`](Self::try_acquire), for a shared lock.
+    /// Like [`try_acquire`](Self::try_acquire), for a shared lock.
     ///
     /// # Errors
     ///
@@ -82,7 +82,7 @@ impl<B: LockBackend> Lock<B> {
         self.run(|lock| async move { lock.try_acquire_shared().await })
     }
 
-    /// As [`acquire`](Self::acquire), for a shared lock.
+    /// Like [`acquire`](Self::acquire), for a shared lock.
     ///
     /// # Errors
     ///
@@ -91,7 +91,7 @@ impl<B: LockBackend> Lock<B> {
         self.run(|lock| async move { lock.acquire_shared().await })
     }
 
-    /// As [`acquire_with`](Self::acquire_with), for a shared lock.
+    /// Like [`acquire_with`](Self::acquire_with), for a shared lock.
     ///
     /// # Errors
     ///
@@ -101,7 +101,7 @@ impl<B: LockBackend> Lock<B> {
         self.run(move |lock| async move { lock.acquire_shared_with(&policy).await })
     }
 
-    /// Who holds the lock and who waits for it, by now perhaps no longer true.
+    /// Returns the holders and the waiters. The answer may be out of date when it arrives.
     ///
     /// # Errors
     ///

@@ -1,4 +1,4 @@
-//! Several names at once, without async.
+//! Sets of locks, without async.
 
 use std::sync::Arc;
 
@@ -7,7 +7,7 @@ use crate::{
     FencingToken, InvalidName, LockBackend, LockError, LockName, LostSignal, Mode, Policy,
 };
 
-/// Several locks of one backend that are acquired together, all or none; see [`crate::LockSet`].
+/// Several locks of one backend, acquired together, all or none; see [`crate::LockSet`].
 #[derive(Debug, Clone)]
 pub struct LockSet<B> {
     set: crate::LockSet<B>,
@@ -19,7 +19,7 @@ impl<B: LockBackend + Clone> LockSet<B> {
     ///
     /// # Errors
     ///
-    /// [`InvalidName`] for the first name that can't be locked.
+    /// [`InvalidName`] for the first name that is not valid.
     pub fn new<N: AsRef<str>>(
         backend: B,
         names: impl IntoIterator<Item = N>,
@@ -38,21 +38,21 @@ impl<B: LockBackend + Clone> LockSet<B> {
         self
     }
 
-    /// Sets what other people's errors will say of this program. Default: nothing.
+    /// Sets a label, which errors of other processes show. Default: none.
     #[must_use]
     pub fn with_label(mut self, label: impl Into<Arc<str>>) -> Self {
         self.set = self.set.with_label(label);
         self
     }
 
-    /// Sets whether the locks are taken exclusively, the default, or shared.
+    /// Sets whether the locks are exclusive (the default) or shared.
     #[must_use]
     pub fn with_mode(mut self, mode: Mode) -> Self {
         self.set = self.set.with_mode(mode);
         self
     }
 
-    /// Acquires all of them if all are free, and waits for nobody.
+    /// Acquires all locks if all are free, and doesn't wait for a holder.
     ///
     /// # Errors
     ///
@@ -61,7 +61,7 @@ impl<B: LockBackend + Clone> LockSet<B> {
         self.run(|set| async move { set.try_acquire().await })
     }
 
-    /// Acquires all of them, waiting as the set's policy says: one deadline for all together.
+    /// Acquires all locks, and waits for them according to the set's policy, with one deadline for all.
     ///
     /// # Errors
     ///
@@ -70,7 +70,7 @@ impl<B: LockBackend + Clone> LockSet<B> {
         self.run(|set| async move { set.acquire().await })
     }
 
-    /// As [`acquire`](Self::acquire), waiting as `policy` says.
+    /// Like [`acquire`](Self::acquire), with another policy.
     ///
     /// # Errors
     ///
@@ -99,11 +99,11 @@ impl<B: LockBackend + Clone> LockSet<B> {
     }
 }
 
-/// Several locks that are held together; see [`crate::LockSetGuard`].
+/// Several held locks; see [`crate::LockSetGuard`].
 ///
 /// # On drop
 ///
-/// All are released, the last one taken first.
+/// All locks are released in reverse order.
 #[derive(Debug)]
 #[must_use = "the locks are released as soon as the guard is dropped"]
 pub struct LockSetGuard<B: LockBackend> {
@@ -112,27 +112,27 @@ pub struct LockSetGuard<B: LockBackend> {
 }
 
 impl<B: LockBackend> LockSetGuard<B> {
-    /// What is held, sorted.
+    /// The held names, sorted.
     pub fn names(&self) -> impl Iterator<Item = &LockName> {
         self.guard.names()
     }
 
-    /// The fencing token of each name, where the backend has tokens.
+    /// The fencing token of each name; `None` if the backend has no tokens.
     pub fn tokens(&self) -> impl Iterator<Item = (&LockName, Option<FencingToken>)> {
         self.guard.tokens()
     }
 
-    /// Whether ownership of any of them is no longer certain.
+    /// Whether any of the locks is lost.
     pub fn is_lost(&self) -> bool {
         self.guard.is_lost()
     }
 
-    /// One signal for all: it fires when the first of them is lost.
+    /// One signal for all locks: it fires when the first of them is lost.
     pub fn lost_signal(&self) -> LostSignal {
         self.guard.lost_signal()
     }
 
-    /// Releases all of them at the same time.
+    /// Releases all locks concurrently.
     ///
     /// # Errors
     ///

@@ -1,8 +1,8 @@
 //! The same locks without async, for any backend.
 //!
-//! A backend that needs no runtime, such as files and memory, is driven on the calling thread: an uncontended call is
-//! plain function calls, and a wait parks the thread. Calls on other backends run on one runtime in the background that
-//! is started at first use; open such a backend with [`wait`], so that its session lives there too.
+//! If a backend needs no runtime, such as files and memory, a call runs on the calling thread: without contention it
+//! consists of plain function calls, and a wait parks the thread. Calls on other backends run on a background runtime,
+//! which is started at first use. Open such a backend with [`wait`], so that it uses the same runtime.
 //!
 //! ```
 //! use portalock_core::{blocking::Lock, LockError, MemoryBackend};
@@ -14,7 +14,7 @@
 //! # Ok::<(), LockError>(())
 //! ```
 //!
-//! As with every blocking call, keep them out of async tasks: they hold up the thread they run on.
+//! Don't use these calls in async tasks: they block the thread.
 
 mod drive;
 mod election;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::{PermitGuard, drive::call};
 use crate::{LockError, LockName, Policy, Semaphore};
 
-/// A name in a [`Semaphore`] with a number of permits; see [`crate::Pool`].
+/// A named semaphore; see [`crate::Pool`].
 #[derive(Debug, Clone)]
 pub struct Pool<S> {
     pool: crate::Pool<S>,
@@ -28,7 +28,7 @@ impl<S: Semaphore> Pool<S> {
         self
     }
 
-    /// Sets what other people's errors will say of this program. Default: nothing.
+    /// Sets a label, which errors of other processes show. Default: none.
     #[must_use]
     pub fn with_label(mut self, label: impl Into<Arc<str>>) -> Self {
         self.pool = self.pool.with_label(label);
@@ -40,7 +40,7 @@ impl<S: Semaphore> Pool<S> {
         self.pool.name()
     }
 
-    /// How many permits there are.
+    /// The number of permits in all.
     pub fn capacity(&self) -> u32 {
         self.pool.capacity()
     }
@@ -54,7 +54,7 @@ impl<S: Semaphore> Pool<S> {
         self.run(move |pool| async move { pool.try_acquire(count).await })
     }
 
-    /// Acquires `count` permits, all or none, waiting as the pool's policy says.
+    /// Acquires `count` permits, all or none, and waits for them according to the pool's policy.
     ///
     /// # Errors
     ///
@@ -63,7 +63,7 @@ impl<S: Semaphore> Pool<S> {
         self.run(move |pool| async move { pool.acquire(count).await })
     }
 
-    /// As [`acquire`](Self::acquire), waiting as `policy` says.
+    /// Like [`acquire`](Self::acquire), with another policy.
     ///
     /// # Errors
     ///

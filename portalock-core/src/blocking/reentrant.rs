@@ -1,9 +1,9 @@
-//! A lock that its owner may acquire again, without async.
+//! A lock that its owner can acquire again, without async.
 
 use super::drive::call;
 use crate::{FencingToken, InvalidName, LockBackend, LockError, LockName, LostSignal, Policy};
 
-/// A lock that is acquired once and then counted; see [`crate::ReentrantLock`].
+/// A lock that can be acquired again while it is held; see [`crate::ReentrantLock`].
 #[derive(Debug, Clone)]
 pub struct ReentrantLock<B: LockBackend> {
     lock: crate::ReentrantLock<B>,
@@ -17,7 +17,7 @@ impl<B: LockBackend> ReentrantLock<B> {
         }
     }
 
-    /// The lock called `name` in `backend`, counted.
+    /// A reentrant lock on the lock called `name` in `backend`.
     ///
     /// # Errors
     ///
@@ -26,17 +26,17 @@ impl<B: LockBackend> ReentrantLock<B> {
         crate::Lock::new(backend, name).map(Self::new)
     }
 
-    /// What is locked.
+    /// The lock's name.
     pub fn name(&self) -> &LockName {
         self.lock.lock().name()
     }
 
-    /// How many guards there are.
+    /// The number of guards.
     pub fn count(&self) -> usize {
         self.lock.count()
     }
 
-    /// One more acquisition if the lock is held through this object or free.
+    /// Acquires the lock once more if it is free or held through this object.
     ///
     /// # Errors
     ///
@@ -45,7 +45,7 @@ impl<B: LockBackend> ReentrantLock<B> {
         self.run(|lock| async move { lock.try_acquire().await })
     }
 
-    /// One more acquisition, waiting as the lock's policy says.
+    /// Acquires the lock once more. If it is not held through this object, the call waits according to the lock's policy.
     ///
     /// # Errors
     ///
@@ -54,7 +54,7 @@ impl<B: LockBackend> ReentrantLock<B> {
         self.run(|lock| async move { lock.acquire().await })
     }
 
-    /// As [`acquire`](Self::acquire), waiting as `policy` says.
+    /// Like [`acquire`](Self::acquire), with another policy.
     ///
     /// # Errors
     ///
@@ -85,7 +85,7 @@ impl<B: LockBackend> ReentrantLock<B> {
 ///
 /// # On drop
 ///
-/// The count goes down; the last guard releases the lock.
+/// The count decreases. The last guard releases the lock.
 #[derive(Debug)]
 #[must_use = "the acquisition ends as soon as the guard is dropped"]
 pub struct ReentrantGuard<B: LockBackend> {
@@ -95,22 +95,22 @@ pub struct ReentrantGuard<B: LockBackend> {
 }
 
 impl<B: LockBackend> ReentrantGuard<B> {
-    /// Whether ownership of the lock underneath is no longer certain.
+    /// Whether the underlying lock is lost.
     pub fn is_lost(&self) -> bool {
         self.guard.is_lost()
     }
 
-    /// A signal that fires if the lock underneath is lost.
+    /// A signal that fires if the underlying lock is lost.
     pub fn lost_signal(&self) -> LostSignal {
         self.guard.lost_signal()
     }
 
-    /// The fencing token of the lock underneath, where the backend has tokens.
+    /// The fencing token of the underlying lock; `None` if the backend has no tokens.
     pub fn token(&self) -> Option<FencingToken> {
         self.guard.token()
     }
 
-    /// Ends this acquisition; if it is the last one, releases the lock and says how that went.
+    /// Ends this acquisition. The last one releases the lock, and reports errors.
     ///
     /// # Errors
     ///

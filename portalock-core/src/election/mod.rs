@@ -1,4 +1,4 @@
-//! Leader election: many candidates, one of whom leads until it resigns, crashes or loses its term.
+//! Leader election: one of several candidates leads, until it resigns, crashes or loses its term.
 
 mod observe;
 
@@ -14,13 +14,14 @@ use crate::{
     engine::{deadline::Deadline, timer},
 };
 
-/// The time between two campaigns of [`Election::lead`], unless set otherwise.
+/// The default pause between two campaigns of [`Election::lead`].
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// An election: candidates of one name in one backend, of whom at most one leads.
+/// An election: of all candidates with the same name in the same backend, at most one leads.
 ///
-/// A term is an exclusive hold of the lock of that name, and its token is the lock's fencing token. So it holds what the
-/// backend guarantees for a lock, and no more: give the token to whatever the leader writes to.
+/// A term is an exclusive hold of the lock of that name, and its token is the lock's fencing token. So an election
+/// guarantees what the backend guarantees for a lock, and no more. Send the token with every write of the leader, so
+/// that the resource can refuse a former leader.
 ///
 /// ```
 /// use portalock_core::{Election, LockError, MemoryBackend};
@@ -50,23 +51,23 @@ impl<B: LockBackend> Election<B> {
         Ok(Self { lock, pause: PAUSE })
     }
 
-    /// Sets how [`campaign`](Self::campaign) waits, and how often an observer looks where the backend does not tell of
-    /// changes. Default: [`Policy::forever`].
+    /// Sets how [`campaign`](Self::campaign) waits, and how often an observer polls if the backend can't watch.
+    /// Default: [`Policy::forever`].
     #[must_use]
     pub fn with_policy(mut self, policy: Policy) -> Self {
         self.lock = self.lock.with_policy(policy);
         self
     }
 
-    /// Sets what observers see of this candidate. Default: nothing but host and process.
+    /// Sets a label, which observers see beside this candidate's host and process id. Default: none.
     #[must_use]
     pub fn with_label(mut self, label: impl Into<Arc<str>>) -> Self {
         self.lock = self.lock.with_label(label);
         self
     }
 
-    /// Sets how long [`lead`](Self::lead) pauses after a term before it campaigns again. Default 1 s: another candidate
-    /// gets its turn, and work that fails at once is not started again in a tight loop.
+    /// Sets how long [`lead`](Self::lead) pauses after a term before it campaigns again. Default 1 s. In the pause
+    /// another candidate can take over, and work that fails at once doesn't restart in a tight loop.
     #[must_use]
     pub fn with_pause(mut self, pause: Duration) -> Self {
         self.pause = pause;
@@ -78,12 +79,12 @@ impl<B: LockBackend> Election<B> {
         self.lock.name()
     }
 
-    /// Where it is held.
+    /// The backend.
     pub fn backend(&self) -> &B {
         self.lock.backend()
     }
 
-    /// Waits until this candidate leads, as the policy says.
+    /// Waits until this candidate leads, according to the policy.
     ///
     /// # Errors
     ///
@@ -101,11 +102,11 @@ impl<B: LockBackend> Election<B> {
         Ok(Leadership::new(guard, self.clone()))
     }
 
-    /// Leads if nobody does, and doesn't wait.
+    /// Becomes the leader if there is none, and doesn't wait.
     ///
     /// # Errors
     ///
-    /// As [`Lock::try_acquire`]: [`LockError::AlreadyLocked`] names the leader where the backend can know.
+    /// As [`Lock::try_acquire`]: [`LockError::AlreadyLocked`] names the leader if the backend knows it.
     ///
     /// # Cancel safety
     ///
@@ -115,17 +116,17 @@ impl<B: LockBackend> Election<B> {
         Ok(Leadership::new(guard, self.clone()))
     }
 
-    /// Campaigns, runs `work` while leading, and begins again after a pause, until `stop` is ready.
+    /// Campaigns, runs `work` while leading, and starts again after a pause, until `stop` is ready.
     ///
-    /// `work` is called once for each term. When the term is lost, its future is dropped where it stands. When it ends by
-    /// itself, the leader resigns: that is how it answers [`Leading::step_down_asked`]. When `stop` is ready, the future is
-    /// dropped and the leader resigns. Work in tasks of its own must be ended by `work`, since dropping a future doesn't
-    /// end them.
+    /// `work` is called once for each term. If the term is lost, the future of `work` is dropped at its current await
+    /// point. If the future ends, the leader resigns; this is how work responds to [`Leading::step_down_asked`]. When
+    /// `stop` is ready, the future is dropped and the leader resigns. Dropping the future doesn't end tasks that it has
+    /// spawned, so `work` must end them.
     ///
     /// # Errors
     ///
-    /// A campaign's error that can't pass by itself; see [`LockError::is_retryable`]. Others are tried again after the
-    /// pause.
+    /// The error of a campaign, if a retry can't fix it; see [`LockError::is_retryable`]. After other errors it tries
+    /// again after the pause.
     ///
     /// # Cancel safety
     ///
@@ -148,7 +149,7 @@ impl<B: LockBackend> Election<B> {
             match campaign {
                 Ok(leadership) => {
                     let work = work(leadership.leading());
-                    // The work is gone before the leader resigns.
+                    // Drop the work before the leader resigns.
                     let stopped = match select(stop.as_mut(), pin!(leadership.run(work))).await {
                         Either::Left(_) => true,
                         Either::Right((Ok(()), _)) => false,
@@ -179,7 +180,8 @@ impl<B: LockBackend> Election<B> {
         }
     }
 
-    /// Who leads now, by now perhaps no longer. For people and for routing; a write needs the leader's own token.
+    /// Returns the leader. The answer may be out of date when it arrives, so use it for people and for routing. A write
+    /// needs the token of the leader itself.
     ///
     /// # Errors
     ///
@@ -192,26 +194,27 @@ impl<B: LockBackend> Election<B> {
         Ok(Term::of(self.lock.inspect().await?))
     }
 
-    /// Watches who leads. The first term it tells is the present one.
+    /// Returns an observer of the leader. Its first term is the current one.
     pub fn observe(&self) -> Observer<B> {
         Observer::new(self.lock.clone())
     }
 
-    /// Asks whoever leads now to step down, and waits until that term has ended. Nobody leading is success.
+    /// Asks the current leader to step down, and waits until its term has ended. If there is no leader, the call
+    /// succeeds.
     ///
-    /// The request is a hold of the lock `name#step-down-token`, with the token of the term. So it reaches this term only,
-    /// never the next one, and it ends with this call. The leader hears of it by
-    /// [`Leading::step_down_asked`]; it finishes first, and nothing forces it.
+    /// The request is a hold of the lock `name#step-down-token`, with the token of the term. So it affects this term
+    /// only, and it ends with this call. The leader learns of it through [`Leading::step_down_asked`], and can finish
+    /// its work first. It is not forced.
     ///
     /// # Errors
     ///
-    /// [`LockError::Timeout`] if the term had not ended within the timeout of `policy`; [`LockError::Unsupported`] if the
-    /// backend has no tokens or can't tell who holds; [`LockError::InvalidName`] if the election's name has more than 224
-    /// bytes; [`LockError::Backend`] if the service failed.
+    /// [`LockError::Timeout`] if the term had not ended within the timeout of `policy`; [`LockError::Unsupported`] if
+    /// the backend has no tokens or can't report the holder; [`LockError::InvalidName`] if the election's name has more
+    /// than 224 bytes; [`LockError::Backend`] if the service failed.
     ///
     /// # Cancel safety
     ///
-    /// Safe: the request is withdrawn, though the leader may have heard it.
+    /// Safe: the request is withdrawn, but the leader may have seen it.
     pub async fn step_down(&self, policy: &Policy) -> Result<(), LockError> {
         let start = Instant::now();
         let deadline = Deadline::after(start, policy.timeout());
@@ -243,7 +246,7 @@ impl<B: LockBackend> Election<B> {
         })
     }
 
-    /// The lock by which the term with this token is asked to end.
+    /// The lock that asks the term with this token to end.
     fn request_for(&self, token: Option<FencingToken>) -> Result<Lock<B>, LockError> {
         let token = token.ok_or(LockError::Unsupported {
             what: "tokens of terms",
@@ -272,11 +275,11 @@ impl<B: fmt::Debug> fmt::Debug for Election<B> {
     }
 }
 
-/// A term of one's own.
+/// The term of this candidate, as the leader.
 ///
 /// # On drop
 ///
-/// The leader resigns, as a dropped [`Guard`] is released.
+/// The leader resigns, in the same way as a dropped [`Guard`] is released.
 #[derive(Debug)]
 #[must_use = "the leader resigns as soon as it is dropped"]
 pub struct Leadership<B: LockBackend> {
@@ -289,7 +292,7 @@ impl<B: LockBackend> Leadership<B> {
         Self { guard, election }
     }
 
-    /// The term's token, to send along with every write; `None` where the backend has no tokens.
+    /// The term's token, to send with every write; `None` if the backend has no tokens.
     pub fn token(&self) -> Option<FencingToken> {
         self.guard.token()
     }
@@ -298,7 +301,7 @@ impl<B: LockBackend> Leadership<B> {
         &self.election
     }
 
-    /// Whether leading is no longer certain.
+    /// Whether the term is lost.
     pub fn is_lost(&self) -> bool {
         self.guard.is_lost()
     }
@@ -308,7 +311,7 @@ impl<B: LockBackend> Leadership<B> {
         self.guard.lost_signal()
     }
 
-    /// An error if leading is no longer certain.
+    /// Returns an error if the term is lost.
     ///
     /// # Errors
     ///
@@ -317,7 +320,7 @@ impl<B: LockBackend> Leadership<B> {
         self.guard.ensure_held()
     }
 
-    /// What the work of this term needs, to be kept and cloned anywhere. It does not keep the term.
+    /// A handle for the work of this term. It can be cloned and moved anywhere, and does not keep the term alive.
     pub fn leading(&self) -> Leading<B> {
         Leading {
             election: self.election.clone(),
@@ -334,7 +337,7 @@ impl<B: LockBackend> Leadership<B> {
     ///
     /// # Cancel safety
     ///
-    /// Dropping the returned future drops `work`; the leader goes on leading.
+    /// Dropping the returned future drops `work`; the term continues.
     pub async fn run<F: Future>(&self, work: F) -> Result<F::Output, LockError> {
         self.guard.run(work).await
     }
@@ -347,13 +350,13 @@ impl<B: LockBackend> Leadership<B> {
     ///
     /// # Cancel safety
     ///
-    /// Safe: if the future is dropped, resigning goes on in the background.
+    /// Safe: if the future is dropped, the release continues in the background.
     pub async fn resign(self) -> Result<(), LockError> {
         self.guard.release().await
     }
 }
 
-/// The present term, as its work sees it. Cheap to clone; it does not keep the term.
+/// The current term, for its work. Cheap to clone; it does not keep the term alive.
 pub struct Leading<B> {
     election: Election<B>,
     token: Option<FencingToken>,
@@ -361,7 +364,7 @@ pub struct Leading<B> {
 }
 
 impl<B: LockBackend> Leading<B> {
-    /// The term's token, to send along with every write; `None` where the backend has no tokens.
+    /// The term's token, to send with every write; `None` if the backend has no tokens.
     pub fn token(&self) -> Option<FencingToken> {
         self.token
     }
@@ -371,17 +374,17 @@ impl<B: LockBackend> Leading<B> {
         self.lost.clone()
     }
 
-    /// Waits until somebody asks this leader to step down, and says who. Finish, then end the work or resign.
+    /// Waits until somebody asks this leader to step down, and returns who. Then finish, and end the work or resign.
     ///
-    /// A failure of the service that may pass is tried again.
+    /// Temporary failures of the service are retried.
     ///
     /// # Errors
     ///
-    /// As [`Election::step_down`], without the time-out.
+    /// As [`Election::step_down`], without the timeout.
     ///
     /// # Cancel safety
     ///
-    /// Safe: a request that stands is found by the next call.
+    /// Safe: the next call finds a request that is still there.
     pub async fn step_down_asked(&self) -> Result<Holder, LockError> {
         let request = self.election.request_for(self.token)?;
         let mut observer = Observer::new(request);
@@ -416,7 +419,7 @@ impl<B: fmt::Debug> fmt::Debug for Leading<B> {
     }
 }
 
-/// Whether the backend can tell who holds: what every look at an election needs.
+/// Checks that the backend can report the holder, which every observation of an election needs.
 fn ensure_tells<B: LockBackend>(lock: &Lock<B>) -> Result<(), LockError> {
     if lock.backend().capabilities().inspect >= Inspect::Holders {
         return Ok(());

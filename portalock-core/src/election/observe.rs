@@ -1,4 +1,4 @@
-//! Who leads, change by change.
+//! Observers: each change of an election's leader.
 
 use serde::{Deserialize, Serialize};
 
@@ -11,13 +11,13 @@ use crate::{
     settings::LONGEST,
 };
 
-/// One leader's time in office, as others see it.
+/// One leader's term, as others see it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Term {
-    /// Who leads, and since when.
+    /// The leader, and since when it leads.
     pub leader: Holder,
-    /// The term's token, where the backend has tokens. It grows from term to term.
+    /// The term's token, if the backend has tokens. It grows from term to term.
     pub token: Option<FencingToken>,
 }
 
@@ -52,19 +52,19 @@ fn leads(claim: &Claim) -> bool {
     claim.kind == ClaimKind::Exclusive
 }
 
-/// Watches an election: made by [`Election::observe`](crate::Election::observe).
+/// Watches an election. Created by [`Election::observe`](crate::Election::observe).
 ///
-/// Where the backend tells of changes ([`LockBackend::watch`]) it sees every term. Elsewhere it looks once in each check
-/// interval of the election's policy, and a term that is shorter may be missed. Either way it never goes back to a term
-/// that is over, where terms have tokens.
+/// If the backend can watch ([`LockBackend::watch`]), the observer sees every term. Otherwise it polls once in each
+/// check interval of the election's policy, and can miss a shorter term. If terms have tokens, the observer never goes
+/// back to an earlier term.
 #[derive(Debug)]
 pub struct Observer<B> {
     lock: Lock<B>,
     watch: Option<HolderWatch>,
-    /// When to look or to watch again.
+    /// When to poll, or to start a new watch.
     next_look: Option<Instant>,
     has_told: bool,
-    /// What was told last.
+    /// The last term that was returned.
     told: Option<Term>,
     highest: Option<FencingToken>,
 }
@@ -81,12 +81,12 @@ impl<B: LockBackend> Observer<B> {
         }
     }
 
-    /// The next change: the term that began, or `None` if nobody leads. The first call tells the present state.
+    /// Returns the next change: the new term, or `None` if nobody leads. The first call returns the current state.
     ///
     /// # Errors
     ///
-    /// [`LockError::Unsupported`] if the backend can't tell who holds; [`LockError::Backend`] if the service failed. The
-    /// next call goes on, after a pause.
+    /// [`LockError::Unsupported`] if the backend can't report the holder; [`LockError::Backend`] if the service failed.
+    /// The next call continues, after a pause.
     ///
     /// # Cancel safety
     ///

@@ -1,10 +1,11 @@
-//! How long to sleep between two looks at a contended lock.
+//! The pauses between two attempts at a contended lock.
 
 use std::time::Duration;
 
 use crate::Policy;
 
-/// Starts at the policy's first check, doubles up to its check interval, and shortens each pause at random.
+/// The first pause is the policy's first check. Each pause is twice the last, up to the check interval, and randomly
+/// shortened.
 #[derive(Debug)]
 pub(crate) struct Backoff {
     next: Duration,
@@ -19,7 +20,7 @@ impl Backoff {
         Self::from_to(policy.first_check(), policy)
     }
 
-    /// For a service that failed: it is not asked again within a millisecond, as a contended lock may be.
+    /// For a service that failed: the first pause is longer than that of a contended lock, which may be a millisecond.
     pub(crate) fn after_failure(policy: &Policy) -> Self {
         Self::from_to(policy.check_interval() / 4, policy)
     }
@@ -41,16 +42,16 @@ impl Backoff {
         let whole = self.next;
         self.next = whole.saturating_mul(2).min(self.most);
         let part = 1.0 - self.jitter * self.random.f64();
-        // The longest durations round up beyond what a duration can be.
+        // Rounding can make the longest durations overflow.
         Duration::try_from_secs_f64(whole.as_secs_f64() * part).unwrap_or(whole)
     }
 
-    /// Somebody says that the lock is free: look soon again if it isn't quite.
+    /// A wake-up said that the lock is free: if it isn't yet, try again soon.
     pub(crate) fn restart(&mut self) {
         self.next = self.first;
     }
 
-    /// Somebody will say when the lock is free: look seldom.
+    /// A wake-up will say when the lock is free: try rarely.
     pub(crate) fn slow_down(&mut self) {
         self.next = self.most;
     }

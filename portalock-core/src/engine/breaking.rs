@@ -6,15 +6,16 @@ use crate::{
     Released, clock::Instant,
 };
 
-/// What became of a lock that was to be broken.
+/// The result of breaking a lock.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Broken {
-    /// The holder's client was told, and gave the lock back.
+    /// The holder's client was told, and released the lock.
     Released,
-    /// The holder's client did not respond for as long as it could rely on the lock, and its hold was ended by force.
+    /// The holder's client did not respond while it could rely on the lock, so its hold was ended by force.
     Evicted,
-    /// The owner did not hold the lock: it had been released or lost, it waited, or it never was. Nobody was touched.
+    /// The owner did not hold the lock: it had been released or lost, it only waited, or it never existed. Nothing was
+    /// changed.
     NotHeld,
 }
 
@@ -36,8 +37,8 @@ pub(crate) async fn break_holder<B: LockBackend + ?Sized>(
         source,
     };
     let mut backoff = Backoff::new(policy);
-    // Until when the holder may rely on the lock without having heard of it, as the first mark said: a client that hears
-    // nothing of it and yet is heard of by the service must not put this off.
+    // The time until which a holder that knows nothing of the mark may rely on the lock, as the first mark returned it.
+    // A client that misses the mark but still reaches the service must not move it.
     let mut relies_until: Option<Option<Instant>> = None;
     loop {
         match answer(backend.mark_broken(name, owner, by)).await {
@@ -49,7 +50,7 @@ pub(crate) async fn break_holder<B: LockBackend + ?Sized>(
                     Instant::now().checked_add(time)
                 });
             }
-            // The mark is there, and time goes on.
+            // The mark exists, and the wait continues.
             Err(error) if error.is_retryable() && relies_until.is_some() => {
                 tracing::debug!(%name, %owner, %error, "could not ask after a broken lock");
             }
@@ -71,7 +72,7 @@ pub(crate) async fn break_holder<B: LockBackend + ?Sized>(
     }
 }
 
-/// The service's answer, which is awaited for 5 s.
+/// Waits for the service's answer for 5 s.
 async fn answer<T>(
     asked: impl Future<Output = Result<T, BackendError>>,
 ) -> Result<T, BackendError> {

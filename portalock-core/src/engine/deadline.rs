@@ -1,4 +1,4 @@
-//! One deadline for a whole call, whatever it awaits, without a timer where nothing has to be waited for.
+//! One deadline for a whole call, without a timer if nothing is pending.
 
 use std::{
     cell::Cell,
@@ -13,12 +13,12 @@ use tokio::runtime::Handle;
 use super::timer::{self, Timer};
 use crate::clock::Instant;
 
-/// When a call gives up.
+/// The time at which a call gives up.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Deadline(Option<Instant>);
 
 impl Deadline {
-    /// `None`, or a time further away than the clock can count, is never.
+    /// Never, for `None` or for a time that the clock can't represent.
     pub(crate) fn after(start: Instant, timeout: Option<Duration>) -> Self {
         Self(timeout.and_then(|timeout| start.checked_add(timeout)))
     }
@@ -31,13 +31,13 @@ impl Deadline {
         self.0.is_some_and(|deadline| Instant::now() >= deadline)
     }
 
-    /// Waits for `future`, until the deadline. An answer that is there at the deadline's very instant counts.
+    /// Waits for `future` until the deadline. An answer at the exact deadline counts.
     pub(crate) async fn bound<F: Future>(self, future: F) -> Option<F::Output> {
         bound(self.0, future).await
     }
 }
 
-/// Waits for `future` until `deadline`; `None` once that has passed.
+/// Waits for `future` until `deadline`; `None` if the deadline has passed.
 pub(crate) async fn bound<F: Future>(deadline: Option<Instant>, future: F) -> Option<F::Output> {
     let Some(deadline) = deadline else {
         return Some(future.await);
@@ -51,12 +51,12 @@ pub(crate) async fn bound<F: Future>(deadline: Option<Instant>, future: F) -> Op
 }
 
 thread_local! {
-    /// Whether the thread makes no timers for the moment.
+    /// Whether this thread creates no timers for the moment.
     static UNTIMED: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Polls a future that goes elsewhere if it is pending: it must not take along a timer of the runtime that this thread is in, which
-/// nobody may drive meanwhile.
+/// Polls a future that moves to another thread if it is pending. It must not contain a timer of this thread's runtime,
+/// which may not run meanwhile.
 pub(crate) fn untimed<T>(poll: impl FnOnce() -> T) -> T {
     struct Restore(bool);
     impl Drop for Restore {
@@ -68,11 +68,11 @@ pub(crate) fn untimed<T>(poll: impl FnOnce() -> T) -> T {
     poll()
 }
 
-/// Polls the future first, and makes a timer only once it is pending: tokio's timers tick in milliseconds, and a lock
-/// that is free should not pay for one.
+/// Polls the future first, and creates a timer only if it is pending: tokio's timers have a resolution of milliseconds,
+/// and a free lock should not pay for one.
 ///
-/// Outside a runtime, and where it is [`untimed`], it makes no timer and stays pending: the [`blocking`](crate::blocking) facade polls once without a
-/// runtime, and only makes one if that was not enough.
+/// Outside a runtime, and inside [`untimed`], it creates no timer and stays pending: the [`blocking`](crate::blocking)
+/// module polls once without a runtime, and only uses one if that was not enough.
 struct Bounded<'f, F> {
     future: Pin<&'f mut F>,
     deadline: Instant,

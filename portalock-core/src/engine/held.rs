@@ -1,4 +1,4 @@
-//! Ownership in hand: what every guard wraps.
+//! The ownership that every guard contains.
 
 use std::{
     fmt,
@@ -21,21 +21,21 @@ use crate::{
     LostSignal, OwnerId, Policy, Released, Request, clock::Instant,
 };
 
-/// How long a caller's own `release` may take before the reaper takes over.
+/// How long a caller's `release` may take before the reaper takes over.
 const RELEASE_TIME: Duration = Policy::DEFAULT_TIMEOUT;
 
-/// One acquisition's ownership. Freed when dropped.
+/// The ownership of one acquisition. Released when dropped.
 pub(crate) struct Held<S: Service<D>, D: Demand> {
     service: S,
     request: Arc<Request<D>>,
     grant: Grant,
-    /// Made for the first who asks for the signal: few do, and it is a third of what a guard keeps in memory.
+    /// Created when the signal is first requested: this is rare, and it takes a third of a guard's memory.
     tenure: OnceLock<Tenure>,
     armed: bool,
     hold: Hold,
 }
 
-/// The grant's lost signal as the guard's user sees it: it falls silent once the guard is released.
+/// The grant's lost signal, as the guard's user sees it: it never fires after the guard was released.
 struct Tenure {
     lost: LostSignal,
     /// Settled when the lock is released.
@@ -81,7 +81,7 @@ impl<S: Service<D>, D: Demand> Held<S, D> {
         &tenure.lost
     }
 
-    /// Why the lock is no longer held, if it isn't.
+    /// Why the lock was lost, if it was.
     pub(crate) fn loss(&self) -> Option<Loss> {
         match self.tenure.get() {
             Some(tenure) => tenure.lost.loss(),
@@ -89,7 +89,7 @@ impl<S: Service<D>, D: Demand> Held<S, D> {
         }
     }
 
-    /// From now on no signal of this guard fires that hasn't fired.
+    /// From now on, no signal of this guard fires if it has not fired yet.
     fn settle(&self) {
         if let Some(tenure) = self.tenure.get() {
             tenure.lease.settle();
@@ -104,7 +104,7 @@ impl<S: Service<D>, D: Demand> Held<S, D> {
     }
 
     pub(crate) async fn run<F: Future>(&self, work: F) -> Result<F::Output, LockError> {
-        // The loss is polled first: work never goes on beside a lock that is already gone.
+        // The loss is polled first, so that work doesn't continue after the lock was lost.
         match select(pin!(self.lost_signal().lost()), pin!(work)).await {
             Either::Left((loss, _)) => Err(self.lost_by(loss)),
             Either::Right((output, _)) => {
@@ -116,12 +116,12 @@ impl<S: Service<D>, D: Demand> Held<S, D> {
 
     pub(crate) async fn release(mut self) -> Result<(), LockError> {
         if !self.service.capabilities().releases_now && self.request.owner.is_inherited() {
-            // A forked child's copy: dropping it sends nothing.
+            // This is a forked child's copy: dropping it sends nothing.
             return Err(LockError::NotHeld {
                 name: self.request.name.clone(),
             });
         }
-        // Read before the release: it may end the very thing that the signal watches.
+        // Read before the release, which may remove the record that the signal watches.
         let loss = self.loss();
         if loss.is_some() {
             self.hold.lost();
@@ -146,7 +146,7 @@ impl<S: Service<D>, D: Demand> Held<S, D> {
                     }),
                 }
             }
-            // Still armed: dropping `self` hands the rest to the reaper.
+            // Not released yet: dropping `self` hands the release to the reaper.
             Some(Err(source)) => Err(match loss {
                 Some(loss) => self.lost_by(loss),
                 None => LockError::Backend {
@@ -158,7 +158,7 @@ impl<S: Service<D>, D: Demand> Held<S, D> {
                 name: self.request.name.clone(),
                 source: BackendError::new(
                     BackendErrorKind::Unavailable,
-                    "the lock service gave no answer to a release: it goes on in the background",
+                    "the lock service did not answer a release: the release is retried in the background",
                 ),
             }),
         }

@@ -1,4 +1,4 @@
-//! What operators measure: how long locks are waited for and held, and what becomes of them.
+//! Metrics for operators: how long calls wait, how long locks are held, and how both end.
 //!
 //! Without the feature `metrics` everything here is empty and costs nothing.
 

@@ -1,13 +1,13 @@
-//! What no backend has to write: deadlines, retries, back-off, cancellation and clean-up.
+//! The engine, which all backends share: deadlines, retries, back-off, cancellation and clean-up.
 //!
-//! - [`wait`] takes one acquisition from its first attempt to the grant, within one [`deadline`], looking again after a
-//!   [`backoff`] or when the backend wakes it.
-//! - [`held`] is the ownership that every guard wraps.
+//! - [`wait`] runs one acquisition from its first attempt to the grant, with one [`deadline`]. It tries again after a
+//!   [`backoff`], or when the backend wakes it.
+//! - [`held`] is the ownership that every guard contains.
 //! - [`breaking`] takes a lock away from its holder.
-//! - [`measure`] tells the `metrics` facade about both, if the feature is on.
-//! - [`reaper`] cleans up after whoever went away, in the background.
+//! - [`measure`] records both for the `metrics` facade, if the feature is on.
+//! - [`reaper`] cleans up after dropped calls and guards, in the background.
 //! - [`timer`] works on any executor.
-//! - [`service`] makes locks and semaphores one thing to all of them.
+//! - [`service`] gives locks and semaphores the same interface for all of them.
 
 pub(crate) mod backoff;
 pub(crate) mod breaking;

@@ -1,7 +1,7 @@
-//! Cleans up what its owner no longer can: attempts whose caller went away, locks whose release failed.
+//! Cleans up in the background: attempts whose caller was dropped, and locks whose release failed.
 //!
-//! It never runs on a caller's deadline. It has its own bounded retries, and stops when the lease that it would release
-//! has ended: then nothing is left to free.
+//! It doesn't use the caller's deadline. It has its own limited retries, and stops when the lease has ended, because
+//! nothing is left to release then.
 
 use std::{
     future::Future,
@@ -24,23 +24,24 @@ use super::{
 };
 use crate::{Attempt, BackendError, LostSignal, Request, background::CALLS, clock::Instant};
 
-/// An attempt whose answer is not there yet. One that panics ends with that panic.
+/// An attempt without an answer yet. If it panics, its result is that panic.
 pub(crate) type InFlight =
     Pin<Box<dyn Future<Output = thread::Result<Result<Attempt, BackendError>>> + Send>>;
 
-/// Makes an attempt one that can be seen out wherever it goes: the timers of a runtime that has ended panic.
+/// Wraps an attempt so that it can be completed on another runtime: the timers of a runtime that has ended panic.
 pub(crate) fn in_flight(
     attempt: impl Future<Output = Result<Attempt, BackendError>> + Send + 'static,
 ) -> InFlight {
     Box::pin(AssertUnwindSafe(attempt).catch_unwind())
 }
 
-/// How long an abandoned attempt is seen out, before its owner is released all the same. As long as the longest call takes by default: to
-/// connect and to be answered, twice. It only matters where the runtime that the attempt began on stands still, and its timers too.
+/// How long the reaper waits for an abandoned attempt before it releases the owner nevertheless. It is the time of the
+/// longest call by default: connecting and getting an answer, twice. It only matters if the attempt's runtime, and with
+/// it its timers, does not run.
 const SEE_OUT: Duration = Duration::from_secs(20);
 /// How long one call of `release` may take.
 const ONE_RELEASE: Duration = Duration::from_secs(10);
-/// How long releasing is tried again in all. A session's lock is free by then in any case.
+/// How long a release is retried in all. After this time a session's lock is free in any case.
 const ALL_RELEASES: Duration = Duration::from_secs(120);
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
@@ -48,28 +49,28 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 static PENDING: AtomicUsize = AtomicUsize::new(0);
 static DONE: Notify = Notify::const_new();
 
-/// Some clean-up had not ended by the deadline.
+/// Some clean-up had not ended at the deadline.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error(
     "{pending} released or abandoned locks had not been cleaned up by the deadline: they end with their session or lease"
 )]
 pub struct Unfinished {
-    /// How many acquisitions are still being cleaned up.
+    /// The number of acquisitions that are still being cleaned up.
     pub pending: usize,
 }
 
-/// Waits until the clean-up of all guards and waits dropped so far in this process has ended, for at most `timeout`.
+/// Waits for at most `timeout` until the clean-up of all dropped guards and calls of this process has ended.
 ///
-/// Call it before a program ends its runtime, so that locks dropped last are freed rather than left to their lease. File
-/// locks and in-memory locks are freed within `drop` and need none of it.
+/// Call it before a program ends its runtime. Otherwise locks that were dropped last may stay held until their lease
+/// ends. File locks and in-memory locks don't need it, because `drop` releases them at once.
 ///
 /// # Errors
 ///
-/// [`Unfinished`] if clean-up still goes on after `timeout`.
+/// [`Unfinished`] if clean-up is still running after `timeout`.
 ///
 /// # Cancel safety
 ///
-/// Safe: the clean-up goes on by itself.
+/// Safe: the clean-up continues.
 pub async fn shutdown(timeout: Duration) -> Result<(), Unfinished> {
     let all_done = async {
         loop {
@@ -90,7 +91,7 @@ pub async fn shutdown(timeout: Duration) -> Result<(), Unfinished> {
     }
 }
 
-/// Frees `request`'s owner, in the background if it can't be done at once.
+/// Releases the owner of `request`, in the background if it can't be done at once.
 pub(crate) fn release<S: Service<D>, D: Demand>(
     service: S,
     request: Arc<Request<D>>,
@@ -101,8 +102,8 @@ pub(crate) fn release<S: Service<D>, D: Demand>(
     }
 }
 
-/// What a dropped guard does. A backend that panics here breaks its contract; it must not end the whole process by it,
-/// as a panic in a destructor does while another one unwinds.
+/// Called by a dropped guard. A backend must not panic here. If it does, this must not abort the process, as a panic in
+/// a destructor does during unwinding.
 fn release_now<S: Service<D>, D: Demand>(service: &S, request: &Request<D>) -> bool {
     catch_unwind(AssertUnwindSafe(|| service.release_now(request))).unwrap_or_else(|_| {
         tracing::error!(name = %request.name, owner = %request.owner, "the backend panicked in `release_now`");
@@ -110,7 +111,7 @@ fn release_now<S: Service<D>, D: Demand>(service: &S, request: &Request<D>) -> b
     })
 }
 
-/// Withdraws a request that was abandoned, perhaps in the middle of an attempt.
+/// Releases the owner of a dropped call, perhaps after an attempt in flight.
 pub(crate) fn withdraw<S: Service<D>, D: Demand>(
     service: S,
     request: Arc<Request<D>>,
@@ -145,9 +146,9 @@ impl<S: Service<D>, D: Demand> Cleanup<S, D> {
         }
     }
 
-    /// Not on the caller's runtime, which may stand still or end before the clean-up does.
+    /// Runs on the background runtime, because the caller's runtime may block, or end before the clean-up does.
     fn start(self) {
-        // In a forked child this is a copy of what its parent holds, or waits for, and not the child's to give back.
+        // In a forked child this is a copy of the parent's hold or queue place, which the child must not release.
         if self.request.owner.is_inherited() {
             return;
         }
@@ -182,7 +183,7 @@ impl<S: Service<D>, D: Demand> Cleanup<S, D> {
             .await;
             let error = match answer {
                 Some(Ok(_)) => return,
-                // Asked at least once, for what the backend itself may keep of the owner.
+                // Release at least once, because the backend itself may have a record of the owner.
                 _ if self.lost.is_lost() => return,
                 Some(Err(error)) if !error.is_retryable() => Some(error),
                 Some(Err(error)) if give_up.is_some_and(|at| Instant::now() >= at) => Some(error),

@@ -1,4 +1,4 @@
-//! The verbs that both traits share, so that one engine serves locks and semaphores.
+//! The methods that both traits share, so that one engine serves locks and semaphores.
 
 use std::{fmt, sync::Arc};
 
@@ -11,7 +11,7 @@ use crate::{
 
 type Answer<T> = Result<T, BackendError>;
 
-/// What is wanted: a mode of a lock, or permits.
+/// The demand: a mode of a lock, or permits.
 pub(crate) trait Demand: Clone + fmt::Debug + fmt::Display + Send + Sync + 'static {}
 
 impl Demand for Mode {}
@@ -47,7 +47,7 @@ impl<S> Clone for PermitsOf<S> {
     }
 }
 
-// Behind the `Arc`, which is a backend too and would put each future into another box.
+// Calls the backend inside the `Arc`. The `Arc` is a backend too, and would box each future once more.
 impl<B: LockBackend> Service<Mode> for Locks<B> {
     fn try_acquire<'a>(&'a self, request: &'a LockRequest) -> BoxFuture<'a, Answer<Attempt>> {
         (*self.0).try_acquire(request)

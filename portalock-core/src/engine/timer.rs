@@ -1,4 +1,4 @@
-//! A timer wherever a future is polled: the runtime's own, or one on the library's background thread.
+//! A timer for any executor: the runtime's own, or one on the library's background thread.
 
 use std::{
     future::Future,
@@ -16,20 +16,20 @@ use tokio::{
 
 use crate::{background::SESSIONS, clock::Instant};
 
-/// Ready once its deadline has passed. Made by [`at`].
+/// Ready when its deadline has passed. Created by [`at`].
 pub(crate) enum Timer {
-    /// Of the tokio runtime that polls it. Follows its clock, which a test may pause.
+    /// A timer of the tokio runtime that polls it. It follows the runtime's clock, which a test may pause.
     Tokio(Pin<Box<Sleep>>),
-    /// On the background thread, which cancels it when the receiver is dropped.
+    /// A timer on the background thread, which cancels it when the receiver is dropped.
     Background(oneshot::Receiver<()>),
-    /// The system gave no thread: it never fires, and whoever reads the clock still sees the deadline.
+    /// The system gave no thread: the timer never fires, but code that reads the clock still sees the deadline.
     Never,
 }
 
 /// A timer for `deadline`, on any executor.
 pub(crate) fn at(deadline: Instant) -> Timer {
     if Handle::try_current().is_ok() {
-        // A runtime without time panics here, and nothing says beforehand whether it has time.
+        // A runtime without timers panics here, and there is no way to check beforehand.
         if let Ok(sleep) = catch_unwind(AssertUnwindSafe(|| Box::pin(sleep_until(deadline)))) {
             return Timer::Tokio(sleep);
         }
@@ -60,7 +60,7 @@ impl Future for Timer {
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
         match self.get_mut() {
             Self::Tokio(sleep) => sleep.as_mut().poll(context),
-            // Nothing is ever sent: the timer's task drops its end.
+            // Nothing is sent: the timer's task drops its end.
             Self::Background(receiver) => Pin::new(receiver).poll(context).map(drop),
             Self::Never => Poll::Pending,
         }

@@ -19,21 +19,21 @@ use crate::{
 
 /// How long the single attempt of a call with a zero timeout may take.
 const ONE_ATTEMPT: Duration = Policy::DEFAULT_TIMEOUT;
-/// An attempt that has been out for less than this at the deadline says nothing about the service's health.
+/// If an attempt has been in flight for less than this at the deadline, the service may be healthy.
 const SUSPICIOUS: Duration = Duration::from_secs(1);
 
-/// What a call does about a contended lock.
+/// What a call does if the lock is contended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Resolve {
-    /// Answer at once.
+    /// Return at once.
     Try,
-    /// Wait, as the policy says.
+    /// Wait, according to the policy.
     Wait,
 }
 
-/// Acquires what `request` asks for. Its patience is set here.
+/// Acquires the lock or the permits of `request`, and sets its patience.
 ///
-/// The deadline counts from `since`, when the caller's own call began: a set acquires several names within one deadline.
+/// The deadline counts from `since`, the start of the caller's call: a set acquires several names with one deadline.
 pub(crate) async fn acquire<S: Service<D>, D: Demand>(
     service: &S,
     mut request: Request<D>,
@@ -55,7 +55,7 @@ pub(crate) async fn acquire<S: Service<D>, D: Demand>(
     };
     let now = Instant::now();
     let since = since.unwrap_or(now);
-    // A free lock is granted without anything to wait for: a task that takes it in a loop would never let others run.
+    // A free lock is granted without waiting, so a task that acquires it in a loop would never let other tasks run.
     tokio::task::coop::consume_budget().await;
     let span = tracing::debug_span!("acquire", name = %request.name, want = %request.demand, owner = %request.owner);
     let wait = Wait {
@@ -84,7 +84,7 @@ pub(crate) async fn acquire<S: Service<D>, D: Demand>(
     result
 }
 
-/// A request that may have left something at the service: withdrawn when dropped.
+/// A request that may have left something at the service. Its owner is released when this is dropped.
 struct Place<S: Service<D>, D: Demand> {
     service: S,
     request: Arc<Request<D>>,
@@ -102,7 +102,7 @@ impl<S: Service<D>, D: Demand> Place<S, D> {
         }
     }
 
-    /// Sends an attempt, and waits for its answer until `deadline`. Unanswered, it stays in flight.
+    /// Sends an attempt, and waits for its answer until `deadline`. Without an answer it stays in flight.
     async fn attempt(
         &mut self,
         deadline: Option<Instant>,
@@ -116,13 +116,13 @@ impl<S: Service<D>, D: Demand> Place<S, D> {
         Some(answer.unwrap_or_else(|panic| resume_unwind(panic)))
     }
 
-    /// The grant is the guard's to keep from now on.
+    /// From now on the guard releases the grant.
     fn into_held(mut self, grant: Grant) -> Held<S, D> {
         self.armed = false;
         Held::new(self.service.clone(), self.request.clone(), grant)
     }
 
-    /// The backend answered that it keeps nothing of this request.
+    /// The backend has answered that it keeps nothing of this request.
     fn disarm(&mut self) {
         self.armed = false;
     }
@@ -152,26 +152,26 @@ struct Wait<'p> {
     backoff: Backoff,
     after_failure: Backoff,
     attempts: u32,
-    /// In a row.
+    /// Consecutive failures.
     failures: u32,
-    /// When the first of these came.
+    /// When the first of them happened.
     failing_since: Option<Instant>,
     has_failed: bool,
-    /// What the last contended answer said.
+    /// The last contended answer.
     seen: Option<Contention>,
-    /// The last failure since the service last answered.
+    /// The last failure, if there was no answer after it.
     last_error: Option<BackendError>,
     round_trip: Duration,
 }
 
-/// What a waiter hears of its turn.
+/// How a waiter learns of its turn.
 enum Line {
-    /// It has not asked for wake-ups yet, or its place in the queue is gone.
+    /// It has not subscribed yet, or its place in the queue is gone.
     NotAsked,
-    /// The backend wakes nobody.
+    /// The backend has no wake-ups.
     Unwoken,
     Open(Wakeups),
-    /// Nobody will wake it any more, so the backend's advice, which counts on that, is worth nothing.
+    /// No wake-up will come any more, so `recheck_after`, which relies on wake-ups, is ignored.
     Silent,
 }
 
@@ -213,7 +213,7 @@ impl Wait<'_> {
                 Pause::Look => {}
                 Pause::Granted(grant) => return Ok(self.granted(place, grant)),
                 Pause::Failed(error) => {
-                    // The place in the queue is gone with its session: take a new one, and listen anew.
+                    // The place in the queue ended with its session: take a new one, and subscribe again.
                     line = Line::NotAsked;
                     self.failed(&place, &line, error)?;
                 }
@@ -222,7 +222,7 @@ impl Wait<'_> {
         }
     }
 
-    /// One attempt. `None` if it failed in a way that is worth another one.
+    /// Makes one attempt. `None` if it failed and a retry may help.
     async fn attempt<S: Service<D>, D: Demand>(
         &mut self,
         place: &mut Place<S, D>,
@@ -276,7 +276,7 @@ impl Wait<'_> {
         if self.waits {
             return Ok(());
         }
-        // An attempt that failed may still be under way at the service: then its owner must be withdrawn.
+        // A failed attempt may still be in flight at the service: then its owner must be released.
         if !self.has_failed {
             place.disarm();
         }
@@ -289,10 +289,11 @@ impl Wait<'_> {
         Err(self.timed_out(place))
     }
 
-    /// Counts a failure; an error if it is one too many, or one that no repetition cures.
+    /// Counts a failure. Returns an error if there are too many, or if a retry can't help.
     ///
-    /// A waiter whose line is open keeps its place, and hears if the place is lost. So failures do not end its wait for as long as the
-    /// service keeps what belongs to a client that has crashed: a service that restarts costs nobody a place in the queue.
+    /// A subscribed waiter keeps its place in the queue, and is told if the place is lost. So its wait goes on, whatever the
+    /// number of failures, for as long as the service keeps the places of a crashed client: a restart of the service costs no
+    /// waiter its place.
     fn failed<S: Service<D>, D: Demand>(
         &mut self,
         place: &Place<S, D>,
@@ -342,7 +343,7 @@ impl Wait<'_> {
         }
     }
 
-    /// Sleeps until it is time to look again, or somebody says so.
+    /// Sleeps until the next attempt is due, or a wake-up comes.
     async fn pause(&mut self, line: &mut Line) -> Pause {
         loop {
             match self.sleep(line).await {
@@ -352,7 +353,7 @@ impl Wait<'_> {
         }
     }
 
-    /// One pause; `None` if the line falls silent.
+    /// One pause; `None` if no further wake-up will come.
     async fn sleep(&mut self, line: &mut Line) -> Option<Pause> {
         let advice = self.seen.as_ref().and_then(|seen| seen.recheck_after);
         let pause = match (&self.last_error, advice) {
@@ -386,8 +387,8 @@ impl Wait<'_> {
         })
     }
 
-    /// When the pause must end at the latest: early enough before the deadline for one more look to be answered, so that
-    /// a lock freed between two looks is not missed; after that look, the deadline itself.
+    /// The latest end of the pause. First it is early enough before the deadline for the answer to one more attempt, so
+    /// that a lock freed between two attempts is not missed. After that attempt it is the deadline.
     fn last_look(&self) -> Option<Instant> {
         let deadline = self.deadline.instant()?;
         let margin = self

@@ -1,6 +1,6 @@
 //! The reference backend: locks and semaphores in this process's memory, first come, first served.
 //!
-//! It is what the conformance suite was proven on, and what users put into their unit tests.
+//! Use it in unit tests. The conformance suite itself is tested on it.
 
 mod table;
 
@@ -21,8 +21,8 @@ use crate::{
 
 /// Locks and semaphores in memory: fair, with tokens, and without I/O.
 ///
-/// Clones share one store; [`new`](Self::new) makes another. Put it where your code takes a
-/// [`LockBackend`], and tests need no server:
+/// Clones share one store; [`new`](Self::new) creates another. If your code takes any [`LockBackend`], its tests need
+/// no server:
 ///
 /// ```
 /// use portalock_core::{Lock, LockBackend, LockError, MemoryBackend};
@@ -38,7 +38,7 @@ use crate::{
 /// # Ok(()) }
 /// ```
 ///
-/// [`lose`](Self::lose) takes a lock away, to test what your code does then.
+/// [`lose`](Self::lose) takes a lock away from its holders, to test how your code reacts.
 #[derive(Clone, Default)]
 pub struct MemoryBackend {
     store: Arc<Mutex<Store>>,
@@ -48,7 +48,7 @@ pub struct MemoryBackend {
 struct Store {
     locks: Table,
     semaphores: Table,
-    /// One for all names: a name that is forgotten when nobody uses it still never sees a smaller token.
+    /// One token for all names: an unused name is forgotten, and its tokens must still grow later.
     last_token: Option<FencingToken>,
 }
 
@@ -58,14 +58,14 @@ impl MemoryBackend {
         Self::default()
     }
 
-    /// Another client of the same store: the same as a clone, said aloud.
+    /// Another client of the same store: the same as a clone.
     #[must_use]
     pub fn client(&self) -> Self {
         self.clone()
     }
 
-    /// Takes the lock `name` away from all who hold it: their `lost` fires, then the next waiter is granted. For tests
-    /// of what your code does when a lock is lost. Returns how many held it.
+    /// Takes the lock `name` away from all its holders: their `lost` fires, and then the next waiter is granted. For
+    /// tests of code that must handle a loss. Returns the number of holders.
     pub fn lose(&self, name: &LockName) -> usize {
         let mut store = self.lock();
         let Store {
@@ -78,7 +78,7 @@ impl MemoryBackend {
         )
     }
 
-    /// How many names are held or waited for: for tests that nothing was left behind.
+    /// The number of names with holders or waiters, for tests that nothing was left behind.
     pub fn names_in_use(&self) -> usize {
         let store = self.lock();
         store.locks.len() + store.semaphores.len()

@@ -1,8 +1,8 @@
-//! Who holds and who waits, for every name: weights under a capacity, granted in order.
+//! The holders and waiters of every name: weights below a capacity, granted in order.
 //!
-//! Exclusive, shared and permits are one mechanism. An exclusive lock weighs as much as the whole capacity, a shared one
-//! weighs 1, permits weigh what they count. The head of the queue is granted as soon as its weight fits; nobody overtakes
-//! it, so a writer is not starved by readers nor a large request by small ones.
+//! Exclusive locks, shared locks and permits use one mechanism. The weight of an exclusive lock is the whole capacity,
+//! that of a shared lock is 1, and that of permits is their number. The head of the queue is granted when its weight
+//! fits. No request overtakes it, so readers don't starve a writer, and small requests don't starve a large one.
 
 use std::{
     collections::{BTreeMap, HashMap, hash_map::Entry as Slot},
@@ -17,7 +17,7 @@ use crate::{
     WakeSender, Wakeups, clock::wall_clock, holder_watch, wakeups,
 };
 
-/// What is asked for, and in which of the store's tables it is counted.
+/// The demand, and the table of the store that counts it.
 pub(super) trait Kinds: Copy + Into<ClaimKind> {
     fn table<'s>(locks: &'s mut Table, semaphores: &'s mut Table) -> &'s mut Table;
     fn weight(self) -> Weight;
@@ -61,11 +61,11 @@ impl Kinds for Permits {
     }
 }
 
-/// All names of one kind. A name that nobody holds or waits for is forgotten, however many there were.
+/// All names of one kind. A name without holders and waiters is removed.
 #[derive(Default)]
 pub(super) struct Table {
     names: HashMap<LockName, Box<Entry>, RandomState>,
-    /// Emptied entries, whose allocations the next names use.
+    /// Empty entries, whose allocations the next names reuse.
     #[allow(
         clippy::vec_box,
         reason = "an entry goes from here to a name and back at each acquisition of a free lock"
@@ -74,19 +74,19 @@ pub(super) struct Table {
     watchers: HashMap<LockName, Vec<HolderSender>, RandomState>,
 }
 
-/// Whoever has a place is told of its grant in the same process, where no word is lost: a hundred thousand waiters that
-/// looked for themselves four times a second would leave no time for the work.
+/// In one process no wake-up is lost, so a waiter rarely needs to check for itself. A hundred thousand waiters that
+/// check four times a second would keep a core busy.
 const RECHECK_AFTER: Duration = Duration::from_secs(60);
 
-/// So many emptied entries are kept, none of which ever had room for more holders or waiters than that.
+/// How many empty entries are kept, and the largest number of holders or waiters for which one was allocated.
 const SPARE: usize = 16;
 
 #[derive(Default)]
 struct Entry {
     held: HashMap<OwnerId, Held, RandomState>,
     used: u64,
-    /// The capacities that the present holders asked with, and how many of them: the smallest one binds. The largest
-    /// there can be, as each lock has it, binds nobody and is not counted.
+    /// The capacities in the requests of the current holders, and how many holders have each: the smallest one is the
+    /// limit. The maximum capacity, which every lock has, never limits and is not counted.
     capacities: BTreeMap<u32, usize>,
     queue: BTreeMap<u64, Waiter>,
     places: HashMap<OwnerId, u64, RandomState>,
@@ -133,7 +133,7 @@ impl Table {
         if let Some(held) = entry.held.get(&request.owner) {
             return Attempt::Granted(held.grant());
         }
-        // Whoever waits is granted in its turn, by the release that lets it fit.
+        // A waiter is granted in its turn, by the release that makes room for it.
         if !entry.places.contains_key(&request.owner) {
             if entry.queue.is_empty() && entry.fits(weight) {
                 let grant = entry.hold(request.owner, weight, claim(), last);
@@ -194,7 +194,7 @@ impl Table {
         self.lose_some(name, &owners, loss, last)
     }
 
-    /// Takes the name away from those of `owners` who hold it, and says how many did.
+    /// Takes the name away from those of `owners` that hold it, and returns their number.
     pub(super) fn lose_some(
         &mut self,
         name: &LockName,
@@ -224,11 +224,11 @@ impl Table {
         count
     }
 
-    /// Tells of changes from now on, and first of the present state.
+    /// Adds a watch, which first gets the current state and then each change.
     pub(super) fn watch(&mut self, name: &LockName) -> HolderWatch {
         let (sender, watch) = holder_watch();
         sender.tell(self.exclusive_holder(name));
-        // Those who went away are found when there is something to tell, or here.
+        // Dropped watches are removed here, and when there is a change to send.
         self.watchers.retain(|_, senders| {
             senders.retain(|sender| !sender.is_closed());
             !senders.is_empty()
@@ -237,7 +237,7 @@ impl Table {
         watch
     }
 
-    /// Tells the watchers of `name` who holds now. A hand-over to a waiter is one change: there is no time between.
+    /// Sends the current holder to the watches of `name`. A hand-over to a waiter is one change.
     fn tell(&mut self, name: &LockName) {
         let now = self.exclusive_holder(name);
         let Slot::Occupied(mut watchers) = self.watchers.entry(name.clone()) else {
@@ -261,8 +261,8 @@ impl Table {
         }
     }
 
-    /// A line to a waiter. One who was granted since its attempt finds the grant there; one who neither holds nor waits
-    /// gets a line that stays silent.
+    /// Subscribes a waiter. If it was granted since its attempt, the channel has the grant; if it neither holds nor
+    /// waits, the channel stays silent.
     pub(super) fn listen(&mut self, name: &LockName, owner: OwnerId) -> Wakeups {
         let (sender, wakeups) = wakeups();
         if let Some(entry) = self.names.get_mut(name) {
@@ -371,7 +371,7 @@ impl Entry {
         );
     }
 
-    /// Grants to the head of the queue for as long as it fits.
+    /// Grants to the head of the queue, as long as it fits.
     fn serve(&mut self, last: &mut Option<FencingToken>) {
         while let Some(head) = self.queue.first_entry() {
             let weight = head.get().weight;
@@ -383,8 +383,8 @@ impl Entry {
             };
             self.places.remove(&waiter.owner);
             let grant = self.hold(waiter.owner, weight, waiter.claim, last);
-            // Nobody listening means either not yet, and `listen` will find the grant, or not any more, and the engine
-            // is about to release it.
+            // If nobody listens, there are two cases: the waiter has not subscribed yet, and `listen` will find the
+            // grant; or it has stopped, and the engine is about to release it.
             if let Some(line) = waiter.line {
                 line.grant(grant);
             }

@@ -1,4 +1,4 @@
-//! What is left behind by those who went away, and who sees to it.
+//! The clean-up after dropped calls and guards.
 
 use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
@@ -93,7 +93,7 @@ async fn a_release_that_fails_goes_on_in_the_background() {
     let error = guard.release().await.unwrap_err();
     assert!(matches!(error, LockError::Backend { .. }));
     loop {
-        // Before the look: the clean-up runs on another thread.
+        // Read before the check, because the clean-up runs on another thread.
         let released = backend.0.released.notified();
         if backend.releases().len() >= 4 {
             break;
@@ -116,7 +116,7 @@ async fn the_reaper_stops_once_the_lease_has_ended() {
     .await
     .expect("one try is no retry");
     lease.end(Loss::Expired);
-    // The reaper's own handle of the backend goes with its task.
+    // The reaper's task drops its handle of the backend.
     within_real_time(async {
         while Arc::strong_count(&backend.0) > 1 {
             tokio::task::yield_now().await;
@@ -160,7 +160,7 @@ async fn a_released_guards_signal_outlives_the_session_in_silence() {
 async fn a_refused_try_leaves_nothing_to_release() {
     let backend = Scripted::new([Step::Contended]);
     assert!(backend.lock().try_acquire().await.is_err());
-    // A clean-up would have a handle of its own.
+    // A clean-up would have its own handle.
     within_real_time(async {
         while Arc::strong_count(&backend.0) > 1 {
             tokio::task::yield_now().await;

@@ -1,4 +1,4 @@
-//! Timeouts, looks at a contended lock, and what counts at the deadline.
+//! Timeouts, attempts at a contended lock, and answers at the deadline.
 
 use std::time::Duration;
 

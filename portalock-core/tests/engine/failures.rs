@@ -1,4 +1,4 @@
-//! A service that fails: what is tried again, for how long, and what the caller is told.
+//! A failing service: what is retried, for how long, and the caller's error.
 
 use std::time::Duration;
 

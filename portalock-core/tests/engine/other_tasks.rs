@@ -1,4 +1,4 @@
-//! A task that finds its lock free each time leaves room for others on its thread.
+//! A task that always finds its lock free lets other tasks of its thread run.
 
 use std::sync::{
     Arc,
@@ -7,7 +7,7 @@ use std::sync::{
 
 use portalock_core::{Lock, MemoryBackend};
 
-/// Far more than a runtime lets one task do before its turn is over.
+/// Far more steps than a runtime allows a task in one turn.
 const PAIRS: u32 = 100_000;
 
 #[tokio::test(flavor = "current_thread")]

@@ -1,4 +1,4 @@
-//! A backend that does as it is told: stalls, errs, grants at the very deadline.
+//! A scripted backend: it stalls, fails, or grants exactly at the deadline.
 
 use std::{
     collections::VecDeque,
@@ -17,17 +17,17 @@ use portalock_core::{
 };
 use tokio::sync::Notify;
 
-/// How long the scripted backend keeps what a crashed client has.
+/// How long the scripted backend keeps the locks of a crashed client.
 pub const KEPT: Duration = Duration::from_secs(10);
 
-/// What the scripted backend does on one attempt. The last step is repeated for ever.
+/// The behaviour for one attempt. The last step is repeated.
 #[derive(Clone)]
 pub enum Step {
     Grant,
     GrantAfter(Duration),
     Contended,
     ContendedAfter(Duration),
-    /// Contended, with a place in the queue, and the advice not to look before that time has passed.
+    /// Contended, with a place in the queue and this `recheck_after`.
     Queued(Duration),
     Fails(BackendErrorKind),
     Stalls,
@@ -216,7 +216,7 @@ pub fn seconds(timeout: u64) -> Policy {
     Policy::new().with_timeout(Duration::from_secs(timeout))
 }
 
-/// Waits for something that happens on another thread, for at most a minute of real time: paused time would pass at once.
+/// Waits for an event on another thread, for at most a minute of real time: paused time would pass at once.
 pub async fn within_real_time<F: Future>(event: F) -> Option<F::Output> {
     let (passed, has_passed) = tokio::sync::oneshot::channel();
     let (over, is_over) = std::sync::mpsc::channel::<()>();

@@ -1,4 +1,4 @@
-//! Waiters that are woken, granted, or told that their place is gone.
+//! Waiters that are woken, get a grant, or lose their place.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! Acquiring, in plain calls: what happens between this process's queue and the file system.
+//! Acquiring, with synchronous calls: between this process's queue and the file system.
 
 use std::{
     io,
@@ -22,10 +22,10 @@ use crate::{
     sys::{Change, Registration, Watched},
 };
 
-/// How often one looks who is sure to be woken by those before it in this process.
+/// How often a waiter checks that will be woken by the waiter ahead of it in this process.
 const BEHIND_OTHERS: Duration = Duration::from_secs(60);
 
-/// How long a lock is left to other processes, should the news of its release not arrive.
+/// How long a lock is left to other processes if the event of its release does not arrive.
 const YIELD: Duration = Duration::from_millis(1);
 
 /// What all clones of a backend share.
@@ -33,15 +33,15 @@ const YIELD: Duration = Duration::from_millis(1);
 pub(crate) struct Client {
     pub(crate) store: Store,
     pub(crate) places: Places,
-    /// Empty where nothing can be watched: waiters poll, and a removed lock file is not noticed.
+    /// Empty if the directory can't be watched: waiters poll, and a removed lock file is not noticed.
     pub(crate) watch: OnceLock<DirectoryWatch>,
     pub(crate) label: Option<Arc<str>>,
     pub(crate) poll_interval: Duration,
 }
 
 impl Client {
-    /// An error in a forked child. Nothing may be locked before this: a thread of the parent may have had it locked as it
-    /// forked.
+    /// Fails in a forked child. Call it before taking any mutex: a thread of the parent may have held the mutex during
+    /// the fork.
     pub(crate) fn ensure_here(&self) -> Result<(), FsError> {
         if !self.store.origin.is_elsewhere() {
             return Ok(());
@@ -51,8 +51,8 @@ impl Client {
         Err(self.locate(error))
     }
 
-    /// One attempt for `request`. `None` if it does not wait, and it is not known yet whether anybody holds: one who only looks has
-    /// the file for a microsecond, or a holder is about to write down that it holds.
+    /// Makes one attempt for `request`. `None` if the request does not wait and it is not known yet whether there is a
+    /// holder: `inspect` may have the file locked for a microsecond, or a new holder has not written its record yet.
     pub(crate) fn attempt(&self, request: &LockRequest) -> Result<Option<Attempt>, FsError> {
         self.ensure_here()?;
         let file_name = FileName::of(&request.name);
@@ -76,7 +76,7 @@ impl Client {
         let waits = request.patience == Patience::Queue;
         let in_the_way = place.in_the_way(request.demand);
         if in_the_way.is_some() || !place.has_turn(request.owner, request.demand) {
-            // Whoever is before us here wakes us: no need to trouble the file system.
+            // The waiter ahead in this process wakes this one, so no file system call is needed.
             let holder = match in_the_way.or(place.held.first()) {
                 Some(held) => Some(held.holder.clone()),
                 None => self.present_holder(place, file_name),
@@ -93,7 +93,7 @@ impl Client {
         self.contend(place, file_name, request)
     }
 
-    /// It is this owner's turn here: it contends with other processes.
+    /// It is this owner's turn in this process: it contends with other processes.
     fn contend(
         &self,
         place: &mut Place,
@@ -120,8 +120,8 @@ impl Client {
         Ok(Some(Attempt::Contended(contention)))
     }
 
-    /// The file is locked: draws a token, and writes down who holds. `None` if another process is drawing a token, and is kept from
-    /// running while it does.
+    /// The file is locked: draws a token, and writes the holder. `None` if another process is drawing a token and
+    /// doesn't get to run.
     fn grant(
         &self,
         place: &mut Place,
@@ -154,7 +154,7 @@ impl Client {
         };
         let grant = held.grant();
         if place.held.is_empty() {
-            // Most names have one holder: room for four would be most of what a held lock takes.
+            // Most names have one holder. Space for four would be most of the memory of a held lock.
             place.held.reserve_exact(1);
         }
         place.held.push(held);
@@ -163,7 +163,7 @@ impl Client {
         Ok(Some(grant))
     }
 
-    /// Somebody is in the way. One who waits takes a place in the queue.
+    /// The lock is contended. If the request waits, it takes a place in the queue.
     fn contended(
         &self,
         place: &mut Place,
@@ -176,7 +176,7 @@ impl Client {
         Contention::new().with_holder(holder)
     }
 
-    /// Opens a waiter's line. False if it does not wait.
+    /// Subscribes a waiter. False if it does not wait.
     pub(crate) fn listen(&self, request: &LockRequest, line: WakeSender) -> bool {
         if self.store.origin.is_elsewhere() {
             return false;
@@ -187,7 +187,7 @@ impl Client {
             .is_some_and(|visit| visit.lock().listen(request.owner, line))
     }
 
-    /// Who holds by what the contender's file says; nobody if it can't be read or is just being written.
+    /// The holder, from the record in the contender's file; none if the record can't be read or is being written.
     fn present_holder(&self, place: &Place, file_name: &FileName) -> Option<Holder> {
         let record = self.store.read(file_name, place.contender.file()?).ok()?;
         let present = self.store.present(file_name, &record, 1);
@@ -202,8 +202,7 @@ impl Client {
         holder
     }
 
-    /// Watches the file that this process contends for. Without a watch, which the system may refuse at any time, its
-    /// waiters poll.
+    /// Watches the file that this process contends for. If the system refuses a watch, the waiters poll.
     pub(crate) fn watch_file(&self, file_name: &FileName, file: &LockFile) -> Option<Registration> {
         let watching = self.watch.get()?.watch_file(file, file_name.as_str());
         watching
@@ -211,14 +210,14 @@ impl Client {
             .ok()
     }
 
-    /// Says in which directory it was.
+    /// Adds the directory to an error.
     pub(crate) fn locate(&self, error: FsError) -> FsError {
         let directory = &self.store.path;
         let path = error.path().map(|file| directory.join(file));
         error.at(path.as_ref().unwrap_or(directory))
     }
 
-    /// Ends the leases of those who hold `file_name` through a file that is no longer there.
+    /// Ends the leases of the holders of `file_name` whose file is no longer there.
     fn verify(&self, file_name: &FileName) {
         let Some(visit) = self.places.find(file_name) else {
             return;
@@ -228,14 +227,14 @@ impl Client {
             let Some(lease) = &held.lease else {
                 continue;
             };
-            // An error would say nothing about the file.
+            // An error says nothing about the file.
             if let Ok(false) = self.store.file(file_name).is_current(&held.file) {
                 let file = file_name.as_str();
                 let what = format!("{file} was removed or replaced, or its path leads elsewhere");
                 lease.end(Loss::Removed(what.into()));
             }
         }
-        // Those who wait must go on to the file that is there now, if any.
+        // Waiters must continue with the file that is there now, if any.
         place.wake_first();
     }
 }

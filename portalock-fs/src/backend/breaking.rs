@@ -1,9 +1,9 @@
-//! Locks that operators break, by what files can do.
+//! Breaking locks, with files.
 //!
-//! The mark is a file of its own in the directory, named after the owner and put there by renaming, which the holder's watch is
-//! told of. The holder's process then tells the guard, writes down the release, unlocks the file and removes the mark. A file lock
-//! has no lease: a process that does not respond is given a second, and then another file is put in the place of the one that it
-//! has locked. It is told of that as of any lock file that is replaced, when it runs again.
+//! The mark is a file in the directory, named after the owner. It is put there by renaming, which the holder's watch
+//! reports. The holder's process then tells the guard, writes the release, unlocks the file and removes the mark. A
+//! file lock has no lease, so a process gets a second to respond. After that, its locked file is replaced by another
+//! file. When the process runs again, it learns of this as of any replaced lock file.
 
 use std::{io, time::Duration};
 
@@ -22,24 +22,24 @@ use crate::{
     sys,
 };
 
-/// How a mark's name ends; the owner is before it.
+/// The suffix of a mark's file name, after the owner.
 pub(crate) const MARK_SUFFIX: &str = ".broken";
-/// How the name ends of what becomes a mark, or a lock file.
+/// The suffix of a file that is renamed to a mark or a lock file.
 pub(crate) const DRAFT_SUFFIX: &str = ".draft";
 
-/// How long a holder's process may take to respond.
+/// How long a holder's process has to respond.
 const RESPONDS: Duration = Duration::from_secs(1);
 
-/// The longest mark that is read: names of hosts and labels are short.
+/// The longest mark that is read. Names of hosts and labels are short.
 const LONGEST_MARK: u64 = 64 * 1024;
 
-/// What a mark says.
+/// The content of a mark.
 #[derive(Serialize, Deserialize)]
 struct Mark {
     by: Holder,
 }
 
-/// The owner that a file of this name is a mark on.
+/// The owner whose mark has this file name.
 pub(crate) fn marked_owner(file: &str) -> Option<OwnerId> {
     file.strip_suffix(MARK_SUFFIX)?.parse().ok()
 }
@@ -49,7 +49,7 @@ fn mark_on(owner: OwnerId) -> String {
 }
 
 impl Client {
-    /// Marks what `owner` holds: how long it is given to respond. `None` if it does not hold.
+    /// Marks the hold of `owner`, and returns how long it has to respond. `None` if it does not hold the lock.
     pub(crate) fn mark(
         &self,
         name: &LockName,
@@ -65,14 +65,14 @@ impl Client {
         if self.store.dir.exists(&mark) {
             return Ok(Some(RESPONDS));
         }
-        // It is for people: the lock is broken all the same.
+        // The mark's text is for people: the lock is broken even without it.
         let text = serde_json::to_vec(&Mark { by: by.clone() }).unwrap_or_default();
         self.put(&mark, &text, &FileName::of(name))
             .map_err(|error| self.locate(error))?;
         Ok(Some(RESPONDS))
     }
 
-    /// Puts another lock file in the place of the one that `owner` has locked, with the same record but for its release.
+    /// Replaces the lock file that `owner` has locked, by a file with the same record, marked as released.
     pub(crate) fn evict(&self, name: &LockName, owner: OwnerId) -> Result<Released, BackendError> {
         self.ensure_here()?;
         let file_name = FileName::of(name);
@@ -81,12 +81,12 @@ impl Client {
         replaced.ok_or_else(|| {
             BackendError::new(
                 BackendErrorKind::Unsupported,
-                "of those who share a lock file none can be put out alone: end the process that does not respond",
+                "one of several shared holders can't be evicted alone: end the process that does not respond",
             )
         })
     }
 
-    /// `None` if others may share the file.
+    /// `None` if other holders may share the file.
     fn replace(&self, file_name: &FileName, owner: OwnerId) -> Result<Option<Released>, FsError> {
         let Some(file) = self.store.file(file_name).open_existing()? else {
             return Ok(Some(Released::NotHeld));
@@ -109,7 +109,7 @@ impl Client {
                 place.copy_from_slice(&released);
             }
         }
-        // Last, for it may have released meanwhile: then another may have it.
+        // Checked last, because the owner may have released meanwhile, and another may hold the file.
         if file.try_lock(Mode::Shared)? {
             file.unlock()?;
             return Ok(Some(Released::NotHeld));
@@ -118,8 +118,8 @@ impl Client {
         Ok(Some(Released::Freed))
     }
 
-    /// Puts a file with this content there, whole from its first moment on, and for those who may use the lock file `of`: whoever
-    /// breaks a lock may be another user than they, such as root.
+    /// Creates a file with this content in one step, with the permissions of the lock file `of`, because the user who
+    /// breaks a lock may be another one, such as root.
     fn put(&self, file: &str, content: &[u8], of: &FileName) -> Result<(), FsError> {
         let draft = format!("{}{DRAFT_SUFFIX}", OwnerId::mint());
         let written = self.store.named(&draft).open().and_then(|open| {
@@ -151,7 +151,7 @@ impl Client {
         }
     }
 
-    /// Somebody has marked what `owner` holds: if it is held here, its guard is told, and the lock given back.
+    /// A mark for `owner` has appeared: if this client has the hold, its guard is told, and the lock is released.
     pub(crate) fn heed(&self, owner: OwnerId) {
         let mark = mark_on(owner);
         for file_name in self.places.names() {
@@ -176,7 +176,7 @@ impl Client {
         }
     }
 
-    /// The same for all marks that are there: some may not have been told of.
+    /// The same for all existing marks, because events may have been lost.
     pub(crate) fn heed_all(&self) {
         let Ok(entries) = self.store.dir.entries() else {
             return;
@@ -188,7 +188,7 @@ impl Client {
         }
     }
 
-    /// Removes marks that nobody has heeded for so long, and what never became one.
+    /// Removes marks that were not handled for this long, and files that never became a mark.
     pub(crate) fn clean_marks(&self, unused_for: Duration) {
         let Ok(entries) = self.store.dir.entries() else {
             return;

@@ -1,4 +1,4 @@
-//! The backend's settings, as a program or a file writes them.
+//! The backend's settings, from code or from a configuration file.
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use crate::locking::LockKind;
 
-/// How a [`FsBackend`](crate::FsBackend) keeps its locks. Only the directory has no default.
+/// The settings of a [`FsBackend`](crate::FsBackend). All have defaults except the directory.
 ///
 /// ```
 /// use portalock_fs::FsSettings;
@@ -41,41 +41,43 @@ pub struct FsSettings {
     poll_interval: Duration,
 }
 
-/// Whether changes are watched for, so that a release wakes its waiters and a removed lock file is noticed.
+/// Whether the backend watches its directory, so that a release wakes waiters and a removed lock file is noticed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]
 pub enum Watch {
-    /// Where it works: on Linux, on a local file system, within the system's limits. Elsewhere waiters poll.
+    /// Watch if possible: on Linux, on a local file system, within the system's limits. Otherwise waiters poll.
     #[default]
     Auto,
-    /// Opening the backend fails where it does not work.
+    /// Watch, and fail to open the backend if that is not possible.
     On,
-    /// Never: waiters poll, and a removed lock file is not noticed.
+    /// Don't watch: waiters poll, and a removed lock file is not noticed.
     Off,
 }
 
-/// Where the file system's calls are made.
+/// The threads on which file system calls run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]
 pub enum Calls {
-    /// On a local file system [`Inline`](Self::Inline), on a network file system or FUSE [`Offload`](Self::Offload).
+    /// [`Inline`](Self::Inline) on a local file system, and [`Offload`](Self::Offload) on a network file system or
+    /// FUSE.
     #[default]
     Auto,
-    /// In the calling thread: they last microseconds on a local file system.
+    /// The calling thread. On a local file system the calls take microseconds.
     Inline,
-    /// In the runtime's threads for blocking calls, where there is a runtime: a server that stalls must not stall it.
+    /// The runtime's threads for blocking calls, if there is a runtime, so that a stalled file server doesn't block the
+    /// runtime.
     Offload,
 }
 
 impl FsSettings {
     /// The longest pause between two looks where nothing can be watched.
     pub const DEFAULT_POLL_INTERVAL: Duration = Duration::from_millis(50);
-    /// Lock files are for their owner only: whoever can open one can hold its lock for ever.
+    /// Only the owner can open lock files: every user who can open one can hold its lock forever.
     pub const DEFAULT_FILE_MODE: u32 = 0o600;
 
-    /// Locks in `directory`, which is made if it isn't there.
+    /// Settings with defaults, for locks in `directory`, which is created if it doesn't exist.
     pub fn new(directory: impl Into<PathBuf>) -> Self {
         Self {
             directory: directory.into(),
@@ -88,14 +90,14 @@ impl FsSettings {
         }
     }
 
-    /// Sets what holders are called that have no label of their own. Default none.
+    /// Sets the label of holders without a label of their own. Default: none.
     #[must_use]
     pub fn with_label(mut self, label: impl Into<Arc<str>>) -> Self {
         self.label = Some(label.into());
         self
     }
 
-    /// Sets which of the system's locks to use; all programs that share the directory must agree. Default
+    /// Sets the kind of lock. All programs that share the directory must use the same kind. Default
     /// [`LockKind::Flock`].
     #[must_use]
     pub const fn with_lock(mut self, kind: LockKind) -> Self {
@@ -103,14 +105,14 @@ impl FsSettings {
         self
     }
 
-    /// Sets whether changes are watched for. Default [`Watch::Auto`].
+    /// Sets whether the directory is watched. Default [`Watch::Auto`].
     #[must_use]
     pub const fn with_watch(mut self, watch: Watch) -> Self {
         self.watch = watch;
         self
     }
 
-    /// Sets where the file system's calls are made. Default [`Calls::Auto`].
+    /// Sets the threads on which file system calls run. Default [`Calls::Auto`].
     #[must_use]
     pub const fn with_calls(mut self, calls: Calls) -> Self {
         self.calls = calls;
@@ -119,17 +121,17 @@ impl FsSettings {
 
     /// Sets the Unix permissions of new lock files. Default `0o600`.
     ///
-    /// What others may do holds whatever the process's umask says. If the group may write, a directory that is made for the
-    /// locks gets the permissions `2775`, so that files in it belong to its group.
+    /// The process's umask does not affect these permissions. If the group may write, and the directory for the locks
+    /// is created, it gets the permissions `2775`, so that its files belong to its group.
     ///
     /// # Errors
     ///
-    /// [`InvalidSetting`] if the owner can't read and write, if everybody can write, or if it has other bits than
-    /// permissions to read and write.
+    /// [`InvalidSetting`] if the owner can't read and write, if everybody can write, or if other bits than read and
+    /// write permissions are set.
     pub fn with_file_mode(mut self, mode: u32) -> Result<Self, InvalidSetting> {
         if mode & 0o600 != 0o600 || mode & !0o664 != 0 {
             let right =
-                "let the owner read and write, its group perhaps too, and nobody else write";
+                "let the owner read and write, optionally the group too, and nobody else write";
             return Err(InvalidSetting::new(
                 "file_mode",
                 format!("is \"{mode:o}\": {right}, such as \"600\" or \"660\""),
@@ -139,8 +141,8 @@ impl FsSettings {
         Ok(self)
     }
 
-    /// Sets the longest pause between two looks at a lock that another process holds, where nothing can be watched. The
-    /// pauses start at half a millisecond and double. Default 50 ms.
+    /// Sets the longest pause of a waiter that polls, because the directory can't be watched. The pauses start at half
+    /// a millisecond and double. Default 50 ms.
     ///
     /// # Errors
     ///
@@ -149,34 +151,34 @@ impl FsSettings {
         if interval.is_zero() {
             return Err(InvalidSetting::new(
                 "poll_interval",
-                "is zero: give it a length",
+                "is zero: give a longer duration",
             ));
         }
         self.poll_interval = interval;
         Ok(self)
     }
 
-    /// Where the locks live.
+    /// The directory of the lock files.
     pub fn directory(&self) -> &std::path::Path {
         &self.directory
     }
 
-    /// What holders are called that have no label of their own.
+    /// The label of holders without a label of their own.
     pub fn label(&self) -> Option<&str> {
         self.label.as_deref()
     }
 
-    /// Which of the system's locks is used.
+    /// The kind of lock.
     pub const fn lock(&self) -> LockKind {
         self.lock
     }
 
-    /// Whether changes are watched for.
+    /// Whether the directory is watched.
     pub const fn watch(&self) -> Watch {
         self.watch
     }
 
-    /// Where the file system's calls are made.
+    /// The threads on which file system calls run.
     pub const fn calls(&self) -> Calls {
         self.calls
     }
@@ -192,7 +194,7 @@ impl FsSettings {
     }
 }
 
-/// The settings as written. What a value should be is said once its field's name is known.
+/// The settings as written. Errors about a value are created when the field's name is known.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, rename = "FsSettings")]
 struct RawSettings {
@@ -205,22 +207,22 @@ struct RawSettings {
     poll_interval: Option<RawDuration>,
 }
 
-/// One of the `words` that `T` is written as.
+/// Parses one of `words`, the texts of the values of `T`.
 fn choose<T: DeserializeOwned>(
     field: &'static str,
     value: Value,
     words: &str,
 ) -> Result<T, InvalidSetting> {
     serde_json::from_value(value)
-        .map_err(|_| InvalidSetting::new(field, format!("is none of its words: write {words}")))
+        .map_err(|_| InvalidSetting::new(field, format!("is not one of its values: write {words}")))
 }
 
-/// Octal digits. A bare number is refused: JSON has decimal ones only, and 600 would be read as `1130`.
+/// Octal digits in text. A number is refused: JSON has decimal numbers only, and 600 would mean `1130`.
 fn octal(field: &'static str, value: &Value) -> Result<u32, InvalidSetting> {
     let digits = value.as_str();
     digits
         .and_then(|digits| u32::from_str_radix(digits, 8).ok())
-        .ok_or_else(|| InvalidSetting::new(field, "is no octal text: write it as \"600\""))
+        .ok_or_else(|| InvalidSetting::new(field, "is not octal text: write it as \"600\""))
 }
 
 impl TryFrom<RawSettings> for FsSettings {
@@ -230,7 +232,7 @@ impl TryFrom<RawSettings> for FsSettings {
         if raw.directory.as_os_str().is_empty() {
             return Err(InvalidSetting::new(
                 "directory",
-                "is empty: name the directory that the locks live in",
+                "is empty: name the directory of the lock files",
             ));
         }
         let mut settings = Self::new(raw.directory);

@@ -1,4 +1,4 @@
-//! The backend: what the engine sees of a directory of lock files.
+//! The backend: the engine's view of a directory of lock files.
 
 use std::{
     io::ErrorKind,
@@ -27,23 +27,23 @@ use crate::{
     sys::{self, Origin},
 };
 
-/// A crashed holder's files are closed as it dies, and a waiter is woken, or polls every 50 ms unless set otherwise. The rest
-/// is for a machine that is busy.
+/// The kernel closes a crashed holder's files at once, and a waiter is woken, or polls every 50 ms by default. The rest
+/// is for a busy machine.
 const CRASH: Duration = Duration::from_secs(1);
-/// The kernel reports a removed file as it is removed. The rest is for a machine that is busy.
+/// The kernel reports a removed file at once. The rest is for a busy machine.
 const LOSS: Duration = Duration::from_secs(1);
 
-/// How long a lock is tried that is busy though nobody is known to hold it. It takes microseconds, unless whoever has it is
-/// kept from running.
+/// How long a lock is retried that is locked by an unknown holder. Such a lock is held for microseconds, unless its
+/// holder doesn't get to run.
 const PASSING: Duration = Duration::from_millis(50);
-/// The pause between two such tries, each of which closes the file and so wakes those who wait for it. The runtime's other tasks
-/// run meanwhile.
+/// The pause between two such attempts. Each attempt closes the file, which wakes its waiters. Other tasks of the
+/// runtime run meanwhile.
 const PAUSE: Duration = Duration::from_millis(1);
 
 /// Locks as files in a directory, one for each name: `flock` on Unix, `LockFileEx` on Windows, or record locks.
 ///
-/// Cheap to clone: all clones are one client. Opened twice, also in one process, it is two clients, which exclude each
-/// other as two processes do.
+/// Cheap to clone: all clones are one client. Two backends that are opened separately are two clients, even in one
+/// process, and exclude each other like two processes.
 ///
 /// ```
 /// use std::time::Duration;
@@ -65,44 +65,48 @@ const PAUSE: Duration = Duration::from_millis(1);
 ///
 /// # What it guarantees
 ///
-/// - **Exclusion** between all processes of a host that open the same directory with the same
-///   [`LockKind`]. Between hosts as far as the network file system has such locks.
-/// - **Crash**: the operating system frees the locks of a process that ends, however it ends, and a waiter has them within
-///   a second. A process that is stopped keeps its locks. A child never inherits one: descriptors are closed on `exec`, and
-///   a release unlocks before it closes. Open the backend after a `fork`, not before: a forked copy frees nothing and
-///   refuses to lock.
-/// - **Tokens** grow with each grant of a name. The last one is in the lock file, with a checksum; and each is at least the clock
-///   in microseconds, so that a file that was deleted, or torn by a power loss, doesn't start again from one.
-/// - **Loss**, where the directory is watched: if the lock file is deleted or replaced under its holder, `lost` fires within
-///   milliseconds; within half a second if the path leads to another directory. Every acquisition looks, once it has the
-///   lock, whether the file is still the one in the directory, so those who come later exclude each other. Where nothing is
-///   watched the holder learns of it when it releases. On Windows it can't happen: nobody can delete or replace a lock file that is open.
-/// - **Breaking**, where the directory is watched: [`Lock::break_holder`](portalock_core::Lock::break_holder) tells the holder's
-///   process, which unlocks. If it does not respond within a second, its lock file is replaced: it is told when it runs again.
-/// - **Order**: waiters of one client are served first come, first served; a waiting writer is not overtaken by readers of
-///   the same client. A waiting future that is kept but not polled keeps those behind it in its client waiting, and nobody
-///   else. Between clients it is whoever comes first after the file is unlocked; nobody is promised a turn. Where the directory
-///   is watched, a client whose tasks have had the lock one after the other for 10 ms starts level with the others.
-/// - **Waiting**: on Linux a waiter sleeps until the file is closed by its holder (inotify), alive or dying. Elsewhere, on a
-///   network file system and where the system's limits are reached, it looks again after half a millisecond and then
-///   ever longer, up to [`poll_interval`](FsSettings::poll_interval). Only the first waiter of a client does either.
+/// - **Exclusion** between all processes of a host that open the same directory with the same [`LockKind`]. Between
+///   hosts it depends on the locks of the network file system.
+/// - **Crash**: when a process ends for any reason, the operating system frees its locks, and a waiter has them within
+///   a second. A stopped process keeps its locks. A child never inherits a lock: descriptors are closed on `exec`, and
+///   a release unlocks before it closes. Open the backend after a `fork`: a forked copy frees nothing and refuses to
+///   lock.
+/// - **Tokens** grow with each grant of a name. The last one is in the lock file, with a checksum; and each token is at
+///   least the clock in microseconds. So tokens keep growing if the file is deleted, or damaged by a power loss.
+/// - **Loss**, if the directory is watched: if the lock file is deleted or replaced, `lost` fires within milliseconds;
+///   if the path leads to another directory, within half a second. After locking, every acquisition checks that its
+///   file is still the one in the directory, so later holders exclude each other. If the directory is not watched, the
+///   holder learns of the loss when it releases. On Windows this can't happen: nobody can delete or replace an open
+///   lock file.
+/// - **Breaking**, if the directory is watched: [`Lock::break_holder`](portalock_core::Lock::break_holder) tells the
+///   holder's process, which unlocks. If that process does not respond within a second, its lock file is replaced, and
+///   it learns of the loss when it runs again.
+/// - **Order**: waiters of one client are served first come, first served, and readers of that client don't overtake a
+///   waiting writer. A waiting future that is not polled delays the waiters behind it in its own client only. Between
+///   clients there is no order: the first one that tries after the unlock gets the lock. If the directory is watched, a
+///   client that has kept the lock among its own waiters for 10 ms hears of the next release at the same time as the
+///   others.
+/// - **Waiting**: on Linux a waiter sleeps until the holder closes the file or dies (inotify). On other systems, on a
+///   network file system, and when the system's limits are reached, it polls: first after half a millisecond, then with
+///   growing pauses up to [`poll_interval`](FsSettings::poll_interval). Only the first waiter of a client watches or
+///   polls.
 ///
-/// [`capabilities`](LockBackend::capabilities) says which of it this object has.
+/// [`capabilities`](LockBackend::capabilities) says what this object guarantees.
 ///
 /// # What it leaves
 ///
-/// A released lock leaves its file behind, and on Windows, where nobody else can read a locked file, another one beside it
-/// with the record; [`clean`](Self::clean) removes those nobody uses. A held lock takes one open file
-/// and less than 1 KiB of memory, a name that isn't used takes nothing. All backends of a process that watch share one thread,
-/// which ends with the last of them.
+/// A released lock leaves its file. On Windows, where other handles can't read a locked file, it also leaves a file
+/// with the record beside it. [`clean`](Self::clean) removes unused files. A held lock needs one open file and less
+/// than 1 KiB of memory; an unused name needs nothing. All watching backends of a process share one thread, which ends
+/// with the last of them.
 ///
-/// # What `inspect` tells
+/// # What `inspect` returns
 ///
-/// The holders, by what they wrote down. It is there for people: a writer whose grant is a microsecond old may not have written
-/// yet. Waiters are told of this client only. A holder whose process is gone is not told; nor is one in a container that has this
-/// host's name and process numbers of its own, as Docker's `--network host` gives it. One whose process is there, or can't be looked
-/// for, may have failed to write down its release: the lock is tried for a microsecond, which may make somebody else's `try_acquire`
-/// fail.
+/// The holders, from their records in the lock files, for people: a holder whose grant is a microsecond old may not
+/// have written its record yet. Only waiters of this client are returned. A holder whose process is gone is left out.
+/// So is a holder in a container with this host's name and its own process ids, as with Docker's `--network host`. A
+/// record may be left although the lock was released. So if the holder's process exists, or can't be checked, `inspect`
+/// tries the lock for a microsecond, which can make the `try_acquire` of another process fail.
 #[derive(Debug, Clone)]
 pub struct FsBackend {
     pub(super) client: Arc<Client>,
@@ -111,24 +115,25 @@ pub struct FsBackend {
 }
 
 impl FsBackend {
-    /// Locks in `directory`, which is made if it isn't there, with the defaults of [`FsSettings`].
+    /// Opens the locks in `directory`, which is created if it doesn't exist, with the defaults of [`FsSettings`].
     ///
-    /// Give the locks a directory of their own, which only those can write who may lock: who can write it can remove or
-    /// replace a lock file, and in a directory that all can write, such as `/tmp`, anybody can take the name first. On Unix it
-    /// is made with the permissions of any new directory, and lock files are for their owner only (`600`).
+    /// Use a directory of its own, which only users of the locks can write. Every user who can write the directory can
+    /// remove or replace a lock file, and in a directory that everybody can write, such as `/tmp`, any user can take
+    /// the name first. On Unix a new directory gets the usual permissions, and lock files are for their owner only
+    /// (`600`).
     ///
     /// # Errors
     ///
-    /// [`FsError`] if the directory can't be made or opened.
+    /// [`FsError`] if the directory can't be created or opened.
     pub fn open(directory: impl AsRef<Path>) -> Result<Self, FsError> {
         Self::with_settings(&FsSettings::new(directory.as_ref()))
     }
 
-    /// Locks as the settings say. Their directory is made if it isn't there.
+    /// Opens the locks with these settings. The directory is created if it doesn't exist.
     ///
     /// # Errors
     ///
-    /// [`FsError`] if the directory can't be made or opened, or if the system can't do what the settings insist on.
+    /// [`FsError`] if the directory can't be created or opened, or if the system can't do what the settings require.
     pub fn with_settings(settings: &FsSettings) -> Result<Self, FsError> {
         let directory = settings.directory();
         let failed = |action, error| FsError::new(action, error).at(directory);
@@ -137,18 +142,18 @@ impl FsBackend {
             return Err(failed(action, ErrorKind::Unsupported.into()));
         }
         make_directory(directory, settings.file_mode())
-            .map_err(|error| failed("make the lock directory", error))?;
+            .map_err(|error| failed("create the lock directory", error))?;
         let dir = Dir::open_ambient_dir(directory, ambient_authority())
             .map_err(|error| failed("open the lock directory", error))?;
         let is_remote =
-            sys::is_remote(&dir).map_err(|error| failed("tell the file system of", error))?;
+            sys::is_remote(&dir).map_err(|error| failed("find the file system of", error))?;
         let offload = match settings.calls() {
             Calls::Auto => is_remote,
             Calls::Inline => false,
             Calls::Offload => true,
         };
         let wants_watch = match settings.watch() {
-            // What happens on another machine is not reported.
+            // Changes made on another machine are not reported.
             Watch::Auto => !is_remote,
             Watch::On => true,
             Watch::Off => false,
@@ -156,7 +161,7 @@ impl FsBackend {
         let client = Arc::new(Client {
             store: Store {
                 dir,
-                // Absolute, for as long as the program keeps changing its own directory.
+                // Absolute, because the program may change its working directory.
                 path: std::path::absolute(directory).unwrap_or_else(|_| directory.to_owned()),
                 kind: settings.lock(),
                 file_mode: settings.file_mode(),
@@ -174,7 +179,7 @@ impl FsBackend {
                 Ok(watch) => drop(client.watch.set(watch)),
                 Err(error) if settings.watch() == Watch::On => {
                     let kind = match FsErrorKind::of(&error) {
-                        // How the kernel says that there are too many watches, or instances, of this user.
+                        // The kernel's errors for too many watches, or too many instances, of this user.
                         FsErrorKind::Full | FsErrorKind::TooManyOpenFiles => {
                             FsErrorKind::TooManyWatches
                         }
@@ -195,11 +200,12 @@ impl FsBackend {
         })
     }
 
-    /// The name of a lock's file in its directory, for those who want to look at it.
+    /// The file name of a lock in the directory.
     ///
-    /// Injective, on every file system: lower-case ASCII letters, digits, `_`, `-` and dots inside stand for themselves,
-    /// anything else is percent-encoded, so that no two names meet where case or Unicode forms don't count, and none is a
-    /// path. Names too long for a file are cut and get their SHA-256. The full name is in each file.
+    /// Two names never have the same file name, on any file system. Lower-case ASCII letters, digits, `_`, `-` and
+    /// inner dots are kept, and everything else is percent-encoded. So names don't collide on file systems that ignore
+    /// case or Unicode forms, and no name is a path. A name that is too long for a file is cut, and its SHA-256 is
+    /// appended. Each file contains the full name.
     ///
     /// ```
     /// use portalock_core::LockName;
@@ -213,26 +219,26 @@ impl FsBackend {
         FileName::of(name).as_str().to_owned()
     }
 
-    /// Removes the files of locks that nobody holds or waits for, and nobody was granted for `unused_for`. Returns how many
-    /// locks that were.
+    /// Removes the files of locks without holders and waiters that were not granted for `unused_for`. Returns the
+    /// number of removed locks.
     ///
-    /// A released lock leaves its file behind, of at most 2 KiB: it has the last token in it, and removing it with each
-    /// release is what makes other libraries grant a lock twice. Where names come and go by the million, call this now
-    /// and then, from any process. It locks each file before it removes it, and whoever was about to lock it finds that out
-    /// and makes a new one.
+    /// A released lock leaves a file of at most 2 KiB, which contains the last token. Removing the file at each release
+    /// is how some libraries come to grant a lock twice. If a program uses millions of names, call this from time to
+    /// time, from any process. It locks each file before it removes it. A process that is about to lock the file
+    /// notices the removal and creates a new one.
     ///
-    /// Tokens go on growing after that by the clock, even if it is set back by up to `unused_for`.
+    /// After that tokens keep growing by the clock, even if it is set back by up to `unused_for`.
     ///
-    /// It makes a few system calls per file in the calling thread.
+    /// It makes a few system calls per file, on the calling thread.
     ///
     /// # Errors
     ///
-    /// [`FsError`] if the directory can't be listed, or a file neither locked nor removed.
+    /// [`FsError`] if the directory can't be listed, or if a file can't be locked or removed.
     pub fn clean(&self, unused_for: Duration) -> Result<usize, FsError> {
         self.client.clean(unused_for)
     }
 
-    /// An error where nothing is watched: no holder would be told.
+    /// Fails if the directory is not watched, because no holder would be told.
     fn ensure_breaks(&self) -> Result<(), BackendError> {
         if self.capabilities.breaks {
             return Ok(());
@@ -240,7 +246,7 @@ impl FsBackend {
         Err(BackendError::unsupported("way to break a lock"))
     }
 
-    /// Makes file system calls, in a thread where they may last.
+    /// Runs file system calls, on a thread where they may block.
     async fn call<T: Send + 'static>(
         &self,
         call: impl FnOnce(&Client) -> T + Send + 'static,
@@ -274,7 +280,7 @@ fn capabilities(is_watched: bool, offload: bool, poll_interval: Duration) -> Cap
         .with_crash_release(CrashRelease::Within(crash))
         .with_loss(loss)
         .with_inspect(Inspect::Holders)
-        // A holder is told by what is watched.
+        // A holder learns of a loss from the watch.
         .with_breaks(is_watched)
         .with_releases_now(!offload)
         .with_needs_runtime(false)
@@ -298,7 +304,7 @@ impl LockBackend for FsBackend {
             if tried - start >= PASSING {
                 return Ok(Attempt::Contended(Contention::new()));
             }
-            // No timer: neither the blocking form nor every runtime has one.
+            // No timer is used: the blocking form has none, and some runtimes have none.
             while tried.elapsed() < PAUSE {
                 tokio::task::yield_now().await;
             }
@@ -312,7 +318,7 @@ impl LockBackend for FsBackend {
 
     async fn subscribe(&self, request: &LockRequest) -> Result<Option<Wakeups>, BackendError> {
         let (line, wakeups) = wakeups();
-        // Waiters of this process wake each other, even where nothing is watched.
+        // Waiters of this process wake each other, even if the directory is not watched.
         Ok(self.client.listen(request, line).then_some(wakeups))
     }
 
@@ -355,7 +361,8 @@ impl LockBackend for FsBackend {
     }
 }
 
-/// Whoever may use the locks must be able to make their files: the group too if it may write them, whatever the umask says.
+/// Every user of the locks must be able to create lock files. If the group may write them, this includes the group,
+/// whatever the umask is.
 fn make_directory(directory: &Path, file_mode: u32) -> std::io::Result<()> {
     if let Some(parent) = directory.parent() {
         std::fs::create_dir_all(parent)?;

@@ -1,9 +1,9 @@
-//! What is written down of a grant: its token, drawn and kept in the lock file, and who holds.
+//! Writing a grant: its token, which is drawn and kept in the lock file, and its holder.
 //!
-//! An exclusive holder is alone with the record, by its lock. Shared holders are many, and each needs a token of its own:
-//! they draw them one after the other, under a lock on the file of readers, for the few microseconds that it takes. That
-//! file is also their list: a slot each, blank once released. The first reader after a writer starts it anew, so what a
-//! crash left in it does not stay; and the slot of a process that is gone is not believed, and used again.
+//! The lock protects the record of an exclusive holder. Shared holders need a token each. They draw them one after the
+//! other, under a lock on the file of readers, which takes a few microseconds. That file is also their list: each has a
+//! slot, which is blank after the release. The first reader after a writer starts the list again, so the rest of a
+//! crash does not stay. The slot of a process that is gone is ignored and reused.
 
 use std::{
     fs::File,
@@ -23,21 +23,21 @@ use crate::{
     sys,
 };
 
-/// How long the lock on the file of readers is tried. It is held for microseconds, unless its holder is stopped in the
-/// midst of them.
+/// How long the lock on the file of readers is retried. It is held for microseconds, unless its holder is stopped
+/// meanwhile.
 const PATIENCE: Duration = Duration::from_millis(2);
 
-/// A grant, as written down.
+/// A written grant.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Written {
     pub(crate) token: FencingToken,
-    /// The slot in the file of readers, of a shared holder.
+    /// A shared holder's slot in the file of readers.
     reader: Option<u64>,
 }
 
 impl Store {
-    /// Draws a token and writes it down with the holder. The lock must be held in `mode`. `None` if another reader is
-    /// drawing one, and does not come to an end for the moment.
+    /// Draws a token, and writes it with the holder. The lock must be held in `mode`. `None` if another reader is
+    /// drawing a token and does not finish in time.
     pub(crate) fn write_grant(
         &self,
         file_name: &FileName,
@@ -63,7 +63,7 @@ impl Store {
         }
     }
 
-    /// Notes that a holder goes. For those who look only, so a failure changes nothing.
+    /// Writes that a holder has released. Only `inspect` reads it, so a failure has no other effect.
     pub(crate) fn note_release(&self, name: &FileName, file: &LockFile, written: Written) {
         let noted = match written.reader {
             None => self.with_record(name, file, |record| {
@@ -76,16 +76,16 @@ impl Store {
                 .map(drop),
         };
         if let Err(error) = noted {
-            tracing::debug!(%error, file = name.as_str(), "a release could not be noted");
+            tracing::debug!(%error, file = name.as_str(), "a release could not be recorded");
         }
     }
 
-    /// What the lock file says.
+    /// The content of the lock file.
     pub(crate) fn read(&self, name: &FileName, file: &LockFile) -> Result<Record, FsError> {
         self.with_record(name, file, read)
     }
 
-    /// When a grant was last written down.
+    /// When a grant was last written.
     pub(crate) fn last_written(
         &self,
         name: &FileName,
@@ -97,7 +97,7 @@ impl Store {
         })
     }
 
-    /// Who holds by what was written down, and whose process is there: so many at most. Nobody if that can't be read.
+    /// The recorded holders whose process exists, up to a maximum number; none if the record can't be read.
     pub(crate) fn present(&self, name: &FileName, record: &Record, most: usize) -> Vec<Entry> {
         match &record.last {
             Some(last) if last.mode == Mode::Shared => self
@@ -112,8 +112,8 @@ impl Store {
         }
     }
 
-    /// Does something with the record of the lock `file`. Where locks are mandatory nobody could read a record in a locked file: it
-    /// stands in a file of its own.
+    /// Runs a function on the record of the lock `file`. If locks are mandatory, the record is in a file of its own,
+    /// because other handles can't read a locked file.
     fn with_record<T>(
         &self,
         name: &FileName,
@@ -126,7 +126,7 @@ impl Store {
         act(file).map_err(|error| error.at(name.as_str()))
     }
 
-    /// Does something with the list of readers. `None` if somebody else has it locked, and does not come to an end for the moment.
+    /// Runs a function on the list of readers. `None` if another process has it locked and does not finish in time.
     fn with_readers<T>(
         &self,
         name: &FileName,
@@ -161,7 +161,7 @@ fn write_grant(
 ) -> Result<Written, FsError> {
     let record = read(file)?;
     if record.name.as_deref() != Some(name.as_str()) {
-        // A new file, or one that a power loss damaged: no two names have the same file.
+        // A new file, or one that a power loss damaged. No two names have the same file.
         write(file, Record::write_name(name))?;
     }
     let token = token_after(record.last_token())?;
@@ -183,16 +183,16 @@ fn write_grant(
 fn token_after(last: Option<FencingToken>) -> Result<FencingToken, FsError> {
     let token = FencingToken::after(last);
     if last.is_some_and(|last| token <= last) {
-        return Err(foreign("a fencing token after which there is none"));
+        return Err(foreign("the largest possible fencing token"));
     }
     Ok(token)
 }
 
-/// Writes `entry` into the first slot that nobody uses, or behind the last one. It says which.
+/// Writes `entry` into the first unused slot, or after the last one. Returns the slot.
 fn add_reader(readers: &File, entry: &Entry, is_first: bool) -> Result<u64, FsError> {
     let list = read_list(readers)?;
     if !record::is_ours(&list) {
-        return Err(foreign("no list of shared holders"));
+        return Err(foreign("not a list of shared holders"));
     }
     let mut slot = 0;
     if is_first {
@@ -214,7 +214,7 @@ fn present_readers(readers: &File, most: usize) -> Result<Vec<Entry>, FsError> {
     Ok(entries.filter(|entry| !is_gone(entry)).take(most).collect())
 }
 
-/// All slots of a list that has just been opened.
+/// All slots of a list.
 fn read_list(mut readers: &File) -> Result<Vec<u8>, FsError> {
     let mut list = Vec::new();
     let read = readers.read_to_end(&mut list);
@@ -222,7 +222,7 @@ fn read_list(mut readers: &File) -> Result<Vec<u8>, FsError> {
     Ok(list)
 }
 
-/// Whether that process ended without a release, as far as its own host can tell.
+/// Whether that process ended without a release, as far as this host can tell.
 fn is_gone(Entry { holder, .. }: &Entry) -> bool {
     holder.host == Holder::this_process(None).host && sys::process_exists(holder.pid) == Some(false)
 }
@@ -230,7 +230,7 @@ fn is_gone(Entry { holder, .. }: &Entry) -> bool {
 fn read(file: &File) -> Result<Record, FsError> {
     let mut bytes = [0; LONGEST];
     let filled = read_at(file, &mut bytes, 0)?;
-    Record::parse(&bytes[..filled]).ok_or_else(|| foreign("no record of a lock"))
+    Record::parse(&bytes[..filled]).ok_or_else(|| foreign("not a record of a lock"))
 }
 
 fn read_at(file: &File, bytes: &mut [u8], at: u64) -> Result<usize, FsError> {
@@ -370,7 +370,7 @@ mod tests {
             assert_eq!(readers.metadata().unwrap().len(), 2 * SLOT as u64);
         }
         drop(keeper);
-        // After a writer the list starts anew.
+        // After a writer the list starts again.
         drop(take(&store, &name, Mode::Exclusive, us));
         let _reader = take(&store, &name, Mode::Shared, us);
         assert_eq!(present(&store, &name), [us]);

@@ -1,4 +1,4 @@
-//! Looking at locks without taking part, and removing the files of locks that nobody uses.
+//! Reading the holders of locks, and removing unused files.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use super::{
 use crate::locking::{FsError, FsErrorKind, Location, LockFile};
 
 impl Client {
-    /// Who holds `name`, and who waits for it here.
+    /// The holders of `name`, and its waiters in this client.
     pub(crate) fn inspect(&self, name: &LockName) -> Result<Inspection, FsError> {
         self.ensure_here()?;
         self.look(&FileName::of(name))
@@ -42,14 +42,14 @@ impl Client {
             .iter()
             .any(|claim| claim.kind == Mode::Exclusive.into());
         if !exclusively_here {
-            // Shared holders of this object have company elsewhere, or not: then nothing is to be tried.
+            // If this object has shared holders, others may share the lock too; then the lock need not be tried.
             let mode = if is_held {
                 Some(Mode::Shared)
             } else {
                 self.probe(file_name, &file, &record)?
             };
             is_held = mode.is_some();
-            // It may have changed hands while we looked.
+            // The holder may have changed meanwhile.
             record = self.store.read(file_name, &file)?;
             let present: Vec<_> = self
                 .store
@@ -72,8 +72,9 @@ impl Client {
             .with_last_token(record.last_token()))
     }
 
-    /// In which mode others hold the file. Whoever is written down and is there may have gone without a word: that is found out
-    /// by trying, for a microsecond. Shared at first, so that those who look don't mistake each other for holders.
+    /// The mode in which others hold the file. A recorded holder whose process exists may have released without writing
+    /// it, so the lock is tried for a microsecond. The first attempt is shared, so that two inspections don't take each
+    /// other for holders.
     fn probe(
         &self,
         file_name: &FileName,
@@ -92,7 +93,7 @@ impl Client {
         Ok(is_held.then_some(Mode::Shared))
     }
 
-    /// The locks that somebody holds, or waits for here.
+    /// The locks with holders, or with waiters in this client.
     pub(crate) fn used_names(&self) -> Result<Vec<LockName>, FsError> {
         self.ensure_here()?;
         let mut names = Vec::new();
@@ -106,7 +107,7 @@ impl Client {
         Ok(names)
     }
 
-    /// Removes the files of locks that nobody uses and nobody was granted for `unused_for`. How many it removed.
+    /// Removes the files of unused locks that were not granted for `unused_for`. Returns their number.
     pub(crate) fn clean(&self, unused_for: Duration) -> Result<usize, FsError> {
         self.ensure_here()?;
         self.clean_marks(unused_for);
@@ -123,7 +124,7 @@ impl Client {
             if !is_old()? || !file.try_lock(Mode::Exclusive)? {
                 return Ok(());
             }
-            // Again, since it may have been granted and released before it was locked.
+            // Checked again, because the lock may have been granted and released before this locked it.
             if is_old()? && self.store.file(file_name).is_current(&file)? {
                 removed += usize::from(self.store.remove(file_name, file)?);
             } else {
@@ -134,8 +135,8 @@ impl Client {
         Ok(removed)
     }
 
-    /// Visits the open file of each lock, whose name is written in it. What is no lock of ours is passed over, whatever it is
-    /// called.
+    /// Visits the open file of each lock, which contains the lock's name. Files that are not lock files are skipped,
+    /// whatever their name.
     fn each_lock(
         &self,
         mut visit: impl FnMut(&FileName, LockName, LockFile) -> Result<(), FsError>,

@@ -5,16 +5,16 @@
 //! | file | what |
 //! |---|---|
 //! | `config` | the settings |
-//! | `fs_backend` | what the engine sees |
+//! | `fs_backend` | the traits that the engine calls |
 //! | `acquire` | one attempt, from the queue to the file |
-//! | `queue` | who holds a name here and who waits, first come, first served |
-//! | `name` | a lock's name as a file's name |
+//! | `queue` | this client's holders and waiters of a name, first come, first served |
+//! | `name` | the file name of a lock |
 //! | `store` | the files of the directory |
-//! | `grant` | the token, and who holds, written down |
-//! | `record` | how that is written |
-//! | `release` | back again |
-//! | `breaking` | a lock taken away from its holder |
-//! | `inspect` | looking at locks, and removing the files that nobody uses |
+//! | `grant` | writes the token and the holder |
+//! | `record` | the format of what is written |
+//! | `release` | releases the file and the queue place |
+//! | `breaking` | takes a lock away from its holder |
+//! | `inspect` | reads holders, and removes unused files |
 
 mod acquire;
 mod breaking;

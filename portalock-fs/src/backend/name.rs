@@ -1,35 +1,36 @@
-//! A lock's name as a file's name: injective, whatever the file system does with case, dots or Unicode.
+//! The file name of a lock. Two locks never have the same file name, even if the file system ignores case, dots or
+//! Unicode forms.
 //!
-//! Lower-case ASCII letters, digits, `_`, `-` and inner dots stand for themselves; every other byte is `%` and two
-//! lower-case hex digits. The result never differs from another in case only, has nothing that a file system would
-//! normalise, and is no name that Windows reserves (the first letter of `con` is escaped). The suffix keeps `.`, `..`
-//! and trailing dots away.
+//! Lower-case ASCII letters, digits, `_`, `-` and inner dots are kept; every other byte is written as `%` and two
+//! lower-case hex digits. So two results never differ in case only, a file system has nothing to normalise, and no
+//! result is a reserved name of Windows (the first letter of `con` is escaped). The suffix prevents `.`, `..` and
+//! trailing dots.
 //!
-//! A name too long for that is cut, and `~` and the SHA-256 of the whole are put after it. `~` stands nowhere else, so
-//! the two forms never meet. Each lock's file has the full name in it, for those who list the locks.
+//! A name that is too long is cut, and `~` and the SHA-256 of the whole name are appended. `~` is used nowhere else, so
+//! the two forms can't collide. Each lock file contains the full name, for listing the locks.
 
 use std::fmt::Write;
 
 use portalock_core::LockName;
 use sha2::{Digest, Sha256};
 
-/// What a lock file's name ends with.
+/// The suffix of a lock file.
 pub(crate) const LOCK_SUFFIX: &str = ".lock";
-/// Beside it, if it was ever shared: the list of readers.
+/// The suffix of the list of readers, which exists if the lock was ever shared.
 pub(crate) const READERS_SUFFIX: &str = ".shared";
-/// Beside it, where locks are mandatory: the record of the holder.
+/// The suffix of the holder's record, on systems with mandatory locks.
 pub(crate) const INFO_SUFFIX: &str = ".info";
 
-/// The longest file name, without the longest suffix, that common file systems take.
+/// The longest file name on common file systems, without the longest suffix.
 const LONGEST_STEM: usize = 255 - READERS_SUFFIX.len();
-/// How much of a name that is too long stays readable.
+/// How much of a long name stays readable.
 const READABLE: usize = 100;
-/// What stands between the readable part and the hash.
+/// The separator between the readable part and the hash.
 const HASH_MARK: char = '~';
-/// Names that Windows reserves, whatever follows the first dot.
+/// Reserved names of Windows, with any extension.
 const RESERVED: [&str; 6] = ["con", "prn", "aux", "nul", "com", "lpt"];
 
-/// The name of a lock's file.
+/// The file name of a lock.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct FileName(Box<str>);
 
@@ -39,7 +40,7 @@ impl FileName {
         let mut stem = escape(name.as_str());
         if stem.len() > LONGEST_STEM {
             let cut = match stem[..READABLE].rfind('%') {
-                // Not through the middle of an escape.
+                // Don't cut inside an escape.
                 Some(escape) if escape + 2 >= READABLE => escape,
                 _ => READABLE,
             };
@@ -53,7 +54,7 @@ impl FileName {
         Self(stem.into())
     }
 
-    /// The name of a file that is there, whatever it is.
+    /// The name of an existing file.
     pub(crate) fn existing(file_name: &str) -> Self {
         Self(file_name.into())
     }
@@ -76,7 +77,7 @@ fn escape(name: &str) -> String {
     for (at, byte) in name.bytes().enumerate() {
         let plain = match byte {
             b'a'..=b'z' | b'0'..=b'9' | b'_' | b'-' => !(at == 0 && reserved),
-            // A file that starts with a dot is hidden, and `..` is a directory.
+            // A file name that starts with a dot is hidden, and `..` is a directory.
             b'.' => at > 0,
             _ => false,
         };
@@ -94,7 +95,7 @@ fn is_reserved(name: &str) -> bool {
     let Some(letters) = device.get(..3) else {
         return false;
     };
-    // `com1` and `lpt1` are reserved like `con`; that `com` itself is escaped too does no harm.
+    // `com1` and `lpt1` are reserved like `con`. Escaping `com` itself does no harm.
     RESERVED.contains(&letters) && device[3..].bytes().all(|byte| byte.is_ascii_digit())
 }
 

@@ -1,7 +1,7 @@
-//! One name within one backend object: who holds it here, and who waits, first come, first served.
+//! The holders and waiters of a name in one backend object, first come, first served.
 //!
-//! The process has one contender per name: whoever stands first in this queue, or all the shared ones who stand first
-//! together. Only they go to the file system.
+//! The process has one contender per name: the first waiter of this queue, or all shared waiters at its head. Only they
+//! use the file system.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -14,16 +14,16 @@ use portalock_core::{Grant, Holder, Lease, LostSignal, Mode, OwnerId, WakeSender
 use super::{grant::Written, name::FileName};
 use crate::locking::{Contender, LockFile};
 
-/// The first pause between two looks where nothing can be watched.
+/// The first pause of a waiter that polls.
 const FIRST_POLL: Duration = Duration::from_micros(500);
 
-/// All names in use. A name that nobody holds or waits for takes no room.
+/// All names in use. A name without holders and waiters takes no memory.
 #[derive(Debug, Default)]
 pub(crate) struct Places {
     places: Mutex<HashMap<FileName, Arc<Mutex<Place>>>>,
 }
 
-/// A visit to one name: its place exists for as long as it lasts.
+/// Access to the state of one name, which exists at least as long as this.
 #[derive(Debug)]
 pub(crate) struct Visit<'p> {
     places: &'p Places,
@@ -32,7 +32,7 @@ pub(crate) struct Visit<'p> {
 }
 
 impl Places {
-    /// Visits the place of `name`, which is made if it isn't there.
+    /// Accesses the state of `name`, which is created if it doesn't exist.
     pub(crate) fn enter<'p>(&'p self, name: &'p FileName) -> Visit<'p> {
         let place = lock(&self.places).entry(name.clone()).or_default().clone();
         Visit {
@@ -42,7 +42,7 @@ impl Places {
         }
     }
 
-    /// Visits the place of `name` if anybody holds it or waits there.
+    /// Accesses the state of `name` if it has holders or waiters.
     pub(crate) fn find<'p>(&'p self, name: &'p FileName) -> Option<Visit<'p>> {
         let place = lock(&self.places).get(name)?.clone();
         Some(Visit {
@@ -59,7 +59,7 @@ impl Places {
 }
 
 impl Visit<'_> {
-    /// The place itself, for this thread alone.
+    /// The locked state.
     pub(crate) fn lock(&self) -> MutexGuard<'_, Place> {
         lock(&self.place)
     }
@@ -71,7 +71,8 @@ impl Drop for Visit<'_> {
             return;
         }
         let mut places = lock(&self.places.places);
-        // The map's and ours: nobody else is visiting, and nobody can begin to while the map is locked.
+        // Only the map and this value have references: no other thread uses the state, and none can start while the map
+        // is locked.
         if Arc::strong_count(&self.place) == 2 && lock(&self.place).is_idle() {
             places.remove(self.name);
         }
@@ -82,14 +83,15 @@ impl Drop for Visit<'_> {
 #[derive(Debug, Default)]
 pub(crate) struct Place {
     pub(crate) held: Vec<Held>,
-    /// By ticket, so in the order of their coming. Any of them may leave at any time.
+    /// Ordered by ticket, so in order of arrival. Any waiter may leave at any time.
     waiters: BTreeMap<u64, Waiter>,
     tickets: HashMap<OwnerId, u64>,
-    /// What whoever is first contends with.
+    /// The open file of the first waiter.
     pub(crate) contender: Contender,
-    /// Since when holders of this client have had the lock one after the other.
+    /// Since when holders of this client have passed on the lock among themselves.
     pub(crate) ours_since: Option<Instant>,
-    /// They have had it for long enough: whoever is first lets other processes hear of the release before it tries.
+    /// They have had it for long enough: the first waiter waits for the event of the release, which other processes get
+    /// too.
     pub(crate) yields: bool,
 }
 
@@ -101,7 +103,7 @@ pub(crate) struct Held {
     pub(crate) written: Written,
     pub(crate) file: LockFile,
     pub(crate) holder: Holder,
-    /// Ends if the lock file is removed; none where that can't be noticed.
+    /// Ends if the lock file is removed; none if that can't be noticed.
     pub(crate) lease: Option<Lease>,
 }
 
@@ -111,7 +113,7 @@ struct Waiter {
     mode: Mode,
     holder: Holder,
     line: Option<WakeSender>,
-    /// It was told to try before it had a line.
+    /// It was told to try before it had subscribed.
     was_called: bool,
     next_poll: Duration,
 }
@@ -133,19 +135,19 @@ impl Held {
 }
 
 impl Place {
-    /// What this owner holds.
+    /// The hold of this owner.
     pub(crate) fn held_by(&self, owner: OwnerId) -> Option<&Held> {
         self.held.iter().find(|held| held.owner == owner)
     }
 
-    /// One who holds here and excludes `mode`. A holder whose lock was lost excludes nobody.
+    /// A holder of this client that excludes `mode`. A holder that has lost the lock excludes nobody.
     pub(crate) fn in_the_way(&self, mode: Mode) -> Option<&Held> {
         self.held
             .iter()
             .find(|held| !compatible(held.mode, mode) && !held.is_lost())
     }
 
-    /// Whether it is this owner's turn, as far as those who came before it here are concerned.
+    /// Whether it is this owner's turn among the waiters of this client.
     pub(crate) fn has_turn(&self, owner: OwnerId, mode: Mode) -> bool {
         self.waiters
             .values()
@@ -174,7 +176,7 @@ impl Place {
         );
     }
 
-    /// Opens the owner's line. False if it does not wait here. What it would have been told before is said now.
+    /// Subscribes the owner. False if it does not wait here. A wake-up from before the subscription is sent now.
     pub(crate) fn listen(&mut self, owner: OwnerId, line: WakeSender) -> bool {
         let Some(waiter) = self.waiter(owner) else {
             return false;
@@ -186,7 +188,7 @@ impl Place {
         true
     }
 
-    /// Takes the owner out of the queue. Those who then stand first are woken by [`wake_first`](Self::wake_first).
+    /// Removes the owner from the queue. Then call [`wake_first`](Self::wake_first) for the new head of the queue.
     pub(crate) fn leave(&mut self, owner: OwnerId) -> bool {
         let ticket = self.tickets.remove(&owner);
         ticket.is_some_and(|ticket| self.waiters.remove(&ticket).is_some())
@@ -196,8 +198,8 @@ impl Place {
         self.waiters.get_mut(self.tickets.get(&owner)?)
     }
 
-    /// Tells those whose turn it is to try now: the first waiter, or all the shared ones who stand first together. Only they
-    /// ever look by themselves; something has changed, so their next pause is short again.
+    /// Wakes the first waiter, or all shared waiters at the head. Only they poll; their next pause is short again,
+    /// because something has changed.
     pub(crate) fn wake_first(&mut self) {
         let mut is_last = false;
         for (at, waiter) in self.waiters.values_mut().enumerate() {
@@ -213,8 +215,8 @@ impl Place {
         }
     }
 
-    /// How long the owner sleeps before it looks again, where nothing wakes it: twice as long each time, and shortened at
-    /// random, so that waiters of several processes don't look in step.
+    /// The owner's next pause if it polls: twice as long each time, and randomly shortened, so that waiters of several
+    /// processes don't try at the same time.
     pub(crate) fn next_poll(&mut self, owner: OwnerId, most: Duration) -> Option<Duration> {
         let waiter = self.waiter(owner)?;
         let pause = waiter.next_poll.min(most);
@@ -222,20 +224,20 @@ impl Place {
         Some(pause.mul_f64(1.0 - 0.25 * fastrand::f64()))
     }
 
-    /// Those who wait here, the first one first.
+    /// The waiters of this client, in order.
     pub(crate) fn waiters(&self) -> impl Iterator<Item = (&Holder, Mode)> {
         self.waiters
             .values()
             .map(|waiter| (&waiter.holder, waiter.mode))
     }
 
-    /// Closes what only waiters need, once there are none.
+    /// Closes the files that only waiters need, if there are no waiters.
     pub(crate) fn settle(&mut self) {
         if self.waiters.is_empty() {
             self.contender = Contender::default();
             self.ours_since = None;
             self.yields = false;
-            // A holder that was waited for by many keeps no room for them.
+            // A former crowd of waiters should not keep memory.
             self.tickets = HashMap::new();
         }
     }
@@ -250,7 +252,7 @@ const fn compatible(one: Mode, other: Mode) -> bool {
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // Each change of what is inside is whole in itself, so a panic elsewhere leaves nothing half done.
+    // Each change of the state is complete in itself, so a panic elsewhere leaves it consistent.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 

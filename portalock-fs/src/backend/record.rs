@@ -1,30 +1,30 @@
-//! What a lock file says: the last grant, with its token and its holder, and whether it was released.
+//! The content of a lock file: the last grant, with its token and its holder, and whether it was released.
 //!
-//! A grant is a line of text with a checksum, and NULs to the end of its [`SLOT`]. Only its token is read for a new grant; its
-//! holder, when somebody asks. After the slot stands the token of the last grant that was released in good order, and after that
-//! the lock's name. A line that a power loss tore counts as none: the next token then comes from the clock, as after any other loss
-//! of the file, but is greater than the one after the slot.
+//! A grant is a line of text with a checksum, padded with NULs to the length of [`SLOT`]. A new grant reads only the
+//! token of the last one; `inspect` and errors read the holder. After the slot comes the token of the last released
+//! grant, and then the lock's name. A line that was damaged by a power loss is ignored: the next token then comes from
+//! the clock, as after a loss of the file, but is larger than the token after the slot.
 
 use std::io::Write;
 
 use portalock_core::{FencingToken, Holder, LockName, Mode, OwnerId};
 
-/// The length of a grant as it is written.
+/// The length of a written grant.
 pub(crate) const SLOT: usize = 512;
-/// Where the last released token stands.
+/// The position of the last released token.
 const MARK_AT: usize = SLOT;
-/// Where the lock's name stands.
+/// The position of the lock's name.
 const NAME_AT: usize = MARK_AT + MARK;
-/// The whole record's length, with the longest name.
+/// The length of a record with the longest name.
 pub(crate) const LONGEST: usize = NAME_AT + LockName::MAX_BYTES + 1;
 
 const MARK: usize = 32;
 const MAGIC: &str = "portalock 1 ";
-/// Where what the checksum is of begins: after it, and a space.
+/// The position of the checksummed text: after the checksum and a space.
 const BODY_AT: usize = MAGIC.len() + 17;
 /// A token's length.
 const DIGITS: usize = 20;
-/// The longest host name and label that a slot has room for, in characters.
+/// The longest host name and label in a slot, in characters.
 const LONGEST_TEXT: usize = 120;
 
 /// One grant, as written.
@@ -32,12 +32,12 @@ const LONGEST_TEXT: usize = 120;
 pub(crate) struct Entry {
     pub(crate) token: FencingToken,
     pub(crate) mode: Mode,
-    /// Whose acquisition it is, where that was written.
+    /// The owner, if it was written.
     pub(crate) owner: Option<OwnerId>,
     pub(crate) holder: Holder,
 }
 
-/// A grant as it stands in a file.
+/// A grant as read from a file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Last {
     pub(crate) token: FencingToken,
@@ -46,19 +46,19 @@ pub(crate) struct Last {
     holder: Box<str>,
 }
 
-/// All that a lock file says.
+/// The whole content of a lock file.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct Record {
     /// The newest grant.
     pub(crate) last: Option<Last>,
-    /// The last grant that was released in good order.
+    /// The last released grant.
     released: Option<FencingToken>,
     /// The lock's name.
     pub(crate) name: Option<String>,
 }
 
 impl Record {
-    /// Reads what stands in a lock file, from its first byte on. `None` if the file has something else in it: not ours to overwrite.
+    /// Parses the content of a lock file. `None` if the file has other content, which must not be overwritten.
     pub(crate) fn parse(bytes: &[u8]) -> Option<Self> {
         let last = Last::parse(&bytes[..bytes.len().min(SLOT)]);
         if last.is_none() && !is_ours(bytes) {
@@ -69,7 +69,7 @@ impl Record {
             .and_then(line)
             .and_then(|text| text.parse().ok())
             .map(FencingToken::new);
-        // A name may have line ends in it, but no NUL.
+        // A name may contain line ends, but no NUL.
         let name = bytes
             .get(NAME_AT..)
             .and_then(|bytes| until(bytes, 0))
@@ -81,34 +81,35 @@ impl Record {
         })
     }
 
-    /// The newest grant, unless its holder released it, or can't be read.
+    /// The newest grant, unless it was released or can't be read.
     pub(crate) fn present(&self) -> Option<Entry> {
         let last = self.last.as_ref()?;
         (self.released != Some(last.token)).then_some(())?;
         last.entry()
     }
 
-    /// The last token. Of a torn grant, the last one before it that was released.
+    /// The last token. If the grant is damaged, the last released token.
     pub(crate) fn last_token(&self) -> Option<FencingToken> {
         let last = self.last.as_ref().map(|entry| entry.token);
         last.or(self.released)
     }
 
-    /// What to write when the grant with this token is released, and where.
+    /// The bytes to write when the grant with this token is released, and their position.
     pub(crate) fn write_released(token: FencingToken) -> (u64, Vec<u8>) {
-        // To its end, so that the whole record is there to be read in one call.
+        // Written to its end, so that the whole record can be read in one call.
         let mut mark = format!("{:0DIGITS$}\n", token.get()).into_bytes();
         mark.resize(MARK, 0);
         (MARK_AT as u64, mark)
     }
 
-    /// What to write once into a new file, and where.
+    /// The bytes to write once into a new file, and their position.
     pub(crate) fn write_name(name: &LockName) -> (u64, Vec<u8>) {
         (NAME_AT as u64, format!("{name}\0").into_bytes())
     }
 }
 
-/// Whether it may be written over: an empty file, one whose first write was torn, or one that lost its data with the power.
+/// Whether the content may be overwritten: an empty file, one whose first write was incomplete, or one that a power
+/// loss has damaged.
 pub(crate) fn is_ours(bytes: &[u8]) -> bool {
     bytes
         .iter()
@@ -185,7 +186,7 @@ fn render_line(entry: &Entry, holder: &Holder) -> Vec<u8> {
     let mut line = Vec::with_capacity(SLOT);
     line.extend_from_slice(MAGIC.as_bytes());
     line.resize(BODY_AT, b' ');
-    // None fails: memory takes any bytes, and the type has string keys only.
+    // These calls can't fail: memory takes any bytes, and the type has string keys only.
     let _ = write!(line, "{:0DIGITS$} {} ", entry.token.get(), entry.mode);
     if let Some(owner) = entry.owner {
         let _ = write!(line, "{owner} ");
@@ -201,13 +202,13 @@ fn shorten(text: &str, most: usize) -> std::sync::Arc<str> {
     text.chars().take(most).collect::<String>().into()
 }
 
-/// FNV-1a, eight bytes at a time: it is there to notice a torn write, not an attack.
+/// FNV-1a, eight bytes at a time. It detects incomplete writes, not attacks.
 fn checksum(body: &[u8]) -> u64 {
     body.chunks(8).fold(0xcbf2_9ce4_8422_2325, |sum, chunk| {
         let mut word = [0; 8];
         word[..chunk.len()].copy_from_slice(chunk);
         let mixed = (sum ^ u64::from_le_bytes(word)).wrapping_mul(0x0100_0000_01b3);
-        // A factor's high bits reach the product's high bits only: folded down, they reach all.
+        // The high bits of a factor affect the high bits of the product only. Folding lets them affect all bits.
         mixed ^ (mixed >> 32)
     })
 }

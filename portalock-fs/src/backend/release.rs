@@ -1,4 +1,4 @@
-//! Releasing, in plain calls.
+//! Releasing, with synchronous calls.
 
 use std::time::Duration;
 
@@ -11,18 +11,18 @@ use super::{
 };
 use crate::locking::Location;
 
-/// How long the lock goes from one holder of this client straight to the next. They hear of a release sooner than other
-/// processes do, and would keep them out for as long as the queue here is never empty.
+/// How long the lock may pass directly between holders of this client. They hear of a release sooner than other
+/// processes, and would keep those out as long as this queue is never empty.
 const AMONG_OURSELVES: Duration = Duration::from_millis(10);
 
 impl Client {
-    /// Frees what the owner of `request` holds, or takes it out of the queue.
+    /// Ends the hold of the owner of `request`, or removes it from the queue.
     ///
-    /// `certain` asks whether the lock was really held until now, rather than trust that a loss would have been heard of.
+    /// With `certain` it checks that the lock was held until now, instead of relying on the watch to report a loss.
     pub(crate) fn free(&self, request: &LockRequest, certain: bool) -> Released {
         if self.store.origin.is_elsewhere() {
-            // A forked child: the lock is the parent's. A thread of the parent may have had the places locked when it forked:
-            // nothing here may wait for that.
+            // In a forked child the lock belongs to the parent. A thread of the parent may have held a mutex during the
+            // fork, so don't wait for one here.
             return Released::NotHeld;
         }
         let file_name = FileName::of(&request.name);
@@ -63,7 +63,7 @@ impl Client {
         let is_long = |since: portalock_core::clock::Instant| since.elapsed() > AMONG_OURSELVES;
         if place.ours_since.is_some_and(is_long) && place.waiters().next().is_some() {
             place.ours_since = None;
-            // Whoever is first here tries when it hears of the release as other processes do.
+            // The first waiter here tries when it gets the event of the release, like other processes.
             let watching = self.watch_file(file_name, &held.file);
             place.yields = place.contender.expect(watching);
         }
@@ -91,7 +91,7 @@ mod tests {
             let _ = client.attempt(&next).unwrap();
             let file_name = FileName::of(&first.name);
             let visit = client.places.find(&file_name).unwrap();
-            // The watcher waits for it too, and so tells nobody meanwhile.
+            // The watcher needs this mutex too, so it wakes nobody meanwhile.
             let mut place = visit.lock();
             let now = Instant::now();
             place.ours_since = Some(if is_long {

@@ -18,11 +18,11 @@ use crate::{
 #[derive(Debug)]
 pub(crate) struct Store {
     pub(crate) dir: Dir,
-    /// Where it was opened, as an absolute path.
+    /// The absolute path at the time of opening.
     pub(crate) path: PathBuf,
     pub(crate) kind: LockKind,
     pub(crate) file_mode: u32,
-    /// Whether records stand in a file beside the lock file, because a locked file can't be read.
+    /// Whether records are in a file beside the lock file, because a locked file can't be read.
     pub(crate) beside: bool,
     /// The process that opened it. A forked child has copies of its files, and must not unlock them.
     pub(crate) origin: Origin,
@@ -46,23 +46,23 @@ impl Store {
         Named { store: self, name }
     }
 
-    /// Removes all files of a lock, of which this one is locked. False if somebody is about to use it after all.
+    /// Removes all files of a lock; this one is locked. False if another process is about to use the lock.
     pub(crate) fn remove(&self, name: &FileName, locked: LockFile) -> Result<bool, FsError> {
         for file in [name.beside(READERS_SUFFIX), name.beside(INFO_SUFFIX)] {
             self.remove_file(&file)?;
         }
         if !sys::LOCKED_FILES_STAY {
-            // Whoever locks it after us finds that it is gone, and makes a new one.
+            // A process that locks the file after this notices that it is gone, and creates a new one.
             let removed = self.remove_file(name.as_str());
             locked.free();
             return removed;
         }
-        // Open files stay, so whoever opens it before it is removed keeps it.
+        // Open files can't be removed, so a process that opens the file first keeps it.
         locked.free();
         self.remove_file(name.as_str())
     }
 
-    /// False if somebody has it open, where that keeps it.
+    /// False if the file is open and the system doesn't remove open files.
     fn remove_file(&self, file: &str) -> Result<bool, FsError> {
         match self.dir.remove_file(file) {
             Err(error) if sys::says(&error, sys::IN_USE) => Ok(false),
@@ -73,7 +73,7 @@ impl Store {
         }
     }
 
-    /// An error once the path leads to another directory, as far as that can be told.
+    /// Fails if the path leads to another directory, as far as that can be detected.
     pub(crate) fn ensure_in_place(&self) -> Result<(), FsError> {
         let there = sys::look_along(&self.path, true);
         let leads_elsewhere = match (there, sys::look_for(&self.dir, ".")) {
@@ -82,7 +82,10 @@ impl Store {
             (_, Err(_)) => false,
         };
         if leads_elsewhere {
-            let cause = io::Error::new(io::ErrorKind::NotFound, "its path leads elsewhere by now");
+            let cause = io::Error::new(
+                io::ErrorKind::NotFound,
+                "its path now leads to another directory",
+            );
             return Err(FsError::new("use the lock directory", cause));
         }
         Ok(())
@@ -90,7 +93,7 @@ impl Store {
 }
 
 impl Named<'_> {
-    /// Opens the file if it is there.
+    /// Opens the file if it exists.
     pub(crate) fn open_existing(&self) -> Result<Option<LockFile>, FsError> {
         match self.open_with(&mut OpenOptions::new()) {
             Err(error) if error.io_error().kind() == io::ErrorKind::NotFound => Ok(None),
@@ -122,8 +125,8 @@ impl Location for Named<'_> {
         Ok(file)
     }
 
-    /// By the whole path: whoever comes next opens it by that, wherever it leads by then. Those who may not look along the path
-    /// look in the directory that is open.
+    /// Checks the whole path, because the next process opens the file by the path, wherever it leads then. If this user
+    /// may not read the path, it checks in the open directory.
     fn look(&self) -> io::Result<Seen> {
         match sys::look_along(&self.store.path.join(self.name), false) {
             Err(error) if !says_gone(&error) => sys::look_for(&self.store.dir, self.name),

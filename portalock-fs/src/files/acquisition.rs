@@ -1,5 +1,5 @@
-//! One acquisition of a user's own files, as the engine sees it: open, lock, free. Mostly of one file; of several, where so many
-//! of them are wanted, such as the permits of a semaphore.
+//! One acquisition of a user's own files, as a backend for the engine: open, lock, release. Usually it is one file; the
+//! permits of a semaphore are several.
 
 use std::{
     io,
@@ -22,28 +22,28 @@ use crate::{
 /// The backend of one acquisition, or of several one after the other.
 #[derive(Debug)]
 pub(crate) struct Acquisition {
-    /// Any of these files.
+    /// The files to choose from.
     specs: Vec<Spec>,
-    /// How many of them, all or none.
+    /// How many of them to lock, all or none.
     wanted: usize,
     state: Mutex<State>,
 }
 
 #[derive(Debug, Default)]
 struct State {
-    /// While it waits, one for each file.
+    /// One contender for each file, while it waits.
     contenders: Vec<Contender>,
-    /// Where the waiter is woken, once the engine listens.
+    /// Wakes the waiter, once the engine has subscribed.
     line: Option<Line>,
-    /// Who was last seen holding one of the files.
+    /// The last known holder of one of the files.
     seen: Option<Holder>,
     held: Vec<Held>,
 }
 
-/// A file that is locked.
+/// A locked file.
 #[derive(Debug)]
 struct Held {
-    /// Which of the specs it is.
+    /// The index of its spec.
     number: usize,
     mode: Mode,
     file: Arc<LockFile>,
@@ -56,7 +56,7 @@ impl Acquisition {
         Ok(Lock::new(Self::of_some(vec![spec], 1), name)?)
     }
 
-    /// Of as many as are `wanted` of these files. They are tried in this order.
+    /// An acquisition of `wanted` of these files, which are tried in this order.
     pub(crate) fn of_some(specs: Vec<Spec>, wanted: usize) -> Self {
         Self {
             specs,
@@ -71,17 +71,17 @@ impl Acquisition {
         first.map_or(Path::new(""), Spec::given_path)
     }
 
-    /// The first file that is held.
+    /// The first locked file.
     pub(crate) fn file(&self) -> Option<Arc<LockFile>> {
         self.lock().held.first().map(|held| held.file.clone())
     }
 
-    /// Leaves what is held locked, for somebody else to unlock.
+    /// Leaves the files locked, for the caller to unlock.
     pub(crate) fn keep(&self) {
         self.lock().held.clear();
     }
 
-    /// Why one of the files is no longer held, if it isn't.
+    /// Why one of the files was lost, if it was.
     pub(crate) fn loss(&self) -> Result<Option<Loss>, FsError> {
         for held in &self.lock().held {
             if held.file.is_inherited() {
@@ -118,7 +118,7 @@ impl Acquisition {
         Ok(Attempt::Granted(Grant::new()))
     }
 
-    /// Locks files until there are enough. Who has the first of the others, if that can be told.
+    /// Locks files until there are enough. Otherwise returns the holder of the first contended file, if it is known.
     fn take(
         &self,
         contenders: &mut [Contender],
@@ -135,7 +135,7 @@ impl Acquisition {
             else {
                 holder = holder.or_else(|| spec.holder(contender.file()?.file()));
                 if sys::LOCKED_FILES_STAY && spec.goes_with_lock {
-                    // A waiter that has it open would keep its holder from removing it.
+                    // If a waiter had the file open, the holder could not remove it.
                     *contender = Contender::default();
                 }
                 continue;
@@ -151,8 +151,8 @@ impl Acquisition {
         Ok(holder)
     }
 
-    /// Frees what is held. The first failure is reported, and none keeps the rest from being freed. `NotHeld` if one of the
-    /// files was lost before, or nothing is held.
+    /// Releases all files, even after a failure, and reports the first failure. `NotHeld` if one of the files was lost
+    /// before, or if nothing is held.
     fn end(&self) -> Result<Released, FsError> {
         let state = std::mem::take(&mut *self.lock());
         let ends: Vec<_> = state.held.into_iter().map(|held| self.free(held)).collect();
@@ -164,7 +164,7 @@ impl Acquisition {
         })
     }
 
-    /// Frees one file: if it goes with its lock it is removed before it is unlocked.
+    /// Releases one file. If its spec says so, the file is removed before it is unlocked.
     fn free(&self, held: Held) -> Result<Released, FsError> {
         let Held { number, mode, file } = held;
         if file.is_inherited() {
@@ -172,11 +172,12 @@ impl Acquisition {
         }
         let spec = &self.specs[number];
         let is_ours = spec.is_current(&file);
-        // What stands there now may be another's.
+        // The file that is there now may belong to another holder.
         let goes = spec.goes_with_lock && matches!(is_ours, Ok(true)) && is_alone(&file, mode);
         let remove = || removed(&spec.path, sys::remove_lock_file(&spec.path));
-        // Removed while still locked: between unlock and removal another could lock the file, and a third one a new one.
-        // The pid file goes first: once the lock file has gone, the next holder locks a new one and has a pid file.
+        // Remove the file while it is locked: between an unlock and the removal, another process could lock the file,
+        // and a third one a new file. Remove the pid file first: when the lock file is gone, the next holder may create
+        // both.
         let mut done = Ok(());
         if goes && let Some(pid_file) = &spec.pid_file {
             done = removed(pid_file, sys::remove_file(pid_file));
@@ -205,7 +206,7 @@ impl Acquisition {
 impl State {
     fn contention(&mut self, now: Option<Holder>) -> Contention {
         let pid = |holder: &Option<Holder>| holder.as_ref().map(|holder| holder.pid);
-        // The one seen at first counts from there.
+        // The holder that was seen first.
         if pid(&self.seen) != pid(&now) {
             self.seen = now;
         }
@@ -213,14 +214,15 @@ impl State {
     }
 }
 
-/// Whether nobody shares the file that is about to be removed. Where an open file can't be removed, trying shows it.
+/// Whether nobody else shares the file that is about to be removed. If the system can't remove open files, trying to
+/// remove it shows this.
 fn is_alone(file: &LockFile, mode: Mode) -> bool {
     mode == Mode::Exclusive
         || sys::LOCKED_FILES_STAY
         || matches!(file.try_lock(Mode::Exclusive), Ok(true))
 }
 
-/// A file that is gone already is no failure.
+/// A file that is already gone is not a failure.
 fn removed(path: &Path, removed: io::Result<()>) -> Result<(), FsError> {
     match removed {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
@@ -249,7 +251,7 @@ impl LockBackend for Acquisition {
         let Ok(line) = Line::new(sender) else {
             return Ok(None);
         };
-        // The engine asks once, and tries again afterwards: that attempt starts to watch.
+        // The engine subscribes once, and then tries again: that attempt starts to watch.
         self.lock().line = Some(line);
         Ok(Some(wakeups))
     }
@@ -261,7 +263,7 @@ impl LockBackend for Acquisition {
     fn release_now(&self, _request: &LockRequest) -> bool {
         if let Err(error) = self.end() {
             let source = error.io_error();
-            tracing::warn!(%error, %source, "a file lock was dropped, and something was left behind");
+            tracing::warn!(%error, %source, "a file lock was dropped, and its file could not be cleaned up");
         }
         true
     }

@@ -1,4 +1,4 @@
-//! A new file that appears whole or not at all.
+//! New files that appear completely or not at all.
 
 use std::{
     fs::File,
@@ -13,12 +13,12 @@ use crate::{
     sys,
 };
 
-/// Creates the file at `path` in one step: `write` fills it under another name, and only when it is complete does it
-/// appear at `path`. portalocker's `open_atomic`.
+/// Creates the file at `path` in one step: `write` fills a file with another name, which is moved to `path` when it is
+/// complete. portalocker's `open_atomic`.
 ///
-/// It never replaces: a file that exists already is an error, before `write` runs if it is there by then, else after.
-/// Missing directories are created. If `write` fails nothing is left. See [`AtomicFile`] for the details, and for a form
-/// without a closure.
+/// It never replaces a file. If `path` exists, the call fails: before `write` runs, or after it if the file appears
+/// meanwhile. Missing directories are created. If `write` fails, nothing is left. See [`AtomicFile`] for details, and
+/// for a form without a closure.
 ///
 /// # Errors
 ///
@@ -52,20 +52,20 @@ pub fn open_atomic<T>(
     Ok(value)
 }
 
-/// A file being written under another name, to appear at its path by [`publish`](Self::publish).
+/// A file that is written under another name, and moved to its path by [`publish`](Self::publish).
 ///
-/// - It is created beside its destination with the mode that a plain `open` gives it: the umask is honoured, and not
-///   touched.
-/// - Publishing syncs the content, moves the file without replacing anything, and syncs the directory (Windows has no such
-///   call): after a power loss it is there whole, or not at all.
-/// - Moving is `renameat2(RENAME_NOREPLACE)` on Linux, `renamex_np(RENAME_EXCL)` on macOS, a hard link elsewhere. A file system
-///   that has none of them (exFAT, some network mounts) gets a look and a rename: the content still appears at
-///   once, but of two that publish at the same instant the later one can replace the earlier.
-/// - The path is made absolute when the file is created: a later change of the working directory leads nowhere else.
+/// - It is created beside its destination with the usual mode of a new file; the umask applies and is not changed.
+/// - Publishing syncs the content, moves the file without replacing anything, and syncs the directory (Windows has no
+///   such call): after a power loss the file is complete, or not there.
+/// - Moving is `renameat2(RENAME_NOREPLACE)` on Linux, `renamex_np(RENAME_EXCL)` on macOS, a hard link elsewhere. On a
+///   file system without any of them (exFAT, some network mounts) it checks that the path is free and renames. The
+///   content still appears in one step, but if two publish at the same instant, the later file can replace the earlier
+///   one.
+/// - The path is made absolute when the file is created, so a later change of the working directory has no effect.
 ///
 /// # On drop
 ///
-/// Unpublished, it is removed: it may be half written. A process that is killed leaves it behind, as
+/// If the file was not published, it is removed, because it may be incomplete. A killed process leaves it as
 /// `.portalock.<16 digits>.tmp`.
 ///
 /// ```
@@ -95,8 +95,8 @@ impl AtomicFile {
     ///
     /// # Errors
     ///
-    /// [`AtomicError::Exists`] if something is at `path`, be it a link that leads nowhere; [`AtomicError::File`] if no
-    /// file can be created beside it.
+    /// [`AtomicError::Exists`] if `path` exists, even as a dangling link; [`AtomicError::File`] if no file can be
+    /// created beside it.
     pub fn create(path: impl AsRef<Path>) -> Result<Self, AtomicError> {
         let path = path.as_ref();
         let anchored = std::path::absolute(path)
@@ -120,24 +120,24 @@ impl AtomicFile {
         })
     }
 
-    /// Where it will appear, as an absolute path.
+    /// The destination, as an absolute path.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// The open file; this derefs to it.
+    /// The open file. `AtomicFile` derefs to it.
     pub fn file(&self) -> &File {
         self.temp.file()
     }
 
-    /// Syncs what was written and lets it appear at its path.
+    /// Syncs the content and moves the file to its path.
     ///
     /// # Errors
     ///
-    /// - [`AtomicError::File`] if it could not be synced: it is removed.
-    /// - [`AtomicError::Publish`] if it could not be moved, also because somebody else's file has appeared at the path,
-    ///   which is left untouched: the finished file is kept, and the error says where.
-    /// - [`AtomicError::NotDurable`] if it is in place but its directory could not be synced.
+    /// - [`AtomicError::File`] if the content could not be synced; the file is removed.
+    /// - [`AtomicError::Publish`] if the file could not be moved, for example because another file has appeared at the
+    ///   path. That file is not changed. The finished file is kept, and the error says where.
+    /// - [`AtomicError::NotDurable`] if the file is at its path, but its directory could not be synced.
     pub fn publish(mut self) -> Result<(), AtomicError> {
         self.temp.sync()?;
         if let Err(error) = self.temp.publish(&self.path) {
@@ -174,35 +174,35 @@ fn create_directories(directory: &Path) -> Result<Vec<PathBuf>, FsError> {
     Ok(changed)
 }
 
-/// Why no file appeared at the path, or why it may not last.
+/// Why a file could not be published, or may not survive a power loss.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum AtomicError {
-    /// Something is at the path already. Nothing was written.
+    /// The path exists already. Nothing was written.
     #[error("{} exists already: choose a name that is free", path.display())]
     Exists {
         /// Where the file should have appeared.
         path: PathBuf,
     },
-    /// The closure that writes the content failed. Nothing is left.
+    /// The closure failed. Nothing is left.
     #[error("{} could not be written", path.display())]
     Write {
         /// Where the file should have appeared.
         path: PathBuf,
-        /// What the closure said.
+        /// The closure's error.
         source: io::Error,
     },
-    /// The file is complete, but could not be moved to its path: it is kept.
+    /// The file is complete, but could not be moved to its path. It is kept.
     #[error("{} could not be published: the finished file was kept as {}", path.display(), payload.display())]
     Publish {
         /// Where the file should have appeared.
         path: PathBuf,
         /// Where the finished file is.
         payload: PathBuf,
-        /// Why it could not be moved: [`FsErrorKind::AlreadyExists`] if somebody else was first.
+        /// Why it could not be moved: [`FsErrorKind::AlreadyExists`] if another file has appeared there.
         source: FsError,
     },
-    /// The file is in place, but its directory could not be synced: a power loss may undo it.
+    /// The file is at its path, but its directory could not be synced, so the file may not survive a power loss.
     #[error("{} is in place, but may not survive a power loss", path.display())]
     NotDurable {
         /// Where the file is.
@@ -216,7 +216,7 @@ pub enum AtomicError {
 }
 
 impl AtomicError {
-    /// Whether it says that the path is taken, found early or late.
+    /// Whether the error means that the path exists already.
     pub fn is_exists(&self) -> bool {
         match self {
             Self::Exists { .. } => true,

@@ -1,4 +1,4 @@
-//! The lock on a user's own data file: open, lock, hand out the open file.
+//! Locks on a user's own data file: open, lock, and return the open file.
 
 use std::{
     fs::{File, OpenOptions},
@@ -18,19 +18,22 @@ use super::{
 };
 use crate::locking::{FsError, LockKind};
 
-/// A lock on a data file: acquiring it opens the file, locks it and hands it out. portalocker's `Lock`.
+/// A lock on a data file. Acquiring it opens the file, locks it and returns it in the guard. portalocker's `Lock`.
 ///
-/// The lock is on the data file itself, so it excludes everybody who locks that file in the same way, whatever they are
-/// written in. The defaults are portalocker's: [`FileMode::Append`], exclusive, [`LockKind::Flock`], [`Policy::default`] (5 s).
+/// The lock is on the data file itself, so it excludes all programs, in any language, that lock that file with the same
+/// kind of lock. The defaults are portalocker's: [`FileMode::Append`], exclusive, [`LockKind::Flock`],
+/// [`Policy::default`] (5 s).
 ///
-/// - With [`FileMode::Write`] the content is discarded once the lock is held. While somebody else holds it, not a byte
-///   changes.
-/// - Once locked, the path is looked at again. If the file has been replaced meanwhile, as an editor or `mv` does, the new
-///   one is opened and locked instead: two holders of one path have the same file.
-/// - Each acquisition opens the file anew, so two of one `FileLock` exclude each other, also within one thread.
-/// - The path is made absolute by [`new`](Self::new): a later change of the working directory leads nowhere else.
+/// - With [`FileMode::Write`] the content is discarded after locking. While another owner holds the lock, the content
+///   does not change.
+/// - After locking, the path is checked again. If the file was replaced meanwhile, as an editor or `mv` does, the new
+///   file is opened and locked instead. So all holders of one path lock the same file.
+/// - Each acquisition opens the file again, so two acquisitions of one `FileLock` exclude each other, even in one
+///   thread.
+/// - [`new`](Self::new) makes the path absolute, so a later change of the working directory has no effect.
 ///
-/// Every `acquire` comes in two forms. The one called `blocking_` is for synchronous programs and needs no runtime.
+/// Every `acquire` has two forms. The form with the prefix `blocking_` is for synchronous programs and needs no
+/// runtime.
 ///
 /// ```
 /// use std::io::Write;
@@ -46,9 +49,10 @@ use crate::locking::{FsError, LockKind};
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 ///
-/// On Windows locks are mandatory: while the file is locked, the guard and its copies read and write it, and no other handle
-/// does (`ERROR_LOCK_VIOLATION`); while it is shared everybody reads it and nobody writes it, not even who shares it. Nobody
-/// can delete, rename or replace it. To let others read, lock a file beside it.
+/// On Windows locks are mandatory. While the file is locked exclusively, only the guard and its copies can read and
+/// write it; other handles get `ERROR_LOCK_VIOLATION`. While it is shared, every handle can read it and none can write
+/// it, not even a holder's. Nobody can delete, rename or replace it. To let other programs read the file, lock a file
+/// beside it.
 #[derive(Debug, Clone)]
 pub struct FileLock {
     pub(super) spec: Spec,
@@ -57,7 +61,7 @@ pub struct FileLock {
 }
 
 impl FileLock {
-    /// The lock on the file at `path`. Nothing is opened yet.
+    /// A lock on the file at `path`. The file is not opened yet.
     ///
     /// # Errors
     ///
@@ -77,17 +81,18 @@ impl FileLock {
         self
     }
 
-    /// Opens the file as `options` say, such as with permissions or flags of your own, instead of by a [`FileMode`].
+    /// Opens the file with `options`, for example with permissions or flags of your own, instead of a [`FileMode`].
     ///
-    /// The file is opened before it is locked, so don't set `truncate`: empty it through the guard with
-    /// [`File::set_len`]. Flags are taken as they are: without `O_NONBLOCK` opening a named pipe hangs.
+    /// The file is opened before it is locked, so don't set `truncate`; truncate it through the guard with
+    /// [`File::set_len`]. Flags are not changed: without `O_NONBLOCK`, opening a named pipe blocks.
     #[must_use]
     pub fn with_options(mut self, options: OpenOptions) -> Self {
         self.spec.options = Some(options);
         self
     }
 
-    /// Locks shared rather than exclusively: others may share it, none may hold it exclusively. Default exclusive.
+    /// Makes the lock shared: any number of owners can share it, and none can hold it exclusively meanwhile. Default:
+    /// exclusive.
     #[must_use]
     pub const fn shared(mut self) -> Self {
         self.share = Mode::Shared;
@@ -97,18 +102,18 @@ impl FileLock {
     lock_methods!(FileGuard);
 }
 
-/// A data file, open and locked. It derefs to [`File`], and reads, writes and seeks itself.
+/// An open and locked data file. It derefs to [`File`], and also implements `Read`, `Write` and `Seek`.
 ///
 /// # On drop
 ///
-/// The file is unlocked, also if a copy of the handle lives on, and closed. A failure is logged;
-/// [`release`](Self::release) reports it. It never blocks, and needs no runtime.
+/// The file is unlocked, even if a copy of the handle still exists, and closed. A failure is logged;
+/// [`release`](Self::release) reports it. Dropping never blocks, and needs no runtime.
 #[derive(Debug)]
 #[must_use = "the file is unlocked as soon as the guard is dropped"]
 pub struct FileGuard(Owned);
 
 impl FileGuard {
-    /// The open file; the guard derefs to it.
+    /// The open file. The guard derefs to it.
     pub fn file(&self) -> &File {
         self.0.file()
     }

@@ -1,4 +1,4 @@
-//! How a data file is opened: portalocker's mode strings, as a type.
+//! How a data file is opened: portalocker's mode strings as a type.
 
 use std::fs::OpenOptions;
 
@@ -10,8 +10,8 @@ use serde::{Deserialize, Serialize};
 /// |---|---|---|---|---|---|
 /// | [`Read`](Self::Read) | `r` | yes | no | no | kept |
 /// | [`ReadWrite`](Self::ReadWrite) | `r+` | yes | yes | no | kept |
-/// | [`Write`](Self::Write) | `w` | no | yes | yes | emptied, once it is locked |
-/// | [`WriteRead`](Self::WriteRead) | `w+` | yes | yes | yes | emptied, once it is locked |
+/// | [`Write`](Self::Write) | `w` | no | yes | yes | truncated after locking |
+/// | [`WriteRead`](Self::WriteRead) | `w+` | yes | yes | yes | truncated after locking |
 /// | [`Append`](Self::Append) | `a` | no | at the end | yes | kept |
 /// | [`AppendRead`](Self::AppendRead) | `a+` | yes | at the end | yes | kept |
 /// | [`New`](Self::New) | `x` | no | yes | only if there is none | empty |
@@ -19,13 +19,13 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum FileMode {
-    /// Reads a file that exists.
+    /// Reads an existing file.
     Read,
-    /// Reads and writes a file that exists.
+    /// Reads and writes an existing file.
     ReadWrite,
-    /// Writes a file from the start; what it held is discarded once the lock is held, never before.
+    /// Writes a file from the start. The old content is discarded after locking, never before.
     Write,
-    /// As [`Write`](Self::Write), and what was written can be read back.
+    /// Like [`Write`](Self::Write), and also reads.
     WriteRead,
     /// Writes at the end. The default, as in portalocker.
     #[default]
@@ -34,7 +34,7 @@ pub enum FileMode {
     AppendRead,
     /// Writes a file that must not exist yet.
     New,
-    /// As [`New`](Self::New), and what was written can be read back.
+    /// Like [`New`](Self::New), and also reads.
     NewRead,
 }
 
@@ -43,7 +43,7 @@ impl FileMode {
         matches!(self, Self::Write | Self::WriteRead)
     }
 
-    /// The options to open the file with: never `truncate`, since it is not locked yet.
+    /// The options for opening the file: never `truncate`, because the file is not locked yet.
     pub(crate) fn options(self) -> OpenOptions {
         let mut options = OpenOptions::new();
         match self {
@@ -51,7 +51,7 @@ impl FileMode {
             Self::ReadWrite => options.read(true).write(true),
             Self::Write => options.write(true).create(true),
             Self::WriteRead => options.read(true).write(true).create(true),
-            // Windows locks no handle that can only append.
+            // Windows can't lock a handle that can only append.
             Self::Append => options.append(true).create(true).read(cfg!(windows)),
             Self::AppendRead => options.append(true).create(true).read(true),
             Self::New => options.write(true).create_new(true),

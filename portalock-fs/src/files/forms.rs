@@ -3,16 +3,18 @@
 
 macro_rules! lock_methods {
     ($guard:ident) => {
-        /// Sets how [`acquire`](Self::acquire) waits: timeout, check interval, whether to fail when locked.
+        /// Sets how [`acquire`](Self::acquire) waits: the timeout, the check interval, and whether it fails at once if
+        /// the lock is held.
         #[must_use]
         pub fn with_policy(mut self, policy: Policy) -> Self {
             self.policy = policy;
             self
         }
 
-        /// Sets which of the system's locks to use. Default [`LockKind::Flock`].
+        /// Sets the kind of lock. Default [`LockKind::Flock`].
         ///
-        /// Choose [`LockKind::Record`] to meet a Python program that sets `portalocker.portalocker.LOCKER` to `fcntl.lockf`.
+        /// Use [`LockKind::Record`] to share a lock with a Python program that sets `portalocker.portalocker.LOCKER` to
+        /// `fcntl.lockf`.
         #[must_use]
         pub const fn with_kind(mut self, kind: LockKind) -> Self {
             self.spec.kind = kind;
@@ -24,24 +26,24 @@ macro_rules! lock_methods {
             self.spec.given_path()
         }
 
-        /// Locks the file, waiting as the lock's policy says. It is opened, or made, for that.
+        /// Opens or creates the file and locks it, and waits for the lock according to the lock's policy.
         ///
         /// # Errors
         ///
-        /// - [`LockError::Timeout`] if somebody else held it all the time, and [`LockError::AlreadyLocked`] at once, if the policy
-        ///   says to fail when locked. Both name the holder's pid where it can be told.
-        /// - [`LockError::Backend`] at once if the file can't be opened, written or locked at all: its
-        ///   [`kind`](portalock_core::BackendError::kind) says why. Such a failure is never taken for contention, and the lock is
-        ///   not held then.
+        /// - [`LockError::Timeout`] if another owner held the lock all the time; [`LockError::AlreadyLocked`] at once
+        ///   if the lock is held and the policy has `fail_when_locked`. Both name the holder's pid if it is known.
+        /// - [`LockError::Backend`] at once if the file can't be opened, written or locked at all. Its
+        ///   [`kind`](portalock_core::BackendError::kind) gives the reason. Such a failure never counts as contention,
+        ///   and the lock is not held.
         ///
         /// # Cancel safety
         ///
-        /// Safe: what was opened is closed, what was locked is freed. A new file that nobody locks may stay behind.
+        /// Safe: the file is unlocked and closed. A new, unlocked file may be left behind.
         pub async fn acquire(&self) -> Result<$guard, LockError> {
             self.acquire_with(&self.policy).await
         }
 
-        /// As [`acquire`](Self::acquire), waiting as `policy` says.
+        /// Like [`acquire`](Self::acquire), with another policy.
         ///
         /// # Errors
         ///
@@ -56,16 +58,17 @@ macro_rules! lock_methods {
             Ok($guard(owned))
         }
 
-        /// Locks the file if it is free. It does not wait, so there is nothing async about it.
+        /// Locks the file if it is free. It does not wait, so it is not async.
         ///
         /// # Errors
         ///
-        /// [`LockError::AlreadyLocked`] if somebody else holds it; [`LockError::Backend`] as [`acquire`](Self::acquire).
+        /// [`LockError::AlreadyLocked`] if another owner holds the lock; [`LockError::Backend`] as
+        /// [`acquire`](Self::acquire).
         pub fn try_acquire(&self) -> Result<$guard, LockError> {
             self.blocking_acquire_with(&once())
         }
 
-        /// [`acquire`](Self::acquire) for synchronous code: it parks the thread.
+        /// [`acquire`](Self::acquire) for synchronous code: it blocks the thread.
         ///
         /// # Errors
         ///
@@ -74,7 +77,7 @@ macro_rules! lock_methods {
             self.blocking_acquire_with(&self.policy)
         }
 
-        /// [`acquire_with`](Self::acquire_with) for synchronous code: it parks the thread.
+        /// [`acquire_with`](Self::acquire_with) for synchronous code: it blocks the thread.
         ///
         /// # Errors
         ///
@@ -94,10 +97,10 @@ macro_rules! guard_methods {
             self.0.path()
         }
 
-        /// An error if the path no longer names the locked file: somebody removed or replaced it, as a cleaner of `/tmp` does, and
-        /// newcomers lock another.
+        /// Returns an error if the path no longer leads to the locked file. Somebody, such as a cleaner of `/tmp`,
+        /// removed or replaced it, and newcomers lock another file.
         ///
-        /// It looks at the file system; what it found is true for that moment.
+        /// It reads the file system; the result is true for that moment.
         ///
         /// # Errors
         ///
@@ -106,20 +109,20 @@ macro_rules! guard_methods {
             self.0.ensure_held()
         }
 
-        /// Frees the lock, and says how that went. It is freed, and the file closed, in any case.
+        /// Releases the lock, and reports errors. The lock is released, and the file closed, in any case.
         ///
         /// # Errors
         ///
-        /// [`LockError::Lost`] if the path no longer named the locked file: somebody removed or replaced it, and others may have
-        /// locked the new one. [`LockError::Backend`] with the first failure, if the system refused to unlock it, or to remove a
-        /// file that goes with its lock.
+        /// [`LockError::Lost`] if the path no longer led to the locked file: somebody removed or replaced it, and
+        /// others may have locked the new file. [`LockError::Backend`] with the first failure, if the system refused to
+        /// unlock the file, or to remove a temporary file.
         pub fn release(self) -> Result<(), LockError> {
             self.0.release()
         }
     };
 }
 
-/// Lets something that has a `file` be read, written and sought as that is.
+/// Implements `Read`, `Write` and `Seek` for a type with a `file`.
 macro_rules! io_of_its_file {
     ($type:ident) => {
         impl Deref for $type {

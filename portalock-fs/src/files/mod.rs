@@ -1,18 +1,18 @@
-//! What portalocker has for files: locks on a file that a user names, or has open.
+//! The file functions of portalocker: locks on a file that a user names or has open.
 //!
 //! | file | what |
 //! |---|---|
 //! | `file_mode` | how a file is opened |
-//! | `spec` | what is locked, and how it is opened and left |
-//! | `acquisition` | one acquisition, as the engine sees it |
-//! | `owned` | what is held, which the guards wrap |
-//! | `forms` | the methods that all locks on a file have, and all guards |
-//! | `file_lock`, `reentrant` | a data file, locked and handed out |
-//! | `open_handle` | a file that is open already |
-//! | `temporary` | a file that is there only while it is locked |
-//! | `pid`, `pid_record` | one instance of a daemon, and who it is |
-//! | `semaphore` | so many at once |
-//! | `atomic`, `temp_file` | a file that appears whole or not at all |
+//! | `spec` | what is locked, and how it is opened and closed |
+//! | `acquisition` | one acquisition, as a backend for the engine |
+//! | `owned` | the held files, which the guards contain |
+//! | `forms` | the methods that all file locks and guards have |
+//! | `file_lock`, `reentrant` | locks on a data file, which the guard gives access to |
+//! | `open_handle` | locks on a file that is already open |
+//! | `temporary` | a lock file that exists only while it is locked |
+//! | `pid`, `pid_record` | one instance of a daemon, and its process id |
+//! | `semaphore` | a limited number at once |
+//! | `atomic`, `temp_file` | a file that appears completely or not at all |
 
 mod acquisition;
 mod atomic;

@@ -1,4 +1,4 @@
-//! Waiting with a deadline for the lock on a file that is open already.
+//! Locking a file that is already open, with a deadline.
 
 use std::fs::File;
 
@@ -12,22 +12,22 @@ use super::{
 };
 use crate::locking::{FsError, LockKind};
 
-/// Locks `handle`, waiting as `policy` says.
+/// Locks `handle`, and waits for the lock according to `policy`.
 ///
-/// As [`lock`](crate::lock), but that it waits with a deadline and without blocking the thread. What is locked is unlocked by
-/// [`unlock`](crate::unlock), or when the last copy of the handle is closed. On Linux it is woken when another handle of the file
-/// is closed. A handle that is unlocked and stays open wakes nobody; so it looks from time to time too, up to
-/// [`check_interval`](Policy::check_interval).
+/// Like [`lock`](crate::lock), but with a deadline, and without blocking the thread. The file is unlocked by
+/// [`unlock`](crate::unlock), or when the last copy of the handle is closed. On Linux the call wakes up when another
+/// handle of the file is closed. Unlocking a handle without closing it wakes nobody, so the call also polls, with
+/// pauses up to [`check_interval`](Policy::check_interval).
 ///
 /// # Errors
 ///
-/// [`LockError::Timeout`] if somebody else held it all the time; [`LockError::AlreadyLocked`] at once, if the policy says to
-/// fail when locked; [`LockError::Backend`] at once if the file can't be locked at all.
+/// [`LockError::Timeout`] if another owner held the lock all the time; [`LockError::AlreadyLocked`] at once if the lock
+/// is held and the policy has `fail_when_locked`; [`LockError::Backend`] at once if the file can't be locked at all.
 ///
 /// # Cancel safety
 ///
-/// Safe: if it is dropped, or fails, it has locked nothing. On Unix a failed attempt to change the mode of a lock that the handle
-/// has already may drop that one (`flock(2)`).
+/// Safe: if the call is dropped or fails, it has locked nothing. On Unix, a failed attempt to change the mode of a held
+/// lock may drop that lock (`flock(2)`).
 ///
 /// ```
 /// use std::time::Duration;
@@ -54,7 +54,7 @@ pub async fn lock_with<H: AsFilelike>(
     Ok(())
 }
 
-/// [`lock_with`] for synchronous code: it parks the thread.
+/// [`lock_with`] for synchronous code: it blocks the thread.
 ///
 /// # Errors
 ///

@@ -1,4 +1,4 @@
-//! Locked files in hand, however they were acquired: what the guards of this crate wrap.
+//! Held files, async or blocking: the guards of this crate contain them.
 
 use std::{fs::File, path::Path, sync::Arc};
 
@@ -8,27 +8,28 @@ use portalock_core::{Guard, Lock, LockError, LockName, Mode, Policy, blocking};
 use super::acquisition::Acquisition;
 use crate::locking::{FsError, LockFile};
 
-/// How an acquisition waits that doesn't.
+/// The policy of a call that doesn't wait.
 pub(crate) fn once() -> Policy {
     Policy::new().with_fail_when_locked(true)
 }
 
-/// What a call says of a file that can't be opened or locked.
+/// The error for a file that can't be opened or locked.
 pub(crate) fn failed(name: LockName, error: FsError) -> LockError {
     let source = error.into();
     LockError::Backend { name, source }
 }
 
-/// Files that are locked. Freed when dropped.
+/// Locked files. Released when dropped.
 #[derive(Debug)]
 pub(crate) struct Owned {
-    /// The first of them. Declared before the guard, so that the guard closes it: some systems remove only what is closed.
+    /// The first of them. Declared before the guard, so that the guard closes it last: some systems can only remove
+    /// closed files.
     file: Option<Arc<LockFile>>,
     guard: AnyGuard,
     lock: Lock<Acquisition>,
 }
 
-/// The engine's guard, whichever way it was acquired.
+/// The engine's guard, async or blocking.
 #[derive(Debug)]
 enum AnyGuard {
     Async(Guard<Acquisition>),
@@ -84,7 +85,7 @@ impl Owned {
             .file()
     }
 
-    /// Whether the paths still name the locked files.
+    /// Whether the paths still lead to the locked files.
     pub(crate) fn ensure_held(&self) -> Result<(), LockError> {
         let name = self.lock.name().clone();
         match self.lock.backend().loss() {
@@ -98,13 +99,13 @@ impl Owned {
         self.ensure_held()?;
         self.file = None;
         match self.guard {
-            // Freeing a file waits for nothing, so the first poll is the last.
+            // Releasing a file does not wait, so the first poll completes it.
             AnyGuard::Async(guard) => guard.release().now_or_never().unwrap_or(Ok(())),
             AnyGuard::Blocking(guard) => guard.release(),
         }
     }
 
-    /// Leaves the files locked, for somebody else to unlock.
+    /// Leaves the files locked, for the caller to unlock.
     pub(crate) fn keep(self) {
         self.lock.backend().keep();
     }

@@ -1,4 +1,4 @@
-//! The "only one instance of this daemon" lock, which says who the one instance is.
+//! The lock for a single instance of a daemon, which publishes the process id of that instance.
 
 use std::path::Path;
 
@@ -16,19 +16,19 @@ use crate::locking::{FsError, LockKind};
 
 /// A lock that publishes its holder's process id. portalocker's `PidFileLock`.
 ///
-/// Two files take part: `path` holds the pid as text, as any pid file does, and `path` + `.lock` beside it carries the
-/// lock. So the pid can be read while the lock is held, on Windows too, where locks are mandatory. portalocker uses the
-/// same two files: its processes and ours exclude each other.
+/// It uses two files: `path` contains the pid as text, like any pid file, and `path` + `.lock` beside it is locked. So
+/// the pid can be read while the lock is held, even on Windows, where locks are mandatory. portalocker uses the same
+/// two files, so Python and Rust programs exclude each other.
 ///
-/// - [`acquire`](Self::acquire) gives a guard only to the holder: it *fails closed*. The error names the other's pid.
-///   By default it doesn't wait; [`with_policy`](Self::with_policy) makes it.
-/// - [`acquire_or_holder`](Self::acquire_or_holder) answers with who holds it instead. It never mistakes a pid that
-///   can't be read for "nobody".
-/// - The pid is published in one step: a reader sees the old one or the new one, never half of it.
-/// - Both files are removed on release, while they are still locked, and only if the lock file is still this holder's own.
-/// - What a killed process leaves is a file without a lock: the next one takes it over.
-/// - A pid is re-used sooner or later. The holder also records when it started, so [`read_holder`](Self::read_holder) can
-///   tell the holder from a stranger with its number (Linux; elsewhere it says that it doesn't know).
+/// - [`acquire`](Self::acquire) *fails closed*: without the lock there is no guard, and the error names the holder's
+///   pid. By default it doesn't wait; change this with [`with_policy`](Self::with_policy).
+/// - [`acquire_or_holder`](Self::acquire_or_holder) returns the holder instead of an error. If the pid can't be read,
+///   the answer is never "nobody".
+/// - The pid is published in one step: a reader sees the old pid or the new one, never a part of it.
+/// - A release removes both files while the lock is still held, and only if the lock file is still this holder's own.
+/// - A killed process leaves an unlocked file, which the next holder takes over.
+/// - Pids are reused. The holder also records its start time, so [`read_holder`](Self::read_holder) can distinguish the
+///   holder from another process with the same pid (on Linux; on other systems the answer is `Unknown`).
 ///
 /// ```
 /// use portalock_fs::PidFileLock;
@@ -47,13 +47,13 @@ use crate::locking::{FsError, LockKind};
 /// ```
 #[derive(Debug, Clone)]
 pub struct PidFileLock {
-    /// Of the sidecar: that is what is locked.
+    /// The spec of the sidecar, which is locked.
     spec: Spec,
     share: Mode,
     policy: Policy,
 }
 
-/// Who has it: the caller, or somebody else.
+/// The result of [`acquire_or_holder`](PidFileLock::acquire_or_holder).
 #[derive(Debug)]
 #[must_use = "the lock is released as soon as the guard is dropped"]
 #[allow(
@@ -61,14 +61,14 @@ pub struct PidFileLock {
     reason = "there is one of it, and it is taken apart at once"
 )]
 pub enum PidFileOutcome {
-    /// The caller, for as long as it keeps the guard.
+    /// The caller holds the lock, as long as it keeps the guard.
     Acquired(PidFileGuard),
-    /// Somebody else.
+    /// Another process holds the lock.
     HeldBy(PidHolder),
 }
 
 impl PidFileLock {
-    /// The lock with the pid file at `path`. Nothing is created yet.
+    /// A lock with the pid file at `path`. Nothing is created yet.
     ///
     /// # Errors
     ///
@@ -89,13 +89,13 @@ impl PidFileLock {
 
     lock_methods!(PidFileGuard);
 
-    /// As [`acquire`](Self::acquire), but that somebody else holds it is an answer: who it is. What portalocker's
-    /// `with PidFileLock(..) as pid` does.
+    /// Like [`acquire`](Self::acquire), but if another process holds the lock, returns that process instead of an
+    /// error, like portalocker's `with PidFileLock(..) as pid`.
     ///
     /// # Errors
     ///
-    /// As [`acquire`](Self::acquire), and the contention itself if the holder's pid can't be read, or belongs to a process
-    /// that can't be the holder: then nothing is known of who holds it, except that it is not the caller.
+    /// As [`acquire`](Self::acquire). The contention error is returned if the holder's pid can't be read, or belongs to
+    /// a process that can't be the holder: then the holder is unknown.
     ///
     /// # Cancel safety
     ///
@@ -104,8 +104,7 @@ impl PidFileLock {
         self.outcome(self.acquire().await)
     }
 
-    /// [`acquire_or_holder`](Self::acquire_or_holder) for synchronous code: it parks the thread if the policy says to
-    /// wait.
+    /// [`acquire_or_holder`](Self::acquire_or_holder) for synchronous code: it blocks the thread if the policy waits.
     ///
     /// # Errors
     ///
@@ -114,18 +113,17 @@ impl PidFileLock {
         self.outcome(self.blocking_acquire())
     }
 
-    /// The pid in the file, if there is one. `None` if the file is missing, can't be read, or holds anything but a positive
-    /// number.
+    /// The pid in the file. `None` if the file is missing, can't be read, or contains anything but a positive number.
     ///
-    /// It says who *wrote* the file. That process may be gone, and its number another's: see
+    /// This is the process that *wrote* the file. It may be gone, and its pid may be reused: see
     /// [`read_holder`](Self::read_holder).
     pub fn read_pid(&self) -> Option<u32> {
         pid_record::read_pid(self.path())
     }
 
-    /// The pid in the file, and what is known of the process it was written by.
+    /// The pid in the file, and what is known about the process that wrote it.
     ///
-    /// It says nothing about the lock: a process may have written its pid and released the lock since.
+    /// This says nothing about the lock: the process may have released it since.
     pub fn read_holder(&self) -> Option<PidHolder> {
         pid_record::read_holder(self.path())
     }
@@ -146,11 +144,11 @@ impl PidFileLock {
     }
 }
 
-/// A pid file that is held.
+/// A held pid file.
 ///
 /// # On drop
 ///
-/// The pid file and the lock file beside it are removed, then the lock is freed. A failure is logged;
+/// The pid file and the lock file beside it are removed, and then the lock is released. A failure is logged;
 /// [`release`](Self::release) reports it.
 #[derive(Debug)]
 #[must_use = "the lock is released as soon as the guard is dropped"]

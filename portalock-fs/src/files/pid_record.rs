@@ -1,7 +1,7 @@
-//! What a pid file's holder writes of itself, and what a reader makes of it.
+//! What the holder of a pid file writes, and how a reader interprets it.
 //!
-//! The pid file holds the pid and nothing else, since other programs read it. The sidecar beside it, which carries the
-//! lock, holds one line that tells this life of the pid from the next.
+//! The pid file contains only the pid, because other programs read it. The sidecar, which is locked, contains one line
+//! that identifies this process among all with the same pid.
 
 use std::{
     ffi::OsString,
@@ -21,31 +21,31 @@ use crate::{
     sys::{self, ProcessLife},
 };
 
-/// No pid and no record is longer. What is, was written by something else.
+/// No pid and no record is longer. A longer file has other content.
 const LONGEST: usize = 1024;
 
-/// Whoever wrote a pid file.
+/// The process that wrote a pid file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct PidHolder {
     /// The pid in the file.
     pub pid: u32,
-    /// What became of the process that wrote it.
+    /// The state of the process that wrote it.
     pub state: PidState,
 }
 
-/// What became of the process that wrote its pid.
+/// The state of the process that wrote a pid file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum PidState {
-    /// It runs: the very process that wrote the file (Linux).
+    /// The process that wrote the file runs (Linux).
     Running,
-    /// It is gone, and its number is another process's by now (Linux).
+    /// The process is gone, and another process has its pid (Linux).
     Reused,
-    /// There is no process with that number.
+    /// There is no process with that pid.
     Gone,
-    /// There is a process with that number, or may be, but whether it wrote the file can't be told: the system has no way
-    /// (other than Linux), portalocker wrote it, or another host or container did.
+    /// There may be a process with that pid, but it is unknown whether it wrote the file: the system is not Linux, or
+    /// portalocker or another host or container wrote the file.
     Unknown,
 }
 
@@ -53,7 +53,7 @@ impl fmt::Display for PidState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Running => "running",
-            Self::Reused => "gone, and its number re-used",
+            Self::Reused => "gone, and its pid reused",
             Self::Gone => "gone",
             Self::Unknown => "perhaps running",
         })
@@ -61,13 +61,13 @@ impl fmt::Display for PidState {
 }
 
 impl PidHolder {
-    /// Whether that process can be the one that holds the lock.
+    /// Whether that process can be the holder of the lock.
     pub fn may_be_holding(&self) -> bool {
         matches!(self.state, PidState::Running | PidState::Unknown)
     }
 }
 
-/// One process, told from all others: the line of JSON in the sidecar.
+/// The identity of one process: the line of JSON in the sidecar.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Record {
     pid: u32,
@@ -111,14 +111,14 @@ impl Record {
     }
 }
 
-/// The file beside `pid_file` that carries the lock.
+/// The file beside `pid_file` that is locked.
 pub(crate) fn sidecar_of(pid_file: &Path) -> PathBuf {
     let mut name = OsString::from(pid_file);
     name.push(".lock");
     PathBuf::from(name)
 }
 
-/// Says that this process holds: first in the locked sidecar, then, in one step, in the pid file.
+/// Writes this process as the holder: first into the locked sidecar, and then, in one step, into the pid file.
 pub(crate) fn write(pid_file: &Path, mut sidecar: &File) -> Result<(), FsError> {
     if let Some(record) = Record::of_this_process() {
         let emptied = sidecar.set_len(0);
@@ -135,7 +135,7 @@ pub(crate) fn write(pid_file: &Path, mut sidecar: &File) -> Result<(), FsError> 
     temp.replace(pid_file)
 }
 
-/// The pid in the file, held to strict rules: `kill` takes -1 for "everybody".
+/// Parses the pid strictly, because `kill` treats -1 as "all processes".
 pub(crate) fn read_pid(pid_file: &Path) -> Option<u32> {
     let (content, _) = read(pid_file)?;
     let digits = content.trim();
@@ -156,7 +156,7 @@ fn holder_by(pid_file: &Path, record: Option<&Record>) -> Option<PidHolder> {
         pid: record.pid,
         state: record.state(),
     });
-    // One that runs has the lock, and is about to replace what a dead one left in the pid file.
+    // The running process holds the lock, and is about to replace the pid of a dead process.
     let told = recorded.filter(|told| told.pid == pid || told.state == PidState::Running);
     Some(told.unwrap_or_else(|| PidHolder {
         pid,
@@ -167,8 +167,8 @@ fn holder_by(pid_file: &Path, record: Option<&Record>) -> Option<PidHolder> {
     }))
 }
 
-/// The holder of a lock that is held, if what is written can be true of it. The sidecar is open: opening and closing it once more
-/// would wake all who wait for it.
+/// The holder of a held lock, if the written pid can be right. The open sidecar is used, because closing another handle
+/// would wake all waiters.
 pub(crate) fn holder_beside(pid_file: &Path, sidecar: &File) -> Option<Holder> {
     let mut line = [0; LONGEST];
     let length = sys::read_at(sidecar, &mut line, 0).unwrap_or_default();
@@ -186,7 +186,7 @@ pub(crate) fn holder_beside(pid_file: &Path, sidecar: &File) -> Option<Holder> {
     Some(Holder::new(host, holder.pid, None, written))
 }
 
-/// A short text file, and when it was written.
+/// The content of a short text file, and when it was written.
 fn read(path: &Path) -> Option<(String, SystemTime)> {
     let mut options = OpenOptions::new();
     options.read(true);

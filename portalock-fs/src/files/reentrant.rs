@@ -1,4 +1,4 @@
-//! The lock on a user's own data file, counted: its owner may acquire it again.
+//! A reentrant lock on a user's own data file.
 
 use std::{fs::File, ops::Deref, sync::Arc};
 
@@ -8,10 +8,11 @@ use portalock_core::{LockError, Policy, ReentrantGuard, ReentrantLock, blocking}
 use super::{acquisition::Acquisition, file_lock::FileLock, owned::failed};
 use crate::locking::{FsError, FsErrorKind, LockFile};
 
-/// A [`FileLock`] that is locked once and then counted, and hands out the same open file each time. portalocker's `RLock`.
+/// A [`FileLock`] that can be acquired again while it is held, and gives the same open file each time. portalocker's
+/// `RLock`.
 ///
-/// Whoever has this object, or a clone of it, is the owner. The file is always locked exclusively, and stays open and locked
-/// until the last guard is dropped or released.
+/// The owner is this object with its clones. The file is always locked exclusively, and stays open and locked until the
+/// last guard is dropped or released.
 ///
 /// ```
 /// use std::io::Write;
@@ -48,12 +49,12 @@ impl ReentrantFileLock {
         })
     }
 
-    /// How many guards there are.
+    /// The number of guards.
     pub fn count(&self) -> usize {
         self.lock.count()
     }
 
-    /// Opens and locks the file, or counts one more. It waits as the lock's policy says.
+    /// Opens and locks the file, or acquires it once more. It waits according to the lock's policy.
     ///
     /// # Errors
     ///
@@ -66,7 +67,7 @@ impl ReentrantFileLock {
         self.guard(self.lock.acquire_with(&self.policy).await?)
     }
 
-    /// [`acquire`](Self::acquire) for synchronous code: it parks the thread.
+    /// [`acquire`](Self::acquire) for synchronous code: it blocks the thread.
     ///
     /// # Errors
     ///
@@ -98,7 +99,7 @@ impl ReentrantFileLock {
 ///
 /// # On drop
 ///
-/// The count goes down; the last one unlocks and closes the file.
+/// The count decreases. The last guard unlocks and closes the file.
 #[derive(Debug)]
 #[must_use = "the acquisition ends as soon as the guard is dropped"]
 pub struct ReentrantFileGuard {
@@ -108,15 +109,15 @@ pub struct ReentrantFileGuard {
 }
 
 impl ReentrantFileGuard {
-    /// Ends this acquisition; the last one unlocks and closes the file, and says how that went.
+    /// Ends this acquisition. The last one unlocks and closes the file, and reports errors.
     ///
     /// # Errors
     ///
-    /// [`LockError::NotHeld`] if the path no longer named the locked file; [`LockError::Backend`] if the system refused to
-    /// unlock it.
+    /// [`LockError::NotHeld`] if the path no longer led to the locked file; [`LockError::Backend`] if the system
+    /// refused to unlock it.
     pub fn release(self) -> Result<(), LockError> {
         drop(self.file);
-        // Freeing a file waits for nothing, so the first poll is the last.
+        // Releasing a file does not wait, so the first poll completes it.
         self.guard.release().now_or_never().unwrap_or(Ok(()))
     }
 }

@@ -1,4 +1,4 @@
-//! At most so many at once: a semaphore of slot files.
+//! A semaphore made of slot files.
 
 use std::{
     env,
@@ -20,17 +20,18 @@ use crate::locking::{FsError, FsErrorKind, LockKind};
 /// At most so many at once, among all processes that use the same directory and name. portalocker's
 /// `NamedBoundedSemaphore`.
 ///
-/// Each permit is a lock on one of the files `name.00.lock`, `name.01.lock`, ... in the directory: portalocker's naming,
-/// so its processes and ours share one semaphore. The files stay; only the locks come and go.
+/// Each permit is a lock on one of the files `name.00.lock`, `name.01.lock`, ... in the directory: portalocker uses the
+/// same names, so Python and Rust programs can share a semaphore. The files stay after a release.
 ///
-/// - The name is a file's name: where file systems ignore case, as on Windows and macOS, so do semaphores.
-/// - Everybody who takes part must give the same number of permits.
-/// - Several permits are taken all or none. There is no queue: who asks at the right moment is served.
+/// - The name is a file name: on file systems that ignore case, as on Windows and macOS, semaphore names ignore case
+///   too.
+/// - All users must give the same capacity.
+/// - Several permits are acquired all or none. There is no queue and no order.
 /// - The slots are tried in the order of their numbers, so that few permits in use mean few files. With
 ///   [`in_random_order`](Self::in_random_order) each attempt starts anywhere, which spreads many contenders out.
 /// - A missing directory is a clear error, and the next attempt after it was created succeeds.
-/// - A slot file that is deleted while it is held lets one more in. The default directory is the system's temporary
-///   one, as portalocker's is: for what runs long, choose one that no cleaner visits.
+/// - If a held slot file is deleted, one more permit can be acquired. The default directory is the system's temporary
+///   one, as in portalocker. For programs that run long, use a directory that no cleaner deletes files from.
 ///
 /// ```
 /// use portalock_fs::BoundedSemaphore;
@@ -62,7 +63,7 @@ impl BoundedSemaphore {
     /// # Errors
     ///
     /// [`LockError::InvalidPermits`] if `capacity` is zero; [`LockError::InvalidName`] if `name` is empty or too long;
-    /// [`LockError::Backend`] if it can't be the start of a file's name, since it has a slash.
+    /// [`LockError::Backend`] if `name` contains a slash, so that it can't be the start of a file name.
     pub fn new(name: impl Into<String>, capacity: u32) -> Result<Self, LockError> {
         let semaphore = Self {
             name: name.into(),
@@ -83,7 +84,7 @@ impl BoundedSemaphore {
         Ok(semaphore)
     }
 
-    /// A semaphore with a name of its own, for processes that are told [`name`](Self::name). Nothing is created yet.
+    /// A semaphore with a new unique name. Give [`name`](Self::name) to the other processes. Nothing is created yet.
     ///
     /// # Errors
     ///
@@ -95,7 +96,7 @@ impl BoundedSemaphore {
         )
     }
 
-    /// Keeps the slot files in `directory`.
+    /// Sets the directory of the slot files.
     ///
     /// # Errors
     ///
@@ -105,14 +106,14 @@ impl BoundedSemaphore {
         Ok(self)
     }
 
-    /// Tries the slots in an order that is random each time. Default: by number.
+    /// Tries the slots in a new random order each time. Default: in order of their numbers.
     #[must_use]
     pub const fn in_random_order(mut self) -> Self {
         self.random_order = true;
         self
     }
 
-    /// Sets which of the system's locks to use. Default [`LockKind::Flock`].
+    /// Sets the kind of lock. Default [`LockKind::Flock`].
     #[must_use]
     pub const fn with_kind(mut self, kind: LockKind) -> Self {
         self.kind = kind;
@@ -126,12 +127,12 @@ impl BoundedSemaphore {
         self
     }
 
-    /// The name, to be told to other processes.
+    /// The name, for other processes.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// How many permits there are.
+    /// The number of permits in all.
     pub const fn capacity(&self) -> u32 {
         self.capacity
     }
@@ -143,18 +144,18 @@ impl BoundedSemaphore {
             .collect()
     }
 
-    /// Takes one permit, waiting as the policy says.
+    /// Acquires one permit, and waits for it according to the policy.
     ///
     /// # Errors
     ///
-    /// - [`LockError::Timeout`] if none came free in time; [`LockError::AlreadyLocked`] at once if the policy says to fail
-    ///   when locked. Both name one who holds a permit where the system tells (Linux).
-    /// - [`LockError::Backend`] at once if the slot files can't be created or locked, as in a missing directory. Nothing
-    ///   is held then, and a later call may succeed.
+    /// - [`LockError::Timeout`] if no permit became free in time; [`LockError::AlreadyLocked`] at once if none is free
+    ///   and the policy has `fail_when_locked`. On Linux both name a holder.
+    /// - [`LockError::Backend`] at once if the slot files can't be created or locked, for example if the directory is
+    ///   missing. A later call may succeed.
     ///
     /// # Cancel safety
     ///
-    /// Safe: no permit stays behind.
+    /// Safe: no permit stays held.
     ///
     /// # Fairness
     ///
@@ -163,11 +164,11 @@ impl BoundedSemaphore {
         self.acquire_many(1).await
     }
 
-    /// Takes `count` permits, all or none, waiting as the policy says.
+    /// Acquires `count` permits, all or none, and waits for them according to the policy.
     ///
     /// # Errors
     ///
-    /// As [`acquire`](Self::acquire), and [`LockError::InvalidPermits`] if there are never so many.
+    /// As [`acquire`](Self::acquire), and [`LockError::InvalidPermits`] if `count` is zero or more than the capacity.
     ///
     /// # Cancel safety
     ///
@@ -178,7 +179,7 @@ impl BoundedSemaphore {
         Ok(SlotGuard { owned, permits })
     }
 
-    /// Takes one permit if one is free. It does not wait, so there is nothing async about it.
+    /// Acquires one permit if one is free. It does not wait, so it is not async.
     ///
     /// # Errors
     ///
@@ -187,16 +188,17 @@ impl BoundedSemaphore {
         self.try_acquire_many(1)
     }
 
-    /// Takes `count` permits, all or none, if they are free. It does not wait, so there is nothing async about it.
+    /// Acquires `count` permits, all or none, if they are free. It does not wait, so it is not async.
     ///
     /// # Errors
     ///
-    /// As [`try_acquire`](Self::try_acquire), and [`LockError::InvalidPermits`] if there are never so many.
+    /// As [`try_acquire`](Self::try_acquire), and [`LockError::InvalidPermits`] if `count` is zero or more than the
+    /// capacity.
     pub fn try_acquire_many(&self, count: u32) -> Result<SlotGuard, LockError> {
         self.blocking(count, &once())
     }
 
-    /// [`acquire`](Self::acquire) for synchronous code: it parks the thread.
+    /// [`acquire`](Self::acquire) for synchronous code: it blocks the thread.
     ///
     /// # Errors
     ///
@@ -205,7 +207,7 @@ impl BoundedSemaphore {
         self.blocking_acquire_many(1)
     }
 
-    /// [`acquire_many`](Self::acquire_many) for synchronous code: it parks the thread.
+    /// [`acquire_many`](Self::acquire_many) for synchronous code: it blocks the thread.
     ///
     /// # Errors
     ///
@@ -251,11 +253,11 @@ impl BoundedSemaphore {
     }
 }
 
-/// Permits that are held.
+/// Held permits.
 ///
 /// # On drop
 ///
-/// They are given back: at once, without a runtime.
+/// The permits are released at once, without a runtime.
 #[derive(Debug)]
 #[must_use = "the permits are given back as soon as the guard is dropped"]
 pub struct SlotGuard {
@@ -264,14 +266,14 @@ pub struct SlotGuard {
 }
 
 impl SlotGuard {
-    /// How many permits are held, of how many.
+    /// The number of held permits, and the capacity.
     pub const fn permits(&self) -> Permits {
         self.permits
     }
 
-    /// An error if a slot file was removed or replaced: then one more may be in.
+    /// Returns an error if a slot file was removed or replaced: then there may be one more holder.
     ///
-    /// It looks at the file system; what it found is true for that moment.
+    /// It reads the file system; the result is true for that moment.
     ///
     /// # Errors
     ///
@@ -280,12 +282,13 @@ impl SlotGuard {
         self.owned.ensure_held()
     }
 
-    /// Gives the permits back, and says how that went.
+    /// Releases the permits, and reports errors.
     ///
     /// # Errors
     ///
-    /// [`LockError::Lost`] if a slot file had been removed or replaced, which lets one more in.
-    /// [`LockError::Backend`] if the system refused to unlock a slot. It is closed in any case, which frees it.
+    /// [`LockError::Lost`] if a slot file had been removed or replaced, which allows one more holder.
+    /// [`LockError::Backend`] if the system refused to unlock a slot. The file is closed in any case, which releases
+    /// the slot.
     pub fn release(self) -> Result<(), LockError> {
         self.owned.release()
     }

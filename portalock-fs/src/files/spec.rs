@@ -1,4 +1,4 @@
-//! What a file-specific lock locks: a file, and how to open, lock and leave it.
+//! What a file lock locks: a file, and how to open, lock and close it.
 
 use std::{
     fs::{File, OpenOptions},
@@ -15,37 +15,37 @@ use crate::{
     sys::{self, Origin, Seen},
 };
 
-/// What errors and logs call a file that a user has open.
+/// The name of a file without a path in errors and logs.
 pub(crate) const OPEN_FILE: &str = "an open file";
 
 /// What is locked, and how.
 #[derive(Debug, Clone)]
 pub(crate) struct Spec {
-    /// Empty if the file is open already.
+    /// Empty if the file is already open.
     pub(crate) path: PathBuf,
-    /// A copy of the user's own handle: both have one lock.
+    /// A copy of the user's handle. Both share one lock.
     open: Option<Arc<File>>,
     pub(crate) mode: FileMode,
-    /// How the user wants it opened, instead of what the mode says.
+    /// The user's options for opening the file, instead of the mode.
     pub(crate) options: Option<OpenOptions>,
     pub(crate) kind: LockKind,
-    /// Whether the path may be a symbolic link, and the file have other names.
+    /// Whether the path may be a symbolic link, and the file may have other names.
     pub(crate) follow: bool,
     /// Whether a release removes the file.
     pub(crate) goes_with_lock: bool,
-    /// Where whoever locks the file says so, and where others read who holds it. It goes with the lock too.
+    /// The pid file, in which the holder writes its pid. A release removes it too.
     pub(crate) pid_file: Option<PathBuf>,
 }
 
 impl Spec {
-    /// The file at `path`, anchored now: a later change of the working directory leads nowhere else.
+    /// The file at `path`, which is made absolute now, so that a later change of the working directory has no effect.
     pub(crate) fn new(path: &Path) -> Result<Self, FsError> {
         let anchored = std::path::absolute(path)
             .map_err(|error| FsError::with_kind(FsErrorKind::BadName, "lock", error).at(path))?;
         Ok(Self::with(anchored, None))
     }
 
-    /// The file that a user has open, by a copy of their handle.
+    /// A file that the user has open, by a copy of the handle.
     pub(crate) fn of_open(copy: File) -> Self {
         Self::with(PathBuf::new(), Some(Arc::new(copy)))
     }
@@ -63,7 +63,7 @@ impl Spec {
         }
     }
 
-    /// The path as a lock's name, for errors and logs; of a long one, its end.
+    /// The path as a lock's name, for errors and logs; only the end of a long path.
     pub(crate) fn name(&self) -> Result<LockName, LockError> {
         if self.open.is_some() {
             return Ok(LockName::new(OPEN_FILE)?);
@@ -81,7 +81,7 @@ impl Spec {
         self.pid_file.as_ref().unwrap_or(&self.path)
     }
 
-    /// What is to be done once the file is locked, and never before.
+    /// What must be done after locking, and never before.
     pub(crate) fn begin(&self, file: &File) -> Result<(), FsError> {
         if self.options.is_none() && self.mode.truncates() {
             let emptied = file.set_len(0);
@@ -93,7 +93,7 @@ impl Spec {
         }
     }
 
-    /// Who holds the file, if that can be told.
+    /// The holder of the file, if it is known.
     pub(crate) fn holder(&self, file: &File) -> Option<Holder> {
         match &self.pid_file {
             Some(pid_file) => pid_record::holder_beside(pid_file, file),
@@ -101,7 +101,7 @@ impl Spec {
         }
     }
 
-    /// What has happened if the path no longer names the locked file.
+    /// The loss if the path no longer leads to the locked file.
     pub(crate) fn loss(&self) -> Loss {
         Loss::Removed(format!("{} was removed or replaced", self.path.display()).into())
     }

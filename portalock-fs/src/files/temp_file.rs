@@ -1,4 +1,4 @@
-//! A new file beside the one it will become.
+//! A new file, beside the path that it will be moved to.
 
 use std::{
     fs::{File, OpenOptions},
@@ -11,20 +11,20 @@ use crate::{
     sys::{self, Origin},
 };
 
-/// An open file under a name of its own, removed when dropped unless it is kept or moved.
+/// An open file with a temporary name. Dropping it removes the file, unless it was kept or moved.
 #[derive(Debug)]
 pub(crate) struct TempFile {
     file: File,
     path: PathBuf,
-    /// Who removes it: not a forked child that has a copy.
+    /// The process that removes the file: not a forked child with a copy.
     owner: Option<Origin>,
 }
 
 impl TempFile {
-    /// Creates one in `directory`. Its mode is what a plain `open` would give: the system applies the umask, and nobody
-    /// changes it afterwards.
+    /// Creates one in `directory`, with the usual mode of a new file: the system applies the umask, and the mode is not
+    /// changed later.
     ///
-    /// The name has a fixed length, whatever the destination's is: that may be as long as the file system allows.
+    /// The name has a fixed length, because the destination's name may be as long as the file system allows.
     pub(crate) fn create_in(directory: &Path) -> Result<Self, FsError> {
         loop {
             let path = directory.join(format!(".portalock.{:016x}.tmp", fastrand::u64(..)));
@@ -37,7 +37,7 @@ impl TempFile {
                         owner: Some(Origin::here()),
                     });
                 }
-                // A forked child draws the numbers that its parent draws.
+                // A forked child gets the same random numbers as its parent.
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
                 Err(error) => return Err(FsError::new("create a file in", error).at(directory)),
             }
@@ -52,26 +52,26 @@ impl TempFile {
         &self.path
     }
 
-    /// Brings what was written to the disk.
+    /// Syncs the content to the disk.
     pub(crate) fn sync(&self) -> Result<(), FsError> {
         sys::sync(&self.file).map_err(|error| FsError::new("sync", error).at(&self.path))
     }
 
-    /// Moves it to `path`, over what may stand there.
+    /// Moves the file to `path`, and replaces an existing file.
     pub(crate) fn replace(mut self, path: &Path) -> Result<(), FsError> {
         sys::replace(&self.path, path).map_err(|error| FsError::new("write", error).at(path))?;
         self.owner = None;
         Ok(())
     }
 
-    /// Moves it to `path`, where nothing may stand.
+    /// Moves the file to `path`, which must not exist.
     pub(crate) fn publish(&mut self, path: &Path) -> io::Result<()> {
         sys::publish(&self.path, path)?;
         self.owner = None;
         Ok(())
     }
 
-    /// Leaves it where it is.
+    /// Keeps the file where it is.
     pub(crate) fn keep(mut self) -> PathBuf {
         self.owner = None;
         std::mem::take(&mut self.path)

@@ -1,4 +1,4 @@
-//! A lock file that is there only while the lock is held.
+//! A lock file that exists only while the lock is held.
 
 use std::{fs::File, path::Path};
 
@@ -15,19 +15,20 @@ use crate::locking::{FsError, LockKind};
 
 /// A lock whose file exists only while it is held. portalocker's `TemporaryFileLock`.
 ///
-/// - The file is removed *while it is still locked*: between an unlock and a removal somebody could lock the file that is
-///   about to go, and somebody else a new one.
-/// - Once locked, the path must still name the locked file; else it was removed under a waiter, which opens the new one.
-/// - The guard removes only the very file it locked. If that was removed or replaced by somebody else, what stands at the
-///   path is left alone.
-/// - By default a lock that is held is an error at once: a lock file that exists mostly has a live owner.
-///   [`with_policy`](Self::with_policy) makes it wait.
+/// - The file is removed *while it is still locked*: between an unlock and the removal, one process could lock the old
+///   file and another a new one.
+/// - After locking, the path must still lead to the locked file. If not, the file was removed, and the waiter opens the
+///   new one.
+/// - The guard removes only the file that it has locked. If somebody else removed or replaced that file, the file at
+///   the path is not changed.
+/// - By default an acquisition fails at once if the lock is held, because an existing lock file usually has a live
+///   owner. Change this with [`with_policy`](Self::with_policy).
 ///
-/// What a killed process leaves is a file without a lock, which the next one takes over. `std::process::exit` runs no
-/// destructor, so it leaves that too. A forked child that inherits the guard neither unlocks nor removes: the lock is its
-/// parent's.
+/// A killed process leaves an unlocked file, which the next holder takes over. So does `std::process::exit`, which runs
+/// no destructors. A forked child with an inherited guard neither unlocks nor removes the file, because the lock
+/// belongs to its parent.
 ///
-/// A path that is a symbolic link is refused: a lock file in a shared directory must not be led elsewhere.
+/// A symbolic link at the path is refused, so that nobody can redirect a lock file in a shared directory.
 ///
 /// ```
 /// use portalock_fs::TemporaryFileLock;
@@ -50,7 +51,7 @@ pub struct TemporaryFileLock {
 }
 
 impl TemporaryFileLock {
-    /// The lock with the lock file at `path`. Nothing is created yet.
+    /// A lock with the lock file at `path`. Nothing is created yet.
     ///
     /// # Errors
     ///
@@ -67,10 +68,12 @@ impl TemporaryFileLock {
         })
     }
 
-    /// Locks shared rather than exclusively: others may share it, none may hold it exclusively. Default exclusive.
+    /// Makes the lock shared: any number of owners can share it, and none can hold it exclusively meanwhile. Default:
+    /// exclusive.
     ///
-    /// The file goes with the last one who shares it: until then a newcomer must meet the others at it. It is not emptied,
-    /// and writes go to its end. If the last two release at the same instant it may stay, without a lock.
+    /// The last holder removes the file, because until then newcomers must lock the same file as the others. The file
+    /// is not truncated, and writes go to its end. If the last two holders release at the same instant, the unlocked
+    /// file may stay.
     #[must_use]
     pub const fn shared(mut self) -> Self {
         self.share = Mode::Shared;
@@ -81,19 +84,19 @@ impl TemporaryFileLock {
     lock_methods!(TemporaryGuard);
 }
 
-/// A temporary lock that is held.
+/// A held temporary lock.
 ///
 /// # On drop
 ///
-/// The file is removed and unlocked, in this order. A failure is logged; [`release`](Self::release) reports it. On Windows
-/// an open file can't be removed: it is unlocked and closed, then removed unless the next holder has it by then, which may
-/// take 31 ms if a virus scanner looks at it.
+/// The file is removed and then unlocked. A failure is logged; [`release`](Self::release) reports it. On Windows an
+/// open file can't be removed: it is unlocked and closed, and then removed, unless the next holder has opened it. This
+/// may take 31 ms if a virus scanner has the file open.
 #[derive(Debug)]
 #[must_use = "the lock is released as soon as the guard is dropped"]
 pub struct TemporaryGuard(Owned);
 
 impl TemporaryGuard {
-    /// The open lock file: empty at first, and free to be written.
+    /// The open lock file. It is empty at first, and you may write to it.
     pub fn file(&self) -> &File {
         self.0.file()
     }

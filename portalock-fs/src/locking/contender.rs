@@ -1,25 +1,27 @@
-//! One who wants a file that others may have: it tries, watches, and tries again.
+//! A contender for a file: it tries, watches, and tries again.
 
 use portalock_core::Mode;
 
 use super::{FsError, Location, LockFile};
 use crate::sys::Registration;
 
-/// How often an attempt starts again because the file it locked was no longer the one at its place. Then it is for the caller's
-/// deadline to decide.
+/// How often an attempt is repeated because the locked file was no longer the one at its path. After that the caller's
+/// deadline decides.
 const REPLACED: usize = 16;
 
-/// One who wants a file. It keeps the file open and watched between two attempts: closing it would wake the others who wait.
+/// A contender for a file. It keeps the file open and watched between two attempts, because closing it would wake other
+/// waiters.
 #[derive(Debug, Default)]
 pub(crate) struct Contender {
-    /// Of the file; without one, of a file that was held here and is about to be free. Declared before the file, whose closing
-    /// is not to be heard.
+    /// The watch of `file`, or of a file that this process holds and is about to release. Declared before `file`, so
+    /// that it is dropped first and does not report the closing of `file`.
     watching: Option<Registration>,
     file: Option<LockFile>,
 }
 
 impl Contender {
-    /// The locked file, or none if somebody else has it. `watch` starts to watch a file, if it is to be watched.
+    /// Returns the locked file, or none if another holder has it. `watch` starts a watch of a file, if there should be
+    /// one.
     pub(crate) fn try_lock(
         &mut self,
         place: &impl Location,
@@ -32,12 +34,12 @@ impl Contender {
                 (None, _) => (place.open()?, None),
             };
             let locked = file.try_lock(mode).map_err(|error| place.at(error))?;
-            // A file that was deleted or replaced between opening and locking excludes nobody who opens it anew.
+            // If the file was deleted or replaced between opening and locking, it does not exclude newcomers.
             match (place.is_current(&file), locked) {
                 (Ok(true), true) => return Ok(Some(file)),
                 (Ok(true), false) => {}
                 (is_current, _) => {
-                    // Before the file is closed, which it would hear.
+                    // Dropped before the file is closed, which the watch would report.
                     drop(watching);
                     if locked {
                         file.free();
@@ -53,22 +55,22 @@ impl Contender {
             if was_watched || self.watching.is_none() {
                 break;
             }
-            // Again, since it may have been freed before it was watched.
+            // Tried again, because the file may have been unlocked before the watch started.
         }
         Ok(None)
     }
 
-    /// The file that somebody else has.
+    /// The contended file.
     pub(crate) const fn file(&self) -> Option<&LockFile> {
         self.file.as_ref()
     }
 
-    /// Whether the news of its release will come.
+    /// Whether there is a watch that will report the release.
     pub(crate) const fn hears_of_release(&self) -> bool {
         self.watching.is_some()
     }
 
-    /// Watches for the release of a file that is held here, and is about to be freed.
+    /// Watches a file that this process holds and is about to release.
     pub(crate) fn expect(&mut self, watching: Option<Registration>) -> bool {
         *self = Self {
             watching,
@@ -128,7 +130,7 @@ mod tests {
         let line = Line::new(sender).unwrap();
         let (mut contender, mut other) = (Contender::default(), Some(other));
         let locked = contender.try_lock(&place, Mode::Exclusive, |file| {
-            // Nobody hears of this.
+            // This wakes nobody.
             drop(other.take());
             line.watch_file(file).ok()
         });
@@ -146,7 +148,7 @@ mod tests {
         assert!(id(&locked) != id(&other) && place.is_current(&locked).unwrap());
     }
 
-    /// Before the file is opened, somebody else makes and locks one that has the number of the last one.
+    /// Before the file is opened, another process creates and locks one with the inode number of the last one.
     struct Reused {
         place: Place,
         id: FileId,

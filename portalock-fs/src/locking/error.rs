@@ -1,4 +1,4 @@
-//! What a file system refuses, by kind: never a word about who holds a lock.
+//! File system errors, by kind. They say nothing about who holds a lock.
 
 use std::{error::Error, fmt, io, path::Path, sync::Arc};
 
@@ -6,9 +6,9 @@ use portalock_core::{BackendError, BackendErrorKind};
 
 use crate::sys::{self, says};
 
-/// Why a file system did not do what a lock needs.
+/// A file system error of a lock operation.
 ///
-/// A lock that somebody else holds is not among them: that is an answer, not a failure.
+/// A lock that another owner holds is not an error of this type.
 #[derive(Debug, Clone)]
 pub struct FsError {
     kind: FsErrorKind,
@@ -17,46 +17,45 @@ pub struct FsError {
     source: Arc<io::Error>,
 }
 
-/// What kind of failure it is: what a program can decide by.
+/// The kind of failure, for decisions in a program.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum FsErrorKind {
-    /// The file system, or the mount, can't be written.
+    /// The file system or the mount is read-only.
     ReadOnly,
-    /// The disk is full, or the quota is used up.
+    /// The disk is full, or the quota is exceeded.
     Full,
-    /// The file, or a directory on the way to it, is not there.
+    /// The file, or a directory in its path, does not exist.
     Missing,
-    /// Something is there already, where only a new file would do.
+    /// The file exists already, but must be new.
     AlreadyExists,
-    /// The process or the system has no file descriptor, or no memory, left for the moment.
+    /// The process or the system is out of file descriptors or memory for the moment.
     TooManyOpenFiles,
     /// The file system has no locks of this kind.
     NoLocks,
-    /// The user may not do that.
+    /// The user has no permission.
     PermissionDenied,
-    /// A directory, a link or a device is where a regular file should be.
+    /// The path leads to a directory, a link or a device instead of a regular file.
     NotAFile,
-    /// The file has something in it that is no lock's record: it is somebody else's, and is left alone.
+    /// The file has other content than a lock's record, so it is not changed.
     Foreign,
-    /// The text can't be the name of a file here: it is empty, or would lead to another directory.
+    /// The text can't be a file name here: it is empty, or would lead to another directory.
     BadName,
-    /// The handle was opened for too little: an exclusive record lock needs one that can write, a shared one that can
-    /// read.
+    /// The handle has too little access: an exclusive record lock needs write access, and a shared one needs read
+    /// access.
     WrongAccess,
-    /// A network file system does not answer, the handle to it went stale, or a file is replaced faster than it can be
-    /// locked.
+    /// A network file system does not answer, its handle is stale, or a file is replaced faster than it can be locked.
     Unavailable,
-    /// The backend was opened by the process that this one was forked from.
+    /// This is a forked child, and its parent opened the backend.
     Forked,
-    /// The system watches no more files for this user.
+    /// The system's limit of watched files for this user is reached.
     TooManyWatches,
     /// Anything else: see the source.
     Other,
 }
 
 impl FsErrorKind {
-    /// Reads the kind out of what the operating system said.
+    /// The kind of an error of the operating system.
     pub fn of(error: &io::Error) -> Self {
         match error.kind() {
             _ if says(error, sys::NO_LOCKS) => Self::NoLocks,
@@ -85,9 +84,9 @@ impl FsErrorKind {
             Self::ReadOnly => {
                 "the file system is read-only: choose a directory that can be written"
             }
-            Self::Full => "the disk is full or the quota used up: free some space",
+            Self::Full => "the disk is full or the quota is exceeded: free some space",
             Self::Missing => {
-                "the file or its directory is missing: make the directory, and open it anew"
+                "the file or its directory is missing: create the directory, and open it again"
             }
             Self::AlreadyExists => "it exists already: choose a name that is free",
             Self::TooManyOpenFiles => {
@@ -97,16 +96,16 @@ impl FsErrorKind {
             Self::PermissionDenied => "permission denied: check the owner and the mode",
             Self::NotAFile => "it is not a regular file: choose another name",
             Self::Foreign => {
-                "it holds something that is no lock's record: choose another directory, or remove the file"
+                "it has other content than a lock's record: choose another directory, or remove the file"
             }
-            Self::BadName => "it is no name for a file: give it text without a slash",
+            Self::BadName => "it is not a file name: give text without a slash",
             Self::WrongAccess => {
-                "the handle is open for too little: exclusive needs write access, shared needs read access"
+                "the handle has too little access: an exclusive lock needs write access, a shared one read access"
             }
-            Self::Unavailable => "the file system does not answer as it should for the moment",
+            Self::Unavailable => "the file system does not respond correctly for the moment",
             Self::Forked => "it was opened before a fork: open the backend in the child",
             Self::TooManyWatches => {
-                "the system watches no more files for this user: raise fs.inotify.max_user_watches and max_user_instances"
+                "the limit of watched files of this user is reached: raise fs.inotify.max_user_watches and max_user_instances"
             }
             Self::Other => return None,
         })
@@ -114,12 +113,12 @@ impl FsErrorKind {
 }
 
 impl FsError {
-    /// The failure `source` of an `action`, such as `"lock"`: the verb that goes on after "can't".
+    /// The failure `source` of an `action`: a verb for the text after "can't", such as `"lock"`.
     pub fn new(action: &'static str, source: io::Error) -> Self {
         Self::with_kind(FsErrorKind::of(&source), action, source)
     }
 
-    /// The same with the kind decided by the caller, who may know more than the operating system said.
+    /// The same with a kind from the caller, which may know more than the operating system.
     pub fn with_kind(kind: FsErrorKind, action: &'static str, source: io::Error) -> Self {
         Self {
             kind,
@@ -129,7 +128,7 @@ impl FsError {
         }
     }
 
-    /// The failure to open a file. Of a directory Windows says that permission is denied.
+    /// The failure to open a file. For a directory, Windows reports that permission is denied.
     pub(crate) fn open(source: io::Error, is_directory: impl FnOnce() -> bool) -> Self {
         let kind = match FsErrorKind::of(&source) {
             FsErrorKind::PermissionDenied if is_directory() => FsErrorKind::NotAFile,
@@ -138,29 +137,29 @@ impl FsError {
         Self::with_kind(kind, "open", source)
     }
 
-    /// Says on which file.
+    /// Adds the file.
     #[must_use]
     pub fn at(mut self, path: impl AsRef<Path>) -> Self {
         self.path = Some(path.as_ref().into());
         self
     }
 
-    /// What kind of failure it is.
+    /// The kind of failure.
     pub const fn kind(&self) -> FsErrorKind {
         self.kind
     }
 
-    /// The file it was about, where it had a name.
+    /// The file, if it has a path.
     pub fn path(&self) -> Option<&Path> {
         self.path.as_deref()
     }
 
-    /// What the operating system said.
+    /// The error of the operating system.
     pub fn io_error(&self) -> &io::Error {
         &self.source
     }
 
-    /// Whether the same call may succeed later by itself.
+    /// Whether the same call may succeed later, without other changes.
     pub const fn is_retryable(&self) -> bool {
         matches!(
             self.kind,
@@ -211,7 +210,7 @@ impl From<FsError> for BackendError {
 }
 
 impl From<FsError> for io::Error {
-    /// Keeps the operating system's kind; the whole [`FsError`] is inside.
+    /// Keeps the kind of the operating system's error, and contains the [`FsError`].
     fn from(error: FsError) -> Self {
         Self::new(error.source.kind(), error)
     }
@@ -227,7 +226,7 @@ mod tests {
         assert_eq!(error.kind(), FsErrorKind::Full);
         assert_eq!(
             error.to_string(),
-            "can't open /data/a.lock: the disk is full or the quota used up: free some space"
+            "can't open /data/a.lock: the disk is full or the quota is exceeded: free some space"
         );
         let error = BackendError::from(error);
         assert_eq!(error.kind(), BackendErrorKind::OutOfSpace);

@@ -1,4 +1,4 @@
-//! Plain locks on any open file: the primitive that everything else here stands on.
+//! Plain locks on any open file, which everything else here uses.
 
 use std::{fs::File, io};
 
@@ -9,8 +9,8 @@ use serde::{Deserialize, Serialize};
 use super::error::FsError;
 use crate::sys;
 
-/// Which of the operating system's locks to use. Locks of different kinds don't see each other: choose what the other
-/// programs use that share the file.
+/// The kind of lock of the operating system. Locks of different kinds don't exclude each other, so use the same kind as
+/// the other programs that lock the file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]
@@ -19,34 +19,34 @@ pub enum LockKind {
     /// local file system.
     #[default]
     Flock,
-    /// Record locks over the whole file: what `fcntl` and `lockf` take.
+    /// Record locks over the whole file, as `fcntl` and `lockf` take them.
     ///
-    /// - Linux and Android: open-file-description locks. They meet the record locks of other programs, exclude two
+    /// - Linux and Android: open-file-description locks. They exclude the record locks of other programs, and two
     ///   handles of one process, and end with the open file.
-    /// - Other Unix systems: refused ([`FsErrorKind::NoLocks`](crate::FsErrorKind::NoLocks)). Record locks belong to the process
-    ///   there, so that closing any other handle of the file drops the lock.
+    /// - Other Unix systems: refused ([`FsErrorKind::NoLocks`](crate::FsErrorKind::NoLocks)). There, record locks
+    ///   belong to the process, so closing any other handle of the file drops the lock.
     /// - Windows: the same as [`Flock`](Self::Flock).
     ///
-    /// An exclusive one needs a handle that can write, a shared one a handle that can read.
+    /// An exclusive lock needs a handle with write access, and a shared lock one with read access.
     Record,
 }
 
-/// Locks `handle`, waiting for as long as it takes.
+/// Locks `handle`, and waits without a time limit.
 ///
-/// It blocks the thread inside the operating system and can't be interrupted; [`try_lock`] does not wait, and a
+/// It blocks the thread in the operating system and can't be interrupted. [`try_lock`] does not wait, and a
 /// [`FileLock`](crate::FileLock) waits with a deadline.
 ///
-/// `handle` is anything with a descriptor: a [`File`], a `cap_std` file, an `OwnedFd`, a `BorrowedFd`, a `tokio` file. On
-/// Windows anything with a handle. The lock lives as long as the open file does: until [`unlock`], or until the last copy
-/// of the handle is closed, whether or not this one was the one to lock it. Locking again changes the mode; on Unix that
-/// is **not** atomic, and another may get in between, while on Windows it waits for itself for ever.
+/// `handle` is anything with a descriptor: a [`File`], a `cap_std` file, an `OwnedFd`, a `BorrowedFd`, a `tokio` file.
+/// On Windows anything with a handle. The lock ends with [`unlock`], or when the last copy of the handle is closed,
+/// whichever copy locked the file. Locking again changes the mode. On Unix this is **not** atomic, and another program
+/// may get the lock in between. On Windows the call waits for its own lock forever.
 ///
-/// On Windows locks are mandatory, and over the whole range of bytes: no other handle can read or write the file while it is
-/// locked exclusively, and none at all can write it while it is shared.
+/// On Windows locks are mandatory, and cover the whole range of bytes. While the file is locked exclusively, no other
+/// handle can read or write it. While it is shared, no handle can write it.
 ///
 /// # Errors
 ///
-/// [`FsError`] if the file system has no such locks, or the handle was opened for too little
+/// [`FsError`] if the file system has no such locks, or if the handle has too little access
 /// ([`FsErrorKind::WrongAccess`](crate::FsErrorKind::WrongAccess)).
 ///
 /// ```
@@ -71,10 +71,10 @@ pub fn lock<H: AsFilelike>(handle: &H, mode: Mode, kind: LockKind) -> Result<(),
     .map_err(|error| FsError::new("lock", error))
 }
 
-/// Locks `handle` if that is possible at once. `false` says that somebody else holds it, and nothing else.
+/// Locks `handle` if that is possible at once. `false` always means that another owner holds the lock.
 ///
-/// See [`lock`] for what the lock is. A failed attempt to change the mode of a lock that is already held may drop it on
-/// Unix (`flock(2)`).
+/// [`lock`] describes the lock. On Unix, a failed attempt to change the mode of a held lock may drop that lock
+/// (`flock(2)`).
 ///
 /// # Errors
 ///
@@ -88,7 +88,7 @@ pub fn try_lock<H: AsFilelike>(handle: &H, mode: Mode, kind: LockKind) -> Result
     .map_err(|error| FsError::new("lock", error))
 }
 
-/// Unlocks `handle`. On Unix it is no error if it was not locked; on Windows it is.
+/// Unlocks `handle`. If it was not locked, this is an error on Windows only.
 ///
 /// # Errors
 ///
@@ -102,7 +102,7 @@ pub fn unlock<H: AsFilelike>(handle: &H, kind: LockKind) -> Result<(), FsError> 
     .map_err(|error| FsError::new("unlock", error))
 }
 
-/// A signal that has a handler interrupts a wait for a lock: it is not a failure.
+/// A signal with a handler interrupts the wait for a lock, which is not a failure.
 fn uninterrupted<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
     loop {
         match call() {

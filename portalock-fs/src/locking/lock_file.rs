@@ -1,5 +1,5 @@
-//! One lock file, wherever it is: opened, locked, checked to be still the one at its place, and freed. Everything here that
-//! locks a file does it this way.
+//! One lock file: opened, locked, checked to be still the one at its path, and unlocked. All locks of this crate use
+//! this.
 
 use std::{fs::File, io};
 
@@ -11,26 +11,26 @@ use super::{
 };
 use crate::sys::{self, Origin, Seen};
 
-/// Where a lock file is.
+/// The location of a lock file.
 pub(crate) trait Location {
-    /// Opens the file that is there, or makes it.
+    /// Opens the file, or creates it.
     fn open(&self) -> Result<LockFile, FsError>;
 
-    /// Which file is there now.
+    /// The file that is there now.
     fn look(&self) -> io::Result<Seen>;
 
-    /// An error if nothing that is opened here excludes newcomers any more.
+    /// Fails if files opened here no longer exclude newcomers.
     fn ensure_in_place(&self) -> Result<(), FsError> {
         Ok(())
     }
 
-    /// Says on what file a failure was.
+    /// Adds the file to an error.
     fn at(&self, error: FsError) -> FsError;
 
-    /// Whether `file` is still the one that is here: whoever comes next locks that one.
+    /// Whether `file` is still the one at this location, which newcomers lock.
     fn is_current(&self, file: &LockFile) -> Result<bool, FsError> {
         if sys::LOCKED_FILES_STAY {
-            // It is for as long as it is open.
+            // True as long as the file is open.
             return Ok(true);
         }
         match self.look() {
@@ -41,7 +41,7 @@ pub(crate) trait Location {
     }
 }
 
-/// Whether nothing is there, or something on the way is no directory.
+/// Whether the file does not exist, or a part of its path is not a directory.
 pub(crate) fn says_gone(error: &io::Error) -> bool {
     matches!(
         error.kind(),
@@ -49,14 +49,14 @@ pub(crate) fn says_gone(error: &io::Error) -> bool {
     )
 }
 
-/// An open file that is for locking, and which one it is.
+/// An open lock file, and its identity.
 #[derive(Debug)]
 pub(crate) struct LockFile {
     file: File,
-    /// What it was when it was opened.
+    /// The identity at the time of opening.
     seen: Seen,
     kind: LockKind,
-    /// A forked child has a copy of the file, which has its parent's lock.
+    /// A forked child has a copy of the file, with its parent's lock.
     origin: Origin,
 }
 
@@ -72,8 +72,8 @@ impl LockFile {
         })
     }
 
-    /// A regular file; one that `is_ours` to write to must have no second name: that would write to a file elsewhere, and two
-    /// names would be one lock.
+    /// A regular file. If it `is_ours` to write to, it must not have a second name: writing would change a file
+    /// elsewhere, and two names would be one lock.
     pub(crate) fn regular(
         file: File,
         kind: LockKind,
@@ -96,23 +96,23 @@ impl LockFile {
         &self.file
     }
 
-    /// Whether this is a forked child's copy: the lock is its parent's.
+    /// Whether this is a forked child's copy, so that the lock belongs to its parent.
     pub(crate) fn is_inherited(&self) -> bool {
         self.origin.is_elsewhere()
     }
 
-    /// Locks it if nobody is in the way.
+    /// Locks the file if no other owner holds it.
     pub(crate) fn try_lock(&self, mode: Mode) -> Result<bool, FsError> {
         try_lock(&self.file, mode, self.kind)
     }
 
-    /// Unlocks it, before it is closed: a copy of the descriptor that a child inherited must not keep the lock. It must not be
-    /// called on such a copy, which would unlock the parent's.
+    /// Unlocks the file, before it is closed, so that a child's inherited copy of the descriptor does not keep the
+    /// lock. Never call it on such a copy: it would unlock the parent's lock.
     pub(crate) fn unlock(&self) -> Result<(), FsError> {
         unlock(&self.file, self.kind)
     }
 
-    /// Unlocks and closes it. A failure is only logged: closing it frees it as well.
+    /// Unlocks and closes the file. A failure is only logged, because closing the file releases the lock as well.
     pub(crate) fn free(self) {
         if let Err(error) = self.unlock() {
             tracing::warn!(%error, "a lock file could not be unlocked");

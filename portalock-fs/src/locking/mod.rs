@@ -1,12 +1,12 @@
-//! Locking one file: what the backend and the locks on a user's own files share.
+//! Locking one file, for the backend and for the locks on a user's own files.
 //!
 //! | file | what |
 //! |---|---|
-//! | `error` | what a file system refuses, by kind |
-//! | `handle` | plain locks on any open handle |
-//! | `lock_file` | one lock file: opened, locked, checked to be still at its place, and freed |
-//! | `contender` | one who wants it |
-//! | `watch` | being told that a file was closed, or changed |
+//! | `error` | file system errors, by kind |
+//! | `handle` | plain locks on any open file |
+//! | `lock_file` | one lock file: opened, locked, checked to be still at its path, and unlocked |
+//! | `contender` | attempts to lock a file, and a watch between them |
+//! | `watch` | wake-ups when a file is closed or changed |
 
 mod contender;
 mod error;

@@ -1,4 +1,4 @@
-//! Being told of changes instead of asking: a release that wakes a waiter, a lock file that was removed.
+//! Watching instead of polling: a release wakes a waiter, and a removed lock file is noticed.
 
 use std::{
     io,
@@ -11,7 +11,7 @@ use portalock_core::WakeSender;
 use super::lock_file::LockFile;
 use crate::sys::{Change, Registration, Watched, Watcher};
 
-/// A directory that is watched for as long as this lives.
+/// A watched directory. Dropping this ends the watch.
 #[derive(Debug)]
 pub(crate) struct DirectoryWatch {
     watcher: Arc<Watcher>,
@@ -20,7 +20,7 @@ pub(crate) struct DirectoryWatch {
 }
 
 impl DirectoryWatch {
-    /// Starts to watch. An error where this system, or its limits, can't do it.
+    /// Starts a watch. Fails if the system can't watch, or if its limits are reached.
     pub(crate) fn new(dir: &Dir, told: Weak<dyn Watched>) -> io::Result<Self> {
         let watcher = Watcher::shared()?;
         Ok(Self {
@@ -30,12 +30,12 @@ impl DirectoryWatch {
         })
     }
 
-    /// Has whoever is told [look](Watched::look) from now on.
+    /// Makes the watch call [`look`](Watched::look) from now on.
     pub(crate) fn keep_looking(&self) {
         self.watcher.keep_looking();
     }
 
-    /// Watches one lock file for being closed.
+    /// Watches one lock file until it is closed.
     pub(crate) fn watch_file(&self, file: &LockFile, name: &str) -> io::Result<Registration> {
         self.keep_looking();
         let told = self.told.clone();
@@ -43,8 +43,8 @@ impl DirectoryWatch {
     }
 }
 
-/// The end at which one waiter for one file, or a few, is woken. There is none where the system, or its limits, can't watch:
-/// then the engine polls.
+/// Wakes one waiter for one or several files. There is none if the system can't watch, or if its limits are reached;
+/// the engine then polls.
 #[derive(Debug)]
 pub(crate) struct Line {
     watcher: Arc<Watcher>,
@@ -68,7 +68,7 @@ impl Line {
         })
     }
 
-    /// Wakes the waiter whenever somebody closes `file`.
+    /// Wakes the waiter whenever `file` is closed.
     pub(crate) fn watch_file(&self, file: &LockFile) -> io::Result<Registration> {
         let told: Weak<Told> = Arc::downgrade(&self.told);
         self.watcher.watch_file(file.file(), "", told)
@@ -76,7 +76,7 @@ impl Line {
 }
 
 impl Watched for Told {
-    /// Each attempt looks at the path itself.
+    /// Each attempt checks the path itself.
     fn tell(&self, _change: &Change) {
         self.0.wake();
     }

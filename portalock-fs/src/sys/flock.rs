@@ -11,7 +11,7 @@ pub(crate) fn lock(file: &File, mode: Mode) -> io::Result<()> {
     }
 }
 
-/// False if somebody else holds it.
+/// False if another owner holds the lock.
 pub(crate) fn try_lock(file: &File, mode: Mode) -> io::Result<bool> {
     let tried = match mode {
         Mode::Exclusive => fs4::FileExt::try_lock(file),

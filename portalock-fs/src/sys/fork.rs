@@ -1,6 +1,6 @@
-//! Telling a forked child from its parent: it has copies of what its parent holds, and may end none of it.
+//! Distinguishing a forked child from its parent: it has copies of its parent's locks, and must not release them.
 
-/// The process in which something was made.
+/// The process that created something.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Origin(u32);
 
@@ -10,7 +10,7 @@ impl Origin {
         Self(std::process::id())
     }
 
-    /// Whether this is a copy that a forked child inherited.
+    /// Whether this is a forked child's inherited copy.
     pub(crate) fn is_elsewhere(self) -> bool {
         self != Self::here()
     }

@@ -28,10 +28,10 @@ use super::{Change, Origin, Watched};
 /// The events of at least a hundred files, or of one with the longest name.
 const BUFFER: usize = 4096;
 
-/// How often the thread looks whether paths still lead to the directories in which something is held.
+/// How often the thread checks that paths still lead to the directories with held locks.
 const LOOKS_EVERY: Duration = Duration::from_millis(250);
 
-/// The process's watcher, for as long as somebody uses it.
+/// The process's watcher, as long as it is used.
 static SHARED: Mutex<Weak<Watcher>> = Mutex::new(Weak::new());
 
 /// An inotify instance, and the thread that reads it until this is dropped.
@@ -41,18 +41,18 @@ pub(crate) struct Watcher {
     thread: Option<JoinHandle<()>>,
 }
 
-/// What the thread has too.
+/// The state that is shared with the thread.
 #[derive(Debug)]
 struct Watches {
     events: OwnedFd,
-    /// Has the thread read its orders.
+    /// Wakes the thread to read its orders.
     orders: OwnedFd,
-    /// Order: the thread is to end.
+    /// Order: end the thread.
     stops: AtomicBool,
-    /// Order: the thread looks from time to time whether paths still lead where they did.
+    /// Order: check from time to time that paths still lead to the same directories.
     looks: AtomicBool,
     registry: Mutex<Registry>,
-    /// A forked child shares the instance with its parent but has no thread: it must neither use nor end anything here.
+    /// A forked child shares the instance with its parent but has no thread, so it must not use or end anything here.
     origin: Origin,
 }
 
@@ -66,12 +66,12 @@ struct Registry {
 #[derive(Debug, Clone)]
 struct Target {
     id: u64,
-    /// The file that is watched; none for a directory, whose events name theirs.
+    /// The watched file; none for a directory, whose events contain file names.
     file: Option<Arc<str>>,
     told: Weak<dyn Watched>,
 }
 
-/// One watch: nobody is told of anything once this is dropped.
+/// One watch. Dropping this ends it.
 #[derive(Debug)]
 pub(crate) struct Registration {
     watches: Arc<Watches>,
@@ -111,7 +111,7 @@ impl Watcher {
         })
     }
 
-    /// Has the thread look from time to time, for as long as anybody needs it.
+    /// Makes the thread check paths from time to time, as long as this is needed.
     pub(crate) fn keep_looking(&self) {
         self.watches.order(&self.watches.looks);
     }
@@ -130,7 +130,7 @@ impl Watcher {
         self.add(dir, flags, None, told)
     }
 
-    /// Watches one file for being closed by anybody, also by those who only read it, as flock(1) does.
+    /// Watches one file for being closed by any program, even one that only reads it, like flock(1).
     pub(crate) fn watch_file(
         &self,
         file: &File,
@@ -147,10 +147,10 @@ impl Watcher {
         file: Option<Arc<str>>,
         told: Weak<dyn Watched>,
     ) -> io::Result<Registration> {
-        // The open file itself, not what its name leads to by now.
+        // Watches the open file itself, not the file that its name leads to now.
         let path = format!("/proc/self/fd/{}", what.as_fd().as_raw_fd());
         let watches = self.watches.clone();
-        // Locked over the call: a removal of the same descriptor must come wholly before or wholly after.
+        // Locked during the call, so that a removal of the same descriptor comes completely before or after it.
         let mut registry = lock(&watches.registry);
         let descriptor = inotify::add_watch(&watches.events, path, flags | WatchFlags::MASK_ADD)?;
         let id = registry.next_id;
@@ -173,7 +173,7 @@ impl Drop for Watcher {
         }
         self.watches.order(&self.watches.stops);
         if let Some(thread) = self.thread.take()
-            // The thread itself drops the last backend if everyone else did while it was telling it something.
+            // The thread itself drops the last backend, if all other references were dropped while it called it.
             && thread.thread().id() != std::thread::current().id()
         {
             let _ = thread.join();
@@ -184,7 +184,7 @@ impl Drop for Watcher {
 impl Drop for Registration {
     fn drop(&mut self) {
         if self.watches.origin.is_elsewhere() {
-            // The watch is the parent's, and its thread may have had the registry locked when it forked.
+            // The watch belongs to the parent, whose thread may have held the registry's mutex during the fork.
             return;
         }
         let mut registry = lock(&self.watches.registry);
@@ -193,8 +193,8 @@ impl Drop for Registration {
         };
         let was_directory = targets.iter().any(|target| target.file.is_none());
         targets.retain(|target| target.id != self.id);
-        // The watch of a file is left to the file's closing, which follows. Whoever was just woken by it has better things to do:
-        // ending it is a slow call that wakes the thread once more.
+        // The watch of a file ends when the file is closed, which follows. Ending it here would be a slow call for the
+        // waiter that was just woken, and would wake the thread once more.
         if targets.is_empty() && was_directory {
             self.watches.end(&mut registry, self.descriptor);
         }
@@ -205,7 +205,7 @@ impl Watches {
     /// Gives the thread an order, unless it has it already.
     fn order(&self, order: &AtomicBool) {
         if !order.swap(true, Ordering::AcqRel) {
-            // It fails only if there are orders that have not been read for ever.
+            // It fails only if a huge number of orders has not been read.
             let _ = rustix::io::write(&self.orders, &1_u64.to_ne_bytes());
         }
     }
@@ -213,7 +213,7 @@ impl Watches {
     /// Ends the watch `descriptor`.
     fn end(&self, registry: &mut Registry, descriptor: i32) {
         registry.targets.remove(&descriptor);
-        // It fails if what was watched is gone, and then there is nothing to remove.
+        // It fails if the watched file is gone, and then there is nothing to remove.
         let _ = inotify::remove_watch(&self.events, descriptor);
     }
 
@@ -240,7 +240,7 @@ impl Watches {
                     return;
                 }
             }
-            // Nothing is locked while anybody is told: the told may watch and stop watching.
+            // No mutex is held during these calls, because they may start and end watches.
             for (told, change) in self.read(&mut buffer) {
                 if let Some(told) = told.upgrade() {
                     told.tell(&change);
@@ -256,7 +256,7 @@ impl Watches {
         }
     }
 
-    /// Reads what has happened, and whom it concerns.
+    /// Reads the events, and finds who must be told.
     fn read(&self, buffer: &mut [MaybeUninit<u8>]) -> Vec<(Weak<dyn Watched>, Change)> {
         let mut news = Vec::new();
         let mut reader = Reader::new(&self.events, buffer);
@@ -276,7 +276,7 @@ impl Watches {
                 news.push((target.told, change));
             }
             if reader.is_buffer_empty() {
-                // Whoever waits for this does not wait for another call that finds nothing.
+                // The waiter should not wait for another read that finds nothing.
                 return news;
             }
         }
@@ -288,7 +288,7 @@ impl Watches {
             return registry.targets.values().flatten().cloned().collect();
         }
         if what.contains(ReadFlags::IGNORED) {
-            // The system ended it: what was watched is gone.
+            // The system ended the watch, because the watched file is gone.
             return registry.targets.remove(&descriptor).unwrap_or_default();
         }
         let targets = registry.targets.get(&descriptor);
@@ -299,9 +299,9 @@ impl Watches {
         targets
     }
 
-    /// Has everybody look who watches a directory, and notes whether anybody needs another look.
+    /// Makes all watches of directories check their paths, and records whether another check is needed.
     fn look(&self) {
-        // Before anybody looks: whoever needs it from now on gives the order anew.
+        // Reset before the checks: a watch that needs a check from now on gives the order again.
         self.looks.store(false, Ordering::Release);
         let watched: Vec<_> = {
             let registry = lock(&self.registry);
@@ -318,7 +318,7 @@ impl Watches {
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // Nothing panics while one is locked.
+    // No code panics while it holds one.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -333,7 +333,7 @@ mod tests {
     /// Longer than anything here takes.
     const LONG: Duration = Duration::from_secs(60);
 
-    /// Says that it was told of more than the system could tell.
+    /// Reports that there were too many events.
     struct Ear(Mutex<mpsc::Sender<()>>);
 
     impl Watched for Ear {
@@ -382,7 +382,7 @@ mod tests {
         let ear: Arc<dyn Watched> = Arc::new(Ear(Mutex::new(sender)));
         let watcher = Watcher::new().unwrap();
         let registration = watcher.watch_directory(&dir, Arc::downgrade(&ear)).unwrap();
-        // Its thread reads no more than one buffer for as long as this is locked.
+        // While this is locked, the thread reads at most one buffer.
         let registry = lock(&watcher.watches.registry);
         let (mut from, mut to) = (place.path().join("a"), place.path().join("b"));
         std::fs::write(&from, "").unwrap();

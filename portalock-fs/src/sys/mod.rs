@@ -1,25 +1,25 @@
-//! What differs between operating systems, behind one face: each module gives the same functions.
+//! Code for each operating system: each module has the same functions.
 //!
 //! | function | what |
 //! |---|---|
 //! | `flock` | the locks that every system has |
 //! | `record`, `HAS_RECORD_LOCKS` | record locks over the whole file, where they belong to the open file |
-//! | `lock_holder` | who holds a file, where the system tells |
-//! | `set_open_flags` | never hangs in `open`, follows links only if asked; nobody removes an open file where that can be had |
-//! | `set_lock_file_flags`, `set_read_flags` | the same for the backend's files, and for those that are only read |
-//! | `let_group_write`, `apply_file_mode`, `permit_as` | permissions for other users, whatever the umask says |
-//! | `patiently` | again for a moment, where somebody's open file is in the way |
-//! | `look_at`, `look_for`, `look_along` | which file a handle, a name in a directory or a path leads to |
+//! | `lock_holder` | the holder of a file, if the system knows it |
+//! | `set_open_flags` | `open` never blocks, and follows links only if requested; on Windows nobody can remove the open file |
+//! | `set_lock_file_flags`, `set_read_flags` | the same for the backend's files, and for files that are only read |
+//! | `let_group_write`, `apply_file_mode`, `permit_as` | permissions for other users, independent of the umask |
+//! | `patiently` | retries for a moment, if another program has the file open |
+//! | `look_at`, `look_for`, `look_along` | the identity of the file that a handle, a name in a directory, or a path leads to |
 //! | `LOCKED_FILES_STAY`, `remove_lock_file`, `remove_file` | whether and how a lock file, or one beside it, is removed |
-//! | `replace`, `publish` | moves a file to a name, over what is there or only if it is free |
+//! | `replace`, `publish` | moves a file to a name, with or without replacing an existing file |
 //! | `rename_exclusive` | a rename that replaces nothing, where there is one |
-//! | `sync`, `sync_directory` | makes content, or a rename, last |
-//! | `process_exists`, `process_life` | whether a process is there, and since when: tells a pid from a re-used one |
-//! | `Watcher`, `Registration`, `Watched`, `Change` | being told of changes in a directory |
-//! | `is_remote` | whether a directory's file system answers from elsewhere |
+//! | `sync`, `sync_directory` | makes content, or a rename, durable |
+//! | `process_exists`, `process_life` | whether a process exists, and since when, to detect a reused pid |
+//! | `Watcher`, `Registration`, `Watched`, `Change` | watching a directory |
+//! | `is_remote` | whether a directory is on a network file system or FUSE |
 //! | `read_at`, `write_at` | reading and writing without a cursor |
-//! | `Origin` | telling a forked child from its parent |
-//! | `says`; `NO_HARD_LINKS`, `NO_LOCKS`, `IN_USE`, `TOO_MANY_FILES`, `WRONG_ACCESS`, `NOT_A_FILE` | codes that `io::ErrorKind` has no word for |
+//! | `Origin` | distinguishes a forked child from its parent |
+//! | `says`; `NO_HARD_LINKS`, `NO_LOCKS`, `IN_USE`, `TOO_MANY_FILES`, `WRONG_ACCESS`, `NOT_A_FILE` | error codes without an `io::ErrorKind` |
 
 pub(crate) mod flock;
 mod fork;
@@ -76,7 +76,7 @@ pub(crate) fn remove_file(path: &Path) -> io::Result<()> {
     patiently(|| std::fs::remove_file(path))
 }
 
-/// Removes a lock file, unless the next holder has it: then that one will.
+/// Removes a lock file, unless the next holder has opened it: then that holder removes it.
 pub(crate) fn remove_lock_file(path: &Path) -> io::Result<()> {
     match remove_file(path) {
         Err(error) if says(&error, IN_USE) => Ok(()),
@@ -84,38 +84,38 @@ pub(crate) fn remove_lock_file(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Moves `from` to `to`, over what may stand there.
+/// Moves `from` to `to`, and replaces an existing file.
 pub(crate) fn replace(from: &Path, to: &Path) -> io::Result<()> {
     patiently(|| std::fs::rename(from, to))
 }
 
-/// Which file it is, whatever its name.
+/// The identity of a file, independent of its name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct FileId {
     pub(crate) device: u64,
     pub(crate) inode: u64,
 }
 
-/// What a file is, as far as a lock file must know.
+/// The properties of a file that matter for a lock file.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Seen {
     pub(crate) id: FileId,
-    /// How many names it has.
+    /// The number of its names (hard links).
     pub(crate) links: u64,
     pub(crate) is_file: bool,
 }
 
-/// What tells one life of a pid from the next.
+/// The identity of a process among all with the same pid.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct ProcessLife {
-    /// The boot that it lives in.
+    /// The id of the boot.
     pub(crate) boot: String,
-    /// The namespace that its pid is counted in.
+    /// The namespace of its pid.
     pub(crate) namespace: String,
     /// When it started, in ticks since the boot.
     pub(crate) start: u64,
 }
 
-/// Whether there are record locks that belong to the open file, as the other locks do, and not to the process.
+/// Whether record locks belong to the open file, like the other locks, and not to the process.
 pub(crate) const HAS_RECORD_LOCKS: bool =
     cfg!(any(target_os = "linux", target_os = "android", windows));

@@ -1,4 +1,4 @@
-//! Systems that do not tell, or only by a call that is not safe, who holds a file and when a process started.
+//! Systems without a safe call for the holder of a file and the start time of a process.
 
 use std::fs::File;
 

@@ -1,5 +1,5 @@
-//! Unix systems whose record locks belong to the process: any other handle of the file that is closed drops them, so they are no
-//! locks to rely on.
+//! Unix systems where record locks belong to the process: closing any other handle of the file drops them, so they are
+//! not reliable.
 
 use std::{fs::File, io};
 

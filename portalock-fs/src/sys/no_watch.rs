@@ -1,4 +1,4 @@
-//! Systems where changes can't be watched for: waiters poll.
+//! Systems without a watch of directories: waiters poll.
 
 use std::{
     fs::File,

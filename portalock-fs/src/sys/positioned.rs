@@ -1,19 +1,19 @@
-//! Reading and writing at a place in a file, without a cursor that others share.
+//! Reading and writing at a position in a file, without a shared cursor.
 
 #[cfg(windows)]
 use std::os::windows::fs::FileExt;
 use std::{fs::File, io};
 
-/// Reads at `offset`. As little as the system gives at once.
+/// Reads at `offset`, perhaps less than requested.
 pub(crate) fn read_at(file: &File, bytes: &mut [u8], offset: u64) -> io::Result<usize> {
-    // Not through the C library, which makes each of these a point where a thread may be cancelled.
+    // The C library is not used, because it makes each of these calls a thread cancellation point, which costs time.
     #[cfg(unix)]
     return Ok(rustix::io::pread(file, bytes, offset)?);
     #[cfg(windows)]
     return file.seek_read(bytes, offset);
 }
 
-/// Writes at `offset`. As little as the system takes at once.
+/// Writes at `offset`, perhaps less than requested.
 pub(crate) fn write_at(file: &File, bytes: &[u8], offset: u64) -> io::Result<usize> {
     #[cfg(unix)]
     return Ok(rustix::io::pwrite(file, bytes, offset)?);

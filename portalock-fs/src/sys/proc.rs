@@ -1,4 +1,4 @@
-//! Linux and Android: what `/proc` tells.
+//! Linux and Android: information from `/proc`.
 
 use std::{fs::File, os::unix::fs::MetadataExt};
 
@@ -6,7 +6,7 @@ use portalock_core::Holder;
 
 use super::ProcessLife;
 
-/// Who holds `file` as `/proc/locks` has it: not for locks that belong to no process, nor across containers.
+/// The holder of `file` from `/proc/locks`. Not known for locks that belong to no process, and across containers.
 pub(crate) fn lock_holder(file: &File) -> Option<Holder> {
     let metadata = file.metadata().ok()?;
     let device = metadata.dev();
@@ -33,7 +33,7 @@ pub(crate) fn process_life(pid: u32) -> Option<ProcessLife> {
     })
 }
 
-/// Field 22 of `/proc/<pid>/stat` (`proc(5)`). The second is the program's name, which may hold anything.
+/// Field 22 of `/proc/<pid>/stat` (`proc(5)`). The second field is the program's name, which may contain any text.
 fn start_in(stat: &str) -> Option<u64> {
     let (_, after_name) = stat.rsplit_once(')')?;
     after_name.split_ascii_whitespace().nth(19)?.parse().ok()

@@ -1,11 +1,11 @@
-//! Moving a file to a name that must be free, by the means that the file system has.
+//! Moving a file to a name that must be free, with the calls that the file system supports.
 
 use std::{io, path::Path};
 
-/// Lets `from` appear at `to`, in one step and without replacing anything; `from` is gone afterwards.
+/// Moves `from` to `to`, in one step and without replacing an existing file.
 ///
-/// The last resort, where there is neither an exclusive rename nor a hard link, can't keep two that publish at the same
-/// instant apart.
+/// Without an exclusive rename and hard links, it checks and renames; then it can't exclude another call at the same
+/// instant.
 pub(crate) fn publish(from: &Path, to: &Path) -> io::Result<()> {
     if let Some(outcome) = super::rename_exclusive(from, to) {
         return outcome;

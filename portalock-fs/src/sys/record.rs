@@ -17,7 +17,7 @@ pub(crate) fn lock(file: &File, mode: Mode) -> io::Result<()> {
 pub(crate) fn try_lock(file: &File, mode: Mode) -> io::Result<bool> {
     match fcntl(file, FcntlArg::F_OFD_SETLK(&whole_file(lock_type(mode)))) {
         Ok(_) => Ok(true),
-        // POSIX allows either for "held by another".
+        // POSIX allows either code for "held by another process".
         Err(Errno::EAGAIN | Errno::EACCES) => Ok(false),
         Err(error) => Err(error.into()),
     }

@@ -1,4 +1,4 @@
-//! Whether a file system answers from another machine or another process, and so may be slow and tell of no changes.
+//! Whether a file system is on another machine or in another process, so that it may be slow and report no changes.
 
 use std::io;
 
@@ -47,7 +47,7 @@ pub(crate) fn is_remote(dir: &Dir) -> io::Result<bool> {
     Ok(flags & MNT_LOCAL == 0)
 }
 
-/// Not told here: [`FsSettings`](crate::FsSettings) can say so.
+/// Not known on this system: use [`FsSettings`](crate::FsSettings).
 #[allow(
     clippy::unnecessary_wraps,
     reason = "the same face as on other systems"

@@ -1,4 +1,4 @@
-//! What all Unix systems share.
+//! Code for all Unix systems.
 
 use std::{
     fs::{File, OpenOptions, Permissions},
@@ -19,7 +19,7 @@ use super::{FileId, Seen};
 /// A file can be removed while it is open and locked.
 pub(crate) const LOCKED_FILES_STAY: bool = false;
 
-/// Opening never hangs, as a named pipe would, and never makes a terminal ours.
+/// Opening never blocks, as on a named pipe, and never takes a controlling terminal.
 pub(crate) fn set_open_flags(options: &mut OpenOptions, follow: bool) {
     let mut flags = OFlags::NONBLOCK | OFlags::NOCTTY;
     if !follow {
@@ -28,21 +28,21 @@ pub(crate) fn set_open_flags(options: &mut OpenOptions, follow: bool) {
     options.custom_flags(flags.bits().cast_signed());
 }
 
-/// Lock files are made for whom `file_mode` says.
+/// Creates lock files with the permissions `file_mode`.
 pub(crate) fn set_lock_file_flags(options: &mut cap_std::fs::OpenOptions, file_mode: u32) {
     options.mode(file_mode);
 }
 
-/// Lets the owner's group make files in `directory`, which its owner has just made. New files belong to the group of the
-/// directory, whoever makes them.
+/// Lets the group create files in the new `directory`. New files belong to the group of the directory, whichever user
+/// creates them.
 pub(crate) fn let_group_write(directory: &Path) -> io::Result<()> {
     let made = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let made = open(directory, made, Mode::empty())?;
     Ok(fchmod(made, Mode::from_raw_mode(0o2775))?)
 }
 
-/// Gives a file that nobody has written to yet the permissions `file_mode`, of which the umask may have taken some. It fails
-/// if another user made it, who does the same.
+/// Gives a new file the permissions `file_mode`, because the umask may have removed some. Fails if another user created
+/// it, who does the same.
 #[allow(
     clippy::cast_possible_truncation,
     reason = "permissions fit into the shorter type that some systems have"
@@ -56,36 +56,36 @@ pub(crate) fn apply_file_mode(file: &File, file_mode: u32) {
     }
 }
 
-/// Lets those use `file` who may use `like`, as far as this user may say so.
+/// Gives `file` the permissions of `like`, as far as this user may.
 pub(crate) fn permit_as(file: &File, like: &File) {
     if let Ok(like) = like.metadata() {
-        // First, since it can take permissions away.
+        // The owner comes first, because changing it can remove permissions.
         let _ = fchown(file, Some(like.uid()), Some(like.gid()));
         let _ = file.set_permissions(Permissions::from_mode(like.mode() & 0o777));
     }
 }
 
-/// Opening for reading never hangs either.
+/// Opening for reading never blocks either.
 pub(crate) fn set_read_flags(options: &mut OpenOptions) {
     set_open_flags(options, true);
 }
 
-/// Nobody's open file is in anybody's way here.
+/// On Unix an open file of another program causes no error.
 pub(crate) fn patiently<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
     call()
 }
 
-/// Which file it is. Half of what the standard library's call costs, which asks for all that is known of a file.
+/// The identity of a file. Takes half the time of the standard library's call, which requests all metadata.
 pub(crate) fn look_at(file: &File) -> io::Result<Seen> {
     Ok(seen(&fstat(file)?))
 }
 
-/// Which file `name` leads to, a single name in `dir`. Links are not followed.
+/// The identity of the file `name` in `dir`. Links are not followed.
 pub(crate) fn look_for(dir: &Dir, name: &str) -> io::Result<Seen> {
     Ok(seen(&statat(dir, name, AtFlags::SYMLINK_NOFOLLOW)?))
 }
 
-/// Which file `path` leads to. Of its last part a link is followed only if asked.
+/// The identity of the file at `path`. If its last part is a link, it is followed only if requested.
 pub(crate) fn look_along(path: &Path, follow: bool) -> io::Result<Seen> {
     let flags = if follow {
         AtFlags::empty()
@@ -113,7 +113,7 @@ fn seen(stat: &Stat) -> Seen {
     }
 }
 
-/// Moves `from` to `to` unless something is there; `None` if the file system has no such call.
+/// Moves `from` to `to` unless `to` exists; `None` if the file system has no such call.
 #[cfg(any(target_os = "linux", target_os = "android", target_vendor = "apple"))]
 pub(crate) fn rename_exclusive(from: &Path, to: &Path) -> Option<io::Result<()>> {
     use rustix::fs::{RenameFlags, renameat_with};
@@ -132,7 +132,7 @@ pub(crate) fn rename_exclusive(_from: &Path, _to: &Path) -> Option<io::Result<()
     None
 }
 
-/// Brings what was written to the disk. Some file systems have nothing to sync and say so: no failure.
+/// Syncs the content to the disk. Some file systems have nothing to sync and return an error, which is ignored.
 pub(crate) fn sync(file: &File) -> io::Result<()> {
     match file.sync_all() {
         Err(error) if says(&error, NOT_SUPPORTED) => Ok(()),
@@ -140,16 +140,16 @@ pub(crate) fn sync(file: &File) -> io::Result<()> {
     }
 }
 
-/// Makes what happened to a directory's names last.
+/// Makes changes of a directory's names durable.
 pub(crate) fn sync_directory(directory: &Path) -> io::Result<()> {
     sync(&File::open(directory)?)
 }
 
-/// Whether there is a process with this pid; `None` if the system does not say.
+/// Whether there is a process with this pid; `None` if the system doesn't know.
 pub(crate) fn process_exists(pid: u32) -> Option<bool> {
     let pid = Pid::from_raw(pid.try_into().ok()?)?;
     match test_kill_process(pid) {
-        // Not ours to signal, but there.
+        // The process exists, but this user may not signal it.
         Ok(()) | Err(Errno::PERM) => Some(true),
         Err(Errno::SRCH) => Some(false),
         Err(_) => None,
@@ -167,10 +167,10 @@ pub(crate) const NO_HARD_LINKS: &[Errno] = &[
 /// `ENOLCK` is how NFS without a lock service answers.
 pub(crate) const NO_LOCKS: &[Errno] =
     &[Errno::NOTSUP, Errno::OPNOTSUPP, Errno::NOLCK, Errno::NOSYS];
-/// Being open keeps no file here.
+/// On Unix an open file can be removed.
 pub(crate) const IN_USE: &[Errno] = &[];
 pub(crate) const TOO_MANY_FILES: &[Errno] = &[Errno::MFILE, Errno::NFILE];
-/// How a lock call answers on a handle that can't write, or can't read.
+/// The error of a lock call on a handle without write access, or without read access.
 pub(crate) const WRONG_ACCESS: &[Errno] = &[Errno::BADF];
 /// A symbolic link that was not to be followed, or a device without a driver.
 pub(crate) const NOT_A_FILE: &[Errno] = &[Errno::LOOP, Errno::NXIO];
@@ -183,7 +183,7 @@ const NOT_SUPPORTED: &[Errno] = &[
     Errno::OPNOTSUPP,
 ];
 
-/// Whether the system said one of these.
+/// Whether the system's error is one of these.
 pub(crate) fn says(error: &io::Error, codes: &[Errno]) -> bool {
     Errno::from_io_error(error).is_some_and(|code| codes.contains(&code))
 }

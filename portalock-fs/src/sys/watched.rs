@@ -1,4 +1,4 @@
-//! Who is told of changes in a directory, or of a file that was closed.
+//! Receivers of events: changes in a directory, and closed files.
 
 #![cfg_attr(
     not(any(target_os = "linux", target_os = "android")),
@@ -9,20 +9,20 @@ use std::sync::Arc;
 
 /// What happened.
 pub(crate) enum Change {
-    /// Somebody closed the file of this name, and so perhaps freed it.
+    /// The file with this name was closed, and perhaps unlocked.
     Closed(Arc<str>),
-    /// A file of this name was removed from the directory, or put there by renaming.
+    /// A file with this name was removed from the directory, or moved there.
     Replaced(Arc<str>),
-    /// The directory itself is gone, or more happened than the system could tell.
+    /// The directory itself is gone, or there were too many events.
     Everything,
 }
 
-/// Who is told. Called in the watcher's thread.
+/// A receiver of events. Its methods are called on the watcher's thread.
 pub(crate) trait Watched: Send + Sync {
     fn tell(&self, change: &Change);
 
-    /// Looks for what the system tells nobody of: that the path to the directory leads elsewhere, because a directory above it
-    /// was renamed, a link was switched, or something was mounted over it. False if nothing needs it to look again.
+    /// Checks for a change without an event: the path now leads to another directory, because a directory above it was
+    /// renamed, a link was changed, or something was mounted over it. False if no further check is needed.
     fn look(&self) -> bool {
         false
     }

@@ -1,4 +1,4 @@
-//! Windows: locks are mandatory, and held by the open file.
+//! Windows: locks are mandatory, and belong to the open file.
 
 use std::{
     fs::{File, OpenOptions},
@@ -34,21 +34,21 @@ const FILE_SHARE_READ: u32 = 1;
 const FILE_SHARE_WRITE: u32 = 2;
 const FILE_FLAG_OPEN_REPARSE_POINT: u32 = 0x0020_0000;
 
-/// How long a scanner, or a removal that is under way, is given to be done with a file: 1 + 2 + 4 + 8 + 16 ms.
+/// How long a call is retried while a scanner has the file open, or a removal is not complete: 1 + 2 + 4 + 8 + 16 ms.
 const TRIES: u32 = 6;
 const FIRST_PAUSE: Duration = Duration::from_millis(1);
 
-/// Which file it is.
+/// The identity of a file.
 pub(crate) fn look_at(file: &File) -> io::Result<Seen> {
     Ok(seen(&Metadata::from_file(file)?))
 }
 
-/// Which file `name` leads to, a single name in `dir`. Links are not followed.
+/// The identity of the file `name` in `dir`. Links are not followed.
 pub(crate) fn look_for(dir: &Dir, name: &str) -> io::Result<Seen> {
     Ok(seen(&dir.symlink_metadata(name)?))
 }
 
-/// Which file `path` leads to. Of its last part a link is followed only if asked.
+/// The identity of the file at `path`. If its last part is a link, it is followed only if requested.
 pub(crate) fn look_along(path: &Path, follow: bool) -> io::Result<Seen> {
     let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
         return Err(io::ErrorKind::Unsupported.into());
@@ -72,7 +72,7 @@ fn seen(metadata: &Metadata) -> Seen {
     }
 }
 
-/// Without the right to share deletion nobody can remove or replace the file while we have it open.
+/// Without `FILE_SHARE_DELETE`, nobody can remove or replace the file while it is open here.
 pub(crate) fn set_open_flags(options: &mut OpenOptions, follow: bool) {
     options.share_mode(FILE_SHARE_READ | FILE_SHARE_WRITE);
     if !follow {
@@ -80,7 +80,7 @@ pub(crate) fn set_open_flags(options: &mut OpenOptions, follow: bool) {
     }
 }
 
-/// As [`set_open_flags`]. Who may open the file is inherited from the directory.
+/// Like [`set_open_flags`]. Permissions are inherited from the directory.
 pub(crate) fn set_lock_file_flags(options: &mut cap_std::fs::OpenOptions, _file_mode: u32) {
     options.share_mode(FILE_SHARE_READ | FILE_SHARE_WRITE);
 }
@@ -99,10 +99,11 @@ pub(crate) fn apply_file_mode(_file: &File, _file_mode: u32) {}
 
 pub(crate) fn permit_as(_file: &File, _like: &File) {}
 
-/// A reader shares everything: it must not keep the writer from putting a new file in its place.
+/// A reader shares everything, so that it does not prevent the writer from replacing the file.
 pub(crate) fn set_read_flags(_options: &mut OpenOptions) {}
 
-/// Makes a call again, for a moment, that fails because somebody else has the file open, or it is about to go.
+/// Retries a call for a moment if it fails because another program has the file open, or because the file is being
+/// removed.
 #[allow(
     clippy::disallowed_methods,
     reason = "a scanner that has the file open gives no sign when it is done"
@@ -124,12 +125,12 @@ pub(crate) fn rename_exclusive(_from: &Path, _to: &Path) -> Option<io::Result<()
     None
 }
 
-/// Brings what was written to the disk.
+/// Syncs the content to the disk.
 pub(crate) fn sync(file: &File) -> io::Result<()> {
     file.sync_all()
 }
 
-/// The file system's own journal does that.
+/// The file system's journal does this.
 #[allow(
     clippy::unnecessary_wraps,
     reason = "the same face as on other systems"
@@ -138,7 +139,7 @@ pub(crate) fn sync_directory(_directory: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Not to be had without a call that is not safe.
+/// Not possible without an unsafe call.
 pub(crate) fn process_exists(_pid: u32) -> Option<bool> {
     None
 }
@@ -153,14 +154,14 @@ pub(crate) const IN_USE: &[i32] = &[ERROR_SHARING_VIOLATION];
 pub(crate) const TOO_MANY_FILES: &[i32] = &[ERROR_TOO_MANY_OPEN_FILES];
 pub(crate) const WRONG_ACCESS: &[i32] = &[ERROR_INVALID_HANDLE];
 pub(crate) const NOT_A_FILE: &[i32] = &[ERROR_CANT_ACCESS_FILE];
-/// A file that is removed while somebody has it open says "access denied" until they close it.
+/// A file that is removed while a program has it open gives "access denied" until that program closes it.
 const MAY_PASS: &[i32] = &[
     ERROR_ACCESS_DENIED,
     ERROR_SHARING_VIOLATION,
     ERROR_DELETE_PENDING,
 ];
 
-/// Whether the system said one of these.
+/// Whether the system's error is one of these.
 pub(crate) fn says(error: &io::Error, codes: &[i32]) -> bool {
     error
         .raw_os_error()

@@ -1,4 +1,4 @@
-//! The directory and its files on Unix: what they are called, and who may use them.
+//! The directory and its files on Unix: their names and permissions.
 
 use portalock_fs::{FsBackend, FsSettings};
 
@@ -17,7 +17,7 @@ async fn lock_files_are_for_their_owner() {
     }
 }
 
-/// Root may put out a holder that doesn't respond: those who used the lock go on using it.
+/// Root may evict a holder that doesn't respond; the users of the lock can still use it.
 #[cfg(target_os = "linux")]
 #[tokio::test]
 async fn a_lock_file_that_was_replaced_is_for_the_same_users() {
@@ -29,7 +29,7 @@ async fn a_lock_file_that_was_replaced_is_for_the_same_users() {
     let holder = FsBackend::with_settings(&settings).unwrap();
     let lock = lock(&holder, "a");
     let guard = lock.acquire().await.unwrap();
-    // Refused to all but root.
+    // Refused to all users except root.
     let _ = chown(locks.file("a"), Some(4711), Some(4711));
     let seen = || {
         let file = std::fs::metadata(locks.file("a")).unwrap();
@@ -72,7 +72,7 @@ async fn a_directory_need_not_be_unicode() {
     assert!(directory.join("report").exists());
 }
 
-/// The umask is the process's, so a process of its own has it.
+/// The umask applies to the process, so this runs in a process of its own.
 #[tokio::test]
 async fn a_group_may_lock_whatever_the_umask_says() {
     use std::os::unix::fs::PermissionsExt;

@@ -1,4 +1,4 @@
-//! Who keeps whom out.
+//! Exclusion.
 
 use portalock_core::{LockBackend, Mode, Released};
 use portalock_fs::{FsBackend, FsSettings, LockKind};
@@ -45,7 +45,7 @@ async fn a_granted_owner_that_tries_again_finds_its_grant() {
     assert_eq!(again.token, grant.token);
 }
 
-/// As another program is that locks the file, or one of ours that has not yet written down that it holds.
+/// Like another program that locks the file, or a holder that has not written its record yet.
 #[tokio::test]
 async fn a_try_whose_holder_is_unknown_lets_other_tasks_run_meanwhile() {
     let locks = Locks::new();

@@ -1,4 +1,4 @@
-//! Looking at locks: who holds and who waits, without taking part.
+//! Inspecting locks: holders and waiters.
 
 use portalock_core::{ClaimKind, LockBackend, LockError, Mode, Patience};
 use portalock_fs::{FsBackend, FsSettings};
@@ -55,7 +55,7 @@ async fn inspect_tells_who_holds_here_and_elsewhere() {
         assert_eq!(seen.last_token, token);
     }
 
-    // Each of several readers is told, also by one of them.
+    // Each of several readers is returned, also by one of them.
     let first = lock(&one, "a").with_label("first").acquire_shared().await;
     let second = lock(&two, "a").with_label("second").acquire_shared().await;
     for client in [&one, &two, &locks.client()] {
@@ -97,7 +97,7 @@ async fn looking_never_takes_a_free_lock_from_anybody() {
     looking.join().unwrap();
 }
 
-/// A crashed holder's record says that it holds: those who look must try the lock.
+/// A crashed holder's record still says that it holds, so `inspect` must try the lock.
 #[cfg(unix)]
 #[tokio::test]
 async fn looking_never_takes_the_lock_of_a_crashed_holder_from_anybody() {

@@ -1,4 +1,4 @@
-//! The backend within one process: two clients of a directory are as far from each other as two processes are.
+//! The backend within one process: two clients of a directory are as independent as two processes.
 #![allow(
     clippy::unwrap_used,
     clippy::panic,

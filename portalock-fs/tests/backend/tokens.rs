@@ -1,4 +1,4 @@
-//! Fencing tokens: each greater than the last, whatever happens to the file.
+//! Fencing tokens: each is larger than the last, whatever happens to the file.
 
 use portalock_core::{FencingToken, LockBackend, Mode, Released};
 

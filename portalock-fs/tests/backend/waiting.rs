@@ -1,4 +1,4 @@
-//! Waiting: who is woken, in which order, and where the calls are made.
+//! Waiting: who is woken, in which order, and on which threads the calls run.
 
 use std::time::{Duration, Instant};
 
@@ -16,7 +16,7 @@ async fn a_release_wakes_the_next_waiter_of_this_client_and_of_another() {
         let token = guard.token();
         let waiting = tokio::spawn(async move { lock(&waiter, "a").acquire().await });
         tokio::task::yield_now().await;
-        // On one thread the waiter has by now gone to sleep, for a minute if nothing wakes it.
+        // With one thread the waiter now sleeps, for a minute if nothing wakes it.
         guard.release().await.unwrap();
         let next = soon(waiting).await.unwrap();
         assert!(next.token() > token);

@@ -1,4 +1,4 @@
-//! `open_atomic`: whole or not at all, and never over another's file.
+//! `open_atomic`: complete or not at all, and never over an existing file.
 
 use std::{
     fs,

@@ -1,4 +1,4 @@
-//! Another process: this test binary again, told by an environment variable what to do.
+//! A child process: the same test binary, with its task in an environment variable.
 
 use std::{
     env, fs,
@@ -19,14 +19,14 @@ const TASK: &str = "PORTALOCK_TEST_TASK";
 const PLACE: &str = "PORTALOCK_TEST_PLACE";
 const SIGN: &str = "portalock-child:";
 
-/// A process that acts, says so, and goes on when told. Killed when dropped.
+/// A process that does a step, reports it, and continues on request. Killed when dropped.
 pub(crate) struct Other {
     process: Child,
     said: BufReader<ChildStdout>,
 }
 
 impl Other {
-    /// Starts a process that takes `task` at `place`, and waits until it has.
+    /// Starts a process that does the first step of `task` at `place`, and waits until it is done.
     pub(crate) fn that_has(task: &str, place: &Path) -> Self {
         let mut other = Self::start(task, place);
         other.expect("ready");
@@ -50,7 +50,7 @@ impl Other {
         self.process.id()
     }
 
-    /// Waits until it says `word`; anything else but chatter of the test harness is a failure.
+    /// Waits until it prints `word`; any other output, except that of the test harness, is a failure.
     pub(crate) fn expect(&mut self, word: &str) {
         let said = self.hear();
         assert_eq!(said, word);
@@ -69,13 +69,13 @@ impl Other {
         }
     }
 
-    /// Lets it go on, and waits until it has ended well.
+    /// Lets it continue, and waits until it has ended successfully.
     pub(crate) fn finish(mut self) {
         self.process.stdin.take().unwrap().write_all(b"\n").unwrap();
         assert!(self.process.wait().unwrap().success());
     }
 
-    /// Ends it as a crash does: nothing of it runs any more.
+    /// Kills it, like a crash.
     pub(crate) fn kill(mut self) {
         self.process.kill().unwrap();
         self.process.wait().unwrap();
@@ -100,7 +100,7 @@ fn say_ready_and_wait() {
     std::io::stdin().read_line(&mut String::new()).unwrap();
 }
 
-/// Does nothing unless it is the other process.
+/// Does nothing unless this is the child process.
 #[test]
 fn acts() {
     let Ok(task) = env::var(TASK) else { return };
@@ -167,7 +167,7 @@ fn acts() {
     }
 }
 
-/// Names everything by relative paths, then goes elsewhere before any of it is used.
+/// Uses relative paths, and changes the working directory before any of them is used.
 fn elsewhere(place: &Path) {
     fs::create_dir(place.join("elsewhere")).unwrap();
     env::set_current_dir(place).unwrap();

@@ -1,4 +1,4 @@
-//! `Lock`: what it does to the file, and who it keeps out.
+//! `Lock`: its effect on the file, and exclusion.
 
 use std::{
     fs,
@@ -21,7 +21,7 @@ fn truncates_only_once_locked() {
 
     let writer = FileLock::new(&path).unwrap().with_mode(FileMode::Write);
     assert!(writer.try_acquire().is_err());
-    // Its length: on Windows nobody else can read a locked file.
+    // Checks the length, because on Windows other handles can't read a locked file.
     assert_eq!(fs::metadata(&path).unwrap().len(), 8);
 
     drop(held);
@@ -346,7 +346,7 @@ async fn a_reentrant_lock_hands_out_one_file() {
     }
 }
 
-/// Nobody drives the runtime meanwhile: what ends the wait must not be its timer.
+/// Nobody drives the runtime meanwhile, so its timer must not be what ends the wait.
 #[tokio::test]
 async fn a_blocking_wait_on_the_only_thread_of_a_runtime_ends() {
     let (_dir, path) = place("data");

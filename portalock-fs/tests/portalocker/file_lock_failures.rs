@@ -1,4 +1,4 @@
-//! `Lock`: failures are told apart from contention, and are not waited for.
+//! `Lock`: failures are not contention, and end the call at once.
 
 use std::fs;
 
@@ -9,7 +9,7 @@ use portalock_fs::{FileLock, FileMode, FsErrorKind};
 use crate::child::Other;
 use crate::{patient, place};
 
-/// Its kind, and the proof that nobody waited for it: the policy would have waited a minute.
+/// The error's kind, and a check that the call did not wait, which it would have done for a minute.
 fn failure(lock: &FileLock) -> BackendErrorKind {
     match lock.blocking_acquire_with(&patient()) {
         Err(LockError::Backend { source, .. }) => source.kind(),

@@ -1,4 +1,4 @@
-//! portalocker's behaviours on files, each by a test named after it. Where two processes matter there are two.
+//! The behaviour of portalocker on files: one test for each, with two processes if needed.
 
 #![allow(
     clippy::expect_used,
@@ -40,12 +40,12 @@ fn kinds() -> &'static [LockKind] {
     }
 }
 
-/// Long enough for anything that is going to happen on a loaded machine.
+/// Long enough for every event on a busy machine.
 fn patient() -> Policy {
     Policy::default().with_timeout(Duration::from_secs(60))
 }
 
-/// Waits, but not for long.
+/// A policy with a short timeout.
 fn briefly() -> Policy {
     Policy::default().with_timeout(Duration::from_millis(50))
 }

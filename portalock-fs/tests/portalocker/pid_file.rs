@@ -1,4 +1,4 @@
-//! `PidFileLock`: who holds it, and that nobody else ever believes to.
+//! `PidFileLock`: the holder, and that nobody else ever believes to hold it.
 
 use std::{
     fs, process, str,
@@ -239,7 +239,7 @@ fn a_hard_link_is_not_written_through() {
     assert_eq!(fs::read_to_string(&victim).unwrap(), "precious");
 }
 
-/// Once the lock file has gone, the pid file is the next holder's.
+/// When the lock file is gone, the pid file belongs to the next holder.
 #[cfg(target_os = "linux")]
 #[test]
 fn the_pid_file_goes_before_the_lock_file() {
@@ -258,8 +258,8 @@ fn the_pid_file_goes_before_the_lock_file() {
     }
 }
 
-/// Whoever gets the lock as it is freed finds neither file. It is tried often: what is wrong shows only if the other thread
-/// comes at the right moment.
+/// A holder that gets the lock while it is released must find neither file. This is repeated often, because a bug only
+/// shows if the other thread runs at the right moment.
 #[cfg(unix)]
 #[test]
 fn both_files_go_before_the_lock_is_freed() {

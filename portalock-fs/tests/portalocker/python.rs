@@ -1,4 +1,4 @@
-//! A real Python program beside ours: each keeps the other out, with either kind of lock.
+//! A real Python program and a Rust program exclude each other, with both kinds of lock.
 #![cfg(unix)]
 
 use std::{
@@ -12,12 +12,12 @@ use portalock_fs::{FileLock, LockKind, PidFileLock};
 
 use crate::{kinds, patient, place};
 
-/// A Python program that says what became of its lock and keeps it until its input ends. Its arguments: the kind of lock, and the
-/// file.
+/// A Python program that prints the result of its lock and keeps it until its input ends. Its arguments are the kind of
+/// lock and the file.
 struct Python(Child);
 
 impl Python {
-    /// None, and a word about it, if there is no Python, or it lacks a module.
+    /// None, with a message, if Python or a module is missing.
     fn running(test: &str, script: &str, kind: LockKind, path: &Path) -> Option<Self> {
         let word = if kind == LockKind::Record {
             "lockf"

@@ -1,4 +1,4 @@
-//! `BoundedSemaphore`: so many at once, among processes.
+//! `BoundedSemaphore`: a limited number of holders, among processes.
 
 use std::fs;
 

@@ -1,4 +1,4 @@
-//! `TemporaryFileLock`: a lock file that is there only while it is held, and never takes anybody else's with it.
+//! `TemporaryFileLock`: the lock file exists only while it is held, and a holder never removes another holder's file.
 
 #[cfg(unix)]
 use std::fs;
@@ -113,7 +113,8 @@ fn a_symbolic_link_leads_nowhere() {
     assert_eq!(fs::read_to_string(&victim).unwrap(), "precious");
 }
 
-/// Unlock-then-unlink, and locking without a second look at the path, both give two holders within milliseconds here.
+/// Unlocking before unlinking, and locking without checking the path again, both give two holders within milliseconds
+/// here.
 #[test]
 fn there_are_never_two_holders() {
     for &kind in kinds() {

@@ -1,4 +1,4 @@
-//! Waiting without polling, which portalocker does every 250 ms: a release wakes its waiter.
+//! A release wakes its waiter; portalocker polls every 250 ms.
 
 use std::{
     fs,
@@ -17,7 +17,7 @@ use crate::{child::Other, kinds, place};
 /// Far less than the waiters' check interval, and long enough for a loaded machine.
 const WOKEN: Duration = Duration::from_secs(60);
 
-/// Looks so seldom that only a wake-up can be what ended a wait.
+/// Polls so rarely that only a wake-up can end a wait.
 fn hardly_ever() -> Policy {
     Policy::forever()
         .with_check_interval(Duration::from_secs(3600))
@@ -59,7 +59,7 @@ async fn a_reader_that_releases_wakes_the_writer() {
     }
 }
 
-/// The release may come at any moment of the waiter's setting out to wait.
+/// The release may come at any moment while the waiter starts to wait.
 #[test]
 fn no_wake_up_is_missed() {
     let (_dir, path) = place("data");
@@ -90,7 +90,7 @@ fn no_wake_up_is_missed() {
     }
 }
 
-/// Each holder makes a new file, so each waiter must listen to another one than before.
+/// Each holder creates a new file, so each waiter must watch another file than before.
 #[tokio::test]
 async fn a_waiter_goes_on_listening_when_the_file_is_a_new_one() {
     let (dir, path) = place("lock");
@@ -149,7 +149,7 @@ async fn a_reentrant_lock_is_woken_each_time_it_waits() {
     }
 }
 
-/// What a waiter does itself when it looks is not to be heard as a release: it would look again at once, and for ever.
+/// A waiter must not take its own attempt for a release, because it would then try again at once, forever.
 #[tokio::test]
 async fn a_waiter_does_not_wake_itself() {
     let (dir, path) = place("daemon.pid");
@@ -163,7 +163,7 @@ async fn a_waiter_does_not_wake_itself() {
     let semaphore = semaphore.with_policy(policy);
     let mut for_both = Box::pin(semaphore.acquire_many(2));
     assert!(futures_util::poll!(&mut for_both).is_pending());
-    // Now it tries the one that is free, and gives it back, each time it looks.
+    // Now each attempt locks the free file and releases it again.
     drop(one);
     for (what, error) in [
         ("permits", for_both.await.unwrap_err()),
@@ -172,7 +172,7 @@ async fn a_waiter_does_not_wake_itself() {
         let LockError::Timeout { attempts, .. } = error else {
             panic!("{what}: {error}");
         };
-        // Woken once, it looks again after 1, 2, 4 ... ms.
+        // After a wake-up it polls after 1, 2, 4 ... ms.
         assert!(attempts < 50, "{what}: {attempts} attempts");
     }
 }

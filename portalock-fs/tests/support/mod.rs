@@ -1,4 +1,4 @@
-//! What the tests of the backend share: a directory, patience, and a second process.
+//! Shared by the tests of the backend: a directory, policies, and a second process.
 #![allow(dead_code, reason = "each test file uses its own part")]
 #![allow(
     clippy::unwrap_used,
@@ -21,7 +21,7 @@ use portalock_core::{
 };
 use portalock_fs::FsBackend;
 
-/// Longer than anything here takes, on a machine as busy as it may be.
+/// Longer than any event here takes, even on a busy machine.
 pub(crate) const LONG: Duration = Duration::from_secs(30);
 
 /// A directory for locks, removed at the end.
@@ -40,13 +40,13 @@ impl Locks {
         self.path().join(format!("{name}.lock"))
     }
 
-    /// Where the token and the holder of a lock are written down.
+    /// The file with the token and the holder of a lock.
     pub(crate) fn record(&self, name: &str) -> PathBuf {
         let suffix = if cfg!(windows) { "info" } else { "lock" };
         self.path().join(format!("{name}.{suffix}"))
     }
 
-    /// A client that knows nothing of the others.
+    /// A client that is independent of the others.
     pub(crate) fn client(&self) -> FsBackend {
         FsBackend::open(self.path()).unwrap()
     }
@@ -58,7 +58,7 @@ pub(crate) fn lock(client: &FsBackend, name: &str) -> Lock<FsBackend> {
         .with_policy(patience())
 }
 
-/// Wake-ups count here: with the usual check interval a lost one would go unnoticed.
+/// Wake-ups matter here: with the usual check interval, a lost one would not be noticed.
 pub(crate) fn patience() -> Policy {
     Policy::new()
         .with_timeout(20 * LONG)
@@ -66,7 +66,7 @@ pub(crate) fn patience() -> Policy {
         .unwrap()
 }
 
-/// What `task` comes to, which it must before a waiter would look by itself.
+/// The output of `task`, which must end before a waiter would poll.
 pub(crate) async fn soon<T>(task: tokio::task::JoinHandle<T>) -> T {
     let done = tokio::time::timeout(LONG, task).await;
     done.expect("nobody woke it").unwrap()
@@ -83,7 +83,7 @@ pub(crate) fn granted(attempt: Attempt) -> Grant {
     }
 }
 
-/// Tries once. None if somebody else holds.
+/// Tries once. None if another owner holds the lock.
 pub(crate) async fn try_once(
     client: &FsBackend,
     name: &str,
@@ -135,7 +135,7 @@ impl Process {
             let mut line = String::new();
             let read = self.answers.read_line(&mut line).unwrap();
             assert_ne!(read, 0, "the child process ended");
-            // The test harness writes lines of its own, and one without an end before the first answer.
+            // The test harness prints lines too, and an unfinished one before the first answer.
             if let Some((_, answer)) = line.trim_end().split_once('@') {
                 return answer.to_owned();
             }
@@ -151,7 +151,7 @@ impl Process {
         self.child.id()
     }
 
-    /// Ends it with SIGKILL, or what is like it.
+    /// Kills it with SIGKILL, or the equivalent.
     pub(crate) fn kill(mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
@@ -171,7 +171,7 @@ impl Drop for Process {
     }
 }
 
-/// What the child process does: one order a line, each answered by a line.
+/// The child process: one order per line, with one line as the answer.
 pub(crate) async fn child() {
     let Ok(directory) = std::env::var(ROLE) else {
         return;
@@ -212,7 +212,7 @@ pub(crate) async fn child() {
                 say("released");
             }
             "count" => {
-                // A counter that only the lock protects.
+                // A counter that is protected by the lock only.
                 let (times, name) = name.split_once(' ').unwrap();
                 let (lock, path) = (lock(&client, "counter"), Path::new(name));
                 for _ in 0..times.parse::<u32>().unwrap() {
@@ -224,7 +224,7 @@ pub(crate) async fn child() {
                 say("counted");
             }
             "spawn" => {
-                // A grandchild that outlives the guard.
+                // A grandchild that lives longer than the guard.
                 let mut sleeper = Command::new("sleep");
                 let sleeper = sleeper.arg("30").stdin(Stdio::null());
                 let sleeper = sleeper.stdout(Stdio::null()).stderr(Stdio::null());

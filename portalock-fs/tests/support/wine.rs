@@ -1,13 +1,13 @@
-//! Wine is not Windows. It keeps locks apart between handles and processes, and open files from being removed, as Windows
-//! does; but it lets everybody read and write what is locked. A test that only that makes pass is no proof: it is skipped
-//! there, with the reason, and runs on Windows.
+//! Wine is not Windows. Like Windows, it excludes other handles and processes, and keeps open files from being removed.
+//! But it lets every program read and write locked bytes. A test that would pass only for this reason is skipped under
+//! wine, with the reason, and runs on Windows.
 #![allow(dead_code, reason = "each test file uses its own part")]
 
-/// Why what is read or written under a lock shows nothing there.
+/// Why reading or writing under a lock proves nothing there.
 pub(crate) const LENIENT: &str =
     "wine lets everybody read and write a locked file: only Windows can show this";
 
-/// The suite's cases that say who holds a lock, or write while it is shared.
+/// The suite's cases that read the holder of a lock, or write while it is shared.
 pub(crate) const SKIPPED_CASES: [&str; 5] = [
     "inspect::contention_names_the_holder",
     "inspect::the_holders_are_told",
@@ -21,7 +21,7 @@ pub(crate) fn is_here() -> bool {
     cfg!(windows) && std::env::var_os("WINECONFIGDIR").is_some()
 }
 
-/// Says why a test is skipped, if it is.
+/// Prints why a test is skipped, if it is.
 pub(crate) fn skips(reason: &str) -> bool {
     if is_here() {
         println!("skipped: {reason}");

@@ -226,7 +226,7 @@ impl Flaw for ABreakClearsTheQueue {
     }
 }
 
-/// Breaks the lock of whoever holds it now.
+/// Breaks the lock of the current holder, whoever the owner is.
 #[derive(Debug, Default)]
 pub struct BreaksWhoeverHolds;
 

@@ -1,4 +1,4 @@
-//! Backends that tell observers of an election what is not so.
+//! Backends that report wrong changes to observers of an election.
 
 use async_trait::async_trait;
 use portalock_core::{

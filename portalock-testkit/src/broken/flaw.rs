@@ -1,4 +1,4 @@
-//! How a backend is broken in one place: a [`Flaw`] says what, [`Flawed`] is the backend that has it.
+//! Breaking a backend in one place: a [`Flaw`] is the bug, and [`Flawed`] the backend that has it.
 
 use std::{
     fmt::Debug,
@@ -20,9 +20,9 @@ use super::{
 };
 use crate::{Fixture, FixtureError, Restore};
 
-/// One thing that a backend does wrong. Every method's default is right.
+/// One bug of a backend. The default of every method is correct.
 ///
-/// One flaw serves all clients of a store; `sound` is the client that is asked.
+/// All clients of a store share one flaw; `sound` is the client of the call.
 #[async_trait]
 pub trait Flaw: Debug + Default + Send + Sync + 'static {
     /// See [`LockBackend::capabilities`].
@@ -160,12 +160,12 @@ pub trait Flaw: Debug + Default + Send + Sync + 'static {
         Semaphore::release(sound, request).await
     }
 
-    /// What becomes of a client when the store answers again, after it did not answer anybody.
+    /// Called for each client when a stalled store answers again.
     async fn recover(&self, sound: &Sound) {
         let _ = sound;
     }
 
-    /// What becomes of a client when the store is restarted: its session ends, its next call starts another.
+    /// Called for each client when the store is restarted: its session ends, and its next call starts another.
     async fn restart(&self, sound: &Sound) {
         sound
             .expire(Loss::SessionEnded("the store was restarted".into()))
@@ -173,13 +173,13 @@ pub trait Flaw: Debug + Default + Send + Sync + 'static {
         sound.reconnect();
     }
 
-    /// What the store does when somebody takes `name` away from its holders.
+    /// Called when `name` is taken away from its holders.
     async fn take_away(&self, memory: &MemoryBackend, name: &LockName) {
         memory.lose(name);
     }
 
-    /// What becomes of a client when another store is put at the address of its own: its guards are lost, and it can't go
-    /// on.
+    /// Called for each client when another store is put at the store's address: its guards are lost, and it can't
+    /// continue.
     async fn moved(&self, sound: &Sound) {
         sound
             .expire(Loss::Removed("another store is at its address".into()))
@@ -187,19 +187,19 @@ pub trait Flaw: Debug + Default + Send + Sync + 'static {
         sound.cut_off();
     }
 
-    /// What the store does when it has not heard a client for the length of its lease.
+    /// Called when the store has not heard a client for the time of its lease.
     async fn expire(&self, sound: &Sound) {
         sound.expire(Loss::Expired).await;
     }
 }
 
-/// No flaw at all: what the cases that catch the others must find nothing wrong with.
+/// No flaw: all cases must pass.
 #[derive(Debug, Default)]
 pub struct Flawless;
 
 impl Flaw for Flawless {}
 
-/// One client of a store that has the flaw `F`.
+/// One client of a store with the flaw `F`.
 #[derive(Debug)]
 pub struct Flawed<F> {
     sound: Sound,
@@ -291,7 +291,7 @@ impl<F: Flaw> Semaphore for Flawed<F> {
 }
 
 impl<F: Flaw> Flawed<F> {
-    /// Cuts the client off; the store gives it up once its lease has run out, unless it is heard again before.
+    /// Cuts the client off. The store ends its session when its lease is over, unless the client is heard again before.
     fn fall_silent(&self) {
         self.sound.cut_off();
         let (sound, flaw) = (self.sound.clone(), self.flaw.clone());
@@ -304,8 +304,7 @@ impl<F: Flaw> Flawed<F> {
     }
 }
 
-/// A fresh store with the flaw `F`. Everything that a fixture can do to a store can be done to it, but for reaching it from
-/// another process.
+/// A new store with the flaw `F`. It supports all faults of a fixture, but can't be reached from another process.
 #[derive(Debug, Default)]
 pub struct FlawedStore<F> {
     memory: Mutex<MemoryBackend>,

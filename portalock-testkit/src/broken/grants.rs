@@ -110,7 +110,7 @@ impl Flaw for Reenters {
     }
 }
 
-/// Grants anew, with another token, when an owner that holds asks again.
+/// Grants again, with another token, when a holder repeats its attempt.
 #[derive(Debug, Default)]
 pub struct MintsANewToken;
 

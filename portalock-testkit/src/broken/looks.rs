@@ -105,6 +105,6 @@ impl Flaw for NoLooks {
     }
 
     async fn inspect(&self, _: &Sound, _: &LockName) -> Result<Inspection, BackendError> {
-        Err(BackendError::unsupported("way to look at a lock"))
+        Err(BackendError::unsupported("way to inspect a lock"))
     }
 }

@@ -89,7 +89,7 @@ impl Flaw for LostFiresLate {
     }
 }
 
-/// Tells of a loss when a lock is released in good order.
+/// Reports a loss when a lock is released normally.
 #[derive(Debug, Default)]
 pub struct LostFiresOnRelease(Mutex<HashMap<OwnerId, Lease>>);
 

@@ -1,8 +1,8 @@
-//! Backends that are each wrong in one way: the proof that the suite catches what it claims to catch.
+//! Broken backends, each with one bug, which show that the suite finds the bugs that it claims to find.
 //!
-//! A suite that has only ever seen backends pass proves nothing. Here is a correct one, [`Sound`], and a table of
-//! [`Flaw`]s, each of a kind that lock libraries have shipped. For each the table names the case that must fail, and
-//! that case must pass without the flaw:
+//! A suite that always passes proves nothing. So this module has a correct backend, [`Sound`], and a table of
+//! [`Flaw`]s, each of a kind that lock libraries have had. For each flaw the table names the case that must fail. The
+//! same case must pass without the flaw:
 //!
 //! ```
 //! use portalock_testkit::{broken, cases};
@@ -18,7 +18,7 @@
 //! assert!(!specimen.control().run_case(case).is_failure());
 //! ```
 //!
-//! Add to it when you add a case: a case that no flaw fails may be a case that tests nothing.
+//! When you add a case, add a flaw: a case that no flaw fails may test nothing.
 
 pub mod breaks;
 pub mod elections;
@@ -45,7 +45,7 @@ pub use sound::{LEASE, Sound};
 
 use crate::Suite;
 
-/// One broken backend, and how the suite finds it out.
+/// One broken backend, and how the suite finds its bug.
 pub struct Specimen {
     name: &'static str,
     wrong: &'static str,
@@ -61,7 +61,7 @@ impl Specimen {
         self.name
     }
 
-    /// What is wrong with it, in a line.
+    /// The bug, in one line.
     pub const fn wrong(&self) -> &'static str {
         self.wrong
     }
@@ -71,17 +71,17 @@ impl Specimen {
         self.caught_by
     }
 
-    /// What that case must say it saw: a part of its text. A case that fails for another reason has caught nothing.
+    /// A part of the message of that case. A case that fails for another reason has not found the bug.
     pub const fn seen(&self) -> &'static str {
         self.seen
     }
 
-    /// The suite on stores that are broken in this way.
+    /// The suite for stores with this bug.
     pub fn suite(&self) -> Suite {
         (self.suite)()
     }
 
-    /// The suite on stores that are the same but for the flaw.
+    /// The suite for the same stores without the bug.
     pub fn control(&self) -> Suite {
         (self.control)()
     }
@@ -96,7 +96,7 @@ impl fmt::Debug for Specimen {
     }
 }
 
-/// A flaw's own record. A case that panics with it in hand has failed already.
+/// Locks a flaw's own record. If a case panicked while holding it, that case has already failed.
 fn locked<T>(record: &Mutex<T>) -> MutexGuard<'_, T> {
     record.lock().unwrap_or_else(PoisonError::into_inner)
 }

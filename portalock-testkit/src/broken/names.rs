@@ -1,4 +1,4 @@
-//! Names that meet, lead astray, or are more than the backend was written for.
+//! Names that collide, lead elsewhere, or are not supported.
 
 use std::{fmt::Debug, marker::PhantomData};
 

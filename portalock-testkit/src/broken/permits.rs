@@ -40,7 +40,7 @@ pub(super) const SPECIMENS: &[Specimen] = &[
         "semaphore::the_smallest_capacity_binds", "were granted while too few were free"),
 ];
 
-/// Refuses whoever comes while others are being served.
+/// Refuses requests that come while others are being served.
 #[derive(Debug, Default)]
 pub struct FailsInACrowd {
     served: AtomicU32,

@@ -1,4 +1,4 @@
-//! Releases that free too little, too much, or say what is not so.
+//! Releases that release too little or too much, or report something wrong.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -56,7 +56,7 @@ impl Flaw for ForgetsRelease {
     }
 }
 
-/// Frees whoever holds the name when an owner that held it once is released late.
+/// Releases the current holder when a former holder is released late.
 #[derive(Debug, Default)]
 pub struct FreesASuccessor(Mutex<HashMap<LockName, LockRequest>>);
 
@@ -221,7 +221,7 @@ impl Flaw for ClosesInSilence {
     }
 }
 
-/// Answers the first release of whoever it granted with having freed the lock.
+/// Answers "freed" to the first release of every owner that was ever granted.
 #[derive(Debug, Default)]
 pub struct HidesALoss(Mutex<HashSet<OwnerId>>);
 

@@ -1,4 +1,4 @@
-//! The correct backend that each flaw is built into: the in-memory reference, with a session for each client.
+//! The correct backend to which each flaw is added: the in-memory reference, with a session for each client.
 
 use std::{
     collections::HashMap,
@@ -17,14 +17,14 @@ use portalock_core::{
 };
 use tokio::{sync::watch, task::AbortHandle};
 
-/// How long the store waits for a client that it no longer hears before it ends that client's session.
+/// How long the store waits for a silent client before it ends the client's session.
 pub const LEASE: Duration = Duration::from_millis(100);
 
-/// One client of a store in memory, whose locks live as long as its session does.
+/// One client of a store in memory. Its locks end with its session.
 ///
-/// [`MemoryBackend`] has no clients that could crash. Here each has a session: [`cut_off`](Self::cut_off) makes the client
-/// and the store deaf to each other, and [`expire`](Self::expire) does what the store does when it gives a client up. So
-/// a store of this kind can be wrong in the ways that services are wrong.
+/// [`MemoryBackend`] has no clients that could crash. Here each client has a session: [`cut_off`](Self::cut_off) stops
+/// all messages between client and store, and [`expire`](Self::expire) ends the client's session at the store. So this
+/// store can have the bugs of a service.
 ///
 /// Clones are the same client.
 #[derive(Debug, Clone)]
@@ -34,7 +34,7 @@ pub struct Sound(Arc<Inner>);
 struct Inner {
     number: u64,
     memory: MemoryBackend,
-    /// Calls stay unanswered while it is set.
+    /// While it is set, calls get no answer.
     stalled: watch::Sender<bool>,
     session: Mutex<Session>,
 }
@@ -42,10 +42,10 @@ struct Inner {
 #[derive(Debug)]
 struct Session {
     reachable: bool,
-    /// What the client asks takes effect, and it is not told.
+    /// Requests take effect, but their answers are lost.
     deaf: bool,
     lease: Lease,
-    /// What the session's end has to free.
+    /// What must be released at the end of the session.
     asked: HashMap<OwnerId, Asked>,
 }
 
@@ -72,7 +72,7 @@ impl Sound {
         }))
     }
 
-    /// Tells this client from every other one of this process.
+    /// Identifies this client in this process.
     pub fn number(&self) -> u64 {
         self.0.number
     }
@@ -87,22 +87,22 @@ impl Sound {
         self.0.stalled.send_replace(stalled);
     }
 
-    /// Makes the client and the store deaf to each other.
+    /// Stops all messages between the client and the store.
     pub fn cut_off(&self) {
         self.session().reachable = false;
     }
 
-    /// Loses what the store answers to the client, until told otherwise.
+    /// Loses the store's answers to the client, until this is turned off.
     pub fn lose_answers(&self, lost: bool) {
         self.session().deaf = lost;
     }
 
-    /// Whether the client and the store hear each other.
+    /// Whether the client can reach the store.
     pub fn is_reachable(&self) -> bool {
         self.session().reachable
     }
 
-    /// Lets them hear each other again; a session that has ended is followed by a new one.
+    /// Lets messages through again. If the session has ended, the next call starts a new one.
     pub fn reconnect(&self) {
         let mut session = self.session();
         session.reachable = true;
@@ -111,7 +111,8 @@ impl Sound {
         }
     }
 
-    /// Ends the session, in the one right order: the client's guards are lost, then what it held and waited for is freed.
+    /// Ends the session in the correct order: first the client's guards are lost, then its holds and places are
+    /// released.
     pub async fn expire(&self, loss: Loss) {
         self.end_lease(loss);
         self.free_all().await;
@@ -122,7 +123,7 @@ impl Sound {
         self.lease().end(loss);
     }
 
-    /// The second half of [`expire`](Self::expire): the store frees what the client held and waited for.
+    /// The second half of [`expire`](Self::expire): the store releases the client's holds and places.
     pub async fn free_all(&self) {
         let asked: Vec<_> = self
             .session()
@@ -170,7 +171,7 @@ impl Sound {
         Err(BackendError::new(BackendErrorKind::Unavailable, silence))
     }
 
-    /// What the client hears of `answer`.
+    /// Delivers `answer` to the client, or loses it.
     fn hear<T>(&self, answer: T) -> Result<T, BackendError> {
         if self.session().deaf {
             let silence = "the store's answer was lost";
@@ -179,7 +180,7 @@ impl Sound {
         Ok(answer)
     }
 
-    /// Notes what is about to be asked, so that the session's end finds it whatever became of the question.
+    /// Records a request before it is made, so that the end of the session releases it whatever its outcome.
     fn note(&self, owner: OwnerId, asked: Asked) -> Lease {
         let mut session = self.session();
         session.asked.insert(owner, asked);
@@ -190,7 +191,7 @@ impl Sound {
         self.session().asked.remove(&owner);
     }
 
-    /// Ties a grant to the session that won it.
+    /// Attaches a grant to its session.
     fn tie(attempt: Attempt, lease: &Lease) -> Attempt {
         match attempt {
             Attempt::Granted(grant) => {
@@ -201,7 +202,7 @@ impl Sound {
         }
     }
 
-    /// Tells a waiter to try when the store hands it the lock, so that every grant comes from an attempt.
+    /// Wakes a waiter to try again when the store grants it the lock, so that every grant comes from an attempt.
     fn relay(&self, mut line: Wakeups) -> Wakeups {
         let (sender, wakeups) = wakeups();
         let session = self.lease().signal();
@@ -244,7 +245,7 @@ impl Drop for AbortOnDrop {
     }
 }
 
-/// The verbs that both traits share, and what only one of them has.
+/// The methods that both traits share, and those of one of them.
 macro_rules! serve {
     ($service:ident, $request:ident, $asked:path { $($more:tt)* }) => {
 #[async_trait]

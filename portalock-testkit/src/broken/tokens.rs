@@ -65,7 +65,7 @@ impl Flaw for TokenRepeats {
     }
 }
 
-/// A count that can be started anew.
+/// A counter that can be reset.
 #[derive(Debug, Default)]
 struct Count {
     last: AtomicU64,
@@ -84,7 +84,7 @@ impl Count {
     }
 }
 
-/// Starts counting its tokens anew when a client closes.
+/// Resets the counter of its tokens when a client closes.
 #[derive(Debug, Default)]
 pub struct TokenFalls(Count);
 
@@ -105,7 +105,7 @@ impl Flaw for TokenFalls {
     }
 }
 
-/// Starts counting its tokens anew when it is restarted.
+/// Resets the counter of its tokens when it is restarted.
 #[derive(Debug, Default)]
 pub struct TokenFallsAfterARestart(Count);
 

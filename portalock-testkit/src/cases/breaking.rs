@@ -18,37 +18,37 @@ pub(super) const CASES: &[Case] = &[
         breaking::the_holder_is_told_who,
         rules[12],
         needs[Breaks],
-        "a holder whose lock is broken, by the owner that a look told, is told so and by whom, and its release says that it was lost"
+        "if a lock is broken by the owner that inspect returned, its holder is told by whom, and its release reports the loss"
     ),
     case!(
         breaking::told_before_another_is_granted,
         rules[1, 12],
         needs[Breaks],
-        "a holder whose lock is broken knows of it before a waiter is granted the lock, or within the time that the backend declares"
+        "the holder of a broken lock knows of it before a waiter is granted the lock, or within the time that the backend declares"
     ),
     case!(
         breaking::a_holder_that_lingers_keeps_nobody_out,
         rules[12],
         needs[Breaks],
-        "a lock that was broken is free for others though its holder keeps the guard, whose end touches nobody"
+        "a broken lock is free for others although its holder keeps the guard, and dropping that guard affects no other holder"
     ),
     case!(
         breaking::the_token_grows,
         rules[12],
         needs[Breaks, Tokens],
-        "whoever is granted a lock that was broken has a larger token than the holder from whom it was taken"
+        "after a break, the next grant has a larger token than the broken hold"
     ),
     case!(
         breaking::the_waiters_keep_their_places,
         rules[12],
         needs[Breaks, FirstCome],
-        "those who wait for a lock that is broken are served in the order in which they came"
+        "waiters of a broken lock are served first come, first served"
     ),
     case!(
         breaking::an_owner_that_is_gone_hits_nobody,
         rules[12],
         needs[Breaks],
-        "breaking the lock of an owner that has released it, or waits for it, says that it holds nothing and touches nobody"
+        "breaking an owner that has released the lock, or waits for it, reports that it holds nothing, and affects no other owner"
     ),
     case!(
         breaking::one_reader_is_taken_out,
@@ -60,25 +60,25 @@ pub(super) const CASES: &[Case] = &[
         breaking::a_second_break_is_harmless,
         rules[12],
         needs[Breaks],
-        "two operators who break one hold at once both succeed, the holder is told of one of them, and the next holder is left alone"
+        "if two operators break one hold at once, both succeed, the holder is told of one of them, and the next holder is not affected"
     ),
     case!(
         breaking::a_holder_that_does_not_respond_is_evicted,
         rules[1, 12],
         needs[Breaks, CrashRelease, CutOff],
-        "a break of a lock whose holder can't be reached is over once its lease is, and the holder knows by then"
+        "if the holder can't be reached, a break succeeds when the holder's lease is over, and by then the holder knows"
     ),
     case!(
         breaking::a_stopped_process_is_evicted,
         rules[12],
         needs[Breaks, CrashRelease, BeyondProcess, Helper],
-        "a lock whose holder's process is stopped is broken within the time of a crash, and the process knows of it once it runs again"
+        "if the holder's process is stopped, a break succeeds within the time of a crash, and the process knows of it when it runs again"
     ),
     case!(
         breaking::refused_unless_claimed,
         rules[10],
         needs[NoBreaks],
-        "a backend that claims no way to break a lock refuses to, before it does anything"
+        "a backend that doesn't claim to break locks refuses a break before it does anything"
     ),
 ];
 
@@ -166,7 +166,7 @@ async fn a_holder_that_lingers_keeps_nobody_out(trial: Trial) -> CaseResult {
         broken(&operator, guard.owner()).await?;
         let next = lock.acquire_with(&trial.patience()).await?;
         if releases {
-            // It says that it was lost; what matters is what it does.
+            // The release reports the loss; its effect on others is what matters.
             drop(guard.release().await);
         } else {
             drop(guard);

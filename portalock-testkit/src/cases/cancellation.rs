@@ -40,7 +40,7 @@ pub(super) const CASES: &[Case] = &[
         cancellation::an_unanswered_attempt_leaves_nothing,
         rules[5],
         needs[LoseAnswers],
-        "an attempt that took effect, was not answered and ended in an error leaves no lock and no waiter once its owner has been released"
+        "if an attempt took effect but its answer was lost, a release of its owner leaves no lock and no waiter"
     ),
 ];
 
@@ -161,7 +161,7 @@ async fn a_dropped_waiter_is_passed_over(trial: Trial) -> CaseResult {
             first.abort();
             held.release().await?;
         } else {
-            // The lock may have been handed to a waiter that no longer reads.
+            // The lock may have been granted to a waiter that no longer reads.
             let release = held.release();
             first.abort();
             release.await?;
@@ -206,7 +206,7 @@ async fn an_impatient_attempt_leaves_nothing(trial: Trial) -> CaseResult {
         holder.refused(&once(&name)).await?;
     }
     holder.free(&held).await?;
-    // None of them may have been given what they did not wait for.
+    // No owner that stopped waiting may have a grant.
     let next = once(&name);
     let _ = holder.grant(&next).await?;
     holder.free(&next).await?;
@@ -268,7 +268,7 @@ async fn an_unanswered_attempt_leaves_nothing(trial: Trial) -> CaseResult {
     let (client, other) = trial.two_clients().await?;
     let name = name("job")?;
     for is_held in [false, true] {
-        // Its session goes on with it, so that nothing is freed by the session's end.
+        // The session continues, so that nothing is released by the end of the session.
         let kept = client.lock("kept")?.acquire_with(&patient()).await?;
         let held = once(&name);
         if is_held {

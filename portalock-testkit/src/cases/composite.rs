@@ -235,7 +235,7 @@ async fn slots_make_a_semaphore(trial: Trial) -> CaseResult {
         let (pool, section) = (slots(client)?, section.clone());
         tasks.push(tokio::spawn(async move {
             for round in 0..6 {
-                // Small ones only: slots are not fair, and a large request may wait for long.
+                // Small requests only: slots are not fair, and a large request may wait for a long time.
                 let count = 1 + (number + round) % 2;
                 let guard = pool.acquire_with(count, &patient()).await?;
                 section.visit_with(count).await;

@@ -191,7 +191,7 @@ struct Leads {
 
 impl Leads {
     async fn start(client: &Client) -> CaseResult<Self> {
-        // It does not campaign again while somebody looks.
+        // The pause prevents a new campaign during the check.
         let election = candidate(client, "first")?.with_pause(SOON * 4);
         let (stop, stopped) = oneshot::channel::<()>();
         let (begun, mut beginnings) = mpsc::unbounded_channel();

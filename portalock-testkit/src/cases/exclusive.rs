@@ -1,4 +1,4 @@
-//! One holder, whoever asks and however often.
+//! One holder, for any number of requests and requesters.
 
 use std::time::Duration;
 
@@ -104,7 +104,7 @@ async fn tasks_never_overlap(trial: Trial) -> CaseResult {
             for round in 0..12 {
                 let guard = lock.acquire_with(&patient()).await?;
                 section.visit(Mode::Exclusive).await;
-                // Both ways of giving it back, in turns.
+                // Both ways to release, alternating.
                 if round % 2 == 0 {
                     guard.release().await?;
                 }

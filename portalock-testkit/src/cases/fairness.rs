@@ -29,13 +29,13 @@ pub(super) const CASES: &[Case] = &[
         fairness::a_repeated_attempt_keeps_its_place,
         rules[3],
         needs[FirstCome],
-        "a waiter that looks again, however often, neither loses its place nor gains one"
+        "a waiter that tries again, any number of times, keeps its place"
     ),
     case!(
         fairness::a_try_does_not_overtake,
         rules[10],
         needs[FirstCome],
-        "one who only tries does not get a lock that somebody waits for"
+        "a try_acquire does not get a lock that has a waiter"
     ),
     case!(fairness::a_place_that_was_given_up_moves_the_others_up, rules [4, 5], needs [FirstCome],
         "when a waiter leaves, those behind it keep their order, and the next one is served"),
@@ -84,7 +84,7 @@ async fn in_order(holder: &Client, clients: &[Client]) -> CaseResult {
         let tell = tell.clone();
         tokio::spawn(async move {
             let outcome = match waiting.await {
-                // Told before the lock is passed on, so the order told is the order granted.
+                // Recorded before the lock passes on, so the recorded order is the order of grants.
                 Ok(Ok(guard)) => {
                     let _ = tell.send(Ok(number));
                     guard.release().await.map_err(Stop::from)
@@ -117,7 +117,8 @@ async fn in_order(holder: &Client, clients: &[Client]) -> CaseResult {
 async fn a_repeated_attempt_keeps_its_place(trial: Trial) -> CaseResult {
     let (client, other) = trial.two_clients().await?;
     let name = name("job")?;
-    // Whoever looks last would be at the end of the queue if looking lost a place, and at its head if it gained one.
+    // If a repeated attempt changed the place, the last waiter that tries would be at the end or at the head of the
+    // queue.
     for first_looks_last in [true, false] {
         let (held, first, second) = (once(&name), queued(&name), queued(&name));
         let _ = client.grant(&held).await?;
@@ -199,7 +200,7 @@ async fn a_writer_is_not_starved(trial: Trial) -> CaseResult {
     for number in 0..4_u64 {
         let (lock, done) = (readers.lock("job")?, done.clone());
         tasks.push(tokio::spawn(async move {
-            // Out of step, so that at nearly any time somebody is reading.
+            // At different times, so that there is nearly always a reader.
             tokio::time::sleep(Duration::from_millis(number * 3)).await;
             while !done.load(Ordering::Acquire) {
                 let guard = lock.acquire_shared_with(&patient()).await?;
@@ -237,7 +238,7 @@ async fn readers_behind_a_writer_go_together(trial: Trial) -> CaseResult {
     held.release().await?;
     let mut guards = Vec::new();
     for reader in readers {
-        // None is released before all are granted.
+        // No permit is released before all are granted.
         let guard = soon("every reader's grant after the writer", reader).await???;
         guards.push(guard);
     }

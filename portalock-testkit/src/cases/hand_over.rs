@@ -149,7 +149,7 @@ async fn a_waiter_that_was_given_up_is_not_granted_late(trial: Trial) -> CaseRes
         return Ok(());
     }
     next.release().await?;
-    // Its turn comes now, or its call ends with an error.
+    // Either its turn comes now, or its call ends with an error.
     let late: Result<Guard<_>, LockError> = soon("the end of the late wait", late).await??;
     drop(late);
     trial.ensure_free(behind, lock.name()).await

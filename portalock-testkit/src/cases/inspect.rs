@@ -22,7 +22,7 @@ pub(super) const CASES: &[Case] = &[
         inspect::the_holders_are_told,
         rules[10],
         needs[Holders],
-        "inspect tells who holds a name, in which mode, and that nobody does once it is released"
+        "inspect returns the holders of a name and their mode, and no holder after the release"
     ),
     case!(inspect::every_reader_is_told, rules [10], needs [Holders, Shared],
         "inspect tells each of several shared holders"),
@@ -30,7 +30,7 @@ pub(super) const CASES: &[Case] = &[
         inspect::the_waiters_are_told,
         rules[10],
         needs[Waiters],
-        "inspect tells who waits for a name, the first in line first"
+        "inspect returns the waiters of a name, in order"
     ),
     case!(inspect::looking_changes_nothing, rules [], needs [Holders],
         "looking at a name that nobody uses finds nobody, and leaves it free"),
@@ -38,7 +38,7 @@ pub(super) const CASES: &[Case] = &[
         inspect::refused_unless_claimed,
         rules[10],
         needs[NoInspect],
-        "a backend that claims to know of no holders refuses to be asked, before it does anything"
+        "a backend that doesn't claim inspect refuses it before it does anything"
     ),
 ];
 

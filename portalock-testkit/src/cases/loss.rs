@@ -28,7 +28,7 @@ pub(super) const CASES: &[Case] = &[
         loss::a_release_hides_no_loss,
         rules[4],
         needs[TakeAway],
-        "releasing a lock that was taken away says that it was not held, told or not, and leaves whoever got it since"
+        "releasing a lock that was taken away reports that it was not held, and does not affect the next holder"
     ),
     case!(loss::a_store_that_moved_is_a_loss, rules [1, 10], needs [LossNotice, MoveStore],
         "when another store is put at the store's address, those who hold in the old one are told, and nobody is granted a lock there beside those who come by the address"),
@@ -81,7 +81,8 @@ async fn a_released_grant_is_not_lost(trial: Trial) -> CaseResult {
         first.grant(&other).await?.lost,
     );
     first.free(&job).await?;
-    // Below the engine, which would keep the signal of a released guard silent whatever its backend says.
+    // Uses the backend directly: the engine would keep the signal of a released guard silent even if the backend fires
+    // it.
     let next = once(&job.name);
     let _ = second.grant(&next).await?;
     tokio::time::sleep(A_WHILE).await;
@@ -160,7 +161,7 @@ async fn a_release_hides_no_loss(trial: Trial) -> CaseResult {
     let (holder, other) = trial.two_clients().await?;
     let name = name("job")?;
     for has_successor in [false, true] {
-        // Below the engine, which would know of the loss by the signal.
+        // Uses the backend directly: the engine would know of the loss from the signal.
         let held = once(&name);
         let _ = holder.grant(&held).await?;
         trial.take_away(&name).await?;
@@ -230,14 +231,14 @@ async fn a_lost_guard_leaves_the_next_holder(trial: Trial) -> CaseResult {
         let lost = taken_away(&trial, &lock).await?;
         let next = other.lock("job")?.acquire_with(&trial.patience()).await?;
         if releases {
-            // It says that it was lost; what matters is what it does.
+            // The release reports the loss; its effect on others is what matters.
             drop(lost.release().await);
         } else {
             drop(lost);
         }
         tokio::time::sleep(A_WHILE).await;
         let tried = holder.lock("job")?.try_acquire().await;
-        // First: one whose own lease ran out meanwhile is in nobody's way.
+        // Checked first, because a holder whose lease has ended may be replaced.
         next.ensure_held()?;
         ensure_contended(tried, "somebody, after a lost guard had been given back,")?;
         next.release().await?;
@@ -279,7 +280,7 @@ async fn a_cut_off_holder_is_told(trial: Trial) -> CaseResult {
     ensure_told(&trial, &guard, known).await?;
     next.ensure_held()?;
     cut.now().await?;
-    // What the earlier holder tries to release, once it is heard again, is no longer its own.
+    // When the earlier holder is heard again, its release must not affect the new holder.
     drop(guard.release().await);
     tokio::time::sleep(A_WHILE).await;
     next.ensure_held()?;
@@ -297,7 +298,7 @@ async fn a_stalled_service_ends_the_lease(trial: Trial) -> CaseResult {
     let policy = trial.patience();
     let taken = tokio::select! {
         taken = lock.acquire_with(&policy) => taken,
-        // It kept its lock: nobody is to be granted it while it does.
+        // It kept its lock, so nobody else may be granted it.
         () = tokio::time::sleep(A_WHILE * 2), if !guard.is_lost() => {
             guard.ensure_held()?;
             guard.release().await?;
@@ -341,7 +342,7 @@ async fn a_stopped_process_finds_out(trial: Trial) -> CaseResult {
     helper.freeze()?;
     let lock = client.lock(&name)?;
     let waits = match trial.capabilities().crash_release {
-        // Where a holder has to show signs of life, a stopped one is passed over.
+        // If the backend expects signs of life, a stopped holder loses the lock.
         CrashRelease::Within(_) if trial.capabilities().loss != LossNotice::Never => {
             trial.crash_limit()
         }

@@ -1,4 +1,4 @@
-//! The cases: what each proves, what it needs, and how it is played.
+//! The cases: the promise that each tests, what it needs, and its code.
 
 use std::fmt;
 
@@ -28,7 +28,7 @@ mod tokens;
 
 pub(crate) use stress::stress_time;
 
-/// One promise and the way to test it.
+/// One promise, and its test.
 pub struct Case {
     group: &'static str,
     name: &'static str,
@@ -38,7 +38,7 @@ pub struct Case {
     play: fn(Trial) -> BoxFuture<'static, CaseResult>,
 }
 
-/// What a case can't do without. A case is skipped only for want of one of these.
+/// A requirement of a case. A case is skipped if one is missing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Need {
@@ -50,13 +50,13 @@ pub enum Need {
     Tokens,
     /// The backend does not claim fencing tokens.
     NoTokens,
-    /// The backend claims that `inspect` tells the holders.
+    /// The backend claims that `inspect` returns the holders.
     Holders,
-    /// The backend claims that `inspect` tells the waiters too.
+    /// The backend claims that `inspect` also returns the waiters.
     Waiters,
-    /// The backend does not claim that `inspect` tells anything.
+    /// The backend does not claim `inspect`.
     NoInspect,
-    /// The backend claims order among the waiters of one client at least.
+    /// The backend claims an order at least among the waiters of one client.
     Order,
     /// The backend claims first come, first served among all clients.
     FirstCome,
@@ -90,9 +90,9 @@ pub enum Need {
     Restart,
     /// The fixture can take a lock away.
     TakeAway,
-    /// The backend lists its names. Told by its answer, since no capability says so.
+    /// The backend lists its names. Its answer shows this, because there is no capability for it.
     Listing,
-    /// The backend tells the token of who holds. Told by its answer, since no capability says so.
+    /// The backend returns the holder's token. Its answer shows this, because there is no capability for it.
     HolderTokens,
     /// There is a helper process, and the fixture has an address for it.
     Helper,
@@ -124,7 +124,7 @@ impl Case {
         self.rules
     }
 
-    /// What it can't do without.
+    /// Its requirements.
     pub const fn needs(&self) -> &'static [Need] {
         self.needs
     }

@@ -25,7 +25,7 @@ pub(super) const CASES: &[Case] = &[
         names::listed_names_are_those_that_are_held,
         rules[7],
         needs[Listing],
-        "the list of names gives back those that are held, unchanged"
+        "the list of names contains the held names, unchanged"
     ),
     case!(names::locks_and_semaphores_are_apart, rules [], needs [Semaphore],
         "a lock and a semaphore of one name don't meet"),

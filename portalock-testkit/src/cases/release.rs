@@ -19,7 +19,7 @@ pub(super) const CASES: &[Case] = &[
     case!(release::a_waiters_release_leaves_the_holder, rules [2, 4, 5], needs [],
         "releasing an owner that waits takes it out of the queue, and leaves the holder and the other waiters"),
     case!(release::a_late_release_leaves_the_next_holder, rules [4], needs [],
-        "releasing an owner again, after the lock has gone to another, leaves that other's lock held"),
+        "a repeated release, after the lock has passed on, leaves the next holder's lock held"),
     case!(release::releasing_twice_is_harmless, rules [4], needs [],
         "the first release says that it freed the lock, every later one that there was nothing to free"),
     case!(release::releasing_what_was_never_asked_for_is_harmless, rules [4], needs [],
@@ -30,7 +30,7 @@ pub(super) const CASES: &[Case] = &[
         release::a_dropped_guard_frees_at_once,
         rules[10],
         needs[ReleasesNow],
-        "where a backend claims to release at once, the lock is free when drop has returned"
+        "if a backend claims to release at once, the lock is free when drop has returned"
     ),
     case!(release::a_guard_dropped_outside_a_runtime_frees_the_lock, rules [], needs [],
         "a guard that is dropped on a thread without a runtime frees its lock"),
@@ -165,7 +165,7 @@ async fn a_dropped_guard_frees_the_lock(trial: Trial) -> CaseResult {
     let guard = lock.acquire_with(&patient()).await?;
     let thread = std::thread::spawn(move || {
         let _guard = guard;
-        // Unwinds as a panic does, without printing a message that would look like a failure of the suite.
+        // Unwinds like a panic, without printing a message that would look like a failure of the suite.
         std::panic::resume_unwind(Box::new("a panic with a guard in hand"));
     });
     ensure!(thread.join().is_err(), "the thread did not unwind");

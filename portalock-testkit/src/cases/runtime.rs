@@ -69,7 +69,7 @@ async fn a_runtime_that_stands_still_loses_nothing(trial: Trial) -> CaseResult {
         runtime()?.block_on(async {
             let guard = its_trial.client().await?.lock("job")?.acquire().await?;
             let _ = held.send(());
-            // It takes the runtime's only thread, as a computation does.
+            // Blocks the runtime's only thread, like a computation.
             let _ = stand_still.recv();
             ensure!(
                 !guard.is_lost(),
@@ -85,7 +85,7 @@ async fn a_runtime_that_stands_still_loses_nothing(trial: Trial) -> CaseResult {
             let other = trial.client().await?;
             still_held(&trial, &other, "the holder's runtime stands still").await
         }
-        // The holder's own result tells why.
+        // The holder's own result has the reason.
         Err(_) => Ok(()),
     };
     drop(go_on);
@@ -131,7 +131,7 @@ async fn one_client_serves_many_runtimes(trial: Trial) -> CaseResult {
                 Ok::<_, Stop>(())
             })
         });
-        // If the waiter failed, its own result tells why.
+        // If the waiter failed, its own result has the reason.
         let _ = soon("the wait's beginning", is_waiting).await?;
         tokio::time::sleep(A_WHILE).await;
         held.release().await?;

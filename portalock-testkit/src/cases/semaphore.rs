@@ -17,7 +17,7 @@ pub(super) const CASES: &[Case] = &[
         semaphore::capacity_is_never_exceeded,
         rules[1],
         needs[Semaphore],
-        "tasks of several clients that hold permits for a real time never hold more together than there are"
+        "tasks of several clients never hold more permits together than the capacity"
     ),
     case!(
         semaphore::all_or_none,
@@ -29,7 +29,7 @@ pub(super) const CASES: &[Case] = &[
         semaphore::many_tries_at_once,
         rules[1],
         needs[Semaphore],
-        "where many try at once for permits of which there are enough for all, every one is granted"
+        "if many try at once and there are enough permits for all, every request is granted"
     ),
     case!(semaphore::more_than_there_are_is_refused, rules [], needs [Semaphore],
         "a request for more permits than there are, or for none, is an error at once and not a wait"),
@@ -37,13 +37,13 @@ pub(super) const CASES: &[Case] = &[
         semaphore::every_permit_can_be_held,
         rules[1],
         needs[Semaphore],
-        "as many permits as there are can be held at once, one by one and by one request"
+        "all permits can be held at once, with single requests and with one request"
     ),
     case!(
         semaphore::permits_come_back,
         rules[4],
         needs[Semaphore],
-        "permits come back when their guard is released or dropped, all of them"
+        "all permits of a guard are free after it was released or dropped"
     ),
     case!(semaphore::a_late_release_gives_back_nothing, rules [2, 4], needs [Semaphore],
         "releasing an owner again, or one that was refused, gives back nobody else's permits"),
@@ -57,13 +57,13 @@ pub(super) const CASES: &[Case] = &[
         semaphore::no_request_is_granted_beyond_its_capacity,
         rules[1],
         needs[Semaphore],
-        "a request is refused where it would bring what is held above the capacity it asked with, also if others asked with a larger one"
+        "a request is refused if the held permits would exceed its own capacity, even if others have a larger one"
     ),
     case!(
         semaphore::the_smallest_capacity_binds,
         rules[1],
         needs[FairSemaphore],
-        "where present holders asked with different capacities, the smallest one is never exceeded"
+        "if the holders have different capacities, the smallest one is never exceeded"
     ),
 ];
 

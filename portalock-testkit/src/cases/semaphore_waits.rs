@@ -29,7 +29,7 @@ pub(super) const CASES: &[Case] = &[
         semaphore::a_large_request_is_not_starved,
         rules[10],
         needs[FairSemaphore],
-        "a request for many permits is served though small ones keep coming and overlapping"
+        "a request for many permits is served although small ones keep coming"
     ),
     case!(
         semaphore::waiters_are_served_in_order,

@@ -21,7 +21,7 @@ pub(super) const CASES: &[Case] = &[
         shared::a_reader_keeps_writers_out,
         rules[1],
         needs[Shared],
-        "while anyone holds the lock shared, nobody gets it exclusively, until the last reader has left"
+        "while the lock is shared, nobody gets it exclusively, until the last reader has released it"
     ),
     case!(
         shared::a_writer_keeps_readers_out,
@@ -41,7 +41,7 @@ pub(super) const CASES: &[Case] = &[
         shared::readers_and_writers_never_overlap,
         rules[1],
         needs[Shared],
-        "readers and writers of several clients that hold for a real time are never inside together"
+        "readers and writers of several clients never hold the lock together"
     ),
     case!(
         shared::refused_unless_claimed,
@@ -177,7 +177,7 @@ async fn refused_unless_claimed(trial: Trial) -> CaseResult {
         "the backend was called {} times for what it does not claim",
         spy.seen().calls
     );
-    // Below the engine, nothing stands between the caller and the backend.
+    // Calls the backend directly.
     match client
         .backend()
         .try_acquire(&once_shared(lock.name()))

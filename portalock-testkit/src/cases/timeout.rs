@@ -80,7 +80,7 @@ async fn a_release_ends_the_wait(trial: Trial) -> CaseResult {
     let spy = Spy::on(waiter.backend());
     let lock = Lock::new(spy.clone(), "job")?;
     let held = holder.lock("job")?.acquire().await?;
-    // Five minutes: only being served can end it in time.
+    // Five minutes: the wait can only end in time by a grant.
     let policy = Policy::new().with_timeout(Duration::from_secs(300));
     let waiting = tokio::spawn(async move { lock.acquire_with(&policy).await });
     spy.contended(1).await?;
@@ -188,7 +188,7 @@ async fn waiting_leaves_the_runtime_free(trial: Trial) -> CaseResult {
             Ok::<_, Stop>(())
         })
     });
-    // It first beats while the wait begins; a blocked runtime then falls silent until the lock is released.
+    // The first beat comes while the wait starts. A blocked runtime sends no more beats until the lock is released.
     let beating = async {
         for _ in 0..40 {
             if counted.recv().await.is_none() {

@@ -1,4 +1,4 @@
-//! A fencing token grows with every grant, whoever is granted and whatever happened before.
+//! A fencing token grows with every grant, for every owner and after every event.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -30,7 +30,7 @@ pub(super) const CASES: &[Case] = &[
         tokens::grow_when_the_name_was_forgotten,
         rules[10],
         needs[Tokens],
-        "a name that nobody has used for a while, and that others came after, is granted with a larger token again"
+        "a name that was unused for a while, during which others were used, is granted with a larger token again"
     ),
     case!(
         tokens::grow_past_a_refused_attempt,

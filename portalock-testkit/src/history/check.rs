@@ -1,4 +1,4 @@
-//! One pass over the events, keeping who holds and who waits for each name.
+//! The checker: one pass over the events, with the holders and waiters of each name.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -12,11 +12,12 @@ use portalock_core::{
 use super::{Event, Happened, History, Violation};
 use crate::verdict::SLACK;
 
-/// A lock that is free for longer while somebody waits has forgotten its waiter.
+/// If a lock is free for longer than this while somebody waits, its waiter was forgotten.
 const FORGOTTEN_AFTER: Duration = SLACK;
 
 impl History {
-    /// Holds the events against what a backend claims. No violation means that they show none, not that there is none.
+    /// Compares the events with the claims of a backend. If there is no violation, the events show none; there may
+    /// still be one.
     pub fn check(&self, claims: &Capabilities) -> Vec<Violation> {
         let mut checker = Checker::new(claims, &self.events);
         for (index, event) in self.events.iter().enumerate() {
@@ -36,18 +37,18 @@ struct Acquisition {
     mode: Mode,
     asked: usize,
     asked_at: Duration,
-    /// The largest token of the name when it asked: its own must be larger.
+    /// The largest token of the name at its request: its own must be larger.
     floor: Option<FencingToken>,
     answered: bool,
 }
 
 #[derive(Default)]
 struct Name {
-    /// Who surely holds: granted, and neither lost nor letting go.
+    /// The certain holders: granted, not lost, and not releasing.
     holders: Vec<u64>,
-    /// Who has its place and no answer: the acquisition, and when the place was sure.
+    /// The waiters with a certain place: the acquisition, and since when.
     queue: Vec<(u64, usize)>,
-    /// Until when somebody holds, as far as one can't tell.
+    /// Until when an uncertain holder may hold.
     busy: HashMap<u64, Option<Duration>>,
     highest: Option<FencingToken>,
     highest_exclusive: Option<FencingToken>,
@@ -57,22 +58,22 @@ struct Name {
 impl Name {
     fn hold(&mut self, id: u64) {
         self.holders.push(id);
-        // Of those who let go before, only the latest is of interest to anyone who still waits.
+        // Of the earlier releases, only the latest matters for the remaining waiters.
         let last_end = self.busy.values().filter_map(|end| *end).max();
         self.busy.retain(|_, end| end.is_none() || *end == last_end);
         self.busy.insert(id, None);
     }
 }
 
-/// What the whole history tells of the acquisitions, also of what came later.
+/// Facts about the acquisitions from the whole history, including later events.
 #[derive(Default)]
 struct Foreknown {
     granted: HashSet<u64>,
-    /// When each learnt that it had lost.
+    /// When each learnt of its loss.
     told_at: HashMap<u64, Duration>,
-    /// When each stopped relying on its lock, for whatever reason.
+    /// When each stopped relying on its lock, for any reason.
     ended_at: HashMap<u64, Duration>,
-    /// Whose locks were taken away, or may have been.
+    /// The acquisitions whose locks were taken away, or may have been.
     robbed: HashSet<u64>,
 }
 
@@ -101,7 +102,7 @@ impl Foreknown {
         known
     }
 
-    /// Whether the history tells of any loss at all: those who lost their place with it may be overtaken.
+    /// Whether the history has any loss: waiters that lost their place may be overtaken.
     fn any_loss(&self) -> bool {
         !self.told_at.is_empty() || !self.robbed.is_empty()
     }
@@ -236,11 +237,11 @@ impl<'h> Checker<'h> {
         if self.claims.tokens != Tokens::None {
             let before = match this.mode {
                 Mode::Exclusive => state.highest,
-                // Readers that were granted at the same time may have been seen in either order.
+                // Readers that were granted at the same time may be recorded in either order.
                 Mode::Shared => this.floor.max(state.highest_exclusive),
             };
             let fresh = token.is_some_and(|token| state.tokens.insert(token));
-            // A grant that was taken away at once may be noted after its successor's.
+            // A grant that was taken away at once may be recorded after its successor's.
             let grows = token > before || self.known.robbed.contains(&id);
             if !fresh || !grows {
                 self.violations.push(Violation::Token {
@@ -258,7 +259,7 @@ impl<'h> Checker<'h> {
         state.hold(id);
     }
 
-    /// A long wait timed out: was there anything to wait for?
+    /// A long wait timed out: checks that the lock was held meanwhile.
     fn forgotten(&mut self, id: u64, at: Duration) {
         let Some(this) = self.acquisitions.get(&id) else {
             return;
@@ -303,7 +304,7 @@ impl<'h> Checker<'h> {
     }
 }
 
-/// Whether two may have held at once: one of them had lost its lock, and the backend says that it is told so late.
+/// Whether two may have held at once, because one of them had lost its lock and the backend declares a late notice.
 fn excused(claims: &Capabilities, known: &Foreknown, both: [u64; 2], granted: Duration) -> bool {
     let LossNotice::Within(window) = claims.loss else {
         return false;

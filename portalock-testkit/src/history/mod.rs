@@ -1,11 +1,11 @@
-//! What happened, in order, and whether it is what a lock allows.
+//! Histories: what happened, in order, and whether a lock allows it.
 //!
-//! A [`History`] is the events of many clients, in the order in which they were seen to happen. [`History::check`] holds
-//! them against what a backend claims, and finds every [`Violation`]: holders that overlap, tokens that do not grow, waiters
-//! that were forgotten or overtaken.
+//! A [`History`] has the events of many clients, in the order in which they were observed. [`History::check`] compares
+//! them with the claims of a backend, and finds every [`Violation`]: holders that overlap, tokens that don't grow, and
+//! waiters that were forgotten or overtaken.
 //!
-//! An event may be recorded late but never early, a grant and a loss once they are known, the end of a hold before it is
-//! begun; then a violation found is a violation that happened.
+//! Record a grant and a loss after they are known, and the end of a hold before it starts. Then every violation that
+//! the checker finds has really happened.
 //!
 //! ```
 //! use std::time::Duration;
@@ -42,31 +42,31 @@ pub use random::{random_clients, seed, stress_time};
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Happened {
-    /// A client is about to ask for a lock: the first event of an acquisition.
+    /// A client is about to request a lock: the first event of an acquisition.
     Asked {
-        /// Which client, by any number.
+        /// The number of the client.
         client: usize,
-        /// What is asked for.
+        /// The requested name.
         name: LockName,
-        /// In which mode.
+        /// The mode.
         mode: Mode,
     },
-    /// An attempt was answered with contention: the request has its place, where the backend keeps one.
+    /// An attempt was contended: the request has its place in the queue, if the backend has one.
     Queued,
     /// The lock was granted.
     Granted {
-        /// With this token.
+        /// The token of the grant.
         token: Option<FencingToken>,
     },
     /// The holder knows that it has lost the lock.
     Lost,
-    /// Somebody is about to take away what it holds or may just have been granted, or is doing so as it asks.
+    /// Its lock is about to be taken away, or is being taken away while it requests it.
     TakenAway,
     /// The holder is about to release the lock, or to drop its guard.
     Releasing,
     /// The release has returned.
     Released,
-    /// The wait was given up by the caller, who had its reasons.
+    /// The caller gave up the wait, for its own reasons.
     GaveUp,
     /// The wait ended because its long timeout had passed.
     TimedOut,
@@ -80,7 +80,7 @@ pub enum Happened {
 pub struct Event {
     /// When it was recorded, on a monotonic clock.
     pub at: Duration,
-    /// Which acquisition it happened to, by any number.
+    /// The number of the acquisition.
     pub acquisition: u64,
     /// What happened.
     pub what: Happened,
@@ -116,20 +116,20 @@ impl History {
     }
 }
 
-/// Something that a lock must not do. Acquisitions are told by their numbers.
+/// Something that a lock must not do. Acquisitions are identified by their numbers.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Violation {
-    /// Two that exclude each other held at once.
+    /// Two acquisitions that exclude each other held the lock at once.
     #[error(
         "the holds of {name} by acquisitions {earlier} and {later} overlap: {later} was granted at {at:?}, before {earlier} had let go or knew of a loss"
     )]
     Overlap {
-        /// What both held.
+        /// The name of the lock.
         name: LockName,
-        /// The one who was granted first.
+        /// The acquisition that was granted first.
         earlier: u64,
-        /// The one who was granted while the other held.
+        /// The acquisition that was granted while the other one held the lock.
         later: u64,
         /// When that was.
         at: Duration,
@@ -137,33 +137,33 @@ pub enum Violation {
     /// A grant has no token, or one that is not larger than an earlier one.
     #[error("acquisition {acquisition} was granted {name} with token {token:?} after {before:?}")]
     Token {
-        /// What was granted.
+        /// The name of the lock.
         name: LockName,
-        /// To whom.
+        /// The acquisition.
         acquisition: u64,
-        /// The token that came with it.
+        /// Its token.
         token: Option<FencingToken>,
-        /// One that had been granted before, or at the same time with the same value.
+        /// A token that had been granted before, or an equal one.
         before: Option<FencingToken>,
     },
-    /// A waiter was granted a lock before another who had its place first.
+    /// A waiter was granted the lock before an earlier waiter.
     #[error("acquisition {later} was granted {name} before {earlier}, which had its place first")]
     Overtaken {
-        /// What both waited for.
+        /// The name of the lock.
         name: LockName,
-        /// The one who was in line.
+        /// The earlier waiter.
         earlier: u64,
-        /// The one who came after and was served before.
+        /// The later waiter, which was granted first.
         later: u64,
     },
-    /// A waiter timed out though nobody held the lock.
+    /// A waiter timed out although the lock was free.
     #[error(
         "acquisition {acquisition} timed out waiting for {name}, which nobody held for {idle:?}"
     )]
     Forgotten {
-        /// What it waited for.
+        /// The name of the lock.
         name: LockName,
-        /// The one who waited.
+        /// The waiter.
         acquisition: u64,
         /// How long the lock had been free.
         idle: Duration,
@@ -171,9 +171,9 @@ pub enum Violation {
     /// An acquisition never came to an end.
     #[error("acquisition {acquisition} of {name} was neither granted nor given up")]
     Unanswered {
-        /// What it asked for.
+        /// The name of the lock.
         name: LockName,
-        /// The one who asked.
+        /// The acquisition.
         acquisition: u64,
     },
 }

@@ -1,4 +1,4 @@
-//! Takes the events down as they happen, in one order for all clients.
+//! The recorder of events, in one order for all clients.
 
 use std::{
     collections::HashMap,
@@ -9,7 +9,7 @@ use portalock_core::{FencingToken, LockName, LostSignal, Mode, clock::Instant};
 
 use super::{Happened, History};
 
-/// The shared notebook of all clients.
+/// The recorder that all clients share.
 #[derive(Debug)]
 pub(crate) struct Recorder {
     started: Instant,
@@ -20,11 +20,11 @@ pub(crate) struct Recorder {
 struct Notes {
     history: History,
     next: u64,
-    /// Who holds, by its own belief.
+    /// The holders, as they believe.
     believers: HashMap<u64, LostSignal>,
     /// The acquisitions that have not ended.
     open: HashMap<u64, Open>,
-    /// What is being taken away at this moment.
+    /// The names that are being taken away.
     robbing: Option<LockName>,
 }
 
@@ -42,7 +42,7 @@ impl Recorder {
         }
     }
 
-    /// A client is about to ask. Returns the acquisition's number.
+    /// A client is about to request a lock. Returns the acquisition's number.
     pub(crate) fn asked(&self, client: usize, name: LockName, mode: Mode) -> u64 {
         let mut notes = self.lock();
         let acquisition = notes.next;
@@ -64,8 +64,8 @@ impl Recorder {
         acquisition
     }
 
-    /// The lock was granted. Whoever believes to hold a lock and has been told otherwise by now is noted as such first:
-    /// the signal is what counts, not when its task gets to run.
+    /// The lock was granted. Holders whose lost signal has fired are recorded as lost first: the signal counts, not the
+    /// time when their task runs.
     pub(crate) fn granted(
         &self,
         acquisition: u64,
@@ -87,7 +87,8 @@ impl Recorder {
             return;
         }
         if signal.is_lost() {
-            // Taken away before it was noted: nobody ever relied on it, and another may hold by now.
+            // The grant was taken away before it was recorded: nobody relied on it, and another may already hold the
+            // lock.
             notes.open.remove(&acquisition);
             self.note(&mut notes, acquisition, Happened::GaveUp);
             return;
@@ -137,8 +138,8 @@ impl Recorder {
         }
     }
 
-    /// Somebody is about to take `name` away from whoever holds it, or is being granted it: until [`taken_away`] is called,
-    /// it may hit anyone who asks meanwhile, too.
+    /// The test is about to take `name` away from its holders and from requests in flight. Until [`taken_away`] is
+    /// called, this may affect every new request too.
     ///
     /// [`taken_away`]: Self::taken_away
     pub(crate) fn taking_away(&self, name: &LockName) {
@@ -156,7 +157,7 @@ impl Recorder {
         }
     }
 
-    /// The taking is over: nobody who asks from now on loses anything by it.
+    /// The name was taken away: later requests are not affected.
     pub(crate) fn taken_away(&self) {
         self.lock().robbing = None;
     }

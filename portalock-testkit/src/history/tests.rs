@@ -1,4 +1,4 @@
-//! Stories with a known end, good and bad.
+//! Histories with known results.
 
 use std::time::Duration;
 
@@ -178,7 +178,7 @@ fn one_who_let_go_of_what_had_been_taken_away_is_fine_if_declared() {
     assert_eq!(never_told.0.check(&told_late).len(), 1);
 }
 
-/// The note of a taking comes before it: whoever asks in between may be granted and robbed at once.
+/// A taking is recorded before it happens: a request in between may be granted and taken away at once.
 #[test]
 fn one_who_asks_while_the_lock_is_being_taken_away_is_noted_as_robbed() {
     let name = LockName::new("job").unwrap();

@@ -22,7 +22,7 @@ const PROGRAM: Program = Program {
     ready_line: "serving client traffic",
 };
 
-/// How often ports that were free when they were looked up may turn out to be taken.
+/// How often the start is retried because a free port was taken meanwhile.
 const PORT_ATTEMPTS: usize = 10;
 
 /// How to start an [`EtcdServer`].
@@ -67,7 +67,7 @@ impl EtcdOptions {
         self
     }
 
-    /// Serves clients over TLS. Clients show no certificate.
+    /// Serves clients over TLS, without client certificates.
     #[must_use]
     pub fn tls(mut self, identity: ServerIdentity) -> Self {
         self.tls = Some(identity);
@@ -81,7 +81,7 @@ impl EtcdOptions {
         self
     }
 
-    /// Starts the members and returns once each serves.
+    /// Starts the members, and returns when all of them serve.
     ///
     /// # Errors
     ///
@@ -94,7 +94,7 @@ impl EtcdOptions {
             let all: Vec<usize> = (0..self.members).collect();
             match server.restart(&all) {
                 Ok(()) => return Ok(server),
-                // Somebody may have taken a port meanwhile.
+                // Another program may have taken a port meanwhile.
                 Err(StartError::Ended { log, .. })
                     if log.contains("address already in use") && attempts < PORT_ATTEMPTS => {}
                 Err(error) => return Err(error),
@@ -103,10 +103,10 @@ impl EtcdOptions {
     }
 }
 
-/// A running etcd, on free ports of the loopback interface, in a private directory: in memory where the system has a
-/// place for that, since etcd syncs every write to its disk.
+/// A running etcd, on free ports of the loopback interface, in a private directory. The directory is in memory if the
+/// system supports that, because etcd syncs every write.
 ///
-/// Dropping it kills the members and removes their data. They end with this process, however that ends.
+/// Dropping it kills the members and removes their data. They also end with this process, for whatever reason it ends.
 #[derive(Debug)]
 pub struct EtcdServer {
     // Declared before the directory: the members must be gone when that is removed.
@@ -141,16 +141,16 @@ impl EtcdServer {
             .collect()
     }
 
-    /// The port on 127.0.0.1 where this member serves clients. It stays the same over restarts.
+    /// The port on 127.0.0.1 where this member serves clients. It stays the same after a restart.
     ///
     /// # Panics
     ///
-    /// If there is no such member; so do all methods that take a member's number.
+    /// If there is no such member. This applies to all methods with a member's number.
     pub fn port(&self, member: usize) -> u16 {
         self.members[member].port
     }
 
-    /// How many members there are, running or not.
+    /// The number of members, running or not.
     pub fn members(&self) -> usize {
         self.members.len()
     }
@@ -164,8 +164,8 @@ impl EtcdServer {
         drop(self.members[member].lock().take());
     }
 
-    /// Kills these members if they run, starts them on their old ports and data, all at once, and returns when each serves.
-    /// Without a majority of all members none ever does.
+    /// Kills these members if they run, starts them with their ports and data, all at once, and returns when all of
+    /// them serve. Without a majority of all members they never do.
     ///
     /// # Errors
     ///
@@ -189,7 +189,7 @@ impl EtcdServer {
         })
     }
 
-    /// Stops a member's process where it stands (SIGSTOP): its connections stay open and nothing is answered.
+    /// Stops a member's process (SIGSTOP): its connections stay open, but get no answers.
     ///
     /// # Errors
     ///
@@ -203,7 +203,7 @@ impl EtcdServer {
         self.members[member].running(ServerProcess::stall)
     }
 
-    /// Lets a stalled member go on.
+    /// Continues a stalled member.
     ///
     /// # Errors
     ///
@@ -230,7 +230,7 @@ impl EtcdServer {
         std::fs::remove_dir_all(&self.members[member].data)
     }
 
-    /// Where a member keeps its data: for a test that saves it and puts it back while the member does not run.
+    /// The data directory of a member, for a test that saves and restores it while the member does not run.
     ///
     /// # Panics
     ///
@@ -265,8 +265,8 @@ impl EtcdServer {
             .map(|(number, peer)| format!("member-{number}={peer}"))
             .collect::<Vec<_>>()
             .join(",");
-        // A lone member has nobody to wait for and may elect itself at once. Among several a short timeout makes a busy
-        // machine's members depose each other.
+        // A single member may elect itself at once. With several members, a short timeout on a busy machine makes them
+        // replace each other.
         let (heartbeat, election) = if options.members == 1 {
             (10, 100)
         } else {
@@ -288,7 +288,7 @@ impl EtcdServer {
                 member.file("--cert-file=", &identity.certificate);
                 member.file("--key-file=", &identity.key);
             }
-            // Of two equal arguments etcd takes the later.
+            // If an argument is given twice, etcd uses the last one.
             member.arguments.extend(options.arguments.iter().cloned());
         }
         Ok(Self { members, _dir: dir })
@@ -337,8 +337,7 @@ fn directory() -> io::Result<TempDir> {
         .or_else(|_| builder.tempdir())
 }
 
-/// A port that is free now, from below those that systems give to outgoing connections: a member that is restarted finds
-/// it free again.
+/// A free port below the range for outgoing connections, so that it is still free when a member is restarted.
 pub(super) fn free_port() -> Result<u16, StartError> {
     let mut refused = io::Error::from(io::ErrorKind::AddrInUse);
     for _ in 0..100 {

@@ -1,4 +1,4 @@
-//! A server's process: started, watched until it is ready, stalled, killed by its handle.
+//! A server's process: start it, wait until it is ready, stall it, kill it.
 
 use std::{
     ffi::OsStr,
@@ -12,9 +12,9 @@ use std::{
     time::Duration,
 };
 
-/// How long a server may take until it is ready. Generous: a loaded machine is no failure.
+/// How long a server may take until it is ready. The time is generous for busy machines.
 const READY_WITHIN: Duration = Duration::from_secs(30);
-/// How often a process is looked at that was told to end.
+/// How often a process that should end is checked.
 #[cfg(unix)]
 const POLL: Duration = Duration::from_millis(5);
 /// How many of the last lines of a server's log an error shows.
@@ -24,15 +24,15 @@ const LAST_LINES: usize = 20;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StartError {
-    /// There is no such program here.
+    /// The program is not installed.
     #[error("{program} is not installed: {install}")]
     NotInstalled {
-        /// The program that was looked for on the path.
+        /// The program that was not found in the path.
         program: &'static str,
         /// What to do about it.
         install: &'static str,
     },
-    /// It ended instead of serving.
+    /// The program ended instead of serving.
     #[error("{program} ended before it was ready; its last lines:\n{log}")]
     Ended {
         /// The program.
@@ -40,7 +40,7 @@ pub enum StartError {
         /// The end of its log.
         log: String,
     },
-    /// It runs, but never said that it was ready.
+    /// The program runs, but did not report that it was ready.
     #[error("{program} was not ready within {} s; its last lines:\n{log}", READY_WITHIN.as_secs())]
     NotReady {
         /// The program.
@@ -48,7 +48,7 @@ pub enum StartError {
         /// The end of its log.
         log: String,
     },
-    /// Something around it failed.
+    /// Another call failed.
     #[error("can't {what}")]
     Io {
         /// What was tried.
@@ -68,15 +68,16 @@ impl StartError {
 /// What to start, and how to tell that it is ready.
 #[derive(Debug, Clone, Copy)]
 pub struct Program {
-    /// The program, as it is found on the path.
+    /// The program's name in the path.
     pub name: &'static str,
-    /// What to do where it is missing: "install it, such as by ...".
+    /// What to do if it is missing: "install it, for example with ...".
     pub install: &'static str,
-    /// Part of the line by which the server says that it serves.
+    /// A part of the line that the server prints when it is ready.
     pub ready_line: &'static str,
 }
 
-/// A running server. Dropping it kills the process and waits for its end. It also ends with this process, however that ends.
+/// A running server. Dropping it kills the process and waits for its end. It also ends with this process, for whatever
+/// reason that ends.
 ///
 /// ```no_run
 /// use portalock_testkit::servers::{Program, ServerProcess};
@@ -97,11 +98,11 @@ pub struct ServerProcess {
 }
 
 impl ServerProcess {
-    /// Starts the program and returns once it has said that it is ready, on either of its outputs.
+    /// Starts the program, and returns when it has printed its ready line, on stdout or stderr.
     ///
     /// # Errors
     ///
-    /// [`StartError`] if it isn't installed, ends, or says nothing for 30 s.
+    /// [`StartError`] if the program isn't installed, ends, or doesn't get ready within 30 s.
     pub fn start<A: AsRef<OsStr>>(
         program: &Program,
         arguments: impl IntoIterator<Item = A>,
@@ -109,7 +110,7 @@ impl ServerProcess {
         Self::launch(program, Command::new(program.name).args(arguments))
     }
 
-    /// As [`start`](Self::start), by a command that says more than the program's name.
+    /// Like [`start`](Self::start), with a prepared command.
     pub(super) fn launch(program: &Program, command: &mut Command) -> Result<Self, StartError> {
         let mut child = command
             .stdin(Stdio::null())
@@ -142,7 +143,7 @@ impl ServerProcess {
         };
         match readiness.recv_timeout(READY_WITHIN) {
             Ok(()) => Ok(server),
-            // Both of its outputs are closed: it ended.
+            // Both outputs are closed, so the process has ended.
             Err(RecvTimeoutError::Disconnected) => Err(StartError::Ended {
                 program: program.name,
                 log: server.last_lines(),
@@ -159,24 +160,25 @@ impl ServerProcess {
         self.child.id()
     }
 
-    /// Kills the process (SIGKILL, also of a stalled one) and waits for its end. Nothing happens to one that has ended.
+    /// Kills the process with SIGKILL, even if it is stalled, and waits for its end. Has no effect if it has already
+    /// ended.
     ///
     /// # Errors
     ///
     /// The system's.
     pub fn kill(&mut self) -> io::Result<()> {
-        // By the handle: a process id could belong to another by now.
+        // Uses the handle, because the process id could already be reused.
         self.child.kill()?;
         self.child.wait().map(drop)
     }
 
-    /// The end of what the server wrote.
+    /// The last lines of the server's output.
     pub fn last_lines(&self) -> String {
         let log = self.log.lock().unwrap_or_else(PoisonError::into_inner);
         log[log.len().saturating_sub(LAST_LINES)..].join("\n")
     }
 
-    /// Waits for the end of a process that was told to end. False if it did not end in time.
+    /// Waits for the end of a process that should end. False if it did not end in time.
     #[cfg(unix)]
     pub(super) fn ends_within(&mut self, time: Duration) -> bool {
         let start = std::time::Instant::now();
@@ -189,7 +191,7 @@ impl ServerProcess {
         }
     }
 
-    /// Stops the process where it stands (SIGSTOP): its sockets stay open and nothing answers.
+    /// Stops the process (SIGSTOP): its sockets stay open, but nothing answers.
     ///
     /// # Errors
     ///
@@ -199,7 +201,7 @@ impl ServerProcess {
         signal(&self.child, rustix::process::Signal::STOP)
     }
 
-    /// Lets a stalled process go on.
+    /// Continues a stalled process.
     ///
     /// # Errors
     ///
@@ -224,7 +226,7 @@ fn signal(child: &Child, signal: rustix::process::Signal) -> io::Result<()> {
     )?)
 }
 
-/// Reads one output to its end, so that a full pipe never stalls the server.
+/// Reads an output to its end, so that a full pipe doesn't block the server.
 fn follow(
     output: impl Read + Send + 'static,
     ready_line: &'static str,
@@ -241,15 +243,15 @@ fn follow(
             log.drain(..surplus);
             drop(log);
             if is_ready {
-                // Nobody listens for a second time.
+                // Only the first ready line is received.
                 let _ = ready.send(());
             }
         }
     });
 }
 
-/// Kills the server should this process end without dropping it: statics are never dropped, and neither is anything in a
-/// test that is killed.
+/// Kills the server if this process ends without dropping it: statics are never dropped, and a killed test drops
+/// nothing.
 ///
 /// A shell waits for the end of a pipe that only this process holds open.
 #[derive(Debug)]
@@ -257,7 +259,7 @@ struct Lifeline(Option<Child>);
 
 impl Lifeline {
     fn of(server: &Child) -> Self {
-        // Without a shell the server may be left behind, which is all that is lost.
+        // Without a shell the server may be left running, which is the only disadvantage.
         Self(
             Command::new("sh")
                 .args(["-c", "read -r _; kill -9 \"$0\""])
@@ -274,7 +276,7 @@ impl Lifeline {
 impl Drop for Lifeline {
     fn drop(&mut self) {
         if let Some(shell) = &mut self.0 {
-            // Before its pipe closes, so that it never kills a process id that is used again.
+            // Killed before its pipe closes, so that it never kills a reused process id.
             let _ = shell.kill();
             let _ = shell.wait();
         }

@@ -18,7 +18,7 @@ const PROGRAM: Program = Program {
     ready_line: "eady to accept connections",
 };
 
-/// How often a port that was free when it was looked up may turn out to be taken.
+/// How often the start is retried because a free port was taken meanwhile.
 const PORT_ATTEMPTS: usize = 10;
 /// How long the server may take to answer its first PING.
 const ANSWER_WITHIN: Duration = Duration::from_secs(10);
@@ -42,7 +42,7 @@ pub struct RedisOptions {
     settings: Vec<(String, String)>,
 }
 
-/// The certificate by which a server proves who it is: PEM files.
+/// The certificate of a server: PEM files.
 #[derive(Debug, Clone)]
 pub struct ServerIdentity {
     /// The certificate of the authority that clients trust.
@@ -67,22 +67,21 @@ impl RedisOptions {
         self
     }
 
-    /// Listens on a second port that speaks TLS: see [`RedisServer::tls_port`]. Clients show no certificate.
+    /// Listens on a second port with TLS, without client certificates: see [`RedisServer::tls_port`].
     #[must_use]
     pub fn tls(mut self, identity: ServerIdentity) -> Self {
         self.tls = Some(identity);
         self
     }
 
-    /// Adds a line to `redis.conf`: a directive, such as `maxmemory`, and its values as they would stand there, such as
-    /// `4mb`.
+    /// Adds a line to `redis.conf`: a directive, such as `maxmemory`, and its values, such as `4mb`.
     #[must_use]
     pub fn setting(mut self, directive: impl Into<String>, value: impl Into<String>) -> Self {
         self.settings.push((directive.into(), value.into()));
         self
     }
 
-    /// Starts the server and returns once it answers a PING.
+    /// Starts the server, and returns when it answers a PING.
     ///
     /// # Errors
     ///
@@ -107,7 +106,7 @@ impl RedisOptions {
                         dir,
                     });
                 }
-                // Somebody may have taken the port meanwhile.
+                // Another program may have taken the port meanwhile.
                 Err(StartError::Ended { .. }) if attempts < PORT_ATTEMPTS => {}
                 Err(error) => return Err(error),
             }
@@ -117,7 +116,8 @@ impl RedisOptions {
 
 /// A running `redis-server`, on a free port of the loopback interface and a unix socket, in a private directory.
 ///
-/// Dropping it kills the server and removes the directory. It ends with this process, however that ends.
+/// Dropping it kills the server and removes the directory. It also ends with this process, for whatever reason that
+/// ends.
 #[derive(Debug)]
 pub struct RedisServer {
     // Declared before the directory: the server must be gone when that is removed.
@@ -138,12 +138,12 @@ impl RedisServer {
         RedisOptions::new().start()
     }
 
-    /// The port on 127.0.0.1. It stays the same over restarts.
+    /// The port on 127.0.0.1. It stays the same after a restart.
     pub fn port(&self) -> u16 {
         self.port
     }
 
-    /// The port that speaks TLS, if [`RedisOptions::tls`] was given.
+    /// The port with TLS, if [`RedisOptions::tls`] was set.
     pub fn tls_port(&self) -> Option<u16> {
         self.tls_port
     }
@@ -168,7 +168,7 @@ impl RedisServer {
         self.process.as_ref().map(ServerProcess::id)
     }
 
-    /// The end of the server's log: for a failing test to print.
+    /// The last lines of the server's log, for failing tests.
     pub fn last_lines(&self) -> String {
         self.process
             .as_ref()
@@ -181,7 +181,7 @@ impl RedisServer {
     }
 
     /// Kills the server if it runs, and starts it again on the same port. Its data survives if it is
-    /// [`persistent`](RedisOptions::persistent), else everything is gone.
+    /// [`persistent`](RedisOptions::persistent); otherwise everything is lost.
     ///
     /// # Errors
     ///
@@ -197,7 +197,7 @@ impl RedisServer {
         Ok(())
     }
 
-    /// As [`restart`](Self::restart), but loses the data of a persistent server too.
+    /// Like [`restart`](Self::restart), but also loses the data of a persistent server.
     ///
     /// # Errors
     ///
@@ -217,7 +217,7 @@ impl RedisServer {
         self.restart()
     }
 
-    /// Stops the process where it stands (SIGSTOP): connections stay open and nothing answers.
+    /// Stops the process (SIGSTOP): connections stay open, but nothing answers.
     ///
     /// # Errors
     ///
@@ -227,7 +227,7 @@ impl RedisServer {
         self.running()?.stall()
     }
 
-    /// Lets a stalled server go on (SIGCONT).
+    /// Continues a stalled server (SIGCONT).
     ///
     /// # Errors
     ///
@@ -279,7 +279,7 @@ fn launch(
     Ok(process)
 }
 
-/// What a server needs for TLS, in its configuration.
+/// The TLS configuration of a server.
 pub(super) fn tls_lines(port: u16, identity: &ServerIdentity) -> [String; 5] {
     [
         format!("tls-port {port}"),
@@ -290,7 +290,7 @@ pub(super) fn tls_lines(port: u16, identity: &ServerIdentity) -> [String; 5] {
     ]
 }
 
-/// Waits for any answer: "not authenticated" is one too.
+/// Waits for any answer, even "not authenticated".
 fn ping(port: u16) -> io::Result<()> {
     let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port))?;
     stream.set_read_timeout(Some(ANSWER_WITHIN))?;
@@ -312,7 +312,7 @@ pub(super) fn free_port() -> Result<u16, StartError> {
         .port())
 }
 
-/// A path as `redis.conf` takes it.
+/// A path in the syntax of `redis.conf`.
 pub(super) fn quoted(path: &Path) -> String {
     let path = path.display().to_string();
     format!("\"{}\"", path.replace('\\', "\\\\").replace('"', "\\\""))

@@ -22,12 +22,12 @@ const PROGRAM: Program = Program {
     ready_line: "+monitor master",
 };
 
-/// By what name the sentinels know the primary.
+/// The sentinels' name of the primary.
 const MASTER: &str = "portalock";
 const SENTINELS: u32 = 3;
-/// How many of them must agree that the primary is down.
+/// How many sentinels must agree that the primary is down.
 const QUORUM: usize = 2;
-/// Until the servers and sentinels have found each other, and until a switch is over. Generous: a loaded machine is no failure.
+/// The time limit for the servers and sentinels to find each other, and for a switch. It is generous for busy machines.
 const FOUND_WITHIN: Duration = Duration::from_secs(180);
 const POLL: Duration = Duration::from_millis(20);
 
@@ -64,14 +64,14 @@ impl SentinelOptions {
         self
     }
 
-    /// Sets for how long a server must be silent until the sentinels believe it down.
+    /// Sets how long a server must be silent before the sentinels consider it down.
     #[must_use]
     pub fn down_after(mut self, silence: Duration) -> Self {
         self.down_after = silence;
         self
     }
 
-    /// Servers and sentinels speak TLS, with each other too. Clients show no certificate.
+    /// Servers and sentinels use TLS, also between each other, without client certificates.
     #[must_use]
     pub fn tls(mut self, identity: ServerIdentity) -> Self {
         self.server = self
@@ -89,7 +89,7 @@ impl SentinelOptions {
         self
     }
 
-    /// Starts everything and returns once the servers and sentinels know each other.
+    /// Starts everything, and returns when the servers and sentinels know each other.
     ///
     /// # Errors
     ///
@@ -104,7 +104,8 @@ impl SentinelOptions {
             let primary = format!("127.0.0.1 {}", known_port(&servers[0]));
             servers.push(server.clone().setting("replicaof", primary).start()?);
         }
-        // One after the other: if all notice at once, each votes for itself, and again seconds later.
+        // One after another: if all notice the failure at once, each votes for itself, and the election is repeated
+        // seconds later.
         let patience = |place| self.down_after + self.down_after / 2 * place;
         let sentinels = (0..SENTINELS)
             .map(|place| {
@@ -138,7 +139,7 @@ struct Sentinel {
     _dir: TempDir,
 }
 
-/// The port by which sentinels and replicas know a server.
+/// The port of a server that sentinels and replicas use.
 fn known_port(server: &RedisServer) -> u16 {
     server.tls_port().unwrap_or(server.port())
 }
@@ -158,7 +159,7 @@ impl SentinelGroup {
         self.url_by(&self.sentinel_ports())
     }
 
-    /// The same by way of these ports, such as those of proxies.
+    /// The same URL with other ports, such as those of proxies.
     pub fn url_by(&self, ports: &[u16]) -> String {
         let places: Vec<_> = ports
             .iter()
@@ -175,12 +176,12 @@ impl SentinelGroup {
         self.sentinels.iter().map(port).collect()
     }
 
-    /// All servers; the first began as the primary.
+    /// All servers; the first one started as the primary.
     pub fn servers(&mut self) -> &mut [RedisServer] {
         &mut self.servers
     }
 
-    /// Which of the [servers](Self::servers) all sentinels name as the primary. `None` while they differ.
+    /// The index of the [server](Self::servers) that all sentinels name as the primary. `None` while they differ.
     pub fn primary(&self) -> Option<usize> {
         let mut places = self.sentinels.iter().map(Sentinel::names);
         let port = places.next()?.ok()?;
@@ -192,7 +193,7 @@ impl SentinelGroup {
         })?
     }
 
-    /// Waits until all sentinels name another primary than this one, and answers which.
+    /// Waits until all sentinels name another primary than this one, and returns its index.
     ///
     /// # Errors
     ///
@@ -201,7 +202,7 @@ impl SentinelGroup {
         until(|| self.primary().filter(|primary| *primary != former))
     }
 
-    /// Waits until a primary is there, all other servers that run follow it, and every sentinel knows it.
+    /// Waits until there is a primary, all other running servers follow it, and every sentinel knows it.
     ///
     /// # Errors
     ///
@@ -217,8 +218,8 @@ impl SentinelGroup {
         })
     }
 
-    /// Has a sentinel promote a replica (`SENTINEL FAILOVER`), though the primary is well, and waits for the switch. Answers
-    /// which server is the primary now.
+    /// Makes a sentinel promote a replica (`SENTINEL FAILOVER`), although the primary is healthy, and waits for the
+    /// switch. Returns the index of the new primary.
     ///
     /// # Errors
     ///
@@ -227,7 +228,7 @@ impl SentinelGroup {
         let former = until(|| self.primary())?;
         let (one, port) = (&self.sentinels[0], known_port(&self.servers[former]));
         until(|| {
-            // It refuses while a switch is under way, and gives up one in which the replica is too slow.
+            // It refuses while a switch is in progress, and aborts a switch if the replica is too slow.
             if one.names().is_ok_and(|named| named == port) {
                 let _ = ask(one.port, &format!("SENTINEL FAILOVER {MASTER}"));
             }
@@ -261,9 +262,9 @@ impl Sentinel {
             lines.push("tls-replication yes".to_owned());
         }
         let process = launch(dir.path(), lines)?;
-        // For tests, which have no time for periods of seconds. Redis 7 and later. A sentinel that hears of a switch later than after
-        // four times the publish period takes it back. The period of pings stays: five of them is how fresh it wants to know a
-        // replica that it promotes, and it looks once a second.
+        // Shorter periods for tests, for Redis 7 and later. If a sentinel learns of a switch later than four publish
+        // periods, it reverts the switch. The ping period is not changed: a sentinel only promotes a replica that it
+        // has reached within five ping periods, and it checks once a second.
         let _ = ask(
             port,
             "SENTINEL DEBUG info-period 100 ask-period 100 publish-period 1000 min-link-reconnect-period 100 \
@@ -287,7 +288,7 @@ impl Sentinel {
         port.ok_or_else(|| io::ErrorKind::InvalidData.into())
     }
 
-    /// Whether it knows so many replicas, and the other sentinels, and no switch is under way.
+    /// Whether it knows this number of replicas and the other sentinels, and no switch is in progress.
     fn knows(&self, replicas: usize) -> bool {
         let Ok(state) = ask(self.port, &format!("SENTINEL MASTER {MASTER}")) else {
             return false;
@@ -306,7 +307,7 @@ fn launch(dir: &Path, mut lines: Vec<String>) -> Result<ServerProcess, StartErro
     lines.extend([
         "bind 127.0.0.1".to_owned(),
         format!("dir {}", quoted(dir)),
-        // An election without a winner is repeated after twice as long.
+        // An election without a winner is repeated after twice the time.
         format!("sentinel failover-timeout {MASTER} 2500"),
         format!("sentinel parallel-syncs {MASTER} 8"),
     ]);

@@ -53,7 +53,7 @@ impl AnyBackend {
         Election::new(self.locks.clone(), name)
     }
 
-    /// The semaphore called `name`, of which `capacity` permits are out at once at most. No I/O is done.
+    /// The semaphore called `name`, with `capacity` permits in all. No I/O is done.
     ///
     /// # Errors
     ///
@@ -66,15 +66,15 @@ impl AnyBackend {
         Pool::new(self.semaphores.clone(), name, capacity)
     }
 
-    /// Who holds permits of the semaphore `name` and who waits for them, by now perhaps no longer true.
+    /// Returns the holders and the waiters of the semaphore `name`. The answer may be out of date when it arrives.
     ///
-    /// A semaphore made of locks can't tell, since a name alone does not say how many there are. Its slots are then looked
-    /// for among the backend's [names](LockBackend::names); one who holds several of them is one holder with that many
-    /// permits.
+    /// A semaphore made of locks can't answer this from the name alone, because it doesn't know the number of slots.
+    /// Its slots are then found among the backend's [names](LockBackend::names); an owner of several slots is one
+    /// holder with that many permits.
     ///
     /// # Errors
     ///
-    /// [`BackendError`] if the service failed, or if it can tell neither in the one way nor in the other.
+    /// [`BackendError`] if the service failed, or if the backend supports neither way.
     ///
     /// # Cancel safety
     ///
@@ -101,7 +101,7 @@ impl AnyBackend {
         Ok(Inspection::new(holders, Vec::new()).with_held(held))
     }
 
-    /// Ends the backend's session in good order: what it still holds is freed. See [`LockBackend::close`].
+    /// Ends the backend's session, which releases its locks. See [`LockBackend::close`].
     ///
     /// # Errors
     ///
@@ -112,7 +112,8 @@ impl AnyBackend {
     }
 }
 
-/// Which permit of the semaphore `name` the lock `slot` is, if it is one: see [`SlotSemaphore`] for how they are named.
+/// The number of the permit of the semaphore `name` that the lock `slot` is, if it is one. [`SlotSemaphore`] describes
+/// the names.
 fn slot_number(slot: &LockName, name: &LockName) -> Option<u32> {
     slot.as_str()
         .strip_prefix(name.as_str())

@@ -1,4 +1,4 @@
-//! Backends by key, in a TOML file.
+//! Backends by key, from a TOML file.
 
 use std::{collections::BTreeMap, fmt, fs, ops::Range, path::Path};
 
@@ -9,9 +9,10 @@ use crate::{
     open::{migrate_table, open_table},
 };
 
-/// Backends by key, as a TOML file has them.
+/// Backends by key, from a TOML file.
 ///
-/// Each is an address, or a table that says its `type` (`fs`, `redis`, `etcd` or `postgres`) and has that backend's settings:
+/// Each value is an address, or a table with a `type` (`fs`, `redis`, `etcd` or `postgres`) and the settings of that
+/// backend:
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), portalock::OpenError> {
@@ -31,10 +32,10 @@ use crate::{
 /// # Ok(()) }
 /// ```
 ///
-/// Neither its [`Debug`](fmt::Debug) nor an error shows a value, which may be a password.
+/// Neither its [`Debug`](fmt::Debug) text nor an error shows a value, which may be a password.
 #[derive(Clone, Default)]
 pub struct Config {
-    /// What errors call it.
+    /// The name of the configuration in errors.
     place: String,
     backends: BTreeMap<String, Entry>,
 }
@@ -46,12 +47,12 @@ enum Entry {
 }
 
 impl Config {
-    /// Reads the text of a configuration file.
+    /// Parses the text of a configuration file.
     ///
     /// # Errors
     ///
-    /// [`OpenError::Config`] if it is no TOML, or has anything but `backends`, or one of these is neither an address nor a
-    /// table with a known `type`. The settings themselves are checked by [`open`](Self::open).
+    /// [`OpenError::Config`] if the text is not TOML, if it has other tables than `backends`, or if a backend is
+    /// neither an address nor a table with a known `type`. [`open`](Self::open) checks the settings themselves.
     pub fn from_toml(text: &str) -> Result<Self, OpenError> {
         Self::parse("the configuration", text)
     }
@@ -60,7 +61,7 @@ impl Config {
     ///
     /// # Errors
     ///
-    /// [`OpenError::Unreadable`] if it can't be read, and as [`from_toml`](Self::from_toml).
+    /// [`OpenError::Unreadable`] if the file can't be read, and as [`from_toml`](Self::from_toml).
     pub fn load(path: impl AsRef<Path>) -> Result<Self, OpenError> {
         let path = path.as_ref();
         let text = fs::read_to_string(path).map_err(|source| OpenError::Unreadable {
@@ -73,7 +74,7 @@ impl Config {
     fn parse(place: &str, text: &str) -> Result<Self, OpenError> {
         let wrong = |place: String, problem: String| OpenError::Config { place, problem };
         let file: Table = toml::from_str(text).map_err(|error| {
-            // Its own text quotes the line, with whatever secret stands there.
+            // The parser's message quotes the line, which may contain a secret.
             wrong(
                 at_line(place, text, error.span()),
                 one_line(error.message()),
@@ -105,16 +106,16 @@ impl Config {
         Ok(config)
     }
 
-    /// The keys of its backends, sorted.
+    /// The keys of the backends, sorted.
     pub fn keys(&self) -> impl Iterator<Item = &str> {
         self.backends.keys().map(String::as_str)
     }
 
-    /// Opens the backend of this key. Something with a colon in it is no key but an address, for [`open`](crate::open).
+    /// Opens the backend of this key. A text with a colon is not a key but an address, for [`open`](crate::open).
     ///
     /// # Errors
     ///
-    /// [`OpenError`]; [`OpenError::UnknownKey`] names the keys that there are.
+    /// [`OpenError`]; [`OpenError::UnknownKey`] lists the existing keys.
     ///
     /// # Cancel safety
     ///
@@ -146,7 +147,7 @@ impl Config {
         migrated.map_err(|error| self.at(key_or_address, error))
     }
 
-    /// What stands under this key; `None` if it is an address.
+    /// The table of this key; `None` if the value is an address.
     fn entry(&self, key: &str) -> Result<Option<&Entry>, OpenError> {
         let entry = self.backends.get(key);
         let may_be_address = self.backends.is_empty() || key.contains([':', '/', '\\', '.', '~']);
@@ -161,7 +162,7 @@ impl Config {
 
     fn at(&self, key: &str, error: OpenError) -> OpenError {
         match error {
-            // What is set wrongly does not say where; what a system or a server answered does.
+            // Errors in settings don't say where they are, so add it; errors of a system or a server do.
             OpenError::Backend(_) => error,
             error => OpenError::Config {
                 place: format!("{}: backend {key:?}", self.place),

@@ -1,14 +1,14 @@
-//! Where `fs:` keeps its locks when no directory is named.
+//! The default directory of `fs:`.
 
 use std::path::PathBuf;
 
-/// The directory of `fs:` alone: `~/.local/state/portalock/locks`, on Windows `AppData\Local\portalock\locks` in the
-/// user's profile. `None` if the user has no home.
+/// The directory of `fs:` alone: `~/.local/state/portalock/locks`, or on Windows `AppData\Local\portalock\locks` in the
+/// user's profile. `None` if the user has no home directory.
 ///
-/// It is the same in a login shell, a cron job and a service of one user, which is what counts: two programs that look
-/// in different directories don't exclude each other. So it follows none of the variables that only some sessions have
-/// set, such as `XDG_RUNTIME_DIR`, `XDG_STATE_HOME` or `TMPDIR`. Two users have two directories: for locks between users,
-/// name one that both can write.
+/// It is the same in a login shell, a cron job and a service of one user, because programs with different directories
+/// don't exclude each other. So it does not depend on variables that are not set everywhere, such as `XDG_RUNTIME_DIR`,
+/// `XDG_STATE_HOME` or `TMPDIR`. Each user has another directory. For locks between users, name a directory that all of
+/// them can write.
 pub fn default_directory() -> Option<PathBuf> {
     let mut directory = std::env::home_dir().filter(|home| home.is_absolute())?;
     if cfg!(windows) {

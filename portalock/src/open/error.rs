@@ -4,36 +4,36 @@ use std::{error::Error, io, path::PathBuf};
 
 use portalock_core::BackendError;
 
-/// Why a backend could not be opened. It never shows an address, which may hold a password.
+/// Why a backend could not be opened. It never shows an address, which may contain a password.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum OpenError {
-    /// The text has no scheme, so it is no address.
+    /// The text has no scheme, so it is not an address.
     #[error("the address has no scheme{hint}")]
     NoScheme {
         /// What to write instead.
         hint: &'static str,
     },
-    /// The address begins with a scheme that nobody knows.
+    /// The address has an unknown scheme.
     #[error(
-        "{scheme:?} is no backend: write fs:DIR, redis://HOST, rediss://HOST, unix:///SOCKET, etcd://HOST,HOST or postgres://HOST/DATABASE"
+        "{scheme:?} is not a backend: write fs:DIR, redis://HOST, rediss://HOST, unix:///SOCKET, etcd://HOST,HOST or postgres://HOST/DATABASE"
     )]
     UnknownScheme {
-        /// What it begins with.
+        /// The scheme.
         scheme: String,
     },
-    /// The backend is there, but not in this build.
+    /// The backend is not in this build.
     #[error("this build has no {scheme} backend: build it with the feature `{feature}`")]
     NotBuilt {
-        /// What was asked for.
+        /// The requested name.
         scheme: &'static str,
-        /// The feature that brings it.
+        /// The feature that adds it.
         feature: &'static str,
     },
-    /// The kind of backend is known, and what is said of it makes no sense.
+    /// The address or the settings are not valid.
     #[error("{scheme}: {problem}")]
     Settings {
-        /// Which kind.
+        /// The kind of backend.
         scheme: &'static str,
         /// What is wrong and what would be right.
         problem: String,
@@ -41,12 +41,12 @@ pub enum OpenError {
     /// The configuration has no backend of this name.
     #[error("no backend is called {key:?}: {known}")]
     UnknownKey {
-        /// What was asked for.
+        /// The requested name.
         key: String,
-        /// Which there are, for people.
+        /// The existing names, for people.
         known: String,
     },
-    /// The configuration is no TOML, or makes no sense.
+    /// The configuration is not TOML, or not valid.
     #[error("{place}: {problem}")]
     Config {
         /// The file, and the line or the backend in it.
@@ -57,13 +57,13 @@ pub enum OpenError {
     /// The configuration file could not be read.
     #[error("can't read {}", .path.display())]
     Unreadable {
-        /// Which file.
+        /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The error of the system.
         #[source]
         source: io::Error,
     },
-    /// The backend's own set-up failed: a directory can't be made, a server does not answer.
+    /// The backend failed to open: a directory can't be created, or a server does not answer.
     #[error(transparent)]
     Backend(Box<dyn Error + Send + Sync>),
 }

@@ -18,7 +18,7 @@ pub(crate) async fn open_table(table: toml::Table) -> Result<AnyBackend, OpenErr
 }
 
 async fn connect(settings: EtcdSettings) -> Result<AnyBackend, OpenError> {
-    // Its future is large, and would make those of all callers so.
+    // Boxed, because a large future would make the futures of all callers large.
     let backend = Box::pin(EtcdBackend::with_settings(settings)).await?;
     Ok(AnyBackend::new(backend))
 }

@@ -23,7 +23,7 @@ fn open_settings(settings: &FsSettings) -> Result<AnyBackend, OpenError> {
     Ok(AnyBackend::of_locks(backend))
 }
 
-/// The directory that `rest` of an address names. Nothing in it is decoded, so that any path can be pasted.
+/// The directory in `rest` of an address. Nothing is decoded, so that any path can be used unchanged.
 fn directory(rest: &str) -> Result<PathBuf, OpenError> {
     let path = match rest.strip_prefix("//") {
         None => rest,
@@ -40,7 +40,7 @@ fn directory(rest: &str) -> Result<PathBuf, OpenError> {
         return default_directory()
             .ok_or_else(|| OpenError::settings("fs", "you have no home directory: write fs:DIR"));
     }
-    // No shell expands a tilde that stands after `fs:`.
+    // A shell doesn't expand a tilde after `fs:`.
     if let Some(below) = path.strip_prefix("~/") {
         let home = std::env::home_dir()
             .ok_or_else(|| OpenError::settings("fs", "you have no home directory: write fs:DIR"))?;

@@ -4,7 +4,7 @@ use portalock_core::MemoryBackend;
 
 use crate::{AnyBackend, OpenError};
 
-/// A new store: no two of them know of each other.
+/// A new store, independent of all others.
 pub(crate) fn open(rest: &str) -> Result<AnyBackend, OpenError> {
     if rest.is_empty() {
         Ok(AnyBackend::new(MemoryBackend::new()))

@@ -21,9 +21,9 @@ pub use directory::default_directory;
 pub use error::OpenError;
 pub use scheme::Scheme;
 
-/// Opens the backend at `address`. See the [front page](crate#addresses) for what may stand there.
+/// Opens the backend at `address`. The [front page](crate#addresses) lists the addresses.
 ///
-/// A directory is made and opened, a server is connected to, so that whatever is wrong is told here.
+/// It creates and opens a directory, or connects to a server, so that errors appear here and not at the first lock.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), portalock::OpenError> {
@@ -33,18 +33,18 @@ pub use scheme::Scheme;
 /// let error = portalock::open("http://u:secret@example").await.unwrap_err();
 /// assert_eq!(
 ///     error.to_string(),
-///     "\"http\" is no backend: write fs:DIR, redis://HOST, rediss://HOST, unix:///SOCKET, etcd://HOST,HOST or postgres://HOST/DATABASE",
+///     "\"http\" is not a backend: write fs:DIR, redis://HOST, rediss://HOST, unix:///SOCKET, etcd://HOST,HOST or postgres://HOST/DATABASE",
 /// );
 /// # Ok(()) }
 /// ```
 ///
 /// # Errors
 ///
-/// [`OpenError`]. It never shows the address, which may hold a password.
+/// [`OpenError`]. It never shows the address, which may contain a password.
 ///
 /// # Cancel safety
 ///
-/// Safe: nothing is held yet. A session that a server has begun ends by its own time.
+/// Safe: nothing is held yet. If a session was started at a server, it ends when its time is over.
 #[allow(
     clippy::unused_async,
     reason = "without the feature of a server nothing is awaited"
@@ -91,10 +91,10 @@ pub(crate) async fn open_table(
     }
 }
 
-/// Prepares the store at `address`: creates or upgrades what the backend needs there. Idempotent, and safe when many call it
-/// at once.
+/// Prepares the store at `address`: creates or upgrades the schema that the backend needs. Idempotent, and safe if many
+/// processes call it at once.
 ///
-/// Only Postgres needs it, for its schema, by a user who may create one. On every other backend there is nothing to do.
+/// Only Postgres needs it, by a user who may create a schema. On other backends it does nothing.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), portalock::OpenError> {
@@ -108,7 +108,7 @@ pub(crate) async fn open_table(
 ///
 /// # Cancel safety
 ///
-/// Safe: either nothing has changed or everything.
+/// Safe: the migration is done completely or not at all.
 #[allow(
     clippy::unused_async,
     reason = "without the feature of a server nothing is awaited"

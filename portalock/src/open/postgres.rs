@@ -32,7 +32,7 @@ fn of_table(table: toml::Table) -> Result<PostgresSettings, OpenError> {
 }
 
 async fn connect(settings: PostgresSettings) -> Result<AnyBackend, OpenError> {
-    // Its future is large, and would make those of all callers so.
+    // Boxed, because a large future would make the futures of all callers large.
     let backend = Box::pin(PostgresBackend::with_settings(settings)).await?;
     Ok(AnyBackend::new(backend))
 }

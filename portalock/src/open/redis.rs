@@ -18,12 +18,12 @@ pub(crate) async fn open_table(table: toml::Table) -> Result<AnyBackend, OpenErr
 }
 
 async fn connect(settings: RedisSettings) -> Result<AnyBackend, OpenError> {
-    // Its future is large, and would make those of all callers so.
+    // Boxed, because a large future would make the futures of all callers large.
     let backend = Box::pin(RedisBackend::with_settings(settings)).await?;
     Ok(AnyBackend::new(backend))
 }
 
-/// What is wrong, without the heading.
+/// The problem, without the prefix.
 fn invalid(error: &InvalidRedisSettings) -> OpenError {
     let problem = error
         .source()

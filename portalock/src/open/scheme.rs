@@ -1,4 +1,4 @@
-//! What an address begins with.
+//! The scheme of an address.
 
 use crate::OpenError;
 
@@ -20,7 +20,7 @@ pub enum Scheme {
 }
 
 impl Scheme {
-    /// The scheme of `address`, and what follows its colon.
+    /// The scheme of `address`, and the text after its colon.
     ///
     /// # Errors
     ///
@@ -42,7 +42,7 @@ impl Scheme {
             "etcd" | "etcds" => Self::Etcd,
             "postgres" | "postgresql" => Self::Postgres,
             "memory" => Self::Memory,
-            // A drive of Windows, or a path with a colon in it.
+            // A drive letter of Windows, or a path with a colon.
             _ if scheme.len() == 1 || scheme.contains(['/', '\\', '.']) => {
                 return Err(OpenError::NoScheme {
                     hint: ": for a directory, write fs: before it",
@@ -57,7 +57,7 @@ impl Scheme {
         Ok((known, rest))
     }
 
-    /// What an address of this kind begins with, without the colon.
+    /// The text of the scheme, without the colon.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Fs => "fs",
@@ -81,8 +81,8 @@ mod tests {
             ("./locks", "write fs: before it"),
             ("C:\\locks", "write fs: before it"),
             ("/a:b", "write fs: before it"),
-            ("http://u:hunter2@a", "\"http\" is no backend"),
-            (":", "\"\" is no backend"),
+            ("http://u:hunter2@a", "\"http\" is not a backend"),
+            (":", "\"\" is not a backend"),
         ] {
             let error = Scheme::of(address).unwrap_err().to_string();
             assert!(error.contains(hint), "{address:?}: {error}");

@@ -1,7 +1,7 @@
-//! Linux: this program as the first process of a container, which has two duties that others don't have.
+//! Linux: this program as the first process of a container, which has two extra duties.
 //!
-//! The kernel gives it the orphans of everybody, to be reaped, and does not end it by a signal that it doesn't handle. So this
-//! program is started once more, to do the work, and the first process only reaps and passes signals on.
+//! The first process must reap all orphans, and the kernel ignores signals to it that it doesn't handle. So this
+//! program is started once more to do the work, and the first process only reaps and passes signals on.
 
 use std::{
     env,
@@ -26,7 +26,7 @@ use crate::{
 
 const THIS_PROGRAM: &str = "/proc/self/exe";
 
-/// Serves as the first process until the work is done. `None` if this process is not the first one.
+/// Acts as the first process until the work is done. `None` if this process is not the first one.
 pub(crate) fn serve_as_first_process() -> Option<ExitCode> {
     if getpid() != Pid::INIT {
         return None;
@@ -37,7 +37,7 @@ pub(crate) fn serve_as_first_process() -> Option<ExitCode> {
     });
     Some(match ending {
         Ending::Code(code) => ExitCode::from(u8::try_from(code).unwrap_or(exit::FAILED)),
-        // No signal ends the first process. Shells write it so.
+        // A signal can't end the first process, so it returns the exit code that shells use.
         Ending::Signal(signal) => {
             ExitCode::from(u8::try_from(128 + signal).unwrap_or(exit::FAILED))
         }
@@ -47,7 +47,7 @@ pub(crate) fn serve_as_first_process() -> Option<ExitCode> {
 fn serve() -> Result<Ending, Failure> {
     let mut passed_on = vec![SIGHUP, SIGTERM, SIGUSR1, SIGUSR2];
     if !has_terminal() {
-        // A terminal's keyboard reaches the worker without us.
+        // A terminal sends its keyboard signals to the worker directly.
         passed_on.extend([SIGINT, SIGQUIT, SIGTSTP, SIGCONT]);
     }
     let mut signals = Signals::new(passed_on)?;

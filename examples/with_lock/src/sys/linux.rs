@@ -1,4 +1,4 @@
-//! Linux: a command that does not outlive this program, and which signals were ignored from the start.
+//! Linux: a command that ends with this program, and the signals that were ignored from the start.
 
 use std::{
     env,
@@ -14,14 +14,14 @@ use rustix::process::{Pid, Signal, getpid, getppid, set_parent_process_death_sig
 use super::Orphaned;
 use crate::child::cannot_run;
 
-/// What this program is called when it is to become the command.
+/// The name with which this program is started to become the command.
 const STEP: &str = "with_lock: starting";
 const THIS_PROGRAM: &str = "/proc/self/exe";
 
-/// The same command, but one that gets a signal when this thread ends, be it by SIGKILL.
+/// The same command, which gets a signal when this thread ends, even by SIGKILL.
 ///
-/// The system takes that wish from the process itself, after its birth and before it becomes the command. So this program
-/// is started once more, and [becomes](become_command_if_asked) it.
+/// Only the new process itself can request that signal, before it becomes the command. So this program is started once
+/// more, and then [becomes](become_command_if_asked) the command.
 pub(crate) fn tie_to_parent(command: Command, orphaned: Orphaned) -> Command {
     let signal = match orphaned {
         Orphaned::Terminated => Signal::TERM,
@@ -46,8 +46,8 @@ pub(crate) fn tie_to_parent(command: Command, orphaned: Orphaned) -> Command {
     step
 }
 
-/// Becomes the command if [`tie_to_parent`] started this program. Returns an exit code if that failed, `None` if it was
-/// started by anybody else.
+/// Becomes the command if [`tie_to_parent`] started this program. Returns an exit code if that failed, and `None` if
+/// another program started it.
 pub(crate) fn become_command_if_asked() -> Option<ExitCode> {
     let mut arguments = env::args_os();
     if arguments.next()? != STEP {
@@ -57,7 +57,7 @@ pub(crate) fn become_command_if_asked() -> Option<ExitCode> {
     let parent = number(arguments.next()?).and_then(Pid::from_raw);
     let program = arguments.next()?;
     let _ = set_parent_process_death_signal(signal);
-    // It may have ended before we said what we want then.
+    // The parent may have ended before the request.
     if getppid() != parent {
         return Some(ExitCode::from(crate::exit::LOST));
     }

@@ -1,7 +1,7 @@
 //! Processes and signals: one interface, one module per platform.
 //!
-//! Each platform has `Signals` (what is sent to this program), `Child` (the command that runs), and `die_by` and `stop`,
-//! which do to this program what a signal does.
+//! Each platform has `Signals` (signals to this program), `Child` (the running command), and `die_by` and `stop`, which
+//! end and stop this program like a signal.
 
 #[cfg(target_os = "linux")]
 mod init;
@@ -21,22 +21,22 @@ pub(crate) use unix::{Child, Signals, die_by, stop};
 #[cfg(windows)]
 pub(crate) use windows::{Child, Signals, die_by, stop};
 
-/// What somebody sent to this program, to be passed on to the command.
+/// A signal to this program, to be passed on to the command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Received {
-    /// What ends a program that doesn't care, by its number.
+    /// A signal that ends a program by default, by its number.
     Ends(i32),
-    /// Stop until further notice, as Ctrl-Z asks.
+    /// Stop, as by Ctrl-Z.
     #[cfg_attr(windows, allow(dead_code, reason = "nobody sends it on Windows"))]
     Stop,
-    /// Go on.
+    /// Continue.
     #[cfg_attr(windows, allow(dead_code, reason = "nobody sends it on Windows"))]
     Continue,
 }
 
 impl Received {
-    /// Whether it asks a program to end. SIGUSR1 and SIGUSR2 are the command's own affair, though they end one that does not
-    /// care.
+    /// Whether it asks a program to end. SIGUSR1 and SIGUSR2 don't: the command decides what they mean, although they
+    /// end a program by default.
     pub(crate) fn asks_to_end(self) -> bool {
         match self {
             #[cfg(unix)]
@@ -48,13 +48,13 @@ impl Received {
     }
 }
 
-/// What happens to the command if this program is killed and can't do anything about it any more.
+/// What happens to the command if this program is killed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Orphaned {
     /// It gets SIGTERM.
     Terminated,
     /// It gets SIGKILL.
     Killed,
-    /// It runs on.
+    /// It continues to run.
     RunsOn,
 }

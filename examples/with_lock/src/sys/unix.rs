@@ -22,21 +22,21 @@ use tokio::sync::{mpsc, watch};
 use super::{Orphaned, Received};
 use crate::exit::Ending;
 
-/// Whether there is a terminal whose keyboard signals this program, and whose foreground the command may need.
+/// Whether there is a controlling terminal, whose keyboard sends signals and whose foreground the command may need.
 pub(super) fn has_terminal() -> bool {
     File::open("/dev/tty").is_ok()
 }
 
-/// What is sent to this program from now on.
+/// Signals to this program.
 #[derive(Debug)]
 pub(crate) struct Signals(mpsc::UnboundedReceiver<Received>);
 
 impl Signals {
-    /// Begins to listen. What was ignored when the program started, as under `nohup`, stays ignored.
+    /// Starts to listen. A signal that was ignored when the program started, as under `nohup`, stays ignored.
     pub(crate) fn listen() -> io::Result<Self> {
         let mut wanted = vec![SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2];
         if !has_terminal() {
-            // With a terminal both of us stop and go on together, by the system's own doing.
+            // With a terminal, the system stops and continues both processes together.
             wanted.extend([SIGTSTP, SIGCONT]);
         }
         wanted.retain(|signal| !is_ignored(*signal));
@@ -59,7 +59,7 @@ impl Signals {
         Ok(Self(inbox))
     }
 
-    /// The next one. Nothing is lost by dropping the future.
+    /// The next signal. Dropping the future loses nothing.
     pub(crate) async fn next(&mut self) -> Received {
         match self.0.recv().await {
             Some(received) => received,
@@ -68,7 +68,7 @@ impl Signals {
     }
 }
 
-/// Whether `signal` means what the program that gets it chooses.
+/// Whether the meaning of `signal` is up to the program that gets it.
 pub(super) fn is_user_signal(signal: i32) -> bool {
     matches!(signal, SIGUSR1 | SIGUSR2)
 }
@@ -89,14 +89,14 @@ fn is_ignored(_signal: i32) -> bool {
 pub(crate) struct Child {
     process: process::Child,
     pid: Pid,
-    /// Whether it has a process group of its own.
+    /// Whether it has its own process group.
     leads_group: bool,
     ended: watch::Receiver<bool>,
 }
 
 impl Child {
-    /// Starts it: without a terminal in a process group of its own, so that all of it can be signalled; with one in ours,
-    /// so that it may read the terminal and the keyboard's signals reach it.
+    /// Starts the command: without a terminal in its own process group, so that the whole group can be signalled; with
+    /// a terminal in this program's group, so that it can read the terminal and gets the keyboard's signals.
     pub(crate) fn spawn(command: Command, orphaned: Orphaned) -> io::Result<Self> {
         #[cfg(target_os = "linux")]
         let mut command = super::linux::tie_to_parent(command, orphaned);
@@ -128,17 +128,17 @@ impl Child {
         })
     }
 
-    /// Waits until the command itself has ended. Nothing is lost by dropping the future.
+    /// Waits until the command itself has ended. Dropping the future loses nothing.
     pub(crate) async fn ended(&mut self) {
         let _ = self.ended.wait_for(|ended| *ended).await;
     }
 
-    /// Passes on what was sent to us, as far as it did not get it itself.
+    /// Passes a signal on, if the command did not get it itself.
     pub(crate) fn pass_on(&self, received: Received) {
         match received {
-            // Sent by the keyboard to all of the terminal's foreground, of which the command is part.
+            // The keyboard sends these to the terminal's whole foreground group, which includes the command.
             Received::Ends(SIGINT | SIGQUIT) if !self.leads_group => {}
-            // What they mean is the command's own affair; what it started may not know of them, and would die.
+            // Only the command knows what these mean; they would end its children by default.
             Received::Ends(SIGUSR1) => self.signal_alone(Signal::USR1),
             Received::Ends(SIGUSR2) => self.signal_alone(Signal::USR2),
             Received::Ends(signal) => {
@@ -154,15 +154,15 @@ impl Child {
         }
     }
 
-    /// Asks it to end.
+    /// Asks the command to end.
     pub(crate) fn terminate(&mut self) {
         self.signal(Signal::TERM);
-        // A stopped process hears nothing else.
+        // A stopped process handles no other signal.
         self.signal(Signal::CONT);
     }
 
-    /// Ends it, and what is left of its process group. It may have ended before: until it is [finished](Self::finish) its
-    /// number can't be another's.
+    /// Kills the command and the rest of its process group. The command may have ended before: its pid is not reused
+    /// until it is [finished](Self::finish).
     pub(crate) fn kill(&mut self) {
         self.signal(Signal::KILL);
     }
@@ -171,7 +171,7 @@ impl Child {
         if !self.leads_group {
             return self.signal_alone(signal);
         }
-        // The one error that there can be is that nobody is left.
+        // The only possible error is that no process is left.
         let _ = kill_process_group(self.pid, signal);
     }
 
@@ -179,7 +179,7 @@ impl Child {
         let _ = kill_process(self.pid, signal);
     }
 
-    /// How it ended. To be called after [`ended`](Self::ended).
+    /// How the command ended. Call it after [`ended`](Self::ended).
     pub(crate) fn finish(mut self) -> io::Result<Ending> {
         let status = self.process.wait()?;
         Ok(match status.signal() {
@@ -195,9 +195,9 @@ fn wait_for(pid: Pid) {
     while let Err(rustix::io::Errno::INTR) = waitid(WaitId::Pid(pid), options) {}
 }
 
-/// Ends this program by `signal`, as if it had never been caught. Returns if that can't be done.
+/// Ends this program by `signal`, with the signal's default action. Returns if that fails.
 pub(crate) fn die_by(signal: i32) {
-    // The command has dumped its core, if that was wanted; ours is of no use.
+    // The command has dumped its core, if enabled; this program's core is not needed.
     let none = Rlimit {
         current: Some(0),
         maximum: Some(0),
@@ -209,7 +209,7 @@ pub(crate) fn die_by(signal: i32) {
     let _ = emulate_default_handler(signal);
 }
 
-/// Stops this program until somebody lets it go on.
+/// Stops this program until it gets SIGCONT.
 pub(crate) fn stop() {
     let _ = kill_process(getpid(), Signal::STOP);
 }

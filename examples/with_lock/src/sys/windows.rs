@@ -1,4 +1,4 @@
-//! Windows: the console's events, which reach the command by themselves, and no signal but the end.
+//! Windows: console events, which the command gets too, and no signals.
 
 use std::{io, process::Command};
 
@@ -10,10 +10,10 @@ use tokio::{
 use super::{Orphaned, Received};
 use crate::exit::Ending;
 
-/// What a console program reports when Ctrl-C ends it, as Unix has it.
+/// The exit code of a console program that Ctrl-C has ended.
 const INTERRUPT: i32 = 2;
 
-/// What is sent to this program from now on.
+/// Events of the console.
 #[derive(Debug)]
 pub(crate) struct Signals {
     ctrl_c: CtrlC,
@@ -21,7 +21,7 @@ pub(crate) struct Signals {
 }
 
 impl Signals {
-    /// Begins to listen.
+    /// Starts to listen.
     pub(crate) fn listen() -> io::Result<Self> {
         Ok(Self {
             ctrl_c: ctrl_c()?,
@@ -29,7 +29,7 @@ impl Signals {
         })
     }
 
-    /// The next one. Nothing is lost by dropping the future.
+    /// The next event. Dropping the future loses nothing.
     pub(crate) async fn next(&mut self) -> Received {
         let more = tokio::select! {
             more = self.ctrl_c.recv() => more,
@@ -52,26 +52,26 @@ impl Child {
         process::Command::from(command).spawn().map(Self)
     }
 
-    /// Waits until the command has ended. Nothing is lost by dropping the future.
+    /// Waits until the command has ended. Dropping the future loses nothing.
     pub(crate) async fn ended(&mut self) {
         let _ = self.0.wait().await;
     }
 
-    /// The console has told the command what it told us.
+    /// The console sends the same event to the command.
     #[allow(clippy::unused_self, reason = "other platforms need it")]
     pub(crate) fn pass_on(&self, _received: Received) {}
 
-    /// There is no way to ask.
+    /// Windows can't ask a process to end.
     pub(crate) fn terminate(&mut self) {
         self.kill();
     }
 
-    /// Ends it.
+    /// Terminates the command.
     pub(crate) fn kill(&mut self) {
         let _ = self.0.start_kill();
     }
 
-    /// How it ended. To be called after [`ended`](Self::ended).
+    /// How the command ended. Call it after [`ended`](Self::ended).
     pub(crate) fn finish(mut self) -> io::Result<Ending> {
         let status = self.0.try_wait()?;
         let code = status.and_then(|status| status.code());
@@ -79,8 +79,8 @@ impl Child {
     }
 }
 
-/// There are no signals to die by.
+/// Windows has no signals.
 pub(crate) fn die_by(_signal: i32) {}
 
-/// There is no stopping.
+/// Windows can't stop a process.
 pub(crate) fn stop() {}

@@ -1,4 +1,4 @@
-//! Which backend is used: named, by key, by the environment, by default.
+//! Selecting the backend: by address, by key, by the environment, by default.
 
 use crate::program::{Home, Running, write};
 
@@ -37,7 +37,7 @@ fn the_environment_may_choose() {
     let mut command = home.with_lock("-n deploy -- true");
     command.env("PORTALOCK_BACKEND", &address);
     Running::start(command).finish().code(124);
-    // What is said aloud counts more.
+    // An explicit argument has priority.
     let mut command = home.with_lock("-n fs: deploy -- true");
     command.env("PORTALOCK_BACKEND", &address);
     Running::start(command).finish().code(0);

@@ -1,4 +1,4 @@
-//! When the lock is taken: waiting, not waiting, giving up; several names; sharing.
+//! A held lock: waiting, not waiting, giving up; several names; shared locks.
 
 use std::time::{Duration, Instant};
 
@@ -12,7 +12,7 @@ fn a_second_one_waits_for_the_first() {
     let mut command = home.with_lock("deploy -- tee -a");
     command.arg(&log);
     let second = Running::start(command);
-    // It waits for as long as the first one holds: it has not even made its file.
+    // It waits while the first one holds the lock, so it has not created its file.
     assert!(!home.is_free("deploy"));
     assert!(!log.exists());
     first.finish().code(0);

@@ -1,4 +1,4 @@
-//! What is wrong is said in one line, with what would be right.
+//! Errors: one line, with what would be right.
 
 use std::{fs, os::unix::fs::PermissionsExt};
 
@@ -47,7 +47,7 @@ fn a_bad_name_is_refused() {
     let long = "x".repeat(256);
     home.run(&format!("{long} -- true"))
         .code(125)
-        .said("255 are the most");
+        .said("at most 255 are allowed");
     let long = "x".repeat(250);
     home.run(&format!("-p 1/2 {long} -- true"))
         .code(125)
@@ -68,10 +68,10 @@ fn a_bad_backend_is_refused_and_no_password_shown() {
         ),
         (
             "http://u:hunter2@h x -- true".to_owned(),
-            "\"http\" is no backend",
+            "\"http\" is not a backend",
         ),
         ("./locks x -- true".to_owned(), "such as fs:DIR"),
-        ("ci x -- true".to_owned(), "\"ci\" is no backend"),
+        ("ci x -- true".to_owned(), "\"ci\" is not a backend"),
         ("fs://run/lock x -- true".to_owned(), "fs:///DIR"),
         ("fs:/proc/nope x -- true".to_owned(), "/proc/nope"),
         (

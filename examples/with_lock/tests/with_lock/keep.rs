@@ -1,4 +1,4 @@
-//! `--keep`: the command runs again and again, in one place at a time.
+//! `--keep`: the command runs repeatedly, on one host at a time.
 
 use std::{fs, os::unix::net::UnixDatagram};
 
@@ -11,7 +11,7 @@ const KEEP: &str = "--keep --pause 1ms deploy";
 #[test]
 fn the_command_runs_again_when_it_ends_however_it_ends() {
     let home = Home::new();
-    // The third run stays.
+    // The third run does not end.
     let runs = home.path("runs");
     let script = format!(
         "echo $$; echo >>{0}; [ $(wc -l <{0}) -lt 3 ] || exec sleep 1000; exit 3",
@@ -47,7 +47,7 @@ fn a_standby_takes_over_from_a_killed_keeper_and_never_runs_beside_it() {
     let command = first.pid_line();
     let mut standby = Running::start(home.with_script(KEEP, script));
     first.signal(Signal::KILL);
-    // Linux ends the command with its keeper.
+    // On Linux the command ends with `with_lock`.
     let successor = standby.pid_line();
     wait_until_gone(command);
     assert!(!home.is_free("deploy"));
@@ -144,7 +144,7 @@ fn next(manager: &UnixDatagram) -> String {
     String::from_utf8_lossy(&buffer[..length]).trim().to_owned()
 }
 
-/// In a namespace of its own, which needs a right that not everybody has.
+/// In its own pid namespace, which needs a privilege.
 fn as_first_process(home: &Home, words: &str, script: &str) -> Option<Running> {
     let unshare = ["unshare", "--fork", "--kill-child", "--pid", "--mount-proc"];
     let may = std::process::Command::new(unshare[0])
@@ -164,7 +164,7 @@ fn as_first_process(home: &Home, words: &str, script: &str) -> Option<Running> {
 #[test]
 fn as_the_first_process_it_reaps_and_ends_as_the_command_did() {
     let home = Home::new();
-    // The orphan's end is seen by its number's directory: a zombie keeps it.
+    // The orphan's directory in /proc shows that it was reaped: a zombie still has one.
     let script = "orphan=$(sh -c 'sleep 0 >/dev/null & echo $!'); \
                   while [ -e /proc/$orphan ]; do sleep 0.01; done; echo reaped; exit 5";
     if let Some(running) = as_first_process(&home, "deploy", script) {

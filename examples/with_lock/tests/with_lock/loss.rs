@@ -1,4 +1,4 @@
-//! The lock is lost while the command runs: somebody deletes the lock's file. Linux tells of it.
+//! The lock is lost while the command runs, because somebody deletes the lock file. Linux reports this.
 
 #![cfg(target_os = "linux")]
 
@@ -8,7 +8,7 @@ use rustix::process::{Signal, kill_process};
 
 use crate::program::{Home, Running, wait_until_gone};
 
-/// Starts a command that says its number, and takes its lock away.
+/// Starts a command that prints its pid, and takes its lock away.
 fn lose(home: &Home, words: &str, script: &str) -> (Running, rustix::process::Pid) {
     let mut running = Running::start(home.with_script(words, script));
     let command = running.pid_line();
@@ -70,7 +70,7 @@ fn on_lost_ignore_lets_it_run_on() {
     let home = Home::new();
     let script = "echo $$; read line; echo still here; exit 7";
     let (running, _) = lose(&home, "--on-lost ignore deploy", script);
-    // Whoever looks gets a new file's lock: it is lost indeed.
+    // Another client can lock the new file, so the lock is really lost.
     assert!(home.is_free("deploy"));
     let finished = running.finish();
     finished.code(7).wrote("still here\n");
@@ -84,7 +84,7 @@ fn on_lost_ignore_lets_it_run_on() {
 fn without_a_terminal_all_that_the_command_started_ends_with_it() {
     let home = Home::new();
     let mut command = home.through(&["setsid"], "--grace 10s deploy -- sh -c");
-    // The command itself ends at once, what it started does not hear.
+    // The command itself ends at once, but its child ignores the signal.
     command.arg("sh -c 'trap \"\" TERM; echo $$; while :; do sleep 0.01; done' & wait");
     let (running, grandchild) = {
         let mut running = Running::start(command);

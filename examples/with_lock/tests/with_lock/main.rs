@@ -1,4 +1,4 @@
-//! The program itself, run as people run it.
+//! The program itself, run like by a user.
 
 #![cfg(unix)]
 #![allow(

@@ -1,4 +1,4 @@
-//! What goes in and what comes out: arguments, environment, input, output, exit codes.
+//! What is passed through: arguments, environment, input, output, exit codes.
 
 use rustix::process::Signal;
 

@@ -24,7 +24,7 @@ fn as_many_as_there_are_permits_and_no_more() {
 fn a_semaphore_of_3_under_20_processes() {
     let home = Home::new();
     let log = home.path("log");
-    // What is appended while a permit is held tells how many were held at once.
+    // The lines that are appended while a permit is held show how many were held at once.
     let script = format!("echo + >>{0}; sleep 0.02; echo - >>{0}", log.display());
     let all: Vec<_> = (0..20)
         .map(|_| Running::start(home.with_script("--permits 1/3 pool", &script)))

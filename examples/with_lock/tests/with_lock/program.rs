@@ -1,4 +1,4 @@
-//! `with_lock` as a process: started with a home and a lock directory of its own, watched without sleeping.
+//! `with_lock` as a process, with its own home and lock directory; tests wait for its output without sleeping.
 
 use std::{
     ffi::OsStr,
@@ -15,10 +15,10 @@ use std::{
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
-/// How long anything may take that must happen. Far more than it takes: the machine may be busy.
+/// How long an event may take. Far more than needed, because the machine may be busy.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
-/// A home directory, and in it the directory of the default backend.
+/// A home directory, with the directory of the default backend.
 pub(crate) struct Home(TempDir);
 
 impl Home {
@@ -30,12 +30,12 @@ impl Home {
         self.0.path().join(name)
     }
 
-    /// Where `fs:` alone keeps its locks.
+    /// The default directory of `fs:`.
     pub(crate) fn locks(&self) -> PathBuf {
         self.path(".local/state/portalock/locks")
     }
 
-    /// The one lock file that there is, for a test to take away.
+    /// The only lock file, for tests that remove it.
     #[cfg(target_os = "linux")]
     pub(crate) fn lock_file(&self) -> PathBuf {
         let mut files = fs::read_dir(self.locks())
@@ -47,7 +47,7 @@ impl Home {
         file
     }
 
-    /// `with_lock` with these words, split at spaces.
+    /// `with_lock` with these arguments, split at spaces.
     pub(crate) fn with_lock(&self, words: &str) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_with_lock"));
         command.args(words.split(' ').filter(|word| !word.is_empty()));
@@ -55,7 +55,7 @@ impl Home {
         command
     }
 
-    /// `with_lock` with these words, run by another program, such as `setsid`.
+    /// `with_lock` with these arguments, run by another program, such as `setsid`.
     #[cfg(target_os = "linux")]
     pub(crate) fn through(&self, program: &[&str], words: &str) -> Command {
         let mut command = Command::new(program[0]);
@@ -105,14 +105,14 @@ impl Home {
         command
     }
 
-    /// Starts a holder: it holds from now on, until it is let go.
+    /// Starts a holder, which holds the lock until its input is closed.
     pub(crate) fn hold(&self, words: &str) -> Running {
         let mut holder = Running::start(self.with_script(words, "echo held; exec cat"));
         assert_eq!(holder.line(), "held");
         holder
     }
 
-    /// Whether the default backend's lock could be had at once.
+    /// Whether the default backend's lock is free.
     pub(crate) fn is_free(&self, name: &str) -> bool {
         let tried = self.run(&format!("-n -E 99 {name} -- true"));
         match tried.status.code() {
@@ -123,7 +123,7 @@ impl Home {
     }
 }
 
-/// A process that runs. Killed when dropped.
+/// A running process. Killed when dropped.
 pub(crate) struct Running {
     pub(crate) pid: Pid,
     stdin: Option<ChildStdin>,
@@ -133,7 +133,7 @@ pub(crate) struct Running {
     status: Option<ExitStatus>,
 }
 
-/// A process that has ended.
+/// An ended process.
 #[derive(Debug)]
 pub(crate) struct Finished {
     pub(crate) status: ExitStatus,
@@ -177,7 +177,7 @@ impl Running {
         }
     }
 
-    /// The next line that it or its command writes.
+    /// The next line of its output or its command's.
     pub(crate) fn line(&mut self) -> String {
         match self.stdout.recv_timeout(PATIENCE) {
             Ok(line) => line,
@@ -191,7 +191,7 @@ impl Running {
         String::from_utf8_lossy(&said).into_owned()
     }
 
-    /// The next line, as the number of a process.
+    /// The next line, as a process id.
     pub(crate) fn pid_line(&mut self) -> Pid {
         Pid::from_raw(self.line().trim().parse().unwrap()).unwrap()
     }
@@ -206,7 +206,7 @@ impl Running {
         }
     }
 
-    /// Waits until the process itself has ended, whatever goes on holding its output.
+    /// Waits until the process itself has ended, even if another process still has its output open.
     pub(crate) fn status(&mut self) -> ExitStatus {
         let status = self.ended.recv_timeout(PATIENCE);
         let status = status.expect("it did not end");
@@ -254,7 +254,7 @@ impl Finished {
         self
     }
 
-    /// It said one line, and this is in it.
+    /// Checks that it printed one line that contains this text.
     #[track_caller]
     pub(crate) fn said(&self, part: &str) -> &Self {
         assert!(self.stderr.contains(part), "no {part:?} in {self:?}");
@@ -276,11 +276,11 @@ impl Finished {
     }
 }
 
-/// Waits until the process is gone, or a zombie that nobody has reaped yet.
+/// Waits until the process is gone, or is a zombie.
 pub(crate) fn wait_until_gone(pid: Pid) {
     wait_until(|| {
         let stat = fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero()));
-        // The state follows the name, which stands in parentheses.
+        // The state follows the name, which is in parentheses.
         stat.map_or(true, |stat| {
             stat.rsplit_once(") ")
                 .is_some_and(|(_, rest)| rest.starts_with(['Z', 'X']))
@@ -288,11 +288,11 @@ pub(crate) fn wait_until_gone(pid: Pid) {
     });
 }
 
-/// Waits for what nothing reports: looks again and again.
+/// Waits for a condition without an event, by polling.
 #[track_caller]
 pub(crate) fn wait_until(mut is_so: impl FnMut() -> bool) {
     let start = std::time::Instant::now();
-    // Nobody sends anything: it is a pause.
+    // Nothing is sent, so this is a pause.
     let (_sender, pause) = channel::<()>();
     while !is_so() {
         assert!(start.elapsed() < PATIENCE, "it never came to be");

@@ -17,7 +17,7 @@ fn start() -> (Service, RedisServer) {
     (Service::new(server.port(), settings), server)
 }
 
-/// Of a backend on a server that has just started.
+/// The settings of a backend on a server that has just started.
 fn settings(port: u16) -> String {
     format!(
         "type = 'redis'\nurl = 'redis://127.0.0.1:{port}'\nsession_ttl = '2s'\nrestart_wait = '0s'"
@@ -61,7 +61,7 @@ fn a_cluster_is_named_by_its_nodes() {
 fn a_reset_connection_is_no_loss() {
     let (service, server) = start();
     let holder = service.home.hold("direct deploy");
-    // The sessions, and then everybody.
+    // First the sessions, and then all other keys.
     for kind in ["pubsub", "normal"] {
         let mut redis = TcpStream::connect(server.addr()).unwrap();
         let kill = format!("CLIENT KILL TYPE {kind} SKIPME yes\r\n");
@@ -70,7 +70,7 @@ fn a_reset_connection_is_no_loss() {
         BufReader::new(redis).read_line(&mut killed).unwrap();
         assert!(killed.starts_with(':') && killed.trim() != ":0", "{killed}");
     }
-    // Longer than the session lives without being taken up again.
+    // Longer than the session lives without a resume.
     let waiter = service.home.run("-t 3s direct deploy -- true");
     waiter.code(124);
     holder.finish().code(0).silent();

@@ -1,4 +1,4 @@
-//! What holds on every service: the same scenarios on Redis and on etcd, each on a server of its own.
+//! The same scenarios on every service, each on its own server.
 //!
 //! The configuration has two keys for the server: `direct`, and `proxied` with a network that can be cut.
 
@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use crate::program::{Home, Running, wait_until, wait_until_gone, write};
 
-/// A service that `with_lock` can reach in two ways.
+/// A service with two addresses for `with_lock`.
 pub(crate) struct Service {
     pub(crate) home: Home,
     pub(crate) proxy: FaultProxy,
@@ -35,7 +35,7 @@ impl Service {
         serde_json::from_str(&json.code(0).stdout).unwrap()
     }
 
-    /// The labels of those who hold, and of those who wait, the next one first.
+    /// The labels of the holders, and of the waiters in order.
     fn labels(&self, name: &str) -> [Vec<String>; 2] {
         let answer = self.inspect(name);
         ["holders", "waiters"].map(|kind| {
@@ -220,7 +220,7 @@ pub(crate) fn a_break_stops_the_command_and_says_who(service: &Service) {
     let owner = service.inspect("deploy")["holders"][0]["owner"].clone();
     let owner = owner.as_str().unwrap();
     home.run("break direct deploy").code(125).said("--yes");
-    // One that held before is not there to be broken, and nobody else is hit.
+    // A former holder can't be broken, and no other holder is affected.
     let other = "0000000000000001-2-3";
     home.run(&format!("break --yes --owner {other} --json direct deploy"))
         .code(1);

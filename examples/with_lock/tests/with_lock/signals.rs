@@ -1,4 +1,4 @@
-//! Signals sent to `with_lock` reach its command; before there is one, they end the wait.
+//! Signals to `with_lock` reach its command; before the command runs, they end the wait.
 
 use rustix::process::Signal;
 
@@ -65,7 +65,7 @@ fn a_wait_ends_by_the_signal_and_leaves_nothing_behind() {
     for signal in [Signal::TERM, Signal::INT, Signal::HUP] {
         let home = Home::new();
         let holder = home.hold("b");
-        // It holds `a` while it waits for `b`: so it can be told when it waits.
+        // It holds `a` while it waits for `b`, so the test can see that it waits.
         let waiter = Running::start(home.with_lock("a --also b -- echo ran"));
         wait_until(|| !home.is_free("a"));
         waiter.signal(signal);
@@ -80,7 +80,7 @@ fn a_wait_ends_by_the_signal_and_leaves_nothing_behind() {
 #[test]
 fn what_was_ignored_from_the_start_stays_ignored() {
     let home = Home::new();
-    // As `nohup` does. The command says that it is there, and ends when it is told so.
+    // Like `nohup`. The command prints a line, and ends on request.
     let ignoring = ["sh", "-c", "trap '' HUP; exec \"$@\"", "sh"];
     let mut command = home.through(&ignoring, "deploy -- sh -c");
     command.arg("echo ready; read line; kill -HUP $$; echo alive");

@@ -1,4 +1,4 @@
-//! On a terminal: the line that says for whom it waits, and the keyboard.
+//! On a terminal: the status line, and the keyboard.
 
 #![cfg(target_os = "linux")]
 
@@ -17,7 +17,7 @@ use rustix::{
 
 use crate::program::{Home, PATIENCE};
 
-/// A terminal: what is written to it can be read, and keys can be pressed.
+/// A terminal, whose output can be read and whose keys can be pressed.
 struct Terminal {
     keys: File,
     screen: Receiver<String>,
@@ -35,7 +35,7 @@ impl Terminal {
         let (sender, screen) = channel();
         thread::spawn(move || {
             let mut buffer = [0; 4096];
-            // It ends with an error once nobody has the other end open.
+            // It ends with an error when nobody has the other end open.
             while let Ok(count) = output.read(&mut buffer) {
                 let text = String::from_utf8_lossy(&buffer[..count]).into_owned();
                 if count == 0 || sender.send(text).is_err() {
@@ -57,7 +57,7 @@ impl Terminal {
         Stdio::from(end)
     }
 
-    /// Waits until this has been written.
+    /// Waits until this text was written.
     #[track_caller]
     fn shows(&mut self, text: &str) {
         while !self.seen.contains(text) {
@@ -85,12 +85,12 @@ fn while_it_waits_one_line_says_for_whom_and_how_long() {
     terminal.shows("waiting for deploy (0s), held by pid ");
     terminal.shows(&format!("held by pid {pid} on "));
     terminal.shows("(nightly) for ");
-    // Written over, not below.
+    // Written in place, not on the next line.
     terminal.shows("\r\u{1b}[K\u{1b}[?7lwith_lock: waiting for deploy (1s)");
     assert!(!terminal.seen.contains('\n'), "{:?}", terminal.seen);
     holder.finish().code(0);
     assert!(waiter.wait().unwrap().success());
-    // Wiped off at the end.
+    // Removed at the end.
     terminal.shows("\u{1b}[?7h\r\u{1b}[K");
 }
 
@@ -112,7 +112,7 @@ fn of_several_names_it_is_said_who_holds_the_one_that_is_missing() {
     assert!(waiter.wait().unwrap().success());
 }
 
-/// `with_lock` in the foreground of a terminal of its own. `setsid --ctty` is what a login does.
+/// `with_lock` in the foreground of its own terminal, with `setsid --ctty`, like a login.
 fn in_the_foreground(home: &Home, terminal: &Terminal, script: &str) -> std::process::Child {
     let mut command = home.through(&["setsid", "--ctty", "--wait"], "deploy -- sh -c");
     command
@@ -133,7 +133,7 @@ fn the_keyboards_interrupt_reaches_the_command_once() {
     terminal.shows("ready");
     terminal.keys.write_all(b"\x03").unwrap();
     terminal.shows("<int>");
-    // What with_lock gets now is passed on after anything that it got before.
+    // This signal is passed on after all earlier ones.
     let holder = home.run("who --json deploy");
     let holder: serde_json::Value = serde_json::from_str(&holder.stdout).unwrap();
     let pid = holder["holders"][0]["pid"].as_i64().unwrap();

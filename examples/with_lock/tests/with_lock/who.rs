@@ -50,7 +50,7 @@ fn json_says_it_all() {
     let json: Value = serde_json::from_str(&json.code(0).stdout).unwrap();
     assert_eq!(json["held"], true);
     assert!(json["last_token"].is_u64(), "{json}");
-    // Files remember one of those who share.
+    // On files, one of the shared holders is shown.
     let holders = json["holders"].as_array().unwrap();
     assert!(!holders.is_empty());
     for holder in holders {
@@ -58,7 +58,7 @@ fn json_says_it_all() {
         assert!(holder["host"].is_string());
         let since = holder["since"].as_str().unwrap();
         assert!(since.ends_with('Z') && since.len() == 20, "{since}");
-        // The command's own name, if nobody says another.
+        // The command's name is the default label.
         let expected = [(&one, "sh"), (&two, "other")];
         assert!(expected.iter().any(|(running, label)| {
             holder["pid"] == running.pid.as_raw_nonzero().get() && holder["label"] == *label
@@ -92,7 +92,7 @@ fn holders_of_permits_are_shown_with_how_many() {
 fn nobodys_label_reaches_the_terminal_raw() {
     let home = Home::new();
     let mut command = home.with_script("deploy", "echo held; exec cat");
-    // Options may stand behind the name, but not behind the command.
+    // Options may follow the name, but not the command.
     command = {
         let words: Vec<_> = command.get_args().map(std::ffi::OsStr::to_owned).collect();
         let mut command = home.with_lock("--label");
@@ -165,7 +165,7 @@ fn a_watch_ends_with_its_reader() {
     let other = home.hold("other");
     let mut pipe = Running::start(home.shell(&script));
     pipe.line();
-    // The next line finds nobody who reads.
+    // The reader is gone when the next line is written.
     other.finish();
     pipe.finish().code(0);
 }
