@@ -1,4 +1,5 @@
-//! Locks and semaphores on etcd, for [`portalock_core`]: first come, first served, fenced, gone with their client.
+//! Locks and semaphores on etcd for [portalock](portalock_core): first come, first served, with fencing tokens, and released
+//! when their client is gone.
 //!
 //! ```no_run
 //! use portalock_core::Lock;
@@ -14,20 +15,20 @@
 //!
 //! # How it works
 //!
-//! A backend has one lease at etcd, its *session*, renewed on the library's own thread. A request for a lock is one
-//! transaction: it puts a key under that lease into the name's queue and counts who is there. If nobody else is, the lock is
-//! granted, in one round trip. Otherwise the request reads the queue and watches the key ahead of it. When that key is
-//! deleted, it checks that its own key is still there, and holds. The order of the queue is the order in which etcd created
-//! the keys; a key's create revision is the fencing token. A release deletes the key, and the session may use it again. If
-//! the process dies, etcd deletes all its keys when the lease ends.
+//! A backend has one lease at etcd, its *session*, which it renews on the library's own thread. A request for a lock is one
+//! transaction: it puts a key with that lease into the name's queue, and counts the other keys there. If there are none, the
+//! lock is granted, in one round trip. Otherwise the client reads the queue and watches the key ahead of its own. When that
+//! key is deleted, the client checks that its own key still exists, and then holds the lock. The order of the queue is the
+//! order in which etcd created the keys, and a key's create revision is the fencing token. A release deletes the key, and
+//! the session uses the same key for a later request. If the process dies, etcd deletes all its keys when the lease ends.
 //!
-//! Shared locks wait for the exclusive ones before them only, semaphores for enough permits of those before them; see
-//! [`EtcdSettings`] for what can be set and [`Fence`] for making writes to the same etcd depend on a lock.
+//! A shared lock only waits for the exclusive ones ahead of it. A request for permits waits until those ahead of it leave
+//! enough permits. [`EtcdSettings`] has the options. With a [`Fence`], a write to the same etcd depends on the lock.
 //!
 //! # What it takes
 //!
-//! etcd 3.4 or later. Building needs `protoc`, with which the etcd client compiles its protocol (Debian and Ubuntu:
-//! `apt-get install protobuf-compiler`). The feature `tls` adds connections over TLS, by rustls.
+//! etcd 3.4 or later. To build this crate you need `protoc`, because the etcd client compiles its protocol (Debian and
+//! Ubuntu: `apt-get install protobuf-compiler`). The feature `tls` adds connections over TLS, by rustls.
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
@@ -60,5 +61,5 @@ pub use backend::EtcdBackend;
 pub use config::{EtcdSettings, EtcdTls};
 pub use fence::Fence;
 
-/// The client that this crate speaks to etcd with: what [`Fence::compare`] goes into is a transaction of this version's.
+/// The etcd client that this crate uses. [`Fence::compare`] returns a condition for a transaction of this version.
 pub use etcd_client;

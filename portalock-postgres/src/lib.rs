@@ -115,7 +115,9 @@
 //!
 //! An uncontended acquisition writes two rows and a release deletes one, with one commit each. A hand-over is the
 //! releaser's statement and one message. A session costs a statement per third of its lease, and another one while it
-//! holds or waits. Waiters cost nothing else. A request for a shared lock reads all its holders.
+//! holds or waits. Waiters cost nothing else, except behind a session with
+//! [`release_without_notice`](PostgresSettings::with_release_without_notice): there each waiting session sends five small
+//! statements a second. A request for a shared lock reads all its holders.
 //!
 //! An [observer](portalock_core::Observer) of an election is a row, and each change of the name's holder is a message
 //! to the observer's session. For a name without observers, each grant and release reads one more index entry.
@@ -156,5 +158,5 @@ pub use config::PostgresSettings;
 pub use fence::Fence;
 pub use schema::{migrate, schema_sql};
 
-/// The client that this crate speaks to Postgres with.
+/// The Postgres client that this crate uses.
 pub use tokio_postgres;
