@@ -103,11 +103,11 @@ impl RawDuration {
     }
 }
 
-/// The duration, if it is at least `least` and at most [`LONGEST`].
+/// Returns the duration if it is at least `least` and at most [`LONGEST`].
 ///
 /// # Errors
 ///
-/// [`InvalidSetting`] naming `field` if it is not.
+/// [`InvalidSetting`] with the name of `field` otherwise.
 pub fn at_least(
     least: Duration,
     field: &'static str,
@@ -134,7 +134,7 @@ pub fn serialize_duration<S: Serializer>(
         .serialize(serializer)
 }
 
-/// Reads percent-encoded text, such as a part of a URL that stands for `field`.
+/// Decodes percent-encoded text, such as the part of a URL for `field`.
 ///
 /// ```
 /// assert_eq!(portalock_core::settings::percent_decode("user", "p%40x").unwrap(), "p@x");
@@ -142,7 +142,8 @@ pub fn serialize_duration<S: Serializer>(
 ///
 /// # Errors
 ///
-/// [`InvalidSetting`] naming `field` if it is no percent-encoded UTF-8. The text is not shown: it may be a password.
+/// [`InvalidSetting`] with the name of `field` if the text is not percent-encoded UTF-8. The error does not contain the
+/// text, which may be a password.
 pub fn percent_decode(field: &'static str, text: &str) -> Result<String, InvalidSetting> {
     let wrong = || {
         let problem = "is not percent-encoded UTF-8: write a percent sign as %25";

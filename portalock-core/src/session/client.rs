@@ -31,8 +31,8 @@ pub enum Entered {
     Queued {
         /// A holder, if one is known.
         holder: Option<Holder>,
-        /// After what time somebody in front may be dead, if that is known: the session looks then, or the waiter
-        /// [asks again](Service::WAITERS_ASK_AGAIN).
+        /// When an owner ahead may be dead, if that is known. The session checks then, or the waiter
+        /// [repeats its attempt](Service::WAITERS_ASK_AGAIN).
         look_in: Option<Duration>,
     },
     /// The lock is contended, and the service keeps nothing of the request.
@@ -117,7 +117,7 @@ impl<S: Service> Client<S> {
             Entered::Queued { holder, look_in } => {
                 places.queued(owner);
                 let recheck = match look_in {
-                    // A grant may have been told to the connection before.
+                    // The former connection may have received the grant.
                     _ if session.connections() != connections => Duration::ZERO,
                     Some(time) if S::WAITERS_ASK_AGAIN => time,
                     Some(time) => {
@@ -228,7 +228,7 @@ async fn release<S: Service>(
     })
 }
 
-/// Has the service refuse what may come late of a place that was released.
+/// Makes the service refuse late requests for a released place.
 pub(super) async fn settle<S: Service>(
     session: &Arc<KeptSession<S>>,
     leaving: &Leaving<S::Place>,

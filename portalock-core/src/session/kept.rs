@@ -116,8 +116,8 @@ impl<S: Service> KeptSession<S> {
         }
     }
 
-    /// Its connection is gone, or may be: another one is made at once. A session that
-    /// [ends with its connection](Service::ends_with_connection) is over.
+    /// The connection has ended, or may have: if so, the session reconnects at once. A session that
+    /// [ends with its connection](Service::ends_with_connection) ends.
     pub fn connection_ended(&self) {
         if self.service.ends_with_connection() && self.connection().is_none() {
             self.end(cut_off());
@@ -203,8 +203,8 @@ impl<S: Service> KeptSession<S> {
         S::end(self, &connection).await
     }
 
-    /// Renews the lease, over a new connection if there is none. Over that, every place is asked for before the lease is prolonged:
-    /// the service may have lost one, and whoever is told of that later may not be told in time.
+    /// Renews the lease, over a new connection if there is none. After a reconnect the session first checks every place, and
+    /// then extends the lease: the service may have lost a hold, and after the extension its holder might be told too late.
     async fn renew(self: Arc<Self>) -> Result<Renewal, BackendError> {
         let start = Instant::now();
         let connection = if let Some(connection) = self.connection() {
@@ -329,7 +329,7 @@ impl<S: Service> KeptSession<S> {
         }
     }
 
-    /// What this comes to, if it is answered in time. If not, the session looks again soon.
+    /// Returns the result if it comes in time. Otherwise the session checks again soon.
     async fn within_time<T>(
         &self,
         work: impl Future<Output = Result<T, BackendError>>,

@@ -65,7 +65,7 @@ struct Waiting {
     line: Option<WakeSender>,
     /// A grant that came before the waiter listened.
     unheard: Option<Grant>,
-    /// It was told to ask again before it listened.
+    /// The owner was told to repeat its attempt before it subscribed.
     unheard_wake: bool,
 }
 
@@ -97,7 +97,7 @@ pub struct Leaving<P> {
 pub struct Asked<P> {
     /// What the backend knows of the place.
     pub at: P,
-    /// Whether its owner holds, as far as the session knows; else it waits.
+    /// Whether its owner holds, as far as the session knows. Otherwise it waits.
     pub held: bool,
     pub(super) owner: OwnerId,
     version: u64,
@@ -195,7 +195,8 @@ impl<P: Clone> Places<P> {
         }
     }
 
-    /// What `owner` waits for may have gone: it asks again. `is_of` tells whether the message is of this place.
+    /// Tells the waiter `owner` to repeat its attempt, because it may be its turn. `is_of` says whether the message is for
+    /// this place.
     pub fn wake(&self, owner: OwnerId, is_of: impl FnOnce(&P) -> bool) {
         self.change(owner, |place| {
             if is_of(&place.at) && matches!(place.phase, Phase::Asked | Phase::Queued) {
@@ -204,7 +205,7 @@ impl<P: Clone> Places<P> {
         });
     }
 
-    /// Waiting has failed, for this owner alone.
+    /// Ends the wait of this owner with an error.
     pub fn failed(&self, owner: OwnerId, error: BackendError, is_of: impl FnOnce(&P) -> bool) {
         self.change(owner, |place| {
             if is_of(&place.at) {
@@ -213,7 +214,8 @@ impl<P: Clone> Places<P> {
         });
     }
 
-    /// What stood for `owner` at `service` is gone, as an attempt finds that takes the place anew: what the owner held is lost.
+    /// Records that `owner` has no place at `service` any more, and that an attempt takes it again. If the owner held, its lock
+    /// is lost.
     pub fn retake(&self, owner: OwnerId, service: &str) {
         self.change(owner, |place| {
             if !place.is_leaving() {
@@ -223,7 +225,8 @@ impl<P: Clone> Places<P> {
         });
     }
 
-    /// The service has a place that the owner does not have here, if that is so: it lost the release. It is due to be released again.
+    /// Records a place that the service has. If `owner` has no place here, the service lost its release, and the session
+    /// repeats it.
     pub fn found_unknown(&self, owner: OwnerId, at: P) {
         if let Some(places) = &mut *self.lock()
             && let Entry::Vacant(free) = places.entry(owner)
@@ -253,7 +256,7 @@ impl<P: Clone> Places<P> {
     }
 
     /// Somebody has broken what `owner` holds: its guard is told of `loss`, and it is due to be released. `is_of` tells whether it
-    /// is of this place, and not of one that the owner had before. False if the owner has no such place.
+    /// is for this place, and not for an earlier one of this owner. Returns false if the owner has no such place.
     pub fn broken(&self, owner: OwnerId, loss: &Loss, is_of: impl FnOnce(&P) -> bool) -> bool {
         let found = self.change(owner, |place| {
             if !is_of(&place.at) {
@@ -334,7 +337,7 @@ impl<P: Clone> Places<P> {
         }
     }
 
-    /// Those who hold, and those who wait if they are asked for, too.
+    /// The places of holders, and with `waiters` also those of waiters.
     pub(super) fn standing(&self, waiters: bool) -> Vec<Asked<P>> {
         self.list(|owner, place| {
             let stands = match place.phase {
@@ -383,7 +386,7 @@ impl<P: Clone> Places<P> {
         self.left.get_or_init(|| left.collect());
     }
 
-    /// What its owners had when the session ended, none before.
+    /// The places that its owners had when the session ended. Empty before.
     pub fn left(&self) -> &[P] {
         self.left.get().map_or(&[], Vec::as_slice)
     }
@@ -457,7 +460,7 @@ impl<P> Place<P> {
         }
     }
 
-    /// What it held by at `service` is gone.
+    /// Ends its hold, because the service has lost it.
     fn lose(&self, service: &str) {
         if let Phase::Held(_, lease) = &self.phase {
             lease.end(Loss::Removed(
