@@ -8,8 +8,8 @@ use crate::{
     Released, Wakeups,
 };
 
-/// After how long a waiter looks again without having been told to. Its session looks after it; this bounds what a bug could
-/// cost.
+/// When a waiter repeats its attempt without a wake-up. The session checks the waiter's place, so this only limits the effect
+/// of a bug.
 pub(super) const RECHECK_AFTER: Duration = Duration::from_secs(60);
 
 /// A client of a [`Service`]. Each request is made in the session that lives at that time.
@@ -97,14 +97,14 @@ impl<S: Service> Client<S> {
         let session = self.session().await?;
         let places = session.places();
         if places.is_leaving(owner) {
-            // What the owner may have left is withdrawn first.
+            // First release the place of the owner's earlier attempt.
             release(&session, owner).await?;
         }
         let connections = session.connections();
         let expected = places.expect(owner, || session.service().place(owner, wish))?;
         let Answered { value, repeated } = match S::enter(&session, &expected.at, wish).await {
             Ok(answer) => answer,
-            // What it has done is unknown, but for what the session's end has undone.
+            // The outcome is unknown. If the session has ended, the attempt has ended with it.
             Err(error) => return session.ensure_live().and(Err(error)),
         };
         let unsure = expected.unsure || repeated;
@@ -148,8 +148,8 @@ impl<S: Service> Client<S> {
         }
     }
 
-    /// Frees what `owner` has: what [`LockBackend::release`](crate::LockBackend::release) does. What it had in an earlier session
-    /// went with that.
+    /// Releases `owner`, for [`LockBackend::release`](crate::LockBackend::release). Places in earlier sessions have ended with
+    /// those sessions.
     ///
     /// # Errors
     ///
@@ -185,11 +185,11 @@ impl<S: Service> Client<S> {
         self.sessions.latest()?.places().held(owner)
     }
 
-    /// Ends the session, and waits until the service knows.
+    /// Ends the session, and waits until it has ended at the service.
     ///
     /// # Errors
     ///
-    /// [`BackendError`] if the service could not be told. The session then ends there when its time is over.
+    /// [`BackendError`] if the service could not be reached. The session then ends there when its time is over.
     ///
     /// # Cancel safety
     ///
@@ -203,7 +203,7 @@ impl<S: Service> Client<S> {
     }
 }
 
-/// Whatever becomes of this call, the place stays in the book until nothing can be left of it.
+/// The place stays recorded until nothing can be left of it, even if this call fails or is dropped.
 async fn release<S: Service>(
     session: &Arc<KeptSession<S>>,
     owner: OwnerId,
@@ -213,7 +213,7 @@ async fn release<S: Service>(
     };
     let leaving = releasing.leaving();
     let Answered { value, repeated } = S::leave(session, leaving).await?;
-    // A try without an answer may have freed what the next one no longer found.
+    // An earlier try without an answer may have freed the place, so that the later one did not find it.
     let freed = value || (repeated && leaving.held);
     match settle(session, leaving).await {
         Ok(()) => releasing.done(),

@@ -26,11 +26,11 @@ use super::{
 };
 use crate::{BackendError, BackendErrorKind, Lease, Loss, clock::Instant};
 
-/// Connections that end are not made anew more often than this.
+/// The shortest time between two reconnects.
 const MENDED_AT_MOST_EVERY: Duration = Duration::from_millis(100);
 
-/// A [`Session`] over any [`Service`]: it is not its connection, so a reset costs nobody a lock or a place as long as the lease
-/// lasts. Made by [`start`](Self::start), within [`Sessions::get`](super::Sessions::get).
+/// A [`Session`] over any [`Service`]. It outlives its connection: while the lease lasts, a reset loses no lock and no
+/// place. [`start`](Self::start) makes it, inside [`Sessions::get`](super::Sessions::get).
 pub struct KeptSession<S: Service> {
     service: S,
     lease: Lease,
@@ -38,9 +38,9 @@ pub struct KeptSession<S: Service> {
     connection: Mutex<Option<S::Connection>>,
     ended: Notify,
     hurried: Notify,
-    /// How many connections it has had. An attempt that was under way when another one came may have missed its grant.
+    /// How many connections it has had. An attempt that was in flight during a reconnect may have missed its grant.
     connections: AtomicU64,
-    /// Since the present connection was made, not every place has been asked for.
+    /// Whether places are still unchecked after the last reconnect.
     unseen: AtomicBool,
     looks: Looks,
     finished: watch::Sender<Option<Result<(), BackendError>>>,
@@ -64,7 +64,7 @@ impl<S: Service> KeptSession<S> {
     ///
     /// If the call is dropped, a session at the service ends when its time is over.
     pub async fn start(service: S, former: Option<Arc<Self>>) -> Result<Arc<Self>, BackendError> {
-        // Until it has begun nothing is certain, and nobody knows of it.
+        // Before `begin` nothing is certain, and no caller has the session.
         let lease = Lease::unbounded();
         let session = Arc::new(Self {
             service,
@@ -99,7 +99,7 @@ impl<S: Service> KeptSession<S> {
         &self.places
     }
 
-    /// Ends the session: its locks are lost. The clean-up is done in the background.
+    /// Ends the session: its locks are lost. The clean-up runs in the background.
     pub fn end(&self, loss: Loss) {
         self.lease.end(loss);
     }
@@ -125,7 +125,7 @@ impl<S: Service> KeptSession<S> {
         self.ended.notify_one();
     }
 
-    /// Renews at once instead of when it is due, for the answer of the renewal.
+    /// Renews at once instead of at the end of the interval, because the caller needs the answer of a renewal.
     pub fn renew_now(&self) {
         self.hurried.notify_one();
     }
@@ -152,7 +152,7 @@ impl<S: Service> KeptSession<S> {
         self.service.lease_time() / 3
     }
 
-    /// Keeps the session until it ends, however it comes; then tells the waiters and clears up.
+    /// Keeps the session until it ends, for whatever reason. Then tells the waiters and cleans up.
     async fn live(self: Arc<Self>, former: Option<Arc<Self>>) {
         let keeper = Keeper::spawn(self.lease.clone(), self.interval(), {
             let session = self.clone();
@@ -186,7 +186,7 @@ impl<S: Service> KeptSession<S> {
     /// Waits until the session, which has ended here, has also ended at the service.
     pub(super) async fn finished(&self) -> Result<(), BackendError> {
         let mut finished = self.finished.subscribe();
-        // Its sender is as old as the session.
+        // The sender lives as long as the session.
         match finished.wait_for(Option::is_some).await.as_deref() {
             Ok(Some(finished)) => finished.clone(),
             _ => Ok(()),
@@ -219,7 +219,7 @@ impl<S: Service> KeptSession<S> {
             connection
         };
         let sent = Instant::now();
-        // Half of what the keeper allows: a connection that hangs leaves time for another.
+        // Half of the keeper's time: if the connection hangs, there is time for another one.
         let within = self.service.request_timeout().min(self.interval() / 2);
         let answer = timeout(within, S::renew(&self, &connection)).await;
         match answer.unwrap_or_else(|_| Err(late::<S>())) {
@@ -242,19 +242,19 @@ impl<S: Service> KeptSession<S> {
         }
     }
 
-    /// Has a connection that broke made anew at once.
+    /// Reconnects at once when the connection breaks.
     async fn mend(&self, keeper: &Keeper) -> Infallible {
         loop {
             self.ended.notified().await;
             if self.connection().is_none() {
                 keeper.renew_now();
             }
-            // One that ends as soon as it is made is not made anew without end.
+            // If each new connection ends at once, this must not become a busy loop.
             sleep(MENDED_AT_MOST_EVERY).await;
         }
     }
 
-    /// Has the session renewed when somebody asks for it.
+    /// Renews the session at once when it is requested.
     async fn hurry(&self, keeper: &Keeper) -> Infallible {
         loop {
             self.hurried.notified().await;
@@ -262,7 +262,7 @@ impl<S: Service> KeptSession<S> {
         }
     }
 
-    /// Looks now and then, and when somebody in front of a waiter may have died.
+    /// Checks places at intervals, and when an owner ahead of a waiter may have died.
     async fn look_at_times(self: &Arc<Self>) -> Infallible {
         let mut turn = 0;
         loop {
@@ -271,23 +271,23 @@ impl<S: Service> KeptSession<S> {
             let mut asked = self.places.standing(!S::WAITERS_ASK_AGAIN);
             let at_once = seen_at_once(asked.len(), self.interval());
             if asked.len() > at_once {
-                // With more, each has its turn.
+                // There are too many for one check: check them in turn.
                 asked.sort_unstable_by_key(|asked| asked.owner);
                 turn = (turn + at_once) % asked.len();
                 asked.rotate_left(turn);
                 asked.truncate(at_once);
             }
-            // Without a connection nothing is asked: once there is one again, everything is.
+            // Without a connection nothing is checked. After the reconnect everything is.
             if let Some(connection) = self.connection()
                 && (!asked.is_empty() || self.service.looks_anyway())
             {
-                // If not, it is asked again soon.
+                // A failed check is repeated soon.
                 let _ = self.ask(&connection, &asked).await;
             }
         }
     }
 
-    /// Takes over releases that failed or were dropped half-way.
+    /// Starts a check soon after a release failed or was dropped: it repeats the release.
     async fn collect(&self) -> Infallible {
         loop {
             self.places.owed.notified().await;
@@ -310,7 +310,7 @@ impl<S: Service> KeptSession<S> {
         Ok(())
     }
 
-    /// Releases what is due.
+    /// Repeats the releases that are due.
     async fn pay(self: &Arc<Self>) {
         for owner in self.places.due() {
             let Some(releasing) = self.places.release_due(owner) else {
@@ -320,7 +320,7 @@ impl<S: Service> KeptSession<S> {
             match self.within_time(S::leave(self, leaving)).await {
                 Ok(_) => {}
                 Err(error) if error.kind() == BackendErrorKind::Unavailable => return,
-                // What the service refuses for one is no reason for the others to wait.
+                // The service refuses this one. The others can still succeed.
                 Err(_) => continue,
             }
             if self.within_time(settle(self, leaving)).await.is_ok() {
@@ -338,7 +338,7 @@ impl<S: Service> KeptSession<S> {
             Ok(Ok(done)) => return Ok(done),
             Ok(Err(error)) => error,
             Err(_) => {
-                // Nothing more comes over it; and grants would not, either.
+                // The connection is silent, so it would bring no grants either.
                 self.give_up_connection();
                 self.connection_ended();
                 late::<S>()
@@ -350,7 +350,7 @@ impl<S: Service> KeptSession<S> {
     }
 
     fn give_up_connection(&self) {
-        // One that the session ends with may still answer.
+        // The session would end with this connection, which may still answer.
         if self.service.ends_with_connection() {
             return;
         }
@@ -361,7 +361,7 @@ impl<S: Service> KeptSession<S> {
     }
 
     fn lock_connection(&self) -> MutexGuard<'_, Option<S::Connection>> {
-        // Nothing panics while it is held.
+        // No code panics while it holds the lock.
         self.connection
             .lock()
             .unwrap_or_else(PoisonError::into_inner)

@@ -24,7 +24,7 @@ use crate::{
 /// unknown until the place has been released for good. Until then the place stays here, and the session releases it.
 #[derive(Debug)]
 pub struct Places<P> {
-    /// `None` once the session is over.
+    /// `None` when the session has ended.
     book: Mutex<Option<HashMap<OwnerId, Place<P>>>>,
     session: LostSignal,
     left: OnceLock<Vec<P>>,
@@ -35,35 +35,35 @@ pub struct Places<P> {
 struct Place<P> {
     at: P,
     phase: Phase,
-    /// Whether a request for it may still be on its way: its answer never came.
+    /// Whether a request without an answer may still be in flight.
     unsure: bool,
-    /// Somebody has broken the lock, which may not be known to be held yet.
+    /// The loss, if the lock was broken. The session may not know yet that the owner holds it.
     broken: Option<Loss>,
-    /// Another one with every change of the phase, and no other place has it.
+    /// Changes with the phase. No two places have the same version.
     version: u64,
     waiting: Option<Box<Waiting>>,
 }
 
 #[derive(Debug)]
 enum Phase {
-    /// Asked for; not answered yet.
+    /// Requested, without an answer yet.
     Asked,
-    /// The service has answered that it waits.
+    /// In the queue, as the service has answered.
     Queued,
     /// Granted. The lease ends if somebody removes the place from the service.
     Held(FencingToken, Lease),
-    /// A release is under way: that the place is missing at the service means nothing any more.
+    /// A release is in flight. If the place is missing at the service, this is no loss.
     Releasing,
-    /// A release failed or was dropped: the session tries again.
+    /// A release failed or was dropped: the session repeats it.
     Due,
 }
 
-/// As many places as locks are held: what only those need who wait lies apart.
+/// The data that only waiters need. It is separate because a session can hold many locks.
 #[derive(Debug, Default)]
 struct Waiting {
-    /// Where the waiter listens, once it does.
+    /// The waiter's subscription, if it has one.
     line: Option<WakeSender>,
-    /// A grant that came before the waiter listened.
+    /// A grant that came before the waiter subscribed.
     unheard: Option<Grant>,
     /// The owner was told to repeat its attempt before it subscribed.
     unheard_wake: bool,
@@ -115,7 +115,7 @@ pub enum Stand {
 }
 
 impl<P: Clone> Places<P> {
-    /// No places yet, in a session that this signal tells the end of.
+    /// Creates an empty record for a session. `session` is the signal of the session's end.
     pub fn new(session: LostSignal) -> Self {
         Self {
             book: Mutex::new(Some(HashMap::new())),
@@ -125,13 +125,13 @@ impl<P: Clone> Places<P> {
         }
     }
 
-    /// An attempt for `owner` is about to be sent: from now on a grant may come, also if no answer does. `new` makes the place
-    /// if the owner has none.
+    /// Records that an attempt for `owner` is about to be sent. From now on a grant may come, even without an answer. `new`
+    /// makes the place if the owner has none.
     ///
     /// # Errors
     ///
-    /// [`Unavailable`](BackendErrorKind::Unavailable) while a release of the owner is under way or due,
-    /// [`SessionEnded`](BackendErrorKind::SessionEnded) if the session is over.
+    /// [`Unavailable`](BackendErrorKind::Unavailable) while a release of the owner is in flight or due,
+    /// [`SessionEnded`](BackendErrorKind::SessionEnded) if the session has ended.
     pub fn expect(
         &self,
         owner: OwnerId,
@@ -155,12 +155,12 @@ impl<P: Clone> Places<P> {
         })
     }
 
-    /// The attempt was answered; `unsure` as far as others may still be on their way.
+    /// Records that the attempt was answered. `unsure` says whether other requests may still be in flight.
     pub fn answered(&self, owner: OwnerId, unsure: bool) {
         self.change(owner, |place| place.unsure = unsure);
     }
 
-    /// An answer says that the owner waits.
+    /// Records the answer that the owner waits.
     pub fn queued(&self, owner: OwnerId) {
         self.change(owner, |place| {
             if matches!(place.phase, Phase::Asked) {
@@ -169,7 +169,7 @@ impl<P: Clone> Places<P> {
         });
     }
 
-    /// The owner has been granted, as an answer says: what it is given.
+    /// Records the answer that the owner holds, and returns its grant.
     ///
     /// # Errors
     ///
@@ -179,13 +179,13 @@ impl<P: Clone> Places<P> {
         grant.ok_or_else(|| self.over())
     }
 
-    /// The owner has been granted, as a message says. `is_of` tells whether it is of this place, and not of one that the owner
-    /// had before.
+    /// Records the message that the owner was granted. `is_of` says whether the message is for this place, and not for an
+    /// earlier one of this owner.
     ///
-    /// A place that is gone was released, and the service has freed it since. One whose waiter has stopped listening is about
-    /// to be.
+    /// If there is no such place, it was released, and the service has freed it. If the waiter has stopped listening, the
+    /// place is about to be released.
     pub fn granted(&self, owner: OwnerId, token: FencingToken, is_of: impl FnOnce(&P) -> bool) {
-        // Of a session that is certain no more, nothing is.
+        // After the session's end no grant is certain.
         if !self.session.is_lost() {
             self.change(owner, |place| {
                 if is_of(&place.at) {
@@ -205,7 +205,7 @@ impl<P: Clone> Places<P> {
         });
     }
 
-    /// Ends the wait of this owner with an error.
+    /// Ends the wait of this owner with an error. `is_of` says whether the failure is of this place.
     pub fn failed(&self, owner: OwnerId, error: BackendError, is_of: impl FnOnce(&P) -> bool) {
         self.change(owner, |place| {
             if is_of(&place.at) {
@@ -236,7 +236,7 @@ impl<P: Clone> Places<P> {
         }
     }
 
-    /// Opens the line of a waiter.
+    /// Subscribes a waiter.
     pub fn listen(&self, owner: OwnerId) -> Wakeups {
         let (sender, line) = wakeups();
         let listens = self.change(owner, |place| {
@@ -255,8 +255,9 @@ impl<P: Clone> Places<P> {
         line
     }
 
-    /// Somebody has broken what `owner` holds: its guard is told of `loss`, and it is due to be released. `is_of` tells whether it
-    /// is for this place, and not for an earlier one of this owner. Returns false if the owner has no such place.
+    /// Records that the lock of `owner` was broken: its guard is told of `loss`, and the session releases it. `is_of` says
+    /// whether the mark is for this place, and not for an earlier one of this owner. Returns false if the owner has no such
+    /// place.
     pub fn broken(&self, owner: OwnerId, loss: &Loss, is_of: impl FnOnce(&P) -> bool) -> bool {
         let found = self.change(owner, |place| {
             if !is_of(&place.at) {
@@ -270,7 +271,7 @@ impl<P: Clone> Places<P> {
             }
             place.broken = Some(loss.clone());
             place.enter(Phase::Due);
-            // One who has not heard of its grant asks again.
+            // An owner that has not received its grant repeats its attempt.
             place.wake();
             true
         });
@@ -290,12 +291,13 @@ impl<P: Clone> Places<P> {
         })?
     }
 
-    /// A release of `owner` begins. It is due again when the returned value is dropped. `None` if the service has nothing of it.
+    /// Begins a release of `owner`. If the returned value is dropped before the release is done, the release is due again.
+    /// `None` if the service has nothing of this owner.
     pub fn release(&self, owner: OwnerId) -> Option<Releasing<'_, P>> {
         self.begin_release(owner, |_| true)
     }
 
-    /// The same, if nobody else releases it already.
+    /// The same, unless another call is already releasing it.
     pub(super) fn release_due(&self, owner: OwnerId) -> Option<Releasing<'_, P>> {
         self.begin_release(owner, |phase| matches!(phase, Phase::Due))
     }
@@ -330,7 +332,7 @@ impl<P: Clone> Places<P> {
         self.list(|owner, place| is_due(place).then_some(owner))
     }
 
-    /// The service keeps nothing of `owner` any more, and can't come to.
+    /// Forgets `owner`. Call this when the service has nothing of it, and no request for it is in flight.
     pub fn forget(&self, owner: OwnerId) {
         if let Some(places) = &mut *self.lock() {
             places.remove(&owner);
@@ -354,10 +356,10 @@ impl<P: Clone> Places<P> {
         })
     }
 
-    /// How a place that was asked about stands at `service`.
+    /// Records the state of a place that was read at `service`.
     pub(super) fn found(&self, asked: &Asked<P>, stand: Stand, service: &str) {
         self.change(asked.owner, |place| {
-            // What has happened meanwhile, the answer doesn't know.
+            // The place has changed since the request, so the answer is stale.
             if place.version != asked.version {
                 return;
             }
@@ -375,7 +377,7 @@ impl<P: Clone> Places<P> {
         });
     }
 
-    /// The session is over: those who wait in it are told, and nothing is kept of it.
+    /// Records the session's end: tells its waiters, and forgets its places.
     pub(super) fn close(&self) {
         let over = self.over();
         let closed = self.lock().take().into_iter().flatten();
@@ -413,7 +415,7 @@ impl<P: Clone> Places<P> {
     }
 
     fn lock(&self) -> MutexGuard<'_, Option<HashMap<OwnerId, Place<P>>>> {
-        // Nothing panics while it is held.
+        // No code panics while it holds the lock.
         self.book.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -519,7 +521,7 @@ impl<P: Clone> Releasing<'_, P> {
         &self.leaving
     }
 
-    /// The service keeps nothing of the place any more, and can't come to.
+    /// Ends the release: the service has nothing of the place, and no request for it is in flight.
     pub fn done(self) {
         let mut book = self.places.lock();
         if let Some(places) = book.as_mut()
@@ -529,7 +531,8 @@ impl<P: Clone> Releasing<'_, P> {
         }
     }
 
-    /// Whether the place is still this release's: not one that the owner has taken since, nor taken over by a later release.
+    /// Whether the place still belongs to this release. The owner may have taken a new place, or a later release may have
+    /// taken over this one.
     fn is_of(&self, place: &Place<P>) -> bool {
         place.version == self.version
     }
@@ -537,7 +540,7 @@ impl<P: Clone> Releasing<'_, P> {
 
 impl<P: Clone> Drop for Releasing<'_, P> {
     fn drop(&mut self) {
-        // One that was released for good is no longer in the book.
+        // A place that was released for good is no longer recorded.
         let due = self.places.change(self.owner, |place| {
             let is_of = self.is_of(place);
             if is_of {
