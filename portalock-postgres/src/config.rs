@@ -97,15 +97,15 @@ impl PostgresSettings {
         Ok(self)
     }
 
-    /// Chooses whether the server gives a session's locks away when its connection ends; default no.
+    /// Sets whether the server frees a session's locks when its connection ends. Default no.
     ///
-    /// A crash is then noticed as soon as the server process of the dead client has ended, by a look every 200 ms of each session
-    /// that waits, rather than after the [lease](Self::with_lease_time). What is given up: every end of the connection loses
-    /// all locks of the session, though its process lives, and so does a server that answers no renewal in time; and the holder is
-    /// told by the same event as everybody else, one network delay after its lock may have been granted to another, or up
-    /// to the lease's time if the news doesn't reach it.
+    /// With this option a waiting session checks every 200 ms whether the server process of the holder's connection still
+    /// exists. So it notices a crash within 200 ms, instead of after the [lease](Self::with_lease_time). The price: all locks
+    /// of a session are lost whenever its connection ends, although its process lives, or when no renewal is answered in
+    /// time. And a holder learns of the loss one network delay after its lock may have been granted to another, or up to
+    /// one lease later if it doesn't learn that its connection has ended.
     ///
-    /// Each session is judged by its own form, so clients of both can share locks.
+    /// Clients with and without this option can share locks; the server judges each session by its own setting.
     #[must_use]
     pub fn with_release_without_notice(mut self, at_once: bool) -> Self {
         self.release_without_notice = at_once;

@@ -61,9 +61,9 @@ const LONGEST_SESSION: Duration = Duration::from_secs(20 * 60);
 const SHORTEST_TICK: Duration = Duration::from_millis(10);
 /// The longest one: a queue lies in keys that last for half an hour from its last waiter's look.
 const LONGEST_TICK: Duration = Duration::from_secs(10 * 60);
-/// How often is looked whether the primary is another server; more often in a short session.
+/// How often the client checks whether another server has become the primary. More often in a short session.
 const LOOKING: Duration = Duration::from_secs(1);
-/// The most tags: a client may come to have a session in each.
+/// The largest number of tags: a client may have a session for each.
 const MOST_TAGS: u16 = 1024;
 
 impl RedisSettings {
@@ -83,9 +83,9 @@ impl RedisSettings {
     pub const DEFAULT_RESPONSE_TIMEOUT: Duration = Duration::from_secs(5);
     /// The default of [`cluster_tags`](Self::cluster_tags).
     ///
-    /// A client that uses many names has a session for each tag, so the number is the most connections and refreshes that one
-    /// client costs. And it is into how many parts the locks are shared out over the nodes. A node can do tens of thousands of locks
-    /// a second, so few parts are enough; with sixteen each node of a cluster of three to eight gets some.
+    /// A client that uses many names has one session for each tag. So the number limits the connections and refreshes of one
+    /// client. It is also the number of parts into which the locks are divided among the nodes. A node can do tens of
+    /// thousands of locks a second, so a few parts are enough. With 16, each node of a cluster of three to eight has some.
     pub const DEFAULT_CLUSTER_TAGS: u16 = 16;
 
     /// The defaults, and the server at `url`:
@@ -99,9 +99,9 @@ impl RedisSettings {
     /// - `rediss+sentinel://...` the same, with the sentinels and the server over TLS. Certificates must be for the addresses that
     ///   the sentinels tell
     /// - `redis+cluster://[user:password@]host[:port][,host...]` the cluster of these nodes: one that answers is enough. User and
-    ///   password are those of each node
-    /// - `rediss+cluster://...` the same over TLS, of a cluster with `tls-cluster yes`. Certificates must be for the names by which the
-    ///   nodes know each other, or for their addresses if they have none
+    ///   password must be the same at all nodes
+    /// - `rediss+cluster://...` the same over TLS, for a cluster with `tls-cluster yes`. The certificates must be for the host
+    ///   names that the nodes announce, or for their addresses if they announce none
     ///
     /// [`with_sentinel_login`]: Self::with_sentinel_login
     ///
@@ -130,8 +130,8 @@ impl RedisSettings {
     ///
     /// # Errors
     ///
-    /// [`InvalidRedisSettings`] if it is empty, longer than 100 bytes, or has a slash or a control character; in a cluster also if it
-    /// has a brace.
+    /// [`InvalidRedisSettings`] if it is empty, longer than 100 bytes, or contains a slash or a control character; for a
+    /// cluster also if it contains a brace.
     pub fn with_prefix(mut self, prefix: &str) -> Result<Self, InvalidRedisSettings> {
         if prefix.is_empty()
             || prefix.len() > 100
@@ -143,7 +143,7 @@ impl RedisSettings {
             )
             .into());
         }
-        // What is between two of them decides where a key lies.
+        // The text between braces decides the slot of a key.
         if self.address.is_cluster() && prefix.contains(['{', '}']) {
             return Err(
                 InvalidSetting::new("prefix", "has a brace: a cluster allows none there").into(),
@@ -258,12 +258,12 @@ impl RedisSettings {
         self
     }
 
-    /// Sets by how many hash tags names are shared out over the slots of a cluster; default 16. A client has a session, with its own
-    /// connection, for each tag that it uses.
+    /// Sets the number of hash tags that spread the names over the slots of a cluster. Default 16. A client has one session, with
+    /// its own connection, for each tag that it uses.
     ///
-    /// All clients of a cluster and prefix must have the same. The first one writes it into the cluster, for good; one that has another
-    /// is refused as [`Misconfigured`](portalock_core::BackendErrorKind::Misconfigured). To change it, end all programs that use these
-    /// locks, and delete the key that the error names.
+    /// All clients of a cluster and prefix must use the same number. The first client writes it into the cluster, where it stays. A
+    /// client with another number fails with [`Misconfigured`](portalock_core::BackendErrorKind::Misconfigured). To change the
+    /// number, stop all programs that use these locks, and delete the key that the error names.
     ///
     /// # Errors
     ///
@@ -359,7 +359,7 @@ impl RedisSettings {
         self.authority.as_deref()
     }
 
-    /// By how many hash tags names are shared out over the slots of a cluster.
+    /// The number of hash tags that spread the names over the slots of a cluster.
     pub const fn cluster_tags(&self) -> u16 {
         self.cluster_tags
     }
@@ -372,7 +372,7 @@ impl RedisSettings {
         &self.address
     }
 
-    /// How often is looked whether the primary is another server, at the least.
+    /// The longest time between two checks whether another server has become the primary.
     pub(crate) fn look_interval(&self) -> Duration {
         LOOKING.min(self.session_ttl / 3)
     }

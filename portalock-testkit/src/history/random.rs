@@ -1,4 +1,4 @@
-//! Clients that lock at random, for tests that bring faults of their own.
+//! Clients that lock at random, for tests that cause their own faults.
 
 use std::{env, future::Future, str::FromStr, sync::Arc, time::Duration};
 
@@ -7,14 +7,14 @@ use tokio::{sync::watch, task::JoinSet};
 
 use super::{Happened, History, Recorder};
 
-/// How many tasks each client has.
+/// The number of tasks of each client.
 const TASKS: usize = 2;
-/// How long each call may take: whatever the faults are, they pass.
+/// How long each call may take. Every fault ends sooner.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// How often a call may fail: as often as it takes.
+/// How often a call may fail in a row: in effect there is no limit.
 const FAILURES: u32 = 100_000;
 
-/// The seed of what is random in a test: `PORTALOCK_SEED`, or a new one. A test prints it, so that it can be played again.
+/// The seed of a random test: `PORTALOCK_SEED`, or a new one. The test prints it, so that you can repeat the run.
 pub fn seed() -> u64 {
     from_environment("PORTALOCK_SEED").unwrap_or_else(|| fastrand::u64(..1_000_000_000))
 }
@@ -28,8 +28,8 @@ fn from_environment<T: FromStr>(name: &str) -> Option<T> {
     env::var(name).ok()?.parse().ok()
 }
 
-/// Lets every client lock, share, hold and let go at random, from several tasks, for as long as `faults` runs, and returns what
-/// they saw once the last call has ended.
+/// Runs the clients while `faults` runs. Each client locks, shares, holds and releases at random, from several tasks.
+/// Returns their history when the last call has ended.
 ///
 /// ```
 /// use std::time::Duration;
@@ -47,15 +47,15 @@ fn from_environment<T: FromStr>(name: &str) -> Option<T> {
 ///
 /// # Errors
 ///
-/// [`LockError`] of a call that failed for good, or that was not served within a minute.
+/// The [`LockError`] of a call that failed for good, or that got no lock within a minute.
 ///
 /// # Cancel safety
 ///
-/// Dropping the call stops the clients.
+/// If the call is dropped, the clients stop.
 ///
 /// # Panics
 ///
-/// As `faults` does.
+/// If `faults` panics.
 pub async fn random_clients<B: LockBackend + Clone>(
     clients: &[B],
     seed: u64,
@@ -135,7 +135,7 @@ impl<B: LockBackend + Clone> Task<B> {
         }
         self.recorder.happened(id, Happened::Releasing);
         if self.random.bool() {
-            // That it could not be told is no breach of a promise: it goes on in the background.
+            // A failed release breaks no promise: the clean-up repeats it in the background.
             drop(guard.release().await);
         } else {
             drop(guard);

@@ -26,8 +26,8 @@ pub struct Pooler {
 }
 
 impl Pooler {
-    /// A pooler in front of `server`, with settings as they stand in `pgbouncer.ini`, such as `("pool_mode", "transaction")`. Only
-    /// the superuser may come in.
+    /// Starts a pooler in front of `server`. The settings are those of `pgbouncer.ini`, such as `("pool_mode",
+    /// "transaction")`. Only the superuser can log in.
     ///
     /// # Errors
     ///

@@ -60,8 +60,9 @@ impl PostgresOptions {
         Self::default()
     }
 
-    /// Starts the `postgres` in this directory, such as `/usr/lib/postgresql/17/bin`. Without it, that is the directory in the
-    /// environment variable `PORTALOCK_POSTGRES`, or else the first one of the path, or else Debian's newest.
+    /// Starts `postgres` from this directory, such as `/usr/lib/postgresql/17/bin`. By default the directory is the one in the
+    /// environment variable `PORTALOCK_POSTGRES`, otherwise the first one on the path, otherwise the newest one of Debian's
+    /// packages.
     #[must_use]
     pub fn programs(mut self, dir: impl Into<PathBuf>) -> Self {
         self.programs = Some(dir.into());

@@ -1,4 +1,4 @@
-//! A Redis cluster: primaries that share the slots, and replicas that are promoted when one fails.
+//! A Redis Cluster: several primaries, each with a part of the slots, and replicas that are promoted when a primary fails.
 
 use std::{
     io, thread,
@@ -13,12 +13,13 @@ use super::{
 
 const SLOTS: u16 = 16384;
 const PRIMARIES: usize = 3;
-/// How often a node's port for the others may turn out to be taken.
+/// How often a node may fail to start because another program has taken its bus port.
 const PORT_ATTEMPTS: usize = 5;
-/// Until the nodes have found each other, and until a failover is over. Generous: a loaded machine is no failure.
+/// How long the nodes may take to find each other, or to complete a failover. It is long because a test must not fail only
+/// because the machine is busy.
 const FOUND_WITHIN: Duration = Duration::from_secs(180);
 const POLL: Duration = Duration::from_millis(20);
-/// After so long a failover by hand was given up.
+/// After this time a replica has given up a failover by hand.
 const FAILOVER_WITHIN: Duration = Duration::from_secs(6);
 /// How long one `MIGRATE` may take, in milliseconds.
 const MIGRATE_WITHIN: &str = "10000";
@@ -42,12 +43,12 @@ impl Default for RedisClusterOptions {
 }
 
 impl RedisClusterOptions {
-    /// Three primaries with a replica each, that count as failed after two seconds of silence.
+    /// Three primaries with one replica each. A node counts as failed after two seconds without an answer.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Sets for how long a node must be silent until the others believe it failed.
+    /// Sets after how much time without an answer a node counts as failed.
     #[must_use]
     pub fn node_timeout(mut self, silence: Duration) -> Self {
         self.node_timeout = silence;
@@ -61,7 +62,7 @@ impl RedisClusterOptions {
         self
     }
 
-    /// The nodes speak TLS, with each other too. Clients show no certificate.
+    /// Uses TLS for clients, and between the nodes. Clients need no certificate.
     #[must_use]
     pub fn tls(mut self, identity: ServerIdentity) -> Self {
         self.server = self
@@ -79,11 +80,11 @@ impl RedisClusterOptions {
         self
     }
 
-    /// Starts the nodes and returns once every slot is served and every replica follows.
+    /// Starts the nodes. Returns when every slot is served and every replica follows its primary.
     ///
     /// # Errors
     ///
-    /// [`StartError`] if Redis 7 or later isn't installed or something did not come up.
+    /// [`StartError`] if Redis 7 or later isn't installed, or if a node does not start.
     pub fn start(self) -> Result<RedisCluster, StartError> {
         let server = self
             .server
@@ -93,7 +94,7 @@ impl RedisClusterOptions {
                 "cluster-node-timeout",
                 self.node_timeout.as_millis().to_string(),
             )
-            // A replica is promoted however long it has been without its primary.
+            // A replica can be promoted even if it lost its primary long ago.
             .setting("cluster-replica-validity-factor", "0")
             .setting("cluster-allow-replica-migration", "no")
             .setting("repl-diskless-sync-delay", "0")
@@ -109,9 +110,9 @@ impl RedisClusterOptions {
     }
 }
 
-/// A running cluster: the first three nodes began as its primaries, each with a third of the slots.
+/// A running cluster. At the start the first three nodes are the primaries, each with a third of the slots.
 ///
-/// Dropping it kills every node.
+/// Dropping it kills all nodes.
 #[derive(Debug)]
 pub struct RedisCluster {
     nodes: Vec<Node>,
@@ -120,9 +121,9 @@ pub struct RedisCluster {
 #[derive(Debug)]
 struct Node {
     server: RedisServer,
-    /// By what the nodes know each other.
+    /// The node's id in the cluster.
     id: String,
-    /// The port for the other nodes.
+    /// The bus port, for the other nodes.
     bus: u16,
 }
 
@@ -139,7 +140,7 @@ impl Node {
                         .map_err(StartError::io("ask a node for its id"))?;
                     return Ok(Self { server, id, bus });
                 }
-                // Somebody may have taken the port meanwhile.
+                // Another program may have taken the port meanwhile.
                 Err(StartError::Ended { .. }) if attempts < PORT_ATTEMPTS => {}
                 Err(error) => return Err(error),
             }
@@ -154,12 +155,12 @@ impl Node {
         self.server.pid().is_some()
     }
 
-    /// The port by which clients and the other nodes know it.
+    /// The port that clients and other nodes use.
     fn known_port(&self) -> u16 {
         self.server.tls_port().unwrap_or(self.server.port())
     }
 
-    /// The id of the node that serves a slot, as this one believes.
+    /// The id of the node that serves a slot, as this node sees it.
     fn owner(&self, slot: u16) -> io::Result<Option<String>> {
         let nodes = one(self.server.port(), "CLUSTER NODES")?;
         let owner = nodes.lines().find(|line| serves(line, slot));
@@ -173,7 +174,7 @@ fn serves(line: &str, slot: u16) -> bool {
         let (first, last) = range.split_once('-').unwrap_or((range, range));
         match (first.parse::<u16>(), last.parse::<u16>()) {
             (Ok(first), Ok(last)) => (first..=last).contains(&slot),
-            // A slot that moves, in brackets.
+            // A slot in brackets: it is being moved.
             _ => false,
         }
     })
@@ -205,19 +206,19 @@ impl RedisCluster {
         }
         for (place, node) in self.nodes.iter().enumerate().skip(PRIMARIES) {
             let primary = &self.nodes[place % PRIMARIES].id;
-            // It refuses until it has heard of that node.
+            // The node refuses this until it knows the primary.
             until(|| node.ask(&format!("CLUSTER REPLICATE {primary}")).ok())?;
         }
         self.until_whole()
     }
 
-    /// Its URL, by every node: `redis+cluster://127.0.0.1:port,...`, or `rediss+cluster` with [`RedisClusterOptions::tls`].
+    /// The URL with all nodes: `redis+cluster://127.0.0.1:port,...`, or `rediss+cluster` with [`RedisClusterOptions::tls`].
     pub fn url(&self) -> String {
         let ports: Vec<_> = self.nodes.iter().map(Node::known_port).collect();
         self.url_by(&ports)
     }
 
-    /// The same by these ports only.
+    /// The URL with these ports only.
     pub fn url_by(&self, ports: &[u16]) -> String {
         let places: Vec<_> = ports
             .iter()
@@ -228,7 +229,7 @@ impl RedisCluster {
         format!("{scheme}+cluster://{}", places.join(","))
     }
 
-    /// How many nodes there are.
+    /// The number of nodes.
     #[expect(
         clippy::len_without_is_empty,
         reason = "there is no cluster without a node"
@@ -255,11 +256,11 @@ impl RedisCluster {
         &mut self.nodes[node].server
     }
 
-    /// The slot in which a key lies.
+    /// The slot of a key.
     ///
     /// # Errors
     ///
-    /// The system's, if no node answers.
+    /// The error of the system if no node answers.
     pub fn slot_of(&self, key: &str) -> io::Result<u16> {
         let running = self.nodes.iter().find(|node| node.is_running());
         let node = running.ok_or(io::ErrorKind::NotFound)?;
@@ -269,7 +270,7 @@ impl RedisCluster {
             .ok_or_else(|| io::ErrorKind::InvalidData.into())
     }
 
-    /// Which node serves `slot`, as all that run believe. `None` while they differ.
+    /// The node that serves `slot`, if all running nodes agree. Otherwise `None`.
     pub fn owner(&self, slot: u16) -> Option<usize> {
         let mut running = self.nodes.iter().filter(|node| node.is_running());
         let id = running.next()?.owner(slot).ok()??;
@@ -281,7 +282,7 @@ impl RedisCluster {
         place.filter(|_| agreed)
     }
 
-    /// Waits until all nodes that run agree on who serves `slot`, and it is another than `former`. Answers which.
+    /// Waits until all running nodes agree that another node than `former` serves `slot`, and returns that node.
     ///
     /// # Errors
     ///
@@ -290,7 +291,7 @@ impl RedisCluster {
         until(|| self.owner(slot).filter(|owner| *owner != former))
     }
 
-    /// Waits until every slot is served, and every running replica follows its primary.
+    /// Waits until every slot is served and every running replica follows its primary.
     ///
     /// # Errors
     ///
@@ -308,11 +309,11 @@ impl RedisCluster {
         running.try_for_each(|node| until(|| is_whole(node)))
     }
 
-    /// Begins to move `slot` to another primary: no key has moved yet.
+    /// Begins to move `slot` to another primary. Moves no key yet.
     ///
     /// # Errors
     ///
-    /// The system's or a node's, and [`io::ErrorKind::TimedOut`] if the nodes don't agree where the slot is.
+    /// The error of the system or of a node; [`io::ErrorKind::TimedOut`] if the nodes don't agree where the slot is.
     ///
     /// # Panics
     ///
@@ -325,31 +326,31 @@ impl RedisCluster {
         Ok(SlotMove { slot, from, to })
     }
 
-    /// The keys of a slot that have not moved yet.
+    /// The keys of the slot that have not moved yet.
     ///
     /// # Errors
     ///
-    /// The system's or the node's.
+    /// The error of the system or of the node.
     pub fn keys_left(&self, moving: SlotMove) -> io::Result<Vec<String>> {
         self.nodes[moving.from].ask(&format!("CLUSTER GETKEYSINSLOT {} 1000", moving.slot))
     }
 
-    /// Moves one key of a slot that moves.
+    /// Moves one key of the slot.
     ///
     /// # Errors
     ///
-    /// The system's or the node's.
+    /// The error of the system or of the node.
     pub fn move_key(&self, moving: SlotMove, key: &str) -> io::Result<()> {
         let port = self.nodes[moving.to].known_port().to_string();
         let words = ["MIGRATE", "127.0.0.1", &port, key, "0", MIGRATE_WITHIN];
         ask_words(self.nodes[moving.from].server.port(), words).map(drop)
     }
 
-    /// Moves the keys that are left, and then the slot.
+    /// Moves the remaining keys, and then the slot.
     ///
     /// # Errors
     ///
-    /// The system's or a node's, and [`io::ErrorKind::TimedOut`] if the nodes don't come to agree.
+    /// The error of the system or of a node; [`io::ErrorKind::TimedOut`] if the nodes don't agree where the slot is.
     pub fn finish_move(&self, moving: SlotMove) -> io::Result<()> {
         loop {
             let keys = self.keys_left(moving)?;
@@ -360,7 +361,7 @@ impl RedisCluster {
         }
         let SlotMove { slot, from, to } = moving;
         let told = format!("CLUSTER SETSLOT {slot} NODE {}", self.nodes[to].id);
-        // The new one first: were it told last, nobody would serve the slot for a moment.
+        // The new node is told first. Otherwise nobody would serve the slot for a moment.
         for node in [to, from] {
             self.nodes[node].ask(&told)?;
         }
@@ -381,17 +382,17 @@ impl RedisCluster {
         self.finish_move(moving)
     }
 
-    /// Has a replica take the place of the primary that serves `slot` (`CLUSTER FAILOVER`), and waits for that. Answers which
-    /// node serves it now.
+    /// Promotes a replica of the primary that serves `slot` (`CLUSTER FAILOVER`), and waits until it serves the slot. Returns
+    /// that node.
     ///
     /// # Errors
     ///
-    /// [`io::ErrorKind::TimedOut`], also if it has no replica that runs.
+    /// [`io::ErrorKind::TimedOut`], also if the primary has no running replica.
     pub fn fail_over(&self, slot: u16) -> io::Result<usize> {
         let former = until(|| self.owner(slot))?;
         let mut asked: Option<Instant> = None;
         until(|| {
-            // A replica gives up after five seconds in which its primary was too slow, and begins anew each time that it is asked.
+            // If its primary is too slow, a replica gives up after five seconds. A new request starts the failover again.
             if asked.is_none_or(|asked| asked.elapsed() > FAILOVER_WITHIN) {
                 let replica = self.replica_of(former)?;
                 asked = replica.ask("CLUSTER FAILOVER").ok().map(|_| Instant::now());
@@ -400,7 +401,7 @@ impl RedisCluster {
         })
     }
 
-    /// One that a primary knows as its replica.
+    /// A running replica, as the primary sees it.
     fn replica_of(&self, primary: usize) -> Option<&Node> {
         let primary = &self.nodes[primary];
         let known = one(primary.server.port(), "CLUSTER NODES").ok()?;
@@ -412,7 +413,7 @@ impl RedisCluster {
     }
 }
 
-/// A slot on its way to another primary.
+/// The move of a slot to another primary.
 #[derive(Debug, Clone, Copy)]
 pub struct SlotMove {
     slot: u16,
@@ -421,18 +422,18 @@ pub struct SlotMove {
 }
 
 impl SlotMove {
-    /// The node that has served it.
+    /// The node that gives the slot away.
     pub fn from(self) -> usize {
         self.from
     }
 
-    /// The node that is to serve it.
+    /// The node that takes the slot.
     pub fn to(self) -> usize {
         self.to
     }
 }
 
-/// The only text of an answer.
+/// The text of an answer with one text.
 fn one(port: u16, command: &str) -> io::Result<String> {
     let mut texts = ask(port, command)?;
     texts.pop().ok_or_else(|| io::ErrorKind::InvalidData.into())

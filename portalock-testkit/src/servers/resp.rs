@@ -18,7 +18,7 @@ pub(super) fn ask(port: u16, command: &str) -> io::Result<Vec<String>> {
     ask_words(port, command.split(' '))
 }
 
-/// The same with words that may have spaces in them.
+/// The same for words that can contain spaces.
 pub(super) fn ask_words<'w>(
     port: u16,
     words: impl IntoIterator<Item = &'w str>,

@@ -16,7 +16,7 @@ use rustix::process::geteuid;
 
 use super::{PROGRAM, SUPERUSER, StartError};
 
-/// The environment variable by which all servers are started from one directory of programs.
+/// The environment variable with the directory from which all servers are started.
 const CHOICE: &str = "PORTALOCK_POSTGRES";
 
 /// Where Postgres is installed, and as whom it runs.
@@ -28,7 +28,7 @@ pub(super) struct Installation {
 }
 
 impl Installation {
-    /// The one in `chosen`, or else the one that [`CHOICE`] names, or the first on the path, or Debian's newest.
+    /// The installation in `chosen`, otherwise in [`CHOICE`], otherwise the first on the path, otherwise Debian's newest.
     pub(super) fn find(chosen: Option<&Path>) -> Result<Self, StartError> {
         // Where a link leads, all of its programs are.
         let programs_of = |dir: PathBuf| {
