@@ -102,7 +102,7 @@
 //! | `timeout` | 5 s | when a call gives up; [`Policy::forever`] waits without end |
 //! | `fail_when_locked` | `false` | fail at once if the lock is held |
 //! | `check_interval` | 250 ms | the longest pause between two attempts; most backends wake a waiter sooner |
-//! | `max_failures` | 5 | how many failures of the service in a row are retried, about a second |
+//! | `max_failures` | 5 | how many failures of the service in a row are retried, about a second; longer with a place in a queue |
 //!
 //! # Features
 //!
