@@ -212,7 +212,7 @@ fn duration(text: &str) -> Result<Duration, String> {
     const LONGEST: Duration = portalock::settings::LONGEST;
     match humantime::parse_duration(text) {
         Ok(duration) if duration <= LONGEST => Ok(duration),
-        Ok(_) => Err("a year is the most".to_owned()),
+        Ok(_) => Err("at most a year is allowed".to_owned()),
         Err(_) => Err("write a number and a unit, such as 250ms, 30s or 1h30m".to_owned()),
     }
 }
@@ -305,7 +305,7 @@ mod tests {
             ("cannot be used with", vec!["-k", "-n", "x", "--", "y"]),
             ("--keep", vec!["--pause", "1s", "x", "--", "y"]),
             ("COMMAND", vec!["x", "make"]),
-            ("owner's identity", vec!["break", "-o", "me", "x"]),
+            ("not an owner id", vec!["break", "-o", "me", "x"]),
         ] {
             let error = refused(&line);
             assert!(error.contains(expected), "{line:?}: {error}");

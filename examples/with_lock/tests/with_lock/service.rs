@@ -202,7 +202,7 @@ pub(crate) fn a_server_that_does_not_answer_is_no_conflict(service: &Service) {
     service.proxy.black_hole(Direction::Both);
     home.run("-t 300ms proxied deploy -- true")
         .code(125)
-        .said("no answer within 300ms");
+        .said("did not answer within 300ms");
     service.proxy.heal();
     service.proxy.refuse(true);
     let refused = home.run("-t 30s proxied deploy -- true");
