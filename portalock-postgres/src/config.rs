@@ -101,9 +101,8 @@ impl PostgresSettings {
     ///
     /// A crash is then noticed as soon as the server process of the dead client has ended, by a look every 200 ms of each session
     /// that waits, rather than after the [lease](Self::with_lease_time). What is given up: every end of the connection loses
-    /// all locks of the session, though its process lives, and so does a server that answers no renewal in time; and the holder is
-    /// told by the same event as everybody else, one network delay after its lock may have been granted to another, or up
-    /// to the lease's time if the news doesn't reach it.
+    /// all locks of the session, though its process lives; and the holder is told by the same event as everybody else, one
+    /// network delay after its lock may have been granted to another, or up to the lease's time if the news doesn't reach it.
     ///
     /// Each session is judged by its own form, so clients of both can share locks.
     #[must_use]
