@@ -37,7 +37,9 @@ pub(crate) async fn look(
     };
     let stands: Option<Vec<_>> = answers.iter().map(stand).collect();
     let stands = stands.ok_or_else(|| unexpected(LOOKING))?;
-    if session.settings().wait_replicas() > 0 {
+    let is_new =
+        |(asked, stand): (&Asked<Place>, &Stand)| !asked.held && matches!(stand, Stand::Held(_));
+    if session.settings().wait_replicas() > 0 && asked.iter().zip(&stands).any(is_new) {
         confirm(&mut connection, session).await?;
     }
     Ok(Looked::new(stands, None))
