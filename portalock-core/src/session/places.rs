@@ -194,10 +194,10 @@ impl<P: Clone> Places<P> {
         }
     }
 
-    /// What `owner` waits for may have gone: it asks again. `is_of` tells whether the message is of this place.
-    pub fn wake(&self, owner: OwnerId, is_of: impl FnOnce(&P) -> bool) {
+    /// What `owner` waits for may have gone: it asks again. For a service whose messages tell of a change and grant nothing.
+    pub fn wake(&self, owner: OwnerId) {
         self.change(owner, |place| {
-            if is_of(&place.at) && matches!(place.phase, Phase::Asked | Phase::Queued) {
+            if matches!(place.phase, Phase::Asked | Phase::Queued) {
                 place.wake();
             }
         });
