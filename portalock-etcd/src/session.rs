@@ -329,20 +329,38 @@ mod tests {
         lease.witness.same(Witness { member: 0, term: 0 });
     }
 
+    /// A session that nothing is done in, and its connection.
+    async fn session(server: &EtcdServer) -> (Client, Arc<Session>, Line) {
+        let settings = EtcdSettings::new(server.endpoints()).unwrap();
+        let settings = settings.with_lease_time(Duration::from_secs(600)).unwrap();
+        let before = reads_at(server).await;
+        let client = Client::new(Arc::new(Server::new(settings).unwrap()));
+        let session = client.session().await.unwrap();
+        // Three at its start, one as it listens, one by its first renewal.
+        while reads_at(server).await < before + 5 {
+            tokio::task::yield_now().await;
+        }
+        let line = session.connection().unwrap();
+        (client, session, line)
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_is_given_up_hears_nothing_more_and_its_member_is_left() {
+        let server = EtcdServer::start().unwrap();
+        let (_client, session, line) = session(&server).await;
+        let lease = session.service();
+        assert!(line.is_open());
+        lease.gave_up(&line);
+        assert!(!line.is_open());
+        let left = lease.server.endpoints.moved_from(&line.connection);
+        let soon = Duration::from_secs(60);
+        tokio::time::timeout(soon, left).await.unwrap();
+    }
+
     #[tokio::test]
     async fn a_renewal_counts_once_one_member_has_answered_in_one_term_before_and_after_it() {
         let server = EtcdServer::start().unwrap();
-        let settings = EtcdSettings::new(server.endpoints()).unwrap();
-        let settings = settings.with_lease_time(Duration::from_secs(600)).unwrap();
-        let client = Client::new(Arc::new(Server::new(settings).unwrap()));
-        let session = client.session().await.unwrap();
-        let line = loop {
-            // The first renewal is made over it.
-            if let Some(line) = session.connection() {
-                break line;
-            }
-            tokio::task::yield_now().await;
-        };
+        let (_client, session, line) = session(&server).await;
         let lease = session.service();
         deposed(lease);
         let (_, counts) = lease.renew(&line.connection).await.unwrap().unwrap();
@@ -351,8 +369,8 @@ mod tests {
         assert!(counts);
 
         // Where the first does not count, another one is made.
-        for (reads, is_deposed) in [(1, false), (2, true)] {
-            if is_deposed {
+        for reads in [1, 2] {
+            if reads == 2 {
                 deposed(lease);
             }
             let before = reads_at(&server).await;
