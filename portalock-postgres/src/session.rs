@@ -144,7 +144,7 @@ impl Service for SessionRow {
         }
     }
 
-    fn place(owner: OwnerId, wish: &Wish) -> Place {
+    fn place(&self, owner: OwnerId, wish: &Wish) -> Place {
         Place::new(owner, wish.wanted.clone())
     }
 

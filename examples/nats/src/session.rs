@@ -75,7 +75,7 @@ impl Service for SessionKey {
         }
     }
 
-    fn place(owner: OwnerId, request: &LockRequest) -> Place {
+    fn place(&self, owner: OwnerId, request: &LockRequest) -> Place {
         Place {
             name: request.name.clone(),
             id: format!("{owner}.{:x}", fastrand::u64(..)).into(),

@@ -101,7 +101,7 @@ impl<S: Service> Client<S> {
             release(&session, owner).await?;
         }
         let connections = session.connections();
-        let expected = places.expect(owner, || S::place(owner, wish))?;
+        let expected = places.expect(owner, || session.service().place(owner, wish))?;
         let Answered { value, repeated } = match S::enter(&session, &expected.at, wish).await {
             Ok(answer) => answer,
             // What it has done is unknown, but for what the session's end has undone.

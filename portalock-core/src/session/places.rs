@@ -64,6 +64,8 @@ struct Waiting {
     line: Option<WakeSender>,
     /// A grant that came before the waiter listened.
     unheard: Option<Grant>,
+    /// It was told to ask again before it listened.
+    unheard_wake: bool,
 }
 
 /// A place as an attempt finds it.
@@ -94,6 +96,8 @@ pub struct Leaving<P> {
 pub struct Asked<P> {
     /// What the backend knows of the place.
     pub at: P,
+    /// Whether its owner holds, as far as the session knows; else it waits.
+    pub held: bool,
     pub(super) owner: OwnerId,
     version: u64,
 }
@@ -190,11 +194,11 @@ impl<P: Clone> Places<P> {
         }
     }
 
-    /// A waiter should ask again.
-    pub fn wake(&self, owner: OwnerId, is_of: impl FnOnce(&P) -> bool) {
+    /// What `owner` waits for may have gone: it asks again. For a service whose messages tell of a change and grant nothing.
+    pub fn wake(&self, owner: OwnerId) {
         self.change(owner, |place| {
-            if let Some(line) = place.line().filter(|_| is_of(&place.at)) {
-                line.wake();
+            if matches!(place.phase, Phase::Asked | Phase::Queued) {
+                place.wake();
             }
         });
     }
@@ -226,6 +230,9 @@ impl<P: Clone> Places<P> {
             if let Some(grant) = waiting.unheard.take() {
                 sender.grant(grant);
             }
+            if std::mem::take(&mut waiting.unheard_wake) {
+                sender.wake();
+            }
             waiting.line = Some(sender.clone());
         });
         if listens.is_none() {
@@ -235,24 +242,25 @@ impl<P: Clone> Places<P> {
     }
 
     /// Somebody has broken what `owner` holds: its guard is told of `loss`, and it is due to be released. `is_of` tells whether it
-    /// is of this place, and not of one that the owner had before. Answers whether the owner has that place still.
+    /// is of this place, and not of one that the owner had before. False if the owner has no such place.
     pub fn broken(&self, owner: OwnerId, loss: &Loss, is_of: impl FnOnce(&P) -> bool) -> bool {
-        let is_here = self.change(owner, |place| {
-            let is_of = is_of(&place.at);
-            if is_of && !place.is_leaving() {
-                if let Phase::Held(_, lease) = &place.phase {
-                    lease.end(loss.clone());
-                }
-                place.broken = Some(loss.clone());
-                place.enter(Phase::Due);
-                // One who has not heard of its grant asks again.
-                if let Some(line) = place.line() {
-                    line.wake();
-                }
+        let found = self.change(owner, |place| {
+            if !is_of(&place.at) {
+                return false;
             }
-            is_of
+            if place.is_leaving() {
+                return true;
+            }
+            if let Phase::Held(_, lease) = &place.phase {
+                lease.end(loss.clone());
+            }
+            place.broken = Some(loss.clone());
+            place.enter(Phase::Due);
+            // One who has not heard of its grant asks again.
+            place.wake();
+            true
         });
-        is_here == Some(true)
+        found == Some(true)
     }
 
     /// Whether a release of `owner` is under way or due.
@@ -326,6 +334,7 @@ impl<P: Clone> Places<P> {
             stands.then(|| Asked {
                 owner,
                 at: place.at.clone(),
+                held: matches!(place.phase, Phase::Held(..)),
                 version: place.version,
             })
         })
@@ -429,6 +438,14 @@ impl<P> Place<P> {
 
     fn line(&self) -> Option<&WakeSender> {
         self.waiting.as_ref()?.line.as_ref()
+    }
+
+    fn wake(&mut self) {
+        let waiting = self.waiting();
+        match &waiting.line {
+            Some(line) => drop(line.wake()),
+            None => waiting.unheard_wake = true,
+        }
     }
 
     fn fail(&self, error: BackendError) {

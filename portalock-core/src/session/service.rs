@@ -44,8 +44,11 @@ pub trait Service: fmt::Debug + Send + Sync + Sized + 'static {
     fn new(shared: &Self::Shared) -> Self;
 
     /// A new place for `owner`, with a name that no earlier place of it had: so that a message that comes late can't be taken
-    /// for one to the next.
-    fn place(owner: OwnerId, wish: &Self::Wish) -> Self::Place;
+    /// for one to the next. Called under a lock: it must be quick.
+    ///
+    /// The place is dropped once nothing can be left of it at the service; until then nothing of what stands for it may be used
+    /// for another one.
+    fn place(&self, owner: OwnerId, wish: &Self::Wish) -> Self::Place;
 
     /// How long the session lives at the service without being renewed. It is renewed, and what it has is looked after,
     /// each third of that.

@@ -109,7 +109,7 @@ impl<const ASKS: bool> Service for InStore<ASKS> {
         settings.clone()
     }
 
-    fn place(_: OwnerId, wish: &(u32, bool)) -> u32 {
+    fn place(&self, _: OwnerId, wish: &(u32, bool)) -> u32 {
         wish.0
     }
 

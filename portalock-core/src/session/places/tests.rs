@@ -50,15 +50,14 @@ fn a_release_that_is_answered_late_leaves_what_came_after_it() {
 }
 
 #[tokio::test]
-async fn a_waiter_is_woken_or_told_that_it_waits_in_vain_if_it_is_the_one_that_is_meant() {
+async fn a_waiter_is_woken_and_told_that_it_waits_in_vain_if_it_is_the_one_that_is_meant() {
     let (places, _lease, owner) = book();
     places.expect(owner, || 2).unwrap();
     let mut line = places.listen(owner);
     let error = || BackendError::new(BackendErrorKind::Unavailable, "unconfirmed");
-    places.wake(owner, |at| *at == 1);
     places.failed(owner, error(), |at| *at == 1);
     assert!(line.next().now_or_never().is_none());
-    places.wake(owner, |at| *at == 2);
+    places.wake(owner);
     assert!(matches!(line.next().await, Wake::TryNow));
     places.failed(owner, error(), |at| *at == 2);
     assert!(matches!(line.next().await, Wake::Failed(_)));
