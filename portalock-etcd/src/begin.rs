@@ -135,11 +135,16 @@ fn is_too_old(version: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::queue::ranges;
     use crate::{
         EtcdSettings,
         client::{Client, Server},
     };
-    use portalock_core::session::{Service as _, Session as _};
+    use etcd_client::TxnOp;
+    use portalock_core::{
+        Loss,
+        session::{Service as _, Session as _},
+    };
     use portalock_testkit::{
         proxy::{Direction, FaultProxy},
         servers::EtcdServer,
@@ -167,6 +172,38 @@ mod tests {
         // After the grant's answer came that of a put, and those of the reads.
         let answered_by = Instant::now() - LATE - LATE * u32::try_from(SAME_MEMBER).unwrap();
         assert!(session.lease().deadline().unwrap() <= answered_by - LATE + certain);
+    }
+
+    #[tokio::test]
+    async fn a_former_session_that_lives_on_at_etcd_is_ended_by_the_next() {
+        let server = EtcdServer::start().unwrap();
+        let line = FaultProxy::start((std::net::Ipv4Addr::LOCALHOST, server.port(0))).unwrap();
+        let timeout = Duration::from_millis(500);
+        let settings = EtcdSettings::new([line.addr().to_string()])
+            .unwrap()
+            .with_lease_time(Duration::from_secs(600))
+            .unwrap()
+            .with_request_timeout(timeout)
+            .unwrap();
+        let client = Client::new(Arc::new(Server::new(settings).unwrap()));
+        let former = client.session().await.unwrap();
+        line.refuse(true);
+        line.cut();
+        former.end(Loss::Expired);
+        // It is told to end at etcd, in vain, and nobody tells it again.
+        tokio::time::sleep(timeout * 3).await;
+        line.heal();
+        let next = loop {
+            if let Ok(session) = client.session().await {
+                break session;
+            }
+        };
+        let key = former.service().key();
+        let found = next
+            .service()
+            .server
+            .read("look", vec![TxnOp::get(key, None)]);
+        assert!(ranges(&found.await.unwrap()).concat().is_empty());
     }
 
     #[test]

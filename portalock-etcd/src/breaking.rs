@@ -197,15 +197,18 @@ mod tests {
                 break mark;
             }
         };
-        while session
-            .service()
-            .server
-            .read(BREAKING, vec![TxnOp::get(early.key(), None)])
-            .await
-            .is_ok_and(|answer| !ranges(&answer).concat().is_empty())
-        {
-            tokio::task::yield_now().await;
-        }
+        let is_there = async || {
+            let reading = vec![TxnOp::get(early.key(), None)];
+            let found = client.shared().read(BREAKING, reading).await.unwrap();
+            !ranges(&found).concat().is_empty()
+        };
+        let removed = async {
+            while is_there().await {
+                tokio::task::yield_now().await;
+            }
+        };
+        let long = Duration::from_secs(60);
+        tokio::time::timeout(long, removed).await.unwrap();
         let attempt = client.attempt(request.owner, &wish).await.unwrap();
         let Attempt::Granted(grant) = attempt else {
             panic!("{attempt:?}")
@@ -213,6 +216,8 @@ mod tests {
         heed(&session, vec![early]);
         assert!(!grant.lost.is_lost());
         marking().await;
-        grant.lost.lost().await;
+        let lost = grant.lost.lost();
+        let loss = tokio::time::timeout(long, lost).await.unwrap();
+        assert!(matches!(loss, Loss::Removed(_) | Loss::Broken(_)), "{loss}");
     }
 }

@@ -94,7 +94,7 @@ pub(crate) async fn enter(
         }
         Standing::Waiting(waiting) if wish.patience == Patience::Queue => {
             if lease.watches.wait(place.owner, waiting) {
-                session.places().wake(place.owner, |_| true);
+                session.places().wake(place.owner);
             }
             Entered::Queued {
                 holder: lease.numbers.holder(queue),

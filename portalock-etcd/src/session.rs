@@ -316,3 +316,83 @@ pub(crate) fn gone() -> Loss {
 pub(crate) fn certain_for(time: Duration) -> Duration {
     time.saturating_sub(time / 100)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{EtcdSettings, client::Client};
+    use portalock_testkit::servers::EtcdServer;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    /// As if a member had answered that is no longer in office.
+    fn deposed(lease: &SessionLease) {
+        lease.witness.same(Witness { member: 0, term: 0 });
+    }
+
+    /// A session that nothing is done in, and its connection.
+    async fn session(server: &EtcdServer) -> (Client, Arc<Session>, Line) {
+        let settings = EtcdSettings::new(server.endpoints()).unwrap();
+        let settings = settings.with_lease_time(Duration::from_secs(600)).unwrap();
+        let before = reads_at(server).await;
+        let client = Client::new(Arc::new(Server::new(settings).unwrap()));
+        let session = client.session().await.unwrap();
+        // Three at its start, one as it listens, one by its first renewal.
+        while reads_at(server).await < before + 5 {
+            tokio::task::yield_now().await;
+        }
+        let line = session.connection().unwrap();
+        (client, session, line)
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_is_given_up_hears_nothing_more_and_its_member_is_left() {
+        let server = EtcdServer::start().unwrap();
+        let (_client, session, line) = session(&server).await;
+        let lease = session.service();
+        assert!(line.is_open());
+        lease.gave_up(&line);
+        assert!(!line.is_open());
+        let left = lease.server.endpoints.moved_from(&line.connection);
+        let soon = Duration::from_secs(60);
+        tokio::time::timeout(soon, left).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_renewal_counts_once_one_member_has_answered_in_one_term_before_and_after_it() {
+        let server = EtcdServer::start().unwrap();
+        let (_client, session, line) = session(&server).await;
+        let lease = session.service();
+        deposed(lease);
+        let (_, counts) = lease.renew(&line.connection).await.unwrap().unwrap();
+        assert!(!counts);
+        let (_, counts) = lease.renew(&line.connection).await.unwrap().unwrap();
+        assert!(counts);
+
+        // Where the first does not count, another one is made.
+        for reads in [1, 2] {
+            if reads == 2 {
+                deposed(lease);
+            }
+            let before = reads_at(&server).await;
+            let renewed = <SessionLease as Service>::renew(&session, &line).await;
+            assert!(matches!(renewed, Ok(Renewal::Renewed(_))), "{renewed:?}");
+            assert_eq!(reads_at(&server).await - before, reads);
+        }
+    }
+
+    /// How many reads the server has carried out, by its own count.
+    async fn reads_at(server: &EtcdServer) -> u64 {
+        let address = ("127.0.0.1", server.port(0));
+        let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
+        stream
+            .write_all(b"GET /metrics HTTP/1.0\r\n\r\n")
+            .await
+            .unwrap();
+        let mut text = String::new();
+        stream.read_to_string(&mut text).await.unwrap();
+        let count = text
+            .lines()
+            .find_map(|line| line.strip_prefix("etcd_mvcc_range_total "));
+        count.unwrap().parse().unwrap()
+    }
+}

@@ -131,7 +131,7 @@ async fn hear(session: &Weak<Session>, responses: &mut WatchResponseStream) -> R
         match lease.watches.hear(&response, lease.key()) {
             Verdict::GoOn(woken) => {
                 for owner in woken {
-                    session.places().wake(owner, |_| true);
+                    session.places().wake(owner);
                 }
             }
             Verdict::Marked => session.renew_now(),

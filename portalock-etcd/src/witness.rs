@@ -1,4 +1,4 @@
-//! Who answered, and in which term: what a renewal counts by, see [`renewal`](crate::renewal).
+//! Who answered, and in which term: what a renewal counts by, see [`session`](crate::session).
 
 use std::sync::{Mutex, PoisonError};
 

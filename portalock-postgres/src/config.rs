@@ -101,9 +101,9 @@ impl PostgresSettings {
     ///
     /// With this option a waiting session checks every 200 ms whether the server process of the holder's connection still
     /// exists. So it notices a crash within 200 ms, instead of after the [lease](Self::with_lease_time). The price: all locks
-    /// of a session are lost whenever its connection ends, although its process lives, or when no renewal is answered in
-    /// time. And a holder learns of the loss one network delay after its lock may have been granted to another, or up to
-    /// one lease later if it doesn't learn that its connection has ended.
+    /// of a session are lost whenever its connection ends, although its process lives. And a holder learns of the loss one
+    /// network delay after its lock may have been granted to another, or up to one lease later if it doesn't learn that its
+    /// connection has ended.
     ///
     /// Clients with and without this option can share locks; the server judges each session by its own setting.
     #[must_use]

@@ -173,9 +173,6 @@ impl Service for SessionRow {
         let hearer = Arc::downgrade(session);
         let ended = Box::new(move || {
             if let Some(session) = hearer.upgrade() {
-                if session.service().settings().release_without_notice {
-                    session.end(Loss::SessionEnded("its connection ended".into()));
-                }
                 session.connection_ended();
             }
         });
@@ -190,6 +187,10 @@ impl Service for SessionRow {
             connection: Arc::new(connection),
             backend,
         })
+    }
+
+    fn ends_with_connection(&self) -> bool {
+        self.settings().release_without_notice
     }
 
     fn is_open(line: &Line) -> bool {

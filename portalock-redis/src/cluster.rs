@@ -43,17 +43,23 @@ pub(crate) struct Cluster {
     named: Vec<Arc<Witness>>,
     /// How to connect to a node, but for its place.
     server: ConnectionInfo,
-    /// The nodes that have been heard of, by their places.
+    /// The nodes that have been heard of and are not named, by their places.
     learned: Mutex<HashMap<(String, u16), Arc<Witness>>>,
     /// What was heard last from most of them, and from all. One asks, and others wait for its answer.
-    most: tokio::sync::Mutex<Option<Said>>,
-    all: tokio::sync::Mutex<Option<Said>>,
+    most: tokio::sync::Mutex<Option<Asked>>,
+    all: tokio::sync::Mutex<Option<Asked>>,
+}
+
+/// What came of asking.
+#[derive(Debug)]
+struct Asked {
+    asked_at: Instant,
+    said: Result<Said, BackendError>,
 }
 
 /// What the nodes say of themselves and each other.
 #[derive(Debug)]
 struct Said {
-    asked_at: Instant,
     nodes: Vec<Node>,
     from_all: bool,
 }
@@ -88,11 +94,15 @@ impl Cluster {
             }
         };
         let mut latest = latest.lock().await;
-        let said = match latest.take() {
-            Some(said) if said.asked_at >= since => said,
-            _ => self.ask(enough).await?,
+        let heard = match latest.take() {
+            Some(heard) if heard.asked_at >= since => heard,
+            _ => Asked {
+                asked_at: Instant::now(),
+                said: self.ask(enough).await,
+            },
         };
-        let said = latest.insert(said);
+        // A failure too: those who wait for it would fail one after the other.
+        let said = latest.insert(heard).said.as_ref().map_err(Clone::clone)?;
         let told = said.owner(slot).ok_or_else(|| {
             BackendError::new(
                 BackendErrorKind::Unavailable,
@@ -104,8 +114,7 @@ impl Cluster {
     }
 
     async fn ask(&self, enough: Enough) -> Result<Said, BackendError> {
-        let asked_at = Instant::now();
-        let witnesses = self.witnesses();
+        let (witnesses, are_all) = self.witnesses();
         let asked = witnesses.len();
         let answers = ask_all(witnesses, nodes::question(), enough, &self.settings).await;
         let (mut nodes, mut failures, mut count) = (Vec::new(), Vec::new(), 0);
@@ -128,30 +137,31 @@ impl Cluster {
                 format!("can't find the nodes of the Redis cluster: none of {asked} answered");
             return Err(BackendError::new(failure.kind(), none).with_source(failure));
         }
-        let from_all = count == asked;
-        Ok(Said {
-            asked_at,
-            nodes,
-            from_all,
-        })
+        let from_all = are_all && count == asked;
+        Ok(Said { nodes, from_all })
     }
 
-    /// Those that are asked: all that the URL names, and some that were heard of.
-    fn witnesses(&self) -> Vec<Arc<Witness>> {
+    /// Those that are asked: all that the URL names, and some that were heard of. And whether these are all.
+    fn witnesses(&self) -> (Vec<Arc<Witness>>, bool) {
         // Nothing panics while it is held.
         let learned = self.learned.lock().unwrap_or_else(PoisonError::into_inner);
         let mut learned: Vec<_> = learned.values().cloned().collect();
+        let are_all = learned.len() <= ASKED;
         fastrand::shuffle(&mut learned);
         learned.truncate(ASKED);
         learned.extend(self.named.iter().cloned());
-        learned
+        (learned, are_all)
     }
 
     /// Takes note of the nodes that one of them knows.
     fn learn(&self, nodes: &[Node]) {
         let mut learned = self.learned.lock().unwrap_or_else(PoisonError::into_inner);
         let mut known = std::mem::take(&mut *learned);
-        for node in nodes {
+        let is_named = |node: &&Node| {
+            let mut named = self.named.iter();
+            named.any(|named| named.is_at(&node.host, node.port))
+        };
+        for node in nodes.iter().filter(|node| !is_named(node)) {
             let place = (node.host.clone(), node.port);
             let witness = known
                 .remove(&place)

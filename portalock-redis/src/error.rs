@@ -52,7 +52,9 @@ fn classify(error: &RedisError) -> (BackendErrorKind, &'static str) {
         ErrorKind::Server(ServerErrorKind::BusyLoading | ServerErrorKind::MasterDown) => {
             (Ours::Unavailable, "the server is not ready")
         }
-        ErrorKind::Server(ServerErrorKind::TryAgain) => (Ours::Unavailable, MOVING),
+        ErrorKind::Server(ServerErrorKind::TryAgain | ServerErrorKind::Ask) => {
+            (Ours::Unavailable, MOVING)
+        }
         // It was none when the connection was opened. Where the primary is now is looked up for the next one.
         ErrorKind::Server(ServerErrorKind::ReadOnly) => {
             (Ours::Unavailable, "the server has become a replica")
@@ -62,7 +64,6 @@ fn classify(error: &RedisError) -> (BackendErrorKind, &'static str) {
             Ours::Unavailable,
             "another node of the cluster has its slot",
         ),
-        ErrorKind::Server(ServerErrorKind::Ask) => (Ours::Unavailable, MOVING),
         ErrorKind::Server(ServerErrorKind::ClusterDown) => (
             Ours::Unavailable,
             "the node serves nothing, as it believes the cluster to be down",

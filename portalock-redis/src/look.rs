@@ -42,7 +42,9 @@ pub(crate) async fn look(
         Err(error) if is_moving(&error) => moving::look(session, &mut connection, asked).await?,
         Err(error) => return Err(failed(LOOKING, error)),
     };
-    if session.settings().wait_replicas() > 0 {
+    let is_new =
+        |(asked, stand): (&Asked<Place>, &Stand)| !asked.held && matches!(stand, Stand::Held(_));
+    if session.settings().wait_replicas() > 0 && asked.iter().zip(&stands).any(is_new) {
         confirm(&mut connection, session).await?;
     }
     Ok(Looked::new(stands, None))

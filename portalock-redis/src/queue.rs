@@ -246,7 +246,7 @@ fn token(number: &str) -> Option<FencingToken> {
 
 /// The token in the claim of one who holds.
 pub(crate) fn token_of(claim: &str) -> Option<FencingToken> {
-    claim.splitn(5, '|').nth(3).and_then(token)
+    claim.split('|').nth(3).and_then(token)
 }
 
 /// Whose claim this is, as `prelude.lua` packs it.

@@ -375,10 +375,10 @@ fn hear_message(session: &Arc<Session>, text: &str) {
         }
         ("last", None) => {
             // It looks after one tick: of many that give up at once, few become the last for so long.
-            let (session, name) = (session.clone(), name.to_owned());
+            let session = session.clone();
             tokio::spawn(async move {
                 tokio::time::sleep(session.service().settings().tick_interval()).await;
-                session.places().wake(owner, |place| *place.name == *name);
+                session.places().wake(owner);
             });
         }
         ("asked", Some(state)) => {

@@ -68,6 +68,18 @@ impl Witness {
         }
     }
 
+    pub(crate) fn is_at(&self, host: &str, port: u16) -> bool {
+        match self.server.addr() {
+            ConnectionAddr::Tcp(its, at)
+            | ConnectionAddr::TcpTls {
+                host: its,
+                port: at,
+                ..
+            } => its == host && *at == port,
+            _ => false,
+        }
+    }
+
     async fn ask<T>(
         &self,
         question: &Question<T>,

@@ -195,11 +195,11 @@ impl<P: Clone> Places<P> {
         }
     }
 
-    /// Tells the waiter `owner` to repeat its attempt, because it may be its turn. `is_of` says whether the message is for
-    /// this place.
-    pub fn wake(&self, owner: OwnerId, is_of: impl FnOnce(&P) -> bool) {
+    /// Tells the waiter `owner` to repeat its attempt, because it may be its turn. For a service whose messages report a change
+    /// and grant nothing.
+    pub fn wake(&self, owner: OwnerId) {
         self.change(owner, |place| {
-            if is_of(&place.at) && matches!(place.phase, Phase::Asked | Phase::Queued) {
+            if matches!(place.phase, Phase::Asked | Phase::Queued) {
                 place.wake();
             }
         });

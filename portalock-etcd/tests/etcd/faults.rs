@@ -171,13 +171,34 @@ async fn no_wake_up_is_lost_to_a_broken_stream_and_a_compaction() {
         let healed = Instant::now();
         line.heal();
         waiting.await.unwrap().unwrap().release().await.unwrap();
-        // By the wake-up, not by looking again after five seconds in vain.
+        // By the wake-up, not by looking again after a minute in vain.
         let elapsed = healed.elapsed();
         assert!(
             elapsed < Duration::from_secs(4),
             "round {round}: {elapsed:?}"
         );
     }
+}
+
+#[tokio::test]
+async fn a_broken_stream_is_opened_anew_at_once_however_long_the_lease() {
+    let server = Server::start();
+    let line = server.line(0);
+    let waiter = server
+        .lasting_client_through(&[&line], Duration::from_secs(5))
+        .await;
+    let guard = Lock::new(server.client().await, "broken off").unwrap();
+    let guard = guard.acquire().await.unwrap();
+    let waiting = tokio::spawn({
+        let lock = Lock::new(waiter, "broken off").unwrap();
+        async move { lock.acquire_with(&patient()).await }
+    });
+    server.waiters("broken off", 1).await;
+    line.cut();
+    guard.release().await.unwrap();
+    // By the wake-up, not by looking again after a minute.
+    let granted = tokio::time::timeout(Duration::from_secs(30), waiting).await;
+    granted.unwrap().unwrap().unwrap().release().await.unwrap();
 }
 
 #[tokio::test]

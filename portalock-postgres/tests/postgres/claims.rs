@@ -145,7 +145,7 @@ async fn a_request_without_an_answer_is_given_up() {
     let server = Server::start().await;
     let (line, settings) = server.line();
     let settings = settings
-        .with_request_timeout(Duration::from_millis(300))
+        .with_request_timeout(Duration::from_secs(1))
         .unwrap()
         .with_lease_time(Duration::from_secs(600))
         .unwrap();

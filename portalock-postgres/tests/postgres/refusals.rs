@@ -185,7 +185,9 @@ async fn a_roles_own_defaults_do_no_harm() {
             "CREATE ROLE worker LOGIN; GRANT USAGE ON SCHEMA portalock TO worker;
              ALTER ROLE worker SET statement_timeout = '1ms';
              ALTER ROLE worker SET default_transaction_isolation = 'serializable';
-             ALTER ROLE worker SET idle_session_timeout = '50ms';
+             DO $$ BEGIN IF current_setting('server_version_num')::int >= 140000 THEN
+                 ALTER ROLE worker SET idle_session_timeout = '50ms';
+             END IF; END $$;
              ALTER ROLE worker SET synchronous_commit = 'off';
              ALTER ROLE worker SET search_path = 'nowhere'",
         )

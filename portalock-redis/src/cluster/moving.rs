@@ -109,12 +109,11 @@ impl<'a> Nodes<'a> {
         let Some((host, port)) = sent_on(&error) else {
             return Err(failed(what, error));
         };
-        let mut other = match self.other.take() {
-            Some(other) => other,
-            None => {
-                let location = self.route.beside(host, port);
-                connect(self.route, &location, |_| Ok::<(), ()>(())).await?
-            }
+        let mut other = if let Some(other) = self.other.take() {
+            other
+        } else {
+            let location = self.route.beside(host, port);
+            connect(self.route, &location, |_| Ok::<(), ()>(())).await?
         };
         let (answer,) = redis::pipe()
             .cmd("ASKING")

@@ -413,7 +413,10 @@ async fn who_waits_in_a_queue_that_somebody_deletes_takes_a_place_again() {
     }
     let order: Vec<String> = ask(&mut client, &["ZRANGE", "queue", "0", "-1"]).await;
     assert_eq!(order, ["3", "2"]);
-    release(&mut client, "1").await;
+    // Also by the long way: behind others, while nobody holds.
+    let _: () = ask(&mut client, &["ZREM", "queue", "2"]).await;
+    let _: () = ask(&mut client, &["HDEL", "state", "1"]).await;
+    assert_eq!(attempt_of(&mut client, "a", "2").await[1], "0");
     release(&mut client, "3").await;
     release(&mut client, "2").await;
 }

@@ -19,7 +19,7 @@ use crate::{
 };
 
 /// So short that many of them fit into a test.
-const SHORT: Duration = Duration::from_secs(2);
+const SHORT: Duration = Duration::from_secs(3);
 
 fn short(cluster: &RedisCluster) -> RedisSettings {
     settings_at(&cluster.url()).with_session_ttl(SHORT).unwrap()
@@ -158,12 +158,11 @@ async fn a_lock_that_was_broken_before_a_move_is_told_in_it() {
     );
 }
 
-/// Long enough for a failure to be noticed by the nodes.
 fn contender(cluster: &RedisCluster) -> RedisSettings {
     RedisSettings::new(&cluster.url()).unwrap()
 }
 
-/// Six clients lock, hold and release while `fault` comes again and again; then says what was seen.
+/// Four clients lock, hold and release while `fault` comes again and again; then says what was seen.
 async fn under_load(
     cluster: RedisCluster,
     settings: impl Fn(&RedisCluster) -> RedisSettings,
@@ -173,7 +172,7 @@ async fn under_load(
     let (witness, ends) = (Arc::<Witness>::default(), Arc::<AtomicBool>::default());
     let mut tasks = Vec::new();
     let first = connected(settings(&cluster)).await;
-    // One of another name in each slot, for as long as it takes.
+    // So that each slot is known by a key.
     let [a, b] = crate::switches::NAMES;
     for name in [a, b] {
         drop(lock(&first, name).acquire().await.unwrap());
@@ -209,10 +208,20 @@ async fn under_load(
     witness
 }
 
+/// How often each slot moves: `PORTALOCK_SWITCHES` says it.
+fn moves() -> usize {
+    std::env::var("PORTALOCK_SWITCHES").map_or(6, |count| count.parse().unwrap())
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn slots_move_back_and_forth_under_load_and_no_lock_is_lost() {
     let cluster = start(RedisClusterOptions::new().replicas(0)).await;
-    let witness = under_load(cluster, contender, 6, |cluster, slots, _| {
+    // Nothing here is to wait for its end.
+    let lasting = |cluster: &RedisCluster| {
+        let settings = contender(cluster).with_restart_wait(Duration::ZERO);
+        settings.with_session_ttl(Duration::from_secs(10)).unwrap()
+    };
+    let witness = under_load(cluster, lasting, moves(), |cluster, slots, _| {
         for slot in slots {
             let owner = cluster.owner(slot).unwrap();
             cluster.move_slot(slot, (owner + 1) % 3)?;
@@ -241,10 +250,10 @@ async fn where_replicas_confirm_nobody_holds_twice_when_nodes_fail() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "takes minutes, and is like the one with replicas that confirm"]
+#[ignore = "takes minutes, and is like the one with replicas that confirm: PORTALOCK_SWITCHES=10"]
 async fn where_a_promoted_node_waits_nobody_holds_twice_when_nodes_fail() {
     let cluster = start(RedisClusterOptions::new()).await;
-    under_load(cluster, contender, 10, kill).await;
+    under_load(cluster, contender, moves(), kill).await;
 }
 
 #[tokio::test]
@@ -267,4 +276,29 @@ async fn a_failover_by_hand_loses_nothing() {
     held.release().await.unwrap();
     assert!(granted(waiter).await.token() > token);
     drop(cluster);
+}
+
+#[tokio::test]
+async fn without_notice_a_lock_goes_with_its_connection_and_with_its_slot() {
+    let cluster = start(RedisClusterOptions::new().replicas(0)).await;
+    let lasting = settings_at(&cluster.url())
+        .with_session_ttl(Duration::from_secs(30))
+        .unwrap();
+    let holder = connected(lasting.clone().with_release_without_notice(true)).await;
+    let other = connected(lasting).await;
+    let held = lock(&holder, "a").acquire().await.unwrap();
+    let waiter = waiting(&other, "a").await;
+    let slot = slot_of(&cluster, "a").await;
+    let owner = cluster.owner(slot).unwrap();
+    Admin::of(cluster.node(owner)).await.kill_sessions().await;
+    tokio::time::timeout(ENOUGH, held.lost()).await.unwrap();
+    // Long before the session's key has gone by its time.
+    granted(waiter).await.release().await.unwrap();
+
+    let held = lock(&holder, "a").acquire().await.unwrap();
+    let waiter = waiting(&other, "a").await;
+    let move_it = move |cluster: &mut RedisCluster| cluster.move_slot(slot, (owner + 1) % 3);
+    let (_cluster, ()) = on(cluster, move_it).await;
+    tokio::time::timeout(ENOUGH, held.lost()).await.unwrap();
+    granted(waiter).await.release().await.unwrap();
 }

@@ -148,6 +148,22 @@ async fn a_reset_while_the_servers_memory_is_full_loses_nothing() {
     held.ensure_held().unwrap();
 }
 
+/// Another call has withdrawn something meanwhile.
+#[tokio::test]
+async fn an_attempt_with_an_earlier_stamp_is_made_again_with_the_present_one() {
+    let server = RedisServer::start().unwrap();
+    let backend = client(&server).await;
+    let mut admin = Admin::of(&server).await;
+    let session = admin.keys().await.remove(0);
+    for stamp in ["kept|9", "kept|10"] {
+        admin
+            .ask::<()>(&format!("SET {session} {stamp} KEEPTTL"))
+            .await;
+        let held = lock(&backend, "a").try_acquire().await.unwrap();
+        held.release().await.unwrap();
+    }
+}
+
 /// As in a failover to a replica that had not heard of the release yet.
 #[tokio::test]
 async fn a_release_that_the_server_has_lost_is_made_again_when_somebody_waits() {

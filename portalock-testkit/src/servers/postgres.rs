@@ -301,6 +301,8 @@ impl PostgresServer {
         set("logging_collector", "off");
         set("shared_buffers", "16MB");
         set("max_wal_size", "64MB");
+        // The default since version 14.
+        set("password_encryption", "scram-sha-256");
         if !self.options.durable {
             set("fsync", "off");
             set("full_page_writes", "off");

@@ -23,14 +23,13 @@ pub(super) fn ask_words<'w>(
     port: u16,
     words: impl IntoIterator<Item = &'w str>,
 ) -> io::Result<Vec<String>> {
-    let (mut count, mut rest) = (0, String::new());
-    for word in words {
-        count += 1;
-        rest += &format!("${}\r\n{word}\r\n", word.len());
-    }
+    let words: Vec<_> = words
+        .into_iter()
+        .map(|word| format!("${}\r\n{word}\r\n", word.len()))
+        .collect();
     let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port))?;
     stream.set_read_timeout(Some(ANSWER_WITHIN))?;
-    stream.write_all(format!("*{count}\r\n{rest}").as_bytes())?;
+    stream.write_all(format!("*{}\r\n{}", words.len(), words.concat()).as_bytes())?;
     let mut texts = Vec::new();
     read(&mut BufReader::new(stream), &mut texts)?;
     Ok(texts)

@@ -50,15 +50,14 @@ fn a_release_that_is_answered_late_leaves_what_came_after_it() {
 }
 
 #[tokio::test]
-async fn a_waiter_is_woken_or_told_that_it_waits_in_vain_if_it_is_the_one_that_is_meant() {
+async fn a_waiter_is_woken_and_told_that_it_waits_in_vain_if_it_is_the_one_that_is_meant() {
     let (places, _lease, owner) = book();
     places.expect(owner, || 2).unwrap();
     let mut line = places.listen(owner);
     let error = || BackendError::new(BackendErrorKind::Unavailable, "unconfirmed");
-    places.wake(owner, |at| *at == 1);
     places.failed(owner, error(), |at| *at == 1);
     assert!(line.next().now_or_never().is_none());
-    places.wake(owner, |at| *at == 2);
+    places.wake(owner);
     assert!(matches!(line.next().await, Wake::TryNow));
     places.failed(owner, error(), |at| *at == 2);
     assert!(matches!(line.next().await, Wake::Failed(_)));
@@ -212,15 +211,15 @@ fn a_place_that_is_broken_is_lost_and_due_and_the_owners_next_one_is_not() {
 async fn one_who_is_told_to_ask_again_hears_of_it_also_if_it_listens_later() {
     let (places, _lease, owner) = book();
     places.expect(owner, || 1).unwrap();
-    places.wake(owner, |_| true);
+    places.wake(owner);
     let mut line = places.listen(owner);
     assert!(matches!(line.next().await, Wake::TryNow));
     places.queued(owner);
     assert!(line.next().now_or_never().is_none(), "it is told once");
-    places.wake(owner, |_| true);
+    places.wake(owner);
     assert!(matches!(line.next().await, Wake::TryNow));
     places.hold(owner, token(1)).unwrap();
-    places.wake(owner, |_| true);
+    places.wake(owner);
     assert!(line.next().now_or_never().is_none(), "it waits no more");
 }
 
