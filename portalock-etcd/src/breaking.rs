@@ -216,8 +216,8 @@ mod tests {
         heed(&session, vec![early]);
         assert!(!grant.lost.is_lost());
         marking().await;
-        let lost = grant.lost.lost();
-        let loss = tokio::time::timeout(long, lost).await.unwrap();
+        let loss = tokio::time::timeout(long, grant.lost.lost());
+        let loss = loss.await.unwrap();
         assert!(matches!(loss, Loss::Removed(_) | Loss::Broken(_)), "{loss}");
     }
 }

@@ -178,3 +178,30 @@ impl Said {
         serving.map(Node::told).max_by_key(|told| told.epoch)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cluster::nodes::node;
+
+    #[test]
+    fn of_those_who_claim_a_slot_the_latest_epoch_serves_it() {
+        let claims = [
+            "a 10.0.0.1:1@2 myself,master - 0 0 3 connected 0-9",
+            "b 10.0.0.2:1@2 myself,master - 0 0 5 connected 5-9",
+            "a 10.0.0.1:1@2 master - 0 0 3 connected 0-4",
+            "c 10.0.0.3:1@2 myself,slave b 0 0 7 connected",
+        ];
+        for order in [[0, 1, 2, 3], [3, 1, 0, 2]] {
+            let nodes = order.map(|line| node(claims[line], "asked", false).unwrap());
+            let said = Said {
+                nodes: nodes.into(),
+                from_all: true,
+            };
+            let host = |slot| said.owner(slot).map(|told| told.host);
+            assert_eq!(host(4).as_deref(), Some("10.0.0.1"));
+            assert_eq!(host(5).as_deref(), Some("10.0.0.2"));
+            assert_eq!(host(10), None);
+        }
+    }
+}

@@ -6,7 +6,7 @@ use std::{
     pin::pin,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -40,8 +40,8 @@ pub struct KeptSession<S: Service> {
     hurried: Notify,
     /// How many connections it has had. An attempt that was in flight during a reconnect may have missed its grant.
     connections: AtomicU64,
-    /// Whether places are still unchecked after the last reconnect.
-    unseen: AtomicBool,
+    /// The places of the last reconnect that are still unchecked.
+    unseen: Mutex<Vec<Asked<S::Place>>>,
     looks: Looks,
     finished: watch::Sender<Option<Result<(), BackendError>>>,
 }
@@ -74,7 +74,7 @@ impl<S: Service> KeptSession<S> {
             ended: Notify::new(),
             hurried: Notify::new(),
             connections: AtomicU64::new(1),
-            unseen: AtomicBool::new(false),
+            unseen: Mutex::default(),
             looks: Looks::default(),
             finished: watch::Sender::default(),
         });
@@ -194,12 +194,22 @@ impl<S: Service> KeptSession<S> {
     }
 
     async fn finish(self: &Arc<Self>) -> Result<(), BackendError> {
-        let connection = match self.connection() {
-            Some(connection) => connection,
-            None if self.service.ends_with_connection() => return Ok(()),
-            None => S::connect(self).await?,
-        };
-        self.lock_connection().take();
+        let present = self.lock_connection().take().filter(S::is_open);
+        if self.service.ends_with_connection() {
+            return match present {
+                Some(connection) => S::end(self, &connection).await,
+                None => Ok(()),
+            };
+        }
+        if let Some(connection) = present {
+            // Half of the time: if the connection is broken or hangs, there is time for another one.
+            let within = self.service.request_timeout() / 2;
+            if let Ok(Ok(())) = timeout(within, S::end(self, &connection)).await {
+                return Ok(());
+            }
+            self.service.gave_up(&connection);
+        }
+        let connection = S::connect(self).await?;
         S::end(self, &connection).await
     }
 
@@ -213,9 +223,10 @@ impl<S: Service> KeptSession<S> {
             return Ok(Renewal::Gone(cut_off()));
         } else {
             let connection = S::connect(&self).await?;
-            self.unseen.store(true, Ordering::Release);
             self.connections.fetch_add(1, Ordering::AcqRel);
             *self.lock_connection() = Some(connection.clone());
+            // Only after the connection was counted: a later attempt sees the new count.
+            *self.lock_unseen() = self.places.standing(true);
             connection
         };
         let sent = Instant::now();
@@ -224,12 +235,7 @@ impl<S: Service> KeptSession<S> {
         let answer = timeout(within, S::renew(&self, &connection)).await;
         match answer.unwrap_or_else(|_| Err(late::<S>())) {
             Ok(Renewal::Renewed(time)) => {
-                if self.unseen.load(Ordering::Acquire) {
-                    for some in self.places.standing(true).chunks(SEEN_AT_ONCE) {
-                        self.ask(&connection, some).await?;
-                    }
-                    self.unseen.store(false, Ordering::Release);
-                }
+                self.ask_for_unseen(&connection).await?;
                 Ok(Renewal::Renewed(
                     time.saturating_add(sent.duration_since(start)),
                 ))
@@ -239,6 +245,26 @@ impl<S: Service> KeptSession<S> {
                 self.give_up_connection();
                 Err(error)
             }
+        }
+    }
+
+    /// Checks the places that existed at the last reconnect. With very many places this takes longer than one renewal may
+    /// take. Then the next renewal continues with the rest.
+    async fn ask_for_unseen(
+        self: &Arc<Self>,
+        connection: &S::Connection,
+    ) -> Result<(), BackendError> {
+        loop {
+            let (rest, some) = {
+                let unseen = self.lock_unseen();
+                let rest = unseen.len().saturating_sub(SEEN_AT_ONCE);
+                (rest, unseen[rest..].to_vec())
+            };
+            if some.is_empty() {
+                return Ok(());
+            }
+            self.ask(connection, &some).await?;
+            self.lock_unseen().truncate(rest);
         }
     }
 
@@ -334,13 +360,16 @@ impl<S: Service> KeptSession<S> {
         &self,
         work: impl Future<Output = Result<T, BackendError>>,
     ) -> Result<T, BackendError> {
+        let connections = self.connections();
         let error = match timeout(self.service.request_timeout(), work).await {
             Ok(Ok(done)) => return Ok(done),
             Ok(Err(error)) => error,
             Err(_) => {
-                // The connection is silent, so it would bring no grants either.
-                self.give_up_connection();
-                self.connection_ended();
+                // The connection is silent, so it would bring no grants either. A later connection is not given up.
+                if self.connections() == connections {
+                    self.give_up_connection();
+                    self.connection_ended();
+                }
                 late::<S>()
             }
         };
@@ -361,11 +390,17 @@ impl<S: Service> KeptSession<S> {
     }
 
     fn lock_connection(&self) -> MutexGuard<'_, Option<S::Connection>> {
-        // No code panics while it holds the lock.
-        self.connection
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        lock(&self.connection)
     }
+
+    fn lock_unseen(&self) -> MutexGuard<'_, Vec<Asked<S::Place>>> {
+        lock(&self.unseen)
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // No code panics while it holds the lock.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn cut_off() -> Loss {

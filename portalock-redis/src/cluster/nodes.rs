@@ -77,7 +77,7 @@ fn refused(error: RedisError) -> BackendError {
 
 /// Reads a line of `CLUSTER NODES`: id, place, flags, primary, ping, pong, epoch, link, and the slots that it serves. `asked` is
 /// where the node is that says so; `by_name` whether a node's name comes before its address. `None` for one that can't be reached.
-fn node(line: &str, asked: &str, by_name: bool) -> Option<Node> {
+pub(super) fn node(line: &str, asked: &str, by_name: bool) -> Option<Node> {
     let mut parts = line.split(' ');
     let place = parts.nth(1)?;
     let flags = parts.next()?;

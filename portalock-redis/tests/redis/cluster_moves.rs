@@ -203,13 +203,16 @@ async fn under_load(
         task.await.unwrap();
     }
     println!("{:?}", witness.counts);
-    assert_eq!(witness.counts.doubles.load(Ordering::Relaxed), 0);
-    assert_eq!(witness.counts.falls.load(Ordering::Relaxed), 0);
     witness
 }
 
-/// How often each slot moves: `PORTALOCK_SWITCHES` says it.
-fn moves() -> usize {
+fn assert_no_overlap(witness: &Witness) {
+    assert_eq!(witness.counts.doubles.load(Ordering::Relaxed), 0);
+    assert_eq!(witness.counts.falls.load(Ordering::Relaxed), 0);
+}
+
+/// How often slots move, or nodes fail: `PORTALOCK_SWITCHES` says it.
+fn rounds() -> usize {
     std::env::var("PORTALOCK_SWITCHES").map_or(6, |count| count.parse().unwrap())
 }
 
@@ -221,7 +224,7 @@ async fn slots_move_back_and_forth_under_load_and_no_lock_is_lost() {
         let settings = contender(cluster).with_restart_wait(Duration::ZERO);
         settings.with_session_ttl(Duration::from_secs(10)).unwrap()
     };
-    let witness = under_load(cluster, lasting, moves(), |cluster, slots, _| {
+    let witness = under_load(cluster, lasting, rounds(), |cluster, slots, _| {
         for slot in slots {
             let owner = cluster.owner(slot).unwrap();
             cluster.move_slot(slot, (owner + 1) % 3)?;
@@ -229,6 +232,7 @@ async fn slots_move_back_and_forth_under_load_and_no_lock_is_lost() {
         Ok(())
     })
     .await;
+    assert_no_overlap(&witness);
     assert_eq!(witness.counts.losses.load(Ordering::Relaxed), 0);
 }
 
@@ -246,14 +250,25 @@ fn kill(cluster: &mut RedisCluster, slots: [u16; 2], number: usize) -> std::io::
 async fn where_replicas_confirm_nobody_holds_twice_when_nodes_fail() {
     let cluster = start(RedisClusterOptions::new()).await;
     let confirmed = |cluster: &RedisCluster| contender(cluster).with_wait_replicas(1);
-    under_load(cluster, confirmed, 2, kill).await;
+    let witness = under_load(cluster, confirmed, 2, kill).await;
+    assert_no_overlap(&witness);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "takes minutes, and is like the one with replicas that confirm: PORTALOCK_SWITCHES=10"]
 async fn where_a_promoted_node_waits_nobody_holds_twice_when_nodes_fail() {
     let cluster = start(RedisClusterOptions::new()).await;
-    under_load(cluster, contender, moves(), kill).await;
+    let witness = under_load(cluster, contender, rounds(), kill).await;
+    assert_no_overlap(&witness);
+}
+
+/// What the wait is for.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes minutes, and only counts: PORTALOCK_SWITCHES=10"]
+async fn without_the_wait() {
+    let cluster = start(RedisClusterOptions::new()).await;
+    let no_wait = |cluster: &RedisCluster| contender(cluster).with_restart_wait(Duration::ZERO);
+    under_load(cluster, no_wait, rounds(), kill).await;
 }
 
 #[tokio::test]

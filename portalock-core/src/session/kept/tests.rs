@@ -31,6 +31,13 @@ struct Store {
     hangs: AtomicBool,
     /// Looks have no answer.
     blind: AtomicBool,
+    /// Every other look fails.
+    blinks: AtomicBool,
+    looks: AtomicU64,
+    /// The next look hangs.
+    stares: AtomicBool,
+    /// The session can't be ended over its first connection.
+    first_is_deaf: AtomicBool,
     /// Attempts wait for theirs.
     gate: AtomicBool,
     repeats: AtomicBool,
@@ -47,6 +54,8 @@ enum Event {
     GaveUp,
     Renewed,
     Looked(usize),
+    /// A look hangs.
+    Stared,
     /// And whether a request might still be on its way.
     Released(u32, bool),
     /// A place was left when the session ended.
@@ -167,7 +176,13 @@ impl<const ASKS: bool> Service for InStore<ASKS> {
         asked: &[Asked<u32>],
     ) -> Result<Looked, BackendError> {
         let store = &session.service().0;
-        if store.blind.load(Ordering::Acquire) {
+        if store.stares.swap(false, Ordering::AcqRel) {
+            store.note(Event::Stared);
+            std::future::pending::<()>().await;
+        }
+        let blinks = store.blinks.load(Ordering::Acquire)
+            && store.looks.fetch_add(1, Ordering::AcqRel) % 2 == 1;
+        if blinks || store.blind.load(Ordering::Acquire) {
             return Err(BackendError::new(BackendErrorKind::Unavailable, "blind"));
         }
         let stands = {
@@ -223,7 +238,10 @@ impl<const ASKS: bool> Service for InStore<ASKS> {
         Ok(Answered { value, repeated })
     }
 
-    async fn settle(session: &Arc<KeptSession<Self>>, leaving: &Leaving<u32>) -> Result<(), BackendError> {
+    async fn settle(
+        session: &Arc<KeptSession<Self>>,
+        leaving: &Leaving<u32>,
+    ) -> Result<(), BackendError> {
         let store = &session.service().0;
         if store.cannot_settle.load(Ordering::Acquire) {
             return Err(BackendError::new(BackendErrorKind::OutOfSpace, "full"));
@@ -237,6 +255,9 @@ impl<const ASKS: bool> Service for InStore<ASKS> {
         _: &Self::Connection,
     ) -> Result<(), BackendError> {
         let store = &session.service().0;
+        if store.first_is_deaf.load(Ordering::Acquire) && store.count(Event::Connected) < 2 {
+            return Err(BackendError::new(BackendErrorKind::Unavailable, "deaf"));
+        }
         for place in session.places().left() {
             store.note(Event::Left(*place));
         }
@@ -313,6 +334,57 @@ async fn what_a_service_has_lost_is_known_before_the_lease_is_prolonged_over_a_n
         matches!(loss, Ok(Loss::Removed(_) | Loss::Expired)),
         "{loss:?}"
     );
+}
+
+/// With very many places, or a service that is slow, one renewal may not get through all of them.
+#[tokio::test]
+async fn a_renewal_goes_on_with_the_places_that_the_one_before_did_not_come_to() {
+    let (store, session, _sessions) = start_with(PATIENCE).await;
+    store.blinks.store(true, Ordering::Release);
+    for place in 0..=u32::try_from(2 * SEEN_AT_ONCE).unwrap() {
+        let owner = OwnerId::mint();
+        session.places().expect(owner, || place).unwrap();
+        let _held = session.places().hold(owner, FencingToken::new(1)).unwrap();
+        store.set(place, Stand::Held(FencingToken::new(1)));
+    }
+    let deadline = session.lease().deadline();
+    reset(&session);
+    tokio::time::timeout(PATIENCE, async {
+        while session.lease().deadline() == deadline {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await
+    .unwrap();
+    session.ensure_live().unwrap();
+    assert_eq!(store.count(Event::Connected), 2);
+}
+
+#[tokio::test]
+async fn a_look_that_hangs_takes_no_other_connection_with_it_than_its_own() {
+    let (store, session, _sessions) = start_with(PATIENCE * 10).await;
+    let owner = OwnerId::mint();
+    session.places().expect(owner, || 1).unwrap();
+    let _held = session.places().hold(owner, FencingToken::new(1)).unwrap();
+    store.set(1, Stand::Held(FencingToken::new(1)));
+    store.stares.store(true, Ordering::Release);
+    session.look_within(Duration::ZERO);
+    store.has_seen(Event::Stared, 1).await;
+    reset(&session);
+    store.has_seen(Event::Looked(1), 1).await;
+    // The one that hangs is given up, and another comes.
+    store.has_seen(Event::Looked(1), 2).await;
+    assert_eq!(store.count(Event::GaveUp), 0);
+    assert_eq!(store.count(Event::Connected), 2);
+}
+
+#[tokio::test]
+async fn a_session_whose_connection_breaks_as_it_ends_is_ended_over_another() {
+    let (client, store, _) = client();
+    client.session().await.unwrap();
+    store.first_is_deaf.store(true, Ordering::Release);
+    client.close().await.unwrap();
+    assert_eq!(store.count(Event::Ended), 1);
 }
 
 #[tokio::test]
