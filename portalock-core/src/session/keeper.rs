@@ -12,6 +12,9 @@ use crate::{
     engine::{deadline::bound, measure::renewed},
 };
 
+/// The longest pause after a renewal that failed, however long the lease: a service that is back is found soon.
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+
 /// What the service said to a renewal.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
@@ -148,7 +151,7 @@ where
 /// How long the next call waits after so many failures in a row. Spread, so that the clients of a service that comes back
 /// don't all come at once.
 fn after_failure(interval: Duration, failures: u32) -> Duration {
-    let longest = interval / 10;
+    let longest = LONGEST_PAUSE.min(interval / 10);
     let pause = (longest / 16).saturating_mul(2_u32.saturating_pow(failures.saturating_sub(1)));
     pause.min(longest).mul_f64(0.5 + fastrand::f64() / 2.0)
 }
@@ -232,6 +235,8 @@ mod tests {
             );
         }
         assert!(after_failure(TIME, 9) >= longest / 2);
+        // Also of a lease of an hour: a service that is back serves at once.
+        assert!(after_failure(Duration::from_secs(3600), 99) <= LONGEST_PAUSE);
     }
 
     #[tokio::test(start_paused = true)]
