@@ -12,6 +12,9 @@ use crate::{
     engine::{deadline::bound, measure::renewed},
 };
 
+/// The longest pause after a failed renewal, for any lease. So the session notices soon that a service is back.
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+
 /// The service's answer to a renewal.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
@@ -76,7 +79,8 @@ impl Keeper {
     /// Renews `lease` every `interval` by calling `renew`, until the lease has ended or the keeper is dropped.
     ///
     /// A call without an answer within `interval` is dropped and repeated, so `renew` must be safe to cancel. After a
-    /// failure the next call follows soon, and later after each further failure, up to a tenth of the interval.
+    /// failure the next call follows soon, and later after each further failure, up to a tenth of the interval or a second,
+    /// whichever is shorter.
     ///
     /// # Errors
     ///
@@ -149,7 +153,7 @@ where
 /// The pause before the next call, after this number of failures in a row. It is random, so that not all clients call
 /// at once when a service comes back.
 fn after_failure(interval: Duration, failures: u32) -> Duration {
-    let longest = interval / 10;
+    let longest = LONGEST_PAUSE.min(interval / 10);
     let pause = (longest / 16).saturating_mul(2_u32.saturating_pow(failures.saturating_sub(1)));
     pause.min(longest).mul_f64(0.5 + fastrand::f64() / 2.0)
 }
@@ -233,6 +237,8 @@ mod tests {
             );
         }
         assert!(after_failure(TIME, 9) >= longest / 2);
+        // The same for a lease of an hour: when the service is back, the session must notice it soon.
+        assert!(after_failure(Duration::from_secs(3600), 99) <= LONGEST_PAUSE);
     }
 
     #[tokio::test(start_paused = true)]
