@@ -26,8 +26,9 @@ use super::{
 };
 use crate::{BackendError, BackendErrorKind, Lease, Loss, clock::Instant};
 
-/// Connections that end are not made anew more often than this.
-const MENDED_AT_MOST_EVERY: Duration = Duration::from_millis(100);
+/// How long a connection waits to be made anew after the one before, if that ended soon. Doubled each time.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
 /// A [`Session`] over any [`Service`]: it is not its connection, so a reset costs nobody a lock or a place as long as the lease
 /// lasts. Made by [`start`](Self::start), within [`Sessions::get`](super::Sessions::get).
@@ -270,13 +271,19 @@ impl<S: Service> KeptSession<S> {
 
     /// Has a connection that broke made anew at once.
     async fn mend(&self, keeper: &Keeper) -> Infallible {
+        let mut pause = FIRST_PAUSE;
         loop {
-            self.ended.notified().await;
+            let has_lasted = timeout(LONGEST_PAUSE, self.ended.notified()).await.is_err();
+            if has_lasted {
+                pause = FIRST_PAUSE;
+                self.ended.notified().await;
+            }
             if self.connection().is_none() {
                 keeper.renew_now();
             }
-            // One that ends as soon as it is made is not made anew without end.
-            sleep(MENDED_AT_MOST_EVERY).await;
+            // One that ends as soon as it is made, such as where a service refuses the subscription, is not made anew without end.
+            sleep(pause).await;
+            pause = (pause * 2).min(LONGEST_PAUSE);
         }
     }
 

@@ -42,6 +42,8 @@ struct Store {
     gate: AtomicBool,
     repeats: AtomicBool,
     ends_with_connection: AtomicBool,
+    /// Connections end as soon as they are made.
+    ends_connections: AtomicBool,
     /// Places that can't be released.
     stuck: Mutex<Vec<u32>>,
     cannot_settle: AtomicBool,
@@ -135,8 +137,13 @@ impl<const ASKS: bool> Service for InStore<ASKS> {
     }
 
     async fn connect(session: &Arc<KeptSession<Self>>) -> Result<Self::Connection, BackendError> {
-        session.service().0.note(Event::Connected);
-        Ok(Arc::new(AtomicBool::new(true)))
+        let store = &session.service().0;
+        store.note(Event::Connected);
+        let is_short = store.ends_connections.load(Ordering::Acquire);
+        if is_short {
+            session.connection_ended();
+        }
+        Ok(Arc::new(AtomicBool::new(!is_short)))
     }
 
     fn ends_with_connection(&self) -> bool {
@@ -464,6 +471,17 @@ async fn a_connection_that_ended_is_replaced_before_a_renewal_is_due() {
     let (store, session, _sessions) = start_with(PATIENCE * 10).await;
     reset(&session);
     store.has_seen(Event::Connected, 2).await;
+}
+
+#[tokio::test]
+async fn connections_that_end_at_once_are_made_anew_ever_more_rarely() {
+    let (store, session, _sessions) = start_with(PATIENCE * 10).await;
+    store.ends_connections.store(true, Ordering::Release);
+    let start = Instant::now();
+    reset(&session);
+    store.has_seen(Event::Connected, 7).await;
+    assert!(start.elapsed() > LONGEST_PAUSE * 2);
+    session.ensure_live().unwrap();
 }
 
 #[tokio::test]
