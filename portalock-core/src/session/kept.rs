@@ -333,7 +333,20 @@ impl<S: Service> KeptSession<S> {
         connection: &S::Connection,
         asked: &[Asked<S::Place>],
     ) -> Result<(), BackendError> {
-        let looked = self.within_time(S::look(self, connection, asked)).await?;
+        let connections = self.connections();
+        let mut is_answered = false;
+        let looking = async {
+            let looked = S::look(self, connection, asked).await;
+            is_answered = true;
+            looked
+        };
+        let looked = self.within_time(looking).await;
+        // Nothing more comes over it; and grants would not, either. One that was made meanwhile is another.
+        if !is_answered && self.connections() == connections {
+            self.give_up_connection();
+            self.connection_ended();
+        }
+        let looked = looked?;
         for (asked, stand) in asked.iter().zip(looked.stands) {
             self.places.found(asked, stand, S::NAME);
         }
@@ -367,22 +380,13 @@ impl<S: Service> KeptSession<S> {
         &self,
         work: impl Future<Output = Result<T, BackendError>>,
     ) -> Result<T, BackendError> {
-        let connections = self.connections();
-        let error = match timeout(self.service.request_timeout(), work).await {
-            Ok(Ok(done)) => return Ok(done),
-            Ok(Err(error)) => error,
-            Err(_) => {
-                // Nothing more comes over it; and grants would not, either. One that was made meanwhile is another.
-                if self.connections() == connections {
-                    self.give_up_connection();
-                    self.connection_ended();
-                }
-                late::<S>()
-            }
-        };
-        tracing::debug!(service = S::NAME, %error, "could not look after what a session has");
-        self.look_within(AGAIN_AFTER);
-        Err(error)
+        let done = timeout(self.service.request_timeout(), work).await;
+        let done = done.unwrap_or_else(|_| Err(late::<S>()));
+        if let Err(error) = &done {
+            tracing::debug!(service = S::NAME, %error, "could not look after what a session has");
+            self.look_within(AGAIN_AFTER);
+        }
+        done
     }
 
     fn give_up_connection(&self) {

@@ -161,7 +161,7 @@ pub trait Service: fmt::Debug + Send + Sync + Sized + 'static {
     ///
     /// # Errors
     ///
-    /// [`BackendError`] if the service failed. It then ends by its time.
+    /// [`BackendError`] if the service failed. It is tried once more, over another connection; then the session ends by its time.
     async fn end(
         session: &Arc<KeptSession<Self>>,
         connection: &Self::Connection,

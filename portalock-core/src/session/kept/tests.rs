@@ -46,6 +46,7 @@ struct Store {
     ends_connections: AtomicBool,
     /// Places that can't be released.
     stuck: Mutex<Vec<u32>>,
+    releases_hang: AtomicBool,
     cannot_settle: AtomicBool,
 }
 
@@ -56,8 +57,8 @@ enum Event {
     GaveUp,
     Renewed,
     Looked(usize),
-    /// A look hangs.
-    Stared,
+    /// A look or a release hangs.
+    Hung,
     /// And whether a request might still be on its way.
     Released(u32, bool),
     /// A place was left when the session ended.
@@ -184,7 +185,7 @@ impl<const ASKS: bool> Service for InStore<ASKS> {
     ) -> Result<Looked, BackendError> {
         let store = &session.service().0;
         if store.stares.swap(false, Ordering::AcqRel) {
-            store.note(Event::Stared);
+            store.note(Event::Hung);
             std::future::pending::<()>().await;
         }
         let blinks = store.blinks.load(Ordering::Acquire)
@@ -236,6 +237,10 @@ impl<const ASKS: bool> Service for InStore<ASKS> {
         let store = &session.service().0;
         let repeated = store.repeats.load(Ordering::Acquire);
         store.answer().await?;
+        if store.releases_hang.load(Ordering::Acquire) {
+            store.note(Event::Hung);
+            std::future::pending::<()>().await;
+        }
         if store.stuck.lock().unwrap().contains(&leaving.at) {
             return Err(BackendError::new(BackendErrorKind::Corrupt, "stuck"));
         }
@@ -376,7 +381,7 @@ async fn a_look_that_hangs_takes_no_other_connection_with_it_than_its_own() {
     store.set(1, Stand::Held(FencingToken::new(1)));
     store.stares.store(true, Ordering::Release);
     session.look_within(Duration::ZERO);
-    store.has_seen(Event::Stared, 1).await;
+    store.has_seen(Event::Hung, 1).await;
     reset(&session);
     store.has_seen(Event::Looked(1), 1).await;
     // The one that hangs is given up, and another comes.
@@ -443,6 +448,20 @@ async fn a_release_that_is_refused_holds_up_no_other() {
         store.has_seen(Event::Released(place, true), 1).await;
     }
     assert_eq!(session.places().due().len(), 2);
+}
+
+/// It goes over another connection than the session's, which may have to wait until it may be used.
+#[tokio::test]
+async fn a_release_that_hangs_is_no_reason_to_give_up_the_sessions_connection() {
+    let (store, session, _sessions) = start_with(PATIENCE * 10).await;
+    let owner = OwnerId::mint();
+    session.places().expect(owner, || 1).unwrap();
+    store.releases_hang.store(true, Ordering::Release);
+    drop(session.places().release(owner).unwrap());
+    store.has_seen(Event::Hung, 2).await;
+    assert_eq!(store.count(Event::GaveUp), 0);
+    store.releases_hang.store(false, Ordering::Release);
+    store.has_seen(Event::Released(1, true), 1).await;
 }
 
 #[tokio::test]
