@@ -185,7 +185,7 @@ impl<S: Service> Client<S> {
         self.sessions.latest()?.places().held(owner)
     }
 
-    /// Ends the session in good order, and waits until the service knows.
+    /// Ends the session in good order, also before the returned future is polled: that waits until the service knows.
     ///
     /// # Errors
     ///
@@ -194,12 +194,17 @@ impl<S: Service> Client<S> {
     /// # Cancel safety
     ///
     /// Safe: the session ends all the same.
-    pub async fn close(&self) -> Result<(), BackendError> {
-        let Some(session) = self.sessions.take() else {
-            return Ok(());
-        };
-        session.end(Loss::SessionEnded("it was closed".into()));
-        session.finished().await
+    pub fn close(&self) -> impl Future<Output = Result<(), BackendError>> + Send + use<S> {
+        let session = self.sessions.take();
+        if let Some(session) = &session {
+            session.end(Loss::SessionEnded("it was closed".into()));
+        }
+        async move {
+            match session {
+                Some(session) => session.finished().await,
+                None => Ok(()),
+            }
+        }
     }
 }
 

@@ -390,6 +390,17 @@ async fn a_look_that_hangs_takes_no_other_connection_with_it_than_its_own() {
     assert_eq!(store.count(Event::Connected), 2);
 }
 
+/// So that sessions with several servers end beside each other.
+#[tokio::test]
+async fn a_client_is_closed_before_anybody_waits_for_it() {
+    let (client, store, _) = client();
+    let session = client.session().await.unwrap();
+    let closing = client.close();
+    assert!(session.ensure_live().is_err());
+    store.has_seen(Event::Ended, 1).await;
+    closing.await.unwrap();
+}
+
 #[tokio::test]
 async fn a_session_whose_connection_breaks_as_it_ends_is_ended_over_another() {
     let (client, store, _) = client();
