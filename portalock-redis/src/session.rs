@@ -308,11 +308,11 @@ impl Service for SessionKey {
 /// Releases what a session has left, so that those who wait behind are granted at once.
 async fn hand_over(server: Arc<Server>, left: &[Place]) {
     let mut releases = JoinSet::new();
-    for place in left.iter().cloned() {
+    for place in left {
         if releases.len() == HANDED_OVER_AT_ONCE {
             releases.join_next().await;
         }
-        let server = server.clone();
+        let (server, place) = (server.clone(), place.clone());
         releases.spawn(async move { server.release(&place).await });
     }
     while releases.join_next().await.is_some() {}
