@@ -103,10 +103,11 @@ impl Clients {
             Self::One(client) => vec![client],
             Self::Tagged(tagged) => tagged.in_use(),
         };
+        // All of them end at once: a node that doesn't answer keeps none of the others waiting.
+        let closing: Vec<_> = clients.into_iter().map(Client::close).collect();
         let mut closed = Ok(());
-        for client in clients {
-            // What fails at one node concerns none of the others.
-            closed = closed.and(client.close().await);
+        for closing in closing {
+            closed = closed.and(closing.await);
         }
         closed
     }

@@ -52,6 +52,7 @@ use portalock_core::{
     session::{Answered, Asked, Entered, KeptSession, Leaving, Looked, Service},
 };
 use redis::{PushInfo, RedisError, aio::MultiplexedConnection};
+use tokio::{task::JoinSet, time::timeout};
 
 use crate::{
     breaking::{Mark, heed, marks_key},
@@ -72,6 +73,9 @@ const STARTING: &str = "begin a session with Redis";
 const RENEWING: &str = "refresh the session with Redis";
 const LOOKING_AFTER: &str = "look after what a session has in Redis";
 const ENDING: &str = "end the session with Redis";
+
+/// How many releases of what a session leaves are under way at once.
+const HANDED_OVER_AT_ONCE: usize = 64;
 
 /// A session with Redis.
 pub(crate) type Session = KeptSession<SessionKey>;
@@ -290,9 +294,8 @@ impl Service for SessionKey {
             .await
             .map_err(|error| failed(ENDING, error))?;
         // Those who wait behind would find it out by themselves, at their next look.
-        for place in session.places().left() {
-            key.server.release(place).await?;
-        }
+        let handing_over = hand_over(key.server.clone(), session.places().left());
+        let _ = timeout(key.settings().patience() / 3, handing_over).await;
         Ok(())
     }
 
@@ -300,6 +303,19 @@ impl Service for SessionKey {
         let confirming = session.service().unconfirmed.confirm(session);
         tokio::join!(follow(session), confirming).0
     }
+}
+
+/// Releases what a session has left, so that those who wait behind are granted at once.
+async fn hand_over(server: Arc<Server>, left: &[Place]) {
+    let mut releases = JoinSet::new();
+    for place in left {
+        if releases.len() == HANDED_OVER_AT_ONCE {
+            releases.join_next().await;
+        }
+        let (server, place) = (server.clone(), place.clone());
+        releases.spawn(async move { server.release(&place).await });
+    }
+    while releases.join_next().await.is_some() {}
 }
 
 /// Notices that the primary is another server, though the one before may still answer as if it were. Its loss of connections is

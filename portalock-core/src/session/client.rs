@@ -185,7 +185,7 @@ impl<S: Service> Client<S> {
         self.sessions.latest()?.places().held(owner)
     }
 
-    /// Ends the session, and waits until it has ended at the service.
+    /// Ends the session. The call ends it at once; the returned future waits until it has ended at the service.
     ///
     /// # Errors
     ///
@@ -194,12 +194,17 @@ impl<S: Service> Client<S> {
     /// # Cancel safety
     ///
     /// Safe: the session ends nevertheless.
-    pub async fn close(&self) -> Result<(), BackendError> {
-        let Some(session) = self.sessions.take() else {
-            return Ok(());
-        };
-        session.end(Loss::SessionEnded("it was closed".into()));
-        session.finished().await
+    pub fn close(&self) -> impl Future<Output = Result<(), BackendError>> + Send + use<S> {
+        let session = self.sessions.take();
+        if let Some(session) = &session {
+            session.end(Loss::SessionEnded("it was closed".into()));
+        }
+        async move {
+            match session {
+                Some(session) => session.finished().await,
+                None => Ok(()),
+            }
+        }
     }
 }
 

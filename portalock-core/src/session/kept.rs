@@ -26,8 +26,9 @@ use super::{
 };
 use crate::{BackendError, BackendErrorKind, Lease, Loss, clock::Instant};
 
-/// The shortest time between two reconnects.
-const MENDED_AT_MOST_EVERY: Duration = Duration::from_millis(100);
+/// The pause before a reconnect, if the last connection did not last. It doubles each time, up to the longest.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
 /// A [`Session`] over any [`Service`]. It outlives its connection: while the lease lasts, a reset loses no lock and no
 /// place. [`start`](Self::start) makes it, inside [`Sessions::get`](super::Sessions::get).
@@ -270,13 +271,20 @@ impl<S: Service> KeptSession<S> {
 
     /// Reconnects at once when the connection breaks.
     async fn mend(&self, keeper: &Keeper) -> Infallible {
+        let mut pause = FIRST_PAUSE;
         loop {
-            self.ended.notified().await;
+            let has_lasted = timeout(LONGEST_PAUSE, self.ended.notified()).await.is_err();
+            if has_lasted {
+                pause = FIRST_PAUSE;
+                self.ended.notified().await;
+            }
             if self.connection().is_none() {
                 keeper.renew_now();
             }
-            // If each new connection ends at once, this must not become a busy loop.
-            sleep(MENDED_AT_MOST_EVERY).await;
+            // If each new connection ends at once, for example because the service refuses the subscription, this must not become a
+            // busy loop.
+            sleep(pause).await;
+            pause = (pause * 2).min(LONGEST_PAUSE);
         }
     }
 
@@ -326,7 +334,20 @@ impl<S: Service> KeptSession<S> {
         connection: &S::Connection,
         asked: &[Asked<S::Place>],
     ) -> Result<(), BackendError> {
-        let looked = self.within_time(S::look(self, connection, asked)).await?;
+        let connections = self.connections();
+        let mut is_answered = false;
+        let looking = async {
+            let looked = S::look(self, connection, asked).await;
+            is_answered = true;
+            looked
+        };
+        let looked = self.within_time(looking).await;
+        // Nothing more comes over it; and grants would not, either. One that was made meanwhile is another.
+        if !is_answered && self.connections() == connections {
+            self.give_up_connection();
+            self.connection_ended();
+        }
+        let looked = looked?;
         for (asked, stand) in asked.iter().zip(looked.stands) {
             self.places.found(asked, stand, S::NAME);
         }
@@ -360,22 +381,13 @@ impl<S: Service> KeptSession<S> {
         &self,
         work: impl Future<Output = Result<T, BackendError>>,
     ) -> Result<T, BackendError> {
-        let connections = self.connections();
-        let error = match timeout(self.service.request_timeout(), work).await {
-            Ok(Ok(done)) => return Ok(done),
-            Ok(Err(error)) => error,
-            Err(_) => {
-                // The connection is silent, so it would bring no grants either. A later connection is not given up.
-                if self.connections() == connections {
-                    self.give_up_connection();
-                    self.connection_ended();
-                }
-                late::<S>()
-            }
-        };
-        tracing::debug!(service = S::NAME, %error, "could not look after what a session has");
-        self.look_within(AGAIN_AFTER);
-        Err(error)
+        let done = timeout(self.service.request_timeout(), work).await;
+        let done = done.unwrap_or_else(|_| Err(late::<S>()));
+        if let Err(error) = &done {
+            tracing::debug!(service = S::NAME, %error, "could not look after what a session has");
+            self.look_within(AGAIN_AFTER);
+        }
+        done
     }
 
     fn give_up_connection(&self) {

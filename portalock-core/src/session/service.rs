@@ -163,7 +163,8 @@ pub trait Service: fmt::Debug + Send + Sync + Sized + 'static {
     ///
     /// # Errors
     ///
-    /// [`BackendError`] if the service failed. The session then ends when its time is over.
+    /// [`BackendError`] if the service failed. The session calls this once more, over another connection. After that, the session ends
+    /// when its time is over.
     async fn end(
         session: &Arc<KeptSession<Self>>,
         connection: &Self::Connection,

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use portalock_core::{
     BackendError, BackendErrorKind, Broken, Election, Lock, LockBackend, LockName, LockSet,
-    LossNotice, Pool,
+    LossNotice, Pool, clock::Instant,
 };
 use portalock_redis::{RedisBackend, RedisSettings};
 use portalock_testkit::servers::{RedisCluster, RedisClusterOptions, RedisServer};
@@ -62,6 +62,25 @@ pub(crate) async fn slot_of(cluster: &RedisCluster, name: &str) -> u16 {
         .iter()
         .find(|key| key.ends_with(&format!("/lock/{name}")));
     cluster.slot_of(key.unwrap()).unwrap()
+}
+
+/// Each of its sessions there has as long for its end as one request has for its answer: five seconds.
+#[tokio::test]
+async fn a_client_is_closed_as_fast_with_many_sessions_at_a_node_that_hangs_as_with_one() {
+    let options = RedisClusterOptions::new().node_timeout(ENOUGH * 10);
+    let cluster = start(options).await;
+    let settings = settings_at(&cluster.url()).with_session_ttl(ENOUGH);
+    let backend = connected(settings.unwrap()).await;
+    let names: Vec<String> = (0..24).map(|number| format!("job {number}")).collect();
+    let set = LockSet::new(backend.clone(), &names).unwrap();
+    let _held = set.with_policy(patient()).acquire().await.unwrap();
+    cluster.node(0).stall().unwrap();
+    let start = Instant::now();
+    let closed = LockBackend::close(&backend).await;
+    let took = start.elapsed();
+    cluster.node(0).resume().unwrap();
+    assert_eq!(closed.unwrap_err().kind(), BackendErrorKind::Unavailable);
+    assert!(took < Duration::from_secs(12), "{took:?}");
 }
 
 #[tokio::test]

@@ -1,13 +1,21 @@
 //! Granted, queued, handed over, and lost with the session.
 
+use std::time::Duration;
+
 use portalock_core::{LockBackend, LockError, Loss, Policy};
 use portalock_redis::RedisBackend;
-use portalock_testkit::servers::RedisServer;
+use portalock_testkit::{
+    proxy::{Direction, FaultProxy},
+    servers::RedisServer,
+};
 use tokio::time::timeout;
 
 use crate::fixture::{
-    Admin, ENOUGH, client, eventually, granted, lock, settings, waiters, waiting, without_notice,
+    Admin, ENOUGH, client, eventually, granted, lock, settings, settings_at, waiters, waiting,
+    without_notice,
 };
+
+const MANY: u32 = 200;
 
 #[tokio::test]
 async fn a_lock_excludes_and_passes_on() {
@@ -77,6 +85,34 @@ async fn a_session_that_is_closed_or_dropped_frees_at_once_and_tells_its_guards(
             drop((one, held));
         }
         granted(next).await.release().await.unwrap();
+    }
+}
+
+/// One release after the other would take longer than a session has for its end.
+#[tokio::test]
+async fn a_session_with_many_locks_is_closed_in_time_over_a_long_line() {
+    let server = RedisServer::start().unwrap();
+    let line = FaultProxy::start(server.addr()).unwrap();
+    let settings = settings_at(&format!("redis://{}", line.addr()));
+    let long = Duration::from_secs(8);
+    let settings = settings.with_session_ttl(long).unwrap();
+    let far = RedisBackend::with_settings(settings).await.unwrap();
+    let name = |number: u32| format!("lock {number}");
+    let mut held = Vec::new();
+    for number in 0..MANY {
+        held.push(lock(&far, &name(number)).acquire().await.unwrap());
+    }
+    let rarely = settings_at(&server.url());
+    let rarely = rarely.with_tick_interval(ENOUGH * 10).unwrap();
+    let near = RedisBackend::with_settings(rarely).await.unwrap();
+    let mut waiters = Vec::new();
+    for number in 0..MANY {
+        waiters.push(waiting(&near, &name(number)).await);
+    }
+    line.delay(Direction::ToClient, long / MANY);
+    LockBackend::close(&far).await.unwrap();
+    for waiter in waiters {
+        granted(waiter).await.release().await.unwrap();
     }
 }
 

@@ -42,8 +42,11 @@ struct Store {
     gate: AtomicBool,
     repeats: AtomicBool,
     ends_with_connection: AtomicBool,
+    /// Connections end as soon as they are made.
+    ends_connections: AtomicBool,
     /// Places that can't be released.
     stuck: Mutex<Vec<u32>>,
+    releases_hang: AtomicBool,
     cannot_settle: AtomicBool,
 }
 
@@ -54,8 +57,8 @@ enum Event {
     GaveUp,
     Renewed,
     Looked(usize),
-    /// A look hangs.
-    Stared,
+    /// A look or a release hangs.
+    Hung,
     /// And whether a request might still be on its way.
     Released(u32, bool),
     /// A place was left when the session ended.
@@ -135,8 +138,13 @@ impl<const ASKS: bool> Service for InStore<ASKS> {
     }
 
     async fn connect(session: &Arc<KeptSession<Self>>) -> Result<Self::Connection, BackendError> {
-        session.service().0.note(Event::Connected);
-        Ok(Arc::new(AtomicBool::new(true)))
+        let store = &session.service().0;
+        store.note(Event::Connected);
+        let is_short = store.ends_connections.load(Ordering::Acquire);
+        if is_short {
+            session.connection_ended();
+        }
+        Ok(Arc::new(AtomicBool::new(!is_short)))
     }
 
     fn ends_with_connection(&self) -> bool {
@@ -177,7 +185,7 @@ impl<const ASKS: bool> Service for InStore<ASKS> {
     ) -> Result<Looked, BackendError> {
         let store = &session.service().0;
         if store.stares.swap(false, Ordering::AcqRel) {
-            store.note(Event::Stared);
+            store.note(Event::Hung);
             std::future::pending::<()>().await;
         }
         let blinks = store.blinks.load(Ordering::Acquire)
@@ -229,6 +237,10 @@ impl<const ASKS: bool> Service for InStore<ASKS> {
         let store = &session.service().0;
         let repeated = store.repeats.load(Ordering::Acquire);
         store.answer().await?;
+        if store.releases_hang.load(Ordering::Acquire) {
+            store.note(Event::Hung);
+            std::future::pending::<()>().await;
+        }
         if store.stuck.lock().unwrap().contains(&leaving.at) {
             return Err(BackendError::new(BackendErrorKind::Corrupt, "stuck"));
         }
@@ -369,13 +381,24 @@ async fn a_look_that_hangs_takes_no_other_connection_with_it_than_its_own() {
     store.set(1, Stand::Held(FencingToken::new(1)));
     store.stares.store(true, Ordering::Release);
     session.look_within(Duration::ZERO);
-    store.has_seen(Event::Stared, 1).await;
+    store.has_seen(Event::Hung, 1).await;
     reset(&session);
     store.has_seen(Event::Looked(1), 1).await;
     // The one that hangs is given up, and another comes.
     store.has_seen(Event::Looked(1), 2).await;
     assert_eq!(store.count(Event::GaveUp), 0);
     assert_eq!(store.count(Event::Connected), 2);
+}
+
+/// So that sessions with several servers end beside each other.
+#[tokio::test]
+async fn a_client_is_closed_before_anybody_waits_for_it() {
+    let (client, store, _) = client();
+    let session = client.session().await.unwrap();
+    let closing = client.close();
+    assert!(session.ensure_live().is_err());
+    store.has_seen(Event::Ended, 1).await;
+    closing.await.unwrap();
 }
 
 #[tokio::test]
@@ -438,6 +461,20 @@ async fn a_release_that_is_refused_holds_up_no_other() {
     assert_eq!(session.places().due().len(), 2);
 }
 
+/// It goes over another connection than the session's, which may have to wait until it may be used.
+#[tokio::test]
+async fn a_release_that_hangs_is_no_reason_to_give_up_the_sessions_connection() {
+    let (store, session, _sessions) = start_with(PATIENCE * 10).await;
+    let owner = OwnerId::mint();
+    session.places().expect(owner, || 1).unwrap();
+    store.releases_hang.store(true, Ordering::Release);
+    drop(session.places().release(owner).unwrap());
+    store.has_seen(Event::Hung, 2).await;
+    assert_eq!(store.count(Event::GaveUp), 0);
+    store.releases_hang.store(false, Ordering::Release);
+    store.has_seen(Event::Released(1, true), 1).await;
+}
+
 #[tokio::test]
 async fn what_the_service_has_and_nobody_knows_of_is_released() {
     let (store, session, _sessions) = start().await;
@@ -464,6 +501,17 @@ async fn a_connection_that_ended_is_replaced_before_a_renewal_is_due() {
     let (store, session, _sessions) = start_with(PATIENCE * 10).await;
     reset(&session);
     store.has_seen(Event::Connected, 2).await;
+}
+
+#[tokio::test]
+async fn connections_that_end_at_once_are_made_anew_ever_more_rarely() {
+    let (store, session, _sessions) = start_with(PATIENCE * 10).await;
+    store.ends_connections.store(true, Ordering::Release);
+    let start = Instant::now();
+    reset(&session);
+    store.has_seen(Event::Connected, 7).await;
+    assert!(start.elapsed() > LONGEST_PAUSE * 2);
+    session.ensure_live().unwrap();
 }
 
 #[tokio::test]
