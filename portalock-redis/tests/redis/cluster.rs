@@ -70,8 +70,9 @@ async fn a_client_is_closed_as_fast_with_many_sessions_at_a_node_that_hangs_as_w
     let options = RedisClusterOptions::new().node_timeout(ENOUGH * 10);
     let cluster = start(options).await;
     let settings = settings_at(&cluster.url()).with_session_ttl(ENOUGH);
-    let backend = connected(settings.unwrap()).await;
-    let names: Vec<String> = (0..24).map(|number| format!("job {number}")).collect();
+    let settings = settings.unwrap().with_cluster_tags(32).unwrap();
+    let backend = connected(settings).await;
+    let names: Vec<String> = (0..80).map(|number| format!("job {number}")).collect();
     let set = LockSet::new(backend.clone(), &names).unwrap();
     let _held = set.with_policy(patient()).acquire().await.unwrap();
     cluster.node(0).stall().unwrap();
