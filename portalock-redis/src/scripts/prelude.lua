@@ -133,8 +133,8 @@ end
 
 -- Serves the queue in its order, as long as the first waiter can be granted. Dead waiters are removed. Every waiter
 -- learns of its grant by a message to its session, even the owner of the attempt that runs this. That attempt may have
--- arrived late from a connection that has ended: then its answer is lost, and the waiter may already have an answer from
--- another connection.
+-- arrived late from a connection that has ended: then its answer is lost, and the waiter may already have an answer
+-- from another connection.
 --
 -- Starts with `owner`, the first waiter, and `text`, its claim if it was read. Returns whether other owners must wait
 -- now.
