@@ -1,4 +1,4 @@
-//! A Redis cluster: primaries that share the slots, and replicas that are promoted when one fails.
+//! A Redis cluster: primaries that share the slots, and replicas that are promoted when a primary fails.
 
 use std::{
     io, thread,
@@ -13,17 +13,18 @@ use super::{
 
 const SLOTS: u16 = 16384;
 const PRIMARIES: usize = 3;
-/// How often a node's port for the others may turn out to be taken.
+/// How many times a node is started again because another program has taken its bus port.
 const PORT_ATTEMPTS: usize = 5;
-/// Until the nodes have found each other, and until a failover is over. Generous: a loaded machine is no failure.
+/// The time for the nodes to find each other, and for a failover. It is generous, because a loaded machine is not a
+/// failure.
 const FOUND_WITHIN: Duration = Duration::from_secs(180);
 const POLL: Duration = Duration::from_millis(20);
-/// After so long a failover by hand was given up.
+/// After this time, a manual failover has been abandoned.
 const FAILOVER_WITHIN: Duration = Duration::from_secs(6);
-/// How long one `MIGRATE` may take, in milliseconds.
+/// The timeout of one `MIGRATE`, in milliseconds.
 const MIGRATE_WITHIN: &str = "10000";
 
-/// How to start a [`RedisCluster`].
+/// The options of a [`RedisCluster`].
 #[derive(Debug, Clone)]
 pub struct RedisClusterOptions {
     node_timeout: Duration,
@@ -42,12 +43,12 @@ impl Default for RedisClusterOptions {
 }
 
 impl RedisClusterOptions {
-    /// Three primaries with a replica each, that count as failed after two seconds of silence.
+    /// Three primaries with one replica each. A node counts as failed after two seconds of silence.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Sets for how long a node must be silent until the others believe it failed.
+    /// Sets how long a node must be silent before the others count it as failed.
     #[must_use]
     pub fn node_timeout(mut self, silence: Duration) -> Self {
         self.node_timeout = silence;
@@ -61,7 +62,7 @@ impl RedisClusterOptions {
         self
     }
 
-    /// The nodes speak TLS, with each other too. Clients show no certificate.
+    /// The nodes use TLS, also with each other. Clients need no certificate.
     #[must_use]
     pub fn tls(mut self, identity: ServerIdentity) -> Self {
         self.server = self
@@ -72,18 +73,18 @@ impl RedisClusterOptions {
         self
     }
 
-    /// Adds a line to every node's `redis.conf`, as [`RedisOptions::setting`].
+    /// Adds a line to every node's `redis.conf`, like [`RedisOptions::setting`].
     #[must_use]
     pub fn setting(mut self, directive: impl Into<String>, values: impl Into<String>) -> Self {
         self.server = self.server.setting(directive, values);
         self
     }
 
-    /// Starts the nodes and returns once every slot is served and every replica follows.
+    /// Starts the nodes, and returns when every slot is served and every replica follows its primary.
     ///
     /// # Errors
     ///
-    /// [`StartError`] if Redis 7 or later isn't installed or something did not come up.
+    /// [`StartError`] if Redis 7 or later isn't installed, or a node or the cluster did not start.
     pub fn start(self) -> Result<RedisCluster, StartError> {
         let server = self
             .server
@@ -93,7 +94,7 @@ impl RedisClusterOptions {
                 "cluster-node-timeout",
                 self.node_timeout.as_millis().to_string(),
             )
-            // A replica is promoted however long it has been without its primary.
+            // A replica is promoted even if it has been without its primary for a long time.
             .setting("cluster-replica-validity-factor", "0")
             .setting("cluster-allow-replica-migration", "no")
             .setting("repl-diskless-sync-delay", "0")
@@ -109,7 +110,7 @@ impl RedisClusterOptions {
     }
 }
 
-/// A running cluster: the first three nodes began as its primaries, each with a third of the slots.
+/// A running cluster. At the start, the first three nodes are its primaries, each with a third of the slots.
 ///
 /// Dropping it kills every node.
 #[derive(Debug)]
@@ -120,9 +121,9 @@ pub struct RedisCluster {
 #[derive(Debug)]
 struct Node {
     server: RedisServer,
-    /// By what the nodes know each other.
+    /// The node's id in the cluster.
     id: String,
-    /// The port for the other nodes.
+    /// The bus port, for the other nodes.
     bus: u16,
 }
 
@@ -139,7 +140,7 @@ impl Node {
                         .map_err(StartError::io("ask a node for its id"))?;
                     return Ok(Self { server, id, bus });
                 }
-                // Somebody may have taken the port meanwhile.
+                // Another program may have taken the port meanwhile.
                 Err(StartError::Ended { .. }) if attempts < PORT_ATTEMPTS => {}
                 Err(error) => return Err(error),
             }
@@ -154,12 +155,12 @@ impl Node {
         self.server.pid().is_some()
     }
 
-    /// The port by which clients and the other nodes know it.
+    /// The port that clients and other nodes use for it.
     fn known_port(&self) -> u16 {
         self.server.tls_port().unwrap_or(self.server.port())
     }
 
-    /// The id of the node that serves a slot, as this one believes.
+    /// The id of the node that serves a slot, as this node knows it.
     fn owner(&self, slot: u16) -> io::Result<Option<String>> {
         let nodes = one(self.server.port(), "CLUSTER NODES")?;
         let owner = nodes.lines().find(|line| serves(line, slot));
@@ -167,24 +168,24 @@ impl Node {
     }
 }
 
-/// Whether a line of `CLUSTER NODES` says that its node serves `slot`.
+/// Whether, in this line of `CLUSTER NODES`, the node serves `slot`.
 fn serves(line: &str, slot: u16) -> bool {
     line.split(' ').skip(8).any(|range| {
         let (first, last) = range.split_once('-').unwrap_or((range, range));
         match (first.parse::<u16>(), last.parse::<u16>()) {
             (Ok(first), Ok(last)) => (first..=last).contains(&slot),
-            // A slot that moves, in brackets.
+            // A moving slot, in brackets.
             _ => false,
         }
     })
 }
 
 impl RedisCluster {
-    /// A cluster with the default [`RedisClusterOptions`].
+    /// Starts a cluster with the default [`RedisClusterOptions`].
     ///
     /// # Errors
     ///
-    /// As [`RedisClusterOptions::start`].
+    /// The same as for [`RedisClusterOptions::start`].
     pub fn start() -> Result<Self, StartError> {
         RedisClusterOptions::new().start()
     }
@@ -205,19 +206,20 @@ impl RedisCluster {
         }
         for (place, node) in self.nodes.iter().enumerate().skip(PRIMARIES) {
             let primary = &self.nodes[place % PRIMARIES].id;
-            // It refuses until it has heard of that node.
+            // The node refuses until it knows the primary.
             until(|| node.ask(&format!("CLUSTER REPLICATE {primary}")).ok())?;
         }
         self.until_whole()
     }
 
-    /// Its URL, by every node: `redis+cluster://127.0.0.1:port,...`, or `rediss+cluster` with [`RedisClusterOptions::tls`].
+    /// The URL with all nodes: `redis+cluster://127.0.0.1:port,...`, or `rediss+cluster` with
+    /// [`RedisClusterOptions::tls`].
     pub fn url(&self) -> String {
         let ports: Vec<_> = self.nodes.iter().map(Node::known_port).collect();
         self.url_by(&ports)
     }
 
-    /// The same by these ports only.
+    /// The URL with these ports only.
     pub fn url_by(&self, ports: &[u16]) -> String {
         let places: Vec<_> = ports
             .iter()
@@ -228,7 +230,7 @@ impl RedisCluster {
         format!("{scheme}+cluster://{}", places.join(","))
     }
 
-    /// How many nodes there are.
+    /// The number of nodes.
     #[expect(
         clippy::len_without_is_empty,
         reason = "there is no cluster without a node"
@@ -237,29 +239,29 @@ impl RedisCluster {
         self.nodes.len()
     }
 
-    /// One of the nodes.
+    /// Returns a node.
     ///
     /// # Panics
     ///
-    /// If there is none of this number.
+    /// If there is no node with this number.
     pub fn node(&self, node: usize) -> &RedisServer {
         &self.nodes[node].server
     }
 
-    /// One of the nodes, to be stopped or started again.
+    /// Returns a node, to stop or start it.
     ///
     /// # Panics
     ///
-    /// If there is none of this number.
+    /// If there is no node with this number.
     pub fn node_mut(&mut self, node: usize) -> &mut RedisServer {
         &mut self.nodes[node].server
     }
 
-    /// The slot in which a key lies.
+    /// Returns the slot of a key.
     ///
     /// # Errors
     ///
-    /// The system's, if no node answers.
+    /// The system's error, if no node answers.
     pub fn slot_of(&self, key: &str) -> io::Result<u16> {
         let running = self.nodes.iter().find(|node| node.is_running());
         let node = running.ok_or(io::ErrorKind::NotFound)?;
@@ -269,7 +271,7 @@ impl RedisCluster {
             .ok_or_else(|| io::ErrorKind::InvalidData.into())
     }
 
-    /// Which node serves `slot`, as all that run believe. `None` while they differ.
+    /// Returns the node that serves `slot`, if all running nodes agree. `None` while they differ.
     pub fn owner(&self, slot: u16) -> Option<usize> {
         let mut running = self.nodes.iter().filter(|node| node.is_running());
         let id = running.next()?.owner(slot).ok()??;
@@ -281,7 +283,7 @@ impl RedisCluster {
         place.filter(|_| agreed)
     }
 
-    /// Waits until all nodes that run agree on who serves `slot`, and it is another than `former`. Answers which.
+    /// Waits until all running nodes agree that a node other than `former` serves `slot`. Returns that node.
     ///
     /// # Errors
     ///
@@ -308,15 +310,15 @@ impl RedisCluster {
         running.try_for_each(|node| until(|| is_whole(node)))
     }
 
-    /// Begins to move `slot` to another primary: no key has moved yet.
+    /// Starts to move `slot` to another primary. No key has moved yet.
     ///
     /// # Errors
     ///
-    /// The system's or a node's, and [`io::ErrorKind::TimedOut`] if the nodes don't agree where the slot is.
+    /// The error of the system or of a node. [`io::ErrorKind::TimedOut`] if the nodes don't agree where the slot is.
     ///
     /// # Panics
     ///
-    /// If there is no node of this number.
+    /// If there is no node with this number.
     pub fn begin_move(&self, slot: u16, to: usize) -> io::Result<SlotMove> {
         let from = until(|| self.owner(slot))?;
         let (giver, taker) = (&self.nodes[from], &self.nodes[to]);
@@ -325,31 +327,31 @@ impl RedisCluster {
         Ok(SlotMove { slot, from, to })
     }
 
-    /// The keys of a slot that have not moved yet.
+    /// Returns the keys of a slot that have not moved yet.
     ///
     /// # Errors
     ///
-    /// The system's or the node's.
+    /// The error of the system or of the node.
     pub fn keys_left(&self, moving: SlotMove) -> io::Result<Vec<String>> {
         self.nodes[moving.from].ask(&format!("CLUSTER GETKEYSINSLOT {} 1000", moving.slot))
     }
 
-    /// Moves one key of a slot that moves.
+    /// Moves one key of a moving slot.
     ///
     /// # Errors
     ///
-    /// The system's or the node's.
+    /// The error of the system or of the node.
     pub fn move_key(&self, moving: SlotMove, key: &str) -> io::Result<()> {
         let port = self.nodes[moving.to].known_port().to_string();
         let words = ["MIGRATE", "127.0.0.1", &port, key, "0", MIGRATE_WITHIN];
         ask_words(self.nodes[moving.from].server.port(), words).map(drop)
     }
 
-    /// Moves the keys that are left, and then the slot.
+    /// Moves the remaining keys, and then the slot.
     ///
     /// # Errors
     ///
-    /// The system's or a node's, and [`io::ErrorKind::TimedOut`] if the nodes don't come to agree.
+    /// The error of the system or of a node. [`io::ErrorKind::TimedOut`] if the nodes never agree.
     pub fn finish_move(&self, moving: SlotMove) -> io::Result<()> {
         loop {
             let keys = self.keys_left(moving)?;
@@ -360,38 +362,38 @@ impl RedisCluster {
         }
         let SlotMove { slot, from, to } = moving;
         let told = format!("CLUSTER SETSLOT {slot} NODE {}", self.nodes[to].id);
-        // The new one first: were it told last, nobody would serve the slot for a moment.
+        // The new node first: if it were told last, no node would serve the slot for a moment.
         for node in [to, from] {
             self.nodes[node].ask(&told)?;
         }
         until(|| self.owner(slot)).map(drop)
     }
 
-    /// Moves `slot` to another primary, with all of its keys.
+    /// Moves `slot` to another primary, with all its keys.
     ///
     /// # Errors
     ///
-    /// As [`begin_move`](Self::begin_move) and [`finish_move`](Self::finish_move).
+    /// The same as for [`begin_move`](Self::begin_move) and [`finish_move`](Self::finish_move).
     ///
     /// # Panics
     ///
-    /// If there is no node of this number.
+    /// If there is no node with this number.
     pub fn move_slot(&self, slot: u16, to: usize) -> io::Result<()> {
         let moving = self.begin_move(slot, to)?;
         self.finish_move(moving)
     }
 
-    /// Has a replica take the place of the primary that serves `slot` (`CLUSTER FAILOVER`), and waits for that. Answers which
-    /// node serves it now.
+    /// Promotes a replica of the primary that serves `slot` (`CLUSTER FAILOVER`), and waits until it serves the slot.
+    /// Returns the new primary.
     ///
     /// # Errors
     ///
-    /// [`io::ErrorKind::TimedOut`], also if it has no replica that runs.
+    /// [`io::ErrorKind::TimedOut`], also if the primary has no running replica.
     pub fn fail_over(&self, slot: u16) -> io::Result<usize> {
         let former = until(|| self.owner(slot))?;
         let mut asked: Option<Instant> = None;
         until(|| {
-            // A replica gives up after five seconds in which its primary was too slow, and begins anew each time that it is asked.
+            // A replica gives up if its primary was too slow for five seconds, and starts again each time it is asked.
             if asked.is_none_or(|asked| asked.elapsed() > FAILOVER_WITHIN) {
                 let replica = self.replica_of(former)?;
                 asked = replica.ask("CLUSTER FAILOVER").ok().map(|_| Instant::now());
@@ -400,7 +402,7 @@ impl RedisCluster {
         })
     }
 
-    /// One that a primary knows as its replica.
+    /// A replica of `primary`, as the primary knows it.
     fn replica_of(&self, primary: usize) -> Option<&Node> {
         let primary = &self.nodes[primary];
         let known = one(primary.server.port(), "CLUSTER NODES").ok()?;
@@ -412,7 +414,7 @@ impl RedisCluster {
     }
 }
 
-/// A slot on its way to another primary.
+/// A slot that is moving to another primary.
 #[derive(Debug, Clone, Copy)]
 pub struct SlotMove {
     slot: u16,
@@ -421,18 +423,18 @@ pub struct SlotMove {
 }
 
 impl SlotMove {
-    /// The node that has served it.
+    /// The source node.
     pub fn from(self) -> usize {
         self.from
     }
 
-    /// The node that is to serve it.
+    /// The target node.
     pub fn to(self) -> usize {
         self.to
     }
 }
 
-/// The only text of an answer.
+/// The single text of an answer.
 fn one(port: u16, command: &str) -> io::Result<String> {
     let mut texts = ask(port, command)?;
     texts.pop().ok_or_else(|| io::ErrorKind::InvalidData.into())
