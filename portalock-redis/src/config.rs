@@ -195,11 +195,11 @@ impl RedisSettings {
 
     /// Sets whether the server frees a session's locks at the moment its connection ends; default no.
     ///
-    /// A crash is then noticed within one [tick](Self::with_tick_interval) instead of the [session's
-    /// time](Self::with_session_ttl). In return, two guarantees are given up. Every reset of the connection loses all
-    /// locks of the session, even though its process is alive. And the holder learns of it from the same event as all
-    /// others: one network delay after its lock may have been granted to another owner, or after up to the session's
-    /// time if the event doesn't reach the holder.
+    /// A crash is then noticed within one [tick](Self::with_tick_interval) instead of within the
+    /// [session's time](Self::with_session_ttl). In return, two guarantees are given up. Every reset of the connection
+    /// loses all locks of the session, even though its process is alive. And the holder learns of it from the same
+    /// event as all others: one network delay after its lock may have been granted to another owner, or after up to the
+    /// session's time if the event doesn't reach the holder.
     ///
     /// Each session follows its own setting, so clients with both settings can share locks.
     #[must_use]

@@ -53,7 +53,8 @@ pub(crate) async fn connect(
     Ok(connection)
 }
 
-/// Creates the client that opens connections to `server`. It trusts the authority in `authority`, if there is one.
+/// Creates the client that opens connections to `server`. It trusts the certificates in `authority`, if a file is
+/// given.
 pub(crate) async fn client(
     server: &ConnectionInfo,
     authority: Option<&Path>,

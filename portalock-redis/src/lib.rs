@@ -112,7 +112,7 @@
 //!   +sunsubscribe +spublish +pubsub|shardnumsub` instead of the commands without the `s` or `shard`, and
 //!   `+cluster|nodes +asking`. Create the user at every node, because a cluster does not copy users.
 //!
-//! # What lies in Redis
+//! # Keys in Redis
 //!
 //! | key | content | lifetime |
 //! |---|---|---|

@@ -9,24 +9,24 @@
 //!    removed only when its own owner releases, or when its session is not live. No owner is granted next to a live
 //!    claim unless both fit. (A write to the key from outside, an eviction or `FLUSHALL` is not a script.) If the last
 //!    token has a shape, every claim in the state has this shape, so the number of claims is enough to decide.
-//! 2. **A grant needs a live session**, checked in the script that grants, **and the session's current stamp** if the
-//!    owner sends a request. So a command that arrives late from a dead session, or after its place was withdrawn, is
-//!    refused: see `session.rs`.
+//! 2. **A grant needs a live session**, checked in the script that grants. **A grant in answer to an attempt also needs
+//!    the session's current stamp.** So a command that arrives late from a dead session, or after its place was
+//!    withdrawn, is refused: see `session.rs`.
 //! 3. **Order.** An owner is granted only when no live waiter is ahead of it. It never loses its place when it asks
 //!    again.
 //! 4. **One claim for each owner**, in the state or in the queue, never in both: when the owner asks again, the script
 //!    finds the claim.
 //! 5. **Tokens grow.** Each token is larger than the last, and at least the server's clock in microseconds. The state
 //!    that stores the last token exists until an hour after the clock has passed this token.
-//! 6. **Nothing stays forever.** Every key has a time to live of an hour or two, which each use extends. The next
+//! 6. **Nothing stays forever.** Every key has a time to live of an hour or two, which its users extend. The next
 //!    client that finds the leftovers of a crashed client removes them, or they expire.
 //! 7. **Dead sessions stay dead.** A session's key is set once, after its subscription. Later its time is only
 //!    extended, or it gets a later stamp. A key that is gone is never set again. A client deletes the key of its former
 //!    session when it opens a new one.
 //! 8. **No waiter is forgotten.** A script that frees something serves the queue. A waiter that is granted the lock
-//!    gets a message, and checks when it may have missed one. The last waiter has always been told that it is the last,
-//!    by an answer or a message, and often checks whether the holders are alive. The other waiters check from time to
-//!    time, also whether the last waiter is alive.
+//!    gets a message, and asks the server when it may have missed the message. The last waiter has always been told
+//!    that it is the last, by an answer or a message, and it checks often whether the holders are alive. The other
+//!    waiters check from time to time, also whether the last waiter is alive.
 
 //!
 //! # In a cluster

@@ -50,7 +50,8 @@ pub(crate) async fn renew(
     nodes.ask(marks.arg(marks_key(session))).await
 }
 
-/// Returns the state of the places that exist. A place that is not found is not reported as gone.
+/// Returns the state of places, if all are found. A place that is not found is not reported as gone: the call fails
+/// instead.
 pub(crate) async fn look(
     session: &SessionKey,
     connection: &mut MultiplexedConnection,

@@ -19,8 +19,8 @@ local shape = ARGV[4] .. '|' .. ARGV[5]
 local asked = ARGV[2] .. '|' .. shape
 local shares = ARGV[4] ~= ARGV[5]
 
--- Shared: all holders have the same shape, the owner fits too, and there are no waiters. The number of holders is the
--- number of fields of the state minus one, because one field is the last token.
+-- Shared: all holders have the same shape as this owner, the owner fits too, and there are no waiters. The number of
+-- holders is the number of fields of the state minus one, because one field is the last token.
 if shares then
   local found = call('HMGET', state, 'token', ARGV[3])
   local before, alike = string.match(found[1] or '', '^(%d+)|(.*)$')

@@ -11,7 +11,7 @@ local millis = time[1] * 1000 + math.floor(time[2] / 1000)
 local answer = {}
 for i, place in ipairs(ARGV) do
   local state, waiters = KEYS[2 * i - 1], KEYS[2 * i]
-  -- The key may have another type by now. Then the place does not exist.
+  -- Another program may have replaced the key by now. Then the place does not exist.
   local found = redis.pcall('HMGET', state, place, 'token')
   local token = found[1] and found[2] and string.match(found[1], '^%x+|%d+|%d+|(%d+)|')
   if token then

@@ -30,7 +30,7 @@ end
 -- subscription together with its connection, before it runs the next command.
 local seen = {}
 
--- Few enough arguments for one call from Lua, with a margin.
+-- The number of arguments of one call. It is below Lua's limit, with a margin.
 local AT_ONCE = 1000
 
 local function look_at(asked)

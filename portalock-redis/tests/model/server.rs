@@ -88,7 +88,7 @@ impl Server {
         (self.keys[at], self.subscribed[at], self.stamps[at]) = (false, false, 1);
     }
 
-    /// `raise.lua`: the session's next stamp, if it lives.
+    /// `raise.lua`: the session's next stamp, if the session is alive.
     pub(crate) fn raise(&mut self, session: Session) -> Option<u8> {
         let at = usize::from(session);
         if !self.keys[at] {

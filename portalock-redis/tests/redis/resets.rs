@@ -68,7 +68,7 @@ impl Drop for Worker {
     }
 }
 
-/// Runs `fault` repeatedly, about once every `every`, next to working processes and a queue of waiters.
+/// Runs `fault` again and again, at intervals of about `every`, next to working processes and a queue of waiters.
 async fn nothing_is_lost(
     mut server: RedisServer,
     every: Duration,
