@@ -209,8 +209,8 @@ impl RedisSettings {
     }
 
     /// Sets how often the last waiter in a queue checks whether the holder is alive; default 200 ms. A crashed process
-    /// runs no script, so a crash is noticed within this interval. The waiters ahead check less often: the last but one
-    /// after five times this interval, others after up to thirty times.
+    /// runs no script, so this check is what notices a crash, within one interval. The waiters ahead check less often:
+    /// the last but one after five times this interval, others after up to thirty times.
     ///
     /// # Errors
     ///

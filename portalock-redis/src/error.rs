@@ -13,7 +13,7 @@ pub(crate) fn failed(what: &'static str, error: RedisError) -> BackendError {
     BackendError::new(kind, message).with_source(error)
 }
 
-/// An error for an answer that the scripts never give.
+/// The error for an answer that the scripts never give.
 pub(crate) fn unexpected(what: &'static str) -> BackendError {
     BackendError::new(
         BackendErrorKind::Other,
@@ -121,12 +121,12 @@ pub(crate) fn is_moving(error: &RedisError) -> bool {
     )
 }
 
-/// An error: the server is a node of a cluster.
+/// The error for a server that is a node of a cluster.
 pub(crate) fn cluster() -> BackendError {
     BackendError::new(CLUSTER.0, CLUSTER.1)
 }
 
-/// An error: the server doesn't support RESP3.
+/// The error for a server that doesn't support RESP3.
 pub(crate) fn no_resp3(source: RedisError) -> BackendError {
     BackendError::new(NO_RESP3.0, NO_RESP3.1).with_source(source)
 }

@@ -12,8 +12,8 @@ use crate::keys::Named;
 /// An owner's place in a session.
 #[derive(Debug, Clone)]
 pub(crate) struct Place {
-    /// The name of the owner at the server. Each place has a name of its own, so a release that arrives late does not
-    /// find the owner's next place.
+    /// The name of this place, which the scripts use as the owner. Each place has a name of its own, so a release that
+    /// arrives late does not find the owner's next place.
     pub(crate) name: Arc<str>,
     pub(crate) named: Named,
 }

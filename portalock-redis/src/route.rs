@@ -183,7 +183,7 @@ impl Followed {
     }
 
     /// Records an answer, unless it is older than the known one. An older epoch is only accepted if all witnesses have
-    /// answered: then they were set up again.
+    /// answered: then the witnesses were set up again.
     fn note(&self, Heard { told, from_all }: Heard) -> Result<Location, BackendError> {
         // No code panics while it holds the lock.
         let mut latest = self.latest.lock().unwrap_or_else(PoisonError::into_inner);

@@ -51,7 +51,7 @@ pub(crate) fn explore(rules: Rules) -> Outcome {
         }
         steps(&world, rules, &mut found);
         for (step, mut next) in found.drain(..) {
-            // The replica is one write behind, and gets the write before.
+            // The replica stays one write behind: it now gets the previous write.
             if next.replica.is_some() && next.server != world.server {
                 next.replica = Some(world.server);
             }

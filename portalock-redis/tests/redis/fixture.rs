@@ -124,7 +124,7 @@ pub(crate) fn identity(dir: &std::path::Path) -> portalock_testkit::servers::Ser
     }
 }
 
-/// An observer's connection.
+/// A connection for independent checks and admin commands.
 pub(crate) struct Admin(MultiplexedConnection);
 
 impl Admin {

@@ -107,7 +107,7 @@ impl Scene {
         self.line.black_hole(Direction::ToClient);
         let mut admin = self.admin().await;
         for id in &self.connections {
-            // One of them belonged to an admin client.
+            // One of the ids belonged to an `Admin`.
             let _: u32 = admin.ask(&format!("CLIENT KILL ID {id}")).await;
         }
     }

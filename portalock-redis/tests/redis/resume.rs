@@ -164,7 +164,7 @@ async fn an_attempt_with_an_earlier_stamp_is_made_again_with_the_present_one() {
     }
 }
 
-/// The same happens in a failover to a replica that lacked the release.
+/// This is the state after a failover to a replica that lacked the release.
 #[tokio::test]
 async fn a_release_that_the_server_has_lost_is_made_again_when_somebody_waits() {
     let server = RedisServer::start().unwrap();
@@ -278,7 +278,7 @@ async fn an_attempt_that_arrives_after_its_withdrawal_takes_no_effect() {
     assert!(!error.is_contention(), "{error}");
     let sent = tokio::task::spawn_blocking(move || monitor.script_with("4"));
     let (sender, sent) = sent.await.unwrap();
-    // The answer is lost, and only this one connection.
+    // The answer is lost, and only this connection ends.
     let mut admin = Admin::of(&server).await;
     let killed: u32 = admin.ask(&format!("CLIENT KILL ADDR {sender}")).await;
     assert_eq!(killed, 1);

@@ -131,7 +131,7 @@ fn switch(group: &mut SentinelGroup, fault: Fault, runtime: &Handle) {
         Fault::Stopped => server.resume().unwrap(),
         Fault::Demoted => {}
         Fault::Parted => {
-            // The time in which the other clients must notice the new primary.
+            // Long enough for the other clients to notice the new primary.
             runtime.block_on(tokio::time::sleep(Duration::from_secs(2)));
             admin(server, runtime, &["ACL SETUSER default on"]);
         }
