@@ -1,11 +1,12 @@
-//! Where the server is, as a URL says it: at a fixed place, or where sentinels or the nodes of a cluster say that it is now.
+//! The address of the server, read from a URL: a fixed address, or the sentinels or cluster nodes that know the current
+//! one.
 
 use std::{fmt, sync::Arc};
 
 use portalock_core::settings::InvalidSetting;
 use redis::{ConnectionInfo, IntoConnectionInfo, ProtocolVersion};
 
-/// The port of a sentinel whose address names none.
+/// The default port of a sentinel.
 const SENTINEL_PORT: u16 = 26379;
 
 #[derive(Clone)]
@@ -15,26 +16,26 @@ pub(crate) enum Address {
     Cluster(ClusterAddress),
 }
 
-/// Some nodes of a cluster, and how to log in at each.
+/// Some nodes of a cluster, and the login for each.
 #[derive(Clone)]
 pub(crate) struct ClusterAddress {
     pub(crate) nodes: Vec<ConnectionInfo>,
-    /// All that is needed to connect to a node, but for the place.
+    /// Everything that a connection to a node needs, except its address.
     pub(crate) server: ConnectionInfo,
 }
 
-/// Who knows where the server is, and how to log in at it.
+/// The sentinels that know the address of the server, and the login for the server.
 #[derive(Clone)]
 pub(crate) struct SentinelAddress {
     pub(crate) sentinels: Vec<ConnectionInfo>,
-    /// The name by which they know the primary.
+    /// The name of the primary at the sentinels.
     pub(crate) master: Arc<str>,
-    /// All that is needed to connect to the primary, but for the place.
+    /// Everything that a connection to the primary needs, except its address.
     pub(crate) server: ConnectionInfo,
 }
 
 impl Address {
-    /// Reads a URL. No error repeats a part of it: it may hold a password.
+    /// Reads a URL. No error contains a part of the URL: it may hold a password.
     pub(crate) fn parse(url: &str) -> Result<Self, InvalidSetting> {
         let (scheme, rest) = url.split_once("://").unwrap_or((url, ""));
         let plain = match scheme {
@@ -51,7 +52,7 @@ impl Address {
         SentinelAddress::parse(plain, rest).map(Self::Sentinels)
     }
 
-    /// Whether it names a cluster.
+    /// Whether this is the address of a cluster.
     pub(crate) const fn is_cluster(&self) -> bool {
         matches!(self, Self::Cluster(_))
     }
@@ -61,7 +62,7 @@ impl Address {
         let server = match self {
             Self::Fixed(server) => server,
             Self::Sentinels(sentinels) => &sentinels.server,
-            // A cluster has no other.
+            // A cluster has only database 0.
             Self::Cluster(_) => return 0,
         };
         server.redis_settings().db()
@@ -84,7 +85,7 @@ impl ClusterAddress {
     }
 }
 
-/// The login with its `@`, if there is one, and the hosts.
+/// The login with its `@`, if the URL has one, and the hosts.
 fn split_login(authority: &str) -> (&str, &str) {
     let end = authority.rfind('@').map_or(0, |at| at + 1);
     authority.split_at(end)
@@ -119,14 +120,14 @@ impl SentinelAddress {
         let mut address = Self {
             sentinels,
             master: master.into(),
-            // Where it is, the sentinels will say.
+            // The sentinels provide the real address.
             server: server(
                 &format!("{scheme}://{login}localhost/{database}"),
                 WRONG_SENTINELS,
             )?,
         };
         let (mut user, mut password) = (None, None);
-        // An address that is surely one, for the reader of its query.
+        // A valid address, so that `redis` parses the query.
         let query =
             redis::parse_redis_url(&format!("redis://localhost?{query}")).ok_or_else(wrong)?;
         for (key, value) in query.query_pairs() {
@@ -144,7 +145,7 @@ impl SentinelAddress {
         Ok(address)
     }
 
-    /// How to log in at the sentinels.
+    /// Sets the login for the sentinels.
     pub(crate) fn log_in(&mut self, user: Option<&str>, password: &str) {
         for sentinel in &mut self.sentinels {
             let mut login = sentinel.redis_settings().clone().set_password(password);
@@ -156,7 +157,7 @@ impl SentinelAddress {
     }
 }
 
-/// Without users and passwords.
+/// Leaves out users and passwords.
 impl fmt::Debug for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -194,17 +195,18 @@ fn server(url: &str, wrong: &'static str) -> Result<ConnectionInfo, InvalidSetti
             "asks for TLS: build portalock-redis with its feature `tls`",
         ));
     }
-    // The cause is not kept: it could repeat a part of the URL.
+    // The cause is dropped: it could contain a part of the URL.
     let server = url
         .into_connection_info()
         .map_err(|_| InvalidSetting::new("url", wrong))?;
     let handshake = server
         .redis_settings()
         .clone()
-        // Commands, answers and messages on one connection need it.
+        // Commands, answers and messages share one connection, which needs RESP3.
         .set_protocol(ProtocolVersion::RESP3);
-    // All tasks share the connection: else what one of them sends is held back until the server has confirmed what another
-    // sent before it, which takes a round trip, or 40 ms if the server has nothing to answer yet.
+    // All tasks share the connection. Without this option, the system holds a command back until the server has
+    // confirmed the command that another task sent before. That takes a round trip, or 40 ms if the server has no
+    // answer to send yet.
     let tcp = server.tcp_settings().clone().set_nodelay(true);
     Ok(server.set_redis_settings(handshake).set_tcp_settings(tcp))
 }

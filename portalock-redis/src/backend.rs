@@ -1,4 +1,4 @@
-//! The backend: where a name is looked for, and what is promised of it.
+//! The backend: it finds the client of a name, and states what it guarantees.
 
 use std::{sync::Arc, time::Duration};
 
@@ -21,11 +21,11 @@ use crate::{
 
 /// Locks and semaphores on a Redis server, or in a Redis cluster.
 ///
-/// Cheap to clone: clones share one session, opened by the first call that needs it and shared by all locks; in a cluster one
-/// for each [tag](RedisSettings::with_cluster_tags) that is used. A session lives
-/// on a thread of the library's own, so it depends on no runtime: a backend can be shared by many, and each has a
-/// connection of its own for its calls. When the session ends, everything held in it is lost, and the next call opens
-/// another. When the last clone goes, guards included, the session is closed and the server frees what is left.
+/// Cheap to clone: all clones and their locks share one session, which the first call that needs it opens. In a cluster
+/// there is one session for each [tag](RedisSettings::with_cluster_tags) that is used. A session runs on a thread of
+/// the library, so it depends on no runtime: many runtimes can share a backend, and each has its own connection for its
+/// calls. When the session ends, all its locks are lost, and the next call opens a new session. When the last clone is
+/// dropped, guards included, the session is closed and the server frees what is left.
 #[derive(Debug, Clone)]
 pub struct RedisBackend {
     settings: Arc<RedisSettings>,
@@ -33,38 +33,38 @@ pub struct RedisBackend {
 }
 
 impl RedisBackend {
-    /// A backend for the server at `url`, connected. A server that has just started or been promoted is waited for: see
+    /// Connects to the server at `url`. If the server has just started or was promoted, the call waits: see
     /// [`restart_wait`](RedisSettings::with_restart_wait).
     ///
     /// # Errors
     ///
-    /// [`BackendError`] if the URL is none ([`Misconfigured`](BackendErrorKind::Misconfigured)), or the server can't be
-    /// reached or can't keep locks.
+    /// [`BackendError`] if the URL is not valid ([`Misconfigured`](BackendErrorKind::Misconfigured)), if the server
+    /// can't be reached, or if it can't keep locks.
     ///
     /// # Cancel safety
     ///
-    /// Nothing is left behind.
+    /// Safe: nothing is left behind.
     pub async fn connect(url: &str) -> Result<Self, BackendError> {
         let settings = RedisSettings::new(url).map_err(|error| misconfigured(&error))?;
         Self::with_settings(settings).await
     }
 
-    /// A backend with these settings, connected. In a cluster it begins no session yet: a name's first use does.
+    /// Connects with these settings. In a cluster this starts no session: the first use of a name does.
     ///
     /// # Errors
     ///
-    /// As [`connect`](Self::connect).
+    /// The same as for [`connect`](Self::connect).
     ///
     /// # Cancel safety
     ///
-    /// Nothing is left behind.
+    /// Safe: nothing is left behind.
     pub async fn with_settings(settings: RedisSettings) -> Result<Self, BackendError> {
         let backend = Self::new(settings);
         backend.clients.connect().await?;
         Ok(backend)
     }
 
-    /// A backend that connects when it is first used.
+    /// Creates a backend that connects at first use.
     pub fn new(settings: RedisSettings) -> Self {
         let settings = Arc::new(settings);
         Self {
@@ -73,20 +73,20 @@ impl RedisBackend {
         }
     }
 
-    /// The settings it was made with.
+    /// The settings of this backend.
     pub fn settings(&self) -> &RedisSettings {
         &self.settings
     }
 
-    /// Asks the server to answer; in a cluster each node that this backend uses.
+    /// Sends a `PING` to the server; in a cluster, to each node that this backend uses.
     ///
     /// # Errors
     ///
-    /// [`BackendError`] if it doesn't.
+    /// [`BackendError`] if there is no answer.
     ///
     /// # Cancel safety
     ///
-    /// Nothing is left behind.
+    /// Safe: nothing is left behind.
     pub async fn ping(&self) -> Result<(), BackendError> {
         for client in self.clients.in_use().await? {
             client
@@ -99,8 +99,7 @@ impl RedisBackend {
 
     pub(crate) fn guarantees(&self) -> Capabilities {
         let settings = self.settings();
-        // What is declared here holds for every crash: the machine's too, and that of everyone else in the queue at the same
-        // time.
+        // This is the bound for every crash, even if the whole machine and all other waiters crash at the same time.
         let crash = settings
             .session_ttl()
             .saturating_add(settings.tick_interval().saturating_mul(SLOWEST_TICK));

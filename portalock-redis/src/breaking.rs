@@ -1,9 +1,9 @@
-//! Locks that operators break: the mark, and how the holder's client heeds it.
+//! Locks that operators break: the mark, and how the holder's client handles it.
 //!
-//! A mark lies beside the session's key, in a hash by place, until its holder has heeded it. Each refresh reads the marks after it
-//! has moved the session's time on, so no refresh misses a mark that was there when it was sent; a message only makes the next
-//! one come at once. A session whose refreshes don't reach the server any more is over by its own clock when the time has passed
-//! that `break.lua` answers.
+//! A mark is stored in a hash next to the session's key, by place, until the holder's client has handled it. Each
+//! refresh first extends the session's time and then reads the marks, so no refresh misses a mark that existed when the
+//! refresh was sent. A message only makes the next refresh come at once. If a session's refreshes no longer reach the
+//! server, the session ends by its own clock within the time that `break.lua` returns.
 
 use std::time::Duration;
 
@@ -24,11 +24,12 @@ use crate::{
 const BREAKING: &str = "break a lock in Redis";
 const EVICTING: &str = "end a hold in Redis";
 
-/// A mark as it is read: the name of a place, and who breaks its lock.
+/// A mark: the name of a place, and who breaks its lock.
 pub(crate) type Mark = (String, String);
 
 impl Server {
-    /// Marks what `owner` holds: for how long its client may go on relying on it without having heard of that.
+    /// Marks the hold of `owner`. Returns for how long its client may rely on the hold if the client does not learn of
+    /// the mark.
     pub(crate) async fn mark(
         &self,
         name: &LockName,
@@ -36,7 +37,7 @@ impl Server {
         by: &Holder,
     ) -> Result<Option<Duration>, BackendError> {
         let state = self.keys.of(&Kind::Lock.named(name)).state;
-        // It is for people: the lock is broken all the same.
+        // The record is for people: if it can't be encoded, the lock is broken nevertheless.
         let by = serde_json::to_string(by).unwrap_or_default();
         let arguments = [self.keys.sessions(), &owner.to_string(), &by];
         let answer = self
@@ -49,7 +50,7 @@ impl Server {
         }
     }
 
-    /// Deletes the claim by which `owner` holds.
+    /// Deletes the claim of `owner`.
     pub(crate) async fn evict(
         &self,
         name: &LockName,
@@ -60,7 +61,7 @@ impl Server {
         let Answered { value, repeated } = self
             .free(EVICTING, &EVICT, keys, &owner.to_string())
             .await?;
-        // A try without an answer may have freed what the next one no longer found.
+        // An earlier try without an answer may have freed the hold, and then the last try did not find it.
         Ok(if value || repeated {
             Released::Freed
         } else {
@@ -69,12 +70,13 @@ impl Server {
     }
 }
 
-/// The hash of the marks on what a session holds.
+/// The key of the hash of marks on a session's locks.
 pub(crate) fn marks_key(session: &SessionKey) -> String {
     format!("{}/broken", session.key)
 }
 
-/// Tells the guards whose locks were broken. Their places are due to be released; the marks of those that were are removed.
+/// Tells the guards whose locks were broken, and schedules the release of their places. Removes the marks of places
+/// that were released.
 pub(crate) async fn heed(
     session: &Session,
     connection: &mut MultiplexedConnection,
@@ -101,7 +103,7 @@ pub(crate) async fn heed(
         .query_async(connection)
         .await;
     if let Err(error) = removed {
-        // The next refresh finds them again.
+        // The next refresh finds these marks again.
         tracing::debug!(%error, "the marks on locks that were broken are not removed yet");
     }
 }

@@ -1,4 +1,4 @@
-//! What all clones of a backend share, and how a request is served, lock or semaphore.
+//! The client that all clones of a backend share: how it serves a request for a lock or a semaphore.
 
 use std::{fmt, sync::Arc};
 
@@ -19,13 +19,13 @@ use crate::{
     session::{Session, SessionKey, forgotten},
 };
 
-/// How often an attempt is sent with a stamp that another call has made void meanwhile.
+/// How often an attempt is sent with a stamp that another call has made invalid meanwhile.
 const ATTEMPTS: usize = 10;
 
-/// One client of Redis.
+/// A client of Redis.
 pub(crate) type Client = portalock_core::session::Client<SessionKey>;
 
-/// The way to the server, or to a slot of a cluster.
+/// The route and the connections to the server, or to a slot of a cluster.
 pub(crate) struct Server {
     pub(crate) settings: Arc<RedisSettings>,
     pub(crate) route: Arc<Route>,
@@ -33,7 +33,7 @@ pub(crate) struct Server {
     pub(crate) connections: Connections,
 }
 
-/// A request, stripped of what it is for.
+/// A request, without the difference between locks and semaphores.
 #[derive(Debug)]
 pub(crate) struct Wish {
     pub(crate) wanted: Wanted,
@@ -61,7 +61,7 @@ impl fmt::Debug for Server {
     }
 }
 
-/// One attempt. Sent again if it was made with a stamp that the session has no more.
+/// Makes one attempt. It is sent again if the session's stamp has changed.
 pub(crate) async fn enter(
     session: &Session,
     place: &Place,
@@ -112,7 +112,7 @@ pub(crate) async fn enter(
     ))
 }
 
-/// Frees what the place's owner has, and sees to it that nothing of it comes any more.
+/// Releases the place of an owner, and makes sure that no earlier request for it can take effect later.
 pub(crate) async fn leave(
     session: &Session,
     leaving: &Leaving<Place>,

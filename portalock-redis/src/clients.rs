@@ -1,4 +1,4 @@
-//! The clients that a backend has: one for a server, or one for each tag of a cluster.
+//! The clients of a backend: one for a server, or one for each tag of a cluster.
 
 use std::sync::{Arc, OnceLock};
 
@@ -13,28 +13,28 @@ use crate::{
     route::Route,
 };
 
-/// The clients of a backend. Each has some of all names, and a session for them.
+/// The clients of a backend. Each serves a part of all names, with a session of its own.
 #[derive(Debug)]
 pub(crate) enum Clients {
-    /// A server of its own has all names.
+    /// A single server: one client serves all names.
     One(Client),
-    /// In a cluster each tag has some.
+    /// A cluster: each tag has a client for its names.
     Tagged(Tagged),
 }
 
-/// Those in a cluster.
+/// The clients in a cluster.
 #[derive(Debug)]
 pub(crate) struct Tagged {
     settings: Arc<RedisSettings>,
     cluster: Arc<Cluster>,
-    /// By the tags' numbers. Each is made when a name of it is used.
+    /// The clients by tag number. A client is created when a name of its tag is first used.
     clients: Box<[OnceLock<Client>]>,
-    /// Whether the number of tags is known to be that of all clients.
+    /// Set when the number of tags is known to be the same for all clients.
     agreed: OnceCell<()>,
 }
 
 impl Clients {
-    /// Nothing is sent yet.
+    /// Creates the clients. Nothing is sent yet.
     pub(crate) fn new(settings: &Arc<RedisSettings>) -> Self {
         let route = match settings.address() {
             Address::Fixed(server) => Route::to_server(server, settings),
@@ -44,7 +44,7 @@ impl Clients {
         Self::One(new(route))
     }
 
-    /// Makes sure that it can be used: by a session on a server, by an answer in a cluster.
+    /// Checks that the backend can be used: on a server it opens a session, in a cluster it waits for one answer.
     pub(crate) async fn connect(&self) -> Result<(), BackendError> {
         match self {
             Self::One(client) => client.session().await.map(drop),
@@ -52,7 +52,7 @@ impl Clients {
         }
     }
 
-    /// The one that has this name.
+    /// Returns the client of this name.
     pub(crate) async fn of(&self, name: &LockName) -> Result<&Client, BackendError> {
         match self {
             Self::One(client) => Ok(client),
@@ -63,7 +63,7 @@ impl Clients {
         }
     }
 
-    /// The same, if it has been used: otherwise nothing can have been asked for.
+    /// Returns the client of this name if it has been used. Otherwise there was no request yet.
     pub(crate) fn used_for(&self, name: &LockName) -> Option<&Client> {
         match self {
             Self::One(client) => Some(client),
@@ -74,7 +74,7 @@ impl Clients {
         }
     }
 
-    /// Those that together have all names.
+    /// Returns all clients, which together serve all names.
     pub(crate) async fn all(&self) -> Result<Vec<&Client>, BackendError> {
         match self {
             Self::One(client) => Ok(vec![client]),
@@ -86,7 +86,7 @@ impl Clients {
         }
     }
 
-    /// Those that this client has used so far.
+    /// Returns the clients that have been used so far.
     pub(crate) async fn in_use(&self) -> Result<Vec<&Client>, BackendError> {
         match self {
             Self::One(client) => Ok(vec![client]),
@@ -97,7 +97,7 @@ impl Clients {
         }
     }
 
-    /// Ends every session in good order.
+    /// Closes every session.
     pub(crate) async fn close(&self) -> Result<(), BackendError> {
         let clients = match self {
             Self::One(client) => vec![client],

@@ -1,12 +1,13 @@
-//! A Redis cluster: which node serves a slot.
+//! A Redis cluster: finds the node that serves a slot.
 //!
-//! Each name belongs to one of a number of hash [tags](Tag), by its hash. All that lies in Redis of its lock, and of the sessions that
-//! have it, has that tag and so lies in one slot: there the scripts work as on a server of its own (`scripts.rs`). A client has one
-//! session for each tag that it uses, begun with its first use, and for it a [`Route`](crate::route::Route) to whichever node
-//! serves the tag's slot.
+//! Each name belongs to one of several hash [tags](Tag), by its hash. All keys of the lock, and of the sessions that
+//! use it, have this tag and so are in one slot. There the scripts work as on a single server (`scripts.rs`). A client
+//! has one session for each tag that it uses, which starts at the first use of the tag. The session has a
+//! [`Route`](crate::route::Route) to the node that serves the tag's slot.
 //!
-//! Who serves a slot, the nodes say, as sentinels say who is the primary: several are asked at once, and the latest epoch counts. A
-//! node takes a later one when it is promoted and when it is given a slot.
+//! The nodes tell which of them serves a slot, as sentinels tell which server is the primary. Several nodes are asked
+//! at once, and the answer with the latest epoch counts. A node takes a later epoch when it is promoted and when it
+//! gets a slot.
 
 pub(crate) mod moving;
 mod nodes;
@@ -33,7 +34,8 @@ use crate::{
     witness::{Enough, Heard, Told, Witness, ask_all, at, silent, worst},
 };
 
-/// The most nodes that are asked at once, but for those that the URL names: of a large cluster a few know as much as all.
+/// The maximum number of nodes that are asked at once, besides those in the URL: in a large cluster, a few nodes know
+/// as much as all.
 const ASKED: usize = 16;
 
 /// The nodes of one cluster, as one client object knows them.
@@ -41,23 +43,23 @@ const ASKED: usize = 16;
 pub(crate) struct Cluster {
     settings: Arc<RedisSettings>,
     named: Vec<Arc<Witness>>,
-    /// How to connect to a node, but for its place.
+    /// How to connect to a node, without its address.
     server: ConnectionInfo,
-    /// The nodes that have been heard of and are not named, by their places.
+    /// The nodes that other nodes reported and the URL does not name, by address.
     learned: Mutex<HashMap<(String, u16), Arc<Witness>>>,
-    /// What was heard last from most of them, and from all. One asks, and others wait for its answer.
+    /// The last answers from most nodes, and from all. One caller asks, and others wait for its answer.
     most: tokio::sync::Mutex<Option<Asked>>,
     all: tokio::sync::Mutex<Option<Asked>>,
 }
 
-/// What came of asking.
+/// The result of asking the nodes.
 #[derive(Debug)]
 struct Asked {
     asked_at: Instant,
     said: Result<Said, BackendError>,
 }
 
-/// What the nodes say of themselves and each other.
+/// What the nodes report about themselves and each other.
 #[derive(Debug)]
 struct Said {
     nodes: Vec<Node>,
@@ -77,18 +79,18 @@ impl Cluster {
         }
     }
 
-    /// How to connect to a node, but for its place.
+    /// How to connect to a node, without its address.
     pub(crate) fn server(&self) -> &ConnectionInfo {
         &self.server
     }
 
-    /// Which node serves `slot`. Runs on the session thread, where the connections to the nodes are driven.
+    /// Returns the node that serves `slot`. Runs on the session thread, which drives the connections to the nodes.
     pub(crate) async fn owner(&self, slot: u16, enough: Enough) -> Result<Heard, BackendError> {
         let (latest, since) = match enough {
-            // Whoever opens a connection may know that what was heard before is no longer true.
+            // A caller that opens a connection may know that earlier answers are out of date.
             Enough::Most => (&self.most, Instant::now()),
             Enough::All => {
-                // Each session of the client looks, and need not ask for what another has just heard.
+                // Each session of the client asks, and can use an answer that another session has just got.
                 let (now, fresh) = (Instant::now(), self.settings.look_interval() / 2);
                 (&self.all, now.checked_sub(fresh).unwrap_or(now))
             }
@@ -101,7 +103,7 @@ impl Cluster {
                 said: self.ask(enough).await,
             },
         };
-        // A failure too: those who wait for it would fail one after the other.
+        // Failures are stored too: otherwise the waiting callers would fail one after the other.
         let said = latest.insert(heard).said.as_ref().map_err(Clone::clone)?;
         let told = said.owner(slot).ok_or_else(|| {
             BackendError::new(
@@ -141,9 +143,10 @@ impl Cluster {
         Ok(Said { nodes, from_all })
     }
 
-    /// Those that are asked: all that the URL names, and some that were heard of. And whether these are all.
+    /// The nodes to ask: all nodes of the URL, and some that other nodes reported. And whether these are all known
+    /// nodes.
     fn witnesses(&self) -> (Vec<Arc<Witness>>, bool) {
-        // Nothing panics while it is held.
+        // No code panics while it holds the lock.
         let learned = self.learned.lock().unwrap_or_else(PoisonError::into_inner);
         let mut learned: Vec<_> = learned.values().cloned().collect();
         let are_all = learned.len() <= ASKED;
@@ -153,7 +156,7 @@ impl Cluster {
         (learned, are_all)
     }
 
-    /// Takes note of the nodes that one of them knows.
+    /// Records the nodes that a node reported.
     fn learn(&self, nodes: &[Node]) {
         let mut learned = self.learned.lock().unwrap_or_else(PoisonError::into_inner);
         let mut known = std::mem::take(&mut *learned);
@@ -172,7 +175,7 @@ impl Cluster {
 }
 
 impl Said {
-    /// Who serves `slot`, by the latest epoch of those who are said to.
+    /// Returns the node that serves `slot`. If several nodes are reported, the latest epoch counts.
     fn owner(&self, slot: u16) -> Option<Told> {
         let serving = self.nodes.iter().filter(|node| node.serves(slot));
         serving.map(Node::told).max_by_key(|told| told.epoch)

@@ -1,4 +1,4 @@
-//! Settings: every option, its default, and what it means.
+//! Settings: each option, its default, and its effect.
 
 mod raw;
 
@@ -10,10 +10,10 @@ use serde::Deserialize;
 use self::raw::RawSettings;
 use crate::address::Address;
 
-/// How to reach Redis, and how locks live there.
+/// How to connect to Redis, and how sessions and locks behave there.
 ///
-/// It loads from TOML or JSON with readable durations; only `url` is required. Neither [`Debug`](fmt::Debug) nor any
-/// error or log shows the password.
+/// The settings can be read from TOML or JSON, with readable durations; only `url` is required. The password appears
+/// neither in [`Debug`](fmt::Debug) output nor in any error or log.
 ///
 /// ```
 /// use std::time::Duration;
@@ -48,18 +48,18 @@ pub struct RedisSettings {
     cluster_tags: u16,
 }
 
-/// Settings that make no sense.
+/// Settings that are not valid.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("the Redis settings are not valid: {0}")]
 pub struct InvalidRedisSettings(#[from] InvalidSetting);
 
-/// The shortest session: below that a busy machine would lose locks for no reason.
+/// The shortest session: with a shorter one, a busy machine would lose locks without a reason.
 const SHORTEST_SESSION: Duration = Duration::from_millis(200);
-/// The longest one: what a session holds lies in keys that last for half an hour from its last refresh.
+/// The longest session: the keys of its locks live for half an hour after its last refresh.
 const LONGEST_SESSION: Duration = Duration::from_secs(20 * 60);
-/// The shortest tick: below that waiting is polling.
+/// The shortest tick: with a shorter one, waiting would be polling.
 const SHORTEST_TICK: Duration = Duration::from_millis(10);
-/// The longest one: a queue lies in keys that last for half an hour from its last waiter's look.
+/// The longest tick: the keys of a queue live for half an hour after the last check by a waiter.
 const LONGEST_TICK: Duration = Duration::from_secs(10 * 60);
 /// How often the client checks whether another server has become the primary. More often in a short session.
 const LOOKING: Duration = Duration::from_secs(1);
@@ -71,9 +71,9 @@ impl RedisSettings {
     pub const DEFAULT_PREFIX: &str = "portalock";
     /// The default of [`session_ttl`](Self::session_ttl).
     ///
-    /// A crashed holder's lock passes on within this time and one tick: before a call with the default timeout of 5 s gives
-    /// up. And a session that is refreshed three times in it survives a reset or a restart of two and a half seconds at any
-    /// moment.
+    /// The lock of a crashed holder becomes free within this time and one tick: before a call with the default timeout
+    /// of 5 s ends. The session is refreshed three times in this time, so at any moment it survives a reset or a
+    /// restart of two and a half seconds.
     pub const DEFAULT_SESSION_TTL: Duration = Duration::from_secs(4);
     /// The default of [`tick_interval`](Self::tick_interval).
     pub const DEFAULT_TICK_INTERVAL: Duration = Duration::from_millis(200);
@@ -88,7 +88,7 @@ impl RedisSettings {
     /// thousands of locks a second, so a few parts are enough. With 16, each node of a cluster of three to eight has some.
     pub const DEFAULT_CLUSTER_TAGS: u16 = 16;
 
-    /// The defaults, and the server at `url`:
+    /// The defaults, with the server at `url`:
     ///
     /// - `redis://[user:password@]host[:port][/database]`
     /// - `rediss://...` the same over TLS, with the crate's feature `tls`
@@ -107,7 +107,8 @@ impl RedisSettings {
     ///
     /// # Errors
     ///
-    /// [`InvalidRedisSettings`] if it is none of these. The error does not repeat the URL: it may hold a password.
+    /// [`InvalidRedisSettings`] if the URL has none of these forms. The error does not contain the URL, which may hold
+    /// a password.
     pub fn new(url: &str) -> Result<Self, InvalidRedisSettings> {
         Ok(Self {
             address: Address::parse(url)?,
@@ -125,7 +126,7 @@ impl RedisSettings {
         })
     }
 
-    /// Sets what every key and channel begins with; default `portalock`. Programs with different prefixes have separate
+    /// Sets the prefix of every key and channel; default `portalock`. Programs with different prefixes have separate
     /// locks.
     ///
     /// # Errors
@@ -153,35 +154,36 @@ impl RedisSettings {
         Ok(self)
     }
 
-    /// Sets what other people's errors say of this program, for acquisitions that have no label of their own.
+    /// Sets the name of this program in the errors of other clients, for acquisitions without a label of their own.
     #[must_use]
     pub fn with_label(mut self, label: impl Into<Arc<str>>) -> Self {
         self.label = Some(label.into());
         self
     }
 
-    /// Sets how long a session outlives its last sign of life; default 4 s.
+    /// Sets how long a session lives after its last refresh; default 4 s.
     ///
-    /// It is how long a crashed process keeps its locks, and how long a client has to come back after its connection has
-    /// ended or its server has stood still. The holder counts the same time from its last answered sign of life on its own
-    /// clock, so its lost signal fires before another is granted the lock. All clients of one server and prefix should have
-    /// the same.
+    /// A crashed process keeps its locks for this time. A client has this time to reconnect after its connection has
+    /// ended or its server has stopped. The holder counts the same time on its own clock, from its last answered
+    /// refresh, so its lost signal fires before the lock is granted to another owner. All clients of one server and
+    /// prefix should have the same time.
     ///
     /// # Errors
     ///
-    /// [`InvalidRedisSettings`] if it is under 200 ms or over 20 minutes.
+    /// [`InvalidRedisSettings`] if the time is under 200 ms or over 20 minutes.
     pub fn with_session_ttl(mut self, ttl: Duration) -> Result<Self, InvalidRedisSettings> {
         within("session_ttl", ttl, SHORTEST_SESSION, LONGEST_SESSION)?;
         self.session_ttl = ttl;
         Ok(self)
     }
 
-    /// Sets for how long a server that has started, or was promoted, grants nothing and begins no session; default: as long as the
+    /// Sets for how long a server that has started or was promoted grants nothing and starts no session; default: the
     /// session's time.
     ///
-    /// A server that lost data in a restart, or a replica that lacks the last writes, doesn't know who holds what. By the time this
-    /// has passed, whoever held before has been told. Sessions that the server still knows go on at once, with what they
-    /// hold. Behind sentinels it is longer by half where no [replicas](Self::with_wait_replicas) confirm. It is zero for a server that keeps its data whatever happens (`appendfsync always`), or for tests that start a
+    /// A server that lost data in a restart, or a replica that lacks the last writes, doesn't know all holders. When
+    /// this time has passed, all earlier holders have been told. Sessions that the server still knows continue at once,
+    /// with their locks. Behind sentinels the time is longer by half if no [replicas](Self::with_wait_replicas)
+    /// confirm. Set it to zero for a server that never loses data (`appendfsync always`), or for tests that start a
     /// server of their own.
     #[must_use]
     pub fn with_restart_wait(mut self, wait: Duration) -> Self {
@@ -189,52 +191,53 @@ impl RedisSettings {
         self
     }
 
-    /// Chooses whether the server gives a session's locks away in the very moment that its connection ends; default no.
+    /// Sets whether the server frees a session's locks at the moment its connection ends; default no.
     ///
-    /// A crash is then noticed within one [tick](Self::with_tick_interval) rather than the
-    /// [session's time](Self::with_session_ttl). What is given up: every reset of the connection loses all locks of the
-    /// session, though its process lives; and the holder is told by the same event as everybody else, one network delay
-    /// after its lock may have been granted to another, or up to the session's time if the news doesn't reach it.
+    /// A crash is then noticed within one [tick](Self::with_tick_interval) instead of within the
+    /// [session's time](Self::with_session_ttl). In return, two guarantees are given up. Every reset of the connection
+    /// loses all locks of the session, even though its process is alive. And the holder learns of it from the same
+    /// event as all others: one network delay after its lock may have been granted to another owner, or after up to the
+    /// session's time if the event doesn't reach the holder.
     ///
-    /// Each session is judged by its own form, so clients of both can share locks.
+    /// Each session follows its own setting, so clients with both settings can share locks.
     #[must_use]
     pub fn with_release_without_notice(mut self, at_once: bool) -> Self {
         self.release_without_notice = at_once;
         self
     }
 
-    /// Sets how often the last waiter in a queue looks whether the holder lives; default 200 ms. A crash runs no script,
-    /// so this is how soon it is noticed, at the most. Those before it look more rarely: the last but one five times, others
-    /// up to thirty times as long.
+    /// Sets how often the last waiter in a queue checks whether the holder is alive; default 200 ms. A crashed process
+    /// runs no script, so this check is what notices a crash, within one interval. The waiters ahead check less often:
+    /// the last but one after five times this interval, others after up to thirty times.
     ///
     /// # Errors
     ///
-    /// [`InvalidRedisSettings`] if it is under 10 ms or over ten minutes.
+    /// [`InvalidRedisSettings`] if the interval is under 10 ms or over ten minutes.
     pub fn with_tick_interval(mut self, interval: Duration) -> Result<Self, InvalidRedisSettings> {
         within("tick_interval", interval, SHORTEST_TICK, LONGEST_TICK)?;
         self.tick_interval = interval;
         Ok(self)
     }
 
-    /// Sets how long connecting may take, authentication included; default 5 s.
+    /// Sets the timeout for connecting, authentication included; default 5 s.
     ///
     /// # Errors
     ///
-    /// [`InvalidRedisSettings`] if it is zero.
+    /// [`InvalidRedisSettings`] if the timeout is zero.
     pub fn with_connect_timeout(mut self, timeout: Duration) -> Result<Self, InvalidRedisSettings> {
         at_least("connect_timeout", timeout, Duration::from_millis(1))?;
         self.connect_timeout = timeout;
         Ok(self)
     }
 
-    /// Sets how long an answer may take before a call fails as [`Unavailable`]; default 5 s, and never more than half of the
-    /// session's time. A call that waits for its turn is not waiting for an answer.
+    /// Sets the timeout for an answer, after which a call fails as [`Unavailable`]; default 5 s, and never more than
+    /// half of the session's time. Waiting for a lock is not limited by this timeout.
     ///
     /// [`Unavailable`]: portalock_core::BackendErrorKind::Unavailable
     ///
     /// # Errors
     ///
-    /// [`InvalidRedisSettings`] if it is zero.
+    /// [`InvalidRedisSettings`] if the timeout is zero.
     pub fn with_response_timeout(
         mut self,
         timeout: Duration,
@@ -244,14 +247,15 @@ impl RedisSettings {
         Ok(self)
     }
 
-    /// Sets how many replicas must have a grant before it counts; default 0. A grant that they don't confirm within a
-    /// second, or a quarter of the session's time if that is less, is given back and fails as
-    /// [`Unavailable`](portalock_core::BackendErrorKind::Unavailable). The session's refreshes count by the same rule: where
-    /// replicas are missing, it ends by its time.
+    /// Sets how many replicas must have a grant before it counts; default 0. If they don't confirm a grant within a
+    /// second, or within a quarter of the session's time if that is less, the grant is released and the call fails as
+    /// [`Unavailable`](portalock_core::BackendErrorKind::Unavailable). The same rule applies to the session's
+    /// refreshes: if replicas are missing, the session ends when its time is over.
     ///
-    /// With at least half of the replicas, a holder is told before another is granted the lock whatever a failover does, also
-    /// beside a former primary that was cut off and goes on. It does not say that the promoted replica has the grant: Redis
-    /// promotes without asking. `docs/guarantees.md` has the cases.
+    /// With at least half of the replicas, a holder is always told before its lock is granted to another owner,
+    /// whatever a failover does, even if a former primary was cut off and continues. It does not guarantee that the
+    /// promoted replica has the grant: Redis promotes a replica without checking that. `docs/guarantees.md` lists the
+    /// cases.
     #[must_use]
     pub fn with_wait_replicas(mut self, replicas: u32) -> Self {
         self.wait_replicas = replicas;
@@ -267,7 +271,7 @@ impl RedisSettings {
     ///
     /// # Errors
     ///
-    /// [`InvalidRedisSettings`] if the URL names no cluster, or if it is zero or more than 1024.
+    /// [`InvalidRedisSettings`] if the URL is not of a cluster, or if the number is zero or more than 1024.
     pub fn with_cluster_tags(mut self, tags: u16) -> Result<Self, InvalidRedisSettings> {
         let wrong = if !self.address.is_cluster() {
             "is for a cluster: the URL names none".to_owned()
@@ -287,12 +291,12 @@ impl RedisSettings {
         self
     }
 
-    /// Sets how to log in at the sentinels, for a `redis+sentinel://` URL. Without a user it is the password that each of them
-    /// has as its `requirepass`. By default nobody logs in there: the URL's user and password are the server's.
+    /// Sets the login for the sentinels of a `redis+sentinel://` URL. Without a user, the password is the `requirepass`
+    /// of each sentinel. By default there is no login at the sentinels: the URL's user and password are for the server.
     ///
     /// # Errors
     ///
-    /// [`InvalidRedisSettings`] if the URL names no sentinels.
+    /// [`InvalidRedisSettings`] if the URL is not of sentinels.
     pub fn with_sentinel_login(
         mut self,
         user: Option<&str>,
@@ -309,17 +313,17 @@ impl RedisSettings {
         Ok(self)
     }
 
-    /// What every key and channel begins with.
+    /// The prefix of every key and channel.
     pub fn prefix(&self) -> &str {
         &self.prefix
     }
 
-    /// What other people's errors say of this program.
+    /// The name of this program in the errors of other clients.
     pub fn label(&self) -> Option<&str> {
         self.label.as_deref()
     }
 
-    /// How long a session outlives its last sign of life.
+    /// How long a session lives after its last refresh.
     pub const fn session_ttl(&self) -> Duration {
         self.session_ttl
     }
@@ -329,22 +333,22 @@ impl RedisSettings {
         self.restart_wait.unwrap_or(self.session_ttl)
     }
 
-    /// Whether locks are released in the moment that the connection ends.
+    /// Whether the server frees locks at the moment the connection ends.
     pub const fn release_without_notice(&self) -> bool {
         self.release_without_notice
     }
 
-    /// How often the last waiter looks whether the holder lives.
+    /// How often the last waiter checks whether the holder is alive.
     pub const fn tick_interval(&self) -> Duration {
         self.tick_interval
     }
 
-    /// How long connecting may take.
+    /// The timeout for connecting.
     pub const fn connect_timeout(&self) -> Duration {
         self.connect_timeout
     }
 
-    /// How long an answer may take.
+    /// The timeout for an answer.
     pub const fn response_timeout(&self) -> Duration {
         self.response_timeout
     }
@@ -377,7 +381,7 @@ impl RedisSettings {
         LOOKING.min(self.session_ttl / 3)
     }
 
-    /// The most that one answer is waited for: two such waits fit into the session's time.
+    /// The longest wait for one answer: two such waits fit into the session's time.
     pub(crate) fn patience(&self) -> Duration {
         self.response_timeout.min(self.session_ttl / 2)
     }

@@ -1,4 +1,4 @@
-//! Opening a connection, and making sure that a server at the other end can keep our locks.
+//! Opens a connection, and checks that the server can keep locks.
 
 use std::{path::Path, sync::Arc};
 
@@ -17,10 +17,10 @@ use crate::{
 
 const CONNECT: &str = "connect to Redis";
 
-/// A connection to the primary at `location`, on which `push` gets what the server sends unasked.
+/// Opens a connection to the primary at `location`. `push` gets the messages that the server sends on its own.
 ///
-/// Every connection is opened here, a session's next one and each runtime's own too: where the server is now is looked up
-/// anew each time.
+/// Every connection is opened here, also when a session reconnects, and for each runtime. The current address of the
+/// server is looked up each time.
 pub(crate) async fn connect(
     route: &Route,
     location: &Location,
@@ -39,7 +39,7 @@ pub(crate) async fn connect(
         Ok(connection) => connection,
         Err(error) => return Err(diagnose(settings, &location.server, error).await),
     };
-    // The handshake said this already, but the client library keeps nothing of it.
+    // The handshake had the same answer, but the client library does not keep it.
     let hello: Value = redis::cmd("HELLO")
         .arg(3)
         .query_async(&mut connection)
@@ -53,7 +53,8 @@ pub(crate) async fn connect(
     Ok(connection)
 }
 
-/// What opens connections to `server`, trusting the authority in this file if one is named.
+/// Creates the client that opens connections to `server`. It trusts the certificates in `authority`, if a file is
+/// given.
 pub(crate) async fn client(
     server: &ConnectionInfo,
     authority: Option<&Path>,
@@ -73,7 +74,7 @@ pub(crate) async fn client(
     Client::open(server).map_err(|error| failed(CONNECT, error))
 }
 
-/// Read for each connection: an authority can be replaced while the program runs.
+/// Read for each connection, because the file can be replaced while the program runs.
 #[cfg(feature = "tls")]
 async fn read(file: &Path) -> Result<Vec<u8>, BackendError> {
     let path = file.to_owned();
@@ -93,7 +94,7 @@ async fn read(file: &Path) -> Result<Vec<u8>, BackendError> {
 
 fn replica(route: &Route) -> BackendError {
     if route.is_followed() {
-        // A switch is under way, or those who were asked have not heard of one yet.
+        // A switch is in progress, or the sentinels or nodes that were asked don't know of it yet.
         return BackendError::new(
             BackendErrorKind::Unavailable,
             "can't connect to Redis: the server that is said to be the primary is a replica",
@@ -105,8 +106,8 @@ fn replica(route: &Route) -> BackendError {
     )
 }
 
-/// A server without RESP3 refuses the handshake with the same bare `ERR` as a wrong database number. Whether it takes
-/// the older protocol with the same settings tells the two apart.
+/// A server without RESP3 refuses the handshake with the same bare `ERR` as for a wrong database number. To distinguish
+/// the two cases, this tries the older protocol with the same settings.
 async fn diagnose(
     settings: &RedisSettings,
     server: &ConnectionInfo,
@@ -139,7 +140,7 @@ async fn diagnose(
     .with_source(error)
 }
 
-/// What the server says of itself.
+/// What the server reports about itself.
 #[derive(Debug, Default)]
 struct Greeting {
     version: Arc<str>,
@@ -191,7 +192,7 @@ fn check(greeting: &Greeting, wants_cluster: bool) -> Result<(), BackendError> {
         }
         _ => {}
     }
-    // A cluster has to have channels of slots.
+    // In a cluster, the server must support sharded channels.
     let (least, needed) = if wants_cluster {
         ((7, 0), "7.0")
     } else {
@@ -212,7 +213,7 @@ fn check(greeting: &Greeting, wants_cluster: bool) -> Result<(), BackendError> {
     Ok(())
 }
 
-/// Listens to a channel of the server, or of the slot where `route` leads to.
+/// Subscribes to a channel of the server, or of the slot that `route` leads to.
 pub(crate) async fn subscribe(
     route: &Route,
     connection: &mut MultiplexedConnection,
@@ -221,19 +222,20 @@ pub(crate) async fn subscribe(
     if route.tag().is_none() {
         return connection.subscribe(channel).await;
     }
-    // The client library has no call for it here, and takes its confirmation for the answer that it is.
+    // The client library has no call for this command here, and takes the confirmation as the command's answer, as it
+    // should.
     redis::cmd("SSUBSCRIBE")
         .arg(channel)
         .query_async(connection)
         .await
 }
 
-/// Whether it is a message that came to a channel.
+/// Whether this is a message on a channel.
 pub(crate) fn is_message(kind: &PushKind) -> bool {
     matches!(kind, PushKind::Message | PushKind::SMessage)
 }
 
-/// Whether it says that no more messages come: a node ends a subscription when it no longer serves its slot.
+/// Whether this is the end of a subscription: a node ends it when it no longer serves the slot.
 pub(crate) fn is_end(kind: &PushKind) -> bool {
     matches!(
         kind,
@@ -241,7 +243,7 @@ pub(crate) fn is_end(kind: &PushKind) -> bool {
     )
 }
 
-/// Reads a message that came to a channel. `None` for anything else.
+/// Reads a message on a channel. `None` for anything else.
 pub(crate) fn message(push: &PushInfo) -> Option<&str> {
     match push.data.as_slice() {
         [_, Value::BulkString(text)] => std::str::from_utf8(text).ok(),

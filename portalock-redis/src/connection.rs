@@ -1,7 +1,8 @@
-//! Callers' requests, each over its own runtime's connection.
+//! The callers' requests. Each uses the connection of its own runtime.
 //!
-//! A call whose connection breaks is sent again over a new one, at once and then with growing pauses, as long as an answer is
-//! waited for: everything that is sent here may be sent twice. A server that restarts is bridged that way.
+//! If the connection of a call breaks, the call is sent again over a new connection: at once, then with growing pauses,
+//! as long as the caller waits for the answer. So every request here may be sent twice. In this way calls survive a
+//! restart of the server.
 
 use std::{
     sync::{
@@ -31,23 +32,23 @@ use crate::{
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
 const LONGEST_PAUSE: Duration = Duration::from_millis(250);
 
-/// What to send.
+/// A command or script to send.
 #[derive(Clone, Copy)]
 pub(crate) enum Call<'c> {
     Script(&'static Script, &'c [&'c str], &'c [&'c str]),
     Plain(&'c Cmd),
 }
 
-/// One runtime's connection.
+/// The connection of one runtime.
 #[derive(Debug, Clone)]
 pub(crate) struct Wire {
     number: u64,
-    /// The number of the location where it leads to.
+    /// The number of the location that the connection leads to.
     location: u64,
     pub(crate) connection: MultiplexedConnection,
 }
 
-/// The connections that carry the callers' requests, one for each runtime.
+/// The connections for the callers' requests, one for each runtime.
 #[derive(Debug)]
 pub(crate) struct Connections {
     route: Arc<Route>,
@@ -64,16 +65,17 @@ impl Connections {
         }
     }
 
-    /// The present runtime's connection, if it leads to where the primary is, or a new one.
+    /// Returns the current runtime's connection if it leads to the current primary, or else a new one.
     pub(crate) async fn wire(&self) -> Result<Wire, BackendError> {
         match self.wires.present() {
             Some(wire) if self.leads_there(&wire) => Ok(wire),
-            // In a box of its own: it is large, and each call would carry room for it.
+            // Boxed: the future is large, and each call would reserve space for it.
             _ => Box::pin(self.open_wire()).await,
         }
     }
 
-    /// What was sent over a wire that doesn't may have been done, by a server that is the primary no more.
+    /// Whether the connection leads to the current primary. If not, its commands may have run on a server that is no
+    /// longer the primary.
     fn leads_there(&self, wire: &Wire) -> bool {
         wire.location == self.route.number()
     }
@@ -94,7 +96,7 @@ impl Connections {
         self.wires.get(open).await
     }
 
-    /// Sends `call`, again where its connection breaks. `goes_on` is asked before it is sent once more.
+    /// Sends `call`, and repeats it if the connection breaks. Before each repetition it calls `goes_on`.
     pub(crate) async fn send(
         &self,
         what: &'static str,

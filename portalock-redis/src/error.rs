@@ -1,9 +1,9 @@
-//! Redis's failures as ours: by kind and code, never by the words of a message.
+//! Maps errors of Redis to portalock's errors: by kind and code, never by the text of a message.
 
 use portalock_core::{BackendError, BackendErrorKind};
 use redis::{ErrorKind, RedisError, ServerErrorKind};
 
-/// What a failure of Redis means. The source is kept; it names addresses and keys, never a password.
+/// Maps an error of Redis. The source is kept: it names addresses and keys, never a password.
 pub(crate) fn failed(what: &'static str, error: RedisError) -> BackendError {
     let (kind, advice) = classify(&error);
     let message = match advice {
@@ -13,7 +13,7 @@ pub(crate) fn failed(what: &'static str, error: RedisError) -> BackendError {
     BackendError::new(kind, message).with_source(error)
 }
 
-/// Redis answered with what our scripts never answer.
+/// The error for an answer that the scripts never give.
 pub(crate) fn unexpected(what: &'static str) -> BackendError {
     BackendError::new(
         BackendErrorKind::Other,
@@ -21,7 +21,8 @@ pub(crate) fn unexpected(what: &'static str) -> BackendError {
     )
 }
 
-/// Whether the connection is to be given up: it has ended or doesn't answer, or leads to a server that no longer serves.
+/// Whether the connection must be dropped: it has ended, it doesn't answer, or it leads to a server that no longer
+/// serves the locks.
 pub(crate) fn breaks(error: &RedisError) -> bool {
     match error.kind() {
         ErrorKind::Server(kind) => matches!(
@@ -38,13 +39,13 @@ pub(crate) fn breaks(error: &RedisError) -> bool {
     }
 }
 
-/// The answer to a `WAIT` at a server that has become a replica meanwhile.
+/// The answer to a `WAIT` when the server has become a replica meanwhile.
 const UNBLOCKED: &str = "UNBLOCKED";
 
 fn classify(error: &RedisError) -> (BackendErrorKind, &'static str) {
     use BackendErrorKind as Ours;
     match error.kind() {
-        // A script can be flushed between being loaded and being called.
+        // A script can be flushed between loading and calling.
         ErrorKind::Io | ErrorKind::Server(ServerErrorKind::NoScript) => (Ours::Unavailable, ""),
         ErrorKind::AuthenticationFailed | ErrorKind::Server(ServerErrorKind::NoPerm) => DENIED,
         ErrorKind::InvalidClientConfig => (Ours::Misconfigured, ""),
@@ -55,11 +56,11 @@ fn classify(error: &RedisError) -> (BackendErrorKind, &'static str) {
         ErrorKind::Server(ServerErrorKind::TryAgain | ServerErrorKind::Ask) => {
             (Ours::Unavailable, MOVING)
         }
-        // It was none when the connection was opened. Where the primary is now is looked up for the next one.
+        // The server was no replica when the connection was opened. The next connection looks up the current primary.
         ErrorKind::Server(ServerErrorKind::ReadOnly) => {
             (Ours::Unavailable, "the server has become a replica")
         }
-        // Where the slot is now is looked up for the next connection.
+        // The next connection looks up the current node of the slot.
         ErrorKind::Server(ServerErrorKind::Moved) => (
             Ours::Unavailable,
             "another node of the cluster has its slot",
@@ -109,10 +110,10 @@ const CLUSTER: (BackendErrorKind, &str) = (
     BackendErrorKind::Unsupported,
     "the server is a node of a Redis cluster: write redis+cluster://host,host",
 );
-/// A slot is on its way from one node to another: nothing is granted there until it has arrived.
+/// The slot moves from one node to another. Nothing in it is granted until the move has ended.
 const MOVING: &str = "its slot moves to another node of the cluster";
 
-/// Whether it is refused because its slot is on its way to another node.
+/// Whether the command was refused because its slot is moving to another node.
 pub(crate) fn is_moving(error: &RedisError) -> bool {
     matches!(
         error.kind(),
@@ -120,12 +121,12 @@ pub(crate) fn is_moving(error: &RedisError) -> bool {
     )
 }
 
-/// The server is a node of a cluster.
+/// The error for a server that is a node of a cluster.
 pub(crate) fn cluster() -> BackendError {
     BackendError::new(CLUSTER.0, CLUSTER.1)
 }
 
-/// The server has no RESP3.
+/// The error for a server that doesn't support RESP3.
 pub(crate) fn no_resp3(source: RedisError) -> BackendError {
     BackendError::new(NO_RESP3.0, NO_RESP3.1).with_source(source)
 }

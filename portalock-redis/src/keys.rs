@@ -1,33 +1,35 @@
-//! What a request is in Redis, and where it lies: locks and semaphores are one mechanism, weights under a capacity. Names are mapped
-//! injectively, below the prefix.
+//! How a request is stored in Redis, and under which keys. Locks and semaphores use one mechanism: weights under a
+//! capacity. Names are mapped injectively, below the prefix.
 
 use portalock_core::{ClaimKind, LockName, LockRequest, Mode, PermitRequest};
 
-/// The weight of an exclusive lock, and the capacity of every lock: so many can share one.
+/// The weight of an exclusive lock, and the capacity of every lock: this number of owners can share one.
 const WHOLE: u32 = u32::MAX;
 
-/// What kind of thing a name names: each has its own names.
+/// The kind of a name. Locks and semaphores have separate names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Kind {
     Lock,
     Semaphore,
 }
 
-/// Makes keys. A prefix has no slash, so the first slash of a key ends it: no two prefixes and no two names meet.
+/// Makes keys. A prefix has no slash, so it ends at the first slash of a key. So different prefixes or names never give
+/// the same key.
 #[derive(Debug)]
 pub(crate) struct Keys {
     prefix: String,
     sessions: String,
 }
 
-/// What is locked. Its keys are made from it when they are needed, which is seldom while it is held.
+/// The kind and the name of a lock or semaphore. Its keys are made when they are needed, which is rare while it is
+/// held.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Named {
     pub(crate) kind: Kind,
     pub(crate) name: LockName,
 }
 
-/// What is locked, and how much of it.
+/// The lock or semaphore that is requested, and how much of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Wanted {
     pub(crate) named: Named,
@@ -44,7 +46,7 @@ pub(crate) struct NameKeys {
 }
 
 impl Kind {
-    /// What a claim of this weight is.
+    /// The kind of a claim with this weight.
     pub(crate) fn claim(self, weight: u32) -> ClaimKind {
         match self {
             Self::Semaphore => ClaimKind::Permits(weight),
@@ -103,7 +105,7 @@ impl Keys {
         }
     }
 
-    /// What the key and the channel of a session begin with; its id follows.
+    /// The prefix of the key and the channel of a session; its id follows.
     pub(crate) fn sessions(&self) -> &str {
         &self.sessions
     }
@@ -120,13 +122,13 @@ impl Keys {
         pattern + "/lock/*"
     }
 
-    /// The name that a lock's state belongs to. `None` if the key is none of ours.
+    /// The name of a lock's state. `None` if portalock did not make the key.
     pub(crate) fn lock_name(&self, state: &str) -> Option<LockName> {
         let named = self.named(state)?;
         (named.kind == Kind::Lock).then_some(named.name)
     }
 
-    /// What a state belongs to. `None` if the key is none of ours.
+    /// The kind and name of a state. `None` if portalock did not make the key.
     pub(crate) fn named(&self, state: &str) -> Option<Named> {
         let key = state.strip_prefix(&self.prefix)?;
         let (kind, name) = match key.strip_prefix("/lock/") {

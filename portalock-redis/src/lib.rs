@@ -109,12 +109,12 @@
 //!   +spublish +pubsub|shardnumsub` instead of the commands without `s` and `shard`, and in addition `+cluster|nodes
 //!   +asking`. Set the user at every node: a cluster does not replicate users.
 //!
-//! # What lies in Redis
+//! # Keys in Redis
 //!
 //! | key | content | how long |
 //! |---|---|---|
 //! | `portalock/lock/NAME` | a hash: the last token, and one field for each holder | an hour or two after its last use |
-//! | `portalock/lock-queue/NAME`, `portalock/lock-waiters/NAME` | the queue, while somebody waits | an hour or two after its last use |
+//! | `portalock/lock-queue/NAME`, `portalock/lock-waiters/NAME` | the queue, while there are waiters | an hour or two after its last use |
 //! | `portalock/semaphore...` | the same for semaphores | |
 //! | `portalock/session/ID/broken` | marks of locks that [an operator breaks](portalock_core::Lock::break_holder), until their holder has found them | an hour or two |
 //! | `portalock/primary` | since when this server is the primary | a month after the last connection |

@@ -1,4 +1,4 @@
-//! What a session asks for at intervals: whether its places are still there.
+//! The regular check of a session: whether its places still exist.
 
 use portalock_core::{
     BackendError, FencingToken,
@@ -18,7 +18,8 @@ use crate::{
 
 const LOOKING: &str = "look after what a session has in Redis";
 
-/// Asks the server how these places stand. A grant that is found counts once replicas have it, as every other.
+/// Asks the server for the state of these places. A grant that is found counts when replicas have it, like every other
+/// grant.
 pub(crate) async fn look(
     session: &SessionKey,
     mut connection: MultiplexedConnection,

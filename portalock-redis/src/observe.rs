@@ -1,12 +1,12 @@
-//! Who holds a name exclusively, change by change: for observers of elections.
+//! Watches the exclusive holder of a name, for observers of elections.
 //!
-//! Each script that grants, and each that frees without granting, publishes that on a channel with the name of the lock's state,
-//! in the same step. An observer has a connection of its own, on the session thread, which is subscribed and then looks once: what
-//! came before the look is in it, what comes later is heard in order. When that connection ends, so does what it tells, and the
-//! observer begins anew.
+//! Each script that grants, or that frees without granting, also publishes this change on a channel with the name of
+//! the lock's state, in the same atomic step. An observer has a connection of its own, on the session thread. It
+//! subscribes, and then inspects the lock once: earlier changes are in the result of the inspection, and later changes
+//! arrive in order. When the connection ends, the watch ends, and the observer starts a new one.
 //!
-//! A crash runs no script, and a lost link says nothing. So the observer looks now and then, over the same connection, whether the
-//! holder that it was told of is still there; and whether the connection is.
+//! A crashed process runs no script, and a lost network link sends no message. So from time to time the observer
+//! inspects the lock over the same connection. This checks both the holder and the connection.
 
 use std::{sync::Arc, time::Duration};
 
@@ -30,16 +30,16 @@ use crate::{
 
 const OBSERVING: &str = "watch who holds a lock in Redis";
 
-/// What comes on the connection.
+/// A message on the connection.
 enum Heard {
     Change(String),
     End,
 }
 
-/// A connection that is subscribed.
+/// A subscribed connection.
 struct Line {
     route: Arc<Route>,
-    /// The number of the location where the connection leads to.
+    /// The number of the location that the connection leads to.
     location: u64,
     connection: MultiplexedConnection,
     heard: UnboundedReceiver<Heard>,
@@ -47,15 +47,15 @@ struct Line {
     sessions: String,
 }
 
-/// What was told last.
+/// The change that was sent to the observer last.
 struct Told {
     sender: HolderSender,
     holder: Option<(Option<OwnerId>, FencingToken)>,
-    /// No grant that is told has a smaller token, or this one.
+    /// Only grants with a larger token than this are sent.
     highest: Option<FencingToken>,
 }
 
-/// Who holds `name`, from now on.
+/// Watches the holder of `name`, from now on.
 pub(crate) async fn observe(server: &Server, name: &LockName) -> Result<HolderWatch, BackendError> {
     let keys = server.keys.of(&Kind::Lock.named(name));
     let sessions = server.keys.sessions().to_owned();
@@ -92,7 +92,7 @@ impl Line {
                 kind if is_end(kind) => Some(Heard::End),
                 _ => None,
             };
-            // Nobody listens any more if the watch is over.
+            // If the watch has ended, nobody receives the message.
             what.map_or(Ok(()), |what| tell.send(what).map_err(drop))
         };
         let location = route.find().await?;
@@ -130,7 +130,7 @@ impl Line {
         inspection(Kind::Lock, answer).ok_or_else(|| unexpected(OBSERVING))
     }
 
-    /// Tells every change, until the connection ends.
+    /// Sends every change, until the connection ends.
     async fn follow(&mut self, told: &mut Told, every: Duration) -> Result<(), BackendError> {
         loop {
             tokio::select! {
@@ -140,7 +140,7 @@ impl Line {
                 },
                 () = tokio::time::sleep(every) => {
                     if self.location != self.route.number() {
-                        // Another server is the primary now.
+                        // The primary has changed.
                         return Ok(());
                     }
                     let before = told.holder;
@@ -165,7 +165,7 @@ impl Told {
         told
     }
 
-    /// A message: `+` and a grant, or `-` and the place that has released.
+    /// Handles a message: `+` and a grant, or `-` and the place that has released.
     fn hear(&mut self, change: &str) {
         if let Some(place) = change.strip_prefix('-') {
             let owner = Place::owner(place);
@@ -177,7 +177,7 @@ impl Told {
         let Some(claim) = change.strip_prefix('+').and_then(claimed) else {
             return;
         };
-        // It was there when this observer began, and may be over.
+        // This grant is from before the first inspection, and may have ended.
         if claim.token <= self.highest {
             return;
         }
@@ -190,8 +190,8 @@ impl Told {
         }
     }
 
-    /// A look has found that nobody holds. If the holder is the same as `before` it, that one is gone without a word; what came
-    /// after it will be heard.
+    /// Handles an inspection. If it shows no exclusive holder, and the holder is still the same as `before` the
+    /// inspection, the holder has gone without a message. A later grant still arrives as a message.
     fn look(&mut self, before: Option<(Option<OwnerId>, FencingToken)>, seen: &Inspection) {
         if before.is_some() && self.holder == before && exclusive(seen).is_none() {
             self.nobody();
@@ -226,7 +226,7 @@ mod tests {
         )
     }
 
-    /// The tokens of those who were told since the last call.
+    /// The tokens of the changes since the last call.
     fn told_by(watch: &mut HolderWatch) -> Vec<Option<u64>> {
         let next = || watch.next().now_or_never()?;
         let all = std::iter::from_fn(next);
@@ -245,7 +245,7 @@ mod tests {
             Inspection::new(vec![holder], vec![]).with_last_token(Some(FencingToken::new(7)));
         let mut told = Told::new(sender, &seen);
         assert_eq!(told_by(&mut watch), [Some(7)]);
-        // Of before the look.
+        // These are from before the inspection.
         told.hear(&grant(two, u32::MAX, 6));
         told.hear(&format!("-{two}.1"));
         assert!(told_by(&mut watch).is_empty());

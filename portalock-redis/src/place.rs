@@ -1,4 +1,4 @@
-//! What a place of an owner is called at the server.
+//! The name of an owner's place at the server.
 
 use std::sync::{
     Arc,
@@ -12,8 +12,8 @@ use crate::keys::Named;
 /// An owner's place in a session.
 #[derive(Debug, Clone)]
 pub(crate) struct Place {
-    /// What the server calls its owner. Each place has a name of its own: a release that arrives late finds nothing of the
-    /// owner's next place.
+    /// The name of this place, which the scripts use as the owner. Each place has a name of its own, so a release that
+    /// arrives late does not find the owner's next place.
     pub(crate) name: Arc<str>,
     pub(crate) named: Named,
 }
@@ -28,7 +28,7 @@ impl Place {
         }
     }
 
-    /// The owner that a place's name is of.
+    /// The owner in a place's name.
     pub(crate) fn owner(name: &str) -> Option<OwnerId> {
         name.split_once('.')?.0.parse().ok()
     }

@@ -1,24 +1,27 @@
 //! A server that has just become the primary grants nothing at first.
 //!
-//! It may not know what was granted before: see `primary.lua`. Whoever held then keeps its lease for the session's time at most, unless
-//! its session is taken up here, where it learns what is missing. So after that time nobody believes to hold what this
-//! server doesn't know of.
+//! It may lack earlier grants: see `primary.lua`. An earlier holder keeps its lease for the session's time at most,
+//! unless its session is resumed at this server; then it learns which locks are missing. So after that time, no client
+//! relies on a lock that this server doesn't know of.
 //!
-//! Only what can grant waits: connections of calls, and new sessions. A session that the server still knows goes on at once.
+//! Only connections that can grant locks wait: connections of calls, and new sessions. A session that the server still
+//! knows continues at once.
 //!
-//! Behind sentinels and in a cluster a former primary may go on, and refresh sessions until their clients see the switch: they look three
-//! times in a session's time, and have half as long for an answer. So the wait is longer by half there.
+//! Behind sentinels and in a cluster, a former primary may still run and refresh sessions until their clients see the
+//! switch. Clients check three times in a session's time, and wait for an answer for half of that interval. So the wait
+//! is longer by half there.
 //!
-//! In a cluster each tag has a key of its own for this, which goes with its slot from node to node. It tells since when the node before was
-//! the primary, so that a move can't cut short what is left of a wait. A node that was ever promoted counts as promoted just now when a slot
-//! comes to it: nothing that is kept with the slot tells that it came by a move.
+//! In a cluster each tag has its own key for this, which moves with its slot. The key says since when the previous node
+//! was the primary, so that a move can't shorten the rest of a wait. When a slot comes to a node that was ever
+//! promoted, the node counts as promoted at that moment: no data in the slot shows that it came by a move.
 //!
 //! # Why the session's time is enough where replicas confirm
 //!
-//! With [`wait_replicas`](crate::RedisSettings::with_wait_replicas) a session's time is extended only by refreshes that so many
-//! replicas have, and the time here begins when so many follow the new primary. If that is at least half of the replicas, either
-//! two sets of servers, a primary and those that confirm, have one in common. So when the new primary has its replicas, the old one
-//! has lost the last of its own that could confirm, and extends nobody's session from then on, whatever it believes to be.
+//! With [`wait_replicas`](crate::RedisSettings::with_wait_replicas), only a refresh that this number of replicas have
+//! extends a session's time, and the wait here starts when this number of replicas follow the new primary. Take a
+//! primary and the replicas that confirm its writes as one set. If the number is at least half of the replicas, any two
+//! such sets share a server. So when the new primary has its replicas, the old primary has lost the last replica that
+//! could confirm. From then on it extends no session, even if it still believes to be the primary.
 
 use std::time::Duration;
 
@@ -33,7 +36,7 @@ use crate::{
     scripts::PRIMARY,
 };
 
-/// Returns when the server at the other end may grant. At once if it has been the primary for long enough.
+/// Returns when the server may grant locks: at once if it has been the primary for long enough.
 pub(crate) async fn may_grant(
     connection: &mut MultiplexedConnection,
     route: &Route,
@@ -45,7 +48,7 @@ pub(crate) async fn may_grant(
         return Ok(());
     }
     if route.is_followed() && settings.wait_replicas() == 0 {
-        // So long may the one before have gone on to refresh sessions, until their clients had seen the switch.
+        // The former primary may have refreshed sessions for this time, until their clients saw the switch.
         wait = wait.saturating_add(wait / 2);
     }
     let key = format!("{}/primary", route.prefix());

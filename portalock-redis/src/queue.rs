@@ -1,4 +1,4 @@
-//! The queue of a name at the server, in our types: attempts, releases and looks, each one script.
+//! The queue of a name at the server, in Rust types: attempts, releases and inspections. Each is one script.
 
 use std::time::Duration;
 
@@ -24,10 +24,10 @@ const RELEASING: &str = "release through Redis";
 const INSPECTING: &str = "look at a lock in Redis";
 const LISTING: &str = "list the locks in Redis";
 
-/// How often a list is made anew because its slot has moved meanwhile.
+/// How often a listing is repeated because its slot has moved meanwhile.
 const SCANS: usize = 3;
 
-/// A request in the scripts' terms.
+/// A request, as the scripts need it.
 #[derive(Debug)]
 pub(crate) struct Entry<'a> {
     pub(crate) session: &'a SessionKey,
@@ -37,27 +37,27 @@ pub(crate) struct Entry<'a> {
     pub(crate) who: String,
 }
 
-/// What an attempt was answered.
+/// The answer to an attempt.
 #[derive(Debug)]
 pub(crate) enum Standing {
     Granted(FencingToken),
-    /// A place in the queue is kept, and so many wait behind it.
+    /// The request has a place in the queue, and `behind` waiters are behind it.
     Queued {
         behind: u32,
         holder: Option<Holder>,
     },
-    /// Nothing is kept.
+    /// The lock is contended, and the server keeps nothing of the request.
     Refused {
         holder: Option<Holder>,
     },
-    /// The session is over at the server.
+    /// The session has ended at the server.
     Ended,
-    /// Nothing was done: the session's stamp is this one.
+    /// Nothing was done: the session now has this stamp.
     Stale(std::sync::Arc<str>),
 }
 
 impl Server {
-    /// One attempt, with this stamp. `goes_on` is asked before it is sent once more.
+    /// Makes one attempt with this stamp. Before each repetition it calls `goes_on`.
     pub(crate) async fn acquire(
         &self,
         entry: &Entry<'_>,
@@ -93,7 +93,7 @@ impl Server {
         })
     }
 
-    /// Frees what a place has: whether it held.
+    /// Releases a place. Returns whether it held the lock.
     pub(crate) async fn release(&self, place: &Place) -> Result<Answered<bool>, BackendError> {
         let keys = self.keys.of(&place.named);
         self.free(
@@ -105,7 +105,7 @@ impl Server {
         .await
     }
 
-    /// The same, by one of the scripts that do.
+    /// Releases a place with the given script.
     pub(crate) async fn free(
         &self,
         what: &'static str,
@@ -128,7 +128,7 @@ impl Server {
         })
     }
 
-    /// Gives a session its next stamp, for a release. `None` if it has ended at the server.
+    /// Gives a session its next stamp, before a release. `None` if the session has ended at the server.
     pub(crate) async fn raise(
         &self,
         session: &SessionKey,
@@ -142,7 +142,7 @@ impl Server {
         }
     }
 
-    /// Who holds and who waits.
+    /// Returns the holders and the waiters.
     pub(crate) async fn inspect(
         &self,
         kind: Kind,
@@ -158,7 +158,7 @@ impl Server {
         inspection(kind, answer.value).ok_or_else(|| unexpected(INSPECTING))
     }
 
-    /// The locks that are held or waited for.
+    /// Returns the locks that have holders or waiters.
     pub(crate) async fn names(&self) -> Result<Vec<LockName>, BackendError> {
         let Some(tag) = self.route.tag() else {
             return self.scan().await;
@@ -166,7 +166,8 @@ impl Server {
         for _ in 0..SCANS {
             let location = self.route.number();
             let names = self.scan().await?;
-            // A slot that moves takes its keys away from a scan: then this is refused, or asked of another node than before.
+            // A scan misses the keys that have moved with the slot. In that case this command is refused, or it goes to
+            // another node than before.
             let mut exists = redis::cmd("EXISTS");
             let exists = exists.arg(tag.never_set());
             self.send(LISTING, Call::Plain(exists)).await?;
@@ -193,7 +194,7 @@ impl Server {
             let answer = self.send(LISTING, Call::Plain(&scan)).await?;
             let (next, found): (String, Vec<String>) = redis::from_redis_value(answer.value)
                 .map_err(|error| failed(LISTING, error.into()))?;
-            // A state outlives its last grant for a while: only a look tells.
+            // A state stays for a while after its last grant, so only an inspection shows whether there are holders.
             for name in found.iter().filter_map(|key| self.keys.lock_name(key)) {
                 let found = self.inspect(Kind::Lock, &name).await?;
                 if found.held || !found.waiters.is_empty() {
@@ -206,7 +207,7 @@ impl Server {
             cursor = next;
         }
         names.sort_unstable();
-        // A scan may come by the same key twice.
+        // A scan may return a key twice.
         names.dedup();
         Ok(names)
     }
@@ -244,19 +245,19 @@ fn token(number: &str) -> Option<FencingToken> {
     number.parse().ok().map(FencingToken::new)
 }
 
-/// The token in the claim of one who holds.
+/// The token in the claim of a holder.
 pub(crate) fn token_of(claim: &str) -> Option<FencingToken> {
     claim.split('|').nth(3).and_then(token)
 }
 
-/// Whose claim this is, as `prelude.lua` packs it.
+/// The holder of a claim that `prelude.lua` has packed.
 fn holder(claim: &str) -> Option<Holder> {
     let mut parts = claim.splitn(6, '|').skip(4);
     let since = parts.next()?;
     decode(parts.next()?, since)
 }
 
-/// A hold of a lock, as `grant.lua` publishes it: its place, and its claim.
+/// Reads a grant of a lock, as `grant.lua` publishes it: the place and the claim.
 pub(crate) fn claimed(text: &str) -> Option<Claim> {
     let mut parts = text.splitn(7, '|');
     let (place, _session) = (parts.next()?, parts.next()?);
@@ -269,7 +270,7 @@ pub(crate) fn claimed(text: &str) -> Option<Claim> {
     Some(claim)
 }
 
-/// Reads what `inspect.lua` answers.
+/// Reads the answer of `inspect.lua`.
 pub(crate) fn inspection(kind: Kind, answer: Value) -> Option<Inspection> {
     let answer: Vec<String> = redis::from_redis_value(answer).ok()?;
     let (last, rest) = answer.split_first()?;
@@ -282,7 +283,7 @@ pub(crate) fn inspection(kind: Kind, answer: Value) -> Option<Inspection> {
         let kind = kind.claim(weight.parse().ok()?);
         let owner: OwnerId = Place::owner(place)?;
         let mut claim = Claim::new(decode(who, since)?, kind).with_owner(owner);
-        // One who waits has none.
+        // A waiter has no token.
         claim.token = token(number);
         Some(claim)
     });
@@ -295,16 +296,17 @@ pub(crate) fn inspection(kind: Kind, answer: Value) -> Option<Inspection> {
     )
 }
 
-/// When a waiter looks again whether those before it live. A crash runs no script, so somebody has to: the last in the queue
-/// often, the others rarely, each in case that all behind it have died too.
+/// When a waiter checks again whether the owners ahead of it are alive. A crashed process runs no script, so waiters
+/// must check: the last waiter often, the others rarely, in case all waiters behind them have died too.
 ///
-/// The last, because it knows that it is: it has just come. The next one would have to be told with every handoff, and in a
-/// busy queue that is a message more for each. A waiter that is no longer the last learns it when it looks.
+/// The last waiter checks often, because it knows that it is the last: it has just arrived. The first waiter would need
+/// one more message with every handoff, which is expensive in a busy queue. A waiter that is no longer the last learns
+/// this with its next check.
 pub(crate) fn recheck(behind: u32, tick: Duration) -> Duration {
     tick * behind.saturating_mul(5).clamp(1, SLOWEST_TICK)
 }
 
-/// How many ticks the next one in a long queue leaves out.
+/// The number of ticks between two checks of the first waiter in a long queue.
 pub(crate) const SLOWEST_TICK: u32 = 30;
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! A holder as it lies in Redis, and what scripts answer in one word.
+//! A holder as it is stored in Redis, and script answers of one word.
 
 use std::{
     sync::Arc,
@@ -9,7 +9,7 @@ use portalock_core::Holder;
 use redis::Value;
 use serde::{Deserialize, Serialize};
 
-/// Since when, the script knows: by the one clock that all clients share.
+/// The script adds the start time, by the server's clock, which all clients share.
 #[derive(Serialize)]
 struct Record<'a> {
     host: &'a str,
@@ -25,18 +25,18 @@ struct Stored {
     label: Option<Arc<str>>,
 }
 
-/// Who asks, as it is stored. `label` stands in for a missing one.
+/// Encodes a holder for storage. `label` is used if the holder has no label.
 pub(crate) fn encode(holder: &Holder, label: Option<&str>) -> String {
     let record = Record {
         host: &holder.host,
         pid: holder.pid,
         label: holder.label.as_deref().or(label),
     };
-    // It is for people: a request doesn't fail for want of it.
+    // The record is for people: a request doesn't fail if it can't be encoded.
     serde_json::to_string(&record).unwrap_or_default()
 }
 
-/// Reads a holder; `None` if what was stored is not ours.
+/// Reads a holder; `None` if portalock did not write it.
 pub(crate) fn decode(who: &str, since: &str) -> Option<Holder> {
     let stored: Stored = serde_json::from_str(who).ok()?;
     let since = Duration::from_millis(since.parse().ok()?);
@@ -44,7 +44,7 @@ pub(crate) fn decode(who: &str, since: &str) -> Option<Holder> {
     Some(Holder::new(stored.host, stored.pid, stored.label, since))
 }
 
-/// What a script answers in one word.
+/// The text of a script's answer of one word.
 pub(crate) fn text(answer: &Value) -> Option<&str> {
     match answer {
         Value::BulkString(bytes) => std::str::from_utf8(bytes).ok(),

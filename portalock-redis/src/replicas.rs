@@ -1,4 +1,4 @@
-//! Replicas that must have a grant, or a refresh, before it counts.
+//! Waits until replicas have a grant or a refresh, before it counts.
 
 use std::{
     convert::Infallible,
@@ -18,13 +18,13 @@ use crate::{
 };
 
 const CONFIRMING: &str = "confirm a write to Redis at its replicas";
-/// The most that replicas are waited for.
+/// The longest wait for replicas.
 const WITHIN: Duration = Duration::from_secs(1);
 
-/// Waits until enough replicas have a grant, where the settings ask for it.
+/// Waits until enough replicas have a grant, if the settings require it.
 ///
-/// `WAIT` counts from this connection's own last write, so there is one first: a grant by message was written on
-/// another's.
+/// `WAIT` covers the writes of its own connection only, so this writes first: a grant by message was written on another
+/// connection.
 pub(crate) async fn confirm(
     connection: &mut MultiplexedConnection,
     session: &SessionKey,
@@ -38,7 +38,7 @@ pub(crate) async fn confirm(
     replicated(connection, session.settings()).await
 }
 
-/// Waits until enough replicas have what was written on this connection so far, where the settings ask for it.
+/// Waits until enough replicas have the earlier writes on this connection, if the settings require it.
 pub(crate) async fn replicated(
     connection: &mut MultiplexedConnection,
     settings: &RedisSettings,
@@ -46,7 +46,7 @@ pub(crate) async fn replicated(
     wait(connection, settings, settings.session_ttl() / 4).await
 }
 
-/// The same for a refresh, within the time that one may take.
+/// The same for a refresh, with the shorter timeout of a refresh.
 pub(crate) async fn renewed_at_replicas(
     connection: &mut MultiplexedConnection,
     settings: &RedisSettings,
@@ -78,7 +78,7 @@ async fn wait(
     Ok(())
 }
 
-/// Grants that came by message, and that nobody is told of yet.
+/// Grants that came by message, and whose waiters are not told yet.
 #[derive(Debug, Default)]
 pub(crate) struct Unconfirmed {
     grants: Mutex<Vec<(OwnerId, Box<str>, FencingToken)>>,
@@ -86,15 +86,15 @@ pub(crate) struct Unconfirmed {
 }
 
 impl Unconfirmed {
-    /// A grant of the place of this name.
+    /// Adds a grant of the place with this name.
     pub(crate) fn add(&self, owner: OwnerId, name: &str, token: FencingToken) {
-        // Nothing panics while it is held.
+        // No code panics while it holds the lock.
         let mut grants = self.grants.lock().unwrap_or_else(PoisonError::into_inner);
         grants.push((owner, name.into(), token));
         self.came.notify_one();
     }
 
-    /// Tells of grants once replicas have them. All that have come meanwhile are confirmed together.
+    /// Passes grants on when replicas have them. Grants that have come meanwhile are confirmed together.
     pub(crate) async fn confirm(&self, session: &Session) -> Infallible {
         loop {
             self.came.notified().await;
@@ -113,7 +113,7 @@ impl Unconfirmed {
                 let is_of = |place: &Place| *place.name == *name;
                 match &confirmed {
                     Ok(()) => session.places().granted(owner, token, is_of),
-                    // Whoever waits asks again, or gives the grant back.
+                    // The waiter asks again, or releases the grant.
                     Err(error) => session.places().failed(owner, error.clone(), is_of),
                 }
             }

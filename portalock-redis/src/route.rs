@@ -1,4 +1,4 @@
-//! The way to the server: where it is now, looked up for each connection that is opened.
+//! The route to the server: its current address, which is looked up for each new connection.
 
 use std::{
     sync::{
@@ -19,7 +19,7 @@ use crate::{
     witness::{Enough, Heard, Told, at},
 };
 
-/// How one backend object finds its server.
+/// The route by which one backend object finds its server.
 #[derive(Debug)]
 pub(crate) struct Route {
     settings: Arc<RedisSettings>,
@@ -32,29 +32,29 @@ enum Way {
     Followed(Arc<Followed>),
 }
 
-/// Where the server is, or was when it was looked up.
+/// The address of the server when it was looked up.
 #[derive(Debug, Clone)]
 pub(crate) struct Location {
     pub(crate) server: ConnectionInfo,
-    /// Another one for another location. It only grows.
+    /// A different number for each location. It only grows.
     pub(crate) number: u64,
 }
 
-/// A primary that moves.
+/// A primary that can change.
 #[derive(Debug)]
 struct Followed {
     witnesses: Witnesses,
     server: ConnectionInfo,
     latest: Mutex<Option<Told>>,
-    /// That of the latest location.
+    /// The number of the latest location.
     number: AtomicU64,
 }
 
-/// Who knows where it is.
+/// The servers that know the current address.
 #[derive(Debug)]
 enum Witnesses {
     Sentinels(Sentinels),
-    /// The nodes of a cluster know it for a tag's slot.
+    /// The nodes of a cluster, for the slot of a tag.
     Nodes(Arc<Cluster>, Tag),
 }
 
@@ -64,14 +64,14 @@ impl Route {
         Self::new(way, settings)
     }
 
-    /// To the primary that the sentinels name.
+    /// A route to the primary that the sentinels name.
     pub(crate) fn by_sentinels(address: &SentinelAddress, settings: &Arc<RedisSettings>) -> Self {
         let sentinels = Witnesses::Sentinels(Sentinels::new(address, settings.clone()));
         let followed = Followed::new(sentinels, address.server.clone());
         Self::new(Way::Followed(Arc::new(followed)), settings)
     }
 
-    /// To the node of a cluster that serves the slot of `tag`.
+    /// A route to the node of a cluster that serves the slot of `tag`.
     pub(crate) fn to_slot(cluster: &Arc<Cluster>, tag: Tag, settings: &Arc<RedisSettings>) -> Self {
         let nodes = Witnesses::Nodes(cluster.clone(), tag);
         let followed = Followed::new(nodes, cluster.server().clone());
@@ -87,7 +87,7 @@ impl Route {
         &self.settings
     }
 
-    /// The tag that it leads to, in a cluster.
+    /// The tag of this route, in a cluster.
     pub(crate) fn tag(&self) -> Option<&Tag> {
         match &self.way {
             Way::Followed(followed) => match &followed.witnesses {
@@ -98,7 +98,7 @@ impl Route {
         }
     }
 
-    /// What every key and channel of its locks begins with.
+    /// The prefix of every key and channel of its locks.
     pub(crate) fn prefix(&self) -> &Arc<str> {
         self.tag().map_or(self.settings.prefix_text(), Tag::prefix)
     }
@@ -108,10 +108,10 @@ impl Route {
         matches!(self.way, Way::Followed(_))
     }
 
-    /// How often to look whether it has moved.
+    /// How often to check whether the server has moved.
     pub(crate) fn look_interval(&self) -> Duration {
         let interval = self.settings.look_interval();
-        // There what has been heard may be as old as the other half.
+        // In a cluster an answer may be reused for half of the interval.
         if self.tag().is_some() {
             interval / 2
         } else {
@@ -119,7 +119,7 @@ impl Route {
         }
     }
 
-    /// Where the server is.
+    /// Returns the current address of the server.
     pub(crate) async fn find(&self) -> Result<Location, BackendError> {
         match &self.way {
             Way::Fixed(server) => Ok(Location {
@@ -130,7 +130,7 @@ impl Route {
         }
     }
 
-    /// Another server, to which a node of a cluster sends who asks for a key of a slot that moves.
+    /// The location of another node of the cluster, which an `ASK` error names for a key of a moving slot.
     pub(crate) fn beside(&self, host: &str, port: u16) -> Location {
         let server = match &self.way {
             Way::Fixed(server) => server,
@@ -142,7 +142,7 @@ impl Route {
         }
     }
 
-    /// Looks whether the server has moved, and asks everybody who can know.
+    /// Checks whether the server has moved, and asks all servers that may know.
     pub(crate) async fn look(&self) -> Result<(), BackendError> {
         match &self.way {
             Way::Fixed(_) => Ok(()),
@@ -150,8 +150,8 @@ impl Route {
         }
     }
 
-    /// The number of the latest location. A connection to an earlier one leads to a server that is the primary no more, though it may
-    /// still believe so: what it answers counts for nothing.
+    /// The number of the latest location. A connection to an earlier location leads to a server that is no longer the
+    /// primary, even if it still believes to be: its answers don't count.
     pub(crate) fn number(&self) -> u64 {
         match &self.way {
             Way::Fixed(_) => 0,
@@ -182,10 +182,10 @@ impl Followed {
         .await?
     }
 
-    /// Takes note of what was heard, unless it is older than what is known. Only all who know together can take that back: they
-    /// were set up anew.
+    /// Records an answer, unless it is older than the known one. An older epoch is only accepted if all witnesses have
+    /// answered: then the witnesses were set up again.
     fn note(&self, Heard { told, from_all }: Heard) -> Result<Location, BackendError> {
-        // Nothing panics while it is held.
+        // No code panics while it holds the lock.
         let mut latest = self.latest.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(known) = &*latest {
             if told.epoch < known.epoch && !from_all {
@@ -253,7 +253,7 @@ mod tests {
         let error = followed.note(heard(1, "a", false)).unwrap_err();
         assert_eq!(error.kind(), BackendErrorKind::Unavailable);
         assert_eq!(followed.number.load(Ordering::Relaxed), 0);
-        // Sentinels that were set up anew begin to count again.
+        // Sentinels that were set up again start to count from zero.
         let location = followed.note(heard(0, "c", true)).unwrap();
         assert_eq!(location.number, 1);
     }

@@ -1,36 +1,43 @@
-//! The scripts: each atomic, each one round trip.
+//! The scripts. Each is atomic, and takes one round trip.
 //!
 //! # Invariants
 //!
-//! What every script keeps true, whatever it finds, with *live* as `lives` in `grant.lua` decides it:
+//! Every script preserves these invariants, whatever it finds. The function `lives` in `grant.lua` decides whether a
+//! session is *live*.
 //!
-//! 1. **Exclusion.** The weights of the claims in a state never exceed the smallest capacity among them. A claim leaves
-//!    only by its own owner's release or because its session is not live; nobody is granted beside a live claim that it
-//!    doesn't fit with. (A write over the key from outside, an eviction or `FLUSHALL` is not a script.)
-//!    Where the last token comes with a shape, every claim in the state has it, so that their number is enough to tell.
-//! 2. **A grant needs a live session**, checked in the script that grants, **and its present stamp** where it is asked for. So a
-//!    command that comes late out of a dead session, or after its place was withdrawn, is refused: see `session.rs`.
-//! 3. **Order.** An owner is granted only when nobody live stands before it, and never loses its place by asking again.
-//! 4. **One claim an owner**, in the state or in the queue, never in both: asking again finds it.
-//! 5. **Tokens grow.** Each is more than the last and at least the server's clock in microseconds; a state that holds
-//!    the last one lives until an hour after the clock has passed it.
-//! 6. **Nothing lasts.** Every key has a time to live of an hour or two, moved on by those who use it: what a crashed client
-//!    left is taken out by the next one who meets it, or goes by itself.
-//! 7. **Dead sessions stay dead.** A session's key is set once, after its subscription, and only ever moved on or given a later
-//!    stamp, never set again when it is gone; a client deletes the key of its former session when it begins a new one.
-//! 8. **No waiter is forgotten.** Whoever frees something serves the queue; whoever is granted its turn is told by a message, and
-//!    looks when it can have missed one. The last in the queue always has been told that it is, by an answer or a message, and
-//!    looks often whether the holders live; the others look from time to time, also whether the last one does.
+//! 1. **Exclusion.** The weights of the claims in a state never exceed the smallest capacity among them. A claim is
+//!    removed only when its own owner releases, or when its session is not live. No owner is granted next to a live
+//!    claim unless both fit. (A write to the key from outside, an eviction or `FLUSHALL` is not a script.) If the last
+//!    token has a shape, every claim in the state has this shape, so the number of claims is enough to decide.
+//! 2. **A grant needs a live session**, checked in the script that grants. **A grant in answer to an attempt also needs
+//!    the session's current stamp.** So a command that arrives late from a dead session, or after its place was
+//!    withdrawn, is refused: see `session.rs`.
+//! 3. **Order.** An owner is granted only when no live waiter is ahead of it. It never loses its place when it asks
+//!    again.
+//! 4. **One claim for each owner**, in the state or in the queue, never in both: when the owner asks again, the script
+//!    finds the claim.
+//! 5. **Tokens grow.** Each token is larger than the last, and at least the server's clock in microseconds. The state
+//!    that stores the last token exists until an hour after the clock has passed this token.
+//! 6. **Nothing stays forever.** Every key has a time to live of an hour or two, which its users extend. The next
+//!    client that finds the leftovers of a crashed client removes them, or they expire.
+//! 7. **Dead sessions stay dead.** A session's key is set once, after its subscription. Later its time is only
+//!    extended, or it gets a later stamp. A key that is gone is never set again. A client deletes the key of its former
+//!    session when it opens a new one.
+//! 8. **No waiter is forgotten.** A script that frees something serves the queue. A waiter that is granted the lock
+//!    gets a message, and asks the server when it may have missed the message. The last waiter has always been told
+//!    that it is the last, by an answer or a message, and it checks often whether the holders are alive. The other
+//!    waiters check from time to time, also whether the last waiter is alive.
 
 //!
 //! # In a cluster
 //!
-//! All keys and channels of a script lie in one slot, by their hash tag: those of the sessions that it meets in claims too, which
-//! nobody can name beforehand. While the slot moves from one node to another, some of its keys are at either, and a session whose
-//! key isn't here may well live. So each script that meets sessions names a key that is never set. As long as the slot moves that one
-//! counts as moved, and the node refuses the script as a whole, before it has done anything (`ASK`, or `TRYAGAIN` if other keys are
-//! still there). The node to which the slot moves refuses it as well, unless it is told `ASKING`: that is never said for these
-//! scripts. Those that touch nothing but the keys that they name run wherever all of these are.
+//! All keys and channels of a script are in one slot, because of their hash tag. This includes the keys of sessions in
+//! claims, which no client knows beforehand. While the slot moves from one node to another, each node has some of its
+//! keys, and a session whose key is missing at a node may still be alive. So each script that reads such sessions
+//! declares a key that is never set. While the slot moves, this key counts as moved, and the source node refuses the
+//! whole script before it has done anything (`ASK`, or `TRYAGAIN` if other keys are still there). The target node
+//! refuses the script too, unless it gets `ASKING`, which is never sent for these scripts. Scripts that use only the
+//! keys that they declare run at the node that has all of these keys.
 
 use redis::{Cmd, ErrorKind, RedisError, ServerErrorKind, Value, aio::MultiplexedConnection};
 use sha1_smol::Sha1;
@@ -38,16 +45,16 @@ use std::sync::LazyLock;
 
 use crate::cluster::Tag;
 
-/// A script, as it runs on a server of its own and in a slot of a cluster.
+/// A script, in its form for a single server and its form for a slot of a cluster.
 #[derive(Debug)]
 pub(crate) struct Script {
     server: Form,
     slot: Form,
-    /// It reads keys that it doesn't name: those of sessions.
+    /// The script reads keys that it doesn't declare: those of sessions.
     meets_sessions: bool,
 }
 
-/// What is sent, and its hash, by which the server knows it.
+/// The source, and its hash, by which the server finds the script.
 #[derive(Debug)]
 struct Form {
     source: String,
@@ -87,8 +94,8 @@ impl Script {
         }
     }
 
-    /// Runs the script, on a server of its own or in the slot of `tag`. One round trip, or two if the server doesn't have it: after a
-    /// start or a `SCRIPT FLUSH`.
+    /// Runs the script, on a single server or in the slot of `tag`. This takes one round trip, or two if the server
+    /// doesn't have the script: after a start or a `SCRIPT FLUSH`.
     pub(crate) async fn run_in(
         &self,
         tag: Option<&Tag>,
@@ -136,7 +143,7 @@ impl Form {
             .query_async(connection)
             .await;
         match answer {
-            // By its source, which also loads it: so nothing can flush it between loading and calling.
+            // `EVAL` also loads the script, so it can't be flushed between loading and calling.
             Err(error) if error.kind() == ErrorKind::Server(ServerErrorKind::NoScript) => {
                 command("EVAL", &self.source, keys, arguments)
                     .query_async(connection)

@@ -1,7 +1,7 @@
 //! Semaphores: the same mechanism, with the caller's weights and capacity.
 //!
-//! What happens when requests for one name bring different capacities is said on the crate's front page. It follows from
-//! `fits` in `prelude.lua`.
+//! The crate's front page describes requests for one name with different capacities. The behaviour follows from `fits`
+//! in `prelude.lua`.
 
 use async_trait::async_trait;
 use portalock_core::{

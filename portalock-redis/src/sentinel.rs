@@ -1,8 +1,8 @@
-//! Asking sentinels where the primary is.
+//! Asks sentinels for the address of the primary.
 //!
-//! All of them are asked at once, over connections that are kept on the session thread. One answer is enough if no more come;
-//! where they differ, the latest epoch counts: sentinels raise it with each switch, and one that hears of a switch late says for a
-//! while what was true before.
+//! All sentinels are asked at once, over connections that are kept on the session thread. One answer is enough if no
+//! more come. If the answers differ, the latest epoch counts: sentinels raise it with each switch, and a sentinel that
+//! learns of a switch late gives the old address for a while.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -36,11 +36,12 @@ impl Sentinels {
         }
     }
 
-    /// Asks them all.
+    /// Asks all sentinels.
     pub(crate) async fn ask(&self, enough: Enough) -> Result<Heard, BackendError> {
         let mut commands = redis::pipe();
         commands.cmd("SENTINEL").arg("MASTER").arg(&*self.master);
-        // In a failover it tells the new one as soon as that is a primary; the state changes when the replicas have followed.
+        // In a failover, this command returns the new primary as soon as it is one; the state changes only when the
+        // replicas follow it.
         commands
             .cmd("SENTINEL")
             .arg("GET-MASTER-ADDR-BY-NAME")
@@ -56,13 +57,13 @@ impl Sentinels {
     }
 }
 
-/// What one knows of the master, if it knows it.
+/// Reads the answer of one sentinel: the address of the master, if the sentinel knows it.
 fn told(answers: Answers) -> Result<Option<Told>, RedisError> {
     let [state, place] = <[_; 2]>::try_from(answers).map_err(|_| {
         redis::RedisError::from((ErrorKind::UnexpectedReturnType, "not two answers"))
     })?;
     let Some((host, port)) = redis::from_redis_value(place?)? else {
-        // Of one that it doesn't know, the state is an error.
+        // The sentinel answers with an error if it doesn't know the master.
         return Ok(None);
     };
     let state: HashMap<String, String> = redis::from_redis_value(state?)?;
@@ -76,7 +77,7 @@ fn told(answers: Answers) -> Result<Option<Told>, RedisError> {
     }))
 }
 
-/// A server that is none has no such command.
+/// A server that is not a sentinel does not have this command.
 fn refused(error: RedisError) -> BackendError {
     if error.kind() != ErrorKind::Server(ServerErrorKind::ResponseError) {
         return failed(ASKING, error);
@@ -88,7 +89,7 @@ fn refused(error: RedisError) -> BackendError {
     .with_source(error)
 }
 
-/// What follows from the answers of so many that were asked: where they differ, the latest epoch counts.
+/// Selects the result from the answers of `asked` sentinels: if they differ, the latest epoch counts.
 fn heard(
     answers: Vec<Result<Option<Told>, BackendError>>,
     asked: usize,

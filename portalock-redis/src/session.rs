@@ -1,40 +1,42 @@
-//! A session: what a client's locks live and die with.
+//! A session: when it ends, all its locks end.
 //!
 //! # What a session is at the server
 //!
-//! A key with a time to live, and a channel of the same name, to which grants are told. What the key holds is the session's
-//! *stamp*: its form, and a number. There are two forms.
+//! A key with a time to live, and a channel of the same name, which gets the grants. The value of the key is the
+//! session's *stamp*: its form, and a number. There are two forms.
 //!
-//! - `kept`, the default: the session lives as long as its key. Whether anybody is subscribed to its channel is not asked, so it
-//!   survives the end of its connection; and it is granted what it waits for meanwhile.
-//! - `connected`: it lives as long as its key and a subscription to its channel. So it ends with its connection, at once.
+//! - `kept`, the default: the session is alive as long as its key exists. Subscriptions to its channel don't matter. So
+//!   the session survives the end of its connection, and its waiters can be granted locks meanwhile.
+//! - `connected`: the session is alive as long as its key and a subscription to its channel exist. So it ends at once
+//!   when its connection ends.
 //!
 //! # Until when a session is certain
 //!
-//! The server counts the key's time from when it carried out the refresh, by its own clock. That was after the refresh was sent,
-//! from when the client counts, on its monotonic clock; and [`certain`] takes off more than two clocks drift apart meanwhile. So
-//! the client's lease ends first, whatever happens to connections.
+//! The server counts the key's time by its own clock, from when it executed the refresh. The client counts the time by
+//! its monotonic clock, from before it sent the refresh. And [`certain`] subtracts more than two clocks can drift apart
+//! in that time. So the client's lease always ends first, whatever happens to connections.
 //!
 //! # What survives a broken connection
 //!
-//! All of a `kept` session. A new connection, to wherever the server is now, is subscribed to the same channel and refreshes the
-//! key. If that is gone, the server has forgotten the session, and all of it is lost. If not, all places are looked after before the
-//! lease is prolonged: that is how a grant is learnt that was told to nobody, and what a server that was promoted or restored
-//! doesn't know of.
+//! Everything in a `kept` session. A new connection, to the current address of the server, subscribes to the same
+//! channel and refreshes the key. If the key is gone, the server has forgotten the session, and all its locks are lost.
+//! Otherwise the client checks all places before it extends the lease. In this way it learns of a grant whose message
+//! was lost, and of places that a promoted or restored server doesn't have.
 //!
 //! # Why an old connection can do no harm
 //!
-//! A request may lie somewhere on its way when its connection breaks, and arrive after everything that was sent later. What
-//! could it do?
+//! A request may still be in transit when its connection breaks, and may arrive after all later requests. These are the
+//! possible cases:
 //!
-//! - A release of a place: places are never taken twice, so it finds nothing, or does what was asked for.
-//! - A refresh: it moves the key's time on, which the client doesn't count. Nothing sets a key again that is gone.
-//! - An attempt for a place that still waits or holds: it finds itself there.
-//! - An attempt for a place that was withdrawn: it would take a lock or a place that nobody knows of. So each attempt brings
-//!   the stamp that its client knew, and is refused if the session has another by now. The withdrawal of a place of which a request
-//!   is without an answer gives the session another one, before it releases. An attempt that is refused though its caller waits for
-//!   it is told the new stamp and sent again.
-//! - An attempt in a session that is over: its key is gone, or is deleted when the client opens the next session.
+//! - A release of a place: places are never used twice, so the release finds nothing, or does what was requested.
+//! - A refresh: it extends the key's time, and the client does not count that. No command creates a key again that is
+//!   gone.
+//! - An attempt for a place that still waits or holds: the script finds the place.
+//! - An attempt for a place that was withdrawn: it would take a lock or a place that no client knows of. So each
+//!   attempt carries the stamp that its client knew, and is refused if the session has another stamp now. If a request
+//!   for a place has no answer, the withdrawal gives the session a new stamp before it releases the place. If an
+//!   attempt is refused while its caller still waits for it, the client gets the new stamp and sends the attempt again.
+//! - An attempt in a session that has ended: its key is gone, or is deleted when the client opens the next session.
 
 use std::{
     convert::Infallible,
@@ -80,28 +82,28 @@ const HANDED_OVER_AT_ONCE: usize = 64;
 /// A session with Redis.
 pub(crate) type Session = KeptSession<SessionKey>;
 
-/// What there is to know of a session beside what every session has.
+/// The Redis part of a session.
 #[derive(Debug)]
 pub(crate) struct SessionKey {
     pub(crate) id: Arc<str>,
-    /// Its key, and its channel.
+    /// The name of its key and of its channel.
     pub(crate) key: String,
-    /// How long its key lives without a refresh, in milliseconds, as the server is told.
+    /// How long its key lives without a refresh, in milliseconds, as text for the server.
     pub(crate) lifetime: String,
     pub(crate) server: Arc<Server>,
-    /// What its key holds, as far as is known here.
+    /// The value of its key, as far as this client knows.
     stamp: Mutex<Arc<str>>,
-    /// Grants by message that replicas must have before anybody is told.
+    /// Grants that came by message, and that replicas must confirm before the waiters are told.
     pub(crate) unconfirmed: Unconfirmed,
 }
 
-/// A connection that is subscribed to the session's channel. It ends with the last clone.
+/// A connection that is subscribed to the session's channel. It ends when the last clone is dropped.
 #[derive(Debug, Clone)]
 pub(crate) struct Line {
     pub(crate) connection: MultiplexedConnection,
     is_open: Arc<AtomicBool>,
     route: Arc<Route>,
-    /// The number of the location where it leads to.
+    /// The number of the location that the connection leads to.
     location: u64,
 }
 
@@ -110,22 +112,24 @@ impl SessionKey {
         &self.server.settings
     }
 
-    /// What its key holds, as far as is known here.
+    /// The value of its key, as far as this client knows.
     pub(crate) fn stamp(&self) -> Arc<str> {
-        // Nothing panics while it is held.
+        // No code panics while it holds the lock.
         let stamp = self.stamp.lock().unwrap_or_else(PoisonError::into_inner);
         stamp.clone()
     }
 
-    /// Its key holds this, as an answer says. An older answer that comes later is corrected by the next attempt, which is stale.
+    /// Records the value of its key, from an answer. If an older answer arrives later, the next attempt is stale, and
+    /// its answer corrects the value.
     pub(crate) fn stamp_is(&self, stamp: Arc<str>) {
         *self.stamp.lock().unwrap_or_else(PoisonError::into_inner) = stamp;
     }
 }
 
 impl Line {
-    /// Whether what was answered over it counts. A node that gives a slot away ends the subscription by a message that the client
-    /// library takes for an answer: what is answered afterwards is taken for the answer to an earlier command.
+    /// Fails if answers on this connection can't be trusted. When a node gives a slot away, it ends the subscription
+    /// with a message that the client library takes for an answer. Each later answer is then taken for the answer to an
+    /// earlier command.
     pub(crate) fn ensure_open(&self, what: &'static str) -> Result<(), BackendError> {
         if SessionKey::is_open(self) {
             return Ok(());
@@ -208,7 +212,7 @@ impl Service for SessionKey {
     }
 
     fn is_open(line: &Line) -> bool {
-        // What the primary before says counts for nothing.
+        // Messages and answers of a former primary don't count.
         line.is_open.load(Ordering::Acquire) && line.location == line.route.number()
     }
 
@@ -223,7 +227,7 @@ impl Service for SessionKey {
         let mut opened = vec![&*key.key];
         opened.extend(former.map(|former| &*former.service().key));
         let sent = Instant::now();
-        // After the subscription: the key of a `connected` session without one then always means that it is over.
+        // After the subscription, so that a `connected` session with a key and without a subscription has always ended.
         let tag = key.server.route.tag();
         let arguments = [&*key.stamp(), &key.lifetime];
         OPEN.run_in(tag, &mut connection, &opened, &arguments)
@@ -253,7 +257,7 @@ impl Service for SessionKey {
         if !is_known {
             return Ok(Renewal::Gone(forgotten()));
         }
-        // Before the lease is prolonged: see there.
+        // Marks are handled before the lease is extended: see `breaking.rs`.
         heed(session, &mut connection, marks).await;
         renewed_at_replicas(&mut connection, key.settings()).await?;
         line.ensure_open(RENEWING)?;
@@ -328,7 +332,7 @@ async fn follow(session: &Session) -> Infallible {
     }
     loop {
         tokio::time::sleep(route.look_interval()).await;
-        // Unknown: nothing follows from it.
+        // The address is unknown, so nothing changes.
         if let Err(error) = route.look().await {
             tracing::debug!(%error, "where the Redis primary is, is unknown");
         }
@@ -338,7 +342,7 @@ async fn follow(session: &Session) -> Infallible {
     }
 }
 
-/// What comes on the connection unasked.
+/// Receives the messages that the server sends on its own.
 struct Hearer {
     session: Weak<Session>,
     is_open: Arc<AtomicBool>,
@@ -346,13 +350,13 @@ struct Hearer {
 }
 
 impl Hearer {
-    /// Called by the connection's reader, in the order in which the server wrote. It must not wait.
+    /// The connection's reader calls this, in the order in which the server wrote the messages. It must not wait.
     fn hear(&self, push: &PushInfo) {
         let Some(session) = self.session.upgrade() else {
             return;
         };
         match &push.kind {
-            // What the primary before says counts for nothing.
+            // Messages and answers of a former primary don't count.
             kind if is_message(kind)
                 && self.location == session.service().server.route.number() =>
             {
@@ -370,11 +374,11 @@ impl Hearer {
 }
 
 fn hear_message(session: &Arc<Session>, text: &str) {
-    // The refresh finds what.
+    // The refresh reads the marks.
     if text == "broken" {
         return session.renew_now();
     }
-    // The last part may have any character in it.
+    // The last part may contain any character.
     let mut parts = text.splitn(3, '|');
     let (Some(what), Some(name)) = (parts.next(), parts.next()) else {
         return;
@@ -390,7 +394,7 @@ fn hear_message(session: &Arc<Session>, text: &str) {
             }
         }
         ("last", None) => {
-            // It looks after one tick: of many that give up at once, few become the last for so long.
+            // It checks after one tick: if many waiters give up at once, most of them are the last for a shorter time.
             let session = session.clone();
             tokio::spawn(async move {
                 tokio::time::sleep(session.service().settings().tick_interval()).await;
@@ -416,18 +420,19 @@ fn granted(session: &Session, owner: OwnerId, name: &str, token: FencingToken) {
     session.places().granted(owner, token, is_of);
 }
 
-/// A new session's id: as many random bits as make two never meet.
+/// A new session's id, with enough random bits that no two ids are equal.
 fn new_id() -> Arc<str> {
     let mut random = fastrand::Rng::new();
     format!("{:016x}{:016x}", random.u64(..), random.u64(..)).into()
 }
 
-/// The server no longer knows the session.
+/// The loss of a session that the server no longer knows.
 pub(crate) fn forgotten() -> Loss {
     Loss::SessionEnded("the server no longer knows it".into())
 }
 
-/// How long the client relies on what the server keeps for `lifetime`: less, for two clocks that don't run alike.
+/// How long the client relies on a key that the server keeps for `lifetime`. It is shorter, because two clocks run at
+/// different speeds.
 fn certain(lifetime: Duration) -> Duration {
     lifetime.mul_f64(0.95)
 }

@@ -1,4 +1,4 @@
-//! Servers that are asked where another one is: sentinels, or the nodes of a cluster.
+//! Witnesses: servers that know the address of another server. They are sentinels, or nodes of a cluster.
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -14,50 +14,51 @@ use tokio::{task::JoinSet, time::timeout};
 
 use crate::{config::RedisSettings, connect::client, error::failed};
 
-/// One that is asked, over a connection that is kept.
+/// A server to ask, over a connection that is kept.
 #[derive(Debug)]
 pub(crate) struct Witness {
     server: ConnectionInfo,
-    /// Driven by the session thread.
+    /// The session thread drives this connection.
     connection: Mutex<Option<MultiplexedConnection>>,
 }
 
-/// Where the server is, as one of them says.
+/// The address of the server, as one witness reports it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Told {
-    /// Grows with each switch.
+    /// Grows with each switch to another server.
     pub(crate) epoch: u64,
     pub(crate) host: String,
     pub(crate) port: u16,
 }
 
-/// What they have said.
+/// The result of asking the witnesses.
 #[derive(Debug)]
 pub(crate) struct Heard {
-    /// What the latest epoch says.
+    /// The address with the latest epoch.
     pub(crate) told: Told,
-    /// Each of them has answered.
+    /// Whether all witnesses have answered.
     pub(crate) from_all: bool,
 }
 
 /// How many answers to wait for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Enough {
-    /// More than half of them: none that is away holds up a connection.
+    /// More than half of the witnesses, so that one unreachable witness does not delay a connection.
     Most,
-    /// All, and the deadline for those that are away: no switch is overlooked that one of them knows of.
+    /// All witnesses; the deadline ends the wait for unreachable ones. So no switch that a reachable witness knows of
+    /// is missed.
     All,
 }
 
-/// What is asked, and how an answer is read.
+/// A question, and the function that reads an answer.
 pub(crate) struct Question<T> {
-    /// What can't be done without an answer.
+    /// The operation that fails without an answer.
     pub(crate) what: &'static str,
     pub(crate) commands: Pipeline,
     pub(crate) read: fn(&ConnectionInfo, Answers) -> Result<T, BackendError>,
 }
 
-/// One for each command of a question.
+/// The answers to a question, one for each command.
 pub(crate) type Answers = Vec<Result<Value, RedisError>>;
 
 impl Witness {
@@ -85,7 +86,7 @@ impl Witness {
         question: &Question<T>,
         settings: &RedisSettings,
     ) -> Result<T, BackendError> {
-        // Taken out for as long as it owes an answer: one that never answers is not asked again.
+        // Taken out until it has answered, so that a connection that never answers is not used again.
         let kept = self.kept().take();
         if let Some(connection) = kept
             && let Ok(answers) = self.ask_over(connection, question).await
@@ -118,14 +119,14 @@ impl Witness {
     }
 
     fn kept(&self) -> MutexGuard<'_, Option<MultiplexedConnection>> {
-        // Nothing panics while it is held.
+        // No code panics while it holds the lock.
         self.connection
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Asks them all at once, until enough have answered. Runs on the session thread, where their connections are driven.
+/// Asks all witnesses at once, until enough have answered. Runs on the session thread, which drives their connections.
 pub(crate) async fn ask_all<T: Send + 'static>(
     witnesses: Vec<Arc<Witness>>,
     question: Question<T>,
@@ -156,7 +157,7 @@ pub(crate) async fn ask_all<T: Send + 'static>(
     answers
 }
 
-/// Half of the time that a renewal has: connecting to where the server is needs the rest.
+/// Half of the time for a renewal: connecting to the server needs the other half.
 fn patience(settings: &RedisSettings) -> Duration {
     let renewal = settings.session_ttl() / 3;
     settings.connect_timeout().min(renewal / 2)
@@ -169,14 +170,14 @@ pub(crate) fn silent(what: &'static str) -> BackendError {
     )
 }
 
-/// Why nobody could say: the reason that a user can do something about, if there is one.
+/// Selects the reason why no witness answered; if there is one that a user can fix, it is selected.
 pub(crate) fn worst(failures: impl IntoIterator<Item = BackendError>) -> Option<BackendError> {
     failures
         .into_iter()
         .reduce(|one, other| if other.is_retryable() { one } else { other })
 }
 
-/// How to connect to a server, and where it is.
+/// Adds an address to the settings of a connection.
 pub(crate) fn at(server: &ConnectionInfo, host: &str, port: u16) -> ConnectionInfo {
     let host = host.to_owned();
     let place = match server.addr() {

@@ -1,4 +1,5 @@
-//! The suite on a real server, in both forms of a session: the holder is told first, or its locks go with its connection.
+//! The conformance suite on a real server, with both forms of a session: the holder is told first, or its locks end
+//! with its connection.
 #![cfg(unix)]
 
 use std::{
@@ -19,7 +20,7 @@ use portalock_testkit::{
 mod default_form {
     portalock_testkit::conformance!(super::Redis::start(super::Form::Default));
 
-    /// The suite's whole report, with nothing left out.
+    /// The complete report of the suite.
     #[test]
     #[ignore = "each case is a test already; this prints them as one report"]
     fn report() {
@@ -33,12 +34,12 @@ mod without_notice {
     portalock_testkit::conformance!(super::Redis::start(super::Form::WithoutNotice));
 }
 
-/// Short enough to wait for, long enough for a loaded machine to keep its sessions.
+/// Short enough for a test to wait for it, and long enough for a loaded machine to keep its sessions.
 const SESSION: Duration = Duration::from_secs(2);
 
 #[derive(Debug, Clone, Copy)]
 enum Form {
-    /// The server keeps its data: that is the only restart that nobody has to wait after.
+    /// The server keeps its data: only after such a restart, clients need not wait.
     Default,
     WithoutNotice,
 }
@@ -46,7 +47,7 @@ enum Form {
 struct Redis {
     form: Form,
     server: Arc<Mutex<RedisServer>>,
-    /// Each client has a line of its own, found by the client's label.
+    /// Each client has its own proxy, found by the client's label.
     lines: Mutex<HashMap<String, Arc<FaultProxy>>>,
 }
 
@@ -167,7 +168,8 @@ impl Fixture for Redis {
 
     async fn take_away(&self, name: &LockName) -> Result<(), FixtureError> {
         if matches!(self.form, Form::Default) {
-            // Whoever deletes a key lets another in before the holder can know: no form of a session can promise more.
+            // If someone deletes a key, another owner is granted the lock before the holder can know. No form of a
+            // session can prevent that.
             return Err(FixtureError::NotProvided(
                 "a way to delete a lock's key that tells its holder first",
             ));

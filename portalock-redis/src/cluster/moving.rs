@@ -1,11 +1,12 @@
-//! A session whose slot is on its way from one node to another.
+//! A session whose slot moves from one node to another.
 //!
-//! Scripts that meet sessions wait until it has arrived (`scripts.rs`), so nothing is granted or released there meanwhile. But the
-//! session's time goes on, and has to be prolonged. What that takes are commands on one key each, and one key is always at one of the two
-//! nodes: the one that has had the slot is asked first, and names the other one for a key that it doesn't have (`ASK`).
+//! Scripts that read other sessions wait until the move has ended (`scripts.rs`), so nothing in the slot is granted or
+//! released meanwhile. But the session's time goes on, and must be extended. That needs only commands on one key each,
+//! and one key is always at one of the two nodes. The source node is asked first; if it doesn't have the key, it names
+//! the other node (`ASK`).
 //!
-//! That a key is at neither proves nothing: an operator may have given the move up, and moved keys back. It is known once the slot has
-//! arrived.
+//! A key that is at neither node may still exist: an operator may have cancelled the move and moved keys back. Whether
+//! the key exists is known when the move has ended.
 
 use portalock_core::{
     BackendError, BackendErrorKind,
@@ -29,7 +30,7 @@ use crate::{
 const RENEWING: &str = "refresh a session whose slot moves in the Redis cluster";
 const LOOKING: &str = "look after what is in a slot that moves in the Redis cluster";
 
-/// Prolongs the session's time, and then reads the marks on what it holds.
+/// Extends the session's time, and then reads the marks on its locks.
 pub(crate) async fn renew(
     session: &SessionKey,
     connection: &mut MultiplexedConnection,
@@ -49,7 +50,8 @@ pub(crate) async fn renew(
     nodes.ask(marks.arg(marks_key(session))).await
 }
 
-/// How places stand that are there. Nobody is told that one is not.
+/// Returns the state of places, if all are found. A place that is not found is not reported as gone: the call fails
+/// instead.
 pub(crate) async fn look(
     session: &SessionKey,
     connection: &mut MultiplexedConnection,
@@ -75,13 +77,13 @@ pub(crate) async fn look(
     Ok(stands)
 }
 
-/// The two nodes between which a slot moves.
+/// The two nodes of a slot that moves.
 struct Nodes<'a> {
     route: &'a Route,
     what: &'static str,
-    /// To the one that has had the slot.
+    /// The connection to the source node.
     first: &'a mut MultiplexedConnection,
-    /// To the other one, if a key was there.
+    /// The connection to the other node, if a key was there.
     other: Option<MultiplexedConnection>,
 }
 
@@ -99,7 +101,7 @@ impl<'a> Nodes<'a> {
         }
     }
 
-    /// Asks for one key, wherever it is.
+    /// Sends a command on one key to the node that has the key.
     async fn ask<T: FromRedisValue>(&mut self, command: &Cmd) -> Result<T, BackendError> {
         let what = self.what;
         let error = match command.query_async(self.first).await {
@@ -127,7 +129,7 @@ impl<'a> Nodes<'a> {
     }
 }
 
-/// Where a node sends who asks for a key that it has given away.
+/// The node that an `ASK` error names for a key that has already moved.
 fn sent_on(error: &RedisError) -> Option<(&str, u16)> {
     if error.kind() != ErrorKind::Server(ServerErrorKind::Ask) {
         return None;

@@ -1,4 +1,4 @@
-//! What a node of a cluster says of all of them.
+//! What a node of a cluster reports about all nodes.
 
 use std::ops::RangeInclusive;
 
@@ -12,12 +12,12 @@ use crate::{
 
 pub(super) const ASKING: &str = "ask a node of the Redis cluster where its slots are";
 
-/// One node, as another one or itself knows it.
+/// One node, as reported by itself or by another node.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Node {
     pub(super) host: String,
     pub(super) port: u16,
-    /// That of its slots: the greatest is who serves a slot that several claim.
+    /// The epoch of its slots: if several nodes claim a slot, the one with the greatest epoch serves it.
     epoch: u64,
     slots: Vec<RangeInclusive<u16>>,
 }
@@ -36,10 +36,10 @@ impl Node {
     }
 }
 
-/// Who the nodes are, and which slots they serve.
+/// Asks for the nodes, and the slots that they serve.
 pub(super) fn question() -> Question<Vec<Node>> {
     let mut commands = redis::pipe();
-    // The only form that tells the epochs.
+    // The only command that returns the epochs.
     commands.cmd("CLUSTER").arg("NODES").ignore_errors();
     Question {
         what: ASKING,
@@ -55,7 +55,7 @@ fn read(asked: &ConnectionInfo, mut answers: Answers) -> Result<Vec<Node>, Backe
         .map_err(refused)?;
     let (host, by_name) = match asked.addr() {
         ConnectionAddr::Tcp(host, _) => (&**host, false),
-        // It is more likely to be in the certificate.
+        // A certificate more likely has the name than the address.
         ConnectionAddr::TcpTls { host, .. } => (&**host, true),
         _ => return Err(unexpected(ASKING)),
     };
@@ -63,7 +63,7 @@ fn read(asked: &ConnectionInfo, mut answers: Answers) -> Result<Vec<Node>, Backe
     Ok(nodes.collect())
 }
 
-/// A server that is none says so with a bare `ERR`.
+/// A server without cluster mode answers with a bare `ERR`.
 fn refused(error: RedisError) -> BackendError {
     if error.kind() != ErrorKind::Server(ServerErrorKind::ResponseError) {
         return failed(ASKING, error);
@@ -75,8 +75,9 @@ fn refused(error: RedisError) -> BackendError {
     .with_source(error)
 }
 
-/// Reads a line of `CLUSTER NODES`: id, place, flags, primary, ping, pong, epoch, link, and the slots that it serves. `asked` is
-/// where the node is that says so; `by_name` whether a node's name comes before its address. `None` for one that can't be reached.
+/// Reads a line of `CLUSTER NODES`: id, address, flags, primary, ping, pong, epoch, link, and slots. `asked` is the
+/// host of the node that answered; with `by_name`, a node's name is preferred to its address. `None` for a node that
+/// can't be reached.
 pub(super) fn node(line: &str, asked: &str, by_name: bool) -> Option<Node> {
     let mut parts = line.split(' ');
     let place = parts.nth(1)?;
@@ -101,7 +102,8 @@ pub(super) fn node(line: &str, asked: &str, by_name: bool) -> Option<Node> {
         host: host.to_owned(),
         port: port.parse().ok()?,
         epoch,
-        // After the link's state. What is in brackets is on its way, and served by who has it without.
+        // The slots follow the link's state. A slot in brackets is moving; the node that lists the slot without
+        // brackets serves it.
         slots: parts.skip(1).filter_map(range).collect(),
     })
 }

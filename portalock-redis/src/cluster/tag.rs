@@ -1,13 +1,14 @@
-//! Hash tags: what makes keys lie in one slot.
+//! Hash tags, which put keys into one slot.
 
 use std::sync::Arc;
 
 use portalock_core::LockName;
 
-/// Among so many slots a cluster shares out its keys.
+/// The number of slots of a cluster.
 const SLOTS: u16 = 16384;
 
-/// What a part of all names has in common: the beginning of all keys and channels of its locks, and of the sessions that meet there.
+/// The common prefix of a part of all names: all keys and channels of their locks, and of the sessions that use them,
+/// begin with it.
 #[derive(Debug, Clone)]
 pub(crate) struct Tag {
     prefix: Arc<str>,
@@ -16,17 +17,17 @@ pub(crate) struct Tag {
 }
 
 impl Tag {
-    /// The tag of this number below `prefix`.
+    /// The tag with this number, for the names of `prefix`.
     pub(crate) fn new(prefix: &str, number: u16) -> Self {
         Self::of(&format!("{prefix}-{number}"))
     }
 
-    /// The one of what concerns every client of `prefix`.
+    /// The tag of the keys that all clients of `prefix` share.
     pub(crate) fn of_all(prefix: &str) -> Self {
         Self::of(prefix)
     }
 
-    /// `text` has no brace: what is between the first two counts.
+    /// `text` has no brace, because the text between the first two braces selects the slot.
     fn of(text: &str) -> Self {
         let prefix = format!("{{{text}}}");
         Self {
@@ -36,7 +37,7 @@ impl Tag {
         }
     }
 
-    /// What its keys begin with; a slash follows.
+    /// The prefix of its keys; a slash follows.
     pub(crate) fn prefix(&self) -> &Arc<str> {
         &self.prefix
     }
@@ -45,18 +46,18 @@ impl Tag {
         self.slot
     }
 
-    /// A key of its slot that nobody ever sets: see `scripts.rs`.
+    /// A key in its slot that is never set: see `scripts.rs`.
     pub(crate) fn never_set(&self) -> &str {
         &self.never_set
     }
 }
 
-/// The number of the tag of a name. All clients must reckon it alike, whatever their version.
+/// The number of the tag of a name. All clients must calculate the same number, whatever their version.
 pub(crate) fn number_of(name: &LockName, tags: u16) -> u16 {
     hash(name.as_str()) % tags
 }
 
-/// CRC16 in the form called XMODEM, by which Redis hashes tags.
+/// CRC16 in the XMODEM variant, which Redis uses to hash tags.
 fn hash(text: &str) -> u16 {
     const POLYNOMIAL: u16 = 0x1021;
     text.bytes().fold(0, |hash, byte| {
@@ -73,7 +74,7 @@ mod tests {
 
     #[test]
     fn slots_are_those_of_redis() {
-        // As `CLUSTER KEYSLOT` says them.
+        // The values that `CLUSTER KEYSLOT` returns.
         assert_eq!(hash("123456789"), 0x31c3);
         assert_eq!(Tag::new("portalock", 1).slot(), 10256);
         assert_eq!(&**Tag::new("portalock", 1).prefix(), "{portalock-1}");
@@ -91,7 +92,7 @@ mod tests {
             counts.iter().all(|count| (50..150).contains(count)),
             "{counts:?}"
         );
-        // A client of another version must find the same.
+        // A client of another version must calculate the same numbers.
         assert_eq!(["nightly-report", "a", "é"].map(number), [15, 7, 4]);
     }
 }

@@ -1,8 +1,8 @@
-//! All clients of a cluster and prefix have to share the names out to as many tags: else two of them would look for one lock in two
-//! places, and both have it.
+//! All clients of a cluster and prefix must use the same number of tags. Otherwise two clients would look for one lock
+//! in two slots, and both could be granted it.
 //!
-//! So the number lies in the cluster, written by the first client, and each client compares its own before it does anything else.
-//! It has no time to live: clients that run rely on it for as long as they do.
+//! So the number is stored in the cluster. The first client writes it, and each client compares its own number before
+//! it does anything else. The key has no time to live: running clients rely on it.
 
 use std::time::Duration;
 
@@ -13,13 +13,14 @@ use crate::{config::RedisSettings, connect::connect, error::failed, route::Route
 const AGREEING: &str = "compare the number of tags with what lies in the Redis cluster";
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// Returns when this client's number is known to be that of all. `route` leads to what concerns all of them.
+/// Returns when this client's number is known to be the same as that of all clients. `route` leads to the keys that all
+/// clients share.
 pub(crate) async fn agree(route: Route) -> Result<(), BackendError> {
     let settings = route.settings();
     let begun = Instant::now();
     loop {
         match compare(&route, settings).await {
-            // The node that has it may be about to change.
+            // The node that has the key may be changing.
             Err(error)
                 if error.kind() == BackendErrorKind::Unavailable
                     && begun.elapsed() < settings.patience() =>

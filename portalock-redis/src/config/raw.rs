@@ -1,4 +1,4 @@
-//! Settings as a configuration file has them, before they are checked.
+//! Settings as they are in a configuration file, before they are checked.
 
 use std::path::PathBuf;
 

@@ -1,13 +1,13 @@
--- One attempt: grants if it can, else keeps a place in the queue if asked to. It is the waiter's tick as well, since it
--- finds the place again and takes out whoever died.
+-- One attempt: grants the lock if possible, or else adds a place to the queue if requested. It is also the check of a
+-- waiter: it finds the waiter's place again, and removes dead owners.
 --
 -- KEYS[4]  the session's own key
 -- ARGV[2]  session   ARGV[3]  owner   ARGV[4]  weight   ARGV[5]  capacity
--- ARGV[6]  '1' to keep a place in the queue   ARGV[7]  who, as JSON
--- ARGV[8]  the stamp that the session's key had, as far as its client knew when it sent this
+-- ARGV[6]  '1' to take a place in the queue   ARGV[7]  the holder, as JSON
+-- ARGV[8]  the stamp of the session's key, as the client knew it when it sent this
 --
--- Answers {'granted', token}, {'contended', how many wait behind, the claim of one in the way}, with '-' if it has no place
--- itself, {'ended'}, or {'stale', the session's present stamp}.
+-- Answers {'granted', token}, {'contended', how many wait behind, the claim of one owner in the way}, {'ended'}, or
+-- {'stale', the session's current stamp}. If this owner has no place, the number behind is '-'.
 
 local refused = refusal()
 if refused then return refused end
@@ -30,7 +30,8 @@ if first then
   waiting, first_text = texts[1], texts[2]
 end
 
--- Everyone whose life decides, looked at together: who is next, and the holders if that one or who asks would wait.
+-- Checks together all sessions that matter: the session of the first waiter; and those of the holders, if the first
+-- waiter (or this owner, if there is none) does not fit.
 local deciding = {}
 local first_claim = first_text and parse(first_text)
 if first_claim and first_claim.session ~= session then deciding[1] = first_claim.session end
@@ -47,8 +48,8 @@ end
 seen[session] = true
 look_at(deciding)
 
--- It holds already: an answer was lost, or a grant crossed with this attempt. The claim has been there all the time, so nobody else
--- was granted meanwhile.
+-- The owner already holds the lock: an answer was lost, or a grant crossed this attempt. The claim has been in the
+-- state all the time, so no other owner was granted meanwhile.
 if holders[owner] then return { 'granted', holders[owner].token } end
 
 local must_wait = serve(first, first_text)
@@ -56,7 +57,7 @@ if holders[owner] then return { 'granted', holders[owner].token } end
 
 local behind = '-'
 if waiting then
-  -- The last one in the queue looks often whether the holders live: if it has died, the one before it takes its part.
+  -- The last waiter often checks whether the holders are alive. If it has died, the waiter ahead of it takes over.
   local tail = last_owner()
   while tail and tail ~= owner do
     local text = call('HGET', waiters, tail)
@@ -77,21 +78,22 @@ else
   if ARGV[6] == '1' and line_up(last_place()) then behind = '0' end
 end
 
--- A new key has no time to live yet, which counts as less than none.
+-- A new key has no time to live: `PTTL` is then negative.
 if behind ~= '-' and call('PTTL', queue) < KEPT / 2 then
   call('PEXPIRE', queue, KEPT)
   call('PEXPIRE', waiters, KEPT)
 end
 
--- A release can be lost, with a server's last writes or in a failover: then nobody would end this claim while its session lives.
--- So the client of one who holds is asked; it releases what it knows nothing of. Another one each time, by the clock.
+-- A release can be lost with a server's last writes or in a failover. Then nothing would end this claim while its
+-- session lives. So this asks the client of one holder, and the client releases a place that it doesn't know. The clock
+-- selects another holder each time.
 read_clock()
 local others = {}
 for holder in pairs(holders) do others[#others + 1] = holder end
 local asked = #others > 0 and others[micros % #others + 1]
 if asked then call(PUBLISH, sessions .. holders[asked].session, 'asked|' .. asked .. '|' .. state) end
 
--- If nobody holds, whoever is next in the queue is in the way.
+-- If there is no holder, the first waiter is in the way.
 local in_the_way = asked and holders[asked]
 in_the_way = in_the_way or first_claim or claim
 in_the_way.since = in_the_way.since or '0'

@@ -1,12 +1,12 @@
--- The ways that nearly every attempt goes, before anything else is even defined: the lock is free or shared, or it is not and
--- who asks takes a place in the queue. Any other attempt goes on to `acquire.lua`, which could do these as well, and takes twice as
--- long.
+-- The usual cases of an attempt, before anything else is even defined: the lock is free or can be shared; or it is
+-- contended, and the owner takes a place in the queue. All other attempts continue in `acquire.lua`, which handles
+-- these cases too, but takes twice as long.
 --
--- KEYS and ARGV are those of `acquire.lua`. What was read here is not read there again.
+-- KEYS and ARGV are the same as in `acquire.lua`. `acquire.lua` does not read again what was read here.
 
--- What to answer instead of a grant or a place, if who asks must have neither. A session that is over gets nothing: its client
--- knows, or will know in time. Nor does a command that was sent before its client made all older ones void: then the stamp is
--- another by now.
+-- The answer if the owner must get neither a grant nor a place, or nil. A session that has ended gets nothing: its
+-- client knows that, or will know in time. A command that its client has made void gets nothing either: then the
+-- session has another stamp now.
 local function refusal()
   local stamp = call('GET', KEYS[4])
   if not stamp then return { 'ended' } end
@@ -15,11 +15,12 @@ local function refusal()
 end
 
 local shape = ARGV[4] .. '|' .. ARGV[5]
--- What its claim begins with.
+-- The beginning of the owner's claim.
 local asked = ARGV[2] .. '|' .. shape
 local shares = ARGV[4] ~= ARGV[5]
 
--- It fits beside others that are all like it, however many, and nobody waits. One field of the state is the last token.
+-- Shared: all holders have the same shape as this owner, the owner fits too, and there are no waiters. The number of
+-- holders is the number of fields of the state minus one, because one field is the last token.
 if shares then
   local found = call('HMGET', state, 'token', ARGV[3])
   local before, alike = string.match(found[1] or '', '^(%d+)|(.*)$')
@@ -41,7 +42,7 @@ for i = 1, #fields, 2 do
   if fields[i] == ARGV[3] then is_held = true end
 end
 
--- Free, and nobody waits.
+-- Free: no holders and no waiters.
 if not holder and (not shares or tonumber(ARGV[4]) <= tonumber(ARGV[5])) and call('EXISTS', queue) == 0 then
   local refused = refusal()
   if refused then return refused end
@@ -49,7 +50,7 @@ if not holder and (not shares or tonumber(ARGV[4]) <= tonumber(ARGV[5])) and cal
   return { 'granted', token }
 end
 
--- Whether it can't be granted beside this holder, who lives.
+-- Whether this holder is alive, and the owner does not fit next to it.
 local function is_in_the_way(text)
   local session, weight, capacity = string.match(text, '^(%x+)|(%d+)|(%d+)|')
   return session
@@ -57,15 +58,17 @@ local function is_in_the_way(text)
     and lives(session)
 end
 
--- Puts the claim of who asks at the end of the queue; false if it has one there. `back` is the last place that is taken.
+-- Adds the owner's claim to the end of the queue; returns false if the owner already has a place. `back` is the last
+-- place in the queue.
 --
--- A place is the clock or more, so the first newcomer of each hour knows that the time of the keys must be moved on.
+-- A place is the clock or more, so the first new waiter of each hour knows that it must extend the time to live of the
+-- keys.
 local function line_up(back)
   read_clock()
   local claim = asked .. '||' .. since .. '|' .. ARGV[7]
   if call('HSETNX', waiters, ARGV[3], claim) == 0 then
     if call('ZREVRANK', queue, ARGV[3]) then return false end
-    -- Somebody has deleted the queue, and nothing but it.
+    -- The queue key was deleted from outside, and the waiters key was not.
     call('HSET', waiters, ARGV[3], claim)
   end
   local place, text = micros, now
@@ -85,8 +88,8 @@ local function last_place()
   return tonumber(call('ZRANGE', queue, '-1', '-1', 'WITHSCORES')[2])
 end
 
--- Behind others: whoever is the last in the queue looks after all of them, soon, and this one is the last from now on. Or
--- the first in the queue, behind a holder that was looked at.
+-- There are waiters: the last waiter soon checks all owners ahead, and this owner is the last waiter from now on. Or
+-- the queue is empty, and the holder was checked above: this owner is the first waiter.
 if holder and not is_held and ARGV[6] == '1' then
   local back = last_place()
   if back or is_in_the_way(holder) then

@@ -1,11 +1,11 @@
--- Marks what an owner holds as broken, and tells its session to look. Its client finds the mark with its next refresh at the
--- latest, tells the guard, and releases: see `breaking.rs`.
+-- Marks the hold of an owner as broken, and asks its session to refresh. Its client finds the mark with the next
+-- refresh at the latest, tells the guard, and releases: see `breaking.rs`.
 --
 -- KEYS[1]  the state of the name
--- ARGV[1]  what the key and the channel of every session begin with   ARGV[2]  owner   ARGV[3]  who breaks it, as JSON
+-- ARGV[1]  prefix of the key and the channel of every session   ARGV[2]  owner   ARGV[3]  who breaks the lock, as JSON
 --
--- Answers how long the session lives if it is not refreshed any more, in milliseconds: a refresh from now on finds the mark.
--- Answers '-' if the owner does not hold.
+-- Answers how long the session lives without another refresh, in milliseconds: each later refresh finds the mark.
+-- Answers '-' if the owner does not hold the lock.
 
 local KEPT = 3600000
 local claim = redis.call('HGET', KEYS[1], ARGV[2])
@@ -14,7 +14,7 @@ if not session then return '-' end
 
 local key = ARGV[1] .. session
 local left = redis.call('PTTL', key)
--- A session that is over: nobody relies on its claims.
+-- The session has ended: no client relies on its claims.
 if left == -2 then return '0' end
 if left == -1 then left = KEPT end
 

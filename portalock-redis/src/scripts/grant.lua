@@ -1,33 +1,37 @@
--- What the scripts on one name share, and all that the usual ways need: the clock, a session's life, a grant.
+-- The common part of the scripts on one name, and all that the usual cases need: the clock, whether a session is alive,
+-- and a grant.
 --
--- An owner is called by the name of its place, which it takes once: see `place.rs`.
+-- In the keys, an owner is called by the name of its place, which is used only once: see `place.rs`.
 --
--- KEYS[1]  state    hash: `token` -> the last token, maybe with a shape; owner -> the claim of one who holds
--- KEYS[2]  queue    sorted set: owner -> place, the smallest is next
--- KEYS[3]  waiters  hash: owner -> the claim of one who waits
--- ARGV[1]  what the key and the channel of every session begin with
+-- KEYS[1]  state    hash: `token` -> the last token, maybe with a shape; owner -> the claim of a holder
+-- KEYS[2]  queue    sorted set: owner -> place; the smallest place is the first waiter
+-- KEYS[3]  waiters  hash: owner -> the claim of a waiter
+-- ARGV[1]  prefix of the key and the channel of every session
 --
--- A claim is text: session|weight|capacity|token|since in milliseconds|who, a JSON object for people. Weight and capacity are
--- its shape. A last token with a shape, token|weight|capacity, says that all claims in the state have that one, so that
--- their number alone tells whether one more fits. Every grant writes it anew; who leaves makes it no less true.
+-- A claim is text: session|weight|capacity|token|since, in milliseconds|who, a JSON object for people. Weight and
+-- capacity are its shape. If the last token has a shape, as token|weight|capacity, then all claims in the state have
+-- this shape, so their number alone decides whether one more fits. Every grant writes the shape again; a release does
+-- not make it wrong.
 --
--- Observers listen on a channel with the name of the state: of each grant, and of a release that nobody is granted after.
+-- Observers subscribe to a channel with the name of the state. It gets a message for each grant, and for each release
+-- that is not followed by a grant.
 --
--- Besides KEYS the scripts read `ARGV[1] .. session` of the sessions that they meet in claims. Those can't be declared
--- beforehand: in a cluster they lie in the same slot, and no script runs while that moves. See `scripts.rs`.
+-- Besides KEYS the scripts read the keys `ARGV[1] .. session` of sessions in claims. These keys can't be declared
+-- beforehand. In a cluster they are in the same slot, and no script runs while the slot moves: see `scripts.rs`.
 --
--- A call takes half a microsecond to two, whatever it does: so what can be asked at once is, and nothing is asked that nobody
--- needs. Numbers are given to it as text, which spares it the slow way that Redis writes them. To define all of
--- `prelude.lua` takes three microseconds: so the ways that nearly every script goes come before it, in `..._usual.lua`.
+-- A call takes half a microsecond to two microseconds, whatever it does. So the scripts combine reads into one call,
+-- and read nothing that is not needed. They pass numbers as text, because Redis formats numbers slowly. The definitions
+-- in `prelude.lua` take three microseconds, so the usual cases come before it, in `..._usual.lua`.
 
 local call = redis.call
 local state, queue, waiters = KEYS[1], KEYS[2], KEYS[3]
 local sessions = ARGV[1]
 
--- How long a key outlives its last use at least, in milliseconds; and the same in microseconds, as tokens and places count.
+-- The shortest time that a key lives after its last use: in milliseconds, and in microseconds, the unit of tokens and
+-- places.
 local KEPT, HOUR = 3600000, 3600000000
 
--- A number, and as text; since when a claim is that is written now.
+-- The clock as a number and as text, and the start time of a claim that is written now.
 local micros, now, since
 local function read_clock()
   if micros then return end
@@ -37,8 +41,8 @@ local function read_clock()
   since = string.sub(now, 1, -4)
 end
 
--- Whether a session lives: its key is there, and if it is a `connected` one, its subscription too. What the key holds is the
--- session's stamp, `kept|3` or `connected|3`: its form, and a number that `raise.lua` moves on.
+-- Whether a session is alive: its key exists, and for a `connected` session its subscription too. The value of the key
+-- is the session's stamp, `kept|3` or `connected|3`: its form, and a number that `raise.lua` increments.
 local KEPT_FORM = string.byte('k')
 local function lives(session)
   local key = sessions .. session
@@ -46,17 +50,18 @@ local function lives(session)
   return stamp and (string.byte(stamp) == KEPT_FORM or call('PUBSUB', NUMSUB, key)[2] > 0)
 end
 
--- The number in a last token.
+-- The number in the last token, with or without a shape.
 local function number_of(text)
   return tonumber(text) or tonumber(string.match(text, '^%d+'))
 end
 
--- Writes a grant, `before` being the last token: answers the new one, as a number and as text. `head` is what a claim
--- begins with, session and shape; `alike` the shape that all who hold have from now on, if they have one.
+-- Writes a grant and returns the new token, as a number and as text. `before` is the last token, `head` the beginning
+-- of the claim (session and shape), and `alike` the shape that all holders have from now on, if they have the same.
 --
--- Keeps the state for at least an hour after the clock has passed its last token. A token is the clock or more, so once the
--- key is gone the clock alone is above every token that was granted, however it was set in between. Its time is moved on
--- by the first grant of each hour of tokens, and then for two: the others have an hour left with it.
+-- The state exists for at least an hour after the clock has passed its last token. A token is the clock or more. So
+-- when the key is gone, the clock alone is larger than every token that was granted, even if the clock was changed in
+-- between. The first grant in each hour of tokens sets the time to live to two hours; so at the other grants, at least
+-- one hour is left.
 local function write_grant(before, owner, head, who, alike)
   read_clock()
   local last, token = micros, now

@@ -1,6 +1,6 @@
--- Who holds and who waits. Reads only, and leaves out the dead.
+-- The holders and the waiters. This only reads, and leaves out dead owners.
 --
--- Answers {last token, the number of holders, owner, weight, token, since, who, ..., the same for those who wait}.
+-- Answers {last token, the number of holders, owner, weight, token, since, who, ..., the same for the waiters}.
 
 read(redis.call('HGETALL', state))
 local answer = { whole(last), 0 }
@@ -13,7 +13,7 @@ local function tell(owner, claim)
   answer[#answer + 1] = claim.who
 end
 
--- In the order of their grants.
+-- Holders are listed in the order of their grants.
 local living = {}
 for owner, claim in pairs(holders) do
   if look(claim.session) then living[#living + 1] = owner end

@@ -1,8 +1,8 @@
--- Whether places are still there. Who holds for long keeps the state alive.
+-- Checks whether places still exist. If a holder stays for long, this also keeps the state alive.
 --
 -- KEYS  the state and the waiters of each name   ARGV  the places, in the same order
 --
--- Answers for each its token if it holds, else 'waits' or 'gone'.
+-- Answers for each place its token if it holds, or else 'waits' or 'gone'.
 
 local KEPT = 3600000
 local time = redis.call('TIME')
@@ -11,13 +11,13 @@ local millis = time[1] * 1000 + math.floor(time[2] / 1000)
 local answer = {}
 for i, place in ipairs(ARGV) do
   local state, waiters = KEYS[2 * i - 1], KEYS[2 * i]
-  -- Something else may lie there by now: then nothing of ours does.
+  -- Another program may have replaced the key by now. Then the place does not exist.
   local found = redis.pcall('HMGET', state, place, 'token')
   local token = found[1] and found[2] and string.match(found[1], '^%x+|%d+|%d+|(%d+)|')
   if token then
     answer[i] = token
     if redis.call('PTTL', state) < KEPT / 2 then
-      -- As `write_grant` counts.
+      -- The same calculation as in `write_grant`.
       local from = math.max(millis, math.floor(tonumber(string.match(found[2], '^%d+')) / 1000))
       redis.call('PEXPIREAT', state, string.format('%.0f', from + KEPT))
     end

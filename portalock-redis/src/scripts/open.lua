@@ -1,12 +1,13 @@
--- Opens a session, and ends those that its client has given up.
+-- Opens a session, and ends the former sessions of its client.
 --
--- KEYS[1]  the session's own key   KEYS[2...]  those of the sessions that it follows
--- ARGV[1]  its first stamp          ARGV[2]  how long it lives unrefreshed, in milliseconds
+-- KEYS[1]  the session's own key   KEYS[2...]  the keys of the sessions that it replaces
+-- ARGV[1]  its first stamp          ARGV[2]  how long it lives without a refresh, in milliseconds
 --
--- The subscription comes before this script: the key of a `connected` session without one always means that it has ended.
+-- The client subscribes before this script: so a `connected` session with a key and without a subscription has always
+-- ended.
 
--- Says what the user lacks before a lock depends on it. Inside a script Redis 7 reports a missing permission as a bare
--- `ERR`; here the code is ours. Earlier versions have no way to ask.
+-- Reports a missing permission before a lock depends on it. Inside a script, Redis 7 reports a missing permission as a
+-- bare `ERR`; this check returns a code. Earlier versions have no such check.
 if redis.acl_check_cmd then
   local key = KEYS[1]
   for _, command in ipairs({

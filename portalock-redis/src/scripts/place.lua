@@ -1,7 +1,7 @@
--- Finds the place by which an owner holds, for a script that is asked for an owner. In a state each claim is called by its place:
--- the owner, a dot and a number.
+-- Finds the place of an owner that holds the lock, for a script that gets only the owner. In a state, each claim has
+-- the name of its place: the owner, a dot and a number.
 --
--- KEYS[1]  the state of the name   ARGV[2]  the owner, and then its place
+-- KEYS[1]  the state of the name   ARGV[2]  the owner; this script replaces it with the place
 do
   local own = ARGV[2] .. '.'
   local fields = redis.call('HGETALL', KEYS[1])

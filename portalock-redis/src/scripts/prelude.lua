@@ -1,4 +1,5 @@
--- What the scripts on one name share beyond `grant.lua`: claims as tables, who lives, and the queue served in its order.
+-- The common part of the scripts on one name, besides `grant.lua`: claims as tables, liveness of sessions, and the
+-- queue, which is served in its order.
 
 local function whole(number)
   return string.format('%.0f', number)
@@ -25,11 +26,11 @@ local function pack(claim)
   return table.concat({ claim.session, claim.shape, claim.token, claim.since, claim.who }, '|')
 end
 
--- Whether sessions live, as `lives` says. Subscribed *now* is what counts of a `connected` one: Redis ends a subscription together
--- with its connection, before it runs the next command.
+-- Whether sessions are alive, by the rule of `lives`. A `connected` session must be subscribed *now*: Redis ends a
+-- subscription together with its connection, before it runs the next command.
 local seen = {}
 
--- As many as Lua can give to one call, and some to spare.
+-- The number of arguments of one call. It is below Lua's limit, with a margin.
 local AT_ONCE = 1000
 
 local function look_at(asked)
@@ -57,7 +58,8 @@ local function look(session)
   return seen[session]
 end
 
--- Those who hold, as last read or written. `alike` is the shape of all, nil if nobody holds, false if they differ.
+-- The current holders, as last read or written. `alike` is the shape of all holders: nil if there are none, false if
+-- they differ.
 local last, holders, used, limit, alike = 0, {}, 0, nil, nil
 
 local function add(claim)
@@ -87,7 +89,7 @@ local function fits(claim)
   return used + claim.weight <= math.min(claim.capacity, limit or claim.capacity)
 end
 
--- Takes out the holders that are dead. Only asked for when somebody would have to wait for them.
+-- Removes dead holders. Only called when a waiter would have to wait for them.
 local pruned = false
 local function prune()
   if pruned then return end
@@ -129,11 +131,13 @@ local function leave_queue(owner)
   call('ZREM', queue, owner)
 end
 
--- Serves the queue in its order for as long as its next one can be granted. The dead are taken out, not waited for. Everyone
--- learns of its grant by a message to its session, who asks as well: its answer goes nowhere if it is one that comes late out
--- of a connection that has ended, while the waiter has been answered over another.
+-- Serves the queue in its order, as long as the first waiter can be granted. Dead waiters are removed. Every waiter
+-- learns of its grant by a message to its session, even the owner of the attempt that runs this. That attempt may have
+-- arrived late from a connection that has ended: then its answer is lost, and the waiter may already have an answer
+-- from another connection.
 --
--- Begins with `owner`, the next one, and `text`, its claim if it has been read. Answers whether anybody else has to wait now.
+-- Starts with `owner`, the first waiter, and `text`, its claim if it was read. Returns whether other owners must wait
+-- now.
 local function serve(owner, text)
   while owner do
     text = text or call('HGET', waiters, owner)
@@ -146,7 +150,7 @@ local function serve(owner, text)
       leave_queue(owner)
       grant(owner, claim)
       call(PUBLISH, sessions .. claim.session, 'grant|' .. owner .. '|' .. claim.token)
-      -- It lives and leaves nothing: nobody else need be looked at.
+      -- This owner is alive and leaves no capacity, so no other waiter needs a check.
       if claim.weight >= limit then return true end
     end
     owner, text = next_owner(), nil

@@ -1,19 +1,19 @@
 -- For how long this server must not grant anything yet, because it has just become the primary.
 --
--- What others were granted, or told, by the server that was the primary before it may be missing here: it lost its data in a restart,
--- or it is a replica that was promoted before it had the last writes. A server that starts or is promoted takes a new
--- replication id; whoever first connects to it then writes down when.
+-- This server may lack the last grants and answers of the former primary: it lost its data in a restart, or it is a
+-- replica that was promoted before it had the last writes. A server that starts or is promoted takes a new replication
+-- id. The first client that then connects to it records the time.
 --
--- KEYS[1]  the replication id that was seen last, and since when, as `id|milliseconds`
+-- KEYS[1]  the last known replication id, and since when, as `id|milliseconds`
 -- ARGV[1]  how long to wait, in milliseconds
--- ARGV[2]  '1' if enough replicas follow this server, or none need to
+-- ARGV[2]  '1' if enough replicas follow this server, or if none are required
 --
--- Answers how many milliseconds are left; or 'unconfirmed' if replicas must follow first. What it has written by then tells
--- whether they do.
+-- Answers how many milliseconds are left; or 'unconfirmed' if replicas must follow first. The write of this script lets
+-- the client check whether they do.
 
 local KEPT = '2592000000' -- a month after the last connection
 
--- As in `open.lua`: inside a script Redis 7 reports a missing permission as a bare `ERR`.
+-- The same as in `open.lua`: inside a script, Redis 7 reports a missing permission as a bare `ERR`.
 if redis.acl_check_cmd and not redis.acl_check_cmd('INFO', 'server') then
   return redis.error_reply('NOPERM this user has no permission for INFO')
 end
@@ -27,15 +27,15 @@ local known, since = string.match(redis.call('GET', KEYS[1]) or '', '^(%x+)|(%d+
 since = tonumber(since)
 if known ~= id or since == 0 then
   if since ~= 0 and string.find(info, 'second_repl_offset:-1', 1, true) then
-    -- It has been the primary ever since it started. It counts whole seconds. In a cluster the slot may have come from a node that was
-    -- promoted later than that.
+    -- This server has been the primary since it started. Redis counts whole seconds. In a cluster, the slot may come
+    -- from a node that was promoted later than that.
     local uptime = tonumber(string.match(redis.call('INFO', 'server'), 'uptime_in_seconds:(%d+)'))
     since = math.max(since or 0, now - math.max(uptime - 1, 0) * 1000)
   else
     since = ARGV[2] == '1' and now or 0
   end
 end
--- The clock was set back: from now on, then, and not for as long as it takes to catch up.
+-- If the clock was set back, the wait starts now, instead of when the clock has caught up.
 since = math.min(since, now)
 redis.call('SET', KEYS[1], id .. '|' .. string.format('%.0f', since), 'PX', KEPT)
 if since == 0 then return 'unconfirmed' end

@@ -1,12 +1,13 @@
--- Gives a session its next stamp, so that whatever its client sent with an earlier one is void when it arrives. A client does
--- this before it withdraws a place of which a request is without an answer.
+-- Gives a session its next stamp, so that a command with an earlier stamp is void when it arrives. A client does this
+-- before it withdraws a place for which a request got no answer.
 --
--- KEYS[1]  the session's own key   ARGV[1]  how long it lives unrefreshed, in milliseconds
+-- KEYS[1]  the session's own key   ARGV[1]  how long it lives without a refresh, in milliseconds
 --
 -- Answers the stamp, or '' if the session has ended.
 
--- Never set again: whoever found it missing may have granted what this session held to another. A script that has written
--- once, which this needs no memory for, may go on writing while the memory is full.
+-- A key that is gone must not be set again: a script that did not find it may have granted this session's locks to
+-- another owner. `PEXPIRE` comes first because it needs no memory, and a script that has written once may write again
+-- even if the memory is full.
 if redis.call('PEXPIRE', KEYS[1], ARGV[1]) == 0 then return '' end
 local form, number = string.match(redis.call('GET', KEYS[1]), '^(%a+)|(%d+)$')
 local stamp = form .. '|' .. string.format('%.0f', number + 1)

@@ -1,5 +1,6 @@
--- Frees what the owner holds, or takes it out of the queue, and serves the queue. Touches nobody else's claim; does
--- nothing if the owner has none. No session is asked for: places are never taken twice, so the right one is asking.
+-- Ends the owner's hold, or removes the owner from the queue, and serves the queue. Affects no other claim, and does
+-- nothing if the owner has no claim. The script needs no session: place names are never used twice, so only the right
+-- client can know this one.
 --
 -- ARGV[2]  owner
 --
@@ -9,7 +10,7 @@ local serves, was_last = freed == 1, false
 
 if freed == 0 then
   if call('HDEL', waiters, owner) == 0 then return '0' end
-  -- Only the next one is in the way of the others.
+  -- Only the first waiter can block the others.
   serves = first == owner
   was_last = last_owner() == owner
   call('ZREM', queue, owner)
@@ -23,7 +24,7 @@ if serves and first then
   if freed == 1 and last == before then call(PUBLISH, state, '-' .. owner) end
 end
 
--- The one that has become the last looks after the holders from now on, and has to be told.
+-- The new last waiter checks the holders from now on, so it must be told.
 local tail = was_last and last_owner()
 local text = tail and call('HGET', waiters, tail)
 if text then

@@ -1,5 +1,5 @@
--- The ways that nearly every release goes, before anything else is even defined: nobody waits, or the lock goes to the next
--- in line, who wants all of it. Any other goes on to `release.lua`, which could do these as well.
+-- The usual cases of a release, before anything else is even defined: there are no waiters, or the lock goes to the
+-- first waiter, which wants all of it. All other cases continue in `release.lua`, which handles these cases too.
 
 local owner = ARGV[2]
 local freed = call('HDEL', state, owner)

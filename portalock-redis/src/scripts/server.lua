@@ -1,3 +1,4 @@
--- How messages are sent and subscribers counted on a server of its own. In a cluster `slot.lua` stands here.
+-- The commands that send messages and count subscribers on a single server. In a cluster, `slot.lua` replaces this
+-- file.
 
 local PUBLISH, NUMSUB = 'PUBLISH', 'NUMSUB'

@@ -1,4 +1,4 @@
--- How messages are sent and subscribers counted in a slot of a cluster: by the node that serves the slot. Elsewhere `server.lua`
--- stands here.
+-- The commands that send messages and count subscribers in a slot of a cluster, at the node that serves the slot. On a
+-- single server, `server.lua` replaces this file.
 
 local PUBLISH, NUMSUB = 'SPUBLISH', 'SHARDNUMSUB'

@@ -1,4 +1,4 @@
-//! The scripts on a real server, without the client around them.
+//! The scripts on a real server, without the Rust client.
 
 mod long_way;
 mod random_walk;
@@ -8,7 +8,7 @@ use portalock_testkit::servers::RedisServer;
 use redis::aio::MultiplexedConnection;
 use std::time::Duration;
 
-/// A client that subscribes to nothing, so none of its `connected` sessions lives.
+/// A client without subscriptions, so none of its `connected` sessions is alive.
 async fn connection(server: &RedisServer) -> MultiplexedConnection {
     let url = format!("{}?protocol=resp3", server.url());
     let client = redis::Client::open(url).unwrap();
@@ -18,7 +18,7 @@ async fn connection(server: &RedisServer) -> MultiplexedConnection {
 const CONNECTED: &str = "connected|1";
 const KEPT: &str = "kept|1";
 
-/// Begins a session that ends with its subscription.
+/// Opens a session that ends with its subscription.
 async fn open(connection: &mut MultiplexedConnection, session: &str) {
     connection.subscribe(format!("s/{session}")).await.unwrap();
     open_as(connection, session, CONNECTED).await;
@@ -50,7 +50,7 @@ async fn ask<T: redis::FromRedisValue>(
         .unwrap()
 }
 
-/// For as much of `capacity` as `weight`, with the session's stamp as its client knows it.
+/// Makes an attempt for `weight` of `capacity`, with the session's stamp as its client knows it.
 async fn attempt_with(
     connection: &mut MultiplexedConnection,
     session: &str,
@@ -102,7 +102,7 @@ async fn release(connection: &mut MultiplexedConnection, owner: &str) {
 async fn a_dead_session_is_granted_nothing_and_leaves_nothing() {
     let server = RedisServer::start().unwrap();
     let mut client = connection(&server).await;
-    // Neither key nor subscription; the one alone; the other.
+    // Neither a key nor a subscription; only a subscription; only a key.
     assert_eq!(attempt(&mut client, "a").await, ["ended"]);
     client.subscribe("s/b").await.unwrap();
     assert_eq!(attempt(&mut client, "b").await, ["ended"]);
@@ -111,7 +111,7 @@ async fn a_dead_session_is_granted_nothing_and_leaves_nothing() {
     for key in ["state", "queue", "waiters"] {
         assert!(!ask::<bool>(&mut client, &["EXISTS", key]).await, "{key}");
     }
-    // Nor does it take a place.
+    // It does not get a place in the queue either.
     open(&mut client, "c").await;
     assert_eq!(attempt(&mut client, "c").await[0], "granted");
     assert_eq!(attempt_of(&mut client, "a", "2").await, ["ended"]);
@@ -145,11 +145,11 @@ async fn a_kept_session_holds_and_is_granted_while_nobody_is_subscribed() {
     let second = attempt_with(&mut client, "b", "2", shape, KEPT).await;
     assert_eq!(second[0], "contended");
     release(&mut client, "1").await;
-    // The message went to nobody: a look finds the grant.
+    // No connection received the message: the next attempt finds the grant.
     let third = attempt_with(&mut client, "b", "2", shape, KEPT).await;
     assert_eq!(third[0], "granted");
     assert!(third[1] > first[1]);
-    // Until its key is gone.
+    // The session is alive until its key is gone.
     let _: () = ask(&mut client, &["DEL", "s/b"]).await;
     assert_eq!(
         attempt_with(&mut client, "a", "3", shape, KEPT).await[0],
@@ -165,7 +165,8 @@ async fn an_attempt_with_a_stale_stamp_is_refused_by_each_way_and_told_the_prese
     for stamp in ["kept|2", "kept|3"] {
         assert_eq!(raise(&mut client, "a").await, stamp);
     }
-    // Free, alone and shared; behind a holder; beside one that is alike; by the long way.
+    // A free lock, exclusive and shared; behind a holder; next to a holder with the same shape; and a case for
+    // `acquire.lua`.
     for (holds, shape) in [
         (None, ["3", "3"]),
         (None, ["1", "3"]),
@@ -198,7 +199,7 @@ async fn a_stamp_only_grows_and_brings_no_session_back() {
     assert!(!ask::<bool>(&mut client, &["EXISTS", "s/a"]).await);
     open_as(&mut client, "a", "connected|9").await;
     let _: () = ask(&mut client, &["PEXPIRE", "s/a", "1000"]).await;
-    // Also while the memory is full: what was withdrawn must not come.
+    // It works while the memory is full too: a withdrawn attempt must not take effect.
     let _: () = ask(&mut client, &["CONFIG", "SET", "maxmemory", "1"]).await;
     for stamp in ["connected|10", "connected|11"] {
         assert_eq!(raise(&mut client, "a").await, stamp);
@@ -221,7 +222,7 @@ async fn a_release_passes_over_who_can_not_hear() {
             "contended"
         );
     }
-    // The one has no subscription any more, the other no key.
+    // Session b has lost its subscription, and session c its key.
     client.unsubscribe("s/b").await.unwrap();
     let _: () = ask(&mut client, &["DEL", "s/c"]).await;
     release(&mut client, "1").await;
@@ -248,7 +249,7 @@ async fn a_release_grants_as_many_as_fit() {
     }
     for (freed, holders, waiters) in [
         ("1", &["token", "2", "3"][..], &["4", "5"][..]),
-        // The one who is next needs all, so the last one waits too.
+        // The first waiter needs the whole capacity, so the last one waits too.
         ("2", &["token", "3"], &["4", "5"]),
         ("3", &["token", "4"], &["5"]),
         ("4", &["token", "5"], &[]),
@@ -324,7 +325,7 @@ async fn who_comes_later_stands_behind_whatever_the_clock_says() {
     for owner in ["1", "2"] {
         attempt_of(&mut client, "a", owner).await;
     }
-    // An hour ahead: the clock was set back since.
+    // An hour ahead, as if the clock was set back afterwards.
     let _: () = ask(&mut client, &["ZINCRBY", "queue", "3600000000", "2"]).await;
     for owner in ["3", "4"] {
         assert_eq!(attempt_of(&mut client, "a", owner).await[0], "contended");
@@ -342,7 +343,7 @@ async fn a_queue_that_is_never_empty_does_not_expire() {
     for owner in ["1", "2"] {
         attempt_of(&mut client, "a", owner).await;
     }
-    // As if the last one had come in the hour before, and nobody since.
+    // As if the last waiter had arrived in the hour before, and no other since.
     let _: () = ask(&mut client, &["ZINCRBY", "queue", "-3600000000", "2"]).await;
     for key in ["queue", "waiters"] {
         let _: () = ask(&mut client, &["PEXPIRE", key, "60000"]).await;
@@ -360,7 +361,7 @@ async fn what_is_held_for_long_does_not_expire() {
     let server = RedisServer::start().unwrap();
     let mut client = connection(&server).await;
     open(&mut client, "a").await;
-    // Alone, and shared: the last token is written in two ways.
+    // Exclusive and shared: they write the last token in two ways.
     for shape in [["3", "3"], ["1", "3"]] {
         attempt_for(&mut client, "a", "1", shape).await;
         let _: () = ask(&mut client, &["PEXPIRE", "state", "60000"]).await;
@@ -371,7 +372,7 @@ async fn what_is_held_for_long_does_not_expire() {
     }
 }
 
-/// How these places stand.
+/// The state of these places.
 async fn look(connection: &mut MultiplexedConnection, places: &[&str]) -> Vec<String> {
     let keys = ["state", "waiters"].repeat(places.len());
     let answer = LOOK.run(connection, &keys, places).await.unwrap();
@@ -390,7 +391,7 @@ async fn a_look_tells_who_holds_and_who_waits() {
         look(&mut client, &places).await,
         ["waits", "gone", &granted[1]]
     );
-    // What is not ours is nobody's place.
+    // A key that portalock did not write contains no place.
     let _: () = ask(&mut client, &["HDEL", "state", "token"]).await;
     assert_eq!(look(&mut client, &["1"]).await, ["gone"]);
     for key in ["state", "waiters"] {
@@ -413,7 +414,7 @@ async fn who_waits_in_a_queue_that_somebody_deletes_takes_a_place_again() {
     }
     let order: Vec<String> = ask(&mut client, &["ZRANGE", "queue", "0", "-1"]).await;
     assert_eq!(order, ["3", "2"]);
-    // Also by the long way: behind others, while nobody holds.
+    // The same in `acquire.lua`: behind another waiter, without a holder.
     let _: () = ask(&mut client, &["ZREM", "queue", "2"]).await;
     let _: () = ask(&mut client, &["HDEL", "state", "1"]).await;
     assert_eq!(attempt_of(&mut client, "a", "2").await[1], "0");
@@ -444,7 +445,7 @@ async fn a_mark_lies_beside_the_session_that_holds_by_the_name_of_its_place() {
     mark(&mut client, "1", "y").await;
     let marks: Vec<(String, String)> = ask(&mut client, &["HGETALL", "s/a/broken"]).await;
     assert_eq!(marks, [("1.7".to_owned(), "x".to_owned())]);
-    // A session that is over relies on nothing.
+    // A session that has ended relies on nothing.
     let _: () = ask(&mut client, &["DEL", "s/a"]).await;
     assert_eq!(mark(&mut client, "1", "x").await, "0");
 }
@@ -476,13 +477,13 @@ async fn a_server_waits_from_its_start_or_from_when_it_was_promoted_and_confirme
     let mut client = connection(&server).await;
     let left: u32 = wait_of(&mut client, false).await.parse().unwrap();
     assert!((40_000..=60_000).contains(&left), "{left}");
-    // Long ago, as far as its key says.
+    // The key says that this server became the primary long ago.
     let id = ask::<String>(&mut client, &["GET", "p"]).await;
     let id = id.split('|').next().unwrap();
     ask::<()>(&mut client, &["SET", "p", &format!("{id}|1")]).await;
     assert_eq!(wait_of(&mut client, false).await, "0");
 
-    // A slot that came from a node that was promoted later than this one was started; or that has not been confirmed.
+    // A slot from a node that was promoted later than this server was started; or a slot that was not confirmed yet.
     let mut left = 60_000;
     while left > 57_000 {
         ask::<()>(&mut client, &["DEL", "p"]).await;
@@ -497,7 +498,7 @@ async fn a_server_waits_from_its_start_or_from_when_it_was_promoted_and_confirme
     ask::<()>(&mut client, &["SET", "p", "0a|0"]).await;
     assert_eq!(wait_of(&mut client, false).await, "unconfirmed");
 
-    // A promotion gives it another id.
+    // A promotion gives the server another id.
     let () = ask(&mut client, &["REPLICAOF", "127.0.0.1", "1"]).await;
     let () = ask(&mut client, &["REPLICAOF", "NO", "ONE"]).await;
     for _ in 0..2 {

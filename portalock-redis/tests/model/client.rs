@@ -1,4 +1,4 @@
-//! A client: the engine's wait, and what places, session and connections do below it.
+//! A client: the waiting of the engine, and the places, session and connections below it.
 
 use crate::world::{Answer, Command, Flaw, Form, News, Owner, Rules, Session};
 
@@ -8,32 +8,32 @@ pub(crate) enum Phase {
     Asking(Attempt),
     Queued,
     Held(u8),
-    /// Makes void what may still be under way, before it releases.
+    /// Makes earlier requests void, before it releases.
     Voiding,
     Withdrawing,
-    /// Released, or withdrawn, and told so.
+    /// Released or withdrawn, and the client has the answer.
     Done,
-    /// Held until the session ended: what is left at the server is dead, and goes with whoever meets it.
+    /// Held until the session ended. Its claim at the server is dead, and the next client that finds it removes it.
     Lost,
     Crashed,
 }
 
 impl Phase {
-    /// It does nothing any more.
+    /// Whether the client does nothing any more.
     pub(crate) const fn is_over(self) -> bool {
         matches!(self, Self::Done | Self::Lost | Self::Crashed)
     }
 }
 
-/// An attempt on its way.
+/// An attempt in flight.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct Attempt {
     /// A grant that came by message before the answer.
     unheard: Option<u8>,
     given_up: bool,
-    /// It was sent more than once.
+    /// Whether it was sent more than once.
     repeated: bool,
-    /// An earlier one was without an answer.
+    /// Whether an earlier attempt got no answer.
     unsure: bool,
 }
 
@@ -42,12 +42,12 @@ pub(crate) struct Client {
     pub(crate) number: Owner,
     pub(crate) phase: Phase,
     pub(crate) session: Session,
-    /// Whether the session's lease lasts, on the client's own clock and knowledge.
+    /// Whether the session's lease is alive, by the client's own clock and knowledge.
     pub(crate) lease: bool,
     pub(crate) ticks: u8,
-    /// The session's stamp as it is known here.
+    /// The session's stamp, as this client knows it.
     stamp: u8,
-    /// A request may still be on its way: its answer never came.
+    /// A request may still be in flight: its answer never came.
     unsure: bool,
     /// A grant may have been missed.
     looks: bool,
@@ -67,7 +67,7 @@ impl Client {
         }
     }
 
-    /// What an answer does; a command that is sent because of it.
+    /// Handles an answer. Returns the command that is sent because of it.
     pub(crate) fn hear(&mut self, answer: Answer, rules: Rules) -> Option<Command> {
         match answer {
             Answer::Released => {
@@ -88,7 +88,7 @@ impl Client {
                 }
                 Some(self.release())
             }
-            // What was asked in a session that is over is asked again in the next one.
+            // A request of a session that has ended is made again in the next session.
             Answer::Ended(session) | Answer::Granted(session, _)
                 if self.session != session || !self.lease =>
             {
@@ -129,7 +129,7 @@ impl Client {
         None
     }
 
-    /// What a message does.
+    /// Handles a message.
     pub(crate) fn hear_news(&mut self, news: News, rules: Rules) {
         if !self.lease {
             return;
@@ -162,7 +162,7 @@ impl Client {
         Command::Acquire(self.session, self.stamp)
     }
 
-    /// The connection of a call broke: what is sent over the next one.
+    /// The connection of a call broke. Returns the command to send over the next one.
     pub(crate) fn repeat(&mut self) -> Option<Command> {
         match &mut self.phase {
             Phase::Asking(attempt) if self.lease => {
@@ -188,7 +188,7 @@ impl Client {
         Command::Release
     }
 
-    /// The caller goes away. An attempt in flight is seen out first.
+    /// The caller stops waiting. An attempt in flight is completed first.
     pub(crate) fn give_up(&mut self, rules: Rules) -> Option<Command> {
         if let Phase::Asking(attempt) = &mut self.phase {
             attempt.given_up = true;
@@ -197,7 +197,7 @@ impl Client {
         Some(self.withdraw(rules))
     }
 
-    /// Makes states one that differ only in what nobody will ask for.
+    /// Merges states that differ only in values that no longer matter.
     pub(crate) fn forget_what_no_longer_counts(&mut self) {
         if self.phase.is_over() {
             (self.ticks, self.stamp) = (0, 1);
@@ -219,7 +219,7 @@ impl Client {
         }
     }
 
-    /// The session goes on; `holds` says whether the server still has what is held.
+    /// The session continues. `holds` is true if the server still has the hold.
     pub(crate) fn resumed(&mut self, holds: bool, rules: Rules) -> Option<Command> {
         match self.phase {
             Phase::Held(_) if !holds => self.phase = Phase::Lost,
@@ -231,7 +231,7 @@ impl Client {
         None
     }
 
-    /// In a new session.
+    /// Asks in a new session.
     pub(crate) fn begin(&mut self, rules: Rules) -> Option<Command> {
         self.session += 1;
         (self.lease, self.stamp) = (true, 1);

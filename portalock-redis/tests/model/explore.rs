@@ -1,4 +1,4 @@
-//! Every state that can be reached, breadth first.
+//! Explores every reachable state, breadth first.
 
 use std::collections::HashSet;
 
@@ -12,7 +12,7 @@ pub(crate) enum Outcome {
     Broken { what: String, path: Vec<String> },
 }
 
-/// One thing that happens.
+/// One step of the model.
 #[derive(Debug, Clone, Copy)]
 #[allow(dead_code, reason = "they are printed")]
 enum Step {
@@ -28,7 +28,7 @@ enum Step {
 }
 
 pub(crate) fn explore(rules: Rules) -> Outcome {
-    // Each state, and the step that led to it: from which, by what.
+    // Each state, the index of the state before it, and the step between them.
     let mut order = vec![(World::new(rules), 0, Step::Start)];
     let mut known = HashSet::from([World::new(rules)]);
     let mut at = 0;
@@ -51,7 +51,7 @@ pub(crate) fn explore(rules: Rules) -> Outcome {
         }
         steps(&world, rules, &mut found);
         for (step, mut next) in found.drain(..) {
-            // It is one write behind, and catches up with the one before.
+            // The replica stays one write behind: it now gets the previous write.
             if next.replica.is_some() && next.server != world.server {
                 next.replica = Some(world.server);
             }
@@ -83,7 +83,7 @@ fn steps(world: &World, rules: Rules, steps: &mut Vec<(Step, World)>) {
     expiries(world, rules, steps);
 }
 
-/// The server reads a command, or a client hears something.
+/// The server reads a command, or a client receives an answer or a message.
 fn deliveries(world: &World, rules: Rules, number: usize, steps: &mut Vec<(Step, World)>) {
     let mut next = *world;
     if !world.waits
@@ -95,7 +95,7 @@ fn deliveries(world: &World, rules: Rules, number: usize, steps: &mut Vec<(Step,
     }
     let mut next = *world;
     if let Some(command) = next.lines[number].late.pop() {
-        // Nobody is there for the answer.
+        // No connection is left for the answer.
         serve(&mut next, command, number, rules);
         steps.push((Step::TheServerReadsLate(command, number), next));
     }
@@ -124,7 +124,7 @@ fn serve(world: &mut World, command: Command, number: usize, rules: Rules) -> An
         Command::Release => world.server.release(owner, rules, &mut told),
     };
     for (session, token) in told {
-        // Nothing reaches a connection that is gone at either end.
+        // No message arrives over a connection that is gone at either end.
         let client = world.client_of(session);
         let hears = client.session == session && client.lease;
         if world.server.subscribed[usize::from(session)] && hears {
@@ -136,7 +136,7 @@ fn serve(world: &mut World, command: Command, number: usize, rules: Rules) -> An
     answer
 }
 
-/// What a client may do of itself.
+/// Steps that a client takes on its own.
 fn choices(world: &World, rules: Rules, number: usize, steps: &mut Vec<(Step, World)>) {
     let client = &world.clients[number];
     if !client.lease || rules.weights[number] == 0 {
@@ -161,7 +161,7 @@ fn choices(world: &World, rules: Rules, number: usize, steps: &mut Vec<(Step, Wo
     }
 }
 
-/// How sessions end, go on, and begin.
+/// Steps in which sessions end, continue, and begin.
 fn sessions(world: &World, rules: Rules, number: usize, steps: &mut Vec<(Step, World)>) {
     let client = &world.clients[number];
     let is_over = client.phase.is_over() && rules.flaw != Flaw::ResumesTheForgotten;
@@ -184,7 +184,7 @@ fn sessions(world: &World, rules: Rules, number: usize, steps: &mut Vec<(Step, W
             step("resumes its session", &|next| resume(next, rules, number));
         }
     }
-    // A server that has lost its data waits for everybody who may not know yet.
+    // A server that has lost its data waits until every client can know of its losses.
     let settled = |client: &Client| !client.lease || world.server.keys[usize::from(client.session)];
     let may_begin = rules.flaw == Flaw::NoWaitAfterARestart || world.clients.iter().all(settled);
     if rules.begins && !client.lease && session.is_multiple_of(2) && may_begin {
@@ -206,10 +206,10 @@ fn sessions(world: &World, rules: Rules, number: usize, steps: &mut Vec<(Step, W
     }
 }
 
-/// A renewal over a new connection, which lasts until the end of it: what is held is looked after before the lease is prolonged.
+/// A renewal over a new connection, from start to end: the client checks its places before it extends the lease.
 fn resume(next: &mut World, rules: Rules, number: usize) {
     let (session, owner) = (next.clients[number].session, next.clients[number].number);
-    // What came on the connection before is heard no more.
+    // Messages of the old connection no longer arrive.
     next.lines[number].news = Line::default();
     if !next.server.keys[usize::from(session)] {
         return next.clients[number].lease_ends();
@@ -219,7 +219,7 @@ fn resume(next: &mut World, rules: Rules, number: usize) {
     next.act(number, |client| client.resumed(holds, rules));
 }
 
-/// What may befall a client.
+/// Faults of a client.
 fn faults(world: &World, rules: Rules, number: usize, steps: &mut Vec<(Step, World)>) {
     let client = &world.clients[number];
     let session = usize::from(client.session);
@@ -277,7 +277,7 @@ fn faults(world: &World, rules: Rules, number: usize, steps: &mut Vec<(Step, Wor
     });
 }
 
-/// All connections end, and what was on them is lost. With the data, or without.
+/// All connections end, and their contents are lost. The server keeps its data, or loses it.
 fn restarts(world: &World, rules: Rules, steps: &mut Vec<(Step, World)>) {
     for (what, loses) in [("with its data", false), ("without its data", true)] {
         let mut next = *world;
@@ -303,7 +303,7 @@ fn all_connections_end(next: &mut World, rules: Rules) {
     }
 }
 
-/// A replica takes the server's place, with all its data or without the last write.
+/// A replica replaces the server, with all its data or without the last write.
 fn promotions(world: &World, rules: Rules, steps: &mut Vec<(Step, World)>) {
     let Some(replica) = world.replica else {
         return;
@@ -314,7 +314,7 @@ fn promotions(world: &World, rules: Rules, steps: &mut Vec<(Step, World)>) {
     ] {
         let mut next = *world;
         next.faults += 1;
-        // Its tokens are its clock or more.
+        // The replica's tokens are its clock or more.
         next.server = promoted.after(&world.server);
         next.was_promoted = true;
         next.waits = rules.flaw != Flaw::NoWaitAfterAPromotion;
@@ -323,7 +323,7 @@ fn promotions(world: &World, rules: Rules, steps: &mut Vec<(Step, World)>) {
     }
 }
 
-/// The server forgets a session that has shown no sign of life: never before its client's lease has ended.
+/// The server forgets a session that was not refreshed: never before the lease of its client has ended.
 fn expiries(world: &World, rules: Rules, steps: &mut Vec<(Step, World)>) {
     for session in 0..SESSIONS {
         let at = usize::from(session);

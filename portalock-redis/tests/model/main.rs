@@ -1,11 +1,12 @@
-//! The protocol, checked exhaustively: every order in which clients, their connections and the server can act, with the
-//! connections of sessions and of calls broken, processes crashed, servers restarted with and without their data, sessions
-//! expired, waits given up, and messages lost or late at any moment.
+//! An exhaustive check of the protocol: every order in which clients, their connections and the server can act. At any
+//! moment, connections of sessions and of calls break, processes crash, servers restart with and without their data,
+//! sessions expire, waits end, and messages are lost or late.
 //!
-//! The model follows the scripts line by line where it matters: who lives, who fits, who is served next. It has no
-//! clock but three rules: the server forgets a session only after its client's lease has ended; a server without its data
-//! lets a session begin only after that of all leases; and a replica that was promoted, with or without the last write, hears
-//! nothing that can grant until each lease has ended or its session was taken up there.
+//! The model follows the scripts line by line where it matters: which sessions are alive, which claims fit, and which
+//! waiter is next. Instead of a clock, it has three rules. The server forgets a session only after the lease of its
+//! client has ended. A server without its data lets a session begin only after all leases have ended. And a replica
+//! that was promoted, with or without the last write, receives no command that can grant, until each lease has ended or
+//! its session was resumed there.
 
 #![allow(
     clippy::panic,
@@ -23,12 +24,12 @@ use world::{Flaw, Form, Rules};
 
 /// Three exclusive locks.
 const EXCLUSIVE: [u8; 3] = [2, 2, 2];
-/// A writer and two readers, or a large request and two small ones: it is the same to the server.
+/// A writer and two readers, or a large request and two small ones: the server sees no difference.
 const MIXED: [u8; 3] = [2, 1, 1];
-/// Two exclusive locks, and nobody else: with more than one fault.
+/// Two exclusive locks only, with more than one fault.
 const TWO: [u8; 3] = [2, 2, 0];
 
-/// How much may happen in one run. What is explored grows tenfold with each.
+/// How much may happen in one run. Each setting that is raised gives about ten times as many states to explore.
 const FAULTS: Rules = Rules {
     form: Form::Default,
     weights: EXCLUSIVE,
@@ -39,7 +40,7 @@ const FAULTS: Rules = Rules {
     begins: true,
     promotes: false,
 };
-/// A replica takes the server's place.
+/// A replica replaces the server.
 const PROMOTION: Rules = Rules {
     gives_up: true,
     promotes: true,
@@ -51,7 +52,7 @@ const SECOND_THOUGHTS: Rules = Rules {
     gives_up: true,
     ..FAULTS
 };
-/// A fault, and waits that are given up.
+/// A fault, and callers that stop waiting.
 const FAULTS_AND_CANCELLATION: Rules = Rules {
     gives_up: true,
     ..FAULTS
@@ -82,7 +83,7 @@ fn fails(rules: Rules, expected: &str) {
     }
 }
 
-/// Everything that should hold, as `scope` says.
+/// Checks all promises within `scope`.
 fn checked(scope: Rules, form: Form, weights: [u8; 3]) {
     holds(Rules {
         form,
@@ -91,7 +92,7 @@ fn checked(scope: Rules, form: Form, weights: [u8; 3]) {
     });
 }
 
-/// A flaw, which must be found within `scope`.
+/// Checks that a flaw is found within `scope`.
 fn flawed(scope: Rules, form: Form, weights: [u8; 3], flaw: Flaw, expected: &str) {
     let rules = Rules {
         form,
@@ -132,7 +133,7 @@ fn waits_that_are_given_up_and_waiters_that_look() {
     checked(SECOND_THOUGHTS, Form::Default, MIXED);
 }
 
-/// What takes minutes, and gigabytes.
+/// Checks that need minutes and gigabytes.
 mod deep {
     use super::*;
 

@@ -1,11 +1,11 @@
-//! The scripts.
+//! The server, with the scripts.
 
 use crate::world::{Answer, CAPACITY, Flaw, Form, Owner, Rules, SESSIONS, Session};
 
-/// A grant by message: to which session, and its token.
+/// Grants by message: the session and the token.
 pub(crate) type Told = Vec<(Session, u8)>;
 
-/// A list of at most three, one of each client, as a plain value.
+/// A list with at most one entry for each of the three clients, as a plain value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct List<T>([Option<T>; 3]);
 
@@ -38,17 +38,17 @@ impl<T: Copy> List<T> {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct Server {
-    /// Owner, session, token.
+    /// The owner, session and token of each holder.
     pub(crate) holders: List<(Owner, Session, u8)>,
     pub(crate) queue: List<(Owner, Session)>,
     pub(crate) last: u8,
-    /// The weight of every holder, where the last token says so.
+    /// The weight of every holder, if the last token has a shape.
     alike: Option<u8>,
-    /// The largest token that was ever granted; and whether one was not larger.
+    /// The largest token that was ever granted; and whether a later token was not larger.
     pub(crate) top: u8,
     pub(crate) token_fell: bool,
     pub(crate) keys: [bool; SESSIONS as usize],
-    /// What the keys hold.
+    /// The values of the session keys.
     pub(crate) stamps: [u8; SESSIONS as usize],
     pub(crate) subscribed: [bool; SESSIONS as usize],
 }
@@ -88,7 +88,7 @@ impl Server {
         (self.keys[at], self.subscribed[at], self.stamps[at]) = (false, false, 1);
     }
 
-    /// `raise.lua`: the session's next stamp, if it lives.
+    /// `raise.lua`: the session's next stamp, if the session is alive.
     pub(crate) fn raise(&mut self, session: Session) -> Option<u8> {
         let at = usize::from(session);
         if !self.keys[at] {
@@ -98,7 +98,7 @@ impl Server {
         Some(self.stamps[at])
     }
 
-    /// As the next primary: its tokens go on after those of the one before, by the clock.
+    /// Becomes the next primary: its tokens continue after those of the former primary, by the clock.
     pub(crate) fn after(self, former: &Self) -> Self {
         Self {
             last: former.top,
@@ -108,7 +108,7 @@ impl Server {
         }
     }
 
-    /// All data are lost. Tokens are the clock or more, so they go on growing.
+    /// Loses all data. Tokens are the clock or more, so they keep growing.
     pub(crate) fn lose_all(&mut self) {
         let top = self.top;
         *self = Self {
@@ -121,7 +121,7 @@ impl Server {
         };
     }
 
-    /// `fits`, with the dead still among the holders.
+    /// `fits`, with dead holders still in the state.
     pub(crate) fn fits_untouched(&self, owner: Owner, rules: Rules) -> bool {
         let used: u8 = self
             .holders
@@ -131,7 +131,7 @@ impl Server {
         used + rules.weight(owner) <= CAPACITY
     }
 
-    /// `fits`, else `prune`, else `fits`.
+    /// `fits`; if false, `prune` and `fits` again.
     fn fits(&mut self, owner: Owner, rules: Rules) -> bool {
         if rules.flaw == Flaw::GrantsBesideHolders || self.fits_untouched(owner, rules) {
             return true;
@@ -157,7 +157,7 @@ impl Server {
         self.last
     }
 
-    /// Whether one more fits by the number of holders alone, all of them being like it.
+    /// Whether one more holder of the same shape fits, by the number of holders alone.
     fn fits_by_number(&self, owner: Owner, rules: Rules) -> bool {
         let weight = rules.weight(owner);
         let holders = self.holders.iter().map(|_| weight).sum::<u8>();
@@ -178,7 +178,7 @@ impl Server {
             if rules.flaw != Flaw::TellsOnlyTheOthers || asking != Some(owner) {
                 told.push((session, token));
             }
-            // It leaves nothing: those behind are not looked at.
+            // It leaves no capacity, so the waiters behind it are not checked.
             if rules.weight(owner) == CAPACITY {
                 return;
             }
@@ -215,13 +215,13 @@ impl Server {
             let token = claim.2;
             return Answer::Granted(session, token);
         }
-        // `acquire_usual.lua`: beside others that are like it, if nobody waits.
+        // `acquire_usual.lua`: next to holders of the same shape, if there are no waiters.
         if self.queue.first().is_none() && self.fits_by_number(owner, rules) {
             let token = self.grant(owner, session, rules);
             return Answer::Granted(session, token);
         }
-        // Behind others, whose lives it leaves to its own first look, or behind the one holder that it
-        // has looked at.
+        // Behind other waiters, which are not checked until this one's first check; or behind the one holder, which was
+        // checked.
         let is_new = !self.queue.iter().any(|place| place.0 == owner);
         let is_behind = self.queue.first().is_some()
             || self.holders.iter().last().is_some_and(|(holder, its, _)| {
@@ -257,7 +257,7 @@ impl Server {
         Answer::Contended(session)
     }
 
-    /// `release_usual.lua` and `release.lua`: the one is what the other would do.
+    /// `release_usual.lua` and `release.lua`: both have the same effect.
     pub(crate) fn release(&mut self, owner: Owner, rules: Rules, told: &mut Told) -> Answer {
         let held = self.holders.iter().any(|claim| claim.0 == owner);
         let was_next = self.queue.first().is_some_and(|place| place.0 == owner);

@@ -1,4 +1,4 @@
-//! What there is: a server, three clients, and the connections between them.
+//! The whole model: a server, three clients, and the connections between them.
 
 use crate::{
     client::{Client, Phase},
@@ -6,24 +6,24 @@ use crate::{
 };
 
 pub(crate) const CLIENTS: u8 = 3;
-/// Each client can begin a second session after its first.
+/// Each client can start a second session after its first.
 pub(crate) const SESSIONS: u8 = 2 * CLIENTS;
-/// So much fits in beside each other.
+/// The capacity of the lock.
 pub(crate) const CAPACITY: u8 = 2;
 
-/// One acquisition a client: its owner is the client's number.
+/// Each client makes one acquisition, and its owner is the client's number.
 pub(crate) type Owner = u8;
 pub(crate) type Session = u8;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Form {
-    /// A session lives as long as its key.
+    /// A session is alive as long as its key exists.
     Default,
-    /// And as long as its connection.
+    /// A session is alive as long as its key and its connection exist.
     WithoutNotice,
 }
 
-/// What is broken on purpose.
+/// A flaw that is added on purpose.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Flaw {
     None,
@@ -34,37 +34,37 @@ pub(crate) enum Flaw {
     HearsTheDead,
     RepeatsTokens,
     ForgetsTooEarly,
-    /// The default form frees with the connection.
+    /// A session of the default form ends with its connection.
     FreesWithTheConnection,
     KeepsAStaleShape,
-    /// An old connection may act.
+    /// A command of an old connection can take effect.
     IgnoresStamps,
     WithdrawsWhatMayArrive,
-    /// A session that the server has given away goes on.
+    /// A session that the server has forgotten continues.
     ResumesTheForgotten,
-    /// Nobody looks for grants that were told to nobody.
+    /// No client checks for grants whose message was lost.
     ForgetsToLook,
-    /// Who looks learns of its grant by the answer alone.
+    /// The owner of an attempt learns of its grant from the answer alone.
     TellsOnlyTheOthers,
-    /// A server that lost its data lets newcomers in at once.
+    /// A server that lost its data lets new clients in at once.
     NoWaitAfterARestart,
-    /// A replica that was promoted grants at once.
+    /// A promoted replica grants at once.
     NoWaitAfterAPromotion,
 }
 
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Rules {
     pub(crate) form: Form,
-    /// Of each client; a client without a weight does nothing.
+    /// The weight of each client. A client without a weight does nothing.
     pub(crate) weights: [u8; 3],
     pub(crate) flaw: Flaw,
-    /// How many faults may happen in all.
+    /// The total number of faults.
     pub(crate) faults: u8,
-    /// How often each waiter may look by itself.
+    /// How often each waiter may check on its own.
     pub(crate) ticks: u8,
-    /// Whether a wait may be given up.
+    /// Whether a caller may stop waiting.
     pub(crate) gives_up: bool,
-    /// Whether a client whose session is over begins another.
+    /// Whether a client whose session has ended starts another.
     pub(crate) begins: bool,
     /// Whether a replica may be promoted.
     pub(crate) promotes: bool,
@@ -76,37 +76,37 @@ impl Rules {
     }
 }
 
-/// From a client to the server.
+/// A command from a client to the server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Command {
-    /// In a session, with its stamp.
+    /// An attempt in a session, with its stamp.
     Acquire(Session, u8),
     /// Gives a session its next stamp.
     Raise(Session),
     Release,
 }
 
-/// From the server to a client, over the connection that was asked on.
+/// An answer from the server, over the connection of the command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Answer {
     Granted(Session, u8),
     Contended(Session),
     Ended(Session),
-    /// With the session's present stamp.
+    /// The attempt had an old stamp; this is the session's current one.
     Stale(Session, u8),
-    /// With the session's present stamp, if it lives.
+    /// The session's next stamp, if the session is alive.
     Raised(Session, Option<u8>),
     Released,
 }
 
-/// Over the session's own connection.
+/// A message over the session's own connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum News {
     Grant(u8),
     Closed,
 }
 
-/// What is on its way, first in first out: at most a handful, so a state is one plain value.
+/// The messages in flight, first in, first out. There are only a few, so a state is one plain value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct Line<T>([Option<T>; 4]);
 
@@ -132,16 +132,16 @@ impl<T: Copy> Line<T> {
 /// A client's connections.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub(crate) struct Lines {
-    /// Its calls, and their answers.
+    /// Its commands. `down` has their answers.
     pub(crate) up: Line<Command>,
     pub(crate) down: Line<Answer>,
-    /// What connections that are gone may still bring to the server.
+    /// Commands of old connections that may still reach the server.
     pub(crate) late: Line<Command>,
     pub(crate) news: Line<News>,
 }
 
 impl Lines {
-    /// The connection of calls is gone. What was sent over it is lost, or arrives one day.
+    /// The connection of calls is gone. Its commands are lost, or arrive later.
     pub(crate) fn break_calls(&mut self, loses: bool) {
         while let Some(command) = self.up.pop() {
             if !loses {
@@ -155,11 +155,12 @@ impl Lines {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct World {
     pub(crate) server: Server,
-    /// It has the server's data but for the last write, where one may be promoted.
+    /// A replica that can be promoted: it has the server's data without the last write.
     pub(crate) replica: Option<Server>,
-    /// The server was promoted, and nothing that can grant reaches it yet.
+    /// The server was promoted, and no command that can grant reaches it yet.
     pub(crate) waits: bool,
-    /// A release may have been lost in a promotion: whoever meets it asks its client, and it is made again.
+    /// A release may have been lost in a promotion. The next attempt that finds the claim asks its client, which
+    /// releases again.
     pub(crate) was_promoted: bool,
     pub(crate) clients: [Client; CLIENTS as usize],
     pub(crate) lines: [Lines; CLIENTS as usize],
@@ -189,7 +190,7 @@ impl World {
         }
     }
 
-    /// A client acts, and sends what it has to send.
+    /// A client acts, and sends the resulting command.
     pub(crate) fn act(&mut self, number: usize, act: impl FnOnce(&mut Client) -> Option<Command>) {
         let command = act(&mut self.clients[number]);
         self.send(number, command);
@@ -198,7 +199,7 @@ impl World {
     pub(crate) fn forget_what_no_longer_counts(&mut self) {
         self.waits &= !self.is_settled();
         if self.was_promoted {
-            // One promotion a run.
+            // Only one promotion in a run.
             self.replica = None;
         }
         for (client, lines) in self.clients.iter_mut().zip(&mut self.lines) {
@@ -209,7 +210,7 @@ impl World {
         }
     }
 
-    /// Everybody who believed to hold when the server was promoted knows by now what it lacks.
+    /// Each client that relied on a lock when the server was promoted now knows which locks the server lacks.
     fn is_settled(&self) -> bool {
         let knows = |client: &Client| {
             !client.lease
@@ -219,7 +220,7 @@ impl World {
         self.clients.iter().all(knows)
     }
 
-    /// Nothing is on its way, and every session that lasts has its connection.
+    /// No message is in flight, and every living session has its connection.
     fn is_quiet(&self, rules: Rules) -> bool {
         let connected = |client: &Client| {
             !client.lease
@@ -231,7 +232,7 @@ impl World {
             && self.clients.iter().all(connected)
     }
 
-    /// What is wrong with this state, if anything is.
+    /// The violated promise in this state, if there is one.
     pub(crate) fn violation(&self, rules: Rules) -> Option<String> {
         self.exclusion(rules).or_else(|| {
             self.is_quiet(rules)
@@ -240,7 +241,8 @@ impl World {
         })
     }
 
-    /// Those who believe to hold fit together. Without notice that is promised of those whom the server takes for live.
+    /// All clients that rely on a lock fit together. Without notice, this is promised only for clients whose session is
+    /// alive at the server.
     fn exclusion(&self, rules: Rules) -> Option<String> {
         let believers: Vec<&Client> = self
             .clients
@@ -260,7 +262,7 @@ impl World {
         })
     }
 
-    /// No waiter is stuck: the next one that lives either can't be granted, or one look of anybody grants it.
+    /// No waiter is stuck: the first living waiter can't be granted, or one check by any client grants it.
     fn forgotten(&self, rules: Rules) -> Option<String> {
         let server = &self.server;
         if let Some((owner, session)) = server.queue.first()
@@ -298,7 +300,7 @@ impl World {
         None
     }
 
-    /// Nothing is held that nobody knows of, and nothing stays of what has ended.
+    /// Each claim is known to its client, and nothing is left of clients that have ended.
     fn leftovers(&self, rules: Rules) -> Option<String> {
         for (owner, session, token) in self.server.holders.iter() {
             let client = self.client_of(session);

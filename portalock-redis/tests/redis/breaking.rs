@@ -1,4 +1,4 @@
-//! Locks that an operator breaks: how their holders hear of it.
+//! Locks that an operator breaks, and how their holders learn of it.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use tokio::time::timeout;
 
 use crate::fixture::{Admin, ENOUGH, client, eventually, granted, lock, settings, waiting};
 
-/// What the server calls the one who holds the lock `a`.
+/// The name of the place that holds the lock `a`.
 async fn place(admin: &mut Admin) -> String {
     let fields: Vec<String> = admin.ask("HKEYS portalock/lock/a").await;
     fields.into_iter().find(|field| field != "token").unwrap()
@@ -45,7 +45,8 @@ async fn a_mark_whose_message_was_lost_is_found_by_the_next_refresh() {
     assert!(granted(next).await.token() > held.token());
 }
 
-/// A server that has just started grants nothing at first: nor what a mark has a holder give back, whose session goes on at once.
+/// A server that has just started grants nothing at first. This includes a lock that its holder releases because of a
+/// mark; the session of the holder continues at once.
 #[tokio::test]
 async fn what_is_given_back_after_a_restart_is_granted_when_the_server_may() {
     const WAIT: Duration = Duration::from_secs(5);
@@ -66,7 +67,7 @@ async fn what_is_given_back_after_a_restart_is_granted_when_the_server_may() {
     }
     assert!(timeout(ENOUGH, held.lost()).await.is_ok());
     let _next = granted(next).await;
-    // It was up for some time before it answered.
+    // The server was running for some time before it answered.
     assert!(restarted.elapsed() > WAIT / 2, "{:?}", restarted.elapsed());
 }
 

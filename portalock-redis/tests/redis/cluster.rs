@@ -1,4 +1,4 @@
-//! In a cluster: names in several slots, who may use it, and what is refused.
+//! A cluster: names in several slots, users with permission, and refusals.
 
 use std::time::Duration;
 
@@ -21,7 +21,7 @@ pub(crate) async fn start(options: RedisClusterOptions) -> RedisCluster {
         .unwrap()
 }
 
-/// Lets the cluster do something that blocks.
+/// Runs a blocking operation on the cluster.
 pub(crate) async fn on<T: Send + 'static>(
     cluster: RedisCluster,
     action: impl FnOnce(&mut RedisCluster) -> std::io::Result<T> + Send + 'static,
@@ -41,7 +41,7 @@ async fn refused(settings: RedisSettings) -> BackendError {
     RedisBackend::with_settings(settings).await.unwrap_err()
 }
 
-/// The keys at all nodes.
+/// The keys of all nodes.
 pub(crate) async fn keys(cluster: &RedisCluster) -> Vec<String> {
     let mut keys = Vec::new();
     for node in 0..3 {
@@ -55,7 +55,7 @@ async fn keys_at(node: &RedisServer) -> Vec<String> {
     Admin::of(node).await.keys().await
 }
 
-/// The slot of a lock that is known to the cluster.
+/// The slot of a lock that has a key in the cluster.
 pub(crate) async fn slot_of(cluster: &RedisCluster, name: &str) -> u16 {
     let keys = keys(cluster).await;
     let key = keys
@@ -87,7 +87,7 @@ async fn a_client_is_closed_as_fast_with_many_sessions_at_a_node_that_hangs_as_w
 #[tokio::test]
 async fn names_lie_in_several_slots_and_all_that_one_server_does_is_done() {
     let cluster = start(RedisClusterOptions::new()).await;
-    // Any one node leads to all.
+    // One node is enough to find all nodes.
     let one = connected(settings_at(&cluster.url_by(&[cluster.node(4).port()]))).await;
     let other = connected(settings_at(&cluster.url())).await;
     assert_eq!(
@@ -144,7 +144,7 @@ async fn names_lie_in_several_slots_and_all_that_one_server_does_is_done() {
         .await
         .unwrap();
 
-    // Sessions end in good order, one for each tag.
+    // Each tag has a session, and `close` ends them all.
     one.ping().await.unwrap();
     for backend in [&one, &other] {
         LockBackend::close(backend).await.unwrap();
@@ -167,7 +167,7 @@ async fn what_is_no_cluster_and_who_does_not_fit_in_is_refused() {
     assert_eq!(error.kind(), BackendErrorKind::Unsupported, "{error:?}");
     assert!(error.to_string().contains("redis://"), "{error}");
 
-    // Nobody is there.
+    // No server is running.
     drop(server);
     let error = refused(settings_at(&url)).await;
     assert_eq!(error.kind(), BackendErrorKind::Unavailable, "{error:?}");
@@ -177,12 +177,12 @@ async fn what_is_no_cluster_and_who_does_not_fit_in_is_refused() {
     let error = refused(with_tags(8).unwrap()).await;
     assert_eq!(error.kind(), BackendErrorKind::Misconfigured, "{error:?}");
     assert!(error.to_string().contains("{portalock}/tags"), "{error}");
-    // Also where it connects with the first use.
+    // The same if the backend connects at first use.
     let late = RedisBackend::new(with_tags(8).unwrap());
     let error = Lock::new(late, "a").unwrap().try_acquire().await;
     let error = format!("{:?}", error.unwrap_err());
     assert!(error.contains("Misconfigured"), "{error}");
-    // Another prefix has its own number.
+    // Another prefix has its own number of tags.
     connected(with_tags(8).unwrap().with_prefix("b").unwrap()).await;
     let held = lock(&one, "a").acquire().await.unwrap();
     held.release().await.unwrap();
@@ -219,7 +219,7 @@ async fn the_user_needs_no_more_than_the_front_page_says() {
     let held = lock(&backend, "a").acquire().await.unwrap();
     let waiter = waiting(&backend, "a").await;
     assert_eq!(LockBackend::names(&backend).await.unwrap().len(), 1);
-    // In a slot that moves, too.
+    // The permissions are enough in a moving slot too.
     let slot = slot_of(&cluster, "a").await;
     let (cluster, moving) = on(cluster, move |cluster| {
         let from = cluster.owner(slot).unwrap();
@@ -259,7 +259,7 @@ async fn tls_holds_for_every_node_and_after_a_failover() {
     next.release().await.unwrap();
     held.release().await.unwrap();
 
-    // Nobody vouches for them.
+    // The certificates are not trusted.
     assert!(RedisBackend::with_settings(settings).await.is_err());
     drop(cluster);
 }

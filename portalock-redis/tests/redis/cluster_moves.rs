@@ -1,4 +1,4 @@
-//! Slots that move under those who hold and wait, and nodes that fail.
+//! Slots that move while there are holders and waiters, and nodes that fail.
 
 use std::{
     sync::{
@@ -18,14 +18,14 @@ use crate::{
     switches::{Witness, work},
 };
 
-/// So short that many of them fit into a test.
+/// Short enough that many sessions' times fit into a test.
 const SHORT: Duration = Duration::from_secs(3);
 
 fn short(cluster: &RedisCluster) -> RedisSettings {
     settings_at(&cluster.url()).with_session_ttl(SHORT).unwrap()
 }
 
-/// Begins to move the slot, with those of its keys for which `which` says so.
+/// Starts to move the slot, and moves the keys for which `which` returns true.
 async fn half_way(
     cluster: RedisCluster,
     slot: u16,
@@ -43,7 +43,8 @@ async fn half_way(
     .await
 }
 
-/// The session's key is where it was, or at the other node: either way it is refreshed, and nobody takes it for dead.
+/// The session's key is at the source node or at the target node. In both cases it is refreshed, and no client takes
+/// the session for dead.
 async fn sessions_outlast_a_move_that_stands_still(moved: fn(&str) -> bool) {
     let cluster = start(RedisClusterOptions::new().replicas(0)).await;
     let (holder, other) = (
@@ -51,20 +52,21 @@ async fn sessions_outlast_a_move_that_stands_still(moved: fn(&str) -> bool) {
         connected(short(&cluster)).await,
     );
     let held = lock(&holder, "a").acquire().await.unwrap();
-    // So that every key that a script names is there. It goes on through whatever it is refused: how often that may be is its policy's.
+    // A waiter, so that every key that a script declares exists. Its wait continues after each refusal, because its
+    // policy sets no limit.
     let waits = lock(&other, "a").with_policy(patient().with_max_failures(u32::MAX));
     let waiter = tokio::spawn(async move { waits.acquire().await });
     eventually(async || waiters(&other, "a").await == 1).await;
     let slot = slot_of(&cluster, "a").await;
     let (cluster, moving) = half_way(cluster, slot, moved).await;
 
-    // A reset in the middle of it, too.
+    // A reset during the move.
     let mut admin = Admin::of(cluster.node(moving.from())).await;
     admin.kill_sessions().await;
     let newcomer = connected(short(&cluster)).await;
     let begun = Instant::now();
     while begun.elapsed() < SHORT * 2 {
-        // Nobody is granted anything, and everybody may try again.
+        // No client is granted a lock, and each may try again.
         let error = lock(&other, "a").try_acquire().await.unwrap_err();
         assert_moving(&error);
         let error = lock(&newcomer, "a").try_acquire().await.unwrap_err();
@@ -72,7 +74,7 @@ async fn sessions_outlast_a_move_that_stands_still(moved: fn(&str) -> bool) {
         held.ensure_held().unwrap();
     }
     assert!(!waiter.is_finished());
-    // None of its names is left out.
+    // The list fails instead of leaving out names of the slot.
     let error = LockBackend::names(&newcomer).await.unwrap_err();
     assert_eq!(error.kind(), BackendErrorKind::Unavailable, "{error:?}");
 
@@ -111,13 +113,13 @@ async fn a_release_is_done_whole_once_the_slot_has_arrived() {
     let held = lock(&holder, "a").acquire().await.unwrap();
     let waiter = waiting(&other, "a").await;
     let slot = slot_of(&cluster, "a").await;
-    // All that the script names is there, and those whom it meets are not.
+    // All keys that the script declares are at the source node, and the session keys that it reads are not.
     let (cluster, moving) = half_way(cluster, slot, |key| key.contains("/session/")).await;
     let error = held.release().await.unwrap_err();
     assert_moving(&error);
     assert!(!waiter.is_finished());
     let (_cluster, ()) = on(cluster, move |cluster| cluster.finish_move(moving)).await;
-    // The engine goes on to release it.
+    // The engine repeats the release.
     granted(waiter).await.release().await.unwrap();
 }
 
@@ -140,7 +142,7 @@ async fn a_lock_that_was_broken_before_a_move_is_told_in_it() {
     }
     let place = place.into_iter().find(|field| field != "token").unwrap();
     let (cluster, moving) = half_way(cluster, slot, |key| key.contains("/session/")).await;
-    // A mark that was set before the move, and came after the session's key.
+    // A mark that was set before the move, and moved after the session's key.
     let keys = keys(&cluster).await;
     let session = keys.iter().find(|key| key.contains("/session/")).unwrap();
     let mut admin = Admin::of(cluster.node(moving.to())).await;
@@ -162,7 +164,7 @@ fn contender(cluster: &RedisCluster) -> RedisSettings {
     RedisSettings::new(&cluster.url()).unwrap()
 }
 
-/// Four clients lock, hold and release while `fault` comes again and again; then says what was seen.
+/// Four clients lock, hold and release while `fault` happens again and again. Returns what was counted.
 async fn under_load(
     cluster: RedisCluster,
     settings: impl Fn(&RedisCluster) -> RedisSettings,
@@ -172,7 +174,7 @@ async fn under_load(
     let (witness, ends) = (Arc::<Witness>::default(), Arc::<AtomicBool>::default());
     let mut tasks = Vec::new();
     let first = connected(settings(&cluster)).await;
-    // So that each slot is known by a key.
+    // Each lock gets a key, so that its slot can be found.
     let [a, b] = crate::switches::NAMES;
     for name in [a, b] {
         drop(lock(&first, name).acquire().await.unwrap());
@@ -194,7 +196,7 @@ async fn under_load(
         cluster = on(cluster, move |cluster| fault(cluster, slots, number))
             .await
             .0;
-        // Those who wait are served again.
+        // Waiters are granted locks again.
         eventually(async || witness.counts.grants.load(Ordering::Relaxed) > before + 30).await;
         println!("{number}: {:?}", witness.counts);
     }
@@ -211,7 +213,7 @@ fn assert_no_overlap(witness: &Witness) {
     assert_eq!(witness.counts.falls.load(Ordering::Relaxed), 0);
 }
 
-/// How often slots move, or nodes fail: `PORTALOCK_SWITCHES` says it.
+/// How often slots move or nodes fail: set by `PORTALOCK_SWITCHES`.
 fn rounds() -> usize {
     std::env::var("PORTALOCK_SWITCHES").map_or(6, |count| count.parse().unwrap())
 }
@@ -219,7 +221,7 @@ fn rounds() -> usize {
 #[tokio::test(flavor = "multi_thread")]
 async fn slots_move_back_and_forth_under_load_and_no_lock_is_lost() {
     let cluster = start(RedisClusterOptions::new().replicas(0)).await;
-    // Nothing here is to wait for its end.
+    // The session is so long that no test waits for its end.
     let lasting = |cluster: &RedisCluster| {
         let settings = contender(cluster).with_restart_wait(Duration::ZERO);
         settings.with_session_ttl(Duration::from_secs(10)).unwrap()
@@ -262,7 +264,7 @@ async fn where_a_promoted_node_waits_nobody_holds_twice_when_nodes_fail() {
     assert_no_overlap(&witness);
 }
 
-/// What the wait is for.
+/// Counts what happens without the wait.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "takes minutes, and only counts: PORTALOCK_SWITCHES=10"]
 async fn without_the_wait() {
@@ -283,7 +285,7 @@ async fn a_failover_by_hand_loses_nothing() {
     let slot = slot_of(&cluster, "a").await;
     let (cluster, _) = on(cluster, move |cluster| cluster.fail_over(slot)).await;
     held.ensure_held().unwrap();
-    // A call that meets the switch finds the way by itself.
+    // A call during the switch finds the new node itself.
     let few = Policy::new().with_timeout(ENOUGH);
     let error = lock(&holder, "a").with_policy(few).try_acquire().await;
     assert!(error.unwrap_err().is_contention());
@@ -307,7 +309,7 @@ async fn without_notice_a_lock_goes_with_its_connection_and_with_its_slot() {
     let owner = cluster.owner(slot).unwrap();
     Admin::of(cluster.node(owner)).await.kill_sessions().await;
     tokio::time::timeout(ENOUGH, held.lost()).await.unwrap();
-    // Long before the session's key has gone by its time.
+    // This is long before the session's key expires.
     granted(waiter).await.release().await.unwrap();
 
     let held = lock(&holder, "a").acquire().await.unwrap();

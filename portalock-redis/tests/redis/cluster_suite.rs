@@ -1,4 +1,5 @@
-//! The conformance suite in a cluster, one for all cases: a restart of the service is a failover of every primary there.
+//! The conformance suite in a cluster, with one cluster for all cases. A restart of the service is a failover of every
+//! primary.
 
 use std::{
     io,
@@ -15,12 +16,12 @@ use portalock_testkit::{
 };
 use tokio::task::spawn_blocking;
 
-/// Longer than a failover, for those who must lose nothing in it.
+/// Longer than a failover, for cases that must lose nothing in it.
 const SESSION: Duration = Duration::from_secs(5);
-/// No node is to be taken for failed that a case has stalled.
+/// Long, so that a node that a case stalls does not count as failed.
 const NODE_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// One case's part of the cluster: keys of its own.
+/// The part of the cluster for one case: its own keys.
 struct InCluster {
     cluster: Arc<Mutex<RedisCluster>>,
     prefix: String,
@@ -48,7 +49,7 @@ impl Fixture for InCluster {
             .and_then(|settings| settings.with_prefix(&self.prefix))
             .and_then(|settings| settings.with_session_ttl(SESSION))
             .map_err(FixtureError::failed)?;
-        // Nodes are promoted again and again, and no case has the time to wait.
+        // Nodes are promoted again and again, and the cases have no time to wait.
         let settings = settings.with_restart_wait(Duration::ZERO);
         Ok(RedisBackend::with_settings(settings).await?)
     }

@@ -1,4 +1,4 @@
-//! What goes wrong on a network: killed, stalled, cut off, restarted, forgotten.
+//! Network and server faults: killed, stalled, cut off, restarted, forgotten.
 
 use std::time::Duration;
 
@@ -16,14 +16,14 @@ use crate::fixture::{
     Admin, ENOUGH, client, eventually, granted, lock, settings_at, waiting, without_notice,
 };
 
-/// A session so short that its end can be waited for.
+/// A session so short that a test can wait for its end.
 const SHORT: Duration = Duration::from_secs(1);
 
 fn short_lived(url: &str) -> RedisSettings {
     settings_at(url).with_session_ttl(SHORT).unwrap()
 }
 
-/// A client with short sessions, and the line between it and the server.
+/// A client with short sessions, and the proxy between it and the server.
 async fn on_a_line(server: &RedisServer) -> (RedisBackend, FaultProxy) {
     let proxy = FaultProxy::start(server.addr()).unwrap();
     let url = format!("redis://{}", proxy.addr());
@@ -80,7 +80,7 @@ async fn a_cut_off_holder_is_told_before_the_next_is_granted() {
         "the signs of life should have counted"
     );
 
-    // What comes late out of the dead connection changes nothing.
+    // Commands that arrive late from the dead connection change nothing.
     proxy.heal();
     holder.ping().await.unwrap();
     next.ensure_held().unwrap();
@@ -93,7 +93,8 @@ async fn a_cut_off_holder_is_told_before_the_next_is_granted() {
     );
 }
 
-/// Nothing comes of a lost link, not even its end: also while nobody leads, whose end could be looked for.
+/// A lost link delivers nothing, not even the end of the connection. This also holds while there is no leader whose end
+/// could be checked.
 #[tokio::test]
 async fn a_watch_over_a_lost_link_ends() {
     let server = RedisServer::start().unwrap();
@@ -119,7 +120,8 @@ async fn an_attempt_stuck_in_a_dead_connection_is_void_when_it_arrives() {
     assert!(!error.is_contention(), "{error}");
     proxy.heal();
     let other = client(&server).await;
-    // The stuck bytes arrive, then the connection's end; the engine withdraws in a new session what it never heard of.
+    // The stuck bytes arrive, then the end of the connection. In a new session, the engine withdraws the attempt that
+    // got no answer.
     eventually(async || proxy.connections() <= 3).await;
     let _free = lock(&other, "a").acquire().await.unwrap();
     let left = Admin::of(&server).await.keys().await;

@@ -1,4 +1,4 @@
-//! A server, clients of it, and a second look at what they do there.
+//! A server, its clients, and an independent view of what they do at the server.
 
 use std::{
     sync::atomic::{AtomicU32, Ordering},
@@ -11,14 +11,14 @@ use portalock_testkit::{Fixture, Suite, cases, servers::RedisServer};
 use redis::{FromRedisValue, aio::MultiplexedConnection};
 use tokio::task::JoinHandle;
 
-/// Never reached when all is well.
+/// A timeout that is never reached in a good run.
 pub(crate) const ENOUGH: Duration = Duration::from_secs(60);
 
 pub(crate) fn patient() -> Policy {
     Policy::new().with_timeout(ENOUGH)
 }
 
-/// The defaults, but for the wait after a start: no server here has been used before.
+/// The defaults, without the wait after a start: no server here was used before.
 pub(crate) fn settings(server: &RedisServer) -> RedisSettings {
     settings_at(&server.url())
 }
@@ -33,7 +33,7 @@ pub(crate) async fn client(server: &RedisServer) -> RedisBackend {
     RedisBackend::with_settings(settings(server)).await.unwrap()
 }
 
-/// A client in the form that gives its locks away with its connection.
+/// A client in the form whose locks end with its connection.
 pub(crate) async fn without_notice(server: &RedisServer) -> RedisBackend {
     let settings = settings(server).with_release_without_notice(true);
     RedisBackend::with_settings(settings).await.unwrap()
@@ -45,7 +45,7 @@ pub(crate) fn lock(backend: &RedisBackend, name: &str) -> Lock<RedisBackend> {
         .with_policy(patient())
 }
 
-/// Somebody who waits for the exclusive lock, and is in the queue by now.
+/// Starts a waiter for the exclusive lock; returns when it is in the queue.
 pub(crate) async fn waiting(
     backend: &RedisBackend,
     name: &str,
@@ -57,7 +57,7 @@ pub(crate) async fn waiting(
     task
 }
 
-/// What a waiter was granted.
+/// Waits for the waiter's guard.
 pub(crate) async fn granted(
     waiter: JoinHandle<Result<Guard<RedisBackend>, LockError>>,
 ) -> Guard<RedisBackend> {
@@ -76,7 +76,7 @@ pub(crate) async fn waiters(backend: &RedisBackend, name: &str) -> usize {
         .len()
 }
 
-/// Waits until `condition` holds: where the thing waited for sends no event.
+/// Waits until `condition` is true, for conditions that send no event.
 pub(crate) async fn eventually(condition: impl AsyncFn() -> bool) {
     let seen = async {
         while !condition().await {
@@ -88,7 +88,7 @@ pub(crate) async fn eventually(condition: impl AsyncFn() -> bool) {
         .expect("it should have become so by now");
 }
 
-/// Plays the cases of which `which` tells the ids, each with keys of its own: below the prefix that `fixture` is told.
+/// Plays the cases whose ids `which` returns. Each has its own keys, below the prefix that `fixture` gets.
 pub(crate) fn play<F: Fixture>(
     fixture: impl Fn(String) -> F + Send + Sync + 'static,
     which: impl Fn(&str) -> bool,
@@ -110,7 +110,7 @@ pub(crate) fn play<F: Fixture>(
     assert!(failures.is_empty(), "{}", failures.join("\n"));
 }
 
-/// Who a server on this host is: it vouches for itself.
+/// The identity of a server on this host, with a self-signed certificate.
 #[cfg(feature = "tls")]
 pub(crate) fn identity(dir: &std::path::Path) -> portalock_testkit::servers::ServerIdentity {
     let signed = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
@@ -124,7 +124,7 @@ pub(crate) fn identity(dir: &std::path::Path) -> portalock_testkit::servers::Ser
     }
 }
 
-/// A connection of an onlooker.
+/// A connection for independent checks and admin commands.
 pub(crate) struct Admin(MultiplexedConnection);
 
 impl Admin {
@@ -133,7 +133,7 @@ impl Admin {
     }
 
     pub(crate) async fn at(url: &str) -> Self {
-        // A loaded machine takes its time, and no fault that a test makes is meant for this connection.
+        // A loaded machine may be slow, and no fault of a test is meant for this connection.
         let patient = redis::AsyncConnectionConfig::new().set_response_timeout(Some(ENOUGH));
         let connection = redis::Client::open(url)
             .unwrap()
@@ -158,7 +158,7 @@ impl Admin {
             .unwrap_or_else(|error| panic!("{words:?}: {error}"))
     }
 
-    /// Closes every connection that has a subscription: the sessions.
+    /// Closes every connection with a subscription: the sessions.
     pub(crate) async fn kill_sessions(&mut self) {
         let killed: u32 = self.ask("CLIENT KILL TYPE pubsub").await;
         assert!(killed > 0, "there was no session to kill");

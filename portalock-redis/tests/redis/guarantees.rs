@@ -12,7 +12,7 @@ use tokio::{task::JoinHandle, time::timeout};
 
 use crate::fixture::{Admin, ENOUGH, granted, lock, settings_at, waiting};
 
-/// Short enough to wait for, long enough for a loaded machine to be in time.
+/// Short enough for a test to wait for it, and long enough for a loaded machine to be in time.
 const SESSION: Duration = Duration::from_secs(2);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,7 +31,7 @@ impl Form {
     }
 }
 
-/// One who holds, over a line of its own, and another who waits.
+/// A holder with its own proxy, and a waiter.
 struct Scene {
     server: RedisServer,
     line: FaultProxy,
@@ -72,7 +72,7 @@ impl Scene {
         Admin::of(&self.server).await
     }
 
-    /// Another is granted the lock, and the holder has been told by then.
+    /// The waiter is granted the lock, and the holder was told before that.
     async fn tells_first(self) {
         let next = granted(self.waiter).await;
         assert!(
@@ -82,14 +82,14 @@ impl Scene {
         next.ensure_held().unwrap();
     }
 
-    /// The holder is told, within this time, whether or not another holds by then.
+    /// The holder is told within this time, whether or not another owner holds the lock by then.
     async fn tells_within(self, bound: Duration) -> Loss {
         timeout(bound, self.lost.lost())
             .await
             .expect("the holder should have been told by now")
     }
 
-    /// Nobody notices anything: not after more than a session's time, and the waiter has its place.
+    /// Nothing changes for longer than a session's time, and the waiter keeps its place.
     async fn loses_nothing(self) {
         tokio::time::sleep(SESSION * 3 / 2).await;
         self.held.ensure_held().unwrap();
@@ -102,12 +102,12 @@ impl Scene {
         assert!(again.unwrap_err().is_contention());
     }
 
-    /// Closes the holder's connections at the server, so that it doesn't hear of it.
+    /// Closes the holder's connections at the server, without the holder noticing.
     async fn reset_unheard(&self) {
         self.line.black_hole(Direction::ToClient);
         let mut admin = self.admin().await;
         for id in &self.connections {
-            // One of them was an onlooker's.
+            // One of the ids belonged to an `Admin`.
             let _: u32 = admin.ask(&format!("CLIENT KILL ID {id}")).await;
         }
     }
@@ -123,7 +123,7 @@ async fn clients(server: &RedisServer) -> Vec<String> {
         .collect()
 }
 
-/// The holder's process is gone, and its connections with it.
+/// The holder's process ends, and its connections with it.
 fn crash(scene: &Scene) {
     scene.line.refuse(true);
     scene.line.cut();
@@ -135,7 +135,7 @@ async fn a_crash_passes_the_lock_on_within_the_sessions_time() {
     let crashed = Instant::now();
     crash(&scene);
     scene.tells_first().await;
-    // A loaded machine takes its time on top.
+    // A loaded machine may need more time.
     assert!(
         crashed.elapsed() < SESSION * 2,
         "after {:?}",
@@ -242,14 +242,14 @@ async fn without_notice_a_restart_with_data_loses_all() {
 async fn a_restart_without_data_tells_the_holder_before_a_newcomer_is_granted() {
     for unheard in [false, true] {
         let mut scene = Scene::set(Default).await;
-        // It is one of those that were told not to wait after a start.
+        // The waiter's settings skip the wait after a start.
         scene.waiter.abort();
         let _ = (&mut scene.waiter).await;
         if unheard {
             scene.line.black_hole(Direction::Both);
         }
         scene.server.restart().unwrap();
-        // The defaults: nobody told it that this server is new.
+        // The default settings, which don't assume that this server is new.
         let newcomer = RedisSettings::new(&scene.server.url()).unwrap();
         let newcomer = newcomer.with_session_ttl(SESSION).unwrap();
         let newcomer = RedisBackend::with_settings(newcomer).await.unwrap();
@@ -265,7 +265,7 @@ async fn data_that_somebody_deletes_is_lost_and_noticed_at_the_next_refresh() {
             let scene = Scene::set(form).await;
             scene.waiter.abort();
             scene.admin().await.ask::<redis::Value>(deletion).await;
-            // A third of the session's time, and what a loaded machine takes on top.
+            // A third of the session's time, and some more for a loaded machine.
             scene.tells_within(SESSION).await;
         }
     }

@@ -1,4 +1,4 @@
-//! What portalocker 4.4.2's `RedisLock` offers, each by its counterpart.
+//! Each feature of portalocker 4.4.2's `RedisLock`, with its counterpart here.
 
 use std::{
     sync::{
@@ -179,7 +179,7 @@ async fn two_locks_of_one_client_exclude_each_other() {
     assert!(error.is_contention(), "{error}");
 }
 
-/// `with RedisLock(...)`, from code that is not async.
+/// `with RedisLock(...)`, from synchronous code.
 #[test]
 fn a_blocking_program_needs_no_runtime_of_its_own() {
     let server = RedisServer::start().unwrap();

@@ -1,4 +1,5 @@
-//! Servers that refuse, each by its own typed error: password, permissions, memory, replicas, protocols, strangers' keys.
+//! Refusals by the server, each with its own typed error: password, permissions, memory, replicas, protocols, keys of
+//! other programs.
 
 use std::time::Duration;
 
@@ -79,7 +80,7 @@ async fn a_user_without_permission_is_permission_denied() {
             "{user}: {error:?}"
         );
     }
-    // What the crate's front page says is needed is enough.
+    // The permissions on the crate's front page are enough.
     admin
         .ask::<()>(&format!(
             "ACL SETUSER least on >{SECRET} ~portalock/* &portalock/* -@all +eval +evalsha +subscribe +unsubscribe \
@@ -116,7 +117,7 @@ async fn a_full_server_is_out_of_space_and_still_releases() {
     let _again = lock(&backend, "a").try_acquire().await.unwrap();
 }
 
-/// Nobody asks again but the session: the clean-up gives up what was refused.
+/// Only the session repeats the release, because the clean-up gives up after a refusal.
 #[tokio::test]
 async fn a_release_that_was_refused_is_made_up_for_by_the_session() {
     let server = RedisServer::start().unwrap();
@@ -136,9 +137,9 @@ async fn a_release_that_was_refused_is_made_up_for_by_the_session() {
             "{error:?}"
         );
     }
-    // Other tests may have something to clean up, too.
+    // The result is ignored: other tests may have something to clean up.
     let _ = portalock_core::shutdown(Duration::from_secs(5)).await;
-    // One that can't be released keeps no other from it.
+    // A lock that can't be released does not keep another one from being released.
     admin.ask::<()>("SET portalock/lock/broken x").await;
     admin.ask::<()>("ACL SETUSER default +evalsha +eval").await;
     let next = lock(&client(&server).await, "a").acquire().await.unwrap();
@@ -273,7 +274,7 @@ async fn missing_replicas_give_the_grant_back_and_end_the_session() {
     assert_eq!(error.kind(), BackendErrorKind::Unavailable, "{error:?}");
     let other = client(&server).await;
     let _free = lock(&other, "a").acquire().await.unwrap();
-    // Nobody confirms the session's refreshes, so they extend nothing.
+    // No replica confirms the session's refreshes, so they extend nothing.
     tokio::time::timeout(ENOUGH, next.lost()).await.unwrap();
     replica.restart().unwrap();
     let _again = lock(&demanding, "b").acquire().await.unwrap();

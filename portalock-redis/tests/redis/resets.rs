@@ -1,6 +1,7 @@
-//! Faults over and over, beside processes that lock, share and give up: nothing is lost, nothing overlaps, places are kept.
+//! Repeated faults, while processes lock, share and stop waiting: no lock is lost, holds don't overlap, and places are
+//! kept.
 //!
-//! `PORTALOCK_RESETS_SECONDS` says for how long; a minute is what the guarantees were measured with.
+//! `PORTALOCK_RESETS_SECONDS` sets the duration. The guarantees were measured with a minute.
 
 use std::{
     fs::{File, TryLockError},
@@ -20,10 +21,10 @@ use crate::fixture::{Admin, eventually, granted, lock, patient, settings_at, wai
 const PROCESSES: usize = 6;
 const TASKS: usize = 3;
 const NAMES: usize = 2;
-/// How many stand in the line whose order is looked at.
+/// The number of waiters in the queue whose order is checked.
 const LINE: usize = 4;
 
-/// Longer than the default: it is the faults that must lose nothing, and not the load of the machine.
+/// Longer than the default: the test is about faults, and the load of the machine must not end a session.
 const SESSION: Duration = Duration::from_secs(10);
 
 const URL: &str = "PORTALOCK_RESETS_URL";
@@ -35,12 +36,12 @@ fn time() -> Duration {
     Duration::from_secs(seconds.map_or(4, |seconds| seconds.parse().unwrap()))
 }
 
-/// It connects when it is first used: a fault in that moment is one that a call bears.
+/// A client that connects at first use, so that calls handle a fault at that moment.
 fn client(url: &str) -> RedisBackend {
     RedisBackend::new(settings_at(url).with_session_ttl(SESSION).unwrap())
 }
 
-/// Another process at work: this test program again, as [`be_at_work`].
+/// Another process that works: this test program again, as [`be_at_work`].
 struct Worker(Child);
 
 impl Worker {
@@ -67,7 +68,7 @@ impl Drop for Worker {
     }
 }
 
-/// Runs `fault` again and again, about as often as `every` says, beside processes at work and a line of waiters.
+/// Runs `fault` again and again, at intervals of about `every`, next to working processes and a queue of waiters.
 async fn nothing_is_lost(
     mut server: RedisServer,
     every: Duration,
@@ -171,7 +172,7 @@ async fn be_at_work() {
     }
 }
 
-/// One lock, exclusive or shared, waited for patiently or not.
+/// Acquires and holds one lock, exclusive or shared, with long or short patience.
 async fn work(backend: &RedisBackend, dir: &Path) {
     let name = format!("work-{}", fastrand::usize(..NAMES));
     let policy = if fastrand::u8(..3) == 0 {
@@ -190,13 +191,13 @@ async fn work(backend: &RedisBackend, dir: &Path) {
     match held {
         Ok(guard) => hold(guard, &dir.join(name), shared).await,
         Err(LockError::Timeout { .. }) if gives_up => {}
-        // A call whose patience is shorter than a fault may see nothing but the fault.
+        // A call with less patience than a fault lasts may get an error from the fault.
         Err(error) if gives_up && error.is_retryable() => {}
         Err(error) => panic!("{error:?}"),
     }
 }
 
-/// The system's own lock tells whether two hold; tokens grow with each exclusive one.
+/// A file lock of the system shows whether two processes hold the lock; tokens grow with each exclusive hold.
 async fn hold(guard: Guard<RedisBackend>, path: &Path, shared: bool) {
     let mut file = File::options()
         .create(true)

@@ -1,4 +1,4 @@
-//! A session is taken up again: what is held stays held, and what was missed is learnt.
+//! A resumed session: holds stay, and the client learns what it missed.
 
 use std::{
     io::{BufRead, BufReader, Write},
@@ -18,7 +18,7 @@ use crate::fixture::{
     Admin, ENOUGH, client, eventually, granted, lock, settings, settings_at, waiters, waiting,
 };
 
-/// A client on a line of its own that looks so rarely that only a message, or a resumption, can be in time.
+/// A client with its own proxy. It checks so rarely that only a message, or a resumed session, can be in time.
 async fn listening_on_a_line(server: &RedisServer) -> (RedisBackend, FaultProxy) {
     let line = FaultProxy::start(server.addr()).unwrap();
     let settings = settings_at(&format!("redis://{}", line.addr()))
@@ -27,13 +27,13 @@ async fn listening_on_a_line(server: &RedisServer) -> (RedisBackend, FaultProxy)
     (RedisBackend::with_settings(settings).await.unwrap(), line)
 }
 
-/// A client whose session lasts, and goes without a refresh, for longer than any test.
+/// A client whose session lasts longer than any test, without a refresh.
 async fn lasting(server: &RedisServer) -> RedisBackend {
     let settings = settings(server).with_session_ttl(ENOUGH * 10).unwrap();
     RedisBackend::with_settings(settings).await.unwrap()
 }
 
-/// Waits until so many sessions are subscribed.
+/// Waits until this number of sessions are subscribed.
 async fn subscribed(server: &RedisServer, sessions: usize) {
     let mut admin = Admin::of(server).await;
     let deadline = tokio::time::Instant::now() + ENOUGH;
@@ -113,7 +113,7 @@ async fn a_grant_that_was_told_to_nobody_is_learnt() {
     line.cut();
     subscribed(&server, 1).await;
     held.release().await.unwrap();
-    // It was granted all the same, and its place is gone.
+    // The waiter was granted the lock nevertheless, and its place in the queue is gone.
     let mut admin = Admin::of(&server).await;
     let holders: Vec<String> = admin.ask("HKEYS portalock/lock/a").await;
     assert_eq!(holders.len(), 2, "{holders:?}");
@@ -148,7 +148,7 @@ async fn a_reset_while_the_servers_memory_is_full_loses_nothing() {
     held.ensure_held().unwrap();
 }
 
-/// Another call has withdrawn something meanwhile.
+/// Another call has withdrawn a place meanwhile.
 #[tokio::test]
 async fn an_attempt_with_an_earlier_stamp_is_made_again_with_the_present_one() {
     let server = RedisServer::start().unwrap();
@@ -164,7 +164,7 @@ async fn an_attempt_with_an_earlier_stamp_is_made_again_with_the_present_one() {
     }
 }
 
-/// As in a failover to a replica that had not heard of the release yet.
+/// This is the state after a failover to a replica that lacked the release.
 #[tokio::test]
 async fn a_release_that_the_server_has_lost_is_made_again_when_somebody_waits() {
     let server = RedisServer::start().unwrap();
@@ -185,7 +185,7 @@ async fn a_release_that_the_server_has_lost_is_made_again_when_somebody_waits() 
         }
         assert!(is_held(&other, "a").await);
         if shared {
-            // Nor does it stay in the way of those who don't wait.
+            // The lost release does not block owners that don't wait either.
             eventually(async || self::lock(&other, "a").try_acquire().await.is_ok()).await;
         } else {
             self::lock(&other, "a")
@@ -217,7 +217,7 @@ async fn a_line_that_is_silent_for_longer_than_a_refresh_loses_nothing() {
     held.ensure_held().unwrap();
 }
 
-/// What one client sent the server, as `MONITOR` tells it, from now on.
+/// The commands of a client from now on, as `MONITOR` shows them.
 struct Monitor(BufReader<TcpStream>);
 
 impl Monitor {
@@ -235,7 +235,7 @@ impl Monitor {
         line.trim_end().to_owned()
     }
 
-    /// Who sent the next script with so many keys, and its words.
+    /// Returns the sender of the next script with this number of keys, and the words of the command.
     fn script_with(&mut self, keys: &str) -> (String, Vec<String>) {
         loop {
             let line = self.line();
@@ -262,12 +262,12 @@ async fn is_held(backend: &RedisBackend, name: &str) -> bool {
         .held
 }
 
-/// The worst time for an attempt to arrive: after its owner was withdrawn.
+/// An attempt arrives at the worst time: after its owner was withdrawn.
 #[tokio::test]
 async fn an_attempt_that_arrives_after_its_withdrawal_takes_no_effect() {
     let server = RedisServer::start().unwrap();
     let (backend, line) = listening_on_a_line(&server).await;
-    // The server knows the script, so that it is sent by its hash.
+    // The server now knows the script, so it is sent by its hash.
     drop(lock(&backend, "b").acquire().await.unwrap());
     let mut monitor = Monitor::of(&server);
     line.drop_bytes(Direction::ToClient);
@@ -278,12 +278,12 @@ async fn an_attempt_that_arrives_after_its_withdrawal_takes_no_effect() {
     assert!(!error.is_contention(), "{error}");
     let sent = tokio::task::spawn_blocking(move || monitor.script_with("4"));
     let (sender, sent) = sent.await.unwrap();
-    // Its answer is lost, and with it only that one connection.
+    // The answer is lost, and only this connection ends.
     let mut admin = Admin::of(&server).await;
     let killed: u32 = admin.ask(&format!("CLIENT KILL ADDR {sender}")).await;
     assert_eq!(killed, 1);
     line.heal();
-    // Until it is withdrawn.
+    // Waits until the attempt is withdrawn.
     eventually(async || !is_held(&backend, "a").await).await;
 
     let mut late = redis::cmd(&sent[0]);

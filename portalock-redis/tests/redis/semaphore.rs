@@ -1,4 +1,4 @@
-//! Permits: in order, all or none, and limits that change.
+//! Permits: in order, all or none, and with limits that change.
 
 use std::sync::Arc;
 
@@ -99,7 +99,7 @@ async fn a_waiter_that_goes_away_lets_those_behind_it_pass() {
 async fn the_smallest_capacity_among_those_present_counts() {
     let server = RedisServer::start().unwrap();
     let (one, two) = (client(&server).await, client(&server).await);
-    // Lowered: with the first grant that asks for less, and nobody loses what it has.
+    // A lower limit applies from the first grant that asks with it, and takes no permits from holders.
     let wide = pool(&one, 5).try_acquire(4).await.unwrap();
     assert!(
         pool(&two, 2)
@@ -118,7 +118,7 @@ async fn the_smallest_capacity_among_those_present_counts() {
             .unwrap_err()
             .is_contention()
     );
-    // Raised: when the last that asked with less has gone.
+    // A higher limit applies when the last holder with a lower limit has released.
     narrow.release().await.unwrap();
     let _rest = pool(&one, 5).try_acquire(4).await.unwrap();
     second.release().await.unwrap();

@@ -1,4 +1,5 @@
-//! Behind sentinels: the primary is found, followed when it moves, and what a switch lost is told before a successor.
+//! Behind sentinels: clients find the primary and follow it when it changes. A holder learns what a switch lost before
+//! its successor is granted the lock.
 
 use std::time::Duration;
 
@@ -12,9 +13,9 @@ use tokio::task::spawn_blocking;
 
 use crate::fixture::{Admin, ENOUGH, granted, lock, settings_at, waiting};
 
-/// Longer than any switch here.
+/// Longer than each switch in these tests.
 const LASTING: Duration = Duration::from_secs(30);
-/// So short that its end can be waited for.
+/// So short that a test can wait for its end.
 const SHORT: Duration = Duration::from_secs(3);
 
 async fn start(options: SentinelOptions) -> SentinelGroup {
@@ -24,7 +25,7 @@ async fn start(options: SentinelOptions) -> SentinelGroup {
         .unwrap()
 }
 
-/// Lets the group do something that blocks.
+/// Runs a blocking operation on the group.
 async fn on<T: Send + 'static>(
     group: SentinelGroup,
     action: impl FnOnce(&mut SentinelGroup) -> std::io::Result<T> + Send + 'static,
@@ -44,7 +45,7 @@ async fn connected(settings: RedisSettings) -> RedisBackend {
     RedisBackend::with_settings(settings).await.unwrap()
 }
 
-/// Everything that was written at this server so far is on its replica.
+/// Waits until all earlier writes at this server are on its replica.
 async fn replicated(server: &RedisServer) {
     let mut admin = Admin::of(server).await;
     admin.ask::<()>("SET marker x").await;
@@ -52,7 +53,7 @@ async fn replicated(server: &RedisServer) {
     assert_eq!(replicas, 1);
 }
 
-/// Waits until a lock that this client is granted is kept by this server.
+/// Waits until this client's grants are stored on this server.
 async fn on_server(backend: &RedisBackend, server: &RedisServer) {
     let mut admin = Admin::of(server).await;
     let begun = Instant::now();
@@ -65,7 +66,7 @@ async fn on_server(backend: &RedisBackend, server: &RedisServer) {
     }
 }
 
-/// Waits for the lock through whatever can be tried again.
+/// Waits for the lock, and retries after each retryable error.
 async fn acquired(backend: &RedisBackend, name: &str) -> Guard<RedisBackend> {
     let begun = Instant::now();
     loop {
@@ -86,7 +87,7 @@ enum Fault {
     Demoted,
 }
 
-/// The primary is replaced: locks, tokens and places stay.
+/// The primary changes: locks, tokens and places stay.
 async fn nothing_is_lost(fault: Fault) {
     let mut group = start(SentinelOptions::new()).await;
     let holder = connected(lasting(&group.url())).await;
@@ -103,14 +104,15 @@ async fn nothing_is_lost(fault: Fault) {
         }
         let primary = group.until_moved_from(0)?;
         if let Fault::Stopped = fault {
-            // It goes on as the primary that it was, with what it was sent meanwhile, until a sentinel tells it otherwise.
+            // It continues as the former primary, and executes what it received meanwhile, until a sentinel changes its
+            // role.
             group.servers()[0].resume()?;
         }
         Ok(primary)
     })
     .await;
     println!("{fault:?}: the switch took {:?}", begun.elapsed());
-    // Callers' connections and the sessions' lead to the new one, or will soon.
+    // The connections of callers and sessions lead to the new primary, or will soon.
     for backend in [&holder, &other] {
         on_server(backend, &group.servers()[1]).await;
     }
@@ -137,7 +139,7 @@ async fn a_primary_that_is_demoted_by_hand_takes_nothing_with_it() {
     nothing_is_lost(Fault::Demoted).await;
 }
 
-/// A user of the clients' own: so the others can be kept off a server.
+/// Creates a separate user for clients, so that replicas and sentinels can be shut out of a server.
 async fn with_user(group: &mut SentinelGroup) -> String {
     for server in group.servers() {
         let mut admin = Admin::of(server).await;
@@ -152,14 +154,14 @@ fn as_client(url: &str) -> String {
     url.replace("://", "://client:c@")
 }
 
-/// Parts a server from all but clients: neither replicas nor sentinels can talk to it, and it goes on as what it was.
+/// Cuts a server off from replicas and sentinels, but not from clients. The server continues in its role.
 async fn part(server: &RedisServer) {
     let mut admin = Admin::at(&format!("redis://client:c@{}", server.addr())).await;
     admin.ask::<()>("ACL SETUSER default off").await;
     admin.ask::<u32>("CLIENT KILL USER default").await;
 }
 
-/// A way of its own to each sentinel, which can be cut off.
+/// A proxy to each sentinel, which can be cut off.
 fn by_lines(group: &SentinelGroup) -> (String, Vec<FaultProxy>) {
     let lines: Vec<_> = group
         .sentinel_ports()
@@ -177,7 +179,7 @@ fn short(url: &str) -> RedisSettings {
         .unwrap()
 }
 
-/// The next one is granted the lock, and the holder knows by then.
+/// The next owner is granted the lock, and the holder was told before that.
 async fn tells_first(lost: &LostSignal, other: &RedisBackend) -> Guard<RedisBackend> {
     let next = acquired(other, "a").await;
     assert!(
@@ -196,7 +198,7 @@ async fn a_grant_that_the_promoted_replica_lacks_is_told_first() {
     let settings = |url| RedisSettings::new(url).unwrap().with_session_ttl(SHORT * 2);
     let holder = connected(settings(&behind).unwrap()).await;
     let other = connected(settings(&url).unwrap()).await;
-    // Its calls have a connection by then.
+    // Its calls have a connection now.
     holder.ping().await.unwrap();
     replicated(&group.servers()[0]).await;
     for line in &lines {
@@ -208,7 +210,7 @@ async fn a_grant_that_the_promoted_replica_lacks_is_told_first() {
     let waits = tokio::spawn(async move { tells_first(&lost, &other).await });
     let (_group, primary) = on(group, |group| group.until_moved_from(0)).await;
     assert_eq!(primary, 1);
-    // The other one has seen the switch for long when the holder can, whose primary answers as if nothing had happened.
+    // The other client saw the switch long before the holder can: the holder's primary still answers normally.
     tokio::time::sleep(SHORT / 2).await;
     assert!(!held.is_lost());
     for line in &lines {
@@ -248,7 +250,7 @@ async fn a_split_that_the_holder_cannot_see_leaves_two_where_none_confirm() {
         line.black_hole(Direction::Both);
     }
     part(&group.servers()[0]).await;
-    // The claim is on both sides, but its session is refreshed on one of them only.
+    // The claim is on both servers, but its session is refreshed on only one of them.
     let _next = lock(&other, "a").acquire().await.unwrap();
     assert!(!held.is_lost(), "that would be better than promised");
     for line in &lines {
@@ -277,7 +279,8 @@ async fn what_sentinels_refuse_or_do_not_know_is_told_apart() {
     let mut group = start(SentinelOptions::new()).await;
     let ports = group.sentinel_ports();
     let nobody = RedisServer::start().unwrap();
-    // One that is away or is none does no harm, nor does a name that only it knows.
+    // A sentinel that is down, or a server that is no sentinel, does no harm. Neither does a name that only one
+    // sentinel knows.
     let mut gone = RedisServer::start().unwrap();
     gone.stop();
     let url = group.url_by(&[gone.port(), nobody.port(), ports[0]]);
@@ -290,7 +293,7 @@ async fn what_sentinels_refuse_or_do_not_know_is_told_apart() {
     let away = group.url_by(&[gone.port()]);
     assert_eq!(kind(&away).await, BackendErrorKind::Unavailable);
 
-    // A login of the sentinels' own, and the least that it needs.
+    // A separate login for the sentinels, with the minimum of permissions.
     for port in &ports {
         let mut admin = Admin::at(&format!("redis://127.0.0.1:{port}")).await;
         admin
@@ -311,7 +314,7 @@ async fn what_sentinels_refuse_or_do_not_know_is_told_apart() {
     let wrong = format!("{}?sentinel_user=least&sentinel_password=t", group.url());
     assert_eq!(kind(&wrong).await, BackendErrorKind::PermissionDenied);
 
-    // The servers' own is another.
+    // The login for the servers is different.
     let url = with_user(&mut group).await;
     let wrong = url.replace(":c@", ":d@") + "?sentinel_user=least&sentinel_password=s";
     assert_eq!(kind(&wrong).await, BackendErrorKind::PermissionDenied);
@@ -330,7 +333,7 @@ async fn tls_holds_for_sentinels_and_servers_and_after_a_switch() {
     on_server(&backend, &group.servers()[primary]).await;
     held.release().await.unwrap();
 
-    // Nobody vouches for them.
+    // The certificates are not trusted.
     let refused = RedisBackend::with_settings(lasting(&group.url())).await;
     assert!(refused.is_err());
 }

@@ -1,6 +1,7 @@
-//! A part of the conformance suite behind sentinels, on one group for all cases: a restart of the service is a switch there.
+//! A part of the conformance suite behind sentinels, with one group for all cases. A restart of the service is a
+//! switch.
 //!
-//! What it leaves out needs a line of the client's own or another process, and is the same on a single server.
+//! The other cases need a proxy for the client or another process, and work the same as on a single server.
 
 use std::{
     sync::{Arc, Mutex, PoisonError},
@@ -13,10 +14,10 @@ use portalock_redis::{RedisBackend, RedisSettings};
 use portalock_testkit::{Fixture, FixtureError, Restore, servers::SentinelGroup};
 use tokio::task::spawn_blocking;
 
-/// Longer than a switch, for those who must lose nothing in it.
+/// Longer than a switch, for cases that must lose nothing in it.
 const SESSION: Duration = Duration::from_secs(5);
 
-/// One case's part of the group: keys of its own.
+/// The part of the group for one case: its own keys.
 struct BehindSentinels {
     group: Arc<Mutex<SentinelGroup>>,
     prefix: String,
@@ -44,7 +45,7 @@ impl Fixture for BehindSentinels {
             .and_then(|settings| settings.with_prefix(&self.prefix))
             .and_then(|settings| settings.with_session_ttl(SESSION))
             .map_err(FixtureError::failed)?;
-        // The group's primary is a new one after each switch, and no case has the time to wait.
+        // After each switch the group has a new primary, and the cases have no time to wait.
         let settings = settings.with_restart_wait(Duration::ZERO);
         Ok(RedisBackend::with_settings(settings).await?)
     }

@@ -1,4 +1,4 @@
-//! Granted, queued, handed over, and lost with the session.
+//! Locks that are granted, queued, handed over, and lost with the session.
 
 use std::time::Duration;
 
@@ -69,7 +69,7 @@ async fn without_notice_a_killed_connection_loses_its_locks_and_the_next_call_op
 #[tokio::test]
 async fn a_session_that_is_closed_or_dropped_frees_at_once_and_tells_its_guards() {
     let server = RedisServer::start().unwrap();
-    // So rarely does it look that only a message can be in time.
+    // This client checks so rarely that only a message can be in time.
     let rarely = settings(&server).with_tick_interval(ENOUGH * 10).unwrap();
     let two = RedisBackend::with_settings(rarely).await.unwrap();
     for closes in [true, false] {

@@ -1,5 +1,5 @@
-//! Switch after switch under contention: double grants and falling tokens are counted. `PORTALOCK_SWITCHES` says how many; the
-//! figures of fifty are in `docs/guarantees.md`.
+//! Many switches under contention, in which double grants and falling tokens are counted. `PORTALOCK_SWITCHES` sets the
+//! number of switches; `docs/guarantees.md` has the figures of fifty.
 
 use std::{
     collections::HashMap,
@@ -29,7 +29,7 @@ pub(crate) struct Counts {
     pub(crate) falls: AtomicU32,
 }
 
-/// Who holds, of those who have not been told that they have lost it.
+/// The holders that have not been told of a loss.
 #[derive(Default)]
 pub(crate) struct Witness {
     held: Mutex<HashMap<&'static str, Vec<(u64, LostSignal)>>>,
@@ -68,7 +68,7 @@ impl Witness {
     }
 }
 
-/// Locks, holds and releases until told to end, through whatever can be tried again.
+/// Locks, holds and releases until `ends` is set, and retries after each retryable error.
 pub(crate) async fn work(backend: RedisBackend, witness: Arc<Witness>, ends: Arc<AtomicBool>) {
     while !ends.load(Ordering::Relaxed) {
         let name = NAMES[fastrand::usize(..NAMES.len())];
@@ -83,7 +83,7 @@ pub(crate) async fn work(backend: RedisBackend, witness: Arc<Witness>, ends: Arc
         witness.granted(name, &guard);
         tokio::time::sleep(Duration::from_millis(fastrand::u64(..20))).await;
         witness.releases(name, &guard);
-        // A release that a switch interrupts is the engine's to finish.
+        // If a switch interrupts the release, the engine completes it.
         drop(guard);
     }
 }
@@ -93,13 +93,13 @@ enum Fault {
     Killed,
     Stopped,
     Demoted,
-    /// Replicas and sentinels can't reach it; it goes on, and so do the clients' connections to it.
+    /// Replicas and sentinels can't reach the primary, but it continues, and so do the clients' connections to it.
     Parted,
 }
 
 const FAULTS: [Fault; 4] = [Fault::Parted, Fault::Demoted, Fault::Killed, Fault::Stopped];
 
-/// As the clients' user, who is never kept off.
+/// Sends commands as the clients' user, which is never shut out.
 fn admin(server: &RedisServer, runtime: &Handle, commands: &[&str]) {
     runtime.block_on(async {
         let mut admin = Admin::at(&format!("redis://client:c@{}", server.addr())).await;
@@ -131,7 +131,7 @@ fn switch(group: &mut SentinelGroup, fault: Fault, runtime: &Handle) {
         Fault::Stopped => server.resume().unwrap(),
         Fault::Demoted => {}
         Fault::Parted => {
-            // For as long as the others have to see that it is another now.
+            // Long enough for the other clients to notice the new primary.
             runtime.block_on(tokio::time::sleep(Duration::from_secs(2)));
             admin(server, runtime, &["ACL SETUSER default on"]);
         }
@@ -178,7 +178,7 @@ async fn count(
         })
         .await
         .unwrap();
-        // Those who wait are served again.
+        // Waiters are granted locks again.
         crate::fixture::eventually(async || {
             witness.counts.grants.load(Ordering::Relaxed) > before + 50
         })
@@ -207,7 +207,7 @@ async fn where_replicas_confirm_nobody_holds_twice_and_no_token_falls() {
     assert_eq!(witness.counts.falls.load(Ordering::Relaxed), 0);
 }
 
-/// Nobody is parted from the sentinels here: so the wait alone is enough.
+/// No client is cut off from the sentinels here, so the wait alone is enough.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "takes minutes: PORTALOCK_SWITCHES=50"]
 async fn where_a_new_primary_waits_nobody_holds_twice_and_no_token_falls() {
@@ -216,7 +216,7 @@ async fn where_a_new_primary_waits_nobody_holds_twice_and_no_token_falls() {
     assert_eq!(witness.counts.falls.load(Ordering::Relaxed), 0);
 }
 
-/// What the wait is for.
+/// Counts what happens without the wait.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "takes minutes, and only counts: PORTALOCK_SWITCHES=50"]
 async fn without_the_wait() {

@@ -1,4 +1,4 @@
-//! Waiting: in order, cheap while nothing happens, and quick to notice a crash.
+//! Waiting: in order, cheap when idle, and quick to notice a crash.
 
 use std::{
     process::{Child, Command, Stdio},
@@ -22,7 +22,7 @@ use crate::fixture::{
     waiting, without_notice,
 };
 
-/// How many clients the issue of idle waiting is about.
+/// The number of clients in the issue about idle waiting.
 const MANY: usize = 64;
 
 #[tokio::test]
@@ -45,7 +45,7 @@ async fn waiters_are_served_in_the_order_they_came() {
     }
 }
 
-/// A client whose waiters look so rarely, and wait so long, that only a message can be in time.
+/// A client whose waiters check so rarely, and wait so long, that only a message can be in time.
 async fn listening(server: &RedisServer) -> RedisBackend {
     let settings = settings(server).with_tick_interval(ENOUGH * 10).unwrap();
     RedisBackend::with_settings(settings).await.unwrap()
@@ -175,7 +175,7 @@ async fn a_crash_of_the_holder_is_noticed_though_the_last_in_line_died_before() 
         eventually(async || waiters(&survivor, "a").await == place + 1).await;
     }
     doomed.iter_mut().for_each(Process::kill);
-    // Its look takes out the dead behind it, so that it becomes the last.
+    // Its check removes the dead waiters behind it, so it becomes the last.
     eventually(async || {
         let mut admin = Admin::of(&server).await;
         admin.ask::<usize>("ZCARD portalock/lock-queue/a").await == 1
@@ -209,7 +209,7 @@ async fn many_waiters_cost_the_server_little() {
     held.release().await.unwrap();
 }
 
-/// Commands that clients have sent, without the refreshes of their sessions.
+/// The number of commands that clients have sent, without session refreshes.
 async fn calls(admin: &mut Admin) -> u64 {
     let stats: String = admin.ask("INFO commandstats").await;
     stats
@@ -240,7 +240,7 @@ async fn a_killed_holder_is_noticed_within_a_tick() {
         for backend in &clients {
             line.push(waiting(backend, "a").await);
         }
-        // So that kills don't fall in step with ticks.
+        // A varying pause, so that kills are not in step with ticks.
         tokio::time::sleep(Duration::from_millis(13 * round)).await;
         let killed = Instant::now();
         doomed.kill();
@@ -256,7 +256,7 @@ async fn a_killed_holder_is_noticed_within_a_tick() {
         "noticed after {:?} at the median, {:?} at the most",
         times[7], times[14]
     );
-    // The median is 100 ms where the machine is not loaded; this bound only tells a tick from a session's end.
+    // The median is 100 ms on an idle machine. This bound only distinguishes a tick from the end of a session.
     assert!(times[7] < Duration::from_secs(2), "{times:?}");
 }
 
@@ -325,7 +325,7 @@ async fn names_are_those_in_use() {
     assert_eq!(names, ["a".parse().unwrap(), "b/c".parse().unwrap()]);
 }
 
-/// Another process with a lock of its own, which goes with its connection: this test program again, as
+/// Another process with its own lock, which ends with its connection: this test program again, as
 /// [`be_the_other_process`].
 struct Process(Child);
 
@@ -361,7 +361,7 @@ impl Process {
         process
     }
 
-    /// SIGKILL.
+    /// Sends SIGKILL.
     fn kill(&mut self) {
         self.0.kill().unwrap();
         self.0.wait().unwrap();
@@ -384,6 +384,6 @@ async fn be_the_other_process() {
     let backend = RedisBackend::with_settings(settings).await.unwrap();
     let lock = portalock_core::Lock::new(backend, name).unwrap();
     let _held = lock.acquire_with(&patient()).await.unwrap();
-    // Until it is killed, or whoever started it is long gone.
+    // Waits until it is killed; or until its parent process has ended long ago.
     tokio::time::sleep(ENOUGH * 2).await;
 }

@@ -21,10 +21,10 @@ const FOUND_WITHIN: Duration = Duration::from_secs(180);
 const POLL: Duration = Duration::from_millis(20);
 /// After this time a replica has given up a failover by hand.
 const FAILOVER_WITHIN: Duration = Duration::from_secs(6);
-/// How long one `MIGRATE` may take, in milliseconds.
+/// The timeout of one `MIGRATE`, in milliseconds.
 const MIGRATE_WITHIN: &str = "10000";
 
-/// How to start a [`RedisCluster`].
+/// The options of a [`RedisCluster`].
 #[derive(Debug, Clone)]
 pub struct RedisClusterOptions {
     node_timeout: Duration,
@@ -73,7 +73,7 @@ impl RedisClusterOptions {
         self
     }
 
-    /// Adds a line to every node's `redis.conf`, as [`RedisOptions::setting`].
+    /// Adds a line to every node's `redis.conf`, like [`RedisOptions::setting`].
     #[must_use]
     pub fn setting(mut self, directive: impl Into<String>, values: impl Into<String>) -> Self {
         self.server = self.server.setting(directive, values);
@@ -168,7 +168,7 @@ impl Node {
     }
 }
 
-/// Whether a line of `CLUSTER NODES` says that its node serves `slot`.
+/// Whether, in this line of `CLUSTER NODES`, the node serves `slot`.
 fn serves(line: &str, slot: u16) -> bool {
     line.split(' ').skip(8).any(|range| {
         let (first, last) = range.split_once('-').unwrap_or((range, range));
@@ -181,11 +181,11 @@ fn serves(line: &str, slot: u16) -> bool {
 }
 
 impl RedisCluster {
-    /// A cluster with the default [`RedisClusterOptions`].
+    /// Starts a cluster with the default [`RedisClusterOptions`].
     ///
     /// # Errors
     ///
-    /// As [`RedisClusterOptions::start`].
+    /// The same as for [`RedisClusterOptions::start`].
     pub fn start() -> Result<Self, StartError> {
         RedisClusterOptions::new().start()
     }
@@ -238,20 +238,20 @@ impl RedisCluster {
         self.nodes.len()
     }
 
-    /// One of the nodes.
+    /// Returns a node.
     ///
     /// # Panics
     ///
-    /// If there is none of this number.
+    /// If there is no node with this number.
     pub fn node(&self, node: usize) -> &RedisServer {
         &self.nodes[node].server
     }
 
-    /// One of the nodes, to be stopped or started again.
+    /// Returns a node, to stop or start it.
     ///
     /// # Panics
     ///
-    /// If there is none of this number.
+    /// If there is no node with this number.
     pub fn node_mut(&mut self, node: usize) -> &mut RedisServer {
         &mut self.nodes[node].server
     }
@@ -317,7 +317,7 @@ impl RedisCluster {
     ///
     /// # Panics
     ///
-    /// If there is no node of this number.
+    /// If there is no node with this number.
     pub fn begin_move(&self, slot: u16, to: usize) -> io::Result<SlotMove> {
         let from = until(|| self.owner(slot))?;
         let (giver, taker) = (&self.nodes[from], &self.nodes[to]);
@@ -368,15 +368,15 @@ impl RedisCluster {
         until(|| self.owner(slot)).map(drop)
     }
 
-    /// Moves `slot` to another primary, with all of its keys.
+    /// Moves `slot` to another primary, with all its keys.
     ///
     /// # Errors
     ///
-    /// As [`begin_move`](Self::begin_move) and [`finish_move`](Self::finish_move).
+    /// The same as for [`begin_move`](Self::begin_move) and [`finish_move`](Self::finish_move).
     ///
     /// # Panics
     ///
-    /// If there is no node of this number.
+    /// If there is no node with this number.
     pub fn move_slot(&self, slot: u16, to: usize) -> io::Result<()> {
         let moving = self.begin_move(slot, to)?;
         self.finish_move(moving)

@@ -1,14 +1,14 @@
-//! What the long ways do, which few attempts and releases go: each case is brought about on purpose.
+//! The rare cases of attempts and releases, in `acquire.lua` and `release.lua`: each test sets up one case.
 
 use super::{super::INSPECT, KEPT, ask, attempt_with, connection, open_as, release};
 use portalock_testkit::servers::RedisServer;
 use redis::aio::MultiplexedConnection;
 
 const ALL: [&str; 2] = ["1", "1"];
-/// More than there is: it is never granted.
+/// More than the capacity: it is never granted.
 const TOO_MUCH: [&str; 2] = ["3", "2"];
 
-/// A client of these sessions, which live as long as their keys.
+/// A client with these sessions, which are alive as long as their keys exist.
 async fn sessions(server: &RedisServer, names: &[&str]) -> MultiplexedConnection {
     let mut client = connection(server).await;
     for name in names {
@@ -83,7 +83,7 @@ async fn one_who_asks_again_takes_out_the_dead_at_the_end_of_the_queue() {
         attempt(&mut client, "a", "2").await[..2],
         ["contended", "2"]
     );
-    // One who lives looks after those before it.
+    // A living waiter checks the owners ahead of it.
     assert_eq!(order(&mut client).await, ["2", "3", "4"]);
     end(&mut client, "c").await;
     assert_eq!(
@@ -123,7 +123,7 @@ async fn what_never_fits_waits_and_nobody_overtakes_it() {
         ["contended", "0", "a|3|2||0|{}"],
         "nobody else is in its way"
     );
-    // The clock was set back since.
+    // As if the clock was set back afterwards.
     let _: () = ask(&mut client, &["ZINCRBY", "queue", "3600000000", "1"]).await;
     for owner in ["2", "3"] {
         let answer = attempt(&mut client, "b", owner).await;
@@ -138,7 +138,7 @@ async fn what_never_fits_waits_and_nobody_overtakes_it() {
 #[tokio::test]
 async fn a_token_grows_whatever_the_clock_says_and_its_state_outlives_it() {
     const HOUR: u64 = 3_600_000;
-    /// In the year 2223.
+    /// A time in the year 2223.
     const LATE: u64 = 8_000_000_000_000_000;
     let server = RedisServer::start().unwrap();
     let mut client = sessions(&server, &["a"]).await;
@@ -147,7 +147,7 @@ async fn a_token_grows_whatever_the_clock_says_and_its_state_outlives_it() {
         let left: u64 = ask(&mut client, &["PTTL", "state"]).await;
         assert!((HOUR..=2 * HOUR).contains(&left), "{left} ms");
         release(&mut client, "1").await;
-        // Once an hour is enough.
+        // Once an hour is enough for the time to live.
         let _: () = ask(&mut client, &["PEXPIRE", "state", "60000"]).await;
         attempt_with(&mut client, "a", "1", shape, KEPT).await;
         let left: u64 = ask(&mut client, &["PTTL", "state"]).await;

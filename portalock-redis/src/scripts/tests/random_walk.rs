@@ -1,4 +1,4 @@
-//! Requests of all shapes at random, with sessions that die in between: what lies in Redis is looked at after each script.
+//! Random requests of all shapes, with sessions that die in between. After each script, the keys in Redis are checked.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
@@ -16,7 +16,7 @@ const SHAPES: [[&str; 2]; 6] = [
     ["1", "2"],
 ];
 
-/// A claim as it lies there.
+/// A claim, as it is stored.
 #[derive(Debug, Clone, PartialEq)]
 struct Stored {
     session: String,
@@ -29,7 +29,7 @@ struct Snapshot {
     token: u64,
     shape: Option<String>,
     holders: BTreeMap<String, Stored>,
-    /// In their order.
+    /// The waiters, in order.
     queue: Vec<(String, Stored)>,
 }
 
@@ -80,7 +80,7 @@ impl Snapshot {
         used + one.weight <= one.capacity.min(limit.unwrap_or(one.capacity))
     }
 
-    /// What the invariants say of any one moment.
+    /// Checks the invariants of one state.
     fn check(&self, living: &HashSet<String>) {
         let used: u32 = self.holders.values().map(|claim| claim.weight).sum();
         if let Some(limit) = self.holders.values().map(|claim| claim.capacity).min() {
@@ -101,7 +101,7 @@ impl Snapshot {
         }
     }
 
-    /// What they say of one script's work.
+    /// Checks the invariants of one script's changes.
     fn check_since(&self, before: &Self, released: Option<&String>, living: &HashSet<String>) {
         let granted: BTreeSet<&String> = self
             .holders
@@ -134,7 +134,7 @@ impl Snapshot {
     }
 }
 
-/// Of a session, whose id is a number.
+/// The stamp of a session, whose id is a number.
 fn stamp(id: &str) -> &'static str {
     let number = u32::from_str_radix(id, 16).unwrap();
     if number.is_multiple_of(2) {
@@ -144,13 +144,13 @@ fn stamp(id: &str) -> &'static str {
     }
 }
 
-/// What a client would know.
+/// The knowledge of a client.
 struct Walk {
     client: MultiplexedConnection,
     random: fastrand::Rng,
     living: HashSet<String>,
     sessions: Vec<String>,
-    /// Every owner that has not been released, with its session and shape.
+    /// All owners that have not been released, with session and shape.
     owners: Vec<(String, String, [&'static str; 2])>,
     minted: u32,
 }
