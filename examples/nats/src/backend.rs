@@ -1,4 +1,4 @@
-//! The backend: what it promises, and the trait.
+//! The backend: its capabilities, and the trait.
 
 use std::{sync::Arc, time::Duration};
 
@@ -14,14 +14,14 @@ use crate::{
     state::State,
 };
 
-/// Where the locks are, and for how long a client that is silent keeps its own.
+/// The settings of the backend.
 #[derive(Debug, Clone)]
 pub struct NatsSettings {
     /// The server, such as `nats://127.0.0.1:4222`.
     pub url: String,
-    /// What the names of the two buckets begin with. All who share locks give the same.
+    /// The prefix of the names of the two buckets. Clients that share locks must use the same.
     pub bucket: String,
-    /// All who share a bucket give the same.
+    /// How long a session lives without renewals. Clients that share a bucket must use the same.
     pub lease_time: Duration,
     /// How long one request may take.
     pub request_timeout: Duration,
@@ -32,22 +32,23 @@ pub struct NatsSettings {
 pub struct NatsBackend(Arc<Client<SessionKey>>);
 
 impl NatsBackend {
-    /// Connects, and begins a session.
+    /// Connects, and starts a session.
     ///
     /// # Errors
     ///
-    /// [`BackendError`] if the server can't be reached or keeps no streams, or the bucket was made with another lease time.
+    /// [`BackendError`] if the server can't be reached or has no streams, or if the bucket was created with another
+    /// lease time.
     ///
     /// # Cancel safety
     ///
-    /// Safe: a session that has begun ends with the backend.
+    /// Safe: a started session ends with the backend.
     pub async fn connect(settings: NatsSettings) -> Result<Self, BackendError> {
         let client = Client::new(Arc::new(Server::new(settings)));
         client.session().await?;
         Ok(Self(Arc::new(client)))
     }
 
-    /// The settings it was made with.
+    /// The settings.
     pub fn settings(&self) -> &NatsSettings {
         &self.0.shared().settings
     }
@@ -57,7 +58,7 @@ impl NatsBackend {
 impl LockBackend for NatsBackend {
     fn capabilities(&self) -> Capabilities {
         let lease_time = self.settings().lease_time;
-        // Sessions look at each third of it.
+        // Sessions check at each third of the lease.
         let noticed = lease_time / 2 + Duration::from_secs(1);
         Capabilities::new(Scope::Network)
             .with_shared(true)
@@ -81,7 +82,7 @@ impl LockBackend for NatsBackend {
     }
 
     async fn inspect(&self, name: &LockName) -> Result<Inspection, BackendError> {
-        // Somebody who looks is not told of the dead, though nobody may wait behind them.
+        // Dead holders are removed first, so that an inspection does not return them.
         let look = async |store: &Store| store.bury_the_dead(name, "", State::inspection).await;
         Ok(self.0.shared().over(look).await?.value)
     }

@@ -21,10 +21,10 @@ use tokio::time::timeout;
 
 use crate::{backend::NatsSettings, state::State};
 
-/// What stands in the key of a session that was found dead, so that nobody can renew it any more.
+/// The value that marks a session as dead, so that it can't be renewed.
 const DEAD: &str = "dead";
 
-/// The way to the server: what is known of it, and a connection for each runtime.
+/// The server: its settings, and a connection for each runtime.
 #[derive(Debug)]
 pub(crate) struct Server {
     pub(crate) settings: NatsSettings,
@@ -39,7 +39,7 @@ impl Server {
         }
     }
 
-    /// What `request` comes to over this runtime's own connection. One that failed is given up for another one.
+    /// Runs `request` over this runtime's own connection. After a failure the connection is replaced.
     pub(crate) async fn over<T>(
         &self,
         request: impl AsyncFnOnce(&Store) -> Result<T, BackendError>,
@@ -67,7 +67,7 @@ pub(crate) struct Store {
 }
 
 impl Store {
-    /// Connects, and makes the buckets if they aren't there. `ended` is called when the connection breaks.
+    /// Connects, and creates the buckets if they don't exist. `ended` is called when the connection breaks.
     pub(crate) async fn open(
         settings: &NatsSettings,
         ended: impl Fn() + Send + Sync + 'static,
@@ -76,7 +76,7 @@ impl Store {
             .connection_timeout(settings.request_timeout)
             .request_timeout(Some(settings.request_timeout))
             .ping_interval(settings.lease_time / 6)
-            // A new one is made instead, by us.
+            // The session layer opens a new one instead.
             .max_reconnects(1)
             .event_callback(move |event| {
                 if matches!(event, Event::Disconnected | Event::Closed) {
@@ -99,11 +99,11 @@ impl Store {
                 discard: stream::DiscardPolicy::New,
                 allow_rollup: true,
                 deny_delete: true,
-                // A replica would answer with what was true a moment ago.
+                // A replica could answer with old data.
                 allow_direct: false,
                 ..stream::Config::default()
             };
-            // Nothing happens to one that is there and has the same settings.
+            // This has no effect on an existing bucket with the same settings.
             let made = jetstream.create_stream(config).await;
             made.map_err(|error| match error.kind() {
                 CreateStreamErrorKind::TimedOut => unavailable("make the buckets")(error),
@@ -126,7 +126,7 @@ impl Store {
         self.client.connection_state() != Line::Disconnected
     }
 
-    /// The lock's state, and the revision that it has it in.
+    /// The lock's state, and its revision.
     pub(crate) async fn read(&self, name: &LockName) -> Result<(State, u64), BackendError> {
         match entry(&self.locks, &key(name)).await? {
             Some(entry) => Ok((decode(&entry.value)?, entry.revision)),
@@ -134,8 +134,8 @@ impl Store {
         }
     }
 
-    /// Changes the lock's state by `step`, which says what came of it and whether to write. Made again on the newer state when
-    /// somebody was quicker.
+    /// Changes the lock's state with `step`, which returns its result and whether to write. If another client has
+    /// changed the key meanwhile, the step is repeated on the newer state.
     pub(crate) async fn change<T>(
         &self,
         name: &LockName,
@@ -153,12 +153,12 @@ impl Store {
             if written.is_some() {
                 return Ok(outcome);
             }
-            // Whoever was quicker goes on in step with us otherwise.
+            // A random pause, so that the competing clients don't stay in step.
             tokio::time::sleep(Duration::from_micros(fastrand::u64(..5000))).await;
         }
     }
 
-    /// The names that are held or waited for. A key is left of every name that ever was.
+    /// The names with holders or waiters. Each name that was ever used leaves a key.
     pub(crate) async fn names(&self) -> Result<Vec<LockName>, BackendError> {
         let keys = self.locks.keys().await;
         let mut keys = keys.map_err(unavailable("list the locks"))?;
@@ -175,7 +175,8 @@ impl Store {
         Ok(names)
     }
 
-    /// Takes what dead sessions have out of a lock, and shows `look` its state. The caller's own session is known to live.
+    /// Removes the claims of dead sessions from a lock, and passes its state to `look`. The caller's own session is
+    /// alive.
     pub(crate) async fn bury_the_dead<T>(
         &self,
         name: &LockName,
@@ -199,7 +200,7 @@ impl Store {
         self.change(name, bury).await
     }
 
-    /// Whether a session has ended. One that has expired is buried by this: it can't be renewed after somebody has acted on that.
+    /// Whether a session has ended. This marks an expired session as dead, so that it can't be renewed afterwards.
     pub(crate) async fn is_dead(&self, session: &str) -> Result<bool, BackendError> {
         if let Some(entry) = entry(&self.sessions, session).await? {
             return Ok(entry.operation != Operation::Put || entry.value == DEAD);
@@ -214,7 +215,7 @@ impl Store {
     }
 }
 
-/// What a key holds. A deleted key holds nothing.
+/// The value of a key. A deleted key has none.
 pub(crate) async fn entry(
     bucket: &kv::Store,
     key: &str,
@@ -222,7 +223,8 @@ pub(crate) async fn entry(
     bucket.entry(key).await.map_err(unavailable("read a key"))
 }
 
-/// Writes a key that has this revision, 0 if it isn't there: its next revision. `None` if it has another.
+/// Writes a key if it has this revision (0 for a missing key), and returns its next revision. `None` if it has another
+/// one.
 pub(crate) async fn update(
     bucket: &kv::Store,
     key: &str,
@@ -240,14 +242,14 @@ pub(crate) fn decode(value: &[u8]) -> Result<State, BackendError> {
     serde_json::from_slice(value).map_err(failed(Kind::Corrupt, "read a lock"))
 }
 
-/// Any name in the letters that a key may have.
+/// A name, encoded with the characters that a key may have.
 fn key(name: &LockName) -> String {
     name.as_str()
         .bytes()
         .fold(String::new(), |key, byte| format!("{key}{byte:02x}"))
 }
 
-/// The name of a lock's key; `None` if it is none of ours.
+/// The name of a lock's key; `None` if the key is not a lock.
 fn name(key: &str) -> Option<LockName> {
     let byte = |at: usize| u8::from_str_radix(key.get(at..at + 2)?, 16).ok();
     let bytes: Option<Vec<u8>> = (0..key.len()).step_by(2).map(byte).collect();

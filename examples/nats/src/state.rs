@@ -1,4 +1,5 @@
-//! One lock, as its key holds it. Each change is a function of the state before it, so that it can be made again.
+//! The state of one lock, as its key contains it. Each change is a function of the last state, so that it can be
+//! repeated.
 
 use std::{
     sync::Arc,
@@ -11,7 +12,7 @@ use portalock_core::{
 };
 use serde::{Deserialize, Serialize};
 
-/// Who holds a lock and who waits for it, in order.
+/// The holders and waiters of a lock, in order.
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub(crate) struct State {
     last: Option<u64>,
@@ -76,7 +77,8 @@ impl State {
         }
     }
 
-    /// Takes out the claims that `which` means, and grants to whoever is next. True if one of them held.
+    /// Removes the claims that `which` selects, and grants to the next waiters. True if one of the removed claims was a
+    /// hold.
     pub(crate) fn leave(&mut self, which: impl Fn(&Claim) -> bool) -> bool {
         let held = self.holders.iter().any(&which);
         self.holders.retain(|claim| !which(claim));
@@ -85,7 +87,7 @@ impl State {
         held
     }
 
-    /// Grants from the front of the queue, as far as it fits.
+    /// Grants to the head of the queue, as long as it fits.
     fn serve(&mut self) {
         while let Some(next) = self.queue.first()
             && (self.holders.is_empty() || next.shared && self.holders.iter().all(|it| it.shared))
@@ -99,7 +101,7 @@ impl State {
         }
     }
 
-    /// How a place stands.
+    /// The state of a place.
     pub(crate) fn stand(&self, place: &str) -> Stand {
         let is_of = |claim: &&Claim| *claim.place == *place;
         match self.claims().find(is_of) {

@@ -1,4 +1,4 @@
-//! What all clones of a backend share: the session when it is needed, and the requests in it.
+//! The client that all clones of a backend share: its session, and requests in it.
 
 use std::{sync::Arc, time::Duration};
 
@@ -12,46 +12,46 @@ use crate::{
 /// cost.
 pub(super) const RECHECK_AFTER: Duration = Duration::from_secs(60);
 
-/// A client of a [`Service`]: its requests, each in the session that lives when it is made.
+/// A client of a [`Service`]. Each request is made in the session that lives at that time.
 ///
-/// It has what the methods of [`LockBackend`](crate::LockBackend) need: an attempt, a release, a waiter's line, and the end.
-/// When the last clone is dropped the session ends, in the background.
+/// It has what the methods of [`LockBackend`](crate::LockBackend) need: attempts, releases, subscriptions, and `close`.
+/// When the client is dropped, the session ends in the background.
 #[derive(Debug)]
 pub struct Client<S: Service> {
     sessions: Sessions<KeptSession<S>>,
     shared: S::Shared,
 }
 
-/// What an attempt came to at the service.
+/// The result of an attempt at the service.
 #[derive(Debug)]
 pub enum Entered {
-    /// The owner holds, by this token.
+    /// The owner holds the lock, with this token.
     Granted(FencingToken),
     /// It has a place in the queue.
     Queued {
-        /// Who holds, if that is known.
+        /// A holder, if one is known.
         holder: Option<Holder>,
         /// After what time somebody in front may be dead, if that is known: the session looks then, or the waiter
         /// [asks again](Service::WAITERS_ASK_AGAIN).
         look_in: Option<Duration>,
     },
-    /// It would have had to wait, and nothing of it is kept.
+    /// The lock is contended, and the service keeps nothing of the request.
     Refused(Option<Holder>),
     /// The service no longer knows the session.
     Ended(Loss),
 }
 
-/// An answer, and whether an earlier try of the same request may have been carried out without one.
+/// An answer, and whether an earlier try of the same request may have been executed without an answer.
 #[derive(Debug, Clone, Copy)]
 pub struct Answered<T> {
-    /// What was answered.
+    /// The answer.
     pub value: T,
     /// Whether the request was sent more than once.
     pub repeated: bool,
 }
 
 impl<S: Service> Client<S> {
-    /// A client without a session. Nothing is sent yet.
+    /// Creates a client without a session. Nothing is sent yet.
     pub fn new(shared: S::Shared) -> Self {
         Self {
             sessions: Sessions::new(),
@@ -59,12 +59,12 @@ impl<S: Service> Client<S> {
         }
     }
 
-    /// What its sessions share, such as settings and connections.
+    /// The state that its sessions share, such as settings and connections.
     pub fn shared(&self) -> &S::Shared {
         &self.shared
     }
 
-    /// The session, or a new one if there is none that is certain.
+    /// Returns the session, or a new one if there is no live session.
     ///
     /// # Errors
     ///
@@ -72,7 +72,7 @@ impl<S: Service> Client<S> {
     ///
     /// # Cancel safety
     ///
-    /// Safe: a session that was begun serves the next call.
+    /// Safe: the next call gets a session that was started.
     pub async fn session(&self) -> Result<Arc<KeptSession<S>>, BackendError> {
         if let Some(session) = self.sessions.live() {
             return Ok(session);
@@ -83,16 +83,16 @@ impl<S: Service> Client<S> {
             .await
     }
 
-    /// One attempt for `owner`: what [`LockBackend::try_acquire`](crate::LockBackend::try_acquire) answers.
+    /// Makes one attempt for `owner`, for [`LockBackend::try_acquire`](crate::LockBackend::try_acquire).
     ///
     /// # Errors
     ///
-    /// What the service failed with; what came of the attempt is then unknown until the owner is released.
-    /// [`SessionEnded`](BackendErrorKind::SessionEnded) if the session did, and the attempt with it.
+    /// The error of the service; the outcome is then unknown until the owner is released.
+    /// [`SessionEnded`](BackendErrorKind::SessionEnded) if the session has ended, and the attempt with it.
     ///
     /// # Cancel safety
     ///
-    /// Safe: the place stays known until it has been released.
+    /// Safe: the client remembers the place until it has been released.
     pub async fn attempt(&self, owner: OwnerId, wish: &S::Wish) -> Result<Attempt, BackendError> {
         let session = self.session().await?;
         let places = session.places();
@@ -153,11 +153,11 @@ impl<S: Service> Client<S> {
     ///
     /// # Errors
     ///
-    /// What the service failed with. The session then releases the owner.
+    /// The error of the service. The session then releases the owner.
     ///
     /// # Cancel safety
     ///
-    /// Safe: the session releases the owner then.
+    /// Safe: the session then releases the owner.
     pub async fn release(&self, owner: OwnerId) -> Result<Released, BackendError> {
         match self.sessions.latest() {
             Some(session) => release(&session, owner).await,
@@ -165,11 +165,11 @@ impl<S: Service> Client<S> {
         }
     }
 
-    /// The line on which a grant comes to a waiter.
+    /// The channel on which a waiter gets its grant.
     ///
     /// # Errors
     ///
-    /// [`SessionEnded`](BackendErrorKind::SessionEnded) if nothing was ever asked for.
+    /// [`SessionEnded`](BackendErrorKind::SessionEnded) if there was no request yet.
     pub fn subscribe(&self, owner: OwnerId) -> Result<Wakeups, BackendError> {
         let session = self.sessions.latest().ok_or_else(|| {
             BackendError::new(
@@ -180,20 +180,20 @@ impl<S: Service> Client<S> {
         Ok(session.places().listen(owner))
     }
 
-    /// By what `owner` holds: its place and its token.
+    /// The place and the token of `owner`, if it holds a lock.
     pub fn held(&self, owner: OwnerId) -> Option<(S::Place, FencingToken)> {
         self.sessions.latest()?.places().held(owner)
     }
 
-    /// Ends the session in good order, and waits until the service knows.
+    /// Ends the session, and waits until the service knows.
     ///
     /// # Errors
     ///
-    /// [`BackendError`] if the service could not be told: the session then ends there by its time.
+    /// [`BackendError`] if the service could not be told. The session then ends there when its time is over.
     ///
     /// # Cancel safety
     ///
-    /// Safe: the session ends all the same.
+    /// Safe: the session ends nevertheless.
     pub async fn close(&self) -> Result<(), BackendError> {
         let Some(session) = self.sessions.take() else {
             return Ok(());

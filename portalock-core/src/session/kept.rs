@@ -1,4 +1,4 @@
-//! A session that is kept: renewed, taken up again over a new connection, looked after, and ended in good order.
+//! A kept session: it is renewed, resumed over a new connection, checked, and ended.
 
 use std::{
     convert::Infallible,
@@ -53,16 +53,16 @@ impl<S: Service> Session for KeptSession<S> {
 }
 
 impl<S: Service> KeptSession<S> {
-    /// Begins a session, in place of `former`, and keeps it until its lease ends. Runs on the session thread.
+    /// Starts a session that replaces `former`, and keeps it until its lease ends. Runs on the session thread.
     ///
     /// # Errors
     ///
-    /// What [`Service::connect`] or [`Service::begin`] failed with; [`SessionEnded`](BackendErrorKind::SessionEnded) if its
-    /// lease ran out meanwhile.
+    /// The error of [`Service::connect`] or [`Service::begin`]; [`SessionEnded`](BackendErrorKind::SessionEnded) if its
+    /// lease ended meanwhile.
     ///
     /// # Cancel safety
     ///
-    /// Dropping the call leaves what was begun at the service until its time there ends.
+    /// If the call is dropped, a session at the service ends when its time is over.
     pub async fn start(service: S, former: Option<Arc<Self>>) -> Result<Arc<Self>, BackendError> {
         // Until it has begun nothing is certain, and nobody knows of it.
         let lease = Lease::unbounded();
@@ -89,22 +89,22 @@ impl<S: Service> KeptSession<S> {
         Ok(session)
     }
 
-    /// What the backend keeps for the session.
+    /// The backend's part of the session.
     pub fn service(&self) -> &S {
         &self.service
     }
 
-    /// What its owners have.
+    /// The places of its owners.
     pub fn places(&self) -> &Places<S::Place> {
         &self.places
     }
 
-    /// Ends the session: its locks are lost. The rest is seen to in the background.
+    /// Ends the session: its locks are lost. The clean-up is done in the background.
     pub fn end(&self, loss: Loss) {
         self.lease.end(loss);
     }
 
-    /// Fails once the session is certain no more.
+    /// Fails if the session is no longer certain.
     ///
     /// # Errors
     ///
@@ -125,17 +125,17 @@ impl<S: Service> KeptSession<S> {
         self.ended.notify_one();
     }
 
-    /// Renews at once, for what the renewal tells, rather than when it is due.
+    /// Renews at once instead of when it is due, for the answer of the renewal.
     pub fn renew_now(&self) {
         self.hurried.notify_one();
     }
 
-    /// Somebody in front of a waiter may be dead after this time: what the session has is looked after then.
+    /// An owner ahead of a waiter may be dead after this time: checks the places then.
     pub fn look_within(&self, time: Duration) {
         self.looks.within(time);
     }
 
-    /// Its present connection.
+    /// Its current connection.
     pub fn connection(&self) -> Option<S::Connection> {
         self.lock_connection().clone().filter(S::is_open)
     }
@@ -183,7 +183,7 @@ impl<S: Service> KeptSession<S> {
         self.finished.send_replace(Some(finished));
     }
 
-    /// Waits until the session, which has ended here, has ended at the service.
+    /// Waits until the session, which has ended here, has also ended at the service.
     pub(super) async fn finished(&self) -> Result<(), BackendError> {
         let mut finished = self.finished.subscribe();
         // Its sender is as old as the session.

@@ -1,4 +1,4 @@
-//! When a session looks after what it has at the service.
+//! When a session checks its places at the service.
 
 use std::{
     sync::{Mutex, MutexGuard, PoisonError},
@@ -9,14 +9,14 @@ use tokio::{sync::Notify, time::timeout_at};
 
 use crate::clock::Instant;
 
-/// How many places one look asks for.
+/// How many places one check reads.
 pub(super) const SEEN_AT_ONCE: usize = 500;
 /// But each is asked for so often, however many there are: a service may keep one no longer than some multiple of that from its last
 /// look.
 const SEEN_WITHIN: Duration = Duration::from_secs(600);
 /// After how long a look that failed is repeated, or a release is taken over from whoever it failed for.
 pub(super) const AGAIN_AFTER: Duration = Duration::from_secs(1);
-/// Looks don't come closer than this.
+/// The shortest time between two checks.
 const AT_MOST_EVERY: Duration = Duration::from_millis(50);
 
 /// How many of so many places one of the looks asks for that come at this interval.
@@ -34,7 +34,7 @@ pub(super) struct Looks {
 }
 
 impl Looks {
-    /// The next look comes after this time at the latest.
+    /// The next check comes after this time at the latest.
     pub(super) fn within(&self, time: Duration) {
         let Some(sooner) = Instant::now().checked_add(time.max(AT_MOST_EVERY)) else {
             return;
@@ -47,7 +47,7 @@ impl Looks {
         }
     }
 
-    /// Waits for the next look, which comes after `interval` if nobody asks for an earlier one.
+    /// Waits for the next check, which comes after `interval` if no earlier one is requested.
     pub(super) async fn next(&self, interval: Duration) {
         loop {
             let at = *self.lock().get_or_insert_with(|| Instant::now() + interval);
@@ -59,7 +59,7 @@ impl Looks {
     }
 
     fn lock(&self) -> MutexGuard<'_, Option<Instant>> {
-        // Nothing panics while it is held.
+        // No code panics while it holds the lock.
         self.at.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -1,35 +1,34 @@
-//! What networked backends share: a session that outlives the caller's runtime.
+//! The session layer for networked backends: a session that outlives the caller's runtime.
 //!
-//! A networked backend keeps its client's liveness at the service: a lease, a key with a time to live, a row. All of its
-//! locks live and die with that *session*. This module has the parts that every such backend needs, in the order in which
-//! a session uses them:
+//! A networked backend keeps its client's liveness at the service: a lease, a key with a time to live, or a row. When
+//! this *session* ends, all its locks end. This module has the parts that every such backend needs, in the order in
+//! which a session uses them:
 //!
-//! 1. [`Client`] makes the requests: an attempt, a release, a waiter's line.
-//! 2. [`Sessions`] starts a session when one is first needed, once for all callers that wait for it, and starts the next
-//!    one when it has ended.
-//! 3. [`KeptSession`] keeps it: renews it, makes a broken connection anew, looks whether what it has is still there, takes over
-//!    releases that failed, and ends in good order.
-//! 4. [`Places`] is the book of what its owners have: who holds, who waits, and what may still arrive.
-//! 5. [`PerRuntime`] keeps one connection for each runtime that uses the backend, for the callers' own requests.
+//! 1. [`Client`] makes the requests: attempts, releases, and subscriptions of waiters.
+//! 2. [`Sessions`] starts a session when it is first needed, once for all waiting callers, and starts the next one when
+//!    it has ended.
+//! 3. [`KeptSession`] keeps the session: it renews it, reconnects, checks that its locks still exist, repeats failed
+//!    releases, and ends the session.
+//! 4. [`Places`] records the places of the session's owners: holds, waiters, and requests that may still arrive.
+//! 5. [`PerRuntime`] keeps one connection for each runtime that uses the backend, for the callers' requests.
 //!
-//! What a backend writes is a [`Service`]. `docs/writing-a-backend.md` works one out.
+//! A backend implements [`Service`]. `docs/writing-a-backend.md` explains an example.
 //!
-//! A backend whose session is of another kind builds on the parts: [`Keeper`] renews a [`Lease`](crate::Lease) until it ends,
-//! and [`spawn`] runs what listens for grants and losses.
+//! A backend with another kind of session can use the parts: [`Keeper`] renews a [`Lease`](crate::Lease) until it ends,
+//! and [`spawn`] runs a listener for grants and losses.
 //!
 //! # The session thread
 //!
-//! Starts, renewals and listeners run on a thread of the library's own, the *session thread*. So a session doesn't notice
-//! when the runtime that first used it ends, or when a computation keeps that runtime from running for longer than the
-//! lease lasts. Commands run on the caller's runtime, over that runtime's own connection, so an uncontended lock costs no
-//! switch between threads.
+//! Starts, renewals and listeners run on a thread of the library, the *session thread*. So the session goes on if the
+//! runtime that used it first ends, or if a computation blocks that runtime for longer than the lease. Requests run on
+//! the caller's runtime, over that runtime's own connection, so an uncontended lock needs no switch between threads.
 //!
 //! # For implementers
 //!
-//! - A connection of an async client is driven by a task on the runtime that opened it. Never renew over a connection that
-//!   was opened elsewhere: take the session thread's own from [`PerRuntime`].
-//! - Nothing may block the session thread, or compute on it: all sessions of the process are renewed there.
-//! - End a session's [`Lease`](crate::Lease) when the session is dropped; its keeper and tasks stop with it.
+//! - A task on the runtime that opened a connection drives it. Never renew over a connection of another runtime: take
+//!   the session thread's own from [`PerRuntime`].
+//! - Never block the session thread, and don't compute on it: it renews all sessions of the process.
+//! - End a session's [`Lease`](crate::Lease) when the session is dropped; this also stops its keeper and tasks.
 
 mod client;
 mod keeper;

@@ -15,11 +15,11 @@ use tokio::{
 use super::single_flight::SingleFlight;
 use crate::{BackendError, BackendErrorKind};
 
-/// The connections of one backend object: each runtime that uses it has its own.
+/// The connections of one backend object: one for each runtime that uses it.
 ///
-/// An async client's connection is driven by a task on the runtime that opened it, and stands still or ends with that
-/// runtime. A backend that is shared by several runtimes, and by the session thread, therefore needs one for each. A
-/// connection is opened when a runtime first needs it, and dropped when that runtime ends.
+/// A task on the runtime that opened a connection drives it, so the connection stops when that runtime blocks or ends.
+/// A backend that several runtimes and the session thread share needs a connection for each. A connection is opened
+/// when a runtime first needs it, and dropped when that runtime ends.
 pub struct PerRuntime<C>(Arc<Mutex<HashMap<Id, Arc<Entry<C>>>>>);
 
 struct Entry<C> {
@@ -35,8 +35,8 @@ impl<C: Clone + Send + Sync + 'static> PerRuntime<C> {
         Self(Arc::default())
     }
 
-    /// The present runtime's connection, which `open` makes if there is none. Many callers wait for one opening, and share
-    /// its failure.
+    /// Returns the current runtime's connection. If there is none, `open` opens one, once for all waiting callers,
+    /// which also share a failure.
     ///
     /// # Errors
     ///
@@ -44,7 +44,7 @@ impl<C: Clone + Send + Sync + 'static> PerRuntime<C> {
     ///
     /// # Cancel safety
     ///
-    /// Dropping the call doesn't stop an opening: its connection serves the next caller.
+    /// Dropping the call doesn't stop the opening; the next caller gets the connection.
     pub async fn get<R>(&self, open: impl FnOnce() -> R) -> Result<C, BackendError>
     where
         R: Future<Output = Result<C, BackendError>> + Send + 'static,
@@ -71,7 +71,7 @@ impl<C: Clone + Send + Sync + 'static> PerRuntime<C> {
             .await
     }
 
-    /// The present runtime's connection, if it has one.
+    /// The current runtime's connection, if it has one.
     pub fn present(&self) -> Option<C> {
         let runtime = Handle::try_current().ok()?;
         let entries = self.lock();
@@ -79,7 +79,7 @@ impl<C: Clone + Send + Sync + 'static> PerRuntime<C> {
         entry.connection().clone()
     }
 
-    /// Drops the present runtime's connection if it is one that `which` means: the next call opens another.
+    /// Drops the current runtime's connection if `which` accepts it. The next call opens another.
     pub fn forget(&self, which: impl FnOnce(&C) -> bool) {
         let Ok(runtime) = Handle::try_current() else {
             return;
@@ -156,7 +156,7 @@ impl<C> Drop for RuntimeEnd<C> {
         let is_mine = |entry: &Arc<Entry<C>>| Weak::ptr_eq(&Arc::downgrade(entry), &self.entry);
         if entries.get(&self.runtime).is_some_and(is_mine) {
             let entry = entries.remove(&self.runtime);
-            // A connection's own destructor may come back here.
+            // A connection's own destructor may call this type again.
             drop(entries);
             drop(entry);
         }
@@ -172,7 +172,7 @@ impl<C> fmt::Debug for PerRuntime<C> {
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // Nothing panics while it is held.
+    // No code panics while it holds the lock.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 

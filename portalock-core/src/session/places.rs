@@ -1,4 +1,4 @@
-//! What a session's owners have at the service, and who is to be told what becomes of it.
+//! The places of a session's owners at the service, and their waiters.
 
 use std::{
     collections::{HashMap, hash_map::Entry},
@@ -15,12 +15,13 @@ use crate::{
     WakeSender, Wakeups, wakeups,
 };
 
-/// The places of one session's owners, each from its first attempt until nothing can be left of it at the service.
+/// The places of one session's owners. A place exists from the first attempt until nothing can be left of it at the
+/// service.
 ///
-/// `P` is what a backend has to know of a place: its name at the service, what is locked.
+/// `P` is the backend's data of a place: its name at the service, and what is locked.
 ///
-/// One rule covers every call that failed, was dropped, or may have been carried out without an answer: what it may have done
-/// is unknown until the place has been released for good. Until then it stays here, and the session releases it.
+/// One rule covers every call that failed, was dropped, or may have been executed without an answer: its outcome is
+/// unknown until the place has been released for good. Until then the place stays here, and the session releases it.
 #[derive(Debug)]
 pub struct Places<P> {
     /// `None` once the session is over.
@@ -68,29 +69,29 @@ struct Waiting {
     unheard_wake: bool,
 }
 
-/// A place as an attempt finds it.
+/// A place at the start of an attempt.
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct Expected<P> {
-    /// What the backend knows of it.
+    /// The backend's data of the place.
     pub at: P,
-    /// Whether an earlier request may still be on its way.
+    /// Whether an earlier request may still be in flight.
     pub unsure: bool,
 }
 
-/// What a release needs to know.
+/// The data for a release.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct Leaving<P> {
     /// What the backend knows of the place.
     pub at: P,
-    /// Whether the owner held.
+    /// Whether the owner held the lock.
     pub held: bool,
-    /// Whether a request may still be on its way: the release has to make it void.
+    /// Whether a request may still be in flight: the release must make it fail.
     pub unsure: bool,
 }
 
-/// A place that the service is asked about.
+/// A place whose state is read.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct Asked<P> {
@@ -102,14 +103,14 @@ pub struct Asked<P> {
     version: u64,
 }
 
-/// How a place stands at the service.
+/// The state of a place at the service.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stand {
-    /// It is granted, by this token.
+    /// It is granted, with this token.
     Held(FencingToken),
     /// It waits.
     Waits,
-    /// The service has nothing of it.
+    /// The service has no record of it.
     Gone,
 }
 
@@ -159,7 +160,7 @@ impl<P: Clone> Places<P> {
         self.change(owner, |place| place.unsure = unsure);
     }
 
-    /// The owner waits, as an answer says.
+    /// An answer says that the owner waits.
     pub fn queued(&self, owner: OwnerId) {
         self.change(owner, |place| {
             if matches!(place.phase, Phase::Asked) {
@@ -273,12 +274,12 @@ impl<P: Clone> Places<P> {
         found == Some(true)
     }
 
-    /// Whether a release of `owner` is under way or due.
+    /// Whether a release of `owner` is in flight or due.
     pub fn is_leaving(&self, owner: OwnerId) -> bool {
         self.change(owner, |place| place.is_leaving()) == Some(true)
     }
 
-    /// By what `owner` holds: its place and its token.
+    /// The place and the token of `owner`, if it holds a lock.
     pub fn held(&self, owner: OwnerId) -> Option<(P, FencingToken)> {
         self.change(owner, |place| match place.phase {
             Phase::Held(token, _) => Some((place.at.clone(), token)),
@@ -320,7 +321,7 @@ impl<P: Clone> Places<P> {
         })?
     }
 
-    /// Who is to be released.
+    /// The owners that must be released.
     pub(super) fn due(&self) -> Vec<OwnerId> {
         let is_due = |place: &Place<P>| matches!(place.phase, Phase::Due);
         self.list(|owner, place| is_due(place).then_some(owner))
@@ -387,7 +388,7 @@ impl<P: Clone> Places<P> {
         self.left.get().map_or(&[], Vec::as_slice)
     }
 
-    /// The error of a session that is over, or of a place that went with it.
+    /// The error of an ended session, or of a place that ended with it.
     pub(super) fn over(&self) -> BackendError {
         let why = match self.session.loss() {
             Some(loss) => loss.to_string(),
@@ -499,7 +500,7 @@ impl<P> Place<P> {
     }
 }
 
-/// A release under way. It is due again when this is dropped without [`done`](Self::done).
+/// A release in flight. If this is dropped without [`done`](Self::done), the release is due again.
 #[derive(Debug)]
 #[must_use = "dropping it leaves the release to the session"]
 pub struct Releasing<'a, P: Clone> {

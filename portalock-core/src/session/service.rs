@@ -1,4 +1,4 @@
-//! What a networked store has to do for a session: the part that a backend writes.
+//! The trait that a networked backend implements for the session layer.
 
 use std::{convert::Infallible, fmt, sync::Arc, time::Duration};
 
@@ -10,29 +10,30 @@ use super::{
 };
 use crate::{BackendError, OwnerId, clock::Instant};
 
-/// What a networked store does for one session: the part of a [`KeptSession`] that a backend writes.
+/// The requests of one session to a networked store. A backend implements this trait, and a [`KeptSession`] calls it.
 ///
-/// Requests run on the caller's runtime, over that runtime's own connection ([`PerRuntime`](super::PerRuntime)): that is
-/// [`enter`](Self::enter) and [`leave`](Self::leave). All else runs on the session thread, over the session's connection.
+/// [`enter`](Self::enter) and [`leave`](Self::leave) run on the caller's runtime, over that runtime's own connection
+/// ([`PerRuntime`](super::PerRuntime)). All other methods run on the session thread, over the session's connection.
 ///
 /// # For implementers
 ///
-/// - Each call ends by itself, with an answer or an error: [`look`](Self::look), [`leave`](Self::leave) and
-///   [`renew`](Self::renew) are given up after [`request_timeout`](Self::request_timeout) where the session makes them.
-/// - What comes over the connection unasked is told to [`KeptSession::places`]; its end to
-///   [`KeptSession::connection_ended`]. Hold the session as [`Weak`](std::sync::Weak) there.
+/// - Each call must end by itself, with an answer or an error. If the session calls [`look`](Self::look),
+///   [`leave`](Self::leave) or [`renew`](Self::renew), it drops the call after
+///   [`request_timeout`](Self::request_timeout).
+/// - Pass messages of the connection to [`KeptSession::places`], and call [`KeptSession::connection_ended`] when it
+///   ends. The listener must hold the session as [`Weak`](std::sync::Weak).
 #[async_trait]
 pub trait Service: fmt::Debug + Send + Sync + Sized + 'static {
-    /// What the sessions of one client share, such as settings and connections.
+    /// The state that the sessions of one client share, such as settings and connections.
     type Shared: fmt::Debug + Send + Sync;
-    /// A request: what is wanted, by whom, and whether to wait for it.
+    /// A request: the demand, the holder's description, and whether it waits.
     type Wish: Send + Sync;
-    /// What there is to know of a place: its name at the service, what is locked.
+    /// The backend's data of a place: its name at the service, and what is locked.
     type Place: Clone + fmt::Debug + Send + Sync + 'static;
-    /// A connection that hears of the session's grants.
+    /// A connection that receives the session's grants.
     type Connection: Clone + Send + Sync + 'static;
 
-    /// What the service is called in messages.
+    /// The service's name in messages.
     const NAME: &'static str;
 
     /// Whether a waiter asks again by itself, rather than the session for all that wait: where an attempt does what a look would.
@@ -50,18 +51,18 @@ pub trait Service: fmt::Debug + Send + Sync + Sized + 'static {
     /// for another one.
     fn place(&self, owner: OwnerId, wish: &Self::Wish) -> Self::Place;
 
-    /// How long the session lives at the service without being renewed. It is renewed, and what it has is looked after,
-    /// each third of that.
+    /// How long the session lives at the service without a renewal. It is renewed, and its places are checked, each
+    /// third of this time.
     fn lease_time(&self) -> Duration;
 
     /// How long one request may take.
     fn request_timeout(&self) -> Duration;
 
-    /// Opens a connection that hears of the session's grants from now on.
+    /// Opens a connection that receives the session's grants from now on.
     ///
     /// # Errors
     ///
-    /// [`BackendError`] if that fails. For a session that has begun, it is tried again.
+    /// [`BackendError`] if that fails. If the session has begun, the call is retried.
     async fn connect(session: &Arc<KeptSession<Self>>) -> Result<Self::Connection, BackendError>;
 
     /// Whether the session ends with its connection: it is then never taken up over another one, and a connection that does
@@ -84,19 +85,19 @@ pub trait Service: fmt::Debug + Send + Sync + Sized + 'static {
     ///
     /// # Errors
     ///
-    /// [`BackendError`] if that fails. The session is then given up.
+    /// [`BackendError`] if that fails. The session has then ended.
     async fn begin(
         session: &Arc<KeptSession<Self>>,
         connection: &Self::Connection,
         former: Option<&Arc<KeptSession<Self>>>,
     ) -> Result<Instant, BackendError>;
 
-    /// Renews the session. The time in [`Renewal::Renewed`] counts from when the call began.
+    /// Renews the session. The time in [`Renewal::Renewed`] counts from the start of the call.
     ///
     /// # Errors
     ///
-    /// [`BackendError`] if the service failed. The connection is given up for another one, and the session lasts until its
-    /// lease ends.
+    /// [`BackendError`] if the service failed. The session then opens another connection, and lasts until its lease
+    /// ends.
     async fn renew(
         session: &Arc<KeptSession<Self>>,
         connection: &Self::Connection,
@@ -107,23 +108,24 @@ pub trait Service: fmt::Debug + Send + Sync + Sized + 'static {
     ///
     /// # Errors
     ///
-    /// [`BackendError`] if the service failed. It is asked again.
+    /// [`BackendError`] if the service failed. The call is repeated.
     async fn look(
         session: &Arc<KeptSession<Self>>,
         connection: &Self::Connection,
         asked: &[Asked<Self::Place>],
     ) -> Result<Looked, BackendError>;
 
-    /// Whether to look at intervals though nobody has a place, such as for observers. False by default.
+    /// Whether to call [`look`](Self::look) at intervals even without places, for example for observers. False by
+    /// default.
     fn looks_anyway(&self) -> bool {
         false
     }
 
-    /// One attempt: takes the place, or finds how it stands.
+    /// Makes one attempt: takes the place, or finds its state.
     ///
     /// # Errors
     ///
-    /// [`BackendError`] if the service failed: what came of it is then unknown.
+    /// [`BackendError`] if the service failed. The outcome is then unknown.
     async fn enter(
         session: &Arc<KeptSession<Self>>,
         place: &Self::Place,
@@ -161,13 +163,13 @@ pub trait Service: fmt::Debug + Send + Sync + Sized + 'static {
     ///
     /// # Errors
     ///
-    /// [`BackendError`] if the service failed. It then ends by its time.
+    /// [`BackendError`] if the service failed. The session then ends when its time is over.
     async fn end(
         session: &Arc<KeptSession<Self>>,
         connection: &Self::Connection,
     ) -> Result<(), BackendError>;
 
-    /// What else there is to do as long as the session lives; nothing by default.
+    /// Other work while the session lives; nothing by default.
     async fn chores(
         session: &Arc<KeptSession<Self>>,
         former: Option<Arc<KeptSession<Self>>>,
@@ -177,18 +179,18 @@ pub trait Service: fmt::Debug + Send + Sync + Sized + 'static {
     }
 }
 
-/// What the service said of the places that it was asked for.
+/// The answer of [`Service::look`].
 #[derive(Debug, Default)]
 #[non_exhaustive]
 pub struct Looked {
-    /// How they stand, in the order in which they were asked for.
+    /// The states of the places, in the order of the request.
     pub stands: Vec<Stand>,
-    /// After what time to ask again, if that is known: when somebody in front of a waiter may be dead.
+    /// When to call again, if that is known: when a holder or waiter ahead of a waiter may be dead.
     pub again_in: Option<Duration>,
 }
 
 impl Looked {
-    /// This is how they stand.
+    /// The states of the places, and when to call again.
     pub fn new(stands: Vec<Stand>, again_in: Option<Duration>) -> Self {
         Self { stands, again_in }
     }

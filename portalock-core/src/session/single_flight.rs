@@ -11,9 +11,9 @@ use crate::{BackendError, BackendErrorKind};
 
 type Outcome<T> = Option<Result<T, BackendError>>;
 
-/// Runs one start at a time. Whoever asks meanwhile waits for it, and shares its success or its failure.
+/// Runs one start at a time. Callers that come meanwhile wait for it, and share its success or failure.
 ///
-/// The start is a task of its own, so a caller that goes away doesn't stop it half-way.
+/// The start is a task of its own, so a dropped caller doesn't stop it.
 #[derive(Debug)]
 pub(super) struct SingleFlight<T>(Mutex<Option<watch::Receiver<Outcome<T>>>>);
 
@@ -35,7 +35,7 @@ impl<T: Clone + Send + Sync + 'static> SingleFlight<T> {
     {
         let mut outcome = {
             let mut running = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-            // Under the lock: a start that ended just now has kept its value.
+            // This is checked under the lock, because a start that has just ended has kept its value.
             if let Some(value) = ready() {
                 return Ok(value);
             }
@@ -53,7 +53,7 @@ impl<T: Clone + Send + Sync + 'static> SingleFlight<T> {
         };
         match outcome.wait_for(Option::is_some).await.as_deref() {
             Ok(Some(outcome)) => outcome.clone(),
-            // The task was dropped: it panicked, or its runtime has ended.
+            // The task was dropped, because it panicked or its runtime has ended.
             _ => Err(BackendError::new(
                 BackendErrorKind::Unavailable,
                 "the start of a connection or session was cut short",

@@ -1,4 +1,4 @@
-//! The present session of a backend, and the start of the next one.
+//! The current session of a backend, and the start of the next one.
 
 use std::{
     fmt,
@@ -10,29 +10,29 @@ use std::{
 use super::{single_flight::SingleFlight, task::session_runtime};
 use crate::{BackendError, Lease, Loss, clock::Instant};
 
-/// How long the next start waits after one that failed. Doubled with each failure in a row.
+/// The pause before the next start after a failed one. It doubles with each failure in a row.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
-/// A client's liveness at a service: all that it holds there lives and dies with it.
+/// A client's liveness at a service. When it ends, everything that the client holds there ends.
 pub trait Session: fmt::Debug + Send + Sync + 'static {
     /// Until when the session is certain.
     fn lease(&self) -> &Lease;
 }
 
-/// The sessions of one backend object, of which at most one is alive.
+/// The sessions of one backend object. At most one is alive.
 ///
-/// A session is started when it is first needed, on the session thread, once for all callers that wait for it. When it
-/// has ended, the next caller starts another; after a failure, not before a pause that grows from 50 ms to 2 s.
+/// A session is started when it is first needed, on the session thread, once for all waiting callers. When it has
+/// ended, the next caller starts another. After a failure the start waits for a pause, which grows from 50 ms to 2 s.
 ///
-/// Dropping this ends the latest session's lease, also that of a session which is still being started.
+/// Dropping this ends the latest session's lease, even if that session is still being started.
 ///
-/// A forked child has a copy, in which there is no session and none can be started: the session is its parent's.
+/// A forked child has a copy without a session, and can't start one: the session belongs to its parent.
 #[derive(Debug)]
 pub struct Sessions<S: Session> {
     starts: SingleFlight<Arc<S>>,
     state: Arc<Mutex<State<S>>>,
-    /// The process that this was made in.
+    /// The process that created this.
     process: u32,
 }
 
@@ -68,13 +68,13 @@ impl<S: Session> Sessions<S> {
         self.own()?.latest.clone()
     }
 
-    /// Forgets the latest session and returns it: for ending it in good order. The next call of [`get`](Self::get) starts
-    /// another.
+    /// Removes the latest session and returns it, so that the caller can end it. The next call of [`get`](Self::get)
+    /// starts another.
     pub fn take(&self) -> Option<Arc<S>> {
         self.own()?.latest.take()
     }
 
-    /// The state, unless it is a forked child's copy: a thread of the parent may have had it locked as it forked.
+    /// The state, except in a forked child: a thread of the parent may have held the lock during the fork.
     fn own(&self) -> Option<MutexGuard<'_, State<S>>> {
         (!self.is_inherited()).then(|| lock(&self.state))
     }
@@ -83,18 +83,18 @@ impl<S: Session> Sessions<S> {
         self.process != std::process::id()
     }
 
-    /// The live session. If there is none, `start` makes one; it is given the former session, which the service may still
-    /// believe to be alive.
+    /// Returns the live session. If there is none, `start` starts one. It gets the former session, which may still be
+    /// alive at the service.
     ///
     /// # Errors
     ///
-    /// The failure of the start that this call waited for, its own or that of an earlier caller;
+    /// The failure of the start that this call waited for, which an earlier caller may have begun;
     /// [`Exhausted`](crate::BackendErrorKind::Exhausted) if the system gives no thread;
     /// [`Misconfigured`](crate::BackendErrorKind::Misconfigured) in a forked child.
     ///
     /// # Cancel safety
     ///
-    /// Dropping the call doesn't stop a start: the session it makes serves the next caller. If the backend is gone by then,
+    /// Dropping the call doesn't stop a start: the next caller gets the session. If the backend was dropped meanwhile,
     /// the session's lease is ended.
     pub async fn get<R>(
         &self,
@@ -110,7 +110,7 @@ impl<S: Session> Sessions<S> {
             return Ok(session);
         }
         let runtime = session_runtime()?;
-        // Weak: a backend that goes away during a start takes nothing of it.
+        // Weak, so that a start does not keep a dropped backend alive.
         let state = Arc::downgrade(&self.state);
         let make = || async move {
             let Some((former, not_before)) = state.upgrade().map(|state| {
@@ -144,7 +144,7 @@ impl<S: Session> Default for Sessions<S> {
 impl<S: Session> Drop for Sessions<S> {
     fn drop(&mut self) {
         if self.is_inherited() {
-            // A session's destructor may wait for what a thread of the parent had locked as it forked.
+            // A session's destructor may wait for a lock that a thread of the parent held during the fork.
             std::mem::forget(self.state.clone());
         }
     }
@@ -169,7 +169,7 @@ impl<S: Session> State<S> {
             .saturating_mul(2_u32.saturating_pow(self.failures_in_a_row))
             .min(LONGEST_PAUSE);
         self.failures_in_a_row = self.failures_in_a_row.saturating_add(1);
-        // Spread, so that the clients of a service that comes back don't all come at once.
+        // Random, so that not all clients start at once when a service comes back.
         self.not_before = Instant::now().checked_add(pause.mul_f64(0.5 + fastrand::f64() / 2.0));
     }
 }
@@ -187,7 +187,7 @@ fn end<S: Session>(session: &Arc<S>) {
 }
 
 fn lock<S: Session>(state: &Mutex<State<S>>) -> MutexGuard<'_, State<S>> {
-    // Nothing panics while it is held.
+    // No code panics while it holds the lock.
     state.lock().unwrap_or_else(PoisonError::into_inner)
 }
 

@@ -9,7 +9,7 @@ use tokio::{
 
 use crate::{BackendError, BackendErrorKind, background::SESSIONS};
 
-/// A task on the session thread, which is stopped when this is dropped.
+/// A task on the session thread. Dropping this stops it.
 #[derive(Debug)]
 #[must_use = "dropping a task stops it"]
 pub struct Task(AbortHandle);
