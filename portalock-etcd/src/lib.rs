@@ -1,4 +1,5 @@
-//! Locks and semaphores on etcd, for [`portalock_core`]: first come, first served, fenced, gone with their client.
+//! Locks and semaphores on etcd, for [`portalock_core`]: first come, first served, with fencing tokens, and released
+//! when their client is gone.
 //!
 //! ```no_run
 //! use portalock_core::Lock;
@@ -14,15 +15,16 @@
 //!
 //! # How it works
 //!
-//! A backend has one lease at etcd, its *session*, renewed on the library's own thread. A request for a lock is one
-//! transaction: it puts a key under that lease into the name's queue and counts who is there. If nobody else is, the lock is
-//! granted, in one round trip. Otherwise the request reads the queue and watches the key ahead of it. When that key is
-//! deleted, it checks that its own key is still there, and holds. The order of the queue is the order in which etcd created
-//! the keys; a key's create revision is the fencing token. A release deletes the key, and the session may use it again. If
-//! the process dies, etcd deletes all its keys when the lease ends.
+//! A backend has one lease at etcd, its *session*, which it renews on the library's own thread. A request for a lock is
+//! one transaction: it puts a key under that lease into the name's queue and counts the other keys. If there are none,
+//! the lock is granted, in one round trip. Otherwise the request reads the queue and watches the key ahead of it. When
+//! that key is deleted, the request checks that its own key still exists, and then it holds the lock. The order of the
+//! queue is the order in which etcd created the keys. A key's create revision is the fencing token. A release deletes
+//! the key, and the session may use the key again. If the process dies, etcd deletes all its keys when the lease ends.
 //!
-//! Shared locks wait for the exclusive ones before them only, semaphores for enough permits of those before them; see
-//! [`EtcdSettings`] for what can be set and [`Fence`] for making writes to the same etcd depend on a lock.
+//! A request for a shared lock waits only for the exclusive requests ahead of it. A request to a semaphore waits until
+//! enough permits ahead of it come back. [`EtcdSettings`] lists the settings. With a [`Fence`], writes to the same etcd
+//! depend on a lock.
 //!
 //! # What it takes
 //!
@@ -60,5 +62,5 @@ pub use backend::EtcdBackend;
 pub use config::{EtcdSettings, EtcdTls};
 pub use fence::Fence;
 
-/// The client that this crate speaks to etcd with: what [`Fence::compare`] goes into is a transaction of this version's.
+/// The etcd client of this crate: the result of [`Fence::compare`] belongs in a transaction of this version.
 pub use etcd_client;
