@@ -100,8 +100,8 @@ impl PostgresSettings {
 
     /// Sets whether the server passes a session's locks on when its connection ends; default no.
     ///
-    /// With yes, a crash is noticed as soon as the dead client's server process has ended: each waiting session checks this
-    /// every 200 ms, and need not wait for the end of the [lease](Self::with_lease_time). The costs are:
+    /// With yes, a crash is noticed as soon as the dead client's server process has ended: each waiting session checks
+    /// this every 200 ms, and need not wait for the end of the [lease](Self::with_lease_time). The costs are:
     /// - Every end of the connection loses all locks of the session, even if its process lives.
     /// - The holder learns of the loss from the same event as everybody else. So it is told one network delay after its
     ///   lock may have been granted to another, or up to the lease time later if the event doesn't reach it.
