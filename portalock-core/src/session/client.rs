@@ -8,8 +8,8 @@ use crate::{
     Released, Wakeups,
 };
 
-/// After how long a waiter looks again without having been told to. Its session looks after it; this bounds what a bug could
-/// cost.
+/// How long a waiter without a wake-up waits before it tries again. Its session checks the place meanwhile, so this
+/// only limits the effect of a bug.
 pub(super) const RECHECK_AFTER: Duration = Duration::from_secs(60);
 
 /// A client of a [`Service`]. Each request is made in the session that lives at that time.
@@ -31,8 +31,8 @@ pub enum Entered {
     Queued {
         /// A holder, if one is known.
         holder: Option<Holder>,
-        /// After what time somebody in front may be dead, if that is known: the session looks then, or the waiter
-        /// [asks again](Service::WAITERS_ASK_AGAIN).
+        /// The time after which an owner ahead may be dead, if it is known. The session checks the place then, or the
+        /// waiter [asks again](Service::WAITERS_ASK_AGAIN).
         look_in: Option<Duration>,
     },
     /// The lock is contended, and the service keeps nothing of the request.
@@ -97,14 +97,14 @@ impl<S: Service> Client<S> {
         let session = self.session().await?;
         let places = session.places();
         if places.is_leaving(owner) {
-            // What the owner may have left is withdrawn first.
+            // First withdraw what the owner may have left.
             release(&session, owner).await?;
         }
         let connections = session.connections();
         let expected = places.expect(owner, || session.service().place(owner, wish))?;
         let Answered { value, repeated } = match S::enter(&session, &expected.at, wish).await {
             Ok(answer) => answer,
-            // What it has done is unknown, but for what the session's end has undone.
+            // The outcome is unknown, unless the session has ended: then everything is undone.
             Err(error) => return session.ensure_live().and(Err(error)),
         };
         let unsure = expected.unsure || repeated;
@@ -117,7 +117,7 @@ impl<S: Service> Client<S> {
             Entered::Queued { holder, look_in } => {
                 places.queued(owner);
                 let recheck = match look_in {
-                    // A grant may have been told to the connection before.
+                    // The grant may have been sent to an earlier connection.
                     _ if session.connections() != connections => Duration::ZERO,
                     Some(time) if S::WAITERS_ASK_AGAIN => time,
                     Some(time) => {
@@ -148,8 +148,8 @@ impl<S: Service> Client<S> {
         }
     }
 
-    /// Frees what `owner` has: what [`LockBackend::release`](crate::LockBackend::release) does. What it had in an earlier session
-    /// went with that.
+    /// Releases `owner`, for [`LockBackend::release`](crate::LockBackend::release). A place in an earlier session has
+    /// ended with that session.
     ///
     /// # Errors
     ///
@@ -203,7 +203,7 @@ impl<S: Service> Client<S> {
     }
 }
 
-/// Whatever becomes of this call, the place stays in the book until nothing can be left of it.
+/// Whatever the outcome of this call, the place stays recorded until nothing of it can be left at the service.
 async fn release<S: Service>(
     session: &Arc<KeptSession<S>>,
     owner: OwnerId,
@@ -213,7 +213,7 @@ async fn release<S: Service>(
     };
     let leaving = releasing.leaving();
     let Answered { value, repeated } = S::leave(session, leaving).await?;
-    // A try without an answer may have freed what the next one no longer found.
+    // An earlier try without an answer may have freed the lock, so that this one did not find it.
     let freed = value || (repeated && leaving.held);
     match settle(session, leaving).await {
         Ok(()) => releasing.done(),
@@ -228,7 +228,7 @@ async fn release<S: Service>(
     })
 }
 
-/// Has the service refuse what may come late of a place that was released.
+/// Makes the service refuse late requests for a place that was released.
 pub(super) async fn settle<S: Service>(
     session: &Arc<KeptSession<S>>,
     leaving: &Leaving<S::Place>,

@@ -26,11 +26,11 @@ use super::{
 };
 use crate::{BackendError, BackendErrorKind, Lease, Loss, clock::Instant};
 
-/// Connections that end are not made anew more often than this.
+/// The shortest time between two reconnects.
 const MENDED_AT_MOST_EVERY: Duration = Duration::from_millis(100);
 
-/// A [`Session`] over any [`Service`]: it is not its connection, so a reset costs nobody a lock or a place as long as the lease
-/// lasts. Made by [`start`](Self::start), within [`Sessions::get`](super::Sessions::get).
+/// A [`Session`] over any [`Service`]. It outlives its connection, so a reset loses no lock and no place while the
+/// lease lasts. [`start`](Self::start) creates it, inside [`Sessions::get`](super::Sessions::get).
 pub struct KeptSession<S: Service> {
     service: S,
     lease: Lease,
@@ -38,9 +38,10 @@ pub struct KeptSession<S: Service> {
     connection: Mutex<Option<S::Connection>>,
     ended: Notify,
     hurried: Notify,
-    /// How many connections it has had. An attempt that was under way when another one came may have missed its grant.
+    /// How many connections the session has had. An attempt that was in flight during a reconnect may have missed its
+    /// grant.
     connections: AtomicU64,
-    /// What there was when the present connection was made and has not been asked for since.
+    /// The places that existed when the current connection was opened and that were not checked since.
     unseen: Mutex<Vec<Asked<S::Place>>>,
     looks: Looks,
     finished: watch::Sender<Option<Result<(), BackendError>>>,
@@ -64,7 +65,7 @@ impl<S: Service> KeptSession<S> {
     ///
     /// If the call is dropped, a session at the service ends when its time is over.
     pub async fn start(service: S, former: Option<Arc<Self>>) -> Result<Arc<Self>, BackendError> {
-        // Until it has begun nothing is certain, and nobody knows of it.
+        // Nothing is certain until the session has started, and no caller has it before.
         let lease = Lease::unbounded();
         let session = Arc::new(Self {
             service,
@@ -116,8 +117,8 @@ impl<S: Service> KeptSession<S> {
         }
     }
 
-    /// Its connection is gone, or may be: another one is made at once. A session that
-    /// [ends with its connection](Service::ends_with_connection) is over.
+    /// Call this when the connection has ended, or may have ended. The session reconnects at once; a session that [ends
+    /// with its connection](Service::ends_with_connection) ends.
     pub fn connection_ended(&self) {
         if self.service.ends_with_connection() && self.connection().is_none() {
             self.end(cut_off());
@@ -152,7 +153,7 @@ impl<S: Service> KeptSession<S> {
         self.service.lease_time() / 3
     }
 
-    /// Keeps the session until it ends, however it comes; then tells the waiters and clears up.
+    /// Keeps the session until it ends for any reason; then tells the waiters and cleans up.
     async fn live(self: Arc<Self>, former: Option<Arc<Self>>) {
         let keeper = Keeper::spawn(self.lease.clone(), self.interval(), {
             let session = self.clone();
@@ -168,7 +169,7 @@ impl<S: Service> KeptSession<S> {
                     self.collect(),
                     S::chores(&self, former),
                 );
-                // None of these ends by itself.
+                // None of these futures completes.
                 select(pin!(ended.lost()), pin!(upkeep)).await;
             }
         }
@@ -186,7 +187,7 @@ impl<S: Service> KeptSession<S> {
     /// Waits until the session, which has ended here, has also ended at the service.
     pub(super) async fn finished(&self) -> Result<(), BackendError> {
         let mut finished = self.finished.subscribe();
-        // Its sender is as old as the session.
+        // This can't fail: the sender lives as long as the session.
         match finished.wait_for(Option::is_some).await.as_deref() {
             Ok(Some(finished)) => finished.clone(),
             _ => Ok(()),
@@ -202,7 +203,7 @@ impl<S: Service> KeptSession<S> {
             };
         }
         if let Some(connection) = present {
-            // Half of the time: a connection that is broken or hangs leaves time for another.
+            // Half of the time, so that there is time for another connection if this one is broken or hangs.
             let within = self.service.request_timeout() / 2;
             if let Ok(Ok(())) = timeout(within, S::end(self, &connection)).await {
                 return Ok(());
@@ -213,8 +214,9 @@ impl<S: Service> KeptSession<S> {
         S::end(self, &connection).await
     }
 
-    /// Renews the lease, over a new connection if there is none. Over that, every place is asked for before the lease is prolonged:
-    /// the service may have lost one, and whoever is told of that later may not be told in time.
+    /// Renews the lease, over a new connection if there is none. Over a new connection, all places are checked before
+    /// the lease is extended: the service may have lost one, and its holder would not be told in time if the check came
+    /// later.
     async fn renew(self: Arc<Self>) -> Result<Renewal, BackendError> {
         let start = Instant::now();
         let connection = if let Some(connection) = self.connection() {
@@ -225,12 +227,12 @@ impl<S: Service> KeptSession<S> {
             let connection = S::connect(&self).await?;
             self.connections.fetch_add(1, Ordering::AcqRel);
             *self.lock_connection() = Some(connection.clone());
-            // After it has been counted: whoever comes later sees that.
+            // After the connection was counted, so that later attempts notice the reconnect.
             *self.lock_unseen() = self.places.standing(true);
             connection
         };
         let sent = Instant::now();
-        // Half of what the keeper allows: a connection that hangs leaves time for another.
+        // Half of what the keeper allows, so that there is time for another connection if this one hangs.
         let within = self.service.request_timeout().min(self.interval() / 2);
         let answer = timeout(within, S::renew(&self, &connection)).await;
         match answer.unwrap_or_else(|_| Err(late::<S>())) {
@@ -248,8 +250,8 @@ impl<S: Service> KeptSession<S> {
         }
     }
 
-    /// Asks for what was there when this connection was made. With very many places that takes longer than one renewal may: the
-    /// next one goes on with the rest.
+    /// Checks the places that existed when this connection was opened. With very many places this takes longer than one
+    /// renewal may; the next renewal then continues with the rest.
     async fn ask_for_unseen(
         self: &Arc<Self>,
         connection: &S::Connection,
@@ -268,19 +270,19 @@ impl<S: Service> KeptSession<S> {
         }
     }
 
-    /// Has a connection that broke made anew at once.
+    /// Reconnects at once after a connection has broken.
     async fn mend(&self, keeper: &Keeper) -> Infallible {
         loop {
             self.ended.notified().await;
             if self.connection().is_none() {
                 keeper.renew_now();
             }
-            // One that ends as soon as it is made is not made anew without end.
+            // A pause, in case each new connection ends at once.
             sleep(MENDED_AT_MOST_EVERY).await;
         }
     }
 
-    /// Has the session renewed when somebody asks for it.
+    /// Renews the session when a caller asks for it.
     async fn hurry(&self, keeper: &Keeper) -> Infallible {
         loop {
             self.hurried.notified().await;
@@ -288,7 +290,7 @@ impl<S: Service> KeptSession<S> {
         }
     }
 
-    /// Looks now and then, and when somebody in front of a waiter may have died.
+    /// Checks the places at intervals, and when an owner ahead of a waiter may have died.
     async fn look_at_times(self: &Arc<Self>) -> Infallible {
         let mut turn = 0;
         loop {
@@ -297,23 +299,23 @@ impl<S: Service> KeptSession<S> {
             let mut asked = self.places.standing(!S::WAITERS_ASK_AGAIN);
             let at_once = seen_at_once(asked.len(), self.interval());
             if asked.len() > at_once {
-                // With more, each has its turn.
+                // If there are more places than one check can read, they take turns.
                 asked.sort_unstable_by_key(|asked| asked.owner);
                 turn = (turn + at_once) % asked.len();
                 asked.rotate_left(turn);
                 asked.truncate(at_once);
             }
-            // Without a connection nothing is asked: once there is one again, everything is.
+            // Without a connection nothing is checked. After a reconnect, everything is.
             if let Some(connection) = self.connection()
                 && (!asked.is_empty() || self.service.looks_anyway())
             {
-                // If not, it is asked again soon.
+                // After a failure, the check is soon repeated.
                 let _ = self.ask(&connection, &asked).await;
             }
         }
     }
 
-    /// Takes over releases that failed or were dropped half-way.
+    /// Takes over releases that failed or were dropped.
     async fn collect(&self) -> Infallible {
         loop {
             self.places.owed.notified().await;
@@ -336,7 +338,7 @@ impl<S: Service> KeptSession<S> {
         Ok(())
     }
 
-    /// Releases what is due.
+    /// Makes the releases that are due.
     async fn pay(self: &Arc<Self>) {
         for owner in self.places.due() {
             let Some(releasing) = self.places.release_due(owner) else {
@@ -346,7 +348,7 @@ impl<S: Service> KeptSession<S> {
             match self.within_time(S::leave(self, leaving)).await {
                 Ok(_) => {}
                 Err(error) if error.kind() == BackendErrorKind::Unavailable => return,
-                // What the service refuses for one is no reason for the others to wait.
+                // If the service refuses one release, the others need not wait.
                 Err(_) => continue,
             }
             if self.within_time(settle(self, leaving)).await.is_ok() {
@@ -355,7 +357,7 @@ impl<S: Service> KeptSession<S> {
         }
     }
 
-    /// What this comes to, if it is answered in time. If not, the session looks again soon.
+    /// Waits for `work` until the request timeout. If it fails, the session soon checks its places again.
     async fn within_time<T>(
         &self,
         work: impl Future<Output = Result<T, BackendError>>,
@@ -365,7 +367,8 @@ impl<S: Service> KeptSession<S> {
             Ok(Ok(done)) => return Ok(done),
             Ok(Err(error)) => error,
             Err(_) => {
-                // Nothing more comes over it; and grants would not, either. One that was made meanwhile is another.
+                // The connection has stopped working, and grants would not arrive over it either. But don't give up a
+                // newer connection.
                 if self.connections() == connections {
                     self.give_up_connection();
                     self.connection_ended();
@@ -379,7 +382,7 @@ impl<S: Service> KeptSession<S> {
     }
 
     fn give_up_connection(&self) {
-        // One that the session ends with may still answer.
+        // If the session ends with its connection, the connection is kept, because it may still answer.
         if self.service.ends_with_connection() {
             return;
         }
@@ -399,7 +402,7 @@ impl<S: Service> KeptSession<S> {
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // Nothing panics while it is held.
+    // No code panics while it holds the lock.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 

@@ -11,22 +11,22 @@ use crate::clock::Instant;
 
 /// How many places one check reads.
 pub(super) const SEEN_AT_ONCE: usize = 500;
-/// But each is asked for so often, however many there are: a service may keep one no longer than some multiple of that from its last
-/// look.
+/// But each place is checked at least this often, for any number of places: a service may keep a place only for some
+/// multiple of this time after its last check.
 const SEEN_WITHIN: Duration = Duration::from_secs(600);
-/// After how long a look that failed is repeated, or a release is taken over from whoever it failed for.
+/// The time after which a failed check is repeated, or the session takes over a failed release.
 pub(super) const AGAIN_AFTER: Duration = Duration::from_secs(1);
 /// The shortest time between two checks.
 const AT_MOST_EVERY: Duration = Duration::from_millis(50);
 
-/// How many of so many places one of the looks asks for that come at this interval.
+/// How many of `places` one check reads, if there is a check at each `interval`.
 pub(super) fn seen_at_once(places: usize, interval: Duration) -> usize {
     let looks = SEEN_WITHIN.as_millis() / interval.as_millis().max(1);
     let looks = usize::try_from(looks).unwrap_or(usize::MAX).max(1);
     places.div_ceil(looks).max(SEEN_AT_ONCE)
 }
 
-/// The time of the next look.
+/// The time of the next check.
 #[derive(Debug, Default)]
 pub(super) struct Looks {
     at: Mutex<Option<Instant>>,

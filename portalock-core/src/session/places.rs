@@ -24,7 +24,7 @@ use crate::{
 /// unknown until the place has been released for good. Until then the place stays here, and the session releases it.
 #[derive(Debug)]
 pub struct Places<P> {
-    /// `None` once the session is over.
+    /// `None` when the session has ended.
     book: Mutex<Option<HashMap<OwnerId, Place<P>>>>,
     session: LostSignal,
     left: OnceLock<Vec<P>>,
@@ -35,37 +35,37 @@ pub struct Places<P> {
 struct Place<P> {
     at: P,
     phase: Phase,
-    /// Whether a request for it may still be on its way: its answer never came.
+    /// Whether a request for it got no answer and may still arrive.
     unsure: bool,
-    /// Somebody has broken the lock, which may not be known to be held yet.
+    /// The lock was broken by somebody. The session may not know yet that it is held.
     broken: Option<Loss>,
-    /// Another one with every change of the phase, and no other place has it.
+    /// Changes with every change of the phase. No other place has the same version.
     version: u64,
     waiting: Option<Box<Waiting>>,
 }
 
 #[derive(Debug)]
 enum Phase {
-    /// Asked for; not answered yet.
+    /// A request was sent and not yet answered.
     Asked,
     /// The service has answered that it waits.
     Queued,
-    /// Granted. The lease ends if somebody removes the place from the service.
+    /// Granted. The lease ends if the place disappears from the service.
     Held(FencingToken, Lease),
-    /// A release is under way: that the place is missing at the service means nothing any more.
+    /// A release is in flight. If the place is missing at the service, that means nothing now.
     Releasing,
     /// A release failed or was dropped: the session tries again.
     Due,
 }
 
-/// As many places as locks are held: what only those need who wait lies apart.
+/// Only waiters need this, so it is stored separately: there is a place for each held lock.
 #[derive(Debug, Default)]
 struct Waiting {
-    /// Where the waiter listens, once it does.
+    /// The waiter's channel, once it listens.
     line: Option<WakeSender>,
     /// A grant that came before the waiter listened.
     unheard: Option<Grant>,
-    /// It was told to ask again before it listened.
+    /// The waiter was told to ask again before it listened.
     unheard_wake: bool,
 }
 
@@ -83,7 +83,7 @@ pub struct Expected<P> {
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct Leaving<P> {
-    /// What the backend knows of the place.
+    /// The backend's data of the place.
     pub at: P,
     /// Whether the owner held the lock.
     pub held: bool,
@@ -95,9 +95,9 @@ pub struct Leaving<P> {
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct Asked<P> {
-    /// What the backend knows of the place.
+    /// The backend's data of the place.
     pub at: P,
-    /// Whether its owner holds, as far as the session knows; else it waits.
+    /// Whether its owner holds, as far as the session knows; otherwise it waits.
     pub held: bool,
     pub(super) owner: OwnerId,
     version: u64,
@@ -115,7 +115,7 @@ pub enum Stand {
 }
 
 impl<P: Clone> Places<P> {
-    /// No places yet, in a session that this signal tells the end of.
+    /// Creates an empty set for a session whose end this signal reports.
     pub fn new(session: LostSignal) -> Self {
         Self {
             book: Mutex::new(Some(HashMap::new())),
@@ -125,13 +125,13 @@ impl<P: Clone> Places<P> {
         }
     }
 
-    /// An attempt for `owner` is about to be sent: from now on a grant may come, also if no answer does. `new` makes the place
-    /// if the owner has none.
+    /// Records that an attempt for `owner` is about to be sent: from now on a grant may arrive, even if the attempt
+    /// gets no answer. `new` creates the place if the owner has none.
     ///
     /// # Errors
     ///
-    /// [`Unavailable`](BackendErrorKind::Unavailable) while a release of the owner is under way or due,
-    /// [`SessionEnded`](BackendErrorKind::SessionEnded) if the session is over.
+    /// [`Unavailable`](BackendErrorKind::Unavailable) while a release of the owner is in flight or due,
+    /// [`SessionEnded`](BackendErrorKind::SessionEnded) if the session has ended.
     pub fn expect(
         &self,
         owner: OwnerId,
@@ -155,12 +155,12 @@ impl<P: Clone> Places<P> {
         })
     }
 
-    /// The attempt was answered; `unsure` as far as others may still be on their way.
+    /// Records that the attempt was answered. `unsure` tells whether another request for the place may still arrive.
     pub fn answered(&self, owner: OwnerId, unsure: bool) {
         self.change(owner, |place| place.unsure = unsure);
     }
 
-    /// An answer says that the owner waits.
+    /// Records the answer that the owner waits.
     pub fn queued(&self, owner: OwnerId) {
         self.change(owner, |place| {
             if matches!(place.phase, Phase::Asked) {
@@ -169,7 +169,7 @@ impl<P: Clone> Places<P> {
         });
     }
 
-    /// The owner has been granted, as an answer says: what it is given.
+    /// Records the answer that the owner was granted, and returns its grant.
     ///
     /// # Errors
     ///
@@ -179,13 +179,13 @@ impl<P: Clone> Places<P> {
         grant.ok_or_else(|| self.over())
     }
 
-    /// The owner has been granted, as a message says. `is_of` tells whether it is of this place, and not of one that the owner
-    /// had before.
+    /// Records a message that the owner was granted. `is_of` tells whether the message is about this place, and not
+    /// about an earlier place of the owner.
     ///
-    /// A place that is gone was released, and the service has freed it since. One whose waiter has stopped listening is about
-    /// to be.
+    /// A missing place was released, and the service has freed it since. A place whose waiter has stopped listening is
+    /// about to be released.
     pub fn granted(&self, owner: OwnerId, token: FencingToken, is_of: impl FnOnce(&P) -> bool) {
-        // Of a session that is certain no more, nothing is.
+        // In a session that is no longer certain, no grant is certain.
         if !self.session.is_lost() {
             self.change(owner, |place| {
                 if is_of(&place.at) {
@@ -195,7 +195,8 @@ impl<P: Clone> Places<P> {
         }
     }
 
-    /// What `owner` waits for may have gone: it asks again. For a service whose messages tell of a change and grant nothing.
+    /// Wakes `owner`, so that it asks again: what it waits for may be gone. For a service whose messages report a
+    /// change and don't grant anything.
     pub fn wake(&self, owner: OwnerId) {
         self.change(owner, |place| {
             if matches!(place.phase, Phase::Asked | Phase::Queued) {
@@ -204,7 +205,7 @@ impl<P: Clone> Places<P> {
         });
     }
 
-    /// Waiting has failed, for this owner alone.
+    /// Ends the wait of this owner with an error.
     pub fn failed(&self, owner: OwnerId, error: BackendError, is_of: impl FnOnce(&P) -> bool) {
         self.change(owner, |place| {
             if is_of(&place.at) {
@@ -213,7 +214,8 @@ impl<P: Clone> Places<P> {
         });
     }
 
-    /// What stood for `owner` at `service` is gone, as an attempt finds that takes the place anew: what the owner held is lost.
+    /// Records that the place of `owner` is gone at `service`: an attempt has found this and takes the place again. If
+    /// the owner held the lock, the lock is lost.
     pub fn retake(&self, owner: OwnerId, service: &str) {
         self.change(owner, |place| {
             if !place.is_leaving() {
@@ -223,7 +225,8 @@ impl<P: Clone> Places<P> {
         });
     }
 
-    /// The service has a place that the owner does not have here, if that is so: it lost the release. It is due to be released again.
+    /// Records a place that the service has, if the session has none for the owner: the service has lost its release,
+    /// so the release is due again.
     pub fn found_unknown(&self, owner: OwnerId, at: P) {
         if let Some(places) = &mut *self.lock()
             && let Entry::Vacant(free) = places.entry(owner)
@@ -233,7 +236,7 @@ impl<P: Clone> Places<P> {
         }
     }
 
-    /// Opens the line of a waiter.
+    /// Opens the channel of a waiter.
     pub fn listen(&self, owner: OwnerId) -> Wakeups {
         let (sender, line) = wakeups();
         let listens = self.change(owner, |place| {
@@ -252,8 +255,9 @@ impl<P: Clone> Places<P> {
         line
     }
 
-    /// Somebody has broken what `owner` holds: its guard is told of `loss`, and it is due to be released. `is_of` tells whether it
-    /// is of this place, and not of one that the owner had before. False if the owner has no such place.
+    /// Records that the hold of `owner` was broken: its guard gets `loss`, and its release is due. `is_of` tells
+    /// whether the mark is about this place, and not about an earlier place of the owner. Returns false if the owner
+    /// has no such place.
     pub fn broken(&self, owner: OwnerId, loss: &Loss, is_of: impl FnOnce(&P) -> bool) -> bool {
         let found = self.change(owner, |place| {
             if !is_of(&place.at) {
@@ -267,7 +271,7 @@ impl<P: Clone> Places<P> {
             }
             place.broken = Some(loss.clone());
             place.enter(Phase::Due);
-            // One who has not heard of its grant asks again.
+            // A waiter that does not know of its grant yet asks again.
             place.wake();
             true
         });
@@ -287,12 +291,13 @@ impl<P: Clone> Places<P> {
         })?
     }
 
-    /// A release of `owner` begins. It is due again when the returned value is dropped. `None` if the service has nothing of it.
+    /// Starts a release of `owner`. If the returned value is dropped, the release is due again. `None` if the service
+    /// has nothing of the owner.
     pub fn release(&self, owner: OwnerId) -> Option<Releasing<'_, P>> {
         self.begin_release(owner, |_| true)
     }
 
-    /// The same, if nobody else releases it already.
+    /// The same, if no other call is releasing the owner already.
     pub(super) fn release_due(&self, owner: OwnerId) -> Option<Releasing<'_, P>> {
         self.begin_release(owner, |phase| matches!(phase, Phase::Due))
     }
@@ -327,14 +332,14 @@ impl<P: Clone> Places<P> {
         self.list(|owner, place| is_due(place).then_some(owner))
     }
 
-    /// The service keeps nothing of `owner` any more, and can't come to.
+    /// Forgets `owner`: the service keeps nothing of it, and no late request can change that.
     pub fn forget(&self, owner: OwnerId) {
         if let Some(places) = &mut *self.lock() {
             places.remove(&owner);
         }
     }
 
-    /// Those who hold, and those who wait if they are asked for, too.
+    /// The places of the holders and, with `waiters`, those of the waiters.
     pub(super) fn standing(&self, waiters: bool) -> Vec<Asked<P>> {
         self.list(|owner, place| {
             let stands = match place.phase {
@@ -351,10 +356,10 @@ impl<P: Clone> Places<P> {
         })
     }
 
-    /// How a place that was asked about stands at `service`.
+    /// Records the state at `service` of a place that was checked.
     pub(super) fn found(&self, asked: &Asked<P>, stand: Stand, service: &str) {
         self.change(asked.owner, |place| {
-            // What has happened meanwhile, the answer doesn't know.
+            // The answer doesn't include changes that happened meanwhile.
             if place.version != asked.version {
                 return;
             }
@@ -372,7 +377,7 @@ impl<P: Clone> Places<P> {
         });
     }
 
-    /// The session is over: those who wait in it are told, and nothing is kept of it.
+    /// Ends all places with the session: waiters are told, and no place is kept.
     pub(super) fn close(&self) {
         let over = self.over();
         let closed = self.lock().take().into_iter().flatten();
@@ -383,7 +388,7 @@ impl<P: Clone> Places<P> {
         self.left.get_or_init(|| left.collect());
     }
 
-    /// What its owners had when the session ended, none before.
+    /// The places that existed when the session ended; empty before.
     pub fn left(&self) -> &[P] {
         self.left.get().map_or(&[], Vec::as_slice)
     }
@@ -410,7 +415,7 @@ impl<P: Clone> Places<P> {
     }
 
     fn lock(&self) -> MutexGuard<'_, Option<HashMap<OwnerId, Place<P>>>> {
-        // Nothing panics while it is held.
+        // No code panics while it holds the lock.
         self.book.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -457,7 +462,7 @@ impl<P> Place<P> {
         }
     }
 
-    /// What it held by at `service` is gone.
+    /// Ends the hold, because its place at `service` is gone.
     fn lose(&self, service: &str) {
         if let Phase::Held(_, lease) = &self.phase {
             lease.end(Loss::Removed(
@@ -511,12 +516,12 @@ pub struct Releasing<'a, P: Clone> {
 }
 
 impl<P: Clone> Releasing<'_, P> {
-    /// What is released.
+    /// The place that is released.
     pub fn leaving(&self) -> &Leaving<P> {
         &self.leaving
     }
 
-    /// The service keeps nothing of the place any more, and can't come to.
+    /// Completes the release: the service keeps nothing of the place, and no late request can change that.
     pub fn done(self) {
         let mut book = self.places.lock();
         if let Some(places) = book.as_mut()
@@ -526,7 +531,8 @@ impl<P: Clone> Releasing<'_, P> {
         }
     }
 
-    /// Whether the place is still this release's: not one that the owner has taken since, nor taken over by a later release.
+    /// Whether the place still belongs to this release: the owner has not taken a new place since, and no later release
+    /// has taken over.
     fn is_of(&self, place: &Place<P>) -> bool {
         place.version == self.version
     }
@@ -534,7 +540,7 @@ impl<P: Clone> Releasing<'_, P> {
 
 impl<P: Clone> Drop for Releasing<'_, P> {
     fn drop(&mut self) {
-        // One that was released for good is no longer in the book.
+        // A place that was released for good is no longer recorded.
         let due = self.places.change(self.owner, |place| {
             let is_of = self.is_of(place);
             if is_of {

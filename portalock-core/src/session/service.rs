@@ -36,19 +36,19 @@ pub trait Service: fmt::Debug + Send + Sync + Sized + 'static {
     /// The service's name in messages.
     const NAME: &'static str;
 
-    /// Whether a waiter asks again by itself, rather than the session for all that wait: where an attempt does what a look would.
-    /// [`Entered::Queued`] then says after what time. Only holders are looked after at intervals; waiters are when a connection
-    /// was made anew. False by default.
+    /// Whether each waiter asks again by itself, instead of the session for all its waiters. This is for a service
+    /// where an attempt does the same as a check. [`Entered::Queued`] then contains the time. At intervals only holders
+    /// are checked; waiters are checked after a reconnect. False by default.
     const WAITERS_ASK_AGAIN: bool = false;
 
-    /// What there is of a session before it begins. Nothing is sent.
+    /// Creates the state of a session before its start. Nothing is sent.
     fn new(shared: &Self::Shared) -> Self;
 
-    /// A new place for `owner`, with a name that no earlier place of it had: so that a message that comes late can't be taken
-    /// for one to the next. Called under a lock: it must be quick.
+    /// Creates a new place for `owner`. Its name must differ from all earlier places of the owner, so that a late
+    /// message can't be mistaken for one to the new place. This is called under a lock, so it must be quick.
     ///
-    /// The place is dropped once nothing can be left of it at the service; until then nothing of what stands for it may be used
-    /// for another one.
+    /// The place is dropped when nothing of it can be left at the service. Until then, nothing that represents it there
+    /// may be used for another place.
     fn place(&self, owner: OwnerId, wish: &Self::Wish) -> Self::Place;
 
     /// How long the session lives at the service without a renewal. It is renewed, and its places are checked, each
@@ -65,23 +65,23 @@ pub trait Service: fmt::Debug + Send + Sync + Sized + 'static {
     /// [`BackendError`] if that fails. If the session has begun, the call is retried.
     async fn connect(session: &Arc<KeptSession<Self>>) -> Result<Self::Connection, BackendError>;
 
-    /// Whether the session ends with its connection: it is then never taken up over another one, and a connection that does
-    /// not answer is kept as long as the lease lasts. False by default.
+    /// Whether the session ends with its connection. Such a session is never resumed over another connection, and a
+    /// connection that does not answer is kept as long as the lease lasts. False by default.
     fn ends_with_connection(&self) -> bool {
         false
     }
 
-    /// Whether more can come over this connection.
+    /// Whether messages can still arrive over this connection.
     fn is_open(connection: &Self::Connection) -> bool;
 
-    /// The session gives this connection up: a request over it failed, or had no answer in time. Does nothing by default; a service
-    /// of several servers makes the next connection to another one.
+    /// Called when the session gives this connection up, because a request over it failed or was not answered in time.
+    /// Does nothing by default. A service with several servers makes the next connection to another server.
     fn gave_up(&self, connection: &Self::Connection) {
         let _ = connection;
     }
 
-    /// Begins the session at the service, and ends `former` there, if that may still live. Answers until when the new one is
-    /// certain, counted from before the request was sent.
+    /// Starts the session at the service, and ends `former` there if it may still be alive. Returns the time until
+    /// which the new session is certain, counted from before the request was sent.
     ///
     /// # Errors
     ///
@@ -103,8 +103,9 @@ pub trait Service: fmt::Debug + Send + Sync + Sized + 'static {
         connection: &Self::Connection,
     ) -> Result<Renewal, BackendError>;
 
-    /// Asks how places stand: at intervals, and all of them when a new connection was made, before the lease is prolonged over
-    /// it: what was granted meanwhile has not been heard, and the service may have lost what was held.
+    /// Reads the states of places. The session calls this at intervals. After a reconnect it calls this for all places
+    /// before it extends the lease over the new connection: grants that came meanwhile were not received, and the
+    /// service may have lost a hold.
     ///
     /// # Errors
     ///
@@ -132,8 +133,8 @@ pub trait Service: fmt::Debug + Send + Sync + Sized + 'static {
         wish: &Self::Wish,
     ) -> Result<Answered<Entered>, BackendError>;
 
-    /// Releases a place for good: nothing of it may be left, nor come any more where a request may still be on its way. Answers
-    /// whether its owner held. Also called by the session, for a release that failed or was dropped.
+    /// Releases a place for good: nothing of it may be left, and if a request may still arrive, it must have no effect.
+    /// Returns whether the place's owner held. The session also calls this, for a release that failed or was dropped.
     ///
     /// # Errors
     ///
@@ -143,9 +144,9 @@ pub trait Service: fmt::Debug + Send + Sync + Sized + 'static {
         leaving: &Leaving<Self::Place>,
     ) -> Result<Answered<bool>, BackendError>;
 
-    /// Sees to it that nothing of a released place comes any more, where a request may still be on its way; called after
-    /// [`leave`](Self::leave), for [`Leaving::unsure`] alone. Does nothing by default. It is for a service that may be able to
-    /// free a place and not to refuse what comes late: the release then succeeds, and the session makes up for the rest.
+    /// Makes late requests for a released place fail. Called after [`leave`](Self::leave), and only if
+    /// [`Leaving::unsure`] is set. Does nothing by default. It is for a service that can sometimes free a place but not
+    /// refuse late requests: the release then succeeds, and the session does the rest later.
     ///
     /// # Errors
     ///
@@ -158,8 +159,8 @@ pub trait Service: fmt::Debug + Send + Sync + Sized + 'static {
         Ok(())
     }
 
-    /// Ends the session at the service, where it would otherwise live until its lease ends there. What its owners had is in
-    /// [`Places::left`](super::Places::left).
+    /// Ends the session at the service; otherwise it would live until its lease ends there.
+    /// [`Places::left`](super::Places::left) has the places of its owners.
     ///
     /// # Errors
     ///
