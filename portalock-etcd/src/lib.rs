@@ -1,4 +1,4 @@
-//! Locks and semaphores on etcd, for [`portalock_core`]: first come, first served, with fencing tokens, and released
+//! Locks and semaphores on etcd for [portalock](portalock_core): first come, first served, with fencing tokens, and released
 //! when their client is gone.
 //!
 //! ```no_run
@@ -15,21 +15,20 @@
 //!
 //! # How it works
 //!
-//! A backend has one lease at etcd, its *session*, which it renews on the library's own thread. A request for a lock is
-//! one transaction: it puts a key under that lease into the name's queue and counts the other keys. If there are none,
-//! the lock is granted, in one round trip. Otherwise the request reads the queue and watches the key ahead of it. When
-//! that key is deleted, the request checks that its own key still exists, and then it holds the lock. The order of the
-//! queue is the order in which etcd created the keys. A key's create revision is the fencing token. A release deletes
-//! the key, and the session may use the key again. If the process dies, etcd deletes all its keys when the lease ends.
+//! A backend has one lease at etcd, its *session*, which it renews on the library's own thread. A request for a lock is one
+//! transaction: it puts a key with that lease into the name's queue, and counts the other keys there. If there are none, the
+//! lock is granted, in one round trip. Otherwise the client reads the queue and watches the key ahead of its own. When that
+//! key is deleted, the client checks that its own key still exists, and then holds the lock. The order of the queue is the
+//! order in which etcd created the keys, and a key's create revision is the fencing token. A release deletes the key, and
+//! the session uses the same key for a later request. If the process dies, etcd deletes all its keys when the lease ends.
 //!
-//! A request for a shared lock waits only for the exclusive requests ahead of it. A request to a semaphore waits until
-//! enough permits ahead of it come back. [`EtcdSettings`] lists the settings. With a [`Fence`], writes to the same etcd
-//! depend on a lock.
+//! A shared lock only waits for the exclusive ones ahead of it. A request for permits waits until those ahead of it leave
+//! enough permits. [`EtcdSettings`] has the options. With a [`Fence`], a write to the same etcd depends on the lock.
 //!
 //! # What it takes
 //!
-//! etcd 3.4 or later. Building needs `protoc`, with which the etcd client compiles its protocol (Debian and Ubuntu:
-//! `apt-get install protobuf-compiler`). The feature `tls` adds connections over TLS, by rustls.
+//! etcd 3.4 or later. To build this crate you need `protoc`, because the etcd client compiles its protocol (Debian and
+//! Ubuntu: `apt-get install protobuf-compiler`). The feature `tls` adds connections over TLS, by rustls.
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
@@ -62,5 +61,5 @@ pub use backend::EtcdBackend;
 pub use config::{EtcdSettings, EtcdTls};
 pub use fence::Fence;
 
-/// The etcd client of this crate: the result of [`Fence::compare`] belongs in a transaction of this version.
+/// The etcd client that this crate uses. [`Fence::compare`] returns a condition for a transaction of this version.
 pub use etcd_client;

@@ -98,15 +98,15 @@ impl PostgresSettings {
         Ok(self)
     }
 
-    /// Sets whether the server passes a session's locks on when its connection ends; default no.
+    /// Sets whether the server frees a session's locks when its connection ends. Default no.
     ///
-    /// With yes, a crash is noticed as soon as the dead client's server process has ended: each waiting session checks
-    /// this every 200 ms, and need not wait for the end of the [lease](Self::with_lease_time). The costs are:
-    /// - Every end of the connection loses all locks of the session, even if its process lives.
-    /// - The holder learns of the loss from the same event as everybody else. So it is told one network delay after its
-    ///   lock may have been granted to another, or up to the lease time later if the event doesn't reach it.
+    /// With this option a waiting session checks every 200 ms whether the server process of the holder's connection still
+    /// exists. So it notices a crash within 200 ms, instead of after the [lease](Self::with_lease_time). The price: all locks
+    /// of a session are lost whenever its connection ends, although its process lives. And a holder learns of the loss one
+    /// network delay after its lock may have been granted to another, or up to one lease later if it doesn't learn that its
+    /// connection has ended.
     ///
-    /// Each session is judged by its own setting, so clients with and without it can share locks.
+    /// Clients with and without this option can share locks; the server judges each session by its own setting.
     #[must_use]
     pub fn with_release_without_notice(mut self, at_once: bool) -> Self {
         self.release_without_notice = at_once;

@@ -8,8 +8,8 @@ use crate::{
     Released, Wakeups,
 };
 
-/// How long a waiter without a wake-up waits before it tries again. Its session checks the place meanwhile, so this
-/// only limits the effect of a bug.
+/// When a waiter repeats its attempt without a wake-up. The session checks the waiter's place, so this only limits the effect
+/// of a bug.
 pub(super) const RECHECK_AFTER: Duration = Duration::from_secs(60);
 
 /// A client of a [`Service`]. Each request is made in the session that lives at that time.
@@ -31,8 +31,8 @@ pub enum Entered {
     Queued {
         /// A holder, if one is known.
         holder: Option<Holder>,
-        /// The time after which an owner ahead may be dead, if it is known. The session checks the place then, or the
-        /// waiter [asks again](Service::WAITERS_ASK_AGAIN).
+        /// When an owner ahead may be dead, if that is known. The session checks then, or the waiter
+        /// [repeats its attempt](Service::WAITERS_ASK_AGAIN).
         look_in: Option<Duration>,
     },
     /// The lock is contended, and the service keeps nothing of the request.
@@ -97,14 +97,14 @@ impl<S: Service> Client<S> {
         let session = self.session().await?;
         let places = session.places();
         if places.is_leaving(owner) {
-            // First withdraw what the owner may have left.
+            // First release the place of the owner's earlier attempt.
             release(&session, owner).await?;
         }
         let connections = session.connections();
         let expected = places.expect(owner, || session.service().place(owner, wish))?;
         let Answered { value, repeated } = match S::enter(&session, &expected.at, wish).await {
             Ok(answer) => answer,
-            // The outcome is unknown, unless the session has ended: then everything is undone.
+            // The outcome is unknown. If the session has ended, the attempt has ended with it.
             Err(error) => return session.ensure_live().and(Err(error)),
         };
         let unsure = expected.unsure || repeated;
@@ -117,7 +117,7 @@ impl<S: Service> Client<S> {
             Entered::Queued { holder, look_in } => {
                 places.queued(owner);
                 let recheck = match look_in {
-                    // The grant may have been sent to an earlier connection.
+                    // The former connection may have received the grant.
                     _ if session.connections() != connections => Duration::ZERO,
                     Some(time) if S::WAITERS_ASK_AGAIN => time,
                     Some(time) => {
@@ -148,8 +148,8 @@ impl<S: Service> Client<S> {
         }
     }
 
-    /// Releases `owner`, for [`LockBackend::release`](crate::LockBackend::release). A place in an earlier session has
-    /// ended with that session.
+    /// Releases `owner`, for [`LockBackend::release`](crate::LockBackend::release). Places in earlier sessions have ended with
+    /// those sessions.
     ///
     /// # Errors
     ///
@@ -185,11 +185,11 @@ impl<S: Service> Client<S> {
         self.sessions.latest()?.places().held(owner)
     }
 
-    /// Ends the session, and waits until the service knows.
+    /// Ends the session, and waits until it has ended at the service.
     ///
     /// # Errors
     ///
-    /// [`BackendError`] if the service could not be told. The session then ends there when its time is over.
+    /// [`BackendError`] if the service could not be reached. The session then ends there when its time is over.
     ///
     /// # Cancel safety
     ///
@@ -203,7 +203,7 @@ impl<S: Service> Client<S> {
     }
 }
 
-/// Whatever the outcome of this call, the place stays recorded until nothing of it can be left at the service.
+/// The place stays recorded until nothing can be left of it, even if this call fails or is dropped.
 async fn release<S: Service>(
     session: &Arc<KeptSession<S>>,
     owner: OwnerId,
@@ -213,7 +213,7 @@ async fn release<S: Service>(
     };
     let leaving = releasing.leaving();
     let Answered { value, repeated } = S::leave(session, leaving).await?;
-    // An earlier try without an answer may have freed the lock, so that this one did not find it.
+    // An earlier try without an answer may have freed the place, so that the later one did not find it.
     let freed = value || (repeated && leaving.held);
     match settle(session, leaving).await {
         Ok(()) => releasing.done(),
@@ -228,7 +228,7 @@ async fn release<S: Service>(
     })
 }
 
-/// Makes the service refuse late requests for a place that was released.
+/// Makes the service refuse late requests for a released place.
 pub(super) async fn settle<S: Service>(
     session: &Arc<KeptSession<S>>,
     leaving: &Leaving<S::Place>,

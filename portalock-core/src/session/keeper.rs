@@ -1,4 +1,4 @@
-//! Keeps a lease alive: renews it in the background, until it ends or the keeper is dropped.
+//! Keeps a lease alive: renews it in the background until it ends or nobody needs it any more.
 
 use std::{future::Future, pin::pin, sync::Arc, time::Duration};
 
@@ -12,13 +12,13 @@ use crate::{
     engine::{deadline::bound, measure::renewed},
 };
 
-/// The service's answer to a renewal.
+/// What the service said to a renewal.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Renewal {
-    /// The lease continues for this long, counted from when the renewal was sent.
+    /// The lease goes on, for this long from when the renewal was sent.
     Renewed(Duration),
-    /// The service no longer knows the lease: it has ended.
+    /// The service no longer knows the lease: it is over.
     Gone(Loss),
 }
 
@@ -43,11 +43,10 @@ impl RenewalOutcome {
     }
 }
 
-/// Renews a [`Lease`] on the session thread. Dropping the keeper stops the renewals; the lease then ends at its
-/// deadline.
+/// Renews a [`Lease`] on the session thread. Dropping the keeper stops that; the lease then runs out at its deadline.
 ///
-/// The outcome of a renewal that fails or hangs is *unknown*: it neither extends nor ends the lease. The lease lasts
-/// until its own deadline, on this machine's clock, even while a call is in flight.
+/// A renewal that fails or hangs is *unknown*: it extends nothing and ends nothing. The lease lasts until its own
+/// deadline, on this machine's clock, whatever the call in flight does.
 ///
 /// ```
 /// use std::time::Duration;
@@ -75,8 +74,8 @@ pub struct Keeper {
 impl Keeper {
     /// Renews `lease` every `interval` by calling `renew`, until the lease has ended or the keeper is dropped.
     ///
-    /// A call without an answer within `interval` is dropped and repeated, so `renew` must be safe to cancel. After a
-    /// failure the next call follows soon, and later after each further failure, up to a tenth of the interval.
+    /// A call that has not answered within `interval` is dropped and made anew: `renew` must be safe to cancel. After a
+    /// failure the next call comes soon, and after each further one later, up to a tenth of the interval.
     ///
     /// # Errors
     ///
@@ -99,7 +98,7 @@ impl Keeper {
         Ok(Self { _task: task, now })
     }
 
-    /// Renews at once instead of at the end of the interval, for example when a connection was reset.
+    /// Renews at once rather than when the interval has passed: for a connection that was reset and has to be made anew.
     pub fn renew_now(&self) {
         self.now.notify_one();
     }
@@ -146,8 +145,8 @@ where
     }
 }
 
-/// The pause before the next call, after this number of failures in a row. It is random, so that not all clients call
-/// at once when a service comes back.
+/// How long the next call waits after so many failures in a row. Spread, so that the clients of a service that comes back
+/// don't all come at once.
 fn after_failure(interval: Duration, failures: u32) -> Duration {
     let longest = interval / 10;
     let pause = (longest / 16).saturating_mul(2_u32.saturating_pow(failures.saturating_sub(1)));
@@ -161,7 +160,7 @@ mod tests {
 
     const TIME: Duration = Duration::from_secs(10);
 
-    /// Runs on the test's own runtime, whose time is paused.
+    /// On the test's own runtime, whose time is paused.
     fn keeper<F, R>(lease: Lease, interval: Duration, renew: F) -> Arc<Notify>
     where
         F: FnMut() -> R + Send + 'static,

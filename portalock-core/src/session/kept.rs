@@ -29,8 +29,8 @@ use crate::{BackendError, BackendErrorKind, Lease, Loss, clock::Instant};
 /// The shortest time between two reconnects.
 const MENDED_AT_MOST_EVERY: Duration = Duration::from_millis(100);
 
-/// A [`Session`] over any [`Service`]. It outlives its connection, so a reset loses no lock and no place while the
-/// lease lasts. [`start`](Self::start) creates it, inside [`Sessions::get`](super::Sessions::get).
+/// A [`Session`] over any [`Service`]. It outlives its connection: while the lease lasts, a reset loses no lock and no
+/// place. [`start`](Self::start) makes it, inside [`Sessions::get`](super::Sessions::get).
 pub struct KeptSession<S: Service> {
     service: S,
     lease: Lease,
@@ -38,10 +38,9 @@ pub struct KeptSession<S: Service> {
     connection: Mutex<Option<S::Connection>>,
     ended: Notify,
     hurried: Notify,
-    /// How many connections the session has had. An attempt that was in flight during a reconnect may have missed its
-    /// grant.
+    /// How many connections it has had. An attempt that was in flight during a reconnect may have missed its grant.
     connections: AtomicU64,
-    /// The places that existed when the current connection was opened and that were not checked since.
+    /// The places of the last reconnect that are still unchecked.
     unseen: Mutex<Vec<Asked<S::Place>>>,
     looks: Looks,
     finished: watch::Sender<Option<Result<(), BackendError>>>,
@@ -65,7 +64,7 @@ impl<S: Service> KeptSession<S> {
     ///
     /// If the call is dropped, a session at the service ends when its time is over.
     pub async fn start(service: S, former: Option<Arc<Self>>) -> Result<Arc<Self>, BackendError> {
-        // Nothing is certain until the session has started, and no caller has it before.
+        // Before `begin` nothing is certain, and no caller has the session.
         let lease = Lease::unbounded();
         let session = Arc::new(Self {
             service,
@@ -100,7 +99,7 @@ impl<S: Service> KeptSession<S> {
         &self.places
     }
 
-    /// Ends the session: its locks are lost. The clean-up is done in the background.
+    /// Ends the session: its locks are lost. The clean-up runs in the background.
     pub fn end(&self, loss: Loss) {
         self.lease.end(loss);
     }
@@ -117,8 +116,8 @@ impl<S: Service> KeptSession<S> {
         }
     }
 
-    /// Call this when the connection has ended, or may have ended. The session reconnects at once; a session that [ends
-    /// with its connection](Service::ends_with_connection) ends.
+    /// The connection has ended, or may have: if so, the session reconnects at once. A session that
+    /// [ends with its connection](Service::ends_with_connection) ends.
     pub fn connection_ended(&self) {
         if self.service.ends_with_connection() && self.connection().is_none() {
             self.end(cut_off());
@@ -126,7 +125,7 @@ impl<S: Service> KeptSession<S> {
         self.ended.notify_one();
     }
 
-    /// Renews at once instead of when it is due, for the answer of the renewal.
+    /// Renews at once instead of at the end of the interval, because the caller needs the answer of a renewal.
     pub fn renew_now(&self) {
         self.hurried.notify_one();
     }
@@ -153,7 +152,7 @@ impl<S: Service> KeptSession<S> {
         self.service.lease_time() / 3
     }
 
-    /// Keeps the session until it ends for any reason; then tells the waiters and cleans up.
+    /// Keeps the session until it ends, for whatever reason. Then tells the waiters and cleans up.
     async fn live(self: Arc<Self>, former: Option<Arc<Self>>) {
         let keeper = Keeper::spawn(self.lease.clone(), self.interval(), {
             let session = self.clone();
@@ -169,7 +168,7 @@ impl<S: Service> KeptSession<S> {
                     self.collect(),
                     S::chores(&self, former),
                 );
-                // None of these futures completes.
+                // None of these ends by itself.
                 select(pin!(ended.lost()), pin!(upkeep)).await;
             }
         }
@@ -187,7 +186,7 @@ impl<S: Service> KeptSession<S> {
     /// Waits until the session, which has ended here, has also ended at the service.
     pub(super) async fn finished(&self) -> Result<(), BackendError> {
         let mut finished = self.finished.subscribe();
-        // This can't fail: the sender lives as long as the session.
+        // The sender lives as long as the session.
         match finished.wait_for(Option::is_some).await.as_deref() {
             Ok(Some(finished)) => finished.clone(),
             _ => Ok(()),
@@ -203,7 +202,7 @@ impl<S: Service> KeptSession<S> {
             };
         }
         if let Some(connection) = present {
-            // Half of the time, so that there is time for another connection if this one is broken or hangs.
+            // Half of the time: if the connection is broken or hangs, there is time for another one.
             let within = self.service.request_timeout() / 2;
             if let Ok(Ok(())) = timeout(within, S::end(self, &connection)).await {
                 return Ok(());
@@ -214,9 +213,8 @@ impl<S: Service> KeptSession<S> {
         S::end(self, &connection).await
     }
 
-    /// Renews the lease, over a new connection if there is none. Over a new connection, all places are checked before
-    /// the lease is extended: the service may have lost one, and its holder would not be told in time if the check came
-    /// later.
+    /// Renews the lease, over a new connection if there is none. After a reconnect the session first checks every place, and
+    /// then extends the lease: the service may have lost a hold, and after the extension its holder might be told too late.
     async fn renew(self: Arc<Self>) -> Result<Renewal, BackendError> {
         let start = Instant::now();
         let connection = if let Some(connection) = self.connection() {
@@ -227,12 +225,12 @@ impl<S: Service> KeptSession<S> {
             let connection = S::connect(&self).await?;
             self.connections.fetch_add(1, Ordering::AcqRel);
             *self.lock_connection() = Some(connection.clone());
-            // After the connection was counted, so that later attempts notice the reconnect.
+            // Only after the connection was counted: a later attempt sees the new count.
             *self.lock_unseen() = self.places.standing(true);
             connection
         };
         let sent = Instant::now();
-        // Half of what the keeper allows, so that there is time for another connection if this one hangs.
+        // Half of the keeper's time: if the connection hangs, there is time for another one.
         let within = self.service.request_timeout().min(self.interval() / 2);
         let answer = timeout(within, S::renew(&self, &connection)).await;
         match answer.unwrap_or_else(|_| Err(late::<S>())) {
@@ -250,8 +248,8 @@ impl<S: Service> KeptSession<S> {
         }
     }
 
-    /// Checks the places that existed when this connection was opened. With very many places this takes longer than one
-    /// renewal may; the next renewal then continues with the rest.
+    /// Checks the places that existed at the last reconnect. With very many places this takes longer than one renewal may
+    /// take. Then the next renewal continues with the rest.
     async fn ask_for_unseen(
         self: &Arc<Self>,
         connection: &S::Connection,
@@ -270,19 +268,19 @@ impl<S: Service> KeptSession<S> {
         }
     }
 
-    /// Reconnects at once after a connection has broken.
+    /// Reconnects at once when the connection breaks.
     async fn mend(&self, keeper: &Keeper) -> Infallible {
         loop {
             self.ended.notified().await;
             if self.connection().is_none() {
                 keeper.renew_now();
             }
-            // A pause, in case each new connection ends at once.
+            // If each new connection ends at once, this must not become a busy loop.
             sleep(MENDED_AT_MOST_EVERY).await;
         }
     }
 
-    /// Renews the session when a caller asks for it.
+    /// Renews the session at once when it is requested.
     async fn hurry(&self, keeper: &Keeper) -> Infallible {
         loop {
             self.hurried.notified().await;
@@ -290,7 +288,7 @@ impl<S: Service> KeptSession<S> {
         }
     }
 
-    /// Checks the places at intervals, and when an owner ahead of a waiter may have died.
+    /// Checks places at intervals, and when an owner ahead of a waiter may have died.
     async fn look_at_times(self: &Arc<Self>) -> Infallible {
         let mut turn = 0;
         loop {
@@ -299,23 +297,23 @@ impl<S: Service> KeptSession<S> {
             let mut asked = self.places.standing(!S::WAITERS_ASK_AGAIN);
             let at_once = seen_at_once(asked.len(), self.interval());
             if asked.len() > at_once {
-                // If there are more places than one check can read, they take turns.
+                // There are too many for one check: check them in turn.
                 asked.sort_unstable_by_key(|asked| asked.owner);
                 turn = (turn + at_once) % asked.len();
                 asked.rotate_left(turn);
                 asked.truncate(at_once);
             }
-            // Without a connection nothing is checked. After a reconnect, everything is.
+            // Without a connection nothing is checked. After the reconnect everything is.
             if let Some(connection) = self.connection()
                 && (!asked.is_empty() || self.service.looks_anyway())
             {
-                // After a failure, the check is soon repeated.
+                // A failed check is repeated soon.
                 let _ = self.ask(&connection, &asked).await;
             }
         }
     }
 
-    /// Takes over releases that failed or were dropped.
+    /// Starts a check soon after a release failed or was dropped: it repeats the release.
     async fn collect(&self) -> Infallible {
         loop {
             self.places.owed.notified().await;
@@ -338,7 +336,7 @@ impl<S: Service> KeptSession<S> {
         Ok(())
     }
 
-    /// Makes the releases that are due.
+    /// Repeats the releases that are due.
     async fn pay(self: &Arc<Self>) {
         for owner in self.places.due() {
             let Some(releasing) = self.places.release_due(owner) else {
@@ -348,7 +346,7 @@ impl<S: Service> KeptSession<S> {
             match self.within_time(S::leave(self, leaving)).await {
                 Ok(_) => {}
                 Err(error) if error.kind() == BackendErrorKind::Unavailable => return,
-                // If the service refuses one release, the others need not wait.
+                // The service refuses this one. The others can still succeed.
                 Err(_) => continue,
             }
             if self.within_time(settle(self, leaving)).await.is_ok() {
@@ -357,7 +355,7 @@ impl<S: Service> KeptSession<S> {
         }
     }
 
-    /// Waits for `work` until the request timeout. If it fails, the session soon checks its places again.
+    /// Returns the result if it comes in time. Otherwise the session checks again soon.
     async fn within_time<T>(
         &self,
         work: impl Future<Output = Result<T, BackendError>>,
@@ -367,8 +365,7 @@ impl<S: Service> KeptSession<S> {
             Ok(Ok(done)) => return Ok(done),
             Ok(Err(error)) => error,
             Err(_) => {
-                // The connection has stopped working, and grants would not arrive over it either. But don't give up a
-                // newer connection.
+                // The connection is silent, so it would bring no grants either. A later connection is not given up.
                 if self.connections() == connections {
                     self.give_up_connection();
                     self.connection_ended();
@@ -382,7 +379,7 @@ impl<S: Service> KeptSession<S> {
     }
 
     fn give_up_connection(&self) {
-        // If the session ends with its connection, the connection is kept, because it may still answer.
+        // The session would end with this connection, which may still answer.
         if self.service.ends_with_connection() {
             return;
         }

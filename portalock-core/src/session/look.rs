@@ -11,15 +11,15 @@ use crate::clock::Instant;
 
 /// How many places one check reads.
 pub(super) const SEEN_AT_ONCE: usize = 500;
-/// But each place is checked at least this often, for any number of places: a service may keep a place only for some
-/// multiple of this time after its last check.
+/// Each place is checked within this time, for any number of places. A service may drop a place that was not checked for a
+/// multiple of it.
 const SEEN_WITHIN: Duration = Duration::from_secs(600);
-/// The time after which a failed check is repeated, or the session takes over a failed release.
+/// When a failed check is repeated, and when the session repeats a release that failed.
 pub(super) const AGAIN_AFTER: Duration = Duration::from_secs(1);
 /// The shortest time between two checks.
 const AT_MOST_EVERY: Duration = Duration::from_millis(50);
 
-/// How many of `places` one check reads, if there is a check at each `interval`.
+/// How many places one check reads, of `places` in all, if checks come at this interval.
 pub(super) fn seen_at_once(places: usize, interval: Duration) -> usize {
     let looks = SEEN_WITHIN.as_millis() / interval.as_millis().max(1);
     let looks = usize::try_from(looks).unwrap_or(usize::MAX).max(1);

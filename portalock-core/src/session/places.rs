@@ -35,37 +35,37 @@ pub struct Places<P> {
 struct Place<P> {
     at: P,
     phase: Phase,
-    /// Whether a request for it got no answer and may still arrive.
+    /// Whether a request without an answer may still be in flight.
     unsure: bool,
-    /// The lock was broken by somebody. The session may not know yet that it is held.
+    /// The loss, if the lock was broken. The session may not know yet that the owner holds it.
     broken: Option<Loss>,
-    /// Changes with every change of the phase. No other place has the same version.
+    /// Changes with the phase. No two places have the same version.
     version: u64,
     waiting: Option<Box<Waiting>>,
 }
 
 #[derive(Debug)]
 enum Phase {
-    /// A request was sent and not yet answered.
+    /// Requested, without an answer yet.
     Asked,
-    /// The service has answered that it waits.
+    /// In the queue, as the service has answered.
     Queued,
-    /// Granted. The lease ends if the place disappears from the service.
+    /// Granted. The lease ends if somebody removes the place from the service.
     Held(FencingToken, Lease),
-    /// A release is in flight. If the place is missing at the service, that means nothing now.
+    /// A release is in flight. If the place is missing at the service, this is no loss.
     Releasing,
-    /// A release failed or was dropped: the session tries again.
+    /// A release failed or was dropped: the session repeats it.
     Due,
 }
 
-/// Only waiters need this, so it is stored separately: there is a place for each held lock.
+/// The data that only waiters need. It is separate because a session can hold many locks.
 #[derive(Debug, Default)]
 struct Waiting {
-    /// The waiter's channel, once it listens.
+    /// The waiter's subscription, if it has one.
     line: Option<WakeSender>,
-    /// A grant that came before the waiter listened.
+    /// A grant that came before the waiter subscribed.
     unheard: Option<Grant>,
-    /// The waiter was told to ask again before it listened.
+    /// The owner was told to repeat its attempt before it subscribed.
     unheard_wake: bool,
 }
 
@@ -83,7 +83,7 @@ pub struct Expected<P> {
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct Leaving<P> {
-    /// The backend's data of the place.
+    /// What the backend knows of the place.
     pub at: P,
     /// Whether the owner held the lock.
     pub held: bool,
@@ -95,9 +95,9 @@ pub struct Leaving<P> {
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct Asked<P> {
-    /// The backend's data of the place.
+    /// What the backend knows of the place.
     pub at: P,
-    /// Whether its owner holds, as far as the session knows; otherwise it waits.
+    /// Whether its owner holds, as far as the session knows. Otherwise it waits.
     pub held: bool,
     pub(super) owner: OwnerId,
     version: u64,
@@ -115,7 +115,7 @@ pub enum Stand {
 }
 
 impl<P: Clone> Places<P> {
-    /// Creates an empty set for a session whose end this signal reports.
+    /// Creates an empty record for a session. `session` is the signal of the session's end.
     pub fn new(session: LostSignal) -> Self {
         Self {
             book: Mutex::new(Some(HashMap::new())),
@@ -125,8 +125,8 @@ impl<P: Clone> Places<P> {
         }
     }
 
-    /// Records that an attempt for `owner` is about to be sent: from now on a grant may arrive, even if the attempt
-    /// gets no answer. `new` creates the place if the owner has none.
+    /// Records that an attempt for `owner` is about to be sent. From now on a grant may come, even without an answer. `new`
+    /// makes the place if the owner has none.
     ///
     /// # Errors
     ///
@@ -155,7 +155,7 @@ impl<P: Clone> Places<P> {
         })
     }
 
-    /// Records that the attempt was answered. `unsure` tells whether another request for the place may still arrive.
+    /// Records that the attempt was answered. `unsure` says whether other requests may still be in flight.
     pub fn answered(&self, owner: OwnerId, unsure: bool) {
         self.change(owner, |place| place.unsure = unsure);
     }
@@ -169,7 +169,7 @@ impl<P: Clone> Places<P> {
         });
     }
 
-    /// Records the answer that the owner was granted, and returns its grant.
+    /// Records the answer that the owner holds, and returns its grant.
     ///
     /// # Errors
     ///
@@ -179,13 +179,13 @@ impl<P: Clone> Places<P> {
         grant.ok_or_else(|| self.over())
     }
 
-    /// Records a message that the owner was granted. `is_of` tells whether the message is about this place, and not
-    /// about an earlier place of the owner.
+    /// Records the message that the owner was granted. `is_of` says whether the message is for this place, and not for an
+    /// earlier one of this owner.
     ///
-    /// A missing place was released, and the service has freed it since. A place whose waiter has stopped listening is
-    /// about to be released.
+    /// If there is no such place, it was released, and the service has freed it. If the waiter has stopped listening, the
+    /// place is about to be released.
     pub fn granted(&self, owner: OwnerId, token: FencingToken, is_of: impl FnOnce(&P) -> bool) {
-        // In a session that is no longer certain, no grant is certain.
+        // After the session's end no grant is certain.
         if !self.session.is_lost() {
             self.change(owner, |place| {
                 if is_of(&place.at) {
@@ -195,8 +195,8 @@ impl<P: Clone> Places<P> {
         }
     }
 
-    /// Wakes `owner`, so that it asks again: what it waits for may be gone. For a service whose messages report a
-    /// change and don't grant anything.
+    /// Tells the waiter `owner` to repeat its attempt, because it may be its turn. For a service whose messages report a change
+    /// and grant nothing.
     pub fn wake(&self, owner: OwnerId) {
         self.change(owner, |place| {
             if matches!(place.phase, Phase::Asked | Phase::Queued) {
@@ -205,7 +205,7 @@ impl<P: Clone> Places<P> {
         });
     }
 
-    /// Ends the wait of this owner with an error.
+    /// Ends the wait of this owner with an error. `is_of` says whether the failure is of this place.
     pub fn failed(&self, owner: OwnerId, error: BackendError, is_of: impl FnOnce(&P) -> bool) {
         self.change(owner, |place| {
             if is_of(&place.at) {
@@ -214,8 +214,8 @@ impl<P: Clone> Places<P> {
         });
     }
 
-    /// Records that the place of `owner` is gone at `service`: an attempt has found this and takes the place again. If
-    /// the owner held the lock, the lock is lost.
+    /// Records that `owner` has no place at `service` any more, and that an attempt takes it again. If the owner held, its lock
+    /// is lost.
     pub fn retake(&self, owner: OwnerId, service: &str) {
         self.change(owner, |place| {
             if !place.is_leaving() {
@@ -225,8 +225,8 @@ impl<P: Clone> Places<P> {
         });
     }
 
-    /// Records a place that the service has, if the session has none for the owner: the service has lost its release,
-    /// so the release is due again.
+    /// Records a place that the service has. If `owner` has no place here, the service lost its release, and the session
+    /// repeats it.
     pub fn found_unknown(&self, owner: OwnerId, at: P) {
         if let Some(places) = &mut *self.lock()
             && let Entry::Vacant(free) = places.entry(owner)
@@ -236,7 +236,7 @@ impl<P: Clone> Places<P> {
         }
     }
 
-    /// Opens the channel of a waiter.
+    /// Subscribes a waiter.
     pub fn listen(&self, owner: OwnerId) -> Wakeups {
         let (sender, line) = wakeups();
         let listens = self.change(owner, |place| {
@@ -255,9 +255,9 @@ impl<P: Clone> Places<P> {
         line
     }
 
-    /// Records that the hold of `owner` was broken: its guard gets `loss`, and its release is due. `is_of` tells
-    /// whether the mark is about this place, and not about an earlier place of the owner. Returns false if the owner
-    /// has no such place.
+    /// Records that the lock of `owner` was broken: its guard is told of `loss`, and the session releases it. `is_of` says
+    /// whether the mark is for this place, and not for an earlier one of this owner. Returns false if the owner has no such
+    /// place.
     pub fn broken(&self, owner: OwnerId, loss: &Loss, is_of: impl FnOnce(&P) -> bool) -> bool {
         let found = self.change(owner, |place| {
             if !is_of(&place.at) {
@@ -271,7 +271,7 @@ impl<P: Clone> Places<P> {
             }
             place.broken = Some(loss.clone());
             place.enter(Phase::Due);
-            // A waiter that does not know of its grant yet asks again.
+            // An owner that has not received its grant repeats its attempt.
             place.wake();
             true
         });
@@ -291,13 +291,13 @@ impl<P: Clone> Places<P> {
         })?
     }
 
-    /// Starts a release of `owner`. If the returned value is dropped, the release is due again. `None` if the service
-    /// has nothing of the owner.
+    /// Begins a release of `owner`. If the returned value is dropped before the release is done, the release is due again.
+    /// `None` if the service has nothing of this owner.
     pub fn release(&self, owner: OwnerId) -> Option<Releasing<'_, P>> {
         self.begin_release(owner, |_| true)
     }
 
-    /// The same, if no other call is releasing the owner already.
+    /// The same, unless another call is already releasing it.
     pub(super) fn release_due(&self, owner: OwnerId) -> Option<Releasing<'_, P>> {
         self.begin_release(owner, |phase| matches!(phase, Phase::Due))
     }
@@ -332,14 +332,14 @@ impl<P: Clone> Places<P> {
         self.list(|owner, place| is_due(place).then_some(owner))
     }
 
-    /// Forgets `owner`: the service keeps nothing of it, and no late request can change that.
+    /// Forgets `owner`. Call this when the service has nothing of it, and no request for it is in flight.
     pub fn forget(&self, owner: OwnerId) {
         if let Some(places) = &mut *self.lock() {
             places.remove(&owner);
         }
     }
 
-    /// The places of the holders and, with `waiters`, those of the waiters.
+    /// The places of holders, and with `waiters` also those of waiters.
     pub(super) fn standing(&self, waiters: bool) -> Vec<Asked<P>> {
         self.list(|owner, place| {
             let stands = match place.phase {
@@ -356,10 +356,10 @@ impl<P: Clone> Places<P> {
         })
     }
 
-    /// Records the state at `service` of a place that was checked.
+    /// Records the state of a place that was read at `service`.
     pub(super) fn found(&self, asked: &Asked<P>, stand: Stand, service: &str) {
         self.change(asked.owner, |place| {
-            // The answer doesn't include changes that happened meanwhile.
+            // The place has changed since the request, so the answer is stale.
             if place.version != asked.version {
                 return;
             }
@@ -377,7 +377,7 @@ impl<P: Clone> Places<P> {
         });
     }
 
-    /// Ends all places with the session: waiters are told, and no place is kept.
+    /// Records the session's end: tells its waiters, and forgets its places.
     pub(super) fn close(&self) {
         let over = self.over();
         let closed = self.lock().take().into_iter().flatten();
@@ -388,7 +388,7 @@ impl<P: Clone> Places<P> {
         self.left.get_or_init(|| left.collect());
     }
 
-    /// The places that existed when the session ended; empty before.
+    /// The places that its owners had when the session ended. Empty before.
     pub fn left(&self) -> &[P] {
         self.left.get().map_or(&[], Vec::as_slice)
     }
@@ -462,7 +462,7 @@ impl<P> Place<P> {
         }
     }
 
-    /// Ends the hold, because its place at `service` is gone.
+    /// Ends its hold, because the service has lost it.
     fn lose(&self, service: &str) {
         if let Phase::Held(_, lease) = &self.phase {
             lease.end(Loss::Removed(
@@ -516,12 +516,12 @@ pub struct Releasing<'a, P: Clone> {
 }
 
 impl<P: Clone> Releasing<'_, P> {
-    /// The place that is released.
+    /// What is released.
     pub fn leaving(&self) -> &Leaving<P> {
         &self.leaving
     }
 
-    /// Completes the release: the service keeps nothing of the place, and no late request can change that.
+    /// Ends the release: the service has nothing of the place, and no request for it is in flight.
     pub fn done(self) {
         let mut book = self.places.lock();
         if let Some(places) = book.as_mut()
@@ -531,8 +531,8 @@ impl<P: Clone> Releasing<'_, P> {
         }
     }
 
-    /// Whether the place still belongs to this release: the owner has not taken a new place since, and no later release
-    /// has taken over.
+    /// Whether the place still belongs to this release. The owner may have taken a new place, or a later release may have
+    /// taken over this one.
     fn is_of(&self, place: &Place<P>) -> bool {
         place.version == self.version
     }

@@ -36,19 +36,19 @@ pub trait Service: fmt::Debug + Send + Sync + Sized + 'static {
     /// The service's name in messages.
     const NAME: &'static str;
 
-    /// Whether each waiter asks again by itself, instead of the session for all its waiters. This is for a service
-    /// where an attempt does the same as a check. [`Entered::Queued`] then contains the time. At intervals only holders
-    /// are checked; waiters are checked after a reconnect. False by default.
+    /// Whether each waiter repeats its attempt, instead of the session checking all waiters. This is for a service where an
+    /// attempt does the same as a check. [`Entered::Queued`] then says when to repeat it. The session checks only holders at
+    /// intervals, and checks waiters after a reconnect. False by default.
     const WAITERS_ASK_AGAIN: bool = false;
 
-    /// Creates the state of a session before its start. Nothing is sent.
+    /// Creates a session's data before the session begins. Sends nothing.
     fn new(shared: &Self::Shared) -> Self;
 
-    /// Creates a new place for `owner`. Its name must differ from all earlier places of the owner, so that a late
-    /// message can't be mistaken for one to the new place. This is called under a lock, so it must be quick.
+    /// Makes a new place for `owner`, with a name that no earlier place of this owner had. So a late message for an earlier
+    /// place can't affect this one. Called under a lock, so it must be quick.
     ///
-    /// The place is dropped when nothing of it can be left at the service. Until then, nothing that represents it there
-    /// may be used for another place.
+    /// The place is dropped when the service can have nothing left of it. Until then, its name and keys must not be used
+    /// for another place.
     fn place(&self, owner: OwnerId, wish: &Self::Wish) -> Self::Place;
 
     /// How long the session lives at the service without a renewal. It is renewed, and its places are checked, each
@@ -65,23 +65,23 @@ pub trait Service: fmt::Debug + Send + Sync + Sized + 'static {
     /// [`BackendError`] if that fails. If the session has begun, the call is retried.
     async fn connect(session: &Arc<KeptSession<Self>>) -> Result<Self::Connection, BackendError>;
 
-    /// Whether the session ends with its connection. Such a session is never resumed over another connection, and a
-    /// connection that does not answer is kept as long as the lease lasts. False by default.
+    /// Whether the session ends with its connection. Then it never reconnects, and it keeps a connection that does not answer
+    /// for as long as the lease lasts. False by default.
     fn ends_with_connection(&self) -> bool {
         false
     }
 
-    /// Whether messages can still arrive over this connection.
+    /// Whether more can come over this connection.
     fn is_open(connection: &Self::Connection) -> bool;
 
-    /// Called when the session gives this connection up, because a request over it failed or was not answered in time.
-    /// Does nothing by default. A service with several servers makes the next connection to another server.
+    /// Called when the session gives up this connection, because a request over it failed or got no answer in time. Does
+    /// nothing by default. A service with several servers can use it to make the next connection to another server.
     fn gave_up(&self, connection: &Self::Connection) {
         let _ = connection;
     }
 
-    /// Starts the session at the service, and ends `former` there if it may still be alive. Returns the time until
-    /// which the new session is certain, counted from before the request was sent.
+    /// Begins the session at the service, and ends `former` there if it may still live. Returns until when the new session
+    /// is certain, counted from before the request was sent.
     ///
     /// # Errors
     ///
@@ -103,9 +103,8 @@ pub trait Service: fmt::Debug + Send + Sync + Sized + 'static {
         connection: &Self::Connection,
     ) -> Result<Renewal, BackendError>;
 
-    /// Reads the states of places. The session calls this at intervals. After a reconnect it calls this for all places
-    /// before it extends the lease over the new connection: grants that came meanwhile were not received, and the
-    /// service may have lost a hold.
+    /// Reads the states of places. The session calls it at intervals. After a reconnect it calls it for all places before it
+    /// extends the lease, because it may have missed a grant, and the service may have lost a hold.
     ///
     /// # Errors
     ///
@@ -133,24 +132,24 @@ pub trait Service: fmt::Debug + Send + Sync + Sized + 'static {
         wish: &Self::Wish,
     ) -> Result<Answered<Entered>, BackendError>;
 
-    /// Releases a place for good: nothing of it may be left, and if a request may still arrive, it must have no effect.
-    /// Returns whether the place's owner held. The session also calls this, for a release that failed or was dropped.
+    /// Releases a place for good: nothing of it may be left, and a request that is still in flight may have no effect. Returns
+    /// whether its owner held. The session also calls it, for a release that failed or was dropped.
     ///
     /// # Errors
     ///
-    /// [`BackendError`] if the service failed. It is tried again.
+    /// [`BackendError`] if the service failed. The call is repeated.
     async fn leave(
         session: &Arc<KeptSession<Self>>,
         leaving: &Leaving<Self::Place>,
     ) -> Result<Answered<bool>, BackendError>;
 
-    /// Makes late requests for a released place fail. Called after [`leave`](Self::leave), and only if
-    /// [`Leaving::unsure`] is set. Does nothing by default. It is for a service that can sometimes free a place but not
-    /// refuse late requests: the release then succeeds, and the session does the rest later.
+    /// Makes the service refuse late requests for a released place. Called after [`leave`](Self::leave), only if
+    /// [`Leaving::unsure`] is set. Does nothing by default. It is for a service that may be able to free a place, but not to
+    /// refuse a late request at that moment. The release then succeeds, and the session repeats this call.
     ///
     /// # Errors
     ///
-    /// [`BackendError`] if the service failed. Both are called again.
+    /// [`BackendError`] if the service failed. Then `leave` and this call are repeated.
     async fn settle(
         session: &Arc<KeptSession<Self>>,
         leaving: &Leaving<Self::Place>,
@@ -159,7 +158,7 @@ pub trait Service: fmt::Debug + Send + Sync + Sized + 'static {
         Ok(())
     }
 
-    /// Ends the session at the service; otherwise it would live until its lease ends there.
+    /// Ends the session at the service. Without this call it would live there until its lease ends.
     /// [`Places::left`](super::Places::left) has the places of its owners.
     ///
     /// # Errors

@@ -22,8 +22,8 @@ impl<T: Clone + Send + Sync + 'static> SingleFlight<T> {
         Self(Mutex::new(None))
     }
 
-    /// Returns the value of `ready`, or the outcome of the current start. If no start is running, `make` creates one,
-    /// on `runtime`. Before it ends, it must store its value where `ready` finds it.
+    /// The value that `ready` has, or the outcome of the present start, which `make` and `runtime` are for if none is under
+    /// way. `make` has to keep the value where `ready` finds it before it ends.
     pub(super) async fn get<R>(
         &self,
         runtime: &Handle,

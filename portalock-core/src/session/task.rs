@@ -43,8 +43,8 @@ where
 ///
 /// # Errors
 ///
-/// [`Exhausted`](BackendErrorKind::Exhausted) if the system gives no thread, [`Other`](BackendErrorKind::Other) if
-/// `future` panicked.
+/// [`Exhausted`](BackendErrorKind::Exhausted) if the system gives no thread, [`Other`](BackendErrorKind::Other) if `future`
+/// panicked.
 ///
 /// # Cancel safety
 ///

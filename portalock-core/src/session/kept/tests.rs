@@ -56,7 +56,7 @@ enum Event {
     Looked(usize),
     /// A look hangs.
     Stared,
-    /// The place, and whether a request might still arrive.
+    /// And whether a request might still be on its way.
     Released(u32, bool),
     /// This place was left when the session ended.
     Left(u32),
