@@ -1,7 +1,7 @@
 //! The requests that a request waits for, and what to do when one of them is gone.
 //!
 //! A request reads the queue ahead of it at a revision after its own place was taken. New requests come behind it, so
-//! what it read can change in one way only: requests ahead of it go. The request therefore watches the nearest one
+//! what it read can change in one way only: requests ahead of it end. The request therefore watches the nearest one
 //! ahead of it, or a semaphore's whole queue, and reads the queue again after a change that may matter.
 //!
 //! An event alone grants nothing. The request's own key may be gone too, with the session or deleted by a person, and

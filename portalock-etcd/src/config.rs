@@ -7,7 +7,7 @@ use serde::Deserialize;
 
 /// The settings of an etcd backend. Only the endpoints have no default.
 ///
-/// It can be loaded from TOML or JSON:
+/// The settings can be loaded from TOML or JSON:
 ///
 /// ```
 /// use std::time::Duration;
@@ -31,7 +31,7 @@ use serde::Deserialize;
 /// # Ok::<(), toml::de::Error>(())
 /// ```
 ///
-/// It can also be read from a URL, see [`from_url`](Self::from_url).
+/// They can also be read from a URL, see [`from_url`](Self::from_url).
 #[derive(Debug, Clone, Deserialize)]
 #[serde(try_from = "RawSettings")]
 pub struct EtcdSettings {
@@ -70,11 +70,11 @@ pub struct EtcdTls {
 impl EtcdSettings {
     /// The default prefix of the keys.
     pub const DEFAULT_PREFIX: &str = "portalock";
-    /// The default of how long a session outlives its process.
+    /// How long a session outlives its process, by default.
     pub const DEFAULT_LEASE_TIME: Duration = Duration::from_secs(10);
-    /// The default of how long connecting may take.
+    /// How long connecting may take, by default.
     pub const DEFAULT_CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
-    /// The default of how long one request may take.
+    /// How long one request may take, by default.
     pub const DEFAULT_REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 
     /// The defaults, with these endpoints: `host:port`, optionally with `http://` or `https://` in front. They are the

@@ -1,4 +1,4 @@
-//! Inspection of a queue: the order of the keys tells the holders and the waiters.
+//! Inspection of a queue: the order of its keys determines the holders and the waiters.
 
 use etcd_client::{GetOptions, GetResponse, KeyValue, SortOrder, SortTarget};
 use portalock_core::{BackendError, Claim, ClaimKind, Inspection, LockName};

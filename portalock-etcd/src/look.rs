@@ -1,7 +1,7 @@
 //! Reads of a queue from one place in it, and the session's check of all its places.
 //!
-//! Every read includes the place's own key. The key hangs on the session's lease, so if it exists, the session was
-//! alive at the read. Therefore nothing is granted in a session that has ended at etcd.
+//! Every read includes the place's own key. The key is attached to the session's lease, so if it exists, the session
+//! was alive at the read. Therefore nothing is granted in a session that has ended at etcd.
 
 use std::{sync::Arc, time::Duration};
 

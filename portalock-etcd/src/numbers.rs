@@ -13,8 +13,8 @@
 //!   modification that it knew, so it fails if it arrives later (see [`queue`](crate::queue)).
 //!
 //! Deletions may still arrive then, from tries that got no answer. They are harmless: each place has a value that no
-//! other place of the session has, and a deletion has the condition that it finds its own value. Others that wait for a
-//! place, or hold by it, know it by key and create revision.
+//! other place of the session has, and a deletion has the condition that it finds its own value. Waiters and holders
+//! know a place by its key and create revision.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},

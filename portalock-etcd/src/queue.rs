@@ -3,13 +3,13 @@
 //!
 //! The order of a queue is the order in which its keys were created, and a key's create revision is its request's
 //! fencing token. A request holds when no request ahead of it is in its way. That follows from the queue alone, so a
-//! grant needs no write. The keys ahead of a request can only go, so a request that holds once keeps holding.
+//! grant needs no write. The keys ahead of a request can only be deleted, so a request that holds once keeps holding.
 //!
 //! Taking a place means to put a key and to count the keys that could be in its way; etcd counts them without reading
 //! them. Only a request that is not alone reads the other keys, in a read-only transaction. etcd answers those without
 //! its log, while a transaction that reads a long queue and also writes would delay all other requests.
 //!
-//! A place is taken with a condition on the session's own key: it must be unchanged since this client's last knowledge.
+//! A place is taken with a condition on the session's own key: it must not have changed since this client last saw it.
 //! So a place can only be taken while the session lives, and by modifying that key a client can stop a request without
 //! an answer from taking effect later. A place is given up with the condition that the key has this place's value, so
 //! that a late deletion can't remove the place that uses the key next (see [`numbers`](crate::numbers)).

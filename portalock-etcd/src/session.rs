@@ -63,8 +63,8 @@ pub(crate) struct SessionLease {
     pub(crate) server: Arc<Server>,
     /// Set once the session has started: before that, no request is sent in its name.
     granted: OnceLock<Granted>,
-    /// The latest modification of the session's key. Every request for a place names the modification that it knows. So
-    /// modifying the key makes a request fail that got no answer and arrives later.
+    /// The latest modification of the session's key. Every request for a place names the modification that it knows. If
+    /// a request got no answer, modifying the key makes it fail when it arrives later.
     key_revision: AtomicI64,
     pub(crate) watches: Arc<Watches>,
     pub(crate) numbers: Arc<Numbers>,

@@ -4,11 +4,11 @@
 //! hand-over costs the same few events, for any number of waiters.
 //!
 //! No watch asks for past events. A watch that begins at a past revision joins etcd's catch-up loop, which runs every
-//! 100 ms, and it fails if that revision has been compacted. Instead each watch begins *now*. The server answers the
-//! revision at which the watch began, and a waiter that read the queue at an earlier revision reads it again. So the
-//! first read shows what happened before it, the second read shows what happened before the watch, and the watch
-//! reports everything later. The same holds when a watch, a stream or a member is lost: the watch begins again, and its
-//! waiters read the queue again. Nothing depends on past events, so losing them does no harm.
+//! 100 ms, and it fails if that revision has been compacted. Instead each watch begins *now*. The server's answer
+//! contains the revision at which the watch began, and a waiter that read the queue at an earlier revision reads it
+//! again. So the first read shows what happened before it, the second read shows what happened before the watch, and
+//! the watch reports everything later. The same holds when a watch, a stream or a member is lost: the watch begins
+//! again, and its waiters read the queue again. Nothing depends on past events, so losing them does no harm.
 
 use std::{
     collections::{HashMap, HashSet},

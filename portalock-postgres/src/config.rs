@@ -47,11 +47,11 @@ const SHORTEST_TIMEOUT: Duration = Duration::from_millis(1);
 
 impl PostgresSettings {
     pub(crate) const DEFAULT_APPLICATION_NAME: &str = "portalock";
-    /// The default of how long a session outlives its process.
+    /// How long a session outlives its process, by default.
     pub const DEFAULT_LEASE_TIME: Duration = Duration::from_secs(10);
-    /// The default of how long connecting may take.
+    /// How long connecting may take, by default.
     pub const DEFAULT_CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-    /// The default of how long one statement may take.
+    /// How long one statement may take, by default.
     pub const DEFAULT_REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 
     /// The defaults, with servers that were already parsed.

@@ -100,8 +100,7 @@ impl SessionRow {
             return Err(wrong_version(found, schema::VERSION));
         }
         if !self.server.direct.load(Ordering::Relaxed) {
-            // A pooler that gives each transaction any free server process gives this connection's process to another
-            // client.
+            // A pooler that assigns server processes per transaction assigns this connection's process to `other`.
             let other = Connection::open(self.settings(), Box::new(|_| {}), None).await?;
             other.hold().await.map_err(started)?;
             let held = other.backend().await.map_err(started)?;
