@@ -1,4 +1,4 @@
-//! Keeps a lease alive: renews it in the background until it ends or nobody needs it any more.
+//! Keeps a lease alive: renews it in the background, until it ends or the keeper is dropped.
 
 use std::{future::Future, pin::pin, sync::Arc, time::Duration};
 
@@ -16,9 +16,9 @@ use crate::{
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Renewal {
-    /// The lease goes on, for this long from when the renewal was sent.
+    /// The lease continues for this long, counted from when the renewal was sent.
     Renewed(Duration),
-    /// The service no longer knows the lease: it is over.
+    /// The service no longer knows the lease: it has ended.
     Gone(Loss),
 }
 
@@ -43,10 +43,11 @@ impl RenewalOutcome {
     }
 }
 
-/// Renews a [`Lease`] on the session thread. Dropping the keeper stops that; the lease then runs out at its deadline.
+/// Renews a [`Lease`] on the session thread. Dropping the keeper stops the renewals; the lease then ends at its
+/// deadline.
 ///
-/// A renewal that fails or hangs is *unknown*: it extends nothing and ends nothing. The lease lasts until its own
-/// deadline, on this machine's clock, whatever the call in flight does.
+/// The outcome of a renewal that fails or hangs is *unknown*: it neither extends nor ends the lease. The lease lasts
+/// until its own deadline, on this machine's clock, even while a call is in flight.
 ///
 /// ```
 /// use std::time::Duration;
@@ -98,7 +99,7 @@ impl Keeper {
         Ok(Self { _task: task, now })
     }
 
-    /// Renews at once rather than when the interval has passed: for a connection that was reset and has to be made anew.
+    /// Renews at once instead of at the end of the interval, for example when a connection was reset.
     pub fn renew_now(&self) {
         self.now.notify_one();
     }
@@ -145,8 +146,8 @@ where
     }
 }
 
-/// How long the next call waits after so many failures in a row. Spread, so that the clients of a service that comes back
-/// don't all come at once.
+/// The pause before the next call, after this number of failures in a row. It is random, so that not all clients call
+/// at once when a service comes back.
 fn after_failure(interval: Duration, failures: u32) -> Duration {
     let longest = interval / 10;
     let pause = (longest / 16).saturating_mul(2_u32.saturating_pow(failures.saturating_sub(1)));
@@ -160,7 +161,7 @@ mod tests {
 
     const TIME: Duration = Duration::from_secs(10);
 
-    /// On the test's own runtime, whose time is paused.
+    /// Runs on the test's own runtime, whose time is paused.
     fn keeper<F, R>(lease: Lease, interval: Duration, renew: F) -> Arc<Notify>
     where
         F: FnMut() -> R + Send + 'static,
