@@ -1,4 +1,4 @@
-//! The client that all clones of a backend share: its session, and requests in it.
+//! What all clones of a backend share: the session when it is needed, and the requests in it.
 
 use std::{sync::Arc, time::Duration};
 
@@ -8,50 +8,50 @@ use crate::{
     Released, Wakeups,
 };
 
-/// When a waiter repeats its attempt without a wake-up. The session checks the waiter's place, so this only limits the effect
-/// of a bug.
+/// After how long a waiter looks again without having been told to. Its session looks after it; this bounds what a bug could
+/// cost.
 pub(super) const RECHECK_AFTER: Duration = Duration::from_secs(60);
 
-/// A client of a [`Service`]. Each request is made in the session that lives at that time.
+/// A client of a [`Service`]: its requests, each in the session that lives when it is made.
 ///
-/// It has what the methods of [`LockBackend`](crate::LockBackend) need: attempts, releases, subscriptions, and `close`.
-/// When the client is dropped, the session ends in the background.
+/// It has what the methods of [`LockBackend`](crate::LockBackend) need: an attempt, a release, a waiter's line, and the end.
+/// When the last clone is dropped the session ends, in the background.
 #[derive(Debug)]
 pub struct Client<S: Service> {
     sessions: Sessions<KeptSession<S>>,
     shared: S::Shared,
 }
 
-/// The result of an attempt at the service.
+/// What an attempt came to at the service.
 #[derive(Debug)]
 pub enum Entered {
-    /// The owner holds the lock, with this token.
+    /// The owner holds, by this token.
     Granted(FencingToken),
     /// It has a place in the queue.
     Queued {
-        /// A holder, if one is known.
+        /// Who holds, if that is known.
         holder: Option<Holder>,
-        /// When an owner ahead may be dead, if that is known. The session checks then, or the waiter
-        /// [repeats its attempt](Service::WAITERS_ASK_AGAIN).
+        /// After what time somebody in front may be dead, if that is known: the session looks then, or the waiter
+        /// [asks again](Service::WAITERS_ASK_AGAIN).
         look_in: Option<Duration>,
     },
-    /// The lock is contended, and the service keeps nothing of the request.
+    /// It would have had to wait, and nothing of it is kept.
     Refused(Option<Holder>),
     /// The service no longer knows the session.
     Ended(Loss),
 }
 
-/// An answer, and whether an earlier try of the same request may have been executed without an answer.
+/// An answer, and whether an earlier try of the same request may have been carried out without one.
 #[derive(Debug, Clone, Copy)]
 pub struct Answered<T> {
-    /// The answer.
+    /// What was answered.
     pub value: T,
     /// Whether the request was sent more than once.
     pub repeated: bool,
 }
 
 impl<S: Service> Client<S> {
-    /// Creates a client without a session. Nothing is sent yet.
+    /// A client without a session. Nothing is sent yet.
     pub fn new(shared: S::Shared) -> Self {
         Self {
             sessions: Sessions::new(),
@@ -59,12 +59,12 @@ impl<S: Service> Client<S> {
         }
     }
 
-    /// The state that its sessions share, such as settings and connections.
+    /// What its sessions share, such as settings and connections.
     pub fn shared(&self) -> &S::Shared {
         &self.shared
     }
 
-    /// Returns the session, or a new one if there is no live session.
+    /// The session, or a new one if there is none that is certain.
     ///
     /// # Errors
     ///
@@ -72,7 +72,7 @@ impl<S: Service> Client<S> {
     ///
     /// # Cancel safety
     ///
-    /// Safe: the next call gets a session that was started.
+    /// Safe: a session that was begun serves the next call.
     pub async fn session(&self) -> Result<Arc<KeptSession<S>>, BackendError> {
         if let Some(session) = self.sessions.live() {
             return Ok(session);
@@ -83,28 +83,28 @@ impl<S: Service> Client<S> {
             .await
     }
 
-    /// Makes one attempt for `owner`, for [`LockBackend::try_acquire`](crate::LockBackend::try_acquire).
+    /// One attempt for `owner`: what [`LockBackend::try_acquire`](crate::LockBackend::try_acquire) answers.
     ///
     /// # Errors
     ///
-    /// The error of the service; the outcome is then unknown until the owner is released.
-    /// [`SessionEnded`](BackendErrorKind::SessionEnded) if the session has ended, and the attempt with it.
+    /// What the service failed with; what came of the attempt is then unknown until the owner is released.
+    /// [`SessionEnded`](BackendErrorKind::SessionEnded) if the session did, and the attempt with it.
     ///
     /// # Cancel safety
     ///
-    /// Safe: the client remembers the place until it has been released.
+    /// Safe: the place stays known until it has been released.
     pub async fn attempt(&self, owner: OwnerId, wish: &S::Wish) -> Result<Attempt, BackendError> {
         let session = self.session().await?;
         let places = session.places();
         if places.is_leaving(owner) {
-            // First release the place of the owner's earlier attempt.
+            // What the owner may have left is withdrawn first.
             release(&session, owner).await?;
         }
         let connections = session.connections();
         let expected = places.expect(owner, || session.service().place(owner, wish))?;
         let Answered { value, repeated } = match S::enter(&session, &expected.at, wish).await {
             Ok(answer) => answer,
-            // The outcome is unknown. If the session has ended, the attempt has ended with it.
+            // What it has done is unknown, but for what the session's end has undone.
             Err(error) => return session.ensure_live().and(Err(error)),
         };
         let unsure = expected.unsure || repeated;
@@ -117,7 +117,7 @@ impl<S: Service> Client<S> {
             Entered::Queued { holder, look_in } => {
                 places.queued(owner);
                 let recheck = match look_in {
-                    // The former connection may have received the grant.
+                    // A grant may have been told to the connection before.
                     _ if session.connections() != connections => Duration::ZERO,
                     Some(time) if S::WAITERS_ASK_AGAIN => time,
                     Some(time) => {
@@ -148,16 +148,16 @@ impl<S: Service> Client<S> {
         }
     }
 
-    /// Releases `owner`, for [`LockBackend::release`](crate::LockBackend::release). Places in earlier sessions have ended with
-    /// those sessions.
+    /// Frees what `owner` has: what [`LockBackend::release`](crate::LockBackend::release) does. What it had in an earlier session
+    /// went with that.
     ///
     /// # Errors
     ///
-    /// The error of the service. The session then releases the owner.
+    /// What the service failed with. The session then releases the owner.
     ///
     /// # Cancel safety
     ///
-    /// Safe: the session then releases the owner.
+    /// Safe: the session releases the owner then.
     pub async fn release(&self, owner: OwnerId) -> Result<Released, BackendError> {
         match self.sessions.latest() {
             Some(session) => release(&session, owner).await,
@@ -165,11 +165,11 @@ impl<S: Service> Client<S> {
         }
     }
 
-    /// The channel on which a waiter gets its grant.
+    /// The line on which a grant comes to a waiter.
     ///
     /// # Errors
     ///
-    /// [`SessionEnded`](BackendErrorKind::SessionEnded) if there was no request yet.
+    /// [`SessionEnded`](BackendErrorKind::SessionEnded) if nothing was ever asked for.
     pub fn subscribe(&self, owner: OwnerId) -> Result<Wakeups, BackendError> {
         let session = self.sessions.latest().ok_or_else(|| {
             BackendError::new(
@@ -180,20 +180,20 @@ impl<S: Service> Client<S> {
         Ok(session.places().listen(owner))
     }
 
-    /// The place and the token of `owner`, if it holds a lock.
+    /// By what `owner` holds: its place and its token.
     pub fn held(&self, owner: OwnerId) -> Option<(S::Place, FencingToken)> {
         self.sessions.latest()?.places().held(owner)
     }
 
-    /// Ends the session, and waits until it has ended at the service.
+    /// Ends the session in good order, and waits until the service knows.
     ///
     /// # Errors
     ///
-    /// [`BackendError`] if the service could not be reached. The session then ends there when its time is over.
+    /// [`BackendError`] if the service could not be told: the session then ends there by its time.
     ///
     /// # Cancel safety
     ///
-    /// Safe: the session ends nevertheless.
+    /// Safe: the session ends all the same.
     pub async fn close(&self) -> Result<(), BackendError> {
         let Some(session) = self.sessions.take() else {
             return Ok(());
@@ -203,7 +203,7 @@ impl<S: Service> Client<S> {
     }
 }
 
-/// The place stays recorded until nothing can be left of it, even if this call fails or is dropped.
+/// Whatever becomes of this call, the place stays in the book until nothing can be left of it.
 async fn release<S: Service>(
     session: &Arc<KeptSession<S>>,
     owner: OwnerId,
@@ -213,7 +213,7 @@ async fn release<S: Service>(
     };
     let leaving = releasing.leaving();
     let Answered { value, repeated } = S::leave(session, leaving).await?;
-    // An earlier try without an answer may have freed the place, so that the later one did not find it.
+    // A try without an answer may have freed what the next one no longer found.
     let freed = value || (repeated && leaving.held);
     match settle(session, leaving).await {
         Ok(()) => releasing.done(),
@@ -228,7 +228,7 @@ async fn release<S: Service>(
     })
 }
 
-/// Makes the service refuse late requests for a released place.
+/// Has the service refuse what may come late of a place that was released.
 pub(super) async fn settle<S: Service>(
     session: &Arc<KeptSession<S>>,
     leaving: &Leaving<S::Place>,

@@ -1,4 +1,4 @@
-//! A kept session: it is renewed, resumed over a new connection, checked, and ended.
+//! A session that is kept: renewed, taken up again over a new connection, looked after, and ended in good order.
 
 use std::{
     convert::Infallible,
@@ -26,11 +26,11 @@ use super::{
 };
 use crate::{BackendError, BackendErrorKind, Lease, Loss, clock::Instant};
 
-/// The shortest time between two reconnects.
+/// Connections that end are not made anew more often than this.
 const MENDED_AT_MOST_EVERY: Duration = Duration::from_millis(100);
 
-/// A [`Session`] over any [`Service`]. It outlives its connection: while the lease lasts, a reset loses no lock and no
-/// place. [`start`](Self::start) makes it, inside [`Sessions::get`](super::Sessions::get).
+/// A [`Session`] over any [`Service`]: it is not its connection, so a reset costs nobody a lock or a place as long as the lease
+/// lasts. Made by [`start`](Self::start), within [`Sessions::get`](super::Sessions::get).
 pub struct KeptSession<S: Service> {
     service: S,
     lease: Lease,
@@ -38,9 +38,9 @@ pub struct KeptSession<S: Service> {
     connection: Mutex<Option<S::Connection>>,
     ended: Notify,
     hurried: Notify,
-    /// How many connections it has had. An attempt that was in flight during a reconnect may have missed its grant.
+    /// How many connections it has had. An attempt that was under way when another one came may have missed its grant.
     connections: AtomicU64,
-    /// The places of the last reconnect that are still unchecked.
+    /// What there was when the present connection was made and has not been asked for since.
     unseen: Mutex<Vec<Asked<S::Place>>>,
     looks: Looks,
     finished: watch::Sender<Option<Result<(), BackendError>>>,
@@ -53,18 +53,18 @@ impl<S: Service> Session for KeptSession<S> {
 }
 
 impl<S: Service> KeptSession<S> {
-    /// Starts a session that replaces `former`, and keeps it until its lease ends. Runs on the session thread.
+    /// Begins a session, in place of `former`, and keeps it until its lease ends. Runs on the session thread.
     ///
     /// # Errors
     ///
-    /// The error of [`Service::connect`] or [`Service::begin`]; [`SessionEnded`](BackendErrorKind::SessionEnded) if its
-    /// lease ended meanwhile.
+    /// What [`Service::connect`] or [`Service::begin`] failed with; [`SessionEnded`](BackendErrorKind::SessionEnded) if its
+    /// lease ran out meanwhile.
     ///
     /// # Cancel safety
     ///
-    /// If the call is dropped, a session at the service ends when its time is over.
+    /// Dropping the call leaves what was begun at the service until its time there ends.
     pub async fn start(service: S, former: Option<Arc<Self>>) -> Result<Arc<Self>, BackendError> {
-        // Before `begin` nothing is certain, and no caller has the session.
+        // Until it has begun nothing is certain, and nobody knows of it.
         let lease = Lease::unbounded();
         let session = Arc::new(Self {
             service,
@@ -89,22 +89,22 @@ impl<S: Service> KeptSession<S> {
         Ok(session)
     }
 
-    /// The backend's part of the session.
+    /// What the backend keeps for the session.
     pub fn service(&self) -> &S {
         &self.service
     }
 
-    /// The places of its owners.
+    /// What its owners have.
     pub fn places(&self) -> &Places<S::Place> {
         &self.places
     }
 
-    /// Ends the session: its locks are lost. The clean-up runs in the background.
+    /// Ends the session: its locks are lost. The rest is seen to in the background.
     pub fn end(&self, loss: Loss) {
         self.lease.end(loss);
     }
 
-    /// Fails if the session is no longer certain.
+    /// Fails once the session is certain no more.
     ///
     /// # Errors
     ///
@@ -116,8 +116,8 @@ impl<S: Service> KeptSession<S> {
         }
     }
 
-    /// The connection has ended, or may have: if so, the session reconnects at once. A session that
-    /// [ends with its connection](Service::ends_with_connection) ends.
+    /// Its connection is gone, or may be: another one is made at once. A session that
+    /// [ends with its connection](Service::ends_with_connection) is over.
     pub fn connection_ended(&self) {
         if self.service.ends_with_connection() && self.connection().is_none() {
             self.end(cut_off());
@@ -125,17 +125,17 @@ impl<S: Service> KeptSession<S> {
         self.ended.notify_one();
     }
 
-    /// Renews at once instead of at the end of the interval, because the caller needs the answer of a renewal.
+    /// Renews at once, for what the renewal tells, rather than when it is due.
     pub fn renew_now(&self) {
         self.hurried.notify_one();
     }
 
-    /// An owner ahead of a waiter may be dead after this time: checks the places then.
+    /// Somebody in front of a waiter may be dead after this time: what the session has is looked after then.
     pub fn look_within(&self, time: Duration) {
         self.looks.within(time);
     }
 
-    /// Its current connection.
+    /// Its present connection.
     pub fn connection(&self) -> Option<S::Connection> {
         self.lock_connection().clone().filter(S::is_open)
     }
@@ -152,7 +152,7 @@ impl<S: Service> KeptSession<S> {
         self.service.lease_time() / 3
     }
 
-    /// Keeps the session until it ends, for whatever reason. Then tells the waiters and cleans up.
+    /// Keeps the session until it ends, however it comes; then tells the waiters and clears up.
     async fn live(self: Arc<Self>, former: Option<Arc<Self>>) {
         let keeper = Keeper::spawn(self.lease.clone(), self.interval(), {
             let session = self.clone();
@@ -183,10 +183,10 @@ impl<S: Service> KeptSession<S> {
         self.finished.send_replace(Some(finished));
     }
 
-    /// Waits until the session, which has ended here, has also ended at the service.
+    /// Waits until the session, which has ended here, has ended at the service.
     pub(super) async fn finished(&self) -> Result<(), BackendError> {
         let mut finished = self.finished.subscribe();
-        // The sender lives as long as the session.
+        // Its sender is as old as the session.
         match finished.wait_for(Option::is_some).await.as_deref() {
             Ok(Some(finished)) => finished.clone(),
             _ => Ok(()),
@@ -202,7 +202,7 @@ impl<S: Service> KeptSession<S> {
             };
         }
         if let Some(connection) = present {
-            // Half of the time: if the connection is broken or hangs, there is time for another one.
+            // Half of the time: a connection that is broken or hangs leaves time for another.
             let within = self.service.request_timeout() / 2;
             if let Ok(Ok(())) = timeout(within, S::end(self, &connection)).await {
                 return Ok(());
@@ -213,8 +213,8 @@ impl<S: Service> KeptSession<S> {
         S::end(self, &connection).await
     }
 
-    /// Renews the lease, over a new connection if there is none. After a reconnect the session first checks every place, and
-    /// then extends the lease: the service may have lost a hold, and after the extension its holder might be told too late.
+    /// Renews the lease, over a new connection if there is none. Over that, every place is asked for before the lease is prolonged:
+    /// the service may have lost one, and whoever is told of that later may not be told in time.
     async fn renew(self: Arc<Self>) -> Result<Renewal, BackendError> {
         let start = Instant::now();
         let connection = if let Some(connection) = self.connection() {
@@ -225,12 +225,12 @@ impl<S: Service> KeptSession<S> {
             let connection = S::connect(&self).await?;
             self.connections.fetch_add(1, Ordering::AcqRel);
             *self.lock_connection() = Some(connection.clone());
-            // Only after the connection was counted: a later attempt sees the new count.
+            // After it has been counted: whoever comes later sees that.
             *self.lock_unseen() = self.places.standing(true);
             connection
         };
         let sent = Instant::now();
-        // Half of the keeper's time: if the connection hangs, there is time for another one.
+        // Half of what the keeper allows: a connection that hangs leaves time for another.
         let within = self.service.request_timeout().min(self.interval() / 2);
         let answer = timeout(within, S::renew(&self, &connection)).await;
         match answer.unwrap_or_else(|_| Err(late::<S>())) {
@@ -248,8 +248,8 @@ impl<S: Service> KeptSession<S> {
         }
     }
 
-    /// Checks the places that existed at the last reconnect. With very many places this takes longer than one renewal may
-    /// take. Then the next renewal continues with the rest.
+    /// Asks for what was there when this connection was made. With very many places that takes longer than one renewal may: the
+    /// next one goes on with the rest.
     async fn ask_for_unseen(
         self: &Arc<Self>,
         connection: &S::Connection,
@@ -268,19 +268,19 @@ impl<S: Service> KeptSession<S> {
         }
     }
 
-    /// Reconnects at once when the connection breaks.
+    /// Has a connection that broke made anew at once.
     async fn mend(&self, keeper: &Keeper) -> Infallible {
         loop {
             self.ended.notified().await;
             if self.connection().is_none() {
                 keeper.renew_now();
             }
-            // If each new connection ends at once, this must not become a busy loop.
+            // One that ends as soon as it is made is not made anew without end.
             sleep(MENDED_AT_MOST_EVERY).await;
         }
     }
 
-    /// Renews the session at once when it is requested.
+    /// Has the session renewed when somebody asks for it.
     async fn hurry(&self, keeper: &Keeper) -> Infallible {
         loop {
             self.hurried.notified().await;
@@ -288,7 +288,7 @@ impl<S: Service> KeptSession<S> {
         }
     }
 
-    /// Checks places at intervals, and when an owner ahead of a waiter may have died.
+    /// Looks now and then, and when somebody in front of a waiter may have died.
     async fn look_at_times(self: &Arc<Self>) -> Infallible {
         let mut turn = 0;
         loop {
@@ -297,23 +297,23 @@ impl<S: Service> KeptSession<S> {
             let mut asked = self.places.standing(!S::WAITERS_ASK_AGAIN);
             let at_once = seen_at_once(asked.len(), self.interval());
             if asked.len() > at_once {
-                // There are too many for one check: check them in turn.
+                // With more, each has its turn.
                 asked.sort_unstable_by_key(|asked| asked.owner);
                 turn = (turn + at_once) % asked.len();
                 asked.rotate_left(turn);
                 asked.truncate(at_once);
             }
-            // Without a connection nothing is checked. After the reconnect everything is.
+            // Without a connection nothing is asked: once there is one again, everything is.
             if let Some(connection) = self.connection()
                 && (!asked.is_empty() || self.service.looks_anyway())
             {
-                // A failed check is repeated soon.
+                // If not, it is asked again soon.
                 let _ = self.ask(&connection, &asked).await;
             }
         }
     }
 
-    /// Starts a check soon after a release failed or was dropped: it repeats the release.
+    /// Takes over releases that failed or were dropped half-way.
     async fn collect(&self) -> Infallible {
         loop {
             self.places.owed.notified().await;
@@ -336,7 +336,7 @@ impl<S: Service> KeptSession<S> {
         Ok(())
     }
 
-    /// Repeats the releases that are due.
+    /// Releases what is due.
     async fn pay(self: &Arc<Self>) {
         for owner in self.places.due() {
             let Some(releasing) = self.places.release_due(owner) else {
@@ -346,7 +346,7 @@ impl<S: Service> KeptSession<S> {
             match self.within_time(S::leave(self, leaving)).await {
                 Ok(_) => {}
                 Err(error) if error.kind() == BackendErrorKind::Unavailable => return,
-                // The service refuses this one. The others can still succeed.
+                // What the service refuses for one is no reason for the others to wait.
                 Err(_) => continue,
             }
             if self.within_time(settle(self, leaving)).await.is_ok() {
@@ -355,7 +355,7 @@ impl<S: Service> KeptSession<S> {
         }
     }
 
-    /// Returns the result if it comes in time. Otherwise the session checks again soon.
+    /// What this comes to, if it is answered in time. If not, the session looks again soon.
     async fn within_time<T>(
         &self,
         work: impl Future<Output = Result<T, BackendError>>,
@@ -365,7 +365,7 @@ impl<S: Service> KeptSession<S> {
             Ok(Ok(done)) => return Ok(done),
             Ok(Err(error)) => error,
             Err(_) => {
-                // The connection is silent, so it would bring no grants either. A later connection is not given up.
+                // Nothing more comes over it; and grants would not, either. One that was made meanwhile is another.
                 if self.connections() == connections {
                     self.give_up_connection();
                     self.connection_ended();
@@ -379,7 +379,7 @@ impl<S: Service> KeptSession<S> {
     }
 
     fn give_up_connection(&self) {
-        // The session would end with this connection, which may still answer.
+        // One that the session ends with may still answer.
         if self.service.ends_with_connection() {
             return;
         }
@@ -399,7 +399,7 @@ impl<S: Service> KeptSession<S> {
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // No code panics while it holds the lock.
+    // Nothing panics while it is held.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
