@@ -1,6 +1,6 @@
-//! A write that arrives too late is refused by etcd itself: the lock is a condition of the transaction.
+//! etcd itself refuses a write that arrives too late: the lock is a condition of the transaction.
 //!
-//! Run it against an etcd of yours: `cargo run -p portalock-etcd --example etcd_fence -- 127.0.0.1:2379`
+//! Run it against your own etcd: `cargo run -p portalock-etcd --example etcd_fence -- 127.0.0.1:2379`
 
 use std::error::Error;
 
@@ -21,7 +21,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// Two holders of one lock, the first of which writes once more after it lost it.
+/// Two holders of one lock. The first one writes once more after it has lost the lock.
 pub(crate) async fn run(endpoint: &str) -> Result<Vec<String>, Box<dyn Error>> {
     let store = Client::connect([endpoint], None).await?;
     let (slow, quick) = (
@@ -43,7 +43,7 @@ pub(crate) async fn run(endpoint: &str) -> Result<Vec<String>, Box<dyn Error>> {
     let written = write(&store, &newer, "quick: corrected balance").await?;
     seen.push(format!("quick holds, its write was taken: {written}"));
 
-    // It wakes up, and does not look before it writes.
+    // It resumes, and writes without checking its lock.
     let written = write(&store, &fence, "slow: stale balance").await?;
     seen.push(format!(
         "slow wrote too late, its write was taken: {written}"
@@ -53,7 +53,8 @@ pub(crate) async fn run(endpoint: &str) -> Result<Vec<String>, Box<dyn Error>> {
     Ok(seen)
 }
 
-/// Writes if the lock that `fence` stands for is still held. One transaction: nothing can come between.
+/// Writes if the lock of `fence` is still held. This is one transaction, so nothing can happen between the check and
+/// the write.
 async fn write(store: &Client, fence: &Fence, line: &str) -> Result<bool, Box<dyn Error>> {
     let transaction =
         Txn::new()

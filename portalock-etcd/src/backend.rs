@@ -1,4 +1,4 @@
-//! The backend: what etcd can promise, and the two traits in terms of the queue.
+//! The backend: its capabilities, and the two traits on top of the queue.
 
 use std::{sync::Arc, time::Duration};
 
@@ -16,17 +16,17 @@ use crate::{
     observe::observe,
 };
 
-/// How much longer than its time a lease may live on: etcd looks for expired ones twice a second, and deletes them
+/// How much longer than its time a lease may live: etcd looks for expired leases twice a second, and deletes them
 /// through its log.
 const EXPIRY_SLACK: Duration = Duration::from_secs(3);
 
-/// What etcd makes of a shorter lease, by its default election timeout.
+/// The shortest lease that etcd grants with its default election timeout.
 const SHORTEST_LEASE: Duration = Duration::from_secs(2);
 
 /// Locks and semaphores on an etcd cluster.
 ///
-/// All its clones, and all locks made from them, share one connection and one lease. When the last clone is gone the
-/// lease is revoked, in the background; [`close`](LockBackend::close) does it in the foreground.
+/// All clones, and all locks made from them, share one connection and one lease. When the last clone is dropped, the
+/// lease is revoked in the background; [`close`](LockBackend::close) does it in the foreground.
 #[derive(Debug, Clone)]
 pub struct EtcdBackend {
     pub(crate) client: Arc<Client>,
@@ -34,35 +34,35 @@ pub struct EtcdBackend {
 }
 
 impl EtcdBackend {
-    /// Connects to the cluster at `url`: plain endpoints, `host:port[,host:port…]`, or a URL as
-    /// [`EtcdSettings::from_url`] reads it.
+    /// Connects to the cluster at `url`: plain endpoints (`host:port[,host:port…]`) or a URL for
+    /// [`EtcdSettings::from_url`].
     ///
     /// # Errors
     ///
-    /// As [`with_settings`](Self::with_settings), and [`Misconfigured`](portalock_core::BackendErrorKind::Misconfigured) if
-    /// the URL makes no sense.
+    /// As [`with_settings`](Self::with_settings), and
+    /// [`Misconfigured`](portalock_core::BackendErrorKind::Misconfigured) if the URL is invalid.
     ///
     /// # Cancel safety
     ///
-    /// Safe: a lease that was granted but not heard of runs out by its own time.
+    /// Safe: a lease whose grant got no answer ends when its time is over.
     pub async fn connect(url: impl AsRef<str>) -> Result<Self, BackendError> {
         let settings = EtcdSettings::from_url(url.as_ref()).map_err(misconfigured)?;
         Self::with_settings(settings).await
     }
 
-    /// Connects as `settings` say, and starts a session: so that whatever is wrong is told here. A session that ends
-    /// later is followed by a new one, by itself, when it is needed.
+    /// Connects with `settings` and starts a session, so that this call reports anything that is wrong. If the session
+    /// ends later, the backend starts a new one when it is needed.
     ///
     /// # Errors
     ///
     /// Within three request timeouts, by [`BackendErrorKind`](portalock_core::BackendErrorKind): `Unavailable` if no
-    /// member answers or there is no majority, `PermissionDenied` for a wrong user or password or a role that may not
-    /// write the prefix, `Misconfigured` for a user where authentication is off, or a file for TLS that can't be read,
-    /// `Unsupported` if etcd is older than 3.4 or something else answers, `OutOfSpace` if etcd is full.
+    /// member answers or there is no majority; `PermissionDenied` for a wrong user or password, or a role that may not
+    /// write the prefix; `Misconfigured` for a user where authentication is off, or a TLS file that can't be read;
+    /// `Unsupported` if etcd is older than 3.4 or the server isn't etcd; `OutOfSpace` if etcd is full.
     ///
     /// # Cancel safety
     ///
-    /// Safe: a lease that was granted but not heard of runs out by its own time.
+    /// Safe: a lease whose grant got no answer ends when its time is over.
     pub async fn with_settings(settings: EtcdSettings) -> Result<Self, BackendError> {
         let mut backend = Self::new(settings)?;
         let session = backend.client.session().await?;
@@ -70,11 +70,11 @@ impl EtcdBackend {
         Ok(backend)
     }
 
-    /// A backend that connects when it is first used. Nothing is sent yet, and no runtime is needed.
+    /// Creates a backend that connects when it is first used. Nothing is sent yet, and no runtime is needed.
     ///
     /// # Errors
     ///
-    /// [`Misconfigured`](portalock_core::BackendErrorKind::Misconfigured) if a file for TLS can't be read.
+    /// [`Misconfigured`](portalock_core::BackendErrorKind::Misconfigured) if a TLS file can't be read.
     pub fn new(settings: EtcdSettings) -> Result<Self, BackendError> {
         let lease_time = settings.lease_time().max(SHORTEST_LEASE);
         Ok(Self {
@@ -83,13 +83,13 @@ impl EtcdBackend {
         })
     }
 
-    /// What it was connected with.
+    /// The settings.
     pub fn settings(&self) -> &EtcdSettings {
         &self.client.shared().settings
     }
 
-    /// The key and the revision that stand for what `owner` holds, to make a transaction of your own depend on it; `None`
-    /// if it holds nothing. A guard's owner is [`Guard::owner`](portalock_core::Guard::owner).
+    /// Returns the key and the revision of the lock that `owner` holds, as a condition for your own transactions;
+    /// `None` if it holds nothing. A guard's owner is [`Guard::owner`](portalock_core::Guard::owner).
     pub fn fence(&self, owner: OwnerId) -> Option<Fence> {
         let (place, _) = self.client.held(owner)?;
         Some(Fence {

@@ -1,4 +1,4 @@
-//! How a session begins: a lease, and the key that stands for it.
+//! The start of a session: its lease and its key.
 
 use std::{sync::Arc, time::Duration};
 
@@ -11,21 +11,21 @@ use crate::{
     witness::Witness,
 };
 
-/// The oldest etcd that is known to do all that is asked of it.
+/// The oldest etcd that has every feature this crate uses.
 const OLDEST: (u64, u64) = (3, 4);
 
-/// How many answers must come from one and the same member before a session starts.
+/// How many answers must come from one member before a session starts.
 const SAME_MEMBER: usize = 3;
 
 const STARTING: &str = "start a session";
 
-/// Begins the session, in place of `former`: until when it is certain.
+/// Starts the session, in place of `former`. Returns the time until which the session is certain.
 pub(crate) async fn begin(
     session: &Arc<Session>,
     former: Option<&Arc<Session>>,
 ) -> Result<Instant, BackendError> {
     if let Some(former) = former {
-        // What it had would be in the way, and a request of it may still arrive.
+        // Its keys would be in the way, and a request of it may still arrive.
         former.service().revoke().await?;
     }
     let lease = session.service();
@@ -53,7 +53,7 @@ pub(crate) async fn begin(
         key: server.keys.session(granted.id()),
     });
     if let Err(error) = put_key(lease).await {
-        // It may take as long as the failed call did, and nobody has to wait for it.
+        // Revoking may take as long as the failed call did, and nobody needs to wait for it.
         let session = session.clone();
         let revoking = spawn(async move {
             if let Err(error) = session.service().revoke().await {
@@ -65,7 +65,7 @@ pub(crate) async fn begin(
         }
         return Err(error);
     }
-    // Now there is something to listen to.
+    // There is now a key to watch, so the connection can listen.
     session.connection_ended();
     Ok(sent + certain_for(time))
 }
@@ -105,7 +105,7 @@ async fn put_key(lease: &SessionLease) -> Result<(), BackendError> {
     Ok(())
 }
 
-/// Whether the cluster is recent enough.
+/// Checks that the cluster is recent enough.
 pub(crate) async fn check_version(endpoints: &Endpoints) -> Result<(), BackendError> {
     let status = endpoints
         .call("ask etcd for its version", |client| async move {
@@ -150,7 +150,7 @@ mod tests {
         servers::EtcdServer,
     };
 
-    /// How late every answer is.
+    /// The delay of every answer.
     const LATE: Duration = Duration::from_millis(700);
 
     #[tokio::test]
@@ -169,7 +169,7 @@ mod tests {
         let lease_time = session.service().lease_time();
         assert_eq!(lease_time, Duration::from_secs(601));
         let certain = certain_for(lease_time);
-        // After the grant's answer came that of a put, and those of the reads.
+        // After the answer to the grant came the answers to the put and to the reads.
         let answered_by = Instant::now() - LATE - LATE * u32::try_from(SAME_MEMBER).unwrap();
         assert!(session.lease().deadline().unwrap() <= answered_by - LATE + certain);
     }
@@ -190,7 +190,7 @@ mod tests {
         line.refuse(true);
         line.cut();
         former.end(Loss::Expired);
-        // It is told to end at etcd, in vain, and nobody tells it again.
+        // The former session fails to end its lease at etcd, and does not try again.
         tokio::time::sleep(timeout * 3).await;
         line.heal();
         let next = loop {

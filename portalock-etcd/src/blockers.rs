@@ -1,43 +1,43 @@
-//! Whom a request waits for, and what it means for it when one of them goes.
+//! The requests that a request waits for, and what to do when one of them is gone.
 //!
-//! What a request saw of those before it, at some revision after it took its place, stays true except that each of them may
-//! go. None can come, because whoever comes is behind. So it watches the nearest before it, or a semaphore's queue, and looks
-//! when that tells of a change that may matter.
+//! A request reads the queue ahead of it at a revision after its own place was taken. New requests come behind it, so
+//! what it read can change in one way only: requests ahead of it end. The request therefore watches the nearest one
+//! ahead of it, or a semaphore's whole queue, and reads the queue again after a change that may matter.
 //!
-//! An event grants nothing by itself. The request's own key goes with the session, or by somebody's hand, and the event
-//! doesn't tell; the look that follows reads it. A lost event delays a grant and never makes one: whenever events may have
-//! been missed, the request looks again.
+//! An event alone grants nothing. The request's own key may be gone too, with the session or deleted by a person, and
+//! the event doesn't show that; the read that follows does. A lost event delays a grant, and never causes one: whenever
+//! events may have been missed, the request reads the queue again.
 
 use std::collections::HashMap;
 
 use crate::keys::Weight;
 
-/// What is watched: a key, or all keys that begin so.
+/// What is watched: a key, or all keys with a prefix.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) enum Watched {
     /// A single key.
     Key(String),
-    /// A queue: all keys with this beginning.
+    /// A queue: all keys with this prefix.
     Queue(String),
 }
 
-/// Whom a request waits for.
+/// What a request waits for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Blockers {
-    /// For the nearest before it, by its key.
+    /// The nearest request ahead of it, by its key.
     Nearest(String),
-    /// For so many permits of those before it to come back that its own fit.
+    /// Enough permits of the requests ahead of it, so that its own fit.
     Permits(Ahead),
 }
 
-/// How a request waits, as it saw the queue at revision `seen`.
+/// How a request waits, as read from the queue at revision `seen`.
 #[derive(Debug, Clone)]
 pub(crate) struct Waiting {
     pub(crate) blockers: Blockers,
     pub(crate) seen: i64,
 }
 
-/// The part of a semaphore's queue that is before a request, and the request itself.
+/// The part of a semaphore's queue ahead of a request, and the request itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Ahead {
     pub(crate) queue: String,
@@ -46,8 +46,9 @@ pub(crate) struct Ahead {
 }
 
 impl Ahead {
-    /// Whether all permits, the request's too, fit under the smallest capacity. Then everyone in this part of the queue holds:
-    /// towards its end weights only add up, and a smallest capacity only shrinks.
+    /// Whether all permits, including the request's own, fit under the smallest capacity. If so, every request in this
+    /// part of the queue holds: further back in the queue, the sum of the weights only grows and the smallest capacity
+    /// only shrinks.
     pub(crate) fn fits(&self) -> bool {
         let weights = self.earlier.values().chain([&self.own]);
         let sum: u64 = weights.clone().map(|weight| u64::from(weight.count)).sum();
@@ -58,7 +59,7 @@ impl Ahead {
 }
 
 impl Blockers {
-    /// What is to be watched for it.
+    /// What to watch for it.
     pub(crate) fn watched(&self) -> Watched {
         match self {
             Self::Nearest(key) => Watched::Key(key.clone()),
@@ -66,7 +67,7 @@ impl Blockers {
         }
     }
 
-    /// Takes note of a deleted key. True if it is time to look.
+    /// Records a deleted key. Returns true if it is time to read the queue.
     pub(crate) fn gone(&mut self, key: &[u8]) -> bool {
         match self {
             Self::Nearest(nearest) => nearest.as_bytes() == key,

@@ -1,9 +1,9 @@
-//! Locks that operators break: the mark, and how the holder's client heeds it.
+//! Breaking a lock: the mark, and how the holder's client responds to it.
 //!
-//! A mark is a key below the holder's session key, on the holder's lease, so it goes with what it is on. Each renewal reads the
-//! marks with the session's key, after etcd has renewed the lease. So a renewal that misses a mark was sent before the mark was
-//! answered, and the lease that it prolongs has run out when its whole time has passed since. A session's watch tells of marks
-//! too, which makes the next renewal come at once.
+//! A mark is a key below the holder's session key, on the holder's lease, so both end together. Each renewal reads the
+//! marks together with the session's key, after etcd has renewed the lease. A renewal that misses a mark was therefore
+//! sent before etcd confirmed the mark, and the lease that it extends has ended once a whole lease time has passed
+//! since. The session's watch also reports marks, and then the next renewal is sent at once.
 
 use std::{sync::Arc, time::Duration};
 
@@ -24,17 +24,18 @@ const BREAKING: &str = "break a lock";
 const EVICTING: &str = "end a hold";
 const HEEDING: &str = "remove the mark on a lock that was broken";
 
-/// What an owner holds by.
+/// The key of an owner that holds.
 struct Hold {
     key: Vec<u8>,
-    /// At which revision it was put, which tells this use of the key from all others.
+    /// The revision at which the key was put. It identifies this use of the key.
     taken: i64,
     lease: i64,
     mark: String,
 }
 
 impl Server {
-    /// Marks what `owner` holds: for how long its client may go on relying on it without having heard of that.
+    /// Marks the hold of `owner` as broken. Returns how long its client may still rely on the lock without knowing of
+    /// the mark.
     pub(crate) async fn mark(
         &self,
         name: &LockName,
@@ -44,7 +45,7 @@ impl Server {
         let Some(hold) = self.hold_of(name, owner).await? else {
             return Ok(None);
         };
-        // It is for people: the lock is broken all the same.
+        // The value is for people, so the lock is broken even if it can't be encoded.
         let by = serde_json::to_vec(by).unwrap_or_default();
         let options = PutOptions::new().with_lease(hold.lease);
         let unmarked = Compare::create_revision(hold.mark.as_str(), CompareOp::Equal, 0);
@@ -59,7 +60,7 @@ impl Server {
         match self.transact(BREAKING, transaction).await {
             Ok(answer) if answer.value.succeeded() => {}
             Ok(_) => return Ok(None),
-            // The lease has ended meanwhile, and what was held with it.
+            // The lease has ended meanwhile, and the hold with it.
             Err(error) if error.kind() == BackendErrorKind::SessionEnded => return Ok(None),
             Err(error) => return Err(error),
         }
@@ -69,12 +70,13 @@ impl Server {
                 client.lease_client().time_to_live(hold.lease, None).await
             })
             .await?;
-        // A member that was deposed without knowing has seen no renewals since. So it is the whole time, not what is left.
+        // A member that was deposed without knowing it has seen no renewals since. So this returns the whole time, not
+        // the remaining time.
         let granted = u64::try_from(lease.value.granted_ttl()).unwrap_or(0);
         Ok(Some(Duration::from_secs(granted)))
     }
 
-    /// Deletes what `owner` holds by.
+    /// Deletes the key by which `owner` holds.
     pub(crate) async fn evict(
         &self,
         name: &LockName,
@@ -88,7 +90,7 @@ impl Server {
             TxnOp::delete(hold.mark.as_str(), None),
         ]);
         let answer = self.transact(EVICTING, transaction).await?;
-        // A try without an answer may have deleted what the next one no longer found.
+        // An earlier try without an answer may have deleted the key, so that this one did not find it.
         Ok(if answer.value.succeeded() || answer.repeated {
             Released::Freed
         } else {
@@ -96,7 +98,7 @@ impl Server {
         })
     }
 
-    /// What `owner` holds by, if it holds.
+    /// The key by which `owner` holds, if it holds.
     async fn hold_of(&self, name: &LockName, owner: OwnerId) -> Result<Option<Hold>, BackendError> {
         let queue = self.keys.lock_queue(name);
         let found = self.read_queue(BREAKING, &queue).await?;
@@ -124,12 +126,12 @@ impl Hold {
     }
 }
 
-/// Tells the guards whose locks were broken, as these keys below the session's say. Their places are due to be released; a mark goes
-/// once there is nothing any more that it is on.
+/// Tells the guards whose locks these marks break; the marks are keys below the session's key. Their places are due for
+/// release. A mark is removed when nothing is left that it belongs to.
 pub(crate) fn heed(session: &Arc<Session>, marks: Vec<KeyValue>) {
     for mark in marks {
         let loss = Loss::broken_by(serde_json::from_slice(mark.value()).ok());
-        // A place that was taken after the mark is another one than was broken.
+        // A place that was taken after the mark is not the one that was broken.
         let is_of = |place: &Arc<Place>| {
             let taken = place.taken();
             taken.is_none_or(|taken| taken < mark.create_revision())
@@ -143,7 +145,7 @@ pub(crate) fn heed(session: &Arc<Session>, marks: Vec<KeyValue>) {
     }
 }
 
-/// Removes a mark, in the background. The next renewal finds one again that could not be removed.
+/// Removes a mark, in the background. If this fails, the next renewal finds the mark again.
 fn remove(server: Arc<Server>, mark: KeyValue) {
     let removing = spawn(async move {
         let there = Compare::create_revision(mark.key(), CompareOp::Equal, mark.create_revision());
@@ -192,7 +194,7 @@ mod tests {
             found.kvs().first().cloned()
         };
         let early = loop {
-            // The session may have removed it already.
+            // The session may have removed the mark already.
             if let Some(mark) = marking().await {
                 break mark;
             }

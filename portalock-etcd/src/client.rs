@@ -1,4 +1,4 @@
-//! What all clones of a backend share, and how a request is served, lock or semaphore.
+//! The state that all clones of a backend share, and how requests for locks and semaphores are served.
 
 use std::sync::Arc;
 
@@ -19,13 +19,14 @@ use crate::{
     session::{Session, SessionLease, gone},
 };
 
-/// How often a place is tried for because the session's key was modified meanwhile, or the place's deleted.
+/// How often a request tries to take a place, if each time the session's key was modified or the place's key was
+/// deleted meanwhile.
 const TRIES: u32 = 16;
 
 /// One client of etcd.
 pub(crate) type Client = portalock_core::session::Client<SessionLease>;
 
-/// The way to the cluster.
+/// The server: its settings, keys and endpoints.
 #[derive(Debug)]
 pub(crate) struct Server {
     pub(crate) settings: EtcdSettings,
@@ -33,7 +34,7 @@ pub(crate) struct Server {
     pub(crate) endpoints: Endpoints,
 }
 
-/// A request, stripped of what it is for.
+/// A request, for a lock or for permits.
 #[derive(Debug)]
 pub(crate) struct Wish {
     pub(crate) queue: Arc<Queue>,
@@ -51,7 +52,7 @@ impl Server {
         })
     }
 
-    /// Carries out a transaction.
+    /// Executes a transaction.
     pub(crate) async fn transact(
         &self,
         doing: &'static str,
@@ -65,7 +66,7 @@ impl Server {
             .await
     }
 
-    /// Reads, in one transaction, what is so now.
+    /// Executes a linearizable read, as one transaction.
     pub(crate) async fn read(
         &self,
         doing: &'static str,
@@ -76,7 +77,7 @@ impl Server {
     }
 }
 
-/// One attempt.
+/// Makes one attempt.
 pub(crate) async fn enter(
     session: &Session,
     place: &Place,
@@ -111,7 +112,7 @@ pub(crate) async fn enter(
     Ok(Answered { value, repeated })
 }
 
-/// Finds how the place stands, or takes it.
+/// Reads how the place stands, or takes the place.
 async fn stand(
     session: &Session,
     place: &Place,
@@ -119,7 +120,8 @@ async fn stand(
 ) -> Result<Answered<Standing>, BackendError> {
     let lease = session.service();
     let queues = wish.patience == Patience::Queue;
-    // Whether permits are free is seen from a place only: many can take one at once.
+    // Only a request with a place can see whether permits are free, because many requests can take one at the same
+    // time.
     let only_if_free = !queues && !matches!(place.queue.rule, Rule::Permits(_));
     let mut is_new = false;
     let mut repeated = false;
@@ -142,7 +144,7 @@ async fn stand(
         if let Some(value) = found {
             return Ok(Answered { value, repeated });
         }
-        // It takes another place, with another token.
+        // The next try takes another place, with another token.
         session.places().retake(place.owner, SessionLease::NAME);
         lease.watches.leave(place.owner);
         place.was_deleted();
@@ -153,9 +155,10 @@ async fn stand(
     ))
 }
 
-/// Whom the place taken at `taken` waits for, if another of this session is before it: that one is in the way as long as it has its
-/// place. A look costs etcd time with the queue's length. So of a thousand who wait in one session only the first looks; if each
-/// did when it comes, that would cost etcd a thousand times as much.
+/// What the place taken at `taken` waits for, if another place of this session is ahead of it: that place blocks it as
+/// long as it exists. Reading the queue costs etcd time in proportion to the queue's length. If a thousand requests
+/// wait in one session, only the first reads the queue. If each of them read it on arrival, etcd would do a thousand
+/// times the work.
 fn behind_another(lease: &SessionLease, place: &Place, taken: i64) -> Option<Waiting> {
     if matches!(place.queue.rule, Rule::Permits(_)) {
         return None;
@@ -167,7 +170,7 @@ fn behind_another(lease: &SessionLease, place: &Place, taken: i64) -> Option<Wai
     })
 }
 
-/// Frees what the place's owner has.
+/// Releases the place's owner.
 pub(crate) async fn leave(
     lease: &SessionLease,
     leaving: &Leaving<Arc<Place>>,
@@ -176,7 +179,7 @@ pub(crate) async fn leave(
     lease.watches.leave(place.owner);
     place.gives_up();
     if place.taken().is_none() && !leaving.unsure {
-        // It was answered that there is no place.
+        // etcd answered that there is no place.
         return Ok(Answered {
             value: false,
             repeated: false,

@@ -1,13 +1,13 @@
-//! What a backend is told: where etcd is, who asks, how long a session outlives its process.
+//! The settings: the endpoints, the user, and how long a session outlives its process.
 
 use std::{fmt, path::PathBuf, time::Duration};
 
 use portalock_core::settings::{InvalidSetting, RawDuration, at_least};
 use serde::Deserialize;
 
-/// Where etcd is and how to use it. Only the endpoints have no default.
+/// The settings of an etcd backend. Only the endpoints have no default.
 ///
-/// It loads from TOML or JSON:
+/// The settings can be loaded from TOML or JSON:
 ///
 /// ```
 /// use std::time::Duration;
@@ -31,7 +31,7 @@ use serde::Deserialize;
 /// # Ok::<(), toml::de::Error>(())
 /// ```
 ///
-/// or is read from a URL, see [`from_url`](Self::from_url).
+/// They can also be read from a URL, see [`from_url`](Self::from_url).
 #[derive(Debug, Clone, Deserialize)]
 #[serde(try_from = "RawSettings")]
 pub struct EtcdSettings {
@@ -44,45 +44,45 @@ pub struct EtcdSettings {
     pub(crate) tls: Option<EtcdTls>,
 }
 
-/// etcd counts leases in seconds.
+/// etcd counts leases in whole seconds.
 const SHORTEST_LEASE: Duration = Duration::from_secs(1);
 const SHORTEST_TIMEOUT: Duration = Duration::from_millis(1);
 
-/// How a connection over TLS is made; all fields have defaults. Needs the feature `tls`.
+/// The settings of TLS connections; all fields have defaults. Needs the feature `tls`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[non_exhaustive]
 pub struct EtcdTls {
-    /// The PEM file with the authorities that may have signed the servers' certificates. The system's own if not set.
+    /// The PEM file of the certificate authorities to trust. Default: those of the system.
     #[serde(default)]
     pub ca_file: Option<PathBuf>,
-    /// The PEM file with the certificate that this client shows, if it shows one; `key_file` goes with it.
+    /// The PEM file of the client certificate, if the client has one. Needs `key_file`.
     #[serde(default)]
     pub cert_file: Option<PathBuf>,
     /// The PEM file with the private key of `cert_file`.
     #[serde(default)]
     pub key_file: Option<PathBuf>,
-    /// The name that the servers' certificates must bear, if it isn't the endpoint's host.
+    /// The name to expect in the servers' certificates, if it isn't the endpoint's host.
     #[serde(default)]
     pub server_name: Option<String>,
 }
 
 impl EtcdSettings {
-    /// Below which prefix the keys are, unless said otherwise.
+    /// The default prefix of the keys.
     pub const DEFAULT_PREFIX: &str = "portalock";
-    /// How long a session outlives its process, unless said otherwise.
+    /// How long a session outlives its process, by default.
     pub const DEFAULT_LEASE_TIME: Duration = Duration::from_secs(10);
-    /// How long a connection may take to be made, unless said otherwise.
+    /// How long connecting may take, by default.
     pub const DEFAULT_CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
-    /// How long one request may take, unless said otherwise.
+    /// How long one request may take, by default.
     pub const DEFAULT_REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 
-    /// The defaults, with these endpoints: `host:port`, or `http://` or `https://` before it. They are the members of one
-    /// cluster; one is used at a time, the next when it fails.
+    /// The defaults, with these endpoints: `host:port`, optionally with `http://` or `https://` in front. They are the
+    /// members of one cluster. One member is used at a time, and the next one if it fails.
     ///
     /// # Errors
     ///
-    /// [`InvalidSetting`] if there is none, or one is no address, or one has a user name or a path in it.
+    /// [`InvalidSetting`] if there is no endpoint, or one is not an address, or one contains a user name or a path.
     pub fn new<E: Into<String>>(
         endpoints: impl IntoIterator<Item = E>,
     ) -> Result<Self, InvalidSetting> {
@@ -107,11 +107,11 @@ impl EtcdSettings {
         })
     }
 
-    /// Sets what all keys begin with; default `portalock`. Programs that lock the same things need the same prefix.
+    /// Sets the prefix of all keys; default `portalock`. Programs that share locks need the same prefix.
     ///
     /// # Errors
     ///
-    /// [`InvalidSetting`] if it is empty, ends with a slash, or has two slashes in a row or a NUL in it.
+    /// [`InvalidSetting`] if it is empty, ends with a slash, or contains two slashes in a row or a NUL.
     pub fn with_prefix(mut self, prefix: impl Into<String>) -> Result<Self, InvalidSetting> {
         let prefix = prefix.into();
         if prefix.is_empty() {
@@ -132,11 +132,11 @@ impl EtcdSettings {
         Ok(self)
     }
 
-    /// Sets how long the locks of a process that crashed or is cut off stay; default 10 s.
+    /// Sets how long locks stay held after their process has crashed or is cut off; default 10 s.
     ///
-    /// etcd counts in whole seconds, so it is rounded up to one; and it raises what is shorter than three halves of its
-    /// election timeout, 2 s as it comes. A short time makes for quick take-overs and for locks that are lost to a short
-    /// stall of the network.
+    /// etcd counts in whole seconds, so the time is rounded up to a whole second. etcd also raises a time that is below
+    /// its minimum: 1.5 times its election timeout, by default 2 s. With a short time, locks pass on sooner after a
+    /// crash, but a short stall of the network can lose them.
     ///
     /// # Errors
     ///
@@ -146,7 +146,7 @@ impl EtcdSettings {
         Ok(self)
     }
 
-    /// Sets how long making a connection may take; default 2 s.
+    /// Sets how long connecting may take; default 2 s.
     ///
     /// # Errors
     ///
@@ -156,7 +156,7 @@ impl EtcdSettings {
         Ok(self)
     }
 
-    /// Sets how long one request may take in all, whatever number of endpoints is tried for it; default 5 s.
+    /// Sets how long one request may take in total, for any number of endpoints that are tried; default 5 s.
     ///
     /// # Errors
     ///
@@ -166,18 +166,19 @@ impl EtcdSettings {
         Ok(self)
     }
 
-    /// Sets the user to authenticate as; default none.
+    /// Sets the user for authentication; default none.
     #[must_use]
     pub fn with_user(mut self, user: impl Into<String>, password: impl Into<String>) -> Self {
         self.user = Some((user.into(), Secret(password.into())));
         self
     }
 
-    /// Sets how connections over TLS are made. An endpoint that begins with `https://` has TLS also without.
+    /// Sets the options of TLS connections. An endpoint that starts with `https://` uses TLS also without them.
     ///
     /// # Errors
     ///
-    /// [`InvalidSetting`] if only one of `cert_file` and `key_file` is set, or the crate was built without the feature `tls`.
+    /// [`InvalidSetting`] if only one of `cert_file` and `key_file` is set, or if the crate was built without the
+    /// feature `tls`.
     pub fn with_tls(mut self, tls: EtcdTls) -> Result<Self, InvalidSetting> {
         if tls.cert_file.is_some() != tls.key_file.is_some() {
             return Err(InvalidSetting::new(
@@ -192,22 +193,22 @@ impl EtcdSettings {
         Ok(self)
     }
 
-    /// The members that are asked.
+    /// The endpoints of the members.
     pub fn endpoints(&self) -> &[String] {
         &self.endpoints
     }
 
-    /// What all keys begin with.
+    /// The prefix of all keys.
     pub fn prefix(&self) -> &str {
         &self.prefix
     }
 
-    /// How long the locks of a process that crashed stay.
+    /// How long locks stay held after their process has crashed.
     pub const fn lease_time(&self) -> Duration {
         self.lease_time
     }
 
-    /// How long making a connection may take.
+    /// How long connecting may take.
     pub const fn connect_timeout(&self) -> Duration {
         self.connect_timeout
     }
@@ -225,7 +226,7 @@ fn no_tls(field: &'static str) -> InvalidSetting {
     )
 }
 
-/// An endpoint as the client takes it. What is refused is not shown: it may hold a password.
+/// Converts an endpoint to the client's form. The error doesn't show the endpoint, because it may contain a password.
 fn checked_endpoint(endpoint: &str) -> Result<String, InvalidSetting> {
     let wrong = |problem: &str| {
         Err(InvalidSetting::new(
@@ -263,7 +264,7 @@ fn checked_endpoint(endpoint: &str) -> Result<String, InvalidSetting> {
     })
 }
 
-/// Text that never shows.
+/// Text that is never shown.
 #[derive(Clone, PartialEq, Eq, Deserialize)]
 #[serde(transparent)]
 pub(crate) struct Secret(pub(crate) String);

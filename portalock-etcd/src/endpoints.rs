@@ -1,7 +1,8 @@
-//! The members of the cluster: one is used at a time, the next when it fails.
+//! The members of the cluster: one is used at a time, and the next one if it fails.
 //!
-//! A client of its own for each, rather than one that balances among all: locks, watches and renewals then see one
-//! member's view, a member that hangs is left as a whole, and all of a backend's locks share one connection.
+//! Each member has a client of its own, instead of one client that balances between all members. So locks, watches and
+//! renewals see one member's view, a hanging member is left completely, and all locks of a backend share one
+//! connection.
 
 use std::{fmt, future::Future, sync::Arc, time::Duration};
 
@@ -19,18 +20,18 @@ use crate::{
     tls,
 };
 
-/// How long [`Endpoints::call`] looks for a raised alarm after etcd refused a request for lack of room.
+/// How long [`Endpoints::call`] looks for a raised alarm, after etcd has refused a request because of missing space.
 const ALARM_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// How long to wait before a cluster that has no leader is asked again.
+/// The pause before another request to a cluster that has no leader.
 const BETWEEN_ELECTIONS: Duration = Duration::from_millis(100);
 
-/// The members, and which of them is in use.
+/// The members, and the one in use.
 #[derive(Debug)]
 pub(crate) struct Endpoints {
     members: Vec<Member>,
     logs_in: bool,
-    /// Counts the changes of member: the one in use is this modulo their number.
+    /// Counts the changes of member: the member in use is this modulo the number of members.
     current: watch::Sender<usize>,
     request_timeout: Duration,
 }
@@ -43,14 +44,14 @@ struct Member {
 
 impl fmt::Debug for Member {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // The options hold the password.
+        // Not shown: the options contain the password.
         f.debug_struct("Member")
             .field("endpoint", &self.endpoint)
             .finish_non_exhaustive()
     }
 }
 
-/// A connection to one member, and which one it is.
+/// A connection to one member, and the turn of that member.
 #[derive(Clone)]
 pub(crate) struct Connection {
     pub(crate) client: Arc<Client>,
@@ -77,9 +78,10 @@ impl Endpoints {
         })
     }
 
-    /// Asks the member in use, and the others in turn if it doesn't answer; all within the request timeout.
+    /// Sends a request to the member in use, and to the next ones if it doesn't answer, all within the request timeout.
     ///
-    /// `request` may be carried out at a member whose answer never came: it must not matter if it is carried out twice.
+    /// A member may have executed `request` although its answer never came. So it must be harmless to execute `request`
+    /// twice.
     pub(crate) async fn call<T, F, Fut>(
         &self,
         doing: &'static str,
@@ -95,7 +97,8 @@ impl Endpoints {
         let mut fresh_login = false;
         let mut repeated = false;
         let mut tries = 0;
-        // A lone member gets a second chance, on a new connection: the old one may have ended with a restart.
+        // A single member is tried twice, the second time on a new connection: the old one may have ended with a
+        // restart.
         let most = members.max(2);
         loop {
             let turn = *self.current.borrow();
@@ -120,7 +123,7 @@ impl Endpoints {
                     repeated |= used.is_some();
                     self.leave(turn, used.as_ref());
                     if leaderless {
-                        // An election takes a second or two: it is waited for, as far as the time goes.
+                        // An election takes a second or two: wait for it, within the request timeout.
                         tokio::time::sleep(BETWEEN_ELECTIONS).await;
                     } else {
                         tries += 1;
@@ -129,7 +132,7 @@ impl Endpoints {
                         return Err(error);
                     }
                 }
-                // A token may be outdated by a change of users, which etcd tells by the code of a wrong request.
+                // A change of users can make a token invalid; etcd reports this with the code for an invalid request.
                 BackendErrorKind::PermissionDenied
                     if used.is_some() && !fresh_login && self.logs_in =>
                 {
@@ -142,7 +145,7 @@ impl Endpoints {
         }
     }
 
-    /// A connection to the member in use, for a stream. It is made, and logged in, within this time.
+    /// A connection to the member in use, for a stream. Connecting and logging in must complete within this time.
     pub(crate) async fn connection(
         &self,
         doing: &'static str,
@@ -159,26 +162,26 @@ impl Endpoints {
         Err(error)
     }
 
-    /// Says that `connection` is no good: its member is left for the next, unless that has been done.
+    /// Records that `connection` has failed: moves on to the next member, unless that has already happened.
     pub(crate) fn fail(&self, connection: &Connection) {
         self.leave(connection.turn, Some(&connection.client));
     }
 
-    /// Returns when another member than `connection`'s is in use.
+    /// Returns when a member other than `connection`'s is in use.
     pub(crate) async fn moved_from(&self, connection: &Connection) {
         let mut current = self.current.subscribe();
-        // Its sender is as old as this.
+        // This can't fail: the sender lives as long as `self`.
         let _ = current.wait_for(|turn| *turn != connection.turn).await;
     }
 
-    /// The present runtime's connection to a member.
+    /// The current runtime's connection to a member.
     async fn client(&self, turn: usize, doing: &'static str) -> Result<Arc<Client>, BackendError> {
         let member = self.member(turn);
         let connect = || {
             let (endpoint, options) = (member.endpoint.clone(), member.options.clone());
             let within = self.request_timeout;
             async move {
-                // It logs in too, and all of a runtime's callers wait for the same one.
+                // Connecting includes the login, and all callers on one runtime wait for the same connection.
                 let connecting = Client::connect([endpoint], Some(options));
                 match tokio::time::timeout(within, connecting).await {
                     Ok(connected) => connected
@@ -193,7 +196,7 @@ impl Endpoints {
 
     fn leave(&self, turn: usize, client: Option<&Arc<Client>>) {
         self.forget(turn, client);
-        // Of many callers that failed on one member the first moves on, and the others follow.
+        // If many callers failed on one member, the first one moves on and the others follow.
         self.current.send_if_modified(|current| {
             let moves = *current == turn;
             if moves {
@@ -208,7 +211,7 @@ impl Endpoints {
         });
     }
 
-    /// Drops a connection, so that the next use of its member makes a new one and logs in anew.
+    /// Drops a connection, so that the next use of its member connects and logs in again.
     fn forget(&self, turn: usize, client: Option<&Arc<Client>>) {
         if let Some(client) = client {
             self.member(turn)
@@ -221,7 +224,7 @@ impl Endpoints {
         &self.members[turn % self.members.len()]
     }
 
-    /// etcd refuses with one code when its store is full and when it is busy; a raised alarm tells them apart.
+    /// etcd uses one code both for a full store and for a busy server. A raised alarm tells which it is.
     async fn full_or_busy(&self, turn: usize, error: BackendError) -> BackendError {
         let alarms = async {
             let client = self.client(turn, "ask for alarms").await.ok()?;
@@ -242,13 +245,13 @@ impl Endpoints {
     }
 }
 
-/// For reading what may be longer than a message is by default.
+/// A client for reads whose answers may be longer than the default limit of a message.
 pub(crate) fn reader(client: &Client) -> KvClient {
     let client = client.kv_client();
     client.max_decoding_message_size(usize::MAX)
 }
 
-/// Whether a member answered, and said that it can't serve at present; rather than that it could not be reached.
+/// Whether a member answered that it can't serve at the moment, as opposed to a member that could not be reached.
 fn answered_unavailable(error: &Error) -> bool {
     matches!(error, Error::GRpcStatus(status)
         if status.code() == tonic::Code::Unavailable && std::error::Error::source(status).is_none())
@@ -257,7 +260,8 @@ fn answered_unavailable(error: &Error) -> bool {
 fn connect_options(settings: &EtcdSettings) -> Result<ConnectOptions, BackendError> {
     let mut options = ConnectOptions::new()
         .with_connect_timeout(settings.connect_timeout)
-        // A member that is cut off from the others then ends its streams instead of leaving them silent.
+        // With this option, a member that is cut off from the others ends its streams. Without it, the streams stay
+        // silent.
         .with_require_leader(true)
         .with_auto_token_refresh(true);
     if let Some((user, password)) = &settings.user {

@@ -1,4 +1,4 @@
-//! etcd's failures as the kinds that programs decide by.
+//! Maps etcd's failures to the error kinds that programs match.
 
 use std::{error::Error as _, io};
 
@@ -6,10 +6,10 @@ use etcd_client::Error;
 use portalock_core::{BackendError, BackendErrorKind, settings::InvalidSetting};
 use tonic::{Code, Status};
 
-/// What a failed call to etcd means; `doing` says what was tried, such as "take a place in the queue".
+/// The meaning of a failed call to etcd. `doing` names the operation, such as "take a place in the queue".
 ///
-/// The codes are those of etcd's `api/v3rpc/rpctypes/error.go`; where one code stands for several things, what they have
-/// in common is said. Messages differ between releases and are kept as the source, never compared.
+/// The codes are those of etcd's `api/v3rpc/rpctypes/error.go`. If one code has several meanings, the text gives what
+/// they have in common. Messages differ between releases, so they are kept as the source and never compared.
 pub(crate) fn backend_error(error: Error, doing: &'static str) -> BackendError {
     let (kind, advice) = match &error {
         Error::GRpcStatus(status) if is_invalid_data(status) => (
@@ -33,7 +33,7 @@ pub(crate) fn backend_error(error: Error, doing: &'static str) -> BackendError {
     BackendError::new(kind, format!("can't {doing}: {advice}")).with_source(error)
 }
 
-/// Whether the connection failed over what was said on it: which is how a refused certificate shows.
+/// Whether the connection failed because of invalid data. A refused certificate appears in this form.
 fn is_invalid_data(status: &Status) -> bool {
     let mut cause = status.source();
     while let Some(error) = cause {
@@ -57,8 +57,8 @@ const fn of_code(code: Code) -> (BackendErrorKind, &'static str) {
         ),
         Code::NotFound => (Kind::SessionEnded, "the lease has ended"),
         Code::ResourceExhausted => (Kind::Exhausted, "etcd has too much to do"),
-        // etcd answers InvalidArgument for a wrong password, for a user that is missing where one is needed, and for a
-        // token that is older than the last change of its users. Nothing else that is sent here can be invalid.
+        // etcd answers InvalidArgument for a wrong password, for a missing user where one is needed, and for a token
+        // that is older than the last change of its users. Nothing else in this crate's requests can be invalid.
         Code::PermissionDenied | Code::Unauthenticated | Code::InvalidArgument => (
             Kind::PermissionDenied,
             "check user and password, and that its role may read and write the prefix",
@@ -88,7 +88,7 @@ pub(crate) fn timed_out(doing: &'static str) -> BackendError {
     )
 }
 
-/// Settings that can't be connected with.
+/// Settings that can't be used to connect.
 pub(crate) fn misconfigured(error: InvalidSetting) -> BackendError {
     BackendError::new(
         BackendErrorKind::Misconfigured,

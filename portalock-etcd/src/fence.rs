@@ -1,12 +1,12 @@
-//! A lock as a condition of the user's own transaction: etcd itself then refuses who no longer holds.
+//! A lock as a condition of the user's own transaction: etcd itself refuses the write of a former holder.
 
 use etcd_client::{Compare, CompareOp};
 
-/// The key that a held lock consists of, and the revision at which it was created.
+/// The key of a held lock, and the revision at which it was created.
 ///
-/// The key exists, with this very revision, for as long as the lock is held: so a transaction in the same etcd that
-/// compares it can't take effect after the lock was released or lost, however late it arrives. That is more than any
-/// check before a write can promise.
+/// The key exists with this revision for exactly as long as the lock is held. A transaction in the same etcd that
+/// compares the two can't take effect after the lock was released or lost, however late it arrives. No check before a
+/// write can guarantee that.
 ///
 /// ```no_run
 /// use etcd_client::{Client, Txn, TxnOp};
@@ -31,12 +31,12 @@ use etcd_client::{Compare, CompareOp};
 pub struct Fence {
     /// The key.
     pub key: String,
-    /// Its create revision: the grant's fencing token.
+    /// The key's create revision, which is the grant's fencing token.
     pub revision: i64,
 }
 
 impl Fence {
-    /// The condition "the lock is still held", for a transaction of the user's own.
+    /// The condition "the lock is still held", for your own transactions.
     pub fn compare(&self) -> Compare {
         Compare::create_revision(self.key.as_str(), CompareOp::Equal, self.revision)
     }

@@ -1,4 +1,4 @@
-//! A look at a queue: who holds and who waits follows from its order.
+//! Inspection of a queue: the order of its keys determines the holders and the waiters.
 
 use etcd_client::{GetOptions, GetResponse, KeyValue, SortOrder, SortTarget};
 use portalock_core::{BackendError, Claim, ClaimKind, Inspection, LockName};
@@ -10,11 +10,11 @@ use crate::{
     record::{decode, foreign, token},
 };
 
-/// How many keys [`Server::names`] asks for at once, so that an answer is no more than a few megabytes.
+/// How many keys [`Server::names`] reads at once, so that an answer has at most a few megabytes.
 const PAGE: i64 = 5_000;
 
 impl Server {
-    /// A queue, in its order.
+    /// Reads a queue, in its order.
     pub(crate) async fn read_queue(
         &self,
         doing: &'static str,
@@ -32,7 +32,7 @@ impl Server {
         Ok(found.value)
     }
 
-    /// Who holds and who waits in the queue.
+    /// The holders and the waiters of the queue.
     pub(crate) async fn inspect(&self, queue: &str) -> Result<Inspection, BackendError> {
         let found = self.read_queue("look at the queue", queue).await?;
         let (mut holders, mut waiters) = (Vec::new(), Vec::new());
@@ -50,10 +50,10 @@ impl Server {
         Ok(Inspection::new(holders, waiters).with_last_token(last_token))
     }
 
-    /// The locks that are held or waited for.
+    /// The names of the locks that have holders or waiters.
     pub(crate) async fn names(&self) -> Result<Vec<LockName>, BackendError> {
         let locks = self.keys.locks();
-        // The end of the range: a slash is followed by a zero.
+        // The end of the range: `0` is the character after the slash.
         let end = format!("{}0", locks.trim_end_matches('/'));
         let mut names: Vec<LockName> = Vec::new();
         let mut from = locks.into_bytes();
@@ -77,7 +77,7 @@ impl Server {
                     .iter()
                     .filter_map(|key| self.keys.name_of_lock(key.key())),
             );
-            // The keys of one name follow each other.
+            // The keys of one name are adjacent.
             names.dedup();
             match page.kvs().last() {
                 Some(last) if page.more() => {
@@ -92,7 +92,7 @@ impl Server {
     }
 }
 
-/// Who is in a queue, and whether each holds.
+/// The claims in a queue, and whether each of them holds.
 pub(crate) fn in_order<'a>(
     queue: &'a str,
     keys: &'a [KeyValue],
@@ -113,19 +113,19 @@ pub(crate) fn claim(queue: &str, key: &KeyValue) -> Result<Claim, BackendError> 
     Ok(claim)
 }
 
-/// Who of a queue holds, told from its order alone.
+/// Finds the holders of a queue from its order alone.
 #[derive(Debug, Default)]
 struct Order {
-    /// Somebody came before.
+    /// There was an earlier claim.
     any: bool,
-    /// Nobody who comes now holds.
+    /// No later claim holds.
     full: bool,
     permits: u64,
     capacity: Option<u32>,
 }
 
 impl Order {
-    /// Whether the next in the queue holds too.
+    /// Whether the next claim in the queue holds too.
     fn admits(&mut self, queue: &str, key: &KeyValue, kind: ClaimKind) -> bool {
         let fits = match kind {
             ClaimKind::Shared => true,

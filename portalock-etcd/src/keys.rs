@@ -1,4 +1,4 @@
-//! Where things stand in the store: every name maps to keys of its own, and back.
+//! The layout of the store: the keys of each name, and the way back from a key to its name.
 //!
 //! ```text
 //! portalock//locks/<name>/exclusive/<number>@<lease>
@@ -8,10 +8,10 @@
 //! portalock//sessions/<lease>/broken/<owner>
 //! ```
 //!
-//! The double slash ends the prefix, which has none itself: of two prefixes neither can reach into the other, also where
-//! one begins with the other. A name has no slash once it is escaped, so that no name's directory lies in another's. What a
-//! waiter must know of those before it (mode, permits) is in the key: it reads keys, not values. The numbers are those of
-//! [`numbers`](crate::numbers).
+//! The double slash ends the prefix, which itself contains no double slash. So the keys of two prefixes never mix, even
+//! if one prefix starts with the other. An escaped name contains no slash, so no name's directory lies in another one.
+//! The key contains what a waiter must know about the requests ahead of it (mode, permits), so a waiter reads keys and
+//! not values. [`numbers`](crate::numbers) explains the numbers.
 
 use portalock_core::{
     ClaimKind, LockName, LockRequest, Mode, OwnerId, PermitRequest, settings::percent_decode,
@@ -23,32 +23,32 @@ pub(crate) struct Keys {
     root: String,
 }
 
-/// The queue that a request stands in, and by which rule.
+/// The queue of a request, and its rule.
 #[derive(Debug, Clone)]
 pub(crate) struct Queue {
-    /// What all keys of the queue begin with.
+    /// The prefix of all keys of the queue.
     pub(crate) keys: String,
-    /// What the keys begin with of those who want the same.
+    /// The prefix of the keys of requests for the same mode or weight.
     pub(crate) directory: String,
-    /// Whom it waits for.
+    /// What the request waits for.
     pub(crate) rule: Rule,
 }
 
-/// Whom a request waits for.
+/// What a request waits for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Rule {
-    /// For everyone before it.
+    /// Every request ahead of it.
     Exclusive,
-    /// For the exclusive ones before it, whose keys begin with `writers`.
+    /// The exclusive requests ahead of it, whose keys have the prefix `writers`.
     Shared {
         /// The part of the queue that holds the exclusive requests.
         writers: String,
     },
-    /// For permits of those before it to come back.
+    /// Enough permits of the requests ahead of it.
     Permits(Weight),
 }
 
-/// How many permits a request takes, of how many.
+/// How many permits a request takes, and of how many.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Weight {
     pub(crate) count: u32,
@@ -67,27 +67,27 @@ impl Keys {
         }
     }
 
-    /// The key that stands for a session, as long as its lease.
+    /// The key of a session, which exists as long as its lease.
     pub(crate) fn session(&self, lease: i64) -> String {
         format!("{}sessions/{lease:x}", self.root)
     }
 
-    /// What the keys of all locks begin with.
+    /// The prefix of the keys of all locks.
     pub(crate) fn locks(&self) -> String {
         format!("{}locks/", self.root)
     }
 
-    /// What the keys of one lock begin with.
+    /// The prefix of the keys of one lock.
     pub(crate) fn lock_queue(&self, name: &LockName) -> String {
         format!("{}{}/", self.locks(), escape(name))
     }
 
-    /// What the keys of one semaphore begin with.
+    /// The prefix of the keys of one semaphore.
     pub(crate) fn permit_queue(&self, name: &LockName) -> String {
         format!("{}permits/{}/", self.root, escape(name))
     }
 
-    /// The queue for a request for a lock.
+    /// The queue of a request for a lock.
     pub(crate) fn lock(&self, request: &LockRequest) -> Queue {
         let queue = self.lock_queue(&request.name);
         let writers = format!("{queue}{EXCLUSIVE}/");
@@ -102,7 +102,7 @@ impl Keys {
         }
     }
 
-    /// The queue for a request for permits.
+    /// The queue of a request for permits.
     pub(crate) fn permits(&self, request: &PermitRequest) -> Queue {
         let queue = self.permit_queue(&request.name);
         let weight = Weight {
@@ -126,7 +126,7 @@ impl Keys {
 }
 
 impl Queue {
-    /// What the keys begin with that can be in the way.
+    /// The prefix of the keys that can be in the way.
     pub(crate) fn in_the_way(&self) -> &str {
         match &self.rule {
             Rule::Shared { writers } => writers,
@@ -134,31 +134,31 @@ impl Queue {
         }
     }
 
-    /// The key of this number in the session of `lease`.
+    /// The key with this number in the session of `lease`.
     pub(crate) fn key(&self, number: usize, lease: i64) -> String {
         format!("{}{number}@{lease:x}", self.directory)
     }
 }
 
-/// The key by which what `owner` holds in the session of this key is marked as broken.
+/// The key that marks the hold of `owner` as broken. `session` is the key of the owner's session.
 pub(crate) fn mark(session: &str, owner: OwnerId) -> String {
     format!("{session}{MARKS}{owner}")
 }
 
-/// The owner that a mark is on, if the key is one below the session's.
+/// The owner that a mark belongs to, if the key is a mark below the session's key.
 pub(crate) fn marked_owner(session: &str, key: &[u8]) -> Option<OwnerId> {
     let rest = key.strip_prefix(session.as_bytes())?;
     let owner = rest.strip_prefix(MARKS.as_bytes())?;
     std::str::from_utf8(owner).ok()?.parse().ok()
 }
 
-/// The end of a range that begins with a session's key and has all below it: a slash is followed by a zero, and no other
-/// session's key begins with this one and a smaller character.
+/// The end of the range with a session's key and all keys below it. `0` is the character after the slash, and no other
+/// session's key consists of this key and a smaller character.
 pub(crate) fn session_end(session: &str) -> String {
     format!("{session}0")
 }
 
-/// What the request with this key is for, if the key is one of `queue`.
+/// What the request with this key wants, if the key belongs to `queue`.
 pub(crate) fn kind_in(queue: &str, key: &[u8]) -> Option<ClaimKind> {
     let rest = std::str::from_utf8(key.strip_prefix(queue.as_bytes())?).ok()?;
     match rest.split_once('/')?.0 {
@@ -168,7 +168,7 @@ pub(crate) fn kind_in(queue: &str, key: &[u8]) -> Option<ClaimKind> {
     }
 }
 
-/// The weight of the request with this key, if the key is one of a semaphore's `queue`.
+/// The weight of the request with this key, if the key belongs to the `queue` of a semaphore.
 pub(crate) fn weight_in(queue: &str, key: &[u8]) -> Option<Weight> {
     let rest = std::str::from_utf8(key.strip_prefix(queue.as_bytes())?).ok()?;
     Weight::parse(rest.split_once('/')?.0)
@@ -184,7 +184,8 @@ impl Weight {
     }
 }
 
-/// Percent-encodes what would end the name or hide in a terminal. Injective, since the percent sign is encoded too.
+/// Percent-encodes the characters that would end the name, and invisible ones. Injective, because the percent sign is
+/// encoded too.
 fn escape(name: &LockName) -> String {
     let mut escaped = String::with_capacity(name.as_str().len());
     for character in name.as_str().chars() {

@@ -1,7 +1,7 @@
-//! How places stand: a look at a queue from one's place in it, and the session's look at all that it has.
+//! Reads of a queue from one place in it, and the session's check of all its places.
 //!
-//! Every look reads the own key, and a place is as good as the lease it hangs on: that the key is there says that the session
-//! lived at the look. So nothing is granted to one whose session has ended at etcd.
+//! Every read includes the place's own key. The key is attached to the session's lease, so if it exists, the session
+//! was alive at the read. Therefore nothing is granted in a session that has ended at etcd.
 
 use std::{sync::Arc, time::Duration};
 
@@ -20,30 +20,31 @@ use crate::{
     session::{Session, SessionLease, gone},
 };
 
-/// How often a session looks whether the keys of its places are there. etcd itself deletes a key only with its lease, whose end is
-/// noticed by itself; so this is about people and their tools. A lock that is held for less costs nothing.
+/// How often a session checks that the keys of its places exist. etcd itself deletes a key only with its lease, and the
+/// session notices the end of the lease anyway. So this is for keys that people or their tools delete. A lock that is
+/// held for less than this time costs nothing.
 pub(crate) const LOOK_EVERY: Duration = Duration::from_secs(1);
 
-/// How many keys are read in one transaction: etcd takes no more than 128 by default.
+/// How many keys one transaction reads: etcd allows at most 128 operations by default.
 const KEYS_AT_ONCE: usize = 100;
 
 const LOOKING: &str = "look at the queue";
 const LOOKING_AFTER: &str = "look for the keys of the session's places";
 
-/// How a request stands.
+/// The state of a request.
 #[derive(Debug)]
 pub(crate) enum Standing {
-    /// It holds, by the place taken at this revision.
+    /// It holds, with the place taken at this revision.
     Granted(i64),
     /// It waits, in its place.
     Waiting(Waiting),
-    /// It has no place: it would have had to wait.
+    /// It has no place, because it would have had to wait.
     Refused(Option<Holder>),
     /// It has no place: etcd no longer knows the session.
     Ended,
 }
 
-/// Whether the keys of these places are there. What becomes of those that wait their watches tell.
+/// Whether the keys of these places exist. Places that wait are watched, so their changes arrive as events.
 pub(crate) async fn look(
     session: &Session,
     asked: &[Asked<Arc<Place>>],
@@ -74,15 +75,16 @@ pub(crate) async fn look(
 }
 
 impl Place {
-    /// Looks at the queue from this place, taken at `taken`; `None` if somebody deleted its key. `waiting` is how it stood at its
-    /// latest look, unless it has been told of a change since.
+    /// Reads the queue from this place, which was taken at `taken`; `None` if its key was deleted. `waiting` is the
+    /// result of its latest read, unless a change was reported since.
     pub(crate) async fn look(
         &self,
         session: &SessionLease,
         taken: i64,
         waiting: Option<Waiting>,
     ) -> Result<Option<Standing>, BackendError> {
-        // etcd sorts a queue by reading all of it. Most looks find what the one before found, and two keys tell that.
+        // etcd sorts a queue by reading all of it. Most reads find the same as the one before, and two keys are enough
+        // to see that.
         if let Some(waiting) = waiting
             && let Blockers::Nearest(nearest) = &waiting.blockers
         {
@@ -127,7 +129,7 @@ impl Place {
         TxnOp::get(&*self.key, Some(GetOptions::new().with_keys_only()))
     }
 
-    /// Asks for those before the place taken at `taken`, as far as they matter.
+    /// Reads the requests ahead of the place taken at `taken`, as far as they matter.
     fn before(&self, taken: i64) -> TxnOp {
         let mut options = GetOptions::new()
             .with_prefix()
@@ -141,7 +143,7 @@ impl Place {
         TxnOp::get(self.queue.in_the_way(), Some(options))
     }
 
-    /// Whom those before the place make it wait for.
+    /// What the place waits for, given the requests ahead of it.
     fn blockers(&self, before: &[KeyValue]) -> Result<Option<Blockers>, BackendError> {
         if let Rule::Permits(own) = &self.queue.rule {
             let ahead = self.ahead(before, *own)?;
@@ -172,7 +174,7 @@ impl Place {
     }
 }
 
-/// Whether the own key is there as it was put at `taken`.
+/// Whether the place's own key still exists as it was put at `taken`.
 fn is_there(own: &[KeyValue], taken: i64) -> bool {
     own.first()
         .is_some_and(|own| own.create_revision() == taken)

@@ -1,20 +1,20 @@
-//! Which keys of a session are in use: a name that is locked again and again is locked by the same few keys.
+//! The keys of a session that are in use: a name that is locked often is locked with the same few keys.
 //!
-//! etcd keeps a deleted key in its index until its history is compacted, and whatever looks at a queue passes all of them. If
-//! every place had a key of its own, a busy lock would get slower by the second. So a session numbers the places that it
-//! has in a queue at the same time, and takes the smallest number that is free.
+//! etcd keeps a deleted key in its index until its history is compacted, and every read of a queue passes all of them.
+//! If every place had a new key, a busy lock would get slower every second. So a session numbers the places that it has
+//! in a queue at the same time, and takes the smallest free number.
 //!
-//! # Why a key's next owner is safe from its former one
+//! Why a former use of a key can't affect the next one
 //!
-//! A number is in use as long as its [`Place`](crate::place::Place), which the session keeps from before its key is asked for until
-//! nothing of its owner's can take effect any more:
-//! - its deletion was answered, or it was answered that it is not there; and
-//! - if any request for it went without an answer, the session's own key was modified after it. Each such request names the
-//!   modification that it knew, so it fails should it arrive yet (see [`queue`](crate::queue)).
+//! A number is in use as long as its [`Place`](crate::place::Place). The session keeps the place from before the first
+//! request for its key until no request of its owner can take effect any more. This is the case when:
+//! - etcd answered that the key was deleted, or that it doesn't exist; and
+//! - if a request for the key got no answer, the session's own key was modified after it. Each such request names the
+//!   modification that it knew, so it fails if it arrives later (see [`queue`](crate::queue)).
 //!
-//! Deletions may still be on their way then: of tries that went without an answer. They harm nobody, since each place is
-//! told by its value, which is like no other of the session, and a deletion is made under the condition that it finds
-//! its own. What others wait for, or hold by, they know by key and create revision.
+//! Deletions may still arrive then, from tries that got no answer. They are harmless: each place has a value that no
+//! other place of the session has, and a deletion has the condition that it finds its own value. Waiters and holders
+//! know a place by its key and create revision.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -25,23 +25,23 @@ use portalock_core::Holder;
 
 use crate::keys::Queue;
 
-/// What a session has in each queue. Where it has nothing, nothing is kept.
+/// The keys that a session has in each queue. A queue without keys has no entry.
 #[derive(Debug, Default)]
 pub(crate) struct Numbers(Mutex<HashMap<String, InQueue>>);
 
 #[derive(Debug, Default)]
 struct InQueue {
-    /// All numbers are smaller.
+    /// All numbers are smaller than this.
     end: usize,
     free: BTreeSet<usize>,
-    /// The keys of places that were taken and not given up, by the revision of that.
+    /// The keys of places that were taken and not given up, by the revision at which they were taken.
     taken: BTreeMap<i64, Arc<str>>,
-    /// Who held as far as one of this session knew last, for people.
+    /// The last holder that a place of this session has seen, for people.
     holder: Option<Holder>,
 }
 
 impl Numbers {
-    /// The smallest number that is free in this queue.
+    /// The smallest free number in this queue.
     pub(crate) fn take(&self, queue: &str) -> usize {
         let mut queues = self.lock();
         let found = queues.entry(queue.to_owned()).or_default();
@@ -51,7 +51,7 @@ impl Numbers {
         })
     }
 
-    /// Nothing of this use of a key is left, nor will be.
+    /// Frees a number: nothing of this use of its key is left, and nothing can arrive later.
     pub(crate) fn give_back(&self, queue: &str, number: usize) {
         let mut queues = self.lock();
         if let Some(found) = queues.get_mut(queue) {
@@ -62,17 +62,18 @@ impl Numbers {
         }
     }
 
-    /// A place in this queue was taken at this revision.
+    /// Records that a place in this queue was taken at this revision.
     pub(crate) fn taken(&self, queue: &str, at: i64, key: &Arc<str>) {
         self.change(queue, |found| found.taken.insert(at, key.clone()));
     }
 
-    /// Who has the place that was taken at this revision gives it up.
+    /// Records that the place taken at this revision is given up.
     pub(crate) fn gives_up(&self, queue: &str, at: i64) {
         self.change(queue, |found| found.taken.remove(&at));
     }
 
-    /// The nearest place of this session that is in the way of one taken at `taken`: when it was taken itself, and its key.
+    /// The nearest place of this session that blocks the one taken at `taken`: the revision at which it was taken, and
+    /// its key.
     pub(crate) fn nearest_before(&self, queue: &Queue, taken: i64) -> Option<(i64, Arc<str>)> {
         let in_the_way = |key: &Arc<str>| key.starts_with(queue.in_the_way());
         self.change(&queue.keys, |found| {
@@ -82,12 +83,12 @@ impl Numbers {
         })?
     }
 
-    /// One of this session knows who holds.
+    /// Records the holder that a place of this session has seen.
     pub(crate) fn note_holder(&self, queue: &str, holder: Option<Holder>) {
         self.change(queue, |found| found.holder = holder);
     }
 
-    /// Who holds, as far as those of this session know.
+    /// The holder, as last seen by a place of this session.
     pub(crate) fn holder(&self, queue: &str) -> Option<Holder> {
         self.change(queue, |found| found.holder.clone())?
     }
@@ -97,7 +98,7 @@ impl Numbers {
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<String, InQueue>> {
-        // Nothing panics while it is held.
+        // No code panics while the lock is held.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -1,8 +1,8 @@
-//! Who holds a name exclusively, change by change: for observers of elections.
+//! Watches the exclusive holder of a name, for observers of elections.
 //!
-//! The queue is read once, and watched from the revision after that. So no change is missed and none is told twice: the events
-//! come in the order of their revisions, and the first of the queue after each revision is who holds. When the watch ends, for
-//! whatever reason, so does what it tells; the observer then begins anew.
+//! The queue is read once, and watched from the next revision on. So no change is missed or reported twice: the events
+//! come in the order of their revisions, and after each revision the first request of the queue is the holder. When the
+//! watch ends, for any reason, the channel ends too, and the observer starts a new watch.
 
 use std::collections::BTreeMap;
 
@@ -16,19 +16,19 @@ use crate::{client::Client, endpoints::Connection, inspect::claim, record::token
 
 const OBSERVING: &str = "watch who holds a lock";
 
-/// A name's queue, as far as its events have been heard.
+/// A name's queue, according to the events so far.
 #[derive(Debug)]
 struct Observed {
     queue: String,
-    /// Keys and claims, by create revision, which is their order.
+    /// Keys and claims by create revision, which is their order.
     claims: BTreeMap<i64, (Vec<u8>, Claim)>,
-    /// By which place somebody held exclusively when that was told last.
+    /// The place of the last exclusive holder that was reported.
     told: Option<i64>,
 }
 
-/// Who holds `name`, from now on.
+/// Watches the holder of `name`, from now on.
 pub(crate) async fn observe(client: &Client, name: &LockName) -> Result<HolderWatch, BackendError> {
-    // Its renewals notice a member that doesn't answer any more.
+    // The session's renewals notice when a member stops answering.
     let session = client.session().await?;
     let server = client.shared().clone();
     let queue = server.keys.lock_queue(name);
@@ -66,7 +66,7 @@ pub(crate) async fn observe(client: &Client, name: &LockName) -> Result<HolderWa
 }
 
 impl Observed {
-    /// Tells of every change after `revision`, until the watch ends.
+    /// Reports every change after `revision`, until the watch ends.
     async fn follow(
         &mut self,
         connection: &Connection,
@@ -95,7 +95,7 @@ impl Observed {
         Ok(())
     }
 
-    /// Takes in what happened at one revision, and tells if another holds now.
+    /// Applies the events of one revision, and reports the holder if it has changed.
     fn take_in(&mut self, events: &[Event], sender: &HolderSender) {
         for event in events {
             match (event.event_type(), event.kv()) {
@@ -112,7 +112,7 @@ impl Observed {
     }
 
     fn comes(&mut self, key: &KeyValue) {
-        // A key that is none of ours is nobody's place.
+        // Keys that this crate did not write are not places.
         if let Ok(claim) = claim(&self.queue, key) {
             let place = key.create_revision();
             let claim = claim.with_token(token(place));
@@ -124,7 +124,7 @@ impl Observed {
         self.claims.retain(|_, (claimed, _)| claimed != key.key());
     }
 
-    /// The first of the queue, if it wants the lock exclusively: then it holds it.
+    /// The first request of the queue, if it is exclusive: then it holds.
     fn exclusive(&self) -> Option<(i64, &Claim)> {
         let (place, (_, claim)) = self.claims.first_key_value()?;
         (claim.kind == ClaimKind::Exclusive).then_some((*place, claim))

@@ -9,22 +9,22 @@ use portalock_core::OwnerId;
 
 use crate::{client::Wish, keys::Queue, numbers::Numbers, record::encode};
 
-/// One owner's place in a queue. Its key is used again once this is dropped.
+/// One owner's place in a queue. When it is dropped, its key can be used again.
 #[derive(Debug)]
 pub(crate) struct Place {
     pub(crate) owner: OwnerId,
     pub(crate) queue: Arc<Queue>,
     pub(crate) key: Arc<str>,
-    /// What the key holds, which tells this use of it from all others.
+    /// The key's value, which identifies this use of the key.
     pub(crate) value: Vec<u8>,
     number: usize,
     numbers: Arc<Numbers>,
-    /// At which revision it was taken; zero as long as etcd has not said so.
+    /// The revision at which it was taken; zero until etcd has answered it.
     taken: AtomicI64,
 }
 
 impl Place {
-    /// A key of the session of `lease`, to take a place by. Nothing is sent yet.
+    /// A key of the session of `lease`, for a place that is not yet taken. Nothing is sent yet.
     pub(crate) fn new(owner: OwnerId, wish: &Wish, lease: i64, numbers: &Arc<Numbers>) -> Self {
         let queue = wish.queue.clone();
         let number = numbers.take(&queue.keys);
@@ -39,24 +39,24 @@ impl Place {
         }
     }
 
-    /// At which revision it was taken, if etcd has said so.
+    /// The revision at which it was taken, if etcd has answered it.
     pub(crate) fn taken(&self) -> Option<i64> {
         Some(self.taken.load(Ordering::Acquire)).filter(|taken| *taken > 0)
     }
 
-    /// It was taken at this revision.
+    /// Records that it was taken at this revision.
     pub(crate) fn was_taken(&self, at: i64) {
         self.taken.store(at, Ordering::Release);
         self.numbers.taken(&self.queue.keys, at, &self.key);
     }
 
-    /// Its key was deleted by somebody.
+    /// Records that its key was deleted by somebody else.
     pub(crate) fn was_deleted(&self) {
         self.gives_up();
         self.taken.store(0, Ordering::Release);
     }
 
-    /// Nobody of its session is to wait for it any more.
+    /// From now on no place of its session waits for it.
     pub(crate) fn gives_up(&self) {
         if let Some(taken) = self.taken() {
             self.numbers.gives_up(&self.queue.keys, taken);

@@ -1,17 +1,18 @@
-//! Taking a place in a queue, and giving it up. How it is looked at see [`look`](crate::look). Each is one transaction.
+//! Taking a place in a queue, and giving it up, each in one transaction. The module [`look`](crate::look) reads the
+//! queue.
 //!
-//! The order of a queue is the order in which its keys were created, and a key's create revision is its request's fencing
-//! token. A request holds when nobody before it is in its way; that is a matter of the queue alone, so a grant needs no
-//! write. Keys before one's own can only go, so who holds once goes on holding.
+//! The order of a queue is the order in which its keys were created, and a key's create revision is its request's
+//! fencing token. A request holds when no request ahead of it is in its way. That follows from the queue alone, so a
+//! grant needs no write. The keys ahead of a request can only be deleted, so a request that holds once keeps holding.
 //!
-//! To take a place is to put a key and to count those that could be in its way: etcd counts without reading them. Only who is
-//! not alone looks who they are, in a transaction that reads and nothing else. Those etcd answers beside its log, while a
-//! long queue read in a transaction that writes would hold up everyone.
+//! Taking a place means to put a key and to count the keys that could be in its way; etcd counts them without reading
+//! them. Only a request that is not alone reads the other keys, in a read-only transaction. etcd answers those without
+//! its log, while a transaction that reads a long queue and also writes would delay all other requests.
 //!
-//! A place is taken under a condition on the session's own key: that it is as this client last knew it. So a place can only be
-//! taken while the session lives, and a request whose answer never came can be stopped from taking effect later, by
-//! modifying that key. It is given up under the condition that it is the very place that is meant, by its value: so that a
-//! late deletion can't take away the place of who uses the key next (see [`numbers`](crate::numbers)).
+//! A place is taken with a condition on the session's own key: it must not have changed since this client last saw it.
+//! So a place can only be taken while the session lives, and by modifying that key a client can stop a request without
+//! an answer from taking effect later. A place is given up with the condition that the key has this place's value, so
+//! that a late deletion can't remove the place that uses the key next (see [`numbers`](crate::numbers)).
 
 use etcd_client::{
     Compare, CompareOp, GetOptions, KeyValue, PutOptions, ResponseHeader, SortOrder, SortTarget,
@@ -31,8 +32,9 @@ const ENTERING: &str = "take a place in the queue";
 const RELEASING: &str = "release";
 
 impl Place {
-    /// Takes the last place in the queue, or finds that it was taken; `only_if_free`: unless somebody is in the way. `None` if it was
-    /// taken and how it stands is to be looked at, or if the session's key was modified meanwhile.
+    /// Takes the last place in the queue, or finds that it was already taken. With `only_if_free`, it takes no place if
+    /// a request is in the way. `None` if the place was taken and the queue must be read, or if the session's key was
+    /// modified meanwhile.
     pub(crate) async fn enter(
         &self,
         session: &SessionLease,
@@ -54,7 +56,7 @@ impl Place {
         let transaction = Txn::new()
             .when(conditions)
             .and_then([put, TxnOp::get(self.queue.in_the_way(), Some(count))])
-            // Why it was not taken, and who holds.
+            // To find out why it was not taken, and who holds.
             .or_else([TxnOp::get(key, None), session.own(), self.first()]);
         let Answered { value, repeated } = session.server.transact(ENTERING, transaction).await?;
         let value = if value.succeeded() {
@@ -66,12 +68,12 @@ impl Place {
     }
 
     fn taken_by(&self, answer: &TxnResponse) -> Result<Option<Standing>, BackendError> {
-        // What was put has the transaction's revision; what it counts it counts after the put.
+        // The new key has the transaction's revision. The transaction counts after the put.
         let at = revision(answer);
         self.was_taken(at);
         let alone = match &self.queue.rule {
             Rule::Shared { .. } => 0,
-            // Its own.
+            // Its own key.
             Rule::Exclusive | Rule::Permits(_) => 1,
         };
         match answer.op_responses().get(1) {
@@ -97,19 +99,19 @@ impl Place {
         };
         session.key_modified(lives.mod_revision());
         match own.first() {
-            // By an earlier try, whose answer never came.
+            // Taken by an earlier try, whose answer never came.
             Some(own) if own.value() == self.value => {
                 self.was_taken(own.create_revision());
                 Ok(None)
             }
-            // Nobody of this session uses the key but this place.
+            // In this session only this place uses the key.
             Some(own) => Err(foreign(own.key())),
             None if lives.mod_revision() == known => Ok(Some(Standing::Refused(holder(first)))),
             None => Ok(None),
         }
     }
 
-    /// Gives up the place. True if there was one.
+    /// Gives up the place. Returns true if there was one.
     pub(crate) async fn withdraw(
         &self,
         session: &SessionLease,
@@ -121,15 +123,15 @@ impl Place {
         })
     }
 
-    /// As [`withdraw`](Self::withdraw), and sees to it that no earlier request of this session for a place takes effect any more,
-    /// should it still be on its way. A full store takes neither this nor, for now, a late place.
+    /// As [`withdraw`](Self::withdraw). It also ensures that no earlier request of this session for a place can take
+    /// effect later. If etcd's store is full, it refuses this, but for now it refuses a late request for a place too.
     pub(crate) async fn withdraw_for_good(
         &self,
         session: &SessionLease,
     ) -> Result<(), BackendError> {
         let options = PutOptions::new().with_lease(session.id());
         let transaction = Txn::new()
-            // Without the session's key no place can be taken in it.
+            // Without the session's key, no place can be taken in the session.
             .when([Compare::create_revision(
                 session.key(),
                 CompareOp::Greater,
@@ -154,7 +156,7 @@ impl Place {
             .and_then([TxnOp::delete(key, None)])
     }
 
-    /// Asks for the first of the queue, who holds.
+    /// Reads the first request of the queue, which holds.
     pub(crate) fn first(&self) -> TxnOp {
         let options = GetOptions::new()
             .with_prefix()

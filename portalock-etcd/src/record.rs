@@ -1,11 +1,12 @@
-//! What a place's key says: whose it is, for people, and its token.
+//! The value of a place's key, and the token of a place.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use portalock_core::{BackendError, BackendErrorKind, FencingToken, Holder, OwnerId};
 use serde::{Deserialize, Serialize};
 
-/// What a place's key holds: for people whose it is, for operators which acquisition, and for its own client which use of the key.
+/// The value of a place's key: the holder for people, the owner for operators, and the use of the key for its own
+/// client.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Record {
     #[serde(flatten)]
@@ -19,7 +20,7 @@ pub(crate) fn token(revision: i64) -> FencingToken {
     FencingToken::new(u64::try_from(revision).unwrap_or(0))
 }
 
-/// Who a place belongs to, as other clients read it; and like no other place of this process.
+/// Encodes a place's holder for other clients. The value differs from those of all other places of this process.
 pub(crate) fn encode(holder: &Holder, owner: OwnerId) -> Vec<u8> {
     static USES: AtomicU64 = AtomicU64::new(0);
     let usage = USES.fetch_add(1, Ordering::Relaxed);
@@ -28,16 +29,16 @@ pub(crate) fn encode(holder: &Holder, owner: OwnerId) -> Vec<u8> {
         owner: Some(owner),
         usage: Some(usage),
     };
-    // Who it is, is for people: a request doesn't fail for want of it.
+    // The holder is for people, so the request continues if it can't be encoded.
     serde_json::to_vec(&record).unwrap_or_else(|_| format!("{owner} {usage}").into_bytes())
 }
 
-/// Who a place belongs to, if its value says so: it is for people, and decides nothing.
+/// Decodes the holder of a place, if the value contains it. It is for people, and decides nothing.
 pub(crate) fn decode(value: &[u8]) -> Option<Record> {
     serde_json::from_slice(value).ok()
 }
 
-/// A key of the queue that none of us has put there.
+/// The error for a key in the queue that this crate did not put there.
 pub(crate) fn foreign(key: &[u8]) -> BackendError {
     BackendError::new(
         BackendErrorKind::Corrupt,

@@ -10,8 +10,8 @@ use portalock_core::{
 
 use crate::{EtcdBackend, client::Wish};
 
-/// Permits are granted first come, first served: a large request is not starved by small ones behind it. Whoever asks with
-/// another capacity than others is held to the smallest of all who hold or wait before it.
+/// Permits are granted first come, first served: small requests don't overtake a large one. If requests with different
+/// capacities meet, each is limited by the smallest capacity of all holders and waiters ahead of it.
 #[async_trait]
 impl Semaphore for EtcdBackend {
     fn capabilities(&self) -> Capabilities {

@@ -1,22 +1,22 @@
-//! A session: one lease, in which all of a backend's keys live. How it starts see [`begin`](crate::begin).
+//! A session: one lease, on which all keys of a backend depend. The module [`begin`](crate::begin) starts it.
 //!
-//! # Until when a session is certain
+//! How long a session is certain
 //!
-//! etcd's leader counts a lease's time from when it carried out the grant or the latest renewal. That was after the request
-//! was sent, so `sent + time` on this machine's clock comes before the lease's end on the leader's, up to what two
-//! clocks drift apart meanwhile; [`certain_for`] takes off more than that. A new leader counts every lease's whole time
-//! anew, from later still. So the deadline kept here passes before etcd deletes a key, whatever is lost on the way, but
-//! for one thing: a renewal is carried out by whoever takes itself for the leader, without asking the others. A leader
-//! that was stopped, deposed meanwhile and then resumed may still answer a renewal that its successor knows nothing of.
-//! Therefore each renewal is followed by a linearizable read through the same member, and counts only if the member was
-//! in one and the same term from before the renewal was sent until after it was answered: a majority has then confirmed
-//! that term's leader after it renewed, and a later leader began counting after that. One read in a third of the lease's
-//! time is what this costs.
+//! etcd's leader counts a lease's time from when it executed the grant or the latest renewal. That was after the
+//! request was sent, so `sent + time` on this machine's clock is before the lease's end on the leader's clock, except
+//! for the drift between the two clocks; [`certain_for`] subtracts more than that drift. A new leader counts every
+//! lease's whole time again, from an even later moment. So the deadline kept here passes before etcd deletes a key,
+//! whatever messages are lost, with one exception: a member that believes it is the leader executes a renewal without
+//! asking the others. A leader that was stopped, deposed meanwhile and then resumed may still answer a renewal that its
+//! successor doesn't know. Therefore each renewal is followed by a linearizable read through the same member. The
+//! renewal counts only if the member was in the same term from before the renewal was sent until after the read was
+//! answered: then a majority has confirmed that term's leader after it renewed the lease, and a later leader began
+//! counting after that. The cost is one read per third of the lease time.
 //!
 //! # What survives a broken connection
 //!
-//! All of it. The session is its lease, not its connection: a new one leads to the same member or to another, and what is waited
-//! for is watched anew on it.
+//! The whole session survives. It is the lease, not the connection: a new connection leads to the same or another
+//! member, and all watches start again on it.
 
 use std::{
     convert::Infallible,
@@ -57,14 +57,14 @@ const ENDING: &str = "end the session";
 /// A session with etcd.
 pub(crate) type Session = KeptSession<SessionLease>;
 
-/// What there is to know of a session beside what every session has.
+/// The state of a session beyond what every session has.
 #[derive(Debug)]
 pub(crate) struct SessionLease {
     pub(crate) server: Arc<Server>,
-    /// Set once the session has begun: nothing is asked in its name before.
+    /// Set once the session has started: before that, no request is sent in its name.
     granted: OnceLock<Granted>,
-    /// The latest modification of the session's key. Every request for a place says which one it knows; so a request whose answer
-    /// never came can be made to fail, should it arrive yet, by modifying the key.
+    /// The latest modification of the session's key. Every request for a place names the modification that it knows. If
+    /// a request got no answer, modifying the key makes it fail when it arrives later.
     key_revision: AtomicI64,
     pub(crate) watches: Arc<Watches>,
     pub(crate) numbers: Arc<Numbers>,
@@ -82,7 +82,7 @@ pub(crate) struct Granted {
 }
 
 impl SessionLease {
-    /// The lease's number.
+    /// The id of the lease.
     pub(crate) fn id(&self) -> i64 {
         self.granted.get().map_or(0, |granted| granted.id)
     }
@@ -92,31 +92,31 @@ impl SessionLease {
         self.granted.get().map_or("", |granted| &granted.key)
     }
 
-    /// etcd has granted the session's lease.
+    /// Records that etcd has granted the session's lease.
     pub(crate) fn was_granted(&self, granted: Granted) {
-        // A session begins once.
+        // A session starts once.
         let _ = self.granted.set(granted);
     }
 
-    /// How long one of several members may take with what a renewal needs: half of what the keeper allows, so that one that hangs
-    /// leaves time for another.
+    /// How long one of several members may take for the requests of a renewal: half of what the keeper allows, so that
+    /// there is time for another member if one hangs.
     pub(crate) fn patience(&self) -> Duration {
         self.request_timeout().min(self.lease_time() / 6)
     }
 
-    /// The latest modification of the session's key that is known here.
+    /// The latest known modification of the session's key.
     pub(crate) fn known(&self) -> i64 {
         self.key_revision.load(Ordering::Acquire)
     }
 
-    /// Takes note of a modification of the session's key.
+    /// Records a modification of the session's key.
     pub(crate) fn key_modified(&self, revision: i64) {
-        // The newest answer counts, not the largest revision: a restore from a snapshot takes revisions back. What an older
-        // answer overwrites is corrected by the next transaction that fails for it.
+        // The newest answer counts, not the largest revision, because a restore from a snapshot sets revisions back. An
+        // older answer may overwrite a newer one; the next transaction then fails and corrects the value.
         self.key_revision.store(revision, Ordering::Release);
     }
 
-    /// Gives the lease back: etcd deletes the session's keys at once. Idempotent.
+    /// Revokes the lease: etcd deletes the session's keys at once. Idempotent.
     pub(crate) async fn revoke(&self) -> Result<(), BackendError> {
         let id = self.id();
         let revoked = self
@@ -127,18 +127,18 @@ impl SessionLease {
             })
             .await;
         match revoked {
-            // There is no such lease any more.
+            // The lease no longer exists.
             Err(error) if error.kind() != BackendErrorKind::SessionEnded => Err(error),
             _ => Ok(()),
         }
     }
 
-    /// Asks for the session's key.
+    /// Reads the session's key.
     pub(crate) fn own(&self) -> TxnOp {
         TxnOp::get(self.key(), Some(GetOptions::new().with_keys_only()))
     }
 
-    /// A linearizable look at the session's key and all below it; `None` if the key is gone.
+    /// A linearizable read of the session's key and all keys below it; `None` if the key is gone.
     pub(crate) async fn read_key(&self, connection: &Connection) -> Result<Option<Own>, Error> {
         let key = self.key();
         let options = GetOptions::new().with_range(session_end(key));
@@ -155,7 +155,7 @@ impl SessionLease {
         Ok((!own.is_empty()).then_some(Own { header, marks }))
     }
 
-    /// One renewal: what the session finds of itself afterwards, and whether it counts.
+    /// One renewal: the state of the session afterwards, and whether the renewal counts.
     async fn renew(&self, connection: &Connection) -> Result<Option<(Own, bool)>, Error> {
         let mut leases = connection.client.lease_client();
         let renewed = leases.keep_alive(self.id()).await;
@@ -164,17 +164,17 @@ impl SessionLease {
         };
         let witness = own.header.as_ref().map(Witness::of);
         let counts = witness.is_some_and(|witness| self.witness.same(witness));
-        // A lease that the leader calls unknown while its key is still there is about to be deleted.
+        // If the leader no longer knows a lease whose key still exists, the key is about to be deleted.
         renewed?;
         Ok(Some((own, counts)))
     }
 }
 
-/// What a session finds of itself.
+/// The state of a session, as read from etcd.
 #[derive(Debug)]
 pub(crate) struct Own {
     header: Option<ResponseHeader>,
-    /// The marks on what it holds, see [`breaking`](crate::breaking).
+    /// The marks on its holds, see [`breaking`](crate::breaking).
     marks: Vec<KeyValue>,
 }
 
@@ -222,7 +222,7 @@ impl Service for SessionLease {
             check_version(endpoints).await?;
         }
         let line = Line::new(endpoints.connection(CONNECTING, lease.patience()).await?);
-        // Before there is a lease there is nothing to listen to, nor where it has ended.
+        // Before there is a lease, or after it has ended, there is nothing to watch.
         if has_begun && session.ensure_live().is_ok() {
             let listening = line.listen(session).await;
             listening.inspect_err(|_| endpoints.fail(&line.connection))?;
@@ -255,12 +255,12 @@ impl Service for SessionLease {
             let Some((own, counts)) = renewed else {
                 return Ok(Renewal::Gone(gone()));
             };
-            // Before the lease is prolonged: see there.
+            // Before the lease is extended, as the module `breaking` requires.
             heed(session, own.marks);
             if counts {
                 return Ok(Renewal::Renewed(certain_for(lease.lease_time())));
             }
-            // Between two terms: what was answered counts for nothing, but the next answer may.
+            // The term changed during the renewal, so it doesn't count, but the next one may.
         }
     }
 
@@ -306,13 +306,13 @@ impl Service for SessionLease {
     }
 }
 
-/// etcd no longer knows the session.
+/// The loss of a session that etcd no longer knows.
 pub(crate) fn gone() -> Loss {
     Loss::SessionEnded("its lease expired at the server or was revoked by somebody".into())
 }
 
-/// For how long a lease of this time is certain, from when it was asked for: a hundredth less, since two clocks don't run
-/// at quite the same speed.
+/// How long a lease of this time is certain, from when it was requested: one percent less, because two clocks don't run
+/// at exactly the same speed.
 pub(crate) fn certain_for(time: Duration) -> Duration {
     time.saturating_sub(time / 100)
 }
@@ -324,19 +324,19 @@ mod tests {
     use portalock_testkit::servers::EtcdServer;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-    /// As if a member had answered that is no longer in office.
+    /// Sets the state as if a deposed member had answered.
     fn deposed(lease: &SessionLease) {
         lease.witness.same(Witness { member: 0, term: 0 });
     }
 
-    /// A session that nothing is done in, and its connection.
+    /// A session without requests, and its connection.
     async fn session(server: &EtcdServer) -> (Client, Arc<Session>, Line) {
         let settings = EtcdSettings::new(server.endpoints()).unwrap();
         let settings = settings.with_lease_time(Duration::from_secs(600)).unwrap();
         let before = reads_at(server).await;
         let client = Client::new(Arc::new(Server::new(settings).unwrap()));
         let session = client.session().await.unwrap();
-        // Three at its start, one as it listens, one by its first renewal.
+        // Three reads at its start, one when it starts to listen, one in its first renewal.
         while reads_at(server).await < before + 5 {
             tokio::task::yield_now().await;
         }
@@ -368,7 +368,7 @@ mod tests {
         let (_, counts) = lease.renew(&line.connection).await.unwrap().unwrap();
         assert!(counts);
 
-        // Where the first does not count, another one is made.
+        // If the first one does not count, another one follows.
         for reads in [1, 2] {
             if reads == 2 {
                 deposed(lease);
@@ -380,7 +380,7 @@ mod tests {
         }
     }
 
-    /// How many reads the server has carried out, by its own count.
+    /// The number of reads that the server has executed, by its own count.
     async fn reads_at(server: &EtcdServer) -> u64 {
         let address = ("127.0.0.1", server.port(0));
         let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();

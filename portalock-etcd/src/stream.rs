@@ -1,4 +1,4 @@
-//! A session's connection: to one member, with the watch stream on which the session hears of what it waits for.
+//! A session's connection: to one member, with the watch stream that reports the changes its waiters need.
 
 use std::sync::{
     Arc, Mutex, PoisonError, Weak,
@@ -23,7 +23,7 @@ use crate::{
 
 const WATCHING: &str = "watch";
 
-/// A connection to one member, and the watch stream on it, as long as there is one.
+/// A connection to one member, and its watch stream, if there is one.
 #[derive(Clone)]
 pub(crate) struct Line {
     pub(crate) connection: Connection,
@@ -40,18 +40,18 @@ impl Line {
         }
     }
 
-    /// Whether the stream goes on.
+    /// Whether the stream is open.
     pub(crate) fn is_open(&self) -> bool {
         self.is_open.load(Ordering::Acquire)
     }
 
-    /// Nothing more is heard on it.
+    /// Records that the stream has ended.
     pub(crate) fn close(&self) {
         self.is_open.store(false, Ordering::Release);
         self.set_listener(None);
     }
 
-    /// Opens the watch stream, and has it served until it ends.
+    /// Opens the watch stream, and serves it in the background until it ends.
     pub(crate) async fn listen(&self, session: &Arc<Session>) -> Result<(), BackendError> {
         let lease = session.service();
         let options = WatchOptions::new()
@@ -60,7 +60,7 @@ impl Line {
         let open = async {
             let mut watching = self.connection.client.watch_client();
             let stream = watching.watch(lease.key(), Some(options)).await?;
-            // What happened to the session before, or between two streams, no event will tell.
+            // No event reports what happened to the session before the stream, or between two streams.
             let key = lease.read_key(&self.connection).await?;
             Ok((stream, key))
         };
@@ -78,7 +78,8 @@ impl Line {
         watches.start_over();
         is_open.store(true, Ordering::Release);
         let listener = spawn(async move {
-            // Both ways at once: if neither side read while it wrote, many orders could block both.
+            // Reads and writes run concurrently: if each side only wrote and did not read, many orders could block
+            // both.
             let ended = tokio::select! {
                 heard = hear(&hearer, &mut responses) => heard.err(),
                 error = order(&watches, &mut orders) => Some(error),
@@ -96,13 +97,13 @@ impl Line {
     }
 
     fn set_listener(&self, listener: Option<Task>) {
-        // Nothing panics while it is held.
+        // No code panics while the lock is held.
         let mut held = self.listener.lock().unwrap_or_else(PoisonError::into_inner);
         *held = listener;
     }
 }
 
-/// Sends what is to be watched.
+/// Sends the orders for the stream.
 async fn order(watches: &Watches, stream: &mut WatchRequestSender) -> Error {
     loop {
         for order in watches.take_orders() {
@@ -121,7 +122,7 @@ async fn order(watches: &Watches, stream: &mut WatchRequestSender) -> Error {
     }
 }
 
-/// Takes in what the server says, until the stream is no good any more.
+/// Processes the server's messages, until the stream fails.
 async fn hear(session: &Weak<Session>, responses: &mut WatchResponseStream) -> Result<(), Error> {
     while let Some(response) = responses.message().await? {
         let Some(session) = session.upgrade() else {

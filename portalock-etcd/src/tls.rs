@@ -1,11 +1,11 @@
-//! TLS: the files that the settings name, as the client takes them.
+//! TLS: the client's options for the files in the settings.
 
 use etcd_client::ConnectOptions;
 use portalock_core::BackendError;
 
 use crate::EtcdSettings;
 
-/// Without the feature `tls`: the settings have refused whatever asks for it.
+/// Without the feature `tls` the settings have already refused every TLS option.
 #[cfg(not(feature = "tls"))]
 #[allow(
     clippy::unnecessary_wraps,

@@ -1,4 +1,4 @@
-//! Settings in one line, for a backend that is chosen at run time.
+//! Settings in one line, for a backend that is selected at run time.
 
 use std::str::FromStr;
 
@@ -13,7 +13,7 @@ impl EtcdSettings {
     /// Reads settings from a URL: `etcd://[user:password@]host[:port][,host[:port]…][/prefix][?option=value[&…]]`, with
     /// `etcds://` for TLS. The options are `lease_time`, `connect_timeout`, `request_timeout` and, with TLS, `ca_file`,
     /// `cert_file`, `key_file` and `server_name`. User, password, prefix and values may be percent-encoded. Plain
-    /// endpoints, `host:port[,host:port…]`, are taken too.
+    /// endpoints, `host:port[,host:port…]`, are also accepted.
     ///
     /// ```
     /// use portalock_etcd::EtcdSettings;
@@ -28,13 +28,13 @@ impl EtcdSettings {
     ///
     /// # Errors
     ///
-    /// [`InvalidSetting`] naming what is wrong. It never shows the password.
+    /// [`InvalidSetting`], which names the problem. It never shows the password.
     pub fn from_url(url: &str) -> Result<Self, InvalidSetting> {
         let (tls, rest) = match url.split_once("://") {
             Some(("etcd", rest)) => (None, rest),
             Some(("etcds", rest)) => (Some(EtcdTls::default()), rest),
             Some(("http" | "https", _)) | None => return Self::new(url.split(',')),
-            // The scheme of a later endpoint.
+            // The scheme of another endpoint after the first.
             Some((endpoints, _)) if endpoints.contains(',') => return Self::new(url.split(',')),
             Some(_) => {
                 return Err(InvalidSetting::new(

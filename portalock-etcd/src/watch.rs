@@ -1,14 +1,14 @@
-//! One stream on which the server tells of deleted keys, and who waits for which.
+//! One stream on which the server reports deleted keys, and the waiters of each key.
 //!
-//! A waiter watches what it waits for and nothing else: the key before it in a lock's queue, or a semaphore's queue. So a
-//! hand-over costs the same few events, however many wait.
+//! A waiter watches only what it waits for: the key ahead of it in a lock's queue, or a semaphore's queue. So a
+//! hand-over costs the same few events, for any number of waiters.
 //!
-//! No event is ever asked for after the fact. A watch that begins at a past revision joins etcd's catch-up loop, which
-//! runs every 100 ms, and fails if that revision has been compacted. Instead each watch begins *now*; the server says at
-//! which revision that was, and a waiter that looked at an earlier one looks again. What happened before its look it has
-//! seen, what happened between is found by looking again, what happens later is told. The same holds when a watch, a
-//! stream or a member is lost: the watch begins anew, and whoever waits on it looks again. Nothing depends on history, so
-//! nothing is lost with it.
+//! No watch asks for past events. A watch that begins at a past revision joins etcd's catch-up loop, which runs every
+//! 100 ms, and it fails if that revision has been compacted. Instead each watch begins *now*. The server's answer
+//! contains the revision at which the watch began, and a waiter that read the queue at an earlier revision reads it
+//! again. So the first read shows what happened before it, the second read shows what happened before the watch, and
+//! the watch reports everything later. The same holds when a watch, a stream or a member is lost: the watch begins
+//! again, and its waiters read the queue again. Nothing depends on past events, so losing them does no harm.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -21,11 +21,11 @@ use tokio::sync::Notify;
 
 use crate::blockers::{Waiting, Watched};
 
-/// How many watches are kept at most that nobody waits for now. In a queue that comes round in the same order, a client
-/// waits for the same key again, and a watch that is there already saves it a look. A lock takes two.
+/// How many watches without a waiter are kept. If the same clients queue again in the same order, a client waits for
+/// the same key again, and an existing watch saves it a read of the queue. A lock needs two.
 const MOST_IDLE: usize = 4;
 
-/// All waits of a session.
+/// All waiters and watches of a session.
 #[derive(Debug, Default)]
 pub(crate) struct Watches {
     state: Mutex<State>,
@@ -39,15 +39,15 @@ struct State {
     watches: HashMap<Watched, Watch>,
     watched_by_id: HashMap<i64, Watched>,
     orders: Vec<Order>,
-    /// Watches that nobody waits for now, in the order in which the last one left.
+    /// Watches without a waiter, in the order in which their last waiter left.
     idle: Vec<Watched>,
     last_id: i64,
 }
 
-/// One who waits, or has been told of a change and not yet looked.
+/// A waiter, or an owner that was told of a change and has not yet read the queue.
 #[derive(Debug, Default)]
 struct Waiter {
-    /// How it waits. None once it has been told of a change.
+    /// What it waits for. None once it has been told of a change.
     waiting: Option<Waiting>,
     /// What is watched for it.
     watches: Option<Watched>,
@@ -56,13 +56,13 @@ struct Waiter {
 #[derive(Debug, Default)]
 struct Watch {
     id: i64,
-    /// The latest revision that the server told on the present stream: when the watch began, or a deletion. None until it
-    /// has begun.
+    /// The latest revision that the server reported on the current stream: that of the watch's start, or of a deletion.
+    /// None until the watch has started.
     told: Option<i64>,
     waiters: HashSet<OwnerId>,
 }
 
-/// What is to be sent on the stream.
+/// A request to send on the stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Order {
     Begin(i64, Watched),
@@ -72,21 +72,22 @@ pub(crate) enum Order {
 /// What a message of the server means for the stream as a whole.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Verdict {
-    /// The stream goes on. These are to look.
+    /// The stream continues. These owners must read the queue.
     GoOn(Vec<OwnerId>),
-    /// Somebody has marked a lock of the session as broken.
+    /// A lock of the session was marked as broken.
     Marked,
     /// The session's own key is gone.
     SessionGone,
-    /// The server ended a watch, or refused one: a new stream may do better.
+    /// The server ended or refused a watch: a new stream may work.
     Refused,
 }
 
 impl Watches {
-    /// The number of the watch over the session's own key; the waiters' watches have larger ones.
+    /// The id of the watch on the session's own key; the ids of the waiters' watches are larger.
     pub(crate) const SESSION_ID: i64 = 1;
 
-    /// `owner` waits so. Replaces how it waited before. True if something may have changed meanwhile: it is to look again.
+    /// Records what `owner` waits for, in place of what it waited for before. Returns true if something may have
+    /// changed meanwhile: then the owner must read the queue again.
     pub(crate) fn wait(&self, owner: OwnerId, waiting: Waiting) -> bool {
         let mut state = self.lock();
         let (watched, seen) = (waiting.blockers.watched(), waiting.seen);
@@ -96,12 +97,12 @@ impl Watches {
         state.watches.get(&watched).and_then(|watch| watch.told) > Some(seen)
     }
 
-    /// How `owner` waits, as far as it is known. None if it is to look at the queue.
+    /// What `owner` waits for, if known. None if it must read the queue.
     pub(crate) fn waiting(&self, owner: OwnerId) -> Option<Waiting> {
         self.lock().waiters.get(&owner)?.waiting.clone()
     }
 
-    /// `owner` waits no more.
+    /// Records that `owner` no longer waits.
     pub(crate) fn leave(&self, owner: OwnerId) {
         let mut state = self.lock();
         state.watch(owner, None);
@@ -109,7 +110,7 @@ impl Watches {
         self.pass_on(&state);
     }
 
-    /// Ends the watches that nobody waits for.
+    /// Ends the watches without a waiter.
     pub(crate) fn forget_idle(&self) {
         let mut state = self.lock();
         for watched in std::mem::take(&mut state.idle) {
@@ -118,7 +119,7 @@ impl Watches {
         self.pass_on(&state);
     }
 
-    /// A new stream begins: everything is to be watched anew, and whoever waits must look again once it is.
+    /// Records the start of a new stream: all watches start again, and their waiters must then read the queue again.
     pub(crate) fn start_over(&self) {
         let mut state = self.lock();
         state.orders.clear();
@@ -137,18 +138,18 @@ impl Watches {
         self.pass_on(&state);
     }
 
-    /// What is to be sent on the stream.
+    /// The requests to send on the stream.
     pub(crate) fn take_orders(&self) -> Vec<Order> {
         std::mem::take(&mut self.lock().orders)
     }
 
-    /// Takes in what the server said. `own` is the session's key.
+    /// Processes a message of the server. `own` is the session's key.
     pub(crate) fn hear(&self, response: &WatchResponse, own: &str) -> Verdict {
         let mut state = self.lock();
         let watched = state.watched_by_id.get(&response.watch_id()).cloned();
         let is_sessions = response.watch_id() == Self::SESSION_ID;
-        // A refused watch is answered with id -1, so it isn't known which it was: a token that expired is one reason. One that was
-        // ended from here is no longer known.
+        // The server answers a refused watch with id -1, so the message doesn't tell which watch it was; an expired
+        // token is one reason. A watch that this client has ended is no longer known here.
         if response.canceled() && (is_sessions || watched.is_some() || response.created()) {
             return Verdict::Refused;
         }
@@ -158,7 +159,7 @@ impl Watches {
         let mut woken = Vec::new();
         if let Some(watched) = watched {
             if response.created() {
-                // Whoever looked at an earlier revision may have missed something.
+                // Waiters that read the queue at an earlier revision may have missed a change.
                 let since = response.header().map_or(0, ResponseHeader::revision);
                 woken = state.tell(&watched, since);
             }
@@ -171,7 +172,7 @@ impl Watches {
         Verdict::GoOn(woken)
     }
 
-    /// What happened to the session's own key and to those below it, which are marks.
+    /// Handles changes of the session's own key and of the marks below it.
     fn hear_of_session(response: &WatchResponse, own: &str) -> Verdict {
         let mut verdict = Verdict::GoOn(Vec::new());
         for event in response.events() {
@@ -185,7 +186,7 @@ impl Watches {
         verdict
     }
 
-    /// Sees to it that the orders are sent.
+    /// Notifies the stream's sender if there are orders.
     fn pass_on(&self, state: &State) {
         if !state.orders.is_empty() {
             self.ordered.notify_one();
@@ -193,7 +194,7 @@ impl Watches {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        // Nothing panics while it is held.
+        // No code panics while the lock is held.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -218,7 +219,7 @@ impl State {
         }
     }
 
-    /// This key was deleted at this revision. Answers who is to look.
+    /// Records that this key was deleted at this revision. Returns the owners that must read the queue.
     fn deleted(&mut self, watched: &Watched, key: &[u8], revision: i64) -> Vec<OwnerId> {
         let mut woken = self.tell(watched, revision);
         woken.retain(|owner| {
@@ -235,7 +236,7 @@ impl State {
         woken
     }
 
-    /// The server has told something of `revision`: who waits there and looked at an earlier one.
+    /// Records that the server has reported this revision. Returns the waiters that read the queue at an earlier one.
     fn tell(&mut self, watched: &Watched, revision: i64) -> Vec<OwnerId> {
         let Some(watch) = self.watches.get_mut(watched) else {
             return Vec::new();

@@ -1,10 +1,10 @@
-//! Who answered, and in which term: what a renewal counts by, see [`session`](crate::session).
+//! The member that answered, and its term: they decide whether a renewal counts, see [`session`](crate::session).
 
 use std::sync::{Mutex, PoisonError};
 
 use etcd_client::ResponseHeader;
 
-/// Which member answered, and in which term.
+/// The member that answered, and its term.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Witness {
     pub(crate) member: u64,
@@ -20,13 +20,13 @@ impl Witness {
     }
 }
 
-/// Who answered last.
+/// The member that answered last.
 #[derive(Debug, Default)]
 pub(crate) struct LastWitness(Mutex<Option<Witness>>);
 
 impl LastWitness {
-    /// Takes note of who answered. True if the same member answered before, in the same term: what it did between the two
-    /// answers counts.
+    /// Records the member that answered. Returns true if the same member answered before, in the same term: then a
+    /// renewal between the two answers counts.
     pub(crate) fn same(&self, now: Witness) -> bool {
         let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         last.replace(now) == Some(now)

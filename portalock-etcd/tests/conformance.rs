@@ -1,4 +1,4 @@
-//! The suite on a real etcd: a fresh server for each case, a fault proxy before each client.
+//! The suite on a real etcd: a new server for each case, with a fault proxy in front of each client.
 #![cfg(unix)]
 
 use std::{
@@ -20,12 +20,12 @@ use portalock_testkit::{
 };
 use tokio::task::spawn_blocking;
 
-/// Long enough to be kept alive on a busy machine, short enough to wait for its end.
+/// Long enough to stay alive on a busy machine, short enough to wait for its end.
 const LEASE: Duration = Duration::from_secs(4);
 
 struct RealEtcd {
     server: Arc<EtcdServer>,
-    /// The way to the server of each client that was made here.
+    /// The fault proxy of each client that this fixture has created.
     lines: Mutex<Vec<(String, Arc<FaultProxy>)>>,
 }
 
@@ -38,7 +38,7 @@ impl RealEtcd {
         })
     }
 
-    /// The way from `client` to the server. Clients are told apart by the address they use.
+    /// The fault proxy between `client` and the server. The address of a client identifies it.
     fn line(&self, client: &EtcdBackend) -> Result<Arc<FaultProxy>, FixtureError> {
         let lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
         lines
@@ -123,11 +123,11 @@ impl Fixture for RealEtcd {
 
 portalock_testkit::conformance!(RealEtcd::start());
 
-/// What no backend can be told of before it has happened: somebody deletes a lock's key by hand.
+/// A fault that no backend can report in advance: a person deletes a lock's key.
 ///
-/// Of what etcd does by itself a holder is told in advance, which is what the backend claims and the suite above holds it
-/// to. Of a deletion by hand it is told when it has been held for a second, and soon after. So these cases run on a
-/// backend that claims no more than that.
+/// If etcd ends a hold by itself, the holder is told in advance; the backend claims this, and the suite above tests the
+/// claim. If a person deletes the key, the holder is told afterwards: once the lock has been held for a second, and
+/// then soon after the deletion. So these cases run on a backend that claims no more than that.
 mod by_hand {
     use portalock_core::{
         Attempt, BackendError, Capabilities, Inspection, LockBackend, LockRequest, LossNotice,
@@ -177,7 +177,7 @@ mod by_hand {
             let mut admin = Client::connect(self.0.server.endpoints(), None)
                 .await
                 .map_err(FixtureError::failed)?;
-            // No name here has a character that is escaped in keys.
+            // No name here contains a character that keys escape.
             let queue = format!("portalock//locks/{name}/");
             admin
                 .delete(queue, Some(DeleteOptions::new().with_prefix()))

@@ -1,4 +1,4 @@
-//! The backend: what Postgres can promise, and the trait for locks.
+//! The backend: its capabilities, and the trait for locks.
 
 use std::{sync::Arc, time::Duration};
 
@@ -17,69 +17,70 @@ use crate::{
     observe::observe,
 };
 
-/// How much later than its lease's end a crash may be noticed.
+/// How long after the end of its lease a crash may be noticed.
 const NOTICED_WITHIN: Duration = Duration::from_secs(1);
 
 /// Locks and semaphores in a Postgres database.
 ///
-/// All its clones, and all locks made from them, share one session: one connection on the library's own thread, and one for
-/// each runtime that uses them. When the last clone is gone the session ends, in the background;
-/// [`close`](LockBackend::close) does it in the foreground.
+/// All clones, and all locks made from them, share one session. It uses one connection on the library's own thread, and
+/// one for each runtime that uses locks. When the last clone is dropped, the session ends in the background;
+/// [`close`](LockBackend::close) ends it in the foreground.
 #[derive(Debug, Clone)]
 pub struct PostgresBackend {
     pub(crate) client: Arc<Client>,
 }
 
 impl PostgresBackend {
-    /// Connects to the server at `url`, as [`PostgresSettings::from_url`] reads it.
+    /// Connects to the server at `url`, a URL for [`PostgresSettings::from_url`].
     ///
     /// # Errors
     ///
-    /// As [`with_settings`](Self::with_settings), and [`Misconfigured`](portalock_core::BackendErrorKind::Misconfigured) if
-    /// the URL makes no sense.
+    /// As [`with_settings`](Self::with_settings), and
+    /// [`Misconfigured`](portalock_core::BackendErrorKind::Misconfigured) if the URL is invalid.
     ///
     /// # Cancel safety
     ///
-    /// Safe: a session that was started but not heard of serves the next call, or ends with the backend.
+    /// Safe: a session whose start got no answer serves the next call, or ends with the backend.
     pub async fn connect(url: impl AsRef<str>) -> Result<Self, BackendError> {
         let settings = PostgresSettings::from_url(url.as_ref()).map_err(misconfigured)?;
         Self::with_settings(settings).await
     }
 
-    /// Connects as `settings` say, and starts a session: so that whatever is wrong is told here. A session that ends later is
-    /// followed by a new one, by itself, when it is needed.
+    /// Connects with `settings` and starts a session, so that this call reports anything that is wrong. If the session
+    /// ends later, the backend starts a new one when it is needed.
     ///
     /// # Errors
     ///
-    /// By [`BackendErrorKind`](portalock_core::BackendErrorKind): `Unavailable` if the server does not answer, `Exhausted` if it
-    /// has no connection left, `PermissionDenied` for a wrong user or password or one that lacks privileges, `NotFound` if
-    /// there is no such database or [`migrate`](crate::migrate) was not called in it, `ReadOnly` for a standby, `Misconfigured`
-    /// for a schema of another version or where TLS is wanted and not had, `Unsupported` behind a pooler that
-    /// is not in session mode, for a server older than version 13 and for a database whose encoding is not UTF8.
+    /// By [`BackendErrorKind`](portalock_core::BackendErrorKind): `Unavailable` if the server does not answer;
+    /// `Exhausted` if it has no free connection; `PermissionDenied` for a wrong user or password, or a user without the
+    /// needed privileges; `NotFound` if the database doesn't exist or [`migrate`](crate::migrate) was not called in it;
+    /// `ReadOnly` for a standby; `Misconfigured` for a schema of another version, or if TLS is required and not
+    /// available; `Unsupported` behind a pooler that is not in session mode, for a server older than version 13, and
+    /// for a database whose encoding is not UTF8.
     ///
     /// # Cancel safety
     ///
-    /// Safe: a session that was started but not heard of serves the next call, or ends with the backend.
+    /// Safe: a session whose start got no answer serves the next call, or ends with the backend.
     pub async fn with_settings(settings: PostgresSettings) -> Result<Self, BackendError> {
         let backend = Self::new(settings);
         backend.client.session().await?;
         Ok(backend)
     }
 
-    /// A backend that connects when it is first used. Nothing is sent yet, and no runtime is needed.
+    /// Creates a backend that connects when it is first used. Nothing is sent yet, and no runtime is needed.
     pub fn new(settings: PostgresSettings) -> Self {
         Self {
             client: Arc::new(Client::new(Arc::new(Server::new(settings)))),
         }
     }
 
-    /// What it was connected with.
+    /// The settings.
     pub fn settings(&self) -> &PostgresSettings {
         &self.client.shared().settings
     }
 
-    /// What stands for the lock that `owner` holds, to make a transaction of your own depend on it; `None` if it holds nothing.
-    /// A guard's owner is [`Guard::owner`](portalock_core::Guard::owner).
+    /// Returns the fence of the lock that `owner` holds, as a condition for your own transactions; `None` if it holds
+    /// nothing. A guard's owner is [`Guard::owner`](portalock_core::Guard::owner).
     pub fn fence(&self, owner: OwnerId) -> Option<Fence> {
         let (place, token) = self.client.held(owner)?;
         Some(Fence::new(&place.name, token))
@@ -96,7 +97,7 @@ impl PostgresBackend {
             .with_shared(true)
             .with_fairness(Fairness::FirstCome)
             .with_tokens(Tokens::Durable)
-            // In either form: a machine that loses its power ends no connection.
+            // The same in both forms of sessions: if a machine loses its power, its connection doesn't end.
             .with_crash_release(CrashRelease::Within(lease_time + NOTICED_WITHIN))
             .with_loss(loss)
             .with_inspect(Inspect::HoldersAndWaiters)

@@ -1,8 +1,9 @@
-//! Locks that operators break: the mark, and how the holder's client heeds it.
+//! Breaking a lock: the mark, and how the holder's client responds to it.
 //!
-//! A mark lies in the claim's row until that is released. Each renewal reads the marks on the session's claims after it has moved
-//! the session's time on. So a renewal that misses a mark was sent before the mark was answered, and the lease that it prolongs
-//! has run out when its whole time has passed since. A notification makes the next renewal come at once.
+//! A mark is stored in the claim's row until the claim is released. Each renewal reads the marks on the session's
+//! claims after it has extended the session's time. A renewal that misses a mark was therefore sent before the server
+//! confirmed the mark, and the lease that it extends has ended once a whole lease time has passed since. A notification
+//! makes the session send the next renewal at once.
 
 use std::time::Duration;
 
@@ -17,18 +18,19 @@ use crate::{
 const BREAKING: &str = "break a lock";
 const EVICTING: &str = "end a hold";
 
-/// A claim that was broken: the name of its place, and by whom.
+/// A broken claim: the name of its place, and who broke it.
 pub(crate) type Mark = (String, String);
 
 impl Connections {
-    /// Marks what `owner` holds: for how long its client may go on relying on it without having heard of that.
+    /// Marks the hold of `owner` as broken. Returns how long its client may still rely on the lock without knowing of
+    /// the mark.
     pub(crate) async fn mark(
         &self,
         name: &LockName,
         owner: OwnerId,
         by: &Holder,
     ) -> Result<Option<Duration>, BackendError> {
-        // It is for people: the lock is broken all the same.
+        // The value is for people, so the lock is broken even if it can't be encoded.
         let by = serde_json::to_string(by).unwrap_or_default();
         let (kind, owner) = (Kind::Lock.as_str(), owner.to_string());
         let answer = self
@@ -74,7 +76,7 @@ impl Connections {
             })
             .await?;
         let freed: Option<bool> = first(&answer.value).map_err(|error| failed(EVICTING, error))?;
-        // A try without an answer may have freed what the next one no longer found.
+        // An earlier try without an answer may have freed the claim, so that this one did not find it.
         Ok(if freed == Some(true) || answer.repeated {
             Released::Freed
         } else {
@@ -87,7 +89,7 @@ fn first<'r, T: tokio_postgres::types::FromSql<'r>>(rows: &'r [Row]) -> Result<O
     rows.first().map_or(Ok(None), |row| row.try_get(0))
 }
 
-/// Tells the guards whose locks were broken. Their places are due to be released.
+/// Tells the guards whose locks these marks break. Their places are due for release.
 pub(crate) fn heed(session: &Session, marks: Vec<Mark>) {
     if marks.is_empty() {
         return;

@@ -1,4 +1,4 @@
-//! What all clones of a backend share, and how a request is served, lock or semaphore.
+//! The state that all clones of a backend share, and how requests for locks and semaphores are served.
 
 use std::sync::{Arc, atomic::AtomicBool};
 
@@ -17,22 +17,22 @@ use crate::{
     session::{Session, SessionRow, gone},
 };
 
-/// How often an attempt is sent again because the session's epoch has moved on.
+/// How often an attempt is sent again because the session's epoch has changed.
 const ATTEMPTS: usize = 5;
 
 /// One client of Postgres.
 pub(crate) type Client = portalock_core::session::Client<SessionRow>;
 
-/// The way to the server.
+/// The server: its settings and connections.
 #[derive(Debug)]
 pub(crate) struct Server {
     pub(crate) settings: Arc<PostgresSettings>,
     pub(crate) connections: Connections,
-    /// Whether it was found that there is no pooler.
+    /// Whether a check has found that there is no pooler.
     pub(crate) direct: AtomicBool,
 }
 
-/// A request, stripped of what it is for.
+/// A request, for a lock or for permits.
 #[derive(Debug)]
 pub(crate) struct Wish {
     pub(crate) wanted: Wanted,
@@ -51,7 +51,7 @@ impl Server {
     }
 }
 
-/// One attempt. Sent again if it was made by an epoch of the session that has been replaced since.
+/// Makes one attempt, and sends it again if it named an earlier epoch of the session.
 pub(crate) async fn enter(
     session: &Session,
     place: &Place,
@@ -88,7 +88,7 @@ pub(crate) async fn enter(
     ))
 }
 
-/// Frees what the place's owner has.
+/// Releases the place's owner.
 pub(crate) async fn leave(
     session: &Session,
     leaving: &Leaving<Place>,

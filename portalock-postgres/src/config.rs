@@ -1,4 +1,4 @@
-//! What a backend is told: where Postgres is, and how long a session outlives its process.
+//! The settings: the server, and how long a session outlives its process.
 
 use std::{
     fmt,
@@ -10,9 +10,9 @@ use portalock_core::settings::{InvalidSetting, RawDuration, at_least};
 use serde::Deserialize;
 use tokio_postgres::Config;
 
-/// Where Postgres is and how to use it. Only the URL has no default.
+/// The settings of a Postgres backend. Only the URL has no default.
 ///
-/// It loads from TOML or JSON. Neither [`Debug`](fmt::Debug) nor any error or log shows the password.
+/// They can be loaded from TOML or JSON. Neither [`Debug`](fmt::Debug) nor any error or log shows the password.
 ///
 /// ```
 /// use std::time::Duration;
@@ -32,7 +32,7 @@ use tokio_postgres::Config;
 #[derive(Clone, Deserialize)]
 #[serde(try_from = "RawSettings")]
 pub struct PostgresSettings {
-    /// One for each host of the URL, the first that takes writes is used.
+    /// One for each host of the URL; the first one that accepts writes is used.
     pub(crate) servers: Vec<Config>,
     pub(crate) ca_file: Option<PathBuf>,
     pub(crate) lease_time: Duration,
@@ -41,20 +41,20 @@ pub struct PostgresSettings {
     pub(crate) release_without_notice: bool,
 }
 
-/// The shortest lease: below that a busy machine would lose locks for no reason.
+/// The shortest lease: with a shorter one, a busy machine would lose locks without a fault.
 const SHORTEST_LEASE: Duration = Duration::from_secs(1);
 const SHORTEST_TIMEOUT: Duration = Duration::from_millis(1);
 
 impl PostgresSettings {
     pub(crate) const DEFAULT_APPLICATION_NAME: &str = "portalock";
-    /// How long a session outlives its process, unless said otherwise.
+    /// How long a session outlives its process, by default.
     pub const DEFAULT_LEASE_TIME: Duration = Duration::from_secs(10);
-    /// How long a connection may take to be made, unless said otherwise.
+    /// How long connecting may take, by default.
     pub const DEFAULT_CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-    /// How long one statement may take, unless said otherwise.
+    /// How long one statement may take, by default.
     pub const DEFAULT_REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 
-    /// The defaults, and servers that are known already.
+    /// The defaults, with servers that were already parsed.
     pub(crate) fn of(servers: Vec<Config>) -> Self {
         Self {
             servers,
@@ -66,8 +66,8 @@ impl PostgresSettings {
         }
     }
 
-    /// Sets how long the locks of a process that crashed or is cut off stay; default 10 s. A short time makes for quick
-    /// take-overs and for locks that are lost to a short stall of the network.
+    /// Sets how long locks stay held after their process has crashed or is cut off; default 10 s. With a short time,
+    /// locks pass on sooner after a crash, but a short stall of the network can lose them.
     ///
     /// # Errors
     ///
@@ -77,7 +77,7 @@ impl PostgresSettings {
         Ok(self)
     }
 
-    /// Sets how long making a connection may take, whatever number of hosts is tried for it; default 5 s.
+    /// Sets how long connecting may take, for any number of hosts that are tried; default 5 s.
     ///
     /// # Errors
     ///
@@ -87,7 +87,8 @@ impl PostgresSettings {
         Ok(self)
     }
 
-    /// Sets how long one statement may take; default 5 s. The server is told, too, and gives up a statement that takes longer.
+    /// Sets how long one statement may take; default 5 s. The server has the same limit, and aborts a statement that
+    /// takes longer.
     ///
     /// # Errors
     ///
@@ -112,19 +113,20 @@ impl PostgresSettings {
         self
     }
 
-    /// Trusts the certificate authorities in this PEM file instead of the system's, where `sslmode` in the URL asks for TLS.
+    /// Sets a PEM file of certificate authorities to trust instead of the system's, if `sslmode` in the URL asks for
+    /// TLS.
     #[must_use]
     pub fn with_ca_file(mut self, file: impl Into<PathBuf>) -> Self {
         self.ca_file = Some(file.into());
         self
     }
 
-    /// How long the locks of a process that crashed stay.
+    /// How long locks stay held after their process has crashed.
     pub const fn lease_time(&self) -> Duration {
         self.lease_time
     }
 
-    /// How long making a connection may take.
+    /// How long connecting may take.
     pub const fn connect_timeout(&self) -> Duration {
         self.connect_timeout
     }
@@ -139,13 +141,12 @@ impl PostgresSettings {
         self.release_without_notice
     }
 
-    /// The PEM file of the authorities to trust.
+    /// The PEM file of the certificate authorities to trust.
     pub fn ca_file(&self) -> Option<&Path> {
         self.ca_file.as_deref()
     }
 
-    /// The name by which the server knows the connections, in `pg_stat_activity`: `portalock`, unless the URL sets
-    /// `application_name`.
+    /// The name of the connections in `pg_stat_activity`: `portalock`, unless the URL sets `application_name`.
     pub fn application_name(&self) -> &str {
         let first = self.servers.first();
         first
@@ -156,7 +157,7 @@ impl PostgresSettings {
 
 impl fmt::Debug for PostgresSettings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // A config shows no password.
+        // The `Debug` output of a config contains no password.
         f.debug_struct("PostgresSettings")
             .field("servers", &self.servers)
             .field("ca_file", &self.ca_file)

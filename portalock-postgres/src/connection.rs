@@ -1,4 +1,4 @@
-//! One connection to the server, and one for each runtime: every call over it has a deadline.
+//! Connections to the server: one connection, and one for each runtime. Every call has a deadline.
 
 use std::{fmt, future::Future, pin::Pin, sync::Arc, time::Duration};
 
@@ -23,12 +23,12 @@ use crate::{
     tls,
 };
 
-/// The oldest server that has all that is asked of it.
+/// The oldest server that has every feature this crate uses.
 const OLDEST: u32 = 13;
 
 const CONNECTING: &str = "connect to Postgres";
 
-/// What a connection to a server consists of, before anything is asked of it.
+/// The parts of a new connection, before the first request.
 pub(crate) struct Dialled {
     pub(crate) client: Client,
     pub(crate) messages: Pin<Box<dyn Stream<Item = Result<AsyncMessage, Error>> + Send>>,
@@ -44,14 +44,15 @@ pub(crate) struct Connection {
     _driver: Driver,
 }
 
-/// What hears the notifications of a connection.
+/// The callback for the notifications of a connection.
 pub(crate) type Hear = Box<dyn FnMut(&Notification) + Send>;
 
-/// What hears that a connection is over.
+/// The callback for the end of a connection.
 pub(crate) type Ended = Box<dyn FnOnce() + Send>;
 
 impl Connection {
-    /// Opens a connection on the present runtime. `hear` is called there, and `ended` when the connection is over.
+    /// Opens a connection on the current runtime. `hear` is called on that runtime, and `ended` when the connection has
+    /// ended.
     pub(crate) async fn open(
         settings: &PostgresSettings,
         hear: Hear,
@@ -67,7 +68,7 @@ impl Connection {
             check(version.as_deref(), encoding.as_deref())?;
             let driver = Driver(tokio::spawn(drive(messages, hear, ended)).abort_handle());
             let set_up = set_up(settings.request_timeout);
-            // One after the other on the wire, none waits for another's answer.
+            // The requests are pipelined: none of them waits for another's answer.
             let ((), acquire, release) = try_join3(
                 client.batch_execute(&set_up),
                 client
@@ -88,17 +89,17 @@ impl Connection {
             .unwrap_or_else(|_| Err(timed_out(CONNECTING)))
     }
 
-    /// Runs the statement that asks for a lock.
+    /// Runs the statement that acquires a lock.
     pub(crate) async fn acquire(&self, asked: &[&(dyn ToSql + Sync)]) -> Result<Row, Error> {
         self.client.query_one(&self.acquire, asked).await
     }
 
-    /// Runs the statement that frees a lock.
+    /// Runs the statement that releases a lock.
     pub(crate) async fn release(&self, asked: &[&(dyn ToSql + Sync)]) -> Result<Row, Error> {
         self.client.query_one(&self.release, asked).await
     }
 
-    /// Runs any other statement: it is planned anew each time, in the same round trip.
+    /// Runs any other statement. It is planned each time, in the same round trip.
     pub(crate) async fn query(
         &self,
         statement: &str,
@@ -111,20 +112,20 @@ impl Connection {
         self.client.is_closed()
     }
 
-    /// Listens, and learns by which server process.
+    /// Starts to listen, and returns the server process of this connection.
     pub(crate) async fn listen(&self, channel: &str) -> Result<i32, Error> {
         let listen = format!("LISTEN \"{channel}\"");
         let (backend, ()) = try_join(self.backend(), self.client.batch_execute(&listen)).await?;
         Ok(backend)
     }
 
-    /// By which server process it is served.
+    /// The server process that serves this connection.
     pub(crate) async fn backend(&self) -> Result<i32, Error> {
         let rows = self.query("SELECT pg_backend_pid()", &[]).await?;
         rows.first().map_or(Ok(0), |row| row.try_get(0))
     }
 
-    /// Opens a transaction, which behind a pooler keeps a server process until [`let_go`](Self::let_go).
+    /// Opens a transaction. Behind a pooler, this keeps a server process until [`let_go`](Self::let_go).
     pub(crate) async fn hold(&self) -> Result<(), Error> {
         self.client.batch_execute("BEGIN").await
     }
@@ -142,7 +143,7 @@ impl fmt::Debug for Connection {
     }
 }
 
-/// Connects to the first of the servers that takes it, without asking anything yet. Each has its share of the time.
+/// Connects to the first server that accepts, without a request yet. Each server gets a share of the time.
 pub(crate) async fn dial(settings: &PostgresSettings) -> Result<Dialled, BackendError> {
     let servers = u32::try_from(settings.servers.len()).unwrap_or(u32::MAX);
     let share = settings.connect_timeout / servers.max(1);
@@ -151,7 +152,7 @@ pub(crate) async fn dial(settings: &PostgresSettings) -> Result<Dialled, Backend
         let dialling = timeout(share, tls::dial(server, settings.ca_file())).await;
         match dialling.unwrap_or_else(|_| Err(timed_out(CONNECTING))) {
             Ok(dialled) => return Ok(dialled),
-            // What will not pass by itself says more than that a server is away.
+            // An error that a retry can't fix is more useful than one of an unavailable server.
             Err(error) => match &worst {
                 Some(known) if !known.is_retryable() => {}
                 _ => worst = Some(error),
@@ -161,7 +162,7 @@ pub(crate) async fn dial(settings: &PostgresSettings) -> Result<Dialled, Backend
     Err(worst.unwrap_or_else(|| timed_out(CONNECTING)))
 }
 
-/// Puts a connection of any stream into one form.
+/// Converts a connection over any stream to one form.
 pub(crate) fn dialled<S, T>(
     dialled: Result<(Client, tokio_postgres::Connection<S, T>), Error>,
 ) -> Result<Dialled, BackendError>
@@ -181,7 +182,7 @@ where
     })
 }
 
-/// Reads what the server says, until the connection ends.
+/// Processes the server's messages, until the connection ends.
 pub(crate) async fn drive(
     mut messages: Pin<Box<dyn Stream<Item = Result<AsyncMessage, Error>> + Send>>,
     mut hear: Hear,
@@ -203,8 +204,8 @@ pub(crate) async fn drive(
     }
 }
 
-/// The task that drives a connection. Dropping it closes the connection at once, also where an answer is outstanding that
-/// may never come.
+/// The task that drives a connection. Dropping it closes the connection at once, even if an answer is pending that may
+/// never come.
 struct Driver(AbortHandle);
 
 impl Drop for Driver {
@@ -213,12 +214,12 @@ impl Drop for Driver {
     }
 }
 
-/// What every connection of ours is set to, whatever the server, the database or the user has as a default.
+/// The settings of each connection, whatever the defaults of the server, the database or the user are.
 fn set_up(request_timeout: Duration) -> String {
-    // The server counts no further.
+    // The largest value that the server accepts.
     let millis = i32::try_from(request_timeout.as_millis()).unwrap_or(i32::MAX);
     format!(
-        // The functions rely on each of their statements seeing what was committed before it.
+        // The functions require that each of their statements sees what was committed before that statement.
         "SET default_transaction_isolation = 'read committed';
          SET statement_timeout = {millis};
          SET lock_timeout = {millis};
@@ -252,7 +253,7 @@ fn check(version: Option<&str>, encoding: Option<&str>) -> Result<(), BackendErr
     }
 }
 
-/// The connections that carry the callers' statements, one for each runtime.
+/// The connections for the callers' statements, one for each runtime.
 #[derive(Debug)]
 pub(crate) struct Connections {
     pub(crate) settings: Arc<PostgresSettings>,
@@ -267,8 +268,8 @@ impl Connections {
         }
     }
 
-    /// Runs `call` over the present runtime's connection. If that turns out to be broken, once more over a new one: so
-    /// `call` must be one that may be repeated.
+    /// Runs `call` over the current runtime's connection. If the connection turns out to be broken, it runs `call` once
+    /// more over a new one, so `call` must be safe to repeat.
     pub(crate) async fn call<T, F>(
         &self,
         doing: &'static str,

@@ -1,18 +1,19 @@
-//! Postgres's failures as the kinds that programs decide by: by SQLSTATE, never by the words of a message.
+//! Maps Postgres's failures to the error kinds that programs match: by SQLSTATE, never by the text of a message.
 
 use std::{error::Error as _, io};
 
 use portalock_core::{BackendError, BackendErrorKind, settings::InvalidSetting};
 use tokio_postgres::{Error, error::SqlState};
 
-/// What a failed statement means; `doing` says what was tried, such as "acquire". The source is kept; it has no password in it.
+/// The meaning of a failed statement. `doing` names the operation, such as "acquire". The source is kept; it contains
+/// no password.
 pub(crate) fn failed(doing: &'static str, error: Error) -> BackendError {
     let (kind, advice) = classify(&error);
     BackendError::new(kind, format!("can't {doing}: {advice}")).with_source(error)
 }
 
-/// As [`failed`], for a connection that could not be made. What fails there without a word from the server, and not for
-/// the network, was not to be asked of it.
+/// As [`failed`], for a connection that could not be opened. If it failed without an answer from the server and not
+/// because of the network, the settings are wrong.
 pub(crate) fn not_connected(error: Error) -> BackendError {
     let is_network = error
         .source()
@@ -28,11 +29,11 @@ pub(crate) fn not_connected(error: Error) -> BackendError {
 }
 
 fn is_network(error: &io::Error) -> bool {
-    // How a refused certificate shows.
+    // A refused certificate appears as this kind.
     error.kind() != io::ErrorKind::InvalidData
 }
 
-/// Whether the connection is of no use any more, though the server has answered.
+/// Whether the connection is no longer usable, although the server has answered.
 pub(crate) fn ends_connection(error: &Error) -> bool {
     error.is_closed()
         || is_io(error)
@@ -42,7 +43,7 @@ pub(crate) fn ends_connection(error: &Error) -> bool {
                 SqlState::CRASH_SHUTDOWN,
                 SqlState::CANNOT_CONNECT_NOW,
                 SqlState::IDLE_SESSION_TIMEOUT,
-                // A statement was prepared for functions that have been replaced.
+                // A statement was prepared for functions that have since been replaced.
                 SqlState::FEATURE_NOT_SUPPORTED,
                 SqlState::INVALID_SQL_STATEMENT_NAME,
             ]
@@ -93,7 +94,7 @@ fn classify(error: &Error) -> (BackendErrorKind, &'static str) {
             Kind::Unavailable,
             "another transaction was in the way: it may be tried again",
         ),
-        // A statement of that name is there already: of somebody else, whom the same server process has served.
+        // A statement with that name already exists: the same server process has served another client before.
         "42P05" => (Kind::Unsupported, POOLED),
         "0A000" | "26000" => (
             Kind::Unavailable,
@@ -126,7 +127,7 @@ pub(crate) fn timed_out(doing: &'static str) -> BackendError {
     )
 }
 
-/// The schema is of another version than this crate's.
+/// The schema's version differs from this crate's.
 pub(crate) fn wrong_version(found: i32, needed: i32) -> BackendError {
     let advice = if found < needed {
         "call `portalock_postgres::migrate` to upgrade it"
@@ -141,7 +142,7 @@ pub(crate) fn wrong_version(found: i32, needed: i32) -> BackendError {
     )
 }
 
-/// One client is led to several server processes.
+/// One client is connected to several server processes.
 pub(crate) fn pooled() -> BackendError {
     BackendError::new(BackendErrorKind::Unsupported, POOLED)
 }
@@ -149,7 +150,7 @@ pub(crate) fn pooled() -> BackendError {
 pub(crate) const POOLED: &str = "a pooler gives each transaction another server process, and grants can't be heard through it: give the \
     server's own address, or a pooler's in session mode";
 
-/// Settings that can't be connected with.
+/// Settings that can't be used to connect.
 pub(crate) fn misconfigured(error: InvalidSetting) -> BackendError {
     BackendError::new(
         BackendErrorKind::Misconfigured,

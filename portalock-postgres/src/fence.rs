@@ -1,23 +1,24 @@
-//! A lock as a condition of the user's own transaction: the database itself then refuses who no longer holds.
+//! A lock as a condition of the user's own transaction: the database itself refuses the write of a former holder.
 
 use portalock_core::FencingToken;
 
-/// A grant of a lock, by which a transaction in the same database can be made to depend on it.
+/// A grant of a lock, as a condition for a transaction in the same database.
 ///
-/// [`STATEMENT`](Self::STATEMENT) with [`owner`](Self::owner) and [`token`](Self::token), run anywhere in a transaction with any
-/// driver, makes that transaction fail with the SQLSTATE [`NOT_HELD`](Self::NOT_HELD) if the lock is no longer held: at once, and
-/// again when it commits. So it can't commit once somebody else could have been granted the lock, however late it arrives and
-/// whatever clock was wrong. That is more than any check before a write can promise.
+/// Run [`STATEMENT`](Self::STATEMENT) with [`owner`](Self::owner) and [`token`](Self::token) anywhere in a transaction,
+/// with any driver. If the lock is no longer held, the transaction fails with the SQLSTATE
+/// [`NOT_HELD`](Self::NOT_HELD): the statement checks the lock at once, and again at the commit. So the transaction
+/// can't commit after the lock could have been granted to somebody else, however late it arrives and whatever clock is
+/// wrong. No check before a write can guarantee that.
 ///
-/// Call it outside of a savepoint that could be rolled back, and leave `SET CONSTRAINTS` alone after it. A transaction that is
-/// repeatable read or serializable must begin after the lock was granted, or it doesn't see the grant. Its user needs USAGE on the
-/// schema `portalock`.
+/// Don't call it inside a savepoint that could be rolled back, and don't use `SET CONSTRAINTS` after it. A transaction
+/// that is repeatable read or serializable must begin after the lock was granted; otherwise it doesn't see the grant.
+/// The transaction's user needs USAGE on the schema `portalock`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Fence {
-    /// Whose grant it is: the statement's first argument, a text.
+    /// The owner of the grant: the statement's first argument, a text.
     pub owner: String,
-    /// Its fencing token: the second argument, a bigint.
+    /// The fencing token of the grant: the second argument, a bigint.
     pub token: i64,
 }
 
@@ -25,7 +26,7 @@ impl Fence {
     /// The statement to run in the transaction.
     pub const STATEMENT: &str = "SELECT portalock.ensure_held($1, $2)";
 
-    /// The SQLSTATE by which the database refuses a transaction whose lock is no longer held.
+    /// The SQLSTATE with which the database refuses a transaction whose lock is no longer held.
     pub const NOT_HELD: &str = "PL001";
 
     pub(crate) fn new(owner: &str, token: FencingToken) -> Self {
@@ -35,7 +36,7 @@ impl Fence {
         }
     }
 
-    /// Whether this is how the database refuses a transaction whose lock is no longer held.
+    /// Whether the error is this refusal: the lock of the transaction is no longer held.
     pub fn refused(error: &tokio_postgres::Error) -> bool {
         error
             .code()

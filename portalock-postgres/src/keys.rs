@@ -1,15 +1,15 @@
-//! What a request is in the tables: locks and semaphores are one mechanism, weights under a capacity.
+//! Requests as rows of the tables: locks and semaphores are one mechanism, weights under a capacity.
 
 use portalock_core::{ClaimKind, LockName, LockRequest, Mode, PermitRequest};
 
-/// What kind of thing a name names: each has its own names.
+/// The kind of a name: locks and semaphores have separate names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
     Lock,
     Semaphore,
 }
 
-/// The weight of an exclusive lock, and the capacity of every lock: so many can share one.
+/// The weight of an exclusive lock, and the capacity of every lock: this number of owners can share one.
 const WHOLE: i64 = u32::MAX as i64;
 
 /// What is locked, and how much of it.
@@ -22,7 +22,7 @@ pub(crate) struct Wanted {
 }
 
 impl Kind {
-    /// As the column `kind` has it.
+    /// The value in the column `kind`.
     pub(crate) const fn as_str(self) -> &'static str {
         match self {
             Self::Lock => "lock",
@@ -30,7 +30,7 @@ impl Kind {
         }
     }
 
-    /// What a claim of this weight is.
+    /// The kind of a claim with this weight.
     pub(crate) fn claim(self, weight: i64) -> ClaimKind {
         match self {
             Self::Lock if weight == WHOLE => ClaimKind::Exclusive,
@@ -63,12 +63,12 @@ impl Wanted {
     }
 }
 
-/// The channel on which a session hears of its grants, as `serve` spells it.
+/// The channel on which a session is notified of its grants; the function `serve` uses the same name.
 pub(crate) fn channel(session: &str) -> String {
     format!("portalock_{session}")
 }
 
-/// A new session's id: as many random bits as make two never meet, and nobody guess one.
+/// The id of a new session. It has so many random bits that two sessions never share an id and nobody can guess one.
 pub(crate) fn new_session_id() -> String {
     let mut random = fastrand::Rng::new();
     format!("{:016x}{:016x}", random.u64(..), random.u64(..))

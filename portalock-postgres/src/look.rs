@@ -1,4 +1,4 @@
-//! What a session asks for at intervals: whether its claims are still there; and what nobody needs any more, which it removes.
+//! A session's periodic work: it checks that its claims exist, and removes rows that nobody needs any more.
 
 use std::{collections::HashMap, convert::Infallible, sync::Arc, time::Duration};
 
@@ -13,11 +13,12 @@ use crate::{
     session::Session,
 };
 
-/// How often a session removes what nobody needs any more. A short one does so once in so many starts.
+/// How often a session removes rows that nobody needs any more. Sessions that end before that do it at one start in
+/// `CLEAN_ONE_START_IN`.
 const CLEAN_EVERY: Duration = Duration::from_secs(3600);
 const CLEAN_ONE_START_IN: u32 = 50;
 
-/// Asks the server how these places stand, and has it serve those that wait behind the dead.
+/// Reads the state of these places, and makes the server grant those that wait behind dead owners.
 pub(crate) async fn look(
     line: &Connection,
     session: &str,
@@ -52,7 +53,7 @@ pub(crate) async fn look(
     ))
 }
 
-/// Removes what nobody needs any more: of the former session at once, of others once in a while.
+/// Removes rows that nobody needs any more: those of the former session at once, others from time to time.
 pub(crate) async fn clean_up(session: &Session, former: Option<Arc<str>>) -> Infallible {
     if let Some(former) = former {
         over(session, async |line| {
@@ -73,8 +74,8 @@ pub(crate) async fn clean_up(session: &Session, former: Option<Arc<str>>) -> Inf
     }
 }
 
-/// Does this over the session's connection, if there is one: whether it is done. What fails is left for the next time, or the next
-/// session.
+/// Does this work over the session's connection, if there is one. Returns whether it succeeded. Work that fails is left
+/// for the next time, or for the next session.
 pub(crate) async fn over(
     session: &Session,
     work: impl AsyncFnOnce(&Connection) -> Result<(), Error>,

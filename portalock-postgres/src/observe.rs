@@ -1,9 +1,9 @@
-//! Who holds a name exclusively, change by change: for observers of elections.
+//! Watches the exclusive holder of a name, for observers of elections.
 //!
-//! An observer is a row at the server. Whatever changes who holds its name tells the observer's session, in the transaction that
-//! changes it and under the name's lock; so messages come in the order of the changes. The first message is the state when the
-//! row was written, and comes the same way. When the connection that hears them breaks, what is told of all observers ends: each
-//! begins anew.
+//! An observer is a row at the server. A transaction that changes the holder of the observed name also notifies the
+//! observer's session, under the name's lock, so the messages come in the order of the changes. The first message is
+//! the state when the row was written, and it comes in the same way. When the connection that receives the messages
+//! breaks, the channels of all observers end, and each observer starts a new watch.
 
 use std::{
     collections::HashMap,
@@ -36,7 +36,7 @@ use crate::{
 
 const OBSERVING: &str = "watch who holds a lock";
 
-/// After how long an observer's row that could not be removed is tried again.
+/// How long to wait before another try to remove an observer's row.
 const AGAIN_AFTER: Duration = Duration::from_secs(1);
 
 /// The observers of one session, by their numbers.
@@ -52,7 +52,7 @@ struct Observer {
     told: Told,
 }
 
-/// What was told last.
+/// The last change that was reported.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Told {
     Nothing,
@@ -75,12 +75,12 @@ impl Observers {
         self.lock().remove(&number);
     }
 
-    /// Ends them all when the returned value is dropped.
+    /// Ends all observers when the returned value is dropped.
     pub(crate) fn as_long_as_this_lives(&self) -> impl Drop {
         EndAll(self)
     }
 
-    /// Changes may have been missed.
+    /// Ends all observers, because changes may have been missed.
     pub(crate) fn end_all(&self) {
         self.lock().clear();
     }
@@ -89,8 +89,8 @@ impl Observers {
         self.lock().is_empty()
     }
 
-    /// What a message says: the observer's number and, if somebody holds, owner, token, since when and who. Answers the number if no
-    /// such observer is here.
+    /// Processes a message: the observer's number and, if there is a holder, the owner, token, start time and holder.
+    /// Returns the number if there is no such observer here.
     fn hear(&self, message: &str) -> Option<i64> {
         let mut parts = message.splitn(5, ' ');
         let number = parts.next()?.parse().ok()?;
@@ -102,7 +102,7 @@ impl Observers {
             None => None,
             Some(owner) => {
                 let Some(claim) = holding(owner, parts.next(), parts.next(), parts.next()) else {
-                    // What it says is not known: the observer begins anew.
+                    // The message can't be read, so the observer must start a new watch.
                     observers.remove(&number);
                     return None;
                 };
@@ -111,7 +111,7 @@ impl Observers {
         };
         let token = claim.as_ref().and_then(|claim| claim.token);
         let now = token.map_or(Told::Nobody, Told::Holder);
-        // A message says how things are, also where nothing has changed.
+        // A message contains the state, even if nothing has changed.
         if observer.told != now {
             observer.told = now;
             observer.sender.tell(claim);
@@ -147,7 +147,7 @@ fn holding(
     Some(claim)
 }
 
-/// An observer's row. It goes when this is dropped.
+/// An observer's row. Dropping this removes the row.
 struct Observing {
     session: Arc<Session>,
     number: i64,
@@ -160,20 +160,20 @@ impl Drop for Observing {
     }
 }
 
-/// A change of who holds a name that is observed, as a message says it.
+/// Processes a message about the holder of an observed name.
 pub(crate) fn hear(session: &Arc<Session>, message: &str) {
     if let Some(number) = session.service().observers.hear(message) {
-        // Nobody removes a row that came after its observer had gone.
+        // The row was written after its observer had been dropped, so nothing else would remove it.
         leave(session, number);
     }
 }
 
-/// Removes an observer's row, in the background: it costs a message at each change.
+/// Removes an observer's row, in the background. Each change would cost a message as long as the row exists.
 fn leave(session: &Arc<Session>, number: i64) {
     let session = session.clone();
     let leaving = spawn(async move {
         let ended = session.lease().signal();
-        // Its session's end removes it, too.
+        // The end of the session removes the row too.
         select(pin!(stop_observing(&session, number)), pin!(ended.lost())).await;
     });
     if let Ok(leaving) = leaving {
@@ -181,7 +181,7 @@ fn leave(session: &Arc<Session>, number: i64) {
     }
 }
 
-/// Who holds `name`, from now on.
+/// Watches the holder of `name`, from now on.
 pub(crate) async fn observe(client: &Client, name: &LockName) -> Result<HolderWatch, BackendError> {
     let session = client.session().await?;
     let row = session.service();
@@ -191,14 +191,14 @@ pub(crate) async fn observe(client: &Client, name: &LockName) -> Result<HolderWa
         session: session.clone(),
         number,
     };
-    // A session that has ended since has ended its observers before this one came.
+    // If the session has ended, it has ended its observers before this one was added.
     session.ensure_live()?;
     let connections = &client.shared().connections;
     if !connections.observe(&row.id, number, name).await? {
         session.end(gone());
         session.ensure_live()?;
     }
-    // For a holder that has died and behind whom nobody waits.
+    // To find a holder that has died, if nobody waits behind it.
     session.look_within(row.settings().lease_time / 3);
     Ok(watch.with_subscription(observing))
 }
@@ -232,7 +232,7 @@ impl Connections {
 }
 
 async fn stop_observing(session: &Session, number: i64) {
-    // An observer begins anew, and leaves, just while there is no connection.
+    // Observers end and start again exactly when there is no connection, so the first tries may fail.
     while !over(session, async |line| {
         line.query(
             "SELECT portalock.stop_observing($1, $2)",

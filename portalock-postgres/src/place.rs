@@ -1,4 +1,4 @@
-//! What a place of an owner is called at the server.
+//! The name of an owner's place at the server.
 
 use std::sync::{
     Arc,
@@ -12,8 +12,8 @@ use crate::keys::Wanted;
 /// An owner's place in a session.
 #[derive(Debug, Clone)]
 pub(crate) struct Place {
-    /// What the server calls its owner. Each place has a name of its own: a release that arrives late finds nothing of the
-    /// owner's next place.
+    /// The owner's name at the server. Each place has a different name, so a late release doesn't find the owner's next
+    /// place.
     pub(crate) name: Arc<str>,
     pub(crate) wanted: Wanted,
 }
@@ -28,7 +28,7 @@ impl Place {
         }
     }
 
-    /// The owner that a place's name is of.
+    /// The owner of the place with this name.
     pub(crate) fn owner(name: &str) -> Option<OwnerId> {
         name.split_once('.')?.0.parse().ok()
     }

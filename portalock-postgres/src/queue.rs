@@ -1,4 +1,4 @@
-//! The queue of a name at the server, in our types: attempts, releases and looks, each one statement.
+//! The queue of a name at the server, in this crate's types: attempts, releases and inspections, one statement each.
 
 use std::time::Duration;
 
@@ -21,7 +21,7 @@ const RELEASING: &str = "release";
 const INSPECTING: &str = "look at a lock";
 const LISTING: &str = "list the locks";
 
-/// A request in the functions' terms.
+/// A request, as arguments of the functions.
 #[derive(Debug)]
 pub(crate) struct Entry<'a> {
     pub(crate) session: &'a str,
@@ -31,11 +31,11 @@ pub(crate) struct Entry<'a> {
     pub(crate) who: String,
 }
 
-/// What an attempt was answered.
+/// The answer to an attempt.
 #[derive(Debug)]
 pub(crate) enum Standing {
     Granted(FencingToken),
-    /// A place in the queue is kept. Those in front may be dead after this time.
+    /// A place in the queue is kept. After this time, the owners ahead of it may be dead.
     Queued {
         holder: Option<Holder>,
         look_in: Option<Duration>,
@@ -50,16 +50,16 @@ pub(crate) enum Standing {
     Stale(i64),
 }
 
-/// What a release was answered.
+/// The answer to a release.
 #[derive(Debug)]
 pub(crate) struct Left {
     pub(crate) freed: bool,
-    /// The session's epoch, if it has moved on.
+    /// The session's new epoch, if it has changed.
     pub(crate) epoch: Option<i64>,
 }
 
 impl Connections {
-    /// One attempt.
+    /// Makes one attempt.
     pub(crate) async fn acquire(
         &self,
         entry: &Entry<'_>,
@@ -94,7 +94,7 @@ impl Connections {
         })
     }
 
-    /// Frees what an owner has.
+    /// Releases an owner.
     pub(crate) async fn release(
         &self,
         session: &str,
@@ -108,7 +108,7 @@ impl Connections {
         Ok(answer)
     }
 
-    /// Who holds and who waits.
+    /// The holders and the waiters.
     pub(crate) async fn inspect(
         &self,
         kind: Kind,
@@ -127,7 +127,7 @@ impl Connections {
         inspection(kind, &answer.value).map_err(|error| failed(INSPECTING, error))
     }
 
-    /// The locks that are held or waited for.
+    /// The names of the locks that have holders or waiters.
     pub(crate) async fn names(&self) -> Result<Vec<LockName>, BackendError> {
         let answer = self
             .call(LISTING, |connection| async move {
@@ -144,11 +144,11 @@ impl Connections {
     }
 }
 
-/// From how many names [`Connection::bury`] takes a dead session's claims at once.
+/// From how many names [`Connection::bury`] removes a dead session's claims at once.
 const AT_ONCE: i32 = 100;
 
 impl Connection {
-    /// Frees what an owner has.
+    /// Releases an owner.
     pub(crate) async fn leave(
         &self,
         session: &str,
@@ -178,7 +178,7 @@ impl Connection {
         .map(drop)
     }
 
-    /// Takes claims of a dead session out of their queues. True if there may be more.
+    /// Removes claims of a dead session from their queues. Returns true if there may be more.
     pub(crate) async fn bury(&self, session: &str) -> Result<bool, Error> {
         let rows = self
             .query(

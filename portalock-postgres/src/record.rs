@@ -1,4 +1,4 @@
-//! Whose a claim is, for people, as it lies in the table.
+//! The holder of a claim, for people, as stored in the table.
 
 use std::{
     sync::Arc,
@@ -8,7 +8,7 @@ use std::{
 use portalock_core::Holder;
 use serde::{Deserialize, Serialize};
 
-/// Since when, the table has in a column of its own, by the one clock that all clients share.
+/// The time is not part of it: the table has a column for the time, from the one clock that all clients share.
 #[derive(Serialize)]
 struct Written<'a> {
     host: &'a str,
@@ -30,11 +30,11 @@ pub(crate) fn encode(holder: &Holder) -> String {
         pid: holder.pid,
         label: holder.label.as_deref(),
     };
-    // It is for people: a request doesn't fail for want of it.
+    // The value is for people, so the request continues if it can't be encoded.
     serde_json::to_string(&written).unwrap_or_default()
 }
 
-/// Reads a holder; `None` if what was stored is not ours.
+/// Decodes a holder; `None` if this crate did not write the value.
 pub(crate) fn decode(who: &str, since_micros: i64) -> Option<Holder> {
     let read: Read = serde_json::from_str(who).ok()?;
     let since = Duration::from_micros(u64::try_from(since_micros).ok()?);

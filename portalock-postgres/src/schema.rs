@@ -1,4 +1,4 @@
-//! The schema: tables and functions in the database, and how they come there.
+//! The schema: tables and functions in the database, and their migration.
 
 use std::time::Duration;
 
@@ -12,22 +12,22 @@ use crate::{
     error::{failed, timed_out, wrong_version},
 };
 
-/// The version that this crate works with: what the function `portalock.version` says.
+/// The version that this crate works with, which the function `portalock.version` returns.
 pub(crate) const VERSION: i32 = 3;
 
-/// How long a migration may take, also one that waits for another.
+/// How long a migration may take, including the wait for another one.
 const WITHIN: Duration = Duration::from_secs(60);
 
 const MIGRATING: &str = "migrate the schema portalock";
 
-/// What makes each version of the one before it: tables are changed once.
+/// The step from each version to the next: each table is changed once.
 const STEPS: [&str; 3] = [
     include_str!("sql/1_tables.sql"),
     include_str!("sql/2_operators.sql"),
     include_str!("sql/3_connections.sql"),
 ];
 
-/// What every version has, in its latest form: functions are replaced with each upgrade.
+/// The functions of every version, in their latest form: each upgrade replaces them.
 const FUNCTIONS: [&str; 7] = [
     include_str!("sql/queue.sql"),
     include_str!("sql/operations.sql"),
@@ -38,27 +38,28 @@ const FUNCTIONS: [&str; 7] = [
     include_str!("sql/rights.sql"),
 ];
 
-/// Creates the schema `portalock`, or upgrades one of an earlier version. Does nothing to one that is up to date, so it can be
-/// called at each start of a program; of many callers one does the work, in one transaction, and the others wait for it.
+/// Creates the schema `portalock`, or upgrades it from an earlier version. If the schema is up to date, this does
+/// nothing, so a program can call it at each start. If many processes call it at once, one of them does the work, in
+/// one transaction, and the others wait for it.
 ///
-/// It needs a user who may create a schema in the database. Programs that only use locks need less: `USAGE` on the
-/// schema. See the crate's front page.
+/// It needs a user who may create a schema in the database. Programs that only use locks need fewer privileges: `USAGE`
+/// on the schema. The crate's front page has an example.
 ///
 /// # Errors
 ///
-/// [`BackendError`] if the server can't be reached or refuses the user; `Misconfigured` if the schema is of a later version than
-/// this crate's.
+/// [`BackendError`] if the server can't be reached or refuses the user; `Misconfigured` if the schema's version is
+/// later than this crate's.
 ///
 /// # Cancel safety
 ///
-/// Safe: either nothing has changed or everything.
+/// Safe: either everything has changed or nothing.
 pub async fn migrate(settings: &PostgresSettings) -> Result<(), BackendError> {
     let Dialled {
         client, messages, ..
     } = timeout(settings.connect_timeout, dial(settings))
         .await
         .unwrap_or_else(|_| Err(timed_out(MIGRATING)))?;
-    // Dropping the connection rolls back what was not committed.
+    // Dropping the connection rolls back uncommitted work.
     let work = async {
         tokio::select! {
             biased;
@@ -73,10 +74,11 @@ pub async fn migrate(settings: &PostgresSettings) -> Result<(), BackendError> {
         .unwrap_or_else(|_| Err(timed_out(MIGRATING)))
 }
 
-/// The SQL that [`migrate`] runs in an empty database: for those who run their migrations themselves. Run it in one transaction.
+/// The SQL that [`migrate`] runs in an empty database, for users who run migrations with a tool of their own. Run it in
+/// one transaction.
 ///
-/// It is the files of `src/sql` that have a number, in their order, followed by the others. For an upgrade, run what has a number
-/// and is new, then the others again.
+/// It consists of the numbered files of `src/sql`, in order, followed by the other files. For an upgrade, run the
+/// numbered files that are new, then all the other files again.
 pub fn schema_sql() -> String {
     [STEPS.as_slice(), FUNCTIONS.as_slice()].concat().join("\n")
 }
@@ -106,7 +108,7 @@ async fn run(client: &Client) -> Result<(), BackendError> {
     client.batch_execute("COMMIT").await.map_err(migrating)
 }
 
-/// The version that is there; 0 for none.
+/// The version of the existing schema; 0 if there is none.
 async fn present(client: &Client) -> Result<i32, Error> {
     let exists = client
         .query_one(
@@ -123,7 +125,7 @@ async fn present(client: &Client) -> Result<i32, Error> {
         .try_get(0)
 }
 
-/// The version that is there, as a program that uses it asks.
+/// The version of the existing schema, as read by a program that uses locks.
 pub(crate) async fn version(connection: &Connection) -> Result<i32, Error> {
     let rows = connection.query("SELECT portalock.version()", &[]).await?;
     rows.first().map_or(Ok(0), |row| row.try_get(0))

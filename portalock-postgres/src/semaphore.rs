@@ -12,9 +12,9 @@ use crate::{
     keys::{Kind, Wanted},
 };
 
-/// Permits are granted first come, first served: a large request is not starved by small ones behind it. The database keeps no
-/// limit of its own: where requests with different capacities meet, permits are granted when they fit, with those of all
-/// holders, under the request's own capacity and under that of every present holder.
+/// Permits are granted first come, first served: small requests don't overtake a large one. The database stores no
+/// limit of its own. If requests with different capacities meet, a request is granted when its permits and those of all
+/// holders fit under its own capacity and under the capacity of every current holder.
 #[async_trait]
 impl Semaphore for PostgresBackend {
     fn capabilities(&self) -> Capabilities {

@@ -1,17 +1,19 @@
-//! A session: one row at the server, in which all of a backend's claims live, and the connection that hears of grants.
+//! A session: one row at the server, to which all claims of a backend belong, and the connection that is notified of
+//! grants.
 //!
-//! # Until when a session is certain
+//! How long a session is certain
 //!
-//! The server counts a lease from when it carried out the renewal, by its own clock. That was after the renewal was sent, so
-//! `sent + lease` on this machine's clock comes before the lease's end on the server's, up to what two clocks drift apart
-//! meanwhile; [`certain_for`] takes off more than that. What is left is a server's clock that is set forward, by hand or by a
-//! time service that jumps: it ends every lease early. `docs/guarantees.md` says so, and what a fence does about it.
+//! The server counts a lease from when it executed the renewal, by its own clock. That was after the renewal was sent,
+//! so `sent + lease` on this machine's clock is before the lease's end on the server's clock, except for the drift
+//! between the two clocks; [`certain_for`] subtracts more than that drift. One risk remains: if the server's clock is
+//! set forward, by a person or by a time service that jumps, every lease ends early. `docs/guarantees.md` describes
+//! this, and how a fence protects against it.
 //!
 //! # What survives a broken connection
 //!
-//! All of it. The session is its row, not its connection: a new connection listens on the same channel and then asks what was
-//! granted meanwhile. Whatever the old one may still have under way is done for the same owners, or is made to fail by the
-//! session's epoch: see `release` in `src/sql/operations.sql`.
+//! The whole session survives. It is the row, not the connection: a new connection listens on the same channel and then
+//! asks for grants that came meanwhile. Requests that the old connection still executes are for the same owners, or the
+//! session's epoch makes them fail: see `release` in `src/sql/operations.sql`.
 
 use std::{
     convert::Infallible,
@@ -53,7 +55,7 @@ const ENDING: &str = "end the session";
 /// A session with Postgres.
 pub(crate) type Session = KeptSession<SessionRow>;
 
-/// What there is to know of a session beside what every session has.
+/// The state of a session beyond what every session has.
 #[derive(Debug)]
 pub(crate) struct SessionRow {
     pub(crate) id: Arc<str>,
@@ -62,7 +64,7 @@ pub(crate) struct SessionRow {
     pub(crate) observers: Observers,
 }
 
-/// A connection that listens, and the server process that it leads to.
+/// A connection that listens, and the server process that serves it.
 #[derive(Debug, Clone)]
 pub(crate) struct Line {
     pub(crate) connection: Arc<Connection>,
@@ -74,19 +76,19 @@ impl SessionRow {
         &self.server.settings
     }
 
-    /// The epoch that is known here.
+    /// The last known epoch.
     pub(crate) fn epoch(&self) -> i64 {
         self.epoch.load(Ordering::Acquire)
     }
 
-    /// Takes note of the session's epoch.
+    /// Records the session's epoch.
     pub(crate) fn epoch_is(&self, epoch: i64) {
-        // The newest answer counts, not the largest: a standby that is promoted may lack the last step. What an older answer
-        // overwrites is corrected by the next attempt that is stale.
+        // The newest answer counts, not the largest epoch, because a promoted standby may lack the last change. An
+        // older answer may overwrite a newer one; the next attempt is then stale and corrects the value.
         self.epoch.store(epoch, Ordering::Release);
     }
 
-    /// Checks the server and puts the row there.
+    /// Checks the server and writes the session's row.
     async fn open(&self, line: &Line, former: Option<&str>) -> Result<(), BackendError> {
         let Line {
             connection,
@@ -98,11 +100,11 @@ impl SessionRow {
             return Err(wrong_version(found, schema::VERSION));
         }
         if !self.server.direct.load(Ordering::Relaxed) {
-            // A pooler that gives each transaction a server process gives this one to somebody else's.
+            // A pooler that assigns server processes per transaction assigns this connection's process to `other`.
             let other = Connection::open(self.settings(), Box::new(|_| {}), None).await?;
             other.hold().await.map_err(started)?;
             let held = other.backend().await.map_err(started)?;
-            // With one process for all, nobody else is served while it is held.
+            // If the pooler has only one process, it serves no other client while that process is held.
             if held == *backend || connection.backend().await.map_err(started)? != *backend {
                 return Err(pooled());
             }
@@ -159,7 +161,7 @@ impl Service for SessionRow {
 
     async fn connect(session: &Arc<Session>) -> Result<Line, BackendError> {
         let row = session.service();
-        // What the former connection did not hear, they have missed.
+        // These observers have missed the changes that the former connection did not receive.
         row.observers.end_all();
         let channel = channel(&row.id);
         let (hearer, own) = (Arc::downgrade(session), channel.clone());
@@ -181,7 +183,7 @@ impl Service for SessionRow {
             .await
             .map_err(|_| timed_out(STARTING))?
             .map_err(|error| failed(STARTING, error))?;
-        // Nor have those heard anything who came before this one listened.
+        // Observers that started before this connection listened have also missed changes.
         row.observers.end_all();
         Ok(Line {
             connection: Arc::new(connection),
@@ -222,7 +224,7 @@ impl Service for SessionRow {
         if sign.backend != line.backend {
             return Ok(Renewal::Gone(Loss::SessionEnded(POOLED.into())));
         }
-        // Before the lease is prolonged: see there.
+        // Before the lease is extended, as the module `breaking` requires.
         heed(session, sign.marks);
         Ok(Renewal::Renewed(certain_for(row.settings().lease_time)))
     }
@@ -265,15 +267,15 @@ impl Service for SessionRow {
     }
 
     async fn chores(session: &Arc<Session>, former: Option<Arc<Session>>) -> Infallible {
-        // Nothing is told any more once the session has ended.
+        // Nothing is reported to observers after the session has ended.
         let _observed = session.service().observers.as_long_as_this_lives();
         let former = former.map(|former| former.service().id.clone());
         clean_up(session, former).await
     }
 }
 
-/// A grant, which is the place's name and its token; who holds a name that is observed; or word that a lock was broken, which the
-/// next renewal finds.
+/// Processes a message: a grant, which is the place's name and its token; the holder of an observed name; or the news
+/// that a lock was broken, which the next renewal reads.
 fn hear(session: &Arc<Session>, message: &str) {
     if let Some(change) = message.strip_prefix("holder ") {
         return observe::hear(session, change);
@@ -289,7 +291,7 @@ fn hear(session: &Arc<Session>, message: &str) {
     }
 }
 
-/// What a renewal was answered.
+/// The answer to a renewal.
 struct Sign {
     alive: bool,
     /// The server process that answered.
@@ -321,13 +323,13 @@ async fn alive(line: &Connection, session: &str) -> Result<Sign, Error> {
     })
 }
 
-/// The server no longer knows the session.
+/// The loss of a session that the server no longer knows.
 pub(crate) fn gone() -> Loss {
     Loss::SessionEnded("its lease expired at the server, or the server lost its data".into())
 }
 
-/// How long the client relies on what the server keeps for `lease`, from when it was asked for: less, for two clocks that don't
-/// run alike.
+/// How long the client relies on what the server keeps for `lease`, from when it was requested: less than the lease,
+/// because two clocks don't run at the same speed.
 fn certain_for(lease: Duration) -> Duration {
     lease.mul_f64(0.95)
 }

@@ -1,4 +1,4 @@
-//! The way to the server, with TLS or without.
+//! Connects to the server, with TLS or without.
 
 use std::path::Path;
 
@@ -7,7 +7,7 @@ use tokio_postgres::Config;
 
 use crate::connection::{Dialled, dialled};
 
-/// Without the feature `tls`: the settings have refused whatever asks for it.
+/// Without the feature `tls` the settings have already refused every TLS option.
 #[cfg(not(feature = "tls"))]
 pub(crate) async fn dial(
     server: &Config,
@@ -59,7 +59,7 @@ mod with_rustls {
         dialled(server.connect(rustls).await)
     }
 
-    /// Trusts the authorities in the file, or the system's.
+    /// Trusts the certificate authorities in the file, or the system's.
     fn configure(ca_file: Option<&Path>) -> Result<ClientConfig, BackendError> {
         let mut roots = RootCertStore::empty();
         match ca_file {
@@ -104,7 +104,7 @@ mod with_rustls {
 
     struct RustlsTo(TlsConnector, ServerName<'static>);
 
-    /// A stream without channel binding: passwords are checked by SCRAM over a connection whose certificate was verified.
+    /// A stream without channel binding: SCRAM checks passwords over a connection whose certificate was verified.
     struct Stream<S>(tokio_rustls::client::TlsStream<S>);
 
     impl MakeTlsConnect<Socket> for Rustls {

@@ -1,4 +1,4 @@
-//! Settings in one line, for a backend that is chosen at run time.
+//! Settings in one line, for a backend that is selected at run time.
 
 use std::{str::FromStr, time::Duration};
 
@@ -14,14 +14,15 @@ const LIBPQ_KEEPALIVES_IDLE: Duration = Duration::from_secs(2 * 60 * 60);
 const SILENCE: Duration = Duration::from_secs(30);
 
 impl PostgresSettings {
-    /// Reads settings from a URL as libpq knows it: `postgres://[user[:password]@]host[:port][,…][/database][?option=value[&…]]`.
-    /// Hosts can be listed in the options `host` and `port`, too; a path among them is that of a Unix socket.
+    /// Reads settings from a URL in the format of libpq:
+    /// `postgres://[user[:password]@]host[:port][,…][/database][?option=value[&…]]`. The options `host` and `port` can
+    /// also list hosts and ports; a host that is a path is the directory of a Unix socket.
     ///
-    /// Beside what [`tokio_postgres::Config`] takes, the options are `lease_time`, `request_timeout` (such as `15s`) and
-    /// `sslrootcert`, the file of [`with_ca_file`](Self::with_ca_file). `sslmode` is `disable`, `prefer` (TLS where the server has
-    /// it) or `require`; the default is `disable`, or `require` with an `sslrootcert`. Where there is TLS the server's certificate
-    /// and name are verified, so `verify-ca` and `verify-full` mean the same as `require`. Of several hosts the one is used that
-    /// takes writes.
+    /// The options are those of [`tokio_postgres::Config`], and `lease_time`, `request_timeout` (such as `15s`) and
+    /// `sslrootcert`, the file of [`with_ca_file`](Self::with_ca_file). `sslmode` is `disable`, `prefer` (TLS if the
+    /// server supports it) or `require`; the default is `disable`, or `require` with an `sslrootcert`. With TLS, the
+    /// server's certificate and name are verified, so `verify-ca` and `verify-full` mean the same as `require`. Of
+    /// several hosts, the first one that accepts writes is used.
     ///
     /// ```
     /// use portalock_postgres::PostgresSettings;
@@ -32,7 +33,7 @@ impl PostgresSettings {
     ///
     /// # Errors
     ///
-    /// [`InvalidSetting`] naming what is wrong. It never shows the URL, which may hold a password.
+    /// [`InvalidSetting`], which names the problem. It never shows the URL, which may contain a password.
     pub fn from_url(url: &str) -> Result<Self, InvalidSetting> {
         if !url.starts_with("postgres://") && !url.starts_with("postgresql://") {
             return Err(InvalidSetting::new(
@@ -120,7 +121,7 @@ impl FromStr for PostgresSettings {
     }
 }
 
-/// The scheme with the user, the hosts, and what comes after them.
+/// Splits a URL: the scheme with the user, the hosts, and the rest.
 fn parts(address: &str) -> (&str, &str, &str) {
     let authority = address.find("://").map_or(0, |at| at + "://".len());
     let end = address[authority..].find('/');
@@ -138,7 +139,8 @@ fn each_host(address: &str) -> impl Iterator<Item = String> {
         .map(move |host| format!("{user}{host}{path}"))
 }
 
-/// The same URL for each of the hosts that its options list: in their place, as libpq has it. One port is that of all.
+/// The same URL for each of the hosts in its options, which replace the URL's own hosts, as in libpq. A single port is
+/// used for all hosts.
 fn each_listed(
     address: &str,
     lists: &[(&str, &str)],
@@ -173,10 +175,10 @@ fn each_listed(
     Ok((0..count).map(of).collect())
 }
 
-/// One server, by a URL that has nothing of ours in it.
+/// Parses the URL of one server, without the options of this crate.
 fn parsed(url: &str) -> Result<Config, InvalidSetting> {
     let url = url.trim_end_matches('?').replace("?&", "?");
-    // The cause is not kept: it could repeat a part of the URL.
+    // The cause is not kept, because it could repeat a part of the URL.
     let mut server = Config::from_str(&url).map_err(|_| {
         InvalidSetting::new(
             "url",
@@ -187,7 +189,8 @@ fn parsed(url: &str) -> Result<Config, InvalidSetting> {
     if server.get_hosts().is_empty() {
         return Err(InvalidSetting::new("url", "names no host"));
     }
-    // A line that has died in silence is noticed also where nothing is sent. libpq's default is two hours.
+    // With this, a connection that has died in silence is noticed even if nothing is sent. libpq's default is two
+    // hours.
     if server.get_keepalives_idle() == LIBPQ_KEEPALIVES_IDLE {
         server.keepalives_idle(SILENCE);
     }

@@ -1,4 +1,4 @@
-//! The suite on a real Postgres: a fresh server for each case, a fault proxy before each client.
+//! The suite on a real Postgres: a new server for each case, with a fault proxy in front of each client.
 #![cfg(unix)]
 
 use std::{
@@ -20,7 +20,7 @@ use portalock_testkit::{
 };
 use tokio::task::spawn_blocking;
 
-/// Long enough to be kept alive on a busy machine, short enough to wait for its end.
+/// Long enough to stay alive on a busy machine, short enough to wait for its end.
 const LEASE: Duration = Duration::from_secs(3);
 
 /// Whether sessions outlive their connections.
@@ -33,7 +33,7 @@ enum Form {
 struct RealPostgres {
     form: Form,
     server: Arc<Mutex<PostgresServer>>,
-    /// The way to the server of each client that was made here, by the name that the client gives itself.
+    /// The fault proxy of each client, by the client's name.
     lines: Mutex<HashMap<String, Arc<FaultProxy>>>,
 }
 
@@ -71,7 +71,7 @@ fn settings(form: Form, url: &str) -> Result<PostgresSettings, FixtureError> {
     Ok(settings.with_release_without_notice(form == Form::WithoutNotice))
 }
 
-/// What an address begins with that another process is given, so that its clients have the same form.
+/// The prefix of an address for another process, if its clients must use the option too.
 const WITHOUT_NOTICE: &str = "without-notice ";
 
 #[async_trait]
@@ -164,7 +164,7 @@ mod without_notice {
     portalock_testkit::conformance!(super::RealPostgres::start(super::Form::WithoutNotice).await);
 }
 
-/// The suite's whole report, with nothing left out.
+/// The suite's complete report.
 #[test]
 #[ignore = "each case is a test already; this prints them as one report"]
 fn report() {
@@ -173,11 +173,11 @@ fn report() {
     assert!(report.is_success());
 }
 
-/// What no backend can be told of before it has happened: somebody deletes a claim by hand.
+/// A fault that no backend can report in advance: a person deletes a claim.
 ///
-/// Of what Postgres does by itself a holder is told in advance, which is what the backend claims and the suite above holds it
-/// to. Of a deletion by hand it is told with the session's next look. So these cases run on a backend that claims no more than
-/// that.
+/// If Postgres ends a hold by itself, the holder is told in advance; the backend claims this, and the suite above tests
+/// the claim. If a person deletes the claim, the session's next check tells the holder, afterwards. So these cases run
+/// on a backend that claims no more than that.
 mod by_hand {
     use portalock_core::{
         Attempt, BackendError, Capabilities, Inspection, LockBackend, LockRequest, LossNotice,

@@ -1,4 +1,5 @@
-//! The server: connections, and the two buckets over each. Every request has a deadline, and every change is conditional.
+//! The server: connections, with the two buckets over each. Every request has a deadline, and every change is
+//! conditional.
 
 use std::{error::Error, time::Duration};
 

@@ -1,4 +1,4 @@
-//! A session: one key that expires, and the connection that hears of grants.
+//! A session: one key that expires, and the connection that receives grants.
 
 use std::{
     sync::{
@@ -32,11 +32,12 @@ pub(crate) type Session = KeptSession<SessionKey>;
 pub(crate) struct SessionKey {
     pub(crate) id: Arc<str>,
     server: Arc<Server>,
-    /// The key's revision: only who knows it can renew the session.
+    /// The key's revision: only a client that knows it can renew the session.
     revision: AtomicU64,
 }
 
-/// An owner's place in the queue of a name. Each has a name of its own, which a message can't mistake for the owner's next.
+/// An owner's place in the queue of a name. Each place has a different name, so a message can't be mistaken for one
+/// about the owner's next place.
 #[derive(Debug, Clone)]
 pub(crate) struct Place {
     pub(crate) name: LockName,
@@ -52,7 +53,8 @@ pub(crate) struct Line {
 }
 
 impl SessionKey {
-    /// The entry expires by the server's clock, from when it was written: later than this, which counts from when it was sent.
+    /// The server counts the entry's time from when it wrote the entry. This client counts from when it sent the
+    /// request, which is earlier, so the session ends here first.
     fn certain(&self) -> Duration {
         self.server.settings.lease_time.mul_f64(0.95)
     }
@@ -149,7 +151,7 @@ impl Service for SessionKey {
             return Ok(Renewal::Renewed(key.certain()));
         }
         match entry(sessions, &key.id).await? {
-            // An earlier renewal took effect, and its answer was lost.
+            // An earlier renewal took effect, but its answer was lost.
             Some(entry) if entry.operation == Operation::Put && entry.value.is_empty() => {
                 key.revision.store(entry.revision, Ordering::Release);
                 Err(BackendError::new(Kind::Unavailable, "renewed out of turn"))
@@ -187,7 +189,8 @@ impl Service for SessionKey {
             if !matches!(entered, Entered::Refused(_)) {
                 return Ok(entered);
             }
-            // The session of one who waits has a look. One who doesn't may find only the dead in its way.
+            // The session of a waiter checks for dead owners. A request that doesn't wait must do it itself, because
+            // all owners in its way may be dead.
             store.bury_the_dead(&request.name, own, |_| ()).await?;
             store.change(&request.name, step).await
         };
@@ -200,7 +203,7 @@ impl Service for SessionKey {
     ) -> Result<Answered<bool>, BackendError> {
         let Place { name, id } = &leaving.at;
         let step = |state: &mut State| {
-            // A change of the revision makes void whatever is still on its way.
+            // A change of the revision makes requests fail that may still arrive.
             let writes = leaving.unsure || state.stand(id) != Stand::Gone;
             (state.leave(|claim| claim.place == *id), writes)
         };
@@ -213,7 +216,7 @@ impl Service for SessionKey {
     }
 }
 
-/// A lock has changed: who of this session holds it now.
+/// Handles a changed lock: tells the owners of this session that now hold it.
 fn hear(session: &Session, state: &State) {
     let own = &session.service().id;
     for claim in state.claims().filter(|claim| claim.session == *own) {

@@ -58,7 +58,7 @@ impl Claim {
 }
 
 impl State {
-    /// One attempt. True if the state has changed.
+    /// Makes one attempt. True if the state has changed.
     pub(crate) fn enter(&mut self, claim: Claim, queues: bool) -> (Entered, bool) {
         let place = claim.place.clone();
         match self.stand(&place) {

@@ -1,4 +1,4 @@
-//! The suite on a real NATS server: a fresh one for each case, a fault proxy before each client.
+//! The suite on a real NATS server: a new server for each case, with a fault proxy in front of each client.
 #![cfg(unix)]
 #![allow(clippy::unwrap_used, reason = "what fails here fails a test")]
 
@@ -20,7 +20,7 @@ use portalock_testkit::{
 use tempfile::TempDir;
 use tokio::task::spawn_blocking;
 
-/// Long enough to be kept alive on a busy machine, short enough to wait for its end.
+/// Long enough to stay alive on a busy machine, short enough to wait for its end.
 const LEASE: Duration = Duration::from_secs(3);
 
 const PROGRAM: Program = Program {
@@ -32,11 +32,11 @@ const PROGRAM: Program = Program {
 portalock_testkit::conformance!(Nats::start().await);
 
 struct Nats {
-    // Declared before the directory: the server must be gone when that is removed.
+    // Declared before the directory: the server must have ended when the directory is removed.
     server: Arc<Mutex<ServerProcess>>,
     address: SocketAddr,
     directory: TempDir,
-    /// The way to the server of each client, by its URL.
+    /// The fault proxy of each client, by its URL.
     lines: Mutex<HashMap<String, Arc<FaultProxy>>>,
 }
 
@@ -44,7 +44,7 @@ impl Nats {
     async fn start() -> Result<Self, FixtureError> {
         spawn_blocking(|| {
             let directory = tempfile::tempdir()?;
-            // It chooses a free port by itself, and says which.
+            // The server selects a free port, and its log contains the port.
             let server = launch(directory.path(), "-1").map_err(FixtureError::failed)?;
             let log = server.last_lines();
             let said = log.split_once("client connections on 127.0.0.1:");

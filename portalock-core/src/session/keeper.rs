@@ -321,7 +321,7 @@ mod tests {
         renewals.recv_timeout(TIME).unwrap();
         renewals.recv_timeout(TIME).unwrap();
         drop(keeper);
-        // The closure goes with its task, and the sender with the closure.
+        // The closure is dropped with its task, and the sender with the closure.
         while renewals.recv_timeout(TIME).is_ok() {}
         assert!(renewals.try_recv().is_err());
     }

@@ -8,7 +8,7 @@ fn key(key: &str) -> Watched {
     Watched::Key(key.to_owned())
 }
 
-/// Waits for this key, which was seen at `seen`.
+/// A wait for this key, which was read at `seen`.
 fn nearest(key: &str, seen: i64) -> Waiting {
     Waiting {
         blockers: Blockers::Nearest(key.to_owned()),
@@ -16,7 +16,7 @@ fn nearest(key: &str, seen: i64) -> Waiting {
     }
 }
 
-/// One who waits so, and has missed nothing.
+/// A new waiter with this wait, which has missed nothing.
 fn waiter(watches: &Watches, waiting: Waiting) -> OwnerId {
     let owner = OwnerId::mint();
     assert!(!watches.wait(owner, waiting), "nothing was missed");
@@ -37,7 +37,7 @@ fn a_watch_lasts_until_nobody_has_waited_for_a_while() {
     watches.forget_idle();
     assert_eq!(watches.take_orders(), []);
     watches.leave(two);
-    // Another comes in time.
+    // Another waiter comes in time.
     watches.wait(one, nearest("a", 1));
     watches.forget_idle();
     watches.leave(one);
@@ -76,7 +76,7 @@ fn the_deletion_of_a_keys_earlier_use_tells_nothing() {
     let watches = Watches::default();
     let one = waiter(&watches, nearest("a", 5));
     watches.lock().tell(&key("a"), 5);
-    // It has gone and come again; that it had gone is told late.
+    // The key was deleted and put again, and the deletion is reported late.
     let two = waiter(&watches, nearest("a", 9));
     assert_eq!(watches.lock().deleted(&key("a"), b"a", 7), [one]);
     assert!(watches.waiting(one).is_none());
@@ -90,7 +90,7 @@ fn who_looked_before_its_watch_began_looks_again() {
     let owner = waiter(&watches, nearest("a", 7));
     assert_eq!(watches.lock().tell(&key("a"), 8), [owner]);
     assert!(watches.waiting(owner).is_some(), "it may be as it was");
-    // Seen again, at a revision that the watch covers.
+    // Read again, at a revision that the watch covers.
     assert!(!watches.wait(owner, nearest("a", 8)));
     watches.start_over();
     assert_eq!(watches.lock().tell(&key("a"), 8), [owner], "another stream");
@@ -103,7 +103,7 @@ fn a_watch_that_is_kept_knows_what_has_gone_since() {
     watches.lock().tell(&key("a"), 1);
     watches.leave(one);
     watches.lock().deleted(&key("a"), b"a", 5);
-    // Of a later use of the key.
+    // For a later use of the key.
     let two = waiter(&watches, nearest("a", 7));
     watches.leave(two);
     watches.lock().deleted(&key("a"), b"a", 9);

@@ -1,4 +1,4 @@
-//! A session uses a key again, and a waiter is told by an event: what goes astray meanwhile harms nobody.
+//! A session uses a key again, and a waiter is told by an event: late or lost requests and events do no harm.
 
 use std::{
     sync::{
@@ -32,7 +32,7 @@ async fn contended(client: &EtcdBackend, request: &LockRequest) {
     assert!(matches!(attempt, Attempt::Contended(_)), "{attempt:?}");
 }
 
-/// Until the server watches so many keys.
+/// Waits until the server watches this number of keys.
 async fn watchers(server: &Server, count: f64) {
     until("so many keys are watched", async || {
         (server.counter("etcd_debugging_mvcc_watcher_total").await - count).abs() < 0.5
@@ -50,7 +50,7 @@ async fn a_release_that_arrives_late_leaves_the_keys_next_owner() {
     let (first, second) = (request("late"), request("late"));
     granted(&client, &first).await;
     let key = client.fence(first.owner).unwrap().key;
-    // The release is still under way on the slow line when it is repeated by the fast one, and answered.
+    // The release is still in flight on the slow line when the fast line repeats it and gets an answer.
     slow.delay(Direction::ToServer, Duration::from_millis(1_600));
     assert_eq!(client.release(&first).await.unwrap(), Released::Freed);
     granted(&client, &second).await;
@@ -70,7 +70,7 @@ async fn a_key_of_unknown_fate_is_not_used_again_until_that_is_settled() {
         .lasting_client_through(&[&line], Duration::from_secs(1))
         .await;
     let (unknown, next) = (request("unknown"), request("unknown"));
-    // It takes its place, and doesn't hear of it.
+    // The request takes its place, but its answer is lost.
     line.black_hole(Direction::ToClient);
     client.try_acquire(&unknown).await.unwrap_err();
     until("the place is taken", async || {
@@ -80,7 +80,8 @@ async fn a_key_of_unknown_fate_is_not_used_again_until_that_is_settled() {
     client.release(&unknown).await.unwrap_err();
     line.heal();
     line.cut();
-    // Whatever of the two has taken effect by now, it waits behind the other or has the lock, by a key of its own.
+    // Whichever of the two has taken effect by now, this request either waits behind the other or has the lock, with a
+    // key of its own.
     let attempt = client.try_acquire(&next).await.unwrap();
     if matches!(attempt, Attempt::Contended(_)) {
         client.release(&unknown).await.unwrap();
@@ -95,7 +96,7 @@ async fn a_key_of_unknown_fate_is_not_used_again_until_that_is_settled() {
     client.release(&unknown).await.unwrap();
     assert_eq!(server.lock_keys().await, [key]);
     assert_eq!(client.release(&next).await.unwrap(), Released::Freed);
-    // Now the first is free again.
+    // Now the first number is free again.
     let last = request("unknown");
     granted(&client, &last).await;
     let key = client.fence(last.owner).unwrap().key;
@@ -114,11 +115,11 @@ async fn an_event_grants_nothing_to_one_whose_session_was_revoked_meanwhile() {
     granted(&holder, &held).await;
     contended(&waiter, &waits).await;
     let mut wakeups = waiter.subscribe(&waits).await.unwrap().unwrap();
-    // Both sessions', and the holder's key.
+    // The keys of both sessions and of the holder.
     watchers(&server, 3.0).await;
     holder.release(&held).await.unwrap();
     assert!(matches!(wakeups.next().await, Wake::TryNow));
-    // It is not told of what happens from now on.
+    // From now on the client receives no events.
     line.black_hole(Direction::ToClient);
     server.revoke_all().await;
     waiter.try_acquire(&waits).await.unwrap_err();
@@ -164,7 +165,7 @@ async fn one_whose_key_is_deleted_while_it_waits_takes_another_place() {
     for key in before.iter().filter(|key| **key != own) {
         server.raw().await.delete(key.as_str(), None).await.unwrap();
     }
-    // No event tells them. They notice when they look again.
+    // They get no event. They notice it at their next read.
     server.waiters("deleted", 3).await;
     holder.release(&held).await.unwrap();
     for waiting in waiting {
@@ -192,7 +193,7 @@ async fn one_who_gives_up_frees_the_way_for_nobody() {
     clients[1].release(&requests[1]).await.unwrap();
     contended(&clients[2], &requests[2]).await;
     clients[0].release(&requests[0]).await.unwrap();
-    // It may be told to look once more than needed.
+    // It may be told to read once more than needed.
     until("it holds", async || {
         wakeups.next().await;
         let attempt = clients[2].try_acquire(&requests[2]).await.unwrap();
@@ -215,7 +216,7 @@ async fn a_crowd_is_served_in_turn_whoever_gives_up() {
         tasks.push(tokio::spawn(async move {
             for _ in 0..3 {
                 let guard = lock.acquire_with(&patient()).await.unwrap();
-                // No await in between: an aborted task is not inside.
+                // There is no await between these lines, so an aborted task is not inside.
                 assert_eq!(inside.fetch_add(1, Ordering::SeqCst), 0);
                 std::thread::yield_now();
                 assert_eq!(inside.fetch_sub(1, Ordering::SeqCst), 1);
@@ -278,7 +279,7 @@ async fn nobody_waits_for_one_before_it_whose_release_failed() {
     let [earlier @ .., before, last] = &crowd;
     line.black_hole(Direction::ToServer);
     client.release(before).await.unwrap_err();
-    // What was held back is lost with its connection. Nobody asks for the release again.
+    // The held-back data is lost with its connection. Nobody requests the release again.
     line.refuse(true);
     line.cut();
     until("the connection is gone", async || line.connections() == 0).await;
@@ -319,7 +320,7 @@ async fn one_who_looks_again_reads_two_keys() {
     for _ in 0..50 {
         contended(&client, &waits).await;
     }
-    // And a few that look for held keys meanwhile.
+    // And a few reads that check held keys meanwhile.
     let reads = reads().await - before;
     assert!((100.0..200.0).contains(&reads), "{reads}");
 }

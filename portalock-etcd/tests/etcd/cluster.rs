@@ -1,4 +1,4 @@
-//! Three members, of which some are killed or stand still.
+//! Three members; some of them are killed or stopped.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use portalock_etcd::etcd_client::Client;
 
 use crate::support::{Server, patient, until};
 
-/// The member that leads.
+/// The leader.
 async fn leader(server: &Server) -> usize {
     let mut leads = None;
     until("there is a leader", async || {
@@ -133,7 +133,7 @@ async fn a_lock_outlives_many_elections_on_a_short_lease() {
             .iter()
             .find(|member| member.id() != leader_id)
             .unwrap();
-        // Another election may have come first; then it is for the next round.
+        // Another election may have come first; then the next round does it.
         drop(at_leader.maintenance_client().move_leader(next.id()).await);
         guard
             .run(tokio::time::sleep(Duration::from_millis(700)))

@@ -1,4 +1,4 @@
-//! The example program does what it says.
+//! The example program works as it claims.
 
 use crate::support::Server;
 

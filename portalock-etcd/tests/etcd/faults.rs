@@ -1,4 +1,4 @@
-//! One server that stalls, restarts or forgets; a line that breaks; an administrator with a heavy hand.
+//! Faults of one server (it stalls, restarts or loses data), of the network, and of an administrator.
 
 use std::time::Duration;
 
@@ -24,7 +24,7 @@ async fn a_revoked_lease_is_told_at_once_and_followed_by_a_new_session() {
     let lock = Lock::new(client.clone(), "revoked").unwrap();
     let guard = lock.acquire().await.unwrap();
     server.revoke_all().await;
-    // By the lease's own time it would be ten minutes.
+    // The lease's own time would be ten minutes.
     let loss = tokio::time::timeout(Duration::from_secs(60), guard.lost())
         .await
         .unwrap();
@@ -67,7 +67,7 @@ async fn a_stalled_server_loses_the_lock_before_it_ends_there() {
     server.etcd.stall(0).unwrap();
     let loss = guard.lost().await;
     assert_eq!(loss, Loss::Expired);
-    // The server stands still: by its clock, too, the lease has not been renewed. It has not deleted the key yet.
+    // The server is stopped. The lease was not renewed there either, but the server has not deleted the key yet.
     let start = Instant::now();
     let policy = Policy::default().with_timeout(Duration::from_millis(300));
     let error = lock.acquire_with(&policy).await.unwrap_err();
@@ -154,7 +154,7 @@ async fn no_wake_up_is_lost_to_a_broken_stream_and_a_compaction() {
             async move { lock.acquire_with(&patient()).await }
         });
         server.waiters("compacted", 1).await;
-        // While the waiter hears nothing, the lock is released and the history of it compacted away.
+        // While the waiter is disconnected, the lock is released and its history is compacted.
         line.refuse(true);
         line.cut();
         guard.release().await.unwrap();
@@ -171,7 +171,7 @@ async fn no_wake_up_is_lost_to_a_broken_stream_and_a_compaction() {
         let healed = Instant::now();
         line.heal();
         waiting.await.unwrap().unwrap().release().await.unwrap();
-        // By the wake-up, not by looking again after a minute in vain.
+        // Through the wake-up, and not through another read after a minute.
         let elapsed = healed.elapsed();
         assert!(
             elapsed < Duration::from_secs(4),
@@ -196,7 +196,7 @@ async fn a_broken_stream_is_opened_anew_at_once_however_long_the_lease() {
     server.waiters("broken off", 1).await;
     line.cut();
     guard.release().await.unwrap();
-    // By the wake-up, not by looking again after a minute.
+    // Through the wake-up, and not through another read after a minute.
     let granted = tokio::time::timeout(Duration::from_secs(30), waiting).await;
     granted.unwrap().unwrap().unwrap().release().await.unwrap();
 }
@@ -211,7 +211,8 @@ async fn a_request_that_arrives_after_its_release_takes_no_lock() {
     let name = LockName::new("late").unwrap();
     for patience in [Patience::Queue, Patience::Once] {
         let request = Request::new(name.clone(), Mode::Exclusive, patience);
-        // The request is still under way on the slow line when it is repeated by the fast one, granted and released.
+        // The request is still in flight on the slow line when the fast line repeats it; it is granted and released
+        // there.
         slow.delay(Direction::ToServer, Duration::from_millis(1_600));
         let Attempt::Granted(_) = client.try_acquire(&request).await.unwrap() else {
             panic!("contended by nobody")
@@ -268,7 +269,7 @@ async fn a_crowd_shares_one_lease_and_a_connection_for_each_runtime() {
     // The test's runtime has one, the session thread the other.
     assert_eq!(line.connections(), 2);
     assert_eq!(server.session_keys().await.len(), 1);
-    // Longer than it takes until held keys are looked for.
+    // Longer than the interval of the check for held keys.
     tokio::time::sleep(Duration::from_secs(2)).await;
     assert_eq!(line.connections(), 2);
     assert!(guards.iter().all(|guard| !guard.is_lost()));
@@ -370,13 +371,13 @@ async fn a_release_that_nobody_heard_of_is_owed_until_it_is_heard() {
     line.black_hole(Direction::ToServer);
     let error = client.release(&request).await.unwrap_err();
     assert_eq!(error.kind(), BackendErrorKind::Unavailable);
-    // What was held back is lost with its connection.
+    // The held-back data is lost with its connection.
     line.refuse(true);
     line.cut();
     until("the connection is gone", async || line.connections() == 0).await;
     assert_eq!(server.lock_keys().await.len(), 1);
     line.heal();
-    // Nobody asks again, and the lease is long.
+    // Nobody requests the release again, and the lease is long.
     until("the key is gone", async || {
         server.lock_keys().await.is_empty()
     })
@@ -398,7 +399,7 @@ async fn a_grant_that_arrives_after_the_session_has_ended_is_none() {
         let name = LockName::new(name).unwrap();
         Request::new(name, Mode::Exclusive, Patience::Queue)
     };
-    // This runtime's connection is made before answers are late.
+    // Open this runtime's connection before the answers are late.
     let warm = request("warm");
     drop(client.try_acquire(&warm).await.unwrap());
     client.release(&warm).await.unwrap();
@@ -422,7 +423,7 @@ async fn a_deleted_key_is_told_though_it_could_not_be_looked_for_at_first() {
     line.black_hole(Direction::Both);
     let key = client.fence(guard.owner()).unwrap().key;
     server.raw().await.delete(key, None).await.unwrap();
-    // Longer than it takes until held keys are looked for, in vain.
+    // Longer than the interval of the check for held keys, which gets no answer.
     tokio::time::sleep(Duration::from_secs(3)).await;
     assert!(!guard.is_lost());
     line.cut();

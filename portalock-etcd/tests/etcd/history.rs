@@ -1,4 +1,4 @@
-//! Random clients on three members under random faults, and the history checker's verdict.
+//! Random clients on three members under random faults, and the verdict of the history checker.
 
 use std::{sync::Arc, time::Duration};
 
@@ -12,11 +12,11 @@ use tokio::task::spawn_blocking;
 
 use crate::support::Server;
 
-/// How long it runs, unless the environment says otherwise. CI asks for more.
+/// How long the test runs, unless the environment sets another time. CI sets a longer one.
 const TIME: Duration = Duration::from_secs(15);
 
-/// Longer than any fault here by far. A leader that was stopped for longer than a lease may, up to etcd 3.4.24 and 3.5.7,
-/// have live leases revoked when it goes on: that is etcd's fault and not what is tested here.
+/// Much longer than any fault here. If a leader was stopped for longer than a lease, etcd up to 3.4.24 and 3.5.7 may
+/// revoke live leases when the leader resumes. That is a bug of etcd, and this test does not test it.
 const LEASE: Duration = Duration::from_secs(8);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

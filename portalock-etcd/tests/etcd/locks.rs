@@ -1,4 +1,4 @@
-//! Locks and semaphores on one real etcd: order, tokens, what is left behind, what a request costs.
+//! Locks and semaphores on one real etcd: order, tokens, what is left behind, and what a request costs.
 
 use std::time::Duration;
 
@@ -26,7 +26,7 @@ async fn a_lock_is_taken_refused_waited_for_and_handed_over() {
     let released = Instant::now();
     held.release().await.unwrap();
     let second = waiting.await.unwrap().unwrap();
-    // By the wake-up, not by looking again after a minute in vain.
+    // Through the wake-up, and not through another read after a minute.
     assert!(released.elapsed() < Duration::from_secs(4));
     assert!(second.token().unwrap() > first);
     second.release().await.unwrap();
@@ -144,7 +144,7 @@ async fn permits_are_counted_and_served_in_order() {
         async move { pool.acquire_with(3, &patient()).await }
     });
     server.permit_waiters("pool", 1).await;
-    // One permit is free, but the large request was first.
+    // One permit is free, but the large request came first.
     assert!(pool.try_acquire(1).await.is_err());
     let small = tokio::spawn({
         let pool = pool.clone();
@@ -206,7 +206,8 @@ async fn dropping_the_last_clone_revokes_the_lease() {
     let policy = Policy::default().with_timeout(Duration::from_secs(30));
     let other = Lock::new(server.client().await, "drop").unwrap();
     std::mem::forget(held);
-    // The forgotten guard keeps a clone: its drop never runs, as if it had leaked. Close stands for the end of the last.
+    // The forgotten guard keeps a clone, so the backend is never dropped, as if it had leaked. This close replaces the
+    // drop of the last clone.
     client.close().await.unwrap();
     other
         .acquire_with(&policy)

@@ -1,5 +1,5 @@
-//! The backend on real servers: what it costs, what it leaves, and what it does when the network, the server or an
-//! administrator misbehaves.
+//! The backend on real servers: what it costs, what it leaves behind, and what it does under faults of the network, the
+//! server or an administrator.
 #![cfg(unix)]
 #![allow(
     clippy::unwrap_used,

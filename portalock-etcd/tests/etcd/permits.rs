@@ -1,4 +1,4 @@
-//! Permits that many try for at once.
+//! Permits that many clients try to take at once.
 
 use portalock_core::Pool;
 

@@ -1,4 +1,4 @@
-//! Calls that overlap, answers that never come, and a crowd that comes at once.
+//! Calls that overlap, answers that never come, and many requests at once.
 
 use std::{path::Path, time::Duration};
 
@@ -14,7 +14,7 @@ use portalock_testkit::proxy::Direction;
 
 use crate::support::{Server, patient, until, with_users};
 
-/// How late the answers are that a test wants late.
+/// The delay of answers in the tests that want late answers.
 const LATE: Duration = Duration::from_secs(5);
 
 fn request(name: &str) -> LockRequest {
@@ -41,7 +41,7 @@ async fn a_release_that_is_answered_late_leaves_its_owners_next_place() {
     tokio::time::timeout(Duration::from_millis(100), release)
         .await
         .unwrap_err();
-    // What was held back is lost with its connection. The session releases by itself, and hears of it late.
+    // The held-back data is lost with its connection. The session releases by itself, and gets the answer late.
     line.refuse(true);
     line.cut();
     until("the connection is gone", async || line.connections() == 0).await;
@@ -74,7 +74,7 @@ async fn a_session_whose_backend_was_dropped_while_it_started_is_ended() {
             !server.session_keys().await.is_empty()
         }) => {}
     }
-    // By the lease's own time it would be ten minutes.
+    // The lease's own time would be ten minutes.
     until("its lease is revoked", async || {
         server.session_keys().await.is_empty()
     })
@@ -95,7 +95,7 @@ async fn a_login_that_is_never_answered_does_not_hold_up_the_next() {
         .unwrap();
     let client = EtcdBackend::new(settings).unwrap();
     let request = request("login");
-    // The end of the connection doesn't arrive either, as when a machine has lost its power.
+    // The end of the connection doesn't arrive either, as after a machine has lost its power.
     line.delay(Direction::ToClient, Duration::from_secs(3_600));
     client.try_acquire(&request).await.unwrap_err();
     line.heal();
@@ -105,7 +105,7 @@ async fn a_login_that_is_never_answered_does_not_hold_up_the_next() {
     .await;
 }
 
-/// Copies a member's data while it does not run.
+/// Copies a member's data while the member does not run.
 fn copy(from: &Path, to: &Path) {
     std::fs::create_dir_all(to).unwrap();
     for entry in std::fs::read_dir(from).unwrap() {
@@ -141,7 +141,7 @@ async fn a_restore_takes_away_what_came_after_the_snapshot_and_nothing_else() {
     }
     let forgotten = lock(&client, "forgotten");
     let forgotten = forgotten.acquire_with(&patient()).await.unwrap();
-    // An answer that is lost makes the client modify its session's key.
+    // A lost answer makes the client modify its session's key.
     line.black_hole(Direction::ToClient);
     let brief = Policy::default().with_timeout(Duration::from_millis(200));
     free.acquire_with(&brief).await.unwrap_err();
@@ -217,7 +217,7 @@ async fn of_a_crowd_that_comes_at_once_few_look_at_the_queue() {
         .await;
     granted(&client, &request("crowd")).await;
     let before = server.requests().await.0;
-    // All are answered at once.
+    // All requests are answered at once.
     line.delay(Direction::ToClient, Duration::from_secs(1));
     let crowd: Vec<_> = (0..CROWD)
         .map(|_| {
@@ -243,7 +243,7 @@ async fn a_lock_that_was_broken_leaves_neither_its_key_nor_the_mark() {
     let breaker = Lock::new(server.client().await, "broken").unwrap();
     breaker.break_holder(guard.owner()).await.unwrap();
     assert!(matches!(guard.lost().await, Loss::Broken(_)));
-    // Both sessions' keys stay.
+    // The keys of both sessions stay.
     until("nothing is left", async || {
         server.lock_keys().await.is_empty() && server.session_keys().await.len() == 2
     })

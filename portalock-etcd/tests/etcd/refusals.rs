@@ -1,4 +1,4 @@
-//! What can't work is told by a typed error, within the deadline, and says what to do.
+//! Requests that can't work fail with a typed error, within the deadline, and the error says what to do.
 
 use std::{error::Error, time::Duration};
 
@@ -13,7 +13,7 @@ async fn refused(settings: EtcdSettings) -> BackendError {
         .unwrap();
     let start = Instant::now();
     let error = EtcdBackend::with_settings(settings).await.unwrap_err();
-    // Three requests at most, and what a busy machine adds.
+    // Three requests at most, and some time for a busy machine.
     assert!(start.elapsed() < Duration::from_secs(30), "{error}");
     let mut text = error.to_string();
     let mut cause = error.source();
@@ -94,7 +94,7 @@ async fn users_and_roles() {
     let client = EtcdBackend::with_settings(settings.clone()).await.unwrap();
     let lock = Lock::new(client.clone(), "a").unwrap();
     let guard = lock.acquire().await.unwrap();
-    // Any change of users outdates the tokens of all.
+    // Any change of users makes all tokens invalid.
     let mut auth = root.auth_client();
     auth.role_add("another").await.unwrap();
     guard.release().await.unwrap();

@@ -1,4 +1,4 @@
-//! A session outlives the runtime that started it, and one that stands still.
+//! A session outlives the runtime that started it, and survives a runtime that is blocked.
 
 use std::time::{Duration, Instant};
 
@@ -24,7 +24,7 @@ fn a_lock_is_kept_while_its_runtime_stands_still() {
         let lock = Lock::new(client.clone(), "still").unwrap();
         (client, lock.acquire().await.unwrap())
     });
-    // Nothing polls the runtime now, as in a computation of three leases.
+    // Now nothing polls the runtime, as in a computation that takes three leases.
     let until = Instant::now() + LEASE * 3;
     let other = current_thread();
     other.block_on(async {
@@ -84,7 +84,7 @@ fn a_backend_serves_one_short_runtime_after_another() {
         let guard = runtime.block_on(lock.acquire_with(&patient())).unwrap();
         drop(runtime);
         assert!(!guard.is_lost());
-        // Its runtime is gone: the release is made in the background.
+        // Its runtime is gone, so the release is made in the background.
         drop(guard);
     }
 }

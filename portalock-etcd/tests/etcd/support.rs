@@ -1,4 +1,4 @@
-//! A server for one test, and what a test wants to know of it.
+//! A server for one test, and the reads that tests need.
 
 use std::{net::Ipv4Addr, sync::Arc, time::Duration};
 
@@ -12,14 +12,14 @@ use portalock_testkit::{
     servers::{EtcdOptions, EtcdServer},
 };
 
-/// How long a test waits for what must happen. The machine may be busy.
+/// How long a test waits for something that must happen. The machine may be busy.
 const LONG: Duration = Duration::from_secs(60);
 
 pub(crate) struct Server {
     pub(crate) etcd: Arc<EtcdServer>,
 }
 
-/// Waits as long as it takes on a busy machine.
+/// A policy for waits on a busy machine.
 pub(crate) fn patient() -> Policy {
     Policy::default().with_timeout(LONG)
 }
@@ -44,7 +44,7 @@ impl Server {
         }
     }
 
-    /// A fault proxy before a member.
+    /// A fault proxy in front of a member.
     pub(crate) fn line(&self, member: usize) -> FaultProxy {
         FaultProxy::start((Ipv4Addr::LOCALHOST, self.etcd.port(member))).unwrap()
     }
@@ -60,7 +60,7 @@ impl Server {
         EtcdBackend::with_settings(settings).await.unwrap()
     }
 
-    /// The same, with a session that outlasts its test, and so long for each request.
+    /// The same, with a session that outlasts its test, and with this request timeout.
     pub(crate) async fn lasting_client_through(
         &self,
         lines: &[&FaultProxy],
@@ -85,16 +85,16 @@ impl Server {
             .unwrap();
     }
 
-    /// Revokes all leases, as an administrator may.
+    /// Revokes all leases, as an administrator may do.
     pub(crate) async fn revoke_all(&self) {
         let mut leases = self.admin().await.lease_client();
         for lease in leases.leases().await.unwrap().leases() {
-            // One that ends by itself meanwhile is as good.
+            // It makes no difference if a lease ends by itself meanwhile.
             drop(leases.revoke(lease.id()).await);
         }
     }
 
-    /// The sum of a counter of the server's own.
+    /// The sum of one of the server's counters.
     pub(crate) async fn counter(&self, name: &str) -> f64 {
         self.metrics()
             .await
@@ -124,7 +124,7 @@ impl Server {
             .unwrap()
     }
 
-    /// A client of etcd that knows nothing of locks.
+    /// A plain client of etcd, without locks.
     pub(crate) async fn admin(&self) -> Client {
         Client::connect(self.etcd.endpoints(), None).await.unwrap()
     }
@@ -154,7 +154,7 @@ impl Server {
             .collect()
     }
 
-    /// Until so many wait for the lock.
+    /// Waits until this number of requests wait for the lock.
     pub(crate) async fn waiters(&self, name: &str, count: usize) {
         let client = self.client().await;
         let name = LockName::new(name).unwrap();
@@ -169,7 +169,7 @@ impl Server {
         .await;
     }
 
-    /// Until so many wait for permits.
+    /// Waits until this number of requests wait for permits.
     pub(crate) async fn permit_waiters(&self, name: &str, count: usize) {
         let client = self.client().await;
         let name = LockName::new(name).unwrap();
@@ -188,7 +188,7 @@ impl Server {
         until(what, &mut condition).await;
     }
 
-    /// How many transactions and how many deletions the server has carried out, by its own count.
+    /// How many transactions and how many deletions the server has executed, by its own count.
     pub(crate) async fn requests(&self) -> (u64, u64) {
         let metrics = self.metrics().await;
         let count = |method: &str| {
@@ -217,7 +217,7 @@ impl Server {
     }
 }
 
-/// Until `condition` holds: for what no event tells.
+/// Waits until `condition` holds, if no event reports it.
 pub(crate) async fn until(what: &str, mut condition: impl AsyncFnMut() -> bool) {
     let look = async {
         while !condition().await {
@@ -229,7 +229,7 @@ pub(crate) async fn until(what: &str, mut condition: impl AsyncFnMut() -> bool) 
         .unwrap_or_else(|_| panic!("not after {LONG:?}: {what}"));
 }
 
-/// Users `root` and `billing`, who may use the prefix `billing` alone.
+/// Creates the users `root` and `billing`; `billing` may only use the prefix `billing`.
 pub(crate) async fn with_users(server: &Server) -> Client {
     let admin = server.admin().await;
     let mut auth = admin.auth_client();

@@ -12,7 +12,7 @@ use portalock_etcd::{EtcdBackend, EtcdSettings};
 
 use crate::support::{Server, patient, until, with_users};
 
-/// How long a token of [`expiring`]'s server is good for.
+/// How long a token of [`expiring`]'s server is valid.
 const TOKEN: Duration = Duration::from_secs(2);
 
 /// A server whose tokens expire, and settings for it.
@@ -56,13 +56,13 @@ async fn a_hand_over_is_told_though_the_streams_token_has_expired() {
             found.waiters.len() == 1
         })
         .await;
-        // Its watch is refused, and begins anew.
+        // Its watch is refused, and starts again.
         tokio::time::sleep(Duration::from_millis(500)).await;
         let released = Instant::now();
         guard.release().await.unwrap();
         best = best.min(waiting.await.unwrap().duration_since(released));
     }
-    // A waiter that hears nothing looks again after a minute.
+    // A waiter without an event reads again after a minute.
     assert!(best < Duration::from_secs(2), "{best:?}");
 }
 

@@ -1,4 +1,4 @@
-//! Calls whose outcome is unknown: what they may have done is withdrawn for good before their owner is forgotten.
+//! Calls with an unknown outcome: what they may have done is undone for good before their owner is forgotten.
 
 use std::time::Duration;
 
@@ -10,7 +10,8 @@ use portalock_testkit::proxy::Direction;
 
 use crate::support::{Server, patient, until, with_users};
 
-/// A request timeout. Half of it is for the first line: until then the test must have seen the place and changed the server.
+/// A request timeout. Half of it is for the first line: within this half the test must see the place and change the
+/// server.
 const FOR_BOTH_LINES: Duration = Duration::from_secs(16);
 
 fn request(name: &str) -> LockRequest {
@@ -21,7 +22,7 @@ fn request(name: &str) -> LockRequest {
     )
 }
 
-/// Tells the server that its store is full, or that it no longer is.
+/// Sets or clears the server's alarm for a full store.
 async fn full(admin: &mut MaintenanceClient, is_full: bool) {
     let status = admin.status().await.unwrap();
     let mut options = AlarmOptions::new();
@@ -93,7 +94,7 @@ async fn a_request_whose_answer_was_lost_is_withdrawn_though_the_next_try_is_not
         let found = LockBackend::inspect(&inspector, &name).await.unwrap();
         found.holders.len()
     };
-    // This runtime's connection is made and logged in before the line breaks.
+    // Connect and log in on this runtime before the line breaks.
     let warm = Lock::new(client.clone(), "warm").unwrap();
     warm.acquire().await.unwrap().release().await.unwrap();
     first.black_hole(Direction::ToClient);
@@ -120,7 +121,7 @@ async fn a_release_that_was_carried_out_unheard_says_so_though_the_next_try_find
         .await;
     let request = request("unheard");
     let mut admin = server.admin().await.maintenance_client();
-    // Granted by the second line: its answer on the first was lost, so that it may still be under way.
+    // Granted over the second line: the answer on the first line was lost, so that request may still be in flight.
     first.black_hole(Direction::ToClient);
     let attempt = LockBackend::try_acquire(&client, &request).await.unwrap();
     assert!(matches!(attempt, Attempt::Granted(_)));
@@ -251,7 +252,7 @@ async fn a_place_that_is_to_be_withdrawn_is_not_used_again() {
     line.heal();
     assert!(granted().await > first, "the place that it gave up");
     let key = client.fence(request.owner).unwrap().key;
-    // Longer than the session waits with what is due.
+    // Longer than the session waits before it makes releases that are due.
     tokio::time::sleep(Duration::from_secs(3)).await;
     assert_eq!(server.lock_keys().await, [key]);
 }

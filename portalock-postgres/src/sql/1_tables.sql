@@ -1,22 +1,23 @@
--- Where locks lie, version 1.
+-- The tables, version 1.
 --
--- sessions  one row for each client that lives: its secret id and until when it lives. A client without a row is dead.
--- claims    one row for each request that is held or waits. A claim of a dead session counts for nothing.
+-- sessions  one row for each living client: its secret id and the end of its lease. A client without a row is dead.
+-- claims    one row for each request that holds or waits. A claim of a dead session has no effect.
 -- tokens    the last fencing token of each name.
 --
--- Everything that is done to the claims of a name is done under the advisory lock of that name, which lasts for one statement:
--- see `lock_name`. A session is killed by deleting its row, under the row's lock: see `is_dead`.
+-- Every change to the claims of a name is made under the advisory lock of that name, which one statement holds: see
+-- `lock_name`. A session is killed by deleting its row, under the row's lock: see `is_dead`.
 
 CREATE SCHEMA portalock;
 COMMENT ON SCHEMA portalock IS 'Locks and semaphores, see https://docs.rs/portalock-postgres';
 
 CREATE TABLE portalock.sessions (
-    -- 128 random bits. Whoever knows it may act for the session; it names the channel of its grants, too.
+    -- 128 random bits. Anyone who knows it can act for the session. It is also part of the name of the session's
+    -- channel.
     id text COLLATE "C" PRIMARY KEY,
     lease interval NOT NULL,
     expires timestamptz NOT NULL,
-    -- Every attempt says which one it knows, and fails if it is not this one. So an attempt whose answer never came can be
-    -- made to fail, should it arrive yet: see `release`.
+    -- Every attempt names the epoch that it knows, and fails if the session has another one. So an attempt that got no
+    -- answer can be made to fail if it arrives later: see `release`.
     epoch bigint NOT NULL DEFAULT 0
 ) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000);
 
@@ -25,15 +26,15 @@ CREATE TABLE portalock.claims (
     session text COLLATE "C" NOT NULL,
     kind text COLLATE "C" NOT NULL CHECK (kind IN ('lock', 'semaphore')),
     name text COLLATE "C" NOT NULL,
-    -- Granted if it fits, with the weights of all holders, under its own capacity and that of every holder.
+    -- A claim is granted if its weight and those of all holders fit under its own capacity and that of every holder.
     weight bigint NOT NULL CHECK (weight > 0),
     capacity bigint NOT NULL CHECK (capacity >= weight),
-    -- Where it waits: the smallest is next. NULL once it is granted.
+    -- The place in the queue: the smallest is next. NULL if the claim is granted.
     place bigint,
-    -- The fencing token of the grant. NULL while it waits.
+    -- The fencing token of the grant. NULL while the claim waits.
     token bigint,
     since timestamptz NOT NULL,
-    -- Whose it is, for people: a JSON object.
+    -- The holder, for people: a JSON object.
     who text NOT NULL,
     CHECK ((place IS NULL) <> (token IS NULL))
 ) WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000);
@@ -49,7 +50,7 @@ CREATE TABLE portalock.tokens (
     PRIMARY KEY (name, kind)
 ) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000);
 
--- What `ensure_held` has promised to look at again when its transaction commits. Empty but for transactions under way.
+-- The checks that `ensure_held` must repeat when its transaction commits. Empty except for running transactions.
 CREATE UNLOGGED TABLE portalock.fences (
     id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     owner text COLLATE "C" NOT NULL,

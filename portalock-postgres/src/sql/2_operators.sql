@@ -1,15 +1,15 @@
--- Version 2: for operators. Locks can be broken, and who holds a name can be watched.
+-- Version 2: for operators. Locks can be broken, and the holder of a name can be watched.
 
--- Who breaks the lock, for people: a JSON object. Stays until the claim is released.
+-- Who broke the lock, for people: a JSON object. Stays until the claim is released.
 ALTER TABLE portalock.claims ADD COLUMN broken_by text;
--- A renewal looks for them.
+-- For the marks that each renewal reads.
 CREATE INDEX claims_broken ON portalock.claims (session) WHERE broken_by IS NOT NULL;
 
--- These answer more than before, which no replacement can change.
+-- These functions return more columns than before, which CREATE OR REPLACE can't change.
 DROP FUNCTION IF EXISTS portalock.inspect(text, text);
 DROP FUNCTION IF EXISTS portalock.renew(text);
 
--- Who is told of each change of a name's exclusive holder: an observer of a session, by its number there.
+-- The observers: each is told of every change of a name's exclusive holder. A session numbers its observers.
 CREATE TABLE portalock.observers (
     session text COLLATE "C" NOT NULL REFERENCES portalock.sessions ON DELETE CASCADE,
     id bigint NOT NULL,

@@ -1,12 +1,12 @@
--- Locks that operators break.
+-- Breaking locks, for operators.
 
--- A claim's owner as all clients know it: the client's own name for the claim goes on after a dot.
+-- The owner of a claim, as all clients know it. After a dot, the claim has a part that only its own client uses.
 CREATE OR REPLACE FUNCTION portalock.owner_of(_claim text) RETURNS text
 LANGUAGE sql IMMUTABLE AS $$ SELECT split_part(_claim, '.', 1) $$;
 
--- Marks what an owner holds as broken, and tells its session to look. The first mark stays. Answers how long the lease of that
--- session is in milliseconds, since a renewal that misses the mark was sent before it was answered; 0 if the session is over; NULL
--- if the owner does not hold.
+-- Marks the hold of an owner as broken, and notifies its session. The first mark stays. Returns the lease of that
+-- session in milliseconds, because a renewal that misses the mark was sent before this function returned; 0 if the
+-- session is over; NULL if the owner does not hold.
 CREATE OR REPLACE FUNCTION portalock.break_claim(_kind text, _name text, _owner text, _by text) RETURNS bigint
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -25,7 +25,8 @@ BEGIN
     RETURN coalesce(lease_ms, 0);
 END $$;
 
--- Frees what an owner holds, whoever asks, and serves the queue. Touches nobody else. Answers whether it held.
+-- Ends the hold of an owner, for any caller, and serves the queue. Affects no other owner. Returns whether the owner
+-- held.
 CREATE OR REPLACE FUNCTION portalock.evict(_kind text, _name text, _owner text) RETURNS boolean
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN

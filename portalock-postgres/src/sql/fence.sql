@@ -1,7 +1,8 @@
 -- A lock as a condition of the user's own transaction.
 
--- Fails with SQLSTATE PL001 unless the owner holds by this token. Does so at once, and again when the transaction commits: it
--- can't commit once somebody else could have been granted the lock, however long it took.
+-- Fails with SQLSTATE PL001 unless the owner holds with this token. It checks at once, and again when the transaction
+-- commits. So the transaction can't commit after the lock could have been granted to another owner, however long it
+-- took.
 CREATE OR REPLACE FUNCTION portalock.ensure_held(_owner text, _token bigint) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
@@ -12,8 +13,8 @@ BEGIN
     INSERT INTO portalock.fences (owner, token) VALUES (_owner, _token);
 END $$;
 
--- The second look. The claim's row stays locked until the commit is over, and whoever would grant the lock to another deletes
--- the row first, so it waits. It is a moment: a transaction that stays open keeps nobody waiting.
+-- The second check. The claim's row stays locked until the commit is done. A statement that grants the lock to another
+-- owner must first delete the row, so it waits. That takes a moment only: a transaction that stays open blocks nobody.
 CREATE OR REPLACE FUNCTION portalock.hold_fence() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN

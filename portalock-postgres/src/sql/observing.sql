@@ -1,7 +1,7 @@
--- Observers: clients that are told who holds a name exclusively, change by change.
+-- Observers: clients that are told of each change of a name's exclusive holder.
 
--- Tells those who observe a name who holds it now, if anybody observes it: by a message to each one's session. Called under
--- `lock_name` by whatever may have changed it, so the messages come in the order of the changes.
+-- Notifies the sessions of a name's observers, if there are any, of the current holder. Every function that may have
+-- changed the holder calls this under `lock_name`, so the messages come in the order of the changes.
 CREATE OR REPLACE FUNCTION portalock.tell(_kind text, _name text) RETURNS void
 LANGUAGE plpgsql AS $$
 DECLARE
@@ -16,8 +16,8 @@ BEGIN
     FROM portalock.observers o WHERE o.name = _name AND o.kind = _kind;
 END $$;
 
--- Who holds exclusively and lives, as a message says it: owner, token, since and who; nothing if nobody does. A message is at most
--- 8000 bytes long: of a holder with more to say of itself, its name is left out.
+-- The living exclusive holder, as a message contains it: owner, token, start time and holder; empty if there is none. A
+-- message has at most 8000 bytes, so the description of a holder is left out if it is too long.
 CREATE OR REPLACE FUNCTION portalock.state_of(_kind text, _name text) RETURNS text
 LANGUAGE plpgsql AS $$
 DECLARE
@@ -31,7 +31,8 @@ BEGIN
     RETURN coalesce(state, '');
 END $$;
 
--- From now on this session is told, under this number, and first of the present state. Answers false if the session is over.
+-- Adds an observer with this number to the session. Its first message is the current state. Returns false if the
+-- session is over.
 CREATE OR REPLACE FUNCTION portalock.observe(_session text, _id bigint, _kind text, _name text) RETURNS boolean
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN

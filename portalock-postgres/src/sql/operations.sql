@@ -1,13 +1,13 @@
--- What a client asks for: each is one statement.
+-- The operations of a client: each is one statement.
 
--- One attempt for an owner. It never waits for another holder, and finds again what an earlier attempt has left.
+-- Makes one attempt for an owner. It never waits until the lock is free, and it finds what an earlier attempt has left.
 --
--- Answers `outcome`:
+-- Returns `outcome`:
 --   granted  with the token
---   queued   a place is kept; with one of those who hold, and in how many milliseconds they could be dead
---   refused  nothing is kept; with one of those who hold
+--   queued   a place is kept; with one of the holders, and the milliseconds after which the owners ahead could be dead
+--   refused  nothing is kept; with one of the holders
 --   ended    the session is dead
---   stale    the attempt knows another epoch than the session's, which is answered as `token`: nothing was done
+--   stale    the attempt names another epoch than the session's, which `token` contains: nothing was done
 CREATE OR REPLACE FUNCTION portalock.acquire(
     _session text, _epoch bigint, _kind text, _name text, _owner text, _weight bigint, _capacity bigint, _queue boolean,
     _who text, OUT outcome text, OUT token bigint, OUT who text, OUT since bigint, OUT look_in bigint
@@ -31,14 +31,15 @@ BEGIN
 
     SELECT * INTO own FROM portalock.claims c WHERE c.owner = _owner;
     IF own.session <> _session THEN
-        -- Of an earlier session of the same client.
+        -- The claim is from an earlier session of the same client.
         DELETE FROM portalock.claims c WHERE c.owner = _owner;
         own := NULL;
         PERFORM portalock.serve(_kind, _name, NULL);
         may_have_granted := true;
     END IF;
     IF own.place IS NOT NULL THEN
-        -- Whoever made room has served the queue. In case that somebody changed the rows by hand, it is done again.
+        -- The function that made room has already served the queue. It is served again in case a person changed the
+        -- rows.
         PERFORM portalock.serve(_kind, _name, _owner);
         SELECT * INTO own FROM portalock.claims c WHERE c.owner = _owner;
     END IF;
@@ -53,7 +54,7 @@ BEGIN
     ELSE
         look_in := portalock.look_in(_kind, _name, _session);
         IF look_in = 0 THEN
-            -- Somebody in front is dead.
+            -- An owner ahead is dead.
             PERFORM portalock.bury_holders(_kind, _name);
             PERFORM portalock.serve(_kind, _name, NULL);
             may_have_granted := true;
@@ -81,8 +82,8 @@ BEGIN
     outcome := 'queued';
     IF own.owner IS NULL THEN
         IF NOT may_have_granted THEN
-            -- Nobody waits for the disk: a place that a crash of the server forgets is taken anew. What grants it later is written
-            -- behind it, and waited for.
+            -- Don't wait for the disk: if a crash of the server loses the place, the client takes a new one. The grant
+            -- of the place is written to the log later, and that write is waited for.
             PERFORM set_config('synchronous_commit', 'off', true);
         END IF;
         INSERT INTO portalock.claims (owner, session, kind, name, weight, capacity, place, since, who)
@@ -90,11 +91,12 @@ BEGIN
     END IF;
 END $$;
 
--- Frees what the owner holds, or takes it out of the queue, and serves the queue. Touches nobody else's claim; does nothing if
+-- Ends the owner's hold or removes it from the queue, and serves the queue. Affects no other claim, and does nothing if
 -- the owner has none.
 --
--- `_for_good` is for an owner whose attempt may still be on its way: the session's epoch moves on, so that it does nothing should
--- it arrive yet. The new epoch is answered; NULL if it did not move, or the session is dead and nothing can arrive.
+-- `_for_good` is for an owner whose attempt may still arrive: it changes the session's epoch, so that a late attempt
+-- does nothing. Returns the new epoch; NULL if it did not change, or if the session is dead and no attempt can have an
+-- effect.
 CREATE OR REPLACE FUNCTION portalock.release(
     _session text, _kind text, _name text, _owner text, _for_good boolean, OUT freed boolean, OUT epoch bigint
 ) LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
@@ -112,7 +114,8 @@ BEGIN
     END IF;
 END $$;
 
--- Who holds and who waits, in the order of their grants and of their places; and the last token. Leaves out the dead.
+-- The holders and the waiters, in the order of their grants and of their places, and the last token. Leaves out dead
+-- owners.
 CREATE OR REPLACE FUNCTION portalock.inspect(_kind text, _name text)
 RETURNS TABLE (state text, owner text, weight bigint, token bigint, since bigint, who text)
 LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
@@ -126,7 +129,7 @@ BEGIN
         ORDER BY c.place NULLS FIRST, c.token;
 END $$;
 
--- The names of the locks that are held or waited for.
+-- The names of the locks that have holders or waiters.
 CREATE OR REPLACE FUNCTION portalock.names() RETURNS SETOF text
 LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN

@@ -1,37 +1,40 @@
--- The queue of a name: who lives, who fits, who is next. For the functions of this schema only: they run under `lock_name`.
+-- The queue of a name: which sessions live, which claims fit, which claim is next. Only for the functions of this
+-- schema: they run under `lock_name`.
 
--- Keeps everyone else out of a name until the statement ends. An advisory lock, since it writes nothing, is the same for a
--- name that has no row yet, and is first come first served. Two names may meet here, which makes them wait and no more.
+-- Locks a name until the statement ends. It uses an advisory lock, because that writes nothing, also works for a name
+-- without rows, and is first come, first served. Two names may share one advisory lock; then they only wait for each
+-- other.
 CREATE OR REPLACE FUNCTION portalock.lock_name(_kind text, _name text) RETURNS void
 LANGUAGE plpgsql AS $$
 BEGIN
     PERFORM pg_advisory_xact_lock(hashtextextended(_kind || '/' || _name, 1919249516));
 END $$;
 
--- As `lock_name`, but answers false rather than wait.
+-- As `lock_name`, but returns false instead of waiting.
 CREATE OR REPLACE FUNCTION portalock.try_lock_name(_kind text, _name text) RETURNS boolean
 LANGUAGE plpgsql AS $$
 BEGIN
     RETURN pg_try_advisory_xact_lock(hashtextextended(_kind || '/' || _name, 1919249516));
 END $$;
 
--- Whether the server process has ended that a session ends with. False of a session that outlives its connection. A number that
--- another process has got meanwhile is taken for the same: then the session's lease has to end.
+-- Whether the server process of a session that ends with its connection has ended. False for a session that outlives
+-- its connection. If another process has the same number meanwhile, this returns false, and the session ends with its
+-- lease.
 CREATE OR REPLACE FUNCTION portalock.is_cut(_backend integer) RETURNS boolean
 LANGUAGE plpgsql AS $$
 BEGIN
     IF _backend IS NULL THEN
         RETURN false;
     END IF;
-    -- What this transaction has read of the processes may be older than the session.
+    -- The transaction's snapshot of the processes may be older than the session.
     PERFORM pg_stat_clear_snapshot();
     PERFORM FROM pg_stat_get_activity(_backend);
     RETURN NOT FOUND;
 END $$;
 
--- Whether a session is dead for good. One that looks expired or cut is killed here: its row goes, and with the row's lock it is
--- certain that no renewal is under way. A row that somebody else has locked counts as alive: it is being renewed, or its killer
--- sees to it. Never waits.
+-- Whether a session is dead for good. If a session looks expired or cut, this function kills it by deleting its row;
+-- with the row's lock it is certain that no renewal is running. A row that another transaction has locked counts as
+-- alive: that transaction either renews the session or kills it. Never waits.
 CREATE OR REPLACE FUNCTION portalock.is_dead(_session text) RETURNS boolean
 LANGUAGE plpgsql AS $$
 BEGIN
@@ -48,8 +51,8 @@ BEGIN
     RETURN FOUND OR NOT EXISTS (SELECT FROM portalock.sessions s WHERE s.id = _session);
 END $$;
 
--- The next token of a name: one more than the last, or the clock in microseconds if that is larger. The clock carries the order
--- over lost data, the last token carries it over a clock that was set back.
+-- The next token of a name: one more than the last token, or the clock in microseconds if that is larger. The clock
+-- keeps the order if data is lost, and the last token keeps it if the clock is set back.
 CREATE OR REPLACE FUNCTION portalock.next_token(_kind text, _name text) RETURNS bigint
 LANGUAGE plpgsql AS $$
 DECLARE
@@ -62,7 +65,7 @@ BEGIN
     RETURN token;
 END $$;
 
--- Whether a claim fits beside those who hold.
+-- Whether a claim fits beside the holders.
 CREATE OR REPLACE FUNCTION portalock.fits(_kind text, _name text, _weight bigint, _capacity bigint) RETURNS boolean
 LANGUAGE plpgsql AS $$
 DECLARE
@@ -74,7 +77,7 @@ BEGIN
     RETURN used IS NULL OR used + _weight <= least(_capacity, smallest);
 END $$;
 
--- Whether a newcomer's claim can be granted: nobody waits, whom it would overtake, and it fits.
+-- Whether a new claim can be granted: there are no waiters that it would overtake, and it fits.
 CREATE OR REPLACE FUNCTION portalock.is_free(_kind text, _name text, _weight bigint, _capacity bigint) RETURNS boolean
 LANGUAGE plpgsql AS $$
 BEGIN
@@ -82,7 +85,7 @@ BEGIN
     RETURN NOT FOUND AND portalock.fits(_kind, _name, _weight, _capacity);
 END $$;
 
--- Takes out the holders that are dead. Asked for only when somebody would have to wait for them.
+-- Removes the dead holders. Called only if a claim would have to wait for them.
 CREATE OR REPLACE FUNCTION portalock.bury_holders(_kind text, _name text) RETURNS void
 LANGUAGE plpgsql AS $$
 DECLARE
@@ -102,9 +105,9 @@ BEGIN
     END LOOP;
 END $$;
 
--- Serves the queue in its order for as long as its next one can be granted. The dead are taken out, not waited for. `_asking`
--- learns of its grant by the answer to its own statement, everyone else by a message to its session. Whoever frees something calls
--- this, so those who observe the name are told here.
+-- Serves the queue in order, as long as the next claim can be granted. Claims of dead sessions are removed. `_asking`
+-- learns of its grant from the answer to its own statement, and every other owner from a message to its session. Every
+-- function that frees a claim calls this, so this also notifies the name's observers.
 CREATE OR REPLACE FUNCTION portalock.serve(_kind text, _name text, _asking text) RETURNS void
 LANGUAGE plpgsql AS $$
 DECLARE
@@ -133,7 +136,7 @@ BEGIN
         IF first.owner IS DISTINCT FROM _asking THEN
             PERFORM pg_notify('portalock_' || first.session, first.owner || ' ' || granted);
         END IF;
-        -- It leaves nothing to others.
+        -- An exclusive claim leaves no capacity to others.
         EXIT WHEN first.weight = first.capacity;
     END LOOP;
     PERFORM portalock.tell(_kind, _name);

@@ -1,3 +1,3 @@
--- Whoever may use the schema may call its functions, also where functions are nobody's by default. Those that are for other functions
--- run with the caller's rights, who has none to the tables.
+-- A user with USAGE on the schema may call its functions, even in a database that doesn't grant EXECUTE on functions by
+-- default. Internal functions run with the caller's rights, and the caller has no rights to the tables.
 GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA portalock TO PUBLIC;

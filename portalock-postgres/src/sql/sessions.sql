@@ -1,9 +1,10 @@
--- A session: its row, its signs of life, and what it looks after for those of its claims that wait.
+-- A session: its row, its renewals, and the periodic check of its waiting claims.
 
--- The version of this schema: what a client asks for first.
+-- The version of this schema, which a client reads first.
 CREATE OR REPLACE FUNCTION portalock.version() RETURNS integer LANGUAGE sql IMMUTABLE AS 'SELECT 3';
 
--- Begins a session, and ends those that its client has given up. One that is `_tied` ends with the connection that begins it.
+-- Starts a session, and ends those that its client has given up. A session that is `_tied` ends with the connection
+-- that starts it.
 CREATE OR REPLACE FUNCTION portalock.open_session(_session text, _lease_ms bigint, _former text[], _tied boolean) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -14,15 +15,15 @@ BEGIN
     VALUES (_session, lease, clock_timestamp() + lease, CASE WHEN _tied THEN pg_backend_pid() END);
 END $$;
 
--- A sign of life. Answers whether the session lives, and by which server process it was told: a client that is led to several
--- goes through a pooler, and hears of no grants. Answers too which of its claims were broken, and by whom: read after the session's
--- time was moved on, see `break_claim`.
+-- Renews a session. Returns whether the session lives, and which server process was called: if the calls of a client
+-- reach several processes, it is behind a pooler and receives no grants. Also returns which of its claims were broken,
+-- and by whom; this is read after the session's time was extended, see `break_claim`.
 CREATE OR REPLACE FUNCTION portalock.renew(
     _session text, OUT alive boolean, OUT backend integer, OUT broken text[], OUT broken_by text[])
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
-    -- What has expired stays so, though nobody may have acted on it yet: its client has given it up by its own clock. And what ends
-    -- with its connection is not renewed over another.
+    -- An expired session stays expired, even if no other session has acted on it yet, because its client has given it
+    -- up by its own clock. A session that ends with its connection is not renewed over another connection.
     UPDATE portalock.sessions s SET expires = clock_timestamp() + s.lease
     WHERE s.id = _session AND s.expires > clock_timestamp() AND coalesce(s.backend = pg_backend_pid(), true);
     alive := FOUND;
@@ -31,9 +32,9 @@ BEGIN
     FROM portalock.claims c WHERE c.session = _session AND c.broken_by IS NOT NULL;
 END $$;
 
--- When somebody in front of a name could be dead, the holders or the next in line, so that it is somebody else's turn: in so many
--- milliseconds, 0 if the queue is to be served now, NULL if all of them are `_session`'s own. Of one that ends with its connection
--- nobody knows when, so it is looked at every 200 ms.
+-- The time in milliseconds after which an owner at the front of a name (a holder or the next waiter) could be dead, so
+-- that the queue can be served. 0 if the queue must be served now; NULL if all of these owners belong to `_session`.
+-- The end of a session that ends with its connection can't be predicted, so it is checked every 200 ms.
 CREATE OR REPLACE FUNCTION portalock.look_in(_kind text, _name text, _session text) RETURNS bigint
 LANGUAGE plpgsql AS $$
 DECLARE
@@ -45,7 +46,7 @@ BEGIN
     WHERE w.name = _name AND w.kind = _kind AND w.place IS NOT NULL
     ORDER BY w.place LIMIT 1;
     IF FOUND AND portalock.fits(_kind, _name, next.weight, next.capacity) THEN
-        -- Somebody has deleted a holder's row by hand.
+        -- A person has deleted a holder's row.
         RETURN 0;
     END IF;
     SELECT min(CASE
@@ -63,15 +64,17 @@ BEGIN
         RETURN NULL;
     END IF;
     IF set_back THEN
-        -- Of the clock. Whoever died before that would keep its locks for as much longer; no lease lasts longer than from now.
+        -- The clock was set back. A session that died before would keep its locks longer by that difference. No lease
+        -- can last longer than its full time from now.
         UPDATE portalock.sessions s SET expires = clock_timestamp() + s.lease WHERE s.id IN (
             SELECT e.id FROM portalock.sessions e WHERE e.expires > clock_timestamp() + e.lease FOR UPDATE SKIP LOCKED);
     END IF;
     RETURN greatest(0, ceil(extract(epoch FROM greatest(first, now()) - clock_timestamp()) * 1000))::bigint;
 END $$;
 
--- What a session looks after. Serves the names it waits for, or observes, where somebody in front has died. Answers which of `_owners` have a
--- claim in it, with their tokens if they hold; and in how many milliseconds to look again.
+-- The periodic check of a session. It serves the names that the session waits for or observes, if an owner ahead has
+-- died. Returns which of `_owners` have a claim in the session, with their tokens if they hold, and in how many
+-- milliseconds to check again.
 CREATE OR REPLACE FUNCTION portalock.look(
     _session text, _owners text[], OUT owners text[], OUT tokens bigint[], OUT again_in bigint
 ) LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
@@ -86,7 +89,8 @@ BEGIN
     LOOP
         dies_in := portalock.look_in(waits.kind, waits.name, _session);
         IF dies_in = 0 THEN
-            -- Whoever is busy with the name sees who is dead, too. Each name costs a lock in the server's table of them.
+            -- A transaction that has locked the name also finds the dead owners. The number of names is limited because
+            -- each one takes a lock in the server's lock table.
             IF served < 100 AND portalock.try_lock_name(waits.kind, waits.name) THEN
                 PERFORM portalock.bury_holders(waits.kind, waits.name);
                 PERFORM portalock.serve(waits.kind, waits.name, NULL);
@@ -100,15 +104,15 @@ BEGIN
     FROM portalock.claims c WHERE c.owner = ANY (_owners) AND c.session = _session;
 END $$;
 
--- Ends a session: from now on nothing of it counts. `bury` sees to those who wait for it.
+-- Ends a session: from now on it has no effect. `bury` serves the owners that wait for it.
 CREATE OR REPLACE FUNCTION portalock.end_session(_session text) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     DELETE FROM portalock.sessions s WHERE s.id = _session;
 END $$;
 
--- Takes the claims of a dead session out of at most `_most` names, and serves those. Answers how many names there were: call it
--- until that is less.
+-- Removes the claims of a dead session from at most `_most` names, and serves those names. Returns how many names there
+-- were: call it until it returns less than `_most`.
 CREATE OR REPLACE FUNCTION portalock.bury(_session text, _most integer) RETURNS integer
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -118,7 +122,7 @@ BEGIN
     IF EXISTS (SELECT FROM portalock.sessions s WHERE s.id = _session) THEN
         RETURN 0;
     END IF;
-    -- In one order, so that two who do this never wait for each other.
+    -- Always in the same order, so that two callers never deadlock.
     FOR had IN
         SELECT DISTINCT c.kind, c.name FROM portalock.claims c WHERE c.session = _session ORDER BY 1, 2 LIMIT _most
     LOOP
@@ -130,8 +134,10 @@ BEGIN
     RETURN names;
 END $$;
 
--- Removes what nobody needs any more: sessions that expired a minute ago, claims of the dead that nobody waits behind or observes,
--- who sees to them himself and is told; and tokens that the clock passed an hour ago, since from then on the clock alone makes larger ones. Does nothing while another does it.
+-- Removes rows that nobody needs any more: sessions that expired a minute ago; claims of dead sessions, unless somebody
+-- waits behind them or observes the name, because then those clients remove the claims and observers are told; and
+-- tokens that the clock passed an hour ago, because from then on the clock alone makes larger tokens. Does nothing if
+-- another call is running.
 CREATE OR REPLACE FUNCTION portalock.clean() RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN

@@ -1,4 +1,4 @@
-//! Locks that an operator breaks: how their holders hear of it, and who may break them.
+//! Locks that an operator breaks: how their holders are told, and which users may break them.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use portalock_testkit::servers::PostgresOptions;
 
 use crate::support::Server;
 
-/// A mark is found by a renewal, whether or not the notification came.
+/// A renewal finds the mark, even if the notification did not arrive.
 #[tokio::test]
 async fn a_mark_that_nobody_told_of_is_found() {
     let server = Server::start().await;
@@ -28,7 +28,7 @@ async fn a_mark_that_nobody_told_of_is_found() {
     assert!(next.token() > guard.token());
 }
 
-/// A user who may only use locks may break them, unless that is taken from everyone.
+/// A user who may only use locks may break them, unless the right to break is revoked from PUBLIC.
 #[tokio::test]
 async fn who_may_break_can_be_restricted() {
     let server = Server::empty(PostgresOptions::new()).await;

@@ -1,4 +1,4 @@
-//! What lies in the tables while locks come and go.
+//! The rows in the tables while locks are taken and released.
 
 use std::time::Duration;
 
@@ -47,7 +47,7 @@ async fn a_dropped_backend_ends_its_session() {
         guard.release().await.unwrap();
     });
     until("the other waits", async || server.number(CLAIMS).await == 2).await;
-    // Nothing is released: the session's end has to do it.
+    // The guard releases nothing: the end of the session must do it.
     std::mem::forget(guard);
     drop(holder);
     server.run("DELETE FROM portalock.sessions WHERE id = (SELECT session FROM portalock.claims WHERE token IS NOT NULL)")
@@ -66,7 +66,7 @@ async fn close_frees_what_is_held_for_those_who_wait() {
     let other = server.client().await;
     let mut guards = Vec::new();
     let mut waiting = Vec::new();
-    // More names than are buried at once.
+    // More names than one call of `bury` removes.
     for number in 0..120 {
         let name = format!("name-{number}");
         guards.push(
@@ -83,7 +83,7 @@ async fn close_frees_what_is_held_for_those_who_wait() {
     }
     until("all wait", async || server.number(CLAIMS).await == 240).await;
     client.close().await.unwrap();
-    // By the end that `close` waits for, and not because the others found it dead.
+    // The end that `close` waits for did this; the other sessions did not have to find it dead.
     let waits = "SELECT count(*) FROM portalock.claims WHERE token IS NULL";
     assert_eq!(server.number(waits).await, 0);
     assert!(guards.iter().all(portalock_core::Guard::is_lost));
@@ -92,7 +92,7 @@ async fn close_frees_what_is_held_for_those_who_wait() {
     }
 }
 
-/// Nothing but the message tells a waiter before its session's next look, and that is minutes away.
+/// Only the message can tell a waiter before its session's next check, which is minutes away.
 #[tokio::test]
 async fn a_grant_is_pushed() {
     let server = Server::start().await;
@@ -108,7 +108,8 @@ async fn a_grant_is_pushed() {
     pushed.unwrap().unwrap().release().await.unwrap();
 }
 
-/// The session that waits behind a dead one has it seen to, though nobody else asks for the name.
+/// The session that waits behind a dead one makes the server grant the lock, even if no other request for the name
+/// comes.
 #[tokio::test]
 async fn a_dead_holder_is_noticed_when_its_lease_ends() {
     let server = Server::start().await;
@@ -118,7 +119,7 @@ async fn a_dead_holder_is_noticed_when_its_lease_ends() {
         .await
         .unwrap();
     let guard = Lock::new(dies, "a").unwrap().acquire().await.unwrap();
-    // It would look once in 20 s by itself.
+    // By itself it would check once in 20 s.
     let waits = server.settings_with_lease(Duration::from_secs(60));
     let waiter = Lock::new(PostgresBackend::with_settings(waits).await.unwrap(), "a").unwrap();
     let waiting = tokio::spawn(async move {
@@ -139,7 +140,7 @@ async fn a_dead_holder_is_noticed_when_its_lease_ends() {
     next.release().await.unwrap();
 }
 
-/// A client whose answers get lost neither holds nor waits in the end.
+/// A client whose answers are lost neither holds nor waits in the end.
 #[tokio::test]
 async fn a_request_without_an_answer_is_given_up() {
     let server = Server::start().await;
@@ -168,13 +169,13 @@ async fn a_request_without_an_answer_is_given_up() {
     assert_eq!(server.number(CLAIMS).await, 1, "it was carried out");
     client.release(&request).await.unwrap_err();
     line.heal();
-    // Nobody repeats the release but the session.
+    // Only the session repeats the release.
     until("it is given up", async || server.number(CLAIMS).await == 0).await;
     assert_eq!(
         server.number("SELECT epoch FROM portalock.sessions").await,
         1
     );
-    // Nor does it mind a server that has lost the last step, as a promoted standby can.
+    // A server that has lost the last change, as a promoted standby can, is no problem either.
     server.run("UPDATE portalock.sessions SET epoch = 0").await;
     let guard = Lock::new(client, "a")
         .unwrap()
@@ -190,7 +191,7 @@ async fn an_attempt_that_is_stale_is_made_again_in_its_session() {
     let client = server.client().await;
     let lock = Lock::new(client.clone(), "held").unwrap();
     let held = lock.acquire_with(&patient()).await.unwrap();
-    // As a release does while a request of its owner may still be on its way.
+    // A release does this if a request of its owner may still arrive.
     server
         .run("UPDATE portalock.sessions SET epoch = epoch + 1")
         .await;
@@ -200,7 +201,8 @@ async fn an_attempt_that_is_stale_is_made_again_in_its_session() {
     other.ensure_held().unwrap();
 }
 
-/// What a session leaves that could not say its farewell, the next one of its client clears up, for those who wait there.
+/// If a session could not end itself at the server, the client's next session ends it and serves those that wait behind
+/// it.
 #[tokio::test]
 async fn a_former_session_is_cleared_up() {
     let server = Server::start().await;
@@ -209,7 +211,7 @@ async fn a_former_session_is_cleared_up() {
     let client = PostgresBackend::with_settings(settings).await.unwrap();
     let guard = Lock::new(client.clone(), "a").unwrap();
     let guard = guard.acquire_with(&patient()).await.unwrap();
-    // One who waits and never looks.
+    // A waiter that never checks.
     server
         .run(
             "SELECT portalock.open_session('s', 600000, '{}', false);
@@ -232,7 +234,7 @@ async fn a_former_session_is_cleared_up() {
     other.release().await.unwrap();
 }
 
-/// One start in so many removes what nobody needs any more: a program that never lives for long does its part.
+/// One in so many starts removes rows that nobody needs any more, so short-lived programs do their share too.
 #[tokio::test]
 async fn short_sessions_remove_what_is_over() {
     let server = Server::start().await;

@@ -1,4 +1,5 @@
-//! The server's clock jumps. All that remembers the time is in the tables: moved there, all is as if the clock had been moved.
+//! The server's clock jumps. All times are in the tables, so changing them there has the same effect as changing the
+//! clock.
 
 use std::time::Duration;
 
@@ -9,7 +10,7 @@ use crate::support::{Server, connect, patient, until};
 
 const LEASE: Duration = Duration::from_secs(3);
 
-/// Sets the clock back by so many hours; ahead, if that is less than 0.
+/// Sets the clock back by this number of hours, or forward if the number is negative.
 async fn set_back(server: &Server, hours: i64) {
     server
         .run(&format!(
@@ -22,7 +23,8 @@ async fn set_back(server: &Server, hours: i64) {
         .await;
 }
 
-/// Those who live notice nothing. The locks of one who died before pass on a lease after somebody has looked.
+/// Living sessions notice nothing. The locks of a session that died before pass on one lease after another session has
+/// checked.
 #[tokio::test]
 async fn a_clock_that_is_set_back_keeps_no_lock_from_passing_on() {
     let server = Server::start().await;
@@ -50,7 +52,7 @@ async fn a_clock_that_is_set_back_keeps_no_lock_from_passing_on() {
     line.cut();
     let start = Instant::now();
     let guard = waiting.await.unwrap();
-    // Before a lease was over since it died, its holder had been told.
+    // The holder was told within one lease time after its line was cut.
     assert!(doomed.is_lost());
     assert!(start.elapsed() < 4 * LEASE, "{:?}", start.elapsed());
     assert!(guard.token() > last, "{:?} after {last:?}", guard.token());
@@ -59,7 +61,8 @@ async fn a_clock_that_is_set_back_keeps_no_lock_from_passing_on() {
     kept.release().await.unwrap();
 }
 
-/// It ends every lease early: holders are told with their next renewal, and a fence refuses them as soon as another has the lock.
+/// Every lease ends early. Holders are told with their next renewal, and a fence refuses them as soon as another owner
+/// has the lock.
 #[tokio::test]
 async fn a_clock_that_jumps_ahead_is_told() {
     let server = Server::start().await;

@@ -1,4 +1,4 @@
-//! A session is its row: connections, server processes and servers may come and go.
+//! A session is its row: it survives the loss of connections, server processes and servers.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use crate::support::{Server, patient, until};
 const TERMINATE: &str =
     "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'portalock'";
 
-/// A holder and a waiter, each with a client of its own.
+/// A holder and a waiter, each with its own client.
 async fn pair(
     server: &Server,
     lease: Duration,
@@ -43,7 +43,7 @@ async fn killed_server_processes_cost_nobody_anything() {
         server.run(TERMINATE).await;
         guard.ensure_held().unwrap();
     }
-    // Over a connection that has been made anew; heard over another.
+    // The release goes over a new connection, and the grant arrives over another one.
     let token = guard.token();
     guard.release().await.unwrap();
     let next = waiting.await.unwrap();
@@ -52,7 +52,7 @@ async fn killed_server_processes_cost_nobody_anything() {
     next.release().await.unwrap();
 }
 
-/// A grant that was sent while nobody listened is found when the connection is made anew.
+/// A grant that was sent while no connection listened is found after the reconnect.
 #[tokio::test]
 async fn a_grant_that_nobody_heard_is_found() {
     let server = Server::start().await;
@@ -80,7 +80,7 @@ async fn a_grant_that_nobody_heard_is_found() {
     found.unwrap().unwrap().release().await.unwrap();
 }
 
-/// However many there are: one look asks for some hundreds.
+/// This holds for any number of grants: one check reads some hundreds.
 #[tokio::test]
 async fn as_many_grants_as_there_are_are_found() {
     const NAMES: usize = 700;
@@ -96,7 +96,7 @@ async fn as_many_grants_as_there_are_are_found() {
         let lock = Lock::new(holds.clone(), &*name).unwrap();
         guards.push(lock.acquire_with(&patient()).await.unwrap());
         let lock = Lock::new(waits.clone(), &*name).unwrap();
-        // The server may have a place whose client has not heard of it when the line is cut.
+        // When the line is cut, the server may have a place that its client does not know of.
         let tireless = patient().with_max_failures(u32::MAX);
         waiting.push(tokio::spawn(async move {
             lock.acquire_with(&tireless).await.unwrap()
@@ -142,7 +142,7 @@ async fn a_server_that_is_away_for_longer_than_the_lease_ends_it() {
     waiting.await.unwrap().release().await.unwrap();
 }
 
-/// As when a backup is restored, or a standby is promoted that had not heard of the last grants.
+/// Like a restored backup, or a promoted standby that has not received the last grants.
 #[tokio::test]
 async fn a_server_that_forgot_a_claim_or_a_session_is_noticed() {
     let server = Server::start().await;
@@ -168,7 +168,7 @@ async fn a_server_that_forgot_a_claim_or_a_session_is_noticed() {
     server.run(TERMINATE).await;
     forgotten.lost().await;
     kept.ensure_held().unwrap();
-    // One that was granted after it had waited is waiting again, as far as that server knows.
+    // A waiter that was granted is waiting again, according to that server.
     server
         .run("UPDATE portalock.claims SET token = NULL, place = 1 WHERE name = 'waits'")
         .await;

@@ -1,4 +1,4 @@
-//! A transaction that depends on a lock can't commit once another could hold it.
+//! A transaction that depends on a lock can't commit after another owner could hold the lock.
 
 use std::time::Duration;
 
@@ -25,7 +25,8 @@ async fn the_late_write_of_a_stopped_worker_is_refused() {
         .unwrap();
     let fence = stopped.fence(guard.owner()).unwrap();
 
-    // Its writes go another way, as those of a program do that is stopped between its last look at the lock and the write.
+    // Its writes use another connection. They are like those of a program that is stopped between its last check of the
+    // lock and the write.
     let mut writer = connect(&server.url).await;
     let write = writer.transaction().await.unwrap();
     write
@@ -40,7 +41,7 @@ async fn the_late_write_of_a_stopped_worker_is_refused() {
     line.black_hole(Direction::Both);
     let other = server.client().await;
     let successor = Lock::new(other.clone(), "report").unwrap();
-    // Nor does the open transaction keep the lock from passing on.
+    // The open transaction doesn't keep the lock from passing on either.
     let next = successor.acquire_with(&patient()).await.unwrap();
     assert!(next.token() > guard.token());
 
@@ -76,7 +77,7 @@ async fn the_late_write_of_a_stopped_worker_is_refused() {
     );
 }
 
-/// Between the look at the commit and the commit itself nobody else is granted the lock.
+/// Between the check at the commit and the commit itself, the lock is granted to no other owner.
 #[tokio::test]
 async fn a_lock_is_not_passed_on_while_a_transaction_commits_under_it() {
     let server = Server::start().await;
@@ -88,7 +89,7 @@ async fn a_lock_is_not_passed_on_while_a_transaction_commits_under_it() {
         .unwrap();
     let fence = client.fence(guard.owner()).unwrap();
 
-    // A commit that takes its time: it waits for a second deferred trigger, whose row somebody has locked.
+    // A slow commit: it waits for a second deferred trigger, whose row another transaction has locked.
     server
         .run(
             "CREATE TABLE gate (open int); INSERT INTO gate VALUES (0); CREATE TABLE slow (x int);

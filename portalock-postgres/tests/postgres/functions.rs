@@ -1,4 +1,4 @@
-//! What no client can be made to do at will: requests that arrive late, and clocks that are wrong.
+//! Situations that no client can create at will: requests that arrive late, and wrong clocks.
 
 use portalock_postgres::tokio_postgres::Client;
 
@@ -25,7 +25,7 @@ async fn open(admin: &Client, session: &str) {
         .unwrap();
 }
 
-/// A request that is overtaken by its own release takes no effect.
+/// A request that its own release has overtaken has no effect.
 #[tokio::test]
 async fn a_request_that_comes_after_its_release_is_stale() {
     let server = Server::start().await;
@@ -51,7 +51,7 @@ async fn a_request_that_comes_after_its_release_is_stale() {
     );
 }
 
-/// Nobody frees what is another session's, even by its owner's name.
+/// A session can't release a claim of another session, even with the name of the claim's owner.
 #[tokio::test]
 async fn a_release_needs_the_session() {
     let server = Server::start().await;
@@ -87,8 +87,8 @@ async fn tokens_grow_though_the_clock_was_set_back() {
     assert_eq!(acquire(&admin, "s", 0, "o").await.1, Some(last + 1));
 }
 
-/// A session that was found expired stays dead, though the clock is set back afterwards; and one that is being renewed at
-/// that moment is left alone.
+/// A session that was found expired stays dead, even if the clock is set back afterwards. A session that is being
+/// renewed at that moment is not touched.
 #[tokio::test]
 async fn a_session_is_dead_once_and_for_all() {
     let server = Server::start().await;
@@ -102,14 +102,14 @@ async fn a_session_is_dead_once_and_for_all() {
         )
         .await
         .unwrap();
-    // Though nobody has acted on it yet: else a request to renew that comes late would give it a whole lease.
+    // Even if no session has acted on it yet: otherwise a late renewal would give it a whole lease.
     let late = admin
         .query_one("SELECT * FROM portalock.renew('s')", &[])
         .await
         .unwrap();
     assert!(!late.get::<_, bool>("alive"));
     let renewing = server.admin().await;
-    // As a renewal does that has begun in time and is not committed yet.
+    // Like a renewal that has started in time and is not yet committed.
     renewing
         .batch_execute(
             "BEGIN; UPDATE portalock.sessions SET expires = now() + lease WHERE id = 's'",
@@ -128,7 +128,7 @@ async fn a_session_is_dead_once_and_for_all() {
     assert_eq!(acquire(&admin, "s", 0, "o").await.0, "ended");
 }
 
-/// A writer that died while it waited keeps no reader behind it waiting.
+/// A writer that died while it waited doesn't block the readers behind it.
 #[tokio::test]
 async fn a_dead_waiter_is_passed_over() {
     let server = Server::start().await;
@@ -152,7 +152,7 @@ async fn a_dead_waiter_is_passed_over() {
     assert_eq!(shared("u", "late reader").await, "granted");
 }
 
-/// A session that was found dead at one name is dead at every other: whoever waits there sees to it.
+/// A session that was found dead at one name is dead at every other name: the waiters there make the server grant.
 #[tokio::test]
 async fn a_look_serves_those_who_wait_behind_the_dead() {
     let server = Server::start().await;
@@ -179,7 +179,7 @@ async fn a_look_serves_those_who_wait_behind_the_dead() {
     assert!(look().await.0.unwrap()[0].is_some());
 }
 
-/// A holder's row that is deleted by hand keeps nobody waiting: the next look, or the next to come, serves the queue.
+/// A holder's row that was deleted by a person blocks nobody: the next check, or the next request, serves the queue.
 #[tokio::test]
 async fn a_queue_that_nobody_served_is_served() {
     let server = Server::start().await;
@@ -210,7 +210,7 @@ async fn a_queue_that_nobody_served_is_served() {
     }
 }
 
-/// Who only tries finds a dead holder out as well.
+/// A request that doesn't wait also finds a dead holder.
 #[tokio::test]
 async fn a_try_passes_over_a_dead_holder() {
     let server = Server::start().await;
@@ -231,7 +231,7 @@ async fn a_try_passes_over_a_dead_holder() {
     assert_eq!(tries().await, "granted");
 }
 
-/// What an owner had in an earlier session of its client counts for nothing in the next.
+/// The claims of an owner in an earlier session of its client have no effect in the next session.
 #[tokio::test]
 async fn an_owner_begins_anew_in_a_new_session() {
     let server = Server::start().await;
@@ -246,7 +246,7 @@ async fn an_owner_begins_anew_in_a_new_session() {
     assert_eq!(server.number(of).await, 1);
 }
 
-/// What is over leaves nothing, but for the last token of each name in the last hour.
+/// Ended sessions and locks leave nothing, except the last token of each name for an hour.
 #[tokio::test]
 async fn what_nobody_needs_is_removed() {
     let server = Server::start().await;

@@ -1,4 +1,4 @@
-//! Random clients under random faults, and the history checker's verdict.
+//! Random clients under random faults, and the verdict of the history checker.
 
 use std::time::Duration;
 
@@ -11,10 +11,10 @@ use portalock_testkit::{
 
 use crate::support::{Server, try_connect};
 
-/// How long it runs, unless the environment says otherwise. CI asks for more.
+/// How long the test runs, unless the environment sets another time. CI sets a longer one.
 const TIME: Duration = Duration::from_secs(15);
 
-/// Some faults last longer: then locks are lost, and passed on.
+/// Shorter than some faults, so that locks are lost and pass on.
 const LEASE: Duration = Duration::from_secs(2);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -54,7 +54,7 @@ async fn fault(server: &Server, lines: &[FaultProxy], random: &mut fastrand::Rng
     let pause = Duration::from_millis(random.u64(50..3_000));
     let line = &lines[random.usize(..lines.len())];
     match random.u8(..8) {
-        // Without a server to ask there is nothing to kill.
+        // If the server is away, there is nothing to kill.
         0 | 1 => drop(kill_processes(server, random.u8(1..=3)).await),
         2 => server.do_with(|postgres| postgres.restart().unwrap()).await,
         3 => {
@@ -80,7 +80,7 @@ async fn fault(server: &Server, lines: &[FaultProxy], random: &mut fastrand::Rng
     }
 }
 
-/// Ends one in so many of the server processes that serve the clients.
+/// Ends one in `one_in` of the server processes that serve the clients.
 async fn kill_processes(server: &Server, one_in: u8) -> Result<(), Error> {
     let admin = try_connect(&server.url).await?;
     admin

@@ -1,4 +1,4 @@
-//! Who waits costs the server nothing but their session's signs of life.
+//! Waiters cost the server nothing except their session's renewals.
 
 use std::time::Duration;
 
@@ -36,12 +36,12 @@ async fn idle_waiters_cost_no_statement() {
         admin.query_one(sql, &[]).await.unwrap().get(0)
     };
     let settle = Duration::from_secs(2);
-    // The server gathers its numbers once a second.
+    // The server updates its statistics once a second.
     tokio::time::sleep(settle).await;
     let before = count().await;
     tokio::time::sleep(Duration::from_secs(5)).await;
     let spent = count().await - before;
-    // Two sessions, with leases of 10 s and 30 s, and what is asked here.
+    // Two sessions, with leases of 10 s and 30 s, and the test's own queries.
     assert!(spent < 20, "{spent} transactions");
     for waiter in &waiters {
         waiter.abort();

@@ -1,4 +1,4 @@
-//! Who is told who holds a lock, when a connection breaks and when rows go.
+//! Observers of a lock's holder, when a connection breaks and when rows disappear.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use portalock_postgres::PostgresBackend;
 
 use crate::support::{Server, until};
 
-/// The next that a watch tells, or its end.
+/// The next change that a watch reports, or its end.
 async fn next(watch: &mut HolderWatch) -> Option<Option<FencingToken>> {
     let told = tokio::time::timeout(Duration::from_secs(30), watch.next());
     let told = told
@@ -16,7 +16,7 @@ async fn next(watch: &mut HolderWatch) -> Option<Option<FencingToken>> {
     Some(told.and_then(|claim| claim.token))
 }
 
-/// A server, a client that observes, whose lease is short, and a lock that another client holds.
+/// A server, a client that observes with a short lease, and a lock that another client holds.
 async fn held_and_observed() -> (Server, PostgresBackend, LockName, Guard<PostgresBackend>) {
     let server = Server::start().await;
     let settings = server.settings_with_lease(Duration::from_secs(3));
@@ -27,7 +27,7 @@ async fn held_and_observed() -> (Server, PostgresBackend, LockName, Guard<Postgr
     (server, observer, name, guard)
 }
 
-/// An observer begins anew as soon as its watch ends, which is before the next connection listens.
+/// An observer starts a new watch as soon as its watch has ended, which is before the next connection listens.
 #[tokio::test]
 async fn a_watch_that_begins_before_a_new_connection_listens_is_told_or_ends() {
     let (server, observer, name, guard) = held_and_observed().await;
@@ -37,7 +37,7 @@ async fn a_watch_that_begins_before_a_new_connection_listens_is_told_or_ends() {
         while next(&mut watch).await != held {
             watch = observer.watch(&name).await.unwrap().unwrap();
         }
-        // Of the observer's connections, all but that of this runtime.
+        // All connections of the observer, except that of this runtime.
         server
             .run(
                 "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
@@ -55,7 +55,7 @@ async fn a_watch_that_begins_before_a_new_connection_listens_is_told_or_ends() {
     .await;
 }
 
-/// What a dead holder leaves is not removed without a word to those who observe it.
+/// When the claims of a dead holder are removed, its observers are told.
 #[tokio::test]
 async fn an_observer_is_told_of_a_holder_whose_session_was_cleaned_up() {
     let (server, observer, name, guard) = held_and_observed().await;

@@ -1,4 +1,4 @@
-//! A pooler in front: one that gives each transaction another server process is refused, one that keeps to sessions works.
+//! A pooler in front of the server: one in transaction mode is refused, and one in session mode works.
 
 use portalock_core::{BackendErrorKind, Lock};
 use portalock_postgres::PostgresBackend;
@@ -32,7 +32,7 @@ async fn a_pooler_of_transactions_is_refused() {
     }
 }
 
-/// Another program's statements have the names of ours.
+/// The prepared statements of another program have the same names.
 #[tokio::test]
 async fn a_pooler_that_has_served_another_process_is_refused() {
     let server = Server::start().await;

@@ -1,4 +1,4 @@
-//! What can't work is told by a typed error, within the deadline, and says what to do.
+//! Requests that can't work fail with a typed error, within the deadline, and the error says what to do.
 
 use std::{error::Error, time::Duration};
 
@@ -80,7 +80,7 @@ async fn users_passwords_and_databases() {
     assert_eq!(error.kind(), BackendErrorKind::Unsupported);
 }
 
-/// All that a program needs, and all that the front page tells to grant.
+/// This is all that a program needs, and all that the front page tells users to grant.
 #[tokio::test]
 async fn usage_on_the_schema_is_enough() {
     let server = Server::with(PostgresOptions::new().passwords()).await;
@@ -110,7 +110,7 @@ async fn usage_on_the_schema_is_enough() {
     guard.release().await.unwrap();
     waiting.await.unwrap().unwrap().release().await.unwrap();
 
-    // What is not for it: the tables, and the functions that are for other functions.
+    // The program may not use the tables, nor the internal functions.
     for statement in [
         "SELECT * FROM portalock.sessions",
         "DELETE FROM portalock.claims",
@@ -175,8 +175,8 @@ async fn no_connection_left() {
     assert!(error.is_retryable());
 }
 
-/// A role's defaults are not for these connections: a statement timeout that suits a web request, or serialisable
-/// transactions, which the functions can't work in.
+/// These connections don't use a role's defaults, such as a statement timeout for web requests, or serializable
+/// transactions, in which the functions don't work.
 #[tokio::test]
 async fn a_roles_own_defaults_do_no_harm() {
     let server = Server::start().await;
@@ -211,7 +211,8 @@ async fn a_roles_own_defaults_do_no_harm() {
     }
 }
 
-/// Whatever keeps the server from carrying a statement out, the caller hears of it in time, by an error that may be retried.
+/// Whatever keeps the server from executing a statement, the caller gets an error in time, and the error may be
+/// retried.
 #[tokio::test]
 async fn a_statement_that_does_not_get_its_turn() {
     let server = Server::start().await;
@@ -220,7 +221,7 @@ async fn a_statement_that_does_not_get_its_turn() {
         .with_request_timeout(Duration::from_millis(300))
         .unwrap();
     let client = PostgresBackend::with_settings(settings).await.unwrap();
-    // Somebody sits on the name, as a server process would that was stopped in the midst of a statement.
+    // Another connection holds the lock of the name, like a server process that was stopped during a statement.
     let admin = server.admin().await;
     admin
         .batch_execute("BEGIN; SELECT portalock.lock_name('lock', 'a')")
@@ -234,7 +235,7 @@ async fn a_statement_that_does_not_get_its_turn() {
     };
     assert_eq!(source.kind(), BackendErrorKind::Unavailable);
     admin.batch_execute("ROLLBACK").await.unwrap();
-    // What was asked for in vain has been given up.
+    // The failed request has been withdrawn.
     let guard = lock.acquire_with(&patient()).await.unwrap();
     guard.release().await.unwrap();
 }

@@ -1,4 +1,5 @@
-//! What a server runs out of, and statements that it breaks off: typed errors, and nothing is left behind.
+//! A server without free resources, and statements that the server aborts: the errors are typed, and nothing is left
+//! behind.
 
 use std::{fs, os::unix::fs::symlink, time::Duration};
 
@@ -15,7 +16,7 @@ fn kind(error: &LockError) -> BackendErrorKind {
     }
 }
 
-/// The kernel says that there is no space for the next page of a table. What is held stays held and can be released.
+/// The kernel reports that there is no space for the next page of a table. Held locks stay held and can be released.
 #[cfg(target_os = "linux")]
 #[tokio::test]
 async fn a_full_disk() {
@@ -29,7 +30,7 @@ async fn a_full_disk() {
     let file = "SELECT current_setting('data_directory') || '/' || pg_relation_filepath('portalock.tokens')";
     let file: String = admin.query_one(file, &[]).await.unwrap().get(0);
     let kept = format!("{file}.kept");
-    // So that it has nothing to do to this file when it starts again.
+    // So that the server doesn't write to this file when it starts again.
     admin.batch_execute("CHECKPOINT").await.unwrap();
     let (full, spare) = (file.clone(), kept.clone());
     server
@@ -62,7 +63,7 @@ async fn a_full_disk() {
     guard.release().await.unwrap();
 }
 
-/// A session outlives it that its server has no connection left for a while.
+/// A session survives a time in which its server has no free connection.
 #[tokio::test]
 async fn no_connection_left_for_a_session_that_lost_its_own() {
     let options = PostgresOptions::new()
@@ -79,7 +80,7 @@ async fn no_connection_left_for_a_session_that_lost_its_own() {
     line.cut();
     let mut taken = Vec::new();
     until("every connection is taken", async || {
-        // Those of before may take a moment to end.
+        // The earlier connections may take a moment to end.
         line.connections() == 0
     })
     .await;
@@ -101,7 +102,7 @@ async fn no_connection_left_for_a_session_that_lost_its_own() {
     held.release().await.unwrap();
 }
 
-/// Somebody cancels the statement, as an administrator or a time limit of the server's may. It is sent again.
+/// The statement is cancelled, as an administrator or a time limit of the server may do. It is sent again.
 #[tokio::test]
 async fn a_cancelled_statement() {
     let server = Server::start().await;
@@ -125,11 +126,11 @@ async fn a_cancelled_statement() {
     guard.release().await.unwrap();
 }
 
-/// The server breaks transactions off for the sake of others: serialisation failures and deadlocks. They are tried again.
+/// The server aborts transactions because of others: serialization failures and deadlocks. They are tried again.
 #[tokio::test]
 async fn transactions_that_others_are_in_the_way_of() {
     let server = Server::start().await;
-    // The first two attempts of each three.
+    // The first two of three attempts.
     server
         .run(
             "CREATE SEQUENCE attempts;

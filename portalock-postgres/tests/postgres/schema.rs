@@ -1,4 +1,4 @@
-//! The schema comes into the database once, whoever brings it.
+//! The schema is created once, for any number of callers.
 
 use portalock_core::{Lock, LockBackend};
 use portalock_postgres::{PostgresBackend, migrate, schema_sql};
@@ -33,7 +33,7 @@ async fn the_files_are_all_there_is() {
     lock.acquire().await.unwrap().release().await.unwrap();
 }
 
-/// USAGE on the schema is enough also in a database whose functions are nobody's by default.
+/// USAGE on the schema is also enough in a database that grants no rights on functions by default.
 #[tokio::test]
 async fn a_database_that_gives_no_rights_by_itself_needs_no_more() {
     let server = Server::empty(PostgresOptions::new()).await;
@@ -49,11 +49,11 @@ async fn a_database_that_gives_no_rights_by_itself_needs_no_more() {
     lock.acquire().await.unwrap().release().await.unwrap();
 }
 
-/// A migration that is cut off half-way leaves nothing: the next one does it all.
+/// A migration that is interrupted changes nothing: the next one does everything.
 #[tokio::test]
 async fn a_migration_that_fails_changes_nothing() {
     let server = Server::empty(PostgresOptions::new()).await;
-    // Something is in the way of a later step.
+    // A later step fails.
     server
         .run("CREATE FUNCTION public.stop() RETURNS event_trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'stop'; END $$;
               CREATE EVENT TRIGGER stop ON ddl_command_end WHEN TAG IN ('CREATE FUNCTION') EXECUTE FUNCTION public.stop()")
@@ -65,11 +65,12 @@ async fn a_migration_that_fails_changes_nothing() {
     migrate(&server.settings()).await.unwrap();
 }
 
-/// A database with the first version, in which a lock is held meanwhile, is brought up to date.
+/// A database with version 1 is upgraded while a lock is held in it.
 #[tokio::test]
 async fn an_earlier_version_is_upgraded() {
     let server = Server::empty(PostgresOptions::new()).await;
-    // Two functions of version 1 answered less than today's; the others are replaced by their like.
+    // Two functions of version 1 returned less than today's. The others are replaced by functions with the same
+    // signature.
     let first = [
         include_str!("../../src/sql/1_tables.sql"),
         include_str!("../../src/sql/queue.sql"),

@@ -1,4 +1,4 @@
-//! A standby refuses, and is followed when it is promoted.
+//! A standby refuses sessions, and is used after it was promoted.
 
 use std::time::Duration;
 
@@ -30,7 +30,7 @@ fn either(server: &Server, standby: &PostgresServer) -> PostgresSettings {
         .unwrap()
 }
 
-/// Waits until the standby has got all that the primary has written.
+/// Waits until the standby has received everything that the primary has written.
 async fn caught_up(server: &Server) {
     until("the standby has caught up", async || {
         let behind = "SELECT count(*) FILTER (WHERE replay_lsn = pg_current_wal_lsn()) FROM pg_stat_replication";
@@ -76,7 +76,7 @@ async fn a_promoted_standby_goes_on_with_every_session() {
     next.release().await.unwrap();
 }
 
-/// A server that accepts connections and is silent keeps nobody from the next one.
+/// A server that accepts connections and sends nothing doesn't keep a client from the next server.
 #[tokio::test]
 async fn a_silent_server_is_passed_over() {
     let server = Server::start().await;
@@ -92,7 +92,7 @@ async fn a_silent_server_is_passed_over() {
     guard.release().await.unwrap();
 }
 
-/// What an asynchronous standby had not heard of is lost, and its holder is told.
+/// A grant that an asynchronous standby has not received is lost, and its holder is told.
 #[tokio::test]
 async fn a_grant_that_the_standby_never_got_is_lost_and_told() {
     let server = Server::start().await;
@@ -106,7 +106,7 @@ async fn a_grant_that_the_standby_never_got_is_lost_and_told() {
         .await
         .unwrap();
     caught_up(&server).await;
-    // Stopped, so that nothing is on its way to it.
+    // Stopped, so that no data is in flight to it.
     standby.stop();
     let lost = Lock::new(client, "lost").unwrap().acquire().await.unwrap();
     server.do_with(PostgresServer::stop).await;

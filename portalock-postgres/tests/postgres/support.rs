@@ -1,4 +1,4 @@
-//! A server for one test, and what a test wants to know of it.
+//! A server for one test, and the reads that tests need.
 
 use std::{
     sync::{Arc, Mutex},
@@ -15,15 +15,15 @@ use portalock_testkit::{
     servers::{PostgresOptions, PostgresServer},
 };
 
-/// How long a test waits for what must happen. The machine may be busy.
+/// How long a test waits for something that must happen. The machine may be busy.
 const LONG: Duration = Duration::from_secs(60);
 
-/// Waits as long as it takes on a busy machine.
+/// A policy for waits on a busy machine.
 pub(crate) fn patient() -> Policy {
     Policy::default().with_timeout(LONG)
 }
 
-/// Waits until `holds`, and fails the test if that takes too long.
+/// Waits until `holds` returns true, and fails the test if that takes too long.
 pub(crate) async fn until(what: &str, holds: impl AsyncFn() -> bool) {
     let start = Instant::now();
     while !holds().await {
@@ -75,29 +75,29 @@ impl Server {
         PostgresBackend::connect(&self.url).await.unwrap()
     }
 
-    /// A fault proxy before the server, and the settings that lead through it.
+    /// A fault proxy in front of the server, and settings that use it.
     pub(crate) fn line(&self) -> (FaultProxy, PostgresSettings) {
         let line = FaultProxy::start(self.postgres.lock().unwrap().addr()).unwrap();
         let url = format!("postgres://postgres@{}/postgres", line.addr());
         (line, PostgresSettings::from_url(&url).unwrap())
     }
 
-    /// A connection of an administrator, who knows nothing of locks.
+    /// A plain connection of an administrator, without locks.
     pub(crate) async fn admin(&self) -> Client {
         connect(&self.url).await
     }
 
-    /// Runs what needs no answer.
+    /// Runs statements without an answer.
     pub(crate) async fn run(&self, sql: &str) {
         self.admin().await.batch_execute(sql).await.unwrap();
     }
 
-    /// A number that the server is asked for.
+    /// The number that this query returns.
     pub(crate) async fn number(&self, sql: &str) -> i64 {
         self.admin().await.query_one(sql, &[]).await.unwrap().get(0)
     }
 
-    /// Does this to the server without blocking the test's own runtime, which has sessions to renew.
+    /// Runs `act` on the server without blocking the test's own runtime, which has sessions to renew.
     pub(crate) async fn do_with(&self, act: impl FnOnce(&mut PostgresServer) + Send + 'static) {
         let postgres = self.postgres.clone();
         let act = move || act(&mut postgres.lock().unwrap());

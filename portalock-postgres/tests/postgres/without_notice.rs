@@ -1,4 +1,4 @@
-//! Sessions that end with their connection: by `release_without_notice`.
+//! Sessions that end with their connection, with `release_without_notice`.
 
 use std::time::Duration;
 
@@ -18,7 +18,7 @@ async fn without_notice(settings: PostgresSettings) -> PostgresBackend {
     PostgresBackend::with_settings(settings).await.unwrap()
 }
 
-/// Also to one whose own session is of the other form.
+/// This also holds for a waiter whose own session outlives its connection.
 #[tokio::test]
 async fn a_crashed_clients_lock_passes_on_at_once() {
     let server = Server::start().await;
@@ -38,7 +38,7 @@ async fn a_crashed_clients_lock_passes_on_at_once() {
         waiter.inspect().await.unwrap().waiters.len() == 1
     })
     .await;
-    // As long as it lives nobody takes its lock, however often they look.
+    // As long as it lives, no other session takes its lock, however often they check.
     tokio::time::sleep(Duration::from_secs(1)).await;
     doomed.ensure_held().unwrap();
     line.refuse(true);
@@ -49,7 +49,7 @@ async fn a_crashed_clients_lock_passes_on_at_once() {
     next.release().await.unwrap();
 }
 
-/// The holder is told, whether or not anybody wants the lock; and who only tries finds it out as well.
+/// The holder is told, even if nobody else wants the lock; and a request that doesn't wait notices it too.
 #[tokio::test]
 async fn a_killed_server_process_ends_the_session() {
     let server = Server::start().await;
@@ -66,13 +66,13 @@ async fn a_killed_server_process_ends_the_session() {
         Err(_) => false,
     })
     .await;
-    // The next session begins by itself.
+    // The next session starts automatically.
     let again = lock.acquire_with(&patient()).await.unwrap();
     assert!(again.token() > guard.token());
     again.release().await.unwrap();
 }
 
-/// The line is dead and neither side knows: the lease decides, as for everyone.
+/// The line is dead and neither side knows it: the lease decides, as for every session.
 #[tokio::test]
 async fn a_client_that_is_cut_off_is_told_first() {
     let server = Server::start().await;
@@ -91,7 +91,7 @@ async fn a_client_that_is_cut_off_is_told_first() {
     next.release().await.unwrap();
 }
 
-/// A renewal that comes over another connection, as one would that was made anew, gives such a session no more time.
+/// A renewal over another connection, as after a reconnect, doesn't extend such a session.
 #[tokio::test]
 async fn a_session_is_not_renewed_over_another_connection() {
     let server = Server::start().await;

@@ -16,12 +16,12 @@ use crate::{
     session::{Answered, Client, Entered, Leaving, Looked, Sessions, Stand, client::RECHECK_AFTER},
 };
 
-/// Long enough for a machine that is busy, short enough for a test to see it end.
+/// Long enough for a busy machine, short enough for a test to wait for its end.
 const LEASE: Duration = Duration::from_millis(1500);
 const PATIENCE: Duration = Duration::from_secs(60);
 const LOOK_IN: Duration = Duration::from_secs(30);
 
-/// A store in this process, of one session.
+/// A store in this process, with one session.
 #[derive(Debug, Default)]
 struct Store {
     lease: Duration,
@@ -29,16 +29,16 @@ struct Store {
     events: watch::Sender<Vec<Event>>,
     refuses: AtomicBool,
     hangs: AtomicBool,
-    /// Looks have no answer.
+    /// Looks get no answer.
     blind: AtomicBool,
-    /// Every other look fails.
+    /// Every second look fails.
     blinks: AtomicBool,
     looks: AtomicU64,
     /// The next look hangs.
     stares: AtomicBool,
-    /// The session can't be ended over its first connection.
+    /// The first connection refuses to end the session.
     first_is_deaf: AtomicBool,
-    /// Attempts wait for theirs.
+    /// Attempts wait for this gate.
     gate: AtomicBool,
     repeats: AtomicBool,
     ends_with_connection: AtomicBool,
@@ -61,9 +61,9 @@ enum Event {
     Hung,
     /// And whether a request might still be on its way.
     Released(u32, bool),
-    /// A place was left when the session ended.
+    /// This place was left when the session ended.
     Left(u32),
-    /// Nothing can come late any more.
+    /// Late requests for this place are refused.
     Settled(u32),
     Ended,
 }
@@ -73,7 +73,7 @@ impl Store {
         self.events.send_modify(|events| events.push(event));
     }
 
-    /// Waits until `event` has happened so many times.
+    /// Waits until `event` has happened this number of times.
     async fn has_seen(&self, event: Event, times: usize) {
         let mut events = self.events.subscribe();
         let count = |events: &Vec<Event>| events.iter().filter(|it| **it == event).count();
@@ -293,7 +293,7 @@ async fn start_with(lease: Duration) -> (Arc<Store>, Arc<Kept>, Sessions<Kept>) 
     (store, session.unwrap(), sessions)
 }
 
-/// Ends the present connection, as a reset would.
+/// Ends the current connection, like a reset.
 fn reset<const ASKS: bool>(session: &KeptSession<InStore<ASKS>>) {
     let connection: Option<Arc<AtomicBool>> = session.connection();
     connection.unwrap().store(false, Ordering::Release);
@@ -322,8 +322,8 @@ async fn a_reset_costs_nobody_a_lock_and_a_grant_that_was_not_heard_is_found() {
     assert!(!held.lost.is_lost());
 }
 
-/// A service that was restored from old data may have lost what is held, and grant it to another when the lease that it knows
-/// of has ended.
+/// A service that was restored from old data may have lost a hold. It may grant the lock to another owner when the
+/// lease that it knows has ended.
 #[tokio::test]
 async fn what_a_service_has_lost_is_known_before_the_lease_is_prolonged_over_a_new_connection() {
     let (store, session, _sessions) = start().await;
@@ -331,7 +331,7 @@ async fn what_a_service_has_lost_is_known_before_the_lease_is_prolonged_over_a_n
     session.places().expect(owner, || 1).unwrap();
     let held = session.places().hold(owner, FencingToken::new(1)).unwrap();
     store.set(1, Stand::Held(FencingToken::new(1)));
-    // Each renewal over a new connection is answered, and no look.
+    // Over a new connection, each renewal gets an answer and no look does.
     store.blind.store(true, Ordering::Release);
     reset(&session);
     store.has_seen(Event::Connected, 2).await;
@@ -348,7 +348,7 @@ async fn what_a_service_has_lost_is_known_before_the_lease_is_prolonged_over_a_n
     );
 }
 
-/// With very many places, or a service that is slow, one renewal may not get through all of them.
+/// With very many places, or a slow service, one renewal may be too short to check all of them.
 #[tokio::test]
 async fn a_renewal_goes_on_with_the_places_that_the_one_before_did_not_come_to() {
     let (store, session, _sessions) = start_with(PATIENCE).await;
@@ -384,7 +384,7 @@ async fn a_look_that_hangs_takes_no_other_connection_with_it_than_its_own() {
     store.has_seen(Event::Hung, 1).await;
     reset(&session);
     store.has_seen(Event::Looked(1), 1).await;
-    // The one that hangs is given up, and another comes.
+    // The look that hangs is given up, and another one follows.
     store.has_seen(Event::Looked(1), 2).await;
     assert_eq!(store.count(Event::GaveUp), 0);
     assert_eq!(store.count(Event::Connected), 2);
@@ -416,7 +416,7 @@ async fn a_session_that_ends_with_its_connection_is_not_taken_up_over_another() 
         let (store, session, _sessions) = start().await;
         store.ends_with_connection.store(true, Ordering::Release);
         if asks_first {
-            // A renewal finds it out before anybody tells.
+            // A renewal notices this before the connection's end is reported.
             let connection = session.connection().unwrap();
             connection.store(false, Ordering::Release);
             session.renew_now();
@@ -614,7 +614,7 @@ async fn a_session_that_could_not_begin_is_none() {
     assert_eq!(session.unwrap_err().kind(), BackendErrorKind::Unavailable);
 }
 
-/// A client, the store that it is one of, and an owner.
+/// A client, its store, and an owner.
 fn client() -> (Client<InStore>, Arc<Store>, OwnerId) {
     let store = Arc::new(Store {
         lease: PATIENCE,
@@ -648,7 +648,7 @@ async fn a_client_holds_releases_and_forgets_what_was_refused() {
     store.has_seen(Event::Ended, 1).await;
 }
 
-/// After what time a waiter is told to ask again.
+/// The time after which a waiter must ask again.
 fn recheck(attempt: Attempt) -> Duration {
     match attempt {
         Attempt::Contended(contention) => contention.recheck_after.unwrap(),
@@ -675,12 +675,12 @@ async fn a_waiter_asks_again_if_the_service_says_so_and_is_not_looked_after_at_i
     let _held = client.attempt(OwnerId::mint(), &(2, true)).await.unwrap();
     store.has_seen(Event::Looked(1), 2).await;
     assert_eq!(store.count(Event::Looked(2)), 0);
-    // But what it may have missed is.
+    // But the places that may have missed a grant are checked.
     reset(&client.session().await.unwrap());
     store.has_seen(Event::Looked(2), 1).await;
 }
 
-/// Its answer says that it waits; and it was granted since, and nobody there to hear it.
+/// Its answer says that it waits. It was granted since, and no connection received the grant.
 #[tokio::test]
 async fn an_attempt_that_was_under_way_when_a_connection_was_made_is_made_again() {
     let (client, store, owner) = client();
@@ -711,7 +711,7 @@ async fn what_an_attempt_without_an_answer_may_have_left_is_made_void() {
     client.release(owner).await.unwrap();
     store.has_seen(Event::Released(1, true), 1).await;
 
-    // Refused, but an earlier try of it may still arrive.
+    // Refused, but an earlier try of the attempt may still arrive.
     store.set(2, Stand::Waits);
     store.repeats.store(true, Ordering::Release);
     let refused = client.attempt(owner, &(2, false)).await.unwrap();
@@ -725,7 +725,7 @@ async fn a_release_that_was_sent_twice_freed_what_was_held() {
     store.set(1, Stand::Held(FencingToken::new(7)));
     let held = client.attempt(owner, &(1, true)).await.unwrap();
     assert!(matches!(held, Attempt::Granted(_)));
-    // The first of the two has freed it.
+    // The first of the two tries has freed it.
     store.stands.lock().unwrap().clear();
     store.repeats.store(true, Ordering::Release);
     assert_eq!(client.release(owner).await.unwrap(), Released::Freed);
@@ -761,10 +761,10 @@ async fn a_release_succeeds_before_what_may_come_late_is_refused_and_the_session
     let held = client.attempt(owner, &(1, true)).await.unwrap();
     assert!(matches!(held, Attempt::Granted(_)));
     assert_eq!(client.release(owner).await.unwrap(), Released::Freed);
-    // Until then the owner has no other place.
+    // Until then the owner can't take another place.
     let error = client.attempt(owner, &(1, true)).await.unwrap_err();
     assert_eq!(error.kind(), BackendErrorKind::Unavailable);
-    // Another release is not held up by that.
+    // Another release doesn't have to wait for that one.
     let other = OwnerId::mint();
     session.places().expect(other, || 2).unwrap();
     session.places().answered(other, false);

@@ -3,7 +3,7 @@ use futures_util::FutureExt as _;
 use super::*;
 use crate::Wake;
 
-/// A place is known by a number of its own.
+/// Each place has a number of its own.
 type Book = Places<u32>;
 
 fn book() -> (Book, Lease, OwnerId) {
@@ -96,7 +96,7 @@ async fn a_grant_that_comes_before_the_waiter_listens_is_kept_and_told_once() {
 fn a_request_without_an_answer_may_arrive_until_all_are_answered() {
     let (places, _lease, owner) = book();
     assert!(!places.expect(owner, || 1).unwrap().unsure);
-    // Dropped half-way. Another that is answered says nothing of it.
+    // Dropped before its answer. The answer to another attempt says nothing about it.
     assert!(places.expect(owner, || 1).unwrap().unsure);
     places.answered(owner, true);
     assert!(places.release(owner).unwrap().leaving().unsure);
