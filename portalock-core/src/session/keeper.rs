@@ -212,7 +212,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_service_that_stays_away_is_asked_less_and_less_often() {
         let (asked, mut calls) = tokio::sync::mpsc::unbounded_channel();
-        let interval = TIME * 16;
+        let interval = TIME;
         let _keeper = keeper(Lease::unbounded(), interval, move || {
             let _ = asked.send(Instant::now());
             async { Err(unavailable()) }
