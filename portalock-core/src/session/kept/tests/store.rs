@@ -1,0 +1,282 @@
+//! A service in this process whose faults a test switches on, and which notes what it was asked for.
+
+use super::*;
+
+/// A store in this process, with one session.
+#[derive(Debug, Default)]
+pub(super) struct Store {
+    pub(super) lease: Duration,
+    pub(super) stands: Mutex<HashMap<u32, Stand>>,
+    pub(super) events: watch::Sender<Vec<Event>>,
+    pub(super) refuses: AtomicBool,
+    pub(super) hangs: AtomicBool,
+    /// Looks get no answer.
+    pub(super) blind: AtomicBool,
+    /// Every second look fails.
+    pub(super) blinks: AtomicBool,
+    pub(super) looks: AtomicU64,
+    /// The next look hangs.
+    pub(super) stares: AtomicBool,
+    /// The first connection refuses to end the session.
+    pub(super) first_is_deaf: AtomicBool,
+    /// Attempts wait for this gate.
+    pub(super) gate: AtomicBool,
+    pub(super) repeats: AtomicBool,
+    pub(super) ends_with_connection: AtomicBool,
+    /// Connections end as soon as they are made.
+    pub(super) ends_connections: AtomicBool,
+    /// Places that can't be released.
+    pub(super) stuck: Mutex<Vec<u32>>,
+    pub(super) releases_hang: AtomicBool,
+    pub(super) cannot_settle: AtomicBool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Event {
+    Connected,
+    Asked,
+    GaveUp,
+    Renewed,
+    Looked(usize),
+    /// A look or a release hangs.
+    Hung,
+    /// And whether a request might still be on its way.
+    Released(u32, bool),
+    /// This place was left when the session ended.
+    Left(u32),
+    /// Late requests for this place are refused.
+    Settled(u32),
+    Ended,
+}
+
+impl Store {
+    pub(super) fn note(&self, event: Event) {
+        self.events.send_modify(|events| events.push(event));
+    }
+
+    /// Waits until `event` has happened this number of times.
+    pub(super) async fn has_seen(&self, event: Event, times: usize) {
+        let mut events = self.events.subscribe();
+        let count = |events: &Vec<Event>| events.iter().filter(|it| **it == event).count();
+        tokio::time::timeout(PATIENCE, events.wait_for(|events| count(events) >= times))
+            .await
+            .unwrap_or_else(|_| panic!("{event:?} did not happen"))
+            .unwrap();
+    }
+
+    pub(super) fn count(&self, event: Event) -> usize {
+        let events = self.events.borrow();
+        events.iter().filter(|it| **it == event).count()
+    }
+
+    pub(super) fn set(&self, place: u32, stand: Stand) {
+        self.stands.lock().unwrap().insert(place, stand);
+    }
+
+    pub(super) async fn answer(&self) -> Result<(), BackendError> {
+        if self.hangs.load(Ordering::Acquire) {
+            std::future::pending::<()>().await;
+        }
+        if self.refuses.load(Ordering::Acquire) {
+            return Err(BackendError::new(BackendErrorKind::Unavailable, "refused"));
+        }
+        Ok(())
+    }
+}
+
+/// `ASKS`: whether waiters ask again.
+#[derive(Debug, Clone, Default)]
+pub(super) struct InStore<const ASKS: bool = false>(pub(super) Arc<Store>);
+
+pub(super) type Kept = KeptSession<InStore>;
+
+#[async_trait]
+impl<const ASKS: bool> Service for InStore<ASKS> {
+    type Shared = Self;
+    /// The place's number, and whether to wait.
+    type Wish = (u32, bool);
+    type Place = u32;
+    /// Open as long as this is true.
+    type Connection = Arc<AtomicBool>;
+
+    const NAME: &'static str = "the store";
+    const WAITERS_ASK_AGAIN: bool = ASKS;
+
+    fn new(settings: &Self) -> Self {
+        settings.clone()
+    }
+
+    fn place(&self, _: OwnerId, wish: &(u32, bool)) -> u32 {
+        wish.0
+    }
+
+    fn lease_time(&self) -> Duration {
+        self.0.lease
+    }
+
+    fn request_timeout(&self) -> Duration {
+        LEASE
+    }
+
+    async fn connect(session: &Arc<KeptSession<Self>>) -> Result<Self::Connection, BackendError> {
+        let store = &session.service().0;
+        store.note(Event::Connected);
+        let is_short = store.ends_connections.load(Ordering::Acquire);
+        if is_short {
+            session.connection_ended();
+        }
+        Ok(Arc::new(AtomicBool::new(!is_short)))
+    }
+
+    fn ends_with_connection(&self) -> bool {
+        self.0.ends_with_connection.load(Ordering::Acquire)
+    }
+
+    fn is_open(connection: &Self::Connection) -> bool {
+        connection.load(Ordering::Acquire)
+    }
+
+    fn gave_up(&self, _: &Self::Connection) {
+        self.0.note(Event::GaveUp);
+    }
+
+    async fn begin(
+        session: &Arc<KeptSession<Self>>,
+        _: &Self::Connection,
+        _: Option<&Arc<KeptSession<Self>>>,
+    ) -> Result<Instant, BackendError> {
+        let begun = Instant::now();
+        session.service().0.answer().await?;
+        Ok(begun + session.service().lease_time())
+    }
+
+    async fn renew(
+        session: &Arc<KeptSession<Self>>,
+        _: &Self::Connection,
+    ) -> Result<Renewal, BackendError> {
+        session.service().0.answer().await?;
+        session.service().0.note(Event::Renewed);
+        Ok(Renewal::Renewed(session.service().lease_time()))
+    }
+
+    async fn look(
+        session: &Arc<KeptSession<Self>>,
+        _: &Self::Connection,
+        asked: &[Asked<u32>],
+    ) -> Result<Looked, BackendError> {
+        let store = &session.service().0;
+        if store.stares.swap(false, Ordering::AcqRel) {
+            store.note(Event::Hung);
+            std::future::pending::<()>().await;
+        }
+        let blinks = store.blinks.load(Ordering::Acquire)
+            && store.looks.fetch_add(1, Ordering::AcqRel) % 2 == 1;
+        if blinks || store.blind.load(Ordering::Acquire) {
+            return Err(BackendError::new(BackendErrorKind::Unavailable, "blind"));
+        }
+        let stands = {
+            let stands = store.stands.lock().unwrap();
+            let stand = |asked: &Asked<u32>| stands.get(&asked.at).copied();
+            asked
+                .iter()
+                .map(|asked| stand(asked).unwrap_or(Stand::Gone))
+                .collect()
+        };
+        store.note(Event::Looked(asked.len()));
+        Ok(Looked::new(stands, None))
+    }
+
+    async fn enter(
+        session: &Arc<KeptSession<Self>>,
+        place: &u32,
+        (_, waits): &(u32, bool),
+    ) -> Result<Answered<Entered>, BackendError> {
+        let store = &session.service().0;
+        let repeated = store.repeats.load(Ordering::Acquire);
+        store.answer().await?;
+        let stand = store.stands.lock().unwrap().get(place).copied();
+        store.note(Event::Asked);
+        while store.gate.load(Ordering::Acquire) {
+            tokio::task::yield_now().await;
+        }
+        let value = match stand {
+            Some(Stand::Held(token)) => Entered::Granted(token),
+            Some(Stand::Waits) if *waits => Entered::Queued {
+                holder: None,
+                look_in: Some(LOOK_IN),
+            },
+            Some(Stand::Waits) => Entered::Refused(None),
+            Some(Stand::Gone) | None => Entered::Ended(Loss::Expired),
+        };
+        Ok(Answered { value, repeated })
+    }
+
+    async fn leave(
+        session: &Arc<KeptSession<Self>>,
+        leaving: &Leaving<u32>,
+    ) -> Result<Answered<bool>, BackendError> {
+        let store = &session.service().0;
+        let repeated = store.repeats.load(Ordering::Acquire);
+        store.answer().await?;
+        if store.releases_hang.load(Ordering::Acquire) {
+            store.note(Event::Hung);
+            std::future::pending::<()>().await;
+        }
+        if store.stuck.lock().unwrap().contains(&leaving.at) {
+            return Err(BackendError::new(BackendErrorKind::Corrupt, "stuck"));
+        }
+        store.note(Event::Released(leaving.at, leaving.unsure));
+        let removed = store.stands.lock().unwrap().remove(&leaving.at);
+        let value = matches!(removed, Some(Stand::Held(_)));
+        Ok(Answered { value, repeated })
+    }
+
+    async fn settle(
+        session: &Arc<KeptSession<Self>>,
+        leaving: &Leaving<u32>,
+    ) -> Result<(), BackendError> {
+        let store = &session.service().0;
+        if store.cannot_settle.load(Ordering::Acquire) {
+            return Err(BackendError::new(BackendErrorKind::OutOfSpace, "full"));
+        }
+        store.note(Event::Settled(leaving.at));
+        Ok(())
+    }
+
+    async fn end(
+        session: &Arc<KeptSession<Self>>,
+        _: &Self::Connection,
+    ) -> Result<(), BackendError> {
+        let store = &session.service().0;
+        if store.first_is_deaf.load(Ordering::Acquire) && store.count(Event::Connected) < 2 {
+            return Err(BackendError::new(BackendErrorKind::Unavailable, "deaf"));
+        }
+        for place in session.places().left() {
+            store.note(Event::Left(*place));
+        }
+        store.note(Event::Ended);
+        Ok(())
+    }
+}
+
+pub(super) async fn start() -> (Arc<Store>, Arc<Kept>, Sessions<Kept>) {
+    start_with(LEASE).await
+}
+
+pub(super) async fn start_with(lease: Duration) -> (Arc<Store>, Arc<Kept>, Sessions<Kept>) {
+    let service = InStore(Arc::new(Store {
+        lease,
+        ..Store::default()
+    }));
+    let store = service.0.clone();
+    let sessions = Sessions::new();
+    let session = sessions.get(|former| Kept::start(service, former)).await;
+    (store, session.unwrap(), sessions)
+}
+
+/// Ends the current connection, like a reset.
+pub(super) fn reset<const ASKS: bool>(session: &KeptSession<InStore<ASKS>>) {
+    let connection: Option<Arc<AtomicBool>> = session.connection();
+    connection.unwrap().store(false, Ordering::Release);
+    session.connection_ended();
+}
