@@ -55,8 +55,6 @@ pub(crate) async fn acquire<S: Service<D>, D: Demand>(
     };
     let now = Instant::now();
     let since = since.unwrap_or(now);
-    // A free lock is granted without waiting, so a task that acquires it in a loop would never let other tasks run.
-    tokio::task::coop::consume_budget().await;
     let span = tracing::debug_span!("acquire", name = %request.name, want = %request.demand, owner = %request.owner);
     let wait = Wait {
         policy,
@@ -228,6 +226,9 @@ impl Wait<'_> {
         place: &mut Place<S, D>,
         line: &Line,
     ) -> Result<Option<Attempt>, LockError> {
+        // An attempt may be answered without waiting, and a pause may be over at once: a task that acquires a free lock
+        // in a loop, or tries a held one with the shortest check interval, would never let other tasks run.
+        tokio::task::coop::consume_budget().await;
         self.attempts = self.attempts.saturating_add(1);
         let sent = match self.attempts {
             1 => self.first_sent,
