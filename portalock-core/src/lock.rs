@@ -88,7 +88,7 @@ impl<B: LockBackend> Lock<B> {
     }
 
     /// Acquires the lock if it is free, and doesn't wait for a holder. It waits for the service's answer for at most
-    /// the policy's timeout.
+    /// the policy's timeout, or 5 s if the policy waits forever.
     ///
     /// # Errors
     ///

@@ -121,7 +121,7 @@ impl<B: LockBackend> LockSet<B> {
     }
 
     /// Acquires all locks if all are free, and doesn't wait for a holder. It waits for the service's answers for at
-    /// most the timeout of the set's policy: one deadline for all names together.
+    /// most the timeout of the set's policy, or 5 s if the policy waits forever: one deadline for all names together.
     ///
     /// # Errors
     ///

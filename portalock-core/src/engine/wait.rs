@@ -17,7 +17,7 @@ use crate::{
     Policy, Request, Wake, Wakeups, clock::Instant,
 };
 
-/// How long the single attempt of a call with a zero timeout may take.
+/// How long the attempt of a call that does not wait may take, if its policy sets no time.
 const ONE_ATTEMPT: Duration = Policy::DEFAULT_TIMEOUT;
 /// If an attempt has been in flight for less than this at the deadline, the service may be healthy.
 const SUSPICIOUS: Duration = Duration::from_secs(1);
@@ -48,10 +48,10 @@ pub(crate) async fn acquire<S: Service<D>, D: Demand>(
     } else {
         Patience::Once
     };
-    let timeout = if policy.timeout() == Some(Duration::ZERO) {
-        Some(ONE_ATTEMPT)
-    } else {
-        policy.timeout()
+    let timeout = match policy.timeout() {
+        Some(Duration::ZERO) => Some(ONE_ATTEMPT),
+        None if resolve == Resolve::Try => Some(ONE_ATTEMPT),
+        timeout => timeout,
     };
     let now = Instant::now();
     let since = since.unwrap_or(now);
