@@ -153,8 +153,27 @@ pub fn percent_decode(field: &'static str, text: &str) -> Result<String, Invalid
     let mut bytes = parts.next().unwrap_or_default().as_bytes().to_vec();
     for part in parts {
         let (digits, rest) = part.split_at_checked(2).ok_or_else(wrong)?;
+        if digits.starts_with('+') {
+            // The parser would take it for a sign.
+            return Err(wrong());
+        }
         bytes.push(u8::from_str_radix(digits, 16).map_err(|_| wrong())?);
         bytes.extend_from_slice(rest.as_bytes());
     }
     String::from_utf8(bytes).map_err(|_| wrong())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_percent_encoded_is_refused_without_being_shown() {
+        assert_eq!(percent_decode("user", "%C3%a9%25+").unwrap(), "é%+");
+        for text in ["hunter2%", "hunter2%1", "hunter2%g0", "hunter2%+1", "hunter2%-1", "%é", "%ff"] {
+            let error = percent_decode("password", text).unwrap_err().to_string();
+            assert!(error.contains("`password`"), "{error}");
+            assert!(!error.contains("hunter2"), "{error}");
+        }
+    }
 }
