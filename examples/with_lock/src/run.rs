@@ -62,6 +62,11 @@ async fn run_with(
             }
             Ok(args.conflict_exit_code.into())
         }
+        // One of several names, while another was waited for.
+        Ok(Err(error @ LockError::Lost { .. })) => {
+            say(&format!("{}: the command was not run", chain(&error)));
+            Ok(exit::LOST.into())
+        }
         Ok(Err(error)) => Err(error.into()),
         Err(Signalled(signal)) => Ok(Ending::Signal(signal)),
     }
@@ -112,6 +117,7 @@ pub(crate) async fn run_holding(
             return Ok(Outcome::NotStarted(code));
         }
     };
+    child.pass_on_earlier(signals);
     let lost = hold.lost_signal();
     let Ended {
         how,

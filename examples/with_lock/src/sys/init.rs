@@ -18,7 +18,7 @@ use signal_hook::{
     iterator::Signals,
 };
 
-use super::unix::has_terminal;
+use super::unix::{has_terminal, keep_how_children_end};
 use crate::{
     exit::{self, Ending},
     report::Failure,
@@ -45,6 +45,7 @@ pub(crate) fn serve_as_first_process() -> Option<ExitCode> {
 }
 
 fn serve() -> Result<Ending, Failure> {
+    keep_how_children_end()?;
     let mut passed_on = vec![SIGHUP, SIGTERM, SIGUSR1, SIGUSR2];
     if !has_terminal() {
         // A terminal sends its keyboard signals to the worker directly.

@@ -5,6 +5,10 @@ use std::{
     io,
     os::unix::process::{CommandExt, ExitStatusExt},
     process::{self, Command},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     thread,
 };
 
@@ -13,8 +17,8 @@ use rustix::process::{
     setrlimit, waitid,
 };
 use signal_hook::{
-    consts::{SIGCONT, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGTSTP, SIGUSR1, SIGUSR2},
-    iterator,
+    consts::{SIGCHLD, SIGCONT, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGTSTP, SIGUSR1, SIGUSR2},
+    flag, iterator,
     low_level::emulate_default_handler,
 };
 use tokio::sync::{mpsc, watch};
@@ -29,17 +33,30 @@ pub(super) fn has_terminal() -> bool {
 
 /// Signals to this program.
 #[derive(Debug)]
-pub(crate) struct Signals(mpsc::UnboundedReceiver<Received>);
+pub(crate) struct Signals {
+    inbox: mpsc::UnboundedReceiver<Received>,
+    /// The signals of the keyboard, and whether one has come. The handler itself sets it, without the thread's delay.
+    keyboard: Vec<(Signal, Arc<AtomicBool>)>,
+}
 
 impl Signals {
     /// Starts to listen. A signal that was ignored when the program started, as under `nohup`, stays ignored.
     pub(crate) fn listen() -> io::Result<Self> {
+        keep_how_children_end()?;
         let mut wanted = vec![SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2];
         if !has_terminal() {
             // With a terminal, the system stops and continues both processes together.
             wanted.extend([SIGTSTP, SIGCONT]);
         }
         wanted.retain(|signal| !is_ignored(*signal));
+        let mut keyboard = Vec::new();
+        for (number, signal) in [(SIGINT, Signal::INT), (SIGQUIT, Signal::QUIT)] {
+            if wanted.contains(&number) {
+                let has_come = Arc::new(AtomicBool::new(false));
+                flag::register(number, has_come.clone())?;
+                keyboard.push((signal, has_come));
+            }
+        }
         let mut signals = iterator::Signals::new(wanted)?;
         let (sender, inbox) = mpsc::unbounded_channel();
         thread::Builder::new()
@@ -56,16 +73,22 @@ impl Signals {
                     }
                 }
             })?;
-        Ok(Self(inbox))
+        Ok(Self { inbox, keyboard })
     }
 
     /// The next signal. Dropping the future loses nothing.
     pub(crate) async fn next(&mut self) -> Received {
-        match self.0.recv().await {
+        match self.inbox.recv().await {
             Some(received) => received,
             None => std::future::pending().await,
         }
     }
+}
+
+/// Makes the system keep how a child ended until this program asks. It doesn't while SIGCHLD is ignored, and the program may
+/// have been started like that.
+pub(super) fn keep_how_children_end() -> io::Result<()> {
+    flag::register(SIGCHLD, Arc::default()).map(drop)
 }
 
 /// Whether the meaning of `signal` is up to the program that gets it.
@@ -131,6 +154,20 @@ impl Child {
     /// Waits until the command itself has ended. Dropping the future loses nothing.
     pub(crate) async fn ended(&mut self) {
         let _ = self.ended.wait_for(|ended| *ended).await;
+    }
+
+    /// Passes on what the keyboard sent before the command was there. Call it right after [`spawn`](Self::spawn): a command
+    /// that gets such a signal twice has not handled the first one yet.
+    pub(crate) fn pass_on_earlier(&self, signals: &Signals) {
+        if self.leads_group {
+            // It gets all signals from this program.
+            return;
+        }
+        for (signal, has_come) in &signals.keyboard {
+            if has_come.swap(false, Ordering::Relaxed) {
+                self.signal_alone(*signal);
+            }
+        }
     }
 
     /// Passes a signal on, if the command did not get it itself.

@@ -57,6 +57,10 @@ impl Child {
         let _ = self.0.wait().await;
     }
 
+    /// An event before the command was there is lost, as it is without this program.
+    #[allow(clippy::unused_self, reason = "other platforms need it")]
+    pub(crate) fn pass_on_earlier(&self, _signals: &Signals) {}
+
     /// The console sends the same event to the command.
     #[allow(clippy::unused_self, reason = "other platforms need it")]
     pub(crate) fn pass_on(&self, _received: Received) {}

@@ -6,7 +6,7 @@ use std::fs;
 
 use rustix::process::{Signal, kill_process};
 
-use crate::program::{Home, Running, wait_until_gone};
+use crate::program::{Home, Running, wait_until, wait_until_gone};
 
 /// Starts a command that prints its pid, and takes its lock away.
 fn lose(home: &Home, words: &str, script: &str) -> (Running, rustix::process::Pid) {
@@ -110,6 +110,21 @@ fn one_of_several_names_is_enough() {
     assert_eq!(files.len(), 2);
     fs::remove_file(&files[1]).unwrap();
     running.finish().code(123);
+}
+
+#[test]
+fn a_loss_while_another_name_is_waited_for_ends_the_wait() {
+    let home = Home::new();
+    let holder = home.hold("b");
+    let waiter = Running::start(home.with_lock("a --also b -- echo ran"));
+    wait_until(|| !home.is_free("a"));
+    home.run("break --yes a").code(0);
+    waiter
+        .finish()
+        .code(123)
+        .wrote("")
+        .said("the command was not run");
+    holder.finish().code(0);
 }
 
 #[test]

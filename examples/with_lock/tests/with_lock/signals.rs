@@ -92,6 +92,17 @@ fn what_was_ignored_from_the_start_stays_ignored() {
 
 #[cfg(target_os = "linux")]
 #[test]
+fn a_caller_that_ignores_its_children_gets_the_exit_code_too() {
+    let home = Home::new();
+    let ignoring = ["env", "--ignore-signal=CHLD"];
+    let mut command = home.through(&ignoring, "deploy -- sh -c");
+    command.arg("exit 7");
+    Running::start(command).finish().code(7).silent();
+    assert!(home.is_free("deploy"));
+}
+
+#[cfg(target_os = "linux")]
+#[test]
 fn stopping_and_going_on_are_passed_on() {
     let home = Home::new();
     let mut running = detached(&home, "echo $$; exec sleep 1000");

@@ -5,6 +5,7 @@
 use std::{
     fs::File,
     io::{Read, Write},
+    os::unix::net::UnixDatagram,
     process::Stdio,
     sync::mpsc::{Receiver, channel},
     thread,
@@ -15,7 +16,7 @@ use rustix::{
     pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt},
 };
 
-use crate::program::{Home, PATIENCE};
+use crate::program::{Home, PATIENCE, wait_until};
 
 /// A terminal, whose output can be read and whose keys can be pressed.
 struct Terminal {
@@ -147,6 +148,39 @@ fn the_keyboards_interrupt_reaches_the_command_once() {
         "{:?}",
         terminal.seen
     );
+}
+
+#[test]
+fn an_interrupt_between_the_grant_and_the_start_reaches_the_command() {
+    let home = Home::new();
+    let mut terminal = Terminal::new();
+    // `with_lock` tells a service manager what it does. If the manager doesn't read, it stands still until it does.
+    let socket = home.path("notify");
+    let manager = UnixDatagram::bind(&socket).unwrap();
+    let crowd = UnixDatagram::unbound().unwrap();
+    crowd.set_nonblocking(true).unwrap();
+    while crowd.send_to(b"X=1", &socket).is_ok() {}
+    // There is room for two messages: ready, and waiting. The third says that it holds.
+    for _ in 0..2 {
+        manager.recv(&mut [0; 16]).unwrap();
+    }
+    let mut command = home.through(
+        &["setsid", "--ctty", "--wait"],
+        "--keep deploy -- sleep 1000",
+    );
+    let mut running = command
+        .env("NOTIFY_SOCKET", &socket)
+        .stdin(terminal.end())
+        .stdout(terminal.end())
+        .stderr(terminal.end())
+        .spawn()
+        .unwrap();
+    wait_until(|| !home.is_free("deploy"));
+    terminal.keys.write_all(b"\x03").unwrap();
+    terminal.shows("^C");
+    thread::spawn(move || while manager.recv(&mut [0; 256]).is_ok() {});
+    wait_until(|| running.try_wait().unwrap().is_some());
+    assert!(home.is_free("deploy"));
 }
 
 #[test]
