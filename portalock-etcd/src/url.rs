@@ -49,6 +49,11 @@ impl EtcdSettings {
             Some((credentials, hosts)) => (Some(credentials), hosts),
             None => (None, authority),
         };
+        if credentials.is_none() && (prefix.contains('@') || query.contains('@')) {
+            // Most likely a password, which must be neither a prefix at etcd nor a part of an error.
+            let problem = "has an @ after the hosts: write it as %40, and in a password / as %2F and ? as %3F";
+            return Err(InvalidSetting::new("url", problem));
+        }
         let scheme = if tls.is_some() { "https://" } else { "" };
         let mut raw = RawSettings {
             endpoints: hosts
@@ -152,6 +157,8 @@ mod tests {
             ("unknown option", "etcd://u:hunter2@a?lease=3s"),
             ("TLS", "etcd://u:hunter2@a?ca_file=x"),
             ("percent", "etcd://u:hunter2%zz@a"),
+            ("%3F", "etcd://u:a?hunter2@a"),
+            ("%2F", "etcd://u:a/hunter2@a"),
             ("user", "u:hunter2@a:1"),
         ] {
             let error = EtcdSettings::from_url(url).unwrap_err().to_string();
