@@ -19,9 +19,9 @@ use crate::{
 };
 
 /// Short enough that many sessions' times fit into a test.
-const SHORT: Duration = Duration::from_secs(3);
+pub(crate) const SHORT: Duration = Duration::from_secs(3);
 
-fn short(cluster: &RedisCluster) -> RedisSettings {
+pub(crate) fn short(cluster: &RedisCluster) -> RedisSettings {
     settings_at(&cluster.url()).with_session_ttl(SHORT).unwrap()
 }
 
@@ -160,12 +160,12 @@ async fn a_lock_that_was_broken_before_a_move_is_told_in_it() {
     );
 }
 
-fn contender(cluster: &RedisCluster) -> RedisSettings {
+pub(crate) fn contender(cluster: &RedisCluster) -> RedisSettings {
     RedisSettings::new(&cluster.url()).unwrap()
 }
 
 /// Four clients lock, hold and release while `fault` happens again and again. Returns what was counted.
-async fn under_load(
+pub(crate) async fn under_load(
     cluster: RedisCluster,
     settings: impl Fn(&RedisCluster) -> RedisSettings,
     times: usize,
@@ -208,7 +208,7 @@ async fn under_load(
     witness
 }
 
-fn assert_no_overlap(witness: &Witness) {
+pub(crate) fn assert_no_overlap(witness: &Witness) {
     assert_eq!(witness.counts.doubles.load(Ordering::Relaxed), 0);
     assert_eq!(witness.counts.falls.load(Ordering::Relaxed), 0);
 }
@@ -318,4 +318,31 @@ async fn without_notice_a_lock_goes_with_its_connection_and_with_its_slot() {
     let (_cluster, ()) = on(cluster, move_it).await;
     tokio::time::timeout(ENOUGH, held.lost()).await.unwrap();
     granted(waiter).await.release().await.unwrap();
+}
+
+/// Its slot goes and comes back before the client looks, so only a message tells that the subscription has ended.
+#[tokio::test]
+async fn a_subscription_that_ended_is_made_anew_and_gets_the_grants() {
+    let cluster = start(RedisClusterOptions::new().replicas(0)).await;
+    let long = ENOUGH * 10;
+    let rarely = settings_at(&cluster.url()).with_session_ttl(long).unwrap();
+    let rarely = rarely.with_tick_interval(long).unwrap();
+    let (holder, other) = (connected(rarely.clone()).await, connected(rarely).await);
+    let mut held = lock(&holder, "a").acquire().await.unwrap();
+    let slot = slot_of(&cluster, "a").await;
+    let mut admin = Admin::of(cluster.node(cluster.owner(slot).unwrap())).await;
+    for ended in [false, true] {
+        let waiter = waiting(&other, "a").await;
+        if ended {
+            for command in ["MULTI", "CLUSTER DELSLOTS", "CLUSTER ADDSLOTS", "EXEC"] {
+                let command = match command.strip_prefix("CLUSTER") {
+                    Some(_) => format!("{command} {slot}"),
+                    None => command.to_owned(),
+                };
+                admin.ask::<redis::Value>(&command).await;
+            }
+        }
+        held.release().await.unwrap();
+        held = granted(waiter).await;
+    }
 }

@@ -9,6 +9,7 @@
 
 mod breaking;
 mod cluster;
+mod cluster_cut;
 mod cluster_moves;
 mod cluster_suite;
 mod faults;
