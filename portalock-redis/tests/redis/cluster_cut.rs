@@ -64,8 +64,11 @@ async fn holder(cluster: &RedisCluster, replicas: u32) -> (RedisBackend, u16, us
 #[tokio::test]
 async fn a_grant_of_a_primary_that_is_cut_off_is_told_first() {
     let cluster = start(options()).await;
-    let (holder, slot, former) = holder(&cluster, 0).await;
     let other = connected(short(&cluster.url())).await;
+    // Its session is on the replica, and continues at once when that is promoted.
+    let held = lock(&other, "a").acquire().await.unwrap();
+    held.release().await.unwrap();
+    let (holder, slot, former) = holder(&cluster, 0).await;
     let (cluster, ()) = on(cluster, move |cluster| cluster.cut_off(former)).await;
     // No other node knows of this grant.
     let held = lock(&holder, "a").acquire().await.unwrap();

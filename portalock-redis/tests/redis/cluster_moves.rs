@@ -103,6 +103,22 @@ async fn a_session_whose_key_has_not_moved_lives_on() {
     sessions_outlast_a_move_that_stands_still(|key| !key.contains("/session/")).await;
 }
 
+/// Without a waiter one of the keys that a check declares does not exist, so the node answers `TRYAGAIN`.
+#[tokio::test]
+async fn a_hold_that_nobody_waits_for_is_kept_after_a_reset_in_a_move() {
+    let cluster = start(RedisClusterOptions::new().replicas(0)).await;
+    let holder = connected(short(&cluster)).await;
+    let held = lock(&holder, "a").acquire().await.unwrap();
+    let slot = slot_of(&cluster, "a").await;
+    let (cluster, moving) = half_way(cluster, slot, |_| false).await;
+    let mut admin = Admin::of(cluster.node(moving.from())).await;
+    admin.kill_sessions().await;
+    tokio::time::sleep(SHORT * 2).await;
+    held.ensure_held().unwrap();
+    let (_cluster, ()) = on(cluster, move |cluster| cluster.finish_move(moving)).await;
+    held.release().await.unwrap();
+}
+
 #[tokio::test]
 async fn a_release_is_done_whole_once_the_slot_has_arrived() {
     let cluster = start(RedisClusterOptions::new().replicas(0)).await;
@@ -148,7 +164,7 @@ async fn a_lock_that_was_broken_before_a_move_is_told_in_it() {
     let mut admin = Admin::of(cluster.node(moving.to())).await;
     admin.ask::<()>("ASKING").await;
     admin
-        .ask::<()>(&format!("HSET {session}/broken {place} {{}}"))
+        .ask::<()>(&format!("HSET {session}/broken {place} 0|{{}}"))
         .await;
     tokio::time::timeout(ENOUGH, lost.lost()).await.unwrap();
     let (_cluster, ()) = on(cluster, move |cluster| cluster.finish_move(moving)).await;
@@ -332,7 +348,10 @@ async fn a_subscription_that_ended_is_made_anew_and_gets_the_grants() {
     let slot = slot_of(&cluster, "a").await;
     let mut admin = Admin::of(cluster.node(cluster.owner(slot).unwrap())).await;
     for ended in [false, true] {
-        let waiter = waiting(&other, "a").await;
+        // At the end of its time it would ask again.
+        let waits = lock(&other, "a").with_policy(Policy::forever());
+        let waiter = tokio::spawn(async move { waits.acquire().await });
+        eventually(async || waiters(&holder, "a").await == 1).await;
         if ended {
             for command in ["MULTI", "CLUSTER DELSLOTS", "CLUSTER ADDSLOTS", "EXEC"] {
                 let command = match command.strip_prefix("CLUSTER") {
