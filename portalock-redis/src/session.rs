@@ -436,3 +436,6 @@ pub(crate) fn forgotten() -> Loss {
 fn certain(lifetime: Duration) -> Duration {
     lifetime.mul_f64(0.95)
 }
+
+#[cfg(all(test, unix))]
+mod tests;

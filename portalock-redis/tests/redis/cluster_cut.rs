@@ -9,7 +9,7 @@ use portalock_testkit::servers::{RedisCluster, RedisClusterOptions};
 
 use crate::{
     cluster::{connected, on, slot_of, start},
-    cluster_moves::{SHORT, assert_no_overlap, contender, under_load},
+    cluster_moves::{assert_no_overlap, contender, under_load},
     fixture::{Admin, ENOUGH, lock},
 };
 
@@ -21,11 +21,13 @@ fn options() -> RedisClusterOptions {
         .setting("user", user)
 }
 
-/// The settings of a client with a short session. It waits as long as the defaults say before it relies on a node that
-/// was promoted.
-fn short(url: &str) -> RedisSettings {
+/// Longer than it takes to replace a node, so that sessions continue at the new one.
+const SESSION: Duration = Duration::from_secs(6);
+
+/// The settings of a client that waits as long as the defaults say before it relies on a node that was promoted.
+fn settings(url: &str) -> RedisSettings {
     let settings = RedisSettings::new(url).unwrap();
-    settings.with_session_ttl(SHORT).unwrap()
+    settings.with_session_ttl(SESSION).unwrap()
 }
 
 /// Waits for the lock, and retries after each retryable error.
@@ -45,7 +47,7 @@ async fn acquired(backend: &RedisBackend, name: &str) -> Guard<RedisBackend> {
 /// A holder that reaches no other node than the primary of its lock, and this primary.
 async fn holder(cluster: &RedisCluster, replicas: u32) -> (RedisBackend, u16, usize) {
     let url = cluster.url().replace("://", "://holder:h@");
-    let holder = connected(short(&url).with_wait_replicas(replicas)).await;
+    let holder = connected(settings(&url).with_wait_replicas(replicas)).await;
     // Its calls and its session have a connection now.
     let held = lock(&holder, "a").acquire().await.unwrap();
     held.release().await.unwrap();
@@ -64,7 +66,7 @@ async fn holder(cluster: &RedisCluster, replicas: u32) -> (RedisBackend, u16, us
 #[tokio::test]
 async fn a_grant_of_a_primary_that_is_cut_off_is_told_first() {
     let cluster = start(options()).await;
-    let other = connected(short(&cluster.url())).await;
+    let other = connected(settings(&cluster.url())).await;
     // Its session is on the replica, and continues at once when that is promoted.
     let held = lock(&other, "a").acquire().await.unwrap();
     held.release().await.unwrap();
@@ -87,7 +89,7 @@ async fn a_grant_of_a_primary_that_is_cut_off_is_told_first() {
     // The old primary comes back, with its claim, and becomes a replica.
     let (_cluster, ()) = on(cluster, move |cluster| cluster.rejoin(former)).await;
     drop(held);
-    tokio::time::sleep(SHORT).await;
+    tokio::time::sleep(SESSION / 2).await;
     next.ensure_held().unwrap();
 }
 
@@ -95,7 +97,7 @@ async fn a_grant_of_a_primary_that_is_cut_off_is_told_first() {
 async fn a_primary_that_is_cut_off_grants_nothing_where_replicas_confirm() {
     let cluster = start(options().replicas(2)).await;
     let (holder, slot, former) = holder(&cluster, 1).await;
-    let other = connected(short(&cluster.url()).with_wait_replicas(1)).await;
+    let other = connected(settings(&cluster.url()).with_wait_replicas(1)).await;
     let held = lock(&holder, "a").acquire_shared().await.unwrap();
     let lost = held.lost_signal();
     let (cluster, ()) = on(cluster, move |cluster| cluster.cut_off(former)).await;

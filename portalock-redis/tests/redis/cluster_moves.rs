@@ -26,7 +26,7 @@ pub(crate) fn short(cluster: &RedisCluster) -> RedisSettings {
 }
 
 /// Starts to move the slot, and moves the keys for which `which` returns true.
-async fn half_way(
+pub(crate) async fn half_way(
     cluster: RedisCluster,
     slot: u16,
     which: impl Fn(&str) -> bool + Send + 'static,

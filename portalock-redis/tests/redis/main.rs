@@ -8,6 +8,8 @@
 )]
 
 mod breaking;
+#[cfg(target_os = "linux")]
+mod clock;
 mod cluster;
 mod cluster_cut;
 mod cluster_moves;
@@ -17,6 +19,7 @@ mod fixture;
 mod guarantees;
 mod portalocker;
 mod refusals;
+mod replicas;
 mod resets;
 mod resume;
 mod semaphore;

@@ -11,9 +11,10 @@ use std::time::Duration;
 use portalock_core::{LockBackend, Policy, clock::Instant};
 use portalock_redis::{RedisBackend, RedisSettings};
 use portalock_testkit::servers::{RedisOptions, RedisServer};
+use tokio::{task::JoinSet, time::timeout};
 
 use self::worker::{Counts, Worker};
-use crate::fixture::{Admin, eventually, granted, lock, settings_at, waiters};
+use crate::fixture::{Admin, ENOUGH, eventually, lock, settings_at, waiters};
 
 const PROCESSES: usize = 6;
 /// The number of waiters in the queue whose order is checked.
@@ -56,11 +57,11 @@ async fn count(
     let client = || client(&server.url(), run.session);
     let (holder, others) = (client(), client());
     let held = lock(&holder, "line").acquire().await.unwrap();
-    let mut line = Vec::new();
+    let mut line = JoinSet::new();
     for place in 0..LINE {
         let backend = if place % 2 == 0 { &others } else { &holder };
         let lock = lock(backend, "line").with_policy(Policy::forever());
-        line.push(tokio::spawn(async move { lock.acquire().await }));
+        line.spawn(async move { lock.acquire().await });
         eventually(async || waiters(&holder, "line").await == place + 1).await;
     }
     let before = places(&others).await;
@@ -85,8 +86,8 @@ async fn count(
 
     let mut last = held.token();
     let _ = held.release().await;
-    for waiter in line {
-        let guard = granted(waiter).await;
+    while let Some(waiter) = timeout(ENOUGH, line.join_next()).await.unwrap() {
+        let guard = waiter.unwrap().unwrap();
         counts.fell += u32::from(guard.token() <= last);
         last = guard.token();
         counts.lost += u32::from(guard.release().await.is_err());
