@@ -12,7 +12,7 @@ use super::{
     redis::free_port,
     resp::{ask, ask_words},
 };
-use crate::proxy::FaultProxy;
+use cut::Line;
 
 const SLOTS: u16 = 16384;
 const PRIMARIES: usize = 3;
@@ -71,7 +71,6 @@ impl RedisClusterOptions {
     #[must_use]
     pub fn can_be_cut(mut self) -> Self {
         self.can_be_cut = true;
-        self.server = cut::allowed(self.server);
         self
     }
 
@@ -113,7 +112,7 @@ impl RedisClusterOptions {
             .setting("repl-diskless-sync-delay", "0")
             .setting("repl-ping-replica-period", "1");
         let nodes = (0..PRIMARIES * (1 + self.replicas))
-            .map(|_| Node::start(&server, self.can_be_cut))
+            .map(|number| Node::start(&server, self.can_be_cut.then_some(number)))
             .collect::<Result<Vec<_>, _>>()?;
         let cluster = RedisCluster { nodes };
         cluster
@@ -139,23 +138,26 @@ struct Node {
     /// The bus port that the other nodes use.
     bus: u16,
     /// The proxy at that port, if nodes can be cut off.
-    line: Option<FaultProxy>,
+    line: Option<Line>,
     /// It runs, but the other nodes can't reach it.
     is_away: bool,
 }
 
 impl Node {
-    fn start(options: &RedisOptions, can_be_cut: bool) -> Result<Self, StartError> {
+    /// Starts a node; if it can be cut off, with its number.
+    fn start(options: &RedisOptions, can_be_cut: Option<usize>) -> Result<Self, StartError> {
         let mut attempts = 0;
         loop {
             attempts += 1;
             let own = free_port()?;
-            let line = can_be_cut.then(|| cut::line_to(own)).transpose()?;
-            let bus = line.as_ref().map_or(own, FaultProxy::port);
-            let options = options
-                .clone()
-                .setting("cluster-port", own.to_string())
-                .setting("cluster-announce-bus-port", bus.to_string());
+            let line = can_be_cut
+                .map(|number| Line::start(number, own))
+                .transpose()?;
+            let bus = line.as_ref().map_or(own, Line::port);
+            let mut options = options.clone().setting("cluster-port", own.to_string());
+            if let Some(line) = &line {
+                options = line.settings(options);
+            }
             match options.start() {
                 Ok(server) => {
                     let id = one(server.port(), "CLUSTER MYID")
