@@ -7,10 +7,7 @@ use std::{
     future::Future,
     panic::{AssertUnwindSafe, catch_unwind},
     pin::Pin,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::{Arc, Mutex, PoisonError},
     thread,
     time::Duration,
 };
@@ -46,8 +43,36 @@ const ALL_RELEASES: Duration = Duration::from_secs(120);
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
-static PENDING: AtomicUsize = AtomicUsize::new(0);
+static PENDING: Mutex<Pending> = Mutex::new(Pending {
+    process: 0,
+    count: 0,
+});
 static DONE: Notify = Notify::const_new();
+
+/// The clean-ups that have not ended.
+struct Pending {
+    process: u32,
+    count: usize,
+}
+
+impl Pending {
+    /// The number in this process: a forked child inherits the number of its parent, but not the clean-ups.
+    fn in_process(&mut self, process: u32) -> &mut usize {
+        if self.process != process {
+            *self = Self { process, count: 0 };
+        }
+        &mut self.count
+    }
+}
+
+/// Changes and returns the number of clean-ups that have not ended.
+fn pending(change: impl FnOnce(&mut usize)) -> usize {
+    // No code panics while it holds the lock.
+    let mut pending = PENDING.lock().unwrap_or_else(PoisonError::into_inner);
+    let count = pending.in_process(std::process::id());
+    change(count);
+    *count
+}
 
 /// Some clean-up had not ended at the deadline.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -77,7 +102,7 @@ pub async fn shutdown(timeout: Duration) -> Result<(), Unfinished> {
             let done = DONE.notified();
             tokio::pin!(done);
             done.as_mut().enable();
-            if PENDING.load(Ordering::Acquire) == 0 {
+            if pending(|_| {}) == 0 {
                 return;
             }
             done.await;
@@ -86,7 +111,7 @@ pub async fn shutdown(timeout: Duration) -> Result<(), Unfinished> {
     match bound(Instant::now().checked_add(timeout), all_done).await {
         Some(()) => Ok(()),
         None => Err(Unfinished {
-            pending: PENDING.load(Ordering::Acquire),
+            pending: pending(|_| {}),
         }),
     }
 }
@@ -137,7 +162,7 @@ impl<S: Service<D>, D: Demand> Cleanup<S, D> {
         in_flight: Option<InFlight>,
         lost: LostSignal,
     ) -> Self {
-        PENDING.fetch_add(1, Ordering::AcqRel);
+        pending(|count| *count += 1);
         Self {
             service,
             request,
@@ -204,13 +229,15 @@ impl<S: Service<D>, D: Demand> Cleanup<S, D> {
 
 impl<S: Service<D>, D: Demand> Drop for Cleanup<S, D> {
     fn drop(&mut self) {
-        PENDING.fetch_sub(1, Ordering::AcqRel);
+        pending(|count| *count -= 1);
         DONE.notify_waiters();
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
     use async_trait::async_trait;
 
     use super::*;
@@ -262,6 +289,17 @@ mod tests {
             .run()
             .await;
         (backend.asked.load(Ordering::Relaxed), start.elapsed())
+    }
+
+    #[test]
+    fn a_forked_child_does_not_wait_for_its_parents_clean_up() {
+        let mut pending = Pending {
+            process: 1,
+            count: 3,
+        };
+        assert_eq!(*pending.in_process(1), 3);
+        *pending.in_process(2) += 1;
+        assert_eq!(*pending.in_process(2), 1);
     }
 
     #[tokio::test(start_paused = true)]
