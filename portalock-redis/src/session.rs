@@ -374,10 +374,6 @@ impl Hearer {
 }
 
 fn hear_message(session: &Arc<Session>, text: &str) {
-    // The refresh reads the marks.
-    if text == "broken" {
-        return session.renew_now();
-    }
     // The last part may contain any character.
     let mut parts = text.splitn(3, '|');
     let (Some(what), Some(name)) = (parts.next(), parts.next()) else {
@@ -401,10 +397,14 @@ fn hear_message(session: &Arc<Session>, text: &str) {
                 session.places().wake(owner);
             });
         }
-        ("asked", Some(state)) => {
+        ("asked" | "broken", Some(state)) => {
             if let Some(named) = key.server.keys.named(state) {
                 let name = name.into();
                 session.places().found_unknown(owner, Place { name, named });
+            }
+            if what == "broken" {
+                // The refresh reads the marks.
+                session.renew_now();
             }
         }
         _ => {}
@@ -430,3 +430,6 @@ pub(crate) fn forgotten() -> Loss {
 fn certain(lifetime: Duration) -> Duration {
     lifetime.mul_f64(0.95)
 }
+
+#[cfg(all(test, unix))]
+mod tests;
