@@ -83,7 +83,7 @@ impl PostgresBackend {
     /// nothing. A guard's owner is [`Guard::owner`](portalock_core::Guard::owner).
     pub fn fence(&self, owner: OwnerId) -> Option<Fence> {
         let (place, token) = self.client.held(owner)?;
-        Some(Fence::new(&place.name, token))
+        Some(Fence::new(&place, token))
     }
 
     pub(crate) fn guarantees(&self) -> Capabilities {

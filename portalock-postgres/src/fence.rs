@@ -2,6 +2,8 @@
 
 use portalock_core::FencingToken;
 
+use crate::place::Place;
+
 /// A grant of a lock, as a condition for a transaction in the same database.
 ///
 /// Run [`STATEMENT`](Self::STATEMENT) with [`owner`](Self::owner) and [`token`](Self::token) anywhere in a transaction,
@@ -11,12 +13,13 @@ use portalock_core::FencingToken;
 /// wrong. No check before a write can guarantee that.
 ///
 /// Don't call it inside a savepoint that could be rolled back, and don't use `SET CONSTRAINTS` after it. A transaction
-/// that is repeatable read or serializable must begin after the lock was granted; otherwise it doesn't see the grant.
+/// that is repeatable read or serializable must begin after the lock was granted; otherwise it doesn't see the grant. It
+/// also fails, with a serialization failure, if another client has begun to wait for the lock meanwhile: then repeat it.
 /// The transaction's user needs USAGE on the schema `portalock`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Fence {
-    /// The owner of the grant: the statement's first argument, a text.
+    /// The owner of the grant, with the kind and the name of the lock: the statement's first argument, a text.
     pub owner: String,
     /// The fencing token of the grant: the second argument, a bigint.
     pub token: i64,
@@ -29,9 +32,10 @@ impl Fence {
     /// The SQLSTATE with which the database refuses a transaction whose lock is no longer held.
     pub const NOT_HELD: &str = "PL001";
 
-    pub(crate) fn new(owner: &str, token: FencingToken) -> Self {
+    pub(crate) fn new(place: &Place, token: FencingToken) -> Self {
+        let Place { name, wanted } = place;
         Self {
-            owner: owner.to_string(),
+            owner: format!("{name}/{}/{}", wanted.kind.as_str(), wanted.name),
             token: token.get().cast_signed(),
         }
     }

@@ -25,10 +25,18 @@ pub(crate) async fn look(
     asked: &[Asked<Place>],
 ) -> Result<Looked, Error> {
     let names: Vec<&str> = asked.iter().map(|asked| &*asked.at.name).collect();
+    let wanted = || asked.iter().map(|asked| &asked.at.wanted);
+    let kinds: Vec<&str> = wanted().map(|wanted| wanted.kind.as_str()).collect();
+    let of: Vec<&str> = wanted().map(|wanted| wanted.name.as_str()).collect();
     let rows = line
         .query(
-            "SELECT * FROM portalock.look($1, $2)",
-            &[(&session, Type::TEXT), (&names, Type::TEXT_ARRAY)],
+            "SELECT * FROM portalock.look($1, $2, $3, $4)",
+            &[
+                (&session, Type::TEXT),
+                (&names, Type::TEXT_ARRAY),
+                (&kinds, Type::TEXT_ARRAY),
+                (&of, Type::TEXT_ARRAY),
+            ],
         )
         .await?;
     let Some(row) = rows.first() else {

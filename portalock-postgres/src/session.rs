@@ -262,7 +262,9 @@ impl Service for SessionRow {
         let id = &session.service().id;
         let ended = |error| failed(ENDING, error);
         line.connection.end_session(id).await.map_err(ended)?;
-        while line.connection.bury(id).await.map_err(ended)? {}
+        if !session.places().left().is_empty() {
+            while line.connection.bury(id).await.map_err(ended)? {}
+        }
         Ok(())
     }
 

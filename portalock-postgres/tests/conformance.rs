@@ -228,9 +228,12 @@ mod by_hand {
             let delete = async {
                 let (client, connection) = tokio_postgres::connect(&url, NoTls).await?;
                 let connection = tokio::spawn(connection);
-                let statement =
-                    "DELETE FROM portalock.claims WHERE name = $1 AND token IS NOT NULL";
-                client.execute(statement, &[&name.as_str()]).await?;
+                for statement in [
+                    "UPDATE portalock.names SET owner = NULL WHERE name = $1",
+                    "DELETE FROM portalock.queue WHERE name = $1 AND token IS NOT NULL",
+                ] {
+                    client.execute(statement, &[&name.as_str()]).await?;
+                }
                 drop(client);
                 let _ = connection.await;
                 Ok::<_, tokio_postgres::Error>(())

@@ -116,11 +116,25 @@ fn contended(commits: &str, url: &str, effort: Effort) -> Result<(), Failure> {
         Ok::<_, Failure>((Bare::many(url, CLIENTS).await?, locks))
     })?;
     for (floor, what, target) in [
-        ("a poller at 50 ms", Contended::Polled, Target::AtLeast(5.0)),
+        (
+            "a poller at 50 ms",
+            Some(Contended::Polled),
+            Target::AtLeast(5.0),
+        ),
         (
             "pg_advisory_lock",
-            Contended::Advisory,
+            Some(Contended::Advisory),
             Target::AtLeast(1.0),
+        ),
+        (
+            "pg_advisory_lock, an update of a row under it",
+            Some(Contended::Written),
+            Target::None,
+        ),
+        (
+            "an update of a row that notifies the next client",
+            None,
+            Target::None,
         ),
     ] {
         table(&format!(
@@ -131,8 +145,9 @@ fn contended(commits: &str, url: &str, effort: Effort) -> Result<(), Failure> {
         let outcomes = contest(
             effort.rounds().min(3),
             vec![
-                Contestant::new(&names[0], || {
-                    flavour.run(bare::contend(bare.clone(), what, handoffs))
+                Contestant::new(&names[0], || match what {
+                    Some(what) => flavour.run(bare::contend(bare.clone(), what, handoffs)),
+                    None => flavour.run(bare::pass_on(bare.clone(), handoffs)),
                 }),
                 Contestant::new(&names[1], || {
                     let (time, _) = flavour.run(contend(locks.clone(), handoffs))?;

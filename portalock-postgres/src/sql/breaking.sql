@@ -10,33 +10,50 @@ LANGUAGE sql IMMUTABLE AS $$ SELECT split_part(_claim, '.', 1) $$;
 CREATE OR REPLACE FUNCTION portalock.break_claim(_kind text, _name text, _owner text, _by text) RETURNS bigint
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-    holder text;
+    broken portalock.claims;
     lease_ms bigint;
 BEGIN
     PERFORM portalock.lock_name(_kind, _name);
-    UPDATE portalock.claims c SET broken_by = coalesce(c.broken_by, _by)
-    WHERE c.name = _name AND c.kind = _kind AND c.place IS NULL AND portalock.owner_of(c.owner) = _owner
-    RETURNING c.session INTO holder;
-    IF NOT FOUND THEN
+    broken := portalock.holder(_kind, _name, _owner);
+    IF broken.owner IS NULL THEN
         RETURN NULL;
     END IF;
-    PERFORM pg_notify('portalock_' || holder, 'broken');
-    SELECT (extract(epoch FROM s.lease) * 1000)::bigint INTO lease_ms FROM portalock.sessions s WHERE s.id = holder;
-    RETURN coalesce(lease_ms, 0);
+    SELECT (extract(epoch FROM s.lease) * 1000)::bigint INTO lease_ms
+    FROM portalock.sessions s WHERE s.id = broken.session FOR KEY SHARE;
+    IF NOT FOUND THEN
+        RETURN 0;
+    END IF;
+    INSERT INTO portalock.marks (owner, session, broken_by) VALUES (broken.owner, broken.session, _by)
+    ON CONFLICT DO NOTHING;
+    PERFORM portalock.is_now_busy(_kind, _name);
+    PERFORM pg_notify('portalock_' || broken.session, 'broken');
+    RETURN lease_ms;
 END $$;
 
 -- Ends the hold of an owner, for any caller, and serves the queue. Affects no other owner. Returns whether the owner
 -- held.
 CREATE OR REPLACE FUNCTION portalock.evict(_kind text, _name text, _owner text) RETURNS boolean
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    evicted portalock.claims;
 BEGIN
     PERFORM portalock.lock_name(_kind, _name);
-    -- Waits for a transaction that is committing under this claim: see `ensure_held`.
-    DELETE FROM portalock.claims c
-    WHERE c.name = _name AND c.kind = _kind AND c.place IS NULL AND portalock.owner_of(c.owner) = _owner;
-    IF NOT FOUND THEN
+    evicted := portalock.holder(_kind, _name, _owner);
+    IF evicted.owner IS NULL THEN
         RETURN false;
     END IF;
+    PERFORM portalock.remove(evicted.session, _kind, _name, evicted.owner);
     PERFORM portalock.serve(_kind, _name, NULL);
     RETURN true;
+END $$;
+
+-- The claim by which an owner holds a name. NULL if there is none.
+CREATE OR REPLACE FUNCTION portalock.holder(_kind text, _name text, _owner text) RETURNS portalock.claims
+LANGUAGE plpgsql AS $$
+DECLARE
+    holds portalock.claims;
+BEGIN
+    SELECT * INTO holds FROM portalock.claims c
+    WHERE c.name = _name AND c.kind = _kind AND c.place IS NULL AND portalock.owner_of(c.owner) = _owner;
+    RETURN holds;
 END $$;

@@ -2,25 +2,43 @@
 
 -- Fails with SQLSTATE PL001 unless the owner holds with this token. It checks at once, and again when the transaction
 -- commits. So the transaction can't commit after the lock could have been granted to another owner, however long it
--- took.
+-- took. `_owner` is the claim's owner, kind and name, separated by slashes.
 CREATE OR REPLACE FUNCTION portalock.ensure_held(_owner text, _token bigint) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
-    PERFORM FROM portalock.claims c WHERE c.owner = _owner AND c.token = _token;
-    IF NOT FOUND THEN
+    IF NOT portalock.is_held(_owner, _token, false) THEN
         RAISE EXCEPTION 'the lock is no longer held' USING ERRCODE = 'PL001';
     END IF;
     INSERT INTO portalock.fences (owner, token) VALUES (_owner, _token);
 END $$;
 
+-- Whether the owner holds with this token. With `_locked`, the claim's row then stays locked until the transaction ends.
+CREATE OR REPLACE FUNCTION portalock.is_held(_owner text, _token bigint, _locked boolean) RETURNS boolean
+LANGUAGE plpgsql AS $$
+DECLARE
+    claim text := split_part(_owner, '/', 1);
+    claim_kind text := split_part(_owner, '/', 2);
+    -- A name may contain slashes.
+    claim_name text := substr(_owner, length(claim) + length(claim_kind) + 3);
+BEGIN
+    IF NOT _locked THEN
+        RETURN coalesce((portalock.find(claim_kind, claim_name, claim)).token = _token, false);
+    END IF;
+    PERFORM FROM portalock.names n
+    WHERE n.name = claim_name AND n.kind = claim_kind AND n.owner = claim AND n.token = _token FOR SHARE;
+    IF NOT FOUND THEN
+        PERFORM FROM portalock.queue c WHERE c.owner = claim AND c.token = _token FOR SHARE;
+    END IF;
+    RETURN FOUND;
+END $$;
+
 -- The second check. The claim's row stays locked until the commit is done. A statement that grants the lock to another
--- owner must first delete the row, so it waits. That takes a moment only: a transaction that stays open blocks nobody.
+-- owner must first change the row, so it waits. That takes a moment only: a transaction that stays open blocks nobody.
 CREATE OR REPLACE FUNCTION portalock.hold_fence() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     DELETE FROM portalock.fences f WHERE f.id = NEW.id;
-    PERFORM FROM portalock.claims c WHERE c.owner = NEW.owner AND c.token = NEW.token FOR KEY SHARE;
-    IF NOT FOUND THEN
+    IF NOT portalock.is_held(NEW.owner, NEW.token, true) THEN
         RAISE EXCEPTION 'the lock is no longer held' USING ERRCODE = 'PL001';
     END IF;
     RETURN NULL;

@@ -23,11 +23,11 @@ LANGUAGE plpgsql AS $$
 DECLARE
     state text;
 BEGIN
-    SELECT ' ' || portalock.owner_of(c.owner) || ' ' || c.token || ' ' || (extract(epoch FROM c.since) * 1000000)::bigint || ' '
-        || CASE WHEN octet_length(c.who) < 7000 THEN c.who ELSE '{"host":"?","pid":0}' END
+    SELECT ' ' || portalock.owner_of(n.owner) || ' ' || n.token || ' ' || (extract(epoch FROM n.since) * 1000000)::bigint || ' '
+        || CASE WHEN octet_length(n.who) < 7000 THEN n.who ELSE '{"host":"?","pid":0}' END
     INTO state
-    FROM portalock.claims c JOIN portalock.sessions s ON s.id = c.session AND s.expires > clock_timestamp()
-    WHERE c.name = _name AND c.kind = _kind AND c.place IS NULL AND c.weight = c.capacity;
+    FROM portalock.names n JOIN portalock.sessions s ON s.id = n.session AND s.expires > clock_timestamp()
+    WHERE n.name = _name AND n.kind = _kind AND n.owner IS NOT NULL;
     RETURN coalesce(state, '');
 END $$;
 
@@ -42,6 +42,7 @@ BEGIN
         RETURN false;
     END IF;
     INSERT INTO portalock.observers (session, id, kind, name) VALUES (_session, _id, _kind, _name) ON CONFLICT DO NOTHING;
+    PERFORM portalock.is_now_busy(_kind, _name);
     PERFORM pg_notify('portalock_' || _session, 'holder ' || _id || portalock.state_of(_kind, _name));
     RETURN true;
 END $$;

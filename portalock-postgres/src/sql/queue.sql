@@ -1,20 +1,26 @@
 -- The queue of a name: which sessions live, which claims fit, which claim is next. Only for the functions of this
 -- schema: they run under `lock_name`.
 
+-- The advisory lock of a name. The operator is qualified because `acquire` and `release` use this function under the search
+-- path of their caller.
+CREATE OR REPLACE FUNCTION portalock.lock_of(_kind text, _name text) RETURNS bigint LANGUAGE sql IMMUTABLE AS $$
+    SELECT pg_catalog.hashtextextended(_kind OPERATOR(pg_catalog.||) '/' OPERATOR(pg_catalog.||) _name, 1919249516)
+$$;
+
 -- Locks a name until the statement ends. It uses an advisory lock, because that writes nothing, also works for a name
 -- without rows, and is first come, first served. Two names may share one advisory lock; then they only wait for each
 -- other.
 CREATE OR REPLACE FUNCTION portalock.lock_name(_kind text, _name text) RETURNS void
 LANGUAGE plpgsql AS $$
 BEGIN
-    PERFORM pg_advisory_xact_lock(hashtextextended(_kind || '/' || _name, 1919249516));
+    PERFORM pg_advisory_xact_lock(portalock.lock_of(_kind, _name));
 END $$;
 
 -- As `lock_name`, but returns false instead of waiting.
 CREATE OR REPLACE FUNCTION portalock.try_lock_name(_kind text, _name text) RETURNS boolean
 LANGUAGE plpgsql AS $$
 BEGIN
-    RETURN pg_try_advisory_xact_lock(hashtextextended(_kind || '/' || _name, 1919249516));
+    RETURN pg_try_advisory_xact_lock(portalock.lock_of(_kind, _name));
 END $$;
 
 -- Whether the server process of a session that ends with its connection has ended. False for a session that outlives
@@ -51,20 +57,6 @@ BEGIN
     RETURN FOUND OR NOT EXISTS (SELECT FROM portalock.sessions s WHERE s.id = _session);
 END $$;
 
--- The next token of a name: one more than the last token, or the clock in microseconds if that is larger. The clock
--- keeps the order if data is lost, and the last token keeps it if the clock is set back.
-CREATE OR REPLACE FUNCTION portalock.next_token(_kind text, _name text) RETURNS bigint
-LANGUAGE plpgsql AS $$
-DECLARE
-    token bigint;
-BEGIN
-    INSERT INTO portalock.tokens AS t (kind, name, token)
-    VALUES (_kind, _name, (extract(epoch FROM clock_timestamp()) * 1000000)::bigint)
-    ON CONFLICT (name, kind) DO UPDATE SET token = greatest(t.token + 1, excluded.token)
-    RETURNING t.token INTO token;
-    RETURN token;
-END $$;
-
 -- Whether a claim fits beside the holders.
 CREATE OR REPLACE FUNCTION portalock.fits(_kind text, _name text, _weight bigint, _capacity bigint) RETURNS boolean
 LANGUAGE plpgsql AS $$
@@ -81,8 +73,82 @@ END $$;
 CREATE OR REPLACE FUNCTION portalock.is_free(_kind text, _name text, _weight bigint, _capacity bigint) RETURNS boolean
 LANGUAGE plpgsql AS $$
 BEGIN
-    PERFORM FROM portalock.claims c WHERE c.name = _name AND c.kind = _kind AND c.place IS NOT NULL LIMIT 1;
+    PERFORM FROM portalock.queue c WHERE c.name = _name AND c.kind = _kind AND c.place IS NOT NULL LIMIT 1;
     RETURN NOT FOUND AND portalock.fits(_kind, _name, _weight, _capacity);
+END $$;
+
+-- The claim of an owner. NULL if there is none. It does not use the view, in which the search for a waiter could read the whole
+-- queue.
+CREATE OR REPLACE FUNCTION portalock.find(_kind text, _name text, _owner text) RETURNS portalock.claims
+LANGUAGE plpgsql AS $$
+DECLARE
+    claim portalock.claims;
+BEGIN
+    SELECT n.kind, n.name, n.owner, n.session, n.weight, n.weight, NULL::bigint, n.token, n.since, n.who INTO claim
+    FROM portalock.names n WHERE n.name = _name AND n.kind = _kind AND n.owner = _owner
+    UNION ALL
+    SELECT c.kind, c.name, c.owner, c.session, c.weight, c.capacity, c.place, c.token, c.since, c.who
+    FROM portalock.queue c WHERE c.owner = _owner;
+    RETURN claim;
+END $$;
+
+-- Whoever adds a row to `queue`, an observer or a mark calls this. A name without a row counts as busy.
+CREATE OR REPLACE FUNCTION portalock.is_now_busy(_kind text, _name text) RETURNS void
+LANGUAGE plpgsql AS $$
+BEGIN
+    UPDATE portalock.names n SET busy = true WHERE n.name = _name AND n.kind = _kind AND NOT n.busy;
+END $$;
+
+-- Lets a claim that fits hold. Returns its token: one more than the last token of the name, or the clock in microseconds if
+-- that is larger. The clock keeps the order if data is lost, and the last token keeps it if the clock is set back.
+CREATE OR REPLACE FUNCTION portalock.hold(
+    _session text, _kind text, _name text, _owner text, _weight bigint, _capacity bigint, _who text
+) RETURNS bigint LANGUAGE plpgsql AS $$
+DECLARE
+    granted bigint;
+BEGIN
+    IF _weight = _capacity THEN
+        DELETE FROM portalock.queue c WHERE c.owner = _owner;
+        INSERT INTO portalock.names AS n (kind, name, token, busy, owner, session, weight, since, who)
+        VALUES (_kind, _name, (date_part('epoch', clock_timestamp()) * 1000000)::bigint,
+            EXISTS (SELECT FROM portalock.queue c WHERE c.name = _name AND c.kind = _kind)
+                OR EXISTS (SELECT FROM portalock.observers o WHERE o.name = _name AND o.kind = _kind),
+            _owner, _session, _weight, clock_timestamp(), _who)
+        ON CONFLICT ON CONSTRAINT names_pkey DO UPDATE SET token = greatest(n.token + 1, excluded.token), busy = excluded.busy,
+            owner = excluded.owner, session = excluded.session, weight = excluded.weight, since = excluded.since,
+            who = excluded.who
+        RETURNING n.token INTO granted;
+        RETURN granted;
+    END IF;
+    INSERT INTO portalock.names AS n (kind, name, token, busy)
+    VALUES (_kind, _name, (date_part('epoch', clock_timestamp()) * 1000000)::bigint, true)
+    ON CONFLICT ON CONSTRAINT names_pkey DO UPDATE SET token = greatest(n.token + 1, excluded.token), busy = true
+    RETURNING n.token INTO granted;
+    INSERT INTO portalock.queue AS c (owner, session, kind, name, weight, capacity, token, since, who)
+    VALUES (_owner, _session, _kind, _name, _weight, _capacity, granted, clock_timestamp(), _who)
+    ON CONFLICT ON CONSTRAINT queue_pkey DO UPDATE SET place = NULL, token = excluded.token, since = excluded.since;
+    RETURN granted;
+END $$;
+
+-- Removes a claim. Returns whether it held; NULL if the owner has no claim. Waits for a transaction that is committing under
+-- the claim: see `ensure_held`.
+CREATE OR REPLACE FUNCTION portalock.remove(_session text, _kind text, _name text, _owner text) RETURNS boolean
+LANGUAGE plpgsql AS $$
+DECLARE
+    held boolean;
+BEGIN
+    UPDATE portalock.names n SET owner = NULL
+    WHERE n.name = _name AND n.kind = _kind AND n.owner = _owner AND n.session = _session
+    RETURNING true INTO held;
+    IF held IS NULL THEN
+        DELETE FROM portalock.queue c
+        WHERE c.owner = _owner AND c.session = _session AND c.name = _name AND c.kind = _kind
+        RETURNING c.token IS NOT NULL INTO held;
+    END IF;
+    IF held THEN
+        DELETE FROM portalock.marks m WHERE m.owner = _owner;
+    END IF;
+    RETURN held;
 END $$;
 
 -- Removes the dead holders. Called only if a claim would have to wait for them.
@@ -98,8 +164,7 @@ BEGIN
             WHERE s.id = h.session AND s.expires > clock_timestamp() AND NOT portalock.is_cut(s.backend))
     LOOP
         IF portalock.is_dead(expired) THEN
-            -- Waits for a transaction that is committing under this claim: see `ensure_held`.
-            DELETE FROM portalock.claims h
+            PERFORM portalock.remove(h.session, h.kind, h.name, h.owner) FROM portalock.claims h
             WHERE h.name = _name AND h.kind = _kind AND h.place IS NULL AND h.session = expired;
         END IF;
     END LOOP;
@@ -111,17 +176,25 @@ END $$;
 CREATE OR REPLACE FUNCTION portalock.serve(_kind text, _name text, _asking text) RETURNS void
 LANGUAGE plpgsql AS $$
 DECLARE
-    first portalock.claims;
+    first portalock.queue;
     granted bigint;
     buried boolean := false;
 BEGIN
     LOOP
-        SELECT * INTO first FROM portalock.claims c
+        SELECT * INTO first FROM portalock.queue c
         WHERE c.name = _name AND c.kind = _kind AND c.place IS NOT NULL
         ORDER BY c.place LIMIT 1;
-        EXIT WHEN NOT FOUND;
+        IF NOT FOUND THEN
+            -- If a waiter gets the whole name, `hold` does this.
+            UPDATE portalock.names n SET busy = false
+            WHERE n.name = _name AND n.kind = _kind AND n.busy
+                AND NOT EXISTS (SELECT FROM portalock.queue c WHERE c.name = _name AND c.kind = _kind)
+                AND NOT EXISTS (SELECT FROM portalock.observers o WHERE o.name = _name AND o.kind = _kind)
+                AND NOT EXISTS (SELECT FROM portalock.marks m WHERE m.owner = n.owner);
+            EXIT;
+        END IF;
         IF portalock.is_dead(first.session) THEN
-            DELETE FROM portalock.claims c WHERE c.owner = first.owner;
+            PERFORM portalock.remove(first.session, _kind, _name, first.owner);
             CONTINUE;
         END IF;
         IF NOT portalock.fits(_kind, _name, first.weight, first.capacity) THEN
@@ -130,9 +203,7 @@ BEGIN
             PERFORM portalock.bury_holders(_kind, _name);
             CONTINUE;
         END IF;
-        granted := portalock.next_token(_kind, _name);
-        UPDATE portalock.claims c SET place = NULL, token = granted, since = clock_timestamp()
-        WHERE c.owner = first.owner;
+        granted := portalock.hold(first.session, _kind, _name, first.owner, first.weight, first.capacity, first.who);
         IF first.owner IS DISTINCT FROM _asking THEN
             PERFORM pg_notify('portalock_' || first.session, first.owner || ' ' || granted);
         END IF;

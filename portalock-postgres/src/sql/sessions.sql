@@ -1,7 +1,7 @@
 -- A session: its row, its renewals, and the periodic check of its waiting claims.
 
 -- The version of this schema, which a client reads first.
-CREATE OR REPLACE FUNCTION portalock.version() RETURNS integer LANGUAGE sql IMMUTABLE AS 'SELECT 3';
+CREATE OR REPLACE FUNCTION portalock.version() RETURNS integer LANGUAGE sql IMMUTABLE AS 'SELECT 4';
 
 -- Starts a session, and ends those that its client has given up. A session that is `_tied` ends with the connection
 -- that starts it.
@@ -28,8 +28,8 @@ BEGIN
     WHERE s.id = _session AND s.expires > clock_timestamp() AND coalesce(s.backend = pg_backend_pid(), true);
     alive := FOUND;
     backend := pg_backend_pid();
-    SELECT array_agg(c.owner), array_agg(c.broken_by) INTO broken, broken_by
-    FROM portalock.claims c WHERE c.session = _session AND c.broken_by IS NOT NULL;
+    SELECT array_agg(m.owner), array_agg(m.broken_by) INTO broken, broken_by
+    FROM portalock.marks m WHERE m.session = _session;
 END $$;
 
 -- The time in milliseconds after which an owner at the front of a name (a holder or the next waiter) could be dead, so
@@ -38,28 +38,31 @@ END $$;
 CREATE OR REPLACE FUNCTION portalock.look_in(_kind text, _name text, _session text) RETURNS bigint
 LANGUAGE plpgsql AS $$
 DECLARE
-    next portalock.claims;
+    next portalock.queue;
+    used bigint;
+    smallest bigint;
     first timestamptz;
     set_back boolean;
 BEGIN
-    SELECT * INTO next FROM portalock.claims w
+    SELECT * INTO next FROM portalock.queue w
     WHERE w.name = _name AND w.kind = _kind AND w.place IS NOT NULL
     ORDER BY w.place LIMIT 1;
-    IF FOUND AND portalock.fits(_kind, _name, next.weight, next.capacity) THEN
-        -- A person has deleted a holder's row.
-        RETURN 0;
-    END IF;
-    SELECT min(CASE
+    SELECT sum(front.weight), min(front.capacity), min(CASE
             WHEN s.id IS NULL OR portalock.is_cut(s.backend) THEN '-infinity'
             WHEN s.backend IS NULL THEN least(s.expires, clock_timestamp() + s.lease)
             ELSE least(s.expires, clock_timestamp() + interval '200 milliseconds')
-        END), bool_or(s.expires > clock_timestamp() + s.lease)
-    INTO first, set_back FROM (
-        SELECT h.session FROM portalock.claims h WHERE h.name = _name AND h.kind = _kind AND h.place IS NULL
+        END) FILTER (WHERE front.session <> _session),
+        bool_or(s.expires > clock_timestamp() + s.lease) FILTER (WHERE front.session <> _session)
+    INTO used, smallest, first, set_back FROM (
+        SELECT h.session, h.weight, h.capacity FROM portalock.claims h
+        WHERE h.name = _name AND h.kind = _kind AND h.place IS NULL
         UNION ALL
-        SELECT next.session WHERE next.session IS NOT NULL
-    ) front LEFT JOIN portalock.sessions s ON s.id = front.session
-    WHERE front.session <> _session;
+        SELECT next.session, NULL, NULL WHERE next.session IS NOT NULL
+    ) front LEFT JOIN portalock.sessions s ON s.id = front.session;
+    IF next.owner IS NOT NULL AND (used IS NULL OR used + next.weight <= least(next.capacity, smallest)) THEN
+        -- A person has deleted a holder's row.
+        RETURN 0;
+    END IF;
     IF first IS NULL THEN
         RETURN NULL;
     END IF;
@@ -73,10 +76,10 @@ BEGIN
 END $$;
 
 -- The periodic check of a session. It serves the names that the session waits for or observes, if an owner ahead has
--- died. Returns which of `_owners` have a claim in the session, with their tokens if they hold, and in how many
--- milliseconds to check again.
+-- died. Returns which of `_owners`, of these names, have a claim in the session, with their tokens if they hold, and in how
+-- many milliseconds to check again.
 CREATE OR REPLACE FUNCTION portalock.look(
-    _session text, _owners text[], OUT owners text[], OUT tokens bigint[], OUT again_in bigint
+    _session text, _owners text[], _kinds text[], _names text[], OUT owners text[], OUT tokens bigint[], OUT again_in bigint
 ) LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     waits record;
@@ -84,7 +87,7 @@ DECLARE
     served integer := 0;
 BEGIN
     FOR waits IN
-        SELECT c.kind, c.name FROM portalock.claims c WHERE c.session = _session AND c.place IS NOT NULL
+        SELECT c.kind, c.name FROM portalock.queue c WHERE c.session = _session AND c.place IS NOT NULL
         UNION SELECT o.kind, o.name FROM portalock.observers o WHERE o.session = _session
     LOOP
         dies_in := portalock.look_in(waits.kind, waits.name, _session);
@@ -100,8 +103,14 @@ BEGIN
         END IF;
         again_in := least(again_in, dies_in);
     END LOOP;
-    SELECT array_agg(c.owner), array_agg(c.token) INTO owners, tokens
-    FROM portalock.claims c WHERE c.owner = ANY (_owners) AND c.session = _session;
+    -- A join with the view would read all names.
+    SELECT array_agg(asked.owner), array_agg(found.token) INTO owners, tokens
+    FROM unnest(_owners, _kinds, _names) AS asked (owner, kind, name) CROSS JOIN LATERAL (
+        SELECT n.token FROM portalock.names n
+        WHERE n.name = asked.name AND n.kind = asked.kind AND n.owner = asked.owner AND n.session = _session
+        UNION ALL
+        SELECT c.token FROM portalock.queue c WHERE c.owner = asked.owner AND c.session = _session
+    ) found;
 END $$;
 
 -- Ends a session: from now on it has no effect. `bury` serves the owners that wait for it.
@@ -112,7 +121,7 @@ BEGIN
 END $$;
 
 -- Removes the claims of a dead session from at most `_most` names, and serves those names. Returns how many names there
--- were: call it until it returns less than `_most`.
+-- were: call it until it returns less than `_most`. It reads all names, so call it only if the session may have claims.
 CREATE OR REPLACE FUNCTION portalock.bury(_session text, _most integer) RETURNS integer
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -127,7 +136,8 @@ BEGIN
         SELECT DISTINCT c.kind, c.name FROM portalock.claims c WHERE c.session = _session ORDER BY 1, 2 LIMIT _most
     LOOP
         PERFORM portalock.lock_name(had.kind, had.name);
-        DELETE FROM portalock.claims c WHERE c.session = _session AND c.name = had.name AND c.kind = had.kind;
+        PERFORM portalock.remove(_session, c.kind, c.name, c.owner) FROM portalock.claims c
+        WHERE c.session = _session AND c.name = had.name AND c.kind = had.kind;
         PERFORM portalock.serve(had.kind, had.name, NULL);
         names := names + 1;
     END LOOP;
@@ -147,12 +157,12 @@ BEGIN
     DELETE FROM portalock.sessions s WHERE s.id IN (
         SELECT e.id FROM portalock.sessions e WHERE e.expires < clock_timestamp() - interval '1 minute'
         FOR UPDATE SKIP LOCKED);
-    DELETE FROM portalock.claims c
+    PERFORM portalock.remove(c.session, c.kind, c.name, c.owner) FROM portalock.claims c
     WHERE NOT EXISTS (SELECT FROM portalock.sessions s WHERE s.id = c.session)
-        AND NOT EXISTS (SELECT FROM portalock.claims w WHERE w.name = c.name AND w.kind = c.kind AND w.place IS NOT NULL
+        AND NOT EXISTS (SELECT FROM portalock.queue w WHERE w.name = c.name AND w.kind = c.kind AND w.place IS NOT NULL
             AND w.session <> c.session)
         AND NOT EXISTS (SELECT FROM portalock.observers o WHERE o.name = c.name AND o.kind = c.kind);
-    DELETE FROM portalock.tokens t
-    WHERE t.token < (extract(epoch FROM clock_timestamp() - interval '1 hour') * 1000000)::bigint
-        AND NOT EXISTS (SELECT FROM portalock.claims c WHERE c.name = t.name AND c.kind = t.kind);
+    DELETE FROM portalock.names n
+    WHERE n.token < (date_part('epoch', clock_timestamp() - interval '1 hour') * 1000000)::bigint
+        AND n.owner IS NULL AND NOT EXISTS (SELECT FROM portalock.queue c WHERE c.name = n.name AND c.kind = n.kind);
 END $$;

@@ -18,7 +18,9 @@ async fn a_mark_that_nobody_told_of_is_found() {
     let guard = lock.acquire().await.unwrap();
     let by = serde_json::to_string(&Holder::this_process(Some("operator".into()))).unwrap();
     server
-        .run(&format!("UPDATE portalock.claims SET broken_by = '{by}'"))
+        .run(&format!(
+            "INSERT INTO portalock.marks SELECT owner, session, '{by}' FROM portalock.claims"
+        ))
         .await;
     let Loss::Broken(by) = guard.lost().await else {
         panic!("it was lost in another way: {:?}", guard.lost_signal());

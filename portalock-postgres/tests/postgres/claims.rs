@@ -29,7 +29,7 @@ async fn a_released_lock_leaves_its_token_only() {
     permits.release().await.unwrap();
     assert_eq!(server.number(CLAIMS).await, 0);
     assert_eq!(
-        server.number("SELECT count(*) FROM portalock.tokens").await,
+        server.number("SELECT count(*) FROM portalock.names").await,
         2
     );
     client.close().await.unwrap();
@@ -97,10 +97,12 @@ async fn close_frees_what_is_held_for_those_who_wait() {
 async fn a_grant_is_pushed() {
     let server = Server::start().await;
     let settings = server.settings_with_lease(Duration::from_secs(600));
-    let waiter = PostgresBackend::with_settings(settings).await.unwrap();
-    let waiter = Lock::new(waiter, "a").unwrap();
-    let guard = Lock::new(server.client().await, "a").unwrap();
-    let guard = guard.acquire().await.unwrap();
+    let client = async || {
+        let client = PostgresBackend::with_settings(settings.clone()).await;
+        Lock::new(client.unwrap(), "a").unwrap()
+    };
+    let (holder, waiter) = (client().await, client().await);
+    let guard = holder.acquire().await.unwrap();
     let waiting = tokio::spawn(async move { waiter.acquire_with(&patient()).await.unwrap() });
     until("the other waits", async || server.number(CLAIMS).await == 2).await;
     guard.release().await.unwrap();
@@ -239,9 +241,9 @@ async fn a_former_session_is_cleared_up() {
 async fn short_sessions_remove_what_is_over() {
     let server = Server::start().await;
     server
-        .run("INSERT INTO portalock.tokens VALUES ('lock', 'old', 1)")
+        .run("INSERT INTO portalock.names VALUES ('lock', 'old', 1)")
         .await;
-    let tokens = "SELECT count(*) FROM portalock.tokens";
+    let tokens = "SELECT count(*) FROM portalock.names";
     until("it is removed", async || {
         server.client().await.close().await.unwrap();
         server.number(tokens).await == 0

@@ -16,8 +16,9 @@ async fn set_back(server: &Server, hours: i64) {
         .run(&format!(
             "BEGIN;
              UPDATE portalock.sessions SET expires = expires + interval '{hours} hours';
-             UPDATE portalock.claims SET since = since + interval '{hours} hours';
-             UPDATE portalock.tokens SET token = token + {hours} * 3600000000;
+             UPDATE portalock.queue SET since = since + interval '{hours} hours';
+             UPDATE portalock.names SET since = since + interval '{hours} hours' WHERE owner IS NOT NULL;
+             UPDATE portalock.names SET token = token + {hours} * 3600000000 WHERE owner IS NULL;
              COMMIT"
         ))
         .await;

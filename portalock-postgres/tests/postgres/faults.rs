@@ -163,14 +163,19 @@ async fn a_server_that_forgot_a_claim_or_a_session_is_noticed() {
             .unwrap(),
     );
     server
-        .run("DELETE FROM portalock.claims WHERE name = 'forgotten'")
+        .run("UPDATE portalock.names SET owner = NULL WHERE name = 'forgotten'")
         .await;
     server.run(TERMINATE).await;
     forgotten.lost().await;
     kept.ensure_held().unwrap();
     // A waiter that was granted is waiting again, according to that server.
     server
-        .run("UPDATE portalock.claims SET token = NULL, place = 1 WHERE name = 'waits'")
+        .run(
+            "INSERT INTO portalock.queue (owner, session, kind, name, weight, capacity, place, since, who)
+             SELECT owner, session, kind, name, weight, capacity, 1, since, who FROM portalock.claims
+             WHERE name = 'waits';
+             UPDATE portalock.names SET owner = NULL WHERE name = 'waits'",
+        )
         .await;
     waits.lost().await;
     server.run("DELETE FROM portalock.sessions").await;

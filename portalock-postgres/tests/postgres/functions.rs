@@ -15,6 +15,15 @@ async fn acquire(admin: &Client, session: &str, epoch: i64, owner: &str) -> (Str
     (row.get("outcome"), row.get("token"))
 }
 
+async fn release(admin: &Client, session: &str, owner: &str) {
+    let statement = "SELECT freed FROM portalock.release($1, 'lock', 'a', $2, false)";
+    let row = admin
+        .query_one(statement, &[&session, &owner])
+        .await
+        .unwrap();
+    assert!(row.get::<_, bool>(0));
+}
+
 async fn open(admin: &Client, session: &str) {
     admin
         .query(
@@ -78,13 +87,91 @@ async fn tokens_grow_though_the_clock_was_set_back() {
     // The last token came from a clock that was a year ahead.
     admin
         .batch_execute(
-            "INSERT INTO portalock.tokens VALUES ('lock', 'a',
+            "INSERT INTO portalock.names VALUES ('lock', 'a',
                 (extract(epoch FROM clock_timestamp() + interval '1 year') * 1000000)::bigint)",
         )
         .await
         .unwrap();
-    let last = server.number("SELECT token FROM portalock.tokens").await;
+    let last = server.number("SELECT token FROM portalock.names").await;
     assert_eq!(acquire(&admin, "s", 0, "o").await.1, Some(last + 1));
+    // The row of the name now tells that nobody waits: that is the quick way.
+    release(&admin, "s", "o").await;
+    assert_eq!(acquire(&admin, "s", 0, "p").await.1, Some(last + 2));
+}
+
+/// A name that was held before and is free is granted by a change of its row. That also needs a living session and its epoch.
+#[tokio::test]
+async fn a_free_name_needs_a_living_session() {
+    let server = Server::start().await;
+    let admin = server.admin().await;
+    open(&admin, "s").await;
+    acquire(&admin, "s", 0, "o").await;
+    release(&admin, "s", "o").await;
+    let free = "SELECT count(*) FROM portalock.names WHERE owner IS NULL AND NOT busy";
+    assert_eq!(server.number(free).await, 1);
+
+    server.run("UPDATE portalock.sessions SET epoch = 1").await;
+    assert_eq!(
+        acquire(&admin, "s", 0, "p").await,
+        ("stale".into(), Some(1))
+    );
+    server
+        .run("UPDATE portalock.sessions SET expires = now()")
+        .await;
+    assert_eq!(acquire(&admin, "s", 1, "p").await.0, "ended");
+    assert_eq!(server.number(free).await, 1);
+}
+
+/// Whoever waits, shares, observes or breaks makes a name busy: a release must do more than change the row of the name. After
+/// the last of them has gone, it is not busy.
+#[tokio::test]
+async fn a_name_is_busy_until_the_last_has_gone() {
+    let server = Server::start().await;
+    let admin = server.admin().await;
+    open(&admin, "s").await;
+    let busy = async || {
+        server
+            .number("SELECT busy::int::bigint FROM portalock.names")
+            .await
+            == 1
+    };
+
+    acquire(&admin, "s", 0, "o").await;
+    assert!(!busy().await);
+    acquire(&admin, "s", 0, "p").await;
+    assert!(busy().await);
+    release(&admin, "s", "o").await;
+    assert!(!busy().await, "the waiter holds");
+
+    server
+        .run("SELECT portalock.break_claim('lock', 'a', 'p', '{}')")
+        .await;
+    assert!(busy().await);
+    release(&admin, "s", "p").await;
+    assert_eq!(
+        server.number("SELECT count(*) FROM portalock.marks").await,
+        0
+    );
+    assert!(!busy().await);
+
+    server
+        .run("SELECT portalock.acquire('s', 0, 'lock', 'a', 'q', 1, 10, true, '{}')")
+        .await;
+    assert!(busy().await);
+    assert_eq!(acquire(&admin, "s", 0, "w").await.0, "queued");
+    release(&admin, "s", "q").await;
+    release(&admin, "s", "w").await;
+    assert!(!busy().await);
+
+    server
+        .run("SELECT portalock.observe('s', 1, 'lock', 'a')")
+        .await;
+    assert!(busy().await);
+    acquire(&admin, "s", 0, "x").await;
+    assert!(busy().await);
+    server.run("SELECT portalock.stop_observing('s', 1)").await;
+    release(&admin, "s", "x").await;
+    assert!(!busy().await);
 }
 
 /// A session that was found expired stays dead, even if the clock is set back afterwards. A session that is being
@@ -163,7 +250,10 @@ async fn a_look_serves_those_who_wait_behind_the_dead() {
     acquire(&admin, "t", 0, "p").await;
     let look = async || -> (Option<Vec<Option<i64>>>, Option<i64>) {
         let row = admin
-            .query_one("SELECT * FROM portalock.look('t', '{p}')", &[])
+            .query_one(
+                "SELECT * FROM portalock.look('t', '{p}', '{lock}', '{a}')",
+                &[],
+            )
             .await
             .unwrap();
         (row.get("tokens"), row.get("again_in"))
@@ -189,18 +279,18 @@ async fn a_queue_that_nobody_served_is_served() {
     }
     for looks in [true, false] {
         admin
-            .batch_execute("DELETE FROM portalock.claims")
+            .batch_execute("DELETE FROM portalock.queue; UPDATE portalock.names SET owner = NULL")
             .await
             .unwrap();
         acquire(&admin, "s", 0, "o").await;
         assert_eq!(acquire(&admin, "t", 0, "p").await.0, "queued");
         admin
-            .batch_execute("DELETE FROM portalock.claims WHERE owner = 'o'")
+            .batch_execute("UPDATE portalock.names SET owner = NULL WHERE owner = 'o'")
             .await
             .unwrap();
         if looks {
             admin
-                .query("SELECT portalock.look('t', '{}')", &[])
+                .query("SELECT portalock.look('t', '{}', '{}', '{}')", &[])
                 .await
                 .unwrap();
         } else {
@@ -256,7 +346,7 @@ async fn what_nobody_needs_is_removed() {
     acquire(&admin, "s", 0, "o").await;
     admin
         .batch_execute(
-            "INSERT INTO portalock.tokens VALUES ('lock', 'old', 1);
+            "INSERT INTO portalock.names VALUES ('lock', 'old', 1);
              UPDATE portalock.sessions SET expires = now() - interval '2 minutes' WHERE id = 's';
              SELECT portalock.clean()",
         )
@@ -274,12 +364,12 @@ async fn what_nobody_needs_is_removed() {
     );
     assert_eq!(
         server
-            .number("SELECT count(*) FROM portalock.tokens WHERE name = 'a'")
+            .number("SELECT count(*) FROM portalock.names WHERE name = 'a'")
             .await,
         1
     );
     assert_eq!(
-        server.number("SELECT count(*) FROM portalock.tokens").await,
+        server.number("SELECT count(*) FROM portalock.names").await,
         1
     );
 }

@@ -113,12 +113,106 @@ async fn usage_on_the_schema_is_enough() {
     // The program may not use the tables, nor the internal functions.
     for statement in [
         "SELECT * FROM portalock.sessions",
-        "DELETE FROM portalock.claims",
+        "SELECT * FROM portalock.claims",
+        "UPDATE portalock.names SET owner = NULL",
         "SELECT portalock.serve('lock', 'a', NULL)",
-        "SELECT portalock.next_token('lock', 'a')",
+        "SELECT portalock.hold('s', 'lock', 'a', 'o', 1, 1, '{}')",
+        "SELECT portalock.queue_up('s', 0, 'lock', 'a', 'o', 1, 1, true, '{}')",
+        "SELECT portalock.leave('s', 'lock', 'a', 'o', false)",
     ] {
         let error = worker.batch_execute(statement).await.unwrap_err();
         assert_eq!(error.code().unwrap().code(), "42501", "{statement}");
+    }
+}
+
+/// The functions run with the rights of their owner, so they must not use an operator or a function of the caller.
+#[tokio::test]
+async fn a_callers_own_operators_are_not_used() {
+    let server = Server::start().await;
+    server
+        .run(
+            "CREATE ROLE worker LOGIN; GRANT USAGE ON SCHEMA portalock TO worker;
+             CREATE SCHEMA trap AUTHORIZATION worker",
+        )
+        .await;
+    let worker = connect(&server.url_of("worker")).await;
+    for (name, left, right) in [
+        ("=", "text", "text"),
+        ("=", "bigint", "bigint"),
+        ("||", "text", "text"),
+        ("+", "bigint", "integer"),
+        ("*", "float8", "integer"),
+        (">", "timestamptz", "timestamptz"),
+    ] {
+        let made = worker
+            .batch_execute(&format!(
+                "CREATE OR REPLACE FUNCTION trap.caught({left}, {right}) RETURNS {left} LANGUAGE plpgsql
+                 AS $$ BEGIN RAISE 'caught'; END $$;
+                 CREATE OPERATOR trap.{name} (LEFTARG = {left}, RIGHTARG = {right}, FUNCTION = trap.caught)"
+            ))
+            .await;
+        made.unwrap();
+    }
+    for (name, of) in [
+        ("pg_advisory_xact_lock", "bigint"),
+        ("clock_timestamp", ""),
+        ("date_part", "text, timestamptz"),
+        ("hashtextextended", "text, bigint"),
+    ] {
+        let made = worker
+            .batch_execute(&format!(
+                "CREATE FUNCTION trap.{name}({of}) RETURNS bigint LANGUAGE plpgsql AS $$ BEGIN RAISE 'caught'; END $$"
+            ))
+            .await;
+        made.unwrap();
+    }
+    worker
+        .batch_execute("SET search_path = trap, pg_catalog")
+        .await
+        .unwrap();
+    worker
+        .batch_execute("SELECT 'a'::text || 'b'::text")
+        .await
+        .unwrap_err();
+    worker
+        .batch_execute("SELECT portalock.open_session('s', 60000, '{}', false)")
+        .await
+        .unwrap();
+    // A new name, a known one, one that is held, and one that is wanted.
+    for (statement, expected) in [
+        (
+            "acquire('s', 0, 'lock', 'a', 'o', 10, 10, true, '{}')",
+            "granted",
+        ),
+        ("release('s', 'lock', 'a', 'o', false)", "true"),
+        (
+            "acquire('s', 0, 'lock', 'a', 'p', 10, 10, true, '{}')",
+            "granted",
+        ),
+        (
+            "acquire('s', 0, 'lock', 'a', 'q', 10, 10, true, '{}')",
+            "queued",
+        ),
+        ("release('s', 'lock', 'a', 'p', false)", "true"),
+        (
+            "acquire('s', 0, 'lock', 'a', 'q', 10, 10, true, '{}')",
+            "granted",
+        ),
+        ("release('s', 'lock', 'a', 'q', true)", "true"),
+    ] {
+        let result = if expected == "true" {
+            "freed"
+        } else {
+            "outcome"
+        };
+        let row = worker
+            .query_one(
+                &format!("SELECT {result}::text FROM portalock.{statement}"),
+                &[],
+            )
+            .await
+            .unwrap();
+        assert_eq!(row.get::<_, String>(0), expected, "{statement}");
     }
 }
 

@@ -27,7 +27,7 @@ async fn a_full_disk() {
     let held = Lock::new(client.clone(), "held").unwrap();
     let held = held.acquire().await.unwrap();
     let admin = server.admin().await;
-    let file = "SELECT current_setting('data_directory') || '/' || pg_relation_filepath('portalock.tokens')";
+    let file = "SELECT current_setting('data_directory') || '/' || pg_relation_filepath('portalock.queue')";
     let file: String = admin.query_one(file, &[]).await.unwrap().get(0);
     let kept = format!("{file}.kept");
     // So that the server doesn't write to this file when it starts again.
@@ -42,7 +42,7 @@ async fn a_full_disk() {
         })
         .await;
 
-    let lock = Lock::new(client, "new").unwrap();
+    let lock = Lock::new(client, "held").unwrap();
     let error = lock.acquire_with(&patient()).await.unwrap_err();
     assert_eq!(kind(&error), BackendErrorKind::OutOfSpace, "{error:?}");
     held.ensure_held().unwrap();
@@ -141,7 +141,8 @@ async fn transactions_that_others_are_in_the_way_of() {
                      ELSE RETURN NEW;
                  END CASE;
              END $$;
-             CREATE TRIGGER in_the_way BEFORE INSERT ON portalock.claims FOR EACH ROW EXECUTE FUNCTION in_the_way()",
+             CREATE TRIGGER in_the_way BEFORE INSERT OR UPDATE ON portalock.names FOR EACH ROW
+             WHEN (NEW.owner IS NOT NULL) EXECUTE FUNCTION in_the_way()",
         )
         .await;
     let client = server.client().await;
