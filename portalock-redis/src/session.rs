@@ -51,7 +51,7 @@ use async_trait::async_trait;
 use portalock_core::{
     BackendError, BackendErrorKind, FencingToken, Loss, OwnerId, Renewal,
     clock::Instant,
-    session::{Answered, Asked, Entered, KeptSession, Leaving, Looked, Service},
+    session::{Answered, Asked, Entered, KeptSession, Leaving, Looked, Service, new_id},
 };
 use redis::{PushInfo, RedisError, aio::MultiplexedConnection};
 use tokio::{task::JoinSet, time::timeout};
@@ -418,12 +418,6 @@ fn granted(session: &Session, owner: OwnerId, name: &str, token: FencingToken) {
     }
     let is_of = |place: &Place| *place.name == *name;
     session.places().granted(owner, token, is_of);
-}
-
-/// A new session's id, with enough random bits that no two ids are equal.
-fn new_id() -> Arc<str> {
-    let mut random = fastrand::Rng::new();
-    format!("{:016x}{:016x}", random.u64(..), random.u64(..)).into()
 }
 
 /// The loss of a session that the server no longer knows.
