@@ -4,9 +4,8 @@ use std::collections::HashSet;
 
 use crate::{
     client::{Client, Phase},
-    world::{
-        Answer, Command, Flaw, Form, Line, Lines, News, Operator, Rules, SESSIONS, Session, World,
-    },
+    operator,
+    world::{Answer, Command, Flaw, Form, Line, Lines, News, Rules, SESSIONS, Session, World},
 };
 
 pub(crate) enum Outcome {
@@ -17,7 +16,7 @@ pub(crate) enum Outcome {
 /// One step of the model.
 #[derive(Debug, Clone, Copy)]
 #[allow(dead_code, reason = "they are printed")]
-enum Step {
+pub(crate) enum Step {
     Start,
     TheServerReads(Command, usize),
     TheServerReadsLate(Command, usize),
@@ -84,7 +83,7 @@ fn steps(world: &World, rules: Rules, steps: &mut Vec<(Step, World)>) {
         promotions(world, rules, steps);
     }
     expiries(world, rules, steps);
-    breaks(world, rules, steps);
+    operator::steps(world, rules, steps);
 }
 
 /// The server reads a command, or a client receives an answer or a message.
@@ -115,7 +114,7 @@ fn deliveries(world: &World, rules: Rules, number: usize, steps: &mut Vec<(Step,
     }
 }
 
-fn serve(world: &mut World, command: Command, number: usize, rules: Rules) -> Answer {
+pub(crate) fn serve(world: &mut World, command: Command, number: usize, rules: Rules) -> Answer {
     let mut told = Vec::new();
     let owner = world.clients[number].number;
     let answer = match command {
@@ -219,7 +218,7 @@ fn resume(next: &mut World, rules: Rules, number: usize) {
         return next.clients[number].lease_ends();
     }
     next.server.subscribed[usize::from(session)] = true;
-    refresh(next, rules, number);
+    operator::refresh(next, rules, number);
     let holders = next.server.holders;
     let token = holders.iter().find(|claim| claim.0 == owner);
     let token = token.map(|claim| claim.2);
@@ -344,70 +343,5 @@ fn expiries(world: &World, rules: Rules, steps: &mut Vec<(Step, World)>) {
             next.server.forget(session);
             steps.push((Step::TheServerForgets(session), next));
         }
-    }
-}
-
-/// An operator breaks the lock of the first client. `break.lua` and `evict.lua`
-fn breaks(world: &World, rules: Rules, steps: &mut Vec<(Step, World)>) {
-    let client = &world.clients[0];
-    let mut holders = world.server.holders.iter();
-    let held_in = holders.find(|claim| claim.0 == client.number);
-    let mut step = |what: &'static str, act: &dyn Fn(&mut World)| {
-        let mut next = *world;
-        act(&mut next);
-        steps.push((Step::TheOperator(what), next));
-    };
-    let Operator::Waits { refreshed } = world.operator else {
-        let lives = held_in.is_some_and(|(_, session, _)| world.server.lives(session, rules));
-        if world.operator == Operator::Idle && lives && !world.waits {
-            step("marks the hold", &|next| {
-                next.server.mark = true;
-                next.operator = Operator::Waits { refreshed: false };
-            });
-        }
-        return;
-    };
-    let session = usize::from(client.session);
-    if client.lease && world.server.subscribed[session] && !client.phase.is_over() && !refreshed {
-        step("waits while the client refreshes its session", &|next| {
-            refresh(next, rules, 0);
-        });
-    }
-    // Its other commands wait like those of all callers.
-    if world.waits {
-        return;
-    }
-    if held_in.is_none() {
-        step("finds the lock released", &|next| {
-            next.operator = Operator::Done;
-        });
-        return;
-    }
-    let counts_on = rules.flaw == Flaw::CountsFromTheFirstMark;
-    if !world.server.mark {
-        step("marks the hold again", &|next| {
-            next.server.mark = true;
-            let refreshed = refreshed && counts_on;
-            next.operator = Operator::Waits { refreshed };
-        });
-    } else if refreshed || !client.lease {
-        step("ends the hold by force", &|next| {
-            next.operator = Operator::Done;
-            serve(next, Command::Release, 0, rules);
-        });
-    }
-}
-
-/// A refresh reads the marks before it extends the lease.
-fn refresh(next: &mut World, rules: Rules, number: usize) {
-    let Operator::Waits { refreshed } = &mut next.operator else {
-        return;
-    };
-    if number != 0 {
-        return;
-    }
-    *refreshed = true;
-    if next.server.mark && rules.flaw != Flaw::IgnoresMarks {
-        next.act(number, |client| client.is_told(rules));
     }
 }

@@ -16,6 +16,7 @@
 
 mod client;
 mod explore;
+mod operator;
 mod server;
 mod world;
 

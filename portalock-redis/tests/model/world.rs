@@ -67,6 +67,10 @@ pub(crate) enum Operator {
     Done,
 }
 
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is a thing that may happen or not"
+)]
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Rules {
     pub(crate) form: Form,

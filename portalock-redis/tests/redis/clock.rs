@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    net::TcpListener,
+    net::{SocketAddr, TcpListener},
     path::{Path, PathBuf},
     process::Command,
     time::Duration,
@@ -10,10 +10,13 @@ use std::{
 
 use portalock_core::Loss;
 use portalock_redis::{RedisBackend, RedisSettings};
-use portalock_testkit::servers::{Program, ServerProcess};
+use portalock_testkit::{
+    proxy::FaultProxy,
+    servers::{Program, ServerProcess},
+};
 use tokio::time::timeout;
 
-use crate::fixture::{ENOUGH, granted, lock, settings_at, waiting};
+use crate::fixture::{Admin, ENOUGH, granted, lock, settings_at, waiting};
 
 /// The loader puts this before the C library. `SHIFT` names a file with the number.
 const LIBRARY: &str = r#"
@@ -151,4 +154,28 @@ async fn a_clock_that_is_set_back_loses_nothing_and_lets_no_token_fall() {
     held.release().await.unwrap();
     let next = granted(waiter).await;
     assert!(next.token() > token);
+}
+
+/// A key that is no longer refreshed ends by the clock.
+#[tokio::test]
+async fn a_clock_that_is_set_back_after_a_crash_keeps_the_lock_for_as_long() {
+    let server = Server::start();
+    server.set(3600);
+    let addr: SocketAddr = server.url["redis://".len()..].parse().unwrap();
+    let line = FaultProxy::start(addr).unwrap();
+    let crashes = settings_at(&format!("redis://{}", line.addr()));
+    let crashes = crashes.with_session_ttl(ENOUGH).unwrap();
+    let crashes = RedisBackend::with_settings(crashes).await.unwrap();
+    let _held = lock(&crashes, "a").acquire().await.unwrap();
+    line.refuse(true);
+    line.cut();
+    server.set(0);
+    let mut admin = Admin::at(&server.url).await;
+    let sessions = admin.keys().await;
+    let session = sessions.iter().find(|key| key.contains("/session/"));
+    let left: u64 = admin.ask(&format!("TTL {}", session.unwrap())).await;
+    assert!(
+        left > 3600,
+        "that would be better than documented: {left} s"
+    );
 }

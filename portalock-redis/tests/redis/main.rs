@@ -12,6 +12,7 @@ mod breaking;
 mod clock;
 mod cluster;
 mod cluster_cut;
+mod cluster_half_way;
 mod cluster_moves;
 mod cluster_suite;
 mod faults;

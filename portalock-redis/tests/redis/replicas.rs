@@ -11,7 +11,7 @@ use portalock_testkit::{
 
 use crate::{
     cluster::{connected, slot_of, start},
-    cluster_moves::{SHORT, half_way, short},
+    cluster_half_way::{SHORT, half_way, short},
     fixture::{Admin, ENOUGH, client, eventually, granted, lock, settings_at, waiters},
 };
 

@@ -40,8 +40,10 @@ pub(super) struct Counts {
     pub(super) fell: u32,
     /// Places in the queue that were lost, or that lost their rank.
     pub(super) places_lost: u32,
-    /// Calls of patient waiters, and releases, that failed otherwise.
+    /// Calls of patient waiters that failed otherwise.
     pub(super) failed: u32,
+    /// Releases without an answer in time. The session repeats them, so this breaks no promise.
+    pub(super) unanswered: u32,
 }
 
 impl Counts {
@@ -54,14 +56,16 @@ impl fmt::Display for Counts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "{} faults, {} holds, {} lost, {} overlaps, {} tokens that fell, {} places not kept, {} failed calls",
+            "{} faults, {} holds, {} lost, {} overlaps, {} tokens that fell, {} places not kept, {} failed calls, {} releases \
+             without an answer in time",
             self.faults,
             self.held,
             self.lost,
             self.overlaps,
             self.fell,
             self.places_lost,
-            self.failed
+            self.failed,
+            self.unanswered
         )
     }
 }
@@ -77,6 +81,7 @@ impl Sum for Counts {
             fell: sum.fell + one.fell,
             places_lost: sum.places_lost + one.places_lost,
             failed: sum.failed + one.failed,
+            unanswered: sum.unanswered + one.unanswered,
         })
     }
 }
@@ -109,7 +114,7 @@ impl Worker {
         assert!(ended.success(), "a worker failed");
         let report = fs::read_to_string(&self.report).unwrap();
         let numbers: Vec<u32> = report.split(' ').map(|n| n.parse().unwrap()).collect();
-        let [held, lost, overlaps, fell, failed] = numbers[..] else {
+        let [held, lost, overlaps, fell, failed, unanswered] = numbers[..] else {
             panic!("{report}");
         };
         Counts {
@@ -118,6 +123,7 @@ impl Worker {
             overlaps,
             fell,
             failed,
+            unanswered,
             ..Counts::default()
         }
     }
@@ -152,7 +158,14 @@ async fn be_at_work() {
         task.unwrap();
     }
     let seen = counts.lock().unwrap();
-    let report = [seen.held, seen.lost, seen.overlaps, seen.fell, seen.failed];
+    let report = [
+        seen.held,
+        seen.lost,
+        seen.overlaps,
+        seen.fell,
+        seen.failed,
+        seen.unanswered,
+    ];
     let report = report.map(|number| number.to_string()).join(" ");
     fs::write(std::env::var(REPORT).unwrap(), report).unwrap();
 }
@@ -220,10 +233,10 @@ async fn hold(guard: Guard<RedisBackend>, path: &Path, shared: bool, counts: &Mu
     counts.fell += u32::from(fell);
     match released {
         _ if lost => counts.lost += 1,
-        Err(LockError::Lost { .. }) => counts.lost += 1,
+        Err(LockError::Backend { source, .. }) if source.is_retryable() => counts.unanswered += 1,
         Err(error) => {
             eprintln!("a release failed: {error:?}");
-            counts.failed += 1;
+            counts.lost += 1;
         }
         Ok(()) => {}
     }

@@ -44,6 +44,8 @@ impl Line {
         options
             .setting("bind-source-addr", self.from.to_string())
             .setting("cluster-announce-ip", "127.0.0.1")
+            // For Redis, the other addresses of this network are those of strangers.
+            .setting("protected-mode", "no")
             .setting("cluster-announce-bus-port", self.port().to_string())
             .setting("user", format!("{REPLICA} on >{REPLICA} ~* &* +@all"))
             .setting("masteruser", REPLICA)
