@@ -25,6 +25,10 @@ use crate::{
 /// How often a waiter checks that will be woken by the waiter ahead of it in this process.
 const BEHIND_OTHERS: Duration = Duration::from_secs(60);
 
+/// How often a waiter tries that the system wakes. It misses a release only if a forked child of the holder keeps a copy of the open
+/// file, or if the path now leads to another directory.
+const WATCHED: Duration = Duration::from_secs(10);
+
 /// How long a lock is left to other processes if the event of its release does not arrive.
 const YIELD: Duration = Duration::from_millis(1);
 
@@ -114,9 +118,15 @@ impl Client {
             return Ok(None);
         }
         let mut contention = self.contended(place, request, holder);
-        if !place.contender.hears_of_release() {
-            contention.recheck_after = place.next_poll(request.owner, self.poll_interval);
-        }
+        // A wake-up from before the subscription is kept for it.
+        contention.queued = waits && place.contender.hears_of_release();
+        contention.recheck_after = if place.contender.hears_of_each_release() {
+            place.next_look(request.owner, self.poll_interval.max(WATCHED))
+        } else if contention.queued {
+            None
+        } else {
+            place.next_poll(request.owner, self.poll_interval)
+        };
         Ok(Some(Attempt::Contended(contention)))
     }
 
@@ -263,7 +273,7 @@ impl Watched for Client {
     }
 
     fn look(&self) -> bool {
-        if self.places.names().is_empty() {
+        if !self.places.have_holders() {
             return false;
         }
         if self.store.ensure_in_place().is_err() {

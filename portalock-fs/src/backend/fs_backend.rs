@@ -1,9 +1,11 @@
 //! The backend: the engine's view of a directory of lock files.
 
 use std::{
+    future::poll_fn,
     io::ErrorKind,
     path::Path,
     sync::{Arc, OnceLock, Weak},
+    task::Poll,
     time::{Duration, Instant},
 };
 
@@ -304,9 +306,9 @@ impl LockBackend for FsBackend {
             if tried - start >= PASSING {
                 return Ok(Attempt::Contended(Contention::new()));
             }
-            // No timer is used: the blocking form has none, and some runtimes have none.
+            // No timer is used: some runtimes have none.
             while tried.elapsed() < PAUSE {
-                tokio::task::yield_now().await;
+                give_way().await;
             }
         }
     }
@@ -319,7 +321,11 @@ impl LockBackend for FsBackend {
     async fn subscribe(&self, request: &LockRequest) -> Result<Option<Wakeups>, BackendError> {
         let (line, wakeups) = wakeups();
         // Waiters of this process wake each other, even if the directory is not watched.
-        Ok(self.client.listen(request, line).then_some(wakeups))
+        let listens = self.client.listen(request, line);
+        Ok(listens.then(|| match self.client.watch.get() {
+            Some(watch) => wakeups.with_sleeper(watch.sleeper()),
+            None => wakeups,
+        }))
     }
 
     fn release_now(&self, request: &LockRequest) -> bool {
@@ -359,6 +365,19 @@ impl LockBackend for FsBackend {
             .call(move |client| client.evict(&name, owner))
             .await??)
     }
+}
+
+/// Lets other tasks run, also on a thread that drives no runtime.
+async fn give_way() {
+    let mut gave_way = false;
+    poll_fn(|context| {
+        if std::mem::replace(&mut gave_way, true) {
+            return Poll::Ready(());
+        }
+        context.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
 }
 
 /// Every user of the locks must be able to create lock files. If the group may write them, this includes the group,

@@ -52,6 +52,18 @@ impl Places {
         })
     }
 
+    /// Whether any name may have a holder of this client.
+    pub(crate) fn have_holders(&self) -> bool {
+        let places = lock(&self.places);
+        // Somebody who uses the state at the moment may be about to hold it.
+        let may_be_held = |place: &Mutex<Place>| {
+            place
+                .try_lock()
+                .map_or(true, |place| !place.held.is_empty())
+        };
+        places.values().any(|place| may_be_held(place))
+    }
+
     /// The names in use.
     pub(crate) fn names(&self) -> Vec<FileName> {
         lock(&self.places).keys().cloned().collect()
@@ -115,7 +127,8 @@ struct Waiter {
     line: Option<WakeSender>,
     /// It was told to try before it had subscribed.
     was_called: bool,
-    next_poll: Duration,
+    /// Its next pause if it polls. None if nothing has changed since it began to wait.
+    next_poll: Option<Duration>,
 }
 
 impl Held {
@@ -171,7 +184,7 @@ impl Place {
                 holder: holder.clone(),
                 line: None,
                 was_called: false,
-                next_poll: FIRST_POLL,
+                next_poll: None,
             },
         );
     }
@@ -207,7 +220,7 @@ impl Place {
                 break;
             }
             is_last = waiter.mode == Mode::Exclusive;
-            waiter.next_poll = FIRST_POLL;
+            waiter.next_poll = Some(FIRST_POLL);
             match &waiter.line {
                 Some(line) => drop(line.wake()),
                 None => waiter.was_called = true,
@@ -218,9 +231,19 @@ impl Place {
     /// The owner's next pause if it polls: twice as long each time, and randomly shortened, so that waiters of several
     /// processes don't try at the same time.
     pub(crate) fn next_poll(&mut self, owner: OwnerId, most: Duration) -> Option<Duration> {
+        self.pause(owner, FIRST_POLL, most)
+    }
+
+    /// The same if it is watched. Its pauses are short only after a change: the system reports that a process has died just before
+    /// it unlocks the files.
+    pub(crate) fn next_look(&mut self, owner: OwnerId, most: Duration) -> Option<Duration> {
+        self.pause(owner, most, most)
+    }
+
+    fn pause(&mut self, owner: OwnerId, first: Duration, most: Duration) -> Option<Duration> {
         let waiter = self.waiter(owner)?;
-        let pause = waiter.next_poll.min(most);
-        waiter.next_poll = pause.saturating_mul(2).min(most);
+        let pause = waiter.next_poll.unwrap_or(first).min(most);
+        waiter.next_poll = Some(pause.saturating_mul(2).min(most));
         Some(pause.mul_f64(1.0 - 0.25 * fastrand::f64()))
     }
 

@@ -1,6 +1,10 @@
 //! Linux and Android: one inotify instance and one thread for all backends of the process.
 //!
 //! The instance is shared because a user has few of them (128 by default), and a process may have many backends.
+//!
+//! A blocking call that waits reads the events itself, so that a release wakes one thread and not two. One thread can do this at a
+//! time. The kernel gives an event to that thread if it sleeps, and otherwise to the watcher's own thread: both have an epoll
+//! instance with `EPOLLEXCLUSIVE`, and the one that was added first is asked first.
 
 use std::{
     collections::HashMap,
@@ -17,8 +21,13 @@ use std::{
 };
 
 use cap_std::fs::Dir;
+use portalock_core::Sleeper;
 use rustix::{
-    event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll},
+    event::{
+        EventfdFlags, Timespec,
+        epoll::{self, EventData, EventFlags},
+        eventfd,
+    },
     fs::inotify::{self, CreateFlags, ReadFlags, Reader, WatchFlags},
     io::Errno,
 };
@@ -30,6 +39,9 @@ const BUFFER: usize = 4096;
 
 /// How often the thread checks that paths still lead to the directories with held locks.
 const LOOKS_EVERY: Duration = Duration::from_millis(250);
+
+/// The longest sleep in one call: the kernel counts milliseconds in 31 bits.
+const LONGEST_SLEEP: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// The process's watcher, as long as it is used.
 static SHARED: Mutex<Weak<Watcher>> = Mutex::new(Weak::new());
@@ -45,8 +57,14 @@ pub(crate) struct Watcher {
 #[derive(Debug)]
 struct Watches {
     events: OwnedFd,
-    /// Wakes the thread to read its orders.
-    orders: OwnedFd,
+    /// Where the thread sleeps.
+    thread: Bed,
+    /// Where the thread of one blocking call sleeps.
+    waiter: Bed,
+    /// Whether a blocking call uses its place.
+    is_taken: AtomicBool,
+    /// Whether it sleeps there.
+    is_asleep: AtomicBool,
     /// Order: end the thread.
     stops: AtomicBool,
     /// Order: check from time to time that paths still lead to the same directories.
@@ -92,9 +110,14 @@ impl Watcher {
     }
 
     fn new() -> io::Result<Self> {
+        let events = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?;
         let watches = Arc::new(Watches {
-            events: inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?,
-            orders: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
+            // Made first, so that the kernel asks it first.
+            waiter: Bed::new(&events)?,
+            thread: Bed::new(&events)?,
+            events,
+            is_taken: AtomicBool::new(false),
+            is_asleep: AtomicBool::new(false),
             stops: AtomicBool::new(false),
             looks: AtomicBool::new(false),
             registry: Mutex::default(),
@@ -109,6 +132,11 @@ impl Watcher {
             watches,
             thread: Some(thread),
         })
+    }
+
+    /// Lets the thread of a blocking call receive the events.
+    pub(crate) fn sleeper(&self) -> Arc<dyn Sleeper> {
+        self.watches.clone()
     }
 
     /// Makes the thread check paths from time to time, as long as this is needed.
@@ -205,8 +233,7 @@ impl Watches {
     /// Gives the thread an order, unless it has it already.
     fn order(&self, order: &AtomicBool) {
         if !order.swap(true, Ordering::AcqRel) {
-            // It fails only if a huge number of orders has not been read.
-            let _ = rustix::io::write(&self.orders, &1_u64.to_ne_bytes());
+            self.thread.wake();
         }
     }
 
@@ -221,31 +248,18 @@ impl Watches {
         let mut buffer = [MaybeUninit::uninit(); BUFFER];
         let mut next_look: Option<Instant> = None;
         loop {
-            let mut ready = [
-                PollFd::new(&self.events, PollFlags::IN),
-                PollFd::new(&self.orders, PollFlags::IN),
-            ];
             let pause = next_look.map(|at| at.saturating_duration_since(Instant::now()));
-            let pause = pause.and_then(|pause| Timespec::try_from(pause).ok());
-            match poll(&mut ready, pause.as_ref()) {
-                Ok(_) | Err(Errno::INTR) => {}
+            match self.thread.sleep(pause) {
+                Ok(()) | Err(Errno::INTR) => {}
                 Err(error) => {
                     tracing::error!(%error, "lock files are no longer watched");
                     return;
                 }
             }
-            if !ready[1].revents().is_empty() {
-                let _ = rustix::io::read(&self.orders, &mut [0; 8]);
-                if self.stops.load(Ordering::Acquire) {
-                    return;
-                }
+            if self.stops.load(Ordering::Acquire) {
+                return;
             }
-            // No mutex is held during these calls, because they may start and end watches.
-            for (told, change) in self.read(&mut buffer) {
-                if let Some(told) = told.upgrade() {
-                    told.tell(&change);
-                }
-            }
+            self.report(&mut buffer);
             if next_look.is_some_and(|at| at <= Instant::now()) {
                 self.look();
                 next_look = None;
@@ -256,15 +270,27 @@ impl Watches {
         }
     }
 
-    /// Reads the events, and finds who must be told.
-    fn read(&self, buffer: &mut [MaybeUninit<u8>]) -> Vec<(Weak<dyn Watched>, Change)> {
+    /// Reads one buffer of events, and tells everybody whom they concern. False if there may be more events.
+    fn report(&self, buffer: &mut [MaybeUninit<u8>]) -> bool {
+        let (news, was_last) = self.read(buffer);
+        // No mutex is held during these calls, because they may start and end watches.
+        for (told, change) in news {
+            if let Some(told) = told.upgrade() {
+                told.tell(&change);
+            }
+        }
+        was_last
+    }
+
+    /// Reads the events, and finds who must be told. The second value is false if there may be more events.
+    fn read(&self, buffer: &mut [MaybeUninit<u8>]) -> (Vec<(Weak<dyn Watched>, Change)>, bool) {
         let mut news = Vec::new();
         let mut reader = Reader::new(&self.events, buffer);
         loop {
             let event = match reader.next() {
                 Ok(event) => event,
                 Err(Errno::INTR) => continue,
-                Err(_) => return news,
+                Err(_) => return (news, true),
             };
             let name = event.file_name().and_then(|name| name.to_str().ok());
             for target in self.concerned(event.wd(), event.events()) {
@@ -277,7 +303,7 @@ impl Watches {
             }
             if reader.is_buffer_empty() {
                 // The waiter should not wait for another read that finds nothing.
-                return news;
+                return (news, false);
             }
         }
     }
@@ -314,6 +340,66 @@ impl Watches {
                 self.looks.store(true, Ordering::Release);
             }
         }
+    }
+}
+
+impl Sleeper for Watches {
+    fn sleep(&self, timeout: Option<Duration>, is_woken: &dyn Fn() -> bool) -> bool {
+        // A forked child has no thread that would take over.
+        if self.origin.is_elsewhere() || self.is_taken.swap(true, Ordering::AcqRel) {
+            return false;
+        }
+        self.is_asleep.store(true, Ordering::SeqCst);
+        let slept = if is_woken() {
+            Ok(())
+        } else {
+            self.waiter.sleep(timeout)
+        };
+        self.is_asleep.store(false, Ordering::SeqCst);
+        let mut buffer = [MaybeUninit::uninit(); BUFFER];
+        // The kernel told only this thread of these events.
+        if !self.report(&mut buffer) && !self.report(&mut buffer) {
+            self.thread.wake();
+        }
+        self.is_taken.store(false, Ordering::Release);
+        matches!(slept, Ok(()) | Err(Errno::INTR))
+    }
+
+    fn wake(&self) {
+        if self.is_asleep.swap(false, Ordering::SeqCst) {
+            self.waiter.wake();
+        }
+    }
+}
+
+/// Where a thread sleeps until there are events, or until it is woken.
+#[derive(Debug)]
+struct Bed {
+    epoll: OwnedFd,
+    wakes: OwnedFd,
+}
+
+impl Bed {
+    fn new(events: &OwnedFd) -> io::Result<Self> {
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        let wakes = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        let data = EventData::new_u64(0);
+        epoll::add(&epoll, events, data, EventFlags::IN | EventFlags::EXCLUSIVE)?;
+        // Each wake-up is reported once, so nothing has to read it.
+        epoll::add(&epoll, &wakes, data, EventFlags::IN | EventFlags::ET)?;
+        Ok(Self { epoll, wakes })
+    }
+
+    fn sleep(&self, timeout: Option<Duration>) -> Result<(), Errno> {
+        let timeout = timeout.map(|timeout| timeout.min(LONGEST_SLEEP));
+        let timeout = timeout.and_then(|timeout| Timespec::try_from(timeout).ok());
+        let mut happened = [MaybeUninit::uninit(); 2];
+        epoll::wait(&self.epoll, &mut happened, timeout.as_ref()).map(drop)
+    }
+
+    fn wake(&self) {
+        // It fails only after 2^64 wake-ups.
+        let _ = rustix::io::write(&self.wakes, &1_u64.to_ne_bytes());
     }
 }
 
