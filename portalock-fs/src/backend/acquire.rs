@@ -245,7 +245,9 @@ impl Client {
             }
         }
         // Waiters must continue with the file that is there now, if any.
-        place.wake_first();
+        let called = place.call_first();
+        drop(place);
+        called.wake();
     }
 }
 
@@ -256,7 +258,9 @@ impl Watched for Client {
                 if let Some(visit) = self.places.find(&FileName::existing(file)) {
                     let mut place = visit.lock();
                     place.yields = false;
-                    place.wake_first();
+                    let called = place.call_first();
+                    drop(place);
+                    called.wake();
                 }
             }
             Change::Replaced(file) => match marked_owner(file) {

@@ -107,6 +107,19 @@ pub(crate) struct Place {
     pub(crate) yields: bool,
 }
 
+/// Waiters that will be woken. Wake them after unlocking the place, which they use at once.
+#[derive(Debug)]
+#[must_use = "they have not been woken yet"]
+pub(crate) struct Called(Vec<WakeSender>);
+
+impl Called {
+    pub(crate) fn wake(self) {
+        for line in self.0 {
+            line.wake();
+        }
+    }
+}
+
 /// A grant that has not been released.
 #[derive(Debug)]
 pub(crate) struct Held {
@@ -201,7 +214,7 @@ impl Place {
         true
     }
 
-    /// Removes the owner from the queue. Then call [`wake_first`](Self::wake_first) for the new head of the queue.
+    /// Removes the owner from the queue. Then call [`call_first`](Self::call_first) for the new head of the queue.
     pub(crate) fn leave(&mut self, owner: OwnerId) -> bool {
         let ticket = self.tickets.remove(&owner);
         ticket.is_some_and(|ticket| self.waiters.remove(&ticket).is_some())
@@ -211,9 +224,10 @@ impl Place {
         self.waiters.get_mut(self.tickets.get(&owner)?)
     }
 
-    /// Wakes the first waiter, or all shared waiters at the head. Only they poll; their next pause is short again,
+    /// The first waiter, or all shared waiters at the head, to be woken. Only they poll; their next pause is short again,
     /// because something has changed.
-    pub(crate) fn wake_first(&mut self) {
+    pub(crate) fn call_first(&mut self) -> Called {
+        let mut called = Vec::new();
         let mut is_last = false;
         for (at, waiter) in self.waiters.values_mut().enumerate() {
             if is_last || at > 0 && waiter.mode == Mode::Exclusive {
@@ -222,10 +236,11 @@ impl Place {
             is_last = waiter.mode == Mode::Exclusive;
             waiter.next_poll = Some(FIRST_POLL);
             match &waiter.line {
-                Some(line) => drop(line.wake()),
+                Some(line) => called.push(line.clone()),
                 None => waiter.was_called = true,
             }
         }
+        Called(called)
     }
 
     /// The owner's next pause if it polls: twice as long each time, and randomly shortened, so that waiters of several
@@ -341,8 +356,9 @@ mod tests {
                 assert!(place.listen(*owner, sender));
                 lines.push(line);
             }
-            place.wake_first();
+            let called = place.call_first();
             drop(place);
+            called.wake();
             for (at, line) in lines.iter_mut().enumerate() {
                 let is_woken = matches!(line.next().await, Wake::TryNow);
                 assert_eq!(is_woken, woken.contains(&at), "{modes:?} {at}");
