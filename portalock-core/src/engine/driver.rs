@@ -173,7 +173,7 @@ impl Asleep {
             }
             let timeout = next.map(|at| at.saturating_duration_since(Instant::now()));
             let sleeper = with_driving(|driving| driving.sleeper.take()).flatten();
-            let slept = sleeper.is_some_and(|sleeper| self.with(sleeper, timeout));
+            let slept = sleeper.is_some_and(|sleeper| self.with(&sleeper, timeout));
             if !slept {
                 match timeout {
                     Some(timeout) => thread::park_timeout(timeout),
@@ -183,7 +183,7 @@ impl Asleep {
         }
     }
 
-    fn with(&self, sleeper: Arc<dyn Sleeper>, timeout: Option<Duration>) -> bool {
+    fn with(&self, sleeper: &Arc<dyn Sleeper>, timeout: Option<Duration>) -> bool {
         *self.sleeper() = Some(sleeper.clone());
         let slept = sleeper.sleep(timeout, &|| self.woken.load(Ordering::SeqCst));
         *self.sleeper() = None;
@@ -222,4 +222,187 @@ fn due_alarms() -> (Vec<Waker>, Option<Instant>) {
         (due, driving.alarms.iter().map(|alarm| alarm.at).min())
     })
     .unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{future::pending, sync::mpsc, task::ready};
+
+    use futures_util::{FutureExt, StreamExt, stream::FuturesUnordered};
+    use tokio::sync::oneshot;
+
+    use super::*;
+    use crate::{
+        Wake as Woken,
+        engine::{deadline::bound, timer},
+        wakeups,
+    };
+
+    const SOON: Duration = Duration::from_millis(20);
+    /// Longer than anything here takes.
+    const LONG: Duration = Duration::from_secs(60);
+
+    fn run<F: Future>(future: F) -> F::Output {
+        drive(future, || Ok::<_, ()>(())).unwrap()
+    }
+
+    /// Runs `work` on a thread of its own; fails if it does not end.
+    fn ends<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+        let (sender, done) = mpsc::channel();
+        thread::spawn(move || sender.send(work()));
+        done.recv_timeout(LONG).expect("nobody woke it")
+    }
+
+    fn soon() -> timer::Timer {
+        timer::at(Instant::now() + SOON)
+    }
+
+    #[test]
+    fn what_is_ready_at_once_needs_no_leave_to_sleep() {
+        assert_eq!(drive(async { 7 }, || Err("may not sleep")), Ok(7));
+        assert_eq!(
+            drive(pending::<()>(), || Err("may not sleep")),
+            Err("may not sleep")
+        );
+    }
+
+    #[test]
+    fn a_timer_wakes_the_part_of_the_future_that_waits_for_it() {
+        ends(|| {
+            // These are only polled if their own waker was called.
+            let mut timers: FuturesUnordered<_> = (0..3).map(|_| soon()).collect();
+            run(async { while timers.next().await.is_some() {} });
+        });
+    }
+
+    #[test]
+    fn a_timer_that_was_dropped_wakes_nobody() {
+        ends(|| {
+            let start = Instant::now();
+            run(async {
+                let mut early = Box::pin(soon());
+                assert!(futures_util::poll!(&mut early).is_pending());
+                drop(early);
+                timer::at(start + SOON / 2).await;
+                let left = with_driving(|driving| driving.alarms.len());
+                assert_eq!(left, Some(0));
+            });
+        });
+    }
+
+    #[test]
+    fn a_wake_up_from_another_thread_ends_the_sleep() {
+        ends(|| {
+            for _ in 0..1000 {
+                let (sender, receiver) = oneshot::channel();
+                let waker = thread::spawn(move || sender.send(()));
+                run(receiver).unwrap();
+                waker.join().unwrap().unwrap();
+            }
+        });
+    }
+
+    #[test]
+    fn a_future_inside_another_one_takes_nothing_from_it() {
+        ends(|| {
+            let (sender, mut outer) = oneshot::channel();
+            let mut sender = Some(sender);
+            run(std::future::poll_fn(|context| {
+                if let Some(sender) = sender.take() {
+                    assert!(outer.poll_unpin(context).is_pending());
+                    // The outer one is woken while the inner one sleeps.
+                    let waker = thread::spawn(move || sender.send(()));
+                    run(async { soon().await });
+                    waker.join().unwrap().unwrap();
+                    return Poll::Pending;
+                }
+                ready!(outer.poll_unpin(context)).unwrap();
+                Poll::Ready(())
+            }));
+        });
+    }
+
+    #[test]
+    fn a_runtime_inside_has_its_own_timers() {
+        ends(|| {
+            let silence = run(async {
+                let runtime = tokio::runtime::Builder::new_current_thread()
+                    .enable_time()
+                    .build()
+                    .unwrap();
+                runtime.block_on(bound(Some(Instant::now() + SOON), pending::<()>()))
+            });
+            assert!(silence.is_none());
+        });
+    }
+
+    #[test]
+    fn a_future_that_moves_to_another_thread_keeps_its_deadline() {
+        ends(|| {
+            let mut moving = Box::pin(bound(Some(Instant::now() + SOON), pending::<()>()));
+            run(async { assert!(futures_util::poll!(&mut moving).is_pending()) });
+            assert!(thread::scope(|scope| scope.spawn(|| run(moving)).join().unwrap()).is_none());
+        });
+    }
+
+    #[test]
+    fn a_task_without_budget_may_call_it() {
+        ends(|| {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .build()
+                .unwrap();
+            runtime.block_on(async {
+                while tokio::task::coop::has_budget_remaining() {
+                    tokio::task::coop::consume_budget().await;
+                }
+                run(tokio::task::coop::consume_budget());
+            });
+        });
+    }
+
+    /// A thread parks in it, unless it is taken.
+    #[derive(Default)]
+    struct Place {
+        is_taken: bool,
+        sleeps: Mutex<Vec<Thread>>,
+    }
+
+    impl Sleeper for Place {
+        fn sleep(&self, timeout: Option<Duration>, is_woken: &dyn Fn() -> bool) -> bool {
+            self.sleeps.lock().unwrap().push(thread::current());
+            if self.is_taken {
+                return false;
+            }
+            while !is_woken() {
+                thread::park_timeout(timeout.unwrap_or(LONG));
+            }
+            true
+        }
+
+        fn wake(&self) {
+            for thread in &*self.sleeps.lock().unwrap() {
+                thread.unpark();
+            }
+        }
+    }
+
+    #[test]
+    fn a_waiter_sleeps_where_its_wake_ups_come_from_unless_another_thread_does() {
+        for is_taken in [false, true] {
+            let place = Arc::new(Place {
+                is_taken,
+                ..Place::default()
+            });
+            let (sender, wakeups) = wakeups();
+            let mut wakeups = wakeups.with_sleeper(place.clone());
+            let waiter = thread::spawn(move || run(async move { wakeups.next().await }));
+            let start = Instant::now();
+            while place.sleeps.lock().unwrap().is_empty() {
+                assert!(start.elapsed() < LONG, "it sleeps elsewhere");
+                thread::yield_now();
+            }
+            sender.wake();
+            assert!(matches!(ends(|| waiter.join().unwrap()), Woken::TryNow));
+        }
+    }
 }

@@ -315,6 +315,15 @@ mod tests {
             client.free(&request, true);
         }
         assert!(!client.look());
+        // A waiter looks for itself, each time it tries.
+        let other = FsBackend::open(&client.store.path).unwrap().client;
+        let _ = other.attempt(&request).unwrap();
+        let waiting = super::tests::request(Patience::Queue);
+        assert!(matches!(
+            client.attempt(&waiting).unwrap(),
+            Some(Attempt::Contended(_))
+        ));
+        assert!(!client.look());
     }
 
     #[test]

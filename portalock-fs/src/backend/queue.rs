@@ -367,6 +367,20 @@ mod tests {
     }
 
     #[test]
+    fn a_watched_waiter_tries_rarely_and_soon_after_a_change() {
+        let (mut place, owners) = queue(&[Exclusive]);
+        let most = Duration::from_secs(10);
+        let mut pause = |place: &mut Place| place.next_look(owners[0], most).unwrap();
+        for _ in 0..2 {
+            assert!(pause(&mut place) > most / 2);
+        }
+        place.call_first().wake();
+        assert!(pause(&mut place) <= FIRST_POLL);
+        let rest: Vec<_> = (0..15).map(|_| pause(&mut place)).collect();
+        assert!(rest[0] <= 2 * FIRST_POLL && rest[14] > most / 2, "{rest:?}");
+    }
+
+    #[test]
     fn a_name_takes_no_room_once_nobody_uses_it() {
         let places = Places::default();
         let name = FileName::of(&LockName::new("a").unwrap());

@@ -272,7 +272,8 @@ impl Watches {
 
     /// Reads one buffer of events, and tells everybody whom they concern. False if there may be more events.
     fn report(&self, buffer: &mut [MaybeUninit<u8>]) -> bool {
-        let (news, was_last) = self.read(buffer);
+        let mut news = Vec::new();
+        let was_last = self.read(buffer, &mut news);
         // No mutex is held during these calls, because they may start and end watches.
         for (told, change) in news {
             if let Some(told) = told.upgrade() {
@@ -282,15 +283,18 @@ impl Watches {
         was_last
     }
 
-    /// Reads the events, and finds who must be told. The second value is false if there may be more events.
-    fn read(&self, buffer: &mut [MaybeUninit<u8>]) -> (Vec<(Weak<dyn Watched>, Change)>, bool) {
-        let mut news = Vec::new();
+    /// Reads one buffer of events, and finds who must be told. False if there may be more events.
+    fn read(
+        &self,
+        buffer: &mut [MaybeUninit<u8>],
+        news: &mut Vec<(Weak<dyn Watched>, Change)>,
+    ) -> bool {
         let mut reader = Reader::new(&self.events, buffer);
         loop {
             let event = match reader.next() {
                 Ok(event) => event,
                 Err(Errno::INTR) => continue,
-                Err(_) => return (news, true),
+                Err(_) => return true,
             };
             let name = event.file_name().and_then(|name| name.to_str().ok());
             for target in self.concerned(event.wd(), event.events()) {
@@ -303,7 +307,7 @@ impl Watches {
             }
             if reader.is_buffer_empty() {
                 // The waiter should not wait for another read that finds nothing.
-                return (news, false);
+                return false;
             }
         }
     }
@@ -410,7 +414,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::mpsc;
+    use std::{sync::mpsc, thread::ThreadId};
 
     use cap_std::ambient_authority;
 
@@ -452,6 +456,115 @@ mod tests {
             assert!(start.elapsed() < LONG, "nobody ended it");
             std::thread::yield_now();
         }
+    }
+
+    /// Reports which thread was told.
+    struct Told(Mutex<mpsc::Sender<ThreadId>>);
+
+    impl Watched for Told {
+        fn tell(&self, _: &Change) {
+            let _ = lock(&self.0).send(std::thread::current().id());
+        }
+    }
+
+    /// Watches files in a directory for being closed.
+    fn told_of_files() -> (
+        tempfile::TempDir,
+        Arc<dyn Watched>,
+        mpsc::Receiver<ThreadId>,
+    ) {
+        let (sender, told) = mpsc::channel();
+        let ear = Arc::new(Told(Mutex::new(sender)));
+        (tempfile::tempdir().unwrap(), ear, told)
+    }
+
+    #[test]
+    fn a_thread_that_sleeps_is_told_itself_and_the_watchers_thread_tells_the_others() {
+        let (place, ear, told) = told_of_files();
+        let watcher = Watcher::new().unwrap();
+        let close = || {
+            let file = File::create(place.path().join("a")).unwrap();
+            let watching = watcher.watch_file(&file, "a", Arc::downgrade(&ear));
+            drop(file);
+            let by = told.recv_timeout(LONG).unwrap();
+            drop(watching);
+            by
+        };
+        let watchers_own = watcher.thread.as_ref().unwrap().thread().id();
+        assert_eq!(close(), watchers_own);
+        let sleeper = watcher.sleeper();
+        let ends = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let sleeping = scope.spawn(|| {
+                while !ends.load(Ordering::SeqCst) {
+                    assert!(sleeper.sleep(None, &|| ends.load(Ordering::SeqCst)));
+                }
+            });
+            let id = sleeping.thread().id();
+            // It may be awake at the moment, because it was told.
+            let by_itself = (0..1000).any(|_| close() == id);
+            ends.store(true, Ordering::SeqCst);
+            sleeper.wake();
+            assert!(by_itself, "the watcher's thread is always told first");
+        });
+        assert_eq!(close(), watchers_own);
+    }
+
+    #[test]
+    fn two_threads_do_not_sleep_in_one_place() {
+        let sleeper = Watcher::new().unwrap().sleeper();
+        let (asleep, first_sleeps) = mpsc::channel();
+        std::thread::scope(|scope| {
+            let first = scope.spawn(|| {
+                let is_woken = || {
+                    let _ = asleep.send(());
+                    false
+                };
+                sleeper.sleep(None, &is_woken)
+            });
+            first_sleeps.recv().unwrap();
+            assert!(!sleeper.sleep(None, &|| false));
+            sleeper.wake();
+            assert!(first.join().unwrap());
+        });
+        assert!(sleeper.sleep(Some(Duration::ZERO), &|| false));
+    }
+
+    /// Threads begin and end to sleep at any moment: each event reaches somebody.
+    #[test]
+    fn no_event_is_lost_between_a_sleeping_thread_and_the_watchers() {
+        let (place, ear, told) = told_of_files();
+        let watcher = Watcher::new().unwrap();
+        let seed = fastrand::get_seed();
+        let ends = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            for number in 0..2 {
+                let (sleeper, ends) = (watcher.sleeper(), &ends);
+                let mut random = fastrand::Rng::with_seed(seed + number);
+                scope.spawn(move || {
+                    while !ends.load(Ordering::SeqCst) {
+                        let pause = Duration::from_micros(random.u64(..1500));
+                        let is_woken = random.bool();
+                        if random.bool() {
+                            sleeper.wake();
+                        }
+                        if !sleeper.sleep(Some(pause), &|| is_woken) {
+                            std::thread::yield_now();
+                        }
+                    }
+                });
+            }
+            let all_told = (0..1000).all(|_| {
+                let file = File::create(place.path().join("a")).unwrap();
+                let watching = watcher.watch_file(&file, "a", Arc::downgrade(&ear));
+                drop(file);
+                let is_told = told.recv_timeout(LONG).is_ok();
+                drop(watching);
+                is_told
+            });
+            ends.store(true, Ordering::SeqCst);
+            assert!(all_told, "an event was lost, seed {seed}");
+        });
     }
 
     #[test]
