@@ -155,10 +155,10 @@ impl Wakeups {
         self
     }
 
-    /// Attaches the `sleeper` of a blocking call's thread. An async call does not use it.
+    /// Sets the `sleeper` of a blocking call's thread. An async call does not use it. Default: none.
     #[must_use]
-    pub fn with_sleeper(mut self, sleeper: Arc<dyn Sleeper>) -> Self {
-        self.sleeper = Some(sleeper);
+    pub fn with_sleeper(mut self, sleeper: Option<Arc<dyn Sleeper>>) -> Self {
+        self.sleeper = sleeper;
         self
     }
 

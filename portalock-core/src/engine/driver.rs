@@ -394,7 +394,7 @@ mod tests {
                 ..Place::default()
             });
             let (sender, wakeups) = wakeups();
-            let mut wakeups = wakeups.with_sleeper(place.clone());
+            let mut wakeups = wakeups.with_sleeper(Some(place.clone()));
             let waiter = thread::spawn(move || run(async move { wakeups.next().await }));
             let start = Instant::now();
             while place.sleeps.lock().unwrap().is_empty() {

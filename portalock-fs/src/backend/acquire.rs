@@ -25,10 +25,6 @@ use crate::{
 /// How often a waiter checks that will be woken by the waiter ahead of it in this process.
 const BEHIND_OTHERS: Duration = Duration::from_secs(60);
 
-/// How often a waiter tries that the system wakes. It misses a release only if a forked child of the holder keeps a copy of the open
-/// file, or if the path now leads to another directory.
-const WATCHED: Duration = Duration::from_secs(10);
-
 /// How long a lock is left to other processes if the event of its release does not arrive.
 const YIELD: Duration = Duration::from_millis(1);
 
@@ -41,6 +37,8 @@ pub(crate) struct Client {
     pub(crate) watch: OnceLock<DirectoryWatch>,
     pub(crate) label: Option<Arc<str>>,
     pub(crate) poll_interval: Duration,
+    /// The longest pause of a waiter that the system wakes.
+    pub(crate) watched_interval: Duration,
 }
 
 impl Client {
@@ -120,13 +118,12 @@ impl Client {
         let mut contention = self.contended(place, request, holder);
         // A wake-up from before the subscription is kept for it.
         contention.queued = waits && place.contender.hears_of_release();
-        contention.recheck_after = if place.contender.hears_of_each_release() {
-            place.next_look(request.owner, self.poll_interval.max(WATCHED))
-        } else if contention.queued {
-            None
+        let most = if contention.queued {
+            self.watched_interval
         } else {
-            place.next_poll(request.owner, self.poll_interval)
+            self.poll_interval
         };
+        contention.recheck_after = place.next_poll(request.owner, most, contention.queued);
         Ok(Some(Attempt::Contended(contention)))
     }
 

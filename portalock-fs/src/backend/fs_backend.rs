@@ -35,6 +35,10 @@ const CRASH: Duration = Duration::from_secs(1);
 /// The kernel reports a removed file at once. The rest is for a busy machine.
 const LOSS: Duration = Duration::from_secs(1);
 
+/// How often a waiter tries that the system wakes. It misses a release only if a forked child of the holder keeps a copy of
+/// the open file, or if the path now leads to another directory.
+const WATCHED: Duration = Duration::from_secs(10);
+
 /// How long a lock is retried that is locked by an unknown holder. Such a lock is held for microseconds, unless its
 /// holder doesn't get to run.
 const PASSING: Duration = Duration::from_millis(50);
@@ -174,6 +178,11 @@ impl FsBackend {
             watch: OnceLock::new(),
             label: settings.label.clone(),
             poll_interval: settings.poll_interval(),
+            watched_interval: if is_remote {
+                settings.poll_interval()
+            } else {
+                settings.poll_interval().max(WATCHED)
+            },
         });
         if wants_watch {
             let told: Weak<Client> = Arc::downgrade(&client);
@@ -322,10 +331,8 @@ impl LockBackend for FsBackend {
         let (line, wakeups) = wakeups();
         // Waiters of this process wake each other, even if the directory is not watched.
         let listens = self.client.listen(request, line);
-        Ok(listens.then(|| match self.client.watch.get() {
-            Some(watch) => wakeups.with_sleeper(watch.sleeper()),
-            None => wakeups,
-        }))
+        let sleeper = self.client.watch.get().map(DirectoryWatch::sleeper);
+        Ok(listens.then(|| wakeups.with_sleeper(sleeper)))
     }
 
     fn release_now(&self, request: &LockRequest) -> bool {

@@ -245,17 +245,16 @@ impl Place {
 
     /// The owner's next pause if it polls: twice as long each time, and randomly shortened, so that waiters of several
     /// processes don't try at the same time.
-    pub(crate) fn next_poll(&mut self, owner: OwnerId, most: Duration) -> Option<Duration> {
-        self.pause(owner, FIRST_POLL, most)
-    }
-
-    /// The same if it is watched. Its pauses are short only after a change: the system reports that a process has died just before
-    /// it unlocks the files.
-    pub(crate) fn next_look(&mut self, owner: OwnerId, most: Duration) -> Option<Duration> {
-        self.pause(owner, most, most)
-    }
-
-    fn pause(&mut self, owner: OwnerId, first: Duration, most: Duration) -> Option<Duration> {
+    ///
+    /// If the system reports releases, the pause is short only after a change: a process that has died is reported just before its
+    /// files are unlocked.
+    pub(crate) fn next_poll(
+        &mut self,
+        owner: OwnerId,
+        most: Duration,
+        is_watched: bool,
+    ) -> Option<Duration> {
+        let first = if is_watched { most } else { FIRST_POLL };
         let waiter = self.waiter(owner)?;
         let pause = waiter.next_poll.unwrap_or(first).min(most);
         waiter.next_poll = Some(pause.saturating_mul(2).min(most));
@@ -370,7 +369,7 @@ mod tests {
     fn a_watched_waiter_tries_rarely_and_soon_after_a_change() {
         let (mut place, owners) = queue(&[Exclusive]);
         let most = Duration::from_secs(10);
-        let mut pause = |place: &mut Place| place.next_look(owners[0], most).unwrap();
+        let pause = |place: &mut Place| place.next_poll(owners[0], most, true).unwrap();
         for _ in 0..2 {
             assert!(pause(&mut place) > most / 2);
         }

@@ -3,7 +3,7 @@
 use portalock_core::Mode;
 
 use super::{FsError, Location, LockFile};
-use crate::sys::{self, Registration};
+use crate::sys::Registration;
 
 /// How often an attempt is repeated because the locked file was no longer the one at its path. After that the caller's
 /// deadline decides.
@@ -17,8 +17,6 @@ pub(crate) struct Contender {
     /// that it is dropped first and does not report the closing of `file`.
     watching: Option<Registration>,
     file: Option<LockFile>,
-    /// Whether the system reports each time that `file` is closed.
-    is_local: bool,
 }
 
 impl Contender {
@@ -53,9 +51,6 @@ impl Contender {
             }
             let was_watched = watching.is_some();
             self.watching = watching.or_else(|| watch(&file));
-            if !was_watched && self.watching.is_some() {
-                self.is_local = matches!(sys::is_remote(file.file()), Ok(false));
-            }
             self.file = Some(file);
             if was_watched || self.watching.is_none() {
                 break;
@@ -75,16 +70,11 @@ impl Contender {
         self.watching.is_some()
     }
 
-    /// Whether that report can't be missed, because nobody closes the file on another machine.
-    pub(crate) const fn hears_of_each_release(&self) -> bool {
-        self.watching.is_some() && self.is_local
-    }
-
     /// Watches a file that this process holds and is about to release.
     pub(crate) fn expect(&mut self, watching: Option<Registration>) -> bool {
         *self = Self {
             watching,
-            ..Self::default()
+            file: None,
         };
         self.hears_of_release()
     }
@@ -100,7 +90,7 @@ mod tests {
     use super::{super::Line, *};
     use crate::{
         LockKind,
-        sys::{FileId, Origin, Seen},
+        sys::{self, FileId, Origin, Seen},
     };
 
     struct Place(PathBuf);

@@ -23,25 +23,17 @@ use std::{
 use cap_std::fs::Dir;
 use portalock_core::Sleeper;
 use rustix::{
-    event::{
-        EventfdFlags, Timespec,
-        epoll::{self, EventData, EventFlags},
-        eventfd,
-    },
     fs::inotify::{self, CreateFlags, ReadFlags, Reader, WatchFlags},
     io::Errno,
 };
 
-use super::{Change, Origin, Watched};
+use super::{Change, Origin, Watched, event_wait::EventWait};
 
 /// The events of at least a hundred files, or of one with the longest name.
 const BUFFER: usize = 4096;
 
 /// How often the thread checks that paths still lead to the directories with held locks.
 const LOOKS_EVERY: Duration = Duration::from_millis(250);
-
-/// The longest sleep in one call: the kernel counts milliseconds in 31 bits.
-const LONGEST_SLEEP: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// The process's watcher, as long as it is used.
 static SHARED: Mutex<Weak<Watcher>> = Mutex::new(Weak::new());
@@ -57,13 +49,13 @@ pub(crate) struct Watcher {
 #[derive(Debug)]
 struct Watches {
     events: OwnedFd,
-    /// Where the thread sleeps.
-    thread: Bed,
-    /// Where the thread of one blocking call sleeps.
-    waiter: Bed,
-    /// Whether a blocking call uses its place.
+    /// What the watcher's thread waits at.
+    thread: EventWait,
+    /// What the thread of a blocking call waits at, one at a time.
+    waiter: EventWait,
+    /// Whether such a thread uses it.
     is_taken: AtomicBool,
-    /// Whether it sleeps there.
+    /// Whether that thread sleeps there.
     is_asleep: AtomicBool,
     /// Order: end the thread.
     stops: AtomicBool,
@@ -113,8 +105,8 @@ impl Watcher {
         let events = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?;
         let watches = Arc::new(Watches {
             // Made first, so that the kernel asks it first.
-            waiter: Bed::new(&events)?,
-            thread: Bed::new(&events)?,
+            waiter: EventWait::new(&events)?,
+            thread: EventWait::new(&events)?,
             events,
             is_taken: AtomicBool::new(false),
             is_asleep: AtomicBool::new(false),
@@ -249,7 +241,7 @@ impl Watches {
         let mut next_look: Option<Instant> = None;
         loop {
             let pause = next_look.map(|at| at.saturating_duration_since(Instant::now()));
-            match self.thread.sleep(pause) {
+            match self.thread.wait(pause) {
                 Ok(()) | Err(Errno::INTR) => {}
                 Err(error) => {
                     tracing::error!(%error, "lock files are no longer watched");
@@ -357,7 +349,7 @@ impl Sleeper for Watches {
         let slept = if is_woken() {
             Ok(())
         } else {
-            self.waiter.sleep(timeout)
+            self.waiter.wait(timeout)
         };
         self.is_asleep.store(false, Ordering::SeqCst);
         let mut buffer = [MaybeUninit::uninit(); BUFFER];
@@ -373,37 +365,6 @@ impl Sleeper for Watches {
         if self.is_asleep.swap(false, Ordering::SeqCst) {
             self.waiter.wake();
         }
-    }
-}
-
-/// Where a thread sleeps until there are events, or until it is woken.
-#[derive(Debug)]
-struct Bed {
-    epoll: OwnedFd,
-    wakes: OwnedFd,
-}
-
-impl Bed {
-    fn new(events: &OwnedFd) -> io::Result<Self> {
-        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
-        let wakes = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-        let data = EventData::new_u64(0);
-        epoll::add(&epoll, events, data, EventFlags::IN | EventFlags::EXCLUSIVE)?;
-        // Each wake-up is reported once, so nothing has to read it.
-        epoll::add(&epoll, &wakes, data, EventFlags::IN | EventFlags::ET)?;
-        Ok(Self { epoll, wakes })
-    }
-
-    fn sleep(&self, timeout: Option<Duration>) -> Result<(), Errno> {
-        let timeout = timeout.map(|timeout| timeout.min(LONGEST_SLEEP));
-        let timeout = timeout.and_then(|timeout| Timespec::try_from(timeout).ok());
-        let mut happened = [MaybeUninit::uninit(); 2];
-        epoll::wait(&self.epoll, &mut happened, timeout.as_ref()).map(drop)
-    }
-
-    fn wake(&self) {
-        // It fails only after 2^64 wake-ups.
-        let _ = rustix::io::write(&self.wakes, &1_u64.to_ne_bytes());
     }
 }
 

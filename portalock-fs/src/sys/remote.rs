@@ -1,8 +1,8 @@
 //! Whether a file system is on another machine or in another process, so that it may be slow and report no changes.
 
 use std::io;
-#[cfg(unix)]
-use std::os::fd::AsFd;
+
+use cap_std::fs::Dir;
 
 /// The numbers of such file systems (`statfs(2)`).
 #[cfg(any(target_os = "linux", target_os = "android"))]
@@ -23,9 +23,9 @@ const REMOTE: [u32; 14] = [
     0xFF53_4D42, // CIFS
 ];
 
-/// Whether the file system of an open file or directory answers from elsewhere.
+/// Whether the directory's file system answers from elsewhere.
 #[cfg(any(target_os = "linux", target_os = "android"))]
-pub(crate) fn is_remote(place: impl AsFd) -> io::Result<bool> {
+pub(crate) fn is_remote(dir: &Dir) -> io::Result<bool> {
     // The kernel's numbers have 32 bits; on some machines they come sign-extended.
     #[allow(
         clippy::cast_possible_truncation,
@@ -33,17 +33,17 @@ pub(crate) fn is_remote(place: impl AsFd) -> io::Result<bool> {
         clippy::unnecessary_cast,
         reason = "the field's type differs between machines"
     )]
-    let number = rustix::fs::fstatfs(place)?.f_type as u32;
+    let number = rustix::fs::fstatfs(dir)?.f_type as u32;
     Ok(REMOTE.contains(&number))
 }
 
-/// Whether the file system of an open file or directory answers from elsewhere.
+/// Whether the directory's file system answers from elsewhere.
 #[cfg(any(target_vendor = "apple", target_os = "freebsd"))]
-pub(crate) fn is_remote(place: impl AsFd) -> io::Result<bool> {
+pub(crate) fn is_remote(dir: &Dir) -> io::Result<bool> {
     /// The same number on all of them.
     const MNT_LOCAL: u64 = 0x1000;
     #[allow(clippy::useless_conversion, reason = "Apple's field is shorter")]
-    let flags = u64::from(rustix::fs::fstatfs(place)?.f_flags);
+    let flags = u64::from(rustix::fs::fstatfs(dir)?.f_flags);
     Ok(flags & MNT_LOCAL == 0)
 }
 
@@ -58,6 +58,6 @@ pub(crate) fn is_remote(place: impl AsFd) -> io::Result<bool> {
     target_vendor = "apple",
     target_os = "freebsd"
 )))]
-pub(crate) fn is_remote<T>(_: T) -> io::Result<bool> {
+pub(crate) fn is_remote(_: &Dir) -> io::Result<bool> {
     Ok(false)
 }

@@ -95,14 +95,15 @@ async fn waiters_poll_where_nothing_is_watched() {
 #[cfg(any(target_os = "linux", target_os = "android"))]
 #[tokio::test]
 async fn a_watched_waiter_does_not_look_from_time_to_time() {
+    // Two files: a waiter that gives up closes its file, which wakes the others.
     let locks = Locks::new();
     let holder = locks.client();
     let _held = lock(&holder, "a").acquire().await.unwrap();
+    let _other = lock(&holder, "b").acquire().await.unwrap();
+    let client = FsBackend::open(locks.path()).unwrap();
     let policy = Policy::new().with_timeout(Duration::from_secs(2));
-    let client = || FsBackend::open(locks.path()).unwrap();
-    let waiting = lock(&client(), "a");
-    let asynchronous = waiting.acquire_with(&policy).await;
-    let waiting = portalock_core::blocking::Lock::from(lock(&client(), "a"));
+    let asynchronous = lock(&client, "a").acquire_with(&policy).await;
+    let waiting = portalock_core::blocking::Lock::from(lock(&client, "b"));
     let blocking = tokio::task::spawn_blocking(move || waiting.acquire_with(&policy).map(drop));
     for error in [
         asynchronous.unwrap_err(),
