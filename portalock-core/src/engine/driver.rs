@@ -228,7 +228,7 @@ fn due_alarms() -> (Vec<Waker>, Option<Instant>) {
 mod tests {
     use std::{future::pending, sync::mpsc, task::ready};
 
-    use futures_util::{FutureExt, StreamExt, stream::FuturesUnordered};
+    use futures_util::{FutureExt, StreamExt, future::FusedFuture, stream::FuturesUnordered};
     use tokio::sync::oneshot;
 
     use super::*;
@@ -305,19 +305,24 @@ mod tests {
     #[test]
     fn a_future_inside_another_one_takes_nothing_from_it() {
         ends(|| {
-            let (sender, mut outer) = oneshot::channel();
-            let mut sender = Some(sender);
+            let (sender, outer) = oneshot::channel();
+            let (mut sender, mut outer) = (Some(sender), outer.fuse());
+            let mut timers: FuturesUnordered<_> = [soon()].into_iter().collect();
             run(std::future::poll_fn(|context| {
                 if let Some(sender) = sender.take() {
                     assert!(outer.poll_unpin(context).is_pending());
+                    assert!(timers.poll_next_unpin(context).is_pending());
                     // The outer one is woken while the inner one sleeps.
                     let waker = thread::spawn(move || sender.send(()));
                     run(async { soon().await });
                     waker.join().unwrap().unwrap();
                     return Poll::Pending;
                 }
-                ready!(outer.poll_unpin(context)).unwrap();
-                Poll::Ready(())
+                if !outer.is_terminated() {
+                    ready!(outer.poll_unpin(context)).unwrap();
+                }
+                // Polled only once the timer has called its own waker.
+                timers.poll_next_unpin(context).map(drop)
             }));
         });
     }
@@ -364,15 +369,21 @@ mod tests {
     #[derive(Default)]
     struct Place {
         is_taken: bool,
-        sleeps: Mutex<Vec<Thread>>,
+        sleeps: AtomicBool,
+        asleep: Mutex<Option<Thread>>,
     }
 
     impl Sleeper for Place {
         fn sleep(&self, timeout: Option<Duration>, is_woken: &dyn Fn() -> bool) -> bool {
-            self.sleeps.lock().unwrap().push(thread::current());
+            self.sleeps.store(true, Ordering::SeqCst);
             if self.is_taken {
+                // The wake-up goes to this place just before the thread leaves it.
+                while !is_woken() {
+                    thread::yield_now();
+                }
                 return false;
             }
+            *self.asleep.lock().unwrap() = Some(thread::current());
             while !is_woken() {
                 thread::park_timeout(timeout.unwrap_or(LONG));
             }
@@ -380,7 +391,7 @@ mod tests {
         }
 
         fn wake(&self) {
-            for thread in &*self.sleeps.lock().unwrap() {
+            if let Some(thread) = &*self.asleep.lock().unwrap() {
                 thread.unpark();
             }
         }
@@ -397,7 +408,7 @@ mod tests {
             let mut wakeups = wakeups.with_sleeper(Some(place.clone()));
             let waiter = thread::spawn(move || run(async move { wakeups.next().await }));
             let start = Instant::now();
-            while place.sleeps.lock().unwrap().is_empty() {
+            while !place.sleeps.load(Ordering::SeqCst) {
                 assert!(start.elapsed() < LONG, "it sleeps elsewhere");
                 thread::yield_now();
             }

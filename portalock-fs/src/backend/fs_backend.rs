@@ -92,10 +92,10 @@ const PAUSE: Duration = Duration::from_millis(1);
 ///   clients there is no order: the first one that tries after the unlock gets the lock. If the directory is watched, a
 ///   client that has kept the lock among its own waiters for 10 ms hears of the next release at the same time as the
 ///   others.
-/// - **Waiting**: on Linux a waiter sleeps until the holder closes the file or dies (inotify). On other systems, on a
-///   network file system, and when the system's limits are reached, it polls: first after half a millisecond, then with
-///   growing pauses up to [`poll_interval`](FsSettings::poll_interval). Only the first waiter of a client watches or
-///   polls.
+/// - **Waiting**: on Linux a waiter sleeps until the holder closes the file or dies (inotify). It also tries every 10 s,
+///   because no event is sent if a forked child of the holder has a copy of the file. On other systems, on a network file
+///   system, and when the system's limits are reached, it polls: first after half a millisecond, then with growing pauses
+///   up to [`poll_interval`](FsSettings::poll_interval). Only the first waiter of a client watches or polls.
 ///
 /// [`capabilities`](LockBackend::capabilities) says what this object guarantees.
 ///
@@ -104,7 +104,7 @@ const PAUSE: Duration = Duration::from_millis(1);
 /// A released lock leaves its file. On Windows, where other handles can't read a locked file, it also leaves a file
 /// with the record beside it. [`clean`](Self::clean) removes unused files. A held lock needs one open file and less
 /// than 1 KiB of memory; an unused name needs nothing. All watching backends of a process share one thread, which ends
-/// with the last of them.
+/// with the last of them. A blocking call that waits receives the events itself, if no other one does.
 ///
 /// # What `inspect` returns
 ///

@@ -489,6 +489,9 @@ mod tests {
             assert!(first.join().unwrap());
         });
         assert!(sleeper.sleep(Some(Duration::ZERO), &|| false));
+        let start = Instant::now();
+        assert!(sleeper.sleep(Some(LONG), &|| true));
+        assert!(start.elapsed() < LONG, "it slept though it was woken");
     }
 
     /// Threads begin and end to sleep at any moment: each event reaches somebody.
