@@ -37,7 +37,7 @@ const LOSS: Duration = Duration::from_secs(1);
 
 /// How often a waiter tries that the system wakes. It misses a release only if a forked child of the holder keeps a copy of
 /// the open file, or if the path now leads to another directory.
-const WATCHED: Duration = Duration::from_secs(10);
+const WATCHED: Duration = Duration::from_secs(20);
 
 /// How long a lock is retried that is locked by an unknown holder. Such a lock is held for microseconds, unless its
 /// holder doesn't get to run.
@@ -92,7 +92,7 @@ const PAUSE: Duration = Duration::from_millis(1);
 ///   clients there is no order: the first one that tries after the unlock gets the lock. If the directory is watched, a
 ///   client that has kept the lock among its own waiters for 10 ms hears of the next release at the same time as the
 ///   others.
-/// - **Waiting**: on Linux a waiter sleeps until the holder closes the file or dies (inotify). It also tries every 10 s,
+/// - **Waiting**: on Linux a waiter sleeps until the holder closes the file or dies (inotify). It also tries every 20 s,
 ///   because no event is sent if a forked child of the holder has a copy of the file. On other systems, on a network file
 ///   system, and when the system's limits are reached, it polls: first after half a millisecond, then with growing pauses
 ///   up to [`poll_interval`](FsSettings::poll_interval). Only the first waiter of a client watches or polls.
