@@ -105,5 +105,5 @@ pub use semaphore::{DynSemaphore, Semaphore};
 pub use session::{Keeper, Renewal};
 pub use slots::SlotSemaphore;
 pub use token::FencingToken;
-pub use wakeups::{Wake, WakeSender, Wakeups, wakeups};
+pub use wakeups::{Sleeper, Wake, WakeSender, Wakeups, wakeups};
 pub use watch::{HolderSender, HolderWatch, holder_watch};

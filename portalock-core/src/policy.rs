@@ -83,7 +83,7 @@ impl Policy {
     }
 
     /// Sets the longest time between two attempts at a contended lock. Default 250 ms. If the backend wakes its
-    /// waiters, this only matters when a wake-up is lost.
+    /// waiters, this only matters when a wake-up is lost; a backend whose wake-ups are rarely lost may choose a longer time.
     ///
     /// # Errors
     ///

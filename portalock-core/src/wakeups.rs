@@ -3,12 +3,15 @@
 use std::{
     any::Any,
     fmt,
+    future::{Future, poll_fn},
+    pin::pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    time::Duration,
 };
 
 use tokio::sync::Notify;
 
-use crate::{BackendError, Grant};
+use crate::{BackendError, Grant, engine::driver};
 
 /// A message to a waiter.
 #[derive(Debug)]
@@ -30,8 +33,25 @@ pub enum Wake {
 /// owner frees it.
 pub struct Wakeups {
     mailbox: Arc<Mailbox>,
+    sleeper: Option<Arc<dyn Sleeper>>,
     #[allow(dead_code, reason = "kept for its drop")]
     subscription: Option<Box<dyn Any + Send + Sync>>,
+}
+
+/// How the thread of a [`blocking`](crate::blocking) call sleeps until its wake-up comes.
+///
+/// A thread that receives a backend's events wakes the waiter's thread, which costs two wake-ups. A backend that can receive its
+/// events on any thread lets the waiter receive them itself. Attach a sleeper with [`Wakeups::with_sleeper`].
+pub trait Sleeper: Send + Sync {
+    /// Sleeps until [`wake`](Self::wake) is called or `timeout` has passed, and handles the events that arrive. It may return
+    /// earlier. False if it did not sleep, for example because another thread sleeps here: the caller then sleeps without
+    /// it.
+    ///
+    /// `is_woken` becomes true before `wake` is called: check it after the last moment at which `wake` would have had no effect.
+    fn sleep(&self, timeout: Option<Duration>, is_woken: &dyn Fn() -> bool) -> bool;
+
+    /// Ends the sleep of the thread that sleeps here, if there is one.
+    fn wake(&self);
 }
 
 /// The backend's end. Cheap to clone. When the last clone is dropped, the waiter gets [`Wake::Silent`].
@@ -65,6 +85,7 @@ pub fn wakeups() -> (WakeSender, Wakeups) {
         sender,
         Wakeups {
             mailbox,
+            sleeper: None,
             subscription: None,
         },
     )
@@ -134,6 +155,13 @@ impl Wakeups {
         self
     }
 
+    /// Sets the `sleeper` of a blocking call's thread. An async call does not use it. Default: none.
+    #[must_use]
+    pub fn with_sleeper(mut self, sleeper: Option<Arc<dyn Sleeper>>) -> Self {
+        self.sleeper = sleeper;
+        self
+    }
+
     /// Waits for the next wake-up.
     ///
     /// # Cancel safety
@@ -144,7 +172,15 @@ impl Wakeups {
             if let Some(wake) = self.mailbox.lock().take() {
                 return wake;
             }
-            self.mailbox.arrived.notified().await;
+            let mut arrived = pin!(self.mailbox.arrived.notified());
+            poll_fn(|context| {
+                let arrived = arrived.as_mut().poll(context);
+                if let (Some(sleeper), true) = (&self.sleeper, arrived.is_pending()) {
+                    driver::sleep_with(sleeper);
+                }
+                arrived
+            })
+            .await;
         }
     }
 }

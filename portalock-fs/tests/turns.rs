@@ -17,7 +17,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use portalock_core::{LockBackend, Mode, Patience, Policy, Wake};
+use portalock_core::{LockBackend, Mode, Patience, Policy, Wake, blocking};
 use support::{LONG, Locks, Process, lock, patience, request, soon, try_once};
 
 /// Not a test: the child process.
@@ -180,6 +180,66 @@ async fn no_two_are_in_together_and_no_grant_is_forgotten_whoever_gives_up() {
                 .waiters
                 .is_empty()
         );
+    }
+}
+
+/// Threads of two clients and another process: each waits for a random time, or until it has the lock. A lost wake-up would
+/// keep one of them for minutes.
+#[test]
+fn threads_that_give_up_at_any_moment_lose_no_wake_up() {
+    let locks = Locks::new();
+    let clients = [locks.client(), locks.client()];
+    let mut other = Process::start(&locks.path());
+    let seed = fastrand::get_seed();
+    let (inside, last) = (
+        Arc::new(AtomicBool::new(false)),
+        Arc::new(AtomicU64::new(0)),
+    );
+    let (done, threads_done) = std::sync::mpsc::channel();
+    for number in 0..8 {
+        let lock = blocking::Lock::from(lock(&clients[number % 2], "a"));
+        let (inside, last, done) = (inside.clone(), last.clone(), done.clone());
+        let mut random = fastrand::Rng::with_seed(seed + number as u64);
+        std::thread::spawn(move || {
+            let mut had = 0;
+            while had < 100 {
+                let policy = match random.u64(..3) {
+                    0 => patience(),
+                    _ => patience().with_timeout(Duration::from_micros(random.u64(1..2_000))),
+                };
+                let guard = match lock.acquire_with(&policy) {
+                    Ok(guard) => guard,
+                    Err(error) => {
+                        assert!(error.is_contention(), "{error}");
+                        continue;
+                    }
+                };
+                assert!(!inside.swap(true, Ordering::SeqCst), "two inside");
+                let token = guard.token().unwrap().get();
+                assert!(last.swap(token, Ordering::SeqCst) < token);
+                if random.bool() {
+                    std::thread::yield_now();
+                }
+                inside.store(false, Ordering::SeqCst);
+                had += 1;
+                if random.bool() {
+                    guard.release().unwrap();
+                }
+            }
+            done.send(()).unwrap();
+        });
+    }
+    for _ in 0..20 {
+        other.ask("hold a").parse::<u64>().unwrap();
+        assert_eq!(other.ask("release"), "released");
+    }
+    for _ in 0..8 {
+        let ended = threads_done.recv_timeout(LONG * 2);
+        assert!(ended.is_ok(), "a thread sleeps or has failed, seed {seed}");
+    }
+    for client in &clients {
+        let lock = blocking::Lock::from(lock(client, "a"));
+        assert!(lock.inspect().unwrap().waiters.is_empty());
     }
 }
 

@@ -1,18 +1,9 @@
 //! Drives a future from synchronous code.
 
-use std::{
-    future::Future,
-    io,
-    pin::{Pin, pin},
-    sync::mpsc,
-    task::{Context, Poll, Waker},
-};
-
-use tokio::runtime::{Builder, Handle};
+use std::{future::Future, io, sync::mpsc};
 
 use crate::{
-    BackendError, BackendErrorKind, LockError, LockName, background::CALLS,
-    engine::deadline::untimed,
+    BackendError, BackendErrorKind, LockError, LockName, background::CALLS, engine::driver,
 };
 
 /// Runs `future` on the background runtime and waits for it: for opening a backend that keeps a session, such as
@@ -34,10 +25,7 @@ pub fn wait<F>(future: F) -> io::Result<F::Output>
 where
     F: Future<Output: Send> + Send + 'static,
 {
-    if CALLS.is_current() {
-        let told = "a blocking call on portalock's background runtime would wait for itself: await it instead";
-        return Err(io::Error::new(io::ErrorKind::Deadlock, told));
-    }
+    ensure_may_wait()?;
     let (sender, receiver) = mpsc::sync_channel(1);
     CALLS.handle()?.spawn(async move {
         // If the caller's thread was unwound, nobody receives the output.
@@ -91,29 +79,16 @@ where
     if needs_runtime {
         return wait(future);
     }
-    if Handle::try_current().is_ok() {
-        // A runtime can't be driven inside another one, for example on a thread of `spawn_blocking`: the future may
-        // have to move to another thread.
-        let mut future = Box::pin(future);
-        return match untimed(|| poll_once(future.as_mut())) {
-            Poll::Ready(output) => Ok(output),
-            Poll::Pending => wait(future),
-        };
-    }
-    // The future stays on the stack: the engine's futures are large, and usually ready at once.
-    let mut future = pin!(future);
-    match poll_once(future.as_mut()) {
-        Poll::Ready(output) => Ok(output),
-        Poll::Pending => Ok(Builder::new_current_thread()
-            .enable_time()
-            .build()?
-            .block_on(future)),
-    }
+    driver::drive(future, ensure_may_wait)
 }
 
-/// The engine creates no timer before a future is pending, so the first poll needs no runtime; it is usually enough.
-fn poll_once<F: Future>(future: Pin<&mut F>) -> Poll<F::Output> {
-    future.poll(&mut Context::from_waker(Waker::noop()))
+/// Fails on the background runtime: a wait would keep everything else there waiting too.
+fn ensure_may_wait() -> io::Result<()> {
+    if CALLS.is_current() {
+        let told = "a blocking call on portalock's background runtime would wait for itself: await it instead";
+        return Err(io::Error::new(io::ErrorKind::Deadlock, told));
+    }
+    Ok(())
 }
 
 #[cfg(test)]

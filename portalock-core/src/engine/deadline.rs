@@ -1,14 +1,11 @@
 //! One deadline for a whole call, without a timer if nothing is pending.
 
 use std::{
-    cell::Cell,
     future::Future,
     pin::{Pin, pin},
     task::{Context, Poll},
     time::Duration,
 };
-
-use tokio::runtime::Handle;
 
 use super::timer::{self, Timer};
 use crate::clock::Instant;
@@ -50,29 +47,8 @@ pub(crate) async fn bound<F: Future>(deadline: Option<Instant>, future: F) -> Op
     .await
 }
 
-thread_local! {
-    /// Whether this thread creates no timers for the moment.
-    static UNTIMED: Cell<bool> = const { Cell::new(false) };
-}
-
-/// Polls a future that moves to another thread if it is pending. It must not contain a timer of this thread's runtime,
-/// which may not run meanwhile.
-pub(crate) fn untimed<T>(poll: impl FnOnce() -> T) -> T {
-    struct Restore(bool);
-    impl Drop for Restore {
-        fn drop(&mut self) {
-            UNTIMED.set(self.0);
-        }
-    }
-    let _restore = Restore(UNTIMED.replace(true));
-    poll()
-}
-
 /// Polls the future first, and creates a timer only if it is pending: tokio's timers have a resolution of milliseconds,
 /// and a free lock should not pay for one.
-///
-/// Outside a runtime, and inside [`untimed`], it creates no timer and stays pending: the [`blocking`](crate::blocking)
-/// module polls once without a runtime, and only uses one if that was not enough.
 struct Bounded<'f, F> {
     future: Pin<&'f mut F>,
     deadline: Instant,
@@ -89,16 +65,9 @@ impl<F: Future> Future for Bounded<'_, F> {
         if Instant::now() >= self.deadline {
             return Poll::Ready(None);
         }
-        if self.timer.is_none() {
-            if UNTIMED.get() || Handle::try_current().is_err() {
-                return Poll::Pending;
-            }
-            self.timer = Some(timer::at(self.deadline));
-        }
-        match &mut self.timer {
-            Some(timer) => Pin::new(timer).poll(context).map(|()| None),
-            None => Poll::Pending,
-        }
+        let deadline = self.deadline;
+        let timer = self.timer.get_or_insert_with(|| timer::at(deadline));
+        Pin::new(timer).poll(context).map(|()| None)
     }
 }
 

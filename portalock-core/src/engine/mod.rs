@@ -7,6 +7,7 @@
 //! - [`answer`] waits for the service in calls that have no deadline of their own.
 //! - [`measure`] records both for the `metrics` facade, if the feature is on.
 //! - [`reaper`] cleans up after dropped calls and guards, in the background.
+//! - [`driver`] drives a future on the calling thread, for the blocking form.
 //! - [`timer`] works on any executor.
 //! - [`service`] gives locks and semaphores the same interface for all of them.
 
@@ -14,6 +15,7 @@ pub(crate) mod answer;
 pub(crate) mod backoff;
 pub(crate) mod breaking;
 pub(crate) mod deadline;
+pub(crate) mod driver;
 pub(crate) mod held;
 pub(crate) mod measure;
 pub(crate) mod reaper;

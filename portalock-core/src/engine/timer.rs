@@ -1,4 +1,4 @@
-//! A timer for any executor: the runtime's own, or one on the library's background thread.
+//! A timer for any executor: a thread that drives a future itself, the runtime, or the library's background thread.
 
 use std::{
     future::Future,
@@ -14,10 +14,18 @@ use tokio::{
     time::{Sleep, sleep_until},
 };
 
+use super::driver::{AlarmId, forget_alarm, set_alarm};
 use crate::{background::SESSIONS, clock::Instant};
 
 /// Ready when its deadline has passed. Created by [`at`].
-pub(crate) enum Timer {
+pub(crate) struct Timer {
+    deadline: Instant,
+    alarm: AlarmId,
+    /// What wakes it, if it is not the thread that drives it.
+    source: Option<Source>,
+}
+
+enum Source {
     /// A timer of the tokio runtime that polls it. It follows the runtime's clock, which a test may pause.
     Tokio(Pin<Box<Sleep>>),
     /// A timer on the background thread, which cancels it when the receiver is dropped.
@@ -26,18 +34,22 @@ pub(crate) enum Timer {
     Never,
 }
 
-/// A timer for `deadline`, on any executor.
+/// A timer for `deadline`, on any executor. It is started by the first poll.
 pub(crate) fn at(deadline: Instant) -> Timer {
+    Timer {
+        deadline,
+        alarm: AlarmId::mint(),
+        source: None,
+    }
+}
+
+fn source(deadline: Instant) -> Source {
     if Handle::try_current().is_ok() {
         // A runtime without timers panics here, and there is no way to check beforehand.
         if let Ok(sleep) = catch_unwind(AssertUnwindSafe(|| Box::pin(sleep_until(deadline)))) {
-            return Timer::Tokio(sleep);
+            return Source::Tokio(sleep);
         }
     }
-    in_background(deadline)
-}
-
-fn in_background(deadline: Instant) -> Timer {
     match SESSIONS.handle() {
         Ok(handle) => {
             let (mut sender, receiver) = oneshot::channel();
@@ -45,11 +57,11 @@ fn in_background(deadline: Instant) -> Timer {
             handle.spawn(async move {
                 select(pin!(sleep_until(deadline)), pin!(sender.closed())).await;
             });
-            Timer::Background(receiver)
+            Source::Background(receiver)
         }
         Err(error) => {
             tracing::error!(%error, "no thread for a timer");
-            Timer::Never
+            Source::Never
         }
     }
 }
@@ -58,11 +70,28 @@ impl Future for Timer {
     type Output = ();
 
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
-        match self.get_mut() {
-            Self::Tokio(sleep) => sleep.as_mut().poll(context),
+        let timer = self.get_mut();
+        let source = match &mut timer.source {
+            Some(source) => source,
+            None if Instant::now() >= timer.deadline => return Poll::Ready(()),
+            None if set_alarm(timer.alarm, timer.deadline, context.waker()) => {
+                return Poll::Pending;
+            }
+            none => none.insert(source(timer.deadline)),
+        };
+        match source {
+            Source::Tokio(sleep) => sleep.as_mut().poll(context),
             // Nothing is sent: the timer's task drops its end.
-            Self::Background(receiver) => Pin::new(receiver).poll(context).map(drop),
-            Self::Never => Poll::Pending,
+            Source::Background(receiver) => Pin::new(receiver).poll(context).map(drop),
+            Source::Never => Poll::Pending,
+        }
+    }
+}
+
+impl Drop for Timer {
+    fn drop(&mut self) {
+        if self.source.is_none() {
+            forget_alarm(self.alarm);
         }
     }
 }

@@ -37,6 +37,8 @@ pub(crate) struct Client {
     pub(crate) watch: OnceLock<DirectoryWatch>,
     pub(crate) label: Option<Arc<str>>,
     pub(crate) poll_interval: Duration,
+    /// The longest pause of a waiter that the system wakes.
+    pub(crate) watched_interval: Duration,
 }
 
 impl Client {
@@ -114,9 +116,14 @@ impl Client {
             return Ok(None);
         }
         let mut contention = self.contended(place, request, holder);
-        if !place.contender.hears_of_release() {
-            contention.recheck_after = place.next_poll(request.owner, self.poll_interval);
-        }
+        // A wake-up from before the subscription is kept for it.
+        contention.queued = waits && place.contender.hears_of_release();
+        let most = if contention.queued {
+            self.watched_interval
+        } else {
+            self.poll_interval
+        };
+        contention.recheck_after = place.next_poll(request.owner, most, contention.queued);
         Ok(Some(Attempt::Contended(contention)))
     }
 
@@ -235,7 +242,9 @@ impl Client {
             }
         }
         // Waiters must continue with the file that is there now, if any.
-        place.wake_first();
+        let called = place.call_first();
+        drop(place);
+        called.wake();
     }
 }
 
@@ -246,7 +255,9 @@ impl Watched for Client {
                 if let Some(visit) = self.places.find(&FileName::existing(file)) {
                     let mut place = visit.lock();
                     place.yields = false;
-                    place.wake_first();
+                    let called = place.call_first();
+                    drop(place);
+                    called.wake();
                 }
             }
             Change::Replaced(file) => match marked_owner(file) {
@@ -263,7 +274,7 @@ impl Watched for Client {
     }
 
     fn look(&self) -> bool {
-        if self.places.names().is_empty() {
+        if !self.places.have_holders() {
             return false;
         }
         if self.store.ensure_in_place().is_err() {
@@ -300,6 +311,15 @@ mod tests {
             assert!(client.look());
             client.free(&request, true);
         }
+        assert!(!client.look());
+        // A waiter looks for itself, each time it tries.
+        let other = FsBackend::open(&client.store.path).unwrap().client;
+        let _ = other.attempt(&request).unwrap();
+        let waiting = super::tests::request(Patience::Queue);
+        assert!(matches!(
+            client.attempt(&waiting).unwrap(),
+            Some(Attempt::Contended(_))
+        ));
         assert!(!client.look());
     }
 

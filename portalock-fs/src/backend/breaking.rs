@@ -169,8 +169,10 @@ impl Client {
             self.store
                 .note_release(&file_name, &held.file, held.written);
             held.file.free();
-            place.wake_first();
+            let called = place.call_first();
             place.settle();
+            drop(place);
+            called.wake();
             self.remove_mark(&mark);
             return;
         }

@@ -142,7 +142,8 @@ impl FsSettings {
     }
 
     /// Sets the longest pause of a waiter that polls, because the directory can't be watched. The pauses start at half
-    /// a millisecond and double. Default 50 ms.
+    /// a millisecond and double. Default 50 ms. If the directory is watched, a waiter tries every 20 s, or after this
+    /// interval if it is longer.
     ///
     /// # Errors
     ///

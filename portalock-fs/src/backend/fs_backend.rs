@@ -1,9 +1,11 @@
 //! The backend: the engine's view of a directory of lock files.
 
 use std::{
+    future::poll_fn,
     io::ErrorKind,
     path::Path,
     sync::{Arc, OnceLock, Weak},
+    task::Poll,
     time::{Duration, Instant},
 };
 
@@ -32,6 +34,10 @@ use crate::{
 const CRASH: Duration = Duration::from_secs(1);
 /// The kernel reports a removed file at once. The rest is for a busy machine.
 const LOSS: Duration = Duration::from_secs(1);
+
+/// How often a waiter tries that the system wakes. It misses a release only if a forked child of the holder keeps a copy of
+/// the open file, or if the path now leads to another directory.
+const WATCHED: Duration = Duration::from_secs(20);
 
 /// How long a lock is retried that is locked by an unknown holder. Such a lock is held for microseconds, unless its
 /// holder doesn't get to run.
@@ -86,10 +92,10 @@ const PAUSE: Duration = Duration::from_millis(1);
 ///   clients there is no order: the first one that tries after the unlock gets the lock. If the directory is watched, a
 ///   client that has kept the lock among its own waiters for 10 ms hears of the next release at the same time as the
 ///   others.
-/// - **Waiting**: on Linux a waiter sleeps until the holder closes the file or dies (inotify). On other systems, on a
-///   network file system, and when the system's limits are reached, it polls: first after half a millisecond, then with
-///   growing pauses up to [`poll_interval`](FsSettings::poll_interval). Only the first waiter of a client watches or
-///   polls.
+/// - **Waiting**: on Linux a waiter sleeps until the holder closes the file or dies (inotify). It also tries every 20 s,
+///   because no event is sent if a forked child of the holder has a copy of the file. On other systems, on a network file
+///   system, and when the system's limits are reached, it polls: first after half a millisecond, then with growing pauses
+///   up to [`poll_interval`](FsSettings::poll_interval). Only the first waiter of a client watches or polls.
 ///
 /// [`capabilities`](LockBackend::capabilities) says what this object guarantees.
 ///
@@ -98,7 +104,7 @@ const PAUSE: Duration = Duration::from_millis(1);
 /// A released lock leaves its file. On Windows, where other handles can't read a locked file, it also leaves a file
 /// with the record beside it. [`clean`](Self::clean) removes unused files. A held lock needs one open file and less
 /// than 1 KiB of memory; an unused name needs nothing. All watching backends of a process share one thread, which ends
-/// with the last of them.
+/// with the last of them. A blocking call that waits receives the events itself, if no other one does.
 ///
 /// # What `inspect` returns
 ///
@@ -172,6 +178,11 @@ impl FsBackend {
             watch: OnceLock::new(),
             label: settings.label.clone(),
             poll_interval: settings.poll_interval(),
+            watched_interval: if is_remote {
+                settings.poll_interval()
+            } else {
+                settings.poll_interval().max(WATCHED)
+            },
         });
         if wants_watch {
             let told: Weak<Client> = Arc::downgrade(&client);
@@ -304,9 +315,9 @@ impl LockBackend for FsBackend {
             if tried - start >= PASSING {
                 return Ok(Attempt::Contended(Contention::new()));
             }
-            // No timer is used: the blocking form has none, and some runtimes have none.
+            // No timer is used: some runtimes have none.
             while tried.elapsed() < PAUSE {
-                tokio::task::yield_now().await;
+                give_way().await;
             }
         }
     }
@@ -319,7 +330,9 @@ impl LockBackend for FsBackend {
     async fn subscribe(&self, request: &LockRequest) -> Result<Option<Wakeups>, BackendError> {
         let (line, wakeups) = wakeups();
         // Waiters of this process wake each other, even if the directory is not watched.
-        Ok(self.client.listen(request, line).then_some(wakeups))
+        let listens = self.client.listen(request, line);
+        let sleeper = self.client.watch.get().map(DirectoryWatch::sleeper);
+        Ok(listens.then(|| wakeups.with_sleeper(sleeper)))
     }
 
     fn release_now(&self, request: &LockRequest) -> bool {
@@ -359,6 +372,19 @@ impl LockBackend for FsBackend {
             .call(move |client| client.evict(&name, owner))
             .await??)
     }
+}
+
+/// Lets other tasks run, also on a thread that drives no runtime.
+async fn give_way() {
+    let mut gave_way = false;
+    poll_fn(|context| {
+        if std::mem::replace(&mut gave_way, true) {
+            return Poll::Ready(());
+        }
+        context.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
 }
 
 /// Every user of the locks must be able to create lock files. If the group may write them, this includes the group,

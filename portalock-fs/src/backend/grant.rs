@@ -229,21 +229,16 @@ fn is_gone(Entry { holder, .. }: &Entry) -> bool {
 
 fn read(file: &File) -> Result<Record, FsError> {
     let mut bytes = [0; LONGEST];
-    let filled = read_at(file, &mut bytes, 0)?;
-    Record::parse(&bytes[..filled]).ok_or_else(|| foreign("not a record of a lock"))
-}
-
-fn read_at(file: &File, bytes: &mut [u8], at: u64) -> Result<usize, FsError> {
     let mut filled = 0;
-    while filled < bytes.len() {
-        match sys::read_at(file, &mut bytes[filled..], at + filled as u64) {
+    while !record::is_whole(&bytes[..filled]) {
+        match sys::read_at(file, &mut bytes[filled..], filled as u64) {
             Ok(0) => break,
             Ok(more) => filled += more,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => return Err(FsError::new("read", error)),
         }
     }
-    Ok(filled)
+    Record::parse(&bytes[..filled]).ok_or_else(|| foreign("not a record of a lock"))
 }
 
 fn write(file: &File, (at, bytes): (u64, impl AsRef<[u8]>)) -> Result<(), FsError> {

@@ -52,6 +52,18 @@ impl Places {
         })
     }
 
+    /// Whether any name may have a holder of this client.
+    pub(crate) fn have_holders(&self) -> bool {
+        let places = lock(&self.places);
+        // Somebody who uses the state at the moment may be about to hold it.
+        let may_be_held = |place: &Mutex<Place>| {
+            place
+                .try_lock()
+                .map_or(true, |place| !place.held.is_empty())
+        };
+        places.values().any(|place| may_be_held(place))
+    }
+
     /// The names in use.
     pub(crate) fn names(&self) -> Vec<FileName> {
         lock(&self.places).keys().cloned().collect()
@@ -95,6 +107,19 @@ pub(crate) struct Place {
     pub(crate) yields: bool,
 }
 
+/// Waiters that will be woken. Wake them after unlocking the place, which they use at once.
+#[derive(Debug)]
+#[must_use = "they have not been woken yet"]
+pub(crate) struct Called(Vec<WakeSender>);
+
+impl Called {
+    pub(crate) fn wake(self) {
+        for line in self.0 {
+            line.wake();
+        }
+    }
+}
+
 /// A grant that has not been released.
 #[derive(Debug)]
 pub(crate) struct Held {
@@ -115,7 +140,8 @@ struct Waiter {
     line: Option<WakeSender>,
     /// It was told to try before it had subscribed.
     was_called: bool,
-    next_poll: Duration,
+    /// Its next pause if it polls. None if nothing has changed since it began to wait.
+    next_poll: Option<Duration>,
 }
 
 impl Held {
@@ -171,7 +197,7 @@ impl Place {
                 holder: holder.clone(),
                 line: None,
                 was_called: false,
-                next_poll: FIRST_POLL,
+                next_poll: None,
             },
         );
     }
@@ -188,7 +214,7 @@ impl Place {
         true
     }
 
-    /// Removes the owner from the queue. Then call [`wake_first`](Self::wake_first) for the new head of the queue.
+    /// Removes the owner from the queue. Then call [`call_first`](Self::call_first) for the new head of the queue.
     pub(crate) fn leave(&mut self, owner: OwnerId) -> bool {
         let ticket = self.tickets.remove(&owner);
         ticket.is_some_and(|ticket| self.waiters.remove(&ticket).is_some())
@@ -198,29 +224,40 @@ impl Place {
         self.waiters.get_mut(self.tickets.get(&owner)?)
     }
 
-    /// Wakes the first waiter, or all shared waiters at the head. Only they poll; their next pause is short again,
+    /// The first waiter, or all shared waiters at the head, to be woken. Only they poll; their next pause is short again,
     /// because something has changed.
-    pub(crate) fn wake_first(&mut self) {
+    pub(crate) fn call_first(&mut self) -> Called {
+        let mut called = Vec::new();
         let mut is_last = false;
         for (at, waiter) in self.waiters.values_mut().enumerate() {
             if is_last || at > 0 && waiter.mode == Mode::Exclusive {
                 break;
             }
             is_last = waiter.mode == Mode::Exclusive;
-            waiter.next_poll = FIRST_POLL;
+            waiter.next_poll = Some(FIRST_POLL);
             match &waiter.line {
-                Some(line) => drop(line.wake()),
+                Some(line) => called.push(line.clone()),
                 None => waiter.was_called = true,
             }
         }
+        Called(called)
     }
 
     /// The owner's next pause if it polls: twice as long each time, and randomly shortened, so that waiters of several
     /// processes don't try at the same time.
-    pub(crate) fn next_poll(&mut self, owner: OwnerId, most: Duration) -> Option<Duration> {
+    ///
+    /// If the system reports releases, the pause is short only after a change: a process that has died is reported just before its
+    /// files are unlocked.
+    pub(crate) fn next_poll(
+        &mut self,
+        owner: OwnerId,
+        most: Duration,
+        is_watched: bool,
+    ) -> Option<Duration> {
+        let first = if is_watched { most } else { FIRST_POLL };
         let waiter = self.waiter(owner)?;
-        let pause = waiter.next_poll.min(most);
-        waiter.next_poll = pause.saturating_mul(2).min(most);
+        let pause = waiter.next_poll.unwrap_or(first).min(most);
+        waiter.next_poll = Some(pause.saturating_mul(2).min(most));
         Some(pause.mul_f64(1.0 - 0.25 * fastrand::f64()))
     }
 
@@ -318,13 +355,28 @@ mod tests {
                 assert!(place.listen(*owner, sender));
                 lines.push(line);
             }
-            place.wake_first();
+            let called = place.call_first();
             drop(place);
+            called.wake();
             for (at, line) in lines.iter_mut().enumerate() {
                 let is_woken = matches!(line.next().await, Wake::TryNow);
                 assert_eq!(is_woken, woken.contains(&at), "{modes:?} {at}");
             }
         }
+    }
+
+    #[test]
+    fn a_watched_waiter_tries_rarely_and_soon_after_a_change() {
+        let (mut place, owners) = queue(&[Exclusive]);
+        let most = Duration::from_secs(10);
+        let pause = |place: &mut Place| place.next_poll(owners[0], most, true).unwrap();
+        for _ in 0..2 {
+            assert!(pause(&mut place) > most / 2);
+        }
+        place.call_first().wake();
+        assert!(pause(&mut place) <= FIRST_POLL);
+        let rest: Vec<_> = (0..15).map(|_| pause(&mut place)).collect();
+        assert!(rest[0] <= 2 * FIRST_POLL && rest[14] > most / 2, "{rest:?}");
     }
 
     #[test]

@@ -117,6 +117,11 @@ pub(crate) fn is_ours(bytes: &[u8]) -> bool {
         .all(|(byte, magic)| *byte == magic || *byte == 0)
 }
 
+/// Whether these bytes are all of a record, which ends with the name.
+pub(crate) fn is_whole(bytes: &[u8]) -> bool {
+    bytes.len() == LONGEST || bytes.get(NAME_AT..).is_some_and(|name| name.contains(&0))
+}
+
 fn line(bytes: &[u8]) -> Option<&str> {
     until(bytes, b'\n')
 }

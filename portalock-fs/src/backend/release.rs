@@ -41,8 +41,11 @@ impl Client {
             place.leave(request.owner);
             Released::NotHeld
         };
-        place.wake_first();
+        let called = place.call_first();
         place.settle();
+        drop(place);
+        drop(visit);
+        called.wake();
         released
     }
 

@@ -251,6 +251,7 @@ impl LockBackend for Acquisition {
         let Ok(line) = Line::new(sender) else {
             return Ok(None);
         };
+        let wakeups = wakeups.with_sleeper(Some(line.sleeper()));
         // The engine subscribes once, and then tries again: that attempt starts to watch.
         self.lock().line = Some(line);
         Ok(Some(wakeups))

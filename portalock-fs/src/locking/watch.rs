@@ -6,7 +6,7 @@ use std::{
 };
 
 use cap_std::fs::Dir;
-use portalock_core::WakeSender;
+use portalock_core::{Sleeper, WakeSender};
 
 use super::lock_file::LockFile;
 use crate::sys::{Change, Registration, Watched, Watcher};
@@ -30,14 +30,18 @@ impl DirectoryWatch {
         })
     }
 
-    /// Makes the watch call [`look`](Watched::look) from now on.
+    /// Makes the watch call [`look`](Watched::look) from now on, as long as it returns true.
     pub(crate) fn keep_looking(&self) {
         self.watcher.keep_looking();
     }
 
+    /// Lets the thread of a blocking call receive the events.
+    pub(crate) fn sleeper(&self) -> Arc<dyn Sleeper> {
+        self.watcher.sleeper()
+    }
+
     /// Watches one lock file until it is closed.
     pub(crate) fn watch_file(&self, file: &LockFile, name: &str) -> io::Result<Registration> {
-        self.keep_looking();
         let told = self.told.clone();
         self.watcher.watch_file(file.file(), name, told)
     }
@@ -66,6 +70,11 @@ impl Line {
             watcher: Watcher::shared()?,
             told: Arc::new(Told(sender)),
         })
+    }
+
+    /// Lets the thread of a blocking call receive the events.
+    pub(crate) fn sleeper(&self) -> Arc<dyn Sleeper> {
+        self.watcher.sleeper()
     }
 
     /// Wakes the waiter whenever `file` is closed.

@@ -1,6 +1,10 @@
 //! Linux and Android: one inotify instance and one thread for all backends of the process.
 //!
 //! The instance is shared because a user has few of them (128 by default), and a process may have many backends.
+//!
+//! A blocking call that waits reads the events itself, so that a release wakes one thread and not two. One thread can do this at a
+//! time. The kernel gives an event to that thread if it sleeps, and otherwise to the watcher's own thread: both have an epoll
+//! instance with `EPOLLEXCLUSIVE`, and the one that was added first is asked first.
 
 use std::{
     collections::HashMap,
@@ -17,13 +21,13 @@ use std::{
 };
 
 use cap_std::fs::Dir;
+use portalock_core::Sleeper;
 use rustix::{
-    event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll},
     fs::inotify::{self, CreateFlags, ReadFlags, Reader, WatchFlags},
     io::Errno,
 };
 
-use super::{Change, Origin, Watched};
+use super::{Change, Origin, Watched, event_wait::EventWait};
 
 /// The events of at least a hundred files, or of one with the longest name.
 const BUFFER: usize = 4096;
@@ -45,8 +49,14 @@ pub(crate) struct Watcher {
 #[derive(Debug)]
 struct Watches {
     events: OwnedFd,
-    /// Wakes the thread to read its orders.
-    orders: OwnedFd,
+    /// What the watcher's thread waits at.
+    thread: EventWait,
+    /// What the thread of a blocking call waits at, one at a time.
+    waiter: EventWait,
+    /// Whether such a thread uses it.
+    is_taken: AtomicBool,
+    /// Whether that thread sleeps there.
+    is_asleep: AtomicBool,
     /// Order: end the thread.
     stops: AtomicBool,
     /// Order: check from time to time that paths still lead to the same directories.
@@ -92,9 +102,14 @@ impl Watcher {
     }
 
     fn new() -> io::Result<Self> {
+        let events = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?;
         let watches = Arc::new(Watches {
-            events: inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?,
-            orders: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
+            // Made first, so that the kernel asks it first.
+            waiter: EventWait::new(&events)?,
+            thread: EventWait::new(&events)?,
+            events,
+            is_taken: AtomicBool::new(false),
+            is_asleep: AtomicBool::new(false),
             stops: AtomicBool::new(false),
             looks: AtomicBool::new(false),
             registry: Mutex::default(),
@@ -109,6 +124,11 @@ impl Watcher {
             watches,
             thread: Some(thread),
         })
+    }
+
+    /// Lets the thread of a blocking call receive the events.
+    pub(crate) fn sleeper(&self) -> Arc<dyn Sleeper> {
+        self.watches.clone()
     }
 
     /// Makes the thread check paths from time to time, as long as this is needed.
@@ -205,8 +225,7 @@ impl Watches {
     /// Gives the thread an order, unless it has it already.
     fn order(&self, order: &AtomicBool) {
         if !order.swap(true, Ordering::AcqRel) {
-            // It fails only if a huge number of orders has not been read.
-            let _ = rustix::io::write(&self.orders, &1_u64.to_ne_bytes());
+            self.thread.wake();
         }
     }
 
@@ -221,31 +240,18 @@ impl Watches {
         let mut buffer = [MaybeUninit::uninit(); BUFFER];
         let mut next_look: Option<Instant> = None;
         loop {
-            let mut ready = [
-                PollFd::new(&self.events, PollFlags::IN),
-                PollFd::new(&self.orders, PollFlags::IN),
-            ];
             let pause = next_look.map(|at| at.saturating_duration_since(Instant::now()));
-            let pause = pause.and_then(|pause| Timespec::try_from(pause).ok());
-            match poll(&mut ready, pause.as_ref()) {
-                Ok(_) | Err(Errno::INTR) => {}
+            match self.thread.wait(pause) {
+                Ok(()) | Err(Errno::INTR) => {}
                 Err(error) => {
                     tracing::error!(%error, "lock files are no longer watched");
                     return;
                 }
             }
-            if !ready[1].revents().is_empty() {
-                let _ = rustix::io::read(&self.orders, &mut [0; 8]);
-                if self.stops.load(Ordering::Acquire) {
-                    return;
-                }
+            if self.stops.load(Ordering::Acquire) {
+                return;
             }
-            // No mutex is held during these calls, because they may start and end watches.
-            for (told, change) in self.read(&mut buffer) {
-                if let Some(told) = told.upgrade() {
-                    told.tell(&change);
-                }
-            }
+            self.report(&mut buffer);
             if next_look.is_some_and(|at| at <= Instant::now()) {
                 self.look();
                 next_look = None;
@@ -256,15 +262,31 @@ impl Watches {
         }
     }
 
-    /// Reads the events, and finds who must be told.
-    fn read(&self, buffer: &mut [MaybeUninit<u8>]) -> Vec<(Weak<dyn Watched>, Change)> {
+    /// Reads one buffer of events, and tells everybody whom they concern. False if there may be more events.
+    fn report(&self, buffer: &mut [MaybeUninit<u8>]) -> bool {
         let mut news = Vec::new();
+        let was_last = self.read(buffer, &mut news);
+        // No mutex is held during these calls, because they may start and end watches.
+        for (told, change) in news {
+            if let Some(told) = told.upgrade() {
+                told.tell(&change);
+            }
+        }
+        was_last
+    }
+
+    /// Reads one buffer of events, and finds who must be told. False if there may be more events.
+    fn read(
+        &self,
+        buffer: &mut [MaybeUninit<u8>],
+        news: &mut Vec<(Weak<dyn Watched>, Change)>,
+    ) -> bool {
         let mut reader = Reader::new(&self.events, buffer);
         loop {
             let event = match reader.next() {
                 Ok(event) => event,
                 Err(Errno::INTR) => continue,
-                Err(_) => return news,
+                Err(_) => return true,
             };
             let name = event.file_name().and_then(|name| name.to_str().ok());
             for target in self.concerned(event.wd(), event.events()) {
@@ -277,7 +299,7 @@ impl Watches {
             }
             if reader.is_buffer_empty() {
                 // The waiter should not wait for another read that finds nothing.
-                return news;
+                return false;
             }
         }
     }
@@ -317,6 +339,35 @@ impl Watches {
     }
 }
 
+impl Sleeper for Watches {
+    fn sleep(&self, timeout: Option<Duration>, is_woken: &dyn Fn() -> bool) -> bool {
+        // A forked child has no thread that would take over.
+        if self.origin.is_elsewhere() || self.is_taken.swap(true, Ordering::AcqRel) {
+            return false;
+        }
+        self.is_asleep.store(true, Ordering::SeqCst);
+        let slept = if is_woken() {
+            Ok(())
+        } else {
+            self.waiter.wait(timeout)
+        };
+        self.is_asleep.store(false, Ordering::SeqCst);
+        let mut buffer = [MaybeUninit::uninit(); BUFFER];
+        // The kernel told only this thread of these events.
+        if !self.report(&mut buffer) && !self.report(&mut buffer) {
+            self.thread.wake();
+        }
+        self.is_taken.store(false, Ordering::Release);
+        matches!(slept, Ok(()) | Err(Errno::INTR))
+    }
+
+    fn wake(&self) {
+        if self.is_asleep.swap(false, Ordering::SeqCst) {
+            self.waiter.wake();
+        }
+    }
+}
+
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // No code panics while it holds one.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -324,7 +375,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::mpsc;
+    use std::{sync::mpsc, thread::ThreadId};
 
     use cap_std::ambient_authority;
 
@@ -366,6 +417,118 @@ mod tests {
             assert!(start.elapsed() < LONG, "nobody ended it");
             std::thread::yield_now();
         }
+    }
+
+    /// Reports which thread was told.
+    struct Told(Mutex<mpsc::Sender<ThreadId>>);
+
+    impl Watched for Told {
+        fn tell(&self, _: &Change) {
+            let _ = lock(&self.0).send(std::thread::current().id());
+        }
+    }
+
+    /// Watches files in a directory for being closed.
+    fn told_of_files() -> (
+        tempfile::TempDir,
+        Arc<dyn Watched>,
+        mpsc::Receiver<ThreadId>,
+    ) {
+        let (sender, told) = mpsc::channel();
+        let ear = Arc::new(Told(Mutex::new(sender)));
+        (tempfile::tempdir().unwrap(), ear, told)
+    }
+
+    #[test]
+    fn a_thread_that_sleeps_is_told_itself_and_the_watchers_thread_tells_the_others() {
+        let (place, ear, told) = told_of_files();
+        let watcher = Watcher::new().unwrap();
+        let close = || {
+            let file = File::create(place.path().join("a")).unwrap();
+            let watching = watcher.watch_file(&file, "a", Arc::downgrade(&ear));
+            drop(file);
+            let by = told.recv_timeout(LONG).unwrap();
+            drop(watching);
+            by
+        };
+        let watchers_own = watcher.thread.as_ref().unwrap().thread().id();
+        assert_eq!(close(), watchers_own);
+        let sleeper = watcher.sleeper();
+        let ends = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let sleeping = scope.spawn(|| {
+                while !ends.load(Ordering::SeqCst) {
+                    assert!(sleeper.sleep(None, &|| ends.load(Ordering::SeqCst)));
+                }
+            });
+            let id = sleeping.thread().id();
+            // It may be awake at the moment, because it was told.
+            let by_itself = (0..1000).any(|_| close() == id);
+            ends.store(true, Ordering::SeqCst);
+            sleeper.wake();
+            assert!(by_itself, "the watcher's thread is always told first");
+        });
+        assert_eq!(close(), watchers_own);
+    }
+
+    #[test]
+    fn two_threads_do_not_sleep_in_one_place() {
+        let sleeper = Watcher::new().unwrap().sleeper();
+        let (asleep, first_sleeps) = mpsc::channel();
+        std::thread::scope(|scope| {
+            let first = scope.spawn(|| {
+                let is_woken = || {
+                    let _ = asleep.send(());
+                    false
+                };
+                sleeper.sleep(None, &is_woken)
+            });
+            first_sleeps.recv().unwrap();
+            assert!(!sleeper.sleep(None, &|| false));
+            sleeper.wake();
+            assert!(first.join().unwrap());
+        });
+        assert!(sleeper.sleep(Some(Duration::ZERO), &|| false));
+        let start = Instant::now();
+        assert!(sleeper.sleep(Some(LONG), &|| true));
+        assert!(start.elapsed() < LONG, "it slept though it was woken");
+    }
+
+    /// Threads begin and end to sleep at any moment: each event reaches somebody.
+    #[test]
+    fn no_event_is_lost_between_a_sleeping_thread_and_the_watchers() {
+        let (place, ear, told) = told_of_files();
+        let watcher = Watcher::new().unwrap();
+        let seed = fastrand::get_seed();
+        let ends = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            for number in 0..2 {
+                let (sleeper, ends) = (watcher.sleeper(), &ends);
+                let mut random = fastrand::Rng::with_seed(seed + number);
+                scope.spawn(move || {
+                    while !ends.load(Ordering::SeqCst) {
+                        let pause = Duration::from_micros(random.u64(..1500));
+                        let is_woken = random.bool();
+                        if random.bool() {
+                            sleeper.wake();
+                        }
+                        if !sleeper.sleep(Some(pause), &|| is_woken) {
+                            std::thread::yield_now();
+                        }
+                    }
+                });
+            }
+            let all_told = (0..1000).all(|_| {
+                let file = File::create(place.path().join("a")).unwrap();
+                let watching = watcher.watch_file(&file, "a", Arc::downgrade(&ear));
+                drop(file);
+                let is_told = told.recv_timeout(LONG).is_ok();
+                drop(watching);
+                is_told
+            });
+            ends.store(true, Ordering::SeqCst);
+            assert!(all_told, "an event was lost, seed {seed}");
+        });
     }
 
     #[test]

@@ -21,6 +21,8 @@
 //! | `Origin` | distinguishes a forked child from its parent |
 //! | `says`; `NO_HARD_LINKS`, `NO_LOCKS`, `IN_USE`, `TOO_MANY_FILES`, `WRONG_ACCESS`, `NOT_A_FILE` | error codes without an `io::ErrorKind` |
 
+#[cfg(any(target_os = "linux", target_os = "android"))]
+mod event_wait;
 pub(crate) mod flock;
 mod fork;
 #[cfg(any(target_os = "linux", target_os = "android"))]

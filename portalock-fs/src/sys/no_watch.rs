@@ -7,6 +7,7 @@ use std::{
 };
 
 use cap_std::fs::Dir;
+use portalock_core::Sleeper;
 
 use super::Watched;
 
@@ -27,6 +28,10 @@ impl Drop for Registration {
 impl Watcher {
     pub(crate) fn shared() -> io::Result<Arc<Self>> {
         Err(io::ErrorKind::Unsupported.into())
+    }
+
+    pub(crate) fn sleeper(&self) -> Arc<dyn Sleeper> {
+        match *self {}
     }
 
     pub(crate) fn keep_looking(&self) {

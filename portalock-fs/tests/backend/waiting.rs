@@ -2,7 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use portalock_core::{Attempt, LockBackend, LossNotice, Mode, Patience, Released};
+use portalock_core::{
+    Attempt, LockBackend, LockError, LossNotice, Mode, Patience, Policy, Released, Wake,
+};
 use portalock_fs::{Calls, FsBackend, FsSettings, Watch};
 
 use crate::support::{LONG, Locks, lock, patience, request, soon, try_once};
@@ -87,6 +89,55 @@ async fn waiters_poll_where_nothing_is_watched() {
     tokio::time::sleep(Duration::from_millis(20)).await;
     guard.release().await.unwrap();
     drop(soon(waiting).await.unwrap());
+}
+
+/// The first attempt, and the last one just before the deadline.
+#[cfg(any(target_os = "linux", target_os = "android"))]
+#[tokio::test]
+async fn a_watched_waiter_does_not_look_from_time_to_time() {
+    // Two files: a waiter that gives up closes its file, which wakes the others.
+    let locks = Locks::new();
+    let holder = locks.client();
+    let _held = lock(&holder, "a").acquire().await.unwrap();
+    let _other = lock(&holder, "b").acquire().await.unwrap();
+    let client = FsBackend::open(locks.path()).unwrap();
+    let policy = Policy::new().with_timeout(Duration::from_secs(2));
+    let asynchronous = lock(&client, "a").acquire_with(&policy).await;
+    let waiting = portalock_core::blocking::Lock::from(lock(&client, "b"));
+    let blocking = tokio::task::spawn_blocking(move || waiting.acquire_with(&policy).map(drop));
+    for error in [
+        asynchronous.unwrap_err(),
+        blocking.await.unwrap().unwrap_err(),
+    ] {
+        let LockError::Timeout { attempts, .. } = error else {
+            panic!("{error}");
+        };
+        assert!(attempts <= 3, "{attempts} attempts");
+    }
+}
+
+/// The release comes after the attempt that starts the watch, and before the subscription.
+#[cfg(any(target_os = "linux", target_os = "android"))]
+#[tokio::test]
+async fn a_waiter_is_told_what_it_missed_of_another_client() {
+    let locks = Locks::new();
+    let (holder, client) = (locks.client(), locks.client());
+    let guard = lock(&holder, "a").acquire().await.unwrap();
+    let waiting = request("a", Mode::Exclusive, Patience::Queue);
+    match client.try_acquire(&waiting).await.unwrap() {
+        Attempt::Contended(contention) => assert!(contention.queued),
+        granted @ Attempt::Granted(_) => panic!("{granted:?}"),
+    }
+    guard.release().await.unwrap();
+    // The event of the release has been read once that of a later change has.
+    let told = lock(&client, "b").acquire().await.unwrap();
+    std::fs::remove_file(locks.file("b")).unwrap();
+    tokio::time::timeout(LONG, told.lost_signal().lost())
+        .await
+        .unwrap();
+    let mut wakeups = client.subscribe(&waiting).await.unwrap().unwrap();
+    let wake = tokio::time::timeout(LONG, wakeups.next()).await.unwrap();
+    assert!(matches!(wake, Wake::TryNow), "{wake:?}");
 }
 
 #[test]

@@ -19,7 +19,7 @@ use std::{
 use portalock_core::{
     Attempt, Grant, Lock, LockBackend, LockName, LockRequest, Mode, Patience, Policy,
 };
-use portalock_fs::FsBackend;
+use portalock_fs::{FsBackend, FsSettings};
 
 /// Longer than any event here takes, even on a busy machine.
 pub(crate) const LONG: Duration = Duration::from_secs(30);
@@ -46,9 +46,10 @@ impl Locks {
         self.path().join(format!("{name}.{suffix}"))
     }
 
-    /// A client that is independent of the others.
+    /// A client that is independent of the others. If it is watched, it tries so rarely that a lost wake-up is noticed.
     pub(crate) fn client(&self) -> FsBackend {
-        FsBackend::open(self.path()).unwrap()
+        let settings = FsSettings::new(self.path()).with_poll_interval(10 * LONG);
+        FsBackend::with_settings(&settings.unwrap()).unwrap()
     }
 }
 

@@ -1,0 +1,419 @@
+//! Drives a future on the calling thread, without a runtime. The thread sleeps in one call until it is woken, or until the
+//! next timer is due.
+
+use std::{
+    cell::RefCell,
+    future::Future,
+    pin::pin,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    task::{Context, Poll, Wake, Waker},
+    thread::{self, Thread},
+    time::Duration,
+};
+
+use tokio::{
+    runtime::{Handle, Id},
+    task::coop::unconstrained,
+};
+
+use crate::{Sleeper, clock::Instant};
+
+thread_local! {
+    /// The innermost future that this thread drives.
+    static DRIVING: RefCell<Option<Driving>> = const { RefCell::new(None) };
+}
+
+/// What the driven future waits for.
+struct Driving {
+    /// The runtime that the thread is in. A future that is polled in another one has timers there.
+    runtime: Option<Id>,
+    alarms: Vec<Alarm>,
+    sleeper: Option<Arc<dyn Sleeper>>,
+}
+
+struct Alarm {
+    id: AlarmId,
+    at: Instant,
+    waker: Waker,
+}
+
+/// Identifies one timer among all of the process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct AlarmId(u64);
+
+impl AlarmId {
+    pub(crate) fn mint() -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        Self(NEXT.fetch_add(1, Ordering::Relaxed))
+    }
+}
+
+/// Polls `future` until it is ready. `before_sleep` is called once, if it is not ready at once.
+///
+/// # Errors
+///
+/// That of `before_sleep`.
+pub(crate) fn drive<F: Future, E>(
+    future: F,
+    before_sleep: impl FnOnce() -> Result<(), E>,
+) -> Result<F::Output, E> {
+    // The future stays on the stack: the engine's futures are large, and usually ready at once.
+    // It is not one of the runtime's tasks, if the thread is in one: nothing would poll it again after a yield.
+    let mut future = pin!(unconstrained(future));
+    let _driving = Outer::replaced_by(Driving {
+        runtime: current_runtime(),
+        alarms: Vec::new(),
+        sleeper: None,
+    });
+    // A free lock is granted by the first poll, which needs no waker.
+    let mut context = Context::from_waker(Waker::noop());
+    if let Poll::Ready(output) = future.as_mut().poll(&mut context) {
+        return Ok(output);
+    }
+    before_sleep()?;
+    let asleep = Arc::new(Asleep {
+        thread: thread::current(),
+        woken: AtomicBool::new(false),
+        sleeper: Mutex::default(),
+    });
+    let waker = asleep.clone().into();
+    let mut context = Context::from_waker(&waker);
+    loop {
+        if let Poll::Ready(output) = future.as_mut().poll(&mut context) {
+            return Ok(output);
+        }
+        asleep.until_woken();
+    }
+}
+
+/// Makes a driven future's timer call `waker` at `at`. False if this thread drives no future, so that the timer must be
+/// another one.
+pub(crate) fn set_alarm(id: AlarmId, at: Instant, waker: &Waker) -> bool {
+    with_driving(|driving| {
+        if driving.runtime != current_runtime() {
+            return false;
+        }
+        match driving.alarms.iter_mut().find(|alarm| alarm.id == id) {
+            Some(alarm) => alarm.waker.clone_from(waker),
+            None => driving.alarms.push(Alarm {
+                id,
+                at,
+                waker: waker.clone(),
+            }),
+        }
+        true
+    })
+    .unwrap_or(false)
+}
+
+/// Forgets the timer, if it is this thread's.
+pub(crate) fn forget_alarm(id: AlarmId) {
+    with_driving(|driving| driving.alarms.retain(|alarm| alarm.id != id));
+}
+
+/// The next sleep of this thread is with `sleeper`, if it drives a future.
+pub(crate) fn sleep_with(sleeper: &Arc<dyn Sleeper>) {
+    with_driving(|driving| driving.sleeper = Some(sleeper.clone()));
+}
+
+fn with_driving<T>(act: impl FnOnce(&mut Driving) -> T) -> Option<T> {
+    // A thread that ends has dropped its state; a waker's code may be called while it is borrowed.
+    DRIVING
+        .try_with(|driving| driving.try_borrow_mut().ok()?.as_mut().map(act))
+        .ok()
+        .flatten()
+}
+
+fn current_runtime() -> Option<Id> {
+    Handle::try_current().ok().map(|handle| handle.id())
+}
+
+/// The state of the future that the thread drove before, which is restored when this is dropped.
+struct Outer(Option<Driving>);
+
+impl Outer {
+    fn replaced_by(inner: Driving) -> Self {
+        Self(
+            DRIVING
+                .try_with(|driving| driving.replace(Some(inner)))
+                .ok()
+                .flatten(),
+        )
+    }
+}
+
+impl Drop for Outer {
+    fn drop(&mut self) {
+        let outer = self.0.take();
+        // Dropped after the borrow has ended: a waker may run any code.
+        let inner = DRIVING.try_with(|driving| driving.replace(outer));
+        drop(inner);
+    }
+}
+
+/// The waker of a thread that drives a future.
+struct Asleep {
+    thread: Thread,
+    woken: AtomicBool,
+    /// Where the thread sleeps, if it isn't parked.
+    sleeper: Mutex<Option<Arc<dyn Sleeper>>>,
+}
+
+impl Asleep {
+    /// Sleeps until somebody calls the waker, perhaps a timer of this thread.
+    fn until_woken(&self) {
+        while !self.woken.swap(false, Ordering::SeqCst) {
+            let (due, next) = due_alarms();
+            if !due.is_empty() {
+                due.into_iter().for_each(Waker::wake);
+                continue;
+            }
+            let timeout = next.map(|at| at.saturating_duration_since(Instant::now()));
+            let sleeper = with_driving(|driving| driving.sleeper.take()).flatten();
+            let slept = sleeper.is_some_and(|sleeper| self.with(&sleeper, timeout));
+            if !slept {
+                match timeout {
+                    Some(timeout) => thread::park_timeout(timeout),
+                    None => thread::park(),
+                }
+            }
+        }
+    }
+
+    fn with(&self, sleeper: &Arc<dyn Sleeper>, timeout: Option<Duration>) -> bool {
+        *self.sleeper() = Some(sleeper.clone());
+        let slept = sleeper.sleep(timeout, &|| self.woken.load(Ordering::SeqCst));
+        *self.sleeper() = None;
+        slept
+    }
+
+    fn sleeper(&self) -> MutexGuard<'_, Option<Arc<dyn Sleeper>>> {
+        self.sleeper.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Wake for Asleep {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        if self.woken.swap(true, Ordering::SeqCst) {
+            return;
+        }
+        // Both: the thread may be about to park because another thread sleeps with the sleeper.
+        self.thread.unpark();
+        let sleeper = self.sleeper().clone();
+        if let Some(sleeper) = sleeper {
+            sleeper.wake();
+        }
+    }
+}
+
+/// The wakers of the timers that are due, and when the next one is.
+fn due_alarms() -> (Vec<Waker>, Option<Instant>) {
+    with_driving(|driving| {
+        let now = Instant::now();
+        let due = driving.alarms.extract_if(.., |alarm| alarm.at <= now);
+        let due = due.map(|alarm| alarm.waker).collect();
+        (due, driving.alarms.iter().map(|alarm| alarm.at).min())
+    })
+    .unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{future::pending, sync::mpsc, task::ready};
+
+    use futures_util::{FutureExt, StreamExt, future::FusedFuture, stream::FuturesUnordered};
+    use tokio::sync::oneshot;
+
+    use super::*;
+    use crate::{
+        Wake as Woken,
+        engine::{deadline::bound, timer},
+        wakeups,
+    };
+
+    const SOON: Duration = Duration::from_millis(20);
+    /// Longer than anything here takes.
+    const LONG: Duration = Duration::from_secs(60);
+
+    fn run<F: Future>(future: F) -> F::Output {
+        drive(future, || Ok::<_, ()>(())).unwrap()
+    }
+
+    /// Runs `work` on a thread of its own; fails if it does not end.
+    fn ends<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+        let (sender, done) = mpsc::channel();
+        thread::spawn(move || sender.send(work()));
+        done.recv_timeout(LONG).expect("nobody woke it")
+    }
+
+    fn soon() -> timer::Timer {
+        timer::at(Instant::now() + SOON)
+    }
+
+    #[test]
+    fn what_is_ready_at_once_needs_no_leave_to_sleep() {
+        assert_eq!(drive(async { 7 }, || Err("may not sleep")), Ok(7));
+        assert_eq!(
+            drive(pending::<()>(), || Err("may not sleep")),
+            Err("may not sleep")
+        );
+    }
+
+    #[test]
+    fn a_timer_wakes_the_part_of_the_future_that_waits_for_it() {
+        ends(|| {
+            // These are only polled if their own waker was called.
+            let mut timers: FuturesUnordered<_> = (0..3).map(|_| soon()).collect();
+            run(async { while timers.next().await.is_some() {} });
+        });
+    }
+
+    #[test]
+    fn a_timer_that_was_dropped_wakes_nobody() {
+        ends(|| {
+            let start = Instant::now();
+            run(async {
+                let mut early = Box::pin(soon());
+                assert!(futures_util::poll!(&mut early).is_pending());
+                drop(early);
+                timer::at(start + SOON / 2).await;
+                let left = with_driving(|driving| driving.alarms.len());
+                assert_eq!(left, Some(0));
+            });
+        });
+    }
+
+    #[test]
+    fn a_wake_up_from_another_thread_ends_the_sleep() {
+        ends(|| {
+            for _ in 0..1000 {
+                let (sender, receiver) = oneshot::channel();
+                let waker = thread::spawn(move || sender.send(()));
+                run(receiver).unwrap();
+                waker.join().unwrap().unwrap();
+            }
+        });
+    }
+
+    #[test]
+    fn a_future_inside_another_one_takes_nothing_from_it() {
+        ends(|| {
+            let (sender, outer) = oneshot::channel();
+            let (mut sender, mut outer) = (Some(sender), outer.fuse());
+            let mut timers: FuturesUnordered<_> = [soon()].into_iter().collect();
+            run(std::future::poll_fn(|context| {
+                if let Some(sender) = sender.take() {
+                    assert!(outer.poll_unpin(context).is_pending());
+                    assert!(timers.poll_next_unpin(context).is_pending());
+                    // The outer one is woken while the inner one sleeps.
+                    let waker = thread::spawn(move || sender.send(()));
+                    run(async { soon().await });
+                    waker.join().unwrap().unwrap();
+                    return Poll::Pending;
+                }
+                if !outer.is_terminated() {
+                    ready!(outer.poll_unpin(context)).unwrap();
+                }
+                // Polled only once the timer has called its own waker.
+                timers.poll_next_unpin(context).map(drop)
+            }));
+        });
+    }
+
+    #[test]
+    fn a_runtime_inside_has_its_own_timers() {
+        ends(|| {
+            let silence = run(async {
+                let runtime = tokio::runtime::Builder::new_current_thread()
+                    .enable_time()
+                    .build()
+                    .unwrap();
+                runtime.block_on(bound(Some(Instant::now() + SOON), pending::<()>()))
+            });
+            assert!(silence.is_none());
+        });
+    }
+
+    #[test]
+    fn a_future_that_moves_to_another_thread_keeps_its_deadline() {
+        ends(|| {
+            let mut moving = Box::pin(bound(Some(Instant::now() + SOON), pending::<()>()));
+            run(async { assert!(futures_util::poll!(&mut moving).is_pending()) });
+            assert!(thread::scope(|scope| scope.spawn(|| run(moving)).join().unwrap()).is_none());
+        });
+    }
+
+    #[test]
+    fn a_task_without_budget_may_call_it() {
+        ends(|| {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .build()
+                .unwrap();
+            runtime.block_on(async {
+                while tokio::task::coop::has_budget_remaining() {
+                    tokio::task::coop::consume_budget().await;
+                }
+                run(tokio::task::coop::consume_budget());
+            });
+        });
+    }
+
+    /// A thread parks in it, unless it is taken.
+    #[derive(Default)]
+    struct Place {
+        is_taken: bool,
+        sleeps: AtomicBool,
+        asleep: Mutex<Option<Thread>>,
+    }
+
+    impl Sleeper for Place {
+        fn sleep(&self, timeout: Option<Duration>, is_woken: &dyn Fn() -> bool) -> bool {
+            self.sleeps.store(true, Ordering::SeqCst);
+            if self.is_taken {
+                // The wake-up goes to this place just before the thread leaves it.
+                while !is_woken() {
+                    thread::yield_now();
+                }
+                return false;
+            }
+            *self.asleep.lock().unwrap() = Some(thread::current());
+            while !is_woken() {
+                thread::park_timeout(timeout.unwrap_or(LONG));
+            }
+            true
+        }
+
+        fn wake(&self) {
+            if let Some(thread) = &*self.asleep.lock().unwrap() {
+                thread.unpark();
+            }
+        }
+    }
+
+    #[test]
+    fn a_waiter_sleeps_where_its_wake_ups_come_from_unless_another_thread_does() {
+        for is_taken in [false, true] {
+            let place = Arc::new(Place {
+                is_taken,
+                ..Place::default()
+            });
+            let (sender, wakeups) = wakeups();
+            let mut wakeups = wakeups.with_sleeper(Some(place.clone()));
+            let waiter = thread::spawn(move || run(async move { wakeups.next().await }));
+            let start = Instant::now();
+            while !place.sleeps.load(Ordering::SeqCst) {
+                assert!(start.elapsed() < LONG, "it sleeps elsewhere");
+                thread::yield_now();
+            }
+            sender.wake();
+            assert!(matches!(ends(|| waiter.join().unwrap()), Woken::TryNow));
+        }
+    }
+}
