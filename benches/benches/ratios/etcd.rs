@@ -110,7 +110,7 @@ fn shapes(endpoint: &str, effort: Effort) -> Result<(), Failure> {
         ("a put, if there is none", Shape::Put),
         ("and a condition on the session", Shape::Session),
         ("and a count of the queue", Shape::Count),
-        ("and three looks if a condition fails", Shape::Otherwise),
+        ("and three reads if a condition fails", Shape::Otherwise),
         ("all, released by its value", Shape::Release),
     ] {
         let (bare, multi_thread) = (bare.clone(), &multi_thread);

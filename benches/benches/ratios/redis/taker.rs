@@ -1,6 +1,12 @@
 //! Those who are compared on Redis: each connects, and takes and gives back one lock.
 
-use std::{fmt, pin::Pin, str::FromStr, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    pin::Pin,
+    str::FromStr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use distkit::{
     DistkitRedisKey,
@@ -16,6 +22,7 @@ use redis::{
     aio::{ConnectionManager, ConnectionManagerConfig, MultiplexedConnection},
 };
 use rslock::LockManager;
+use tokio::task::yield_now;
 
 use super::bare;
 use crate::locks::{Exclusive, Observed};
@@ -282,9 +289,13 @@ impl Observed for Taker {
         if let Contended::Portalock(lock) = &self.lock {
             return lock.waited_for().await;
         }
-        // No peer says who waits: until the first try has failed, and then any moment before the next one.
+        // No peer says who waits: until the first try has failed, and then any moment before the next one. A timer would
+        // end together with the peer's.
         let phase = self.kind.pause().mul_f64(fastrand::f64());
-        tokio::time::sleep(Duration::from_millis(2) + phase).await;
+        let moment = Instant::now() + Duration::from_millis(2) + phase;
+        while Instant::now() < moment {
+            yield_now().await;
+        }
         Ok(())
     }
 }
