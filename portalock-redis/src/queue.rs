@@ -15,7 +15,7 @@ use crate::{
     keys::{Kind, Wanted},
     place::Place,
     record::{decode, text},
-    scripts::{ACQUIRE, INSPECT, RAISE, RELEASE, Script},
+    scripts::{ACQUIRE, INSPECT, RAISE, RELEASE},
     session::SessionKey,
 };
 
@@ -96,31 +96,14 @@ impl Server {
     /// Releases a place. Returns whether it held the lock.
     pub(crate) async fn release(&self, place: &Place) -> Result<Answered<bool>, BackendError> {
         let keys = self.keys.of(&place.named);
-        self.free(
-            RELEASING,
-            &RELEASE,
-            [&keys.state, &keys.queue, &keys.waiters],
-            &place.name,
-        )
-        .await
-    }
-
-    /// Releases a place with the given script.
-    pub(crate) async fn free(
-        &self,
-        what: &'static str,
-        script: &'static Script,
-        keys: [&str; 3],
-        whose: &str,
-    ) -> Result<Answered<bool>, BackendError> {
-        let arguments = [self.keys.sessions(), whose];
-        let answer = self
-            .send(what, Call::Script(script, &keys, &arguments))
-            .await?;
+        let keys = [&*keys.state, &*keys.queue, &*keys.waiters];
+        let arguments = [self.keys.sessions(), &*place.name];
+        let call = Call::Script(&RELEASE, &keys, &arguments);
+        let answer = self.send(RELEASING, call).await?;
         let value = match text(&answer.value) {
             Some("1") => true,
             Some("0") => false,
-            _ => return Err(unexpected(what)),
+            _ => return Err(unexpected(RELEASING)),
         };
         Ok(Answered {
             value,

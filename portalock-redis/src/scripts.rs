@@ -78,7 +78,7 @@ macro_rules! script {
 script!(ACQUIRE meets sessions: "grant.lua" "acquire_usual.lua" "prelude.lua" "acquire.lua");
 script!(RELEASE meets sessions: "grant.lua" "release_usual.lua" "prelude.lua" "release.lua");
 script!(BREAK meets sessions: "place.lua" "break.lua");
-script!(EVICT meets sessions: "place.lua" "grant.lua" "release_usual.lua" "prelude.lua" "release.lua");
+script!(EVICT meets sessions: "place.lua" "evict.lua" "grant.lua" "release_usual.lua" "prelude.lua" "release.lua");
 script!(INSPECT meets sessions: "grant.lua" "prelude.lua" "inspect.lua");
 script!(OPEN: "open.lua");
 script!(RAISE: "raise.lua");

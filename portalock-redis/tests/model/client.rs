@@ -197,6 +197,15 @@ impl Client {
         Some(self.withdraw(rules))
     }
 
+    /// Its lock is broken: the guard is lost, and the lock is released.
+    pub(crate) fn is_told(&mut self, rules: Rules) -> Option<Command> {
+        match self.phase {
+            Phase::Held(_) | Phase::Queued => Some(self.withdraw(rules)),
+            _ if self.waits() => self.give_up(rules),
+            _ => None,
+        }
+    }
+
     /// Merges states that differ only in values that no longer matter.
     pub(crate) fn forget_what_no_longer_counts(&mut self) {
         if self.phase.is_over() {
@@ -219,10 +228,16 @@ impl Client {
         }
     }
 
-    /// The session continues. `holds` is true if the server still has the hold.
-    pub(crate) fn resumed(&mut self, holds: bool, rules: Rules) -> Option<Command> {
+    /// The session continues. `holds` is the token of its claim at the server. A grant that came by message counts,
+    /// although the attempt is not answered yet.
+    pub(crate) fn resumed(&mut self, holds: Option<u8>, rules: Rules) -> Option<Command> {
         match self.phase {
-            Phase::Held(_) if !holds => self.phase = Phase::Lost,
+            Phase::Held(token)
+            | Phase::Asking(Attempt {
+                unheard: Some(token),
+                given_up: false,
+                ..
+            }) if holds != Some(token) => self.phase = Phase::Lost,
             _ if rules.flaw == Flaw::ForgetsToLook => {}
             Phase::Asking(_) => self.looks = true,
             Phase::Queued => return Some(self.ask()),

@@ -39,6 +39,7 @@ const FAULTS: Rules = Rules {
     gives_up: false,
     begins: true,
     promotes: false,
+    breaks: false,
 };
 /// A replica replaces the server.
 const PROMOTION: Rules = Rules {
@@ -55,6 +56,12 @@ const SECOND_THOUGHTS: Rules = Rules {
 /// A fault, and callers that stop waiting.
 const FAULTS_AND_CANCELLATION: Rules = Rules {
     gives_up: true,
+    ..FAULTS
+};
+/// An operator breaks a lock while a fault happens, such as a promotion that loses the mark.
+const BREAK: Rules = Rules {
+    promotes: true,
+    breaks: true,
     ..FAULTS
 };
 /// Two faults in one run.
@@ -126,6 +133,11 @@ fn fault_upon_fault() {
 #[test]
 fn fault_upon_fault_without_notice() {
     checked(FAULT_UPON_FAULT, Form::WithoutNotice, TWO);
+}
+
+#[test]
+fn a_lock_that_is_broken() {
+    checked(BREAK, Form::Default, TWO);
 }
 
 #[test]
@@ -282,4 +294,17 @@ fn a_server_without_its_data_that_lets_newcomers_in_is_found() {
 fn a_promoted_replica_that_grants_at_once_is_found() {
     let flaw = Flaw::NoWaitAfterAPromotion;
     flawed(PROMOTION, Form::Default, TWO, flaw, "hold together");
+}
+
+#[test]
+fn a_mark_that_a_refresh_ignores_is_found() {
+    let flaw = Flaw::IgnoresMarks;
+    let scope = Rules { faults: 0, ..BREAK };
+    flawed(scope, Form::Default, TWO, flaw, "hold together");
+}
+
+#[test]
+fn a_hold_that_is_ended_by_the_time_of_a_lost_mark_is_found() {
+    let flaw = Flaw::CountsFromTheFirstMark;
+    flawed(BREAK, Form::Default, TWO, flaw, "hold together");
 }

@@ -50,6 +50,21 @@ pub(crate) enum Flaw {
     NoWaitAfterARestart,
     /// A promoted replica grants at once.
     NoWaitAfterAPromotion,
+    /// A refresh extends a session although its lock is marked as broken.
+    IgnoresMarks,
+    /// A hold is ended by force when the time of the first mark has passed, even if that mark was lost.
+    CountsFromTheFirstMark,
+}
+
+/// An operator, who may break the lock of the first client once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Operator {
+    Idle,
+    /// Has marked the hold, and waits. The client may have refreshed its session since that.
+    Waits {
+        refreshed: bool,
+    },
+    Done,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -68,6 +83,8 @@ pub(crate) struct Rules {
     pub(crate) begins: bool,
     /// Whether a replica may be promoted.
     pub(crate) promotes: bool,
+    /// Whether an operator breaks a lock.
+    pub(crate) breaks: bool,
 }
 
 impl Rules {
@@ -165,6 +182,7 @@ pub(crate) struct World {
     pub(crate) clients: [Client; CLIENTS as usize],
     pub(crate) lines: [Lines; CLIENTS as usize],
     pub(crate) faults: u8,
+    pub(crate) operator: Operator,
 }
 
 impl World {
@@ -177,6 +195,11 @@ impl World {
             clients: [0, 1, 2].map(Client::new),
             lines: Default::default(),
             faults: 0,
+            operator: if rules.breaks {
+                Operator::Idle
+            } else {
+                Operator::Done
+            },
         }
     }
 
@@ -196,12 +219,13 @@ impl World {
         self.send(number, command);
     }
 
-    pub(crate) fn forget_what_no_longer_counts(&mut self) {
-        self.waits &= !self.is_settled();
+    pub(crate) fn forget_what_no_longer_counts(&mut self, rules: Rules) {
+        self.waits &= !self.is_settled(rules);
         if self.was_promoted {
             // Only one promotion in a run.
             self.replica = None;
         }
+        self.server.mark &= self.operator != Operator::Done;
         for (client, lines) in self.clients.iter_mut().zip(&mut self.lines) {
             client.forget_what_no_longer_counts();
             if client.phase.is_over() {
@@ -211,10 +235,11 @@ impl World {
     }
 
     /// Each client that relied on a lock when the server was promoted now knows which locks the server lacks.
-    fn is_settled(&self) -> bool {
+    fn is_settled(&self, rules: Rules) -> bool {
         let knows = |client: &Client| {
             !client.lease
                 || client.phase.is_over()
+                || rules.weight(client.number) == 0
                 || self.server.subscribed[usize::from(client.session)]
         };
         self.clients.iter().all(knows)

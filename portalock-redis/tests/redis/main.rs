@@ -8,7 +8,10 @@
 )]
 
 mod breaking;
+#[cfg(target_os = "linux")]
+mod clock;
 mod cluster;
+mod cluster_cut;
 mod cluster_moves;
 mod cluster_suite;
 mod faults;
@@ -16,6 +19,7 @@ mod fixture;
 mod guarantees;
 mod portalocker;
 mod refusals;
+mod replicas;
 mod resets;
 mod resume;
 mod semaphore;
