@@ -87,6 +87,16 @@ pub fn contest(
     Ok(outcomes.collect())
 }
 
+/// The same outcomes, with their ratios to a fixed time.
+pub fn to(time: Duration, outcomes: Vec<Outcome>) -> Vec<Outcome> {
+    let ratio = |outcome: &Outcome| outcome.time.as_secs_f64() / time.as_secs_f64();
+    let to_time = |outcome: Outcome| Outcome {
+        ratio: ratio(&outcome),
+        ..outcome
+    };
+    outcomes.into_iter().map(to_time).collect()
+}
+
 /// The middle one; 0 of none.
 pub fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);

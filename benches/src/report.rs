@@ -53,15 +53,40 @@ pub fn row(what: &str, measured: impl fmt::Display, ratio: f64, target: Target) 
     println!("| {what} | {measured} | {ratio:.2} | {target} | {verdict} |");
 }
 
-/// The rows of a contest. The target is that of each contestant whose name begins with `portalock`.
+/// The rows of a contest, as the time of one operation. The target is that of each contestant whose name begins with
+/// `portalock`. Of the others, those that are faster than all of these are said to be ahead; a floor isn't.
 pub fn times(outcomes: &[Outcome], target: Target) {
+    rows(outcomes, target, micros, |ratio| ratio);
+}
+
+/// The same, as so many operations in a second.
+pub fn rates(outcomes: &[Outcome], target: Target) {
+    rows(outcomes, target, per_second, f64::recip);
+}
+
+fn rows(
+    outcomes: &[Outcome],
+    target: Target,
+    measured: fn(Duration) -> String,
+    ratio: fn(f64) -> f64,
+) {
+    let is_ours = |outcome: &&Outcome| outcome.name.starts_with("portalock");
+    let fastest = outcomes.iter().filter(is_ours).map(|ours| ours.time).min();
     for outcome in outcomes {
-        let target = if outcome.name.starts_with("portalock") {
-            target
+        let (what, ratio) = (&outcome.name, ratio(outcome.ratio));
+        let measured = measured(outcome.time);
+        if is_ours(&outcome) {
+            row(what, measured, ratio, target);
         } else {
-            Target::None
-        };
-        row(&outcome.name, micros(outcome.time), outcome.ratio, target);
+            let is_ahead = fastest.is_some_and(|ours| outcome.time < ours);
+            let is_floor = what.starts_with("floor");
+            let verdict = if is_ahead && !is_floor {
+                "**ahead**"
+            } else {
+                ""
+            };
+            println!("| {what} | {measured} | {ratio:.2} |  | {verdict} |");
+        }
     }
 }
 

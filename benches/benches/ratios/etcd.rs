@@ -20,9 +20,9 @@ use crate::{
     Effort,
     flavours::{flavours, multi_thread},
     growth,
-    locks::passed,
+    locks::{Exclusive, passed},
 };
-use bare::{Bare, Shape};
+use bare::{Bare, Lease, LockRpc, Shape};
 
 /// One client, and one that passes a lock to another.
 pub(crate) fn run(effort: Effort) -> Result<(), Failure> {
@@ -55,13 +55,13 @@ fn endpoint(server: &EtcdServer) -> Result<String, Failure> {
 }
 
 /// How long an acquisition takes; the release is not counted.
-async fn acquiring(lock: Lock<EtcdBackend>, times: u32) -> Result<Duration, Failure> {
+async fn acquiring<L: Exclusive>(lock: L, times: u32) -> Result<Duration, Failure> {
     let mut took = Duration::ZERO;
     for _ in 0..times {
         let started = Instant::now();
-        let guard = lock.acquire().await?;
+        let held = lock.take().await?;
         took += started.elapsed();
-        guard.release().await?;
+        L::give(held).await?;
     }
     Ok(took / times)
 }
@@ -70,11 +70,12 @@ fn acquire(endpoint: &str, effort: Effort) -> Result<(), Failure> {
     table("etcd: acquire, nobody else wants it");
     let times_each = effort.of(100);
     for flavour in flavours()? {
-        let (bare, lock) = flavour.runtime.block_on(async {
+        let (bare, lock, rpc) = flavour.runtime.block_on(async {
             let backend = EtcdBackend::connect(endpoint).await?;
             Ok::<_, Failure>((
                 Bare::connect(endpoint).await?,
                 Lock::new(backend, "nightly")?,
+                LockRpc::connect(endpoint, Lease::Clients).await?,
             ))
         })?;
         let outcomes = contest(
@@ -87,6 +88,10 @@ fn acquire(endpoint: &str, effort: Effort) -> Result<(), Failure> {
                 Contestant::new(format!("portalock, {}", flavour.name), || {
                     flavour.run(acquiring(lock.clone(), times_each))
                 }),
+                Contestant::new(
+                    format!("the server's lock RPC, with a lease, {}", flavour.name),
+                    || flavour.run(acquiring(rpc.clone(), times_each)),
+                ),
             ],
         )?;
         times(&outcomes, Target::AtMost(1.15));
@@ -105,7 +110,7 @@ fn shapes(endpoint: &str, effort: Effort) -> Result<(), Failure> {
         ("a put, if there is none", Shape::Put),
         ("and a condition on the session", Shape::Session),
         ("and a count of the queue", Shape::Count),
-        ("and three looks if a condition fails", Shape::Otherwise),
+        ("and three reads if a condition fails", Shape::Otherwise),
         ("all, released by its value", Shape::Release),
     ] {
         let (bare, multi_thread) = (bare.clone(), &multi_thread);
@@ -185,14 +190,18 @@ fn passing(endpoint: &str, effort: Effort) -> Result<(), Failure> {
     table("etcd: from a release to the waiter's lock, another connection's");
     let times_each = effort.of(50);
     for flavour in flavours()? {
-        let (bare, locks) = flavour.runtime.block_on(async {
+        let (bare, locks, rpcs) = flavour.runtime.block_on(async {
             let one = Lock::new(EtcdBackend::connect(endpoint).await?, "passed")?;
             let other = Lock::new(EtcdBackend::connect(endpoint).await?, "passed")?;
             let bare = [
                 Bare::connect(endpoint).await?,
                 Bare::connect(endpoint).await?,
             ];
-            Ok::<_, Failure>((bare, [one, other]))
+            let rpcs = [
+                LockRpc::connect(endpoint, Lease::Clients).await?,
+                LockRpc::connect(endpoint, Lease::Clients).await?,
+            ];
+            Ok::<_, Failure>((bare, [one, other], rpcs))
         })?;
         let outcomes = contest(
             effort.rounds(),
@@ -208,6 +217,10 @@ fn passing(endpoint: &str, effort: Effort) -> Result<(), Failure> {
                     flavour.runtime.block_on(bare[0].compact())?;
                     flavour.run(passed(locks.clone(), times_each))
                 }),
+                Contestant::new(
+                    format!("the server's lock RPC, with a lease, {}", flavour.name),
+                    || flavour.run(passed(rpcs.clone(), times_each)),
+                ),
             ],
         )?;
         times(&outcomes, Target::AtMost(3.0));

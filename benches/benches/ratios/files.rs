@@ -6,6 +6,7 @@ mod children;
 mod contended;
 mod growth;
 mod held;
+mod idle;
 mod taker;
 mod uncontended;
 
@@ -18,6 +19,7 @@ pub(crate) use children::run_as_child;
 pub(crate) fn run(effort: Effort) -> Result<(), Failure> {
     uncontended::run(effort)?;
     contended::run(effort)?;
+    idle::run(effort)?;
     held::run(effort)?;
     growth::run(effort)
 }

@@ -7,7 +7,7 @@ mod kept;
 use portalock_benches::{
     Failure,
     contest::{Contestant, contest},
-    report::{Target, table, times},
+    report::{Target, rates, table, times},
 };
 use portalock_core::{Lock, Policy};
 use portalock_postgres::{PostgresBackend, PostgresSettings, migrate};
@@ -16,7 +16,7 @@ use portalock_testkit::servers::{PostgresOptions, PostgresServer};
 use crate::{
     Effort,
     flavours::{flavours, multi_thread},
-    locks::{contend, pair, passed, rates},
+    locks::{contend, pair, passed},
 };
 use bare::{Bare, Contended};
 
@@ -155,7 +155,7 @@ fn contended(commits: &str, url: &str, effort: Effort) -> Result<(), Failure> {
                 }),
             ],
         )?;
-        rates(&names, &outcomes, target);
+        rates(&outcomes, target);
     }
     Ok(())
 }

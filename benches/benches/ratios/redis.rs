@@ -5,31 +5,40 @@ mod contended;
 mod kept;
 mod lone;
 mod passing;
+mod taker;
 
 use std::time::{Duration, Instant};
 
 use portalock_benches::{
     Failure,
     contest::{Contestant, contest},
-    report::{Target, table, times},
+    report::{Target, rates, table, times},
 };
-use portalock_core::Lock;
 use portalock_redis::RedisBackend;
 use portalock_testkit::servers::RedisServer;
 use redis::aio::MultiplexedConnection;
-use rslock::LockManager;
 use tokio::task::JoinSet;
 
 use crate::{
     Effort,
     flavours::{Flavour, flavours},
     growth,
-    locks::{pair, rates},
+    locks::pair,
 };
-use bare::{Bare, noop};
+use bare::noop;
+use taker::Kind;
 
 pub(crate) use kept::{CHILD, child};
 
+/// Who is compared where nobody waits.
+const ALONE: [Kind; 6] = [
+    Kind::Set,
+    Kind::Portalock,
+    Kind::Rslock,
+    Kind::Distkit,
+    Kind::TryDistkit,
+    Kind::DistributedLock,
+];
 /// How many tasks of one process, each with its own name.
 const TASKS: u32 = 64;
 
@@ -66,29 +75,25 @@ pub(crate) fn growth(effort: Effort) -> Result<(), Failure> {
 
 fn pairs(url: &str, effort: Effort) -> Result<(), Failure> {
     table("Redis: acquire and release, nobody else wants it");
-    let times_each = effort.of(2_000);
-    for flavour in flavours()? {
-        let (bare, lock) = flavour.runtime.block_on(async {
-            let backend = RedisBackend::connect(url).await?;
-            Ok::<_, Failure>((bare::connection(url).await?, Lock::new(backend, "nightly")?))
-        })?;
-        let peer = LockManager::new(vec![url]);
-        let outcomes = contest(
-            effort.rounds(),
-            vec![
-                Contestant::new(
-                    format!("floor: two no-op `EVALSHA`, {}", flavour.name),
-                    || flavour.run(noop_pairs(bare.clone(), times_each)),
-                ),
-                Contestant::new(format!("portalock, {}", flavour.name), || {
-                    flavour.run(pair(lock.clone(), times_each))
-                }),
-                Contestant::new(format!("rslock, {}", flavour.name), || {
-                    flavour.run(peer_pairs(peer.clone(), times_each))
-                }),
-            ],
-        )?;
-        times(&outcomes, Target::AtMost(1.2));
+    let times_each = effort.of(1_000);
+    for flavour in &flavours()? {
+        let mut contestants = Vec::new();
+        for kind in ALONE {
+            let taker = flavour.runtime.block_on(kind.lock(url, "nightly"))?;
+            contestants.push(Contestant::new(
+                format!("{kind}, {}", flavour.name),
+                move || flavour.run(pair(taker.clone(), times_each)),
+            ));
+        }
+        let bare = flavour.runtime.block_on(bare::connection(url))?;
+        contestants.push(Contestant::new(
+            format!("floor: two no-op `EVALSHA`, {}", flavour.name),
+            move || flavour.run(noop_pairs(bare.clone(), times_each)),
+        ));
+        times(
+            &contest(effort.rounds(), contestants)?,
+            Target::AtMost(1.15),
+        );
     }
     Ok(())
 }
@@ -103,44 +108,26 @@ async fn noop_pairs(mut bare: MultiplexedConnection, times: u32) -> Result<Durat
     Ok(started.elapsed() / times)
 }
 
-async fn peer_pairs(peer: LockManager, times: u32) -> Result<Duration, Failure> {
-    let started = Instant::now();
-    for _ in 0..times {
-        let lock = peer.lock("rslock", Duration::from_secs(10)).await?;
-        peer.unlock(&lock).await;
-    }
-    Ok(started.elapsed() / times)
-}
-
 fn distinct_names(url: &str, effort: Effort) -> Result<(), Failure> {
     table("Redis: 64 tasks of one process, each with its own lock, on one connection");
     let times_each = effort.of(200);
-    for flavour in flavours()? {
-        let (bare, backend) = flavour.runtime.block_on(async {
-            let backend = RedisBackend::connect(url).await?;
-            Ok::<_, Failure>((Bare::open(url).await?, backend))
-        })?;
-        let outcomes = contest(
-            effort.rounds(),
-            vec![
-                Contestant::new("floor", || {
-                    together(&flavour, |task| bare.pairs(task, times_each))
-                }),
-                Contestant::new("portalock", || {
-                    together(&flavour, |task| {
-                        let lock = Lock::new(backend.clone(), format!("task-{task}"));
+    for flavour in &flavours()? {
+        let mut contestants = Vec::new();
+        for kind in ALONE {
+            let client = flavour.runtime.block_on(kind.connect(url))?;
+            contestants.push(Contestant::new(
+                format!("{kind}, {}", flavour.name),
+                move || {
+                    together(flavour, |task| {
+                        let lock = client.lock(&format!("task-{task}"));
                         async move { pair(lock?, times_each).await }
                     })
-                }),
-            ],
-        )?;
+                },
+            ));
+        }
         rates(
-            &[
-                format!("floor: the same `EVALSHA`s, {}", flavour.name),
-                format!("portalock, {}", flavour.name),
-            ],
-            &outcomes,
-            Target::AtLeast(0.8),
+            &contest(effort.rounds(), contestants)?,
+            Target::AtLeast(0.75),
         );
     }
     Ok(())

@@ -7,7 +7,7 @@
 //! | `A ~> B : text` | a pushed message, without an answer |
 //! | `note A : text` | what happens at one participant |
 //! | `row A: text \| B: text` | a row of boxes, each with its name and what it is |
-//! | `bars TITLE : A = 12/s \| B = 3/s` | a bar for each figure; the longest has the largest number, and words have no bar |
+//! | `bars TITLE : TABLE : A \| label = B` | a bar for each figure that the rows A and B of a table of `docs/performance.md` have |
 
 use std::fmt::Write;
 
@@ -16,9 +16,10 @@ const MARGIN: usize = 16;
 const STEP: usize = 40;
 /// The average width of a letter. Boxes are wider than their text.
 const LETTER: usize = 7;
-/// A chart's bars: where they begin, and the length of the longest one.
-const BARS_FROM: usize = 310;
-const LONGEST_BAR: usize = 430;
+/// A chart's bars: the width of their labels, where they begin, and the length of the longest one.
+const LABELS: usize = 310;
+const BARS_FROM: f64 = 310.0;
+const LONGEST_BAR: f64 = 430.0;
 const BAR_STEP: usize = 24;
 
 const STYLE: &str = "<style>text{font:13px system-ui,sans-serif;fill:#1f2328}.name{font-weight:600}\
@@ -27,23 +28,29 @@ stroke-dasharray:6 4}.note{fill:#fff8c5;stroke:#bf8700}.head-call{fill:#0969da}.
 @media(prefers-color-scheme:dark){text{fill:#e6edf3}.box{fill:#21262d;stroke:#8b949e}.line{stroke:#8b949e}\
 .call{stroke:#4493f8}.push{stroke:#3fb950}.note{fill:#3b2e00;stroke:#d29922}.head-call{fill:#4493f8}.head-push{fill:#3fb950}.ours{fill:#4493f8}.peer{fill:#656c76}}</style>";
 
-/// The SVG of `text`.
+/// The SVG of `text`. Its bars are as long as `tables` says, which is Markdown.
 ///
 /// # Errors
 ///
 /// The line that can't be read.
-pub fn svg(text: &str) -> Result<String, String> {
-    let mut drawing = Drawing::default();
+pub fn svg(text: &str, tables: &str) -> Result<String, String> {
+    let mut drawing = Drawing {
+        tables,
+        ..Drawing::default()
+    };
     for line in text.lines().map(str::trim).filter(|line| !line.is_empty()) {
         drawing.add(line).ok_or_else(|| {
-            format!("no such thing can be drawn, or its text is too long: {line:?}")
+            format!(
+                "no such thing can be drawn, no table has such a row, or a text is too long: {line:?}"
+            )
         })?;
     }
     Ok(drawing.finish())
 }
 
 #[derive(Default)]
-struct Drawing {
+struct Drawing<'a> {
+    tables: &'a str,
     body: String,
     height: usize,
     lanes: Vec<String>,
@@ -51,7 +58,7 @@ struct Drawing {
     lanes_from: usize,
 }
 
-impl Drawing {
+impl Drawing<'_> {
     fn add(&mut self, line: &str) -> Option<()> {
         if let Some(lanes) = line.strip_prefix("lanes ") {
             self.lanes(lanes);
@@ -170,31 +177,39 @@ impl Drawing {
 
     fn bars(&mut self, bars: &str) -> Option<()> {
         let (title, bars) = bars.split_once(" : ")?;
-        let bars: Vec<_> = bars
+        let (table, rows) = bars.split_once(" : ")?;
+        let bars: Vec<_> = rows
             .split(" | ")
-            .map(|bar| bar.split_once(" = "))
+            .map(|row| {
+                let (label, row) = row.split_once(" = ").unwrap_or((row, row));
+                let figure = figure(self.tables, table, row)?;
+                Some((label, figure, number(figure)?))
+            })
             .collect::<Option<_>>()?;
-        let largest = bars.iter().filter_map(|(_, figure)| number(figure)).max()?;
+        let largest = bars.iter().map(|bar| bar.2).fold(0.0, f64::max);
         let (left, title_at) = (MARGIN, self.height + 32);
         let title = escape(title);
         self.draw(&format!(
             "<text class=\"name\" x=\"{left}\" y=\"{title_at}\">{title}</text>"
         ));
         self.height += 42;
-        for (name, figure) in bars {
-            let class = if name.starts_with("portalock") {
-                "ours"
-            } else {
-                "peer"
+        for (label, figure, number) in bars {
+            if label.len() * LETTER > LABELS {
+                return None;
+            }
+            let class = match label {
+                ours if ours.starts_with("portalock") => "ours",
+                floor if floor.starts_with("floor") => "box",
+                _ => "peer",
             };
-            let width = number(figure).map_or(0, |number| (LONGEST_BAR * number / largest).max(2));
+            let width = (LONGEST_BAR * number / largest).max(2.0);
             let (top, base) = (self.height + 3, self.height + 16);
-            let (names_to, figure_at) = (BARS_FROM - 8, BARS_FROM + width + 8);
-            let (name, figure) = (escape(name), escape(figure));
+            let (labels_to, figure_at) = (BARS_FROM - 8.0, BARS_FROM + width + 8.0);
+            let (label, figure) = (escape(label), escape(figure));
             self.draw(&format!(
-                "<text x=\"{names_to}\" y=\"{base}\" text-anchor=\"end\">{name}</text>\
-                 <rect class=\"{class}\" x=\"{BARS_FROM}\" y=\"{top}\" width=\"{width}\" height=\"18\" rx=\"2\"/>\
-                 <text x=\"{figure_at}\" y=\"{base}\">{figure}</text>"
+                "<text x=\"{labels_to}\" y=\"{base}\" text-anchor=\"end\">{label}</text>\
+                 <rect class=\"{class}\" x=\"{BARS_FROM}\" y=\"{top}\" width=\"{width:.0}\" height=\"18\" rx=\"2\"/>\
+                 <text x=\"{figure_at:.0}\" y=\"{base}\">{figure}</text>"
             ));
             self.height += BAR_STEP;
         }
@@ -238,12 +253,27 @@ fn wrap(text: &str, letters: usize) -> Vec<String> {
     lines
 }
 
-/// The number that a figure begins with, without what follows its decimal point.
-fn number(figure: &str) -> Option<usize> {
-    let digits = figure
-        .split(|letter: char| !letter.is_ascii_digit())
+/// What the row says first, in the table below the heading.
+fn figure<'a>(tables: &'a str, heading: &str, row: &str) -> Option<&'a str> {
+    let heading = format!("\n### {heading}\n");
+    let (_, below) = tables.split_once(&heading)?;
+    below
+        .lines()
+        .take_while(|line| !line.starts_with('#'))
+        .find_map(|line| {
+            let (figure, _) = line
+                .strip_prefix(&format!("| {row} | "))?
+                .split_once(" |")?;
+            Some(figure)
+        })
+}
+
+/// The number that a figure begins with.
+fn number(figure: &str) -> Option<f64> {
+    let number = figure
+        .split(|letter: char| !letter.is_ascii_digit() && letter != '.')
         .next()?;
-    digits.parse().ok()
+    number.parse().ok()
 }
 
 fn escape(text: &str) -> String {

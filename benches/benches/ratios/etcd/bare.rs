@@ -12,6 +12,8 @@ use tokio::{
     net::TcpStream,
 };
 
+use crate::locks::{Exclusive, Observed};
+
 /// A lease that outlasts every benchmark.
 const LEASE_SECONDS: i64 = 3600;
 
@@ -147,16 +149,57 @@ impl Bare {
         }
         Ok(Duration::from_secs_f64(median(took)))
     }
+}
 
-    /// The server's own lock, taken and given back.
-    pub(crate) async fn lock_and_unlock(&self) -> Result<(), Failure> {
-        let options = LockOptions::new().with_lease(self.lease);
-        let lock = self
-            .client
-            .lock_client()
-            .lock("bare/lock", Some(options))
-            .await?;
-        self.client.lock_client().unlock(lock.key()).await?;
+/// The lock that the server itself has.
+#[derive(Clone)]
+pub(crate) struct LockRpc {
+    bare: Bare,
+    lease: Lease,
+}
+
+/// Whose lease keeps such a lock.
+#[derive(Clone, Copy)]
+pub(crate) enum Lease {
+    /// One that the server grants for each call: what a call without options does.
+    Calls,
+    /// The client's, for all.
+    Clients,
+}
+
+const LOCK: &str = "bare/lock";
+
+impl LockRpc {
+    pub(crate) async fn connect(endpoint: &str, lease: Lease) -> Result<Self, Failure> {
+        let bare = Bare::connect(endpoint).await?;
+        Ok(Self { bare, lease })
+    }
+}
+
+impl Exclusive for LockRpc {
+    type Held = (Client, Vec<u8>);
+
+    async fn take(&self) -> Result<(Client, Vec<u8>), Failure> {
+        let options = match self.lease {
+            Lease::Calls => None,
+            Lease::Clients => Some(LockOptions::new().with_lease(self.bare.lease)),
+        };
+        let client = self.bare.client.clone();
+        let locked = client.lock_client().lock(LOCK, options).await?;
+        Ok((client, locked.key().to_vec()))
+    }
+
+    async fn give((client, key): (Client, Vec<u8>)) -> Result<(), Failure> {
+        client.lock_client().unlock(key).await?;
+        Ok(())
+    }
+}
+
+impl Observed for LockRpc {
+    async fn waited_for(&self) -> Result<(), Failure> {
+        let count = GetOptions::new().with_prefix().with_count_only();
+        let mut kv = self.bare.client.kv_client();
+        while kv.get(LOCK, Some(count.clone())).await?.count() < 2 {}
         Ok(())
     }
 }

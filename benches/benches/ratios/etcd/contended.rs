@@ -1,25 +1,18 @@
 //! Many clients on one lock: how often it changes hands, and what each time costs the server.
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicU32, Ordering},
-    },
-    time::{Duration, Instant},
-};
+use std::{cell::Cell, time::Duration};
 
 use portalock_benches::{
     Failure,
-    contest::{Contestant, contest},
-    report::{Target, per_second, row, table},
+    contest::{Contestant, contest, to},
+    report::{Target, rates, row, table},
 };
 use portalock_core::{Lock, Policy};
 use portalock_etcd::EtcdBackend;
 use portalock_testkit::servers::EtcdServer;
-use tokio::task::JoinSet;
 
 use super::{
-    bare::{Bare, Load},
+    bare::{Bare, Lease, Load, LockRpc},
     endpoint,
 };
 use crate::{
@@ -28,7 +21,8 @@ use crate::{
     locks::contend,
 };
 
-const WANTED: f64 = 700.0;
+/// 700 handoffs in a second.
+const WANTED: Duration = Duration::from_nanos(1_000_000_000 / 700);
 
 pub(super) fn run(effort: Effort) -> Result<(), Failure> {
     table("etcd: clients on one lock, a connection each, to 700 handoffs/s");
@@ -64,44 +58,44 @@ fn handoffs(waiters: u32, flavour: &Flavour, effort: Effort) -> Result<(), Failu
     // Of its own: its queue is none of ours.
     let theirs = EtcdServer::start()?;
     let locks = locks(&ours, waiters, flavour)?;
-    let bare = flavour.runtime.block_on(async {
-        let mut bare = Vec::new();
-        for _ in 0..waiters {
-            bare.push(Bare::connect(&endpoint(&theirs)?).await?);
-        }
-        Ok::<_, Failure>(bare)
-    })?;
     let compactor = flavour
         .runtime
         .block_on(async { Bare::connect(&endpoint(&ours)?).await })?;
-    let mut worst = 1.0_f64;
-    let outcomes = contest(
-        effort.rounds().min(3),
-        vec![
-            Contestant::new("portalock", || {
-                flavour.runtime.block_on(compactor.compact())?;
-                let (time, most_to_fewest) =
-                    flavour.run(contend(locks.clone(), effort.of(300).max(waiters)))?;
-                worst = worst.max(most_to_fewest);
-                Ok(time)
-            }),
-            Contestant::new("the server's lock RPC", || {
-                flavour.run(contend_bare(bare.clone(), effort.of(128).max(waiters)))
-            }),
-        ],
-    )?;
-    for outcome in outcomes {
-        let target = if outcome.name == "portalock" {
-            Target::AtLeast(1.0)
-        } else {
-            Target::None
-        };
-        let what = format!("{}: {waiters} clients, {}", outcome.name, flavour.name);
-        let rate = 1.0 / outcome.time.as_secs_f64() / WANTED;
-        row(&what, per_second(outcome.time), rate, target);
+    let worst = Cell::new(1.0_f64);
+    let named = |name: &str| format!("{name}: {waiters} clients, {}", flavour.name);
+    let mut contestants = vec![Contestant::new(named("portalock"), || {
+        flavour.runtime.block_on(compactor.compact())?;
+        let (time, most_to_fewest) =
+            flavour.run(contend(locks.clone(), effort.of(300).max(waiters)))?;
+        worst.set(worst.get().max(most_to_fewest));
+        Ok(time)
+    })];
+    for (name, lease) in [
+        ("the server's lock RPC", Lease::Calls),
+        ("the server's lock RPC, with a lease", Lease::Clients),
+    ] {
+        let locks = flavour.runtime.block_on(async {
+            let mut locks = Vec::new();
+            for _ in 0..waiters {
+                locks.push(LockRpc::connect(&endpoint(&theirs)?, lease).await?);
+            }
+            Ok::<_, Failure>(locks)
+        })?;
+        contestants.push(Contestant::new(named(name), move || {
+            Ok(flavour
+                .run(contend(locks.clone(), effort.of(128).max(waiters)))?
+                .0)
+        }));
     }
-    let what = format!("most to fewest: {waiters} clients, {}", flavour.name);
-    row(&what, format!("{worst:.2}"), worst, Target::None);
+    let outcomes = contest(effort.rounds().min(3), contestants)?;
+    rates(&to(WANTED, outcomes), Target::AtLeast(1.0));
+    let worst = worst.get();
+    row(
+        &named("most to fewest"),
+        format!("{worst:.2}"),
+        worst,
+        Target::None,
+    );
     Ok(())
 }
 
@@ -118,25 +112,6 @@ fn locks(
         }
         Ok(locks)
     })
-}
-
-async fn contend_bare(bare: Vec<Bare>, handoffs: u32) -> Result<Duration, Failure> {
-    let done = Arc::new(AtomicU32::new(0));
-    let started = Instant::now();
-    let mut tasks = JoinSet::new();
-    for client in bare {
-        let done = done.clone();
-        tasks.spawn(async move {
-            while done.fetch_add(1, Ordering::Relaxed) < handoffs {
-                client.lock_and_unlock().await?;
-            }
-            Ok::<_, Failure>(())
-        });
-    }
-    while let Some(done) = tasks.join_next().await {
-        done??;
-    }
-    Ok(started.elapsed() / handoffs)
 }
 
 fn load(waiters: u32, flavour: &Flavour, effort: Effort) -> Result<Load, Failure> {

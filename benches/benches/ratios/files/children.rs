@@ -15,7 +15,10 @@ use rustix::{
     time::{ClockId, clock_gettime},
 };
 
-use super::taker::{Kind, Taker, ours};
+use super::{
+    idle,
+    taker::{Kind, Taker, ours},
+};
 
 const ARGUMENT: &str = "--files-child";
 /// Where those who take turns write down whose it was.
@@ -39,6 +42,9 @@ pub(crate) fn run_as_child() -> Result<bool, Failure> {
             me.parse()?,
             Duration::from_millis(millis.parse()?),
         )?,
+        ["idle", kind, directory, millis] => {
+            idle::wait(kind.parse()?, directory.as_ref(), millis.parse()?)?;
+        }
         ["hold", directory, count] => hold(directory.as_ref(), count.parse()?)?,
         _ => return Err(format!("no child does {words:?}").into()),
     }
@@ -93,7 +99,7 @@ fn told() -> Result<bool, Failure> {
     Ok(stdin().lock().read_line(&mut String::new())? > 0)
 }
 
-fn say(what: impl std::fmt::Display) -> Result<(), Failure> {
+pub(crate) fn say(what: impl std::fmt::Display) -> Result<(), Failure> {
     let mut out = stdout().lock();
     writeln!(out, "{what}")?;
     Ok(out.flush()?)

@@ -2,32 +2,38 @@
 
 use std::{
     path::Path,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Mutex, PoisonError},
     thread,
     time::{Duration, Instant},
 };
 
 use portalock_benches::{
     Failure,
-    contest::{Contestant, Outcome, contest},
-    report::{Target, per_second, row, table, times},
+    contest::{Contestant, contest, to},
+    report::{Target, rates, table, times},
 };
 use tokio::runtime::Runtime;
 
 use super::{
     children::{Process, now, turns},
-    taker::{Kind, Taker, current_thread, multi_thread, ours},
+    taker::{Kind, Taker, current_thread, distributed, multi_thread, ours},
 };
-use crate::Effort;
+use crate::{
+    Effort,
+    locks::{Exclusive, contend_for},
+};
 
 const PROCESSES: u32 = 32;
+const TASKS: u32 = 64;
+/// What a handoff inside one process may take.
+const WANTED: Duration = Duration::from_micros(10);
 /// Until a child that was told to wait does so. Nothing depends on it but how honest the figure is.
 const SETTLE: Duration = Duration::from_millis(3);
 
 pub(crate) fn run(effort: Effort) -> Result<(), Failure> {
     latency(effort)?;
     processes(effort)?;
-    tasks(effort)
+    one_process(effort)
 }
 
 fn latency(effort: Effort) -> Result<(), Failure> {
@@ -38,13 +44,15 @@ fn latency(effort: Effort) -> Result<(), Failure> {
         Kind::Blocking,
         Kind::CurrentThread,
         Kind::MultiThread,
+        Kind::FdLock,
+        Kind::FsLock,
         Kind::DistributedLock,
     ]
     .map(|kind| passing_on(kind, directory.path(), handoffs));
     let contestants = contestants.into_iter().collect::<Result<Vec<_>, _>>()?;
     table("Files: from one process's release to another's acquire");
     let outcomes = contest(effort.rounds().min(7), contestants)?;
-    times(&outcomes, Target::AtMost(2.0));
+    times(&outcomes, Target::AtMost(3.0));
     Ok(())
 }
 
@@ -80,6 +88,10 @@ fn processes(effort: Effort) -> Result<(), Failure> {
         Kind::Flock,
         Kind::Blocking,
         Kind::CurrentThread,
+        Kind::FdLock,
+        Kind::OpenFdLock,
+        Kind::FsLock,
+        Kind::OpenFsLock,
         Kind::DistributedLock,
     ]
     .map(|kind| {
@@ -114,28 +126,61 @@ fn processes(effort: Effort) -> Result<(), Failure> {
     Ok(())
 }
 
-fn tasks(effort: Effort) -> Result<(), Failure> {
+fn one_process(effort: Effort) -> Result<(), Failure> {
     let directory = tempfile::tempdir()?;
     let directory = directory.path();
     let time = Duration::from_millis(effort.of(500).into());
-    let ours = |name: &str, runtime: fn() -> std::io::Result<Runtime>| {
-        Contestant::new(name, move || tasks_take_turns(directory, &runtime()?, time))
+    let threads = |kind: Kind| {
+        Contestant::new(format!("{kind}, threads"), move || {
+            threads_take_turns(kind, directory, time)
+        })
     };
     table(&format!(
-        "Files: {PROCESSES} tasks of one process and one lock, handoffs to another task"
+        "Files: {TASKS} threads or tasks of one process and one lock, handoffs to another, to 100,000/s"
     ));
     let outcomes = contest(
         effort.rounds().min(7),
         vec![
-            Contestant::new("floor: as many threads, open, flock, unlock, close", || {
-                threads_take_turns(directory, time)
-            }),
-            ours("portalock, async, current-thread", current_thread),
-            ours("portalock, async, multi-thread", multi_thread),
+            threads(Kind::Flock),
+            threads(Kind::Blocking),
+            tasks(
+                Kind::CurrentThread,
+                ours(directory, "tasks")?,
+                current_thread()?,
+                time,
+            ),
+            tasks(
+                Kind::MultiThread,
+                ours(directory, "tasks")?,
+                multi_thread()?,
+                time,
+            ),
+            threads(Kind::FdLock),
+            threads(Kind::OpenFdLock),
+            threads(Kind::FsLock),
+            threads(Kind::OpenFsLock),
+            tasks(
+                Kind::DistributedLock,
+                distributed(directory)?,
+                multi_thread()?,
+                time,
+            ),
         ],
     )?;
-    rates(&outcomes, Target::AtLeast(1.0));
+    rates(&to(WANTED, outcomes), Target::AtLeast(1.0));
     Ok(())
+}
+
+fn tasks<'a, L: Exclusive>(
+    kind: Kind,
+    lock: L,
+    runtime: Runtime,
+    time: Duration,
+) -> Contestant<'a> {
+    Contestant::new(format!("{kind}, tasks"), move || {
+        let locks = vec![lock.clone(); TASKS as usize];
+        Ok(runtime.block_on(contend_for(locks, time))?.0)
+    })
 }
 
 /// Whose turn it was last, and how often it passed on.
@@ -156,15 +201,17 @@ impl Ledger {
     }
 }
 
-fn threads_take_turns(directory: &Path, time: Duration) -> Result<Duration, Failure> {
+fn threads_take_turns(kind: Kind, directory: &Path, time: Duration) -> Result<Duration, Failure> {
+    let takers = Taker::many(kind, directory, TASKS)?;
     let ledger = Ledger::default();
     let started = Instant::now();
     thread::scope(|scope| {
-        let threads: Vec<_> = (0..PROCESSES)
-            .map(|me| {
+        let threads: Vec<_> = takers
+            .into_iter()
+            .zip(0..)
+            .map(|(taker, me)| {
                 let ledger = &ledger;
                 scope.spawn(move || -> Result<(), Failure> {
-                    let taker = Taker::new(Kind::Flock, directory)?;
                     while started.elapsed() < time {
                         taker.take(|| {
                             ledger.note(me);
@@ -182,48 +229,4 @@ fn threads_take_turns(directory: &Path, time: Duration) -> Result<Duration, Fail
         })
     })?;
     Ok(ledger.handoff(started.elapsed()))
-}
-
-fn tasks_take_turns(
-    directory: &Path,
-    runtime: &Runtime,
-    time: Duration,
-) -> Result<Duration, Failure> {
-    let lock = ours(directory, "tasks")?;
-    let ledger = Arc::new(Ledger::default());
-    let started = Instant::now();
-    runtime.block_on(async {
-        let tasks: Vec<_> = (0..PROCESSES)
-            .map(|me| {
-                let (lock, ledger) = (lock.clone(), ledger.clone());
-                tokio::spawn(async move {
-                    while started.elapsed() < time {
-                        let _guard = lock.acquire().await?;
-                        ledger.note(me);
-                        // A task that awaits nothing keeps its thread, and no other one gets to ask.
-                        tokio::task::yield_now().await;
-                    }
-                    Ok::<_, Failure>(())
-                })
-            })
-            .collect();
-        for task in tasks {
-            task.await??;
-        }
-        Ok::<_, Failure>(())
-    })?;
-    Ok(ledger.handoff(started.elapsed()))
-}
-
-/// As rates: more is better.
-fn rates(outcomes: &[Outcome], target: Target) {
-    for outcome in outcomes {
-        let is_ours = outcome.name.starts_with("portalock");
-        row(
-            &outcome.name,
-            per_second(outcome.time),
-            1.0 / outcome.ratio,
-            if is_ours { target } else { Target::None },
-        );
-    }
 }

@@ -1,19 +1,23 @@
 //! Those who are compared: each takes one lock in one directory, does something, and frees it.
 
 use std::{
+    cell::RefCell,
     fmt,
     fs::File,
     path::{Path, PathBuf},
     str::FromStr,
+    sync::Arc,
 };
 
 use distributed_lock_core::{DistributedLock, LockHandle, LockProvider};
-use distributed_lock_file::{FileDistributedLock, FileLockProvider};
+use distributed_lock_file::{FileDistributedLock, FileLockHandle, FileLockProvider};
 use portalock_benches::Failure;
 use portalock_core::{Lock, Policy, blocking};
 use portalock_fs::FsBackend;
 use rustix::fs::{FlockOperation, Mode, OFlags, flock, open};
 use tokio::runtime::{Builder, Runtime};
+
+use crate::locks::Exclusive;
 
 /// What is compared.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,19 +26,25 @@ pub(crate) enum Kind {
     Blocking,
     CurrentThread,
     MultiThread,
+    BackendEach,
     FdLock,
+    OpenFdLock,
     FsLock,
+    OpenFsLock,
     DistributedLock,
 }
 
 impl Kind {
-    const ALL: [(Self, &str); 7] = [
+    const ALL: [(Self, &str); 10] = [
         (Self::Flock, "floor: open, flock, unlock, close"),
         (Self::Blocking, "portalock, blocking"),
         (Self::CurrentThread, "portalock, async, current-thread"),
         (Self::MultiThread, "portalock, async, multi-thread"),
+        (Self::BackendEach, "portalock, blocking, a backend each"),
         (Self::FdLock, "fd-lock"),
+        (Self::OpenFdLock, "fd-lock, kept open"),
         (Self::FsLock, "fslock"),
+        (Self::OpenFsLock, "fslock, kept open"),
         (Self::DistributedLock, "distributed-lock-file"),
     ];
 }
@@ -56,14 +66,16 @@ impl FromStr for Kind {
     }
 }
 
-/// One of them, ready to take its lock. Nothing stays open in between that its users would not keep.
+/// One of them, ready to take its lock. No file stays open in between unless its kind says so.
 pub(crate) enum Taker {
     Flock(PathBuf),
     Blocking(blocking::Lock<FsBackend>),
     Async(Lock<FsBackend>, Runtime),
     FdLock(PathBuf),
+    OpenFdLock(RefCell<fd_lock::RwLock<File>>),
     FsLock(PathBuf),
-    Distributed(FileDistributedLock, Runtime),
+    OpenFsLock(RefCell<fslock::LockFile>),
+    Distributed(Arc<FileDistributedLock>, Runtime),
 }
 
 pub(crate) fn current_thread() -> std::io::Result<Runtime> {
@@ -87,16 +99,32 @@ impl Taker {
     pub(crate) fn new(kind: Kind, directory: &Path) -> Result<Self, Failure> {
         Ok(match kind {
             Kind::Flock => Self::Flock(directory.join("flock")),
-            Kind::Blocking => Self::Blocking(ours(directory, "nightly")?.into()),
+            Kind::Blocking | Kind::BackendEach => {
+                Self::Blocking(ours(directory, "nightly")?.into())
+            }
             Kind::CurrentThread => Self::Async(ours(directory, "nightly")?, current_thread()?),
             Kind::MultiThread => Self::Async(ours(directory, "nightly")?, multi_thread()?),
             Kind::FdLock => Self::FdLock(directory.join("fd-lock")),
-            Kind::FsLock => Self::FsLock(directory.join("fslock")),
-            Kind::DistributedLock => {
-                let provider = FileLockProvider::new(directory.join("distributed"))?;
-                Self::Distributed(provider.create_lock("nightly"), current_thread()?)
+            Kind::OpenFdLock => {
+                let file = open_std(&directory.join("fd-lock-open"))?;
+                Self::OpenFdLock(fd_lock::RwLock::new(file).into())
             }
+            Kind::FsLock => Self::FsLock(directory.join("fslock")),
+            Kind::OpenFsLock => {
+                let file = fslock::LockFile::open(&directory.join("fslock-open"))?;
+                Self::OpenFsLock(file.into())
+            }
+            Kind::DistributedLock => Self::Distributed(distributed(directory)?, current_thread()?),
         })
+    }
+
+    /// One for each thread of a process, which share a backend if their kind does.
+    pub(crate) fn many(kind: Kind, directory: &Path, count: u32) -> Result<Vec<Self>, Failure> {
+        let first = Self::new(kind, directory)?;
+        if let (Kind::Blocking, Self::Blocking(lock)) = (kind, &first) {
+            return Ok((0..count).map(|_| Self::Blocking(lock.clone())).collect());
+        }
+        (0..count).map(|_| Self::new(kind, directory)).collect()
     }
 
     /// Takes the lock, waiting for it, and frees it after `inside`.
@@ -130,13 +158,13 @@ impl Taker {
                 let _guard = lock.write()?;
                 inside()
             }
-            Self::FsLock(path) => {
-                let mut lock = fslock::LockFile::open(path)?;
-                lock.lock()?;
-                let done = inside();
-                lock.unlock()?;
-                done
+            Self::OpenFdLock(lock) => {
+                let mut lock = lock.borrow_mut();
+                let _guard = lock.write()?;
+                inside()
             }
+            Self::FsLock(path) => in_fslock(&mut fslock::LockFile::open(path)?, inside),
+            Self::OpenFsLock(lock) => in_fslock(&mut lock.borrow_mut(), inside),
             Self::Distributed(lock, runtime) => runtime.block_on(async {
                 let handle = lock.acquire(None).await?;
                 let done = inside();
@@ -144,6 +172,33 @@ impl Taker {
                 done
             }),
         }
+    }
+}
+
+fn in_fslock<T>(
+    lock: &mut fslock::LockFile,
+    inside: impl FnOnce() -> Result<T, Failure>,
+) -> Result<T, Failure> {
+    lock.lock()?;
+    let done = inside();
+    lock.unlock()?;
+    done
+}
+
+pub(crate) fn distributed(directory: &Path) -> Result<Arc<FileDistributedLock>, Failure> {
+    let provider = FileLockProvider::new(directory.join("distributed"))?;
+    Ok(Arc::new(provider.create_lock("nightly")))
+}
+
+impl Exclusive for Arc<FileDistributedLock> {
+    type Held = FileLockHandle;
+
+    async fn take(&self) -> Result<FileLockHandle, Failure> {
+        Ok(self.acquire(None).await?)
+    }
+
+    async fn give(held: FileLockHandle) -> Result<(), Failure> {
+        Ok(held.release().await?)
     }
 }
 

@@ -55,7 +55,9 @@ pub(crate) fn run(effort: Effort) -> Result<(), Failure> {
             asynchronous("portalock, async, current-thread", current_thread()?)?,
             asynchronous("portalock, async, multi-thread", multi_thread()?)?,
             taker(Kind::FdLock)?,
+            taker(Kind::OpenFdLock)?,
             taker(Kind::FsLock)?,
+            taker(Kind::OpenFsLock)?,
             taker(Kind::DistributedLock)?,
         ],
     )?;

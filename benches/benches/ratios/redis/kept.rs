@@ -4,6 +4,7 @@ use std::{
     fs,
     io::{self, BufRead, BufReader, Read},
     process::{Child, Command, Stdio},
+    thread,
     time::{Duration, Instant},
 };
 
@@ -12,14 +13,18 @@ use portalock_benches::{
     contest::median,
     report::{Target, row, table},
 };
-use portalock_core::{Lock, Policy};
-use portalock_redis::{RedisBackend, RedisSettings};
+use portalock_core::Lock;
+use portalock_redis::RedisBackend;
 use redis::aio::MultiplexedConnection;
 
-use super::bare;
+use super::{
+    bare,
+    taker::{Kind, Taker},
+};
 use crate::{
     Effort,
     flavours::{Flavour, flavours},
+    locks::{Exclusive, Observed},
 };
 
 /// The first word to this program when it is the other process.
@@ -33,72 +38,85 @@ pub(super) fn run(url: &str, effort: Effort) -> Result<(), Failure> {
     held(url, effort)
 }
 
-/// How the holder asks for its session to end, and within what time its lock should pass on.
-const ENDINGS: [(&str, &str, u32, Duration); 2] = [
-    (
-        "default settings",
-        "hold",
-        20,
-        // A session's time, and one look of the last waiter.
-        Duration::from_millis(4200),
-    ),
-    (
-        "release_without_notice",
-        "hold-without-notice",
-        100,
-        Duration::from_millis(150),
-    ),
-];
-
+/// The median and the slowest are shown to what is promised: the time until a session ends, or a key's time to live.
 fn crashes(url: &str, effort: Effort) -> Result<(), Failure> {
     table("Redis: from the SIGKILL of the holder's process to the waiter's lock");
     let [_, multi_thread] = flavours()?;
-    for (settings, hold, rounds, wanted) in ENDINGS {
-        let mut took = Vec::new();
-        for _ in 0..effort.of(rounds) {
-            took.push(crash(url, hold, &multi_thread)?.as_secs_f64());
-        }
-        let slowest = took.iter().copied().fold(0.0, f64::max);
-        let median_of = format!(
-            "portalock, {settings}, median, to {} ms",
-            wanted.as_millis()
+    for (kind, rounds) in [(Kind::Portalock, 20), (Kind::WithoutNotice, 100)] {
+        let took: Result<Vec<_>, _> = (0..effort.of(rounds))
+            .map(|round| crash(url, kind, round, &multi_thread))
+            .collect();
+        let promised = kind.time_to_live();
+        let median_of = format!("{kind}, median, to {} ms", promised.as_millis());
+        crash_rows(kind, &median_of, took?, Target::AtMost(1.0));
+    }
+    // They only wait for a time to live to end, so they can do that at the same time.
+    let took = thread::scope(|scope| {
+        let started: Vec<_> = Kind::PEERS
+            .iter()
+            .flat_map(|kind| (0..effort.of(3)).map(move |round| (*kind, round)))
+            .map(|(kind, round)| {
+                let flavour = &multi_thread;
+                scope.spawn(move || Ok::<_, Failure>((kind, crash(url, kind, round, flavour)?)))
+            })
+            .collect();
+        let ended = started.into_iter().map(|thread| {
+            let panicked = |_| Err("a thread panicked".into());
+            thread.join().unwrap_or_else(panicked)
+        });
+        ended.collect::<Result<Vec<_>, _>>()
+    })?;
+    for kind in Kind::PEERS {
+        let of_kind = took.iter().filter(|(of, _)| *of == kind);
+        let promised = kind.time_to_live().as_millis();
+        let median_of = format!("{kind}, time to live {promised} ms, median");
+        crash_rows(
+            kind,
+            &median_of,
+            of_kind.map(|(_, took)| *took).collect(),
+            Target::None,
         );
-        for (what, seconds, target) in [
-            (median_of, median(took), Target::AtMost(1.0)),
-            (
-                format!("portalock, {settings}, slowest"),
-                slowest,
-                Target::None,
-            ),
-        ] {
-            let measured = format!("{:.0} ms", seconds * 1e3);
-            row(&what, measured, seconds / wanted.as_secs_f64(), target);
-        }
     }
     Ok(())
 }
 
-fn crash(url: &str, hold: &str, flavour: &Flavour) -> Result<Duration, Failure> {
-    let mut holder = Other::start(&[hold, url])?;
+fn crash_rows(kind: Kind, median_of: &str, took: Vec<f64>, target: Target) {
+    let slowest = took.iter().copied().fold(0.0, f64::max);
+    for (what, seconds, target) in [
+        (median_of, median(took), target),
+        (&*format!("{kind}, slowest"), slowest, Target::None),
+    ] {
+        let measured = format!("{:.0} ms", seconds * 1e3);
+        row(
+            what,
+            measured,
+            seconds / kind.time_to_live().as_secs_f64(),
+            target,
+        );
+    }
+}
+
+/// How many seconds it takes.
+fn crash(url: &str, kind: Kind, round: u32, flavour: &Flavour) -> Result<f64, Failure> {
+    let name = format!("crashed-{round}");
+    let mut holder = Other::start(&["hold", &kind.to_string(), url, &name])?;
     holder.line()?;
     let url = url.to_owned();
     flavour.run(async move {
-        let lock = Lock::new(RedisBackend::connect(&url).await?, "crashed")?;
+        let taker = kind.lock(&url, &name).await?;
         let waiter = tokio::spawn({
-            let lock = lock.clone().with_policy(Policy::forever());
-            async move { Ok::<_, Failure>((lock.acquire().await?, Instant::now())) }
+            let taker = taker.clone();
+            async move { Ok::<_, Failure>((taker.take().await?, Instant::now())) }
         });
-        while lock.inspect().await?.waiters.is_empty() {
-            tokio::task::yield_now().await;
-        }
-        // At any moment between two of its looks.
+        taker.waited_for().await?;
+        // At any moment between two looks of a waiter of ours.
         let phase = fastrand::u64(..200_000);
         tokio::time::sleep(Duration::from_micros(phase)).await;
         let killed = Instant::now();
         holder.0.kill()?;
-        let (guard, at) = waiter.await??;
-        guard.release().await?;
-        Ok(at.duration_since(killed))
+        let (held, at) = waiter.await??;
+        Taker::give(held).await?;
+        Ok(at.duration_since(killed).as_secs_f64())
     })
 }
 
@@ -166,23 +184,23 @@ impl Drop for Other {
 pub(crate) fn child(words: &[String]) -> Result<(), Failure> {
     let [_, multi_thread] = flavours()?;
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
-    let backend = |url: &str| multi_thread.runtime.block_on(RedisBackend::connect(url));
-    let mut guards = Vec::new();
     match words.as_slice() {
-        [hold @ ("hold" | "hold-without-notice"), url] => {
-            let settings = RedisSettings::new(url)?.with_release_without_notice(*hold != "hold");
-            let connected = RedisBackend::with_settings(settings);
-            let lock = Lock::new(multi_thread.runtime.block_on(connected)?, "crashed")?;
-            guards.push(multi_thread.runtime.block_on(lock.acquire())?);
+        ["hold", kind, url, name] => {
+            let kind: Kind = kind.parse()?;
+            let _held = multi_thread
+                .runtime
+                .block_on(async { kind.lock(url, name).await?.take().await })?;
             println!("held");
+            wait_for_the_end()?;
         }
         ["hold-many", url, count] => {
-            let (backend, count) = (backend(url)?, count.parse()?);
+            let backend = multi_thread.runtime.block_on(RedisBackend::connect(url))?;
+            let count = count.parse()?;
             let hold = async |name: String| {
                 let lock = Lock::new(backend.clone(), name)?;
                 Ok::<_, Failure>(lock.acquire().await?)
             };
-            guards.reserve(count);
+            let mut guards = Vec::with_capacity(count);
             // The first one makes what all share.
             multi_thread.runtime.block_on(async {
                 hold("first".into())
@@ -200,11 +218,15 @@ pub(crate) fn child(words: &[String]) -> Result<(), Failure> {
                 );
             }
             println!("{}", resident()?.saturating_sub(before));
+            wait_for_the_end()?;
         }
         _ => return Err(format!("{words:?} is nothing to do").into()),
     }
-    io::stdin().read_to_end(&mut Vec::new())?;
     Ok(())
+}
+
+fn wait_for_the_end() -> io::Result<()> {
+    io::stdin().read_to_end(&mut Vec::new()).map(drop)
 }
 
 /// How much of this process lies in memory, in bytes.

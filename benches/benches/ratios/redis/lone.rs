@@ -53,10 +53,10 @@ pub(super) fn run(url: &str, effort: Effort) -> Result<(), Failure> {
             Ok::<_, Failure>((bare::connection(url).await?, lock))
         })?;
         contestants.push(Contestant::new(
-            format!("two no-op `EVALSHA`: {what}"),
+            format!("floor: two no-op `EVALSHA`, {what}"),
             move || drive.run(runtime, noop_pairs(bare.clone(), times_each)),
         ));
-        contestants.push(Contestant::new(format!("portalock: {what}"), move || {
+        contestants.push(Contestant::new(format!("portalock, {what}"), move || {
             drive.run(runtime, pair(lock.clone(), times_each))
         }));
     }

@@ -1,4 +1,4 @@
-//! How soon a waiter has what another released, in round trips.
+//! How soon a waiter has what another released.
 
 use std::time::{Duration, Instant};
 
@@ -7,38 +7,36 @@ use portalock_benches::{
     contest::{Contestant, contest},
     report::{Target, table, times},
 };
-use portalock_core::Lock;
-use portalock_redis::RedisBackend;
 use redis::{Value, aio::MultiplexedConnection};
 
-use super::bare;
+use super::{bare, taker::Kind};
 use crate::{Effort, flavours::flavours, locks::passed};
 
 pub(super) fn run(url: &str, effort: Effort) -> Result<(), Failure> {
     table("Redis: from a release to the waiter's lock, another connection's");
-    let times_each = effort.of(300);
-    for flavour in flavours()? {
-        let (bare, locks) = flavour.runtime.block_on(async {
-            let backends = [
-                RedisBackend::connect(url).await?,
-                RedisBackend::connect(url).await?,
-            ];
-            let [one, other] = backends.map(|backend| Lock::new(backend, "passed"));
-            Ok::<_, Failure>((bare::connection(url).await?, [one?, other?]))
-        })?;
-        let outcomes = contest(
-            effort.rounds(),
-            vec![
-                Contestant::new(
-                    format!("floor: one round trip (`PING`), {}", flavour.name),
-                    || flavour.run(pings(bare.clone(), times_each)),
-                ),
-                Contestant::new(format!("portalock, {}", flavour.name), || {
-                    flavour.run(passed(locks.clone(), times_each))
-                }),
-            ],
-        )?;
-        times(&outcomes, Target::AtMost(3.0));
+    for flavour in &flavours()? {
+        let bare = flavour.runtime.block_on(bare::connection(url))?;
+        let mut contestants = vec![Contestant::new(
+            format!("floor: one round trip (`PING`), {}", flavour.name),
+            move || flavour.run(pings(bare.clone(), effort.of(300))),
+        )];
+        for kind in [Kind::Portalock].into_iter().chain(Kind::POLLERS) {
+            let times_each = effort.of(if kind == Kind::Portalock { 300 } else { 10 });
+            let locks = flavour.runtime.block_on(async {
+                Ok::<_, Failure>([
+                    kind.lock(url, "passed").await?,
+                    kind.lock(url, "passed").await?,
+                ])
+            })?;
+            contestants.push(Contestant::new(
+                format!("{kind}, {}", flavour.name),
+                move || flavour.run(passed(locks.clone(), times_each)),
+            ));
+        }
+        times(
+            &contest(effort.rounds().min(7), contestants)?,
+            Target::AtMost(3.0),
+        );
     }
     Ok(())
 }
