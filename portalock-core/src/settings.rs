@@ -170,7 +170,15 @@ mod tests {
     #[test]
     fn what_is_not_percent_encoded_is_refused_without_being_shown() {
         assert_eq!(percent_decode("user", "%C3%a9%25+").unwrap(), "é%+");
-        for text in ["hunter2%", "hunter2%1", "hunter2%g0", "hunter2%+1", "hunter2%-1", "%é", "%ff"] {
+        for text in [
+            "hunter2%",
+            "hunter2%1",
+            "hunter2%g0",
+            "hunter2%+1",
+            "hunter2%-1",
+            "%é",
+            "%ff",
+        ] {
             let error = percent_decode("password", text).unwrap_err().to_string();
             assert!(error.contains("`password`"), "{error}");
             assert!(!error.contains("hunter2"), "{error}");

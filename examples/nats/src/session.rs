@@ -16,8 +16,7 @@ use portalock_core::{
     Renewal,
     clock::Instant,
     session::{
-        Answered, Asked, Entered, KeptSession, Leaving, Looked, Service, Stand, Task, new_id,
-        spawn,
+        Answered, Asked, Entered, KeptSession, Leaving, Looked, Service, Stand, Task, new_id, spawn,
     },
 };
 
