@@ -274,23 +274,29 @@ async fn no_connection_left() {
 #[tokio::test]
 async fn a_roles_own_defaults_do_no_harm() {
     let server = Server::start().await;
+    // Long enough to connect on a busy machine, and shorter than the statement and the pause below.
     server
         .run(
             "CREATE ROLE worker LOGIN; GRANT USAGE ON SCHEMA portalock TO worker;
-             ALTER ROLE worker SET statement_timeout = '1ms';
+             ALTER ROLE worker SET statement_timeout = '500ms';
              ALTER ROLE worker SET default_transaction_isolation = 'serializable';
              DO $$ BEGIN IF current_setting('server_version_num')::int >= 140000 THEN
-                 ALTER ROLE worker SET idle_session_timeout = '50ms';
+                 ALTER ROLE worker SET idle_session_timeout = '500ms';
              END IF; END $$;
              ALTER ROLE worker SET synchronous_commit = 'off';
              ALTER ROLE worker SET search_path = 'nowhere'",
         )
         .await;
     let url = server.url_of("worker");
-    let lock = Lock::new(PostgresBackend::connect(&url).await.unwrap(), "a").unwrap();
-    let other = Lock::new(PostgresBackend::connect(&url).await.unwrap(), "a").unwrap();
-    let workers: Vec<_> = [lock, other]
-        .into_iter()
+    // Their connections stay open until the end of the test.
+    let mut locks = Vec::new();
+    for _ in 0..2 {
+        let client = PostgresBackend::connect(&url).await.unwrap();
+        locks.push(Lock::new(client, "a").unwrap());
+    }
+    let workers: Vec<_> = locks
+        .iter()
+        .cloned()
         .map(|lock| {
             tokio::spawn(async move {
                 for _ in 0..20 {
@@ -303,6 +309,35 @@ async fn a_roles_own_defaults_do_no_harm() {
     for worker in workers {
         worker.await.unwrap();
     }
+
+    // A statement that takes long, and then connections that do nothing.
+    let admin = server.admin().await;
+    let take = "BEGIN; SELECT portalock.lock_name('lock', 'a')";
+    admin.batch_execute(take).await.unwrap();
+    let lock = locks[0].clone();
+    let waits = tokio::spawn(async move {
+        let guard = lock.acquire_with(&patient().with_max_failures(1)).await?;
+        guard.release().await
+    });
+    let is_waiting =
+        "SELECT FROM pg_stat_activity WHERE usename = 'worker' AND wait_event = 'advisory'";
+    while admin.query(is_waiting, &[]).await.unwrap().is_empty() {
+        tokio::task::yield_now().await;
+    }
+    admin
+        .batch_execute("SELECT pg_sleep(0.8); ROLLBACK")
+        .await
+        .unwrap();
+    waits.await.unwrap().unwrap();
+    let connected = "SELECT pid FROM pg_stat_activity WHERE usename = 'worker' ORDER BY pid";
+    let pids = async || -> Vec<i32> {
+        let rows = admin.query(connected, &[]).await.unwrap();
+        rows.iter().map(|row| row.get(0)).collect()
+    };
+    let before = pids().await;
+    assert!(!before.is_empty());
+    admin.batch_execute("SELECT pg_sleep(1.2)").await.unwrap();
+    assert_eq!(pids().await, before);
 }
 
 /// Whatever keeps the server from executing a statement, the caller gets an error in time, and the error may be
