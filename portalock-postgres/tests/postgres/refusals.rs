@@ -319,15 +319,22 @@ async fn a_roles_own_defaults_do_no_harm() {
         let guard = lock.acquire_with(&patient().with_max_failures(1)).await?;
         guard.release().await
     });
-    let is_waiting =
-        "SELECT FROM pg_stat_activity WHERE usename = 'worker' AND wait_event = 'advisory'";
-    while admin.query(is_waiting, &[]).await.unwrap().is_empty() {
-        tokio::task::yield_now().await;
+    let waiting = async || -> Vec<String> {
+        let asked = "SELECT query_start::text FROM pg_stat_activity
+             WHERE usename = 'worker' AND wait_event = 'advisory'";
+        // Within a transaction, the server reads the activity only once.
+        let again = "SELECT pg_stat_clear_snapshot()";
+        admin.batch_execute(again).await.unwrap();
+        let rows = admin.query(asked, &[]).await.unwrap();
+        rows.iter().map(|row| row.get(0)).collect()
+    };
+    let mut since = waiting().await;
+    while since.is_empty() {
+        since = waiting().await;
     }
-    admin
-        .batch_execute("SELECT pg_sleep(0.8); ROLLBACK")
-        .await
-        .unwrap();
+    admin.batch_execute("SELECT pg_sleep(0.8)").await.unwrap();
+    assert_eq!(waiting().await, since, "the statement was cut off");
+    admin.batch_execute("ROLLBACK").await.unwrap();
     waits.await.unwrap().unwrap();
     let connected = "SELECT pid FROM pg_stat_activity WHERE usename = 'worker' ORDER BY pid";
     let pids = async || -> Vec<i32> {
