@@ -82,6 +82,7 @@ pub(crate) fn drive<F: Future, E>(
     let waker = asleep.clone().into();
     let mut context = Context::from_waker(&waker);
     loop {
+        with_driving(|driving| driving.sleeper = None);
         if let Poll::Ready(output) = future.as_mut().poll(&mut context) {
             return Ok(output);
         }
@@ -114,7 +115,7 @@ pub(crate) fn forget_alarm(id: AlarmId) {
     with_driving(|driving| driving.alarms.retain(|alarm| alarm.id != id));
 }
 
-/// The next sleep of this thread is with `sleeper`, if it drives a future.
+/// Until the next poll this thread sleeps with `sleeper`, if it drives a future.
 pub(crate) fn sleep_with(sleeper: &Arc<dyn Sleeper>) {
     with_driving(|driving| driving.sleeper = Some(sleeper.clone()));
 }
@@ -172,7 +173,7 @@ impl Asleep {
                 continue;
             }
             let timeout = next.map(|at| at.saturating_duration_since(Instant::now()));
-            let sleeper = with_driving(|driving| driving.sleeper.take()).flatten();
+            let sleeper = with_driving(|driving| driving.sleeper.clone()).flatten();
             let slept = sleeper.is_some_and(|sleeper| self.with(&sleeper, timeout));
             if !slept {
                 match timeout {
@@ -363,6 +364,34 @@ mod tests {
                 run(tokio::task::coop::consume_budget());
             });
         });
+    }
+
+    /// It ends each sleep at once, as if an event of somebody else had arrived.
+    #[derive(Default)]
+    struct Restless(AtomicU64);
+
+    impl Sleeper for Restless {
+        fn sleep(&self, _: Option<Duration>, _: &dyn Fn() -> bool) -> bool {
+            self.0.fetch_add(1, Ordering::SeqCst);
+            true
+        }
+
+        fn wake(&self) {}
+    }
+
+    #[test]
+    fn an_event_of_another_waiter_does_not_send_it_elsewhere() {
+        let place = Arc::new(Restless::default());
+        let (sender, wakeups) = wakeups();
+        let mut wakeups = wakeups.with_sleeper(Some(place.clone()));
+        let waiter = thread::spawn(move || run(async move { wakeups.next().await }));
+        let start = Instant::now();
+        while place.0.load(Ordering::SeqCst) < 3 {
+            assert!(start.elapsed() < LONG, "it sleeps elsewhere");
+            thread::yield_now();
+        }
+        sender.wake();
+        assert!(matches!(ends(|| waiter.join().unwrap()), Woken::TryNow));
     }
 
     /// A thread parks in it, unless it is taken.
