@@ -18,8 +18,9 @@ use tokio::task::spawn_blocking;
 
 /// Longer than a failover, for cases that must lose nothing in it.
 const SESSION: Duration = Duration::from_secs(5);
-/// Long, so that a node that a case stalls does not count as failed.
-const NODE_TIMEOUT: Duration = Duration::from_secs(60);
+/// Long, so that a node that a case stalls does not count as failed. Nodes vote only once per primary in twice this time,
+/// so the second switch may have to wait for it.
+const NODE_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// The part of the cluster for one case: its own keys.
 struct InCluster {
