@@ -59,7 +59,7 @@ impl Server {
         let keys = self.keys.of(&Kind::Lock.named(name));
         let keys = [&*keys.state, &*keys.queue, &*keys.waiters];
         let Answered { value, repeated } = self
-            .free(EVICTING, &EVICT, keys, &owner.to_string())
+            .free(EVICTING, &EVICT, keys, [&owner.to_string(), ""])
             .await?;
         // An earlier try without an answer may have freed the hold, and then the last try did not find it.
         Ok(if value || repeated {

@@ -11,6 +11,7 @@ use crate::{
     config::RedisSettings,
     connection::Connections,
     keys::{Keys, Wanted},
+    neighbours,
     place::Place,
     queue::{Entry, Standing, recheck},
     record::encode,
@@ -81,6 +82,7 @@ pub(crate) async fn enter(
         who: encode(&wish.holder, settings.label()),
     };
     let mut repeated = false;
+    let reconnects = session.places().reconnects();
     for _ in 0..ATTEMPTS {
         let stamp = key.stamp();
         let goes_on = || session.ensure_live();
@@ -93,10 +95,17 @@ pub(crate) async fn enter(
                 }
                 Entered::Granted(token)
             }
-            Standing::Queued { behind, holder } => Entered::Queued {
+            Standing::Queued {
+                behind,
                 holder,
-                look_in: Some(recheck(behind, settings.tick_interval())),
-            },
+                ahead,
+            } => {
+                neighbours::answered(session, place, ahead.as_ref(), reconnects);
+                Entered::Queued {
+                    holder,
+                    look_in: Some(recheck(behind, settings.tick_interval())),
+                }
+            }
             Standing::Refused { holder } => Entered::Refused(holder),
             Standing::Ended => Entered::Ended(forgotten()),
             Standing::Stale(present) => {
@@ -124,5 +133,5 @@ pub(crate) async fn leave(
             None => session.end(forgotten()),
         }
     }
-    key.server.release(&leaving.at).await
+    key.server.release(&leaving.at, leaving.next.as_ref()).await
 }

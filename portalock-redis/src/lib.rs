@@ -147,6 +147,7 @@ mod connection;
 mod error;
 mod keys;
 mod look;
+mod neighbours;
 mod observe;
 mod place;
 mod primary;

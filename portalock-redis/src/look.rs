@@ -53,8 +53,11 @@ pub(crate) async fn look(
 
 fn stand(answer: &Value) -> Option<Stand> {
     Some(match text(answer)? {
-        "waits" => Stand::Waits,
         "gone" => Stand::Gone,
-        token => Stand::Held(FencingToken::new(token.parse().ok()?)),
+        "waits|" => Stand::Waits,
+        other => match other.strip_prefix("waits|") {
+            Some(token) => Stand::Follows(FencingToken::new(token.parse().ok()?)),
+            None => Stand::Held(FencingToken::new(other.parse().ok()?)),
+        },
     })
 }

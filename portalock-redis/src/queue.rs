@@ -13,6 +13,7 @@ use crate::{
     connection::Call,
     error::{failed, unexpected},
     keys::{Kind, Wanted},
+    neighbours::Ahead,
     place::Place,
     record::{decode, text},
     scripts::{ACQUIRE, INSPECT, RAISE, RELEASE, Script},
@@ -45,6 +46,8 @@ pub(crate) enum Standing {
     Queued {
         behind: u32,
         holder: Option<Holder>,
+        /// Who is right ahead, if the request has a token while it waits.
+        ahead: Option<Ahead>,
     },
     /// The lock is contended, and the server keeps nothing of the request.
     Refused {
@@ -93,27 +96,32 @@ impl Server {
         })
     }
 
-    /// Releases a place. Returns whether it held the lock.
-    pub(crate) async fn release(&self, place: &Place) -> Result<Answered<bool>, BackendError> {
+    /// Releases a place. Returns whether it held the lock. `next` is the neighbour that holds from now on.
+    pub(crate) async fn release(
+        &self,
+        place: &Place,
+        next: Option<&Place>,
+    ) -> Result<Answered<bool>, BackendError> {
         let keys = self.keys.of(&place.named);
+        let next = next.map_or("", |next| &next.name);
         self.free(
             RELEASING,
             &RELEASE,
             [&keys.state, &keys.queue, &keys.waiters],
-            &place.name,
+            [&place.name, next],
         )
         .await
     }
 
-    /// Releases a place with the given script.
+    /// Releases a place with the given script, and these arguments of the script.
     pub(crate) async fn free(
         &self,
         what: &'static str,
         script: &'static Script,
         keys: [&str; 3],
-        whose: &str,
+        [whose, next]: [&str; 2],
     ) -> Result<Answered<bool>, BackendError> {
-        let arguments = [self.keys.sessions(), whose];
+        let arguments = [self.keys.sessions(), whose, next];
         let answer = self
             .send(what, Call::Script(script, &keys, &arguments))
             .await?;
@@ -228,10 +236,22 @@ fn standing(answer: &Value) -> Option<Standing> {
     let (what, parts) = parts.split_first()?;
     match (text(what)?, parts) {
         ("granted", [number]) => Some(Standing::Granted(token(text(number)?)?)),
-        ("contended", [behind, claim]) => {
+        ("contended", [behind, claim, rest @ ..]) => {
             let holder = text(claim).and_then(holder);
+            let ahead = match rest {
+                [] => None,
+                [place, number] => Some(Ahead {
+                    place: text(place)?.to_owned(),
+                    token: token(text(number)?)?,
+                }),
+                _ => return None,
+            };
             Some(match text(behind)?.parse() {
-                Ok(behind) => Standing::Queued { behind, holder },
+                Ok(behind) => Standing::Queued {
+                    behind,
+                    holder,
+                    ahead,
+                },
                 Err(_) => Standing::Refused { holder },
             })
         }

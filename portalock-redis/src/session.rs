@@ -64,6 +64,7 @@ use crate::{
     connect::{connect, is_end, is_message, message, subscribe},
     error::{failed, is_moving},
     look::look,
+    neighbours,
     place::Place,
     primary::may_grant,
     replicas::{Unconfirmed, renewed_at_replicas, replicated},
@@ -216,6 +217,11 @@ impl Service for SessionKey {
         line.is_open.load(Ordering::Acquire) && line.location == line.route.number()
     }
 
+    fn gave_up(&self, line: &Line) {
+        // Its messages no longer count: another connection takes over, and all places are checked over that one.
+        line.is_open.store(false, Ordering::Release);
+    }
+
     async fn begin(
         session: &Arc<Session>,
         line: &Line,
@@ -317,7 +323,7 @@ async fn hand_over(server: Arc<Server>, left: &[Place]) {
             releases.join_next().await;
         }
         let (server, place) = (server.clone(), place.clone());
-        releases.spawn(async move { server.release(&place).await });
+        releases.spawn(async move { server.release(&place, None).await });
     }
     while releases.join_next().await.is_some() {}
 }
@@ -356,8 +362,9 @@ impl Hearer {
             return;
         };
         match &push.kind {
-            // Messages and answers of a former primary don't count.
+            // Messages of a former primary don't count, and none over a connection that was given up.
             kind if is_message(kind)
+                && self.is_open.load(Ordering::Acquire)
                 && self.location == session.service().server.route.number() =>
             {
                 if let Some(text) = message(push) {
@@ -389,8 +396,11 @@ fn hear_message(session: &Arc<Session>, text: &str) {
     let key = session.service();
     match (what, parts.next()) {
         ("grant", Some(token)) => {
+            // Maybe with the waiters right behind.
+            let (token, others) = token.split_once('|').unwrap_or((token, ""));
             if let Ok(token) = token.parse().map(FencingToken::new) {
                 granted(session, owner, name, token);
+                neighbours::listed(session, name, others);
             }
         }
         ("last", None) => {

@@ -100,7 +100,7 @@ impl<S: Service> Client<S> {
             // First release the place of the owner's earlier attempt.
             release(&session, owner).await?;
         }
-        let connections = session.connections();
+        let reconnects = places.reconnects();
         let expected = places.expect(owner, || session.service().place(owner, wish))?;
         let Answered { value, repeated } = match S::enter(&session, &expected.at, wish).await {
             Ok(answer) => answer,
@@ -118,7 +118,7 @@ impl<S: Service> Client<S> {
                 places.queued(owner);
                 let recheck = match look_in {
                     // The former connection may have received the grant.
-                    _ if session.connections() != connections => Duration::ZERO,
+                    _ if places.reconnects() != reconnects => Duration::ZERO,
                     Some(time) if S::WAITERS_ASK_AGAIN => time,
                     Some(time) => {
                         session.look_within(time);

@@ -69,10 +69,8 @@ pub(crate) async fn look(
         }
         let mut waits = redis::cmd("HGET");
         let claim: Option<String> = nodes.ask(waits.arg(keys.waiters).arg(&*place.name)).await?;
-        if claim.is_none() {
-            return Err(not_found(LOOKING));
-        }
-        stands.push(Stand::Waits);
+        let claim = claim.ok_or_else(|| not_found(LOOKING))?;
+        stands.push(token_of(&claim).map_or(Stand::Waits, Stand::Follows));
     }
     Ok(stands)
 }

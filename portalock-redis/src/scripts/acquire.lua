@@ -7,7 +7,8 @@
 -- ARGV[8]  the stamp of the session's key, as the client knew it when it sent this
 --
 -- Answers {'granted', token}, {'contended', how many wait behind, the claim of one owner in the way}, {'ended'}, or
--- {'stale', the session's current stamp}. If this owner has no place, the number behind is '-'.
+-- {'stale', the session's current stamp}. If this owner has no place, the number behind is '-'. If it has a token while
+-- it waits, the answer also has the owner right ahead and this token.
 
 local refused = refusal()
 if refused then return refused end
@@ -55,6 +56,14 @@ if holders[owner] then return { 'granted', holders[owner].token } end
 local must_wait = serve(first, first_text)
 if holders[owner] then return { 'granted', holders[owner].token } end
 
+-- Adds the owner to the queue, behind the last waiter or the only holder.
+local function line_up_last()
+  local tail, back = last_waiter()
+  local _, only = next(holders)
+  local ahead = tail and call('HGET', waiters, tail) or not tail and only and pack(only)
+  return line_up(back, ahead, last)
+end
+
 local behind = '-'
 if waiting then
   -- The last waiter often checks whether the holders are alive. If it has died, the waiter ahead of it takes over.
@@ -66,7 +75,7 @@ if waiting then
     tail = last_owner()
   end
   local rank = call('ZREVRANK', queue, owner)
-  if rank then behind = whole(rank) elseif ARGV[6] == '1' and line_up(last_place()) then behind = '0' end
+  if rank then behind = whole(rank) elseif ARGV[6] == '1' and line_up_last() then behind = '0' end
 else
   if not must_wait then
     if not fits(claim) then prune() end
@@ -75,7 +84,7 @@ else
       return { 'granted', claim.token }
     end
   end
-  if ARGV[6] == '1' and line_up(last_place()) then behind = '0' end
+  if ARGV[6] == '1' and line_up_last() then behind = '0' end
 end
 
 -- A new key has no time to live: `PTTL` is then negative.
@@ -97,4 +106,13 @@ if asked then call(PUBLISH, sessions .. holders[asked].session, 'asked|' .. aske
 local in_the_way = asked and holders[asked]
 in_the_way = in_the_way or first_claim or claim
 in_the_way.since = in_the_way.since or '0'
-return { 'contended', behind, pack(in_the_way) }
+local answer = { 'contended', behind, pack(in_the_way) }
+
+local text = behind ~= '-' and call('HGET', waiters, owner)
+local token = text and parse(text).token or ''
+local at = whole(-2 - (tonumber(behind) or 0))
+local ahead = token ~= '' and (call('ZRANGE', queue, at, at)[1] or next(holders))
+if ahead then
+  answer[4], answer[5] = ahead, token
+end
+return answer

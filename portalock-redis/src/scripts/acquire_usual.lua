@@ -30,15 +30,15 @@ if shares then
   then
     local refused = refusal()
     if refused then return refused end
-    local _, token = write_grant(tonumber(before), ARGV[3], asked, ARGV[7], shape)
+    local _, token = write_grant(tonumber(before), ARGV[3], asked, ARGV[7], shape, '')
     return { 'granted', token }
   end
 end
 
 local fields = call('HGETALL', state)
-local holder, is_held
+local before, holder_name, holder, is_held = '0', nil, nil, nil
 for i = 1, #fields, 2 do
-  if fields[i] ~= 'token' then holder = fields[i + 1] end
+  if fields[i] == 'token' then before = fields[i + 1] else holder_name, holder = fields[i], fields[i + 1] end
   if fields[i] == ARGV[3] then is_held = true end
 end
 
@@ -46,7 +46,7 @@ end
 if not holder and (not shares or tonumber(ARGV[4]) <= tonumber(ARGV[5])) and call('EXISTS', queue) == 0 then
   local refused = refusal()
   if refused then return refused end
-  local _, token = write_grant(number_of(fields[2] or '0'), ARGV[3], asked, ARGV[7], shares and shape)
+  local _, token = write_grant(number_of(before), ARGV[3], asked, ARGV[7], shares and shape, '')
   return { 'granted', token }
 end
 
@@ -58,14 +58,23 @@ local function is_in_the_way(text)
     and lives(session)
 end
 
+-- Whether this owner gets a token while it waits behind the owner of this claim: see `neighbours.rs`.
+local function is_next(text)
+  local session, weight, capacity = string.match(text or '', '^(%x+)|(%d+)|(%d+)|%d+|')
+  return session == ARGV[2] and weight == capacity and not shares
+end
+
 -- Adds the owner's claim to the end of the queue; returns false if the owner already has a place. `back` is the last
--- place in the queue.
+-- place in the queue. `ahead` is the claim of the last waiter, or of the only holder if there is no waiter; `before` is
+-- the last token. Returns the token that the owner got, or ''.
 --
 -- A place is the clock or more, so the first new waiter of each hour knows that it must extend the time to live of the
 -- keys.
-local function line_up(back)
+local function line_up(back, ahead, before)
   read_clock()
-  local claim = asked .. '||' .. since .. '|' .. ARGV[7]
+  local last, token = before, ''
+  if is_next(ahead) then last, token = next_token(before) end
+  local claim = asked .. '|' .. token .. '|' .. since .. '|' .. ARGV[7]
   if call('HSETNX', waiters, ARGV[3], claim) == 0 then
     if call('ZREVRANK', queue, ARGV[3]) then return false end
     -- The queue key was deleted from outside, and the waiters key was not.
@@ -81,20 +90,30 @@ local function line_up(back)
     call('PEXPIRE', queue, 2 * KEPT)
     call('PEXPIRE', waiters, 2 * KEPT)
   end
-  return true
+  if token ~= '' then
+    call('HSET', state, 'token', token)
+    outlive(before, last)
+  end
+  return token
 end
 
-local function last_place()
-  return tonumber(call('ZRANGE', queue, '-1', '-1', 'WITHSCORES')[2])
+-- The last waiter, and its place.
+local function last_waiter()
+  local found = call('ZRANGE', queue, '-1', '-1', 'WITHSCORES')
+  return found[1], tonumber(found[2])
 end
 
 -- There are waiters: the last waiter soon checks all owners ahead, and this owner is the last waiter from now on. Or
 -- the queue is empty, and the holder was checked above: this owner is the first waiter.
 if holder and not is_held and ARGV[6] == '1' then
-  local back = last_place()
+  local tail, back = last_waiter()
   if back or is_in_the_way(holder) then
     local refused = refusal()
     if refused then return refused end
-    if line_up(back) then return { 'contended', '0', holder } end
+    local ahead = holder
+    if tail and not shares then ahead = call('HGET', waiters, tail) end
+    local token = line_up(back, ahead, number_of(before))
+    if token == '' then return { 'contended', '0', holder } end
+    if token then return { 'contended', '0', holder, tail or holder_name, token } end
   end
 end

@@ -8,8 +8,8 @@
 -- KEYS[3]  waiters  hash: owner -> the claim of a waiter
 -- ARGV[1]  prefix of the key and the channel of every session
 --
--- A claim is text: session|weight|capacity|token|since, in milliseconds|who, a JSON object for people. Weight and
--- capacity are its shape. If the last token has a shape, as token|weight|capacity, then all claims in the state have
+-- A claim is text: session|weight|capacity|token|since, in milliseconds|who, a JSON object for people. A waiter has a
+-- token if nobody of another session can come before it: see `neighbours.rs`. Weight and capacity are its shape. If the last token has a shape, as token|weight|capacity, then all claims in the state have
 -- this shape, so their number alone decides whether one more fits. Every grant writes the shape again; a release does
 -- not make it wrong.
 --
@@ -55,25 +55,39 @@ local function number_of(text)
   return tonumber(text) or tonumber(string.match(text, '^%d+'))
 end
 
--- Writes a grant and returns the new token, as a number and as text. `before` is the last token, `head` the beginning
--- of the claim (session and shape), and `alike` the shape that all holders have from now on, if they have the same.
---
+-- The token after `before`, as a number and as text.
+local function next_token(before)
+  read_clock()
+  if micros > before then return micros, now end
+  return before + 1, string.format('%.0f', before + 1)
+end
+
 -- The state exists for at least an hour after the clock has passed its last token. A token is the clock or more. So
 -- when the key is gone, the clock alone is larger than every token that was granted, even if the clock was changed in
--- between. The first grant in each hour of tokens sets the time to live to two hours; so at the other grants, at least
+-- between. The first token in each hour of tokens sets the time to live to two hours; so at the other tokens, at least
 -- one hour is left.
-local function write_grant(before, owner, head, who, alike)
-  read_clock()
-  local last, token = micros, now
-  if last <= before then
-    last = before + 1
-    token = string.format('%.0f', last)
-  end
-  local claim = head .. '|' .. token .. '|' .. since .. '|' .. who
-  call('HSET', state, 'token', alike and token .. '|' .. alike or token, owner, claim)
-  call(PUBLISH, state, '+' .. owner .. '|' .. claim)
+local function outlive(before, last)
   if math.floor(before / HOUR) ~= math.floor(last / HOUR) then
     call('PEXPIREAT', state, string.format('%.0f', math.floor(last / 1000) + 2 * KEPT))
   end
+end
+
+-- Writes a grant and returns the last token as a number, and the owner's as text. `before` is the last token, `head`
+-- the beginning of the claim (session and shape), and `alike` the shape that all holders have from now on, if they have
+-- the same. `own` is the token that the owner got while it waited, or ''.
+local function write_grant(before, owner, head, who, alike, own)
+  local last, token
+  if own == '' then
+    last, token = next_token(before)
+  else
+    read_clock()
+    -- The last token is smaller only if the key was deleted from outside.
+    last, token = math.max(before, tonumber(own)), own
+  end
+  local claim = head .. '|' .. token .. '|' .. since .. '|' .. who
+  local latest = own == '' and token or string.format('%.0f', last)
+  call('HSET', state, 'token', alike and latest .. '|' .. alike or latest, owner, claim)
+  call(PUBLISH, state, '+' .. owner .. '|' .. claim)
+  outlive(before, last)
   return last, token
 end

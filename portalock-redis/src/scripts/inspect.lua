@@ -26,6 +26,8 @@ for _, owner in ipairs(redis.call('ZRANGE', queue, 0, -1)) do
   local text = redis.call('HGET', waiters, owner)
   if text then
     local claim = parse(text)
+    -- A waiter has no token for others: it has not been granted.
+    claim.token = ''
     if look(claim.session) then tell(owner, claim) end
   end
 end

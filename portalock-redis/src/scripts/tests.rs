@@ -1,6 +1,7 @@
 //! The scripts on a real server, without the Rust client.
 
 mod long_way;
+mod neighbours;
 mod random_walk;
 
 use super::{ACQUIRE, BREAK, EVICT, LOOK, OPEN, PRIMARY, RAISE, RELEASE};
@@ -92,10 +93,14 @@ async fn attempt(connection: &mut MultiplexedConnection, session: &str) -> Vec<S
 }
 
 async fn release(connection: &mut MultiplexedConnection, owner: &str) {
+    assert_eq!(release_to(connection, owner, "").await, "1");
+}
+
+/// Releases, and names the neighbour that holds from now on.
+async fn release_to(connection: &mut MultiplexedConnection, owner: &str, next: &str) -> String {
     let keys = ["state", "queue", "waiters"];
-    let answer = RELEASE.run(connection, &keys, &["s/", owner]).await;
-    let freed: String = redis::from_redis_value(answer.unwrap()).unwrap();
-    assert_eq!(freed, "1");
+    let answer = RELEASE.run(connection, &keys, &["s/", owner, next]).await;
+    redis::from_redis_value(answer.unwrap()).unwrap()
 }
 
 #[tokio::test]
@@ -372,6 +377,12 @@ async fn what_is_held_for_long_does_not_expire() {
     }
 }
 
+/// The token in the claim of a waiter, or ''.
+async fn waiting_token(connection: &mut MultiplexedConnection, owner: &str) -> String {
+    let claim: String = ask(connection, &["HGET", "waiters", owner]).await;
+    claim.split('|').nth(3).unwrap().to_owned()
+}
+
 /// The state of these places.
 async fn look(connection: &mut MultiplexedConnection, places: &[&str]) -> Vec<String> {
     let keys = ["state", "waiters"].repeat(places.len());
@@ -386,10 +397,14 @@ async fn a_look_tells_who_holds_and_who_waits() {
     open(&mut client, "a").await;
     let granted = attempt_of(&mut client, "a", "1").await;
     attempt_of(&mut client, "a", "2").await;
-    let places = ["2", "3", "1"];
+    // Another session's waiter has no token.
+    open(&mut client, "b").await;
+    attempt_of(&mut client, "b", "3").await;
+    let places = ["2", "3", "4", "1"];
+    let given = waiting_token(&mut client, "2").await;
     assert_eq!(
         look(&mut client, &places).await,
-        ["waits", "gone", &granted[1]]
+        [&*format!("waits|{given}"), "waits|", "gone", &granted[1]]
     );
     // A key that portalock did not write contains no place.
     let _: () = ask(&mut client, &["HDEL", "state", "token"]).await;
@@ -397,7 +412,7 @@ async fn a_look_tells_who_holds_and_who_waits() {
     for key in ["state", "waiters"] {
         let _: () = ask(&mut client, &["SET", key, "spoiled"]).await;
     }
-    assert_eq!(look(&mut client, &places).await, ["gone"; 3]);
+    assert_eq!(look(&mut client, &places).await, ["gone"; 4]);
 }
 
 #[tokio::test]
