@@ -100,3 +100,6 @@ impl<P> Place<P> {
         matches!(&self.phase, Phase::Held(_, lease) if lease.loss().is_none())
     }
 }
+
+#[cfg(test)]
+mod tests;
