@@ -2,7 +2,7 @@
 -- nothing if the owner has no claim. The script needs no session: place names are never used twice, so only the right
 -- client can know this one.
 --
--- ARGV[2]  owner
+-- ARGV[1]  owner
 --
 -- Answers '1' if the owner held, else '0'.
 
@@ -18,10 +18,10 @@ if freed == 0 then
 end
 
 if serves and first then
-  read(fields or call('HGETALL', state))
+  read(call('HGETALL', state))
   local before = last
   serve(first)
-  if freed == 1 and last == before then call(PUBLISH, state, '-' .. owner) end
+  if watched and freed == 1 and last == before then tell_observers('-' .. owner) end
 end
 
 -- The new last waiter checks the holders from now on, so it must be told.
