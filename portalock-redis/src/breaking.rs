@@ -36,10 +36,10 @@ impl Server {
         owner: OwnerId,
         by: &Holder,
     ) -> Result<Option<Duration>, BackendError> {
-        let state = self.keys.of(&Kind::Lock.named(name)).state;
+        let state = self.keys.state(&Kind::Lock.named(name));
         // The record is for people: if it can't be encoded, the lock is broken nevertheless.
         let by = serde_json::to_string(by).unwrap_or_default();
-        let arguments = [self.keys.sessions(), &owner.to_string(), &by];
+        let arguments = [&*owner.to_string(), &by];
         let answer = self
             .send(BREAKING, Call::Script(&BREAK, &[&state], &arguments))
             .await?;
@@ -56,10 +56,9 @@ impl Server {
         name: &LockName,
         owner: OwnerId,
     ) -> Result<Released, BackendError> {
-        let keys = self.keys.of(&Kind::Lock.named(name));
-        let keys = [&*keys.state, &*keys.queue, &*keys.waiters];
+        let named = Kind::Lock.named(name);
         let Answered { value, repeated } = self
-            .free(EVICTING, &EVICT, keys, [&owner.to_string(), ""])
+            .free(EVICTING, &EVICT, &named, &[&owner.to_string()])
             .await?;
         // An earlier try without an answer may have freed the hold, and then the last try did not find it.
         Ok(if value || repeated {

@@ -90,8 +90,8 @@
 //! still exist: 500 of them at a time, or as many as it takes to check each within ten minutes. A held lock takes half a
 //! kilobyte at the server and less than one at the client.
 //!
-//! An [observer](portalock_core::Observer) of an election has its own connection. Each grant costs a `PUBLISH`, and so does
-//! each release without a waiter, even if nobody observes.
+//! An [observer](portalock_core::Observer) of an election has its own connection. While it observes, each grant costs a
+//! `PUBLISH`, and so does each release without a waiter.
 //!
 //! # What it needs
 //!
@@ -113,7 +113,7 @@
 //!
 //! | key | content | how long |
 //! |---|---|---|
-//! | `portalock/lock/NAME` | a hash: the last token, and one field for each holder | an hour or two after its last use |
+//! | `portalock/lock/NAME` | a hash: the last token, one field for each holder, and marks for waiters and observers | an hour or two after its last use |
 //! | `portalock/lock-queue/NAME`, `portalock/lock-waiters/NAME` | the queue, while there are waiters | an hour or two after its last use |
 //! | `portalock/semaphore...` | the same for semaphores | |
 //! | `portalock/session/ID/broken` | marks of locks that [an operator breaks](portalock_core::Lock::break_holder), until their holder has found them | an hour or two |

@@ -27,8 +27,8 @@ pub(crate) async fn look(
 ) -> Result<Looked, BackendError> {
     let mut keys = Vec::with_capacity(2 * asked.len());
     for asked in asked {
-        let of = session.server.keys.of(&asked.at.named);
-        keys.extend([of.state, of.waiters]);
+        let (of, named) = (&session.server.keys, &asked.at.named);
+        keys.extend([of.state(named), of.waiters(named)]);
     }
     let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
     let names: Vec<&str> = asked.iter().map(|asked| &*asked.at.name).collect();

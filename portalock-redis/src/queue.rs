@@ -12,7 +12,7 @@ use crate::{
     client::Server,
     connection::Call,
     error::{failed, unexpected},
-    keys::{Kind, Wanted},
+    keys::{Kind, Named, Wanted},
     neighbours::Ahead,
     place::Place,
     record::{decode, text},
@@ -74,21 +74,16 @@ impl Server {
             queues,
             who,
         } = entry;
-        let keys = self.keys.of(&place.named);
-        let call = Call::Script(
-            &ACQUIRE,
-            &[&keys.state, &keys.queue, &keys.waiters, &session.key],
-            &[
-                self.keys.sessions(),
-                &session.id,
-                &place.name,
-                &wanted.weight.to_string(),
-                &wanted.capacity.to_string(),
-                if *queues { "1" } else { "0" },
-                who,
-                stamp,
-            ],
-        );
+        let state = self.keys.state(&place.named);
+        let keys = [&*state, &*session.key];
+        let head = session.head_of(wanted);
+        let patience = if *queues { "queues" } else { "once" };
+        let arguments = [&*place.name, stamp, &head, who, patience, "shares"];
+        let arguments = match wanted.shares() {
+            true => &arguments[..],
+            false => &arguments[..5],
+        };
+        let call = Call::Script(&ACQUIRE, &keys, arguments);
         let answer = self.connections.send(ACQUIRING, call, goes_on).await?;
         Ok(Answered {
             value: standing(&answer.value).ok_or_else(|| unexpected(ACQUIRING))?,
@@ -102,15 +97,10 @@ impl Server {
         place: &Place,
         next: Option<&Place>,
     ) -> Result<Answered<bool>, BackendError> {
-        let keys = self.keys.of(&place.named);
-        let next = next.map_or("", |next| &next.name);
-        self.free(
-            RELEASING,
-            &RELEASE,
-            [&keys.state, &keys.queue, &keys.waiters],
-            [&place.name, next],
-        )
-        .await
+        let mut arguments = vec![&*place.name];
+        arguments.extend(next.map(|next| &*next.name));
+        self.free(RELEASING, &RELEASE, &place.named, &arguments)
+            .await
     }
 
     /// Releases a place with the given script, and these arguments of the script.
@@ -118,12 +108,12 @@ impl Server {
         &self,
         what: &'static str,
         script: &'static Script,
-        keys: [&str; 3],
-        [whose, next]: [&str; 2],
+        named: &Named,
+        arguments: &[&str],
     ) -> Result<Answered<bool>, BackendError> {
-        let arguments = [self.keys.sessions(), whose, next];
+        let state = self.keys.state(named);
         let answer = self
-            .send(what, Call::Script(script, &keys, &arguments))
+            .send(what, Call::Script(script, &[&state], arguments))
             .await?;
         let value = match text(&answer.value) {
             Some("1") => true,
@@ -156,12 +146,8 @@ impl Server {
         kind: Kind,
         name: &LockName,
     ) -> Result<Inspection, BackendError> {
-        let keys = self.keys.of(&kind.named(name));
-        let call = Call::Script(
-            &INSPECT,
-            &[&keys.state, &keys.queue, &keys.waiters],
-            &[self.keys.sessions()],
-        );
+        let state = self.keys.state(&kind.named(name));
+        let call = Call::Script(&INSPECT, &[&state], &[]);
         let answer = self.send(INSPECTING, call).await?;
         inspection(kind, answer.value).ok_or_else(|| unexpected(INSPECTING))
     }
@@ -231,11 +217,10 @@ impl Server {
 
 fn standing(answer: &Value) -> Option<Standing> {
     let Value::Array(parts) = answer else {
-        return None;
+        return token(text(answer)?).map(Standing::Granted);
     };
     let (what, parts) = parts.split_first()?;
     match (text(what)?, parts) {
-        ("granted", [number]) => Some(Standing::Granted(token(text(number)?)?)),
         ("contended", [behind, claim, rest @ ..]) => {
             let holder = text(claim).and_then(holder);
             let ahead = match rest {
@@ -359,16 +344,13 @@ mod tests {
 
     #[test]
     fn an_answer_that_is_none_of_ours_is_refused() {
+        let word = |word: &str| Value::BulkString(word.into());
         assert!(matches!(
-            standing(&array(&["granted", "7"])),
+            standing(&word("7")),
             Some(Standing::Granted(token)) if token.get() == 7
         ));
-        for parts in [
-            &["granted", "x"] as &[&str],
-            &["granted"],
-            &["ended", "1"],
-            &[],
-        ] {
+        assert!(standing(&word("x")).is_none());
+        for parts in [&["granted"] as &[&str], &["ended", "1"], &[]] {
             assert!(standing(&array(parts)).is_none(), "{parts:?}");
         }
         assert!(standing(&Value::Okay).is_none());

@@ -63,6 +63,7 @@ use crate::{
     config::RedisSettings,
     connect::{connect, is_end, is_message, message, subscribe},
     error::{failed, is_moving},
+    keys::{Kind, WHOLE, Wanted},
     look::look,
     neighbours,
     place::Place,
@@ -92,6 +93,8 @@ pub(crate) struct SessionKey {
     /// How long its key lives without a refresh, in milliseconds, as text for the server.
     pub(crate) lifetime: String,
     pub(crate) server: Arc<Server>,
+    /// The beginning of the claim of each exclusive lock.
+    whole: Arc<str>,
     /// The value of its key, as far as this client knows.
     stamp: Mutex<Arc<str>>,
     /// Grants that came by message, and that replicas must confirm before the waiters are told.
@@ -111,6 +114,14 @@ pub(crate) struct Line {
 impl SessionKey {
     pub(crate) fn settings(&self) -> &RedisSettings {
         &self.server.settings
+    }
+
+    /// The beginning of a claim in this session.
+    pub(crate) fn head_of(&self, wanted: &Wanted) -> Arc<str> {
+        if wanted.named.kind == Kind::Lock && !wanted.shares() {
+            return self.whole.clone();
+        }
+        head(&self.id, wanted.weight, wanted.capacity)
     }
 
     /// The value of its key, as far as this client knows.
@@ -162,6 +173,7 @@ impl Service for SessionKey {
         };
         Self {
             key: [server.keys.sessions(), &id].concat(),
+            whole: head(&id, WHOLE, WHOLE),
             id,
             lifetime: settings.session_ttl().as_millis().to_string(),
             server: server.clone(),
@@ -428,6 +440,11 @@ fn granted(session: &Session, owner: OwnerId, name: &str, token: FencingToken) {
     }
     let is_of = |place: &Place| *place.name == *name;
     session.places().granted(owner, token, is_of);
+}
+
+/// The beginning of a claim: the session, and how much is claimed.
+fn head(session: &str, weight: u32, capacity: u32) -> Arc<str> {
+    format!("{session}|{weight}|{capacity}").into()
 }
 
 /// A new session's id, with enough random bits that no two ids are equal.

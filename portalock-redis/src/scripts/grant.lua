@@ -3,29 +3,44 @@
 --
 -- In the keys, an owner is called by the name of its place, which is used only once: see `place.rs`.
 --
--- KEYS[1]  state    hash: `token` -> the last token, maybe with a shape; owner -> the claim of a holder
--- KEYS[2]  queue    sorted set: owner -> place; the smallest place is the first waiter
--- KEYS[3]  waiters  hash: owner -> the claim of a waiter
--- ARGV[1]  prefix of the key and the channel of every session
+-- KEYS[1]  state    hash: `token` -> the last token, maybe with a shape; owner -> the claim of a holder; and two marks
+--
+-- The keys of the queue are made from the name of the state when they are needed:
+--          queue    sorted set: owner -> place; the smallest place is the first waiter
+--          waiters  hash: owner -> the claim of a waiter
 --
 -- A claim is text: session|weight|capacity|token|since, in milliseconds|who, a JSON object for people. A waiter has a
--- token if nobody of another session can come before it: see `neighbours.rs`. Weight and capacity are its shape. If the last token has a shape, as token|weight|capacity, then all claims in the state have
--- this shape, so their number alone decides whether one more fits. Every grant writes the shape again; a release does
--- not make it wrong.
+-- token if nobody of another session can come before it: see `neighbours.rs`. Weight and capacity are its shape. If
+-- the last token has a shape, as token|weight|capacity, then all claims in the state have this shape, so their number
+-- alone decides whether one more fits. Every grant writes the shape again; a release does not make it wrong.
 --
--- Observers subscribe to a channel with the name of the state. It gets a message for each grant, and for each release
--- that is not followed by a grant.
+-- The marks are fields of the state, so a state that has only its token shows in one call that nobody holds, waits or
+-- observes:
+--   `waits`    is set when the queue gets its first waiter. It may stay when the queue is empty.
+--   `watched`  is set while there are observers. They subscribe to a channel with the name of the state, and set the
+--              mark. The channel gets a message for each grant, and for each release that is not followed by a grant.
+--              The first message that nobody receives removes the mark.
 --
--- Besides KEYS the scripts read the keys `ARGV[1] .. session` of sessions in claims. These keys can't be declared
--- beforehand. In a cluster they are in the same slot, and no script runs while the slot moves: see `scripts.rs`.
+-- Besides KEYS the scripts read the keys of the queue and of sessions in claims. In a cluster they are in the same slot,
+-- and no script runs while the slot moves: see `scripts.rs`.
 --
--- A call takes half a microsecond to two microseconds, whatever it does. So the scripts combine reads into one call,
--- and read nothing that is not needed. They pass numbers as text, because Redis formats numbers slowly. The definitions
--- in `prelude.lua` take three microseconds, so the usual cases come before it, in `..._usual.lua`.
+-- A call takes half a microsecond to two microseconds, whatever it does, and an argument a fifth of that. So the scripts
+-- combine reads into one call, and read and pass nothing that is not needed. They pass numbers as text, because Redis
+-- formats numbers slowly. The definitions in `prelude.lua` take three microseconds, so the usual cases come before it,
+-- in `..._usual.lua`.
 
 local call = redis.call
-local state, queue, waiters = KEYS[1], KEYS[2], KEYS[3]
-local sessions = ARGV[1]
+local state = KEYS[1]
+local watched
+
+-- The prefix of the key and the channel of every session, and the keys of the queue.
+local sessions, queue, waiters
+local function find_queue()
+  local prefix, kind, name = string.match(state, '^([^/]*/)([^/]*)(.*)$')
+  sessions = prefix .. 'session/'
+  queue = prefix .. kind .. '-queue' .. name
+  waiters = prefix .. kind .. '-waiters' .. name
+end
 
 -- The shortest time that a key lives after its last use: in milliseconds, and in microseconds, the unit of tokens and
 -- places.
@@ -37,7 +52,7 @@ local function read_clock()
   if micros then return end
   local time = call('TIME')
   micros = time[1] * 1000000 + time[2]
-  now = string.format('%.0f', micros)
+  now = time[1] .. string.sub('00000' .. time[2], -6)
   since = string.sub(now, 1, -4)
 end
 
@@ -55,6 +70,11 @@ local function number_of(text)
   return tonumber(text) or tonumber(string.match(text, '^%d+'))
 end
 
+-- Tells the observers, or notices that there are none.
+local function tell_observers(message)
+  if call(PUBLISH, state, message) == 0 then call('HDEL', state, 'watched') end
+end
+
 -- The token after `before`, as a number and as text.
 local function next_token(before)
   read_clock()
@@ -67,7 +87,7 @@ end
 -- between. The first token in each hour of tokens sets the time to live to two hours; so at the other tokens, at least
 -- one hour is left.
 local function outlive(before, last)
-  if math.floor(before / HOUR) ~= math.floor(last / HOUR) then
+  if before < last - last % HOUR then
     call('PEXPIREAT', state, string.format('%.0f', math.floor(last / 1000) + 2 * KEPT))
   end
 end
@@ -87,7 +107,7 @@ local function write_grant(before, owner, head, who, alike, own)
   local claim = head .. '|' .. token .. '|' .. since .. '|' .. who
   local latest = own == '' and token or string.format('%.0f', last)
   call('HSET', state, 'token', alike and latest .. '|' .. alike or latest, owner, claim)
-  call(PUBLISH, state, '+' .. owner .. '|' .. claim)
+  if watched then tell_observers('+' .. owner .. '|' .. claim) end
   outlive(before, last)
   return last, token
 end

@@ -78,7 +78,9 @@ local function read(fields)
   for i = 1, #fields, 2 do
     if fields[i] == 'token' then
       last = number_of(fields[i + 1])
-    else
+    elseif fields[i] == 'watched' then
+      watched = true
+    elseif fields[i] ~= 'waits' then
       holders[fields[i]] = parse(fields[i + 1])
     end
   end

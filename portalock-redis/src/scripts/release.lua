@@ -2,7 +2,7 @@
 -- nothing if the owner has no claim. The script needs no session: place names are never used twice, so only the right
 -- client can know this one.
 --
--- ARGV[2]  owner   ARGV[3]  the waiter that now holds the lock at its client, if there is one: see `neighbours.rs`
+-- ARGV[1]  owner   ARGV[2]  the waiter that now holds the lock at its client, if there is one: see `neighbours.rs`
 --
 -- Answers '1' if the owner held, or waited with a token and so may have held at its client. Else answers '0'.
 
@@ -21,10 +21,10 @@ if freed == 0 then
 end
 
 if serves and first then
-  read(fields or call('HGETALL', state))
+  read(call('HGETALL', state))
   local before = last
-  serve(first, nil, ARGV[3])
-  if freed == 1 and last == before then call(PUBLISH, state, '-' .. owner) end
+  serve(first, nil, ARGV[2])
+  if watched and freed == 1 and last == before then tell_observers('-' .. owner) end
 end
 
 -- The new last waiter checks the holders from now on, so it must be told.

@@ -1,6 +1,8 @@
 //! Tokens of waiters of one session that are right behind each other: who gets one, and what becomes of it.
 
-use super::{KEPT, ask, attempt_with, connection, look, open_as, release_to, waiting_token};
+use super::{
+    KEPT, QUEUE, STATE, ask, attempt_with, connection, look, open_as, release_to, waiting_token,
+};
 use portalock_testkit::servers::RedisServer;
 use redis::aio::MultiplexedConnection;
 
@@ -21,7 +23,7 @@ async fn attempt(client: &mut MultiplexedConnection, session: &str, owner: &str)
 
 /// The waiters and their tokens, in order.
 async fn line(client: &mut MultiplexedConnection) -> Vec<(String, Option<u64>)> {
-    let owners: Vec<String> = ask(client, &["ZRANGE", "queue", "0", "-1"]).await;
+    let owners: Vec<String> = ask(client, &["ZRANGE", QUEUE, "0", "-1"]).await;
     let mut line = Vec::new();
     for owner in owners {
         let token = waiting_token(client, &owner).await.parse().ok();
@@ -31,13 +33,15 @@ async fn line(client: &mut MultiplexedConnection) -> Vec<(String, Option<u64>)> 
 }
 
 async fn last_token(client: &mut MultiplexedConnection) -> u64 {
-    let last: String = ask(client, &["HGET", "state", "token"]).await;
+    let last: String = ask(client, &["HGET", STATE, "token"]).await;
     last.split('|').next().unwrap().parse().unwrap()
 }
 
 async fn held(client: &mut MultiplexedConnection) -> (String, u64) {
-    let state: Vec<(String, String)> = ask(client, &["HGETALL", "state"]).await;
-    let mut claims = state.into_iter().filter(|(owner, _)| owner != "token");
+    let state: Vec<(String, String)> = ask(client, &["HGETALL", STATE]).await;
+    let mut claims = state
+        .into_iter()
+        .filter(|(field, _)| !["token", "waits", "watched"].contains(&&**field));
     let (owner, claim) = claims.next().unwrap();
     assert!(claims.next().is_none());
     (owner, claim.split('|').nth(3).unwrap().parse().unwrap())
@@ -97,7 +101,7 @@ async fn a_grant_gives_tokens_to_the_neighbours_behind_it() {
             .iter()
             .all(|(_, token)| token.is_none())
     );
-    release_to(&mut client, "1", "").await;
+    release_to(&mut client, "1", None).await;
     let (owner, token) = held(&mut client).await;
     assert_eq!(owner, "2");
     let tokens: Vec<_> = line(&mut client)
@@ -111,10 +115,10 @@ async fn a_grant_gives_tokens_to_the_neighbours_behind_it() {
     // The next grants use them.
     for (owner, token) in [("3", tokens[0]), ("4", tokens[1])] {
         let before = held(&mut client).await.0;
-        release_to(&mut client, &before, owner).await;
+        release_to(&mut client, &before, Some(owner)).await;
         assert_eq!(held(&mut client).await, (owner.to_owned(), token.unwrap()));
     }
-    release_to(&mut client, "4", "").await;
+    release_to(&mut client, "4", None).await;
     let (owner, token) = held(&mut client).await;
     assert!(owner == "5" && Some(token) > tokens[1]);
 }
@@ -127,20 +131,20 @@ async fn a_token_is_never_given_again_whoever_gives_up_or_ends() {
     attempt(&mut client, "a", "1").await;
     // From here on the clock is behind, as if it was set back.
     let late = LATE.to_string();
-    let _: () = ask(&mut client, &["HSET", "state", "token", &late]).await;
+    let _: () = ask(&mut client, &["HSET", STATE, "token", &late]).await;
     for owner in ["2", "3", "4"] {
         attempt(&mut client, "a", owner).await;
     }
     assert_eq!(last_token(&mut client).await, LATE + 3);
-    let left: u64 = ask(&mut client, &["PTTL", "state"]).await;
+    let left: u64 = ask(&mut client, &["PTTL", STATE]).await;
     assert!(left > 3_600_000, "the state outlives its tokens: {left} ms");
     attempt(&mut client, "b", "5").await;
     // One gives up. Its token is not given to anyone, and those behind keep theirs.
-    assert_eq!(release_to(&mut client, "2", "").await, "1");
-    release_to(&mut client, "1", "").await;
+    assert_eq!(release_to(&mut client, "2", None).await, "1");
+    release_to(&mut client, "1", None).await;
     assert_eq!(held(&mut client).await, ("3".to_owned(), LATE + 2));
     // The session ends, and all tokens with it.
-    let _: () = ask(&mut client, &["DEL", "s/a"]).await;
+    let _: () = ask(&mut client, &["DEL", "p/session/a"]).await;
     let answer = attempt(&mut client, "b", "5").await;
     assert_eq!(answer, ["granted", &(LATE + 4).to_string()]);
 }
@@ -153,13 +157,17 @@ async fn a_release_that_overtakes_the_one_ahead_takes_nobody_elses_hold() {
     for (session, owner) in [("a", "2"), ("a", "3"), ("b", "4")] {
         attempt(&mut client, session, owner).await;
     }
-    assert_eq!(release_to(&mut client, "2", "3").await, "1", "it held");
+    assert_eq!(
+        release_to(&mut client, "2", Some("3")).await,
+        "1",
+        "it held"
+    );
     assert_eq!(held(&mut client).await.0, "1");
-    assert_eq!(release_to(&mut client, "3", "").await, "1");
+    assert_eq!(release_to(&mut client, "3", None).await, "1");
     assert_eq!(held(&mut client).await.0, "1");
-    assert_eq!(release_to(&mut client, "1", "2").await, "1");
+    assert_eq!(release_to(&mut client, "1", Some("2")).await, "1");
     assert_eq!(held(&mut client).await.0, "4");
-    assert_eq!(release_to(&mut client, "2", "").await, "0");
+    assert_eq!(release_to(&mut client, "2", None).await, "0");
 }
 
 #[tokio::test]
@@ -170,6 +178,6 @@ async fn a_look_says_which_token_a_waiter_has() {
     let next = attempt(&mut client, "a", "2").await.remove(4);
     let expected = [token, format!("waits|{next}")];
     assert_eq!(look(&mut client, &["1", "2"]).await, expected);
-    release_to(&mut client, "1", "2").await;
+    release_to(&mut client, "1", Some("2")).await;
     assert_eq!(look(&mut client, &["1", "2"]).await, ["gone", &next]);
 }

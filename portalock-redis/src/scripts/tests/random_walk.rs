@@ -2,7 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
-use super::{ACQUIRE, CONNECTED, KEPT, ask, connection, open, open_as, release_to};
+use super::{
+    CONNECTED, KEPT, QUEUE, STATE, WAITERS, ask, attempt_once, connection, open, open_as,
+    release_to,
+};
 use portalock_testkit::servers::RedisServer;
 use redis::aio::MultiplexedConnection;
 
@@ -49,14 +52,16 @@ fn stored(claim: &str) -> Stored {
 
 impl Snapshot {
     async fn take(client: &mut MultiplexedConnection) -> Self {
-        let mut state: BTreeMap<String, String> = ask(client, &["HGETALL", "state"]).await;
-        let order: Vec<String> = ask(client, &["ZRANGE", "queue", "0", "-1"]).await;
-        let waiters: BTreeMap<String, String> = ask(client, &["HGETALL", "waiters"]).await;
+        let mut state: BTreeMap<String, String> = ask(client, &["HGETALL", STATE]).await;
+        let order: Vec<String> = ask(client, &["ZRANGE", QUEUE, "0", "-1"]).await;
+        let waiters: BTreeMap<String, String> = ask(client, &["HGETALL", WAITERS]).await;
         assert_eq!(
             order.len(),
             waiters.len(),
             "a place without a claim, or the other way round"
         );
+        let waits = state.remove("waits").is_some();
+        assert!(waits || order.is_empty(), "the mark is missing");
         let last = state.remove("token").unwrap_or_else(|| "0".to_owned());
         let (token, shape) = match last.split_once('|') {
             Some((token, shape)) => (token, Some(shape.to_owned())),
@@ -229,7 +234,7 @@ impl Walk {
         let id = self
             .sessions
             .swap_remove(self.random.usize(..self.sessions.len()));
-        let key = format!("s/{id}");
+        let key = format!("p/session/{id}");
         if stamp(&id) == CONNECTED && self.random.bool() {
             self.client.unsubscribe(&key).await.unwrap();
         } else {
@@ -240,26 +245,8 @@ impl Walk {
     }
 
     async fn acquire(&mut self, owner: &str, session: &str, shape: [&str; 2], queues: bool) {
-        let own = format!("s/{session}");
-        let queues = if queues { "1" } else { "0" };
-        let answer = ACQUIRE
-            .run(
-                &mut self.client,
-                &["state", "queue", "waiters", &own],
-                &[
-                    "s/",
-                    session,
-                    owner,
-                    shape[0],
-                    shape[1],
-                    queues,
-                    "{}",
-                    stamp(session),
-                ],
-            )
-            .await
-            .unwrap();
-        let answer: Vec<String> = redis::from_redis_value(answer).unwrap();
+        let stamp = stamp(session);
+        let answer = attempt_once(&mut self.client, session, owner, shape, stamp, queues).await;
         let now = Snapshot::take(&mut self.client).await;
         let holds = now.holders.contains_key(owner);
         let waits = now.queue.iter().any(|(waiter, _)| waiter == owner);
@@ -312,8 +299,8 @@ impl Walk {
             60.. if !self.owners.is_empty() => {
                 let at = self.random.usize(..self.owners.len());
                 let (owner, ..) = self.owners.swap_remove(at);
-                let waiting: Vec<String> = ask(&mut self.client, &["HKEYS", "waiters"]).await;
-                let next = self.random.choice(&waiting).map_or("", String::as_str);
+                let waiting: Vec<String> = ask(&mut self.client, &["HKEYS", WAITERS]).await;
+                let next = self.random.choice(&waiting).map(String::as_str);
                 release_to(&mut self.client, &owner, next).await;
                 return Some(owner);
             }
