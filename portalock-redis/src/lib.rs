@@ -24,7 +24,8 @@
 //! caller's runtime. To acquire a lock, the client runs one script on the server, in one round trip. The script checks
 //! whether the holders' sessions live, and then grants the lock or keeps a place in the queue. To release, the client runs
 //! another script, which grants the lock to the next waiter and publishes a message to that waiter's channel. So nobody
-//! polls, and only the next waiter wakes up.
+//! polls, and only the next waiter wakes up. A waiter right behind an owner of its own session takes over when that owner
+//! releases, without a round trip.
 //!
 //! A crashed client runs no script. So the last waiter in the queue checks every
 //! [`tick_interval`](RedisSettings::with_tick_interval) whether the holder's session lives. The waiters ahead of it check

@@ -17,7 +17,9 @@
 //! 4. **One claim for each owner**, in the state or in the queue, never in both: when the owner asks again, the script
 //!    finds the claim.
 //! 5. **Tokens grow.** Each token is larger than the last, and at least the server's clock in microseconds. The state
-//!    that stores the last token exists until an hour after the clock has passed this token.
+//!    that stores the last token exists until an hour after the clock has passed this token. A waiter that has a token is
+//!    exclusive, and all owners ahead of it are so too, are of its session, and have smaller tokens: so they are granted
+//!    in the order of their tokens. The last token is at least that of the last such waiter.
 //! 6. **Nothing stays forever.** Every key has a time to live of an hour or two, which its users extend. The next
 //!    client that finds the leftovers of a crashed client removes them, or they expire.
 //! 7. **Dead sessions stay dead.** A session's key is set once, after its subscription. Later its time is only

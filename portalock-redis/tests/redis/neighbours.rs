@@ -246,8 +246,11 @@ async fn after_a_session_that_ended_tokens_are_larger_than_all_that_its_waiters_
     let mut admin = Admin::of(&server).await;
     let tokens = tokens_of_waiters(&mut admin).await;
     assert_eq!(tokens.len(), 2);
-    let claim: Vec<String> = admin.ask("HVALS portalock/lock/a").await;
-    let session = claim[1].split('|').next().unwrap();
+    let found = lock(&other, "a").inspect().await.unwrap();
+    assert!(found.waiters.iter().all(|waiter| waiter.token.is_none()));
+    let state: Vec<String> = admin.ask("HVALS portalock/lock/a").await;
+    let claim = state.iter().find(|value| value.contains('{')).unwrap();
+    let session = claim.split('|').next().unwrap();
     admin
         .ask::<u32>(&format!("DEL portalock/session/{session}"))
         .await;

@@ -125,13 +125,15 @@ async fn a_grant_gives_tokens_to_the_neighbours_behind_it() {
 
 #[tokio::test]
 async fn a_token_is_never_given_again_whoever_gives_up_or_ends() {
-    const LATE: u64 = 8_000_000_000_000_000;
+    /// The last microsecond of an hour, in the year 2223.
+    const LATE: u64 = 3_600_000_000 * 2_222_222 - 1;
     let server = RedisServer::start().unwrap();
     let mut client = sessions(&server, &["a", "b"]).await;
     attempt(&mut client, "a", "1").await;
     // From here on the clock is behind, as if it was set back.
     let late = LATE.to_string();
     let _: () = ask(&mut client, &["HSET", STATE, "token", &late]).await;
+    let _: () = ask(&mut client, &["PEXPIRE", STATE, "60000"]).await;
     for owner in ["2", "3", "4"] {
         attempt(&mut client, "a", owner).await;
     }
