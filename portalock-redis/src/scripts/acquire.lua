@@ -62,12 +62,10 @@ if holders[owner] then return holders[owner].token end
 local must_wait = serve(first, first_text)
 if holders[owner] then return holders[owner].token end
 
--- Adds the owner to the queue, behind the last waiter or the only holder.
+-- Adds the owner to the queue, behind the last waiter. If there is only a holder, which shares, nobody gets a token.
 local function line_up_last()
   local tail, back = last_waiter()
-  local _, only = next(holders)
-  local ahead = tail and call('HGET', waiters, tail) or not tail and only and pack(only)
-  return line_up(back, ahead, last)
+  return line_up(back, tail and call('HGET', waiters, tail), last)
 end
 
 local behind = '-'

@@ -5,6 +5,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
+    task::Poll,
     time::Duration,
 };
 
@@ -87,6 +88,76 @@ async fn neighbours_need_no_answer_of_the_server() {
             guard.release().await.unwrap();
         }
     }
+}
+
+/// A grant of the server tells which waiters are right behind.
+#[tokio::test]
+async fn neighbours_that_waited_behind_another_session_need_no_answer_either() {
+    let server = RedisServer::start().unwrap();
+    let (backend, other) = (client(&server).await, client(&server).await);
+    let held = lock(&other, "a").acquire().await.unwrap();
+    let first = in_line(&backend).await;
+    let line = [in_line(&backend).await, in_line(&backend).await];
+    held.release().await.unwrap();
+    let mut guard = granted(first).await;
+    server.stall().unwrap();
+    let mut releases = Vec::new();
+    for waiter in line {
+        let last = guard.token();
+        releases.push(releasing(guard));
+        guard = granted(waiter).await;
+        assert!(guard.token() > last);
+    }
+    server.resume().unwrap();
+    for release in releases {
+        release.await.unwrap().unwrap();
+    }
+    guard.release().await.unwrap();
+}
+
+/// The session reconnects and checks its locks while the server still waits for the release of the owner ahead.
+#[test]
+fn a_check_knows_a_hold_that_was_taken_over_before_the_release_has_come() {
+    let server = RedisServer::start().unwrap();
+    let main = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .unwrap();
+    let slow = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    let backend = main.block_on(client(&server));
+    let held = slow.block_on(lock(&backend, "a").acquire()).unwrap();
+    let (owner, token) = (held.owner(), held.token());
+    let next = main.block_on(in_line(&backend));
+    let mut release = Box::pin(held.release());
+    // The connection of this runtime sends nothing after this.
+    let begun = std::future::poll_fn(|context| Poll::Ready(release.as_mut().poll(context)));
+    assert!(slow.block_on(begun).is_pending());
+    let next = main.block_on(async {
+        let next = granted(next).await;
+        assert!(next.token() > token);
+        let mut admin = Admin::of(&server).await;
+        admin.ask::<()>("CONFIG RESETSTAT").await;
+        admin.kill_sessions().await;
+        // The check reads claims by `HMGET`.
+        eventually(async || {
+            let stats: String = Admin::of(&server).await.ask("INFO commandstats").await;
+            stats.contains("cmdstat_hmget:")
+        })
+        .await;
+        for _ in 0..20 {
+            next.ensure_held().unwrap();
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        let found = lock(&backend, "a").inspect().await.unwrap();
+        assert_eq!(found.holders[0].owner, Some(owner));
+        next
+    });
+    slow.block_on(release).unwrap();
+    main.block_on(next.release()).unwrap();
 }
 
 /// What the holders of one lock saw.
@@ -225,7 +296,7 @@ async fn neighbours_lose_nothing_by_resets() {
     let backend = client(&server).await;
     let mut locks: Vec<_> = (0..12).map(|_| lock(&backend, "a")).collect();
     locks.push(lock(&client(&server).await, "a"));
-    let running = tokio::spawn(contend(locks, 400, Arc::default()));
+    let running = tokio::spawn(contend(locks, 100, Arc::default()));
     let mut admin = Admin::of(&server).await;
     while !running.is_finished() {
         tokio::time::sleep(Duration::from_millis(fastrand::u64(5..60))).await;

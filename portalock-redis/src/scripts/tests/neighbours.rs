@@ -3,6 +3,7 @@
 use super::{
     KEPT, QUEUE, STATE, ask, attempt_with, connection, look, open_as, release_to, waiting_token,
 };
+use futures_util::StreamExt as _;
 use portalock_testkit::servers::RedisServer;
 use redis::aio::MultiplexedConnection;
 
@@ -182,4 +183,67 @@ async fn a_look_says_which_token_a_waiter_has() {
     assert_eq!(look(&mut client, &["1", "2"]).await, expected);
     release_to(&mut client, "1", Some("2")).await;
     assert_eq!(look(&mut client, &["1", "2"]).await, ["gone", &next]);
+}
+
+#[tokio::test]
+async fn a_grant_outside_of_a_release_changes_no_token() {
+    let server = RedisServer::start().unwrap();
+    let mut client = sessions(&server, &["a"]).await;
+    for owner in ["1", "2", "3", "4"] {
+        attempt(&mut client, "a", owner).await;
+    }
+    let tokens = line(&mut client).await;
+    // The claim was deleted from outside.
+    let _: () = ask(&mut client, &["HDEL", STATE, "1"]).await;
+    assert_eq!(attempt(&mut client, "a", "3").await[3], "2");
+    assert_eq!(held(&mut client).await, ("2".to_owned(), tokens[0].1.unwrap()));
+    assert_eq!(line(&mut client).await, tokens[1..]);
+}
+
+#[tokio::test]
+async fn the_state_outlives_the_tokens_that_come_with_a_grant() {
+    const HOUR: u64 = 3_600_000_000;
+    let server = RedisServer::start().unwrap();
+    let mut client = sessions(&server, &["a", "b"]).await;
+    attempt(&mut client, "b", "1").await;
+    for owner in ["2", "3"] {
+        attempt(&mut client, "a", owner).await;
+    }
+    // The next token is the last one of an hour, far ahead of the clock.
+    let last = (HOUR * 2_222_222 - 2).to_string();
+    let _: () = ask(&mut client, &["HSET", STATE, "token", &last]).await;
+    let _: () = ask(&mut client, &["PEXPIRE", STATE, "60000"]).await;
+    release_to(&mut client, "1", None).await;
+    assert_eq!(last_token(&mut client).await, HOUR * 2_222_222);
+    let left: u64 = ask(&mut client, &["PTTL", STATE]).await;
+    assert!(left > 3_600_000, "{left} ms");
+}
+
+#[tokio::test]
+async fn a_message_is_left_out_only_if_the_client_knows_all_of_it() {
+    let server = RedisServer::start().unwrap();
+    let mut client = sessions(&server, &["a", "b"]).await;
+    let (mut sink, mut messages) = redis::Client::open(server.url())
+        .unwrap()
+        .get_async_pubsub()
+        .await
+        .unwrap()
+        .split();
+    sink.subscribe("p/session/a").await.unwrap();
+    for (session, owner) in [("a", "1"), ("a", "2"), ("a", "3"), ("b", "4"), ("a", "5")] {
+        attempt(&mut client, session, owner).await;
+    }
+    // The one in between gives up.
+    release_to(&mut client, "4", None).await;
+    let given = waiting_token(&mut client, "2").await;
+    let other = waiting_token(&mut client, "3").await;
+    release_to(&mut client, "1", Some("2")).await;
+    release_to(&mut client, "2", Some("3")).await;
+    let new = waiting_token(&mut client, "5").await;
+    assert!(given < other && other < new);
+    release_to(&mut client, "3", Some("2")).await;
+    for expected in [format!("grant|3|{other}|5|{new}"), format!("grant|5|{new}")] {
+        let message = messages.next().await.unwrap();
+        assert_eq!(message.get_payload::<String>().unwrap(), expected);
+    }
 }

@@ -95,8 +95,13 @@ fn nobody_takes_over_from_one_who_gives_up_or_has_lost_its_lock() {
     let (third, mut line) = waits(&places, 3);
     follow(&places, second, 2, first);
     follow(&places, third, 3, second);
-    assert_eq!(release(&places, second), None, "it never held");
+    let gives_up = places.release(second).unwrap();
+    assert_eq!(gives_up.leaving().next, None, "it never held");
     assert_eq!(grant(&mut line), None);
+    assert_eq!(release(&places, first), None, "the second waits no more");
+    gives_up.done();
+
+    let (places, _lease, first) = held();
 
     let (fourth, mut line) = waits(&places, 2);
     follow(&places, fourth, 2, first);
@@ -152,6 +157,15 @@ fn nobody_follows_another_place_of_the_owner_ahead() {
     let (places, _lease, first) = held();
     let (second, mut line) = waits(&places, 3);
     follow(&places, second, 3, first);
+    assert_eq!(release(&places, first), None);
+    assert_eq!(grant(&mut line), None);
+
+    // Nor one that is no longer right ahead.
+    let (places, _lease, first) = held();
+    let (second, mut line) = waits(&places, 3);
+    let (other, _) = waits(&places, 2);
+    places.follow(second, token(3), first, |_| true, places.reconnects());
+    follow(&places, second, 3, other);
     assert_eq!(release(&places, first), None);
     assert_eq!(grant(&mut line), None);
 
