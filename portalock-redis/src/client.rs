@@ -13,7 +13,7 @@ use crate::{
     keys::{Keys, Wanted},
     place::Place,
     queue::{Entry, Standing, recheck},
-    record::encode,
+    record::Encoder,
     replicas::confirm,
     route::Route,
     session::{Session, SessionKey, forgotten},
@@ -31,6 +31,7 @@ pub(crate) struct Server {
     pub(crate) route: Arc<Route>,
     pub(crate) keys: Keys,
     pub(crate) connections: Connections,
+    who: Encoder,
 }
 
 /// A request, without the difference between locks and semaphores.
@@ -48,6 +49,7 @@ impl Server {
             settings: route.settings().clone(),
             keys: Keys::new(route.prefix()),
             connections: Connections::new(route.clone()),
+            who: Encoder::default(),
             route,
         }
     }
@@ -78,7 +80,7 @@ pub(crate) async fn enter(
         place,
         wanted: &wish.wanted,
         queues: wish.patience == Patience::Queue,
-        who: encode(&wish.holder, settings.label()),
+        who: key.server.who.encode(&wish.holder, settings.label()),
     };
     let mut repeated = false;
     for _ in 0..ATTEMPTS {
@@ -89,7 +91,8 @@ pub(crate) async fn enter(
         let value = match answer.value {
             Standing::Granted(token) => {
                 if settings.wait_replicas() > 0 {
-                    confirm(&mut connections.wire().await?.connection, key).await?;
+                    // Boxed: the future is large, and each call would reserve space for it.
+                    Box::pin(confirm(&mut connections.wire().await?.connection, key)).await?;
                 }
                 Entered::Granted(token)
             }
@@ -119,7 +122,7 @@ pub(crate) async fn leave(
 ) -> Result<Answered<bool>, BackendError> {
     let key = session.service();
     if leaving.unsure && session.ensure_live().is_ok() {
-        match key.server.raise(key).await? {
+        match Box::pin(key.server.raise(key)).await? {
             Some(stamp) => key.stamp_is(stamp),
             None => session.end(forgotten()),
         }
