@@ -14,7 +14,7 @@ use crate::{
     neighbours,
     place::Place,
     queue::{Entry, Standing, recheck},
-    record::encode,
+    record::Encoder,
     replicas::confirm,
     route::Route,
     session::{Session, SessionKey, forgotten},
@@ -32,6 +32,7 @@ pub(crate) struct Server {
     pub(crate) route: Arc<Route>,
     pub(crate) keys: Keys,
     pub(crate) connections: Connections,
+    who: Encoder,
 }
 
 /// A request, without the difference between locks and semaphores.
@@ -49,6 +50,7 @@ impl Server {
             settings: route.settings().clone(),
             keys: Keys::new(route.prefix()),
             connections: Connections::new(route.clone()),
+            who: Encoder::default(),
             route,
         }
     }
@@ -79,7 +81,7 @@ pub(crate) async fn enter(
         place,
         wanted: &wish.wanted,
         queues: wish.patience == Patience::Queue,
-        who: encode(&wish.holder, settings.label()),
+        who: key.server.who.encode(&wish.holder, settings.label()),
     };
     let mut repeated = false;
     let reconnects = session.places().reconnects();
@@ -91,7 +93,8 @@ pub(crate) async fn enter(
         let value = match answer.value {
             Standing::Granted(token) => {
                 if settings.wait_replicas() > 0 {
-                    confirm(&mut connections.wire().await?.connection, key).await?;
+                    // Boxed: the future is large, and each call would reserve space for it.
+                    Box::pin(confirm(&mut connections.wire().await?.connection, key)).await?;
                 }
                 Entered::Granted(token)
             }
@@ -128,7 +131,7 @@ pub(crate) async fn leave(
 ) -> Result<Answered<bool>, BackendError> {
     let key = session.service();
     if leaving.unsure && session.ensure_live().is_ok() {
-        match key.server.raise(key).await? {
+        match Box::pin(key.server.raise(key)).await? {
             Some(stamp) => key.stamp_is(stamp),
             None => session.end(forgotten()),
         }

@@ -1,6 +1,6 @@
 //! The queue of a name at the server, in Rust types: attempts, releases and inspections. Each is one script.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use portalock_core::{
     BackendError, BackendErrorKind, Claim, FencingToken, Holder, Inspection, LockName, OwnerId,
@@ -35,7 +35,7 @@ pub(crate) struct Entry<'a> {
     pub(crate) place: &'a Place,
     pub(crate) wanted: &'a Wanted,
     pub(crate) queues: bool,
-    pub(crate) who: String,
+    pub(crate) who: Arc<str>,
 }
 
 /// The answer to an attempt.
@@ -56,7 +56,7 @@ pub(crate) enum Standing {
     /// The session has ended at the server.
     Ended,
     /// Nothing was done: the session now has this stamp.
-    Stale(std::sync::Arc<str>),
+    Stale(Arc<str>),
 }
 
 impl Server {
@@ -130,7 +130,7 @@ impl Server {
     pub(crate) async fn raise(
         &self,
         session: &SessionKey,
-    ) -> Result<Option<std::sync::Arc<str>>, BackendError> {
+    ) -> Result<Option<Arc<str>>, BackendError> {
         let call = Call::Script(&RAISE, &[&session.key], &[&session.lifetime]);
         let answer = self.send(RELEASING, call).await?;
         match text(&answer.value) {

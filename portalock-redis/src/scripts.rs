@@ -148,9 +148,9 @@ impl Form {
         match answer {
             // `EVAL` also loads the script, so it can't be flushed between loading and calling.
             Err(error) if error.kind() == ErrorKind::Server(ServerErrorKind::NoScript) => {
-                command("EVAL", &self.source, keys, arguments)
-                    .query_async(connection)
-                    .await
+                let command = command("EVAL", &self.source, keys, arguments);
+                // Boxed: the future is large, and each call would reserve space for it.
+                Box::pin(command.query_async(connection)).await
             }
             answer => answer,
         }

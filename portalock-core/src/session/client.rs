@@ -74,9 +74,14 @@ impl<S: Service> Client<S> {
     ///
     /// Safe: the next call gets a session that was started.
     pub async fn session(&self) -> Result<Arc<KeptSession<S>>, BackendError> {
-        if let Some(session) = self.sessions.live() {
-            return Ok(session);
+        match self.sessions.live() {
+            Some(session) => Ok(session),
+            // Boxed: the future is large, and each call would reserve space for it. So are other rare calls below.
+            None => Box::pin(self.start()).await,
         }
+    }
+
+    async fn start(&self) -> Result<Arc<KeptSession<S>>, BackendError> {
         let service = S::new(&self.shared);
         self.sessions
             .get(|former| KeptSession::start(service, former))
@@ -98,7 +103,7 @@ impl<S: Service> Client<S> {
         let places = session.places();
         if places.is_leaving(owner) {
             // First release the place of the owner's earlier attempt.
-            release(&session, owner).await?;
+            Box::pin(release(&session, owner)).await?;
         }
         let reconnects = places.reconnects();
         let expected = places.expect(owner, || session.service().place(owner, wish))?;
@@ -135,7 +140,7 @@ impl<S: Service> Client<S> {
             }
             Entered::Refused(holder) => {
                 if unsure {
-                    release(&session, owner).await?;
+                    Box::pin(release(&session, owner)).await?;
                 } else {
                     places.forget(owner);
                 }

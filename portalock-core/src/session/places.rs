@@ -8,6 +8,7 @@ use std::{
     },
 };
 
+use foldhash::fast::RandomState;
 use tokio::sync::Notify;
 
 use self::neighbours::Turn;
@@ -36,7 +37,7 @@ pub struct Places<P> {
     pub(super) owed: Notify,
 }
 
-type Book<P> = HashMap<OwnerId, Place<P>>;
+type Book<P> = HashMap<OwnerId, Place<P>, RandomState>;
 
 #[derive(Debug)]
 struct Place<P> {
@@ -45,7 +46,7 @@ struct Place<P> {
     /// Whether a request without an answer may still be in flight.
     unsure: bool,
     /// The loss, if the lock was broken. The session may not know yet that the owner holds it.
-    broken: Option<Loss>,
+    broken: Option<Box<Loss>>,
     /// Changes with the phase. No two places have the same version.
     version: u64,
     waiting: Option<Box<Waiting>>,
@@ -134,7 +135,7 @@ impl<P: Clone> Places<P> {
     /// Creates an empty record for a session. `session` is the signal of the session's end.
     pub fn new(session: LostSignal) -> Self {
         Self {
-            book: Mutex::new(Some(HashMap::new())),
+            book: Mutex::new(Some(Book::default())),
             session,
             reconnects: AtomicU64::new(0),
             left: OnceLock::new(),
@@ -286,7 +287,7 @@ impl<P: Clone> Places<P> {
             if let Phase::Held(_, lease) = &place.phase {
                 lease.end(loss.clone());
             }
-            place.broken = Some(loss.clone());
+            place.broken = Some(Box::new(loss.clone()));
             place.enter(Phase::Due);
             // An owner that has not received its grant repeats its attempt.
             place.wake();
@@ -533,7 +534,7 @@ impl<P> Place<P> {
             _ => Lease::unbounded(),
         };
         if let Some(loss) = &self.broken {
-            lease.end(loss.clone());
+            lease.end((**loss).clone());
         }
         let lost = LostSignal::any([session.clone(), lease.signal()]);
         if matches!(self.phase, Phase::Asked | Phase::Queued) {

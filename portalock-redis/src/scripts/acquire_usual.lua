@@ -53,15 +53,22 @@ for i = 1, #fields, 2 do
   end
 end
 
+-- Somebody may have deleted the state, and with it the mark.
+local is_left = false
+if not last_token then
+  find_queue()
+  is_left = call('EXISTS', queue) == 1
+end
+
 -- Free: no holders and no waiters.
-if not holder and not waits and (not shares or weight <= capacity) then
+if not holder and not waits and not is_left and (not shares or weight <= capacity) then
   local refused = refusal()
   if refused then return refused end
   local _, token = write_grant(number_of(last_token or '0'), owner, asked, who, shares and shape, '')
   return token
 end
 
-find_queue()
+if not queue then find_queue() end
 local queues = ARGV[5] == 'queues'
 
 -- Sets the mark that there are waiters.

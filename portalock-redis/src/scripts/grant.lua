@@ -16,7 +16,8 @@
 --
 -- The marks are fields of the state, so a state that has only its token shows in one call that nobody holds, waits or
 -- observes:
---   `waits`    is set when the queue gets its first waiter. It may stay when the queue is empty.
+--   `waits`    is set when the queue gets its first waiter. It may stay when the queue is empty. If there is no last token,
+--              the state is new, and the mark may be missing.
 --   `watched`  is set while there are observers. They subscribe to a channel with the name of the state, and set the
 --              mark. The channel gets a message for each grant, and for each release that is not followed by a grant.
 --              The first message that nobody receives removes the mark.

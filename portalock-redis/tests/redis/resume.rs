@@ -15,7 +15,8 @@ use portalock_testkit::{
 use tokio::time::timeout;
 
 use crate::fixture::{
-    Admin, ENOUGH, client, eventually, granted, lock, settings, settings_at, waiters, waiting,
+    Admin, ENOUGH, client, eventually, granted, is_place, lock, settings, settings_at, waiters,
+    waiting,
 };
 
 /// A client with its own proxy. It checks so rarely that only a message, or a resumed session, can be in time.
@@ -115,8 +116,9 @@ async fn a_grant_that_was_told_to_nobody_is_learnt() {
     held.release().await.unwrap();
     // The waiter was granted the lock nevertheless, and its place in the queue is gone.
     let mut admin = Admin::of(&server).await;
-    let holders: Vec<String> = admin.ask("HKEYS portalock/lock/a").await;
-    assert_eq!(holders.len(), 2, "{holders:?}");
+    let mut holders: Vec<String> = admin.ask("HKEYS portalock/lock/a").await;
+    holders.retain(|field| is_place(field));
+    assert_eq!(holders.len(), 1, "{holders:?}");
     line.heal();
     granted(waiter).await.release().await.unwrap();
 }

@@ -196,7 +196,10 @@ async fn a_grant_outside_of_a_release_changes_no_token() {
     // The claim was deleted from outside.
     let _: () = ask(&mut client, &["HDEL", STATE, "1"]).await;
     assert_eq!(attempt(&mut client, "a", "3").await[3], "2");
-    assert_eq!(held(&mut client).await, ("2".to_owned(), tokens[0].1.unwrap()));
+    assert_eq!(
+        held(&mut client).await,
+        ("2".to_owned(), tokens[0].1.unwrap())
+    );
     assert_eq!(line(&mut client).await, tokens[1..]);
 }
 
