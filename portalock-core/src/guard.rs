@@ -98,9 +98,9 @@ macro_rules! guard_methods {
 ///
 /// # On drop
 ///
-/// The lock is released: at once if the backend can ([`Capabilities::releases_now`]), otherwise in the background, on
-/// the runtime on which it was acquired. Dropping never blocks and never panics, even outside a runtime. At the end of
-/// a program, call [`shutdown`](crate::shutdown) to wait for releases in the background.
+/// The lock is released: at once if the backend can ([`Capabilities::releases_now`]), otherwise in the background, on a
+/// thread of the library. Dropping never blocks and never panics, even outside a runtime. At the end of a program, call
+/// [`shutdown`](crate::shutdown) to wait for releases in the background.
 ///
 /// [`Capabilities::releases_now`]: crate::Capabilities::releases_now
 #[derive(Debug)]

@@ -67,6 +67,7 @@ pub mod metrics;
 mod name;
 pub mod policy;
 mod pool;
+mod random;
 mod reentrant;
 mod request;
 mod semaphore;

@@ -7,6 +7,7 @@ use crate::{
     Mode, OwnerId, Patience, Policy,
     clock::Instant,
     engine::{
+        answer::answer,
         breaking,
         service::Locks,
         wait::{Resolve, acquire},
@@ -87,7 +88,7 @@ impl<B: LockBackend> Lock<B> {
     }
 
     /// Acquires the lock if it is free, and doesn't wait for a holder. It waits for the service's answer for at most
-    /// the policy's timeout.
+    /// the policy's timeout, or 5 s if the policy waits forever.
     ///
     /// # Errors
     ///
@@ -185,7 +186,8 @@ impl<B: LockBackend> Lock<B> {
     ///
     /// # Errors
     ///
-    /// [`LockError::Unsupported`] if the backend can't tell; [`LockError::Backend`] if the service failed.
+    /// [`LockError::Unsupported`] if the backend can't tell; [`LockError::Backend`] if the service failed or did not
+    /// answer within 5 s.
     ///
     /// # Cancel safety
     ///
@@ -197,11 +199,7 @@ impl<B: LockBackend> Lock<B> {
                 instead: "its capabilities say `Inspect::None`",
             });
         }
-        let inspection = self.backend.inspect(&self.name).await;
-        inspection.map_err(|source| LockError::Backend {
-            name: self.name.clone(),
-            source,
-        })
+        answer(&self.name, self.backend.inspect(&self.name)).await
     }
 
     /// Takes the lock away from `owner`, for an operator who knows that the holder must stop.

@@ -121,7 +121,7 @@ impl<B: LockBackend> LockSet<B> {
     }
 
     /// Acquires all locks if all are free, and doesn't wait for a holder. It waits for the service's answers for at
-    /// most the timeout of the set's policy: one deadline for all names together.
+    /// most the timeout of the set's policy, or 5 s if the policy waits forever: one deadline for all names together.
     ///
     /// # Errors
     ///
@@ -143,7 +143,8 @@ impl<B: LockBackend> LockSet<B> {
     /// # Errors
     ///
     /// As [`Lock::acquire`], for the first name that was not granted. Names acquired before it are released as in
-    /// [`try_acquire`](Self::try_acquire).
+    /// [`try_acquire`](Self::try_acquire). [`LockError::Lost`] at once if one of these names was lost while the call waited
+    /// for another.
     ///
     /// # Cancel safety
     ///
@@ -169,7 +170,12 @@ impl<B: LockBackend> LockSet<B> {
         let start = Instant::now();
         let mut taken = LockSetGuard::new(Vec::with_capacity(self.locks.len()));
         for lock in &self.locks {
-            match lock.run(self.mode, policy, resolve, Some(start)).await {
+            let next = lock.run(self.mode, policy, resolve, Some(start));
+            let granted = match select(pin!(next), pin!(taken.first_loss())).await {
+                Either::Left((granted, _)) => granted,
+                Either::Right((lost, _)) => Err(lost),
+            };
+            match granted {
                 Ok(guard) => taken.guards.push(guard),
                 Err(error) => {
                     // If the service does not answer, it would not answer a release either.
@@ -183,7 +189,8 @@ impl<B: LockBackend> LockSet<B> {
                 }
             }
         }
-        taken.merge_signals();
+        taken.ensure_held()?;
+        taken.lost = taken.merged_signal();
         Ok(taken)
     }
 }
@@ -208,8 +215,18 @@ impl<B: LockBackend> LockSetGuard<B> {
         }
     }
 
-    fn merge_signals(&mut self) {
-        self.lost = LostSignal::any(self.guards.iter().map(Guard::lost_signal));
+    fn merged_signal(&self) -> LostSignal {
+        LostSignal::any(self.guards.iter().map(Guard::lost_signal))
+    }
+
+    /// Waits until one of the locks is lost.
+    async fn first_loss(&self) -> LockError {
+        loop {
+            if let Err(lost) = self.ensure_held() {
+                return lost;
+            }
+            self.merged_signal().lost().await;
+        }
     }
 
     /// The held names, sorted.
@@ -253,15 +270,13 @@ impl<B: LockBackend> LockSetGuard<B> {
     ///
     /// Dropping the returned future drops `work`; the locks stay held.
     pub async fn run<F: Future>(&self, work: F) -> Result<F::Output, LockError> {
-        let output = match select(pin!(self.lost.lost()), pin!(work)).await {
-            Either::Left(_) => None,
-            Either::Right((output, _)) => Some(output),
-        };
-        self.ensure_held()?;
-        match output {
-            Some(output) => Ok(output),
-            // The merged signal fires together with a guard's signal, and a guard's loss can still be read.
-            None => std::future::pending().await,
+        // The loss is polled first, so that work doesn't continue after a lock was lost.
+        match select(pin!(self.first_loss()), pin!(work)).await {
+            Either::Left((lost, _)) => Err(lost),
+            Either::Right((output, _)) => {
+                self.ensure_held()?;
+                Ok(output)
+            }
         }
     }
 
@@ -484,6 +499,54 @@ mod tests {
             assert!(matches!(lost, Err(LockError::Lost { name, .. }) if name.as_str() == "b"));
         }
         assert!(guard.release().await.is_err());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_loss_while_another_name_is_waited_for_ends_the_wait() {
+        let backend = MemoryBackend::new();
+        let lock = |name| Lock::new(backend.clone(), name).unwrap();
+        let held = lock("b").acquire().await.unwrap();
+        let set = LockSet::new(backend.clone(), ["a", "b"]).unwrap();
+        let forever = Policy::forever();
+        {
+            let mut waits = pin!(set.acquire_with(&forever));
+            assert!(futures_util::poll!(&mut waits).is_pending());
+            backend.lose(&LockName::new("a").unwrap());
+            let ended = tokio::time::timeout(Duration::from_secs(3600), waits).await;
+            let lost = ended.expect("it waits for the other name").unwrap_err();
+            assert!(matches!(lost, LockError::Lost { name, .. } if name.as_str() == "a"));
+        }
+        drop(held);
+        assert_eq!(backend.names_in_use(), 0, "nobody waits any more");
+    }
+
+    /// Takes the name `a` away while it grants another.
+    #[derive(Debug, Clone)]
+    struct Fickle(MemoryBackend);
+
+    #[async_trait::async_trait]
+    impl LockBackend for Fickle {
+        fn capabilities(&self) -> Capabilities {
+            Capabilities::new(Scope::Process)
+        }
+
+        async fn try_acquire(&self, request: &LockRequest) -> Result<Attempt, BackendError> {
+            if request.name.as_str() != "a" {
+                self.0.lose(&LockName::new("a").unwrap());
+            }
+            LockBackend::try_acquire(&self.0, request).await
+        }
+
+        async fn release(&self, request: &LockRequest) -> Result<Released, BackendError> {
+            LockBackend::release(&self.0, request).await
+        }
+    }
+
+    #[tokio::test]
+    async fn a_set_with_a_lost_lock_is_not_granted() {
+        let set = LockSet::new(Fickle(MemoryBackend::new()), ["a", "b"]).unwrap();
+        let lost = set.acquire().await.map(drop);
+        assert!(matches!(lost, Err(LockError::Lost { .. })), "{lost:?}");
     }
 
     #[tokio::test]

@@ -6,6 +6,7 @@ use crate::{
     Inspection, LockError, LockName, Patience, PermitGuard, PermitRequest, Permits, Policy,
     Semaphore,
     engine::{
+        answer::answer,
         service::PermitsOf,
         wait::{Resolve, acquire},
     },
@@ -139,7 +140,8 @@ impl<S: Semaphore> Pool<S> {
     ///
     /// # Errors
     ///
-    /// [`LockError::Unsupported`] if the semaphore can't report them; [`LockError::Backend`] if the service failed.
+    /// [`LockError::Unsupported`] if the semaphore can't report them; [`LockError::Backend`] if the service failed or
+    /// did not answer within 5 s.
     ///
     /// # Cancel safety
     ///
@@ -151,11 +153,7 @@ impl<S: Semaphore> Pool<S> {
                 instead: "its capabilities say `Inspect::None`",
             });
         }
-        let inspection = self.semaphore.inspect(&self.name).await;
-        inspection.map_err(|source| LockError::Backend {
-            name: self.name.clone(),
-            source,
-        })
+        answer(&self.name, self.semaphore.inspect(&self.name)).await
     }
 
     async fn run(

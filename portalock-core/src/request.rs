@@ -13,7 +13,7 @@ use std::{
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-use crate::{Holder, LockName};
+use crate::{Holder, LockName, random::random};
 
 /// The mode of a lock: exclusive or shared.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -98,7 +98,6 @@ impl OwnerId {
     /// A new id. It differs from all other ids in this process, and from those of other processes unless two random
     /// 64-bit numbers are equal.
     pub fn mint() -> Self {
-        // A forked child inherits the statics below; its process id distinguishes it from its parent.
         Self::mint_in(std::process::id())
     }
 
@@ -112,7 +111,8 @@ impl OwnerId {
         static PROCESS: OnceLock<u64> = OnceLock::new();
         static SERIAL: AtomicU64 = AtomicU64::new(0);
         Self {
-            process: *PROCESS.get_or_init(|| fastrand::Rng::new().u64(..)),
+            // A forked child inherits it and the serial number; the process id distinguishes it from its parent.
+            process: *PROCESS.get_or_init(random),
             pid,
             serial: SERIAL.fetch_add(1, Ordering::Relaxed),
         }

@@ -13,6 +13,9 @@
 //! # Ok(()) }
 //! ```
 //!
+//! It needs a tokio runtime with I/O and time: `Builder::enable_all`, as `#[tokio::main]` has it. In a program without async use
+//! [`blocking`](portalock_core::blocking), which needs no runtime.
+//!
 //! # How it works
 //!
 //! A backend has one lease at etcd, its *session*, which it renews on the library's own thread. A request for a lock is one

@@ -67,9 +67,3 @@ impl Wanted {
 pub(crate) fn channel(session: &str) -> String {
     format!("portalock_{session}")
 }
-
-/// The id of a new session. It has so many random bits that two sessions never share an id and nobody can guess one.
-pub(crate) fn new_session_id() -> String {
-    let mut random = fastrand::Rng::new();
-    format!("{:016x}{:016x}", random.u64(..), random.u64(..))
-}

@@ -20,6 +20,9 @@
 //! # Ok(()) }
 //! ```
 //!
+//! It needs a tokio runtime with I/O and time: `Builder::enable_all`, as `#[tokio::main]` has it. In a program without async use
+//! [`blocking`](portalock_core::blocking), which needs no runtime.
+//!
 //! # How it works
 //!
 //! Claims, sessions and the last token of each name are rows in the schema `portalock`, and functions of that schema

@@ -28,7 +28,7 @@ use async_trait::async_trait;
 use portalock_core::{
     BackendError, Loss, OwnerId, Renewal,
     clock::Instant,
-    session::{Answered, Asked, Entered, KeptSession, Leaving, Looked, Service},
+    session::{Answered, Asked, Entered, KeptSession, Leaving, Looked, Service, new_id},
 };
 use tokio::time::timeout;
 use tokio_postgres::{Error, Notification, types::Type};
@@ -39,7 +39,7 @@ use crate::{
     client::{Server, Wish, enter, leave},
     connection::{Connection, Hear},
     error::{POOLED, failed, pooled, timed_out, wrong_version},
-    keys::{channel, new_session_id},
+    keys::channel,
     look::{clean_up, look},
     observe::{self, Observers},
     place::Place,
@@ -140,7 +140,7 @@ impl Service for SessionRow {
 
     fn new(server: &Arc<Server>) -> Self {
         Self {
-            id: new_session_id().into(),
+            id: new_id(),
             server: server.clone(),
             epoch: AtomicI64::new(0),
             observers: Observers::default(),

@@ -4,6 +4,9 @@
 //! refresh first extends the session's time and then reads the marks, so no refresh misses a mark that existed when the
 //! refresh was sent. A message only makes the next refresh come at once. If a session's refreshes no longer reach the
 //! server, the session ends by its own clock within the time that `break.lua` returns.
+//!
+//! The mark also has this time, because a failover or a restart can lose the mark while the session lives on. Then the
+//! next mark has a later time, and `evict.lua` ends the hold only after that.
 
 use std::time::Duration;
 
@@ -24,7 +27,7 @@ use crate::{
 const BREAKING: &str = "break a lock in Redis";
 const EVICTING: &str = "end a hold in Redis";
 
-/// A mark: the name of a place, and who breaks its lock.
+/// The name of a place, and the mark: when its client no longer relies on the hold, and who breaks its lock.
 pub(crate) type Mark = (String, String);
 
 impl Server {
@@ -50,22 +53,31 @@ impl Server {
         }
     }
 
-    /// Deletes the claim of `owner`.
+    /// Deletes the claim of `owner` when its client no longer relies on it. Waits for that if the first mark was lost.
     pub(crate) async fn evict(
         &self,
         name: &LockName,
         owner: OwnerId,
     ) -> Result<Released, BackendError> {
-        let named = Kind::Lock.named(name);
-        let Answered { value, repeated } = self
-            .free(EVICTING, &EVICT, &named, &[&owner.to_string()])
-            .await?;
-        // An earlier try without an answer may have freed the hold, and then the last try did not find it.
-        Ok(if value || repeated {
-            Released::Freed
-        } else {
-            Released::NotHeld
-        })
+        let state = self.keys.state(&Kind::Lock.named(name));
+        let owner = owner.to_string();
+        loop {
+            let call = Call::Script(&EVICT, &[&state], &[&owner]);
+            let Answered { value, repeated } = self.send(EVICTING, call).await?;
+            let answer = text(&value).ok_or_else(|| unexpected(EVICTING))?;
+            if let Some(left) = answer.strip_prefix("wait|") {
+                let left = left.parse().map_err(|_| unexpected(EVICTING))?;
+                tokio::time::sleep(Duration::from_millis(left)).await;
+                continue;
+            }
+            return match answer {
+                "1" => Ok(Released::Freed),
+                // An earlier try without an answer may have freed the hold, and then the last try did not find it.
+                "0" if repeated => Ok(Released::Freed),
+                "0" => Ok(Released::NotHeld),
+                _ => Err(unexpected(EVICTING)),
+            };
+        }
     }
 }
 
@@ -82,8 +94,9 @@ pub(crate) async fn heed(
     marks: Vec<Mark>,
 ) {
     let mut heeded = Vec::new();
-    for (name, by) in marks {
-        let loss = Loss::broken_by(serde_json::from_str(&by).ok());
+    for (name, mark) in marks {
+        let by = mark.split_once('|').map(|(_, by)| by);
+        let loss = Loss::broken_by(by.and_then(|by| serde_json::from_str(by).ok()));
         let is_of = |place: &Place| *place.name == *name;
         let is_here =
             Place::owner(&name).is_some_and(|owner| session.places().broken(owner, &loss, is_of));

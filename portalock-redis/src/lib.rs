@@ -17,6 +17,9 @@
 //! # Ok(()) }
 //! ```
 //!
+//! It needs a tokio runtime with I/O and time: `Builder::enable_all`, as `#[tokio::main]` has it. In a program without async use
+//! [`blocking`](portalock_core::blocking), which needs no runtime.
+//!
 //! # How it works
 //!
 //! A [`RedisBackend`] has one *session*: a key that it refreshes, and a connection that is subscribed to the session's

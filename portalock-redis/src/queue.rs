@@ -12,11 +12,11 @@ use crate::{
     client::Server,
     connection::Call,
     error::{failed, unexpected},
-    keys::{Kind, Named, Wanted},
+    keys::{Kind, Wanted},
     neighbours::Ahead,
     place::Place,
     record::{decode, text},
-    scripts::{ACQUIRE, INSPECT, RAISE, RELEASE, Script},
+    scripts::{ACQUIRE, INSPECT, RAISE, RELEASE},
     session::SessionKey,
 };
 
@@ -97,28 +97,15 @@ impl Server {
         place: &Place,
         next: Option<&Place>,
     ) -> Result<Answered<bool>, BackendError> {
+        let state = self.keys.state(&place.named);
         let mut arguments = vec![&*place.name];
         arguments.extend(next.map(|next| &*next.name));
-        self.free(RELEASING, &RELEASE, &place.named, &arguments)
-            .await
-    }
-
-    /// Releases a place with the given script, and these arguments of the script.
-    pub(crate) async fn free(
-        &self,
-        what: &'static str,
-        script: &'static Script,
-        named: &Named,
-        arguments: &[&str],
-    ) -> Result<Answered<bool>, BackendError> {
-        let state = self.keys.state(named);
-        let answer = self
-            .send(what, Call::Script(script, &[&state], arguments))
-            .await?;
+        let call = Call::Script(&RELEASE, &[&state], &arguments);
+        let answer = self.send(RELEASING, call).await?;
         let value = match text(&answer.value) {
             Some("1") => true,
             Some("0") => false,
-            _ => return Err(unexpected(what)),
+            _ => return Err(unexpected(RELEASING)),
         };
         Ok(Answered {
             value,

@@ -51,7 +51,7 @@ use async_trait::async_trait;
 use portalock_core::{
     BackendError, BackendErrorKind, FencingToken, Loss, OwnerId, Renewal,
     clock::Instant,
-    session::{Answered, Asked, Entered, KeptSession, Leaving, Looked, Service},
+    session::{Answered, Asked, Entered, KeptSession, Leaving, Looked, Service, new_id},
 };
 use redis::{PushInfo, RedisError, aio::MultiplexedConnection};
 use tokio::{task::JoinSet, time::timeout};
@@ -393,10 +393,6 @@ impl Hearer {
 }
 
 fn hear_message(session: &Arc<Session>, text: &str) {
-    // The refresh reads the marks.
-    if text == "broken" {
-        return session.renew_now();
-    }
     // The last part may contain any character.
     let mut parts = text.splitn(3, '|');
     let (Some(what), Some(name)) = (parts.next(), parts.next()) else {
@@ -423,10 +419,14 @@ fn hear_message(session: &Arc<Session>, text: &str) {
                 session.places().wake(owner);
             });
         }
-        ("asked", Some(state)) => {
+        ("asked" | "broken", Some(state)) => {
             if let Some(named) = key.server.keys.named(state) {
                 let name = name.into();
                 session.places().found_unknown(owner, Place { name, named });
+            }
+            if what == "broken" {
+                // The refresh reads the marks.
+                session.renew_now();
             }
         }
         _ => {}
@@ -447,12 +447,6 @@ fn head(session: &str, weight: u32, capacity: u32) -> Arc<str> {
     format!("{session}|{weight}|{capacity}").into()
 }
 
-/// A new session's id, with enough random bits that no two ids are equal.
-fn new_id() -> Arc<str> {
-    let mut random = fastrand::Rng::new();
-    format!("{:016x}{:016x}", random.u64(..), random.u64(..)).into()
-}
-
 /// The loss of a session that the server no longer knows.
 pub(crate) fn forgotten() -> Loss {
     Loss::SessionEnded("the server no longer knows it".into())
@@ -463,3 +457,6 @@ pub(crate) fn forgotten() -> Loss {
 fn certain(lifetime: Duration) -> Duration {
     lifetime.mul_f64(0.95)
 }
+
+#[cfg(all(test, unix))]
+mod tests;

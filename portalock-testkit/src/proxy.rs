@@ -7,7 +7,7 @@
 
 use std::{
     io,
-    net::{Ipv4Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -63,6 +63,7 @@ struct State {
     to_server: Faults,
     to_client: Faults,
     refuse: bool,
+    refuse_from: Option<IpAddr>,
     /// The number of cuts. A connection that is older than the last cut is closed.
     cuts: u64,
 }
@@ -160,6 +161,11 @@ impl FaultProxy {
         self.state.send_modify(|state| state.refuse = refuse);
     }
 
+    /// Sets from which address new connections are closed at once. Open ones stay open.
+    pub fn refuse_from(&self, from: Option<IpAddr>) {
+        self.state.send_modify(|state| state.refuse_from = from);
+    }
+
     /// Ends all delays, black holes, dropping and refusing. Data that was held back is delivered.
     pub fn heal(&self) {
         self.state.send_modify(|state| {
@@ -180,9 +186,9 @@ async fn serve(
     loop {
         tokio::select! {
             accepted = listener.accept() => {
-                let Ok((client, _)) = accepted else { continue };
+                let Ok((client, from)) = accepted else { continue };
                 let now = state.borrow_and_update().clone();
-                if now.refuse {
+                if now.refuse || now.refuse_from == Some(from.ip()) {
                     continue;
                 }
                 let counted = Counted::new(open.clone());

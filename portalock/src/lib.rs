@@ -13,6 +13,9 @@
 //! # Ok(()) }
 //! ```
 //!
+//! The backends on servers need a tokio runtime with I/O and time: `Builder::enable_all`, as `#[tokio::main]` has it. In a program
+//! without async use [`blocking`], which needs no runtime.
+//!
 //! # When to use it, and when not
 //!
 //! Use it to run one of several *processes* at a time: cron jobs on several hosts, migrations, one worker per customer, one

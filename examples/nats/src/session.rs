@@ -16,7 +16,8 @@ use portalock_core::{
     Renewal,
     clock::Instant,
     session::{
-        Answered, Asked, Entered, KeptSession, Leaving, Looked, Service, Stand, Task, spawn,
+        Answered, Asked, Entered, KeptSession, Leaving, Looked, Service, Stand, Task, new_id,
+        spawn,
     },
 };
 
@@ -71,7 +72,7 @@ impl Service for SessionKey {
 
     fn new(server: &Arc<Server>) -> Self {
         Self {
-            id: format!("{:032x}", fastrand::u128(..)).into(),
+            id: new_id(),
             server: server.clone(),
             revision: AtomicU64::new(0),
         }

@@ -4,10 +4,9 @@ use serde::{Deserialize, Serialize};
 
 use super::ensure_tells;
 use crate::{
-    BackendError, BackendErrorKind, Claim, ClaimKind, FencingToken, Holder, HolderWatch,
-    Inspection, Lock, LockBackend, LockError, Policy,
+    Claim, ClaimKind, FencingToken, Holder, HolderWatch, Inspection, Lock, LockBackend, LockError,
     clock::Instant,
-    engine::{deadline::bound, timer},
+    engine::{answer::answer, timer},
     settings::LONGEST,
 };
 
@@ -130,30 +129,12 @@ impl<B: LockBackend> Observer<B> {
             // A time that the clock can't count would read as no pause at all.
             let interval = self.lock.policy().check_interval().min(LONGEST);
             self.next_look = Instant::now().checked_add(interval);
-            let backend = self.lock.backend();
-            self.watch = self.answer(backend.watch(self.lock.name())).await?;
+            let (backend, name) = (self.lock.backend(), self.lock.name());
+            self.watch = answer(name, backend.watch(name)).await?;
             if self.watch.is_none() {
-                return Ok(Term::of(
-                    self.answer(backend.inspect(self.lock.name())).await?,
-                ));
+                return Ok(Term::of(answer(name, backend.inspect(name)).await?));
             }
         }
-    }
-
-    /// The service's answer, which is awaited for 5 s.
-    async fn answer<T>(
-        &self,
-        asked: impl Future<Output = Result<T, BackendError>>,
-    ) -> Result<T, LockError> {
-        let until = Instant::now().checked_add(Policy::DEFAULT_TIMEOUT);
-        let silence = "the lock service did not say who leads";
-        bound(until, asked)
-            .await
-            .unwrap_or_else(|| Err(BackendError::new(BackendErrorKind::Unavailable, silence)))
-            .map_err(|source| LockError::Backend {
-                name: self.lock.name().clone(),
-                source,
-            })
     }
 
     fn is_news(&self, seen: Option<&Term>) -> bool {

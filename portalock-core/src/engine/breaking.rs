@@ -1,10 +1,7 @@
 //! Taking a lock away from its holder: tell it, wait for it, and end its hold by force if it does not respond.
 
-use super::{backoff::Backoff, deadline::bound, timer};
-use crate::{
-    BackendError, BackendErrorKind, Holder, LockBackend, LockError, LockName, OwnerId, Policy,
-    Released, clock::Instant,
-};
+use super::{answer::answer, backoff::Backoff, timer};
+use crate::{Holder, LockBackend, LockError, LockName, OwnerId, Policy, Released, clock::Instant};
 
 /// The result of breaking a lock.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -32,16 +29,12 @@ pub(crate) async fn break_holder<B: LockBackend + ?Sized>(
             instead: "its capabilities have no `breaks`: end the holder's process",
         });
     }
-    let failed = |source| LockError::Backend {
-        name: name.clone(),
-        source,
-    };
     let mut backoff = Backoff::new(policy);
     // The time until which a holder that knows nothing of the mark may rely on the lock, as the first mark returned it.
     // A client that misses the mark but still reaches the service must not move it.
     let mut relies_until: Option<Option<Instant>> = None;
     loop {
-        match answer(backend.mark_broken(name, owner, by)).await {
+        match answer(name, backend.mark_broken(name, owner, by)).await {
             Ok(None) if relies_until.is_none() => return Ok(Broken::NotHeld),
             Ok(None) => return Ok(Broken::Released),
             Ok(Some(time)) => {
@@ -54,12 +47,11 @@ pub(crate) async fn break_holder<B: LockBackend + ?Sized>(
             Err(error) if error.is_retryable() && relies_until.is_some() => {
                 tracing::debug!(%name, %owner, %error, "could not ask after a broken lock");
             }
-            Err(error) => return Err(failed(error)),
+            Err(error) => return Err(error),
         }
         let until = relies_until.flatten();
         if until.is_some_and(|until| Instant::now() >= until) {
-            let evicted = answer(backend.evict(name, owner)).await.map_err(failed)?;
-            return Ok(match evicted {
+            return Ok(match answer(name, backend.evict(name, owner)).await? {
                 Released::Freed => Broken::Evicted,
                 Released::NotHeld => Broken::Released,
             });
@@ -70,17 +62,4 @@ pub(crate) async fn break_holder<B: LockBackend + ?Sized>(
             None => std::future::pending().await,
         }
     }
-}
-
-/// Waits for the service's answer for 5 s.
-async fn answer<T>(
-    asked: impl Future<Output = Result<T, BackendError>>,
-) -> Result<T, BackendError> {
-    let until = Instant::now().checked_add(Policy::DEFAULT_TIMEOUT);
-    bound(until, asked).await.unwrap_or_else(|| {
-        Err(BackendError::new(
-            BackendErrorKind::Unavailable,
-            "the lock service did not answer",
-        ))
-    })
 }

@@ -5,24 +5,19 @@ use std::{
     future::Future,
     pin::pin,
     sync::{Arc, OnceLock},
-    time::Duration,
 };
 
 use futures_util::future::{Either, select};
 
 use super::{
-    deadline::bound,
+    answer::answer,
     measure::Hold,
     reaper,
     service::{Demand, Service},
 };
 use crate::{
-    BackendError, BackendErrorKind, FencingToken, Grant, Lease, LockError, LockName, Loss,
-    LostSignal, OwnerId, Policy, Released, Request, clock::Instant,
+    FencingToken, Grant, Lease, LockError, LockName, Loss, LostSignal, OwnerId, Released, Request,
 };
-
-/// How long a caller's `release` may take before the reaper takes over.
-const RELEASE_TIME: Duration = Policy::DEFAULT_TIMEOUT;
 
 /// The ownership of one acquisition. Released when dropped.
 pub(crate) struct Held<S: Service<D>, D: Demand> {
@@ -127,39 +122,19 @@ impl<S: Service<D>, D: Demand> Held<S, D> {
             self.hold.lost();
         }
         self.settle();
-        let released = bound(
-            Instant::now().checked_add(RELEASE_TIME),
-            self.service.release(&self.request),
-        )
-        .await;
-        match released {
-            Some(Ok(released)) => {
-                self.armed = false;
-                match (loss, released) {
-                    (Some(loss), _) => Err(self.lost_by(loss)),
-                    (None, Released::Freed) => {
-                        tracing::debug!(name = %self.request.name, owner = %self.request.owner, "released");
-                        Ok(())
-                    }
-                    (None, Released::NotHeld) => Err(LockError::NotHeld {
-                        name: self.request.name.clone(),
-                    }),
-                }
+        let released = answer(&self.request.name, self.service.release(&self.request)).await;
+        // Otherwise dropping `self` hands the release to the reaper.
+        self.armed = released.is_err();
+        if let Some(loss) = loss {
+            return Err(self.lost_by(loss));
+        }
+        match released? {
+            Released::Freed => {
+                tracing::debug!(name = %self.request.name, owner = %self.request.owner, "released");
+                Ok(())
             }
-            // Not released yet: dropping `self` hands the release to the reaper.
-            Some(Err(source)) => Err(match loss {
-                Some(loss) => self.lost_by(loss),
-                None => LockError::Backend {
-                    name: self.request.name.clone(),
-                    source,
-                },
-            }),
-            None => Err(LockError::Backend {
+            Released::NotHeld => Err(LockError::NotHeld {
                 name: self.request.name.clone(),
-                source: BackendError::new(
-                    BackendErrorKind::Unavailable,
-                    "the lock service did not answer a release: the release is retried in the background",
-                ),
             }),
         }
     }
@@ -212,13 +187,13 @@ impl<S: Service<D>, D: Demand> fmt::Debug for Held<S, D> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Mutex;
+    use std::{sync::Mutex, time::Duration};
 
     use async_trait::async_trait;
 
     use super::*;
     use crate::{
-        Attempt, Capabilities, LockBackend, LockRequest, Mode, Patience, Scope,
+        Attempt, BackendError, Capabilities, LockBackend, LockRequest, Mode, Patience, Scope,
         engine::service::Locks,
     };
 
@@ -264,7 +239,7 @@ mod tests {
             reaper::in_flight(async move { service.try_acquire(&request).await })
         };
         reaper::withdraw(service, abandoned, Some(attempt));
-        reaper::shutdown(RELEASE_TIME).await.unwrap();
+        reaper::shutdown(Duration::from_secs(5)).await.unwrap();
         assert!(backend.0.lock().unwrap().is_empty());
 
         let own = held(&backend, OwnerId::mint());

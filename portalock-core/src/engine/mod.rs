@@ -4,11 +4,13 @@
 //!   [`backoff`], or when the backend wakes it.
 //! - [`held`] is the ownership that every guard contains.
 //! - [`breaking`] takes a lock away from its holder.
+//! - [`answer`] waits for the service in calls that have no deadline of their own.
 //! - [`measure`] records both for the `metrics` facade, if the feature is on.
 //! - [`reaper`] cleans up after dropped calls and guards, in the background.
 //! - [`timer`] works on any executor.
 //! - [`service`] gives locks and semaphores the same interface for all of them.
 
+pub(crate) mod answer;
 pub(crate) mod backoff;
 pub(crate) mod breaking;
 pub(crate) mod deadline;

@@ -9,7 +9,7 @@ use std::{
     pin::Pin,
     sync::{
         Arc,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicU64, Ordering},
     },
     thread,
     time::Duration,
@@ -46,8 +46,35 @@ const ALL_RELEASES: Duration = Duration::from_secs(120);
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
-static PENDING: AtomicUsize = AtomicUsize::new(0);
+/// The clean-ups that have not ended. A lock that another thread holds during a fork would stay locked in the child, so
+/// this is an atomic number.
+static PENDING: AtomicU64 = AtomicU64::new(0);
 static DONE: Notify = Notify::const_new();
+
+/// Changes and returns the number of clean-ups of this process that have not ended.
+fn pending(change: impl Fn(u32) -> u32) -> u32 {
+    let process = std::process::id();
+    let changed = |packed| {
+        let count = change(count_in(packed, process));
+        u64::from(process) << 32 | u64::from(count)
+    };
+    let mut packed = PENDING.load(Ordering::Acquire);
+    loop {
+        let new = changed(packed);
+        match PENDING.compare_exchange_weak(packed, new, Ordering::AcqRel, Ordering::Acquire) {
+            Ok(_) => return count_in(new, process),
+            Err(found) => packed = found,
+        }
+    }
+}
+
+/// The number in `packed`, which has a process id in its upper half: a forked child inherits the number of its parent, but
+/// not the clean-ups.
+fn count_in(packed: u64, process: u32) -> u32 {
+    let [of, count] =
+        [packed >> 32, packed & u64::from(u32::MAX)].map(|half| u32::try_from(half).unwrap_or(0));
+    if of == process { count } else { 0 }
+}
 
 /// Some clean-up had not ended at the deadline.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -77,7 +104,7 @@ pub async fn shutdown(timeout: Duration) -> Result<(), Unfinished> {
             let done = DONE.notified();
             tokio::pin!(done);
             done.as_mut().enable();
-            if PENDING.load(Ordering::Acquire) == 0 {
+            if pending(|count| count) == 0 {
                 return;
             }
             done.await;
@@ -86,7 +113,7 @@ pub async fn shutdown(timeout: Duration) -> Result<(), Unfinished> {
     match bound(Instant::now().checked_add(timeout), all_done).await {
         Some(()) => Ok(()),
         None => Err(Unfinished {
-            pending: PENDING.load(Ordering::Acquire),
+            pending: pending(|count| count) as usize,
         }),
     }
 }
@@ -137,7 +164,7 @@ impl<S: Service<D>, D: Demand> Cleanup<S, D> {
         in_flight: Option<InFlight>,
         lost: LostSignal,
     ) -> Self {
-        PENDING.fetch_add(1, Ordering::AcqRel);
+        pending(|count| count.saturating_add(1));
         Self {
             service,
             request,
@@ -204,13 +231,16 @@ impl<S: Service<D>, D: Demand> Cleanup<S, D> {
 
 impl<S: Service<D>, D: Demand> Drop for Cleanup<S, D> {
     fn drop(&mut self) {
-        PENDING.fetch_sub(1, Ordering::AcqRel);
+        // A child may drop a clean-up that its parent has counted.
+        pending(|count| count.saturating_sub(1));
         DONE.notify_waiters();
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
     use async_trait::async_trait;
 
     use super::*;
@@ -262,6 +292,13 @@ mod tests {
             .run()
             .await;
         (backend.asked.load(Ordering::Relaxed), start.elapsed())
+    }
+
+    #[test]
+    fn a_forked_child_does_not_wait_for_its_parents_clean_up() {
+        let packed = 1 << 32 | 3;
+        assert_eq!(count_in(packed, 1), 3);
+        assert_eq!(count_in(packed, 2), 0);
     }
 
     #[tokio::test(start_paused = true)]

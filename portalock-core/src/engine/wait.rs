@@ -17,7 +17,7 @@ use crate::{
     Policy, Request, Wake, Wakeups, clock::Instant,
 };
 
-/// How long the single attempt of a call with a zero timeout may take.
+/// How long the attempt of a call that does not wait may take, if its policy sets no time.
 const ONE_ATTEMPT: Duration = Policy::DEFAULT_TIMEOUT;
 /// If an attempt has been in flight for less than this at the deadline, the service may be healthy.
 const SUSPICIOUS: Duration = Duration::from_secs(1);
@@ -48,15 +48,13 @@ pub(crate) async fn acquire<S: Service<D>, D: Demand>(
     } else {
         Patience::Once
     };
-    let timeout = if policy.timeout() == Some(Duration::ZERO) {
-        Some(ONE_ATTEMPT)
-    } else {
-        policy.timeout()
+    let timeout = match policy.timeout() {
+        Some(Duration::ZERO) => Some(ONE_ATTEMPT),
+        None if resolve == Resolve::Try => Some(ONE_ATTEMPT),
+        timeout => timeout,
     };
     let now = Instant::now();
     let since = since.unwrap_or(now);
-    // A free lock is granted without waiting, so a task that acquires it in a loop would never let other tasks run.
-    tokio::task::coop::consume_budget().await;
     let span = tracing::debug_span!("acquire", name = %request.name, want = %request.demand, owner = %request.owner);
     let wait = Wait {
         policy,
@@ -228,6 +226,9 @@ impl Wait<'_> {
         place: &mut Place<S, D>,
         line: &Line,
     ) -> Result<Option<Attempt>, LockError> {
+        // An attempt may be answered without waiting, and a pause may be over at once: a task that acquires a free lock
+        // in a loop, or tries a held one with the shortest check interval, would never let other tasks run.
+        tokio::task::coop::consume_budget().await;
         self.attempts = self.attempts.saturating_add(1);
         let sent = match self.attempts {
             1 => self.first_sent,

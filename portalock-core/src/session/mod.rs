@@ -31,6 +31,7 @@
 //! - End a session's [`Lease`](crate::Lease) when the session is dropped; this also stops its keeper and tasks.
 
 mod client;
+mod id;
 mod keeper;
 mod kept;
 mod look;
@@ -42,6 +43,7 @@ mod starts;
 mod task;
 
 pub use client::{Answered, Client, Entered};
+pub use id::new_id;
 pub use keeper::{Keeper, Renewal};
 pub use kept::KeptSession;
 pub use per_runtime::PerRuntime;

@@ -124,6 +124,17 @@ async fn try_acquire_makes_one_attempt_that_asks_for_no_place() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn try_acquire_ends_although_the_policy_waits_forever() {
+    let backend = Scripted::new([Step::Stalls]);
+    let lock = backend.lock().with_policy(Policy::forever());
+    let start = Instant::now();
+    let error = tokio::time::timeout(Duration::from_secs(3600), lock.try_acquire()).await;
+    let error = error.expect("it waits forever").unwrap_err();
+    assert!(!error.is_contention(), "{error}");
+    assert_eq!(start.elapsed(), Duration::from_secs(5));
+}
+
+#[tokio::test(start_paused = true)]
 async fn fail_when_locked_does_not_wait() {
     let backend = Scripted::new([Step::Contended]);
     let start = Instant::now();

@@ -13,4 +13,5 @@ mod deadlines;
 mod failures;
 mod other_tasks;
 mod scripted;
+mod silence;
 mod wake_ups;

@@ -1,11 +1,16 @@
-//! A task that always finds its lock free lets other tasks of its thread run.
+//! A task that never has to wait lets other tasks of its thread run.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, Ordering},
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
 };
 
-use portalock_core::{Lock, MemoryBackend};
+use portalock_core::{Lock, MemoryBackend, Policy};
+
+use crate::scripted::{Scripted, Step};
 
 /// Far more steps than a runtime allows a task in one turn.
 const PAIRS: u32 = 100_000;
@@ -25,4 +30,20 @@ async fn others_run_beside_a_task_that_takes_a_free_lock_in_a_loop() {
     }
     assert!(pairs < PAIRS, "the other task never ran");
     other.await.unwrap();
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn others_run_beside_a_waiter_whose_pauses_are_over_at_once() {
+    let shortest = Policy::new()
+        .with_timeout(Duration::from_secs(60))
+        .with_check_interval(Duration::from_nanos(1))
+        .unwrap();
+    let backend = Scripted::new([Step::Contended]);
+    let holder = tokio::spawn({
+        let backend = backend.clone();
+        async move { *backend.0.steps.lock().unwrap() = [Step::Grant].into() }
+    });
+    let granted = backend.lock().acquire_with(&shortest).await;
+    assert!(granted.is_ok(), "the holder never ran");
+    holder.await.unwrap();
 }

@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use portalock_core::{Lock, LockError, LockName, Mode, Permits, Policy};
+use portalock_core::{Lock, LockError, LockName, Mode, OwnerId, Permits, Policy};
 
 use super::{
     acquisition::Acquisition,
@@ -90,10 +90,7 @@ impl BoundedSemaphore {
     ///
     /// [`LockError::InvalidPermits`] if `capacity` is zero.
     pub fn with_random_name(capacity: u32) -> Result<Self, LockError> {
-        Self::new(
-            format!("bounded_semaphore.{:016x}", fastrand::u64(..)),
-            capacity,
-        )
+        Self::new(format!("bounded_semaphore.{}", OwnerId::mint()), capacity)
     }
 
     /// Sets the directory of the slot files.

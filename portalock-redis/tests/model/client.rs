@@ -239,6 +239,17 @@ impl Client {
         answered && given_up && self.lease
     }
 
+    /// Its lock is broken: the guard is lost, and the lock is released.
+    pub(crate) fn is_told(&mut self, rules: Rules) -> Option<Command> {
+        match self.phase {
+            Phase::Held(_) | Phase::Queued => Some(self.withdraw(rules)),
+            _ => {
+                self.gives_up();
+                None
+            }
+        }
+    }
+
     /// Merges states that differ only in values that no longer matter.
     pub(crate) fn forget_what_no_longer_counts(&mut self) {
         if self.phase.is_over() {
@@ -265,18 +276,20 @@ impl Client {
         }
     }
 
-    /// The session continues. `holds` is true if the server still has the hold.
-    pub(crate) fn resumed(&mut self, holds: bool, rules: Rules) -> Option<Command> {
+    /// The session continues. `holds` is the token of its claim at the server. A grant that came by message counts,
+    /// although the attempt is not answered yet.
+    pub(crate) fn resumed(&mut self, holds: Option<u8>, rules: Rules) -> Option<Command> {
         if rules.flaw != Flaw::KeepsTurns {
             self.turn = None;
         }
         match self.phase {
-            Phase::Held(_) if !holds => self.phase = Phase::Lost,
+            Phase::Held(token)
+            | Phase::Asking(Attempt {
+                unheard: Some(token),
+                given_up: false,
+                ..
+            }) if holds != Some(token) => self.phase = Phase::Lost,
             _ if rules.flaw == Flaw::ForgetsToLook => {}
-            // Its caller hears of the loss with the grant, and gives up.
-            Phase::Asking(ref mut attempt) if attempt.unheard.is_some() && !holds => {
-                (attempt.unheard, attempt.given_up) = (None, true);
-            }
             Phase::Asking(_) => self.looks = true,
             Phase::Queued => return Some(self.ask()),
             _ => {}

@@ -4,7 +4,9 @@ use std::collections::HashSet;
 
 use crate::{
     client::{Client, Phase},
-    world::{Answer, Command, Flaw, Form, Line, Lines, News, Rules, SESSIONS, Session, World},
+    world::{
+        Answer, Command, Flaw, Form, Line, Lines, News, Operator, Rules, SESSIONS, Session, World,
+    },
 };
 
 pub(crate) enum Outcome {
@@ -25,6 +27,7 @@ enum Step {
     TheServerForgets(Session),
     TheServerRestarts(&'static str),
     AReplicaIsPromoted(&'static str),
+    TheOperator(&'static str),
 }
 
 pub(crate) fn explore(rules: Rules) -> Outcome {
@@ -68,17 +71,18 @@ fn steps(world: &World, rules: Rules, steps: &mut Vec<(Step, World)>) {
         deliveries(world, rules, number, steps);
         choices(world, rules, number, steps);
         sessions(world, rules, number, steps);
-        if rules.breaks && world.faults < rules.faults {
+        if rules.cuts && world.faults < rules.faults {
             faults(world, rules, number, steps);
         }
     }
     if world.faults < rules.faults {
-        if rules.breaks {
+        if rules.cuts {
             restarts(world, rules, steps);
         }
         promotions(world, rules, steps);
     }
     expiries(world, rules, steps);
+    breaks(world, rules, steps);
 }
 
 /// The server reads a command, or a client receives an answer or a message.
@@ -250,14 +254,15 @@ fn resume(next: &mut World, rules: Rules, session: Session) {
     // Messages of the old connection no longer arrive.
     *next.news(session) = Line::default();
     next.server.subscribed[usize::from(session)] = true;
+    refresh(next, rules, usize::from(session / 2));
     for member in rules.members(session) {
         let client = &next.clients[member];
-        let (owner, token) = (client.number, client.held());
-        let is_granted = next.server.holders.iter().any(|claim| claim.0 == owner);
-        let own = next.server.queue.iter().find(|place| place.0 == owner);
-        let waits = own.is_some_and(|place| Some(place.2) == token);
-        let holds = is_granted || waits && rules.flaw != Flaw::SeesNoTurns;
-        next.act(member, |client| client.resumed(holds, rules));
+        let (owner, held) = (client.number, client.held());
+        let granted = next.server.holders.iter().find(|claim| claim.0 == owner);
+        let waits = next.server.queue.iter().find(|place| place.0 == owner);
+        let waits = waits.filter(|place| Some(place.2) == held && rules.flaw != Flaw::SeesNoTurns);
+        let token = granted.map(|claim| claim.2).or(waits.map(|place| place.2));
+        next.act(member, |client| client.resumed(token, rules));
     }
 }
 
@@ -407,5 +412,70 @@ fn expiries(world: &World, rules: Rules, steps: &mut Vec<(Step, World)>) {
             next.server.forget(session);
             steps.push((Step::TheServerForgets(session), next));
         }
+    }
+}
+
+/// An operator breaks the lock of the first client. `break.lua` and `evict.lua`
+fn breaks(world: &World, rules: Rules, steps: &mut Vec<(Step, World)>) {
+    let client = &world.clients[0];
+    let mut holders = world.server.holders.iter();
+    let held_in = holders.find(|claim| claim.0 == client.number);
+    let mut step = |what: &'static str, act: &dyn Fn(&mut World)| {
+        let mut next = *world;
+        act(&mut next);
+        steps.push((Step::TheOperator(what), next));
+    };
+    let Operator::Waits { refreshed } = world.operator else {
+        let lives = held_in.is_some_and(|(_, session, _)| world.server.lives(session, rules));
+        if world.operator == Operator::Idle && lives && !world.waits {
+            step("marks the hold", &|next| {
+                next.server.mark = true;
+                next.operator = Operator::Waits { refreshed: false };
+            });
+        }
+        return;
+    };
+    let session = usize::from(client.session);
+    if client.lease && world.server.subscribed[session] && !client.phase.is_over() && !refreshed {
+        step("waits while the client refreshes its session", &|next| {
+            refresh(next, rules, 0);
+        });
+    }
+    // Its other commands wait like those of all callers.
+    if world.waits {
+        return;
+    }
+    if held_in.is_none() {
+        step("finds the lock released", &|next| {
+            next.operator = Operator::Done;
+        });
+        return;
+    }
+    let counts_on = rules.flaw == Flaw::CountsFromTheFirstMark;
+    if !world.server.mark {
+        step("marks the hold again", &|next| {
+            next.server.mark = true;
+            let refreshed = refreshed && counts_on;
+            next.operator = Operator::Waits { refreshed };
+        });
+    } else if refreshed || !client.lease {
+        step("ends the hold by force", &|next| {
+            next.operator = Operator::Done;
+            serve(next, Command::Release(None), 0, rules);
+        });
+    }
+}
+
+/// A refresh reads the marks before it extends the lease.
+fn refresh(next: &mut World, rules: Rules, number: usize) {
+    let Operator::Waits { refreshed } = &mut next.operator else {
+        return;
+    };
+    if number != 0 {
+        return;
+    }
+    *refreshed = true;
+    if next.server.mark && rules.flaw != Flaw::IgnoresMarks {
+        next.act(number, |client| client.is_told(rules));
     }
 }

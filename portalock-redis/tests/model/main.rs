@@ -38,9 +38,10 @@ const FAULTS: Rules = Rules {
     ticks: 0,
     gives_up: false,
     begins: true,
-    breaks: true,
+    cuts: true,
     promotes: false,
     neighbours: 1,
+    breaks: false,
 };
 /// A replica replaces the server.
 const PROMOTION: Rules = Rules {
@@ -72,9 +73,15 @@ const THREE_NEIGHBOURS: Rules = Rules {
 };
 /// Two owners in one session and one in another, and a replica that replaces the server.
 const NEIGHBOURS_AND_PROMOTION: Rules = Rules {
-    breaks: false,
+    cuts: false,
     promotes: true,
     ..NEIGHBOURS
+};
+/// An operator breaks a lock while a fault happens, such as a promotion that loses the mark.
+const BREAK: Rules = Rules {
+    promotes: true,
+    breaks: true,
+    ..FAULTS
 };
 /// Two faults in one run.
 const FAULT_UPON_FAULT: Rules = Rules {
@@ -165,6 +172,16 @@ fn neighbours_with_faults_and_cancellation() {
     };
     checked(scope, Form::Default, TWO);
     checked(scope, Form::WithoutNotice, TWO);
+}
+
+#[test]
+fn a_lock_that_is_broken() {
+    checked(BREAK, Form::Default, TWO);
+    let scope = Rules {
+        neighbours: 2,
+        ..BREAK
+    };
+    checked(scope, Form::Default, TWO);
 }
 
 #[test]
@@ -394,4 +411,17 @@ fn a_check_that_sees_no_turns_is_found() {
         flaw,
         "does not know it",
     );
+}
+
+#[test]
+fn a_mark_that_a_refresh_ignores_is_found() {
+    let flaw = Flaw::IgnoresMarks;
+    let scope = Rules { faults: 0, ..BREAK };
+    flawed(scope, Form::Default, TWO, flaw, "hold together");
+}
+
+#[test]
+fn a_hold_that_is_ended_by_the_time_of_a_lost_mark_is_found() {
+    let flaw = Flaw::CountsFromTheFirstMark;
+    flawed(BREAK, Form::Default, TWO, flaw, "hold together");
 }

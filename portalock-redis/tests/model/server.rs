@@ -52,6 +52,8 @@ pub(crate) struct Server {
     /// The values of the session keys.
     pub(crate) stamps: [u8; SESSIONS as usize],
     pub(crate) subscribed: [bool; SESSIONS as usize],
+    /// The hold of the first client is marked as broken.
+    pub(crate) mark: bool,
 }
 
 impl Server {
@@ -67,6 +69,7 @@ impl Server {
             keys: first,
             stamps: [1; SESSIONS as usize],
             subscribed: first,
+            mark: false,
         }
     }
 

@@ -64,6 +64,21 @@ pub(crate) enum Flaw {
     KeepsTurns,
     /// A check finds only holders that the server has granted.
     SeesNoTurns,
+    /// A refresh extends a session although its lock is marked as broken.
+    IgnoresMarks,
+    /// A hold is ended by force when the time of the first mark has passed, even if that mark was lost.
+    CountsFromTheFirstMark,
+}
+
+/// An operator, who may break the lock of the first client once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Operator {
+    Idle,
+    /// Has marked the hold, and waits. The client may have refreshed its session since that.
+    Waits {
+        refreshed: bool,
+    },
+    Done,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -80,12 +95,14 @@ pub(crate) struct Rules {
     pub(crate) gives_up: bool,
     /// Whether a client whose session has ended starts another.
     pub(crate) begins: bool,
-    /// Whether connections may break and processes crash.
-    pub(crate) breaks: bool,
+    /// Whether connections may break, processes crash, and the server restart.
+    pub(crate) cuts: bool,
     /// Whether a replica may be promoted.
     pub(crate) promotes: bool,
     /// The number of clients that are owners in one session, each with its own connection for calls.
     pub(crate) neighbours: u8,
+    /// Whether an operator breaks a lock.
+    pub(crate) breaks: bool,
 }
 
 impl Rules {
@@ -201,6 +218,7 @@ pub(crate) struct World {
     /// The largest token that a client held; and whether a later hold had none that was larger.
     held: u8,
     held_fell: bool,
+    pub(crate) operator: Operator,
 }
 
 impl World {
@@ -222,6 +240,11 @@ impl World {
             clients: [0, 1, 2].map(|number| Client::new(number, session(number))),
             lines: Default::default(),
             faults: 0,
+            operator: if rules.breaks {
+                Operator::Idle
+            } else {
+                Operator::Done
+            },
         }
     }
 
@@ -325,11 +348,12 @@ impl World {
     }
 
     pub(crate) fn forget_what_no_longer_counts(&mut self, rules: Rules) {
-        self.waits &= !self.is_settled();
+        self.waits &= !self.is_settled(rules);
         if self.was_promoted {
             // Only one promotion in a run.
             self.replica = None;
         }
+        self.server.mark &= self.operator != Operator::Done;
         for (client, lines) in self.clients.iter_mut().zip(&mut self.lines) {
             client.forget_what_no_longer_counts();
             if client.phase.is_over() {
@@ -348,10 +372,11 @@ impl World {
     }
 
     /// Each client that relied on a lock when the server was promoted now knows which locks the server lacks.
-    fn is_settled(&self) -> bool {
+    fn is_settled(&self, rules: Rules) -> bool {
         let knows = |client: &Client| {
             !client.lease
                 || client.phase.is_over()
+                || rules.weight(client.number) == 0
                 || self.server.subscribed[usize::from(client.session)]
         };
         self.clients.iter().all(knows)

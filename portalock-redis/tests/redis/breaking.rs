@@ -4,11 +4,14 @@ use std::time::Duration;
 
 use portalock_core::{Broken, Holder, Loss, clock::Instant};
 use portalock_redis::RedisBackend;
-use portalock_testkit::servers::{RedisOptions, RedisServer};
+use portalock_testkit::{
+    proxy::{Direction, FaultProxy},
+    servers::{RedisOptions, RedisServer},
+};
 use tokio::time::timeout;
 
 use crate::fixture::{
-    Admin, ENOUGH, client, eventually, granted, is_place, lock, settings, waiting,
+    Admin, ENOUGH, client, eventually, granted, is_place, lock, settings, settings_at, waiting,
 };
 
 /// The name of the place that holds the lock `a`.
@@ -36,7 +39,7 @@ async fn a_mark_whose_message_was_lost_is_found_by_the_next_refresh() {
     let place = place(&mut admin).await;
     for session in sessions {
         admin
-            .ask::<()>(&format!("HSET {session}/broken {place} {by}"))
+            .ask::<()>(&format!("HSET {session}/broken {place} 0|{by}"))
             .await;
     }
     let loss = timeout(ENOUGH, held.lost()).await.unwrap();
@@ -64,7 +67,7 @@ async fn what_is_given_back_after_a_restart_is_granted_when_the_server_may() {
     let place = place(&mut admin).await;
     for session in sessions {
         admin
-            .ask::<()>(&format!("HSET {session}/broken {place} {{}}"))
+            .ask::<()>(&format!("HSET {session}/broken {place} 0|{{}}"))
             .await;
     }
     assert!(timeout(ENOUGH, held.lost()).await.is_ok());
@@ -85,4 +88,71 @@ async fn nothing_is_left_of_a_mark_that_was_heeded() {
     eventually(async || marks(&mut Admin::of(&server).await).await.is_empty()).await;
     other.ensure_held().unwrap();
     other.release().await.unwrap();
+}
+
+/// A failover or a restart can lose a mark. Then the holder's refreshes don't find it, and extend the session.
+#[tokio::test]
+async fn a_holder_is_told_first_although_its_first_mark_was_lost() {
+    const SESSION: Duration = Duration::from_secs(4);
+    let server = RedisServer::start().unwrap();
+    let on_a_line = async |session| {
+        let line = FaultProxy::start(server.addr()).unwrap();
+        let settings = settings_at(&format!("redis://{}", line.addr()));
+        let settings = settings.with_session_ttl(session).unwrap();
+        (RedisBackend::with_settings(settings).await.unwrap(), line)
+    };
+    let (holder, heard) = on_a_line(SESSION).await;
+    // It waits long for answers, so that its next commands are under way when its line is healed.
+    let (breaker, line) = on_a_line(ENOUGH).await;
+    let held = lock(&holder, "a").acquire().await.unwrap();
+    let lost = held.lost_signal();
+    let next = waiting(&client(&server).await, "a").await;
+    let mut admin = Admin::of(&server).await;
+
+    // The mark is lost before the holder hears of it, and the next one comes late.
+    heard.black_hole(Direction::ToClient);
+    let owner = held.owner();
+    let breaks = tokio::spawn(async move {
+        let lock = lock(&breaker, "a");
+        while let Err(error) = lock.break_holder(owner).await {
+            assert!(error.is_retryable(), "{error:?}");
+        }
+    });
+    eventually(async || !marks(&mut Admin::of(&server).await).await.is_empty()).await;
+    line.black_hole(Direction::Both);
+    for mark in marks(&mut admin).await {
+        admin.ask::<u32>(&format!("DEL {mark}")).await;
+    }
+    heard.heal();
+    tokio::time::sleep(SESSION * 2).await;
+    held.ensure_held().unwrap();
+    heard.delay(Direction::ToClient, SESSION / 10);
+    line.heal();
+
+    let _next = granted(next).await;
+    assert!(
+        lost.is_lost(),
+        "granted to another before the holder was told"
+    );
+    breaks.await.unwrap();
+}
+
+/// This is the state after a failover to a replica that lacked the release.
+#[tokio::test]
+async fn a_hold_that_its_client_does_not_know_is_broken_at_once() {
+    let server = RedisServer::start().unwrap();
+    let lasting = settings(&server).with_session_ttl(ENOUGH * 10).unwrap();
+    let holder = RedisBackend::with_settings(lasting).await.unwrap();
+    let held = lock(&holder, "a").acquire().await.unwrap();
+    let owner = held.owner();
+    let mut admin = Admin::of(&server).await;
+    let fields: Vec<String> = admin.ask("HGETALL portalock/lock/a").await;
+    held.release().await.unwrap();
+    for field in fields.chunks(2) {
+        let words = ["HSET", "portalock/lock/a", &field[0], &field[1]];
+        admin.ask_words::<u32>(&words).await;
+    }
+    let breaks = lock(&client(&server).await, "a");
+    let broken = timeout(ENOUGH, breaks.break_holder(owner)).await.unwrap();
+    assert_eq!(broken.unwrap(), Broken::Released);
 }

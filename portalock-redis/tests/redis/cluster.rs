@@ -155,6 +155,20 @@ async fn names_lie_in_several_slots_and_all_that_one_server_does_is_done() {
 }
 
 #[tokio::test]
+async fn a_ping_needs_the_node_of_each_tag_that_is_used() {
+    let mut cluster = start(RedisClusterOptions::new().replicas(0)).await;
+    let backend = connected(settings_at(&cluster.url())).await;
+    backend.ping().await.unwrap();
+    let _held = lock(&backend, "a").acquire().await.unwrap();
+    backend.ping().await.unwrap();
+    let slot = slot_of(&cluster, "a").await;
+    let owner = cluster.owner(slot).unwrap();
+    cluster.node_mut(owner).stop();
+    let error = backend.ping().await.unwrap_err();
+    assert_eq!(error.kind(), BackendErrorKind::Unavailable, "{error:?}");
+}
+
+#[tokio::test]
 async fn what_is_no_cluster_and_who_does_not_fit_in_is_refused() {
     let cluster = start(RedisClusterOptions::new().replicas(0)).await;
     let error = refused(settings_at(&cluster.node(0).url())).await;

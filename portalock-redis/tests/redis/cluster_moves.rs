@@ -21,14 +21,14 @@ use crate::{
 };
 
 /// Short enough that many sessions' times fit into a test.
-const SHORT: Duration = Duration::from_secs(3);
+pub(crate) const SHORT: Duration = Duration::from_secs(3);
 
-fn short(cluster: &RedisCluster) -> RedisSettings {
+pub(crate) fn short(cluster: &RedisCluster) -> RedisSettings {
     settings_at(&cluster.url()).with_session_ttl(SHORT).unwrap()
 }
 
 /// Starts to move the slot, and moves the keys for which `which` returns true.
-async fn half_way(
+pub(crate) async fn half_way(
     cluster: RedisCluster,
     slot: u16,
     which: impl Fn(&str) -> bool + Send + 'static,
@@ -105,6 +105,22 @@ async fn a_session_whose_key_has_not_moved_lives_on() {
     sessions_outlast_a_move_that_stands_still(|key| !key.contains("/session/")).await;
 }
 
+/// Without a waiter one of the keys that a check declares does not exist, so the node answers `TRYAGAIN`.
+#[tokio::test]
+async fn a_hold_that_nobody_waits_for_is_kept_after_a_reset_in_a_move() {
+    let cluster = start(RedisClusterOptions::new().replicas(0)).await;
+    let holder = connected(short(&cluster)).await;
+    let held = lock(&holder, "a").acquire().await.unwrap();
+    let slot = slot_of(&cluster, "a").await;
+    let (cluster, moving) = half_way(cluster, slot, |_| false).await;
+    let mut admin = Admin::of(cluster.node(moving.from())).await;
+    admin.kill_sessions().await;
+    tokio::time::sleep(SHORT * 2).await;
+    held.ensure_held().unwrap();
+    let (_cluster, ()) = on(cluster, move |cluster| cluster.finish_move(moving)).await;
+    held.release().await.unwrap();
+}
+
 #[tokio::test]
 async fn a_release_is_done_whole_once_the_slot_has_arrived() {
     let cluster = start(RedisClusterOptions::new().replicas(0)).await;
@@ -150,7 +166,7 @@ async fn a_lock_that_was_broken_before_a_move_is_told_in_it() {
     let mut admin = Admin::of(cluster.node(moving.to())).await;
     admin.ask::<()>("ASKING").await;
     admin
-        .ask::<()>(&format!("HSET {session}/broken {place} {{}}"))
+        .ask::<()>(&format!("HSET {session}/broken {place} 0|{{}}"))
         .await;
     tokio::time::timeout(ENOUGH, lost.lost()).await.unwrap();
     let (_cluster, ()) = on(cluster, move |cluster| cluster.finish_move(moving)).await;
@@ -162,12 +178,12 @@ async fn a_lock_that_was_broken_before_a_move_is_told_in_it() {
     );
 }
 
-fn contender(cluster: &RedisCluster) -> RedisSettings {
+pub(crate) fn contender(cluster: &RedisCluster) -> RedisSettings {
     RedisSettings::new(&cluster.url()).unwrap()
 }
 
 /// Four clients lock, hold and release while `fault` happens again and again. Returns what was counted.
-async fn under_load(
+pub(crate) async fn under_load(
     cluster: RedisCluster,
     settings: impl Fn(&RedisCluster) -> RedisSettings,
     times: usize,
@@ -210,7 +226,7 @@ async fn under_load(
     witness
 }
 
-fn assert_no_overlap(witness: &Witness) {
+pub(crate) fn assert_no_overlap(witness: &Witness) {
     assert_eq!(witness.counts.doubles.load(Ordering::Relaxed), 0);
     assert_eq!(witness.counts.falls.load(Ordering::Relaxed), 0);
 }
@@ -320,4 +336,34 @@ async fn without_notice_a_lock_goes_with_its_connection_and_with_its_slot() {
     let (_cluster, ()) = on(cluster, move_it).await;
     tokio::time::timeout(ENOUGH, held.lost()).await.unwrap();
     granted(waiter).await.release().await.unwrap();
+}
+
+/// Its slot goes and comes back before the client looks, so only a message tells that the subscription has ended.
+#[tokio::test]
+async fn a_subscription_that_ended_is_made_anew_and_gets_the_grants() {
+    let cluster = start(RedisClusterOptions::new().replicas(0)).await;
+    let long = ENOUGH * 10;
+    let rarely = settings_at(&cluster.url()).with_session_ttl(long).unwrap();
+    let rarely = rarely.with_tick_interval(long).unwrap();
+    let (holder, other) = (connected(rarely.clone()).await, connected(rarely).await);
+    let mut held = lock(&holder, "a").acquire().await.unwrap();
+    let slot = slot_of(&cluster, "a").await;
+    let mut admin = Admin::of(cluster.node(cluster.owner(slot).unwrap())).await;
+    for ended in [false, true] {
+        // At the end of its time it would ask again.
+        let waits = lock(&other, "a").with_policy(Policy::forever());
+        let waiter = tokio::spawn(async move { waits.acquire().await });
+        eventually(async || waiters(&holder, "a").await == 1).await;
+        if ended {
+            for command in ["MULTI", "CLUSTER DELSLOTS", "CLUSTER ADDSLOTS", "EXEC"] {
+                let command = match command.strip_prefix("CLUSTER") {
+                    Some(_) => format!("{command} {slot}"),
+                    None => command.to_owned(),
+                };
+                admin.ask::<redis::Value>(&command).await;
+            }
+        }
+        held.release().await.unwrap();
+        held = granted(waiter).await;
+    }
 }

@@ -13,7 +13,7 @@ use portalock_testkit::{
 use tokio::time::timeout;
 
 use crate::fixture::{
-    Admin, ENOUGH, client, eventually, granted, lock, settings_at, waiting, without_notice,
+    Admin, ENOUGH, client, eventually, granted, lock, settings_at, waiters, waiting, without_notice,
 };
 
 /// A session so short that a test can wait for its end.
@@ -314,4 +314,33 @@ async fn a_lost_connection_is_an_error_that_can_be_retried() {
     );
     proxy.heal();
     let _held = lock(&backend, "a").acquire().await.unwrap();
+}
+
+/// With many behind it, a waiter looks rarely. When they have gone, it is the last, and looks after one tick.
+#[tokio::test]
+async fn who_becomes_the_last_in_line_soon_notices_a_crash() {
+    // Thirty ticks are longer than the test waits.
+    const TICK: Duration = Duration::from_millis(2_500);
+    let server = RedisServer::start().unwrap();
+    let proxy = FaultProxy::start(server.addr()).unwrap();
+    let crashes = settings_at(&format!("redis://{}", proxy.addr()));
+    let crashes = crashes.with_release_without_notice(true);
+    let holder = RedisBackend::with_settings(crashes).await.unwrap();
+    let _held = lock(&holder, "a").acquire().await.unwrap();
+    let settings = settings_at(&server.url()).with_tick_interval(TICK).unwrap();
+    let backend = RedisBackend::with_settings(settings).await.unwrap();
+    let waits = lock(&backend, "a").with_policy(Policy::forever());
+    let first = tokio::spawn(async move { waits.acquire().await });
+    let mut behind = Vec::new();
+    for place in 0..6 {
+        eventually(async || waiters(&backend, "a").await == place + 1).await;
+        behind.push(waiting(&backend, "a").await);
+    }
+    // It has looked, and knows of those behind it.
+    tokio::time::sleep(TICK * 2).await;
+    behind.iter().for_each(tokio::task::JoinHandle::abort);
+    eventually(async || waiters(&backend, "a").await == 1).await;
+    proxy.refuse(true);
+    proxy.cut();
+    granted(first).await.release().await.unwrap();
 }

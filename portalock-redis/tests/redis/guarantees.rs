@@ -1,6 +1,6 @@
 //! The table of `docs/guarantees.md`, row by row, in both forms of a session.
 
-use std::time::Duration;
+use std::{fs, path::PathBuf, time::Duration};
 
 use portalock_core::{Guard, LockError, Loss, LostSignal, clock::Instant};
 use portalock_redis::{RedisBackend, RedisSettings};
@@ -228,6 +228,76 @@ async fn a_restart_with_data_loses_nothing() {
     let mut scene = Scene::on(Default, persistent()).await;
     scene.server.restart().unwrap();
     scene.loses_nothing().await;
+}
+
+/// What has reached the file survives the server's process, whenever the file is synced.
+#[tokio::test]
+async fn a_restart_with_data_that_was_not_synced_loses_nothing() {
+    let mut scene = Scene::on(Default, everysec()).await;
+    written(&scene.server).await;
+    scene.server.restart().unwrap();
+    scene.loses_nothing().await;
+}
+
+fn everysec() -> RedisServer {
+    let options = RedisOptions::new().setting("appendonly", "yes");
+    options.setting("appendfsync", "everysec").start().unwrap()
+}
+
+/// Waits until all earlier writes are in the append-only file. Returns the file, and its length.
+async fn written(server: &RedisServer) -> (PathBuf, u64) {
+    let mut admin = Admin::of(server).await;
+    let marker = format!("marker-{:016x}", fastrand::u64(..));
+    admin.ask::<()>(&format!("SET {marker} x")).await;
+    let dir: Vec<String> = admin.ask("CONFIG GET dir").await;
+    let dir = PathBuf::from(&dir[1]).join("appendonlydir");
+    let begun = Instant::now();
+    loop {
+        for entry in fs::read_dir(&dir).unwrap() {
+            let file = entry.unwrap().path();
+            let bytes = fs::read(&file).unwrap();
+            let mut parts = bytes.windows(marker.len());
+            if parts.any(|part| part == marker.as_bytes()) {
+                return (file, u64::try_from(bytes.len()).unwrap());
+            }
+        }
+        assert!(begun.elapsed() < ENOUGH, "the file should have it by now");
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+}
+
+/// With `everysec` a power cut loses the writes of about a second.
+#[tokio::test]
+async fn a_restart_without_the_last_writes_tells_of_lost_grants_first_and_repeats_lost_releases() {
+    let mut server = everysec();
+    let settings = |url: &str| RedisSettings::new(url).unwrap();
+    let holder = settings(&server.url()).with_restart_wait(Duration::ZERO);
+    let holder = RedisBackend::with_settings(holder).await.unwrap();
+    let released = lock(&holder, "released").acquire().await.unwrap();
+    let (file, length) = written(&server).await;
+    let held = lock(&holder, "a").acquire().await.unwrap();
+    released.release().await.unwrap();
+    written(&server).await;
+    server.stop();
+    let lost_writes = fs::File::options().write(true).open(file).unwrap();
+    lost_writes.set_len(length).unwrap();
+    server.restart().unwrap();
+
+    // The default settings, which don't assume that the server has all data.
+    let other = RedisBackend::with_settings(settings(&server.url()))
+        .await
+        .unwrap();
+    let next = lock(&other, "a").acquire().await.unwrap();
+    assert!(
+        held.is_lost(),
+        "granted to another before the holder was told"
+    );
+    assert!(next.token() > held.token());
+    // The session is the same: it lost one lock only.
+    let keys = Admin::of(&server).await.keys().await;
+    let sessions = keys.iter().filter(|key| key.contains("/session/"));
+    assert_eq!(sessions.count(), 2, "{keys:?}");
+    let _repeated = lock(&other, "released").acquire().await.unwrap();
 }
 
 #[tokio::test]

@@ -8,7 +8,10 @@
 )]
 
 mod breaking;
+#[cfg(target_os = "linux")]
+mod clock;
 mod cluster;
+mod cluster_cut;
 mod cluster_moves;
 mod cluster_suite;
 mod faults;
@@ -17,6 +20,7 @@ mod guarantees;
 mod neighbours;
 mod portalocker;
 mod refusals;
+mod replicas;
 mod resets;
 mod resume;
 mod semaphore;

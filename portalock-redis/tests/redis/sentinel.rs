@@ -190,12 +190,21 @@ async fn tells_first(lost: &LostSignal, other: &RedisBackend) -> Guard<RedisBack
     next
 }
 
-#[tokio::test]
-async fn a_grant_that_the_promoted_replica_lacks_is_told_first() {
+/// The holder sees the switch late, and its last refreshes went to the old primary.
+async fn a_grant_that_the_promoted_replica_lacks(reaches_the_next: bool) {
     let mut group = start(SentinelOptions::new()).await;
     let url = with_user(&mut group).await;
     let (behind, lines) = by_lines(&group);
     let settings = |url| RedisSettings::new(url).unwrap().with_session_ttl(SHORT * 2);
+    let behind = if reaches_the_next {
+        behind
+    } else {
+        let mut admin = Admin::of(&group.servers()[0]).await;
+        admin
+            .ask::<()>("ACL SETUSER holder on >h ~* &* +@all")
+            .await;
+        behind.replace("client:c@", "holder:h@")
+    };
     let holder = connected(settings(&behind).unwrap()).await;
     let other = connected(settings(&url).unwrap()).await;
     // Its calls have a connection now.
@@ -218,6 +227,27 @@ async fn a_grant_that_the_promoted_replica_lacks_is_told_first() {
     }
     let next = waits.await.unwrap();
     assert!(next.token() > held.token());
+}
+
+#[tokio::test]
+async fn a_grant_that_the_promoted_replica_lacks_is_told_first() {
+    a_grant_that_the_promoted_replica_lacks(true).await;
+}
+
+/// So its own clock tells it.
+#[tokio::test]
+async fn a_holder_that_does_not_reach_the_new_primary_is_told_first() {
+    a_grant_that_the_promoted_replica_lacks(false).await;
+}
+
+/// Until its clients have seen the switch, the old primary may have extended sessions.
+#[tokio::test]
+async fn a_promoted_server_waits_for_half_as_long_again() {
+    let group = start(SentinelOptions::new()).await;
+    let (group, _) = on(group, |group| group.fail_over()).await;
+    let begun = Instant::now();
+    connected(short(&group.url())).await;
+    assert!(begun.elapsed() > SHORT * 4 / 3, "{:?}", begun.elapsed());
 }
 
 #[tokio::test]

@@ -1,5 +1,7 @@
 //! A Redis Cluster: several primaries, each with a part of the slots, and replicas that are promoted when a primary fails.
 
+mod cut;
+
 use std::{
     io, thread,
     time::{Duration, Instant},
@@ -10,6 +12,7 @@ use super::{
     redis::free_port,
     resp::{ask, ask_words},
 };
+use cut::Line;
 
 const SLOTS: u16 = 16384;
 const PRIMARIES: usize = 3;
@@ -29,6 +32,7 @@ const MIGRATE_WITHIN: &str = "10000";
 pub struct RedisClusterOptions {
     node_timeout: Duration,
     replicas: usize,
+    can_be_cut: bool,
     server: RedisOptions,
 }
 
@@ -37,6 +41,7 @@ impl Default for RedisClusterOptions {
         Self {
             node_timeout: Duration::from_secs(2),
             replicas: 1,
+            can_be_cut: false,
             server: RedisOptions::new(),
         }
     }
@@ -59,6 +64,13 @@ impl RedisClusterOptions {
     #[must_use]
     pub fn replicas(mut self, replicas: usize) -> Self {
         self.replicas = replicas;
+        self
+    }
+
+    /// Allows to cut nodes off from each other: see [`RedisCluster::cut_off`]. Not together with [`tls`](Self::tls).
+    #[must_use]
+    pub fn can_be_cut(mut self) -> Self {
+        self.can_be_cut = true;
         self
     }
 
@@ -100,7 +112,7 @@ impl RedisClusterOptions {
             .setting("repl-diskless-sync-delay", "0")
             .setting("repl-ping-replica-period", "1");
         let nodes = (0..PRIMARIES * (1 + self.replicas))
-            .map(|_| Node::start(&server))
+            .map(|number| Node::start(&server, self.can_be_cut.then_some(number)))
             .collect::<Result<Vec<_>, _>>()?;
         let cluster = RedisCluster { nodes };
         cluster
@@ -123,22 +135,40 @@ struct Node {
     server: RedisServer,
     /// The node's id in the cluster.
     id: String,
-    /// The bus port, for the other nodes.
+    /// The bus port that the other nodes use.
     bus: u16,
+    /// The proxy at that port, if nodes can be cut off.
+    line: Option<Line>,
+    /// It runs, but the other nodes can't reach it.
+    is_away: bool,
 }
 
 impl Node {
-    fn start(options: &RedisOptions) -> Result<Self, StartError> {
+    /// Starts a node; if it can be cut off, with its number.
+    fn start(options: &RedisOptions, can_be_cut: Option<usize>) -> Result<Self, StartError> {
         let mut attempts = 0;
         loop {
             attempts += 1;
-            let bus = free_port()?;
-            let options = options.clone().setting("cluster-port", bus.to_string());
+            let own = free_port()?;
+            let line = can_be_cut
+                .map(|number| Line::start(number, own))
+                .transpose()?;
+            let bus = line.as_ref().map_or(own, Line::port);
+            let mut options = options.clone().setting("cluster-port", own.to_string());
+            if let Some(line) = &line {
+                options = line.settings(options);
+            }
             match options.start() {
                 Ok(server) => {
                     let id = one(server.port(), "CLUSTER MYID")
                         .map_err(StartError::io("ask a node for its id"))?;
-                    return Ok(Self { server, id, bus });
+                    return Ok(Self {
+                        server,
+                        id,
+                        bus,
+                        line,
+                        is_away: false,
+                    });
                 }
                 // Another program may have taken the port meanwhile.
                 Err(StartError::Ended { .. }) if attempts < PORT_ATTEMPTS => {}
@@ -151,8 +181,9 @@ impl Node {
         ask(self.server.port(), command)
     }
 
-    fn is_running(&self) -> bool {
-        self.server.pid().is_some()
+    /// Whether the other nodes can reach it.
+    fn takes_part(&self) -> bool {
+        self.server.pid().is_some() && !self.is_away
     }
 
     /// The port that clients and other nodes use.
@@ -262,7 +293,7 @@ impl RedisCluster {
     ///
     /// The error of the system if no node answers.
     pub fn slot_of(&self, key: &str) -> io::Result<u16> {
-        let running = self.nodes.iter().find(|node| node.is_running());
+        let running = self.nodes.iter().find(|node| node.takes_part());
         let node = running.ok_or(io::ErrorKind::NotFound)?;
         let slot = ask_words(node.server.port(), ["CLUSTER", "KEYSLOT", key])?;
         slot.first()
@@ -270,9 +301,9 @@ impl RedisCluster {
             .ok_or_else(|| io::ErrorKind::InvalidData.into())
     }
 
-    /// The node that serves `slot`, if all running nodes agree. Otherwise `None`.
+    /// The node that serves `slot`, if all running nodes agree. Nodes that are cut off or stalled are not asked. Otherwise `None`.
     pub fn owner(&self, slot: u16) -> Option<usize> {
-        let mut running = self.nodes.iter().filter(|node| node.is_running());
+        let mut running = self.nodes.iter().filter(|node| node.takes_part());
         let id = running.next()?.owner(slot).ok()??;
         let agreed = running.all(|node| {
             let owner = node.owner(slot).ok().flatten();
@@ -305,7 +336,7 @@ impl RedisCluster {
             let follows = role.contains("role:master") || role.contains("master_link_status:up");
             (state.contains("cluster_state:ok") && all && follows).then_some(())
         };
-        let mut running = self.nodes.iter().filter(|node| node.is_running());
+        let mut running = self.nodes.iter().filter(|node| node.takes_part());
         running.try_for_each(|node| until(|| is_whole(node)))
     }
 
@@ -408,7 +439,7 @@ impl RedisCluster {
         let follows = format!("slave {}", primary.id);
         self.nodes.iter().find(|node| {
             let is_its = |line: &str| line.starts_with(&node.id) && line.contains(&follows);
-            node.is_running() && known.lines().any(is_its)
+            node.takes_part() && known.lines().any(is_its)
         })
     }
 }

@@ -1,0 +1,24 @@
+//! The service's answer to a call that has no deadline of its own.
+
+use std::{future::Future, time::Duration};
+
+use super::deadline::bound;
+use crate::{BackendError, BackendErrorKind, LockError, LockName, Policy, clock::Instant};
+
+/// How long such a call waits for the answer.
+const ANSWER_TIME: Duration = Policy::DEFAULT_TIMEOUT;
+
+/// Waits for the answer to `asked` for 5 s.
+pub(crate) async fn answer<T>(
+    name: &LockName,
+    asked: impl Future<Output = Result<T, BackendError>>,
+) -> Result<T, LockError> {
+    let silence = "the lock service did not answer";
+    bound(Instant::now().checked_add(ANSWER_TIME), asked)
+        .await
+        .unwrap_or_else(|| Err(BackendError::new(BackendErrorKind::Unavailable, silence)))
+        .map_err(|source| LockError::Backend {
+            name: name.clone(),
+            source,
+        })
+}

@@ -1,0 +1,111 @@
+//! `wait_replicas`: what replicas have not confirmed does not count. `waiting.rs` and `refusals.rs` test grants and refreshes.
+
+use std::time::Duration;
+
+use portalock_core::{LockBackend, Policy, clock::Instant};
+use portalock_redis::{RedisBackend, RedisSettings};
+use portalock_testkit::{
+    proxy::{Direction, FaultProxy},
+    servers::{RedisClusterOptions, RedisOptions, RedisServer},
+};
+
+use crate::{
+    cluster::{connected, slot_of, start},
+    cluster_moves::{SHORT, half_way, short},
+    fixture::{Admin, ENOUGH, client, eventually, granted, lock, settings_at, waiters},
+};
+
+fn server() -> RedisServer {
+    let at_once = RedisOptions::new().setting("repl-diskless-sync-delay", "0");
+    at_once.start().unwrap()
+}
+
+/// Starts a replica; returns when it follows the server.
+async fn replica_of(server: &RedisServer) -> RedisServer {
+    let primary = format!("127.0.0.1 {}", server.port());
+    let replica = RedisOptions::new().setting("replicaof", primary).start();
+    eventually(async || {
+        let state: String = Admin::of(server).await.ask("INFO replication").await;
+        state.contains("state=online")
+    })
+    .await;
+    replica.unwrap()
+}
+
+/// The grant comes between the session's refresh, which a replica has, and the check of its places.
+#[tokio::test]
+async fn a_grant_that_is_found_after_a_reset_counts_once_a_replica_has_it() {
+    const LATE: Duration = Duration::from_millis(500);
+    let server = server();
+    let replica = replica_of(&server).await;
+    let line = FaultProxy::start(server.addr()).unwrap();
+    let settings = settings_at(&format!("redis://{}", line.addr())).with_wait_replicas(1);
+    let settings = settings.with_session_ttl(ENOUGH).unwrap();
+    let settings = settings.with_tick_interval(ENOUGH * 10).unwrap();
+    let demanding = RedisBackend::with_settings(settings).await.unwrap();
+    let other = client(&server).await;
+    let held = lock(&other, "a").acquire().await.unwrap();
+    let waits = Policy::forever().with_max_failures(u32::MAX);
+    let waits = lock(&demanding, "a").with_policy(waits);
+    let waiter = tokio::spawn(async move { waits.acquire().await });
+    eventually(async || waiters(&other, "a").await == 1).await;
+
+    let before = confirmations(&server).await;
+    line.delay(Direction::ToServer, LATE);
+    line.cut();
+    eventually(async || confirmations(&server).await > before).await;
+    replica.stall().unwrap();
+    held.release().await.unwrap();
+    tokio::time::sleep(LATE * 4).await;
+    let seen = LockBackend::inspect(&other, &"a".parse().unwrap()).await;
+    assert!(seen.unwrap().held);
+    assert!(!waiter.is_finished(), "told before a replica has the grant");
+    line.heal();
+    replica.resume().unwrap();
+    granted(waiter).await.release().await.unwrap();
+}
+
+/// How many commands have waited for replicas.
+async fn confirmations(server: &RedisServer) -> u32 {
+    let stats: String = Admin::of(server).await.ask("INFO commandstats").await;
+    let calls = stats
+        .split_once("cmdstat_wait:calls=")
+        .map(|(_, rest)| rest);
+    let calls = calls.and_then(|rest| rest.split(',').next());
+    calls.map_or(0, |calls| calls.parse().unwrap())
+}
+
+/// The old primary may go on until its replicas have left it for the new one.
+#[tokio::test]
+async fn a_promoted_server_waits_from_when_a_replica_follows_it() {
+    const WAIT: Duration = Duration::from_secs(4);
+    let server = server();
+    let mut admin = Admin::of(&server).await;
+    admin.ask::<()>("REPLICAOF 127.0.0.1 1").await;
+    admin.ask::<()>("REPLICAOF NO ONE").await;
+    let settings = RedisSettings::new(&server.url()).unwrap();
+    let settings = settings.with_restart_wait(WAIT).with_wait_replicas(1);
+    let begun = Instant::now();
+    while begun.elapsed() < WAIT * 3 / 2 {
+        let error = RedisBackend::with_settings(settings.clone()).await;
+        assert!(error.unwrap_err().is_retryable());
+    }
+    let _replica = replica_of(&server).await;
+    let followed = Instant::now();
+    RedisBackend::with_settings(settings).await.unwrap();
+    assert!(followed.elapsed() > WAIT / 2, "{:?}", followed.elapsed());
+}
+
+#[tokio::test]
+async fn a_refresh_at_the_other_node_of_a_move_counts_once_its_replica_has_it() {
+    let cluster = start(RedisClusterOptions::new()).await;
+    let holder = connected(short(&cluster).with_wait_replicas(1)).await;
+    let held = lock(&holder, "a").acquire().await.unwrap();
+    let slot = slot_of(&cluster, "a").await;
+    let (cluster, moving) = half_way(cluster, slot, |key| key.contains("/session/")).await;
+    tokio::time::sleep(SHORT * 2).await;
+    held.ensure_held().unwrap();
+    // The nodes from the fourth on are the replicas, in the order of their primaries.
+    cluster.node(3 + moving.to()).stall().unwrap();
+    tokio::time::timeout(ENOUGH, held.lost()).await.unwrap();
+}
