@@ -203,6 +203,9 @@ async fn an_attempt_with_a_stale_stamp_is_refused_by_each_way_and_told_the_prese
     for stamp in ["kept|2", "kept|3"] {
         assert_eq!(raise(&mut client, "a").await, stamp);
     }
+    // With a last token, as most free locks have.
+    attempt_with(&mut client, "a", "1", ["3", "3"], "kept|3").await;
+    release(&mut client, "1").await;
     // A free lock, exclusive and shared; behind a holder; next to a holder with the same shape; and a case for
     // `acquire.lua`.
     for (holds, shape) in [

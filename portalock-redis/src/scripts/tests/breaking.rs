@@ -39,7 +39,7 @@ async fn what_an_owner_holds_is_freed_by_whatever_place() {
     open(&mut client, "a").await;
     attempt_of(&mut client, "a", "1.7").await;
     attempt_of(&mut client, "a", "2.8").await;
-    for (owner, freed) in [("9", "0"), ("1", "1"), ("1", "0"), ("2", "1")] {
+    for (owner, freed) in [("9", "0"), ("1", "1"), ("1", "0"), ("2", "1"), ("2", "0")] {
         let answer = EVICT.run(&mut client, &[STATE], &[owner]).await;
         let answer: String = redis::from_redis_value(answer.unwrap()).unwrap();
         assert_eq!(answer, freed, "{owner}");

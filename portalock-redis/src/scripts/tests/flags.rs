@@ -1,8 +1,8 @@
 //! The flags of a state, which show that somebody waits or observes; and keys that somebody deletes.
 
 use super::{
-    super::INSPECT, QUEUE, STATE, ask, attempt, attempt_for, attempt_of, connection, holding, open,
-    release,
+    super::INSPECT, KEPT, QUEUE, STATE, ask, attempt, attempt_for, attempt_of, attempt_with,
+    connection, holding, open, open_as, release,
 };
 use portalock_testkit::servers::RedisServer;
 
@@ -105,11 +105,42 @@ async fn an_observer_of_a_new_name_leaves_no_key_for_ever() {
             .run(&mut client, &[STATE], &["watches"])
             .await
             .unwrap();
-        let left: u64 = ask(&mut client, &["PTTL", STATE]).await;
+        let left: i64 = ask(&mut client, &["PTTL", STATE]).await;
         assert!(left > 3_600_000, "{left} ms");
         attempt(&mut client, "a").await;
-        let left: u64 = ask(&mut client, &["PTTL", STATE]).await;
+        let left: i64 = ask(&mut client, &["PTTL", STATE]).await;
         assert!(left > 3_600_000, "{left} ms");
         let _: () = ask(&mut client, &["DEL", STATE]).await;
     }
+}
+
+#[tokio::test]
+async fn a_free_lock_with_a_token_is_granted_by_the_same_rules() {
+    const HOUR: u64 = 3_600_000_000;
+    let server = RedisServer::start().unwrap();
+    let mut client = connection(&server).await;
+    open(&mut client, "a").await;
+    open_as(&mut client, "b", KEPT).await;
+    let first = attempt(&mut client, "a").await;
+    release(&mut client, "1-1-1").await;
+    // A session whose subscription has ended, and one without a key.
+    client.unsubscribe("p/session/a").await.unwrap();
+    assert_eq!(attempt(&mut client, "a").await, ["ended"]);
+    assert_eq!(attempt(&mut client, "c").await, ["ended"]);
+    // The last token is from the hour before: the state is kept for longer.
+    let token: u64 = first[1].parse().unwrap();
+    let earlier = (token - HOUR).to_string();
+    let _: () = ask(&mut client, &["HSET", STATE, "token", &earlier]).await;
+    let _: () = ask(&mut client, &["PEXPIRE", STATE, "60000"]).await;
+    let second = attempt_with(&mut client, "b", "2", ["1", "1"], KEPT).await;
+    assert_eq!(second[0], "granted");
+    assert!(second[1] > first[1]);
+    let left: i64 = ask(&mut client, &["PTTL", STATE]).await;
+    assert!(left > 3_600_000, "{left} ms");
+    release(&mut client, "2").await;
+    // The clock was set back.
+    let later = (token + HOUR).to_string();
+    let _: () = ask(&mut client, &["HSET", STATE, "token", &later]).await;
+    let third = attempt_with(&mut client, "b", "3", ["1", "1"], KEPT).await;
+    assert_eq!(third, ["granted", &(token + HOUR + 1).to_string()]);
 }
