@@ -117,7 +117,7 @@
 //!
 //! | key | content | how long |
 //! |---|---|---|
-//! | `portalock/lock/NAME` | a hash: the last token, one field for each holder, and marks for waiters and observers | an hour or two after its last use |
+//! | `portalock/lock/NAME` | a hash: the last token, one field for each holder, and flags for waiters and observers | an hour or two after its last use |
 //! | `portalock/lock-queue/NAME`, `portalock/lock-waiters/NAME` | the queue, while there are waiters | an hour or two after its last use |
 //! | `portalock/semaphore...` | the same for semaphores | |
 //! | `portalock/session/ID/broken` | marks of locks that [an operator breaks](portalock_core::Lock::break_holder), until their holder has found them | an hour or two |

@@ -1,13 +1,13 @@
 //! Watches the exclusive holder of a name, for observers of elections.
 //!
 //! Each script that grants, or that frees without granting, also publishes this change on a channel with the name of
-//! the lock's state, in the same atomic step, if the state has the mark of an observer: see `grant.lua`. An observer has
-//! a connection of its own, on the session thread. It subscribes, and then inspects the lock once, which sets the mark:
+//! the lock's state, in the same atomic step, if the state has the flag of an observer: see `grant.lua`. An observer has
+//! a connection of its own, on the session thread. It subscribes, and then inspects the lock once, which sets the flag:
 //! earlier changes are in the result of the inspection, and later changes arrive in order. When the connection ends, the
 //! watch ends, and the observer starts a new one.
 //!
 //! A crashed process runs no script, and a lost network link sends no message. So from time to time the observer
-//! inspects the lock over the same connection. This checks the holder and the connection, and sets the mark again if
+//! inspects the lock over the same connection. This checks the holder and the connection, and sets the flag again if
 //! somebody has deleted it, with the state. A grant from between is in the result of this inspection.
 
 use std::{sync::Arc, time::Duration};
@@ -188,7 +188,7 @@ impl Told {
 
     /// Handles an inspection, after all messages that came before its answer. If it shows no exclusive holder, and the
     /// holder is still the same as `before` the inspection, the holder has gone without a message. If it shows a later
-    /// grant, this grant was made without a message, because the mark was missing.
+    /// grant, this grant was made without a message, because the flag was missing.
     fn look(&mut self, before: Option<(Option<OwnerId>, FencingToken)>, seen: &Inspection) {
         match exclusive(seen) {
             Some(claim) if claim.token > self.highest => {

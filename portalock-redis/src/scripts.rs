@@ -27,7 +27,7 @@
 //!    session when it opens a new one.
 //! 8. **No waiter is forgotten.** A script that frees something serves the queue. A waiter that is granted the lock
 //!    gets a message, and asks the server when it may have missed the message. While there are waiters, the state has
-//!    the mark `waits`, without which a release serves nobody. The last waiter has always been told
+//!    the flag `waits`, without which a release serves nobody. The last waiter has always been told
 //!    that it is the last, by an answer or a message, and it checks often whether the holders are alive. The other
 //!    waiters check from time to time, also whether the last waiter is alive.
 

@@ -30,8 +30,8 @@ local waiting, first_text
 if first then
   local texts = call('HMGET', waiters, owner, first)
   waiting, first_text = texts[1], texts[2]
-  -- The mark was deleted from outside, with the state.
-  mark_waits()
+  -- The flag was deleted from outside, with the state.
+  flag_waits()
 elseif waits then
   waits = false
   call('HDEL', state, 'waits')

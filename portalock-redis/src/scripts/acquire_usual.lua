@@ -19,7 +19,7 @@ local shares = ARGV[6] == 'shares'
 local shape, weight, capacity
 
 -- Shared: all holders have the same shape as this owner, the owner fits too, and there are no waiters. The number of
--- holders is the number of fields of the state without the last token and the mark.
+-- holders is the number of fields of the state without the last token and the flag.
 if shares then
   local parts
   shape, parts, capacity = string.match(asked, '|((%d+)|(%d+))$')
@@ -53,7 +53,7 @@ for i = 1, #fields, 2 do
   end
 end
 
--- Somebody may have deleted the state, and with it the mark.
+-- Somebody may have deleted the state, and with it the flag.
 local is_left = false
 if not last_token then
   find_queue()
@@ -71,8 +71,8 @@ end
 if not queue then find_queue() end
 local queues = ARGV[5] == 'queues'
 
--- Sets the mark that there are waiters.
-local function mark_waits()
+-- Sets the flag that there are waiters.
+local function flag_waits()
   if waits then return end
   waits = true
   call('HSET', state, 'waits', '1')
@@ -111,7 +111,7 @@ local function line_up(back, ahead, before)
     call('PEXPIRE', queue, 2 * KEPT)
     call('PEXPIRE', waiters, 2 * KEPT)
   end
-  mark_waits()
+  flag_waits()
   if token ~= '' then
     call('HSET', state, 'token', token)
     outlive(before, last)

@@ -3,7 +3,7 @@
 --
 -- In the keys, an owner is called by the name of its place, which is used only once: see `place.rs`.
 --
--- KEYS[1]  state    hash: `token` -> the last token, maybe with a shape; owner -> the claim of a holder; and two marks
+-- KEYS[1]  state    hash: `token` -> the last token, maybe with a shape; owner -> the claim of a holder; and two flags
 --
 -- The keys of the queue are made from the name of the state when they are needed:
 --          queue    sorted set: owner -> place; the smallest place is the first waiter
@@ -14,13 +14,13 @@
 -- the last token has a shape, as token|weight|capacity, then all claims in the state have this shape, so their number
 -- alone decides whether one more fits. Every grant writes the shape again; a release does not make it wrong.
 --
--- The marks are fields of the state, so a state that has only its token shows in one call that nobody holds, waits or
+-- The flags are fields of the state, so a state that has only its token shows in one call that nobody holds, waits or
 -- observes:
 --   `waits`    is set when the queue gets its first waiter. It may stay when the queue is empty. If there is no last token,
---              the state is new, and the mark may be missing.
+--              the state is new, and the flag may be missing.
 --   `watched`  is set while there are observers. They subscribe to a channel with the name of the state, and set the
---              mark. The channel gets a message for each grant, and for each release that is not followed by a grant.
---              The first message that nobody receives removes the mark.
+--              flag. The channel gets a message for each grant, and for each release that is not followed by a grant.
+--              The first message that nobody receives removes the flag.
 --
 -- Besides KEYS the scripts read the keys of the queue and of sessions in claims. In a cluster they are in the same slot,
 -- and no script runs while the slot moves: see `scripts.rs`.

@@ -1,6 +1,6 @@
 -- The holders and the waiters, without dead owners. This only reads, unless an observer asks.
 --
--- ARGV[1]  'watches' if an observer asks, which has subscribed to the channel: see the marks in `grant.lua`
+-- ARGV[1]  'watches' if an observer asks, which has subscribed to the channel: see the flags in `grant.lua`
 --
 -- Answers {last token, the number of holders, owner, weight, token, since, who, ..., the same for the waiters}.
 

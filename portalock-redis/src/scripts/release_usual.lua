@@ -13,7 +13,7 @@ if freed == 1 and not first then
   return '1'
 end
 
--- Besides the last token and the marks.
+-- Besides the last token and the flags.
 local holders_left = left - 1 - (waits and 1 or 0) - (watched and 1 or 0)
 if freed == 1 and holders_left == 0 then
   local texts = call('HMGET', waiters, first, second or first)

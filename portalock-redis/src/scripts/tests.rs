@@ -1,10 +1,12 @@
 //! The scripts on a real server, without the Rust client.
 
+mod breaking;
+mod flags;
 mod long_way;
 mod neighbours;
 mod random_walk;
 
-use super::{ACQUIRE, BREAK, EVICT, INSPECT, LOOK, OPEN, PRIMARY, RAISE, RELEASE};
+use super::{ACQUIRE, LOOK, OPEN, PRIMARY, RAISE, RELEASE};
 use portalock_testkit::servers::RedisServer;
 use redis::{Value, aio::MultiplexedConnection};
 use std::time::Duration;
@@ -212,6 +214,9 @@ async fn an_attempt_with_a_stale_stamp_is_refused_by_each_way_and_told_the_prese
     for stamp in ["kept|2", "kept|3"] {
         assert_eq!(raise(&mut client, "a").await, stamp);
     }
+    // With a last token, as most free locks have.
+    attempt_with(&mut client, "a", "1", ["3", "3"], "kept|3").await;
+    release(&mut client, "1").await;
     // A free lock, exclusive and shared; behind a holder; next to a holder with the same shape; and a case for
     // `acquire.lua`.
     for (holds, shape) in [
@@ -457,188 +462,6 @@ async fn a_look_tells_who_holds_and_who_waits() {
         let _: () = ask(&mut client, &["SET", key, "spoiled"]).await;
     }
     assert_eq!(look(&mut client, &places).await, ["gone"; 4]);
-}
-
-#[tokio::test]
-async fn who_waits_in_a_queue_that_somebody_deletes_takes_a_place_again() {
-    let server = RedisServer::start().unwrap();
-    let mut client = connection(&server).await;
-    open(&mut client, "a").await;
-    for owner in ["1", "2", "3"] {
-        attempt_of(&mut client, "a", owner).await;
-    }
-    let _: () = ask(&mut client, &["DEL", QUEUE]).await;
-    for owner in ["3", "2", "3"] {
-        assert_ne!(attempt_of(&mut client, "a", owner).await[1], "-", "{owner}");
-    }
-    let order: Vec<String> = ask(&mut client, &["ZRANGE", QUEUE, "0", "-1"]).await;
-    assert_eq!(order, ["3", "2"]);
-    // The same in `acquire.lua`: behind another waiter, without a holder.
-    let _: () = ask(&mut client, &["ZREM", QUEUE, "2"]).await;
-    let _: () = ask(&mut client, &["HDEL", STATE, "1"]).await;
-    assert_eq!(attempt_of(&mut client, "a", "2").await[1], "0");
-    release(&mut client, "3").await;
-    release(&mut client, "2").await;
-}
-
-#[tokio::test]
-async fn who_waits_for_a_state_that_somebody_deletes_is_served_first() {
-    let server = RedisServer::start().unwrap();
-    let mut client = connection(&server).await;
-    open(&mut client, "a").await;
-    for newcomer in ["3", "2"] {
-        for owner in ["1", "2"] {
-            attempt_of(&mut client, "a", owner).await;
-        }
-        let _: () = ask(&mut client, &["DEL", STATE]).await;
-        // By a newcomer, and by the waiter itself.
-        let answer = attempt_of(&mut client, "a", newcomer).await;
-        assert_eq!(answer[0] == "granted", newcomer == "2", "{answer:?}");
-        assert_eq!(holding(&mut client).await, ["2"]);
-        release(&mut client, "2").await;
-        if newcomer == "3" {
-            release(&mut client, "3").await;
-        }
-        assert!(!ask::<bool>(&mut client, &["EXISTS", QUEUE]).await);
-    }
-}
-
-#[tokio::test]
-async fn changes_are_published_while_there_are_observers() {
-    let server = RedisServer::start().unwrap();
-    let mut client = connection(&server).await;
-    open(&mut client, "a").await;
-    let shares = ["1", "3"];
-    for shape in [["1", "1"], shares] {
-        for watched in [false, true] {
-            if watched {
-                INSPECT
-                    .run(&mut client, &[STATE], &["watches"])
-                    .await
-                    .unwrap();
-                client.subscribe(STATE).await.unwrap();
-            }
-            let _: () = ask(&mut client, &["CONFIG", "RESETSTAT"]).await;
-            for owner in ["1", "2"] {
-                attempt_for(&mut client, "a", owner, shape).await;
-            }
-            for owner in ["1", "2"] {
-                release(&mut client, owner).await;
-            }
-            let stats: String = ask(&mut client, &["INFO", "commandstats"]).await;
-            let published = stats
-                .lines()
-                .find_map(|line| {
-                    line.strip_prefix("cmdstat_publish:calls=")?
-                        .split(',')
-                        .next()
-                })
-                .map_or(0, |calls| calls.parse().unwrap());
-            // Two grants; a release without a grant, or two; and the waiter's own message.
-            let (changes, messages) = if shape == shares { (4, 0) } else { (3, 1) };
-            let expected = messages + if watched { changes } else { 0 };
-            assert_eq!(published, expected, "{shape:?} {watched}");
-        }
-        // The first message that nobody receives removes the mark.
-        client.unsubscribe(STATE).await.unwrap();
-        attempt_for(&mut client, "a", "1", shape).await;
-        release(&mut client, "1").await;
-        let fields: Vec<String> = ask(&mut client, &["HKEYS", STATE]).await;
-        assert_eq!(fields, ["token"]);
-    }
-}
-
-#[tokio::test]
-async fn an_observer_of_a_new_name_leaves_no_key_for_ever() {
-    let server = RedisServer::start().unwrap();
-    let mut client = connection(&server).await;
-    open(&mut client, "a").await;
-    for _ in 0..2 {
-        INSPECT
-            .run(&mut client, &[STATE], &["watches"])
-            .await
-            .unwrap();
-        let left: u64 = ask(&mut client, &["PTTL", STATE]).await;
-        assert!(left > 3_600_000, "{left} ms");
-        attempt(&mut client, "a").await;
-        let left: u64 = ask(&mut client, &["PTTL", STATE]).await;
-        assert!(left > 3_600_000, "{left} ms");
-        let _: () = ask(&mut client, &["DEL", STATE]).await;
-    }
-}
-
-async fn mark(connection: &mut MultiplexedConnection, owner: &str, by: &str) -> String {
-    let answer = BREAK.run(connection, &[STATE], &[owner, by]).await.unwrap();
-    redis::from_redis_value(answer).unwrap()
-}
-
-#[tokio::test]
-async fn a_mark_lies_beside_the_session_that_holds_by_the_name_of_its_place() {
-    let server = RedisServer::start().unwrap();
-    let mut client = connection(&server).await;
-    open_as(&mut client, "a", KEPT).await;
-    attempt_with(&mut client, "a", "1.7", ["3", "3"], KEPT).await;
-    attempt_with(&mut client, "a", "2.8", ["3", "3"], KEPT).await;
-    assert_eq!(mark(&mut client, "2", "x").await, "-", "it waits");
-    assert_eq!(mark(&mut client, "9", "x").await, "-");
-    let _: () = ask(&mut client, &["PEXPIRE", "p/session/a", "20000"]).await;
-    let lasts: u64 = mark(&mut client, "1", "x").await.parse().unwrap();
-    assert!((10_000..=20_000).contains(&lasts), "{lasts} ms");
-    mark(&mut client, "1", "y").await;
-    let marks: Vec<(String, String)> = ask(&mut client, &["HGETALL", "p/session/a/broken"]).await;
-    let [(place, mark_of_it)] = &marks[..] else {
-        panic!("{marks:?}");
-    };
-    let (ends, by) = mark_of_it.split_once('|').unwrap();
-    assert_eq!((&**place, by), ("1.7", "x"));
-    let time: Vec<u64> = ask(&mut client, &["TIME"]).await;
-    let left = ends.parse::<u64>().unwrap() - time[0] * 1000;
-    assert!((10_000..=21_000).contains(&left), "{left} ms");
-    // A session that has ended relies on nothing.
-    let _: () = ask(&mut client, &["DEL", "p/session/a"]).await;
-    assert_eq!(mark(&mut client, "1", "x").await, "0");
-}
-
-async fn evict(connection: &mut MultiplexedConnection, owner: &str) -> String {
-    let answer = EVICT.run(connection, &[STATE], &[owner]).await;
-    redis::from_redis_value(answer.unwrap()).unwrap()
-}
-
-#[tokio::test]
-async fn what_an_owner_holds_is_freed_by_whatever_place() {
-    let server = RedisServer::start().unwrap();
-    let mut client = connection(&server).await;
-    open(&mut client, "a").await;
-    attempt_of(&mut client, "a", "1.7").await;
-    attempt_of(&mut client, "a", "2.8").await;
-    let ended = ["HSET", "p/session/a/broken", "1.7", "1|x", "2.8", "1|x"];
-    let _: () = ask(&mut client, &ended).await;
-    for (owner, freed) in [("9", "0"), ("1", "1"), ("1", "0"), ("2", "1")] {
-        assert_eq!(evict(&mut client, owner).await, freed, "{owner}");
-    }
-}
-
-#[tokio::test]
-async fn a_hold_is_not_ended_while_its_client_may_rely_on_it() {
-    let server = RedisServer::start().unwrap();
-    let mut client = connection(&server).await;
-    open_as(&mut client, "a", KEPT).await;
-    attempt_with(&mut client, "a", "1.7", ["3", "3"], KEPT).await;
-    let left = async |client: &mut MultiplexedConnection| {
-        let answer = evict(client, "1").await;
-        let left = answer.strip_prefix("wait|").expect(&answer);
-        left.parse::<u64>().unwrap()
-    };
-    // There is no mark.
-    let _: () = ask(&mut client, &["PEXPIRE", "p/session/a", "20000"]).await;
-    assert!((10_000..=20_000).contains(&left(&mut client).await));
-    mark(&mut client, "1", "x").await;
-    // Refreshes after the mark have found it.
-    let _: () = ask(&mut client, &["PEXPIRE", "p/session/a", "90000"]).await;
-    assert!((10_000..=20_001).contains(&left(&mut client).await));
-    // The session has ended.
-    let _: () = ask(&mut client, &["DEL", "p/session/a"]).await;
-    assert_eq!(evict(&mut client, "1").await, "1");
 }
 
 async fn wait_of(connection: &mut MultiplexedConnection, confirmed: bool) -> String {

@@ -278,7 +278,7 @@ async fn an_attempt_that_arrives_after_its_withdrawal_takes_no_effect() {
         .await
         .unwrap_err();
     assert!(!error.is_contention(), "{error}");
-    let sent = tokio::task::spawn_blocking(move || monitor.script_with("4"));
+    let sent = tokio::task::spawn_blocking(move || monitor.script_with("2"));
     let (sender, sent) = sent.await.unwrap();
     // The answer is lost, and only this connection ends.
     let mut admin = Admin::of(&server).await;

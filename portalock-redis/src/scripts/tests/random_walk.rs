@@ -61,7 +61,7 @@ impl Snapshot {
             "a place without a claim, or the other way round"
         );
         let waits = state.remove("waits").is_some();
-        assert!(waits || order.is_empty(), "the mark is missing");
+        assert!(waits || order.is_empty(), "the flag is missing");
         let last = state.remove("token").unwrap_or_else(|| "0".to_owned());
         let (token, shape) = match last.split_once('|') {
             Some((token, shape)) => (token, Some(shape.to_owned())),
