@@ -136,5 +136,6 @@ pub(crate) async fn leave(
             None => session.end(forgotten()),
         }
     }
-    key.server.release(&leaving.at, leaving.next.as_ref()).await
+    let next = leaving.next.as_ref();
+    key.server.release(&leaving.at, next, leaving.waits).await
 }

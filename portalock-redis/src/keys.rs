@@ -160,9 +160,8 @@ mod tests {
             let keys = Keys::new(prefix);
             for kind in [Kind::Lock, Kind::Semaphore] {
                 for name in names {
-                    let name = LockName::new(name).unwrap();
-                    let named = Named { kind, name };
-                    for key in [keys.state(&named), keys.waiters(&named)] {
+                    let of = kind.named(&LockName::new(name).unwrap());
+                    for key in [keys.state(&of), keys.waiters(&of)] {
                         assert!(seen.insert(key.clone()), "{key}");
                     }
                 }

@@ -92,11 +92,13 @@ impl Server {
         })
     }
 
-    /// Releases a place. Returns whether it held the lock. `next` is the neighbour that holds from now on.
+    /// Releases a place. Returns whether it held the lock. `next` is the neighbour that holds from now on. `waits` says
+    /// whether this place is known to wait. Otherwise it held if it waits at the server with a token.
     pub(crate) async fn release(
         &self,
         place: &Place,
         next: Option<&Place>,
+        waits: bool,
     ) -> Result<Answered<bool>, BackendError> {
         let state = self.keys.state(&place.named);
         let mut arguments = vec![&*place.name];
@@ -105,6 +107,7 @@ impl Server {
         let answer = self.send(RELEASING, call).await?;
         let value = match text(&answer.value) {
             Some("1") => true,
+            Some("waited") => !waits,
             Some("0") => false,
             _ => return Err(unexpected(RELEASING)),
         };

@@ -335,7 +335,7 @@ async fn hand_over(server: Arc<Server>, left: &[Place]) {
             releases.join_next().await;
         }
         let (server, place) = (server.clone(), place.clone());
-        releases.spawn(async move { server.release(&place, None).await });
+        releases.spawn(async move { server.release(&place, None, false).await });
     }
     while releases.join_next().await.is_some() {}
 }

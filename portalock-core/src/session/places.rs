@@ -100,6 +100,8 @@ pub struct Leaving<P> {
     pub at: P,
     /// Whether the owner held the lock.
     pub held: bool,
+    /// Whether the owner waited, and never held.
+    pub waits: bool,
     /// Whether a request may still be in flight: the release must make it fail.
     pub unsure: bool,
     /// The waiter that [holds from now on](Places::follow), without a message of the service.
@@ -331,6 +333,7 @@ impl<P: Clone> Places<P> {
         let mut leaving = Leaving {
             at: place.at.clone(),
             held: matches!(place.phase, Phase::Held(..)),
+            waits: place.waits(),
             unsure: place.unsure,
             next: None,
         };

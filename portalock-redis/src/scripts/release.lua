@@ -4,9 +4,9 @@
 --
 -- ARGV[1]  owner   ARGV[2]  the waiter that now holds the lock at its client, if there is one: see `neighbours.rs`
 --
--- Answers '1' if the owner held, or waited with a token and so may have held at its client. Else answers '0'.
+-- Answers '1' if the owner held, 'waited' if it waited with a token and so may have held at its client, or else '0'.
 
-local serves, was_last, had = freed == 1, false, freed == 1
+local serves, was_last, had = freed == 1, false, false
 
 if freed == 0 then
   local text = call('HGET', waiters, owner)
@@ -33,4 +33,4 @@ local text = tail and call('HGET', waiters, tail)
 if text then
   call(PUBLISH, sessions .. parse(text).session, 'last|' .. tail)
 end
-return had and '1' or '0'
+return had and 'waited' or whole(freed)

@@ -10,6 +10,7 @@
 
 #![allow(
     clippy::panic,
+    clippy::struct_excessive_bools,
     clippy::unwrap_used,
     reason = "a test's helpers are part of the test"
 )]

@@ -291,8 +291,8 @@ impl World {
     /// A client releases, and its neighbour may take over.
     pub(crate) fn withdraw(&mut self, number: usize, rules: Rules) {
         let client = &mut self.clients[number];
-        client.passes_on = client.lease && client.held().is_some()
-            || rules.flaw == Flaw::FollowsWhoGivesUp && client.lease;
+        client.passes_on =
+            client.lease && (client.held().is_some() || rules.flaw == Flaw::FollowsWhoGivesUp);
         client.next = None;
         let next = self.pass_on(number, rules);
         self.act(number, |client| {

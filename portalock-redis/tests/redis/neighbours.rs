@@ -215,9 +215,9 @@ async fn many_tasks_of_one_session_and_two_other_sessions_are_served_in_turn() {
     for _ in 0..2 {
         locks.push(lock(&client(&server).await, "a"));
     }
-    let served = contend(locks, TIMES, Arc::default()).await;
+    let turns = contend(locks, TIMES, Arc::default()).await;
     // Everyone waits in one queue, so nobody is served twice more than another.
-    assert!(served.iter().all(|had| had + 2 >= TIMES), "{served:?}");
+    assert!(turns.iter().all(|had| had + 2 >= TIMES), "{turns:?}");
 }
 
 /// Each runtime has a connection of its own, so a release can overtake the one ahead.
@@ -241,8 +241,8 @@ fn tasks_on_several_runtimes_are_neighbours_too() {
         })
         .collect();
     for (runtime, running) in runtimes.iter().zip(running) {
-        let served = runtime.block_on(running).unwrap();
-        assert!(served.iter().all(|had| *had > 0), "{served:?}");
+        let turns = runtime.block_on(running).unwrap();
+        assert!(turns.iter().all(|had| *had > 0), "{turns:?}");
     }
 }
 

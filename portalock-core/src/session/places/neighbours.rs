@@ -91,7 +91,7 @@ impl<P: Clone> Places<P> {
 }
 
 impl<P> Place<P> {
-    fn waits(&self) -> bool {
+    pub(super) fn waits(&self) -> bool {
         matches!(self.phase, Phase::Asked | Phase::Queued)
     }
 
