@@ -39,10 +39,10 @@ impl Server {
         owner: OwnerId,
         by: &Holder,
     ) -> Result<Option<Duration>, BackendError> {
-        let state = self.keys.of(&Kind::Lock.named(name)).state;
+        let state = self.keys.state(&Kind::Lock.named(name));
         // The record is for people: if it can't be encoded, the lock is broken nevertheless.
         let by = serde_json::to_string(by).unwrap_or_default();
-        let arguments = [self.keys.sessions(), &owner.to_string(), &by];
+        let arguments = [&*owner.to_string(), &by];
         let answer = self
             .send(BREAKING, Call::Script(&BREAK, &[&state], &arguments))
             .await?;
@@ -59,11 +59,10 @@ impl Server {
         name: &LockName,
         owner: OwnerId,
     ) -> Result<Released, BackendError> {
-        let keys = self.keys.of(&Kind::Lock.named(name));
-        let keys = [&*keys.state, &*keys.queue, &*keys.waiters];
-        let arguments = [self.keys.sessions(), &owner.to_string()];
+        let state = self.keys.state(&Kind::Lock.named(name));
+        let owner = owner.to_string();
         loop {
-            let call = Call::Script(&EVICT, &keys, &arguments);
+            let call = Call::Script(&EVICT, &[&state], &[&owner]);
             let Answered { value, repeated } = self.send(EVICTING, call).await?;
             let answer = text(&value).ok_or_else(|| unexpected(EVICTING))?;
             if let Some(left) = answer.strip_prefix("wait|") {

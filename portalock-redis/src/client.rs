@@ -11,9 +11,10 @@ use crate::{
     config::RedisSettings,
     connection::Connections,
     keys::{Keys, Wanted},
+    neighbours,
     place::Place,
     queue::{Entry, Standing, recheck},
-    record::encode,
+    record::Encoder,
     replicas::confirm,
     route::Route,
     session::{Session, SessionKey, forgotten},
@@ -31,6 +32,7 @@ pub(crate) struct Server {
     pub(crate) route: Arc<Route>,
     pub(crate) keys: Keys,
     pub(crate) connections: Connections,
+    who: Encoder,
 }
 
 /// A request, without the difference between locks and semaphores.
@@ -48,6 +50,7 @@ impl Server {
             settings: route.settings().clone(),
             keys: Keys::new(route.prefix()),
             connections: Connections::new(route.clone()),
+            who: Encoder::default(),
             route,
         }
     }
@@ -78,9 +81,10 @@ pub(crate) async fn enter(
         place,
         wanted: &wish.wanted,
         queues: wish.patience == Patience::Queue,
-        who: encode(&wish.holder, settings.label()),
+        who: key.server.who.encode(&wish.holder, settings.label()),
     };
     let mut repeated = false;
+    let reconnects = session.places().reconnects();
     for _ in 0..ATTEMPTS {
         let stamp = key.stamp();
         let goes_on = || session.ensure_live();
@@ -89,14 +93,22 @@ pub(crate) async fn enter(
         let value = match answer.value {
             Standing::Granted(token) => {
                 if settings.wait_replicas() > 0 {
-                    confirm(&mut connections.wire().await?.connection, key).await?;
+                    // Boxed: the future is large, and each call would reserve space for it.
+                    Box::pin(confirm(&mut connections.wire().await?.connection, key)).await?;
                 }
                 Entered::Granted(token)
             }
-            Standing::Queued { behind, holder } => Entered::Queued {
+            Standing::Queued {
+                behind,
                 holder,
-                look_in: Some(recheck(behind, settings.tick_interval())),
-            },
+                ahead,
+            } => {
+                neighbours::answered(session, place, ahead.as_ref(), reconnects);
+                Entered::Queued {
+                    holder,
+                    look_in: Some(recheck(behind, settings.tick_interval())),
+                }
+            }
             Standing::Refused { holder } => Entered::Refused(holder),
             Standing::Ended => Entered::Ended(forgotten()),
             Standing::Stale(present) => {
@@ -119,10 +131,11 @@ pub(crate) async fn leave(
 ) -> Result<Answered<bool>, BackendError> {
     let key = session.service();
     if leaving.unsure && session.ensure_live().is_ok() {
-        match key.server.raise(key).await? {
+        match Box::pin(key.server.raise(key)).await? {
             Some(stamp) => key.stamp_is(stamp),
             None => session.end(forgotten()),
         }
     }
-    key.server.release(&leaving.at).await
+    let next = leaving.next.as_ref();
+    key.server.release(&leaving.at, next, leaving.waits).await
 }

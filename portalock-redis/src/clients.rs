@@ -125,8 +125,12 @@ impl Tagged {
     }
 
     async fn agree(&self) -> Result<(), BackendError> {
+        if self.agreed.initialized() {
+            return Ok(());
+        }
         let route = || self.route(Tag::of_all(self.settings.prefix()));
-        let agreeing = self.agreed.get_or_try_init(|| agree(route()));
+        // Boxed: the future is large, and each call would reserve space for it.
+        let agreeing = Box::pin(self.agreed.get_or_try_init(|| agree(route())));
         agreeing.await.copied()
     }
 

@@ -4,7 +4,7 @@
 use portalock_core::{ClaimKind, LockName, LockRequest, Mode, PermitRequest};
 
 /// The weight of an exclusive lock, and the capacity of every lock: this number of owners can share one.
-const WHOLE: u32 = u32::MAX;
+pub(crate) const WHOLE: u32 = u32::MAX;
 
 /// The kind of a name. Locks and semaphores have separate names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -37,14 +37,6 @@ pub(crate) struct Wanted {
     pub(crate) capacity: u32,
 }
 
-/// The keys of one name.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct NameKeys {
-    pub(crate) state: String,
-    pub(crate) queue: String,
-    pub(crate) waiters: String,
-}
-
 impl Kind {
     /// The kind of a claim with this weight.
     pub(crate) fn claim(self, weight: u32) -> ClaimKind {
@@ -75,6 +67,11 @@ impl Wanted {
         }
     }
 
+    /// Whether others can share it, because it is less than the whole capacity.
+    pub(crate) fn shares(&self) -> bool {
+        self.weight != self.capacity
+    }
+
     pub(crate) fn permits(request: &PermitRequest) -> Self {
         Self {
             named: Kind::Semaphore.named(&request.name),
@@ -92,17 +89,24 @@ impl Keys {
         }
     }
 
-    pub(crate) fn of(&self, named: &Named) -> NameKeys {
-        let [state, queue, waiters] = match named.kind {
-            Kind::Lock => ["/lock/", "/lock-queue/", "/lock-waiters/"],
-            Kind::Semaphore => ["/semaphore/", "/semaphore-queue/", "/semaphore-waiters/"],
-        };
-        let key = |kind: &str| [&*self.prefix, kind, named.name.as_str()].concat();
-        NameKeys {
-            state: key(state),
-            queue: key(queue),
-            waiters: key(waiters),
+    /// The key of the state. The scripts make the other keys of a name from it: see `grant.lua`.
+    pub(crate) fn state(&self, named: &Named) -> String {
+        match named.kind {
+            Kind::Lock => self.key("/lock/", named),
+            Kind::Semaphore => self.key("/semaphore/", named),
         }
+    }
+
+    /// The key of the waiters' claims.
+    pub(crate) fn waiters(&self, named: &Named) -> String {
+        match named.kind {
+            Kind::Lock => self.key("/lock-waiters/", named),
+            Kind::Semaphore => self.key("/semaphore-waiters/", named),
+        }
+    }
+
+    fn key(&self, kind: &str, named: &Named) -> String {
+        [&*self.prefix, kind, named.name.as_str()].concat()
     }
 
     /// The prefix of the key and the channel of a session; its id follows.
@@ -156,13 +160,8 @@ mod tests {
             let keys = Keys::new(prefix);
             for kind in [Kind::Lock, Kind::Semaphore] {
                 for name in names {
-                    let name = LockName::new(name).unwrap();
-                    let NameKeys {
-                        state,
-                        queue,
-                        waiters,
-                    } = keys.of(&Named { kind, name });
-                    for key in [state, queue, waiters] {
+                    let of = kind.named(&LockName::new(name).unwrap());
+                    for key in [keys.state(&of), keys.waiters(&of)] {
                         assert!(seen.insert(key.clone()), "{key}");
                     }
                 }
@@ -179,7 +178,7 @@ mod tests {
                     kind,
                     name: LockName::new(name).unwrap(),
                 };
-                let state = keys.of(&named).state;
+                let state = keys.state(&named);
                 let lock = (kind == Kind::Lock).then(|| named.name.clone());
                 assert_eq!(keys.lock_name(&state), lock);
                 assert_eq!(keys.named(&state), Some(named));

@@ -27,7 +27,8 @@
 //! caller's runtime. To acquire a lock, the client runs one script on the server, in one round trip. The script checks
 //! whether the holders' sessions live, and then grants the lock or keeps a place in the queue. To release, the client runs
 //! another script, which grants the lock to the next waiter and publishes a message to that waiter's channel. So nobody
-//! polls, and only the next waiter wakes up.
+//! polls, and only the next waiter wakes up. A waiter right behind an owner of its own session takes over when that owner
+//! releases, without a round trip.
 //!
 //! A crashed client runs no script. So the last waiter in the queue checks every
 //! [`tick_interval`](RedisSettings::with_tick_interval) whether the holder's session lives. The waiters ahead of it check
@@ -93,8 +94,8 @@
 //! still exist: 500 of them at a time, or as many as it takes to check each within ten minutes. A held lock takes half a
 //! kilobyte at the server and less than one at the client.
 //!
-//! An [observer](portalock_core::Observer) of an election has its own connection. Each grant costs a `PUBLISH`, and so does
-//! each release without a waiter, even if nobody observes.
+//! An [observer](portalock_core::Observer) of an election has its own connection. While it observes, each grant costs a
+//! `PUBLISH`, and so does each release without a waiter.
 //!
 //! # What it needs
 //!
@@ -116,7 +117,7 @@
 //!
 //! | key | content | how long |
 //! |---|---|---|
-//! | `portalock/lock/NAME` | a hash: the last token, and one field for each holder | an hour or two after its last use |
+//! | `portalock/lock/NAME` | a hash: the last token, one field for each holder, and flags for waiters and observers | an hour or two after its last use |
 //! | `portalock/lock-queue/NAME`, `portalock/lock-waiters/NAME` | the queue, while there are waiters | an hour or two after its last use |
 //! | `portalock/semaphore...` | the same for semaphores | |
 //! | `portalock/session/ID/broken` | marks of locks that [an operator breaks](portalock_core::Lock::break_holder), until their holder has found them | an hour or two |
@@ -150,6 +151,7 @@ mod connection;
 mod error;
 mod keys;
 mod look;
+mod neighbours;
 mod observe;
 mod place;
 mod primary;

@@ -27,8 +27,8 @@ pub(crate) async fn look(
 ) -> Result<Looked, BackendError> {
     let mut keys = Vec::with_capacity(2 * asked.len());
     for asked in asked {
-        let of = session.server.keys.of(&asked.at.named);
-        keys.extend([of.state, of.waiters]);
+        let (of, named) = (&session.server.keys, &asked.at.named);
+        keys.extend([of.state(named), of.waiters(named)]);
     }
     let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
     let names: Vec<&str> = asked.iter().map(|asked| &*asked.at.name).collect();
@@ -53,8 +53,11 @@ pub(crate) async fn look(
 
 fn stand(answer: &Value) -> Option<Stand> {
     Some(match text(answer)? {
-        "waits" => Stand::Waits,
         "gone" => Stand::Gone,
-        token => Stand::Held(FencingToken::new(token.parse().ok()?)),
+        "waits|" => Stand::Waits,
+        other => match other.strip_prefix("waits|") {
+            Some(token) => Stand::Follows(FencingToken::new(token.parse().ok()?)),
+            None => Stand::Held(FencingToken::new(other.parse().ok()?)),
+        },
     })
 }

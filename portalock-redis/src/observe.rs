@@ -1,12 +1,14 @@
 //! Watches the exclusive holder of a name, for observers of elections.
 //!
 //! Each script that grants, or that frees without granting, also publishes this change on a channel with the name of
-//! the lock's state, in the same atomic step. An observer has a connection of its own, on the session thread. It
-//! subscribes, and then inspects the lock once: earlier changes are in the result of the inspection, and later changes
-//! arrive in order. When the connection ends, the watch ends, and the observer starts a new one.
+//! the lock's state, in the same atomic step, if the state has the flag of an observer: see `grant.lua`. An observer has
+//! a connection of its own, on the session thread. It subscribes, and then inspects the lock once, which sets the flag:
+//! earlier changes are in the result of the inspection, and later changes arrive in order. When the connection ends, the
+//! watch ends, and the observer starts a new one.
 //!
 //! A crashed process runs no script, and a lost network link sends no message. So from time to time the observer
-//! inspects the lock over the same connection. This checks both the holder and the connection.
+//! inspects the lock over the same connection. This checks the holder and the connection, and sets the flag again if
+//! somebody has deleted it, with the state. A grant from between is in the result of this inspection.
 
 use std::{sync::Arc, time::Duration};
 
@@ -21,7 +23,7 @@ use crate::{
     client::Server,
     connect::{connect, is_end, is_message, message, subscribe},
     error::{failed, unexpected},
-    keys::{Kind, NameKeys},
+    keys::Kind,
     place::Place,
     queue::{claimed, inspection},
     route::Route,
@@ -43,8 +45,7 @@ struct Line {
     location: u64,
     connection: MultiplexedConnection,
     heard: UnboundedReceiver<Heard>,
-    keys: NameKeys,
-    sessions: String,
+    state: String,
 }
 
 /// The change that was sent to the observer last.
@@ -57,12 +58,11 @@ struct Told {
 
 /// Watches the holder of `name`, from now on.
 pub(crate) async fn observe(server: &Server, name: &LockName) -> Result<HolderWatch, BackendError> {
-    let keys = server.keys.of(&Kind::Lock.named(name));
-    let sessions = server.keys.sessions().to_owned();
+    let state = server.keys.state(&Kind::Lock.named(name));
     let route = server.route.clone();
     let every = server.settings.session_ttl() / 3;
     let opening = async move {
-        let mut line = Line::open(route, keys, sessions).await?;
+        let mut line = Line::open(route, state).await?;
         let seen = line.look().await?;
         Ok::<_, BackendError>((line, seen))
     };
@@ -78,11 +78,7 @@ pub(crate) async fn observe(server: &Server, name: &LockName) -> Result<HolderWa
 }
 
 impl Line {
-    async fn open(
-        route: Arc<Route>,
-        keys: NameKeys,
-        sessions: String,
-    ) -> Result<Self, BackendError> {
+    async fn open(route: Arc<Route>, state: String) -> Result<Self, BackendError> {
         let (tell, heard) = unbounded_channel();
         let push = move |push: PushInfo| {
             let what = match &push.kind {
@@ -97,7 +93,7 @@ impl Line {
         };
         let location = route.find().await?;
         let mut connection = connect(&route, &location, push).await?;
-        subscribe(&route, &mut connection, &keys.state)
+        subscribe(&route, &mut connection, &state)
             .await
             .map_err(|error| failed(OBSERVING, error))?;
         Ok(Self {
@@ -105,8 +101,7 @@ impl Line {
             location: location.number,
             connection,
             heard,
-            keys,
-            sessions,
+            state,
         })
     }
 
@@ -114,17 +109,11 @@ impl Line {
         let Self {
             route,
             connection,
-            keys,
-            sessions,
+            state,
             ..
         } = self;
         let answer = INSPECT
-            .run_in(
-                route.tag(),
-                connection,
-                &[&keys.state, &keys.queue, &keys.waiters],
-                &[sessions],
-            )
+            .run_in(route.tag(), connection, &[state], &["watches"])
             .await
             .map_err(|error| failed(OBSERVING, error))?;
         inspection(Kind::Lock, answer).ok_or_else(|| unexpected(OBSERVING))
@@ -145,6 +134,13 @@ impl Line {
                     }
                     let before = told.holder;
                     let seen = self.look().await?;
+                    // The messages that came before the answer.
+                    while let Ok(heard) = self.heard.try_recv() {
+                        match heard {
+                            Heard::Change(change) => told.hear(&change),
+                            Heard::End => return Ok(()),
+                        }
+                    }
                     told.look(before, &seen);
                 }
             }
@@ -190,11 +186,18 @@ impl Told {
         }
     }
 
-    /// Handles an inspection. If it shows no exclusive holder, and the holder is still the same as `before` the
-    /// inspection, the holder has gone without a message. A later grant still arrives as a message.
+    /// Handles an inspection, after all messages that came before its answer. If it shows no exclusive holder, and the
+    /// holder is still the same as `before` the inspection, the holder has gone without a message. If it shows a later
+    /// grant, this grant was made without a message, because the flag was missing.
     fn look(&mut self, before: Option<(Option<OwnerId>, FencingToken)>, seen: &Inspection) {
-        if before.is_some() && self.holder == before && exclusive(seen).is_none() {
-            self.nobody();
+        match exclusive(seen) {
+            Some(claim) if claim.token > self.highest => {
+                self.highest = claim.token;
+                self.holder = known(claim);
+                self.sender.tell(Some(claim.clone()));
+            }
+            None if before.is_some() && self.holder == before => self.nobody(),
+            _ => {}
         }
     }
 
@@ -271,5 +274,13 @@ mod tests {
             told.look(told.holder, &Inspection::default());
         }
         assert_eq!(told_by(&mut watch), [Some(7), Some(8), None]);
+        // Grants without a message, and one that was told already.
+        for token in [9, 9, 8] {
+            let holder = Claim::new(Holder::this_process(None), ClaimKind::Exclusive)
+                .with_owner(OwnerId::mint())
+                .with_token(FencingToken::new(token));
+            told.look(told.holder, &Inspection::new(vec![holder], vec![]));
+        }
+        assert_eq!(told_by(&mut watch), [Some(9)]);
     }
 }

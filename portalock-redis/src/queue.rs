@@ -1,6 +1,6 @@
 //! The queue of a name at the server, in Rust types: attempts, releases and inspections. Each is one script.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use portalock_core::{
     BackendError, BackendErrorKind, Claim, FencingToken, Holder, Inspection, LockName, OwnerId,
@@ -13,6 +13,7 @@ use crate::{
     connection::Call,
     error::{failed, unexpected},
     keys::{Kind, Wanted},
+    neighbours::Ahead,
     place::Place,
     record::{decode, text},
     scripts::{ACQUIRE, INSPECT, RAISE, RELEASE},
@@ -34,7 +35,7 @@ pub(crate) struct Entry<'a> {
     pub(crate) place: &'a Place,
     pub(crate) wanted: &'a Wanted,
     pub(crate) queues: bool,
-    pub(crate) who: String,
+    pub(crate) who: Arc<str>,
 }
 
 /// The answer to an attempt.
@@ -45,6 +46,8 @@ pub(crate) enum Standing {
     Queued {
         behind: u32,
         holder: Option<Holder>,
+        /// Who is right ahead, if the request has a token while it waits.
+        ahead: Option<Ahead>,
     },
     /// The lock is contended, and the server keeps nothing of the request.
     Refused {
@@ -53,7 +56,7 @@ pub(crate) enum Standing {
     /// The session has ended at the server.
     Ended,
     /// Nothing was done: the session now has this stamp.
-    Stale(std::sync::Arc<str>),
+    Stale(Arc<str>),
 }
 
 impl Server {
@@ -71,21 +74,17 @@ impl Server {
             queues,
             who,
         } = entry;
-        let keys = self.keys.of(&place.named);
-        let call = Call::Script(
-            &ACQUIRE,
-            &[&keys.state, &keys.queue, &keys.waiters, &session.key],
-            &[
-                self.keys.sessions(),
-                &session.id,
-                &place.name,
-                &wanted.weight.to_string(),
-                &wanted.capacity.to_string(),
-                if *queues { "1" } else { "0" },
-                who,
-                stamp,
-            ],
-        );
+        let state = self.keys.state(&place.named);
+        let keys = [&*state, &*session.key];
+        let head = session.head_of(wanted);
+        let patience = if *queues { "queues" } else { "once" };
+        let arguments = [&*place.name, stamp, &head, who, patience, "shares"];
+        let arguments = if wanted.shares() {
+            &arguments[..]
+        } else {
+            &arguments[..5]
+        };
+        let call = Call::Script(&ACQUIRE, &keys, arguments);
         let answer = self.connections.send(ACQUIRING, call, goes_on).await?;
         Ok(Answered {
             value: standing(&answer.value).ok_or_else(|| unexpected(ACQUIRING))?,
@@ -93,15 +92,22 @@ impl Server {
         })
     }
 
-    /// Releases a place. Returns whether it held the lock.
-    pub(crate) async fn release(&self, place: &Place) -> Result<Answered<bool>, BackendError> {
-        let keys = self.keys.of(&place.named);
-        let keys = [&*keys.state, &*keys.queue, &*keys.waiters];
-        let arguments = [self.keys.sessions(), &*place.name];
-        let call = Call::Script(&RELEASE, &keys, &arguments);
+    /// Releases a place. Returns whether it held the lock. `next` is the neighbour that holds from now on. `waits` says
+    /// whether this place is known to wait. Otherwise it held if it waits at the server with a token.
+    pub(crate) async fn release(
+        &self,
+        place: &Place,
+        next: Option<&Place>,
+        waits: bool,
+    ) -> Result<Answered<bool>, BackendError> {
+        let state = self.keys.state(&place.named);
+        let mut arguments = vec![&*place.name];
+        arguments.extend(next.map(|next| &*next.name));
+        let call = Call::Script(&RELEASE, &[&state], &arguments);
         let answer = self.send(RELEASING, call).await?;
         let value = match text(&answer.value) {
             Some("1") => true,
+            Some("waited") => !waits,
             Some("0") => false,
             _ => return Err(unexpected(RELEASING)),
         };
@@ -115,7 +121,7 @@ impl Server {
     pub(crate) async fn raise(
         &self,
         session: &SessionKey,
-    ) -> Result<Option<std::sync::Arc<str>>, BackendError> {
+    ) -> Result<Option<Arc<str>>, BackendError> {
         let call = Call::Script(&RAISE, &[&session.key], &[&session.lifetime]);
         let answer = self.send(RELEASING, call).await?;
         match text(&answer.value) {
@@ -131,12 +137,8 @@ impl Server {
         kind: Kind,
         name: &LockName,
     ) -> Result<Inspection, BackendError> {
-        let keys = self.keys.of(&kind.named(name));
-        let call = Call::Script(
-            &INSPECT,
-            &[&keys.state, &keys.queue, &keys.waiters],
-            &[self.keys.sessions()],
-        );
+        let state = self.keys.state(&kind.named(name));
+        let call = Call::Script(&INSPECT, &[&state], &[]);
         let answer = self.send(INSPECTING, call).await?;
         inspection(kind, answer.value).ok_or_else(|| unexpected(INSPECTING))
     }
@@ -206,15 +208,26 @@ impl Server {
 
 fn standing(answer: &Value) -> Option<Standing> {
     let Value::Array(parts) = answer else {
-        return None;
+        return token(text(answer)?).map(Standing::Granted);
     };
     let (what, parts) = parts.split_first()?;
     match (text(what)?, parts) {
-        ("granted", [number]) => Some(Standing::Granted(token(text(number)?)?)),
-        ("contended", [behind, claim]) => {
+        ("contended", [behind, claim, rest @ ..]) => {
             let holder = text(claim).and_then(holder);
+            let ahead = match rest {
+                [] => None,
+                [place, number] => Some(Ahead {
+                    place: text(place)?.to_owned(),
+                    token: token(text(number)?)?,
+                }),
+                _ => return None,
+            };
             Some(match text(behind)?.parse() {
-                Ok(behind) => Standing::Queued { behind, holder },
+                Ok(behind) => Standing::Queued {
+                    behind,
+                    holder,
+                    ahead,
+                },
                 Err(_) => Standing::Refused { holder },
             })
         }
@@ -322,16 +335,13 @@ mod tests {
 
     #[test]
     fn an_answer_that_is_none_of_ours_is_refused() {
+        let word = |word: &str| Value::BulkString(word.into());
         assert!(matches!(
-            standing(&array(&["granted", "7"])),
+            standing(&word("7")),
             Some(Standing::Granted(token)) if token.get() == 7
         ));
-        for parts in [
-            &["granted", "x"] as &[&str],
-            &["granted"],
-            &["ended", "1"],
-            &[],
-        ] {
+        assert!(standing(&word("x")).is_none());
+        for parts in [&["granted"] as &[&str], &["ended", "1"], &[]] {
             assert!(standing(&array(parts)).is_none(), "{parts:?}");
         }
         assert!(standing(&Value::Okay).is_none());

@@ -17,14 +17,17 @@
 //! 4. **One claim for each owner**, in the state or in the queue, never in both: when the owner asks again, the script
 //!    finds the claim.
 //! 5. **Tokens grow.** Each token is larger than the last, and at least the server's clock in microseconds. The state
-//!    that stores the last token exists until an hour after the clock has passed this token.
+//!    that stores the last token exists until an hour after the clock has passed this token. A waiter that has a token is
+//!    exclusive, and all owners ahead of it are so too, are of its session, and have smaller tokens: so they are granted
+//!    in the order of their tokens. The last token is at least that of the last such waiter.
 //! 6. **Nothing stays forever.** Every key has a time to live of an hour or two, which its users extend. The next
 //!    client that finds the leftovers of a crashed client removes them, or they expire.
 //! 7. **Dead sessions stay dead.** A session's key is set once, after its subscription. Later its time is only
 //!    extended, or it gets a later stamp. A key that is gone is never set again. A client deletes the key of its former
 //!    session when it opens a new one.
 //! 8. **No waiter is forgotten.** A script that frees something serves the queue. A waiter that is granted the lock
-//!    gets a message, and asks the server when it may have missed the message. The last waiter has always been told
+//!    gets a message, and asks the server when it may have missed the message. While there are waiters, the state has
+//!    the flag `waits`, without which a release serves nobody. The last waiter has always been told
 //!    that it is the last, by an answer or a message, and it checks often whether the holders are alive. The other
 //!    waiters check from time to time, also whether the last waiter is alive.
 
@@ -32,9 +35,9 @@
 //! # In a cluster
 //!
 //! All keys and channels of a script are in one slot, because of their hash tag. This includes the keys of sessions in
-//! claims, which no client knows beforehand. While the slot moves from one node to another, each node has some of its
-//! keys, and a session whose key is missing at a node may still be alive. So each script that reads such sessions
-//! declares a key that is never set. While the slot moves, this key counts as moved, and the source node refuses the
+//! claims, which no client knows beforehand, and those of the queue, which the script makes from the name of the state.
+//! While the slot moves from one node to another, each node has some of its keys, and a session whose key is missing at a
+//! node may still be alive. So each script that reads such keys declares a key that is never set. While the slot moves, this key counts as moved, and the source node refuses the
 //! whole script before it has done anything (`ASK`, or `TRYAGAIN` if other keys are still there). The target node
 //! refuses the script too, unless it gets `ASKING`, which is never sent for these scripts. Scripts that use only the
 //! keys that they declare run at the node that has all of these keys.
@@ -75,10 +78,10 @@ macro_rules! script {
     };
 }
 
-script!(ACQUIRE meets sessions: "grant.lua" "acquire_usual.lua" "prelude.lua" "acquire.lua");
-script!(RELEASE meets sessions: "grant.lua" "release_usual.lua" "prelude.lua" "release.lua");
+script!(ACQUIRE meets sessions: "acquire_free.lua" "grant.lua" "acquire_usual.lua" "prelude.lua" "acquire.lua");
+script!(RELEASE meets sessions: "release_free.lua" "grant.lua" "release_usual.lua" "prelude.lua" "release.lua");
 script!(BREAK meets sessions: "place.lua" "break.lua");
-script!(EVICT meets sessions: "place.lua" "evict.lua" "grant.lua" "release_usual.lua" "prelude.lua" "release.lua");
+script!(EVICT meets sessions: "place.lua" "evict.lua" "release_free.lua" "grant.lua" "release_usual.lua" "prelude.lua" "release.lua");
 script!(INSPECT meets sessions: "grant.lua" "prelude.lua" "inspect.lua");
 script!(OPEN: "open.lua");
 script!(RAISE: "raise.lua");
@@ -145,9 +148,9 @@ impl Form {
         match answer {
             // `EVAL` also loads the script, so it can't be flushed between loading and calling.
             Err(error) if error.kind() == ErrorKind::Server(ServerErrorKind::NoScript) => {
-                command("EVAL", &self.source, keys, arguments)
-                    .query_async(connection)
-                    .await
+                let command = command("EVAL", &self.source, keys, arguments);
+                // Boxed: the future is large, and each call would reserve space for it.
+                Box::pin(command.query_async(connection)).await
             }
             answer => answer,
         }

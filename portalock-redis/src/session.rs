@@ -63,7 +63,9 @@ use crate::{
     config::RedisSettings,
     connect::{connect, is_end, is_message, message, subscribe},
     error::{failed, is_moving},
+    keys::{Kind, WHOLE, Wanted},
     look::look,
+    neighbours,
     place::Place,
     primary::may_grant,
     replicas::{Unconfirmed, renewed_at_replicas, replicated},
@@ -91,6 +93,8 @@ pub(crate) struct SessionKey {
     /// How long its key lives without a refresh, in milliseconds, as text for the server.
     pub(crate) lifetime: String,
     pub(crate) server: Arc<Server>,
+    /// The beginning of the claim of each exclusive lock.
+    whole: Arc<str>,
     /// The value of its key, as far as this client knows.
     stamp: Mutex<Arc<str>>,
     /// Grants that came by message, and that replicas must confirm before the waiters are told.
@@ -110,6 +114,14 @@ pub(crate) struct Line {
 impl SessionKey {
     pub(crate) fn settings(&self) -> &RedisSettings {
         &self.server.settings
+    }
+
+    /// The beginning of a claim in this session.
+    pub(crate) fn head_of(&self, wanted: &Wanted) -> Arc<str> {
+        if wanted.named.kind == Kind::Lock && !wanted.shares() {
+            return self.whole.clone();
+        }
+        head(&self.id, wanted.weight, wanted.capacity)
     }
 
     /// The value of its key, as far as this client knows.
@@ -161,6 +173,7 @@ impl Service for SessionKey {
         };
         Self {
             key: [server.keys.sessions(), &id].concat(),
+            whole: head(&id, WHOLE, WHOLE),
             id,
             lifetime: settings.session_ttl().as_millis().to_string(),
             server: server.clone(),
@@ -214,6 +227,11 @@ impl Service for SessionKey {
     fn is_open(line: &Line) -> bool {
         // Messages and answers of a former primary don't count.
         line.is_open.load(Ordering::Acquire) && line.location == line.route.number()
+    }
+
+    fn gave_up(&self, line: &Line) {
+        // Its messages no longer count: another connection takes over, and all places are checked over that one.
+        line.is_open.store(false, Ordering::Release);
     }
 
     async fn begin(
@@ -317,7 +335,7 @@ async fn hand_over(server: Arc<Server>, left: &[Place]) {
             releases.join_next().await;
         }
         let (server, place) = (server.clone(), place.clone());
-        releases.spawn(async move { server.release(&place).await });
+        releases.spawn(async move { server.release(&place, None, false).await });
     }
     while releases.join_next().await.is_some() {}
 }
@@ -356,8 +374,9 @@ impl Hearer {
             return;
         };
         match &push.kind {
-            // Messages and answers of a former primary don't count.
+            // Messages of a former primary don't count, and none over a connection that was given up.
             kind if is_message(kind)
+                && self.is_open.load(Ordering::Acquire)
                 && self.location == session.service().server.route.number() =>
             {
                 if let Some(text) = message(push) {
@@ -385,8 +404,11 @@ fn hear_message(session: &Arc<Session>, text: &str) {
     let key = session.service();
     match (what, parts.next()) {
         ("grant", Some(token)) => {
+            // Maybe with the waiters right behind.
+            let (token, others) = token.split_once('|').unwrap_or((token, ""));
             if let Ok(token) = token.parse().map(FencingToken::new) {
                 granted(session, owner, name, token);
+                neighbours::listed(session, name, others);
             }
         }
         ("last", None) => {
@@ -418,6 +440,11 @@ fn granted(session: &Session, owner: OwnerId, name: &str, token: FencingToken) {
     }
     let is_of = |place: &Place| *place.name == *name;
     session.places().granted(owner, token, is_of);
+}
+
+/// The beginning of a claim: the session, and how much is claimed.
+fn head(session: &str, weight: u32, capacity: u32) -> Arc<str> {
+    format!("{session}|{weight}|{capacity}").into()
 }
 
 /// The loss of a session that the server no longer knows.

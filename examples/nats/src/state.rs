@@ -62,9 +62,9 @@ impl State {
     pub(crate) fn enter(&mut self, claim: Claim, queues: bool) -> (Entered, bool) {
         let place = claim.place.clone();
         match self.stand(&place) {
-            Stand::Held(token) => return (Entered::Granted(token), false),
-            Stand::Waits => return (self.queued(), false),
             Stand::Gone => self.queue.push(claim),
+            Stand::Held(token) => return (Entered::Granted(token), false),
+            _ => return (self.queued(), false),
         }
         self.serve();
         match self.stand(&place) {

@@ -74,9 +74,14 @@ impl<S: Service> Client<S> {
     ///
     /// Safe: the next call gets a session that was started.
     pub async fn session(&self) -> Result<Arc<KeptSession<S>>, BackendError> {
-        if let Some(session) = self.sessions.live() {
-            return Ok(session);
+        match self.sessions.live() {
+            Some(session) => Ok(session),
+            // Boxed: the future is large, and each call would reserve space for it. So are other rare calls below.
+            None => Box::pin(self.start()).await,
         }
+    }
+
+    async fn start(&self) -> Result<Arc<KeptSession<S>>, BackendError> {
         let service = S::new(&self.shared);
         self.sessions
             .get(|former| KeptSession::start(service, former))
@@ -98,9 +103,9 @@ impl<S: Service> Client<S> {
         let places = session.places();
         if places.is_leaving(owner) {
             // First release the place of the owner's earlier attempt.
-            release(&session, owner).await?;
+            Box::pin(release(&session, owner)).await?;
         }
-        let connections = session.connections();
+        let reconnects = places.reconnects();
         let expected = places.expect(owner, || session.service().place(owner, wish))?;
         let Answered { value, repeated } = match S::enter(&session, &expected.at, wish).await {
             Ok(answer) => answer,
@@ -118,7 +123,7 @@ impl<S: Service> Client<S> {
                 places.queued(owner);
                 let recheck = match look_in {
                     // The former connection may have received the grant.
-                    _ if session.connections() != connections => Duration::ZERO,
+                    _ if places.reconnects() != reconnects => Duration::ZERO,
                     Some(time) if S::WAITERS_ASK_AGAIN => time,
                     Some(time) => {
                         session.look_within(time);
@@ -135,7 +140,7 @@ impl<S: Service> Client<S> {
             }
             Entered::Refused(holder) => {
                 if unsure {
-                    release(&session, owner).await?;
+                    Box::pin(release(&session, owner)).await?;
                 } else {
                     places.forget(owner);
                 }

@@ -4,10 +4,7 @@ use std::{
     convert::Infallible,
     fmt,
     pin::pin,
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -39,8 +36,6 @@ pub struct KeptSession<S: Service> {
     connection: Mutex<Option<S::Connection>>,
     ended: Notify,
     hurried: Notify,
-    /// How many connections it has had. An attempt that was in flight during a reconnect may have missed its grant.
-    connections: AtomicU64,
     /// The places of the last reconnect that are still unchecked.
     unseen: Mutex<Vec<Asked<S::Place>>>,
     looks: Looks,
@@ -74,7 +69,6 @@ impl<S: Service> KeptSession<S> {
             connection: Mutex::new(None),
             ended: Notify::new(),
             hurried: Notify::new(),
-            connections: AtomicU64::new(1),
             unseen: Mutex::default(),
             looks: Looks::default(),
             finished: watch::Sender::default(),
@@ -139,10 +133,6 @@ impl<S: Service> KeptSession<S> {
     /// Its current connection.
     pub fn connection(&self) -> Option<S::Connection> {
         self.lock_connection().clone().filter(S::is_open)
-    }
-
-    pub(super) fn connections(&self) -> u64 {
-        self.connections.load(Ordering::Acquire)
     }
 
     fn over(&self) -> BackendError {
@@ -224,10 +214,8 @@ impl<S: Service> KeptSession<S> {
             return Ok(Renewal::Gone(cut_off()));
         } else {
             let connection = S::connect(&self).await?;
-            self.connections.fetch_add(1, Ordering::AcqRel);
             *self.lock_connection() = Some(connection.clone());
-            // Only after the connection was counted: a later attempt sees the new count.
-            *self.lock_unseen() = self.places.standing(true);
+            *self.lock_unseen() = self.places.reconnected();
             connection
         };
         let sent = Instant::now();
@@ -334,7 +322,7 @@ impl<S: Service> KeptSession<S> {
         connection: &S::Connection,
         asked: &[Asked<S::Place>],
     ) -> Result<(), BackendError> {
-        let connections = self.connections();
+        let reconnects = self.places.reconnects();
         let mut is_answered = false;
         let looking = async {
             let looked = S::look(self, connection, asked).await;
@@ -343,7 +331,7 @@ impl<S: Service> KeptSession<S> {
         };
         let looked = self.within_time(looking).await;
         // Nothing more comes over it; and grants would not, either. One that was made meanwhile is another.
-        if !is_answered && self.connections() == connections {
+        if !is_answered && self.places.reconnects() == reconnects {
             self.give_up_connection();
             self.connection_ended();
         }

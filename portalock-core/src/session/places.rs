@@ -8,12 +8,16 @@ use std::{
     },
 };
 
+use foldhash::fast::RandomState;
 use tokio::sync::Notify;
 
+use self::neighbours::Turn;
 use crate::{
     BackendError, BackendErrorKind, FencingToken, Grant, Lease, Loss, LostSignal, OwnerId,
     WakeSender, Wakeups, wakeups,
 };
+
+mod neighbours;
 
 /// The places of one session's owners. A place exists from the first attempt until nothing can be left of it at the
 /// service.
@@ -25,11 +29,15 @@ use crate::{
 #[derive(Debug)]
 pub struct Places<P> {
     /// `None` when the session has ended.
-    book: Mutex<Option<HashMap<OwnerId, Place<P>>>>,
+    book: Mutex<Option<Book<P>>>,
     session: LostSignal,
+    /// How many times the session has reconnected. Changed under the book's lock.
+    reconnects: AtomicU64,
     left: OnceLock<Vec<P>>,
     pub(super) owed: Notify,
 }
+
+type Book<P> = HashMap<OwnerId, Place<P>, RandomState>;
 
 #[derive(Debug)]
 struct Place<P> {
@@ -38,7 +46,7 @@ struct Place<P> {
     /// Whether a request without an answer may still be in flight.
     unsure: bool,
     /// The loss, if the lock was broken. The session may not know yet that the owner holds it.
-    broken: Option<Loss>,
+    broken: Option<Box<Loss>>,
     /// Changes with the phase. No two places have the same version.
     version: u64,
     waiting: Option<Box<Waiting>>,
@@ -52,8 +60,9 @@ enum Phase {
     Queued,
     /// Granted. The lease ends if somebody removes the place from the service.
     Held(FencingToken, Lease),
-    /// A release is in flight. If the place is missing at the service, this is no loss.
-    Releasing,
+    /// A release is in flight. If the place is missing at the service, this is no loss. `passes_on`: the owner held, and
+    /// the waiter right behind it may hold now.
+    Releasing { passes_on: bool },
     /// A release failed or was dropped: the session repeats it.
     Due,
 }
@@ -67,6 +76,10 @@ struct Waiting {
     unheard: Option<Grant>,
     /// The owner was told to repeat its attempt before it subscribed.
     unheard_wake: bool,
+    /// When this waiter holds without a message of the service.
+    turn: Option<Turn>,
+    /// The waiter right behind this owner.
+    next: Option<OwnerId>,
 }
 
 /// A place at the start of an attempt.
@@ -87,8 +100,12 @@ pub struct Leaving<P> {
     pub at: P,
     /// Whether the owner held the lock.
     pub held: bool,
+    /// Whether the owner waited, and never held.
+    pub waits: bool,
     /// Whether a request may still be in flight: the release must make it fail.
     pub unsure: bool,
+    /// The waiter that [holds from now on](Places::follow), without a message of the service.
+    pub next: Option<P>,
 }
 
 /// A place whose state is read.
@@ -110,6 +127,8 @@ pub enum Stand {
     Held(FencingToken),
     /// It waits.
     Waits,
+    /// It waits, and has this token: it may [hold already](Places::follow).
+    Follows(FencingToken),
     /// The service has no record of it.
     Gone,
 }
@@ -118,8 +137,9 @@ impl<P: Clone> Places<P> {
     /// Creates an empty record for a session. `session` is the signal of the session's end.
     pub fn new(session: LostSignal) -> Self {
         Self {
-            book: Mutex::new(Some(HashMap::new())),
+            book: Mutex::new(Some(Book::default())),
             session,
+            reconnects: AtomicU64::new(0),
             left: OnceLock::new(),
             owed: Notify::new(),
         }
@@ -269,7 +289,7 @@ impl<P: Clone> Places<P> {
             if let Phase::Held(_, lease) = &place.phase {
                 lease.end(loss.clone());
             }
-            place.broken = Some(loss.clone());
+            place.broken = Some(Box::new(loss.clone()));
             place.enter(Phase::Due);
             // An owner that has not received its grant repeats its attempt.
             place.wake();
@@ -307,23 +327,28 @@ impl<P: Clone> Places<P> {
         owner: OwnerId,
         which: impl FnOnce(&Phase) -> bool,
     ) -> Option<Releasing<'_, P>> {
-        self.change(owner, |place| {
-            if !which(&place.phase) {
-                return None;
-            }
-            let leaving = Leaving {
-                at: place.at.clone(),
-                held: matches!(place.phase, Phase::Held(..)),
-                unsure: place.unsure,
-            };
-            place.enter(Phase::Releasing);
-            Some(Releasing {
-                places: self,
-                owner,
-                version: place.version,
-                leaving,
-            })
-        })?
+        let mut book = self.lock();
+        let places = book.as_mut()?;
+        let place = places.get_mut(&owner).filter(|place| which(&place.phase))?;
+        let mut leaving = Leaving {
+            at: place.at.clone(),
+            held: matches!(place.phase, Phase::Held(..)),
+            waits: place.waits(),
+            unsure: place.unsure,
+            next: None,
+        };
+        let passes_on = place.holds_for_certain();
+        place.enter(Phase::Releasing { passes_on });
+        let version = place.version;
+        if passes_on {
+            leaving.next = self.pass_on(places, owner);
+        }
+        Some(Releasing {
+            places: self,
+            owner,
+            version,
+            leaving,
+        })
     }
 
     /// The owners that must be released.
@@ -339,21 +364,21 @@ impl<P: Clone> Places<P> {
         }
     }
 
+    /// How many times the session has reconnected.
+    pub fn reconnects(&self) -> u64 {
+        self.reconnects.load(Ordering::Acquire)
+    }
+
+    /// Records that the session has reconnected. Returns the places of holders and waiters at this moment.
+    pub(super) fn reconnected(&self) -> Vec<Asked<P>> {
+        let book = self.lock();
+        self.reconnects.fetch_add(1, Ordering::AcqRel);
+        listed(book.as_ref(), |owner, place| place.asked(owner, true))
+    }
+
     /// The places of holders, and with `waiters` also those of waiters.
     pub(super) fn standing(&self, waiters: bool) -> Vec<Asked<P>> {
-        self.list(|owner, place| {
-            let stands = match place.phase {
-                Phase::Held(..) => true,
-                Phase::Queued => waiters,
-                _ => false,
-            };
-            stands.then(|| Asked {
-                owner,
-                at: place.at.clone(),
-                held: matches!(place.phase, Phase::Held(..)),
-                version: place.version,
-            })
-        })
+        self.list(|owner, place| place.asked(owner, waiters))
     }
 
     /// Records the state of a place that was read at `service`.
@@ -364,9 +389,9 @@ impl<P: Clone> Places<P> {
                 return;
             }
             match (&place.phase, stand) {
-                (Phase::Held(token, _), stand) if stand != Stand::Held(*token) => {
-                    place.lose(service);
-                }
+                (Phase::Held(token, _), Stand::Held(found) | Stand::Follows(found))
+                    if found == *token => {}
+                (Phase::Held(..), _) => place.lose(service),
                 (Phase::Queued, Stand::Gone) => place.fail(BackendError::new(
                     BackendErrorKind::SessionEnded,
                     format!("a place in a queue of {service} is gone"),
@@ -407,17 +432,20 @@ impl<P: Clone> Places<P> {
     }
 
     fn list<T>(&self, which: impl Fn(OwnerId, &Place<P>) -> Option<T>) -> Vec<T> {
-        let book = self.lock();
-        let places = book.iter().flatten();
-        places
-            .filter_map(|(owner, place)| which(*owner, place))
-            .collect()
+        listed(self.lock().as_ref(), which)
     }
 
-    fn lock(&self) -> MutexGuard<'_, Option<HashMap<OwnerId, Place<P>>>> {
+    fn lock(&self) -> MutexGuard<'_, Option<Book<P>>> {
         // No code panics while it holds the lock.
         self.book.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn listed<P, T>(book: Option<&Book<P>>, which: impl Fn(OwnerId, &Place<P>) -> Option<T>) -> Vec<T> {
+    let places = book.into_iter().flatten();
+    places
+        .filter_map(|(owner, place)| which(*owner, place))
+        .collect()
 }
 
 fn next_version() -> u64 {
@@ -438,7 +466,21 @@ impl<P> Place<P> {
     }
 
     fn is_leaving(&self) -> bool {
-        matches!(self.phase, Phase::Releasing | Phase::Due)
+        matches!(self.phase, Phase::Releasing { .. } | Phase::Due)
+    }
+
+    fn asked(&self, owner: OwnerId, waiters: bool) -> Option<Asked<P>>
+    where
+        P: Clone,
+    {
+        let held = matches!(self.phase, Phase::Held(..));
+        let stands = held || (waiters && matches!(self.phase, Phase::Queued));
+        stands.then(|| Asked {
+            owner,
+            at: self.at.clone(),
+            held,
+            version: self.version,
+        })
     }
 
     fn enter(&mut self, phase: Phase) {
@@ -495,7 +537,7 @@ impl<P> Place<P> {
             _ => Lease::unbounded(),
         };
         if let Some(loss) = &self.broken {
-            lease.end(loss.clone());
+            lease.end((**loss).clone());
         }
         let lost = LostSignal::any([session.clone(), lease.signal()]);
         if matches!(self.phase, Phase::Asked | Phase::Queued) {

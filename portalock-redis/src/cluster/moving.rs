@@ -60,19 +60,21 @@ pub(crate) async fn look(
     let mut nodes = Nodes::new(session, connection, LOOKING);
     let mut stands = Vec::with_capacity(asked.len());
     for Asked { at: place, .. } in asked {
-        let keys = session.server.keys.of(&place.named);
+        let (keys, named) = (&session.server.keys, &place.named);
         let mut held = redis::cmd("HGET");
-        let claim: Option<String> = nodes.ask(held.arg(keys.state).arg(&*place.name)).await?;
+        let claim: Option<String> = nodes
+            .ask(held.arg(keys.state(named)).arg(&*place.name))
+            .await?;
         if let Some(token) = claim.as_deref().and_then(token_of) {
             stands.push(Stand::Held(token));
             continue;
         }
         let mut waits = redis::cmd("HGET");
-        let claim: Option<String> = nodes.ask(waits.arg(keys.waiters).arg(&*place.name)).await?;
-        if claim.is_none() {
-            return Err(not_found(LOOKING));
-        }
-        stands.push(Stand::Waits);
+        let claim: Option<String> = nodes
+            .ask(waits.arg(keys.waiters(named)).arg(&*place.name))
+            .await?;
+        let claim = claim.ok_or_else(|| not_found(LOOKING))?;
+        stands.push(token_of(&claim).map_or(Stand::Waits, Stand::Follows));
     }
     Ok(stands)
 }

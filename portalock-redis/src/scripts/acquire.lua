@@ -1,25 +1,27 @@
 -- One attempt: grants the lock if possible, or else adds a place to the queue if requested. It is also the check of a
 -- waiter: it finds the waiter's place again, and removes dead owners.
 --
--- KEYS[4]  the session's own key
--- ARGV[2]  session   ARGV[3]  owner   ARGV[4]  weight   ARGV[5]  capacity
--- ARGV[6]  '1' to take a place in the queue   ARGV[7]  the holder, as JSON
--- ARGV[8]  the stamp of the session's key, as the client knew it when it sent this
+-- KEYS[2]  the session's own key
+-- ARGV[1]  owner
+-- ARGV[2]  the stamp of the session's key, as the client knew it when it sent this
+-- ARGV[3]  the beginning of the claim: session|weight|capacity   ARGV[4]  the holder, as JSON
+-- ARGV[5]  'queues' to take a place in the queue                 ARGV[6]  'shares' if it is less than the capacity
 --
--- Answers {'granted', token}, {'contended', how many wait behind, the claim of one owner in the way}, {'ended'}, or
--- {'stale', the session's current stamp}. If this owner has no place, the number behind is '-'.
+-- Answers the token if it grants; or {'contended', how many wait behind, the claim of one owner in the way}, {'ended'},
+-- or {'stale', the session's current stamp}. If this owner has no place, the number behind is '-'. If it has a token
+-- while it waits, the answer also has the owner right ahead and this token.
 
 local refused = refusal()
 if refused then return refused end
 
-local session, owner = ARGV[2], ARGV[3]
+local session, shape, weight, capacity = string.match(asked, '^(%x+)|((%d+)|(%d+))$')
 local claim = {
   session = session,
   shape = shape,
-  weight = tonumber(ARGV[4]),
-  capacity = tonumber(ARGV[5]),
+  weight = tonumber(weight),
+  capacity = tonumber(capacity),
   token = '',
-  who = ARGV[7],
+  who = who,
 }
 
 read(fields)
@@ -28,6 +30,11 @@ local waiting, first_text
 if first then
   local texts = call('HMGET', waiters, owner, first)
   waiting, first_text = texts[1], texts[2]
+  -- The flag was deleted from outside, with the state.
+  flag_waits()
+elseif waits then
+  waits = false
+  call('HDEL', state, 'waits')
 end
 
 -- Checks together all sessions that matter: the session of the first waiter; and those of the holders, if the first
@@ -50,10 +57,16 @@ look_at(deciding)
 
 -- The owner already holds the lock: an answer was lost, or a grant crossed this attempt. The claim has been in the
 -- state all the time, so no other owner was granted meanwhile.
-if holders[owner] then return { 'granted', holders[owner].token } end
+if holders[owner] then return holders[owner].token end
 
 local must_wait = serve(first, first_text)
-if holders[owner] then return { 'granted', holders[owner].token } end
+if holders[owner] then return holders[owner].token end
+
+-- Adds the owner to the queue, behind the last waiter. If there is only a holder, which shares, nobody gets a token.
+local function line_up_last()
+  local tail, back = last_waiter()
+  return line_up(back, tail and call('HGET', waiters, tail), last)
+end
 
 local behind = '-'
 if waiting then
@@ -66,16 +79,16 @@ if waiting then
     tail = last_owner()
   end
   local rank = call('ZREVRANK', queue, owner)
-  if rank then behind = whole(rank) elseif ARGV[6] == '1' and line_up(last_place()) then behind = '0' end
+  if rank then behind = whole(rank) elseif queues and line_up_last() then behind = '0' end
 else
   if not must_wait then
     if not fits(claim) then prune() end
     if fits(claim) then
       grant(owner, claim)
-      return { 'granted', claim.token }
+      return claim.token
     end
   end
-  if ARGV[6] == '1' and line_up(last_place()) then behind = '0' end
+  if queues and line_up_last() then behind = '0' end
 end
 
 -- A new key has no time to live: `PTTL` is then negative.
@@ -97,4 +110,13 @@ if asked then call(PUBLISH, sessions .. holders[asked].session, 'asked|' .. aske
 local in_the_way = asked and holders[asked]
 in_the_way = in_the_way or first_claim or claim
 in_the_way.since = in_the_way.since or '0'
-return { 'contended', behind, pack(in_the_way) }
+local answer = { 'contended', behind, pack(in_the_way) }
+
+local text = behind ~= '-' and call('HGET', waiters, owner)
+local token = text and parse(text).token or ''
+local at = whole(-2 - (tonumber(behind) or 0))
+local ahead = token ~= '' and (call('ZRANGE', queue, at, at)[1] or next(holders))
+if ahead then
+  answer[4], answer[5] = ahead, token
+end
+return answer

@@ -3,7 +3,7 @@
 -- it too: then the server has lost an earlier release.
 --
 -- KEYS[1]  the state of the name
--- ARGV[1]  prefix of the key and the channel of every session   ARGV[2]  owner   ARGV[3]  who breaks the lock, as JSON
+-- ARGV[1]  owner   ARGV[2]  who breaks the lock, as JSON
 --
 -- Answers how long the session lives without another refresh, in milliseconds: each later refresh finds the mark.
 -- Answers '-' if the owner does not hold the lock.
@@ -11,11 +11,11 @@
 -- A mark is text: until when the session lives without another refresh, in milliseconds|who, a JSON object.
 
 local KEPT = 3600000
-local claim = redis.call('HGET', KEYS[1], ARGV[2])
+local claim = redis.call('HGET', KEYS[1], ARGV[1])
 local session = claim and string.match(claim, '^(%x+)|')
 if not session then return '-' end
 
-local key = ARGV[1] .. session
+local key = string.match(KEYS[1], '^[^/]*/') .. 'session/' .. session
 local left = redis.call('PTTL', key)
 -- The session has ended: no client relies on its claims.
 if left == -2 then return '0' end
@@ -24,7 +24,7 @@ if left == -1 then left = KEPT end
 local time = redis.call('TIME')
 local ends = time[1] * 1000 + math.ceil(time[2] / 1000) + left
 local marks = key .. '/broken'
-redis.call('HSETNX', marks, ARGV[2], string.format('%.0f', ends) .. '|' .. ARGV[3])
+redis.call('HSETNX', marks, ARGV[1], string.format('%.0f', ends) .. '|' .. ARGV[2])
 redis.call('PEXPIRE', marks, string.format('%.0f', left + KEPT))
-redis.call(PUBLISH, key, 'broken|' .. ARGV[2] .. '|' .. KEYS[1])
+redis.call(PUBLISH, key, 'broken|' .. ARGV[1] .. '|' .. KEYS[1])
 return string.format('%.0f', left)

@@ -6,11 +6,12 @@
 --
 -- Answers 'wait|milliseconds' if the client may still rely on the hold.
 do
-  local claim = redis.call('HGET', KEYS[1], ARGV[2])
+  local claim = redis.call('HGET', KEYS[1], ARGV[1])
   local session = claim and string.match(claim, '^(%x+)|')
-  local left = session and redis.call('PTTL', ARGV[1] .. session) or -2
+  local key = session and string.match(KEYS[1], '^[^/]*/') .. 'session/' .. session
+  local left = key and redis.call('PTTL', key) or -2
   if left ~= -2 then
-    local mark = redis.call('HGET', ARGV[1] .. session .. '/broken', ARGV[2])
+    local mark = redis.call('HGET', key .. '/broken', ARGV[1])
     if mark then
       local time = redis.call('TIME')
       left = string.match(mark, '^%d+') - time[1] * 1000 - math.floor(time[2] / 1000)

@@ -3,29 +3,45 @@
 --
 -- In the keys, an owner is called by the name of its place, which is used only once: see `place.rs`.
 --
--- KEYS[1]  state    hash: `token` -> the last token, maybe with a shape; owner -> the claim of a holder
--- KEYS[2]  queue    sorted set: owner -> place; the smallest place is the first waiter
--- KEYS[3]  waiters  hash: owner -> the claim of a waiter
--- ARGV[1]  prefix of the key and the channel of every session
+-- KEYS[1]  state    hash: `token` -> the last token, maybe with a shape; owner -> the claim of a holder; and two flags
 --
--- A claim is text: session|weight|capacity|token|since, in milliseconds|who, a JSON object for people. Weight and
--- capacity are its shape. If the last token has a shape, as token|weight|capacity, then all claims in the state have
--- this shape, so their number alone decides whether one more fits. Every grant writes the shape again; a release does
--- not make it wrong.
+-- The keys of the queue are made from the name of the state when they are needed:
+--          queue    sorted set: owner -> place; the smallest place is the first waiter
+--          waiters  hash: owner -> the claim of a waiter
 --
--- Observers subscribe to a channel with the name of the state. It gets a message for each grant, and for each release
--- that is not followed by a grant.
+-- A claim is text: session|weight|capacity|token|since, in milliseconds|who, a JSON object for people. A waiter has a
+-- token if nobody of another session can come before it: see `neighbours.rs`. Weight and capacity are its shape. If
+-- the last token has a shape, as token|weight|capacity, then all claims in the state have this shape, so their number
+-- alone decides whether one more fits. Every grant writes the shape again; a release does not make it wrong.
 --
--- Besides KEYS the scripts read the keys `ARGV[1] .. session` of sessions in claims. These keys can't be declared
--- beforehand. In a cluster they are in the same slot, and no script runs while the slot moves: see `scripts.rs`.
+-- The flags are fields of the state, so a state that has only its token shows in one call that nobody holds, waits or
+-- observes:
+--   `waits`    is set when the queue gets its first waiter. It may stay when the queue is empty. If there is no last token,
+--              the state is new, and the flag may be missing.
+--   `watched`  is set while there are observers. They subscribe to a channel with the name of the state, and set the
+--              flag. The channel gets a message for each grant, and for each release that is not followed by a grant.
+--              The first message that nobody receives removes the flag.
 --
--- A call takes half a microsecond to two microseconds, whatever it does. So the scripts combine reads into one call,
--- and read nothing that is not needed. They pass numbers as text, because Redis formats numbers slowly. The definitions
--- in `prelude.lua` take three microseconds, so the usual cases come before it, in `..._usual.lua`.
+-- Besides KEYS the scripts read the keys of the queue and of sessions in claims. In a cluster they are in the same slot,
+-- and no script runs while the slot moves: see `scripts.rs`.
+--
+-- A call takes half a microsecond to two microseconds, whatever it does, and an argument a fifth of that. So the scripts
+-- combine reads into one call, and read and pass nothing that is not needed. They pass numbers as text, because Redis
+-- formats numbers slowly. The definitions in `prelude.lua` take three microseconds, so the usual cases come before it,
+-- in `..._usual.lua`.
 
 local call = redis.call
-local state, queue, waiters = KEYS[1], KEYS[2], KEYS[3]
-local sessions = ARGV[1]
+local state = KEYS[1]
+local watched
+
+-- The prefix of the key and the channel of every session, and the keys of the queue.
+local sessions, queue, waiters
+local function find_queue()
+  local prefix, kind, name = string.match(state, '^([^/]*/)([^/]*)(.*)$')
+  sessions = prefix .. 'session/'
+  queue = prefix .. kind .. '-queue' .. name
+  waiters = prefix .. kind .. '-waiters' .. name
+end
 
 -- The shortest time that a key lives after its last use: in milliseconds, and in microseconds, the unit of tokens and
 -- places.
@@ -37,7 +53,7 @@ local function read_clock()
   if micros then return end
   local time = call('TIME')
   micros = time[1] * 1000000 + time[2]
-  now = string.format('%.0f', micros)
+  now = time[1] .. string.sub('00000' .. time[2], -6)
   since = string.sub(now, 1, -4)
 end
 
@@ -55,25 +71,44 @@ local function number_of(text)
   return tonumber(text) or tonumber(string.match(text, '^%d+'))
 end
 
--- Writes a grant and returns the new token, as a number and as text. `before` is the last token, `head` the beginning
--- of the claim (session and shape), and `alike` the shape that all holders have from now on, if they have the same.
---
+-- Tells the observers, or notices that there are none.
+local function tell_observers(message)
+  if call(PUBLISH, state, message) == 0 then call('HDEL', state, 'watched') end
+end
+
+-- The token after `before`, as a number and as text.
+local function next_token(before)
+  read_clock()
+  if micros > before then return micros, now end
+  return before + 1, string.format('%.0f', before + 1)
+end
+
 -- The state exists for at least an hour after the clock has passed its last token. A token is the clock or more. So
 -- when the key is gone, the clock alone is larger than every token that was granted, even if the clock was changed in
--- between. The first grant in each hour of tokens sets the time to live to two hours; so at the other grants, at least
+-- between. The first token in each hour of tokens sets the time to live to two hours; so at the other tokens, at least
 -- one hour is left.
-local function write_grant(before, owner, head, who, alike)
-  read_clock()
-  local last, token = micros, now
-  if last <= before then
-    last = before + 1
-    token = string.format('%.0f', last)
-  end
-  local claim = head .. '|' .. token .. '|' .. since .. '|' .. who
-  call('HSET', state, 'token', alike and token .. '|' .. alike or token, owner, claim)
-  call(PUBLISH, state, '+' .. owner .. '|' .. claim)
-  if math.floor(before / HOUR) ~= math.floor(last / HOUR) then
+local function outlive(before, last)
+  if before < last - last % HOUR then
     call('PEXPIREAT', state, string.format('%.0f', math.floor(last / 1000) + 2 * KEPT))
   end
+end
+
+-- Writes a grant and returns the last token as a number, and the owner's as text. `before` is the last token, `head`
+-- the beginning of the claim (session and shape), and `alike` the shape that all holders have from now on, if they have
+-- the same. `own` is the token that the owner got while it waited, or ''.
+local function write_grant(before, owner, head, who, alike, own)
+  local last, token
+  if own == '' then
+    last, token = next_token(before)
+  else
+    read_clock()
+    -- The last token is smaller only if the key was deleted from outside.
+    last, token = math.max(before, tonumber(own)), own
+  end
+  local claim = head .. '|' .. token .. '|' .. since .. '|' .. who
+  local latest = own == '' and token or string.format('%.0f', last)
+  call('HSET', state, 'token', alike and latest .. '|' .. alike or latest, owner, claim)
+  if watched then tell_observers('+' .. owner .. '|' .. claim) end
+  outlive(before, last)
   return last, token
 end

@@ -1,8 +1,16 @@
--- The holders and the waiters. This only reads, and leaves out dead owners.
+-- The holders and the waiters, without dead owners. This only reads, unless an observer asks.
+--
+-- ARGV[1]  'watches' if an observer asks, which has subscribed to the channel: see the flags in `grant.lua`
 --
 -- Answers {last token, the number of holders, owner, weight, token, since, who, ..., the same for the waiters}.
 
+find_queue()
 read(redis.call('HGETALL', state))
+if ARGV[1] == 'watches' and not watched then
+  call('HSET', state, 'watched', '1')
+  -- A new key has no time to live.
+  if call('PTTL', state) < 0 then call('PEXPIRE', state, 2 * KEPT) end
+end
 local answer = { whole(last), 0 }
 
 local function tell(owner, claim)
@@ -26,6 +34,8 @@ for _, owner in ipairs(redis.call('ZRANGE', queue, 0, -1)) do
   local text = redis.call('HGET', waiters, owner)
   if text then
     local claim = parse(text)
+    -- A waiter has no token for others: it has not been granted.
+    claim.token = ''
     if look(claim.session) then tell(owner, claim) end
   end
 end

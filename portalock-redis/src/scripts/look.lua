@@ -2,7 +2,7 @@
 --
 -- KEYS  the state and the waiters of each name   ARGV  the places, in the same order
 --
--- Answers for each place its token if it holds, or else 'waits' or 'gone'.
+-- Answers for each place its token if it holds, 'waits|' and maybe a token if it waits, or 'gone'.
 
 local KEPT = 3600000
 local time = redis.call('TIME')
@@ -23,7 +23,7 @@ for i, place in ipairs(ARGV) do
     end
   else
     local waits = redis.pcall('HGET', waiters, place)
-    answer[i] = type(waits) == 'string' and 'waits' or 'gone'
+    answer[i] = type(waits) == 'string' and 'waits|' .. (string.match(waits, '^%x+|%d+|%d+|(%d*)|') or '') or 'gone'
   end
 end
 return answer

@@ -78,7 +78,9 @@ local function read(fields)
   for i = 1, #fields, 2 do
     if fields[i] == 'token' then
       last = number_of(fields[i + 1])
-    else
+    elseif fields[i] == 'watched' then
+      watched = true
+    elseif fields[i] ~= 'waits' then
       holders[fields[i]] = parse(fields[i + 1])
     end
   end
@@ -114,7 +116,7 @@ end
 local function grant(owner, claim)
   holders[owner] = claim
   add(claim)
-  last, claim.token = write_grant(last, owner, claim.session .. '|' .. claim.shape, claim.who, alike)
+  last, claim.token = write_grant(last, owner, claim.session .. '|' .. claim.shape, claim.who, alike, claim.token)
   claim.since = since
 end
 
@@ -131,14 +133,40 @@ local function leave_queue(owner)
   call('ZREM', queue, owner)
 end
 
+-- The number of waiters that get a token at once.
+local NEXT_AT_ONCE = 64
+
+-- Gives a token to each waiter right behind the new holder, up to the first that is of another session or shares: see
+-- `neighbours.rs`. Returns their names and tokens, for the holder's message.
+local function give_tokens(holder)
+  if holder.weight ~= holder.capacity then return '' end
+  local names = call('ZRANGE', queue, '0', whole(NEXT_AT_ONCE - 1))
+  if #names == 0 then return '' end
+  local texts = call('HMGET', waiters, unpack(names))
+  local told, written, before = {}, {}, last
+  for i, name in ipairs(names) do
+    local claim = texts[i] and parse(texts[i])
+    if not claim or claim.session ~= holder.session or claim.weight ~= claim.capacity or claim.token ~= '' then break end
+    last, claim.token = next_token(last)
+    told[i] = '|' .. name .. '|' .. claim.token
+    written[2 * i - 1], written[2 * i] = name, pack(claim)
+  end
+  if #told > 0 then
+    call('HSET', waiters, unpack(written))
+    call('HSET', state, 'token', alike and whole(last) .. '|' .. alike or whole(last))
+    outlive(before, last)
+  end
+  return table.concat(told)
+end
+
 -- Serves the queue in its order, as long as the first waiter can be granted. Dead waiters are removed. Every waiter
 -- learns of its grant by a message to its session, even the owner of the attempt that runs this. That attempt may have
 -- arrived late from a connection that has ended: then its answer is lost, and the waiter may already have an answer
 -- from another connection.
 --
--- Starts with `owner`, the first waiter, and `text`, its claim if it was read. Returns whether other owners must wait
--- now.
-local function serve(owner, text)
+-- Starts with `owner`, the first waiter, and `text`, its claim if it was read. The client of the owner `knows` knows of
+-- the grant already. Returns whether other owners must wait now.
+local function serve(owner, text, knows)
   while owner do
     text = text or call('HGET', waiters, owner)
     local claim = text and parse(text)
@@ -149,7 +177,10 @@ local function serve(owner, text)
       if not fits(claim) then return true end
       leave_queue(owner)
       grant(owner, claim)
-      call(PUBLISH, sessions .. claim.session, 'grant|' .. owner .. '|' .. claim.token)
+      local others = give_tokens(claim)
+      if owner ~= knows or others ~= '' then
+        call(PUBLISH, sessions .. claim.session, 'grant|' .. owner .. '|' .. claim.token .. others)
+      end
       -- This owner is alive and leaves no capacity, so no other waiter needs a check.
       if claim.weight >= limit then return true end
     end

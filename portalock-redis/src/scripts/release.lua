@@ -2,14 +2,17 @@
 -- nothing if the owner has no claim. The script needs no session: place names are never used twice, so only the right
 -- client can know this one.
 --
--- ARGV[2]  owner
+-- ARGV[1]  owner   ARGV[2]  the waiter that now holds the lock at its client, if there is one: see `neighbours.rs`
 --
--- Answers '1' if the owner held, else '0'.
+-- Answers '1' if the owner held, 'waited' if it waited with a token and so may have held at its client, or else '0'.
 
-local serves, was_last = freed == 1, false
+local serves, was_last, had = freed == 1, false, false
 
 if freed == 0 then
-  if call('HDEL', waiters, owner) == 0 then return '0' end
+  local text = call('HGET', waiters, owner)
+  if not text then return '0' end
+  had = parse(text).token ~= ''
+  call('HDEL', waiters, owner)
   -- Only the first waiter can block the others.
   serves = first == owner
   was_last = last_owner() == owner
@@ -18,10 +21,10 @@ if freed == 0 then
 end
 
 if serves and first then
-  read(fields or call('HGETALL', state))
+  read(call('HGETALL', state))
   local before = last
-  serve(first)
-  if freed == 1 and last == before then call(PUBLISH, state, '-' .. owner) end
+  serve(first, nil, ARGV[2])
+  if watched and freed == 1 and last == before then tell_observers('-' .. owner) end
 end
 
 -- The new last waiter checks the holders from now on, so it must be told.
@@ -30,4 +33,4 @@ local text = tail and call('HGET', waiters, tail)
 if text then
   call(PUBLISH, sessions .. parse(text).session, 'last|' .. tail)
 end
-return whole(freed)
+return had and 'waited' or whole(freed)

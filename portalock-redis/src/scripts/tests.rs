@@ -1,11 +1,14 @@
 //! The scripts on a real server, without the Rust client.
 
+mod breaking;
+mod flags;
 mod long_way;
+mod neighbours;
 mod random_walk;
 
-use super::{ACQUIRE, BREAK, EVICT, LOOK, OPEN, PRIMARY, RAISE, RELEASE};
+use super::{ACQUIRE, LOOK, OPEN, PRIMARY, RAISE, RELEASE};
 use portalock_testkit::servers::RedisServer;
-use redis::aio::MultiplexedConnection;
+use redis::{Value, aio::MultiplexedConnection};
 use std::time::Duration;
 
 /// A client without subscriptions, so none of its `connected` sessions is alive.
@@ -15,24 +18,36 @@ async fn connection(server: &RedisServer) -> MultiplexedConnection {
     client.get_multiplexed_async_connection().await.unwrap()
 }
 
+/// The keys of the lock that is used.
+const STATE: &str = "p/lock/a";
+const QUEUE: &str = "p/lock-queue/a";
+const WAITERS: &str = "p/lock-waiters/a";
+
 const CONNECTED: &str = "connected|1";
 const KEPT: &str = "kept|1";
 
 /// Opens a session that ends with its subscription.
 async fn open(connection: &mut MultiplexedConnection, session: &str) {
-    connection.subscribe(format!("s/{session}")).await.unwrap();
+    connection
+        .subscribe(format!("p/session/{session}"))
+        .await
+        .unwrap();
     open_as(connection, session, CONNECTED).await;
 }
 
 async fn open_as(connection: &mut MultiplexedConnection, session: &str, stamp: &str) {
-    OPEN.run(connection, &[&format!("s/{session}")], &[stamp, "60000"])
-        .await
-        .unwrap();
+    OPEN.run(
+        connection,
+        &[&format!("p/session/{session}")],
+        &[stamp, "60000"],
+    )
+    .await
+    .unwrap();
 }
 
 async fn raise(connection: &mut MultiplexedConnection, session: &str) -> String {
     let answer = RAISE
-        .run(connection, &[&format!("s/{session}")], &["60000"])
+        .run(connection, &[&format!("p/session/{session}")], &["60000"])
         .await
         .unwrap();
     redis::from_redis_value(answer).unwrap()
@@ -50,24 +65,42 @@ async fn ask<T: redis::FromRedisValue>(
         .unwrap()
 }
 
-/// Makes an attempt for `weight` of `capacity`, with the session's stamp as its client knows it.
+/// Makes an attempt for `weight` of `capacity`, with the session's stamp as its client knows it. A grant is answered by
+/// its token alone.
 async fn attempt_with(
+    connection: &mut MultiplexedConnection,
+    session: &str,
+    owner: &str,
+    shape: [&str; 2],
+    stamp: &str,
+) -> Vec<String> {
+    attempt_once(connection, session, owner, shape, stamp, true).await
+}
+
+/// The same, with or without a place in the queue.
+async fn attempt_once(
     connection: &mut MultiplexedConnection,
     session: &str,
     owner: &str,
     [weight, capacity]: [&str; 2],
     stamp: &str,
+    queues: bool,
 ) -> Vec<String> {
-    let own = format!("s/{session}");
+    let own = format!("p/session/{session}");
+    let head = format!("{session}|{weight}|{capacity}");
+    let queues = if queues { "queues" } else { "once" };
+    let mut arguments = vec![owner, stamp, &head, "{}", queues];
+    if weight != capacity {
+        arguments.push("shares");
+    }
     let answer = ACQUIRE
-        .run(
-            connection,
-            &["state", "queue", "waiters", &own],
-            &["s/", session, owner, weight, capacity, "1", "{}", stamp],
-        )
+        .run(connection, &[STATE, &own], &arguments)
         .await
         .unwrap();
-    redis::from_redis_value(answer).unwrap()
+    match answer {
+        Value::BulkString(token) => vec!["granted".into(), String::from_utf8(token).unwrap()],
+        answer => redis::from_redis_value(answer).unwrap(),
+    }
 }
 
 async fn attempt_for(
@@ -91,11 +124,27 @@ async fn attempt(connection: &mut MultiplexedConnection, session: &str) -> Vec<S
     attempt_of(connection, session, "1-1-1").await
 }
 
+/// The fields of the state that are claims, in the order in which the server lists them.
+async fn holding(connection: &mut MultiplexedConnection) -> Vec<String> {
+    let mut fields: Vec<String> = ask(connection, &["HKEYS", STATE]).await;
+    fields.retain(|field| !["token", "waits", "watched"].contains(&&**field));
+    fields
+}
+
 async fn release(connection: &mut MultiplexedConnection, owner: &str) {
-    let keys = ["state", "queue", "waiters"];
-    let answer = RELEASE.run(connection, &keys, &["s/", owner]).await;
-    let freed: String = redis::from_redis_value(answer.unwrap()).unwrap();
-    assert_eq!(freed, "1");
+    assert_eq!(release_to(connection, owner, None).await, "1");
+}
+
+/// Releases, and may name the neighbour that holds from now on.
+async fn release_to(
+    connection: &mut MultiplexedConnection,
+    owner: &str,
+    next: Option<&str>,
+) -> String {
+    let mut arguments = vec![owner];
+    arguments.extend(next);
+    let answer = RELEASE.run(connection, &[STATE], &arguments).await;
+    redis::from_redis_value(answer.unwrap()).unwrap()
 }
 
 #[tokio::test]
@@ -104,11 +153,11 @@ async fn a_dead_session_is_granted_nothing_and_leaves_nothing() {
     let mut client = connection(&server).await;
     // Neither a key nor a subscription; only a subscription; only a key.
     assert_eq!(attempt(&mut client, "a").await, ["ended"]);
-    client.subscribe("s/b").await.unwrap();
+    client.subscribe("p/session/b").await.unwrap();
     assert_eq!(attempt(&mut client, "b").await, ["ended"]);
     open_as(&mut client, "e", CONNECTED).await;
     assert_eq!(attempt(&mut client, "e").await, ["ended"]);
-    for key in ["state", "queue", "waiters"] {
+    for key in [STATE, QUEUE, WAITERS] {
         assert!(!ask::<bool>(&mut client, &["EXISTS", key]).await, "{key}");
     }
     // It does not get a place in the queue either.
@@ -118,7 +167,7 @@ async fn a_dead_session_is_granted_nothing_and_leaves_nothing() {
     open(&mut client, "d").await;
     assert_eq!(attempt_of(&mut client, "d", "3").await[0], "contended");
     assert_eq!(attempt_of(&mut client, "a", "2").await, ["ended"]);
-    let waiting: Vec<String> = ask(&mut client, &["HKEYS", "waiters"]).await;
+    let waiting: Vec<String> = ask(&mut client, &["HKEYS", WAITERS]).await;
     assert_eq!(waiting, ["3"]);
 }
 
@@ -150,7 +199,7 @@ async fn a_kept_session_holds_and_is_granted_while_nobody_is_subscribed() {
     assert_eq!(third[0], "granted");
     assert!(third[1] > first[1]);
     // The session is alive until its key is gone.
-    let _: () = ask(&mut client, &["DEL", "s/b"]).await;
+    let _: () = ask(&mut client, &["DEL", "p/session/b"]).await;
     assert_eq!(
         attempt_with(&mut client, "a", "3", shape, KEPT).await[0],
         "granted"
@@ -165,6 +214,9 @@ async fn an_attempt_with_a_stale_stamp_is_refused_by_each_way_and_told_the_prese
     for stamp in ["kept|2", "kept|3"] {
         assert_eq!(raise(&mut client, "a").await, stamp);
     }
+    // With a last token, as most free locks have.
+    attempt_with(&mut client, "a", "1", ["3", "3"], "kept|3").await;
+    release(&mut client, "1").await;
     // A free lock, exclusive and shared; behind a holder; next to a holder with the same shape; and a case for
     // `acquire.lua`.
     for (holds, shape) in [
@@ -177,14 +229,14 @@ async fn an_attempt_with_a_stale_stamp_is_refused_by_each_way_and_told_the_prese
         if let Some(shape) = holds {
             attempt_with(&mut client, "a", "1", shape, "kept|3").await;
         }
-        let before: Vec<String> = ask(&mut client, &["HVALS", "state"]).await;
+        let before: Vec<String> = ask(&mut client, &["HVALS", STATE]).await;
         for stale in [KEPT, "kept|2", "kept|4", "connected|3"] {
             let answer = attempt_with(&mut client, "a", "2", shape, stale).await;
             assert_eq!(answer, ["stale", "kept|3"], "{shape:?} {stale}");
         }
-        let after: Vec<String> = ask(&mut client, &["HVALS", "state"]).await;
+        let after: Vec<String> = ask(&mut client, &["HVALS", STATE]).await;
         assert_eq!(before, after);
-        assert!(!ask::<bool>(&mut client, &["EXISTS", "queue"]).await);
+        assert!(!ask::<bool>(&mut client, &["EXISTS", QUEUE]).await);
         if holds.is_some() {
             release(&mut client, "1").await;
         }
@@ -196,15 +248,15 @@ async fn a_stamp_only_grows_and_brings_no_session_back() {
     let server = RedisServer::start().unwrap();
     let mut client = connection(&server).await;
     assert_eq!(raise(&mut client, "a").await, "");
-    assert!(!ask::<bool>(&mut client, &["EXISTS", "s/a"]).await);
+    assert!(!ask::<bool>(&mut client, &["EXISTS", "p/session/a"]).await);
     open_as(&mut client, "a", "connected|9").await;
-    let _: () = ask(&mut client, &["PEXPIRE", "s/a", "1000"]).await;
+    let _: () = ask(&mut client, &["PEXPIRE", "p/session/a", "1000"]).await;
     // It works while the memory is full too: a withdrawn attempt must not take effect.
     let _: () = ask(&mut client, &["CONFIG", "SET", "maxmemory", "1"]).await;
     for stamp in ["connected|10", "connected|11"] {
         assert_eq!(raise(&mut client, "a").await, stamp);
     }
-    let left: u64 = ask(&mut client, &["PTTL", "s/a"]).await;
+    let left: u64 = ask(&mut client, &["PTTL", "p/session/a"]).await;
     assert!(left > 50_000, "{left} ms");
 }
 
@@ -223,12 +275,11 @@ async fn a_release_passes_over_who_can_not_hear() {
         );
     }
     // Session b has lost its subscription, and session c its key.
-    client.unsubscribe("s/b").await.unwrap();
-    let _: () = ask(&mut client, &["DEL", "s/c"]).await;
+    client.unsubscribe("p/session/b").await.unwrap();
+    let _: () = ask(&mut client, &["DEL", "p/session/c"]).await;
     release(&mut client, "1").await;
-    let holders: Vec<String> = ask(&mut client, &["HKEYS", "state"]).await;
-    assert_eq!(holders, ["token", "4"]);
-    for key in ["queue", "waiters"] {
+    assert_eq!(holding(&mut client).await, ["4"]);
+    for key in [QUEUE, WAITERS] {
         assert!(!ask::<bool>(&mut client, &["EXISTS", key]).await, "{key}");
     }
 }
@@ -248,15 +299,15 @@ async fn a_release_grants_as_many_as_fit() {
         attempt_for(&mut client, "a", owner, shape).await;
     }
     for (freed, holders, waiters) in [
-        ("1", &["token", "2", "3"][..], &["4", "5"][..]),
+        ("1", &["2", "3"][..], &["4", "5"][..]),
         // The first waiter needs the whole capacity, so the last one waits too.
-        ("2", &["token", "3"], &["4", "5"]),
-        ("3", &["token", "4"], &["5"]),
-        ("4", &["token", "5"], &[]),
+        ("2", &["3"], &["4", "5"]),
+        ("3", &["4"], &["5"]),
+        ("4", &["5"], &[]),
     ] {
         release(&mut client, freed).await;
-        let held: Vec<String> = ask(&mut client, &["HKEYS", "state"]).await;
-        let waiting: Vec<String> = ask(&mut client, &["ZRANGE", "queue", "0", "-1"]).await;
+        let held = holding(&mut client).await;
+        let waiting: Vec<String> = ask(&mut client, &["ZRANGE", QUEUE, "0", "-1"]).await;
         assert_eq!(
             (&*held, &*waiting),
             (
@@ -296,7 +347,10 @@ async fn who_shares_with_its_like_reads_none_of_them() {
 async fn a_dead_holder_is_not_waited_for() {
     let server = RedisServer::start().unwrap();
     let mut client = connection(&server).await;
-    for (session, ends) in [("a", ["UNSUBSCRIBE", "s/a"]), ("b", ["DEL", "s/b"])] {
+    for (session, ends) in [
+        ("a", ["UNSUBSCRIBE", "p/session/a"]),
+        ("b", ["DEL", "p/session/b"]),
+    ] {
         open(&mut client, session).await;
         open(&mut client, "f").await;
         assert_eq!(
@@ -326,11 +380,11 @@ async fn who_comes_later_stands_behind_whatever_the_clock_says() {
         attempt_of(&mut client, "a", owner).await;
     }
     // An hour ahead, as if the clock was set back afterwards.
-    let _: () = ask(&mut client, &["ZINCRBY", "queue", "3600000000", "2"]).await;
+    let _: () = ask(&mut client, &["ZINCRBY", QUEUE, "3600000000", "2"]).await;
     for owner in ["3", "4"] {
         assert_eq!(attempt_of(&mut client, "a", owner).await[0], "contended");
     }
-    let order: Vec<String> = ask(&mut client, &["ZRANGE", "queue", "0", "-1"]).await;
+    let order: Vec<String> = ask(&mut client, &["ZRANGE", QUEUE, "0", "-1"]).await;
     assert_eq!(order, ["2", "3", "4"]);
 }
 
@@ -344,12 +398,12 @@ async fn a_queue_that_is_never_empty_does_not_expire() {
         attempt_of(&mut client, "a", owner).await;
     }
     // As if the last waiter had arrived in the hour before, and no other since.
-    let _: () = ask(&mut client, &["ZINCRBY", "queue", "-3600000000", "2"]).await;
-    for key in ["queue", "waiters"] {
+    let _: () = ask(&mut client, &["ZINCRBY", QUEUE, "-3600000000", "2"]).await;
+    for key in [QUEUE, WAITERS] {
         let _: () = ask(&mut client, &["PEXPIRE", key, "60000"]).await;
     }
     assert_eq!(attempt_of(&mut client, "a", "3").await[0], "contended");
-    for key in ["queue", "waiters"] {
+    for key in [QUEUE, WAITERS] {
         let left: u64 = ask(&mut client, &["PTTL", key]).await;
         assert!(left > HOUR, "{key}: {left} ms");
     }
@@ -364,17 +418,23 @@ async fn what_is_held_for_long_does_not_expire() {
     // Exclusive and shared: they write the last token in two ways.
     for shape in [["3", "3"], ["1", "3"]] {
         attempt_for(&mut client, "a", "1", shape).await;
-        let _: () = ask(&mut client, &["PEXPIRE", "state", "60000"]).await;
+        let _: () = ask(&mut client, &["PEXPIRE", STATE, "60000"]).await;
         assert_ne!(look(&mut client, &["1"]).await, ["gone"]);
-        let left: u64 = ask(&mut client, &["PTTL", "state"]).await;
+        let left: u64 = ask(&mut client, &["PTTL", STATE]).await;
         assert!(left > NEARLY_AN_HOUR, "{shape:?}: {left} ms");
         release(&mut client, "1").await;
     }
 }
 
+/// The token in the claim of a waiter, or ''.
+async fn waiting_token(connection: &mut MultiplexedConnection, owner: &str) -> String {
+    let claim: String = ask(connection, &["HGET", WAITERS, owner]).await;
+    claim.split('|').nth(3).unwrap().to_owned()
+}
+
 /// The state of these places.
 async fn look(connection: &mut MultiplexedConnection, places: &[&str]) -> Vec<String> {
-    let keys = ["state", "waiters"].repeat(places.len());
+    let keys = [STATE, WAITERS].repeat(places.len());
     let answer = LOOK.run(connection, &keys, places).await.unwrap();
     redis::from_redis_value(answer).unwrap()
 }
@@ -386,118 +446,22 @@ async fn a_look_tells_who_holds_and_who_waits() {
     open(&mut client, "a").await;
     let granted = attempt_of(&mut client, "a", "1").await;
     attempt_of(&mut client, "a", "2").await;
-    let places = ["2", "3", "1"];
+    // Another session's waiter has no token.
+    open(&mut client, "b").await;
+    attempt_of(&mut client, "b", "3").await;
+    let places = ["2", "3", "4", "1"];
+    let given = waiting_token(&mut client, "2").await;
     assert_eq!(
         look(&mut client, &places).await,
-        ["waits", "gone", &granted[1]]
+        [&*format!("waits|{given}"), "waits|", "gone", &granted[1]]
     );
     // A key that portalock did not write contains no place.
-    let _: () = ask(&mut client, &["HDEL", "state", "token"]).await;
+    let _: () = ask(&mut client, &["HDEL", STATE, "token"]).await;
     assert_eq!(look(&mut client, &["1"]).await, ["gone"]);
-    for key in ["state", "waiters"] {
+    for key in [STATE, WAITERS] {
         let _: () = ask(&mut client, &["SET", key, "spoiled"]).await;
     }
-    assert_eq!(look(&mut client, &places).await, ["gone"; 3]);
-}
-
-#[tokio::test]
-async fn who_waits_in_a_queue_that_somebody_deletes_takes_a_place_again() {
-    let server = RedisServer::start().unwrap();
-    let mut client = connection(&server).await;
-    open(&mut client, "a").await;
-    for owner in ["1", "2", "3"] {
-        attempt_of(&mut client, "a", owner).await;
-    }
-    let _: () = ask(&mut client, &["DEL", "queue"]).await;
-    for owner in ["3", "2", "3"] {
-        assert_ne!(attempt_of(&mut client, "a", owner).await[1], "-", "{owner}");
-    }
-    let order: Vec<String> = ask(&mut client, &["ZRANGE", "queue", "0", "-1"]).await;
-    assert_eq!(order, ["3", "2"]);
-    // The same in `acquire.lua`: behind another waiter, without a holder.
-    let _: () = ask(&mut client, &["ZREM", "queue", "2"]).await;
-    let _: () = ask(&mut client, &["HDEL", "state", "1"]).await;
-    assert_eq!(attempt_of(&mut client, "a", "2").await[1], "0");
-    release(&mut client, "3").await;
-    release(&mut client, "2").await;
-}
-
-async fn mark(connection: &mut MultiplexedConnection, owner: &str, by: &str) -> String {
-    let answer = BREAK
-        .run(connection, &["state"], &["s/", owner, by])
-        .await
-        .unwrap();
-    redis::from_redis_value(answer).unwrap()
-}
-
-#[tokio::test]
-async fn a_mark_lies_beside_the_session_that_holds_by_the_name_of_its_place() {
-    let server = RedisServer::start().unwrap();
-    let mut client = connection(&server).await;
-    open_as(&mut client, "a", KEPT).await;
-    attempt_with(&mut client, "a", "1.7", ["3", "3"], KEPT).await;
-    attempt_with(&mut client, "a", "2.8", ["3", "3"], KEPT).await;
-    assert_eq!(mark(&mut client, "2", "x").await, "-", "it waits");
-    assert_eq!(mark(&mut client, "9", "x").await, "-");
-    let _: () = ask(&mut client, &["PEXPIRE", "s/a", "20000"]).await;
-    let lasts: u64 = mark(&mut client, "1", "x").await.parse().unwrap();
-    assert!((10_000..=20_000).contains(&lasts), "{lasts} ms");
-    mark(&mut client, "1", "y").await;
-    let marks: Vec<(String, String)> = ask(&mut client, &["HGETALL", "s/a/broken"]).await;
-    let [(place, mark_of_it)] = &marks[..] else {
-        panic!("{marks:?}");
-    };
-    let (ends, by) = mark_of_it.split_once('|').unwrap();
-    assert_eq!((&**place, by), ("1.7", "x"));
-    let time: Vec<u64> = ask(&mut client, &["TIME"]).await;
-    let left = ends.parse::<u64>().unwrap() - time[0] * 1000;
-    assert!((10_000..=21_000).contains(&left), "{left} ms");
-    // A session that has ended relies on nothing.
-    let _: () = ask(&mut client, &["DEL", "s/a"]).await;
-    assert_eq!(mark(&mut client, "1", "x").await, "0");
-}
-
-async fn evict(connection: &mut MultiplexedConnection, owner: &str) -> String {
-    let keys = ["state", "queue", "waiters"];
-    let answer = EVICT.run(connection, &keys, &["s/", owner]).await;
-    redis::from_redis_value(answer.unwrap()).unwrap()
-}
-
-#[tokio::test]
-async fn what_an_owner_holds_is_freed_by_whatever_place() {
-    let server = RedisServer::start().unwrap();
-    let mut client = connection(&server).await;
-    open(&mut client, "a").await;
-    attempt_of(&mut client, "a", "1.7").await;
-    attempt_of(&mut client, "a", "2.8").await;
-    let ended = ["HSET", "s/a/broken", "1.7", "1|x", "2.8", "1|x"];
-    let _: () = ask(&mut client, &ended).await;
-    for (owner, freed) in [("9", "0"), ("1", "1"), ("1", "0"), ("2", "1")] {
-        assert_eq!(evict(&mut client, owner).await, freed, "{owner}");
-    }
-}
-
-#[tokio::test]
-async fn a_hold_is_not_ended_while_its_client_may_rely_on_it() {
-    let server = RedisServer::start().unwrap();
-    let mut client = connection(&server).await;
-    open_as(&mut client, "a", KEPT).await;
-    attempt_with(&mut client, "a", "1.7", ["3", "3"], KEPT).await;
-    let left = async |client: &mut MultiplexedConnection| {
-        let answer = evict(client, "1").await;
-        let left = answer.strip_prefix("wait|").expect(&answer);
-        left.parse::<u64>().unwrap()
-    };
-    // There is no mark.
-    let _: () = ask(&mut client, &["PEXPIRE", "s/a", "20000"]).await;
-    assert!((10_000..=20_000).contains(&left(&mut client).await));
-    mark(&mut client, "1", "x").await;
-    // Refreshes after the mark have found it.
-    let _: () = ask(&mut client, &["PEXPIRE", "s/a", "90000"]).await;
-    assert!((10_000..=20_001).contains(&left(&mut client).await));
-    // The session has ended.
-    let _: () = ask(&mut client, &["DEL", "s/a"]).await;
-    assert_eq!(evict(&mut client, "1").await, "1");
+    assert_eq!(look(&mut client, &places).await, ["gone"; 4]);
 }
 
 async fn wait_of(connection: &mut MultiplexedConnection, confirmed: bool) -> String {

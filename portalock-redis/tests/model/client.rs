@@ -46,29 +46,63 @@ pub(crate) struct Client {
     pub(crate) lease: bool,
     pub(crate) ticks: u8,
     /// The session's stamp, as this client knows it.
-    stamp: u8,
+    pub(crate) stamp: u8,
     /// A request may still be in flight: its answer never came.
     unsure: bool,
     /// A grant may have been missed.
     looks: bool,
+    /// The owner right ahead, and the token with which this owner takes over.
+    pub(crate) turn: Option<(Owner, u8)>,
+    /// It releases what it held, and the waiter right behind may take over.
+    pub(crate) passes_on: bool,
+    /// The neighbour that has taken over, when this owner began to release.
+    pub(crate) next: Option<Owner>,
 }
 
 impl Client {
-    pub(crate) fn new(number: Owner) -> Self {
+    pub(crate) fn new(number: Owner, session: Session) -> Self {
         Self {
             number,
             phase: Phase::Idle,
-            session: 2 * number,
+            session,
             lease: true,
             ticks: 0,
             stamp: 1,
             unsure: false,
             looks: false,
+            turn: None,
+            passes_on: false,
+            next: None,
         }
     }
 
+    /// The token with which it holds, as the session's book says.
+    pub(crate) fn held(&self) -> Option<u8> {
+        match self.phase {
+            Phase::Held(token) => Some(token),
+            Phase::Asking(attempt) => attempt.unheard,
+            _ => None,
+        }
+    }
+
+    /// Records a grant without an answer. Returns whether it waited for it.
+    pub(crate) fn is_granted(&mut self, token: u8) -> bool {
+        match &mut self.phase {
+            Phase::Asking(attempt) if attempt.unheard.is_none() => attempt.unheard = Some(token),
+            Phase::Queued => self.phase = Phase::Held(token),
+            _ => return false,
+        }
+        true
+    }
+
+    /// Whether an answer to the attempt in flight says what is so in the session: it has not reconnected since.
+    pub(crate) fn is_current(&self, session: Session, rules: Rules) -> bool {
+        let current = !self.looks || rules.flaw == Flaw::KeepsTurns;
+        current && self.session == session && self.lease && matches!(self.phase, Phase::Asking(_))
+    }
+
     /// Handles an answer. Returns the command that is sent because of it.
-    pub(crate) fn hear(&mut self, answer: Answer, rules: Rules) -> Option<Command> {
+    pub(crate) fn hear(&mut self, answer: Answer) -> Option<Command> {
         match answer {
             Answer::Released => {
                 if self.phase == Phase::Withdrawing {
@@ -94,7 +128,7 @@ impl Client {
             {
                 None
             }
-            Answer::Contended(session) | Answer::Stale(session, _)
+            Answer::Contended(session, _) | Answer::Stale(session, _)
                 if self.session != session || !self.lease =>
             {
                 None
@@ -103,11 +137,11 @@ impl Client {
                 self.lease_ends();
                 None
             }
-            answer => self.hear_of_attempt(answer, rules),
+            answer => self.hear_of_attempt(answer),
         }
     }
 
-    fn hear_of_attempt(&mut self, answer: Answer, rules: Rules) -> Option<Command> {
+    fn hear_of_attempt(&mut self, answer: Answer) -> Option<Command> {
         let Phase::Asking(attempt) = self.phase else {
             return None;
         };
@@ -119,7 +153,8 @@ impl Client {
             return Some(self.send(attempt.unheard, attempt.given_up));
         }
         if attempt.given_up {
-            return Some(self.withdraw(rules));
+            // The world lets it withdraw.
+            return None;
         }
         match (answer, attempt.unheard) {
             (Answer::Granted(_, token), _) | (_, Some(token)) => self.phase = Phase::Held(token),
@@ -134,11 +169,10 @@ impl Client {
         if !self.lease {
             return;
         }
-        match (news, &mut self.phase) {
-            (News::Closed, _) if rules.form == Form::WithoutNotice => self.lease_ends(),
-            (News::Grant(token), Phase::Asking(attempt)) => attempt.unheard = Some(token),
-            (News::Grant(token), Phase::Queued) => self.phase = Phase::Held(token),
-            _ => {}
+        match news {
+            News::Closed if rules.form == Form::WithoutNotice => self.lease_ends(),
+            News::Grant(_, token, _) => drop(self.is_granted(token)),
+            News::Closed => {}
         }
     }
 
@@ -170,7 +204,7 @@ impl Client {
                 Some(self.attempt())
             }
             Phase::Voiding => Some(Command::Raise(self.session)),
-            Phase::Withdrawing => Some(Command::Release),
+            Phase::Withdrawing => Some(Command::Release(self.next)),
             _ => None,
         }
     }
@@ -185,24 +219,34 @@ impl Client {
 
     fn release(&mut self) -> Command {
         self.phase = Phase::Withdrawing;
-        Command::Release
+        Command::Release(self.next)
     }
 
-    /// The caller stops waiting. An attempt in flight is completed first.
-    pub(crate) fn give_up(&mut self, rules: Rules) -> Option<Command> {
+    /// The caller stops waiting. An attempt in flight is completed first: then this returns false.
+    pub(crate) fn gives_up(&mut self) -> bool {
         if let Phase::Asking(attempt) = &mut self.phase {
             attempt.given_up = true;
-            return None;
+            return false;
         }
-        Some(self.withdraw(rules))
+        true
+    }
+
+    /// Whether its attempt was answered after its caller stopped waiting.
+    pub(crate) fn withdraws_after(&self, answer: Answer) -> bool {
+        let answered = matches!(answer, Answer::Granted(session, _) | Answer::Contended(session, _)
+            if session == self.session);
+        let given_up = matches!(self.phase, Phase::Asking(Attempt { given_up: true, .. }));
+        answered && given_up && self.lease
     }
 
     /// Its lock is broken: the guard is lost, and the lock is released.
     pub(crate) fn is_told(&mut self, rules: Rules) -> Option<Command> {
         match self.phase {
             Phase::Held(_) | Phase::Queued => Some(self.withdraw(rules)),
-            _ if self.waits() => self.give_up(rules),
-            _ => None,
+            _ => {
+                self.gives_up();
+                None
+            }
         }
     }
 
@@ -211,6 +255,10 @@ impl Client {
         if self.phase.is_over() {
             (self.ticks, self.stamp) = (0, 1);
             (self.unsure, self.looks) = (false, false);
+            (self.passes_on, self.next) = (false, None);
+        }
+        if !matches!(self.phase, Phase::Asking(_) | Phase::Queued) {
+            self.turn = None;
         }
     }
 
@@ -231,6 +279,9 @@ impl Client {
     /// The session continues. `holds` is the token of its claim at the server. A grant that came by message counts,
     /// although the attempt is not answered yet.
     pub(crate) fn resumed(&mut self, holds: Option<u8>, rules: Rules) -> Option<Command> {
+        if rules.flaw != Flaw::KeepsTurns {
+            self.turn = None;
+        }
         match self.phase {
             Phase::Held(token)
             | Phase::Asking(Attempt {
@@ -251,12 +302,13 @@ impl Client {
         self.session += 1;
         (self.lease, self.stamp) = (true, 1);
         (self.unsure, self.looks) = (false, false);
+        (self.turn, self.passes_on, self.next) = (None, false, None);
         match self.phase {
             Phase::Asking(Attempt { given_up: true, .. }) | Phase::Voiding => {
                 Some(self.withdraw(rules))
             }
             Phase::Asking(_) | Phase::Queued => Some(self.ask()),
-            Phase::Withdrawing => Some(Command::Release),
+            Phase::Withdrawing => Some(Command::Release(None)),
             _ => None,
         }
     }

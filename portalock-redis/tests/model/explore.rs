@@ -37,12 +37,7 @@ pub(crate) fn explore(rules: Rules) -> Outcome {
     let mut found = Vec::new();
     while at < order.len() {
         let world = order[at].0;
-        let wrong = if world.server.token_fell {
-            Some("a token was granted twice or fell".to_owned())
-        } else {
-            world.violation(rules)
-        };
-        if let Some(what) = wrong {
+        if let Some(what) = world.violation(rules) {
             let mut path = Vec::new();
             while at != 0 {
                 path.push(format!("{:?}", order[at].2));
@@ -57,6 +52,7 @@ pub(crate) fn explore(rules: Rules) -> Outcome {
             if next.replica.is_some() && next.server != world.server {
                 next.replica = Some(world.server);
             }
+            next.note_holds(&world, rules);
             next.forget_what_no_longer_counts(rules);
             if known.insert(next) {
                 order.push((next, at, step));
@@ -74,12 +70,14 @@ fn steps(world: &World, rules: Rules, steps: &mut Vec<(Step, World)>) {
         deliveries(world, rules, number, steps);
         choices(world, rules, number, steps);
         sessions(world, rules, number, steps);
-        if world.faults < rules.faults {
+        if rules.cuts && world.faults < rules.faults {
             faults(world, rules, number, steps);
         }
     }
     if world.faults < rules.faults {
-        restarts(world, rules, steps);
+        if rules.cuts {
+            restarts(world, rules, steps);
+        }
         promotions(world, rules, steps);
     }
     expiries(world, rules, steps);
@@ -104,12 +102,12 @@ fn deliveries(world: &World, rules: Rules, number: usize, steps: &mut Vec<(Step,
     }
     let mut next = *world;
     if let Some(answer) = next.lines[number].down.pop() {
-        next.act(number, |client| client.hear(answer, rules));
+        hear(&mut next, answer, number, rules);
         steps.push((Step::AClientHears(answer, number), next));
     }
     let mut next = *world;
     if let Some(news) = next.lines[number].news.pop() {
-        next.clients[number].hear_news(news, rules);
+        hear_news(&mut next, news, number, rules);
         steps.push((Step::AClientIsTold(news, number), next));
     }
 }
@@ -124,19 +122,48 @@ pub(crate) fn serve(world: &mut World, command: Command, number: usize, rules: R
                 .acquire(owner, (session, stamp), rules, &mut told)
         }
         Command::Raise(session) => Answer::Raised(session, world.server.raise(session)),
-        Command::Release => world.server.release(owner, rules, &mut told),
+        Command::Release(to) => world.server.release((owner, to), rules, &mut told),
     };
-    for (session, token) in told {
+    for (session, news) in told {
         // No message arrives over a connection that is gone at either end.
         let client = world.client_of(session);
         let hears = client.session == session && client.lease;
         if world.server.subscribed[usize::from(session)] && hears {
-            world.lines[usize::from(session / 2)]
-                .news
-                .push(News::Grant(token));
+            world.news(session).push(news);
         }
     }
     answer
+}
+
+fn hear(world: &mut World, answer: Answer, number: usize, rules: Rules) {
+    if let Answer::Contended(session, turn) = answer
+        && world.clients[number].is_current(session, rules)
+    {
+        world.follow(number, turn, rules);
+    }
+    let withdraws = world.clients[number].withdraws_after(answer);
+    if withdraws && let Answer::Granted(_, token) = answer {
+        world.clients[number].is_granted(token);
+    }
+    world.act(number, |client| client.hear(answer));
+    world.share(number, rules);
+    if withdraws {
+        world.withdraw(number, rules);
+    }
+}
+
+fn hear_news(world: &mut World, news: News, number: usize, rules: Rules) {
+    if let News::Grant(owner, _, others) = news {
+        world.clients[usize::from(owner)].hear_news(news, rules);
+        let mut ahead = owner;
+        for (next, token) in others.into_iter().flatten() {
+            world.follow(usize::from(next), Some((ahead, token)), rules);
+            ahead = next;
+        }
+    } else {
+        world.clients[number].hear_news(news, rules);
+        world.share(number, rules);
+    }
 }
 
 /// Steps that a client takes on its own.
@@ -152,26 +179,34 @@ fn choices(world: &World, rules: Rules, number: usize, steps: &mut Vec<(Step, Wo
     };
     match client.phase {
         Phase::Idle => choose("asks", &|client| Some(client.ask())),
-        Phase::Held(_) => choose("releases", &|client| Some(client.withdraw(rules))),
         Phase::Queued if client.ticks < rules.ticks => choose("looks", &|client| {
             client.ticks += 1;
             Some(client.ask())
         }),
         _ => {}
     }
+    if let Phase::Held(_) = client.phase {
+        let mut next = *world;
+        next.withdraw(number, rules);
+        steps.push((Step::Client(number, "releases"), next));
+    }
     if rules.gives_up && client.waits() {
-        choose("gives up", &|client| client.give_up(rules));
+        let mut next = *world;
+        if next.clients[number].gives_up() {
+            next.withdraw(number, rules);
+        }
+        steps.push((Step::Client(number, "gives up"), next));
     }
 }
 
 /// Steps in which sessions end, continue, and begin.
 fn sessions(world: &World, rules: Rules, number: usize, steps: &mut Vec<(Step, World)>) {
     let client = &world.clients[number];
-    let is_over = client.phase.is_over() && rules.flaw != Flaw::ResumesTheForgotten;
-    if is_over || rules.weights[number] == 0 {
+    let session = client.session;
+    let is_over = is_over(world, session, rules) && rules.flaw != Flaw::ResumesTheForgotten;
+    if is_over || rules.weights[number] == 0 || !rules.is_first(number) {
         return;
     }
-    let session = client.session;
     let connected = world.server.subscribed[usize::from(session)];
     let mut step = |what: &'static str, act: &dyn Fn(&mut World)| {
         let mut next = *world;
@@ -180,11 +215,10 @@ fn sessions(world: &World, rules: Rules, number: usize, steps: &mut Vec<(Step, W
     };
     if client.lease && !connected {
         step("comes to the end of its lease", &|next| {
-            next.clients[number].lease_ends();
-            next.lines[number].news = Line::default();
+            lease_ends(next, session, rules);
         });
         if rules.form == Form::Default {
-            step("resumes its session", &|next| resume(next, rules, number));
+            step("resumes its session", &|next| resume(next, rules, session));
         }
     }
     // A server that has lost its data waits until every client can know of its losses.
@@ -194,7 +228,9 @@ fn sessions(world: &World, rules: Rules, number: usize, steps: &mut Vec<(Step, W
         step("begins a new session", &|next| {
             next.server.open(session + 1, session);
             next.lines[number].news = Line::default();
-            next.act(number, |client| client.begin(rules));
+            for member in rules.members(session) {
+                next.act(member, |client| client.begin(rules));
+            }
         });
     }
     let was_held = matches!(client.phase, Phase::Lost);
@@ -210,35 +246,55 @@ fn sessions(world: &World, rules: Rules, number: usize, steps: &mut Vec<(Step, W
 }
 
 /// A renewal over a new connection, from start to end: the client checks its places before it extends the lease.
-fn resume(next: &mut World, rules: Rules, number: usize) {
-    let (session, owner) = (next.clients[number].session, next.clients[number].number);
-    // Messages of the old connection no longer arrive.
-    next.lines[number].news = Line::default();
+fn resume(next: &mut World, rules: Rules, session: Session) {
     if !next.server.keys[usize::from(session)] {
-        return next.clients[number].lease_ends();
+        return lease_ends(next, session, rules);
     }
+    // Messages of the old connection no longer arrive.
+    *next.news(session) = Line::default();
     next.server.subscribed[usize::from(session)] = true;
-    operator::refresh(next, rules, number);
-    let holders = next.server.holders;
-    let token = holders.iter().find(|claim| claim.0 == owner);
-    let token = token.map(|claim| claim.2);
-    next.act(number, |client| client.resumed(token, rules));
+    operator::refresh(next, rules, usize::from(session / 2));
+    for member in rules.members(session) {
+        let client = &next.clients[member];
+        let (owner, held) = (client.number, client.held());
+        let granted = next.server.holders.iter().find(|claim| claim.0 == owner);
+        let waits = next.server.queue.iter().find(|place| place.0 == owner);
+        let waits = waits.filter(|place| Some(place.2) == held && rules.flaw != Flaw::SeesNoTurns);
+        let token = granted.map(|claim| claim.2).or(waits.map(|place| place.2));
+        next.act(member, |client| client.resumed(token, rules));
+    }
+}
+
+/// Whether no owner in this session does anything any more.
+fn is_over(world: &World, session: Session, rules: Rules) -> bool {
+    let mut members = rules.members(session);
+    members.all(|member| world.clients[member].phase.is_over())
+}
+
+fn lease_ends(next: &mut World, session: Session, rules: Rules) {
+    *next.news(session) = Line::default();
+    for member in rules.members(session) {
+        next.clients[member].lease_ends();
+    }
 }
 
 /// Faults of a client.
 fn faults(world: &World, rules: Rules, number: usize, steps: &mut Vec<(Step, World)>) {
     let client = &world.clients[number];
-    let session = usize::from(client.session);
-    if !client.lease || client.phase.is_over() || client.phase == Phase::Idle {
+    let (its, session) = (client.session, usize::from(client.session));
+    let is_idle = |client: &Client| client.phase.is_over() || client.phase == Phase::Idle;
+    if !client.lease {
         return;
     }
+    let mut members = rules.members(its).map(|member| &world.clients[member]);
+    let session_works = rules.is_first(number) && !members.all(is_idle);
     let mut befall = |what: &'static str, act: &dyn Fn(&mut World)| {
         let mut next = *world;
         next.faults += 1;
         act(&mut next);
         steps.push((Step::Client(number, what), next));
     };
-    if world.server.subscribed[session] {
+    if session_works && world.server.subscribed[session] {
         befall("is disconnected by the server, and hears of it", &|next| {
             next.server.subscribed[session] = false;
             if rules.form == Form::WithoutNotice {
@@ -256,27 +312,38 @@ fn faults(world: &World, rules: Rules, number: usize, steps: &mut Vec<(Step, Wor
         } else {
             "loses the connection of its calls, and what it sent comes late"
         };
-        befall(what, &|next| {
-            next.lines[number].break_calls(loses);
-            next.act(number, Client::repeat);
-        });
+        if !is_idle(client) {
+            befall(what, &|next| {
+                next.lines[number].break_calls(loses);
+                next.act(number, Client::repeat);
+            });
+        }
+        if !session_works {
+            continue;
+        }
         let what = if loses {
             "crashes with its machine"
         } else {
             "crashes"
         };
         befall(what, &|next| {
-            next.clients[number].phase = Phase::Crashed;
-            next.clients[number].lease = false;
-            next.lines[number].break_calls(loses);
+            for member in rules.members(its) {
+                next.clients[member].phase = Phase::Crashed;
+                next.clients[member].lease = false;
+                next.lines[member].break_calls(loses);
+            }
             next.lines[number].news = Line::default();
             next.server.subscribed[session] &= loses;
         });
     }
+    if !session_works {
+        return;
+    }
     befall("is cut off until its lease ends", &|next| {
-        next.clients[number].lease_ends();
-        next.lines[number].break_calls(false);
-        next.lines[number].news = Line::default();
+        lease_ends(next, its, rules);
+        for member in rules.members(its) {
+            next.lines[member].break_calls(false);
+        }
         if rules.form == Form::WithoutNotice {
             next.server.subscribed[session] = false;
         }
@@ -300,7 +367,8 @@ fn all_connections_end(next: &mut World, rules: Rules) {
     next.server.subscribed = [false; SESSIONS as usize];
     for number in 0..next.clients.len() {
         next.lines[number] = Lines::default();
-        if next.clients[number].lease && rules.form == Form::WithoutNotice {
+        let hears = next.clients[number].lease && rules.is_first(number);
+        if hears && rules.form == Form::WithoutNotice {
             next.lines[number].news.push(News::Closed);
         }
         if next.clients[number].phase != Phase::Crashed {

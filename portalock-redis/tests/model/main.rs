@@ -10,6 +10,7 @@
 
 #![allow(
     clippy::panic,
+    clippy::struct_excessive_bools,
     clippy::unwrap_used,
     reason = "a test's helpers are part of the test"
 )]
@@ -39,7 +40,9 @@ const FAULTS: Rules = Rules {
     ticks: 0,
     gives_up: false,
     begins: true,
+    cuts: true,
     promotes: false,
+    neighbours: 1,
     breaks: false,
 };
 /// A replica replaces the server.
@@ -58,6 +61,23 @@ const SECOND_THOUGHTS: Rules = Rules {
 const FAULTS_AND_CANCELLATION: Rules = Rules {
     gives_up: true,
     ..FAULTS
+};
+/// Two owners in one session, and one in another.
+const NEIGHBOURS: Rules = Rules {
+    begins: false,
+    neighbours: 2,
+    ..FAULTS
+};
+/// Three owners in one session, of which any may give up.
+const THREE_NEIGHBOURS: Rules = Rules {
+    neighbours: 3,
+    ..SECOND_THOUGHTS
+};
+/// Two owners in one session and one in another, and a replica that replaces the server.
+const NEIGHBOURS_AND_PROMOTION: Rules = Rules {
+    cuts: false,
+    promotes: true,
+    ..NEIGHBOURS
 };
 /// An operator breaks a lock while a fault happens, such as a promotion that loses the mark.
 const BREAK: Rules = Rules {
@@ -137,8 +157,33 @@ fn fault_upon_fault_without_notice() {
 }
 
 #[test]
+fn neighbours_that_give_up() {
+    checked(THREE_NEIGHBOURS, Form::Default, EXCLUSIVE);
+    let scope = Rules {
+        neighbours: 2,
+        ..SECOND_THOUGHTS
+    };
+    checked(scope, Form::Default, EXCLUSIVE);
+}
+
+#[test]
+fn neighbours_with_faults_and_cancellation() {
+    let scope = Rules {
+        neighbours: 2,
+        ..FAULTS_AND_CANCELLATION
+    };
+    checked(scope, Form::Default, TWO);
+    checked(scope, Form::WithoutNotice, TWO);
+}
+
+#[test]
 fn a_lock_that_is_broken() {
     checked(BREAK, Form::Default, TWO);
+    let scope = Rules {
+        neighbours: 2,
+        ..BREAK
+    };
+    checked(scope, Form::Default, TWO);
 }
 
 #[test]
@@ -168,6 +213,19 @@ mod deep {
     #[ignore = "takes as long as the default form, which differs more"]
     fn a_promotion_without_notice() {
         checked(PROMOTION, Form::WithoutNotice, TWO);
+    }
+
+    #[test]
+    #[ignore = "takes minutes"]
+    fn neighbours_and_a_promotion() {
+        checked(NEIGHBOURS_AND_PROMOTION, Form::Default, EXCLUSIVE);
+    }
+
+    #[test]
+    #[ignore = "takes minutes"]
+    fn neighbours_beside_another_session() {
+        checked(NEIGHBOURS, Form::Default, EXCLUSIVE);
+        checked(NEIGHBOURS, Form::WithoutNotice, EXCLUSIVE);
     }
 
     #[test]
@@ -295,6 +353,66 @@ fn a_server_without_its_data_that_lets_newcomers_in_is_found() {
 fn a_promoted_replica_that_grants_at_once_is_found() {
     let flaw = Flaw::NoWaitAfterAPromotion;
     flawed(PROMOTION, Form::Default, TWO, flaw, "hold together");
+}
+
+#[test]
+fn a_token_of_a_waiter_that_is_given_again_is_found() {
+    let flaw = Flaw::ForgetsTokensOfWaiters;
+    flawed(NEIGHBOURS, Form::Default, EXCLUSIVE, flaw, "token");
+}
+
+#[test]
+fn a_take_over_from_one_who_gave_up_is_found() {
+    let flaw = Flaw::FollowsWhoGivesUp;
+    flawed(
+        THREE_NEIGHBOURS,
+        Form::Default,
+        EXCLUSIVE,
+        flaw,
+        "hold together",
+    );
+}
+
+#[test]
+fn a_release_that_frees_the_holder_ahead_is_found() {
+    let flaw = Flaw::FreesTheHolderAhead;
+    flawed(
+        THREE_NEIGHBOURS,
+        Form::Default,
+        EXCLUSIVE,
+        flaw,
+        "hold together",
+    );
+}
+
+#[test]
+fn a_take_over_across_others_is_found() {
+    let flaw = Flaw::FollowsAcrossOthers;
+    flawed(NEIGHBOURS, Form::Default, EXCLUSIVE, flaw, "hold together");
+}
+
+#[test]
+fn a_turn_that_outlives_its_server_is_found() {
+    let flaw = Flaw::KeepsTurns;
+    flawed(
+        NEIGHBOURS_AND_PROMOTION,
+        Form::Default,
+        EXCLUSIVE,
+        flaw,
+        "does not know it",
+    );
+}
+
+#[test]
+fn a_check_that_sees_no_turns_is_found() {
+    let flaw = Flaw::SeesNoTurns;
+    flawed(
+        NEIGHBOURS,
+        Form::Default,
+        EXCLUSIVE,
+        flaw,
+        "does not know it",
+    );
 }
 
 #[test]

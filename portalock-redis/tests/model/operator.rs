@@ -51,7 +51,7 @@ pub(crate) fn steps(world: &World, rules: Rules, steps: &mut Vec<(Step, World)>)
     } else if refreshed || !client.lease {
         step("ends the hold by force", &|next| {
             next.operator = Operator::Done;
-            serve(next, Command::Release, 0, rules);
+            serve(next, Command::Release(None), 0, rules);
         });
     }
 }

@@ -1,9 +1,9 @@
 //! The server, with the scripts.
 
-use crate::world::{Answer, CAPACITY, Flaw, Form, Owner, Rules, SESSIONS, Session};
+use crate::world::{Answer, CAPACITY, Flaw, Form, News, Owner, Rules, SESSIONS, Session};
 
-/// Grants by message: the session and the token.
-pub(crate) type Told = Vec<(Session, u8)>;
+/// Grants by message, and the session of each.
+pub(crate) type Told = Vec<(Session, News)>;
 
 /// A list with at most one entry for each of the three clients, as a plain value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -40,7 +40,8 @@ impl<T: Copy> List<T> {
 pub(crate) struct Server {
     /// The owner, session and token of each holder.
     pub(crate) holders: List<(Owner, Session, u8)>,
-    pub(crate) queue: List<(Owner, Session)>,
+    /// The waiters, with the token of each, or 0.
+    pub(crate) queue: List<(Owner, Session, u8)>,
     pub(crate) last: u8,
     /// The weight of every holder, if the last token has a shape.
     alike: Option<u8>,
@@ -145,19 +146,82 @@ impl Server {
         self.fits_untouched(owner, rules)
     }
 
-    fn grant(&mut self, owner: Owner, session: Session, rules: Rules) -> u8 {
+    fn next_token(&mut self, rules: Rules) -> u8 {
         if rules.flaw != Flaw::RepeatsTokens {
             self.last += 1;
         }
         self.token_fell |= self.last <= self.top;
         self.top = self.top.max(self.last);
-        self.holders.push((owner, session, self.last));
+        self.last
+    }
+
+    /// `is_next`: the owner ahead of a new waiter, and the token that the waiter gets.
+    fn behind(&mut self, owner: Owner, session: Session, rules: Rules) -> Option<(Owner, u8)> {
+        let tail = self.queue.iter().last();
+        let holder = self.holders.first();
+        let (ahead, its, token) = match tail {
+            Some(_) if rules.flaw == Flaw::FollowsAcrossOthers => holder?,
+            Some(tail) => tail,
+            None => holder?,
+        };
+        let exclusive = rules.weight(ahead) == CAPACITY && rules.weight(owner) == CAPACITY;
+        if its != session || token == 0 || !exclusive {
+            return None;
+        }
+        if rules.flaw == Flaw::ForgetsTokensOfWaiters {
+            return Some((ahead, token + 1));
+        }
+        Some((ahead, self.next_token(rules)))
+    }
+
+    /// `line_up`
+    fn line_up(&mut self, owner: Owner, session: Session, rules: Rules) {
+        let token = self.behind(owner, session, rules).map_or(0, |turn| turn.1);
+        self.queue.push((owner, session, token));
+    }
+
+    /// The owner ahead of a waiter with a token, and the token.
+    fn turn(&self, owner: Owner, rules: Rules) -> Option<(Owner, u8)> {
+        let mut ahead = self.holders.first().map(|claim| claim.0);
+        if rules.flaw != Flaw::FollowsAcrossOthers {
+            let before = self.queue.iter().take_while(|place| place.0 != owner);
+            ahead = before.last().map(|place| place.0).or(ahead);
+        }
+        let token = self.queue.iter().find(|place| place.0 == owner)?.2;
+        Some((ahead?, token)).filter(|turn| turn.1 != 0)
+    }
+
+    /// `give_tokens`
+    fn give_tokens(&mut self, session: Session, rules: Rules) -> [Option<(Owner, u8)>; 2] {
+        let mut given = [None; 2];
+        let waiting = self.queue;
+        for ((owner, its, own), given) in waiting.iter().zip(&mut given) {
+            if its != session || rules.weight(owner) != CAPACITY || own != 0 {
+                break;
+            }
+            let token = self.next_token(rules);
+            if let Some(place) = self.queue.find_mut(|place| place.0 == owner) {
+                place.2 = token;
+            }
+            *given = Some((owner, token));
+        }
+        given
+    }
+
+    fn grant(&mut self, (owner, session, own): (Owner, Session, u8), rules: Rules) -> u8 {
+        let token = if own == 0 {
+            self.next_token(rules)
+        } else {
+            own
+        };
+        self.last = self.last.max(token);
+        self.holders.push((owner, session, token));
         let weight = rules.weight(owner);
         if rules.flaw != Flaw::KeepsAStaleShape || weight < CAPACITY {
             let same = |(holder, ..): (Owner, Session, u8)| rules.weight(holder) == weight;
             self.alike = self.holders.iter().all(same).then_some(weight);
         }
-        self.last
+        token
     }
 
     /// Whether one more holder of the same shape fits, by the number of holders alone.
@@ -167,8 +231,14 @@ impl Server {
         weight < CAPACITY && self.alike == Some(weight) && holders + weight <= CAPACITY
     }
 
-    fn serve(&mut self, asking: Option<Owner>, rules: Rules, told: &mut Told) {
-        while let Some((owner, session)) = self.queue.first() {
+    fn serve(
+        &mut self,
+        asking: Option<Owner>,
+        knows: Option<Owner>,
+        rules: Rules,
+        told: &mut Told,
+    ) {
+        while let Some((owner, session, own)) = self.queue.first() {
             if rules.flaw != Flaw::GrantsToTheDead && !self.lives(session, rules) {
                 self.queue.retain(|place| place.0 != owner);
                 continue;
@@ -177,9 +247,14 @@ impl Server {
                 return;
             }
             self.queue.retain(|place| place.0 != owner);
-            let token = self.grant(owner, session, rules);
-            if rules.flaw != Flaw::TellsOnlyTheOthers || asking != Some(owner) {
-                told.push((session, token));
+            let token = self.grant((owner, session, own), rules);
+            let mut others = [None; 2];
+            if rules.weight(owner) == CAPACITY {
+                others = self.give_tokens(session, rules);
+            }
+            let is_told = knows != Some(owner) || others[0].is_some();
+            if is_told && (rules.flaw != Flaw::TellsOnlyTheOthers || asking != Some(owner)) {
+                told.push((session, News::Grant(owner, token, others)));
             }
             // It leaves no capacity, so the waiters behind it are not checked.
             if rules.weight(owner) == CAPACITY {
@@ -220,7 +295,7 @@ impl Server {
         }
         // `acquire_usual.lua`: next to holders of the same shape, if there are no waiters.
         if self.queue.first().is_none() && self.fits_by_number(owner, rules) {
-            let token = self.grant(owner, session, rules);
+            let token = self.grant((owner, session, 0), rules);
             return Answer::Granted(session, token);
         }
         // Behind other waiters, which are not checked until this one's first check; or behind the one holder, which was
@@ -233,36 +308,45 @@ impl Server {
                     && self.lives(its, rules)
             });
         if is_new && self.holders.first().is_some() && is_behind {
-            self.queue.push((owner, session));
-            return Answer::Contended(session);
+            self.line_up(owner, session, rules);
+            return Answer::Contended(session, self.turn(owner, rules));
         }
         if let Some(place) = self.queue.find_mut(|place| place.0 == owner) {
             place.1 = session;
         }
-        self.serve(Some(owner), rules, told);
+        self.serve(Some(owner), None, rules, told);
         if let Some(claim) = self.holders.iter().find(|claim| claim.0 == owner) {
             return Answer::Granted(session, claim.2);
         }
         if self.queue.first().is_none() && self.fits(owner, rules) {
-            let token = self.grant(owner, session, rules);
+            let token = self.grant((owner, session, 0), rules);
             return Answer::Granted(session, token);
         }
         if self.queue.iter().any(|place| place.0 == owner) {
-            while let Some((last, its)) = self.queue.iter().last()
+            while let Some((last, its, _)) = self.queue.iter().last()
                 && last != owner
                 && !self.lives(its, rules)
             {
                 self.queue.retain(|place| place.0 != last);
             }
         } else {
-            self.queue.push((owner, session));
+            self.line_up(owner, session, rules);
         }
-        Answer::Contended(session)
+        Answer::Contended(session, self.turn(owner, rules))
     }
 
     /// `release_usual.lua` and `release.lua`: both have the same effect.
-    pub(crate) fn release(&mut self, owner: Owner, rules: Rules, told: &mut Told) -> Answer {
-        let held = self.holders.iter().any(|claim| claim.0 == owner);
+    pub(crate) fn release(
+        &mut self,
+        (owner, next): (Owner, Option<Owner>),
+        rules: Rules,
+        told: &mut Told,
+    ) -> Answer {
+        let mut held = self.holders.iter().any(|claim| claim.0 == owner);
+        if rules.flaw == Flaw::FreesTheHolderAhead && self.turn(owner, rules).is_some() {
+            self.holders = List([None; 3]);
+            held = true;
+        }
         let was_next = self.queue.first().is_some_and(|place| place.0 == owner);
         self.holders.retain(|claim| claim.0 != owner);
         self.queue.retain(|place| place.0 != owner);
@@ -272,7 +356,7 @@ impl Server {
             _ => held || was_next,
         };
         if serves {
-            self.serve(None, rules, told);
+            self.serve(None, next, rules, told);
         }
         Answer::Released
     }

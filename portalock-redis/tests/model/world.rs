@@ -1,5 +1,7 @@
 //! The whole model: a server, three clients, and the connections between them.
 
+use std::ops::Range;
+
 use crate::{
     client::{Client, Phase},
     server::Server,
@@ -50,6 +52,18 @@ pub(crate) enum Flaw {
     NoWaitAfterARestart,
     /// A promoted replica grants at once.
     NoWaitAfterAPromotion,
+    /// A token that a waiter gets is not the last token of the state.
+    ForgetsTokensOfWaiters,
+    /// A waiter takes over when the owner ahead gives up, although that one never held.
+    FollowsWhoGivesUp,
+    /// A release of a waiter also frees the holder ahead.
+    FreesTheHolderAhead,
+    /// A waiter takes over from a holder of its session, although others wait between them.
+    FollowsAcrossOthers,
+    /// A reconnect leaves the turns of waiters.
+    KeepsTurns,
+    /// A check finds only holders that the server has granted.
+    SeesNoTurns,
     /// A refresh extends a session although its lock is marked as broken.
     IgnoresMarks,
     /// A hold is ended by force when the time of the first mark has passed, even if that mark was lost.
@@ -85,8 +99,12 @@ pub(crate) struct Rules {
     pub(crate) gives_up: bool,
     /// Whether a client whose session has ended starts another.
     pub(crate) begins: bool,
+    /// Whether connections may break, processes crash, and the server restart.
+    pub(crate) cuts: bool,
     /// Whether a replica may be promoted.
     pub(crate) promotes: bool,
+    /// The number of clients that are owners in one session, each with its own connection for calls.
+    pub(crate) neighbours: u8,
     /// Whether an operator breaks a lock.
     pub(crate) breaks: bool,
 }
@@ -94,6 +112,18 @@ pub(crate) struct Rules {
 impl Rules {
     pub(crate) fn weight(self, owner: Owner) -> u8 {
         self.weights[usize::from(owner)]
+    }
+
+    /// The clients whose owner is in this session.
+    pub(crate) fn members(self, session: Session) -> Range<usize> {
+        let first = session / 2;
+        let members = if first == 0 { self.neighbours } else { 1 };
+        usize::from(first)..usize::from(first + members)
+    }
+
+    /// Whether this client stands for its session.
+    pub(crate) fn is_first(self, number: usize) -> bool {
+        number == 0 || number >= usize::from(self.neighbours)
     }
 }
 
@@ -104,14 +134,16 @@ pub(crate) enum Command {
     Acquire(Session, u8),
     /// Gives a session its next stamp.
     Raise(Session),
-    Release,
+    /// A release, and the neighbour that holds from now on.
+    Release(Option<Owner>),
 }
 
 /// An answer from the server, over the connection of the command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Answer {
     Granted(Session, u8),
-    Contended(Session),
+    /// It waits; and if it has a token, the owner ahead and the token.
+    Contended(Session, Option<(Owner, u8)>),
     Ended(Session),
     /// The attempt had an old stamp; this is the session's current one.
     Stale(Session, u8),
@@ -123,7 +155,8 @@ pub(crate) enum Answer {
 /// A message over the session's own connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum News {
-    Grant(u8),
+    /// A grant, and the tokens of the waiters right behind it.
+    Grant(Owner, u8, [Option<(Owner, u8)>; 2]),
     Closed,
 }
 
@@ -186,17 +219,29 @@ pub(crate) struct World {
     pub(crate) clients: [Client; CLIENTS as usize],
     pub(crate) lines: [Lines; CLIENTS as usize],
     pub(crate) faults: u8,
+    /// The largest token that a client held; and whether a later hold had none that was larger.
+    held: u8,
+    held_fell: bool,
     pub(crate) operator: Operator,
 }
 
 impl World {
     pub(crate) fn new(rules: Rules) -> Self {
+        let session = |number: u8| {
+            if number < rules.neighbours {
+                0
+            } else {
+                2 * number
+            }
+        };
         Self {
+            held: 0,
+            held_fell: false,
             server: Server::new(),
             replica: rules.promotes.then(Server::new),
             waits: false,
             was_promoted: false,
-            clients: [0, 1, 2].map(Client::new),
+            clients: [0, 1, 2].map(|number| Client::new(number, session(number))),
             lines: Default::default(),
             faults: 0,
             operator: if rules.breaks {
@@ -211,6 +256,10 @@ impl World {
         &self.clients[usize::from(session / 2)]
     }
 
+    pub(crate) fn news(&mut self, session: Session) -> &mut Line<News> {
+        &mut self.lines[usize::from(session / 2)].news
+    }
+
     pub(crate) fn send(&mut self, number: usize, command: Option<Command>) {
         if let Some(command) = command {
             self.lines[number].up.push(command);
@@ -223,6 +272,85 @@ impl World {
         self.send(number, command);
     }
 
+    /// What a client learns of its session is known to all owners in it.
+    pub(crate) fn share(&mut self, number: usize, rules: Rules) {
+        let Client {
+            session,
+            stamp,
+            lease,
+            phase,
+            ..
+        } = self.clients[number];
+        for member in rules.members(session) {
+            let client = &mut self.clients[member];
+            if !phase.is_over() {
+                client.stamp = stamp;
+            }
+            if client.lease && !lease {
+                client.lease_ends();
+            }
+        }
+    }
+
+    /// A client releases, and its neighbour may take over.
+    pub(crate) fn withdraw(&mut self, number: usize, rules: Rules) {
+        let client = &mut self.clients[number];
+        client.passes_on =
+            client.lease && (client.held().is_some() || rules.flaw == Flaw::FollowsWhoGivesUp);
+        client.next = None;
+        let next = self.pass_on(number, rules);
+        self.act(number, |client| {
+            client.next = next;
+            Some(client.withdraw(rules))
+        });
+    }
+
+    /// The waiter right behind a client that releases holds, if there is one.
+    fn pass_on(&mut self, number: usize, rules: Rules) -> Option<Owner> {
+        let Client {
+            session, passes_on, ..
+        } = self.clients[number];
+        if !passes_on || !self.clients[number].lease {
+            return None;
+        }
+        for member in rules.members(session) {
+            let client = &mut self.clients[member];
+            if let Some((ahead, token)) = client.turn
+                && usize::from(ahead) == number
+                && client.is_granted(token)
+            {
+                self.clients[number].passes_on = false;
+                return Some(u8::try_from(member).unwrap());
+            }
+        }
+        None
+    }
+
+    /// A waiter learns who is right ahead.
+    pub(crate) fn follow(&mut self, number: usize, turn: Option<(Owner, u8)>, rules: Rules) {
+        self.clients[number].turn = turn;
+        if let Some((ahead, _)) = turn {
+            self.pass_on(usize::from(ahead), rules);
+        }
+    }
+
+    /// Records the holds that have begun since `before`. Shared holds have no order.
+    pub(crate) fn note_holds(&mut self, before: &Self, rules: Rules) {
+        if rules.form != Form::Default || rules.weights.contains(&1) {
+            return;
+        }
+        for (client, was) in self.clients.iter().zip(&before.clients) {
+            if let Phase::Held(token) = client.phase
+                && client.phase != was.phase
+                && was.phase != Phase::Lost
+                && client.lease
+            {
+                self.held_fell |= token <= self.held;
+                self.held = self.held.max(token);
+            }
+        }
+    }
+
     pub(crate) fn forget_what_no_longer_counts(&mut self, rules: Rules) {
         self.waits &= !self.is_settled(rules);
         if self.was_promoted {
@@ -233,7 +361,16 @@ impl World {
         for (client, lines) in self.clients.iter_mut().zip(&mut self.lines) {
             client.forget_what_no_longer_counts();
             if client.phase.is_over() {
-                (lines.down, lines.news) = Default::default();
+                lines.down = Line::default();
+            }
+        }
+        for number in 0..self.clients.len() {
+            let session = self.clients[number].session;
+            if rules
+                .members(session)
+                .all(|member| self.clients[member].phase.is_over())
+            {
+                *self.news(session) = Line::default();
             }
         }
     }
@@ -263,6 +400,9 @@ impl World {
 
     /// The violated promise in this state, if there is one.
     pub(crate) fn violation(&self, rules: Rules) -> Option<String> {
+        if self.server.token_fell || self.held_fell {
+            return Some("a token was granted twice or fell".to_owned());
+        }
         self.exclusion(rules).or_else(|| {
             self.is_quiet(rules)
                 .then(|| self.forgotten(rules).or_else(|| self.leftovers(rules)))
@@ -294,7 +434,7 @@ impl World {
     /// No waiter is stuck: the first living waiter can't be granted, or one check by any client grants it.
     fn forgotten(&self, rules: Rules) -> Option<String> {
         let server = &self.server;
-        if let Some((owner, session)) = server.queue.first()
+        if let Some((owner, session, _)) = server.queue.first()
             && server.lives(session, rules)
             && server.fits_untouched(owner, rules)
         {
@@ -311,7 +451,11 @@ impl World {
             if server.holders.iter().any(|claim| claim.0 == client.number) {
                 return Some(format!("{} holds and does not know it", client.number));
             }
-            if !server.queue.iter().any(|waiter| waiter == place) {
+            if !server
+                .queue
+                .iter()
+                .any(|waiter| (waiter.0, waiter.1) == place)
+            {
                 return Some(format!("{} is forgotten: it has no place", client.number));
             }
             let mut after = *server;
@@ -319,7 +463,7 @@ impl World {
             let mut told = Vec::new();
             after.acquire(client.number, (client.session, stamp), rules, &mut told);
             let still_waits = !after.holders.iter().any(|claim| claim.0 == client.number);
-            if let Some((owner, session)) = after.queue.first()
+            if let Some((owner, session, _)) = after.queue.first()
                 && still_waits
                 && (!after.lives(session, rules) || after.fits_untouched(owner, rules))
             {
@@ -332,7 +476,7 @@ impl World {
     /// Each claim is known to its client, and nothing is left of clients that have ended.
     fn leftovers(&self, rules: Rules) -> Option<String> {
         for (owner, session, token) in self.server.holders.iter() {
-            let client = self.client_of(session);
+            let client = &self.clients[usize::from(owner)];
             if self.was_promoted && client.phase.is_over() {
                 continue;
             }
@@ -348,7 +492,7 @@ impl World {
             .queue
             .iter()
             .filter(|_| !self.was_promoted)
-            .find(|(_, session)| self.client_of(*session).phase == Phase::Done)
-            .map(|(owner, _)| format!("a place of {owner} is left behind"))
+            .find(|(owner, ..)| self.clients[usize::from(*owner)].phase == Phase::Done)
+            .map(|(owner, ..)| format!("a place of {owner} is left behind"))
     }
 }

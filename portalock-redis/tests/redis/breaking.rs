@@ -11,13 +11,13 @@ use portalock_testkit::{
 use tokio::time::timeout;
 
 use crate::fixture::{
-    Admin, ENOUGH, client, eventually, granted, lock, settings, settings_at, waiting,
+    Admin, ENOUGH, client, eventually, granted, is_place, lock, settings, settings_at, waiting,
 };
 
 /// The name of the place that holds the lock `a`.
 async fn place(admin: &mut Admin) -> String {
     let fields: Vec<String> = admin.ask("HKEYS portalock/lock/a").await;
-    fields.into_iter().find(|field| field != "token").unwrap()
+    fields.into_iter().find(|field| is_place(field)).unwrap()
 }
 
 async fn marks(admin: &mut Admin) -> Vec<String> {

@@ -170,3 +170,8 @@ impl Admin {
         keys
     }
 }
+
+/// Whether this field of a state is the name of a place, with the claim of a holder.
+pub(crate) fn is_place(field: &str) -> bool {
+    field.contains('.')
+}

@@ -18,6 +18,7 @@ mod cluster_suite;
 mod faults;
 mod fixture;
 mod guarantees;
+mod neighbours;
 mod portalocker;
 mod refusals;
 mod replicas;

@@ -15,7 +15,8 @@ use portalock_testkit::{
 use tokio::time::timeout;
 
 use crate::fixture::{
-    Admin, ENOUGH, client, eventually, granted, lock, settings, settings_at, waiters, waiting,
+    Admin, ENOUGH, client, eventually, granted, is_place, lock, settings, settings_at, waiters,
+    waiting,
 };
 
 /// A client with its own proxy. It checks so rarely that only a message, or a resumed session, can be in time.
@@ -115,8 +116,9 @@ async fn a_grant_that_was_told_to_nobody_is_learnt() {
     held.release().await.unwrap();
     // The waiter was granted the lock nevertheless, and its place in the queue is gone.
     let mut admin = Admin::of(&server).await;
-    let holders: Vec<String> = admin.ask("HKEYS portalock/lock/a").await;
-    assert_eq!(holders.len(), 2, "{holders:?}");
+    let mut holders: Vec<String> = admin.ask("HKEYS portalock/lock/a").await;
+    holders.retain(|field| is_place(field));
+    assert_eq!(holders.len(), 1, "{holders:?}");
     line.heal();
     granted(waiter).await.release().await.unwrap();
 }
@@ -276,7 +278,7 @@ async fn an_attempt_that_arrives_after_its_withdrawal_takes_no_effect() {
         .await
         .unwrap_err();
     assert!(!error.is_contention(), "{error}");
-    let sent = tokio::task::spawn_blocking(move || monitor.script_with("4"));
+    let sent = tokio::task::spawn_blocking(move || monitor.script_with("2"));
     let (sender, sent) = sent.await.unwrap();
     // The answer is lost, and only this connection ends.
     let mut admin = Admin::of(&server).await;

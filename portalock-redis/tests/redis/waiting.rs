@@ -149,7 +149,9 @@ async fn who_becomes_the_last_in_line_is_told() {
         .unwrap()
         .split();
     sink.psubscribe("portalock/session/*").await.unwrap();
-    let held = lock(&backend, "a").acquire().await.unwrap();
+    // Another session: the waiters need a message for their grant.
+    let other = client(&server).await;
+    let held = lock(&other, "a").acquire().await.unwrap();
     let first = waiting(&backend, "a").await;
     let second = waiting(&backend, "a").await;
     second.abort();

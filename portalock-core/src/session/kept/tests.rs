@@ -4,7 +4,7 @@ use std::{
     collections::HashMap,
     sync::{
         Weak,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
 

@@ -1,6 +1,9 @@
 //! The rare cases of attempts and releases, in `acquire.lua` and `release.lua`: each test sets up one case.
 
-use super::{super::INSPECT, KEPT, ask, attempt_with, connection, open_as, release};
+use super::{
+    super::INSPECT, KEPT, QUEUE, STATE, WAITERS, ask, attempt_with, connection, holding, open_as,
+    release,
+};
 use portalock_testkit::servers::RedisServer;
 use redis::aio::MultiplexedConnection;
 
@@ -18,7 +21,7 @@ async fn sessions(server: &RedisServer, names: &[&str]) -> MultiplexedConnection
 }
 
 async fn end(client: &mut MultiplexedConnection, session: &str) {
-    let _: () = ask(client, &["DEL", &format!("s/{session}")]).await;
+    let _: () = ask(client, &["DEL", &format!("p/session/{session}")]).await;
 }
 
 async fn attempt(client: &mut MultiplexedConnection, session: &str, owner: &str) -> Vec<String> {
@@ -26,7 +29,7 @@ async fn attempt(client: &mut MultiplexedConnection, session: &str, owner: &str)
 }
 
 async fn order(client: &mut MultiplexedConnection) -> Vec<String> {
-    ask(client, &["ZRANGE", "queue", "0", "-1"]).await
+    ask(client, &["ZRANGE", QUEUE, "0", "-1"]).await
 }
 
 async fn claim(client: &mut MultiplexedConnection, key: &str, owner: &str) -> String {
@@ -42,10 +45,9 @@ async fn one_who_asks_again_is_granted_what_a_dead_holder_left() {
     end(&mut client, "a").await;
     let answer = attempt(&mut client, "b", "2").await;
     assert_eq!(answer[0], "granted");
-    let held = claim(&mut client, "state", "2").await;
+    let held = claim(&mut client, STATE, "2").await;
     assert_eq!(held.split('|').nth(3), Some(&*answer[1]), "{held}");
-    let holders: Vec<String> = ask(&mut client, &["HKEYS", "state"]).await;
-    assert_eq!(holders, ["token", "2"]);
+    assert_eq!(holding(&mut client).await, ["2"]);
 }
 
 #[tokio::test]
@@ -53,7 +55,7 @@ async fn one_who_waits_is_shown_a_holder_and_how_many_are_behind() {
     let server = RedisServer::start().unwrap();
     let mut client = sessions(&server, &["a", "b"]).await;
     attempt(&mut client, "a", "1").await;
-    let held = claim(&mut client, "state", "1").await;
+    let held = claim(&mut client, STATE, "1").await;
     for owner in ["2", "3", "4"] {
         let answer = attempt(&mut client, "b", owner).await;
         assert_eq!(answer, ["contended", "0", &held]);
@@ -91,7 +93,7 @@ async fn one_who_asks_again_takes_out_the_dead_at_the_end_of_the_queue() {
         ["contended", "0"]
     );
     assert_eq!(order(&mut client).await, ["2"]);
-    let waiting: Vec<String> = ask(&mut client, &["HKEYS", "waiters"]).await;
+    let waiting: Vec<String> = ask(&mut client, &["HKEYS", WAITERS]).await;
     assert_eq!(waiting, ["2"]);
 }
 
@@ -103,11 +105,11 @@ async fn one_who_asks_again_keeps_the_queue() {
     for owner in ["1", "2"] {
         attempt(&mut client, "a", owner).await;
     }
-    for key in ["queue", "waiters"] {
+    for key in [QUEUE, WAITERS] {
         let _: () = ask(&mut client, &["PEXPIRE", key, "60000"]).await;
     }
     attempt(&mut client, "a", "2").await;
-    for key in ["queue", "waiters"] {
+    for key in [QUEUE, WAITERS] {
         let left: u64 = ask(&mut client, &["PTTL", key]).await;
         assert!(left > HALF_AN_HOUR, "{key}: {left} ms");
     }
@@ -124,7 +126,7 @@ async fn what_never_fits_waits_and_nobody_overtakes_it() {
         "nobody else is in its way"
     );
     // As if the clock was set back afterwards.
-    let _: () = ask(&mut client, &["ZINCRBY", "queue", "3600000000", "1"]).await;
+    let _: () = ask(&mut client, &["ZINCRBY", QUEUE, "3600000000", "1"]).await;
     for owner in ["2", "3"] {
         let answer = attempt(&mut client, "b", owner).await;
         assert_eq!(answer[..2], ["contended", "0"]);
@@ -144,21 +146,21 @@ async fn a_token_grows_whatever_the_clock_says_and_its_state_outlives_it() {
     let mut client = sessions(&server, &["a"]).await;
     for shape in [ALL, ["1", "3"]] {
         attempt_with(&mut client, "a", "1", shape, KEPT).await;
-        let left: u64 = ask(&mut client, &["PTTL", "state"]).await;
+        let left: u64 = ask(&mut client, &["PTTL", STATE]).await;
         assert!((HOUR..=2 * HOUR).contains(&left), "{left} ms");
         release(&mut client, "1").await;
         // Once an hour is enough for the time to live.
-        let _: () = ask(&mut client, &["PEXPIRE", "state", "60000"]).await;
+        let _: () = ask(&mut client, &["PEXPIRE", STATE, "60000"]).await;
         attempt_with(&mut client, "a", "1", shape, KEPT).await;
-        let left: u64 = ask(&mut client, &["PTTL", "state"]).await;
+        let left: u64 = ask(&mut client, &["PTTL", STATE]).await;
         assert!(left <= 60_000, "{left} ms");
         release(&mut client, "1").await;
 
-        let _: () = ask(&mut client, &["HSET", "state", "token", &LATE.to_string()]).await;
+        let _: () = ask(&mut client, &["HSET", STATE, "token", &LATE.to_string()]).await;
         let answer = attempt_with(&mut client, "a", "1", shape, KEPT).await;
         assert_eq!(answer, ["granted", &(LATE + 1).to_string()]);
         release(&mut client, "1").await;
-        let _: () = ask(&mut client, &["DEL", "state"]).await;
+        let _: () = ask(&mut client, &["DEL", STATE]).await;
     }
 }
 
@@ -169,8 +171,7 @@ async fn holders_are_told_in_the_order_of_their_grants() {
     for weight in ["3", "1", "4", "6", "5", "9", "2", "8", "7"] {
         attempt_with(&mut client, "a", weight, [weight, "100"], KEPT).await;
     }
-    let keys = ["state", "queue", "waiters"];
-    let answer = INSPECT.run(&mut client, &keys, &["s/"]).await.unwrap();
+    let answer = INSPECT.run(&mut client, &[STATE], &[]).await.unwrap();
     let answer: Vec<String> = redis::from_redis_value(answer).unwrap();
     let weights: Vec<&str> = answer[2..].chunks(5).map(|claim| &*claim[1]).collect();
     assert_eq!(weights, ["3", "1", "4", "6", "5", "9", "2", "8", "7"]);

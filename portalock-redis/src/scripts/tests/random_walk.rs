@@ -2,13 +2,19 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
-use super::{ACQUIRE, CONNECTED, KEPT, RELEASE, ask, connection, open, open_as};
+use super::{
+    CONNECTED, KEPT, QUEUE, STATE, WAITERS, ask, attempt_once, connection, open, open_as,
+    release_to,
+};
 use portalock_testkit::servers::RedisServer;
 use redis::aio::MultiplexedConnection;
 
 const STEPS: usize = 1_500;
-const SHAPES: [[&str; 2]; 6] = [
+const SHAPES: [[&str; 2]; 9] = [
     ["3", "3"],
+    ["3", "3"],
+    ["3", "3"],
+    ["4", "4"],
     ["1", "3"],
     ["1", "3"],
     ["1", "3"],
@@ -22,6 +28,7 @@ struct Stored {
     session: String,
     weight: u32,
     capacity: u32,
+    token: Option<u64>,
 }
 
 #[derive(Debug, Default)]
@@ -39,19 +46,22 @@ fn stored(claim: &str) -> Stored {
         session: parts[0].to_owned(),
         weight: parts[1].parse().unwrap(),
         capacity: parts[2].parse().unwrap(),
+        token: parts[3].parse().ok(),
     }
 }
 
 impl Snapshot {
     async fn take(client: &mut MultiplexedConnection) -> Self {
-        let mut state: BTreeMap<String, String> = ask(client, &["HGETALL", "state"]).await;
-        let order: Vec<String> = ask(client, &["ZRANGE", "queue", "0", "-1"]).await;
-        let waiters: BTreeMap<String, String> = ask(client, &["HGETALL", "waiters"]).await;
+        let mut state: BTreeMap<String, String> = ask(client, &["HGETALL", STATE]).await;
+        let order: Vec<String> = ask(client, &["ZRANGE", QUEUE, "0", "-1"]).await;
+        let waiters: BTreeMap<String, String> = ask(client, &["HGETALL", WAITERS]).await;
         assert_eq!(
             order.len(),
             waiters.len(),
             "a place without a claim, or the other way round"
         );
+        let waits = state.remove("waits").is_some();
+        assert!(waits || order.is_empty(), "the flag is missing");
         let last = state.remove("token").unwrap_or_else(|| "0".to_owned());
         let (token, shape) = match last.split_once('|') {
             Some((token, shape)) => (token, Some(shape.to_owned())),
@@ -80,8 +90,41 @@ impl Snapshot {
         used + one.weight <= one.capacity.min(limit.unwrap_or(one.capacity))
     }
 
+    /// Every claim with a token: the holders, and the waiters in order.
+    fn tokens(&self) -> BTreeMap<&String, u64> {
+        let waiting = self.queue.iter().map(|(owner, claim)| (owner, claim));
+        let all = self.holders.iter().chain(waiting);
+        all.filter_map(|(owner, claim)| Some((owner, claim.token?)))
+            .collect()
+    }
+
+    /// The owner right ahead of a waiter: another waiter, or a holder.
+    fn ahead_of(&self, owner: &str) -> Option<(&String, &Stored)> {
+        let place = self.queue.iter().position(|(waiter, _)| waiter == owner)?;
+        match place {
+            0 => self.holders.iter().next(),
+            place => self
+                .queue
+                .get(place - 1)
+                .map(|(owner, claim)| (owner, claim)),
+        }
+    }
+
+    /// All owners ahead of a waiter with a token are of its session and exclusive, and have smaller tokens.
+    fn check_tokens(&self) {
+        for (owner, claim) in &self.queue {
+            if let (Some(token), Some((_, ahead))) = (claim.token, self.ahead_of(owner)) {
+                assert_eq!(ahead.session, claim.session, "{owner}");
+                assert_eq!(ahead.weight, ahead.capacity, "{owner}");
+                assert_eq!(claim.weight, claim.capacity, "{owner}");
+                assert!(ahead.token.is_some_and(|ahead| ahead < token), "{owner}");
+            }
+        }
+    }
+
     /// Checks the invariants of one state.
     fn check(&self, living: &HashSet<String>) {
+        self.check_tokens();
         let used: u32 = self.holders.values().map(|claim| claim.weight).sum();
         if let Some(limit) = self.holders.values().map(|claim| claim.capacity).min() {
             assert!(used <= limit, "{used} of {limit}");
@@ -108,13 +151,32 @@ impl Snapshot {
             .keys()
             .filter(|owner| !before.holders.contains_key(*owner))
             .collect();
-        let grew = self.token > before.token;
-        assert_eq!(
-            grew,
-            !granted.is_empty(),
-            "tokens grow with grants, and only then"
+        let (had, has) = (before.tokens(), self.tokens());
+        let given = has.iter().filter(|(owner, _)| !had.contains_key(*owner));
+        let mut given: Vec<u64> = given.map(|(_, token)| *token).collect();
+        given.sort_unstable();
+        assert!(
+            given.iter().all(|token| *token > before.token),
+            "a token was given again"
         );
+        assert_eq!(
+            self.token,
+            given.last().copied().unwrap_or(before.token),
+            "tokens grow with those that are given, and only then"
+        );
+        for (owner, token) in had {
+            assert!(
+                has.get(owner).is_none_or(|now| *now == token),
+                "{owner} has another token"
+            );
+        }
+        let highest = before
+            .holders
+            .values()
+            .filter_map(|claim| claim.token)
+            .max();
         for owner in granted {
+            assert!(self.holders[owner].token > highest, "{owner}");
             let place = before.queue.iter().position(|(waiter, _)| waiter == owner);
             for (earlier, claim) in &before.queue[..place.unwrap_or(before.queue.len())] {
                 let waits = self.queue.iter().any(|(waiter, _)| waiter == earlier);
@@ -172,7 +234,7 @@ impl Walk {
         let id = self
             .sessions
             .swap_remove(self.random.usize(..self.sessions.len()));
-        let key = format!("s/{id}");
+        let key = format!("p/session/{id}");
         if stamp(&id) == CONNECTED && self.random.bool() {
             self.client.unsubscribe(&key).await.unwrap();
         } else {
@@ -183,26 +245,8 @@ impl Walk {
     }
 
     async fn acquire(&mut self, owner: &str, session: &str, shape: [&str; 2], queues: bool) {
-        let own = format!("s/{session}");
-        let queues = if queues { "1" } else { "0" };
-        let answer = ACQUIRE
-            .run(
-                &mut self.client,
-                &["state", "queue", "waiters", &own],
-                &[
-                    "s/",
-                    session,
-                    owner,
-                    shape[0],
-                    shape[1],
-                    queues,
-                    "{}",
-                    stamp(session),
-                ],
-            )
-            .await
-            .unwrap();
-        let answer: Vec<String> = redis::from_redis_value(answer).unwrap();
+        let stamp = stamp(session);
+        let answer = attempt_once(&mut self.client, session, owner, shape, stamp, queues).await;
         let now = Snapshot::take(&mut self.client).await;
         let holds = now.holders.contains_key(owner);
         let waits = now.queue.iter().any(|(waiter, _)| waiter == owner);
@@ -212,7 +256,16 @@ impl Walk {
                 assert!(!holds && !waits);
                 self.owners.retain(|(other, ..)| other != owner);
             }
-            ("contended", _) => assert!(waits),
+            ("contended", _) => {
+                assert!(waits);
+                let claim = now.queue.iter().find(|(waiter, _)| waiter == owner);
+                let token = claim.and_then(|(_, claim)| claim.token);
+                let ahead = now.ahead_of(owner).zip(token);
+                let ahead = ahead.map(|((ahead, _), token)| (ahead.clone(), token));
+                let told = answer.get(3).zip(answer.get(4));
+                let told = told.map(|(ahead, token)| (ahead.clone(), token.parse().unwrap()));
+                assert_eq!(told, ahead, "{answer:?}");
+            }
             _ => panic!("{answer:?}"),
         }
     }
@@ -226,7 +279,13 @@ impl Walk {
             3..45 => {
                 self.minted += 1;
                 let owner = format!("owner-{}", self.minted);
-                let session = self.sessions[self.random.usize(..self.sessions.len())].clone();
+                // Often the same, so that waiters of one session are right behind each other.
+                let session = self.random.usize(..2 * self.sessions.len());
+                let session = self
+                    .sessions
+                    .get(session)
+                    .unwrap_or(&self.sessions[0])
+                    .clone();
                 let shape = SHAPES[self.random.usize(..SHAPES.len())];
                 let queues = self.random.u32(..4) > 0;
                 self.owners.push((owner.clone(), session.clone(), shape));
@@ -240,11 +299,9 @@ impl Walk {
             60.. if !self.owners.is_empty() => {
                 let at = self.random.usize(..self.owners.len());
                 let (owner, ..) = self.owners.swap_remove(at);
-                let keys = ["state", "queue", "waiters"];
-                RELEASE
-                    .run(&mut self.client, &keys, &["s/", &owner])
-                    .await
-                    .unwrap();
+                let waiting: Vec<String> = ask(&mut self.client, &["HKEYS", WAITERS]).await;
+                let next = self.random.choice(&waiting).map(String::as_str);
+                release_to(&mut self.client, &owner, next).await;
                 return Some(owner);
             }
             _ => {}

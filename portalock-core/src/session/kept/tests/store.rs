@@ -201,12 +201,12 @@ impl<const ASKS: bool> Service for InStore<ASKS> {
         }
         let value = match stand {
             Some(Stand::Held(token)) => Entered::Granted(token),
-            Some(Stand::Waits) if *waits => Entered::Queued {
+            Some(Stand::Gone) | None => Entered::Ended(Loss::Expired),
+            Some(_) if *waits => Entered::Queued {
                 holder: None,
                 look_in: Some(LOOK_IN),
             },
-            Some(Stand::Waits) => Entered::Refused(None),
-            Some(Stand::Gone) | None => Entered::Ended(Loss::Expired),
+            Some(_) => Entered::Refused(None),
         };
         Ok(Answered { value, repeated })
     }

@@ -1,0 +1,22 @@
+-- The most frequent attempt, before anything is even defined, because definitions take longer than calls: an owner asks
+-- for the whole capacity, and the state has only the last token, so nobody holds, waits or observes. All other attempts
+-- continue in `acquire_usual.lua`, which handles this case too.
+--
+-- KEYS and ARGV are the same as in `acquire.lua`.
+
+local call = redis.call
+local state = KEYS[1]
+local fields = not ARGV[6] and call('HGETALL', state)
+if fields and #fields == 2 then
+  local stamp = call('GET', KEYS[2])
+  if stamp == ARGV[2] and string.byte(stamp) == 107 then -- `kept`
+    local time = call('TIME')
+    local now = time[1] .. string.sub('00000' .. time[2], -6)
+    local micros, before = tonumber(now), tonumber(fields[2])
+    -- The clock has passed the last token, in the same hour: then `write_grant` does no more than this.
+    if before and before < micros and before >= micros - micros % 3600000000 then
+      call('HSET', state, 'token', now, ARGV[1], ARGV[3] .. '|' .. now .. '|' .. string.sub(now, 1, -4) .. '|' .. ARGV[4])
+      return now
+    end
+  end
+end

@@ -1,0 +1,146 @@
+//! The flags of a state, which show that somebody waits or observes; and keys that somebody deletes.
+
+use super::{
+    super::INSPECT, KEPT, QUEUE, STATE, ask, attempt, attempt_for, attempt_of, attempt_with,
+    connection, holding, open, open_as, release,
+};
+use portalock_testkit::servers::RedisServer;
+
+#[tokio::test]
+async fn who_waits_in_a_queue_that_somebody_deletes_takes_a_place_again() {
+    let server = RedisServer::start().unwrap();
+    let mut client = connection(&server).await;
+    open(&mut client, "a").await;
+    for owner in ["1", "2", "3"] {
+        attempt_of(&mut client, "a", owner).await;
+    }
+    let _: () = ask(&mut client, &["DEL", QUEUE]).await;
+    for owner in ["3", "2", "3"] {
+        assert_ne!(attempt_of(&mut client, "a", owner).await[1], "-", "{owner}");
+    }
+    let order: Vec<String> = ask(&mut client, &["ZRANGE", QUEUE, "0", "-1"]).await;
+    assert_eq!(order, ["3", "2"]);
+    // The same in `acquire.lua`: behind another waiter, without a holder.
+    let _: () = ask(&mut client, &["ZREM", QUEUE, "2"]).await;
+    let _: () = ask(&mut client, &["HDEL", STATE, "1"]).await;
+    assert_eq!(attempt_of(&mut client, "a", "2").await[1], "0");
+    release(&mut client, "3").await;
+    release(&mut client, "2").await;
+}
+
+#[tokio::test]
+async fn who_waits_for_a_state_that_somebody_deletes_is_served_first() {
+    let server = RedisServer::start().unwrap();
+    let mut client = connection(&server).await;
+    open(&mut client, "a").await;
+    for newcomer in ["3", "2"] {
+        for owner in ["1", "2"] {
+            attempt_of(&mut client, "a", owner).await;
+        }
+        let _: () = ask(&mut client, &["DEL", STATE]).await;
+        // By a newcomer, and by the waiter itself.
+        let answer = attempt_of(&mut client, "a", newcomer).await;
+        assert_eq!(answer[0] == "granted", newcomer == "2", "{answer:?}");
+        assert_eq!(holding(&mut client).await, ["2"]);
+        release(&mut client, "2").await;
+        if newcomer == "3" {
+            release(&mut client, "3").await;
+        }
+        assert!(!ask::<bool>(&mut client, &["EXISTS", QUEUE]).await);
+    }
+}
+
+#[tokio::test]
+async fn changes_are_published_while_there_are_observers() {
+    let server = RedisServer::start().unwrap();
+    let mut client = connection(&server).await;
+    open(&mut client, "a").await;
+    let shares = ["1", "3"];
+    for shape in [["1", "1"], shares] {
+        for watched in [false, true] {
+            if watched {
+                INSPECT
+                    .run(&mut client, &[STATE], &["watches"])
+                    .await
+                    .unwrap();
+                client.subscribe(STATE).await.unwrap();
+            }
+            let _: () = ask(&mut client, &["CONFIG", "RESETSTAT"]).await;
+            for owner in ["1", "2"] {
+                attempt_for(&mut client, "a", owner, shape).await;
+            }
+            for owner in ["1", "2"] {
+                release(&mut client, owner).await;
+            }
+            let stats: String = ask(&mut client, &["INFO", "commandstats"]).await;
+            let published = stats
+                .lines()
+                .find_map(|line| {
+                    line.strip_prefix("cmdstat_publish:calls=")?
+                        .split(',')
+                        .next()
+                })
+                .map_or(0, |calls| calls.parse().unwrap());
+            // Two grants; a release without a grant, or two; and the waiter's own message.
+            let (changes, messages) = if shape == shares { (4, 0) } else { (3, 1) };
+            let expected = messages + if watched { changes } else { 0 };
+            assert_eq!(published, expected, "{shape:?} {watched}");
+        }
+        // The first message that nobody receives removes the flag.
+        client.unsubscribe(STATE).await.unwrap();
+        attempt_for(&mut client, "a", "1", shape).await;
+        release(&mut client, "1").await;
+        let fields: Vec<String> = ask(&mut client, &["HKEYS", STATE]).await;
+        assert_eq!(fields, ["token"]);
+    }
+}
+
+#[tokio::test]
+async fn an_observer_of_a_new_name_leaves_no_key_for_ever() {
+    let server = RedisServer::start().unwrap();
+    let mut client = connection(&server).await;
+    open(&mut client, "a").await;
+    for _ in 0..2 {
+        INSPECT
+            .run(&mut client, &[STATE], &["watches"])
+            .await
+            .unwrap();
+        let left: i64 = ask(&mut client, &["PTTL", STATE]).await;
+        assert!(left > 3_600_000, "{left} ms");
+        attempt(&mut client, "a").await;
+        let left: i64 = ask(&mut client, &["PTTL", STATE]).await;
+        assert!(left > 3_600_000, "{left} ms");
+        let _: () = ask(&mut client, &["DEL", STATE]).await;
+    }
+}
+
+#[tokio::test]
+async fn a_free_lock_with_a_token_is_granted_by_the_same_rules() {
+    const HOUR: u64 = 3_600_000_000;
+    let server = RedisServer::start().unwrap();
+    let mut client = connection(&server).await;
+    open(&mut client, "a").await;
+    open_as(&mut client, "b", KEPT).await;
+    let first = attempt(&mut client, "a").await;
+    release(&mut client, "1-1-1").await;
+    // A session whose subscription has ended, and one without a key.
+    client.unsubscribe("p/session/a").await.unwrap();
+    assert_eq!(attempt(&mut client, "a").await, ["ended"]);
+    assert_eq!(attempt(&mut client, "c").await, ["ended"]);
+    // The last token is from the hour before: the state is kept for longer.
+    let token: u64 = first[1].parse().unwrap();
+    let earlier = (token - HOUR).to_string();
+    let _: () = ask(&mut client, &["HSET", STATE, "token", &earlier]).await;
+    let _: () = ask(&mut client, &["PEXPIRE", STATE, "60000"]).await;
+    let second = attempt_with(&mut client, "b", "2", ["1", "1"], KEPT).await;
+    assert_eq!(second[0], "granted");
+    assert!(second[1] > first[1]);
+    let left: i64 = ask(&mut client, &["PTTL", STATE]).await;
+    assert!(left > 3_600_000, "{left} ms");
+    release(&mut client, "2").await;
+    // The clock was set back.
+    let later = (token + HOUR).to_string();
+    let _: () = ask(&mut client, &["HSET", STATE, "token", &later]).await;
+    let third = attempt_with(&mut client, "b", "3", ["1", "1"], KEPT).await;
+    assert_eq!(third, ["granted", &(token + HOUR + 1).to_string()]);
+}

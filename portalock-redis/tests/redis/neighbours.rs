@@ -1,0 +1,429 @@
+//! Hand-overs among waiters of one session that are right behind each other: at once, in order, and with nothing lost.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    task::Poll,
+    time::Duration,
+};
+
+use portalock_core::{Broken, FencingToken, Guard, Lock, LockError, Loss};
+use portalock_redis::RedisBackend;
+use portalock_testkit::{
+    proxy::{Direction, FaultProxy},
+    servers::{RedisOptions, RedisServer},
+};
+use tokio::{
+    task::{JoinHandle, JoinSet, yield_now},
+    time::timeout,
+};
+
+use crate::fixture::{
+    Admin, ENOUGH, client, eventually, granted, lock, settings, settings_at, waiters, waiting,
+    without_notice,
+};
+
+type Waiter = JoinHandle<Result<Guard<RedisBackend>, LockError>>;
+
+/// Starts a waiter, and returns when its client has the answer of the server.
+async fn in_line(backend: &RedisBackend) -> Waiter {
+    let waiter = waiting(backend, "a").await;
+    // This answer comes after the waiter's, over the same connection.
+    backend.ping().await.unwrap();
+    for _ in 0..10 {
+        yield_now().await;
+    }
+    waiter
+}
+
+/// Releases in a task, which may get no answer for some time.
+fn releasing(guard: Guard<RedisBackend>) -> JoinHandle<Result<(), LockError>> {
+    tokio::spawn(guard.release())
+}
+
+async fn tokens_of_waiters(admin: &mut Admin) -> Vec<u64> {
+    let claims: Vec<String> = admin.ask("HVALS portalock/lock-waiters/a").await;
+    let tokens = claims.iter().map(|claim| claim.split('|').nth(3).unwrap());
+    let mut tokens: Vec<u64> = tokens.filter_map(|token| token.parse().ok()).collect();
+    tokens.sort_unstable();
+    tokens
+}
+
+/// Neighbours of one session hold one after the other, although the server says nothing, in both forms.
+#[tokio::test]
+async fn neighbours_need_no_answer_of_the_server() {
+    let server = RedisServer::start().unwrap();
+    for backend in [client(&server).await, without_notice(&server).await] {
+        let other = client(&server).await;
+        let held = lock(&backend, "a").acquire().await.unwrap();
+        let line = [in_line(&backend).await, in_line(&backend).await];
+        let after = in_line(&other).await;
+        let behind = in_line(&backend).await;
+        server.stall().unwrap();
+        let mut last = held.token();
+        let mut releases = vec![releasing(held)];
+        for waiter in line {
+            let guard = granted(waiter).await;
+            assert!(guard.token() > last && !guard.is_lost());
+            last = guard.token();
+            releases.push(releasing(guard));
+        }
+        for _ in 0..10 {
+            yield_now().await;
+        }
+        assert!(
+            !after.is_finished() && !behind.is_finished(),
+            "somebody else is next"
+        );
+        server.resume().unwrap();
+        for release in releases {
+            release.await.unwrap().unwrap();
+        }
+        for waiter in [after, behind] {
+            let guard = granted(waiter).await;
+            assert!(guard.token() > last);
+            last = guard.token();
+            guard.release().await.unwrap();
+        }
+    }
+}
+
+/// A grant of the server tells which waiters are right behind.
+#[tokio::test]
+async fn neighbours_that_waited_behind_another_session_need_no_answer_either() {
+    let server = RedisServer::start().unwrap();
+    let (backend, other) = (client(&server).await, client(&server).await);
+    let held = lock(&other, "a").acquire().await.unwrap();
+    let first = in_line(&backend).await;
+    let line = [in_line(&backend).await, in_line(&backend).await];
+    held.release().await.unwrap();
+    let mut guard = granted(first).await;
+    server.stall().unwrap();
+    let mut releases = Vec::new();
+    for waiter in line {
+        let last = guard.token();
+        releases.push(releasing(guard));
+        guard = granted(waiter).await;
+        assert!(guard.token() > last);
+    }
+    server.resume().unwrap();
+    for release in releases {
+        release.await.unwrap().unwrap();
+    }
+    guard.release().await.unwrap();
+}
+
+/// The session reconnects and checks its locks while the server still waits for the release of the owner ahead.
+#[test]
+fn a_check_knows_a_hold_that_was_taken_over_before_the_release_has_come() {
+    let server = RedisServer::start().unwrap();
+    let main = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .unwrap();
+    let slow = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    let backend = main.block_on(client(&server));
+    let held = slow.block_on(lock(&backend, "a").acquire()).unwrap();
+    let (owner, token) = (held.owner(), held.token());
+    let next = main.block_on(in_line(&backend));
+    let mut release = Box::pin(held.release());
+    // The connection of this runtime sends nothing after this.
+    let begun = std::future::poll_fn(|context| Poll::Ready(release.as_mut().poll(context)));
+    assert!(slow.block_on(begun).is_pending());
+    let next = main.block_on(async {
+        let next = granted(next).await;
+        assert!(next.token() > token);
+        let mut admin = Admin::of(&server).await;
+        admin.ask::<()>("CONFIG RESETSTAT").await;
+        admin.kill_sessions().await;
+        // The check reads claims by `HMGET`.
+        eventually(async || {
+            let stats: String = Admin::of(&server).await.ask("INFO commandstats").await;
+            stats.contains("cmdstat_hmget:")
+        })
+        .await;
+        for _ in 0..20 {
+            next.ensure_held().unwrap();
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        let found = lock(&backend, "a").inspect().await.unwrap();
+        assert_eq!(found.holders[0].owner, Some(owner));
+        next
+    });
+    slow.block_on(release).unwrap();
+    main.block_on(next.release()).unwrap();
+}
+
+/// What the holders of one lock saw.
+#[derive(Debug, Default)]
+struct Witness {
+    is_held: AtomicBool,
+    token: AtomicU64,
+}
+
+impl Witness {
+    async fn see(&self, guard: Guard<RedisBackend>) {
+        assert!(!self.is_held.swap(true, Ordering::AcqRel), "two hold");
+        let token = guard.token().unwrap().get();
+        let last = self.token.swap(token, Ordering::AcqRel);
+        assert!(last < token, "{last}, then {token}");
+        if fastrand::bool() {
+            yield_now().await;
+        }
+        guard.ensure_held().unwrap();
+        assert!(self.is_held.swap(false, Ordering::AcqRel));
+        guard.release().await.unwrap();
+    }
+}
+
+/// So many tasks acquire and release the lock again and again. Each task returns how often it was served before the
+/// first task was done.
+async fn contend(locks: Vec<Lock<RedisBackend>>, times: u32, seen: Arc<Witness>) -> Vec<u32> {
+    let done = Arc::new(AtomicBool::new(false));
+    let mut tasks = JoinSet::new();
+    for lock in locks {
+        let (seen, done) = (seen.clone(), done.clone());
+        tasks.spawn(async move {
+            let mut served = 0;
+            while served < times && !done.load(Ordering::Acquire) {
+                seen.see(lock.acquire().await.unwrap()).await;
+                served += 1;
+            }
+            done.store(true, Ordering::Release);
+            served
+        });
+    }
+    let mut served = Vec::new();
+    while let Some(task) = tasks.join_next().await {
+        served.push(task.unwrap());
+    }
+    served
+}
+
+#[tokio::test]
+async fn many_tasks_of_one_session_and_two_other_sessions_are_served_in_turn() {
+    const TIMES: u32 = 30;
+    let server = RedisServer::start().unwrap();
+    let crowd = client(&server).await;
+    let mut locks: Vec<_> = (0..64).map(|_| lock(&crowd, "a")).collect();
+    for _ in 0..2 {
+        locks.push(lock(&client(&server).await, "a"));
+    }
+    let turns = contend(locks, TIMES, Arc::default()).await;
+    // Everyone waits in one queue, so nobody is served twice more than another.
+    assert!(turns.iter().all(|had| had + 2 >= TIMES), "{turns:?}");
+}
+
+/// Each runtime has a connection of its own, so a release can overtake the one ahead.
+#[test]
+fn tasks_on_several_runtimes_are_neighbours_too() {
+    let server = RedisServer::start().unwrap();
+    let runtime = || {
+        let mut builder = tokio::runtime::Builder::new_multi_thread();
+        builder.worker_threads(1).enable_all().build().unwrap()
+    };
+    let runtimes = [runtime(), runtime(), runtime()];
+    let shared = runtimes[0].block_on(client(&server));
+    let other = runtimes[2].block_on(client(&server));
+    let seen = Arc::new(Witness::default());
+    let running: Vec<_> = runtimes
+        .iter()
+        .zip([(&shared, 8), (&shared, 8), (&other, 1)])
+        .map(|(runtime, (backend, tasks))| {
+            let locks = (0..tasks).map(|_| lock(backend, "a")).collect();
+            runtime.spawn(contend(locks, 60, seen.clone()))
+        })
+        .collect();
+    for (runtime, running) in runtimes.iter().zip(running) {
+        let turns = runtime.block_on(running).unwrap();
+        assert!(turns.iter().all(|had| *had > 0), "{turns:?}");
+    }
+}
+
+/// The release of the owner ahead is lost with its connection, and so is the session's connection.
+#[tokio::test]
+async fn a_hold_that_was_taken_over_survives_a_reset_that_loses_the_release() {
+    let server = RedisServer::start().unwrap();
+    let proxy = FaultProxy::start(server.addr()).unwrap();
+    let url = format!("redis://{}", proxy.addr());
+    let long = settings_at(&url).with_session_ttl(Duration::from_secs(20));
+    let backend = RedisBackend::with_settings(long.unwrap()).await.unwrap();
+    let other = client(&server).await;
+    let held = lock(&backend, "a").acquire().await.unwrap();
+    let first = held.owner();
+    let line = [in_line(&backend).await, in_line(&backend).await];
+    let after = in_line(&other).await;
+    proxy.drop_bytes(Direction::ToServer);
+    let release = releasing(held);
+    let [second, third] = line;
+    let second = granted(second).await;
+    proxy.cut();
+    let holder = async || {
+        let found = lock(&other, "a").inspect().await.unwrap();
+        found.holders.first().and_then(|claim| claim.owner)
+    };
+    // Before the release is repeated, the server says that the first owner holds.
+    assert!(
+        holder()
+            .await
+            .is_some_and(|owner| owner == first || owner == second.owner())
+    );
+    proxy.heal();
+    release.await.unwrap().unwrap();
+    eventually(async || holder().await == Some(second.owner())).await;
+    // Another reset, of the session alone: the waiter learns of its grant in another way.
+    Admin::of(&server).await.kill_sessions().await;
+    second.ensure_held().unwrap();
+    assert!(!third.is_finished() && !after.is_finished());
+    let last = second.token();
+    second.release().await.unwrap();
+    let third = granted(third).await;
+    assert!(third.token() > last);
+    let last = third.token();
+    third.release().await.unwrap();
+    assert!(granted(after).await.token() > last);
+}
+
+#[tokio::test]
+async fn neighbours_lose_nothing_by_resets() {
+    let server = RedisServer::start().unwrap();
+    let backend = client(&server).await;
+    let mut locks: Vec<_> = (0..12).map(|_| lock(&backend, "a")).collect();
+    locks.push(lock(&client(&server).await, "a"));
+    let running = tokio::spawn(contend(locks, 100, Arc::default()));
+    let mut admin = Admin::of(&server).await;
+    while !running.is_finished() {
+        tokio::time::sleep(Duration::from_millis(fastrand::u64(5..60))).await;
+        let kind = if fastrand::bool() { "pubsub" } else { "normal" };
+        let kill = format!("CLIENT KILL TYPE {kind} SKIPME yes");
+        admin.ask::<u32>(&kill).await;
+    }
+    running.await.unwrap();
+}
+
+#[tokio::test]
+async fn after_a_session_that_ended_tokens_are_larger_than_all_that_its_waiters_had() {
+    let server = RedisServer::start().unwrap();
+    let (backend, other) = (client(&server).await, client(&server).await);
+    let held = lock(&backend, "a").acquire().await.unwrap();
+    let _line = [in_line(&backend).await, in_line(&backend).await];
+    let next = in_line(&other).await;
+    let mut admin = Admin::of(&server).await;
+    let tokens = tokens_of_waiters(&mut admin).await;
+    assert_eq!(tokens.len(), 2);
+    let found = lock(&other, "a").inspect().await.unwrap();
+    assert!(found.waiters.iter().all(|waiter| waiter.token.is_none()));
+    let state: Vec<String> = admin.ask("HVALS portalock/lock/a").await;
+    let claim = state.iter().find(|value| value.contains('{')).unwrap();
+    let session = claim.split('|').next().unwrap();
+    admin
+        .ask::<u32>(&format!("DEL portalock/session/{session}"))
+        .await;
+    assert!(granted(next).await.token() > Some(FencingToken::new(tokens[1])));
+    timeout(ENOUGH, held.lost()).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_holder_that_is_broken_passes_on_by_the_server() {
+    let server = RedisServer::start().unwrap();
+    let (backend, operator) = (client(&server).await, client(&server).await);
+    let held = lock(&backend, "a").acquire().await.unwrap();
+    let next = in_line(&backend).await;
+    let third = in_line(&backend).await;
+    let owner = held.owner();
+    let broken = lock(&operator, "a").break_holder(owner).await.unwrap();
+    assert_eq!(broken, Broken::Released);
+    assert!(matches!(held.lost_signal().loss(), Some(Loss::Broken(_))));
+    let next = granted(next).await;
+    assert!(next.token() > held.token());
+    // One that has just taken over can be broken as soon as the server has the release.
+    let owner = next.owner();
+    next.release().await.unwrap();
+    let third = granted(third).await;
+    let broken = lock(&operator, "a").break_holder(owner).await.unwrap();
+    assert_eq!(broken, Broken::NotHeld);
+    third.ensure_held().unwrap();
+    let owner = third.owner();
+    let broken = lock(&operator, "a").break_holder(owner).await.unwrap();
+    assert_eq!(broken, Broken::Released);
+    assert!(third.is_lost());
+}
+
+/// The waiter's call is dropped when it has been granted the lock, and before it knows.
+#[tokio::test]
+async fn a_call_that_is_dropped_after_it_took_over_passes_on() {
+    let server = RedisServer::start().unwrap();
+    let backend = client(&server).await;
+    let held = lock(&backend, "a").acquire().await.unwrap();
+    let mut line = Vec::new();
+    for _ in 0..3 {
+        line.push(in_line(&backend).await);
+    }
+    let third = line.pop().unwrap();
+    for waiter in line {
+        // The waiters are on this runtime, which has one thread: none of them runs before it is aborted.
+        waiter.abort();
+    }
+    held.release().await.unwrap();
+    granted(third).await.release().await.unwrap();
+    eventually(async || {
+        let found = lock(&backend, "a").inspect().await.unwrap();
+        !found.held && found.waiters.is_empty()
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_neighbour_behind_one_that_gives_up_waits_for_the_holder() {
+    let server = RedisServer::start().unwrap();
+    let backend = client(&server).await;
+    let held = lock(&backend, "a").acquire().await.unwrap();
+    let (second, third) = (in_line(&backend).await, in_line(&backend).await);
+    second.abort();
+    eventually(async || waiters(&backend, "a").await == 1).await;
+    backend.ping().await.unwrap();
+    for _ in 0..10 {
+        yield_now().await;
+    }
+    assert!(!third.is_finished(), "the lock is held");
+    held.release().await.unwrap();
+    granted(third).await.release().await.unwrap();
+}
+
+#[tokio::test]
+async fn where_replicas_confirm_nobody_takes_over_before_they_have() {
+    let server = RedisOptions::new()
+        .setting("repl-diskless-sync-delay", "0")
+        .start()
+        .unwrap();
+    let replica = RedisServer::start().unwrap();
+    let to = format!("REPLICAOF 127.0.0.1 {}", server.port());
+    Admin::of(&replica).await.ask::<()>(&to).await;
+    eventually(async || {
+        let state: String = Admin::of(&server).await.ask("INFO replication").await;
+        state.contains("state=online")
+    })
+    .await;
+    let demanding = settings(&server)
+        .with_wait_replicas(1)
+        .with_session_ttl(ENOUGH)
+        .unwrap();
+    let backend = RedisBackend::with_settings(demanding).await.unwrap();
+    let held = lock(&backend, "a").acquire().await.unwrap();
+    let next = in_line(&backend).await;
+    replica.stall().unwrap();
+    held.release().await.unwrap();
+    backend.ping().await.unwrap();
+    for _ in 0..10 {
+        yield_now().await;
+    }
+    assert!(!next.is_finished(), "no replica has its grant");
+    replica.resume().unwrap();
+    granted(next).await.release().await.unwrap();
+}
