@@ -161,8 +161,8 @@ mod tests {
             for kind in [Kind::Lock, Kind::Semaphore] {
                 for name in names {
                     let name = LockName::new(name).unwrap();
-                    let named = Named { kind, name };
-                    for key in [keys.state(&named), keys.waiters(&named)] {
+                    let wanted = Named { kind, name };
+                    for key in [keys.state(&wanted), keys.waiters(&wanted)] {
                         assert!(seen.insert(key.clone()), "{key}");
                     }
                 }

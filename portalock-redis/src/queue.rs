@@ -76,9 +76,10 @@ impl Server {
         let head = session.head_of(wanted);
         let patience = if *queues { "queues" } else { "once" };
         let arguments = [&*place.name, stamp, &head, who, patience, "shares"];
-        let arguments = match wanted.shares() {
-            true => &arguments[..],
-            false => &arguments[..5],
+        let arguments = if wanted.shares() {
+            &arguments[..]
+        } else {
+            &arguments[..5]
         };
         let call = Call::Script(&ACQUIRE, &keys, arguments);
         let answer = self.connections.send(ACQUIRING, call, goes_on).await?;
