@@ -73,7 +73,7 @@ async fn changes_are_published_while_there_are_observers() {
                 release(&mut client, owner).await;
             }
             let stats: String = ask(&mut client, &["INFO", "commandstats"]).await;
-            let published = stats
+            let published: u32 = stats
                 .lines()
                 .find_map(|line| {
                     line.strip_prefix("cmdstat_publish:calls=")?
