@@ -426,10 +426,38 @@ impl RedisCluster {
             // If its primary is too slow, a replica gives up after five seconds. A new request starts the failover again.
             if asked.is_none_or(|asked| asked.elapsed() > FAILOVER_WITHIN) {
                 let replica = self.replica_of(former)?;
+                if !self.would_vote_for(replica, former) {
+                    return None;
+                }
                 asked = replica.ask("CLUSTER FAILOVER").ok().map(|_| Instant::now());
             }
             self.owner(slot).filter(|owner| *owner != former)
         })
+    }
+
+    /// Whether all running nodes know the replica as this primary's, and the same epoch. A node that does not yet know
+    /// refuses its vote, and the replica asks for votes again only after four times the node timeout.
+    fn would_vote_for(&self, replica: &Node, primary: usize) -> bool {
+        let follows = format!("slave {}", self.nodes[primary].id);
+        let known = |node: &Node| {
+            let nodes = one(node.server.port(), "CLUSTER NODES").ok()?;
+            let state = one(node.server.port(), "CLUSTER INFO").ok()?;
+            let mut epochs = state
+                .lines()
+                .filter(|line| line.starts_with("cluster_current_epoch"));
+            let is_its = |line: &str| line.starts_with(&replica.id) && line.contains(&follows);
+            nodes
+                .lines()
+                .any(is_its)
+                .then(|| epochs.next().map(str::to_owned))
+        };
+        let mut running = self
+            .nodes
+            .iter()
+            .filter(|node| node.takes_part())
+            .map(known);
+        let first = running.next().flatten();
+        first.is_some() && running.all(|other| other == first)
     }
 
     /// A running replica, as the primary sees it.
