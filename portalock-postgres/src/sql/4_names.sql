@@ -8,6 +8,10 @@
 -- An acquisition that finds the name free changes the row of the name, and the release changes it back. Nothing of that is
 -- in an index, so Postgres writes only the new version of the row.
 
+-- All tables at once, in the order in which most functions use them. If each was locked where it is changed, almost every
+-- attempt beside busy clients would end in a deadlock with a client that already uses another of them.
+LOCK TABLE portalock.sessions, portalock.claims, portalock.tokens, portalock.fences;
+
 ALTER TABLE portalock.tokens RENAME TO names;
 ALTER INDEX portalock.tokens_pkey RENAME TO names_pkey;
 ALTER TABLE portalock.claims RENAME TO queue;
