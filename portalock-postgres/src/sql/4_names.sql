@@ -54,5 +54,5 @@ CREATE VIEW portalock.claims AS
     UNION ALL
     SELECT c.kind, c.name, c.owner, c.session, c.weight, c.capacity, c.place, c.token, c.since, c.who FROM portalock.queue c;
 
--- This function has more parameters than before, and `hold` does what the other one did.
-DROP FUNCTION IF EXISTS portalock.look(text, text[]), portalock.next_token(text, text);
+-- The first two functions have more parameters than before, and `hold` does what the other one did.
+DROP FUNCTION IF EXISTS portalock.look(text, text[]), portalock.clean(), portalock.next_token(text, text);
