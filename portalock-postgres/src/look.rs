@@ -75,7 +75,8 @@ pub(crate) async fn clean_up(session: &Session, former: Option<Arc<str>>) -> Inf
     }
     loop {
         over(session, async |line| {
-            line.query("SELECT portalock.clean()", &[]).await.map(drop)
+            while line.clean().await? {}
+            Ok(())
         })
         .await;
         tokio::time::sleep(CLEAN_EVERY).await;

@@ -144,7 +144,7 @@ impl Connections {
     }
 }
 
-/// From how many names [`Connection::bury`] removes a dead session's claims at once.
+/// From how many names one statement removes the claims of dead sessions.
 const AT_ONCE: i32 = 100;
 
 impl Connection {
@@ -188,6 +188,15 @@ impl Connection {
             .await?;
         let buried: i32 = rows.first().map_or(Ok(0), |row| row.try_get(0))?;
         Ok(buried >= AT_ONCE)
+    }
+
+    /// Removes rows that nobody needs any more. Returns true if there may be more.
+    pub(crate) async fn clean(&self) -> Result<bool, Error> {
+        let rows = self
+            .query("SELECT portalock.clean($1)", &[(&AT_ONCE, Type::INT4)])
+            .await?;
+        let cleaned: i32 = rows.first().map_or(Ok(0), |row| row.try_get(0))?;
+        Ok(cleaned >= AT_ONCE)
     }
 }
 

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use portalock_core::BackendError;
-use tokio::time::timeout;
-use tokio_postgres::{Client, Error};
+use tokio::time::{sleep, timeout};
+use tokio_postgres::{Client, Error, error::SqlState};
 
 use crate::{
     PostgresSettings,
@@ -17,6 +17,13 @@ pub(crate) const VERSION: i32 = 4;
 
 /// How long a migration may take, including the wait for another one.
 const WITHIN: Duration = Duration::from_secs(60);
+
+/// How long a migration waits for a table before it lets go of all tables and tries again. Meanwhile it blocks all clients,
+/// also the renewals of their leases. It must be less than the server's `deadlock_timeout`, because a client that has read
+/// one table and waits for the next one could be in a deadlock with the migration.
+const TABLE_WITHIN: Duration = Duration::from_millis(200);
+/// How long the clients then work undisturbed.
+const AGAIN_AFTER: Duration = Duration::from_millis(100);
 
 const MIGRATING: &str = "migrate the schema portalock";
 
@@ -41,7 +48,8 @@ const FUNCTIONS: [&str; 7] = [
 
 /// Creates the schema `portalock`, or upgrades it from an earlier version. If the schema is up to date, this does
 /// nothing, so a program can call it at each start. If many processes call it at once, one of them does the work, in
-/// one transaction, and the others wait for it.
+/// one transaction, and the others wait for it. An upgrade while clients are at work makes them wait for a moment. It has
+/// to wait for each open transaction that has run a [`Fence`](crate::Fence), and blocks no client meanwhile.
 ///
 /// It needs a user who may create a schema in the database. Programs that only use locks need fewer privileges: `USAGE`
 /// on the schema. The crate's front page has an example.
@@ -86,6 +94,32 @@ pub fn schema_sql() -> String {
 
 async fn run(client: &Client) -> Result<(), BackendError> {
     let migrating = |error| failed(MIGRATING, error);
+    loop {
+        match upgrade(client).await {
+            Ok(found) if found > VERSION => return Err(wrong_version(found, VERSION)),
+            Ok(_) => return Ok(()),
+            Err(error) if is_in_the_way(&error) => {
+                client.batch_execute("ROLLBACK").await.map_err(migrating)?;
+                sleep(AGAIN_AFTER).await;
+            }
+            Err(error) => return Err(migrating(error)),
+        }
+    }
+}
+
+/// Whether another transaction was in the way.
+fn is_in_the_way(error: &Error) -> bool {
+    error.code().is_some_and(|code| {
+        [
+            SqlState::LOCK_NOT_AVAILABLE,
+            SqlState::T_R_DEADLOCK_DETECTED,
+        ]
+        .contains(code)
+    })
+}
+
+/// Upgrades the schema in one transaction. Returns the version that it had.
+async fn upgrade(client: &Client) -> Result<i32, Error> {
     client
         .batch_execute(
             "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE;
@@ -94,19 +128,20 @@ async fn run(client: &Client) -> Result<(), BackendError> {
              SET LOCAL lock_timeout = 0;
              SELECT pg_advisory_xact_lock(hashtextextended('portalock.migrate', 1919249516));",
         )
-        .await
-        .map_err(migrating)?;
-    let found = present(client).await.map_err(migrating)?;
-    if found > VERSION {
-        return Err(wrong_version(found, VERSION));
-    }
+        .await?;
+    let found = present(client).await?;
     if found < VERSION {
+        let table_within = TABLE_WITHIN.as_millis();
+        client
+            .batch_execute(&format!("SET LOCAL lock_timeout = {table_within}"))
+            .await?;
         let done = usize::try_from(found).unwrap_or(0);
         for sql in STEPS.iter().skip(done).chain(&FUNCTIONS) {
-            client.batch_execute(sql).await.map_err(migrating)?;
+            client.batch_execute(sql).await?;
         }
     }
-    client.batch_execute("COMMIT").await.map_err(migrating)
+    client.batch_execute("COMMIT").await?;
+    Ok(found)
 }
 
 /// The version of the existing schema; 0 if there is none.

@@ -8,6 +8,10 @@
 -- An acquisition that finds the name free changes the row of the name, and the release changes it back. Nothing of that is
 -- in an index, so Postgres writes only the new version of the row.
 
+-- All tables at once, in the order in which most functions use them. If each was locked where it is changed, almost every
+-- attempt beside busy clients would end in a deadlock with a client that already uses another of them.
+LOCK TABLE portalock.sessions, portalock.claims, portalock.tokens, portalock.fences;
+
 ALTER TABLE portalock.tokens RENAME TO names;
 ALTER INDEX portalock.tokens_pkey RENAME TO names_pkey;
 ALTER TABLE portalock.claims RENAME TO queue;
@@ -50,5 +54,5 @@ CREATE VIEW portalock.claims AS
     UNION ALL
     SELECT c.kind, c.name, c.owner, c.session, c.weight, c.capacity, c.place, c.token, c.since, c.who FROM portalock.queue c;
 
--- This function has more parameters than before, and `hold` does what the other one did.
-DROP FUNCTION IF EXISTS portalock.look(text, text[]), portalock.next_token(text, text);
+-- The first two functions have more parameters than before, and `hold` does what the other one did.
+DROP FUNCTION IF EXISTS portalock.look(text, text[]), portalock.clean(), portalock.next_token(text, text);

@@ -75,6 +75,7 @@ BEGIN
     IF own.place IS NOT NULL THEN
         -- The function that made room has already served the queue. It is served again in case a person changed the
         -- rows.
+        is_busy := false;
         PERFORM portalock.serve(_kind, _name, _owner);
         own := portalock.find(_kind, _name, _owner);
     END IF;

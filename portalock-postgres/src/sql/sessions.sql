@@ -144,25 +144,36 @@ BEGIN
     RETURN names;
 END $$;
 
--- Removes rows that nobody needs any more: sessions that expired a minute ago; claims of dead sessions, unless somebody
--- waits behind them or observes the name, because then those clients remove the claims and observers are told; and
--- tokens that the clock passed an hour ago, because from then on the clock alone makes larger tokens. Does nothing if
--- another call is running.
-CREATE OR REPLACE FUNCTION portalock.clean() RETURNS void
+-- Removes rows that nobody needs any more: sessions that expired a minute ago; claims of dead sessions, of at most `_most`
+-- names, and serves those names; and tokens that the clock passed an hour ago, because from then on the clock alone makes
+-- larger tokens. Returns how many names there were: call it until it returns less than `_most`. Does nothing if another call
+-- is running.
+CREATE OR REPLACE FUNCTION portalock.clean(_most integer) RETURNS integer
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    had record;
+    names integer := 0;
 BEGIN
     IF NOT pg_try_advisory_xact_lock(hashtextextended('portalock.clean', 1919249516)) THEN
-        RETURN;
+        RETURN 0;
     END IF;
     DELETE FROM portalock.sessions s WHERE s.id IN (
         SELECT e.id FROM portalock.sessions e WHERE e.expires < clock_timestamp() - interval '1 minute'
         FOR UPDATE SKIP LOCKED);
-    PERFORM portalock.remove(c.session, c.kind, c.name, c.owner) FROM portalock.claims c
-    WHERE NOT EXISTS (SELECT FROM portalock.sessions s WHERE s.id = c.session)
-        AND NOT EXISTS (SELECT FROM portalock.queue w WHERE w.name = c.name AND w.kind = c.kind AND w.place IS NOT NULL
-            AND w.session <> c.session)
-        AND NOT EXISTS (SELECT FROM portalock.observers o WHERE o.name = c.name AND o.kind = c.kind);
+    FOR had IN
+        SELECT DISTINCT c.kind, c.name FROM portalock.claims c
+        WHERE NOT EXISTS (SELECT FROM portalock.sessions s WHERE s.id = c.session) LIMIT _most
+    LOOP
+        -- A transaction that has locked the name also finds the dead owners.
+        CONTINUE WHEN NOT portalock.try_lock_name(had.kind, had.name);
+        PERFORM portalock.remove(c.session, c.kind, c.name, c.owner) FROM portalock.claims c
+        WHERE c.name = had.name AND c.kind = had.kind
+            AND NOT EXISTS (SELECT FROM portalock.sessions s WHERE s.id = c.session);
+        PERFORM portalock.serve(had.kind, had.name, NULL);
+        names := names + 1;
+    END LOOP;
     DELETE FROM portalock.names n
     WHERE n.token < (date_part('epoch', clock_timestamp() - interval '1 hour') * 1000000)::bigint
         AND n.owner IS NULL AND NOT EXISTS (SELECT FROM portalock.queue c WHERE c.name = n.name AND c.kind = n.kind);
+    RETURN names;
 END $$;

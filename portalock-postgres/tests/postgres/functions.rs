@@ -336,6 +336,41 @@ async fn an_owner_begins_anew_in_a_new_session() {
     assert_eq!(server.number(of).await, 1);
 }
 
+/// A clean-up changes the claims of a name only under the name's lock. Otherwise it could be in a deadlock with a request that
+/// removes the same claims.
+#[tokio::test]
+async fn a_clean_up_leaves_a_name_that_somebody_has_locked() {
+    let server = Server::start().await;
+    let admin = server.admin().await;
+    open(&admin, "s").await;
+    acquire(&admin, "s", 0, "o").await;
+    admin
+        .batch_execute(
+            "SELECT portalock.acquire('s', 0, 'lock', 'b', 'p', 10, 10, true, '{}');
+             DELETE FROM portalock.sessions",
+        )
+        .await
+        .unwrap();
+    let other = server.admin().await;
+    other
+        .batch_execute("BEGIN; SELECT portalock.lock_name('lock', 'a')")
+        .await
+        .unwrap();
+    let cleaned = async |most: i32| {
+        let row = admin
+            .query_one("SELECT portalock.clean($1)", &[&most])
+            .await;
+        row.unwrap().get::<_, i32>(0)
+    };
+    let left = "SELECT count(*) FROM portalock.claims";
+    assert_eq!(cleaned(100).await, 1);
+    assert_eq!(server.number(left).await, 1);
+    other.batch_execute("COMMIT").await.unwrap();
+    assert_eq!(cleaned(1).await, 1);
+    assert_eq!(cleaned(1).await, 0);
+    assert_eq!(server.number(left).await, 0);
+}
+
 /// Ended sessions and locks leave nothing, except the last token of each name for an hour.
 #[tokio::test]
 async fn what_nobody_needs_is_removed() {
@@ -348,7 +383,7 @@ async fn what_nobody_needs_is_removed() {
         .batch_execute(
             "INSERT INTO portalock.names VALUES ('lock', 'old', 1);
              UPDATE portalock.sessions SET expires = now() - interval '2 minutes' WHERE id = 's';
-             SELECT portalock.clean()",
+             SELECT portalock.clean(100)",
         )
         .await
         .unwrap();

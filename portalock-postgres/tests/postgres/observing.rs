@@ -68,7 +68,7 @@ async fn an_observer_is_told_of_a_holder_whose_session_was_cleaned_up() {
     server
         .run(
             "DELETE FROM portalock.sessions WHERE id = (SELECT session FROM portalock.claims);
-             SELECT portalock.clean()",
+             SELECT portalock.clean(100)",
         )
         .await;
     assert_eq!(next(&mut watch).await, Some(None));

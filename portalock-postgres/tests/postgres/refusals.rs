@@ -106,7 +106,10 @@ async fn usage_on_the_schema_is_enough() {
         )
         .await
         .unwrap();
-    worker.query("SELECT portalock.clean()", &[]).await.unwrap();
+    worker
+        .query("SELECT portalock.clean(100)", &[])
+        .await
+        .unwrap();
     guard.release().await.unwrap();
     waiting.await.unwrap().unwrap().release().await.unwrap();
 

@@ -1,10 +1,12 @@
 //! The schema is created once, for any number of callers.
 
+use std::time::Duration;
+
 use portalock_core::{Lock, LockBackend};
 use portalock_postgres::{PostgresBackend, migrate, schema_sql};
 use portalock_testkit::servers::PostgresOptions;
 
-use crate::support::Server;
+use crate::support::{Server, until};
 
 #[tokio::test]
 async fn many_migrate_at_once_and_again() {
@@ -65,20 +67,55 @@ async fn a_migration_that_fails_changes_nothing() {
     migrate(&server.settings()).await.unwrap();
 }
 
+/// The tables of version 3.
+fn third() -> String {
+    [
+        include_str!("../../src/sql/1_tables.sql"),
+        include_str!("../../src/sql/2_operators.sql"),
+        include_str!("../../src/sql/3_connections.sql"),
+        "CREATE FUNCTION portalock.version() RETURNS integer LANGUAGE sql IMMUTABLE AS 'SELECT 3';",
+    ]
+    .concat()
+}
+
+/// An upgrade that has to wait for an open transaction does not block the clients, which must renew their leases.
+#[tokio::test]
+async fn an_upgrade_that_waits_blocks_no_client() {
+    let server = Server::empty(PostgresOptions::new()).await;
+    server.run(&format!("BEGIN; {} COMMIT", third())).await;
+    let open = server.admin().await;
+    // As a transaction with a fence does.
+    open.batch_execute("BEGIN; SELECT FROM portalock.claims")
+        .await
+        .unwrap();
+    let settings = server.settings();
+    let upgrade = tokio::spawn(async move { migrate(&settings).await });
+    let waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%Version 4%'";
+    for _ in 0..3 {
+        until("the upgrade waits", async || {
+            server.number(waiting).await == 1
+        })
+        .await;
+        let work = server.number("SELECT count(*) FROM portalock.sessions");
+        let done = tokio::time::timeout(Duration::from_secs(20), work).await;
+        assert_eq!(done, Ok(0));
+    }
+    open.batch_execute("COMMIT").await.unwrap();
+    upgrade.await.unwrap().unwrap();
+    assert_eq!(
+        server.number("SELECT count(*) FROM portalock.names").await,
+        0
+    );
+}
+
 /// A database with version 3 is upgraded while locks are held, shared, wanted and broken in it.
 #[tokio::test]
 async fn what_is_held_and_wanted_is_taken_over() {
     let server = Server::empty(PostgresOptions::new()).await;
-    let third = [
-        include_str!("../../src/sql/1_tables.sql"),
-        include_str!("../../src/sql/2_operators.sql"),
-        include_str!("../../src/sql/3_connections.sql"),
-    ]
-    .concat();
+    let third = third();
     server
         .run(&format!(
             "BEGIN; {third}
-             CREATE FUNCTION portalock.version() RETURNS integer LANGUAGE sql IMMUTABLE AS 'SELECT 3';
              INSERT INTO portalock.sessions VALUES ('s', '1 hour', clock_timestamp() + '1 hour');
              INSERT INTO portalock.tokens VALUES ('lock', 'a', 7), ('lock', 'b', 9), ('lock', 'free', 11);
              INSERT INTO portalock.claims (owner, session, kind, name, weight, capacity, place, token, since, who, broken_by)
