@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use portalock_core::{Broken, FencingToken, Guard, Lock, LockError, Loss};
+use portalock_core::{Broken, FencingToken, Guard, Lock, LockBackend as _, LockError, Loss};
 use portalock_redis::RedisBackend;
 use portalock_testkit::{
     proxy::{Direction, FaultProxy},
@@ -426,4 +426,30 @@ async fn where_replicas_confirm_nobody_takes_over_before_they_have() {
     assert!(!next.is_finished(), "no replica has its grant");
     replica.resume().unwrap();
     granted(next).await.release().await.unwrap();
+}
+
+/// The tokens of waiters are larger than the holder's, and are not granted yet.
+#[tokio::test]
+async fn an_observer_that_begins_while_neighbours_wait_sees_their_terms() {
+    let server = RedisServer::start().unwrap();
+    let (backend, observer) = (client(&server).await, client(&server).await);
+    let held = lock(&backend, "a").acquire().await.unwrap();
+    let line = [in_line(&backend).await, in_line(&backend).await];
+    let name = lock(&observer, "a").name().clone();
+    let found = observer.inspect(&name).await.unwrap();
+    assert_eq!(found.last_token, held.token());
+    let mut watch = observer.watch(&name).await.unwrap().unwrap();
+    let mut seen = async || {
+        let change = timeout(ENOUGH, watch.next()).await.unwrap().unwrap();
+        change.and_then(|claim| claim.token)
+    };
+    assert_eq!(seen().await, held.token());
+    let mut last = held;
+    for waiter in line {
+        last.release().await.unwrap();
+        last = granted(waiter).await;
+        assert_eq!(seen().await, last.token());
+    }
+    last.release().await.unwrap();
+    assert_eq!(seen().await, None);
 }
