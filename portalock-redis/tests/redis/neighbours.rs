@@ -453,3 +453,24 @@ async fn an_observer_that_begins_while_neighbours_wait_sees_their_terms() {
     last.release().await.unwrap();
     assert_eq!(seen().await, None);
 }
+
+/// The server no longer knows who is next, and grants the lock to another client. The check tells the waiter that took over.
+#[tokio::test]
+async fn one_that_took_over_is_told_if_somebody_has_deleted_the_queue() {
+    let server = RedisServer::start().unwrap();
+    // The waiter doesn't ask again, which would give it a new place.
+    let rare = settings(&server).with_tick_interval(ENOUGH).unwrap();
+    let backend = RedisBackend::with_settings(rare).await.unwrap();
+    let held = lock(&backend, "a").acquire().await.unwrap();
+    let next = in_line(&backend).await;
+    let mut admin = Admin::of(&server).await;
+    assert_eq!(admin.ask::<u32>("DEL portalock/lock-queue/a").await, 1);
+    held.release().await.unwrap();
+    let next = granted(next).await;
+    let other = lock(&client(&server).await, "a").acquire().await.unwrap();
+    assert!(other.token() > next.token());
+    timeout(ENOUGH, next.lost()).await.unwrap();
+    let _ = next.release().await;
+    other.ensure_held().unwrap();
+    other.release().await.unwrap();
+}
