@@ -18,7 +18,7 @@
 //! - With [`wait_replicas`](crate::RedisSettings::with_wait_replicas) a grant counts when replicas have it, so every
 //!   waiter waits for the message.
 
-use portalock_core::{FencingToken, OwnerId};
+use portalock_core::FencingToken;
 
 use crate::{place::Place, session::Session};
 
@@ -32,12 +32,10 @@ pub(crate) struct Ahead {
 /// Records the answer to an attempt that waits: who is right ahead, if the waiter has a token. `reconnects` is the
 /// session's number before the attempt was sent.
 pub(crate) fn answered(session: &Session, place: &Place, ahead: Option<&Ahead>, reconnects: u64) {
-    let Some(owner) = Place::owner(&place.name) else {
-        return;
-    };
-    match ahead {
-        Some(ahead) => follow(session, owner, ahead, reconnects),
-        None => session.places().follow_nobody(owner),
+    match (ahead, Place::owner(&place.name)) {
+        (Some(ahead), _) => follow(session, &place.name, ahead, reconnects),
+        (None, Some(owner)) => session.places().follow_nobody(owner),
+        (None, None) => {}
     }
 }
 
@@ -47,25 +45,24 @@ pub(crate) fn listed(session: &Session, holder: &str, listed: &str) {
     let mut ahead = holder;
     let mut rest = listed.split('|');
     while let (Some(place), Some(token)) = (rest.next(), rest.next()) {
-        let (Some(owner), Ok(token)) = (Place::owner(place), token.parse().map(FencingToken::new))
-        else {
+        let Ok(token) = token.parse().map(FencingToken::new) else {
             return;
         };
         let its = Ahead {
             place: ahead.to_owned(),
             token,
         };
-        follow(session, owner, &its, reconnects);
+        follow(session, place, &its, reconnects);
         ahead = place;
     }
 }
 
-fn follow(session: &Session, owner: OwnerId, ahead: &Ahead, reconnects: u64) {
+fn follow(session: &Session, name: &str, ahead: &Ahead, reconnects: u64) {
     if session.service().settings().wait_replicas() > 0 {
         return;
     }
-    if let Some(first) = Place::owner(&ahead.place) {
-        let is_of = |place: &Place| *place.name == *ahead.place;
+    if let (Some(owner), Some(first)) = (Place::owner(name), Place::owner(&ahead.place)) {
+        let is_of = |place: &Place| *place.name == *name || *place.name == *ahead.place;
         let places = session.places();
         places.follow(owner, ahead.token, first, is_of, reconnects);
     }

@@ -2,7 +2,7 @@
 --
 -- ARGV[1]  'watches' if an observer asks, which has subscribed to the channel: see the flags in `grant.lua`
 --
--- Answers {last token, the number of holders, owner, weight, token, since, who, ..., the same for the waiters}.
+-- Answers {last token that was granted, the number of holders, owner, weight, token, since, who, ..., the same for the waiters}.
 
 find_queue()
 read(redis.call('HGETALL', state))
@@ -34,8 +34,11 @@ for _, owner in ipairs(redis.call('ZRANGE', queue, 0, -1)) do
   local text = redis.call('HGET', waiters, owner)
   if text then
     local claim = parse(text)
-    -- A waiter has no token for others: it has not been granted.
-    claim.token = ''
+    -- A waiter has no token for others: it has not been granted. So the last one that was granted is the holder's.
+    if claim.token ~= '' then
+      for _, holder in pairs(holders) do answer[1] = holder.token end
+      claim.token = ''
+    end
     if look(claim.session) then tell(owner, claim) end
   end
 end

@@ -2,11 +2,20 @@
 --
 -- KEYS  the state and the waiters of each name   ARGV  the places, in the same order
 --
--- Answers for each place its token if it holds, 'waits|' and maybe a token if it waits, or 'gone'.
+-- Answers for each place its token if it holds, 'waits|' and maybe a token if it waits, or 'gone'. A waiter's token counts
+-- only while its session holds the lock: otherwise somebody has deleted a key, and another session may be next.
 
 local KEPT = 3600000
 local time = redis.call('TIME')
 local millis = time[1] * 1000 + math.floor(time[2] / 1000)
+
+-- Also if another program has replaced the key.
+local function is_held_in(session, state)
+  for _, text in ipairs(redis.pcall('HGETALL', state)) do
+    if string.sub(text, 1, #session + 1) == session .. '|' then return true end
+  end
+  return false
+end
 
 local answer = {}
 for i, place in ipairs(ARGV) do
@@ -23,7 +32,9 @@ for i, place in ipairs(ARGV) do
     end
   else
     local waits = redis.pcall('HGET', waiters, place)
-    answer[i] = type(waits) == 'string' and 'waits|' .. (string.match(waits, '^%x+|%d+|%d+|(%d*)|') or '') or 'gone'
+    answer[i] = type(waits) == 'string' and 'waits|' or 'gone'
+    local session, own = string.match(type(waits) == 'string' and waits or '', '^(%x+)|%d+|%d+|(%d+)|')
+    if session and is_held_in(session, state) then answer[i] = 'waits|' .. own end
   end
 end
 return answer

@@ -24,6 +24,8 @@ if serves and first then
   read(call('HGETALL', state))
   local before = last
   serve(first, nil, ARGV[2])
+  -- The flag was deleted from outside, with the state.
+  if not waits and next_owner() then call('HSET', state, 'waits', '1') end
   if watched and freed == 1 and last == before then tell_observers('-' .. owner) end
 end
 

@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use portalock_core::{Broken, FencingToken, Guard, Lock, LockError, Loss};
+use portalock_core::{Broken, FencingToken, Guard, Lock, LockBackend as _, LockError, Loss};
 use portalock_redis::RedisBackend;
 use portalock_testkit::{
     proxy::{Direction, FaultProxy},
@@ -426,4 +426,51 @@ async fn where_replicas_confirm_nobody_takes_over_before_they_have() {
     assert!(!next.is_finished(), "no replica has its grant");
     replica.resume().unwrap();
     granted(next).await.release().await.unwrap();
+}
+
+/// The tokens of waiters are larger than the holder's, and are not granted yet.
+#[tokio::test]
+async fn an_observer_that_begins_while_neighbours_wait_sees_their_terms() {
+    let server = RedisServer::start().unwrap();
+    let (backend, observer) = (client(&server).await, client(&server).await);
+    let held = lock(&backend, "a").acquire().await.unwrap();
+    let line = [in_line(&backend).await, in_line(&backend).await];
+    let name = lock(&observer, "a").name().clone();
+    let found = observer.inspect(&name).await.unwrap();
+    assert_eq!(found.last_token, held.token());
+    let mut watch = observer.watch(&name).await.unwrap().unwrap();
+    let mut seen = async || {
+        let change = timeout(ENOUGH, watch.next()).await.unwrap().unwrap();
+        change.and_then(|claim| claim.token)
+    };
+    assert_eq!(seen().await, held.token());
+    let mut last = held;
+    for waiter in line {
+        last.release().await.unwrap();
+        last = granted(waiter).await;
+        assert_eq!(seen().await, last.token());
+    }
+    last.release().await.unwrap();
+    assert_eq!(seen().await, None);
+}
+
+/// The server no longer knows who is next, and grants the lock to another client. The check tells the waiter that took over.
+#[tokio::test]
+async fn one_that_took_over_is_told_if_somebody_has_deleted_the_queue() {
+    let server = RedisServer::start().unwrap();
+    // The waiter doesn't ask again, which would give it a new place.
+    let rare = settings(&server).with_tick_interval(ENOUGH).unwrap();
+    let backend = RedisBackend::with_settings(rare).await.unwrap();
+    let held = lock(&backend, "a").acquire().await.unwrap();
+    let next = in_line(&backend).await;
+    let mut admin = Admin::of(&server).await;
+    assert_eq!(admin.ask::<u32>("DEL portalock/lock-queue/a").await, 1);
+    held.release().await.unwrap();
+    let next = granted(next).await;
+    let other = lock(&client(&server).await, "a").acquire().await.unwrap();
+    assert!(other.token() > next.token());
+    timeout(ENOUGH, next.lost()).await.unwrap();
+    let _ = next.release().await;
+    other.ensure_held().unwrap();
+    other.release().await.unwrap();
 }

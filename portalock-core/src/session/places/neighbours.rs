@@ -24,9 +24,9 @@ pub(super) struct Turn {
 }
 
 impl<P: Clone> Places<P> {
-    /// Records that the waiter `owner` is right behind the place `ahead` of `is_of`, which is of this session too, and that
-    /// the service gave it `token`. When `ahead` releases its hold, `owner` holds, with this token. `reconnects` is the
-    /// number of [`reconnects`](Self::reconnects) before the service was asked: if there was another one since, nothing
+    /// Records that the waiter `owner` is right behind `ahead`, which is of this session too, and that the service gave it
+    /// `token`. When `ahead` releases its hold, `owner` holds, with this token. `is_of` says whether a place is one of the
+    /// two that are meant, and not an earlier or later place of the same owner. `reconnects` is the number of [`reconnects`](Self::reconnects) before the service was asked: if there was another one since, nothing
     /// is recorded.
     ///
     /// Call this only if nobody can come between the two at the service, and if no other owner is ever given this token.
@@ -35,14 +35,14 @@ impl<P: Clone> Places<P> {
         owner: OwnerId,
         token: FencingToken,
         ahead: OwnerId,
-        is_of: impl FnOnce(&P) -> bool,
+        is_of: impl Fn(&P) -> bool,
         reconnects: u64,
     ) {
         let mut book = self.lock();
         let Some(places) = book.as_mut() else {
             return;
         };
-        let Some(place) = places.get_mut(&owner) else {
+        let Some(place) = places.get_mut(&owner).filter(|place| is_of(&place.at)) else {
             return;
         };
         place.waiting().turn = Some(Turn {

@@ -2,7 +2,7 @@
 
 use super::{
     super::INSPECT, KEPT, QUEUE, STATE, ask, attempt, attempt_for, attempt_of, attempt_with,
-    connection, holding, open, open_as, release,
+    connection, holding, open, open_as, release, release_to,
 };
 use portalock_testkit::servers::RedisServer;
 
@@ -48,6 +48,21 @@ async fn who_waits_for_a_state_that_somebody_deletes_is_served_first() {
         }
         assert!(!ask::<bool>(&mut client, &["EXISTS", QUEUE]).await);
     }
+}
+
+#[tokio::test]
+async fn a_waiter_that_gives_up_in_a_queue_without_a_state_forgets_nobody() {
+    let server = RedisServer::start().unwrap();
+    let mut client = connection(&server).await;
+    open(&mut client, "a").await;
+    for owner in ["1", "2", "3", "4"] {
+        attempt_of(&mut client, "a", owner).await;
+    }
+    let _: () = ask(&mut client, &["DEL", STATE]).await;
+    assert_eq!(release_to(&mut client, "2", None).await, "waited");
+    assert_eq!(holding(&mut client).await, ["3"]);
+    release(&mut client, "3").await;
+    assert_eq!(holding(&mut client).await, ["4"]);
 }
 
 #[tokio::test]

@@ -247,3 +247,23 @@ async fn a_message_is_left_out_only_if_the_client_knows_all_of_it() {
         assert_eq!(message.get_payload::<String>().unwrap(), expected);
     }
 }
+
+#[tokio::test]
+async fn a_look_gives_no_token_to_a_waiter_whose_session_does_not_hold() {
+    let server = RedisServer::start().unwrap();
+    let mut client = sessions(&server, &["a", "b"]).await;
+    for key in [QUEUE, STATE] {
+        attempt(&mut client, "a", "1").await;
+        attempt(&mut client, "a", "2").await;
+        let _: () = ask(&mut client, &["DEL", key]).await;
+        release_to(&mut client, "1", None).await;
+        assert_eq!(look(&mut client, &["2"]).await, ["waits|"]);
+        if key == QUEUE {
+            let granted = attempt(&mut client, "b", "3").await;
+            assert_eq!(granted[0], "granted");
+            assert_eq!(look(&mut client, &["2"]).await, ["waits|"]);
+            release_to(&mut client, "3", None).await;
+        }
+        release_to(&mut client, "2", None).await;
+    }
+}

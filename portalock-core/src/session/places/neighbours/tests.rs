@@ -29,7 +29,7 @@ fn waits(places: &Book, at: u32) -> (OwnerId, Wakeups) {
 
 /// `owner` comes right behind `ahead`, which has the place before.
 fn follow(places: &Book, owner: OwnerId, at: u32, ahead: OwnerId) {
-    let is_of = |place: &u32| *place == at - 1;
+    let is_of = |place: &u32| [at - 1, at].contains(place);
     places.follow(owner, token(at.into()), ahead, is_of, places.reconnects());
 }
 
@@ -176,6 +176,20 @@ fn nobody_follows_another_place_of_the_owner_ahead() {
     places.forget(first);
     places.expect(first, || 9).unwrap();
     places.hold(first, token(9)).unwrap();
+    assert_eq!(release(&places, first), None);
+    assert_eq!(grant(&mut line), None);
+}
+
+#[test]
+fn a_late_message_for_an_earlier_place_of_a_waiter_does_not_count() {
+    let (places, _lease, first) = held();
+    let (second, _) = waits(&places, 2);
+    places.forget(second);
+    // Its next place has others ahead of it.
+    places.expect(second, || 9).unwrap();
+    places.queued(second);
+    let mut line = places.listen(second);
+    follow(&places, second, 2, first);
     assert_eq!(release(&places, first), None);
     assert_eq!(grant(&mut line), None);
 }
