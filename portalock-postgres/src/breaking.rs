@@ -11,7 +11,10 @@ use portalock_core::{BackendError, Holder, LockName, Loss, OwnerId, Released};
 use tokio_postgres::{Error, Row, types::Type};
 
 use crate::{
-    connection::Connections, error::failed, keys::Kind, place::Place, queue::millis,
+    connection::Connections,
+    error::failed,
+    keys::{Kind, Place},
+    queue::millis,
     session::Session,
 };
 

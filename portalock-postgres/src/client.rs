@@ -10,8 +10,7 @@ use portalock_core::{
 use crate::{
     PostgresSettings,
     connection::Connections,
-    keys::Wanted,
-    place::Place,
+    keys::{Place, Wanted},
     queue::{Entry, Standing},
     record::encode,
     session::{Session, SessionRow, gone},

@@ -2,7 +2,7 @@
 
 use portalock_core::FencingToken;
 
-use crate::place::Place;
+use crate::keys::Place;
 
 /// A grant of a lock, as a condition for a transaction in the same database.
 ///

@@ -1,6 +1,6 @@
 //! Requests as rows of the tables: locks and semaphores are one mechanism, weights under a capacity.
 
-use portalock_core::{ClaimKind, LockName, LockRequest, Mode, PermitRequest};
+use portalock_core::{ClaimKind, LockName, LockRequest, Mode, PermitRequest, session::NamedPlace};
 
 /// The kind of a name: locks and semaphores have separate names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,6 +20,9 @@ pub(crate) struct Wanted {
     pub(crate) weight: i64,
     pub(crate) capacity: i64,
 }
+
+/// An owner's place in a session: the tables have its name as the owner.
+pub(crate) type Place = NamedPlace<Wanted>;
 
 impl Kind {
     /// The value in the column `kind`.

@@ -149,7 +149,6 @@ mod fence;
 mod keys;
 mod look;
 mod observe;
-mod place;
 mod queue;
 mod record;
 mod schema;

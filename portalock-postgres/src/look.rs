@@ -8,7 +8,7 @@ use tokio_postgres::{Error, types::Type};
 
 use crate::{
     connection::Connection,
-    place::Place,
+    keys::Place,
     queue::{millis, token},
     session::Session,
 };

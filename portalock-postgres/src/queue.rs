@@ -11,8 +11,7 @@ use tokio_postgres::{Error, Row, types::Type};
 use crate::{
     connection::{Connection, Connections},
     error::failed,
-    keys::Kind,
-    place::Place,
+    keys::{Kind, Place},
     record::decode,
 };
 

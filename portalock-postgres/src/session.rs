@@ -39,10 +39,9 @@ use crate::{
     client::{Server, Wish, enter, leave},
     connection::{Connection, Hear},
     error::{POOLED, failed, pooled, timed_out, wrong_version},
-    keys::channel,
+    keys::{Place, channel},
     look::{clean_up, look},
     observe::{self, Observers},
-    place::Place,
     queue::token,
     schema,
 };

@@ -10,9 +10,8 @@ use portalock_core::{
 use crate::{
     config::RedisSettings,
     connection::Connections,
-    keys::{Keys, Wanted},
+    keys::{Keys, Place, Wanted},
     neighbours,
-    place::Place,
     queue::{Entry, Standing, recheck},
     record::Encoder,
     replicas::confirm,

@@ -1,7 +1,7 @@
 //! How a request is stored in Redis, and under which keys. Locks and semaphores use one mechanism: weights under a
 //! capacity. Names are mapped injectively, below the prefix.
 
-use portalock_core::{ClaimKind, LockName, LockRequest, Mode, PermitRequest};
+use portalock_core::{ClaimKind, LockName, LockRequest, Mode, PermitRequest, session::NamedPlace};
 
 /// The weight of an exclusive lock, and the capacity of every lock: this number of owners can share one.
 pub(crate) const WHOLE: u32 = u32::MAX;
@@ -36,6 +36,9 @@ pub(crate) struct Wanted {
     pub(crate) weight: u32,
     pub(crate) capacity: u32,
 }
+
+/// An owner's place in a session: the scripts use its name as the owner.
+pub(crate) type Place = NamedPlace<Named>;
 
 impl Kind {
     /// The kind of a claim with this weight.

@@ -153,7 +153,6 @@ mod keys;
 mod look;
 mod neighbours;
 mod observe;
-mod place;
 mod primary;
 mod queue;
 mod record;

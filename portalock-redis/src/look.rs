@@ -9,7 +9,7 @@ use redis::{Value, aio::MultiplexedConnection};
 use crate::{
     cluster::moving,
     error::{failed, is_moving, unexpected},
-    place::Place,
+    keys::Place,
     record::text,
     replicas::confirm,
     scripts::LOOK,
@@ -27,7 +27,7 @@ pub(crate) async fn look(
 ) -> Result<Looked, BackendError> {
     let mut keys = Vec::with_capacity(2 * asked.len());
     for asked in asked {
-        let (of, named) = (&session.server.keys, &asked.at.named);
+        let (of, named) = (&session.server.keys, &asked.at.wanted);
         keys.extend([of.state(named), of.waiters(named)]);
     }
     let keys: Vec<&str> = keys.iter().map(String::as_str).collect();

@@ -20,7 +20,7 @@
 
 use portalock_core::FencingToken;
 
-use crate::{place::Place, session::Session};
+use crate::{keys::Place, session::Session};
 
 /// The owner right ahead of a waiter, and the waiter's token.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -12,9 +12,8 @@ use crate::{
     client::Server,
     connection::Call,
     error::{failed, unexpected},
-    keys::{Kind, Wanted},
+    keys::{Kind, Place, Wanted},
     neighbours::Ahead,
-    place::Place,
     record::{decode, text},
     scripts::{ACQUIRE, INSPECT, RAISE, RELEASE},
     session::SessionKey,
@@ -74,7 +73,7 @@ impl Server {
             queues,
             who,
         } = entry;
-        let state = self.keys.state(&place.named);
+        let state = self.keys.state(&place.wanted);
         let keys = [&*state, &*session.key];
         let head = session.head_of(wanted);
         let patience = if *queues { "queues" } else { "once" };
@@ -100,7 +99,7 @@ impl Server {
         next: Option<&Place>,
         waits: bool,
     ) -> Result<Answered<bool>, BackendError> {
-        let state = self.keys.state(&place.named);
+        let state = self.keys.state(&place.wanted);
         let mut arguments = vec![&*place.name];
         arguments.extend(next.map(|next| &*next.name));
         let call = Call::Script(&RELEASE, &[&state], &arguments);

@@ -13,7 +13,7 @@ use tokio::sync::Notify;
 use crate::{
     config::RedisSettings,
     error::failed,
-    place::Place,
+    keys::Place,
     session::{Session, SessionKey},
 };
 

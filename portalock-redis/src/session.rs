@@ -63,10 +63,9 @@ use crate::{
     config::RedisSettings,
     connect::{connect, is_end, is_message, message, subscribe},
     error::{failed, is_moving},
-    keys::{Kind, WHOLE, Wanted},
+    keys::{Kind, Place, WHOLE, Wanted},
     look::look,
     neighbours,
-    place::Place,
     primary::may_grant,
     replicas::{Unconfirmed, renewed_at_replicas, replicated},
     route::Route,
@@ -420,9 +419,11 @@ fn hear_message(session: &Arc<Session>, text: &str) {
             });
         }
         ("asked" | "broken", Some(state)) => {
-            if let Some(named) = key.server.keys.named(state) {
+            if let Some(wanted) = key.server.keys.named(state) {
                 let name = name.into();
-                session.places().found_unknown(owner, Place { name, named });
+                session
+                    .places()
+                    .found_unknown(owner, Place { name, wanted });
             }
             if what == "broken" {
                 // The refresh reads the marks.

@@ -10,6 +10,7 @@
 //! 3. [`KeptSession`] keeps the session: it renews it, reconnects, checks that its locks still exist, repeats failed
 //!    releases, and ends the session.
 //! 4. [`Places`] records the places of the session's owners: holds, waiters, and requests that may still arrive.
+//!    [`NamedPlace`] gives each place a name of its own.
 //! 5. [`PerRuntime`] keeps one connection for each runtime that uses the backend, for the callers' requests.
 //!
 //! A backend implements [`Service`]. `docs/writing-a-backend.md` explains an example.
@@ -35,6 +36,7 @@ mod id;
 mod keeper;
 mod kept;
 mod look;
+mod named_place;
 mod per_runtime;
 mod places;
 mod service;
@@ -46,6 +48,7 @@ pub use client::{Answered, Client, Entered};
 pub use id::new_id;
 pub use keeper::{Keeper, Renewal};
 pub use kept::KeptSession;
+pub use named_place::NamedPlace;
 pub use per_runtime::PerRuntime;
 pub use places::{Asked, Expected, Leaving, Places, Releasing, Stand};
 pub use service::{Looked, Service};

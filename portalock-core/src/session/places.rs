@@ -11,13 +11,16 @@ use std::{
 use foldhash::fast::RandomState;
 use tokio::sync::Notify;
 
-use self::neighbours::Turn;
+use self::place::{Phase, Place};
+pub use self::releasing::Releasing;
 use crate::{
-    BackendError, BackendErrorKind, FencingToken, Grant, Lease, Loss, LostSignal, OwnerId,
-    WakeSender, Wakeups, wakeups,
+    BackendError, BackendErrorKind, FencingToken, Grant, Loss, LostSignal, OwnerId, Wakeups,
+    wakeups,
 };
 
 mod neighbours;
+mod place;
+mod releasing;
 
 /// The places of one session's owners. A place exists from the first attempt until nothing can be left of it at the
 /// service.
@@ -38,49 +41,6 @@ pub struct Places<P> {
 }
 
 type Book<P> = HashMap<OwnerId, Place<P>, RandomState>;
-
-#[derive(Debug)]
-struct Place<P> {
-    at: P,
-    phase: Phase,
-    /// Whether a request without an answer may still be in flight.
-    unsure: bool,
-    /// The loss, if the lock was broken. The session may not know yet that the owner holds it.
-    broken: Option<Box<Loss>>,
-    /// Changes with the phase. No two places have the same version.
-    version: u64,
-    waiting: Option<Box<Waiting>>,
-}
-
-#[derive(Debug)]
-enum Phase {
-    /// Requested, without an answer yet.
-    Asked,
-    /// In the queue, as the service has answered.
-    Queued,
-    /// Granted. The lease ends if somebody removes the place from the service.
-    Held(FencingToken, Lease),
-    /// A release is in flight. If the place is missing at the service, this is no loss. `passes_on`: the owner held, and
-    /// the waiter right behind it may hold now.
-    Releasing { passes_on: bool },
-    /// A release failed or was dropped: the session repeats it.
-    Due,
-}
-
-/// The data that only waiters need. It is separate because a session can hold many locks.
-#[derive(Debug, Default)]
-struct Waiting {
-    /// The waiter's subscription, if it has one.
-    line: Option<WakeSender>,
-    /// A grant that came before the waiter subscribed.
-    unheard: Option<Grant>,
-    /// The owner was told to repeat its attempt before it subscribed.
-    unheard_wake: bool,
-    /// When this waiter holds without a message of the service.
-    turn: Option<Turn>,
-    /// The waiter right behind this owner.
-    next: Option<OwnerId>,
-}
 
 /// A place at the start of an attempt.
 #[derive(Debug)]
@@ -219,7 +179,7 @@ impl<P: Clone> Places<P> {
     /// and grant nothing.
     pub fn wake(&self, owner: OwnerId) {
         self.change(owner, |place| {
-            if matches!(place.phase, Phase::Asked | Phase::Queued) {
+            if place.waits() {
                 place.wake();
             }
         });
@@ -446,154 +406,6 @@ fn listed<P, T>(book: Option<&Book<P>>, which: impl Fn(OwnerId, &Place<P>) -> Op
     places
         .filter_map(|(owner, place)| which(*owner, place))
         .collect()
-}
-
-fn next_version() -> u64 {
-    static LATEST: AtomicU64 = AtomicU64::new(0);
-    LATEST.fetch_add(1, Ordering::Relaxed)
-}
-
-impl<P> Place<P> {
-    fn new(at: P, phase: Phase) -> Self {
-        Self {
-            at,
-            phase,
-            unsure: false,
-            broken: None,
-            version: next_version(),
-            waiting: None,
-        }
-    }
-
-    fn is_leaving(&self) -> bool {
-        matches!(self.phase, Phase::Releasing { .. } | Phase::Due)
-    }
-
-    fn asked(&self, owner: OwnerId, waiters: bool) -> Option<Asked<P>>
-    where
-        P: Clone,
-    {
-        let held = matches!(self.phase, Phase::Held(..));
-        let stands = held || (waiters && matches!(self.phase, Phase::Queued));
-        stands.then(|| Asked {
-            owner,
-            at: self.at.clone(),
-            held,
-            version: self.version,
-        })
-    }
-
-    fn enter(&mut self, phase: Phase) {
-        self.phase = phase;
-        self.version = next_version();
-    }
-
-    fn waiting(&mut self) -> &mut Waiting {
-        self.waiting.get_or_insert_default()
-    }
-
-    fn line(&self) -> Option<&WakeSender> {
-        self.waiting.as_ref()?.line.as_ref()
-    }
-
-    fn wake(&mut self) {
-        let waiting = self.waiting();
-        match &waiting.line {
-            Some(line) => drop(line.wake()),
-            None => waiting.unheard_wake = true,
-        }
-    }
-
-    /// Ends its hold, because the service has lost it.
-    fn lose(&self, service: &str) {
-        if let Phase::Held(_, lease) = &self.phase {
-            lease.end(Loss::Removed(
-                format!("what stood for it in {service} is gone").into(),
-            ));
-        }
-    }
-
-    fn fail(&self, error: BackendError) {
-        if let Some(line) = self.line() {
-            line.fail(error);
-        }
-    }
-
-    fn granted(&mut self, token: FencingToken, session: &LostSignal) {
-        if !matches!(self.phase, Phase::Asked | Phase::Queued) {
-            return;
-        }
-        let grant = self.hold(token, session);
-        let waiting = self.waiting();
-        match &waiting.line {
-            Some(line) => drop(line.grant(grant)),
-            None => waiting.unheard = Some(grant),
-        }
-    }
-
-    fn hold(&mut self, token: FencingToken, session: &LostSignal) -> Grant {
-        let lease = match &self.phase {
-            Phase::Held(_, lease) => lease.clone(),
-            _ => Lease::unbounded(),
-        };
-        if let Some(loss) = &self.broken {
-            lease.end((**loss).clone());
-        }
-        let lost = LostSignal::any([session.clone(), lease.signal()]);
-        if matches!(self.phase, Phase::Asked | Phase::Queued) {
-            self.enter(Phase::Held(token, lease));
-        }
-        Grant::new().with_token(token).with_lost(lost)
-    }
-}
-
-/// A release in flight. If this is dropped without [`done`](Self::done), the release is due again.
-#[derive(Debug)]
-#[must_use = "dropping it leaves the release to the session"]
-pub struct Releasing<'a, P: Clone> {
-    places: &'a Places<P>,
-    owner: OwnerId,
-    version: u64,
-    leaving: Leaving<P>,
-}
-
-impl<P: Clone> Releasing<'_, P> {
-    /// What is released.
-    pub fn leaving(&self) -> &Leaving<P> {
-        &self.leaving
-    }
-
-    /// Ends the release: the service has nothing of the place, and no request for it is in flight.
-    pub fn done(self) {
-        let mut book = self.places.lock();
-        if let Some(places) = book.as_mut()
-            && places.get(&self.owner).is_some_and(|at| self.is_of(at))
-        {
-            places.remove(&self.owner);
-        }
-    }
-
-    /// Whether the place still belongs to this release. The owner may have taken a new place, or a later release may have
-    /// taken over this one.
-    fn is_of(&self, place: &Place<P>) -> bool {
-        place.version == self.version
-    }
-}
-
-impl<P: Clone> Drop for Releasing<'_, P> {
-    fn drop(&mut self) {
-        // A place that was released for good is no longer recorded.
-        let due = self.places.change(self.owner, |place| {
-            let is_of = self.is_of(place);
-            if is_of {
-                place.enter(Phase::Due);
-            }
-            is_of
-        });
-        if due == Some(true) {
-            self.places.owed.notify_one();
-        }
-    }
 }
 
 #[cfg(test)]

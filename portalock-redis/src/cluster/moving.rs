@@ -20,7 +20,7 @@ use crate::{
     breaking::{Mark, marks_key},
     connect::connect,
     error::failed,
-    place::Place,
+    keys::Place,
     queue::token_of,
     replicas::renewed_at_replicas,
     route::Route,
@@ -60,7 +60,7 @@ pub(crate) async fn look(
     let mut nodes = Nodes::new(session, connection, LOOKING);
     let mut stands = Vec::with_capacity(asked.len());
     for Asked { at: place, .. } in asked {
-        let (keys, named) = (&session.server.keys, &place.named);
+        let (keys, named) = (&session.server.keys, &place.wanted);
         let mut held = redis::cmd("HGET");
         let claim: Option<String> = nodes
             .ask(held.arg(keys.state(named)).arg(&*place.name))

@@ -1,7 +1,7 @@
 -- The common part of the scripts on one name, and all that the usual cases need: the clock, whether a session is alive,
 -- and a grant.
 --
--- In the keys, an owner is called by the name of its place, which is used only once: see `place.rs`.
+-- In the keys, an owner is called by the name of its place, which is used only once: see `NamedPlace`.
 --
 -- KEYS[1]  state    hash: `token` -> the last token, maybe with a shape; owner -> the claim of a holder; and two flags
 --

@@ -11,7 +11,7 @@
 
 use std::sync::atomic::Ordering;
 
-use super::{Book, Phase, Place, Places};
+use super::{Book, Places, place::Phase};
 use crate::{FencingToken, OwnerId};
 
 /// A waiter's turn: it holds with this token when the owner right ahead releases.
@@ -26,8 +26,9 @@ pub(super) struct Turn {
 impl<P: Clone> Places<P> {
     /// Records that the waiter `owner` is right behind `ahead`, which is of this session too, and that the service gave it
     /// `token`. When `ahead` releases its hold, `owner` holds, with this token. `is_of` says whether a place is one of the
-    /// two that are meant, and not an earlier or later place of the same owner. `reconnects` is the number of [`reconnects`](Self::reconnects) before the service was asked: if there was another one since, nothing
-    /// is recorded.
+    /// two that are meant, and not an earlier or later place of the same owner. `reconnects` is the number of
+    /// [`reconnects`](Self::reconnects) before the service was asked: if there was another one since, `owner` waits for
+    /// the service's message.
     ///
     /// Call this only if nobody can come between the two at the service, and if no other owner is ever given this token.
     pub fn follow(
@@ -87,17 +88,6 @@ impl<P: Clone> Places<P> {
             place.phase = Phase::Releasing { passes_on: false };
         }
         Some(at)
-    }
-}
-
-impl<P> Place<P> {
-    pub(super) fn waits(&self) -> bool {
-        matches!(self.phase, Phase::Asked | Phase::Queued)
-    }
-
-    /// Whether its owner holds, and no loss of the hold is known.
-    pub(super) fn holds_for_certain(&self) -> bool {
-        matches!(&self.phase, Phase::Held(_, lease) if lease.loss().is_none())
     }
 }
 

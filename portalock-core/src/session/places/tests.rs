@@ -1,6 +1,7 @@
 use futures_util::FutureExt as _;
 
 use super::*;
+use crate::Lease;
 use crate::Wake;
 
 /// Each place has a number of its own.

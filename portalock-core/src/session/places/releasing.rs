@@ -1,0 +1,56 @@
+//! A release in flight.
+
+use super::{
+    Leaving, Places,
+    place::{Phase, Place},
+};
+use crate::OwnerId;
+
+/// A release in flight. If this is dropped without [`done`](Self::done), the release is due again.
+#[derive(Debug)]
+#[must_use = "dropping it leaves the release to the session"]
+pub struct Releasing<'a, P: Clone> {
+    pub(super) places: &'a Places<P>,
+    pub(super) owner: OwnerId,
+    pub(super) version: u64,
+    pub(super) leaving: Leaving<P>,
+}
+
+impl<P: Clone> Releasing<'_, P> {
+    /// What is released.
+    pub fn leaving(&self) -> &Leaving<P> {
+        &self.leaving
+    }
+
+    /// Ends the release: the service has nothing of the place, and no request for it is in flight.
+    pub fn done(self) {
+        let mut book = self.places.lock();
+        if let Some(places) = book.as_mut()
+            && places.get(&self.owner).is_some_and(|at| self.is_of(at))
+        {
+            places.remove(&self.owner);
+        }
+    }
+
+    /// Whether the place still belongs to this release. The owner may have taken a new place, or a later release may have
+    /// taken over this one.
+    fn is_of(&self, place: &Place<P>) -> bool {
+        place.version == self.version
+    }
+}
+
+impl<P: Clone> Drop for Releasing<'_, P> {
+    fn drop(&mut self) {
+        // A place that was released for good is no longer recorded.
+        let due = self.places.change(self.owner, |place| {
+            let is_of = self.is_of(place);
+            if is_of {
+                place.enter(Phase::Due);
+            }
+            is_of
+        });
+        if due == Some(true) {
+            self.places.owed.notify_one();
+        }
+    }
+}

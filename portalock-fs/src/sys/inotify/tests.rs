@@ -1,0 +1,182 @@
+use std::{sync::mpsc, thread::ThreadId};
+
+use cap_std::ambient_authority;
+
+use super::*;
+
+/// Longer than anything here takes.
+const LONG: Duration = Duration::from_secs(60);
+
+/// Reports that there were too many events.
+struct Ear(Mutex<mpsc::Sender<()>>);
+
+impl Watched for Ear {
+    fn tell(&self, change: &Change) {
+        if matches!(change, Change::Everything) {
+            let _ = lock(&self.0).send(());
+        }
+    }
+}
+
+#[test]
+fn the_watch_of_a_directory_ends_at_once_and_that_of_a_file_when_it_is_closed() {
+    let place = tempfile::tempdir().unwrap();
+    let dir = Dir::open_ambient_dir(place.path(), ambient_authority()).unwrap();
+    let file = File::create(place.path().join("a")).unwrap();
+    let ear: Arc<dyn Watched> = Arc::new(Ear(Mutex::new(mpsc::channel().0)));
+    let watcher = Watcher::new().unwrap();
+    let count = || lock(&watcher.watches.registry).targets.len();
+    drop(watcher.watch_directory(&dir, Arc::downgrade(&ear)).unwrap());
+    assert_eq!(count(), 0);
+    drop(
+        watcher
+            .watch_file(&file, "a", Arc::downgrade(&ear))
+            .unwrap(),
+    );
+    assert_eq!(count(), 1);
+    drop(file);
+    let start = Instant::now();
+    while count() > 0 {
+        assert!(start.elapsed() < LONG, "nobody ended it");
+        std::thread::yield_now();
+    }
+}
+
+/// Reports which thread was told.
+struct Told(Mutex<mpsc::Sender<ThreadId>>);
+
+impl Watched for Told {
+    fn tell(&self, _: &Change) {
+        let _ = lock(&self.0).send(std::thread::current().id());
+    }
+}
+
+/// Watches files in a directory for being closed.
+fn told_of_files() -> (
+    tempfile::TempDir,
+    Arc<dyn Watched>,
+    mpsc::Receiver<ThreadId>,
+) {
+    let (sender, told) = mpsc::channel();
+    let ear = Arc::new(Told(Mutex::new(sender)));
+    (tempfile::tempdir().unwrap(), ear, told)
+}
+
+#[test]
+fn a_thread_that_sleeps_is_told_itself_and_the_watchers_thread_tells_the_others() {
+    let (place, ear, told) = told_of_files();
+    let watcher = Watcher::new().unwrap();
+    let close = || {
+        let file = File::create(place.path().join("a")).unwrap();
+        let watching = watcher.watch_file(&file, "a", Arc::downgrade(&ear));
+        drop(file);
+        let by = told.recv_timeout(LONG).unwrap();
+        drop(watching);
+        by
+    };
+    let watchers_own = watcher.thread.as_ref().unwrap().thread().id();
+    assert_eq!(close(), watchers_own);
+    let sleeper = watcher.sleeper();
+    let ends = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let sleeping = scope.spawn(|| {
+            while !ends.load(Ordering::SeqCst) {
+                assert!(sleeper.sleep(None, &|| ends.load(Ordering::SeqCst)));
+            }
+        });
+        let id = sleeping.thread().id();
+        // It may be awake at the moment, because it was told.
+        let by_itself = (0..1000).any(|_| close() == id);
+        ends.store(true, Ordering::SeqCst);
+        sleeper.wake();
+        assert!(by_itself, "the watcher's thread is always told first");
+    });
+    assert_eq!(close(), watchers_own);
+}
+
+#[test]
+fn two_threads_do_not_sleep_in_one_place() {
+    let sleeper = Watcher::new().unwrap().sleeper();
+    let (asleep, first_sleeps) = mpsc::channel();
+    std::thread::scope(|scope| {
+        let first = scope.spawn(|| {
+            let is_woken = || {
+                let _ = asleep.send(());
+                false
+            };
+            sleeper.sleep(None, &is_woken)
+        });
+        first_sleeps.recv().unwrap();
+        assert!(!sleeper.sleep(None, &|| false));
+        sleeper.wake();
+        assert!(first.join().unwrap());
+    });
+    assert!(sleeper.sleep(Some(Duration::ZERO), &|| false));
+    let start = Instant::now();
+    assert!(sleeper.sleep(Some(LONG), &|| true));
+    assert!(start.elapsed() < LONG, "it slept though it was woken");
+}
+
+/// Threads begin and end to sleep at any moment: each event reaches somebody.
+#[test]
+fn no_event_is_lost_between_a_sleeping_thread_and_the_watchers() {
+    let (place, ear, told) = told_of_files();
+    let watcher = Watcher::new().unwrap();
+    let seed = fastrand::get_seed();
+    let ends = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for number in 0..2 {
+            let (sleeper, ends) = (watcher.sleeper(), &ends);
+            let mut random = fastrand::Rng::with_seed(seed + number);
+            scope.spawn(move || {
+                while !ends.load(Ordering::SeqCst) {
+                    let pause = Duration::from_micros(random.u64(..1500));
+                    let is_woken = random.bool();
+                    if random.bool() {
+                        sleeper.wake();
+                    }
+                    if !sleeper.sleep(Some(pause), &|| is_woken) {
+                        std::thread::yield_now();
+                    }
+                }
+            });
+        }
+        let all_told = (0..1000).all(|_| {
+            let file = File::create(place.path().join("a")).unwrap();
+            let watching = watcher.watch_file(&file, "a", Arc::downgrade(&ear));
+            drop(file);
+            let is_told = told.recv_timeout(LONG).is_ok();
+            drop(watching);
+            is_told
+        });
+        ends.store(true, Ordering::SeqCst);
+        assert!(all_told, "an event was lost, seed {seed}");
+    });
+}
+
+#[test]
+fn more_than_the_system_keeps_means_that_anything_may_have_changed() {
+    let most = std::fs::read_to_string("/proc/sys/fs/inotify/max_queued_events").unwrap();
+    let most: usize = most.trim().parse().unwrap();
+    if most > 200_000 {
+        println!("SKIPPED: the system keeps {most} events");
+        return;
+    }
+    let place = tempfile::tempdir().unwrap();
+    let dir = Dir::open_ambient_dir(place.path(), ambient_authority()).unwrap();
+    let (sender, told) = mpsc::channel();
+    let ear: Arc<dyn Watched> = Arc::new(Ear(Mutex::new(sender)));
+    let watcher = Watcher::new().unwrap();
+    let registration = watcher.watch_directory(&dir, Arc::downgrade(&ear)).unwrap();
+    // While this is locked, the thread reads at most one buffer.
+    let registry = lock(&watcher.watches.registry);
+    let (mut from, mut to) = (place.path().join("a"), place.path().join("b"));
+    std::fs::write(&from, "").unwrap();
+    for _ in 0..most {
+        std::fs::rename(&from, &to).unwrap();
+        std::mem::swap(&mut from, &mut to);
+    }
+    drop(registry);
+    assert_eq!(told.recv_timeout(LONG), Ok(()));
+    drop((registration, watcher));
+}
