@@ -68,8 +68,8 @@ if last_token and holder and not is_held and ARGV[5] == 'queues' then
       end
       call('ZADD', queue, text, owner)
       if not back or math.floor(back / 3600000000) ~= math.floor(place / 3600000000) then
-        call('PEXPIRE', queue, 7200000)
-        call('PEXPIRE', waiters, 7200000)
+        call('PEXPIRE', queue, '7200000')
+        call('PEXPIRE', waiters, '7200000')
       end
       if not waits then call('HSET', state, 'waits', '1') end
       if token == '' then return { 'contended', '0', holder } end
