@@ -78,10 +78,10 @@ macro_rules! script {
     };
 }
 
-script!(ACQUIRE meets sessions: "acquire_free.lua" "grant.lua" "acquire_usual.lua" "prelude.lua" "acquire.lua");
-script!(RELEASE meets sessions: "release_free.lua" "grant.lua" "release_usual.lua" "prelude.lua" "release.lua");
+script!(ACQUIRE meets sessions: "acquire_free.lua" "acquire_behind.lua" "grant.lua" "acquire_usual.lua" "prelude.lua" "acquire.lua");
+script!(RELEASE meets sessions: "release_free.lua" "release_next.lua" "grant.lua" "prelude.lua" "release.lua");
 script!(BREAK meets sessions: "place.lua" "break.lua");
-script!(EVICT meets sessions: "place.lua" "evict.lua" "release_free.lua" "grant.lua" "release_usual.lua" "prelude.lua" "release.lua");
+script!(EVICT meets sessions: "place.lua" "evict.lua" "release_free.lua" "release_next.lua" "grant.lua" "prelude.lua" "release.lua");
 script!(INSPECT meets sessions: "grant.lua" "prelude.lua" "inspect.lua");
 script!(OPEN: "open.lua");
 script!(RAISE: "raise.lua");

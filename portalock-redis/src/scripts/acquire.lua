@@ -15,6 +15,7 @@ local refused = refusal()
 if refused then return refused end
 
 local session, shape, weight, capacity = string.match(asked, '^(%x+)|((%d+)|(%d+))$')
+local queues = ARGV[5] == 'queues'
 local claim = {
   session = session,
   shape = shape,
@@ -24,7 +25,53 @@ local claim = {
   who = who,
 }
 
+find_queue()
+fields = fields or call('HGETALL', state)
 read(fields)
+
+-- Sets the flag that there are waiters.
+local function flag_waits()
+  if waits then return end
+  waits = true
+  call('HSET', state, 'waits', '1')
+  if #fields == 0 then call('PEXPIRE', state, 2 * KEPT) end
+end
+
+-- Adds the owner to the end of the queue; returns false if it already has a place. It gets a token if the last waiter, or
+-- the only holder if there is no waiter, is a neighbour with a token: see `neighbours.rs`.
+--
+-- A place is the clock or more, so the first new waiter of each hour knows that it must extend the time to live of the
+-- keys.
+local function line_up()
+  read_clock()
+  local back = call('ZRANGE', queue, '-1', '-1', 'WITHSCORES')
+  local text = back[1] and call('HGET', waiters, back[1])
+  local ahead = text and parse(text)
+  if not back[1] then ahead = select(2, next(holders)) end
+  local before, token = last, ''
+  if ahead and ahead.session == session and ahead.weight == ahead.capacity and ahead.token ~= '' and not found then
+    last, token = next_token(before)
+  end
+  local waiting = asked .. '|' .. token .. '|' .. since .. '|' .. who
+  if call('HSETNX', waiters, owner, waiting) == 0 then
+    if call('ZREVRANK', queue, owner) then return false end
+    -- The queue key was deleted from outside, and the waiters key was not.
+    call('HSET', waiters, owner, waiting)
+  end
+  local place = math.max(micros, (tonumber(back[2]) or 0) + 1)
+  call('ZADD', queue, whole(place), owner)
+  if not back[2] or math.floor(back[2] / HOUR) ~= math.floor(place / HOUR) then
+    call('PEXPIRE', queue, 2 * KEPT)
+    call('PEXPIRE', waiters, 2 * KEPT)
+  end
+  flag_waits()
+  if token ~= '' then
+    call('HSET', state, 'token', token)
+    outlive(before, last)
+  end
+  return true
+end
+
 local first = next_owner()
 local waiting, first_text
 if first then
@@ -62,12 +109,6 @@ if holders[owner] then return holders[owner].token end
 local must_wait = serve(first, first_text)
 if holders[owner] then return holders[owner].token end
 
--- Adds the owner to the queue, behind the last waiter. If there is only a holder, which shares, nobody gets a token.
-local function line_up_last()
-  local tail, back = last_waiter()
-  return line_up(back, tail and call('HGET', waiters, tail), last)
-end
-
 local behind = '-'
 if waiting then
   -- The last waiter often checks whether the holders are alive. If it has died, the waiter ahead of it takes over.
@@ -79,7 +120,7 @@ if waiting then
     tail = last_owner()
   end
   local rank = call('ZREVRANK', queue, owner)
-  if rank then behind = whole(rank) elseif queues and line_up_last() then behind = '0' end
+  if rank then behind = whole(rank) elseif queues and line_up() then behind = '0' end
 else
   if not must_wait then
     if not fits(claim) then prune() end
@@ -88,7 +129,7 @@ else
       return claim.token
     end
   end
-  if queues and line_up_last() then behind = '0' end
+  if queues and line_up() then behind = '0' end
 end
 
 -- A new key has no time to live: `PTTL` is then negative.

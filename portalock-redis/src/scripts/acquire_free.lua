@@ -1,6 +1,6 @@
 -- The most frequent attempt, before anything is even defined, because definitions take longer than calls: an owner asks
 -- for the whole capacity, and the state has only the last token, so nobody holds, waits or observes. All other attempts
--- continue in `acquire_usual.lua`, which handles this case too.
+-- continue in `acquire_behind.lua`; `acquire_usual.lua` handles this case too.
 --
 -- KEYS and ARGV are the same as in `acquire.lua`.
 

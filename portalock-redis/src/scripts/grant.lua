@@ -1,5 +1,4 @@
--- The common part of the scripts on one name, and all that the usual cases need: the clock, whether a session is alive,
--- and a grant.
+-- The common part of the scripts on one name, besides `prelude.lua`: the clock, whether a session is alive, and a grant.
 --
 -- In the keys, an owner is called by the name of its place, which is used only once: see `NamedPlace`.
 --
@@ -12,7 +11,8 @@
 -- A claim is text: session|weight|capacity|token|since, in milliseconds|who, a JSON object for people. A waiter has a
 -- token if nobody of another session can come before it: see `neighbours.rs`. Weight and capacity are its shape. If
 -- the last token has a shape, as token|weight|capacity, then all claims in the state have this shape, so their number
--- alone decides whether one more fits. Every grant writes the shape again; a release does not make it wrong.
+-- alone decides whether one more fits. Every grant of less than the whole capacity writes the shape again, the others
+-- write the token alone; a release makes neither wrong.
 --
 -- The flags are fields of the state, so a state that has only its token shows in one call that nobody holds, waits or
 -- observes:
@@ -27,8 +27,8 @@
 --
 -- A call takes half a microsecond to two microseconds, whatever it does, and an argument a fifth of that. So the scripts
 -- combine reads into one call, and read and pass nothing that is not needed. They pass numbers as text, because Redis
--- formats numbers slowly. The definitions in `prelude.lua` take three microseconds, so the usual cases come before it,
--- in `..._usual.lua`.
+-- formats numbers slowly. Definitions take time too: those here a microsecond, and those in `prelude.lua` three. So the
+-- usual cases come before both: `acquire_free.lua`, `acquire_behind.lua`, `release_free.lua` and `release_next.lua`.
 
 local call = redis.call
 local state = KEYS[1]

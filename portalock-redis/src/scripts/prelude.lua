@@ -113,10 +113,14 @@ local function prune()
   count()
 end
 
+local has_granted = false
 local function grant(owner, claim)
+  has_granted = true
   holders[owner] = claim
   add(claim)
-  last, claim.token = write_grant(last, owner, claim.session .. '|' .. claim.shape, claim.who, alike, claim.token)
+  -- The shape is only of use to those who share.
+  local shape = claim.weight ~= claim.capacity and alike
+  last, claim.token = write_grant(last, owner, claim.session .. '|' .. claim.shape, claim.who, shape, claim.token)
   claim.since = since
 end
 
@@ -153,7 +157,7 @@ local function give_tokens(holder)
   end
   if #told > 0 then
     call('HSET', waiters, unpack(written))
-    call('HSET', state, 'token', alike and whole(last) .. '|' .. alike or whole(last))
+    call('HSET', state, 'token', whole(last))
     outlive(before, last)
   end
   return table.concat(told)

@@ -6,6 +6,17 @@
 --
 -- Answers '1' if the owner held, 'waited' if it waited with a token and so may have held at its client, or else '0'.
 
+find_queue()
+local waits = found[2]
+watched = found[3]
+-- Without the flag nobody waits.
+local first = (waits or freed == 0) and next_owner()
+if freed == 1 and not first then
+  if waits then call('HDEL', state, 'waits') end
+  if watched then tell_observers('-' .. owner) end
+  return '1'
+end
+
 local serves, was_last, had = freed == 1, false, false
 
 if freed == 0 then
@@ -22,11 +33,10 @@ end
 
 if serves and first then
   read(call('HGETALL', state))
-  local before = last
   serve(first, nil, ARGV[2])
   -- The flag was deleted from outside, with the state.
   if not waits and next_owner() then call('HSET', state, 'waits', '1') end
-  if watched and freed == 1 and last == before then tell_observers('-' .. owner) end
+  if watched and freed == 1 and not has_granted then tell_observers('-' .. owner) end
 end
 
 -- The new last waiter checks the holders from now on, so it must be told.

@@ -277,7 +277,7 @@ impl Server {
         }
     }
 
-    /// `acquire_usual.lua` and `acquire.lua`, with a place in the queue.
+    /// `acquire.lua` and the cases before it, with a place in the queue.
     pub(crate) fn acquire(
         &mut self,
         owner: Owner,
@@ -335,7 +335,7 @@ impl Server {
         Answer::Contended(session, self.turn(owner, rules))
     }
 
-    /// `release_usual.lua` and `release.lua`: both have the same effect.
+    /// `release.lua` and the cases before it: all have the same effect.
     pub(crate) fn release(
         &mut self,
         (owner, next): (Owner, Option<Owner>),

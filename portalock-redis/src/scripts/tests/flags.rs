@@ -159,3 +159,41 @@ async fn a_free_lock_with_a_token_is_granted_by_the_same_rules() {
     let third = attempt_with(&mut client, "b", "3", ["1", "1"], KEPT).await;
     assert_eq!(third, ["granted", &(token + HOUR + 1).to_string()]);
 }
+
+#[tokio::test]
+async fn a_contended_lock_is_handed_over_by_the_same_rules() {
+    const HOUR: u64 = 3_600_000_000;
+    let server = RedisServer::start().unwrap();
+    let mut client = connection(&server).await;
+    for session in ["a", "b"] {
+        open_as(&mut client, session, KEPT).await;
+    }
+    let whole = ["1", "1"];
+    let granted = attempt_with(&mut client, "a", "1", whole, KEPT).await;
+    for (session, owner) in [("b", "2"), ("a", "3")] {
+        attempt_with(&mut client, session, owner, whole, KEPT).await;
+    }
+    let first: u64 = granted[1].parse().unwrap();
+    // The last token is from the hour before; or the clock was set back.
+    for (holder, next, last) in [("1", "2", first - HOUR), ("2", "3", first + HOUR)] {
+        let _: () = ask(&mut client, &["HSET", STATE, "token", &last.to_string()]).await;
+        let _: () = ask(&mut client, &["PEXPIRE", STATE, "60000"]).await;
+        release(&mut client, holder).await;
+        let claim: String = ask(&mut client, &["HGET", STATE, next]).await;
+        let token: u64 = claim.split('|').nth(3).unwrap().parse().unwrap();
+        if last > first {
+            assert_eq!(token, last + 1);
+        } else {
+            assert!(token > first);
+            let left: i64 = ask(&mut client, &["PTTL", STATE]).await;
+            assert!(left > 3_600_000, "{left} ms");
+        }
+    }
+    // A waiter that has its token, in a state whose last token somebody has deleted.
+    let last: u64 = ask(&mut client, &["HGET", STATE, "token"]).await;
+    attempt_with(&mut client, "a", "4", whole, KEPT).await;
+    let _: () = ask(&mut client, &["HSET", STATE, "token", &last.to_string()]).await;
+    release(&mut client, "3").await;
+    let now: u64 = ask(&mut client, &["HGET", STATE, "token"]).await;
+    assert_eq!(now, last + 1);
+}
