@@ -141,7 +141,9 @@
 
 mod address;
 mod backend;
+mod batch;
 mod breaking;
+mod calls;
 mod client;
 mod clients;
 mod cluster;

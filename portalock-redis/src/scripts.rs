@@ -64,29 +64,50 @@ struct Form {
     hash: String,
 }
 
-macro_rules! script {
-    ($name:ident: $($file:literal)+) => {
-        script!($name, false: $($file)+);
-    };
-    ($name:ident meets sessions: $($file:literal)+) => {
-        script!($name, true: $($file)+);
-    };
-    ($name:ident, $meets_sessions:literal: $($file:literal)+) => {
-        pub(crate) static $name: LazyLock<Script> = LazyLock::new(|| {
-            Script::new($meets_sessions, concat!($("\n", include_str!(concat!("scripts/", $file)),)+))
-        });
+macro_rules! source {
+    ($($file:literal)+) => {
+        concat!($("\n", include_str!(concat!("scripts/", $file)),)+)
     };
 }
 
-script!(ACQUIRE meets sessions: "acquire_free.lua" "grant.lua" "acquire_usual.lua" "prelude.lua" "acquire.lua");
-script!(RELEASE meets sessions: "release_free.lua" "grant.lua" "release_usual.lua" "prelude.lua" "release.lua");
-script!(BREAK meets sessions: "place.lua" "break.lua");
-script!(EVICT meets sessions: "place.lua" "evict.lua" "release_free.lua" "grant.lua" "release_usual.lua" "prelude.lua" "release.lua");
-script!(INSPECT meets sessions: "grant.lua" "prelude.lua" "inspect.lua");
-script!(OPEN: "open.lua");
-script!(RAISE: "raise.lua");
-script!(LOOK: "look.lua");
-script!(PRIMARY: "primary.lua");
+/// The sources of an attempt and of a release, for two scripts each.
+macro_rules! acquire {
+    () => {
+        source!("acquire_free.lua" "grant.lua" "acquire_usual.lua" "prelude.lua" "acquire.lua")
+    };
+}
+macro_rules! release {
+    () => {
+        source!("release_free.lua" "grant.lua" "release_usual.lua" "prelude.lua" "release.lua")
+    };
+}
+
+macro_rules! script {
+    ($name:ident: $source:expr) => {
+        script!($name, false: $source);
+    };
+    ($name:ident meets sessions: $source:expr) => {
+        script!($name, true: $source);
+    };
+    ($name:ident, $meets_sessions:literal: $source:expr) => {
+        pub(crate) static $name: LazyLock<Script> = LazyLock::new(|| Script::new($meets_sessions, $source));
+    };
+}
+
+script!(ACQUIRE meets sessions: acquire!());
+script!(RELEASE meets sessions: release!());
+script!(BATCH meets sessions: concat!(
+    "\nlocal function acquire(KEYS, ARGV)", acquire!(), "\nend",
+    "\nlocal function release(KEYS, ARGV)", release!(), "\nend",
+    source!("batch.lua"),
+));
+script!(BREAK meets sessions: source!("place.lua" "break.lua"));
+script!(EVICT meets sessions: concat!(source!("place.lua" "evict.lua"), release!()));
+script!(INSPECT meets sessions: source!("grant.lua" "prelude.lua" "inspect.lua"));
+script!(OPEN: source!("open.lua"));
+script!(RAISE: source!("raise.lua"));
+script!(LOOK: source!("look.lua"));
+script!(PRIMARY: source!("primary.lua"));
 
 impl Script {
     fn new(meets_sessions: bool, source: &str) -> Self {
