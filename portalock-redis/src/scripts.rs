@@ -1,5 +1,9 @@
 //! The scripts. Each is atomic, and takes one round trip.
 //!
+//! An attempt and a release have two scripts: one for the request alone, and one for several requests, `batch.lua`, which is
+//! made of the same files. What is said here of a script holds for each request of a batch: they run one after the other, and
+//! each finds what the ones before it have written.
+//!
 //! # Invariants
 //!
 //! Every script preserves these invariants, whatever it finds. The function `lives` in `grant.lua` decides whether a

@@ -156,10 +156,9 @@ async fn each_caller_gets_the_error_of_its_own_request() {
     let server = RedisServer::start().unwrap();
     let backend = client(&server).await;
     done(work(&backend, TASKS, 2)).await;
-    let spoiled = "portalock/lock/spoiled";
     Admin::of(&server)
         .await
-        .ask_words::<()>(&["SET", spoiled, "by another program"])
+        .ask::<()>("SET portalock/lock/spoiled by-another-program")
         .await;
     let others = work(&backend, TASKS, 50);
     let spoiled = lock(&backend, "spoiled");
@@ -171,6 +170,10 @@ async fn each_caller_gets_the_error_of_its_own_request() {
         );
     }
     done(others).await;
+    Admin::of(&server)
+        .await
+        .ask::<()>("DEL portalock/lock/spoiled")
+        .await;
     is_free(&server).await;
 }
 

@@ -110,7 +110,9 @@ async fn stored(
 
 async fn token(connection: &mut MultiplexedConnection, name: usize) -> u64 {
     let token: Option<String> = ask(connection, &["HGET", &state("p", name), "token"]).await;
-    token.map_or(0, |token| token.parse().unwrap())
+    // Maybe with a shape.
+    let number = token.as_ref().and_then(|token| token.split('|').next());
+    number.map_or(0, |number| number.parse().unwrap())
 }
 
 /// Two copies of the same locks: one gets each request alone, and the other gets several in one script.
