@@ -85,7 +85,7 @@ pub struct InvalidPermits {
 
 /// The id of one acquisition. The engine creates it; it is never reused and never shared by two guards.
 ///
-/// [`Display`](fmt::Display) gives text of at most 41 ASCII letters, digits and dashes, for keys in a store.
+/// [`Display`](fmt::Display) gives text of at most 42 ASCII letters, digits and dashes, for keys in a store.
 /// [`FromStr`] parses it, and serde uses the same text.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct OwnerId {
@@ -128,8 +128,25 @@ impl Hash for OwnerId {
 
 impl fmt::Display for OwnerId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:016x}-{:x}-{:x}", self.process, self.pid, self.serial)
+        let mut text = [b'-'; OWNER_LEN];
+        let mut end = write_hex(&mut text, 0, self.process, 16);
+        end = write_hex(&mut text, end + 1, u64::from(self.pid), 1);
+        end = write_hex(&mut text, end + 1, self.serial, 1);
+        f.write_str(std::str::from_utf8(&text[..end]).unwrap_or_default())
     }
+}
+
+/// The longest text of an owner: 16 digits, 8 and 16, and two dashes.
+const OWNER_LEN: usize = 42;
+
+/// Writes at least so many hexadecimal digits of `number` from `start`, and returns the end. The formatter of the standard
+/// library takes several times as long, and each attempt on a server has an owner's text.
+fn write_hex(text: &mut [u8; OWNER_LEN], start: usize, number: u64, least: u32) -> usize {
+    let digits = (u64::BITS - number.leading_zeros()).div_ceil(4).max(least);
+    for (at, digit) in (0..digits).rev().enumerate() {
+        text[start + at] = b"0123456789abcdef"[(number >> (4 * digit)) as usize & 15];
+    }
+    start + digits as usize
 }
 
 /// A text that is not an [`OwnerId`].
@@ -248,7 +265,7 @@ mod tests {
         let mut seen = HashSet::new();
         for thread in threads {
             for owner in thread.join().unwrap() {
-                assert!(owner.len() <= 41, "{owner}");
+                assert!(owner.len() <= OWNER_LEN, "{owner}");
                 assert!(seen.insert(owner));
             }
         }
@@ -267,6 +284,13 @@ mod tests {
             serial: u64::MAX,
         };
         assert_eq!(largest.to_string().parse(), Ok(largest));
+        assert_eq!(largest.to_string().len(), OWNER_LEN);
+        let small = OwnerId {
+            process: 0xfab,
+            pid: 0x10,
+            serial: 0,
+        };
+        assert_eq!(small.to_string(), "0000000000000fab-10-0");
         for text in [
             "",
             "1",

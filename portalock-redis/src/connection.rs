@@ -20,6 +20,8 @@ use portalock_core::{
 use redis::{Cmd, RedisError, Value, aio::MultiplexedConnection};
 
 use crate::{
+    batch::Answer,
+    calls::Calls,
     cluster::Tag,
     connect::connect,
     error::{breaks, failed},
@@ -46,6 +48,7 @@ pub(crate) struct Wire {
     /// The number of the location that the connection leads to.
     location: u64,
     pub(crate) connection: MultiplexedConnection,
+    calls: Arc<Calls>,
 }
 
 /// The connections for the callers' requests, one for each runtime.
@@ -91,6 +94,7 @@ impl Connections {
                 number: opened.fetch_add(1, Ordering::Relaxed),
                 location: location.number,
                 connection,
+                calls: Arc::default(),
             })
         };
         self.wires.get(open).await
@@ -104,7 +108,7 @@ impl Connections {
         goes_on: impl Fn() -> Result<(), BackendError> + Send + Sync,
     ) -> Result<Answered<Value>, BackendError> {
         let begun = Instant::now();
-        let failure = match self.send_once(what, call).await {
+        let failure = match self.send_once(what, call, true).await {
             Ok(value) => {
                 return Ok(Answered {
                     value,
@@ -134,7 +138,7 @@ impl Connections {
             }
             tokio::time::sleep(pause).await;
             pause = (pause * 2).clamp(FIRST_PAUSE, LONGEST_PAUSE);
-            failure = match self.send_once(what, call).await {
+            failure = match self.send_once(what, call, false).await {
                 Ok(value) => {
                     return Ok(Answered {
                         value,
@@ -146,13 +150,23 @@ impl Connections {
         }
     }
 
-    async fn send_once(&self, what: &'static str, call: Call<'_>) -> Result<Value, BackendError> {
+    /// `gathers` says whether the call may be sent together with others. Without an answer it is `Unavailable`.
+    async fn send_once(
+        &self,
+        what: &'static str,
+        call: Call<'_>,
+        gathers: bool,
+    ) -> Result<Value, BackendError> {
         let mut wire = self.wire().await?;
-        match call.send(self.route.tag(), &mut wire.connection).await {
-            Ok(value) if self.leads_there(&wire) => Ok(value),
-            Ok(_) => Err(BackendError::new(
+        match wire.send(call, &self.route, gathers).await {
+            Ok(_) if !self.leads_there(&wire) => Err(BackendError::new(
                 BackendErrorKind::Unavailable,
                 format!("can't {what}: another server has become the primary"),
+            )),
+            Ok(Some(value)) => Ok(value),
+            Ok(None) => Err(BackendError::new(
+                BackendErrorKind::Unavailable,
+                format!("can't {what}: it was sent together with others, and got no answer"),
             )),
             Err(error) => {
                 if breaks(&error) {
@@ -161,6 +175,20 @@ impl Connections {
                 Err(failed(what, error))
             }
         }
+    }
+}
+
+impl Wire {
+    async fn send(&mut self, call: Call<'_>, route: &Arc<Route>, gathers: bool) -> Answer {
+        let in_flight = self.calls.begin();
+        if gathers
+            && in_flight.has_company
+            && let Some(answered) = self.calls.gather(call, route, &self.connection)
+        {
+            // Without a sender, the task that served this call has ended.
+            return answered.await.unwrap_or(Ok(None));
+        }
+        call.send(route.tag(), &mut self.connection).await.map(Some)
     }
 }
 

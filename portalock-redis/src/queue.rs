@@ -100,9 +100,9 @@ impl Server {
         waits: bool,
     ) -> Result<Answered<bool>, BackendError> {
         let state = self.keys.state(&place.wanted);
-        let mut arguments = vec![&*place.name];
-        arguments.extend(next.map(|next| &*next.name));
-        let call = Call::Script(&RELEASE, &[&state], &arguments);
+        let arguments = [&*place.name, next.map_or("", |next| &*next.name)];
+        let arguments = &arguments[..1 + usize::from(next.is_some())];
+        let call = Call::Script(&RELEASE, &[&state], arguments);
         let answer = self.send(RELEASING, call).await?;
         let value = match text(&answer.value) {
             Some("1") => true,

@@ -1,5 +1,9 @@
 //! The scripts. Each is atomic, and takes one round trip.
 //!
+//! An attempt and a release have two scripts: one for the request alone, and one for several requests, `batch.lua`, which is
+//! made of the same files. What is said here of a script holds for each request of a batch: they run one after the other, and
+//! each finds what the ones before it have written.
+//!
 //! # Invariants
 //!
 //! Every script preserves these invariants, whatever it finds. The function `lives` in `grant.lua` decides whether a
@@ -64,29 +68,50 @@ struct Form {
     hash: String,
 }
 
-macro_rules! script {
-    ($name:ident: $($file:literal)+) => {
-        script!($name, false: $($file)+);
-    };
-    ($name:ident meets sessions: $($file:literal)+) => {
-        script!($name, true: $($file)+);
-    };
-    ($name:ident, $meets_sessions:literal: $($file:literal)+) => {
-        pub(crate) static $name: LazyLock<Script> = LazyLock::new(|| {
-            Script::new($meets_sessions, concat!($("\n", include_str!(concat!("scripts/", $file)),)+))
-        });
+macro_rules! source {
+    ($($file:literal)+) => {
+        concat!($("\n", include_str!(concat!("scripts/", $file)),)+)
     };
 }
 
-script!(ACQUIRE meets sessions: "acquire_free.lua" "acquire_behind.lua" "grant.lua" "acquire_usual.lua" "prelude.lua" "acquire.lua");
-script!(RELEASE meets sessions: "release_free.lua" "release_next.lua" "grant.lua" "prelude.lua" "release.lua");
-script!(BREAK meets sessions: "place.lua" "break.lua");
-script!(EVICT meets sessions: "place.lua" "evict.lua" "release_free.lua" "release_next.lua" "grant.lua" "prelude.lua" "release.lua");
-script!(INSPECT meets sessions: "grant.lua" "prelude.lua" "inspect.lua");
-script!(OPEN: "open.lua");
-script!(RAISE: "raise.lua");
-script!(LOOK: "look.lua");
-script!(PRIMARY: "primary.lua");
+/// The sources of an attempt and of a release, for two scripts each.
+macro_rules! acquire {
+    () => {
+        source!("acquire_free.lua" "acquire_behind.lua" "grant.lua" "acquire_usual.lua" "prelude.lua" "acquire.lua")
+    };
+}
+macro_rules! release {
+    () => {
+        source!("release_free.lua" "release_next.lua" "grant.lua" "prelude.lua" "release.lua")
+    };
+}
+
+macro_rules! script {
+    ($name:ident: $source:expr) => {
+        script!($name, false: $source);
+    };
+    ($name:ident meets sessions: $source:expr) => {
+        script!($name, true: $source);
+    };
+    ($name:ident, $meets_sessions:literal: $source:expr) => {
+        pub(crate) static $name: LazyLock<Script> = LazyLock::new(|| Script::new($meets_sessions, $source));
+    };
+}
+
+script!(ACQUIRE meets sessions: acquire!());
+script!(RELEASE meets sessions: release!());
+script!(BATCH meets sessions: concat!(
+    "\nlocal function acquire(KEYS, ARGV)", acquire!(), "\nend",
+    "\nlocal function release(KEYS, ARGV)", release!(), "\nend",
+    source!("batch.lua"),
+));
+script!(BREAK meets sessions: source!("place.lua" "break.lua"));
+script!(EVICT meets sessions: concat!(source!("place.lua" "evict.lua"), release!()));
+script!(INSPECT meets sessions: source!("grant.lua" "prelude.lua" "inspect.lua"));
+script!(OPEN: source!("open.lua"));
+script!(RAISE: source!("raise.lua"));
+script!(LOOK: source!("look.lua"));
+script!(PRIMARY: source!("primary.lua"));
 
 impl Script {
     fn new(meets_sessions: bool, source: &str) -> Self {

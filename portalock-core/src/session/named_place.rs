@@ -1,11 +1,17 @@
 //! Places whose owners have a new name at the service each time.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicU64, Ordering},
+use std::{
+    fmt::Write,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use crate::OwnerId;
+
+/// Enough for each name.
+const LONGEST: usize = 64;
 
 /// An owner's place, for a service that records the owner by a name.
 ///
@@ -32,8 +38,11 @@ impl<W> NamedPlace<W> {
     pub fn new(owner: OwnerId, wanted: W) -> Self {
         static TAKEN: AtomicU64 = AtomicU64::new(0);
         let number = TAKEN.fetch_add(1, Ordering::Relaxed);
+        let mut name = String::with_capacity(LONGEST);
+        // Writing to a string does not fail.
+        let _ = write!(name, "{owner}.{number}");
         Self {
-            name: format!("{owner}.{number}").into(),
+            name: name.into(),
             wanted,
         }
     }

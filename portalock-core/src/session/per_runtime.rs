@@ -7,6 +7,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
 };
 
+use foldhash::fast::RandomState;
 use tokio::{
     runtime::{Handle, Id},
     sync::oneshot,
@@ -20,7 +21,9 @@ use crate::{BackendError, BackendErrorKind};
 /// A task on the runtime that opened a connection drives it, so the connection stops when that runtime blocks or ends.
 /// A backend that several runtimes and the session thread share needs a connection for each. A connection is opened
 /// when a runtime first needs it, and dropped when that runtime ends.
-pub struct PerRuntime<C>(Arc<Mutex<HashMap<Id, Arc<Entry<C>>>>>);
+pub struct PerRuntime<C>(Arc<Mutex<Entries<C>>>);
+
+type Entries<C> = HashMap<Id, Arc<Entry<C>>, RandomState>;
 
 struct Entry<C> {
     opening: SingleFlight<C>,
@@ -123,7 +126,7 @@ impl<C: Clone + Send + Sync + 'static> PerRuntime<C> {
         entry
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<Id, Arc<Entry<C>>>> {
+    fn lock(&self) -> MutexGuard<'_, Entries<C>> {
         lock(&self.0)
     }
 }
@@ -142,7 +145,7 @@ impl<C> Entry<C> {
 
 /// Removes a runtime's entry when the runtime drops its tasks. Another runtime may have the same id by then.
 struct RuntimeEnd<C> {
-    entries: Weak<Mutex<HashMap<Id, Arc<Entry<C>>>>>,
+    entries: Weak<Mutex<Entries<C>>>,
     runtime: Id,
     entry: Weak<Entry<C>>,
 }

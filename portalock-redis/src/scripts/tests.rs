@@ -1,5 +1,6 @@
 //! The scripts on a real server, without the Rust client.
 
+mod batch;
 mod breaking;
 mod flags;
 mod long_way;

@@ -1,0 +1,194 @@
+//! Several attempts and releases in one script: see `batch.lua`.
+
+use std::{iter, sync::Arc};
+
+use redis::{RedisError, Value, aio::MultiplexedConnection};
+use tokio::sync::oneshot;
+
+use crate::{
+    cluster::Tag,
+    connection::Call,
+    route::Route,
+    scripts::{ACQUIRE, BATCH, RELEASE},
+};
+
+/// The letters of requests in `batch.lua`.
+const QUEUES: char = 'q';
+const ONCE: char = 'o';
+const RELEASES: char = 'r';
+
+/// The answer to one request of a batch. `None` if it is missing: the request may have had an effect or not.
+pub(crate) type Answer = Result<Option<Value>, RedisError>;
+
+/// Requests, and where their callers wait.
+#[derive(Debug, Default)]
+pub(crate) struct Batch {
+    parts: Vec<Part>,
+    /// What all its attempts have.
+    attempts: Option<Attempts>,
+}
+
+#[derive(Debug)]
+struct Part {
+    letter: char,
+    state: String,
+    owner: String,
+    answer: oneshot::Sender<Answer>,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+struct Attempts {
+    session: String,
+    stamp: String,
+    head: String,
+    who: String,
+}
+
+impl Batch {
+    pub(crate) fn len(&self) -> usize {
+        self.parts.len()
+    }
+
+    /// Adds a request. `None` if the script doesn't do such a request, or not together with those that are here.
+    pub(crate) fn add(&mut self, call: Call<'_>) -> Option<oneshot::Receiver<Answer>> {
+        let (letter, state, owner) = match call {
+            Call::Script(script, &[state, session], &[owner, stamp, head, who, patience])
+                if std::ptr::eq(script, &*ACQUIRE) =>
+            {
+                let its = [session, stamp, head, who];
+                let attempts = self.attempts.get_or_insert_with(|| Attempts::new(its));
+                if attempts.words() != its {
+                    return None;
+                }
+                let letter = if patience == "queues" { QUEUES } else { ONCE };
+                (letter, state, owner)
+            }
+            Call::Script(script, &[state], &[owner]) if std::ptr::eq(script, &*RELEASE) => {
+                (RELEASES, state, owner)
+            }
+            _ => return None,
+        };
+        let (answer, answered) = oneshot::channel();
+        self.parts.push(Part {
+            letter,
+            state: state.to_owned(),
+            owner: owner.to_owned(),
+            answer,
+        });
+        Some(answered)
+    }
+
+    /// Sends the requests whose callers still wait.
+    pub(crate) async fn send(mut self, route: Arc<Route>, mut connection: MultiplexedConnection) {
+        self.parts.retain(|part| !part.answer.is_closed());
+        let (tag, connection) = (route.tag(), &mut connection);
+        let answers = match &*self.parts {
+            [] => return,
+            [part] => {
+                let answer = self.run_alone(part, tag, connection).await;
+                vec![answer.map(Some)]
+            }
+            _ => match self.run(tag, connection).await {
+                Ok(answer) => self.read(answer).unwrap_or_default(),
+                // The server refused the script, maybe because of only one of the requests.
+                Err(error) if error.code().is_some() => Vec::new(),
+                Err(error) => self.parts.iter().map(|_| Err(error.clone())).collect(),
+            },
+        };
+        let missing = iter::repeat_with(|| Ok(None));
+        for (part, answer) in self
+            .parts
+            .into_iter()
+            .zip(answers.into_iter().chain(missing))
+        {
+            // A caller that was dropped needs no answer.
+            let _ = part.answer.send(answer);
+        }
+    }
+
+    async fn run_alone(
+        &self,
+        part: &Part,
+        tag: Option<&Tag>,
+        connection: &mut MultiplexedConnection,
+    ) -> Result<Value, RedisError> {
+        let Part { state, owner, .. } = part;
+        match &self.attempts {
+            Some(Attempts {
+                session,
+                stamp,
+                head,
+                who,
+            }) if part.letter != RELEASES => {
+                let patience = if part.letter == QUEUES {
+                    "queues"
+                } else {
+                    "once"
+                };
+                let arguments = [&**owner, stamp, head, who, patience];
+                ACQUIRE
+                    .run_in(tag, connection, &[state, session], &arguments)
+                    .await
+            }
+            _ => RELEASE.run_in(tag, connection, &[state], &[owner]).await,
+        }
+    }
+
+    async fn run(
+        &self,
+        tag: Option<&Tag>,
+        connection: &mut MultiplexedConnection,
+    ) -> Result<Value, RedisError> {
+        let letters: String = self.parts.iter().map(|part| part.letter).collect();
+        let mut keys: Vec<&str> = self.parts.iter().map(|part| &*part.state).collect();
+        let mut arguments = vec![&*letters];
+        arguments.extend(self.parts.iter().map(|part| &*part.owner));
+        if let Some(attempts) = &self.attempts {
+            let [session, stamp, head, who] = attempts.words();
+            keys.push(session);
+            arguments.extend([stamp, head, who]);
+        }
+        BATCH.run_in(tag, connection, &keys, &arguments).await
+    }
+
+    /// Reads the answer of `batch.lua`.
+    fn read(&self, answer: Value) -> Option<Vec<Answer>> {
+        let Value::Array(words) = answer else {
+            return None;
+        };
+        let mut words = words.into_iter();
+        let token = words.next()?;
+        let usual = |part: &Part| match part.letter {
+            RELEASES => Value::BulkString(b"1".into()),
+            _ => token.clone(),
+        };
+        let mut answers: Vec<Answer> = self
+            .parts
+            .iter()
+            .map(|part| Ok(Some(usual(part))))
+            .collect();
+        while let (Some(number), Some(answer)) = (words.next(), words.next()) {
+            let Value::Int(number) = number else {
+                return None;
+            };
+            let index = usize::try_from(number).ok()?.checked_sub(1)?;
+            *answers.get_mut(index)? = Ok(Some(answer).filter(|answer| *answer != Value::Nil));
+        }
+        Some(answers)
+    }
+}
+
+impl Attempts {
+    fn new([session, stamp, head, who]: [&str; 4]) -> Self {
+        Self {
+            session: session.to_owned(),
+            stamp: stamp.to_owned(),
+            head: head.to_owned(),
+            who: who.to_owned(),
+        }
+    }
+
+    fn words(&self) -> [&str; 4] {
+        [&self.session, &self.stamp, &self.head, &self.who]
+    }
+}
