@@ -37,6 +37,9 @@ pub enum Entered {
     },
     /// The lock is contended, and the service keeps nothing of the request.
     Refused(Option<Holder>),
+    /// The service refused the request with this error, and keeps nothing of it. If the outcome of the request is unknown,
+    /// the attempt fails instead.
+    Failed(BackendError),
     /// The service no longer knows the session.
     Ended(Loss),
 }
@@ -153,6 +156,13 @@ impl<S: Service> Client<S> {
                     places.forget(owner);
                 }
                 Ok(Attempt::Contended(Contention::new().with_holder(holder)))
+            }
+            Entered::Failed(error) => {
+                // An earlier request may still arrive: then the place stays until it is released.
+                if !unsure {
+                    places.forget(owner);
+                }
+                Err(error)
             }
             Entered::Ended(loss) => {
                 session.end(loss);
