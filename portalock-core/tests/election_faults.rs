@@ -81,6 +81,25 @@ impl LockBackend for Unsteady {
     }
 }
 
+/// Never answers a release.
+#[derive(Debug)]
+struct Deaf(MemoryBackend);
+
+#[async_trait]
+impl LockBackend for Deaf {
+    fn capabilities(&self) -> Capabilities {
+        LockBackend::capabilities(&self.0).with_releases_now(false)
+    }
+
+    async fn try_acquire(&self, request: &LockRequest) -> Result<Attempt, BackendError> {
+        LockBackend::try_acquire(&self.0, request).await
+    }
+
+    async fn release(&self, _: &LockRequest) -> Result<Released, BackendError> {
+        pending().await
+    }
+}
+
 fn election<B: LockBackend>(backend: B) -> Election<B> {
     Election::new(backend, "scheduler").unwrap()
 }
@@ -111,6 +130,21 @@ async fn a_leader_ends_at_a_failure_that_no_repetition_cures() {
     let backend = Unsteady::new(BackendErrorKind::Misconfigured, 1);
     let ended = election(backend).lead(pending(), |_| pending()).await;
     assert!(matches!(ended, Err(LockError::Backend { .. })));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_leader_that_is_stopped_while_it_resigns_ends_after_that_and_leads_no_more() {
+    let terms = AtomicU32::new(0);
+    let work = |_| {
+        terms.fetch_add(1, Ordering::SeqCst);
+        async {}
+    };
+    let start = Instant::now();
+    let stop = tokio::time::sleep(Duration::from_secs(1));
+    let election = election(Deaf(MemoryBackend::new())).with_pause(Duration::ZERO);
+    election.lead(stop, work).await.unwrap();
+    assert_eq!(start.elapsed(), Duration::from_secs(5));
+    assert_eq!(terms.load(Ordering::SeqCst), 1);
 }
 
 #[tokio::test(start_paused = true)]

@@ -58,12 +58,23 @@ impl Server {
         doing: &'static str,
         transaction: Txn,
     ) -> Result<Answered<TxnResponse>, BackendError> {
-        self.endpoints
-            .call(doing, |client| {
-                let transaction = transaction.clone();
-                async move { reader(&client).txn(transaction).await }
-            })
-            .await
+        let mut repeated = false;
+        let value = self.send(doing, transaction, &mut repeated).await?;
+        Ok(Answered { value, repeated })
+    }
+
+    /// The same. Sets `repeated` if a request got no answer, also if the call then fails.
+    pub(crate) async fn send(
+        &self,
+        doing: &'static str,
+        transaction: Txn,
+        repeated: &mut bool,
+    ) -> Result<TxnResponse, BackendError> {
+        let request = |client: Arc<_>| {
+            let transaction = transaction.clone();
+            async move { reader(&client).txn(transaction).await }
+        };
+        self.endpoints.send(doing, request, repeated).await
     }
 
     /// Executes a linearizable read, as one transaction.
@@ -107,6 +118,7 @@ pub(crate) async fn enter(
             Entered::Refused(lease.numbers.holder(queue))
         }
         Standing::Refused(holder) => Entered::Refused(holder),
+        Standing::Failed(error) => Entered::Failed(error),
         Standing::Ended => Entered::Ended(gone()),
     };
     Ok(Answered { value, repeated })

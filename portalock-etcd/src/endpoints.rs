@@ -91,11 +91,26 @@ impl Endpoints {
         F: Fn(Arc<Client>) -> Fut,
         Fut: Future<Output = Result<T, Error>>,
     {
+        let mut repeated = false;
+        let value = self.send(doing, request, &mut repeated).await?;
+        Ok(Answered { value, repeated })
+    }
+
+    /// The same. Sets `repeated` if a request got no answer, also if the call then fails.
+    pub(crate) async fn send<T, F, Fut>(
+        &self,
+        doing: &'static str,
+        request: F,
+        repeated: &mut bool,
+    ) -> Result<T, BackendError>
+    where
+        F: Fn(Arc<Client>) -> Fut,
+        Fut: Future<Output = Result<T, Error>>,
+    {
         let members = self.members.len();
         let start = Instant::now();
         let share = self.request_timeout / u32::try_from(members).unwrap_or(u32::MAX);
         let mut fresh_login = false;
-        let mut repeated = false;
         let mut tries = 0;
         // A single member is tried twice, the second time on a new connection: the old one may have ended with a
         // restart.
@@ -114,13 +129,13 @@ impl Endpoints {
                 })
             };
             let error = match tokio::time::timeout(left.min(share), attempt).await {
-                Ok(Ok(value)) => return Ok(Answered { value, repeated }),
+                Ok(Ok(value)) => return Ok(value),
                 Ok(Err(error)) => error,
                 Err(_) => timed_out(doing),
             };
             match error.kind() {
                 BackendErrorKind::Unavailable | BackendErrorKind::Other => {
-                    repeated |= used.is_some();
+                    *repeated |= used.is_some();
                     self.leave(turn, used.as_ref());
                     if leaderless {
                         // An election takes a second or two: wait for it, within the request timeout.

@@ -40,6 +40,8 @@ pub(crate) enum Standing {
     Waiting(Waiting),
     /// It has no place, because it would have had to wait.
     Refused(Option<Holder>),
+    /// It has no place, because etcd refused the request for it.
+    Failed(BackendError),
     /// It has no place: etcd no longer knows the session.
     Ended,
 }

@@ -20,8 +20,9 @@ const OBSERVING: &str = "watch who holds a lock";
 #[derive(Debug)]
 struct Observed {
     queue: String,
-    /// Keys and claims by create revision, which is their order.
-    claims: BTreeMap<i64, (Vec<u8>, Claim)>,
+    /// Keys and claims by create revision, which is their order. A key that this crate did not write has no claim, but
+    /// the requests behind it wait for it.
+    claims: BTreeMap<i64, (Vec<u8>, Option<Claim>)>,
     /// The place of the last exclusive holder that was reported.
     told: Option<i64>,
 }
@@ -112,12 +113,9 @@ impl Observed {
     }
 
     fn comes(&mut self, key: &KeyValue) {
-        // Keys that this crate did not write are not places.
-        if let Ok(claim) = claim(&self.queue, key) {
-            let place = key.create_revision();
-            let claim = claim.with_token(token(place));
-            self.claims.insert(place, (key.key().to_vec(), claim));
-        }
+        let place = key.create_revision();
+        let claim = claim(&self.queue, key).map(|claim| claim.with_token(token(place)));
+        self.claims.insert(place, (key.key().to_vec(), claim.ok()));
     }
 
     fn goes(&mut self, key: &KeyValue) {
@@ -127,6 +125,7 @@ impl Observed {
     /// The first request of the queue, if it is exclusive: then it holds.
     fn exclusive(&self) -> Option<(i64, &Claim)> {
         let (place, (_, claim)) = self.claims.first_key_value()?;
+        let claim = claim.as_ref()?;
         (claim.kind == ClaimKind::Exclusive).then_some((*place, claim))
     }
 

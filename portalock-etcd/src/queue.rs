@@ -58,11 +58,14 @@ impl Place {
             .and_then([put, TxnOp::get(self.queue.in_the_way(), Some(count))])
             // To find out why it was not taken, and who holds.
             .or_else([TxnOp::get(key, None), session.own(), self.first()]);
-        let Answered { value, repeated } = session.server.transact(ENTERING, transaction).await?;
-        let value = if value.succeeded() {
-            self.taken_by(&value)?
-        } else {
-            self.not_taken_by(&value, session, known)?
+        let mut repeated = false;
+        let server = &session.server;
+        let value = match server.send(ENTERING, transaction, &mut repeated).await {
+            Ok(answer) if answer.succeeded() => self.taken_by(&answer)?,
+            Ok(answer) => self.not_taken_by(&answer, session, known)?,
+            // etcd has executed nothing of it.
+            Err(error) if !repeated && is_refusal(&error) => Some(Standing::Failed(error)),
+            Err(error) => return Err(error),
         };
         Ok(Answered { value, repeated })
     }
@@ -164,6 +167,16 @@ impl Place {
             .with_limit(1);
         TxnOp::get(self.queue.keys.as_str(), Some(options))
     }
+}
+
+/// Whether etcd answers so before it executes a request.
+fn is_refusal(error: &BackendError) -> bool {
+    matches!(
+        error.kind(),
+        BackendErrorKind::OutOfSpace
+            | BackendErrorKind::Exhausted
+            | BackendErrorKind::PermissionDenied
+    )
 }
 
 pub(crate) fn holder(first: &[KeyValue]) -> Option<Holder> {

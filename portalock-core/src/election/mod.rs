@@ -120,8 +120,9 @@ impl<B: LockBackend> Election<B> {
     ///
     /// `work` is called once for each term. If the term is lost, the future of `work` is dropped at its current await
     /// point. If the future ends, the leader resigns; this is how work responds to [`Leading::step_down_asked`]. When
-    /// `stop` is ready, the future is dropped and the leader resigns. Dropping the future doesn't end tasks that it has
-    /// spawned, so `work` must end them.
+    /// `stop` is ready, the future is dropped and the leader resigns. The call returns when the leader has resigned, also
+    /// if `stop` becomes ready meanwhile: after 5 s at the latest, if the service doesn't answer. Dropping the future
+    /// doesn't end tasks that it has spawned, so `work` must end them.
     ///
     /// # Errors
     ///

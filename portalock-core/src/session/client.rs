@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use super::{KeptSession, Leaving, Service, Sessions};
+use super::{KeptSession, Leaving, Places, Service, Sessions};
 use crate::{
     Attempt, BackendError, BackendErrorKind, Contention, FencingToken, Holder, Loss, OwnerId,
     Released, Wakeups,
@@ -37,6 +37,9 @@ pub enum Entered {
     },
     /// The lock is contended, and the service keeps nothing of the request.
     Refused(Option<Holder>),
+    /// The service refused the request with this error, and keeps nothing of it. If the outcome of the request is unknown,
+    /// the attempt fails instead.
+    Failed(BackendError),
     /// The service no longer knows the session.
     Ended(Loss),
 }
@@ -107,13 +110,21 @@ impl<S: Service> Client<S> {
         }
         let reconnects = places.reconnects();
         let expected = places.expect(owner, || session.service().place(owner, wish))?;
-        let Answered { value, repeated } = match S::enter(&session, &expected.at, wish).await {
+        let asking = Asking {
+            places,
+            owner,
+            at: expected.at,
+            is_answered: false,
+        };
+        let Answered { value, repeated } = match S::enter(&session, &asking.at, wish).await {
             Ok(answer) => answer,
             // The outcome is unknown. If the session has ended, the attempt has ended with it.
             Err(error) => return session.ensure_live().and(Err(error)),
         };
         let unsure = expected.unsure || repeated;
-        places.answered(owner, unsure);
+        if !asking.answered(unsure) {
+            return session.ensure_live().and(Err(places.over()));
+        }
         match value {
             Entered::Granted(token) => {
                 session.ensure_live()?;
@@ -145,6 +156,13 @@ impl<S: Service> Client<S> {
                     places.forget(owner);
                 }
                 Ok(Attempt::Contended(Contention::new().with_holder(holder)))
+            }
+            Entered::Failed(error) => {
+                // An earlier request may still arrive: then the place stays until it is released.
+                if !unsure {
+                    places.forget(owner);
+                }
+                Err(error)
             }
             Entered::Ended(loss) => {
                 session.end(loss);
@@ -209,6 +227,30 @@ impl<S: Service> Client<S> {
                 Some(session) => session.finished().await,
                 None => Ok(()),
             }
+        }
+    }
+}
+
+/// An attempt in flight. If this is dropped, its outcome is unknown.
+struct Asking<'a, P: Clone> {
+    places: &'a Places<P>,
+    owner: OwnerId,
+    at: P,
+    is_answered: bool,
+}
+
+impl<P: Clone> Asking<'_, P> {
+    /// As [`Places::answered`].
+    fn answered(mut self, unsure: bool) -> bool {
+        self.is_answered = true;
+        self.places.answered(self.owner, &self.at, unsure)
+    }
+}
+
+impl<P: Clone> Drop for Asking<'_, P> {
+    fn drop(&mut self) {
+        if !self.is_answered {
+            self.places.answered(self.owner, &self.at, true);
         }
     }
 }

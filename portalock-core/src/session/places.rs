@@ -135,9 +135,29 @@ impl<P: Clone> Places<P> {
         })
     }
 
-    /// Records that the attempt was answered. `unsure` says whether other requests may still be in flight.
-    pub fn answered(&self, owner: OwnerId, unsure: bool) {
-        self.change(owner, |place| place.unsure = unsure);
+    /// Records that the attempt for the place `at` was answered, or has failed or was dropped. `unsure` says whether requests
+    /// may still be in flight. Returns false if the owner was released meanwhile, for example because its lock was broken.
+    /// The attempt may have taken the place again, so the session releases it again.
+    pub fn answered(&self, owner: OwnerId, at: &P, unsure: bool) -> bool {
+        let mut book = self.lock();
+        let Some(places) = book.as_mut() else {
+            return false;
+        };
+        let place = match places.entry(owner) {
+            Entry::Occupied(found) if !matches!(found.get().phase, Phase::Releasing { .. }) => {
+                found.into_mut().unsure = unsure;
+                return true;
+            }
+            Entry::Occupied(found) => {
+                let place = found.into_mut();
+                place.enter(Phase::Due);
+                place
+            }
+            Entry::Vacant(free) => free.insert(Place::new(at.clone(), Phase::Due)),
+        };
+        place.unsure = true;
+        self.owed.notify_one();
+        false
     }
 
     /// Records the answer that the owner waits.

@@ -9,8 +9,8 @@ use std::{
 };
 
 use portalock_core::{
-    Attempt, BackendErrorKind, Lock, LockBackend, LockName, LockRequest, Mode, Patience, Released,
-    Request, Wake,
+    Attempt, BackendErrorKind, Election, Lock, LockBackend, LockName, LockRequest, Mode, Patience,
+    Released, Request, Wake,
 };
 use portalock_etcd::{EtcdBackend, etcd_client::DeleteOptions};
 use portalock_testkit::proxy::Direction;
@@ -306,6 +306,24 @@ async fn a_key_that_somebody_else_has_put_is_no_place() {
     server.raw().await.put(key, "by hand", None).await.unwrap();
     let error = client.try_acquire(&request("foreign")).await.unwrap_err();
     assert_eq!(error.kind(), BackendErrorKind::Corrupt, "{error}");
+}
+
+#[tokio::test]
+async fn nobody_leads_behind_a_key_that_somebody_else_has_put() {
+    let server = Server::start();
+    let client = server.client().await;
+    let key = "portalock//locks/led/exclusive/by-hand";
+    server.raw().await.put(key, "x", None).await.unwrap();
+    let candidate = request("led");
+    contended(&client, &candidate).await;
+    let mut observer = Election::new(client.clone(), "led").unwrap().observe();
+    assert_eq!(observer.next().await.unwrap(), None);
+    server.raw().await.delete(key, None).await.unwrap();
+    let leads = observer.next().await.unwrap().unwrap();
+    granted(&client, &candidate).await;
+    let fence = client.fence(candidate.owner).unwrap();
+    let token = u64::from(leads.token.unwrap());
+    assert_eq!(token, u64::try_from(fence.revision).unwrap());
 }
 
 #[tokio::test]

@@ -1,16 +1,17 @@
 //! Calls that overlap, answers that never come, and many requests at once.
 
-use std::{path::Path, time::Duration};
+use std::{path::Path, pin::pin, time::Duration};
 
 use portalock_core::{
-    Attempt, Lock, LockBackend, LockName, LockRequest, Loss, Mode, Patience, Policy, Released,
-    Request,
+    Attempt, Holder, Lock, LockBackend, LockName, LockRequest, Loss, Mode, Patience, Policy,
+    Released, Request,
 };
 use portalock_etcd::{
     EtcdBackend,
     etcd_client::{Txn, TxnOp},
 };
 use portalock_testkit::proxy::Direction;
+use tokio::time::timeout;
 
 use crate::support::{Server, patient, until, with_users};
 
@@ -248,4 +249,37 @@ async fn a_lock_that_was_broken_leaves_neither_its_key_nor_the_mark() {
         server.lock_keys().await.is_empty() && server.session_keys().await.len() == 2
     })
     .await;
+}
+
+#[tokio::test]
+async fn a_request_under_way_takes_no_other_place_after_its_lock_was_broken() {
+    let server = Server::start();
+    let (holder, client) = (server.client().await, server.client().await);
+    let (first, broken) = (request("broken"), request("broken"));
+    granted(&holder, &first).await;
+    // Opens the connection, so that the request is sent by the first poll.
+    granted(&client, &request("another")).await;
+    let mut attempt = pin!(client.try_acquire(&broken));
+    let polled_once = timeout(Duration::ZERO, &mut attempt).await;
+    assert!(polled_once.is_err());
+    server.waiters("broken", 1).await;
+    holder.release(&first).await.unwrap();
+    // Now it holds, without having heard the answer.
+    let operator = Holder::this_process(None);
+    let breaks = holder.mark_broken(&first.name, broken.owner, &operator);
+    assert!(breaks.await.unwrap().is_some());
+    let keys = async || {
+        let found = server.lock_keys().await;
+        found.iter().filter(|key| key.contains("/broken/")).count()
+    };
+    until("it is released", async || keys().await == 0).await;
+    // The session has the answer too, and has forgotten the owner.
+    until("that is settled", async || {
+        client.release(&broken).await.unwrap() == Released::NotHeld
+    })
+    .await;
+    let outcome = attempt.await;
+    assert!(outcome.is_err(), "{outcome:?}");
+    until("it is released again", async || keys().await == 0).await;
+    granted(&client, &broken).await;
 }

@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use portalock_core::{
-    Attempt, Lock, LockBackend, LockName, LockRequest, Mode, Patience, Policy, Request,
+    Attempt, BackendErrorKind, Lock, LockBackend, LockName, LockRequest, Mode, Patience, Policy,
+    Released, Request,
 };
 use portalock_etcd::etcd_client::{AlarmAction, AlarmOptions, AlarmType, MaintenanceClient};
 use portalock_testkit::proxy::Direction;
@@ -287,4 +288,26 @@ fn a_request_whose_runtime_ends_before_the_answer_is_withdrawn() {
         })
         .await;
     });
+}
+
+#[tokio::test]
+async fn requests_that_a_full_store_refuses_leave_nothing_to_do() {
+    let server = Server::start();
+    let mut admin = server.admin().await.maintenance_client();
+    let client = server.client().await;
+    full(&mut admin, true).await;
+    for _ in 0..50 {
+        let request = request("full");
+        let error = client.try_acquire(&request).await.unwrap_err();
+        assert_eq!(error.kind(), BackendErrorKind::OutOfSpace, "{error}");
+        client.release(&request).await.unwrap();
+    }
+    let before = server.requests().await;
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    assert_eq!(server.requests().await, before);
+    full(&mut admin, false).await;
+    let request = request("full");
+    let attempt = client.try_acquire(&request).await.unwrap();
+    assert!(matches!(attempt, Attempt::Granted(_)), "{attempt:?}");
+    assert_eq!(client.release(&request).await.unwrap(), Released::Freed);
 }

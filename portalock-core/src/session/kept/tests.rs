@@ -491,7 +491,7 @@ async fn a_release_succeeds_before_what_may_come_late_is_refused_and_the_session
     // Another release doesn't have to wait for that one.
     let other = OwnerId::mint();
     session.places().expect(other, || 2).unwrap();
-    session.places().answered(other, false);
+    session.places().answered(other, &2, false);
     drop(session.places().release(other));
     store.has_seen(Event::Released(2, false), 1).await;
     store.has_seen(Event::Released(1, true), 3).await;

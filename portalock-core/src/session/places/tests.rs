@@ -99,13 +99,28 @@ fn a_request_without_an_answer_may_arrive_until_all_are_answered() {
     assert!(!places.expect(owner, || 1).unwrap().unsure);
     // Dropped before its answer. The answer to another attempt says nothing about it.
     assert!(places.expect(owner, || 1).unwrap().unsure);
-    places.answered(owner, true);
+    assert!(places.answered(owner, &1, true));
     assert!(places.release(owner).unwrap().leaving().unsure);
 
     let other = OwnerId::mint();
     places.expect(other, || 1).unwrap();
-    places.answered(other, false);
+    assert!(places.answered(other, &1, false));
     assert!(!places.release(other).unwrap().leaving().unsure);
+}
+
+#[test]
+fn what_an_attempt_took_after_its_release_is_released_again() {
+    let (places, _lease, owner) = book();
+    places.expect(owner, || 1).unwrap();
+    places.release(owner).unwrap().done();
+    assert!(!places.answered(owner, &1, false));
+    assert!(places.owed.notified().now_or_never().is_some());
+    let releasing = places.release_due(owner).unwrap();
+    assert!(releasing.leaving().unsure);
+    // This one was sent before the release was answered.
+    assert!(!places.answered(owner, &1, false));
+    releasing.done();
+    assert_eq!(places.due(), [owner]);
 }
 
 #[test]
