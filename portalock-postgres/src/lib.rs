@@ -131,7 +131,8 @@
 //! Rows change often, so the tables need autovacuum, like any queue, and are configured to be vacuumed often. A transaction that stays open for hours anywhere in the database prevents the removal of dead rows,
 //! and busy names get slower until it ends.
 //!
-//! A released lock leaves the row of its name, for an hour. A session that ends with locks reads all these rows. Sessions remove old rows once an hour, with `portalock.clean`.
+//! A released lock leaves the row of its name, for an hour. Sessions remove old rows once an hour, with `portalock.clean`, which
+//! reads all these rows.
 //!
 //! # Features
 //!

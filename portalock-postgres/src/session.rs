@@ -261,16 +261,13 @@ impl Service for SessionRow {
         let id = &session.service().id;
         let ended = |error| failed(ENDING, error);
         line.connection.end_session(id).await.map_err(ended)?;
-        if !session.places().left().is_empty() {
-            while line.connection.bury(id).await.map_err(ended)? {}
-        }
-        Ok(())
+        let left = session.places().left();
+        line.connection.bury(id, left).await.map_err(ended)
     }
 
     async fn chores(session: &Arc<Session>, former: Option<Arc<Session>>) -> Infallible {
         // Nothing is reported to observers after the session has ended.
         let _observed = session.service().observers.as_long_as_this_lives();
-        let former = former.map(|former| former.service().id.clone());
         clean_up(session, former).await
     }
 }

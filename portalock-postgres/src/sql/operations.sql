@@ -169,14 +169,15 @@ CREATE OR REPLACE FUNCTION portalock.leave(
     _session text, _kind text, _name text, _owner text, _for_good boolean, OUT freed boolean, OUT epoch bigint
 ) LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
+    -- Before any other row: whoever kills the session locks its row first, too, and then those of its marks.
+    IF _for_good THEN
+        UPDATE portalock.sessions s SET epoch = s.epoch + 1 WHERE s.id = _session RETURNING s.epoch INTO epoch;
+    END IF;
     freed := portalock.remove(_session, _kind, _name, _owner);
     IF freed IS NOT NULL THEN
         PERFORM portalock.serve(_kind, _name, NULL);
     END IF;
     freed := coalesce(freed, false);
-    IF _for_good THEN
-        UPDATE portalock.sessions s SET epoch = s.epoch + 1 WHERE s.id = _session RETURNING s.epoch INTO epoch;
-    END IF;
 END $$;
 
 -- The holders and the waiters, in the order of their grants and of their places, and the last token. Leaves out dead

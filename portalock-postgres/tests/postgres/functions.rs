@@ -371,6 +371,32 @@ async fn a_clean_up_leaves_a_name_that_somebody_has_locked() {
     assert_eq!(server.number(left).await, 0);
 }
 
+/// What a session has left is removed without a search through all names.
+#[tokio::test]
+async fn a_burial_reads_only_its_own_names() {
+    let server = Server::start().await;
+    let admin = server.admin().await;
+    open(&admin, "s").await;
+    acquire(&admin, "s", 0, "o").await;
+    admin
+        .batch_execute(
+            "INSERT INTO portalock.names SELECT 'lock', 'other ' || n, 1 FROM generate_series(1, 1000) n;
+             SELECT portalock.end_session('s');
+             SET enable_seqscan = off;
+             BEGIN;
+             SELECT portalock.bury('s', '{lock,lock}', '{a,b}')",
+        )
+        .await
+        .unwrap();
+    let read = "SELECT sum(pg_stat_get_xact_tuples_returned(c) + pg_stat_get_xact_tuples_fetched(c))::bigint
+                FROM (VALUES ('portalock.names'::regclass), ('portalock.names_pkey')) t (c)";
+    let read: i64 = admin.query_one(read, &[]).await.unwrap().get(0);
+    assert!(read < 100, "it read {read} rows");
+    admin.batch_execute("COMMIT").await.unwrap();
+    let left = "SELECT count(*) FROM portalock.claims";
+    assert_eq!(server.number(left).await, 0);
+}
+
 /// Ended sessions and locks leave nothing, except the last token of each name for an hour.
 #[tokio::test]
 async fn what_nobody_needs_is_removed() {
