@@ -27,6 +27,7 @@ BEGIN
     WHERE (n.name, n.kind) OPERATOR(pg_catalog.=) (_name, _kind) AND NOT n.busy AND n.owner IS NULL
         AND (s.id, s.epoch, _weight) OPERATOR(pg_catalog.=) (_session, _epoch, _capacity)
         AND s.expires OPERATOR(pg_catalog.>) pg_catalog.clock_timestamp()
+        AND _weight OPERATOR(pg_catalog.>) 0 AND _owner IS NOT NULL AND _who IS NOT NULL
     RETURNING 'granted', n.token INTO outcome, token;
     IF NOT FOUND THEN
         SELECT a.outcome, a.token, a.who, a.since, a.look_in INTO outcome, token, who, since, look_in
@@ -49,6 +50,14 @@ DECLARE
     may_have_granted boolean := false;
     ignored text;
 BEGIN
+    -- No client of this crate calls it so. A claim that is not valid could be granted beside an exclusive holder.
+    IF num_nulls(_session, _epoch, _kind, _name, _owner, _weight, _capacity, _queue, _who) > 0
+        OR _kind NOT IN ('lock', 'semaphore') OR _weight NOT BETWEEN 1 AND _capacity
+    THEN
+        RAISE EXCEPTION 'portalock.acquire needs a kind of lock or semaphore, a weight from 1 to the capacity, and no NULL; got kind %, weight %, capacity %',
+            _kind, _weight, _capacity USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+
     SELECT s.epoch, n.owner IS NOT NULL, n.busy INTO known, is_whole, is_busy
     FROM portalock.sessions s LEFT JOIN portalock.names n ON n.name = _name AND n.kind = _kind
     WHERE s.id = _session AND s.expires > clock_timestamp();
