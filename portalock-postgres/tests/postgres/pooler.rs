@@ -41,7 +41,7 @@ async fn a_pooler_that_has_served_another_process_is_refused() {
         &[("pool_mode", "transaction"), ("default_pool_size", "1")],
     )
     .await;
-    let other = connect(pooler.url()).await;
+    let other = connect(&pooler.url()).await;
     for number in 0..200 {
         let statement = format!("PREPARE s{number} AS SELECT 1");
         other.batch_execute(&statement).await.unwrap();
