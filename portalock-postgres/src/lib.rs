@@ -98,11 +98,11 @@
 //!
 //! # Poolers
 //!
-//! A pooler that uses another server process for each transaction (PgBouncer's `pool_mode = transaction`) does not
-//! support `LISTEN`. A session detects this at its start and fails with
+//! A pooler that uses another server process for each transaction (PgBouncer's `pool_mode = transaction`) or for each
+//! statement does not support `LISTEN`. A session detects this at its start and fails with
 //! [`Unsupported`](portalock_core::BackendErrorKind::Unsupported). Use the server's own address for locks, or a pool in
 //! session mode. A process needs one connection, and one more for each runtime that uses locks, for any number of
-//! locks.
+//! locks. A pool in session mode must be large enough for all of them.
 //!
 //! # Several servers
 //!
@@ -111,7 +111,7 @@
 //!
 //! # What it takes
 //!
-//! - PostgreSQL 13 or later, tested with 13 and 15 to 18; a database in the encoding UTF8. The feature `tls` adds connections
+//! - PostgreSQL 13 or later, tested with 13 to 18; a database in the encoding UTF8. The feature `tls` adds connections
 //!   over TLS, by rustls.
 //! - Durable commits: if the default of a connection is `synchronous_commit = off`, it is set to `on`.
 //! - A host whose clock doesn't jump. `docs/guarantees.md` lists which faults break which guarantee.
@@ -131,7 +131,8 @@
 //! Rows change often, so the tables need autovacuum, like any queue, and are configured to be vacuumed often. A transaction that stays open for hours anywhere in the database prevents the removal of dead rows,
 //! and busy names get slower until it ends.
 //!
-//! A released lock leaves the row of its name, for an hour. A session that ends with locks reads all these rows. Sessions remove old rows once an hour, with `portalock.clean`.
+//! A released lock leaves the row of its name, for an hour. Sessions remove old rows once an hour, with `portalock.clean`, which
+//! reads all these rows.
 //!
 //! # Features
 //!

@@ -62,11 +62,11 @@ pub(crate) async fn look(
 }
 
 /// Removes rows that nobody needs any more: those of the former session at once, others from time to time.
-pub(crate) async fn clean_up(session: &Session, former: Option<Arc<str>>) -> Infallible {
+pub(crate) async fn clean_up(session: &Session, former: Option<Arc<Session>>) -> Infallible {
     if let Some(former) = former {
         over(session, async |line| {
-            while line.bury(&former).await? {}
-            Ok(())
+            line.bury(&former.service().id, former.places().left())
+                .await
         })
         .await;
     }

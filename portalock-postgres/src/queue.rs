@@ -144,7 +144,7 @@ impl Connections {
 }
 
 /// From how many names one statement removes the claims of dead sessions.
-const AT_ONCE: i32 = 100;
+const AT_ONCE: u8 = 100;
 
 impl Connection {
     /// Releases an owner.
@@ -177,25 +177,33 @@ impl Connection {
         .map(drop)
     }
 
-    /// Removes claims of a dead session from their queues. Returns true if there may be more.
-    pub(crate) async fn bury(&self, session: &str) -> Result<bool, Error> {
-        let rows = self
-            .query(
-                "SELECT portalock.bury($1, $2)",
-                &[(&session, Type::TEXT), (&AT_ONCE, Type::INT4)],
+    /// Removes the claims that a dead session has left, and serves the queues.
+    pub(crate) async fn bury(&self, session: &str, left: &[Place]) -> Result<(), Error> {
+        for places in left.chunks(AT_ONCE.into()) {
+            let wanted = || places.iter().map(|place| &place.wanted);
+            let kinds: Vec<&str> = wanted().map(|wanted| wanted.kind.as_str()).collect();
+            let names: Vec<&str> = wanted().map(|wanted| wanted.name.as_str()).collect();
+            self.query(
+                "SELECT portalock.bury($1, $2, $3)",
+                &[
+                    (&session, Type::TEXT),
+                    (&kinds, Type::TEXT_ARRAY),
+                    (&names, Type::TEXT_ARRAY),
+                ],
             )
             .await?;
-        let buried: i32 = rows.first().map_or(Ok(0), |row| row.try_get(0))?;
-        Ok(buried >= AT_ONCE)
+        }
+        Ok(())
     }
 
     /// Removes rows that nobody needs any more. Returns true if there may be more.
     pub(crate) async fn clean(&self) -> Result<bool, Error> {
+        let most = i32::from(AT_ONCE);
         let rows = self
-            .query("SELECT portalock.clean($1)", &[(&AT_ONCE, Type::INT4)])
+            .query("SELECT portalock.clean($1)", &[(&most, Type::INT4)])
             .await?;
         let cleaned: i32 = rows.first().map_or(Ok(0), |row| row.try_get(0))?;
-        Ok(cleaned >= AT_ONCE)
+        Ok(cleaned >= most)
     }
 }
 

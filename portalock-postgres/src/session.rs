@@ -31,7 +31,7 @@ use portalock_core::{
     session::{Answered, Asked, Entered, KeptSession, Leaving, Looked, Service, new_id},
 };
 use tokio::time::timeout;
-use tokio_postgres::{Error, Notification, types::Type};
+use tokio_postgres::{Error, Notification, error::SqlState, types::Type};
 
 use crate::{
     PostgresSettings,
@@ -101,7 +101,14 @@ impl SessionRow {
         if !self.server.direct.load(Ordering::Relaxed) {
             // A pooler that assigns server processes per transaction assigns this connection's process to `other`.
             let other = Connection::open(self.settings(), Box::new(|_| {}), None).await?;
-            other.hold().await.map_err(started)?;
+            if let Err(error) = other.hold().await {
+                // A pooler that assigns them per statement refuses transactions, and nothing else.
+                let refused = error.code() == Some(&SqlState::PROTOCOL_VIOLATION);
+                if refused && connection.backend().await.is_ok() {
+                    return Err(pooled());
+                }
+                return Err(started(error));
+            }
             let held = other.backend().await.map_err(started)?;
             // If the pooler has only one process, it serves no other client while that process is held.
             if held == *backend || connection.backend().await.map_err(started)? != *backend {
@@ -261,16 +268,13 @@ impl Service for SessionRow {
         let id = &session.service().id;
         let ended = |error| failed(ENDING, error);
         line.connection.end_session(id).await.map_err(ended)?;
-        if !session.places().left().is_empty() {
-            while line.connection.bury(id).await.map_err(ended)? {}
-        }
-        Ok(())
+        let left = session.places().left();
+        line.connection.bury(id, left).await.map_err(ended)
     }
 
     async fn chores(session: &Arc<Session>, former: Option<Arc<Session>>) -> Infallible {
         // Nothing is reported to observers after the session has ended.
         let _observed = session.service().observers.as_long_as_this_lives();
-        let former = former.map(|former| former.service().id.clone());
         clean_up(session, former).await
     }
 }

@@ -3,6 +3,7 @@
 
 use std::{
     collections::HashMap,
+    net::SocketAddr,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -16,43 +17,96 @@ use portalock_postgres::{
 use portalock_testkit::{
     Fixture, FixtureError, Restore,
     proxy::{Direction, FaultProxy},
-    servers::PostgresServer,
+    servers::{Pooler, PostgresServer, StartError},
 };
-use tokio::task::spawn_blocking;
+use tokio::{
+    task::spawn_blocking,
+    time::{sleep, timeout},
+};
 
 /// Long enough to stay alive on a busy machine, short enough to wait for its end.
 const LEASE: Duration = Duration::from_secs(3);
 
-/// Whether sessions outlive their connections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Form {
     Default,
+    /// Sessions end with their connections.
     WithoutNotice,
+    /// All clients connect to a pooler in session mode.
+    Pooled,
 }
+
+/// A pool that is large enough for every case, and a pooler that soon tries again to reach a server that was away.
+const POOLER: [(&str, &str); 3] = [
+    ("pool_mode", "session"),
+    ("default_pool_size", "90"),
+    ("server_login_retry", "0.1"),
+];
 
 struct RealPostgres {
     form: Form,
     server: Arc<Mutex<PostgresServer>>,
+    pooler: Option<Pooler>,
     /// The fault proxy of each client, by the client's name.
     lines: Mutex<HashMap<String, Arc<FaultProxy>>>,
 }
 
 impl RealPostgres {
     async fn start(form: Form) -> Result<Self, FixtureError> {
-        let server = spawn_blocking(PostgresServer::start)
+        let start = move || {
+            let server = PostgresServer::start()?;
+            let pooler = match form {
+                Form::Pooled => Some(Pooler::start(&server, &POOLER)?),
+                Form::Default | Form::WithoutNotice => None,
+            };
+            Ok((server, pooler))
+        };
+        let (server, pooler) = spawn_blocking(start)
             .await
             .map_err(FixtureError::failed)?
-            .map_err(FixtureError::failed)?;
+            .map_err(|error: StartError| FixtureError::failed(error))?;
         migrate(&settings(form, &server.url())?).await?;
         Ok(Self {
             form,
             server: Arc::new(Mutex::new(server)),
+            pooler,
             lines: Mutex::default(),
         })
     }
 
     fn with_server<T>(&self, use_it: impl FnOnce(&PostgresServer) -> T) -> T {
         use_it(&self.server.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Where clients connect to.
+    fn addr(&self) -> SocketAddr {
+        let pooler = self.pooler.as_ref().map(Pooler::addr);
+        pooler.unwrap_or_else(|| self.with_server(PostgresServer::addr))
+    }
+
+    /// After an outage a pooler refuses clients until it has reached the server again.
+    async fn pooler_serves(&self) -> Result<(), FixtureError> {
+        let Some(pooler) = &self.pooler else {
+            return Ok(());
+        };
+        let url = pooler.url();
+        // The pooler accepts a client itself; only a statement needs the server.
+        let answers = async || {
+            let (client, connection) = tokio_postgres::connect(&url, NoTls).await?;
+            let connection = tokio::spawn(connection);
+            client.batch_execute("SELECT").await?;
+            drop(client);
+            let _ = connection.await;
+            Ok::<_, tokio_postgres::Error>(())
+        };
+        let serves = async {
+            while answers().await.is_err() {
+                sleep(Duration::from_millis(50)).await;
+            }
+        };
+        timeout(Duration::from_secs(20), serves)
+            .await
+            .map_err(FixtureError::failed)
     }
 
     fn line(&self, client: &PostgresBackend) -> Result<Arc<FaultProxy>, FixtureError> {
@@ -79,7 +133,7 @@ impl Fixture for RealPostgres {
     type Backend = PostgresBackend;
 
     async fn client(&self) -> Result<PostgresBackend, FixtureError> {
-        let line = Arc::new(FaultProxy::start(self.with_server(PostgresServer::addr))?);
+        let line = Arc::new(FaultProxy::start(self.addr())?);
         let addr = line.addr();
         let name = {
             let mut lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
@@ -138,13 +192,14 @@ impl Fixture for RealPostgres {
         spawn_blocking(restart)
             .await
             .map_err(FixtureError::failed)?
-            .map_err(FixtureError::failed)
+            .map_err(FixtureError::failed)?;
+        self.pooler_serves().await
     }
 
     fn address(&self) -> Option<String> {
-        let url = self.with_server(PostgresServer::url);
+        let url = format!("postgres://postgres@{}/postgres", self.addr());
         Some(match self.form {
-            Form::Default => url,
+            Form::Default | Form::Pooled => url,
             Form::WithoutNotice => format!("{WITHOUT_NOTICE}{url}"),
         })
     }
@@ -162,6 +217,10 @@ portalock_testkit::conformance!(RealPostgres::start(Form::Default).await);
 
 mod without_notice {
     portalock_testkit::conformance!(super::RealPostgres::start(super::Form::WithoutNotice).await);
+}
+
+mod pooled {
+    portalock_testkit::conformance!(super::RealPostgres::start(super::Form::Pooled).await);
 }
 
 /// The suite's complete report.

@@ -56,3 +56,5 @@ CREATE VIEW portalock.claims AS
 
 -- The first two functions have more parameters than before, and `hold` does what the other one did.
 DROP FUNCTION IF EXISTS portalock.look(text, text[]), portalock.clean(), portalock.next_token(text, text);
+-- This one read the claims of all names, which no index has any more.
+DROP FUNCTION IF EXISTS portalock.bury(text, integer);

@@ -12,23 +12,26 @@
 -- Most attempts find a free name and take it by one change of its row. All others go on in `queue_up`. This function and
 -- `release` don't set the search path, because that takes a sixth of the time of such a call. So they qualify every name, also
 -- those of operators: they run with the rights of the schema's owner, and the caller's search path could contain an
--- operator of the caller.
+-- operator of the caller. What only the arguments decide is no condition of their statements, which would need a plan of one
+-- more step.
 CREATE OR REPLACE FUNCTION portalock.acquire(
     _session text, _epoch bigint, _kind text, _name text, _owner text, _weight bigint, _capacity bigint, _queue boolean,
     _who text, OUT outcome text, OUT token bigint, OUT who text, OUT since bigint, OUT look_in bigint
 ) LANGUAGE plpgsql SECURITY DEFINER AS $$
 BEGIN
     PERFORM pg_catalog.pg_advisory_xact_lock(portalock.lock_of(_kind, _name));
-    UPDATE portalock.names n SET
-        token = greatest(n.token OPERATOR(pg_catalog.+) 1,
-            (pg_catalog.date_part('epoch', pg_catalog.clock_timestamp()) OPERATOR(pg_catalog.*) 1000000)::bigint),
-        owner = _owner, session = _session, weight = _weight, since = pg_catalog.clock_timestamp(), who = _who
-    FROM portalock.sessions s
-    WHERE (n.name, n.kind) OPERATOR(pg_catalog.=) (_name, _kind) AND NOT n.busy AND n.owner IS NULL
-        AND (s.id, s.epoch, _weight) OPERATOR(pg_catalog.=) (_session, _epoch, _capacity)
-        AND s.expires OPERATOR(pg_catalog.>) pg_catalog.clock_timestamp()
-    RETURNING 'granted', n.token INTO outcome, token;
-    IF NOT FOUND THEN
+    IF _weight OPERATOR(pg_catalog.=) _capacity AND _weight OPERATOR(pg_catalog.>) 0 AND _owner IS NOT NULL AND _who IS NOT NULL THEN
+        UPDATE portalock.names n SET
+            token = greatest(n.token OPERATOR(pg_catalog.+) 1,
+                (pg_catalog.date_part('epoch', pg_catalog.clock_timestamp()) OPERATOR(pg_catalog.*) 1000000)::bigint),
+            owner = _owner, session = _session, weight = _weight, since = pg_catalog.clock_timestamp(), who = _who
+        FROM portalock.sessions s
+        WHERE (n.name, n.kind) OPERATOR(pg_catalog.=) (_name, _kind) AND NOT n.busy AND n.owner IS NULL
+            AND (s.id, s.epoch) OPERATOR(pg_catalog.=) (_session, _epoch)
+            AND s.expires OPERATOR(pg_catalog.>) pg_catalog.clock_timestamp()
+        RETURNING 'granted', n.token INTO outcome, token;
+    END IF;
+    IF outcome IS NULL THEN
         SELECT a.outcome, a.token, a.who, a.since, a.look_in INTO outcome, token, who, since, look_in
         FROM portalock.queue_up(_session, _epoch, _kind, _name, _owner, _weight, _capacity, _queue, _who) a;
     END IF;
@@ -49,6 +52,14 @@ DECLARE
     may_have_granted boolean := false;
     ignored text;
 BEGIN
+    -- No client of this crate calls it so. A claim that is not valid could be granted beside an exclusive holder.
+    IF num_nulls(_session, _epoch, _kind, _name, _owner, _weight, _capacity, _queue, _who) > 0
+        OR _kind NOT IN ('lock', 'semaphore') OR _weight NOT BETWEEN 1 AND _capacity
+    THEN
+        RAISE EXCEPTION 'portalock.acquire needs a kind of lock or semaphore, a weight from 1 to the capacity, and no NULL; got kind %, weight %, capacity %',
+            _kind, _weight, _capacity USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+
     SELECT s.epoch, n.owner IS NOT NULL, n.busy INTO known, is_whole, is_busy
     FROM portalock.sessions s LEFT JOIN portalock.names n ON n.name = _name AND n.kind = _kind
     WHERE s.id = _session AND s.expires > clock_timestamp();
@@ -145,10 +156,12 @@ DECLARE
     busy boolean;
 BEGIN
     PERFORM pg_catalog.pg_advisory_xact_lock(portalock.lock_of(_kind, _name));
-    UPDATE portalock.names n SET owner = NULL
-    WHERE (n.name, n.kind, n.owner, n.session) OPERATOR(pg_catalog.=) (_name, _kind, _owner, _session) AND NOT _for_good
-    RETURNING true, n.busy INTO freed, busy;
-    IF NOT FOUND THEN
+    IF NOT _for_good THEN
+        UPDATE portalock.names n SET owner = NULL
+        WHERE (n.name, n.kind, n.owner, n.session) OPERATOR(pg_catalog.=) (_name, _kind, _owner, _session)
+        RETURNING true, n.busy INTO freed, busy;
+    END IF;
+    IF freed IS NULL THEN
         SELECT l.freed, l.epoch INTO freed, epoch
         FROM portalock.leave(_session, _kind, _name, _owner, _for_good) l;
     ELSIF busy THEN
@@ -169,14 +182,15 @@ CREATE OR REPLACE FUNCTION portalock.leave(
     _session text, _kind text, _name text, _owner text, _for_good boolean, OUT freed boolean, OUT epoch bigint
 ) LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
+    -- Before any other row: whoever kills the session locks its row first, too, and then those of its marks.
+    IF _for_good THEN
+        UPDATE portalock.sessions s SET epoch = s.epoch + 1 WHERE s.id = _session RETURNING s.epoch INTO epoch;
+    END IF;
     freed := portalock.remove(_session, _kind, _name, _owner);
     IF freed IS NOT NULL THEN
         PERFORM portalock.serve(_kind, _name, NULL);
     END IF;
     freed := coalesce(freed, false);
-    IF _for_good THEN
-        UPDATE portalock.sessions s SET epoch = s.epoch + 1 WHERE s.id = _session RETURNING s.epoch INTO epoch;
-    END IF;
 END $$;
 
 -- The holders and the waiters, in the order of their grants and of their places, and the last token. Leaves out dead

@@ -120,28 +120,28 @@ BEGIN
     DELETE FROM portalock.sessions s WHERE s.id = _session;
 END $$;
 
--- Removes the claims of a dead session from at most `_most` names, and serves those names. Returns how many names there
--- were: call it until it returns less than `_most`. It reads all names, so call it only if the session may have claims.
-CREATE OR REPLACE FUNCTION portalock.bury(_session text, _most integer) RETURNS integer
+-- Removes the claims of a dead session from these names, and serves the names.
+CREATE OR REPLACE FUNCTION portalock.bury(_session text, _kinds text[], _names text[]) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     had record;
-    names integer := 0;
 BEGIN
     IF EXISTS (SELECT FROM portalock.sessions s WHERE s.id = _session) THEN
-        RETURN 0;
+        RETURN;
     END IF;
-    -- Always in the same order, so that two callers never deadlock.
+    -- All locks first, and always in the same order, so that two callers never deadlock. To serve a name may kill a session,
+    -- and the releases of that session wait for this transaction, with their names locked.
+    PERFORM portalock.lock_name(asked.kind, asked.name)
+    FROM (SELECT * FROM unnest(_kinds, _names) AS asked (kind, name) ORDER BY 1, 2) asked;
     FOR had IN
-        SELECT DISTINCT c.kind, c.name FROM portalock.claims c WHERE c.session = _session ORDER BY 1, 2 LIMIT _most
+        SELECT DISTINCT asked.kind, asked.name FROM unnest(_kinds, _names) AS asked (kind, name)
     LOOP
-        PERFORM portalock.lock_name(had.kind, had.name);
         PERFORM portalock.remove(_session, c.kind, c.name, c.owner) FROM portalock.claims c
         WHERE c.session = _session AND c.name = had.name AND c.kind = had.kind;
-        PERFORM portalock.serve(had.kind, had.name, NULL);
-        names := names + 1;
+        IF FOUND THEN
+            PERFORM portalock.serve(had.kind, had.name, NULL);
+        END IF;
     END LOOP;
-    RETURN names;
 END $$;
 
 -- Removes rows that nobody needs any more: sessions that expired a minute ago; claims of dead sessions, of at most `_most`

@@ -1,6 +1,6 @@
 //! Situations that no client can create at will: requests that arrive late, and wrong clocks.
 
-use portalock_postgres::tokio_postgres::Client;
+use portalock_postgres::tokio_postgres::{Client, error::SqlState};
 
 use crate::support::Server;
 
@@ -369,6 +369,68 @@ async fn a_clean_up_leaves_a_name_that_somebody_has_locked() {
     assert_eq!(cleaned(1).await, 1);
     assert_eq!(cleaned(1).await, 0);
     assert_eq!(server.number(left).await, 0);
+}
+
+/// What a session has left is removed without a search through all names.
+#[tokio::test]
+async fn a_burial_reads_only_its_own_names() {
+    let server = Server::start().await;
+    let admin = server.admin().await;
+    open(&admin, "s").await;
+    acquire(&admin, "s", 0, "o").await;
+    admin
+        .batch_execute(
+            "INSERT INTO portalock.names SELECT 'lock', 'other ' || n, 1 FROM generate_series(1, 1000) n;
+             SELECT portalock.end_session('s');
+             SET enable_seqscan = off;
+             BEGIN;
+             SELECT portalock.bury('s', '{lock,lock}', '{a,b}')",
+        )
+        .await
+        .unwrap();
+    let read = "SELECT sum(pg_stat_get_xact_tuples_returned(c) + pg_stat_get_xact_tuples_fetched(c))::bigint
+                FROM (VALUES ('portalock.names'::regclass), ('portalock.names_pkey')) t (c)";
+    let read: i64 = admin.query_one(read, &[]).await.unwrap().get(0);
+    assert!(read < 100, "it read {read} rows");
+    admin.batch_execute("COMMIT").await.unwrap();
+    let left = "SELECT count(*) FROM portalock.claims";
+    assert_eq!(server.number(left).await, 0);
+}
+
+/// A request that no client makes is refused: it could be granted beside an exclusive holder.
+#[tokio::test]
+async fn an_odd_request_is_refused() {
+    let server = Server::start().await;
+    let admin = server.admin().await;
+    open(&admin, "s").await;
+    // A free name with a row: that is the quick way.
+    acquire(&admin, "s", 0, "o").await;
+    release(&admin, "s", "o").await;
+    for odd in [
+        "'lock', 'a', 'p', -1, -1, true, '{}'",
+        "'lock', 'a', 'p', 0, 0, true, '{}'",
+        "'lock', 'a', 'p', 0, 10, true, '{}'",
+        "'lock', 'a', 'p', -5, 10, true, '{}'",
+        "'lock', 'a', 'p', 11, 10, true, '{}'",
+        "'lock', 'a', 'p', NULL, 10, true, '{}'",
+        "'lock', 'a', 'p', 10, NULL, true, '{}'",
+        "'lock', 'a', NULL, 10, 10, true, '{}'",
+        "'lock', 'a', 'p', 10, 10, true, NULL",
+        "'lock', NULL, 'p', 10, 10, true, '{}'",
+        "'lock', 'a', 'p', 1, 10, NULL, '{}'",
+        "NULL, 'a', 'p', 10, 10, true, '{}'",
+        "'other', 'a', 'p', 10, 10, true, '{}'",
+    ] {
+        let asked = format!("SELECT outcome FROM portalock.acquire('s', 0, {odd})");
+        let error = admin.query(&asked, &[]).await.expect_err(odd);
+        assert_eq!(
+            error.code(),
+            Some(&SqlState::INVALID_PARAMETER_VALUE),
+            "{odd}: {error:?}"
+        );
+    }
+    let claims = "SELECT count(*) FROM portalock.claims";
+    assert_eq!(server.number(claims).await, 0);
 }
 
 /// Ended sessions and locks leave nothing, except the last token of each name for an hour.

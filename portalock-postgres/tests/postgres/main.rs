@@ -11,6 +11,7 @@
 mod breaking;
 mod claims;
 mod clock;
+mod deadlocks;
 mod faults;
 mod fence;
 mod functions;

@@ -1,4 +1,4 @@
-//! A pooler in front of the server: one in transaction mode is refused, and one in session mode works.
+//! A pooler in front of the server: one in session mode works, and the others are refused.
 
 use portalock_core::{BackendErrorKind, Lock};
 use portalock_postgres::PostgresBackend;
@@ -13,9 +13,10 @@ async fn pooler(server: &Server, settings: &'static [(&str, &str)]) -> Pooler {
 }
 
 #[tokio::test]
-async fn a_pooler_of_transactions_is_refused() {
+async fn a_pooler_of_transactions_or_statements_is_refused() {
     let server = Server::start().await;
-    let poolers: [&[_]; 2] = [
+    let poolers: [&[_]; 3] = [
+        &[("pool_mode", "statement")],
         &[("pool_mode", "transaction")],
         &[("pool_mode", "transaction"), ("default_pool_size", "1")],
     ];
@@ -41,7 +42,7 @@ async fn a_pooler_that_has_served_another_process_is_refused() {
         &[("pool_mode", "transaction"), ("default_pool_size", "1")],
     )
     .await;
-    let other = connect(pooler.url()).await;
+    let other = connect(&pooler.url()).await;
     for number in 0..200 {
         let statement = format!("PREPARE s{number} AS SELECT 1");
         other.batch_execute(&statement).await.unwrap();

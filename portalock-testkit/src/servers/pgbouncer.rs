@@ -1,6 +1,9 @@
 //! The real `pgbouncer`, in front of a Postgres.
 
-use std::fs;
+use std::{
+    fs,
+    net::{Ipv4Addr, SocketAddr},
+};
 
 use tempfile::TempDir;
 
@@ -21,7 +24,7 @@ const PROGRAM: Program = Program {
 pub struct Pooler {
     // Declared before the directory: the pooler must be gone when that is removed.
     _process: ServerProcess,
-    url: String,
+    port: u16,
     _dir: TempDir,
 }
 
@@ -62,13 +65,18 @@ impl Pooler {
         let process = ServerProcess::launch(&PROGRAM, server.command(PROGRAM.name).arg(&file))?;
         Ok(Self {
             _process: process,
-            url: format!("postgres://postgres@127.0.0.1:{port}/postgres"),
+            port,
             _dir: dir,
         })
     }
 
+    /// Its address: `127.0.0.1:port`.
+    pub fn addr(&self) -> SocketAddr {
+        (Ipv4Addr::LOCALHOST, self.port).into()
+    }
+
     /// The superuser's URL through the pooler.
-    pub fn url(&self) -> &str {
-        &self.url
+    pub fn url(&self) -> String {
+        format!("postgres://postgres@{}/postgres", self.addr())
     }
 }

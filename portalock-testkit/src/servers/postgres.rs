@@ -14,7 +14,7 @@ use std::{
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
-use self::installation::Installation;
+use self::installation::{Installation, copy_data};
 use super::{
     ServerIdentity,
     etcd::free_port,
@@ -178,39 +178,30 @@ impl PostgresServer {
         PostgresOptions::new().start()
     }
 
-    /// A hot standby of this server, which follows it and takes no writes until somebody calls `pg_promote()` there.
+    /// A hot standby of this server, which follows it and takes no writes until somebody calls `pg_promote()` there. It starts from
+    /// a copy of the data, for which this server is [stopped](Self::stop) and started again.
     ///
     /// # Errors
     ///
-    /// [`StartError`] if it did not come up, or this server takes TLS only.
-    pub fn standby(&self) -> Result<Self, StartError> {
+    /// [`StartError`] if one of the two did not come up, or this server takes TLS only.
+    pub fn standby(&mut self) -> Result<Self, StartError> {
         const COPYING: &str = "copy the server's data";
         let dir = tempfile::Builder::new()
             .prefix("postgres-standby-")
             .tempdir()
             .map_err(StartError::io(COPYING))?;
-        self.give(dir.path()).map_err(StartError::io(COPYING))?;
-        let output = self
-            .installed
-            .command("pg_basebackup")
-            .args(["-h", "127.0.0.1", "-p", &self.port.to_string()])
-            .args([
-                "-U",
-                SUPERUSER,
-                "-R",
-                "--checkpoint=fast",
-                "--no-sync",
-                "-D",
-            ])
-            .arg(dir.path().join("data"))
-            .output()
-            .map_err(StartError::io(COPYING))?;
-        if !output.status.success() {
-            return Err(StartError::Ended {
-                program: "pg_basebackup",
-                log: String::from_utf8_lossy(&output.stderr).into_owned(),
-            });
-        }
+        let data = dir.path().join("data");
+        self.stop();
+        copy_data(&self.dir.path().join("data"), &data)?;
+        self.restart()?;
+        let primary = format!(
+            "primary_conninfo = 'host=127.0.0.1 port={} user={SUPERUSER}'\n",
+            self.port
+        );
+        fs::write(data.join("postgresql.auto.conf"), primary)
+            .and_then(|()| fs::write(data.join("standby.signal"), ""))
+            .and_then(|()| self.give(dir.path()))
+            .map_err(StartError::io("make a standby of a copy"))?;
         Self::on_a_free_port(self.options.clone(), self.installed.clone(), dir)
     }
 

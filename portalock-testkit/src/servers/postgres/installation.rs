@@ -87,18 +87,7 @@ impl Installation {
 
     /// Puts a fresh cluster at `data`: a copy, since making one takes seconds.
     pub(super) fn copy_cluster(&self, data: &Path) -> Result<(), StartError> {
-        let original = self.original()?;
-        let copied = Command::new("cp")
-            .arg("-a")
-            .arg(&original)
-            .arg(data)
-            .status()
-            .map_err(StartError::io("copy a cluster"))?;
-        if copied.success() {
-            return Ok(());
-        }
-        let cause = io::Error::other(format!("cp ended with {copied}"));
-        Err(StartError::io("copy a cluster")(cause))
+        copy_data(&self.original()?, data)
     }
 
     /// The cluster that others are copied from, made once for each version and user.
@@ -156,6 +145,21 @@ impl Installation {
             Err(error) => Err(StartError::io(MAKING)(error)),
         }
     }
+}
+
+/// Copies the data of a server that doesn't run.
+pub(super) fn copy_data(from: &Path, to: &Path) -> Result<(), StartError> {
+    let copied = Command::new("cp")
+        .arg("-a")
+        .arg(from)
+        .arg(to)
+        .status()
+        .map_err(StartError::io("copy a cluster"))?;
+    if copied.success() {
+        return Ok(());
+    }
+    let cause = io::Error::other(format!("cp ended with {copied}"));
+    Err(StartError::io("copy a cluster")(cause))
 }
 
 /// The directory of programs of the newest version below `versions`.
