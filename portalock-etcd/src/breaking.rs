@@ -72,8 +72,9 @@ impl Server {
             .await?;
         // A member that was deposed without knowing it has seen no renewals since. So this returns the whole time, not
         // the remaining time.
+        // Of a lease that has ended, and with it the hold, etcd answers zero. Never evict because of that answer.
         let granted = u64::try_from(lease.value.granted_ttl()).unwrap_or(0);
-        Ok(Some(Duration::from_secs(granted)))
+        Ok((granted > 0).then(|| Duration::from_secs(granted)))
     }
 
     /// Deletes the key by which `owner` holds.
