@@ -7,7 +7,7 @@
 
 use std::{
     fs::File,
-    io::{self, Read},
+    io,
     time::{Duration, Instant, SystemTime},
 };
 
@@ -26,6 +26,9 @@ use crate::{
 /// How long the lock on the file of readers is retried. It is held for microseconds, unless its holder is stopped
 /// meanwhile.
 const PATIENCE: Duration = Duration::from_millis(2);
+
+/// How many slots are tried besides the last one before the list of readers gets longer.
+const TRIED_SLOTS: usize = 4;
 
 /// A written grant.
 #[derive(Debug, Clone, Copy)]
@@ -188,38 +191,61 @@ fn token_after(last: Option<FencingToken>) -> Result<FencingToken, FsError> {
     Ok(token)
 }
 
-/// Writes `entry` into the first unused slot, or after the last one. Returns the slot.
+/// Writes `entry` into an unused slot. Returns the slot.
 fn add_reader(readers: &File, entry: &Entry, is_first: bool) -> Result<u64, FsError> {
-    let list = read_list(readers)?;
-    if !record::is_ours(&list) {
+    if !record::is_ours(read_slot(readers, 0, &mut [0; SLOT])?) {
         return Err(foreign("not a list of shared holders"));
     }
-    let mut slot = 0;
     if is_first {
         let cleared = readers.set_len(0);
         cleared.map_err(|error| FsError::new("clear the list of shared holders of", error))?;
-    } else {
-        let used = list.chunks(SLOT).map(record::parse_slot);
-        slot = used
-            .take_while(|entry| entry.as_ref().is_some_and(|entry| !is_gone(entry)))
-            .count() as u64;
     }
+    let slot = unused_slot(readers)?;
     write(readers, (slot * SLOT as u64, record::render_slot(entry)))?;
     Ok(slot)
 }
 
-fn present_readers(readers: &File, most: usize) -> Result<Vec<Entry>, FsError> {
-    let list = read_list(readers)?;
-    let entries = list.chunks(SLOT).filter_map(record::parse_slot);
-    Ok(entries.filter(|entry| !is_gone(entry)).take(most).collect())
+/// The last slot, one of a few others, or a new one. So a grant reads no more if there are many readers. The list gets
+/// longer only if those few slots are in use, which becomes rare when the list has many unused slots.
+fn unused_slot(readers: &File) -> Result<u64, FsError> {
+    let slots = count_slots(readers)?;
+    let others = std::iter::repeat_with(|| fastrand::u64(..slots.max(1))).take(TRIED_SLOTS);
+    for slot in slots.checked_sub(1).into_iter().chain(others) {
+        if present_in(readers, slot)?.is_none() {
+            return Ok(slot);
+        }
+    }
+    Ok(slots)
 }
 
-/// All slots of a list.
-fn read_list(mut readers: &File) -> Result<Vec<u8>, FsError> {
-    let mut list = Vec::new();
-    let read = readers.read_to_end(&mut list);
-    read.map_err(|error| FsError::new("read", error))?;
-    Ok(list)
+fn present_readers(readers: &File, most: usize) -> Result<Vec<Entry>, FsError> {
+    (0..count_slots(readers)?)
+        .filter_map(|slot| present_in(readers, slot).transpose())
+        .take(most)
+        .collect()
+}
+
+fn count_slots(readers: &File) -> Result<u64, FsError> {
+    let metadata = readers.metadata();
+    let length = metadata
+        .map_err(|error| FsError::new("look at", error))?
+        .len();
+    Ok(length.div_ceil(SLOT as u64))
+}
+
+/// The reader in this slot, if it has not released and its process exists.
+fn present_in(readers: &File, slot: u64) -> Result<Option<Entry>, FsError> {
+    let entry = record::parse_slot(read_slot(readers, slot, &mut [0; SLOT])?);
+    Ok(entry.filter(|entry| !is_gone(entry)))
+}
+
+fn read_slot<'b>(
+    readers: &File,
+    slot: u64,
+    bytes: &'b mut [u8; SLOT],
+) -> Result<&'b [u8], FsError> {
+    let is_whole = |bytes: &[u8]| bytes.len() == SLOT;
+    read_at(readers, bytes, slot * SLOT as u64, is_whole)
 }
 
 /// Whether that process ended without a release, as far as this host can tell.
@@ -229,16 +255,27 @@ fn is_gone(Entry { holder, .. }: &Entry) -> bool {
 
 fn read(file: &File) -> Result<Record, FsError> {
     let mut bytes = [0; LONGEST];
+    let bytes = read_at(file, &mut bytes, 0, record::is_whole)?;
+    Record::parse(bytes).ok_or_else(|| foreign("not a record of a lock"))
+}
+
+/// Reads until `is_whole`, or to the end of the file.
+fn read_at<'b>(
+    file: &File,
+    bytes: &'b mut [u8],
+    at: u64,
+    is_whole: fn(&[u8]) -> bool,
+) -> Result<&'b [u8], FsError> {
     let mut filled = 0;
-    while !record::is_whole(&bytes[..filled]) {
-        match sys::read_at(file, &mut bytes[filled..], filled as u64) {
+    while !is_whole(&bytes[..filled]) {
+        match sys::read_at(file, &mut bytes[filled..], at + filled as u64) {
             Ok(0) => break,
             Ok(more) => filled += more,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => return Err(FsError::new("read", error)),
         }
     }
-    Record::parse(&bytes[..filled]).ok_or_else(|| foreign("not a record of a lock"))
+    Ok(&bytes[..filled])
 }
 
 fn write(file: &File, (at, bytes): (u64, impl AsRef<[u8]>)) -> Result<(), FsError> {
@@ -385,6 +422,38 @@ mod tests {
         assert_eq!(present(&store, &name).len(), 1);
         let readers = dir.path().join("a.shared");
         assert_eq!(readers.metadata().unwrap().len(), 2 * SLOT as u64);
+    }
+
+    /// What the kernel has counted as read by this thread.
+    #[cfg(target_os = "linux")]
+    fn bytes_read() -> Option<usize> {
+        let counts = std::fs::read_to_string("/proc/thread-self/io").ok()?;
+        let count = counts.lines().find_map(|line| line.strip_prefix("rchar: "));
+        Some(count.unwrap().parse().unwrap())
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_readers_grant_reads_little_beside_many_readers() {
+        let (_dir, store) = store(false);
+        let name = LockName::new("a").unwrap();
+        let us = std::process::id();
+        let mut readers: Vec<_> = (0..200)
+            .map(|_| take(&store, &name, Mode::Shared, us))
+            .collect();
+        let Some(before) = bytes_read() else {
+            println!("SKIPPED: this system does not count what a thread reads");
+            return;
+        };
+        for at in 0..20 {
+            // Releases among the others.
+            let (file, written) = readers.swap_remove(9 * at);
+            store.note_release(&FileName::of(&name), &file, written);
+            readers.push(take(&store, &name, Mode::Shared, us));
+        }
+        let each = (bytes_read().unwrap() - before) / 20;
+        assert!(each < 20 * SLOT, "{each} bytes each");
+        assert_eq!(present(&store, &name).len(), 200);
     }
 
     #[test]
