@@ -52,7 +52,7 @@ impl Store {
         let entry = |token| Entry {
             token,
             mode,
-            owner: Some(owner),
+            owner,
             holder: holder.clone(),
         };
         let write = |readers: Option<&File>| {

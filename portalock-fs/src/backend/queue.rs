@@ -75,6 +75,21 @@ impl Visit<'_> {
     pub(crate) fn lock(&self) -> MutexGuard<'_, Place> {
         lock(&self.place)
     }
+
+    /// Changes the state, and wakes the waiters whose turn it is then.
+    pub(crate) fn change<T>(self, change: impl FnOnce(&mut Place) -> T) -> T {
+        let mut place = self.lock();
+        let changed = change(&mut place);
+        let called = place.call_first();
+        place.settle();
+        // They use the place at once.
+        drop(place);
+        drop(self);
+        for line in called {
+            line.wake();
+        }
+        changed
+    }
 }
 
 impl Drop for Visit<'_> {
@@ -105,19 +120,6 @@ pub(crate) struct Place {
     /// They have had it for long enough: the first waiter waits for the event of the release, which other processes get
     /// too.
     pub(crate) yields: bool,
-}
-
-/// Waiters that will be woken. Wake them after unlocking the place, which they use at once.
-#[derive(Debug)]
-#[must_use = "they have not been woken yet"]
-pub(crate) struct Called(Vec<WakeSender>);
-
-impl Called {
-    pub(crate) fn wake(self) {
-        for line in self.0 {
-            line.wake();
-        }
-    }
 }
 
 /// A grant that has not been released.
@@ -164,6 +166,12 @@ impl Place {
     /// The hold of this owner.
     pub(crate) fn held_by(&self, owner: OwnerId) -> Option<&Held> {
         self.held.iter().find(|held| held.owner == owner)
+    }
+
+    /// Ends the hold of this owner.
+    pub(crate) fn take(&mut self, owner: OwnerId) -> Option<Held> {
+        let at = self.held.iter().position(|held| held.owner == owner)?;
+        Some(self.held.swap_remove(at))
     }
 
     /// A holder of this client that excludes `mode`. A holder that has lost the lock excludes nobody.
@@ -214,7 +222,7 @@ impl Place {
         true
     }
 
-    /// Removes the owner from the queue. Then call [`call_first`](Self::call_first) for the new head of the queue.
+    /// Removes the owner from the queue.
     pub(crate) fn leave(&mut self, owner: OwnerId) -> bool {
         let ticket = self.tickets.remove(&owner);
         ticket.is_some_and(|ticket| self.waiters.remove(&ticket).is_some())
@@ -226,7 +234,8 @@ impl Place {
 
     /// The first waiter, or all shared waiters at the head, to be woken. Only they poll; their next pause is short again,
     /// because something has changed.
-    pub(crate) fn call_first(&mut self) -> Called {
+    #[must_use = "they have not been woken yet"]
+    fn call_first(&mut self) -> Vec<WakeSender> {
         let mut called = Vec::new();
         let mut is_last = false;
         for (at, waiter) in self.waiters.values_mut().enumerate() {
@@ -240,7 +249,7 @@ impl Place {
                 None => waiter.was_called = true,
             }
         }
-        Called(called)
+        called
     }
 
     /// The owner's next pause if it polls: twice as long each time, and randomly shortened, so that waiters of several
@@ -355,9 +364,10 @@ mod tests {
                 assert!(place.listen(*owner, sender));
                 lines.push(line);
             }
-            let called = place.call_first();
+            for line in place.call_first() {
+                line.wake();
+            }
             drop(place);
-            called.wake();
             for (at, line) in lines.iter_mut().enumerate() {
                 let is_woken = matches!(line.next().await, Wake::TryNow);
                 assert_eq!(is_woken, woken.contains(&at), "{modes:?} {at}");
@@ -373,7 +383,7 @@ mod tests {
         for _ in 0..2 {
             assert!(pause(&mut place) > most / 2);
         }
-        place.call_first().wake();
+        assert!(place.call_first().is_empty());
         assert!(pause(&mut place) <= FIRST_POLL);
         let rest: Vec<_> = (0..15).map(|_| pause(&mut place)).collect();
         assert!(rest[0] <= 2 * FIRST_POLL && rest[14] > most / 2, "{rest:?}");

@@ -32,8 +32,7 @@ const LONGEST_TEXT: usize = 120;
 pub(crate) struct Entry {
     pub(crate) token: FencingToken,
     pub(crate) mode: Mode,
-    /// The owner, if it was written.
-    pub(crate) owner: Option<OwnerId>,
+    pub(crate) owner: OwnerId,
     pub(crate) holder: Holder,
 }
 
@@ -42,7 +41,7 @@ pub(crate) struct Entry {
 pub(crate) struct Last {
     pub(crate) token: FencingToken,
     pub(crate) mode: Mode,
-    owner: Option<OwnerId>,
+    owner: OwnerId,
     holder: Box<str>,
 }
 
@@ -102,6 +101,14 @@ impl Record {
         (MARK_AT as u64, mark)
     }
 
+    /// A whole record of a lock that was released.
+    pub(crate) fn released(name: &LockName, token: FencingToken) -> Vec<u8> {
+        let mut record = vec![0; SLOT];
+        record.extend(Self::write_released(token).1);
+        record.extend(Self::write_name(name).1);
+        record
+    }
+
     /// The bytes to write once into a new file, and their position.
     pub(crate) fn write_name(name: &LockName) -> (u64, Vec<u8>) {
         (NAME_AT as u64, format!("{name}\0").into_bytes())
@@ -139,12 +146,8 @@ impl Last {
             return None;
         }
         let (token, body) = body.split_once(' ')?;
-        let (mode, rest) = body.split_once(' ')?;
-        // A holder begins with a brace.
-        let (owner, holder) = match rest.split_once(' ') {
-            Some((owner, holder)) if !owner.starts_with('{') => (owner.parse().ok(), holder),
-            _ => (None, rest),
-        };
+        let (mode, body) = body.split_once(' ')?;
+        let (owner, holder) = body.split_once(' ')?;
         Some(Self {
             token: FencingToken::new(token.parse().ok()?),
             mode: match mode {
@@ -152,7 +155,7 @@ impl Last {
                 "shared" => Mode::Shared,
                 _ => return None,
             },
-            owner,
+            owner: owner.parse().ok()?,
             holder: holder.into(),
         })
     }
@@ -192,10 +195,8 @@ fn render_line(entry: &Entry, holder: &Holder) -> Vec<u8> {
     line.extend_from_slice(MAGIC.as_bytes());
     line.resize(BODY_AT, b' ');
     // These calls can't fail: memory takes any bytes, and the type has string keys only.
-    let _ = write!(line, "{:0DIGITS$} {} ", entry.token.get(), entry.mode);
-    if let Some(owner) = entry.owner {
-        let _ = write!(line, "{owner} ");
-    }
+    let (token, mode, owner) = (entry.token.get(), entry.mode, entry.owner);
+    let _ = write!(line, "{token:0DIGITS$} {mode} {owner} ");
     let _ = serde_json::to_writer(&mut line, holder);
     let sum = checksum(&line[BODY_AT..]);
     let _ = write!(&mut line[MAGIC.len()..], "{sum:016x}");
@@ -227,7 +228,7 @@ mod tests {
         Entry {
             token: FencingToken::new(token),
             mode: Mode::Exclusive,
-            owner: Some("000000000000002a-7-9".parse().unwrap()),
+            owner: "000000000000002a-7-9".parse().unwrap(),
             holder: Holder::new(
                 "db1",
                 42,
@@ -257,12 +258,6 @@ mod tests {
             let record = Record::parse(&grants(1..=last)).unwrap();
             assert_eq!(record.present(), Some(entry(last)));
         }
-        let unowned = Entry {
-            owner: None,
-            ..entry(6)
-        };
-        let record = Record::parse(&render_slot(&unowned)).unwrap();
-        assert_eq!(record.present(), Some(unowned));
     }
 
     #[test]
@@ -297,6 +292,18 @@ mod tests {
         let record = Record::parse(&file).unwrap();
         assert_eq!(record.present(), None);
         assert_eq!(record.last_token(), Some(FencingToken::new(2)));
+    }
+
+    #[test]
+    fn a_record_that_was_written_as_released_keeps_name_and_token() {
+        let name = LockName::new("a").unwrap();
+        let bytes = Record::released(&name, FencingToken::new(7));
+        let record = Record::parse(&bytes).unwrap();
+        assert_eq!(record.last_token(), Some(FencingToken::new(7)));
+        assert_eq!(
+            (record.present(), record.name),
+            (None, Some("a".to_owned()))
+        );
     }
 
     #[test]

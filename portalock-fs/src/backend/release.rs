@@ -29,24 +29,13 @@ impl Client {
         let Some(visit) = self.places.find(&file_name) else {
             return Released::NotHeld;
         };
-        let mut place = visit.lock();
-        let held = place
-            .held
-            .iter()
-            .position(|held| held.owner == request.owner)
-            .map(|at| place.held.swap_remove(at));
-        let released = if let Some(held) = held {
-            self.give_up(&mut place, &file_name, held, certain)
-        } else {
-            place.leave(request.owner);
-            Released::NotHeld
-        };
-        let called = place.call_first();
-        place.settle();
-        drop(place);
-        drop(visit);
-        called.wake();
-        released
+        visit.change(|place| match place.take(request.owner) {
+            Some(held) => self.give_up(place, &file_name, held, certain),
+            None => {
+                place.leave(request.owner);
+                Released::NotHeld
+            }
+        })
     }
 
     fn give_up(

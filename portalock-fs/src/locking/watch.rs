@@ -24,7 +24,7 @@ impl DirectoryWatch {
     pub(crate) fn new(dir: &Dir, told: Weak<dyn Watched>) -> io::Result<Self> {
         let watcher = Watcher::shared()?;
         Ok(Self {
-            _registration: watcher.watch_directory(dir, told.clone())?,
+            _registration: watcher.watch(dir, None, told.clone())?,
             watcher,
             told,
         })
@@ -43,7 +43,7 @@ impl DirectoryWatch {
     /// Watches one lock file until it is closed.
     pub(crate) fn watch_file(&self, file: &LockFile, name: &str) -> io::Result<Registration> {
         let told = self.told.clone();
-        self.watcher.watch_file(file.file(), name, told)
+        self.watcher.watch(file.file(), Some(name), told)
     }
 }
 
@@ -52,23 +52,14 @@ impl DirectoryWatch {
 #[derive(Debug)]
 pub(crate) struct Line {
     watcher: Arc<Watcher>,
-    told: Arc<Told>,
+    told: Arc<WakeSender>,
 }
-
-#[derive(Debug)]
-struct Told(
-    #[cfg_attr(
-        not(any(target_os = "linux", target_os = "android")),
-        allow(dead_code, reason = "nobody tells where nothing can be watched")
-    )]
-    WakeSender,
-);
 
 impl Line {
     pub(crate) fn new(sender: WakeSender) -> io::Result<Self> {
         Ok(Self {
             watcher: Watcher::shared()?,
-            told: Arc::new(Told(sender)),
+            told: Arc::new(sender),
         })
     }
 
@@ -79,14 +70,14 @@ impl Line {
 
     /// Wakes the waiter whenever `file` is closed.
     pub(crate) fn watch_file(&self, file: &LockFile) -> io::Result<Registration> {
-        let told: Weak<Told> = Arc::downgrade(&self.told);
-        self.watcher.watch_file(file.file(), "", told)
+        let told: Weak<WakeSender> = Arc::downgrade(&self.told);
+        self.watcher.watch(file.file(), Some(""), told)
     }
 }
 
-impl Watched for Told {
+impl Watched for WakeSender {
     /// Each attempt checks the path itself.
     fn tell(&self, _change: &Change) {
-        self.0.wake();
+        self.wake();
     }
 }
