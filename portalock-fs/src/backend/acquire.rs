@@ -85,7 +85,7 @@ impl Client {
         if in_the_way.is_some() || !place.has_turn(request.owner, request.demand) {
             // The waiter ahead in this process wakes this one, so no file system call is needed.
             let holder = match in_the_way.or(place.held.first()) {
-                Some(held) => Some(held.holder.clone()),
+                Some(held) => Some(held.entry().holder.clone()),
                 None => self.present_holder(place, file_name),
             };
             let contention = self.contended(place, request, holder).with_queued(waits);
@@ -138,27 +138,18 @@ impl Client {
         file: LockFile,
         request: &LockRequest,
     ) -> Result<Option<Grant>, FsError> {
-        let (holder, mode) = (self.holder(request), request.demand);
         if let Some(watch) = self.watch.get() {
             watch.keep_looking();
         }
-        let written = self.store.write_grant(
-            file_name,
-            &request.name,
-            &file,
-            mode,
-            (request.owner, &holder),
-        );
+        let holder = self.holder(request);
+        let written = self.store.write_grant(file_name, &file, request, holder);
         let Ok(Some(written)) = written else {
             file.free();
             return written.map(|_| None);
         };
         let held = Held {
-            owner: request.owner,
-            mode,
             written,
             file,
-            holder,
             lease: self.watch.get().map(|_| Lease::unbounded()),
         };
         let grant = held.grant();

@@ -140,7 +140,7 @@ impl Client {
                     lease.end(self.read_mark(&mark));
                 }
                 self.store
-                    .note_release(&file_name, &held.file, held.written);
+                    .note_release(&file_name, &held.file, &held.written);
                 held.file.free();
             });
             self.remove_mark(&mark);

@@ -247,14 +247,6 @@ impl FsBackend {
         self.client.run(|client| client.clean(unused_for))
     }
 
-    /// Fails if the directory is not watched, because no holder would be told.
-    fn ensure_breaks(&self) -> Result<(), BackendError> {
-        if self.capabilities.breaks {
-            return Ok(());
-        }
-        Err(BackendError::unsupported("way to break a lock"))
-    }
-
     /// Runs file system calls that may fail.
     async fn run<T: Send + 'static>(
         &self,
@@ -365,13 +357,11 @@ impl LockBackend for FsBackend {
         owner: OwnerId,
         by: &Holder,
     ) -> Result<Option<Duration>, BackendError> {
-        self.ensure_breaks()?;
         let (name, by) = (name.clone(), by.clone());
         self.run(move |client| client.mark(&name, owner, &by)).await
     }
 
     async fn evict(&self, name: &LockName, owner: OwnerId) -> Result<Released, BackendError> {
-        self.ensure_breaks()?;
         let name = name.clone();
         let evicted = self.run(move |client| client.evict(&name, owner)).await?;
         evicted.ok_or_else(|| {

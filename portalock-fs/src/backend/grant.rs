@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use portalock_core::{FencingToken, Holder, LockName, Mode, OwnerId};
+use portalock_core::{FencingToken, Holder, LockRequest, Mode};
 
 use super::{
     name::{FileName, INFO_SUFFIX, READERS_SUFFIX},
@@ -31,46 +31,39 @@ const PATIENCE: Duration = Duration::from_millis(2);
 const TRIED_SLOTS: usize = 4;
 
 /// A written grant.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 pub(crate) struct Written {
-    pub(crate) token: FencingToken,
+    pub(crate) entry: Entry,
     /// A shared holder's slot in the file of readers.
     reader: Option<u64>,
 }
 
 impl Store {
-    /// Draws a token, and writes it with the holder. The lock must be held in `mode`. `None` if another reader is
-    /// drawing a token and does not finish in time.
+    /// Draws a token, and writes it with the holder. The lock must be held in the requested mode. `None` if another
+    /// reader is drawing a token and does not finish in time.
     pub(crate) fn write_grant(
         &self,
         file_name: &FileName,
-        name: &LockName,
         file: &LockFile,
-        mode: Mode,
-        (owner, holder): (OwnerId, &Holder),
+        request: &LockRequest,
+        holder: Holder,
     ) -> Result<Option<Written>, FsError> {
-        let entry = |token| Entry {
-            token,
-            mode,
-            owner,
-            holder: holder.clone(),
-        };
         let write = |readers: Option<&File>| {
             self.with_record(file_name, file, |record| {
-                write_grant(name, record, readers, entry)
+                write_grant(record, readers, request, holder)
             })
         };
-        match mode {
+        match request.demand {
             Mode::Exclusive => write(None).map(Some),
             Mode::Shared => self.with_readers(file_name, |readers| write(Some(readers))),
         }
     }
 
     /// Writes that a holder has released. Only `inspect` reads it, so a failure has no other effect.
-    pub(crate) fn note_release(&self, name: &FileName, file: &LockFile, written: Written) {
+    pub(crate) fn note_release(&self, name: &FileName, file: &LockFile, written: &Written) {
         let noted = match written.reader {
             None => self.with_record(name, file, |record| {
-                write(record, Record::write_released(written.token))
+                write(record, Record::write_released(written.entry.token))
             }),
             Some(slot) => self
                 .with_readers(name, |readers| {
@@ -157,30 +150,28 @@ fn lock_list(readers: &LockFile) -> Result<bool, FsError> {
 }
 
 fn write_grant(
-    name: &LockName,
     file: &File,
     readers: Option<&File>,
-    entry: impl FnOnce(FencingToken) -> Entry,
+    request: &LockRequest,
+    holder: Holder,
 ) -> Result<Written, FsError> {
     let record = read(file)?;
-    if record.name.as_deref() != Some(name.as_str()) {
+    if record.name.as_deref() != Some(request.name.as_str()) {
         // A new file, or one that a power loss damaged. No two names have the same file.
-        write(file, Record::write_name(name))?;
+        write(file, Record::write_name(&request.name))?;
     }
-    let token = token_after(record.last_token())?;
-    let entry = entry(token);
-    let reader = match readers {
-        None => None,
-        Some(readers) => {
-            let is_first = record
-                .last
-                .as_ref()
-                .is_none_or(|last| last.mode == Mode::Exclusive);
-            Some(add_reader(readers, &entry, is_first)?)
-        }
+    let entry = Entry {
+        token: token_after(record.last_token())?,
+        mode: request.demand,
+        owner: request.owner,
+        holder,
     };
+    let last = record.last.as_ref();
+    let is_first = last.is_none_or(|last| last.mode == Mode::Exclusive);
+    let reader = readers.map(|readers| add_reader(readers, &entry, is_first));
+    let reader = reader.transpose()?;
     write(file, (0, record::render_slot(&entry)))?;
-    Ok(Written { token, reader })
+    Ok(Written { entry, reader })
 }
 
 fn token_after(last: Option<FencingToken>) -> Result<FencingToken, FsError> {
@@ -268,11 +259,10 @@ fn read_at<'b>(
 ) -> Result<&'b [u8], FsError> {
     let mut filled = 0;
     while !is_whole(&bytes[..filled]) {
-        match sys::read_at(file, &mut bytes[filled..], at + filled as u64) {
-            Ok(0) => break,
-            Ok(more) => filled += more,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(FsError::new("read", error)),
+        let read = sys::read_at(file, &mut bytes[filled..], at + filled as u64);
+        match read.map_err(|error| FsError::new("read", error))? {
+            0 => break,
+            more => filled += more,
         }
     }
     Ok(&bytes[..filled])
@@ -284,7 +274,6 @@ fn write(file: &File, (at, bytes): (u64, impl AsRef<[u8]>)) -> Result<(), FsErro
         match sys::write_at(file, &bytes[written..], at + written as u64) {
             Ok(0) => return Err(FsError::new("write", io::ErrorKind::WriteZero.into())),
             Ok(more) => written += more,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => return Err(FsError::new("write", error)),
         }
     }
@@ -300,6 +289,7 @@ mod tests {
     use super::*;
     use crate::{locking::LockKind, sys::Origin};
     use cap_std::{ambient_authority, fs::Dir};
+    use portalock_core::{LockName, Patience};
 
     fn store(beside: bool) -> (tempfile::TempDir, Store) {
         let dir = tempfile::tempdir().unwrap();
@@ -314,13 +304,17 @@ mod tests {
         (dir, store)
     }
 
+    fn request(name: &LockName, mode: Mode) -> LockRequest {
+        LockRequest::new(name.clone(), mode, Patience::Once)
+    }
+
     fn take(store: &Store, name: &LockName, mode: Mode, pid: u32) -> (LockFile, Written) {
         let file_name = FileName::of(name);
         let file = store.file(&file_name).open().unwrap();
         assert!(file.try_lock(mode).unwrap(), "{name} is busy");
         let mut holder = Holder::this_process(None);
         holder.pid = pid;
-        let written = store.write_grant(&file_name, name, &file, mode, (OwnerId::mint(), &holder));
+        let written = store.write_grant(&file_name, &file, &request(name, mode), holder);
         (file, written.unwrap().unwrap())
     }
 
@@ -342,12 +336,15 @@ mod tests {
                 let file_name = FileName::of(&name);
                 let (file, first) = take(&store, &name, Mode::Exclusive, us);
                 assert_eq!(present(&store, &name), [us]);
-                store.note_release(&file_name, &file, first);
+                store.note_release(&file_name, &file, &first);
                 file.free();
                 assert!(present(&store, &name).is_empty());
                 let (_one, second) = take(&store, &name, Mode::Shared, us);
                 let (_two, third) = take(&store, &name, Mode::Shared, us);
-                assert!(first.token < second.token && second.token < third.token);
+                assert!(
+                    first.entry.token < second.entry.token
+                        && second.entry.token < third.entry.token
+                );
                 assert_eq!(present(&store, &name), [us, us]);
                 let length = std::fs::metadata(dir.path().join(file_name.as_str()));
                 assert_eq!(length.unwrap().len() == 0, beside);
@@ -373,7 +370,7 @@ mod tests {
             let (file, written) = take(&store, &name, mode, std::process::id());
             assert_eq!(present(&store, &name).len(), 1);
             store.last_written(&file_name, &file).unwrap();
-            store.note_release(&file_name, &file, written);
+            store.note_release(&file_name, &file, &written);
             file.free();
             assert!(Reader::new(&told, &mut buffer).next().is_err(), "{mode}");
         }
@@ -417,7 +414,7 @@ mod tests {
         for _ in 0..10 {
             let (file, written) = take(&store, &name, Mode::Shared, us);
             assert_eq!(present(&store, &name).len(), 2);
-            store.note_release(&FileName::of(&name), &file, written);
+            store.note_release(&FileName::of(&name), &file, &written);
         }
         assert_eq!(present(&store, &name).len(), 1);
         let readers = dir.path().join("a.shared");
@@ -448,7 +445,7 @@ mod tests {
         for at in 0..20 {
             // Releases among the others.
             let (file, written) = readers.swap_remove(9 * at);
-            store.note_release(&FileName::of(&name), &file, written);
+            store.note_release(&FileName::of(&name), &file, &written);
             readers.push(take(&store, &name, Mode::Shared, us));
         }
         let each = (bytes_read().unwrap() - before) / 20;
@@ -466,23 +463,13 @@ mod tests {
         assert!(lock_list(&stopped).unwrap());
         let file = store.file(&file_name).open().unwrap();
         assert!(file.try_lock(Mode::Shared).unwrap());
-        let holder = Holder::this_process(None);
-        let written = store.write_grant(
-            &file_name,
-            &name,
-            &file,
-            Mode::Shared,
-            (OwnerId::mint(), &holder),
-        );
-        assert!(written.unwrap().is_none());
+        let request = request(&name, Mode::Shared);
+        let write = || {
+            let holder = Holder::this_process(None);
+            store.write_grant(&file_name, &file, &request, holder)
+        };
+        assert!(write().unwrap().is_none());
         stopped.free();
-        let written = store.write_grant(
-            &file_name,
-            &name,
-            &file,
-            Mode::Shared,
-            (OwnerId::mint(), &holder),
-        );
-        assert!(written.unwrap().is_some());
+        assert!(write().unwrap().is_some());
     }
 }

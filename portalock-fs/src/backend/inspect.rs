@@ -7,7 +7,7 @@ use portalock_core::{Claim, Inspection, LockName, Mode, clock};
 use super::{
     acquire::Client,
     name::{FileName, LOCK_SUFFIX},
-    record::Record,
+    record::{Entry, Record},
 };
 use crate::locking::{FsError, FsErrorKind, Location, LockFile};
 
@@ -20,9 +20,8 @@ impl Client {
         if let Some(visit) = self.places.find(file_name) {
             let place = visit.lock();
             for held in place.held.iter().filter(|held| !held.is_lost()) {
-                mode = Some(held.mode);
-                let claim = Claim::new(held.holder.clone(), held.mode.into());
-                holders.push(claim.with_owner(held.owner).with_token(held.written.token));
+                mode = Some(held.entry().mode);
+                holders.push(claim(held.entry()));
             }
             let waiting = place.waiters();
             waiters.extend(waiting.map(|(holder, mode)| Claim::new(holder.clone(), mode.into())));
@@ -37,14 +36,8 @@ impl Client {
         // The holder may have changed meanwhile. If this client shares the lock, others may share it too.
         let record = self.store.read(file_name, &file)?;
         let present = self.store.present(file_name, &record, usize::MAX);
-        let present = present.into_iter().filter(|entry| Some(entry.mode) == mode);
-        let present: Vec<_> = present
-            .map(|entry| {
-                Claim::new(entry.holder, entry.mode.into())
-                    .with_owner(entry.owner)
-                    .with_token(entry.token)
-            })
-            .collect();
+        let present = present.iter().filter(|entry| Some(entry.mode) == mode);
+        let present: Vec<_> = present.map(claim).collect();
         if !present.is_empty() {
             holders = present;
         }
@@ -146,4 +139,9 @@ impl Client {
         }
         Ok(())
     }
+}
+
+fn claim(entry: &Entry) -> Claim {
+    let claim = Claim::new(entry.holder.clone(), entry.mode.into());
+    claim.with_owner(entry.owner).with_token(entry.token)
 }

@@ -11,7 +11,7 @@ use std::{
 
 use portalock_core::{Grant, Holder, Lease, LostSignal, Mode, OwnerId, WakeSender, clock::Instant};
 
-use super::{grant::Written, name::FileName};
+use super::{grant::Written, name::FileName, record::Entry};
 use crate::locking::{Contender, LockFile};
 
 /// The first pause of a waiter that polls.
@@ -125,11 +125,8 @@ pub(crate) struct Place {
 /// A grant that has not been released.
 #[derive(Debug)]
 pub(crate) struct Held {
-    pub(crate) owner: OwnerId,
-    pub(crate) mode: Mode,
     pub(crate) written: Written,
     pub(crate) file: LockFile,
-    pub(crate) holder: Holder,
     /// Ends if the lock file is removed; none if that can't be noticed.
     pub(crate) lease: Option<Lease>,
 }
@@ -147,12 +144,16 @@ struct Waiter {
 }
 
 impl Held {
+    pub(crate) const fn entry(&self) -> &Entry {
+        &self.written.entry
+    }
+
     pub(crate) fn grant(&self) -> Grant {
         let lost = self
             .lease
             .as_ref()
             .map_or(LostSignal::never(), Lease::signal);
-        Grant::new().with_token(self.written.token).with_lost(lost)
+        Grant::new().with_token(self.entry().token).with_lost(lost)
     }
 
     pub(crate) fn is_lost(&self) -> bool {
@@ -165,12 +166,13 @@ impl Held {
 impl Place {
     /// The hold of this owner.
     pub(crate) fn held_by(&self, owner: OwnerId) -> Option<&Held> {
-        self.held.iter().find(|held| held.owner == owner)
+        self.held.iter().find(|held| held.entry().owner == owner)
     }
 
     /// Ends the hold of this owner.
     pub(crate) fn take(&mut self, owner: OwnerId) -> Option<Held> {
-        let at = self.held.iter().position(|held| held.owner == owner)?;
+        let mut held = self.held.iter();
+        let at = held.position(|held| held.entry().owner == owner)?;
         Some(self.held.swap_remove(at))
     }
 
@@ -178,7 +180,7 @@ impl Place {
     pub(crate) fn in_the_way(&self, mode: Mode) -> Option<&Held> {
         self.held
             .iter()
-            .find(|held| !compatible(held.mode, mode) && !held.is_lost())
+            .find(|held| !compatible(held.entry().mode, mode) && !held.is_lost())
     }
 
     /// Whether it is this owner's turn among the waiters of this client.

@@ -1,7 +1,6 @@
 //! The content of a lock file: the last grant, with its token and its holder, and whether it was released.
 //!
-//! A grant is a line of text with a checksum, padded with NULs to the length of [`SLOT`]. A new grant reads only the
-//! token of the last one; `inspect` and errors read the holder. After the slot comes the token of the last released
+//! A grant is a line of text with a checksum, padded with NULs to the length of [`SLOT`]. After the slot comes the token of the last released
 //! grant, and then the lock's name. A line that was damaged by a power loss is ignored: the next token then comes from
 //! the clock, as after a loss of the file, but is larger than the token after the slot.
 
@@ -36,20 +35,11 @@ pub(crate) struct Entry {
     pub(crate) holder: Holder,
 }
 
-/// A grant as read from a file.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Last {
-    pub(crate) token: FencingToken,
-    pub(crate) mode: Mode,
-    owner: OwnerId,
-    holder: Box<str>,
-}
-
 /// The whole content of a lock file.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct Record {
     /// The newest grant.
-    pub(crate) last: Option<Last>,
+    pub(crate) last: Option<Entry>,
     /// The last released grant.
     released: Option<FencingToken>,
     /// The lock's name.
@@ -59,7 +49,7 @@ pub(crate) struct Record {
 impl Record {
     /// Parses the content of a lock file. `None` if the file has other content, which must not be overwritten.
     pub(crate) fn parse(bytes: &[u8]) -> Option<Self> {
-        let last = Last::parse(&bytes[..bytes.len().min(SLOT)]);
+        let last = parse_slot(&bytes[..bytes.len().min(SLOT)]);
         if last.is_none() && !is_ours(bytes) {
             return None;
         }
@@ -82,9 +72,9 @@ impl Record {
 
     /// The newest grant, unless it was released or can't be read.
     pub(crate) fn present(&self) -> Option<Entry> {
-        let last = self.last.as_ref()?;
-        (self.released != Some(last.token)).then_some(())?;
-        last.entry()
+        let last = self.last.as_ref();
+        last.filter(|last| self.released != Some(last.token))
+            .cloned()
     }
 
     /// The last token. If the grant is damaged, the last released token.
@@ -138,41 +128,26 @@ fn until(bytes: &[u8], end: u8) -> Option<&str> {
     std::str::from_utf8(&bytes[..end]).ok()
 }
 
-impl Last {
-    fn parse(bytes: &[u8]) -> Option<Self> {
-        let rest = line(bytes)?.strip_prefix(MAGIC)?;
-        let (sum, body) = rest.split_once(' ')?;
-        if u64::from_str_radix(sum, 16).ok()? != checksum(body.as_bytes()) {
-            return None;
-        }
-        let (token, body) = body.split_once(' ')?;
-        let (mode, body) = body.split_once(' ')?;
-        let (owner, holder) = body.split_once(' ')?;
-        Some(Self {
-            token: FencingToken::new(token.parse().ok()?),
-            mode: match mode {
-                "exclusive" => Mode::Exclusive,
-                "shared" => Mode::Shared,
-                _ => return None,
-            },
-            owner: owner.parse().ok()?,
-            holder: holder.into(),
-        })
-    }
-
-    fn entry(&self) -> Option<Entry> {
-        Some(Entry {
-            token: self.token,
-            mode: self.mode,
-            owner: self.owner,
-            holder: serde_json::from_str(&self.holder).ok()?,
-        })
-    }
-}
-
 /// Reads one grant.
 pub(crate) fn parse_slot(bytes: &[u8]) -> Option<Entry> {
-    Last::parse(bytes)?.entry()
+    let rest = line(bytes)?.strip_prefix(MAGIC)?;
+    let (sum, body) = rest.split_once(' ')?;
+    if u64::from_str_radix(sum, 16).ok()? != checksum(body.as_bytes()) {
+        return None;
+    }
+    let (token, body) = body.split_once(' ')?;
+    let (mode, body) = body.split_once(' ')?;
+    let (owner, holder) = body.split_once(' ')?;
+    Some(Entry {
+        token: FencingToken::new(token.parse().ok()?),
+        mode: match mode {
+            "exclusive" => Mode::Exclusive,
+            "shared" => Mode::Shared,
+            _ => return None,
+        },
+        owner: owner.parse().ok()?,
+        holder: serde_json::from_str(holder).ok()?,
+    })
 }
 
 /// Writes one grant.

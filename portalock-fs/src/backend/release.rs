@@ -51,7 +51,8 @@ impl Client {
             held.file.free();
             return Released::NotHeld;
         }
-        self.store.note_release(file_name, &held.file, held.written);
+        self.store
+            .note_release(file_name, &held.file, &held.written);
         let is_long = |since: portalock_core::clock::Instant| since.elapsed() > AMONG_OURSELVES;
         if place.ours_since.is_some_and(is_long) && place.waiters().next().is_some() {
             place.ours_since = None;
