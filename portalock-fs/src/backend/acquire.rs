@@ -18,7 +18,7 @@ use super::{
     store::Store,
 };
 use crate::{
-    locking::{DirectoryWatch, FsError, FsErrorKind, Location, LockFile},
+    locking::{FileWatch, FsError, FsErrorKind, Location, LockFile},
     sys::{Change, Registration, Watched},
 };
 
@@ -34,7 +34,7 @@ pub(crate) struct Client {
     pub(crate) store: Store,
     pub(crate) places: Places,
     /// Empty if the directory can't be watched: waiters poll, and a removed lock file is not noticed.
-    pub(crate) watch: OnceLock<DirectoryWatch>,
+    pub(crate) watch: OnceLock<FileWatch>,
     pub(crate) label: Option<Arc<str>>,
     pub(crate) poll_interval: Duration,
     /// The longest pause of a waiter that the system wakes.
@@ -309,7 +309,7 @@ mod tests {
         let (_dir, client) = client();
         let contention = |attempt| match attempt {
             Attempt::Contended(contention) => contention,
-            other => panic!("{other:?}"),
+            granted @ Attempt::Granted(_) => panic!("{granted:?}"),
         };
         let (first, next) = (request(Patience::Once), request(Patience::Queue));
         let _ = client.attempt(&first).unwrap();

@@ -23,7 +23,7 @@ use super::{
     store::Store,
 };
 use crate::{
-    locking::{DirectoryWatch, FsError, FsErrorKind, LockKind},
+    locking::{FileWatch, FsError, FsErrorKind, LockKind},
     sys::{self, Origin},
 };
 
@@ -184,7 +184,7 @@ impl FsBackend {
         });
         if wants_watch {
             let told: Weak<Client> = Arc::downgrade(&client);
-            match DirectoryWatch::new(&client.store.dir, told) {
+            match FileWatch::new(told, Some(&client.store.dir)) {
                 Ok(watch) => drop(client.watch.set(watch)),
                 Err(error) if settings.watch() == Watch::On => {
                     let kind = match FsErrorKind::of(&error) {
@@ -245,6 +245,14 @@ impl FsBackend {
     /// [`FsError`] if the directory can't be listed, or if a file can't be locked or removed.
     pub fn clean(&self, unused_for: Duration) -> Result<usize, FsError> {
         self.client.run(|client| client.clean(unused_for))
+    }
+
+    /// Fails if the directory is not watched, because no holder would be told.
+    fn ensure_breaks(&self) -> Result<(), BackendError> {
+        if self.capabilities.breaks {
+            return Ok(());
+        }
+        Err(BackendError::unsupported("way to break a lock"))
     }
 
     /// Runs file system calls that may fail.
@@ -330,7 +338,7 @@ impl LockBackend for FsBackend {
         let (line, wakeups) = wakeups();
         // Waiters of this process wake each other, even if the directory is not watched.
         let listens = self.client.listen(request, line);
-        let sleeper = self.client.watch.get().map(DirectoryWatch::sleeper);
+        let sleeper = self.client.watch.get().map(FileWatch::sleeper);
         Ok(listens.then(|| wakeups.with_sleeper(sleeper)))
     }
 
@@ -357,11 +365,13 @@ impl LockBackend for FsBackend {
         owner: OwnerId,
         by: &Holder,
     ) -> Result<Option<Duration>, BackendError> {
+        self.ensure_breaks()?;
         let (name, by) = (name.clone(), by.clone());
         self.run(move |client| client.mark(&name, owner, &by)).await
     }
 
     async fn evict(&self, name: &LockName, owner: OwnerId) -> Result<Released, BackendError> {
+        self.ensure_breaks()?;
         let name = name.clone();
         let evicted = self.run(move |client| client.evict(&name, owner)).await?;
         evicted.ok_or_else(|| {

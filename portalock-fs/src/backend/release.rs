@@ -29,12 +29,12 @@ impl Client {
         let Some(visit) = self.places.find(&file_name) else {
             return Released::NotHeld;
         };
-        visit.change(|place| match place.take(request.owner) {
-            Some(held) => self.give_up(place, &file_name, held, certain),
-            None => {
-                place.leave(request.owner);
-                Released::NotHeld
+        visit.change(|place| {
+            if let Some(held) = place.take(request.owner) {
+                return self.give_up(place, &file_name, held, certain);
             }
+            place.leave(request.owner);
+            Released::NotHeld
         })
     }
 
