@@ -99,8 +99,8 @@ const PAUSE: Duration = Duration::from_millis(1);
 ///
 /// # What it leaves
 ///
-/// A released lock leaves its file. On Windows, where other handles can't read a locked file, it also leaves a file
-/// with the record beside it. [`clean`](Self::clean) removes unused files. A held lock needs one open file and less
+/// A released lock leaves its file, and a lock that was shared the list of its readers. On Windows, where other handles
+/// can't read a locked file, it also leaves a file with the record beside it. [`clean`](Self::clean) removes unused files. A held lock needs one open file and less
 /// than 1 KiB of memory; an unused name needs nothing. All watching backends of a process share one thread, which ends
 /// with the last of them. A blocking call that waits receives the events itself, if no other one does.
 ///

@@ -1,8 +1,8 @@
 //! The content of a lock file: the last grant, with its token and its holder, and whether it was released.
 //!
-//! A grant is a line of text with a checksum, padded with NULs to the length of [`SLOT`]. After the slot comes the token of the last released
-//! grant, and then the lock's name. A line that was damaged by a power loss is ignored: the next token then comes from
-//! the clock, as after a loss of the file, but is larger than the token after the slot.
+//! A grant is a line of text with a checksum, padded with NULs to the length of [`SLOT`]. After the slot comes the token
+//! of the last released grant, and then the lock's name. A line that was damaged by a power loss is ignored: the next
+//! token then comes from the clock, as after a loss of the file, but is larger than the token after the slot.
 
 use std::io::Write;
 
