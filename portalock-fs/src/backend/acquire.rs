@@ -18,7 +18,7 @@ use super::{
     store::Store,
 };
 use crate::{
-    locking::{DirectoryWatch, FsError, FsErrorKind, Location, LockFile},
+    locking::{FileWatch, FsError, FsErrorKind, Location, LockFile},
     sys::{Change, Registration, Watched},
 };
 
@@ -34,7 +34,7 @@ pub(crate) struct Client {
     pub(crate) store: Store,
     pub(crate) places: Places,
     /// Empty if the directory can't be watched: waiters poll, and a removed lock file is not noticed.
-    pub(crate) watch: OnceLock<DirectoryWatch>,
+    pub(crate) watch: OnceLock<FileWatch>,
     pub(crate) label: Option<Arc<str>>,
     pub(crate) poll_interval: Duration,
     /// The longest pause of a waiter that the system wakes.
@@ -42,28 +42,33 @@ pub(crate) struct Client {
 }
 
 impl Client {
-    /// Fails in a forked child. Call it before taking any mutex: a thread of the parent may have held the mutex during
-    /// the fork.
-    pub(crate) fn ensure_here(&self) -> Result<(), FsError> {
-        if !self.store.origin.is_elsewhere() {
-            return Ok(());
+    /// Runs file system calls. Fails in a forked child; errors get the directory.
+    pub(crate) fn run<T>(
+        &self,
+        call: impl FnOnce(&Self) -> Result<T, FsError>,
+    ) -> Result<T, FsError> {
+        // A thread of the parent may have held a mutex during the fork, so don't wait for one here.
+        if self.store.origin.is_elsewhere() {
+            let cause = io::Error::other("it was opened before this process was forked");
+            let error = FsError::with_kind(FsErrorKind::Forked, "use the lock directory", cause);
+            return Err(error.at(&self.store.path));
         }
-        let cause = io::Error::other("it was opened before this process was forked");
-        let error = FsError::with_kind(FsErrorKind::Forked, "use the lock directory", cause);
-        Err(self.locate(error))
+        call(self).map_err(|error| {
+            let directory = &self.store.path;
+            let path = error.path().map(|file| directory.join(file));
+            error.at(path.as_ref().unwrap_or(directory))
+        })
     }
 
-    /// Makes one attempt for `request`. `None` if the request does not wait and it is not known yet whether there is a
-    /// holder: `inspect` may have the file locked for a microsecond, or a new holder has not written its record yet.
-    pub(crate) fn attempt(&self, request: &LockRequest) -> Result<Option<Attempt>, FsError> {
-        self.ensure_here()?;
+    /// Makes one attempt for `request`. If it is contended without a known holder, there may be none: `inspect` may have
+    /// the file locked for a microsecond, or a new holder has not written its record yet.
+    pub(crate) fn attempt(&self, request: &LockRequest) -> Result<Attempt, FsError> {
         let file_name = FileName::of(&request.name);
         let visit = self.places.enter(&file_name);
         let mut place = visit.lock();
         let answer = self.attempt_in(&mut place, &file_name, request);
         place.settle();
-        drop(place);
-        answer.map_err(|error| self.locate(error))
+        answer
     }
 
     fn attempt_in(
@@ -71,26 +76,26 @@ impl Client {
         place: &mut MutexGuard<'_, Place>,
         file_name: &FileName,
         request: &LockRequest,
-    ) -> Result<Option<Attempt>, FsError> {
+    ) -> Result<Attempt, FsError> {
         if let Some(held) = place.held_by(request.owner) {
-            return Ok(Some(Attempt::Granted(held.grant())));
+            return Ok(Attempt::Granted(held.grant()));
         }
         let waits = request.patience == Patience::Queue;
         let in_the_way = place.in_the_way(request.demand);
         if in_the_way.is_some() || !place.has_turn(request.owner, request.demand) {
             // The waiter ahead in this process wakes this one, so no file system call is needed.
             let holder = match in_the_way.or(place.held.first()) {
-                Some(held) => Some(held.holder.clone()),
+                Some(held) => Some(held.entry().holder.clone()),
                 None => self.present_holder(place, file_name),
             };
             let contention = self.contended(place, request, holder).with_queued(waits);
             let contention = contention.with_recheck_after(BEHIND_OTHERS);
-            return Ok(Some(Attempt::Contended(contention)));
+            return Ok(Attempt::Contended(contention));
         }
         if waits && std::mem::take(&mut place.yields) {
             let contention = self.contended(place, request, None);
             let contention = contention.with_recheck_after(YIELD);
-            return Ok(Some(Attempt::Contended(contention)));
+            return Ok(Attempt::Contended(contention));
         }
         self.contend(place, file_name, request)
     }
@@ -101,7 +106,7 @@ impl Client {
         place: &mut Place,
         file_name: &FileName,
         request: &LockRequest,
-    ) -> Result<Option<Attempt>, FsError> {
+    ) -> Result<Attempt, FsError> {
         let waits = request.patience == Patience::Queue;
         let watch = |file: &LockFile| waits.then(|| self.watch_file(file_name, file)).flatten();
         let location = self.store.file(file_name);
@@ -109,12 +114,9 @@ impl Client {
         if let Some(file) = locked
             && let Some(grant) = self.grant(place, file_name, file, request)?
         {
-            return Ok(Some(Attempt::Granted(grant)));
+            return Ok(Attempt::Granted(grant));
         }
         let holder = self.present_holder(place, file_name);
-        if !waits && holder.is_none() {
-            return Ok(None);
-        }
         let mut contention = self.contended(place, request, holder);
         // Not `queued`, although a wake-up is kept for the subscriber: the engine's second attempt costs a few system
         // calls, and with short holds it often gets the lock that a sleep and a wake-up would have to wait for.
@@ -125,7 +127,7 @@ impl Client {
             self.poll_interval
         };
         contention.recheck_after = place.next_poll(request.owner, most, watched);
-        Ok(Some(Attempt::Contended(contention)))
+        Ok(Attempt::Contended(contention))
     }
 
     /// The file is locked: draws a token, and writes the holder. `None` if another process is drawing a token and
@@ -137,27 +139,18 @@ impl Client {
         file: LockFile,
         request: &LockRequest,
     ) -> Result<Option<Grant>, FsError> {
-        let (holder, mode) = (self.holder(request), request.demand);
         if let Some(watch) = self.watch.get() {
             watch.keep_looking();
         }
-        let written = self.store.write_grant(
-            file_name,
-            &request.name,
-            &file,
-            mode,
-            (request.owner, &holder),
-        );
+        let holder = self.holder(request);
+        let written = self.store.write_grant(file_name, &file, request, holder);
         let Ok(Some(written)) = written else {
             file.free();
             return written.map(|_| None);
         };
         let held = Held {
-            owner: request.owner,
-            mode,
             written,
             file,
-            holder,
             lease: self.watch.get().map(|_| Lease::unbounded()),
         };
         let grant = held.grant();
@@ -218,34 +211,25 @@ impl Client {
             .ok()
     }
 
-    /// Adds the directory to an error.
-    pub(crate) fn locate(&self, error: FsError) -> FsError {
-        let directory = &self.store.path;
-        let path = error.path().map(|file| directory.join(file));
-        error.at(path.as_ref().unwrap_or(directory))
-    }
-
     /// Ends the leases of the holders of `file_name` whose file is no longer there.
     fn verify(&self, file_name: &FileName) {
         let Some(visit) = self.places.find(file_name) else {
             return;
         };
-        let mut place = visit.lock();
-        for held in &place.held {
-            let Some(lease) = &held.lease else {
-                continue;
-            };
-            // An error says nothing about the file.
-            if let Ok(false) = self.store.file(file_name).is_current(&held.file) {
-                let file = file_name.as_str();
-                let what = format!("{file} was removed or replaced, or its path leads elsewhere");
-                lease.end(Loss::Removed(what.into()));
+        // Waiters are woken, because they must continue with the file that is there now, if any.
+        visit.change(|place| {
+            for held in &place.held {
+                // An error says nothing about the file.
+                if let Some(lease) = &held.lease
+                    && let Ok(false) = self.store.file(file_name).is_current(&held.file)
+                {
+                    let file = file_name.as_str();
+                    let what =
+                        format!("{file} was removed or replaced, or its path leads elsewhere");
+                    lease.end(Loss::Removed(what.into()));
+                }
             }
-        }
-        // Waiters must continue with the file that is there now, if any.
-        let called = place.call_first();
-        drop(place);
-        called.wake();
+        });
     }
 }
 
@@ -254,11 +238,7 @@ impl Watched for Client {
         match change {
             Change::Closed(file) => {
                 if let Some(visit) = self.places.find(&FileName::existing(file)) {
-                    let mut place = visit.lock();
-                    place.yields = false;
-                    let called = place.call_first();
-                    drop(place);
-                    called.wake();
+                    visit.change(|place| place.yields = false);
                 }
             }
             Change::Replaced(file) => match marked_owner(file) {
@@ -319,7 +299,7 @@ mod tests {
         let waiting = super::tests::request(Patience::Queue);
         assert!(matches!(
             client.attempt(&waiting).unwrap(),
-            Some(Attempt::Contended(_))
+            Attempt::Contended(_)
         ));
         assert!(!client.look());
     }
@@ -328,8 +308,8 @@ mod tests {
     fn a_waiter_leaves_one_try_to_others_if_it_should_and_then_goes_on() {
         let (_dir, client) = client();
         let contention = |attempt| match attempt {
-            Some(Attempt::Contended(contention)) => contention,
-            other => panic!("{other:?}"),
+            Attempt::Contended(contention) => contention,
+            granted @ Attempt::Granted(_) => panic!("{granted:?}"),
         };
         let (first, next) = (request(Patience::Once), request(Patience::Queue));
         let _ = client.attempt(&first).unwrap();
@@ -343,6 +323,6 @@ mod tests {
         place.yields = true;
         let mut attempt = || client.attempt_in(&mut place, &file_name, &next).unwrap();
         assert_eq!(contention(attempt()).recheck_after, Some(YIELD));
-        assert!(matches!(attempt(), Some(Attempt::Granted(_))));
+        assert!(matches!(attempt(), Attempt::Granted(_)));
     }
 }

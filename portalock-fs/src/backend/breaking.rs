@@ -5,18 +5,14 @@
 //! file lock has no lease, so a process gets a second to respond. After that, its locked file is replaced by another
 //! file. When the process runs again, it learns of this as of any replaced lock file.
 
-use std::{io, time::Duration};
-
-use portalock_core::{
-    BackendError, BackendErrorKind, Holder, LockName, Loss, Mode, OwnerId, Released, clock,
+use std::{
+    io::{self, Read, Write},
+    time::Duration,
 };
-use serde::{Deserialize, Serialize};
 
-use super::{
-    acquire::Client,
-    name::FileName,
-    record::{LONGEST, Record},
-};
+use portalock_core::{Holder, LockName, Loss, Mode, OwnerId, Released, clock};
+
+use super::{acquire::Client, name::FileName, record::Record};
 use crate::{
     locking::{FsError, Location},
     sys,
@@ -32,12 +28,6 @@ const RESPONDS: Duration = Duration::from_secs(1);
 
 /// The longest mark that is read. Names of hosts and labels are short.
 const LONGEST_MARK: u64 = 64 * 1024;
-
-/// The content of a mark.
-#[derive(Serialize, Deserialize)]
-struct Mark {
-    by: Holder,
-}
 
 /// The owner whose mark has this file name.
 pub(crate) fn marked_owner(file: &str) -> Option<OwnerId> {
@@ -66,55 +56,39 @@ impl Client {
             return Ok(Some(RESPONDS));
         }
         // The mark's text is for people: the lock is broken even without it.
-        let text = serde_json::to_vec(&Mark { by: by.clone() }).unwrap_or_default();
-        self.put(&mark, &text, &FileName::of(name))
-            .map_err(|error| self.locate(error))?;
+        let text = serde_json::to_vec(by).unwrap_or_default();
+        self.put(&mark, &text, &FileName::of(name))?;
         Ok(Some(RESPONDS))
     }
 
-    /// Replaces the lock file that `owner` has locked, by a file with the same record, marked as released.
-    pub(crate) fn evict(&self, name: &LockName, owner: OwnerId) -> Result<Released, BackendError> {
-        self.ensure_here()?;
-        let file_name = FileName::of(name);
-        let replaced = self.replace(&file_name, owner);
-        let replaced = replaced.map_err(|error| self.locate(error))?;
-        replaced.ok_or_else(|| {
-            BackendError::new(
-                BackendErrorKind::Unsupported,
-                "one of several shared holders can't be evicted alone: end the process that does not respond",
-            )
-        })
-    }
-
-    /// `None` if other holders may share the file.
-    fn replace(&self, file_name: &FileName, owner: OwnerId) -> Result<Option<Released>, FsError> {
+    /// Replaces the lock file that `owner` has locked, by a file with the same token, marked as released. `None` if
+    /// other holders may share the file.
+    pub(crate) fn evict(
+        &self,
+        name: &LockName,
+        owner: OwnerId,
+    ) -> Result<Option<Released>, FsError> {
+        let file_name = &FileName::of(name);
         let Some(file) = self.store.file(file_name).open_existing()? else {
             return Ok(Some(Released::NotHeld));
         };
         let record = self.store.read(file_name, &file)?;
         let present = self.store.present(file_name, &record, usize::MAX);
-        match present.iter().find(|entry| entry.owner == Some(owner)) {
+        let token = match present.iter().find(|entry| entry.owner == owner) {
             None => return Ok(Some(Released::NotHeld)),
             Some(entry) if entry.mode == Mode::Shared => return Ok(None),
-            Some(_) => {}
-        }
-        let mut bytes = vec![0; LONGEST];
-        let length = sys::read_at(file.file(), &mut bytes, 0)
-            .map_err(|error| FsError::new("read", error).at(file_name.as_str()))?;
-        bytes.truncate(length);
-        if let Some(token) = record.last_token() {
-            let (at, released) = Record::write_released(token);
-            let at = usize::try_from(at).unwrap_or(usize::MAX);
-            if let Some(place) = bytes.get_mut(at..at.saturating_add(released.len())) {
-                place.copy_from_slice(&released);
-            }
-        }
+            Some(entry) => entry.token,
+        };
         // Checked last, because the owner may have released meanwhile, and another may hold the file.
         if file.try_lock(Mode::Shared)? {
             file.unlock()?;
             return Ok(Some(Released::NotHeld));
         }
-        self.put(file_name.as_str(), &bytes, file_name)?;
+        self.put(
+            file_name.as_str(),
+            &Record::released(name, token),
+            file_name,
+        )?;
         Ok(Some(Released::Freed))
     }
 
@@ -123,14 +97,11 @@ impl Client {
     fn put(&self, file: &str, content: &[u8], of: &FileName) -> Result<(), FsError> {
         let draft = format!("{}{DRAFT_SUFFIX}", OwnerId::mint());
         let written = self.store.named(&draft).open().and_then(|open| {
-            use std::io::Write;
             if let Some(of) = self.store.file(of).open_existing()? {
                 sys::permit_as(open.file(), of.file());
             }
-            let mut draft = open.file();
-            draft
-                .write_all(content)
-                .map_err(|error| FsError::new("write", error))
+            let written = open.file().write_all(content);
+            written.map_err(|error| FsError::new("write", error))
         });
         let put = written.and_then(|()| {
             let dir = &self.store.dir;
@@ -158,21 +129,20 @@ impl Client {
             let Some(visit) = self.places.find(&file_name) else {
                 continue;
             };
-            let mut place = visit.lock();
-            let held = place.held.iter().position(|held| held.owner == owner);
-            let Some(held) = held.map(|at| place.held.swap_remove(at)) else {
+            if visit.lock().held_by(owner).is_none() {
                 continue;
-            };
-            if let Some(lease) = &held.lease {
-                lease.end(self.read_mark(&mark));
             }
-            self.store
-                .note_release(&file_name, &held.file, held.written);
-            held.file.free();
-            let called = place.call_first();
-            place.settle();
-            drop(place);
-            called.wake();
+            visit.change(|place| {
+                let Some(held) = place.take(owner) else {
+                    return;
+                };
+                if let Some(lease) = &held.lease {
+                    lease.end(self.read_mark(&mark));
+                }
+                self.store
+                    .note_release(&file_name, &held.file, &held.written);
+                held.file.free();
+            });
             self.remove_mark(&mark);
             return;
         }
@@ -180,45 +150,36 @@ impl Client {
 
     /// The same for all existing marks, because events may have been lost.
     pub(crate) fn heed_all(&self) {
-        let Ok(entries) = self.store.dir.entries() else {
-            return;
-        };
-        for entry in entries.flatten() {
-            if let Some(owner) = entry.file_name().to_str().and_then(marked_owner) {
+        for file in self.store.files().into_iter().flatten().flatten() {
+            if let Some(owner) = marked_owner(&file) {
                 self.heed(owner);
             }
         }
     }
 
     /// Removes marks that were not handled for this long, and files that never became a mark.
-    pub(crate) fn clean_marks(&self, unused_for: Duration) {
-        let Ok(entries) = self.store.dir.entries() else {
-            return;
-        };
-        for entry in entries.flatten() {
-            let file = entry.file_name();
-            let Some(file) = file.to_str() else { continue };
-            let is_ours = [MARK_SUFFIX, DRAFT_SUFFIX].iter().any(|suffix| {
-                let owner = file.strip_suffix(suffix);
-                owner.is_some_and(|owner| owner.parse::<OwnerId>().is_ok())
-            });
-            let written = || entry.metadata().ok()?.modified().ok();
-            let age =
-                |at: cap_std::time::SystemTime| clock::wall_clock().duration_since(at.into_std());
-            if is_ours && written().is_some_and(|at| age(at).is_ok_and(|age| age >= unused_for)) {
-                self.remove_mark(file);
+    pub(crate) fn clean_marks(&self, unused_for: Duration) -> Result<(), FsError> {
+        for file in self.store.files()? {
+            let file = file?;
+            let owner = file
+                .strip_suffix(MARK_SUFFIX)
+                .or(file.strip_suffix(DRAFT_SUFFIX));
+            let is_ours = owner.is_some_and(|owner| owner.parse::<OwnerId>().is_ok());
+            let age = || {
+                let written = self.store.dir.metadata(&file).ok()?.modified().ok()?;
+                let age = clock::wall_clock().duration_since(written.into_std());
+                age.ok()
+            };
+            if is_ours && age().is_some_and(|age| age >= unused_for) {
+                self.remove_mark(&file);
             }
         }
+        Ok(())
     }
 
     fn read_mark(&self, mark: &str) -> Loss {
-        let dir = &self.store.dir;
-        let length = dir.metadata(mark).map(|metadata| metadata.len());
-        let text = length
-            .ok()
-            .filter(|length| *length <= LONGEST_MARK)
-            .and_then(|_| dir.read(mark).ok());
-        let mark = text.and_then(|text| serde_json::from_slice::<Mark>(&text).ok());
-        Loss::broken_by(mark.map(|mark| mark.by))
+        let mark = self.store.named(mark).open_existing().ok().flatten();
+        let text = mark.as_ref().map(|mark| mark.file().take(LONGEST_MARK));
+        Loss::broken_by(text.and_then(|text| serde_json::from_reader(text).ok()))
     }
 }

@@ -209,13 +209,15 @@ struct RawSettings {
 }
 
 /// Parses one of `words`, the texts of the values of `T`.
-fn choose<T: DeserializeOwned>(
+fn choose<T: DeserializeOwned + Default>(
     field: &'static str,
-    value: Value,
+    value: Option<Value>,
     words: &str,
 ) -> Result<T, InvalidSetting> {
-    serde_json::from_value(value)
-        .map_err(|_| InvalidSetting::new(field, format!("is not one of its values: write {words}")))
+    let wrong = |_| InvalidSetting::new(field, format!("is not one of its values: write {words}"));
+    value.map_or(Ok(T::default()), |value| {
+        serde_json::from_value(value).map_err(wrong)
+    })
 }
 
 /// Octal digits in text. A number is refused: JSON has decimal numbers only, and 600 would mean `1130`.
@@ -238,15 +240,9 @@ impl TryFrom<RawSettings> for FsSettings {
         }
         let mut settings = Self::new(raw.directory);
         settings.label = raw.label;
-        if let Some(kind) = raw.lock {
-            settings.lock = choose("lock", kind, "\"flock\" or \"record\"")?;
-        }
-        if let Some(watch) = raw.watch {
-            settings.watch = choose("watch", watch, "\"auto\", \"on\" or \"off\"")?;
-        }
-        if let Some(calls) = raw.calls {
-            settings.calls = choose("calls", calls, "\"auto\", \"inline\" or \"offload\"")?;
-        }
+        settings.lock = choose("lock", raw.lock, "\"flock\" or \"record\"")?;
+        settings.watch = choose("watch", raw.watch, "\"auto\", \"on\" or \"off\"")?;
+        settings.calls = choose("calls", raw.calls, "\"auto\", \"inline\" or \"offload\"")?;
         if let Some(mode) = raw.file_mode {
             settings = settings.with_file_mode(octal("file_mode", &mode)?)?;
         }

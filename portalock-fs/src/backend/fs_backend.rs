@@ -1,11 +1,9 @@
 //! The backend: the engine's view of a directory of lock files.
 
 use std::{
-    future::poll_fn,
     io::ErrorKind,
     path::Path,
     sync::{Arc, OnceLock, Weak},
-    task::Poll,
     time::{Duration, Instant},
 };
 
@@ -13,8 +11,8 @@ use async_trait::async_trait;
 use cap_std::{ambient_authority, fs::Dir};
 use portalock_core::{
     Attempt, BackendError, BackendErrorKind, Capabilities, Contention, CrashRelease, Fairness,
-    Holder, Inspect, Inspection, LockBackend, LockName, LockRequest, LossNotice, OwnerId, Released,
-    Scope, Tokens, Wakeups, wakeups,
+    Holder, Inspect, Inspection, LockBackend, LockName, LockRequest, LossNotice, OwnerId, Patience,
+    Released, Scope, Tokens, Wakeups, wakeups,
 };
 
 use super::{
@@ -25,7 +23,7 @@ use super::{
     store::Store,
 };
 use crate::{
-    locking::{DirectoryWatch, FsError, FsErrorKind, LockKind},
+    locking::{FileWatch, FsError, FsErrorKind, LockKind},
     sys::{self, Origin},
 };
 
@@ -101,8 +99,8 @@ const PAUSE: Duration = Duration::from_millis(1);
 ///
 /// # What it leaves
 ///
-/// A released lock leaves its file. On Windows, where other handles can't read a locked file, it also leaves a file
-/// with the record beside it. [`clean`](Self::clean) removes unused files. A held lock needs one open file and less
+/// A released lock leaves its file, and a lock that was shared the list of its readers. On Windows, where other handles
+/// can't read a locked file, it also leaves a file with the record beside it. [`clean`](Self::clean) removes unused files. A held lock needs one open file and less
 /// than 1 KiB of memory; an unused name needs nothing. All watching backends of a process share one thread, which ends
 /// with the last of them. A blocking call that waits receives the events itself, if no other one does.
 ///
@@ -186,7 +184,7 @@ impl FsBackend {
         });
         if wants_watch {
             let told: Weak<Client> = Arc::downgrade(&client);
-            match DirectoryWatch::new(&client.store.dir, told) {
+            match FileWatch::new(told, Some(&client.store.dir)) {
                 Ok(watch) => drop(client.watch.set(watch)),
                 Err(error) if settings.watch() == Watch::On => {
                     let kind = match FsErrorKind::of(&error) {
@@ -246,7 +244,7 @@ impl FsBackend {
     ///
     /// [`FsError`] if the directory can't be listed, or if a file can't be locked or removed.
     pub fn clean(&self, unused_for: Duration) -> Result<usize, FsError> {
-        self.client.clean(unused_for)
+        self.client.run(|client| client.clean(unused_for))
     }
 
     /// Fails if the directory is not watched, because no holder would be told.
@@ -255,6 +253,14 @@ impl FsBackend {
             return Ok(());
         }
         Err(BackendError::unsupported("way to break a lock"))
+    }
+
+    /// Runs file system calls that may fail.
+    async fn run<T: Send + 'static>(
+        &self,
+        call: impl FnOnce(&Client) -> Result<T, FsError> + Send + 'static,
+    ) -> Result<T, BackendError> {
+        Ok(self.call(move |client| client.run(call)).await??)
     }
 
     /// Runs file system calls, on a thread where they may block.
@@ -306,18 +312,19 @@ impl LockBackend for FsBackend {
     async fn try_acquire(&self, request: &LockRequest) -> Result<Attempt, BackendError> {
         let start = Instant::now();
         loop {
-            let request = request.clone();
-            let attempt = self.call(move |client| client.attempt(&request)).await??;
-            if let Some(attempt) = attempt {
-                return Ok(attempt);
+            let (tried, request) = (Instant::now(), request.clone());
+            let waits = request.patience == Patience::Queue;
+            let attempt = self.run(move |client| client.attempt(&request)).await?;
+            match &attempt {
+                Attempt::Contended(Contention { holder: None, .. }) if !waits => {}
+                _ => return Ok(attempt),
             }
-            let tried = Instant::now();
             if tried - start >= PASSING {
-                return Ok(Attempt::Contended(Contention::new()));
+                return Ok(attempt);
             }
             // No timer is used: some runtimes have none.
             while tried.elapsed() < PAUSE {
-                give_way().await;
+                tokio::task::yield_now().await;
             }
         }
     }
@@ -331,7 +338,7 @@ impl LockBackend for FsBackend {
         let (line, wakeups) = wakeups();
         // Waiters of this process wake each other, even if the directory is not watched.
         let listens = self.client.listen(request, line);
-        let sleeper = self.client.watch.get().map(DirectoryWatch::sleeper);
+        let sleeper = self.client.watch.get().map(FileWatch::sleeper);
         Ok(listens.then(|| wakeups.with_sleeper(sleeper)))
     }
 
@@ -345,11 +352,11 @@ impl LockBackend for FsBackend {
 
     async fn inspect(&self, name: &LockName) -> Result<Inspection, BackendError> {
         let name = name.clone();
-        Ok(self.call(move |client| client.inspect(&name)).await??)
+        self.run(move |client| client.inspect(&name)).await
     }
 
     async fn names(&self) -> Result<Vec<LockName>, BackendError> {
-        Ok(self.call(Client::used_names).await??)
+        self.run(Client::used_names).await
     }
 
     async fn mark_broken(
@@ -360,31 +367,20 @@ impl LockBackend for FsBackend {
     ) -> Result<Option<Duration>, BackendError> {
         self.ensure_breaks()?;
         let (name, by) = (name.clone(), by.clone());
-        Ok(self
-            .call(move |client| client.mark(&name, owner, &by))
-            .await??)
+        self.run(move |client| client.mark(&name, owner, &by)).await
     }
 
     async fn evict(&self, name: &LockName, owner: OwnerId) -> Result<Released, BackendError> {
         self.ensure_breaks()?;
         let name = name.clone();
-        Ok(self
-            .call(move |client| client.evict(&name, owner))
-            .await??)
+        let evicted = self.run(move |client| client.evict(&name, owner)).await?;
+        evicted.ok_or_else(|| {
+            BackendError::new(
+                BackendErrorKind::Unsupported,
+                "one of several shared holders can't be evicted alone: end the process that does not respond",
+            )
+        })
     }
-}
-
-/// Lets other tasks run, also on a thread that drives no runtime.
-async fn give_way() {
-    let mut gave_way = false;
-    poll_fn(|context| {
-        if std::mem::replace(&mut gave_way, true) {
-            return Poll::Ready(());
-        }
-        context.waker().wake_by_ref();
-        Poll::Pending
-    })
-    .await;
 }
 
 /// Every user of the locks must be able to create lock files. If the group may write them, this includes the group,

@@ -7,11 +7,11 @@
 
 use std::{
     fs::File,
-    io::{self, Read},
+    io,
     time::{Duration, Instant, SystemTime},
 };
 
-use portalock_core::{FencingToken, Holder, LockName, Mode, OwnerId};
+use portalock_core::{FencingToken, Holder, LockRequest, Mode};
 
 use super::{
     name::{FileName, INFO_SUFFIX, READERS_SUFFIX},
@@ -27,47 +27,43 @@ use crate::{
 /// meanwhile.
 const PATIENCE: Duration = Duration::from_millis(2);
 
+/// How many slots are tried besides the last one before the list of readers gets longer.
+const TRIED_SLOTS: usize = 4;
+
 /// A written grant.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 pub(crate) struct Written {
-    pub(crate) token: FencingToken,
+    pub(crate) entry: Entry,
     /// A shared holder's slot in the file of readers.
     reader: Option<u64>,
 }
 
 impl Store {
-    /// Draws a token, and writes it with the holder. The lock must be held in `mode`. `None` if another reader is
-    /// drawing a token and does not finish in time.
+    /// Draws a token, and writes it with the holder. The lock must be held in the requested mode. `None` if another
+    /// reader is drawing a token and does not finish in time.
     pub(crate) fn write_grant(
         &self,
         file_name: &FileName,
-        name: &LockName,
         file: &LockFile,
-        mode: Mode,
-        (owner, holder): (OwnerId, &Holder),
+        request: &LockRequest,
+        holder: Holder,
     ) -> Result<Option<Written>, FsError> {
-        let entry = |token| Entry {
-            token,
-            mode,
-            owner: Some(owner),
-            holder: holder.clone(),
-        };
         let write = |readers: Option<&File>| {
             self.with_record(file_name, file, |record| {
-                write_grant(name, record, readers, entry)
+                write_grant(record, readers, request, holder)
             })
         };
-        match mode {
+        match request.demand {
             Mode::Exclusive => write(None).map(Some),
             Mode::Shared => self.with_readers(file_name, |readers| write(Some(readers))),
         }
     }
 
     /// Writes that a holder has released. Only `inspect` reads it, so a failure has no other effect.
-    pub(crate) fn note_release(&self, name: &FileName, file: &LockFile, written: Written) {
+    pub(crate) fn note_release(&self, name: &FileName, file: &LockFile, written: &Written) {
         let noted = match written.reader {
             None => self.with_record(name, file, |record| {
-                write(record, Record::write_released(written.token))
+                write(record, Record::write_released(written.entry.token))
             }),
             Some(slot) => self
                 .with_readers(name, |readers| {
@@ -154,30 +150,28 @@ fn lock_list(readers: &LockFile) -> Result<bool, FsError> {
 }
 
 fn write_grant(
-    name: &LockName,
     file: &File,
     readers: Option<&File>,
-    entry: impl FnOnce(FencingToken) -> Entry,
+    request: &LockRequest,
+    holder: Holder,
 ) -> Result<Written, FsError> {
     let record = read(file)?;
-    if record.name.as_deref() != Some(name.as_str()) {
+    if record.name.as_deref() != Some(request.name.as_str()) {
         // A new file, or one that a power loss damaged. No two names have the same file.
-        write(file, Record::write_name(name))?;
+        write(file, Record::write_name(&request.name))?;
     }
-    let token = token_after(record.last_token())?;
-    let entry = entry(token);
-    let reader = match readers {
-        None => None,
-        Some(readers) => {
-            let is_first = record
-                .last
-                .as_ref()
-                .is_none_or(|last| last.mode == Mode::Exclusive);
-            Some(add_reader(readers, &entry, is_first)?)
-        }
+    let entry = Entry {
+        token: token_after(record.last_token())?,
+        mode: request.demand,
+        owner: request.owner,
+        holder,
     };
+    let last = record.last.as_ref();
+    let is_first = last.is_none_or(|last| last.mode == Mode::Exclusive);
+    let reader = readers.map(|readers| add_reader(readers, &entry, is_first));
+    let reader = reader.transpose()?;
     write(file, (0, record::render_slot(&entry)))?;
-    Ok(Written { token, reader })
+    Ok(Written { entry, reader })
 }
 
 fn token_after(last: Option<FencingToken>) -> Result<FencingToken, FsError> {
@@ -188,38 +182,61 @@ fn token_after(last: Option<FencingToken>) -> Result<FencingToken, FsError> {
     Ok(token)
 }
 
-/// Writes `entry` into the first unused slot, or after the last one. Returns the slot.
+/// Writes `entry` into an unused slot. Returns the slot.
 fn add_reader(readers: &File, entry: &Entry, is_first: bool) -> Result<u64, FsError> {
-    let list = read_list(readers)?;
-    if !record::is_ours(&list) {
+    if !record::is_ours(read_slot(readers, 0, &mut [0; SLOT])?) {
         return Err(foreign("not a list of shared holders"));
     }
-    let mut slot = 0;
     if is_first {
         let cleared = readers.set_len(0);
         cleared.map_err(|error| FsError::new("clear the list of shared holders of", error))?;
-    } else {
-        let used = list.chunks(SLOT).map(record::parse_slot);
-        slot = used
-            .take_while(|entry| entry.as_ref().is_some_and(|entry| !is_gone(entry)))
-            .count() as u64;
     }
+    let slot = unused_slot(readers)?;
     write(readers, (slot * SLOT as u64, record::render_slot(entry)))?;
     Ok(slot)
 }
 
-fn present_readers(readers: &File, most: usize) -> Result<Vec<Entry>, FsError> {
-    let list = read_list(readers)?;
-    let entries = list.chunks(SLOT).filter_map(record::parse_slot);
-    Ok(entries.filter(|entry| !is_gone(entry)).take(most).collect())
+/// The last slot, one of a few others, or a new one. So a grant reads no more if there are many readers. The list gets
+/// longer only if those few slots are in use, which becomes rare when the list has many unused slots.
+fn unused_slot(readers: &File) -> Result<u64, FsError> {
+    let slots = count_slots(readers)?;
+    let others = std::iter::repeat_with(|| fastrand::u64(..slots.max(1))).take(TRIED_SLOTS);
+    for slot in slots.checked_sub(1).into_iter().chain(others) {
+        if present_in(readers, slot)?.is_none() {
+            return Ok(slot);
+        }
+    }
+    Ok(slots)
 }
 
-/// All slots of a list.
-fn read_list(mut readers: &File) -> Result<Vec<u8>, FsError> {
-    let mut list = Vec::new();
-    let read = readers.read_to_end(&mut list);
-    read.map_err(|error| FsError::new("read", error))?;
-    Ok(list)
+fn present_readers(readers: &File, most: usize) -> Result<Vec<Entry>, FsError> {
+    (0..count_slots(readers)?)
+        .filter_map(|slot| present_in(readers, slot).transpose())
+        .take(most)
+        .collect()
+}
+
+fn count_slots(readers: &File) -> Result<u64, FsError> {
+    let metadata = readers.metadata();
+    let length = metadata
+        .map_err(|error| FsError::new("look at", error))?
+        .len();
+    Ok(length.div_ceil(SLOT as u64))
+}
+
+/// The reader in this slot, if it has not released and its process exists.
+fn present_in(readers: &File, slot: u64) -> Result<Option<Entry>, FsError> {
+    let entry = record::parse_slot(read_slot(readers, slot, &mut [0; SLOT])?);
+    Ok(entry.filter(|entry| !is_gone(entry)))
+}
+
+fn read_slot<'b>(
+    readers: &File,
+    slot: u64,
+    bytes: &'b mut [u8; SLOT],
+) -> Result<&'b [u8], FsError> {
+    let is_whole = |bytes: &[u8]| bytes.len() == SLOT;
+    read_at(readers, bytes, slot * SLOT as u64, is_whole)
 }
 
 /// Whether that process ended without a release, as far as this host can tell.
@@ -229,16 +246,26 @@ fn is_gone(Entry { holder, .. }: &Entry) -> bool {
 
 fn read(file: &File) -> Result<Record, FsError> {
     let mut bytes = [0; LONGEST];
+    let bytes = read_at(file, &mut bytes, 0, record::is_whole)?;
+    Record::parse(bytes).ok_or_else(|| foreign("not a record of a lock"))
+}
+
+/// Reads until `is_whole`, or to the end of the file.
+fn read_at<'b>(
+    file: &File,
+    bytes: &'b mut [u8],
+    at: u64,
+    is_whole: fn(&[u8]) -> bool,
+) -> Result<&'b [u8], FsError> {
     let mut filled = 0;
-    while !record::is_whole(&bytes[..filled]) {
-        match sys::read_at(file, &mut bytes[filled..], filled as u64) {
-            Ok(0) => break,
-            Ok(more) => filled += more,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(FsError::new("read", error)),
+    while !is_whole(&bytes[..filled]) {
+        let read = sys::read_at(file, &mut bytes[filled..], at + filled as u64);
+        match read.map_err(|error| FsError::new("read", error))? {
+            0 => break,
+            more => filled += more,
         }
     }
-    Record::parse(&bytes[..filled]).ok_or_else(|| foreign("not a record of a lock"))
+    Ok(&bytes[..filled])
 }
 
 fn write(file: &File, (at, bytes): (u64, impl AsRef<[u8]>)) -> Result<(), FsError> {
@@ -247,7 +274,6 @@ fn write(file: &File, (at, bytes): (u64, impl AsRef<[u8]>)) -> Result<(), FsErro
         match sys::write_at(file, &bytes[written..], at + written as u64) {
             Ok(0) => return Err(FsError::new("write", io::ErrorKind::WriteZero.into())),
             Ok(more) => written += more,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => return Err(FsError::new("write", error)),
         }
     }
@@ -259,161 +285,4 @@ fn foreign(what: &'static str) -> FsError {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::{locking::LockKind, sys::Origin};
-    use cap_std::{ambient_authority, fs::Dir};
-
-    fn store(beside: bool) -> (tempfile::TempDir, Store) {
-        let dir = tempfile::tempdir().unwrap();
-        let store = Store {
-            dir: Dir::open_ambient_dir(dir.path(), ambient_authority()).unwrap(),
-            path: dir.path().to_owned(),
-            kind: LockKind::Flock,
-            file_mode: 0o600,
-            beside,
-            origin: Origin::here(),
-        };
-        (dir, store)
-    }
-
-    fn take(store: &Store, name: &LockName, mode: Mode, pid: u32) -> (LockFile, Written) {
-        let file_name = FileName::of(name);
-        let file = store.file(&file_name).open().unwrap();
-        assert!(file.try_lock(mode).unwrap(), "{name} is busy");
-        let mut holder = Holder::this_process(None);
-        holder.pid = pid;
-        let written = store.write_grant(&file_name, name, &file, mode, (OwnerId::mint(), &holder));
-        (file, written.unwrap().unwrap())
-    }
-
-    fn present(store: &Store, name: &LockName) -> Vec<u32> {
-        let file_name = FileName::of(name);
-        let file = store.file(&file_name).open().unwrap();
-        let record = store.read(&file_name, &file).unwrap();
-        let present = store.present(&file_name, &record, usize::MAX);
-        present.into_iter().map(|entry| entry.holder.pid).collect()
-    }
-
-    #[test]
-    fn records_work_the_same_in_the_lock_file_and_beside_it() {
-        for beside in [false, true] {
-            let (dir, store) = store(beside);
-            let us = std::process::id();
-            for name in ["plain".to_owned(), "Ü".repeat(100)] {
-                let name = LockName::new(name).unwrap();
-                let file_name = FileName::of(&name);
-                let (file, first) = take(&store, &name, Mode::Exclusive, us);
-                assert_eq!(present(&store, &name), [us]);
-                store.note_release(&file_name, &file, first);
-                file.free();
-                assert!(present(&store, &name).is_empty());
-                let (_one, second) = take(&store, &name, Mode::Shared, us);
-                let (_two, third) = take(&store, &name, Mode::Shared, us);
-                assert!(first.token < second.token && second.token < third.token);
-                assert_eq!(present(&store, &name), [us, us]);
-                let length = std::fs::metadata(dir.path().join(file_name.as_str()));
-                assert_eq!(length.unwrap().len() == 0, beside);
-            }
-        }
-    }
-
-    /// Where locks are mandatory, each of these would fail or be refused to others: here the kernel tells of them.
-    #[cfg(target_os = "linux")]
-    #[test]
-    fn a_lock_file_with_its_record_beside_it_is_neither_read_nor_written() {
-        use rustix::fs::inotify::{self, CreateFlags, Reader, WatchFlags};
-
-        let (dir, store) = store(true);
-        let name = LockName::new("Ü".repeat(100)).unwrap();
-        let file_name = FileName::of(&name);
-        let path = dir.path().join(file_name.as_str());
-        std::fs::write(&path, "").unwrap();
-        let told = inotify::init(CreateFlags::NONBLOCK).unwrap();
-        inotify::add_watch(&told, &path, WatchFlags::ACCESS | WatchFlags::MODIFY).unwrap();
-        let mut buffer = [std::mem::MaybeUninit::uninit(); 512];
-        for mode in [Mode::Exclusive, Mode::Shared, Mode::Exclusive] {
-            let (file, written) = take(&store, &name, mode, std::process::id());
-            assert_eq!(present(&store, &name).len(), 1);
-            store.last_written(&file_name, &file).unwrap();
-            store.note_release(&file_name, &file, written);
-            file.free();
-            assert!(Reader::new(&told, &mut buffer).next().is_err(), "{mode}");
-        }
-        std::fs::write(&path, "x").unwrap();
-        assert!(Reader::new(&told, &mut buffer).next().is_ok());
-    }
-
-    #[test]
-    fn readers_that_crashed_are_not_told_and_leave_their_slots() {
-        let (dir, store) = store(false);
-        let name = LockName::new("a").unwrap();
-        let mut gone = std::process::Command::new(std::env::current_exe().unwrap())
-            .arg("--list")
-            .stdout(std::process::Stdio::null())
-            .spawn()
-            .unwrap();
-        gone.wait().unwrap();
-        let us = std::process::id();
-        let keeper = take(&store, &name, Mode::Shared, us);
-        for _ in 0..10 {
-            drop(take(&store, &name, Mode::Shared, gone.id()));
-        }
-        if cfg!(unix) {
-            assert_eq!(present(&store, &name), [us]);
-            let readers = dir.path().join("a.shared");
-            assert_eq!(readers.metadata().unwrap().len(), 2 * SLOT as u64);
-        }
-        drop(keeper);
-        // After a writer the list starts again.
-        drop(take(&store, &name, Mode::Exclusive, us));
-        let _reader = take(&store, &name, Mode::Shared, us);
-        assert_eq!(present(&store, &name), [us]);
-    }
-
-    #[test]
-    fn a_released_readers_slot_is_used_again() {
-        let (dir, store) = store(false);
-        let name = LockName::new("a").unwrap();
-        let us = std::process::id();
-        let _keeper = take(&store, &name, Mode::Shared, us);
-        for _ in 0..10 {
-            let (file, written) = take(&store, &name, Mode::Shared, us);
-            assert_eq!(present(&store, &name).len(), 2);
-            store.note_release(&FileName::of(&name), &file, written);
-        }
-        assert_eq!(present(&store, &name).len(), 1);
-        let readers = dir.path().join("a.shared");
-        assert_eq!(readers.metadata().unwrap().len(), 2 * SLOT as u64);
-    }
-
-    #[test]
-    fn a_reader_that_is_stopped_while_it_draws_a_token_stops_nobody_for_long() {
-        let (_dir, store) = store(false);
-        let name = LockName::new("a").unwrap();
-        let file_name = FileName::of(&name);
-        let stopped = store.named(&file_name.beside(READERS_SUFFIX)).open();
-        let stopped = stopped.unwrap();
-        assert!(lock_list(&stopped).unwrap());
-        let file = store.file(&file_name).open().unwrap();
-        assert!(file.try_lock(Mode::Shared).unwrap());
-        let holder = Holder::this_process(None);
-        let written = store.write_grant(
-            &file_name,
-            &name,
-            &file,
-            Mode::Shared,
-            (OwnerId::mint(), &holder),
-        );
-        assert!(written.unwrap().is_none());
-        stopped.free();
-        let written = store.write_grant(
-            &file_name,
-            &name,
-            &file,
-            Mode::Shared,
-            (OwnerId::mint(), &holder),
-        );
-        assert!(written.unwrap().is_some());
-    }
-}
+mod tests;

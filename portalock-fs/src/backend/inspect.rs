@@ -7,68 +7,42 @@ use portalock_core::{Claim, Inspection, LockName, Mode, clock};
 use super::{
     acquire::Client,
     name::{FileName, LOCK_SUFFIX},
-    record::Record,
+    record::{Entry, Record},
 };
 use crate::locking::{FsError, FsErrorKind, Location, LockFile};
 
 impl Client {
     /// The holders of `name`, and its waiters in this client.
     pub(crate) fn inspect(&self, name: &LockName) -> Result<Inspection, FsError> {
-        self.ensure_here()?;
-        self.look(&FileName::of(name))
-            .map_err(|error| self.locate(error))
-    }
-
-    fn look(&self, file_name: &FileName) -> Result<Inspection, FsError> {
-        let mut holders = Vec::new();
-        let mut waiters = Vec::new();
+        let file_name = &FileName::of(name);
+        let (mut holders, mut waiters) = (Vec::new(), Vec::new());
+        let mut mode = None;
         if let Some(visit) = self.places.find(file_name) {
             let place = visit.lock();
-            let held = place.held.iter().filter(|held| !held.is_lost());
-            holders.extend(held.map(|held| {
-                Claim::new(held.holder.clone(), held.mode.into())
-                    .with_owner(held.owner)
-                    .with_token(held.written.token)
-            }));
+            for held in place.held.iter().filter(|held| !held.is_lost()) {
+                mode = Some(held.entry().mode);
+                holders.push(claim(held.entry()));
+            }
             let waiting = place.waiters();
             waiters.extend(waiting.map(|(holder, mode)| Claim::new(holder.clone(), mode.into())));
         }
         let Some(file) = self.store.file(file_name).open_existing()? else {
             return Ok(Inspection::new(holders, waiters));
         };
-        let mut record = self.store.read(file_name, &file)?;
-        let mut is_held = !holders.is_empty();
-        let exclusively_here = holders
-            .iter()
-            .any(|claim| claim.kind == Mode::Exclusive.into());
-        if !exclusively_here {
-            // If this object has shared holders, others may share the lock too; then the lock need not be tried.
-            let mode = if is_held {
-                Some(Mode::Shared)
-            } else {
-                self.probe(file_name, &file, &record)?
-            };
-            is_held = mode.is_some();
-            // The holder may have changed meanwhile.
-            record = self.store.read(file_name, &file)?;
-            let present: Vec<_> = self
-                .store
-                .present(file_name, &record, usize::MAX)
-                .into_iter()
-                .filter(|entry| Some(entry.mode) == mode)
-                .map(|entry| {
-                    let claim = Claim::new(entry.holder, entry.mode.into());
-                    let mut claim = claim.with_token(entry.token);
-                    claim.owner = entry.owner;
-                    claim
-                })
-                .collect();
-            if !present.is_empty() {
-                holders = present;
-            }
+        if mode.is_none() {
+            let record = self.store.read(file_name, &file)?;
+            mode = self.probe(file_name, &file, &record)?;
+        }
+        // The holder may have changed meanwhile. If this client shares the lock, others may share it too.
+        let record = self.store.read(file_name, &file)?;
+        let present = self.store.present(file_name, &record, usize::MAX);
+        let present = present.iter().filter(|entry| Some(entry.mode) == mode);
+        let present: Vec<_> = present.map(claim).collect();
+        if !present.is_empty() {
+            holders = present;
         }
         Ok(Inspection::new(holders, waiters)
-            .with_held(is_held)
+            .with_held(mode.is_some())
             .with_last_token(record.last_token()))
     }
 
@@ -95,10 +69,9 @@ impl Client {
 
     /// The locks with holders, or with waiters in this client.
     pub(crate) fn used_names(&self) -> Result<Vec<LockName>, FsError> {
-        self.ensure_here()?;
         let mut names = Vec::new();
-        self.each_lock(|file_name, name, _| {
-            let seen = self.look(file_name)?;
+        self.each_lock(|_, name, _| {
+            let seen = self.inspect(&name)?;
             if seen.held || !seen.waiters.is_empty() {
                 names.push(name);
             }
@@ -109,8 +82,7 @@ impl Client {
 
     /// Removes the files of unused locks that were not granted for `unused_for`. Returns their number.
     pub(crate) fn clean(&self, unused_for: Duration) -> Result<usize, FsError> {
-        self.ensure_here()?;
-        self.clean_marks(unused_for);
+        self.clean_marks(unused_for)?;
         let mut removed = 0;
         self.each_lock(|file_name, _, file| {
             if self.places.find(file_name).is_some() {
@@ -141,13 +113,11 @@ impl Client {
         &self,
         mut visit: impl FnMut(&FileName, LockName, LockFile) -> Result<(), FsError>,
     ) -> Result<(), FsError> {
-        let listed = |error| self.locate(FsError::new("list the lock directory", error));
-        for entry in self.store.dir.entries().map_err(listed)? {
-            let file = entry.map_err(listed)?.file_name();
-            let Some(file) = file.to_str().filter(|file| file.ends_with(LOCK_SUFFIX)) else {
+        for file in self.store.files()? {
+            let file_name = FileName::existing(&file?);
+            if !file_name.as_str().ends_with(LOCK_SUFFIX) {
                 continue;
-            };
-            let file_name = FileName::existing(file);
+            }
             let visited = self
                 .store
                 .file(&file_name)
@@ -161,15 +131,17 @@ impl Client {
                         None => Ok(()),
                     }
                 });
-            match visited {
-                Err(error)
-                    if !matches!(error.kind(), FsErrorKind::NotAFile | FsErrorKind::Foreign) =>
-                {
-                    return Err(self.locate(error));
-                }
-                _ => {}
+            if let Err(error) = visited
+                && !matches!(error.kind(), FsErrorKind::NotAFile | FsErrorKind::Foreign)
+            {
+                return Err(error);
             }
         }
         Ok(())
     }
+}
+
+fn claim(entry: &Entry) -> Claim {
+    let claim = Claim::new(entry.holder.clone(), entry.mode.into());
+    claim.with_owner(entry.owner).with_token(entry.token)
 }

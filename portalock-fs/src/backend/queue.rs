@@ -11,7 +11,7 @@ use std::{
 
 use portalock_core::{Grant, Holder, Lease, LostSignal, Mode, OwnerId, WakeSender, clock::Instant};
 
-use super::{grant::Written, name::FileName};
+use super::{grant::Written, name::FileName, record::Entry};
 use crate::locking::{Contender, LockFile};
 
 /// The first pause of a waiter that polls.
@@ -75,6 +75,21 @@ impl Visit<'_> {
     pub(crate) fn lock(&self) -> MutexGuard<'_, Place> {
         lock(&self.place)
     }
+
+    /// Changes the state, and wakes the waiters whose turn it is then.
+    pub(crate) fn change<T>(self, change: impl FnOnce(&mut Place) -> T) -> T {
+        let mut place = self.lock();
+        let changed = change(&mut place);
+        let called = place.call_first();
+        place.settle();
+        // They use the place at once.
+        drop(place);
+        drop(self);
+        for line in called {
+            line.wake();
+        }
+        changed
+    }
 }
 
 impl Drop for Visit<'_> {
@@ -107,27 +122,11 @@ pub(crate) struct Place {
     pub(crate) yields: bool,
 }
 
-/// Waiters that will be woken. Wake them after unlocking the place, which they use at once.
-#[derive(Debug)]
-#[must_use = "they have not been woken yet"]
-pub(crate) struct Called(Vec<WakeSender>);
-
-impl Called {
-    pub(crate) fn wake(self) {
-        for line in self.0 {
-            line.wake();
-        }
-    }
-}
-
 /// A grant that has not been released.
 #[derive(Debug)]
 pub(crate) struct Held {
-    pub(crate) owner: OwnerId,
-    pub(crate) mode: Mode,
     pub(crate) written: Written,
     pub(crate) file: LockFile,
-    pub(crate) holder: Holder,
     /// Ends if the lock file is removed; none if that can't be noticed.
     pub(crate) lease: Option<Lease>,
 }
@@ -145,12 +144,16 @@ struct Waiter {
 }
 
 impl Held {
+    pub(crate) const fn entry(&self) -> &Entry {
+        &self.written.entry
+    }
+
     pub(crate) fn grant(&self) -> Grant {
         let lost = self
             .lease
             .as_ref()
             .map_or(LostSignal::never(), Lease::signal);
-        Grant::new().with_token(self.written.token).with_lost(lost)
+        Grant::new().with_token(self.entry().token).with_lost(lost)
     }
 
     pub(crate) fn is_lost(&self) -> bool {
@@ -163,14 +166,21 @@ impl Held {
 impl Place {
     /// The hold of this owner.
     pub(crate) fn held_by(&self, owner: OwnerId) -> Option<&Held> {
-        self.held.iter().find(|held| held.owner == owner)
+        self.held.iter().find(|held| held.entry().owner == owner)
+    }
+
+    /// Ends the hold of this owner.
+    pub(crate) fn take(&mut self, owner: OwnerId) -> Option<Held> {
+        let mut held = self.held.iter();
+        let at = held.position(|held| held.entry().owner == owner)?;
+        Some(self.held.swap_remove(at))
     }
 
     /// A holder of this client that excludes `mode`. A holder that has lost the lock excludes nobody.
     pub(crate) fn in_the_way(&self, mode: Mode) -> Option<&Held> {
         self.held
             .iter()
-            .find(|held| !compatible(held.mode, mode) && !held.is_lost())
+            .find(|held| !compatible(held.entry().mode, mode) && !held.is_lost())
     }
 
     /// Whether it is this owner's turn among the waiters of this client.
@@ -214,7 +224,7 @@ impl Place {
         true
     }
 
-    /// Removes the owner from the queue. Then call [`call_first`](Self::call_first) for the new head of the queue.
+    /// Removes the owner from the queue.
     pub(crate) fn leave(&mut self, owner: OwnerId) -> bool {
         let ticket = self.tickets.remove(&owner);
         ticket.is_some_and(|ticket| self.waiters.remove(&ticket).is_some())
@@ -226,7 +236,8 @@ impl Place {
 
     /// The first waiter, or all shared waiters at the head, to be woken. Only they poll; their next pause is short again,
     /// because something has changed.
-    pub(crate) fn call_first(&mut self) -> Called {
+    #[must_use = "they have not been woken yet"]
+    fn call_first(&mut self) -> Vec<WakeSender> {
         let mut called = Vec::new();
         let mut is_last = false;
         for (at, waiter) in self.waiters.values_mut().enumerate() {
@@ -240,7 +251,7 @@ impl Place {
                 None => waiter.was_called = true,
             }
         }
-        Called(called)
+        called
     }
 
     /// The owner's next pause if it polls: twice as long each time, and randomly shortened, so that waiters of several
@@ -355,9 +366,10 @@ mod tests {
                 assert!(place.listen(*owner, sender));
                 lines.push(line);
             }
-            let called = place.call_first();
+            for line in place.call_first() {
+                line.wake();
+            }
             drop(place);
-            called.wake();
             for (at, line) in lines.iter_mut().enumerate() {
                 let is_woken = matches!(line.next().await, Wake::TryNow);
                 assert_eq!(is_woken, woken.contains(&at), "{modes:?} {at}");
@@ -373,7 +385,7 @@ mod tests {
         for _ in 0..2 {
             assert!(pause(&mut place) > most / 2);
         }
-        place.call_first().wake();
+        assert!(place.call_first().is_empty());
         assert!(pause(&mut place) <= FIRST_POLL);
         let rest: Vec<_> = (0..15).map(|_| pause(&mut place)).collect();
         assert!(rest[0] <= 2 * FIRST_POLL && rest[14] > most / 2, "{rest:?}");

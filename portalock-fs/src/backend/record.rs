@@ -1,9 +1,8 @@
 //! The content of a lock file: the last grant, with its token and its holder, and whether it was released.
 //!
-//! A grant is a line of text with a checksum, padded with NULs to the length of [`SLOT`]. A new grant reads only the
-//! token of the last one; `inspect` and errors read the holder. After the slot comes the token of the last released
-//! grant, and then the lock's name. A line that was damaged by a power loss is ignored: the next token then comes from
-//! the clock, as after a loss of the file, but is larger than the token after the slot.
+//! A grant is a line of text with a checksum, padded with NULs to the length of [`SLOT`]. After the slot comes the token
+//! of the last released grant, and then the lock's name. A line that was damaged by a power loss is ignored: the next
+//! token then comes from the clock, as after a loss of the file, but is larger than the token after the slot.
 
 use std::io::Write;
 
@@ -32,25 +31,15 @@ const LONGEST_TEXT: usize = 120;
 pub(crate) struct Entry {
     pub(crate) token: FencingToken,
     pub(crate) mode: Mode,
-    /// The owner, if it was written.
-    pub(crate) owner: Option<OwnerId>,
+    pub(crate) owner: OwnerId,
     pub(crate) holder: Holder,
-}
-
-/// A grant as read from a file.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Last {
-    pub(crate) token: FencingToken,
-    pub(crate) mode: Mode,
-    owner: Option<OwnerId>,
-    holder: Box<str>,
 }
 
 /// The whole content of a lock file.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct Record {
     /// The newest grant.
-    pub(crate) last: Option<Last>,
+    pub(crate) last: Option<Entry>,
     /// The last released grant.
     released: Option<FencingToken>,
     /// The lock's name.
@@ -60,7 +49,7 @@ pub(crate) struct Record {
 impl Record {
     /// Parses the content of a lock file. `None` if the file has other content, which must not be overwritten.
     pub(crate) fn parse(bytes: &[u8]) -> Option<Self> {
-        let last = Last::parse(&bytes[..bytes.len().min(SLOT)]);
+        let last = parse_slot(&bytes[..bytes.len().min(SLOT)]);
         if last.is_none() && !is_ours(bytes) {
             return None;
         }
@@ -83,9 +72,9 @@ impl Record {
 
     /// The newest grant, unless it was released or can't be read.
     pub(crate) fn present(&self) -> Option<Entry> {
-        let last = self.last.as_ref()?;
-        (self.released != Some(last.token)).then_some(())?;
-        last.entry()
+        let last = self.last.as_ref();
+        last.filter(|last| self.released != Some(last.token))
+            .cloned()
     }
 
     /// The last token. If the grant is damaged, the last released token.
@@ -100,6 +89,14 @@ impl Record {
         let mut mark = format!("{:0DIGITS$}\n", token.get()).into_bytes();
         mark.resize(MARK, 0);
         (MARK_AT as u64, mark)
+    }
+
+    /// A whole record of a lock that was released.
+    pub(crate) fn released(name: &LockName, token: FencingToken) -> Vec<u8> {
+        let mut record = vec![0; SLOT];
+        record.extend(Self::write_released(token).1);
+        record.extend(Self::write_name(name).1);
+        record
     }
 
     /// The bytes to write once into a new file, and their position.
@@ -131,45 +128,26 @@ fn until(bytes: &[u8], end: u8) -> Option<&str> {
     std::str::from_utf8(&bytes[..end]).ok()
 }
 
-impl Last {
-    fn parse(bytes: &[u8]) -> Option<Self> {
-        let rest = line(bytes)?.strip_prefix(MAGIC)?;
-        let (sum, body) = rest.split_once(' ')?;
-        if u64::from_str_radix(sum, 16).ok()? != checksum(body.as_bytes()) {
-            return None;
-        }
-        let (token, body) = body.split_once(' ')?;
-        let (mode, rest) = body.split_once(' ')?;
-        // A holder begins with a brace.
-        let (owner, holder) = match rest.split_once(' ') {
-            Some((owner, holder)) if !owner.starts_with('{') => (owner.parse().ok(), holder),
-            _ => (None, rest),
-        };
-        Some(Self {
-            token: FencingToken::new(token.parse().ok()?),
-            mode: match mode {
-                "exclusive" => Mode::Exclusive,
-                "shared" => Mode::Shared,
-                _ => return None,
-            },
-            owner,
-            holder: holder.into(),
-        })
-    }
-
-    fn entry(&self) -> Option<Entry> {
-        Some(Entry {
-            token: self.token,
-            mode: self.mode,
-            owner: self.owner,
-            holder: serde_json::from_str(&self.holder).ok()?,
-        })
-    }
-}
-
 /// Reads one grant.
 pub(crate) fn parse_slot(bytes: &[u8]) -> Option<Entry> {
-    Last::parse(bytes)?.entry()
+    let rest = line(bytes)?.strip_prefix(MAGIC)?;
+    let (sum, body) = rest.split_once(' ')?;
+    if u64::from_str_radix(sum, 16).ok()? != checksum(body.as_bytes()) {
+        return None;
+    }
+    let (token, body) = body.split_once(' ')?;
+    let (mode, body) = body.split_once(' ')?;
+    let (owner, holder) = body.split_once(' ')?;
+    Some(Entry {
+        token: FencingToken::new(token.parse().ok()?),
+        mode: match mode {
+            "exclusive" => Mode::Exclusive,
+            "shared" => Mode::Shared,
+            _ => return None,
+        },
+        owner: owner.parse().ok()?,
+        holder: serde_json::from_str(holder).ok()?,
+    })
 }
 
 /// Writes one grant.
@@ -192,10 +170,8 @@ fn render_line(entry: &Entry, holder: &Holder) -> Vec<u8> {
     line.extend_from_slice(MAGIC.as_bytes());
     line.resize(BODY_AT, b' ');
     // These calls can't fail: memory takes any bytes, and the type has string keys only.
-    let _ = write!(line, "{:0DIGITS$} {} ", entry.token.get(), entry.mode);
-    if let Some(owner) = entry.owner {
-        let _ = write!(line, "{owner} ");
-    }
+    let (token, mode, owner) = (entry.token.get(), entry.mode, entry.owner);
+    let _ = write!(line, "{token:0DIGITS$} {mode} {owner} ");
     let _ = serde_json::to_writer(&mut line, holder);
     let sum = checksum(&line[BODY_AT..]);
     let _ = write!(&mut line[MAGIC.len()..], "{sum:016x}");
@@ -227,7 +203,7 @@ mod tests {
         Entry {
             token: FencingToken::new(token),
             mode: Mode::Exclusive,
-            owner: Some("000000000000002a-7-9".parse().unwrap()),
+            owner: "000000000000002a-7-9".parse().unwrap(),
             holder: Holder::new(
                 "db1",
                 42,
@@ -257,12 +233,6 @@ mod tests {
             let record = Record::parse(&grants(1..=last)).unwrap();
             assert_eq!(record.present(), Some(entry(last)));
         }
-        let unowned = Entry {
-            owner: None,
-            ..entry(6)
-        };
-        let record = Record::parse(&render_slot(&unowned)).unwrap();
-        assert_eq!(record.present(), Some(unowned));
     }
 
     #[test]
@@ -297,6 +267,18 @@ mod tests {
         let record = Record::parse(&file).unwrap();
         assert_eq!(record.present(), None);
         assert_eq!(record.last_token(), Some(FencingToken::new(2)));
+    }
+
+    #[test]
+    fn a_record_that_was_written_as_released_keeps_name_and_token() {
+        let name = LockName::new("a").unwrap();
+        let bytes = Record::released(&name, FencingToken::new(7));
+        let record = Record::parse(&bytes).unwrap();
+        assert_eq!(record.last_token(), Some(FencingToken::new(7)));
+        assert_eq!(
+            (record.present(), record.name),
+            (None, Some("a".to_owned()))
+        );
     }
 
     #[test]

@@ -29,24 +29,13 @@ impl Client {
         let Some(visit) = self.places.find(&file_name) else {
             return Released::NotHeld;
         };
-        let mut place = visit.lock();
-        let held = place
-            .held
-            .iter()
-            .position(|held| held.owner == request.owner)
-            .map(|at| place.held.swap_remove(at));
-        let released = if let Some(held) = held {
-            self.give_up(&mut place, &file_name, held, certain)
-        } else {
+        visit.change(|place| {
+            if let Some(held) = place.take(request.owner) {
+                return self.give_up(place, &file_name, held, certain);
+            }
             place.leave(request.owner);
             Released::NotHeld
-        };
-        let called = place.call_first();
-        place.settle();
-        drop(place);
-        drop(visit);
-        called.wake();
-        released
+        })
     }
 
     fn give_up(
@@ -62,7 +51,8 @@ impl Client {
             held.file.free();
             return Released::NotHeld;
         }
-        self.store.note_release(file_name, &held.file, held.written);
+        self.store
+            .note_release(file_name, &held.file, &held.written);
         let is_long = |since: portalock_core::clock::Instant| since.elapsed() > AMONG_OURSELVES;
         if place.ours_since.is_some_and(is_long) && place.waiters().next().is_some() {
             place.ours_since = None;

@@ -46,6 +46,17 @@ impl Store {
         Named { store: self, name }
     }
 
+    /// The names of the files in the directory.
+    pub(crate) fn files(&self) -> Result<impl Iterator<Item = Result<String, FsError>>, FsError> {
+        let failed = |error| FsError::new("list the lock directory", error);
+        let entries = self.dir.entries().map_err(failed)?;
+        // No file of a lock has a name that is not Unicode.
+        Ok(entries.filter_map(move |entry| match entry {
+            Ok(entry) => entry.file_name().into_string().ok().map(Ok),
+            Err(error) => Some(Err(failed(error))),
+        }))
+    }
+
     /// Removes all files of a lock; this one is locked. False if another process is about to use the lock.
     pub(crate) fn remove(&self, name: &FileName, locked: LockFile) -> Result<bool, FsError> {
         for file in [name.beside(READERS_SUFFIX), name.beside(INFO_SUFFIX)] {

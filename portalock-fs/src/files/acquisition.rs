@@ -4,18 +4,19 @@
 use std::{
     io,
     path::Path,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
 };
 
 use async_trait::async_trait;
 use portalock_core::{
     Attempt, BackendError, Capabilities, Contention, CrashRelease, Grant, Holder, Lock,
-    LockBackend, LockError, LockRequest, Loss, Mode, Patience, Released, Scope, Wakeups, wakeups,
+    LockBackend, LockError, LockRequest, Loss, Mode, Patience, Released, Scope, WakeSender,
+    Wakeups, wakeups,
 };
 
 use super::spec::Spec;
 use crate::{
-    locking::{Contender, FsError, Line, Location, LockFile},
+    locking::{Contender, FileWatch, FsError, Location, LockFile},
     sys,
 };
 
@@ -33,8 +34,8 @@ pub(crate) struct Acquisition {
 struct State {
     /// One contender for each file, while it waits.
     contenders: Vec<Contender>,
-    /// Wakes the waiter, once the engine has subscribed.
-    line: Option<Line>,
+    /// The waiter, once the engine has subscribed, and what wakes it.
+    waiter: Option<(Arc<WakeSender>, FileWatch)>,
     /// The last known holder of one of the files.
     seen: Option<Holder>,
     held: Vec<Held>,
@@ -71,9 +72,14 @@ impl Acquisition {
         first.map_or(Path::new(""), Spec::given_path)
     }
 
-    /// The first locked file.
-    pub(crate) fn file(&self) -> Option<Arc<LockFile>> {
-        self.lock().held.first().map(|held| held.file.clone())
+    /// The first locked file. The lock must be held.
+    #[allow(
+        clippy::expect_used,
+        reason = "it is called by those who hold the lock"
+    )]
+    pub(crate) fn file(&self) -> Arc<LockFile> {
+        let first = self.lock().held.first().map(|held| held.file.clone());
+        first.expect("the lock is held")
     }
 
     /// Leaves the files locked, for the caller to unlock.
@@ -102,7 +108,7 @@ impl Acquisition {
             let mut contenders = std::mem::take(&mut state.contenders);
             contenders.resize_with(self.specs.len(), Contender::default);
             let mut held = Vec::new();
-            let holder = self.take(&mut contenders, state.line.as_ref(), mode, &mut held);
+            let holder = self.take(&mut contenders, state.watch(), mode, &mut held);
             if held.len() < self.wanted || holder.is_err() {
                 // All or none.
                 for held in held {
@@ -122,7 +128,7 @@ impl Acquisition {
     fn take(
         &self,
         contenders: &mut [Contender],
-        line: Option<&Line>,
+        watch: Option<&FileWatch>,
         mode: Mode,
         held: &mut Vec<Held>,
     ) -> Result<Option<Holder>, FsError> {
@@ -131,7 +137,8 @@ impl Acquisition {
             if held.len() == self.wanted {
                 break;
             }
-            let Some(file) = contender.try_lock(spec, mode, |file| line?.watch_file(file).ok())?
+            let Some(file) =
+                contender.try_lock(spec, mode, |file| watch?.watch_file(file, "").ok())?
             else {
                 holder = holder.or_else(|| spec.holder(contender.file()?.file()));
                 if sys::LOCKED_FILES_STAY && spec.goes_with_lock {
@@ -204,6 +211,10 @@ impl Acquisition {
 }
 
 impl State {
+    fn watch(&self) -> Option<&FileWatch> {
+        self.waiter.as_ref().map(|(_, watch)| watch)
+    }
+
     fn contention(&mut self, now: Option<Holder>) -> Contention {
         let pid = |holder: &Option<Holder>| holder.as_ref().map(|holder| holder.pid);
         // The holder that was seen first.
@@ -248,12 +259,14 @@ impl LockBackend for Acquisition {
 
     async fn subscribe(&self, _request: &LockRequest) -> Result<Option<Wakeups>, BackendError> {
         let (sender, wakeups) = wakeups();
-        let Ok(line) = Line::new(sender) else {
+        let sender = Arc::new(sender);
+        let told: Weak<WakeSender> = Arc::downgrade(&sender);
+        let Ok(watch) = FileWatch::new(told, None) else {
             return Ok(None);
         };
-        let wakeups = wakeups.with_sleeper(Some(line.sleeper()));
+        let wakeups = wakeups.with_sleeper(Some(watch.sleeper()));
         // The engine subscribes once, and then tries again: that attempt starts to watch.
-        self.lock().line = Some(line);
+        self.lock().waiter = Some((sender, watch));
         Ok(Some(wakeups))
     }
 

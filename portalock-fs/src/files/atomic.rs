@@ -99,13 +99,10 @@ impl AtomicFile {
     /// created beside it.
     pub fn create(path: impl AsRef<Path>) -> Result<Self, AtomicError> {
         let path = path.as_ref();
-        let anchored = std::path::absolute(path)
-            .map_err(|error| FsError::with_kind(FsErrorKind::BadName, "create", error).at(path))?;
+        let bad = |error| FsError::with_kind(FsErrorKind::BadName, "create", error).at(path);
+        let anchored = std::path::absolute(path).map_err(bad)?;
         let (Some(parent), Some(_)) = (anchored.parent(), anchored.file_name()) else {
-            let error = io::Error::from(io::ErrorKind::InvalidInput);
-            return Err(FsError::with_kind(FsErrorKind::BadName, "create", error)
-                .at(path)
-                .into());
+            return Err(bad(io::ErrorKind::InvalidInput.into()).into());
         };
         match std::fs::symlink_metadata(&anchored) {
             Ok(_) => return Err(AtomicError::Exists { path: anchored }),

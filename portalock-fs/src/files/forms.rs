@@ -54,8 +54,7 @@ macro_rules! lock_methods {
         /// As [`acquire`](Self::acquire).
         pub async fn acquire_with(&self, policy: &Policy) -> Result<$guard, LockError> {
             let lock = Acquisition::lock_on(self.spec.clone())?;
-            let owned = Owned::acquire(lock, self.share, policy).await?;
-            Ok($guard(owned))
+            Ok($guard(Owned::acquire(lock, self.share, policy).await?))
         }
 
         /// Locks the file if it is free. It does not wait, so it is not async.
@@ -84,8 +83,7 @@ macro_rules! lock_methods {
         /// As [`acquire`](Self::acquire).
         pub fn blocking_acquire_with(&self, policy: &Policy) -> Result<$guard, LockError> {
             let lock = Acquisition::lock_on(self.spec.clone())?;
-            let owned = Owned::blocking_acquire(lock, self.share, policy)?;
-            Ok($guard(owned))
+            Ok($guard(Owned::blocking_acquire(lock, self.share, policy)?))
         }
     };
 }

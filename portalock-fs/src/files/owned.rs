@@ -24,7 +24,7 @@ pub(crate) fn failed(name: LockName, error: FsError) -> LockError {
 pub(crate) struct Owned {
     /// The first of them. Declared before the guard, so that the guard closes it last: some systems can only remove
     /// closed files.
-    file: Option<Arc<LockFile>>,
+    file: Arc<LockFile>,
     guard: AnyGuard,
     lock: Lock<Acquisition>,
 }
@@ -74,15 +74,8 @@ impl Owned {
         self.lock.backend().path()
     }
 
-    #[allow(
-        clippy::expect_used,
-        reason = "the file is only taken by `release`, which consumes `self`"
-    )]
     pub(crate) fn file(&self) -> &File {
-        self.file
-            .as_ref()
-            .expect("the file is there until release")
-            .file()
+        self.file.file()
     }
 
     /// Whether the paths still lead to the locked files.
@@ -95,9 +88,9 @@ impl Owned {
         }
     }
 
-    pub(crate) fn release(mut self) -> Result<(), LockError> {
+    pub(crate) fn release(self) -> Result<(), LockError> {
         self.ensure_held()?;
-        self.file = None;
+        drop(self.file);
         match self.guard {
             // Releasing a file does not wait, so the first poll completes it.
             AnyGuard::Async(guard) => guard.release().now_or_never().unwrap_or(Ok(())),

@@ -75,9 +75,8 @@ impl PidFileLock {
     /// [`FsError`] if `path` is empty or can't be made absolute.
     pub fn new(path: impl AsRef<Path>) -> Result<Self, FsError> {
         let pid_file = Spec::new(path.as_ref())?.path;
-        let mut spec = Spec::new(&pid_record::sidecar_of(&pid_file))?;
-        spec.mode = FileMode::AppendRead;
-        spec.follow = false;
+        let sidecar = pid_record::sidecar_of(&pid_file);
+        let mut spec = Spec::of_lock_file(&sidecar, FileMode::AppendRead)?;
         spec.goes_with_lock = true;
         spec.pid_file = Some(pid_file);
         Ok(Self {

@@ -5,7 +5,6 @@
 
 use std::{
     ffi::OsString,
-    fmt,
     fs::{File, OpenOptions},
     io::{Read, Write},
     path::{Path, PathBuf},
@@ -49,17 +48,6 @@ pub enum PidState {
     Unknown,
 }
 
-impl fmt::Display for PidState {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Running => "running",
-            Self::Reused => "gone, and its pid reused",
-            Self::Gone => "gone",
-            Self::Unknown => "perhaps running",
-        })
-    }
-}
-
 impl PidHolder {
     /// Whether that process can be the holder of the lock.
     pub fn may_be_holding(&self) -> bool {
@@ -85,17 +73,11 @@ impl Record {
         })
     }
 
-    fn from_line(line: &str) -> Option<Self> {
-        serde_json::from_str(line).ok()
-    }
-
     fn state(&self) -> PidState {
-        let Some(here) = Self::of_this_process() else {
+        let here = Self::of_this_process().filter(|here| here.host == self.host);
+        let Some(here) = here else {
             return PidState::Unknown;
         };
-        if self.host != here.host {
-            return PidState::Unknown;
-        }
         if self.life.boot != here.life.boot {
             return PidState::Gone;
         }
@@ -146,7 +128,7 @@ pub(crate) fn read_pid(pid_file: &Path) -> Option<u32> {
 }
 
 pub(crate) fn read_holder(pid_file: &Path) -> Option<PidHolder> {
-    let record = read(&sidecar_of(pid_file)).and_then(|(line, _)| Record::from_line(&line));
+    let record = read(&sidecar_of(pid_file)).and_then(|(line, _)| serde_json::from_str(&line).ok());
     holder_by(pid_file, record.as_ref())
 }
 
@@ -172,9 +154,7 @@ fn holder_by(pid_file: &Path, record: Option<&Record>) -> Option<PidHolder> {
 pub(crate) fn holder_beside(pid_file: &Path, sidecar: &File) -> Option<Holder> {
     let mut line = [0; LONGEST];
     let length = sys::read_at(sidecar, &mut line, 0).unwrap_or_default();
-    let record = str::from_utf8(&line[..length])
-        .ok()
-        .and_then(Record::from_line);
+    let record: Option<Record> = serde_json::from_slice(&line[..length]).ok();
     let holder = holder_by(pid_file, record.as_ref()).filter(PidHolder::may_be_holding)?;
     let (_, written) = read(pid_file)?;
     let host = record
@@ -241,8 +221,8 @@ mod tests {
     fn pid_file_tells_a_reused_pid() {
         let here = Record::of_this_process().unwrap();
         assert_eq!(
-            Record::from_line(&serde_json::to_string(&here).unwrap()),
-            Some(here.clone())
+            serde_json::from_str::<Record>(&serde_json::to_string(&here).unwrap()).unwrap(),
+            here
         );
         let state_of = |change: &dyn Fn(&mut Record)| {
             let mut record = here.clone();

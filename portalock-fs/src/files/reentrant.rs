@@ -81,7 +81,7 @@ impl ReentrantFileLock {
 
     fn guard(&self, guard: ReentrantGuard<Acquisition>) -> Result<ReentrantFileGuard, LockError> {
         let file = self.lock.lock().backend().file();
-        if file.as_ref().is_some_and(|file| file.is_inherited()) {
+        if file.is_inherited() {
             let cause =
                 std::io::Error::other("it is held by the process that this one was forked from");
             let error = FsError::with_kind(FsErrorKind::Forked, "use the lock on the file", cause);
@@ -104,7 +104,7 @@ impl ReentrantFileLock {
 #[must_use = "the acquisition ends as soon as the guard is dropped"]
 pub struct ReentrantFileGuard {
     /// Declared before the guard, so that the guard closes the file.
-    file: Option<Arc<LockFile>>,
+    file: Arc<LockFile>,
     guard: ReentrantGuard<Acquisition>,
 }
 
@@ -125,14 +125,7 @@ impl ReentrantFileGuard {
 impl Deref for ReentrantFileGuard {
     type Target = File;
 
-    #[allow(
-        clippy::expect_used,
-        reason = "the file is there while the lock is held, and this guard holds it"
-    )]
     fn deref(&self) -> &File {
-        self.file
-            .as_ref()
-            .expect("the file is there until release")
-            .file()
+        self.file.file()
     }
 }

@@ -232,10 +232,8 @@ impl BoundedSemaphore {
     fn slots(&self) -> Result<Vec<Spec>, FsError> {
         let mut slots = Vec::new();
         for path in self.paths() {
-            let mut slot = Spec::new(&path)?;
-            slot.mode = FileMode::Append;
+            let mut slot = Spec::of_lock_file(&path, FileMode::Append)?;
             slot.kind = self.kind;
-            slot.follow = false;
             slots.push(slot);
         }
         if self.random_order {

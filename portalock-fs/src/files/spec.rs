@@ -45,6 +45,15 @@ impl Spec {
         Ok(Self::with(anchored, None))
     }
 
+    /// The same for a file that exists for its lock only, so its path may not be a link, and it may have no other name.
+    pub(crate) fn of_lock_file(path: &Path, mode: FileMode) -> Result<Self, FsError> {
+        Ok(Self {
+            mode,
+            follow: false,
+            ..Self::new(path)?
+        })
+    }
+
     /// A file that the user has open, by a copy of the handle.
     pub(crate) fn of_open(copy: File) -> Self {
         Self::with(PathBuf::new(), Some(Arc::new(copy)))

@@ -57,9 +57,7 @@ impl TemporaryFileLock {
     ///
     /// [`FsError`] if `path` is empty or can't be made absolute.
     pub fn new(path: impl AsRef<Path>) -> Result<Self, FsError> {
-        let mut spec = Spec::new(path.as_ref())?;
-        spec.mode = FileMode::WriteRead;
-        spec.follow = false;
+        let mut spec = Spec::of_lock_file(path.as_ref(), FileMode::WriteRead)?;
         spec.goes_with_lock = true;
         Ok(Self {
             spec,

@@ -87,7 +87,7 @@ mod tests {
 
     use portalock_core::wakeups;
 
-    use super::{super::Line, *};
+    use super::{super::FileWatch, *};
     use crate::{
         LockKind,
         sys::{self, FileId, Origin, Seen},
@@ -127,12 +127,14 @@ mod tests {
     fn a_file_that_is_freed_before_it_is_watched_is_found_free() {
         let (_dir, place, other) = place();
         let (sender, _wakeups) = wakeups();
-        let line = Line::new(sender).unwrap();
+        let sender = std::sync::Arc::new(sender);
+        let told: std::sync::Weak<portalock_core::WakeSender> = std::sync::Arc::downgrade(&sender);
+        let line = FileWatch::new(told, None).unwrap();
         let (mut contender, mut other) = (Contender::default(), Some(other));
         let locked = contender.try_lock(&place, Mode::Exclusive, |file| {
             // This wakes nobody.
             drop(other.take());
-            line.watch_file(file).ok()
+            line.watch_file(file, "").ok()
         });
         assert!(locked.unwrap().is_some());
     }
@@ -183,11 +185,13 @@ mod tests {
     fn a_new_file_that_has_the_number_of_the_old_one_is_watched_anew() {
         let (_dir, place, other) = place();
         let (sender, _wakeups) = wakeups();
-        let line = Line::new(sender).unwrap();
+        let sender = std::sync::Arc::new(sender);
+        let told: std::sync::Weak<portalock_core::WakeSender> = std::sync::Arc::downgrade(&sender);
+        let line = FileWatch::new(told, None).unwrap();
         let (mut contender, mut watched) = (Contender::default(), 0);
         let mut watch = |file: &LockFile| {
             watched += 1;
-            line.watch_file(file).ok()
+            line.watch_file(file, "").ok()
         };
         let busy = contender.try_lock(&place, Mode::Exclusive, &mut watch);
         assert!(busy.unwrap().is_none());

@@ -81,22 +81,18 @@ impl FsErrorKind {
 
     const fn advice(self) -> Option<&'static str> {
         Some(match self {
-            Self::ReadOnly => {
-                "the file system is read-only: choose a directory that can be written"
-            }
+            Self::ReadOnly => "the file system is read-only: choose one that can be written",
             Self::Full => "the disk is full or the quota is exceeded: free some space",
-            Self::Missing => {
-                "the file or its directory is missing: create the directory, and open it again"
-            }
+            Self::Missing => "the file or its directory is missing: create it, and open it again",
             Self::AlreadyExists => "it exists already: choose a name that is free",
             Self::TooManyOpenFiles => {
-                "too many files are open: raise the limit or hold fewer locks at once"
+                "too many files are open: raise the limit or hold fewer locks"
             }
             Self::NoLocks => "the file system has no such locks: choose a local directory",
             Self::PermissionDenied => "permission denied: check the owner and the mode",
             Self::NotAFile => "it is not a regular file: choose another name",
             Self::Foreign => {
-                "it has other content than a lock's record: choose another directory, or remove the file"
+                "it is not a lock's file: choose another directory, or remove the file"
             }
             Self::BadName => "it is not a file name: give text without a slash",
             Self::WrongAccess => {

@@ -64,7 +64,7 @@ pub enum LockKind {
 /// ```
 pub fn lock<H: AsFilelike>(handle: &H, mode: Mode, kind: LockKind) -> Result<(), FsError> {
     let file = handle.as_filelike_view::<File>();
-    uninterrupted(|| match kind {
+    uninterrupted(kind, || match kind {
         LockKind::Flock => sys::flock::lock(&file, mode),
         LockKind::Record => sys::record::lock(&file, mode),
     })
@@ -81,7 +81,7 @@ pub fn lock<H: AsFilelike>(handle: &H, mode: Mode, kind: LockKind) -> Result<(),
 /// As [`lock`].
 pub fn try_lock<H: AsFilelike>(handle: &H, mode: Mode, kind: LockKind) -> Result<bool, FsError> {
     let file = handle.as_filelike_view::<File>();
-    uninterrupted(|| match kind {
+    uninterrupted(kind, || match kind {
         LockKind::Flock => sys::flock::try_lock(&file, mode),
         LockKind::Record => sys::record::try_lock(&file, mode),
     })
@@ -95,7 +95,7 @@ pub fn try_lock<H: AsFilelike>(handle: &H, mode: Mode, kind: LockKind) -> Result
 /// [`FsError`] if the operating system refuses.
 pub fn unlock<H: AsFilelike>(handle: &H, kind: LockKind) -> Result<(), FsError> {
     let file = handle.as_filelike_view::<File>();
-    uninterrupted(|| match kind {
+    uninterrupted(kind, || match kind {
         LockKind::Flock => sys::flock::unlock(&file),
         LockKind::Record => sys::record::unlock(&file),
     })
@@ -103,7 +103,11 @@ pub fn unlock<H: AsFilelike>(handle: &H, kind: LockKind) -> Result<(), FsError> 
 }
 
 /// A signal with a handler interrupts the wait for a lock, which is not a failure.
-fn uninterrupted<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+fn uninterrupted<T>(kind: LockKind, mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    if kind == LockKind::Record && !sys::HAS_RECORD_LOCKS {
+        // They belong to the process: closing any other handle of the file drops them.
+        return Err(io::ErrorKind::Unsupported.into());
+    }
     loop {
         match call() {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}

@@ -19,4 +19,4 @@ pub use handle::{LockKind, lock, try_lock, unlock};
 
 pub(crate) use contender::Contender;
 pub(crate) use lock_file::{Location, LockFile, says_gone};
-pub(crate) use watch::{DirectoryWatch, Line};
+pub(crate) use watch::FileWatch;

@@ -11,20 +11,23 @@ use portalock_core::{Sleeper, WakeSender};
 use super::lock_file::LockFile;
 use crate::sys::{Change, Registration, Watched, Watcher};
 
-/// A watched directory. Dropping this ends the watch.
+/// Watches of files, and perhaps of their directory, for one receiver of events. There is none if the system can't
+/// watch, or if its limits are reached; then waiters poll.
 #[derive(Debug)]
-pub(crate) struct DirectoryWatch {
+pub(crate) struct FileWatch {
     watcher: Arc<Watcher>,
-    _registration: Registration,
     told: Weak<dyn Watched>,
+    /// Ends when this is dropped.
+    _directory: Option<Registration>,
 }
 
-impl DirectoryWatch {
-    /// Starts a watch. Fails if the system can't watch, or if its limits are reached.
-    pub(crate) fn new(dir: &Dir, told: Weak<dyn Watched>) -> io::Result<Self> {
+impl FileWatch {
+    /// Tells `told` about the files that it will watch, and about changes in `directory`.
+    pub(crate) fn new(told: Weak<dyn Watched>, directory: Option<&Dir>) -> io::Result<Self> {
         let watcher = Watcher::shared()?;
+        let directory = directory.map(|directory| watcher.watch(directory, None, told.clone()));
         Ok(Self {
-            _registration: watcher.watch_directory(dir, told.clone())?,
+            _directory: directory.transpose()?,
             watcher,
             told,
         })
@@ -40,53 +43,16 @@ impl DirectoryWatch {
         self.watcher.sleeper()
     }
 
-    /// Watches one lock file until it is closed.
+    /// Watches a file until it is closed. Its events contain `name`.
     pub(crate) fn watch_file(&self, file: &LockFile, name: &str) -> io::Result<Registration> {
         let told = self.told.clone();
-        self.watcher.watch_file(file.file(), name, told)
+        self.watcher.watch(file.file(), Some(name), told)
     }
 }
 
-/// Wakes one waiter for one or several files. There is none if the system can't watch, or if its limits are reached;
-/// the engine then polls.
-#[derive(Debug)]
-pub(crate) struct Line {
-    watcher: Arc<Watcher>,
-    told: Arc<Told>,
-}
-
-#[derive(Debug)]
-struct Told(
-    #[cfg_attr(
-        not(any(target_os = "linux", target_os = "android")),
-        allow(dead_code, reason = "nobody tells where nothing can be watched")
-    )]
-    WakeSender,
-);
-
-impl Line {
-    pub(crate) fn new(sender: WakeSender) -> io::Result<Self> {
-        Ok(Self {
-            watcher: Watcher::shared()?,
-            told: Arc::new(Told(sender)),
-        })
-    }
-
-    /// Lets the thread of a blocking call receive the events.
-    pub(crate) fn sleeper(&self) -> Arc<dyn Sleeper> {
-        self.watcher.sleeper()
-    }
-
-    /// Wakes the waiter whenever `file` is closed.
-    pub(crate) fn watch_file(&self, file: &LockFile) -> io::Result<Registration> {
-        let told: Weak<Told> = Arc::downgrade(&self.told);
-        self.watcher.watch_file(file.file(), "", told)
-    }
-}
-
-impl Watched for Told {
-    /// Each attempt checks the path itself.
+/// A waiter, which checks by its next attempt what has changed.
+impl Watched for WakeSender {
     fn tell(&self, _change: &Change) {
-        self.0.wake();
+        self.wake();
     }
 }

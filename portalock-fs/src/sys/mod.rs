@@ -21,24 +21,14 @@
 //! | `Origin` | distinguishes a forked child from its parent |
 //! | `says`; `NO_HARD_LINKS`, `NO_LOCKS`, `IN_USE`, `TOO_MANY_FILES`, `WRONG_ACCESS`, `NOT_A_FILE` | error codes without an `io::ErrorKind` |
 
-#[cfg(any(target_os = "linux", target_os = "android"))]
-mod event_wait;
 pub(crate) mod flock;
 mod fork;
 #[cfg(any(target_os = "linux", target_os = "android"))]
-mod inotify;
+mod linux;
 #[cfg(not(any(target_os = "linux", target_os = "android")))]
-mod no_proc;
-#[cfg(not(any(target_os = "linux", target_os = "android", windows)))]
-pub(crate) mod no_record;
-#[cfg(not(any(target_os = "linux", target_os = "android")))]
-mod no_watch;
+mod not_linux;
 mod positioned;
-#[cfg(any(target_os = "linux", target_os = "android"))]
-mod proc;
 mod publish;
-#[cfg(any(target_os = "linux", target_os = "android"))]
-pub(crate) mod record;
 mod remote;
 #[cfg(unix)]
 mod unix;
@@ -46,20 +36,12 @@ mod watched;
 #[cfg(windows)]
 mod windows;
 
-#[cfg(windows)]
-pub(crate) use flock as record;
 pub(crate) use fork::Origin;
 #[cfg(any(target_os = "linux", target_os = "android"))]
-pub(crate) use inotify::{Registration, Watcher};
+pub(crate) use linux::*;
 #[cfg(not(any(target_os = "linux", target_os = "android")))]
-pub(crate) use no_proc::{lock_holder, process_life};
-#[cfg(not(any(target_os = "linux", target_os = "android", windows)))]
-pub(crate) use no_record as record;
-#[cfg(not(any(target_os = "linux", target_os = "android")))]
-pub(crate) use no_watch::{Registration, Watcher};
+pub(crate) use not_linux::*;
 pub(crate) use positioned::{read_at, write_at};
-#[cfg(any(target_os = "linux", target_os = "android"))]
-pub(crate) use proc::{lock_holder, process_life};
 pub(crate) use publish::publish;
 pub(crate) use remote::is_remote;
 pub(crate) use watched::{Change, Watched};

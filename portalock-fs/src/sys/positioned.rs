@@ -8,7 +8,9 @@ use std::{fs::File, io};
 pub(crate) fn read_at(file: &File, bytes: &mut [u8], offset: u64) -> io::Result<usize> {
     // The C library is not used, because it makes each of these calls a thread cancellation point, which costs time.
     #[cfg(unix)]
-    return Ok(rustix::io::pread(file, bytes, offset)?);
+    return Ok(rustix::io::retry_on_intr(|| {
+        rustix::io::pread(file, &mut *bytes, offset)
+    })?);
     #[cfg(windows)]
     return file.seek_read(bytes, offset);
 }
@@ -16,7 +18,9 @@ pub(crate) fn read_at(file: &File, bytes: &mut [u8], offset: u64) -> io::Result<
 /// Writes at `offset`, perhaps less than requested.
 pub(crate) fn write_at(file: &File, bytes: &[u8], offset: u64) -> io::Result<usize> {
     #[cfg(unix)]
-    return Ok(rustix::io::pwrite(file, bytes, offset)?);
+    return Ok(rustix::io::retry_on_intr(|| {
+        rustix::io::pwrite(file, bytes, offset)
+    })?);
     #[cfg(windows)]
     return file.seek_write(bytes, offset);
 }

@@ -1,4 +1,12 @@
 //! Whether a file system is on another machine or in another process, so that it may be slow and report no changes.
+#![allow(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    clippy::unnecessary_cast,
+    clippy::unnecessary_wraps,
+    clippy::useless_conversion,
+    reason = "the field's type differs between systems, and some have none"
+)]
 
 use std::io;
 
@@ -27,12 +35,6 @@ const REMOTE: [u32; 14] = [
 #[cfg(any(target_os = "linux", target_os = "android"))]
 pub(crate) fn is_remote(dir: &Dir) -> io::Result<bool> {
     // The kernel's numbers have 32 bits; on some machines they come sign-extended.
-    #[allow(
-        clippy::cast_possible_truncation,
-        clippy::cast_sign_loss,
-        clippy::unnecessary_cast,
-        reason = "the field's type differs between machines"
-    )]
     let number = rustix::fs::fstatfs(dir)?.f_type as u32;
     Ok(REMOTE.contains(&number))
 }
@@ -42,16 +44,11 @@ pub(crate) fn is_remote(dir: &Dir) -> io::Result<bool> {
 pub(crate) fn is_remote(dir: &Dir) -> io::Result<bool> {
     /// The same number on all of them.
     const MNT_LOCAL: u64 = 0x1000;
-    #[allow(clippy::useless_conversion, reason = "Apple's field is shorter")]
     let flags = u64::from(rustix::fs::fstatfs(dir)?.f_flags);
     Ok(flags & MNT_LOCAL == 0)
 }
 
 /// Not known on this system: use [`FsSettings`](crate::FsSettings).
-#[allow(
-    clippy::unnecessary_wraps,
-    reason = "the same face as on other systems"
-)]
 #[cfg(not(any(
     target_os = "linux",
     target_os = "android",

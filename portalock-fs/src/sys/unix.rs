@@ -1,4 +1,12 @@
 //! Code for all Unix systems.
+#![allow(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    clippy::cast_lossless,
+    clippy::unnecessary_cast,
+    clippy::useless_conversion,
+    reason = "the types of permissions and of `stat`'s fields differ between systems"
+)]
 
 use std::{
     fs::{File, OpenOptions, Permissions},
@@ -43,10 +51,6 @@ pub(crate) fn let_group_write(directory: &Path) -> io::Result<()> {
 
 /// Gives a new file the permissions `file_mode`, because the umask may have removed some. Fails if another user created
 /// it, who does the same.
-#[allow(
-    clippy::cast_possible_truncation,
-    reason = "permissions fit into the shorter type that some systems have"
-)]
 pub(crate) fn apply_file_mode(file: &File, file_mode: u32) {
     if let Ok(stat) = fstat(file)
         && stat.st_size == 0
@@ -95,13 +99,6 @@ pub(crate) fn look_along(path: &Path, follow: bool) -> io::Result<Seen> {
     Ok(seen(&statat(CWD, path, flags)?))
 }
 
-#[allow(
-    clippy::cast_sign_loss,
-    clippy::cast_lossless,
-    clippy::unnecessary_cast,
-    clippy::useless_conversion,
-    reason = "the fields' types differ between systems"
-)]
 fn seen(stat: &Stat) -> Seen {
     Seen {
         id: FileId {

@@ -1,4 +1,8 @@
 //! Windows: locks are mandatory, and belong to the open file.
+#![allow(
+    clippy::unnecessary_wraps,
+    reason = "the same face as on other systems"
+)]
 
 use std::{
     fs::{File, OpenOptions},
@@ -86,10 +90,6 @@ pub(crate) fn set_lock_file_flags(options: &mut cap_std::fs::OpenOptions, _file_
 }
 
 /// Who may do what is inherited.
-#[allow(
-    clippy::unnecessary_wraps,
-    reason = "the same face as on other systems"
-)]
 pub(crate) fn let_group_write(_directory: &Path) -> io::Result<()> {
     Ok(())
 }
@@ -131,10 +131,6 @@ pub(crate) fn sync(file: &File) -> io::Result<()> {
 }
 
 /// The file system's journal does this.
-#[allow(
-    clippy::unnecessary_wraps,
-    reason = "the same face as on other systems"
-)]
 pub(crate) fn sync_directory(_directory: &Path) -> io::Result<()> {
     Ok(())
 }

@@ -2,9 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use portalock_core::{
-    Attempt, LockBackend, LockError, LossNotice, Mode, Patience, Policy, Released, Wake,
-};
+use portalock_core::{Attempt, LockBackend, LossNotice, Mode, Patience, Released};
+#[cfg(any(target_os = "linux", target_os = "android"))]
+use portalock_core::{LockError, Policy, Wake};
 use portalock_fs::{Calls, FsBackend, FsSettings, Watch};
 
 use crate::support::{LONG, Locks, lock, patience, request, soon, try_once};

@@ -4,7 +4,7 @@ use std::{fs::File, os::unix::fs::MetadataExt};
 
 use portalock_core::Holder;
 
-use super::ProcessLife;
+use super::super::ProcessLife;
 
 /// The holder of `file` from `/proc/locks`. Not known for locks that belong to no process, and across containers.
 pub(crate) fn lock_holder(file: &File) -> Option<Holder> {

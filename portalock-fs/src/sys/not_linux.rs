@@ -1,15 +1,18 @@
-//! Systems without a watch of directories: waiters poll.
+//! Systems without a watch of directories, so that waiters poll, and without a safe call for the holder of a file and the
+//! start time of a process.
 
 use std::{
+    fmt::Debug,
     fs::File,
     io,
     sync::{Arc, Weak},
 };
 
-use cap_std::fs::Dir;
-use portalock_core::Sleeper;
+use portalock_core::{Holder, Sleeper};
 
-use super::Watched;
+/// Windows has one kind of lock. On other systems record locks are not used: see [`HAS_RECORD_LOCKS`](super::HAS_RECORD_LOCKS).
+pub(crate) use super::flock as record;
+use super::{ProcessLife, Watched};
 
 /// Never made.
 #[derive(Debug)]
@@ -38,20 +41,20 @@ impl Watcher {
         match *self {}
     }
 
-    pub(crate) fn watch_directory(
+    pub(crate) fn watch(
         &self,
-        _: &Dir,
+        _: impl Debug,
+        _: Option<&str>,
         _: Weak<dyn Watched>,
     ) -> io::Result<Registration> {
         match *self {}
     }
+}
 
-    pub(crate) fn watch_file(
-        &self,
-        _: &File,
-        _: &str,
-        _: Weak<dyn Watched>,
-    ) -> io::Result<Registration> {
-        match *self {}
-    }
+pub(crate) fn lock_holder(_file: &File) -> Option<Holder> {
+    None
+}
+
+pub(crate) fn process_life(_pid: u32) -> Option<ProcessLife> {
+    None
 }

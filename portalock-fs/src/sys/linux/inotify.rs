@@ -8,7 +8,6 @@
 
 use std::{
     collections::HashMap,
-    fs::File,
     io,
     mem::MaybeUninit,
     os::fd::{AsFd, AsRawFd, OwnedFd},
@@ -20,17 +19,27 @@ use std::{
     time::{Duration, Instant},
 };
 
-use cap_std::fs::Dir;
 use portalock_core::Sleeper;
 use rustix::{
     fs::inotify::{self, CreateFlags, ReadFlags, Reader, WatchFlags},
     io::Errno,
 };
 
-use super::{Change, Origin, Watched, event_wait::EventWait};
+use super::{
+    super::{Change, Origin, Watched},
+    event_wait::EventWait,
+};
 
 /// The events of at least a hundred files, or of one with the longest name.
 const BUFFER: usize = 4096;
+
+/// The events of a watched directory.
+const DIRECTORY: WatchFlags = WatchFlags::ONLYDIR
+    .union(WatchFlags::DELETE)
+    .union(WatchFlags::MOVED_FROM)
+    .union(WatchFlags::MOVED_TO)
+    .union(WatchFlags::DELETE_SELF)
+    .union(WatchFlags::MOVE_SELF);
 
 /// How often the thread checks that paths still lead to the directories with held locks.
 const LOOKS_EVERY: Duration = Duration::from_millis(250);
@@ -136,37 +145,18 @@ impl Watcher {
         self.watches.order(&self.watches.looks);
     }
 
-    pub(crate) fn watch_directory(
-        &self,
-        dir: &Dir,
-        told: Weak<dyn Watched>,
-    ) -> io::Result<Registration> {
-        let flags = WatchFlags::DELETE
-            | WatchFlags::MOVED_FROM
-            | WatchFlags::MOVED_TO
-            | WatchFlags::DELETE_SELF
-            | WatchFlags::MOVE_SELF
-            | WatchFlags::ONLYDIR;
-        self.add(dir, flags, None, told)
-    }
-
-    /// Watches one file for being closed by any program, even one that only reads it, like flock(1).
-    pub(crate) fn watch_file(
-        &self,
-        file: &File,
-        name: &str,
-        told: Weak<dyn Watched>,
-    ) -> io::Result<Registration> {
-        self.add(file, WatchFlags::CLOSE, Some(name.into()), told)
-    }
-
-    fn add(
+    /// Watches `file`, called so in the events, for being closed by any program, even one that only reads it, like
+    /// flock(1). Without a name, watches a directory.
+    pub(crate) fn watch(
         &self,
         what: impl AsFd,
-        flags: WatchFlags,
-        file: Option<Arc<str>>,
+        file: Option<&str>,
         told: Weak<dyn Watched>,
     ) -> io::Result<Registration> {
+        let (file, flags) = match file {
+            Some(file) => (Some(file.into()), WatchFlags::CLOSE),
+            None => (None, DIRECTORY),
+        };
         // Watches the open file itself, not the file that its name leads to now.
         let path = format!("/proc/self/fd/{}", what.as_fd().as_raw_fd());
         let watches = self.watches.clone();
@@ -265,28 +255,12 @@ impl Watches {
     /// Reads one buffer of events, and tells everybody whom they concern. False if there may be more events.
     fn report(&self, buffer: &mut [MaybeUninit<u8>]) -> bool {
         let mut news = Vec::new();
-        let was_last = self.read(buffer, &mut news);
-        // No mutex is held during these calls, because they may start and end watches.
-        for (told, change) in news {
-            if let Some(told) = told.upgrade() {
-                told.tell(&change);
-            }
-        }
-        was_last
-    }
-
-    /// Reads one buffer of events, and finds who must be told. False if there may be more events.
-    fn read(
-        &self,
-        buffer: &mut [MaybeUninit<u8>],
-        news: &mut Vec<(Weak<dyn Watched>, Change)>,
-    ) -> bool {
         let mut reader = Reader::new(&self.events, buffer);
-        loop {
+        let was_last = loop {
             let event = match reader.next() {
                 Ok(event) => event,
                 Err(Errno::INTR) => continue,
-                Err(_) => return true,
+                Err(_) => break true,
             };
             let name = event.file_name().and_then(|name| name.to_str().ok());
             for target in self.concerned(event.wd(), event.events()) {
@@ -299,9 +273,16 @@ impl Watches {
             }
             if reader.is_buffer_empty() {
                 // The waiter should not wait for another read that finds nothing.
-                return false;
+                break false;
+            }
+        };
+        // No mutex is held during these calls, because they may start and end watches.
+        for (told, change) in news {
+            if let Some(told) = told.upgrade() {
+                told.tell(&change);
             }
         }
+        was_last
     }
 
     fn concerned(&self, descriptor: i32, what: ReadFlags) -> Vec<Target> {

@@ -1,6 +1,6 @@
-use std::{sync::mpsc, thread::ThreadId};
+use std::{fs::File, sync::mpsc, thread::ThreadId};
 
-use cap_std::ambient_authority;
+use cap_std::{ambient_authority, fs::Dir};
 
 use super::*;
 
@@ -26,11 +26,11 @@ fn the_watch_of_a_directory_ends_at_once_and_that_of_a_file_when_it_is_closed() 
     let ear: Arc<dyn Watched> = Arc::new(Ear(Mutex::new(mpsc::channel().0)));
     let watcher = Watcher::new().unwrap();
     let count = || lock(&watcher.watches.registry).targets.len();
-    drop(watcher.watch_directory(&dir, Arc::downgrade(&ear)).unwrap());
+    drop(watcher.watch(&dir, None, Arc::downgrade(&ear)).unwrap());
     assert_eq!(count(), 0);
     drop(
         watcher
-            .watch_file(&file, "a", Arc::downgrade(&ear))
+            .watch(&file, Some("a"), Arc::downgrade(&ear))
             .unwrap(),
     );
     assert_eq!(count(), 1);
@@ -68,7 +68,7 @@ fn a_thread_that_sleeps_is_told_itself_and_the_watchers_thread_tells_the_others(
     let watcher = Watcher::new().unwrap();
     let close = || {
         let file = File::create(place.path().join("a")).unwrap();
-        let watching = watcher.watch_file(&file, "a", Arc::downgrade(&ear));
+        let watching = watcher.watch(&file, Some("a"), Arc::downgrade(&ear));
         drop(file);
         let by = told.recv_timeout(LONG).unwrap();
         drop(watching);
@@ -143,7 +143,7 @@ fn no_event_is_lost_between_a_sleeping_thread_and_the_watchers() {
         }
         let all_told = (0..1000).all(|_| {
             let file = File::create(place.path().join("a")).unwrap();
-            let watching = watcher.watch_file(&file, "a", Arc::downgrade(&ear));
+            let watching = watcher.watch(&file, Some("a"), Arc::downgrade(&ear));
             drop(file);
             let is_told = told.recv_timeout(LONG).is_ok();
             drop(watching);
@@ -167,7 +167,7 @@ fn more_than_the_system_keeps_means_that_anything_may_have_changed() {
     let (sender, told) = mpsc::channel();
     let ear: Arc<dyn Watched> = Arc::new(Ear(Mutex::new(sender)));
     let watcher = Watcher::new().unwrap();
-    let registration = watcher.watch_directory(&dir, Arc::downgrade(&ear)).unwrap();
+    let registration = watcher.watch(&dir, None, Arc::downgrade(&ear)).unwrap();
     // While this is locked, the thread reads at most one buffer.
     let registry = lock(&watcher.watches.registry);
     let (mut from, mut to) = (place.path().join("a"), place.path().join("b"));

@@ -1,0 +1,185 @@
+use super::*;
+use crate::{locking::LockKind, sys::Origin};
+use cap_std::{ambient_authority, fs::Dir};
+use portalock_core::{LockName, Patience};
+
+fn store(beside: bool) -> (tempfile::TempDir, Store) {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store {
+        dir: Dir::open_ambient_dir(dir.path(), ambient_authority()).unwrap(),
+        path: dir.path().to_owned(),
+        kind: LockKind::Flock,
+        file_mode: 0o600,
+        beside,
+        origin: Origin::here(),
+    };
+    (dir, store)
+}
+
+fn request(name: &LockName, mode: Mode) -> LockRequest {
+    LockRequest::new(name.clone(), mode, Patience::Once)
+}
+
+fn take(store: &Store, name: &LockName, mode: Mode, pid: u32) -> (LockFile, Written) {
+    let file_name = FileName::of(name);
+    let file = store.file(&file_name).open().unwrap();
+    assert!(file.try_lock(mode).unwrap(), "{name} is busy");
+    let mut holder = Holder::this_process(None);
+    holder.pid = pid;
+    let written = store.write_grant(&file_name, &file, &request(name, mode), holder);
+    (file, written.unwrap().unwrap())
+}
+
+fn present(store: &Store, name: &LockName) -> Vec<u32> {
+    let file_name = FileName::of(name);
+    let file = store.file(&file_name).open().unwrap();
+    let record = store.read(&file_name, &file).unwrap();
+    let present = store.present(&file_name, &record, usize::MAX);
+    present.into_iter().map(|entry| entry.holder.pid).collect()
+}
+
+#[test]
+fn records_work_the_same_in_the_lock_file_and_beside_it() {
+    for beside in [false, true] {
+        let (dir, store) = store(beside);
+        let us = std::process::id();
+        for name in ["plain".to_owned(), "Ü".repeat(100)] {
+            let name = LockName::new(name).unwrap();
+            let file_name = FileName::of(&name);
+            let (file, first) = take(&store, &name, Mode::Exclusive, us);
+            assert_eq!(present(&store, &name), [us]);
+            store.note_release(&file_name, &file, &first);
+            file.free();
+            assert!(present(&store, &name).is_empty());
+            let (_one, second) = take(&store, &name, Mode::Shared, us);
+            let (_two, third) = take(&store, &name, Mode::Shared, us);
+            assert!(
+                first.entry.token < second.entry.token && second.entry.token < third.entry.token
+            );
+            assert_eq!(present(&store, &name), [us, us]);
+            let length = std::fs::metadata(dir.path().join(file_name.as_str()));
+            assert_eq!(length.unwrap().len() == 0, beside);
+        }
+    }
+}
+
+/// Where locks are mandatory, each of these would fail or be refused to others: here the kernel tells of them.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_lock_file_with_its_record_beside_it_is_neither_read_nor_written() {
+    use rustix::fs::inotify::{self, CreateFlags, Reader, WatchFlags};
+
+    let (dir, store) = store(true);
+    let name = LockName::new("Ü".repeat(100)).unwrap();
+    let file_name = FileName::of(&name);
+    let path = dir.path().join(file_name.as_str());
+    std::fs::write(&path, "").unwrap();
+    let told = inotify::init(CreateFlags::NONBLOCK).unwrap();
+    inotify::add_watch(&told, &path, WatchFlags::ACCESS | WatchFlags::MODIFY).unwrap();
+    let mut buffer = [std::mem::MaybeUninit::uninit(); 512];
+    for mode in [Mode::Exclusive, Mode::Shared, Mode::Exclusive] {
+        let (file, written) = take(&store, &name, mode, std::process::id());
+        assert_eq!(present(&store, &name).len(), 1);
+        store.last_written(&file_name, &file).unwrap();
+        store.note_release(&file_name, &file, &written);
+        file.free();
+        assert!(Reader::new(&told, &mut buffer).next().is_err(), "{mode}");
+    }
+    std::fs::write(&path, "x").unwrap();
+    assert!(Reader::new(&told, &mut buffer).next().is_ok());
+}
+
+#[test]
+fn readers_that_crashed_are_not_told_and_leave_their_slots() {
+    let (dir, store) = store(false);
+    let name = LockName::new("a").unwrap();
+    let mut gone = std::process::Command::new(std::env::current_exe().unwrap())
+        .arg("--list")
+        .stdout(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    gone.wait().unwrap();
+    let us = std::process::id();
+    let keeper = take(&store, &name, Mode::Shared, us);
+    for _ in 0..10 {
+        drop(take(&store, &name, Mode::Shared, gone.id()));
+    }
+    if cfg!(unix) {
+        assert_eq!(present(&store, &name), [us]);
+        let readers = dir.path().join("a.shared");
+        assert_eq!(readers.metadata().unwrap().len(), 2 * SLOT as u64);
+    }
+    drop(keeper);
+    // After a writer the list starts again.
+    drop(take(&store, &name, Mode::Exclusive, us));
+    let _reader = take(&store, &name, Mode::Shared, us);
+    assert_eq!(present(&store, &name), [us]);
+}
+
+#[test]
+fn a_released_readers_slot_is_used_again() {
+    let (dir, store) = store(false);
+    let name = LockName::new("a").unwrap();
+    let us = std::process::id();
+    let _keeper = take(&store, &name, Mode::Shared, us);
+    for _ in 0..10 {
+        let (file, written) = take(&store, &name, Mode::Shared, us);
+        assert_eq!(present(&store, &name).len(), 2);
+        store.note_release(&FileName::of(&name), &file, &written);
+    }
+    assert_eq!(present(&store, &name).len(), 1);
+    let readers = dir.path().join("a.shared");
+    assert_eq!(readers.metadata().unwrap().len(), 2 * SLOT as u64);
+}
+
+/// What the kernel has counted as read by this thread.
+#[cfg(target_os = "linux")]
+fn bytes_read() -> Option<usize> {
+    let counts = std::fs::read_to_string("/proc/thread-self/io").ok()?;
+    let count = counts.lines().find_map(|line| line.strip_prefix("rchar: "));
+    Some(count.unwrap().parse().unwrap())
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_readers_grant_reads_little_beside_many_readers() {
+    let (_dir, store) = store(false);
+    let name = LockName::new("a").unwrap();
+    let us = std::process::id();
+    let mut readers: Vec<_> = (0..200)
+        .map(|_| take(&store, &name, Mode::Shared, us))
+        .collect();
+    let Some(before) = bytes_read() else {
+        println!("SKIPPED: this system does not count what a thread reads");
+        return;
+    };
+    for at in 0..20 {
+        // Releases among the others.
+        let (file, written) = readers.swap_remove(9 * at);
+        store.note_release(&FileName::of(&name), &file, &written);
+        readers.push(take(&store, &name, Mode::Shared, us));
+    }
+    let each = (bytes_read().unwrap() - before) / 20;
+    assert!(each < 20 * SLOT, "{each} bytes each");
+    assert_eq!(present(&store, &name).len(), 200);
+}
+
+#[test]
+fn a_reader_that_is_stopped_while_it_draws_a_token_stops_nobody_for_long() {
+    let (_dir, store) = store(false);
+    let name = LockName::new("a").unwrap();
+    let file_name = FileName::of(&name);
+    let stopped = store.named(&file_name.beside(READERS_SUFFIX)).open();
+    let stopped = stopped.unwrap();
+    assert!(lock_list(&stopped).unwrap());
+    let file = store.file(&file_name).open().unwrap();
+    assert!(file.try_lock(Mode::Shared).unwrap());
+    let request = request(&name, Mode::Shared);
+    let write = || {
+        let holder = Holder::this_process(None);
+        store.write_grant(&file_name, &file, &request, holder)
+    };
+    assert!(write().unwrap().is_none());
+    stopped.free();
+    assert!(write().unwrap().is_some());
+}
