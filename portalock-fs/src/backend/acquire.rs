@@ -116,14 +116,15 @@ impl Client {
             return Ok(None);
         }
         let mut contention = self.contended(place, request, holder);
-        // A wake-up from before the subscription is kept for it.
-        contention.queued = waits && place.contender.hears_of_release();
-        let most = if contention.queued {
+        // Not `queued`, although a wake-up is kept for the subscriber: the engine's second attempt costs a few system
+        // calls, and with short holds it often gets the lock that a sleep and a wake-up would have to wait for.
+        let watched = waits && place.contender.hears_of_release();
+        let most = if watched {
             self.watched_interval
         } else {
             self.poll_interval
         };
-        contention.recheck_after = place.next_poll(request.owner, most, contention.queued);
+        contention.recheck_after = place.next_poll(request.owner, most, watched);
         Ok(Some(Attempt::Contended(contention)))
     }
 
