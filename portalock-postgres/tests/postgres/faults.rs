@@ -26,7 +26,9 @@ async fn pair(
     let waiter = PostgresBackend::with_settings(settings).await.unwrap();
     let waiter = Lock::new(waiter, "a").unwrap();
     let guard = holder.acquire().await.unwrap();
-    let waiting = tokio::spawn(async move { waiter.acquire_with(&patient()).await.unwrap() });
+    // On a busy machine a server takes long to start again.
+    let policy = patient().with_max_failures(1_000);
+    let waiting = tokio::spawn(async move { waiter.acquire_with(&policy).await.unwrap() });
     until("the other waits", async || {
         holder.inspect().await.unwrap().waiters.len() == 1
     })
