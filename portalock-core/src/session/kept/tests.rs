@@ -202,14 +202,14 @@ async fn a_session_that_ends_with_its_connection_is_not_taken_up_over_another() 
     for asks_first in [false, true] {
         let (store, session, _sessions) = start_with(PATIENCE * 10).await;
         store.ends_with_connection.store(true, Ordering::Release);
-        session.connection_ended();
-        session.ensure_live().unwrap();
         if asks_first {
             // A renewal notices this before the connection's end is reported.
             let connection = session.connection().unwrap();
             connection.store(false, Ordering::Release);
             session.renew_now();
         } else {
+            session.connection_ended();
+            session.ensure_live().unwrap();
             let check = || {
                 reset(&session);
                 session.ensure_live().is_err()
