@@ -101,7 +101,7 @@ async fn after_an_answer_failures_begin_anew() {
     };
     assert!(last_error.is_none());
     let times = backend.attempts();
-    let pause = |attempt: usize| times[attempt + 1] - times[attempt];
+    let pause = |attempt: usize| times[attempt + 1].abs_diff(times[attempt]);
     assert_eq!(pause(7), pause(1), "after the first failure of each row");
 }
 
