@@ -24,8 +24,9 @@ const RELIES: Duration = Duration::from_secs(10);
 #[derive(Debug, Default)]
 struct Holds {
     until_look: Option<u32>,
-    /// Only the first mark gets an answer.
-    fails_later: bool,
+    /// Only the first mark gets an answer. Later ones fail with this.
+    fails_later: Option<BackendErrorKind>,
+    is_unable: bool,
     looks: AtomicU32,
     evicted: AtomicBool,
     marked_by: Mutex<Option<Holder>>,
@@ -34,7 +35,7 @@ struct Holds {
 #[async_trait]
 impl LockBackend for Holds {
     fn capabilities(&self) -> Capabilities {
-        Capabilities::new(Scope::Network).with_breaks(true)
+        Capabilities::new(Scope::Network).with_breaks(!self.is_unable)
     }
 
     async fn try_acquire(&self, _: &LockRequest) -> Result<Attempt, BackendError> {
@@ -53,8 +54,10 @@ impl LockBackend for Holds {
     ) -> Result<Option<Duration>, BackendError> {
         *self.marked_by.lock().unwrap() = Some(by.clone());
         let look = self.looks.fetch_add(1, Ordering::Relaxed);
-        if self.fails_later && look > 0 {
-            return Err(BackendError::new(BackendErrorKind::Unavailable, "away"));
+        if let Some(kind) = self.fails_later
+            && look > 0
+        {
+            return Err(BackendError::new(kind, "away"));
         }
         let is_back = self.until_look.is_some_and(|last| look >= last);
         // A client that reaches the service but misses the mark would delay its end forever.
@@ -87,7 +90,7 @@ async fn a_holder_that_gives_the_lock_back_is_not_evicted() {
 
 #[tokio::test(start_paused = true)]
 async fn a_holder_that_does_not_respond_is_evicted_once_it_can_not_rely_on_the_lock() {
-    for fails_later in [false, true] {
+    for fails_later in [None, Some(BackendErrorKind::Unavailable)] {
         let lock = lock(Holds {
             fails_later,
             ..Holds::default()
@@ -114,14 +117,31 @@ async fn an_owner_that_does_not_hold_is_left_alone() {
 
 #[tokio::test(start_paused = true)]
 async fn a_mark_that_failed_is_told() {
+    // The first one failed, or a later one for a reason that does not pass.
+    for (looks, kind) in [
+        (1, BackendErrorKind::Unavailable),
+        (0, BackendErrorKind::Misconfigured),
+    ] {
+        let lock = lock(Holds {
+            fails_later: Some(kind),
+            looks: AtomicU32::new(looks),
+            ..Holds::default()
+        });
+        let ended = lock.break_holder(OwnerId::mint()).await;
+        assert!(matches!(ended, Err(LockError::Backend { .. })), "{ended:?}");
+        assert!(!lock.backend().evicted.load(Ordering::Relaxed));
+    }
+}
+
+#[tokio::test]
+async fn a_backend_that_can_not_break_a_lock_is_not_asked() {
     let lock = lock(Holds {
-        fails_later: true,
-        looks: AtomicU32::new(1),
+        is_unable: true,
         ..Holds::default()
     });
-    let ended = lock.break_holder(OwnerId::mint()).await;
-    assert!(matches!(ended, Err(LockError::Backend { .. })), "{ended:?}");
-    assert!(!lock.backend().evicted.load(Ordering::Relaxed));
+    let refused = lock.break_holder(OwnerId::mint()).await;
+    assert!(matches!(refused, Err(LockError::Unsupported { .. })));
+    assert_eq!(lock.backend().looks.load(Ordering::Relaxed), 0);
 }
 
 #[test]

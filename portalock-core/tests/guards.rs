@@ -47,6 +47,14 @@ async fn work_that_ends_in_time_returns_its_output() {
 }
 
 #[tokio::test]
+async fn work_that_ends_with_a_loss_has_not_ended_in_time() {
+    let lock = named(MemoryBackend::new());
+    let guard = lock.acquire().await.unwrap();
+    let lost = guard.run(async { lock.backend().lose(lock.name()) }).await;
+    assert!(matches!(lost, Err(LockError::Lost { .. })));
+}
+
+#[tokio::test]
 async fn work_does_not_start_beside_a_lock_already_lost() {
     let backend = MemoryBackend::new();
     let lock = named(backend.clone());
@@ -210,7 +218,7 @@ async fn a_backend_without_shared_locks_refuses_them_without_io() {
 #[test]
 fn dropping_a_guard_never_panics_even_if_the_backend_does() {
     #[derive(Debug)]
-    struct Panics;
+    struct Panics(std::sync::mpsc::Sender<()>);
     #[async_trait::async_trait]
     impl LockBackend for Panics {
         fn capabilities(&self) -> portalock_core::Capabilities {
@@ -229,16 +237,20 @@ fn dropping_a_guard_never_panics_even_if_the_backend_does() {
             &self,
             _: &portalock_core::LockRequest,
         ) -> Result<portalock_core::Released, portalock_core::BackendError> {
+            self.0.send(()).unwrap();
             Ok(portalock_core::Released::Freed)
         }
         fn release_now(&self, _: &portalock_core::LockRequest) -> bool {
             panic!("told to");
         }
     }
-    let lock = portalock_core::blocking::Lock::new(Panics, "deploy").unwrap();
+    let (sender, released) = std::sync::mpsc::channel();
+    let lock = portalock_core::blocking::Lock::new(Panics(sender), "deploy").unwrap();
     let unwound = std::panic::catch_unwind(|| {
         let _guard = lock.acquire().unwrap();
         panic!("while a guard is held");
     });
     assert!(unwound.is_err(), "and the process lives");
+    let in_time = released.recv_timeout(std::time::Duration::from_secs(60));
+    in_time.expect("it is released the other way");
 }

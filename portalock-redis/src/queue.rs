@@ -347,4 +347,13 @@ mod tests {
         assert!(inspection(Kind::Lock, array(&["1", "1", "5"])).is_none());
         assert!(inspection(Kind::Lock, array(&["7", "0"])).is_some());
     }
+
+    #[test]
+    fn a_lock_that_was_never_granted_has_no_last_token() {
+        let last = |number| {
+            let found = inspection(Kind::Lock, array(&[number, "0"])).unwrap();
+            found.last_token.map(FencingToken::get)
+        };
+        assert_eq!((last("0"), last("7")), (None, Some(7)));
+    }
 }

@@ -74,6 +74,7 @@ impl<F: Future> Future for Bounded<'_, F> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::lease::tests::block_on;
 
     #[tokio::test(start_paused = true)]
     async fn an_answer_at_the_very_instant_counts() {
@@ -102,6 +103,13 @@ mod tests {
             .unwrap();
         let soon = Deadline::after(Instant::now(), Some(Duration::from_millis(50)));
         let silence = runtime.block_on(soon.bound(std::future::pending::<()>()));
+        assert!(silence.is_none() && soon.has_passed());
+    }
+
+    #[test]
+    fn an_executor_that_is_no_runtime_keeps_a_deadline() {
+        let soon = Deadline::after(Instant::now(), Some(Duration::from_millis(50)));
+        let silence = block_on(soon.bound(std::future::pending::<()>()));
         assert!(silence.is_none() && soon.has_passed());
     }
 

@@ -227,7 +227,11 @@ fn due_alarms() -> (Vec<Waker>, Option<Instant>) {
 
 #[cfg(test)]
 mod tests {
-    use std::{future::pending, sync::mpsc, task::ready};
+    use std::{
+        future::pending,
+        sync::{Condvar, mpsc},
+        task::ready,
+    };
 
     use futures_util::{FutureExt, StreamExt, future::FusedFuture, stream::FuturesUnordered};
     use tokio::sync::oneshot;
@@ -277,16 +281,33 @@ mod tests {
     }
 
     #[test]
+    fn it_polls_only_what_was_woken() {
+        let polls = ends(|| {
+            let (mut timer, mut polls) = (soon(), 0);
+            run(std::future::poll_fn(|context| {
+                polls += 1;
+                timer.poll_unpin(context)
+            }));
+            polls
+        });
+        assert!(polls < 10, "{polls} polls");
+    }
+
+    #[test]
     fn a_timer_that_was_dropped_wakes_nobody() {
         ends(|| {
             let start = Instant::now();
             run(async {
-                let mut early = Box::pin(soon());
-                assert!(futures_util::poll!(&mut early).is_pending());
+                let alarms = || with_driving(|driving| driving.alarms.len());
+                let (mut early, mut late) = (Box::pin(soon()), Box::pin(timer::at(start + LONG)));
+                for _ in 0..2 {
+                    assert!(futures_util::poll!(&mut early).is_pending());
+                    assert!(futures_util::poll!(&mut late).is_pending());
+                    assert_eq!(alarms(), Some(2));
+                }
                 drop(early);
                 timer::at(start + SOON / 2).await;
-                let left = with_driving(|driving| driving.alarms.len());
-                assert_eq!(left, Some(0));
+                assert_eq!(alarms(), Some(1), "that of the other one");
             });
         });
     }
@@ -384,26 +405,35 @@ mod tests {
         let place = Arc::new(Restless::default());
         let (sender, wakeups) = wakeups();
         let mut wakeups = wakeups.with_sleeper(Some(place.clone()));
-        let waiter = thread::spawn(move || run(async move { wakeups.next().await }));
+        let there = place.clone();
+        let waits = async move {
+            assert!(matches!(wakeups.next().await, Woken::TryNow));
+            let sleeps = there.0.load(Ordering::SeqCst);
+            soon().await;
+            there.0.load(Ordering::SeqCst) - sleeps
+        };
+        let waiter = thread::spawn(move || run(waits));
         let start = Instant::now();
         while place.0.load(Ordering::SeqCst) < 3 {
             assert!(start.elapsed() < LONG, "it sleeps elsewhere");
             thread::yield_now();
         }
         sender.wake();
-        assert!(matches!(ends(|| waiter.join().unwrap()), Woken::TryNow));
+        let later = ends(|| waiter.join().unwrap());
+        assert_eq!(later, 0, "nothing wakes it from there any more");
     }
 
-    /// A thread parks in it, unless it is taken.
+    /// A thread sleeps in it, unless it is taken.
     #[derive(Default)]
     struct Place {
         is_taken: bool,
         sleeps: AtomicBool,
-        asleep: Mutex<Option<Thread>>,
+        bell: Condvar,
+        has_rung: Mutex<bool>,
     }
 
     impl Sleeper for Place {
-        fn sleep(&self, timeout: Option<Duration>, is_woken: &dyn Fn() -> bool) -> bool {
+        fn sleep(&self, _: Option<Duration>, is_woken: &dyn Fn() -> bool) -> bool {
             self.sleeps.store(true, Ordering::SeqCst);
             if self.is_taken {
                 // The wake-up goes to this place just before the thread leaves it.
@@ -412,18 +442,41 @@ mod tests {
                 }
                 return false;
             }
-            *self.asleep.lock().unwrap() = Some(thread::current());
-            while !is_woken() {
-                thread::park_timeout(timeout.unwrap_or(LONG));
+            let mut has_rung = self.has_rung.lock().unwrap();
+            while !*has_rung && !is_woken() {
+                has_rung = self.bell.wait(has_rung).unwrap();
             }
             true
         }
 
         fn wake(&self) {
-            if let Some(thread) = &*self.asleep.lock().unwrap() {
-                thread.unpark();
-            }
+            *self.has_rung.lock().unwrap() = true;
+            self.bell.notify_one();
         }
+    }
+
+    /// Another thread sleeps in it.
+    #[derive(Default)]
+    struct Taken(AtomicU64);
+
+    impl Sleeper for Taken {
+        fn sleep(&self, _: Option<Duration>, _: &dyn Fn() -> bool) -> bool {
+            self.0.fetch_add(1, Ordering::SeqCst);
+            false
+        }
+
+        fn wake(&self) {}
+    }
+
+    #[test]
+    fn where_another_thread_sleeps_it_does_not_try_again_and_again() {
+        let place = Arc::new(Taken::default());
+        let (_sender, wakeups) = wakeups();
+        let mut wakeups = wakeups.with_sleeper(Some(place.clone()));
+        let silence = ends(move || run(bound(Some(Instant::now() + SOON), wakeups.next())));
+        assert!(silence.is_none());
+        let tries = place.0.load(Ordering::SeqCst);
+        assert!((1..10).contains(&tries), "{tries} tries");
     }
 
     #[test]

@@ -245,6 +245,7 @@ mod tests {
         let own = held(&backend, OwnerId::mint());
         assert!(format!("{own:?}").contains("job"));
         own.release().await.unwrap();
+        reaper::shutdown(Duration::from_secs(5)).await.unwrap();
         assert_eq!(*backend.0.lock().unwrap(), ["release"]);
     }
 }

@@ -166,6 +166,15 @@ async fn a_release_that_hangs_keeps_a_failed_set_for_a_second_only() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_set_that_failed_at_a_service_does_not_wait_for_it_again() {
+    let hangs = Slow::new(Duration::from_secs(3), Duration::MAX);
+    let set = LockSet::new(hangs, ["a", "b"]).unwrap();
+    let start = Instant::now();
+    assert!(!set.try_acquire().await.unwrap_err().is_contention());
+    assert_eq!(start.elapsed(), Duration::from_secs(5), "the timeout");
+}
+
+#[tokio::test(start_paused = true)]
 async fn releasing_a_set_takes_as_long_as_releasing_one() {
     let hangs = Slow::new(Duration::ZERO, Duration::MAX);
     let guard = acquire_all(hangs, ["a", "b", "c"], &Policy::new())
@@ -190,6 +199,18 @@ async fn one_lost_is_all_lost() {
         assert!(matches!(lost, Err(LockError::Lost { name, .. }) if name.as_str() == "b"));
     }
     assert!(guard.release().await.is_err());
+}
+
+#[tokio::test]
+async fn work_that_ends_with_a_loss_has_not_ended_in_time() {
+    let backend = MemoryBackend::new();
+    let guard = acquire_all(backend.clone(), ["a", "b"], &Policy::new())
+        .await
+        .unwrap();
+    let lost = guard
+        .run(async { backend.lose(&LockName::new("b").unwrap()) })
+        .await;
+    assert!(matches!(lost, Err(LockError::Lost { .. })));
 }
 
 #[tokio::test(start_paused = true)]

@@ -225,6 +225,29 @@ mod tests {
         assert!(last >= interval / 20 && last <= interval / 10, "{last:?}");
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn a_renewal_that_succeeds_ends_a_row_of_failures() {
+        let (asked, mut calls) = tokio::sync::mpsc::unbounded_channel();
+        let mut count = 0;
+        let _keeper = keeper(Lease::unbounded(), TIME, move || {
+            let _ = asked.send(Instant::now());
+            count += 1;
+            let fails = count != 10;
+            async move {
+                if fails {
+                    Err(unavailable())
+                } else {
+                    Ok(Renewal::Renewed(TIME))
+                }
+            }
+        });
+        let mut times = Vec::new();
+        for _ in 0..12 {
+            times.push(calls.recv().await.unwrap());
+        }
+        assert!(times[11] - times[10] <= TIME / 100);
+    }
+
     #[test]
     fn the_pause_grows_with_failures_and_stays_short() {
         let longest = TIME / 10;
@@ -239,6 +262,8 @@ mod tests {
         assert!(after_failure(TIME, 9) >= longest / 2);
         // The same for a lease of an hour: when the service is back, the session must notice it soon.
         assert!(after_failure(Duration::from_secs(3600), 99) <= LONGEST_PAUSE);
+        // A short lease leaves less time.
+        assert!(after_failure(LONGEST_PAUSE, 99) <= LONGEST_PAUSE / 10);
     }
 
     #[tokio::test(start_paused = true)]
@@ -289,6 +314,41 @@ mod tests {
         assert_eq!(start.elapsed(), Duration::ZERO);
         renewals.recv().await.unwrap();
         assert_eq!(start.elapsed().as_secs(), 3);
+    }
+
+    #[cfg(feature = "metrics")]
+    #[test]
+    fn renewals_are_counted_by_their_outcome() {
+        let recorder = metrics_util::debugging::DebuggingRecorder::new();
+        let snapshotter = recorder.snapshotter();
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .start_paused(true)
+            .build()
+            .unwrap();
+        let mut calls = 0;
+        let renew = || {
+            calls += 1;
+            let call = calls;
+            async move {
+                match call {
+                    1 => Ok(Renewal::Renewed(TIME)),
+                    2 => Err(unavailable()),
+                    3 => std::future::pending().await,
+                    _ => Ok(Renewal::Gone(Loss::Expired)),
+                }
+            }
+        };
+        let work = async { keep(&Lease::unbounded(), TIME, &Notify::new(), renew).await };
+        metrics::with_local_recorder(&recorder, || runtime.block_on(work));
+        let mut outcomes: Vec<_> = snapshotter
+            .snapshot()
+            .into_vec()
+            .iter()
+            .flat_map(|(key, ..)| key.key().labels().map(|label| label.value().to_owned()))
+            .collect();
+        outcomes.sort_unstable();
+        assert_eq!(outcomes, ["failed", "gone", "late", "renewed"]);
     }
 
     #[test]

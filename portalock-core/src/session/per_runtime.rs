@@ -228,6 +228,9 @@ mod tests {
         assert_eq!(connections.get(|| async { Ok(2) }).await.unwrap(), 2);
         connections.clear();
         assert_eq!(connections.get(|| async { Ok(3) }).await.unwrap(), 3);
+        // Meanwhile the first entry's task ends.
+        tokio::task::yield_now().await;
+        assert_eq!(connections.present(), Some(3));
     }
 
     #[tokio::test]

@@ -245,10 +245,15 @@ mod tests {
         first.lease().end(Loss::Expired);
         let fails = |_| async { Err(BackendError::new(BackendErrorKind::Unavailable, "down")) };
         assert!(sessions.get(fails).await.is_err());
-        assert!(lock(&sessions.state).not_before.is_some());
-        let next = sessions.get(|former| start(former.map_or(0, |former| former.0) + 1));
+        let not_before = lock(&sessions.state).not_before.unwrap();
+        let next = sessions.get(move |former| {
+            assert!(Instant::now() >= not_before);
+            start(former.map_or(0, |former| former.0) + 1)
+        });
         assert_eq!(next.await.unwrap().0, 2);
-        assert!(lock(&sessions.state).not_before.is_none());
+        let state = lock(&sessions.state);
+        assert!(state.not_before.is_none());
+        assert_eq!(state.failures_in_a_row, 0);
     }
 
     #[test]

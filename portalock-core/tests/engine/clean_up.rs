@@ -126,6 +126,29 @@ async fn the_reaper_stops_once_the_lease_has_ended() {
     .expect("it went on");
 }
 
+#[tokio::test(start_paused = true)]
+async fn an_abandoned_attempt_that_was_granted_is_released_for_as_long_as_its_lease_lasts() {
+    let lease = Lease::unbounded();
+    lease.end(Loss::Expired);
+    let backend =
+        Scripted::new([Step::GrantAfter(Duration::from_secs(2))]).failing_releases(u32::MAX);
+    *backend.0.lease.lock().unwrap() = Some(lease);
+    {
+        let lock = backend.lock();
+        let mut waiting = std::pin::pin!(lock.acquire());
+        assert!(futures_util::poll!(&mut waiting).is_pending());
+    }
+    backend.first_release().await;
+    within_real_time(async {
+        while Arc::strong_count(&backend.0) > 1 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await
+    .expect("it went on");
+    assert_eq!(backend.releases().len(), 1);
+}
+
 #[test]
 fn a_guard_dropped_beside_its_idle_runtime_is_released() {
     let backend = Scripted::new([Step::Grant]);

@@ -69,6 +69,19 @@ async fn a_lock_freed_between_the_last_two_looks_is_not_missed() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn the_last_look_comes_early_enough_for_its_answer() {
+    let round_trip = Duration::from_millis(100);
+    let backend = Scripted::new([Step::ContendedAfter(round_trip)]);
+    let policy = seconds(3)
+        .with_first_check(Duration::from_secs(60))
+        .and_then(|policy| policy.with_check_interval(Duration::from_secs(60)))
+        .unwrap();
+    backend.lock().acquire_with(&policy).await.unwrap_err();
+    let last = *backend.attempts().last().unwrap();
+    assert_eq!(last + 2 * round_trip, Duration::from_secs(3));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_stall_ends_at_the_deadline_and_never_reads_as_locked() {
     let backend = Scripted::new([Step::Stalls]);
     let start = Instant::now();

@@ -36,11 +36,10 @@ async fn too_many_failures_in_a_row_end_the_call_with_their_cause() {
     backend.first_release().await;
 }
 
-/// A queue at a service that fails for this long, then grants.
-async fn waits_through(outage: Duration, listens: bool) -> Result<(), LockError> {
-    let queued = Step::Queued(Duration::from_millis(100));
+/// A service that answers with `first`, fails for this long, and then grants.
+async fn waits_through(outage: Duration, first: Step, listens: bool) -> Result<(), LockError> {
     let fails = Step::Fails(BackendErrorKind::Unavailable);
-    let backend = Scripted::new([queued, fails]);
+    let backend = Scripted::new([first, fails]);
     let backend = if listens {
         backend.listening()
     } else {
@@ -58,9 +57,14 @@ async fn waits_through(outage: Duration, listens: bool) -> Result<(), LockError>
 
 #[tokio::test(start_paused = true)]
 async fn a_waiter_that_hears_keeps_its_place_while_the_service_keeps_it() {
-    waits_through(KEPT / 2, true).await.unwrap();
-    for (outage, listens) in [(KEPT * 2, true), (KEPT / 2, false)] {
-        let error = waits_through(outage, listens).await.unwrap_err();
+    let queued = Step::Queued(Duration::from_millis(100));
+    waits_through(KEPT / 2, queued.clone(), true).await.unwrap();
+    for (outage, first, listens) in [
+        (KEPT * 2, queued.clone(), true),
+        (KEPT / 2, queued, false),
+        (KEPT / 2, Step::Contended, true),
+    ] {
+        let error = waits_through(outage, first, listens).await.unwrap_err();
         assert!(matches!(error, LockError::Backend { .. }), "{error}");
     }
 }
@@ -75,6 +79,30 @@ async fn an_answer_sets_the_count_of_failures_back() {
     steps.push(Step::Grant);
     let backend = Scripted::new(steps);
     assert!(backend.lock().acquire_with(&seconds(60)).await.is_ok());
+}
+
+/// It forgets the failures before: when they began, how long the pauses were, and what the last one was.
+#[tokio::test(start_paused = true)]
+async fn after_an_answer_failures_begin_anew() {
+    let fails = || std::iter::repeat_n(Step::Fails(BackendErrorKind::Unavailable), 5);
+    let queued = || [Step::Queued(KEPT)].into_iter();
+    let backend = Scripted::new(queued().chain(fails()).chain(queued()).chain(fails())).listening();
+    let policy = seconds(60).with_max_failures(1).with_jitter(0.0).unwrap();
+    let lock = backend.lock();
+    let acquire = lock.acquire_with(&policy);
+    let heals = async {
+        // Longer than the service keeps a place since the first failure, not since the first of the second row.
+        tokio::time::sleep(KEPT * 5 / 2).await;
+        *backend.0.steps.lock().unwrap() = [Step::Queued(KEPT)].into();
+    };
+    let error = tokio::join!(acquire, heals).0.unwrap_err();
+    let LockError::Timeout { last_error, .. } = error else {
+        panic!("{error}")
+    };
+    assert!(last_error.is_none());
+    let times = backend.attempts();
+    let pause = |attempt: usize| times[attempt + 1].abs_diff(times[attempt]);
+    assert_eq!(pause(7), pause(1), "after the first failure of each row");
 }
 
 #[tokio::test(start_paused = true)]
@@ -97,6 +125,17 @@ async fn a_failure_before_the_deadline_is_the_timeouts_cause() {
             ..
         }
     ));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_attempt_just_before_the_deadline_may_be_on_its_way_to_a_healthy_service() {
+    let backend = Scripted::new([Step::Contended, Step::Stalls]);
+    let policy = seconds(3)
+        .with_first_check(Duration::from_secs(60))
+        .and_then(|policy| policy.with_check_interval(Duration::from_secs(60)))
+        .unwrap();
+    let error = backend.lock().acquire_with(&policy).await.unwrap_err();
+    assert!(error.is_contention(), "{error}");
 }
 
 #[tokio::test(start_paused = true)]

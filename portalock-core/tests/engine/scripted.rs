@@ -128,6 +128,11 @@ impl Scripted {
         Lock::new(self.clone(), "scripted").unwrap()
     }
 
+    fn grant(&self) -> Grant {
+        let lease = self.0.lease.lock().unwrap().clone();
+        Grant::new().with_lost(lease.unwrap_or_else(Lease::unbounded).signal())
+    }
+
     pub fn line(&self) -> WakeSender {
         self.0
             .lines
@@ -157,19 +162,10 @@ impl LockBackend for Scripted {
             }
         };
         match step.expect("a script has a step") {
-            Step::Grant => {
-                let lease = self
-                    .0
-                    .lease
-                    .lock()
-                    .unwrap()
-                    .clone()
-                    .unwrap_or_else(Lease::unbounded);
-                Ok(Attempt::Granted(Grant::new().with_lost(lease.signal())))
-            }
+            Step::Grant => Ok(Attempt::Granted(self.grant())),
             Step::GrantAfter(time) => {
                 tokio::time::sleep(time).await;
-                Ok(Attempt::Granted(Grant::new()))
+                Ok(Attempt::Granted(self.grant()))
             }
             Step::Contended => Ok(Attempt::Contended(Contention::new())),
             Step::ContendedAfter(time) => {

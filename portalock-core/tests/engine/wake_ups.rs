@@ -89,6 +89,20 @@ async fn a_place_that_ends_with_its_session_is_taken_anew() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_wait_that_fails_for_good_ends() {
+    let backend = Scripted::new([Step::Contended]).listening();
+    let lock = backend.lock();
+    let policy = Policy::forever();
+    let mut waiter = std::pin::pin!(lock.acquire_with(&policy));
+    assert!(futures_util::poll!(&mut waiter).is_pending());
+    let error = BackendError::new(BackendErrorKind::PermissionDenied, "no longer allowed");
+    backend.line().fail(error);
+    let ended = tokio::time::timeout(Duration::from_secs(3600), waiter).await;
+    let error = ended.expect("it waits on").unwrap_err();
+    assert!(!error.is_retryable(), "{error}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_silent_line_leaves_the_engine_looking_by_itself() {
     let advice = Duration::from_secs(3600);
     let backend = Scripted::new([Step::Queued(advice), Step::Queued(advice), Step::Grant]);

@@ -25,6 +25,18 @@ async fn marks(admin: &mut Admin) -> Vec<String> {
 }
 
 #[tokio::test]
+async fn a_holder_is_told_by_the_message_and_not_at_its_next_refresh() {
+    let server = RedisServer::start().unwrap();
+    let long = settings(&server).with_session_ttl(ENOUGH * 10).unwrap();
+    let holder = RedisBackend::with_settings(long).await.unwrap();
+    let held = lock(&holder, "a").acquire().await.unwrap();
+    let operator = lock(&client(&server).await, "a");
+    let ended = timeout(ENOUGH, operator.break_holder(held.owner())).await;
+    assert_eq!(ended.unwrap().unwrap(), Broken::Released);
+    assert!(matches!(held.lost_signal().loss(), Some(Loss::Broken(_))));
+}
+
+#[tokio::test]
 async fn a_mark_whose_message_was_lost_is_found_by_the_next_refresh() {
     let server = RedisServer::start().unwrap();
     let short = settings(&server)

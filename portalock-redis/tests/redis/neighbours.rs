@@ -396,6 +396,39 @@ async fn a_neighbour_behind_one_that_gives_up_waits_for_the_holder() {
     granted(third).await.release().await.unwrap();
 }
 
+/// Its place was deleted, and in the new queue somebody else is ahead of it.
+#[tokio::test]
+async fn a_waiter_that_takes_its_place_anew_is_nobodys_neighbour_any_more() {
+    let server = RedisServer::start().unwrap();
+    let (backend, other) = (client(&server).await, client(&server).await);
+    let held = lock(&backend, "a").acquire().await.unwrap();
+    let next = in_line(&backend).await;
+    let line = async || lock(&other, "a").inspect().await.unwrap().waiters;
+    let its = line().await[0].owner;
+    let mut admin = Admin::of(&server).await;
+    let first = loop {
+        admin.ask::<u32>("DEL portalock/lock-waiters/a").await;
+        let first = in_line(&other).await;
+        eventually(async || line().await.len() == 2).await;
+        if line().await[0].owner != its {
+            break first;
+        }
+        // It was quicker than the other one.
+        first.abort();
+        eventually(async || line().await.len() == 1).await;
+    };
+    // The answer comes before that of the server to this, over the same connection.
+    backend.ping().await.unwrap();
+    for _ in 0..10 {
+        yield_now().await;
+    }
+    held.release().await.unwrap();
+    let first = granted(first).await;
+    assert!(!next.is_finished(), "two hold");
+    first.release().await.unwrap();
+    granted(next).await.release().await.unwrap();
+}
+
 #[tokio::test]
 async fn where_replicas_confirm_nobody_takes_over_before_they_have() {
     let server = RedisOptions::new()

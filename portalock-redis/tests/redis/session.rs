@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use portalock_core::{LockBackend, LockError, Loss, Policy};
+use portalock_core::{LockBackend, LockError, LockName, Loss, Policy, acquire_all};
 use portalock_redis::RedisBackend;
 use portalock_testkit::{
     proxy::{Direction, FaultProxy},
@@ -11,8 +11,8 @@ use portalock_testkit::{
 use tokio::time::timeout;
 
 use crate::fixture::{
-    Admin, ENOUGH, client, eventually, granted, lock, settings, settings_at, waiters, waiting,
-    without_notice,
+    Admin, ENOUGH, client, eventually, granted, lock, patient, settings, settings_at, waiters,
+    waiting, without_notice,
 };
 
 const MANY: u32 = 200;
@@ -145,6 +145,22 @@ async fn nothing_is_left_but_the_last_token() {
     assert_eq!(fields, ["token"]);
     let left: i64 = admin.ask("TTL portalock/lock/a").await;
     assert!((3600..=7200).contains(&left), "{left} s");
+}
+
+/// The server lists its keys in pages, in an order of its own.
+#[tokio::test]
+async fn the_list_of_locks_is_whole_and_sorted_also_among_many_other_keys() {
+    let server = RedisServer::start().unwrap();
+    let backend = client(&server).await;
+    let others = "for n = 1, 5000 do redis.call('SET', 'other' .. n, '') end";
+    let mut admin = Admin::of(&server).await;
+    admin.ask_words::<()>(&["EVAL", others, "0"]).await;
+    let names: Vec<_> = (10..40).map(|number| number.to_string()).collect();
+    let held = acquire_all(backend.clone(), &names, &patient()).await;
+    let listed = backend.names().await.unwrap();
+    let listed: Vec<_> = listed.iter().map(LockName::as_str).collect();
+    assert_eq!(listed, names);
+    held.unwrap().release().await.unwrap();
 }
 
 #[tokio::test]

@@ -22,7 +22,7 @@ use crate::{
 /// Long enough for a busy machine, short enough for a test to wait for its end.
 const LEASE: Duration = Duration::from_millis(1500);
 const PATIENCE: Duration = Duration::from_secs(60);
-const LOOK_IN: Duration = Duration::from_secs(30);
+const LOOK_IN: Duration = Duration::from_millis(500);
 
 #[tokio::test]
 async fn a_reset_costs_nobody_a_lock_and_a_grant_that_was_not_heard_is_found() {
@@ -114,6 +114,39 @@ async fn a_look_that_hangs_takes_no_other_connection_with_it_than_its_own() {
     assert_eq!(store.count(Event::Connected), 2);
 }
 
+#[tokio::test]
+async fn a_connection_over_which_a_look_hangs_is_replaced() {
+    let (store, session, _sessions) = start_with(PATIENCE * 10).await;
+    let owner = OwnerId::mint();
+    session.places().expect(owner, || 1).unwrap();
+    let _held = session.places().hold(owner, FencingToken::new(1)).unwrap();
+    store.set(1, Stand::Held(FencingToken::new(1)));
+    store.stares.store(true, Ordering::Release);
+    session.look_within(Duration::ZERO);
+    store.has_seen(Event::GaveUp, 1).await;
+    store.has_seen(Event::Connected, 2).await;
+    // A look that fails has used its connection.
+    store.has_seen(Event::Looked(1), 1).await;
+    store.blinks.store(true, Ordering::Release);
+    for looks in [2, 3] {
+        session.look_within(Duration::ZERO);
+        store.has_seen(Event::Looked(1), looks).await;
+    }
+    assert_eq!(store.count(Event::GaveUp), 1);
+}
+
+#[tokio::test]
+async fn a_look_is_repeated_when_the_service_says_so() {
+    let (store, session, _sessions) = start_with(PATIENCE * 10).await;
+    store.looks_again.store(true, Ordering::Release);
+    let owner = OwnerId::mint();
+    session.places().expect(owner, || 1).unwrap();
+    session.places().queued(owner);
+    store.set(1, Stand::Waits);
+    session.look_within(Duration::ZERO);
+    store.has_seen(Event::Looked(1), 2).await;
+}
+
 /// So that sessions with several servers end beside each other.
 #[tokio::test]
 async fn a_client_is_closed_before_anybody_waits_for_it() {
@@ -123,21 +156,51 @@ async fn a_client_is_closed_before_anybody_waits_for_it() {
     assert!(session.ensure_live().is_err());
     store.has_seen(Event::Ended, 1).await;
     closing.await.unwrap();
+    assert_eq!(store.count(Event::Ended), 1);
+    assert_eq!(store.count(Event::Connected), 1);
 }
 
 #[tokio::test]
-async fn a_session_whose_connection_breaks_as_it_ends_is_ended_over_another() {
+async fn who_closes_a_client_is_told_that_the_service_was_not() {
     let (client, store, _) = client();
     client.session().await.unwrap();
+    store.ends_with_connection.store(true, Ordering::Release);
     store.first_is_deaf.store(true, Ordering::Release);
-    client.close().await.unwrap();
-    assert_eq!(store.count(Event::Ended), 1);
+    let error = client.close().await.unwrap_err();
+    assert_eq!(error.kind(), BackendErrorKind::Unavailable);
+}
+
+#[tokio::test]
+async fn a_session_whose_connection_breaks_or_hangs_as_it_ends_is_ended_over_another() {
+    for hangs in [false, true] {
+        let (client, store, _) = client();
+        client.session().await.unwrap();
+        store.first_is_deaf.store(true, Ordering::Release);
+        store.hangs.store(hangs, Ordering::Release);
+        client.close().await.unwrap();
+        assert_eq!(store.count(Event::GaveUp), 1);
+        assert_eq!(store.count(Event::Ended), 1);
+    }
+}
+
+/// Runs `act` while the session thread does nothing else.
+async fn beside_no_session<T>(act: impl FnOnce() -> T) -> T {
+    let (go, gone) = std::sync::mpsc::channel::<()>();
+    let (waits, is_waiting) = tokio::sync::oneshot::channel();
+    let _task = spawn(async move {
+        let _ = waits.send(());
+        let _ = gone.recv();
+    });
+    is_waiting.await.unwrap();
+    let done = act();
+    drop(go);
+    done
 }
 
 #[tokio::test]
 async fn a_session_that_ends_with_its_connection_is_not_taken_up_over_another() {
     for asks_first in [false, true] {
-        let (store, session, _sessions) = start().await;
+        let (store, session, _sessions) = start_with(PATIENCE * 10).await;
         store.ends_with_connection.store(true, Ordering::Release);
         if asks_first {
             // A renewal notices this before the connection's end is reported.
@@ -145,8 +208,13 @@ async fn a_session_that_ends_with_its_connection_is_not_taken_up_over_another() 
             connection.store(false, Ordering::Release);
             session.renew_now();
         } else {
-            reset(&session);
-            assert!(session.ensure_live().is_err());
+            session.connection_ended();
+            session.ensure_live().unwrap();
+            let check = || {
+                reset(&session);
+                session.ensure_live().is_err()
+            };
+            assert!(beside_no_session(check).await);
         }
         let loss = tokio::time::timeout(PATIENCE, session.lease().signal().lost()).await;
         assert!(matches!(loss, Ok(Loss::SessionEnded(_))), "{loss:?}");
@@ -189,14 +257,26 @@ async fn a_release_that_is_refused_holds_up_no_other() {
 #[tokio::test]
 async fn a_release_that_hangs_is_no_reason_to_give_up_the_sessions_connection() {
     let (store, session, _sessions) = start_with(PATIENCE * 10).await;
-    let owner = OwnerId::mint();
-    session.places().expect(owner, || 1).unwrap();
     store.releases_hang.store(true, Ordering::Release);
-    drop(session.places().release(owner).unwrap());
+    let places = session.places();
+    for place in [1, 2] {
+        let owner = OwnerId::mint();
+        places.expect(owner, || place).unwrap();
+        drop(places.release(owner).unwrap());
+    }
+    let waiter = OwnerId::mint();
+    places.expect(waiter, || 3).unwrap();
+    places.queued(waiter);
+    store.set(3, Stand::Waits);
+    session.look_within(Duration::ZERO);
     store.has_seen(Event::Hung, 2).await;
     assert_eq!(store.count(Event::GaveUp), 0);
+    // The other release would hang too: the places are checked first.
+    assert_eq!(store.count(Event::Looked(1)), 1);
     store.releases_hang.store(false, Ordering::Release);
-    store.has_seen(Event::Released(1, true), 1).await;
+    for place in [1, 2] {
+        store.has_seen(Event::Released(place, true), 1).await;
+    }
 }
 
 #[tokio::test]
@@ -233,7 +313,8 @@ async fn connections_that_end_at_once_are_made_anew_ever_more_rarely() {
     store.ends_connections.store(true, Ordering::Release);
     let start = Instant::now();
     reset(&session);
-    store.has_seen(Event::Connected, 7).await;
+    // The pauses grow no further than to the longest.
+    store.has_seen(Event::Connected, 9).await;
     assert!(start.elapsed() > LONGEST_PAUSE * 2);
     session.ensure_live().unwrap();
 }
@@ -271,6 +352,11 @@ async fn a_connection_over_which_a_renewal_fails_or_hangs_is_given_up() {
         store.has_seen(Event::Renewed, renewed + 1).await;
         session.ensure_live().unwrap();
     }
+    let is_look = |event: &Event| matches!(event, Event::Looked(_));
+    assert!(
+        !store.events.borrow().iter().any(is_look),
+        "there is no place"
+    );
 }
 
 #[tokio::test]
@@ -338,6 +424,14 @@ async fn a_session_that_could_not_begin_is_none() {
     assert_eq!(session.unwrap_err().kind(), BackendErrorKind::Unavailable);
 }
 
+#[tokio::test]
+async fn a_session_that_is_over_before_it_has_begun_is_none() {
+    let service = InStore::default();
+    service.0.ends_at_begin.store(true, Ordering::Release);
+    let error = Kept::start(service, None).await.unwrap_err();
+    assert_eq!(error.kind(), BackendErrorKind::SessionEnded);
+}
+
 /// A client, its store, and an owner.
 fn client() -> (Client<InStore>, Arc<Store>, OwnerId) {
     let store = Arc::new(Store {
@@ -359,6 +453,11 @@ async fn a_client_holds_releases_and_forgets_what_was_refused() {
     assert_eq!(client.held(owner), Some((1, FencingToken::new(7))));
     assert_eq!(client.release(owner).await.unwrap(), Released::Freed);
     assert_eq!(client.release(owner).await.unwrap(), Released::NotHeld);
+    assert_eq!(
+        store.count(Event::Released(1, false)),
+        1,
+        "all are answered"
+    );
 
     store.set(2, Stand::Waits);
     let attempt = client.attempt(owner, &(2, false)).await.unwrap();
@@ -402,6 +501,32 @@ async fn a_waiter_asks_again_if_the_service_says_so_and_is_not_looked_after_at_i
     // But the places that may have missed a grant are checked.
     reset(&client.session().await.unwrap());
     store.has_seen(Event::Looked(2), 1).await;
+}
+
+#[tokio::test]
+async fn an_owner_whose_release_is_due_is_released_before_it_asks_again() {
+    let (client, store, owner) = client();
+    store.set(1, Stand::Waits);
+    store.set(2, Stand::Held(FencingToken::new(7)));
+    let waits = client.attempt(owner, &(1, true)).await.unwrap();
+    assert!(matches!(waits, Attempt::Contended(_)));
+    drop(client.session().await.unwrap().places().release(owner));
+    let attempt = client.attempt(owner, &(2, true)).await.unwrap();
+    assert!(matches!(attempt, Attempt::Granted(_)));
+    assert_eq!(store.count(Event::Released(1, false)), 1);
+}
+
+#[tokio::test]
+async fn the_places_are_checked_when_an_owner_ahead_may_be_dead() {
+    let store = Arc::new(Store {
+        lease: PATIENCE * 10,
+        ..Store::default()
+    });
+    let client: Client<InStore> = Client::new(InStore(store.clone()));
+    store.set(1, Stand::Waits);
+    let waits = client.attempt(OwnerId::mint(), &(1, true)).await.unwrap();
+    assert_eq!(recheck(waits), RECHECK_AFTER);
+    store.has_seen(Event::Looked(1), 1).await;
 }
 
 /// Its answer says that it waits. It was granted since, and no connection received the grant.
@@ -453,6 +578,18 @@ async fn a_release_that_was_sent_twice_freed_what_was_held() {
     store.stands.lock().unwrap().clear();
     store.repeats.store(true, Ordering::Release);
     assert_eq!(client.release(owner).await.unwrap(), Released::Freed);
+    // A waiter held nothing that a try could have freed.
+    store.set(2, Stand::Waits);
+    let waits = client.attempt(owner, &(2, true)).await.unwrap();
+    assert!(matches!(waits, Attempt::Contended(_)));
+    assert_eq!(client.release(owner).await.unwrap(), Released::NotHeld);
+    // With one try, nobody has freed what the service does not have.
+    store.repeats.store(false, Ordering::Release);
+    store.set(3, Stand::Held(FencingToken::new(8)));
+    let held = client.attempt(owner, &(3, true)).await.unwrap();
+    assert!(matches!(held, Attempt::Granted(_)));
+    store.stands.lock().unwrap().clear();
+    assert_eq!(client.release(owner).await.unwrap(), Released::NotHeld);
 }
 
 #[tokio::test]

@@ -32,6 +32,7 @@ fn nobody_asks_beside_a_release_of_what_it_had() {
     assert_eq!(places.due(), [owner]);
     assert!(places.expect(owner, || 2).is_err());
     places.release_due(owner).unwrap().done();
+    assert!(!told(), "it is done");
     assert_eq!(places.expect(owner, || 2).unwrap().at, 2);
 }
 
@@ -94,6 +95,15 @@ async fn a_grant_that_comes_before_the_waiter_listens_is_kept_and_told_once() {
 }
 
 #[test]
+fn an_answer_that_comes_after_the_grant_is_older_than_it() {
+    let (places, _lease, owner) = book();
+    places.expect(owner, || 1).unwrap();
+    places.granted(owner, token(7), |_| true);
+    places.queued(owner);
+    assert_eq!(places.held(owner), Some((1, token(7))));
+}
+
+#[test]
 fn a_request_without_an_answer_may_arrive_until_all_are_answered() {
     let (places, _lease, owner) = book();
     assert!(!places.expect(owner, || 1).unwrap().unsure);
@@ -148,6 +158,16 @@ fn what_is_gone_is_lost_and_what_has_happened_meanwhile_counts() {
     places.found(&asked, Stand::Gone, "a table");
     assert!(!grant.lost.is_lost(), "it is being released");
     releasing.done();
+
+    // It was granted while the service was asked for its state.
+    let waiter = OwnerId::mint();
+    places.expect(waiter, || 1).unwrap();
+    places.queued(waiter);
+    let [asked] = places.standing(true).try_into().unwrap();
+    let grant = places.hold(waiter, token(2)).unwrap();
+    places.found(&asked, Stand::Waits, "a table");
+    assert!(!grant.lost.is_lost());
+    places.forget(waiter);
 
     for stand in [Stand::Gone, Stand::Waits, Stand::Held(token(3))] {
         let owner = OwnerId::mint();
@@ -221,6 +241,34 @@ fn a_place_that_is_broken_is_lost_and_due_and_the_owners_next_one_is_not() {
         let next = places.hold(owner, token(2)).unwrap();
         assert_eq!(next.lost.loss(), None);
     }
+}
+
+#[tokio::test]
+async fn a_waiter_whose_place_is_broken_asks_again() {
+    let (places, _lease, owner) = book();
+    places.expect(owner, || 1).unwrap();
+    places.queued(owner);
+    let mut line = places.listen(owner);
+    assert!(places.broken(owner, &Loss::Expired, |_| true));
+    assert!(matches!(line.next().now_or_never(), Some(Wake::TryNow)));
+}
+
+#[test]
+fn a_place_that_is_broken_in_its_release_is_released_once() {
+    let (places, _lease, owner) = book();
+    places.expect(owner, || 1).unwrap();
+    let releasing = places.release(owner).unwrap();
+    assert!(places.broken(owner, &Loss::Expired, |_| true));
+    releasing.done();
+    assert!(places.due().is_empty());
+}
+
+#[test]
+fn a_place_that_nobody_here_knows_is_due_and_the_session_is_told() {
+    let (places, _lease, owner) = book();
+    places.found_unknown(owner, 1);
+    assert_eq!(places.due(), [owner]);
+    assert!(places.owed.notified().now_or_never().is_some());
 }
 
 #[tokio::test]

@@ -15,14 +15,18 @@ pub(super) struct Store {
     /// Every second look fails.
     pub(super) blinks: AtomicBool,
     pub(super) looks: AtomicU64,
+    /// Each look asks for another one.
+    pub(super) looks_again: AtomicBool,
     /// The next look hangs.
     pub(super) stares: AtomicBool,
-    /// The first connection refuses to end the session.
+    /// The first connection refuses to end the session, or hangs.
     pub(super) first_is_deaf: AtomicBool,
     /// Attempts wait for this gate.
     pub(super) gate: AtomicBool,
     pub(super) repeats: AtomicBool,
     pub(super) ends_with_connection: AtomicBool,
+    /// A session's lease ends while it begins.
+    pub(super) ends_at_begin: AtomicBool,
     /// Connections end as soon as they are made.
     pub(super) ends_connections: AtomicBool,
     /// Places that can't be released.
@@ -146,7 +150,11 @@ impl<const ASKS: bool> Service for InStore<ASKS> {
         _: Option<&Arc<KeptSession<Self>>>,
     ) -> Result<Instant, BackendError> {
         let begun = Instant::now();
-        session.service().0.answer().await?;
+        let store = &session.service().0;
+        store.answer().await?;
+        if store.ends_at_begin.load(Ordering::Acquire) {
+            session.end(Loss::Expired);
+        }
         Ok(begun + session.service().lease_time())
     }
 
@@ -183,7 +191,8 @@ impl<const ASKS: bool> Service for InStore<ASKS> {
                 .collect()
         };
         store.note(Event::Looked(asked.len()));
-        Ok(Looked::new(stands, None))
+        let again = store.looks_again.load(Ordering::Acquire).then_some(LOOK_IN);
+        Ok(Looked::new(stands, again))
     }
 
     async fn enter(
@@ -249,6 +258,7 @@ impl<const ASKS: bool> Service for InStore<ASKS> {
     ) -> Result<(), BackendError> {
         let store = &session.service().0;
         if store.first_is_deaf.load(Ordering::Acquire) && store.count(Event::Connected) < 2 {
+            store.answer().await?;
             return Err(BackendError::new(BackendErrorKind::Unavailable, "deaf"));
         }
         for place in session.places().left() {
