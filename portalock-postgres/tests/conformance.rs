@@ -219,8 +219,39 @@ mod without_notice {
     portalock_testkit::conformance!(super::RealPostgres::start(super::Form::WithoutNotice).await);
 }
 
+/// A pooler in session mode changes how connections begin and end, so these are the cases about that. All cases take
+/// minutes more: the report below runs them.
 mod pooled {
-    portalock_testkit::conformance!(super::RealPostgres::start(super::Form::Pooled).await);
+    use portalock_testkit::Suite;
+
+    use super::*;
+
+    pub(super) fn suite() -> Suite {
+        Suite::new(|| RealPostgres::start(Form::Pooled))
+    }
+
+    #[test]
+    fn crashed_clients_free_their_locks() {
+        suite().check("crash::a_crashed_client_frees_its_lock");
+        suite().check("crash::a_crashed_waiter_is_passed_over");
+    }
+
+    #[test]
+    fn holders_are_told_of_their_loss() {
+        suite().check("loss::a_cut_off_holder_is_told");
+        suite().check("loss::a_stalled_service_ends_the_lease");
+        suite().check("loss::a_restart_leaves_no_false_holder");
+    }
+
+    #[test]
+    fn waiters_are_served_in_order() {
+        suite().check("fairness::all_clients_waiters_are_served_in_order");
+    }
+
+    #[test]
+    fn random_history_with_crashes() {
+        suite().check("stress::random_history_with_crashes");
+    }
 }
 
 /// The suite's complete report.
@@ -228,6 +259,15 @@ mod pooled {
 #[ignore = "each case is a test already; this prints them as one report"]
 fn report() {
     let report = __portalock_suite().run();
+    println!("{report}");
+    assert!(report.is_success());
+}
+
+/// The complete report of the suite behind a pooler in session mode.
+#[test]
+#[ignore = "it takes minutes, and the cases that a pooler could change are tests already"]
+fn report_behind_a_pooler() {
+    let report = pooled::suite().run();
     println!("{report}");
     assert!(report.is_success());
 }
