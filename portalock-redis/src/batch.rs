@@ -53,7 +53,7 @@ impl Batch {
     pub(crate) fn add(&mut self, call: Call<'_>) -> Option<oneshot::Receiver<Answer>> {
         let (letter, state, owner) = match call {
             Call::Script(script, &[state, session], &[owner, stamp, head, who, patience])
-                if std::ptr::eq(script, &*ACQUIRE) =>
+                if std::ptr::eq(script, &raw const *ACQUIRE) =>
             {
                 let its = [session, stamp, head, who];
                 let attempts = self.attempts.get_or_insert_with(|| Attempts::new(its));
@@ -63,7 +63,9 @@ impl Batch {
                 let letter = if patience == "queues" { QUEUES } else { ONCE };
                 (letter, state, owner)
             }
-            Call::Script(script, &[state], &[owner]) if std::ptr::eq(script, &*RELEASE) => {
+            Call::Script(script, &[state], &[owner])
+                if std::ptr::eq(script, &raw const *RELEASE) =>
+            {
                 (RELEASES, state, owner)
             }
             _ => return None,
