@@ -53,7 +53,7 @@ impl Batch {
     pub(crate) fn add(&mut self, call: Call<'_>) -> Option<oneshot::Receiver<Answer>> {
         let (letter, state, owner) = match call {
             Call::Script(script, &[state, session], &[owner, stamp, head, who, patience])
-                if std::ptr::eq(script, &*ACQUIRE) =>
+                if std::ptr::eq(script, &raw const *ACQUIRE) =>
             {
                 let its = [session, stamp, head, who];
                 let attempts = self.attempts.get_or_insert_with(|| Attempts::new(its));
@@ -63,7 +63,9 @@ impl Batch {
                 let letter = if patience == "queues" { QUEUES } else { ONCE };
                 (letter, state, owner)
             }
-            Call::Script(script, &[state], &[owner]) if std::ptr::eq(script, &*RELEASE) => {
+            Call::Script(script, &[state], &[owner])
+                if std::ptr::eq(script, &raw const *RELEASE) =>
+            {
                 (RELEASES, state, owner)
             }
             _ => return None,
@@ -190,5 +192,66 @@ impl Attempts {
 
     fn words(&self) -> [&str; 4] {
         [&self.session, &self.stamp, &self.head, &self.who]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ATTEMPT: [&str; 5] = ["1.1", "kept|1", "a|3|3", "{}", "queues"];
+
+    fn add(batch: &mut Batch, state: &str, arguments: &[&str]) -> bool {
+        let keys = [state, "p/session/a"];
+        let call = Call::Script(&ACQUIRE, &keys, arguments);
+        batch.add(call).is_some()
+    }
+
+    #[test]
+    fn attempts_with_other_words_and_other_requests_stay_out() {
+        let mut batch = Batch::default();
+        assert!(add(&mut batch, "p/lock/a", &ATTEMPT));
+        for (word, other) in [(1, "kept|2"), (2, "a|4|4"), (3, "{\"pid\":1}")] {
+            let mut arguments = ATTEMPT;
+            arguments[word] = other;
+            assert!(!add(&mut batch, "p/lock/b", &arguments), "{other}");
+        }
+        let shares = [&ATTEMPT[..], &["shares"]].concat();
+        assert!(!add(&mut batch, "p/lock/b", &shares));
+        let keys = ["p/lock/b"];
+        let names_a_neighbour = Call::Script(&RELEASE, &keys, &["1.1", "2.1"]);
+        assert!(batch.add(names_a_neighbour).is_none());
+        assert!(batch.add(Call::Script(&RELEASE, &keys, &["1.1"])).is_some());
+        assert!(add(&mut batch, "p/lock/b", &ATTEMPT));
+        assert_eq!(batch.len(), 3);
+    }
+
+    #[test]
+    fn an_answer_that_is_none_of_the_script_answers_nobody() {
+        let mut batch = Batch::default();
+        for state in ["p/lock/a", "p/lock/b"] {
+            add(&mut batch, state, &ATTEMPT);
+        }
+        let token = Value::BulkString(b"7".into());
+        let other = Value::BulkString(b"8".into());
+        let read = |words: &[Value]| {
+            let answers = batch.read(Value::Array(words.to_vec()))?;
+            Some(answers.into_iter().map(Result::unwrap).collect::<Vec<_>>())
+        };
+        let both = [Some(token.clone()), Some(other.clone())];
+        assert_eq!(
+            read(&[token.clone(), Value::Int(2), other.clone()]).unwrap(),
+            both
+        );
+        let second = [None, Some(token.clone())];
+        assert_eq!(
+            read(&[token.clone(), Value::Int(1), Value::Nil]).unwrap(),
+            second
+        );
+        for number in [Value::Int(0), Value::Int(3), Value::Int(-1), Value::Nil] {
+            assert_eq!(read(&[token.clone(), number, other.clone()]), None);
+        }
+        assert_eq!(read(&[]), None);
+        assert!(batch.read(Value::Okay).is_none());
     }
 }

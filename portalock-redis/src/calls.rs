@@ -1,9 +1,9 @@
 //! The calls of one connection: requests that come while others are in flight are gathered, and sent as one script.
 //!
 //! To call a script takes the server a multiple of what a usual attempt or release takes inside it, and each call takes
-//! the client a timer, a message to the task of the connection and a wake-up. So an attempt or a release that finds other
-//! calls in flight is sent in a [`Batch`]: a task sends it when those tasks have run that the last answers woke. A request
-//! that finds no call in flight is sent at once, by itself.
+//! the client a timer, a message to the task of the connection and a wake-up. So an attempt or a release that finds two
+//! others in flight is sent in a [`Batch`]: a task sends it when those tasks have run that the last answers woke. Any other
+//! request is sent at once, by itself.
 //!
 //! - Each request of a batch has the effect of its own script, at that moment. An attempt carries the stamp that its caller
 //!   knew when it asked, so an attempt that is sent after its withdrawal is refused: see `session.rs`.
@@ -29,6 +29,9 @@ use crate::{
 /// less.
 const AT_ONCE: usize = 16;
 
+/// How many other calls in flight make a request wait for company. A script for two requests takes the server as long as two.
+const COMPANY: usize = 2;
+
 /// The calls of one connection.
 #[derive(Debug, Default)]
 pub(crate) struct Calls {
@@ -40,7 +43,7 @@ pub(crate) struct Calls {
 #[derive(Debug)]
 pub(crate) struct InFlight<'c> {
     calls: &'c AtomicUsize,
-    /// Whether other calls were in flight when it began.
+    /// Whether enough other calls were in flight when it began.
     pub(crate) has_company: bool,
 }
 
@@ -58,7 +61,7 @@ impl Calls {
     /// Counts a call.
     pub(crate) fn begin(&self) -> InFlight<'_> {
         InFlight {
-            has_company: self.in_flight.fetch_add(1, Ordering::Relaxed) > 0,
+            has_company: self.in_flight.fetch_add(1, Ordering::Relaxed) >= COMPANY,
             calls: &self.in_flight,
         }
     }

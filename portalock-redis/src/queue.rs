@@ -101,7 +101,7 @@ impl Server {
     ) -> Result<Answered<bool>, BackendError> {
         let state = self.keys.state(&place.wanted);
         let arguments = [&*place.name, next.map_or("", |next| &*next.name)];
-        let arguments = &arguments[..1 + usize::from(next.is_some())];
+        let arguments = &arguments[..=usize::from(next.is_some())];
         let call = Call::Script(&RELEASE, &[&state], arguments);
         let answer = self.send(RELEASING, call).await?;
         let value = match text(&answer.value) {

@@ -185,7 +185,8 @@ fn a_call_goes_on_in_another_runtime_if_its_own_ends() {
     let (first, second) = (runtime(), runtime());
     let backend = first.block_on(client(&server));
     // Without a timeout, which the timers of the first runtime would keep.
-    let locks = ["a", "b", "c"].map(|name| lock(&backend, name).with_policy(Policy::forever()));
+    let locks =
+        ["a", "b", "c", "d"].map(|name| lock(&backend, name).with_policy(Policy::forever()));
     first.block_on(async {
         for lock in &locks {
             lock.acquire().await.unwrap().release().await.unwrap();
@@ -199,9 +200,9 @@ fn a_call_goes_on_in_another_runtime_if_its_own_ends() {
         Poll::Ready(())
     }));
     drop(first);
-    let [alone, gathered @ ..] = calls;
-    // Its connection has a timer in the first runtime.
-    drop(alone);
+    let [one, two, gathered @ ..] = calls;
+    // These were sent by themselves, and have a timer in the first runtime.
+    drop((one, two));
     second.block_on(async {
         for call in gathered {
             let held = timeout(ENOUGH, call).await.expect("it goes on").unwrap();
