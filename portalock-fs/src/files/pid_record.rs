@@ -5,6 +5,7 @@
 
 use std::{
     ffi::OsString,
+    fmt,
     fs::{File, OpenOptions},
     io::{Read, Write},
     path::{Path, PathBuf},
@@ -46,6 +47,17 @@ pub enum PidState {
     /// There may be a process with that pid, but it is unknown whether it wrote the file: the system is not Linux, or
     /// portalocker or another host or container wrote the file.
     Unknown,
+}
+
+impl fmt::Display for PidState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Running => "running",
+            Self::Reused => "gone, and its pid reused",
+            Self::Gone => "gone",
+            Self::Unknown => "perhaps running",
+        })
+    }
 }
 
 impl PidHolder {
