@@ -144,7 +144,7 @@ const OWNER_LEN: usize = 42;
 fn write_hex(text: &mut [u8; OWNER_LEN], start: usize, number: u64, least: u32) -> usize {
     let digits = (u64::BITS - number.leading_zeros()).div_ceil(4).max(least);
     for (at, digit) in (0..digits).rev().enumerate() {
-        text[start + at] = b"0123456789abcdef"[(number >> (4 * digit)) as usize & 15];
+        text[start + at] = b"0123456789abcdef"[(number >> (4 * digit) & 15) as usize];
     }
     start + digits as usize
 }
