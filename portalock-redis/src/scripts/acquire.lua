@@ -111,13 +111,18 @@ if holders[owner] then return holders[owner].token end
 
 local behind = '-'
 if waiting then
-  -- The last waiter often checks whether the holders are alive. If it has died, the waiter ahead of it takes over.
-  local tail = last_owner()
+  -- The last waiter often checks whether the holders are alive. If it has died, the waiter ahead of it takes over, and is
+  -- told, unless it is this owner.
+  local tail, has_changed = last_owner(), false
   while tail and tail ~= owner do
     local text = call('HGET', waiters, tail)
-    if text and look(parse(text).session) then break end
+    local its = text and parse(text).session
+    if its and look(its) then
+      if has_changed then call(PUBLISH, sessions .. its, 'last|' .. tail) end
+      break
+    end
     leave_queue(tail)
-    tail = last_owner()
+    tail, has_changed = last_owner(), true
   end
   local rank = call('ZREVRANK', queue, owner)
   if rank then behind = whole(rank) elseif queues and line_up() then behind = '0' end
@@ -132,8 +137,8 @@ else
   if queues and line_up() then behind = '0' end
 end
 
--- A new key has no time to live: `PTTL` is then negative.
-if behind ~= '-' and call('PTTL', queue) < KEPT / 2 then
+-- A new key has no time to live: `PTTL` is then negative. Only one of the keys is new if somebody has deleted it.
+if behind ~= '-' and math.min(call('PTTL', queue), call('PTTL', waiters)) < KEPT / 2 then
   call('PEXPIRE', queue, KEPT)
   call('PEXPIRE', waiters, KEPT)
 end

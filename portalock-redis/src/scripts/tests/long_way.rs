@@ -4,6 +4,7 @@ use super::{
     super::INSPECT, KEPT, QUEUE, STATE, WAITERS, ask, attempt_with, connection, holding, open_as,
     release,
 };
+use futures_util::StreamExt as _;
 use portalock_testkit::servers::RedisServer;
 use redis::aio::MultiplexedConnection;
 
@@ -99,19 +100,50 @@ async fn one_who_asks_again_takes_out_the_dead_at_the_end_of_the_queue() {
 
 #[tokio::test]
 async fn one_who_asks_again_keeps_the_queue() {
-    const HALF_AN_HOUR: u64 = 1_800_000;
+    const HALF_AN_HOUR: i64 = 1_790_000;
     let server = RedisServer::start().unwrap();
     let mut client = sessions(&server, &["a"]).await;
     for owner in ["1", "2"] {
         attempt(&mut client, "a", owner).await;
     }
-    for key in [QUEUE, WAITERS] {
-        let _: () = ask(&mut client, &["PEXPIRE", key, "60000"]).await;
+    // Both keys expire soon; or somebody has deleted one, and the waiter's claim makes it again, without a time to live.
+    for deleted in [None, Some(WAITERS), Some(QUEUE)] {
+        if let Some(key) = deleted {
+            let _: () = ask(&mut client, &["DEL", key]).await;
+            attempt(&mut client, "a", "2").await;
+        } else {
+            for key in [QUEUE, WAITERS] {
+                let _: () = ask(&mut client, &["PEXPIRE", key, "60000"]).await;
+            }
+        }
+        attempt(&mut client, "a", "2").await;
+        for key in [QUEUE, WAITERS] {
+            let left: i64 = ask(&mut client, &["PTTL", key]).await;
+            assert!(left > HALF_AN_HOUR, "{deleted:?} {key}: {left} ms");
+        }
     }
-    attempt(&mut client, "a", "2").await;
-    for key in [QUEUE, WAITERS] {
-        let left: u64 = ask(&mut client, &["PTTL", key]).await;
-        assert!(left > HALF_AN_HOUR, "{key}: {left} ms");
+}
+
+#[tokio::test]
+async fn who_is_the_last_after_a_check_is_told() {
+    let server = RedisServer::start().unwrap();
+    let mut client = sessions(&server, &["a", "b", "c"]).await;
+    let pubsub = redis::Client::open(server.url()).unwrap();
+    let (mut sink, mut messages) = pubsub.get_async_pubsub().await.unwrap().split();
+    sink.subscribe("p/session/b").await.unwrap();
+    for (session, owner) in [("a", "1"), ("a", "2"), ("b", "3"), ("c", "4"), ("c", "5")] {
+        attempt(&mut client, session, owner).await;
+    }
+    assert_eq!(attempt(&mut client, "b", "3").await[1], "2");
+    end(&mut client, "c").await;
+    for behind in ["1", "1"] {
+        assert_eq!(attempt(&mut client, "a", "2").await[1], behind);
+    }
+    let _: () = ask(&mut client, &["PUBLISH", "p/session/b", "no more"]).await;
+    // Once, by the check that took out the dead.
+    for expected in ["last|3", "no more"] {
+        let message = messages.next().await.unwrap();
+        assert_eq!(message.get_payload::<String>().unwrap(), expected);
     }
 }
 
