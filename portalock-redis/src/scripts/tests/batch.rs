@@ -279,6 +279,23 @@ async fn attempts_with_a_stale_stamp_are_refused_and_releases_are_not() {
 }
 
 #[tokio::test]
+async fn a_state_from_an_earlier_hour_lives_longer_with_its_new_token() {
+    let server = RedisServer::start().unwrap();
+    let mut client = connection(&server).await;
+    used(&mut client).await;
+    let state = state("p", 0);
+    // An hour is 3,600,000,000 µs, and a state lives for one or two hours after its last token.
+    let earlier = (token(&mut client, 0).await - 3_600_000_000).to_string();
+    ask::<()>(&mut client, &["HSET", &state, "token", &earlier]).await;
+    ask::<()>(&mut client, &["PEXPIRE", &state, "60000"]).await;
+    let requests = [request('q', 0, "1.1"), request('q', 1, "2.1")];
+    let answers = together(&mut client, ("p", "a0", KEPT), &requests).await;
+    assert!(answers.iter().all(is_granted), "{answers:?}");
+    let left: i64 = ask(&mut client, &["PTTL", &state]).await;
+    assert!(left > 3_600_000, "{left} ms");
+}
+
+#[tokio::test]
 async fn free_locks_take_two_calls_each_and_one_look_at_session_and_clock() {
     let server = RedisServer::start().unwrap();
     let mut client = connection(&server).await;
