@@ -322,9 +322,12 @@ impl LockBackend for FsBackend {
             if tried - start >= PASSING {
                 return Ok(attempt);
             }
-            // No timer is used: some runtimes have none.
-            while tried.elapsed() < PAUSE {
+            // No timer is used: some runtimes have none. It yields at least once, also if an attempt takes longer than this.
+            loop {
                 tokio::task::yield_now().await;
+                if tried.elapsed() >= PAUSE {
+                    break;
+                }
             }
         }
     }
