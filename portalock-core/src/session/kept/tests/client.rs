@@ -1,0 +1,251 @@
+use super::*;
+
+/// A client, its store, and an owner.
+fn client() -> (Client<InStore>, Arc<Store>, OwnerId) {
+    let store = Arc::new(Store {
+        lease: PATIENCE,
+        ..Store::default()
+    });
+    let client = Client::new(InStore(store.clone()));
+    (client, store, OwnerId::mint())
+}
+
+#[tokio::test]
+async fn a_client_holds_releases_and_forgets_what_was_refused() {
+    let (client, store, owner) = client();
+    store.set(1, Stand::Held(FencingToken::new(7)));
+    for _ in 0..2 {
+        let attempt = client.attempt(owner, &(1, true)).await.unwrap();
+        assert!(matches!(attempt, Attempt::Granted(_)));
+    }
+    assert_eq!(client.held(owner), Some((1, FencingToken::new(7))));
+    assert_eq!(client.release(owner).await.unwrap(), Released::Freed);
+    assert_eq!(client.release(owner).await.unwrap(), Released::NotHeld);
+    assert_eq!(
+        store.count(Event::Released(1, false)),
+        1,
+        "all are answered"
+    );
+
+    store.set(2, Stand::Waits);
+    let attempt = client.attempt(owner, &(2, false)).await.unwrap();
+    assert!(matches!(attempt, Attempt::Contended(contention) if !contention.queued));
+    assert_eq!(client.release(owner).await.unwrap(), Released::NotHeld);
+    let events = store.events.borrow().clone();
+    let released = |event: &&Event| matches!(event, Event::Released(..));
+    assert_eq!(events.iter().filter(released).count(), 1);
+
+    client.close().await.unwrap();
+    store.has_seen(Event::Ended, 1).await;
+}
+
+/// The time after which a waiter must ask again.
+fn recheck(attempt: Attempt) -> Duration {
+    match attempt {
+        Attempt::Contended(contention) => contention.recheck_after.unwrap(),
+        Attempt::Granted(_) => panic!("it is contended"),
+    }
+}
+
+#[tokio::test]
+async fn a_waiter_asks_again_if_the_service_says_so_and_is_not_looked_after_at_intervals() {
+    let (client, store, owner) = client();
+    store.set(1, Stand::Waits);
+    let waits = client.attempt(owner, &(1, true)).await.unwrap();
+    assert_eq!(recheck(waits), RECHECK_AFTER);
+
+    let store = Arc::new(Store {
+        lease: LEASE,
+        ..Store::default()
+    });
+    let client = Client::new(InStore::<true>(store.clone()));
+    store.set(1, Stand::Waits);
+    store.set(2, Stand::Held(FencingToken::new(7)));
+    let waits = client.attempt(owner, &(1, true)).await.unwrap();
+    assert_eq!(recheck(waits), LOOK_IN);
+    let _held = client.attempt(OwnerId::mint(), &(2, true)).await.unwrap();
+    store.has_seen(Event::Looked(1), 2).await;
+    assert_eq!(store.count(Event::Looked(2)), 0);
+    // But the places that may have missed a grant are checked.
+    reset(&client.session().await.unwrap());
+    store.has_seen(Event::Looked(2), 1).await;
+}
+
+#[tokio::test]
+async fn an_owner_whose_release_is_due_is_released_before_it_asks_again() {
+    let (client, store, owner) = client();
+    store.set(1, Stand::Waits);
+    store.set(2, Stand::Held(FencingToken::new(7)));
+    let waits = client.attempt(owner, &(1, true)).await.unwrap();
+    assert!(matches!(waits, Attempt::Contended(_)));
+    drop(client.session().await.unwrap().places().release(owner));
+    let attempt = client.attempt(owner, &(2, true)).await.unwrap();
+    assert!(matches!(attempt, Attempt::Granted(_)));
+    assert_eq!(store.count(Event::Released(1, false)), 1);
+}
+
+#[tokio::test]
+async fn the_places_are_checked_when_an_owner_ahead_may_be_dead() {
+    let store = Arc::new(Store {
+        lease: PATIENCE * 10,
+        ..Store::default()
+    });
+    let client: Client<InStore> = Client::new(InStore(store.clone()));
+    store.set(1, Stand::Waits);
+    let waits = client.attempt(OwnerId::mint(), &(1, true)).await.unwrap();
+    assert_eq!(recheck(waits), RECHECK_AFTER);
+    store.has_seen(Event::Looked(1), 1).await;
+}
+
+/// Its answer says that it waits. It was granted since, and no connection received the grant.
+#[tokio::test]
+async fn an_attempt_that_was_under_way_when_a_connection_was_made_is_made_again() {
+    let (client, store, owner) = client();
+    store.set(1, Stand::Waits);
+    let session = client.session().await.unwrap();
+    store.gate.store(true, Ordering::Release);
+    let attempt = client.attempt(owner, &(1, true));
+    let meanwhile = async {
+        store.has_seen(Event::Asked, 1).await;
+        reset(&session);
+        store.has_seen(Event::Connected, 2).await;
+        store.gate.store(false, Ordering::Release);
+    };
+    let (waits, ()) = tokio::join!(attempt, meanwhile);
+    assert_eq!(recheck(waits.unwrap()), Duration::ZERO);
+}
+
+#[tokio::test]
+async fn what_an_attempt_without_an_answer_may_have_left_is_made_void() {
+    let (client, store, owner) = client();
+    store.set(1, Stand::Waits);
+    client.session().await.unwrap();
+    store.refuses.store(true, Ordering::Release);
+    assert!(client.attempt(owner, &(1, true)).await.is_err());
+    store.refuses.store(false, Ordering::Release);
+    let attempt = client.attempt(owner, &(1, true)).await.unwrap();
+    assert!(matches!(attempt, Attempt::Contended(contention) if contention.queued));
+    client.release(owner).await.unwrap();
+    store.has_seen(Event::Released(1, true), 1).await;
+
+    // Refused, but an earlier try of the attempt may still arrive.
+    store.set(2, Stand::Waits);
+    store.repeats.store(true, Ordering::Release);
+    let refused = client.attempt(owner, &(2, false)).await.unwrap();
+    assert!(matches!(refused, Attempt::Contended(_)));
+    store.has_seen(Event::Released(2, true), 1).await;
+}
+
+#[tokio::test]
+async fn a_release_that_was_sent_twice_freed_what_was_held() {
+    let (client, store, owner) = client();
+    store.set(1, Stand::Held(FencingToken::new(7)));
+    let held = client.attempt(owner, &(1, true)).await.unwrap();
+    assert!(matches!(held, Attempt::Granted(_)));
+    // The first of the two tries has freed it.
+    store.stands.lock().unwrap().clear();
+    store.repeats.store(true, Ordering::Release);
+    assert_eq!(client.release(owner).await.unwrap(), Released::Freed);
+    // A waiter held nothing that a try could have freed.
+    store.set(2, Stand::Waits);
+    let waits = client.attempt(owner, &(2, true)).await.unwrap();
+    assert!(matches!(waits, Attempt::Contended(_)));
+    assert_eq!(client.release(owner).await.unwrap(), Released::NotHeld);
+    // With one try, nobody has freed what the service does not have.
+    store.repeats.store(false, Ordering::Release);
+    store.set(3, Stand::Held(FencingToken::new(8)));
+    let held = client.attempt(owner, &(3, true)).await.unwrap();
+    assert!(matches!(held, Attempt::Granted(_)));
+    store.stands.lock().unwrap().clear();
+    assert_eq!(client.release(owner).await.unwrap(), Released::NotHeld);
+}
+
+#[tokio::test]
+async fn a_session_that_the_service_no_longer_knows_is_followed_by_another() {
+    let (client, store, owner) = client();
+    let first = client.session().await.unwrap();
+    let error = client.attempt(owner, &(1, true)).await.unwrap_err();
+    assert_eq!(error.kind(), BackendErrorKind::SessionEnded);
+    assert!(first.ensure_live().is_err());
+    store.set(1, Stand::Held(FencingToken::new(1)));
+    let attempt = client.attempt(owner, &(1, true)).await.unwrap();
+    assert!(matches!(attempt, Attempt::Granted(_)));
+    assert!(!Arc::ptr_eq(&first, &client.session().await.unwrap()));
+}
+
+#[tokio::test]
+async fn who_never_asked_has_nothing_to_wait_in() {
+    let (client, _store, owner) = client();
+    assert!(client.subscribe(owner).is_err());
+    client.close().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_release_succeeds_before_what_may_come_late_is_refused_and_the_session_makes_up_for_it() {
+    let (client, store, owner) = client();
+    let session = client.session().await.unwrap();
+    store.set(1, Stand::Held(FencingToken::new(7)));
+    store.repeats.store(true, Ordering::Release);
+    store.cannot_settle.store(true, Ordering::Release);
+    let held = client.attempt(owner, &(1, true)).await.unwrap();
+    assert!(matches!(held, Attempt::Granted(_)));
+    assert_eq!(client.release(owner).await.unwrap(), Released::Freed);
+    // Until then the owner can't take another place.
+    let error = client.attempt(owner, &(1, true)).await.unwrap_err();
+    assert_eq!(error.kind(), BackendErrorKind::Unavailable);
+    // Another release doesn't have to wait for that one.
+    let other = OwnerId::mint();
+    session.places().expect(other, || 2).unwrap();
+    session.places().answered(other, &2, false);
+    drop(session.places().release(other));
+    store.has_seen(Event::Released(2, false), 1).await;
+    store.has_seen(Event::Released(1, true), 3).await;
+    store.cannot_settle.store(false, Ordering::Release);
+    store.has_seen(Event::Settled(1), 1).await;
+    let settled = |event: &Event| matches!(event, Event::Settled(_));
+    assert_eq!(
+        store
+            .events
+            .borrow()
+            .iter()
+            .filter(|it| settled(it))
+            .count(),
+        1
+    );
+}
+
+/// So that sessions with several servers end beside each other.
+#[tokio::test]
+async fn a_client_is_closed_before_anybody_waits_for_it() {
+    let (client, store, _) = client();
+    let session = client.session().await.unwrap();
+    let closing = client.close();
+    assert!(session.ensure_live().is_err());
+    store.has_seen(Event::Ended, 1).await;
+    closing.await.unwrap();
+    assert_eq!(store.count(Event::Ended), 1);
+    assert_eq!(store.count(Event::Connected), 1);
+}
+
+#[tokio::test]
+async fn who_closes_a_client_is_told_that_the_service_was_not() {
+    let (client, store, _) = client();
+    client.session().await.unwrap();
+    store.ends_with_connection.store(true, Ordering::Release);
+    store.first_is_deaf.store(true, Ordering::Release);
+    let error = client.close().await.unwrap_err();
+    assert_eq!(error.kind(), BackendErrorKind::Unavailable);
+}
+
+#[tokio::test]
+async fn a_session_whose_connection_breaks_or_hangs_as_it_ends_is_ended_over_another() {
+    for hangs in [false, true] {
+        let (client, store, _) = client();
+        client.session().await.unwrap();
+        store.first_is_deaf.store(true, Ordering::Release);
+        store.hangs.store(hangs, Ordering::Release);
+        client.close().await.unwrap();
+        assert_eq!(store.count(Event::GaveUp), 1);
+        assert_eq!(store.count(Event::Ended), 1);
+    }
+}
