@@ -2,6 +2,7 @@
 
 mod batch;
 mod breaking;
+mod early;
 mod flags;
 mod long_way;
 mod neighbours;

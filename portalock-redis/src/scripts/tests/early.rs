@@ -1,0 +1,166 @@
+//! The paths that run before any definition have the effect that `acquire.lua` and `release.lua` have without them.
+
+use super::{KEPT, ask, connection, open_as};
+use crate::scripts::{ACQUIRE, Form, RELEASE, Script};
+use portalock_testkit::servers::RedisServer;
+use redis::{Value, aio::MultiplexedConnection};
+
+const ROUNDS: usize = 1500;
+const SESSIONS: [&str; 2] = ["a0", "b0"];
+
+/// What begins each early path of an attempt, and what it is replaced by. What is read before that is kept.
+const OF_ATTEMPTS: [(&str, &str); 4] = [
+    ("if fields and #fields == 2 then", "if false then"),
+    (
+        "if last_token and holder and not is_held and ARGV[5] == 'queues' then",
+        "if false then",
+    ),
+    ("if found and not fields then", "if false then"),
+    (
+        "if fields and not holder and not waits and weight <= capacity then",
+        "if false then",
+    ),
+];
+
+const OF_RELEASES: [(&str, &str); 3] = [
+    ("if freed == 1 and left == 1 then return '1' end", ""),
+    (
+        "if freed == 1 and not found[2] and not found[3] then return '1' end",
+        "",
+    ),
+    (
+        "if freed == 1 and left == 2 and found[2] then",
+        "if false then",
+    ),
+];
+
+fn without(early: &[(&str, &str)], script: &Script) -> Form {
+    let mut source = script.server.source.clone();
+    for (path, nothing) in early {
+        assert_eq!(source.matches(path).count(), 1, "{path}");
+        source = source.replace(path, nothing);
+    }
+    Form::new("", &source)
+}
+
+#[derive(Debug)]
+enum Request {
+    Attempt {
+        session: &'static str,
+        owner: String,
+        shares: bool,
+        queues: bool,
+    },
+    Release(String),
+}
+
+/// Does the request, and returns its answer without what depends on the clock.
+async fn serve(
+    client: &mut MultiplexedConnection,
+    prefix: &str,
+    (acquire, release): (&Form, &Form),
+    request: &Request,
+) -> String {
+    let state = format!("{prefix}/lock/x");
+    let answer = match request {
+        Request::Release(owner) => release.run(client, &[&state], &[owner]).await.unwrap(),
+        Request::Attempt {
+            session,
+            owner,
+            shares,
+            queues,
+        } => {
+            let own = format!("{prefix}/session/{session}");
+            let head = format!("{session}|{}|3", if *shares { 1 } else { 3 });
+            let queues = if *queues { "queues" } else { "once" };
+            let mut arguments = vec![&**owner, KEPT, &head, "{}", queues];
+            arguments.extend(shares.then_some("shares"));
+            acquire
+                .run(client, &[&state, &own], &arguments)
+                .await
+                .unwrap()
+        }
+    };
+    match answer {
+        Value::Array(mut words) => {
+            // Which of several holders is named, and the new token.
+            let token = words.get(4).is_some();
+            words.truncate(4);
+            words.remove(2);
+            format!("{words:?} {token}")
+        }
+        Value::BulkString(word) if word.len() == 16 => "granted".into(),
+        answer => format!("{answer:?}"),
+    }
+}
+
+/// The fields of the state, the queue in its order, and for each waiter whether it has a token.
+async fn stored(client: &mut MultiplexedConnection, prefix: &str) -> (Vec<String>, Vec<String>) {
+    let mut fields: Vec<String> = ask(client, &["HKEYS", &format!("{prefix}/lock/x")]).await;
+    fields.sort();
+    let queue: Vec<String> = ask(
+        client,
+        &["ZRANGE", &format!("{prefix}/lock-queue/x"), "0", "-1"],
+    )
+    .await;
+    let mut line = Vec::new();
+    for owner in queue {
+        let waiters = format!("{prefix}/lock-waiters/x");
+        let claim: String = ask(client, &["HGET", &waiters, &owner]).await;
+        let has_token = claim
+            .split('|')
+            .nth(3)
+            .is_some_and(|token| !token.is_empty());
+        line.push(format!("{owner} {has_token}"));
+    }
+    (fields, line)
+}
+
+/// Two copies of the same lock.
+#[tokio::test]
+async fn an_early_path_has_the_effect_of_the_long_way() {
+    let seed = fastrand::u64(..);
+    println!("seed {seed}");
+    let mut random = fastrand::Rng::with_seed(seed);
+    let server = RedisServer::start().unwrap();
+    let mut client = connection(&server).await;
+    for prefix in ["p", "q"] {
+        for session in SESSIONS {
+            open_as(&mut client, session, KEPT).await;
+            let key = format!("{prefix}/session/{session}");
+            ask::<()>(&mut client, &["SET", &key, KEPT]).await;
+        }
+    }
+    let early = (&ACQUIRE.server, &RELEASE.server);
+    let (acquire, release) = (
+        without(&OF_ATTEMPTS, &ACQUIRE),
+        without(&OF_RELEASES, &RELEASE),
+    );
+    let mut owners: Vec<String> = Vec::new();
+    for round in 0..ROUNDS {
+        let known = random.usize(..=owners.len());
+        let request = if known < owners.len() && random.u8(..5) > 1 {
+            Request::Release(owners.swap_remove(known))
+        } else {
+            let owner = format!("{round}-1-1");
+            owners.push(owner.clone());
+            Request::Attempt {
+                session: random.choice(SESSIONS).unwrap(),
+                owner,
+                // A mixture, then only those who share, then none of them.
+                shares: [random.u8(..4) == 0, true, false][round / 50 % 3],
+                queues: random.u8(..4) > 0,
+            }
+        };
+        assert_eq!(
+            serve(&mut client, "p", early, &request).await,
+            serve(&mut client, "q", (&acquire, &release), &request).await,
+            "round {round}: {request:?}"
+        );
+        assert_eq!(
+            stored(&mut client, "p").await,
+            stored(&mut client, "q").await,
+            "round {round}: {request:?}"
+        );
+    }
+}
