@@ -29,6 +29,27 @@ pub(crate) async fn begin(
         former.service().revoke().await?;
     }
     let lease = session.service();
+    let until = get_lease(lease).await?;
+    if let Err(error) = put_key(lease).await {
+        // Revoking may take as long as the failed call did, and nobody needs to wait for it.
+        let session = session.clone();
+        let revoking = spawn(async move {
+            if let Err(error) = session.service().revoke().await {
+                tracing::debug!(%error, "the lease of a failed start ends by its time");
+            }
+        });
+        if let Ok(revoking) = revoking {
+            revoking.detach();
+        }
+        return Err(error);
+    }
+    // There is now a key to watch, so the connection can listen.
+    session.connection_ended();
+    Ok(until)
+}
+
+/// Gets the session's lease. Returns the time until which it is certain.
+pub(crate) async fn get_lease(lease: &SessionLease) -> Result<Instant, BackendError> {
     let server = &lease.server;
     // etcd counts leases in whole seconds.
     let seconds = server
@@ -52,26 +73,11 @@ pub(crate) async fn begin(
         time,
         key: server.keys.session(granted.id()),
     });
-    if let Err(error) = put_key(lease).await {
-        // Revoking may take as long as the failed call did, and nobody needs to wait for it.
-        let session = session.clone();
-        let revoking = spawn(async move {
-            if let Err(error) = session.service().revoke().await {
-                tracing::debug!(%error, "the lease of a failed start ends by its time");
-            }
-        });
-        if let Ok(revoking) = revoking {
-            revoking.detach();
-        }
-        return Err(error);
-    }
-    // There is now a key to watch, so the connection can listen.
-    session.connection_ended();
     Ok(sent + certain_for(time))
 }
 
 /// Puts the session's key, and checks that one connection leads to one member.
-async fn put_key(lease: &SessionLease) -> Result<(), BackendError> {
+pub(crate) async fn put_key(lease: &SessionLease) -> Result<(), BackendError> {
     let (put, answers) = lease
         .server
         .endpoints

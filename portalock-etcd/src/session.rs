@@ -155,18 +155,23 @@ impl SessionLease {
         Ok((!own.is_empty()).then_some(Own { header, marks }))
     }
 
-    /// One renewal: the state of the session afterwards, and whether the renewal counts.
-    async fn renew(&self, connection: &Connection) -> Result<Option<(Own, bool)>, Error> {
+    /// Renews the lease, with a renewal that counts. Returns the state of the session afterwards, `None` if it is gone.
+    async fn renew(&self, connection: &Connection) -> Result<Option<Own>, Error> {
         let mut leases = connection.client.lease_client();
-        let renewed = leases.keep_alive(self.id()).await;
-        let Some(own) = self.read_key(connection).await? else {
-            return Ok(None);
-        };
-        let witness = own.header.as_ref().map(Witness::of);
-        let counts = witness.is_some_and(|witness| self.witness.same(witness));
-        // If the leader no longer knows a lease whose key still exists, the key is about to be deleted.
-        renewed?;
-        Ok(Some((own, counts)))
+        loop {
+            let renewed = leases.keep_alive(self.id()).await;
+            let Some(own) = self.read_key(connection).await? else {
+                return Ok(None);
+            };
+            let witness = own.header.as_ref().map(Witness::of);
+            let counts = witness.is_some_and(|witness| self.witness.same(witness));
+            // If the leader no longer knows a lease whose key still exists, the key is about to be deleted.
+            renewed?;
+            if counts {
+                return Ok(Some(own));
+            }
+            // The term changed during the renewal, so it doesn't count, but the next one may.
+        }
     }
 }
 
@@ -249,19 +254,13 @@ impl Service for SessionLease {
 
     async fn renew(session: &Arc<Session>, line: &Line) -> Result<Renewal, BackendError> {
         let lease = session.service();
-        loop {
-            let renewed = lease.renew(&line.connection).await;
-            let renewed = renewed.map_err(|error| backend_error(error, RENEWING))?;
-            let Some((own, counts)) = renewed else {
-                return Ok(Renewal::Gone(gone()));
-            };
-            // Before the lease is extended, as the module `breaking` requires.
-            heed(session, own.marks);
-            if counts {
-                return Ok(Renewal::Renewed(certain_for(lease.lease_time())));
-            }
-            // The term changed during the renewal, so it doesn't count, but the next one may.
-        }
+        let renewed = lease.renew(&line.connection).await;
+        let Some(own) = renewed.map_err(|error| backend_error(error, RENEWING))? else {
+            return Ok(Renewal::Gone(gone()));
+        };
+        // Before the lease is extended, as the module `breaking` requires.
+        heed(session, own.marks);
+        Ok(Renewal::Renewed(certain_for(lease.lease_time())))
     }
 
     async fn look(
@@ -320,36 +319,31 @@ pub(crate) fn certain_for(time: Duration) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{EtcdSettings, client::Client};
+    use crate::{
+        EtcdSettings,
+        begin::{get_lease, put_key},
+        client::Client,
+    };
     use portalock_testkit::servers::EtcdServer;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-    /// Sets the state as if a deposed member had answered.
-    fn deposed(lease: &SessionLease) {
-        lease.witness.same(Witness { member: 0, term: 0 });
-    }
-
-    /// A session without requests, and its connection.
-    async fn session(server: &EtcdServer) -> (Client, Arc<Session>, Line) {
+    fn settings(server: &EtcdServer) -> EtcdSettings {
         let settings = EtcdSettings::new(server.endpoints()).unwrap();
-        let settings = settings.with_lease_time(Duration::from_secs(600)).unwrap();
-        let before = reads_at(server).await;
-        let client = Client::new(Arc::new(Server::new(settings).unwrap()));
-        let session = client.session().await.unwrap();
-        // Three reads at its start, one when it starts to listen, one in its first renewal.
-        while reads_at(server).await < before + 5 {
-            tokio::task::yield_now().await;
-        }
-        let line = session.connection().unwrap();
-        (client, session, line)
+        settings.with_lease_time(Duration::from_secs(600)).unwrap()
     }
 
     #[tokio::test]
     async fn a_connection_that_is_given_up_hears_nothing_more_and_its_member_is_left() {
         let server = EtcdServer::start().unwrap();
-        let (_client, session, line) = session(&server).await;
+        let client = Client::new(Arc::new(Server::new(settings(&server)).unwrap()));
+        let session = client.session().await.unwrap();
+        let line = loop {
+            if let Some(line) = session.connection() {
+                break line;
+            }
+            tokio::task::yield_now().await;
+        };
         let lease = session.service();
-        assert!(line.is_open());
         lease.gave_up(&line);
         assert!(!line.is_open());
         let left = lease.server.endpoints.moved_from(&line.connection);
@@ -360,22 +354,21 @@ mod tests {
     #[tokio::test]
     async fn a_renewal_counts_once_one_member_has_answered_in_one_term_before_and_after_it() {
         let server = EtcdServer::start().unwrap();
-        let (_client, session, line) = session(&server).await;
-        let lease = session.service();
-        deposed(lease);
-        let (_, counts) = lease.renew(&line.connection).await.unwrap().unwrap();
-        assert!(!counts);
-        let (_, counts) = lease.renew(&line.connection).await.unwrap().unwrap();
-        assert!(counts);
-
+        // Without a session nothing else renews the lease or reads.
+        let lease = SessionLease::new(&Arc::new(Server::new(settings(&server)).unwrap()));
+        get_lease(&lease).await.unwrap();
+        put_key(&lease).await.unwrap();
+        let endpoints = &lease.server.endpoints;
+        let connection = endpoints.connection(CONNECTING, lease.patience());
+        let connection = connection.await.unwrap();
         // If the first one does not count, another one follows.
         for reads in [1, 2] {
             if reads == 2 {
-                deposed(lease);
+                let deposed = Witness { member: 0, term: 0 };
+                lease.witness.same(deposed);
             }
             let before = reads_at(&server).await;
-            let renewed = <SessionLease as Service>::renew(&session, &line).await;
-            assert!(matches!(renewed, Ok(Renewal::Renewed(_))), "{renewed:?}");
+            assert!(lease.renew(&connection).await.unwrap().is_some());
             assert_eq!(reads_at(&server).await - before, reads);
         }
     }
