@@ -65,8 +65,8 @@ pub(crate) async fn get_lease(lease: &SessionLease) -> Result<Instant, BackendEr
             let granted = client.lease_client().grant(seconds, None).await?;
             Ok((granted, sent))
         })
-        .await?
-        .value;
+        .await
+        .value?;
     let time = Duration::from_secs(u64::try_from(granted.ttl()).unwrap_or(0));
     lease.was_granted(Granted {
         id: granted.id(),
@@ -93,8 +93,8 @@ pub(crate) async fn put_key(lease: &SessionLease) -> Result<(), BackendError> {
             }
             Ok((put, answers))
         })
-        .await?
-        .value;
+        .await
+        .value?;
     lease.key_modified(put.header().map_or(0, ResponseHeader::revision));
     for pair in answers.windows(2) {
         if pair[0].member != pair[1].member {
@@ -117,8 +117,8 @@ pub(crate) async fn check_version(endpoints: &Endpoints) -> Result<(), BackendEr
         .call("ask etcd for its version", |client| async move {
             client.maintenance_client().status().await
         })
-        .await?
-        .value;
+        .await
+        .value?;
     if is_too_old(status.version()) {
         return Err(BackendError::new(
             BackendErrorKind::Unsupported,

@@ -57,8 +57,8 @@ impl Server {
         let transaction = Txn::new()
             .when([hold.is_there()])
             .and_then([TxnOp::txn(marking)]);
-        match self.transact(BREAKING, transaction).await {
-            Ok(answer) if answer.value.succeeded() => {}
+        match self.transact(BREAKING, transaction).await.value {
+            Ok(answer) if answer.succeeded() => {}
             Ok(_) => return Ok(None),
             // The lease has ended meanwhile, and the hold with it.
             Err(error) if error.kind() == BackendErrorKind::SessionEnded => return Ok(None),
@@ -69,11 +69,12 @@ impl Server {
             .call(BREAKING, |client| async move {
                 client.lease_client().time_to_live(hold.lease, None).await
             })
-            .await?;
+            .await
+            .value?;
         // A member that was deposed without knowing it has seen no renewals since. So this returns the whole time, not
         // the remaining time.
         // Of a lease that has ended, and with it the hold, etcd answers zero. Never evict because of that answer.
-        let granted = u64::try_from(lease.value.granted_ttl()).unwrap_or(0);
+        let granted = u64::try_from(lease.granted_ttl()).unwrap_or(0);
         Ok((granted > 0).then(|| Duration::from_secs(granted)))
     }
 
@@ -90,9 +91,9 @@ impl Server {
             TxnOp::delete(hold.key.as_slice(), None),
             TxnOp::delete(hold.mark.as_str(), None),
         ]);
-        let answer = self.transact(EVICTING, transaction).await?;
+        let answer = self.transact(EVICTING, transaction).await;
         // An earlier try without an answer may have deleted the key, so that this one did not find it.
-        Ok(if answer.value.succeeded() || answer.repeated {
+        Ok(if answer.value?.succeeded() || answer.repeated {
             Released::Freed
         } else {
             Released::NotHeld
@@ -153,7 +154,7 @@ fn remove(server: Arc<Server>, mark: KeyValue) {
         let transaction = Txn::new()
             .when([there])
             .and_then([TxnOp::delete(mark.key(), None)]);
-        if let Err(error) = server.transact(HEEDING, transaction).await {
+        if let Err(error) = server.transact(HEEDING, transaction).await.value {
             tracing::debug!(%error, "a mark on a lock that was broken is not removed yet");
         }
     });

@@ -57,24 +57,12 @@ impl Server {
         &self,
         doing: &'static str,
         transaction: Txn,
-    ) -> Result<Answered<TxnResponse>, BackendError> {
-        let mut repeated = false;
-        let value = self.send(doing, transaction, &mut repeated).await?;
-        Ok(Answered { value, repeated })
-    }
-
-    /// The same. Sets `repeated` if a request got no answer, also if the call then fails.
-    pub(crate) async fn send(
-        &self,
-        doing: &'static str,
-        transaction: Txn,
-        repeated: &mut bool,
-    ) -> Result<TxnResponse, BackendError> {
+    ) -> Answered<Result<TxnResponse, BackendError>> {
         let request = |client: Arc<_>| {
             let transaction = transaction.clone();
             async move { reader(&client).txn(transaction).await }
         };
-        self.endpoints.send(doing, request, repeated).await
+        self.endpoints.call(doing, request).await
     }
 
     /// Executes a linearizable read, as one transaction.
@@ -84,7 +72,7 @@ impl Server {
         operations: Vec<TxnOp>,
     ) -> Result<TxnResponse, BackendError> {
         let reading = Txn::new().and_then(operations);
-        Ok(self.transact(doing, reading).await?.value)
+        self.transact(doing, reading).await.value
     }
 }
 

@@ -114,18 +114,16 @@ impl EtcdSettings {
     /// [`InvalidSetting`] if it is empty, ends with a slash, or contains two slashes in a row or a NUL.
     pub fn with_prefix(mut self, prefix: impl Into<String>) -> Result<Self, InvalidSetting> {
         let prefix = prefix.into();
-        if prefix.is_empty() {
+        if prefix.is_empty()
+            || prefix.ends_with('/')
+            || prefix.contains("//")
+            || prefix.contains('\0')
+        {
+            let problem =
+                "it can't be empty or end with a slash, nor have two in a row or a NUL in it";
             return Err(InvalidSetting::new(
                 "prefix",
-                "is empty: give it text, such as \"portalock\"",
-            ));
-        }
-        if prefix.ends_with('/') || prefix.contains("//") || prefix.contains('\0') {
-            return Err(InvalidSetting::new(
-                "prefix",
-                format!(
-                    "is {prefix:?}: it can't end with a slash, nor have two in a row or a NUL in it"
-                ),
+                format!("is {prefix:?}: {problem}"),
             ));
         }
         self.prefix = prefix;

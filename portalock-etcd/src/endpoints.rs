@@ -81,32 +81,17 @@ impl Endpoints {
     /// Sends a request to the member in use, and to the next ones if it doesn't answer, all within the request timeout.
     ///
     /// A member may have executed `request` although its answer never came. So it must be harmless to execute `request`
-    /// twice.
+    /// twice. Also a call that fails says whether a request got no answer.
     pub(crate) async fn call<T, F, Fut>(
         &self,
         doing: &'static str,
         request: F,
-    ) -> Result<Answered<T>, BackendError>
+    ) -> Answered<Result<T, BackendError>>
     where
         F: Fn(Arc<Client>) -> Fut,
         Fut: Future<Output = Result<T, Error>>,
     {
         let mut repeated = false;
-        let value = self.send(doing, request, &mut repeated).await?;
-        Ok(Answered { value, repeated })
-    }
-
-    /// The same. Sets `repeated` if a request got no answer, also if the call then fails.
-    pub(crate) async fn send<T, F, Fut>(
-        &self,
-        doing: &'static str,
-        request: F,
-        repeated: &mut bool,
-    ) -> Result<T, BackendError>
-    where
-        F: Fn(Arc<Client>) -> Fut,
-        Fut: Future<Output = Result<T, Error>>,
-    {
         let members = self.members.len();
         let start = Instant::now();
         let share = self.request_timeout / u32::try_from(members).unwrap_or(u32::MAX);
@@ -115,7 +100,7 @@ impl Endpoints {
         // A single member is tried twice, the second time on a new connection: the old one may have ended with a
         // restart.
         let most = members.max(2);
-        loop {
+        let value = loop {
             let turn = *self.current.borrow();
             let left = self.request_timeout.saturating_sub(start.elapsed());
             let mut used = None;
@@ -129,13 +114,13 @@ impl Endpoints {
                 })
             };
             let error = match tokio::time::timeout(left.min(share), attempt).await {
-                Ok(Ok(value)) => return Ok(value),
+                Ok(Ok(value)) => break Ok(value),
                 Ok(Err(error)) => error,
                 Err(_) => timed_out(doing),
             };
             match error.kind() {
                 BackendErrorKind::Unavailable | BackendErrorKind::Other => {
-                    *repeated |= used.is_some();
+                    repeated |= used.is_some();
                     self.leave(turn, used.as_ref());
                     if leaderless {
                         // An election takes a second or two: wait for it, within the request timeout.
@@ -144,7 +129,7 @@ impl Endpoints {
                         tries += 1;
                     }
                     if tries >= most || start.elapsed() >= self.request_timeout {
-                        return Err(error);
+                        break Err(error);
                     }
                 }
                 // A change of users can make a token invalid; etcd reports this with the code for an invalid request.
@@ -154,10 +139,11 @@ impl Endpoints {
                     fresh_login = true;
                     self.forget(turn, used.as_ref());
                 }
-                BackendErrorKind::Exhausted => return Err(self.full_or_busy(turn, error).await),
-                _ => return Err(error),
+                BackendErrorKind::Exhausted => break Err(self.full_or_busy(turn, error).await),
+                _ => break Err(error),
             }
-        }
+        };
+        Answered { value, repeated }
     }
 
     /// A connection to the member in use, for a stream. Connecting and logging in must complete within this time.

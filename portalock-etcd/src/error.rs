@@ -1,6 +1,6 @@
 //! Maps etcd's failures to the error kinds that programs match.
 
-use std::{error::Error as _, io};
+use std::{error::Error as _, io, iter};
 
 use etcd_client::Error;
 use portalock_core::{BackendError, BackendErrorKind, settings::InvalidSetting};
@@ -35,17 +35,9 @@ pub(crate) fn backend_error(error: Error, doing: &'static str) -> BackendError {
 
 /// Whether the connection failed because of invalid data. A refused certificate appears in this form.
 fn is_invalid_data(status: &Status) -> bool {
-    let mut cause = status.source();
-    while let Some(error) = cause {
-        if error
-            .downcast_ref::<io::Error>()
-            .is_some_and(|error| error.kind() == io::ErrorKind::InvalidData)
-        {
-            return true;
-        }
-        cause = error.source();
-    }
-    false
+    iter::successors(status.source(), |&error| error.source())
+        .filter_map(|error| error.downcast_ref::<io::Error>())
+        .any(|error| error.kind() == io::ErrorKind::InvalidData)
 }
 
 const fn of_code(code: Code) -> (BackendErrorKind, &'static str) {

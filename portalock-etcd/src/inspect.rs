@@ -1,5 +1,7 @@
 //! Inspection of a queue: the order of its keys determines the holders and the waiters.
 
+use std::sync::Arc;
+
 use etcd_client::{GetOptions, GetResponse, KeyValue, SortOrder, SortTarget};
 use portalock_core::{BackendError, Claim, ClaimKind, Inspection, LockName};
 
@@ -20,16 +22,13 @@ impl Server {
         doing: &'static str,
         queue: &str,
     ) -> Result<GetResponse, BackendError> {
-        let found = self
-            .endpoints
-            .call(doing, |client| async move {
-                let options = GetOptions::new()
-                    .with_prefix()
-                    .with_sort(SortTarget::Create, SortOrder::Ascend);
-                reader(&client).get(queue, Some(options)).await
-            })
-            .await?;
-        Ok(found.value)
+        let read = |client: Arc<_>| async move {
+            let options = GetOptions::new()
+                .with_prefix()
+                .with_sort(SortTarget::Create, SortOrder::Ascend);
+            reader(&client).get(queue, Some(options)).await
+        };
+        self.endpoints.call(doing, read).await.value
     }
 
     /// The holders and the waiters of the queue.
@@ -70,8 +69,8 @@ impl Server {
                         reader(&client).get(from, Some(options)).await
                     }
                 })
-                .await?
-                .value;
+                .await
+                .value?;
             names.extend(
                 page.kvs()
                     .iter()

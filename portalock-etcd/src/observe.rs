@@ -101,7 +101,9 @@ impl Observed {
         for event in events {
             match (event.event_type(), event.kv()) {
                 (EventType::Put, Some(key)) => self.comes(key),
-                (EventType::Delete, Some(key)) => self.goes(key),
+                (EventType::Delete, Some(key)) => {
+                    self.claims.retain(|_, (claimed, _)| claimed != key.key());
+                }
                 _ => {}
             }
         }
@@ -116,10 +118,6 @@ impl Observed {
         let place = key.create_revision();
         let claim = claim(&self.queue, key).map(|claim| claim.with_token(token(place)));
         self.claims.insert(place, (key.key().to_vec(), claim.ok()));
-    }
-
-    fn goes(&mut self, key: &KeyValue) {
-        self.claims.retain(|_, (claimed, _)| claimed != key.key());
     }
 
     /// The first request of the queue, if it is exclusive: then it holds.

@@ -58,9 +58,8 @@ impl Place {
             .and_then([put, TxnOp::get(self.queue.in_the_way(), Some(count))])
             // To find out why it was not taken, and who holds.
             .or_else([TxnOp::get(key, None), session.own(), self.first()]);
-        let mut repeated = false;
-        let server = &session.server;
-        let value = match server.send(ENTERING, transaction, &mut repeated).await {
+        let Answered { value, repeated } = session.server.transact(ENTERING, transaction).await;
+        let value = match value {
             Ok(answer) if answer.succeeded() => self.taken_by(&answer)?,
             Ok(answer) => self.not_taken_by(&answer, session, known)?,
             // etcd has executed nothing of it.
@@ -119,11 +118,9 @@ impl Place {
         &self,
         session: &SessionLease,
     ) -> Result<Answered<bool>, BackendError> {
-        let answer = session.server.transact(RELEASING, self.delete()).await?;
-        Ok(Answered {
-            value: answer.value.succeeded(),
-            repeated: answer.repeated,
-        })
+        let Answered { value, repeated } = session.server.transact(RELEASING, self.delete()).await;
+        let value = value?.succeeded();
+        Ok(Answered { value, repeated })
     }
 
     /// As [`withdraw`](Self::withdraw). It also ensures that no earlier request of this session for a place can take
@@ -144,9 +141,13 @@ impl Place {
                 TxnOp::txn(self.delete()),
                 TxnOp::put(session.key(), "", Some(options)),
             ]);
-        let answer = session.server.transact(RELEASING, transaction).await?;
-        if answer.value.succeeded() {
-            session.key_modified(revision(&answer.value));
+        let answer = session
+            .server
+            .transact(RELEASING, transaction)
+            .await
+            .value?;
+        if answer.succeeded() {
+            session.key_modified(revision(&answer));
         }
         Ok(())
     }

@@ -28,7 +28,7 @@ use std::{
 };
 
 use async_trait::async_trait;
-use etcd_client::{Error, GetOptions, KeyValue, ResponseHeader, TxnOp};
+use etcd_client::{Client, Error, GetOptions, KeyValue, ResponseHeader, TxnOp};
 use portalock_core::{
     BackendError, BackendErrorKind, Loss, OwnerId, Renewal,
     clock::Instant,
@@ -119,14 +119,8 @@ impl SessionLease {
     /// Revokes the lease: etcd deletes the session's keys at once. Idempotent.
     pub(crate) async fn revoke(&self) -> Result<(), BackendError> {
         let id = self.id();
-        let revoked = self
-            .server
-            .endpoints
-            .call(ENDING, |client| async move {
-                client.lease_client().revoke(id).await
-            })
-            .await;
-        match revoked {
+        let revoking = |client: Arc<Client>| async move { client.lease_client().revoke(id).await };
+        match self.server.endpoints.call(ENDING, revoking).await.value {
             // The lease no longer exists.
             Err(error) if error.kind() != BackendErrorKind::SessionEnded => Err(error),
             _ => Ok(()),
