@@ -260,7 +260,7 @@ impl Client {
     }
 
     pub(crate) fn lock(&self, name: impl AsRef<str>) -> CaseResult<Lock<AnyBackend>> {
-        Ok(Lock::new(self.backend(), name)?)
+        Ok(Lock::new(self.backend(), name)?.with_policy(patient()))
     }
 
     pub(crate) fn pool(
@@ -268,7 +268,7 @@ impl Client {
         name: impl AsRef<str>,
         capacity: u32,
     ) -> CaseResult<Pool<AnySemaphore>> {
-        Ok(Pool::new(self.semaphore()?, name, capacity)?)
+        Ok(Pool::new(self.semaphore()?, name, capacity)?.with_policy(patient()))
     }
 
     /// Makes one attempt for the owner of `request`.

@@ -1,15 +1,25 @@
 //! Permits that many clients try to take at once.
 
 use portalock_core::Pool;
+use portalock_etcd::{EtcdBackend, EtcdSettings};
 
-use crate::support::Server;
+use crate::support::{LONG, Server, patient};
+
+/// A pool of a client of its own, with time for a busy machine.
+async fn crowd(server: &Server, permits: u32) -> Pool<EtcdBackend> {
+    let change = |settings: EtcdSettings| settings.with_request_timeout(LONG).unwrap();
+    let client = server.client_with(change).await;
+    Pool::new(client, "crowd", permits)
+        .unwrap()
+        .with_policy(patient())
+}
 
 #[tokio::test]
 async fn everyone_who_tries_for_a_free_permit_gets_one() {
     let server = Server::start();
     let mut tries = Vec::new();
     for _ in 0..2 {
-        let pool = Pool::new(server.client().await, "crowd", 400).unwrap();
+        let pool = crowd(&server, 400).await;
         for _ in 0..150 {
             let pool = pool.clone();
             tries.push(tokio::spawn(async move { pool.try_acquire(1).await }));
@@ -25,7 +35,7 @@ async fn everyone_who_tries_for_a_free_permit_gets_one() {
 #[tokio::test]
 async fn of_too_many_who_try_as_many_as_there_are_permits_get_one() {
     let server = Server::start();
-    let pool = Pool::new(server.client().await, "crowd", 20).unwrap();
+    let pool = crowd(&server, 20).await;
     let mut tries = Vec::new();
     for _ in 0..60 {
         let pool = pool.clone();

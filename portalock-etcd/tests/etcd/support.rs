@@ -13,7 +13,7 @@ use portalock_testkit::{
 };
 
 /// How long a test waits for something that must happen. The machine may be busy.
-const LONG: Duration = Duration::from_secs(60);
+pub(crate) const LONG: Duration = Duration::from_secs(60);
 
 pub(crate) struct Server {
     pub(crate) etcd: Arc<EtcdServer>,
