@@ -1,4 +1,4 @@
-//! Held files, async or blocking: the guards of this crate contain them.
+//! Held files: the guards of this crate contain them.
 
 use std::{fs::File, path::Path, sync::Arc};
 
@@ -25,15 +25,8 @@ pub(crate) struct Owned {
     /// The first of them. Declared before the guard, so that the guard closes it last: some systems can only remove
     /// closed files.
     file: Arc<LockFile>,
-    guard: AnyGuard,
+    guard: Guard<Acquisition>,
     lock: Lock<Acquisition>,
-}
-
-/// The engine's guard, async or blocking.
-#[derive(Debug)]
-enum AnyGuard {
-    Async(Guard<Acquisition>),
-    Blocking(blocking::Guard<Acquisition>),
 }
 
 impl Owned {
@@ -46,7 +39,7 @@ impl Owned {
             Mode::Exclusive => lock.acquire_with(policy).await?,
             Mode::Shared => lock.acquire_shared_with(policy).await?,
         };
-        Ok(Self::new(lock, AnyGuard::Async(guard)))
+        Ok(Self::new(lock, guard))
     }
 
     pub(crate) fn blocking_acquire(
@@ -59,10 +52,10 @@ impl Owned {
             Mode::Exclusive => engine.acquire_with(policy)?,
             Mode::Shared => engine.acquire_shared_with(policy)?,
         };
-        Ok(Self::new(lock, AnyGuard::Blocking(guard)))
+        Ok(Self::new(lock, guard.into()))
     }
 
-    fn new(lock: Lock<Acquisition>, guard: AnyGuard) -> Self {
+    fn new(lock: Lock<Acquisition>, guard: Guard<Acquisition>) -> Self {
         Self {
             file: lock.backend().file(),
             guard,
@@ -91,11 +84,8 @@ impl Owned {
     pub(crate) fn release(self) -> Result<(), LockError> {
         self.ensure_held()?;
         drop(self.file);
-        match self.guard {
-            // Releasing a file does not wait, so the first poll completes it.
-            AnyGuard::Async(guard) => guard.release().now_or_never().unwrap_or(Ok(())),
-            AnyGuard::Blocking(guard) => guard.release(),
-        }
+        // Releasing a file does not wait, so the first poll completes it.
+        self.guard.release().now_or_never().unwrap_or(Ok(()))
     }
 
     /// Leaves the files locked, for the caller to unlock.
