@@ -3,7 +3,7 @@
 use std::{fs::File, ops::Deref, sync::Arc};
 
 use futures_util::FutureExt;
-use portalock_core::{LockError, Policy, ReentrantGuard, ReentrantLock, blocking};
+use portalock_core::{LockError, Mode, Policy, ReentrantGuard, ReentrantLock, blocking};
 
 use super::{acquisition::Acquisition, file_lock::FileLock};
 use crate::locking::LockFile;
@@ -43,8 +43,10 @@ impl ReentrantFileLock {
     ///
     /// [`LockError::InvalidName`] if the file's path can't be a lock's name.
     pub fn new(lock: FileLock) -> Result<Self, LockError> {
+        let mut spec = lock.spec;
+        spec.share = Mode::Exclusive;
         Ok(Self {
-            lock: ReentrantLock::new(Acquisition::lock_on(lock.spec)?),
+            lock: ReentrantLock::new(Acquisition::lock_on(spec)?),
             policy: lock.policy,
         })
     }
@@ -78,7 +80,7 @@ impl ReentrantFileLock {
     }
 
     fn guard(&self, guard: ReentrantGuard<Acquisition>) -> ReentrantFileGuard {
-        let file = self.lock.lock().backend().file();
+        let (_, file) = self.lock.lock().backend().held();
         ReentrantFileGuard { file, guard }
     }
 }

@@ -7,7 +7,7 @@ use std::{
     sync::Arc,
 };
 
-use portalock_core::{Holder, LockError, LockName, Loss};
+use portalock_core::{Holder, LockError, LockName, Loss, Mode};
 
 use super::{file_mode::FileMode, pid_record};
 use crate::{
@@ -29,6 +29,8 @@ pub(crate) struct Spec {
     /// The user's options for opening the file, instead of the mode.
     pub(crate) options: Option<OpenOptions>,
     pub(crate) kind: LockKind,
+    /// Whether it is locked exclusively or shared.
+    pub(crate) share: Mode,
     /// Whether the path may be a symbolic link, and the file may have other names.
     pub(crate) follow: bool,
     /// Whether a release removes the file.
@@ -55,8 +57,12 @@ impl Spec {
     }
 
     /// A file that the user has open, by a copy of the handle.
-    pub(crate) fn of_open(copy: File) -> Self {
-        Self::with(PathBuf::new(), Some(Arc::new(copy)))
+    pub(crate) fn of_open(copy: File, share: Mode, kind: LockKind) -> Self {
+        Self {
+            kind,
+            share,
+            ..Self::with(PathBuf::new(), Some(Arc::new(copy)))
+        }
     }
 
     fn with(path: PathBuf, open: Option<Arc<File>>) -> Self {
@@ -66,6 +72,7 @@ impl Spec {
             mode: FileMode::default(),
             options: None,
             kind: LockKind::default(),
+            share: Mode::Exclusive,
             follow: true,
             goes_with_lock: false,
             pid_file: None,
