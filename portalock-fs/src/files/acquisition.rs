@@ -16,8 +16,8 @@ use portalock_core::{
 
 use super::spec::Spec;
 use crate::{
-    locking::{Contender, FileWatch, FsError, Location, LockFile},
-    sys,
+    locking::{Contender, FsError, Location, LockFile},
+    sys::{self, Watcher},
 };
 
 /// The backend of one acquisition, or of several one after the other.
@@ -33,7 +33,7 @@ struct State {
     /// One contender for each file, while it waits.
     contenders: Vec<Contender>,
     /// The waiter, once the engine has subscribed, and what wakes it.
-    waiter: Option<(Arc<WakeSender>, FileWatch)>,
+    waiter: Option<(Arc<WakeSender>, Arc<Watcher>)>,
     /// The last known holder of one of the files.
     seen: Option<Holder>,
     held: Option<Held>,
@@ -109,7 +109,11 @@ impl Acquisition {
         contenders.resize_with(self.specs.len(), Contender::default);
         let mut holder = None;
         for (number, (spec, contender)) in self.specs.iter().zip(&mut contenders).enumerate() {
-            let watch = |file: &LockFile| state.watch()?.watch_file(file, "").ok();
+            let watch = |file: &LockFile| {
+                let (waiter, watcher) = state.waiter.as_ref()?;
+                let told: Weak<WakeSender> = Arc::downgrade(waiter);
+                watcher.watch(file.file(), Some(""), told).ok()
+            };
             if let Some(file) = contender.try_lock(spec, spec.share, watch)? {
                 let file = Arc::new(file);
                 let held = Held { number, file };
@@ -128,7 +132,11 @@ impl Acquisition {
         if patience == Patience::Queue {
             state.contenders = contenders;
         }
-        Ok(Attempt::Contended(state.contention(holder)))
+        // The holder that was seen first, with the time when it was seen.
+        let is_same = |seen: &Holder| holder.as_ref().is_some_and(|now| now.pid == seen.pid);
+        state.seen = state.seen.take().filter(is_same).or(holder);
+        let contention = Contention::new().with_holder(state.seen.clone());
+        Ok(Attempt::Contended(contention))
     }
 
     /// `NotHeld` if the file was lost before, or if nothing is held.
@@ -179,21 +187,6 @@ impl Acquisition {
     }
 }
 
-impl State {
-    fn watch(&self) -> Option<&FileWatch> {
-        self.waiter.as_ref().map(|(_, watch)| watch)
-    }
-
-    fn contention(&mut self, now: Option<Holder>) -> Contention {
-        let pid = |holder: &Option<Holder>| holder.as_ref().map(|holder| holder.pid);
-        // The holder that was seen first.
-        if pid(&self.seen) != pid(&now) {
-            self.seen = now;
-        }
-        Contention::new().with_holder(self.seen.clone())
-    }
-}
-
 /// Whether nobody else shares the file that is about to be removed. If the system can't remove open files, trying to
 /// remove it shows this.
 fn is_alone(file: &LockFile, mode: Mode) -> bool {
@@ -227,15 +220,13 @@ impl LockBackend for Acquisition {
     }
 
     async fn subscribe(&self, _request: &LockRequest) -> Result<Option<Wakeups>, BackendError> {
-        let (sender, wakeups) = wakeups();
-        let sender = Arc::new(sender);
-        let told: Weak<WakeSender> = Arc::downgrade(&sender);
-        let Ok(watch) = FileWatch::new(told, None) else {
+        let Ok(watcher) = Watcher::shared() else {
             return Ok(None);
         };
-        let wakeups = wakeups.with_sleeper(Some(watch.sleeper()));
+        let (sender, wakeups) = wakeups();
+        let wakeups = wakeups.with_sleeper(Some(watcher.sleeper()));
         // The engine subscribes once, and then tries again: that attempt starts to watch.
-        self.lock().waiter = Some((sender, watch));
+        self.lock().waiter = Some((Arc::new(sender), watcher));
         Ok(Some(wakeups))
     }
 

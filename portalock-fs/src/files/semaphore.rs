@@ -16,7 +16,7 @@ use super::{
     owned::{Owned, failed, once},
     spec::Spec,
 };
-use crate::locking::{FsError, FsErrorKind, LockKind};
+use crate::locking::{BAD_NAME, FsError, LockKind};
 
 /// At most so many at once, among all processes that use the same directory and name. portalocker's
 /// `NamedBoundedSemaphore`.
@@ -79,9 +79,8 @@ impl BoundedSemaphore {
         let lock_name = LockName::new(&semaphore.name)?;
         let file_name = semaphore.file_name(0);
         if Path::new(&file_name).file_name() != Some(OsStr::new(&file_name)) {
-            let error = io::Error::from(io::ErrorKind::InvalidInput);
-            let error = FsError::with_kind(FsErrorKind::BadName, "use", error).at(&semaphore.name);
-            return Err(failed(lock_name, error));
+            let error = FsError::new("use", io::ErrorKind::InvalidInput.into()).meaning(BAD_NAME);
+            return Err(failed(lock_name, error.at(&semaphore.name)));
         }
         Ok(semaphore)
     }

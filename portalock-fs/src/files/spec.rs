@@ -11,7 +11,7 @@ use portalock_core::{Holder, LockError, LockName, Loss, Mode};
 
 use super::{file_mode::FileMode, pid_record};
 use crate::{
-    locking::{FsError, FsErrorKind, Location, LockFile, LockKind},
+    locking::{BAD_NAME, FsError, Location, LockFile, LockKind},
     sys::{self, Origin, Seen},
 };
 
@@ -43,7 +43,7 @@ impl Spec {
     /// The file at `path`, which is made absolute now, so that a later change of the working directory has no effect.
     pub(crate) fn new(path: &Path) -> Result<Self, FsError> {
         let anchored = std::path::absolute(path)
-            .map_err(|error| FsError::with_kind(FsErrorKind::BadName, "lock", error).at(path))?;
+            .map_err(|error| FsError::new("lock", error).meaning(BAD_NAME).at(path))?;
         Ok(Self::with(anchored, None))
     }
 
