@@ -18,40 +18,40 @@ pub struct FsError {
 }
 
 /// The kind of a failure, and what to do about it.
-type Meaning = (BackendErrorKind, &'static str);
+type Meaning = &'static (BackendErrorKind, &'static str);
 
 /// A directory, a link or a device is at the path.
-pub(crate) const NOT_A_FILE: Meaning = (
+pub(crate) const NOT_A_FILE: Meaning = &(
     BackendErrorKind::Corrupt,
     "it is not a regular file: choose another name",
 );
 /// The file has other content than a lock's record, so it is not changed.
-pub(crate) const FOREIGN: Meaning = (
+pub(crate) const FOREIGN: Meaning = &(
     BackendErrorKind::Corrupt,
     "it is not a lock's file: choose another directory, or remove the file",
 );
 /// The text can't be a file name here: it is empty, or would lead to another directory.
-pub(crate) const BAD_NAME: Meaning = (
+pub(crate) const BAD_NAME: Meaning = &(
     BackendErrorKind::Misconfigured,
     "it is not a file name: give text without a slash",
 );
 /// This is a forked child, and its parent opened the backend.
-pub(crate) const FORKED: Meaning = (
+pub(crate) const FORKED: Meaning = &(
     BackendErrorKind::Misconfigured,
     "it was opened before a fork: open the backend in the child",
 );
 /// The system's limit of watched files for this user is reached.
-pub(crate) const TOO_MANY_WATCHES: Meaning = (
+pub(crate) const TOO_MANY_WATCHES: Meaning = &(
     BackendErrorKind::Exhausted,
     "the limit of watched files of this user is reached: raise fs.inotify.max_user_watches and max_user_instances",
 );
 /// The file system has no locks of this kind.
-const NO_LOCKS: Meaning = (
+const NO_LOCKS: Meaning = &(
     BackendErrorKind::Unsupported,
     "the file system has no such locks: choose a local directory",
 );
 /// The process or the system is out of file descriptors or memory for the moment.
-const TOO_MANY_FILES: Meaning = (
+const TOO_MANY_FILES: Meaning = &(
     BackendErrorKind::Exhausted,
     "too many files are open: raise the limit or hold fewer locks",
 );
@@ -61,23 +61,23 @@ fn meaning_of(error: &io::Error) -> Meaning {
     match error.kind() {
         _ if says(error, sys::NO_LOCKS) => NO_LOCKS,
         io::ErrorKind::Unsupported => NO_LOCKS,
-        io::ErrorKind::ReadOnlyFilesystem => (
+        io::ErrorKind::ReadOnlyFilesystem => &(
             BackendErrorKind::ReadOnly,
             "the file system is read-only: choose one that can be written",
         ),
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => (
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => &(
             BackendErrorKind::OutOfSpace,
             "the disk is full or the quota is exceeded: free some space",
         ),
-        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => (
+        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => &(
             BackendErrorKind::NotFound,
             "the file or its directory is missing: create it, and open it again",
         ),
-        io::ErrorKind::AlreadyExists => (
+        io::ErrorKind::AlreadyExists => &(
             BackendErrorKind::Corrupt,
             "it exists already: choose a name that is free",
         ),
-        io::ErrorKind::PermissionDenied => (
+        io::ErrorKind::PermissionDenied => &(
             BackendErrorKind::PermissionDenied,
             "permission denied: check the owner and the mode",
         ),
@@ -85,7 +85,7 @@ fn meaning_of(error: &io::Error) -> Meaning {
         | io::ErrorKind::HostUnreachable
         | io::ErrorKind::NetworkUnreachable
         | io::ErrorKind::NetworkDown
-        | io::ErrorKind::TimedOut => (
+        | io::ErrorKind::TimedOut => &(
             BackendErrorKind::Unavailable,
             "the file system does not respond correctly for the moment",
         ),
@@ -93,11 +93,11 @@ fn meaning_of(error: &io::Error) -> Meaning {
         io::ErrorKind::IsADirectory => NOT_A_FILE,
         _ if says(error, sys::TOO_MANY_FILES) => TOO_MANY_FILES,
         _ if says(error, sys::NOT_A_FILE) => NOT_A_FILE,
-        _ if says(error, sys::WRONG_ACCESS) => (
+        _ if says(error, sys::WRONG_ACCESS) => &(
             BackendErrorKind::Misconfigured,
             "the handle has too little access: an exclusive lock needs write access, a shared one read access",
         ),
-        _ => (BackendErrorKind::Other, ""),
+        _ => &(BackendErrorKind::Other, ""),
     }
 }
 
