@@ -85,6 +85,8 @@ pub struct InvalidPermits {
 
 /// The id of one acquisition. The engine creates it; it is never reused and never shared by two guards.
 ///
+/// The ids of one process are ordered: a later one is greater.
+///
 /// [`Display`](fmt::Display) gives text of at most 42 ASCII letters, digits and dashes, for keys in a store.
 /// [`FromStr`] parses it, and serde uses the same text.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

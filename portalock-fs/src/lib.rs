@@ -63,5 +63,5 @@ pub use files::{
     PidFileLock, PidFileOutcome, PidHolder, PidState, ReentrantFileGuard, ReentrantFileLock,
     SlotGuard, TemporaryFileLock, TemporaryGuard, blocking_lock_with, lock_with, open_atomic,
 };
-pub use locking::{FsError, FsErrorKind, LockKind, lock, try_lock, unlock};
+pub use locking::{FsError, LockKind, lock, try_lock, unlock};
 pub use portalock_core::Mode;

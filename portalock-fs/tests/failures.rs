@@ -12,7 +12,7 @@ mod support;
 use std::{path::Path, process::Command};
 
 use portalock_core::{BackendErrorKind, LockBackend, LockError, Mode, Patience};
-use portalock_fs::{FsBackend, FsErrorKind, FsSettings, Watch};
+use portalock_fs::{FsBackend, FsSettings, Watch};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use support::{Locks, lock, request, try_once};
 
@@ -99,7 +99,7 @@ async fn a_read_only_file_system_is_told_apart() {
         assert!(message.contains("can be written"), "{message}");
     }
     let error = FsBackend::open(locks.path().join("sub")).unwrap_err();
-    assert_eq!(error.kind(), FsErrorKind::ReadOnly);
+    assert_eq!(error.kind(), BackendErrorKind::ReadOnly);
 }
 
 #[tokio::test]
@@ -213,7 +213,7 @@ fn a_lock_directory_that_is_a_file_is_told_apart() {
     std::fs::write(locks.path(), "").unwrap();
     let error = FsBackend::open(locks.path()).unwrap_err();
     assert!(error.to_string().contains("lock"), "{error}");
-    assert_ne!(error.kind(), FsErrorKind::Other, "{error}");
+    assert_ne!(error.kind(), BackendErrorKind::Other, "{error}");
 }
 
 /// The limit applies to the process, so no other test of this process may open files meanwhile.

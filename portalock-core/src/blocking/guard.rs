@@ -81,6 +81,13 @@ impl<B: LockBackend> Guard<B> {
     guard_methods!();
 }
 
+/// The same hold, for async code.
+impl<B: LockBackend> From<Guard<B>> for crate::Guard<B> {
+    fn from(guard: Guard<B>) -> Self {
+        guard.guard
+    }
+}
+
 /// Held permits; see [`crate::PermitGuard`].
 ///
 /// # On drop

@@ -81,6 +81,13 @@ impl<B: LockBackend> ReentrantLock<B> {
     }
 }
 
+/// The same lock, with the same count, for synchronous code.
+impl<B: LockBackend> From<crate::ReentrantLock<B>> for ReentrantLock<B> {
+    fn from(lock: crate::ReentrantLock<B>) -> Self {
+        Self { lock }
+    }
+}
+
 /// One of the counted acquisitions; see [`crate::ReentrantGuard`].
 ///
 /// # On drop
@@ -117,5 +124,12 @@ impl<B: LockBackend> ReentrantGuard<B> {
     /// As [`ReentrantGuard::release`](crate::ReentrantGuard::release).
     pub fn release(self) -> Result<(), LockError> {
         call(&self.name, self.needs_runtime, self.guard.release())
+    }
+}
+
+/// The same acquisition, for async code.
+impl<B: LockBackend> From<ReentrantGuard<B>> for crate::ReentrantGuard<B> {
+    fn from(guard: ReentrantGuard<B>) -> Self {
+        guard.guard
     }
 }

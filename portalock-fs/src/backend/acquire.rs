@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    sync::{Arc, MutexGuard, OnceLock},
+    sync::{Arc, MutexGuard, OnceLock, Weak},
     time::Duration,
 };
 
@@ -18,8 +18,8 @@ use super::{
     store::Store,
 };
 use crate::{
-    locking::{FileWatch, FsError, FsErrorKind, Location, LockFile},
-    sys::{Change, Registration, Watched},
+    locking::{FORKED, FsError, Location, LockFile},
+    sys::{Change, Registration, Watched, Watcher},
 };
 
 /// How often a waiter checks that will be woken by the waiter ahead of it in this process.
@@ -33,8 +33,11 @@ const YIELD: Duration = Duration::from_millis(1);
 pub(crate) struct Client {
     pub(crate) store: Store,
     pub(crate) places: Places,
-    /// Empty if the directory can't be watched: waiters poll, and a removed lock file is not noticed.
-    pub(crate) watch: OnceLock<FileWatch>,
+    /// The watcher, and the watch of the directory. Empty if that can't be watched: waiters poll, and a removed lock file is
+    /// not noticed.
+    pub(crate) watch: OnceLock<(Arc<Watcher>, Registration)>,
+    /// Whom the watcher tells.
+    pub(crate) this: Weak<Self>,
     pub(crate) label: Option<Arc<str>>,
     pub(crate) poll_interval: Duration,
     /// The longest pause of a waiter that the system wakes.
@@ -50,7 +53,7 @@ impl Client {
         // A thread of the parent may have held a mutex during the fork, so don't wait for one here.
         if self.store.origin.is_elsewhere() {
             let cause = io::Error::other("it was opened before this process was forked");
-            let error = FsError::with_kind(FsErrorKind::Forked, "use the lock directory", cause);
+            let error = FsError::new("use the lock directory", cause).meaning(FORKED);
             return Err(error.at(&self.store.path));
         }
         call(self).map_err(|error| {
@@ -139,8 +142,8 @@ impl Client {
         file: LockFile,
         request: &LockRequest,
     ) -> Result<Option<Grant>, FsError> {
-        if let Some(watch) = self.watch.get() {
-            watch.keep_looking();
+        if let Some((watcher, _)) = self.watch.get() {
+            watcher.keep_looking();
         }
         let holder = self.holder(request);
         let written = self.store.write_grant(file_name, &file, request, holder);
@@ -197,16 +200,15 @@ impl Client {
 
     fn holder(&self, request: &LockRequest) -> Holder {
         let mut holder = request.holder.clone().since_now();
-        if holder.label.is_none() {
-            holder.label.clone_from(&self.label);
-        }
+        holder.label = holder.label.or_else(|| self.label.clone());
         holder
     }
 
     /// Watches the file that this process contends for. If the system refuses a watch, the waiters poll.
     pub(crate) fn watch_file(&self, file_name: &FileName, file: &LockFile) -> Option<Registration> {
-        let watching = self.watch.get()?.watch_file(file, file_name.as_str());
-        watching
+        let (watcher, _) = self.watch.get()?;
+        watcher
+            .watch(file.file(), Some(file_name.as_str()), self.this.clone())
             .inspect_err(|error| tracing::debug!(%error, "a lock file can't be watched: polling"))
             .ok()
     }

@@ -6,13 +6,13 @@
 //! file. When the process runs again, it learns of this as of any replaced lock file.
 
 use std::{
-    io::{self, Read, Write},
+    io::{Read, Write},
     time::Duration,
 };
 
-use portalock_core::{Holder, LockName, Loss, Mode, OwnerId, Released, clock};
+use portalock_core::{Holder, LockName, Loss, Mode, OwnerId, Released};
 
-use super::{acquire::Client, name::FileName, record::Record};
+use super::{acquire::Client, inspect::is_old, name::FileName, record::Record};
 use crate::{
     locking::{FsError, Location},
     sys,
@@ -51,9 +51,6 @@ impl Client {
         if !seen.holders.iter().any(|claim| claim.owner == Some(owner)) {
             self.remove_mark(&mark);
             return Ok(None);
-        }
-        if self.store.dir.exists(&mark) {
-            return Ok(Some(RESPONDS));
         }
         // The mark's text is for people: the lock is broken even without it.
         let text = serde_json::to_vec(by).unwrap_or_default();
@@ -96,14 +93,14 @@ impl Client {
     /// breaks a lock may be another one, such as root.
     fn put(&self, file: &str, content: &[u8], of: &FileName) -> Result<(), FsError> {
         let draft = format!("{}{DRAFT_SUFFIX}", OwnerId::mint());
-        let written = self.store.named(&draft).open().and_then(|open| {
+        let put = self.store.named(&draft).open().and_then(|open| {
             if let Some(of) = self.store.file(of).open_existing()? {
                 sys::permit_as(open.file(), of.file());
             }
             let written = open.file().write_all(content);
-            written.map_err(|error| FsError::new("write", error))
-        });
-        let put = written.and_then(|()| {
+            written.map_err(|error| FsError::new("write", error))?;
+            // Some systems rename closed files only.
+            drop(open);
             let dir = &self.store.dir;
             dir.rename(&draft, dir, file)
                 .map_err(|error| FsError::new("put in its place", error).at(file))
@@ -115,9 +112,7 @@ impl Client {
     }
 
     fn remove_mark(&self, mark: &str) {
-        if let Err(error) = self.store.dir.remove_file(mark)
-            && error.kind() != io::ErrorKind::NotFound
-        {
+        if let Err(error) = self.store.remove_file(mark) {
             tracing::debug!(%error, mark, "a mark could not be removed");
         }
     }
@@ -129,13 +124,10 @@ impl Client {
             let Some(visit) = self.places.find(&file_name) else {
                 continue;
             };
-            if visit.lock().held_by(owner).is_none() {
+            let Some(held) = visit.lock().take(owner) else {
                 continue;
-            }
-            visit.change(|place| {
-                let Some(held) = place.take(owner) else {
-                    return;
-                };
+            };
+            visit.change(|_| {
                 if let Some(lease) = &held.lease {
                     lease.end(self.read_mark(&mark));
                 }
@@ -165,12 +157,8 @@ impl Client {
                 .strip_suffix(MARK_SUFFIX)
                 .or(file.strip_suffix(DRAFT_SUFFIX));
             let is_ours = owner.is_some_and(|owner| owner.parse::<OwnerId>().is_ok());
-            let age = || {
-                let written = self.store.dir.metadata(&file).ok()?.modified().ok()?;
-                let age = clock::wall_clock().duration_since(written.into_std());
-                age.ok()
-            };
-            if is_ours && age().is_some_and(|age| age >= unused_for) {
+            let written = || self.store.dir.metadata(&file).ok()?.modified().ok();
+            if is_ours && written().is_some_and(|at| is_old(at.into_std(), unused_for)) {
                 self.remove_mark(&file);
             }
         }

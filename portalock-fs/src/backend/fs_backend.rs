@@ -3,16 +3,16 @@
 use std::{
     io::ErrorKind,
     path::Path,
-    sync::{Arc, OnceLock, Weak},
+    sync::{Arc, OnceLock},
     time::{Duration, Instant},
 };
 
 use async_trait::async_trait;
 use cap_std::{ambient_authority, fs::Dir};
 use portalock_core::{
-    Attempt, BackendError, BackendErrorKind, Capabilities, Contention, CrashRelease, Fairness,
-    Holder, Inspect, Inspection, LockBackend, LockName, LockRequest, LossNotice, OwnerId, Patience,
-    Released, Scope, Tokens, Wakeups, wakeups,
+    Attempt, BackendError, BackendErrorKind, Capabilities, CrashRelease, Fairness, Holder, Inspect,
+    Inspection, LockBackend, LockName, LockRequest, LossNotice, OwnerId, Patience, Released, Scope,
+    Tokens, Wakeups, wakeups,
 };
 
 use super::{
@@ -23,8 +23,8 @@ use super::{
     store::Store,
 };
 use crate::{
-    locking::{FileWatch, FsError, FsErrorKind, LockKind},
-    sys::{self, Origin},
+    locking::{FsError, LockKind, TOO_MANY_WATCHES},
+    sys::{self, Origin, Watcher},
 };
 
 /// The kernel closes a crashed holder's files at once, and a waiter is woken, or polls every 50 ms by default. The rest
@@ -162,7 +162,7 @@ impl FsBackend {
             Watch::On => true,
             Watch::Off => false,
         };
-        let client = Arc::new(Client {
+        let client = Arc::new_cyclic(|this| Client {
             store: Store {
                 dir,
                 // Absolute, because the program may change its working directory.
@@ -174,6 +174,7 @@ impl FsBackend {
             },
             places: Places::default(),
             watch: OnceLock::new(),
+            this: this.clone(),
             label: settings.label.clone(),
             poll_interval: settings.poll_interval(),
             watched_interval: if is_remote {
@@ -183,18 +184,21 @@ impl FsBackend {
             },
         });
         if wants_watch {
-            let told: Weak<Client> = Arc::downgrade(&client);
-            match FileWatch::new(told, Some(&client.store.dir)) {
+            let watched = Watcher::shared().and_then(|watcher| {
+                let directory = watcher.watch(&client.store.dir, None, client.this.clone())?;
+                Ok((watcher, directory))
+            });
+            match watched {
                 Ok(watch) => drop(client.watch.set(watch)),
                 Err(error) if settings.watch() == Watch::On => {
-                    let kind = match FsErrorKind::of(&error) {
+                    let error = failed("watch", error);
+                    return Err(match error.kind() {
                         // The kernel's errors for too many watches, or too many instances, of this user.
-                        FsErrorKind::Full | FsErrorKind::TooManyOpenFiles => {
-                            FsErrorKind::TooManyWatches
+                        BackendErrorKind::OutOfSpace | BackendErrorKind::Exhausted => {
+                            error.meaning(TOO_MANY_WATCHES)
                         }
-                        kind => kind,
-                    };
-                    return Err(FsError::with_kind(kind, "watch", error).at(directory));
+                        _ => error,
+                    });
                 }
                 Err(error) => {
                     tracing::debug!(%error, "the lock directory can't be watched: waiters poll");
@@ -315,11 +319,8 @@ impl LockBackend for FsBackend {
             let (tried, request) = (Instant::now(), request.clone());
             let waits = request.patience == Patience::Queue;
             let attempt = self.run(move |client| client.attempt(&request)).await?;
-            match &attempt {
-                Attempt::Contended(Contention { holder: None, .. }) if !waits => {}
-                _ => return Ok(attempt),
-            }
-            if tried - start >= PASSING {
+            let is_unknown = matches!(&attempt, Attempt::Contended(seen) if seen.holder.is_none());
+            if waits || !is_unknown || tried - start >= PASSING {
                 return Ok(attempt);
             }
             // No timer is used: some runtimes have none. It yields at least once, also if an attempt takes longer than this.
@@ -341,7 +342,8 @@ impl LockBackend for FsBackend {
         let (line, wakeups) = wakeups();
         // Waiters of this process wake each other, even if the directory is not watched.
         let listens = self.client.listen(request, line);
-        let sleeper = self.client.watch.get().map(FileWatch::sleeper);
+        let watch = self.client.watch.get();
+        let sleeper = watch.map(|(watcher, _)| watcher.sleeper());
         Ok(listens.then(|| wakeups.with_sleeper(sleeper)))
     }
 

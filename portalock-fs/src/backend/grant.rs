@@ -19,7 +19,7 @@ use super::{
     store::Store,
 };
 use crate::{
-    locking::{FsError, FsErrorKind, Location, LockFile},
+    locking::{FOREIGN, FsError, Location, LockFile},
     sys,
 };
 
@@ -129,24 +129,17 @@ impl Store {
         act: impl FnOnce(&File) -> Result<T, FsError>,
     ) -> Result<Option<T>, FsError> {
         let readers = self.named(&name.beside(READERS_SUFFIX)).open()?;
-        if !lock_list(&readers)? {
-            return Ok(None);
+        let start = Instant::now();
+        while !readers.try_lock(Mode::Exclusive)? {
+            if start.elapsed() > PATIENCE {
+                return Ok(None);
+            }
+            std::thread::yield_now();
         }
         let done = act(readers.file());
         readers.free();
         done.map(Some).map_err(|error| error.at(name.as_str()))
     }
-}
-
-fn lock_list(readers: &LockFile) -> Result<bool, FsError> {
-    let start = Instant::now();
-    while !readers.try_lock(Mode::Exclusive)? {
-        if start.elapsed() > PATIENCE {
-            return Ok(false);
-        }
-        std::thread::yield_now();
-    }
-    Ok(true)
 }
 
 fn write_grant(
@@ -281,7 +274,7 @@ fn write(file: &File, (at, bytes): (u64, impl AsRef<[u8]>)) -> Result<(), FsErro
 }
 
 fn foreign(what: &'static str) -> FsError {
-    FsError::with_kind(FsErrorKind::Foreign, "use", io::Error::other(what))
+    FsError::new("use", io::Error::other(what)).meaning(FOREIGN)
 }
 
 #[cfg(test)]

@@ -1,15 +1,15 @@
 //! Reading the holders of locks, and removing unused files.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
-use portalock_core::{Claim, Inspection, LockName, Mode, clock};
+use portalock_core::{BackendErrorKind, Claim, Inspection, LockName, Mode, clock};
 
 use super::{
     acquire::Client,
     name::{FileName, LOCK_SUFFIX},
     record::{Entry, Record},
 };
-use crate::locking::{FsError, FsErrorKind, Location, LockFile};
+use crate::locking::{FsError, Location, LockFile};
 
 impl Client {
     /// The holders of `name`, and its waiters in this client.
@@ -88,16 +88,15 @@ impl Client {
             if self.places.find(file_name).is_some() {
                 return Ok(());
             }
-            let is_old = || {
+            let is_unused = || {
                 let written = self.store.last_written(file_name, &file)?;
-                let age = clock::wall_clock().duration_since(written);
-                Ok::<_, FsError>(age.is_ok_and(|age| age >= unused_for))
+                Ok::<_, FsError>(is_old(written, unused_for))
             };
-            if !is_old()? || !file.try_lock(Mode::Exclusive)? {
+            if !is_unused()? || !file.try_lock(Mode::Exclusive)? {
                 return Ok(());
             }
             // Checked again, because the lock may have been granted and released before this locked it.
-            if is_old()? && self.store.file(file_name).is_current(&file)? {
+            if is_unused()? && self.store.file(file_name).is_current(&file)? {
                 removed += usize::from(self.store.remove(file_name, file)?);
             } else {
                 file.free();
@@ -132,13 +131,19 @@ impl Client {
                     }
                 });
             if let Err(error) = visited
-                && !matches!(error.kind(), FsErrorKind::NotAFile | FsErrorKind::Foreign)
+                && error.kind() != BackendErrorKind::Corrupt
             {
                 return Err(error);
             }
         }
         Ok(())
     }
+}
+
+/// Whether a file that was `written` then has not been used for this long.
+pub(crate) fn is_old(written: SystemTime, unused_for: Duration) -> bool {
+    let age = clock::wall_clock().duration_since(written);
+    age.is_ok_and(|age| age >= unused_for)
 }
 
 fn claim(entry: &Entry) -> Claim {

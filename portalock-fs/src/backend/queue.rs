@@ -110,9 +110,8 @@ impl Drop for Visit<'_> {
 #[derive(Debug, Default)]
 pub(crate) struct Place {
     pub(crate) held: Vec<Held>,
-    /// Ordered by ticket, so in order of arrival. Any waiter may leave at any time.
-    waiters: BTreeMap<u64, Waiter>,
-    tickets: HashMap<OwnerId, u64>,
+    /// In the order in which their owners were minted, at the start of each call.
+    waiters: BTreeMap<OwnerId, Waiter>,
     /// The open file of the first waiter.
     pub(crate) contender: Contender,
     /// Since when holders of this client have passed on the lock among themselves.
@@ -133,7 +132,6 @@ pub(crate) struct Held {
 
 #[derive(Debug)]
 struct Waiter {
-    owner: OwnerId,
     mode: Mode,
     holder: Holder,
     line: Option<WakeSender>,
@@ -185,36 +183,24 @@ impl Place {
 
     /// Whether it is this owner's turn among the waiters of this client.
     pub(crate) fn has_turn(&self, owner: OwnerId, mode: Mode) -> bool {
-        self.waiters
-            .values()
-            .take_while(|waiter| waiter.owner != owner)
-            .all(|ahead| compatible(ahead.mode, mode))
+        let mut ahead = self.waiters.range(..owner);
+        ahead.all(|(_, waiter)| compatible(waiter.mode, mode))
     }
 
-    /// Takes a place at the end of the queue, unless the owner has one.
+    /// Takes a place in the queue, unless the owner has one.
     pub(crate) fn join(&mut self, owner: OwnerId, mode: Mode, holder: &Holder) {
-        if self.tickets.contains_key(&owner) {
-            return;
-        }
-        let last = self.waiters.last_key_value();
-        let ticket = last.map_or(0, |(last, _)| last + 1);
-        self.tickets.insert(owner, ticket);
-        self.waiters.insert(
-            ticket,
-            Waiter {
-                owner,
-                mode,
-                holder: holder.clone(),
-                line: None,
-                was_called: false,
-                next_poll: None,
-            },
-        );
+        self.waiters.entry(owner).or_insert_with(|| Waiter {
+            mode,
+            holder: holder.clone(),
+            line: None,
+            was_called: false,
+            next_poll: None,
+        });
     }
 
     /// Subscribes the owner. False if it does not wait here. A wake-up from before the subscription is sent now.
     pub(crate) fn listen(&mut self, owner: OwnerId, line: WakeSender) -> bool {
-        let Some(waiter) = self.waiter(owner) else {
+        let Some(waiter) = self.waiters.get_mut(&owner) else {
             return false;
         };
         if std::mem::take(&mut waiter.was_called) {
@@ -226,12 +212,7 @@ impl Place {
 
     /// Removes the owner from the queue.
     pub(crate) fn leave(&mut self, owner: OwnerId) -> bool {
-        let ticket = self.tickets.remove(&owner);
-        ticket.is_some_and(|ticket| self.waiters.remove(&ticket).is_some())
-    }
-
-    fn waiter(&mut self, owner: OwnerId) -> Option<&mut Waiter> {
-        self.waiters.get_mut(self.tickets.get(&owner)?)
+        self.waiters.remove(&owner).is_some()
     }
 
     /// The first waiter, or all shared waiters at the head, to be woken. Only they poll; their next pause is short again,
@@ -266,7 +247,7 @@ impl Place {
         is_watched: bool,
     ) -> Option<Duration> {
         let first = if is_watched { most } else { FIRST_POLL };
-        let waiter = self.waiter(owner)?;
+        let waiter = self.waiters.get_mut(&owner)?;
         let pause = waiter.next_poll.unwrap_or(first).min(most);
         waiter.next_poll = Some(pause.saturating_mul(2).min(most));
         Some(pause.mul_f64(1.0 - 0.25 * fastrand::f64()))
@@ -285,8 +266,6 @@ impl Place {
             self.contender = Contender::default();
             self.ours_since = None;
             self.yields = false;
-            // A former crowd of waiters should not keep memory.
-            self.tickets = HashMap::new();
         }
     }
 
@@ -350,6 +329,17 @@ mod tests {
         place.join(owners[0], Exclusive, &Holder::this_process(None));
         assert_eq!(place.waiters().count(), 2);
         assert!(place.has_turn(owners[0], Exclusive));
+    }
+
+    #[test]
+    fn the_call_that_began_first_is_first_even_if_it_waits_later() {
+        let [first, second] = [OwnerId::mint(), OwnerId::mint()];
+        let mut place = Place::default();
+        for owner in [second, first] {
+            assert!(place.has_turn(owner, Exclusive));
+            place.join(owner, Exclusive, &Holder::this_process(None));
+        }
+        assert!(place.has_turn(first, Exclusive) && !place.has_turn(second, Exclusive));
     }
 
     #[tokio::test]

@@ -51,10 +51,8 @@ impl Store {
         let failed = |error| FsError::new("list the lock directory", error);
         let entries = self.dir.entries().map_err(failed)?;
         // No file of a lock has a name that is not Unicode.
-        Ok(entries.filter_map(move |entry| match entry {
-            Ok(entry) => entry.file_name().into_string().ok().map(Ok),
-            Err(error) => Some(Err(failed(error))),
-        }))
+        let name = |entry: cap_std::fs::DirEntry| entry.file_name().into_string().ok();
+        Ok(entries.filter_map(move |entry| entry.map(name).map_err(failed).transpose()))
     }
 
     /// Removes all files of a lock; this one is locked. False if another process is about to use the lock.
@@ -74,7 +72,7 @@ impl Store {
     }
 
     /// False if the file is open and the system doesn't remove open files.
-    fn remove_file(&self, file: &str) -> Result<bool, FsError> {
+    pub(crate) fn remove_file(&self, file: &str) -> Result<bool, FsError> {
         match self.dir.remove_file(file) {
             Err(error) if sys::says(&error, sys::IN_USE) => Ok(false),
             Err(error) if error.kind() != io::ErrorKind::NotFound => {

@@ -1,5 +1,5 @@
-//! One acquisition of a user's own files, as a backend for the engine: open, lock, release. Usually it is one file; the
-//! permits of a semaphore are several.
+//! One acquisition of a user's own file, as a backend for the engine: open, lock, release. A semaphore has several files to
+//! choose from.
 
 use std::{
     io,
@@ -16,17 +16,15 @@ use portalock_core::{
 
 use super::spec::Spec;
 use crate::{
-    locking::{Contender, FileWatch, FsError, Location, LockFile},
-    sys,
+    locking::{Contender, FsError, Location, LockFile},
+    sys::{self, Watcher},
 };
 
 /// The backend of one acquisition, or of several one after the other.
 #[derive(Debug)]
 pub(crate) struct Acquisition {
-    /// The files to choose from.
+    /// The files to choose from, which are tried in this order.
     specs: Vec<Spec>,
-    /// How many of them to lock, all or none.
-    wanted: usize,
     state: Mutex<State>,
 }
 
@@ -35,10 +33,10 @@ struct State {
     /// One contender for each file, while it waits.
     contenders: Vec<Contender>,
     /// The waiter, once the engine has subscribed, and what wakes it.
-    waiter: Option<(Arc<WakeSender>, FileWatch)>,
+    waiter: Option<(Arc<WakeSender>, Arc<Watcher>)>,
     /// The last known holder of one of the files.
     seen: Option<Holder>,
-    held: Vec<Held>,
+    held: Option<Held>,
 }
 
 /// A locked file.
@@ -46,7 +44,6 @@ struct State {
 struct Held {
     /// The index of its spec.
     number: usize,
-    mode: Mode,
     file: Arc<LockFile>,
 }
 
@@ -54,133 +51,113 @@ impl Acquisition {
     /// The lock on one file.
     pub(crate) fn lock_on(spec: Spec) -> Result<Lock<Self>, LockError> {
         let name = spec.name()?;
-        Ok(Lock::new(Self::of_some(vec![spec], 1), name)?)
+        Ok(Lock::new(Self::of_any(vec![spec]), name)?)
     }
 
-    /// An acquisition of `wanted` of these files, which are tried in this order.
-    pub(crate) fn of_some(specs: Vec<Spec>, wanted: usize) -> Self {
+    /// How the files are locked.
+    pub(crate) fn share(&self) -> Mode {
+        self.specs
+            .first()
+            .map_or(Mode::Exclusive, |spec| spec.share)
+    }
+
+    /// An acquisition of one of these files.
+    pub(crate) fn of_any(specs: Vec<Spec>) -> Self {
         Self {
             specs,
-            wanted,
             state: Mutex::default(),
         }
     }
 
-    /// The path of the first of its files.
-    pub(crate) fn path(&self) -> &Path {
-        let first = self.specs.first();
-        first.map_or(Path::new(""), Spec::given_path)
-    }
-
-    /// The first locked file. The lock must be held.
+    /// The path and the open file of the hold. The lock must be held.
     #[allow(
         clippy::expect_used,
         reason = "it is called by those who hold the lock"
     )]
-    pub(crate) fn file(&self) -> Arc<LockFile> {
-        let first = self.lock().held.first().map(|held| held.file.clone());
-        first.expect("the lock is held")
+    pub(crate) fn held(&self) -> (&Path, Arc<LockFile>) {
+        let state = self.lock();
+        let held = state.held.as_ref().expect("the lock is held");
+        (self.specs[held.number].given_path(), held.file.clone())
     }
 
-    /// Leaves the files locked, for the caller to unlock.
+    /// Leaves the file locked, for the caller to unlock.
     pub(crate) fn keep(&self) {
-        self.lock().held.clear();
+        self.lock().held = None;
     }
 
-    /// Why one of the files was lost, if it was.
+    /// Why the file was lost, if it was.
     pub(crate) fn loss(&self) -> Result<Option<Loss>, FsError> {
-        for held in &self.lock().held {
-            if held.file.is_inherited() {
-                let what = "it belongs to the process that this one was forked from";
-                return Ok(Some(Loss::Removed(what.into())));
-            }
-            let spec = &self.specs[held.number];
-            if !spec.is_current(&held.file)? {
-                return Ok(Some(spec.loss()));
-            }
+        let state = self.lock();
+        let Some(Held { number, file }) = &state.held else {
+            return Ok(None);
+        };
+        if file.is_inherited() {
+            let what = "it belongs to the process that this one was forked from";
+            return Ok(Some(Loss::Removed(what.into())));
         }
-        Ok(None)
+        let spec = &self.specs[*number];
+        Ok((!spec.is_current(file)?).then(|| spec.loss()))
     }
 
-    fn attempt(&self, mode: Mode, patience: Patience) -> Result<Attempt, FsError> {
+    /// Tries the files until one can be locked.
+    fn attempt(&self, patience: Patience) -> Result<Attempt, FsError> {
         let mut state = self.lock();
-        if state.held.is_empty() {
-            let mut contenders = std::mem::take(&mut state.contenders);
-            contenders.resize_with(self.specs.len(), Contender::default);
-            let mut held = Vec::new();
-            let holder = self.take(&mut contenders, state.watch(), mode, &mut held);
-            if held.len() < self.wanted || holder.is_err() {
-                // All or none.
-                for held in held {
-                    self.free(held)?;
-                }
-                if patience == Patience::Queue {
-                    state.contenders = contenders;
-                }
-                return Ok(Attempt::Contended(state.contention(holder?)));
-            }
-            state.held = held;
+        if state.held.is_some() {
+            return Ok(Attempt::Granted(Grant::new()));
         }
-        Ok(Attempt::Granted(Grant::new()))
-    }
-
-    /// Locks files until there are enough. Otherwise returns the holder of the first contended file, if it is known.
-    fn take(
-        &self,
-        contenders: &mut [Contender],
-        watch: Option<&FileWatch>,
-        mode: Mode,
-        held: &mut Vec<Held>,
-    ) -> Result<Option<Holder>, FsError> {
+        let mut contenders = std::mem::take(&mut state.contenders);
+        contenders.resize_with(self.specs.len(), Contender::default);
         let mut holder = None;
-        for (number, (spec, contender)) in self.specs.iter().zip(contenders).enumerate() {
-            if held.len() == self.wanted {
-                break;
-            }
-            let Some(file) =
-                contender.try_lock(spec, mode, |file| watch?.watch_file(file, "").ok())?
-            else {
-                holder = holder.or_else(|| spec.holder(contender.file()?.file()));
-                if sys::LOCKED_FILES_STAY && spec.goes_with_lock {
-                    // If a waiter had the file open, the holder could not remove it.
-                    *contender = Contender::default();
-                }
-                continue;
+        for (number, (spec, contender)) in self.specs.iter().zip(&mut contenders).enumerate() {
+            let watch = |file: &LockFile| {
+                let (waiter, watcher) = state.waiter.as_ref()?;
+                let told: Weak<WakeSender> = Arc::downgrade(waiter);
+                watcher.watch(file.file(), Some(""), told).ok()
             };
-            let file = Arc::new(file);
-            held.push(Held {
-                number,
-                mode,
-                file: file.clone(),
-            });
-            spec.begin(file.file())?;
+            if let Some(file) = contender.try_lock(spec, spec.share, watch)? {
+                let file = Arc::new(file);
+                let held = Held { number, file };
+                if let Err(error) = spec.begin(held.file.file()) {
+                    return self.free(held).and(Err(error));
+                }
+                state.held = Some(held);
+                return Ok(Attempt::Granted(Grant::new()));
+            }
+            holder = holder.or_else(|| spec.holder(contender.file()?.file()));
+            if sys::LOCKED_FILES_STAY && spec.goes_with_lock {
+                // If a waiter had the file open, the holder could not remove it.
+                *contender = Contender::default();
+            }
         }
-        Ok(holder)
+        if patience == Patience::Queue {
+            state.contenders = contenders;
+        }
+        // The holder that was seen first, with the time when it was seen.
+        let is_same = |seen: &Holder| holder.as_ref().is_some_and(|now| now.pid == seen.pid);
+        state.seen = state.seen.take().filter(is_same).or(holder);
+        let contention = Contention::new().with_holder(state.seen.clone());
+        Ok(Attempt::Contended(contention))
     }
 
-    /// Releases all files, even after a failure, and reports the first failure. `NotHeld` if one of the files was lost
-    /// before, or if nothing is held.
+    /// `NotHeld` if the file was lost before, or if nothing is held.
     fn end(&self) -> Result<Released, FsError> {
         let state = std::mem::take(&mut *self.lock());
-        let ends: Vec<_> = state.held.into_iter().map(|held| self.free(held)).collect();
-        let ends = ends.into_iter().collect::<Result<Vec<_>, _>>()?;
-        Ok(if ends.is_empty() || ends.contains(&Released::NotHeld) {
-            Released::NotHeld
-        } else {
-            Released::Freed
-        })
+        state
+            .held
+            .map_or(Ok(Released::NotHeld), |held| self.free(held))
     }
 
     /// Releases one file. If its spec says so, the file is removed before it is unlocked.
     fn free(&self, held: Held) -> Result<Released, FsError> {
-        let Held { number, mode, file } = held;
+        let Held { number, file } = held;
         if file.is_inherited() {
             return Ok(Released::NotHeld);
         }
         let spec = &self.specs[number];
         let is_ours = spec.is_current(&file);
         // The file that is there now may belong to another holder.
-        let goes = spec.goes_with_lock && matches!(is_ours, Ok(true)) && is_alone(&file, mode);
+        let goes =
+            spec.goes_with_lock && matches!(is_ours, Ok(true)) && is_alone(&file, spec.share);
         let remove = || removed(&spec.path, sys::remove_lock_file(&spec.path));
         // Remove the file while it is locked: between an unlock and the removal, another process could lock the file,
         // and a third one a new file. Remove the pid file first: when the lock file is gone, the next holder may create
@@ -207,21 +184,6 @@ impl Acquisition {
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl State {
-    fn watch(&self) -> Option<&FileWatch> {
-        self.waiter.as_ref().map(|(_, watch)| watch)
-    }
-
-    fn contention(&mut self, now: Option<Holder>) -> Contention {
-        let pid = |holder: &Option<Holder>| holder.as_ref().map(|holder| holder.pid);
-        // The holder that was seen first.
-        if pid(&self.seen) != pid(&now) {
-            self.seen = now;
-        }
-        Contention::new().with_holder(self.seen.clone())
     }
 }
 
@@ -254,19 +216,17 @@ impl LockBackend for Acquisition {
     }
 
     async fn try_acquire(&self, request: &LockRequest) -> Result<Attempt, BackendError> {
-        Ok(self.attempt(request.demand, request.patience)?)
+        Ok(self.attempt(request.patience)?)
     }
 
     async fn subscribe(&self, _request: &LockRequest) -> Result<Option<Wakeups>, BackendError> {
-        let (sender, wakeups) = wakeups();
-        let sender = Arc::new(sender);
-        let told: Weak<WakeSender> = Arc::downgrade(&sender);
-        let Ok(watch) = FileWatch::new(told, None) else {
+        let Ok(watcher) = Watcher::shared() else {
             return Ok(None);
         };
-        let wakeups = wakeups.with_sleeper(Some(watch.sleeper()));
+        let (sender, wakeups) = wakeups();
+        let wakeups = wakeups.with_sleeper(Some(watcher.sleeper()));
         // The engine subscribes once, and then tries again: that attempt starts to watch.
-        self.lock().waiter = Some((sender, watch));
+        self.lock().waiter = Some((Arc::new(sender), watcher));
         Ok(Some(wakeups))
     }
 

@@ -9,7 +9,7 @@ use std::{
 
 use super::{forms::io_of_its_file, temp_file::TempFile};
 use crate::{
-    locking::{FsError, FsErrorKind},
+    locking::{BAD_NAME, FsError},
     sys,
 };
 
@@ -99,7 +99,7 @@ impl AtomicFile {
     /// created beside it.
     pub fn create(path: impl AsRef<Path>) -> Result<Self, AtomicError> {
         let path = path.as_ref();
-        let bad = |error| FsError::with_kind(FsErrorKind::BadName, "create", error).at(path);
+        let bad = |error| FsError::new("create", error).meaning(BAD_NAME).at(path);
         let anchored = std::path::absolute(path).map_err(bad)?;
         let (Some(parent), Some(_)) = (anchored.parent(), anchored.file_name()) else {
             return Err(bad(io::ErrorKind::InvalidInput.into()).into());
@@ -196,7 +196,7 @@ pub enum AtomicError {
         path: PathBuf,
         /// Where the finished file is.
         payload: PathBuf,
-        /// Why it could not be moved: [`FsErrorKind::AlreadyExists`] if another file has appeared there.
+        /// Why it could not be moved: [`is_exists`](AtomicError::is_exists) if another file has appeared there.
         source: FsError,
     },
     /// The file is at its path, but its directory could not be synced, so the file may not survive a power loss.
@@ -217,7 +217,9 @@ impl AtomicError {
     pub fn is_exists(&self) -> bool {
         match self {
             Self::Exists { .. } => true,
-            Self::Publish { source, .. } => source.kind() == FsErrorKind::AlreadyExists,
+            Self::Publish { source, .. } => {
+                source.io_error().kind() == io::ErrorKind::AlreadyExists
+            }
             _ => false,
         }
     }

@@ -7,12 +7,12 @@ use std::{
     path::Path,
 };
 
-use portalock_core::{LockError, Mode, Policy};
+use portalock_core::{Lock, LockError, Mode, Policy};
 
 use super::{
     acquisition::Acquisition,
     file_mode::FileMode,
-    forms::{guard_methods, io_of_its_file, lock_methods},
+    forms::{acquire_methods, guard_methods, io_of_its_file, lock_methods},
     owned::{Owned, once},
     spec::Spec,
 };
@@ -56,7 +56,6 @@ use crate::locking::{FsError, LockKind};
 #[derive(Debug, Clone)]
 pub struct FileLock {
     pub(super) spec: Spec,
-    share: Mode,
     pub(super) policy: Policy,
 }
 
@@ -69,7 +68,6 @@ impl FileLock {
     pub fn new(path: impl AsRef<Path>) -> Result<Self, FsError> {
         Ok(Self {
             spec: Spec::new(path.as_ref())?,
-            share: Mode::Exclusive,
             policy: Policy::default(),
         })
     }
@@ -95,7 +93,7 @@ impl FileLock {
     /// exclusive.
     #[must_use]
     pub const fn shared(mut self) -> Self {
-        self.share = Mode::Shared;
+        self.spec.share = Mode::Shared;
         self
     }
 

@@ -1,16 +1,8 @@
-//! What the locks on a file have in common, in public: how they are set up, acquired and let go. Each of them has a `spec`, a mode
-//! to `share` it in, and a `policy`; each guard wraps an [`Owned`](super::owned::Owned).
+//! What the locks on a file have in common, in public: how they are set up, acquired and let go. Each of them has a `spec` and a
+//! `policy`, and makes a `lock` for each acquisition; each guard wraps an [`Owned`](super::owned::Owned).
 
 macro_rules! lock_methods {
     ($guard:ident) => {
-        /// Sets how [`acquire`](Self::acquire) waits: the timeout, the check interval, and whether it fails at once if
-        /// the lock is held.
-        #[must_use]
-        pub fn with_policy(mut self, policy: Policy) -> Self {
-            self.policy = policy;
-            self
-        }
-
         /// Sets the kind of lock. Default [`LockKind::Flock`].
         ///
         /// Use [`LockKind::Record`] to share a lock with a Python program that sets `portalocker.portalocker.LOCKER` to
@@ -26,7 +18,27 @@ macro_rules! lock_methods {
             self.spec.given_path()
         }
 
-        /// Opens or creates the file and locks it, and waits for the lock according to the lock's policy.
+        fn lock(&self) -> Result<Lock<Acquisition>, LockError> {
+            Acquisition::lock_on(self.spec.clone())
+        }
+
+        acquire_methods!($guard, "Opens or creates the file, and locks it.");
+    };
+}
+
+macro_rules! acquire_methods {
+    ($guard:ident, $what:literal) => {
+        /// Sets how [`acquire`](Self::acquire) waits: the timeout, the check interval, and whether it fails at once if
+        /// the lock is held.
+        #[must_use]
+        pub fn with_policy(mut self, policy: Policy) -> Self {
+            self.policy = policy;
+            self
+        }
+
+        #[doc = $what]
+        ///
+        /// It waits according to the policy.
         ///
         /// # Errors
         ///
@@ -53,8 +65,7 @@ macro_rules! lock_methods {
         ///
         /// As [`acquire`](Self::acquire).
         pub async fn acquire_with(&self, policy: &Policy) -> Result<$guard, LockError> {
-            let lock = Acquisition::lock_on(self.spec.clone())?;
-            Ok($guard(Owned::acquire(lock, self.share, policy).await?))
+            Ok($guard(Owned::acquire(self.lock()?, policy).await?))
         }
 
         /// Locks the file if it is free. It does not wait, so it is not async.
@@ -82,8 +93,7 @@ macro_rules! lock_methods {
         ///
         /// As [`acquire`](Self::acquire).
         pub fn blocking_acquire_with(&self, policy: &Policy) -> Result<$guard, LockError> {
-            let lock = Acquisition::lock_on(self.spec.clone())?;
-            Ok($guard(Owned::blocking_acquire(lock, self.share, policy)?))
+            Ok($guard(Owned::blocking_acquire(self.lock()?, policy)?))
         }
     };
 }
@@ -155,4 +165,4 @@ macro_rules! io_of_its_file {
     };
 }
 
-pub(super) use {guard_methods, io_of_its_file, lock_methods};
+pub(super) use {acquire_methods, guard_methods, io_of_its_file, lock_methods};

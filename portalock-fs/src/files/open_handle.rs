@@ -49,8 +49,8 @@ pub async fn lock_with<H: AsFilelike>(
     kind: LockKind,
     policy: &Policy,
 ) -> Result<(), LockError> {
-    let lock = Acquisition::lock_on(spec(handle, kind)?)?;
-    Owned::acquire(lock, mode, policy).await?.keep();
+    let lock = Acquisition::lock_on(spec(handle, mode, kind)?)?;
+    Owned::acquire(lock, policy).await?.keep();
     Ok(())
 }
 
@@ -65,18 +65,14 @@ pub fn blocking_lock_with<H: AsFilelike>(
     kind: LockKind,
     policy: &Policy,
 ) -> Result<(), LockError> {
-    let lock = Acquisition::lock_on(spec(handle, kind)?)?;
-    Owned::blocking_acquire(lock, mode, policy)?.keep();
+    let lock = Acquisition::lock_on(spec(handle, mode, kind)?)?;
+    Owned::blocking_acquire(lock, policy)?.keep();
     Ok(())
 }
 
-fn spec<H: AsFilelike>(handle: &H, kind: LockKind) -> Result<Spec, LockError> {
+fn spec<H: AsFilelike>(handle: &H, share: Mode, kind: LockKind) -> Result<Spec, LockError> {
     match handle.as_filelike_view::<File>().try_clone() {
-        Ok(copy) => {
-            let mut spec = Spec::of_open(copy);
-            spec.kind = kind;
-            Ok(spec)
-        }
+        Ok(copy) => Ok(Spec::of_open(copy, share, kind)),
         Err(error) => {
             let error = FsError::new("copy the handle of", error);
             Err(failed(LockName::new(OPEN_FILE)?, error))

@@ -1,4 +1,4 @@
-//! Held files, async or blocking: the guards of this crate contain them.
+//! A held file, which the guards of this crate contain.
 
 use std::{fs::File, path::Path, sync::Arc};
 
@@ -19,66 +19,56 @@ pub(crate) fn failed(name: LockName, error: FsError) -> LockError {
     LockError::Backend { name, source }
 }
 
-/// Locked files. Released when dropped.
+/// A locked file. Released when dropped.
 #[derive(Debug)]
 pub(crate) struct Owned {
-    /// The first of them. Declared before the guard, so that the guard closes it last: some systems can only remove
-    /// closed files.
+    /// Declared before the guard, so that the guard closes it last: some systems can only remove closed files.
     file: Arc<LockFile>,
-    guard: AnyGuard,
+    guard: Guard<Acquisition>,
     lock: Lock<Acquisition>,
-}
-
-/// The engine's guard, async or blocking.
-#[derive(Debug)]
-enum AnyGuard {
-    Async(Guard<Acquisition>),
-    Blocking(blocking::Guard<Acquisition>),
 }
 
 impl Owned {
     pub(crate) async fn acquire(
         lock: Lock<Acquisition>,
-        mode: Mode,
         policy: &Policy,
     ) -> Result<Self, LockError> {
-        let guard = match mode {
+        let guard = match lock.backend().share() {
             Mode::Exclusive => lock.acquire_with(policy).await?,
             Mode::Shared => lock.acquire_shared_with(policy).await?,
         };
-        Ok(Self::new(lock, AnyGuard::Async(guard)))
+        Ok(Self::new(lock, guard))
     }
 
     pub(crate) fn blocking_acquire(
         lock: Lock<Acquisition>,
-        mode: Mode,
         policy: &Policy,
     ) -> Result<Self, LockError> {
         let engine = blocking::Lock::from(lock.clone());
-        let guard = match mode {
+        let guard = match lock.backend().share() {
             Mode::Exclusive => engine.acquire_with(policy)?,
             Mode::Shared => engine.acquire_shared_with(policy)?,
         };
-        Ok(Self::new(lock, AnyGuard::Blocking(guard)))
+        Ok(Self::new(lock, guard.into()))
     }
 
-    fn new(lock: Lock<Acquisition>, guard: AnyGuard) -> Self {
+    fn new(lock: Lock<Acquisition>, guard: Guard<Acquisition>) -> Self {
         Self {
-            file: lock.backend().file(),
+            file: lock.backend().held().1,
             guard,
             lock,
         }
     }
 
     pub(crate) fn path(&self) -> &Path {
-        self.lock.backend().path()
+        self.lock.backend().held().0
     }
 
     pub(crate) fn file(&self) -> &File {
         self.file.file()
     }
 
-    /// Whether the paths still lead to the locked files.
+    /// Whether the path still leads to the locked file.
     pub(crate) fn ensure_held(&self) -> Result<(), LockError> {
         let name = self.lock.name().clone();
         match self.lock.backend().loss() {
@@ -91,14 +81,11 @@ impl Owned {
     pub(crate) fn release(self) -> Result<(), LockError> {
         self.ensure_held()?;
         drop(self.file);
-        match self.guard {
-            // Releasing a file does not wait, so the first poll completes it.
-            AnyGuard::Async(guard) => guard.release().now_or_never().unwrap_or(Ok(())),
-            AnyGuard::Blocking(guard) => guard.release(),
-        }
+        // Releasing a file does not wait, so the first poll completes it.
+        self.guard.release().now_or_never().unwrap_or(Ok(()))
     }
 
-    /// Leaves the files locked, for the caller to unlock.
+    /// Leaves the file locked, for the caller to unlock.
     pub(crate) fn keep(self) {
         self.lock.backend().keep();
     }

@@ -2,12 +2,12 @@
 
 use std::path::Path;
 
-use portalock_core::{LockError, Mode, Policy};
+use portalock_core::{Lock, LockError, Policy};
 
 use super::{
     acquisition::Acquisition,
     file_mode::FileMode,
-    forms::{guard_methods, lock_methods},
+    forms::{acquire_methods, guard_methods, lock_methods},
     owned::{Owned, once},
     pid_record::{self, PidHolder},
     spec::Spec,
@@ -49,7 +49,6 @@ use crate::locking::{FsError, LockKind};
 pub struct PidFileLock {
     /// The spec of the sidecar, which is locked.
     spec: Spec,
-    share: Mode,
     policy: Policy,
 }
 
@@ -81,7 +80,6 @@ impl PidFileLock {
         spec.pid_file = Some(pid_file);
         Ok(Self {
             spec,
-            share: Mode::Exclusive,
             policy: Policy::default().with_fail_when_locked(true),
         })
     }

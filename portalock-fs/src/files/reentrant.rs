@@ -3,10 +3,10 @@
 use std::{fs::File, ops::Deref, sync::Arc};
 
 use futures_util::FutureExt;
-use portalock_core::{LockError, Policy, ReentrantGuard, ReentrantLock, blocking};
+use portalock_core::{LockError, Mode, Policy, ReentrantGuard, ReentrantLock, blocking};
 
-use super::{acquisition::Acquisition, file_lock::FileLock, owned::failed};
-use crate::locking::{FsError, FsErrorKind, LockFile};
+use super::{acquisition::Acquisition, file_lock::FileLock};
+use crate::locking::LockFile;
 
 /// A [`FileLock`] that can be acquired again while it is held, and gives the same open file each time. portalocker's
 /// `RLock`.
@@ -43,8 +43,10 @@ impl ReentrantFileLock {
     ///
     /// [`LockError::InvalidName`] if the file's path can't be a lock's name.
     pub fn new(lock: FileLock) -> Result<Self, LockError> {
+        let mut spec = lock.spec;
+        spec.share = Mode::Exclusive;
         Ok(Self {
-            lock: ReentrantLock::new(Acquisition::lock_on(lock.spec)?),
+            lock: ReentrantLock::new(Acquisition::lock_on(spec)?),
             policy: lock.policy,
         })
     }
@@ -64,7 +66,7 @@ impl ReentrantFileLock {
     ///
     /// As [`FileLock::acquire`].
     pub async fn acquire(&self) -> Result<ReentrantFileGuard, LockError> {
-        self.guard(self.lock.acquire_with(&self.policy).await?)
+        Ok(self.guard(self.lock.acquire_with(&self.policy).await?))
     }
 
     /// [`acquire`](Self::acquire) for synchronous code: it blocks the thread.
@@ -73,25 +75,13 @@ impl ReentrantFileLock {
     ///
     /// As [`acquire`](Self::acquire).
     pub fn blocking_acquire(&self) -> Result<ReentrantFileGuard, LockError> {
-        let (lock, policy) = (self.lock.clone(), self.policy.clone());
-        let waited = blocking::wait(async move { lock.acquire_with(&policy).await });
-        let failed = |error| self.failed(FsError::new("start the thread that waits for", error));
-        self.guard(waited.map_err(failed)??)
+        let lock = blocking::ReentrantLock::from(self.lock.clone());
+        Ok(self.guard(lock.acquire_with(&self.policy)?.into()))
     }
 
-    fn guard(&self, guard: ReentrantGuard<Acquisition>) -> Result<ReentrantFileGuard, LockError> {
-        let file = self.lock.lock().backend().file();
-        if file.is_inherited() {
-            let cause =
-                std::io::Error::other("it is held by the process that this one was forked from");
-            let error = FsError::with_kind(FsErrorKind::Forked, "use the lock on the file", cause);
-            return Err(self.failed(error));
-        }
-        Ok(ReentrantFileGuard { file, guard })
-    }
-
-    fn failed(&self, error: FsError) -> LockError {
-        failed(self.lock.lock().name().clone(), error)
+    fn guard(&self, guard: ReentrantGuard<Acquisition>) -> ReentrantFileGuard {
+        let (_, file) = self.lock.lock().backend().held();
+        ReentrantFileGuard { file, guard }
     }
 }
 

@@ -7,15 +7,16 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use portalock_core::{Lock, LockError, LockName, Mode, OwnerId, Permits, Policy};
+use portalock_core::{Lock, LockError, LockName, OwnerId, Permits, Policy};
 
 use super::{
     acquisition::Acquisition,
     file_mode::FileMode,
+    forms::{acquire_methods, guard_methods},
     owned::{Owned, failed, once},
     spec::Spec,
 };
-use crate::locking::{FsError, FsErrorKind, LockKind};
+use crate::locking::{BAD_NAME, FsError, LockKind};
 
 /// At most so many at once, among all processes that use the same directory and name. portalocker's
 /// `NamedBoundedSemaphore`.
@@ -26,7 +27,8 @@ use crate::locking::{FsError, FsErrorKind, LockKind};
 /// - The name is a file name: on file systems that ignore case, as on Windows and macOS, semaphore names ignore case
 ///   too.
 /// - All users must give the same capacity.
-/// - Several permits are acquired all or none. There is no queue and no order.
+/// - A guard is one permit. To take several at once, all or none, use a [`Pool`](portalock_core::Pool) of a
+///   [`SlotSemaphore`](portalock_core::SlotSemaphore) on an [`FsBackend`](crate::FsBackend).
 /// - The slots are tried in the order of their numbers, so that few permits in use mean few files. With
 ///   [`in_random_order`](Self::in_random_order) each attempt starts anywhere, which spreads many contenders out.
 /// - A missing directory is a clear error, and the next attempt after it was created succeeds.
@@ -77,9 +79,8 @@ impl BoundedSemaphore {
         let lock_name = LockName::new(&semaphore.name)?;
         let file_name = semaphore.file_name(0);
         if Path::new(&file_name).file_name() != Some(OsStr::new(&file_name)) {
-            let error = io::Error::from(io::ErrorKind::InvalidInput);
-            let error = FsError::with_kind(FsErrorKind::BadName, "use", error).at(&semaphore.name);
-            return Err(failed(lock_name, error));
+            let error = FsError::new("use", io::ErrorKind::InvalidInput.into()).meaning(BAD_NAME);
+            return Err(failed(lock_name, error.at(&semaphore.name)));
         }
         Ok(semaphore)
     }
@@ -117,13 +118,6 @@ impl BoundedSemaphore {
         self
     }
 
-    /// Sets how [`acquire`](Self::acquire) waits. Default [`Policy::default`]: 5 s.
-    #[must_use]
-    pub fn with_policy(mut self, policy: Policy) -> Self {
-        self.policy = policy;
-        self
-    }
-
     /// The name, for other processes.
     pub fn name(&self) -> &str {
         &self.name
@@ -141,91 +135,16 @@ impl BoundedSemaphore {
             .collect()
     }
 
-    /// Acquires one permit, and waits for it according to the policy.
-    ///
-    /// # Errors
-    ///
-    /// - [`LockError::Timeout`] if no permit became free in time; [`LockError::AlreadyLocked`] at once if none is free
-    ///   and the policy has `fail_when_locked`. On Linux both name a holder.
-    /// - [`LockError::Backend`] at once if the slot files can't be created or locked, for example if the directory is
-    ///   missing. A later call may succeed.
-    ///
-    /// # Cancel safety
-    ///
-    /// Safe: no permit stays held.
-    ///
-    /// # Fairness
-    ///
-    /// None.
-    pub async fn acquire(&self) -> Result<SlotGuard, LockError> {
-        self.acquire_many(1).await
-    }
+    acquire_methods!(
+        SlotGuard,
+        "Acquires one permit: opens or creates slot files until it can lock one. There is no order among waiters."
+    );
 
-    /// Acquires `count` permits, all or none, and waits for them according to the policy.
-    ///
-    /// # Errors
-    ///
-    /// As [`acquire`](Self::acquire), and [`LockError::InvalidPermits`] if `count` is zero or more than the capacity.
-    ///
-    /// # Cancel safety
-    ///
-    /// As [`acquire`](Self::acquire).
-    pub async fn acquire_many(&self, count: u32) -> Result<SlotGuard, LockError> {
-        let (lock, permits) = self.lock(count)?;
-        let owned = Owned::acquire(lock, Mode::Exclusive, &self.policy).await?;
-        Ok(SlotGuard { owned, permits })
-    }
-
-    /// Acquires one permit if one is free. It does not wait, so it is not async.
-    ///
-    /// # Errors
-    ///
-    /// [`LockError::AlreadyLocked`] if none is free; [`LockError::Backend`] as [`acquire`](Self::acquire).
-    pub fn try_acquire(&self) -> Result<SlotGuard, LockError> {
-        self.try_acquire_many(1)
-    }
-
-    /// Acquires `count` permits, all or none, if they are free. It does not wait, so it is not async.
-    ///
-    /// # Errors
-    ///
-    /// As [`try_acquire`](Self::try_acquire), and [`LockError::InvalidPermits`] if `count` is zero or more than the
-    /// capacity.
-    pub fn try_acquire_many(&self, count: u32) -> Result<SlotGuard, LockError> {
-        self.blocking(count, &once())
-    }
-
-    /// [`acquire`](Self::acquire) for synchronous code: it blocks the thread.
-    ///
-    /// # Errors
-    ///
-    /// As [`acquire`](Self::acquire).
-    pub fn blocking_acquire(&self) -> Result<SlotGuard, LockError> {
-        self.blocking_acquire_many(1)
-    }
-
-    /// [`acquire_many`](Self::acquire_many) for synchronous code: it blocks the thread.
-    ///
-    /// # Errors
-    ///
-    /// As [`acquire_many`](Self::acquire_many).
-    pub fn blocking_acquire_many(&self, count: u32) -> Result<SlotGuard, LockError> {
-        self.blocking(count, &self.policy)
-    }
-
-    fn blocking(&self, count: u32, policy: &Policy) -> Result<SlotGuard, LockError> {
-        let (lock, permits) = self.lock(count)?;
-        let owned = Owned::blocking_acquire(lock, Mode::Exclusive, policy)?;
-        Ok(SlotGuard { owned, permits })
-    }
-
-    /// One acquisition of `count` slots.
-    fn lock(&self, count: u32) -> Result<(Lock<Acquisition>, Permits), LockError> {
-        let permits = Permits::new(count, self.capacity)?;
+    /// One acquisition of a slot.
+    fn lock(&self) -> Result<Lock<Acquisition>, LockError> {
         let name = LockName::new(&self.name)?;
         let slots = self.slots().map_err(|error| failed(name.clone(), error))?;
-        let acquisition = Acquisition::of_some(slots, count as usize);
-        Ok((Lock::new(acquisition, name)?, permits))
+        Ok(Lock::new(Acquisition::of_any(slots), name)?)
     }
 
     /// The slot files, in the order in which they are tried.
@@ -248,43 +167,15 @@ impl BoundedSemaphore {
     }
 }
 
-/// Held permits.
+/// A held permit.
 ///
 /// # On drop
 ///
-/// The permits are released at once, without a runtime.
+/// The permit is released at once, without a runtime.
 #[derive(Debug)]
-#[must_use = "the permits are given back as soon as the guard is dropped"]
-pub struct SlotGuard {
-    owned: Owned,
-    permits: Permits,
-}
+#[must_use = "the permit is given back as soon as the guard is dropped"]
+pub struct SlotGuard(Owned);
 
 impl SlotGuard {
-    /// The number of held permits, and the capacity.
-    pub const fn permits(&self) -> Permits {
-        self.permits
-    }
-
-    /// Returns an error if a slot file was removed or replaced: then there may be one more holder.
-    ///
-    /// It reads the file system; the result is true for that moment.
-    ///
-    /// # Errors
-    ///
-    /// [`LockError::Lost`]; [`LockError::Backend`] if the file system can't be asked.
-    pub fn ensure_held(&self) -> Result<(), LockError> {
-        self.owned.ensure_held()
-    }
-
-    /// Releases the permits, and reports errors.
-    ///
-    /// # Errors
-    ///
-    /// [`LockError::Lost`] if a slot file had been removed or replaced, which allows one more holder.
-    /// [`LockError::Backend`] if the system refused to unlock a slot. The file is closed in any case, which releases
-    /// the slot.
-    pub fn release(self) -> Result<(), LockError> {
-        self.owned.release()
-    }
+    guard_methods!();
 }

@@ -7,11 +7,11 @@ use std::{
     sync::Arc,
 };
 
-use portalock_core::{Holder, LockError, LockName, Loss};
+use portalock_core::{Holder, LockError, LockName, Loss, Mode};
 
 use super::{file_mode::FileMode, pid_record};
 use crate::{
-    locking::{FsError, FsErrorKind, Location, LockFile, LockKind},
+    locking::{BAD_NAME, FsError, Location, LockFile, LockKind},
     sys::{self, Origin, Seen},
 };
 
@@ -29,6 +29,8 @@ pub(crate) struct Spec {
     /// The user's options for opening the file, instead of the mode.
     pub(crate) options: Option<OpenOptions>,
     pub(crate) kind: LockKind,
+    /// Whether it is locked exclusively or shared.
+    pub(crate) share: Mode,
     /// Whether the path may be a symbolic link, and the file may have other names.
     pub(crate) follow: bool,
     /// Whether a release removes the file.
@@ -41,7 +43,7 @@ impl Spec {
     /// The file at `path`, which is made absolute now, so that a later change of the working directory has no effect.
     pub(crate) fn new(path: &Path) -> Result<Self, FsError> {
         let anchored = std::path::absolute(path)
-            .map_err(|error| FsError::with_kind(FsErrorKind::BadName, "lock", error).at(path))?;
+            .map_err(|error| FsError::new("lock", error).meaning(BAD_NAME).at(path))?;
         Ok(Self::with(anchored, None))
     }
 
@@ -55,8 +57,12 @@ impl Spec {
     }
 
     /// A file that the user has open, by a copy of the handle.
-    pub(crate) fn of_open(copy: File) -> Self {
-        Self::with(PathBuf::new(), Some(Arc::new(copy)))
+    pub(crate) fn of_open(copy: File, share: Mode, kind: LockKind) -> Self {
+        Self {
+            kind,
+            share,
+            ..Self::with(PathBuf::new(), Some(Arc::new(copy)))
+        }
     }
 
     fn with(path: PathBuf, open: Option<Arc<File>>) -> Self {
@@ -66,6 +72,7 @@ impl Spec {
             mode: FileMode::default(),
             options: None,
             kind: LockKind::default(),
+            share: Mode::Exclusive,
             follow: true,
             goes_with_lock: false,
             pid_file: None,

@@ -2,12 +2,12 @@
 
 use std::{fs::File, path::Path};
 
-use portalock_core::{LockError, Mode, Policy};
+use portalock_core::{Lock, LockError, Mode, Policy};
 
 use super::{
     acquisition::Acquisition,
     file_mode::FileMode,
-    forms::{guard_methods, lock_methods},
+    forms::{acquire_methods, guard_methods, lock_methods},
     owned::{Owned, once},
     spec::Spec,
 };
@@ -46,7 +46,6 @@ use crate::locking::{FsError, LockKind};
 #[derive(Debug, Clone)]
 pub struct TemporaryFileLock {
     spec: Spec,
-    share: Mode,
     policy: Policy,
 }
 
@@ -61,7 +60,6 @@ impl TemporaryFileLock {
         spec.goes_with_lock = true;
         Ok(Self {
             spec,
-            share: Mode::Exclusive,
             policy: Policy::default().with_fail_when_locked(true),
         })
     }
@@ -74,7 +72,7 @@ impl TemporaryFileLock {
     /// file may stay.
     #[must_use]
     pub const fn shared(mut self) -> Self {
-        self.share = Mode::Shared;
+        self.spec.share = Mode::Shared;
         self.spec.mode = FileMode::AppendRead;
         self
     }

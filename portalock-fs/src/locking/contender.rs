@@ -87,10 +87,10 @@ mod tests {
 
     use portalock_core::wakeups;
 
-    use super::{super::FileWatch, *};
+    use super::*;
     use crate::{
         LockKind,
-        sys::{self, FileId, Origin, Seen},
+        sys::{self, FileId, Origin, Seen, Watcher},
     };
 
     struct Place(PathBuf);
@@ -129,12 +129,12 @@ mod tests {
         let (sender, _wakeups) = wakeups();
         let sender = std::sync::Arc::new(sender);
         let told: std::sync::Weak<portalock_core::WakeSender> = std::sync::Arc::downgrade(&sender);
-        let line = FileWatch::new(told, None).unwrap();
+        let events = Watcher::shared().unwrap();
         let (mut contender, mut other) = (Contender::default(), Some(other));
         let locked = contender.try_lock(&place, Mode::Exclusive, |file| {
             // This wakes nobody.
             drop(other.take());
-            line.watch_file(file, "").ok()
+            events.watch(file.file(), Some(""), told.clone()).ok()
         });
         assert!(locked.unwrap().is_some());
     }
@@ -187,11 +187,11 @@ mod tests {
         let (sender, _wakeups) = wakeups();
         let sender = std::sync::Arc::new(sender);
         let told: std::sync::Weak<portalock_core::WakeSender> = std::sync::Arc::downgrade(&sender);
-        let line = FileWatch::new(told, None).unwrap();
-        let (mut contender, mut watched) = (Contender::default(), 0);
+        let events = Watcher::shared().unwrap();
+        let (mut contender, mut watches) = (Contender::default(), 0);
         let mut watch = |file: &LockFile| {
-            watched += 1;
-            line.watch_file(file, "").ok()
+            watches += 1;
+            events.watch(file.file(), Some(""), told.clone()).ok()
         };
         let busy = contender.try_lock(&place, Mode::Exclusive, &mut watch);
         assert!(busy.unwrap().is_none());
@@ -200,6 +200,6 @@ mod tests {
         drop(other);
         let reused = Reused { place, id, next };
         let new = contender.try_lock(&reused, Mode::Exclusive, &mut watch);
-        assert!(new.unwrap().is_some() || watched == 2);
+        assert!(new.unwrap().is_some() || watches == 2);
     }
 }

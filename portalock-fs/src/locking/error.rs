@@ -1,4 +1,4 @@
-//! File system errors, by kind. They say nothing about who holds a lock.
+//! File system errors. They say nothing about who holds a lock.
 
 use std::{error::Error, fmt, io, path::Path, sync::Arc};
 
@@ -11,126 +11,120 @@ use crate::sys::{self, says};
 /// A lock that another owner holds is not an error of this type.
 #[derive(Debug, Clone)]
 pub struct FsError {
-    kind: FsErrorKind,
     action: &'static str,
     path: Option<Box<Path>>,
+    meaning: Meaning,
     source: Arc<io::Error>,
 }
 
-/// The kind of failure, for decisions in a program.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum FsErrorKind {
-    /// The file system or the mount is read-only.
-    ReadOnly,
-    /// The disk is full, or the quota is exceeded.
-    Full,
-    /// The file, or a directory in its path, does not exist.
-    Missing,
-    /// The file exists already, but must be new.
-    AlreadyExists,
-    /// The process or the system is out of file descriptors or memory for the moment.
-    TooManyOpenFiles,
-    /// The file system has no locks of this kind.
-    NoLocks,
-    /// The user has no permission.
-    PermissionDenied,
-    /// The path leads to a directory, a link or a device instead of a regular file.
-    NotAFile,
-    /// The file has other content than a lock's record, so it is not changed.
-    Foreign,
-    /// The text can't be a file name here: it is empty, or would lead to another directory.
-    BadName,
-    /// The handle has too little access: an exclusive record lock needs write access, and a shared one needs read
-    /// access.
-    WrongAccess,
-    /// A network file system does not answer, its handle is stale, or a file is replaced faster than it can be locked.
-    Unavailable,
-    /// This is a forked child, and its parent opened the backend.
-    Forked,
-    /// The system's limit of watched files for this user is reached.
-    TooManyWatches,
-    /// Anything else: see the source.
-    Other,
-}
+/// The kind of a failure, and what to do about it.
+type Meaning = &'static (BackendErrorKind, &'static str);
 
-impl FsErrorKind {
-    /// The kind of an error of the operating system.
-    pub fn of(error: &io::Error) -> Self {
-        match error.kind() {
-            _ if says(error, sys::NO_LOCKS) => Self::NoLocks,
-            io::ErrorKind::ReadOnlyFilesystem => Self::ReadOnly,
-            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Self::Full,
-            io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => Self::Missing,
-            io::ErrorKind::AlreadyExists => Self::AlreadyExists,
-            io::ErrorKind::OutOfMemory => Self::TooManyOpenFiles,
-            io::ErrorKind::Unsupported => Self::NoLocks,
-            io::ErrorKind::PermissionDenied => Self::PermissionDenied,
-            io::ErrorKind::IsADirectory => Self::NotAFile,
-            io::ErrorKind::StaleNetworkFileHandle
-            | io::ErrorKind::HostUnreachable
-            | io::ErrorKind::NetworkUnreachable
-            | io::ErrorKind::NetworkDown
-            | io::ErrorKind::TimedOut => Self::Unavailable,
-            _ if says(error, sys::TOO_MANY_FILES) => Self::TooManyOpenFiles,
-            _ if says(error, sys::WRONG_ACCESS) => Self::WrongAccess,
-            _ if says(error, sys::NOT_A_FILE) => Self::NotAFile,
-            _ => Self::Other,
-        }
-    }
+/// A directory, a link or a device is at the path.
+pub(crate) const NOT_A_FILE: Meaning = &(
+    BackendErrorKind::Corrupt,
+    "it is not a regular file: choose another name",
+);
+/// The file has other content than a lock's record, so it is not changed.
+pub(crate) const FOREIGN: Meaning = &(
+    BackendErrorKind::Corrupt,
+    "it is not a lock's file: choose another directory, or remove the file",
+);
+/// The text can't be a file name here: it is empty, or would lead to another directory.
+pub(crate) const BAD_NAME: Meaning = &(
+    BackendErrorKind::Misconfigured,
+    "it is not a file name: give text without a slash",
+);
+/// This is a forked child, and its parent opened the backend.
+pub(crate) const FORKED: Meaning = &(
+    BackendErrorKind::Misconfigured,
+    "it was opened before a fork: open the backend in the child",
+);
+/// The system's limit of watched files for this user is reached.
+pub(crate) const TOO_MANY_WATCHES: Meaning = &(
+    BackendErrorKind::Exhausted,
+    "the limit of watched files of this user is reached: raise fs.inotify.max_user_watches and max_user_instances",
+);
+/// The file system has no locks of this kind.
+const NO_LOCKS: Meaning = &(
+    BackendErrorKind::Unsupported,
+    "the file system has no such locks: choose a local directory",
+);
+/// The process or the system is out of file descriptors or memory for the moment.
+const TOO_MANY_FILES: Meaning = &(
+    BackendErrorKind::Exhausted,
+    "too many files are open: raise the limit or hold fewer locks",
+);
 
-    const fn advice(self) -> Option<&'static str> {
-        Some(match self {
-            Self::ReadOnly => "the file system is read-only: choose one that can be written",
-            Self::Full => "the disk is full or the quota is exceeded: free some space",
-            Self::Missing => "the file or its directory is missing: create it, and open it again",
-            Self::AlreadyExists => "it exists already: choose a name that is free",
-            Self::TooManyOpenFiles => {
-                "too many files are open: raise the limit or hold fewer locks"
-            }
-            Self::NoLocks => "the file system has no such locks: choose a local directory",
-            Self::PermissionDenied => "permission denied: check the owner and the mode",
-            Self::NotAFile => "it is not a regular file: choose another name",
-            Self::Foreign => {
-                "it is not a lock's file: choose another directory, or remove the file"
-            }
-            Self::BadName => "it is not a file name: give text without a slash",
-            Self::WrongAccess => {
-                "the handle has too little access: an exclusive lock needs write access, a shared one read access"
-            }
-            Self::Unavailable => "the file system does not respond correctly for the moment",
-            Self::Forked => "it was opened before a fork: open the backend in the child",
-            Self::TooManyWatches => {
-                "the limit of watched files of this user is reached: raise fs.inotify.max_user_watches and max_user_instances"
-            }
-            Self::Other => return None,
-        })
+/// What an error of the operating system means.
+fn meaning_of(error: &io::Error) -> Meaning {
+    match error.kind() {
+        _ if says(error, sys::NO_LOCKS) => NO_LOCKS,
+        io::ErrorKind::Unsupported => NO_LOCKS,
+        io::ErrorKind::ReadOnlyFilesystem => &(
+            BackendErrorKind::ReadOnly,
+            "the file system is read-only: choose one that can be written",
+        ),
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => &(
+            BackendErrorKind::OutOfSpace,
+            "the disk is full or the quota is exceeded: free some space",
+        ),
+        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => &(
+            BackendErrorKind::NotFound,
+            "the file or its directory is missing: create it, and open it again",
+        ),
+        io::ErrorKind::AlreadyExists => &(
+            BackendErrorKind::Corrupt,
+            "it exists already: choose a name that is free",
+        ),
+        io::ErrorKind::PermissionDenied => &(
+            BackendErrorKind::PermissionDenied,
+            "permission denied: check the owner and the mode",
+        ),
+        io::ErrorKind::StaleNetworkFileHandle
+        | io::ErrorKind::HostUnreachable
+        | io::ErrorKind::NetworkUnreachable
+        | io::ErrorKind::NetworkDown
+        | io::ErrorKind::TimedOut => &(
+            BackendErrorKind::Unavailable,
+            "the file system does not respond correctly for the moment",
+        ),
+        io::ErrorKind::OutOfMemory => TOO_MANY_FILES,
+        io::ErrorKind::IsADirectory => NOT_A_FILE,
+        _ if says(error, sys::TOO_MANY_FILES) => TOO_MANY_FILES,
+        _ if says(error, sys::NOT_A_FILE) => NOT_A_FILE,
+        _ if says(error, sys::WRONG_ACCESS) => &(
+            BackendErrorKind::Misconfigured,
+            "the handle has too little access: an exclusive lock needs write access, a shared one read access",
+        ),
+        _ => &(BackendErrorKind::Other, ""),
     }
 }
 
 impl FsError {
     /// The failure `source` of an `action`: a verb for the text after "can't", such as `"lock"`.
     pub fn new(action: &'static str, source: io::Error) -> Self {
-        Self::with_kind(FsErrorKind::of(&source), action, source)
-    }
-
-    /// The same with a kind from the caller, which may know more than the operating system.
-    pub fn with_kind(kind: FsErrorKind, action: &'static str, source: io::Error) -> Self {
         Self {
-            kind,
             action,
             path: None,
+            meaning: meaning_of(&source),
             source: Arc::new(source),
         }
     }
 
     /// The failure to open a file. For a directory, Windows reports that permission is denied.
     pub(crate) fn open(source: io::Error, is_directory: impl FnOnce() -> bool) -> Self {
-        let kind = match FsErrorKind::of(&source) {
-            FsErrorKind::PermissionDenied if is_directory() => FsErrorKind::NotAFile,
-            kind => kind,
-        };
-        Self::with_kind(kind, "open", source)
+        let error = Self::new("open", source);
+        match error.kind() {
+            BackendErrorKind::PermissionDenied if is_directory() => error.meaning(NOT_A_FILE),
+            _ => error,
+        }
+    }
+
+    /// The caller knows more about its meaning than the operating system.
+    pub(crate) fn meaning(mut self, meaning: Meaning) -> Self {
+        self.meaning = meaning;
+        self
     }
 
     /// Adds the file.
@@ -141,8 +135,8 @@ impl FsError {
     }
 
     /// The kind of failure.
-    pub const fn kind(&self) -> FsErrorKind {
-        self.kind
+    pub const fn kind(&self) -> BackendErrorKind {
+        self.meaning.0
     }
 
     /// The file, if it has a path.
@@ -154,14 +148,6 @@ impl FsError {
     pub fn io_error(&self) -> &io::Error {
         &self.source
     }
-
-    /// Whether the same call may succeed later, without other changes.
-    pub const fn is_retryable(&self) -> bool {
-        matches!(
-            self.kind,
-            FsErrorKind::TooManyOpenFiles | FsErrorKind::Unavailable
-        )
-    }
 }
 
 impl fmt::Display for FsError {
@@ -170,9 +156,10 @@ impl fmt::Display for FsError {
         if let Some(path) = &self.path {
             write!(f, " {}", path.display())?;
         }
-        self.kind
-            .advice()
-            .map_or(Ok(()), |advice| write!(f, ": {advice}"))
+        match self.meaning.1 {
+            "" => Ok(()),
+            advice => write!(f, ": {advice}"),
+        }
     }
 }
 
@@ -184,24 +171,7 @@ impl Error for FsError {
 
 impl From<FsError> for BackendError {
     fn from(error: FsError) -> Self {
-        let kind = match error.kind {
-            FsErrorKind::ReadOnly => BackendErrorKind::ReadOnly,
-            FsErrorKind::Full => BackendErrorKind::OutOfSpace,
-            FsErrorKind::Missing => BackendErrorKind::NotFound,
-            FsErrorKind::TooManyOpenFiles | FsErrorKind::TooManyWatches => {
-                BackendErrorKind::Exhausted
-            }
-            FsErrorKind::NoLocks => BackendErrorKind::Unsupported,
-            FsErrorKind::PermissionDenied => BackendErrorKind::PermissionDenied,
-            FsErrorKind::NotAFile | FsErrorKind::Foreign => BackendErrorKind::Corrupt,
-            FsErrorKind::BadName | FsErrorKind::WrongAccess | FsErrorKind::Forked => {
-                BackendErrorKind::Misconfigured
-            }
-            FsErrorKind::Unavailable => BackendErrorKind::Unavailable,
-            FsErrorKind::AlreadyExists | FsErrorKind::Other => BackendErrorKind::Other,
-        };
-        let message = error.to_string();
-        Self::new(kind, message).with_source(error.source)
+        Self::new(error.kind(), error.to_string()).with_source(error.source)
     }
 }
 
@@ -219,7 +189,7 @@ mod tests {
     #[test]
     fn each_kind_says_what_to_do_and_keeps_its_cause() {
         let error = FsError::new("open", io::ErrorKind::StorageFull.into()).at("/data/a.lock");
-        assert_eq!(error.kind(), FsErrorKind::Full);
+        assert_eq!(error.kind(), BackendErrorKind::OutOfSpace);
         assert_eq!(
             error.to_string(),
             "can't open /data/a.lock: the disk is full or the quota is exceeded: free some space"
@@ -239,7 +209,6 @@ mod tests {
             (io::ErrorKind::OutOfMemory, true),
         ] {
             let error = FsError::new("open", kind.into());
-            assert_eq!(error.is_retryable(), retryable, "{kind}");
             assert_eq!(
                 BackendError::from(error).is_retryable(),
                 retryable,
@@ -253,25 +222,25 @@ mod tests {
     fn raw_codes_are_told_apart() {
         use rustix::io::Errno;
         for (code, kind) in [
-            (Errno::ROFS, FsErrorKind::ReadOnly),
-            (Errno::NOSPC, FsErrorKind::Full),
-            (Errno::DQUOT, FsErrorKind::Full),
-            (Errno::NOENT, FsErrorKind::Missing),
-            (Errno::MFILE, FsErrorKind::TooManyOpenFiles),
-            (Errno::NFILE, FsErrorKind::TooManyOpenFiles),
-            (Errno::NOTSUP, FsErrorKind::NoLocks),
-            (Errno::OPNOTSUPP, FsErrorKind::NoLocks),
-            (Errno::NOLCK, FsErrorKind::NoLocks),
-            (Errno::NOSYS, FsErrorKind::NoLocks),
-            (Errno::ACCESS, FsErrorKind::PermissionDenied),
-            (Errno::ISDIR, FsErrorKind::NotAFile),
-            (Errno::LOOP, FsErrorKind::NotAFile),
-            (Errno::BADF, FsErrorKind::WrongAccess),
-            (Errno::STALE, FsErrorKind::Unavailable),
-            (Errno::IO, FsErrorKind::Other),
+            (Errno::ROFS, BackendErrorKind::ReadOnly),
+            (Errno::NOSPC, BackendErrorKind::OutOfSpace),
+            (Errno::DQUOT, BackendErrorKind::OutOfSpace),
+            (Errno::NOENT, BackendErrorKind::NotFound),
+            (Errno::MFILE, BackendErrorKind::Exhausted),
+            (Errno::NFILE, BackendErrorKind::Exhausted),
+            (Errno::NOTSUP, BackendErrorKind::Unsupported),
+            (Errno::OPNOTSUPP, BackendErrorKind::Unsupported),
+            (Errno::NOLCK, BackendErrorKind::Unsupported),
+            (Errno::NOSYS, BackendErrorKind::Unsupported),
+            (Errno::ACCESS, BackendErrorKind::PermissionDenied),
+            (Errno::ISDIR, BackendErrorKind::Corrupt),
+            (Errno::LOOP, BackendErrorKind::Corrupt),
+            (Errno::BADF, BackendErrorKind::Misconfigured),
+            (Errno::STALE, BackendErrorKind::Unavailable),
+            (Errno::IO, BackendErrorKind::Other),
         ] {
             let error = io::Error::from(code);
-            assert_eq!(FsErrorKind::of(&error), kind, "{error}");
+            assert_eq!(meaning_of(&error).0, kind, "{error}");
         }
     }
 }

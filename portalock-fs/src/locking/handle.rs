@@ -23,7 +23,7 @@ pub enum LockKind {
     ///
     /// - Linux and Android: open-file-description locks. They exclude the record locks of other programs, and two
     ///   handles of one process, and end with the open file.
-    /// - Other Unix systems: refused ([`FsErrorKind::NoLocks`](crate::FsErrorKind::NoLocks)). There, record locks
+    /// - Other Unix systems: refused ([`Unsupported`](portalock_core::BackendErrorKind::Unsupported)). There, record locks
     ///   belong to the process, so closing any other handle of the file drops the lock.
     /// - Windows: the same as [`Flock`](Self::Flock).
     ///
@@ -47,7 +47,7 @@ pub enum LockKind {
 /// # Errors
 ///
 /// [`FsError`] if the file system has no such locks, or if the handle has too little access
-/// ([`FsErrorKind::WrongAccess`](crate::FsErrorKind::WrongAccess)).
+/// ([`Misconfigured`](portalock_core::BackendErrorKind::Misconfigured)).
 ///
 /// ```
 /// use portalock_fs::{LockKind, Mode, lock, try_lock, unlock};
@@ -203,7 +203,10 @@ mod tests {
         let (dir, _a, b) = two_handles();
         let reader = File::open(dir.path().join("file")).unwrap();
         let error = try_lock(&reader, Mode::Exclusive, LockKind::Record).unwrap_err();
-        assert_eq!(error.kind(), crate::FsErrorKind::WrongAccess);
+        assert_eq!(
+            error.kind(),
+            portalock_core::BackendErrorKind::Misconfigured
+        );
         assert!(try_lock(&reader, Mode::Shared, LockKind::Record).unwrap());
         assert!(!try_lock(&b, Mode::Exclusive, LockKind::Record).unwrap());
     }

@@ -6,7 +6,7 @@ use std::{fs::File, io};
 use portalock_core::Mode;
 
 use super::{
-    FsError, FsErrorKind, LockKind,
+    FsError, LockKind, NOT_A_FILE,
     handle::{try_lock, unlock},
 };
 use crate::sys::{self, Origin, Seen};
@@ -89,7 +89,7 @@ impl LockFile {
             return Ok(file);
         };
         let cause = io::Error::other(wrong);
-        Err(FsError::with_kind(FsErrorKind::NotAFile, "lock", cause))
+        Err(FsError::new("lock", cause).meaning(NOT_A_FILE))
     }
 
     pub(crate) const fn file(&self) -> &File {

@@ -6,17 +6,15 @@
 //! | `handle` | plain locks on any open file |
 //! | `lock_file` | one lock file: opened, locked, checked to be still at its path, and unlocked |
 //! | `contender` | attempts to lock a file, and a watch between them |
-//! | `watch` | wake-ups when a file is closed or changed |
 
 mod contender;
 mod error;
 mod handle;
 mod lock_file;
-mod watch;
 
-pub use error::{FsError, FsErrorKind};
+pub use error::FsError;
+pub(crate) use error::{BAD_NAME, FOREIGN, FORKED, NOT_A_FILE, TOO_MANY_WATCHES};
 pub use handle::{LockKind, lock, try_lock, unlock};
 
 pub(crate) use contender::Contender;
 pub(crate) use lock_file::{Location, LockFile, says_gone};
-pub(crate) use watch::FileWatch;

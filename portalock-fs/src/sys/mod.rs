@@ -73,12 +73,8 @@ pub(crate) fn replace(from: &Path, to: &Path) -> io::Result<()> {
     patiently(|| std::fs::rename(from, to))
 }
 
-/// The identity of a file, independent of its name.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct FileId {
-    pub(crate) device: u64,
-    pub(crate) inode: u64,
-}
+/// The identity of a file, independent of its name: its device, and its number there.
+pub(crate) type FileId = (u64, u64);
 
 /// The properties of a file that matter for a lock file.
 #[derive(Debug, Clone, Copy)]

@@ -7,6 +7,7 @@ use std::{io, path::Path};
 /// Without an exclusive rename and hard links, it checks and renames; then it can't exclude another call at the same
 /// instant.
 pub(crate) fn publish(from: &Path, to: &Path) -> io::Result<()> {
+    #[cfg(any(target_os = "linux", target_os = "android", target_vendor = "apple"))]
     if let Some(outcome) = super::rename_exclusive(from, to) {
         return outcome;
     }

@@ -22,7 +22,7 @@ use rustix::{
     process::{Pid, test_kill_process},
 };
 
-use super::{FileId, Seen};
+use super::Seen;
 
 /// A file can be removed while it is open and locked.
 pub(crate) const LOCKED_FILES_STAY: bool = false;
@@ -101,10 +101,7 @@ pub(crate) fn look_along(path: &Path, follow: bool) -> io::Result<Seen> {
 
 fn seen(stat: &Stat) -> Seen {
     Seen {
-        id: FileId {
-            device: stat.st_dev as u64,
-            inode: stat.st_ino as u64,
-        },
+        id: (stat.st_dev as u64, stat.st_ino as u64),
         links: stat.st_nlink as u64,
         is_file: FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile,
     }
@@ -121,12 +118,6 @@ pub(crate) fn rename_exclusive(from: &Path, to: &Path) -> Option<io::Result<()>>
         Err(error) if says(&error, NOT_SUPPORTED) => None,
         done => Some(done),
     }
-}
-
-/// There is no such call.
-#[cfg(not(any(target_os = "linux", target_os = "android", target_vendor = "apple")))]
-pub(crate) fn rename_exclusive(_from: &Path, _to: &Path) -> Option<io::Result<()>> {
-    None
 }
 
 /// Syncs the content to the disk. Some file systems have nothing to sync and return an error, which is ignored.

@@ -7,6 +7,8 @@
 
 use std::sync::Arc;
 
+use portalock_core::WakeSender;
+
 /// What happened.
 pub(crate) enum Change {
     /// The file with this name was closed, and perhaps unlocked.
@@ -25,5 +27,12 @@ pub(crate) trait Watched: Send + Sync {
     /// renamed, a link was changed, or something was mounted over it. False if no further check is needed.
     fn look(&self) -> bool {
         false
+    }
+}
+
+/// A waiter, which checks by its next attempt what has changed.
+impl Watched for WakeSender {
+    fn tell(&self, _: &Change) {
+        self.wake();
     }
 }

@@ -19,7 +19,7 @@ use cap_std::{
     fs::{Dir, Metadata, OpenOptionsExt as _},
 };
 
-use super::{FileId, Seen};
+use super::Seen;
 
 /// An open lock file can't be removed: see [`set_open_flags`].
 pub(crate) const LOCKED_FILES_STAY: bool = true;
@@ -52,25 +52,15 @@ pub(crate) fn look_for(dir: &Dir, name: &str) -> io::Result<Seen> {
     Ok(seen(&dir.symlink_metadata(name)?))
 }
 
-/// The identity of the file at `path`. If its last part is a link, it is followed only if requested.
-pub(crate) fn look_along(path: &Path, follow: bool) -> io::Result<Seen> {
-    let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
-        return Err(io::ErrorKind::Unsupported.into());
-    };
-    if follow {
-        let dir = Dir::open_ambient_dir(path, ambient_authority())?;
-        return Ok(seen(&dir.dir_metadata()?));
-    }
-    let dir = Dir::open_ambient_dir(parent, ambient_authority())?;
-    Ok(seen(&dir.symlink_metadata(name)?))
+/// The identity of the directory at `path`. A lock file is not looked for along its path, because it stays as long as it is open.
+pub(crate) fn look_along(path: &Path, _follow: bool) -> io::Result<Seen> {
+    let dir = Dir::open_ambient_dir(path, ambient_authority())?;
+    Ok(seen(&dir.dir_metadata()?))
 }
 
 fn seen(metadata: &Metadata) -> Seen {
     Seen {
-        id: FileId {
-            device: metadata.dev(),
-            inode: metadata.ino(),
-        },
+        id: (metadata.dev(), metadata.ino()),
         links: metadata.nlink(),
         is_file: metadata.is_file(),
     }
@@ -118,11 +108,6 @@ pub(crate) fn patiently<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Resul
         pause *= 2;
     }
     call()
-}
-
-/// There is no such call that is safe.
-pub(crate) fn rename_exclusive(_from: &Path, _to: &Path) -> Option<io::Result<()>> {
-    None
 }
 
 /// Syncs the content to the disk.

@@ -8,7 +8,7 @@ use std::{
     thread,
 };
 
-use portalock_fs::{AtomicError, AtomicFile, FsErrorKind, open_atomic};
+use portalock_fs::{AtomicError, AtomicFile, open_atomic};
 
 use crate::{child::Other, place};
 
@@ -59,7 +59,7 @@ fn keeps_the_payload_if_another_was_first() {
     else {
         panic!("{error}");
     };
-    assert_eq!(source.kind(), FsErrorKind::AlreadyExists);
+    assert_eq!(source.io_error().kind(), std::io::ErrorKind::AlreadyExists);
     assert_eq!(fs::read_to_string(&path).unwrap(), "theirs");
     assert_eq!(fs::read_to_string(payload).unwrap(), "ours");
     assert!(error.to_string().contains(&*payload.to_string_lossy()));

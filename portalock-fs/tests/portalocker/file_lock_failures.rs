@@ -3,7 +3,7 @@
 use std::fs;
 
 use portalock_core::{BackendErrorKind, LockError};
-use portalock_fs::{FileLock, FileMode, FsErrorKind};
+use portalock_fs::{FileLock, FileMode};
 
 #[cfg(unix)]
 use crate::child::Other;
@@ -92,7 +92,7 @@ fn too_many_open_files_is_told_apart() {
 #[test]
 fn an_empty_path_is_no_file() {
     let error = FileLock::new("").unwrap_err();
-    assert_eq!(error.kind(), FsErrorKind::BadName);
+    assert_eq!(error.kind(), BackendErrorKind::Misconfigured);
 }
 
 #[test]

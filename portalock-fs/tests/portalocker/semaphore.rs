@@ -3,7 +3,7 @@
 use std::fs;
 
 use portalock_core::{BackendErrorKind, LockError};
-use portalock_fs::BoundedSemaphore;
+use portalock_fs::{BoundedSemaphore, SlotGuard};
 
 use crate::{briefly, child::Other, patient, place};
 
@@ -67,33 +67,11 @@ fn other_processes_count() {
 }
 
 #[test]
-fn several_permits_come_all_or_none() {
+fn a_guard_knows_its_slot() {
     let (dir, _) = place("");
-    let semaphore = jobs(&dir, 3);
-    let two = semaphore.try_acquire_many(2).unwrap();
-    assert_eq!((two.permits().count(), two.permits().capacity()), (2, 3));
-    assert!(semaphore.try_acquire_many(2).is_err());
-    let last = semaphore
-        .try_acquire()
-        .expect("a failed attempt keeps nothing");
-    drop((two, last));
-    assert!(semaphore.try_acquire_many(3).is_ok());
-    assert!(matches!(
-        semaphore.try_acquire_many(4),
-        Err(LockError::InvalidPermits(_))
-    ));
-}
-
-#[tokio::test]
-async fn a_waiter_for_several_keeps_none_from_others() {
-    let (dir, _) = place("");
-    let semaphore = jobs(&dir, 3).with_policy(patient());
-    let two = semaphore.try_acquire_many(2).unwrap();
-    let mut waiter = Box::pin(semaphore.acquire_many(2));
-    assert!(futures_util::poll!(&mut waiter).is_pending());
-    drop(semaphore.try_acquire().unwrap());
-    drop(two);
-    waiter.await.unwrap().release().unwrap();
+    let semaphore = jobs(&dir, 2);
+    let held = [semaphore.try_acquire(), semaphore.try_acquire()].map(Result::unwrap);
+    assert_eq!(held.each_ref().map(SlotGuard::path), *semaphore.paths());
 }
 
 #[test]
@@ -155,12 +133,15 @@ fn a_release_says_that_a_slot_was_lost() {
     let (dir, _) = place("");
     let semaphore = BoundedSemaphore::new("slots", 2).unwrap();
     let semaphore = semaphore.in_directory(dir.path()).unwrap();
-    let both = semaphore.try_acquire_many(2).unwrap();
+    let held = [semaphore.try_acquire(), semaphore.try_acquire()].map(Result::unwrap);
+    let [first, second] = held;
     std::fs::remove_file(&semaphore.paths()[1]).unwrap();
-    let error = both.release().unwrap_err();
+    first.ensure_held().unwrap();
+    let error = second.release().unwrap_err();
     assert!(
         matches!(error, portalock_core::LockError::Lost { .. }),
         "{error}"
     );
-    assert!(semaphore.try_acquire_many(2).is_ok());
+    first.release().unwrap();
+    assert!(semaphore.try_acquire().is_ok());
 }

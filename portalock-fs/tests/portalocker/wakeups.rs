@@ -125,13 +125,14 @@ async fn a_freed_slot_wakes_a_waiter() {
     let semaphore = semaphore.with_policy(hardly_ever());
     let one = Other::that_has("slot", dir.path());
     let two = Other::that_has("slot", dir.path());
-    let mut waiter = Box::pin(semaphore.acquire_many(2));
-    assert!(futures_util::poll!(&mut waiter).is_pending());
-    two.kill();
-    assert!(futures_util::poll!(&mut waiter).is_pending());
-    one.finish();
-    let woken = tokio::time::timeout(WOKEN, waiter).await;
-    drop(woken.expect("nobody woke the waiter").unwrap());
+    let mut held = Vec::new();
+    for other in [two, one] {
+        let mut waiter = Box::pin(semaphore.acquire());
+        assert!(futures_util::poll!(&mut waiter).is_pending());
+        other.kill();
+        let woken = tokio::time::timeout(WOKEN, waiter).await;
+        held.push(woken.expect("nobody woke the waiter").unwrap());
+    }
 }
 
 #[tokio::test]
@@ -159,14 +160,10 @@ async fn a_waiter_does_not_wake_itself() {
     let pid = pid.with_policy(policy.clone());
     let semaphore = BoundedSemaphore::new("jobs", 2).unwrap();
     let semaphore = semaphore.in_directory(dir.path()).unwrap();
-    let (one, _two) = (semaphore.try_acquire(), semaphore.try_acquire());
+    let _all = [semaphore.try_acquire(), semaphore.try_acquire()].map(Result::unwrap);
     let semaphore = semaphore.with_policy(policy);
-    let mut for_both = Box::pin(semaphore.acquire_many(2));
-    assert!(futures_util::poll!(&mut for_both).is_pending());
-    // Now each attempt locks the free file and releases it again.
-    drop(one);
     for (what, error) in [
-        ("permits", for_both.await.unwrap_err()),
+        ("permits", semaphore.acquire().await.unwrap_err()),
         ("pid file", pid.acquire().await.unwrap_err()),
     ] {
         let LockError::Timeout { attempts, .. } = error else {

@@ -171,7 +171,7 @@ fn a_reader_that_is_stopped_while_it_draws_a_token_stops_nobody_for_long() {
     let file_name = FileName::of(&name);
     let stopped = store.named(&file_name.beside(READERS_SUFFIX)).open();
     let stopped = stopped.unwrap();
-    assert!(lock_list(&stopped).unwrap());
+    assert!(stopped.try_lock(Mode::Exclusive).unwrap());
     let file = store.file(&file_name).open().unwrap();
     assert!(file.try_lock(Mode::Shared).unwrap());
     let request = request(&name, Mode::Shared);

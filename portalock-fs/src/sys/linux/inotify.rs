@@ -32,6 +32,8 @@ use super::{
 
 /// The events of at least a hundred files, or of one with the longest name.
 const BUFFER: usize = 4096;
+/// A read that returned fewer events left none, because an event takes at most 16 bytes and a name of 256.
+const ANY_EVENTS: usize = BUFFER / (16 + 256);
 
 /// The events of a watched directory.
 const DIRECTORY: WatchFlags = WatchFlags::ONLYDIR
@@ -252,16 +254,18 @@ impl Watches {
         }
     }
 
-    /// Reads one buffer of events, and tells everybody whom they concern. False if there may be more events.
+    /// Reads one buffer of events, and tells everybody whom they concern. False if it may have left events.
     fn report(&self, buffer: &mut [MaybeUninit<u8>]) -> bool {
         let mut news = Vec::new();
         let mut reader = Reader::new(&self.events, buffer);
-        let was_last = loop {
+        let mut read = 0;
+        while read == 0 || !reader.is_buffer_empty() {
             let event = match reader.next() {
                 Ok(event) => event,
                 Err(Errno::INTR) => continue,
-                Err(_) => break true,
+                Err(_) => break,
             };
+            read += 1;
             let name = event.file_name().and_then(|name| name.to_str().ok());
             for target in self.concerned(event.wd(), event.events()) {
                 let change = match (target.file, name) {
@@ -271,18 +275,14 @@ impl Watches {
                 };
                 news.push((target.told, change));
             }
-            if reader.is_buffer_empty() {
-                // The waiter should not wait for another read that finds nothing.
-                break false;
-            }
-        };
+        }
         // No mutex is held during these calls, because they may start and end watches.
         for (told, change) in news {
             if let Some(told) = told.upgrade() {
                 told.tell(&change);
             }
         }
-        was_last
+        read < ANY_EVENTS
     }
 
     fn concerned(&self, descriptor: i32, what: ReadFlags) -> Vec<Target> {
@@ -334,8 +334,8 @@ impl Sleeper for Watches {
         };
         self.is_asleep.store(false, Ordering::SeqCst);
         let mut buffer = [MaybeUninit::uninit(); BUFFER];
-        // The kernel told only this thread of these events.
-        if !self.report(&mut buffer) && !self.report(&mut buffer) {
+        if !self.report(&mut buffer) {
+            // The kernel told only this thread of the events that are left.
             self.thread.wake();
         }
         self.is_taken.store(false, Ordering::Release);
