@@ -2,7 +2,8 @@
 -- for the whole capacity, and the state has only the last token, so nobody holds, waits or observes. All other attempts
 -- continue in `acquire_behind.lua`; `acquire_usual.lua` handles this case too.
 --
--- KEYS and ARGV are the same as in `acquire.lua`. `batch.lua` may have read the fields of the state already.
+-- KEYS and ARGV are the same as in `acquire.lua`. If `batch.lua` has compared the stamp, it also passes the fields of the state
+-- as `ARGV.fields`.
 
 local call = redis.call
 local state = KEYS[1]
