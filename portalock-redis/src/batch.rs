@@ -1,6 +1,6 @@
 //! Several attempts and releases in one script: see `batch.lua`.
 
-use std::{iter, sync::Arc};
+use std::{iter, ops::Range};
 
 use redis::{RedisError, Value, aio::MultiplexedConnection};
 use tokio::sync::oneshot;
@@ -24,6 +24,8 @@ pub(crate) type Answer = Result<Option<Value>, RedisError>;
 #[derive(Debug, Default)]
 pub(crate) struct Batch {
     parts: Vec<Part>,
+    /// The words of all parts.
+    text: String,
     /// What all its attempts have.
     attempts: Option<Attempts>,
 }
@@ -31,9 +33,17 @@ pub(crate) struct Batch {
 #[derive(Debug)]
 struct Part {
     letter: char,
-    state: String,
-    owner: String,
+    state: Range<usize>,
+    owner: Range<usize>,
     answer: oneshot::Sender<Answer>,
+}
+
+/// The requests of a batch with their answers.
+#[derive(Debug)]
+#[must_use]
+pub(crate) struct Answered {
+    parts: Vec<Part>,
+    answers: Vec<Answer>,
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -71,21 +81,36 @@ impl Batch {
             _ => return None,
         };
         let (answer, answered) = oneshot::channel();
-        self.parts.push(Part {
+        let part = Part {
             letter,
-            state: state.to_owned(),
-            owner: owner.to_owned(),
+            state: self.write(state),
+            owner: self.write(owner),
             answer,
-        });
+        };
+        self.parts.push(part);
         Some(answered)
     }
 
+    fn write(&mut self, word: &str) -> Range<usize> {
+        let from = self.text.len();
+        self.text.push_str(word);
+        from..self.text.len()
+    }
+
+    fn word(&self, at: &Range<usize>) -> &str {
+        self.text.get(at.clone()).unwrap_or_default()
+    }
+
     /// Sends the requests whose callers still wait.
-    pub(crate) async fn send(mut self, route: Arc<Route>, mut connection: MultiplexedConnection) {
+    pub(crate) async fn send(
+        mut self,
+        route: &Route,
+        mut connection: MultiplexedConnection,
+    ) -> Answered {
         self.parts.retain(|part| !part.answer.is_closed());
         let (tag, connection) = (route.tag(), &mut connection);
         let answers = match &*self.parts {
-            [] => return,
+            [] => Vec::new(),
             [part] => {
                 let answer = self.run_alone(part, tag, connection).await;
                 vec![answer.map(Some)]
@@ -97,14 +122,9 @@ impl Batch {
                 Err(error) => self.parts.iter().map(|_| Err(error.clone())).collect(),
             },
         };
-        let missing = iter::repeat_with(|| Ok(None));
-        for (part, answer) in self
-            .parts
-            .into_iter()
-            .zip(answers.into_iter().chain(missing))
-        {
-            // A caller that was dropped needs no answer.
-            let _ = part.answer.send(answer);
+        Answered {
+            parts: self.parts,
+            answers,
         }
     }
 
@@ -114,7 +134,7 @@ impl Batch {
         tag: Option<&Tag>,
         connection: &mut MultiplexedConnection,
     ) -> Result<Value, RedisError> {
-        let Part { state, owner, .. } = part;
+        let (state, owner) = (self.word(&part.state), self.word(&part.owner));
         match &self.attempts {
             Some(Attempts {
                 session,
@@ -127,7 +147,7 @@ impl Batch {
                 } else {
                     "once"
                 };
-                let arguments = [&**owner, stamp, head, who, patience];
+                let arguments = [owner, stamp, head, who, patience];
                 ACQUIRE
                     .run_in(tag, connection, &[state, session], &arguments)
                     .await
@@ -142,9 +162,13 @@ impl Batch {
         connection: &mut MultiplexedConnection,
     ) -> Result<Value, RedisError> {
         let letters: String = self.parts.iter().map(|part| part.letter).collect();
-        let mut keys: Vec<&str> = self.parts.iter().map(|part| &*part.state).collect();
+        let mut keys: Vec<&str> = self
+            .parts
+            .iter()
+            .map(|part| self.word(&part.state))
+            .collect();
         let mut arguments = vec![&*letters];
-        arguments.extend(self.parts.iter().map(|part| &*part.owner));
+        arguments.extend(self.parts.iter().map(|part| self.word(&part.owner)));
         if let Some(attempts) = &self.attempts {
             let [session, stamp, head, who] = attempts.words();
             keys.push(session);
@@ -177,6 +201,21 @@ impl Batch {
             *answers.get_mut(index)? = Ok(Some(answer).filter(|answer| *answer != Value::Nil));
         }
         Some(answers)
+    }
+}
+
+impl Answered {
+    /// Gives each caller its answer, or none if it is missing.
+    pub(crate) fn give_out(self) {
+        let missing = iter::repeat_with(|| Ok(None));
+        for (part, answer) in self
+            .parts
+            .into_iter()
+            .zip(self.answers.into_iter().chain(missing))
+        {
+            // A caller that was dropped needs no answer.
+            let _ = part.answer.send(answer);
+        }
     }
 }
 

@@ -5,6 +5,11 @@
 //! others in flight is sent in a [`Batch`]: a task sends it when those tasks have run that the last answers woke. Any other
 //! request is sent at once, by itself.
 //!
+//! On a runtime of one thread, batches take turns: the answers of one are given out when the requests that followed the one
+//! before are sent. Otherwise the client and the server would mostly wait for each other. Answers that come together wake many
+//! tasks, the connection's task runs only after all of them, so their requests are sent together too; and the server
+//! replies to what it has read together when all of it is done.
+//!
 //! - Each request of a batch has the effect of its own script, at that moment. An attempt carries the stamp that its caller
 //!   knew when it asked, so an attempt that is sent after its withdrawal is refused: see `session.rs`.
 //! - The task that sends a batch serves all its callers, so a caller that is dropped takes nothing from the others.
@@ -17,7 +22,11 @@ use std::sync::{
 };
 
 use redis::aio::MultiplexedConnection;
-use tokio::{runtime::Handle, sync::oneshot, task::yield_now};
+use tokio::{
+    runtime::{Handle, RuntimeFlavor},
+    sync::oneshot,
+    task::yield_now,
+};
 
 use crate::{
     batch::{Answer, Batch},
@@ -27,7 +36,7 @@ use crate::{
 
 /// The largest batch. With several smaller ones the server works while the client reads answers, and other clients wait
 /// less.
-const AT_ONCE: usize = 16;
+const AT_ONCE: usize = 32;
 
 /// How many other calls in flight make a request wait for company. A script for two requests takes the server as long as two.
 const COMPANY: usize = 2;
@@ -37,6 +46,8 @@ const COMPANY: usize = 2;
 pub(crate) struct Calls {
     in_flight: AtomicUsize,
     gathered: Mutex<Gathered>,
+    /// Held by the batch whose answers are given out, where batches take turns.
+    turns: tokio::sync::Mutex<()>,
 }
 
 /// A call that is in flight until this is dropped.
@@ -80,23 +91,45 @@ impl Calls {
         let is_due = full.is_some() || std::mem::replace(&mut gathered.is_due, true);
         // A runtime that has ended drops a new task at once, which takes the lock.
         drop(gathered);
-        let (route, connection) = (route.clone(), connection.clone());
         if let Some(batch) = full {
-            runtime.spawn(batch.send(route, connection));
+            runtime.spawn(self.clone().serve(batch, route.clone(), connection.clone()));
         } else if !is_due {
             let due = Due(Some(self.clone()));
+            let (calls, route, connection) = (self.clone(), route.clone(), connection.clone());
             runtime.spawn(async move {
                 yield_now().await;
-                due.take().send(route, connection).await;
+                calls.serve(due.take(), route, connection).await;
             });
         }
         Some(answered)
+    }
+
+    /// Sends a batch and gives out its answers. Where batches take turns, the next one's answers are given out when the
+    /// tasks that these answers woke have run, and the connection has sent their requests.
+    async fn serve(
+        self: Arc<Self>,
+        batch: Batch,
+        route: Arc<Route>,
+        connection: MultiplexedConnection,
+    ) {
+        let answered = batch.send(&route, connection).await;
+        if !is_on_one_thread() {
+            return answered.give_out();
+        }
+        let _turn = self.turns.lock().await;
+        answered.give_out();
+        yield_now().await;
     }
 
     fn lock(&self) -> MutexGuard<'_, Gathered> {
         // No code panics while it holds the lock.
         self.gathered.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn is_on_one_thread() -> bool {
+    Handle::try_current()
+        .is_ok_and(|runtime| runtime.runtime_flavor() == RuntimeFlavor::CurrentThread)
 }
 
 impl Drop for InFlight<'_> {

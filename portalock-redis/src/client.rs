@@ -93,7 +93,7 @@ pub(crate) async fn enter(
             Standing::Granted(token) => {
                 if settings.wait_replicas() > 0 {
                     // Boxed: the future is large, and each call would reserve space for it.
-                    Box::pin(confirm(&mut connections.wire().await?.connection, key)).await?;
+                    Box::pin(confirm(&mut connections.wire().await?.connection(), key)).await?;
                 }
                 Entered::Granted(token)
             }

@@ -42,12 +42,12 @@ pub(crate) enum Call<'c> {
 }
 
 /// The connection of one runtime.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(crate) struct Wire {
     number: u64,
     /// The number of the location that the connection leads to.
     location: u64,
-    pub(crate) connection: MultiplexedConnection,
+    connection: MultiplexedConnection,
     calls: Arc<Calls>,
 }
 
@@ -55,7 +55,7 @@ pub(crate) struct Wire {
 #[derive(Debug)]
 pub(crate) struct Connections {
     route: Arc<Route>,
-    wires: PerRuntime<Wire>,
+    wires: PerRuntime<Arc<Wire>>,
     opened: Arc<AtomicU64>,
 }
 
@@ -69,7 +69,7 @@ impl Connections {
     }
 
     /// Returns the current runtime's connection if it leads to the current primary, or else a new one.
-    pub(crate) async fn wire(&self) -> Result<Wire, BackendError> {
+    pub(crate) async fn wire(&self) -> Result<Arc<Wire>, BackendError> {
         match self.wires.present() {
             Some(wire) if self.leads_there(&wire) => Ok(wire),
             // Boxed: the future is large, and each call would reserve space for it.
@@ -83,19 +83,19 @@ impl Connections {
         wire.location == self.route.number()
     }
 
-    async fn open_wire(&self) -> Result<Wire, BackendError> {
+    async fn open_wire(&self) -> Result<Arc<Wire>, BackendError> {
         self.wires.forget(|wire| !self.leads_there(wire));
         let (route, opened) = (self.route.clone(), self.opened.clone());
         let open = move || async move {
             let location = route.find().await?;
             let mut connection = connect(&route, &location, |_| Ok::<(), ()>(())).await?;
             may_grant(&mut connection, &route).await?;
-            Ok(Wire {
+            Ok(Arc::new(Wire {
                 number: opened.fetch_add(1, Ordering::Relaxed),
                 location: location.number,
                 connection,
                 calls: Arc::default(),
-            })
+            }))
         };
         self.wires.get(open).await
     }
@@ -157,7 +157,7 @@ impl Connections {
         call: Call<'_>,
         gathers: bool,
     ) -> Result<Value, BackendError> {
-        let mut wire = self.wire().await?;
+        let wire = self.wire().await?;
         match wire.send(call, &self.route, gathers).await {
             Ok(_) if !self.leads_there(&wire) => Err(BackendError::new(
                 BackendErrorKind::Unavailable,
@@ -179,7 +179,11 @@ impl Connections {
 }
 
 impl Wire {
-    async fn send(&mut self, call: Call<'_>, route: &Arc<Route>, gathers: bool) -> Answer {
+    pub(crate) fn connection(&self) -> MultiplexedConnection {
+        self.connection.clone()
+    }
+
+    async fn send(&self, call: Call<'_>, route: &Arc<Route>, gathers: bool) -> Answer {
         let in_flight = self.calls.begin();
         if gathers
             && in_flight.has_company
@@ -188,7 +192,10 @@ impl Wire {
             // Without a sender, the task that served this call has ended.
             return answered.await.unwrap_or(Ok(None));
         }
-        call.send(route.tag(), &mut self.connection).await.map(Some)
+        let mut connection = self.connection();
+        // Boxed: the future is large, and a call that is gathered would reserve space for it.
+        let alone = Box::pin(call.send(route.tag(), &mut connection));
+        alone.await.map(Some)
     }
 }
 

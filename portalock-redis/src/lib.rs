@@ -88,7 +88,7 @@
 //! # What it costs
 //!
 //! An acquisition of a free lock is one round trip, and a release is another one. Requests of tasks that use one connection at
-//! the same time share a script, up to 16 at once. One more holder of a shared lock costs the
+//! the same time share a script, up to 32 at once. One more holder of a shared lock costs the
 //! same, because the script counts the holders instead of reading them, as long as all of them asked for the same. It reads
 //! all holders of the name, 3 ms for each thousand, in three cases: their requests differ, as with permits of a semaphore;
 //! somebody waits; or no more holders fit. Other names cost nothing. With each refresh a session checks whether its locks

@@ -44,7 +44,7 @@ if last_token and holder and not is_held and ARGV[5] == 'queues' then
     local stamp = key and call('GET', key)
     is_blocked = stamp and (string.byte(stamp) == 107 or call('PUBSUB', NUMSUB, key)[2] > 0) -- `kept`
   end
-  local stamp = is_blocked and call('GET', KEYS[2])
+  local stamp = is_blocked and (ARGV.fields and ARGV[2] or call('GET', KEYS[2]))
   if stamp == ARGV[2] and (string.byte(stamp) == 107 or call('PUBSUB', NUMSUB, KEYS[2])[2] > 0) then
     local time = call('TIME')
     local now = time[1] .. string.sub('00000' .. time[2], -6)

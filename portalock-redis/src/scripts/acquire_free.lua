@@ -2,11 +2,12 @@
 -- for the whole capacity, and the state has only the last token, so nobody holds, waits or observes. All other attempts
 -- continue in `acquire_behind.lua`; `acquire_usual.lua` handles this case too.
 --
--- KEYS and ARGV are the same as in `acquire.lua`.
+-- KEYS and ARGV are the same as in `acquire.lua`. If `batch.lua` has compared the stamp, it also passes the fields of the state
+-- as `ARGV.fields`.
 
 local call = redis.call
 local state = KEYS[1]
-local fields = not ARGV[6] and call('HGETALL', state)
+local fields = not ARGV[6] and (ARGV.fields or call('HGETALL', state))
 if fields and #fields == 2 then
   local stamp = call('GET', KEYS[2])
   if stamp == ARGV[2] and string.byte(stamp) == 107 then -- `kept`

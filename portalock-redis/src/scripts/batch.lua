@@ -29,11 +29,12 @@ local hour = micros - micros % 3600000000
 
 local answers = { now }
 for i = 1, size do
-  local state, owner, letter, is_done = KEYS[i], ARGV[i + 1], letter_of(letters, i), false
+  local state, owner, letter = KEYS[i], ARGV[i + 1], letter_of(letters, i)
+  local fields, is_done
   if letter == RELEASES then
     is_done = ask('HLEN', state) == 2 and ask('HDEL', state, owner) == 1
   elseif claim then
-    local fields = ask('HGETALL', state)
+    fields = ask('HGETALL', state)
     local before = #fields == 2 and tonumber(fields[2])
     if before and before < micros and before >= hour then
       is_done = ask('HSET', state, 'token', now, owner, claim) == 1
@@ -45,7 +46,8 @@ for i = 1, size do
       answered, answer = pcall(release, { state }, { owner })
     else
       local patience = letter == QUEUES and 'queues' or 'once'
-      answered, answer = pcall(acquire, { state, session }, { owner, stamp, head, who, patience })
+      local read = fields and #fields > 0 and fields
+      answered, answer = pcall(acquire, { state, session }, { owner, stamp, head, who, patience, fields = read })
     end
     local last = #answers
     answers[last + 1], answers[last + 2] = i, answered and answer
