@@ -9,9 +9,10 @@ use portalock_core::{
 
 use crate::{
     PostgresSettings,
+    answer::Standing,
     connection::Connections,
     keys::{Place, Wanted},
-    queue::{Entry, Standing},
+    queue::Entry,
     record::encode,
     session::{Session, SessionRow, gone},
 };

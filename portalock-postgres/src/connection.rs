@@ -19,6 +19,7 @@ use tokio_postgres::{
 
 use crate::{
     PostgresSettings,
+    answer::{Left, Standing},
     error::{ends_connection, failed, not_connected, timed_out},
     tls,
 };
@@ -71,9 +72,8 @@ impl Connection {
             // The requests are pipelined: none of them waits for another's answer.
             let ((), acquire, release) = try_join3(
                 client.batch_execute(&set_up),
-                client
-                    .prepare("SELECT * FROM portalock.acquire($1, $2, $3, $4, $5, $6, $7, $8, $9)"),
-                client.prepare("SELECT * FROM portalock.release($1, $2, $3, $4, $5)"),
+                client.prepare("SELECT portalock.acquire($1, $2, $3, $4, $5, $6, $7, $8, $9)"),
+                client.prepare("SELECT portalock.release($1, $2, $3, $4, $5)"),
             )
             .await
             .map_err(|error| failed(CONNECTING, error))?;
@@ -90,13 +90,19 @@ impl Connection {
     }
 
     /// Runs the statement that acquires a lock.
-    pub(crate) async fn acquire(&self, asked: &[&(dyn ToSql + Sync)]) -> Result<Row, Error> {
-        self.client.query_one(&self.acquire, asked).await
+    pub(crate) async fn acquire(&self, asked: &[&(dyn ToSql + Sync)]) -> Result<Standing, Error> {
+        self.client
+            .query_one(&self.acquire, asked)
+            .await?
+            .try_get(0)
     }
 
     /// Runs the statement that releases a lock.
-    pub(crate) async fn release(&self, asked: &[&(dyn ToSql + Sync)]) -> Result<Row, Error> {
-        self.client.query_one(&self.release, asked).await
+    pub(crate) async fn release(&self, asked: &[&(dyn ToSql + Sync)]) -> Result<Left, Error> {
+        self.client
+            .query_one(&self.release, asked)
+            .await?
+            .try_get(0)
     }
 
     /// Runs any other statement. It is planned each time, in the same round trip.

@@ -9,6 +9,7 @@ use portalock_core::{
 use tokio_postgres::{Error, Row, types::Type};
 
 use crate::{
+    answer::{Left, Standing},
     connection::{Connection, Connections},
     error::failed,
     keys::{Kind, Place},
@@ -30,67 +31,35 @@ pub(crate) struct Entry<'a> {
     pub(crate) who: String,
 }
 
-/// The answer to an attempt.
-#[derive(Debug)]
-pub(crate) enum Standing {
-    Granted(FencingToken),
-    /// A place in the queue is kept. After this time, the owners ahead of it may be dead.
-    Queued {
-        holder: Option<Holder>,
-        look_in: Option<Duration>,
-    },
-    /// Nothing is kept.
-    Refused {
-        holder: Option<Holder>,
-    },
-    /// The session is dead at the server.
-    Ended,
-    /// Nothing was done: the session's epoch is this one.
-    Stale(i64),
-}
-
-/// The answer to a release.
-#[derive(Debug)]
-pub(crate) struct Left {
-    pub(crate) freed: bool,
-    /// The session's new epoch, if it has changed.
-    pub(crate) epoch: Option<i64>,
-}
-
 impl Connections {
     /// Makes one attempt.
     pub(crate) async fn acquire(
         &self,
         entry: &Entry<'_>,
     ) -> Result<Answered<Standing>, BackendError> {
-        let answer = self
-            .call(ACQUIRING, |connection| async move {
-                let Entry {
+        self.call(ACQUIRING, |connection| async move {
+            let Entry {
+                session,
+                epoch,
+                place: Place { name, wanted },
+                queues,
+                who,
+            } = entry;
+            connection
+                .acquire(&[
                     session,
                     epoch,
-                    place: Place { name, wanted },
+                    &wanted.kind.as_str(),
+                    &wanted.name.as_str(),
+                    &&**name,
+                    &wanted.weight,
+                    &wanted.capacity,
                     queues,
                     who,
-                } = entry;
-                connection
-                    .acquire(&[
-                        session,
-                        epoch,
-                        &wanted.kind.as_str(),
-                        &wanted.name.as_str(),
-                        &&**name,
-                        &wanted.weight,
-                        &wanted.capacity,
-                        queues,
-                        who,
-                    ])
-                    .await
-            })
-            .await?;
-        Ok(Answered {
-            value: standing(&answer.value).map_err(|error| failed(ACQUIRING, error))?,
-            repeated: answer.repeated,
+                ])
+                .await
         })
+        .await
     }
 
     /// Releases an owner.
@@ -153,19 +122,14 @@ impl Connection {
         session: &str,
         leaving: &Leaving<Place>,
     ) -> Result<Left, Error> {
-        let row = self
-            .release(&[
-                &session,
-                &leaving.at.wanted.kind.as_str(),
-                &leaving.at.wanted.name.as_str(),
-                &&*leaving.at.name,
-                &leaving.unsure,
-            ])
-            .await?;
-        Ok(Left {
-            freed: row.try_get(0)?,
-            epoch: row.try_get(1)?,
-        })
+        self.release(&[
+            &session,
+            &leaving.at.wanted.kind.as_str(),
+            &leaving.at.wanted.name.as_str(),
+            &&*leaving.at.name,
+            &leaving.unsure,
+        ])
+        .await
     }
 
     pub(crate) async fn end_session(&self, session: &str) -> Result<(), Error> {
@@ -205,26 +169,6 @@ impl Connection {
         let cleaned: i32 = rows.first().map_or(Ok(0), |row| row.try_get(0))?;
         Ok(cleaned >= most)
     }
-}
-
-fn standing(row: &Row) -> Result<Standing, Error> {
-    let outcome: &str = row.try_get("outcome")?;
-    let number = || row.try_get::<_, i64>("token");
-    Ok(match outcome {
-        "granted" => Standing::Granted(token(number()?)),
-        "queued" => {
-            let look_in: Option<i64> = row.try_get("look_in")?;
-            Standing::Queued {
-                holder: holder(row)?,
-                look_in: look_in.map(millis),
-            }
-        }
-        "refused" => Standing::Refused {
-            holder: holder(row)?,
-        },
-        "stale" => Standing::Stale(number()?),
-        _ => Standing::Ended,
-    })
 }
 
 fn holder(row: &Row) -> Result<Option<Holder>, Error> {

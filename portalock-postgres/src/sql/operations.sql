@@ -18,8 +18,10 @@ CREATE OR REPLACE FUNCTION portalock.acquire(
     _session text, _epoch bigint, _kind text, _name text, _owner text, _weight bigint, _capacity bigint, _queue boolean,
     _who text, OUT outcome text, OUT token bigint, OUT who text, OUT since bigint, OUT look_in bigint
 ) LANGUAGE plpgsql SECURITY DEFINER AS $$
+DECLARE
+    -- As `lock_name`. An assignment calls the function, whereas PERFORM would execute a query.
+    ignored text := pg_catalog.pg_advisory_xact_lock(portalock.lock_of(_kind, _name));
 BEGIN
-    PERFORM pg_catalog.pg_advisory_xact_lock(portalock.lock_of(_kind, _name));
     IF _weight OPERATOR(pg_catalog.=) _capacity AND _weight OPERATOR(pg_catalog.>) 0 AND _owner IS NOT NULL AND _who IS NOT NULL THEN
         UPDATE portalock.names n SET
             token = greatest(n.token OPERATOR(pg_catalog.+) 1,
@@ -153,9 +155,10 @@ CREATE OR REPLACE FUNCTION portalock.release(
     _session text, _kind text, _name text, _owner text, _for_good boolean, OUT freed boolean, OUT epoch bigint
 ) LANGUAGE plpgsql SECURITY DEFINER AS $$
 DECLARE
+    -- See `acquire`.
+    ignored text := pg_catalog.pg_advisory_xact_lock(portalock.lock_of(_kind, _name));
     busy boolean;
 BEGIN
-    PERFORM pg_catalog.pg_advisory_xact_lock(portalock.lock_of(_kind, _name));
     IF NOT _for_good THEN
         UPDATE portalock.names n SET owner = NULL
         WHERE (n.name, n.kind, n.owner, n.session) OPERATOR(pg_catalog.=) (_name, _kind, _owner, _session)

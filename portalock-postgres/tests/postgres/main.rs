@@ -17,6 +17,7 @@ mod fence;
 mod functions;
 mod history;
 mod idle;
+mod neighbours;
 mod observing;
 mod pooler;
 mod refusals;
