@@ -54,7 +54,7 @@ impl Client {
         self.store
             .note_release(file_name, &held.file, &held.written);
         let is_long = |since: portalock_core::clock::Instant| since.elapsed() > AMONG_OURSELVES;
-        if place.ours_since.is_some_and(is_long) && place.waiters().next().is_some() {
+        if place.ours_since.is_some_and(is_long) {
             place.ours_since = None;
             // The first waiter here tries when it gets the event of the release, like other processes.
             let watching = self.watch_file(file_name, &held.file);
