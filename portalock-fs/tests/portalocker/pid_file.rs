@@ -284,3 +284,16 @@ fn both_files_go_before_the_lock_is_freed() {
         });
     }
 }
+
+#[cfg(unix)]
+#[test]
+fn a_pid_is_read_through_a_link_and_a_named_pipe_has_none() {
+    let (dir, path) = place("daemon.pid");
+    let pipe = process::Command::new("mkfifo").arg(&path).status();
+    assert!(pipe.unwrap().success());
+    assert_eq!(PidFileLock::new(&path).unwrap().read_pid(), None);
+    let link = dir.path().join("link");
+    fs::write(dir.path().join("other"), "4711").unwrap();
+    std::os::unix::fs::symlink("other", &link).unwrap();
+    assert_eq!(PidFileLock::new(&link).unwrap().read_pid(), Some(4711));
+}
