@@ -41,13 +41,11 @@ fn start_in(stat: &str) -> Option<u64> {
     after_name.split_ascii_whitespace().nth(19)?.parse().ok()
 }
 
-/// The pid in a line such as `1: FLOCK ADVISORY WRITE 1234 08:02:131 0 EOF`; waiters' lines have an arrow.
+/// The pid in a line such as `1: FLOCK ADVISORY WRITE 1234 08:02:131 0 EOF`. In a waiter's line each word is one further on,
+/// after an arrow.
 fn holder_in(line: &str, id: &str) -> Option<u32> {
-    let mut words = line.split_ascii_whitespace().skip(1);
-    if words.next()? == "->" {
-        return None;
-    }
-    let pid = words.nth(2)?;
+    let mut words = line.split_ascii_whitespace();
+    let pid = words.nth(4)?;
     (words.next()? == id)
         .then(|| pid.parse().ok())?
         .filter(|pid| *pid != 0)
