@@ -210,4 +210,18 @@ mod tests {
         let seen = client.inspect(&held.name).unwrap();
         assert!(seen.held && seen.holders.len() == 1, "{seen:?}");
     }
+
+    #[test]
+    fn a_lock_whose_list_of_readers_is_something_else_is_not_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let client = client(&dir);
+        let held = request(Mode::Exclusive, Patience::Once);
+        let _ = client.attempt(&held).unwrap();
+        client.free(&held, true);
+        std::fs::create_dir(dir.path().join("a.shared")).unwrap();
+        assert_eq!(client.clean(Duration::ZERO).unwrap(), 0);
+        assert!(dir.path().join("a.lock").exists());
+        std::fs::remove_dir(dir.path().join("a.shared")).unwrap();
+        assert_eq!(client.clean(Duration::ZERO).unwrap(), 1);
+    }
 }

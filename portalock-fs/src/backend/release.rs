@@ -113,6 +113,29 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_drop_relies_on_the_watch_and_a_release_looks() {
+        for (watch, certain, freed) in [
+            (Watch::On, false, Released::Freed),
+            (Watch::On, true, Released::NotHeld),
+            (Watch::Off, false, Released::NotHeld),
+        ] {
+            let dir = tempfile::tempdir().unwrap();
+            let settings = FsSettings::new(dir.path()).with_watch(watch);
+            let client = FsBackend::with_settings(&settings).unwrap().client;
+            let request = request(Mode::Exclusive, Patience::Once);
+            let _ = client.attempt(&request).unwrap();
+            let file_name = FileName::of(&request.name);
+            let visit = client.places.find(&file_name).unwrap();
+            // The watcher needs this mutex, so it has not told of the loss yet.
+            let mut place = visit.lock();
+            std::fs::remove_file(dir.path().join("a.lock")).unwrap();
+            let held = place.held.pop().unwrap();
+            let given_up = client.give_up(&mut place, &file_name, held, certain);
+            assert_eq!(given_up, freed, "{watch:?} {certain}");
+        }
+    }
+
     /// The list of readers beside the lost file is that of the new file.
     #[test]
     fn a_lost_reader_that_is_dropped_takes_nobody_off_the_list_of_readers() {

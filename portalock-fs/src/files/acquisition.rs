@@ -321,6 +321,8 @@ mod tests {
         assert!(matches!(wake, Wake::TryNow), "{wake:?}");
         let held = ours.try_acquire(&request).await.unwrap();
         assert!(matches!(held, Attempt::Granted(_)), "{held:?}");
+        let again = ours.try_acquire(&request).await.unwrap();
+        assert!(matches!(again, Attempt::Granted(_)), "{again:?}");
         let ends = [theirs, ours].map(|lock| lock.end().unwrap());
         assert_eq!(ends, [Released::NotHeld, Released::Freed]);
     }

@@ -297,3 +297,12 @@ fn a_pid_is_read_through_a_link_and_a_named_pipe_has_none() {
     std::os::unix::fs::symlink("other", &link).unwrap();
     assert_eq!(PidFileLock::new(&link).unwrap().read_pid(), Some(4711));
 }
+
+#[test]
+fn a_pid_file_that_is_gone_already_is_no_failure() {
+    let (dir, path) = place("daemon.pid");
+    let held = PidFileLock::new(&path).unwrap().try_acquire().unwrap();
+    fs::remove_file(&path).unwrap();
+    held.release().unwrap();
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+}
