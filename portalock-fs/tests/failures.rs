@@ -11,7 +11,9 @@ mod support;
 
 use std::{path::Path, process::Command};
 
-use portalock_core::{BackendErrorKind, LockBackend, LockError, Mode, Patience};
+use portalock_core::{
+    BackendErrorKind, LockBackend, LockError, LockName, LossNotice, Mode, Patience,
+};
 use portalock_fs::{FsBackend, FsSettings, Watch};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use support::{Locks, lock, request, try_once};
@@ -193,6 +195,9 @@ async fn what_is_no_lock_file_is_left_alone() {
                 "{error}"
             );
         }
+        let name = LockName::new(name).unwrap();
+        let error = client.inspect(&name).await.expect_err(name.as_str());
+        assert_eq!(error.kind(), BackendErrorKind::Corrupt, "{name}: {error}");
         assert_eq!(
             client.clean(std::time::Duration::ZERO).unwrap(),
             0,
@@ -261,6 +266,49 @@ fn too_many_open_files_are_told_apart() {
     assert!(client.release_now(&held.pop().unwrap()));
     let one_more = request("one-more", Mode::Exclusive, Patience::Once);
     support::granted(runtime.block_on(client.try_acquire(&one_more)).unwrap());
+}
+
+/// The limit applies to the process: see above.
+#[cfg(any(target_os = "linux", target_os = "android"))]
+#[test]
+fn a_directory_that_cannot_be_watched_is_told_apart_or_polled() {
+    if std::env::var_os("PORTALOCK_FS_TEST_LIMIT").is_none() {
+        let output = Command::new(std::env::current_exe().unwrap())
+            .args([
+                "--exact",
+                "a_directory_that_cannot_be_watched_is_told_apart_or_polled",
+                "--nocapture",
+            ])
+            .env("PORTALOCK_FS_TEST_LIMIT", "1")
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{output:?}");
+        return;
+    }
+    let locks = Locks::new();
+    let limit = getrlimit(Resource::Nofile);
+    let few = Rlimit {
+        current: Some(64),
+        ..limit
+    };
+    setrlimit(Resource::Nofile, few).unwrap();
+    let mut open = Vec::new();
+    while let Ok(file) = std::fs::File::open("/dev/null") {
+        open.push(file);
+    }
+    // With few descriptors the directory can be opened, but not watched.
+    let settings = FsSettings::new(locks.path());
+    let required = settings.clone().with_watch(Watch::On);
+    loop {
+        open.pop().unwrap();
+        let error = FsBackend::with_settings(&required).unwrap_err();
+        assert_eq!(error.kind(), BackendErrorKind::Exhausted, "{error}");
+        if error.to_string().contains("raise fs.inotify") {
+            break;
+        }
+    }
+    let polling = FsBackend::with_settings(&settings).unwrap();
+    assert_eq!(polling.capabilities().loss, LossNotice::Never);
 }
 
 #[tokio::test]

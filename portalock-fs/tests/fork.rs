@@ -18,7 +18,8 @@ use std::{
 };
 
 use fork::Fork;
-use portalock_core::{BackendErrorKind, LockError, blocking};
+use futures_util::FutureExt;
+use portalock_core::{Attempt, BackendErrorKind, LockBackend, LockError, Mode, Patience, blocking};
 use portalock_fs::{
     AtomicFile, BoundedSemaphore, FileLock, FsBackend, LockKind, PidFileLock, ReentrantFileLock,
     TemporaryFileLock,
@@ -160,6 +161,25 @@ fn a_child_that_releases_what_it_inherited_is_told_that_it_holds_nothing() {
     assert!(!is_free(&locks.path(), "a"));
     inherited.unwrap().release().unwrap();
     assert!(is_free(&locks.path(), "a"));
+}
+
+/// Each answers without a mutex, which a thread of the parent may have held during the fork.
+#[test]
+fn a_childs_copy_of_a_backend_keeps_no_place_in_the_queue() {
+    let locks = Locks::new();
+    let backend = locks.client();
+    let guard = lock(&backend, "a").acquire().unwrap();
+    let waiting = support::request("a", Mode::Exclusive, Patience::Queue);
+    let contended = backend.try_acquire(&waiting).now_or_never().unwrap();
+    assert!(matches!(contended, Ok(Attempt::Contended(_))));
+    let child = Child::doing(|| {
+        let listens = backend.subscribe(&waiting).now_or_never().unwrap();
+        assert!(listens.unwrap().is_none());
+    });
+    assert!(child.went_well());
+    let listens = backend.subscribe(&waiting).now_or_never().unwrap();
+    assert!(listens.unwrap().is_some());
+    guard.release().unwrap();
 }
 
 #[test]

@@ -95,7 +95,7 @@ impl Client {
             let contention = contention.with_recheck_after(BEHIND_OTHERS);
             return Ok(Attempt::Contended(contention));
         }
-        if waits && std::mem::take(&mut place.yields) {
+        if std::mem::take(&mut place.yields) {
             let contention = self.contended(place, request, None);
             let contention = contention.with_recheck_after(YIELD);
             return Ok(Attempt::Contended(contention));
@@ -123,7 +123,7 @@ impl Client {
         let mut contention = self.contended(place, request, holder);
         // Not `queued`, although a wake-up is kept for the subscriber: the engine's second attempt costs a few system
         // calls, and with short holds it often gets the lock that a sleep and a wake-up would have to wait for.
-        let watched = waits && place.contender.hears_of_release();
+        let watched = place.contender.hears_of_release();
         let most = if watched {
             self.watched_interval
         } else {
@@ -268,63 +268,4 @@ impl Watched for Client {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
-mod tests {
-    use portalock_core::{LockName, Mode};
-
-    use super::{super::FsBackend, *};
-
-    fn client() -> (tempfile::TempDir, Arc<Client>) {
-        let dir = tempfile::tempdir().unwrap();
-        let client = FsBackend::open(dir.path()).unwrap().client;
-        (dir, client)
-    }
-
-    fn request(patience: Patience) -> LockRequest {
-        LockRequest::new(LockName::new("a").unwrap(), Mode::Exclusive, patience)
-    }
-
-    #[test]
-    fn nobody_looks_for_a_path_that_nothing_is_held_at() {
-        let (_dir, client) = client();
-        let request = request(Patience::Once);
-        for _ in 0..2 {
-            assert!(!client.look());
-            let _ = client.attempt(&request).unwrap();
-            assert!(client.look());
-            client.free(&request, true);
-        }
-        assert!(!client.look());
-        // A waiter looks for itself, each time it tries.
-        let other = FsBackend::open(&client.store.path).unwrap().client;
-        let _ = other.attempt(&request).unwrap();
-        let waiting = super::tests::request(Patience::Queue);
-        assert!(matches!(
-            client.attempt(&waiting).unwrap(),
-            Attempt::Contended(_)
-        ));
-        assert!(!client.look());
-    }
-
-    #[test]
-    fn a_waiter_leaves_one_try_to_others_if_it_should_and_then_goes_on() {
-        let (_dir, client) = client();
-        let contention = |attempt| match attempt {
-            Attempt::Contended(contention) => contention,
-            granted @ Attempt::Granted(_) => panic!("{granted:?}"),
-        };
-        let (first, next) = (request(Patience::Once), request(Patience::Queue));
-        let _ = client.attempt(&first).unwrap();
-        assert!(contention(client.attempt(&next).unwrap()).queued);
-        let passing = client.attempt(&request(Patience::Once)).unwrap();
-        assert!(!contention(passing).queued);
-        let file_name = FileName::of(&first.name);
-        let visit = client.places.find(&file_name).unwrap();
-        let mut place = visit.lock();
-        place.held.pop().unwrap().file.free();
-        place.yields = true;
-        let mut attempt = || client.attempt_in(&mut place, &file_name, &next).unwrap();
-        assert_eq!(contention(attempt()).recheck_after, Some(YIELD));
-        assert!(matches!(attempt(), Attempt::Granted(_)));
-    }
-}
+mod tests;

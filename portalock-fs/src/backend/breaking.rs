@@ -171,3 +171,141 @@ impl Client {
         Loss::broken_by(text.and_then(|text| serde_json::from_reader(text).ok()))
     }
 }
+
+#[cfg(all(test, unix))]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use std::sync::Arc;
+
+    use portalock_core::{Attempt, LockRequest, Patience};
+
+    use super::{
+        super::{FsBackend, FsSettings, Watch},
+        *,
+    };
+    use crate::sys::{Change, Watched};
+
+    /// It is not watched, so it hears of a mark only from the test.
+    fn client(dir: &tempfile::TempDir) -> Arc<Client> {
+        let settings = FsSettings::new(dir.path()).with_watch(Watch::Off);
+        FsBackend::with_settings(&settings).unwrap().client
+    }
+
+    fn request(name: &str, mode: Mode) -> LockRequest {
+        LockRequest::new(LockName::new(name).unwrap(), mode, Patience::Once)
+    }
+
+    fn hold(client: &Client, name: &str, mode: Mode) -> LockRequest {
+        let request = request(name, mode);
+        let attempt = client.attempt(&request).unwrap();
+        assert!(matches!(attempt, Attempt::Granted(_)), "{attempt:?}");
+        request
+    }
+
+    fn by(label: &str) -> Holder {
+        Holder::this_process(Some(label.into()))
+    }
+
+    #[test]
+    fn each_hold_with_a_mark_is_ended_and_the_mark_is_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let (holder, other) = (client(&dir), client(&dir));
+        let held: Vec<_> = ["a", "b", "c", "d", "e", "f"]
+            .map(|name| hold(&holder, name, Mode::Exclusive))
+            .into();
+        // A forked child may have copies of the open files.
+        let copies: Vec<_> = held
+            .iter()
+            .map(|held| {
+                let file_name = FileName::of(&held.name);
+                let visit = holder.places.find(&file_name).unwrap();
+                let place = visit.lock();
+                place.held[0].file.file().try_clone().unwrap()
+            })
+            .collect();
+        let mark = |held: &LockRequest| other.mark(&held.name, held.owner, &by("x"));
+        for held in &held[..5] {
+            assert_eq!(mark(held).unwrap(), Some(RESPONDS));
+        }
+        for held in &held[..3] {
+            holder.heed(held.owner);
+        }
+        // Events may have been lost.
+        holder.tell(&Change::Everything);
+        for held in &held[..5] {
+            assert!(!other.store.dir.exists(mark_on(held.owner)));
+            let _next = hold(&other, held.name.as_str(), Mode::Exclusive);
+            // The owner that was marked is gone, and the next one is not.
+            assert_eq!(mark(held).unwrap(), None);
+        }
+        let attempt = other.attempt(&request("f", Mode::Exclusive)).unwrap();
+        assert!(matches!(attempt, Attempt::Contended(_)), "{attempt:?}");
+        drop(copies);
+    }
+
+    #[test]
+    fn the_first_mark_stays_and_one_that_came_too_late_goes() {
+        let dir = tempfile::tempdir().unwrap();
+        let (holder, other) = (client(&dir), client(&dir));
+        let held = hold(&holder, "a", Mode::Exclusive);
+        let mark = |label| other.mark(&held.name, held.owner, &by(label)).unwrap();
+        assert_eq!(
+            (mark("first"), mark("second")),
+            (Some(RESPONDS), Some(RESPONDS))
+        );
+        let path = dir.path().join(mark_on(held.owner));
+        let text = std::fs::read_to_string(&path).unwrap();
+        assert!(text.contains("first"), "{text}");
+        holder.free(&held, true);
+        assert_eq!(mark("third"), None);
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn only_the_exclusive_holder_of_that_owner_is_evicted() {
+        let dir = tempfile::tempdir().unwrap();
+        let (holder, other) = (client(&dir), client(&dir));
+        let evict = |held: &LockRequest, owner| other.evict(&held.name, owner).unwrap();
+        let shared = hold(&holder, "shared", Mode::Shared);
+        assert_eq!(evict(&shared, shared.owner), None);
+        let held = hold(&holder, "a", Mode::Exclusive);
+        assert_eq!(evict(&held, shared.owner), Some(Released::NotHeld));
+        // A record may be left although the lock was released.
+        let file_name = FileName::of(&held.name);
+        holder.places.find(&file_name).unwrap().change(|place| {
+            let _ = place.held[0].file.unlock();
+        });
+        assert_eq!(evict(&held, held.owner), Some(Released::NotHeld));
+        let attempt = other.attempt(&request("a", Mode::Exclusive)).unwrap();
+        assert!(matches!(attempt, Attempt::Granted(_)), "{attempt:?}");
+    }
+
+    #[test]
+    fn a_draft_that_cannot_be_moved_is_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let client = client(&dir);
+        std::fs::create_dir(dir.path().join("directory")).unwrap();
+        let of = FileName::of(&LockName::new("a").unwrap());
+        assert!(client.put("directory", b"", &of).is_err());
+        let left: Vec<_> = client.store.files().unwrap().map(Result::unwrap).collect();
+        assert_eq!(left, ["directory"]);
+    }
+
+    #[test]
+    fn marks_and_drafts_that_nobody_used_are_cleaned() {
+        let dir = tempfile::tempdir().unwrap();
+        let client = client(&dir);
+        let owner = OwnerId::mint();
+        let ours = [mark_on(owner), format!("{owner}{DRAFT_SUFFIX}")];
+        let others = [format!("x{MARK_SUFFIX}"), owner.to_string()];
+        for file in ours.iter().chain(&others) {
+            std::fs::write(dir.path().join(file), "").unwrap();
+        }
+        let is_there = |file: &String| dir.path().join(file).exists();
+        client.clean(Duration::from_secs(3600)).unwrap();
+        assert!(ours.iter().all(is_there));
+        client.clean(Duration::ZERO).unwrap();
+        assert!(!ours.iter().any(is_there));
+        assert!(others.iter().all(is_there));
+    }
+}

@@ -150,3 +150,83 @@ fn claim(entry: &Entry) -> Claim {
     let claim = Claim::new(entry.holder.clone(), entry.mode.into());
     claim.with_owner(entry.owner).with_token(entry.token)
 }
+
+#[cfg(all(test, unix))]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use std::sync::Arc;
+
+    use portalock_core::{Attempt, LockRequest, Patience};
+
+    use super::{super::FsBackend, *};
+
+    fn client(dir: &tempfile::TempDir) -> Arc<Client> {
+        FsBackend::open(dir.path()).unwrap().client
+    }
+
+    fn request(mode: Mode, patience: Patience) -> LockRequest {
+        LockRequest::new(LockName::new("a").unwrap(), mode, patience)
+    }
+
+    #[test]
+    fn a_record_that_was_left_is_no_holder() {
+        for mode in [Mode::Exclusive, Mode::Shared] {
+            let dir = tempfile::tempdir().unwrap();
+            let (holder, other) = (client(&dir), client(&dir));
+            let held = request(mode, Patience::Once);
+            let _ = holder.attempt(&held).unwrap();
+            assert!(other.inspect(&held.name).unwrap().held);
+            let file_name = FileName::of(&held.name);
+            holder.places.find(&file_name).unwrap().change(|place| {
+                let _ = place.held[0].file.unlock();
+            });
+            let seen = other.inspect(&held.name).unwrap();
+            assert!(!seen.held && seen.holders.is_empty(), "{seen:?}");
+            // Looking has left it free.
+            let next = request(Mode::Exclusive, Patience::Once);
+            assert!(matches!(other.attempt(&next).unwrap(), Attempt::Granted(_)));
+        }
+    }
+
+    #[test]
+    fn a_name_with_waiters_only_is_used_and_another_file_with_the_name_is_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let (holder, waiter) = (client(&dir), client(&dir));
+        let held = request(Mode::Exclusive, Patience::Once);
+        let _ = holder.attempt(&held).unwrap();
+        let _ = waiter
+            .attempt(&request(Mode::Exclusive, Patience::Queue))
+            .unwrap();
+        std::fs::copy(dir.path().join("a.lock"), dir.path().join("b.lock")).unwrap();
+        let names = std::slice::from_ref(&held.name);
+        assert_eq!(holder.used_names().unwrap(), names);
+        holder.free(&held, true);
+        assert!(holder.used_names().unwrap().is_empty());
+        assert_eq!(waiter.used_names().unwrap(), names);
+    }
+
+    #[test]
+    fn a_client_knows_its_own_hold_whatever_the_file_says() {
+        let dir = tempfile::tempdir().unwrap();
+        let client = client(&dir);
+        let held = request(Mode::Exclusive, Patience::Once);
+        let _ = client.attempt(&held).unwrap();
+        std::fs::write(dir.path().join("a.lock"), "").unwrap();
+        let seen = client.inspect(&held.name).unwrap();
+        assert!(seen.held && seen.holders.len() == 1, "{seen:?}");
+    }
+
+    #[test]
+    fn a_lock_whose_list_of_readers_is_something_else_is_not_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let client = client(&dir);
+        let held = request(Mode::Exclusive, Patience::Once);
+        let _ = client.attempt(&held).unwrap();
+        client.free(&held, true);
+        std::fs::create_dir(dir.path().join("a.shared")).unwrap();
+        assert_eq!(client.clean(Duration::ZERO).unwrap(), 0);
+        assert!(dir.path().join("a.lock").exists());
+        std::fs::remove_dir(dir.path().join("a.shared")).unwrap();
+        assert_eq!(client.clean(Duration::ZERO).unwrap(), 1);
+    }
+}

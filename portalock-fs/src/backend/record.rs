@@ -250,6 +250,17 @@ mod tests {
     }
 
     #[test]
+    fn a_line_that_does_not_match_its_checksum_is_ignored() {
+        let line = render_slot(&entry(4711));
+        assert!(parse_slot(&line).is_some());
+        for at in (BODY_AT..line.len()).filter(|at| line[*at].is_ascii_digit()) {
+            let mut damaged = line.clone();
+            damaged[at] ^= 1;
+            assert_eq!(parse_slot(&damaged), None, "{at}");
+        }
+    }
+
+    #[test]
     fn a_first_write_torn_at_any_byte_is_still_ours() {
         let bytes = render_slot(&entry(7));
         for torn in 0..bytes.len() {

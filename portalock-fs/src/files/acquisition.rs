@@ -242,3 +242,48 @@ impl LockBackend for Acquisition {
         true
     }
 }
+
+#[cfg(all(test, any(target_os = "linux", target_os = "android")))]
+#[allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
+mod tests {
+    use std::time::Duration;
+
+    use portalock_core::Wake;
+
+    use super::*;
+
+    /// Longer than anything here takes.
+    const LONG: Duration = Duration::from_secs(60);
+
+    #[tokio::test]
+    async fn a_waiter_names_the_holder_it_saw_first_and_hears_of_its_release() {
+        let dir = tempfile::tempdir().unwrap();
+        let spec = Spec::new(&dir.path().join("data")).unwrap();
+        let request = LockRequest::new(spec.name().unwrap(), Mode::Exclusive, Patience::Queue);
+        let [theirs, ours] = [(); 2].map(|()| Acquisition::lock_on(spec.clone()).unwrap());
+        let (theirs, ours) = (theirs.backend(), ours.backend());
+        let held = theirs.try_acquire(&request).await.unwrap();
+        assert!(matches!(held, Attempt::Granted(_)), "{held:?}");
+        let mut wakeups = ours.subscribe(&request).await.unwrap().unwrap();
+        let mut seen = Vec::new();
+        for _ in 0..2 {
+            match ours.try_acquire(&request).await.unwrap() {
+                Attempt::Contended(contention) => seen.push(contention.holder),
+                granted @ Attempt::Granted(_) => panic!("{granted:?}"),
+            }
+        }
+        // With the time at which it was seen. The system does not always tell.
+        if let [Some(first), Some(second)] = &seen[..] {
+            assert_eq!(first, second);
+        }
+        assert!(theirs.release_now(&request));
+        let wake = tokio::time::timeout(LONG, wakeups.next()).await.unwrap();
+        assert!(matches!(wake, Wake::TryNow), "{wake:?}");
+        let held = ours.try_acquire(&request).await.unwrap();
+        assert!(matches!(held, Attempt::Granted(_)), "{held:?}");
+        let again = ours.try_acquire(&request).await.unwrap();
+        assert!(matches!(again, Attempt::Granted(_)), "{again:?}");
+        let ends = [theirs, ours].map(|lock| lock.end().unwrap());
+        assert_eq!(ends, [Released::NotHeld, Released::Freed]);
+    }
+}

@@ -225,6 +225,10 @@ mod tests {
         }
         assert_eq!(read_pid(&written([0xff, 0xfe]).1), None);
         assert_eq!(read_pid(&written("1".repeat(5000)).1), None);
+        for (spaces, pid) in [(LONGEST - 4, Some(4711)), (LONGEST, None)] {
+            let (_dir, path) = written(format!("4711{}", " ".repeat(spaces)));
+            assert_eq!(read_pid(&path), pid, "{spaces} spaces");
+        }
         assert_eq!(read_pid(Path::new("/nonexistent/daemon.pid")), None);
     }
 
@@ -277,5 +281,28 @@ mod tests {
         let here = Record::of_this_process().unwrap();
         std::fs::write(sidecar_of(&path), serde_json::to_string(&here).unwrap()).unwrap();
         assert_eq!(read_holder(&path).unwrap().pid, here.pid);
+        // A record of a process that is gone says nothing about another pid.
+        let gone = Record {
+            pid: i32::MAX as u32,
+            ..here
+        };
+        std::fs::write(sidecar_of(&path), serde_json::to_string(&gone).unwrap()).unwrap();
+        assert_eq!(read_holder(&path).unwrap().pid, 1);
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn the_holders_host_is_the_one_that_it_wrote() {
+        let (_dir, path) = written("1");
+        let here = Record::of_this_process().unwrap();
+        let host_of = |pid| {
+            let (host, life) = ("elsewhere".to_owned(), here.life.clone());
+            let record = serde_json::to_string(&Record { pid, life, host }).unwrap();
+            std::fs::write(sidecar_of(&path), record).unwrap();
+            let sidecar = File::open(sidecar_of(&path)).unwrap();
+            holder_beside(&path, &sidecar).unwrap().host
+        };
+        assert_eq!(&*host_of(1), "elsewhere");
+        assert_eq!(*host_of(2), *here.host);
     }
 }

@@ -83,7 +83,12 @@ impl Contender {
 #[cfg(all(test, any(target_os = "linux", target_os = "android")))]
 #[allow(clippy::unwrap_used, reason = "tests")]
 mod tests {
-    use std::{cell::RefCell, fs::File, io, path::PathBuf};
+    use std::{
+        cell::{Cell, RefCell},
+        fs::File,
+        io,
+        path::PathBuf,
+    };
 
     use portalock_core::wakeups;
 
@@ -148,6 +153,42 @@ mod tests {
         std::fs::rename(dir.path().join("file"), dir.path().join("old")).unwrap();
         let locked = attempt().unwrap().unwrap();
         assert!(id(&locked) != id(&other) && place.is_current(&locked).unwrap());
+    }
+
+    /// Counts how often the file at the place is looked at, which is once for each try.
+    struct Counted(Place, Cell<u32>);
+
+    impl Location for Counted {
+        fn open(&self) -> Result<LockFile, FsError> {
+            self.0.open()
+        }
+
+        fn look(&self) -> io::Result<Seen> {
+            self.1.set(self.1.get() + 1);
+            self.0.look()
+        }
+
+        fn at(&self, error: FsError) -> FsError {
+            error
+        }
+    }
+
+    #[test]
+    fn only_an_attempt_that_begins_to_watch_tries_twice() {
+        let (_dir, place, _other) = place();
+        let place = Counted(place, Cell::default());
+        let (sender, _wakeups) = wakeups();
+        let sender = std::sync::Arc::new(sender);
+        let told: std::sync::Weak<portalock_core::WakeSender> = std::sync::Arc::downgrade(&sender);
+        let events = Watcher::shared().unwrap();
+        let mut contender = Contender::default();
+        for (watches, tries) in [(false, 1), (false, 1), (true, 2), (true, 1)] {
+            let locked = contender.try_lock(&place, Mode::Exclusive, |file| {
+                watches.then(|| events.watch(file.file(), Some(""), told.clone()).unwrap())
+            });
+            assert!(locked.unwrap().is_none());
+            assert_eq!(place.1.take(), tries);
+        }
     }
 
     /// Before the file is opened, another process creates and locks one with the inode number of the last one.

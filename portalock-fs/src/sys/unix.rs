@@ -195,4 +195,15 @@ mod tests {
         let_group_write(&target).unwrap();
         assert_eq!(mode(), 0o2775);
     }
+
+    #[test]
+    fn only_a_new_file_gets_the_mode() {
+        let file = tempfile::tempfile().unwrap();
+        let mode = || file.metadata().unwrap().mode() & 0o777;
+        apply_file_mode(&file, 0o660);
+        assert_eq!(mode(), 0o660);
+        file.set_len(1).unwrap();
+        apply_file_mode(&file, 0o600);
+        assert_eq!(mode(), 0o660);
+    }
 }

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use futures_util::FutureExt;
 use portalock_core::{Attempt, LockBackend, LossNotice, Mode, Patience, Released};
 #[cfg(any(target_os = "linux", target_os = "android"))]
 use portalock_core::{LockError, Policy, Wake};
@@ -139,8 +140,10 @@ async fn a_waiter_is_told_what_it_missed_of_another_client() {
 }
 
 #[test]
-fn the_longest_poll_interval_is_no_panic() {
+fn the_longest_poll_interval_is_no_panic_and_none_is_refused() {
     let settings = FsSettings::new(Locks::new().path()).with_watch(Watch::Off);
+    let none = settings.clone().with_poll_interval(Duration::ZERO);
+    assert!(none.is_err());
     let settings = settings.with_poll_interval(Duration::MAX).unwrap();
     FsBackend::with_settings(&settings).unwrap();
 }
@@ -159,6 +162,33 @@ async fn calls_may_be_made_in_other_threads() {
     drop(soon(waiting).await.unwrap());
     portalock_core::shutdown(LONG).await.unwrap();
     assert!(try_once(&client, "a", Mode::Exclusive).await.is_some());
+}
+
+#[test]
+fn only_calls_that_should_run_in_other_threads_do() {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .max_blocking_threads(1)
+        .build()
+        .unwrap();
+    let (done, wait) = std::sync::mpsc::channel::<()>();
+    // The only other thread is busy.
+    let busy = runtime.spawn_blocking(move || wait.recv());
+    for (calls, inline) in [
+        (Calls::Auto, true),
+        (Calls::Inline, true),
+        (Calls::Offload, false),
+    ] {
+        let locks = Locks::new();
+        let settings = FsSettings::new(locks.path()).with_calls(calls);
+        let client = FsBackend::with_settings(&settings).unwrap();
+        assert_eq!(client.capabilities().releases_now, inline, "{calls:?}");
+        let request = request("a", Mode::Exclusive, Patience::Once);
+        let attempt = runtime.block_on(async { client.try_acquire(&request).now_or_never() });
+        assert_eq!(attempt.is_some(), inline, "{calls:?}");
+        assert_eq!(client.release_now(&request), inline, "{calls:?}");
+    }
+    drop(done);
+    assert!(runtime.block_on(busy).unwrap().is_err());
 }
 
 #[test]

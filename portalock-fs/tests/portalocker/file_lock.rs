@@ -313,39 +313,6 @@ fn opens_as_its_user_says() {
     assert!(lock.try_acquire().is_err());
 }
 
-#[tokio::test]
-async fn a_reentrant_lock_hands_out_one_file() {
-    use std::io::Write;
-
-    let (_dir, path) = place("ledger");
-    let alone = FileLock::new(&path).unwrap();
-    let ours =
-        portalock_fs::ReentrantFileLock::new(alone.clone().with_policy(crate::patient())).unwrap();
-    // Twice: the second time it opens the file anew, and is woken as the first time.
-    for round in 1..=2 {
-        let other = alone.try_acquire().unwrap();
-        let waiting = tokio::spawn({
-            let ours = ours.clone();
-            async move { ours.acquire().await.unwrap() }
-        });
-        tokio::task::yield_now().await;
-        other.release().unwrap();
-        let outer = waiting.await.unwrap();
-        let inner = ours.acquire().await.unwrap();
-        assert_eq!(ours.count(), 2);
-        writeln!(&*outer, "a").unwrap();
-        writeln!(&*inner, "b").unwrap();
-        outer.release().unwrap();
-        assert!(alone.try_acquire().is_err());
-        inner.release().unwrap();
-        assert_eq!(ours.count(), 0);
-        assert_eq!(
-            std::fs::read_to_string(&path).unwrap(),
-            "a\nb\n".repeat(round)
-        );
-    }
-}
-
 /// Nobody drives the runtime meanwhile, so its timer must not be what ends the wait.
 #[tokio::test]
 async fn a_blocking_wait_on_the_only_thread_of_a_runtime_ends() {
@@ -354,4 +321,37 @@ async fn a_blocking_wait_on_the_only_thread_of_a_runtime_ends() {
     let _held = lock.try_acquire().unwrap();
     let error = lock.blocking_acquire_with(&briefly()).unwrap_err();
     assert!(error.is_contention(), "{error}");
+}
+
+#[cfg(unix)]
+#[test]
+fn a_data_file_may_have_other_names() {
+    let (dir, path) = place("data");
+    fs::write(&path, "").unwrap();
+    fs::hard_link(&path, dir.path().join("second")).unwrap();
+    let _held = FileLock::new(&path).unwrap().try_acquire().unwrap();
+    std::os::unix::fs::symlink("data", dir.path().join("link")).unwrap();
+    for name in ["second", "link"] {
+        let error = FileLock::new(dir.path().join(name)).unwrap().try_acquire();
+        let error = error.unwrap_err();
+        assert!(error.is_contention(), "{error}");
+        assert!(error.to_string().contains(name), "{error}");
+    }
+}
+
+#[cfg(unix)]
+#[test]
+fn a_path_that_cannot_be_looked_at_is_an_error_and_no_loss() {
+    let (dir, directory) = place("directory");
+    fs::create_dir(&directory).unwrap();
+    let lock = FileLock::new(directory.join("data")).unwrap();
+    let held = lock.try_acquire().unwrap();
+    fs::rename(&directory, dir.path().join("away")).unwrap();
+    std::os::unix::fs::symlink(&directory, &directory).unwrap();
+    let error = held.ensure_held().unwrap_err();
+    assert!(matches!(error, LockError::Backend { .. }), "{error}");
+    fs::remove_file(&directory).unwrap();
+    fs::rename(dir.path().join("away"), &directory).unwrap();
+    held.ensure_held().unwrap();
+    held.release().unwrap();
 }

@@ -98,9 +98,12 @@ fn an_empty_path_is_no_file() {
 #[test]
 fn a_path_of_any_length_can_be_named_in_an_error() {
     let (dir, _) = place("");
-    let long = dir.path().join("ä".repeat(120)).join("ö".repeat(120));
-    assert_eq!(
-        failure(&FileLock::new(long).unwrap()),
-        BackendErrorKind::NotFound
-    );
+    // One of them is cut within a letter.
+    for end in ["ö".repeat(120), format!("o{}", "ö".repeat(120))] {
+        let long = dir.path().join("ä".repeat(120)).join(end);
+        assert_eq!(
+            failure(&FileLock::new(long).unwrap()),
+            BackendErrorKind::NotFound
+        );
+    }
 }

@@ -14,6 +14,7 @@ mod file_lock_failures;
 mod handle;
 mod pid_file;
 mod python;
+mod reentrant;
 mod semaphore;
 mod temporary;
 #[cfg(target_os = "linux")]

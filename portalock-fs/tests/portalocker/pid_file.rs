@@ -284,3 +284,25 @@ fn both_files_go_before_the_lock_is_freed() {
         });
     }
 }
+
+#[cfg(unix)]
+#[test]
+fn a_pid_is_read_through_a_link_and_a_named_pipe_has_none() {
+    let (dir, path) = place("daemon.pid");
+    let pipe = process::Command::new("mkfifo").arg(&path).status();
+    assert!(pipe.unwrap().success());
+    assert_eq!(PidFileLock::new(&path).unwrap().read_pid(), None);
+    let link = dir.path().join("link");
+    fs::write(dir.path().join("other"), "4711").unwrap();
+    std::os::unix::fs::symlink("other", &link).unwrap();
+    assert_eq!(PidFileLock::new(&link).unwrap().read_pid(), Some(4711));
+}
+
+#[test]
+fn a_pid_file_that_is_gone_already_is_no_failure() {
+    let (dir, path) = place("daemon.pid");
+    let held = PidFileLock::new(&path).unwrap().try_acquire().unwrap();
+    fs::remove_file(&path).unwrap();
+    held.release().unwrap();
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+}

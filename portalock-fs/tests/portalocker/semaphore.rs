@@ -145,3 +145,49 @@ fn a_release_says_that_a_slot_was_lost() {
     first.release().unwrap();
     assert!(semaphore.try_acquire().is_ok());
 }
+
+#[test]
+fn the_slots_are_tried_in_order_or_in_a_random_one() {
+    let (dir, _) = place("");
+    let taken = |semaphore: &BoundedSemaphore| {
+        let slot = semaphore.try_acquire().unwrap();
+        let paths = semaphore.paths().into_iter();
+        let number = paths.enumerate().find(|(_, path)| path.exists()).unwrap().0;
+        drop(slot);
+        fs::remove_file(&semaphore.paths()[number]).unwrap();
+        number
+    };
+    let (ordered, random) = (jobs(&dir, 50), jobs(&dir, 50).in_random_order());
+    // By chance, random ones are all the same in one of 50^9 runs.
+    let first: Vec<_> = (0..10).map(|_| taken(&random)).collect();
+    assert!(first.iter().any(|number| *number != first[0]));
+    assert!((0..10).all(|_| taken(&ordered) == 0));
+}
+
+#[test]
+fn a_slot_is_locked_as_the_semaphore_says() {
+    for &kind in crate::kinds() {
+        let (dir, _) = place("");
+        let semaphore = jobs(&dir, 1).with_kind(kind);
+        let once = portalock_core::Policy::new().with_fail_when_locked(true);
+        let semaphore = semaphore.with_policy(once);
+        let slot = semaphore.try_acquire().unwrap();
+        let file = fs::File::options().write(true).open(&semaphore.paths()[0]);
+        let mode = portalock_fs::Mode::Exclusive;
+        assert!(!portalock_fs::try_lock(&file.unwrap(), mode, kind).unwrap());
+        let error = semaphore.blocking_acquire().unwrap_err();
+        assert!(matches!(error, LockError::AlreadyLocked { .. }), "{error}");
+        drop(slot);
+    }
+}
+
+#[cfg(unix)]
+#[test]
+fn a_removed_slot_is_a_lost_permit() {
+    let (dir, _) = place("");
+    let semaphore = jobs(&dir, 1);
+    let slot = semaphore.try_acquire().unwrap();
+    slot.ensure_held().unwrap();
+    fs::remove_file(&semaphore.paths()[0]).unwrap();
+    assert!(matches!(slot.ensure_held(), Err(LockError::Lost { .. })));
+}

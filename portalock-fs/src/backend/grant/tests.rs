@@ -1,7 +1,7 @@
 use super::*;
 use crate::{locking::LockKind, sys::Origin};
 use cap_std::{ambient_authority, fs::Dir};
-use portalock_core::{LockName, Patience};
+use portalock_core::{BackendErrorKind, LockName, Patience};
 
 fn store(beside: bool) -> (tempfile::TempDir, Store) {
     let dir = tempfile::tempdir().unwrap();
@@ -132,11 +132,11 @@ fn a_released_readers_slot_is_used_again() {
     assert_eq!(readers.metadata().unwrap().len(), 2 * SLOT as u64);
 }
 
-/// What the kernel has counted as read by this thread.
+/// What the kernel has counted for this thread, such as the bytes it has read.
 #[cfg(target_os = "linux")]
-fn bytes_read() -> Option<usize> {
+fn count(what: &str) -> Option<usize> {
     let counts = std::fs::read_to_string("/proc/thread-self/io").ok()?;
-    let count = counts.lines().find_map(|line| line.strip_prefix("rchar: "));
+    let count = counts.lines().find_map(|line| line.strip_prefix(what));
     Some(count.unwrap().parse().unwrap())
 }
 
@@ -149,7 +149,7 @@ fn a_readers_grant_reads_little_beside_many_readers() {
     let mut readers: Vec<_> = (0..200)
         .map(|_| take(&store, &name, Mode::Shared, us))
         .collect();
-    let Some(before) = bytes_read() else {
+    let Some(before) = count("rchar: ") else {
         println!("SKIPPED: this system does not count what a thread reads");
         return;
     };
@@ -159,7 +159,7 @@ fn a_readers_grant_reads_little_beside_many_readers() {
         store.note_release(&FileName::of(&name), &file, &written);
         readers.push(take(&store, &name, Mode::Shared, us));
     }
-    let each = (bytes_read().unwrap() - before) / 20;
+    let each = (count("rchar: ").unwrap() - before) / 20;
     assert!(each < 20 * SLOT, "{each} bytes each");
     assert_eq!(present(&store, &name).len(), 200);
 }
@@ -182,4 +182,73 @@ fn a_reader_that_is_stopped_while_it_draws_a_token_stops_nobody_for_long() {
     assert!(write().unwrap().is_none());
     stopped.free();
     assert!(write().unwrap().is_some());
+}
+
+/// A forked child may have a copy of it.
+#[test]
+fn a_copy_of_the_list_of_readers_keeps_nobody_out() {
+    let (_dir, store) = store(false);
+    let file_name = FileName::of(&LockName::new("a").unwrap());
+    let copy = store.with_readers(&file_name, |readers| Ok(readers.try_clone().unwrap()));
+    let copy = copy.unwrap().unwrap();
+    let again = store.with_readers(&file_name, |_| Ok(()));
+    assert!(again.unwrap().is_some());
+    drop(copy);
+}
+
+#[test]
+fn after_the_largest_token_there_is_none() {
+    let token = |token| Some(FencingToken::new(token));
+    assert_eq!(token_after(token(u64::MAX - 1)).ok(), token(u64::MAX));
+    let error = token_after(token(u64::MAX)).unwrap_err();
+    assert_eq!(error.kind(), BackendErrorKind::Corrupt);
+}
+
+#[test]
+fn another_file_in_place_of_the_list_of_readers_is_not_overwritten() {
+    let (dir, store) = store(false);
+    let name = LockName::new("a").unwrap();
+    let (file_name, list) = (FileName::of(&name), dir.path().join("a.shared"));
+    std::fs::write(&list, "precious").unwrap();
+    let file = store.file(&file_name).open().unwrap();
+    let holder = Holder::this_process(None);
+    let written = store.write_grant(&file_name, &file, &request(&name, Mode::Shared), holder);
+    assert_eq!(written.unwrap_err().kind(), BackendErrorKind::Corrupt);
+    assert_eq!(std::fs::read_to_string(&list).unwrap(), "precious");
+}
+
+/// Only the process's own host knows which of its processes exist.
+#[test]
+fn a_holder_on_another_host_is_not_taken_for_gone() {
+    let (_dir, store) = store(false);
+    let name = LockName::new("a").unwrap();
+    let file_name = FileName::of(&name);
+    let file = store.file(&file_name).open().unwrap();
+    let here = Holder::this_process(None);
+    let pid = i32::MAX as u32;
+    for (host, is_present) in [(here.host, cfg!(windows)), ("elsewhere".into(), true)] {
+        let holder = Holder::new(host, pid, None, here.since);
+        let written =
+            store.write_grant(&file_name, &file, &request(&name, Mode::Exclusive), holder);
+        written.unwrap().unwrap();
+        assert_eq!(present(&store, &name).len(), usize::from(is_present));
+    }
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_grant_writes_its_slot_and_a_release_its_mark() {
+    let (_dir, store) = store(false);
+    let name = LockName::new("a").unwrap();
+    // The first grant also writes the name.
+    drop(take(&store, &name, Mode::Exclusive, std::process::id()));
+    let Some(before) = count("wchar: ") else {
+        println!("SKIPPED: this system does not count what a thread writes");
+        return;
+    };
+    let (file, written) = take(&store, &name, Mode::Exclusive, std::process::id());
+    store.note_release(&FileName::of(&name), &file, &written);
+    let written = count("wchar: ").unwrap() - before;
+    let released = Record::write_released(FencingToken::new(1)).1;
+    assert_eq!(written, SLOT + released.len());
 }

@@ -1,6 +1,6 @@
 //! Linux and Android: information from `/proc`.
 
-use std::{fs::File, os::unix::fs::MetadataExt};
+use std::{fs::File, io::Read, os::unix::fs::MetadataExt};
 
 use portalock_core::Holder;
 
@@ -12,10 +12,12 @@ pub(crate) fn lock_holder(file: &File) -> Option<Holder> {
     let device = metadata.dev();
     let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
     let id = format!("{major:02x}:{minor:02x}:{}", metadata.ino());
-    let pid = std::fs::read_to_string("/proc/locks")
-        .ok()?
-        .lines()
-        .find_map(|line| holder_in(line, &id))?;
+    // Each read continues in the table as it is then, and can miss a line if another lock has ended meanwhile. So the room
+    // is for all that the kernel gives in one read.
+    let mut table = String::with_capacity(8 * 1024);
+    let locks = File::open("/proc/locks").and_then(|mut locks| locks.read_to_string(&mut table));
+    locks.ok()?;
+    let pid = table.lines().find_map(|line| holder_in(line, &id))?;
     let mut holder = Holder::this_process(Some("seen holding it".into()));
     holder.pid = pid;
     Some(holder)
@@ -39,13 +41,11 @@ fn start_in(stat: &str) -> Option<u64> {
     after_name.split_ascii_whitespace().nth(19)?.parse().ok()
 }
 
-/// The pid in a line such as `1: FLOCK ADVISORY WRITE 1234 08:02:131 0 EOF`; waiters' lines have an arrow.
+/// The pid in a line such as `1: FLOCK ADVISORY WRITE 1234 08:02:131 0 EOF`. In a waiter's line each word is one further on,
+/// after an arrow.
 fn holder_in(line: &str, id: &str) -> Option<u32> {
-    let mut words = line.split_ascii_whitespace().skip(1);
-    if words.next()? == "->" {
-        return None;
-    }
-    let pid = words.nth(2)?;
+    let mut words = line.split_ascii_whitespace();
+    let pid = words.nth(4)?;
     (words.next()? == id)
         .then(|| pid.parse().ok())?
         .filter(|pid| *pid != 0)

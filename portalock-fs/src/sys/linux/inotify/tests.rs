@@ -1,4 +1,8 @@
-use std::{fs::File, sync::mpsc, thread::ThreadId};
+use std::{
+    fs::File,
+    sync::{atomic::AtomicUsize, mpsc},
+    thread::ThreadId,
+};
 
 use cap_std::{ambient_authority, fs::Dir};
 
@@ -40,6 +44,91 @@ fn the_watch_of_a_directory_ends_at_once_and_that_of_a_file_when_it_is_closed() 
         assert!(start.elapsed() < LONG, "nobody ended it");
         std::thread::yield_now();
     }
+}
+
+#[test]
+fn the_watch_of_a_file_that_is_gone_is_forgotten() {
+    let place = tempfile::tempdir().unwrap();
+    let file = File::create(place.path().join("a")).unwrap();
+    let ear: Arc<dyn Watched> = Arc::new(Ear(Mutex::new(mpsc::channel().0)));
+    let watcher = Watcher::new().unwrap();
+    let watching = watcher.watch(&file, Some("a"), Arc::downgrade(&ear));
+    std::fs::remove_file(place.path().join("a")).unwrap();
+    drop(file);
+    let start = Instant::now();
+    while !lock(&watcher.watches.registry).targets.is_empty() {
+        assert!(start.elapsed() < LONG, "it is kept");
+        std::thread::yield_now();
+    }
+    drop(watching);
+}
+
+/// Reports each check, and needs as many as `left`.
+struct Looker {
+    looks: Mutex<mpsc::Sender<()>>,
+    left: AtomicUsize,
+}
+
+impl Watched for Looker {
+    fn tell(&self, _: &Change) {}
+
+    fn look(&self) -> bool {
+        let _ = lock(&self.looks).send(());
+        self.left.fetch_sub(1, Ordering::SeqCst) > 1
+    }
+}
+
+#[test]
+fn paths_are_checked_from_time_to_time_as_long_as_it_is_needed_also_between_many_events() {
+    let place = tempfile::tempdir().unwrap();
+    let dir = Dir::open_ambient_dir(place.path(), ambient_authority()).unwrap();
+    let (sender, checked) = mpsc::channel();
+    let looker: Arc<dyn Watched> = Arc::new(Looker {
+        looks: Mutex::new(sender),
+        left: AtomicUsize::new(2),
+    });
+    let watcher = Watcher::new().unwrap();
+    let watching = watcher.watch(&dir, None, Arc::downgrade(&looker)).unwrap();
+    let start = Instant::now();
+    watcher.keep_looking();
+    for check in 1..=2 {
+        while checked.recv_timeout(LOOKS_EVERY / 20).is_err() {
+            assert!(start.elapsed() < LONG, "check {check} never came");
+            std::fs::write(place.path().join("a"), "").unwrap();
+            std::fs::remove_file(place.path().join("a")).unwrap();
+        }
+        assert!(start.elapsed() >= check * LOOKS_EVERY, "check {check}");
+    }
+    assert!(checked.recv_timeout(LOOKS_EVERY + LOOKS_EVERY / 4).is_err());
+    drop(watching);
+}
+
+/// Drops the watcher when it is told something, and reports this.
+struct Last(Mutex<Option<Watcher>>, Mutex<mpsc::Sender<()>>);
+
+impl Watched for Last {
+    fn tell(&self, _: &Change) {
+        if let Some(watcher) = lock(&self.0).take() {
+            drop(watcher);
+            let _ = lock(&self.1).send(());
+        }
+    }
+}
+
+#[test]
+fn the_watchers_own_thread_may_drop_the_last_reference_to_it() {
+    let place = tempfile::tempdir().unwrap();
+    let dir = Dir::open_ambient_dir(place.path(), ambient_authority()).unwrap();
+    let (sender, dropped) = mpsc::channel();
+    let last = Arc::new(Last(Mutex::default(), Mutex::new(sender)));
+    let told: Arc<dyn Watched> = last.clone();
+    let watcher = Watcher::new().unwrap();
+    let watching = watcher.watch(&dir, None, Arc::downgrade(&told)).unwrap();
+    *lock(&last.0) = Some(watcher);
+    std::fs::write(place.path().join("a"), "").unwrap();
+    std::fs::remove_file(place.path().join("a")).unwrap();
+    assert_eq!(dropped.recv_timeout(LONG), Ok(()));
+    drop(watching);
 }
 
 /// Reports which thread was told.
