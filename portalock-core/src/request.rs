@@ -108,11 +108,6 @@ impl OwnerId {
         self.pid != std::process::id()
     }
 
-    /// Whether the process with this id created it. This costs no system call.
-    pub(crate) fn is_of(self, pid: u32) -> bool {
-        self.pid == pid
-    }
-
     /// Like [`mint`](Self::mint), for a caller that already has the process id, which costs a system call.
     fn mint_in(pid: u32) -> Self {
         static PROCESS: OnceLock<u64> = OnceLock::new();

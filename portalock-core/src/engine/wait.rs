@@ -230,13 +230,6 @@ impl Wait<'_> {
         // in a loop, or tries a held one with the shortest check interval, would never let other tasks run.
         tokio::task::coop::consume_budget().await;
         self.attempts = self.attempts.saturating_add(1);
-        let is_sent_again = self.attempts > 1 && !place.service.capabilities().releases_now;
-        if is_sent_again && place.request.owner.is_inherited() {
-            // This is a forked child's copy of the wait: it sends nothing.
-            return Err(LockError::NotHeld {
-                name: place.request.name.clone(),
-            });
-        }
         let sent = match self.attempts {
             1 => self.first_sent,
             _ => Instant::now(),

@@ -102,10 +102,7 @@ impl<S: Service> Client<S> {
     ///
     /// Safe: the client remembers the place until it has been released.
     pub async fn attempt(&self, owner: OwnerId, wish: &S::Wish) -> Result<Attempt, BackendError> {
-        let session = match self.sessions.live_for(owner) {
-            Some(session) => session,
-            None => Box::pin(self.start()).await?,
-        };
+        let session = self.session().await?;
         let places = session.places();
         if places.is_leaving(owner) {
             // First release the place of the owner's earlier attempt.
@@ -185,7 +182,7 @@ impl<S: Service> Client<S> {
     ///
     /// Safe: the session then releases the owner.
     pub async fn release(&self, owner: OwnerId) -> Result<Released, BackendError> {
-        match self.sessions.latest_for(owner) {
+        match self.sessions.latest() {
             Some(session) => release(&session, owner).await,
             None => Ok(Released::NotHeld),
         }

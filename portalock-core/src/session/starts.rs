@@ -8,7 +8,7 @@ use std::{
 };
 
 use super::{single_flight::SingleFlight, task::session_runtime};
-use crate::{BackendError, Lease, Loss, OwnerId, clock::Instant};
+use crate::{BackendError, Lease, Loss, clock::Instant};
 
 /// The pause before the next start after a failed one. It doubles with each failure in a row.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
@@ -68,17 +68,6 @@ impl<S: Session> Sessions<S> {
         self.own()?.latest.clone()
     }
 
-    /// As [`live`](Self::live), for a call of this owner, and without a system call: the engine has checked whose process the
-    /// owner is of.
-    pub(super) fn live_for(&self, owner: OwnerId) -> Option<Arc<S>> {
-        self.of(owner)?.live()
-    }
-
-    /// As [`latest`](Self::latest), in the same way.
-    pub(super) fn latest_for(&self, owner: OwnerId) -> Option<Arc<S>> {
-        self.of(owner)?.latest.clone()
-    }
-
     /// Removes the latest session and returns it, so that the caller can end it. The next call of [`get`](Self::get)
     /// starts another.
     pub fn take(&self) -> Option<Arc<S>> {
@@ -88,11 +77,6 @@ impl<S: Session> Sessions<S> {
     /// The state, except in a forked child: a thread of the parent may have held the lock during the fork.
     fn own(&self) -> Option<MutexGuard<'_, State<S>>> {
         (!self.is_inherited()).then(|| lock(&self.state))
-    }
-
-    /// The state, if the owner is of the process that created this.
-    fn of(&self, owner: OwnerId) -> Option<MutexGuard<'_, State<S>>> {
-        owner.is_of(self.process).then(|| lock(&self.state))
     }
 
     fn is_inherited(&self) -> bool {
@@ -317,12 +301,9 @@ mod tests {
     async fn a_forked_childs_copy_neither_uses_nor_replaces_its_parents_session() {
         let mut sessions = Sessions::<Plain>::new();
         let parents = sessions.get(|_| start(1)).await.unwrap();
-        let own = OwnerId::mint();
-        assert!(sessions.live_for(own).is_some() && sessions.latest_for(own).is_some());
         sessions.process += 1;
         assert!(sessions.live().is_none() && sessions.latest().is_none());
         assert!(sessions.take().is_none());
-        assert!(sessions.live_for(own).is_none() && sessions.latest_for(own).is_none());
         let error = sessions.get(|_| start(2)).await.unwrap_err();
         assert_eq!(error.kind(), BackendErrorKind::Misconfigured);
         drop(sessions);
