@@ -31,7 +31,7 @@ use self::nodes::{ASKING, Node};
 use crate::{
     address::ClusterAddress,
     config::RedisSettings,
-    witness::{Enough, Heard, Told, Witness, ask_all, at, silent, worst},
+    witness::{Enough, Heard, Witness, ask_all, at, silent, worst},
 };
 
 /// The maximum number of nodes that are asked at once, besides those in the URL: in a large cluster, a few nodes know
@@ -105,14 +105,12 @@ impl Cluster {
         };
         // Failures are stored too: otherwise the waiting callers would fail one after the other.
         let said = latest.insert(heard).said.as_ref().map_err(Clone::clone)?;
-        let told = said.owner(slot).ok_or_else(|| {
+        said.owner(slot).ok_or_else(|| {
             BackendError::new(
                 BackendErrorKind::Unavailable,
                 format!("can't find who serves slot {slot} of the Redis cluster: no node does"),
             )
-        })?;
-        let from_all = said.from_all;
-        Ok(Heard { told, from_all })
+        })
     }
 
     async fn ask(&self, enough: Enough) -> Result<Said, BackendError> {
@@ -176,9 +174,9 @@ impl Cluster {
 
 impl Said {
     /// Returns the node that serves `slot`. If several nodes are reported, the latest epoch counts.
-    fn owner(&self, slot: u16) -> Option<Told> {
+    fn owner(&self, slot: u16) -> Option<Heard> {
         let serving = self.nodes.iter().filter(|node| node.serves(slot));
-        serving.map(Node::told).max_by_key(|told| told.epoch)
+        Heard::latest(serving.map(Node::told).collect(), self.from_all)
     }
 }
 
@@ -201,7 +199,7 @@ mod tests {
                 nodes: nodes.into(),
                 from_all: true,
             };
-            let host = |slot| said.owner(slot).map(|told| told.host);
+            let host = |slot| said.owner(slot).map(|heard| heard.select(None).host);
             assert_eq!(host(4).as_deref(), Some("10.0.0.1"));
             assert_eq!(host(5).as_deref(), Some("10.0.0.2"));
             assert_eq!(host(10), None);
