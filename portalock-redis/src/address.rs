@@ -181,6 +181,8 @@ fn places(servers: &[ConnectionInfo], f: &mut fmt::Formatter<'_>) -> fmt::Result
 
 const WRONG: &str = "is no URL of a Redis server: write redis://[user:password@]host[:port][/database], rediss:// for TLS, \
                      unix:///path/to/socket, redis+sentinel://host,host/master-name, or redis+cluster://host,host";
+const WRONG_OPTION: &str = "has an option that it can't have: only unix:// URLs have options, which are db, user and pass. Other settings \
+     have fields of their own. In a password write ? as %3F and # as %23";
 const WRONG_CLUSTER: &str = "is no URL of a Redis cluster: write redis+cluster://[user:password@]host[:port][,host...], or \
      rediss+cluster:// for TLS. A cluster has no other database than 0";
 const WRONG_SENTINELS: &str = "is no URL of sentinels: write \
@@ -195,10 +197,26 @@ fn server(url: &str, wrong: &'static str) -> Result<ConnectionInfo, InvalidSetti
             "asks for TLS: build portalock-redis with its feature `tls`",
         ));
     }
+    let refused = || InvalidSetting::new("url", wrong);
+    let url = redis::parse_redis_url(url).ok_or_else(refused)?;
+    // The client library would ignore what it doesn't know, and the locks would be in another database, for example.
+    let known: &[&str] = match url.scheme() {
+        "unix" | "redis+unix" | "valkey+unix" => &["db", "user", "pass"],
+        _ => &[],
+    };
+    let mut options = url.query_pairs();
+    if options.any(|(name, _)| !known.contains(&&*name)) || url.fragment().is_some() {
+        return Err(InvalidSetting::new("url", WRONG_OPTION));
+    }
     // The cause is dropped: it could contain a part of the URL.
-    let server = url
-        .into_connection_info()
-        .map_err(|_| InvalidSetting::new("url", wrong))?;
+    let server = url.into_connection_info().map_err(|_| refused())?;
+    let login = server.redis_settings();
+    if login.username().is_some() && login.password().is_none() {
+        return Err(InvalidSetting::new(
+            "url",
+            "has a user without a password: write user:password@, or :password@ for the default user",
+        ));
+    }
     let handshake = server
         .redis_settings()
         .clone()
@@ -268,6 +286,31 @@ mod tests {
             let error = Address::parse(url).map(drop).unwrap_err().to_string();
             assert!(error.contains("redis+sentinel://"), "{url}: {error}");
             assert!(!error.contains("hunter2"), "{url}: {error}");
+        }
+    }
+
+    /// The client library ignores them.
+    #[test]
+    fn what_would_have_no_effect_is_refused() {
+        for (url, word) in [
+            ("redis://h?db=3", "option"),
+            ("redis://h/3?session_ttl=20s", "option"),
+            ("redis://:x?hunter2@h", "no URL"),
+            ("redis://h/3?hunter2", "option"),
+            ("redis://h/3#hunter2", "%23"),
+            ("unix:///s?database=3", "option"),
+            ("redis://hunter2@h", "user:password@"),
+            ("unix:///s?user=hunter2", "user:password@"),
+            ("redis+cluster://hunter2@h", "user:password@"),
+            ("redis+sentinel://hunter2@h/m", "user:password@"),
+            ("redis+sentinel://h/m/3#hunter2", "%23"),
+        ] {
+            let error = Address::parse(url).map(drop).expect_err(url).to_string();
+            assert!(error.contains(word), "{url}: {error}");
+            assert!(!error.contains("hunter2"), "{url}: {error}");
+        }
+        for (url, database) in [("redis://u:p@h/3", 3), ("unix:///s?db=3&user=u&pass=p", 3)] {
+            assert_eq!(Address::parse(url).unwrap().database(), database);
         }
     }
 

@@ -31,7 +31,7 @@ use self::nodes::{ASKING, Node};
 use crate::{
     address::ClusterAddress,
     config::RedisSettings,
-    witness::{Enough, Heard, Told, Witness, ask_all, at, silent, worst},
+    witness::{Enough, Heard, Witness, ask_all, at, silent, worst},
 };
 
 /// The maximum number of nodes that are asked at once, besides those in the URL: in a large cluster, a few nodes know
@@ -105,14 +105,12 @@ impl Cluster {
         };
         // Failures are stored too: otherwise the waiting callers would fail one after the other.
         let said = latest.insert(heard).said.as_ref().map_err(Clone::clone)?;
-        let told = said.owner(slot).ok_or_else(|| {
+        said.owner(slot).ok_or_else(|| {
             BackendError::new(
                 BackendErrorKind::Unavailable,
                 format!("can't find who serves slot {slot} of the Redis cluster: no node does"),
             )
-        })?;
-        let from_all = said.from_all;
-        Ok(Heard { told, from_all })
+        })
     }
 
     async fn ask(&self, enough: Enough) -> Result<Said, BackendError> {
@@ -124,7 +122,6 @@ impl Cluster {
             match answer {
                 Ok(answer) => {
                     count += 1;
-                    self.learn(&answer);
                     nodes.extend(answer);
                 }
                 Err(error) => failures.push(error),
@@ -139,6 +136,7 @@ impl Cluster {
                 format!("can't find the nodes of the Redis cluster: none of {asked} answered");
             return Err(BackendError::new(failure.kind(), none).with_source(failure));
         }
+        self.learn(&nodes);
         let from_all = are_all && count == asked;
         Ok(Said { nodes, from_all })
     }
@@ -156,8 +154,12 @@ impl Cluster {
         (learned, are_all)
     }
 
-    /// Records the nodes that a node reported.
+    /// Records the nodes that were reported. A node that was removed from the cluster knows only itself, and no slots:
+    /// if no other node has answered, the known nodes stay.
     fn learn(&self, nodes: &[Node]) {
+        if !nodes.iter().any(Node::has_slots) {
+            return;
+        }
         let mut learned = self.learned.lock().unwrap_or_else(PoisonError::into_inner);
         let mut known = std::mem::take(&mut *learned);
         let is_named = |node: &&Node| {
@@ -176,16 +178,42 @@ impl Cluster {
 
 impl Said {
     /// Returns the node that serves `slot`. If several nodes are reported, the latest epoch counts.
-    fn owner(&self, slot: u16) -> Option<Told> {
+    fn owner(&self, slot: u16) -> Option<Heard> {
         let serving = self.nodes.iter().filter(|node| node.serves(slot));
-        serving.map(Node::told).max_by_key(|told| told.epoch)
+        Heard::latest(serving.map(Node::told).collect(), self.from_all)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cluster::nodes::node;
+    use crate::{address::Address, cluster::nodes::node};
+
+    /// Otherwise the client would have nobody left to ask.
+    #[test]
+    fn a_node_that_was_removed_makes_no_other_forgotten() {
+        let settings = RedisSettings::new("redis+cluster://10.0.0.1:1").unwrap();
+        let Address::Cluster(address) = settings.address().clone() else {
+            panic!("it names a cluster");
+        };
+        let cluster = Cluster::new(&address, Arc::new(settings));
+        let learn = |lines: &[&str]| {
+            let nodes = lines.iter().filter_map(|line| node(line, "asked", false));
+            cluster.learn(&nodes.collect::<Vec<_>>());
+            cluster.witnesses().0.len()
+        };
+        let others = [
+            "b 10.0.0.2:1@2 master - 0 0 2 connected 0-8191",
+            "c 10.0.0.3:1@2 master - 0 0 3 connected 8192-16383",
+        ];
+        assert_eq!(learn(&others), 3);
+        assert_eq!(
+            learn(&["a 10.0.0.1:1@2 myself,master - 0 0 1 connected"]),
+            3
+        );
+        let one = "b 10.0.0.2:1@2 myself,master - 0 0 2 connected 0-16383";
+        assert_eq!(learn(&[one]), 2);
+    }
 
     #[test]
     fn of_those_who_claim_a_slot_the_latest_epoch_serves_it() {
@@ -201,7 +229,7 @@ mod tests {
                 nodes: nodes.into(),
                 from_all: true,
             };
-            let host = |slot| said.owner(slot).map(|told| told.host);
+            let host = |slot| said.owner(slot).map(|heard| heard.select(None).host);
             assert_eq!(host(4).as_deref(), Some("10.0.0.1"));
             assert_eq!(host(5).as_deref(), Some("10.0.0.2"));
             assert_eq!(host(10), None);

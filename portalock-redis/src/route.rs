@@ -184,9 +184,11 @@ impl Followed {
 
     /// Records an answer, unless it is older than the known one. An older epoch is only accepted if all witnesses have
     /// answered: then the witnesses were set up again.
-    fn note(&self, Heard { told, from_all }: Heard) -> Result<Location, BackendError> {
+    fn note(&self, heard: Heard) -> Result<Location, BackendError> {
+        let from_all = heard.from_all;
         // No code panics while it holds the lock.
         let mut latest = self.latest.lock().unwrap_or_else(PoisonError::into_inner);
+        let told = heard.select(latest.as_ref());
         if let Some(known) = &*latest {
             if told.epoch < known.epoch && !from_all {
                 return Err(BackendError::new(
@@ -194,7 +196,7 @@ impl Followed {
                     "can't find the Redis primary: those that answer have not heard of the last switch",
                 ));
             }
-            if (&known.host, known.port) != (&told.host, told.port) {
+            if !told.is_at(known) {
                 let number = self.number.fetch_add(1, Ordering::AcqRel) + 1;
                 tracing::info!(%told.host, told.port, told.epoch, number, "the Redis primary is another server now");
             }
@@ -224,10 +226,7 @@ mod tests {
 
     fn heard(epoch: u64, host: &str, from_all: bool) -> Heard {
         let (host, port) = (host.to_owned(), 1);
-        Heard {
-            told: Told { epoch, host, port },
-            from_all,
-        }
+        Heard::latest(vec![Told { epoch, host, port }], from_all).unwrap()
     }
 
     #[test]

@@ -95,21 +95,18 @@ fn heard(
     asked: usize,
 ) -> Result<Heard, BackendError> {
     const WHAT: &str = "can't find the Redis primary";
-    let (mut latest, mut count, mut failures) = (None::<Told>, 0, Vec::new());
+    let (mut told, mut count, mut failures) = (Vec::new(), 0, Vec::new());
     for answer in answers {
         match answer {
-            Ok(told) => {
+            Ok(answer) => {
                 count += 1;
-                if told.as_ref().map(|told| told.epoch) > latest.as_ref().map(|told| told.epoch) {
-                    latest = told;
-                }
+                told.extend(answer);
             }
             Err(error) => failures.push(error),
         }
     }
-    if let Some(told) = latest {
-        let from_all = count == asked;
-        return Ok(Heard { told, from_all });
+    if let Some(heard) = Heard::latest(told, count == asked) {
+        return Ok(heard);
     }
     let Some(failure) = worst(failures) else {
         return Err(BackendError::new(
@@ -144,8 +141,8 @@ mod tests {
         for order in [[1, 3, 2], [3, 2, 1], [2, 1, 3]] {
             let answers = order.map(|epoch| Ok(Some(told(epoch, u16::try_from(epoch).unwrap()))));
             let heard = heard(answers.into(), 3).unwrap();
-            assert_eq!(heard.told, told(3, 3));
             assert!(heard.from_all);
+            assert_eq!(heard.select(None), told(3, 3));
         }
     }
 

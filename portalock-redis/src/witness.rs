@@ -34,10 +34,43 @@ pub(crate) struct Told {
 /// The result of asking the witnesses.
 #[derive(Debug)]
 pub(crate) struct Heard {
-    /// The address with the latest epoch.
-    pub(crate) told: Told,
+    /// An answer with the latest epoch.
+    told: Told,
+    /// All answers with that epoch.
+    answers: Vec<Told>,
     /// Whether all witnesses have answered.
     pub(crate) from_all: bool,
+}
+
+impl Heard {
+    /// Keeps the answers with the latest epoch. `None` if there is no answer.
+    pub(crate) fn latest(mut answers: Vec<Told>, from_all: bool) -> Option<Self> {
+        let epoch = answers.iter().map(|told| told.epoch).max();
+        answers.retain(|told| Some(told.epoch) == epoch);
+        Some(Self {
+            told: answers.first()?.clone(),
+            answers,
+            from_all,
+        })
+    }
+
+    /// Selects the address that counts. With one epoch the witnesses name two if they know one server by different
+    /// names, for example by its host name and by its IP address, or if one of them was set up wrongly. Then most of
+    /// them count. While some don't answer, the `known` address stays as long as one of them names it: to take turns
+    /// between two names would look like one switch after another.
+    pub(crate) fn select(self, known: Option<&Told>) -> Told {
+        let is_known = |told: &Told| known.is_some_and(|known| told.is_at(known));
+        let named_by = |told: &Told| self.answers.iter().filter(|one| one.is_at(told)).count();
+        let weight = |told: &&Told| {
+            (
+                !self.from_all && is_known(told),
+                named_by(told),
+                is_known(told),
+            )
+        };
+        let selected = self.answers.iter().max_by_key(weight);
+        selected.unwrap_or(&self.told).clone()
+    }
 }
 
 /// How many answers to wait for.
@@ -60,6 +93,12 @@ pub(crate) struct Question<T> {
 
 /// The answers to a question, one for each command.
 pub(crate) type Answers = Vec<Result<Value, RedisError>>;
+
+impl Told {
+    pub(crate) fn is_at(&self, other: &Self) -> bool {
+        (&self.host, self.port) == (&other.host, other.port)
+    }
+}
 
 impl Witness {
     pub(crate) fn new(server: ConnectionInfo) -> Self {
@@ -194,4 +233,37 @@ pub(crate) fn at(server: &ConnectionInfo, host: &str, port: u16) -> ConnectionIn
         _ => ConnectionAddr::Tcp(host, port),
     };
     server.clone().set_addr(place)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn told(host: &str) -> Told {
+        Told {
+            epoch: 1,
+            host: host.to_owned(),
+            port: 1,
+        }
+    }
+
+    /// Otherwise each look would seem to be a switch, in which a session reconnects or ends.
+    #[test]
+    fn two_names_of_one_server_are_no_switch() {
+        for (answers, from_all, known, selected) in [
+            ("ab", true, "a", "a"),
+            ("ba", true, "a", "a"),
+            ("ab", true, "b", "b"),
+            ("abb", false, "a", "a"),
+            ("bba", false, "a", "a"),
+            ("abb", true, "a", "b"),
+            ("bab", true, "", "b"),
+            ("bb", false, "a", "b"),
+        ] {
+            let told_by = answers.chars().map(|host| told(&host.to_string()));
+            let heard = Heard::latest(told_by.collect(), from_all).unwrap();
+            let selected_now = heard.select(Some(&told(known)));
+            assert_eq!(selected_now, told(selected), "{answers} {from_all} {known}");
+        }
+    }
 }

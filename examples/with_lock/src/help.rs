@@ -68,8 +68,9 @@ Exit codes:
 
 Signals:
   What is sent to with_lock is passed on to the command: SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGTSTP,
-  SIGCONT. Before the command runs, any of them but the last two ends the wait. On Linux the command gets SIGTERM if
-  with_lock is killed by SIGKILL (SIGKILL with --on-lost kill, nothing with --on-lost ignore).
+  SIGCONT (the last two without a terminal only). Before the command runs, any of them but the last two ends the wait.
+  On Linux the command gets SIGTERM if with_lock is killed by SIGKILL (SIGKILL with --on-lost kill, nothing with
+  --on-lost ignore).
 
   Without a controlling terminal the command has a process group of its own, and all of it is signalled. With one it stays
   in with_lock's, so that the keyboard's Ctrl-C and Ctrl-Z and the shell's job control work on both; only the command

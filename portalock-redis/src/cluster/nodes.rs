@@ -27,6 +27,10 @@ impl Node {
         self.slots.iter().any(|range| range.contains(&slot))
     }
 
+    pub(super) fn has_slots(&self) -> bool {
+        !self.slots.is_empty()
+    }
+
     pub(super) fn told(&self) -> Told {
         Told {
             epoch: self.epoch,

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use portalock_fs::{FsBackend, FsSettings};
 use serde::Deserialize;
+use toml::{Table, Value};
 
 use crate::{AnyBackend, OpenError, default_directory};
 
@@ -11,10 +12,23 @@ pub(crate) fn open(rest: &str) -> Result<AnyBackend, OpenError> {
     open_settings(&FsSettings::new(directory(rest)?))
 }
 
-pub(crate) fn open_table(table: toml::Table) -> Result<AnyBackend, OpenError> {
-    let settings = FsSettings::deserialize(table)
+pub(crate) fn open_table(table: Table) -> Result<AnyBackend, OpenError> {
+    let settings = FsSettings::deserialize(expanded(table)?)
         .map_err(|error| OpenError::settings("fs", error.message()))?;
     open_settings(&settings)
+}
+
+/// Expands a tilde as in an address. Otherwise the table and the address would name two directories, whose locks don't
+/// exclude each other.
+fn expanded(mut table: Table) -> Result<Table, OpenError> {
+    if let Some(Value::String(path)) = table.get("directory")
+        && let Some(path) = below_home(path)?
+    {
+        let path = Value::try_from(path)
+            .map_err(|error| OpenError::settings("fs", format!("`directory`: {error}")))?;
+        table.insert("directory".to_owned(), path);
+    }
+    Ok(table)
 }
 
 fn open_settings(settings: &FsSettings) -> Result<AnyBackend, OpenError> {
@@ -40,18 +54,22 @@ fn directory(rest: &str) -> Result<PathBuf, OpenError> {
         return default_directory()
             .ok_or_else(|| OpenError::settings("fs", "you have no home directory: write fs:DIR"));
     }
-    // A shell doesn't expand a tilde after `fs:`.
+    Ok(below_home(path)?.unwrap_or_else(|| path.into()))
+}
+
+/// The path that begins with a tilde, which neither a shell expands after `fs:` nor TOML. `None` for another path.
+fn below_home(path: &str) -> Result<Option<PathBuf>, OpenError> {
     if let Some(below) = path.strip_prefix("~/") {
         let home = std::env::home_dir()
             .ok_or_else(|| OpenError::settings("fs", "you have no home directory: write fs:DIR"))?;
-        return Ok(home.join(below));
+        return Ok(Some(home.join(below)));
     }
     if path.starts_with('~') {
         let problem =
-            "a tilde stands for your home only as ~/DIR: write fs:./~ for a directory of that name";
+            "a tilde stands for your home only as ~/DIR: write ./~ for a directory of that name";
         return Err(OpenError::settings("fs", problem));
     }
-    Ok(path.into())
+    Ok(None)
 }
 
 #[cfg(test)]
@@ -75,6 +93,19 @@ mod tests {
         let home = std::env::home_dir().unwrap();
         assert_eq!(directory("~/locks").unwrap(), home.join("locks"));
         assert!(directory("~root/locks").is_err());
+    }
+
+    #[test]
+    fn a_tilde_in_a_table_is_home_too() {
+        let directory_of = |path: &str| {
+            let table = expanded(toml::from_str(&format!("directory = '{path}'")).unwrap());
+            table.map(|table| FsSettings::deserialize(table).unwrap())
+        };
+        for path in ["~/locks", "./~", "/run/lock"] {
+            let settings = directory_of(path).unwrap();
+            assert_eq!(settings.directory(), directory(path).unwrap());
+        }
+        assert!(directory_of("~root/locks").is_err());
     }
 
     #[test]

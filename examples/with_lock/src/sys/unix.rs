@@ -19,7 +19,7 @@ use rustix::process::{
 use signal_hook::{
     consts::{SIGCHLD, SIGCONT, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGTSTP, SIGUSR1, SIGUSR2},
     flag, iterator,
-    low_level::emulate_default_handler,
+    low_level::{emulate_default_handler, raise},
 };
 use tokio::sync::{mpsc, watch};
 
@@ -240,10 +240,9 @@ pub(crate) fn die_by(signal: i32) {
         maximum: Some(0),
     };
     let _ = setrlimit(Resource::Core, none);
-    if Signal::from_named_raw(signal) == Some(Signal::KILL) {
-        let _ = kill_process(getpid(), Signal::KILL);
-    }
     let _ = emulate_default_handler(signal);
+    // It doesn't know the default of real-time signals and a few others, which this program never handles.
+    let _ = raise(signal);
 }
 
 /// Stops this program until it gets SIGCONT.

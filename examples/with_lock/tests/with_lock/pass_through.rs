@@ -1,5 +1,8 @@
 //! What is passed through: arguments, environment, input, output, exit codes.
 
+#[cfg(target_os = "linux")]
+use std::os::unix::process::ExitStatusExt;
+
 use rustix::process::Signal;
 
 use crate::program::{Home, Running};
@@ -55,6 +58,24 @@ fn a_command_that_dies_by_a_signal_takes_with_lock_along() {
         let script = format!("kill -{} $$", signal.as_raw());
         home.run_script("deploy", &script).by(signal).silent();
         assert!(home.is_free("deploy"));
+    }
+}
+
+/// Signals that the library for signals doesn't know.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_command_that_dies_by_a_rare_signal_takes_with_lock_along() {
+    const SIGSTKFLT: i32 = 16;
+    const SIGIO: i32 = 29;
+    const FIRST_REAL_TIME: i32 = 34;
+    let home = Home::new();
+    for signal in [SIGSTKFLT, SIGIO, FIRST_REAL_TIME] {
+        let finished = home.run_script("deploy", &format!("kill -{signal} $$"));
+        assert_eq!(
+            finished.silent().status.signal(),
+            Some(signal),
+            "{finished:?}"
+        );
     }
 }
 
