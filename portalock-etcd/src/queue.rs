@@ -63,8 +63,8 @@ impl Place {
         let value = match server.send(ENTERING, transaction, &mut repeated).await {
             Ok(answer) if answer.succeeded() => self.taken_by(&answer)?,
             Ok(answer) => self.not_taken_by(&answer, session, known)?,
-            // etcd has executed nothing of it.
-            Err(error) if !repeated && is_refusal(&error) => Some(Standing::Failed(error)),
+            // etcd has executed nothing of this request.
+            Err(error) if is_refusal(&error) => Some(Standing::Failed(error)),
             Err(error) => return Err(error),
         };
         Ok(Answered { value, repeated })
@@ -144,10 +144,8 @@ impl Place {
                 TxnOp::txn(self.delete()),
                 TxnOp::put(session.key(), "", Some(options)),
             ]);
-        let answer = session.server.transact(RELEASING, transaction).await?;
-        if answer.value.succeeded() {
-            session.key_modified(revision(&answer.value));
-        }
+        // The next request for a place learns of the modification.
+        session.server.transact(RELEASING, transaction).await?;
         Ok(())
     }
 
@@ -203,4 +201,45 @@ pub(crate) fn not_understood() -> BackendError {
         BackendErrorKind::Unsupported,
         "the server's answer to a transaction has other parts than were asked for: it is no etcd",
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        EtcdSettings,
+        client::{Client, Server, Wish},
+    };
+    use portalock_core::{Attempt, LockName, Mode, Patience, Request};
+    use portalock_testkit::servers::EtcdServer;
+    use std::sync::Arc;
+
+    #[test]
+    fn a_request_without_an_answer_was_not_refused() {
+        use BackendErrorKind as Kind;
+        let refuses = |kind| is_refusal(&BackendError::new(kind, "test"));
+        for kind in [Kind::OutOfSpace, Kind::Exhausted, Kind::PermissionDenied] {
+            assert!(refuses(kind), "{kind:?}");
+        }
+        for kind in [Kind::Unavailable, Kind::Other, Kind::Misconfigured] {
+            assert!(!refuses(kind), "{kind:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_request_that_knows_an_old_modification_of_the_sessions_key_is_made_again() {
+        let server = EtcdServer::start().unwrap();
+        let settings = EtcdSettings::new(server.endpoints()).unwrap();
+        let client = Client::new(Arc::new(Server::new(settings).unwrap()));
+        let session = client.session().await.unwrap();
+        for patience in [Patience::Queue, Patience::Once] {
+            session.service().key_modified(0);
+            let name = LockName::new("free").unwrap();
+            let request = Request::new(name, Mode::Exclusive, patience);
+            let wish = Wish::new(client.shared().keys.lock(&request), &request);
+            let attempt = client.attempt(request.owner, &wish).await.unwrap();
+            assert!(matches!(attempt, Attempt::Granted(_)), "{attempt:?}");
+            client.release(request.owner).await.unwrap();
+        }
+    }
 }

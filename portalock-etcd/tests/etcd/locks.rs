@@ -315,6 +315,21 @@ async fn a_lock_is_taken_by_one_transaction_and_given_back_by_one() {
 }
 
 #[tokio::test]
+async fn a_lock_is_refused_by_one_transaction() {
+    let server = Server::start();
+    let holder = Lock::new(server.client().await, "cheap").unwrap();
+    let _held = holder.acquire_with(&patient()).await.unwrap();
+    let other = Lock::new(server.client().await, "cheap").unwrap();
+    let before = server.requests().await.0;
+    for _ in 0..50 {
+        assert!(other.try_acquire().await.unwrap_err().is_contention());
+    }
+    // And a few transactions that check the held key meanwhile.
+    let transactions = server.requests().await.0 - before;
+    assert!((50..100).contains(&transactions), "{transactions}");
+}
+
+#[tokio::test]
 async fn a_name_is_locked_again_by_the_same_key() {
     let server = Server::start();
     let client = server.client().await;
