@@ -196,7 +196,8 @@ mod tests {
     async fn one_whose_key_was_put_again_by_somebody_else_has_no_place() {
         let server = EtcdServer::start().unwrap();
         let settings = EtcdSettings::new(server.endpoints()).unwrap();
-        let client = Client::new(Arc::new(Server::new(settings).unwrap()));
+        let settings = settings.with_request_timeout(Duration::from_secs(60));
+        let client = Client::new(Arc::new(Server::new(settings.unwrap()).unwrap()));
         let name = LockName::new("look").unwrap();
         let request = Request::new(name, Mode::Exclusive, Patience::Queue);
         let wish = Wish::new(client.shared().keys.lock(&request), &request);

@@ -210,9 +210,9 @@ mod tests {
         EtcdSettings,
         client::{Client, Server, Wish},
     };
-    use portalock_core::{Attempt, LockName, Mode, Patience, Request};
+    use portalock_core::{Attempt, LockName, Mode, OwnerId, Patience, Released, Request};
     use portalock_testkit::servers::EtcdServer;
-    use std::sync::Arc;
+    use std::{sync::Arc, time::Duration};
 
     #[test]
     fn a_request_without_an_answer_was_not_refused() {
@@ -226,20 +226,45 @@ mod tests {
         }
     }
 
+    fn client(server: &EtcdServer) -> Client {
+        let settings = EtcdSettings::new(server.endpoints()).unwrap();
+        let settings = settings.with_request_timeout(Duration::from_secs(60));
+        Client::new(Arc::new(Server::new(settings.unwrap()).unwrap()))
+    }
+
+    async fn attempt(client: &Client, patience: Patience) -> (OwnerId, Attempt) {
+        let name = LockName::new("queue").unwrap();
+        let request = Request::new(name, Mode::Exclusive, patience);
+        let wish = Wish::new(client.shared().keys.lock(&request), &request);
+        let attempt = client.attempt(request.owner, &wish).await.unwrap();
+        (request.owner, attempt)
+    }
+
     #[tokio::test]
     async fn a_request_that_knows_an_old_modification_of_the_sessions_key_is_made_again() {
         let server = EtcdServer::start().unwrap();
-        let settings = EtcdSettings::new(server.endpoints()).unwrap();
-        let client = Client::new(Arc::new(Server::new(settings).unwrap()));
+        let client = client(&server);
         let session = client.session().await.unwrap();
         for patience in [Patience::Queue, Patience::Once] {
             session.service().key_modified(0);
-            let name = LockName::new("free").unwrap();
-            let request = Request::new(name, Mode::Exclusive, patience);
-            let wish = Wish::new(client.shared().keys.lock(&request), &request);
-            let attempt = client.attempt(request.owner, &wish).await.unwrap();
+            let (owner, attempt) = attempt(&client, patience).await;
             assert!(matches!(attempt, Attempt::Granted(_)), "{attempt:?}");
-            client.release(request.owner).await.unwrap();
+            client.release(owner).await.unwrap();
         }
+    }
+
+    #[tokio::test]
+    async fn nothing_is_watched_for_one_that_has_given_up() {
+        let server = EtcdServer::start().unwrap();
+        let client = client(&server);
+        let _held = attempt(&client, Patience::Queue).await;
+        let (waits, contended) = attempt(&client, Patience::Queue).await;
+        assert!(matches!(contended, Attempt::Contended(_)));
+        let session = client.session().await.unwrap();
+        let watches = &session.service().watches;
+        assert!(watches.waiting(waits).is_some());
+        let released = client.release(waits).await.unwrap();
+        assert_eq!(released, Released::NotHeld);
+        assert!(watches.waiting(waits).is_none());
     }
 }

@@ -54,6 +54,18 @@ fn a_watch_lasts_until_nobody_has_waited_for_a_while() {
 }
 
 #[test]
+fn one_that_comes_back_keeps_its_own_idle_watch_only() {
+    let watches = Watches::default();
+    watches.leave(waiter(&watches, nearest("a", 1)));
+    watches.leave(waiter(&watches, nearest("b", 1)));
+    watches.take_orders();
+    waiter(&watches, nearest("b", 1));
+    watches.forget_idle();
+    assert!(matches!(watches.take_orders()[..], [Order::Cancel(_)]));
+    assert!(watches.lock().watches.contains_key(&key("b")));
+}
+
+#[test]
 fn few_keys_are_watched_that_nobody_waits_for() {
     let (watches, owner) = (Watches::default(), OwnerId::mint());
     for number in 0..3 * MOST_IDLE {
@@ -207,4 +219,30 @@ async fn a_watch_that_the_server_ends_needs_a_new_stream_while_it_is_known() {
         };
         assert_eq!(watches.hear(&ended, "own"), verdict);
     }
+}
+
+#[tokio::test]
+async fn a_mark_and_the_end_of_the_session_are_told_apart() {
+    let server = EtcdServer::start().unwrap();
+    let client = Client::connect(server.endpoints(), None).await.unwrap();
+    let (mut watching, mut store) = (client.watch_client(), client.kv_client());
+    let options = WatchOptions::new()
+        .with_watch_id(Watches::SESSION_ID)
+        .with_prefix();
+    let mut stream = watching.watch("own", Some(options)).await.unwrap();
+    let watches = Watches::default();
+    let mut next = async || loop {
+        let response = stream.message().await.unwrap().unwrap();
+        if !response.events().is_empty() {
+            break watches.hear(&response, "own");
+        }
+    };
+    store.put("own", "", None).await.unwrap();
+    assert_eq!(next().await, Verdict::GoOn(Vec::new()));
+    store.put("own/mark", "", None).await.unwrap();
+    assert_eq!(next().await, Verdict::Marked);
+    store.delete("own/mark", None).await.unwrap();
+    assert_eq!(next().await, Verdict::GoOn(Vec::new()));
+    store.delete("own", None).await.unwrap();
+    assert_eq!(next().await, Verdict::SessionGone);
 }
