@@ -27,7 +27,7 @@ async fn a_lock_is_taken_refused_waited_for_and_handed_over() {
     held.release().await.unwrap();
     let second = waiting.await.unwrap().unwrap();
     // Through the wake-up, and not through another read after a minute.
-    assert!(released.elapsed() < Duration::from_secs(4));
+    assert!(released.elapsed() < Duration::from_secs(30));
     assert!(second.token().unwrap() > first);
     second.release().await.unwrap();
     assert_eq!(server.lock_keys().await, Vec::<String>::new());
