@@ -110,11 +110,8 @@ impl LockBackend for EtcdBackend {
     }
 
     async fn try_acquire(&self, request: &LockRequest) -> Result<Attempt, BackendError> {
-        let wish = Wish {
-            queue: Arc::new(self.client.shared().keys.lock(request)),
-            patience: request.patience,
-            holder: request.holder.clone(),
-        };
+        let queue = self.client.shared().keys.lock(request);
+        let wish = Wish::new(queue, request);
         self.client.attempt(request.owner, &wish).await
     }
 

@@ -119,23 +119,21 @@ pub(crate) async fn check_version(endpoints: &Endpoints) -> Result<(), BackendEr
         })
         .await
         .value?;
-    if is_too_old(status.version()) {
-        return Err(BackendError::new(
-            BackendErrorKind::Unsupported,
-            format!(
-                "etcd {} is too old: version {}.{} or later is needed",
-                status.version(),
-                OLDEST.0,
-                OLDEST.1
-            ),
-        ));
-    }
-    Ok(())
+    ensure_recent(status.version())
 }
 
-fn is_too_old(version: &str) -> bool {
+fn ensure_recent(version: &str) -> Result<(), BackendError> {
     let mut numbers = version.split('.').map(str::parse::<u64>);
-    matches!((numbers.next(), numbers.next()), (Some(Ok(major)), Some(Ok(minor))) if (major, minor) < OLDEST)
+    match (numbers.next(), numbers.next()) {
+        (Some(Ok(major)), Some(Ok(minor))) if (major, minor) < OLDEST => Err(BackendError::new(
+            BackendErrorKind::Unsupported,
+            format!(
+                "etcd {version} is too old: version {}.{} or later is needed",
+                OLDEST.0, OLDEST.1
+            ),
+        )),
+        _ => Ok(()),
+    }
 }
 
 #[cfg(test)]
@@ -215,10 +213,12 @@ mod tests {
     #[test]
     fn an_etcd_of_unknown_version_is_not_too_old() {
         for version in ["2.3.8", "3.3.27"] {
-            assert!(is_too_old(version), "{version}");
+            let error = ensure_recent(version).unwrap_err();
+            assert_eq!(error.kind(), BackendErrorKind::Unsupported);
+            assert!(error.to_string().contains(version), "{error}");
         }
         for version in ["3.4.0", "3.10.1", "4.0.0", "3", "main"] {
-            assert!(!is_too_old(version), "{version}");
+            ensure_recent(version).unwrap();
         }
     }
 }

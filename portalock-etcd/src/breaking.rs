@@ -182,11 +182,7 @@ mod tests {
         let session = client.session().await.unwrap();
         let name = LockName::new("marked").unwrap();
         let request = Request::new(name, Mode::Exclusive, Patience::Queue);
-        let wish = Wish {
-            queue: Arc::new(client.shared().keys.lock(&request)),
-            patience: request.patience,
-            holder: request.holder.clone(),
-        };
+        let wish = Wish::new(client.shared().keys.lock(&request), &request);
         let admin = etcd_client::Client::connect(server.endpoints(), None);
         let store = admin.await.unwrap().kv_client();
         let marking = async || {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use etcd_client::{Txn, TxnOp, TxnResponse};
 use portalock_core::{
-    BackendError, BackendErrorKind, Holder, Patience,
+    BackendError, BackendErrorKind, Holder, Patience, Request,
     session::{Answered, Entered, Leaving, Service as _},
 };
 
@@ -40,6 +40,17 @@ pub(crate) struct Wish {
     pub(crate) queue: Arc<Queue>,
     pub(crate) patience: Patience,
     pub(crate) holder: Holder,
+}
+
+impl Wish {
+    /// What `request` wishes in its queue.
+    pub(crate) fn new<D>(queue: Queue, request: &Request<D>) -> Self {
+        Self {
+            queue: Arc::new(queue),
+            patience: request.patience,
+            holder: request.holder.clone(),
+        }
+    }
 }
 
 impl Server {
@@ -178,13 +189,6 @@ pub(crate) async fn leave(
     let place = &leaving.at;
     lease.watches.leave(place.owner);
     place.gives_up();
-    if place.taken().is_none() && !leaving.unsure {
-        // etcd answered that there is no place.
-        return Ok(Answered {
-            value: false,
-            repeated: false,
-        });
-    }
     let Answered { value, repeated } = place.withdraw(lease).await?;
     Ok(Answered {
         value: value && leaving.held,

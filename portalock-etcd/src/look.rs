@@ -181,3 +181,37 @@ fn is_there(own: &[KeyValue], taken: i64) -> bool {
     own.first()
         .is_some_and(|own| own.create_revision() == taken)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        EtcdSettings,
+        client::{Client, Server, Wish},
+    };
+    use portalock_core::{Attempt, LockName, Mode, Patience, Request};
+    use portalock_testkit::servers::EtcdServer;
+
+    #[tokio::test]
+    async fn one_whose_key_was_put_again_by_somebody_else_has_no_place() {
+        let server = EtcdServer::start().unwrap();
+        let settings = EtcdSettings::new(server.endpoints()).unwrap();
+        let settings = settings.with_request_timeout(Duration::from_secs(60));
+        let client = Client::new(Arc::new(Server::new(settings.unwrap()).unwrap()));
+        let name = LockName::new("look").unwrap();
+        let request = Request::new(name, Mode::Exclusive, Patience::Queue);
+        let wish = Wish::new(client.shared().keys.lock(&request), &request);
+        let attempt = client.attempt(request.owner, &wish).await.unwrap();
+        assert!(matches!(attempt, Attempt::Granted(_)), "{attempt:?}");
+        let place = client.held(request.owner).unwrap().0;
+        let taken = place.taken().unwrap();
+        let session = client.session().await.unwrap();
+        let look = async || place.look(session.service(), taken, None).await.unwrap();
+        assert!(matches!(look().await, Some(Standing::Granted(_))));
+        let admin = etcd_client::Client::connect(server.endpoints(), None);
+        let mut store = admin.await.unwrap().kv_client();
+        store.delete(&*place.key, None).await.unwrap();
+        store.put(&*place.key, "by hand", None).await.unwrap();
+        assert!(look().await.is_none());
+    }
+}

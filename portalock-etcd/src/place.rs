@@ -70,3 +70,32 @@ impl Drop for Place {
         self.numbers.give_back(&self.queue.keys, self.number);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::keys::Keys;
+    use portalock_core::{LockName, Mode, Patience, Request};
+
+    #[test]
+    fn nobody_waits_for_a_place_that_was_given_up_deleted_or_dropped() {
+        let name = LockName::new("a").unwrap();
+        let request = Request::new(name, Mode::Exclusive, Patience::Queue);
+        let wish = Wish::new(Keys::new("test").lock(&request), &request);
+        let numbers: Arc<Numbers> = Arc::default();
+        let new = || Place::new(OwnerId::mint(), &wish, 1, &numbers);
+        let (place, _behind) = (new(), new());
+        let ahead = || numbers.nearest_before(&wish.queue, 9);
+        for ends in [Place::gives_up, Place::was_deleted] {
+            place.was_taken(5);
+            assert_eq!(ahead(), Some((5, place.key.clone())));
+            ends(&place);
+            assert_eq!(ahead(), None);
+        }
+        assert_eq!(place.taken(), None);
+        place.was_taken(7);
+        drop(place);
+        assert_eq!(ahead(), None);
+        assert_eq!(new().number, 0);
+    }
+}

@@ -62,8 +62,8 @@ impl Place {
         let value = match value {
             Ok(answer) if answer.succeeded() => self.taken_by(&answer)?,
             Ok(answer) => self.not_taken_by(&answer, session, known)?,
-            // etcd has executed nothing of it.
-            Err(error) if !repeated && is_refusal(&error) => Some(Standing::Failed(error)),
+            // etcd has executed nothing of this request.
+            Err(error) if is_refusal(&error) => Some(Standing::Failed(error)),
             Err(error) => return Err(error),
         };
         Ok(Answered { value, repeated })
@@ -141,14 +141,12 @@ impl Place {
                 TxnOp::txn(self.delete()),
                 TxnOp::put(session.key(), "", Some(options)),
             ]);
-        let answer = session
+        // The next request for a place learns of the modification.
+        session
             .server
             .transact(RELEASING, transaction)
             .await
             .value?;
-        if answer.succeeded() {
-            session.key_modified(revision(&answer));
-        }
         Ok(())
     }
 
@@ -204,4 +202,70 @@ pub(crate) fn not_understood() -> BackendError {
         BackendErrorKind::Unsupported,
         "the server's answer to a transaction has other parts than were asked for: it is no etcd",
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        EtcdSettings,
+        client::{Client, Server, Wish},
+    };
+    use portalock_core::{Attempt, LockName, Mode, OwnerId, Patience, Released, Request};
+    use portalock_testkit::servers::EtcdServer;
+    use std::{sync::Arc, time::Duration};
+
+    #[test]
+    fn a_request_without_an_answer_was_not_refused() {
+        use BackendErrorKind as Kind;
+        let refuses = |kind| is_refusal(&BackendError::new(kind, "test"));
+        for kind in [Kind::OutOfSpace, Kind::Exhausted, Kind::PermissionDenied] {
+            assert!(refuses(kind), "{kind:?}");
+        }
+        for kind in [Kind::Unavailable, Kind::Other, Kind::Misconfigured] {
+            assert!(!refuses(kind), "{kind:?}");
+        }
+    }
+
+    fn client(server: &EtcdServer) -> Client {
+        let settings = EtcdSettings::new(server.endpoints()).unwrap();
+        let settings = settings.with_request_timeout(Duration::from_secs(60));
+        Client::new(Arc::new(Server::new(settings.unwrap()).unwrap()))
+    }
+
+    async fn attempt(client: &Client, patience: Patience) -> (OwnerId, Attempt) {
+        let name = LockName::new("queue").unwrap();
+        let request = Request::new(name, Mode::Exclusive, patience);
+        let wish = Wish::new(client.shared().keys.lock(&request), &request);
+        let attempt = client.attempt(request.owner, &wish).await.unwrap();
+        (request.owner, attempt)
+    }
+
+    #[tokio::test]
+    async fn a_request_that_knows_an_old_modification_of_the_sessions_key_is_made_again() {
+        let server = EtcdServer::start().unwrap();
+        let client = client(&server);
+        let session = client.session().await.unwrap();
+        for patience in [Patience::Queue, Patience::Once] {
+            session.service().key_modified(0);
+            let (owner, attempt) = attempt(&client, patience).await;
+            assert!(matches!(attempt, Attempt::Granted(_)), "{attempt:?}");
+            client.release(owner).await.unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn nothing_is_watched_for_one_that_has_given_up() {
+        let server = EtcdServer::start().unwrap();
+        let client = client(&server);
+        let _held = attempt(&client, Patience::Queue).await;
+        let (waits, contended) = attempt(&client, Patience::Queue).await;
+        assert!(matches!(contended, Attempt::Contended(_)));
+        let session = client.session().await.unwrap();
+        let watches = &session.service().watches;
+        assert!(watches.waiting(waits).is_some());
+        let released = client.release(waits).await.unwrap();
+        assert_eq!(released, Released::NotHeld);
+        assert!(watches.waiting(waits).is_none());
+    }
 }

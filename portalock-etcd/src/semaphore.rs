@@ -1,7 +1,5 @@
 //! Semaphores: the same queue, with weights.
 
-use std::sync::Arc;
-
 use async_trait::async_trait;
 use portalock_core::{
     Attempt, BackendError, Capabilities, Inspection, LockName, PermitRequest, Released, Semaphore,
@@ -19,11 +17,8 @@ impl Semaphore for EtcdBackend {
     }
 
     async fn try_acquire(&self, request: &PermitRequest) -> Result<Attempt, BackendError> {
-        let wish = Wish {
-            queue: Arc::new(self.client.shared().keys.permits(request)),
-            patience: request.patience,
-            holder: request.holder.clone(),
-        };
+        let queue = self.client.shared().keys.permits(request);
+        let wish = Wish::new(queue, request);
         self.client.attempt(request.owner, &wish).await
     }
 

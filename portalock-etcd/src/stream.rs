@@ -152,3 +152,75 @@ fn watch_options(id: i64, what: Watched) -> (String, WatchOptions) {
         Watched::Queue(queue) => (queue, options.with_prefix()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        EtcdSettings,
+        client::{Client, Server, Wish},
+    };
+    use portalock_core::{Attempt, LockName, Loss, Mode, Patience, Request};
+    use portalock_testkit::servers::EtcdServer;
+    use std::time::Duration;
+    use tokio::{task::yield_now, time::sleep};
+
+    /// A client whose next renewal is due in minutes.
+    fn client(server: &EtcdServer) -> Client {
+        let settings = EtcdSettings::new(server.endpoints()).unwrap();
+        let settings = settings.with_lease_time(Duration::from_secs(600)).unwrap();
+        let settings = settings.with_request_timeout(Duration::from_secs(60));
+        Client::new(Arc::new(Server::new(settings.unwrap()).unwrap()))
+    }
+
+    fn is_heard(line: &Line) -> bool {
+        line.listener.lock().unwrap().is_some()
+    }
+
+    /// The session's line once its stream is heard.
+    async fn heard(session: &Session) -> Line {
+        let line = loop {
+            match session.connection() {
+                Some(line) if is_heard(&line) => break line,
+                _ => yield_now().await,
+            }
+        };
+        // The renewal after the connect ends within this time. If it takes longer, it finds out what these tests look for.
+        sleep(Duration::from_millis(300)).await;
+        line
+    }
+
+    #[tokio::test]
+    async fn a_session_whose_stream_is_silent_is_ended_by_its_next_look() {
+        let server = EtcdServer::start().unwrap();
+        let client = client(&server);
+        let session = client.session().await.unwrap();
+        // It still counts as open, but nobody reads its events.
+        heard(&session).await.set_listener(None);
+        let name = LockName::new("silent").unwrap();
+        let request = Request::new(name, Mode::Exclusive, Patience::Queue);
+        let wish = Wish::new(client.shared().keys.lock(&request), &request);
+        let attempt = client.attempt(request.owner, &wish).await.unwrap();
+        let Attempt::Granted(grant) = attempt else {
+            panic!("{attempt:?}")
+        };
+        session.service().revoke().await.unwrap();
+        let soon = Duration::from_secs(60);
+        let loss = timeout(soon, grant.lost.lost()).await.unwrap();
+        assert!(matches!(loss, Loss::SessionEnded(_)), "{loss}");
+    }
+
+    #[tokio::test]
+    async fn a_new_stream_notices_that_the_session_has_ended_before_it() {
+        let server = EtcdServer::start().unwrap();
+        let client = client(&server);
+        let session = client.session().await.unwrap();
+        let line = heard(&session).await;
+        line.close();
+        assert!(!is_heard(&line) && !line.is_open());
+        session.service().revoke().await.unwrap();
+        let next = Line::new(line.connection.clone());
+        next.listen(&session).await.unwrap();
+        session.ensure_live().unwrap_err();
+    }
+}

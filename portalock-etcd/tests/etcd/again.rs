@@ -263,6 +263,20 @@ async fn one_who_waits_knows_who_holds_at_each_look() {
 }
 
 #[tokio::test]
+async fn one_who_waits_behind_its_own_session_knows_who_holds() {
+    let server = Server::start();
+    let client = server.client().await;
+    let held = request("own").with_label(Some("nightly".into()));
+    granted(&client, &held).await;
+    let attempt = client.try_acquire(&request("own")).await.unwrap();
+    let Attempt::Contended(contention) = attempt else {
+        panic!("{attempt:?}");
+    };
+    let label = contention.holder.and_then(|holder| holder.label);
+    assert_eq!(label.as_deref(), Some("nightly"));
+}
+
+#[tokio::test]
 async fn nobody_waits_for_one_before_it_whose_release_failed() {
     let server = Server::start();
     let line = server.line(0);

@@ -174,7 +174,7 @@ async fn no_wake_up_is_lost_to_a_broken_stream_and_a_compaction() {
         // Through the wake-up, and not through another read after a minute.
         let elapsed = healed.elapsed();
         assert!(
-            elapsed < Duration::from_secs(4),
+            elapsed < Duration::from_secs(30),
             "round {round}: {elapsed:?}"
         );
     }

@@ -1,17 +1,25 @@
-//! Permits that many clients try to take at once.
+//! Permits that many clients try to take at once, and the end of a session by its permits.
 
-use portalock_core::Pool;
-use portalock_etcd::{EtcdBackend, EtcdSettings};
+use std::time::Duration;
 
-use crate::support::{LONG, Server, patient};
+use portalock_core::{Pool, Semaphore};
+use portalock_etcd::EtcdBackend;
 
-/// A pool of a client of its own, with time for a busy machine.
-async fn crowd(server: &Server, permits: u32) -> Pool<EtcdBackend> {
-    let change = |settings: EtcdSettings| settings.with_request_timeout(LONG).unwrap();
-    let client = server.client_with(change).await;
-    Pool::new(client, "crowd", permits)
-        .unwrap()
-        .with_policy(patient())
+use crate::support::{Server, patient};
+
+/// Permits whose requests and session outlast a crowd on a busy machine.
+async fn crowded(server: &Server, capacity: u32) -> Pool<EtcdBackend> {
+    let client = server
+        .client_with(|settings| {
+            settings
+                .with_request_timeout(Duration::from_secs(60))
+                .unwrap()
+                .with_lease_time(Duration::from_secs(600))
+                .unwrap()
+        })
+        .await;
+    let pool = Pool::new(client, "crowd", capacity).unwrap();
+    pool.with_policy(patient())
 }
 
 #[tokio::test]
@@ -19,7 +27,7 @@ async fn everyone_who_tries_for_a_free_permit_gets_one() {
     let server = Server::start();
     let mut tries = Vec::new();
     for _ in 0..2 {
-        let pool = crowd(&server, 400).await;
+        let pool = crowded(&server, 400).await;
         for _ in 0..150 {
             let pool = pool.clone();
             tries.push(tokio::spawn(async move { pool.try_acquire(1).await }));
@@ -35,7 +43,7 @@ async fn everyone_who_tries_for_a_free_permit_gets_one() {
 #[tokio::test]
 async fn of_too_many_who_try_as_many_as_there_are_permits_get_one() {
     let server = Server::start();
-    let pool = crowd(&server, 20).await;
+    let pool = crowded(&server, 20).await;
     let mut tries = Vec::new();
     for _ in 0..60 {
         let pool = pool.clone();
@@ -50,4 +58,15 @@ async fn of_too_many_who_try_as_many_as_there_are_permits_get_one() {
     }
     assert_eq!(held.len(), 20);
     assert_eq!(server.lock_keys().await.len(), 20);
+}
+
+#[tokio::test]
+async fn closing_gives_back_the_permits() {
+    let server = Server::start();
+    let client = server.client().await;
+    let pool = Pool::new(client.clone(), "close", 1).unwrap();
+    let held = pool.acquire(1).await.unwrap();
+    Semaphore::close(&client).await.unwrap();
+    assert!(held.is_lost());
+    assert_eq!(server.lock_keys().await, Vec::<String>::new());
 }

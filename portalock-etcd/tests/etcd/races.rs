@@ -84,7 +84,7 @@ async fn a_session_whose_backend_was_dropped_while_it_started_is_ended() {
 
 #[tokio::test]
 async fn a_login_that_is_never_answered_does_not_hold_up_the_next() {
-    let server = Server::start();
+    let server = Server::with_cheap_passwords();
     with_users(&server).await;
     let line = server.line(0);
     let settings = portalock_etcd::EtcdSettings::new([line.addr().to_string()])

@@ -68,7 +68,7 @@ async fn a_user_where_authentication_is_off() {
 
 #[tokio::test]
 async fn users_and_roles() {
-    let server = Server::start();
+    let server = Server::with_cheap_passwords();
     let root = with_users(&server).await;
 
     let error = refused(server.settings()).await;
@@ -79,12 +79,18 @@ async fn users_and_roles() {
         BackendErrorKind::PermissionDenied,
         "a wrong password"
     );
-    let error = refused(server.settings().with_user("billing", "hunter2")).await;
+    let lasting = server.settings().with_lease_time(Duration::from_secs(600));
+    let error = refused(lasting.unwrap().with_user("billing", "hunter2")).await;
     assert_eq!(
         error.kind(),
         BackendErrorKind::PermissionDenied,
         "another prefix"
     );
+    crate::support::until("the lease of the failed start is revoked", async || {
+        let leases = root.lease_client().leases().await.unwrap();
+        leases.leases().is_empty()
+    })
+    .await;
 
     let settings = server
         .settings()

@@ -70,7 +70,7 @@ async fn a_request_whose_answer_was_lost_is_withdrawn_though_the_next_try_says_t
 
 #[tokio::test]
 async fn a_request_whose_answer_was_lost_is_withdrawn_though_the_next_try_is_not_permitted() {
-    let server = Server::start();
+    let server = Server::with_cheap_passwords();
     let root = with_users(&server).await;
     let (first, second) = (server.line(0), server.line(0));
     let client = server
