@@ -262,6 +262,8 @@ mod tests {
         let request = LockRequest::new(spec.name().unwrap(), Mode::Exclusive, Patience::Queue);
         let [theirs, ours] = [(); 2].map(|()| Acquisition::lock_on(spec.clone()).unwrap());
         let (theirs, ours) = (theirs.backend(), ours.backend());
+        let capabilities = ours.capabilities();
+        assert!(capabilities.releases_now && !capabilities.needs_runtime);
         let held = theirs.try_acquire(&request).await.unwrap();
         assert!(matches!(held, Attempt::Granted(_)), "{held:?}");
         let mut wakeups = ours.subscribe(&request).await.unwrap().unwrap();
