@@ -130,6 +130,9 @@ impl SentinelAddress {
         // A valid address, so that `redis` parses the query.
         let query =
             redis::parse_redis_url(&format!("redis://localhost?{query}")).ok_or_else(wrong)?;
+        if query.fragment().is_some() {
+            return Err(wrong());
+        }
         for (key, value) in query.query_pairs() {
             match &*key {
                 "sentinel_user" => user = Some(value.into_owned()),
@@ -187,7 +190,7 @@ const WRONG_CLUSTER: &str = "is no URL of a Redis cluster: write redis+cluster:/
      rediss+cluster:// for TLS. A cluster has no other database than 0";
 const WRONG_SENTINELS: &str = "is no URL of sentinels: write \
      redis+sentinel://[user:password@]host[:port][,host...]/master-name[/database], rediss+sentinel:// for TLS, and \
-     ?sentinel_user=..&sentinel_password=.. if they want a login";
+     ?sentinel_user=..&sentinel_password=.. if they want a login. In a password write ? as %3F and # as %23";
 
 fn server(url: &str, wrong: &'static str) -> Result<ConnectionInfo, InvalidSetting> {
     let tls = url.starts_with("rediss:") || url.starts_with("valkeys:");
@@ -304,6 +307,7 @@ mod tests {
             ("redis+cluster://hunter2@h", "user:password@"),
             ("redis+sentinel://hunter2@h/m", "user:password@"),
             ("redis+sentinel://h/m/3#hunter2", "%23"),
+            ("redis+sentinel://h/m?sentinel_password=a#hunter2", "%23"),
         ] {
             let error = Address::parse(url).map(drop).expect_err(url).to_string();
             assert!(error.contains(word), "{url}: {error}");

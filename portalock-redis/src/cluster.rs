@@ -117,17 +117,14 @@ impl Cluster {
         let (witnesses, are_all) = self.witnesses();
         let asked = witnesses.len();
         let answers = ask_all(witnesses, nodes::question(), enough, &self.settings).await;
-        let (mut nodes, mut failures, mut count) = (Vec::new(), Vec::new(), 0);
+        let (mut said, mut failures) = (Vec::new(), Vec::new());
         for answer in answers {
             match answer {
-                Ok(answer) => {
-                    count += 1;
-                    nodes.extend(answer);
-                }
+                Ok(nodes) => said.push(nodes),
                 Err(error) => failures.push(error),
             }
         }
-        if count == 0 {
+        if said.is_empty() {
             let failure = worst(failures).unwrap_or_else(|| silent(ASKING));
             if !failure.is_retryable() {
                 return Err(failure);
@@ -136,9 +133,11 @@ impl Cluster {
                 format!("can't find the nodes of the Redis cluster: none of {asked} answered");
             return Err(BackendError::new(failure.kind(), none).with_source(failure));
         }
-        self.learn(&nodes);
-        let from_all = are_all && count == asked;
-        Ok(Said { nodes, from_all })
+        self.learn(&said);
+        Ok(Said {
+            from_all: are_all && said.len() == asked,
+            nodes: said.concat(),
+        })
     }
 
     /// The nodes to ask: all nodes of the URL, and some that other nodes reported. And whether these are all known
@@ -154,10 +153,12 @@ impl Cluster {
         (learned, are_all)
     }
 
-    /// Records the nodes that were reported. A node that was removed from the cluster knows only itself, and no slots:
-    /// if no other node has answered, the known nodes stay.
-    fn learn(&self, nodes: &[Node]) {
-        if !nodes.iter().any(Node::has_slots) {
+    /// Records the nodes that these answers report. A node that was removed from the cluster knows only itself, and no
+    /// slots. It is forgotten: it could become a node of another cluster. If no other node has answered, the known nodes stay.
+    fn learn(&self, answers: &[Vec<Node>]) {
+        let of_cluster = |nodes: &&Vec<Node>| nodes.iter().any(Node::has_slots);
+        let mut nodes = answers.iter().filter(of_cluster).flatten().peekable();
+        if nodes.peek().is_none() {
             return;
         }
         let mut learned = self.learned.lock().unwrap_or_else(PoisonError::into_inner);
@@ -166,7 +167,7 @@ impl Cluster {
             let mut named = self.named.iter();
             named.any(|named| named.is_at(&node.host, node.port))
         };
-        for node in nodes.iter().filter(|node| !is_named(node)) {
+        for node in nodes.filter(|node| !is_named(node)) {
             let place = (node.host.clone(), node.port);
             let witness = known
                 .remove(&place)
@@ -197,22 +198,22 @@ mod tests {
             panic!("it names a cluster");
         };
         let cluster = Cluster::new(&address, Arc::new(settings));
-        let learn = |lines: &[&str]| {
-            let nodes = lines.iter().filter_map(|line| node(line, "asked", false));
-            cluster.learn(&nodes.collect::<Vec<_>>());
+        let learn = |answers: &[&[&str]]| {
+            let node = |line: &&str| node(line, "asked", false);
+            let nodes = |lines: &&[&str]| lines.iter().filter_map(node).collect();
+            cluster.learn(&answers.iter().map(nodes).collect::<Vec<_>>());
             cluster.witnesses().0.len()
         };
         let others = [
             "b 10.0.0.2:1@2 master - 0 0 2 connected 0-8191",
             "c 10.0.0.3:1@2 master - 0 0 3 connected 8192-16383",
         ];
-        assert_eq!(learn(&others), 3);
-        assert_eq!(
-            learn(&["a 10.0.0.1:1@2 myself,master - 0 0 1 connected"]),
-            3
-        );
+        assert_eq!(learn(&[&others]), 3);
+        let removed = "a 10.0.0.1:1@2 myself,master - 0 0 1 connected";
+        assert_eq!(learn(&[&[removed]]), 3);
         let one = "b 10.0.0.2:1@2 myself,master - 0 0 2 connected 0-16383";
-        assert_eq!(learn(&[one]), 2);
+        let removed = "c 10.0.0.3:1@2 myself,master - 0 0 0 connected";
+        assert_eq!(learn(&[&[one], &[removed]]), 2);
     }
 
     #[test]
