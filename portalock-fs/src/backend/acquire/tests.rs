@@ -1,5 +1,5 @@
 use futures_util::FutureExt;
-use portalock_core::{LockName, Mode, Released, wakeups};
+use portalock_core::{LockName, Released, wakeups};
 
 use super::{
     super::{FsBackend, FsSettings, Watch},
@@ -98,6 +98,32 @@ fn a_waiter_that_hears_of_the_release_tries_at_once() {
         client.attempt(&next).unwrap(),
         Attempt::Granted(_)
     ));
+}
+
+/// The event of the release would have woken it, but the newcomer has taken the watched file.
+#[cfg(any(target_os = "linux", target_os = "android"))]
+#[test]
+fn a_reader_that_gets_in_before_the_event_wakes_the_readers_that_wait_for_it() {
+    let (dir, client) = client();
+    let other = FsBackend::open(dir.path()).unwrap().client;
+    let held = request(Patience::Once);
+    let _ = other.attempt(&held).unwrap();
+    let shared = |patience| LockRequest::new(held.name.clone(), Mode::Shared, patience);
+    let waiting = shared(Patience::Queue);
+    let _ = contention(client.attempt(&waiting).unwrap());
+    let (line, mut wakeups) = wakeups();
+    assert!(client.listen(&waiting, line));
+    // It stays open, so there is no event.
+    other
+        .places
+        .find(&FileName::of(&held.name))
+        .unwrap()
+        .change(|place| {
+            let _ = place.held[0].file.unlock();
+        });
+    let newcomer = client.attempt(&shared(Patience::Once)).unwrap();
+    assert!(matches!(newcomer, Attempt::Granted(_)), "{newcomer:?}");
+    assert!(wakeups.next().now_or_never().is_some());
 }
 
 #[test]
