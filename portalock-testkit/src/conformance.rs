@@ -183,7 +183,9 @@ macro_rules! conformance {
                 sweep_of_permits
                 a_large_request_is_not_starved
                 waiters_are_served_in_order
+                sweep_against_a_release
                 a_crash_frees_its_permits
+                a_cut_off_holder_is_told
             }
             composite {
                 every_form_of_a_backend_works

@@ -10,8 +10,8 @@ use std::{
 
 use async_trait::async_trait;
 use portalock_core::{
-    Attempt, BackendError, BackendErrorKind, LockName, OwnerId, Patience, PermitRequest, Permits,
-    Released, Semaphore,
+    Attempt, BackendError, BackendErrorKind, LockName, LostSignal, OwnerId, Patience,
+    PermitRequest, Permits, Released, Semaphore,
 };
 
 use super::{Flaw, Sound, Specimen, locked, specimen};
@@ -38,6 +38,15 @@ pub(super) const SPECIMENS: &[Specimen] = &[
     specimen!(adds_capacities: AddsCapacities,
         "counts those who asked with different capacities apart, so that their permits add up",
         "semaphore::the_smallest_capacity_binds", "were granted while too few were free"),
+    specimen!(leaves_permits_behind: LeavesPermitsBehind,
+        "leaves permits with a waiter that went away between being granted them and being told",
+        "semaphore::sweep_against_a_release", "nobody should hold a permit any more"),
+    specimen!(dead_takers_wait: DeadTakersWait,
+        "frees the permits of a crashed client, and leaves its waiters in the queue",
+        "semaphore::a_crash_frees_its_permits", "the return of a crashed client's permits"),
+    specimen!(lost_permits_are_not_told: LostPermitsAreNotTold,
+        "tells the holders of locks of a loss, and not those of permits",
+        "semaphore::a_cut_off_holder_is_told", "before its earlier holder was told"),
 ];
 
 /// Refuses requests that come while others are being served.
@@ -208,5 +217,77 @@ impl Flaw for AddsCapacities {
         request: &PermitRequest,
     ) -> Result<Released, BackendError> {
         Semaphore::release(sound, &Self::apart(request)).await
+    }
+}
+
+/// Leaves permits with a waiter that went away between being granted them and being told.
+#[derive(Debug, Default)]
+pub struct LeavesPermitsBehind(Mutex<HashSet<OwnerId>>);
+
+#[async_trait]
+impl Flaw for LeavesPermitsBehind {
+    async fn try_acquire_permits(
+        &self,
+        sound: &Sound,
+        request: &PermitRequest,
+    ) -> Result<Attempt, BackendError> {
+        let attempt = Semaphore::try_acquire(sound, request).await?;
+        match &attempt {
+            Attempt::Contended(_) if request.patience == Patience::Queue => {
+                locked(&self.0).insert(request.owner)
+            }
+            _ => locked(&self.0).remove(&request.owner),
+        };
+        Ok(attempt)
+    }
+
+    async fn release_permits(
+        &self,
+        sound: &Sound,
+        request: &PermitRequest,
+    ) -> Result<Released, BackendError> {
+        let untold = locked(&self.0).remove(&request.owner);
+        if untold && let Attempt::Granted(_) = Semaphore::try_acquire(sound, request).await? {
+            return Ok(Released::NotHeld);
+        }
+        Semaphore::release(sound, request).await
+    }
+}
+
+/// Frees the permits of a crashed client, and leaves its waiters in the queue.
+#[derive(Debug, Default)]
+pub struct DeadTakersWait;
+
+#[async_trait]
+impl Flaw for DeadTakersWait {
+    async fn try_acquire_permits(
+        &self,
+        sound: &Sound,
+        request: &PermitRequest,
+    ) -> Result<Attempt, BackendError> {
+        let attempt = Semaphore::try_acquire(sound, request).await?;
+        if matches!(attempt, Attempt::Contended(_)) {
+            sound.forget(request.owner);
+        }
+        Ok(attempt)
+    }
+}
+
+/// Tells the holders of locks of a loss, and not those of permits.
+#[derive(Debug, Default)]
+pub struct LostPermitsAreNotTold;
+
+#[async_trait]
+impl Flaw for LostPermitsAreNotTold {
+    async fn try_acquire_permits(
+        &self,
+        sound: &Sound,
+        request: &PermitRequest,
+    ) -> Result<Attempt, BackendError> {
+        let attempt = Semaphore::try_acquire(sound, request).await?;
+        Ok(match attempt {
+            Attempt::Granted(grant) => Attempt::Granted(grant.with_lost(LostSignal::never())),
+            contended @ Attempt::Contended(_) => contended,
+        })
     }
 }

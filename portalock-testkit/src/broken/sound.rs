@@ -187,7 +187,8 @@ impl Sound {
         session.lease.clone()
     }
 
-    fn forget(&self, owner: OwnerId) {
+    /// Takes a request out of what is released at the end of the session.
+    pub(super) fn forget(&self, owner: OwnerId) {
         self.session().asked.remove(&owner);
     }
 

@@ -151,7 +151,7 @@ async fn told_before_another_is_granted(trial: Trial) -> CaseResult {
         spy.contended(1).await?;
         broken(operator, guard.owner()).await?;
         let (next, known) = soon("the waiter's grant", waiting).await???;
-        ensure_told(&trial, &guard, known).await?;
+        ensure_told(&trial, &guard.lost_signal(), known).await?;
         next.ensure_held()?;
         next.release().await?;
     }
@@ -305,7 +305,7 @@ async fn a_holder_that_does_not_respond_is_evicted(trial: Trial) -> CaseResult {
     let next = lock.acquire_with(&trial.patience()).await?;
     // Read before anything else is awaited.
     let known = guard.is_lost();
-    ensure_told(&trial, &guard, known).await?;
+    ensure_told(&trial, &guard.lost_signal(), known).await?;
     let limit = trial.crash_limit() + SOON;
     within(
         limit,

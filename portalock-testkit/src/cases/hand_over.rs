@@ -142,7 +142,7 @@ async fn a_waiter_that_was_given_up_is_not_granted_late(trial: Trial) -> CaseRes
         let granted = granted??;
         if !next.is_lost() {
             let known = granted.is_lost();
-            ensure_told(&trial, &granted, known).await?;
+            ensure_told(&trial, &granted.lost_signal(), known).await?;
         }
         drop(granted);
         next.release().await?;

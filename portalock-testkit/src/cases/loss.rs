@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use portalock_core::{
-    CrashRelease, Guard, Lock, LockBackend, LockError, LossNotice, Mode, Policy, Released,
+    CrashRelease, Guard, Lock, LockError, LossNotice, LostSignal, Mode, Policy, Released,
 };
 
 use super::{Case, case};
@@ -190,7 +190,7 @@ async fn a_store_that_moved_is_a_loss(trial: Trial) -> CaseResult {
     let newcomer = trial.client().await?.lock("job")?;
     let next = newcomer.acquire_with(&trial.patience()).await?;
     let known = guard.is_lost();
-    ensure_told(&trial, &guard, known).await?;
+    ensure_told(&trial, &guard.lost_signal(), known).await?;
     ensure!(
         lock.try_acquire().await.is_err(),
         "a client of the old store was granted a lock that another holds in the new one"
@@ -247,11 +247,7 @@ async fn a_lost_guard_leaves_the_next_holder(trial: Trial) -> CaseResult {
 }
 
 /// `guard` can't hold any more once another has been granted the lock: it must know, when the backend says.
-pub(super) async fn ensure_told<B: LockBackend>(
-    trial: &Trial,
-    guard: &Guard<B>,
-    known: bool,
-) -> CaseResult {
+pub(super) async fn ensure_told(trial: &Trial, lost: &LostSignal, known: bool) -> CaseResult {
     let window = trial.notice();
     if window.is_zero() {
         ensure!(
@@ -263,7 +259,7 @@ pub(super) async fn ensure_told<B: LockBackend>(
     within(
         window,
         "word to the earlier holder that it lost the lock",
-        guard.lost(),
+        lost.lost(),
     )
     .await?;
     Ok(())
@@ -277,7 +273,7 @@ async fn a_cut_off_holder_is_told(trial: Trial) -> CaseResult {
     let next = lock.acquire_with(&trial.patience()).await?;
     // Read before anything else is awaited.
     let known = guard.is_lost();
-    ensure_told(&trial, &guard, known).await?;
+    ensure_told(&trial, &guard.lost_signal(), known).await?;
     next.ensure_held()?;
     cut.now().await?;
     // When the earlier holder is heard again, its release must not affect the new holder.
@@ -307,7 +303,7 @@ async fn a_stalled_service_ends_the_lease(trial: Trial) -> CaseResult {
     };
     let known = guard.is_lost();
     let next = taken?;
-    ensure_told(&trial, &guard, known).await?;
+    ensure_told(&trial, &guard.lost_signal(), known).await?;
     next.release().await?;
     Ok(())
 }
@@ -328,7 +324,7 @@ async fn a_restart_leaves_no_false_holder(trial: Trial) -> CaseResult {
     };
     let known = guard.is_lost();
     if let Some(next) = next {
-        ensure_told(&trial, &guard, known).await?;
+        ensure_told(&trial, &guard.lost_signal(), known).await?;
         next.release().await?;
     }
     Ok(())

@@ -6,11 +6,12 @@ use portalock_core::{Patience, Policy, Semaphore, clock::Instant};
 
 use super::{
     Case, case,
+    loss::ensure_told,
     semaphore::{attempt, ensure_all_free, ensure_short, request},
 };
 use crate::{
     sweep::{Ended, Moment, drop_after},
-    trial::{Trial, patient},
+    trial::{Trial, eager, patient},
     verdict::{CaseResult, IN_VAIN, Stop, ensure, soon, within},
 };
 
@@ -37,8 +38,16 @@ pub(super) const CASES: &[Case] = &[
         needs[FairSemaphore],
         "a small request does not overtake a large one that waits"
     ),
+    case!(
+        semaphore::sweep_against_a_release,
+        rules[5],
+        needs[Semaphore],
+        "a wait for permits that is dropped while they are being released to it does not keep them"
+    ),
     case!(semaphore::a_crash_frees_its_permits, rules [10], needs [Semaphore, CrashRelease, Crash],
-        "permits held by a client that crashes come back within the declared time"),
+        "the permits of a client that crashes come back within the declared time, and its waiters hold nobody up"),
+    case!(semaphore::a_cut_off_holder_is_told, rules [10], needs [Semaphore, LossNotice, CrashRelease, CutOff],
+        "a holder of permits that is cut off from the store learns that they are lost, before another is granted them or within the time the backend declares"),
 ];
 
 async fn a_wait_lasts_its_timeout(trial: Trial) -> CaseResult {
@@ -74,10 +83,7 @@ async fn a_release_ends_the_wait(trial: Trial) -> CaseResult {
 async fn sweep_of_permits(trial: Trial) -> CaseResult {
     let (holder, client) = trial.two_clients().await?;
     let pool = client.pool("pool", 3)?;
-    let policy = patient()
-        .with_first_check(Duration::from_millis(1))
-        .and_then(|policy| policy.with_check_interval(Duration::from_millis(4)))
-        .map_err(|error| Stop::failed(error.to_string()))?;
+    let policy = eager()?;
     for moment in Moment::ALL {
         for polls in 0..8 {
             drop(drop_after(pool.acquire_with(2, &policy), polls, moment).await);
@@ -88,6 +94,31 @@ async fn sweep_of_permits(trial: Trial) -> CaseResult {
                 ensure_short(ended)?;
             }
             held.release().await?;
+            ensure_all_free(&holder, 3).await?;
+        }
+    }
+    Ok(())
+}
+
+async fn sweep_against_a_release(trial: Trial) -> CaseResult {
+    let (holder, client) = trial.two_clients().await?;
+    let pool = client.pool("pool", 3)?;
+    let policy = eager()?;
+    for moment in Moment::ALL {
+        for polls in 0..8 {
+            let held = holder.pool("pool", 3)?.acquire_with(2, &patient()).await?;
+            let release = async {
+                for _ in 0..polls {
+                    tokio::task::yield_now().await;
+                }
+                held.release().await
+            };
+            let (released, ended) = tokio::join!(
+                release,
+                drop_after(pool.acquire_with(2, &policy), polls, moment)
+            );
+            released?;
+            drop(ended);
             ensure_all_free(&holder, 3).await?;
         }
     }
@@ -165,6 +196,11 @@ async fn waiters_are_served_in_order(trial: Trial) -> CaseResult {
 async fn a_crash_frees_its_permits(trial: Trial) -> CaseResult {
     let (doomed, client) = trial.two_clients().await?;
     let lost = doomed.pool("pool", 3)?.acquire(2).await?;
+    let waits = request(&doomed, 2, Patience::Queue)?;
+    ensure!(
+        !attempt(&doomed.semaphore()?, &waits).await?,
+        "more permits were granted than there are"
+    );
     trial.crash(&doomed).await?;
     let pool = client.pool("pool", 3)?;
     let guard = within(
@@ -176,4 +212,20 @@ async fn a_crash_frees_its_permits(trial: Trial) -> CaseResult {
     drop(lost);
     guard.release().await?;
     Ok(())
+}
+
+async fn a_cut_off_holder_is_told(trial: Trial) -> CaseResult {
+    let (holder, waiter) = trial.two_clients().await?;
+    let guard = holder.pool("pool", 3)?.acquire(2).await?;
+    let cut = trial.cut_off(&holder).await?;
+    let pool = waiter.pool("pool", 3)?;
+    let next = pool.acquire_with(2, &trial.patience()).await?;
+    // Read before anything else is awaited.
+    let known = guard.is_lost();
+    ensure_told(&trial, &guard.lost_signal(), known).await?;
+    next.ensure_held()?;
+    cut.now().await?;
+    drop(guard);
+    next.release().await?;
+    ensure_all_free(&waiter, 3).await
 }
