@@ -100,30 +100,31 @@ fn a_waiter_that_hears_of_the_release_tries_at_once() {
     ));
 }
 
-/// The event of the release would have woken it, but the newcomer has taken the watched file.
+/// The event of the release would have woken them, but the watch ends with the grant.
 #[cfg(any(target_os = "linux", target_os = "android"))]
 #[test]
-fn a_reader_that_gets_in_before_the_event_wakes_the_readers_that_wait_for_it() {
-    let (dir, client) = client();
-    let other = FsBackend::open(dir.path()).unwrap().client;
-    let held = request(Patience::Once);
-    let _ = other.attempt(&held).unwrap();
-    let shared = |patience| LockRequest::new(held.name.clone(), Mode::Shared, patience);
-    let waiting = shared(Patience::Queue);
-    let _ = contention(client.attempt(&waiting).unwrap());
-    let (line, mut wakeups) = wakeups();
-    assert!(client.listen(&waiting, line));
-    // It stays open, so there is no event.
-    other
-        .places
-        .find(&FileName::of(&held.name))
-        .unwrap()
-        .change(|place| {
+fn a_reader_that_gets_in_before_the_event_wakes_the_other_readers() {
+    for (mode, wakes) in [(Mode::Shared, true), (Mode::Exclusive, false)] {
+        let (dir, client) = client();
+        let other = FsBackend::open(dir.path()).unwrap().client;
+        let held = request(Patience::Once);
+        let _ = other.attempt(&held).unwrap();
+        let waiting = [(); 2].map(|()| {
+            let waiting = LockRequest::new(held.name.clone(), mode, Patience::Queue);
+            let _ = contention(client.attempt(&waiting).unwrap());
+            waiting
+        });
+        let (line, mut wakeups) = wakeups();
+        assert!(client.listen(&waiting[1], line));
+        let file_name = FileName::of(&held.name);
+        other.places.find(&file_name).unwrap().change(|place| {
+            // It stays open, so there is no event.
             let _ = place.held[0].file.unlock();
         });
-    let newcomer = client.attempt(&shared(Patience::Once)).unwrap();
-    assert!(matches!(newcomer, Attempt::Granted(_)), "{newcomer:?}");
-    assert!(wakeups.next().now_or_never().is_some());
+        let first = client.attempt(&waiting[0]).unwrap();
+        assert!(matches!(first, Attempt::Granted(_)), "{first:?}");
+        assert_eq!(wakeups.next().now_or_never().is_some(), wakes, "{mode:?}");
+    }
 }
 
 #[test]
