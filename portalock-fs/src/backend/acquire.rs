@@ -7,7 +7,7 @@ use std::{
 };
 
 use portalock_core::{
-    Attempt, Contention, Grant, Holder, Lease, LockRequest, Loss, Patience, WakeSender,
+    Attempt, Contention, Grant, Holder, Lease, LockRequest, Loss, Mode, Patience, WakeSender,
     clock::Instant,
 };
 
@@ -69,8 +69,17 @@ impl Client {
         let file_name = FileName::of(&request.name);
         let visit = self.places.enter(&file_name);
         let mut place = visit.lock();
+        let was_watched = place.contender.hears_of_release();
         let answer = self.attempt_in(&mut place, &file_name, request);
         place.settle();
+        // A reader that came between the release and its event has ended the watch of the readers that wait for the event.
+        let is_missed = was_watched
+            && !place.contender.hears_of_release()
+            && place.in_the_way(Mode::Shared).is_none();
+        drop(place);
+        if is_missed {
+            visit.change(|_| ());
+        }
         answer
     }
 

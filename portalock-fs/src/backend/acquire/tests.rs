@@ -1,5 +1,5 @@
 use futures_util::FutureExt;
-use portalock_core::{LockName, Mode, Released, wakeups};
+use portalock_core::{LockName, Released, wakeups};
 
 use super::{
     super::{FsBackend, FsSettings, Watch},
@@ -98,6 +98,33 @@ fn a_waiter_that_hears_of_the_release_tries_at_once() {
         client.attempt(&next).unwrap(),
         Attempt::Granted(_)
     ));
+}
+
+/// The event of the release would have woken them, but the watch ends with the grant.
+#[cfg(any(target_os = "linux", target_os = "android"))]
+#[test]
+fn a_reader_that_gets_in_before_the_event_wakes_the_other_readers() {
+    for (mode, wakes) in [(Mode::Shared, true), (Mode::Exclusive, false)] {
+        let (dir, client) = client();
+        let other = FsBackend::open(dir.path()).unwrap().client;
+        let held = request(Patience::Once);
+        let _ = other.attempt(&held).unwrap();
+        let waiting = [(); 2].map(|()| {
+            let waiting = LockRequest::new(held.name.clone(), mode, Patience::Queue);
+            let _ = contention(client.attempt(&waiting).unwrap());
+            waiting
+        });
+        let (line, mut wakeups) = wakeups();
+        assert!(client.listen(&waiting[1], line));
+        let file_name = FileName::of(&held.name);
+        other.places.find(&file_name).unwrap().change(|place| {
+            // It stays open, so there is no event.
+            let _ = place.held[0].file.unlock();
+        });
+        let first = client.attempt(&waiting[0]).unwrap();
+        assert!(matches!(first, Attempt::Granted(_)), "{first:?}");
+        assert_eq!(wakeups.next().now_or_never().is_some(), wakes, "{mode:?}");
+    }
 }
 
 #[test]
