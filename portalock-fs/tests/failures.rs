@@ -11,9 +11,7 @@ mod support;
 
 use std::{path::Path, process::Command};
 
-use portalock_core::{
-    BackendErrorKind, LockBackend, LockError, LockName, LossNotice, Mode, Patience,
-};
+use portalock_core::{BackendErrorKind, LockBackend, LockError, LockName, Mode, Patience};
 use portalock_fs::{FsBackend, FsSettings, Watch};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use support::{Locks, lock, request, try_once};
@@ -308,7 +306,10 @@ fn a_directory_that_cannot_be_watched_is_told_apart_or_polled() {
         }
     }
     let polling = FsBackend::with_settings(&settings).unwrap();
-    assert_eq!(polling.capabilities().loss, LossNotice::Never);
+    assert_eq!(
+        polling.capabilities().loss,
+        portalock_core::LossNotice::Never
+    );
 }
 
 #[tokio::test]

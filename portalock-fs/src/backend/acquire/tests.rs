@@ -1,5 +1,5 @@
 use futures_util::FutureExt;
-use portalock_core::{LockName, Released, wakeups};
+use portalock_core::{LockName, wakeups};
 
 use super::{
     super::{FsBackend, FsSettings, Watch},
@@ -210,7 +210,10 @@ fn a_link_to_the_locked_file_is_not_the_locked_file() {
     let (path, away) = (dir.path().join("a.lock"), dir.path().join("away"));
     std::fs::rename(&path, &away).unwrap();
     std::os::unix::fs::symlink(&away, &path).unwrap();
-    assert_eq!(client.free(&request, true), Released::NotHeld);
+    assert_eq!(
+        client.free(&request, true),
+        portalock_core::Released::NotHeld
+    );
 }
 
 #[cfg(unix)]
