@@ -106,8 +106,7 @@ impl Client {
         }
         if std::mem::take(&mut place.yields) {
             let contention = self.contended(place, request, None);
-            let contention = contention.with_recheck_after(YIELD);
-            return Ok(Attempt::Contended(contention));
+            return Ok(Attempt::Contended(contention.with_recheck_after(YIELD)));
         }
         self.contend(place, file_name, request)
     }

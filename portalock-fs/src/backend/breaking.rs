@@ -124,22 +124,22 @@ impl Client {
     pub(crate) fn heed(&self, owner: OwnerId) {
         let mark = mark_on(owner);
         for file_name in self.places.names() {
-            let Some(visit) = self.places.find(&file_name) else {
-                continue;
-            };
-            let Some(held) = visit.lock().take(owner) else {
-                continue;
-            };
-            visit.change(|_| {
-                if let Some(lease) = &held.lease {
-                    lease.end(self.read_mark(&mark));
-                }
-                self.store
-                    .note_release(&file_name, &held.file, &held.written);
-                held.file.free();
-            });
-            self.remove_mark(&mark);
-            return;
+            if let Some(visit) = self.places.find(&file_name)
+                && visit.lock().held_by(owner).is_some()
+            {
+                visit.change(|place| {
+                    // Unless its guard has released it meanwhile.
+                    if let Some(held) = place.take(owner) {
+                        if let Some(lease) = &held.lease {
+                            lease.end(self.read_mark(&mark));
+                        }
+                        self.store
+                            .note_release(&file_name, &held.file, &held.written);
+                        held.file.free();
+                    }
+                });
+                return self.remove_mark(&mark);
+            }
         }
     }
 
