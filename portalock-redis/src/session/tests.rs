@@ -1,5 +1,10 @@
-//! What the client library makes of a subscription that ends, which is why [`Line::ensure_open`] exists.
-#![allow(clippy::unwrap_used, reason = "a test's helpers are part of the test")]
+//! What the client library makes of a subscription that ends, which is why [`Line::ensure_open`] exists. And which messages
+//! count.
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test's helpers are part of the test"
+)]
 
 use portalock_testkit::servers::RedisClusterOptions;
 use redis::Value;
@@ -9,6 +14,8 @@ use crate::{
     address::Address,
     cluster::{Cluster, Tag},
 };
+
+mod messages;
 
 async fn ask(connection: &mut MultiplexedConnection, command: &str) -> Value {
     let words: Vec<_> = command.split(' ').collect();

@@ -115,6 +115,21 @@ async fn neighbours_that_waited_behind_another_session_need_no_answer_either() {
     guard.release().await.unwrap();
 }
 
+/// The release names the neighbour, so the server sends it no message.
+#[tokio::test]
+async fn a_neighbour_that_has_taken_over_gets_no_message() {
+    let server = RedisServer::start().unwrap();
+    let backend = client(&server).await;
+    let held = lock(&backend, "a").acquire().await.unwrap();
+    let next = in_line(&backend).await;
+    let mut admin = Admin::of(&server).await;
+    admin.ask::<()>("CONFIG RESETSTAT").await;
+    held.release().await.unwrap();
+    granted(next).await.release().await.unwrap();
+    let stats: String = admin.ask("INFO commandstats").await;
+    assert!(!stats.contains("cmdstat_publish:"), "{stats}");
+}
+
 /// The session reconnects and checks its locks while the server still waits for the release of the owner ahead.
 #[test]
 fn a_check_knows_a_hold_that_was_taken_over_before_the_release_has_come() {

@@ -1,0 +1,138 @@
+//! Which messages of the server count, and what a session leaves.
+
+use portalock_core::LockName;
+use portalock_testkit::servers::RedisServer;
+use redis::PushKind;
+use tokio::task::yield_now;
+
+use super::*;
+use crate::{client::Client, clients::Clients, keys::Named};
+
+/// A client whose session needs no refresh in a test.
+fn client(server: &RedisServer) -> Client {
+    let settings = RedisSettings::new(&server.url()).unwrap();
+    let settings = settings.with_session_ttl(Duration::from_secs(600)).unwrap();
+    // The server has just started.
+    let settings = settings.with_restart_wait(Duration::ZERO);
+    let Clients::One(client) = Clients::new(&Arc::new(settings)) else {
+        panic!("it is one server");
+    };
+    client
+}
+
+fn named() -> Named {
+    Kind::Lock.named(&LockName::new("a").unwrap())
+}
+
+/// An owner whose request has no answer yet.
+fn waits(session: &Session) -> (OwnerId, Place) {
+    let owner = OwnerId::mint();
+    let place = || Place::new(owner, named());
+    let expected = session.places().expect(owner, place).unwrap();
+    (owner, expected.at)
+}
+
+#[tokio::test]
+async fn messages_of_a_former_connection_do_not_count() {
+    let server = RedisServer::start().unwrap();
+    let client = client(&server);
+    let session = client.session().await.unwrap();
+    let here = session.service().server.route.number();
+    for (is_open, location) in [(true, here), (false, here), (true, here + 1)] {
+        let (owner, place) = waits(&session);
+        let hearer = Hearer {
+            session: Arc::downgrade(&session),
+            is_open: Arc::new(AtomicBool::new(is_open)),
+            location,
+        };
+        let text = format!("grant|{}|7", place.name);
+        hearer.hear(&PushInfo {
+            kind: PushKind::Message,
+            data: vec![Value::Nil, Value::BulkString(text.into())],
+        });
+        let counts = is_open && location == here;
+        assert_eq!(session.places().held(owner).is_some(), counts);
+    }
+}
+
+#[tokio::test]
+async fn a_grant_of_an_owners_earlier_place_does_not_count() {
+    let server = RedisServer::start().unwrap();
+    let client = client(&server);
+    let session = client.session().await.unwrap();
+    let (owner, place) = waits(&session);
+    let earlier = Place::new(owner, named());
+    hear_message(&session, &format!("grant|{}|7", earlier.name));
+    assert!(session.places().held(owner).is_none());
+    hear_message(&session, &format!("grant|{}|8", place.name));
+    let token = session.places().held(owner).unwrap().1;
+    assert_eq!(token, FencingToken::new(8));
+}
+
+#[tokio::test]
+async fn a_neighbour_is_right_behind_the_place_that_is_named_and_no_earlier_one() {
+    let server = RedisServer::start().unwrap();
+    let client = client(&server);
+    let session = client.session().await.unwrap();
+    let earlier = |owner| Place::new(owner, named()).name;
+    for (holder_is_earlier, next_is_earlier) in [(false, false), (false, true), (true, false)] {
+        let (holder, held) = waits(&session);
+        let (next, waiting) = waits(&session);
+        hear_message(&session, &format!("grant|{}|7", held.name));
+        let (mut ahead, mut behind) = (held.name.clone(), waiting.name.clone());
+        if holder_is_earlier {
+            ahead = earlier(holder);
+        }
+        if next_is_earlier {
+            behind = earlier(next);
+        }
+        hear_message(&session, &format!("grant|{ahead}|7|{behind}|8"));
+        let releasing = session.places().release(holder).unwrap();
+        let takes_over = releasing.leaving().next.is_some();
+        assert_eq!(takes_over, !holder_is_earlier && !next_is_earlier);
+        assert_eq!(session.places().held(next).is_some(), takes_over);
+    }
+}
+
+#[tokio::test]
+async fn a_release_after_a_lost_answer_notices_that_the_session_is_gone() {
+    let server = RedisServer::start().unwrap();
+    let client = client(&server);
+    let session = client.session().await.unwrap();
+    let key = session.service();
+    let (owner, _) = waits(&session);
+    let wire = key.server.connections.wire().await.unwrap();
+    let mut delete = redis::cmd("DEL");
+    delete.arg(&key.key);
+    delete
+        .query_async::<()>(&mut wire.connection())
+        .await
+        .unwrap();
+    client.release(owner).await.unwrap();
+    session.ensure_live().unwrap_err();
+}
+
+#[tokio::test]
+async fn few_releases_of_a_session_that_ends_are_under_way_at_once() {
+    let redis = RedisServer::start().unwrap();
+    let client = client(&redis);
+    let session = client.session().await.unwrap();
+    let server = session.service().server.clone();
+    // Opens the connection of this runtime.
+    server.connections.wire().await.unwrap();
+    let left = [(); 4 * HANDED_OVER_AT_ONCE].map(|()| Place::new(OwnerId::mint(), named()));
+    let runtime = tokio::runtime::Handle::current();
+    let tasks = || runtime.metrics().num_alive_tasks();
+    let before = tasks();
+    redis.stall().unwrap();
+    let handing_over = tokio::spawn(async move { hand_over(server, &left).await });
+    while tasks() < before + HANDED_OVER_AT_ONCE {
+        yield_now().await;
+    }
+    for _ in 0..100 {
+        yield_now().await;
+    }
+    assert!(tasks() < before + 2 * HANDED_OVER_AT_ONCE);
+    redis.resume().unwrap();
+    handing_over.await.unwrap();
+}
