@@ -1,12 +1,13 @@
 //! Requests in one script: each has the effect and the answer that it has alone.
 
-use super::{KEPT, ask, connection, open_as, raise};
+use super::{KEPT, ask, connection, open_as, open_in_both, raise};
 use crate::scripts::{ACQUIRE, BATCH, RELEASE};
 use portalock_testkit::servers::RedisServer;
 use redis::{Value, aio::MultiplexedConnection};
 
 const NAMES: usize = 4;
 const ROUNDS: usize = 400;
+const SESSIONS: [&str; 2] = ["a0", "b0"];
 
 /// A request for an exclusive lock: its letter in `batch.lua`, the number of the name, and the owner.
 type Request = (char, usize, String);
@@ -123,17 +124,11 @@ async fn each_request_has_the_answer_and_the_effect_that_it_has_alone() {
     let mut random = fastrand::Rng::with_seed(seed);
     let server = RedisServer::start().unwrap();
     let mut client = connection(&server).await;
-    for prefix in ["p", "q"] {
-        for session in ["a", "b"] {
-            open_as(&mut client, &format!("{session}0"), KEPT).await;
-            let key = format!("{prefix}/session/{session}0");
-            ask::<()>(&mut client, &["SET", &key, KEPT]).await;
-        }
-    }
+    open_in_both(&mut client, SESSIONS).await;
     let mut present: Vec<(usize, String)> = Vec::new();
     let mut number = 0;
     for _ in 0..ROUNDS {
-        let session = *random.choice(&["a0", "b0"]).unwrap();
+        let session = *random.choice(&SESSIONS).unwrap();
         let stamp = if random.u8(..8) == 0 { "kept|2" } else { KEPT };
         let mut requests = Vec::new();
         for _ in 0..random.usize(1..8) {

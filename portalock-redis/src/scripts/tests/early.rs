@@ -1,6 +1,6 @@
 //! The paths that run before any definition have the effect that `acquire.lua` and `release.lua` have without them.
 
-use super::{KEPT, ask, connection, open_as};
+use super::{KEPT, ask, connection, open_in_both};
 use crate::scripts::{ACQUIRE, Form, RELEASE, Script};
 use portalock_testkit::servers::RedisServer;
 use redis::{Value, aio::MultiplexedConnection};
@@ -124,13 +124,7 @@ async fn an_early_path_has_the_effect_of_the_long_way() {
     let mut random = fastrand::Rng::with_seed(seed);
     let server = RedisServer::start().unwrap();
     let mut client = connection(&server).await;
-    for prefix in ["p", "q"] {
-        for session in SESSIONS {
-            open_as(&mut client, session, KEPT).await;
-            let key = format!("{prefix}/session/{session}");
-            ask::<()>(&mut client, &["SET", &key, KEPT]).await;
-        }
-    }
+    open_in_both(&mut client, SESSIONS).await;
     let early = (&ACQUIRE.server, &RELEASE.server);
     let (acquire, release) = (
         without(&OF_ATTEMPTS, &ACQUIRE),
