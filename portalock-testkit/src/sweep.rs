@@ -61,6 +61,22 @@ pub(crate) async fn drop_after<F: Future>(
     Ended::Dropped
 }
 
+/// Drops `future` as [`drop_after`] does, beside `other`, which begins after as many turns of the other tasks.
+pub(crate) async fn drop_beside<F: Future, O: Future>(
+    other: O,
+    future: F,
+    polls: usize,
+    moment: Moment,
+) -> (O::Output, Ended<F::Output>) {
+    let other = async {
+        for _ in 0..polls {
+            tokio::task::yield_now().await;
+        }
+        other.await
+    };
+    tokio::join!(other, drop_after(future, polls, moment))
+}
+
 fn poll_once<F: Future>(future: Pin<&mut F>, woken: &Arc<Woken>) -> Poll<F::Output> {
     let waker = Waker::from(woken.clone());
     future.poll(&mut Context::from_waker(&waker))

@@ -8,7 +8,7 @@ use super::{Case, case};
 use crate::{
     erased::AnyBackend,
     spy::Spy,
-    sweep::{Ended, Moment, drop_after},
+    sweep::{Ended, Moment, drop_after, drop_beside},
     trial::{Client, Trial, eager, ensure_contended, name, once, patient, queued},
     verdict::{CaseResult, Stop, soon},
 };
@@ -94,16 +94,8 @@ async fn sweep_against_a_release(trial: Trial) -> CaseResult {
     for moment in Moment::ALL {
         for polls in 0..=MOST_POLLS {
             let held = holder.lock("job")?.acquire_with(&patient()).await?;
-            let release = async {
-                for _ in 0..polls {
-                    tokio::task::yield_now().await;
-                }
-                held.release().await
-            };
-            let (released, ended) = tokio::join!(
-                release,
-                drop_after(lock.acquire_with(&policy), polls, moment)
-            );
+            let (released, ended) =
+                drop_beside(held.release(), lock.acquire_with(&policy), polls, moment).await;
             released?;
             was_granted(ended)?;
             trial.ensure_free(&holder, lock.name()).await?;

@@ -10,7 +10,7 @@ use super::{
     semaphore::{attempt, ensure_all_free, ensure_short, request},
 };
 use crate::{
-    sweep::{Ended, Moment, drop_after},
+    sweep::{Ended, Moment, drop_after, drop_beside},
     trial::{Trial, eager, patient},
     verdict::{CaseResult, IN_VAIN, Stop, ensure, soon, within},
 };
@@ -107,18 +107,12 @@ async fn sweep_against_a_release(trial: Trial) -> CaseResult {
     for moment in Moment::ALL {
         for polls in 0..8 {
             let held = holder.pool("pool", 3)?.acquire_with(2, &patient()).await?;
-            let release = async {
-                for _ in 0..polls {
-                    tokio::task::yield_now().await;
-                }
-                held.release().await
-            };
-            let (released, ended) = tokio::join!(
-                release,
-                drop_after(pool.acquire_with(2, &policy), polls, moment)
-            );
+            let (released, ended) =
+                drop_beside(held.release(), pool.acquire_with(2, &policy), polls, moment).await;
             released?;
-            drop(ended);
+            if let Ended::With(granted) = ended {
+                drop(granted?);
+            }
             ensure_all_free(&holder, 3).await?;
         }
     }
