@@ -219,30 +219,39 @@ fn a_lock_directory_that_is_a_file_is_told_apart() {
     assert_ne!(error.kind(), BackendErrorKind::Other, "{error}");
 }
 
-/// The limit applies to the process, so no other test of this process may open files meanwhile.
-#[test]
-fn too_many_open_files_are_told_apart() {
-    if std::env::var_os("PORTALOCK_FS_TEST_LIMIT").is_none() {
-        let output = Command::new(std::env::current_exe().unwrap())
-            .args([
-                "--exact",
-                "too_many_open_files_are_told_apart",
-                "--nocapture",
-            ])
-            .env("PORTALOCK_FS_TEST_LIMIT", "1")
-            .output()
-            .unwrap();
-        assert!(output.status.success(), "{output:?}");
-        return;
+/// Runs this test again in a process of its own, and returns true; false in that process. A limit applies to the process, so
+/// no other test of it may open files meanwhile.
+fn runs_in_a_process_of_its_own(test: &str) -> bool {
+    if std::env::var_os("PORTALOCK_FS_TEST_LIMIT").is_some() {
+        return false;
     }
-    let locks = Locks::new();
-    let client = locks.client();
+    let output = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", test, "--nocapture"])
+        .env("PORTALOCK_FS_TEST_LIMIT", "1")
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{output:?}");
+    true
+}
+
+/// This process may have few files open at once.
+fn limit_open_files() {
     let limit = getrlimit(Resource::Nofile);
     let few = Rlimit {
         current: Some(64),
         ..limit
     };
     setrlimit(Resource::Nofile, few).unwrap();
+}
+
+#[test]
+fn too_many_open_files_are_told_apart() {
+    if runs_in_a_process_of_its_own("too_many_open_files_are_told_apart") {
+        return;
+    }
+    let locks = Locks::new();
+    let client = locks.client();
+    limit_open_files();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .build()
         .unwrap();
@@ -266,30 +275,14 @@ fn too_many_open_files_are_told_apart() {
     support::granted(runtime.block_on(client.try_acquire(&one_more)).unwrap());
 }
 
-/// The limit applies to the process: see above.
 #[cfg(any(target_os = "linux", target_os = "android"))]
 #[test]
 fn a_directory_that_cannot_be_watched_is_told_apart_or_polled() {
-    if std::env::var_os("PORTALOCK_FS_TEST_LIMIT").is_none() {
-        let output = Command::new(std::env::current_exe().unwrap())
-            .args([
-                "--exact",
-                "a_directory_that_cannot_be_watched_is_told_apart_or_polled",
-                "--nocapture",
-            ])
-            .env("PORTALOCK_FS_TEST_LIMIT", "1")
-            .output()
-            .unwrap();
-        assert!(output.status.success(), "{output:?}");
+    if runs_in_a_process_of_its_own("a_directory_that_cannot_be_watched_is_told_apart_or_polled") {
         return;
     }
     let locks = Locks::new();
-    let limit = getrlimit(Resource::Nofile);
-    let few = Rlimit {
-        current: Some(64),
-        ..limit
-    };
-    setrlimit(Resource::Nofile, few).unwrap();
+    limit_open_files();
     let mut open = Vec::new();
     while let Ok(file) = std::fs::File::open("/dev/null") {
         open.push(file);
