@@ -13,14 +13,12 @@ pub(crate) fn open(rest: &str) -> Result<AnyBackend, OpenError> {
 }
 
 pub(crate) fn open_table(table: Table) -> Result<AnyBackend, OpenError> {
-    let settings = FsSettings::deserialize(expanded(table)?)
-        .map_err(|error| OpenError::settings("fs", error.message()))?;
-    open_settings(&settings)
+    open_settings(&settings(table)?)
 }
 
-/// Expands a tilde as in an address. Otherwise the table and the address would name two directories, whose locks don't
-/// exclude each other.
-fn expanded(mut table: Table) -> Result<Table, OpenError> {
+/// Reads settings, and expands a tilde as in an address. Otherwise the table and the address would name two directories,
+/// whose locks don't exclude each other.
+fn settings(mut table: Table) -> Result<FsSettings, OpenError> {
     if let Some(Value::String(path)) = table.get("directory")
         && let Some(path) = below_home(path)?
     {
@@ -28,7 +26,7 @@ fn expanded(mut table: Table) -> Result<Table, OpenError> {
             .map_err(|error| OpenError::settings("fs", format!("`directory`: {error}")))?;
         table.insert("directory".to_owned(), path);
     }
-    Ok(table)
+    FsSettings::deserialize(table).map_err(|error| OpenError::settings("fs", error.message()))
 }
 
 fn open_settings(settings: &FsSettings) -> Result<AnyBackend, OpenError> {
@@ -97,15 +95,11 @@ mod tests {
 
     #[test]
     fn a_tilde_in_a_table_is_home_too() {
-        let directory_of = |path: &str| {
-            let table = expanded(toml::from_str(&format!("directory = '{path}'")).unwrap());
-            table.map(|table| FsSettings::deserialize(table).unwrap())
-        };
+        let with = |path| settings(toml::from_str(&format!("directory = '{path}'")).unwrap());
         for path in ["~/locks", "./~", "/run/lock"] {
-            let settings = directory_of(path).unwrap();
-            assert_eq!(settings.directory(), directory(path).unwrap());
+            assert_eq!(with(path).unwrap().directory(), directory(path).unwrap());
         }
-        assert!(directory_of("~root/locks").is_err());
+        assert!(with("~root/locks").is_err());
     }
 
     #[test]
