@@ -61,7 +61,8 @@ impl<'a> FromSql<'a> for Standing {
             },
             "refused" => Self::Refused { holder },
             "stale" => Self::Stale(number()?),
-            _ => Self::Ended,
+            "ended" => Self::Ended,
+            _ => return Err("an outcome that this version does not know".into()),
         })
     }
 
@@ -157,5 +158,34 @@ mod tests {
         ] {
             assert!(left(&other).is_err());
         }
+    }
+
+    #[test]
+    fn an_outcome_is_one_that_is_known() {
+        let standing = |outcome: &[u8], token: Option<&[u8]>| {
+            let raw = record(&[
+                (&Type::TEXT, Some(outcome)),
+                (&Type::INT8, token),
+                (&Type::TEXT, None),
+                (&Type::INT8, None),
+                (&Type::INT8, None),
+            ]);
+            Standing::from_sql(&Type::RECORD, &raw)
+        };
+        let seven = 7_i64.to_be_bytes();
+        let granted = Standing::Granted(FencingToken::new(7));
+        assert_eq!(standing(b"granted", Some(&seven)).unwrap(), granted);
+        assert_eq!(
+            standing(b"stale", Some(&seven)).unwrap(),
+            Standing::Stale(7)
+        );
+        assert_eq!(standing(b"ended", None).unwrap(), Standing::Ended);
+        let queued = Standing::Queued {
+            holder: None,
+            look_in: None,
+        };
+        assert_eq!(standing(b"queued", None).unwrap(), queued);
+        assert!(standing(b"granted", None).is_err(), "without its token");
+        assert!(standing(b"lent", Some(&seven)).is_err());
     }
 }
