@@ -34,9 +34,9 @@ pub(crate) struct Told {
 /// The result of asking the witnesses.
 #[derive(Debug)]
 pub(crate) struct Heard {
-    /// An answer with the latest epoch.
+    /// The first of the answers: there is at least one.
     told: Told,
-    /// All answers with that epoch.
+    /// The answers with the latest epoch.
     answers: Vec<Told>,
     /// Whether all witnesses have answered.
     pub(crate) from_all: bool,
