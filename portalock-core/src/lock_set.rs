@@ -8,7 +8,7 @@ use crate::{
     FencingToken, Guard, InvalidName, Lock, LockBackend, LockError, LockName, LostSignal, Mode,
     Policy,
     clock::Instant,
-    engine::{deadline::bound, wait::Resolve},
+    engine::{deadline::bound, held::while_held, wait::Resolve},
 };
 
 /// How long a failed acquisition waits for the release of the locks that it had acquired.
@@ -270,14 +270,7 @@ impl<B: LockBackend> LockSetGuard<B> {
     ///
     /// Dropping the returned future drops `work`; the locks stay held.
     pub async fn run<F: Future>(&self, work: F) -> Result<F::Output, LockError> {
-        // The loss is polled first, so that work doesn't continue after a lock was lost.
-        match select(pin!(self.first_loss()), pin!(work)).await {
-            Either::Left((lost, _)) => Err(lost),
-            Either::Right((output, _)) => {
-                self.ensure_held()?;
-                Ok(output)
-            }
-        }
+        while_held(self.first_loss(), || self.ensure_held(), work).await
     }
 
     /// Releases all locks concurrently. It takes no longer than one [`Guard::release`], which waits at most 5 s for the

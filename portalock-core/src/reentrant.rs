@@ -2,14 +2,15 @@
 
 use std::{
     fmt,
+    future::Future,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use crate::{
-    BackendError, BackendErrorKind, Guard, InvalidName, Lock, LockBackend, LockError, LostSignal,
-    Mode, Policy,
+    BackendError, BackendErrorKind, Guard, InvalidName, Lock, LockBackend, LockError, Loss,
+    LostSignal, Mode, Policy,
     clock::Instant,
-    engine::{deadline::Deadline, wait::Resolve},
+    engine::{deadline::Deadline, held::while_held, wait::Resolve},
 };
 
 /// A lock that can be acquired again while it is held; the acquisitions are counted. The owner is this object with its
@@ -262,12 +263,29 @@ impl<B: LockBackend> ReentrantGuard<B> {
     ///
     /// [`LockError::Lost`] with the reason.
     pub fn ensure_held(&self) -> Result<(), LockError> {
-        match self.lost.loss() {
-            None => Ok(()),
-            Some(loss) => Err(LockError::Lost {
-                name: self.inner.lock.name().clone(),
-                loss,
-            }),
+        self.lost
+            .loss()
+            .map_or(Ok(()), |loss| Err(self.lost_by(loss)))
+    }
+
+    /// Runs `work` while the lock is held; see [`Guard::run`].
+    ///
+    /// # Errors
+    ///
+    /// [`LockError::Lost`] if the lock was lost before `work` had ended.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the returned future drops `work`; the acquisition goes on.
+    pub async fn run<F: Future>(&self, work: F) -> Result<F::Output, LockError> {
+        let lost = async { self.lost_by(self.lost.lost().await) };
+        while_held(lost, || self.ensure_held(), work).await
+    }
+
+    fn lost_by(&self, loss: Loss) -> LockError {
+        LockError::Lost {
+            name: self.inner.lock.name().clone(),
+            loss,
         }
     }
 

@@ -10,7 +10,10 @@
 use std::{pin::pin, sync::Arc};
 
 use futures_util::{FutureExt, poll};
-use portalock_core::{DynBackend, Lock, LockBackend, LockError, MemoryBackend, Mode, Policy, Pool};
+use portalock_core::{
+    DynBackend, Lock, LockBackend, LockError, MemoryBackend, Mode, Policy, Pool, ReentrantLock,
+    blocking,
+};
 
 fn named<B: LockBackend>(backend: B) -> Lock<B> {
     Lock::new(backend, "deploy").unwrap()
@@ -253,4 +256,64 @@ fn dropping_a_guard_never_panics_even_if_the_backend_does() {
     assert!(unwound.is_err(), "and the process lives");
     let in_time = released.recv_timeout(std::time::Duration::from_secs(60));
     in_time.expect("it is released the other way");
+}
+
+#[tokio::test]
+async fn losing_a_reentrant_lock_stops_the_work_where_it_stands() {
+    let backend = MemoryBackend::new();
+    let lock = ReentrantLock::new(named(backend.clone()));
+    let guard = lock.acquire().await.unwrap();
+    assert_eq!(guard.run(async { 7 }).await.unwrap(), 7);
+    {
+        let mut work = pin!(guard.run(std::future::pending::<()>()));
+        assert!(poll!(&mut work).is_pending());
+        assert_eq!(backend.lose(lock.lock().name()), 1);
+        assert!(matches!(work.await, Err(LockError::Lost { .. })));
+    }
+    let lost = guard.run(async { 7 }).await;
+    assert!(matches!(lost, Err(LockError::Lost { .. })));
+}
+
+#[test]
+fn a_blocking_guard_of_each_kind_tells_a_loss_and_can_be_made_into_the_async_one() {
+    let backend = MemoryBackend::new();
+    let pool = blocking::Pool::new(backend.clone(), "slots", 3).unwrap();
+    let permits = pool.acquire(2).unwrap();
+    let inspection = pool.inspect().unwrap();
+    assert_eq!(inspection.holders[0].owner, Some(permits.owner()));
+    let permits: portalock_core::PermitGuard<_> = permits.into();
+    assert!(
+        pool.try_acquire(2).is_err(),
+        "the conversion gave them back"
+    );
+    drop(permits);
+    drop(pool.try_acquire(3).unwrap());
+
+    let set = blocking::LockSet::new(backend.clone(), ["b", "a"]).unwrap();
+    let names: Vec<_> = set.names().cloned().collect();
+    let held = set.acquire().unwrap();
+    held.ensure_held().unwrap();
+    assert_eq!(backend.lose(&names[1]), 1);
+    assert!(matches!(held.ensure_held(), Err(LockError::Lost { name, .. }) if name == names[1]));
+    let held: portalock_core::LockSetGuard<_> = held.into();
+    assert!(held.is_lost());
+
+    let lock = blocking::ReentrantLock::named(backend.clone(), "deploy").unwrap();
+    let guard = lock.acquire().unwrap();
+    guard.ensure_held().unwrap();
+    assert_eq!(backend.lose(lock.name()), 1);
+    assert!(matches!(guard.ensure_held(), Err(LockError::Lost { .. })));
+
+    let election = blocking::Election::new(backend, "scheduler")
+        .unwrap()
+        .with_policy(Policy::new().with_fail_when_locked(true))
+        .with_label("blue");
+    let leadership: portalock_core::Leadership<_> = election.campaign().unwrap().into();
+    let leader = election.leader().unwrap().unwrap();
+    assert_eq!(leader.leader.label.as_deref(), Some("blue"));
+    assert!(
+        election.campaign().is_err(),
+        "the policy is to wait for nobody"
+    );
+    drop(leadership);
 }

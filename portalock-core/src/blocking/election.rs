@@ -35,6 +35,20 @@ impl<B: LockBackend> Election<B> {
         crate::Election::new(backend, name).map(Self::from)
     }
 
+    /// Sets how [`campaign`](Self::campaign) waits. Default: without a timeout.
+    #[must_use]
+    pub fn with_policy(mut self, policy: Policy) -> Self {
+        self.election = self.election.with_policy(policy);
+        self
+    }
+
+    /// Sets a label, which [`leader`](Self::leader) shows. Default: none.
+    #[must_use]
+    pub fn with_label(mut self, label: impl Into<Arc<str>>) -> Self {
+        self.election = self.election.with_label(label);
+        self
+    }
+
     /// The election's name.
     pub fn name(&self) -> &LockName {
         self.election.name()
@@ -163,6 +177,13 @@ impl<B: LockBackend> Leadership<B> {
         let election = self.leadership.election().clone();
         let resign = self.leadership.resign();
         call(election.name(), needs_runtime(&election), resign)
+    }
+}
+
+/// The same term, for async code.
+impl<B: LockBackend> From<Leadership<B>> for crate::Leadership<B> {
+    fn from(leadership: Leadership<B>) -> Self {
+        leadership.leadership
     }
 }
 

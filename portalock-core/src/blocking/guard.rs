@@ -115,3 +115,10 @@ impl<S: Semaphore> PermitGuard<S> {
 
     guard_methods!();
 }
+
+/// The same hold, for async code.
+impl<S: Semaphore> From<PermitGuard<S>> for crate::PermitGuard<S> {
+    fn from(guard: PermitGuard<S>) -> Self {
+        guard.guard
+    }
+}

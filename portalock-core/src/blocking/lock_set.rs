@@ -52,6 +52,11 @@ impl<B: LockBackend + Clone> LockSet<B> {
         self
     }
 
+    /// The names, sorted, each once.
+    pub fn names(&self) -> impl Iterator<Item = &LockName> {
+        self.set.names()
+    }
+
     /// Acquires all locks if all are free, and doesn't wait for a holder.
     ///
     /// # Errors
@@ -132,6 +137,15 @@ impl<B: LockBackend> LockSetGuard<B> {
         self.guard.lost_signal()
     }
 
+    /// Returns an error if any of the locks is lost. Call it before an action that needs them.
+    ///
+    /// # Errors
+    ///
+    /// [`LockError::Lost`] for the first lost lock.
+    pub fn ensure_held(&self) -> Result<(), LockError> {
+        self.guard.ensure_held()
+    }
+
     /// Releases all locks concurrently.
     ///
     /// # Errors
@@ -140,5 +154,12 @@ impl<B: LockBackend> LockSetGuard<B> {
     pub fn release(self) -> Result<(), LockError> {
         let first = self.guard.names().next().cloned();
         drive_set(first.as_ref(), self.needs_runtime, self.guard.release())
+    }
+}
+
+/// The same hold, for async code.
+impl<B: LockBackend> From<LockSetGuard<B>> for crate::LockSetGuard<B> {
+    fn from(guard: LockSetGuard<B>) -> Self {
+        guard.guard
     }
 }

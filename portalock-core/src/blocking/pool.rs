@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::{PermitGuard, drive::call};
-use crate::{LockError, LockName, Policy, Semaphore};
+use crate::{Inspection, LockError, LockName, Policy, Semaphore};
 
 /// A named semaphore; see [`crate::Pool`].
 #[derive(Debug, Clone)]
@@ -73,13 +73,29 @@ impl<S: Semaphore> Pool<S> {
         self.run(move |pool| async move { pool.acquire_with(count, &policy).await })
     }
 
+    /// Returns the holders and the waiters. The answer may be out of date when it arrives.
+    ///
+    /// # Errors
+    ///
+    /// As [`Pool::inspect`](crate::Pool::inspect).
+    pub fn inspect(&self) -> Result<Inspection, LockError> {
+        let pool = self.pool.clone();
+        call(self.name(), self.needs_runtime(), async move {
+            pool.inspect().await
+        })
+    }
+
     fn run<F>(&self, acquire: impl FnOnce(crate::Pool<S>) -> F) -> Result<PermitGuard<S>, LockError>
     where
         F: Future<Output = Result<crate::PermitGuard<S>, LockError>> + Send + 'static,
     {
-        let needs_runtime = self.pool.semaphore().capabilities().needs_runtime;
+        let needs_runtime = self.needs_runtime();
         let guard = call(self.name(), needs_runtime, acquire(self.pool.clone()))?;
         Ok(PermitGuard::new(guard, needs_runtime))
+    }
+
+    fn needs_runtime(&self) -> bool {
+        self.pool.semaphore().capabilities().needs_runtime
     }
 }
 

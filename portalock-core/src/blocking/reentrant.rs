@@ -117,6 +117,15 @@ impl<B: LockBackend> ReentrantGuard<B> {
         self.guard.token()
     }
 
+    /// Returns an error if the underlying lock is lost. Call it before an action that needs the lock.
+    ///
+    /// # Errors
+    ///
+    /// [`LockError::Lost`] with the reason.
+    pub fn ensure_held(&self) -> Result<(), LockError> {
+        self.guard.ensure_held()
+    }
+
     /// Ends this acquisition. The last one releases the lock, and reports errors.
     ///
     /// # Errors

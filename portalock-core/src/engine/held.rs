@@ -99,14 +99,8 @@ impl<S: Service<D>, D: Demand> Held<S, D> {
     }
 
     pub(crate) async fn run<F: Future>(&self, work: F) -> Result<F::Output, LockError> {
-        // The loss is polled first, so that work doesn't continue after the lock was lost.
-        match select(pin!(self.lost_signal().lost()), pin!(work)).await {
-            Either::Left((loss, _)) => Err(self.lost_by(loss)),
-            Either::Right((output, _)) => {
-                self.ensure_held()?;
-                Ok(output)
-            }
-        }
+        let lost = async { self.lost_by(self.lost_signal().lost().await) };
+        while_held(lost, || self.ensure_held(), work).await
     }
 
     pub(crate) async fn release(mut self) -> Result<(), LockError> {
@@ -182,6 +176,19 @@ impl<S: Service<D>, D: Demand> fmt::Debug for Held<S, D> {
             .field("token", &self.grant.token)
             .field("loss", &self.loss())
             .finish_non_exhaustive()
+    }
+}
+
+/// Runs `work` until it has ended or `lost` has. `held` is the last check, for a loss at the moment when `work` ends.
+pub(crate) async fn while_held<F: Future>(
+    lost: impl Future<Output = LockError>,
+    held: impl FnOnce() -> Result<(), LockError>,
+    work: F,
+) -> Result<F::Output, LockError> {
+    // The loss is polled first, so that work doesn't continue after the lock was lost.
+    match select(pin!(lost), pin!(work)).await {
+        Either::Left((lost, _)) => Err(lost),
+        Either::Right((output, _)) => held().map(|()| output),
     }
 }
 
