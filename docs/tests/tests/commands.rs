@@ -171,6 +171,8 @@ fn shell(command: &str, temporary: &Path) -> Output {
         .env("TMPDIR", temporary)
         // A command may build a program with other features than the tests that run at the same time.
         .env("CARGO_TARGET_DIR", workspace().join("target/documents"))
+        // The rest of what it builds is that of the tests. Cargo before 1.91 ignores this, and builds it once more.
+        .env("CARGO_BUILD_BUILD_DIR", workspace().join("target"))
         // Only checks that a benchmark runs, not how fast.
         .env("CARGO_PROFILE_BENCH_OPT_LEVEL", "0")
         .env("CARGO_PROFILE_BENCH_DEBUG", "0")

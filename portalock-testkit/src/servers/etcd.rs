@@ -3,7 +3,6 @@
 use std::{
     ffi::OsString,
     io,
-    net::{Ipv4Addr, TcpListener},
     path::{Path, PathBuf},
     sync::{Mutex, MutexGuard, PoisonError},
     thread,
@@ -13,6 +12,8 @@ use tempfile::TempDir;
 
 use super::{
     ServerIdentity,
+    directory::directory,
+    free_port::free_port,
     process::{Program, ServerProcess, StartError},
 };
 
@@ -240,7 +241,7 @@ impl EtcdServer {
     }
 
     fn laid_out(options: &EtcdOptions) -> Result<Self, StartError> {
-        let dir = directory().map_err(StartError::io("make a directory for the server"))?;
+        let dir = directory("etcd-").map_err(StartError::io("make a directory for the server"))?;
         let scheme = if options.tls.is_some() {
             "https"
         } else {
@@ -327,25 +328,4 @@ impl Member {
     fn lock(&self) -> MutexGuard<'_, Option<ServerProcess>> {
         self.process.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-fn directory() -> io::Result<TempDir> {
-    let mut builder = tempfile::Builder::new();
-    builder.prefix("etcd-");
-    builder
-        .tempdir_in("/dev/shm")
-        .or_else(|_| builder.tempdir())
-}
-
-/// A free port below the range for outgoing connections, so that it is still free when a member is restarted.
-pub(super) fn free_port() -> Result<u16, StartError> {
-    let mut refused = io::Error::from(io::ErrorKind::AddrInUse);
-    for _ in 0..100 {
-        let port = fastrand::u16(15_000..32_000);
-        match TcpListener::bind((Ipv4Addr::LOCALHOST, port)) {
-            Ok(_) => return Ok(port),
-            Err(error) => refused = error,
-        }
-    }
-    Err(StartError::io("find a free port")(refused))
 }

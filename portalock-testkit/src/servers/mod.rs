@@ -6,7 +6,9 @@
 //!
 //! For a server that is not here, [`ServerProcess`] starts any [`Program`].
 
+mod directory;
 mod etcd;
+mod free_port;
 #[cfg(unix)]
 mod pgbouncer;
 #[cfg(unix)]

@@ -8,7 +8,8 @@ use std::{
 use tempfile::TempDir;
 
 use super::{
-    etcd::free_port,
+    directory::directory,
+    free_port::free_port,
     postgres::PostgresServer,
     process::{Program, ServerProcess, StartError},
 };
@@ -36,10 +37,8 @@ impl Pooler {
     ///
     /// [`StartError`] if it isn't installed or did not come up.
     pub fn start(server: &PostgresServer, settings: &[(&str, &str)]) -> Result<Self, StartError> {
-        let dir = tempfile::Builder::new()
-            .prefix("pgbouncer-")
-            .tempdir()
-            .map_err(StartError::io("make a directory for the pooler"))?;
+        let dir =
+            directory("pgbouncer-").map_err(StartError::io("make a directory for the pooler"))?;
         let port = free_port()?;
         let users = dir.path().join("users.txt");
         let file = dir.path().join("pgbouncer.ini");

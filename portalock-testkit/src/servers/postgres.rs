@@ -17,7 +17,8 @@ use tempfile::TempDir;
 use self::installation::{Installation, copy_data};
 use super::{
     ServerIdentity,
-    etcd::free_port,
+    directory::{directory, on_disk},
+    free_port::free_port,
     process::{Program, ServerProcess, StartError},
 };
 
@@ -104,11 +105,12 @@ impl PostgresOptions {
     /// [`StartError`] if it isn't installed or did not come up.
     pub fn start(self) -> Result<PostgresServer, StartError> {
         let installed = Installation::find(self.programs.as_deref())?;
-        let mut dir = tempfile::Builder::new();
-        let dir = dir
-            .prefix("postgres-")
-            .tempdir()
-            .map_err(StartError::io("make a directory for the server"))?;
+        let dir = if self.durable {
+            on_disk("postgres-")
+        } else {
+            directory("postgres-")
+        };
+        let dir = dir.map_err(StartError::io("make a directory for the server"))?;
         let data = dir.path().join("data");
         installed.copy_cluster(&data)?;
         self.set_up(&installed, dir.path())?;
@@ -186,10 +188,7 @@ impl PostgresServer {
     /// [`StartError`] if one of the two did not come up, or this server takes TLS only.
     pub fn standby(&mut self) -> Result<Self, StartError> {
         const COPYING: &str = "copy the server's data";
-        let dir = tempfile::Builder::new()
-            .prefix("postgres-standby-")
-            .tempdir()
-            .map_err(StartError::io(COPYING))?;
+        let dir = directory("postgres-standby-").map_err(StartError::io(COPYING))?;
         let data = dir.path().join("data");
         self.stop();
         copy_data(&self.dir.path().join("data"), &data)?;

@@ -3,14 +3,18 @@
 use std::{
     fs, io,
     io::{BufRead, BufReader, Write},
-    net::{Ipv4Addr, TcpListener, TcpStream},
+    net::{Ipv4Addr, TcpStream},
     path::{Path, PathBuf},
     time::Duration,
 };
 
 use tempfile::TempDir;
 
-use super::process::{Program, ServerProcess, StartError};
+use super::{
+    directory::directory,
+    free_port::free_port,
+    process::{Program, ServerProcess, StartError},
+};
 
 const PROGRAM: Program = Program {
     name: "redis-server",
@@ -87,10 +91,7 @@ impl RedisOptions {
     ///
     /// [`StartError`] if it isn't installed or did not come up.
     pub fn start(self) -> Result<RedisServer, StartError> {
-        let dir = tempfile::Builder::new()
-            .prefix("redis-")
-            .tempdir()
-            .map_err(StartError::io("make a directory for the server"))?;
+        let dir = directory("redis-").map_err(StartError::io("make a directory for the server"))?;
         let mut attempts = 0;
         loop {
             attempts += 1;
@@ -301,15 +302,6 @@ fn ping(port: u16) -> io::Result<()> {
         return Err(io::ErrorKind::UnexpectedEof.into());
     }
     Ok(())
-}
-
-pub(super) fn free_port() -> Result<u16, StartError> {
-    let listener =
-        TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).map_err(StartError::io("find a free port"))?;
-    Ok(listener
-        .local_addr()
-        .map_err(StartError::io("find a free port"))?
-        .port())
 }
 
 /// A path in the syntax of `redis.conf`.

@@ -10,7 +10,7 @@ use std::{
 
 use super::{
     RedisOptions, RedisServer, ServerIdentity, StartError,
-    redis::free_port,
+    free_port::free_port,
     resp::{ask, ask_words},
 };
 use cut::Line;

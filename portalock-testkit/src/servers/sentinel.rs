@@ -11,8 +11,10 @@ use tempfile::TempDir;
 
 use super::{
     RedisOptions, RedisServer, ServerIdentity,
+    directory::directory,
+    free_port::free_port,
     process::{Program, ServerProcess, StartError},
-    redis::{free_port, quoted, tls_lines},
+    redis::{quoted, tls_lines},
     resp::ask,
 };
 
@@ -243,10 +245,8 @@ impl Sentinel {
         down_after: Duration,
         tls: Option<&ServerIdentity>,
     ) -> Result<Self, StartError> {
-        let dir = tempfile::Builder::new()
-            .prefix("sentinel-")
-            .tempdir()
-            .map_err(StartError::io("make a directory for the sentinel"))?;
+        let dir =
+            directory("sentinel-").map_err(StartError::io("make a directory for the sentinel"))?;
         let port = free_port()?;
         let mut lines = vec![
             format!("port {port}"),
