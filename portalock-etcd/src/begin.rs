@@ -71,7 +71,7 @@ pub(crate) async fn get_lease(lease: &SessionLease) -> Result<Instant, BackendEr
         time,
         key: server.keys.session(granted.id()),
     });
-    Ok(sent + certain_for(time))
+    Ok(sent.checked_add(certain_for(time)).unwrap_or(sent))
 }
 
 /// Puts the session's key, and checks that one connection leads to one member.

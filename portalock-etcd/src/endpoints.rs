@@ -119,7 +119,10 @@ impl Endpoints {
                 Err(_) => timed_out(doing),
             };
             match error.kind() {
-                BackendErrorKind::Unavailable | BackendErrorKind::Other => {
+                // One member may be misconfigured, for example with a certificate that has expired.
+                BackendErrorKind::Unavailable
+                | BackendErrorKind::Misconfigured
+                | BackendErrorKind::Other => {
                     repeated |= used.is_some();
                     self.leave(turn, used.as_ref());
                     if leaderless {
