@@ -264,6 +264,8 @@ fn answered_unavailable(error: &Error) -> bool {
 fn connect_options(settings: &EtcdSettings) -> Result<ConnectOptions, BackendError> {
     let mut options = ConnectOptions::new()
         .with_connect_timeout(settings.connect_timeout)
+        // Without it, a firewall may forget an idle connection, and then the next request over it gets no answer.
+        .with_tcp_keepalive(Duration::from_secs(30))
         // With this option, a member that is cut off from the others ends its streams. Without it, the streams stay
         // silent.
         .with_require_leader(true)
