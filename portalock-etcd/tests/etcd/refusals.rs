@@ -12,6 +12,8 @@ use {
     std::path::{Path, PathBuf},
 };
 
+#[cfg(feature = "tls")]
+use crate::support::patient;
 use crate::support::{Server, with_users};
 
 async fn refused(settings: EtcdSettings) -> BackendError {
@@ -143,6 +145,25 @@ fn with_own_certificate(dir: &Path) -> (EtcdServer, PathBuf) {
     };
     let server = EtcdOptions::new().tls(identity).start().unwrap();
     (server, certificate)
+}
+
+#[cfg(feature = "tls")]
+#[tokio::test]
+async fn certificates_that_were_renewed_are_read_again() {
+    let dirs = [(); 2].map(|()| tempfile::tempdir().unwrap());
+    let (server, certificate) = with_own_certificate(dirs[0].path());
+    let trusted = dirs[1].path().join("trusted.pem");
+    let other = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
+    std::fs::write(&trusted, other.cert.pem()).unwrap();
+    let mut tls = EtcdTls::default();
+    tls.ca_file = Some(trusted.clone());
+    let settings = EtcdSettings::new(server.endpoints()).unwrap();
+    let client = EtcdBackend::new(settings.with_tls(tls).unwrap()).unwrap();
+    let lock = Lock::new(client, "a").unwrap();
+    let error = lock.acquire_with(&patient()).await.unwrap_err();
+    assert!(!error.is_retryable(), "{error:?}");
+    std::fs::copy(certificate, trusted).unwrap();
+    drop(lock.acquire_with(&patient()).await.unwrap());
 }
 
 #[cfg(feature = "tls")]
