@@ -30,7 +30,7 @@ const SHORTEST_LEASE: Duration = Duration::from_secs(2);
 #[derive(Debug, Clone)]
 pub struct EtcdBackend {
     pub(crate) client: Arc<Client>,
-    capabilities: Capabilities,
+    pub(crate) capabilities: Capabilities,
 }
 
 impl EtcdBackend {
@@ -97,16 +97,12 @@ impl EtcdBackend {
             revision: place.taken()?,
         })
     }
-
-    pub(crate) const fn guarantees(&self) -> Capabilities {
-        self.capabilities
-    }
 }
 
 #[async_trait]
 impl LockBackend for EtcdBackend {
     fn capabilities(&self) -> Capabilities {
-        self.guarantees()
+        self.capabilities
     }
 
     async fn try_acquire(&self, request: &LockRequest) -> Result<Attempt, BackendError> {

@@ -17,8 +17,6 @@ const OLDEST: (u64, u64) = (3, 4);
 /// How many answers must come from one member before a session starts.
 const SAME_MEMBER: usize = 3;
 
-const STARTING: &str = "start a session";
-
 /// Starts the session, in place of `former`. Returns the time until which the session is certain.
 pub(crate) async fn begin(
     session: &Arc<Session>,
@@ -73,7 +71,7 @@ pub(crate) async fn get_lease(lease: &SessionLease) -> Result<Instant, BackendEr
         time,
         key: server.keys.session(granted.id()),
     });
-    Ok(sent + certain_for(time))
+    Ok(sent.checked_add(certain_for(time)).unwrap_or(sent))
 }
 
 /// Puts the session's key, and checks that one connection leads to one member.
@@ -81,7 +79,7 @@ pub(crate) async fn put_key(lease: &SessionLease) -> Result<(), BackendError> {
     let (put, answers) = lease
         .server
         .endpoints
-        .call(STARTING, |client| async move {
+        .call("start a session", |client| async move {
             let options = PutOptions::new().with_lease(lease.id());
             let mut store = client.kv_client();
             let put = store.put(lease.key(), "", Some(options)).await?;

@@ -21,7 +21,6 @@ use crate::{
 };
 
 const BREAKING: &str = "break a lock";
-const EVICTING: &str = "end a hold";
 const HEEDING: &str = "remove the mark on a lock that was broken";
 
 /// The key of an owner that holds.
@@ -91,7 +90,7 @@ impl Server {
             TxnOp::delete(hold.key.as_slice(), None),
             TxnOp::delete(hold.mark.as_str(), None),
         ]);
-        let answer = self.transact(EVICTING, transaction).await;
+        let answer = self.transact("end a hold", transaction).await;
         // An earlier try without an answer may have deleted the key, so that this one did not find it.
         Ok(if answer.value?.succeeded() || answer.repeated {
             Released::Freed

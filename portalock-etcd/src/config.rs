@@ -49,6 +49,8 @@ const SHORTEST_LEASE: Duration = Duration::from_secs(1);
 const SHORTEST_TIMEOUT: Duration = Duration::from_millis(1);
 
 /// The settings of TLS connections; all fields have defaults. Needs the feature `tls`.
+///
+/// Each new connection reads the files again, so it uses certificates that were renewed meanwhile.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[non_exhaustive]

@@ -4,7 +4,7 @@
 //! renewals see one member's view, a hanging member is left completely, and all locks of a backend share one
 //! connection.
 
-use std::{fmt, future::Future, sync::Arc, time::Duration};
+use std::{future::Future, sync::Arc, time::Duration};
 
 use etcd_client::{AlarmAction, AlarmType, Client, ConnectOptions, Error, KvClient};
 use portalock_core::{
@@ -30,25 +30,15 @@ const BETWEEN_ELECTIONS: Duration = Duration::from_millis(100);
 #[derive(Debug)]
 pub(crate) struct Endpoints {
     members: Vec<Member>,
-    logs_in: bool,
     /// Counts the changes of member: the member in use is this modulo the number of members.
     current: watch::Sender<usize>,
-    request_timeout: Duration,
+    settings: EtcdSettings,
 }
 
+#[derive(Debug)]
 struct Member {
     endpoint: String,
-    options: ConnectOptions,
     connections: PerRuntime<Arc<Client>>,
-}
-
-impl fmt::Debug for Member {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Not shown: the options contain the password.
-        f.debug_struct("Member")
-            .field("endpoint", &self.endpoint)
-            .finish_non_exhaustive()
-    }
 }
 
 /// A connection to one member, and the turn of that member.
@@ -61,20 +51,19 @@ pub(crate) struct Connection {
 impl Endpoints {
     /// The members that `settings` names. Nothing is sent yet.
     pub(crate) fn new(settings: &EtcdSettings) -> Result<Self, BackendError> {
-        let options = connect_options(settings)?;
+        // What is wrong with them is reported at once.
+        connect_options(settings)?;
         Ok(Self {
-            logs_in: settings.user.is_some(),
             members: settings
                 .endpoints
                 .iter()
                 .map(|endpoint| Member {
                     endpoint: endpoint.clone(),
-                    options: options.clone(),
                     connections: PerRuntime::new(),
                 })
                 .collect(),
             current: watch::Sender::new(0),
-            request_timeout: settings.request_timeout,
+            settings: settings.clone(),
         })
     }
 
@@ -93,8 +82,8 @@ impl Endpoints {
     {
         let mut repeated = false;
         let members = self.members.len();
-        let start = Instant::now();
-        let share = self.request_timeout / u32::try_from(members).unwrap_or(u32::MAX);
+        let (start, timeout) = (Instant::now(), self.settings.request_timeout);
+        let share = timeout / u32::try_from(members).unwrap_or(u32::MAX);
         let mut fresh_login = false;
         let mut tries = 0;
         // A single member is tried twice, the second time on a new connection: the old one may have ended with a
@@ -102,7 +91,7 @@ impl Endpoints {
         let most = members.max(2);
         let value = loop {
             let turn = *self.current.borrow();
-            let left = self.request_timeout.saturating_sub(start.elapsed());
+            let left = timeout.saturating_sub(start.elapsed());
             let mut used = None;
             let mut leaderless = false;
             let attempt = async {
@@ -119,7 +108,10 @@ impl Endpoints {
                 Err(_) => timed_out(doing),
             };
             match error.kind() {
-                BackendErrorKind::Unavailable | BackendErrorKind::Other => {
+                // One member may be misconfigured, for example with a certificate that has expired.
+                BackendErrorKind::Unavailable
+                | BackendErrorKind::Misconfigured
+                | BackendErrorKind::Other => {
                     repeated |= used.is_some();
                     self.leave(turn, used.as_ref());
                     if leaderless {
@@ -128,13 +120,13 @@ impl Endpoints {
                     } else {
                         tries += 1;
                     }
-                    if tries >= most || start.elapsed() >= self.request_timeout {
+                    if tries >= most || start.elapsed() >= timeout {
                         break Err(error);
                     }
                 }
                 // A change of users can make a token invalid; etcd reports this with the code for an invalid request.
                 BackendErrorKind::PermissionDenied
-                    if used.is_some() && !fresh_login && self.logs_in =>
+                    if used.is_some() && !fresh_login && self.settings.user.is_some() =>
                 {
                     fresh_login = true;
                     self.forget(turn, used.as_ref());
@@ -179,11 +171,13 @@ impl Endpoints {
     async fn client(&self, turn: usize, doing: &'static str) -> Result<Arc<Client>, BackendError> {
         let member = self.member(turn);
         let connect = || {
-            let (endpoint, options) = (member.endpoint.clone(), member.options.clone());
-            let within = self.request_timeout;
+            let endpoint = member.endpoint.clone();
+            // This reads the files of certificates again, because they are renewed from time to time.
+            let options = connect_options(&self.settings);
+            let within = self.settings.request_timeout;
             async move {
                 // Connecting includes the login, and all callers on one runtime wait for the same connection.
-                let connecting = Client::connect([endpoint], Some(options));
+                let connecting = Client::connect([endpoint], Some(options?));
                 match tokio::time::timeout(within, connecting).await {
                     Ok(connected) => connected
                         .map(Arc::new)
@@ -261,6 +255,8 @@ fn answered_unavailable(error: &Error) -> bool {
 fn connect_options(settings: &EtcdSettings) -> Result<ConnectOptions, BackendError> {
     let mut options = ConnectOptions::new()
         .with_connect_timeout(settings.connect_timeout)
+        // Without it, a firewall may forget an idle connection, and then the next request over it gets no answer.
+        .with_tcp_keepalive(Duration::from_secs(30))
         // With this option, a member that is cut off from the others ends its streams. Without it, the streams stay
         // silent.
         .with_require_leader(true)

@@ -16,10 +16,15 @@ pub(crate) fn backend_error(error: Error, doing: &'static str) -> BackendError {
             BackendErrorKind::Misconfigured,
             "what answers speaks no TLS, or shows a certificate that is not trusted: check `ca_file` and `server_name`",
         ),
-        Error::GRpcStatus(status) => of_code(status.code()),
-        Error::TransportError(_) | Error::IoError(_) | Error::Internal(_) => (
+        Error::GRpcStatus(status) if status.source().is_none() => of_code(status.code()),
+        // Not an answer of etcd: nobody could be reached, or the connection or the stream was reset, for example by a
+        // proxy. Then etcd may have executed the request.
+        Error::GRpcStatus(_)
+        | Error::TransportError(_)
+        | Error::IoError(_)
+        | Error::Internal(_) => (
             BackendErrorKind::Unavailable,
-            "check that etcd runs at the endpoints and that they are its client URLs",
+            "check that etcd runs at the endpoints, that they are its client URLs, and whether they want TLS",
         ),
         Error::WatchError(_) | Error::LeaseKeepAliveError(_) => {
             (BackendErrorKind::Unavailable, "the stream to etcd ended")
@@ -87,4 +92,21 @@ pub(crate) fn misconfigured(error: InvalidSetting) -> BackendError {
         "the settings for etcd are not valid",
     )
     .with_source(error)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Arc;
+
+    #[test]
+    fn a_stream_that_was_reset_is_no_refusal() {
+        let kind = |status| backend_error(Error::GRpcStatus(status), "test").kind();
+        for code in [Code::ResourceExhausted, Code::PermissionDenied] {
+            assert_ne!(kind(Status::new(code, "")), BackendErrorKind::Unavailable);
+            let mut reset = Status::new(code, "");
+            reset.set_source(Arc::new(io::Error::from(io::ErrorKind::ConnectionReset)));
+            assert_eq!(kind(reset), BackendErrorKind::Unavailable);
+        }
+    }
 }

@@ -57,11 +57,9 @@ pub(crate) async fn observe(client: &Client, name: &LockName) -> Result<HolderWa
             () = endpoints.moved_from(&connection) => None,
             _ = ended.lost() => None,
         };
-        tracing::debug!(
-            ?error,
-            queue = observed.queue,
-            "a watch over a lock's holders ended"
-        );
+        tracing::debug!(?error, queue = observed.queue, "an observer's watch ended");
+        // A refused watch needs another connection, for example because the token has expired.
+        endpoints.fail(&connection);
     })?;
     Ok(watch.with_subscription(following))
 }

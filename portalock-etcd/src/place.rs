@@ -21,6 +21,8 @@ pub(crate) struct Place {
     numbers: Arc<Numbers>,
     /// The revision at which it was taken; zero until etcd has answered it.
     taken: AtomicI64,
+    /// The latest modification of the session's key that a request for this place has named.
+    pub(crate) named: AtomicI64,
 }
 
 impl Place {
@@ -36,6 +38,7 @@ impl Place {
             number,
             numbers: numbers.clone(),
             taken: AtomicI64::new(0),
+            named: AtomicI64::new(0),
         }
     }
 

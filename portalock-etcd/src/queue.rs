@@ -14,6 +14,8 @@
 //! an answer from taking effect later. A place is given up with the condition that the key has this place's value, so
 //! that a late deletion can't remove the place that uses the key next (see [`numbers`](crate::numbers)).
 
+use std::sync::atomic::Ordering;
+
 use etcd_client::{
     Compare, CompareOp, GetOptions, KeyValue, PutOptions, ResponseHeader, SortOrder, SortTarget,
     Txn, TxnOp, TxnOpResponse, TxnResponse,
@@ -41,6 +43,7 @@ impl Place {
         only_if_free: bool,
     ) -> Result<Answered<Option<Standing>>, BackendError> {
         let (key, known) = (&*self.key, session.known());
+        self.named.fetch_max(known, Ordering::AcqRel);
         let mut conditions = vec![
             Compare::create_revision(key, CompareOp::Equal, 0),
             Compare::mod_revision(session.key(), CompareOp::Equal, known),
@@ -129,6 +132,11 @@ impl Place {
         &self,
         session: &SessionLease,
     ) -> Result<(), BackendError> {
+        // A later modification has stopped these requests. So one modification is enough for many requests without an
+        // answer, and each modification makes all other requests of the session try again.
+        if session.known() > self.named.load(Ordering::Acquire) {
+            return self.withdraw(session).await.map(drop);
+        }
         let options = PutOptions::new().with_lease(session.id());
         let transaction = Txn::new()
             // Without the session's key, no place can be taken in the session.
@@ -141,12 +149,14 @@ impl Place {
                 TxnOp::txn(self.delete()),
                 TxnOp::put(session.key(), "", Some(options)),
             ]);
-        // The next request for a place learns of the modification.
-        session
+        let answer = session
             .server
             .transact(RELEASING, transaction)
             .await
             .value?;
+        if answer.succeeded() {
+            session.key_modified(revision(&answer));
+        }
         Ok(())
     }
 
@@ -251,6 +261,38 @@ mod tests {
             let (owner, attempt) = attempt(&client, patience).await;
             assert!(matches!(attempt, Attempt::Granted(_)), "{attempt:?}");
             client.release(owner).await.unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn one_modification_of_the_sessions_key_stops_all_requests_before_it() {
+        let server = EtcdServer::start().unwrap();
+        let client = client(&server);
+        let session = client.session().await.unwrap();
+        let lease = session.service();
+        let places = ["a", "b", "c"].map(|name| {
+            let name = LockName::new(name).unwrap();
+            let request = Request::new(name, Mode::Exclusive, Patience::Queue);
+            let wish = Wish::new(client.shared().keys.lock(&request), &request);
+            Place::new(request.owner, &wish, lease.id(), &lease.numbers)
+        });
+        for place in &places {
+            place.enter(lease, false).await.unwrap();
+        }
+        for place in &places {
+            place.withdraw_for_good(lease).await.unwrap();
+        }
+        let own = TxnOp::get(lease.key(), None);
+        let all = GetOptions::new().with_prefix().with_keys_only();
+        let all = TxnOp::get(client.shared().keys.locks(), Some(all));
+        for place in &places {
+            let found = lease.server.read("look", vec![own.clone(), all.clone()]);
+            let found = ranges(&found.await.unwrap());
+            assert_eq!((found[0][0].version(), found[1].len()), (2, 0));
+            // Now a request of before arrives.
+            lease.key_modified(place.named.load(Ordering::Acquire));
+            let entered = place.enter(lease, false).await.unwrap();
+            assert!(entered.value.is_none());
         }
     }
 

@@ -13,7 +13,7 @@ use crate::{EtcdBackend, client::Wish};
 #[async_trait]
 impl Semaphore for EtcdBackend {
     fn capabilities(&self) -> Capabilities {
-        self.guarantees()
+        self.capabilities
     }
 
     async fn try_acquire(&self, request: &PermitRequest) -> Result<Attempt, BackendError> {

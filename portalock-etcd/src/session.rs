@@ -51,7 +51,6 @@ use crate::{
 };
 
 const CONNECTING: &str = "open the session's connection";
-const RENEWING: &str = "renew the lease";
 const ENDING: &str = "end the session";
 
 /// A session with etcd.
@@ -249,7 +248,7 @@ impl Service for SessionLease {
     async fn renew(session: &Arc<Session>, line: &Line) -> Result<Renewal, BackendError> {
         let lease = session.service();
         let renewed = lease.renew(&line.connection).await;
-        let Some(own) = renewed.map_err(|error| backend_error(error, RENEWING))? else {
+        let Some(own) = renewed.map_err(|error| backend_error(error, "renew the lease"))? else {
             return Ok(Renewal::Gone(gone()));
         };
         // Before the lease is extended, as the module `breaking` requires.

@@ -446,3 +446,23 @@ async fn one_that_closes_is_told_if_the_lease_lives_on() {
     let error = client.close().await.unwrap_err();
     assert_eq!(error.kind(), BackendErrorKind::Unavailable, "{error}");
 }
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn an_idle_connection_is_kept_alive() {
+    let server = Server::start();
+    let client = server.client().await;
+    let lock = Lock::new(client, "idle").unwrap();
+    lock.acquire().await.unwrap().release().await.unwrap();
+    let remote = format!(":{:04X}", server.etcd.port(0));
+    until("each connection has a keepalive timer", async || {
+        let table = std::fs::read_to_string("/proc/self/net/tcp").unwrap();
+        let mut timers = table.lines().filter_map(|line| {
+            let fields: Vec<_> = line.split_whitespace().collect();
+            let is_open = fields[2].ends_with(&remote) && fields[3] == "01";
+            is_open.then(|| fields[5].starts_with("02:"))
+        });
+        timers.next() == Some(true) && timers.all(|timer| timer)
+    })
+    .await;
+}

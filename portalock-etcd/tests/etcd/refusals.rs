@@ -5,6 +5,15 @@ use std::{error::Error, time::Duration};
 use portalock_core::{BackendError, BackendErrorKind, Lock, LockError, clock::Instant};
 use portalock_etcd::{EtcdBackend, EtcdSettings};
 
+#[cfg(feature = "tls")]
+use {
+    portalock_etcd::EtcdTls,
+    portalock_testkit::servers::{EtcdOptions, EtcdServer, ServerIdentity},
+    std::path::{Path, PathBuf},
+};
+
+#[cfg(feature = "tls")]
+use crate::support::patient;
 use crate::support::{Server, with_users};
 
 async fn refused(settings: EtcdSettings) -> BackendError {
@@ -122,15 +131,11 @@ async fn users_and_roles() {
     assert_eq!(source.kind(), BackendErrorKind::PermissionDenied);
 }
 
+/// A server with a certificate of its own, which it signed itself.
 #[cfg(feature = "tls")]
-#[tokio::test]
-async fn tls_trusts_the_authority_it_is_given_and_no_other() {
-    use portalock_etcd::EtcdTls;
-    use portalock_testkit::servers::{EtcdOptions, ServerIdentity};
-
-    let dir = tempfile::tempdir().unwrap();
+fn with_own_certificate(dir: &Path) -> (EtcdServer, PathBuf) {
     let signed = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
-    let (certificate, key) = (dir.path().join("cert.pem"), dir.path().join("key.pem"));
+    let (certificate, key) = (dir.join("cert.pem"), dir.join("key.pem"));
     std::fs::write(&certificate, signed.cert.pem()).unwrap();
     std::fs::write(&key, signed.signing_key.serialize_pem()).unwrap();
     let identity = ServerIdentity {
@@ -139,9 +144,52 @@ async fn tls_trusts_the_authority_it_is_given_and_no_other() {
         key,
     };
     let server = EtcdOptions::new().tls(identity).start().unwrap();
+    (server, certificate)
+}
+
+#[cfg(feature = "tls")]
+#[tokio::test]
+async fn certificates_that_were_renewed_are_read_again() {
+    let dirs = [(); 2].map(|()| tempfile::tempdir().unwrap());
+    let (server, certificate) = with_own_certificate(dirs[0].path());
+    let trusted = dirs[1].path().join("trusted.pem");
+    let other = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
+    std::fs::write(&trusted, other.cert.pem()).unwrap();
+    let mut tls = EtcdTls::default();
+    tls.ca_file = Some(trusted.clone());
+    let settings = EtcdSettings::new(server.endpoints()).unwrap();
+    let client = EtcdBackend::new(settings.with_tls(tls).unwrap()).unwrap();
+    let lock = Lock::new(client, "a").unwrap();
+    let error = lock.acquire_with(&patient()).await.unwrap_err();
+    assert!(!error.is_retryable(), "{error:?}");
+    std::fs::copy(certificate, trusted).unwrap();
+    drop(lock.acquire_with(&patient()).await.unwrap());
+}
+
+#[cfg(feature = "tls")]
+#[tokio::test]
+async fn a_member_whose_certificate_is_not_trusted_is_passed_over() {
+    let dirs = [(); 2].map(|()| tempfile::tempdir().unwrap());
+    let (other, _) = with_own_certificate(dirs[0].path());
+    let (server, certificate) = with_own_certificate(dirs[1].path());
+    let endpoints = [other.endpoints(), server.endpoints()].concat();
+    let mut tls = EtcdTls::default();
+    tls.ca_file = Some(certificate);
+    let settings = EtcdSettings::new(endpoints).unwrap().with_tls(tls).unwrap();
+    let settings = settings.with_request_timeout(Duration::from_secs(60));
+    let client = EtcdBackend::with_settings(settings.unwrap()).await.unwrap();
+    let guard = Lock::new(client, "a").unwrap().acquire().await.unwrap();
+    guard.release().await.unwrap();
+}
+
+#[cfg(feature = "tls")]
+#[tokio::test]
+async fn tls_trusts_the_authority_it_is_given_and_no_other() {
+    let dir = tempfile::tempdir().unwrap();
+    let (server, certificate) = with_own_certificate(dir.path());
     let endpoint = server.endpoints().remove(0);
 
-    let trusting = |authority: &std::path::Path| {
+    let trusting = |authority: &Path| {
         let mut tls = EtcdTls::default();
         tls.ca_file = Some(authority.to_owned());
         EtcdSettings::new([endpoint.as_str()])

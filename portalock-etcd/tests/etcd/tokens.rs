@@ -97,6 +97,23 @@ async fn a_deleted_key_is_told_though_the_token_has_expired() {
 }
 
 #[tokio::test]
+async fn a_lock_can_be_observed_though_the_token_has_expired() {
+    let (_server, _key, settings) = expiring().await;
+    // No renewal logs in again for minutes.
+    let settings = settings.with_lease_time(Duration::from_secs(600)).unwrap();
+    let observer = EtcdBackend::with_settings(settings).await.unwrap();
+    tokio::time::sleep(TOKEN * 2).await;
+    let name = LockName::new("a").unwrap();
+    until("a watch lasts", async || {
+        let mut watch = observer.watch(&name).await.unwrap().unwrap();
+        assert_eq!(watch.next().await, Some(None));
+        let ended = tokio::time::timeout(Duration::from_secs(1), watch.next()).await;
+        ended.is_err()
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn a_proxy_that_spreads_requests_over_the_members_is_refused() {
     let server = Server::cluster();
     let port = {
