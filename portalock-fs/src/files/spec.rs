@@ -7,7 +7,7 @@ use std::{
     sync::Arc,
 };
 
-use portalock_core::{Holder, LockError, LockName, Loss, Mode};
+use portalock_core::{Holder, LockError, LockName, Mode};
 
 use super::{file_mode::FileMode, pid_record};
 use crate::{
@@ -115,11 +115,6 @@ impl Spec {
             Some(pid_file) => pid_record::holder_beside(pid_file, file),
             None => sys::lock_holder(file),
         }
-    }
-
-    /// The loss if the path no longer leads to the locked file.
-    pub(crate) fn loss(&self) -> Loss {
-        Loss::Removed(format!("{} was removed or replaced", self.path.display()).into())
     }
 }
 
