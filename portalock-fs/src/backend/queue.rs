@@ -54,14 +54,11 @@ impl Places {
 
     /// Whether any name may have a holder of this client.
     pub(crate) fn have_holders(&self) -> bool {
-        let places = lock(&self.places);
-        // Somebody who uses the state at the moment may be about to hold it.
-        let may_be_held = |place: &Mutex<Place>| {
-            place
-                .try_lock()
-                .map_or(true, |place| !place.held.is_empty())
-        };
-        places.values().any(|place| may_be_held(place))
+        lock(&self.places).values().any(|place| {
+            let place = place.try_lock();
+            // Somebody who uses the state at the moment may be about to hold it.
+            place.map_or(true, |place| !place.held.is_empty())
+        })
     }
 
     /// The names in use.
