@@ -109,12 +109,15 @@ impl Spec {
         }
     }
 
-    /// The holder of the file, if it is known.
-    pub(crate) fn holder(&self, file: &File) -> Option<Holder> {
-        match &self.pid_file {
-            Some(pid_file) => pid_record::holder_beside(pid_file, file),
-            None => sys::lock_holder(file),
-        }
+    /// The holder that the pid file names.
+    pub(crate) fn pid_holder(&self, file: &File) -> Option<Holder> {
+        pid_record::holder_beside(self.pid_file.as_ref()?, file)
+    }
+
+    /// The holder that the system names, of a file without a pid file.
+    pub(crate) fn lock_holder(&self) -> Option<Holder> {
+        let seen = self.look().ok().filter(|_| self.pid_file.is_none())?;
+        sys::lock_holder(seen.id)
     }
 }
 
