@@ -73,7 +73,7 @@ impl Client {
             return Ok(Some(Released::NotHeld));
         };
         let record = self.store.read(file_name, &file)?;
-        let present = self.store.present(file_name, &record, usize::MAX);
+        let present = self.store.present(file_name, &record, usize::MAX)?;
         let token = match present.iter().find(|entry| entry.owner == owner) {
             None => return Ok(Some(Released::NotHeld)),
             Some(entry) if entry.mode == Mode::Shared => return Ok(None),

@@ -276,13 +276,11 @@ impl FsBackend {
             && let Ok(runtime) = tokio::runtime::Handle::try_current()
         {
             let client = self.client.clone();
-            return runtime
-                .spawn_blocking(move || call(&client))
-                .await
-                .map_err(|error| {
-                    let message = "the runtime shut down before the file system answered";
-                    BackendError::new(BackendErrorKind::Unavailable, message).with_source(error)
-                });
+            let called = runtime.spawn_blocking(move || call(&client)).await;
+            return called.map_err(|error| {
+                let message = "the runtime shut down before the file system answered";
+                BackendError::new(BackendErrorKind::Unavailable, message).with_source(error)
+            });
         }
         Ok(call(&self.client))
     }

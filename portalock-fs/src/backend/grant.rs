@@ -93,18 +93,22 @@ impl Store {
         })
     }
 
-    /// The recorded holders whose process exists, up to a maximum number; none if the record can't be read.
-    pub(crate) fn present(&self, name: &FileName, record: &Record, most: usize) -> Vec<Entry> {
-        match &record.last {
-            Some(last) if last.mode == Mode::Shared => self
-                .with_readers(name, |readers| present_readers(readers, most))
-                .ok()
-                .flatten()
-                .unwrap_or_default(),
-            _ => {
-                let entry = record.present();
-                entry.filter(|entry| !is_gone(entry)).into_iter().collect()
-            }
+    /// The recorded holders whose process exists, up to a maximum number.
+    pub(crate) fn present(
+        &self,
+        name: &FileName,
+        record: &Record,
+        most: usize,
+    ) -> Result<Vec<Entry>, FsError> {
+        if record.last.as_ref().map(|last| last.mode) != Some(Mode::Shared) {
+            let entry = record.present().filter(|entry| !is_gone(entry));
+            return Ok(entry.into_iter().collect());
+        }
+        let read = |readers: &File| present_readers(readers, most);
+        match self.with_readers(name, read)? {
+            Some(present) => Ok(present),
+            // The process that has it locked does not get to run. A slot that is half written is skipped.
+            None => read(self.readers(name)?.file()),
         }
     }
 
@@ -122,13 +126,17 @@ impl Store {
         act(file).map_err(|error| error.at(name.as_str()))
     }
 
+    fn readers(&self, name: &FileName) -> Result<LockFile, FsError> {
+        self.named(&name.beside(READERS_SUFFIX)).open()
+    }
+
     /// Runs a function on the list of readers. `None` if another process has it locked and does not finish in time.
     fn with_readers<T>(
         &self,
         name: &FileName,
         act: impl FnOnce(&File) -> Result<T, FsError>,
     ) -> Result<Option<T>, FsError> {
-        let readers = self.named(&name.beside(READERS_SUFFIX)).open()?;
+        let readers = self.readers(name)?;
         let start = Instant::now();
         while !readers.try_lock(Mode::Exclusive)? {
             if start.elapsed() > PATIENCE {

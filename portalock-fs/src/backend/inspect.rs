@@ -35,7 +35,7 @@ impl Client {
         }
         // The holder may have changed meanwhile. If this client shares the lock, others may share it too.
         let record = self.store.read(file_name, &file)?;
-        let present = self.store.present(file_name, &record, usize::MAX);
+        let present = self.store.present(file_name, &record, usize::MAX)?;
         let present = present.iter().filter(|entry| Some(entry.mode) == mode);
         let present: Vec<_> = present.map(claim).collect();
         if !present.is_empty() {
@@ -55,7 +55,7 @@ impl Client {
         file: &LockFile,
         record: &Record,
     ) -> Result<Option<Mode>, FsError> {
-        if self.store.present(file_name, record, 1).is_empty() {
+        if self.store.present(file_name, record, 1)?.is_empty() {
             return Ok(None);
         }
         if !file.try_lock(Mode::Shared)? {
@@ -185,6 +185,20 @@ mod tests {
             // Looking has left it free.
             let next = request(Mode::Exclusive, Patience::Once);
             assert!(matches!(other.attempt(&next).unwrap(), Attempt::Granted(_)));
+        }
+    }
+
+    #[test]
+    fn a_lock_is_not_called_free_if_its_holders_cannot_be_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let (holder, other) = (client(&dir), client(&dir));
+        let held = request(Mode::Shared, Patience::Once);
+        let _ = holder.attempt(&held).unwrap();
+        std::fs::remove_file(dir.path().join("a.shared")).unwrap();
+        std::fs::create_dir(dir.path().join("a.shared")).unwrap();
+        for client in [&holder, &other] {
+            let error = client.inspect(&held.name).unwrap_err();
+            assert_eq!(error.kind(), BackendErrorKind::Corrupt, "{error}");
         }
     }
 

@@ -54,14 +54,11 @@ impl Places {
 
     /// Whether any name may have a holder of this client.
     pub(crate) fn have_holders(&self) -> bool {
-        let places = lock(&self.places);
-        // Somebody who uses the state at the moment may be about to hold it.
-        let may_be_held = |place: &Mutex<Place>| {
-            place
-                .try_lock()
-                .map_or(true, |place| !place.held.is_empty())
-        };
-        places.values().any(|place| may_be_held(place))
+        lock(&self.places).values().any(|place| {
+            let place = place.try_lock();
+            // Somebody who uses the state at the moment may be about to hold it.
+            place.map_or(true, |place| !place.held.is_empty())
+        })
     }
 
     /// The names in use.
@@ -147,17 +144,13 @@ impl Held {
     }
 
     pub(crate) fn grant(&self) -> Grant {
-        let lost = self
-            .lease
-            .as_ref()
-            .map_or(LostSignal::never(), Lease::signal);
+        let lease = self.lease.as_ref();
+        let lost = lease.map_or(LostSignal::never(), Lease::signal);
         Grant::new().with_token(self.entry().token).with_lost(lost)
     }
 
     pub(crate) fn is_lost(&self) -> bool {
-        self.lease
-            .as_ref()
-            .is_some_and(|lease| lease.loss().is_some())
+        self.lease.as_ref().and_then(Lease::loss).is_some()
     }
 }
 
@@ -176,9 +169,8 @@ impl Place {
 
     /// A holder of this client that excludes `mode`. A holder that has lost the lock excludes nobody.
     pub(crate) fn in_the_way(&self, mode: Mode) -> Option<&Held> {
-        self.held
-            .iter()
-            .find(|held| !compatible(held.entry().mode, mode) && !held.is_lost())
+        let mut held = self.held.iter();
+        held.find(|held| !compatible(held.entry().mode, mode) && !held.is_lost())
     }
 
     /// Whether it is this owner's turn among the waiters of this client.
@@ -255,9 +247,8 @@ impl Place {
 
     /// The waiters of this client, in order.
     pub(crate) fn waiters(&self) -> impl Iterator<Item = (&Holder, Mode)> {
-        self.waiters
-            .values()
-            .map(|waiter| (&waiter.holder, waiter.mode))
+        let waiters = self.waiters.values();
+        waiters.map(|waiter| (&waiter.holder, waiter.mode))
     }
 
     /// Closes the files that only waiters need, if there are no waiters.

@@ -59,14 +59,11 @@ impl Record {
             .and_then(|text| text.parse().ok())
             .map(FencingToken::new);
         // A name may contain line ends, but no NUL.
-        let name = bytes
-            .get(NAME_AT..)
-            .and_then(|bytes| until(bytes, 0))
-            .map(str::to_owned);
+        let name = bytes.get(NAME_AT..).and_then(|bytes| until(bytes, 0));
         Some(Self {
             last,
             released,
-            name,
+            name: name.map(str::to_owned),
         })
     }
 

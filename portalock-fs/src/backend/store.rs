@@ -60,15 +60,12 @@ impl Store {
         for file in [name.beside(READERS_SUFFIX), name.beside(INFO_SUFFIX)] {
             self.remove_file(&file)?;
         }
-        if !sys::LOCKED_FILES_STAY {
-            // A process that locks the file after this notices that it is gone, and creates a new one.
-            let removed = self.remove_file(name.as_str());
-            locked.free();
-            return removed;
-        }
-        // Open files can't be removed, so a process that opens the file first keeps it.
+        let remove = || self.remove_file(name.as_str());
+        // A process that locks the file after this notices that it is gone, and creates a new one.
+        let removed = (!sys::LOCKED_FILES_STAY).then(remove);
         locked.free();
-        self.remove_file(name.as_str())
+        // Where open files can't be removed, a process that opens the file first keeps it.
+        removed.unwrap_or_else(remove)
     }
 
     /// False if the file is open and the system doesn't remove open files.

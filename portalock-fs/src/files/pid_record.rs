@@ -169,12 +169,9 @@ pub(crate) fn holder_beside(pid_file: &Path, sidecar: &File) -> Option<Holder> {
     let record: Option<Record> = serde_json::from_slice(&line[..length]).ok();
     let holder = holder_by(pid_file, record.as_ref()).filter(PidHolder::may_be_holding)?;
     let (_, written) = read(pid_file)?;
-    let host = record
-        .filter(|record| record.pid == holder.pid)
-        .map_or_else(
-            || Holder::this_process(None).host,
-            |record| record.host.into(),
-        );
+    let record = record.filter(|record| record.pid == holder.pid);
+    let host = record.map(|record| record.host.into());
+    let host = host.unwrap_or_else(|| Holder::this_process(None).host);
     Some(Holder::new(host, holder.pid, None, written))
 }
 
@@ -184,10 +181,8 @@ fn read(path: &Path) -> Option<(String, SystemTime)> {
     options.read(true);
     sys::set_read_flags(&mut options);
     let file = options.open(path).ok()?;
-    let written = file
-        .metadata()
-        .and_then(|metadata| metadata.modified())
-        .unwrap_or_else(|_| clock::wall_clock());
+    let written = file.metadata().and_then(|metadata| metadata.modified());
+    let written = written.unwrap_or_else(|_| clock::wall_clock());
     let mut content = String::new();
     file.take(LONGEST as u64 + 1)
         .read_to_string(&mut content)

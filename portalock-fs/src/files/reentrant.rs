@@ -66,7 +66,7 @@ impl ReentrantFileLock {
     ///
     /// As [`FileLock::acquire`].
     pub async fn acquire(&self) -> Result<ReentrantFileGuard, LockError> {
-        Ok(self.guard(self.lock.acquire_with(&self.policy).await?))
+        self.guard(self.lock.acquire_with(&self.policy).await)
     }
 
     /// [`acquire`](Self::acquire) for synchronous code: it blocks the thread.
@@ -76,12 +76,17 @@ impl ReentrantFileLock {
     /// As [`acquire`](Self::acquire).
     pub fn blocking_acquire(&self) -> Result<ReentrantFileGuard, LockError> {
         let lock = blocking::ReentrantLock::from(self.lock.clone());
-        Ok(self.guard(lock.acquire_with(&self.policy)?.into()))
+        self.guard(lock.acquire_with(&self.policy).map(Into::into))
     }
 
-    fn guard(&self, guard: ReentrantGuard<Acquisition>) -> ReentrantFileGuard {
-        let (_, file) = self.lock.lock().backend().held();
-        ReentrantFileGuard { file, guard }
+    fn guard(
+        &self,
+        acquired: Result<ReentrantGuard<Acquisition>, LockError>,
+    ) -> Result<ReentrantFileGuard, LockError> {
+        let backend = self.lock.lock().backend();
+        let guard = acquired.map_err(|error| backend.name_holder(error))?;
+        let file = backend.held().1;
+        Ok(ReentrantFileGuard { file, guard })
     }
 }
 

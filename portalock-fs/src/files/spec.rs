@@ -7,7 +7,7 @@ use std::{
     sync::Arc,
 };
 
-use portalock_core::{Holder, LockError, LockName, Loss, Mode};
+use portalock_core::{Holder, LockError, LockName, Mode};
 
 use super::{file_mode::FileMode, pid_record};
 use crate::{
@@ -109,17 +109,15 @@ impl Spec {
         }
     }
 
-    /// The holder of the file, if it is known.
-    pub(crate) fn holder(&self, file: &File) -> Option<Holder> {
-        match &self.pid_file {
-            Some(pid_file) => pid_record::holder_beside(pid_file, file),
-            None => sys::lock_holder(file),
-        }
+    /// The holder that the pid file names.
+    pub(crate) fn pid_holder(&self, file: &File) -> Option<Holder> {
+        pid_record::holder_beside(self.pid_file.as_ref()?, file)
     }
 
-    /// The loss if the path no longer leads to the locked file.
-    pub(crate) fn loss(&self) -> Loss {
-        Loss::Removed(format!("{} was removed or replaced", self.path.display()).into())
+    /// The holder that the system names, of a file without a pid file.
+    pub(crate) fn lock_holder(&self) -> Option<Holder> {
+        let seen = self.look().ok().filter(|_| self.pid_file.is_none())?;
+        sys::lock_holder(seen.id)
     }
 }
 

@@ -69,7 +69,8 @@ impl TemporaryFileLock {
     ///
     /// The last holder removes the file, because until then newcomers must lock the same file as the others. The file
     /// is not truncated, and writes go to its end. If the last two holders release at the same instant, the unlocked
-    /// file may stay.
+    /// file may stay. The last one locks the file alone while it removes it: a call in these microseconds that does not wait
+    /// finds the lock held.
     #[must_use]
     pub const fn shared(mut self) -> Self {
         self.spec.share = Mode::Shared;

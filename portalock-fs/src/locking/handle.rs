@@ -64,7 +64,7 @@ pub enum LockKind {
 /// ```
 pub fn lock<H: AsFilelike>(handle: &H, mode: Mode, kind: LockKind) -> Result<(), FsError> {
     let file = handle.as_filelike_view::<File>();
-    uninterrupted(kind, || match kind {
+    with_locks(kind, || match kind {
         LockKind::Flock => sys::flock::lock(&file, mode),
         LockKind::Record => sys::record::lock(&file, mode),
     })
@@ -81,7 +81,7 @@ pub fn lock<H: AsFilelike>(handle: &H, mode: Mode, kind: LockKind) -> Result<(),
 /// As [`lock`].
 pub fn try_lock<H: AsFilelike>(handle: &H, mode: Mode, kind: LockKind) -> Result<bool, FsError> {
     let file = handle.as_filelike_view::<File>();
-    uninterrupted(kind, || match kind {
+    with_locks(kind, || match kind {
         LockKind::Flock => sys::flock::try_lock(&file, mode),
         LockKind::Record => sys::record::try_lock(&file, mode),
     })
@@ -95,25 +95,20 @@ pub fn try_lock<H: AsFilelike>(handle: &H, mode: Mode, kind: LockKind) -> Result
 /// [`FsError`] if the operating system refuses.
 pub fn unlock<H: AsFilelike>(handle: &H, kind: LockKind) -> Result<(), FsError> {
     let file = handle.as_filelike_view::<File>();
-    uninterrupted(kind, || match kind {
+    with_locks(kind, || match kind {
         LockKind::Flock => sys::flock::unlock(&file),
         LockKind::Record => sys::record::unlock(&file),
     })
     .map_err(|error| FsError::new("unlock", error))
 }
 
-/// A signal with a handler interrupts the wait for a lock, which is not a failure.
-fn uninterrupted<T>(kind: LockKind, mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+/// Makes the `call` if the system has locks of this kind.
+fn with_locks<T>(kind: LockKind, call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
     if kind == LockKind::Record && !sys::HAS_RECORD_LOCKS {
         // They belong to the process: closing any other handle of the file drops them.
         return Err(io::ErrorKind::Unsupported.into());
     }
-    loop {
-        match call() {
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            done => return done,
-        }
-    }
+    sys::uninterrupted(call)
 }
 
 #[cfg(test)]

@@ -8,7 +8,8 @@
 //! | `set_open_flags` | `open` never blocks, and follows links only if requested; on Windows nobody can remove the open file |
 //! | `set_lock_file_flags`, `set_read_flags` | the same for the backend's files, and for files that are only read |
 //! | `let_group_write`, `apply_file_mode`, `permit_as` | permissions for other users, independent of the umask |
-//! | `patiently` | retries for a moment, if another program has the file open |
+//! | `uninterrupted` | repeats a call that a signal interrupted |
+//! | `patiently` | the same, and retries for a moment if another program has the file open |
 //! | `look_at`, `look_for`, `look_along` | the identity of the file that a handle, a name in a directory, or a path leads to |
 //! | `LOCKED_FILES_STAY`, `remove_lock_file`, `remove_file` | whether and how a lock file, or one beside it, is removed |
 //! | `replace`, `publish` | moves a file to a name, with or without replacing an existing file |
@@ -54,6 +55,16 @@ pub(crate) use windows::*;
 use std::{io, path::Path};
 
 use serde::{Deserialize, Serialize};
+
+/// Repeats a call that a signal with a handler interrupted, which is not a failure.
+pub(crate) fn uninterrupted<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    loop {
+        match call() {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            done => return done,
+        }
+    }
+}
 
 /// Removes a file, if the system can.
 pub(crate) fn remove_file(path: &Path) -> io::Result<()> {

@@ -3,7 +3,6 @@
 
 use std::{
     fmt::Debug,
-    fs::File,
     io,
     sync::{Arc, Weak},
 };
@@ -12,7 +11,7 @@ use portalock_core::{Holder, Sleeper};
 
 /// Windows has one kind of lock. On other systems record locks are not used: see [`HAS_RECORD_LOCKS`](super::HAS_RECORD_LOCKS).
 pub(crate) use super::flock as record;
-use super::{ProcessLife, Watched};
+use super::{FileId, ProcessLife, Watched};
 
 /// Never made.
 #[derive(Debug)]
@@ -51,7 +50,7 @@ impl Watcher {
     }
 }
 
-pub(crate) fn lock_holder(_file: &File) -> Option<Holder> {
+pub(crate) fn lock_holder(_file: FileId) -> Option<Holder> {
     None
 }
 

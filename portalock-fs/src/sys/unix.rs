@@ -75,8 +75,8 @@ pub(crate) fn set_read_flags(options: &mut OpenOptions) {
 }
 
 /// On Unix an open file of another program causes no error.
-pub(crate) fn patiently<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
-    call()
+pub(crate) fn patiently<T>(call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    super::uninterrupted(call)
 }
 
 /// The identity of a file. Takes half the time of the standard library's call, which requests all metadata.
@@ -194,6 +194,13 @@ mod tests {
         assert_eq!(mode(), before);
         let_group_write(&target).unwrap();
         assert_eq!(mode(), 0o2775);
+    }
+
+    #[test]
+    fn an_interrupted_call_is_repeated() {
+        let mut answers = [Err(Errno::INTR), Err(Errno::INTR), Ok(7), Ok(8)].into_iter();
+        let opened = patiently(|| answers.next().unwrap().map_err(io::Error::from));
+        assert_eq!(opened.unwrap(), 7);
     }
 
     #[test]

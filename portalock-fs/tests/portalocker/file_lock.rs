@@ -9,6 +9,8 @@ use std::{
 };
 
 use portalock_core::{LockError, Policy};
+#[cfg(target_os = "linux")]
+use portalock_fs::ReentrantFileLock;
 use portalock_fs::{FileLock, FileMode};
 
 use crate::{briefly, child::Other, kinds, patient, place};
@@ -161,13 +163,22 @@ fn a_timeout_of_zero_tries_exactly_once() {
 }
 
 #[cfg(target_os = "linux")]
-#[test]
-fn contention_names_the_holders_pid() {
+#[tokio::test]
+async fn contention_names_the_holders_pid() {
     let (_dir, path) = place("data");
     let other = Other::that_has("file", &path);
-    let lock = FileLock::new(&path).unwrap();
-    let error = lock.blocking_acquire_with(&briefly()).unwrap_err();
-    assert_eq!(error.holder().map(|holder| holder.pid), Some(other.pid()));
+    let lock = FileLock::new(&path).unwrap().with_policy(briefly());
+    let reentrant = ReentrantFileLock::new(lock.clone()).unwrap();
+    for error in [
+        lock.try_acquire().unwrap_err(),
+        lock.blocking_acquire().unwrap_err(),
+        lock.acquire().await.unwrap_err(),
+        reentrant.blocking_acquire().unwrap_err(),
+        reentrant.acquire().await.unwrap_err(),
+    ] {
+        let pid = error.holder().map(|holder| holder.pid);
+        assert_eq!(pid, Some(other.pid()), "{error}");
+    }
 }
 
 #[test]

@@ -34,7 +34,7 @@ fn present(store: &Store, name: &LockName) -> Vec<u32> {
     let file_name = FileName::of(name);
     let file = store.file(&file_name).open().unwrap();
     let record = store.read(&file_name, &file).unwrap();
-    let present = store.present(&file_name, &record, usize::MAX);
+    let present = store.present(&file_name, &record, usize::MAX).unwrap();
     present.into_iter().map(|entry| entry.holder.pid).collect()
 }
 
@@ -182,6 +182,19 @@ fn a_reader_that_is_stopped_while_it_draws_a_token_stops_nobody_for_long() {
     assert!(write().unwrap().is_none());
     stopped.free();
     assert!(write().unwrap().is_some());
+}
+
+/// On Windows a locked file can't be read.
+#[cfg(unix)]
+#[test]
+fn a_reader_that_is_stopped_while_it_draws_a_token_hides_no_holder() {
+    let (_dir, store) = store(false);
+    let name = LockName::new("a").unwrap();
+    let us = std::process::id();
+    let _reader = take(&store, &name, Mode::Shared, us);
+    let stopped = store.readers(&FileName::of(&name)).unwrap();
+    assert!(stopped.try_lock(Mode::Exclusive).unwrap());
+    assert_eq!(present(&store, &name), [us]);
 }
 
 /// A forked child may have a copy of it.

@@ -1,17 +1,17 @@
 //! Linux and Android: information from `/proc`.
 
-use std::{fs::File, io::Read, os::unix::fs::MetadataExt};
+use std::{fs::File, io::Read};
 
 use portalock_core::Holder;
 
-use super::super::ProcessLife;
+use super::super::{FileId, ProcessLife};
 
-/// The holder of `file` from `/proc/locks`. Not known for locks that belong to no process, and across containers.
-pub(crate) fn lock_holder(file: &File) -> Option<Holder> {
-    let metadata = file.metadata().ok()?;
-    let device = metadata.dev();
+/// The holder of a file from `/proc/locks`. Not known for locks that belong to no process, and across containers.
+///
+/// Opening the table takes as long as all processors take to notice it, which is often more than 10 ms.
+pub(crate) fn lock_holder((device, number): FileId) -> Option<Holder> {
     let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
-    let id = format!("{major:02x}:{minor:02x}:{}", metadata.ino());
+    let id = format!("{major:02x}:{minor:02x}:{number}");
     // Each read continues in the table as it is then, and can miss a line if another lock has ended meanwhile. So the room
     // is for all that the kernel gives in one read.
     let mut table = String::with_capacity(8 * 1024);
