@@ -7,12 +7,12 @@ use crate::support::Server;
 /// An attempt for `lock` `a`, by session and owner.
 fn acquire(session: &str, owner: &str, weight: u8) -> String {
     format!(
-        "SELECT outcome FROM portalock.acquire('{session}', 0, 'lock', 'a', '{owner}', {weight}, 10, true, '{{}}')"
+        "SELECT portalock.acquire('{session}', 0, 'lock', 'a', '{owner}', {weight}, 10, true, '{{}}')::json->>'outcome'"
     )
 }
 
 fn release(session: &str, owner: &str) -> String {
-    format!("SELECT freed::text FROM portalock.release('{session}', 'lock', 'a', '{owner}', false)")
+    format!("SELECT portalock.release('{session}', 'lock', 'a', '{owner}')::text")
 }
 
 /// Everything that is not about `lock` `a`.
@@ -43,7 +43,7 @@ const NEIGHBOURS: &str = "
         END LOOP;
         FOR kind, name IN VALUES ('semaphore', 'free'), ('lock', 'c') LOOP
             PERFORM portalock.acquire('live', 0, kind, name, 'other free', 10, 10, true, '{}');
-            PERFORM portalock.release('live', kind, name, 'other free', false);
+            PERFORM portalock.release('live', kind, name, 'other free');
         END LOOP;
         PERFORM portalock.acquire('live', 0, 'semaphore', 'part', 'other part', 3, 10, true, '{}');
     END $$;
@@ -84,7 +84,7 @@ async fn an_attempt_or_a_release_leaves_all_other_names() {
         // A waiter, who gets the lock.
         (&acquire("t", "p", 10), Some("queued")),
         (
-            "SELECT outcome FROM portalock.acquire('u', 0, 'lock', 'a', 'q', 10, 10, false, '{}')",
+            "SELECT portalock.acquire('u', 0, 'lock', 'a', 'q', 10, 10, false, '{}')::json->>'outcome'",
             Some("refused"),
         ),
         (CLAIMS, Some("o p")),
@@ -109,11 +109,11 @@ async fn an_attempt_or_a_release_leaves_all_other_names() {
         // A release of another session, and ones that name another lock.
         (&release("s", "w"), Some("false")),
         (
-            "SELECT freed::text FROM portalock.release('u', 'lock', 'c', 'w', false)",
+            "SELECT portalock.release('u', 'lock', 'c', 'w')::text",
             Some("false"),
         ),
         (
-            "SELECT freed::text FROM portalock.release('u', 'semaphore', 'a', 'w', false)",
+            "SELECT portalock.release('u', 'semaphore', 'a', 'w')::text",
             Some("false"),
         ),
         (CLAIMS, Some("r w v")),
