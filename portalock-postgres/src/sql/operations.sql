@@ -83,14 +83,10 @@ BEGIN
         PERFORM portalock.remove(own.session, _kind, _name, _owner);
         own := NULL;
         is_whole := false;
-        is_busy := false;
-        PERFORM portalock.serve(_kind, _name, NULL);
-        may_have_granted := true;
     END IF;
     IF own.place IS NOT NULL THEN
         -- The function that made room has already served the queue. It is served again in case a person changed the
         -- rows.
-        is_busy := false;
         PERFORM portalock.serve(_kind, _name, _owner);
         own := portalock.find(_kind, _name, _owner);
     END IF;
@@ -105,8 +101,7 @@ BEGIN
     ELSE
         look_in := portalock.look_in(_kind, _name, _session);
         IF look_in = 0 THEN
-            -- An owner ahead is dead.
-            is_whole := false;
+            -- An owner ahead is dead or has gone.
             is_busy := false;
             PERFORM portalock.bury_holders(_kind, _name);
             PERFORM portalock.serve(_kind, _name, NULL);
@@ -117,7 +112,6 @@ BEGIN
         END IF;
     END IF;
     IF outcome = 'granted' THEN
-        look_in := NULL;
         token := portalock.hold(_session, _kind, _name, _owner, _weight, _capacity, _who);
         PERFORM portalock.tell(_kind, _name);
         RETURN;
@@ -127,7 +121,6 @@ BEGIN
     FROM portalock.claims h WHERE h.name = _name AND h.kind = _kind AND h.place IS NULL LIMIT 1;
     IF own.owner IS NULL AND NOT _queue THEN
         outcome := 'refused';
-        look_in := NULL;
         RETURN;
     END IF;
     outcome := 'queued';

@@ -150,7 +150,7 @@ BEGIN
     RETURN held;
 END $$;
 
--- Removes the dead holders. Called only if a claim would have to wait for them.
+-- Removes the claims of dead holders. Called only if a claim would have to wait for them.
 CREATE OR REPLACE FUNCTION portalock.bury_holders(_kind text, _name text) RETURNS void
 LANGUAGE plpgsql AS $$
 DECLARE
@@ -164,7 +164,7 @@ BEGIN
     LOOP
         IF portalock.is_dead(expired) THEN
             PERFORM portalock.remove(h.session, h.kind, h.name, h.owner) FROM portalock.claims h
-            WHERE h.name = _name AND h.kind = _kind AND h.place IS NULL AND h.session = expired;
+            WHERE h.name = _name AND h.kind = _kind AND h.session = expired;
         END IF;
     END LOOP;
 END $$;

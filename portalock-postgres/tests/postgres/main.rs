@@ -20,6 +20,7 @@ mod idle;
 mod neighbours;
 mod observing;
 mod pooler;
+mod queue;
 mod refusals;
 mod resources;
 mod schema;

@@ -1,0 +1,483 @@
+//! What the functions answer and what they write, statement by statement.
+
+use std::sync::{Arc, Mutex};
+
+use futures_util::future::poll_fn;
+use portalock_postgres::tokio_postgres::{self, AsyncMessage, Client, NoTls, error::SqlState};
+
+use crate::support::{Server, until};
+
+/// A server with these sessions, which live for an hour.
+async fn with_sessions() -> (Server, Client) {
+    let server = Server::start().await;
+    let admin = server.admin().await;
+    admin
+        .batch_execute("SELECT portalock.open_session(s, 3600000, '{}', false) FROM unnest('{s,t,u,v,x}'::text[]) s")
+        .await
+        .unwrap();
+    (server, admin)
+}
+
+/// The answer to an attempt for this weight of ten. The owner's name describes its holder, too.
+fn attempt(session: &str, owner: &str, weight: u8, queues: bool) -> String {
+    format!(
+        "portalock.acquire('{session}', 0, 'lock', 'a', '{owner}', {weight}, 10, {queues}, '{owner}')::json"
+    )
+}
+
+/// The outcome, and the holder if there is one in the answer.
+fn acquire(session: &str, owner: &str, weight: u8) -> String {
+    let attempt = attempt(session, owner, weight, true);
+    format!("SELECT concat_ws(' ', a->>'outcome', a->>'who') FROM (SELECT {attempt}) a (a)")
+}
+
+fn release(session: &str, owner: &str) -> String {
+    format!("SELECT portalock.release('{session}', 'lock', 'a', '{owner}')::text")
+}
+
+/// Holders, then waiters; each waiter with a question mark.
+const CLAIMS: &str = "SELECT string_agg(owner || CASE WHEN token IS NULL THEN '?' ELSE '' END, ' ' ORDER BY place NULLS FIRST, token)
+    FROM portalock.claims WHERE name = 'a'";
+const BUSY: &str = "SELECT busy::text FROM portalock.names WHERE name = 'a'";
+const EXPIRE: &str =
+    "UPDATE portalock.sessions SET expires = clock_timestamp() WHERE id = 'x' RETURNING 'expired'";
+
+/// Runs statements one after the other, and compares the text that each returns.
+async fn run(admin: &Client, steps: &[(&str, &str)]) {
+    for (number, (sql, expected)) in steps.iter().enumerate() {
+        let row = admin.query_one(*sql, &[]).await.unwrap();
+        let answer: Option<&str> = row.get(0);
+        assert_eq!(answer.unwrap_or("-"), *expected, "step {number}: {sql}");
+    }
+}
+
+#[tokio::test]
+async fn a_repeated_attempt_finds_its_place() {
+    let (_server, admin) = with_sessions().await;
+    let again = attempt("s", "o", 10, true);
+    let again =
+        format!("SELECT ({again}->>'token' = (SELECT token::text FROM portalock.names))::text");
+    let tries = |owner| {
+        let attempt = attempt("t", owner, 10, false);
+        format!("SELECT concat_ws(' ', a->>'outcome', a->>'who') FROM (SELECT {attempt}) a (a)")
+    };
+    run(
+        &admin,
+        &[
+            (&acquire("s", "o", 10), "granted"),
+            (&again, "true"),
+            (&acquire("t", "p", 10), "queued o"),
+            (&acquire("t", "p", 10), "queued o"),
+            (&tries("p"), "queued o"),
+            (&tries("q"), "refused o"),
+            (CLAIMS, "o p?"),
+            (&acquire("s", "o", 10), "granted"),
+            (&release("s", "o"), "true"),
+            (&acquire("t", "p", 10), "granted"),
+            (CLAIMS, "p"),
+            (
+                "SELECT (backend = pg_backend_pid())::text FROM portalock.renew('s')",
+                "true",
+            ),
+        ],
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn those_who_share_hold_together_and_keep_others_out() {
+    let (_server, admin) = with_sessions().await;
+    let permits = |owner: &str, weight: u8, capacity: u8| {
+        format!(
+            "SELECT portalock.acquire('s', 0, 'semaphore', 'permits', '{owner}', {weight}, {capacity}, false, '{{}}')::json->>'outcome'"
+        )
+    };
+    let ahead = "WITH ahead AS (UPDATE portalock.names SET token = token + 1000000000000 WHERE name = 'a' RETURNING token)
+        SELECT 'ahead' FROM ahead";
+    let is_ahead = "SELECT (token > 1000000 * extract(epoch FROM now() + interval '10 days'))::text FROM portalock.names WHERE name = 'a'";
+    let last = "SELECT (token - (SELECT min(token) FROM portalock.queue WHERE name = 'a'))::text FROM portalock.names WHERE name = 'a'";
+    run(
+        &admin,
+        &[
+            (&acquire("s", "one", 1), "granted"),
+            (&acquire("t", "two", 1), "granted"),
+            (&release("s", "one"), "true"),
+            (BUSY, "true"),
+            (&acquire("u", "w", 10), "queued two"),
+            (&release("t", "two"), "true"),
+            (CLAIMS, "w"),
+            (BUSY, "false"),
+            // Readers behind a writer all get the lock, and a writer behind them waits for both.
+            (&acquire("s", "one", 1), "queued w"),
+            (&acquire("t", "two", 1), "queued w"),
+            (&acquire("v", "z", 10), "queued w"),
+            (&release("u", "w"), "true"),
+            (CLAIMS, "one two z?"),
+            (&release("s", "one"), "true"),
+            (CLAIMS, "two z?"),
+            (&release("t", "two"), "true"),
+            (CLAIMS, "z"),
+            (&release("v", "z"), "true"),
+            // The clock was set back.
+            (ahead, "ahead"),
+            (&acquire("s", "one", 1), "granted"),
+            (is_ahead, "true"),
+            (last, "0"),
+            (&acquire("t", "two", 1), "granted"),
+            (last, "1"),
+            // The smallest capacity of all counts.
+            (&permits("three", 3, 10), "granted"),
+            (&permits("seven", 7, 10), "granted"),
+            (&permits("one more", 1, 10), "refused"),
+            (
+                "SELECT portalock.release('s', 'semaphore', 'permits', 'seven')::text",
+                "true",
+            ),
+            (&permits("of five", 3, 5), "refused"),
+            (&permits("of five", 2, 5), "granted"),
+            (&permits("of ten", 1, 10), "refused"),
+        ],
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn the_dead_are_passed_over_and_nobody_else() {
+    let (_server, admin) = with_sessions().await;
+    let open = "SELECT portalock.open_session('x', 3600000, '{x}', false)::text";
+    run(
+        &admin,
+        &[
+            // A dead waiter.
+            (&acquire("s", "o", 10), "granted"),
+            (&acquire("x", "p", 10), "queued o"),
+            (&acquire("t", "q", 10), "queued o"),
+            (EXPIRE, "expired"),
+            (&release("s", "o"), "true"),
+            (CLAIMS, "q"),
+            (&release("t", "q"), "true"),
+            // A dead holder of a part, beside a living one.
+            (open, ""),
+            (&acquire("x", "one", 1), "granted"),
+            (&acquire("t", "two", 1), "granted"),
+            (EXPIRE, "expired"),
+            (&acquire("u", "w", 10), "queued two"),
+            (CLAIMS, "two w?"),
+            (&release("t", "two"), "true"),
+            (CLAIMS, "w"),
+            // A dead holder, a waiter, and one who asks: the waiter is first.
+            (&release("u", "w"), "true"),
+            (open, ""),
+            (&acquire("x", "o", 10), "granted"),
+            (&acquire("s", "p", 10), "queued o"),
+            (EXPIRE, "expired"),
+            (&acquire("t", "q", 10), "queued p"),
+            (CLAIMS, "p q?"),
+            (BUSY, "true"),
+            (&release("s", "p"), "true"),
+            (CLAIMS, "q"),
+            // An owner in the next session of its client, behind one who waited for it.
+            (&acquire("s", "p", 10), "queued q"),
+            (&acquire("u", "q", 10), "queued p"),
+            (CLAIMS, "p q?"),
+            (BUSY, "true"),
+            (&release("s", "p"), "true"),
+            (CLAIMS, "q"),
+        ],
+    )
+    .await;
+}
+
+/// A release changes only the row of the name if it is not busy.
+#[tokio::test]
+async fn a_name_is_busy_while_it_has_a_mark_or_an_observer() {
+    let (_server, admin) = with_sessions().await;
+    run(
+        &admin,
+        &[
+            (&acquire("s", "o", 10), "granted"),
+            (
+                "SELECT portalock.observe('t', 1, 'lock', 'a')::text",
+                "true",
+            ),
+            (&release("s", "o"), "true"),
+            (BUSY, "true"),
+            (&acquire("s", "p", 10), "granted"),
+            (BUSY, "true"),
+            ("SELECT portalock.stop_observing('t', 1)::text", ""),
+            (
+                "SELECT portalock.break_claim('lock', 'a', 'p', 'by')::text",
+                "3600000",
+            ),
+            (&acquire("t", "q", 10), "queued p"),
+            // Serves the queue beside the mark.
+            (&release("t", "q"), "false"),
+            (BUSY, "true"),
+            (&release("s", "p"), "true"),
+            ("SELECT count(*)::text FROM portalock.marks", "0"),
+            (BUSY, "false"),
+        ],
+    )
+    .await;
+}
+
+/// The place of a waiter may be lost in a crash of the server, and a grant may not.
+#[tokio::test]
+async fn only_a_waiters_place_is_not_waited_for() {
+    let (_server, admin) = with_sessions().await;
+    let commit = "SELECT current_setting('synchronous_commit')";
+    admin.batch_execute("BEGIN").await.unwrap();
+    run(
+        &admin,
+        &[
+            (&acquire("x", "o", 10), "granted"),
+            (&acquire("s", "p", 10), "queued o"),
+            (commit, "off"),
+            ("SELECT set_config('synchronous_commit', 'on', true)", "on"),
+            (EXPIRE, "expired"),
+            // This attempt grants the lock to the waiter.
+            (&acquire("t", "q", 10), "queued p"),
+            (commit, "on"),
+            // And so does this one, which ends a claim of an earlier session.
+            (&acquire("u", "p", 10), "queued q"),
+            (commit, "on"),
+            (CLAIMS, "q p?"),
+        ],
+    )
+    .await;
+}
+
+/// Every function that changes the claims of a name locks the name first.
+#[tokio::test]
+async fn every_change_waits_for_the_lock_of_the_name() {
+    let (server, admin) = with_sessions().await;
+    run(&admin, &[(&acquire("s", "o", 10), "granted")]).await;
+    let other = server.admin().await;
+    other
+        .batch_execute("BEGIN; SELECT portalock.lock_name('a')")
+        .await
+        .unwrap();
+    admin
+        .batch_execute("SET lock_timeout = '20ms'")
+        .await
+        .unwrap();
+    for statement in [
+        "acquire('t', 0, 'lock', 'a', 'p', 10, 10, true, '{}')",
+        "release('s', 'lock', 'a', 'o')",
+        "release_for_good('s', 'lock', 'a', 'o')",
+        "break_claim('lock', 'a', 'o', '{}')",
+        "evict('lock', 'a', 'o')",
+        "observe('s', 1, 'lock', 'a')",
+        "bury('gone', '{lock}', '{a}')",
+    ] {
+        let waits = admin
+            .batch_execute(&format!("SELECT portalock.{statement}"))
+            .await
+            .expect_err(statement);
+        assert_eq!(
+            waits.code(),
+            Some(&SqlState::LOCK_NOT_AVAILABLE),
+            "{statement}: {waits:?}"
+        );
+    }
+    run(&admin, &[(CLAIMS, "o")]).await;
+}
+
+/// Within a transaction the server shows the processes as they were when it was first asked.
+#[tokio::test]
+async fn a_session_that_is_younger_than_the_transaction_lives() {
+    let (server, admin) = with_sessions().await;
+    admin
+        .batch_execute("BEGIN; SELECT count(*) FROM pg_stat_activity")
+        .await
+        .unwrap();
+    let tied = server.admin().await;
+    run(
+        &tied,
+        &[
+            (
+                "SELECT portalock.open_session('tied', 3600000, '{}', true)::text",
+                "",
+            ),
+            (&acquire("tied", "o", 10), "granted"),
+        ],
+    )
+    .await;
+    run(
+        &admin,
+        &[
+            (&acquire("s", "p", 10), "queued o"),
+            ("SELECT portalock.clean(1)::text", "0"),
+            (CLAIMS, "o p?"),
+        ],
+    )
+    .await;
+    admin.batch_execute("COMMIT").await.unwrap();
+    drop(tied);
+    // The end of its process is noticed at once.
+    let gone = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%''tied''%' AND pid <> pg_backend_pid()";
+    until("its process has ended", async || {
+        server.number(gone).await == 0
+    })
+    .await;
+    run(&admin, &[(&acquire("s", "p", 10), "granted")]).await;
+}
+
+/// A connection that listens for sessions, and what it has heard: the session and the text.
+struct Listener {
+    client: Client,
+    heard: Arc<Mutex<Vec<String>>>,
+}
+
+impl Listener {
+    async fn of(server: &Server, sessions: &[&str]) -> Self {
+        let (client, mut connection) = tokio_postgres::connect(&server.url, NoTls).await.unwrap();
+        let heard = Arc::new(Mutex::new(Vec::new()));
+        let hears = heard.clone();
+        tokio::spawn(async move {
+            while let Some(Ok(message)) = poll_fn(|context| connection.poll_message(context)).await
+            {
+                if let AsyncMessage::Notification(told) = message {
+                    let text = format!("{}: {}", told.channel(), told.payload());
+                    hears.lock().unwrap().push(text.replace("portalock_", ""));
+                }
+            }
+        });
+        for session in sessions {
+            let listen = format!("LISTEN \"portalock_{session}\"");
+            client.batch_execute(&listen).await.unwrap();
+        }
+        Self { client, heard }
+    }
+
+    /// Compares what was heard since the last call. Tokens and times are left out: they differ from run to run.
+    async fn heard(&self, expected: &[&str]) {
+        let end = "NOTIFY portalock_s, 'end'";
+        self.client.batch_execute(end).await.unwrap();
+        until("the last message has arrived", async || {
+            let heard = self.heard.lock().unwrap();
+            heard.last().is_some_and(|last| last == "s: end")
+        })
+        .await;
+        let mut heard = std::mem::take(&mut *self.heard.lock().unwrap());
+        heard.pop();
+        for text in &mut heard {
+            let words = text
+                .split(' ')
+                .filter(|word| word.parse::<i64>().is_ok_and(|number| number > 1000));
+            let numbers: Vec<_> = words.map(str::to_owned).collect();
+            for number in numbers {
+                *text = text.replace(&format!(" {number}"), "");
+            }
+        }
+        assert_eq!(heard, expected);
+    }
+}
+
+/// Waiters and observers are told what happens, each once. An owner that gets its grant as an answer gets no message.
+#[tokio::test]
+async fn waiters_and_observers_are_told() {
+    let (server, admin) = with_sessions().await;
+    let listener = Listener::of(&server, &["s", "t", "u"]).await;
+    let observe = "SELECT portalock.observe('u', 7, 'lock', 'a')::text";
+    run(
+        &admin,
+        &[(observe, "true"), (&acquire("s", "o", 10), "granted")],
+    )
+    .await;
+    listener.heard(&["u: holder 7", "u: holder 7 o o"]).await;
+
+    let waiters = [acquire("t", "p", 10), acquire("s", "q", 10)];
+    run(&admin, &waiters.each_ref().map(|sql| (&**sql, "queued o"))).await;
+    listener.heard(&[]).await;
+
+    let breaks = "SELECT portalock.break_claim('lock', 'a', 'o', 'by')::text";
+    run(&admin, &[(breaks, "3600000")]).await;
+    listener.heard(&["s: broken"]).await;
+
+    run(&admin, &[(&release("s", "o"), "true")]).await;
+    listener.heard(&["t: p", "u: holder 7 p p"]).await;
+
+    let evict = "SELECT portalock.evict('lock', 'a', 'p')::text";
+    run(&admin, &[(evict, "true")]).await;
+    listener.heard(&["s: q", "u: holder 7 q q"]).await;
+
+    // A person removes the holder, and the waiter's own attempt grants it the lock.
+    let removes = "UPDATE portalock.names SET owner = NULL RETURNING 'removed'";
+    run(
+        &admin,
+        &[
+            (&acquire("t", "p", 10), "queued q"),
+            (removes, "removed"),
+            (&acquire("t", "p", 10), "granted"),
+        ],
+    )
+    .await;
+    listener.heard(&["u: holder 7 p p"]).await;
+
+    let leaves =
+        "SELECT freed || ' ' || epoch FROM portalock.release_for_good('t', 'lock', 'a', 'p')";
+    run(
+        &admin,
+        &[
+            (leaves, "true 1"),
+            ("SELECT portalock.stop_observing('u', 7)::text", ""),
+            (&acquire("s", "o", 10), "granted"),
+        ],
+    )
+    .await;
+    listener.heard(&["u: holder 7"]).await;
+}
+
+/// When a waiter has to check again, in seconds.
+#[tokio::test]
+async fn a_check_is_due_when_an_owner_ahead_may_be_dead() {
+    let (server, admin) = with_sessions().await;
+    let due = |session: &str| {
+        format!(
+            "SELECT CASE WHEN due BETWEEN 3500000 AND 3600000 THEN 'an hour' WHEN due BETWEEN 1 AND 200 THEN 'soon'
+                 ELSE coalesce(due::text, 'never') END FROM portalock.look_in('lock', 'a', '{session}') due"
+        )
+    };
+    let forward = "UPDATE portalock.sessions SET expires = expires + interval '1 day' WHERE id = 't' RETURNING 'set back'";
+    let left = "SELECT (expires > clock_timestamp() + interval '2 hours')::text FROM portalock.sessions WHERE id = 't'";
+    run(
+        &admin,
+        &[
+            (&due("s"), "never"),
+            (&acquire("t", "o", 10), "granted"),
+            (&due("t"), "never"),
+            (&due("s"), "an hour"),
+            // One ahead who waits counts, too, and one further ahead does not.
+            (&acquire("s", "p", 10), "queued o"),
+            (&due("t"), "an hour"),
+            (&acquire("x", "q", 10), "queued o"),
+            (EXPIRE, "expired"),
+            (&due("s"), "an hour"),
+            // The clock was set back.
+            (forward, "set back"),
+            (left, "true"),
+            (&due("s"), "an hour"),
+            (left, "false"),
+            ("UPDATE portalock.sessions SET expires = clock_timestamp() - interval '1 s' WHERE id = 't' RETURNING 'past'", "past"),
+            (&due("s"), "0"),
+            (&due("t"), "an hour"),
+            ("DELETE FROM portalock.sessions WHERE id = 't' RETURNING 'gone'", "gone"),
+            (&due("s"), "0"),
+            ("UPDATE portalock.names SET owner = NULL RETURNING 'removed'", "removed"),
+            (&due("s"), "0"),
+            (&due("u"), "0"),
+        ],
+    )
+    .await;
+    let tied = server.admin().await;
+    run(
+        &tied,
+        &[
+            ("SELECT portalock.open_session('tied', 3600000, '{}', true)::text", ""),
+            ("SELECT portalock.acquire('tied', 0, 'lock', 'b', 'o', 10, 10, true, '{}')::json->>'outcome'", "granted"),
+            ("SELECT (portalock.look_in('lock', 'b', 's') BETWEEN 1 AND 200)::text", "true"),
+        ],
+    )
+    .await;
+}
