@@ -96,7 +96,7 @@ BEGIN
         RETURN;
     END IF;
 
-    IF own.owner IS NULL AND NOT is_whole AND portalock.is_free(_kind, _name, _weight, _capacity) THEN
+    IF NOT is_whole AND portalock.is_free(_kind, _name, _weight, _capacity) THEN
         outcome := 'granted';
     ELSE
         look_in := portalock.look_in(_kind, _name, _session);
@@ -106,7 +106,7 @@ BEGIN
             PERFORM portalock.bury_holders(_kind, _name);
             PERFORM portalock.serve(_kind, _name, NULL);
             may_have_granted := true;
-            IF own.owner IS NULL AND portalock.is_free(_kind, _name, _weight, _capacity) THEN
+            IF portalock.is_free(_kind, _name, _weight, _capacity) THEN
                 outcome := 'granted';
             END IF;
         END IF;

@@ -5,58 +5,21 @@ use std::sync::{Arc, Mutex};
 use futures_util::future::poll_fn;
 use portalock_postgres::tokio_postgres::{self, AsyncMessage, Client, NoTls, error::SqlState};
 
-use crate::support::{Server, until};
+use crate::{
+    steps::{BUSY, CLAIMS, EXPIRE, acquire, attempt, release, run, with_sessions},
+    support::{Server, until},
+};
 
-/// A server with these sessions, which live for an hour.
-async fn with_sessions() -> (Server, Client) {
-    let server = Server::start().await;
-    let admin = server.admin().await;
-    admin
-        .batch_execute("SELECT portalock.open_session(s, 3600000, '{}', false) FROM unnest('{s,t,u,v,x}'::text[]) s")
-        .await
-        .unwrap();
-    (server, admin)
-}
-
-/// The answer to an attempt for this weight of ten. The owner's name describes its holder, too.
-fn attempt(session: &str, owner: &str, weight: u8, queues: bool) -> String {
-    format!(
-        "portalock.acquire('{session}', 0, 'lock', 'a', '{owner}', {weight}, 10, {queues}, '{owner}')::json"
-    )
-}
-
-/// The outcome, and the holder if there is one in the answer.
-fn acquire(session: &str, owner: &str, weight: u8) -> String {
-    let attempt = attempt(session, owner, weight, true);
-    format!("SELECT concat_ws(' ', a->>'outcome', a->>'who') FROM (SELECT {attempt}) a (a)")
-}
-
-fn release(session: &str, owner: &str) -> String {
-    format!("SELECT portalock.release('{session}', 'lock', 'a', '{owner}')::text")
-}
-
-/// Holders, then waiters; each waiter with a question mark.
-const CLAIMS: &str = "SELECT string_agg(owner || CASE WHEN token IS NULL THEN '?' ELSE '' END, ' ' ORDER BY place NULLS FIRST, token)
-    FROM portalock.claims WHERE name = 'a'";
-const BUSY: &str = "SELECT busy::text FROM portalock.names WHERE name = 'a'";
-const EXPIRE: &str =
-    "UPDATE portalock.sessions SET expires = clock_timestamp() WHERE id = 'x' RETURNING 'expired'";
-
-/// Runs statements one after the other, and compares the text that each returns.
-async fn run(admin: &Client, steps: &[(&str, &str)]) {
-    for (number, (sql, expected)) in steps.iter().enumerate() {
-        let row = admin.query_one(*sql, &[]).await.unwrap();
-        let answer: Option<&str> = row.get(0);
-        assert_eq!(answer.unwrap_or("-"), *expected, "step {number}: {sql}");
-    }
-}
+const INSPECT: &str =
+    "SELECT string_agg(concat_ws(' ', state, owner), ', ') FROM portalock.inspect('lock', 'a')";
 
 #[tokio::test]
 async fn a_repeated_attempt_finds_its_place() {
     let (_server, admin) = with_sessions().await;
     let again = attempt("s", "o", 10, true);
-    let again =
-        format!("SELECT ({again}->>'token' = (SELECT token::text FROM portalock.names))::text");
+    let again = format!(
+        "SELECT ({again}->>'token' = (SELECT token::text FROM portalock.names WHERE name = 'a' AND kind = 'lock'))::text"
+    );
     let tries = |owner| {
         let attempt = attempt("t", owner, 10, false);
         format!("SELECT concat_ws(' ', a->>'outcome', a->>'who') FROM (SELECT {attempt}) a (a)")
@@ -75,10 +38,9 @@ async fn a_repeated_attempt_finds_its_place() {
             (&release("s", "o"), "true"),
             (&acquire("t", "p", 10), "granted"),
             (CLAIMS, "p"),
-            (
-                "SELECT (backend = pg_backend_pid())::text FROM portalock.renew('s')",
-                "true",
-            ),
+            (&acquire("s", "r", 10), "queued p"),
+            (&acquire("u", "q", 10), "queued p"),
+            (INSPECT, "last, holds p, waits r, waits q"),
         ],
     )
     .await;
@@ -92,10 +54,10 @@ async fn those_who_share_hold_together_and_keep_others_out() {
             "SELECT portalock.acquire('s', 0, 'semaphore', 'permits', '{owner}', {weight}, {capacity}, false, '{{}}')::json->>'outcome'"
         )
     };
-    let ahead = "WITH ahead AS (UPDATE portalock.names SET token = token + 1000000000000 WHERE name = 'a' RETURNING token)
+    let ahead = "WITH ahead AS (UPDATE portalock.names SET token = token + 1000000000000 WHERE name = 'a' AND kind = 'lock' RETURNING token)
         SELECT 'ahead' FROM ahead";
-    let is_ahead = "SELECT (token > 1000000 * extract(epoch FROM now() + interval '10 days'))::text FROM portalock.names WHERE name = 'a'";
-    let last = "SELECT (token - (SELECT min(token) FROM portalock.queue WHERE name = 'a'))::text FROM portalock.names WHERE name = 'a'";
+    let is_ahead = "SELECT (token > 1000000 * extract(epoch FROM now() + interval '10 days'))::text FROM portalock.names WHERE name = 'a' AND kind = 'lock'";
+    let last = "SELECT (token - (SELECT min(token) FROM portalock.queue WHERE name = 'a' AND kind = 'lock'))::text FROM portalock.names WHERE name = 'a' AND kind = 'lock'";
     run(
         &admin,
         &[
@@ -115,6 +77,8 @@ async fn those_who_share_hold_together_and_keep_others_out() {
             (CLAIMS, "one two z?"),
             (&release("s", "one"), "true"),
             (CLAIMS, "two z?"),
+            (&acquire("u", "y", 10), "queued two"),
+            (&release("u", "y"), "false"),
             (&release("t", "two"), "true"),
             (CLAIMS, "z"),
             (&release("v", "z"), "true"),
@@ -320,7 +284,14 @@ async fn a_session_that_is_younger_than_the_transaction_lives() {
         server.number(gone).await == 0
     })
     .await;
-    run(&admin, &[(&acquire("s", "p", 10), "granted")]).await;
+    run(
+        &admin,
+        &[
+            ("SELECT portalock.look_in('lock', 'a', 's')::text", "0"),
+            (&acquire("s", "p", 10), "granted"),
+        ],
+    )
+    .await;
 }
 
 /// A connection that listens for sessions, and what it has heard: the session and the text.
@@ -403,7 +374,7 @@ async fn waiters_and_observers_are_told() {
     listener.heard(&["s: q", "u: holder 7 q q"]).await;
 
     // A person removes the holder, and the waiter's own attempt grants it the lock.
-    let removes = "UPDATE portalock.names SET owner = NULL RETURNING 'removed'";
+    let removes = "UPDATE portalock.names SET owner = NULL WHERE name = 'a' AND kind = 'lock' RETURNING 'removed'";
     run(
         &admin,
         &[
@@ -457,6 +428,22 @@ async fn a_check_is_due_when_an_owner_ahead_may_be_dead() {
             // The clock was set back.
             (forward, "set back"),
             (left, "true"),
+        ],
+    )
+    .await;
+    // A session that is being renewed is left alone.
+    let other = server.admin().await;
+    let renews = "BEGIN; SELECT FROM portalock.sessions WHERE id = 't' FOR UPDATE";
+    other.batch_execute(renews).await.unwrap();
+    admin
+        .batch_execute("SET lock_timeout = '20ms'")
+        .await
+        .unwrap();
+    run(&admin, &[(&due("s"), "an hour"), (left, "true")]).await;
+    other.batch_execute("ROLLBACK").await.unwrap();
+    run(
+        &admin,
+        &[
             (&due("s"), "an hour"),
             (left, "false"),
             ("UPDATE portalock.sessions SET expires = clock_timestamp() - interval '1 s' WHERE id = 't' RETURNING 'past'", "past"),
@@ -464,9 +451,36 @@ async fn a_check_is_due_when_an_owner_ahead_may_be_dead() {
             (&due("t"), "an hour"),
             ("DELETE FROM portalock.sessions WHERE id = 't' RETURNING 'gone'", "gone"),
             (&due("s"), "0"),
-            ("UPDATE portalock.names SET owner = NULL RETURNING 'removed'", "removed"),
+            ("UPDATE portalock.names SET owner = NULL WHERE name = 'a' AND kind = 'lock' RETURNING 'removed'", "removed"),
             (&due("s"), "0"),
             (&due("u"), "0"),
+            // One who waits fits when a person has removed a holder of a part.
+            ("WITH all_of AS (DELETE FROM portalock.queue WHERE kind = 'lock' AND name = 'a' RETURNING 1) SELECT count(*)::text FROM all_of", "2"),
+            (&acquire("u", "six", 6), "granted"),
+            (&due("s"), "an hour"),
+            (&acquire("v", "four", 4), "granted"),
+            (&acquire("s", "next", 4), "queued six"),
+            (&due("s"), "an hour"),
+            ("DELETE FROM portalock.queue WHERE owner = 'four' RETURNING 'removed'", "removed"),
+            (&due("s"), "0"),
+        ],
+    )
+    .await;
+    // The smallest capacity counts.
+    let permits = |owner: &str, weight: u8, capacity: u8| {
+        format!(
+            "SELECT portalock.acquire('s', 0, 'semaphore', 'c', '{owner}', {weight}, {capacity}, true, '{{}}')::json->>'outcome'"
+        )
+    };
+    run(
+        &admin,
+        &[
+            (&permits("three", 3, 5), "granted"),
+            (&permits("three more", 3, 10), "queued"),
+            (
+                "SELECT (portalock.look_in('semaphore', 'c', 'u') > 3500000)::text",
+                "true",
+            ),
         ],
     )
     .await;
@@ -475,8 +489,8 @@ async fn a_check_is_due_when_an_owner_ahead_may_be_dead() {
         &tied,
         &[
             ("SELECT portalock.open_session('tied', 3600000, '{}', true)::text", ""),
-            ("SELECT portalock.acquire('tied', 0, 'lock', 'b', 'o', 10, 10, true, '{}')::json->>'outcome'", "granted"),
-            ("SELECT (portalock.look_in('lock', 'b', 's') BETWEEN 1 AND 200)::text", "true"),
+            ("SELECT portalock.acquire('tied', 0, 'lock', 'c', 'o', 10, 10, true, '{}')::json->>'outcome'", "granted"),
+            ("SELECT (portalock.look_in('lock', 'c', 's') BETWEEN 1 AND 200)::text", "true"),
         ],
     )
     .await;
