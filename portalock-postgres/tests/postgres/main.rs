@@ -18,6 +18,7 @@ mod functions;
 mod history;
 mod holders;
 mod idle;
+mod messages;
 mod neighbours;
 mod observing;
 mod pooler;

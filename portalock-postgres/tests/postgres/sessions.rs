@@ -14,14 +14,14 @@ fn look(owners: &str, kinds: &str, names: &str, columns: &str) -> String {
     )
 }
 
-const AGAIN: &str = "CASE WHEN again_in BETWEEN 3500000 AND 3600000 THEN 'an hour' ELSE coalesce(again_in::text, 'never') END";
+const AGAIN: &str = "CASE WHEN again_in BETWEEN 1800000 AND 3600000 THEN 'an hour' ELSE coalesce(again_in::text, 'never') END";
 
 #[tokio::test]
 async fn a_session_is_renewed_and_replaces_its_former() {
     let (_server, admin) = with_sessions().await;
     let renew = "SELECT concat_ws(' ', alive, backend = pg_backend_pid(), array_to_string(broken || broken_by, ' ')) FROM portalock.renew('s')";
     let late = "UPDATE portalock.sessions SET expires = clock_timestamp() + interval '1 min' WHERE id = 's' RETURNING 'late'";
-    let left = "SELECT (expires > clock_timestamp() + interval '59 min')::text FROM portalock.sessions WHERE id = 's'";
+    let left = "SELECT (expires > clock_timestamp() + interval '30 min')::text FROM portalock.sessions WHERE id = 's'";
     run(
         &admin,
         &[
@@ -115,6 +115,7 @@ async fn a_check_serves_the_names_that_it_can_lock() {
         .unwrap();
     run(&admin, &[(&again, "100"), (CLAIMS, "o p?")]).await;
     other.batch_execute("ROLLBACK").await.unwrap();
+    admin.batch_execute("RESET lock_timeout").await.unwrap();
     run(
         &admin,
         &[
@@ -188,9 +189,9 @@ async fn a_clean_up_removes_what_nobody_needs() {
     let clean = "SELECT portalock.clean(1)::text";
     let names =
         "SELECT string_agg(name, ' ' ORDER BY name) FROM portalock.names WHERE name LIKE 'n%'";
-    let expired = |ago: &str| {
+    let expires = |later: &str| {
         format!(
-            "UPDATE portalock.sessions SET expires = clock_timestamp() - interval '{ago}' WHERE id = 'x' RETURNING 'expired'"
+            "UPDATE portalock.sessions SET expires = clock_timestamp() + interval '{later}' WHERE id = 'x' RETURNING 'set'"
         )
     };
     let hour = "WITH old AS (UPDATE portalock.names SET token = token - 3601000000 WHERE name IN ('n1', 'n2', 'n3', 'n4') RETURNING 1)
@@ -217,7 +218,6 @@ async fn a_clean_up_removes_what_nobody_needs() {
             (hour, "4"),
             (&acquire("x", "o", 10), "granted"),
             (&acquire("t", "p", 10), "queued o"),
-            (&expired("59 s"), "expired"),
         ],
     )
     .await;
@@ -230,10 +230,12 @@ async fn a_clean_up_removes_what_nobody_needs() {
     run(
         &admin,
         &[
+            // It still lives for a moment.
+            (&expires("30 s"), "set"),
             (clean, "0"),
             (CLAIMS, "o p?"),
             (names, "n1 n2 n5"),
-            (&expired("61 s"), "expired"),
+            (&expires("-61 s"), "set"),
         ],
     )
     .await;
@@ -246,6 +248,7 @@ async fn a_clean_up_removes_what_nobody_needs() {
         .unwrap();
     run(&admin, &[(clean, "0"), (CLAIMS, "o p?")]).await;
     other.batch_execute("ROLLBACK").await.unwrap();
+    admin.batch_execute("RESET lock_timeout").await.unwrap();
     run(
         &admin,
         &[
