@@ -1,13 +1,10 @@
 //! The answers to attempts and releases.
-//!
-//! `SELECT f()` returns the columns of the function `f` as one value of the type `record`, which this module decodes. `SELECT * FROM f()`
-//! would return them one by one, but the server would first keep the row in a store of its own. That is a tenth of its work
-//! for a lock that nobody else wants.
 
-use std::{error::Error, time::Duration};
+use std::{borrow::Cow, error::Error, time::Duration};
 
 use portalock_core::{FencingToken, Holder};
-use tokio_postgres::types::{FromSql, Type, WrongType};
+use serde::Deserialize;
+use tokio_postgres::types::{FromSql, Type};
 
 use crate::{
     queue::{millis, token},
@@ -34,32 +31,36 @@ pub(crate) enum Standing {
 }
 
 /// The answer to a release.
-#[derive(Debug, PartialEq)]
+#[derive(Debug)]
 pub(crate) struct Left {
     pub(crate) freed: bool,
     /// The session's new epoch, if it has changed.
     pub(crate) epoch: Option<i64>,
 }
 
-type Failure = Box<dyn Error + Sync + Send>;
+/// The object that the function `acquire` returns.
+#[derive(Deserialize)]
+struct Answer<'a> {
+    outcome: &'a str,
+    token: Option<i64>,
+    #[serde(borrow)]
+    who: Option<Cow<'a, str>>,
+    since: Option<i64>,
+    look_in: Option<i64>,
+}
 
 impl<'a> FromSql<'a> for Standing {
-    fn from_sql(_: &Type, raw: &'a [u8]) -> Result<Self, Failure> {
-        let mut columns = Columns::of(raw)?;
-        let outcome: &str = columns.next()?;
-        let number: Option<i64> = columns.next()?;
-        let who: Option<&str> = columns.next()?;
-        let since: Option<i64> = columns.next()?;
-        let look_in: Option<i64> = columns.next()?;
-        let number = || number.ok_or("a number is missing");
-        let holder = who.zip(since).and_then(|(who, since)| decode(who, since));
-        Ok(match outcome {
+    fn from_sql(_: &Type, raw: &'a [u8]) -> Result<Self, Box<dyn Error + Sync + Send>> {
+        let answer: Answer<'a> = serde_json::from_slice(raw)?;
+        let number = || answer.token.ok_or("a number is missing");
+        let holder = || decode(answer.who.as_deref()?, answer.since?);
+        Ok(match answer.outcome {
             "granted" => Self::Granted(token(number()?)),
             "queued" => Self::Queued {
-                holder,
-                look_in: look_in.map(millis),
+                holder: holder(),
+                look_in: answer.look_in.map(millis),
             },
-            "refused" => Self::Refused { holder },
+            "refused" => Self::Refused { holder: holder() },
             "stale" => Self::Stale(number()?),
             "ended" => Self::Ended,
             _ => return Err("an outcome that this version does not know".into()),
@@ -67,125 +68,42 @@ impl<'a> FromSql<'a> for Standing {
     }
 
     fn accepts(of: &Type) -> bool {
-        *of == Type::RECORD
+        *of == Type::TEXT
     }
 }
-
-impl<'a> FromSql<'a> for Left {
-    fn from_sql(_: &Type, raw: &'a [u8]) -> Result<Self, Failure> {
-        let mut columns = Columns::of(raw)?;
-        Ok(Self {
-            freed: columns.next()?,
-            epoch: columns.next()?,
-        })
-    }
-
-    fn accepts(of: &Type) -> bool {
-        *of == Type::RECORD
-    }
-}
-
-/// The columns of a record that are not yet read, in Postgres's binary form: for each the number of its type, its length, which is
-/// negative for NULL, and its value.
-struct Columns<'a>(&'a [u8]);
-
-impl<'a> Columns<'a> {
-    fn of(raw: &'a [u8]) -> Result<Self, Failure> {
-        let mut columns = Self(raw);
-        let _count = columns.number()?;
-        Ok(columns)
-    }
-
-    fn next<T: FromSql<'a>>(&mut self) -> Result<T, Failure> {
-        let of = Type::from_oid(self.number()?.cast_unsigned()).unwrap_or(Type::UNKNOWN);
-        if !T::accepts(&of) {
-            return Err(Box::new(WrongType::new::<T>(of)));
-        }
-        let Ok(length) = usize::try_from(self.number()?) else {
-            return T::from_sql_null(&of);
-        };
-        let (value, rest) = self.0.split_at_checked(length).ok_or(CUT_OFF)?;
-        self.0 = rest;
-        T::from_sql(&of, value)
-    }
-
-    fn number(&mut self) -> Result<i32, Failure> {
-        let (number, rest) = self.0.split_first_chunk().ok_or(CUT_OFF)?;
-        self.0 = rest;
-        Ok(i32::from_be_bytes(*number))
-    }
-}
-
-const CUT_OFF: &str = "a record is cut off";
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    /// A record as a server sends it.
-    fn record(columns: &[(&Type, Option<&[u8]>)]) -> Vec<u8> {
-        let mut raw = i32::try_from(columns.len()).unwrap().to_be_bytes().to_vec();
-        for (of, value) in columns {
-            raw.extend(of.oid().to_be_bytes());
-            let length = value.map_or(-1, |value| i32::try_from(value.len()).unwrap());
-            raw.extend(length.to_be_bytes());
-            raw.extend(value.unwrap_or_default());
-        }
-        raw
-    }
-
-    fn left(raw: &[u8]) -> Result<Left, Failure> {
-        Left::from_sql(&Type::RECORD, raw)
-    }
-
     #[test]
-    fn a_record_is_decoded_and_one_that_is_cut_off_or_of_other_types_is_an_error() {
-        let epoch = 7_i64.to_be_bytes();
-        let raw = record(&[(&Type::BOOL, Some(&[1])), (&Type::INT8, Some(&epoch))]);
-        let freed = Left {
-            freed: true,
-            epoch: Some(7),
+    fn an_answer_is_one_that_is_known() {
+        let standing = |raw: &str| Standing::from_sql(&Type::TEXT, raw.as_bytes());
+        let seven = FencingToken::new(7);
+        let granted = standing(r#"{"outcome":"granted","token":7}"#).unwrap();
+        assert_eq!(granted, Standing::Granted(seven));
+        let stale = standing(r#"{"outcome":"stale","token":7,"who":null}"#).unwrap();
+        assert_eq!(stale, Standing::Stale(7));
+        let ended = standing(r#"{"outcome":"ended"}"#).unwrap();
+        assert_eq!(ended, Standing::Ended);
+        let queued =
+            r#"{"outcome":"queued","who":"{\"host\":\"h\",\"pid\":1}","since":5,"look_in":6}"#;
+        let queued = standing(queued).unwrap();
+        let expected = Standing::Queued {
+            holder: decode(r#"{"host":"h","pid":1}"#, 5),
+            look_in: Some(Duration::from_millis(6)),
         };
-        assert_eq!(left(&raw).unwrap(), freed);
-        for length in 0..raw.len() {
-            assert!(left(&raw[..length]).is_err(), "{length} bytes");
-        }
-        let raw = record(&[(&Type::BOOL, Some(&[0])), (&Type::INT8, None)]);
-        assert_eq!(left(&raw).unwrap().epoch, None);
+        assert_eq!(queued, expected);
+        let refused = standing(r#"{"outcome":"refused","who":"somebody","since":5}"#).unwrap();
+        assert_eq!(refused, Standing::Refused { holder: None });
         for other in [
-            record(&[(&Type::TEXT, Some(b"t")), (&Type::INT8, None)]),
-            record(&[(&Type::BOOL, None), (&Type::INT8, None)]),
+            r#"{"outcome":"granted","token":null}"#,
+            r#"{"outcome":"stale"}"#,
+            r#"{"outcome":"passed_on","token":7}"#,
+            r#"{"token":7}"#,
+            "granted",
         ] {
-            assert!(left(&other).is_err());
+            assert!(standing(other).is_err(), "{other}");
         }
-    }
-
-    #[test]
-    fn an_outcome_is_one_that_is_known() {
-        let standing = |outcome: &[u8], token: Option<&[u8]>| {
-            let raw = record(&[
-                (&Type::TEXT, Some(outcome)),
-                (&Type::INT8, token),
-                (&Type::TEXT, None),
-                (&Type::INT8, None),
-                (&Type::INT8, None),
-            ]);
-            Standing::from_sql(&Type::RECORD, &raw)
-        };
-        let seven = 7_i64.to_be_bytes();
-        let granted = Standing::Granted(FencingToken::new(7));
-        assert_eq!(standing(b"granted", Some(&seven)).unwrap(), granted);
-        assert_eq!(
-            standing(b"stale", Some(&seven)).unwrap(),
-            Standing::Stale(7)
-        );
-        assert_eq!(standing(b"ended", None).unwrap(), Standing::Ended);
-        let queued = Standing::Queued {
-            holder: None,
-            look_in: None,
-        };
-        assert_eq!(standing(b"queued", None).unwrap(), queued);
-        assert!(standing(b"granted", None).is_err(), "without its token");
-        assert!(standing(b"lent", Some(&seven)).is_err());
     }
 }

@@ -19,7 +19,7 @@ use tokio_postgres::{
 
 use crate::{
     PostgresSettings,
-    answer::{Left, Standing},
+    answer::Standing,
     error::{ends_connection, failed, not_connected, timed_out},
     tls,
 };
@@ -73,7 +73,7 @@ impl Connection {
             let ((), acquire, release) = try_join3(
                 client.batch_execute(&set_up),
                 client.prepare("SELECT portalock.acquire($1, $2, $3, $4, $5, $6, $7, $8, $9)"),
-                client.prepare("SELECT portalock.release($1, $2, $3, $4, $5)"),
+                client.prepare("SELECT portalock.release($1, $2, $3, $4)"),
             )
             .await
             .map_err(|error| failed(CONNECTING, error))?;
@@ -97,8 +97,8 @@ impl Connection {
             .try_get(0)
     }
 
-    /// Runs the statement that releases a lock.
-    pub(crate) async fn release(&self, asked: &[&(dyn ToSql + Sync)]) -> Result<Left, Error> {
+    /// Runs the statement that releases a lock. Returns whether it was held.
+    pub(crate) async fn release(&self, asked: &[&(dyn ToSql + Sync)]) -> Result<bool, Error> {
         self.client
             .query_one(&self.release, asked)
             .await?

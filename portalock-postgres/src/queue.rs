@@ -122,14 +122,33 @@ impl Connection {
         session: &str,
         leaving: &Leaving<Place>,
     ) -> Result<Left, Error> {
-        self.release(&[
-            &session,
-            &leaving.at.wanted.kind.as_str(),
-            &leaving.at.wanted.name.as_str(),
-            &&*leaving.at.name,
-            &leaving.unsure,
-        ])
-        .await
+        let owner = &*leaving.at.name;
+        let (kind, name) = (
+            leaving.at.wanted.kind.as_str(),
+            leaving.at.wanted.name.as_str(),
+        );
+        if !leaving.unsure {
+            return Ok(Left {
+                freed: self.release(&[&session, &kind, &name, &owner]).await?,
+                epoch: None,
+            });
+        }
+        let rows = self
+            .query(
+                "SELECT * FROM portalock.release_for_good($1, $2, $3, $4)",
+                &[
+                    (&session, Type::TEXT),
+                    (&kind, Type::TEXT),
+                    (&name, Type::TEXT),
+                    (&owner, Type::TEXT),
+                ],
+            )
+            .await?;
+        let row = rows.first();
+        Ok(Left {
+            freed: row.map_or(Ok(false), |row| row.try_get("freed"))?,
+            epoch: row.map_or(Ok(None), |row| row.try_get("epoch"))?,
+        })
     }
 
     pub(crate) async fn end_session(&self, session: &str) -> Result<(), Error> {

@@ -54,7 +54,9 @@ CREATE VIEW portalock.claims AS
     UNION ALL
     SELECT c.kind, c.name, c.owner, c.session, c.weight, c.capacity, c.place, c.token, c.since, c.who FROM portalock.queue c;
 
--- The first two functions have more parameters than before, and `hold` does what the other one did.
-DROP FUNCTION IF EXISTS portalock.look(text, text[]), portalock.clean(), portalock.next_token(text, text);
+-- These functions have other parameters or results than before, and `hold` does what the last one did.
+DROP FUNCTION IF EXISTS portalock.look(text, text[]), portalock.clean(), portalock.lock_name(text, text),
+    portalock.try_lock_name(text, text), portalock.release(text, text, text, text, boolean),
+    portalock.acquire(text, bigint, text, text, text, bigint, bigint, boolean, text), portalock.next_token(text, text);
 -- This one read the claims of all names, which no index has any more.
 DROP FUNCTION IF EXISTS portalock.bury(text, integer);

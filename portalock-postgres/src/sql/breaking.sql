@@ -13,7 +13,7 @@ DECLARE
     broken portalock.claims;
     lease_ms bigint;
 BEGIN
-    PERFORM portalock.lock_name(_kind, _name);
+    PERFORM portalock.lock_name(_name);
     broken := portalock.holder(_kind, _name, _owner);
     IF broken.owner IS NULL THEN
         RETURN NULL;
@@ -37,7 +37,7 @@ LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     evicted portalock.claims;
 BEGIN
-    PERFORM portalock.lock_name(_kind, _name);
+    PERFORM portalock.lock_name(_name);
     evicted := portalock.holder(_kind, _name, _owner);
     IF evicted.owner IS NULL THEN
         RETURN false;

@@ -36,7 +36,7 @@ END $$;
 CREATE OR REPLACE FUNCTION portalock.observe(_session text, _id bigint, _kind text, _name text) RETURNS boolean
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
-    PERFORM portalock.lock_name(_kind, _name);
+    PERFORM portalock.lock_name(_name);
     PERFORM FROM portalock.sessions s WHERE s.id = _session AND s.expires > clock_timestamp() FOR KEY SHARE;
     IF NOT FOUND THEN
         RETURN false;

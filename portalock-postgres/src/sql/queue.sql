@@ -1,26 +1,25 @@
 -- The queue of a name: which sessions live, which claims fit, which claim is next. Only for the functions of this
 -- schema: they run under `lock_name`.
 
--- The advisory lock of a name. The operator is qualified because `acquire` and `release` use this function under the search
--- path of their caller.
-CREATE OR REPLACE FUNCTION portalock.lock_of(_kind text, _name text) RETURNS bigint LANGUAGE sql IMMUTABLE AS $$
-    SELECT pg_catalog.hashtextextended(_kind OPERATOR(pg_catalog.||) '/' OPERATOR(pg_catalog.||) _name, 1919249516)
+-- The advisory lock of a name. The lock and the semaphore of a name share it.
+CREATE OR REPLACE FUNCTION portalock.lock_of(_name text) RETURNS bigint LANGUAGE sql IMMUTABLE AS $$
+    SELECT pg_catalog.hashtextextended(_name, 1919249516)
 $$;
 
 -- Locks a name until the statement ends. It uses an advisory lock, because that writes nothing, also works for a name
 -- without rows, and is first come, first served. Two names may share one advisory lock; then they only wait for each
 -- other.
-CREATE OR REPLACE FUNCTION portalock.lock_name(_kind text, _name text) RETURNS void
+CREATE OR REPLACE FUNCTION portalock.lock_name(_name text) RETURNS void
 LANGUAGE plpgsql AS $$
 BEGIN
-    PERFORM pg_advisory_xact_lock(portalock.lock_of(_kind, _name));
+    PERFORM pg_advisory_xact_lock(portalock.lock_of(_name));
 END $$;
 
 -- As `lock_name`, but returns false instead of waiting.
-CREATE OR REPLACE FUNCTION portalock.try_lock_name(_kind text, _name text) RETURNS boolean
+CREATE OR REPLACE FUNCTION portalock.try_lock_name(_name text) RETURNS boolean
 LANGUAGE plpgsql AS $$
 BEGIN
-    RETURN pg_try_advisory_xact_lock(portalock.lock_of(_kind, _name));
+    RETURN pg_try_advisory_xact_lock(portalock.lock_of(_name));
 END $$;
 
 -- Whether the server process of a session that ends with its connection has ended. False for a session that outlives
@@ -151,7 +150,7 @@ BEGIN
     RETURN held;
 END $$;
 
--- Removes the dead holders. Called only if a claim would have to wait for them.
+-- Removes the claims of dead holders. Called only if a claim would have to wait for them.
 CREATE OR REPLACE FUNCTION portalock.bury_holders(_kind text, _name text) RETURNS void
 LANGUAGE plpgsql AS $$
 DECLARE
@@ -165,7 +164,7 @@ BEGIN
     LOOP
         IF portalock.is_dead(expired) THEN
             PERFORM portalock.remove(h.session, h.kind, h.name, h.owner) FROM portalock.claims h
-            WHERE h.name = _name AND h.kind = _kind AND h.place IS NULL AND h.session = expired;
+            WHERE h.name = _name AND h.kind = _kind AND h.session = expired;
         END IF;
     END LOOP;
 END $$;

@@ -94,7 +94,7 @@ BEGIN
         IF dies_in = 0 THEN
             -- A transaction that has locked the name also finds the dead owners. The number of names is limited because
             -- each one takes a lock in the server's lock table.
-            IF served < 100 AND portalock.try_lock_name(waits.kind, waits.name) THEN
+            IF served < 100 AND portalock.try_lock_name(waits.name) THEN
                 PERFORM portalock.bury_holders(waits.kind, waits.name);
                 PERFORM portalock.serve(waits.kind, waits.name, NULL);
                 served := served + 1;
@@ -131,8 +131,7 @@ BEGIN
     END IF;
     -- All locks first, and always in the same order, so that two callers never deadlock. To serve a name may kill a session,
     -- and the releases of that session wait for this transaction, with their names locked.
-    PERFORM portalock.lock_name(asked.kind, asked.name)
-    FROM (SELECT * FROM unnest(_kinds, _names) AS asked (kind, name) ORDER BY 1, 2) asked;
+    PERFORM portalock.lock_name(asked.name) FROM (SELECT unnest(_names) AS name ORDER BY 1) asked;
     FOR had IN
         SELECT DISTINCT asked.kind, asked.name FROM unnest(_kinds, _names) AS asked (kind, name)
     LOOP
@@ -165,7 +164,7 @@ BEGIN
         WHERE NOT EXISTS (SELECT FROM portalock.sessions s WHERE s.id = c.session) LIMIT _most
     LOOP
         -- A transaction that has locked the name also finds the dead owners.
-        CONTINUE WHEN NOT portalock.try_lock_name(had.kind, had.name);
+        CONTINUE WHEN NOT portalock.try_lock_name(had.name);
         PERFORM portalock.remove(c.session, c.kind, c.name, c.owner) FROM portalock.claims c
         WHERE c.name = had.name AND c.kind = had.kind
             AND NOT EXISTS (SELECT FROM portalock.sessions s WHERE s.id = c.session);

@@ -217,7 +217,7 @@ async fn a_former_session_is_cleared_up() {
     server
         .run(
             "SELECT portalock.open_session('s', 600000, '{}', false);
-             SELECT * FROM portalock.acquire('s', 0, 'lock', 'a', 'o', 4294967295, 4294967295, true, '{}')",
+             SELECT portalock.acquire('s', 0, 'lock', 'a', 'o', 4294967295, 4294967295, true, '{}')",
         )
         .await;
     line.refuse(true);

@@ -24,7 +24,7 @@ async fn waiting(server: &Server) -> i64 {
     server.number(waiting).await
 }
 
-const LEAVES: &str = "SELECT portalock.release('s', 'lock', 'a', 'o', true)";
+const LEAVES: &str = "SELECT portalock.release_for_good('s', 'lock', 'a', 'o')";
 
 /// A release for good removes the mark of a broken hold, and so does whoever ends the session.
 #[tokio::test]
@@ -70,7 +70,7 @@ async fn a_burial_that_kills_a_session_waits_for_none_of_its_releases() {
         .await
         .unwrap();
     admin
-        .batch_execute("BEGIN; SELECT portalock.lock_name('lock', '2')")
+        .batch_execute("BEGIN; SELECT portalock.lock_name('2')")
         .await
         .unwrap();
     let (buries, leaves) = (server.admin().await, server.admin().await);

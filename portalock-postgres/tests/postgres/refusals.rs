@@ -121,14 +121,14 @@ async fn usage_on_the_schema_is_enough() {
         "SELECT portalock.serve('lock', 'a', NULL)",
         "SELECT portalock.hold('s', 'lock', 'a', 'o', 1, 1, '{}')",
         "SELECT portalock.queue_up('s', 0, 'lock', 'a', 'o', 1, 1, true, '{}')",
-        "SELECT portalock.leave('s', 'lock', 'a', 'o', false)",
+        "SELECT portalock.leave('s', 'lock', 'a', 'o')",
     ] {
         let error = worker.batch_execute(statement).await.unwrap_err();
         assert_eq!(error.code().unwrap().code(), "42501", "{statement}");
     }
 }
 
-/// The functions run with the rights of their owner, so they must not use an operator or a function of the caller.
+/// The functions run with the rights of their owner, so they must use no operator, no function and no type of the caller.
 #[tokio::test]
 async fn a_callers_own_operators_are_not_used() {
     let server = Server::start().await;
@@ -170,7 +170,11 @@ async fn a_callers_own_operators_are_not_used() {
         made.unwrap();
     }
     worker
-        .batch_execute("SET search_path = trap, pg_catalog")
+        .batch_execute(
+            "CREATE FUNCTION trap.caught(text) RETURNS boolean LANGUAGE plpgsql AS $$ BEGIN RAISE 'caught'; END $$;
+             CREATE DOMAIN trap.text AS text CHECK (trap.caught(VALUE));
+             SET search_path = trap, pg_catalog",
+        )
         .await
         .unwrap();
     worker
@@ -181,41 +185,30 @@ async fn a_callers_own_operators_are_not_used() {
         .batch_execute("SELECT portalock.open_session('s', 60000, '{}', false)")
         .await
         .unwrap();
+    let acquire = |owner: &str| {
+        format!(
+            "SELECT portalock.acquire('s', 0, 'lock', 'a', '{owner}', 10, 10, true, '{{}}')::json->>'outcome'"
+        )
+    };
+    let release = |owner: &str| {
+        format!("SELECT portalock.release('s', 'lock', 'a', '{owner}')::pg_catalog.text")
+    };
     // A new name, a known one, one that is held, and one that is wanted.
     for (statement, expected) in [
+        (acquire("o"), "granted"),
+        (release("o"), "true"),
+        (acquire("p"), "granted"),
+        (acquire("q"), "queued"),
+        (release("p"), "true"),
+        (acquire("q"), "granted"),
         (
-            "acquire('s', 0, 'lock', 'a', 'o', 10, 10, true, '{}')",
-            "granted",
+            "SELECT freed::pg_catalog.text FROM portalock.release_for_good('s', 'lock', 'a', 'q')"
+                .into(),
+            "true",
         ),
-        ("release('s', 'lock', 'a', 'o', false)", "true"),
-        (
-            "acquire('s', 0, 'lock', 'a', 'p', 10, 10, true, '{}')",
-            "granted",
-        ),
-        (
-            "acquire('s', 0, 'lock', 'a', 'q', 10, 10, true, '{}')",
-            "queued",
-        ),
-        ("release('s', 'lock', 'a', 'p', false)", "true"),
-        (
-            "acquire('s', 0, 'lock', 'a', 'q', 10, 10, true, '{}')",
-            "granted",
-        ),
-        ("release('s', 'lock', 'a', 'q', true)", "true"),
     ] {
-        let result = if expected == "true" {
-            "freed"
-        } else {
-            "outcome"
-        };
-        let row = worker
-            .query_one(
-                &format!("SELECT {result}::text FROM portalock.{statement}"),
-                &[],
-            )
-            .await
-            .unwrap();
-        assert_eq!(row.get::<_, String>(0), expected, "{statement}");
+        let row = worker.query_one(&statement, &[]).await.unwrap();
+        assert_eq!(row.get::<_, &str>(0), expected, "{statement}");
     }
 }
 
@@ -315,7 +308,7 @@ async fn a_roles_own_defaults_do_no_harm() {
 
     // A statement that takes long, and then connections that do nothing.
     let admin = server.admin().await;
-    let take = "BEGIN; SELECT portalock.lock_name('lock', 'a')";
+    let take = "BEGIN; SELECT portalock.lock_name('a')";
     admin.batch_execute(take).await.unwrap();
     let lock = locks[0].clone();
     let waits = tokio::spawn(async move {
@@ -363,7 +356,7 @@ async fn a_statement_that_does_not_get_its_turn() {
     // Another connection holds the lock of the name, like a server process that was stopped during a statement.
     let admin = server.admin().await;
     admin
-        .batch_execute("BEGIN; SELECT portalock.lock_name('lock', 'a')")
+        .batch_execute("BEGIN; SELECT portalock.lock_name('a')")
         .await
         .unwrap();
     let lock = Lock::new(client, "a").unwrap();

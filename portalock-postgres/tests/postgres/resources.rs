@@ -109,7 +109,7 @@ async fn a_cancelled_statement() {
     let lock = Lock::new(server.client().await, "a").unwrap();
     let admin = server.admin().await;
     admin
-        .batch_execute("BEGIN; SELECT portalock.lock_name('lock', 'a')")
+        .batch_execute("BEGIN; SELECT portalock.lock_name('a')")
         .await
         .unwrap();
     let waits = lock.clone();

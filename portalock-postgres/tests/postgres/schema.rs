@@ -134,7 +134,7 @@ async fn what_is_held_and_wanted_is_taken_over() {
     let broken = "SELECT array_to_string(broken || broken_by, ' ') FROM portalock.renew('s')";
     assert_eq!(text(broken).await, "holder operator");
 
-    let release = "SELECT freed::text FROM portalock.release('s', 'lock', 'a', 'holder', false)";
+    let release = "SELECT portalock.release('s', 'lock', 'a', 'holder')::text";
     assert_eq!(text(release).await, "true");
     let next = "SELECT owner FROM portalock.claims WHERE name = 'a' AND token > 7";
     assert_eq!(text(next).await, "waiter");
@@ -142,7 +142,7 @@ async fn what_is_held_and_wanted_is_taken_over() {
     assert_eq!(server.number(marks).await, 0);
     for (name, outcome) in [("b", "refused"), ("free", "granted")] {
         let acquire = format!(
-            "SELECT outcome FROM portalock.acquire('s', 0, 'lock', '{name}', 'new', 10, 10, false, '{{}}')"
+            "SELECT portalock.acquire('s', 0, 'lock', '{name}', 'new', 10, 10, false, '{{}}')::json->>'outcome'"
         );
         assert_eq!(text(&acquire).await, outcome);
     }
