@@ -18,6 +18,8 @@ if redis.acl_check_cmd and not redis.acl_check_cmd('INFO', 'server') then
   return redis.error_reply('NOPERM this user has no permission for INFO')
 end
 
+-- As in `raise.lua`: this connection may be needed for a release, which frees memory.
+redis.call('PEXPIRE', KEYS[1], KEPT)
 local info = redis.call('INFO', 'replication')
 local id = string.match(info, 'master_replid:(%x+)')
 local time = redis.call('TIME')
