@@ -107,7 +107,7 @@
 //!   live, so the `volatile-*` policies evict them too.
 //! - A user with this ACL, for the default prefix: `~portalock/* &portalock/* +eval +evalsha +subscribe +unsubscribe
 //!   +publish +pubsub|numsub +ping +info +scan +wait +time +get +mget +exists +set +del +pexpire +pexpireat +pttl +hget +hmget +hset
-//!   +hsetnx +hdel +hgetall +hlen +zadd +zrem +zrange +zrevrank +select`. If one of them is missing, the session fails to open with
+//!   +hsetnx +hdel +hgetall +hlen +zadd +zrem +zrange +zrevrank +select`. If the scripts lack one of them, the session fails to open with
 //!   [`PermissionDenied`](portalock_core::BackendErrorKind::PermissionDenied). Every user with this ACL may also
 //!   break locks. At sentinels: `+sentinel|master +sentinel|get-master-addr-by-name`.
 //! - In a cluster: `~{portalock}/* ~{portalock-*}/* &{portalock-*}/*` instead of the first two, `+ssubscribe +sunsubscribe

@@ -109,10 +109,10 @@ script!(BATCH meets sessions: concat!(
 script!(BREAK meets sessions: source!("place.lua" "break.lua"));
 script!(EVICT meets sessions: concat!(source!("place.lua" "evict.lua"), release!()));
 script!(INSPECT meets sessions: source!("grant.lua" "prelude.lua" "inspect.lua"));
-script!(OPEN: source!("open.lua"));
+script!(OPEN: source!("rights.lua" "open.lua"));
 script!(RAISE: source!("raise.lua"));
 script!(LOOK: source!("look.lua"));
-script!(PRIMARY: source!("primary.lua"));
+script!(PRIMARY: source!("rights.lua" "primary.lua"));
 
 impl Script {
     fn new(meets_sessions: bool, source: &str) -> Self {
