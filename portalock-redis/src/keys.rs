@@ -100,6 +100,11 @@ impl Keys {
         }
     }
 
+    /// The channel of the lock's observers. All databases of a server share its channels, and each has its own locks.
+    pub(crate) fn changes(&self, name: &LockName, database: i64) -> String {
+        format!("{}/lock@{database}/{}", self.prefix, name.as_str())
+    }
+
     /// The key of the waiters' claims.
     pub(crate) fn waiters(&self, named: &Named) -> String {
         match named.kind {

@@ -1,10 +1,10 @@
 //! Watches the exclusive holder of a name, for observers of elections.
 //!
-//! Each script that grants, or that frees without granting, also publishes this change on a channel with the name of
-//! the lock's state, in the same atomic step, if the state has the flag of an observer: see `grant.lua`. An observer has
-//! a connection of its own, on the session thread. It subscribes, and then inspects the lock once, which sets the flag:
-//! earlier changes are in the result of the inspection, and later changes arrive in order. When the connection ends, the
-//! watch ends, and the observer starts a new one.
+//! Each script that grants, or that frees without granting, also publishes this change on the channel of the lock's
+//! observers, in the same atomic step, if the state has their flag: see `grant.lua`. An observer has a connection of its
+//! own, on the session thread. It subscribes, and then inspects the lock once, which sets the flag: earlier changes are in
+//! the result of the inspection, and later changes arrive in order. When the connection ends, the watch ends, and the
+//! observer starts a new one.
 //!
 //! A crashed process runs no script, and a lost network link sends no message. So from time to time the observer
 //! inspects the lock over the same connection. This checks the holder and the connection, and sets the flag again if
@@ -45,6 +45,8 @@ struct Line {
     connection: MultiplexedConnection,
     heard: UnboundedReceiver<Heard>,
     state: String,
+    /// The channel of its changes.
+    changes: String,
 }
 
 /// The change that was sent to the observer last.
@@ -58,10 +60,12 @@ struct Told {
 /// Watches the holder of `name`, from now on.
 pub(crate) async fn observe(server: &Server, name: &LockName) -> Result<HolderWatch, BackendError> {
     let state = server.keys.state(&Kind::Lock.named(name));
+    let database = server.settings.address().database();
+    let changes = server.keys.changes(name, database);
     let route = server.route.clone();
     let every = server.settings.session_ttl() / 3;
     let opening = async move {
-        let mut line = Line::open(route, state).await?;
+        let mut line = Line::open(route, state, changes).await?;
         let seen = line.look().await?;
         Ok::<_, BackendError>((line, seen))
     };
@@ -77,7 +81,7 @@ pub(crate) async fn observe(server: &Server, name: &LockName) -> Result<HolderWa
 }
 
 impl Line {
-    async fn open(route: Arc<Route>, state: String) -> Result<Self, BackendError> {
+    async fn open(route: Arc<Route>, state: String, changes: String) -> Result<Self, BackendError> {
         let (tell, heard) = unbounded_channel();
         let push = move |push: PushInfo| {
             let what = match &push.kind {
@@ -92,7 +96,7 @@ impl Line {
         };
         let location = route.find().await?;
         let mut connection = connect(&route, &location, push).await?;
-        subscribe(&route, &mut connection, &state)
+        subscribe(&route, &mut connection, &changes)
             .await
             .map_err(|error| failed(OBSERVING, error))?;
         Ok(Self {
@@ -101,6 +105,7 @@ impl Line {
             connection,
             heard,
             state,
+            changes,
         })
     }
 
@@ -109,10 +114,11 @@ impl Line {
             route,
             connection,
             state,
+            changes,
             ..
         } = self;
         let answer = INSPECT
-            .run_in(route.tag(), connection, &[state], &["watches"])
+            .run_in(route.tag(), connection, &[state], &[changes])
             .await
             .map_err(|error| failed(OBSERVING, error))?;
         inspection(Kind::Lock, answer).ok_or_else(|| unexpected(OBSERVING))

@@ -174,12 +174,16 @@ impl Server {
                 .arg("MATCH")
                 .arg(self.keys.lock_pattern())
                 .arg("COUNT")
-                .arg(1000);
+                .arg(1000)
+                // Other programs may have keys of other types below this prefix.
+                .arg("TYPE")
+                .arg("hash");
             let answer = self.send(LISTING, Call::Plain(&scan)).await?;
-            let (next, found): (String, Vec<String>) = redis::from_redis_value(answer.value)
+            let (next, found): (String, Vec<Vec<u8>>) = redis::from_redis_value(answer.value)
                 .map_err(|error| failed(LISTING, error.into()))?;
             // A state stays for a while after its last grant, so only an inspection shows whether there are holders.
-            for name in found.iter().filter_map(|key| self.keys.lock_name(key)) {
+            let keys = found.iter().filter_map(|key| std::str::from_utf8(key).ok());
+            for name in keys.filter_map(|key| self.keys.lock_name(key)) {
                 let found = self.inspect(Kind::Lock, &name).await?;
                 if found.held || !found.waiters.is_empty() {
                     names.push(name);

@@ -25,7 +25,8 @@
 //!    exclusive, and all owners ahead of it are so too, are of its session, and have smaller tokens: so they are granted
 //!    in the order of their tokens. The last token is at least that of the last such waiter.
 //! 6. **Nothing stays forever.** Every key has a time to live of an hour or two, which its users extend. The next
-//!    client that finds the leftovers of a crashed client removes them, or they expire.
+//!    client that finds the leftovers of a crashed client removes them, or they expire. Holders that share are looked for
+//!    in each hour.
 //! 7. **Dead sessions stay dead.** A session's key is set once, after its subscription. Later its time is only
 //!    extended, or it gets a later stamp. A key that is gone is never set again. A client deletes the key of its former
 //!    session when it opens a new one.
@@ -108,10 +109,10 @@ script!(BATCH meets sessions: concat!(
 script!(BREAK meets sessions: source!("place.lua" "break.lua"));
 script!(EVICT meets sessions: concat!(source!("place.lua" "evict.lua"), release!()));
 script!(INSPECT meets sessions: source!("grant.lua" "prelude.lua" "inspect.lua"));
-script!(OPEN: source!("open.lua"));
+script!(OPEN: source!("rights.lua" "open.lua"));
 script!(RAISE: source!("raise.lua"));
 script!(LOOK: source!("look.lua"));
-script!(PRIMARY: source!("primary.lua"));
+script!(PRIMARY: source!("rights.lua" "primary.lua"));
 
 impl Script {
     fn new(meets_sessions: bool, source: &str) -> Self {

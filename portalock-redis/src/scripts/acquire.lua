@@ -128,7 +128,8 @@ if waiting then
   if rank then behind = whole(rank) elseif queues and line_up() then behind = '0' end
 else
   if not must_wait then
-    if not fits(claim) then prune() end
+    read_clock()
+    if not fits(claim) or last < micros - micros % HOUR then prune() end
     if fits(claim) then
       grant(owner, claim)
       return claim.token

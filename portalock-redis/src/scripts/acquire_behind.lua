@@ -23,7 +23,7 @@ for i = 1, fields and #fields or 0, 2 do
   elseif field == 'waits' then
     waits = true
   elseif field == 'watched' then
-    is_watched = true
+    is_watched = fields[i + 1]
   else
     holder_name, holder = field, fields[i + 1]
     if field == owner then is_held = true end

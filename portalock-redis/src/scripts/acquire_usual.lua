@@ -21,10 +21,13 @@ if found then
 end
 
 -- Shared: all holders have the same shape as this owner, the owner fits too, and there are no waiters. The number of
--- holders is the number of fields of the state without the last token and the flag.
+-- holders is the number of fields of the state without the last token and the flag. The first grant in each hour of tokens
+-- reads them instead, in `acquire.lua`, to remove those that are dead.
 if found and not fields then
   watched = found[4]
-  if weight * (call('HLEN', state) - (watched and 1 or 0)) <= capacity then
+  read_clock()
+  local count = call('HLEN', state) - (watched and 1 or 0)
+  if weight * count <= capacity and tonumber(before) >= micros - micros % HOUR then
     local refused = refusal()
     if refused then return refused end
     local _, token = write_grant(tonumber(before), owner, asked, who, shape, '')

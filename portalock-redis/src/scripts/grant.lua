@@ -18,9 +18,9 @@
 -- observes:
 --   `waits`    is set when the queue gets its first waiter. It may stay when the queue is empty. If there is no last token,
 --              the state is new, and the flag may be missing.
---   `watched`  is set while there are observers. They subscribe to a channel with the name of the state, and set the
---              flag. The channel gets a message for each grant, and for each release that is not followed by a grant.
---              The first message that nobody receives removes the flag.
+--   `watched`  is set while there are observers: its value is the channel to which they have subscribed. The channel gets a
+--              message for each grant, and for each release that is not followed by a grant. The first message that nobody
+--              receives removes the flag.
 --
 -- Besides KEYS the scripts read the keys of the queue and of sessions in claims. In a cluster they are in the same slot,
 -- and no script runs while the slot moves: see `scripts.rs`.
@@ -73,7 +73,7 @@ end
 
 -- Tells the observers, or notices that there are none.
 local function tell_observers(message)
-  if call(PUBLISH, state, message) == 0 then call('HDEL', state, 'watched') end
+  if call(PUBLISH, watched, message) == 0 then call('HDEL', state, 'watched') end
 end
 
 -- The token after `before`, as a number and as text.

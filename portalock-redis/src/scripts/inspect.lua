@@ -1,13 +1,13 @@
 -- The holders and the waiters, without dead owners. This only reads, unless an observer asks.
 --
--- ARGV[1]  'watches' if an observer asks, which has subscribed to the channel: see the flags in `grant.lua`
+-- ARGV[1]  the channel to which an observer has subscribed, if one asks: see the flags in `grant.lua`
 --
 -- Answers {last token that was granted, the number of holders, owner, weight, token, since, who, ..., the same for the waiters}.
 
 find_queue()
 read(redis.call('HGETALL', state))
-if ARGV[1] == 'watches' and not watched then
-  call('HSET', state, 'watched', '1')
+if ARGV[1] and not watched then
+  call('HSET', state, 'watched', ARGV[1])
   -- A new key has no time to live.
   if call('PTTL', state) < 0 then call('PEXPIRE', state, 2 * KEPT) end
 end

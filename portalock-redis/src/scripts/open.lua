@@ -6,25 +6,20 @@
 -- The client subscribes before this script: so a `connected` session with a key and without a subscription has always
 -- ended.
 
--- Reports a missing permission before a lock depends on it. Inside a script, Redis 7 reports a missing permission as a
--- bare `ERR`; this check returns a code. Earlier versions have no such check.
-if redis.acl_check_cmd then
-  local key = KEYS[1]
-  for _, command in ipairs({
-    { 'GET', key }, { 'MGET', key }, { 'EXISTS', key }, { 'PEXPIRE', key, '1' }, { 'PEXPIREAT', key, '1' }, { 'PTTL', key },
-    { 'HGET', key, 'f' }, { 'HMGET', key, 'f' }, { 'HSET', key, 'f', 'v' }, { 'HSETNX', key, 'f', 'v' },
-    { 'HDEL', key, 'f' }, { 'HGETALL', key }, { 'HLEN', key },
-    { 'ZADD', key, '1', 'm' }, { 'ZREM', key, 'm' }, { 'ZRANGE', key, '0', '0' }, { 'ZREVRANK', key, 'm' },
-    { 'TIME' }, { PUBLISH, key, 'm' }, { 'PUBSUB', NUMSUB, key },
-  }) do
-    if not redis.acl_check_cmd(unpack(command)) then
-      return redis.error_reply('NOPERM this user has no permission for ' .. command[1])
-    end
-  end
-end
+-- A missing permission is reported before a lock depends on it.
+local key = KEYS[1]
+local refused = refusal({
+  { 'GET', key }, { 'MGET', key }, { 'EXISTS', key }, { 'SET', key, 'v' }, { 'DEL', key },
+  { 'PEXPIRE', key, '1' }, { 'PEXPIREAT', key, '1' }, { 'PTTL', key },
+  { 'HGET', key, 'f' }, { 'HMGET', key, 'f' }, { 'HSET', key, 'f', 'v' }, { 'HSETNX', key, 'f', 'v' },
+  { 'HDEL', key, 'f' }, { 'HGETALL', key }, { 'HLEN', key },
+  { 'ZADD', key, '1', 'm' }, { 'ZREM', key, 'm' }, { 'ZRANGE', key, '0', '0' }, { 'ZREVRANK', key, 'm' },
+  { 'TIME' }, { PUBLISH, key, 'm' }, { 'PUBSUB', NUMSUB, key },
+})
+if refused then return refused end
 
 for i = 2, #KEYS do
   redis.call('DEL', KEYS[i])
 end
-redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+redis.call('SET', key, ARGV[1], 'PX', ARGV[2])
 return '1'

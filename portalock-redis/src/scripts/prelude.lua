@@ -79,7 +79,7 @@ local function read(fields)
     if fields[i] == 'token' then
       last = number_of(fields[i + 1])
     elseif fields[i] == 'watched' then
-      watched = true
+      watched = fields[i + 1]
     elseif fields[i] ~= 'waits' then
       holders[fields[i]] = parse(fields[i + 1])
     end

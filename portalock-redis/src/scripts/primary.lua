@@ -13,17 +13,20 @@
 
 local KEPT = '2592000000' -- a month after the last connection
 
--- The same as in `open.lua`: inside a script, Redis 7 reports a missing permission as a bare `ERR`.
-if redis.acl_check_cmd and not redis.acl_check_cmd('INFO', 'server') then
-  return redis.error_reply('NOPERM this user has no permission for INFO')
-end
+local key = KEYS[1]
+local refused = refusal({
+  { 'INFO', 'server' }, { 'TIME' }, { 'GET', key }, { 'SET', key, 'v' }, { 'PEXPIRE', key, '1' },
+})
+if refused then return refused end
 
+-- As in `raise.lua`: this connection may be needed for a release, which frees memory.
+redis.call('PEXPIRE', key, KEPT)
 local info = redis.call('INFO', 'replication')
 local id = string.match(info, 'master_replid:(%x+)')
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 
-local known, since = string.match(redis.call('GET', KEYS[1]) or '', '^(%x+)|(%d+)$')
+local known, since = string.match(redis.call('GET', key) or '', '^(%x+)|(%d+)$')
 since = tonumber(since)
 if known ~= id or since == 0 then
   if since ~= 0 and string.find(info, 'second_repl_offset:-1', 1, true) then
@@ -37,6 +40,6 @@ if known ~= id or since == 0 then
 end
 -- If the clock was set back, the wait starts now, instead of when the clock has caught up.
 since = math.min(since, now)
-redis.call('SET', KEYS[1], id .. '|' .. string.format('%.0f', since), 'PX', KEPT)
+redis.call('SET', key, id .. '|' .. string.format('%.0f', since), 'PX', KEPT)
 if since == 0 then return 'unconfirmed' end
 return string.format('%.0f', math.max(since + ARGV[1] - now, 0))

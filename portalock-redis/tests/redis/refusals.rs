@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use portalock_core::{BackendError, BackendErrorKind, Broken, LockError};
+use portalock_core::{BackendError, BackendErrorKind, Broken, LockBackend, LockError};
 use portalock_redis::{RedisBackend, RedisSettings};
 use portalock_testkit::servers::{RedisOptions, RedisServer};
 
@@ -80,15 +80,25 @@ async fn a_user_without_permission_is_permission_denied() {
             "{user}: {error:?}"
         );
     }
-    // The permissions on the crate's front page are enough.
-    admin
-        .ask::<()>(&format!(
-            "ACL SETUSER least on >{SECRET} ~portalock/* &portalock/* -@all +eval +evalsha +subscribe +unsubscribe \
-             +publish +pubsub|numsub +ping +info +scan +wait +time +get +mget +exists +set +del +pexpire +pexpireat +pttl +hget +hmget \
-             +hset +hsetnx +hdel +hgetall +hlen +zadd +zrem +zrange +zrevrank +select"
-        ))
-        .await;
+    // The permissions on the crate's front page are enough. The session needs most of them.
+    let others = "+eval +ping +scan +wait +unsubscribe +select";
+    let needed = "+evalsha +subscribe +publish +pubsub|numsub +info +time +get +mget +exists +set +del +pexpire \
+        +pexpireat +pttl +hget +hmget +hset +hsetnx +hdel +hgetall +hlen +zadd +zrem +zrange +zrevrank";
     let url = format!("redis://least:{SECRET}@{}", server.addr());
+    let least =
+        format!("ACL SETUSER least on >{SECRET} ~portalock/* &portalock/* -@all {needed} {others}");
+    for right in needed.split(' ') {
+        admin
+            .ask::<()>(&least.replace(&format!("{right} "), ""))
+            .await;
+        let error = refused(&url).await;
+        assert_eq!(
+            error.kind(),
+            BackendErrorKind::PermissionDenied,
+            "{right}: {error:?}"
+        );
+    }
+    admin.ask::<()>(&least).await;
     let backend = connect(&url).await.unwrap();
     let held = lock(&backend, "a").acquire().await.unwrap();
     assert!(
@@ -115,6 +125,17 @@ async fn a_full_server_is_out_of_space_and_still_releases() {
     held.release().await.unwrap();
     admin.ask::<()>("CONFIG SET maxmemory 0").await;
     let _again = lock(&backend, "a").try_acquire().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_lock_is_released_over_a_new_connection_although_the_memory_is_full() {
+    let server = RedisServer::start().unwrap();
+    let backend = connect(&server.url()).await.unwrap();
+    let held = lock(&backend, "a").acquire().await.unwrap();
+    let mut admin = Admin::of(&server).await;
+    admin.ask::<()>("CONFIG SET maxmemory 1").await;
+    admin.ask::<u32>("CLIENT KILL TYPE normal SKIPME yes").await;
+    held.release().await.unwrap();
 }
 
 /// Only the session repeats the release, because the clean-up gives up after a refusal.
@@ -224,6 +245,25 @@ async fn databases_have_their_own_locks() {
     let _other = lock(&other, "a").try_acquire().await.unwrap();
     let mut admin = Admin::at(&format!("{}/5", server.url())).await;
     assert!(admin.keys().await.contains(&"portalock/lock/a".to_owned()));
+}
+
+/// Their channels are those of the whole server.
+#[tokio::test]
+async fn an_observer_hears_nothing_of_another_database() {
+    let server = RedisServer::start().unwrap();
+    let one = client(&server).await;
+    let other = connect(&format!("{}/5", server.url())).await.unwrap();
+    let name = lock(&one, "a").name().clone();
+    let mut watch = one.watch(&name).await.unwrap().unwrap();
+    let _others_watch = other.watch(&name).await.unwrap().unwrap();
+    let mut seen = async || {
+        let change = tokio::time::timeout(ENOUGH, watch.next()).await;
+        change.unwrap().unwrap()
+    };
+    assert_eq!(seen().await, None);
+    let _other = lock(&other, "a").acquire().await.unwrap();
+    let held = lock(&one, "a").acquire().await.unwrap();
+    assert_eq!(seen().await.unwrap().token, held.token());
 }
 
 #[tokio::test]

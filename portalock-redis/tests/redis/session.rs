@@ -164,6 +164,19 @@ async fn the_list_of_locks_is_whole_and_sorted_also_among_many_other_keys() {
 }
 
 #[tokio::test]
+async fn a_key_of_another_program_does_not_spoil_the_list() {
+    let server = RedisServer::start().unwrap();
+    let backend = client(&server).await;
+    let _held = lock(&backend, "a").acquire().await.unwrap();
+    let mut admin = Admin::of(&server).await;
+    admin.ask::<()>("SET portalock/lock/b text").await;
+    let not_text = r"redis.call('HSET', 'portalock/lock/\255', 'field', 'value')";
+    admin.ask_words::<()>(&["EVAL", not_text, "0"]).await;
+    let listed = backend.names().await.unwrap();
+    assert_eq!(listed, [lock(&backend, "a").name().clone()]);
+}
+
+#[tokio::test]
 async fn settings_reach_the_server() {
     let server = RedisServer::start().unwrap();
     let mut configured = settings(&server).with_prefix("billing").unwrap();

@@ -6,6 +6,8 @@ use super::{
 };
 use portalock_testkit::servers::RedisServer;
 
+const CHANGES: &str = "p/lock@0/a";
+
 #[tokio::test]
 async fn who_waits_in_a_queue_that_somebody_deletes_takes_a_place_again() {
     let server = RedisServer::start().unwrap();
@@ -75,10 +77,10 @@ async fn changes_are_published_while_there_are_observers() {
         for watched in [false, true] {
             if watched {
                 INSPECT
-                    .run(&mut client, &[STATE], &["watches"])
+                    .run(&mut client, &[STATE], &[CHANGES])
                     .await
                     .unwrap();
-                client.subscribe(STATE).await.unwrap();
+                client.subscribe(CHANGES).await.unwrap();
             }
             let _: () = ask(&mut client, &["CONFIG", "RESETSTAT"]).await;
             for owner in ["1", "2"] {
@@ -102,7 +104,7 @@ async fn changes_are_published_while_there_are_observers() {
             assert_eq!(published, expected, "{shape:?} {watched}");
         }
         // The first message that nobody receives removes the flag.
-        client.unsubscribe(STATE).await.unwrap();
+        client.unsubscribe(CHANGES).await.unwrap();
         attempt_for(&mut client, "a", "1", shape).await;
         release(&mut client, "1").await;
         let fields: Vec<String> = ask(&mut client, &["HKEYS", STATE]).await;
@@ -117,7 +119,7 @@ async fn an_observer_of_a_new_name_leaves_no_key_for_ever() {
     open(&mut client, "a").await;
     for _ in 0..2 {
         INSPECT
-            .run(&mut client, &[STATE], &["watches"])
+            .run(&mut client, &[STATE], &[CHANGES])
             .await
             .unwrap();
         let left: i64 = ask(&mut client, &["PTTL", STATE]).await;

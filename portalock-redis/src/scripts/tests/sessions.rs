@@ -2,7 +2,7 @@
 
 use super::{
     CONNECTED, KEPT, QUEUE, STATE, WAITERS, ask, attempt, attempt_of, attempt_with, connection,
-    open, open_as, raise, release,
+    holding, open, open_as, raise, release,
 };
 use portalock_testkit::servers::RedisServer;
 
@@ -117,4 +117,21 @@ async fn a_stamp_only_grows_and_brings_no_session_back() {
     }
     let left: u64 = ask(&mut client, &["PTTL", "p/session/a"]).await;
     assert!(left > 50_000, "{left} ms");
+}
+
+/// As long as all others fit too, they are only counted.
+#[tokio::test]
+async fn the_first_grant_in_an_hour_removes_the_dead_among_those_who_share() {
+    let server = RedisServer::start().unwrap();
+    let mut client = connection(&server).await;
+    let shape = ["1", "9"];
+    for session in ["a", "b"] {
+        open_as(&mut client, session, KEPT).await;
+        attempt_with(&mut client, session, session, shape, KEPT).await;
+    }
+    let _: () = ask(&mut client, &["DEL", "p/session/a"]).await;
+    let _: () = ask(&mut client, &["HSET", STATE, "token", "1|1|9"]).await;
+    let answer = attempt_with(&mut client, "b", "c", shape, KEPT).await;
+    assert_eq!(answer[0], "granted");
+    assert_eq!(holding(&mut client).await, ["b", "c"]);
 }
