@@ -62,15 +62,21 @@ impl Batch {
     /// Adds a request. `None` if the script doesn't do such a request, or not together with those that are here.
     pub(crate) fn add(&mut self, call: Call<'_>) -> Option<oneshot::Receiver<Answer>> {
         let (letter, state, owner) = match call {
-            Call::Script(script, &[state, session], &[owner, stamp, head, who, patience])
-                if std::ptr::eq(script, &raw const *ACQUIRE) =>
-            {
+            Call::Script(
+                script,
+                &[state, session],
+                &[owner, stamp, head, who, ref patience @ ..],
+            ) if std::ptr::eq(script, &raw const *ACQUIRE) => {
+                let letter = match patience {
+                    [] => QUEUES,
+                    ["once"] => ONCE,
+                    _ => return None,
+                };
                 let its = [session, stamp, head, who];
                 let attempts = self.attempts.get_or_insert_with(|| Attempts::new(its));
                 if attempts.words() != its {
                     return None;
                 }
-                let letter = if patience == "queues" { QUEUES } else { ONCE };
                 (letter, state, owner)
             }
             Call::Script(script, &[state], &[owner])
@@ -142,14 +148,10 @@ impl Batch {
                 head,
                 who,
             }) if part.letter != RELEASES => {
-                let patience = if part.letter == QUEUES {
-                    "queues"
-                } else {
-                    "once"
-                };
-                let arguments = [owner, stamp, head, who, patience];
+                let arguments = [owner, stamp, head, who, "once"];
+                let count = if part.letter == QUEUES { 4 } else { 5 };
                 ACQUIRE
-                    .run_in(tag, connection, &[state, session], &arguments)
+                    .run_in(tag, connection, &[state, session], &arguments[..count])
                     .await
             }
             _ => RELEASE.run_in(tag, connection, &[state], &[owner]).await,
@@ -238,7 +240,7 @@ impl Attempts {
 mod tests {
     use super::*;
 
-    const ATTEMPT: [&str; 5] = ["1.1", "kept|1", "a|3|3", "{}", "queues"];
+    const ATTEMPT: [&str; 5] = ["1.1", "kept|1", "a|3|3", "{}", "once"];
 
     fn add(batch: &mut Batch, state: &str, arguments: &[&str]) -> bool {
         let keys = [state, "p/session/a"];

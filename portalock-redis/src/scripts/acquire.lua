@@ -5,7 +5,7 @@
 -- ARGV[1]  owner
 -- ARGV[2]  the stamp of the session's key, as the client knew it when it sent this
 -- ARGV[3]  the beginning of the claim: session|weight|capacity   ARGV[4]  the holder, as JSON
--- ARGV[5]  'queues' to take a place in the queue                 ARGV[6]  'shares' if it is less than the capacity
+-- ARGV[5]  'once' to take no place in the queue                  ARGV[6]  'shares' if it is less than the capacity
 --
 -- Answers the token if it grants; or {'contended', how many wait behind, the claim of one owner in the way}, {'ended'},
 -- or {'stale', the session's current stamp}. If this owner has no place, the number behind is '-'. If it has a token
@@ -15,7 +15,7 @@ local refused = refusal()
 if refused then return refused end
 
 local session, shape, weight, capacity = string.match(asked, '^(%x+)|((%d+)|(%d+))$')
-local queues = ARGV[5] == 'queues'
+local queues = ARGV[5] ~= 'once'
 local claim = {
   session = session,
   shape = shape,

@@ -30,7 +30,7 @@ for i = 1, fields and #fields or 0, 2 do
   end
 end
 
-if last_token and holder and not is_held and ARGV[5] == 'queues' then
+if last_token and holder and not is_held and ARGV[5] ~= 'once' then
   local base, name = string.match(state, '^([^/]*/[^/]*)(.*)$')
   local queue, waiters = base .. '-queue' .. name, base .. '-waiters' .. name
   -- There are waiters: the last waiter soon checks all owners ahead, and this owner is the last waiter from now on.
@@ -54,7 +54,7 @@ if last_token and holder and not is_held and ARGV[5] == 'queues' then
     local is_next = not found and string.find(holder, with_token)
     if is_next and tail then is_next = string.find(call('HGET', waiters, tail) or '', with_token) end
     -- As in `acquire_free.lua`.
-    local is_simple = before and before < micros and before >= micros - micros % 3600000000
+    local is_simple = before and before < micros and before >= micros - micros % 1000000000
     if is_next and is_simple then token = now end
     local claim = asked .. '|' .. token .. '|' .. string.sub(now, 1, -4) .. '|' .. ARGV[4]
     -- Otherwise the owner has a place already.

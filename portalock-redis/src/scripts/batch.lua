@@ -18,14 +18,13 @@ local QUEUES, RELEASES = 113, 114
 local letters = ARGV[1]
 local size = #letters
 local session, stamp, head, who = KEYS[size + 1], ARGV[size + 2], ARGV[size + 3], ARGV[size + 4]
-local micros, now, claim = 0, '', nil
+local now, span, claim = '', '', nil
 if stamp and letter_of(stamp) == 107 and ask('GET', session) == stamp then -- `kept`
   local time = redis.call('TIME')
   now = time[1] .. string.sub('00000' .. time[2], -6)
-  micros = tonumber(now)
+  span = string.sub(now, 1, 7)
   claim = head .. '|' .. now .. '|' .. string.sub(now, 1, -4) .. '|' .. who
 end
-local hour = micros - micros % 3600000000
 
 local answers = { now }
 for i = 1, size do
@@ -35,8 +34,9 @@ for i = 1, size do
     is_done = ask('HLEN', state) == 2 and ask('HDEL', state, owner) == 1
   elseif claim then
     fields = ask('HGETALL', state)
-    local before = #fields == 2 and tonumber(fields[2])
-    if before and before < micros and before >= hour then
+    local before = #fields == 2 and fields[2]
+    -- As in `acquire_free.lua`.
+    if before and #before == #now and before < now and string.sub(before, 1, 7) == span then
       is_done = ask('HSET', state, 'token', now, owner, claim) == 1
     end
   end
@@ -45,7 +45,7 @@ for i = 1, size do
     if letter == RELEASES then
       answered, answer = pcall(release, { state }, { owner })
     else
-      local patience = letter == QUEUES and 'queues' or 'once'
+      local patience = letter ~= QUEUES and 'once' or nil
       local read = fields and #fields > 0 and fields
       answered, answer = pcall(acquire, { state, session }, { owner, stamp, head, who, patience, fields = read })
     end

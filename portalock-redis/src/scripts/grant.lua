@@ -85,10 +85,11 @@ end
 
 -- The state exists for at least an hour after the clock has passed its last token. A token is the clock or more. So
 -- when the key is gone, the clock alone is larger than every token that was granted, even if the clock was changed in
--- between. The first token in each hour of tokens sets the time to live to two hours; so at the other tokens, at least
--- one hour is left.
+-- between. The first token in each `SPAN` of tokens sets the time to live to two hours; so at the other tokens, at least
+-- one hour is left. Tokens of one span have the same first seven digits, so that texts can be compared.
+local SPAN = 1000000000
 local function outlive(before, last)
-  if before < last - last % HOUR then
+  if before < last - last % SPAN then
     call('PEXPIREAT', state, string.format('%.0f', math.floor(last / 1000) + 2 * KEPT))
   end
 end

@@ -25,7 +25,7 @@ if freed == 1 and left == 2 and found[2] then
     local now = time[1] .. string.sub('00000' .. time[2], -6)
     local micros, before = tonumber(now), tonumber(string.match(found[1] or '', '^%d+'))
     -- As in `acquire_free.lua`; or the waiter has its token already, and the last token stays as it is.
-    local is_simple = before and before < micros and before >= micros - micros % 3600000000
+    local is_simple = before and before < micros and before >= micros - micros % 1000000000
     if own ~= '' then is_simple = tonumber(own) <= (tonumber(found[1]) or 0) end
     if is_simple and stamp and (string.byte(stamp) == 107 or call('PUBSUB', NUMSUB, key)[2] > 0) then -- `kept`
       call('HDEL', waiters, first)

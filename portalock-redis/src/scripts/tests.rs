@@ -99,11 +99,8 @@ async fn attempt_once(
 ) -> Vec<String> {
     let own = format!("p/session/{session}");
     let head = format!("{session}|{weight}|{capacity}");
-    let queues = if queues { "queues" } else { "once" };
-    let mut arguments = vec![owner, stamp, &head, "{}", queues];
-    if weight != capacity {
-        arguments.push("shares");
-    }
+    let mut arguments = vec![owner, stamp, &head, "{}"];
+    arguments.extend(patience(queues, weight != capacity));
     let answer = ACQUIRE
         .run(connection, &[STATE, &own], &arguments)
         .await
@@ -111,6 +108,16 @@ async fn attempt_once(
     match answer {
         Value::BulkString(token) => vec!["granted".into(), String::from_utf8(token).unwrap()],
         answer => redis::from_redis_value(answer).unwrap(),
+    }
+}
+
+/// What the arguments of an attempt end with.
+fn patience(queues: bool, shares: bool) -> &'static [&'static str] {
+    match (queues, shares) {
+        (true, false) => &[],
+        (false, false) => &["once"],
+        (true, true) => &["queues", "shares"],
+        (false, true) => &["once", "shares"],
     }
 }
 

@@ -1,6 +1,6 @@
 //! Requests in one script: each has the effect and the answer that it has alone.
 
-use super::{KEPT, ask, connection, open_as, open_in_both, raise};
+use super::{KEPT, ask, connection, open_as, open_in_both, patience, raise};
 use crate::scripts::{ACQUIRE, BATCH, RELEASE};
 use portalock_testkit::servers::RedisServer;
 use redis::{Value, aio::MultiplexedConnection};
@@ -69,8 +69,9 @@ async fn alone(
         return RELEASE.run(connection, &[&state], &[owner]).await.unwrap();
     }
     let own = format!("{prefix}/session/{session}");
-    let queues = if *letter == 'q' { "queues" } else { "once" };
-    let arguments = [owner, stamp, &head(session), "{}", queues];
+    let head = head(session);
+    let mut arguments = vec![&**owner, stamp, &head, "{}"];
+    arguments.extend(patience(*letter == 'q', false));
     ACQUIRE
         .run(connection, &[&state, &own], &arguments)
         .await
@@ -274,13 +275,15 @@ async fn attempts_with_a_stale_stamp_are_refused_and_releases_are_not() {
 }
 
 #[tokio::test]
-async fn a_state_from_an_earlier_hour_lives_longer_with_its_new_token() {
+async fn a_state_of_an_earlier_span_lives_longer_and_the_clock_may_be_set_back() {
+    const SPAN: u64 = 1_000_000_000;
     let server = RedisServer::start().unwrap();
     let mut client = connection(&server).await;
     used(&mut client).await;
     let state = state("p", 0);
-    // An hour is 3,600,000,000 µs, and a state lives for one or two hours after its last token.
-    let earlier = (token(&mut client, 0).await - 3_600_000_000).to_string();
+    // Tokens of a span have the same first digits, and a state lives for one or two hours after its last token.
+    let last = token(&mut client, 0).await;
+    let earlier = (last - SPAN).to_string();
     ask::<()>(&mut client, &["HSET", &state, "token", &earlier]).await;
     ask::<()>(&mut client, &["PEXPIRE", &state, "60000"]).await;
     let requests = [request('q', 0, "1.1"), request('q', 1, "2.1")];
@@ -288,6 +291,13 @@ async fn a_state_from_an_earlier_hour_lives_longer_with_its_new_token() {
     assert!(answers.iter().all(is_granted), "{answers:?}");
     let left: i64 = ask(&mut client, &["PTTL", &state]).await;
     assert!(left > 3_600_000, "{left} ms");
+    // The clock was set back, by so little that the last token has the same first digits, and by more.
+    for later in [last + SPAN / 10, last + SPAN] {
+        together(&mut client, ("p", "a0", KEPT), &[request('r', 0, "1.1")]).await;
+        ask::<()>(&mut client, &["HSET", &state, "token", &later.to_string()]).await;
+        together(&mut client, ("p", "a0", KEPT), &[request('q', 0, "1.1")]).await;
+        assert_eq!(token(&mut client, 0).await, later + 1);
+    }
 }
 
 #[tokio::test]

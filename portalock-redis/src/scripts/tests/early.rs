@@ -1,6 +1,6 @@
 //! The paths that run before any definition have the effect that `acquire.lua` and `release.lua` have without them.
 
-use super::{KEPT, ask, connection, open_in_both};
+use super::{KEPT, ask, connection, open_in_both, patience};
 use crate::scripts::{ACQUIRE, Form, RELEASE, Script};
 use portalock_testkit::servers::RedisServer;
 use redis::{Value, aio::MultiplexedConnection};
@@ -12,7 +12,7 @@ const SESSIONS: [&str; 2] = ["a0", "b0"];
 const OF_ATTEMPTS: [(&str, &str); 4] = [
     ("if fields and #fields == 2 then", "if false then"),
     (
-        "if last_token and holder and not is_held and ARGV[5] == 'queues' then",
+        "if last_token and holder and not is_held and ARGV[5] ~= 'once' then",
         "if false then",
     ),
     ("if found and not fields then", "if false then"),
@@ -72,9 +72,8 @@ async fn serve(
         } => {
             let own = format!("{prefix}/session/{session}");
             let head = format!("{session}|{}|3", if *shares { 1 } else { 3 });
-            let queues = if *queues { "queues" } else { "once" };
-            let mut arguments = vec![&**owner, KEPT, &head, "{}", queues];
-            arguments.extend(shares.then_some("shares"));
+            let mut arguments = vec![&**owner, KEPT, &head, "{}"];
+            arguments.extend(patience(*queues, *shares));
             acquire
                 .run(client, &[&state, &own], &arguments)
                 .await

@@ -126,8 +126,8 @@ async fn a_grant_gives_tokens_to_the_neighbours_behind_it() {
 
 #[tokio::test]
 async fn a_token_is_never_given_again_whoever_gives_up_or_ends() {
-    /// The last microsecond of an hour, in the year 2223.
-    const LATE: u64 = 3_600_000_000 * 2_222_222 - 1;
+    /// The last microsecond of a span of tokens, in the year 2223.
+    const LATE: u64 = 8_000_000_000_000_000 - 1;
     let server = RedisServer::start().unwrap();
     let mut client = sessions(&server, &["a", "b"]).await;
     attempt(&mut client, "a", "1").await;
@@ -202,19 +202,20 @@ async fn a_grant_outside_of_a_release_changes_no_token() {
 
 #[tokio::test]
 async fn the_state_outlives_the_tokens_that_come_with_a_grant() {
-    const HOUR: u64 = 3_600_000_000;
+    /// The first microsecond of a span of tokens, in the year 2223.
+    const LATE: u64 = 8_000_000_000_000_000;
     let server = RedisServer::start().unwrap();
     let mut client = sessions(&server, &["a", "b"]).await;
     attempt(&mut client, "b", "1").await;
     for owner in ["2", "3"] {
         attempt(&mut client, "a", owner).await;
     }
-    // The next token is the last one of an hour, far ahead of the clock.
-    let last = (HOUR * 2_222_222 - 2).to_string();
+    // The next token is the last one of a span, far ahead of the clock.
+    let last = (LATE - 2).to_string();
     let _: () = ask(&mut client, &["HSET", STATE, "token", &last]).await;
     let _: () = ask(&mut client, &["PEXPIRE", STATE, "60000"]).await;
     release_to(&mut client, "1", None).await;
-    assert_eq!(last_token(&mut client).await, HOUR * 2_222_222);
+    assert_eq!(last_token(&mut client).await, LATE);
     let left: u64 = ask(&mut client, &["PTTL", STATE]).await;
     assert!(left > 3_600_000, "{left} ms");
 }
