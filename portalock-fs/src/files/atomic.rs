@@ -101,6 +101,8 @@ impl AtomicFile {
         let path = path.as_ref();
         let bad = |error| FsError::new("create", error).meaning(BAD_NAME).at(path);
         let anchored = std::path::absolute(path).map_err(bad)?;
+        // Without a slash at the end, which only a directory can have.
+        let anchored: PathBuf = anchored.components().collect();
         let (Some(parent), Some(_)) = (anchored.parent(), anchored.file_name()) else {
             return Err(bad(io::ErrorKind::InvalidInput.into()).into());
         };

@@ -35,6 +35,20 @@ fn appears_only_when_it_is_complete() {
     assert_eq!(names_in(dir.path()), ["report"]);
 }
 
+/// As in portalocker.
+#[test]
+fn a_slash_at_the_end_of_the_path_has_no_effect() {
+    let (dir, path) = place("report");
+    let with_slash = dir.path().join("report/");
+    open_atomic(&with_slash, |file| file.write_all(b"ours")).unwrap();
+    assert_eq!(fs::read_to_string(&path).unwrap(), "ours");
+    assert!(
+        open_atomic(&with_slash, |_| Ok(()))
+            .unwrap_err()
+            .is_exists()
+    );
+}
+
 #[test]
 fn never_replaces_a_file_that_was_there_before() {
     let (_dir, path) = place("report");
