@@ -349,6 +349,9 @@ async fn a_check_is_due_when_an_owner_ahead_may_be_dead() {
             (&due("u"), "0"),
             // One who waits fits when a person has removed a holder of a part.
             ("WITH all_of AS (DELETE FROM portalock.queue WHERE kind = 'lock' AND name = 'a' RETURNING 1) SELECT count(*)::text FROM all_of", "2"),
+            (&acquire("u", "one", 1), "granted"),
+            (&due("s"), "an hour"),
+            (&release("u", "one"), "true"),
             (&acquire("u", "six", 6), "granted"),
             (&due("s"), "an hour"),
             (&acquire("v", "four", 4), "granted"),

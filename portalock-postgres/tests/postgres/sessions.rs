@@ -14,7 +14,7 @@ fn look(owners: &str, kinds: &str, names: &str, columns: &str) -> String {
     )
 }
 
-const AGAIN: &str = "CASE WHEN again_in BETWEEN 1800000 AND 3600000 THEN 'an hour' ELSE coalesce(again_in::text, 'never') END";
+const AGAIN: &str = "CASE WHEN again_in BETWEEN 1800000 AND 3600000 THEN 'an hour' WHEN again_in BETWEEN 1000 AND 600000 THEN 'ten minutes' ELSE coalesce(again_in::text, 'never') END";
 
 #[tokio::test]
 async fn a_session_is_renewed_and_replaces_its_former() {
@@ -60,9 +60,9 @@ async fn a_session_is_renewed_and_replaces_its_former() {
 async fn a_check_finds_its_own_claims_only() {
     let (_server, admin) = with_sessions().await;
     let asks = look(
-        "h,h,h,none,p,q,part",
-        "lock,semaphore,lock,lock,lock,lock,lock",
-        "c,c,a,c,a,a,d",
+        "h,h,h,none,p,o,q,part",
+        "lock,semaphore,lock,lock,lock,lock,lock,lock",
+        "c,c,a,c,a,a,a,d",
         "array_to_string(owners, ' ') || ' ' || array_to_string(tokens, ' ', '?')",
     );
     let asks = format!("SELECT regexp_replace(t, '[0-9]{{16}}', 'token', 'g') FROM ({asks}) t (t)");
@@ -85,6 +85,13 @@ async fn a_check_finds_its_own_claims_only() {
             (&acquire("t", "q", 10), "queued o"),
             (&asks, "h p part token ? token"),
             (&again, "an hour"),
+            (&hold("x", "e", "sooner", 10), "granted"),
+            (
+                "UPDATE portalock.sessions SET expires = clock_timestamp() + interval '10 min' WHERE id = 'x' RETURNING 'set'",
+                "set",
+            ),
+            (&hold("s", "e", "next", 10), "queued"),
+            (&again, "ten minutes"),
         ],
     )
     .await;
@@ -187,8 +194,7 @@ async fn a_burial_ends_the_claims_of_a_dead_session() {
 async fn a_clean_up_removes_what_nobody_needs() {
     let (server, admin) = with_sessions().await;
     let clean = "SELECT portalock.clean(1)::text";
-    let names =
-        "SELECT string_agg(name, ' ' ORDER BY name) FROM portalock.names WHERE name LIKE 'n%'";
+    let names = "SELECT string_agg(name, ' ' ORDER BY name) FROM portalock.names WHERE name LIKE 'n%' AND kind = 'lock'";
     let expires = |later: &str| {
         format!(
             "UPDATE portalock.sessions SET expires = clock_timestamp() + interval '{later}' WHERE id = 'x' RETURNING 'set'"
@@ -201,6 +207,7 @@ async fn a_clean_up_removes_what_nobody_needs() {
             "SELECT portalock.acquire('s', 0, 'lock', '{name}', '{name}', {weight}, 10, true, '{{}}')::json->>'outcome'"
         )
     };
+    let left = "SELECT count(*)::text FROM portalock.claims WHERE session = 'x'";
     let free =
         |name: &str| format!("SELECT portalock.release('s', 'lock', '{name}', '{name}')::text");
     run(
@@ -216,6 +223,10 @@ async fn a_clean_up_removes_what_nobody_needs() {
             (&hold("n5", 10), "granted"),
             (&free("n5"), "true"),
             (hour, "4"),
+            (
+                "SELECT portalock.acquire('s', 0, 'semaphore', 'n3', 'part', 1, 10, true, '{}')::json->>'outcome'",
+                "granted",
+            ),
             (&acquire("x", "o", 10), "granted"),
             (&acquire("t", "p", 10), "queued o"),
         ],
@@ -260,6 +271,21 @@ async fn a_clean_up_removes_what_nobody_needs() {
             ),
             (clean, "0"),
             (&hold("n1", 10), "granted"),
+            // A lock and a semaphore of one name.
+            (
+                "SELECT portalock.open_session('x', 3600000, '{}', false)::text",
+                "",
+            ),
+            (
+                "SELECT count(portalock.acquire('x', 0, kind, 'n6', kind, 10, 10, true, '{}'))::text
+                 FROM unnest('{lock,semaphore}'::text[]) kind",
+                "2",
+            ),
+            (&expires("-61 s"), "set"),
+            (clean, "1"),
+            (left, "1"),
+            (clean, "1"),
+            (left, "0"),
         ],
     )
     .await;
