@@ -91,7 +91,7 @@
 //! the same time share a script, up to 32 at once. One more holder of a shared lock costs the
 //! same, because the script counts the holders instead of reading them, as long as all of them asked for the same. It reads
 //! all holders of the name, 3 ms for each thousand, in four cases: their requests differ, as with permits of a semaphore;
-//! somebody waits; no more holders fit; or it is the first grant in an hour, which removes those that crashed. Other names cost nothing. With each refresh a session checks whether its locks
+//! somebody asks while others wait; no more holders fit; or it is the first grant in an hour, which removes those that crashed. Other names cost nothing. With each refresh a session checks whether its locks
 //! still exist: 500 of them at a time, or as many as it takes to check each within ten minutes. A held lock takes half a
 //! kilobyte at the server and less than one at the client.
 //!

@@ -248,6 +248,31 @@ async fn who_shares_with_its_like_reads_none_of_them() {
     assert!(!calls.contains("cmdstat_hgetall:"), "{calls}");
 }
 
+/// The waiter wants all, and waits for the last; or it wants as much as each of the others.
+#[tokio::test]
+async fn who_releases_next_to_others_reads_none_of_them() {
+    let server = RedisServer::start().unwrap();
+    let mut client = connection(&server).await;
+    open(&mut client, "a").await;
+    for (shape, after_each) in [
+        (["3", "3"], [&["2", "3"] as &[_], &["3"], &["4"]]),
+        (["1", "3"], [&["2", "3", "4"], &["3", "4"], &["4"]]),
+    ] {
+        for owner in ["1", "2", "3"] {
+            attempt_for(&mut client, "a", owner, ["1", "3"]).await;
+        }
+        attempt_for(&mut client, "a", "4", shape).await;
+        let _: () = ask(&mut client, &["CONFIG", "RESETSTAT"]).await;
+        for (owner, left) in ["1", "2", "3"].into_iter().zip(after_each) {
+            release(&mut client, owner).await;
+            assert_eq!(holding(&mut client).await, left);
+        }
+        let calls: String = ask(&mut client, &["INFO", "commandstats"]).await;
+        assert!(!calls.contains("cmdstat_hgetall:"), "{calls}");
+        release(&mut client, "4").await;
+    }
+}
+
 #[tokio::test]
 async fn a_dead_holder_is_not_waited_for() {
     let server = RedisServer::start().unwrap();

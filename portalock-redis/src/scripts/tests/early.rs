@@ -29,7 +29,7 @@ const OF_RELEASES: [(&str, &str); 3] = [
         "",
     ),
     (
-        "if freed == 1 and left == 2 and found[2] then",
+        "if freed == 1 and found[2] and not found[3] then",
         "if false then",
     ),
 ];
