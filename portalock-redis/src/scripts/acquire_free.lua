@@ -15,8 +15,9 @@ if fields and #fields == 2 then
     local now = time[1] .. (#time[2] == 6 and time[2] or string.sub('00000' .. time[2], -6))
     local before = fields[2]
     -- The clock has passed the last token, in the same `SPAN`: then `write_grant` does no more than this. The texts are
-    -- compared, because numbers of 16 digits take long to read.
-    if #before == #now and before < now and string.sub(before, 1, 7) == string.sub(now, 1, 7) then
+    -- compared, because numbers of 16 digits take long to read. A text between the first digits of another one and all of
+    -- it begins with these digits.
+    if #before == #now and before < now and before > string.sub(now, 1, 7) then
       call('HSET', state, 'token', now, ARGV[1], ARGV[3] .. '|' .. now .. '|' .. string.sub(now, 1, -4) .. '|' .. ARGV[4])
       return now
     end

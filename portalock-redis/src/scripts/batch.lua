@@ -36,7 +36,7 @@ for i = 1, size do
     fields = ask('HGETALL', state)
     local before = #fields == 2 and fields[2]
     -- As in `acquire_free.lua`.
-    if before and #before == #now and before < now and string.sub(before, 1, 7) == span then
+    if before and #before == #now and before < now and before > span then
       is_done = ask('HSET', state, 'token', now, owner, claim) == 1
     end
   end
