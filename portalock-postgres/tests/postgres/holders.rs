@@ -71,8 +71,10 @@ async fn a_fence_keeps_the_claim_until_the_commit() {
             ],
         )
         .await;
-        let late = writer.batch_execute(&fence).await.unwrap_err();
-        assert_eq!(late.code().map(SqlState::code), Some("PL001"));
+        // At once, and not only at the commit.
+        let late = writer.batch_execute(&format!("BEGIN; {fence}")).await;
+        assert_eq!(late.unwrap_err().code().map(SqlState::code), Some("PL001"));
+        writer.batch_execute("ROLLBACK").await.unwrap();
     }
 }
 
