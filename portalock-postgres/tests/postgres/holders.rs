@@ -1,5 +1,7 @@
 //! What the functions about a name's holder answer, statement by statement: fences, breaks and observers.
 
+use portalock_postgres::tokio_postgres::error::SqlState;
+
 use crate::steps::{CLAIMS, EXPIRE, acquire, release, run, with_sessions};
 
 /// Whether an owner holds with the token of the lock `a`, or with the next one: both ways to ask must agree.
@@ -40,6 +42,40 @@ async fn an_owner_holds_its_name_with_its_token() {
         ],
     )
     .await;
+}
+
+/// From the check at the commit on, the claim can't be released, whether it holds the whole name or a part.
+#[tokio::test]
+async fn a_fence_keeps_the_claim_until_the_commit() {
+    let (server, admin) = with_sessions().await;
+    let writer = server.admin().await;
+    let token = "SELECT token FROM portalock.names WHERE name = 'a' AND kind = 'lock'";
+    let fence = format!("SELECT portalock.ensure_held('o/lock/a', ({token}))");
+    for weight in [10, 1] {
+        run(&admin, &[(&acquire("s", "o", weight), "granted")]).await;
+        let commits = format!("BEGIN; {fence}; SET CONSTRAINTS ALL IMMEDIATE");
+        writer.batch_execute(&commits).await.unwrap();
+        admin
+            .batch_execute("SET lock_timeout = '20ms'")
+            .await
+            .unwrap();
+        let waits = admin.batch_execute(&release("s", "o")).await.unwrap_err();
+        assert_eq!(waits.code(), Some(&SqlState::LOCK_NOT_AVAILABLE));
+        admin.batch_execute("RESET lock_timeout").await.unwrap();
+        writer.batch_execute("COMMIT").await.unwrap();
+        run(
+            &admin,
+            &[
+                ("SELECT count(*)::text FROM portalock.fences", "0"),
+                (&release("s", "o"), "true"),
+            ],
+        )
+        .await;
+        // At once, and not only at the commit.
+        let late = writer.batch_execute(&format!("BEGIN; {fence}")).await;
+        assert_eq!(late.unwrap_err().code().map(SqlState::code), Some("PL001"));
+        writer.batch_execute("ROLLBACK").await.unwrap();
+    }
 }
 
 #[tokio::test]
@@ -100,6 +136,7 @@ async fn observers_are_told_of_the_living_holder_of_the_whole_name() {
             (since, "true"),
             (EXPIRE, "expired"),
             (state, ""),
+            (&observe("x", 1), "false"),
             (&acquire("s", "p", 1), "granted"),
             (state, ""),
             (&release("s", "p"), "true"),

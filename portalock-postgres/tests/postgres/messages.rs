@@ -67,6 +67,24 @@ async fn waiters_and_observers_are_told() {
     let (server, admin) = with_sessions().await;
     let listener = Listener::of(&server, &["s", "t", "u"]).await;
     let observe = "SELECT portalock.observe('u', 7, 'lock', 'a')::text";
+    // Nothing happens to these.
+    run(
+        &admin,
+        &[
+            (
+                "SELECT portalock.observe('t', 8, 'semaphore', 'a')::text",
+                "true",
+            ),
+            (
+                "SELECT portalock.observe('t', 9, 'lock', 'b')::text",
+                "true",
+            ),
+        ],
+    )
+    .await;
+    listener
+        .heard(&["t: holder 8 other 1 other", "t: holder 9 other 3 other"])
+        .await;
     run(
         &admin,
         &[(observe, "true"), (&acquire("s", "o", 10), "granted")],
