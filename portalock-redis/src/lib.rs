@@ -91,9 +91,10 @@
 //! the same time share a script, up to 32 at once. One more holder of a shared lock costs the
 //! same, because the script counts the holders instead of reading them, as long as all of them asked for the same. It reads
 //! all holders of the name, 3 ms for each thousand, in four cases: their requests differ, as with permits of a semaphore;
-//! somebody asks while others wait; no more holders fit; or it is the first grant in an hour, which removes those that crashed. Other names cost nothing. With each refresh a session checks whether its locks
-//! still exist: 500 of them at a time, or as many as it takes to check each within ten minutes. A held lock takes half a
-//! kilobyte at the server and less than one at the client.
+//! somebody asks while others wait; no more holders fit; or it is the first grant in an hour, which removes those that
+//! crashed. Other names cost nothing. With each refresh a session checks whether its locks still exist: 500 of them at a
+//! time, or as many as it takes to check each within ten minutes. A held lock takes half a kilobyte at the server and less
+//! than one at the client.
 //!
 //! An [observer](portalock_core::Observer) of an election has its own connection. While it observes, each grant costs a
 //! `PUBLISH`, and so does each release without a waiter.
@@ -107,8 +108,8 @@
 //!   live, so the `volatile-*` policies evict them too.
 //! - A user with this ACL, for the default prefix: `~portalock/* &portalock/* +eval +evalsha +subscribe +unsubscribe
 //!   +publish +pubsub|numsub +ping +info +scan +wait +time +get +mget +exists +set +del +pexpire +pexpireat +pttl +hget +hmget +hset
-//!   +hsetnx +hdel +hgetall +hlen +zadd +zrem +zrange +zrevrank +select`. If the scripts lack one of them, the session fails to open with
-//!   [`PermissionDenied`](portalock_core::BackendErrorKind::PermissionDenied). Every user with this ACL may also
+//!   +hsetnx +hdel +hgetall +hlen +zadd +zrem +zrange +zrevrank +select`. If the scripts lack one of them, the session fails to
+//!   open with [`PermissionDenied`](portalock_core::BackendErrorKind::PermissionDenied). Every user with this ACL may also
 //!   break locks. At sentinels: `+sentinel|master +sentinel|get-master-addr-by-name`.
 //! - In a cluster: `~{portalock}/* ~{portalock-*}/* &{portalock-*}/*` instead of the first two, `+ssubscribe +sunsubscribe
 //!   +spublish +pubsub|shardnumsub` instead of the commands without `s` and `shard`, and in addition `+cluster|nodes

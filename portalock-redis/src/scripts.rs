@@ -30,12 +30,11 @@
 //! 7. **Dead sessions stay dead.** A session's key is set once, after its subscription. Later its time is only
 //!    extended, or it gets a later stamp. A key that is gone is never set again. A client deletes the key of its former
 //!    session when it opens a new one.
-//! 8. **No waiter is forgotten.** A script that frees something serves the queue, unless others hold next to whom the first
-//!    waiter does not fit. A waiter that is granted the lock
-//!    gets a message, and asks the server when it may have missed the message. While there are waiters, the state has
-//!    the flag `waits`, without which a release serves nobody. The last waiter has always been told
-//!    that it is the last, by an answer or a message, and it checks often whether the holders are alive. The other
-//!    waiters check from time to time, also whether the last waiter is alive.
+//! 8. **No waiter is forgotten.** A script that frees something serves the queue, unless others hold and the first waiter
+//!    wants all. A waiter that is granted the lock gets a message, and asks the server when it may have missed the
+//!    message. While there are waiters, the state has the flag `waits`, without which a release serves nobody. The last
+//!    waiter has always been told that it is the last, by an answer or a message, and it checks often whether the holders
+//!    are alive. The other waiters check from time to time, also whether the last waiter is alive.
 
 //!
 //! # In a cluster

@@ -350,10 +350,14 @@ impl Server {
         let was_next = self.queue.first().is_some_and(|place| place.0 == owner);
         self.holders.retain(|claim| claim.0 != owner);
         self.queue.retain(|place| place.0 != owner);
+        // One that wants all waits for the others. Whether they live, the next check finds out.
+        let first = self.queue.first();
+        let waits = first.is_some_and(|place| rules.weight(place.0) == CAPACITY);
+        let passes_on = held && !(waits && self.holders.first().is_some());
         let serves = match rules.flaw {
             Flaw::ServesNobody => false,
-            Flaw::CancelServesNobody => held,
-            _ => held || was_next,
+            Flaw::CancelServesNobody => passes_on,
+            _ => passes_on || was_next,
         };
         if serves {
             self.serve(None, next, rules, told);
