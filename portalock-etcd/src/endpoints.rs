@@ -85,6 +85,7 @@ impl Endpoints {
         let (start, timeout) = (Instant::now(), self.settings.request_timeout);
         let share = timeout / u32::try_from(members).unwrap_or(u32::MAX);
         let mut fresh_login = false;
+        let mut temporary = None;
         let mut tries = 0;
         // A single member is tried twice, the second time on a new connection: the old one may have ended with a
         // restart.
@@ -120,9 +121,13 @@ impl Endpoints {
                     } else {
                         tries += 1;
                     }
+                    // If one member failed only for now, a later call may succeed, whatever is wrong with the others.
+                    let earlier = temporary.take().filter(|_| !error.is_retryable());
+                    let error = earlier.unwrap_or(error);
                     if tries >= most || start.elapsed() >= timeout {
                         break Err(error);
                     }
+                    temporary = Some(error).filter(BackendError::is_retryable);
                 }
                 // A change of users can make a token invalid; etcd reports this with the code for an invalid request.
                 BackendErrorKind::PermissionDenied

@@ -35,12 +35,15 @@ async fn refused(settings: EtcdSettings) -> BackendError {
     error
 }
 
+/// The address of a member that is down.
+fn nobody() -> String {
+    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    nobody.local_addr().unwrap().to_string()
+}
+
 #[tokio::test]
 async fn nobody_at_the_address() {
-    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = nobody.local_addr().unwrap().to_string();
-    drop(nobody);
-    let error = refused(EtcdSettings::new([address]).unwrap()).await;
+    let error = refused(EtcdSettings::new([nobody()]).unwrap()).await;
     assert_eq!(error.kind(), BackendErrorKind::Unavailable);
 }
 
@@ -180,6 +183,25 @@ async fn a_member_whose_certificate_is_not_trusted_is_passed_over() {
     let client = EtcdBackend::with_settings(settings.unwrap()).await.unwrap();
     let guard = Lock::new(client, "a").unwrap().acquire().await.unwrap();
     guard.release().await.unwrap();
+}
+
+/// The member that is down may have a good certificate.
+#[cfg(feature = "tls")]
+#[tokio::test]
+async fn a_certificate_that_is_not_trusted_is_no_refusal_while_another_member_is_down() {
+    let dirs = [(); 2].map(|()| tempfile::tempdir().unwrap());
+    let (other, _) = with_own_certificate(dirs[0].path());
+    let trusted = dirs[1].path().join("trusted.pem");
+    let signed = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
+    std::fs::write(&trusted, signed.cert.pem()).unwrap();
+    let (down, untrusted) = (format!("https://{}", nobody()), other.endpoints().remove(0));
+    for endpoints in [[&down, &untrusted], [&untrusted, &down]] {
+        let mut tls = EtcdTls::default();
+        tls.ca_file = Some(trusted.clone());
+        let settings = EtcdSettings::new(endpoints).unwrap().with_tls(tls).unwrap();
+        let error = refused(settings).await;
+        assert_eq!(error.kind(), BackendErrorKind::Unavailable, "{error:?}");
+    }
 }
 
 #[cfg(feature = "tls")]

@@ -6,7 +6,7 @@
 
 find_queue()
 read(redis.call('HGETALL', state))
-if ARGV[1] and not watched then
+if ARGV[1] and watched ~= ARGV[1] then
   call('HSET', state, 'watched', ARGV[1])
   -- A new key has no time to live.
   if call('PTTL', state) < 0 then call('PEXPIRE', state, 2 * KEPT) end

@@ -112,6 +112,20 @@ async fn changes_are_published_while_there_are_observers() {
     }
 }
 
+/// A database that was loaded or swapped into another one has the flags of the former observers.
+#[tokio::test]
+async fn an_observer_replaces_the_channel_of_another_database() {
+    let server = RedisServer::start().unwrap();
+    let mut client = connection(&server).await;
+    let _: () = ask(&mut client, &["HSET", STATE, "watched", "p/lock@5/a"]).await;
+    INSPECT
+        .run(&mut client, &[STATE], &[CHANGES])
+        .await
+        .unwrap();
+    let channel: String = ask(&mut client, &["HGET", STATE, "watched"]).await;
+    assert_eq!(channel, CHANGES);
+}
+
 #[tokio::test]
 async fn an_observer_of_a_new_name_leaves_no_key_for_ever() {
     let server = RedisServer::start().unwrap();
