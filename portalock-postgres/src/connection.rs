@@ -20,8 +20,8 @@ use tokio_postgres::{
 use crate::{
     PostgresSettings,
     answer::Standing,
-    error::{ends_connection, failed, not_connected, timed_out},
-    tls,
+    error::{ends_connection, failed, not_connected, timed_out, wrong_version},
+    schema, tls,
 };
 
 /// The oldest server that has every feature this crate uses.
@@ -70,13 +70,16 @@ impl Connection {
             let driver = Driver(tokio::spawn(drive(messages, hear, ended)).abort_handle());
             let set_up = set_up(settings.request_timeout);
             // The requests are pipelined: none of them waits for another's answer.
-            let ((), acquire, release) = try_join3(
+            let prepared = try_join3(
                 client.batch_execute(&set_up),
                 client.prepare("SELECT portalock.acquire($1, $2, $3, $4, $5, $6, $7, $8, $9)"),
                 client.prepare("SELECT portalock.release($1, $2, $3, $4)"),
             )
-            .await
-            .map_err(|error| failed(CONNECTING, error))?;
+            .await;
+            let ((), acquire, release) = match prepared {
+                Ok(prepared) => prepared,
+                Err(error) => return Err(not_set_up(&client, error).await),
+            };
             Ok(Self {
                 client,
                 acquire,
@@ -239,6 +242,16 @@ fn set_up(request_timeout: Duration) -> String {
          SELECT set_config('idle_session_timeout', '0', false)
          WHERE current_setting('idle_session_timeout', true) IS NOT NULL;"
     )
+}
+
+/// The failure of the first statements. Another version of the schema has other functions, so it is named first.
+async fn not_set_up(client: &Client, error: Error) -> BackendError {
+    match schema::present(client).await {
+        Ok(found) if found != 0 && found != schema::VERSION => {
+            wrong_version(found, schema::VERSION)
+        }
+        _ => failed(CONNECTING, error),
+    }
 }
 
 fn check(version: Option<&str>, encoding: Option<&str>) -> Result<(), BackendError> {

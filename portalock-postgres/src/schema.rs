@@ -145,7 +145,7 @@ async fn upgrade(client: &Client) -> Result<i32, Error> {
 }
 
 /// The version of the existing schema; 0 if there is none.
-async fn present(client: &Client) -> Result<i32, Error> {
+pub(crate) async fn present(client: &Client) -> Result<i32, Error> {
     let exists = client
         .query_one(
             "SELECT to_regprocedure('portalock.version()') IS NOT NULL",

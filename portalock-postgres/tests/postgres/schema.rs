@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use portalock_core::{Lock, LockBackend};
+use portalock_core::{BackendErrorKind, Lock, LockBackend};
 use portalock_postgres::{PostgresBackend, migrate, schema_sql};
 use portalock_testkit::servers::PostgresOptions;
 
@@ -126,6 +126,9 @@ async fn what_is_held_and_wanted_is_taken_over() {
              COMMIT"
         ))
         .await;
+    let early = PostgresBackend::with_settings(server.settings()).await;
+    let error = early.unwrap_err();
+    assert_eq!(error.kind(), BackendErrorKind::Misconfigured, "{error}");
     migrate(&server.settings()).await.unwrap();
     let admin = server.admin().await;
     let text = async |sql: &str| -> String { admin.query_one(sql, &[]).await.unwrap().get(0) };
@@ -176,11 +179,9 @@ async fn an_earlier_version_is_upgraded() {
              INSERT INTO portalock.tokens VALUES ('lock', 'a', 7); COMMIT"
         ))
         .await;
-    let early = portalock_postgres::PostgresBackend::with_settings(server.settings()).await;
-    assert_eq!(
-        early.unwrap_err().kind(),
-        portalock_core::BackendErrorKind::Misconfigured
-    );
+    let early = PostgresBackend::with_settings(server.settings()).await;
+    let error = early.unwrap_err();
+    assert_eq!(error.kind(), BackendErrorKind::Misconfigured, "{error}");
     migrate(&server.settings()).await.unwrap();
     let lock = Lock::new(server.client().await, "a").unwrap();
     let seen = lock.inspect().await.unwrap();

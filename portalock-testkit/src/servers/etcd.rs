@@ -13,7 +13,7 @@ use tempfile::TempDir;
 use super::{
     ServerIdentity,
     directory::directory,
-    free_port::free_port,
+    free_port::{Port, free_port},
     process::{Program, ServerProcess, StartError},
 };
 
@@ -118,7 +118,8 @@ pub struct EtcdServer {
 #[derive(Debug)]
 struct Member {
     endpoint: String,
-    port: u16,
+    /// For clients, and for the other members.
+    ports: [Port; 2],
     data: PathBuf,
     arguments: Vec<OsString>,
     process: Mutex<Option<ServerProcess>>,
@@ -148,7 +149,7 @@ impl EtcdServer {
     ///
     /// If there is no such member. This applies to all methods with a member's number.
     pub fn port(&self, member: usize) -> u16 {
-        self.members[member].port
+        self.members[member].ports[0].number
     }
 
     /// The number of members, running or not.
@@ -251,10 +252,10 @@ impl EtcdServer {
         let mut peers = Vec::new();
         for number in 0..options.members {
             let ports = [free_port()?, free_port()?];
-            peers.push(format!("http://127.0.0.1:{}", ports[1]));
+            peers.push(format!("http://127.0.0.1:{}", ports[1].number));
             members.push(Member {
-                endpoint: format!("{scheme}://127.0.0.1:{}", ports[0]),
-                port: ports[0],
+                endpoint: format!("{scheme}://127.0.0.1:{}", ports[0].number),
+                ports,
                 data: dir.path().join(number.to_string()),
                 arguments: Vec::new(),
                 process: Mutex::new(None),

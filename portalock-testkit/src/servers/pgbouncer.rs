@@ -9,7 +9,7 @@ use tempfile::TempDir;
 
 use super::{
     directory::directory,
-    free_port::free_port,
+    free_port::{Port, free_port},
     postgres::PostgresServer,
     process::{Program, ServerProcess, StartError},
 };
@@ -25,7 +25,7 @@ const PROGRAM: Program = Program {
 pub struct Pooler {
     // Declared before the directory: the pooler must be gone when that is removed.
     _process: ServerProcess,
-    port: u16,
+    port: Port,
     _dir: TempDir,
 }
 
@@ -44,9 +44,10 @@ impl Pooler {
         let file = dir.path().join("pgbouncer.ini");
         let mut text = format!(
             "[databases]\n* = host=127.0.0.1 port={}\n\
-             [pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\nunix_socket_dir =\n\
+             [pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {}\nunix_socket_dir =\n\
              auth_type = trust\nauth_file = {}\n",
             server.port(),
+            port.number,
             users.display(),
         );
         for (name, value) in settings {
@@ -71,7 +72,7 @@ impl Pooler {
 
     /// Its address: `127.0.0.1:port`.
     pub fn addr(&self) -> SocketAddr {
-        (Ipv4Addr::LOCALHOST, self.port).into()
+        (Ipv4Addr::LOCALHOST, self.port.number).into()
     }
 
     /// The superuser's URL through the pooler.

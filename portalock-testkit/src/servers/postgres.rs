@@ -18,7 +18,7 @@ use self::installation::{Installation, copy_data};
 use super::{
     ServerIdentity,
     directory::{directory, on_disk},
-    free_port::free_port,
+    free_port::{Port, free_port},
     process::{Program, ServerProcess, StartError},
 };
 
@@ -165,7 +165,7 @@ pub struct PostgresServer {
     // Declared before the directory: the server must be gone when that is removed.
     process: Option<ServerProcess>,
     options: PostgresOptions,
-    port: u16,
+    port: Port,
     installed: Installation,
     dir: TempDir,
 }
@@ -195,7 +195,7 @@ impl PostgresServer {
         self.restart()?;
         let primary = format!(
             "primary_conninfo = 'host=127.0.0.1 port={} user={SUPERUSER}'\n",
-            self.port
+            self.port.number
         );
         fs::write(data.join("postgresql.auto.conf"), primary)
             .and_then(|()| fs::write(data.join("standby.signal"), ""))
@@ -212,19 +212,21 @@ impl PostgresServer {
         let mut server = Self {
             process: None,
             options,
-            port: 0,
+            port: free_port()?,
             installed,
             dir,
         };
         let mut attempts = 0;
         loop {
             attempts += 1;
-            server.port = free_port()?;
             match server.restart() {
                 Ok(()) => return Ok(server),
-                // Somebody may have taken the port meanwhile.
+                // Another program may have taken the port meanwhile.
                 Err(StartError::Ended { log, .. })
-                    if log.contains("could not bind") && attempts < PORT_ATTEMPTS => {}
+                    if log.contains("could not bind") && attempts < PORT_ATTEMPTS =>
+                {
+                    server.port = free_port()?;
+                }
                 Err(error) => return Err(error),
             }
         }
@@ -232,12 +234,12 @@ impl PostgresServer {
 
     /// The port on 127.0.0.1. It stays the same over restarts.
     pub fn port(&self) -> u16 {
-        self.port
+        self.port.number
     }
 
     /// Its address: `127.0.0.1:port`.
     pub fn addr(&self) -> SocketAddr {
-        (Ipv4Addr::LOCALHOST, self.port).into()
+        (Ipv4Addr::LOCALHOST, self.port.number).into()
     }
 
     /// The superuser's URL: `postgres://postgres@127.0.0.1:port/postgres`.
@@ -247,7 +249,7 @@ impl PostgresServer {
 
     /// The URL of another user; a password goes into it as `user:password`.
     pub fn url_of(&self, user: &str) -> String {
-        format!("postgres://{user}@127.0.0.1:{}/postgres", self.port)
+        format!("postgres://{user}@127.0.0.1:{}/postgres", self.port.number)
     }
 
     /// The end of the server's log: for a failing test to print.
@@ -285,7 +287,7 @@ impl PostgresServer {
         let mut set = |name: &str, value: &str| {
             command.arg("-c").arg(format!("{name}={value}"));
         };
-        set("port", &self.port.to_string());
+        set("port", &self.port.number.to_string());
         set("listen_addresses", "127.0.0.1");
         set("unix_socket_directories", "");
         set("logging_collector", "off");

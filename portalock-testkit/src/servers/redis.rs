@@ -12,7 +12,7 @@ use tempfile::TempDir;
 
 use super::{
     directory::directory,
-    free_port::free_port,
+    free_port::{Port, free_port},
     process::{Program, ServerProcess, StartError},
 };
 
@@ -97,7 +97,7 @@ impl RedisOptions {
             attempts += 1;
             let port = free_port()?;
             let tls_port = self.tls.as_ref().map(|_| free_port()).transpose()?;
-            match launch(&self, dir.path(), port, tls_port) {
+            match launch(&self, dir.path(), &port, tls_port.as_ref()) {
                 Ok(process) => {
                     return Ok(RedisServer {
                         process: Some(process),
@@ -124,8 +124,8 @@ pub struct RedisServer {
     // Declared before the directory: the server must be gone when that is removed.
     process: Option<ServerProcess>,
     options: RedisOptions,
-    port: u16,
-    tls_port: Option<u16>,
+    port: Port,
+    tls_port: Option<Port>,
     dir: TempDir,
 }
 
@@ -141,22 +141,22 @@ impl RedisServer {
 
     /// The port on 127.0.0.1. It stays the same after a restart.
     pub fn port(&self) -> u16 {
-        self.port
+        self.port.number
     }
 
     /// The port with TLS, if [`RedisOptions::tls`] was set.
     pub fn tls_port(&self) -> Option<u16> {
-        self.tls_port
+        self.tls_port.as_ref().map(|port| port.number)
     }
 
     /// Its address: `127.0.0.1:port`.
     pub fn addr(&self) -> std::net::SocketAddr {
-        (Ipv4Addr::LOCALHOST, self.port).into()
+        (Ipv4Addr::LOCALHOST, self.port.number).into()
     }
 
     /// Its URL: `redis://127.0.0.1:port`.
     pub fn url(&self) -> String {
-        format!("redis://127.0.0.1:{}", self.port)
+        format!("redis://127.0.0.1:{}", self.port.number)
     }
 
     /// The unix socket that it also listens on.
@@ -192,8 +192,8 @@ impl RedisServer {
         self.process = Some(launch(
             &self.options,
             self.dir.path(),
-            self.port,
-            self.tls_port,
+            &self.port,
+            self.tls_port.as_ref(),
         )?);
         Ok(())
     }
@@ -249,12 +249,12 @@ impl RedisServer {
 fn launch(
     options: &RedisOptions,
     dir: &Path,
-    port: u16,
-    tls_port: Option<u16>,
+    port: &Port,
+    tls_port: Option<&Port>,
 ) -> Result<ServerProcess, StartError> {
     let socket = socket_in(dir);
     let mut lines = vec![
-        format!("port {port}"),
+        format!("port {}", port.number),
         "bind 127.0.0.1".to_owned(),
         format!("dir {}", quoted(dir)),
         format!("unixsocket {}", quoted(&socket)),
@@ -265,7 +265,7 @@ fn launch(
         lines.push("appendfsync always".to_owned());
     }
     if let (Some(tls_port), Some(identity)) = (tls_port, &options.tls) {
-        lines.extend(tls_lines(tls_port, identity));
+        lines.extend(tls_lines(tls_port.number, identity));
     }
     lines.extend(
         options
@@ -276,7 +276,7 @@ fn launch(
     let file = dir.join("redis.conf");
     fs::write(&file, lines.join("\n") + "\n").map_err(StartError::io("write redis.conf"))?;
     let process = ServerProcess::start(&PROGRAM, [&file])?;
-    ping(port).map_err(StartError::io("get an answer from redis-server"))?;
+    ping(port.number).map_err(StartError::io("get an answer from redis-server"))?;
     Ok(process)
 }
 

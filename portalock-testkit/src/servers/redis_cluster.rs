@@ -10,7 +10,7 @@ use std::{
 
 use super::{
     RedisOptions, RedisServer, ServerIdentity, StartError,
-    free_port::free_port,
+    free_port::{Port, free_port},
     resp::{ask, ask_words},
 };
 use cut::Line;
@@ -135,6 +135,8 @@ struct Node {
     server: RedisServer,
     /// The node's id in the cluster.
     id: String,
+    /// The port of its bus.
+    _own: Port,
     /// The bus port that the other nodes use.
     bus: u16,
     /// The proxy at that port, if nodes can be cut off.
@@ -151,10 +153,12 @@ impl Node {
             attempts += 1;
             let own = free_port()?;
             let line = can_be_cut
-                .map(|number| Line::start(number, own))
+                .map(|number| Line::start(number, own.number))
                 .transpose()?;
-            let bus = line.as_ref().map_or(own, Line::port);
-            let mut options = options.clone().setting("cluster-port", own.to_string());
+            let bus = line.as_ref().map_or(own.number, Line::port);
+            let mut options = options
+                .clone()
+                .setting("cluster-port", own.number.to_string());
             if let Some(line) = &line {
                 options = line.settings(options);
             }
@@ -165,6 +169,7 @@ impl Node {
                     return Ok(Self {
                         server,
                         id,
+                        _own: own,
                         bus,
                         line,
                         is_away: false,

@@ -12,7 +12,7 @@ use tempfile::TempDir;
 use super::{
     RedisOptions, RedisServer, ServerIdentity,
     directory::directory,
-    free_port::free_port,
+    free_port::{Port, free_port},
     process::{Program, ServerProcess, StartError},
     redis::{quoted, tls_lines},
     resp::ask,
@@ -136,8 +136,8 @@ pub struct SentinelGroup {
 struct Sentinel {
     // Declared before the directory: it must be gone when that is removed.
     _process: ServerProcess,
-    port: u16,
-    tls_port: Option<u16>,
+    port: Port,
+    tls_port: Option<Port>,
     _dir: TempDir,
 }
 
@@ -174,7 +174,8 @@ impl SentinelGroup {
 
     /// The ports of its sentinels, for clients.
     pub fn sentinel_ports(&self) -> Vec<u16> {
-        let port = |sentinel: &Sentinel| sentinel.tls_port.unwrap_or(sentinel.port);
+        let port =
+            |sentinel: &Sentinel| sentinel.tls_port.as_ref().unwrap_or(&sentinel.port).number;
         self.sentinels.iter().map(port).collect()
     }
 
@@ -232,7 +233,7 @@ impl SentinelGroup {
         until(|| {
             // It refuses while a switch is in progress, and aborts a switch if the replica is too slow.
             if one.names().is_ok_and(|named| named == port) {
-                let _ = ask(one.port, &format!("SENTINEL FAILOVER {MASTER}"));
+                let _ = ask(one.port.number, &format!("SENTINEL FAILOVER {MASTER}"));
             }
             self.primary().filter(|primary| *primary != former)
         })
@@ -249,7 +250,7 @@ impl Sentinel {
             directory("sentinel-").map_err(StartError::io("make a directory for the sentinel"))?;
         let port = free_port()?;
         let mut lines = vec![
-            format!("port {port}"),
+            format!("port {}", port.number),
             format!("sentinel monitor {MASTER} 127.0.0.1 {primary} {QUORUM}"),
             format!(
                 "sentinel down-after-milliseconds {MASTER} {}",
@@ -257,8 +258,8 @@ impl Sentinel {
             ),
         ];
         let tls_port = tls.map(|_| free_port()).transpose()?;
-        if let (Some(tls_port), Some(identity)) = (tls_port, tls) {
-            lines.extend(tls_lines(tls_port, identity));
+        if let (Some(tls_port), Some(identity)) = (&tls_port, tls) {
+            lines.extend(tls_lines(tls_port.number, identity));
             lines.push("tls-replication yes".to_owned());
         }
         let process = launch(dir.path(), lines)?;
@@ -266,7 +267,7 @@ impl Sentinel {
         // periods, it reverts the switch. The ping period is not changed: a sentinel only promotes a replica that it
         // has reached within five ping periods, and it checks once a second.
         let _ = ask(
-            port,
+            port.number,
             "SENTINEL DEBUG info-period 100 ask-period 100 publish-period 1000 min-link-reconnect-period 100 \
              tilt-trigger 30000",
         );
@@ -281,7 +282,7 @@ impl Sentinel {
     /// The port of the server that it names as the primary.
     fn names(&self) -> io::Result<u16> {
         let place = ask(
-            self.port,
+            self.port.number,
             &format!("SENTINEL GET-MASTER-ADDR-BY-NAME {MASTER}"),
         )?;
         let port = place.get(1).and_then(|port| port.parse().ok());
@@ -290,7 +291,7 @@ impl Sentinel {
 
     /// Whether it knows this number of replicas and the other sentinels, and no switch is in progress.
     fn knows(&self, replicas: usize) -> bool {
-        let Ok(state) = ask(self.port, &format!("SENTINEL MASTER {MASTER}")) else {
+        let Ok(state) = ask(self.port.number, &format!("SENTINEL MASTER {MASTER}")) else {
             return false;
         };
         let value = |key: &str| {
