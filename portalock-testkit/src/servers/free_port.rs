@@ -29,9 +29,12 @@ pub(super) fn free_port() -> Result<Port, StartError> {
 }
 
 fn take(number: u16) -> io::Result<Port> {
-    let _mark = UdpSocket::bind((Ipv4Addr::LOCALHOST, number))?;
+    let mark = UdpSocket::bind((Ipv4Addr::LOCALHOST, number))?;
     TcpListener::bind((Ipv4Addr::LOCALHOST, number))?;
-    Ok(Port { number, _mark })
+    Ok(Port {
+        number,
+        _mark: mark,
+    })
 }
 
 #[cfg(test)]
