@@ -142,7 +142,9 @@ async fn one_who_waited_when_the_whole_queue_was_deleted_holds_by_a_new_place() 
         .await
         .unwrap();
     assert_eq!(wiped.deleted(), 2);
-    assert!(matches!(wakeups.next().await, Wake::TryNow));
+    // The event tells it, or a check of the session, if one comes first: the session has just connected.
+    let wake = wakeups.next().await;
+    assert!(matches!(wake, Wake::TryNow | Wake::Failed(_)), "{wake:?}");
     granted(&waiter, &waits).await;
     assert_eq!(server.lock_keys().await.len(), 1);
     assert_eq!(waiter.release(&waits).await.unwrap(), Released::Freed);
