@@ -1,6 +1,6 @@
 //! Requests in one script: each has the effect and the answer that it has alone.
 
-use super::{KEPT, ask, connection, open_as, open_in_both, patience, raise};
+use super::{KEPT, SPAN, ask, connection, open_as, open_in_both, patience, raise};
 use crate::scripts::{ACQUIRE, BATCH, RELEASE};
 use portalock_testkit::servers::RedisServer;
 use redis::{Value, aio::MultiplexedConnection};
@@ -276,7 +276,6 @@ async fn attempts_with_a_stale_stamp_are_refused_and_releases_are_not() {
 
 #[tokio::test]
 async fn a_state_of_an_earlier_span_lives_longer_and_the_clock_may_be_set_back() {
-    const SPAN: u64 = 1_000_000_000;
     let server = RedisServer::start().unwrap();
     let mut client = connection(&server).await;
     used(&mut client).await;

@@ -1,7 +1,7 @@
 //! The flags of a state, which show that somebody waits or observes; and keys that somebody deletes.
 
 use super::{
-    super::INSPECT, KEPT, QUEUE, STATE, ask, attempt, attempt_for, attempt_of, attempt_with,
+    super::INSPECT, KEPT, QUEUE, SPAN, STATE, ask, attempt, attempt_for, attempt_of, attempt_with,
     connection, holding, open, open_as, release, release_to,
 };
 use portalock_testkit::servers::RedisServer;
@@ -147,8 +147,6 @@ async fn an_observer_of_a_new_name_leaves_no_key_for_ever() {
 
 #[tokio::test]
 async fn a_free_lock_with_a_token_is_granted_by_the_same_rules() {
-    /// Tokens of so many microseconds have the same first digits.
-    const SPAN: u64 = 1_000_000_000;
     let server = RedisServer::start().unwrap();
     let mut client = connection(&server).await;
     open(&mut client, "a").await;
@@ -181,8 +179,6 @@ async fn a_free_lock_with_a_token_is_granted_by_the_same_rules() {
 
 #[tokio::test]
 async fn a_contended_lock_is_handed_over_by_the_same_rules() {
-    /// Tokens of so many microseconds have the same first digits.
-    const SPAN: u64 = 1_000_000_000;
     let server = RedisServer::start().unwrap();
     let mut client = connection(&server).await;
     for session in ["a", "b"] {

@@ -1,7 +1,8 @@
 //! Tokens of waiters of one session that are right behind each other: who gets one, and what becomes of it.
 
 use super::{
-    KEPT, QUEUE, STATE, ask, attempt_with, connection, look, open_as, release_to, waiting_token,
+    KEPT, QUEUE, SPAN, STATE, ask, attempt_with, connection, look, open_as, release_to,
+    waiting_token,
 };
 use futures_util::StreamExt as _;
 use portalock_testkit::servers::RedisServer;
@@ -216,6 +217,21 @@ async fn the_state_outlives_the_tokens_that_come_with_a_grant() {
     let _: () = ask(&mut client, &["PEXPIRE", STATE, "60000"]).await;
     release_to(&mut client, "1", None).await;
     assert_eq!(last_token(&mut client).await, LATE);
+    let left: u64 = ask(&mut client, &["PTTL", STATE]).await;
+    assert!(left > 3_600_000, "{left} ms");
+}
+
+#[tokio::test]
+async fn the_state_outlives_a_token_that_a_waiter_gets_at_once() {
+    let server = RedisServer::start().unwrap();
+    let mut client = sessions(&server, &["a"]).await;
+    let first = attempt(&mut client, "a", "1").await.remove(1);
+    // The last token is from the span before.
+    let earlier = first.parse::<u64>().unwrap() - SPAN;
+    let _: () = ask(&mut client, &["HSET", STATE, "token", &earlier.to_string()]).await;
+    let _: () = ask(&mut client, &["PEXPIRE", STATE, "60000"]).await;
+    let next = attempt(&mut client, "a", "2").await.remove(4);
+    assert!(next > first, "{next} after {first}");
     let left: u64 = ask(&mut client, &["PTTL", STATE]).await;
     assert!(left > 3_600_000, "{left} ms");
 }
