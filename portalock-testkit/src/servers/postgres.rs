@@ -105,16 +105,21 @@ impl PostgresOptions {
     /// [`StartError`] if it isn't installed or did not come up.
     pub fn start(self) -> Result<PostgresServer, StartError> {
         let installed = Installation::find(self.programs.as_deref())?;
-        let dir = if self.durable {
-            on_disk("postgres-")
-        } else {
-            directory("postgres-")
-        };
-        let dir = dir.map_err(StartError::io("make a directory for the server"))?;
+        let dir = self
+            .directory("postgres-")
+            .map_err(StartError::io("make a directory for the server"))?;
         let data = dir.path().join("data");
         installed.copy_cluster(&data)?;
         self.set_up(&installed, dir.path())?;
         PostgresServer::on_a_free_port(self, installed, dir)
+    }
+
+    fn directory(&self, prefix: &str) -> io::Result<TempDir> {
+        if self.durable {
+            on_disk(prefix)
+        } else {
+            directory(prefix)
+        }
     }
 
     /// Who may come in, and the files for TLS where the server may read them.
@@ -188,7 +193,10 @@ impl PostgresServer {
     /// [`StartError`] if one of the two did not come up, or this server takes TLS only.
     pub fn standby(&mut self) -> Result<Self, StartError> {
         const COPYING: &str = "copy the server's data";
-        let dir = directory("postgres-standby-").map_err(StartError::io(COPYING))?;
+        let dir = self
+            .options
+            .directory("postgres-standby-")
+            .map_err(StartError::io(COPYING))?;
         let data = dir.path().join("data");
         self.stop();
         copy_data(&self.dir.path().join("data"), &data)?;
