@@ -150,6 +150,14 @@ fn with_own_certificate(dir: &Path) -> (EtcdServer, PathBuf) {
     (server, certificate)
 }
 
+/// The settings of a client that trusts this authority and no other.
+#[cfg(feature = "tls")]
+fn trusting(authority: &Path, endpoints: &[String]) -> EtcdSettings {
+    let mut tls = EtcdTls::default();
+    tls.ca_file = Some(authority.to_owned());
+    EtcdSettings::new(endpoints).unwrap().with_tls(tls).unwrap()
+}
+
 #[cfg(feature = "tls")]
 #[tokio::test]
 async fn certificates_that_were_renewed_are_read_again() {
@@ -158,10 +166,7 @@ async fn certificates_that_were_renewed_are_read_again() {
     let trusted = dirs[1].path().join("trusted.pem");
     let other = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
     std::fs::write(&trusted, other.cert.pem()).unwrap();
-    let mut tls = EtcdTls::default();
-    tls.ca_file = Some(trusted.clone());
-    let settings = EtcdSettings::new(server.endpoints()).unwrap();
-    let client = EtcdBackend::new(settings.with_tls(tls).unwrap()).unwrap();
+    let client = EtcdBackend::new(trusting(&trusted, &server.endpoints())).unwrap();
     let lock = Lock::new(client, "a").unwrap();
     let error = lock.acquire_with(&patient()).await.unwrap_err();
     assert!(!error.is_retryable(), "{error:?}");
@@ -176,10 +181,7 @@ async fn a_member_whose_certificate_is_not_trusted_is_passed_over() {
     let (other, _) = with_own_certificate(dirs[0].path());
     let (server, certificate) = with_own_certificate(dirs[1].path());
     let endpoints = [other.endpoints(), server.endpoints()].concat();
-    let mut tls = EtcdTls::default();
-    tls.ca_file = Some(certificate);
-    let settings = EtcdSettings::new(endpoints).unwrap().with_tls(tls).unwrap();
-    let settings = settings.with_request_timeout(Duration::from_secs(60));
+    let settings = trusting(&certificate, &endpoints).with_request_timeout(Duration::from_secs(60));
     let client = EtcdBackend::with_settings(settings.unwrap()).await.unwrap();
     let guard = Lock::new(client, "a").unwrap().acquire().await.unwrap();
     guard.release().await.unwrap();
@@ -194,12 +196,10 @@ async fn a_certificate_that_is_not_trusted_is_no_refusal_while_another_member_is
     let trusted = dirs[1].path().join("trusted.pem");
     let signed = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
     std::fs::write(&trusted, signed.cert.pem()).unwrap();
-    let (down, untrusted) = (format!("https://{}", nobody()), other.endpoints().remove(0));
-    for endpoints in [[&down, &untrusted], [&untrusted, &down]] {
-        let mut tls = EtcdTls::default();
-        tls.ca_file = Some(trusted.clone());
-        let settings = EtcdSettings::new(endpoints).unwrap().with_tls(tls).unwrap();
-        let error = refused(settings).await;
+    let mut endpoints = [format!("https://{}", nobody()), other.endpoints().remove(0)];
+    for _ in 0..2 {
+        endpoints.reverse();
+        let error = refused(trusting(&trusted, &endpoints)).await;
         assert_eq!(error.kind(), BackendErrorKind::Unavailable, "{error:?}");
     }
 }
@@ -209,17 +209,8 @@ async fn a_certificate_that_is_not_trusted_is_no_refusal_while_another_member_is
 async fn tls_trusts_the_authority_it_is_given_and_no_other() {
     let dir = tempfile::tempdir().unwrap();
     let (server, certificate) = with_own_certificate(dir.path());
-    let endpoint = server.endpoints().remove(0);
-
-    let trusting = |authority: &Path| {
-        let mut tls = EtcdTls::default();
-        tls.ca_file = Some(authority.to_owned());
-        EtcdSettings::new([endpoint.as_str()])
-            .unwrap()
-            .with_tls(tls)
-            .unwrap()
-    };
-    let client = EtcdBackend::with_settings(trusting(&certificate))
+    let endpoints = server.endpoints();
+    let client = EtcdBackend::with_settings(trusting(&certificate, &endpoints))
         .await
         .unwrap();
     let guard = Lock::new(client, "a").unwrap().acquire().await.unwrap();
@@ -232,11 +223,10 @@ async fn tls_trusts_the_authority_it_is_given_and_no_other() {
     );
     EtcdBackend::connect(url).await.unwrap();
 
-    let error = refused(EtcdSettings::new([endpoint.as_str()]).unwrap()).await;
+    let error = refused(EtcdSettings::new(&endpoints).unwrap()).await;
     assert_eq!(error.kind(), BackendErrorKind::Misconfigured);
-    let error = EtcdBackend::with_settings(trusting(&dir.path().join("missing.pem")))
-        .await
-        .unwrap_err();
+    let missing = trusting(&dir.path().join("missing.pem"), &endpoints);
+    let error = EtcdBackend::with_settings(missing).await.unwrap_err();
     assert_eq!(error.kind(), BackendErrorKind::Misconfigured, "{error:?}");
     let plain = EtcdSettings::new([format!("127.0.0.1:{}", server.port(0))]).unwrap();
     assert_eq!(refused(plain).await.kind(), BackendErrorKind::Unavailable);
