@@ -44,7 +44,7 @@ macro_rules! acquire_methods {
         ///
         /// - [`LockError::Timeout`] if another owner held the lock all the time; [`LockError::AlreadyLocked`] at once
         ///   if the lock is held and the policy has `fail_when_locked`. Both name the holder's pid if it is known: on
-        ///   Linux the kernel takes about 10 ms to tell it.
+        ///   Linux the kernel takes about 10 ms to tell it, in which the thread is blocked.
         /// - [`LockError::Backend`] at once if the file can't be opened, written or locked at all. Its
         ///   [`kind`](portalock_core::BackendError::kind) gives the reason. Such a failure never counts as contention,
         ///   and the lock is not held.
