@@ -302,7 +302,7 @@ pub(crate) fn inspection(kind: Kind, answer: Value) -> Option<Inspection> {
 ///
 /// The last waiter checks often, because it knows that it is the last: it has just arrived. The first waiter would need
 /// one more message with every handoff, which is expensive in a busy queue. A waiter that is no longer the last learns
-/// this with its next check.
+/// this with its next check. From then on it reads the holders only in some of its checks: see `acquire_behind.lua`.
 pub(crate) fn recheck(behind: u32, tick: Duration) -> Duration {
     tick * behind.saturating_mul(5).clamp(1, SLOWEST_TICK)
 }

@@ -1,5 +1,5 @@
--- The usual attempt for a lock that others hold, before anything is even defined: the owner takes the last place in the
--- queue. All other attempts continue in `acquire_usual.lua`.
+-- The usual attempts for a lock that others hold, before anything is even defined: the owner takes the last place in the
+-- queue, or it has a place and is not the last. All other attempts continue in `acquire_usual.lua`.
 --
 -- `acquire_usual.lua` does not read again what was read here.
 
@@ -57,7 +57,6 @@ if last_token and holder and not is_held and ARGV[5] ~= 'once' then
     local is_simple = before and before < micros and before >= micros - micros % 1000000000
     if is_next and is_simple then token = now end
     local claim = asked .. '|' .. token .. '|' .. string.sub(now, 1, -4) .. '|' .. ARGV[4]
-    -- Otherwise the owner has a place already.
     if (is_simple or not is_next) and call('HSETNX', waiters, owner, claim) == 1 then
       -- A place is the clock or more, so the first new waiter of each hour knows that it must extend the time to live of
       -- the keys.
@@ -75,6 +74,19 @@ if last_token and holder and not is_held and ARGV[5] ~= 'once' then
       if token == '' then return { 'contended', '0', holder } end
       call('HSET', state, 'token', token)
       return { 'contended', '0', holder, tail or holder_name, token }
+    end
+    -- Otherwise the owner has a place already, and this is a check. If each of many waiters read each of many holders, it
+    -- would take far too long, so a waiter that is not the last leaves it to the last, if that one is alive. In one of as
+    -- many checks as waiters are behind it does not, in case no client checks for the last place: see `scripts.rs`.
+    local behind = tail and call('ZREVRANK', queue, owner)
+    if behind and behind > 0 and micros % behind > 0 then
+      local texts = call('HMGET', waiters, owner, tail)
+      local session = string.match(texts[2] or '', '^%x+')
+      local key = session and string.match(KEYS[2], '^.*/') .. session
+      local stamp = key and string.match(texts[1] or '', '^%x+|%d+|%d+||') and call('GET', key)
+      if stamp and (string.byte(stamp) == 107 or call('PUBSUB', NUMSUB, key)[2] > 0) then -- `kept`
+        return { 'contended', string.format('%.0f', behind), holder }
+      end
     end
   end
 end

@@ -44,6 +44,7 @@ const FAULTS: Rules = Rules {
     promotes: false,
     neighbours: 1,
     breaks: false,
+    brief: false,
 };
 /// A replica replaces the server.
 const PROMOTION: Rules = Rules {
@@ -189,6 +190,12 @@ fn a_lock_that_is_broken() {
 #[test]
 fn waits_that_are_given_up_and_waiters_that_look() {
     checked(SECOND_THOUGHTS, Form::Default, MIXED);
+    let scope = Rules {
+        brief: true,
+        ..SECOND_THOUGHTS
+    };
+    checked(scope, Form::Default, MIXED);
+    checked(scope, Form::Default, EXCLUSIVE);
 }
 
 /// Checks that need minutes and gigabytes.
@@ -230,6 +237,19 @@ mod deep {
 
     #[test]
     #[ignore = "takes minutes"]
+    fn brief_checks_and_a_fault() {
+        for weights in [EXCLUSIVE, MIXED] {
+            let scope = Rules {
+                brief: true,
+                ..NEIGHBOURS
+            };
+            checked(scope, Form::Default, weights);
+            checked(scope, Form::WithoutNotice, weights);
+        }
+    }
+
+    #[test]
+    #[ignore = "takes minutes"]
     fn two_faults_and_cancellation() {
         let scope = Rules {
             gives_up: true,
@@ -263,6 +283,16 @@ fn a_cancelled_head_that_serves_nobody_is_found() {
 fn a_grant_to_a_dead_session_is_found() {
     let flaw = Flaw::GrantsToTheDead;
     flawed(FAULTS, Form::Default, EXCLUSIVE, flaw, "forgotten");
+}
+
+#[test]
+fn a_check_left_to_a_dead_waiter_is_found() {
+    let flaw = Flaw::LeavesItToTheDead;
+    let scope = Rules {
+        brief: true,
+        ..NEIGHBOURS
+    };
+    flawed(scope, Form::Default, EXCLUSIVE, flaw, "forgotten");
 }
 
 #[test]

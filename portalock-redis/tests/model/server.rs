@@ -140,9 +140,19 @@ impl Server {
         if rules.flaw == Flaw::GrantsBesideHolders || self.fits_untouched(owner, rules) {
             return true;
         }
+        self.prune(rules);
+        self.fits_untouched(owner, rules)
+    }
+
+    fn prune(&mut self, rules: Rules) {
         let mut living = self.holders;
         living.retain(|(_, session, _)| self.lives(session, rules));
         self.holders = living;
+    }
+
+    /// `fits`, without dead holders.
+    pub(crate) fn fits_the_living(mut self, owner: Owner, rules: Rules) -> bool {
+        self.prune(rules);
         self.fits_untouched(owner, rules)
     }
 
@@ -310,6 +320,16 @@ impl Server {
         if is_new && self.holders.first().is_some() && is_behind {
             self.line_up(owner, session, rules);
             return Answer::Contended(session, self.turn(owner, rules));
+        }
+        // `acquire_behind.lua`, for a waiter that has a place.
+        let own = self.queue.iter().find(|place| place.0 == owner);
+        if let (Some((.., 0)), Some((tail, its, _))) = (own, self.queue.iter().last())
+            && rules.brief
+            && tail != owner
+            && self.holders.first().is_some()
+            && (self.lives(its, rules) || rules.flaw == Flaw::LeavesItToTheDead)
+        {
+            return Answer::Contended(session, None);
         }
         if let Some(place) = self.queue.find_mut(|place| place.0 == owner) {
             place.1 = session;

@@ -33,6 +33,8 @@ pub(crate) enum Flaw {
     ServesNobody,
     CancelServesNobody,
     GrantsToTheDead,
+    /// A waiter leaves the check of the holders to a last waiter that has died.
+    LeavesItToTheDead,
     HearsTheDead,
     RepeatsTokens,
     ForgetsTooEarly,
@@ -107,6 +109,8 @@ pub(crate) struct Rules {
     pub(crate) neighbours: u8,
     /// Whether an operator breaks a lock.
     pub(crate) breaks: bool,
+    /// Whether a waiter that is not the last only checks that the last is alive. Some of its checks do more.
+    pub(crate) brief: bool,
 }
 
 impl Rules {
@@ -431,7 +435,8 @@ impl World {
         })
     }
 
-    /// No waiter is stuck: the first living waiter can't be granted, or one check by any client grants it.
+    /// No waiter is stuck: the first living waiter can't be granted, or one check by any client grants it. A brief check
+    /// need not, unless all waiters behind have died.
     fn forgotten(&self, rules: Rules) -> Option<String> {
         let server = &self.server;
         if let Some((owner, session, _)) = server.queue.first()
@@ -458,6 +463,15 @@ impl World {
             {
                 return Some(format!("{} is forgotten: it has no place", client.number));
             }
+            let mut behind = server
+                .queue
+                .iter()
+                .skip_while(|waiter| waiter.0 != client.number);
+            behind.next();
+            let rules = Rules {
+                brief: rules.brief && behind.all(|waiter| !server.lives(waiter.1, rules)),
+                ..rules
+            };
             let mut after = *server;
             let stamp = after.stamps[usize::from(client.session)];
             let mut told = Vec::new();
@@ -465,7 +479,7 @@ impl World {
             let still_waits = !after.holders.iter().any(|claim| claim.0 == client.number);
             if let Some((owner, session, _)) = after.queue.first()
                 && still_waits
-                && (!after.lives(session, rules) || after.fits_untouched(owner, rules))
+                && (!after.lives(session, rules) || after.fits_the_living(owner, rules))
             {
                 return Some(format!("{owner} is forgotten even by who looks"));
             }

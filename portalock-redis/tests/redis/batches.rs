@@ -59,11 +59,7 @@ async fn is_free(server: &RedisServer) {
 }
 
 async fn scripts(server: &RedisServer) -> usize {
-    let stats: String = Admin::of(server).await.ask("INFO commandstats").await;
-    let line = stats
-        .lines()
-        .find_map(|line| line.strip_prefix("cmdstat_evalsha:calls="));
-    line.map_or(0, |line| line.split(',').next().unwrap().parse().unwrap())
+    Admin::of(server).await.calls("evalsha").await
 }
 
 #[tokio::test]

@@ -191,13 +191,14 @@ async fn a_hold_whose_key_is_at_neither_node_is_not_taken_for_lost_in_a_move() {
     to.ask::<()>("ASKING").await;
     to.ask::<u32>(&format!("DEL {key}")).await;
     // The check after the reset looks for the holder, and for the waiter that it could be.
-    let before = lookups(&mut to).await;
+    let before = to.calls("hget").await;
     Admin::of(cluster.node(moving.from()))
         .await
         .kill_sessions()
         .await;
     eventually(async || {
-        lookups(&mut Admin::of(cluster.node(moving.to())).await).await >= before + 2
+        let mut node = Admin::of(cluster.node(moving.to())).await;
+        node.calls("hget").await >= before + 2
     })
     .await;
     to.ask::<()>("ASKING").await;
@@ -207,16 +208,6 @@ async fn a_hold_whose_key_is_at_neither_node_is_not_taken_for_lost_in_a_move() {
     let (_cluster, ()) = on(cluster, move |cluster| cluster.finish_move(moving)).await;
     held.ensure_held().unwrap();
     held.release().await.unwrap();
-}
-
-/// How many fields of hashes were read at a node.
-async fn lookups(node: &mut Admin) -> u32 {
-    let stats: String = node.ask("INFO commandstats").await;
-    let calls = stats
-        .split_once("cmdstat_hget:calls=")
-        .map(|(_, rest)| rest);
-    let calls = calls.and_then(|rest| rest.split(',').next());
-    calls.map_or(0, |calls| calls.parse().unwrap())
 }
 
 /// Its slot goes and comes back before the client looks, so only a message tells that the subscription has ended.

@@ -149,6 +149,15 @@ impl Admin {
         self.ask_words(&words).await
     }
 
+    /// How often a command was called, by clients and by scripts, as `INFO` spells it.
+    pub(crate) async fn calls(&mut self, command: &str) -> usize {
+        let stats: String = self.ask("INFO commandstats").await;
+        let line = format!("cmdstat_{command}:calls=");
+        let calls = stats.lines().find_map(|text| text.strip_prefix(&line));
+        let calls = calls.and_then(|calls| calls.split(',').next());
+        calls.map_or(0, |calls| calls.parse().unwrap())
+    }
+
     /// Sends a command whose words may have spaces in them.
     pub(crate) async fn ask_words<T: FromRedisValue>(&mut self, words: &[&str]) -> T {
         redis::cmd(words[0])

@@ -66,13 +66,8 @@ async fn a_grant_that_is_found_after_a_reset_counts_once_a_replica_has_it() {
 }
 
 /// How many commands have waited for replicas.
-async fn confirmations(server: &RedisServer) -> u32 {
-    let stats: String = Admin::of(server).await.ask("INFO commandstats").await;
-    let calls = stats
-        .split_once("cmdstat_wait:calls=")
-        .map(|(_, rest)| rest);
-    let calls = calls.and_then(|rest| rest.split(',').next());
-    calls.map_or(0, |calls| calls.parse().unwrap())
+async fn confirmations(server: &RedisServer) -> usize {
+    Admin::of(server).await.calls("wait").await
 }
 
 /// The old primary may go on until its replicas have left it for the new one.

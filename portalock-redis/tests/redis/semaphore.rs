@@ -1,13 +1,13 @@
 //! Permits: in order, all or none, and with limits that change.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use portalock_core::{LockError, PermitGuard, Pool};
 use portalock_redis::RedisBackend;
 use portalock_testkit::servers::RedisServer;
 use tokio::task::JoinHandle;
 
-use crate::fixture::{ENOUGH, client, eventually, patient};
+use crate::fixture::{Admin, ENOUGH, client, eventually, patient, settings};
 
 type Permits = PermitGuard<RedisBackend>;
 
@@ -157,4 +157,44 @@ async fn crashed_clients_give_their_permits_back() {
     portalock_core::Semaphore::close(&doomed).await.unwrap();
     assert!(held.is_lost());
     let (_first, _second) = (granted(first).await, granted(second).await);
+}
+
+async fn checking_every(server: &RedisServer, tick: Duration) -> RedisBackend {
+    let settings = settings(server).with_tick_interval(tick).unwrap();
+    RedisBackend::with_settings(settings).await.unwrap()
+}
+
+#[tokio::test]
+async fn many_waiters_do_not_each_read_many_holders() {
+    const CHECKS: usize = 500;
+    let server = RedisServer::start().unwrap();
+    let holders = client(&server).await;
+    let others = checking_every(&server, Duration::from_millis(10)).await;
+    let last = checking_every(&server, ENOUGH * 10).await;
+    let mut held = Vec::new();
+    for _ in 0..40 {
+        held.push(pool(&holders, 40).acquire(1).await.unwrap());
+    }
+    let mut line = Vec::new();
+    for _ in 0..40 {
+        line.push(waiting(&others, 40, 1).await);
+    }
+    // It hardly ever checks, so what is counted are the checks of the others.
+    line.push(waiting(&last, 40, 1).await);
+    let mut admin = Admin::of(&server).await;
+    admin.ask::<()>("CONFIG RESETSTAT").await;
+    eventually(async || Admin::of(&server).await.calls("zrevrank").await >= CHECKS).await;
+    // A check that reads the holders asks one of them whether it still holds, and asks for its own rank twice.
+    let reading = admin.calls("publish").await;
+    let checks = admin.calls("zrevrank").await - reading;
+    println!("{reading} of {checks} checks read the holders");
+    assert!(reading * 2 < checks, "{reading} of {checks}");
+    // Some do, in case nobody checks for the last place.
+    assert!(reading > 0);
+    for permit in held {
+        permit.release().await.unwrap();
+    }
+    for waiter in line {
+        granted(waiter).await.release().await.unwrap();
+    }
 }

@@ -1,6 +1,8 @@
 //! The paths that run before any definition have the effect that `acquire.lua` and `release.lua` have without them.
 
-use super::{KEPT, ask, connection, open_in_both, patience};
+use super::{
+    CONNECTED, KEPT, STATE, ask, attempt_with, connection, open, open_as, open_in_both, patience,
+};
 use crate::scripts::{ACQUIRE, Form, RELEASE, Script};
 use portalock_testkit::servers::RedisServer;
 use redis::{Value, aio::MultiplexedConnection};
@@ -155,5 +157,54 @@ async fn an_early_path_has_the_effect_of_the_long_way() {
             stored(&mut client, "q").await,
             "round {round}: {request:?}"
         );
+    }
+}
+
+const ALL: [&str; 2] = ["1", "1"];
+
+/// Thirty wait behind the one that checks, so most of its checks read no holders.
+#[tokio::test]
+async fn a_check_notices_a_dead_last_waiter_at_once_and_a_dead_holder_before_long() {
+    let server = RedisServer::start().unwrap();
+    let mut client = connection(&server).await;
+    for session in ["a", "b"] {
+        open_as(&mut client, session, KEPT).await;
+    }
+    open(&mut client, "c").await;
+    attempt_with(&mut client, "a", "0", ALL, KEPT).await;
+    for owner in 1..=30 {
+        attempt_with(&mut client, "b", &owner.to_string(), ALL, KEPT).await;
+    }
+    attempt_with(&mut client, "c", "31", ALL, CONNECTED).await;
+    let held: String = ask(&mut client, &["HGET", STATE, "0"]).await;
+    for behind in ["30", "29"] {
+        let answer = attempt_with(&mut client, "b", "1", ALL, KEPT).await;
+        assert_eq!(answer, ["contended", behind, &held]);
+        client.unsubscribe("p/session/c").await.unwrap();
+    }
+    let _: () = ask(&mut client, &["DEL", "p/session/a"]).await;
+    let mut checks = 1;
+    while attempt_with(&mut client, "b", "1", ALL, KEPT).await[0] != "granted" {
+        checks += 1;
+        assert!(checks < 2000, "{checks} checks");
+    }
+}
+
+#[tokio::test]
+async fn every_check_tells_a_waiter_its_token() {
+    let server = RedisServer::start().unwrap();
+    let mut client = connection(&server).await;
+    open_as(&mut client, "a", KEPT).await;
+    open_as(&mut client, "b", KEPT).await;
+    attempt_with(&mut client, "a", "0", ALL, KEPT).await;
+    let first = attempt_with(&mut client, "a", "1", ALL, KEPT).await;
+    for owner in 2..=9 {
+        attempt_with(&mut client, "a", &owner.to_string(), ALL, KEPT).await;
+    }
+    // The last waiter has none.
+    attempt_with(&mut client, "b", "10", ALL, KEPT).await;
+    for _ in 0..8 {
+        let answer = attempt_with(&mut client, "a", "1", ALL, KEPT).await;
+        assert_eq!(answer[3..], first[3..], "{answer:?}");
     }
 }
