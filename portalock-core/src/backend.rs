@@ -70,8 +70,8 @@ pub trait LockBackend: Debug + Send + Sync + 'static {
     ///
     /// # Cancel safety
     ///
-    /// An implementation need not be cancel safe: the engine never drops this future. If the caller is dropped, the
-    /// reaper completes it.
+    /// If the caller is dropped, the reaper completes this future. It drops one that has not ended after 20 s, and then
+    /// calls [`release`](Self::release).
     async fn try_acquire(&self, request: &LockRequest) -> Result<Attempt, BackendError>;
 
     /// Ends the owner's hold, or removes the owner from the queue. Idempotent; does nothing if the owner was never

@@ -242,6 +242,7 @@ fn serialize_timeout<S: Serializer>(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::settings::LONGEST;
 
     #[test]
     fn the_defaults_are_portalockers() {
@@ -261,6 +262,18 @@ mod tests {
         assert_eq!(toml::from_str::<Policy>(&toml_text).unwrap(), policy);
         let json_text = serde_json::to_string(&policy).unwrap();
         assert_eq!(serde_json::from_str::<Policy>(&json_text).unwrap(), policy);
+    }
+
+    #[test]
+    fn the_longest_durations_are_read_again_as_a_year() {
+        let policy = Policy::new()
+            .with_timeout(Duration::MAX)
+            .with_check_interval(Duration::MAX)
+            .unwrap();
+        let text = toml::to_string(&policy).unwrap();
+        let read: Policy = toml::from_str(&text).unwrap();
+        assert_eq!(read.timeout(), Some(LONGEST));
+        assert_eq!(read.check_interval(), LONGEST);
     }
 
     #[test]

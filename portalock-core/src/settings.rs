@@ -120,7 +120,8 @@ pub fn at_least(
     Ok(duration)
 }
 
-/// Writes a duration as [`RawDuration`] reads it; for `#[serde(serialize_with)]`.
+/// Writes a duration as [`RawDuration`] reads it; for `#[serde(serialize_with)]`. A duration of more than [`LONGEST`] is
+/// written as `LONGEST`.
 ///
 /// # Errors
 ///
@@ -129,7 +130,7 @@ pub fn serialize_duration<S: Serializer>(
     duration: &Duration,
     serializer: S,
 ) -> Result<S::Ok, S::Error> {
-    humantime::format_duration(*duration)
+    humantime::format_duration(LONGEST.min(*duration))
         .to_string()
         .serialize(serializer)
 }

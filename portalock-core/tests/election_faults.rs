@@ -231,29 +231,44 @@ async fn what_a_backend_can_not_tell_is_refused() {
     assert!(election(tokenless).leader().await.unwrap().is_none());
 }
 
+/// Never answers.
+#[derive(Debug)]
+struct Silent;
+
+#[async_trait]
+impl LockBackend for Silent {
+    fn capabilities(&self) -> Capabilities {
+        LockBackend::capabilities(&MemoryBackend::new())
+    }
+
+    async fn try_acquire(&self, _: &LockRequest) -> Result<Attempt, BackendError> {
+        pending().await
+    }
+
+    async fn release(&self, _: &LockRequest) -> Result<Released, BackendError> {
+        pending().await
+    }
+
+    async fn inspect(&self, _: &LockName) -> Result<Inspection, BackendError> {
+        pending().await
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_service_that_is_silent_is_no_leader_that_does_not_step_down() {
+    let policy = Policy::new().with_timeout(Duration::from_secs(1));
+    let error = election(Silent).step_down(&policy).await.unwrap_err();
+    assert!(matches!(error, LockError::Timeout { .. }), "{error}");
+    assert!(!error.is_contention(), "{error}");
+    // Here the leader does not step down.
+    let election = election(MemoryBackend::new());
+    let _leadership = election.campaign().await.unwrap();
+    let error = election.step_down(&policy).await.unwrap_err();
+    assert!(error.is_contention() && error.holder().is_some(), "{error}");
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_service_that_is_silent_is_asked_for_five_seconds() {
-    #[derive(Debug)]
-    struct Silent;
-
-    #[async_trait]
-    impl LockBackend for Silent {
-        fn capabilities(&self) -> Capabilities {
-            LockBackend::capabilities(&MemoryBackend::new())
-        }
-
-        async fn try_acquire(&self, _: &LockRequest) -> Result<Attempt, BackendError> {
-            pending().await
-        }
-
-        async fn release(&self, _: &LockRequest) -> Result<Released, BackendError> {
-            pending().await
-        }
-
-        async fn inspect(&self, _: &LockName) -> Result<Inspection, BackendError> {
-            pending().await
-        }
-    }
     let start = Instant::now();
     assert!(election(Silent).observe().next().await.is_err());
     assert_eq!(start.elapsed(), Policy::DEFAULT_TIMEOUT);

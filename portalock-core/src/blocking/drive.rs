@@ -45,6 +45,8 @@ pub(super) fn call<T: Send + 'static>(
     drive(needs_runtime, future).unwrap_or_else(|error| {
         let kind = match error.kind() {
             io::ErrorKind::Deadlock => BackendErrorKind::Unsupported,
+            // It panicked.
+            io::ErrorKind::Other => BackendErrorKind::Other,
             _ => BackendErrorKind::Exhausted,
         };
         let source = BackendError::new(kind, "a blocking call could not be run").with_source(error);
@@ -167,6 +169,14 @@ mod tests {
     #[test]
     fn a_panic_on_the_background_runtime_is_an_error_here() {
         let told_to = true;
-        assert!(wait(async move { assert!(!told_to, "told to panic") }).is_err());
+        let panics = move || async move { assert!(!told_to, "told to panic") };
+        assert!(wait(panics()).is_err());
+        let name = LockName::new("b").unwrap();
+        let called = call(&name, true, async move {
+            panics().await;
+            Ok(())
+        });
+        let error = called.unwrap_err();
+        assert!(!error.is_retryable(), "{error}");
     }
 }

@@ -8,8 +8,8 @@ use futures_util::future::{Either, select};
 
 pub use self::observe::{Observer, Term};
 use crate::{
-    FencingToken, Guard, Holder, Inspect, InvalidName, Lock, LockBackend, LockError, LockName,
-    LostSignal, Policy,
+    BackendError, BackendErrorKind, FencingToken, Guard, Holder, Inspect, InvalidName, Lock,
+    LockBackend, LockError, LockName, LostSignal, Policy,
     clock::Instant,
     engine::{deadline::Deadline, timer},
 };
@@ -241,8 +241,11 @@ impl<B: LockBackend> Election<B> {
                 name: self.name().clone(),
                 waited: start.elapsed(),
                 attempts: 1,
+                last_error: leader.is_none().then(|| {
+                    let silence = "the lock service did not say who leads before the deadline";
+                    BackendError::new(BackendErrorKind::Unavailable, silence)
+                }),
                 holder: leader.map(Box::new),
-                last_error: None,
             })
         })
     }

@@ -339,7 +339,7 @@ impl Wait<'_> {
             Some(Ok(None)) => Ok(Line::Unwoken),
             Some(Err(error)) => self
                 .failed(place, &Line::NotAsked, error)
-                .map(|()| Line::Unwoken),
+                .map(|()| Line::Silent),
             None => Err(self.timed_out(place)),
         }
     }

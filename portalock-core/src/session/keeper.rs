@@ -10,6 +10,7 @@ use crate::{
     BackendError, Lease, Loss,
     clock::Instant,
     engine::{deadline::bound, measure::renewed},
+    settings::LONGEST,
 };
 
 /// The longest pause after a failed renewal, for any lease. So the session notices soon that a service is back.
@@ -123,10 +124,8 @@ where
             Some(Ok(Renewal::Renewed(time))) => {
                 failures = 0;
                 renewed(RenewalOutcome::Renewed);
-                if !sent
-                    .checked_add(time)
-                    .is_some_and(|deadline| lease.extend(deadline))
-                {
+                // The clock can't count the longest times.
+                if !lease.extend(sent + time.min(LONGEST)) {
                     return;
                 }
                 interval.saturating_sub(sent.elapsed())
@@ -206,6 +205,15 @@ mod tests {
             }
         });
         tokio::time::sleep(TIME * 3).await;
+        assert_eq!(lease.loss(), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_lease_that_never_ends_at_the_service_is_kept() {
+        let lease = Lease::until(Instant::now() + TIME);
+        let renew = || async { Ok(Renewal::Renewed(Duration::MAX)) };
+        let _keeper = keeper(lease.clone(), TIME / 3, renew);
+        tokio::time::sleep(TIME * 2).await;
         assert_eq!(lease.loss(), None);
     }
 

@@ -90,16 +90,20 @@ impl<C: Clone + Send + Sync + 'static> PerRuntime<C> {
         let entry = self.lock().get(&runtime.id()).cloned();
         if let Some(entry) = entry {
             let mut connection = entry.connection();
-            if connection.as_ref().is_some_and(which) {
-                *connection = None;
+            let forgotten = connection.take_if(|connection| which(connection));
+            if forgotten.is_some() {
                 entry.opening.forget();
             }
+            // A connection's own destructor may call this type again.
+            drop(connection);
+            drop(forgotten);
         }
     }
 
     /// Drops all connections.
     pub fn clear(&self) {
-        self.lock().clear();
+        // Dropped after the lock: a connection's own destructor may call this type again.
+        let _all = std::mem::take(&mut *self.lock());
     }
 
     fn entry(&self, runtime: &Handle) -> Arc<Entry<C>> {
@@ -119,6 +123,8 @@ impl<C: Clone + Send + Sync + 'static> PerRuntime<C> {
             runtime: runtime.id(),
             entry: Arc::downgrade(&entry),
         };
+        // A runtime that is shutting down drops the task at once, and `end` takes the lock.
+        drop(entries);
         runtime.spawn(async move {
             let _end = end;
             let _ = unneeded.await;
@@ -213,6 +219,58 @@ mod tests {
         assert_eq!(two.block_on(get()).unwrap(), 1);
         assert_eq!(runtime().block_on(get()).unwrap(), 2);
         assert_eq!(connections.lock().len(), 1);
+    }
+
+    /// Runs `work` on a thread, which stays if `work` waits for itself.
+    fn ends(work: impl FnOnce() + Send + 'static) {
+        let (done, is_done) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            work();
+            let _ = done.send(());
+        });
+        let ended = is_done.recv_timeout(std::time::Duration::from_secs(60));
+        ended.expect("it waits for itself, or it panicked");
+    }
+
+    #[test]
+    fn a_runtime_that_has_ended_has_none() {
+        ends(|| {
+            let connections = PerRuntime::<u32>::new();
+            let ended = runtime();
+            let handle = ended.handle().clone();
+            drop(ended);
+            let error = handle.block_on(connections.get(|| async { Ok(1) }));
+            assert_eq!(error.unwrap_err().kind(), BackendErrorKind::Unavailable);
+            assert_eq!(connections.lock().len(), 0);
+            let other = runtime().block_on(connections.get(|| async { Ok(2) }));
+            assert_eq!(other.unwrap(), 2);
+        });
+    }
+
+    #[test]
+    fn a_connection_may_call_it_when_it_is_dropped() {
+        struct Calls(Arc<PerRuntime<Arc<Self>>>);
+
+        impl Drop for Calls {
+            fn drop(&mut self) {
+                assert!(self.0.present().is_none());
+                self.0.forget(|_| true);
+            }
+        }
+
+        ends(|| {
+            let connections = Arc::new(PerRuntime::new());
+            let connect = || {
+                let opened = Arc::new(Calls(connections.clone()));
+                connections.get(|| async { Ok(opened) })
+            };
+            let runtime = runtime();
+            let _inside = runtime.enter();
+            drop(runtime.block_on(connect()).unwrap());
+            connections.forget(|_| true);
+            drop(runtime.block_on(connect()).unwrap());
+            connections.clear();
+        });
     }
 
     #[tokio::test]

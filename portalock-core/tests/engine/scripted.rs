@@ -49,6 +49,7 @@ pub struct State {
     pub calls: Mutex<Vec<(Duration, Call)>>,
     pub lines: Mutex<Vec<WakeSender>>,
     pub listens: Mutex<bool>,
+    pub subscribing_fails: Mutex<bool>,
     pub release_fails: Mutex<u32>,
     pub lease: Mutex<Option<Lease>>,
     pub patience: Mutex<Option<Patience>>,
@@ -198,6 +199,10 @@ impl LockBackend for Scripted {
     }
 
     async fn subscribe(&self, _: &LockRequest) -> Result<Option<Wakeups>, BackendError> {
+        if *self.0.subscribing_fails.lock().unwrap() {
+            let kind = BackendErrorKind::Unavailable;
+            return Err(BackendError::new(kind, "told to fail"));
+        }
         if !*self.0.listens.lock().unwrap() {
             return Ok(None);
         }

@@ -123,6 +123,18 @@ async fn a_silent_line_leaves_the_engine_looking_by_itself() {
     );
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_waiter_that_could_not_subscribe_looks_by_itself() {
+    let queued = Step::Queued(Duration::from_secs(3600));
+    let backend = Scripted::new([queued.clone(), queued, Step::Grant]);
+    *backend.0.subscribing_fails.lock().unwrap() = true;
+    let start = Instant::now();
+    let lock = backend.lock();
+    let granted = lock.acquire_with(&Policy::forever()).await;
+    drop(granted.unwrap());
+    assert!(start.elapsed() <= Policy::DEFAULT_CHECK_INTERVAL * 2);
+}
+
 #[tokio::test]
 async fn the_last_sender_tells_that_it_goes() {
     let (sender, mut line) = wakeups();
