@@ -124,6 +124,8 @@ async fn upgrade(client: &Client) -> Result<i32, Error> {
         .batch_execute(
             "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE;
              SET LOCAL client_min_messages = warning;
+             -- This user may be a superuser, and others may create functions in the schema `public`.
+             SET LOCAL search_path = pg_catalog;
              SET LOCAL statement_timeout = 0;
              SET LOCAL lock_timeout = 0;
              SELECT pg_advisory_xact_lock(hashtextextended('portalock.migrate', 1919249516));",
