@@ -209,7 +209,7 @@ END $$;
 
 -- The names of the locks that have holders or waiters.
 CREATE OR REPLACE FUNCTION portalock.names() RETURNS SETOF text
-LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET enable_seqscan = on AS $$
 BEGIN
     RETURN QUERY SELECT DISTINCT c.name
         FROM portalock.claims c JOIN portalock.sessions s ON s.id = c.session AND s.expires > clock_timestamp()

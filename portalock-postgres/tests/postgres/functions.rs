@@ -370,6 +370,29 @@ async fn a_clean_up_leaves_a_name_that_somebody_has_locked() {
     assert_eq!(server.number(left).await, 0);
 }
 
+/// A statement has little time, so one clean-up removes a part of very many old names, and says that there may be more. It
+/// reads the table in its order, also over a client's connection.
+#[tokio::test]
+async fn a_clean_up_takes_a_part_of_very_many_names() {
+    let server = Server::start().await;
+    let admin = server.admin().await;
+    open(&admin, "s").await;
+    acquire(&admin, "s", 0, "o").await;
+    admin
+        .batch_execute(
+            "INSERT INTO portalock.names SELECT 'lock', 'old ' || n, 1 FROM generate_series(1, 10001) n;
+             SET enable_seqscan = off; BEGIN",
+        )
+        .await
+        .unwrap();
+    let number = async |sql: &str| -> i64 { admin.query_one(sql, &[]).await.unwrap().get(0) };
+    assert_eq!(number("SELECT portalock.clean(100)::bigint").await, 100);
+    let scans = "SELECT pg_stat_get_xact_numscans('portalock.names'::regclass)";
+    assert!(number(scans).await > 0);
+    assert_eq!(number("SELECT portalock.clean(100)::bigint").await, 0);
+    assert_eq!(number("SELECT count(*) FROM portalock.names").await, 1);
+}
+
 /// What a session has left is removed without a search through all names.
 #[tokio::test]
 async fn a_burial_reads_only_its_own_names() {
