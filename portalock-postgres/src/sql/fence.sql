@@ -52,3 +52,5 @@ END $$;
 DROP TRIGGER IF EXISTS hold_fence ON portalock.fences;
 CREATE CONSTRAINT TRIGGER hold_fence AFTER INSERT ON portalock.fences
     DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION portalock.hold_fence();
+-- Also in a transaction with `session_replication_role = replica`.
+ALTER TABLE portalock.fences ENABLE ALWAYS TRIGGER hold_fence;

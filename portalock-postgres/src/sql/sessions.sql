@@ -59,7 +59,7 @@ BEGIN
         UNION ALL
         SELECT next.session, NULL, NULL WHERE next.session IS NOT NULL
     ) front LEFT JOIN portalock.sessions s ON s.id = front.session;
-    IF next.owner IS NOT NULL AND (used IS NULL OR used + next.weight <= least(next.capacity, smallest)) THEN
+    IF next.owner IS NOT NULL AND (used IS NULL OR used <= least(next.capacity, smallest) - next.weight) THEN
         -- A person has deleted a holder's row.
         RETURN 0;
     END IF;

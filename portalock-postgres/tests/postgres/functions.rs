@@ -443,6 +443,31 @@ async fn a_burial_reads_only_its_own_names() {
     assert_eq!(server.number(left).await, 0);
 }
 
+/// A weight that no client asks for keeps nobody from waiting, and from being served when its session is dead.
+#[tokio::test]
+async fn the_largest_weight_is_one_like_others() {
+    let server = Server::start().await;
+    let admin = server.admin().await;
+    open(&admin, "s").await;
+    open(&admin, "t").await;
+    admin
+        .batch_execute(&format!(
+            "SELECT portalock.acquire('s', 0, 'lock', 'a', 'o', {0}, {0}, true, '{{}}')",
+            i64::MAX
+        ))
+        .await
+        .unwrap();
+    assert_eq!(acquire(&admin, "t", 0, "p").await.0, "queued");
+    assert_eq!(acquire(&admin, "t", 0, "q").await.0, "queued");
+    admin
+        .batch_execute(
+            "DELETE FROM portalock.sessions WHERE id = 's'; SELECT portalock.look('t', '{}', '{}', '{}')",
+        )
+        .await
+        .unwrap();
+    assert_eq!(acquire(&admin, "t", 0, "p").await.0, "granted");
+}
+
 /// A request that no client makes does nothing: it could be granted beside an exclusive holder.
 #[tokio::test]
 async fn an_odd_request_does_nothing() {
