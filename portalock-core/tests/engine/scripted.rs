@@ -49,6 +49,7 @@ pub struct State {
     pub calls: Mutex<Vec<(Duration, Call)>>,
     pub lines: Mutex<Vec<WakeSender>>,
     pub listens: Mutex<bool>,
+    pub subscription_fails: Mutex<bool>,
     pub release_fails: Mutex<u32>,
     pub lease: Mutex<Option<Lease>>,
     pub patience: Mutex<Option<Patience>>,
@@ -200,6 +201,12 @@ impl LockBackend for Scripted {
     async fn subscribe(&self, _: &LockRequest) -> Result<Option<Wakeups>, BackendError> {
         if !*self.0.listens.lock().unwrap() {
             return Ok(None);
+        }
+        if std::mem::take(&mut *self.0.subscription_fails.lock().unwrap()) {
+            return Err(BackendError::new(
+                BackendErrorKind::SessionEnded,
+                "told to fail",
+            ));
         }
         let (sender, wakeups) = wakeups();
         self.0.lines.lock().unwrap().push(sender);
