@@ -74,11 +74,15 @@ pub(crate) async fn clean_up(session: &Session, former: Option<Arc<Session>>) ->
         tokio::time::sleep(CLEAN_EVERY).await;
     }
     loop {
-        over(session, async |line| {
-            while line.clean().await? {}
-            Ok(())
-        })
-        .await;
+        let mut is_more = true;
+        while is_more {
+            is_more = false;
+            over(session, async |line| {
+                is_more = line.clean().await?;
+                Ok(())
+            })
+            .await;
+        }
         tokio::time::sleep(CLEAN_EVERY).await;
     }
 }

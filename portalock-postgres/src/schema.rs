@@ -37,13 +37,13 @@ const STEPS: [&str; 4] = [
 
 /// The functions of every version, in their latest form: each upgrade replaces them.
 const FUNCTIONS: [&str; 7] = [
+    include_str!("sql/rights.sql"),
     include_str!("sql/queue.sql"),
     include_str!("sql/operations.sql"),
     include_str!("sql/sessions.sql"),
     include_str!("sql/fence.sql"),
     include_str!("sql/breaking.sql"),
     include_str!("sql/observing.sql"),
-    include_str!("sql/rights.sql"),
 ];
 
 /// Creates the schema `portalock`, or upgrades it from an earlier version. If the schema is up to date, this does
@@ -86,8 +86,8 @@ pub async fn migrate(settings: &PostgresSettings) -> Result<(), BackendError> {
 /// The SQL that [`migrate`] runs in an empty database, for users who run migrations with a tool of their own. Run it in
 /// one transaction.
 ///
-/// It consists of the numbered files of `src/sql`, in order, followed by the other files. For an upgrade, run the
-/// numbered files that are new, then all the other files again.
+/// It consists of the numbered files of `src/sql`, in order, followed by the other files, with `rights.sql` first. For an
+/// upgrade, run the numbered files that are new, then all the other files again.
 pub fn schema_sql() -> String {
     [STEPS.as_slice(), FUNCTIONS.as_slice()].concat().join("\n")
 }
@@ -124,6 +124,8 @@ async fn upgrade(client: &Client) -> Result<i32, Error> {
         .batch_execute(
             "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE;
              SET LOCAL client_min_messages = warning;
+             -- This user may be a superuser, and others may create functions in the schema `public`.
+             SET LOCAL search_path = pg_catalog;
              SET LOCAL statement_timeout = 0;
              SET LOCAL lock_timeout = 0;
              SELECT pg_advisory_xact_lock(hashtextextended('portalock.migrate', 1919249516));",

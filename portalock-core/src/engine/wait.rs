@@ -337,9 +337,11 @@ impl Wait<'_> {
                 Ok(Line::Open(wakeups))
             }
             Some(Ok(None)) => Ok(Line::Unwoken),
+            // The session may have been closed since the attempt. The next attempt may get a place with `recheck_after`, which relies
+            // on wake-ups, so it subscribes again.
             Some(Err(error)) => self
                 .failed(place, &Line::NotAsked, error)
-                .map(|()| Line::Silent),
+                .map(|()| Line::NotAsked),
             None => Err(self.timed_out(place)),
         }
     }

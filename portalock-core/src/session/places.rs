@@ -183,7 +183,7 @@ impl<P: Clone> Places<P> {
     /// earlier one of this owner.
     ///
     /// If there is no such place, it was released, and the service has freed it. If the waiter has stopped listening, the
-    /// place is about to be released.
+    /// place is about to be released, or the waiter is about to listen again.
     pub fn granted(&self, owner: OwnerId, token: FencingToken, is_of: impl FnOnce(&P) -> bool) {
         // After the session's end no grant is certain.
         if !self.session.is_lost() {

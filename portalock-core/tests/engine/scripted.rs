@@ -49,7 +49,8 @@ pub struct State {
     pub calls: Mutex<Vec<(Duration, Call)>>,
     pub lines: Mutex<Vec<WakeSender>>,
     pub listens: Mutex<bool>,
-    pub subscribing_fails: Mutex<bool>,
+    /// How many subscriptions fail.
+    pub subscription_fails: Mutex<u32>,
     pub release_fails: Mutex<u32>,
     pub lease: Mutex<Option<Lease>>,
     pub patience: Mutex<Option<Patience>>,
@@ -199,12 +200,16 @@ impl LockBackend for Scripted {
     }
 
     async fn subscribe(&self, _: &LockRequest) -> Result<Option<Wakeups>, BackendError> {
-        if *self.0.subscribing_fails.lock().unwrap() {
-            let kind = BackendErrorKind::Unavailable;
-            return Err(BackendError::new(kind, "told to fail"));
-        }
         if !*self.0.listens.lock().unwrap() {
             return Ok(None);
+        }
+        let mut fails = self.0.subscription_fails.lock().unwrap();
+        if *fails > 0 {
+            *fails -= 1;
+            return Err(BackendError::new(
+                BackendErrorKind::SessionEnded,
+                "told to fail",
+            ));
         }
         let (sender, wakeups) = wakeups();
         self.0.lines.lock().unwrap().push(sender);

@@ -88,6 +88,22 @@ async fn a_place_that_ends_with_its_session_is_taken_anew() {
     drop(waiter.await.unwrap().unwrap());
 }
 
+/// As if the session was closed between the attempt and the subscription: the next attempt begins another session.
+#[tokio::test(start_paused = true)]
+async fn a_subscription_that_fails_is_made_again() {
+    let advice = Duration::from_secs(3600);
+    let backend = Scripted::new([Step::Queued(advice)]).listening();
+    *backend.0.subscription_fails.lock().unwrap() = 1;
+    let waiter = tokio::spawn({
+        let lock = backend.lock();
+        async move { lock.acquire_with(&Policy::forever()).await }
+    });
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    assert_eq!(backend.attempts().len(), 2);
+    backend.line().grant(Grant::new());
+    drop(waiter.await.unwrap().unwrap());
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_wait_that_fails_for_good_ends() {
     let backend = Scripted::new([Step::Contended]).listening();
@@ -126,8 +142,8 @@ async fn a_silent_line_leaves_the_engine_looking_by_itself() {
 #[tokio::test(start_paused = true)]
 async fn a_waiter_that_could_not_subscribe_looks_by_itself() {
     let queued = Step::Queued(Duration::from_secs(3600));
-    let backend = Scripted::new([queued.clone(), queued, Step::Grant]);
-    *backend.0.subscribing_fails.lock().unwrap() = true;
+    let backend = Scripted::new([queued.clone(), queued, Step::Grant]).listening();
+    *backend.0.subscription_fails.lock().unwrap() = u32::MAX;
     let start = Instant::now();
     let lock = backend.lock();
     let granted = lock.acquire_with(&Policy::forever()).await;

@@ -37,6 +37,11 @@ END $$;
 CREATE OR REPLACE FUNCTION portalock.hold_fence() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
+    -- A user may put this trigger on a table of their own. The types of its columns, and casts from them, are the user's, and
+    -- would be used with the rights of the schema's owner.
+    IF TG_RELID <> 'portalock.fences'::regclass THEN
+        RAISE EXCEPTION 'portalock.hold_fence is no trigger for other tables' USING ERRCODE = 'insufficient_privilege';
+    END IF;
     DELETE FROM portalock.fences f WHERE f.id = NEW.id;
     IF NOT portalock.is_held(NEW.owner, NEW.token, true) THEN
         RAISE EXCEPTION 'the lock is no longer held' USING ERRCODE = 'PL001';
@@ -47,3 +52,5 @@ END $$;
 DROP TRIGGER IF EXISTS hold_fence ON portalock.fences;
 CREATE CONSTRAINT TRIGGER hold_fence AFTER INSERT ON portalock.fences
     DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION portalock.hold_fence();
+-- Also in a transaction with `session_replication_role = replica`.
+ALTER TABLE portalock.fences ENABLE ALWAYS TRIGGER hold_fence;

@@ -78,11 +78,10 @@ BEGIN
     END IF;
 
     own := portalock.find(_kind, _name, _owner);
-    IF own.session <> _session THEN
-        -- The claim is from an earlier session of the same client.
-        PERFORM portalock.remove(own.session, _kind, _name, _owner);
-        own := NULL;
-        is_whole := false;
+    IF (own.session, own.kind, own.name) <> (_session, _kind, _name) THEN
+        -- The claims of a client have names of their own, also in its next session. Everybody can know the name of a claim, and only
+        -- its own session may change it.
+        RAISE EXCEPTION 'another request has the owner %', _owner USING ERRCODE = 'invalid_parameter_value';
     END IF;
     IF own.place IS NOT NULL THEN
         -- The function that made room has already served the queue. It is served again in case a person changed the
@@ -209,7 +208,7 @@ END $$;
 
 -- The names of the locks that have holders or waiters.
 CREATE OR REPLACE FUNCTION portalock.names() RETURNS SETOF text
-LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET enable_seqscan = on AS $$
 BEGIN
     RETURN QUERY SELECT DISTINCT c.name
         FROM portalock.claims c JOIN portalock.sessions s ON s.id = c.session AND s.expires > clock_timestamp()

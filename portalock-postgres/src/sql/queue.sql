@@ -65,7 +65,8 @@ DECLARE
 BEGIN
     SELECT sum(h.weight), min(h.capacity) INTO used, smallest
     FROM portalock.claims h WHERE h.name = _name AND h.kind = _kind AND h.place IS NULL;
-    RETURN used IS NULL OR used + _weight <= least(_capacity, smallest);
+    -- A sum could be too large for its type.
+    RETURN used IS NULL OR used <= least(_capacity, smallest) - _weight;
 END $$;
 
 -- Whether a new claim can be granted: there are no waiters that it would overtake, and it fits.

@@ -59,7 +59,7 @@ BEGIN
         UNION ALL
         SELECT next.session, NULL, NULL WHERE next.session IS NOT NULL
     ) front LEFT JOIN portalock.sessions s ON s.id = front.session;
-    IF next.owner IS NOT NULL AND (used IS NULL OR used + next.weight <= least(next.capacity, smallest)) THEN
+    IF next.owner IS NOT NULL AND (used IS NULL OR used <= least(next.capacity, smallest) - next.weight) THEN
         -- A person has deleted a holder's row.
         RETURN 0;
     END IF;
@@ -144,9 +144,8 @@ BEGIN
 END $$;
 
 -- Removes rows that nobody needs any more: sessions that expired a minute ago; claims of dead sessions, of at most `_most`
--- names, and serves those names; and tokens that the clock passed an hour ago, because from then on the clock alone makes
--- larger tokens. Returns how many names there were: call it until it returns less than `_most`. Does nothing if another call
--- is running.
+-- names, and serves those names; and old names. Returns how many names there were, or `_most` if there may be more old names:
+-- call it until it returns less than `_most`. Does nothing if another call is running.
 CREATE OR REPLACE FUNCTION portalock.clean(_most integer) RETURNS integer
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -160,8 +159,7 @@ BEGIN
         SELECT e.id FROM portalock.sessions e WHERE e.expires < clock_timestamp() - interval '1 minute'
         FOR UPDATE SKIP LOCKED);
     FOR had IN
-        SELECT DISTINCT c.kind, c.name FROM portalock.claims c
-        WHERE NOT EXISTS (SELECT FROM portalock.sessions s WHERE s.id = c.session) LIMIT _most
+        SELECT * FROM portalock.names_of_the_dead(_most)
     LOOP
         -- A transaction that has locked the name also finds the dead owners.
         CONTINUE WHEN NOT portalock.try_lock_name(had.name);
@@ -171,8 +169,32 @@ BEGIN
         PERFORM portalock.serve(had.kind, had.name, NULL);
         names := names + 1;
     END LOOP;
-    DELETE FROM portalock.names n
-    WHERE n.token < (date_part('epoch', clock_timestamp() - interval '1 hour') * 1000000)::bigint
-        AND n.owner IS NULL AND NOT EXISTS (SELECT FROM portalock.queue c WHERE c.name = n.name AND c.kind = n.kind);
-    RETURN names;
+    RETURN CASE WHEN portalock.forget_names() THEN _most ELSE names END;
+END $$;
+
+-- At most `_most` names with claims of dead sessions. This function and the next one read a whole table, in its order: to read
+-- it by an index, as the clients' connections prefer, would take longer than a statement may take.
+CREATE OR REPLACE FUNCTION portalock.names_of_the_dead(_most integer) RETURNS TABLE (kind text, name text)
+LANGUAGE plpgsql SET enable_seqscan = on AS $$
+BEGIN
+    RETURN QUERY SELECT DISTINCT c.kind, c.name FROM portalock.claims c
+        WHERE NOT EXISTS (SELECT FROM portalock.sessions s WHERE s.id = c.session) LIMIT _most;
+END $$;
+
+-- Removes names that the clock passed an hour ago, because from then on the clock alone makes larger tokens. Removes 10,000 at
+-- most, because acquisitions of these names wait for it. Returns whether there may be more.
+CREATE OR REPLACE FUNCTION portalock.forget_names() RETURNS boolean
+LANGUAGE plpgsql SET enable_seqscan = on AS $$
+DECLARE
+    passed bigint := (date_part('epoch', clock_timestamp() - interval '1 hour') * 1000000)::bigint;
+    forgotten bigint;
+BEGIN
+    -- A name that was granted meanwhile has a new token.
+    DELETE FROM portalock.names n WHERE n.token < passed AND n.ctid = ANY (ARRAY(
+        SELECT o.ctid FROM portalock.names o
+        WHERE o.token < passed AND o.owner IS NULL
+            AND NOT EXISTS (SELECT FROM portalock.queue c WHERE c.name = o.name AND c.kind = o.kind)
+        LIMIT 10000));
+    GET DIAGNOSTICS forgotten = ROW_COUNT;
+    RETURN forgotten = 10000;
 END $$;

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use portalock_core::{Broken, Holder, Lock, Loss};
-use portalock_postgres::{PostgresBackend, migrate};
+use portalock_postgres::{PostgresBackend, migrate, schema_sql};
 use portalock_testkit::servers::PostgresOptions;
 
 use crate::support::Server;
@@ -51,6 +51,13 @@ async fn who_may_break_can_be_restricted() {
              FROM PUBLIC",
         )
         .await;
+    assert!(admin.query_one(breaks, &[&owner]).await.is_err());
+    // An upgrade replaces the functions.
+    let schema = schema_sql();
+    let (_, functions) = schema
+        .split_once(include_str!("../../src/sql/4_names.sql"))
+        .unwrap();
+    server.run(&format!("BEGIN; {functions} COMMIT")).await;
     assert!(admin.query_one(breaks, &[&owner]).await.is_err());
     let again = lock.break_holder(guard.owner()).await.unwrap();
     assert!(matches!(again, Broken::Released | Broken::NotHeld));

@@ -136,3 +136,28 @@ async fn a_lock_is_not_passed_on_while_a_transaction_commits_under_it() {
     commits.await.unwrap().unwrap();
     releases.await.unwrap().unwrap();
 }
+
+/// Even if the transaction fires no other triggers.
+#[tokio::test]
+async fn a_transaction_of_a_replica_is_refused_too() {
+    let server = Server::start().await;
+    let client = server.client().await;
+    let guard = Lock::new(client.clone(), "a")
+        .unwrap()
+        .acquire()
+        .await
+        .unwrap();
+    let fence = client.fence(guard.owner()).unwrap();
+    let writer = server.admin().await;
+    writer
+        .batch_execute("SET session_replication_role = replica; BEGIN")
+        .await
+        .unwrap();
+    writer
+        .query(Fence::STATEMENT, &[&fence.owner, &fence.token])
+        .await
+        .unwrap();
+    guard.release().await.unwrap();
+    let error = writer.batch_execute("COMMIT").await.unwrap_err();
+    assert!(Fence::refused(&error), "{error:?}");
+}

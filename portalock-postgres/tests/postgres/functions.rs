@@ -320,19 +320,43 @@ async fn a_try_passes_over_a_dead_holder() {
     assert_eq!(tries().await, "granted");
 }
 
-/// The claims of an owner in an earlier session of its client have no effect in the next session.
+/// The names of claims are no secret. A session can't take, change or grant a claim of another session with its name.
 #[tokio::test]
-async fn an_owner_begins_anew_in_a_new_session() {
+async fn a_claim_is_of_one_session() {
     let server = Server::start().await;
     let admin = server.admin().await;
-    open(&admin, "s").await;
-    open(&admin, "t").await;
-    let (_, first) = acquire(&admin, "s", 0, "o").await;
-    let (outcome, second) = acquire(&admin, "t", 0, "o").await;
-    assert_eq!(outcome, "granted");
-    assert!(second > first);
-    let of = "SELECT count(*) FROM portalock.claims WHERE session = 't'";
-    assert_eq!(server.number(of).await, 1);
+    for session in ["s", "t", "u"] {
+        open(&admin, session).await;
+    }
+    acquire(&admin, "s", 0, "o").await;
+    assert_eq!(acquire(&admin, "t", 0, "p").await.0, "queued");
+    for (name, owner, weight) in [
+        ("a", "o", 10),
+        ("a", "p", 10),
+        ("b", "p", 1),
+        ("b", "p", 10),
+    ] {
+        let error = admin
+            .query(
+                "SELECT portalock.acquire('u', 0, 'lock', $1, $2, $3, 10, true, '{}')",
+                &[&name, &owner, &i64::from(weight)],
+            )
+            .await
+            .unwrap_err();
+        assert_eq!(error.code(), Some(&SqlState::INVALID_PARAMETER_VALUE));
+    }
+    // Nor a claim of its own for another name.
+    admin
+        .query(
+            "SELECT portalock.acquire('t', 0, 'lock', 'b', 'p', 1, 10, true, '{}')",
+            &[],
+        )
+        .await
+        .unwrap_err();
+    let claims = "SELECT string_agg(concat_ws(' ', session, owner, state), ', ' ORDER BY place NULLS FIRST)
+        FROM (SELECT *, CASE WHEN token IS NULL THEN 'waits' ELSE 'holds' END AS state FROM portalock.claims) c";
+    let claims: String = admin.query_one(claims, &[]).await.unwrap().get(0);
+    assert_eq!(claims, "s o holds, t p waits");
 }
 
 /// A clean-up changes the claims of a name only under the name's lock. Otherwise it could be in a deadlock with a request that
@@ -370,6 +394,29 @@ async fn a_clean_up_leaves_a_name_that_somebody_has_locked() {
     assert_eq!(server.number(left).await, 0);
 }
 
+/// A statement has little time, so one clean-up removes a part of very many old names, and says that there may be more. It
+/// reads the table in its order, also over a client's connection.
+#[tokio::test]
+async fn a_clean_up_takes_a_part_of_very_many_names() {
+    let server = Server::start().await;
+    let admin = server.admin().await;
+    open(&admin, "s").await;
+    acquire(&admin, "s", 0, "o").await;
+    admin
+        .batch_execute(
+            "INSERT INTO portalock.names SELECT 'lock', 'old ' || n, 1 FROM generate_series(1, 10001) n;
+             SET enable_seqscan = off; BEGIN",
+        )
+        .await
+        .unwrap();
+    let number = async |sql: &str| -> i64 { admin.query_one(sql, &[]).await.unwrap().get(0) };
+    assert_eq!(number("SELECT portalock.clean(100)::bigint").await, 100);
+    let scans = "SELECT pg_stat_get_xact_numscans('portalock.names'::regclass)";
+    assert!(number(scans).await > 0);
+    assert_eq!(number("SELECT portalock.clean(100)::bigint").await, 0);
+    assert_eq!(number("SELECT count(*) FROM portalock.names").await, 1);
+}
+
 /// What a session has left is removed without a search through all names.
 #[tokio::test]
 async fn a_burial_reads_only_its_own_names() {
@@ -394,6 +441,31 @@ async fn a_burial_reads_only_its_own_names() {
     admin.batch_execute("COMMIT").await.unwrap();
     let left = "SELECT count(*) FROM portalock.claims";
     assert_eq!(server.number(left).await, 0);
+}
+
+/// A weight that no client asks for keeps nobody from waiting, and from being served when its session is dead.
+#[tokio::test]
+async fn the_largest_weight_is_one_like_others() {
+    let server = Server::start().await;
+    let admin = server.admin().await;
+    open(&admin, "s").await;
+    open(&admin, "t").await;
+    admin
+        .batch_execute(&format!(
+            "SELECT portalock.acquire('s', 0, 'lock', 'a', 'o', {0}, {0}, true, '{{}}')",
+            i64::MAX
+        ))
+        .await
+        .unwrap();
+    assert_eq!(acquire(&admin, "t", 0, "p").await.0, "queued");
+    assert_eq!(acquire(&admin, "t", 0, "q").await.0, "queued");
+    admin
+        .batch_execute(
+            "DELETE FROM portalock.sessions WHERE id = 's'; SELECT portalock.look('t', '{}', '{}', '{}')",
+        )
+        .await
+        .unwrap();
+    assert_eq!(acquire(&admin, "t", 0, "p").await.0, "granted");
 }
 
 /// A request that no client makes does nothing: it could be granted beside an exclusive holder.

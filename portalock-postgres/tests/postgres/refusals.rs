@@ -212,6 +212,32 @@ async fn a_callers_own_operators_are_not_used() {
     }
 }
 
+/// Nor does the trigger of the fence: on a table of the caller, its statements would use casts of the caller.
+#[tokio::test]
+async fn a_callers_own_table_has_no_fence() {
+    let server = Server::start().await;
+    server
+        .run("CREATE ROLE worker LOGIN; GRANT USAGE ON SCHEMA portalock TO worker")
+        .await;
+    let worker = connect(&server.url_of("worker")).await;
+    let error = worker
+        .batch_execute(
+            "CREATE TYPE pg_temp.trap AS ENUM ('x');
+             CREATE FUNCTION pg_temp.caught(pg_temp.trap) RETURNS bigint LANGUAGE plpgsql
+             AS $$ BEGIN RAISE 'caught as %', current_user; END $$;
+             CREATE CAST (pg_temp.trap AS bigint) WITH FUNCTION pg_temp.caught(pg_temp.trap) AS IMPLICIT;
+             CREATE TEMPORARY TABLE fences (id pg_temp.trap, owner text, token bigint);
+             CREATE TRIGGER fence AFTER INSERT ON fences FOR EACH ROW EXECUTE FUNCTION portalock.hold_fence();
+             SELECT portalock.open_session('s', 60000, '{}', false);
+             SELECT portalock.acquire('s', 0, 'lock', 'a', 'o', 10, 10, true, '{}');
+             SELECT portalock.ensure_held('o/lock/a', (SELECT token FROM portalock.inspect('lock', 'a') WHERE state = 'holds'));
+             INSERT INTO fences VALUES ('x', 'o/lock/a', 1)",
+        )
+        .await
+        .unwrap_err();
+    assert_eq!(error.code().unwrap().code(), "42501", "{error:?}");
+}
+
 #[tokio::test]
 async fn a_database_without_the_schema_and_one_with_another_version() {
     let server = Server::empty(PostgresOptions::new()).await;

@@ -67,6 +67,16 @@ async fn a_migration_that_fails_changes_nothing() {
     migrate(&server.settings()).await.unwrap();
 }
 
+/// A migration uses no function of other users, also where they may create some in `public`: it could be a superuser's.
+#[tokio::test]
+async fn a_migration_uses_no_functions_of_others() {
+    let server = Server::empty(PostgresOptions::new()).await;
+    server
+        .run("CREATE FUNCTION public.hashtextextended(text, integer) RETURNS bigint LANGUAGE plpgsql AS $$ BEGIN RAISE 'caught'; END $$")
+        .await;
+    migrate(&server.settings()).await.unwrap();
+}
+
 /// The tables of version 3.
 fn third() -> String {
     [

@@ -38,9 +38,9 @@ pub(super) enum Phase {
 pub(super) struct Waiting {
     /// The waiter's subscription, if it has one.
     pub(super) line: Option<WakeSender>,
-    /// A grant that came before the waiter subscribed.
+    /// A grant that came while no waiter was subscribed.
     pub(super) unheard: Option<Grant>,
-    /// The owner was told to repeat its attempt before it subscribed.
+    /// The owner was told to repeat its attempt while no waiter was subscribed.
     pub(super) unheard_wake: bool,
     /// When this waiter holds without a message of the service.
     pub(super) turn: Option<Turn>,
@@ -108,8 +108,8 @@ impl<P> Place<P> {
     pub(super) fn wake(&mut self) {
         let waiting = self.waiting();
         match &waiting.line {
-            Some(line) => drop(line.wake()),
-            None => waiting.unheard_wake = true,
+            Some(line) if line.wake() => {}
+            _ => waiting.unheard_wake = true,
         }
     }
 
@@ -135,8 +135,9 @@ impl<P> Place<P> {
         let grant = self.hold(token, session);
         let waiting = self.waiting();
         match &waiting.line {
-            Some(line) => drop(line.grant(grant)),
-            None => waiting.unheard = Some(grant),
+            Some(line) if line.grant(grant.clone()) => {}
+            // Also if the waiter was told of a failure, and has not yet subscribed again.
+            _ => waiting.unheard = Some(grant),
         }
     }
 

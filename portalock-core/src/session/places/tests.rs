@@ -94,6 +94,23 @@ async fn a_grant_that_comes_before_the_waiter_listens_is_kept_and_told_once() {
     assert!(matches!(line.next().await, Wake::Silent));
 }
 
+/// A waiter that was told of a failure asks again, and then listens again.
+#[test]
+fn a_grant_that_comes_before_the_waiter_listens_again_is_kept() {
+    let (places, _lease, owner) = book();
+    places.expect(owner, || 1).unwrap();
+    places.queued(owner);
+    drop(places.listen(owner));
+    places.wake(owner);
+    places.granted(owner, token(7), |_| true);
+    let mut line = places.listen(owner);
+    let Some(Wake::Granted(grant)) = line.next().now_or_never() else {
+        panic!("there should be a grant");
+    };
+    assert_eq!(grant.token, Some(token(7)));
+    assert!(matches!(line.next().now_or_never(), Some(Wake::TryNow)));
+}
+
 #[test]
 fn an_answer_that_comes_after_the_grant_is_older_than_it() {
     let (places, _lease, owner) = book();
