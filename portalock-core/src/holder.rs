@@ -1,7 +1,7 @@
 //! Descriptions of holders and waiters, for people.
 
 use std::{
-    fmt,
+    fmt::{self, Write},
     sync::{Arc, OnceLock},
     time::{SystemTime, UNIX_EPOCH},
 };
@@ -82,9 +82,9 @@ impl fmt::Display for Holder {
 impl Holder {
     /// Who it is, and what its time means.
     fn write_with(&self, f: &mut fmt::Formatter<'_>, time: &str) -> fmt::Result {
-        write!(f, "pid {} on {}", self.pid, self.host)?;
+        write!(f, "pid {} on {}", self.pid, Printable(&self.host))?;
         if let Some(label) = &self.label {
-            write!(f, " ({label})")?;
+            write!(f, " ({})", Printable(label))?;
         }
         // A store can contain any year, and formatting a year out of range would fail or panic.
         let seconds = self
@@ -110,10 +110,33 @@ impl fmt::Display for Doer<'_> {
     }
 }
 
+/// A text of another user, with control characters escaped: in a log they could look like lines of its own.
+struct Printable<'t>(&'t str);
+
+impl fmt::Display for Printable<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.chars().try_for_each(|character| {
+            if character.is_control() {
+                character.escape_default().fmt(f)
+            } else {
+                f.write_char(character)
+            }
+        })
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::time::Duration;
+
+    #[test]
+    fn a_holder_is_one_line_whatever_its_label_is() {
+        let label = "ü\n2026 ERROR\u{1b}[2J".into();
+        let holder = Holder::new("a\tb", 42, Some(label), UNIX_EPOCH);
+        let text = r"pid 42 on a\tb (ü\n2026 ERROR\u{1b}[2J) since 1970-01-01T00:00:00Z";
+        assert_eq!(holder.to_string(), text);
+    }
 
     #[test]
     fn a_holder_reads_as_a_sentence_part() {
