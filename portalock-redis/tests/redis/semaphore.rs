@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use portalock_core::{LockError, PermitGuard, Pool};
+use portalock_core::{ClaimKind, LockError, PermitGuard, Pool};
 use portalock_redis::RedisBackend;
 use portalock_testkit::servers::RedisServer;
 use tokio::task::JoinHandle;
@@ -157,4 +157,14 @@ async fn crashed_clients_give_their_permits_back() {
     portalock_core::Semaphore::close(&doomed).await.unwrap();
     assert!(held.is_lost());
     let (_first, _second) = (granted(first).await, granted(second).await);
+}
+
+#[tokio::test]
+async fn who_has_all_permits_is_seen_with_their_number() {
+    let server = RedisServer::start().unwrap();
+    let backend = client(&server).await;
+    let _all = pool(&backend, 2).try_acquire(2).await.unwrap();
+    let seen = portalock_core::Semaphore::inspect(&backend, &"p".parse().unwrap()).await;
+    let kinds = seen.unwrap().holders.into_iter().map(|claim| claim.kind);
+    assert_eq!(kinds.collect::<Vec<_>>(), [ClaimKind::Permits(2)]);
 }
