@@ -220,8 +220,12 @@ mod tests {
     use super::*;
     use crate::{
         address::Address,
-        connection::{Call, Connections},
+        client::{Client, Server},
+        connection::Call,
     };
+
+    /// Longer than a good run takes.
+    const TIME: Duration = Duration::from_secs(60);
 
     fn followed() -> Followed {
         let settings = RedisSettings::new("redis+sentinel://a,b,c/m").unwrap();
@@ -267,7 +271,8 @@ mod tests {
 
     fn to_slot(url: &str) -> Route {
         let settings = RedisSettings::new(url).unwrap();
-        // The servers have just started.
+        // The next refresh would come later than the test waits, and the servers have just started.
+        let settings = settings.with_session_ttl(TIME * 10).unwrap();
         let settings = Arc::new(settings.with_restart_wait(Duration::ZERO));
         let Address::Cluster(address) = settings.address() else {
             panic!("it names a cluster");
@@ -291,26 +296,33 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_answer_from_a_former_primary_does_not_count() {
-        let options = RedisClusterOptions::new().replicas(0);
-        let options = options.node_timeout(Duration::from_secs(60));
+    async fn answers_and_connections_of_a_former_primary_do_not_count() {
+        let options = RedisClusterOptions::new().replicas(0).node_timeout(TIME);
         let cluster = tokio::task::spawn_blocking(move || options.start().unwrap());
         let cluster = cluster.await.unwrap();
-        let route = Arc::new(to_slot(&cluster.url()));
-        let (Way::Followed(followed), Some(tag)) = (&route.way, route.tag()) else {
+        let client = Client::new(Arc::new(Server::new(to_slot(&cluster.url()))));
+        let session = client.session().await.unwrap();
+        let server = &session.service().server;
+        let (Way::Followed(followed), Some(tag)) = (&server.route.way, server.route.tag()) else {
             panic!("it leads to a slot");
         };
         let node = cluster.node(cluster.owner(tag.slot()).unwrap());
-        let connections = Connections::new(route.clone());
-        connections.wire().await.unwrap();
+        let ping = redis::cmd("PING");
+        // It opens the connection.
+        server.send("ping", Call::Plain(&ping)).await.unwrap();
 
         node.stall().unwrap();
-        let ping = redis::cmd("PING");
-        let mut asking = pin!(connections.send("ping", Call::Plain(&ping), || Ok(())));
+        let mut asking = pin!(server.send("ping", Call::Plain(&ping)));
         let is_sent = poll_fn(|context| Poll::Ready(asking.as_mut().poll(context).is_pending()));
         assert!(is_sent.await);
         followed.number.fetch_add(1, Ordering::AcqRel);
         node.resume().unwrap();
         assert!(asking.await.unwrap().repeated);
+        let replaced = async {
+            while session.connection().is_none() {
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+        };
+        tokio::time::timeout(TIME, replaced).await.unwrap();
     }
 }
