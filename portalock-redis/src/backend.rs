@@ -162,6 +162,8 @@ impl LockBackend for RedisBackend {
             names.extend(client.shared().names().await?);
         }
         names.sort_unstable();
+        // A scan may return a key twice.
+        names.dedup();
         Ok(names)
     }
 

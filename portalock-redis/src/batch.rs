@@ -236,9 +236,14 @@ impl Attempts {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, unix))]
 mod tests {
+    use std::{sync::Arc, time::Duration};
+
+    use portalock_testkit::servers::RedisServer;
+
     use super::*;
+    use crate::{clients::Clients, config::RedisSettings, scripts::EVICT};
 
     const ATTEMPT: [&str; 5] = ["1.1", "kept|1", "a|3|3", "{}", "once"];
 
@@ -262,6 +267,11 @@ mod tests {
         let keys = ["p/lock/b"];
         let names_a_neighbour = Call::Script(&RELEASE, &keys, &["1.1", "2.1"]);
         assert!(batch.add(names_a_neighbour).is_none());
+        let other_scripts = [
+            Call::Script(&EVICT, &keys, &["1.1"]),
+            Call::Script(&EVICT, &["p/lock/b", "p/session/a"], &ATTEMPT),
+        ];
+        assert!(other_scripts.iter().all(|call| batch.add(*call).is_none()));
         assert!(batch.add(Call::Script(&RELEASE, &keys, &["1.1"])).is_some());
         assert!(add(&mut batch, "p/lock/b", &ATTEMPT));
         assert_eq!(batch.len(), 3);
@@ -294,5 +304,83 @@ mod tests {
         }
         assert_eq!(read(&[]), None);
         assert!(batch.read(Value::Okay).is_none());
+    }
+
+    async fn ask(connection: &mut MultiplexedConnection, command: &str) -> Value {
+        let mut words = command.split(' ');
+        let mut sent = redis::cmd(words.next().unwrap());
+        sent.arg(words.collect::<Vec<_>>());
+        sent.query_async(connection).await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_batch_does_what_its_callers_still_wait_for() {
+        let server = RedisServer::start().unwrap();
+        let settings = RedisSettings::new(&server.url()).unwrap();
+        let settings = settings.with_restart_wait(Duration::ZERO);
+        let Clients::One(client) = Clients::new(&Arc::new(settings)) else {
+            panic!("it is one server");
+        };
+        let session = client.session().await.unwrap();
+        let (key, route) = (session.service(), &session.service().server.route);
+        let wire = key.server.connections.wire().await.unwrap();
+        let mut connection = wire.connection();
+        let (stamp, head) = (key.stamp(), format!("{}|3|3", key.id));
+        let add = |batch: &mut Batch, letter, name, owner: &str| {
+            let state = format!("portalock/lock/{name}");
+            let attempt = [owner, &stamp, &head, "{}", "once"];
+            let call = match letter {
+                RELEASES => Call::Script(&RELEASE, &[&state], &[owner]),
+                QUEUES => Call::Script(&ACQUIRE, &[&state, &key.key], &attempt[..4]),
+                _ => Call::Script(&ACQUIRE, &[&state, &key.key], &attempt),
+            };
+            batch.add(call).unwrap()
+        };
+        let send = async |batch: Batch| batch.send(route, wire.connection()).await.give_out();
+
+        let mut batch = Batch::default();
+        let granted = add(&mut batch, QUEUES, "a", "1.1");
+        drop(add(&mut batch, RELEASES, "a", "1.1"));
+        send(batch).await;
+        let token = granted.await.unwrap().unwrap().unwrap();
+        assert!(matches!(token, Value::BulkString(_)), "{token:?}");
+
+        // An attempt that takes no place in the queue, and one that takes a place.
+        for (letter, queued) in [(ONCE, 0), (QUEUES, 1)] {
+            let mut batch = Batch::default();
+            let refused = add(&mut batch, letter, "a", "2.1");
+            drop(add(&mut batch, RELEASES, "a", "1.1"));
+            send(batch).await;
+            let answer = refused.await.unwrap().unwrap().unwrap();
+            assert!(matches!(answer, Value::Array(_)), "{answer:?}");
+            let queue = ask(&mut connection, "EXISTS portalock/lock-queue/a").await;
+            assert_eq!(queue, Value::Int(queued));
+        }
+
+        let mut batch = Batch::default();
+        drop(add(&mut batch, QUEUES, "b", "3.1"));
+        let released = add(&mut batch, RELEASES, "a", "1.1");
+        send(batch).await;
+        let one = Value::BulkString(b"1".into());
+        assert_eq!(released.await.unwrap().unwrap(), Some(one));
+        let exists = ask(&mut connection, "EXISTS portalock/lock/b").await;
+        assert_eq!(exists, Value::Int(0));
+
+        // Each caller then asks by itself whether its own request is refused.
+        ask(&mut connection, "ACL SETUSER default -evalsha").await;
+        let mut batch = Batch::default();
+        let both = ["a", "b"].map(|name| add(&mut batch, QUEUES, name, "4.1"));
+        send(batch).await;
+        for answered in both {
+            assert_eq!(answered.await.unwrap().unwrap(), None);
+        }
+
+        drop(server);
+        let mut batch = Batch::default();
+        let both = ["a", "b"].map(|name| add(&mut batch, QUEUES, name, "4.1"));
+        send(batch).await;
+        for answered in both {
+            answered.await.unwrap().unwrap_err();
+        }
     }
 }

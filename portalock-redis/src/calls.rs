@@ -156,3 +156,18 @@ impl Drop for Due {
         self.end();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_call_has_company_while_two_others_are_in_flight() {
+        let calls = Calls::default();
+        let (one, two) = (calls.begin(), calls.begin());
+        assert!(!one.has_company && !two.has_company);
+        assert!(calls.begin().has_company);
+        drop(one);
+        assert!(!calls.begin().has_company);
+    }
+}

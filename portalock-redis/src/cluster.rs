@@ -205,6 +205,7 @@ mod tests {
             cluster.witnesses().0.len()
         };
         let others = [
+            "a 10.0.0.1:1@2 master - 0 0 1 connected",
             "b 10.0.0.2:1@2 master - 0 0 2 connected 0-8191",
             "c 10.0.0.3:1@2 master - 0 0 3 connected 8192-16383",
         ];

@@ -195,4 +195,10 @@ mod tests {
         assert_eq!(keys.lock_name("q/lock/a"), None);
         assert_eq!(keys.lock_name("p/lock-queue/a"), None);
     }
+
+    #[test]
+    fn a_pattern_takes_each_character_of_the_prefix_as_it_is() {
+        let pattern = Keys::new("a[b]*?\\^-c").lock_pattern();
+        assert_eq!(pattern, r"a\[b\]\*\?\\\^\-c/lock/*");
+    }
 }

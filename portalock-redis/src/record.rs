@@ -104,9 +104,9 @@ mod tests {
         let labels = [None, Some("a"), Some("b"), None];
         for label in labels {
             let holder = Holder::this_process(label.map(Into::into));
-            for _ in 0..2 {
-                assert_eq!(*encoder.encode(&holder, None), *encode(&holder, None));
-            }
+            let record = encoder.encode(&holder, None);
+            assert_eq!(*record, *encode(&holder, None));
+            assert!(Arc::ptr_eq(&encoder.encode(&holder, None), &record));
         }
         let mut forked = Holder::this_process(None);
         encoder.encode(&forked, None);

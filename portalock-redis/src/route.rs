@@ -211,9 +211,21 @@ impl Followed {
 }
 
 #[cfg(test)]
+#[cfg(unix)]
 mod tests {
+    use std::{future::poll_fn, pin::pin, task::Poll};
+
+    use portalock_testkit::servers::RedisClusterOptions;
+
     use super::*;
-    use crate::address::Address;
+    use crate::{
+        address::Address,
+        client::{Client, Server},
+        connection::Call,
+    };
+
+    /// Longer than a good run takes.
+    const TIME: Duration = Duration::from_secs(60);
 
     fn followed() -> Followed {
         let settings = RedisSettings::new("redis+sentinel://a,b,c/m").unwrap();
@@ -255,5 +267,62 @@ mod tests {
         // Sentinels that were set up again start to count from zero.
         let location = followed.note(heard(0, "c", true)).unwrap();
         assert_eq!(location.number, 1);
+    }
+
+    fn to_slot(url: &str) -> Route {
+        let settings = RedisSettings::new(url).unwrap();
+        // The next refresh would come later than the test waits, and the servers have just started.
+        let settings = settings.with_session_ttl(TIME * 10).unwrap();
+        let settings = Arc::new(settings.with_restart_wait(Duration::ZERO));
+        let Address::Cluster(address) = settings.address() else {
+            panic!("it names a cluster");
+        };
+        let nodes = Arc::new(Cluster::new(address, settings.clone()));
+        Route::to_slot(&nodes, Tag::new("portalock", 0), &settings)
+    }
+
+    /// An answer from within the first half of the interval is used again.
+    #[test]
+    fn a_cluster_is_looked_at_twice_as_often() {
+        let route = to_slot("redis+cluster://a");
+        let interval = route.settings().look_interval();
+        assert_eq!(route.look_interval(), interval / 2);
+        let settings = Arc::new(RedisSettings::new("redis+sentinel://a,b,c/m").unwrap());
+        let Address::Sentinels(address) = settings.address() else {
+            panic!("it names sentinels");
+        };
+        let route = Route::by_sentinels(address, &settings);
+        assert_eq!(route.look_interval(), interval);
+    }
+
+    #[tokio::test]
+    async fn answers_and_connections_of_a_former_primary_do_not_count() {
+        let options = RedisClusterOptions::new().replicas(0).node_timeout(TIME);
+        let cluster = tokio::task::spawn_blocking(move || options.start().unwrap());
+        let cluster = cluster.await.unwrap();
+        let client = Client::new(Arc::new(Server::new(to_slot(&cluster.url()))));
+        let session = client.session().await.unwrap();
+        let server = &session.service().server;
+        let (Way::Followed(followed), Some(tag)) = (&server.route.way, server.route.tag()) else {
+            panic!("it leads to a slot");
+        };
+        let node = cluster.node(cluster.owner(tag.slot()).unwrap());
+        let ping = redis::cmd("PING");
+        // It opens the connection.
+        server.send("ping", Call::Plain(&ping)).await.unwrap();
+
+        node.stall().unwrap();
+        let mut asking = pin!(server.send("ping", Call::Plain(&ping)));
+        let is_sent = poll_fn(|context| Poll::Ready(asking.as_mut().poll(context).is_pending()));
+        assert!(is_sent.await);
+        followed.number.fetch_add(1, Ordering::AcqRel);
+        node.resume().unwrap();
+        assert!(asking.await.unwrap().repeated);
+        let replaced = async {
+            while session.connection().is_none() {
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+        };
+        tokio::time::timeout(TIME, replaced).await.unwrap();
     }
 }

@@ -236,8 +236,12 @@ pub(crate) fn at(server: &ConnectionInfo, host: &str, port: u16) -> ConnectionIn
 }
 
 #[cfg(test)]
+#[cfg(unix)]
 mod tests {
+    use portalock_testkit::servers::RedisServer;
+
     use super::*;
+    use crate::address::Address;
 
     fn told(host: &str) -> Told {
         Told {
@@ -265,5 +269,28 @@ mod tests {
             let selected_now = heard.select(Some(&told(known)));
             assert_eq!(selected_now, told(selected), "{answers} {from_all} {known}");
         }
+    }
+
+    #[tokio::test]
+    async fn most_of_the_witnesses_are_enough_or_all_are_asked() {
+        let server = RedisServer::start().unwrap();
+        let settings = Arc::new(RedisSettings::new(&server.url()).unwrap());
+        let Address::Fixed(address) = settings.address() else {
+            panic!("it names a server");
+        };
+        for (enough, answered) in [(Enough::Most, 3), (Enough::All, 5)] {
+            let question = Question {
+                what: "ask a test's server",
+                commands: redis::pipe().ping().clone(),
+                read: |_, answers| Ok(answers),
+            };
+            let witnesses = [(); 5].map(|()| Arc::new(Witness::new(address.clone())));
+            let answers = ask_all(witnesses.to_vec(), question, enough, &settings).await;
+            assert_eq!(
+                answers.iter().filter(|answer| answer.is_ok()).count(),
+                answered
+            );
+        }
+        assert_eq!(patience(&settings), settings.session_ttl() / 6);
     }
 }

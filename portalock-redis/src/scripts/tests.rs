@@ -414,6 +414,10 @@ async fn a_server_waits_from_its_start_or_from_when_it_was_promoted_and_confirme
     let id = id.split('|').next().unwrap();
     ask::<()>(&mut client, &["SET", "p", &format!("{id}|1")]).await;
     assert_eq!(wait_of(&mut client, false).await, "0");
+    // A release, which frees memory, may need this connection.
+    ask::<()>(&mut client, &["CONFIG", "SET", "maxmemory", "1"]).await;
+    assert_eq!(wait_of(&mut client, false).await, "0");
+    ask::<()>(&mut client, &["CONFIG", "SET", "maxmemory", "0"]).await;
 
     // A slot from a node that was promoted later than this server was started; or a slot that was not confirmed yet.
     let mut left = 60_000;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use portalock_core::{Broken, Holder, Loss, clock::Instant};
+use portalock_core::{Broken, Holder, LockBackend, Loss, OwnerId, Released, clock::Instant};
 use portalock_redis::RedisBackend;
 use portalock_testkit::{
     proxy::{Direction, FaultProxy},
@@ -167,4 +167,39 @@ async fn a_hold_that_its_client_does_not_know_is_broken_at_once() {
     let breaks = lock(&client(&server).await, "a");
     let broken = timeout(ENOUGH, breaks.break_holder(owner)).await.unwrap();
     assert_eq!(broken.unwrap(), Broken::Released);
+}
+
+#[tokio::test]
+async fn a_hold_that_was_ended_without_an_answer_is_told_as_ended() {
+    let server = RedisServer::start().unwrap();
+    let line = FaultProxy::start(server.addr()).unwrap();
+    let on_a_line = settings_at(&format!("redis://{}", line.addr()));
+    let breaker = RedisBackend::with_settings(on_a_line).await.unwrap();
+    let lasting = settings(&server).with_session_ttl(ENOUGH * 10).unwrap();
+    let holder = RedisBackend::with_settings(lasting).await.unwrap();
+    let held = lock(&holder, "a").acquire().await.unwrap();
+    let other = lock(&holder, "b").acquire().await.unwrap();
+    let (name, owner) = ("a".parse().unwrap(), held.owner());
+    let nothing = LockBackend::evict(&breaker, &name, OwnerId::mint()).await;
+    assert_eq!(nothing.unwrap(), Released::NotHeld);
+
+    let mut admin = Admin::of(&server).await;
+    for session in admin.ask::<Vec<String>>("KEYS portalock/session/*").await {
+        admin.ask::<u32>(&format!("PEXPIRE {session} 300")).await;
+    }
+    // It waits for the end of the session.
+    let waited = LockBackend::evict(&breaker, &"b".parse().unwrap(), other.owner()).await;
+    assert_eq!(waited.unwrap(), Released::Freed);
+    line.black_hole(Direction::ToClient);
+    let ended = tokio::spawn(async move { LockBackend::evict(&breaker, &name, owner).await });
+    eventually(async || {
+        let fields: Vec<String> = Admin::of(&server).await.ask("HKEYS portalock/lock/a").await;
+        !fields.iter().any(|field| is_place(field))
+    })
+    .await;
+    line.refuse(true);
+    line.cut();
+    eventually(async || line.connections() == 0).await;
+    line.heal();
+    assert_eq!(ended.await.unwrap().unwrap(), Released::Freed);
 }

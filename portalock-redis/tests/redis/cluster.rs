@@ -192,10 +192,14 @@ async fn what_is_no_cluster_and_who_does_not_fit_in_is_refused() {
     assert_eq!(error.kind(), BackendErrorKind::Misconfigured, "{error:?}");
     assert!(error.to_string().contains("{portalock}/tags"), "{error}");
     // The same if the backend connects at first use.
-    let late = RedisBackend::new(with_tags(8).unwrap());
-    let error = Lock::new(late, "a").unwrap().try_acquire().await;
+    let late = || RedisBackend::new(with_tags(8).unwrap());
+    let error = Lock::new(late(), "a").unwrap().try_acquire().await;
     let error = format!("{:?}", error.unwrap_err());
     assert!(error.contains("Misconfigured"), "{error}");
+    let (names, ping) = (late().names().await, late().ping().await);
+    for error in [names.unwrap_err(), ping.unwrap_err()] {
+        assert_eq!(error.kind(), BackendErrorKind::Misconfigured, "{error:?}");
+    }
     // Another prefix has its own number of tags.
     connected(with_tags(8).unwrap().with_prefix("b").unwrap()).await;
     let held = lock(&one, "a").acquire().await.unwrap();

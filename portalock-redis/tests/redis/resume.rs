@@ -299,3 +299,29 @@ async fn an_attempt_that_arrives_after_its_withdrawal_takes_no_effect() {
     assert!(!is_held(&backend, "a").await, "it was granted to nobody");
     let _free = lock(&backend, "a").try_acquire().await.unwrap();
 }
+
+/// As far as its client knows, the first of the two may still be under way.
+#[tokio::test]
+async fn an_attempt_that_was_sent_twice_is_withdrawn_with_a_new_stamp() {
+    let server = RedisServer::start().unwrap();
+    let other = client(&server).await;
+    let line = FaultProxy::start(server.addr()).unwrap();
+    let settings = settings_at(&format!("redis://{}", line.addr()));
+    let settings = settings.with_session_ttl(ENOUGH * 10).unwrap();
+    let backend = RedisBackend::with_settings(settings).await.unwrap();
+    // It opens the connection for the calls.
+    drop(lock(&backend, "b").acquire().await.unwrap());
+    line.black_hole(Direction::ToClient);
+    let asks = lock(&backend, "a");
+    let asking = tokio::spawn(async move { asks.acquire().await });
+    eventually(async || is_held(&other, "a").await).await;
+    line.refuse(true);
+    line.cut();
+    eventually(async || line.connections() == 0).await;
+    line.heal();
+    granted(asking).await.release().await.unwrap();
+    let mut admin = Admin::of(&server).await;
+    let sessions: Vec<String> = admin.ask("KEYS portalock/session/*").await;
+    let stamps: Vec<String> = admin.ask(&format!("MGET {}", sessions.join(" "))).await;
+    assert!(stamps.iter().any(|stamp| stamp == "kept|2"), "{stamps:?}");
+}

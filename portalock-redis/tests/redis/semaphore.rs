@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use portalock_core::{LockError, PermitGuard, Pool};
+use portalock_core::{ClaimKind, LockError, PermitGuard, Pool};
 use portalock_redis::RedisBackend;
 use portalock_testkit::servers::RedisServer;
 use tokio::task::JoinHandle;
@@ -197,4 +197,14 @@ async fn many_waiters_do_not_each_read_many_holders() {
     for waiter in line {
         granted(waiter).await.release().await.unwrap();
     }
+}
+
+#[tokio::test]
+async fn who_has_all_permits_is_seen_with_their_number() {
+    let server = RedisServer::start().unwrap();
+    let backend = client(&server).await;
+    let _all = pool(&backend, 2).try_acquire(2).await.unwrap();
+    let seen = portalock_core::Semaphore::inspect(&backend, &"p".parse().unwrap()).await;
+    let kinds = seen.unwrap().holders.into_iter().map(|claim| claim.kind);
+    assert_eq!(kinds.collect::<Vec<_>>(), [ClaimKind::Permits(2)]);
 }

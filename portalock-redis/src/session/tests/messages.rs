@@ -136,3 +136,24 @@ async fn few_releases_of_a_session_that_ends_are_under_way_at_once() {
     redis.resume().unwrap();
     handing_over.await.unwrap();
 }
+
+#[tokio::test]
+async fn nothing_counts_that_comes_over_a_connection_that_was_given_up() {
+    let server = RedisServer::start().unwrap();
+    let client = client(&server);
+    let session = client.session().await.unwrap();
+    let line = session.connection().unwrap();
+    line.ensure_open(RENEWING).unwrap();
+    let key = session.service();
+    key.gave_up(&line);
+    line.ensure_open(RENEWING).unwrap_err();
+    SessionKey::look(&session, &line, &[]).await.unwrap_err();
+    SessionKey::renew(&session, &line).await.unwrap_err();
+    SessionKey::begin(&session, &line, None).await.unwrap_err();
+    // Not even that the session has ended.
+    let mut delete = redis::cmd("DEL");
+    delete.arg(&key.key);
+    let mut connection = line.connection.clone();
+    delete.query_async::<()>(&mut connection).await.unwrap();
+    SessionKey::renew(&session, &line).await.unwrap_err();
+}
