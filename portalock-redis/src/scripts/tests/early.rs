@@ -1,7 +1,8 @@
 //! The paths that run before any definition have the effect that `acquire.lua` and `release.lua` have without them.
 
 use super::{
-    CONNECTED, KEPT, STATE, ask, attempt_with, connection, open, open_as, open_in_both, patience,
+    CONNECTED, KEPT, STATE, ask, attempt_with, connection, holding, open, open_as, open_in_both,
+    patience, release_to,
 };
 use crate::{
     queue::UNREAD,
@@ -237,4 +238,16 @@ async fn every_check_tells_a_waiter_its_token() {
         let answer = attempt_with(&mut client, "a", "1", ALL, KEPT).await;
         assert_eq!(answer[3..], first[3..], "{answer:?}");
     }
+}
+
+#[tokio::test]
+async fn a_release_grants_also_what_is_left_beside_a_waiter_of_the_usual_shape() {
+    let server = RedisServer::start().unwrap();
+    let mut client = connection(&server).await;
+    open_as(&mut client, "a", KEPT).await;
+    for (owner, weight) in [("0", "2"), ("1", "2"), ("2", "1"), ("3", "1")] {
+        attempt_with(&mut client, "a", owner, [weight, "3"], KEPT).await;
+    }
+    release_to(&mut client, "0", None).await;
+    assert_eq!(holding(&mut client).await, ["1", "2"]);
 }
