@@ -16,7 +16,7 @@ use crate::{
     connection::Call,
     keys::{Kind, Wanted},
     observe::observe,
-    queue::SLOWEST_TICK,
+    queue::{SLOWEST_TICK, UNREAD},
 };
 
 /// Locks and semaphores on a Redis server, or in a Redis cluster.
@@ -102,7 +102,8 @@ impl RedisBackend {
         // This is the bound for every crash, even if the whole machine and all other waiters crash at the same time.
         let crash = settings
             .session_ttl()
-            .saturating_add(settings.tick_interval().saturating_mul(SLOWEST_TICK));
+            .saturating_add(settings.tick_interval().saturating_mul(SLOWEST_TICK))
+            .saturating_add(UNREAD);
         let loss = if settings.release_without_notice() {
             LossNotice::Within(settings.session_ttl())
         } else {

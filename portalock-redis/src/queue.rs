@@ -299,13 +299,17 @@ pub(crate) fn inspection(kind: Kind, answer: Value) -> Option<Inspection> {
 ///
 /// The last waiter checks often, because it knows that it is the last: it has just arrived. The first waiter would need
 /// one more message with every handoff, which is expensive in a busy queue. A waiter that is no longer the last learns
-/// this with its next check. From then on it reads the holders only in some of its checks: see `acquire_behind.lua`.
+/// this with its next check. From then on its checks read the holders only if no other check has just done so: see
+/// `acquire_behind.lua`.
 pub(crate) fn recheck(behind: u32, tick: Duration) -> Duration {
     tick * behind.saturating_mul(5).clamp(1, SLOWEST_TICK)
 }
 
 /// The number of ticks between two checks of the first waiter in a long queue.
 pub(crate) const SLOWEST_TICK: u32 = 30;
+
+/// For how long many holders are not read again by the checks of waiters, except the last one's: see `acquire_behind.lua`.
+pub(crate) const UNREAD: Duration = Duration::from_millis(200);
 
 #[cfg(test)]
 mod tests {

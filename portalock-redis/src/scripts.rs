@@ -34,8 +34,9 @@
 //!    wants all. A waiter that is granted the lock gets a message, and asks the server when it may have missed the
 //!    message. While there are waiters, the state has the flag `waits`, without which a release serves nobody. The last
 //!    waiter has always been told that it is the last, by an answer or a message, and it checks often whether the holders
-//!    are alive. The other waiters check from time to time whether the last waiter is alive. The clock selects some of these
-//!    checks to check the holders too, because a failover can bring back a place for which no client checks.
+//!    are alive. The other waiters check from time to time, also whether the last waiter is alive. They check the holders too,
+//!    unless another waiter has just done so: a failover can bring back a last place for which no client checks, and a client
+//!    whose runtime is blocked does not check.
 
 //!
 //! # In a cluster

@@ -221,6 +221,8 @@ impl<P: Clone> Places<P> {
             if !place.is_leaving() {
                 place.lose(service);
                 place.enter(Phase::Asked);
+                // It was for the lost hold.
+                place.waiting().unheard = None;
             }
         });
     }

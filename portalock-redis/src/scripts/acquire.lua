@@ -153,6 +153,9 @@ for holder in pairs(holders) do others[#others + 1] = holder end
 local asked = #others > 0 and others[micros % #others + 1]
 if asked then call(PUBLISH, sessions .. holders[asked].session, 'asked|' .. asked .. '|' .. state) end
 
+-- When many holders were read, for `acquire_behind.lua`.
+if behind ~= '-' and #others > 1 then call('HSET', state, 'waits', now) end
+
 -- If there is no holder, the first waiter is in the way.
 local in_the_way = asked and holders[asked]
 in_the_way = in_the_way or first_claim or claim

@@ -21,7 +21,7 @@ for i = 1, fields and #fields or 0, 2 do
   if field == 'token' then
     last_token = fields[i + 1]
   elseif field == 'waits' then
-    waits = true
+    waits = fields[i + 1]
   elseif field == 'watched' then
     is_watched = fields[i + 1]
   else
@@ -76,10 +76,11 @@ if last_token and holder and not is_held and ARGV[5] ~= 'once' then
       return { 'contended', '0', holder, tail or holder_name, token }
     end
     -- Otherwise the owner has a place already, and this is a check. If each of many waiters read each of many holders, it
-    -- would take far too long, so a waiter that is not the last leaves it to the last, if that one is alive. In one of as
-    -- many checks as waiters are behind it does not, in case no client checks for the last place: see `scripts.rs`.
-    local behind = tail and call('ZREVRANK', queue, owner)
-    if behind and behind > 0 and micros % behind > 0 then
+    -- would take far too long, so a waiter that is not the last does not if another waiter has done so within `UNREAD`: see
+    -- `queue.rs`. This is usually the last, so the last must be alive.
+    local age = tail and micros - (tonumber(waits) or 0)
+    local behind = age and age >= 0 and age < 200000 and call('ZREVRANK', queue, owner)
+    if behind and behind > 0 then
       local texts = call('HMGET', waiters, owner, tail)
       local session = string.match(texts[2] or '', '^%x+')
       local key = session and string.match(KEYS[2], '^.*/') .. session

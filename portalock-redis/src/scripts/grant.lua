@@ -17,7 +17,8 @@
 -- The flags are fields of the state, so a state that has only its token shows in one call that nobody holds, waits or
 -- observes:
 --   `waits`    is set when the queue gets its first waiter. It may stay when the queue is empty. If there is no last token,
---              the state is new, and the flag may be missing.
+--              the state is new, and the flag may be missing. Its value is the time of the last check of a waiter that has
+--              read several holders, or 1.
 --   `watched`  is set while there are observers: its value is the channel to which they have subscribed. The channel gets a
 --              message for each grant, and for each release that is not followed by a grant. The first message that nobody
 --              receives removes the flag.

@@ -1,6 +1,6 @@
 -- The usual releases of a lock that others wait for, before anything is even defined: nobody observes, and nobody waits any
 -- more; or the first waiter wants all of the lock, and gets it, or waits for others that hold too; or it wants as much as
--- each of the others, and gets it. All other releases continue in `release.lua`, which handles these cases too.
+-- each of the others, and gets it, and no other waiter does. All other releases continue in `release.lua`, which handles these cases too.
 --
 -- Besides claims, only the last token and the flag `waits` are left in the state.
 if freed == 1 and found[2] and not found[3] then
@@ -25,9 +25,9 @@ if freed == 1 and found[2] and not found[3] then
     -- Otherwise the second waiter gets a token with this grant.
     is_next = not second or string.sub(texts[2] or '', 1, #head + 1) ~= head .. '|'
   elseif head and alike == shape then
-    -- All holders have this shape, so their number decides. Nobody else fits after this grant.
-    local limit = tonumber(capacity)
-    is_next = weight * (others + 1) <= limit and weight * (others + 2) > limit
+    -- All holders have this shape, so their number decides. After this grant nothing is left, or nobody else waits.
+    local limit, used = tonumber(capacity), weight * (others + 1)
+    is_next = used == limit or used < limit and not second
     its_shape = '|' .. shape
   end
   if is_next then

@@ -1,6 +1,9 @@
 //! Permits: in order, all or none, and with limits that change.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use portalock_core::{ClaimKind, LockError, PermitGuard, Pool};
 use portalock_redis::RedisBackend;
@@ -182,15 +185,16 @@ async fn many_waiters_do_not_each_read_many_holders() {
     // It hardly ever checks, so what is counted are the checks of the others.
     line.push(waiting(&last, 40, 1).await);
     let mut admin = Admin::of(&server).await;
+    let start = Instant::now();
     admin.ask::<()>("CONFIG RESETSTAT").await;
     eventually(async || Admin::of(&server).await.calls("zrevrank").await >= CHECKS).await;
     // A check that reads the holders asks one of them whether it still holds, and asks for its own rank twice.
     let reading = admin.calls("publish").await;
     let checks = admin.calls("zrevrank").await - reading;
-    println!("{reading} of {checks} checks read the holders");
-    assert!(reading * 2 < checks, "{reading} of {checks}");
-    // Some do, in case nobody checks for the last place.
-    assert!(reading > 0);
+    // At most one each 200 ms. Some do, in case nobody checks for the last place.
+    let most = start.elapsed().as_millis() / 200 + 2;
+    println!("{reading} of {checks} checks read the holders, at most {most} may");
+    assert!(reading > 0 && reading as u128 <= most);
     for permit in held {
         permit.release().await.unwrap();
     }

@@ -305,6 +305,16 @@ async fn one_who_is_told_to_ask_again_hears_of_it_also_if_it_listens_later() {
 }
 
 #[test]
+fn one_who_takes_its_place_anew_is_not_told_of_an_earlier_grant() {
+    let (places, _lease, owner) = book();
+    places.expect(owner, || 1).unwrap();
+    places.granted(owner, token(1), |_| true);
+    places.retake(owner, "a table");
+    let mut line = places.listen(owner);
+    assert!(line.next().now_or_never().is_none());
+}
+
+#[test]
 fn one_who_takes_its_place_anew_has_lost_what_it_held_and_holds_by_the_new_one() {
     let (places, _lease, owner) = book();
     places.expect(owner, || 1).unwrap();
