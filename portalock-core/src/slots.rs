@@ -1,7 +1,7 @@
 //! A semaphore made of locks: one lock per permit.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     fmt,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
@@ -44,7 +44,8 @@ struct Inner<B> {
 
 #[derive(Default, Clone)]
 struct Taken {
-    slots: Vec<LockRequest>,
+    /// By their numbers.
+    slots: BTreeMap<u32, LockRequest>,
     grant: Option<Grant>,
 }
 
@@ -84,9 +85,15 @@ impl<B: LockBackend> SlotSemaphore<B> {
         } else {
             Released::NotHeld
         };
-        for slot in &taken.slots {
+        for (number, slot) in &taken.slots {
             if self.inner.backend.release(slot).await? == Released::NotHeld {
                 all = Released::NotHeld;
+            }
+            // A repeated release asks only for the slots that are left: all at once rarely succeed at a service that often
+            // fails. And an owner without this slot no longer has its permits.
+            if let Some(left) = self.taken().get_mut(&owner) {
+                left.slots.remove(number);
+                left.grant = None;
             }
         }
         self.taken().remove(&owner);
@@ -109,11 +116,15 @@ impl<B: LockBackend> SlotSemaphore<B> {
                 .entry(request.owner)
                 .or_default()
                 .slots
-                .push(slot.clone());
+                .insert(number, slot.clone());
             match self.inner.backend.try_acquire(&slot).await? {
                 Attempt::Granted(grant) => grants.push(grant),
                 Attempt::Contended(contention) => {
-                    self.taken().entry(request.owner).or_default().slots.pop();
+                    self.taken()
+                        .entry(request.owner)
+                        .or_default()
+                        .slots
+                        .remove(&number);
                     holder = holder.or(contention.holder);
                 }
             }
@@ -174,7 +185,7 @@ impl<B: LockBackend> Semaphore for SlotSemaphore<B> {
         };
         let all = taken
             .slots
-            .iter()
+            .values()
             .all(|slot| self.inner.backend.release_now(slot));
         if all {
             self.taken().remove(&request.owner);

@@ -6,9 +6,9 @@ use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
 use portalock_core::{
-    Attempt, BackendError, Capabilities, Lock, LockBackend, LockError, LockName, LockRequest,
-    LockSet, MemoryBackend, Mode, Patience, PermitRequest, Permits, Pool, ReentrantLock, Released,
-    Semaphore, SlotSemaphore,
+    Attempt, BackendError, BackendErrorKind, Capabilities, Lock, LockBackend, LockError, LockName,
+    LockRequest, LockSet, MemoryBackend, Mode, Patience, PermitRequest, Permits, Pool,
+    ReentrantLock, Released, Semaphore, SlotSemaphore,
 };
 
 /// Records its calls.
@@ -16,12 +16,29 @@ use portalock_core::{
 struct Noted {
     store: MemoryBackend,
     asked: Arc<Mutex<Vec<String>>>,
+    /// The call that fails.
+    fails: Arc<Mutex<&'static str>>,
     releases_now: bool,
 }
 
 impl Noted {
     fn note(&self, what: &str, name: &str) {
         self.asked.lock().unwrap().push(format!("{what} {name}"));
+    }
+
+    fn may_fail(&self) -> Result<(), BackendError> {
+        let fails = *self.fails.lock().unwrap();
+        if self.asked.lock().unwrap().last().unwrap() == fails {
+            return Err(BackendError::new(
+                BackendErrorKind::Unavailable,
+                "told to fail",
+            ));
+        }
+        Ok(())
+    }
+
+    fn fail(&self, call: &'static str) {
+        *self.fails.lock().unwrap() = call;
     }
 
     fn take(&self) -> Vec<String> {
@@ -37,11 +54,13 @@ impl LockBackend for Noted {
 
     async fn try_acquire(&self, request: &LockRequest) -> Result<Attempt, BackendError> {
         self.note("try", request.name.as_str());
+        self.may_fail()?;
         LockBackend::try_acquire(&self.store, request).await
     }
 
     async fn release(&self, request: &LockRequest) -> Result<Released, BackendError> {
         self.note("release", request.name.as_str());
+        self.may_fail()?;
         LockBackend::release(&self.store, request).await
     }
 
@@ -191,6 +210,45 @@ async fn a_request_for_slots_asks_for_no_more_than_it_needs() {
         Released::NotHeld,
         "one of two was lost"
     );
+    assert_eq!(backend.store.names_in_use(), 0);
+}
+
+#[tokio::test]
+async fn a_slot_that_is_released_is_not_released_again() {
+    let backend = Noted::default();
+    let semaphore = SlotSemaphore::new(backend.clone());
+    let request = permits(3, 3);
+    let _ = semaphore.try_acquire(&request).await.unwrap();
+    backend.take();
+    backend.fail("release p#slot-1");
+    assert!(semaphore.release(&request).await.is_err());
+    assert_eq!(backend.take(), ["release p#slot-0", "release p#slot-1"]);
+    assert!(semaphore.release(&request).await.is_err());
+    assert!(
+        semaphore.try_acquire(&request).await.is_err(),
+        "it no longer has all slots"
+    );
+    assert_eq!(backend.take(), ["release p#slot-1"; 2]);
+    backend.fail("");
+    semaphore.release(&request).await.unwrap();
+    assert_eq!(backend.take(), ["release p#slot-1", "release p#slot-2"]);
+    assert_eq!(backend.store.names_in_use(), 0);
+}
+
+#[tokio::test]
+async fn a_slot_that_is_withdrawn_is_not_withdrawn_again() {
+    let backend = Noted::default();
+    let semaphore = SlotSemaphore::new(backend.clone());
+    let request = permits(3, 3);
+    backend.fail("try p#slot-1");
+    assert!(semaphore.try_acquire(&request).await.is_err());
+    backend.take();
+    backend.fail("release p#slot-1");
+    assert!(semaphore.release(&request).await.is_err());
+    assert_eq!(backend.take(), ["release p#slot-0", "release p#slot-1"]);
+    backend.fail("");
+    semaphore.release(&request).await.unwrap();
+    assert_eq!(backend.take(), ["release p#slot-1"]);
     assert_eq!(backend.store.names_in_use(), 0);
 }
 

@@ -19,8 +19,15 @@ const CLEAN_EVERY: Duration = Duration::from_secs(3600);
 const CLEAN_ONE_START_IN: u32 = 50;
 
 /// Reads the state of these places, and makes the server grant those that wait behind dead owners.
+pub(crate) const LOOK: &str = "SELECT * FROM portalock.look($1, $2, $3, $4)";
+/// Only reads the state of these places.
+pub(crate) const READ: &str =
+    "SELECT *, NULL::bigint AS again_in FROM portalock.claims_of($1, $2, $3, $4)";
+
+/// Runs [`LOOK`] or [`READ`] for these places.
 pub(crate) async fn look(
     line: &Connection,
+    statement: &str,
     session: &str,
     asked: &[Asked<Place>],
 ) -> Result<Looked, Error> {
@@ -30,7 +37,7 @@ pub(crate) async fn look(
     let of: Vec<&str> = wanted().map(|wanted| wanted.name.as_str()).collect();
     let rows = line
         .query(
-            "SELECT * FROM portalock.look($1, $2, $3, $4)",
+            statement,
             &[
                 (&session, Type::TEXT),
                 (&names, Type::TEXT_ARRAY),

@@ -40,7 +40,7 @@ use crate::{
     connection::{Connection, Hear},
     error::{POOLED, failed, pooled, timed_out, wrong_version},
     keys::{Place, channel},
-    look::{clean_up, look},
+    look::{LOOK, READ, clean_up, look},
     observe::{self, Observers},
     queue::token,
     schema,
@@ -244,7 +244,17 @@ impl Service for SessionRow {
         line: &Line,
         asked: &[Asked<Place>],
     ) -> Result<Looked, BackendError> {
-        look(&line.connection, &session.service().id, asked)
+        look(&line.connection, LOOK, &session.service().id, asked)
+            .await
+            .map_err(|error| failed(LOOKING, error))
+    }
+
+    async fn read(
+        session: &Arc<Session>,
+        line: &Line,
+        asked: &[Asked<Place>],
+    ) -> Result<Looked, BackendError> {
+        look(&line.connection, READ, &session.service().id, asked)
             .await
             .map_err(|error| failed(LOOKING, error))
     }

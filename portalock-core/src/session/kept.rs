@@ -19,6 +19,7 @@ use super::{
     client::settle,
     look::{AGAIN_AFTER, Looks, SEEN_AT_ONCE, seen_at_once},
     places::{Asked, Places},
+    service::Looked,
     spawn,
 };
 use crate::{BackendError, BackendErrorKind, Lease, Loss, clock::Instant};
@@ -252,7 +253,12 @@ impl<S: Service> KeptSession<S> {
             if some.is_empty() {
                 return Ok(());
             }
-            self.ask(connection, &some).await?;
+            // One `look` is enough: it may do more at each call than to read these places.
+            if rest > 0 {
+                self.ask(&some, S::read(self, connection, &some)).await?;
+            } else {
+                self.ask(&some, S::look(self, connection, &some)).await?;
+            }
             self.lock_unseen().truncate(rest);
         }
     }
@@ -304,7 +310,7 @@ impl<S: Service> KeptSession<S> {
                 && (!asked.is_empty() || self.service.looks_anyway())
             {
                 // A failed check is repeated soon.
-                let _ = self.ask(&connection, &asked).await;
+                let _ = self.ask(&asked, S::look(self, &connection, &asked)).await;
             }
         }
     }
@@ -319,13 +325,13 @@ impl<S: Service> KeptSession<S> {
 
     async fn ask(
         self: &Arc<Self>,
-        connection: &S::Connection,
         asked: &[Asked<S::Place>],
+        looking: impl Future<Output = Result<Looked, BackendError>>,
     ) -> Result<(), BackendError> {
         let reconnects = self.places.reconnects();
         let mut is_answered = false;
         let looking = async {
-            let looked = S::look(self, connection, asked).await;
+            let looked = looking.await;
             is_answered = true;
             looked
         };

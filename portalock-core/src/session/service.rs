@@ -18,7 +18,7 @@ use crate::{BackendError, OwnerId, clock::Instant};
 /// # For implementers
 ///
 /// - Each call must end by itself, with an answer or an error. If the session calls [`look`](Self::look),
-///   [`leave`](Self::leave) or [`renew`](Self::renew), it drops the call after
+///   [`read`](Self::read), [`leave`](Self::leave) or [`renew`](Self::renew), it drops the call after
 ///   [`request_timeout`](Self::request_timeout).
 /// - Pass messages of the connection to [`KeptSession::places`], and call [`KeptSession::connection_ended`] when it
 ///   ends. The listener must hold the session as [`Weak`](std::sync::Weak).
@@ -115,6 +115,21 @@ pub trait Service: fmt::Debug + Send + Sync + Sized + 'static {
         asked: &[Asked<Self::Place>],
     ) -> Result<Looked, BackendError>;
 
+    /// Reads the states of places, and does nothing else that [`look`](Self::look) may do at each call. If there are very many
+    /// places after a reconnect, the session calls it for all but the last few hundred, and then calls `look` for those. By
+    /// default it calls `look`.
+    ///
+    /// # Errors
+    ///
+    /// As for [`look`](Self::look).
+    async fn read(
+        session: &Arc<KeptSession<Self>>,
+        connection: &Self::Connection,
+        asked: &[Asked<Self::Place>],
+    ) -> Result<Looked, BackendError> {
+        Self::look(session, connection, asked).await
+    }
+
     /// Whether to call [`look`](Self::look) at intervals even without places, for example for observers. False by
     /// default.
     fn looks_anyway(&self) -> bool {
@@ -180,7 +195,7 @@ pub trait Service: fmt::Debug + Send + Sync + Sized + 'static {
     }
 }
 
-/// The answer of [`Service::look`].
+/// The answer of [`Service::look`] and [`Service::read`].
 #[derive(Debug, Default)]
 #[non_exhaustive]
 pub struct Looked {

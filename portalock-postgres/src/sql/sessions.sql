@@ -103,6 +103,14 @@ BEGIN
         END IF;
         again_in := least(again_in, dies_in);
     END LOOP;
+    SELECT c.owners, c.tokens INTO owners, tokens FROM portalock.claims_of(_session, _owners, _kinds, _names) c;
+END $$;
+
+-- As `look`, but only reads these claims: `look` reads all names that the session waits for at each call.
+CREATE OR REPLACE FUNCTION portalock.claims_of(
+    _session text, _owners text[], _kinds text[], _names text[], OUT owners text[], OUT tokens bigint[]
+) LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
     -- A join with the view would read all names.
     SELECT array_agg(asked.owner), array_agg(found.token) INTO owners, tokens
     FROM unnest(_owners, _kinds, _names) AS asked (owner, kind, name) CROSS JOIN LATERAL (

@@ -97,6 +97,43 @@ async fn a_check_finds_its_own_claims_only() {
     .await;
 }
 
+/// A session that waits for very many names reads its claims in parts after a reconnect.
+#[tokio::test]
+async fn claims_are_read_without_the_other_names_of_their_session() {
+    let (server, admin) = with_sessions().await;
+    admin
+        .batch_execute(
+            "SELECT portalock.acquire(session, 0, 'lock', 'n' || n, session || n, 10, 10, true, '{}')
+             FROM generate_series(1, 1000) n, unnest('{x,s}'::text[]) WITH ORDINALITY t (session, number)",
+        )
+        .await
+        .unwrap();
+    // What another connection has read doesn't count here.
+    let admin = server.admin().await;
+    admin
+        .batch_execute("SET enable_seqscan = off; BEGIN")
+        .await
+        .unwrap();
+    let read = "SELECT (sum(pg_stat_get_xact_tuples_returned(c) + pg_stat_get_xact_tuples_fetched(c)) < 100)::text FROM unnest(
+        '{portalock.names,portalock.names_pkey,portalock.queue,portalock.queue_pkey,portalock.queue_place,portalock.queue_session}'::regclass[]) c";
+    let asks = look(
+        "s1,x1,s2,none",
+        &locks(4),
+        "n1,n1,n2,n3",
+        "array_to_string(owners, ' ') || ' ' || array_to_string(tokens, ' ', '?')",
+    );
+    run(
+        &admin,
+        &[
+            (&asks.replace(".look(", ".claims_of("), "s1 s2 ? ?"),
+            (read, "true"),
+            (&asks, "s1 s2 ? ?"),
+            (read, "false"),
+        ],
+    )
+    .await;
+}
+
 #[tokio::test]
 async fn a_check_serves_the_names_that_it_can_lock() {
     let (server, admin) = with_sessions().await;

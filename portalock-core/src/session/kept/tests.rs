@@ -97,6 +97,21 @@ async fn a_renewal_goes_on_with_the_places_that_the_one_before_did_not_come_to()
     assert_eq!(store.count(Event::Connected), 2);
 }
 
+/// A look may do more at each call than to read the places that it asks for.
+#[tokio::test]
+async fn very_many_places_are_looked_after_once_after_a_reconnect() {
+    let (store, session, _sessions) = start_with(PATIENCE * 10).await;
+    for place in 0..=u32::try_from(2 * SEEN_AT_ONCE).unwrap() {
+        let owner = OwnerId::mint();
+        session.places().expect(owner, || place).unwrap();
+        session.places().queued(owner);
+    }
+    reset(&session);
+    store.has_seen(Event::Looked(1), 1).await;
+    assert_eq!(store.count(Event::Read(SEEN_AT_ONCE)), 2);
+    assert_eq!(store.count(Event::Looked(SEEN_AT_ONCE)), 0);
+}
+
 /// One place is held, and the first look after it gets no answer.
 async fn start_with_a_look_that_hangs() -> (Arc<Store>, Arc<Kept>, Sessions<Kept>) {
     let (store, session, sessions) = start_with(PATIENCE * 10).await;

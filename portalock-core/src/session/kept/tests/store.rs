@@ -42,6 +42,8 @@ pub(super) enum Event {
     GaveUp,
     Renewed,
     Looked(usize),
+    /// Only the states were read.
+    Read(usize),
     /// A look or a release hangs.
     Hung,
     /// And whether a request might still be on its way.
@@ -85,6 +87,30 @@ impl Store {
             return Err(BackendError::new(BackendErrorKind::Unavailable, "refused"));
         }
         Ok(())
+    }
+
+    /// The states of these places.
+    async fn see(&self, asked: &[Asked<u32>], event: Event) -> Result<Looked, BackendError> {
+        if self.stares.swap(false, Ordering::AcqRel) {
+            self.note(Event::Hung);
+            std::future::pending::<()>().await;
+        }
+        let blinks = self.blinks.load(Ordering::Acquire)
+            && self.looks.fetch_add(1, Ordering::AcqRel) % 2 == 1;
+        if blinks || self.blind.load(Ordering::Acquire) {
+            return Err(BackendError::new(BackendErrorKind::Unavailable, "blind"));
+        }
+        let stands = {
+            let stands = self.stands.lock().unwrap();
+            let stand = |asked: &Asked<u32>| stands.get(&asked.at).copied();
+            asked
+                .iter()
+                .map(|asked| stand(asked).unwrap_or(Stand::Gone))
+                .collect()
+        };
+        self.note(event);
+        let again = self.looks_again.load(Ordering::Acquire).then_some(LOOK_IN);
+        Ok(Looked::new(stands, again))
     }
 }
 
@@ -172,27 +198,17 @@ impl<const ASKS: bool> Service for InStore<ASKS> {
         _: &Self::Connection,
         asked: &[Asked<u32>],
     ) -> Result<Looked, BackendError> {
-        let store = &session.service().0;
-        if store.stares.swap(false, Ordering::AcqRel) {
-            store.note(Event::Hung);
-            std::future::pending::<()>().await;
-        }
-        let blinks = store.blinks.load(Ordering::Acquire)
-            && store.looks.fetch_add(1, Ordering::AcqRel) % 2 == 1;
-        if blinks || store.blind.load(Ordering::Acquire) {
-            return Err(BackendError::new(BackendErrorKind::Unavailable, "blind"));
-        }
-        let stands = {
-            let stands = store.stands.lock().unwrap();
-            let stand = |asked: &Asked<u32>| stands.get(&asked.at).copied();
-            asked
-                .iter()
-                .map(|asked| stand(asked).unwrap_or(Stand::Gone))
-                .collect()
-        };
-        store.note(Event::Looked(asked.len()));
-        let again = store.looks_again.load(Ordering::Acquire).then_some(LOOK_IN);
-        Ok(Looked::new(stands, again))
+        let event = Event::Looked(asked.len());
+        session.service().0.see(asked, event).await
+    }
+
+    async fn read(
+        session: &Arc<KeptSession<Self>>,
+        _: &Self::Connection,
+        asked: &[Asked<u32>],
+    ) -> Result<Looked, BackendError> {
+        let event = Event::Read(asked.len());
+        session.service().0.see(asked, event).await
     }
 
     async fn enter(
