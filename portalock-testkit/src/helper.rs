@@ -1,8 +1,12 @@
 //! The case's side of a helper process: start it, send it orders, kill it.
 
+#[cfg(unix)]
+use std::io;
 use std::{path::Path, process::Stdio, time::Duration};
 
 use portalock_core::{FencingToken, LockName, Mode};
+#[cfg(unix)]
+use rustix::process::{Pid, Signal, kill_process};
 use tokio::{
     io::{AsyncBufReadExt, AsyncWriteExt, BufReader},
     process::{Child, ChildStdin, Command},
@@ -214,25 +218,24 @@ impl Helper {
     /// Stops it with SIGSTOP.
     #[cfg(unix)]
     pub(crate) fn freeze(&self) -> CaseResult {
-        self.signal(rustix::process::Signal::STOP)
+        self.signal(crate::stop::stop)
     }
 
     /// Continues it with SIGCONT.
     #[cfg(unix)]
     pub(crate) fn thaw(&self) -> CaseResult {
-        self.signal(rustix::process::Signal::CONT)
+        self.signal(|pid| Ok(kill_process(pid, Signal::CONT)?))
     }
 
     #[cfg(unix)]
-    fn signal(&self, signal: rustix::process::Signal) -> CaseResult {
+    fn signal(&self, signal: impl FnOnce(Pid) -> io::Result<()>) -> CaseResult {
         let pid = self
             .child
             .id()
             .and_then(|pid| i32::try_from(pid).ok())
-            .and_then(rustix::process::Pid::from_raw)
+            .and_then(Pid::from_raw)
             .ok_or_else(|| Stop::Failed("the helper process has ended".to_owned()))?;
-        rustix::process::kill_process(pid, signal)
-            .map_err(|error| Stop::Failed(format!("signalling the helper process: {error}")))
+        signal(pid).map_err(|error| Stop::Failed(format!("signalling the helper process: {error}")))
     }
 
     #[cfg(not(unix))]

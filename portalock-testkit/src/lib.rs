@@ -59,6 +59,8 @@ mod section;
 #[cfg(feature = "servers")]
 pub mod servers;
 mod spy;
+#[cfg(unix)]
+mod stop;
 mod sweep;
 mod trial;
 mod verdict;

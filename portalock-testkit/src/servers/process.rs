@@ -12,6 +12,9 @@ use std::{
     time::Duration,
 };
 
+#[cfg(unix)]
+use rustix::process::{Pid, Signal, kill_process};
+
 /// How long a server may take until it is ready. The time is generous for busy machines.
 const READY_WITHIN: Duration = Duration::from_secs(30);
 /// How often a process that should end is checked.
@@ -198,7 +201,7 @@ impl ServerProcess {
     /// The system's, if the process is gone.
     #[cfg(unix)]
     pub fn stall(&self) -> io::Result<()> {
-        signal(&self.child, rustix::process::Signal::STOP)
+        crate::stop::stop(Pid::from_child(&self.child))
     }
 
     /// Continues a stalled process.
@@ -208,7 +211,7 @@ impl ServerProcess {
     /// The system's, if the process is gone.
     #[cfg(unix)]
     pub fn resume(&self) -> io::Result<()> {
-        signal(&self.child, rustix::process::Signal::CONT)
+        Ok(kill_process(Pid::from_child(&self.child), Signal::CONT)?)
     }
 }
 
@@ -216,14 +219,6 @@ impl Drop for ServerProcess {
     fn drop(&mut self) {
         let _ = self.kill();
     }
-}
-
-#[cfg(unix)]
-fn signal(child: &Child, signal: rustix::process::Signal) -> io::Result<()> {
-    Ok(rustix::process::kill_process(
-        rustix::process::Pid::from_child(child),
-        signal,
-    )?)
 }
 
 /// Reads an output to its end, so that a full pipe doesn't block the server.
