@@ -37,7 +37,6 @@
 //!    are alive. The other waiters check from time to time, also whether the last waiter is alive. They check the holders too,
 //!    unless another waiter has just done so: a failover can bring back a last place for which no client checks, and a client
 //!    whose runtime is blocked does not check.
-
 //!
 //! # In a cluster
 //!
