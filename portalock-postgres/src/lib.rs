@@ -48,7 +48,7 @@
 //! # Setting it up
 //!
 //! [`migrate`] creates or upgrades the schema; many processes may call it at once. It needs a user who may create
-//! schemas. If you run migrations with a tool of your own, use the SQL of [`schema_sql`]. A program that only uses
+//! schemas, and for an upgrade the user who owns this one. If you run migrations with a tool of your own, use the SQL of [`schema_sql`]. A program that only uses
 //! locks needs this privilege, also after an upgrade:
 //!
 //! ```sql

@@ -51,7 +51,7 @@ const FUNCTIONS: [&str; 7] = [
 /// one transaction, and the others wait for it. An upgrade while clients are at work makes them wait for a moment. It has
 /// to wait for each open transaction that has run a [`Fence`](crate::Fence), and blocks no client meanwhile.
 ///
-/// It needs a user who may create a schema in the database. Programs that only use locks need fewer privileges: `USAGE`
+/// It needs a user who may create a schema in the database; an upgrade needs the user who owns the schema. Programs that only use locks need fewer privileges: `USAGE`
 /// on the schema. The crate's front page has an example.
 ///
 /// # Errors
@@ -118,6 +118,14 @@ fn is_in_the_way(error: &Error) -> bool {
     })
 }
 
+/// Fails if the schema belongs to another user. An upgrade would run triggers of that user with the rights of this one, who may be
+/// a superuser. And the functions of that user would have no rights to the new tables.
+const OWNED: &str = "DO $$ BEGIN
+    IF EXISTS (SELECT FROM pg_namespace WHERE nspname = 'portalock' AND pg_get_userbyid(nspowner) <> current_user) THEN
+        RAISE EXCEPTION 'the schema portalock belongs to another user: migrate as its owner' USING ERRCODE = 'insufficient_privilege';
+    END IF;
+END $$";
+
 /// Upgrades the schema in one transaction. Returns the version that it had.
 async fn upgrade(client: &Client) -> Result<i32, Error> {
     client
@@ -137,6 +145,7 @@ async fn upgrade(client: &Client) -> Result<i32, Error> {
         client
             .batch_execute(&format!("SET LOCAL lock_timeout = {table_within}"))
             .await?;
+        client.batch_execute(OWNED).await?;
         let done = usize::try_from(found).unwrap_or(0);
         for sql in STEPS.iter().skip(done).chain(&FUNCTIONS) {
             client.batch_execute(sql).await?;
@@ -146,21 +155,15 @@ async fn upgrade(client: &Client) -> Result<i32, Error> {
     Ok(found)
 }
 
-/// The version of the existing schema; 0 if there is none.
+/// The version of the existing schema; 0 if there is none. Runs no function of the schema, whose owner may be anybody.
 pub(crate) async fn present(client: &Client) -> Result<i32, Error> {
-    let exists = client
-        .query_one(
-            "SELECT to_regprocedure('portalock.version()') IS NOT NULL",
+    let version = client
+        .query_opt(
+            "SELECT substring(prosrc FROM '[0-9]+')::int4 FROM pg_proc WHERE oid = to_regprocedure('portalock.version()')",
             &[],
         )
         .await?;
-    if !exists.try_get::<_, bool>(0)? {
-        return Ok(0);
-    }
-    client
-        .query_one("SELECT portalock.version()", &[])
-        .await?
-        .try_get(0)
+    version.map_or(Ok(0), |row| row.try_get(0))
 }
 
 /// The version of the existing schema, as read by a program that uses locks.

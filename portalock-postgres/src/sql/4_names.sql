@@ -34,9 +34,10 @@ UPDATE portalock.names n SET (owner, session, weight, since, who) = (
 
 -- Who broke a claim, for people: a JSON object. The mark stays until the claim is released.
 CREATE TABLE portalock.marks (
-    owner text COLLATE "C" PRIMARY KEY,
+    owner text COLLATE "C" NOT NULL,
     session text COLLATE "C" NOT NULL REFERENCES portalock.sessions ON DELETE CASCADE,
-    broken_by text NOT NULL
+    broken_by text NOT NULL,
+    PRIMARY KEY (owner, session)
 );
 CREATE INDEX marks_session ON portalock.marks (session);
 INSERT INTO portalock.marks (owner, session, broken_by)
@@ -44,9 +45,11 @@ INSERT INTO portalock.marks (owner, session, broken_by)
     WHERE c.broken_by IS NOT NULL;
 
 DELETE FROM portalock.queue c USING portalock.names n WHERE n.owner = c.owner;
--- Postgres reads the text of each check anew for each row that is written.
-ALTER TABLE portalock.queue DROP COLUMN broken_by, DROP CONSTRAINT claims_kind_check, DROP CONSTRAINT claims_weight_check,
-    DROP CONSTRAINT claims_check, DROP CONSTRAINT claims_check1;
+-- The owners of two sessions may have the same name: everybody can know the names, and nobody may take one from another session.
+-- And Postgres reads the text of each check anew for each row that is written.
+ALTER TABLE portalock.queue DROP CONSTRAINT queue_pkey, ADD CONSTRAINT queue_pkey PRIMARY KEY (owner, session),
+    DROP COLUMN broken_by, DROP CONSTRAINT claims_kind_check, DROP CONSTRAINT claims_weight_check, DROP CONSTRAINT claims_check,
+    DROP CONSTRAINT claims_check1;
 
 CREATE VIEW portalock.claims AS
     SELECT n.kind, n.name, n.owner, n.session, n.weight, n.weight AS capacity, NULL::bigint AS place, n.token, n.since, n.who

@@ -22,7 +22,9 @@ DECLARE
     claim_name text := substr(_owner, length(claim) + length(claim_kind) + 3);
 BEGIN
     IF NOT _locked THEN
-        RETURN coalesce((portalock.find(claim_kind, claim_name, claim)).token = _token, false);
+        RETURN EXISTS (SELECT FROM portalock.names n
+                WHERE n.name = claim_name AND n.kind = claim_kind AND n.owner = claim AND n.token = _token)
+            OR EXISTS (SELECT FROM portalock.queue c WHERE c.owner = claim AND c.token = _token);
     END IF;
     PERFORM FROM portalock.names n
     WHERE n.name = claim_name AND n.kind = claim_kind AND n.owner = claim AND n.token = _token FOR SHARE;

@@ -17,13 +17,14 @@ BEGIN
 END $$;
 
 -- The living exclusive holder, as a message contains it: owner, token, start time and holder; empty if there is none. A
--- message has at most 8000 bytes, so the description of a holder is left out if it is too long.
+-- message has at most 8000 bytes, so the description of a holder is left out if it is too long. An owner that no client of this
+-- crate has must not be taken for more than an owner.
 CREATE OR REPLACE FUNCTION portalock.state_of(_kind text, _name text) RETURNS text
 LANGUAGE plpgsql AS $$
 DECLARE
     state text;
 BEGIN
-    SELECT ' ' || portalock.owner_of(n.owner) || ' ' || n.token || ' ' || (extract(epoch FROM n.since) * 1000000)::bigint || ' '
+    SELECT ' ' || left(replace(portalock.owner_of(n.owner), ' ', '_'), 100) || ' ' || n.token || ' ' || (extract(epoch FROM n.since) * 1000000)::bigint || ' '
         || CASE WHEN octet_length(n.who) < 7000 THEN n.who ELSE '{"host":"?","pid":0}' END
     INTO state
     FROM portalock.names n JOIN portalock.sessions s ON s.id = n.session AND s.expires > clock_timestamp()

@@ -63,6 +63,11 @@ BEGIN
         RAISE EXCEPTION 'portalock.acquire needs a kind of lock or semaphore, and a weight from 1 to the capacity; got kind %, weight %, capacity %',
             _kind, _weight, _capacity USING ERRCODE = 'invalid_parameter_value';
     END IF;
+    -- It will be in a message to its session, sent by whoever frees the lock.
+    IF octet_length(_owner) > 200 THEN
+        RAISE EXCEPTION 'the owner is longer than 200 bytes' USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+    PERFORM portalock.check_isolation();
 
     SELECT s.epoch, n.owner IS NOT NULL, n.busy INTO known, is_whole, is_busy
     FROM portalock.sessions s LEFT JOIN portalock.names n ON n.name = _name AND n.kind = _kind
@@ -77,17 +82,16 @@ BEGIN
         RETURN;
     END IF;
 
-    own := portalock.find(_kind, _name, _owner);
-    IF (own.session, own.kind, own.name) <> (_session, _kind, _name) THEN
-        -- The claims of a client have names of their own, also in its next session. Everybody can know the name of a claim, and only
-        -- its own session may change it.
+    own := portalock.find(_session, _kind, _name, _owner);
+    IF (own.kind, own.name) <> (_kind, _name) THEN
+        -- No client of this crate gives two claims one owner.
         RAISE EXCEPTION 'another request has the owner %', _owner USING ERRCODE = 'invalid_parameter_value';
     END IF;
     IF own.place IS NOT NULL THEN
         -- The function that made room has already served the queue. It is served again in case a person changed the
         -- rows.
         PERFORM portalock.serve(_kind, _name, _owner);
-        own := portalock.find(_kind, _name, _owner);
+        own := portalock.find(_session, _kind, _name, _owner);
     END IF;
     IF own.owner IS NOT NULL AND own.place IS NULL THEN
         outcome := 'granted';
@@ -154,7 +158,7 @@ BEGIN
     IF is_busy IS NULL THEN
         RETURN portalock.leave(_session, _kind, _name, _owner);
     ELSIF is_busy THEN
-        PERFORM portalock.pass_on(_kind, _name, _owner);
+        PERFORM portalock.pass_on(_session, _kind, _name, _owner);
     END IF;
     RETURN true;
 END $$;
@@ -172,10 +176,10 @@ BEGIN
 END $$;
 
 -- What follows the end of a hold.
-CREATE OR REPLACE FUNCTION portalock.pass_on(_kind text, _name text, _owner text) RETURNS void
+CREATE OR REPLACE FUNCTION portalock.pass_on(_session text, _kind text, _name text, _owner text) RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
-    DELETE FROM portalock.marks m WHERE m.owner = _owner;
+    DELETE FROM portalock.marks m WHERE m.owner = _owner AND m.session = _session;
     PERFORM portalock.serve(_kind, _name, NULL);
 END $$;
 

@@ -22,6 +22,15 @@ BEGIN
     RETURN pg_try_advisory_xact_lock(portalock.lock_of(_name));
 END $$;
 
+-- Fails in a transaction that doesn't see what was committed after its start. It would overlook new waiters, observers and marks.
+CREATE OR REPLACE FUNCTION portalock.check_isolation() RETURNS void
+LANGUAGE plpgsql AS $$
+BEGIN
+    IF current_setting('transaction_isolation') IN ('repeatable read', 'serializable') THEN
+        RAISE EXCEPTION 'portalock needs a transaction that is read committed' USING ERRCODE = 'invalid_transaction_state';
+    END IF;
+END $$;
+
 -- Whether the server process of a session that ends with its connection has ended. False for a session that outlives
 -- its connection. If another process has the same number meanwhile, this returns false, and the session ends with its
 -- lease.
@@ -77,18 +86,18 @@ BEGIN
     RETURN NOT FOUND AND portalock.fits(_kind, _name, _weight, _capacity);
 END $$;
 
--- The claim of an owner. NULL if there is none. It does not use the view, in which the search for a waiter could read the whole
--- queue.
-CREATE OR REPLACE FUNCTION portalock.find(_kind text, _name text, _owner text) RETURNS portalock.claims
+-- The claim of an owner of a session. NULL if there is none. It does not use the view, in which the search for a waiter could read
+-- the whole queue.
+CREATE OR REPLACE FUNCTION portalock.find(_session text, _kind text, _name text, _owner text) RETURNS portalock.claims
 LANGUAGE plpgsql AS $$
 DECLARE
     claim portalock.claims;
 BEGIN
     SELECT n.kind, n.name, n.owner, n.session, n.weight, n.weight, NULL::bigint, n.token, n.since, n.who INTO claim
-    FROM portalock.names n WHERE n.name = _name AND n.kind = _kind AND n.owner = _owner
+    FROM portalock.names n WHERE n.name = _name AND n.kind = _kind AND n.owner = _owner AND n.session = _session
     UNION ALL
     SELECT c.kind, c.name, c.owner, c.session, c.weight, c.capacity, c.place, c.token, c.since, c.who
-    FROM portalock.queue c WHERE c.owner = _owner;
+    FROM portalock.queue c WHERE c.owner = _owner AND c.session = _session;
     RETURN claim;
 END $$;
 
@@ -108,7 +117,7 @@ DECLARE
     granted bigint;
 BEGIN
     IF _weight = _capacity THEN
-        DELETE FROM portalock.queue c WHERE c.owner = _owner;
+        DELETE FROM portalock.queue c WHERE c.owner = _owner AND c.session = _session;
         INSERT INTO portalock.names AS n (kind, name, token, busy, owner, session, weight, since, who)
         VALUES (_kind, _name, (date_part('epoch', clock_timestamp()) * 1000000)::bigint,
             EXISTS (SELECT FROM portalock.queue c WHERE c.name = _name AND c.kind = _kind)
@@ -146,7 +155,7 @@ BEGIN
         RETURNING c.token IS NOT NULL INTO held;
     END IF;
     IF held THEN
-        DELETE FROM portalock.marks m WHERE m.owner = _owner;
+        DELETE FROM portalock.marks m WHERE m.owner = _owner AND m.session = _session;
     END IF;
     RETURN held;
 END $$;
@@ -180,6 +189,7 @@ DECLARE
     granted bigint;
     buried boolean := false;
 BEGIN
+    PERFORM portalock.check_isolation();
     LOOP
         SELECT * INTO first FROM portalock.queue c
         WHERE c.name = _name AND c.kind = _kind AND c.place IS NOT NULL
@@ -190,7 +200,7 @@ BEGIN
             WHERE n.name = _name AND n.kind = _kind AND n.busy
                 AND NOT EXISTS (SELECT FROM portalock.queue c WHERE c.name = _name AND c.kind = _kind)
                 AND NOT EXISTS (SELECT FROM portalock.observers o WHERE o.name = _name AND o.kind = _kind)
-                AND NOT EXISTS (SELECT FROM portalock.marks m WHERE m.owner = n.owner);
+                AND NOT EXISTS (SELECT FROM portalock.marks m WHERE m.owner = n.owner AND m.session = n.session);
             EXIT;
         END IF;
         IF portalock.is_dead(first.session) THEN

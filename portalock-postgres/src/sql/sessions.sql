@@ -10,6 +10,10 @@ LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     lease interval := make_interval(secs => _lease_ms / 1000.0);
 BEGIN
+    -- Others use these values: the session is part of the name of a channel, and they add the lease to the time of the clock.
+    IF octet_length(_session) > 50 OR _lease_ms > 31536000000 THEN
+        RAISE EXCEPTION 'the session is longer than 50 bytes, or its lease than a year' USING ERRCODE = 'invalid_parameter_value';
+    END IF;
     DELETE FROM portalock.sessions s WHERE s.id = ANY (_former);
     INSERT INTO portalock.sessions (id, lease, expires, backend)
     VALUES (_session, lease, clock_timestamp() + lease, CASE WHEN _tied THEN pg_backend_pid() END);

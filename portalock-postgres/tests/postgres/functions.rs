@@ -320,45 +320,6 @@ async fn a_try_passes_over_a_dead_holder() {
     assert_eq!(tries().await, "granted");
 }
 
-/// The names of claims are no secret. A session can't take, change or grant a claim of another session with its name.
-#[tokio::test]
-async fn a_claim_is_of_one_session() {
-    let server = Server::start().await;
-    let admin = server.admin().await;
-    for session in ["s", "t", "u"] {
-        open(&admin, session).await;
-    }
-    acquire(&admin, "s", 0, "o").await;
-    assert_eq!(acquire(&admin, "t", 0, "p").await.0, "queued");
-    for (name, owner, weight) in [
-        ("a", "o", 10),
-        ("a", "p", 10),
-        ("b", "p", 1),
-        ("b", "p", 10),
-    ] {
-        let error = admin
-            .query(
-                "SELECT portalock.acquire('u', 0, 'lock', $1, $2, $3, 10, true, '{}')",
-                &[&name, &owner, &i64::from(weight)],
-            )
-            .await
-            .unwrap_err();
-        assert_eq!(error.code(), Some(&SqlState::INVALID_PARAMETER_VALUE));
-    }
-    // Nor a claim of its own for another name.
-    admin
-        .query(
-            "SELECT portalock.acquire('t', 0, 'lock', 'b', 'p', 1, 10, true, '{}')",
-            &[],
-        )
-        .await
-        .unwrap_err();
-    let claims = "SELECT string_agg(concat_ws(' ', session, owner, state), ', ' ORDER BY place NULLS FIRST)
-        FROM (SELECT *, CASE WHEN token IS NULL THEN 'waits' ELSE 'holds' END AS state FROM portalock.claims) c";
-    let claims: String = admin.query_one(claims, &[]).await.unwrap().get(0);
-    assert_eq!(claims, "s o holds, t p waits");
-}
-
 /// A clean-up changes the claims of a name only under the name's lock. Otherwise it could be in a deadlock with a request that
 /// removes the same claims.
 #[tokio::test]

@@ -93,10 +93,10 @@ async fn holders_are_broken_and_evicted_and_nobody_else() {
             // The part after the dot is its client's own.
             (&acquire("x", "o.1", 10), "granted"),
             (&acquire("t", "p", 10), "queued o.1"),
-            (&breaks("other 1"), "-"),
-            (&breaks("other 3"), "-"),
+            (&breaks("other-1"), "-"),
+            (&breaks("other-3"), "-"),
             (&breaks("p"), "-"),
-            (&evict("other 1"), "false"),
+            (&evict("other-1"), "false"),
             (&evict("p"), "false"),
             (CLAIMS, "o.1 p?"),
             (marks, "-"),

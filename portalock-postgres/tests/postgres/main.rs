@@ -29,5 +29,6 @@ mod schema;
 mod sessions;
 mod standby;
 mod steps;
+mod strangers;
 mod support;
 mod without_notice;

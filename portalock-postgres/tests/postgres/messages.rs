@@ -83,7 +83,7 @@ async fn waiters_and_observers_are_told() {
     )
     .await;
     listener
-        .heard(&["t: holder 8 other 1 other", "t: holder 9 other 3 other"])
+        .heard(&["t: holder 8 other-1 other", "t: holder 9 other-3 other"])
         .await;
     run(
         &admin,

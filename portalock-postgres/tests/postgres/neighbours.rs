@@ -159,7 +159,7 @@ async fn the_end_of_a_hold_or_of_a_session_leaves_all_other_names() {
         (EXPIRE, Some("expired")),
         (&acquire("s", "p", 10), Some("granted")),
         (CLAIMS, Some("p")),
-        // An owner in the next session of its client.
+        (&release("s", "p"), Some("true")),
         (&acquire("t", "p", 10), Some("granted")),
         (
             "SELECT session FROM portalock.claims WHERE owner = 'p'",

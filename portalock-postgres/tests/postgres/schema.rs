@@ -6,7 +6,7 @@ use portalock_core::{BackendErrorKind, Lock, LockBackend};
 use portalock_postgres::{PostgresBackend, migrate, schema_sql};
 use portalock_testkit::servers::PostgresOptions;
 
-use crate::support::{Server, until};
+use crate::support::{Server, connect, until};
 
 #[tokio::test]
 async fn many_migrate_at_once_and_again() {
@@ -75,6 +75,43 @@ async fn a_migration_uses_no_functions_of_others() {
         .run("CREATE FUNCTION public.hashtextextended(text, integer) RETURNS bigint LANGUAGE plpgsql AS $$ BEGIN RAISE 'caught'; END $$")
         .await;
     migrate(&server.settings()).await.unwrap();
+}
+
+/// A user who may create schemas has made this one before the migration. None of its functions and triggers is run by the user who
+/// migrates.
+#[tokio::test]
+async fn a_schema_of_somebody_else_is_not_upgraded() {
+    let third = third();
+    let (tables, _) = third.split_once("CREATE FUNCTION").unwrap();
+    for version in [0, 3, 4] {
+        let server = Server::empty(PostgresOptions::new()).await;
+        server
+            .run("CREATE ROLE stranger LOGIN; GRANT CREATE ON DATABASE postgres TO stranger")
+            .await;
+        let stranger = connect(&server.url_of("stranger")).await;
+        stranger
+            .batch_execute(&format!(
+                "BEGIN; {tables}
+                 INSERT INTO portalock.tokens VALUES ('lock', 'a', 7);
+                 -- Remains if the transaction is rolled back.
+                 CREATE SEQUENCE portalock.caught;
+                 CREATE FUNCTION portalock.version() RETURNS integer LANGUAGE plpgsql AS
+                 $$ BEGIN PERFORM nextval('portalock.caught'); RETURN {version}; END $$;
+                 CREATE FUNCTION portalock.trap() RETURNS trigger LANGUAGE plpgsql AS
+                 $$ BEGIN PERFORM nextval('portalock.caught'); RETURN NEW; END $$;
+                 CREATE TRIGGER trap BEFORE UPDATE ON portalock.tokens FOR EACH ROW EXECUTE FUNCTION portalock.trap();
+                 COMMIT"
+            ))
+            .await
+            .unwrap();
+        let migrated = migrate(&server.settings()).await;
+        let caught = "SELECT count(*) FROM portalock.caught WHERE is_called";
+        assert_eq!(server.number(caught).await, 0, "version {version}");
+        if version < 4 {
+            let error = migrated.unwrap_err();
+            assert_eq!(error.kind(), BackendErrorKind::PermissionDenied, "{error}");
+        }
+    }
 }
 
 /// The tables of version 3.

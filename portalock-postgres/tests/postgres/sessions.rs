@@ -31,7 +31,7 @@ async fn a_session_is_renewed_and_replaces_its_former() {
             (renew, "t t"),
             (left, "true"),
             (
-                "SELECT portalock.break_claim('lock', 'b', 'other 3', 'by')::text",
+                "SELECT portalock.break_claim('lock', 'b', 'other-3', 'by')::text",
                 "3600000",
             ),
             (renew, "t t"),

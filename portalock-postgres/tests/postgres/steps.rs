@@ -11,7 +11,7 @@ pub(crate) async fn with_sessions() -> (Server, Client) {
     admin
         .batch_execute(
             "SELECT portalock.open_session(s, 3600000, '{}', false) FROM unnest('{s,t,u,v,x,other}'::text[]) s;
-             SELECT portalock.acquire('other', 0, kind, name, 'other ' || owner, 10, 10, true, 'other')
+             SELECT portalock.acquire('other', 0, kind, name, 'other-' || owner, 10, 10, true, 'other')
              FROM (VALUES ('semaphore', 'a', '1'), ('semaphore', 'a', '2'), ('lock', 'b', '3'), ('lock', 'b', '4'))
                  t (kind, name, owner)",
         )
