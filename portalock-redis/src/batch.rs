@@ -237,6 +237,7 @@ impl Attempts {
 }
 
 #[cfg(all(test, unix))]
+#[allow(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use std::{sync::Arc, time::Duration};
 
