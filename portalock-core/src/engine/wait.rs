@@ -164,7 +164,7 @@ struct Wait<'p> {
 
 /// How a waiter learns of its turn.
 enum Line {
-    /// It has not subscribed yet, or its place in the queue is gone.
+    /// It has not subscribed yet, could not, or its place in the queue is gone.
     NotAsked,
     /// The backend has no wake-ups.
     Unwoken,
@@ -339,9 +339,12 @@ impl Wait<'_> {
             Some(Ok(None)) => Ok(Line::Unwoken),
             // The session may have been closed since the attempt. The next attempt may get a place with `recheck_after`, which relies
             // on wake-ups, so it subscribes again.
-            Some(Err(error)) => self
-                .failed(place, &Line::NotAsked, error)
-                .map(|()| Line::NotAsked),
+            Some(Err(error)) => {
+                self.failed(place, &Line::NotAsked, error)?;
+                // The attempt had an answer: the lock is held.
+                self.last_error = None;
+                Ok(Line::NotAsked)
+            }
             None => Err(self.timed_out(place)),
         }
     }
@@ -361,7 +364,7 @@ impl Wait<'_> {
         let advice = self.seen.as_ref().and_then(|seen| seen.recheck_after);
         let pause = match (&self.last_error, advice) {
             (Some(_), _) => self.after_failure.pause(),
-            (None, Some(advice)) if !matches!(line, Line::Silent) => advice,
+            (None, Some(advice)) if !matches!(line, Line::NotAsked | Line::Silent) => advice,
             (None, _) => self.backoff.pause(),
         };
         let look_at = Instant::now().checked_add(pause);
