@@ -82,7 +82,7 @@ fn classify(error: &Error) -> (BackendErrorKind, &'static str) {
         ),
         "42501" => (
             Kind::PermissionDenied,
-            "the user lacks a privilege: USAGE on the schema portalock for locks, CREATE on the database to migrate, and to own the schema to upgrade it",
+            "the user lacks a privilege: USAGE on the schema portalock for locks, CREATE on the database to migrate, or ownership of the schema to upgrade it",
         ),
         "3D000" => (Kind::NotFound, "there is no such database"),
         "3F000" | "42883" | "42P01" => NO_SCHEMA,

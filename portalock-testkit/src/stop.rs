@@ -3,7 +3,7 @@
 use std::io;
 
 use rustix::{
-    io::retry_on_intr,
+    io::{Errno, retry_on_intr},
     process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid},
 };
 
@@ -11,8 +11,10 @@ use rustix::{
 /// go on until one of them has got to the signal.
 pub(crate) fn stop(child: Pid) -> io::Result<()> {
     kill_process(child, Signal::STOP)?;
-    // It stays reported, so that a child can be stopped twice.
-    let stopped = WaitIdOptions::STOPPED | WaitIdOptions::NOWAIT;
-    retry_on_intr(|| waitid(WaitId::Pid(child), stopped))?;
-    Ok(())
+    // It stays reported: a child can be stopped twice, and the status of one that has ended is its owner's.
+    let changed = WaitIdOptions::STOPPED | WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
+    match retry_on_intr(|| waitid(WaitId::Pid(child), changed))? {
+        Some(status) if status.stopped() => Ok(()),
+        _ => Err(Errno::SRCH.into()),
+    }
 }

@@ -117,7 +117,7 @@ DECLARE
     granted bigint;
 BEGIN
     IF _weight = _capacity THEN
-        DELETE FROM portalock.queue c WHERE c.owner = _owner AND c.session = _session;
+        DELETE FROM portalock.queue c WHERE c.owner = _owner AND c.session = _session AND c.name = _name AND c.kind = _kind;
         INSERT INTO portalock.names AS n (kind, name, token, busy, owner, session, weight, since, who)
         VALUES (_kind, _name, (date_part('epoch', clock_timestamp()) * 1000000)::bigint,
             EXISTS (SELECT FROM portalock.queue c WHERE c.name = _name AND c.kind = _kind)
@@ -135,7 +135,9 @@ BEGIN
     RETURNING n.token INTO granted;
     INSERT INTO portalock.queue AS c (owner, session, kind, name, weight, capacity, token, since, who)
     VALUES (_owner, _session, _kind, _name, _weight, _capacity, granted, clock_timestamp(), _who)
-    ON CONFLICT ON CONSTRAINT queue_pkey DO UPDATE SET place = NULL, token = excluded.token, since = excluded.since;
+    ON CONFLICT ON CONSTRAINT queue_pkey DO UPDATE SET place = NULL, token = excluded.token, since = excluded.since
+        -- Another claim of this owner may have come while this one waited for the row of its name.
+        WHERE c.name = _name AND c.kind = _kind;
     RETURN granted;
 END $$;
 

@@ -71,7 +71,7 @@ async fn an_owner_is_of_one_session() {
 /// Nor if the other claim comes while the first one is being made. A clean-up makes the first one wait in the middle.
 #[tokio::test]
 async fn an_owner_is_of_one_session_also_at_the_same_time() {
-    for weight in [1, 10] {
+    for (weight, session) in [(1, "t"), (10, "t"), (1, "u"), (10, "u")] {
         let (server, admin) = with_sessions().await;
         let stranger = stranger(&server).await;
         server
@@ -94,7 +94,7 @@ async fn an_owner_is_of_one_session_also_at_the_same_time() {
             server.number(waits).await == 1
         })
         .await;
-        run(&admin, &[(&acquire("t", "p", 10), "queued o")]).await;
+        run(&admin, &[(&acquire(session, "p", 10), "queued o")]).await;
         stranger.batch_execute("COMMIT").await.unwrap();
         claim.await.unwrap();
         run(&admin, &[(CLAIMS, "o p?")]).await;
