@@ -117,7 +117,7 @@ DECLARE
     granted bigint;
 BEGIN
     IF _weight = _capacity THEN
-        DELETE FROM portalock.queue c WHERE c.owner = _owner AND c.session = _session AND c.name = _name AND c.kind = _kind;
+        DELETE FROM portalock.queue c WHERE c.owner = _owner AND c.session = _session;
         INSERT INTO portalock.names AS n (kind, name, token, busy, owner, session, weight, since, who)
         VALUES (_kind, _name, (date_part('epoch', clock_timestamp()) * 1000000)::bigint,
             EXISTS (SELECT FROM portalock.queue c WHERE c.name = _name AND c.kind = _kind)
