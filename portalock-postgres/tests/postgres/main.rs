@@ -10,6 +10,7 @@
 
 mod breaking;
 mod claims;
+mod clean_up;
 mod clock;
 mod deadlocks;
 mod faults;

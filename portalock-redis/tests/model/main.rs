@@ -18,6 +18,7 @@
 mod client;
 mod explore;
 mod operator;
+mod promises;
 mod server;
 mod world;
 
