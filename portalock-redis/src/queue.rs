@@ -331,6 +331,12 @@ mod tests {
     }
 
     #[test]
+    fn the_script_and_the_declared_bound_have_one_time() {
+        let script = include_str!("scripts/acquire_behind.lua");
+        assert!(script.contains(&format!("age < {} ", UNREAD.as_micros())));
+    }
+
+    #[test]
     fn the_more_there_are_behind_the_rarer() {
         let tick = Duration::from_millis(200);
         assert_eq!(recheck(0, tick), tick);

@@ -6,7 +6,7 @@ use portalock_core::{
     BackendError, BackendErrorKind, Grant, Policy, Wake, clock::Instant, wakeups,
 };
 
-use crate::scripted::{Scripted, Step};
+use crate::scripted::{Scripted, Step, seconds};
 
 #[tokio::test(start_paused = true)]
 async fn a_wake_up_is_followed_at_once_by_a_look() {
@@ -149,6 +149,17 @@ async fn a_waiter_that_could_not_subscribe_looks_by_itself() {
     let granted = lock.acquire_with(&Policy::forever()).await;
     drop(granted.unwrap());
     assert!(start.elapsed() <= Policy::DEFAULT_CHECK_INTERVAL * 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_held_lock_reads_as_contention_also_to_a_waiter_that_can_not_subscribe() {
+    let backend = Scripted::new([Step::Queued(Duration::from_secs(3600))]).listening();
+    *backend.0.subscription_fails.lock().unwrap() = u32::MAX;
+    let error = backend.lock().acquire_with(&seconds(5)).await.unwrap_err();
+    assert!(error.is_contention(), "{error:?}");
+    // It polls at the pace of its policy.
+    let attempts = backend.attempts().len();
+    assert!((3..60).contains(&attempts), "{attempts} attempts");
 }
 
 #[tokio::test]
