@@ -1,11 +1,10 @@
 //! Connections to the server: one connection, and one for each runtime. Every call has a deadline.
 
-use std::{fmt, future::Future, pin::Pin, sync::Arc, time::Duration};
+use std::{fmt, future::Future, sync::Arc, time::Duration};
 
 use futures_util::{
     StreamExt,
     future::{try_join, try_join3},
-    stream::Stream,
 };
 use portalock_core::{
     BackendError, BackendErrorKind,
@@ -20,22 +19,13 @@ use tokio_postgres::{
 use crate::{
     PostgresSettings,
     answer::Standing,
-    error::{ends_connection, failed, not_connected, timed_out, wrong_version},
-    schema, tls,
+    dial::{CONNECTING, Dialled, Messages, dial},
+    error::{ends_connection, failed, timed_out, wrong_version},
+    schema,
 };
 
 /// The oldest server that has every feature this crate uses.
 const OLDEST: u32 = 13;
-
-const CONNECTING: &str = "connect to Postgres";
-
-/// The parts of a new connection, before the first request.
-pub(crate) struct Dialled {
-    pub(crate) client: Client,
-    pub(crate) messages: Pin<Box<dyn Stream<Item = Result<AsyncMessage, Error>> + Send>>,
-    pub(crate) version: Option<String>,
-    pub(crate) encoding: Option<String>,
-}
 
 /// One connection, driven by a task on the runtime that opened it.
 pub(crate) struct Connection {
@@ -152,51 +142,8 @@ impl fmt::Debug for Connection {
     }
 }
 
-/// Connects to the first server that accepts, without a request yet. Each server gets a share of the time.
-pub(crate) async fn dial(settings: &PostgresSettings) -> Result<Dialled, BackendError> {
-    let servers = u32::try_from(settings.servers.len()).unwrap_or(u32::MAX);
-    let share = settings.connect_timeout / servers.max(1);
-    let mut worst: Option<BackendError> = None;
-    for server in &settings.servers {
-        let dialling = timeout(share, tls::dial(server, settings.ca_file())).await;
-        match dialling.unwrap_or_else(|_| Err(timed_out(CONNECTING))) {
-            Ok(dialled) => return Ok(dialled),
-            // An error that a retry can't fix is more useful than one of an unavailable server.
-            Err(error) => match &worst {
-                Some(known) if !known.is_retryable() => {}
-                _ => worst = Some(error),
-            },
-        }
-    }
-    Err(worst.unwrap_or_else(|| timed_out(CONNECTING)))
-}
-
-/// Converts a connection over any stream to one form.
-pub(crate) fn dialled<S, T>(
-    dialled: Result<(Client, tokio_postgres::Connection<S, T>), Error>,
-) -> Result<Dialled, BackendError>
-where
-    S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
-    T: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
-{
-    let (client, mut connection) = dialled.map_err(not_connected)?;
-    let parameter = |name| connection.parameter(name).map(str::to_owned);
-    Ok(Dialled {
-        client,
-        version: parameter("server_version"),
-        encoding: parameter("server_encoding"),
-        messages: Box::pin(futures_util::stream::poll_fn(move |context| {
-            connection.poll_message(context)
-        })),
-    })
-}
-
 /// Processes the server's messages, until the connection ends.
-pub(crate) async fn drive(
-    mut messages: Pin<Box<dyn Stream<Item = Result<AsyncMessage, Error>> + Send>>,
-    mut hear: Hear,
-    ended: Option<Ended>,
-) {
+pub(crate) async fn drive(mut messages: Messages, mut hear: Hear, ended: Option<Ended>) {
     while let Some(message) = messages.next().await {
         match message {
             Ok(AsyncMessage::Notification(notification)) => hear(&notification),

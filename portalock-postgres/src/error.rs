@@ -33,22 +33,25 @@ fn is_network(error: &io::Error) -> bool {
     error.kind() != io::ErrorKind::InvalidData
 }
 
-/// Whether the connection is no longer usable, although the server has answered.
+/// Whether the connection is no longer usable. So it is after each failure that is no answer of the server.
 pub(crate) fn ends_connection(error: &Error) -> bool {
-    error.is_closed()
-        || is_io(error)
-        || error.code().is_some_and(|code| {
-            [
-                SqlState::ADMIN_SHUTDOWN,
-                SqlState::CRASH_SHUTDOWN,
-                SqlState::CANNOT_CONNECT_NOW,
-                SqlState::IDLE_SESSION_TIMEOUT,
-                // A statement was prepared for functions that have since been replaced.
-                SqlState::FEATURE_NOT_SUPPORTED,
-                SqlState::INVALID_SQL_STATEMENT_NAME,
-            ]
-            .contains(code)
-        })
+    error.code().is_none_or(|code| {
+        [
+            SqlState::ADMIN_SHUTDOWN,
+            SqlState::CRASH_SHUTDOWN,
+            SqlState::CANNOT_CONNECT_NOW,
+            SqlState::IDLE_SESSION_TIMEOUT,
+            // A statement was prepared for functions that have since been replaced.
+            SqlState::FEATURE_NOT_SUPPORTED,
+            SqlState::INVALID_SQL_STATEMENT_NAME,
+        ]
+        .contains(code)
+    })
+}
+
+/// Whether the answer fits no request like the one that was sent.
+pub(crate) fn is_of_another_request(error: &Error) -> bool {
+    error.code().is_none() && !error.is_closed() && !is_io(error)
 }
 
 fn is_io(error: &Error) -> bool {
@@ -61,10 +64,7 @@ fn is_io(error: &Error) -> bool {
 fn classify(error: &Error) -> (BackendErrorKind, &'static str) {
     use BackendErrorKind as Kind;
     let Some(code) = error.code() else {
-        if error.is_closed() || is_io(error) {
-            return NO_ANSWER;
-        }
-        return (Kind::Other, "the answer is none that this crate expects");
+        return NO_ANSWER;
     };
     match code.code() {
         "53300" => (

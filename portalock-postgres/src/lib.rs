@@ -146,6 +146,7 @@ mod breaking;
 mod client;
 mod config;
 mod connection;
+mod dial;
 mod error;
 mod fence;
 mod keys;

@@ -8,7 +8,8 @@ use tokio_postgres::{Client, Error, error::SqlState};
 
 use crate::{
     PostgresSettings,
-    connection::{Connection, Dialled, dial, drive},
+    connection::{Connection, drive},
+    dial::{Dialled, dial},
     error::{failed, timed_out, wrong_version},
 };
 

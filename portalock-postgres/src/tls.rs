@@ -5,7 +5,7 @@ use std::path::Path;
 use portalock_core::BackendError;
 use tokio_postgres::Config;
 
-use crate::connection::{Dialled, dialled};
+use crate::dial::{Dialled, dialled};
 
 /// Without the feature `tls` the settings have already refused every TLS option.
 #[cfg(not(feature = "tls"))]

@@ -1,0 +1,111 @@
+//! New connections, before their first statement.
+
+use std::{path::Path, pin::Pin};
+
+use futures_util::{StreamExt, stream::Stream};
+use portalock_core::{BackendError, session::new_id};
+use tokio::time::timeout;
+use tokio_postgres::{AsyncMessage, Client, Config, Error, SimpleQueryMessage};
+
+use crate::{
+    PostgresSettings,
+    error::{failed, is_of_another_request, not_connected, timed_out},
+    tls,
+};
+
+pub(crate) const CONNECTING: &str = "connect to Postgres";
+
+/// What the server sends without a request. To poll it drives the connection.
+pub(crate) type Messages = Pin<Box<dyn Stream<Item = Result<AsyncMessage, Error>> + Send>>;
+
+/// The parts of a new connection.
+pub(crate) struct Dialled {
+    pub(crate) client: Client,
+    pub(crate) messages: Messages,
+    pub(crate) version: Option<String>,
+    pub(crate) encoding: Option<String>,
+}
+
+/// Connects to the first server that accepts. Each server gets a share of the time.
+pub(crate) async fn dial(settings: &PostgresSettings) -> Result<Dialled, BackendError> {
+    let servers = u32::try_from(settings.servers.len()).unwrap_or(u32::MAX);
+    let share = settings.connect_timeout / servers.max(1);
+    let mut worst: Option<BackendError> = None;
+    for server in &settings.servers {
+        let dialling = timeout(share, dial_in_step(server, settings.ca_file())).await;
+        match dialling.unwrap_or_else(|_| Err(timed_out(CONNECTING))) {
+            Ok(dialled) => return Ok(dialled),
+            // An error that a retry can't fix is more useful than one of an unavailable server.
+            Err(error) => match &worst {
+                Some(known) if !known.is_retryable() => {}
+                _ => worst = Some(error),
+            },
+        }
+    }
+    Err(worst.unwrap_or_else(|| timed_out(CONNECTING)))
+}
+
+/// Connects to `server`, and again if the new connection brings answers to requests of another client.
+///
+/// A client that ends without having read all answers leaves the rest behind. PgBouncer 1.18 may then give its server
+/// process to the next client, which would take them for its own: it could believe that it was granted a lock. Pgagroal
+/// does it too (<https://github.com/pgagroal/pgagroal/issues/989>).
+async fn dial_in_step(server: &Config, ca_file: Option<&Path>) -> Result<Dialled, BackendError> {
+    loop {
+        let mut dialled = tls::dial(server, ca_file).await?;
+        if dialled.is_in_step().await? {
+            return Ok(dialled);
+        }
+        tracing::warn!("a pooler gave this client answers that another one has left behind");
+    }
+}
+
+impl Dialled {
+    /// Whether the first answer is the one to the first request. All later ones are then, too, because a pooler in
+    /// session mode keeps the server process for this connection.
+    async fn is_in_step(&mut self) -> Result<bool, BackendError> {
+        let nonce = new_id();
+        let asked = format!("SELECT '{nonce}'");
+        let answer = tokio::select! {
+            answer = self.client.simple_query(&asked) => answer,
+            Some(error) = ended(&mut self.messages) => Err(error),
+            else => return Err(timed_out(CONNECTING)),
+        };
+        match answer {
+            Ok(answer) => Ok(answer.iter().any(|message| {
+                matches!(message, SimpleQueryMessage::Row(row) if row.get(0) == Some(&nonce))
+            })),
+            Err(error) if is_of_another_request(&error) => Ok(false),
+            Err(error) => Err(failed(CONNECTING, error)),
+        }
+    }
+}
+
+/// Drives a connection until it ends, and returns the reason, if there is one.
+async fn ended(messages: &mut Messages) -> Option<Error> {
+    loop {
+        if let Err(error) = messages.next().await? {
+            return Some(error);
+        }
+    }
+}
+
+/// Converts a connection over any stream to one form.
+pub(crate) fn dialled<S, T>(
+    dialled: Result<(Client, tokio_postgres::Connection<S, T>), Error>,
+) -> Result<Dialled, BackendError>
+where
+    S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
+    T: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
+{
+    let (client, mut connection) = dialled.map_err(not_connected)?;
+    let parameter = |name| connection.parameter(name).map(str::to_owned);
+    Ok(Dialled {
+        client,
+        version: parameter("server_version"),
+        encoding: parameter("server_encoding"),
+        messages: Box::pin(futures_util::stream::poll_fn(move |context| {
+            connection.poll_message(context)
+        })),
+    })
+}
