@@ -6,8 +6,7 @@
 //!
 //! # Invariants
 //!
-//! Every script preserves these invariants, whatever it finds. The function `lives` in `grant.lua` decides whether a
-//! session is *live*.
+//! Every script preserves these invariants, whatever it finds. `grant.lua` says which sessions are *live*.
 //!
 //! 1. **Exclusion.** The weights of the claims in a state never exceed the smallest capacity among them. A claim is
 //!    removed only when its own owner releases, or when its session is not live. No owner is granted next to a live

@@ -37,11 +37,10 @@ local function flag_waits()
   if #fields == 0 then call('PEXPIRE', state, 2 * KEPT) end
 end
 
--- Adds the owner to the end of the queue; returns false if it already has a place. It gets a token if the last waiter, or
--- the only holder if there is no waiter, is a neighbour with a token: see `neighbours.rs`.
+-- Adds the owner, which has no place, to the end of the queue, and returns how many wait behind it. It gets a token if the
+-- last waiter, or the only holder if there is no waiter, is a neighbour with a token: see `neighbours.rs`.
 --
--- A place is the clock or more, so the first new waiter of each hour knows that it must extend the time to live of the
--- keys.
+-- The waiters key may still have a claim of this owner, if the queue key was deleted from outside. Its token is void.
 local function line_up()
   read_clock()
   local back = call('ZRANGE', queue, '-1', '-1', 'WITHSCORES')
@@ -52,24 +51,14 @@ local function line_up()
   if ahead and ahead.session == session and ahead.weight == ahead.capacity and ahead.token ~= '' and not found then
     last, token = next_token(before)
   end
-  local waiting = asked .. '|' .. token .. '|' .. since .. '|' .. who
-  if call('HSETNX', waiters, owner, waiting) == 0 then
-    if call('ZREVRANK', queue, owner) then return false end
-    -- The queue key was deleted from outside, and the waiters key was not.
-    call('HSET', waiters, owner, waiting)
-  end
-  local place = math.max(micros, (tonumber(back[2]) or 0) + 1)
-  call('ZADD', queue, whole(place), owner)
-  if not back[2] or math.floor(back[2] / HOUR) ~= math.floor(place / HOUR) then
-    call('PEXPIRE', queue, 2 * KEPT)
-    call('PEXPIRE', waiters, 2 * KEPT)
-  end
+  call('HSET', waiters, owner, asked .. '|' .. token .. '|' .. since .. '|' .. who)
+  call('ZADD', queue, whole(math.max(micros, (tonumber(back[2]) or 0) + 1)), owner)
   flag_waits()
   if token ~= '' then
     call('HSET', state, 'token', token)
     outlive(before, last)
   end
-  return true
+  return '0'
 end
 
 local first = next_owner()
@@ -102,11 +91,9 @@ end
 seen[session] = true
 look_at(deciding)
 
--- The owner already holds the lock: an answer was lost, or a grant crossed this attempt. The claim has been in the
--- state all the time, so no other owner was granted meanwhile.
-if holders[owner] then return holders[owner].token end
-
 local must_wait = serve(first, first_text)
+-- Or the owner already held the lock: an answer was lost, or a grant crossed this attempt. The claim has been in the state
+-- all the time, so no other owner was granted meanwhile.
 if holders[owner] then return holders[owner].token end
 
 local behind = '-'
@@ -125,7 +112,7 @@ if waiting then
     tail, has_changed = last_owner(), true
   end
   local rank = call('ZREVRANK', queue, owner)
-  if rank then behind = whole(rank) elseif queues and line_up() then behind = '0' end
+  if rank then behind = whole(rank) elseif queues then behind = line_up() end
 else
   if not must_wait then
     read_clock()
@@ -135,13 +122,13 @@ else
       return claim.token
     end
   end
-  if queues and line_up() then behind = '0' end
+  if queues then behind = line_up() end
 end
 
 -- A new key has no time to live: `PTTL` is then negative. Only one of the keys is new if somebody has deleted it.
-if behind ~= '-' and math.min(call('PTTL', queue), call('PTTL', waiters)) < KEPT / 2 then
-  call('PEXPIRE', queue, KEPT)
-  call('PEXPIRE', waiters, KEPT)
+if behind ~= '-' and math.min(call('PTTL', queue), call('PTTL', waiters)) < KEPT then
+  call('PEXPIRE', queue, 2 * KEPT)
+  call('PEXPIRE', waiters, 2 * KEPT)
 end
 
 -- A release can be lost with a server's last writes or in a failover. Then nothing would end this claim while its

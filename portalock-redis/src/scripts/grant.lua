@@ -1,4 +1,4 @@
--- The common part of the scripts on one name, besides `prelude.lua`: the clock, whether a session is alive, and a grant.
+-- The common part of the scripts on one name, besides `prelude.lua`: the clock, and a grant.
 --
 -- In the keys, an owner is called by the name of its place, which is used only once: see `NamedPlace`.
 --
@@ -58,14 +58,9 @@ local function read_clock()
   since = string.sub(now, 1, -4)
 end
 
--- Whether a session is alive: its key exists, and for a `connected` session its subscription too. The value of the key
--- is the session's stamp, `kept|3` or `connected|3`: its form, and a number that `raise.lua` increments.
+-- A session is alive if its key exists, and for a `connected` session its subscription too. The value of the key is the
+-- session's stamp, `kept|3` or `connected|3`: its form, and a number that `raise.lua` increments.
 local KEPT_FORM = string.byte('k')
-local function lives(session)
-  local key = sessions .. session
-  local stamp = call('GET', key)
-  return stamp and (string.byte(stamp) == KEPT_FORM or call('PUBSUB', NUMSUB, key)[2] > 0)
-end
 
 -- The number in the last token, with or without a shape.
 local function number_of(text)

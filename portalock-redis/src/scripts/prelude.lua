@@ -26,7 +26,7 @@ local function pack(claim)
   return table.concat({ claim.session, claim.shape, claim.token, claim.since, claim.who }, '|')
 end
 
--- Whether sessions are alive, by the rule of `lives`. A `connected` session must be subscribed *now*: Redis ends a
+-- Whether sessions are alive, by the rule in `grant.lua`. A `connected` session must be subscribed *now*: Redis ends a
 -- subscription together with its connection, before it runs the next command.
 local seen = {}
 

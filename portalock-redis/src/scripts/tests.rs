@@ -11,14 +11,23 @@ mod sessions;
 
 use super::{ACQUIRE, LOOK, OPEN, PRIMARY, RAISE, RELEASE};
 use portalock_testkit::servers::RedisServer;
-use redis::{Value, aio::MultiplexedConnection};
+use redis::{AsyncConnectionConfig, Value, aio::MultiplexedConnection};
 use std::time::Duration;
+
+const LONG: Duration = Duration::from_secs(30);
 
 /// A client without subscriptions, so none of its `connected` sessions is alive.
 async fn connection(server: &RedisServer) -> MultiplexedConnection {
     let url = format!("{}?protocol=resp3", server.url());
     let client = redis::Client::open(url).unwrap();
-    client.get_multiplexed_async_connection().await.unwrap()
+    // As long as a busy machine may need: half a second is the default.
+    let config = AsyncConnectionConfig::new()
+        .set_connection_timeout(Some(LONG))
+        .set_response_timeout(Some(LONG));
+    client
+        .get_multiplexed_async_connection_with_config(&config)
+        .await
+        .unwrap()
 }
 
 /// The keys of the lock that is used.
@@ -240,6 +249,10 @@ async fn who_shares_with_its_like_reads_none_of_them() {
     open(&mut client, "a").await;
     let shared = ["1", "100"];
     attempt_for(&mut client, "a", "1", shared).await;
+    // One who wanted all has given up. The first one after it finds that nobody waits.
+    attempt_for(&mut client, "a", "4", ["100", "100"]).await;
+    assert_eq!(release_to(&mut client, "4", None).await, "0");
+    attempt_for(&mut client, "a", "5", shared).await;
     let _: () = ask(&mut client, &["CONFIG", "RESETSTAT"]).await;
     for owner in ["2", "3"] {
         let answer = attempt_for(&mut client, "a", owner, shared).await;

@@ -34,6 +34,8 @@ async fn a_mark_lies_beside_the_session_that_holds_by_the_name_of_its_place() {
     let time: Vec<u64> = ask(&mut client, &["TIME"]).await;
     let left = ends.parse::<u64>().unwrap() - time[0] * 1000;
     assert!((10_000..=21_000).contains(&left), "{left} ms");
+    let left: i64 = ask(&mut client, &["PTTL", "p/session/a/broken"]).await;
+    assert!(left > 0, "the mark would stay for ever");
     // A session that has ended relies on nothing.
     let _: () = ask(&mut client, &["DEL", "p/session/a"]).await;
     assert_eq!(mark(&mut client, "1", "x").await, "0");

@@ -4,6 +4,7 @@ use super::{
     super::INSPECT, KEPT, QUEUE, SPAN, STATE, ask, attempt, attempt_for, attempt_of, attempt_with,
     connection, holding, open, open_as, release, release_to,
 };
+use futures_util::StreamExt as _;
 use portalock_testkit::servers::RedisServer;
 
 const CHANGES: &str = "p/lock@0/a";
@@ -50,6 +51,20 @@ async fn who_waits_for_a_state_that_somebody_deletes_is_served_first() {
         }
         assert!(!ask::<bool>(&mut client, &["EXISTS", QUEUE]).await);
     }
+}
+
+#[tokio::test]
+async fn who_is_left_in_a_queue_whose_state_somebody_deletes_is_served_by_the_next_release() {
+    let server = RedisServer::start().unwrap();
+    let mut client = connection(&server).await;
+    open(&mut client, "a").await;
+    for owner in ["1", "2", "3"] {
+        attempt_of(&mut client, "a", owner).await;
+    }
+    let _: () = ask(&mut client, &["DEL", STATE]).await;
+    assert_eq!(attempt_of(&mut client, "a", "3").await[0], "contended");
+    release(&mut client, "2").await;
+    assert_eq!(holding(&mut client).await, ["3"]);
 }
 
 #[tokio::test]
@@ -112,6 +127,39 @@ async fn changes_are_published_while_there_are_observers() {
     }
 }
 
+/// A release without a grant is a change although others wait, and a waiter that gives up is none.
+#[tokio::test]
+async fn observers_hear_who_releases_while_others_wait() {
+    let server = RedisServer::start().unwrap();
+    let mut client = connection(&server).await;
+    open(&mut client, "a").await;
+    let pubsub = redis::Client::open(server.url()).unwrap();
+    let (mut sink, mut messages) = pubsub.get_async_pubsub().await.unwrap().split();
+    sink.subscribe(CHANGES).await.unwrap();
+    for (owner, shape) in [
+        ("1", ["1", "3"]),
+        ("2", ["1", "3"]),
+        ("3", ["3", "3"]),
+        ("4", ["3", "3"]),
+    ] {
+        attempt_for(&mut client, "a", owner, shape).await;
+    }
+    INSPECT
+        .run(&mut client, &[STATE], &[CHANGES])
+        .await
+        .unwrap();
+    assert_eq!(release_to(&mut client, "3", None).await, "0");
+    release(&mut client, "1").await;
+    release(&mut client, "2").await;
+    release(&mut client, "4").await;
+    let _: () = ask(&mut client, &["PUBLISH", CHANGES, "no more"]).await;
+    for expected in ["-1", "+4", "-4", "no more"] {
+        let message = messages.next().await.unwrap();
+        let text = message.get_payload::<String>().unwrap();
+        assert_eq!(text.split('|').next(), Some(expected));
+    }
+}
+
 /// A database that was loaded or swapped into another one has the flags of the former observers.
 #[tokio::test]
 async fn an_observer_replaces_the_channel_of_another_database() {
@@ -122,6 +170,8 @@ async fn an_observer_replaces_the_channel_of_another_database() {
         .run(&mut client, &[STATE], &[CHANGES])
         .await
         .unwrap();
+    // Who looks without observing changes nothing.
+    INSPECT.run(&mut client, &[STATE], &[]).await.unwrap();
     let channel: String = ask(&mut client, &["HGET", STATE, "watched"]).await;
     assert_eq!(channel, CHANGES);
 }

@@ -2,7 +2,7 @@
 
 use super::{
     super::INSPECT, KEPT, QUEUE, STATE, WAITERS, ask, attempt_with, connection, holding, open_as,
-    release,
+    release, release_to,
 };
 use futures_util::StreamExt as _;
 use portalock_testkit::servers::RedisServer;
@@ -100,26 +100,26 @@ async fn one_who_asks_again_takes_out_the_dead_at_the_end_of_the_queue() {
 
 #[tokio::test]
 async fn one_who_asks_again_keeps_the_queue() {
-    const HALF_AN_HOUR: i64 = 1_790_000;
+    const HOUR: i64 = 3_600_000;
     let server = RedisServer::start().unwrap();
     let mut client = sessions(&server, &["a"]).await;
     for owner in ["1", "2"] {
         attempt(&mut client, "a", owner).await;
     }
-    // Both keys expire soon; or somebody has deleted one, and the waiter's claim makes it again, without a time to live.
+    // Both keys expire within an hour; or somebody has deleted one, and the waiter's claim makes it again, without a time to live.
     for deleted in [None, Some(WAITERS), Some(QUEUE)] {
         if let Some(key) = deleted {
             let _: () = ask(&mut client, &["DEL", key]).await;
             attempt(&mut client, "a", "2").await;
         } else {
             for key in [QUEUE, WAITERS] {
-                let _: () = ask(&mut client, &["PEXPIRE", key, "60000"]).await;
+                let _: () = ask(&mut client, &["PEXPIRE", key, "3000000"]).await;
             }
         }
         attempt(&mut client, "a", "2").await;
         for key in [QUEUE, WAITERS] {
             let left: i64 = ask(&mut client, &["PTTL", key]).await;
-            assert!(left > HALF_AN_HOUR, "{deleted:?} {key}: {left} ms");
+            assert!(left > HOUR, "{deleted:?} {key}: {left} ms");
         }
     }
 }
@@ -136,12 +136,12 @@ async fn who_is_the_last_after_a_check_is_told() {
     }
     assert_eq!(attempt(&mut client, "b", "3").await[1], "2");
     end(&mut client, "c").await;
-    for behind in ["1", "1"] {
-        assert_eq!(attempt(&mut client, "a", "2").await[1], behind);
+    for checked in ["once", "twice"] {
+        assert_eq!(attempt(&mut client, "a", "2").await[1], "1");
+        let _: () = ask(&mut client, &["PUBLISH", "p/session/b", checked]).await;
     }
-    let _: () = ask(&mut client, &["PUBLISH", "p/session/b", "no more"]).await;
-    // Once, by the check that took out the dead.
-    for expected in ["last|3", "no more"] {
+    // By the check that took out the dead, and by no other.
+    for expected in ["last|3", "once", "twice"] {
         let message = messages.next().await.unwrap();
         assert_eq!(message.get_payload::<String>().unwrap(), expected);
     }
@@ -157,6 +157,8 @@ async fn what_never_fits_waits_and_nobody_overtakes_it() {
         ["contended", "0", "a|3|2||0|{}"],
         "nobody else is in its way"
     );
+    let left: i64 = ask(&mut client, &["PTTL", STATE]).await;
+    assert!(left > 0, "the state has only the flag: {left} ms");
     // As if the clock was set back afterwards.
     let _: () = ask(&mut client, &["ZINCRBY", QUEUE, "3600000000", "1"]).await;
     for owner in ["2", "3"] {
@@ -207,4 +209,72 @@ async fn holders_are_told_in_the_order_of_their_grants() {
     let answer: Vec<String> = redis::from_redis_value(answer).unwrap();
     let weights: Vec<&str> = answer[2..].chunks(5).map(|claim| &*claim[1]).collect();
     assert_eq!(weights, ["3", "1", "4", "6", "5", "9", "2", "8", "7"]);
+}
+
+/// Waiters get tokens in advance, which are nobody's business yet.
+#[tokio::test]
+async fn living_waiters_are_told_in_their_order_and_without_their_tokens() {
+    let server = RedisServer::start().unwrap();
+    let mut client = sessions(&server, &["a", "b", "c"]).await;
+    let granted = attempt(&mut client, "a", "1").await.remove(1);
+    for (session, owner) in [("a", "2"), ("c", "3"), ("b", "4")] {
+        attempt(&mut client, session, owner).await;
+    }
+    end(&mut client, "c").await;
+    let answer = INSPECT.run(&mut client, &[STATE], &[]).await.unwrap();
+    let answer: Vec<String> = redis::from_redis_value(answer).unwrap();
+    assert_eq!(answer[..2], [&*granted, "1"]);
+    let claims: Vec<_> = answer[2..].chunks(5).map(|claim| &claim[..3]).collect();
+    assert_eq!(
+        claims,
+        [["1", "1", &granted], ["2", "1", ""], ["4", "1", ""]]
+    );
+}
+
+#[tokio::test]
+async fn who_waits_makes_the_client_of_the_holder_check_it() {
+    let server = RedisServer::start().unwrap();
+    let mut client = sessions(&server, &["a", "b"]).await;
+    let pubsub = redis::Client::open(server.url()).unwrap();
+    let (mut sink, mut messages) = pubsub.get_async_pubsub().await.unwrap().split();
+    sink.subscribe("p/session/a").await.unwrap();
+    attempt(&mut client, "a", "1").await;
+    for _ in 0..2 {
+        attempt(&mut client, "b", "2").await;
+    }
+    let _: () = ask(&mut client, &["PUBLISH", "p/session/a", "no more"]).await;
+    for expected in [&*format!("asked|1|{STATE}"), "no more"] {
+        let message = messages.next().await.unwrap();
+        assert_eq!(message.get_payload::<String>().unwrap(), expected);
+    }
+}
+
+#[tokio::test]
+async fn a_claim_that_portalock_did_not_write_is_an_error_with_a_code() {
+    let server = RedisServer::start().unwrap();
+    let mut client = sessions(&server, &["a"]).await;
+    let _: () = ask(&mut client, &["HSET", STATE, "1", "spoiled"]).await;
+    let error = INSPECT.run(&mut client, &[STATE], &[]).await.unwrap_err();
+    assert_eq!(error.code(), Some("CORRUPT"), "{error}");
+}
+
+#[tokio::test]
+async fn who_is_the_last_after_a_release_is_told() {
+    let server = RedisServer::start().unwrap();
+    let mut client = sessions(&server, &["a", "b"]).await;
+    let pubsub = redis::Client::open(server.url()).unwrap();
+    let (mut sink, mut messages) = pubsub.get_async_pubsub().await.unwrap().split();
+    sink.subscribe("p/session/b").await.unwrap();
+    for (session, owner) in [("a", "1"), ("a", "2"), ("b", "3"), ("a", "4"), ("a", "5")] {
+        attempt(&mut client, session, owner).await;
+    }
+    // One in between gives up, and then the last one.
+    for owner in ["4", "5"] {
+        assert_eq!(release_to(&mut client, owner, None).await, "0");
+        let _: () = ask(&mut client, &["PUBLISH", "p/session/b", owner]).await;
+    }
+    for expected in ["4", "last|3", "5"] {
+        let message = messages.next().await.unwrap();
+        assert_eq!(message.get_payload::<String>().unwrap(), expected);
+    }
 }

@@ -199,6 +199,7 @@ async fn a_grant_outside_of_a_release_changes_no_token() {
         ("2".to_owned(), tokens[0].1.unwrap())
     );
     assert_eq!(line(&mut client).await, tokens[1..]);
+    assert_eq!(Some(last_token(&mut client).await), tokens[2].1);
 }
 
 #[tokio::test]
@@ -283,4 +284,20 @@ async fn a_look_gives_no_token_to_a_waiter_whose_session_does_not_hold() {
         }
         release_to(&mut client, "2", None).await;
     }
+}
+
+/// The token of a place that is gone is smaller than that of the waiter that took this place.
+#[tokio::test]
+async fn who_takes_a_place_again_behind_another_session_loses_its_token() {
+    let server = RedisServer::start().unwrap();
+    let mut client = sessions(&server, &["a", "b"]).await;
+    attempt(&mut client, "a", "1").await;
+    attempt(&mut client, "a", "2").await;
+    let _: () = ask(&mut client, &["DEL", QUEUE]).await;
+    attempt(&mut client, "b", "3").await;
+    assert_eq!(attempt(&mut client, "a", "2").await[1], "0");
+    assert_eq!(
+        line(&mut client).await,
+        [("3".to_owned(), None), ("2".to_owned(), None)]
+    );
 }
