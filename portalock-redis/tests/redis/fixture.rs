@@ -7,7 +7,10 @@ use std::{
 
 use portalock_core::{Guard, Lock, LockBackend, LockError, Policy};
 use portalock_redis::{RedisBackend, RedisSettings};
-use portalock_testkit::{Fixture, Suite, cases, servers::RedisServer};
+use portalock_testkit::{
+    Fixture, Suite, cases,
+    servers::{RedisOptions, RedisServer},
+};
 use redis::{FromRedisValue, aio::MultiplexedConnection};
 use tokio::task::JoinHandle;
 
@@ -86,6 +89,19 @@ pub(crate) async fn eventually(condition: impl AsyncFn() -> bool) {
     tokio::time::timeout(ENOUGH, seen)
         .await
         .expect("it should have become so by now");
+}
+
+/// A replica of `server` that confirms what is written.
+pub(crate) async fn replica_of(server: &RedisServer) -> RedisServer {
+    let primary = format!("127.0.0.1 {}", server.port());
+    let replica = RedisOptions::new().setting("replicaof", primary).start();
+    eventually(async || {
+        let mut admin = Admin::of(server).await;
+        admin.ask::<()>("SET written 1 PX 1000").await;
+        admin.ask::<u32>("WAIT 1 100").await == 1
+    })
+    .await;
+    replica.unwrap()
 }
 
 /// Plays the cases whose ids `which` returns. Each has its own keys, below the prefix that `fixture` gets.

@@ -16,8 +16,8 @@ use tokio::{
 };
 
 use crate::fixture::{
-    Admin, ENOUGH, client, eventually, granted, lock, settings, settings_at, waiters, waiting,
-    without_notice,
+    Admin, ENOUGH, client, eventually, granted, lock, replica_of, settings, settings_at, waiters,
+    waiting, without_notice,
 };
 
 type Waiter = JoinHandle<Result<Guard<RedisBackend>, LockError>>;
@@ -337,14 +337,7 @@ async fn where_replicas_confirm_nobody_takes_over_before_they_have() {
         .setting("repl-diskless-sync-delay", "0")
         .start()
         .unwrap();
-    let replica = RedisServer::start().unwrap();
-    let to = format!("REPLICAOF 127.0.0.1 {}", server.port());
-    Admin::of(&replica).await.ask::<()>(&to).await;
-    eventually(async || {
-        let state: String = Admin::of(&server).await.ask("INFO replication").await;
-        state.contains("state=online")
-    })
-    .await;
+    let replica = replica_of(&server).await;
     let demanding = settings(&server)
         .with_wait_replicas(1)
         .with_session_ttl(ENOUGH)

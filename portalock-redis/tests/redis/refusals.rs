@@ -7,7 +7,7 @@ use portalock_core::{BackendError, BackendErrorKind, Broken, LockBackend, LockEr
 use portalock_redis::{RedisBackend, RedisSettings};
 use portalock_testkit::servers::{RedisOptions, RedisServer};
 
-use crate::fixture::{Admin, ENOUGH, client, eventually, granted, lock, settings, waiting};
+use crate::fixture::{Admin, ENOUGH, client, granted, lock, replica_of, settings, waiting};
 
 const SECRET: &str = "hunter2";
 
@@ -294,15 +294,7 @@ async fn missing_replicas_give_the_grant_back_and_end_the_session() {
     let error = RedisBackend::with_settings(asking()).await.unwrap_err();
     assert_eq!(error.kind(), BackendErrorKind::Unavailable, "{error:?}");
 
-    let mut replica = RedisOptions::new()
-        .setting("replicaof", format!("127.0.0.1 {}", server.port()))
-        .start()
-        .unwrap();
-    eventually(async || {
-        let state: String = Admin::of(&server).await.ask("INFO replication").await;
-        state.contains("state=online")
-    })
-    .await;
+    let mut replica = replica_of(&server).await;
     let demanding = RedisBackend::with_settings(asking()).await.unwrap();
     let one = lock(&demanding, "b").acquire().await.unwrap();
     let next = waiting(&demanding, "b").await;

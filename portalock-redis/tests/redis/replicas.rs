@@ -12,24 +12,12 @@ use portalock_testkit::{
 use crate::{
     cluster::{connected, slot_of, start},
     cluster_half_way::{SHORT, half_way, short},
-    fixture::{Admin, ENOUGH, client, eventually, granted, lock, settings_at, waiters},
+    fixture::{Admin, ENOUGH, client, eventually, granted, lock, replica_of, settings_at, waiters},
 };
 
 fn server() -> RedisServer {
     let at_once = RedisOptions::new().setting("repl-diskless-sync-delay", "0");
     at_once.start().unwrap()
-}
-
-/// Starts a replica; returns when it follows the server.
-async fn replica_of(server: &RedisServer) -> RedisServer {
-    let primary = format!("127.0.0.1 {}", server.port());
-    let replica = RedisOptions::new().setting("replicaof", primary).start();
-    eventually(async || {
-        let state: String = Admin::of(server).await.ask("INFO replication").await;
-        state.contains("state=online")
-    })
-    .await;
-    replica.unwrap()
 }
 
 /// The grant comes between the session's refresh, which a replica has, and the check of its places.
@@ -85,8 +73,8 @@ async fn a_promoted_server_waits_from_when_a_replica_follows_it() {
         let error = RedisBackend::with_settings(settings.clone()).await;
         assert!(error.unwrap_err().is_retryable());
     }
-    let _replica = replica_of(&server).await;
     let followed = Instant::now();
+    let _replica = replica_of(&server).await;
     RedisBackend::with_settings(settings).await.unwrap();
     assert!(followed.elapsed() > WAIT / 2, "{:?}", followed.elapsed());
 }

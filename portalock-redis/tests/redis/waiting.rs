@@ -18,8 +18,8 @@ use tokio::{
 };
 
 use crate::fixture::{
-    Admin, ENOUGH, client, eventually, granted, lock, patient, settings, settings_at, waiters,
-    waiting, without_notice,
+    Admin, ENOUGH, client, eventually, granted, lock, patient, replica_of, settings, settings_at,
+    waiters, waiting, without_notice,
 };
 
 /// The number of clients in the issue about idle waiting.
@@ -90,16 +90,7 @@ async fn a_grant_is_told_once_a_replica_has_it() {
         .setting("repl-diskless-sync-delay", "0")
         .start()
         .unwrap();
-    let mut replica = RedisServer::start().unwrap();
-    Admin::of(&replica)
-        .await
-        .ask::<()>(&format!("REPLICAOF 127.0.0.1 {}", server.port()))
-        .await;
-    eventually(async || {
-        let state: String = Admin::of(&server).await.ask("INFO replication").await;
-        state.contains("state=online")
-    })
-    .await;
+    let mut replica = replica_of(&server).await;
     let settings = settings(&server).with_wait_replicas(1);
     let settings = settings.with_tick_interval(ENOUGH * 10).unwrap();
     let demanding = RedisBackend::with_settings(settings).await.unwrap();
