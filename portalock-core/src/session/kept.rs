@@ -30,7 +30,7 @@ const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
 /// A [`Session`] over any [`Service`]. It outlives its connection: while the lease lasts, a reset loses no lock and no
-/// place. [`start`](Self::start) makes it, inside [`Sessions::get`](super::Sessions::get).
+/// place. A [`Client`](super::Client) starts it.
 pub struct KeptSession<S: Service> {
     service: S,
     lease: Lease,
@@ -62,7 +62,10 @@ impl<S: Service> KeptSession<S> {
     /// # Cancel safety
     ///
     /// If the call is dropped, a session at the service ends when its time is over.
-    pub async fn start(service: S, former: Option<Arc<Self>>) -> Result<Arc<Self>, BackendError> {
+    pub(super) async fn start(
+        service: S,
+        former: Option<Arc<Self>>,
+    ) -> Result<Arc<Self>, BackendError> {
         // Before `begin` nothing is certain, and no caller has the session.
         let lease = Lease::unbounded();
         let session = Arc::new(Self {
