@@ -134,13 +134,6 @@ impl Capabilities {
         }
     }
 
-    /// Sets [`scope`](Self::scope).
-    #[must_use]
-    pub const fn with_scope(mut self, scope: Scope) -> Self {
-        self.scope = scope;
-        self
-    }
-
     /// Sets [`shared`](Self::shared).
     #[must_use]
     pub const fn with_shared(mut self, shared: bool) -> Self {

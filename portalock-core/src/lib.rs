@@ -91,7 +91,7 @@ pub use guard::{Guard, PermitGuard};
 pub use holder::Holder;
 pub use lease::{Lease, Loss, LostSignal};
 pub use lock::Lock;
-pub use lock_set::{LockSet, LockSetGuard, acquire_all};
+pub use lock_set::{LockSet, LockSetGuard};
 pub use memory::MemoryBackend;
 pub use name::{InvalidName, LockName};
 pub use policy::Policy;

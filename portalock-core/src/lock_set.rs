@@ -35,27 +35,6 @@ pub struct LockSet<B> {
     policy: Policy,
 }
 
-/// Acquires `names` in `backend` exclusively: all or none, with one deadline. See [`LockSet`].
-///
-/// # Errors
-///
-/// As [`LockSet::acquire`], and [`LockError::InvalidName`].
-///
-/// # Cancel safety
-///
-/// As [`LockSet::acquire`].
-pub async fn acquire_all<B, N>(
-    backend: B,
-    names: impl IntoIterator<Item = N>,
-    policy: &Policy,
-) -> Result<LockSetGuard<B>, LockError>
-where
-    B: LockBackend + Clone,
-    N: AsRef<str>,
-{
-    LockSet::new(backend, names)?.acquire_with(policy).await
-}
-
 impl<B: LockBackend + Clone> LockSet<B> {
     /// The locks called `names` in `backend`: sorted, each name once. An empty set is acquired at once.
     ///

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize, Serializer};
 
-use crate::settings::{InvalidSetting, RawDuration, serialize_duration};
+use crate::settings::{InvalidSetting, RawDuration, positive, serialize_duration};
 
 /// How an acquisition waits. The defaults are those of portalocker: a timeout of 5 s, and an attempt at least every 250
 /// ms.
@@ -89,12 +89,7 @@ impl Policy {
     ///
     /// [`InvalidPolicy`] if it is zero.
     pub fn with_check_interval(mut self, interval: Duration) -> Result<Self, InvalidPolicy> {
-        if interval.is_zero() {
-            return Err(
-                InvalidSetting::new("check_interval", "is zero: give a longer duration").into(),
-            );
-        }
-        self.check_interval = interval;
+        self.check_interval = positive("check_interval", interval)?;
         Ok(self)
     }
 
@@ -112,12 +107,7 @@ impl Policy {
     ///
     /// [`InvalidPolicy`] if it is zero.
     pub fn with_first_check(mut self, first: Duration) -> Result<Self, InvalidPolicy> {
-        if first.is_zero() {
-            return Err(
-                InvalidSetting::new("first_check", "is zero: give a longer duration").into(),
-            );
-        }
-        self.first_check = first;
+        self.first_check = positive("first_check", first)?;
         Ok(self)
     }
 

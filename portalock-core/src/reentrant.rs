@@ -170,11 +170,7 @@ impl<B: LockBackend> ReentrantLock<B> {
         guard.ensure_held()?;
         let lost = guard.lost_signal();
         state.count += 1;
-        Ok(Some(ReentrantGuard {
-            inner: self.inner.clone(),
-            lost,
-            counted: true,
-        }))
+        Ok(Some(self.guard(lost)))
     }
 
     /// A forked child has copies of its parent's guards, but holds nothing.
@@ -191,6 +187,10 @@ impl<B: LockBackend> ReentrantLock<B> {
         let mut state = self.inner.state();
         state.count = 1;
         state.guard = Some(guard);
+        self.guard(lost)
+    }
+
+    fn guard(&self, lost: LostSignal) -> ReentrantGuard<B> {
         ReentrantGuard {
             inner: self.inner.clone(),
             lost,
@@ -337,6 +337,26 @@ mod tests {
         engine::{held::Held, service::Locks},
     };
     use std::time::Duration;
+    use tokio::task::JoinHandle;
+
+    /// A lock that another client holds, and the guard of that client.
+    async fn held_by_another() -> (ReentrantLock<MemoryBackend>, Guard<MemoryBackend>) {
+        let backend = MemoryBackend::new();
+        let other = Lock::new(backend.clone(), "r").unwrap();
+        let held = other.acquire().await.unwrap();
+        (ReentrantLock::named(backend, "r").unwrap(), held)
+    }
+
+    /// Another task that waits through the same object.
+    async fn sibling(
+        lock: &ReentrantLock<MemoryBackend>,
+        policy: Policy,
+    ) -> JoinHandle<Result<(), LockError>> {
+        let lock = lock.clone();
+        let waiting = tokio::spawn(async move { lock.acquire_with(&policy).await.map(drop) });
+        tokio::task::yield_now().await;
+        waiting
+    }
 
     #[tokio::test]
     async fn the_lock_is_released_with_the_last_guard_in_any_order() {
@@ -386,17 +406,8 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn one_deadline_covers_waiting_for_a_sibling() {
-        let backend = MemoryBackend::new();
-        let held = Lock::new(backend.clone(), "r")
-            .unwrap()
-            .acquire()
-            .await
-            .unwrap();
-        let lock = ReentrantLock::named(backend, "r").unwrap();
-        let sibling = lock.clone();
-        let waiting =
-            tokio::spawn(async move { sibling.acquire_with(&Policy::forever()).await.map(drop) });
-        tokio::task::yield_now().await;
+        let (lock, held) = held_by_another().await;
+        let waiting = sibling(&lock, Policy::forever()).await;
         let start = Instant::now();
         let policy = Policy::new().with_timeout(Duration::from_secs(2));
         assert!(
@@ -412,19 +423,9 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn time_spent_behind_a_sibling_is_not_there_for_the_lock() {
-        let backend = MemoryBackend::new();
-        let _held = Lock::new(backend.clone(), "r")
-            .unwrap()
-            .acquire()
-            .await
-            .unwrap();
-        let lock = ReentrantLock::named(backend, "r").unwrap();
-        let sibling = lock.clone();
-        let gives_up = tokio::spawn(async move {
-            let policy = Policy::new().with_timeout(Duration::from_secs(1));
-            sibling.acquire_with(&policy).await.map(drop)
-        });
-        tokio::task::yield_now().await;
+        let (lock, _held) = held_by_another().await;
+        let policy = Policy::new().with_timeout(Duration::from_secs(1));
+        let gives_up = sibling(&lock, policy).await;
         let start = Instant::now();
         let policy = Policy::new().with_timeout(Duration::from_secs(3));
         assert!(lock.acquire_with(&policy).await.is_err());
@@ -434,17 +435,8 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn fail_when_locked_does_not_wait_behind_a_sibling() {
-        let backend = MemoryBackend::new();
-        let _held = Lock::new(backend.clone(), "r")
-            .unwrap()
-            .acquire()
-            .await
-            .unwrap();
-        let lock = ReentrantLock::named(backend, "r").unwrap();
-        let sibling = lock.clone();
-        let waiting =
-            tokio::spawn(async move { sibling.acquire_with(&Policy::forever()).await.map(drop) });
-        tokio::task::yield_now().await;
+        let (lock, _held) = held_by_another().await;
+        let waiting = sibling(&lock, Policy::forever()).await;
         let start = Instant::now();
         let policy = Policy::new().with_fail_when_locked(true);
         let error = lock.acquire_with(&policy).await.unwrap_err();

@@ -92,15 +92,19 @@ impl RawDuration {
     ///
     /// As [`check`](Self::check), and if it is zero.
     pub fn check_positive(&self, field: &'static str) -> Result<Duration, InvalidSetting> {
-        let duration = self.check(field)?;
-        if duration.is_zero() {
-            return Err(InvalidSetting::new(
-                field,
-                "is zero: give a longer duration",
-            ));
-        }
-        Ok(duration)
+        positive(field, self.check(field)?)
     }
+}
+
+pub(crate) fn positive(
+    field: &'static str,
+    duration: Duration,
+) -> Result<Duration, InvalidSetting> {
+    if duration.is_zero() {
+        let problem = "is zero: give a longer duration";
+        return Err(InvalidSetting::new(field, problem));
+    }
+    Ok(duration)
 }
 
 /// Returns the duration if it is at least `least` and at most [`LONGEST`].
@@ -113,8 +117,26 @@ pub fn at_least(
     field: &'static str,
     duration: Duration,
 ) -> Result<Duration, InvalidSetting> {
-    if duration < least || duration > LONGEST {
-        let problem = format!("is {duration:?}: give it {least:?} to a year");
+    within(least, LONGEST, field, duration)
+}
+
+/// Returns the duration if it is at least `least` and at most `most`.
+///
+/// # Errors
+///
+/// [`InvalidSetting`] with the name of `field` otherwise.
+pub fn within(
+    least: Duration,
+    most: Duration,
+    field: &'static str,
+    duration: Duration,
+) -> Result<Duration, InvalidSetting> {
+    if duration < least || duration > most {
+        let most = match most {
+            LONGEST => "a year".to_owned(),
+            most => format!("{most:?}"),
+        };
+        let problem = format!("is {duration:?}: give it {least:?} to {most}");
         return Err(InvalidSetting::new(field, problem));
     }
     Ok(duration)

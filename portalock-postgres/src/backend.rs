@@ -112,16 +112,8 @@ impl LockBackend for PostgresBackend {
     }
 
     async fn try_acquire(&self, request: &LockRequest) -> Result<Attempt, BackendError> {
-        self.client
-            .attempt(
-                request.owner,
-                &Wish {
-                    wanted: Wanted::lock(request),
-                    patience: request.patience,
-                    holder: request.holder.clone(),
-                },
-            )
-            .await
+        let wish = Wish::new(Wanted::lock(request), request);
+        self.client.attempt(request.owner, &wish).await
     }
 
     async fn release(&self, request: &LockRequest) -> Result<Released, BackendError> {

@@ -36,20 +36,20 @@ impl Connections {
         // The value is for people, so the lock is broken even if it can't be encoded.
         let by = serde_json::to_string(by).unwrap_or_default();
         let (kind, owner) = (Kind::Lock.as_str(), owner.to_string());
+        let (owner, by) = (&*owner, &*by);
         let answer = self
-            .call(BREAKING, |connection| {
-                let (by, owner) = (&by, &owner);
-                async move {
-                    let asked: [(&(dyn tokio_postgres::types::ToSql + Sync), Type); 4] = [
-                        (&kind, Type::TEXT),
-                        (&name.as_str(), Type::TEXT),
-                        (owner, Type::TEXT),
-                        (by, Type::TEXT),
-                    ];
-                    connection
-                        .query("SELECT portalock.break_claim($1, $2, $3, $4)", &asked)
-                        .await
-                }
+            .call(BREAKING, |connection| async move {
+                connection
+                    .query(
+                        "SELECT portalock.break_claim($1, $2, $3, $4)",
+                        &[
+                            (&kind, Type::TEXT),
+                            (&name.as_str(), Type::TEXT),
+                            (&owner, Type::TEXT),
+                            (&by, Type::TEXT),
+                        ],
+                    )
+                    .await
             })
             .await?;
         let lasts: Option<i64> = first(&answer.value).map_err(|error| failed(BREAKING, error))?;
@@ -63,19 +63,19 @@ impl Connections {
         owner: OwnerId,
     ) -> Result<Released, BackendError> {
         let (kind, owner) = (Kind::Lock.as_str(), owner.to_string());
+        let owner = &*owner;
         let answer = self
-            .call(EVICTING, |connection| {
-                let owner = &owner;
-                async move {
-                    let asked: [(&(dyn tokio_postgres::types::ToSql + Sync), Type); 3] = [
-                        (&kind, Type::TEXT),
-                        (&name.as_str(), Type::TEXT),
-                        (owner, Type::TEXT),
-                    ];
-                    connection
-                        .query("SELECT portalock.evict($1, $2, $3)", &asked)
-                        .await
-                }
+            .call(EVICTING, |connection| async move {
+                connection
+                    .query(
+                        "SELECT portalock.evict($1, $2, $3)",
+                        &[
+                            (&kind, Type::TEXT),
+                            (&name.as_str(), Type::TEXT),
+                            (&owner, Type::TEXT),
+                        ],
+                    )
+                    .await
             })
             .await?;
         let freed: Option<bool> = first(&answer.value).map_err(|error| failed(EVICTING, error))?;

@@ -68,12 +68,10 @@ impl Connections {
         session: &str,
         leaving: &Leaving<Place>,
     ) -> Result<Answered<Left>, BackendError> {
-        let answer = self
-            .call(RELEASING, |connection| async move {
-                connection.leave(session, leaving).await
-            })
-            .await?;
-        Ok(answer)
+        self.call(RELEASING, |connection| async move {
+            connection.leave(session, leaving).await
+        })
+        .await
     }
 
     /// The holders and the waiters.

@@ -22,16 +22,8 @@ impl Semaphore for PostgresBackend {
     }
 
     async fn try_acquire(&self, request: &PermitRequest) -> Result<Attempt, BackendError> {
-        self.client
-            .attempt(
-                request.owner,
-                &Wish {
-                    wanted: Wanted::permits(request),
-                    patience: request.patience,
-                    holder: request.holder.clone(),
-                },
-            )
-            .await
+        let wish = Wish::new(Wanted::permits(request), request);
+        self.client.attempt(request.owner, &wish).await
     }
 
     async fn release(&self, request: &PermitRequest) -> Result<Released, BackendError> {

@@ -131,11 +131,7 @@ impl LockBackend for RedisBackend {
     }
 
     async fn try_acquire(&self, request: &LockRequest) -> Result<Attempt, BackendError> {
-        let wish = Wish {
-            wanted: Wanted::lock(request),
-            patience: request.patience,
-            holder: request.holder.clone(),
-        };
+        let wish = Wish::new(Wanted::lock(request), request);
         let client = self.clients.of(&request.name).await?;
         client.attempt(request.owner, &wish).await
     }

@@ -3,7 +3,7 @@
 use std::{fmt, sync::Arc};
 
 use portalock_core::{
-    BackendError, BackendErrorKind, Holder, Patience,
+    BackendError, BackendErrorKind, Holder, Patience, Request,
     session::{Answered, Entered, Leaving},
 };
 
@@ -40,6 +40,17 @@ pub(crate) struct Wish {
     pub(crate) wanted: Wanted,
     pub(crate) patience: Patience,
     pub(crate) holder: Holder,
+}
+
+impl Wish {
+    /// `wanted` is what `request` is for.
+    pub(crate) fn new<D>(wanted: Wanted, request: &Request<D>) -> Self {
+        Self {
+            wanted,
+            patience: request.patience,
+            holder: request.holder.clone(),
+        }
+    }
 }
 
 impl Server {

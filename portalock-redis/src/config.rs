@@ -4,7 +4,7 @@ mod raw;
 
 use std::{fmt, path::PathBuf, str::FromStr, sync::Arc, time::Duration};
 
-use portalock_core::settings::InvalidSetting;
+use portalock_core::settings::{InvalidSetting, at_least, within};
 use serde::Deserialize;
 
 use self::raw::RawSettings;
@@ -61,6 +61,7 @@ const LONGEST_SESSION: Duration = Duration::from_secs(20 * 60);
 const SHORTEST_TICK: Duration = Duration::from_millis(10);
 /// The longest tick: the keys of a queue live for an hour after the last check by a waiter.
 const LONGEST_TICK: Duration = Duration::from_secs(10 * 60);
+const SHORTEST_TIMEOUT: Duration = Duration::from_millis(1);
 /// How often the client checks whether another server has become the primary. More often in a short session.
 const LOOKING: Duration = Duration::from_secs(1);
 /// The largest number of tags: a client may have a session for each.
@@ -172,8 +173,7 @@ impl RedisSettings {
     ///
     /// [`InvalidRedisSettings`] if the time is under 200 ms or over 20 minutes.
     pub fn with_session_ttl(mut self, ttl: Duration) -> Result<Self, InvalidRedisSettings> {
-        within("session_ttl", ttl, SHORTEST_SESSION, LONGEST_SESSION)?;
-        self.session_ttl = ttl;
+        self.session_ttl = within(SHORTEST_SESSION, LONGEST_SESSION, "session_ttl", ttl)?;
         Ok(self)
     }
 
@@ -214,8 +214,7 @@ impl RedisSettings {
     ///
     /// [`InvalidRedisSettings`] if the interval is under 10 ms or over ten minutes.
     pub fn with_tick_interval(mut self, interval: Duration) -> Result<Self, InvalidRedisSettings> {
-        within("tick_interval", interval, SHORTEST_TICK, LONGEST_TICK)?;
-        self.tick_interval = interval;
+        self.tick_interval = within(SHORTEST_TICK, LONGEST_TICK, "tick_interval", interval)?;
         Ok(self)
     }
 
@@ -223,10 +222,9 @@ impl RedisSettings {
     ///
     /// # Errors
     ///
-    /// [`InvalidRedisSettings`] if the timeout is zero.
+    /// [`InvalidRedisSettings`] if the timeout is under a millisecond or over a year.
     pub fn with_connect_timeout(mut self, timeout: Duration) -> Result<Self, InvalidRedisSettings> {
-        at_least("connect_timeout", timeout, Duration::from_millis(1))?;
-        self.connect_timeout = timeout;
+        self.connect_timeout = at_least(SHORTEST_TIMEOUT, "connect_timeout", timeout)?;
         Ok(self)
     }
 
@@ -237,13 +235,12 @@ impl RedisSettings {
     ///
     /// # Errors
     ///
-    /// [`InvalidRedisSettings`] if the timeout is zero.
+    /// [`InvalidRedisSettings`] if the timeout is under a millisecond or over a year.
     pub fn with_response_timeout(
         mut self,
         timeout: Duration,
     ) -> Result<Self, InvalidRedisSettings> {
-        at_least("response_timeout", timeout, Duration::from_millis(1))?;
-        self.response_timeout = timeout;
+        self.response_timeout = at_least(SHORTEST_TIMEOUT, "response_timeout", timeout)?;
         Ok(self)
     }
 
@@ -413,35 +410,6 @@ impl FromStr for RedisSettings {
     fn from_str(url: &str) -> Result<Self, InvalidRedisSettings> {
         Self::new(url)
     }
-}
-
-fn at_least(
-    field: &'static str,
-    duration: Duration,
-    least: Duration,
-) -> Result<(), InvalidSetting> {
-    if duration < least {
-        return Err(InvalidSetting::new(
-            field,
-            format!("is {duration:?}: {least:?} is the least"),
-        ));
-    }
-    Ok(())
-}
-
-fn within(
-    field: &'static str,
-    duration: Duration,
-    least: Duration,
-    most: Duration,
-) -> Result<(), InvalidSetting> {
-    if duration > most {
-        return Err(InvalidSetting::new(
-            field,
-            format!("is {duration:?}: {most:?} is the most"),
-        ));
-    }
-    at_least(field, duration, least)
 }
 
 #[cfg(test)]

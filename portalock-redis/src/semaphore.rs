@@ -22,11 +22,7 @@ impl Semaphore for RedisBackend {
     }
 
     async fn try_acquire(&self, request: &PermitRequest) -> Result<Attempt, BackendError> {
-        let wish = Wish {
-            wanted: Wanted::permits(request),
-            patience: request.patience,
-            holder: request.holder.clone(),
-        };
+        let wish = Wish::new(Wanted::permits(request), request);
         let client = self.clients.of(&request.name).await?;
         client.attempt(request.owner, &wish).await
     }

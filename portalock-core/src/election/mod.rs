@@ -8,8 +8,8 @@ use futures_util::future::{Either, select};
 
 pub use self::observe::{Observer, Term};
 use crate::{
-    BackendError, BackendErrorKind, FencingToken, Guard, Holder, Inspect, InvalidName, Lock,
-    LockBackend, LockError, LockName, LostSignal, Policy,
+    BackendError, BackendErrorKind, FencingToken, Guard, Holder, InvalidName, Lock, LockBackend,
+    LockError, LockName, LostSignal, Policy,
     clock::Instant,
     engine::{deadline::Deadline, timer},
 };
@@ -421,15 +421,4 @@ impl<B: fmt::Debug> fmt::Debug for Leading<B> {
             .field("lost", &self.lost)
             .finish()
     }
-}
-
-/// Checks that the backend can report the holder, which every observation of an election needs.
-fn ensure_tells<B: LockBackend>(lock: &Lock<B>) -> Result<(), LockError> {
-    if lock.backend().capabilities().inspect >= Inspect::Holders {
-        return Ok(());
-    }
-    Err(LockError::Unsupported {
-        what: "way to tell who holds a lock",
-        instead: "choose a backend whose capabilities have `inspect`",
-    })
 }

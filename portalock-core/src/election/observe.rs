@@ -2,9 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::ensure_tells;
 use crate::{
-    Claim, ClaimKind, FencingToken, Holder, HolderWatch, Inspection, Lock, LockBackend, LockError,
+    Claim, ClaimKind, FencingToken, Holder, HolderWatch, Inspect, Inspection, Lock, LockBackend,
+    LockError,
     clock::Instant,
     engine::{answer::answer, timer},
     settings::LONGEST,
@@ -148,6 +148,17 @@ impl<B: LockBackend> Observer<B> {
             },
         }
     }
+}
+
+/// Checks that the backend can report the holder, which every observation of an election needs.
+fn ensure_tells<B: LockBackend>(lock: &Lock<B>) -> Result<(), LockError> {
+    if lock.backend().capabilities().inspect >= Inspect::Holders {
+        return Ok(());
+    }
+    Err(LockError::Unsupported {
+        what: "way to tell who holds a lock",
+        instead: "choose a backend whose capabilities have `inspect`",
+    })
 }
 
 #[cfg(test)]

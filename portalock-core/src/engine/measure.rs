@@ -2,21 +2,16 @@
 //!
 //! Without the feature `metrics` everything here is empty and costs nothing.
 
-use std::time::Duration;
-
-use crate::{LockError, LockName, session::RenewalOutcome};
+use crate::{LockError, LockName, clock::Instant, session::RenewalOutcome};
 
 #[cfg(feature = "metrics")]
-use crate::{
-    clock::Instant,
-    metrics::{gauge, histogram, key},
-};
+use crate::metrics::{gauge, histogram, key};
 
-/// A call has ended, with a lock or without.
+/// A call that began at `since` has ended, with a lock or without.
 pub(crate) fn waited<T>(
     backend: &'static str,
     name: &LockName,
-    time: impl FnOnce() -> Duration,
+    since: Instant,
     result: &Result<T, LockError>,
 ) {
     #[cfg(feature = "metrics")]
@@ -28,10 +23,10 @@ pub(crate) fn waited<T>(
             Err(_) => "failed",
         };
         let key = key("portalock_wait_seconds", backend, name, Some(outcome));
-        histogram(&key).record(time());
+        histogram(&key).record(since.elapsed());
     }
     #[cfg(not(feature = "metrics"))]
-    let _ = (backend, name, time, result);
+    let _ = (backend, name, since, result);
 }
 
 /// A renewal has ended.
@@ -72,7 +67,7 @@ impl Drop for Waiter {
     }
 }
 
-/// One hold of a lock. It ends when this is dropped.
+/// One hold of a lock, which [`ended`](Self::ended) records.
 #[derive(Debug)]
 pub(crate) struct Hold {
     #[cfg(feature = "metrics")]

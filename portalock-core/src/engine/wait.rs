@@ -78,7 +78,7 @@ pub(crate) async fn acquire<S: Service<D>, D: Demand>(
         .run(Place::new(service.clone(), request))
         .instrument(span)
         .await;
-    measure::waited(service.kind(), &name, || since.elapsed(), &result);
+    measure::waited(service.kind(), &name, since, &result);
     result
 }
 

@@ -14,7 +14,9 @@ async fn opposite_orders_do_not_deadlock() {
             let backend = backend.clone();
             tokio::spawn(async move {
                 for _ in 0..50 {
-                    let guard = acquire_all(backend.clone(), names, &Policy::forever())
+                    let guard = LockSet::new(backend.clone(), names)
+                        .unwrap()
+                        .acquire_with(&Policy::forever())
                         .await
                         .unwrap();
                     tokio::task::yield_now().await;
@@ -43,7 +45,9 @@ async fn one_deadline_for_all_and_none_is_kept() {
         .unwrap();
     let start = Instant::now();
     let policy = Policy::new().with_timeout(Duration::from_secs(3));
-    let error = acquire_all(backend.clone(), ["a", "b", "c"], &policy)
+    let error = LockSet::new(backend.clone(), ["a", "b", "c"])
+        .unwrap()
+        .acquire_with(&policy)
         .await
         .unwrap_err();
     assert!(error.is_contention());
@@ -64,7 +68,9 @@ async fn time_spent_on_one_name_is_not_there_for_the_next() {
         drop(first);
     });
     let policy = Policy::new().with_timeout(Duration::from_secs(3));
-    let error = acquire_all(backend.clone(), ["a", "b"], &policy)
+    let error = LockSet::new(backend.clone(), ["a", "b"])
+        .unwrap()
+        .acquire_with(&policy)
         .await
         .unwrap_err();
     assert_eq!(start.elapsed().as_secs(), 3);
@@ -177,7 +183,9 @@ async fn a_set_that_failed_at_a_service_does_not_wait_for_it_again() {
 #[tokio::test(start_paused = true)]
 async fn releasing_a_set_takes_as_long_as_releasing_one() {
     let hangs = Slow::new(Duration::ZERO, Duration::MAX);
-    let guard = acquire_all(hangs, ["a", "b", "c"], &Policy::new())
+    let guard = LockSet::new(hangs, ["a", "b", "c"])
+        .unwrap()
+        .acquire_with(&Policy::new())
         .await
         .unwrap();
     let start = Instant::now();
@@ -188,7 +196,9 @@ async fn releasing_a_set_takes_as_long_as_releasing_one() {
 #[tokio::test]
 async fn one_lost_is_all_lost() {
     let backend = MemoryBackend::new();
-    let guard = acquire_all(backend.clone(), ["a", "b"], &Policy::new())
+    let guard = LockSet::new(backend.clone(), ["a", "b"])
+        .unwrap()
+        .acquire_with(&Policy::new())
         .await
         .unwrap();
     {
@@ -204,7 +214,9 @@ async fn one_lost_is_all_lost() {
 #[tokio::test]
 async fn work_that_ends_with_a_loss_has_not_ended_in_time() {
     let backend = MemoryBackend::new();
-    let guard = acquire_all(backend.clone(), ["a", "b"], &Policy::new())
+    let guard = LockSet::new(backend.clone(), ["a", "b"])
+        .unwrap()
+        .acquire_with(&Policy::new())
         .await
         .unwrap();
     let lost = guard
@@ -264,7 +276,9 @@ async fn a_set_with_a_lost_lock_is_not_granted() {
 #[tokio::test]
 async fn an_empty_set_is_held_at_once() {
     let none: [&str; 0] = [];
-    let guard = acquire_all(MemoryBackend::new(), none, &Policy::new())
+    let guard = LockSet::new(MemoryBackend::new(), none)
+        .unwrap()
+        .acquire_with(&Policy::new())
         .await
         .unwrap();
     assert_eq!(guard.names().count(), 0);

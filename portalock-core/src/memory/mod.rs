@@ -12,11 +12,11 @@ use std::{
 
 use async_trait::async_trait;
 
-use self::table::{Kinds, Table};
+use self::table::Table;
 use crate::{
-    Attempt, BackendError, Capabilities, CrashRelease, Fairness, FencingToken, Holder, HolderWatch,
-    Inspect, Inspection, LockBackend, LockName, LockRequest, Loss, LossNotice, OwnerId,
-    PermitRequest, Released, Request, Scope, Semaphore, Tokens, Wakeups,
+    Attempt, BackendError, Capabilities, CrashRelease, Fairness, Holder, HolderWatch, Inspect,
+    Inspection, LockBackend, LockName, LockRequest, Loss, LossNotice, OwnerId, PermitRequest,
+    Released, Scope, Semaphore, Tokens, Wakeups,
 };
 
 /// Locks and semaphores in memory: fair, with tokens, and without I/O.
@@ -41,15 +41,14 @@ use crate::{
 /// [`lose`](Self::lose) takes a lock away from its holders, to test how your code reacts.
 #[derive(Clone, Default)]
 pub struct MemoryBackend {
-    store: Arc<Mutex<Store>>,
+    store: Arc<Store>,
 }
 
+/// Locks and semaphores have separate names.
 #[derive(Default)]
 struct Store {
-    locks: Table,
-    semaphores: Table,
-    /// One token for all names: an unused name is forgotten, and its tokens must still grow later.
-    last_token: Option<FencingToken>,
+    locks: Mutex<Table>,
+    semaphores: Mutex<Table>,
 }
 
 impl MemoryBackend {
@@ -67,54 +66,22 @@ impl MemoryBackend {
     /// Takes the lock `name` away from all its holders: their `lost` fires, and then the next waiter is granted. For
     /// tests of code that must handle a loss. Returns the number of holders.
     pub fn lose(&self, name: &LockName) -> usize {
-        let mut store = self.lock();
-        let Store {
-            locks, last_token, ..
-        } = &mut *store;
-        locks.lose(
-            name,
-            &Loss::Removed("taken away by MemoryBackend::lose".into()),
-            last_token,
-        )
+        let loss = Loss::Removed("taken away by MemoryBackend::lose".into());
+        self.locks().lose(name, &loss)
     }
 
     /// The number of names with holders or waiters, for tests that nothing was left behind.
     pub fn names_in_use(&self) -> usize {
-        let store = self.lock();
-        store.locks.len() + store.semaphores.len()
+        let locks = self.locks().len();
+        locks + self.semaphores().len()
     }
 
-    fn lock(&self) -> MutexGuard<'_, Store> {
-        // No code of others runs while it is held but the waking of tasks.
-        self.store.lock().unwrap_or_else(PoisonError::into_inner)
+    fn locks(&self) -> MutexGuard<'_, Table> {
+        lock(&self.store.locks)
     }
 
-    fn attempt<D: Kinds>(&self, request: &Request<D>) -> Attempt {
-        let mut store = self.lock();
-        let Store {
-            locks,
-            semaphores,
-            last_token,
-        } = &mut *store;
-        D::table(locks, semaphores).attempt(request, last_token)
-    }
-
-    fn free<D: Kinds>(&self, request: &Request<D>) -> Released {
-        let mut store = self.lock();
-        let Store {
-            locks,
-            semaphores,
-            last_token,
-        } = &mut *store;
-        D::table(locks, semaphores).release(&request.name, request.owner, last_token)
-    }
-
-    fn listen<D: Kinds>(&self, request: &Request<D>) -> Wakeups {
-        let mut store = self.lock();
-        let Store {
-            locks, semaphores, ..
-        } = &mut *store;
-        D::table(locks, semaphores).listen(&request.name, request.owner)
+    fn semaphores(&self) -> MutexGuard<'_, Table> {
+        lock(&self.store.semaphores)
     }
 
     const fn promises() -> Capabilities {
@@ -138,33 +105,32 @@ impl LockBackend for MemoryBackend {
     }
 
     async fn try_acquire(&self, request: &LockRequest) -> Result<Attempt, BackendError> {
-        Ok(self.attempt(request))
+        Ok(self.locks().attempt(request))
     }
 
     async fn release(&self, request: &LockRequest) -> Result<Released, BackendError> {
-        Ok(self.free(request))
+        Ok(self.locks().release(&request.name, request.owner))
     }
 
     async fn subscribe(&self, request: &LockRequest) -> Result<Option<Wakeups>, BackendError> {
-        Ok(Some(self.listen(request)))
+        Ok(Some(self.locks().listen(&request.name, request.owner)))
     }
 
     fn release_now(&self, request: &LockRequest) -> bool {
-        self.free(request);
+        self.locks().release(&request.name, request.owner);
         true
     }
 
     async fn inspect(&self, name: &LockName) -> Result<Inspection, BackendError> {
-        let store = self.lock();
-        Ok(store.locks.inspect(name).with_last_token(store.last_token))
+        Ok(self.locks().inspect(name))
     }
 
     async fn watch(&self, name: &LockName) -> Result<Option<HolderWatch>, BackendError> {
-        Ok(Some(self.lock().locks.watch(name)))
+        Ok(Some(self.locks().watch(name)))
     }
 
     async fn names(&self) -> Result<Vec<LockName>, BackendError> {
-        Ok(self.lock().locks.names())
+        Ok(self.locks().names())
     }
 
     async fn mark_broken(
@@ -173,31 +139,17 @@ impl LockBackend for MemoryBackend {
         owner: OwnerId,
         by: &Holder,
     ) -> Result<Option<Duration>, BackendError> {
-        let mut store = self.lock();
-        let Store {
-            locks, last_token, ..
-        } = &mut *store;
         let loss = Loss::Broken(Arc::new(by.clone()));
-        let count = locks.lose_some(name, &[owner], &loss, last_token);
+        let count = self.locks().lose_some(name, &[owner], &loss);
         Ok((count > 0).then_some(Duration::ZERO))
     }
 
     async fn evict(&self, name: &LockName, owner: OwnerId) -> Result<Released, BackendError> {
-        let mut store = self.lock();
-        let Store {
-            locks, last_token, ..
-        } = &mut *store;
-        Ok(
-            match locks.lose_some(
-                name,
-                &[owner],
-                &Loss::Removed("its holder did not respond".into()),
-                last_token,
-            ) {
-                0 => Released::NotHeld,
-                _ => Released::Freed,
-            },
-        )
+        let loss = Loss::Removed("its holder did not respond".into());
+        Ok(match self.locks().lose_some(name, &[owner], &loss) {
+            0 => Released::NotHeld,
+            _ => Released::Freed,
+        })
     }
 }
 
@@ -208,29 +160,30 @@ impl Semaphore for MemoryBackend {
     }
 
     async fn try_acquire(&self, request: &PermitRequest) -> Result<Attempt, BackendError> {
-        Ok(self.attempt(request))
+        Ok(self.semaphores().attempt(request))
     }
 
     async fn release(&self, request: &PermitRequest) -> Result<Released, BackendError> {
-        Ok(self.free(request))
+        Ok(self.semaphores().release(&request.name, request.owner))
     }
 
     async fn subscribe(&self, request: &PermitRequest) -> Result<Option<Wakeups>, BackendError> {
-        Ok(Some(self.listen(request)))
+        Ok(Some(self.semaphores().listen(&request.name, request.owner)))
     }
 
     fn release_now(&self, request: &PermitRequest) -> bool {
-        self.free(request);
+        self.semaphores().release(&request.name, request.owner);
         true
     }
 
     async fn inspect(&self, name: &LockName) -> Result<Inspection, BackendError> {
-        let store = self.lock();
-        Ok(store
-            .semaphores
-            .inspect(name)
-            .with_last_token(store.last_token))
+        Ok(self.semaphores().inspect(name))
     }
+}
+
+fn lock(table: &Mutex<Table>) -> MutexGuard<'_, Table> {
+    // No code of others runs while it is held but the waking of tasks.
+    table.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl fmt::Debug for MemoryBackend {

@@ -17,9 +17,8 @@ use crate::{
     WakeSender, Wakeups, clock::wall_clock, holder_watch, wakeups,
 };
 
-/// The demand, and the table of the store that counts it.
-pub(super) trait Kinds: Copy + Into<ClaimKind> {
-    fn table<'s>(locks: &'s mut Table, semaphores: &'s mut Table) -> &'s mut Table;
+/// A demand that has a weight.
+pub(super) trait Weighed: Copy + Into<ClaimKind> {
     fn weight(self) -> Weight;
 }
 
@@ -29,11 +28,7 @@ pub(super) struct Weight {
     capacity: u32,
 }
 
-impl Kinds for Mode {
-    fn table<'s>(locks: &'s mut Table, _: &'s mut Table) -> &'s mut Table {
-        locks
-    }
-
+impl Weighed for Mode {
     fn weight(self) -> Weight {
         match self {
             Mode::Exclusive => Weight {
@@ -48,11 +43,7 @@ impl Kinds for Mode {
     }
 }
 
-impl Kinds for Permits {
-    fn table<'s>(_: &'s mut Table, semaphores: &'s mut Table) -> &'s mut Table {
-        semaphores
-    }
-
+impl Weighed for Permits {
     fn weight(self) -> Weight {
         Weight {
             count: self.count(),
@@ -72,6 +63,8 @@ pub(super) struct Table {
     )]
     spare: Vec<Box<Entry>>,
     watchers: HashMap<LockName, Vec<HolderSender>, RandomState>,
+    /// One token for all names: an unused name is forgotten, and its tokens must still grow later.
+    last_token: Option<FencingToken>,
 }
 
 /// In one process no wake-up is lost, so a waiter rarely needs to check for itself. A hundred thousand waiters that
@@ -118,11 +111,7 @@ impl Table {
         names
     }
 
-    pub(super) fn attempt<D: Kinds>(
-        &mut self,
-        request: &Request<D>,
-        last: &mut Option<FencingToken>,
-    ) -> Attempt {
+    pub(super) fn attempt<D: Weighed>(&mut self, request: &Request<D>) -> Attempt {
         let weight = request.demand.weight();
         let claim =
             || Claim::new(request.holder.clone(), request.demand.into()).with_owner(request.owner);
@@ -136,7 +125,7 @@ impl Table {
         // A waiter is granted in its turn, by the release that makes room for it.
         if !entry.places.contains_key(&request.owner) {
             if entry.queue.is_empty() && entry.fits(weight) {
-                let grant = entry.hold(request.owner, weight, claim(), last);
+                let grant = entry.hold(request.owner, weight, claim(), &mut self.last_token);
                 if !self.watchers.is_empty() {
                     self.tell(&request.name);
                 }
@@ -155,12 +144,7 @@ impl Table {
         )
     }
 
-    pub(super) fn release(
-        &mut self,
-        name: &LockName,
-        owner: OwnerId,
-        last: &mut Option<FencingToken>,
-    ) -> Released {
+    pub(super) fn release(&mut self, name: &LockName, owner: OwnerId) -> Released {
         let Slot::Occupied(mut slot) = self.names.entry(name.clone()) else {
             return Released::NotHeld;
         };
@@ -170,7 +154,7 @@ impl Table {
             None => Released::NotHeld,
         };
         entry.leave_queue(owner);
-        entry.serve(last);
+        entry.serve(&mut self.last_token);
         if entry.is_unused() {
             let entry = slot.remove();
             self.keep(entry);
@@ -181,27 +165,16 @@ impl Table {
         released
     }
 
-    pub(super) fn lose(
-        &mut self,
-        name: &LockName,
-        loss: &Loss,
-        last: &mut Option<FencingToken>,
-    ) -> usize {
+    pub(super) fn lose(&mut self, name: &LockName, loss: &Loss) -> usize {
         let owners = self
             .names
             .get(name)
             .map_or_else(Vec::new, |entry| entry.held.keys().copied().collect());
-        self.lose_some(name, &owners, loss, last)
+        self.lose_some(name, &owners, loss)
     }
 
     /// Takes the name away from those of `owners` that hold it, and returns their number.
-    pub(super) fn lose_some(
-        &mut self,
-        name: &LockName,
-        owners: &[OwnerId],
-        loss: &Loss,
-        last: &mut Option<FencingToken>,
-    ) -> usize {
+    pub(super) fn lose_some(&mut self, name: &LockName, owners: &[OwnerId], loss: &Loss) -> usize {
         let Slot::Occupied(mut slot) = self.names.entry(name.clone()) else {
             return 0;
         };
@@ -213,7 +186,7 @@ impl Table {
                 count += 1;
             }
         }
-        entry.serve(last);
+        entry.serve(&mut self.last_token);
         if entry.is_unused() {
             let entry = slot.remove();
             self.keep(entry);
@@ -281,7 +254,7 @@ impl Table {
 
     pub(super) fn inspect(&self, name: &LockName) -> Inspection {
         let Some(entry) = self.names.get(name) else {
-            return Inspection::default();
+            return Inspection::default().with_last_token(self.last_token);
         };
         let holders = entry.held.values().map(|held| held.claim.clone()).collect();
         let waiters = entry
@@ -289,7 +262,7 @@ impl Table {
             .values()
             .map(|waiter| waiter.claim.clone())
             .collect();
-        Inspection::new(holders, waiters)
+        Inspection::new(holders, waiters).with_last_token(self.last_token)
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use super::{KeptSession, Leaving, Places, Service, Sessions};
+use super::{KeptSession, Leaving, Places, Service, starts::Sessions};
 use crate::{
     Attempt, BackendError, BackendErrorKind, Contention, FencingToken, Holder, Loss, OwnerId,
     Released, Wakeups,
@@ -71,7 +71,9 @@ impl<S: Service> Client<S> {
     ///
     /// # Errors
     ///
-    /// As [`Sessions::get`] and [`KeptSession::start`].
+    /// The failure of the start that this call waited for, which an earlier caller may have begun. After a failure the next
+    /// start waits for a pause, which grows from 50 ms to 2 s. [`Exhausted`](BackendErrorKind::Exhausted) if the system
+    /// gives no thread, [`Misconfigured`](BackendErrorKind::Misconfigured) in a forked child.
     ///
     /// # Cancel safety
     ///

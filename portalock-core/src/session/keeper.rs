@@ -110,7 +110,8 @@ impl Keeper {
     }
 }
 
-async fn keep<F, R>(lease: &Lease, interval: Duration, now: &Notify, mut renew: F)
+/// Renews until the lease has ended: every `interval`, or at once when `now` is notified.
+pub(super) async fn keep<F, R>(lease: &Lease, interval: Duration, now: &Notify, mut renew: F)
 where
     F: FnMut() -> R,
     R: Future<Output = Result<Renewal, BackendError>>,

@@ -8,15 +8,16 @@ use std::{
     time::Duration,
 };
 
-use futures_util::future::{join, join4, select};
+use futures_util::future::{join5, select};
 use tokio::{
     sync::{Notify, watch},
     time::{sleep, timeout},
 };
 
 use super::{
-    Keeper, Renewal, Service, Session,
+    Renewal, Service, Session,
     client::settle,
+    keeper::keep,
     look::{AGAIN_AFTER, Looks, SEEN_AT_ONCE, seen_at_once},
     places::{Asked, Places},
     service::Looked,
@@ -29,14 +30,15 @@ const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
 /// A [`Session`] over any [`Service`]. It outlives its connection: while the lease lasts, a reset loses no lock and no
-/// place. [`start`](Self::start) makes it, inside [`Sessions::get`](super::Sessions::get).
+/// place. A [`Client`](super::Client) starts it.
 pub struct KeptSession<S: Service> {
     service: S,
     lease: Lease,
     places: Places<S::Place>,
     connection: Mutex<Option<S::Connection>>,
     ended: Notify,
-    hurried: Notify,
+    /// Asks for a renewal at once.
+    renewal: Notify,
     /// The places of the last reconnect that are still unchecked.
     unseen: Mutex<Vec<Asked<S::Place>>>,
     looks: Looks,
@@ -60,7 +62,10 @@ impl<S: Service> KeptSession<S> {
     /// # Cancel safety
     ///
     /// If the call is dropped, a session at the service ends when its time is over.
-    pub async fn start(service: S, former: Option<Arc<Self>>) -> Result<Arc<Self>, BackendError> {
+    pub(super) async fn start(
+        service: S,
+        former: Option<Arc<Self>>,
+    ) -> Result<Arc<Self>, BackendError> {
         // Before `begin` nothing is certain, and no caller has the session.
         let lease = Lease::unbounded();
         let session = Arc::new(Self {
@@ -69,7 +74,7 @@ impl<S: Service> KeptSession<S> {
             lease,
             connection: Mutex::new(None),
             ended: Notify::new(),
-            hurried: Notify::new(),
+            renewal: Notify::new(),
             unseen: Mutex::default(),
             looks: Looks::default(),
             finished: watch::Sender::default(),
@@ -123,7 +128,7 @@ impl<S: Service> KeptSession<S> {
 
     /// Renews at once instead of at the end of the interval, because the caller needs the answer of a renewal.
     pub fn renew_now(&self) {
-        self.hurried.notify_one();
+        self.renewal.notify_one();
     }
 
     /// An owner ahead of a waiter may be dead after this time: checks the places then.
@@ -146,24 +151,16 @@ impl<S: Service> KeptSession<S> {
 
     /// Keeps the session until it ends, for whatever reason. Then tells the waiters and cleans up.
     async fn live(self: Arc<Self>, former: Option<Arc<Self>>) {
-        let keeper = Keeper::spawn(self.lease.clone(), self.interval(), {
-            let session = self.clone();
-            move || session.clone().renew()
-        });
-        match keeper {
-            Err(error) => self.end(Loss::SessionEnded(error.to_string().into())),
-            Ok(keeper) => {
-                let ended = self.lease.signal();
-                let upkeep = join4(
-                    join(self.mend(&keeper), self.hurry(&keeper)),
-                    self.look_at_times(),
-                    self.collect(),
-                    S::chores(&self, former),
-                );
-                // None of these ends by itself.
-                select(pin!(ended.lost()), pin!(upkeep)).await;
-            }
-        }
+        let ended = self.lease.signal();
+        let upkeep = join5(
+            keep(&self.lease, self.interval(), &self.renewal, || self.renew()),
+            self.mend(),
+            self.look_at_times(),
+            self.collect(),
+            S::chores(&self, former),
+        );
+        // Only the first of these ends by itself, with the lease.
+        select(pin!(ended.lost()), pin!(upkeep)).await;
         let over = self.over();
         tracing::debug!(service = S::NAME, %over, "a session has ended");
         self.places.close();
@@ -207,22 +204,22 @@ impl<S: Service> KeptSession<S> {
 
     /// Renews the lease, over a new connection if there is none. After a reconnect the session first checks every place, and
     /// then extends the lease: the service may have lost a hold, and after the extension its holder might be told too late.
-    async fn renew(self: Arc<Self>) -> Result<Renewal, BackendError> {
+    async fn renew(self: &Arc<Self>) -> Result<Renewal, BackendError> {
         let start = Instant::now();
         let connection = if let Some(connection) = self.connection() {
             connection
         } else if self.service.ends_with_connection() {
             return Ok(Renewal::Gone(cut_off()));
         } else {
-            let connection = S::connect(&self).await?;
+            let connection = S::connect(self).await?;
             *self.lock_connection() = Some(connection.clone());
             *self.lock_unseen() = self.places.reconnected();
             connection
         };
         let sent = Instant::now();
-        // Half of the keeper's time: if the connection hangs, there is time for another one.
+        // Half of the time of one renewal: if the connection hangs, there is time for another one.
         let within = self.service.request_timeout().min(self.interval() / 2);
-        let answer = timeout(within, S::renew(&self, &connection)).await;
+        let answer = timeout(within, S::renew(self, &connection)).await;
         match answer.unwrap_or_else(|_| Err(late::<S>())) {
             Ok(Renewal::Renewed(time)) => {
                 self.ask_for_unseen(&connection).await?;
@@ -264,7 +261,7 @@ impl<S: Service> KeptSession<S> {
     }
 
     /// Reconnects at once when the connection breaks.
-    async fn mend(&self, keeper: &Keeper) -> Infallible {
+    async fn mend(&self) -> Infallible {
         let mut pause = FIRST_PAUSE;
         loop {
             let has_lasted = timeout(LONGEST_PAUSE, self.ended.notified()).await.is_err();
@@ -273,20 +270,12 @@ impl<S: Service> KeptSession<S> {
                 self.ended.notified().await;
             }
             if self.connection().is_none() {
-                keeper.renew_now();
+                self.renew_now();
             }
             // If each new connection ends at once, for example because the service refuses the subscription, this must not become a
             // busy loop.
             sleep(pause).await;
             pause = (pause * 2).min(LONGEST_PAUSE);
-        }
-    }
-
-    /// Renews the session at once when it is requested.
-    async fn hurry(&self, keeper: &Keeper) -> Infallible {
-        loop {
-            self.hurried.notified().await;
-            keeper.renew_now();
         }
     }
 

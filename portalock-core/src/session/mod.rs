@@ -4,14 +4,13 @@
 //! this *session* ends, all its locks end. This module has the parts that every such backend needs, in the order in
 //! which a session uses them:
 //!
-//! 1. [`Client`] makes the requests: attempts, releases, and subscriptions of waiters.
-//! 2. [`Sessions`] starts a session when it is first needed, once for all waiting callers, and starts the next one when
-//!    it has ended.
-//! 3. [`KeptSession`] keeps the session: it renews it, reconnects, checks that its locks still exist, repeats failed
+//! 1. [`Client`] makes the requests: attempts, releases, and subscriptions of waiters. It starts a session when one is
+//!    first needed, once for all waiting callers, and starts the next one when that has ended.
+//! 2. [`KeptSession`] keeps the session: it renews it, reconnects, checks that its locks still exist, repeats failed
 //!    releases, and ends the session.
-//! 4. [`Places`] records the places of the session's owners: holds, waiters, and requests that may still arrive.
+//! 3. [`Places`] records the places of the session's owners: holds, waiters, and requests that may still arrive.
 //!    [`NamedPlace`] gives each place a name of its own.
-//! 5. [`PerRuntime`] keeps one connection for each runtime that uses the backend, for the callers' requests.
+//! 4. [`PerRuntime`] keeps one connection for each runtime that uses the backend, for the callers' requests.
 //!
 //! A backend implements [`Service`]. `docs/writing-a-backend.md` explains an example.
 //!
@@ -52,7 +51,7 @@ pub use named_place::NamedPlace;
 pub use per_runtime::PerRuntime;
 pub use places::{Asked, Expected, Leaving, Places, Releasing, Stand};
 pub use service::{Looked, Service};
-pub use starts::{Session, Sessions};
+pub use starts::Session;
 pub use task::{Task, run, spawn};
 
 pub(crate) use keeper::RenewalOutcome;

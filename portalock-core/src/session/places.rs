@@ -95,7 +95,7 @@ pub enum Stand {
 
 impl<P: Clone> Places<P> {
     /// Creates an empty record for a session. `session` is the signal of the session's end.
-    pub fn new(session: LostSignal) -> Self {
+    pub(super) fn new(session: LostSignal) -> Self {
         Self {
             book: Mutex::new(Some(Book::default())),
             session,
@@ -138,7 +138,7 @@ impl<P: Clone> Places<P> {
     /// Records that the attempt for the place `at` was answered, or has failed or was dropped. `unsure` says whether requests
     /// may still be in flight. Returns false if the owner was released meanwhile, for example because its lock was broken.
     /// The attempt may have taken the place again, so the session releases it again.
-    pub fn answered(&self, owner: OwnerId, at: &P, unsure: bool) -> bool {
+    pub(super) fn answered(&self, owner: OwnerId, at: &P, unsure: bool) -> bool {
         let mut book = self.lock();
         let Some(places) = book.as_mut() else {
             return false;
@@ -161,7 +161,7 @@ impl<P: Clone> Places<P> {
     }
 
     /// Records the answer that the owner waits.
-    pub fn queued(&self, owner: OwnerId) {
+    pub(super) fn queued(&self, owner: OwnerId) {
         self.change(owner, |place| {
             if matches!(place.phase, Phase::Asked) {
                 place.enter(Phase::Queued);
@@ -174,7 +174,7 @@ impl<P: Clone> Places<P> {
     /// # Errors
     ///
     /// [`SessionEnded`](BackendErrorKind::SessionEnded) if the session has ended meanwhile, and the lock with it.
-    pub fn hold(&self, owner: OwnerId, token: FencingToken) -> Result<Grant, BackendError> {
+    pub(super) fn hold(&self, owner: OwnerId, token: FencingToken) -> Result<Grant, BackendError> {
         let grant = self.change(owner, |place| place.hold(token, &self.session));
         grant.ok_or_else(|| self.over())
     }
@@ -239,7 +239,7 @@ impl<P: Clone> Places<P> {
     }
 
     /// Subscribes a waiter.
-    pub fn listen(&self, owner: OwnerId) -> Wakeups {
+    pub(super) fn listen(&self, owner: OwnerId) -> Wakeups {
         let (sender, line) = wakeups();
         let listens = self.change(owner, |place| {
             let waiting = place.waiting();
@@ -281,7 +281,7 @@ impl<P: Clone> Places<P> {
     }
 
     /// Whether a release of `owner` is in flight or due.
-    pub fn is_leaving(&self, owner: OwnerId) -> bool {
+    pub(super) fn is_leaving(&self, owner: OwnerId) -> bool {
         self.change(owner, |place| place.is_leaving()) == Some(true)
     }
 
@@ -340,7 +340,7 @@ impl<P: Clone> Places<P> {
     }
 
     /// Forgets `owner`. Call this when the service has nothing of it, and no request for it is in flight.
-    pub fn forget(&self, owner: OwnerId) {
+    pub(super) fn forget(&self, owner: OwnerId) {
         if let Some(places) = &mut *self.lock() {
             places.remove(&owner);
         }

@@ -29,7 +29,7 @@ pub trait Session: fmt::Debug + Send + Sync + 'static {
 ///
 /// A forked child has a copy without a session, and can't start one: the session belongs to its parent.
 #[derive(Debug)]
-pub struct Sessions<S: Session> {
+pub(super) struct Sessions<S: Session> {
     starts: SingleFlight<Arc<S>>,
     state: Arc<Mutex<State<S>>>,
     /// The process that created this.
@@ -46,7 +46,7 @@ struct State<S: Session> {
 
 impl<S: Session> Sessions<S> {
     /// No session yet.
-    pub fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self {
             starts: SingleFlight::new(),
             state: Arc::new(Mutex::new(State {
@@ -59,18 +59,18 @@ impl<S: Session> Sessions<S> {
     }
 
     /// The live session, if there is one.
-    pub fn live(&self) -> Option<Arc<S>> {
+    pub(super) fn live(&self) -> Option<Arc<S>> {
         self.own()?.live()
     }
 
     /// The latest session, alive or not.
-    pub fn latest(&self) -> Option<Arc<S>> {
+    pub(super) fn latest(&self) -> Option<Arc<S>> {
         self.own()?.latest.clone()
     }
 
     /// Removes the latest session and returns it, so that the caller can end it. The next call of [`get`](Self::get)
     /// starts another.
-    pub fn take(&self) -> Option<Arc<S>> {
+    pub(super) fn take(&self) -> Option<Arc<S>> {
         self.own()?.latest.take()
     }
 
@@ -96,7 +96,7 @@ impl<S: Session> Sessions<S> {
     ///
     /// Dropping the call doesn't stop a start: the next caller gets the session. If the backend was dropped meanwhile,
     /// the session's lease is ended.
-    pub async fn get<R>(
+    pub(super) async fn get<R>(
         &self,
         start: impl FnOnce(Option<Arc<S>>) -> R + Send + 'static,
     ) -> Result<Arc<S>, BackendError>
@@ -132,12 +132,6 @@ impl<S: Session> Sessions<S> {
             outcome
         };
         self.starts.get(&runtime, || self.live(), make).await
-    }
-}
-
-impl<S: Session> Default for Sessions<S> {
-    fn default() -> Self {
-        Self::new()
     }
 }
 

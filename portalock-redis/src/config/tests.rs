@@ -87,3 +87,14 @@ fn a_cluster_has_tags_and_no_brace_in_its_prefix() {
         assert!(error.contains(field), "{line}: {error}");
     }
 }
+
+#[test]
+fn a_timeout_is_a_millisecond_to_a_year() {
+    let settings = || RedisSettings::new("redis://localhost").unwrap();
+    for time in [Duration::from_micros(999), Duration::MAX] {
+        assert!(settings().with_connect_timeout(time).is_err());
+        assert!(settings().with_response_timeout(time).is_err());
+    }
+    let shortest = Duration::from_millis(1);
+    assert!(settings().with_connect_timeout(shortest).is_ok());
+}

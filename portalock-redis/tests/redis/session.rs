@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use portalock_core::{LockBackend, LockError, LockName, Loss, Policy, acquire_all};
+use portalock_core::{LockBackend, LockError, LockName, LockSet, Loss, Policy};
 use portalock_redis::RedisBackend;
 use portalock_testkit::{
     proxy::{Direction, FaultProxy},
@@ -156,7 +156,8 @@ async fn the_list_of_locks_is_whole_and_sorted_also_among_many_other_keys() {
     let mut admin = Admin::of(&server).await;
     admin.ask_words::<()>(&["EVAL", others, "0"]).await;
     let names: Vec<_> = (10..40).map(|number| number.to_string()).collect();
-    let held = acquire_all(backend.clone(), &names, &patient()).await;
+    let set = LockSet::new(backend.clone(), &names).unwrap();
+    let held = set.acquire_with(&patient()).await;
     let listed = backend.names().await.unwrap();
     let listed: Vec<_> = listed.iter().map(LockName::as_str).collect();
     assert_eq!(listed, names);

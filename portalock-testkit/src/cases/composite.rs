@@ -1,8 +1,7 @@
 //! What is built of locks keeps their promises: reentrant locks, sets, slots, and the facade without async.
 
 use portalock_core::{
-    LockError, LockSet, Mode, Policy, Pool, ReentrantLock, SlotSemaphore, acquire_all, blocking,
-    clock::Instant,
+    LockError, LockSet, Mode, Policy, Pool, ReentrantLock, SlotSemaphore, blocking, clock::Instant,
 };
 
 use super::{Case, case};
@@ -126,11 +125,8 @@ async fn a_set_has_one_deadline(trial: Trial) -> CaseResult {
         tokio::time::sleep(wait / 3).await;
         first.release().await
     };
-    let backend = client.backend();
-    let acquire = soon(
-        "the set's end",
-        acquire_all(backend, ["a", "b", "c"], &policy),
-    );
+    let set = LockSet::new(client.backend(), ["a", "b", "c"])?;
+    let acquire = soon("the set's end", set.acquire_with(&policy));
     let (released, acquired) = tokio::join!(release, acquire);
     released?;
     let lasted = started.elapsed();

@@ -13,7 +13,7 @@ use tempfile::TempDir;
 use super::{
     ServerIdentity,
     directory::directory,
-    free_port::{Port, free_port},
+    free_port::{Port, free_port, on_free_ports},
     process::{Program, ServerProcess, StartError},
 };
 
@@ -22,9 +22,6 @@ const PROGRAM: Program = Program {
     install: "install etcd 3.4 or later, such as by `apt install etcd-server` or `brew install etcd`",
     ready_line: "serving client traffic",
 };
-
-/// How often the start is retried because a free port was taken meanwhile.
-const PORT_ATTEMPTS: usize = 10;
 
 /// How to start an [`EtcdServer`].
 ///
@@ -88,19 +85,12 @@ impl EtcdOptions {
     ///
     /// [`StartError`] if etcd isn't installed or did not come up.
     pub fn start(self) -> Result<EtcdServer, StartError> {
-        let mut attempts = 0;
-        loop {
-            attempts += 1;
+        let all: Vec<usize> = (0..self.members).collect();
+        on_free_ports(|| {
             let server = EtcdServer::laid_out(&self)?;
-            let all: Vec<usize> = (0..self.members).collect();
-            match server.restart(&all) {
-                Ok(()) => return Ok(server),
-                // Another program may have taken a port meanwhile.
-                Err(StartError::Ended { log, .. })
-                    if log.contains("address already in use") && attempts < PORT_ATTEMPTS => {}
-                Err(error) => return Err(error),
-            }
-        }
+            server.restart(&all)?;
+            Ok(server)
+        })
     }
 }
 

@@ -18,7 +18,7 @@ use self::installation::{Installation, copy_data};
 use super::{
     ServerIdentity,
     directory::{directory, on_disk},
-    free_port::{Port, free_port},
+    free_port::{Port, free_port, on_free_ports},
     process::{Program, ServerProcess, StartError},
 };
 
@@ -28,8 +28,6 @@ const PROGRAM: Program = Program {
     ready_line: "database system is ready to accept",
 };
 
-/// How often a port that was free when it was looked up may turn out to be taken.
-const PORT_ATTEMPTS: usize = 10;
 /// How long a server may take to end.
 const ENDS_WITHIN: Duration = Duration::from_secs(20);
 /// The superuser, who needs no password.
@@ -224,20 +222,11 @@ impl PostgresServer {
             installed,
             dir,
         };
-        let mut attempts = 0;
-        loop {
-            attempts += 1;
-            match server.restart() {
-                Ok(()) => return Ok(server),
-                // Another program may have taken the port meanwhile.
-                Err(StartError::Ended { log, .. })
-                    if log.contains("could not bind") && attempts < PORT_ATTEMPTS =>
-                {
-                    server.port = free_port()?;
-                }
-                Err(error) => return Err(error),
-            }
-        }
+        on_free_ports(|| {
+            server.port = free_port()?;
+            server.restart()
+        })?;
+        Ok(server)
     }
 
     /// The port on 127.0.0.1. It stays the same over restarts.

@@ -2,18 +2,17 @@
 
 use std::{
     fs, io,
-    io::{BufRead, BufReader, Write},
-    net::{Ipv4Addr, TcpStream},
+    net::Ipv4Addr,
     path::{Path, PathBuf},
-    time::Duration,
 };
 
 use tempfile::TempDir;
 
 use super::{
     directory::directory,
-    free_port::{Port, free_port},
+    free_port::{Port, free_port, on_free_ports},
     process::{Program, ServerProcess, StartError},
+    resp::ask,
 };
 
 const PROGRAM: Program = Program {
@@ -21,11 +20,6 @@ const PROGRAM: Program = Program {
     install: "install Redis 6.2 or later, such as by `apt install redis-server` or `brew install redis`",
     ready_line: "eady to accept connections",
 };
-
-/// How often the start is retried because a free port was taken meanwhile.
-const PORT_ATTEMPTS: usize = 10;
-/// How long the server may take to answer its first PING.
-const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 
 /// How to start a [`RedisServer`].
 ///
@@ -92,26 +86,19 @@ impl RedisOptions {
     /// [`StartError`] if it isn't installed or did not come up.
     pub fn start(self) -> Result<RedisServer, StartError> {
         let dir = directory("redis-").map_err(StartError::io("make a directory for the server"))?;
-        let mut attempts = 0;
-        loop {
-            attempts += 1;
+        let (process, port, tls_port) = on_free_ports(|| {
             let port = free_port()?;
             let tls_port = self.tls.as_ref().map(|_| free_port()).transpose()?;
-            match launch(&self, dir.path(), &port, tls_port.as_ref()) {
-                Ok(process) => {
-                    return Ok(RedisServer {
-                        process: Some(process),
-                        options: self,
-                        port,
-                        tls_port,
-                        dir,
-                    });
-                }
-                // Another program may have taken the port meanwhile.
-                Err(StartError::Ended { .. }) if attempts < PORT_ATTEMPTS => {}
-                Err(error) => return Err(error),
-            }
-        }
+            let process = launch(&self, dir.path(), &port, tls_port.as_ref())?;
+            Ok((process, port, tls_port))
+        })?;
+        Ok(RedisServer {
+            process: Some(process),
+            options: self,
+            port,
+            tls_port,
+            dir,
+        })
     }
 }
 
@@ -293,15 +280,10 @@ pub(super) fn tls_lines(port: u16, identity: &ServerIdentity) -> [String; 5] {
 
 /// Waits for any answer, even "not authenticated".
 fn ping(port: u16) -> io::Result<()> {
-    let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port))?;
-    stream.set_read_timeout(Some(ANSWER_WITHIN))?;
-    stream.write_all(b"PING\r\n")?;
-    let mut answer = String::new();
-    BufReader::new(stream).read_line(&mut answer)?;
-    if answer.is_empty() {
-        return Err(io::ErrorKind::UnexpectedEof.into());
+    match ask(port, "PING") {
+        Err(error) if error.kind() != io::ErrorKind::Other => Err(error),
+        _ => Ok(()),
     }
-    Ok(())
 }
 
 /// A path in the syntax of `redis.conf`.

@@ -4,26 +4,20 @@ mod cut;
 mod moves;
 
 use std::{
-    io, thread,
+    io,
     time::{Duration, Instant},
 };
 
 use super::{
     RedisOptions, RedisServer, ServerIdentity, StartError,
-    free_port::{Port, free_port},
-    resp::{ask, ask_words},
+    free_port::{Port, free_port, on_free_ports},
+    resp::{ask, ask_words, until},
 };
 use cut::Line;
 pub use moves::SlotMove;
 
 const SLOTS: u16 = 16384;
 const PRIMARIES: usize = 3;
-/// How often a node may fail to start because another program has taken its bus port.
-const PORT_ATTEMPTS: usize = 5;
-/// How long the nodes may take to find each other, or to complete a failover. It is long because a test must not fail only
-/// because the machine is busy.
-const FOUND_WITHIN: Duration = Duration::from_secs(180);
-const POLL: Duration = Duration::from_millis(20);
 /// After this time a replica has given up a failover by hand.
 const FAILOVER_WITHIN: Duration = Duration::from_secs(6);
 
@@ -148,38 +142,29 @@ struct Node {
 impl Node {
     /// Starts a node; if it can be cut off, with its number.
     fn start(options: &RedisOptions, can_be_cut: Option<usize>) -> Result<Self, StartError> {
-        let mut attempts = 0;
-        loop {
-            attempts += 1;
+        let (server, own, line) = on_free_ports(|| {
             let own = free_port()?;
             let line = can_be_cut
                 .map(|number| Line::start(number, own.number))
                 .transpose()?;
-            let bus = line.as_ref().map_or(own.number, Line::port);
             let mut options = options
                 .clone()
                 .setting("cluster-port", own.number.to_string());
             if let Some(line) = &line {
                 options = line.settings(options);
             }
-            match options.start() {
-                Ok(server) => {
-                    let id = one(server.port(), "CLUSTER MYID")
-                        .map_err(StartError::io("ask a node for its id"))?;
-                    return Ok(Self {
-                        server,
-                        id,
-                        _own: own,
-                        bus,
-                        line,
-                        is_away: false,
-                    });
-                }
-                // Another program may have taken the port meanwhile.
-                Err(StartError::Ended { .. }) if attempts < PORT_ATTEMPTS => {}
-                Err(error) => return Err(error),
-            }
-        }
+            Ok((options.start()?, own, line))
+        })?;
+        let id =
+            one(server.port(), "CLUSTER MYID").map_err(StartError::io("ask a node for its id"))?;
+        Ok(Self {
+            server,
+            id,
+            bus: line.as_ref().map_or(own.number, Line::port),
+            _own: own,
+            line,
+            is_away: false,
+        })
     }
 
     fn ask(&self, command: &str) -> io::Result<Vec<String>> {
@@ -408,19 +393,6 @@ impl RedisCluster {
 fn one(port: u16, command: &str) -> io::Result<String> {
     let mut texts = ask(port, command)?;
     texts.pop().ok_or_else(|| io::ErrorKind::InvalidData.into())
-}
-
-fn until<T>(mut found: impl FnMut() -> Option<T>) -> io::Result<T> {
-    let begun = Instant::now();
-    loop {
-        if let Some(found) = found() {
-            return Ok(found);
-        }
-        if begun.elapsed() > FOUND_WITHIN {
-            return Err(io::ErrorKind::TimedOut.into());
-        }
-        thread::park_timeout(POLL);
-    }
 }
 
 #[cfg(test)]

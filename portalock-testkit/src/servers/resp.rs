@@ -1,13 +1,19 @@
-//! A command to a Redis server or sentinel, and its answer.
+//! Commands to Redis servers and sentinels: their answers, and the wait for the one that a test needs.
 
 use std::{
     io::{self, BufRead, BufReader, Write},
     net::{Ipv4Addr, TcpStream},
-    time::Duration,
+    thread,
+    time::{Duration, Instant},
 };
 
 /// How long a server may take to answer.
 const ANSWER_WITHIN: Duration = Duration::from_secs(10);
+
+/// How long servers may take to find each other, or for a switch to another primary. It is long because a test must not
+/// fail only because the machine is busy.
+const FOUND_WITHIN: Duration = Duration::from_secs(180);
+const POLL: Duration = Duration::from_millis(20);
 
 /// Sends `command`, its words separated by spaces. Answers the texts that came back, nested ones in a row.
 ///
@@ -61,4 +67,22 @@ fn read(answer: &mut impl BufRead, texts: &mut Vec<String>) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Asks until there is a result.
+///
+/// # Errors
+///
+/// [`io::ErrorKind::TimedOut`].
+pub(super) fn until<T>(mut found: impl FnMut() -> Option<T>) -> io::Result<T> {
+    let begun = Instant::now();
+    loop {
+        if let Some(found) = found() {
+            return Ok(found);
+        }
+        if begun.elapsed() > FOUND_WITHIN {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        thread::park_timeout(POLL);
+    }
 }

@@ -1,21 +1,16 @@
 //! A Redis primary with replicas, and sentinels that promote one of them.
 
-use std::{
-    fs, io,
-    path::Path,
-    thread,
-    time::{Duration, Instant},
-};
+use std::{fs, io, path::Path, time::Duration};
 
 use tempfile::TempDir;
 
 use super::{
     RedisOptions, RedisServer, ServerIdentity,
     directory::directory,
-    free_port::{Port, free_port},
+    free_port::{Port, free_port, on_free_ports},
     process::{Program, ServerProcess, StartError},
     redis::{quoted, tls_lines},
-    resp::ask,
+    resp::{ask, until},
 };
 
 const PROGRAM: Program = Program {
@@ -29,9 +24,6 @@ const MASTER: &str = "portalock";
 const SENTINELS: u32 = 3;
 /// How many sentinels must agree that the primary is down.
 const QUORUM: usize = 2;
-/// The time limit for the servers and sentinels to find each other, and for a switch. It is generous for busy machines.
-const FOUND_WITHIN: Duration = Duration::from_secs(180);
-const POLL: Duration = Duration::from_millis(20);
 
 /// How to start a [`SentinelGroup`].
 #[derive(Debug, Clone)]
@@ -112,7 +104,7 @@ impl SentinelOptions {
         let sentinels = (0..SENTINELS)
             .map(|place| {
                 let primary = known_port(&servers[0]);
-                Sentinel::start(primary, patience(place), self.tls.as_ref())
+                on_free_ports(|| Sentinel::start(primary, patience(place), self.tls.as_ref()))
             })
             .collect::<Result<Vec<_>, _>>()?;
         let group = SentinelGroup { servers, sentinels };
@@ -315,17 +307,4 @@ fn launch(dir: &Path, mut lines: Vec<String>) -> Result<ServerProcess, StartErro
     let file = dir.join("sentinel.conf");
     fs::write(&file, lines.join("\n") + "\n").map_err(StartError::io("write sentinel.conf"))?;
     ServerProcess::start(&PROGRAM, [file.as_os_str(), "--sentinel".as_ref()])
-}
-
-fn until<T>(mut found: impl FnMut() -> Option<T>) -> io::Result<T> {
-    let begun = Instant::now();
-    loop {
-        if let Some(found) = found() {
-            return Ok(found);
-        }
-        if begun.elapsed() > FOUND_WITHIN {
-            return Err(io::ErrorKind::TimedOut.into());
-        }
-        thread::park_timeout(POLL);
-    }
 }

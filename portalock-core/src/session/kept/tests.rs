@@ -17,7 +17,9 @@ use self::store::*;
 use super::*;
 use crate::{
     Attempt, FencingToken, OwnerId, Released, Wake,
-    session::{Answered, Client, Entered, Leaving, Looked, Sessions, Stand, client::RECHECK_AFTER},
+    session::{
+        Answered, Client, Entered, Leaving, Looked, Stand, client::RECHECK_AFTER, starts::Sessions,
+    },
 };
 
 /// Long enough for a busy machine, short enough for a test to wait for its end.

@@ -2,7 +2,10 @@
 
 use std::io;
 
-use super::{super::resp::ask_words, RedisCluster, until};
+use super::{
+    super::resp::{ask_words, until},
+    RedisCluster,
+};
 
 /// The timeout of one `MIGRATE`, in milliseconds.
 const MIGRATE_WITHIN: &str = "10000";
