@@ -14,7 +14,7 @@ use crate::{
     config::RedisSettings,
     error::failed,
     keys::Place,
-    session::{Session, SessionKey},
+    session::{Session, SessionKey, Source},
 };
 
 const CONFIRMING: &str = "confirm a write to Redis at its replicas";
@@ -78,19 +78,21 @@ async fn wait(
     Ok(())
 }
 
+type Heard = (OwnerId, Box<str>, FencingToken, Source);
+
 /// Grants that came by message, and whose waiters are not told yet.
 #[derive(Debug, Default)]
 pub(crate) struct Unconfirmed {
-    grants: Mutex<Vec<(OwnerId, Box<str>, FencingToken)>>,
+    grants: Mutex<Vec<Heard>>,
     came: Notify,
 }
 
 impl Unconfirmed {
-    /// Adds a grant of the place with this name.
-    pub(crate) fn add(&self, owner: OwnerId, name: &str, token: FencingToken) {
+    /// Adds a grant of the place with this name, and the connection over which it came.
+    pub(crate) fn add(&self, owner: OwnerId, name: &str, token: FencingToken, source: &Source) {
         // No code panics while it holds the lock.
         let mut grants = self.grants.lock().unwrap_or_else(PoisonError::into_inner);
-        grants.push((owner, name.into(), token));
+        grants.push((owner, name.into(), token, source.clone()));
         self.came.notify_one();
     }
 
@@ -101,22 +103,35 @@ impl Unconfirmed {
             let grants =
                 std::mem::take(&mut *self.grants.lock().unwrap_or_else(PoisonError::into_inner));
             let confirmed = match session.connection() {
-                Some(mut line) => confirm(&mut line.connection, session.service())
-                    .await
-                    .and_then(|()| line.ensure_open(CONFIRMING)),
-                None => Err(BackendError::new(
-                    BackendErrorKind::Unavailable,
-                    format!("can't {CONFIRMING}: there is no connection"),
-                )),
+                Some(mut line) => {
+                    let confirmed = confirm(&mut line.connection, session.service()).await;
+                    line.ensure_open(CONFIRMING).and(confirmed)
+                }
+                None => Err(unconfirmed("there is no connection")),
             };
-            for (owner, name, token) in grants {
+            let route = &session.service().server.route;
+            for (owner, name, token, source) in grants {
                 let is_of = |place: &Place| *place.name == *name;
-                match &confirmed {
+                // A present connection may lead to another primary, which confirms only what it has itself.
+                let confirmed = match &confirmed {
+                    Ok(()) if !source.counts(route) => {
+                        Err(unconfirmed("the connection over which it came has ended"))
+                    }
+                    confirmed => confirmed.clone(),
+                };
+                match confirmed {
                     Ok(()) => session.places().granted(owner, token, is_of),
                     // The waiter asks again, or releases the grant.
-                    Err(error) => session.places().failed(owner, error.clone(), is_of),
+                    Err(error) => session.places().failed(owner, error, is_of),
                 }
             }
         }
     }
+}
+
+fn unconfirmed(why: &str) -> BackendError {
+    BackendError::new(
+        BackendErrorKind::Unavailable,
+        format!("can't {CONFIRMING}: {why}"),
+    )
 }

@@ -2,7 +2,7 @@
 
 use std::{
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -130,14 +130,15 @@ impl Route {
         }
     }
 
-    /// The location of another node of the cluster, which an `ASK` error names for a key of a moving slot.
+    /// The location of another node of the cluster, which an `ASK` error names for a key of a moving slot. Without a host, it
+    /// is on the present node's host.
     pub(crate) fn beside(&self, host: &str, port: u16) -> Location {
         let server = match &self.way {
-            Way::Fixed(server) => server,
-            Way::Followed(followed) => &followed.server,
+            Way::Fixed(server) => at(server, host, port),
+            Way::Followed(followed) => followed.beside(host, port),
         };
         Location {
-            server: at(server, host, port),
+            server,
             number: self.number(),
         }
     }
@@ -182,12 +183,23 @@ impl Followed {
         .await?
     }
 
+    fn beside(&self, host: &str, port: u16) -> ConnectionInfo {
+        let latest = self.lock();
+        let present = latest.as_ref().map_or("", |told| &told.host);
+        let host = if host.is_empty() { present } else { host };
+        at(&self.server, host, port)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Told>> {
+        // No code panics while it holds the lock.
+        self.latest.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Records an answer, unless it is older than the known one. An older epoch is only accepted if all witnesses have
     /// answered: then the witnesses were set up again.
     fn note(&self, heard: Heard) -> Result<Location, BackendError> {
         let from_all = heard.from_all;
-        // No code panics while it holds the lock.
-        let mut latest = self.latest.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut latest = self.lock();
         let told = heard.select(latest.as_ref());
         if let Some(known) = &*latest {
             if told.epoch < known.epoch && !from_all {

@@ -104,10 +104,23 @@ pub(crate) struct SessionKey {
 #[derive(Debug, Clone)]
 pub(crate) struct Line {
     pub(crate) connection: MultiplexedConnection,
-    is_open: Arc<AtomicBool>,
+    source: Source,
     route: Arc<Route>,
+}
+
+/// Where messages and answers come from.
+#[derive(Debug, Clone)]
+pub(crate) struct Source {
+    is_open: Arc<AtomicBool>,
     /// The number of the location that the connection leads to.
     location: u64,
+}
+
+impl Source {
+    /// Whether what comes over this connection counts: not after it has ended or was given up, and not from a former primary.
+    pub(crate) fn counts(&self, route: &Route) -> bool {
+        self.is_open.load(Ordering::Acquire) && self.location == route.number()
+    }
 }
 
 impl SessionKey {
@@ -197,11 +210,13 @@ impl Service for SessionKey {
         let key = session.service();
         let route = key.server.route.clone();
         let location = route.find().await?;
-        let is_open = Arc::new(AtomicBool::new(true));
+        let source = Source {
+            is_open: Arc::new(AtomicBool::new(true)),
+            location: location.number,
+        };
         let hearer = Hearer {
             session: Arc::downgrade(session),
-            is_open: is_open.clone(),
-            location: location.number,
+            source: source.clone(),
         };
         let push = move |push| -> Result<(), ()> {
             hearer.hear(&push);
@@ -213,9 +228,8 @@ impl Service for SessionKey {
             .map_err(|error| failed("subscribe to the session's channel in Redis", error))?;
         Ok(Line {
             connection,
-            is_open,
+            source,
             route,
-            location: location.number,
         })
     }
 
@@ -224,13 +238,12 @@ impl Service for SessionKey {
     }
 
     fn is_open(line: &Line) -> bool {
-        // Messages and answers of a former primary don't count.
-        line.is_open.load(Ordering::Acquire) && line.location == line.route.number()
+        line.source.counts(&line.route)
     }
 
     fn gave_up(&self, line: &Line) {
         // Its messages no longer count: another connection takes over, and all places are checked over that one.
-        line.is_open.store(false, Ordering::Release);
+        line.source.is_open.store(false, Ordering::Release);
     }
 
     async fn begin(
@@ -238,21 +251,10 @@ impl Service for SessionKey {
         line: &Line,
         former: Option<&Arc<Session>>,
     ) -> Result<Instant, BackendError> {
-        let key = session.service();
-        let mut connection = line.connection.clone();
-        may_grant(&mut connection, &key.server.route).await?;
-        let mut opened = vec![&*key.key];
-        opened.extend(former.map(|former| &*former.service().key));
-        let sent = Instant::now();
-        // After the subscription, so that a `connected` session with a key and without a subscription has always ended.
-        let tag = key.server.route.tag();
-        let arguments = [&*key.stamp(), &key.lifetime];
-        OPEN.run_in(tag, &mut connection, &opened, &arguments)
-            .await
-            .map_err(|error| failed(STARTING, error))?;
-        replicated(&mut connection, key.settings()).await?;
+        let begun = begin(session.service(), line, former).await;
+        // An error too may come of an answer to another command.
         line.ensure_open(STARTING)?;
-        Ok(sent + certain(key.settings().session_ttl()))
+        begun
     }
 
     async fn renew(session: &Arc<Session>, line: &Line) -> Result<Renewal, BackendError> {
@@ -326,6 +328,27 @@ impl Service for SessionKey {
     }
 }
 
+/// Begins a session at the server, in place of `former`. Returns until when it is certain.
+async fn begin(
+    key: &SessionKey,
+    line: &Line,
+    former: Option<&Arc<Session>>,
+) -> Result<Instant, BackendError> {
+    let mut connection = line.connection.clone();
+    may_grant(&mut connection, &key.server.route).await?;
+    let mut opened = vec![&*key.key];
+    opened.extend(former.map(|former| &*former.service().key));
+    let sent = Instant::now();
+    // After the subscription, so that a `connected` session with a key and without a subscription has always ended.
+    let tag = key.server.route.tag();
+    let arguments = [&*key.stamp(), &key.lifetime];
+    OPEN.run_in(tag, &mut connection, &opened, &arguments)
+        .await
+        .map_err(|error| failed(STARTING, error))?;
+    replicated(&mut connection, key.settings()).await?;
+    Ok(sent + certain(key.settings().session_ttl()))
+}
+
 /// Releases what a session has left, so that those who wait behind are granted at once.
 async fn hand_over(server: Arc<Server>, left: &[Place]) {
     let mut releases = JoinSet::new();
@@ -362,8 +385,7 @@ async fn follow(session: &Session) -> Infallible {
 /// Receives the messages that the server sends on its own.
 struct Hearer {
     session: Weak<Session>,
-    is_open: Arc<AtomicBool>,
-    location: u64,
+    source: Source,
 }
 
 impl Hearer {
@@ -373,17 +395,13 @@ impl Hearer {
             return;
         };
         match &push.kind {
-            // Messages of a former primary don't count, and none over a connection that was given up.
-            kind if is_message(kind)
-                && self.is_open.load(Ordering::Acquire)
-                && self.location == session.service().server.route.number() =>
-            {
+            kind if is_message(kind) && self.source.counts(&session.service().server.route) => {
                 if let Some(text) = message(push) {
-                    hear_message(&session, text);
+                    hear_message(&session, text, &self.source);
                 }
             }
             kind if is_end(kind) => {
-                self.is_open.store(false, Ordering::Release);
+                self.source.is_open.store(false, Ordering::Release);
                 session.connection_ended();
             }
             _ => {}
@@ -391,7 +409,7 @@ impl Hearer {
     }
 }
 
-fn hear_message(session: &Arc<Session>, text: &str) {
+fn hear_message(session: &Arc<Session>, text: &str, source: &Source) {
     // The last part may contain any character.
     let mut parts = text.splitn(3, '|');
     let (Some(what), Some(name)) = (parts.next(), parts.next()) else {
@@ -406,7 +424,7 @@ fn hear_message(session: &Arc<Session>, text: &str) {
             // Maybe with the waiters right behind.
             let (token, others) = token.split_once('|').unwrap_or((token, ""));
             if let Ok(token) = token.parse().map(FencingToken::new) {
-                granted(session, owner, name, token);
+                granted(session, owner, name, token, source);
                 neighbours::listed(session, name, others);
             }
         }
@@ -434,10 +452,10 @@ fn hear_message(session: &Arc<Session>, text: &str) {
     }
 }
 
-fn granted(session: &Session, owner: OwnerId, name: &str, token: FencingToken) {
+fn granted(session: &Session, owner: OwnerId, name: &str, token: FencingToken, source: &Source) {
     let key = session.service();
     if key.settings().wait_replicas() > 0 {
-        return key.unconfirmed.add(owner, name, token);
+        return key.unconfirmed.add(owner, name, token, source);
     }
     let is_of = |place: &Place| *place.name == *name;
     session.places().granted(owner, token, is_of);

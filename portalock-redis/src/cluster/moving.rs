@@ -131,14 +131,15 @@ impl<'a> Nodes<'a> {
     }
 }
 
-/// The node that an `ASK` error names for a key that has already moved.
+/// The node that an `ASK` error names for a key that has already moved. A node with the setting
+/// `cluster-preferred-endpoint-type unknown-endpoint` names only the port.
 fn sent_on(error: &RedisError) -> Option<(&str, u16)> {
     if error.kind() != ErrorKind::Server(ServerErrorKind::Ask) {
         return None;
     }
     let (place, _) = error.redirect_node()?;
     let (host, port) = place.rsplit_once(':')?;
-    Some((host, port.parse().ok()?)).filter(|(host, _)| !host.is_empty())
+    Some((host, port.parse().ok()?))
 }
 
 fn not_found(what: &'static str) -> BackendError {

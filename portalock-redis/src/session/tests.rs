@@ -53,9 +53,11 @@ async fn an_answer_after_the_end_of_a_subscription_is_not_trusted() {
         .unwrap();
     let line = Line {
         connection: connection.clone(),
-        is_open,
+        source: Source {
+            is_open,
+            location: location.number,
+        },
         route,
-        location: location.number,
     };
     line.ensure_open(RENEWING).unwrap();
 

@@ -114,6 +114,22 @@ async fn a_hold_that_nobody_waits_for_is_kept_after_a_reset_in_a_move() {
     held.release().await.unwrap();
 }
 
+/// Its `ASK` errors name only a port.
+#[tokio::test]
+async fn a_session_whose_key_has_moved_lives_on_if_nodes_do_not_tell_their_addresses() {
+    let options = RedisClusterOptions::new().replicas(0);
+    let tells_nothing = ("cluster-preferred-endpoint-type", "unknown-endpoint");
+    let cluster = start(options.setting(tells_nothing.0, tells_nothing.1)).await;
+    let holder = connected(short(&cluster)).await;
+    let held = lock(&holder, "a").acquire().await.unwrap();
+    let slot = slot_of(&cluster, "a").await;
+    let (cluster, moving) = half_way(cluster, slot, |key| key.contains("/session/")).await;
+    tokio::time::sleep(SHORT * 2).await;
+    held.ensure_held().unwrap();
+    let (_cluster, ()) = on(cluster, move |cluster| cluster.finish_move(moving)).await;
+    held.release().await.unwrap();
+}
+
 #[tokio::test]
 async fn a_release_is_done_whole_once_the_slot_has_arrived() {
     let cluster = start(RedisClusterOptions::new().replicas(0)).await;

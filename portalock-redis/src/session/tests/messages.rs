@@ -1,7 +1,15 @@
 //! Which messages of the server count, and what a session leaves.
 
-use portalock_core::LockName;
-use portalock_testkit::servers::RedisServer;
+use std::{
+    future::poll_fn,
+    io::{Read, Write},
+    net::TcpStream,
+    pin::pin,
+    task::Poll,
+};
+
+use portalock_core::{LockName, Wake};
+use portalock_testkit::servers::{RedisClusterOptions, RedisOptions, RedisServer};
 use redis::PushKind;
 use tokio::task::yield_now;
 
@@ -10,14 +18,25 @@ use crate::{client::Client, clients::Clients, keys::Named};
 
 /// A client whose session needs no refresh in a test.
 fn client(server: &RedisServer) -> Client {
+    client_of(server, |settings| settings)
+}
+
+fn client_of(server: &RedisServer, with: impl FnOnce(RedisSettings) -> RedisSettings) -> Client {
     let settings = RedisSettings::new(&server.url()).unwrap();
     let settings = settings.with_session_ttl(Duration::from_secs(600)).unwrap();
     // The server has just started.
     let settings = settings.with_restart_wait(Duration::ZERO);
-    let Clients::One(client) = Clients::new(&Arc::new(settings)) else {
+    let Clients::One(client) = Clients::new(&Arc::new(with(settings))) else {
         panic!("it is one server");
     };
     client
+}
+
+fn source(session: &Session) -> Source {
+    Source {
+        is_open: Arc::new(AtomicBool::new(true)),
+        location: session.service().server.route.number(),
+    }
 }
 
 fn named() -> Named {
@@ -42,8 +61,10 @@ async fn messages_of_a_former_connection_do_not_count() {
         let (owner, place) = waits(&session);
         let hearer = Hearer {
             session: Arc::downgrade(&session),
-            is_open: Arc::new(AtomicBool::new(is_open)),
-            location,
+            source: Source {
+                is_open: Arc::new(AtomicBool::new(is_open)),
+                location,
+            },
         };
         let text = format!("grant|{}|7", place.name);
         hearer.hear(&PushInfo {
@@ -62,9 +83,17 @@ async fn a_grant_of_an_owners_earlier_place_does_not_count() {
     let session = client.session().await.unwrap();
     let (owner, place) = waits(&session);
     let earlier = Place::new(owner, named());
-    hear_message(&session, &format!("grant|{}|7", earlier.name));
+    hear_message(
+        &session,
+        &format!("grant|{}|7", earlier.name),
+        &source(&session),
+    );
     assert!(session.places().held(owner).is_none());
-    hear_message(&session, &format!("grant|{}|8", place.name));
+    hear_message(
+        &session,
+        &format!("grant|{}|8", place.name),
+        &source(&session),
+    );
     let token = session.places().held(owner).unwrap().1;
     assert_eq!(token, FencingToken::new(8));
 }
@@ -78,7 +107,11 @@ async fn a_neighbour_is_right_behind_the_place_that_is_named_and_no_earlier_one(
     for (holder_is_earlier, next_is_earlier) in [(false, false), (false, true), (true, false)] {
         let (holder, held) = waits(&session);
         let (next, waiting) = waits(&session);
-        hear_message(&session, &format!("grant|{}|7", held.name));
+        hear_message(
+            &session,
+            &format!("grant|{}|7", held.name),
+            &source(&session),
+        );
         let (mut ahead, mut behind) = (held.name.clone(), waiting.name.clone());
         if holder_is_earlier {
             ahead = earlier(holder);
@@ -86,7 +119,11 @@ async fn a_neighbour_is_right_behind_the_place_that_is_named_and_no_earlier_one(
         if next_is_earlier {
             behind = earlier(next);
         }
-        hear_message(&session, &format!("grant|{ahead}|7|{behind}|8"));
+        hear_message(
+            &session,
+            &format!("grant|{ahead}|7|{behind}|8"),
+            &source(&session),
+        );
         let releasing = session.places().release(holder).unwrap();
         let takes_over = releasing.leaving().next.is_some();
         assert_eq!(takes_over, !holder_is_earlier && !next_is_earlier);
@@ -156,4 +193,64 @@ async fn nothing_counts_that_comes_over_a_connection_that_was_given_up() {
     let mut connection = line.connection.clone();
     delete.query_async::<()>(&mut connection).await.unwrap();
     SessionKey::renew(&session, &line).await.unwrap_err();
+}
+
+/// Another server may be the primary now, which lacks the grant. It would confirm only its own writes.
+#[tokio::test]
+async fn a_grant_is_not_confirmed_over_a_later_connection() {
+    let server = RedisServer::start().unwrap();
+    let primary = format!("127.0.0.1 {}", server.port());
+    let replica = RedisOptions::new().setting("replicaof", primary).start();
+    let replica = replica.unwrap();
+    let client = client_of(&server, |settings| settings.with_wait_replicas(1));
+    let session = loop {
+        if let Ok(session) = client.session().await {
+            break session;
+        }
+    };
+    for is_replaced in [false, true] {
+        let (owner, place) = waits(&session);
+        let mut wakeups = session.places().listen(owner);
+        let source = source(&session);
+        replica.stall().unwrap();
+        hear_message(&session, &format!("grant|{}|7", place.name), &source);
+        source.is_open.store(!is_replaced, Ordering::Release);
+        replica.resume().unwrap();
+        let told = wakeups.next().await;
+        assert_eq!(matches!(told, Wake::Granted(_)), !is_replaced, "{told:?}");
+    }
+}
+
+/// The client library takes the message for the answer to a command in flight. So what fails then can be tried again.
+#[tokio::test]
+async fn a_subscription_that_ends_while_something_begins_makes_no_wrong_answer() {
+    let options = RedisClusterOptions::new().replicas(0);
+    let cluster = tokio::task::spawn_blocking(move || options.start().unwrap());
+    let cluster = cluster.await.unwrap();
+    let settings = RedisSettings::new(&cluster.url()).unwrap();
+    // The servers have just started; and a new session asks since when they are primaries.
+    let settings = settings.with_restart_wait(Duration::from_millis(1));
+    let clients = Clients::new(&Arc::new(settings));
+    let client = clients.of(&LockName::new("a").unwrap()).await.unwrap();
+    let session = client.session().await.unwrap();
+    let route = &session.service().server.route;
+    let slot = route.tag().unwrap().slot();
+    let node = cluster.node(cluster.owner(slot).unwrap());
+    let mut admin = TcpStream::connect(node.addr()).unwrap();
+    // The server has accepted the connection.
+    admin.write_all(b"PING\r\n").unwrap();
+    admin.read_exact(&mut [0; 7]).unwrap();
+    let taken_and_given_back =
+        format!("MULTI\r\nCLUSTER DELSLOTS {slot}\r\nCLUSTER ADDSLOTS {slot}\r\nEXEC\r\n");
+
+    let line = SessionKey::connect(&session).await.unwrap();
+    node.stall().unwrap();
+    // The server reads in the order in which something came.
+    admin.write_all(taken_and_given_back.as_bytes()).unwrap();
+    let mut beginning = pin!(SessionKey::begin(&session, &line, None));
+    let is_pending = poll_fn(|context| Poll::Ready(beginning.as_mut().poll(context).is_pending()));
+    assert!(is_pending.await);
+    node.resume().unwrap();
+    let error = beginning.await.unwrap_err();
+    assert_eq!(error.kind(), BackendErrorKind::Unavailable, "{error:?}");
 }
