@@ -239,7 +239,7 @@ impl<P: Clone> Places<P> {
     }
 
     /// Subscribes a waiter.
-    pub(super) fn listen(&self, owner: OwnerId) -> Wakeups {
+    pub fn listen(&self, owner: OwnerId) -> Wakeups {
         let (sender, line) = wakeups();
         let listens = self.change(owner, |place| {
             let waiting = place.waiting();
