@@ -1,8 +1,11 @@
 //! New connections, before their first statement.
 
-use std::{path::Path, pin::Pin};
+use std::{
+    path::Path,
+    pin::{Pin, pin},
+};
 
-use futures_util::{StreamExt, stream::Stream};
+use futures_util::{FutureExt, StreamExt, stream::Stream};
 use portalock_core::{BackendError, session::new_id};
 use tokio::time::timeout;
 use tokio_postgres::{AsyncMessage, Client, Config, Error, SimpleQueryMessage};
@@ -66,14 +69,22 @@ impl Dialled {
     async fn is_in_step(&mut self) -> Result<bool, BackendError> {
         let nonce = new_id();
         let asked = format!("SELECT '{nonce}'");
+        let mut answer = pin!(self.client.simple_query(&asked));
         let answer = tokio::select! {
-            answer = self.client.simple_query(&asked) => answer,
-            Some(error) = ended(&mut self.messages) => Err(error),
-            else => return Err(timed_out(CONNECTING)),
+            // The request is sent before the connection is driven.
+            biased;
+            answer = &mut answer => answer,
+            // The answer may have come together with the end: it says why a pooler gives no server process.
+            ended = ended(&mut self.messages) => match (answer.now_or_never(), ended) {
+                (Some(answer), _) => answer,
+                (None, Some(error)) => Err(error),
+                (None, None) => return Err(timed_out(CONNECTING)),
+            },
         };
         match answer {
             Ok(answer) => Ok(answer.iter().any(|message| {
-                matches!(message, SimpleQueryMessage::Row(row) if row.get(0) == Some(&nonce))
+                // Another client's row may have no column.
+                matches!(message, SimpleQueryMessage::Row(row) if row.try_get(0).ok() == Some(Some(&nonce)))
             })),
             Err(error) if is_of_another_request(&error) => Ok(false),
             Err(error) => Err(failed(CONNECTING, error)),

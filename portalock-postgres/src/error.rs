@@ -3,7 +3,10 @@
 use std::{error::Error as _, io};
 
 use portalock_core::{BackendError, BackendErrorKind, settings::InvalidSetting};
-use tokio_postgres::{Error, error::SqlState};
+use tokio_postgres::{
+    Error,
+    error::{Severity, SqlState},
+};
 
 /// The meaning of a failed statement. `doing` names the operation, such as "acquire". The source is kept; it contains
 /// no password.
@@ -49,9 +52,12 @@ pub(crate) fn ends_connection(error: &Error) -> bool {
     })
 }
 
-/// Whether the answer fits no request like the one that was sent.
+/// Whether the answer does not fit a request for a text. A server that can't answer such a request ends the connection.
 pub(crate) fn is_of_another_request(error: &Error) -> bool {
-    error.code().is_none() && !error.is_closed() && !is_io(error)
+    match error.as_db_error() {
+        Some(answer) => answer.parsed_severity() == Some(Severity::Error),
+        None => !error.is_closed() && !is_io(error),
+    }
 }
 
 fn is_io(error: &Error) -> bool {

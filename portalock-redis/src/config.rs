@@ -59,7 +59,7 @@ const SHORTEST_SESSION: Duration = Duration::from_millis(200);
 const LONGEST_SESSION: Duration = Duration::from_secs(20 * 60);
 /// The shortest tick: with a shorter one, waiting would be polling.
 const SHORTEST_TICK: Duration = Duration::from_millis(10);
-/// The longest tick: the keys of a queue live for an hour after the last check by a waiter.
+/// The longest tick: the keys of a queue live for half an hour after a new waiter or a check.
 const LONGEST_TICK: Duration = Duration::from_secs(10 * 60);
 const SHORTEST_TIMEOUT: Duration = Duration::from_millis(1);
 /// How often the client checks whether another server has become the primary. More often in a short session.

@@ -73,12 +73,20 @@ async fn a_pooler_of_sessions_works() {
 #[tokio::test]
 async fn an_answer_to_a_crashed_client_is_not_taken_for_ones_own() {
     let server = Server::start().await;
-    for unread_is_a_row in [true, false] {
-        crash_behind_a_pooler(&server, unread_is_a_row).await;
+    let a_row = "SELECT pg_advisory_lock(1)";
+    let without_columns = "SELECT FROM pg_advisory_lock(1)";
+    let divided_by_zero = "SELECT 1 / length(pg_advisory_lock(1)::text)";
+    for (unread, is_simple) in [
+        (a_row, true),
+        (a_row, false),
+        (without_columns, true),
+        (divided_by_zero, true),
+    ] {
+        crash_behind_a_pooler(&server, unread, is_simple).await;
     }
 }
 
-async fn crash_behind_a_pooler(server: &Server, unread_is_a_row: bool) {
+async fn crash_behind_a_pooler(server: &Server, unread: &str, is_simple: bool) {
     let settings: &[_] = &[
         ("pool_mode", "session"),
         ("admin_users", "postgres"),
@@ -102,13 +110,12 @@ async fn crash_behind_a_pooler(server: &Server, unread_is_a_row: bool) {
     let (crashing, connection) = connected.unwrap();
     let driver = tokio::spawn(connection);
     let read = crashing.batch_execute("SELECT 'the only answer that it reads'");
-    let unread = async {
+    let both = async {
         let one = async {
-            let lock = "SELECT pg_advisory_lock(1)";
-            if unread_is_a_row {
-                drop(crashing.batch_execute(lock).await);
+            if is_simple {
+                drop(crashing.batch_execute(unread).await);
             } else {
-                drop(crashing.query_typed(lock, &[]).await);
+                drop(crashing.query_typed(unread, &[]).await);
             }
         };
         let later = crashing.batch_execute("SELECT pg_advisory_lock(2)");
@@ -117,7 +124,7 @@ async fn crash_behind_a_pooler(server: &Server, unread_is_a_row: bool) {
     tokio::select! {
         biased;
         answer = read => answer.unwrap(),
-        _ = unread => unreachable!("both are locked"),
+        _ = both => unreachable!("both are locked"),
     };
     driver.abort();
     until("the pooler believes that all was answered", async || {
@@ -138,4 +145,24 @@ async fn crash_behind_a_pooler(server: &Server, unread_is_a_row: bool) {
     admin.batch_execute(unlock).await.unwrap();
     let lock = Lock::new(connecting.await.unwrap().unwrap(), "a").unwrap();
     lock.acquire().await.unwrap().release().await.unwrap();
+}
+
+#[tokio::test]
+async fn what_a_pooler_says_at_the_first_request_is_the_reason() {
+    let server = Server::start().await;
+    let settings: &[_] = &[
+        ("pool_mode", "session"),
+        ("default_pool_size", "1"),
+        ("query_wait_timeout", "1"),
+    ];
+    let pooler = pooler(&server, settings).await;
+    // The first client keeps the only server process.
+    let first = connect(&pooler.url()).await;
+    first.batch_execute("SELECT 1").await.unwrap();
+    let url = format!("{}?connect_timeout=60", pooler.url());
+    let error = PostgresBackend::connect(url).await.unwrap_err();
+    assert!(
+        format!("{error:?}").contains("query_wait_timeout"),
+        "{error:?}"
+    );
 }

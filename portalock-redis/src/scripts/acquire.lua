@@ -126,7 +126,8 @@ else
 end
 
 -- A new key has no time to live: `PTTL` is then negative. Only one of the keys is new if somebody has deleted it.
-if behind ~= '-' and math.min(call('PTTL', queue), call('PTTL', waiters)) < KEPT then
+-- `acquire_behind.lua` does this only for the first new waiter of each hour, so the first leaves the others half an hour.
+if behind ~= '-' and math.min(call('PTTL', queue), call('PTTL', waiters)) < 1.5 * KEPT then
   call('PEXPIRE', queue, 2 * KEPT)
   call('PEXPIRE', waiters, 2 * KEPT)
 end

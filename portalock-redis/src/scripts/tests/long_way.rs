@@ -124,6 +124,28 @@ async fn one_who_asks_again_keeps_the_queue() {
     }
 }
 
+/// The next new waiters of the same hour don't look at the time to live: see `acquire_behind.lua`.
+#[tokio::test]
+async fn the_first_new_waiter_of_an_hour_leaves_time_for_those_after_it() {
+    const HALF_AN_HOUR: i64 = 1_800_000;
+    let server = RedisServer::start().unwrap();
+    let mut client = sessions(&server, &["a"]).await;
+    for owner in ["1", "2"] {
+        attempt(&mut client, "a", owner).await;
+    }
+    for key in [QUEUE, WAITERS] {
+        let _: () = ask(&mut client, &["PEXPIRE", key, "3660000"]).await;
+    }
+    let _: () = ask(&mut client, &["ZINCRBY", QUEUE, "-3600000000", "2"]).await;
+    // Its token is not simple, so it lines up the long way.
+    let _: () = ask(&mut client, &["HSET", STATE, "token", "8000000000000000"]).await;
+    assert_eq!(attempt(&mut client, "a", "3").await.len(), 5);
+    for key in [QUEUE, WAITERS] {
+        let left: i64 = ask(&mut client, &["PTTL", key]).await;
+        assert!(left > 3 * HALF_AN_HOUR, "{key}: {left} ms");
+    }
+}
+
 #[tokio::test]
 async fn who_is_the_last_after_a_check_is_told() {
     let server = RedisServer::start().unwrap();
