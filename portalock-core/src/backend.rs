@@ -205,6 +205,10 @@ pub trait LockBackend: Debug + Send + Sync + 'static {
     /// # Errors
     ///
     /// [`BackendError`] if the service could not be told; the session then ends at the service when its time is over.
+    ///
+    /// # Cancel safety
+    ///
+    /// Safe: once polled, the session ends nevertheless.
     async fn close(&self) -> Result<(), BackendError> {
         Ok(())
     }

@@ -74,7 +74,7 @@ impl fmt::Display for Permits {
 /// A number of permits that can never be granted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "{count} of {capacity} permits can never be granted: ask for at least 1 and at most the capacity"
+    "{count} of {capacity} permits can never be granted: both must be at least 1, and the first at most the second"
 )]
 pub struct InvalidPermits {
     /// The number of wanted permits.
@@ -312,7 +312,11 @@ mod tests {
     #[test]
     fn permits_that_could_never_be_granted_are_refused() {
         assert!(Permits::new(0, 3).is_err());
-        assert!(Permits::new(1, 0).is_err());
+        let error = Permits::new(1, 0).unwrap_err();
+        assert!(
+            error.to_string().contains("both must be at least 1"),
+            "{error}"
+        );
         assert!(Permits::new(4, 3).is_err());
         assert_eq!(Permits::new(3, 3).unwrap().count(), 3);
     }

@@ -4,7 +4,7 @@
 
 use std::error::Error;
 
-use portalock_core::{Lock, LockBackend};
+use portalock_core::Lock;
 use portalock_etcd::{
     EtcdBackend, Fence,
     etcd_client::{Client, Txn, TxnOp},

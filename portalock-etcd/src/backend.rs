@@ -26,7 +26,7 @@ const SHORTEST_LEASE: Duration = Duration::from_secs(2);
 /// Locks and semaphores on an etcd cluster.
 ///
 /// All clones, and all locks made from them, share one connection and one lease. When the last clone is dropped, the
-/// lease is revoked in the background; [`close`](LockBackend::close) does it in the foreground.
+/// lease is revoked in the background; [`close`](Self::close) does it in the foreground.
 #[derive(Debug, Clone)]
 pub struct EtcdBackend {
     pub(crate) client: Arc<Client>,
@@ -86,6 +86,28 @@ impl EtcdBackend {
     /// The settings.
     pub fn settings(&self) -> &EtcdSettings {
         &self.client.shared().settings
+    }
+
+    /// Ends the session of all clones. Their locks are released, and their guards are lost. A later call starts a new
+    /// session.
+    ///
+    /// # Errors
+    ///
+    /// [`BackendError`] if the service could not be told; the session then ends there when its time is over.
+    ///
+    /// # Cancel safety
+    ///
+    /// Safe: once polled, the session ends nevertheless.
+    ///
+    /// ```no_run
+    /// use portalock_core::{BackendError, LockBackend, Semaphore};
+    ///
+    /// # async fn shut_down(backend: portalock_etcd::EtcdBackend) -> Result<(), BackendError> {
+    /// backend.close().await
+    /// # }
+    /// ```
+    pub async fn close(&self) -> Result<(), BackendError> {
+        LockBackend::close(self).await
     }
 
     /// Returns the key and the revision of the lock that `owner` holds, as a condition for your own transactions;

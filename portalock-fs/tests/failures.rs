@@ -214,9 +214,12 @@ async fn what_is_no_lock_file_is_left_alone() {
 fn a_lock_directory_that_is_a_file_is_told_apart() {
     let locks = Locks::new();
     std::fs::write(locks.path(), "").unwrap();
-    let error = FsBackend::open(locks.path()).unwrap_err();
-    assert!(error.to_string().contains("lock"), "{error}");
-    assert_ne!(error.kind(), BackendErrorKind::Other, "{error}");
+    let below = locks.path().join("below");
+    for directory in [locks.path(), below] {
+        let error = FsBackend::open(directory).unwrap_err();
+        assert!(error.to_string().contains("a file is at"), "{error}");
+        assert_eq!(error.kind(), BackendErrorKind::Corrupt, "{error}");
+    }
 }
 
 /// Runs this test again in a process of its own, and returns true; false in that process. A limit applies to the process, so

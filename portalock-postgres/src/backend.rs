@@ -24,7 +24,7 @@ const NOTICED_WITHIN: Duration = Duration::from_secs(1);
 ///
 /// All clones, and all locks made from them, share one session. It uses one connection on the library's own thread, and
 /// one for each runtime that uses locks. When the last clone is dropped, the session ends in the background;
-/// [`close`](LockBackend::close) ends it in the foreground.
+/// [`close`](Self::close) ends it in the foreground.
 #[derive(Debug, Clone)]
 pub struct PostgresBackend {
     pub(crate) client: Arc<Client>,
@@ -84,6 +84,28 @@ impl PostgresBackend {
     pub fn fence(&self, owner: OwnerId) -> Option<Fence> {
         let (place, token) = self.client.held(owner)?;
         Some(Fence::new(&place, token))
+    }
+
+    /// Ends the session of all clones. Their locks are released, and their guards are lost. A later call starts a new
+    /// session.
+    ///
+    /// # Errors
+    ///
+    /// [`BackendError`] if the service could not be told; the session then ends there when its time is over.
+    ///
+    /// # Cancel safety
+    ///
+    /// Safe: once polled, the session ends nevertheless.
+    ///
+    /// ```no_run
+    /// use portalock_core::{BackendError, LockBackend, Semaphore};
+    ///
+    /// # async fn shut_down(backend: portalock_postgres::PostgresBackend) -> Result<(), BackendError> {
+    /// backend.close().await
+    /// # }
+    /// ```
+    pub async fn close(&self) -> Result<(), BackendError> {
+        LockBackend::close(self).await
     }
 
     pub(crate) fn guarantees(&self) -> Capabilities {

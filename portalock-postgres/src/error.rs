@@ -122,7 +122,7 @@ const NO_ANSWER: (BackendErrorKind, &str) = (
 );
 const NO_SCHEMA: (BackendErrorKind, &str) = (
     BackendErrorKind::NotFound,
-    "the schema portalock is not in this database: call `portalock_postgres::migrate` once",
+    "the schema portalock is not in this database: call `portalock::migrate` once, or run `with_lock migrate`",
 );
 
 /// The server did not answer within the request timeout.
@@ -136,7 +136,7 @@ pub(crate) fn timed_out(doing: &'static str) -> BackendError {
 /// The schema's version differs from this crate's.
 pub(crate) fn wrong_version(found: i32, needed: i32) -> BackendError {
     let advice = if found < needed {
-        "call `portalock_postgres::migrate` to upgrade it"
+        "call `portalock::migrate` to upgrade it, or run `with_lock migrate`"
     } else {
         "it belongs to a later portalock-postgres: update this program"
     };

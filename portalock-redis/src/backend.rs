@@ -97,6 +97,28 @@ impl RedisBackend {
         Ok(())
     }
 
+    /// Ends the session of all clones. Their locks are released, and their guards are lost. A later call starts a new
+    /// session.
+    ///
+    /// # Errors
+    ///
+    /// [`BackendError`] if the service could not be told; the session then ends there when its time is over.
+    ///
+    /// # Cancel safety
+    ///
+    /// Safe: once polled, the session ends nevertheless.
+    ///
+    /// ```no_run
+    /// use portalock_core::{BackendError, LockBackend, Semaphore};
+    ///
+    /// # async fn shut_down(backend: portalock_redis::RedisBackend) -> Result<(), BackendError> {
+    /// backend.close().await
+    /// # }
+    /// ```
+    pub async fn close(&self) -> Result<(), BackendError> {
+        LockBackend::close(self).await
+    }
+
     pub(crate) fn guarantees(&self) -> Capabilities {
         let settings = self.settings();
         // This is the bound for every crash, even if the whole machine and all other waiters crash at the same time.

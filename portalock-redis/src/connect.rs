@@ -15,7 +15,10 @@ use crate::{
     route::{Location, Route},
 };
 
-const CONNECT: &str = "connect to Redis";
+/// The operation, for errors. The server is named, as its address can come from a sentinel or a cluster.
+fn connecting(server: &ConnectionInfo) -> String {
+    format!("connect to Redis at {}", server.addr())
+}
 
 /// Opens a connection to the primary at `location`. `push` gets the messages that the server sends on its own.
 ///
@@ -44,7 +47,7 @@ pub(crate) async fn connect(
         .arg(3)
         .query_async(&mut connection)
         .await
-        .map_err(|error| failed(CONNECT, error))?;
+        .map_err(|error| failed(&connecting(&location.server), error))?;
     let greeting = Greeting::of(hello);
     check(&greeting, settings.address().is_cluster())?;
     if greeting.is_replica() {
@@ -59,19 +62,18 @@ pub(crate) async fn client(
     server: &ConnectionInfo,
     authority: Option<&Path>,
 ) -> Result<Client, BackendError> {
-    let server = server.clone();
+    let failed = |error| failed(&connecting(server), error);
     #[cfg(feature = "tls")]
     if let Some(file) = authority {
         let certificates = redis::TlsCertificates {
             client_tls: None,
             root_cert: Some(read(file).await?),
         };
-        return Client::build_with_tls(server, certificates)
-            .map_err(|error| failed(CONNECT, error));
+        return Client::build_with_tls(server.clone(), certificates).map_err(failed);
     }
     #[cfg(not(feature = "tls"))]
     let _ = authority;
-    Client::open(server).map_err(|error| failed(CONNECT, error))
+    Client::open(server.clone()).map_err(failed)
 }
 
 /// Read for each connection, because the file can be replaced while the program runs.
@@ -114,7 +116,7 @@ async fn diagnose(
     error: RedisError,
 ) -> BackendError {
     if error.kind() != ErrorKind::Server(ServerErrorKind::ResponseError) {
-        return failed(CONNECT, error);
+        return failed(&connecting(server), error);
     }
     let server = server.clone();
     let handshake = server

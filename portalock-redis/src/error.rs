@@ -4,7 +4,7 @@ use portalock_core::{BackendError, BackendErrorKind};
 use redis::{ErrorKind, RedisError, ServerErrorKind};
 
 /// Maps an error of Redis. The source is kept: it names addresses and keys, never a password.
-pub(crate) fn failed(what: &'static str, error: RedisError) -> BackendError {
+pub(crate) fn failed(what: &str, error: RedisError) -> BackendError {
     let (kind, advice) = classify(&error);
     let message = match advice {
         "" => format!("can't {what}"),

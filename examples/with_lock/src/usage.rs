@@ -23,6 +23,14 @@ fn one_line(error: &clap::Error) -> String {
         return "no command: put it after --, as in `with_lock NAME -- COMMAND`; see --help"
             .to_owned();
     }
+    // The name takes a word too many: most likely the command, as `flock` has it.
+    if let (ErrorKind::TooManyValues, Some(ContextValue::String(word))) =
+        (error.kind(), error.get(ContextKind::InvalidValue))
+    {
+        return format!(
+            "'{word}' is one word too many after the backend and the name: put a command after --; see --help"
+        );
+    }
     if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
         return "nothing to do: name a lock and, after --, a command; see --help".to_owned();
     }
@@ -58,6 +66,11 @@ mod tests {
         for (expected, line) in [
             ("put it after --", vec!["x"]),
             ("put it after --", vec!["x", "make"]),
+            ("'now' is one word too many", vec!["x", "make", "now"]),
+            (
+                "'y' is one word too many",
+                vec!["fs:d", "x", "y", "--", "make"],
+            ),
             ("--nonblock", vec!["--nonblock", "x", "--", "make"]),
             ("write K/N", vec!["-p", "3", "x", "--", "make"]),
             ("a unit", vec!["-t", "3", "x", "--", "make"]),

@@ -75,7 +75,7 @@ fn meaning_of(error: &io::Error) -> Meaning {
         ),
         io::ErrorKind::AlreadyExists => &(
             BackendErrorKind::Corrupt,
-            "it exists already: choose a name that is free",
+            "a file is at this path or above it: choose another one",
         ),
         io::ErrorKind::PermissionDenied => &(
             BackendErrorKind::PermissionDenied,

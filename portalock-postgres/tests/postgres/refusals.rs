@@ -243,7 +243,10 @@ async fn a_database_without_the_schema_and_one_with_another_version() {
     let server = Server::empty(PostgresOptions::new()).await;
     let error = refused(&server.url).await;
     assert_eq!(error.kind(), BackendErrorKind::NotFound);
-    assert!(error.to_string().contains("migrate"), "{error}");
+    assert!(
+        error.to_string().contains("run `with_lock migrate`"),
+        "{error}"
+    );
 
     portalock_postgres::migrate(&server.settings())
         .await

@@ -56,6 +56,21 @@ async fn a_missing_or_wrong_password_is_permission_denied_and_never_shown() {
     assert!(!format!("{held:?}").contains(SECRET));
 }
 
+/// The server may be one of several, and its address may come from a sentinel.
+#[tokio::test]
+async fn a_server_that_is_not_there_is_named_without_the_password() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    drop(listener);
+    let error = refused(&format!("redis://user:{SECRET}@{address}/3")).await;
+    assert_eq!(error.kind(), BackendErrorKind::Unavailable, "{error:?}");
+    assert_eq!(
+        error.to_string(),
+        format!("can't connect to Redis at {address}")
+    );
+    assert!(!format!("{error:?}").contains(SECRET), "{error:?}");
+}
+
 #[tokio::test]
 async fn a_user_without_permission_is_permission_denied() {
     let server = RedisServer::start().unwrap();

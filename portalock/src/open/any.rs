@@ -106,6 +106,10 @@ impl AnyBackend {
     /// # Errors
     ///
     /// [`BackendError`] if the service could not be told.
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`LockBackend::close`].
     pub async fn close(&self) -> Result<(), BackendError> {
         let locks = self.locks.close().await;
         locks.and(self.semaphores.close().await)
