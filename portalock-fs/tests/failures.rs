@@ -217,7 +217,10 @@ fn a_lock_directory_that_is_a_file_is_told_apart() {
     let below = locks.path().join("below");
     for directory in [locks.path(), below] {
         let error = FsBackend::open(directory).unwrap_err();
-        assert!(error.to_string().contains("a file is at"), "{error}");
+        assert!(
+            error.to_string().contains("a file exists already at"),
+            "{error}"
+        );
         assert_eq!(error.kind(), BackendErrorKind::Corrupt, "{error}");
     }
 }

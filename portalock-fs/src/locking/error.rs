@@ -75,7 +75,7 @@ fn meaning_of(error: &io::Error) -> Meaning {
         ),
         io::ErrorKind::AlreadyExists => &(
             BackendErrorKind::Corrupt,
-            "a file is at this path or above it: choose another one",
+            "a file exists already at this path or above it: choose another one",
         ),
         io::ErrorKind::PermissionDenied => &(
             BackendErrorKind::PermissionDenied,
