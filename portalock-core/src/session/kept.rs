@@ -3,12 +3,16 @@
 use std::{
     convert::Infallible,
     fmt,
+    panic::AssertUnwindSafe,
     pin::pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
-use futures_util::future::{join5, select};
+use futures_util::{
+    FutureExt as _,
+    future::{Either, join5, select},
+};
 use tokio::{
     sync::{Notify, watch},
     time::{sleep, timeout},
@@ -159,8 +163,11 @@ impl<S: Service> KeptSession<S> {
             self.collect(),
             S::chores(&self, former),
         );
-        // Only the first of these ends by itself, with the lease.
-        select(pin!(ended.lost()), pin!(upkeep)).await;
+        // Only the first of these ends by itself, with the lease. If one panics, those who wait must hear of the end too.
+        let upkeep = AssertUnwindSafe(upkeep).catch_unwind();
+        if let Either::Right((Err(_), _)) = select(pin!(ended.lost()), pin!(upkeep)).await {
+            self.end(Loss::SessionEnded("the backend panicked".into()));
+        }
         let over = self.over();
         tracing::debug!(service = S::NAME, %over, "a session has ended");
         self.places.close();

@@ -399,6 +399,27 @@ async fn a_session_that_ends_tells_its_waiters_and_the_service() {
 }
 
 #[tokio::test]
+async fn a_panic_in_a_renewal_ends_the_session_and_tells_its_waiters() {
+    let (store, session, _sessions) = start_with(PATIENCE * 10).await;
+    let waiter = OwnerId::mint();
+    session.places().expect(waiter, || 1).unwrap();
+    session.places().queued(waiter);
+    let mut line = session.places().listen(waiter);
+    store.panics.store(true, Ordering::Release);
+    session.renew_now();
+    let told = tokio::time::timeout(PATIENCE, line.next()).await.unwrap();
+    assert!(matches!(told, Wake::Failed(_)), "{told:?}");
+    let finished = tokio::time::timeout(PATIENCE, session.finished()).await;
+    finished
+        .expect("nobody hears that the session is over")
+        .unwrap();
+    assert!(matches!(
+        session.lease().loss(),
+        Some(Loss::SessionEnded(_))
+    ));
+}
+
+#[tokio::test]
 async fn a_session_that_could_not_begin_is_none() {
     let service = InStore::default();
     service.0.refuses.store(true, Ordering::Release);

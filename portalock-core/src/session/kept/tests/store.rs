@@ -10,6 +10,7 @@ pub(super) struct Store {
     pub(super) events: watch::Sender<Vec<Event>>,
     pub(super) refuses: AtomicBool,
     pub(super) hangs: AtomicBool,
+    pub(super) panics: AtomicBool,
     /// Looks get no answer.
     pub(super) blind: AtomicBool,
     /// Every second look fails.
@@ -80,6 +81,10 @@ impl Store {
     }
 
     pub(super) async fn answer(&self) -> Result<(), BackendError> {
+        assert!(
+            !self.panics.swap(false, Ordering::AcqRel),
+            "the test's own panic"
+        );
         if self.hangs.load(Ordering::Acquire) {
             std::future::pending::<()>().await;
         }
