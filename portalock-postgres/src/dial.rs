@@ -3,11 +3,12 @@
 use std::{
     path::Path,
     pin::{Pin, pin},
+    time::Duration,
 };
 
 use futures_util::{FutureExt, StreamExt, stream::Stream};
 use portalock_core::{BackendError, session::new_id};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use tokio_postgres::{AsyncMessage, Client, Config, Error, SimpleQueryMessage};
 
 use crate::{
@@ -17,6 +18,9 @@ use crate::{
 };
 
 pub(crate) const CONNECTING: &str = "connect to Postgres";
+
+/// The pause after a connection with another client's answers: there may be more of them on their way.
+const AGAIN_AFTER: Duration = Duration::from_millis(20);
 
 /// What the server sends without a request. To poll it drives the connection.
 pub(crate) type Messages = Pin<Box<dyn Stream<Item = Result<AsyncMessage, Error>> + Send>>;
@@ -60,6 +64,7 @@ async fn dial_in_step(server: &Config, ca_file: Option<&Path>) -> Result<Dialled
             return Ok(dialled);
         }
         tracing::warn!("a pooler gave this client answers that another one has left behind");
+        sleep(AGAIN_AFTER).await;
     }
 }
 
