@@ -1,17 +1,12 @@
 //! What dead sessions and old names leave, and how it is removed.
 
-use crate::{
-    functions::{acquire, open},
-    support::Server,
-};
+use crate::functions::{acquire, open, with_session};
 
 /// A clean-up changes the claims of a name only under the name's lock. Otherwise it could be in a deadlock with a request that
 /// removes the same claims.
 #[tokio::test]
 async fn a_clean_up_leaves_a_name_that_somebody_has_locked() {
-    let server = Server::start().await;
-    let admin = server.admin().await;
-    open(&admin, "s").await;
+    let (server, admin) = with_session().await;
     acquire(&admin, "s", 0, "o").await;
     admin
         .batch_execute(
@@ -44,9 +39,7 @@ async fn a_clean_up_leaves_a_name_that_somebody_has_locked() {
 /// reads the table in its order, also over a client's connection.
 #[tokio::test]
 async fn a_clean_up_takes_a_part_of_very_many_names() {
-    let server = Server::start().await;
-    let admin = server.admin().await;
-    open(&admin, "s").await;
+    let (_server, admin) = with_session().await;
     acquire(&admin, "s", 0, "o").await;
     admin
         .batch_execute(
@@ -66,9 +59,7 @@ async fn a_clean_up_takes_a_part_of_very_many_names() {
 /// What a session has left is removed without a search through all names.
 #[tokio::test]
 async fn a_burial_reads_only_its_own_names() {
-    let server = Server::start().await;
-    let admin = server.admin().await;
-    open(&admin, "s").await;
+    let (server, admin) = with_session().await;
     acquire(&admin, "s", 0, "o").await;
     admin
         .batch_execute(
@@ -92,9 +83,7 @@ async fn a_burial_reads_only_its_own_names() {
 /// Ended sessions and locks leave nothing, except the last token of each name for an hour.
 #[tokio::test]
 async fn what_nobody_needs_is_removed() {
-    let server = Server::start().await;
-    let admin = server.admin().await;
-    open(&admin, "s").await;
+    let (server, admin) = with_session().await;
     open(&admin, "t").await;
     acquire(&admin, "s", 0, "o").await;
     admin

@@ -40,12 +40,18 @@ pub(crate) async fn open(admin: &Client, session: &str) {
         .unwrap();
 }
 
-/// A request that its own release has overtaken has no effect.
-#[tokio::test]
-async fn a_request_that_comes_after_its_release_is_stale() {
+/// A server with the session `s`.
+pub(crate) async fn with_session() -> (Server, Client) {
     let server = Server::start().await;
     let admin = server.admin().await;
     open(&admin, "s").await;
+    (server, admin)
+}
+
+/// A request that its own release has overtaken has no effect.
+#[tokio::test]
+async fn a_request_that_comes_after_its_release_is_stale() {
+    let (server, admin) = with_session().await;
     let released = admin
         .query_one(
             "SELECT * FROM portalock.release_for_good('s', 'lock', 'a', 'o')",
@@ -69,9 +75,7 @@ async fn a_request_that_comes_after_its_release_is_stale() {
 /// A session can't release a claim of another session, even with the name of the claim's owner.
 #[tokio::test]
 async fn a_release_needs_the_session() {
-    let server = Server::start().await;
-    let admin = server.admin().await;
-    open(&admin, "s").await;
+    let (_server, admin) = with_session().await;
     open(&admin, "t").await;
     acquire(&admin, "s", 0, "o").await;
     let released = admin
@@ -84,9 +88,7 @@ async fn a_release_needs_the_session() {
 
 #[tokio::test]
 async fn tokens_grow_though_the_clock_was_set_back() {
-    let server = Server::start().await;
-    let admin = server.admin().await;
-    open(&admin, "s").await;
+    let (server, admin) = with_session().await;
     // The last token came from a clock that was a year ahead.
     admin
         .batch_execute(
@@ -105,9 +107,7 @@ async fn tokens_grow_though_the_clock_was_set_back() {
 /// A name that was held before and is free is granted by a change of its row. That also needs a living session and its epoch.
 #[tokio::test]
 async fn a_free_name_needs_a_living_session() {
-    let server = Server::start().await;
-    let admin = server.admin().await;
-    open(&admin, "s").await;
+    let (server, admin) = with_session().await;
     acquire(&admin, "s", 0, "o").await;
     release(&admin, "s", "o").await;
     let free = "SELECT count(*) FROM portalock.names WHERE owner IS NULL AND NOT busy";
@@ -129,9 +129,7 @@ async fn a_free_name_needs_a_living_session() {
 /// the last of them has gone, it is not busy.
 #[tokio::test]
 async fn a_name_is_busy_until_the_last_has_gone() {
-    let server = Server::start().await;
-    let admin = server.admin().await;
-    open(&admin, "s").await;
+    let (server, admin) = with_session().await;
     let busy = async || {
         server
             .number("SELECT busy::int::bigint FROM portalock.names")
@@ -181,9 +179,7 @@ async fn a_name_is_busy_until_the_last_has_gone() {
 /// renewed at that moment is not touched.
 #[tokio::test]
 async fn a_session_is_dead_once_and_for_all() {
-    let server = Server::start().await;
-    let admin = server.admin().await;
-    open(&admin, "s").await;
+    let (server, admin) = with_session().await;
     open(&admin, "t").await;
     acquire(&admin, "s", 0, "o").await;
     admin
@@ -245,9 +241,7 @@ async fn a_dead_waiter_is_passed_over() {
 /// A session that was found dead at one name is dead at every other name: the waiters there make the server grant.
 #[tokio::test]
 async fn a_look_serves_those_who_wait_behind_the_dead() {
-    let server = Server::start().await;
-    let admin = server.admin().await;
-    open(&admin, "s").await;
+    let (_server, admin) = with_session().await;
     open(&admin, "t").await;
     acquire(&admin, "s", 0, "o").await;
     acquire(&admin, "t", 0, "p").await;
@@ -308,9 +302,7 @@ async fn a_queue_that_nobody_served_is_served() {
 /// A request that doesn't wait also finds a dead holder.
 #[tokio::test]
 async fn a_try_passes_over_a_dead_holder() {
-    let server = Server::start().await;
-    let admin = server.admin().await;
-    open(&admin, "s").await;
+    let (_server, admin) = with_session().await;
     open(&admin, "t").await;
     acquire(&admin, "s", 0, "o").await;
     let tries = async || -> String {
@@ -328,9 +320,7 @@ async fn a_try_passes_over_a_dead_holder() {
 /// A weight that no client asks for keeps nobody from waiting, and from being served when its session is dead.
 #[tokio::test]
 async fn the_largest_weight_is_one_like_others() {
-    let server = Server::start().await;
-    let admin = server.admin().await;
-    open(&admin, "s").await;
+    let (_server, admin) = with_session().await;
     open(&admin, "t").await;
     admin
         .batch_execute(&format!(
@@ -353,9 +343,7 @@ async fn the_largest_weight_is_one_like_others() {
 /// A request that no client makes does nothing: it could be granted beside an exclusive holder.
 #[tokio::test]
 async fn an_odd_request_does_nothing() {
-    let server = Server::start().await;
-    let admin = server.admin().await;
-    open(&admin, "s").await;
+    let (server, admin) = with_session().await;
     // A free name with a row: that is the quick way.
     acquire(&admin, "s", 0, "o").await;
     release(&admin, "s", "o").await;

@@ -3,7 +3,6 @@
 use portalock_core::{BackendErrorKind, Lock};
 use portalock_postgres::PostgresBackend;
 use portalock_testkit::servers::Pooler;
-
 use tokio_postgres::{NoTls, SimpleQueryMessage};
 
 use crate::support::{Server, connect, patient, until};
