@@ -36,8 +36,8 @@
 //!
 //! # What is logged
 //!
-//! Spans and events go to [`tracing`](https://docs.rs/tracing). The span `acquire` has the fields `name`, `want` and
-//! `owner`. Its events are `contended` (`holder`, `waits`), `waiting`, `acquired` (`waited`, `attempts`, `token`),
+//! Spans and events go to [`tracing`](https://docs.rs/tracing). The span `acquire` has the fields `backend`, `name`, `want`
+//! and `owner`. Its events are `contended` (`holder`, `waits`), `waiting`, `acquired` (`waited`, `attempts`, `token`),
 //! `timed out` and `the lock service failed` (`error`), all at debug level. Outside the span, `released` is a debug event and `lost` a
 //! warning, both with `name` and `owner`.
 //!

@@ -1,6 +1,6 @@
 //! Metrics, through the [`metrics`](https://docs.rs/metrics) facade. Needs the feature `metrics`.
 //!
-//! Install a recorder of that facade, such as an exporter to Prometheus. It then gets these metrics:
+//! Install a recorder of that facade, such as an exporter to Prometheus, and call [`describe`]. It then gets these metrics:
 //!
 //! | metric | kind | unit | labels | what |
 //! |---|---|---|---|---|
@@ -39,6 +39,28 @@ static NAMES: AtomicBool = AtomicBool::new(false);
 pub fn label_names(on: bool) {
     NAMES.store(on, Ordering::Relaxed);
 }
+
+/// Gives the units and the help texts of these metrics to the recorder. Call it once, after the recorder is installed.
+pub fn describe() {
+    use metrics::{Unit, describe_counter, describe_gauge, describe_histogram};
+    describe_histogram!(
+        WAIT,
+        Unit::Seconds,
+        "From an acquiring call until its answer"
+    );
+    describe_histogram!(
+        HOLD,
+        Unit::Seconds,
+        "From a grant until its guard was released or dropped"
+    );
+    describe_gauge!(WAITERS, Unit::Count, "Calls that wait for others now");
+    describe_counter!(RENEWALS, Unit::Count, "Renewals of leases");
+}
+
+pub(crate) const WAIT: &str = "portalock_wait_seconds";
+pub(crate) const HOLD: &str = "portalock_hold_seconds";
+pub(crate) const WAITERS: &str = "portalock_waiters";
+pub(crate) const RENEWALS: &str = "portalock_renewals_total";
 
 /// The key of a metric. Without the label `name` there are few keys, so they are kept.
 pub(crate) fn key(

@@ -79,7 +79,7 @@ fn every_step_of_a_locks_life_is_logged_with_fields() {
     });
     let lines = log.0.lock().unwrap().clone();
     for wanted in [
-        "[acquire name=deploy want=exclusive owner=",
+        "[acquire backend=MemoryBackend name=deploy want=exclusive owner=",
         "acquired waited=",
         "contended holder=pid ",
         "waiting",

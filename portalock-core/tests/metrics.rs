@@ -5,8 +5,9 @@
 
 use std::{collections::HashMap, time::Duration};
 
+use metrics::Unit;
 use metrics_util::debugging::{DebugValue, DebuggingRecorder};
-use portalock_core::{Lock, MemoryBackend, Policy};
+use portalock_core::{Lock, MemoryBackend, Policy, metrics::describe};
 
 /// Runs `work` and returns what was recorded, by metric and labels: how many samples, or the value.
 fn recorded(work: impl Future<Output = ()>) -> HashMap<String, f64> {
@@ -36,6 +37,28 @@ fn recorded(work: impl Future<Output = ()>) -> HashMap<String, f64> {
             (format!("{} {}", key.name(), labels.join(" ")), value)
         })
         .collect()
+}
+
+#[test]
+fn a_described_metric_has_a_unit_and_a_help_text() {
+    let recorder = DebuggingRecorder::new();
+    let snapshotter = recorder.snapshotter();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .build()
+        .unwrap();
+    metrics::with_local_recorder(&recorder, || {
+        describe();
+        runtime.block_on(async {
+            let lock = Lock::new(MemoryBackend::new(), "m").unwrap();
+            lock.acquire().await.unwrap().release().await.unwrap();
+        });
+    });
+    let seen: Vec<_> = snapshotter.snapshot().into_vec();
+    assert_eq!(seen.len(), 2);
+    for (key, unit, text, _) in seen {
+        assert_eq!(unit, Some(Unit::Seconds), "{key:?}");
+        assert!(text.is_some(), "{key:?}");
+    }
 }
 
 #[test]

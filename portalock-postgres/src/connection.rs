@@ -19,7 +19,7 @@ use tokio_postgres::{
 use crate::{
     PostgresSettings,
     answer::Standing,
-    dial::{CONNECTING, Dialled, Messages, dial},
+    dial::{Dialled, Messages, connecting, dial},
     error::{ends_connection, failed, timed_out, wrong_version},
     schema,
 };
@@ -51,6 +51,7 @@ impl Connection {
     ) -> Result<Self, BackendError> {
         let opening = async {
             let Dialled {
+                connecting,
                 client,
                 messages,
                 version,
@@ -68,7 +69,7 @@ impl Connection {
             .await;
             let ((), acquire, release) = match prepared {
                 Ok(prepared) => prepared,
-                Err(error) => return Err(not_set_up(&client, error).await),
+                Err(error) => return Err(not_set_up(&client, &connecting, error).await),
             };
             Ok(Self {
                 client,
@@ -79,7 +80,7 @@ impl Connection {
         };
         timeout(settings.connect_timeout, opening)
             .await
-            .unwrap_or_else(|_| Err(timed_out(CONNECTING)))
+            .unwrap_or_else(|_| Err(timed_out(&connecting(&settings.servers))))
     }
 
     /// Runs the statement that acquires a lock.
@@ -192,12 +193,12 @@ fn set_up(request_timeout: Duration) -> String {
 }
 
 /// The failure of the first statements. Another version of the schema has other functions, so it is named first.
-async fn not_set_up(client: &Client, error: Error) -> BackendError {
+async fn not_set_up(client: &Client, connecting: &str, error: Error) -> BackendError {
     match schema::present(client).await {
         Ok(found) if found != 0 && found != schema::VERSION => {
             wrong_version(found, schema::VERSION)
         }
-        _ => failed(CONNECTING, error),
+        _ => failed(connecting, error),
     }
 }
 

@@ -3,21 +3,20 @@
 use std::{
     path::Path,
     pin::{Pin, pin},
+    slice::from_ref,
     time::Duration,
 };
 
 use futures_util::{FutureExt, StreamExt, stream::Stream};
 use portalock_core::{BackendError, session::new_id};
 use tokio::time::{sleep, timeout};
-use tokio_postgres::{AsyncMessage, Client, Config, Error, SimpleQueryMessage};
+use tokio_postgres::{AsyncMessage, Client, Config, Error, SimpleQueryMessage, config::Host};
 
 use crate::{
     PostgresSettings,
     error::{failed, is_of_another_request, not_connected, timed_out},
     tls,
 };
-
-pub(crate) const CONNECTING: &str = "connect to Postgres";
 
 /// The pause after a connection with another client's answers: there may be more of them on their way.
 const AGAIN_AFTER: Duration = Duration::from_millis(20);
@@ -27,6 +26,8 @@ pub(crate) type Messages = Pin<Box<dyn Stream<Item = Result<AsyncMessage, Error>
 
 /// The parts of a new connection.
 pub(crate) struct Dialled {
+    /// The operation, for errors.
+    pub(crate) connecting: String,
     pub(crate) client: Client,
     pub(crate) messages: Messages,
     pub(crate) version: Option<String>,
@@ -40,7 +41,7 @@ pub(crate) async fn dial(settings: &PostgresSettings) -> Result<Dialled, Backend
     let mut worst: Option<BackendError> = None;
     for server in &settings.servers {
         let dialling = timeout(share, dial_in_step(server, settings.ca_file())).await;
-        match dialling.unwrap_or_else(|_| Err(timed_out(CONNECTING))) {
+        match dialling.unwrap_or_else(|_| Err(timed_out(&connecting(from_ref(server))))) {
             Ok(dialled) => return Ok(dialled),
             // An error that a retry can't fix is more useful than one of an unavailable server.
             Err(error) => match &worst {
@@ -49,7 +50,27 @@ pub(crate) async fn dial(settings: &PostgresSettings) -> Result<Dialled, Backend
             },
         }
     }
-    Err(worst.unwrap_or_else(|| timed_out(CONNECTING)))
+    Err(worst.unwrap_or_else(|| timed_out(&connecting(&settings.servers))))
+}
+
+/// The operation, for errors: it names the server or servers.
+pub(crate) fn connecting(servers: &[Config]) -> String {
+    let places: Vec<_> = servers.iter().map(place).collect();
+    format!("connect to Postgres at {}", places.join(" or "))
+}
+
+fn place(server: &Config) -> String {
+    let port = server.get_ports().first().unwrap_or(&5432);
+    match server.get_hosts().first() {
+        Some(Host::Tcp(host)) => format!("{host}:{port}"),
+        #[cfg(unix)]
+        Some(Host::Unix(directory)) => format!("{}, port {port}", directory.display()),
+        // An address without a host name.
+        None => server
+            .get_hostaddrs()
+            .first()
+            .map_or_else(|| port.to_string(), |host| format!("{host}:{port}")),
+    }
 }
 
 /// Connects to `server`, and again if the new connection brings answers to requests of another client.
@@ -83,7 +104,7 @@ impl Dialled {
             ended = ended(&mut self.messages) => match (answer.now_or_never(), ended) {
                 (Some(answer), _) => answer,
                 (None, Some(error)) => Err(error),
-                (None, None) => return Err(timed_out(CONNECTING)),
+                (None, None) => return Err(timed_out(&self.connecting)),
             },
         };
         match answer {
@@ -92,7 +113,7 @@ impl Dialled {
                 matches!(message, SimpleQueryMessage::Row(row) if row.try_get(0).ok() == Some(Some(&nonce)))
             })),
             Err(error) if is_of_another_request(&error) => Ok(false),
-            Err(error) => Err(failed(CONNECTING, error)),
+            Err(error) => Err(failed(&self.connecting, error)),
         }
     }
 }
@@ -108,15 +129,18 @@ async fn ended(messages: &mut Messages) -> Option<Error> {
 
 /// Converts a connection over any stream to one form.
 pub(crate) fn dialled<S, T>(
+    server: &Config,
     dialled: Result<(Client, tokio_postgres::Connection<S, T>), Error>,
 ) -> Result<Dialled, BackendError>
 where
     S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
     T: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
 {
-    let (client, mut connection) = dialled.map_err(not_connected)?;
+    let connecting = connecting(from_ref(server));
+    let (client, mut connection) = dialled.map_err(|error| not_connected(&connecting, error))?;
     let parameter = |name| connection.parameter(name).map(str::to_owned);
     Ok(Dialled {
+        connecting,
         client,
         version: parameter("server_version"),
         encoding: parameter("server_encoding"),

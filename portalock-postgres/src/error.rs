@@ -10,23 +10,25 @@ use tokio_postgres::{
 
 /// The meaning of a failed statement. `doing` names the operation, such as "acquire". The source is kept; it contains
 /// no password.
-pub(crate) fn failed(doing: &'static str, error: Error) -> BackendError {
+pub(crate) fn failed(doing: &str, error: Error) -> BackendError {
     let (kind, advice) = classify(&error);
     BackendError::new(kind, format!("can't {doing}: {advice}")).with_source(error)
 }
 
 /// As [`failed`], for a connection that could not be opened. If it failed without an answer from the server and not
 /// because of the network, the settings are wrong.
-pub(crate) fn not_connected(error: Error) -> BackendError {
+pub(crate) fn not_connected(connecting: &str, error: Error) -> BackendError {
     let is_network = error
         .source()
         .is_some_and(|cause| cause.downcast_ref::<io::Error>().is_some_and(is_network));
     if error.code().is_some() || is_network || error.is_closed() {
-        return failed("connect to Postgres", error);
+        return failed(connecting, error);
     }
     BackendError::new(
         BackendErrorKind::Misconfigured,
-        "can't connect to Postgres: check user, password and `sslmode`, whether the server has TLS, and its certificate",
+        format!(
+            "can't {connecting}: check user, password and `sslmode`, whether the server has TLS, and its certificate"
+        ),
     )
     .with_source(error)
 }
@@ -126,7 +128,7 @@ const NO_SCHEMA: (BackendErrorKind, &str) = (
 );
 
 /// The server did not answer within the request timeout.
-pub(crate) fn timed_out(doing: &'static str) -> BackendError {
+pub(crate) fn timed_out(doing: &str) -> BackendError {
     BackendError::new(
         BackendErrorKind::Unavailable,
         format!("can't {doing}: the server did not answer in time"),

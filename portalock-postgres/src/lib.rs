@@ -62,6 +62,9 @@
 //! The functions run with the rights of the schema's owner, and no other user can access the tables. A client checks
 //! the version of the schema when it connects, and refuses another version.
 //!
+//! A session's id must stay secret, because a user of the schema who knows it can act as that session. The crate never logs it, but
+//! `tokio_postgres` logs the parameters of statements at level `DEBUG`: leave that level of that target off in production.
+//!
 //! # A lock as a condition of your own transaction
 //!
 //! With a [`Fence`] the database itself refuses the transaction of a worker that has lost its lock without knowing it:

@@ -13,7 +13,7 @@ pub(crate) async fn dial(
     server: &Config,
     _ca_file: Option<&Path>,
 ) -> Result<Dialled, BackendError> {
-    dialled(server.connect(tokio_postgres::NoTls).await)
+    dialled(server, server.connect(tokio_postgres::NoTls).await)
 }
 
 #[cfg(feature = "tls")]
@@ -49,14 +49,14 @@ mod with_rustls {
         ca_file: Option<&Path>,
     ) -> Result<Dialled, BackendError> {
         if server.get_ssl_mode() == SslMode::Disable {
-            return dialled(server.connect(tokio_postgres::NoTls).await);
+            return dialled(server, server.connect(tokio_postgres::NoTls).await);
         }
         let ca_file = ca_file.map(Path::to_owned);
         let config = tokio::task::spawn_blocking(move || configure(ca_file.as_deref()))
             .await
             .map_err(|error| misconfigured("the TLS settings could not be read", error))??;
         let rustls = Rustls(TlsConnector::from(Arc::new(config)));
-        dialled(server.connect(rustls).await)
+        dialled(server, server.connect(rustls).await)
     }
 
     /// Trusts the certificate authorities in the file, or the system's.

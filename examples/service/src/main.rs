@@ -56,6 +56,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     };
     // Installed before the first lock, because measurements without a recorder are lost.
     let metrics = PrometheusBuilder::new().install_recorder()?;
+    portalock::metrics::describe();
     let listener = TcpListener::bind(address).await?;
     let address = listener.local_addr()?;
     let backend = portalock::open(backend).await?;

@@ -20,7 +20,28 @@ pub(crate) async fn open(
     config: Option<&Path>,
 ) -> Result<AnyBackend, Failure> {
     let (config, wanted) = find(given, config)?;
-    let backend = config.open(&wanted).await?;
+    open_at(&config, &wanted).await
+}
+
+/// As [`open`], for commands that need a lock that somebody else uses. Opening would create a mistyped directory, in which nobody
+/// holds anything.
+pub(crate) async fn open_used(
+    given: Option<&str>,
+    config: Option<&Path>,
+) -> Result<AnyBackend, Failure> {
+    let (config, wanted) = find(given, config)?;
+    let directory = config.directory(&wanted)?;
+    if let Some(directory) = directory.filter(|path| wanted != DEFAULT && !path.exists()) {
+        return Err(Failure::new(format!(
+            "there is no directory {}: it is created when the first lock in it is taken",
+            directory.display()
+        )));
+    }
+    open_at(&config, &wanted).await
+}
+
+async fn open_at(config: &Config, wanted: &str) -> Result<AnyBackend, Failure> {
+    let backend = config.open(wanted).await?;
     if backend.locks.capabilities().scope == Scope::Process {
         return Err(Failure::new(
             "this backend locks nothing outside of this process: choose another, such as fs:",

@@ -33,7 +33,7 @@ pub(crate) async fn break_lock(
 ) -> Result<(String, Ending), Failure> {
     let (backend, name) = backend_and_name(&args.target);
     let name = LockName::new(name)?;
-    let backend = backends::open(backend, config).await?;
+    let backend = backends::open_used(backend, config).await?;
     if !backend.locks.capabilities().breaks {
         return Err(Failure::new(
             "this backend can't take a lock away: end the holder's process",

@@ -12,7 +12,7 @@ use crate::{
 
 /// Prints one name per line, sorted, or JSON. Once, or until a signal ends it.
 pub(crate) async fn list(args: &ListArgs, config: Option<&Path>) -> Result<String, Failure> {
-    let backend = backends::open(args.backend.as_deref(), config).await?;
+    let backend = backends::open_used(args.backend.as_deref(), config).await?;
     if args.watch {
         return watch::watch(&backend, Subject::All, args.json).await;
     }

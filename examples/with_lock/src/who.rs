@@ -17,7 +17,7 @@ use crate::{
 pub(crate) async fn who(args: &WhoArgs, config: Option<&Path>) -> Result<String, Failure> {
     let (backend, name) = backend_and_name(&args.target);
     let name = LockName::new(name)?;
-    let backend = backends::open(backend, config).await?;
+    let backend = backends::open_used(backend, config).await?;
     if args.watch {
         return watch::watch(&backend, Subject::Name(&name), args.json).await;
     }

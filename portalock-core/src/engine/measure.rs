@@ -5,7 +5,7 @@
 use crate::{LockError, LockName, clock::Instant, session::RenewalOutcome};
 
 #[cfg(feature = "metrics")]
-use crate::metrics::{gauge, histogram, key};
+use crate::metrics::{HOLD, RENEWALS, WAIT, WAITERS, gauge, histogram, key};
 
 /// A call that began at `since` has ended, with a lock or without.
 pub(crate) fn waited<T>(
@@ -22,7 +22,7 @@ pub(crate) fn waited<T>(
             Err(LockError::AlreadyLocked { .. }) => "locked",
             Err(_) => "failed",
         };
-        let key = key("portalock_wait_seconds", backend, name, Some(outcome));
+        let key = key(WAIT, backend, name, Some(outcome));
         histogram(&key).record(since.elapsed());
     }
     #[cfg(not(feature = "metrics"))]
@@ -32,7 +32,7 @@ pub(crate) fn waited<T>(
 /// A renewal has ended.
 pub(crate) fn renewed(outcome: RenewalOutcome) {
     #[cfg(feature = "metrics")]
-    metrics::counter!("portalock_renewals_total", "outcome" => outcome.as_str()).increment(1);
+    metrics::counter!(RENEWALS, "outcome" => outcome.as_str()).increment(1);
     #[cfg(not(feature = "metrics"))]
     let _ = outcome;
 }
@@ -48,7 +48,7 @@ impl Waiter {
     pub(crate) fn new(backend: &'static str, name: &LockName) -> Self {
         #[cfg(feature = "metrics")]
         {
-            let gauge = gauge(&key("portalock_waiters", backend, name, None));
+            let gauge = gauge(&key(WAITERS, backend, name, None));
             gauge.increment(1.0);
             Self { gauge }
         }
@@ -107,7 +107,7 @@ impl Hold {
         #[cfg(feature = "metrics")]
         {
             let outcome = if self.lost { "lost" } else { "released" };
-            let key = key("portalock_hold_seconds", backend, name, Some(outcome));
+            let key = key(HOLD, backend, name, Some(outcome));
             histogram(&key).record(self.since.elapsed());
         }
         #[cfg(not(feature = "metrics"))]

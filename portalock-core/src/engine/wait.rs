@@ -55,7 +55,7 @@ pub(crate) async fn acquire<S: Service<D>, D: Demand>(
     };
     let now = Instant::now();
     let since = since.unwrap_or(now);
-    let span = tracing::debug_span!("acquire", name = %request.name, want = %request.demand, owner = %request.owner);
+    let span = tracing::debug_span!("acquire", backend = %service.kind(), name = %request.name, want = %request.demand, owner = %request.owner);
     let wait = Wait {
         policy,
         since,

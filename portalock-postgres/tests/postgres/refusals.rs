@@ -36,6 +36,7 @@ async fn nobody_at_the_address() {
     drop(nobody);
     let error = refused(&format!("postgres://u:hunter2@{address}/app")).await;
     assert_eq!(error.kind(), BackendErrorKind::Unavailable);
+    assert!(error.to_string().contains(&address), "{error}");
 }
 
 #[tokio::test]
@@ -44,6 +45,7 @@ async fn somebody_silent_at_the_address() {
     let address = silent.local_addr().unwrap().to_string();
     let error = refused(&format!("postgres://u:hunter2@{address}/app")).await;
     assert_eq!(error.kind(), BackendErrorKind::Unavailable);
+    assert!(error.to_string().contains(&address), "{error}");
 }
 
 #[tokio::test]
@@ -379,7 +381,7 @@ async fn a_statement_that_does_not_get_its_turn() {
     let server = Server::start().await;
     let settings = server
         .settings()
-        .with_request_timeout(Duration::from_millis(300))
+        .with_request_timeout(Duration::from_secs(1))
         .unwrap();
     let client = PostgresBackend::with_settings(settings).await.unwrap();
     // Another connection holds the lock of the name, like a server process that was stopped during a statement.

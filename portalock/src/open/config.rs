@@ -1,9 +1,16 @@
 //! Backends by key, from a TOML file.
 
-use std::{collections::BTreeMap, fmt, fs, ops::Range, path::Path};
+use std::{
+    collections::BTreeMap,
+    fmt, fs,
+    ops::Range,
+    path::{Path, PathBuf},
+};
 
 use toml::{Table, Value};
 
+#[cfg(feature = "fs")]
+use crate::open::fs as files;
 use crate::{
     AnyBackend, OpenError, Scheme,
     open::{migrate_table, open_table},
@@ -129,6 +136,25 @@ impl Config {
         opened.map_err(|error| self.at(key_or_address, error))
     }
 
+    /// The directory of this key's backend, if its locks are files. Nothing is opened or created, so a program that only looks at
+    /// locks can refuse a directory that doesn't exist.
+    ///
+    /// # Errors
+    ///
+    /// As [`open`](Self::open).
+    #[cfg(feature = "fs")]
+    pub fn directory(&self, key_or_address: &str) -> Result<Option<PathBuf>, OpenError> {
+        let found = match self.entry(key_or_address)? {
+            Some(Entry::Address(address)) => files::directory_of(address),
+            Some(Entry::Settings(Scheme::Fs, table)) => {
+                files::directory_in(table.clone()).map(Some)
+            }
+            Some(Entry::Settings(..)) => Ok(None),
+            None => return files::directory_of(key_or_address),
+        };
+        found.map_err(|error| self.at(key_or_address, error))
+    }
+
     /// Prepares the store of the backend of this key, as [`migrate`](crate::migrate) does for an address.
     ///
     /// # Errors
@@ -249,6 +275,13 @@ mod tests {
         let address = format!("fs:{}/c", home.path().display());
         config.open(&address).await.unwrap();
         assert!(home.path().join("c").is_dir());
+
+        let at = |key| config.directory(key).unwrap();
+        assert_eq!(at("a"), Some(home.path().join("a")));
+        assert_eq!(at("b"), Some(home.path().join("b")));
+        assert_eq!(at("fs:new"), Some("new".into()));
+        assert_eq!(at("memory:"), None);
+        assert!(!Path::new("new").exists());
     }
 
     #[test]

@@ -6,7 +6,7 @@ use portalock_fs::{FsBackend, FsSettings};
 use serde::Deserialize;
 use toml::{Table, Value};
 
-use crate::{AnyBackend, OpenError, default_directory};
+use crate::{AnyBackend, OpenError, Scheme, default_directory};
 
 pub(crate) fn open(rest: &str) -> Result<AnyBackend, OpenError> {
     open_settings(&FsSettings::new(directory(rest)?))
@@ -14,6 +14,19 @@ pub(crate) fn open(rest: &str) -> Result<AnyBackend, OpenError> {
 
 pub(crate) fn open_table(table: Table) -> Result<AnyBackend, OpenError> {
     open_settings(&settings(table)?)
+}
+
+/// The directory of the locks at `address`; `None` if it has another scheme.
+pub(crate) fn directory_of(address: &str) -> Result<Option<PathBuf>, OpenError> {
+    match Scheme::of(address)? {
+        (Scheme::Fs, rest) => directory(rest).map(Some),
+        _ => Ok(None),
+    }
+}
+
+/// The directory in a table.
+pub(crate) fn directory_in(table: Table) -> Result<PathBuf, OpenError> {
+    Ok(settings(table)?.directory().to_owned())
 }
 
 /// Reads settings, and expands a tilde as in an address. Otherwise the table and the address would name two directories,

@@ -36,6 +36,24 @@ fn a_bad_command_line_is_one_line_and_125() {
 }
 
 #[test]
+fn a_directory_that_nobody_uses_is_not_created_by_a_look() {
+    let home = Home::new();
+    let mistyped = home.path("mistyped");
+    for words in [
+        "who DIR deploy",
+        "list DIR",
+        "list --watch DIR",
+        "break DIR deploy",
+    ] {
+        let address = format!("fs:{}", mistyped.display());
+        home.run(&words.replace("DIR", &address))
+            .code(125)
+            .said(&format!("there is no directory {}", mistyped.display()));
+        assert!(!mistyped.exists(), "{words}");
+    }
+}
+
+#[test]
 fn a_bad_name_is_refused() {
     let home = Home::new();
     let mut empty = home.with_lock("fs:");
