@@ -10,14 +10,20 @@
 mod support;
 
 use std::{
+    future::Future,
+    pin::Pin,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicU32, AtomicU64, Ordering},
+        mpsc,
     },
+    task::{Context, Wake, Waker},
     time::{Duration, Instant},
 };
 
-use portalock_core::{BackendErrorKind, LockBackend, LockError, Loss, LossNotice, Mode};
+use portalock_core::{
+    BackendErrorKind, Holder, LockBackend, LockError, LockName, Loss, LossNotice, Mode,
+};
 use portalock_fs::{FsBackend, FsSettings, Watch};
 use support::{LONG, Locks, lock, soon, try_once};
 
@@ -59,6 +65,61 @@ async fn a_lock_file_that_is_deleted_or_replaced_is_a_loss() {
             assert_eq!(bystander.is_lost(), way == "remove all");
             let _ = bystander.release().await;
         }
+    }
+}
+
+/// Some executors drop a task in its wake-up, if they have ended. The guard is then dropped by the thread that tells of the loss.
+#[tokio::test]
+async fn a_wake_up_that_drops_the_guard_stops_nobody() {
+    struct Task(
+        Mutex<Option<Pin<Box<dyn Future<Output = ()> + Send>>>>,
+        mpsc::Sender<()>,
+    );
+
+    impl Wake for Task {
+        fn wake(self: Arc<Self>) {
+            let task = self.0.lock().unwrap().take();
+            drop(task);
+            let _ = self.1.send(());
+        }
+    }
+
+    let _shared = ALONE.read().await;
+    for broken in [false, true] {
+        let locks = Locks::new();
+        let client = locks.client();
+        let guard = lock(&client, "a").acquire().await.unwrap();
+        let (dropped, is_dropped) = mpsc::channel();
+        let held = async move { drop(guard.lost().await) };
+        let task = Arc::new(Task(Mutex::new(Some(Box::pin(held))), dropped));
+        let waker = Waker::from(task.clone());
+        let polled = task
+            .0
+            .lock()
+            .unwrap()
+            .as_mut()
+            .unwrap()
+            .as_mut()
+            .poll(&mut Context::from_waker(&waker));
+        assert!(polled.is_pending());
+        if broken {
+            let name = LockName::new("a").unwrap();
+            let owner = client.inspect(&name).await.unwrap().holders[0]
+                .owner
+                .unwrap();
+            let by = Holder::this_process(None);
+            locks.client().mark_broken(&name, owner, &by).await.unwrap();
+        } else {
+            std::fs::remove_file(locks.file("a")).unwrap();
+        }
+        if is_dropped.recv_timeout(LONG).is_err() {
+            // Dropping it would wait for the thread.
+            std::mem::forget(client);
+            panic!("the guard was not dropped");
+        }
+        // The file is unlocked after the wake-up.
+        let next = tokio::time::timeout(LONG, async { lock(&client, "a").acquire().await });
+        next.await.unwrap().unwrap().release().await.unwrap();
     }
 }
 

@@ -226,20 +226,21 @@ impl Client {
         let Some(visit) = self.places.find(file_name) else {
             return;
         };
+        let location = self.store.file(file_name);
+        // An error says nothing about the file.
+        let is_lost = |held: &&Held| matches!(location.is_current(&held.file), Ok(false));
+        let place = visit.lock();
+        let lost = place.held.iter().filter(is_lost);
+        let leases: Vec<_> = lost.filter_map(|held| held.lease.clone()).collect();
+        // The wake-up may drop the guard, which uses the place.
+        drop(place);
+        for lease in leases {
+            let file = file_name.as_str();
+            let what = format!("{file} was removed or replaced, or its path leads elsewhere");
+            lease.end(Loss::Removed(what.into()));
+        }
         // Waiters are woken, because they must continue with the file that is there now, if any.
-        visit.change(|place| {
-            for held in &place.held {
-                // An error says nothing about the file.
-                if let Some(lease) = &held.lease
-                    && let Ok(false) = self.store.file(file_name).is_current(&held.file)
-                {
-                    let file = file_name.as_str();
-                    let what =
-                        format!("{file} was removed or replaced, or its path leads elsewhere");
-                    lease.end(Loss::Removed(what.into()));
-                }
-            }
-        });
+        visit.change(|_| ());
     }
 }
 

@@ -12,7 +12,7 @@ use std::{
 
 use portalock_core::{Holder, LockName, Loss, Mode, OwnerId, Released};
 
-use super::{acquire::Client, inspect::is_old, name::FileName, record::Record};
+use super::{acquire::Client, inspect::is_old, name::FileName, queue::Visit, record::Record};
 use crate::{
     locking::{FsError, Location},
     sys,
@@ -123,21 +123,20 @@ impl Client {
     /// A mark for `owner` has appeared: if this client has the hold, its guard is told, and the lock is released.
     pub(crate) fn heed(&self, owner: OwnerId) {
         let mark = mark_on(owner);
+        let loss = self.read_mark(&mark);
+        let take = |visit: &Visit<'_>| visit.lock().take(owner);
         for file_name in self.places.names() {
             if let Some(visit) = self.places.find(&file_name)
-                && visit.lock().held_by(owner).is_some()
+                && let Some(held) = take(&visit)
             {
-                visit.change(|place| {
-                    // Unless its guard has released it meanwhile.
-                    if let Some(held) = place.take(owner) {
-                        if let Some(lease) = &held.lease {
-                            lease.end(self.read_mark(&mark));
-                        }
-                        self.store
-                            .note_release(&file_name, &held.file, &held.written);
-                        held.file.free();
-                    }
-                });
+                // The wake-up may drop the guard, which uses the place.
+                if let Some(lease) = &held.lease {
+                    lease.end(loss);
+                }
+                self.store
+                    .note_release(&file_name, &held.file, &held.written);
+                held.file.free();
+                visit.change(|_| ());
                 return self.remove_mark(&mark);
             }
         }
