@@ -213,6 +213,29 @@ fn a_release_frees_the_lock_though_a_child_has_a_copy() {
     assert!(child.went_well());
 }
 
+/// The kernel keeps a lock until the last copy of the open file is closed.
+#[test]
+fn a_crashed_holders_lock_stays_while_a_child_has_a_copy() {
+    let locks = Locks::new();
+    let (reader, writer) = pipe();
+    let mut ends = Some((reader, writer));
+    let holder = Child::doing(|| {
+        let backend = locks.client();
+        let guard = lock(&backend, "a").acquire().unwrap();
+        let ends = ends.take().unwrap();
+        if let Fork::Child = fork::fork().unwrap() {
+            wait_for_end(ends);
+        }
+        // Like a crash: nothing is dropped.
+        std::mem::forget((guard, backend));
+    });
+    assert!(holder.went_well());
+    assert!(!is_free(&locks.path(), "a"));
+    drop(ends);
+    let guard = lock(&locks.client(), "a").acquire().unwrap();
+    guard.release().unwrap();
+}
+
 #[test]
 fn a_program_that_is_started_inherits_no_lock() {
     let locks = Locks::new();

@@ -74,7 +74,7 @@ const PAUSE: Duration = Duration::from_millis(1);
 /// - **Crash**: when a process ends for any reason, the operating system frees its locks, and a waiter has them within
 ///   a second. A stopped process keeps its locks. A child never inherits a lock: descriptors are closed on `exec`, and
 ///   a release unlocks before it closes. Open the backend after a `fork`: a forked copy frees nothing and refuses to
-///   lock.
+///   lock. But a child that was forked during the hold, and did not `exec`, keeps a crashed parent's lock until it ends.
 /// - **Tokens** grow with each grant of a name. The last one is in the lock file, with a checksum; and each token is at
 ///   least the clock in microseconds. So tokens keep growing if the file is deleted, or damaged by a power loss.
 /// - **Loss**, if the directory is watched: if the lock file is deleted or replaced, `lost` fires within milliseconds;

@@ -218,10 +218,8 @@ fn present_readers(readers: &File, most: usize) -> Result<Vec<Entry>, FsError> {
 }
 
 fn count_slots(readers: &File) -> Result<u64, FsError> {
-    let metadata = readers.metadata();
-    let length = metadata
-        .map_err(|error| FsError::new("look at", error))?
-        .len();
+    let length = readers.metadata().map(|metadata| metadata.len());
+    let length = length.map_err(|error| FsError::new("look at", error))?;
     Ok(length.div_ceil(SLOT as u64))
 }
 

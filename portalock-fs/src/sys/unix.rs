@@ -30,9 +30,7 @@ pub(crate) const LOCKED_FILES_STAY: bool = false;
 /// Opening never blocks, as on a named pipe, and never takes a controlling terminal.
 pub(crate) fn set_open_flags(options: &mut OpenOptions, follow: bool) {
     let mut flags = OFlags::NONBLOCK | OFlags::NOCTTY;
-    if !follow {
-        flags |= OFlags::NOFOLLOW;
-    }
+    flags.set(OFlags::NOFOLLOW, !follow);
     options.custom_flags(flags.bits().cast_signed());
 }
 
@@ -91,11 +89,8 @@ pub(crate) fn look_for(dir: &Dir, name: &str) -> io::Result<Seen> {
 
 /// The identity of the file at `path`. If its last part is a link, it is followed only if requested.
 pub(crate) fn look_along(path: &Path, follow: bool) -> io::Result<Seen> {
-    let flags = if follow {
-        AtFlags::empty()
-    } else {
-        AtFlags::SYMLINK_NOFOLLOW
-    };
+    let mut flags = AtFlags::empty();
+    flags.set(AtFlags::SYMLINK_NOFOLLOW, !follow);
     Ok(seen(&statat(CWD, path, flags)?))
 }
 

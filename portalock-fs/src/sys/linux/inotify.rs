@@ -13,7 +13,7 @@ use std::{
     os::fd::{AsFd, AsRawFd, OwnedFd},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, Weak,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU32, Ordering},
     },
     thread::JoinHandle,
     time::{Duration, Instant},
@@ -48,6 +48,8 @@ const LOOKS_EVERY: Duration = Duration::from_millis(250);
 
 /// The process's watcher, as long as it is used.
 static SHARED: Mutex<Weak<Watcher>> = Mutex::new(Weak::new());
+/// The process that used it last.
+static USER: AtomicU32 = AtomicU32::new(0);
 
 /// An inotify instance, and the thread that reads it until this is dropped.
 #[derive(Debug)]
@@ -102,7 +104,14 @@ pub(crate) struct Registration {
 
 impl Watcher {
     pub(crate) fn shared() -> io::Result<Arc<Self>> {
-        let mut shared = lock(&SHARED);
+        let process = std::process::id();
+        let mut shared = match SHARED.try_lock() {
+            Ok(shared) => shared,
+            Err(_) if USER.load(Ordering::Relaxed) == process => lock(&SHARED),
+            // A thread of the parent had the mutex during the fork, so it is never free here.
+            Err(_) => return Self::new().map(Arc::new),
+        };
+        USER.store(process, Ordering::Relaxed);
         let present = shared.upgrade();
         if let Some(watcher) = present.filter(|watcher| !watcher.watches.origin.is_elsewhere()) {
             return Ok(watcher);
@@ -235,10 +244,7 @@ impl Watches {
             let pause = next_look.map(|at| at.saturating_duration_since(Instant::now()));
             match self.thread.wait(pause) {
                 Ok(()) | Err(Errno::INTR) => {}
-                Err(error) => {
-                    tracing::error!(%error, "lock files are no longer watched");
-                    return;
-                }
+                Err(error) => return tracing::error!(%error, "lock files are no longer watched"),
             }
             if self.stops.load(Ordering::Acquire) {
                 return;

@@ -269,3 +269,26 @@ fn more_than_the_system_keeps_means_that_anything_may_have_changed() {
     assert_eq!(told.recv_timeout(LONG), Ok(()));
     drop((registration, watcher));
 }
+
+#[test]
+fn a_forked_child_does_not_wait_for_a_thread_of_its_parent() {
+    use rustix::{
+        event::{PollFd, PollFlags, Timespec, poll},
+        process::{Pid, PidfdFlags, Signal, WaitOptions, kill_process, pidfd_open, waitpid},
+    };
+    drop(Watcher::shared().unwrap());
+    // The child has no thread that would unlock it.
+    let held = lock(&SHARED);
+    let child = match fork::fork().unwrap() {
+        fork::Fork::Parent(pid) => Pid::from_raw(pid).unwrap(),
+        fork::Fork::Child => std::process::exit(i32::from(Watcher::shared().is_err())),
+    };
+    drop(held);
+    let fd = pidfd_open(child, PidfdFlags::empty()).unwrap();
+    let limit = Timespec::try_from(Duration::from_secs(30)).unwrap();
+    poll(&mut [PollFd::new(&fd, PollFlags::IN)], Some(&limit)).unwrap();
+    // Fails if it has ended.
+    let _ = kill_process(child, Signal::KILL);
+    let (_, status) = waitpid(Some(child), WaitOptions::empty()).unwrap().unwrap();
+    assert_eq!(status.exit_status(), Some(0));
+}
