@@ -35,7 +35,7 @@ mod without_notice {
 }
 
 /// Short enough for a test to wait for it, and long enough for a loaded machine to keep its sessions.
-const SESSION: Duration = Duration::from_secs(2);
+const SESSION: Duration = Duration::from_secs(5);
 
 #[derive(Debug, Clone, Copy)]
 enum Form {
