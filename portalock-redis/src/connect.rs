@@ -125,7 +125,8 @@ async fn diagnose(
         .set_protocol(ProtocolVersion::RESP2);
     let config =
         AsyncConnectionConfig::new().set_connection_timeout(Some(settings.connect_timeout()));
-    let speaks_resp2 = match Client::open(server.set_redis_settings(handshake)) {
+    let server = server.set_redis_settings(handshake);
+    let speaks_resp2 = match client(&server, settings.authority()).await {
         Ok(client) => client
             .get_multiplexed_async_connection_with_config(&config)
             .await
