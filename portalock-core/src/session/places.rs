@@ -170,7 +170,7 @@ impl<P: Clone> Places<P> {
     }
 
     /// Records the answer that the owner holds, and returns its grant. `None` if the session has reconnected since there were
-    /// `reconnects`: the service may have lost the hold by then, and the session did not check it, as it did not know of it.
+    /// `reconnects`, and did not know of the hold: the service may have lost it by then, and the session did not check it.
     ///
     /// # Errors
     ///
