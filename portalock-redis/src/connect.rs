@@ -123,8 +123,9 @@ async fn diagnose(
         .redis_settings()
         .clone()
         .set_protocol(ProtocolVersion::RESP2);
-    let config =
-        AsyncConnectionConfig::new().set_connection_timeout(Some(settings.connect_timeout()));
+    let config = AsyncConnectionConfig::new()
+        .set_connection_timeout(Some(settings.connect_timeout()))
+        .set_response_timeout(Some(settings.patience()));
     let server = server.set_redis_settings(handshake);
     let speaks_resp2 = match client(&server, settings.authority()).await {
         Ok(client) => client

@@ -260,12 +260,16 @@ async fn a_subscription_that_ended_is_made_anew_and_gets_the_grants() {
 #[tokio::test]
 async fn a_client_starts_while_the_number_of_tags_moves() {
     let cluster = start(RedisClusterOptions::new().replicas(0)).await;
-    connected(settings_at(&cluster.url())).await;
+    // Patient with a machine that is busy.
+    let patient = settings_at(&cluster.url())
+        .with_session_ttl(ENOUGH)
+        .unwrap();
+    connected(patient.clone()).await;
     let slot = cluster.slot_of("{portalock}/tags").unwrap();
-    let (cluster, _) = half_way(cluster, slot, |_| true).await;
-    let backend = connected(settings_at(&cluster.url())).await;
+    let (_cluster, _) = half_way(cluster, slot, |_| true).await;
+    let backend = connected(patient.clone()).await;
     let _held = lock(&backend, "a").acquire().await.unwrap();
-    let fewer = settings_at(&cluster.url()).with_cluster_tags(8).unwrap();
+    let fewer = patient.with_cluster_tags(8).unwrap();
     let error = RedisBackend::with_settings(fewer).await.unwrap_err();
     assert_eq!(error.kind(), BackendErrorKind::Misconfigured, "{error:?}");
 }

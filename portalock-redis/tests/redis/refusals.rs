@@ -358,7 +358,8 @@ async fn a_server_without_resp3_is_unsupported_with_an_authority_too() {
     let server = options.tls(identity).start().unwrap();
     let url = format!("rediss://127.0.0.1:{}", server.tls_port().unwrap());
     let trusting = crate::fixture::settings_at(&url).with_authority(certificate);
-    let error = RedisBackend::with_settings(trusting).await.unwrap_err();
+    let patient = trusting.with_connect_timeout(ENOUGH).unwrap();
+    let error = RedisBackend::with_settings(patient).await.unwrap_err();
     assert_eq!(error.kind(), BackendErrorKind::Unsupported, "{error:?}");
 }
 
