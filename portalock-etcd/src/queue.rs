@@ -65,8 +65,9 @@ impl Place {
         let value = match value {
             Ok(answer) if answer.succeeded() => self.taken_by(&answer)?,
             Ok(answer) => self.not_taken_by(&answer, session, known)?,
-            // etcd has executed nothing of this request.
-            Err(error) if is_refusal(&error) => Some(Standing::Failed(error)),
+            Err(error) if self.is_refused(session, error.kind()).await => {
+                Some(Standing::Failed(error))
+            }
             Err(error) => return Err(error),
         };
         Ok(Answered { value, repeated })
@@ -160,6 +161,18 @@ impl Place {
         Ok(())
     }
 
+    /// Whether etcd has refused a request for this place with this answer, so that nothing of it is left.
+    async fn is_refused(&self, session: &SessionLease, answer: BackendErrorKind) -> bool {
+        match answer {
+            BackendErrorKind::PermissionDenied => true,
+            // A request that etcd had accepted before its store became full is executed, and gets the same answer.
+            BackendErrorKind::OutOfSpace | BackendErrorKind::Exhausted => {
+                self.withdraw(session).await.is_ok()
+            }
+            _ => false,
+        }
+    }
+
     /// Deletes the key, if it is this place's.
     fn delete(&self) -> Txn {
         let key = &*self.key;
@@ -176,16 +189,6 @@ impl Place {
             .with_limit(1);
         TxnOp::get(self.queue.keys.as_str(), Some(options))
     }
-}
-
-/// Whether etcd answers so before it executes a request.
-fn is_refusal(error: &BackendError) -> bool {
-    matches!(
-        error.kind(),
-        BackendErrorKind::OutOfSpace
-            | BackendErrorKind::Exhausted
-            | BackendErrorKind::PermissionDenied
-    )
 }
 
 pub(crate) fn holder(first: &[KeyValue]) -> Option<Holder> {
@@ -224,18 +227,6 @@ mod tests {
     use portalock_core::{Attempt, LockName, Mode, OwnerId, Patience, Released, Request};
     use portalock_testkit::servers::EtcdServer;
     use std::{sync::Arc, time::Duration};
-
-    #[test]
-    fn a_request_without_an_answer_was_not_refused() {
-        use BackendErrorKind as Kind;
-        let refuses = |kind| is_refusal(&BackendError::new(kind, "test"));
-        for kind in [Kind::OutOfSpace, Kind::Exhausted, Kind::PermissionDenied] {
-            assert!(refuses(kind), "{kind:?}");
-        }
-        for kind in [Kind::Unavailable, Kind::Other, Kind::Misconfigured] {
-            assert!(!refuses(kind), "{kind:?}");
-        }
-    }
 
     fn client(server: &EtcdServer) -> Client {
         let settings = EtcdSettings::new(server.endpoints()).unwrap();
@@ -293,6 +284,28 @@ mod tests {
             lease.key_modified(place.named.load(Ordering::Acquire));
             let entered = place.enter(lease, false).await.unwrap();
             assert!(entered.value.is_none());
+        }
+    }
+
+    #[tokio::test]
+    async fn a_request_without_an_answer_was_not_refused() {
+        use BackendErrorKind as Kind;
+        let server = EtcdServer::start().unwrap();
+        let client = client(&server);
+        let session = client.session().await.unwrap();
+        let lease = session.service();
+        let request = Request::new(
+            LockName::new("refused").unwrap(),
+            Mode::Exclusive,
+            Patience::Queue,
+        );
+        let wish = Wish::new(client.shared().keys.lock(&request), &request);
+        let place = Place::new(request.owner, &wish, lease.id(), &lease.numbers);
+        for kind in [Kind::OutOfSpace, Kind::Exhausted, Kind::PermissionDenied] {
+            assert!(place.is_refused(lease, kind).await, "{kind:?}");
+        }
+        for kind in [Kind::Unavailable, Kind::Other, Kind::Misconfigured] {
+            assert!(!place.is_refused(lease, kind).await, "{kind:?}");
         }
     }
 

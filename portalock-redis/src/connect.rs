@@ -123,9 +123,11 @@ async fn diagnose(
         .redis_settings()
         .clone()
         .set_protocol(ProtocolVersion::RESP2);
-    let config =
-        AsyncConnectionConfig::new().set_connection_timeout(Some(settings.connect_timeout()));
-    let speaks_resp2 = match Client::open(server.set_redis_settings(handshake)) {
+    let config = AsyncConnectionConfig::new()
+        .set_connection_timeout(Some(settings.connect_timeout()))
+        .set_response_timeout(Some(settings.patience()));
+    let server = server.set_redis_settings(handshake);
+    let speaks_resp2 = match client(&server, settings.authority()).await {
         Ok(client) => client
             .get_multiplexed_async_connection_with_config(&config)
             .await

@@ -45,8 +45,10 @@ const UNBLOCKED: &str = "UNBLOCKED";
 fn classify(error: &RedisError) -> (BackendErrorKind, &'static str) {
     use BackendErrorKind as Ours;
     match error.kind() {
-        // A script can be flushed between loading and calling.
-        ErrorKind::Io | ErrorKind::Server(ServerErrorKind::NoScript) => (Ours::Unavailable, ""),
+        // A script can be flushed between loading and calling. A connection can end in the middle of an answer.
+        ErrorKind::Io | ErrorKind::Parse | ErrorKind::Server(ServerErrorKind::NoScript) => {
+            (Ours::Unavailable, "")
+        }
         ErrorKind::AuthenticationFailed | ErrorKind::Server(ServerErrorKind::NoPerm) => DENIED,
         ErrorKind::InvalidClientConfig => (Ours::Misconfigured, ""),
         ErrorKind::RESP3NotSupported => NO_RESP3,
@@ -134,6 +136,14 @@ pub(crate) fn no_resp3(source: RedisError) -> BackendError {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Otherwise a call would not be sent again.
+    #[test]
+    fn a_connection_that_ends_in_the_middle_of_an_answer_has_ended() {
+        let error = redis::parse_redis_value(b"$7\r\ngran").unwrap_err();
+        assert!(breaks(&error));
+        assert_eq!(failed("ask", error).kind(), BackendErrorKind::Unavailable);
+    }
 
     #[test]
     fn codes_decide() {

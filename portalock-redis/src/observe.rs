@@ -13,8 +13,8 @@
 use std::{sync::Arc, time::Duration};
 
 use portalock_core::{
-    BackendError, Claim, ClaimKind, FencingToken, HolderSender, HolderWatch, Inspection, LockName,
-    OwnerId, holder_watch, session,
+    BackendError, BackendErrorKind, Claim, ClaimKind, FencingToken, HolderSender, HolderWatch,
+    Inspection, LockName, OwnerId, holder_watch, session,
 };
 use redis::{PushInfo, aio::MultiplexedConnection};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
@@ -120,8 +120,23 @@ impl Line {
         let answer = INSPECT
             .run_in(route.tag(), connection, &[state], &[changes])
             .await
-            .map_err(|error| failed(OBSERVING, error))?;
-        inspection(Kind::Lock, answer).ok_or_else(|| unexpected(OBSERVING))
+            .map_err(|error| failed(OBSERVING, error));
+        let seen = answer
+            .and_then(|answer| inspection(Kind::Lock, answer).ok_or_else(|| unexpected(OBSERVING)));
+        match seen {
+            // It may come of an answer to another command: see `Line::ensure_open` of a session.
+            Err(_) if self.has_ended() => Err(BackendError::new(
+                BackendErrorKind::Unavailable,
+                format!("can't {OBSERVING}: its subscription ended meanwhile"),
+            )),
+            seen => seen,
+        }
+    }
+
+    /// Reads the messages that have come.
+    fn has_ended(&mut self) -> bool {
+        let mut heard = std::iter::from_fn(|| self.heard.try_recv().ok());
+        heard.any(|heard| matches!(heard, Heard::End))
     }
 
     /// Sends every change, until the connection ends.

@@ -130,7 +130,10 @@ impl<S: Service> Client<S> {
         match value {
             Entered::Granted(token) => {
                 session.ensure_live()?;
-                Ok(Attempt::Granted(places.hold(owner, token)?))
+                match places.hold(owner, token, reconnects)? {
+                    Some(grant) => Ok(Attempt::Granted(grant)),
+                    None => Box::pin(self.attempt(owner, wish)).await,
+                }
             }
             Entered::Queued { holder, look_in } => {
                 places.queued(owner);

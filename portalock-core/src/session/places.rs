@@ -169,13 +169,23 @@ impl<P: Clone> Places<P> {
         });
     }
 
-    /// Records the answer that the owner holds, and returns its grant.
+    /// Records the answer that the owner holds, and returns its grant. `None` if the session has reconnected since there were
+    /// `reconnects`, and did not know of the hold: the service may have lost it by then, and the session did not check it.
     ///
     /// # Errors
     ///
     /// [`SessionEnded`](BackendErrorKind::SessionEnded) if the session has ended meanwhile, and the lock with it.
-    pub(super) fn hold(&self, owner: OwnerId, token: FencingToken) -> Result<Grant, BackendError> {
-        let grant = self.change(owner, |place| place.hold(token, &self.session));
+    pub(super) fn hold(
+        &self,
+        owner: OwnerId,
+        token: FencingToken,
+        reconnects: u64,
+    ) -> Result<Option<Grant>, BackendError> {
+        // Under the book's lock, so that a later reconnect finds the hold.
+        let grant = self.change(owner, |place| {
+            let is_known = !place.waits() || self.reconnects() == reconnects;
+            is_known.then(|| place.hold(token, &self.session))
+        });
         grant.ok_or_else(|| self.over())
     }
 

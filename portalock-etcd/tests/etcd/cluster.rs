@@ -1,9 +1,10 @@
 //! Three members; some of them are killed or stopped.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use portalock_core::{BackendErrorKind, Lock, LockError, Policy, clock::Instant};
-use portalock_etcd::etcd_client::Client;
+use portalock_etcd::{EtcdBackend, EtcdSettings, etcd_client::Client};
+use portalock_testkit::servers::EtcdOptions;
 
 use crate::support::{Server, patient, until};
 
@@ -142,4 +143,61 @@ async fn a_lock_outlives_many_elections_on_a_short_lease() {
             .unwrap();
     }
     guard.release().await.unwrap();
+}
+
+/// etcd executes the requests that it accepted before its store was full, and answers that it has no space.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_is_left_of_a_request_that_was_in_flight_when_the_store_became_full() {
+    let options = EtcdOptions::new()
+        .members(3)
+        .argument("--quota-backend-bytes=4194304")
+        .argument("--backend-batch-limit=1");
+    let etcd = Arc::new(options.start().unwrap());
+    let server = Server { etcd };
+    let leads = leader(&server).await;
+    let endpoint = server.etcd.endpoints().remove(leads);
+    let settings = EtcdSettings::new([&endpoint]).unwrap();
+    let long = Duration::from_secs(60);
+    let settings = settings.with_request_timeout(long).unwrap();
+    let settings = settings.with_lease_time(10 * long).unwrap();
+    let client = EtcdBackend::with_settings(settings).await.unwrap();
+    let warm = Lock::new(client.clone(), "warm").unwrap();
+    drop(warm.acquire_with(&patient()).await.unwrap());
+    until("it is released", async || {
+        server.lock_keys().await.is_empty()
+    })
+    .await;
+    let store = Client::connect([&endpoint], None).await.unwrap();
+    let others = (0..3).filter(|member| *member != leads);
+    others
+        .clone()
+        .for_each(|member| server.etcd.stall(member).unwrap());
+    let in_flight = async |count: f64| {
+        until("so many requests are in flight", async || {
+            let pending = "etcd_server_proposals_pending";
+            server.counter_of(leads, pending).await >= count
+        })
+        .await;
+    };
+    for number in 0..5 {
+        let mut store = store.kv_client();
+        tokio::spawn(async move {
+            let megabyte = vec![0_u8; 1024 * 1024];
+            store.put(format!("load/{number}"), megabyte, None).await
+        });
+    }
+    in_flight(5.0).await;
+    let lock = Lock::new(client, "full").unwrap();
+    let attempt = tokio::spawn(async move { lock.acquire_with(&patient()).await.map(drop) });
+    in_flight(6.0).await;
+    others.for_each(|member| server.etcd.resume(member).unwrap());
+    let error = attempt.await.unwrap().unwrap_err();
+    let LockError::Backend { source, .. } = &error else {
+        panic!("{error:?}")
+    };
+    assert_eq!(source.kind(), BackendErrorKind::OutOfSpace, "{error:?}");
+    until("nothing is left", async || {
+        server.lock_keys().await.is_empty()
+    })
+    .await;
 }

@@ -99,9 +99,14 @@ impl Server {
         }
     }
 
-    /// The sum of one of the server's counters.
+    /// The sum of one of the first member's counters.
     pub(crate) async fn counter(&self, name: &str) -> f64 {
-        self.metrics()
+        self.counter_of(0, name).await
+    }
+
+    /// The sum of one of this member's counters.
+    pub(crate) async fn counter_of(&self, member: usize, name: &str) -> f64 {
+        self.metrics(member)
             .await
             .lines()
             .filter(|line| {
@@ -195,7 +200,7 @@ impl Server {
 
     /// How many transactions and how many deletions the server has executed, by its own count.
     pub(crate) async fn requests(&self) -> (u64, u64) {
-        let metrics = self.metrics().await;
+        let metrics = self.metrics(0).await;
         let count = |method: &str| {
             let line =
                 format!("grpc_server_handled_total{{grpc_code=\"OK\",grpc_method=\"{method}\"");
@@ -208,9 +213,9 @@ impl Server {
         (count("Txn"), count("DeleteRange"))
     }
 
-    async fn metrics(&self) -> String {
+    async fn metrics(&self, member: usize) -> String {
         use tokio::io::{AsyncReadExt, AsyncWriteExt};
-        let address = ("127.0.0.1", self.etcd.port(0));
+        let address = ("127.0.0.1", self.etcd.port(member));
         let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
         stream
             .write_all(b"GET /metrics HTTP/1.0\r\n\r\n")

@@ -35,7 +35,7 @@ pub(crate) async fn renew(
     session: &SessionKey,
     connection: &mut MultiplexedConnection,
 ) -> Result<Vec<Mark>, BackendError> {
-    let mut nodes = Nodes::new(session, connection, RENEWING);
+    let mut nodes = Nodes::new(&session.server.route, connection, RENEWING);
     let mut expire = redis::cmd("PEXPIRE");
     let is_known: bool = nodes
         .ask(expire.arg(&session.key).arg(&session.lifetime))
@@ -57,7 +57,7 @@ pub(crate) async fn look(
     connection: &mut MultiplexedConnection,
     asked: &[Asked<Place>],
 ) -> Result<Vec<Stand>, BackendError> {
-    let mut nodes = Nodes::new(session, connection, LOOKING);
+    let mut nodes = Nodes::new(&session.server.route, connection, LOOKING);
     let mut stands = Vec::with_capacity(asked.len());
     for Asked { at: place, .. } in asked {
         let (keys, named) = (&session.server.keys, &place.wanted);
@@ -80,7 +80,7 @@ pub(crate) async fn look(
 }
 
 /// The two nodes of a slot that moves.
-struct Nodes<'a> {
+pub(super) struct Nodes<'a> {
     route: &'a Route,
     what: &'static str,
     /// The connection to the source node.
@@ -90,13 +90,13 @@ struct Nodes<'a> {
 }
 
 impl<'a> Nodes<'a> {
-    fn new(
-        session: &'a SessionKey,
+    pub(super) fn new(
+        route: &'a Route,
         first: &'a mut MultiplexedConnection,
         what: &'static str,
     ) -> Self {
         Self {
-            route: &session.server.route,
+            route,
             what,
             first,
             other: None,
@@ -104,7 +104,10 @@ impl<'a> Nodes<'a> {
     }
 
     /// Sends a command on one key to the node that has the key.
-    async fn ask<T: FromRedisValue>(&mut self, command: &Cmd) -> Result<T, BackendError> {
+    pub(super) async fn ask<T: FromRedisValue>(
+        &mut self,
+        command: &Cmd,
+    ) -> Result<T, BackendError> {
         let what = self.what;
         let error = match command.query_async(self.first).await {
             Ok(answer) => return Ok(answer),

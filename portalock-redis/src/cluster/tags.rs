@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use portalock_core::{BackendError, BackendErrorKind, clock::Instant};
 
-use crate::{config::RedisSettings, connect::connect, error::failed, route::Route};
+use super::moving::Nodes;
+use crate::{config::RedisSettings, connect::connect, route::Route};
 
 const AGREEING: &str = "compare the number of tags with what lies in the Redis cluster";
 const PAUSE: Duration = Duration::from_millis(50);
@@ -38,16 +39,11 @@ async fn compare(route: &Route, settings: &RedisSettings) -> Result<(), BackendE
     let key = format!("{}/tags", route.prefix());
     let place = route.find().await?;
     let mut connection = connect(route, &place, |_| Ok::<(), ()>(())).await?;
-    let (_, theirs): (bool, u16) = redis::pipe()
-        .cmd("SET")
-        .arg(&key)
-        .arg(ours)
-        .arg("NX")
-        .cmd("GET")
-        .arg(&key)
-        .query_async(&mut connection)
-        .await
-        .map_err(|error| failed(AGREEING, error))?;
+    // The slot may be moving, for hours: running clients need nothing in it.
+    let mut nodes = Nodes::new(route, &mut connection, AGREEING);
+    let mut set = redis::cmd("SET");
+    nodes.ask::<bool>(set.arg(&key).arg(ours).arg("NX")).await?;
+    let theirs: u16 = nodes.ask(redis::cmd("GET").arg(&key)).await?;
     if theirs == ours {
         return Ok(());
     }

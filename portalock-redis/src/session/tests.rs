@@ -6,6 +6,7 @@
     reason = "a test's helpers are part of the test"
 )]
 
+use portalock_core::LockName;
 use portalock_testkit::servers::RedisClusterOptions;
 use redis::Value;
 
@@ -13,6 +14,7 @@ use super::*;
 use crate::{
     address::Address,
     cluster::{Cluster, Tag},
+    observe::observe,
 };
 
 mod messages;
@@ -36,6 +38,7 @@ async fn an_answer_after_the_end_of_a_subscription_is_not_trusted() {
     let nodes = Arc::new(Cluster::new(address, settings.clone()));
     let tag = Tag::new("portalock", 0);
     let (slot, channel) = (tag.slot(), format!("{}/session/0", tag.prefix()));
+    let observed = Server::new(Route::to_slot(&nodes, tag.clone(), &settings));
     let route = Arc::new(Route::to_slot(&nodes, tag, &settings));
     let location = route.find().await.unwrap();
     let is_open = Arc::new(AtomicBool::new(true));
@@ -66,8 +69,10 @@ async fn an_answer_after_the_end_of_a_subscription_is_not_trusted() {
     let mut busy = connection.clone();
     let refresh = format!("PEXPIRE {channel} 1");
     let refresh = tokio::spawn(async move { ask(&mut busy, &refresh).await });
+    let name = LockName::new("a").unwrap();
+    let observing = tokio::spawn(async move { observe(&observed, &name).await });
     while !matches!(&ask(&mut admin, "INFO clients").await,
-        Value::VerbatimString { text, .. } if text.contains("blocked_clients:1"))
+        Value::VerbatimString { text, .. } if text.contains("blocked_clients:2"))
     {
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
@@ -80,6 +85,8 @@ async fn an_answer_after_the_end_of_a_subscription_is_not_trusted() {
     }
     // The message is taken for the answer, and the answer for that to the next command.
     assert!(matches!(refresh.await.unwrap(), Value::Push { .. }));
+    let error = observing.await.unwrap().unwrap_err();
+    assert_eq!(error.kind(), BackendErrorKind::Unavailable, "{error:?}");
     let (shifted, _) = tokio::join!(
         ask(&mut connection, "PING"),
         ask(&mut admin, "CLIENT UNPAUSE")

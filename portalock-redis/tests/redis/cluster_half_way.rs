@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use portalock_core::{BackendErrorKind, Broken, LockBackend, LockError, Policy, clock::Instant};
-use portalock_redis::RedisSettings;
+use portalock_redis::{RedisBackend, RedisSettings};
 use portalock_testkit::servers::{RedisCluster, RedisClusterOptions, SlotMove};
 
 use crate::{
@@ -254,4 +254,22 @@ async fn a_subscription_that_ended_is_made_anew_and_gets_the_grants() {
         held.release().await.unwrap();
         held = granted(waiter).await;
     }
+}
+
+/// Its locks are in other slots.
+#[tokio::test]
+async fn a_client_starts_while_the_number_of_tags_moves() {
+    let cluster = start(RedisClusterOptions::new().replicas(0)).await;
+    // Patient with a machine that is busy.
+    let patient = settings_at(&cluster.url())
+        .with_session_ttl(ENOUGH)
+        .unwrap();
+    connected(patient.clone()).await;
+    let slot = cluster.slot_of("{portalock}/tags").unwrap();
+    let (_cluster, _) = half_way(cluster, slot, |_| true).await;
+    let backend = connected(patient.clone()).await;
+    let _held = lock(&backend, "a").acquire().await.unwrap();
+    let fewer = patient.with_cluster_tags(8).unwrap();
+    let error = RedisBackend::with_settings(fewer).await.unwrap_err();
+    assert_eq!(error.kind(), BackendErrorKind::Misconfigured, "{error:?}");
 }

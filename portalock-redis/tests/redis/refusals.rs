@@ -348,6 +348,21 @@ async fn tls_trusts_the_authority_it_is_given_and_no_other() {
     assert_eq!(error.kind(), BackendErrorKind::Misconfigured, "{error:?}");
 }
 
+#[cfg(feature = "tls")]
+#[tokio::test]
+async fn a_server_without_resp3_is_unsupported_with_an_authority_too() {
+    let dir = tempfile::tempdir().unwrap();
+    let identity = crate::fixture::identity(dir.path());
+    let certificate = identity.certificate.clone();
+    let options = RedisOptions::new().setting("rename-command", r#"HELLO """#);
+    let server = options.tls(identity).start().unwrap();
+    let url = format!("rediss://127.0.0.1:{}", server.tls_port().unwrap());
+    let trusting = crate::fixture::settings_at(&url).with_authority(certificate);
+    let patient = trusting.with_connect_timeout(ENOUGH).unwrap();
+    let error = RedisBackend::with_settings(patient).await.unwrap_err();
+    assert_eq!(error.kind(), BackendErrorKind::Unsupported, "{error:?}");
+}
+
 #[test]
 fn settings_without_tls_say_what_to_build() {
     if cfg!(not(feature = "tls")) {

@@ -33,7 +33,10 @@ async fn a_reset_costs_nobody_a_lock_and_a_grant_that_was_not_heard_is_found() {
     let (holder, waiter) = (OwnerId::mint(), OwnerId::mint());
     let places = session.places();
     places.expect(holder, || 1).unwrap();
-    let held = places.hold(holder, FencingToken::new(1)).unwrap();
+    let held = places
+        .hold(holder, FencingToken::new(1), 0)
+        .unwrap()
+        .unwrap();
     store.set(1, Stand::Held(FencingToken::new(1)));
     places.expect(waiter, || 2).unwrap();
     places.queued(waiter);
@@ -56,7 +59,11 @@ async fn what_a_service_has_lost_is_known_before_the_lease_is_prolonged_over_a_n
     let (store, session, _sessions) = start().await;
     let owner = OwnerId::mint();
     session.places().expect(owner, || 1).unwrap();
-    let held = session.places().hold(owner, FencingToken::new(1)).unwrap();
+    let held = session
+        .places()
+        .hold(owner, FencingToken::new(1), 0)
+        .unwrap()
+        .unwrap();
     store.set(1, Stand::Held(FencingToken::new(1)));
     // Over a new connection, each renewal gets an answer and no look does.
     store.blind.store(true, Ordering::Release);
@@ -83,7 +90,11 @@ async fn a_renewal_goes_on_with_the_places_that_the_one_before_did_not_come_to()
     for place in 0..=u32::try_from(2 * SEEN_AT_ONCE).unwrap() {
         let owner = OwnerId::mint();
         session.places().expect(owner, || place).unwrap();
-        let _held = session.places().hold(owner, FencingToken::new(1)).unwrap();
+        let _held = session
+            .places()
+            .hold(owner, FencingToken::new(1), 0)
+            .unwrap()
+            .unwrap();
         store.set(place, Stand::Held(FencingToken::new(1)));
     }
     let deadline = session.lease().deadline();
@@ -119,7 +130,10 @@ async fn start_with_a_look_that_hangs() -> (Arc<Store>, Arc<Kept>, Sessions<Kept
     let (store, session, sessions) = start_with(PATIENCE * 10).await;
     let owner = OwnerId::mint();
     session.places().expect(owner, || 1).unwrap();
-    session.places().hold(owner, FencingToken::new(1)).unwrap();
+    session
+        .places()
+        .hold(owner, FencingToken::new(1), 0)
+        .unwrap();
     store.set(1, Stand::Held(FencingToken::new(1)));
     store.stares.store(true, Ordering::Release);
     session.look_within(Duration::ZERO);
@@ -365,7 +379,11 @@ async fn each_place_is_looked_after_also_if_there_are_more_than_one_look_asks_fo
     for place in 0..=u32::try_from(SEEN_AT_ONCE).unwrap() {
         let owner = OwnerId::mint();
         session.places().expect(owner, || place).unwrap();
-        let grant = session.places().hold(owner, FencingToken::new(1)).unwrap();
+        let grant = session
+            .places()
+            .hold(owner, FencingToken::new(1), 0)
+            .unwrap()
+            .unwrap();
         store.set(place, Stand::Held(FencingToken::new(1)));
         signals.push(grant.lost);
     }

@@ -44,7 +44,7 @@ fn a_release_that_is_answered_late_leaves_what_came_after_it() {
     let dropped = places.release(owner).unwrap();
     places.release(owner).unwrap().done();
     places.expect(owner, || 2).unwrap();
-    places.hold(owner, token(2)).unwrap();
+    places.hold(owner, token(2), 0).unwrap();
     late.done();
     drop(dropped);
     assert_eq!(places.held(owner), Some((2, token(2))));
@@ -154,8 +154,8 @@ fn what_an_attempt_took_after_its_release_is_released_again() {
 fn one_who_asks_again_for_what_it_holds_hears_of_its_loss() {
     let (places, _lease, owner) = book();
     places.expect(owner, || 1).unwrap();
-    let first = places.hold(owner, token(1)).unwrap();
-    let again = places.hold(owner, token(1)).unwrap();
+    let first = places.hold(owner, token(1), 0).unwrap().unwrap();
+    let again = places.hold(owner, token(1), 0).unwrap().unwrap();
     let [asked] = places.standing(true).try_into().unwrap();
     places.found(&asked, Stand::Gone, "a table");
     assert!(first.lost.is_lost() && again.lost.is_lost());
@@ -166,7 +166,7 @@ fn what_is_gone_is_lost_and_what_has_happened_meanwhile_counts() {
     let (places, _lease, owner) = book();
     places.expect(owner, || 1).unwrap();
     assert!(places.standing(true).is_empty(), "it is not answered yet");
-    let grant = places.hold(owner, token(1)).unwrap();
+    let grant = places.hold(owner, token(1), 0).unwrap().unwrap();
     let [asked] = places.standing(true).try_into().unwrap();
     places.found(&asked, Stand::Held(token(1)), "a table");
     assert!(!grant.lost.is_lost());
@@ -181,7 +181,7 @@ fn what_is_gone_is_lost_and_what_has_happened_meanwhile_counts() {
     places.expect(waiter, || 1).unwrap();
     places.queued(waiter);
     let [asked] = places.standing(true).try_into().unwrap();
-    let grant = places.hold(waiter, token(2)).unwrap();
+    let grant = places.hold(waiter, token(2), 0).unwrap().unwrap();
     places.found(&asked, Stand::Waits, "a table");
     assert!(!grant.lost.is_lost());
     places.forget(waiter);
@@ -189,7 +189,7 @@ fn what_is_gone_is_lost_and_what_has_happened_meanwhile_counts() {
     for stand in [Stand::Gone, Stand::Waits, Stand::Held(token(3))] {
         let owner = OwnerId::mint();
         places.expect(owner, || 1).unwrap();
-        let grant = places.hold(owner, token(2)).unwrap();
+        let grant = places.hold(owner, token(2), 0).unwrap().unwrap();
         let [asked] = places.standing(true).try_into().unwrap();
         places.found(&asked, stand, "a table");
         assert!(
@@ -231,7 +231,7 @@ async fn a_session_that_is_over_tells_its_waiters_and_takes_no_more() {
     assert!(matches!(line.next().await, Wake::Failed(_)));
     let over = places.expect(OwnerId::mint(), || 2).unwrap_err();
     assert_eq!(over.kind(), BackendErrorKind::SessionEnded);
-    assert!(places.hold(owner, token(1)).is_err());
+    assert!(places.hold(owner, token(1), 0).is_err());
     assert!(places.release(owner).is_none());
     let mut late = places.listen(owner);
     assert!(matches!(late.next().await, Wake::Failed(_)));
@@ -243,19 +243,19 @@ fn a_place_that_is_broken_is_lost_and_due_and_the_owners_next_one_is_not() {
     for is_heard in [true, false] {
         let (places, _lease, owner) = book();
         places.expect(owner, || 1).unwrap();
-        let grant = is_heard.then(|| places.hold(owner, token(1)).unwrap());
+        let grant = is_heard.then(|| places.hold(owner, token(1), 0).unwrap().unwrap());
         assert!(!places.broken(owner, &loss, |at| *at == 2));
         assert!(places.due().is_empty(), "it was another place");
         for _ in 0..2 {
             assert!(places.broken(owner, &loss, |at| *at == 1));
         }
-        let grant = grant.unwrap_or_else(|| places.hold(owner, token(1)).unwrap());
+        let grant = grant.unwrap_or_else(|| places.hold(owner, token(1), 0).unwrap().unwrap());
         assert_eq!(grant.lost.loss(), Some(loss.clone()));
         assert_eq!(places.due(), [owner]);
         places.release_due(owner).unwrap().done();
         places.expect(owner, || 2).unwrap();
         assert!(!places.broken(owner, &loss, |at| *at == 1));
-        let next = places.hold(owner, token(2)).unwrap();
+        let next = places.hold(owner, token(2), 0).unwrap().unwrap();
         assert_eq!(next.lost.loss(), None);
     }
 }
@@ -299,7 +299,7 @@ async fn one_who_is_told_to_ask_again_hears_of_it_also_if_it_listens_later() {
     assert!(line.next().now_or_never().is_none(), "it is told once");
     places.wake(owner);
     assert!(matches!(line.next().await, Wake::TryNow));
-    places.hold(owner, token(1)).unwrap();
+    places.hold(owner, token(1), 0).unwrap();
     places.wake(owner);
     assert!(line.next().now_or_never().is_none(), "it waits no more");
 }
@@ -318,11 +318,11 @@ fn one_who_takes_its_place_anew_is_not_told_of_an_earlier_grant() {
 fn one_who_takes_its_place_anew_has_lost_what_it_held_and_holds_by_the_new_one() {
     let (places, _lease, owner) = book();
     places.expect(owner, || 1).unwrap();
-    let first = places.hold(owner, token(1)).unwrap();
+    let first = places.hold(owner, token(1), 0).unwrap().unwrap();
     places.retake(owner, "a table");
     assert!(matches!(first.lost.loss(), Some(Loss::Removed(_))));
     assert!(places.held(owner).is_none());
-    let second = places.hold(owner, token(2)).unwrap();
+    let second = places.hold(owner, token(2), 0).unwrap().unwrap();
     assert!(!second.lost.is_lost());
     assert_eq!(places.held(owner), Some((1, token(2))));
 
@@ -337,7 +337,7 @@ fn a_look_is_told_who_holds() {
     let (places, _lease, holder) = book();
     let waiter = OwnerId::mint();
     places.expect(holder, || 1).unwrap();
-    places.hold(holder, token(1)).unwrap();
+    places.hold(holder, token(1), 0).unwrap();
     places.expect(waiter, || 2).unwrap();
     places.queued(waiter);
     let mut asked = places.standing(true);

@@ -115,6 +115,27 @@ async fn an_attempt_that_was_under_way_when_a_connection_was_made_is_made_again(
     assert_eq!(recheck(waits.unwrap()), Duration::ZERO);
 }
 
+/// Its answer says that it holds. The service was restored from older data since, and may have granted the lock to another
+/// owner. The check of the places after the reconnect did not know of this one.
+#[tokio::test]
+async fn a_grant_that_was_under_way_when_a_connection_was_made_is_asked_for_again() {
+    let (client, store, owner) = client();
+    store.set(1, Stand::Held(FencingToken::new(7)));
+    let session = client.session().await.unwrap();
+    store.gate.store(true, Ordering::Release);
+    let attempt = client.attempt(owner, &(1, true));
+    let meanwhile = async {
+        store.has_seen(Event::Asked, 1).await;
+        store.set(1, Stand::Waits);
+        let renewed = store.count(Event::Renewed);
+        reset(&session);
+        store.has_seen(Event::Renewed, renewed + 1).await;
+        store.gate.store(false, Ordering::Release);
+    };
+    let (attempt, ()) = tokio::join!(attempt, meanwhile);
+    assert!(matches!(attempt.unwrap(), Attempt::Contended(_)));
+}
+
 #[tokio::test]
 async fn what_an_attempt_without_an_answer_may_have_left_is_made_void() {
     let (client, store, owner) = client();

@@ -15,7 +15,7 @@ fn held() -> (Book, Lease, OwnerId) {
     let places = Book::new(lease.signal());
     let owner = OwnerId::mint();
     places.expect(owner, || 1).unwrap();
-    places.hold(owner, token(1)).unwrap();
+    places.hold(owner, token(1), 0).unwrap();
     (places, lease, owner)
 }
 
@@ -175,7 +175,7 @@ fn nobody_follows_another_place_of_the_owner_ahead() {
     follow(&places, second, 2, first);
     places.forget(first);
     places.expect(first, || 9).unwrap();
-    places.hold(first, token(9)).unwrap();
+    places.hold(first, token(9), 0).unwrap();
     assert_eq!(release(&places, first), None);
     assert_eq!(grant(&mut line), None);
 }
@@ -216,7 +216,7 @@ fn a_check_finds_one_that_took_over_still_waiting() {
     assert!(kept(&asked));
     found(&asked, Stand::Follows(token(2)));
     found(&asked, Stand::Held(token(2)));
-    let lost = places.hold(second, token(2)).unwrap().lost;
+    let lost = places.hold(second, token(2), 0).unwrap().unwrap().lost;
     assert!(!lost.is_lost());
     found(&asked, Stand::Follows(token(3)));
     assert!(lost.is_lost(), "it waits with another token");
