@@ -186,9 +186,9 @@ fn set_up(request_timeout: Duration) -> String {
          SET enable_seqscan = off;
          -- Whoever was granted a lock must be known after a crash.
          SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off';
-         -- Since version 14.
-         SELECT set_config('idle_session_timeout', '0', false)
-         WHERE current_setting('idle_session_timeout', true) IS NOT NULL;"
+         -- Since version 14, and since version 17.
+         SELECT set_config(name, '0', false) FROM unnest('{{idle_session_timeout, transaction_timeout}}'::text[]) name
+         WHERE current_setting(name, true) IS NOT NULL;"
     )
 }
 

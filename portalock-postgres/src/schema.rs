@@ -137,6 +137,8 @@ async fn upgrade(client: &Client) -> Result<i32, Error> {
              SET LOCAL search_path = pg_catalog;
              SET LOCAL statement_timeout = 0;
              SET LOCAL lock_timeout = 0;
+             -- Since version 17.
+             SELECT set_config('transaction_timeout', '0', true) WHERE current_setting('transaction_timeout', true) IS NOT NULL;
              SELECT pg_advisory_xact_lock(hashtextextended('portalock.migrate', 1919249516));",
         )
         .await?;

@@ -90,6 +90,9 @@ DECLARE
     dies_in bigint;
     served integer := 0;
 BEGIN
+    -- If the server's queue of notifications was full, it stays full when everybody has read it, and nothing can be passed on:
+    -- only a notification that has room frees what was read, or this function.
+    PERFORM pg_notification_queue_usage();
     FOR waits IN
         SELECT c.kind, c.name FROM portalock.queue c WHERE c.session = _session AND c.place IS NOT NULL
         UNION SELECT o.kind, o.name FROM portalock.observers o WHERE o.session = _session

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use portalock_core::{Guard, Lock};
 use portalock_postgres::PostgresBackend;
+use portalock_testkit::servers::PostgresOptions;
 
 use crate::support::{Server, patient, until};
 
@@ -188,4 +189,27 @@ async fn a_server_that_forgot_a_claim_or_a_session_is_noticed() {
         .await
         .unwrap();
     anew.release().await.unwrap();
+}
+
+/// If the queue of notifications is full, a lock is not passed on. Postgres keeps it full after everybody has read it.
+#[tokio::test]
+async fn a_queue_of_notifications_that_was_full_holds_back_no_grant() {
+    let server = Server::start().await;
+    let version = "SELECT current_setting('server_version_num')::int8";
+    if server.number(version).await < 170_000 {
+        // The queue of these versions has 8 GB.
+        return;
+    }
+    let small = PostgresOptions::new().setting("max_notify_queue_pages", "64");
+    let server = Server::with(small).await;
+    let (guard, waiting) = pair(&server, Duration::from_secs(10)).await;
+    let reader = server.admin().await;
+    reader.batch_execute("LISTEN noise").await.unwrap();
+    reader.batch_execute("BEGIN").await.unwrap();
+    let admin = server.admin().await;
+    let noise = "SELECT pg_notify('noise', repeat('x', 7900))";
+    while admin.batch_execute(noise).await.is_ok() {}
+    guard.release().await.unwrap_err();
+    reader.batch_execute("COMMIT").await.unwrap();
+    waiting.await.unwrap().release().await.unwrap();
 }

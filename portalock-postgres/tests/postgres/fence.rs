@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use portalock_core::Lock;
 use portalock_postgres::{Fence, PostgresBackend};
-use portalock_testkit::proxy::Direction;
+use portalock_testkit::{proxy::Direction, servers::PostgresOptions};
 
-use crate::support::{Server, connect, patient};
+use crate::support::{Server, connect, patient, until};
 
 const LEASE: Duration = Duration::from_secs(2);
 
@@ -120,7 +120,7 @@ async fn a_lock_is_not_passed_on_while_a_transaction_commits_under_it() {
     });
     let waiting =
         "SELECT count(*) FROM pg_stat_activity WHERE query = 'COMMIT' AND wait_event_type = 'Lock'";
-    crate::support::until("the commit waits", async || {
+    until("the commit waits", async || {
         server.number(waiting).await == 1
     })
     .await;
@@ -128,7 +128,7 @@ async fn a_lock_is_not_passed_on_while_a_transaction_commits_under_it() {
     let releases = tokio::spawn(guard.release());
     let blocked = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%portalock.release%' AND wait_event_type = 'Lock'
                    AND pid <> pg_backend_pid()";
-    crate::support::until("the release waits for the commit", async || {
+    until("the release waits for the commit", async || {
         server.number(blocked).await == 1
     })
     .await;
@@ -160,4 +160,46 @@ async fn a_transaction_of_a_replica_is_refused_too() {
     guard.release().await.unwrap();
     let error = writer.batch_execute("COMMIT").await.unwrap_err();
     assert!(Fence::refused(&error), "{error:?}");
+}
+
+/// A transaction that is prepared has been checked and will commit: until then the lock passes to nobody, also if the server
+/// crashes meanwhile.
+#[tokio::test]
+async fn a_lock_is_not_passed_on_while_a_transaction_under_it_is_prepared() {
+    let options = PostgresOptions::new().setting("max_prepared_transactions", "1");
+    let server = Server::with(options).await;
+    let (line, settings) = server.line();
+    let stopped = PostgresBackend::with_settings(settings.with_lease_time(LEASE).unwrap())
+        .await
+        .unwrap();
+    let guard = Lock::new(stopped.clone(), "a").unwrap();
+    let guard = guard.acquire_with(&patient()).await.unwrap();
+    let fence = stopped.fence(guard.owner()).unwrap();
+    let writer = server.admin().await;
+    writer.batch_execute("BEGIN").await.unwrap();
+    writer
+        .query(Fence::STATEMENT, &[&fence.owner, &fence.token])
+        .await
+        .unwrap();
+    writer
+        .batch_execute("PREPARE TRANSACTION 'write'")
+        .await
+        .unwrap();
+    line.black_hole(Direction::Both);
+    server.do_with(|postgres| postgres.restart().unwrap()).await;
+
+    let successor = Lock::new(server.client().await, "a").unwrap();
+    let policy = patient();
+    let mut next = std::pin::pin!(successor.acquire_with(&policy));
+    let blocked = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%portalock.%' AND wait_event = 'transactionid'";
+    let waits = until(
+        "the successor waits for the prepared transaction",
+        async || server.number(blocked).await > 0,
+    );
+    tokio::select! {
+        granted = &mut next => panic!("granted beside a prepared transaction: {granted:?}"),
+        () = waits => {}
+    }
+    server.run("COMMIT PREPARED 'write'").await;
+    assert!(next.await.unwrap().token() > guard.token());
 }

@@ -3,10 +3,10 @@
 use std::{error::Error, time::Duration};
 
 use portalock_core::{BackendError, BackendErrorKind, Lock, LockError, clock::Instant};
-use portalock_postgres::{PostgresBackend, PostgresSettings};
+use portalock_postgres::{PostgresBackend, PostgresSettings, migrate};
 use portalock_testkit::servers::PostgresOptions;
 
-use crate::support::{Server, connect, patient};
+use crate::support::{Server, connect, patient, until};
 
 async fn refused(url: &str) -> BackendError {
     let settings = PostgresSettings::from_url(url)
@@ -309,6 +309,8 @@ async fn a_roles_own_defaults_do_no_harm() {
              ALTER ROLE worker SET default_transaction_isolation = 'serializable';
              DO $$ BEGIN IF current_setting('server_version_num')::int >= 140000 THEN
                  ALTER ROLE worker SET idle_session_timeout = '500ms';
+             END IF; IF current_setting('server_version_num')::int >= 170000 THEN
+                 ALTER ROLE worker SET transaction_timeout = '500ms';
              END IF; END $$;
              ALTER ROLE worker SET synchronous_commit = 'off';
              ALTER ROLE worker SET search_path = 'nowhere'",
@@ -372,6 +374,37 @@ async fn a_roles_own_defaults_do_no_harm() {
     assert!(!before.is_empty());
     admin.batch_execute("SELECT pg_sleep(1.2)").await.unwrap();
     assert_eq!(pids().await, before);
+}
+
+/// A migration may wait for another one, longer than the role's defaults allow.
+#[tokio::test]
+async fn a_roles_own_defaults_do_not_end_a_migration() {
+    let server = Server::empty(PostgresOptions::new()).await;
+    let admin = server.admin().await;
+    admin
+        .batch_execute(
+            "CREATE ROLE migrator LOGIN; GRANT CREATE ON DATABASE postgres TO migrator;
+             ALTER ROLE migrator SET statement_timeout = '500ms';
+             ALTER ROLE migrator SET lock_timeout = '500ms';
+             DO $$ BEGIN IF current_setting('server_version_num')::int >= 170000 THEN
+                 ALTER ROLE migrator SET transaction_timeout = '500ms';
+             END IF; END $$;
+             SELECT pg_advisory_lock(hashtextextended('portalock.migrate', 1919249516))",
+        )
+        .await
+        .unwrap();
+    let settings = PostgresSettings::from_url(&server.url_of("migrator")).unwrap();
+    let migrating = tokio::spawn(async move { migrate(&settings).await });
+    let waiting = "SELECT count(*) FROM pg_stat_activity WHERE usename = 'migrator' AND wait_event = 'advisory'";
+    until("it waits", async || {
+        migrating.is_finished() || server.number(waiting).await == 1
+    })
+    .await;
+    admin
+        .batch_execute("SELECT pg_sleep(0.8), pg_advisory_unlock_all()")
+        .await
+        .unwrap();
+    migrating.await.unwrap().unwrap();
 }
 
 /// Whatever keeps the server from executing a statement, the caller gets an error in time, and the error may be
