@@ -7,8 +7,8 @@ use std::{
 };
 
 use portalock_core::{
-    Attempt, Contention, Grant, Holder, Lease, LockRequest, Loss, Mode, Patience, WakeSender,
-    clock::Instant,
+    Attempt, Contention, FencingToken, Grant, Holder, Lease, LockRequest, Loss, Mode, Patience,
+    WakeSender, clock::Instant,
 };
 
 use super::{
@@ -122,8 +122,8 @@ impl Client {
         let watch = |file: &LockFile| waits.then(|| self.watch_file(file_name, file)).flatten();
         let location = self.store.file(file_name);
         let locked = place.contender.try_lock(&location, request.demand, watch)?;
-        if let Some(file) = locked
-            && let Some(grant) = self.grant(place, file_name, file, request)?
+        if let Some(locked) = locked
+            && let Some(grant) = self.grant(place, file_name, locked, request)?
         {
             return Ok(Attempt::Granted(grant));
         }
@@ -141,20 +141,22 @@ impl Client {
         Ok(Attempt::Contended(contention))
     }
 
-    /// The file is locked: draws a token, and writes the holder. `None` if another process is drawing a token and
+    /// The file is locked since `now`: draws a token, and writes the holder. `None` if another process is drawing a token and
     /// doesn't get to run.
     fn grant(
         &self,
         place: &mut Place,
         file_name: &FileName,
-        file: LockFile,
+        (file, now): (LockFile, FencingToken),
         request: &LockRequest,
     ) -> Result<Option<Grant>, FsError> {
         if let Some((watcher, _)) = self.watch.get() {
             watcher.keep_looking();
         }
         let holder = self.holder(request);
-        let written = self.store.write_grant(file_name, &file, request, holder);
+        let written = self
+            .store
+            .write_grant(file_name, &file, now, request, holder);
         let Ok(Some(written)) = written else {
             file.free();
             return written.map(|_| None);

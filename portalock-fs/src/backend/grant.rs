@@ -45,12 +45,13 @@ impl Store {
         &self,
         file_name: &FileName,
         file: &LockFile,
+        now: FencingToken,
         request: &LockRequest,
         holder: Holder,
     ) -> Result<Option<Written>, FsError> {
         let write = |readers: Option<&File>| {
             self.with_record(file_name, file, |record| {
-                write_grant(record, readers, request, holder)
+                write_grant(record, readers, now, request, holder)
             })
         };
         match request.demand {
@@ -153,6 +154,7 @@ impl Store {
 fn write_grant(
     file: &File,
     readers: Option<&File>,
+    now: FencingToken,
     request: &LockRequest,
     holder: Holder,
 ) -> Result<Written, FsError> {
@@ -162,7 +164,7 @@ fn write_grant(
         write(file, Record::write_name(&request.name))?;
     }
     let entry = Entry {
-        token: token_after(record.last_token())?,
+        token: token_after(record.last_token(), now)?,
         mode: request.demand,
         owner: request.owner,
         holder,
@@ -175,12 +177,10 @@ fn write_grant(
     Ok(Written { entry, reader })
 }
 
-fn token_after(last: Option<FencingToken>) -> Result<FencingToken, FsError> {
-    let token = FencingToken::after(last);
-    if last.is_some_and(|last| token <= last) {
-        return Err(foreign("the largest possible fencing token"));
-    }
-    Ok(token)
+fn token_after(last: Option<FencingToken>, now: FencingToken) -> Result<FencingToken, FsError> {
+    let next = last.map_or(Some(0), |last| last.get().checked_add(1));
+    let next = next.ok_or_else(|| foreign("the largest possible fencing token"))?;
+    Ok(now.max(FencingToken::new(next)))
 }
 
 /// Writes `entry` into an unused slot. Returns the slot.

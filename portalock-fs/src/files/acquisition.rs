@@ -117,7 +117,7 @@ impl Acquisition {
                 let told: Weak<WakeSender> = Arc::downgrade(waiter);
                 watcher.watch(file.file(), Some(""), told).ok()
             };
-            if let Some(file) = contender.try_lock(spec, spec.share, watch)? {
+            if let Some((file, _)) = contender.try_lock(spec, spec.share, watch)? {
                 let file = Arc::new(file);
                 let held = Held { number, file };
                 if let Err(error) = spec.begin(held.file.file()) {

@@ -1,6 +1,6 @@
 //! A contender for a file: it tries, watches, and tries again.
 
-use portalock_core::Mode;
+use portalock_core::{FencingToken, Mode};
 
 use super::{FsError, Location, LockFile};
 use crate::sys::Registration;
@@ -20,23 +20,25 @@ pub(crate) struct Contender {
 }
 
 impl Contender {
-    /// Returns the locked file, or none if another holder has it. `watch` starts a watch of a file, if there should be
+    /// Returns the locked file and a token of the time when it was locked, or none if another holder has it. `watch` starts a watch of a file, if there should be
     /// one.
     pub(crate) fn try_lock(
         &mut self,
         place: &impl Location,
         mode: Mode,
         mut watch: impl FnMut(&LockFile) -> Option<Registration>,
-    ) -> Result<Option<LockFile>, FsError> {
+    ) -> Result<Option<(LockFile, FencingToken)>, FsError> {
         for _ in 0..REPLACED {
             let (file, watching) = match (self.file.take(), self.watching.take()) {
                 (Some(file), watching) => (file, watching),
                 (None, _) => (place.open()?, None),
             };
             let locked = file.try_lock(mode).map_err(|error| place.at(error))?;
+            // Read before the check: if another file takes this one's place later, its tokens are of a later time.
+            let now = FencingToken::after(None);
             // If the file was deleted or replaced between opening and locking, it does not exclude newcomers.
             match (place.is_current(&file), locked) {
-                (Ok(true), true) => return Ok(Some(file)),
+                (Ok(true), true) => return Ok(Some((file, now))),
                 (Ok(true), false) => {}
                 (is_current, _) => {
                     // Dropped before the file is closed, which the watch would report.
@@ -151,7 +153,7 @@ mod tests {
         let mut attempt = || contender.try_lock(&place, Mode::Exclusive, |_| None);
         assert!(attempt().unwrap().is_none());
         std::fs::rename(dir.path().join("file"), dir.path().join("old")).unwrap();
-        let locked = attempt().unwrap().unwrap();
+        let (locked, _) = attempt().unwrap().unwrap();
         assert!(id(&locked) != id(&other) && place.is_current(&locked).unwrap());
     }
 
@@ -189,6 +191,37 @@ mod tests {
             assert!(locked.unwrap().is_none());
             assert_eq!(place.1.take(), tries);
         }
+    }
+
+    /// Keeps the time of the check, which takes a while.
+    struct Checked(Place, Cell<Option<FencingToken>>);
+
+    impl Location for Checked {
+        fn open(&self) -> Result<LockFile, FsError> {
+            self.0.open()
+        }
+
+        fn look(&self) -> io::Result<Seen> {
+            let now = FencingToken::after(None);
+            self.1.set(Some(now));
+            while FencingToken::after(None) == now {}
+            self.0.look()
+        }
+
+        fn at(&self, error: FsError) -> FsError {
+            error
+        }
+    }
+
+    /// Between the check and the grant another file may take its place, and have an owner with a token of that time.
+    #[test]
+    fn the_time_of_a_lock_is_before_the_check_of_its_file() {
+        let (_dir, place, other) = place();
+        drop(other);
+        let place = Checked(place, Cell::default());
+        let locked = Contender::default().try_lock(&place, Mode::Exclusive, |_| None);
+        let (_, now) = locked.unwrap().unwrap();
+        assert!(Some(now) <= place.1.get(), "{now} {:?}", place.1);
     }
 
     /// Before the file is opened, another process creates and locks one with the inode number of the last one.

@@ -26,7 +26,13 @@ fn take(store: &Store, name: &LockName, mode: Mode, pid: u32) -> (LockFile, Writ
     assert!(file.try_lock(mode).unwrap(), "{name} is busy");
     let mut holder = Holder::this_process(None);
     holder.pid = pid;
-    let written = store.write_grant(&file_name, &file, &request(name, mode), holder);
+    let written = store.write_grant(
+        &file_name,
+        &file,
+        FencingToken::after(None),
+        &request(name, mode),
+        holder,
+    );
     (file, written.unwrap().unwrap())
 }
 
@@ -177,7 +183,13 @@ fn a_reader_that_is_stopped_while_it_draws_a_token_stops_nobody_for_long() {
     let request = request(&name, Mode::Shared);
     let write = || {
         let holder = Holder::this_process(None);
-        store.write_grant(&file_name, &file, &request, holder)
+        store.write_grant(
+            &file_name,
+            &file,
+            FencingToken::after(None),
+            &request,
+            holder,
+        )
     };
     assert!(write().unwrap().is_none());
     stopped.free();
@@ -210,10 +222,14 @@ fn a_copy_of_the_list_of_readers_keeps_nobody_out() {
 }
 
 #[test]
-fn after_the_largest_token_there_is_none() {
-    let token = |token| Some(FencingToken::new(token));
-    assert_eq!(token_after(token(u64::MAX - 1)).ok(), token(u64::MAX));
-    let error = token_after(token(u64::MAX)).unwrap_err();
+fn a_token_is_the_time_or_the_next_one_and_after_the_largest_there_is_none() {
+    let now = FencingToken::new(7);
+    let after = |last: u64| token_after(Some(FencingToken::new(last)), now);
+    assert_eq!(token_after(None, now).unwrap(), now);
+    for (last, next) in [(6, 7), (7, 8), (8, 9), (u64::MAX - 1, u64::MAX)] {
+        assert_eq!(after(last).unwrap().get(), next);
+    }
+    let error = after(u64::MAX).unwrap_err();
     assert_eq!(error.kind(), BackendErrorKind::Corrupt);
 }
 
@@ -225,7 +241,13 @@ fn another_file_in_place_of_the_list_of_readers_is_not_overwritten() {
     std::fs::write(&list, "precious").unwrap();
     let file = store.file(&file_name).open().unwrap();
     let holder = Holder::this_process(None);
-    let written = store.write_grant(&file_name, &file, &request(&name, Mode::Shared), holder);
+    let written = store.write_grant(
+        &file_name,
+        &file,
+        FencingToken::after(None),
+        &request(&name, Mode::Shared),
+        holder,
+    );
     assert_eq!(written.unwrap_err().kind(), BackendErrorKind::Corrupt);
     assert_eq!(std::fs::read_to_string(&list).unwrap(), "precious");
 }
@@ -241,8 +263,13 @@ fn a_holder_on_another_host_is_not_taken_for_gone() {
     let pid = i32::MAX as u32;
     for (host, is_present) in [(here.host, cfg!(windows)), ("elsewhere".into(), true)] {
         let holder = Holder::new(host, pid, None, here.since);
-        let written =
-            store.write_grant(&file_name, &file, &request(&name, Mode::Exclusive), holder);
+        let written = store.write_grant(
+            &file_name,
+            &file,
+            FencingToken::after(None),
+            &request(&name, Mode::Exclusive),
+            holder,
+        );
         written.unwrap().unwrap();
         assert_eq!(present(&store, &name).len(), usize::from(is_present));
     }
