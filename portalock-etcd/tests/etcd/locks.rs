@@ -310,7 +310,9 @@ async fn a_lock_is_taken_by_one_transaction_and_given_back_by_one() {
         guard.release().await.unwrap();
     }
     let after = server.requests().await;
-    assert_eq!(after.0 - before.0, 20, "transactions");
+    // The session may check its keys meanwhile. One more transaction for each lock would be 30.
+    let transactions = after.0 - before.0;
+    assert!((20..30).contains(&transactions), "{transactions}");
     assert_eq!(after.1 - before.1, 0, "other deletions");
 }
 
