@@ -1,11 +1,6 @@
 //! Backends by key, from a TOML file.
 
-use std::{
-    collections::BTreeMap,
-    fmt, fs,
-    ops::Range,
-    path::{Path, PathBuf},
-};
+use std::{collections::BTreeMap, fmt, fs, ops::Range, path::Path};
 
 use toml::{Table, Value};
 
@@ -143,7 +138,7 @@ impl Config {
     ///
     /// As [`open`](Self::open).
     #[cfg(feature = "fs")]
-    pub fn directory(&self, key_or_address: &str) -> Result<Option<PathBuf>, OpenError> {
+    pub fn directory(&self, key_or_address: &str) -> Result<Option<std::path::PathBuf>, OpenError> {
         let found = match self.entry(key_or_address)? {
             Some(Entry::Address(address)) => files::directory_of(address),
             Some(Entry::Settings(Scheme::Fs, table)) => {
