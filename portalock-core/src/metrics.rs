@@ -32,6 +32,11 @@ use metrics::{Gauge, Histogram, Key, Label, Level, Metadata, SharedString, with_
 
 use crate::LockName;
 
+pub(crate) const WAIT: &str = "portalock_wait_seconds";
+pub(crate) const HOLD: &str = "portalock_hold_seconds";
+pub(crate) const WAITERS: &str = "portalock_waiters";
+pub(crate) const RENEWALS: &str = "portalock_renewals_total";
+
 static NAMES: AtomicBool = AtomicBool::new(false);
 
 /// Sets whether metrics also have the label `name`, for the whole process. Off by default, because each name is a time
@@ -53,14 +58,10 @@ pub fn describe() {
         Unit::Seconds,
         "From a grant until its guard was released or dropped"
     );
+
     describe_gauge!(WAITERS, Unit::Count, "Calls that wait for others now");
     describe_counter!(RENEWALS, Unit::Count, "Renewals of leases");
 }
-
-pub(crate) const WAIT: &str = "portalock_wait_seconds";
-pub(crate) const HOLD: &str = "portalock_hold_seconds";
-pub(crate) const WAITERS: &str = "portalock_waiters";
-pub(crate) const RENEWALS: &str = "portalock_renewals_total";
 
 /// The key of a metric. Without the label `name` there are few keys, so they are kept.
 pub(crate) fn key(

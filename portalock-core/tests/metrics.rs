@@ -44,21 +44,37 @@ fn a_described_metric_has_a_unit_and_a_help_text() {
     let recorder = DebuggingRecorder::new();
     let snapshotter = recorder.snapshotter();
     let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .start_paused(true)
         .build()
         .unwrap();
     metrics::with_local_recorder(&recorder, || {
         describe();
         runtime.block_on(async {
             let lock = Lock::new(MemoryBackend::new(), "m").unwrap();
-            lock.acquire().await.unwrap().release().await.unwrap();
+            let guard = lock.acquire().await.unwrap();
+            let soon = Policy::new().with_timeout(Duration::from_millis(10));
+            assert!(lock.acquire_with(&soon).await.is_err());
+            guard.release().await.unwrap();
         });
+        metrics::counter!("portalock_renewals_total").increment(1);
     });
-    let seen: Vec<_> = snapshotter.snapshot().into_vec();
-    assert_eq!(seen.len(), 2);
-    for (key, unit, text, _) in seen {
-        assert_eq!(unit, Some(Unit::Seconds), "{key:?}");
-        assert!(text.is_some(), "{key:?}");
+    let mut described = HashMap::new();
+    for (key, unit, text, _) in snapshotter.snapshot().into_vec() {
+        let name = key.key().name().to_owned();
+        assert!(text.is_some(), "{name}");
+        described.insert(name, unit.unwrap());
     }
+    let expected = [
+        ("portalock_wait_seconds", Unit::Seconds),
+        ("portalock_hold_seconds", Unit::Seconds),
+        ("portalock_waiters", Unit::Count),
+        ("portalock_renewals_total", Unit::Count),
+    ];
+    assert_eq!(
+        described,
+        expected.map(|(name, unit)| (name.to_owned(), unit)).into()
+    );
 }
 
 #[test]

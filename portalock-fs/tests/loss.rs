@@ -27,12 +27,8 @@ use portalock_core::{
 use portalock_fs::{FsBackend, FsSettings, Watch};
 use support::{LONG, Locks, lock, soon, try_once};
 
-/// There is one such thread per process, so tests that count it must not overlap with others.
-static ALONE: tokio::sync::RwLock<()> = tokio::sync::RwLock::const_new(());
-
 #[tokio::test]
 async fn a_lock_file_that_is_deleted_or_replaced_is_a_loss() {
-    let _shared = ALONE.read().await;
     let locks = Locks::new();
     let client = locks.client();
     let LossNotice::Within(bound) = client.capabilities().loss else {
@@ -84,7 +80,6 @@ async fn a_wake_up_that_drops_the_guard_stops_nobody() {
         }
     }
 
-    let _shared = ALONE.read().await;
     for broken in [false, true] {
         let locks = Locks::new();
         let client = locks.client();
@@ -125,7 +120,6 @@ async fn a_wake_up_that_drops_the_guard_stops_nobody() {
 
 #[tokio::test]
 async fn newcomers_exclude_each_other_after_a_loss() {
-    let _shared = ALONE.read().await;
     let locks = Locks::new();
     let (one, two) = (locks.client(), locks.client());
     let lost = lock(&one, "a").acquire().await.unwrap();
@@ -154,7 +148,6 @@ async fn newcomers_exclude_each_other_after_a_loss() {
 
 #[tokio::test]
 async fn a_lost_guard_keeps_nobody_out_of_its_own_client_either() {
-    let _shared = ALONE.read().await;
     let locks = Locks::new();
     let client = locks.client();
     let lost = lock(&client, "a").acquire().await.unwrap();
@@ -169,7 +162,6 @@ async fn a_lost_guard_keeps_nobody_out_of_its_own_client_either() {
 
 #[tokio::test]
 async fn a_lock_directory_that_is_moved_is_a_loss_of_all() {
-    let _shared = ALONE.read().await;
     let locks = Locks::new();
     let client = locks.client();
     let guards = [
@@ -200,7 +192,6 @@ fn lead_elsewhere(way: &str, base: &std::path::Path) {
 
 #[tokio::test]
 async fn a_path_that_leads_elsewhere_is_a_loss_of_all() {
-    let _shared = ALONE.read().await;
     for way in ["an ancestor is renamed", "a link is switched"] {
         for watch in [Watch::On, Watch::Off] {
             let base = tempfile::tempdir().unwrap();
@@ -243,7 +234,6 @@ async fn a_path_that_leads_elsewhere_is_a_loss_of_all() {
 
 #[tokio::test]
 async fn a_release_is_no_loss() {
-    let _shared = ALONE.read().await;
     let locks = Locks::new();
     let client = locks.client();
     let guard = lock(&client, "a").acquire().await.unwrap();
@@ -259,7 +249,6 @@ async fn a_release_is_no_loss() {
 
 #[tokio::test]
 async fn other_files_that_come_and_go_are_no_loss() {
-    let _shared = ALONE.read().await;
     let locks = Locks::new();
     let client = locks.client();
     let guard = lock(&client, "a").acquire().await.unwrap();
@@ -279,7 +268,6 @@ async fn other_files_that_come_and_go_are_no_loss() {
 
 #[tokio::test]
 async fn without_a_watch_a_release_still_tells_that_the_file_was_removed() {
-    let _shared = ALONE.read().await;
     let locks = Locks::new();
     let settings = FsSettings::new(locks.path()).with_watch(Watch::Off);
     let client = FsBackend::with_settings(&settings).unwrap();
@@ -294,127 +282,10 @@ async fn without_a_watch_a_release_still_tells_that_the_file_was_removed() {
     drop(soon(waiting).await.unwrap());
 }
 
-fn watcher_threads() -> usize {
-    std::fs::read_dir("/proc/self/task")
-        .unwrap()
-        .filter(|task| {
-            let name = task.as_ref().unwrap().path().join("comm");
-            // A thread that has just ended has no name.
-            std::fs::read_to_string(name).is_ok_and(|name| name.trim() == "portalock-watch")
-        })
-        .count()
-}
-
-/// A thread sets its name when it runs, so it may not be visible at once.
-async fn expect_watcher_threads(count: usize) {
-    let start = Instant::now();
-    while watcher_threads() != count {
-        assert!(start.elapsed() < LONG, "{} threads", watcher_threads());
-        tokio::time::sleep(Duration::from_millis(1)).await;
-    }
-}
-
-/// Only those of lock files and of the watcher: the runtimes of other tests have descriptors too.
-fn open_descriptors() -> usize {
-    std::fs::read_dir("/proc/self/fd")
-        .unwrap()
-        .filter_map(|entry| std::fs::read_link(entry.unwrap().path()).ok())
-        .filter(|target| {
-            let target = target.to_string_lossy();
-            target.contains("/locks") || target.contains("inotify")
-        })
-        .count()
-}
-
-#[tokio::test]
-async fn one_thread_watches_for_all_and_ends_with_the_last_backend() {
-    let _alone = ALONE.write().await;
-    let before = open_descriptors();
-    for round in 0..3 {
-        let (locks, others) = (Locks::new(), Locks::new());
-        let clients: Vec<_> = (0..20)
-            .map(|at| {
-                if at % 2 == 0 {
-                    locks.client()
-                } else {
-                    others.client()
-                }
-            })
-            .collect();
-        expect_watcher_threads(1).await;
-        let mut guards = Vec::new();
-        for (at, client) in clients.iter().enumerate() {
-            guards.push(lock(client, &format!("{at}")).acquire().await.unwrap());
-        }
-        drop(clients);
-        assert_eq!(
-            watcher_threads(),
-            1,
-            "round {round}: the guards still need it"
-        );
-        drop(guards);
-        assert_eq!(watcher_threads(), 0);
-    }
-    assert_eq!(open_descriptors(), before);
-}
-
-#[tokio::test]
-async fn a_held_lock_is_one_descriptor_and_a_dropped_waiter_leaves_none() {
-    let _alone = ALONE.write().await;
-    let locks = Locks::new();
-    let (one, two) = (locks.client(), locks.client());
-    let watched = lock(&one, "first").acquire().await.unwrap();
-    let before = open_descriptors();
-    let guard = lock(&one, "a").acquire().await.unwrap();
-    assert_eq!(open_descriptors(), before + 1);
-    for client in [&one, &two] {
-        let waiter = lock(client, "a");
-        let waiting = tokio::spawn(async move { waiter.acquire().await.map(drop) });
-        tokio::task::yield_now().await;
-        waiting.abort();
-        assert!(waiting.await.unwrap_err().is_cancelled());
-    }
-    portalock_core::shutdown(LONG).await.unwrap();
-    assert_eq!(open_descriptors(), before + 1);
-    drop(guard);
-    assert_eq!(open_descriptors(), before);
-    drop(watched);
-}
-
-#[tokio::test]
-async fn a_copied_descriptor_does_not_keep_a_released_lock() {
-    let _shared = ALONE.read().await;
-    let locks = Locks::new();
-    let (one, two) = (locks.client(), locks.client());
-    let guard = lock(&one, "a").acquire().await.unwrap();
-    let number = std::fs::read_dir("/proc/self/fd")
-        .unwrap()
-        .find_map(|entry| {
-            let path = entry.unwrap().path();
-            let target = std::fs::read_link(&path).ok()?;
-            (target == std::fs::canonicalize(locks.file("a")).unwrap())
-                .then(|| path.file_name()?.to_str()?.parse().ok())?
-        })
-        .unwrap();
-    // The copy of a child that was forked while the lock was held.
-    let us = rustix::process::pidfd_open(
-        rustix::process::getpid(),
-        rustix::process::PidfdFlags::empty(),
-    )
-    .unwrap();
-    let copy = rustix::process::pidfd_getfd(&us, number, rustix::process::PidfdGetfdFlags::empty());
-    let copy = copy.unwrap();
-    assert!(try_once(&two, "a", Mode::Exclusive).await.is_none());
-    guard.release().await.unwrap();
-    assert!(try_once(&two, "a", Mode::Exclusive).await.is_some());
-    drop(copy);
-}
-
 /// Other libraries get two holders by unlocking before, after or without unlinking. Here files are removed continuously
 /// while six threads take turns.
 #[test]
 fn files_removed_under_six_threads_let_no_two_in_together() {
-    let _shared = ALONE.blocking_read();
     let locks = Locks::new();
     let inside = Arc::new(AtomicU32::new(0));
     let last_token = Arc::new(AtomicU64::new(0));
@@ -459,7 +330,6 @@ fn files_removed_under_six_threads_let_no_two_in_together() {
 async fn whoever_waits_for_the_directory_itself_takes_no_watch_away() {
     use portalock_fs::{LockKind, blocking_lock_with, lock_with};
 
-    let _shared = ALONE.read().await;
     let locks = Locks::new();
     let client = locks.client();
     let guard = lock(&client, "a").acquire().await.unwrap();
@@ -481,7 +351,6 @@ async fn whoever_waits_for_the_directory_itself_takes_no_watch_away() {
 fn a_file_is_removed_before_it_is_unlocked() {
     use portalock_fs::{LockKind, try_lock};
 
-    let _shared = ALONE.blocking_read();
     let locks = Locks::new();
     let client = locks.client();
     let cleaned = portalock_core::blocking::Lock::new(client.clone(), "a").unwrap();

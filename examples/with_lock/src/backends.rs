@@ -31,7 +31,9 @@ pub(crate) async fn open_used(
 ) -> Result<AnyBackend, Failure> {
     let (config, wanted) = find(given, config)?;
     let directory = config.directory(&wanted)?;
-    if let Some(directory) = directory.filter(|path| wanted != DEFAULT && !path.exists()) {
+    // If that can't be told, opening it fails, and says why.
+    let is_missing = |path: &PathBuf| wanted != DEFAULT && matches!(path.try_exists(), Ok(false));
+    if let Some(directory) = directory.filter(is_missing) {
         return Err(Failure::new(format!(
             "there is no directory {}: it is created when the first lock in it is taken",
             directory.display()
