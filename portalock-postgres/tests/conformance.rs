@@ -25,7 +25,9 @@ use tokio::{
 };
 
 /// Long enough to stay alive on a busy machine, short enough to wait for its end.
-const LEASE: Duration = Duration::from_secs(3);
+const LEASE: Duration = Duration::from_secs(5);
+/// As by default, half of the lease: a session survives one request without an answer.
+const REQUEST: Duration = Duration::from_millis(2500);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Form {
@@ -121,6 +123,7 @@ impl RealPostgres {
 fn settings(form: Form, url: &str) -> Result<PostgresSettings, FixtureError> {
     let settings = PostgresSettings::from_url(url)
         .and_then(|settings| settings.with_lease_time(LEASE))
+        .and_then(|settings| settings.with_request_timeout(REQUEST))
         .map_err(FixtureError::failed)?;
     Ok(settings.with_release_without_notice(form == Form::WithoutNotice))
 }
