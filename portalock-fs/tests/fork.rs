@@ -13,7 +13,7 @@ use std::{
     io::{PipeReader, PipeWriter, Read},
     panic::{AssertUnwindSafe, catch_unwind},
     path::Path,
-    process::{Command, Stdio},
+    process::{Command, Stdio, abort},
     time::Instant,
 };
 
@@ -26,21 +26,27 @@ use portalock_fs::{
 };
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
-    process::{Pid, PidfdFlags, Signal, WaitOptions, kill_process, pidfd_open, waitpid},
+    process::{Pid, PidfdFlags, Signal, WaitOptions, getpid, kill_process, pidfd_open, waitpid},
 };
 use support::{LONG, Locks};
+
+/// By this a child ends that succeeded. `exit` would run the clean-up of the standard library, which can wait for ever for
+/// a mutex that a thread of the parent held during the fork.
+const WENT_WELL: Signal = Signal::USR1;
 
 /// A forked child, which is killed when this is dropped.
 struct Child(Pid);
 
 impl Child {
-    /// Runs `work` in a child, whose exit code says whether it succeeded.
+    /// Runs `work` in a child, whose end says whether it succeeded.
     fn doing(work: impl FnOnce()) -> Self {
         match fork::fork().unwrap() {
             Fork::Parent(pid) => Self(Pid::from_raw(pid).unwrap()),
             Fork::Child => {
-                let done = catch_unwind(AssertUnwindSafe(work));
-                std::process::exit(i32::from(done.is_err()));
+                if catch_unwind(AssertUnwindSafe(work)).is_ok() {
+                    let _ = kill_process(getpid(), WENT_WELL);
+                }
+                abort()
             }
         }
     }
@@ -51,7 +57,7 @@ impl Child {
         let limit = Timespec::try_from(LONG).unwrap();
         poll(&mut [PollFd::new(&fd, PollFlags::IN)], Some(&limit)).unwrap();
         let ended = waitpid(Some(self.0), WaitOptions::NOHANG).unwrap();
-        ended.is_some_and(|(_, status)| status.exit_status() == Some(0))
+        ended.is_some_and(|(_, status)| status.terminating_signal() == Some(WENT_WELL.as_raw()))
     }
 }
 

@@ -9,17 +9,20 @@ pub(crate) use unix::child;
 mod unix {
     use std::{
         panic::{AssertUnwindSafe, catch_unwind},
+        process::abort,
         time::Duration,
     };
 
     use portalock_core::clock::Instant;
-    use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
+    use rustix::process::{Pid, Signal, WaitOptions, getpid, kill_process, waitpid};
 
     use crate::verdict::SOON;
 
-    const GOOD: i32 = 0;
-    const WRONG: i32 = 1;
-    const PANICKED: i32 = 2;
+    // A child ends by a signal that it sends to itself, which says how it went. `exit` would run the clean-up of the
+    // standard library, which can wait for ever for a mutex that a thread of the parent held during the fork.
+    const GOOD: Signal = Signal::USR1;
+    const WRONG: Signal = Signal::USR2;
+    const PANICKED: Signal = Signal::ABORT;
 
     /// Runs `work` in a forked child, which has a copy of the memory and no other thread. `work` returns whether
     /// everything was right; the text says what was not.
@@ -30,11 +33,13 @@ mod unix {
             Err(error) => Err(format!("a child could not be forked: {error}")),
             Ok(fork::Fork::Parent(pid)) => ended(pid),
             Ok(fork::Fork::Child) => {
-                std::process::exit(match catch_unwind(AssertUnwindSafe(work)) {
+                let end = match catch_unwind(AssertUnwindSafe(work)) {
                     Ok(true) => GOOD,
                     Ok(false) => WRONG,
                     Err(_) => PANICKED,
-                })
+                };
+                let _ = kill_process(getpid(), end);
+                abort()
             }
         }
     }
@@ -54,11 +59,15 @@ mod unix {
                 Err(error) => return Err(format!("waiting for the child: {error}")),
             }
         };
-        match status.exit_status() {
-            Some(GOOD) => Ok(()),
-            Some(WRONG) => Err("a child's release of what its parent holds went well".to_owned()),
-            Some(PANICKED) => Err("the child panicked".to_owned()),
-            _ => Err(format!("the child ended with {status:?}")),
+        let ended_by = |signal: Signal| status.terminating_signal() == Some(signal.as_raw());
+        if ended_by(GOOD) {
+            Ok(())
+        } else if ended_by(WRONG) {
+            Err("a child's release of what its parent holds went well".to_owned())
+        } else if ended_by(PANICKED) {
+            Err("the child panicked".to_owned())
+        } else {
+            Err(format!("the child ended with {status:?}"))
         }
     }
 }
