@@ -34,6 +34,9 @@ const AT_ONCE: usize = 4;
 /// The threads of each case's runtime. If a backend blocks one, the others can detect it.
 const WORKERS: usize = 4;
 
+/// How long what a case began may take to end after its verdict.
+const TIDY: Duration = Duration::from_secs(5);
+
 type Factory =
     dyn Fn() -> BoxFuture<'static, Result<Box<dyn AnyFixture>, FixtureError>> + Send + Sync;
 
@@ -188,7 +191,8 @@ impl Suite {
             }
             played
         }));
-        runtime.shutdown_background();
+        // A task that is left over owns the store too, and a test's process ends right after this.
+        runtime.shutdown_timeout(TIDY);
         played.unwrap_or_else(|ended| Err(ended.into()))
     }
 }

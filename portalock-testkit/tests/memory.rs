@@ -1,6 +1,12 @@
 //! The suite on the reference backend, in every form in which a program may hold one.
 
-use std::sync::Arc;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use portalock_core::{
@@ -112,4 +118,42 @@ fn a_case_that_proves_nothing_here_is_skipped_and_the_report_says_why() {
     assert!(skipped.to_string().contains("anybody sees everything here"));
     let played = run("exclusive::one_holder_among_clients");
     assert_eq!(played.outcome, Outcome::Passed);
+}
+
+/// A store that takes a while to end, like a server, and provides nothing.
+struct Slow(MemoryBackend, Arc<AtomicBool>);
+
+#[async_trait]
+impl Fixture for Slow {
+    type Backend = MemoryBackend;
+
+    async fn client(&self) -> Result<MemoryBackend, FixtureError> {
+        Ok(self.0.client())
+    }
+}
+
+impl Drop for Slow {
+    fn drop(&mut self) {
+        #[allow(clippy::disallowed_methods, reason = "it is what takes a while")]
+        std::thread::sleep(Duration::from_millis(200));
+        self.1.store(true, Ordering::Release);
+    }
+}
+
+#[test]
+fn a_store_has_ended_when_its_case_has_even_if_tasks_were_left() {
+    let has_ended = Arc::new(AtomicBool::new(false));
+    let ending = has_ended.clone();
+    let suite = Suite::new(move || {
+        let ending = ending.clone();
+        async move { Slow(MemoryBackend::new(), ending) }
+    });
+    // Skipped when others wait already, in tasks of their own.
+    let skipped =
+        suite.run_case(cases::find("hand_over::a_loss_during_one_leaves_one_holder").unwrap());
+    assert!(
+        matches!(skipped.outcome, Outcome::Skipped { .. }),
+        "{skipped}"
+    );
+    assert!(has_ended.load(Ordering::Acquire));
 }
