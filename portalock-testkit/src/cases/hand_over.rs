@@ -5,7 +5,7 @@ use std::{
     time::Duration,
 };
 
-use portalock_core::{Guard, Lock, LockError, LostSignal, OwnerId};
+use portalock_core::{Guard, Lease, Lock, LockError, Loss, LostSignal, OwnerId};
 use tokio::task::JoinHandle;
 
 use super::{Case, case, loss::ensure_told};
@@ -25,24 +25,29 @@ pub(super) const CASES: &[Case] = &[
 /// How often a lock changes hands while it is taken away.
 const ROUNDS: u32 = 12;
 
-/// Those who were granted the lock and have not given it back.
+/// Those who were granted the lock and have not given it back, with the lease of their belief, which ends when they do.
 #[derive(Clone, Default)]
-struct Believers(Arc<Mutex<Vec<(OwnerId, LostSignal)>>>);
+struct Believers(Arc<Mutex<Vec<(OwnerId, LostSignal, Lease)>>>);
 
 impl Believers {
-    /// Counts one more, and says who else believes that it holds. One that knows of its loss believes nothing.
+    /// Counts one more. Returns who else believes that it holds, as signals of the end of that. One that knows of its loss
+    /// believes nothing.
     fn join(&self, owner: OwnerId, mine: &LostSignal) -> Vec<LostSignal> {
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let others = all.iter().map(|(_, signal)| signal.clone());
-        let others = others.filter(|signal| !mine.is_lost() && !signal.is_lost());
+        let others = all
+            .iter()
+            .map(|(_, lost, belief)| LostSignal::any([lost.clone(), belief.signal()]));
+        let others = others.filter(|other| !mine.is_lost() && !other.is_lost());
         let others = others.collect();
-        all.push((owner, mine.clone()));
+        all.push((owner, mine.clone(), Lease::unbounded()));
         others
     }
 
     fn leave(&self, owner: OwnerId) {
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        all.retain(|(other, _)| *other != owner);
+        for (_, _, belief) in all.extract_if(.., |(other, ..)| *other == owner) {
+            belief.end(Loss::Removed("it was given back".into()));
+        }
     }
 }
 
@@ -66,7 +71,8 @@ async fn waits(trial: &Trial, client: &Client, believers: &Believers) -> CaseRes
     Ok(waiting)
 }
 
-/// One of two who both believe that they hold must be told, in the time that the backend declares.
+/// One of two who both believe that they hold must be told, in the time that the backend declares, unless the other gives
+/// the lock back meanwhile.
 async fn told(trial: &Trial, one: &LostSignal, other: &LostSignal) -> CaseResult {
     let window = trial.notice();
     if window.is_zero() {
