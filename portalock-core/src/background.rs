@@ -6,7 +6,7 @@
 use std::{
     future::Future,
     io,
-    sync::{Mutex, PoisonError, mpsc},
+    sync::{OnceLock, mpsc},
     thread::{self, ThreadId},
 };
 
@@ -21,21 +21,35 @@ pub(crate) static SESSIONS: Background = Background::new("portalock-session");
 /// A runtime on a thread of its own, started at first use. It lasts as long as the process.
 pub(crate) struct Background {
     name: &'static str,
-    started: Mutex<Option<Started>>,
+    /// Not a mutex: one that a thread of the parent has during a fork is never free in the child.
+    started: OnceLock<Started>,
 }
 
 struct Started {
-    /// A forked child inherits the handle but not the thread, so it starts its own.
     process: u32,
     thread: ThreadId,
     handle: Handle,
+    /// A forked child inherits the handle but not the thread, so it starts its own.
+    in_child: Box<Background>,
 }
 
 impl Background {
     const fn new(name: &'static str) -> Self {
         Self {
             name,
-            started: Mutex::new(None),
+            started: OnceLock::new(),
+        }
+    }
+
+    /// What this process has started, or the place for it.
+    fn own(&self) -> Result<&Started, &Self> {
+        let started = self.started.get().ok_or(self)?;
+        // Only the last one can be this process's: the id of a process that has ended is used again.
+        let is_last = started.in_child.started.get().is_none();
+        if is_last && started.process == std::process::id() {
+            Ok(started)
+        } else {
+            started.in_child.own()
         }
     }
 
@@ -45,14 +59,16 @@ impl Background {
     ///
     /// The system's error if it can't give a thread or the resources of a runtime.
     pub(crate) fn handle(&self) -> io::Result<Handle> {
-        let mut started = self.started.lock().unwrap_or_else(PoisonError::into_inner);
-        let process = std::process::id();
-        if let Some(started) = started
-            .as_ref()
-            .filter(|started| started.process == process)
-        {
-            return Ok(started.handle.clone());
+        loop {
+            match self.own() {
+                Ok(started) => return Ok(started.handle.clone()),
+                Err(place) => place.start()?,
+            }
         }
+    }
+
+    /// Starts it, unless another thread has just done so.
+    fn start(&self) -> io::Result<()> {
         // Start the thread first: if the system has none, a runtime would be dropped here, and that panics inside
         // another runtime.
         let (send, receive) = mpsc::channel::<Runtime>();
@@ -64,23 +80,25 @@ impl Background {
                 }
             })?;
         let runtime = Builder::new_current_thread().enable_all().build()?;
-        let handle = runtime.handle().clone();
-        // It is waited for.
-        let _ = send.send(runtime);
-        *started = Some(Started {
-            process,
+        let started = Started {
+            process: std::process::id(),
             thread: thread.thread().id(),
-            handle: handle.clone(),
-        });
-        Ok(handle)
+            handle: runtime.handle().clone(),
+            in_child: Box::new(Self::new(self.name)),
+        };
+        if self.started.set(started).is_ok() {
+            // It is waited for.
+            let _ = send.send(runtime);
+        } else {
+            runtime.shutdown_background();
+        }
+        Ok(())
     }
 
     /// Whether the caller runs on this thread: it can't wait for another future on the same thread.
     pub(crate) fn is_current(&self) -> bool {
-        let started = self.started.lock().unwrap_or_else(PoisonError::into_inner);
-        started
-            .as_ref()
-            .is_some_and(|started| started.thread == thread::current().id())
+        self.own()
+            .is_ok_and(|started| started.thread == thread::current().id())
     }
 
     /// Runs `future`, or drops it if the system gives no thread.

@@ -116,12 +116,23 @@ impl Lease {
 
     /// Ends the lease: every signal fires with `loss`. Later calls have no effect, and the first reason stays.
     pub fn end(&self, loss: Loss) {
-        let mut state = self.0.lock();
-        if state.settled || state.observe().is_some() {
-            return;
+        if self.record(loss) {
+            self.tell();
         }
-        state.loss = Some(loss);
-        drop(state);
+    }
+
+    /// As [`end`](Self::end), but wakes nobody until [`tell`](Self::tell) is called. False if it had ended already.
+    pub(crate) fn record(&self, loss: Loss) -> bool {
+        let mut state = self.0.lock();
+        let ends = !state.settled && state.observe().is_none();
+        if ends {
+            state.loss = Some(loss);
+        }
+        ends
+    }
+
+    /// Wakes everybody who waits for the end.
+    pub(crate) fn tell(&self) {
         self.0.changed.notify_waiters();
     }
 

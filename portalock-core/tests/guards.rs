@@ -7,7 +7,12 @@
     reason = "a test fails by panicking"
 )]
 
-use std::{pin::pin, sync::Arc};
+use std::{
+    pin::{Pin, pin},
+    sync::{Arc, Mutex, mpsc},
+    task::{Context, Wake, Waker},
+    time::Duration,
+};
 
 use futures_util::{FutureExt, poll};
 use portalock_core::{
@@ -316,4 +321,48 @@ fn a_blocking_guard_of_each_kind_tells_a_loss_and_can_be_made_into_the_async_one
         "the policy is to wait for nobody"
     );
     drop(leadership);
+}
+
+/// As some executors do after their end.
+struct DroppedWhenWoken(Mutex<Option<Pin<Box<dyn Future<Output = ()> + Send>>>>);
+
+impl Wake for DroppedWhenWoken {
+    fn wake(self: Arc<Self>) {
+        let task = self.0.lock().unwrap().take();
+        drop(task);
+    }
+}
+
+fn begin(mut task: Pin<Box<dyn Future<Output = ()> + Send>>) {
+    let dropped = Arc::new(DroppedWhenWoken(Mutex::default()));
+    let waker = Waker::from(dropped.clone());
+    assert!(
+        task.as_mut()
+            .poll(&mut Context::from_waker(&waker))
+            .is_pending()
+    );
+    *dropped.0.lock().unwrap() = Some(task);
+}
+
+/// What is dropped there is released by the thread that wakes it.
+#[tokio::test]
+async fn a_wake_up_may_drop_a_guard_or_a_waiter() {
+    let backend = MemoryBackend::new();
+    let lock = named(backend.clone());
+    let guard = lock.acquire().await.unwrap();
+    for _ in 0..2 {
+        let waiter = lock.clone();
+        begin(Box::pin(async move {
+            drop(waiter.acquire_with(&Policy::forever()).await);
+        }));
+    }
+    begin(Box::pin(async move {
+        guard.lost().await;
+    }));
+    let (told, is_told) = mpsc::channel();
+    let (losing, name) = (backend.clone(), lock.name().clone());
+    // Not a thread that the runtime would wait for.
+    std::thread::spawn(move || told.send(losing.lose(&name)));
+    assert_eq!(is_told.recv_timeout(Duration::from_secs(30)), Ok(1));
+    assert_eq!(backend.names_in_use(), 0);
 }

@@ -72,7 +72,8 @@ impl Observers {
     }
 
     fn remove(&self, number: i64) {
-        self.lock().remove(&number);
+        // Dropped when it is not locked, as below: that wakes the observer's task. The wake-up may drop the task, which calls this.
+        let _ended = self.lock().remove(&number);
     }
 
     /// Ends all observers when the returned value is dropped.
@@ -82,7 +83,7 @@ impl Observers {
 
     /// Ends all observers, because changes may have been missed.
     pub(crate) fn end_all(&self) {
-        self.lock().clear();
+        let _ended = std::mem::take(&mut *self.lock());
     }
 
     pub(crate) fn is_empty(&self) -> bool {
@@ -103,7 +104,8 @@ impl Observers {
             Some(owner) => {
                 let Some(claim) = holding(owner, parts.next(), parts.next(), parts.next()) else {
                     // The message can't be read, so the observer must start a new watch.
-                    observers.remove(&number);
+                    drop(observers);
+                    self.remove(number);
                     return None;
                 };
                 Some(claim)
@@ -114,7 +116,9 @@ impl Observers {
         // A message contains the state, even if nothing has changed.
         if observer.told != now {
             observer.told = now;
-            observer.sender.tell(claim);
+            let sender = observer.sender.clone();
+            drop(observers);
+            sender.tell(claim);
         }
         None
     }
@@ -244,5 +248,70 @@ async fn stop_observing(session: &Session, number: i64) {
     .await
     {
         tokio::time::sleep(AGAIN_AFTER).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        sync::mpsc,
+        task::{Context, Wake, Waker},
+    };
+
+    use super::*;
+
+    /// Some executors drop a task in its wake-up, if they have ended.
+    struct DroppedWhenWoken(Mutex<Option<HolderTask>>);
+
+    type HolderTask = std::pin::Pin<Box<dyn Future<Output = ()> + Send>>;
+
+    impl Wake for DroppedWhenWoken {
+        fn wake(self: Arc<Self>) {
+            let task = self.0.lock().unwrap().take();
+            drop(task);
+        }
+    }
+
+    /// As [`Observing`].
+    struct Removes(Arc<Observers>, i64);
+
+    impl Drop for Removes {
+        fn drop(&mut self) {
+            self.0.remove(self.1);
+        }
+    }
+
+    #[test]
+    fn an_observer_may_be_dropped_by_its_wake_up() {
+        let news: [fn(&Observers); 3] = [
+            |observers| {
+                observers.hear("0");
+            },
+            |observers| {
+                observers.hear("0 not to be read");
+            },
+            Observers::end_all,
+        ];
+        for news in news {
+            let observers = Arc::new(Observers::default());
+            let (sender, watch) = holder_watch();
+            let number = observers.add(sender);
+            let mut watch = watch.with_subscription(Removes(observers.clone(), number));
+            let mut task: HolderTask = Box::pin(async move { drop(watch.next().await) });
+            let dropped = Arc::new(DroppedWhenWoken(Mutex::default()));
+            let waker = Waker::from(dropped.clone());
+            let polled = task.as_mut().poll(&mut Context::from_waker(&waker));
+            assert!(polled.is_pending());
+            *dropped.0.lock().unwrap() = Some(task);
+            let (told, is_told) = mpsc::channel();
+            let told_of = observers.clone();
+            std::thread::spawn(move || {
+                news(&told_of);
+                told.send(())
+            });
+            assert_eq!(is_told.recv_timeout(Duration::from_secs(30)), Ok(()));
+            assert!(dropped.0.lock().unwrap().is_none());
+            assert!(observers.is_empty());
+        }
     }
 }

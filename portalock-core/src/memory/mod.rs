@@ -67,21 +67,21 @@ impl MemoryBackend {
     /// tests of code that must handle a loss. Returns the number of holders.
     pub fn lose(&self, name: &LockName) -> usize {
         let loss = Loss::Removed("taken away by MemoryBackend::lose".into());
-        self.locks().lose(name, &loss)
+        self.locks(|table| table.lose(name, &loss))
     }
 
     /// The number of names with holders or waiters, for tests that nothing was left behind.
     pub fn names_in_use(&self) -> usize {
-        let locks = self.locks().len();
-        locks + self.semaphores().len()
+        let locks = self.locks(|table| table.len());
+        locks + self.semaphores(|table| table.len())
     }
 
-    fn locks(&self) -> MutexGuard<'_, Table> {
-        lock(&self.store.locks)
+    fn locks<T>(&self, act: impl FnOnce(&mut Table) -> T) -> T {
+        change(&self.store.locks, act)
     }
 
-    fn semaphores(&self) -> MutexGuard<'_, Table> {
-        lock(&self.store.semaphores)
+    fn semaphores<T>(&self, act: impl FnOnce(&mut Table) -> T) -> T {
+        change(&self.store.semaphores, act)
     }
 
     const fn promises() -> Capabilities {
@@ -105,32 +105,34 @@ impl LockBackend for MemoryBackend {
     }
 
     async fn try_acquire(&self, request: &LockRequest) -> Result<Attempt, BackendError> {
-        Ok(self.locks().attempt(request))
+        Ok(self.locks(|table| table.attempt(request)))
     }
 
     async fn release(&self, request: &LockRequest) -> Result<Released, BackendError> {
-        Ok(self.locks().release(&request.name, request.owner))
+        Ok(self.locks(|table| table.release(&request.name, request.owner)))
     }
 
     async fn subscribe(&self, request: &LockRequest) -> Result<Option<Wakeups>, BackendError> {
-        Ok(Some(self.locks().listen(&request.name, request.owner)))
+        Ok(Some(
+            self.locks(|table| table.listen(&request.name, request.owner)),
+        ))
     }
 
     fn release_now(&self, request: &LockRequest) -> bool {
-        self.locks().release(&request.name, request.owner);
+        self.locks(|table| table.release(&request.name, request.owner));
         true
     }
 
     async fn inspect(&self, name: &LockName) -> Result<Inspection, BackendError> {
-        Ok(self.locks().inspect(name))
+        Ok(self.locks(|table| table.inspect(name)))
     }
 
     async fn watch(&self, name: &LockName) -> Result<Option<HolderWatch>, BackendError> {
-        Ok(Some(self.locks().watch(name)))
+        Ok(Some(self.locks(|table| table.watch(name))))
     }
 
     async fn names(&self) -> Result<Vec<LockName>, BackendError> {
-        Ok(self.locks().names())
+        Ok(self.locks(|table| table.names()))
     }
 
     async fn mark_broken(
@@ -140,16 +142,18 @@ impl LockBackend for MemoryBackend {
         by: &Holder,
     ) -> Result<Option<Duration>, BackendError> {
         let loss = Loss::Broken(Arc::new(by.clone()));
-        let count = self.locks().lose_some(name, &[owner], &loss);
+        let count = self.locks(|table| table.lose_some(name, &[owner], &loss));
         Ok((count > 0).then_some(Duration::ZERO))
     }
 
     async fn evict(&self, name: &LockName, owner: OwnerId) -> Result<Released, BackendError> {
         let loss = Loss::Removed("its holder did not respond".into());
-        Ok(match self.locks().lose_some(name, &[owner], &loss) {
-            0 => Released::NotHeld,
-            _ => Released::Freed,
-        })
+        Ok(
+            match self.locks(|table| table.lose_some(name, &[owner], &loss)) {
+                0 => Released::NotHeld,
+                _ => Released::Freed,
+            },
+        )
     }
 }
 
@@ -160,29 +164,56 @@ impl Semaphore for MemoryBackend {
     }
 
     async fn try_acquire(&self, request: &PermitRequest) -> Result<Attempt, BackendError> {
-        Ok(self.semaphores().attempt(request))
+        Ok(self.semaphores(|table| table.attempt(request)))
     }
 
     async fn release(&self, request: &PermitRequest) -> Result<Released, BackendError> {
-        Ok(self.semaphores().release(&request.name, request.owner))
+        Ok(self.semaphores(|table| table.release(&request.name, request.owner)))
     }
 
     async fn subscribe(&self, request: &PermitRequest) -> Result<Option<Wakeups>, BackendError> {
-        Ok(Some(self.semaphores().listen(&request.name, request.owner)))
+        Ok(Some(self.semaphores(|table| {
+            table.listen(&request.name, request.owner)
+        })))
     }
 
     fn release_now(&self, request: &PermitRequest) -> bool {
-        self.semaphores().release(&request.name, request.owner);
+        self.semaphores(|table| table.release(&request.name, request.owner));
         true
     }
 
     async fn inspect(&self, name: &LockName) -> Result<Inspection, BackendError> {
-        Ok(self.semaphores().inspect(name))
+        Ok(self.semaphores(|table| table.inspect(name)))
     }
 }
 
+/// Changes a table, and then tells of it. If another call is telling, or this one is called by a wake-up, that call goes on with
+/// these messages: so they are told in order.
+fn change<T>(table: &Mutex<Table>, act: impl FnOnce(&mut Table) -> T) -> T {
+    /// Also if a wake-up panics.
+    struct Told<'t>(&'t Mutex<Table>);
+
+    impl Drop for Told<'_> {
+        fn drop(&mut self) {
+            lock(self.0).was_told();
+        }
+    }
+
+    let mut locked = lock(table);
+    let changed = act(&mut locked);
+    let mut news = locked.next_news();
+    drop(locked);
+    while let Some(message) = news {
+        let told = Told(table);
+        message.tell();
+        drop(told);
+        news = lock(table).next_news();
+    }
+    changed
+}
+
 fn lock(table: &Mutex<Table>) -> MutexGuard<'_, Table> {
-    // No code of others runs while it is held but the waking of tasks.
+    // No code of others runs while it is held.
     table.lock().unwrap_or_else(PoisonError::into_inner)
 }
 

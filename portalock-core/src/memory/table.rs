@@ -5,7 +5,7 @@
 //! fits. No request overtakes it, so readers don't starve a writer, and small requests don't starve a large one.
 
 use std::{
-    collections::{BTreeMap, HashMap, hash_map::Entry as Slot},
+    collections::{BTreeMap, HashMap, VecDeque, hash_map::Entry as Slot},
     time::Duration,
 };
 
@@ -65,6 +65,29 @@ pub(super) struct Table {
     watchers: HashMap<LockName, Vec<HolderSender>, RandomState>,
     /// One token for all names: an unused name is forgotten, and its tokens must still grow later.
     last_token: Option<FencingToken>,
+    /// What has to be told, in order.
+    news: VecDeque<News>,
+    /// Whether somebody is telling it.
+    is_told: bool,
+}
+
+/// A message. It is told when the table is not locked, because a wake-up may drop a guard or a waiter, which use the table.
+pub(super) enum News {
+    Granted(WakeSender, Grant),
+    Lost(Lease),
+    Holder(HolderSender, Option<Claim>),
+}
+
+impl News {
+    pub(super) fn tell(self) {
+        match self {
+            // If nobody listens, there are two cases: the waiter has not subscribed yet, and `listen` will find the
+            // grant; or it has stopped, and the engine is about to release it.
+            Self::Granted(line, grant) => drop(line.grant(grant)),
+            Self::Lost(lease) => lease.tell(),
+            Self::Holder(sender, holder) => drop(sender.tell(holder)),
+        }
+    }
 }
 
 /// In one process no wake-up is lost, so a waiter rarely needs to check for itself. A hundred thousand waiters that
@@ -103,6 +126,20 @@ struct Waiter {
 impl Table {
     pub(super) fn len(&self) -> usize {
         self.names.len()
+    }
+
+    /// The next message, unless somebody is telling one. Call [`was_told`](Self::was_told) after it.
+    pub(super) fn next_news(&mut self) -> Option<News> {
+        if self.is_told {
+            return None;
+        }
+        let next = self.news.pop_front();
+        self.is_told = next.is_some();
+        next
+    }
+
+    pub(super) fn was_told(&mut self) {
+        self.is_told = false;
     }
 
     pub(super) fn names(&self) -> Vec<LockName> {
@@ -154,7 +191,7 @@ impl Table {
             None => Released::NotHeld,
         };
         entry.leave_queue(owner);
-        entry.serve(&mut self.last_token);
+        entry.serve(&mut self.last_token, &mut self.news);
         if entry.is_unused() {
             let entry = slot.remove();
             self.keep(entry);
@@ -182,11 +219,14 @@ impl Table {
         let mut count = 0;
         for owner in owners {
             if let Some(held) = entry.let_go(*owner) {
-                held.lease.end(loss.clone());
+                // Before the next one is granted.
+                if held.lease.record(loss.clone()) {
+                    self.news.push_back(News::Lost(held.lease));
+                }
                 count += 1;
             }
         }
-        entry.serve(&mut self.last_token);
+        entry.serve(&mut self.last_token, &mut self.news);
         if entry.is_unused() {
             let entry = slot.remove();
             self.keep(entry);
@@ -216,7 +256,10 @@ impl Table {
         let Slot::Occupied(mut watchers) = self.watchers.entry(name.clone()) else {
             return;
         };
-        watchers.get_mut().retain(|sender| sender.tell(now.clone()));
+        watchers.get_mut().retain(|sender| !sender.is_closed());
+        let told = watchers.get().iter().cloned();
+        let news = told.map(|sender| News::Holder(sender, now.clone()));
+        self.news.extend(news);
         if watchers.get().is_empty() {
             watchers.remove();
         }
@@ -345,7 +388,7 @@ impl Entry {
     }
 
     /// Grants to the head of the queue, as long as it fits.
-    fn serve(&mut self, last: &mut Option<FencingToken>) {
+    fn serve(&mut self, last: &mut Option<FencingToken>, news: &mut VecDeque<News>) {
         while let Some(head) = self.queue.first_entry() {
             let weight = head.get().weight;
             if !self.fits(weight) {
@@ -356,10 +399,8 @@ impl Entry {
             };
             self.places.remove(&waiter.owner);
             let grant = self.hold(waiter.owner, weight, waiter.claim, last);
-            // If nobody listens, there are two cases: the waiter has not subscribed yet, and `listen` will find the
-            // grant; or it has stopped, and the engine is about to release it.
             if let Some(line) = waiter.line {
-                line.grant(grant);
+                news.push_back(News::Granted(line, grant));
             }
         }
     }
