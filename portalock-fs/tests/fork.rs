@@ -14,6 +14,10 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     path::Path,
     process::{Command, Stdio},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Instant,
 };
 
@@ -197,6 +201,29 @@ fn a_backend_that_a_child_opens_has_a_watcher_of_its_own() {
     assert!(child.went_well());
     std::fs::remove_file(locks.file("a")).unwrap();
     assert!(is_told(&guard));
+}
+
+/// As a child does that opens a backend of its own, while a thread of the parent uses the library's background thread.
+#[test]
+fn a_child_waits_for_no_thread_of_its_parent() {
+    let stops = Arc::new(AtomicBool::new(false));
+    let until = stops.clone();
+    let busy = std::thread::spawn(move || {
+        let uses = async move {
+            while !until.load(Ordering::Acquire) {
+                // Refused at once there.
+                blocking::wait(async {}).unwrap_err();
+            }
+        };
+        blocking::wait(uses).unwrap();
+    });
+    let all_went_well = (0..50).all(|_| {
+        let child = Child::doing(|| blocking::wait(async {}).unwrap());
+        child.went_well()
+    });
+    stops.store(true, Ordering::Release);
+    busy.join().unwrap();
+    assert!(all_went_well);
 }
 
 #[test]
