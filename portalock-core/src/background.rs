@@ -95,10 +95,12 @@ impl Background {
         Ok(())
     }
 
-    /// Whether the caller runs on this thread: it can't wait for another future on the same thread.
+    /// Whether the caller runs on this thread, or in a child that was forked there: it can't wait for another future on the
+    /// same thread.
     pub(crate) fn is_current(&self) -> bool {
-        self.own()
-            .is_ok_and(|started| started.thread == thread::current().id())
+        self.started.get().is_some_and(|started| {
+            started.thread == thread::current().id() || started.in_child.is_current()
+        })
     }
 
     /// Runs `future`, or drops it if the system gives no thread.

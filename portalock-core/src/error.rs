@@ -2,17 +2,19 @@
 
 use std::{borrow::Cow, error::Error, fmt, sync::Arc, time::Duration};
 
-use crate::{Holder, InvalidName, InvalidPermits, LockName, Loss, policy::InvalidPolicy};
+use crate::{Holder, InvalidName, InvalidPermits, LockName, Loss, Permits, policy::InvalidPolicy};
 
 /// Why an acquisition or a release failed.
 #[derive(Debug, Clone, thiserror::Error)]
 #[non_exhaustive]
 pub enum LockError {
     /// Another owner holds the lock, and the call does not wait.
-    #[error("{name} is already locked{}", by(.holder.as_deref()))]
+    #[error("{name} is already locked{}{}", wanted(*.permits), by(.holder.as_deref()))]
     AlreadyLocked {
         /// The name of the lock or semaphore.
         name: LockName,
+        /// The permits that the call wanted, of a semaphore.
+        permits: Option<Permits>,
         /// One of the holders, if the backend knows it.
         holder: Option<Box<Holder>>,
     },
@@ -112,6 +114,10 @@ impl LockError {
 
 fn by(holder: Option<&Holder>) -> impl fmt::Display {
     holder.map_or_else(String::new, |holder| format!(", held by {holder}"))
+}
+
+fn wanted(permits: Option<Permits>) -> impl fmt::Display {
+    permits.map_or_else(String::new, |permits| format!(" for {permits}"))
 }
 
 fn plural(attempts: u32) -> &'static str {
@@ -237,6 +243,20 @@ mod tests {
             "deploy was not granted within 5s after 21 attempts, held by pid 42 on db1 (nightly) since 1970-01-01T00:00:00Z"
         );
         assert!(error.is_contention() && error.is_retryable());
+    }
+
+    #[tokio::test]
+    async fn a_refusal_says_what_was_wanted() {
+        let backend = crate::MemoryBackend::new();
+        let pool = crate::Pool::new(backend.clone(), "workers", 3).unwrap();
+        let _two = pool.try_acquire(2).await.unwrap();
+        let refused = pool.try_acquire(2).await.unwrap_err().to_string();
+        let wanted = "workers is already locked for 2 of 3 permits, held by pid ";
+        assert!(refused.starts_with(wanted), "{refused}");
+        let lock = crate::Lock::new(backend, "deploy").unwrap();
+        let _held = lock.try_acquire().await.unwrap();
+        let refused = lock.try_acquire().await.unwrap_err().to_string();
+        assert!(refused.starts_with("deploy is already locked, held by pid "));
     }
 
     #[test]

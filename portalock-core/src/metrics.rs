@@ -24,7 +24,7 @@
 //! ```
 
 use std::sync::{
-    PoisonError, RwLock,
+    OnceLock,
     atomic::{AtomicBool, Ordering},
 };
 
@@ -77,27 +77,41 @@ pub(crate) fn key(
         return Key::from_parts(metric, labels);
     }
     let wanted = (metric, backend, outcome);
-    let known = |keys: &Keys| {
-        let (_, key) = keys.iter().find(|(known, _)| *known == wanted)?;
-        Some(key.clone())
-    };
-    if let Some(key) = known(&KEYS.read().unwrap_or_else(PoisonError::into_inner)) {
-        return key;
+    let mut place = &KEYS;
+    loop {
+        match place.get() {
+            Some(known) if known.wanted == wanted => return known.key.clone(),
+            Some(known) => place = &known.next,
+            // Fails if another thread was first.
+            None => drop(place.set(Box::new(Known::new(wanted)))),
+        }
     }
-    let mut keys = KEYS.write().unwrap_or_else(PoisonError::into_inner);
-    if let Some(key) = known(&keys) {
-        return key;
-    }
-    // A key can borrow `'static` labels; cloning it then allocates nothing.
-    let labels: &'static [Label] = labels(backend, outcome).leak();
-    let key = Key::from_static_parts(metric, labels);
-    keys.push((wanted, key.clone()));
-    key
 }
 
-type Keys = Vec<((&'static str, &'static str, Option<&'static str>), Key)>;
+type Wanted = (&'static str, &'static str, Option<&'static str>);
 
-static KEYS: RwLock<Keys> = RwLock::new(Vec::new());
+/// A key that was used, and those that were first used after it.
+struct Known {
+    wanted: Wanted,
+    key: Key,
+    next: OnceLock<Box<Known>>,
+}
+
+impl Known {
+    fn new(wanted: Wanted) -> Self {
+        let (metric, backend, outcome) = wanted;
+        // A key can borrow `'static` labels; cloning it then allocates nothing.
+        let labels: &'static [Label] = labels(backend, outcome).leak();
+        Self {
+            wanted,
+            key: Key::from_static_parts(metric, labels),
+            next: OnceLock::new(),
+        }
+    }
+}
+
+/// There is no lock: if another thread held it during a fork, it would stay locked in the child.
+static KEYS: OnceLock<Box<Known>> = OnceLock::new();
 
 fn labels(backend: &'static str, outcome: Option<&'static str>) -> Vec<Label> {
     let mut labels = vec![Label::from_static_parts("backend", backend)];

@@ -136,6 +136,7 @@ impl<B: LockBackend> ReentrantLock<B> {
             let first = self.inner.first.try_lock();
             first.map_err(|_| LockError::AlreadyLocked {
                 name: self.lock().name().clone(),
+                permits: None,
                 holder: None,
             })?
         } else {

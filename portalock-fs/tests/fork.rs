@@ -14,7 +14,10 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     path::Path,
     process::{Command, Stdio, abort},
-    sync::atomic::{AtomicBool, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Instant,
 };
 
@@ -206,6 +209,29 @@ fn a_backend_that_a_child_opens_has_a_watcher_of_its_own() {
     assert!(is_told(&guard));
 }
 
+/// As a child does that opens a backend of its own, while a thread of the parent uses the library's background thread.
+#[test]
+fn a_child_waits_for_no_thread_of_its_parent() {
+    let stops = Arc::new(AtomicBool::new(false));
+    let until = stops.clone();
+    let busy = std::thread::spawn(move || {
+        let uses = async move {
+            while !until.load(Ordering::Acquire) {
+                // Refused at once there.
+                blocking::wait(async {}).unwrap_err();
+            }
+        };
+        blocking::wait(uses).unwrap();
+    });
+    let all_went_well = (0..50).all(|_| {
+        let child = Child::doing(|| blocking::wait(async {}).unwrap());
+        child.went_well()
+    });
+    stops.store(true, Ordering::Release);
+    busy.join().unwrap();
+    assert!(all_went_well);
+}
+
 #[test]
 fn a_release_frees_the_lock_though_a_child_has_a_copy() {
     let locks = Locks::new();
@@ -218,29 +244,6 @@ fn a_release_frees_the_lock_though_a_child_has_a_copy() {
     assert!(is_free(&locks.path(), "a"));
     drop(ends);
     assert!(child.went_well());
-}
-
-/// The library's threads, which waiting calls look up, are not its parent's: nobody would free a mutex for the child.
-#[test]
-fn a_child_can_wait_though_threads_of_its_parent_began_to_wait_during_the_fork() {
-    let is_over = AtomicBool::new(false);
-    let wait = || blocking::wait(async {}).unwrap();
-    // A fork during the start of the process's first runtime is another matter: tokio waits there.
-    wait();
-    let went_well = std::thread::scope(|scope| {
-        for _ in 0..4 {
-            scope.spawn(|| {
-                while !is_over.load(Ordering::Relaxed) {
-                    wait();
-                }
-            });
-        }
-        // Without a mutex each one does. With one, about one in a hundred does not.
-        let went_well = (0..400).all(|_| Child::doing(wait).went_well());
-        is_over.store(true, Ordering::Relaxed);
-        went_well
-    });
-    assert!(went_well);
 }
 
 /// The kernel keeps a lock until the last copy of the open file is closed.

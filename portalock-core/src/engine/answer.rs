@@ -13,6 +13,8 @@ pub(crate) async fn answer<T>(
     name: &LockName,
     asked: impl Future<Output = Result<T, BackendError>>,
 ) -> Result<T, LockError> {
+    // A caller that asks until something changes, and is answered at once, would never let other tasks run.
+    tokio::task::coop::consume_budget().await;
     let silence = "the lock service did not answer";
     bound(Instant::now().checked_add(ANSWER_TIME), asked)
         .await

@@ -16,11 +16,11 @@ use std::{
 };
 
 use futures_util::FutureExt;
-use tokio::sync::Notify;
 
 use super::{
     deadline::bound,
     service::{Demand, Service},
+    timer,
 };
 use crate::{Attempt, BackendError, LostSignal, Request, background::CALLS, clock::Instant};
 
@@ -45,11 +45,12 @@ const ONE_RELEASE: Duration = Duration::from_secs(10);
 const ALL_RELEASES: Duration = Duration::from_secs(120);
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// How often [`shutdown`] looks whether all has ended.
+const LOOK_EVERY: Duration = Duration::from_millis(1);
 
 /// The clean-ups that have not ended. A lock that another thread holds during a fork would stay locked in the child, so
 /// this is an atomic number.
 static PENDING: AtomicU64 = AtomicU64::new(0);
-static DONE: Notify = Notify::const_new();
 
 /// Changes and returns the number of clean-ups of this process that have not ended.
 fn pending(change: impl Fn(u32) -> u32) -> u32 {
@@ -99,15 +100,10 @@ pub struct Unfinished {
 ///
 /// Safe: the clean-up continues.
 pub async fn shutdown(timeout: Duration) -> Result<(), Unfinished> {
+    // There is no wake-up, because its lock could stay locked in a forked child.
     let all_done = async {
-        loop {
-            let done = DONE.notified();
-            tokio::pin!(done);
-            done.as_mut().enable();
-            if pending(|count| count) == 0 {
-                return;
-            }
-            done.await;
+        while pending(|count| count) > 0 {
+            timer::at(Instant::now() + LOOK_EVERY).await;
         }
     };
     match bound(Instant::now().checked_add(timeout), all_done).await {
@@ -233,7 +229,6 @@ impl<S: Service<D>, D: Demand> Drop for Cleanup<S, D> {
     fn drop(&mut self) {
         // A child may drop a clean-up that its parent has counted.
         pending(|count| count.saturating_sub(1));
-        DONE.notify_waiters();
     }
 }
 

@@ -12,10 +12,19 @@ use crate::{
 type Answer<T> = Result<T, BackendError>;
 
 /// The demand: a mode of a lock, or permits.
-pub(crate) trait Demand: Clone + fmt::Debug + fmt::Display + Send + Sync + 'static {}
+pub(crate) trait Demand: Clone + fmt::Debug + fmt::Display + Send + Sync + 'static {
+    fn permits(&self) -> Option<Permits> {
+        None
+    }
+}
 
 impl Demand for Mode {}
-impl Demand for Permits {}
+
+impl Demand for Permits {
+    fn permits(&self) -> Option<Permits> {
+        Some(*self)
+    }
+}
 
 /// A [`LockBackend`] or a [`Semaphore`], as the engine sees it.
 pub(crate) trait Service<D: Demand>: Clone + Send + Sync + 'static {

@@ -284,6 +284,7 @@ impl Wait<'_> {
         if self.fails_at_once {
             return Err(LockError::AlreadyLocked {
                 name: place.request.name.clone(),
+                permits: place.request.demand.permits(),
                 holder: self.holder(),
             });
         }

@@ -33,6 +33,8 @@ use crate::{BackendError, BackendErrorKind, Lease, Loss, clock::Instant};
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
+const PANICKED: &str = "the backend panicked";
+
 /// A [`Session`] over any [`Service`]. It outlives its connection: while the lease lasts, a reset loses no lock and no
 /// place. A [`Client`](super::Client) starts it.
 pub struct KeptSession<S: Service> {
@@ -166,13 +168,17 @@ impl<S: Service> KeptSession<S> {
         // Only the first of these ends by itself, with the lease. If one panics, those who wait must hear of the end too.
         let upkeep = AssertUnwindSafe(upkeep).catch_unwind();
         if let Either::Right((Err(_), _)) = select(pin!(ended.lost()), pin!(upkeep)).await {
-            self.end(Loss::SessionEnded("the backend panicked".into()));
+            self.end(Loss::SessionEnded(PANICKED.into()));
         }
         let over = self.over();
         tracing::debug!(service = S::NAME, %over, "a session has ended");
         self.places.close();
-        let finishing = timeout(self.service.request_timeout(), self.finish()).await;
-        let finished = finishing.unwrap_or_else(|_| Err(late::<S>()));
+        let finishing = AssertUnwindSafe(self.finish()).catch_unwind();
+        let finished = match timeout(self.service.request_timeout(), finishing).await {
+            Ok(Ok(finished)) => finished,
+            Ok(Err(_)) => Err(BackendError::new(BackendErrorKind::Other, PANICKED)),
+            Err(_) => Err(late::<S>()),
+        };
         if let Err(error) = &finished {
             tracing::debug!(service = S::NAME, %error, "the session ends by its time at the service");
         }

@@ -3,12 +3,16 @@
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU32, Ordering},
     },
     time::Duration,
 };
 
-use portalock_core::{Lock, MemoryBackend, Policy};
+use async_trait::async_trait;
+use portalock_core::{
+    Attempt, BackendError, Capabilities, Election, Inspection, Lock, LockBackend, LockName,
+    LockRequest, MemoryBackend, Policy, Released,
+};
 
 use crate::scripted::{Scripted, Step};
 
@@ -46,4 +50,45 @@ async fn others_run_beside_a_waiter_whose_pauses_are_over_at_once() {
     let granted = backend.lock().acquire_with(&shortest).await;
     assert!(granted.is_ok(), "the holder never ran");
     holder.await.unwrap();
+}
+
+/// Answers at once, without a watch.
+#[derive(Debug, Clone, Default)]
+struct Polled {
+    store: MemoryBackend,
+    looks: Arc<AtomicU32>,
+}
+
+#[async_trait]
+impl LockBackend for Polled {
+    fn capabilities(&self) -> Capabilities {
+        LockBackend::capabilities(&self.store)
+    }
+
+    async fn try_acquire(&self, request: &LockRequest) -> Result<Attempt, BackendError> {
+        LockBackend::try_acquire(&self.store, request).await
+    }
+
+    async fn release(&self, request: &LockRequest) -> Result<Released, BackendError> {
+        LockBackend::release(&self.store, request).await
+    }
+
+    async fn inspect(&self, name: &LockName) -> Result<Inspection, BackendError> {
+        let looks = self.looks.fetch_add(1, Ordering::Relaxed);
+        assert!(looks < PAIRS, "the candidate never ran");
+        LockBackend::inspect(&self.store, name).await
+    }
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn others_run_beside_an_observer_whose_pauses_are_over_at_once() {
+    let shortest = Policy::new().with_check_interval(Duration::from_nanos(1));
+    let election = Election::new(Polled::default(), "scheduler")
+        .unwrap()
+        .with_policy(shortest.unwrap());
+    let mut observer = election.observe();
+    assert_eq!(observer.next().await.unwrap(), None);
+    let candidate = tokio::spawn(async move { election.campaign().await.unwrap() });
+    let term = observer.next().await.unwrap().unwrap();
+    assert_eq!(candidate.await.unwrap().token(), term.token);
 }

@@ -259,6 +259,17 @@ async fn who_closes_a_client_is_told_that_the_service_was_not() {
 }
 
 #[tokio::test]
+async fn who_closes_a_client_is_told_that_its_service_panicked() {
+    let (client, store, _) = client();
+    client.session().await.unwrap();
+    store.first_is_deaf.store(true, Ordering::Release);
+    store.panics.store(true, Ordering::Release);
+    let closed = tokio::time::timeout(PATIENCE, client.close()).await;
+    let error = closed.expect("nobody hears of the panic").unwrap_err();
+    assert_eq!(error.kind(), BackendErrorKind::Other);
+}
+
+#[tokio::test]
 async fn a_session_whose_connection_breaks_or_hangs_as_it_ends_is_ended_over_another() {
     for hangs in [false, true] {
         let (client, store, _) = client();
