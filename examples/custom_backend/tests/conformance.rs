@@ -19,7 +19,7 @@ use rusqlite::Connection;
 use tempfile::TempDir;
 
 /// Short, so that a crash is soon over, and long enough for a machine that is busy.
-const LEASE: Duration = Duration::from_secs(3);
+const LEASE: Duration = Duration::from_secs(5);
 
 portalock_testkit::conformance!(Database::new());
 
