@@ -17,7 +17,7 @@ use super::*;
 use crate::{client::Client, clients::Clients, keys::Named};
 
 /// A client whose session needs no refresh in a test.
-fn client(server: &RedisServer) -> Client {
+pub(super) fn client(server: &RedisServer) -> Client {
     client_of(server, |settings| settings)
 }
 
@@ -208,17 +208,52 @@ async fn a_grant_is_not_confirmed_over_a_later_connection() {
             break session;
         }
     };
-    for is_replaced in [false, true] {
+    for (is_replaced, is_cut) in [(false, false), (true, false), (false, true)] {
         let (owner, place) = waits(&session);
         let mut wakeups = session.places().listen(owner);
         let source = source(&session);
+        if is_cut {
+            session.service().gave_up(&session.connection().unwrap());
+        }
         replica.stall().unwrap();
         hear_message(&session, &format!("grant|{}|7", place.name), &source);
         source.is_open.store(!is_replaced, Ordering::Release);
         replica.resume().unwrap();
-        let told = wakeups.next().await;
-        assert_eq!(matches!(told, Wake::Granted(_)), !is_replaced, "{told:?}");
+        match wakeups.next().await {
+            Wake::Granted(_) => assert!(!is_replaced && !is_cut),
+            // It asks again.
+            Wake::Failed(error) => {
+                assert!(is_replaced || is_cut, "{error:?}");
+                assert!(error.is_retryable(), "{error:?}");
+            }
+            told => panic!("{told:?}"),
+        }
     }
+}
+
+/// The server grants a lock on the connection of whoever releases it.
+#[tokio::test]
+async fn what_another_connection_has_written_is_confirmed_too() {
+    let server = RedisServer::start().unwrap();
+    let primary = format!("127.0.0.1 {}", server.port());
+    let replica = RedisOptions::new().setting("replicaof", primary).start();
+    let replica = replica.unwrap();
+    let client = client_of(&server, |settings| settings.with_wait_replicas(1));
+    let session = loop {
+        if let Ok(session) = client.session().await {
+            break session;
+        }
+    };
+    let key = session.service();
+    let mut connection = session.connection().unwrap().connection;
+    replica.stall().unwrap();
+    let wire = key.server.connections.wire().await.unwrap();
+    let mut set = redis::cmd("SET");
+    set.arg("x").arg("y");
+    set.query_async::<()>(&mut wire.connection()).await.unwrap();
+    confirm(&mut connection, key).await.unwrap_err();
+    replica.resume().unwrap();
+    while confirm(&mut connection, key).await.is_err() {}
 }
 
 /// The client library takes the message for the answer to a command in flight. So what fails then can be tried again.
