@@ -41,6 +41,16 @@ async fn a_session_that_begins_is_certain_from_before_its_request_was_sent() {
 }
 
 #[tokio::test]
+async fn the_engine_gets_the_times_of_the_settings() {
+    let server = RedisServer::start().unwrap();
+    let client = client(&server);
+    let session = client.session().await.unwrap();
+    let key = session.service();
+    assert_eq!(key.lease_time(), TTL);
+    assert_eq!(key.request_timeout(), key.settings().response_timeout());
+}
+
+#[tokio::test]
 async fn each_write_of_a_session_extends_the_time_of_its_key() {
     let server = RedisServer::start().unwrap();
     let client = client(&server);
