@@ -299,48 +299,6 @@ async fn a_broken_lock_is_told_although_no_replica_confirms_the_refresh() {
     assert!(matches!(grant.lost.loss(), Some(Loss::Removed(_))));
 }
 
-/// What was sent last is the wait for the replica.
-#[tokio::test]
-async fn what_replicas_confirm_over_a_connection_that_was_given_up_does_not_count() {
-    let (server, replica, _client, session) = confirmed().await;
-    let line = session.connection().unwrap();
-    let client = redis::Client::open(server.url()).unwrap();
-    let mut admin = client.get_multiplexed_async_connection().await.unwrap();
-    let (owner, place) = waits(&session);
-    let mut wakeups = session.places().listen(owner);
-    for is_refresh in [true, false] {
-        line.source.is_open.store(true, Ordering::Release);
-        replica.stall().unwrap();
-        let refreshing = async {
-            if is_refresh {
-                SessionKey::renew(&session, &line).await.unwrap_err();
-            } else {
-                let text = format!("grant|{}|7", place.name);
-                hear_message(&session, &text, &source(&session));
-                let told = wakeups.next().await;
-                assert!(matches!(told, Wake::Failed(_)), "{told:?}");
-            }
-        };
-        let meanwhile = async {
-            while blocked(&mut admin).await == 0 {
-                yield_now().await;
-            }
-            session.service().gave_up(&line);
-            replica.resume().unwrap();
-        };
-        tokio::join!(refreshing, meanwhile);
-    }
-}
-
-/// How many clients wait for replicas.
-async fn blocked(admin: &mut MultiplexedConnection) -> u32 {
-    let mut info = redis::cmd("INFO");
-    info.arg("clients");
-    let info: String = info.query_async(admin).await.unwrap();
-    let (_, blocked) = info.split_once("blocked_clients:").unwrap();
-    blocked.lines().next().unwrap().parse().unwrap()
-}
-
 #[tokio::test]
 async fn a_release_of_what_the_server_does_not_have_says_so() {
     let server = RedisServer::start().unwrap();
