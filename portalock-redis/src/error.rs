@@ -135,12 +135,25 @@ pub(crate) fn no_resp3(source: RedisError) -> BackendError {
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
     use super::*;
 
     /// Otherwise a call would not be sent again.
-    #[test]
-    fn a_connection_that_ends_in_the_middle_of_an_answer_has_ended() {
-        let error = redis::parse_redis_value(b"$7\r\ngran").unwrap_err();
+    #[tokio::test]
+    async fn a_connection_that_ends_in_the_middle_of_an_answer_has_ended() {
+        let server = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("redis://{}/?protocol=resp3", server.local_addr().unwrap());
+        let client = redis::Client::open(url).unwrap();
+        let half_an_answer = async {
+            let (mut connection, _) = server.accept().await.unwrap();
+            assert!(connection.read(&mut [0; 1024]).await.unwrap() > 0);
+            connection.write_all(b"$7\r\ngran").await.unwrap();
+        };
+        let (connected, ()) =
+            tokio::join!(client.get_multiplexed_async_connection(), half_an_answer);
+        let error = connected.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Parse, "{error:?}");
         assert!(breaks(&error));
         assert_eq!(failed("ask", error).kind(), BackendErrorKind::Unavailable);
     }

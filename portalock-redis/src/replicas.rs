@@ -135,3 +135,42 @@ fn unconfirmed(why: &str) -> BackendError {
         format!("can't {CONFIRMING}: {why}"),
     )
 }
+
+#[cfg(all(test, unix))]
+mod tests {
+    use std::{
+        io::{BufRead, BufReader, Write},
+        net::TcpStream,
+    };
+
+    use portalock_testkit::servers::RedisServer;
+
+    use super::*;
+
+    /// The server has no replicas, so each wait lasts as long as it may.
+    #[tokio::test]
+    async fn replicas_get_a_part_of_the_sessions_time_and_no_more_than_a_second() {
+        let server = RedisServer::start().unwrap();
+        let client = redis::Client::open(server.url()).unwrap();
+        let config = redis::AsyncConnectionConfig::new().set_response_timeout(None);
+        let connecting = client.get_multiplexed_async_connection_with_config(&config);
+        let mut connection = connecting.await.unwrap();
+        let mut monitor = TcpStream::connect(server.addr()).unwrap();
+        monitor.write_all(b"MONITOR\r\n").unwrap();
+        let mut seen = BufReader::new(monitor).lines();
+        assert_eq!(seen.next().unwrap().unwrap(), "+OK");
+        for (millis, at_first, at_a_refresh) in [(800, 200, 100), (600_000, 1000, 1000)] {
+            let settings = RedisSettings::new(&server.url()).unwrap();
+            let settings = settings.with_session_ttl(Duration::from_millis(millis));
+            let settings = settings.unwrap().with_wait_replicas(2);
+            replicated(&mut connection, &settings).await.unwrap_err();
+            let refresh = renewed_at_replicas(&mut connection, &settings).await;
+            refresh.unwrap_err();
+            for wait in [at_first, at_a_refresh] {
+                let seen = seen.next().unwrap().unwrap();
+                let expected = format!(r#""WAIT" "2" "{wait}""#);
+                assert!(seen.ends_with(&expected), "{seen}");
+            }
+        }
+    }
+}

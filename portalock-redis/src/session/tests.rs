@@ -15,9 +15,11 @@ use crate::{
     address::Address,
     cluster::{Cluster, Tag},
     observe::observe,
+    replicas::confirm,
 };
 
 mod messages;
+mod times;
 
 async fn ask(connection: &mut MultiplexedConnection, command: &str) -> Value {
     let words: Vec<_> = command.split(' ').collect();

@@ -211,6 +211,8 @@ async fn something_else_at_our_keys_is_corrupt() {
         let error = backend_error(lock(&backend, name).try_acquire().await.unwrap_err());
         assert_eq!(error.kind(), BackendErrorKind::Corrupt, "{name}: {error:?}");
     }
+    let error = LockBackend::watch(&backend, &"a".parse().unwrap()).await;
+    assert_eq!(error.unwrap_err().kind(), BackendErrorKind::Corrupt);
     let held = lock(&backend, "d").acquire().await.unwrap();
     admin
         .ask::<redis::Value>("SET portalock/lock-waiters/d x")

@@ -8,7 +8,7 @@ use std::{
     task::Poll,
 };
 
-use portalock_core::{LockName, Wake};
+use portalock_core::{LockName, Released, Wake};
 use portalock_testkit::servers::{RedisClusterOptions, RedisOptions, RedisServer};
 use redis::PushKind;
 use tokio::task::yield_now;
@@ -17,7 +17,7 @@ use super::*;
 use crate::{client::Client, clients::Clients, keys::Named};
 
 /// A client whose session needs no refresh in a test.
-fn client(server: &RedisServer) -> Client {
+pub(super) fn client(server: &RedisServer) -> Client {
     client_of(server, |settings| settings)
 }
 
@@ -172,6 +172,7 @@ async fn few_releases_of_a_session_that_ends_are_under_way_at_once() {
     assert!(tasks() < before + 2 * HANDED_OVER_AT_ONCE);
     redis.resume().unwrap();
     handing_over.await.unwrap();
+    assert!(tasks() < before + HANDED_OVER_AT_ONCE / 2);
 }
 
 #[tokio::test]
@@ -195,9 +196,8 @@ async fn nothing_counts_that_comes_over_a_connection_that_was_given_up() {
     SessionKey::renew(&session, &line).await.unwrap_err();
 }
 
-/// Another server may be the primary now, which lacks the grant. It would confirm only its own writes.
-#[tokio::test]
-async fn a_grant_is_not_confirmed_over_a_later_connection() {
+/// A server, its replica, and a client whose grants and refreshes the replica confirms.
+async fn confirmed() -> (RedisServer, RedisServer, Client, Arc<Session>) {
     let server = RedisServer::start().unwrap();
     let primary = format!("127.0.0.1 {}", server.port());
     let replica = RedisOptions::new().setting("replicaof", primary).start();
@@ -208,17 +208,108 @@ async fn a_grant_is_not_confirmed_over_a_later_connection() {
             break session;
         }
     };
-    for is_replaced in [false, true] {
+    (server, replica, client, session)
+}
+
+/// Another server may be the primary now, which lacks the grant. It would confirm only its own writes.
+#[tokio::test]
+async fn a_grant_is_not_confirmed_over_a_later_connection() {
+    let (_server, replica, _client, session) = confirmed().await;
+    for (is_replaced, is_cut) in [(false, false), (true, false), (false, true)] {
         let (owner, place) = waits(&session);
         let mut wakeups = session.places().listen(owner);
         let source = source(&session);
-        replica.stall().unwrap();
-        hear_message(&session, &format!("grant|{}|7", place.name), &source);
-        source.is_open.store(!is_replaced, Ordering::Release);
-        replica.resume().unwrap();
-        let told = wakeups.next().await;
-        assert_eq!(matches!(told, Wake::Granted(_)), !is_replaced, "{told:?}");
+        if is_cut {
+            session.service().gave_up(&session.connection().unwrap());
+        }
+        loop {
+            replica.stall().unwrap();
+            hear_message(&session, &format!("grant|{}|7", place.name), &source);
+            source.is_open.store(!is_replaced, Ordering::Release);
+            replica.resume().unwrap();
+            match wakeups.next().await {
+                Wake::Granted(_) => assert!(!is_replaced && !is_cut),
+                // It asks again.
+                Wake::Failed(error) => {
+                    assert!(error.is_retryable(), "{error:?}");
+                    if !is_replaced && !is_cut {
+                        // The replica was late.
+                        continue;
+                    }
+                }
+                told => panic!("{told:?}"),
+            }
+            break;
+        }
     }
+}
+
+/// The server grants a lock on the connection of whoever releases it.
+#[tokio::test]
+async fn what_another_connection_has_written_is_confirmed_too() {
+    let (_server, replica, _client, session) = confirmed().await;
+    let key = session.service();
+    let mut connection = session.connection().unwrap().connection;
+    replica.stall().unwrap();
+    let wire = key.server.connections.wire().await.unwrap();
+    let mut set = redis::cmd("SET");
+    set.arg("x").arg("y");
+    set.query_async::<()>(&mut wire.connection()).await.unwrap();
+    confirm(&mut connection, key).await.unwrap_err();
+    replica.resume().unwrap();
+    while confirm(&mut connection, key).await.is_err() {}
+}
+
+#[tokio::test]
+async fn all_grants_that_come_together_are_told() {
+    let (_server, _replica, _client, session) = confirmed().await;
+    let mut waiters = Vec::new();
+    for token in [7, 8] {
+        let (owner, place) = waits(&session);
+        waiters.push(session.places().listen(owner));
+        let text = format!("grant|{}|{token}", place.name);
+        hear_message(&session, &text, &source(&session));
+    }
+    for mut waiter in waiters {
+        let told = waiter.next().await;
+        // The replica may be late.
+        assert!(matches!(told, Wake::Granted(_) | Wake::Failed(_)));
+    }
+}
+
+#[tokio::test]
+async fn a_broken_lock_is_told_although_no_replica_confirms_the_refresh() {
+    let (_server, replica, _client, session) = confirmed().await;
+    let key = session.service();
+    let line = session.connection().unwrap();
+    let (owner, place) = waits(&session);
+    let mut wakeups = session.places().listen(owner);
+    session
+        .places()
+        .granted(owner, FencingToken::new(7), |_| true);
+    let Wake::Granted(grant) = wakeups.next().await else {
+        panic!("it was granted");
+    };
+    let mut mark = redis::cmd("HSET");
+    mark.arg(marks_key(key)).arg(&*place.name).arg("1|");
+    let mut connection = line.connection.clone();
+    mark.query_async::<()>(&mut connection).await.unwrap();
+    replica.stall().unwrap();
+    SessionKey::renew(&session, &line).await.unwrap_err();
+    assert!(matches!(grant.lost.loss(), Some(Loss::Removed(_))));
+}
+
+#[tokio::test]
+async fn a_release_of_what_the_server_does_not_have_says_so() {
+    let server = RedisServer::start().unwrap();
+    let client = client(&server);
+    let session = client.session().await.unwrap();
+    let (owner, _) = waits(&session);
+    session
+        .places()
+        .granted(owner, FencingToken::new(7), |_| true);
+    let released = client.release(owner).await.unwrap();
+    assert_eq!(released, Released::NotHeld);
 }
 
 /// The client library takes the message for the answer to a command in flight. So what fails then can be tried again.

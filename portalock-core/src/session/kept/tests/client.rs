@@ -134,6 +134,29 @@ async fn a_grant_that_was_under_way_when_a_connection_was_made_is_asked_for_agai
     };
     let (attempt, ()) = tokio::join!(attempt, meanwhile);
     assert!(matches!(attempt.unwrap(), Attempt::Contended(_)));
+    assert_eq!(store.count(Event::Asked), 2);
+}
+
+/// A message has told of the grant over the new connection, so it is certain.
+#[tokio::test]
+async fn a_grant_that_the_new_connection_has_told_of_is_not_asked_for_again() {
+    let (client, store, owner) = client();
+    let token = FencingToken::new(7);
+    store.set(1, Stand::Held(token));
+    let session = client.session().await.unwrap();
+    store.gate.store(true, Ordering::Release);
+    let attempt = client.attempt(owner, &(1, true));
+    let meanwhile = async {
+        store.has_seen(Event::Asked, 1).await;
+        let renewed = store.count(Event::Renewed);
+        reset(&session);
+        store.has_seen(Event::Renewed, renewed + 1).await;
+        session.places().granted(owner, token, |_| true);
+        store.gate.store(false, Ordering::Release);
+    };
+    let (attempt, ()) = tokio::join!(attempt, meanwhile);
+    assert!(matches!(attempt.unwrap(), Attempt::Granted(_)));
+    assert_eq!(store.count(Event::Asked), 1);
 }
 
 #[tokio::test]
