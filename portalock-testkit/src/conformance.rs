@@ -115,6 +115,7 @@ macro_rules! conformance {
                 an_owner_that_is_gone_hits_nobody
                 one_reader_is_taken_out
                 a_second_break_is_harmless
+                a_mark_stays_until_it_is_found
                 a_holder_that_does_not_respond_is_evicted
                 a_stopped_process_is_evicted
                 refused_unless_claimed
@@ -146,6 +147,7 @@ macro_rules! conformance {
                 all_names_are_held_at_once
                 a_name_that_was_refused_can_be_had_later
                 listed_names_are_those_that_are_held
+                names_of_semaphores_are_apart
                 locks_and_semaphores_are_apart
             }
             inspect {
@@ -184,6 +186,7 @@ macro_rules! conformance {
                 a_large_request_is_not_starved
                 waiters_are_served_in_order
                 sweep_against_a_release
+                its_claims_hold
                 a_crash_frees_its_permits
                 a_cut_off_holder_is_told
             }
@@ -206,6 +209,7 @@ macro_rules! conformance {
                 a_runtime_that_stands_still_loses_nothing
                 one_client_serves_many_runtimes
                 a_guard_dropped_beside_an_idle_runtime_is_released
+                one_thread_is_enough
             }
             election {
                 at_most_one_leads

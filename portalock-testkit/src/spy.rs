@@ -19,6 +19,8 @@ pub(crate) struct Seen {
     pub(crate) calls: usize,
     /// Contended attempts: their owners have places in the queue, if the backend has one.
     pub(crate) contended: usize,
+    /// Subscriptions that were answered: a waiter of the engine sleeps after that.
+    pub(crate) subscribed: usize,
 }
 
 /// The counting backend.
@@ -47,6 +49,17 @@ impl Spy {
         let _ = soon(
             "a contended attempt being answered",
             seen.wait_for(|seen| seen.contended >= times),
+        )
+        .await?;
+        Ok(())
+    }
+
+    /// Waits until a waiter has its place and listens for its wake-up.
+    pub(crate) async fn sleeps(&self) -> CaseResult {
+        let mut seen = self.seen.subscribe();
+        let _ = soon(
+            "a waiter's subscription",
+            seen.wait_for(|seen| seen.contended > 0 && seen.subscribed > 0),
         )
         .await?;
         Ok(())
@@ -84,7 +97,9 @@ impl LockBackend for Spy {
 
     async fn subscribe(&self, request: &LockRequest) -> Result<Option<Wakeups>, BackendError> {
         self.called();
-        self.inner.subscribe(request).await
+        let line = self.inner.subscribe(request).await;
+        self.seen.send_modify(|seen| seen.subscribed += 1);
+        line
     }
 
     fn release_now(&self, request: &LockRequest) -> bool {

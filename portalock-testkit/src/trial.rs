@@ -117,6 +117,15 @@ impl Trial {
                 counting.is_some_and(|claims| claims.fairness == Fairness::FirstCome),
                 "the fixture does not provide semaphores that are first come, first served",
             ),
+            Need::PermitCrashRelease => (
+                counting
+                    .is_some_and(|claims| matches!(claims.crash_release, CrashRelease::Within(_))),
+                "the fixture's semaphores don't claim that the permits of a crashed holder pass on",
+            ),
+            Need::PermitLossNotice => (
+                counting.is_some_and(|claims| claims.loss != LossNotice::Never),
+                "the fixture's semaphores don't claim to notice a loss",
+            ),
             Need::Listing
             | Need::HolderTokens
             | Need::Crash
@@ -197,18 +206,12 @@ impl Trial {
     /// The time within which a crashed holder's lock must pass on: what the backend declares, plus what a slow machine
     /// may add.
     pub(crate) fn crash_limit(&self) -> Duration {
-        match self.capabilities().crash_release {
-            CrashRelease::Within(bound) => bound + SLACK,
-            _ => SLACK,
-        }
+        crash_limit(self.capabilities())
     }
 
     /// How soon after the successor's grant an earlier holder must know of its loss. Zero means before the grant.
     pub(crate) fn notice(&self) -> Duration {
-        match self.capabilities().loss {
-            LossNotice::Within(window) => window + SLACK,
-            _ => Duration::ZERO,
-        }
+        notice(self.capabilities())
     }
 
     /// The time within which all waiters for a crashed or lost holder must be served, even if the backend declares
@@ -330,6 +333,22 @@ impl Client {
             request.name
         );
         Ok(())
+    }
+}
+
+/// See [`Trial::crash_limit`].
+pub(crate) fn crash_limit(claims: &Capabilities) -> Duration {
+    match claims.crash_release {
+        CrashRelease::Within(bound) => bound + SLACK,
+        _ => SLACK,
+    }
+}
+
+/// See [`Trial::notice`].
+pub(crate) fn notice(claims: &Capabilities) -> Duration {
+    match claims.loss {
+        LossNotice::Within(window) => window + SLACK,
+        _ => Duration::ZERO,
     }
 }
 

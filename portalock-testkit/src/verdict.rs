@@ -2,7 +2,7 @@
 
 use std::{error::Error, fmt, future::Future, time::Duration};
 
-use portalock_core::{BackendError, InvalidName, InvalidPermits, LockError};
+use portalock_core::{BackendError, InvalidName, InvalidPermits, LockError, clock::Instant};
 use tokio::{task::JoinError, time::timeout};
 
 use crate::{FixtureError, run::panic_text};
@@ -19,6 +19,19 @@ pub(crate) const IN_VAIN: Duration = Duration::from_secs(1);
 
 /// How much a slow machine may add to a time that a backend declares.
 pub(crate) const SLACK: Duration = Duration::from_secs(5);
+
+/// How long those who take turns begin new rounds: with a slow store or machine, fewer rounds must do.
+const ROUNDS_WITHIN: Duration = Duration::from_secs(8);
+
+/// The rounds of one who takes turns with others: `most`, or fewer if they take long, and at least one.
+pub(crate) fn rounds(most: u32) -> impl Iterator<Item = u32> {
+    let started = Instant::now();
+    rounds_by(most, move || started.elapsed())
+}
+
+fn rounds_by(most: u32, lasted: impl Fn() -> Duration) -> impl Iterator<Item = u32> {
+    (0..most).take_while(move |round| *round == 0 || lasted() < ROUNDS_WITHIN)
+}
 
 /// How a case ends early.
 #[derive(Debug)]
@@ -110,6 +123,23 @@ impl fmt::Display for Stop {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Skipped(reason) | Self::Failed(reason) => f.write_str(reason),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::cell::Cell;
+
+    #[test]
+    fn who_takes_turns_at_a_slow_store_ends_in_time() {
+        for (seconds, expected) in [(0, 12), (3, 3), (30, 1)] {
+            let lasted = Cell::new(Duration::ZERO);
+            let taken = rounds_by(12, || lasted.get()).inspect(|_| {
+                lasted.set(lasted.get() + Duration::from_secs(seconds));
+            });
+            assert_eq!(taken.count(), expected);
         }
     }
 }

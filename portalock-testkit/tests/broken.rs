@@ -2,9 +2,14 @@
 
 use std::{collections::BTreeSet, sync::mpsc, thread, time::Duration};
 
+use async_trait::async_trait;
+use portalock_core::{
+    Attempt, BackendError, Capabilities, Lease, LockBackend, LockRequest, LossNotice, LostSignal,
+    PermitRequest, Semaphore,
+};
 use portalock_testkit::{
     CaseReport, Outcome, Suite,
-    broken::{self, FlawedStore, Flawless, Specimen},
+    broken::{self, Flaw, FlawedStore, Flawless, Sound, Specimen},
     cases::{self, Need},
     conformance,
 };
@@ -102,4 +107,75 @@ fn there_are_enough_of_them_and_no_two_alike() {
     let names: BTreeSet<_> = broken::all().map(Specimen::name).collect();
     assert_eq!(names.len(), broken::all().count(), "two have one name");
     assert!(names.len() >= 22);
+}
+
+/// Not wrong: its semaphores claim less than its locks. A holder of permits is never told of a loss.
+#[derive(Debug, Default)]
+struct ClaimsLessForPermits;
+
+#[async_trait]
+impl Flaw for ClaimsLessForPermits {
+    fn claims_permits(&self, sound: &Sound) -> Capabilities {
+        self.claims(sound).with_loss(LossNotice::Never)
+    }
+
+    async fn try_acquire_permits(
+        &self,
+        sound: &Sound,
+        request: &PermitRequest,
+    ) -> Result<Attempt, BackendError> {
+        Ok(match Semaphore::try_acquire(sound, request).await? {
+            Attempt::Granted(grant) => Attempt::Granted(grant.with_lost(LostSignal::never())),
+            contended @ Attempt::Contended(_) => contended,
+        })
+    }
+}
+
+#[test]
+fn semaphores_are_held_to_their_own_claims() {
+    let suite = Suite::new(|| async { FlawedStore::<ClaimsLessForPermits>::default() });
+    let case = cases::find("semaphore::a_cut_off_holder_is_told").unwrap();
+    let report = suite.run_case(case);
+    assert!(
+        matches!(report.outcome, Outcome::Skipped { .. }),
+        "{report}"
+    );
+}
+
+/// Not wrong: it tells of a loss a moment later, as it claims.
+#[derive(Debug, Default)]
+struct TellsLaterAsItClaims;
+
+#[async_trait]
+impl Flaw for TellsLaterAsItClaims {
+    fn claims(&self, sound: &Sound) -> Capabilities {
+        LockBackend::capabilities(sound).with_loss(LossNotice::Within(Duration::from_secs(1)))
+    }
+
+    async fn try_acquire(
+        &self,
+        sound: &Sound,
+        request: &LockRequest,
+    ) -> Result<Attempt, BackendError> {
+        let attempt = LockBackend::try_acquire(sound, request).await?;
+        let Attempt::Granted(grant) = attempt else {
+            return Ok(attempt);
+        };
+        let (early, late) = (grant.lost.clone(), Lease::unbounded());
+        let signal = late.signal();
+        tokio::spawn(async move {
+            let loss = early.lost().await;
+            tokio::time::sleep(Duration::from_millis(500)).await;
+            late.end(loss);
+        });
+        Ok(Attempt::Granted(grant.with_lost(signal)))
+    }
+}
+
+#[test]
+fn a_loss_may_be_told_as_late_as_was_claimed_also_when_a_client_is_closed() {
+    let suite = Suite::new(|| async { FlawedStore::<TellsLaterAsItClaims>::default() });
+    let case = cases::find("release::a_closed_client_starts_anew").unwrap();
+    let report = suite.run_case(case);
+    assert_eq!(report.outcome, Outcome::Passed, "{report}");
 }

@@ -79,3 +79,64 @@ fn a_server_that_can_not_start_says_why() {
         .unwrap_err();
     assert!(error.to_string().contains("maxmemory"), "{error}");
 }
+
+/// Tells its parent about a server, which it stalls, and waits to be killed.
+#[test]
+#[ignore = "another test starts it as a second process"]
+fn the_owner_of_a_server() {
+    if std::env::var_os(OWNER).is_none() {
+        return;
+    }
+    let server = RedisServer::start().unwrap();
+    server.stall().unwrap();
+    let (addr, socket) = (server.addr(), server.socket());
+    println!("\n{OWNER} {addr} {}", socket.parent().unwrap().display());
+    std::thread::park();
+}
+
+const OWNER: &str = "PORTALOCK_TEST_OWNER";
+
+#[test]
+fn a_killed_test_leaves_neither_its_server_nor_its_directory() {
+    use std::{
+        io::{BufRead, BufReader},
+        os::unix::process::CommandExt,
+        path::Path,
+        process::{Command, Stdio},
+        time::Instant,
+    };
+
+    use rustix::process::{Pid, Signal, kill_process_group};
+
+    // An interrupted test run signals the whole group, which the server and its helpers belong to.
+    for signal in [Signal::KILL, Signal::TERM] {
+        let mut owner = Command::new(std::env::current_exe().unwrap())
+            .args([
+                "the_owner_of_a_server",
+                "--exact",
+                "--ignored",
+                "--nocapture",
+            ])
+            .env(OWNER, "1")
+            .stdout(Stdio::piped())
+            .process_group(0)
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(owner.stdout.take().unwrap()).lines();
+        let told = lines.find_map(|line| Some(line.unwrap().strip_prefix(OWNER)?.to_owned()));
+        let told = told.unwrap();
+        let (addr, dir) = told.trim().split_once(' ').unwrap();
+        assert!(Path::new(dir).exists());
+        if signal == Signal::KILL {
+            owner.kill().unwrap();
+        } else {
+            kill_process_group(Pid::from_child(&owner), signal).unwrap();
+        }
+        owner.wait().unwrap();
+        let end = Instant::now() + 3 * ENOUGH;
+        while Path::new(dir).exists() || TcpStream::connect(addr).is_ok() {
+            assert!(Instant::now() < end, "{signal:?} left {told}");
+            std::thread::yield_now();
+        }
+    }
+}

@@ -8,7 +8,7 @@ use portalock_core::{
     LockBackend, LockName, LockRequest, Loss, LostSignal, OwnerId, Released,
 };
 
-use super::{Flaw, Sound, Specimen, locked, specimen};
+use super::{Flaw, LEASE, Sound, Specimen, locked, specimen};
 
 pub(super) const SPECIMENS: &[Specimen] = &[
     specimen!(breaks_in_silence: BreaksInSilence,
@@ -41,6 +41,15 @@ pub(super) const SPECIMENS: &[Specimen] = &[
     specimen!(breaks_are_not_claimed: BreaksAreNotClaimed,
         "claims no way to break a lock, and breaks it",
         "breaking::refused_unless_claimed", "answered an eviction", NoBreaks),
+    specimen!(a_mark_is_a_message: AMarkIsAMessage,
+        "tells a holder that its lock is broken by a message only, which is lost while its client is cut off",
+        "breaking::a_mark_stays_until_it_is_found", "before its earlier holder was told"),
+    specimen!(breaks_by_owner_alone: BreaksByOwnerAlone,
+        "breaks what an owner holds, whatever name was meant",
+        "breaking::an_owner_that_is_gone_hits_nobody", "of an owner that holds another name"),
+    specimen!(evicts_whoever_holds: EvictsWhoeverHolds,
+        "ends the hold of whoever has the name, whatever owner is evicted",
+        "breaking::an_owner_that_is_gone_hits_nobody", "the eviction of an owner that another has followed"),
 ];
 
 type Marked = Result<Option<Duration>, BackendError>;
@@ -321,5 +330,102 @@ impl Flaw for NoBreaks {
 
     async fn evict(&self, _: &Sound, _: &LockName, _: OwnerId) -> Result<Released, BackendError> {
         Err(BackendError::unsupported("way to break a lock"))
+    }
+}
+
+/// Tells a holder that its lock is broken by a message only.
+#[derive(Debug, Default)]
+pub struct AMarkIsAMessage {
+    clients: Mutex<Vec<(Sound, LockRequest)>>,
+    missed: Mutex<Vec<OwnerId>>,
+}
+
+#[async_trait]
+impl Flaw for AMarkIsAMessage {
+    async fn try_acquire(
+        &self,
+        sound: &Sound,
+        request: &LockRequest,
+    ) -> Result<Attempt, BackendError> {
+        locked(&self.clients).push((sound.clone(), request.clone()));
+        LockBackend::try_acquire(sound, request).await
+    }
+
+    async fn mark_broken(
+        &self,
+        sound: &Sound,
+        name: &LockName,
+        owner: OwnerId,
+        by: &Holder,
+    ) -> Marked {
+        let is_cut_off = locked(&self.clients)
+            .iter()
+            .any(|(client, request)| request.owner == owner && !client.is_reachable());
+        if is_cut_off {
+            locked(&self.missed).push(owner);
+        }
+        if !locked(&self.missed).contains(&owner) {
+            return LockBackend::mark_broken(sound, name, owner, by).await;
+        }
+        let seen = LockBackend::inspect(sound, name).await?;
+        let holds = seen.holders.iter().any(|claim| claim.owner == Some(owner));
+        Ok(holds.then_some(LEASE))
+    }
+
+    async fn evict(
+        &self,
+        sound: &Sound,
+        name: &LockName,
+        owner: OwnerId,
+    ) -> Result<Released, BackendError> {
+        let missed = locked(&self.missed).contains(&owner);
+        let request = locked(&self.clients)
+            .iter()
+            .find(|(_, request)| missed && request.owner == owner)
+            .map(|(_, request)| request.clone());
+        match request {
+            Some(request) => LockBackend::release(sound.memory(), &request).await,
+            None => LockBackend::evict(sound, name, owner).await,
+        }
+    }
+}
+
+/// Breaks what an owner holds, whatever name was meant.
+#[derive(Debug, Default)]
+pub struct BreaksByOwnerAlone;
+
+#[async_trait]
+impl Flaw for BreaksByOwnerAlone {
+    async fn mark_broken(
+        &self,
+        sound: &Sound,
+        _: &LockName,
+        owner: OwnerId,
+        by: &Holder,
+    ) -> Marked {
+        let mut marked = None;
+        for name in sound.names().await? {
+            let one = LockBackend::mark_broken(sound, &name, owner, by).await?;
+            marked = marked.or(one);
+        }
+        Ok(marked)
+    }
+}
+
+/// Ends the hold of whoever has the name.
+#[derive(Debug, Default)]
+pub struct EvictsWhoeverHolds;
+
+#[async_trait]
+impl Flaw for EvictsWhoeverHolds {
+    async fn evict(
+        &self,
+        sound: &Sound,
+        name: &LockName,
+        owner: OwnerId,
+    ) -> Result<Released, BackendError> {
+        let seen = LockBackend::inspect(sound, name).await?;
+        let holder = seen.holders.first().and_then(|claim| claim.owner);
+        LockBackend::evict(sound, name, holder.unwrap_or(owner)).await
     }
 }

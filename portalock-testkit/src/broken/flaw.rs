@@ -83,6 +83,15 @@ pub trait Flaw: Debug + Default + Send + Sync + 'static {
         LockBackend::inspect(sound, name).await
     }
 
+    /// See [`LockBackend::names`].
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    async fn names(&self, sound: &Sound) -> Result<Vec<LockName>, BackendError> {
+        sound.names().await
+    }
+
     /// See [`LockBackend::watch`].
     ///
     /// # Errors
@@ -134,6 +143,11 @@ pub trait Flaw: Debug + Default + Send + Sync + 'static {
         LockBackend::close(sound).await
     }
 
+    /// See [`Semaphore::capabilities`].
+    fn claims_permits(&self, sound: &Sound) -> Capabilities {
+        self.claims(sound)
+    }
+
     /// See [`Semaphore::try_acquire`].
     ///
     /// # Errors
@@ -158,6 +172,24 @@ pub trait Flaw: Debug + Default + Send + Sync + 'static {
         request: &PermitRequest,
     ) -> Result<Released, BackendError> {
         Semaphore::release(sound, request).await
+    }
+
+    /// See [`Semaphore::inspect`].
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    async fn inspect_permits(
+        &self,
+        sound: &Sound,
+        name: &LockName,
+    ) -> Result<Inspection, BackendError> {
+        Semaphore::inspect(sound, name).await
+    }
+
+    /// Called when a client that was cut off is heard again.
+    async fn heal(&self, sound: &Sound) {
+        sound.reconnect();
     }
 
     /// Called for each client when a stalled store answers again.
@@ -233,7 +265,7 @@ impl<F: Flaw> LockBackend for Flawed<F> {
     }
 
     async fn names(&self) -> Result<Vec<LockName>, BackendError> {
-        self.sound.names().await
+        self.flaw.names(&self.sound).await
     }
 
     async fn watch(&self, name: &LockName) -> Result<Option<HolderWatch>, BackendError> {
@@ -261,7 +293,7 @@ impl<F: Flaw> LockBackend for Flawed<F> {
 #[async_trait]
 impl<F: Flaw> Semaphore for Flawed<F> {
     fn capabilities(&self) -> Capabilities {
-        self.flaw.claims(&self.sound)
+        self.flaw.claims_permits(&self.sound)
     }
 
     async fn try_acquire(&self, request: &PermitRequest) -> Result<Attempt, BackendError> {
@@ -282,7 +314,7 @@ impl<F: Flaw> Semaphore for Flawed<F> {
     }
 
     async fn inspect(&self, name: &LockName) -> Result<Inspection, BackendError> {
-        Semaphore::inspect(&self.sound, name).await
+        self.flaw.inspect_permits(&self.sound, name).await
     }
 
     async fn close(&self) -> Result<(), BackendError> {
@@ -336,9 +368,9 @@ impl<F: Flaw> Fixture for FlawedStore<F> {
 
     async fn cut_off(&self, client: &Flawed<F>) -> Result<Restore, FixtureError> {
         client.fall_silent();
-        let sound = client.sound.clone();
+        let (sound, flaw) = (client.sound.clone(), client.flaw.clone());
         Ok(Restore::new(async move {
-            sound.reconnect();
+            flaw.heal(&sound).await;
             Ok(())
         }))
     }

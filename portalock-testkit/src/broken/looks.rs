@@ -1,12 +1,14 @@
 //! Wrong answers to the question who holds a lock.
 
+use std::{collections::HashMap, sync::Mutex};
+
 use async_trait::async_trait;
 use portalock_core::{
-    Attempt, BackendError, Capabilities, Inspect, Inspection, LockBackend, LockName, LockRequest,
-    Mode, Patience,
+    Attempt, BackendError, Capabilities, Claim, Inspect, Inspection, LockBackend, LockName,
+    LockRequest, Mode, Patience, Released,
 };
 
-use super::{Flaw, Sound, Specimen, specimen};
+use super::{Flaw, Sound, Specimen, locked, specimen};
 
 pub(super) const SPECIMENS: &[Specimen] = &[
     specimen!(names_the_wrong_holder: NamesTheWrongHolder,
@@ -24,6 +26,12 @@ pub(super) const SPECIMENS: &[Specimen] = &[
     specimen!(lists_waiters_backwards: ListsWaitersBackwards,
         "lists the waiter that came last as the next",
         "inspect::the_waiters_are_told", "three wait, and these are told"),
+    specimen!(looks_by_prefix: LooksByPrefix,
+        "tells the holders of all names that begin like the one that is asked for",
+        "inspect::the_holders_are_told", "one client holds, and these are told"),
+    specimen!(tells_the_dead: TellsTheDead,
+        "tells a holder that has crashed until another is granted the lock",
+        "crash::a_crashed_client_frees_its_lock", "a look that no longer tells a crashed holder"),
 ];
 
 /// Names the one who asks as the one who holds.
@@ -106,5 +114,64 @@ impl Flaw for NoLooks {
 
     async fn inspect(&self, _: &Sound, _: &LockName) -> Result<Inspection, BackendError> {
         Err(BackendError::unsupported("way to inspect a lock"))
+    }
+}
+
+/// Tells the holders of all names that begin like the one that is asked for.
+#[derive(Debug, Default)]
+pub struct LooksByPrefix;
+
+#[async_trait]
+impl Flaw for LooksByPrefix {
+    async fn inspect(&self, sound: &Sound, name: &LockName) -> Result<Inspection, BackendError> {
+        let mut seen = Inspection::default();
+        for other in sound.names().await? {
+            if other.as_str().starts_with(name.as_str()) {
+                let more = LockBackend::inspect(sound, &other).await?;
+                seen.held |= more.held;
+                seen.holders.extend(more.holders);
+                seen.waiters.extend(more.waiters);
+            }
+        }
+        Ok(seen)
+    }
+}
+
+/// Tells a holder that has crashed until another is granted the lock.
+#[derive(Debug, Default)]
+pub struct TellsTheDead(Mutex<HashMap<LockName, Claim>>);
+
+#[async_trait]
+impl Flaw for TellsTheDead {
+    async fn try_acquire(
+        &self,
+        sound: &Sound,
+        request: &LockRequest,
+    ) -> Result<Attempt, BackendError> {
+        let attempt = LockBackend::try_acquire(sound, request).await?;
+        if matches!(attempt, Attempt::Granted(_)) {
+            let claim = Claim::new(request.holder.clone(), request.demand.into());
+            locked(&self.0).insert(request.name.clone(), claim);
+        }
+        Ok(attempt)
+    }
+
+    async fn release(
+        &self,
+        sound: &Sound,
+        request: &LockRequest,
+    ) -> Result<Released, BackendError> {
+        let released = LockBackend::release(sound, request).await?;
+        locked(&self.0).remove(&request.name);
+        Ok(released)
+    }
+
+    async fn inspect(&self, sound: &Sound, name: &LockName) -> Result<Inspection, BackendError> {
+        let seen = LockBackend::inspect(sound, name).await?;
+        let recorded = locked(&self.0).get(name).cloned();
+        Ok(match recorded {
+            Some(claim) if !seen.held => Inspection::new(vec![claim], seen.waiters),
+            _ => seen,
+        })
     }
 }

@@ -1,11 +1,15 @@
 //! Holders that are not told, told late, told for nothing; crashes that nobody notices.
 
-use std::{collections::HashMap, sync::Mutex, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use portalock_core::{
-    Attempt, BackendError, Contention, Grant, Lease, LockBackend, LockRequest, Loss, LostSignal,
-    OwnerId, Released,
+    Attempt, BackendError, Contention, Grant, Lease, LockBackend, LockName, LockRequest, Loss,
+    LostSignal, MemoryBackend, Mode, OwnerId, Released,
 };
 
 use super::{Flaw, LEASE, Sound, Specimen, locked, specimen};
@@ -31,7 +35,7 @@ pub(super) const SPECIMENS: &[Specimen] = &[
         "crash::a_crashed_client_frees_its_lock", "the grant to the waiter, declared as"),
     specimen!(a_crash_frees_all: ACrashFreesAll,
         "frees every client's locks when one client crashes",
-        "crash::a_crash_frees_nobody_elses_lock", "was removed from its store"),
+        "crash::a_crashed_client_frees_its_lock", "was removed from its store"),
     specimen!(a_stall_ends_sessions_in_silence: AStallEndsSessionsInSilence,
         "gives its clients' locks away after it was stalled, and tells none of them",
         "loss::a_stalled_service_ends_the_lease", "was told that it lost it"),
@@ -47,6 +51,24 @@ pub(super) const SPECIMENS: &[Specimen] = &[
     specimen!(an_outage_reads_as_locked: AnOutageReadsAsLocked,
         "says of a store that it can't reach that the lock is held",
         "timeout::a_cut_off_client_does_not_hang", "reads as a lock that is held"),
+    specimen!(tells_every_holder: TellsEveryHolder,
+        "tells all holders of a loss when one lock is taken away",
+        "loss::a_lock_taken_away_fires_lost", "kept was not granted within"),
+    specimen!(tells_a_loss_twice: TellsALossTwice,
+        "tells of a loss a second time, and so tells the client's next holder",
+        "loss::a_lock_taken_away_fires_lost", "job was lost"),
+    specimen!(tells_those_who_did_not_wait: TellsThoseWhoDidNotWait,
+        "ties the grants to its session that it makes at once, and not those to waiters",
+        "loss::a_cut_off_holder_is_told", "before its earlier holder was told"),
+    specimen!(renews_what_was_granted_at_once: RenewsWhatWasGrantedAtOnce,
+        "renews the grants that it makes at once, and not those to waiters",
+        "loss::a_living_holder_is_never_expired", "somebody, while the holder lives, was granted"),
+    specimen!(a_reconnect_drops_locks: AReconnectDropsLocks,
+        "frees a client's locks when it connects again, and tells none of its holders",
+        "timeout::a_cut_off_client_does_not_hang", "before its earlier holder was told"),
+    specimen!(a_crash_frees_its_readers: ACrashFreesItsReaders,
+        "frees the shares of all readers of a lock when the client of one of them crashes",
+        "crash::a_crashed_client_frees_its_lock", "a writer, while one of two readers lives,"),
 ];
 
 /// The same attempt, with another lost signal if it was granted.
@@ -180,10 +202,10 @@ pub struct ACrashFreesAll;
 #[async_trait]
 impl Flaw for ACrashFreesAll {
     async fn expire(&self, sound: &Sound) {
-        sound.expire(Loss::Expired).await;
         for name in sound.memory().names().await.unwrap_or_default() {
             sound.memory().lose(&name);
         }
+        sound.expire(Loss::Expired).await;
     }
 }
 
@@ -253,4 +275,173 @@ pub struct StaysBehind;
 #[async_trait]
 impl Flaw for StaysBehind {
     async fn moved(&self, _: &Sound) {}
+}
+
+/// The guards of a store by name, to tell them of a loss.
+type Told = Arc<Mutex<Vec<(LockName, OwnerId, Lease)>>>;
+
+fn note(told: &Told, request: &LockRequest, attempt: Attempt) -> Attempt {
+    with_lost(attempt, |grant| {
+        let lease = Lease::unbounded();
+        let lost = LostSignal::any([grant.lost.clone(), lease.signal()]);
+        locked(told).push((request.name.clone(), request.owner, lease));
+        lost
+    })
+}
+
+/// Tells all holders of a loss when one lock is taken away.
+#[derive(Debug, Default)]
+pub struct TellsEveryHolder(Told);
+
+#[async_trait]
+impl Flaw for TellsEveryHolder {
+    async fn try_acquire(
+        &self,
+        sound: &Sound,
+        request: &LockRequest,
+    ) -> Result<Attempt, BackendError> {
+        let attempt = LockBackend::try_acquire(sound, request).await?;
+        Ok(note(&self.0, request, attempt))
+    }
+
+    async fn take_away(&self, memory: &MemoryBackend, name: &LockName) {
+        memory.lose(name);
+        for (.., lease) in locked(&self.0).drain(..) {
+            lease.end(Loss::Removed("a lock is gone".into()));
+        }
+    }
+}
+
+/// Tells of a loss a second time, by the name.
+#[derive(Debug, Default)]
+pub struct TellsALossTwice {
+    told: Told,
+    taken: Mutex<Option<LockName>>,
+}
+
+#[async_trait]
+impl Flaw for TellsALossTwice {
+    async fn try_acquire(
+        &self,
+        sound: &Sound,
+        request: &LockRequest,
+    ) -> Result<Attempt, BackendError> {
+        let attempt = LockBackend::try_acquire(sound, request).await?;
+        Ok(note(&self.told, request, attempt))
+    }
+
+    async fn release(
+        &self,
+        sound: &Sound,
+        request: &LockRequest,
+    ) -> Result<Released, BackendError> {
+        locked(&self.told).retain(|(_, owner, _)| *owner != request.owner);
+        // After the second grant since the loss: the first one only looks whether the lock is free.
+        if locked(&self.taken).as_ref() == Some(&request.name) {
+            let (told, name) = (self.told.clone(), request.name.clone());
+            tokio::spawn(async move {
+                tokio::time::sleep(LEASE / 2).await;
+                let told = locked(&told);
+                for (.., lease) in told.iter().filter(|(other, ..)| *other == name) {
+                    lease.end(Loss::Removed("it was taken away".into()));
+                }
+            });
+        }
+        LockBackend::release(sound, request).await
+    }
+
+    async fn take_away(&self, memory: &MemoryBackend, name: &LockName) {
+        *locked(&self.taken) = Some(name.clone());
+        memory.lose(name);
+    }
+}
+
+/// Ties the grants to its session that it makes at once, and not those to waiters.
+#[derive(Debug, Default)]
+pub struct TellsThoseWhoDidNotWait(Mutex<HashSet<OwnerId>>);
+
+#[async_trait]
+impl Flaw for TellsThoseWhoDidNotWait {
+    async fn try_acquire(
+        &self,
+        sound: &Sound,
+        request: &LockRequest,
+    ) -> Result<Attempt, BackendError> {
+        let attempt = LockBackend::try_acquire(sound, request).await?;
+        if matches!(attempt, Attempt::Contended(_)) {
+            locked(&self.0).insert(request.owner);
+        } else if locked(&self.0).contains(&request.owner) {
+            return LockBackend::try_acquire(sound.memory(), request).await;
+        }
+        Ok(attempt)
+    }
+}
+
+/// Renews the grants that it makes at once, and not those to waiters.
+#[derive(Debug, Default)]
+pub struct RenewsWhatWasGrantedAtOnce(Mutex<HashSet<OwnerId>>);
+
+#[async_trait]
+impl Flaw for RenewsWhatWasGrantedAtOnce {
+    async fn try_acquire(
+        &self,
+        sound: &Sound,
+        request: &LockRequest,
+    ) -> Result<Attempt, BackendError> {
+        let attempt = LockBackend::try_acquire(sound, request).await?;
+        if matches!(attempt, Attempt::Contended(_)) {
+            locked(&self.0).insert(request.owner);
+        } else if locked(&self.0).remove(&request.owner) {
+            let (memory, request) = (sound.memory().clone(), request.clone());
+            tokio::spawn(async move {
+                tokio::time::sleep(LEASE).await;
+                LockBackend::release(&memory, &request).await
+            });
+        }
+        Ok(attempt)
+    }
+}
+
+/// Frees a client's locks when it connects again, and tells none of its holders.
+#[derive(Debug, Default)]
+pub struct AReconnectDropsLocks;
+
+#[async_trait]
+impl Flaw for AReconnectDropsLocks {
+    async fn heal(&self, sound: &Sound) {
+        sound.free_all().await;
+        sound.reconnect();
+    }
+}
+
+/// Frees the shares of all readers of a lock when the client of one of them crashes.
+#[derive(Debug, Default)]
+pub struct ACrashFreesItsReaders(Mutex<Vec<(u64, LockRequest)>>);
+
+#[async_trait]
+impl Flaw for ACrashFreesItsReaders {
+    async fn try_acquire(
+        &self,
+        sound: &Sound,
+        request: &LockRequest,
+    ) -> Result<Attempt, BackendError> {
+        if request.demand == Mode::Shared {
+            locked(&self.0).push((sound.number(), request.clone()));
+        }
+        LockBackend::try_acquire(sound, request).await
+    }
+
+    async fn expire(&self, sound: &Sound) {
+        sound.expire(Loss::Expired).await;
+        let readers = locked(&self.0).clone();
+        let is_doomed = |name: &LockName| {
+            let mut all = readers.iter();
+            all.any(|(client, reader)| *client == sound.number() && reader.name == *name)
+        };
+        for (_, reader) in &readers {
+            if is_doomed(&reader.name) {
+                let _ = LockBackend::release(sound.memory(), reader).await;
+            }
+        }
+    }
 }

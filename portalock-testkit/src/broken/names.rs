@@ -1,13 +1,14 @@
 //! Names that collide, lead elsewhere, or are not supported.
 
-use std::{fmt::Debug, marker::PhantomData};
+use std::{collections::BTreeSet, fmt::Debug, marker::PhantomData, sync::Mutex};
 
 use async_trait::async_trait;
+use futures_util::FutureExt;
 use portalock_core::{
     Attempt, BackendError, Inspection, LockBackend, LockName, LockRequest, Released, Wakeups,
 };
 
-use super::{Flaw, Sound, Specimen, specimen};
+use super::{Flaw, Sound, Specimen, locked, specimen};
 
 pub(super) const SPECIMENS: &[Specimen] = &[
     specimen!(lets_a_name_escape: Renames<FollowsPaths>,
@@ -25,6 +26,12 @@ pub(super) const SPECIMENS: &[Specimen] = &[
     specimen!(panics_on_odd_names: PanicsOnOddNames,
         "cuts names between bytes, and panics within a character",
         "names::odd_names_are_locked_like_others", "panicked"),
+    specimen!(hashes_names: Renames<Hashes>,
+        "takes names with the same CRC-32 for one",
+        "names::names_that_look_alike_are_apart", "is in the way of"),
+    specimen!(lists_released_names: ListsReleasedNames,
+        "lists every name that it has ever had",
+        "names::listed_names_are_those_that_are_held", "the last of the released names leaving the list"),
 ];
 
 /// How a name is stored.
@@ -150,5 +157,43 @@ impl Flaw for PanicsOnOddNames {
         let (directory, file) = name.split_at(name.len().min(2));
         let _path = format!("{directory}/{file}");
         LockBackend::try_acquire(sound, request).await
+    }
+}
+
+/// Hashes to 32 bits: what a key of an advisory lock has room for.
+#[derive(Debug, Default)]
+pub struct Hashes;
+
+impl Rename for Hashes {
+    fn rename(name: &str) -> String {
+        let mut crc = u32::MAX;
+        for byte in name.bytes() {
+            crc ^= u32::from(byte);
+            for _ in 0..8 {
+                crc = (crc >> 1) ^ (0xedb8_8320 * (crc & 1));
+            }
+        }
+        format!("{crc:x}")
+    }
+}
+
+/// Lists every name that it has ever had.
+#[derive(Debug, Default)]
+pub struct ListsReleasedNames(Mutex<BTreeSet<LockName>>);
+
+#[async_trait]
+impl Flaw for ListsReleasedNames {
+    async fn names(&self, sound: &Sound) -> Result<Vec<LockName>, BackendError> {
+        let mut listed = locked(&self.0);
+        listed.extend(
+            sound
+                .memory()
+                .names()
+                .now_or_never()
+                .into_iter()
+                .flatten()
+                .flatten(),
+        );
+        Ok(listed.iter().cloned().collect())
     }
 }

@@ -9,9 +9,10 @@ use std::{
 };
 
 use async_trait::async_trait;
+use futures_util::FutureExt;
 use portalock_core::{
-    Attempt, BackendError, BackendErrorKind, LockName, LostSignal, OwnerId, Patience,
-    PermitRequest, Permits, Released, Semaphore,
+    Attempt, BackendError, BackendErrorKind, ClaimKind, FencingToken, Grant, Inspection, LockName,
+    Loss, LostSignal, OwnerId, Patience, PermitRequest, Permits, Released, Semaphore,
 };
 
 use super::{Flaw, Sound, Specimen, locked, specimen};
@@ -47,6 +48,30 @@ pub(super) const SPECIMENS: &[Specimen] = &[
     specimen!(lost_permits_are_not_told: LostPermitsAreNotTold,
         "tells the holders of locks of a loss, and not those of permits",
         "semaphore::a_cut_off_holder_is_told", "before its earlier holder was told"),
+    specimen!(permits_have_one_token: PermitsHaveOneToken,
+        "grants permits with a token that is always the same",
+        "semaphore::its_claims_hold", "permits were granted with token"),
+    specimen!(permits_are_not_told: PermitsAreNotTold,
+        "claims to know who holds permits, and tells nobody",
+        "semaphore::its_claims_hold", "one holds two permits, and these are told"),
+    specimen!(tries_overtake: TriesOvertake,
+        "lets those who only try overtake those who wait for permits",
+        "semaphore::waiters_are_served_in_order", "a try overtook"),
+    specimen!(takers_lose_their_place: TakersLoseTheirPlace,
+        "sends who asks for permits again to the end of the queue",
+        "semaphore::waiters_are_served_in_order", "a small request overtook a large one"),
+    specimen!(late_releases_add_permits: LateReleasesAddPermits,
+        "takes back permits a second time, when one releases whose session has ended",
+        "semaphore::a_cut_off_holder_is_told", "no longer held"),
+    specimen!(folds_the_case_of_semaphores: FoldsTheCaseOfSemaphores,
+        "takes semaphores whose names differ in case for one",
+        "names::names_of_semaphores_are_apart", "was not free"),
+    specimen!(permits_need_threads: PermitsNeedThreads,
+        "asks for permits in a way that a runtime with one thread does not have",
+        "runtime::one_thread_is_enough", "panicked"),
+    specimen!(permits_die_with_their_runtime: PermitsDieWithTheirRuntime,
+        "loses permits with the runtime on which they were acquired",
+        "runtime::one_thread_is_enough", "were granted while too few were free"),
 ];
 
 /// Refuses requests that come while others are being served.
@@ -289,5 +314,211 @@ impl Flaw for LostPermitsAreNotTold {
             Attempt::Granted(grant) => Attempt::Granted(grant.with_lost(LostSignal::never())),
             contended @ Attempt::Contended(_) => contended,
         })
+    }
+}
+
+/// Grants permits with a token that is always the same.
+#[derive(Debug, Default)]
+pub struct PermitsHaveOneToken;
+
+#[async_trait]
+impl Flaw for PermitsHaveOneToken {
+    async fn try_acquire_permits(
+        &self,
+        sound: &Sound,
+        request: &PermitRequest,
+    ) -> Result<Attempt, BackendError> {
+        Ok(match Semaphore::try_acquire(sound, request).await? {
+            Attempt::Granted(grant) => Attempt::Granted(grant.with_token(FencingToken::new(1))),
+            contended @ Attempt::Contended(_) => contended,
+        })
+    }
+}
+
+/// Claims to know who holds permits, and tells nobody.
+#[derive(Debug, Default)]
+pub struct PermitsAreNotTold;
+
+#[async_trait]
+impl Flaw for PermitsAreNotTold {
+    async fn inspect_permits(&self, _: &Sound, _: &LockName) -> Result<Inspection, BackendError> {
+        Ok(Inspection::default())
+    }
+}
+
+/// Lets those who only try overtake those who wait.
+#[derive(Debug, Default)]
+pub struct TriesOvertake;
+
+#[async_trait]
+impl Flaw for TriesOvertake {
+    async fn try_acquire_permits(
+        &self,
+        sound: &Sound,
+        request: &PermitRequest,
+    ) -> Result<Attempt, BackendError> {
+        let attempt = Semaphore::try_acquire(sound, request).await?;
+        if matches!(attempt, Attempt::Contended(_)) && request.patience == Patience::Once {
+            let seen = Semaphore::inspect(sound, &request.name).await?;
+            let used: u32 = seen
+                .holders
+                .iter()
+                .map(|claim| match claim.kind {
+                    ClaimKind::Permits(count) => count,
+                    _ => 0,
+                })
+                .sum();
+            if used + request.demand.count() <= request.demand.capacity() {
+                return Ok(Attempt::Granted(Grant::new()));
+            }
+        }
+        Ok(attempt)
+    }
+}
+
+/// Sends who asks again to the end of the queue.
+#[derive(Debug, Default)]
+pub struct TakersLoseTheirPlace;
+
+#[async_trait]
+impl Flaw for TakersLoseTheirPlace {
+    async fn try_acquire_permits(
+        &self,
+        sound: &Sound,
+        request: &PermitRequest,
+    ) -> Result<Attempt, BackendError> {
+        match Semaphore::try_acquire(sound, request).await? {
+            Attempt::Contended(_) => {
+                Semaphore::release(sound, request).await?;
+                Semaphore::try_acquire(sound, request).await
+            }
+            granted @ Attempt::Granted(_) => Ok(granted),
+        }
+    }
+}
+
+/// Takes back permits a second time, when one releases whose session has ended.
+#[derive(Debug, Default)]
+pub struct LateReleasesAddPermits {
+    granted: Mutex<Vec<(u64, PermitRequest)>>,
+    ended: Mutex<HashSet<OwnerId>>,
+}
+
+#[async_trait]
+impl Flaw for LateReleasesAddPermits {
+    async fn try_acquire_permits(
+        &self,
+        sound: &Sound,
+        request: &PermitRequest,
+    ) -> Result<Attempt, BackendError> {
+        let attempt = Semaphore::try_acquire(sound, request).await?;
+        if matches!(attempt, Attempt::Granted(_)) {
+            locked(&self.granted).push((sound.number(), request.clone()));
+        }
+        Ok(attempt)
+    }
+
+    async fn release_permits(
+        &self,
+        sound: &Sound,
+        request: &PermitRequest,
+    ) -> Result<Released, BackendError> {
+        let released = Semaphore::release(sound, request).await?;
+        if locked(&self.ended).remove(&request.owner) {
+            let others = locked(&self.granted).clone();
+            for (_, other) in others {
+                Semaphore::release(sound.memory(), &other).await?;
+            }
+        }
+        Ok(released)
+    }
+
+    async fn expire(&self, sound: &Sound) {
+        let granted = locked(&self.granted).clone();
+        let its_own = granted
+            .iter()
+            .filter(|(client, _)| *client == sound.number());
+        locked(&self.ended).extend(its_own.map(|(_, request)| request.owner));
+        sound.expire(Loss::Expired).await;
+    }
+}
+
+/// Takes semaphores whose names differ in case for one.
+#[derive(Debug, Default)]
+pub struct FoldsTheCaseOfSemaphores;
+
+impl FoldsTheCaseOfSemaphores {
+    fn folded(request: &PermitRequest) -> PermitRequest {
+        let mut request = request.clone();
+        let name = request.name.as_str().to_lowercase();
+        request.name = LockName::new(name).unwrap_or(request.name);
+        request
+    }
+}
+
+#[async_trait]
+impl Flaw for FoldsTheCaseOfSemaphores {
+    async fn try_acquire_permits(
+        &self,
+        sound: &Sound,
+        request: &PermitRequest,
+    ) -> Result<Attempt, BackendError> {
+        Semaphore::try_acquire(sound, &Self::folded(request)).await
+    }
+
+    async fn release_permits(
+        &self,
+        sound: &Sound,
+        request: &PermitRequest,
+    ) -> Result<Released, BackendError> {
+        Semaphore::release(sound, &Self::folded(request)).await
+    }
+}
+
+/// Asks for permits in a way that a runtime with one thread does not have.
+#[derive(Debug, Default)]
+pub struct PermitsNeedThreads;
+
+#[async_trait]
+impl Flaw for PermitsNeedThreads {
+    async fn try_acquire_permits(
+        &self,
+        sound: &Sound,
+        request: &PermitRequest,
+    ) -> Result<Attempt, BackendError> {
+        tokio::task::block_in_place(|| ());
+        Semaphore::try_acquire(sound, request).await
+    }
+}
+
+/// Loses permits with the runtime on which they were acquired.
+#[derive(Debug, Default)]
+pub struct PermitsDieWithTheirRuntime;
+
+/// Frees the permits when the task that it belongs to is dropped.
+struct PermitsTask(Sound, PermitRequest);
+
+impl Drop for PermitsTask {
+    fn drop(&mut self) {
+        let _ = Semaphore::release(self.0.memory(), &self.1).now_or_never();
+    }
+}
+
+#[async_trait]
+impl Flaw for PermitsDieWithTheirRuntime {
+    async fn try_acquire_permits(
+        &self,
+        sound: &Sound,
+        request: &PermitRequest,
+    ) -> Result<Attempt, BackendError> {
+        let attempt = Semaphore::try_acquire(sound, request).await?;
+        if matches!(attempt, Attempt::Granted(_)) {
+            let task = PermitsTask(sound.clone(), request.clone());
+            tokio::spawn(async move {
+                let _task = task;
+                std::future::pending::<()>().await;
+            });
+        }
+        Ok(attempt)
     }
 }

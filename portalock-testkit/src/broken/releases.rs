@@ -10,7 +10,7 @@ use portalock_core::{
     Attempt, BackendError, LockBackend, LockName, LockRequest, Mode, OwnerId, Released,
 };
 
-use super::{Flaw, Sound, Specimen, locked, specimen};
+use super::{Flaw, LEASE, Sound, Specimen, locked, specimen};
 
 pub(super) const SPECIMENS: &[Specimen] = &[
     specimen!(forgets_release: ForgetsRelease,
@@ -42,7 +42,10 @@ pub(super) const SPECIMENS: &[Specimen] = &[
         "cancellation::an_unanswered_attempt_leaves_nothing", "was refused while nobody was in the way"),
     specimen!(closes_in_silence: ClosesInSilence,
         "frees its locks on close, and tells none of its guards",
-        "release::a_closed_client_starts_anew", "its guard does not know"),
+        "release::a_closed_client_starts_anew", "before its earlier holder was told"),
+    specimen!(frees_readers_later: FreesReadersLater,
+        "claims to release at once, and frees the shared locks of dropped guards a moment later",
+        "release::a_dropped_guard_frees_at_once", "after drop 1 had returned"),
 ];
 
 /// Answers that it released, and frees nothing.
@@ -281,5 +284,23 @@ impl Flaw for ForgetsTheUnanswered {
             return Ok(Released::NotHeld);
         }
         LockBackend::release(sound, request).await
+    }
+}
+
+/// Claims to release at once, and frees the shared locks of dropped guards a moment later.
+#[derive(Debug, Default)]
+pub struct FreesReadersLater;
+
+impl Flaw for FreesReadersLater {
+    fn release_now(&self, sound: &Sound, request: &LockRequest) -> bool {
+        if request.demand == Mode::Exclusive {
+            return LockBackend::release_now(sound, request);
+        }
+        let (sound, request) = (sound.clone(), request.clone());
+        tokio::spawn(async move {
+            tokio::time::sleep(LEASE).await;
+            LockBackend::release(&sound, &request).await
+        });
+        true
     }
 }

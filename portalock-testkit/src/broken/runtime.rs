@@ -5,8 +5,8 @@ use std::{sync::Mutex, time::Duration};
 use async_trait::async_trait;
 use futures_util::FutureExt;
 use portalock_core::{
-    Attempt, BackendError, BackendErrorKind, Lease, LockBackend, LockRequest, Loss, LostSignal,
-    clock::Instant,
+    Attempt, BackendError, BackendErrorKind, Inspection, Lease, LockBackend, LockName, LockRequest,
+    Loss, LostSignal, clock::Instant,
 };
 use tokio::runtime::Handle;
 
@@ -28,6 +28,12 @@ pub(super) const SPECIMENS: &[Specimen] = &[
     specimen!(releases_on_the_acquirers_runtime: ReleasesOnTheAcquirersRuntime,
         "leaves the release of a dropped guard to the runtime that acquired the lock",
         "runtime::a_guard_dropped_beside_an_idle_runtime_is_released", "nobody should hold it any more"),
+    specimen!(looks_need_threads: LooksNeedThreads,
+        "looks who holds in a way that a runtime with one thread does not have",
+        "runtime::one_thread_is_enough", "panicked"),
+    specimen!(waits_for_answers_in_the_system: WaitsForAnswersInTheSystem,
+        "keeps its thread while it waits for an answer of the store",
+        "timeout::a_stalled_service_does_not_stall_the_caller", "beside another task of its runtime"),
 ];
 
 /// Keeps its session on the runtime of the first caller.
@@ -154,6 +160,48 @@ impl Flaw for BlocksTheRuntime {
                 }
                 attempt => return Ok(attempt),
             }
+        }
+    }
+}
+
+/// Looks who holds in a way that a runtime with one thread does not have.
+#[derive(Debug, Default)]
+pub struct LooksNeedThreads;
+
+#[async_trait]
+impl Flaw for LooksNeedThreads {
+    async fn inspect(&self, sound: &Sound, name: &LockName) -> Result<Inspection, BackendError> {
+        tokio::task::block_in_place(|| ());
+        LockBackend::inspect(sound, name).await
+    }
+}
+
+/// Keeps its thread while it waits for an answer.
+#[derive(Debug, Default)]
+pub struct WaitsForAnswersInTheSystem;
+
+#[async_trait]
+impl Flaw for WaitsForAnswersInTheSystem {
+    #[allow(
+        clippy::disallowed_methods,
+        reason = "blocking is what is wrong with it"
+    )]
+    async fn try_acquire(
+        &self,
+        sound: &Sound,
+        request: &LockRequest,
+    ) -> Result<Attempt, BackendError> {
+        let end = Instant::now() + Duration::from_secs(3);
+        let mut answer = Box::pin(LockBackend::try_acquire(sound, request));
+        loop {
+            if let Some(answer) = (&mut answer).now_or_never() {
+                return answer;
+            }
+            if Instant::now() >= end {
+                let silence = "the store did not answer";
+                return Err(BackendError::new(BackendErrorKind::Unavailable, silence));
+            }
+            std::thread::sleep(Duration::from_millis(2));
         }
     }
 }

@@ -23,7 +23,7 @@ pub(super) const SPECIMENS: &[Specimen] = &[
         "timeout::a_release_ends_the_wait", "the waiter's grant did not happen"),
     specimen!(wakes_all_and_grants_none: WakesAllAndGrantsNone,
         "wakes every waiter when the lock is free, and grants it to none of them",
-        "fairness::every_waiter_is_served", "was not granted within"),
+        "fairness::every_waiter_is_served", "the grant to waiter"),
     specimen!(starves_writers: StarvesWriters,
         "lets readers in for as long as there are any, past a writer that waits",
         "fairness::a_waiting_writer_stops_new_readers", "was granted while somebody was in the way"),
@@ -48,6 +48,12 @@ pub(super) const SPECIMENS: &[Specimen] = &[
     specimen!(waits_for_the_dead: WaitsForTheDead,
         "frees what a crashed client held, and leaves its waiters in the queue",
         "crash::a_crashed_waiter_is_passed_over", "the grant to the waiter behind a dead one"),
+    specimen!(wakes_on_a_release_only: WakesOnAReleaseOnly,
+        "wakes its waiters when a lock is released, and not when the one ahead of them leaves",
+        "fairness::a_waiting_writer_stops_new_readers", "a reader behind a writer that left"),
+    specimen!(keeps_a_place_for_impatient_readers: KeepsAPlaceForImpatientReaders,
+        "queues readers that said that they would not wait",
+        "shared::a_writer_keeps_readers_out", "nobody should hold it any more"),
 ];
 
 /// The same request by one who will not wait: the store keeps no place for it.
@@ -354,5 +360,77 @@ impl Flaw for WaitsForTheDead {
                 let _ = LockBackend::release(sound.memory(), &request).await;
             }
         }
+    }
+}
+
+/// Wakes its waiters when a lock is released, and not when the one ahead of them leaves.
+#[derive(Debug, Default)]
+pub struct WakesOnAReleaseOnly(Mutex<Vec<WakeSender>>);
+
+#[async_trait]
+impl Flaw for WakesOnAReleaseOnly {
+    async fn try_acquire(
+        &self,
+        sound: &Sound,
+        request: &LockRequest,
+    ) -> Result<Attempt, BackendError> {
+        Ok(match LockBackend::try_acquire(sound, request).await? {
+            Attempt::Contended(contention) => {
+                Attempt::Contended(contention.with_recheck_after(Duration::from_secs(3600)))
+            }
+            granted @ Attempt::Granted(_) => granted,
+        })
+    }
+
+    async fn release(
+        &self,
+        sound: &Sound,
+        request: &LockRequest,
+    ) -> Result<Released, BackendError> {
+        let released = LockBackend::release(sound, request).await?;
+        if released == Released::Freed {
+            for line in locked(&self.0).iter() {
+                line.wake();
+            }
+        }
+        Ok(released)
+    }
+
+    async fn subscribe(
+        &self,
+        sound: &Sound,
+        request: &LockRequest,
+    ) -> Result<Option<Wakeups>, BackendError> {
+        let (sender, line) = wakeups();
+        let seen = LockBackend::inspect(sound, &request.name).await?;
+        if seen
+            .holders
+            .iter()
+            .any(|claim| claim.owner == Some(request.owner))
+        {
+            // It was granted the lock since its attempt.
+            sender.wake();
+        }
+        locked(&self.0).push(sender);
+        Ok(Some(line))
+    }
+}
+
+/// Queues readers that said that they would not wait.
+#[derive(Debug, Default)]
+pub struct KeepsAPlaceForImpatientReaders;
+
+#[async_trait]
+impl Flaw for KeepsAPlaceForImpatientReaders {
+    async fn try_acquire(
+        &self,
+        sound: &Sound,
+        request: &LockRequest,
+    ) -> Result<Attempt, BackendError> {
+        let mut request = request.clone();
+        if request.demand == Mode::Shared {
+            request.patience = Patience::Queue;
+        }
+        LockBackend::try_acquire(sound, &request).await
     }
 }

@@ -1,7 +1,8 @@
 //! An operator takes a lock away: from the holder that was meant, who is told by whom.
 
 use portalock_core::{
-    BackendErrorKind, Broken, Guard, Lock, LockBackend, LockError, Loss, Mode, OwnerId, Released,
+    BackendErrorKind, Broken, Guard, Holder, Lock, LockBackend, LockError, Loss, Mode, OwnerId,
+    Released,
 };
 
 use super::{Case, case, loss::ensure_told};
@@ -48,7 +49,7 @@ pub(super) const CASES: &[Case] = &[
         breaking::an_owner_that_is_gone_hits_nobody,
         rules[12],
         needs[Breaks],
-        "breaking an owner that has released the lock, or waits for it, reports that it holds nothing, and affects no other owner"
+        "breaking an owner that has released the lock, waits for it, or holds another name, reports that it holds nothing, and affects no other owner"
     ),
     case!(
         breaking::one_reader_is_taken_out,
@@ -61,6 +62,12 @@ pub(super) const CASES: &[Case] = &[
         rules[12],
         needs[Breaks],
         "if two operators break one hold at once, both succeed, the holder is told of one of them, and the next holder is not affected"
+    ),
+    case!(
+        breaking::a_mark_stays_until_it_is_found,
+        rules[1, 12],
+        needs[Breaks, CutOff],
+        "if the holder can't be reached when its lock is broken, and then can, it knows of the break before another is granted the lock, or within the time that the backend declares"
     ),
     case!(
         breaking::a_holder_that_does_not_respond_is_evicted,
@@ -232,17 +239,27 @@ async fn an_owner_that_is_gone_hits_nobody(trial: Trial) -> CaseResult {
     first.refused(&waiter).await?;
     let succeeded = break_as(&first, "operator", gone).await?;
     let waiting = break_as(&second, "operator", waiter.owner).await?;
+    let other = first.lock("other")?;
+    let elsewhere = other.break_holder(guard.owner());
+    let elsewhere = soon("the end of a break", elsewhere).await??;
     for (ended, who) in [
         (unheard_of, "of an owner that never was"),
         (unheld, "of an owner that has released"),
         (succeeded, "of an owner that another has followed"),
         (waiting, "of an owner that waits"),
+        (elsewhere, "of an owner that holds another name"),
     ] {
         ensure!(
             ended == Broken::NotHeld,
             "the break {who} ended with {ended:?}"
         );
     }
+    // The owner may have released between its mark and its eviction.
+    let evicted = soon("an eviction", first.backend().evict(lock.name(), gone)).await??;
+    ensure!(
+        evicted == Released::NotHeld,
+        "the eviction of an owner that another has followed answered {evicted:?}"
+    );
     tokio::time::sleep(A_WHILE).await;
     guard.ensure_held()?;
     guard.release().await?;
@@ -288,6 +305,31 @@ async fn a_second_break_is_harmless(trial: Trial) -> CaseResult {
         "a break of a hold that was broken before ended with {late:?}"
     );
     tokio::time::sleep(A_WHILE).await;
+    next.ensure_held()?;
+    next.release().await?;
+    Ok(())
+}
+
+async fn a_mark_stays_until_it_is_found(trial: Trial) -> CaseResult {
+    let (holder, operator) = trial.two_clients().await?;
+    let guard = holder.lock("job")?.acquire().await?;
+    let lock = operator.lock("job")?;
+    let cut = trial.cut_off(&holder).await?;
+    let by = Holder::this_process(Some("operator".into()));
+    let backend = operator.backend();
+    let marked = backend.mark_broken(lock.name(), guard.owner(), &by);
+    soon("the answer to a break", marked).await??;
+    cut.now().await?;
+    let breaking = {
+        let (lock, owner) = (lock.clone(), guard.owner());
+        tokio::spawn(async move { lock.break_holder(owner).await })
+    };
+    let next = lock.acquire_with(&trial.patience()).await?;
+    // Read before anything else is awaited.
+    let known = guard.is_lost();
+    ensure_told(&trial, &guard.lost_signal(), known).await?;
+    let limit = trial.crash_limit() + SOON;
+    within(limit, "the end of a break", breaking).await???;
     next.ensure_held()?;
     next.release().await?;
     Ok(())

@@ -9,7 +9,7 @@ use crate::{
     section::Section,
     sweep::{Ended, Moment, drop_after},
     trial::{Client, Trial, ensure_contended, patient},
-    verdict::{A_WHILE, CaseResult, IN_VAIN, Stop, ensure, soon},
+    verdict::{A_WHILE, CaseResult, IN_VAIN, Stop, ensure, rounds, soon},
 };
 
 pub(super) const CASES: &[Case] = &[
@@ -131,8 +131,9 @@ async fn a_set_has_one_deadline(trial: Trial) -> CaseResult {
     released?;
     let lasted = started.elapsed();
     let acquired = acquired?;
+    // A slow store may not have answered the last of its attempts.
     ensure!(
-        acquired.as_ref().is_err_and(LockError::is_contention),
+        matches!(acquired, Err(LockError::Timeout { .. })),
         "a set with a name that stays held was answered with {acquired:?}"
     );
     ensure!(
@@ -158,7 +159,7 @@ async fn sets_never_deadlock(trial: Trial) -> CaseResult {
         }
         let (set, section) = (LockSet::new(client.backend(), names)?, section.clone());
         tasks.push(tokio::spawn(async move {
-            for _ in 0..6 {
+            for _ in rounds(6) {
                 let guard = set.acquire_with(&patient()).await?;
                 section.visit(Mode::Exclusive).await;
                 guard.release().await?;
@@ -230,7 +231,7 @@ async fn slots_make_a_semaphore(trial: Trial) -> CaseResult {
     for (number, client) in (0..).zip(clients.iter().cycle().take(6)) {
         let (pool, section) = (slots(client)?, section.clone());
         tasks.push(tokio::spawn(async move {
-            for round in 0..6 {
+            for round in rounds(6) {
                 // Small requests only: slots are not fair, and a large request may wait for a long time.
                 let count = 1 + (number + round) % 2;
                 let guard = pool.acquire_with(count, &patient()).await?;
@@ -318,7 +319,7 @@ async fn blocking_threads_never_overlap(trial: Trial) -> CaseResult {
         let (backend, section) = (client.backend(), section.clone());
         threads.push(tokio::spawn(without_runtime(move || {
             let lock = blocking::Lock::new(backend, "job")?;
-            for _ in 0..8 {
+            for _ in rounds(8) {
                 let guard = lock.acquire_with(&patient())?;
                 section.visit_blocking(Mode::Exclusive);
                 guard.release()?;

@@ -20,7 +20,7 @@ pub(super) const CASES: &[Case] = &[
     case!(crash::a_killed_waiter_is_passed_over, rules [10], needs [CrashRelease, Helper],
         "a process that is killed while it waits, first in line, holds up the waiters behind it for no longer than the declared time"),
     case!(crash::a_crashed_client_frees_its_lock, rules [10], needs [CrashRelease, Crash],
-        "a lock held by a client that crashes passes on to a waiter within the declared time"),
+        "a lock held by a client that crashes passes on to a waiter within the declared time, and its other locks are free"),
     case!(crash::a_crashed_waiter_is_passed_over, rules [10], needs [CrashRelease, Crash],
         "a client that crashes while it waits, first in line, holds up the waiters behind it for no longer than the declared time"),
     case!(crash::a_crash_frees_nobody_elses_lock, rules [1, 2], needs [Crash],
@@ -73,11 +73,43 @@ async fn a_killed_waiter_is_passed_over(trial: Trial) -> CaseResult {
 
 async fn a_crashed_client_frees_its_lock(trial: Trial) -> CaseResult {
     let (doomed, client) = trial.two_clients().await?;
+    // Nobody waits for this one: whoever looks must see that it is free.
+    let unwanted = doomed.lock("unwanted")?.acquire().await?;
     let guard = doomed.lock("job")?.acquire().await?;
-    let passed_on = passes_on(&trial, &client, trial.crash(&doomed)).await;
-    drop(guard);
-    passed_on?;
-    trial.ensure_free(&client, client.lock("job")?.name()).await
+    let shares = if trial.capabilities().shared {
+        let its_own = doomed.lock("shared")?.acquire_shared().await?;
+        Some((its_own, client.lock("shared")?.acquire_shared().await?))
+    } else {
+        None
+    };
+    let anothers = client.lock("another's")?.acquire().await?;
+    passes_on(&trial, &client, trial.crash(&doomed)).await?;
+    anothers.ensure_held()?;
+    anothers.release().await?;
+    if let Some((its_own, others)) = shares {
+        let tried = trial.client().await?.lock("shared")?.try_acquire().await;
+        // Checked first, because a holder whose lease has ended may be replaced.
+        others.ensure_held()?;
+        ensure_contended(tried, "a writer, while one of two readers lives,")?;
+        others.release().await?;
+        drop(its_own);
+    }
+    if trial.capabilities().inspect >= portalock_core::Inspect::Holders {
+        let look = client.lock("unwanted")?;
+        let seen = async {
+            while look.inspect().await?.held {
+                tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+            }
+            Ok::<_, LockError>(())
+        };
+        soon("a look that no longer tells a crashed holder", seen).await??;
+    }
+    for crashed in [guard, unwanted] {
+        let name = crashed.name().clone();
+        drop(crashed);
+        trial.ensure_free(&client, &name).await?;
+    }
+    Ok(())
 }
 
 async fn a_crashed_waiter_is_passed_over(trial: Trial) -> CaseResult {
@@ -98,7 +130,7 @@ async fn a_crashed_waiter_is_passed_over(trial: Trial) -> CaseResult {
     .await???;
     dead.abort();
     guard.release().await?;
-    Ok(())
+    trial.ensure_free(behind, behind.lock("job")?.name()).await
 }
 
 async fn a_crash_frees_nobody_elses_lock(trial: Trial) -> CaseResult {

@@ -15,7 +15,7 @@ use crate::{
     section::Section,
     spy::Spy,
     trial::{Client, Trial, ensure_contended, name},
-    verdict::{A_WHILE, CaseResult, SLACK, SOON, Stop, ensure, soon, within},
+    verdict::{A_WHILE, CaseResult, SLACK, SOON, Stop, ensure, rounds, soon, within},
 };
 
 pub(super) const CASES: &[Case] = &[
@@ -75,7 +75,7 @@ async fn at_most_one_leads(trial: Trial) -> CaseResult {
             tell.clone(),
         );
         tasks.push(tokio::spawn(async move {
-            for _ in 0..6 {
+            for _ in rounds(6) {
                 let leadership = election.campaign().await?;
                 ensure_contended(election.try_campaign().await, "a second candidate")?;
                 section.visit(Mode::Exclusive).await;

@@ -10,7 +10,7 @@ use crate::{
     helper::Helper,
     section::Section,
     trial::{Client, Trial, ensure_contended, name, once, patient, queued},
-    verdict::{CaseResult, Stop, ensure, soon},
+    verdict::{CaseResult, Stop, ensure, rounds, soon},
 };
 
 pub(super) const CASES: &[Case] = &[
@@ -101,7 +101,7 @@ async fn tasks_never_overlap(trial: Trial) -> CaseResult {
     for client in clients.iter().cycle().take(6) {
         let (lock, section) = (client.lock("job")?, section.clone());
         tasks.push(tokio::spawn(async move {
-            for round in 0..12 {
+            for round in rounds(12) {
                 let guard = lock.acquire_with(&patient()).await?;
                 section.visit(Mode::Exclusive).await;
                 // Both ways to release, alternating.

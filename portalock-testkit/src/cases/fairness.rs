@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use portalock_core::{Guard, Lock, LockError, Mode};
+use portalock_core::{Guard, Lock, LockError, Mode, Policy};
 use tokio::{sync::mpsc, task::JoinHandle};
 
 use super::{Case, case};
@@ -55,13 +55,15 @@ type Waiting = JoinHandle<Result<Guard<Arc<Spy>>, LockError>>;
 async fn waits(client: &Client, mode: Mode) -> CaseResult<Waiting> {
     let spy = Spy::on(client.backend());
     let lock = Lock::new(spy.clone(), "job")?;
+    // Longer than any case watches: the last look before a deadline would find what no wake-up told.
+    let policy = Policy::new().with_timeout(Duration::from_secs(300));
     let waiting = tokio::spawn(async move {
         match mode {
-            Mode::Exclusive => lock.acquire_with(&patient()).await,
-            Mode::Shared => lock.acquire_shared_with(&patient()).await,
+            Mode::Exclusive => lock.acquire_with(&policy).await,
+            Mode::Shared => lock.acquire_shared_with(&policy).await,
         }
     });
-    spy.contended(1).await?;
+    spy.sleeps().await?;
     Ok(waiting)
 }
 
@@ -188,8 +190,15 @@ async fn a_waiting_writer_stops_new_readers(trial: Trial) -> CaseResult {
     client.refused(&late).await?;
     other.release(&writer).await?;
     let _ = client.granted_soon(&late).await?;
-    client.free(&reader).await?;
     client.free(&late).await?;
+    // One that sleeps must be woken, although nobody has released the lock.
+    let writer = queued(&name);
+    other.refused(&writer).await?;
+    let late = waits(&client, Mode::Shared).await?;
+    other.release(&writer).await?;
+    let late = soon("the grant to a reader behind a writer that left", late).await???;
+    late.release().await?;
+    client.free(&reader).await?;
     trial.ensure_free(&other, &name).await
 }
 

@@ -22,7 +22,7 @@ pub(super) const CASES: &[Case] = &[
         inspect::the_holders_are_told,
         rules[10],
         needs[Holders],
-        "inspect returns the holders of a name and their mode, and no holder after the release"
+        "inspect returns the holders of a name and their mode, none of another name, and no holder after the release"
     ),
     case!(inspect::every_reader_is_told, rules [10], needs [Holders, Shared],
         "inspect tells each of several shared holders"),
@@ -85,6 +85,11 @@ async fn contention_names_the_holder(trial: Trial) -> CaseResult {
 
 async fn the_holders_are_told(trial: Trial) -> CaseResult {
     let (first, second) = trial.two_clients().await?;
+    // A store that reads by prefix finds these too.
+    let others = [
+        first.lock("job/2")?.acquire().await?,
+        first.lock("job:2")?.acquire().await?,
+    ];
     let asked = clock::wall_clock();
     let guard = first.lock("job")?.with_label("nightly").acquire().await?;
     let look = second.lock("job")?;
@@ -114,6 +119,9 @@ async fn the_holders_are_told(trial: Trial) -> CaseResult {
         !seen.held && seen.holders.is_empty(),
         "a lock that was released looks held: {seen:?}"
     );
+    for other in others {
+        other.release().await?;
+    }
     Ok(())
 }
 

@@ -1,6 +1,6 @@
 //! A holder that no longer holds is told; one that holds is left in peace.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use portalock_core::{
     CrashRelease, Guard, Lock, LockError, LossNotice, LostSignal, Mode, Policy, Released,
@@ -11,7 +11,7 @@ use crate::{
     erased::AnyBackend,
     helper::Helper,
     spy::Spy,
-    trial::{Trial, ensure_contended, name, once},
+    trial::{Client, Trial, ensure_contended, name, once, patient},
     verdict::{A_WHILE, CaseResult, SOON, Stop, ensure, soon, within},
 };
 
@@ -23,7 +23,7 @@ pub(super) const CASES: &[Case] = &[
     case!(loss::a_living_holder_is_never_expired, rules [1, 10], needs [],
         "a holder that works longer than any lease, while others wait, keeps its lock and is told of no loss"),
     case!(loss::a_lock_taken_away_fires_lost, rules [10], needs [LossNotice, TakeAway],
-        "when the lock is taken from the store behind its holder's back, the lost signal fires, the guard says so, and so does its release"),
+        "when the lock is taken from the store behind its holder's back, the lost signal fires, the guard says so, and so does its release, and no other guard of the client is told"),
     case!(
         loss::a_release_hides_no_loss,
         rules[4],
@@ -112,11 +112,41 @@ async fn a_living_holder_is_never_expired(trial: Trial) -> CaseResult {
     let policy = trial.patience().with_timeout(work + SOON);
     let waiting = tokio::spawn(async move { lock.acquire_with(&policy).await });
     spy.contended(1).await?;
+    // What is granted, held or counted in another way is renewed in another way, too.
+    let waited_for = by_waiting(&holder, &waiter, "waited for").await?;
+    let share = if trial.capabilities().shared {
+        Some(holder.lock("shared")?.acquire_shared().await?)
+    } else {
+        None
+    };
+    let permit = match holder.semaphore() {
+        Ok(_) => Some(holder.pool("pool", 1)?.acquire(1).await?),
+        Err(_) => None,
+    };
     guard.run(tokio::time::sleep(work)).await?;
     ensure!(
         !waiting.is_finished(),
         "the lock of a holder that lives passed on after {work:?}"
     );
+    for name in ["waited for"]
+        .into_iter()
+        .chain(share.as_ref().map(|_| "shared"))
+    {
+        let tried = waiter.lock(name)?.try_acquire().await;
+        ensure_contended(tried, "somebody, while the holder lives,")?;
+    }
+    waited_for.release().await?;
+    if let Some(share) = share {
+        share.release().await?;
+    }
+    if let Some(permit) = permit {
+        let tried = waiter.pool("pool", 1)?.try_acquire(1).await;
+        ensure_contended(
+            tried,
+            "somebody, while the holder of the only permit lives,",
+        )?;
+        permit.release().await?;
+    }
     guard.release().await?;
     let next = soon("the waiter's grant", waiting).await???;
     next.release().await?;
@@ -139,6 +169,7 @@ async fn taken_away(trial: &Trial, lock: &Lock<AnyBackend>) -> CaseResult<Guard<
 async fn a_lock_taken_away_fires_lost(trial: Trial) -> CaseResult {
     let (holder, other) = trial.two_clients().await?;
     let lock = holder.lock("job")?;
+    let kept = holder.lock("kept")?.acquire().await?;
     let guard = taken_away(&trial, &lock).await?;
     ensure!(guard.is_lost(), "lost() returned and is_lost() is false");
     ensure!(
@@ -154,7 +185,18 @@ async fn a_lock_taken_away_fires_lost(trial: Trial) -> CaseResult {
         matches!(released, Err(LockError::Lost { .. })),
         "releasing a lock that was lost answered {released:?}"
     );
-    trial.ensure_free(&other, lock.name()).await
+    trial.ensure_free(&other, lock.name()).await?;
+    // The word of the loss is for that guard: not for the client's next one, nor for its other locks.
+    let next = lock.acquire_with(&trial.patience()).await?;
+    next.run(tokio::time::sleep(A_WHILE)).await?;
+    next.release().await?;
+    if kept.is_lost() {
+        // Then it must have been taken away as well.
+        let free = other.lock("kept")?.acquire_with(&trial.patience()).await;
+        return free?.release().await.map_err(Stop::from);
+    }
+    kept.release().await?;
+    Ok(())
 }
 
 async fn a_release_hides_no_loss(trial: Trial) -> CaseResult {
@@ -247,7 +289,15 @@ async fn a_lost_guard_leaves_the_next_holder(trial: Trial) -> CaseResult {
 
 /// `guard` can't hold any more once another has been granted the lock: it must know, when the backend says.
 pub(super) async fn ensure_told(trial: &Trial, lost: &LostSignal, known: bool) -> CaseResult {
-    let window = trial.notice();
+    ensure_told_within(trial.notice(), lost, known).await
+}
+
+/// The same with the time that is declared, or zero for before the grant.
+pub(super) async fn ensure_told_within(
+    window: Duration,
+    lost: &LostSignal,
+    known: bool,
+) -> CaseResult {
     if window.is_zero() {
         ensure!(
             known,
@@ -266,21 +316,54 @@ pub(super) async fn ensure_told(trial: &Trial, lost: &LostSignal, known: bool) -
 
 async fn a_cut_off_holder_is_told(trial: Trial) -> CaseResult {
     let (holder, waiter) = trial.two_clients().await?;
-    let guard = holder.lock("job")?.acquire().await?;
+    let guards = [
+        at_once(&holder, "job").await?,
+        by_waiting(&holder, &waiter, "waited for").await?,
+    ];
     let cut = trial.cut_off(&holder).await?;
-    let lock = waiter.lock("job")?;
-    let next = lock.acquire_with(&trial.patience()).await?;
-    // Read before anything else is awaited.
-    let known = guard.is_lost();
-    ensure_told(&trial, &guard.lost_signal(), known).await?;
-    next.ensure_held()?;
+    let mut successors = Vec::new();
+    for guard in &guards {
+        let lock = waiter.lock(guard.name())?;
+        let next = lock.acquire_with(&trial.patience()).await?;
+        // Read before anything else is awaited.
+        let known = guard.is_lost();
+        ensure_told(&trial, &guard.lost_signal(), known).await?;
+        next.ensure_held()?;
+        successors.push(next);
+    }
     cut.now().await?;
     // When the earlier holder is heard again, its release must not affect the new holder.
-    drop(guard.release().await);
+    for guard in guards {
+        drop(guard.release().await);
+    }
     tokio::time::sleep(A_WHILE).await;
-    next.ensure_held()?;
-    next.release().await?;
+    let other = trial.client().await?;
+    for next in successors {
+        let tried = other.lock(next.name())?.try_acquire().await;
+        // Checked first, because a holder whose lease has ended may be replaced.
+        next.ensure_held()?;
+        ensure_contended(tried, "somebody, after an earlier holder was heard again,")?;
+        next.release().await?;
+    }
     Ok(())
+}
+
+type SpiedGuard = Guard<Arc<Spy>>;
+
+async fn at_once(client: &Client, name: &str) -> CaseResult<SpiedGuard> {
+    let lock = Lock::new(Spy::on(client.backend()), name)?;
+    Ok(lock.acquire_with(&patient()).await?)
+}
+
+/// A guard that was not granted at once: a backend may make such a grant in another way.
+async fn by_waiting(client: &Client, other: &Client, name: &str) -> CaseResult<SpiedGuard> {
+    let held = other.lock(name)?.acquire().await?;
+    let spy = Spy::on(client.backend());
+    let lock = Lock::new(spy.clone(), name)?;
+    let waiting = tokio::spawn(async move { lock.acquire_with(&patient()).await });
+    spy.contended(1).await?;
+    held.release().await?;
+    Ok(soon("a waiter's grant", waiting).await???)
 }
 
 async fn a_stalled_service_ends_the_lease(trial: Trial) -> CaseResult {

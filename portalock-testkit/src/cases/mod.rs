@@ -76,6 +76,10 @@ pub enum Need {
     Semaphore,
     /// The fixture provides semaphores that are first come, first served.
     FairSemaphore,
+    /// The fixture's semaphores claim that a crashed holder's permits pass on.
+    PermitCrashRelease,
+    /// The fixture's semaphores claim that a holder learns of a loss.
+    PermitLossNotice,
     /// The fixture can crash a client.
     Crash,
     /// The fixture can cut a client off.

@@ -1,12 +1,17 @@
 //! Any name is taken, no two names meet, and none leads astray.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, time::Duration};
 
+use futures_util::{
+    FutureExt,
+    future::BoxFuture,
+    stream::{self, StreamExt, TryStreamExt},
+};
 use portalock_core::{BackendErrorKind, Guard, LockBackend, LockName};
 
 use super::{Case, case};
 use crate::{
-    trial::{Trial, ensure_contended},
+    trial::{Client, Trial, ensure_contended},
     verdict::{CaseResult, Stop, ensure, soon},
 };
 
@@ -16,7 +21,7 @@ pub(super) const CASES: &[Case] = &[
     case!(names::the_longest_names_are_locked, rules [7], needs [],
         "names of 255 bytes are locked, whatever they are made of, and two that differ in their last byte are two"),
     case!(names::names_that_look_alike_are_apart, rules [7], needs [],
-        "names that differ in case, in Unicode form, in an escape or in a separator are different locks"),
+        "names that differ in case, in Unicode form, in an escape or in a separator, or that have one hash, are different locks"),
     case!(names::all_names_are_held_at_once, rules [7], needs [],
         "all odd names, look-alikes and many random ones are held by one client at once, and refused to another"),
     case!(names::a_name_that_was_refused_can_be_had_later, rules [4, 7], needs [],
@@ -25,7 +30,13 @@ pub(super) const CASES: &[Case] = &[
         names::listed_names_are_those_that_are_held,
         rules[7],
         needs[Listing],
-        "the list of names contains the held names, unchanged"
+        "the list of names contains the held names, unchanged, and none after the release"
+    ),
+    case!(
+        names::names_of_semaphores_are_apart,
+        rules[7],
+        needs[Semaphore],
+        "names that look alike are different semaphores: all are in use at once, and each excludes others from itself"
     ),
     case!(names::locks_and_semaphores_are_apart, rules [], needs [Semaphore],
         "a lock and a semaphore of one name don't meet"),
@@ -155,25 +166,53 @@ const ALIKE: &[(&str, &str)] = &[
     ("=61", "a"),
     ("_61", "a"),
     ("\\x61", "a"),
+    // Each pair has one hash, of 32 bits: CRC-32, FNV-1a, Java's, and Postgres's `hashtext`, a usual key of advisory locks.
+    ("plumless", "buckeroo"),
+    ("costarring", "liquid"),
+    ("Aa", "BB"),
+    ("job-23316", "job-5108"),
 ];
 
 async fn odd_names_are_locked_like_others(trial: Trial) -> CaseResult {
-    let (first, second) = trial.two_clients().await?;
-    for name in ODD {
-        let told = |stop: Stop| match stop {
-            Stop::Failed(seen) => Stop::Failed(format!("name {name:?}: {seen}")),
-            skipped @ Stop::Skipped(_) => skipped,
-        };
-        let played = async {
-            let guard = first.lock(name)?.try_acquire().await?;
-            ensure_contended(second.lock(name)?.try_acquire().await, "another client")?;
-            guard.release().await?;
-            second.lock(name)?.try_acquire().await?.release().await?;
-            Ok(())
-        };
-        played.await.map_err(told)?;
-    }
+    let clients = trial.two_clients().await?;
+    for_each(
+        ODD.iter().copied(),
+        &clients,
+        |name, (first, second)| async move {
+            let told = |stop: Stop| match stop {
+                Stop::Failed(seen) => Stop::Failed(format!("name {name:?}: {seen}")),
+                skipped @ Stop::Skipped(_) => skipped,
+            };
+            let played = async {
+                let guard = first.lock(&name)?.try_acquire().await?;
+                ensure_contended(second.lock(&name)?.try_acquire().await, "another client")?;
+                guard.release().await?;
+                second.lock(&name)?.try_acquire().await?.release().await?;
+                Ok(())
+            };
+            played.await.map_err(told)
+        },
+    )
+    .await?;
     Ok(())
+}
+
+const AT_ONCE: usize = 16;
+
+/// Does the same with many names, with a few at a time: one after the other they would take minutes at a slow store.
+async fn for_each<T: Send + 'static, Fut>(
+    names: impl IntoIterator<Item = impl Into<String>>,
+    clients: &(Client, Client),
+    act: impl Fn(String, (Client, Client)) -> Fut,
+) -> CaseResult<Vec<T>>
+where
+    Fut: Future<Output = CaseResult<T>> + Send + 'static,
+{
+    let calls: Vec<BoxFuture<'static, CaseResult<T>>> = names
+        .into_iter()
+        .map(|name| act(name.into(), clients.clone()).boxed())
+        .collect();
+    stream::iter(calls).buffered(AT_ONCE).try_collect().await
 }
 
 /// 255 bytes each, pairs that differ in the last one.
@@ -208,12 +247,7 @@ async fn names_that_look_alike_are_apart(trial: Trial) -> CaseResult {
 }
 
 /// Two names are two locks: both are held at once, and each excludes others from itself alone.
-async fn apart(
-    first: &crate::trial::Client,
-    second: &crate::trial::Client,
-    one: &str,
-    two: &str,
-) -> CaseResult {
+async fn apart(first: &Client, second: &Client, one: &str, two: &str) -> CaseResult {
     let held = first.lock(one)?.try_acquire().await.map_err(|error| {
         Stop::Failed(format!("name {one:?}: {}", crate::verdict::chain(&error)))
     })?;
@@ -252,28 +286,24 @@ fn many_names() -> BTreeSet<String> {
 }
 
 async fn all_names_are_held_at_once(trial: Trial) -> CaseResult {
-    let (first, second) = trial.two_clients().await?;
+    let clients = trial.two_clients().await?;
     let names = many_names();
-    let mut guards: Vec<Guard<_>> = Vec::new();
-    for name in &names {
-        match first.lock(name)?.try_acquire().await {
-            Ok(guard) => guards.push(guard),
-            Err(error) => {
-                return Err(Stop::Failed(format!(
-                    "with {} other names held, {name:?} could not be: {} (seed {})",
-                    guards.len(),
-                    crate::verdict::chain(&error),
-                    super::stress::seed()
-                )));
-            }
-        }
-    }
-    for name in &names {
-        ensure_contended(second.lock(name)?.try_acquire().await, name)?;
-    }
-    for guard in guards {
-        guard.release().await?;
-    }
+    let guards = for_each(&names, &clients, |name, (first, _)| async move {
+        first.lock(&name)?.try_acquire().await.map_err(|error| {
+            Stop::Failed(format!(
+                "with other names held, {name:?} could not be: {} (seed {})",
+                crate::verdict::chain(&error),
+                super::stress::seed()
+            ))
+        })
+    })
+    .await?;
+    for_each(&names, &clients, |name, (_, second)| async move {
+        ensure_contended(second.lock(&name)?.try_acquire().await, &name).map(drop)
+    })
+    .await?;
+    let releases = stream::iter(guards).map(Guard::release);
+    releases.buffered(AT_ONCE).try_collect::<()>().await?;
     Ok(())
 }
 
@@ -314,6 +344,34 @@ async fn listed_names_are_those_that_are_held(trial: Trial) -> CaseResult {
     );
     for guard in guards {
         guard.release().await?;
+    }
+    let emptied = async {
+        while !client.backend().names().await?.is_empty() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        Ok::<_, Stop>(())
+    };
+    soon("the last of the released names leaving the list", emptied).await?
+}
+
+async fn names_of_semaphores_are_apart(trial: Trial) -> CaseResult {
+    let clients = trial.two_clients().await?;
+    let names: BTreeSet<&str> = ALIKE.iter().flat_map(|(one, two)| [*one, *two]).collect();
+    let permits = for_each(names.clone(), &clients, |name, (first, _)| async move {
+        first.pool(&name, 1)?.try_acquire(1).await.map_err(|error| {
+            Stop::Failed(format!(
+                "with other semaphores in use, {name:?} was not free: {}",
+                crate::verdict::chain(&error)
+            ))
+        })
+    })
+    .await?;
+    for_each(names, &clients, |name, (_, second)| async move {
+        ensure_contended(second.pool(&name, 1)?.try_acquire(1).await, &name).map(drop)
+    })
+    .await?;
+    for permit in permits {
+        permit.release().await?;
     }
     Ok(())
 }

@@ -2,11 +2,15 @@
 
 use std::{sync::mpsc, time::Duration};
 
-use portalock_core::{CrashRelease, Policy};
+use portalock_core::{CrashRelease, Inspect, LockBackend, PermitGuard, Policy, Semaphore};
 use tokio::{runtime::Runtime, sync::oneshot, task::spawn_blocking};
 
-use super::{Case, case};
+use super::{
+    Case, case,
+    semaphore::{ensure_all_free, ensure_short},
+};
 use crate::{
+    erased::AnySemaphore,
     trial::{Client, Trial, ensure_contended, name, patient},
     verdict::{A_WHILE, CaseResult, Stop, ensure, soon},
 };
@@ -20,7 +24,69 @@ pub(super) const CASES: &[Case] = &[
         "a client that was made on a runtime that has ended waits and is granted on the next ones"),
     case!(runtime::a_guard_dropped_beside_an_idle_runtime_is_released, rules [11], needs [],
         "a guard that is dropped while nobody drives the runtime it was acquired on frees its lock"),
+    case!(runtime::one_thread_is_enough, rules [9, 11], needs [],
+        "each call works on a runtime with a single thread, and permits that outlive that runtime stay held until they are dropped"),
 ];
+
+async fn one_thread_is_enough(trial: Trial) -> CaseResult {
+    let its_trial = trial.clone();
+    let used = spawn_blocking(move || runtime()?.block_on(uses_everything(&its_trial)));
+    let permits = soon("the end of all calls on one thread", used).await??;
+    let Some(permits) = permits? else {
+        return Ok(());
+    };
+    let client = trial.client().await?;
+    ensure_short(client.pool("pool", 3)?.try_acquire(1).await)?;
+    let thread = std::thread::spawn(move || drop(permits));
+    let joined = spawn_blocking(move || thread.join().is_ok());
+    ensure!(
+        soon("the drop of a guard of permits", joined).await??,
+        "dropping a guard of permits outside a runtime panicked"
+    );
+    ensure_all_free(&client, 3).await
+}
+
+/// Makes each kind of call. Returns the guard of a permit, if there are semaphores.
+async fn uses_everything(trial: &Trial) -> CaseResult<Option<PermitGuard<AnySemaphore>>> {
+    let claims = *trial.capabilities();
+    let (client, other) = trial.two_clients().await?;
+    let lock = client.lock("job")?;
+    if claims.shared {
+        let readers = [
+            lock.acquire_shared().await?,
+            other.lock("job")?.acquire_shared().await?,
+        ];
+        ensure_contended(lock.try_acquire().await, "a writer")?;
+        for reader in readers {
+            reader.release().await?;
+        }
+    }
+    let guard = lock.acquire_with(&patient()).await?;
+    let backend = client.backend();
+    let _watch = backend.watch(lock.name()).await?;
+    let _listed = backend.names().await;
+    if claims.inspect >= Inspect::Holders {
+        lock.inspect().await?;
+    }
+    if claims.breaks {
+        other.lock("job")?.break_holder(guard.owner()).await?;
+        drop(guard.release().await);
+    } else {
+        guard.release().await?;
+    }
+    backend.close().await?;
+    let Ok(semaphore) = other.semaphore() else {
+        return Ok(None);
+    };
+    let pool = other.pool("pool", 3)?;
+    let two = pool.acquire(2).await?;
+    ensure_short(pool.try_acquire(2).await)?;
+    if semaphore.capabilities().inspect >= Inspect::Holders {
+        pool.inspect().await?;
+    }
+    two.release().await?;
+    Ok(Some(pool.acquire_with(3, &patient()).await?))
+}
 
 fn runtime() -> CaseResult<Runtime> {
     tokio::runtime::Builder::new_current_thread()

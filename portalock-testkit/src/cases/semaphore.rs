@@ -9,7 +9,7 @@ use crate::{
     erased::AnySemaphore,
     section::Section,
     trial::{Client, Trial, patient},
-    verdict::{CaseResult, Stop, ensure, soon},
+    verdict::{CaseResult, Stop, ensure, rounds, soon},
 };
 
 pub(super) const CASES: &[Case] = &[
@@ -77,7 +77,7 @@ async fn capacity_is_never_exceeded(trial: Trial) -> CaseResult {
         let (pool, section) = (client.pool("pool", CAPACITY)?, section.clone());
         let mut random = fastrand::Rng::with_seed(seed + number);
         tasks.push(tokio::spawn(async move {
-            for round in 0..10 {
+            for round in rounds(10) {
                 let count = random.u32(1..=CAPACITY);
                 let guard = pool.acquire_with(count, &patient()).await?;
                 section.visit_with(count).await;

@@ -2,17 +2,21 @@
 
 use std::time::Duration;
 
-use portalock_core::{Patience, Policy, Semaphore, clock::Instant};
+use portalock_core::{
+    Attempt, BackendErrorKind, ClaimKind, FencingToken, Inspect, Patience, PermitRequest, Policy,
+    Semaphore, Tokens, clock::Instant,
+};
 
 use super::{
     Case, case,
-    loss::ensure_told,
+    loss::ensure_told_within,
     semaphore::{attempt, ensure_all_free, ensure_short, request},
 };
 use crate::{
+    erased::AnySemaphore,
     sweep::{Ended, Moment, drop_after, drop_beside},
-    trial::{Trial, eager, patient},
-    verdict::{CaseResult, IN_VAIN, Stop, ensure, soon, within},
+    trial::{Trial, crash_limit, eager, notice, patient},
+    verdict::{CaseResult, IN_VAIN, SOON, Stop, ensure, soon, within},
 };
 
 pub(super) const CASES: &[Case] = &[
@@ -36,7 +40,7 @@ pub(super) const CASES: &[Case] = &[
         semaphore::waiters_are_served_in_order,
         rules[10],
         needs[FairSemaphore],
-        "a small request does not overtake a large one that waits"
+        "a small request does not overtake a large one that waits, not even if it only tries, and whoever asks again keeps its place"
     ),
     case!(
         semaphore::sweep_against_a_release,
@@ -44,10 +48,12 @@ pub(super) const CASES: &[Case] = &[
         needs[Semaphore],
         "a wait for permits that is dropped while they are being released to it does not keep them"
     ),
-    case!(semaphore::a_crash_frees_its_permits, rules [10], needs [Semaphore, CrashRelease, Crash],
+    case!(semaphore::its_claims_hold, rules [3, 10], needs [Semaphore],
+        "permits are granted with larger and larger tokens, and a look tells who holds how many, where the semaphore claims it"),
+    case!(semaphore::a_crash_frees_its_permits, rules [10], needs [Semaphore, PermitCrashRelease, Crash],
         "the permits of a client that crashes come back within the declared time, and its waiters hold nobody up"),
-    case!(semaphore::a_cut_off_holder_is_told, rules [10], needs [Semaphore, LossNotice, CrashRelease, CutOff],
-        "a holder of permits that is cut off from the store learns that they are lost, before another is granted them or within the time the backend declares"),
+    case!(semaphore::a_cut_off_holder_is_told, rules [10], needs [Semaphore, PermitLossNotice, PermitCrashRelease, CutOff],
+        "a holder of permits that is cut off from the store learns that they are lost, before another is granted them or within the time the backend declares, and gives back nothing later"),
 ];
 
 async fn a_wait_lasts_its_timeout(trial: Trial) -> CaseResult {
@@ -163,10 +169,18 @@ async fn waiters_are_served_in_order(trial: Trial) -> CaseResult {
         "more permits were granted than there are"
     );
     let small = request(&first, 1, Patience::Queue)?;
+    let overtook = "a small request overtook a large one that waits";
+    ensure!(!attempt(&here, &small).await?, "{overtook}");
+    let tries = request(&first, 1, Patience::Once)?;
     ensure!(
-        !attempt(&here, &small).await?,
-        "a small request overtook a large one that waits"
+        !attempt(&here, &tries).await?,
+        "a try overtook a request that waits"
     );
+    // Whoever asks again keeps its place.
+    ensure!(!attempt(&there, &large).await?, "too few were free");
+    ensure!(!attempt(&here, &small).await?, "{overtook}");
+    ensure!(!attempt(&there, &large).await?, "too few were free");
+    ensure!(!attempt(&here, &small).await?, "{overtook}");
     here.release(&held).await?;
     let granted = async {
         while !attempt(&there, &large).await? {
@@ -197,10 +211,11 @@ async fn a_crash_frees_its_permits(trial: Trial) -> CaseResult {
     );
     trial.crash(&doomed).await?;
     let pool = client.pool("pool", 3)?;
+    let limit = crash_limit(&client.semaphore()?.capabilities());
     let guard = within(
-        trial.crash_limit(),
+        limit,
         "the return of a crashed client's permits",
-        pool.acquire_with(3, &trial.patience()),
+        pool.acquire_with(3, &Policy::new().with_timeout(SOON + limit)),
     )
     .await??;
     drop(lost);
@@ -213,13 +228,94 @@ async fn a_cut_off_holder_is_told(trial: Trial) -> CaseResult {
     let guard = holder.pool("pool", 3)?.acquire(2).await?;
     let cut = trial.cut_off(&holder).await?;
     let pool = waiter.pool("pool", 3)?;
-    let next = pool.acquire_with(2, &trial.patience()).await?;
+    let claims = waiter.semaphore()?.capabilities();
+    let policy = Policy::new().with_timeout(SOON + crash_limit(&claims));
+    let next = pool.acquire_with(2, &policy).await?;
     // Read before anything else is awaited.
     let known = guard.is_lost();
-    ensure_told(&trial, &guard.lost_signal(), known).await?;
+    ensure_told_within(notice(&claims), &guard.lost_signal(), known).await?;
     next.ensure_held()?;
     cut.now().await?;
-    drop(guard);
+    // When the earlier holder is heard again, it gives back nothing.
+    drop(guard.release().await);
     next.release().await?;
-    ensure_all_free(&waiter, 3).await
+    let all = pool.acquire_with(3, &patient()).await?;
+    ensure_short(pool.try_acquire(1).await)?;
+    all.release().await?;
+    Ok(())
+}
+
+async fn its_claims_hold(trial: Trial) -> CaseResult {
+    let (first, second) = trial.two_clients().await?;
+    let (here, there) = (first.semaphore()?, second.semaphore()?);
+    let claims = here.capabilities();
+    let mut before = None;
+    for round in 0..6 {
+        let (client, semaphore) = match round % 2 {
+            0 => (&first, &here),
+            _ => (&second, &there),
+        };
+        let asked = request(client, 1, Patience::Once)?;
+        let token = granted(semaphore, &asked).await?;
+        let again = granted(semaphore, &asked).await?;
+        ensure!(
+            again == token,
+            "the token of one owner changed from {token:?} to {again:?}"
+        );
+        let is_claimed = claims.tokens != Tokens::None;
+        ensure!(
+            token.is_some() == is_claimed && (!is_claimed || token > before),
+            "tokens are claimed as {:?}, and permits were granted with token {token:?} after {before:?}",
+            claims.tokens
+        );
+        before = token;
+        semaphore.release(&asked).await?;
+    }
+    let pool = first.pool("pool", 3)?;
+    let others = first.pool("pool/2", 3)?.acquire(1).await?;
+    let held = second
+        .pool("pool", 3)?
+        .with_label("nightly")
+        .acquire(2)
+        .await?;
+    if claims.inspect == Inspect::None {
+        let look = here.inspect(pool.name()).await;
+        ensure!(
+            matches!(&look, Err(error) if error.kind() == BackendErrorKind::Unsupported),
+            "a look at permits that is not claimed was answered with {look:?}"
+        );
+    } else {
+        let seen = soon("a look", pool.inspect()).await??;
+        let told: Vec<_> = seen
+            .holders
+            .iter()
+            .map(|claim| (claim.kind, claim.holder.label.as_deref()))
+            .collect();
+        ensure!(
+            seen.held && told == [(ClaimKind::Permits(2), Some("nightly"))],
+            "one holds two permits, and these are told: {seen:?}"
+        );
+    }
+    held.release().await?;
+    others.release().await?;
+    if claims.inspect >= Inspect::Holders {
+        let seen = soon("a look", pool.inspect()).await??;
+        ensure!(
+            !seen.held && seen.holders.is_empty(),
+            "permits that were released look held: {seen:?}"
+        );
+    }
+    Ok(())
+}
+
+/// The token of permits that must be granted.
+async fn granted(
+    semaphore: &AnySemaphore,
+    request: &PermitRequest,
+) -> CaseResult<Option<FencingToken>> {
+    let answer = soon("the answer to an attempt", semaphore.try_acquire(request)).await??;
+    match answer {
+        Attempt::Granted(grant) => Ok(grant.token),
+        Attempt::Contended(_) => Err(Stop::failed("free permits were refused")),
+    }
 }

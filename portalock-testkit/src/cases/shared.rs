@@ -7,7 +7,7 @@ use crate::{
     section::Section,
     spy::Spy,
     trial::{Trial, ensure_contended, name, once, once_shared, patient, queued_shared},
-    verdict::{CaseResult, Stop, ensure, soon},
+    verdict::{CaseResult, Stop, ensure, rounds, soon},
 };
 
 pub(super) const CASES: &[Case] = &[
@@ -23,12 +23,8 @@ pub(super) const CASES: &[Case] = &[
         needs[Shared],
         "while the lock is shared, nobody gets it exclusively, until the last reader has released it"
     ),
-    case!(
-        shared::a_writer_keeps_readers_out,
-        rules[1],
-        needs[Shared],
-        "while one holds the lock exclusively, nobody gets it shared"
-    ),
+    case!(shared::a_writer_keeps_readers_out, rules [1, 6], needs [Shared],
+        "while one holds the lock exclusively, nobody gets it shared, and who was refused and will not wait leaves no place"),
     case!(shared::one_readers_release_leaves_the_others, rules [2, 4], needs [Shared],
         "of two shared guards from one lock object, dropping one leaves the other's lock held"),
     case!(
@@ -96,7 +92,8 @@ async fn a_writer_keeps_readers_out(trial: Trial) -> CaseResult {
     first.free(&writer).await?;
     let reader = once_shared(&name);
     let _ = second.grant(&reader).await?;
-    second.free(&reader).await
+    second.free(&reader).await?;
+    trial.ensure_free(&first, &name).await
 }
 
 async fn one_readers_release_leaves_the_others(trial: Trial) -> CaseResult {
@@ -141,10 +138,10 @@ async fn readers_and_writers_never_overlap(trial: Trial) -> CaseResult {
     let clients = trial.clients(3).await?;
     let section = Section::of_a_lock();
     let mut tasks = Vec::new();
-    for (number, client) in clients.iter().cycle().take(6).enumerate() {
+    for (number, client) in (0..).zip(clients.iter().cycle().take(6)) {
         let (lock, section) = (client.lock("job")?, section.clone());
         tasks.push(tokio::spawn(async move {
-            for round in 0..10 {
+            for round in rounds(10) {
                 let guard = if (number + round) % 3 == 0 {
                     lock.acquire_with(&patient()).await?
                 } else {

@@ -1,10 +1,16 @@
 //! A call ends when its caller said, and waits for as long as its caller said.
 
-use std::time::Duration;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 use portalock_core::{Lock, LockError, Policy, clock::Instant};
 
-use super::{Case, case};
+use super::{Case, case, loss::ensure_told};
 use crate::{
     erased::AnyBackend,
     spy::Spy,
@@ -29,15 +35,15 @@ pub(super) const CASES: &[Case] = &[
         "while one task of a single-threaded runtime waits for the lock, the others run on"),
     case!(
         timeout::a_stalled_service_does_not_stall_the_caller,
-        rules[8],
+        rules[8, 9],
         needs[Stall],
-        "while the service does not answer, a call ends at its timeout and does not say that the lock is held"
+        "while the service does not answer, a call ends at its timeout, does not say that the lock is held, and leaves the other tasks of its runtime running"
     ),
     case!(
         timeout::a_cut_off_client_does_not_hang,
         rules[8],
         needs[CutOff],
-        "while a client is cut off, its calls end at their timeout and do not say that the lock is held"
+        "while a client is cut off, its calls end at their timeout and do not say that the lock is held, and after a short cut it knows whether it still holds"
     ),
 ];
 
@@ -214,15 +220,60 @@ async fn a_stalled_service_does_not_stall_the_caller(trial: Trial) -> CaseResult
     let lock = client.lock("job")?;
     lock.acquire().await?.release().await?;
     let stall = trial.stall_service().await?;
-    unanswered(lock.acquire_with(&Policy::new().with_timeout(IN_VAIN))).await?;
+    beside_a_heart(lock.clone()).await?;
     stall.now().await?;
     recovers(&trial, &lock).await
 }
 
+/// Calls in vain on a runtime with a single thread, until another task of that runtime has run often: a client that
+/// waits for its answer in the system would keep the thread.
+async fn beside_a_heart(lock: Lock<AnyBackend>) -> CaseResult {
+    const BEATS: usize = 40;
+    let calling = tokio::task::spawn_blocking(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(|error| Stop::Failed(error.to_string()))?;
+        let called = runtime.block_on(async move {
+            let beats = Arc::new(AtomicUsize::new(0));
+            let count = beats.clone();
+            tokio::spawn(async move {
+                loop {
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                    count.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+            loop {
+                unanswered(lock.acquire_with(&Policy::new().with_timeout(IN_VAIN))).await?;
+                if beats.load(Ordering::Relaxed) >= BEATS {
+                    return Ok(());
+                }
+            }
+        });
+        runtime.shutdown_background();
+        called
+    });
+    within(
+        SLACK * 3,
+        "a call's end, beside another task of its runtime,",
+        calling,
+    )
+    .await??
+}
+
 async fn a_cut_off_client_does_not_hang(trial: Trial) -> CaseResult {
-    let client = trial.client().await?;
+    let (client, other) = trial.two_clients().await?;
     let lock = client.lock("job")?;
+    let held = client.lock("held")?.acquire().await?;
     lock.acquire().await?.release().await?;
+    trial.cut_off(&client).await?.now().await?;
+    // After so short a cut it may have lost its lock, or not.
+    let taken = other.lock("held")?.try_acquire().await;
+    let known = held.is_lost();
+    if let Ok(taken) = taken {
+        ensure_told(&trial, &held.lost_signal(), known).await?;
+        taken.release().await?;
+    }
     let cut = trial.cut_off(&client).await?;
     unanswered(lock.acquire_with(&Policy::new().with_timeout(IN_VAIN))).await?;
     cut.now().await?;

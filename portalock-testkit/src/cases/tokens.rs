@@ -8,7 +8,7 @@ use super::{Case, case};
 use crate::{
     helper::Helper,
     trial::{Trial, name, once, once_shared, patient},
-    verdict::{CaseResult, Stop, ensure, soon},
+    verdict::{CaseResult, Stop, ensure, rounds, soon},
 };
 
 pub(super) const CASES: &[Case] = &[
@@ -99,7 +99,7 @@ async fn grow_among_contenders(trial: Trial) -> CaseResult {
     for client in clients.iter().cycle().take(6) {
         let (lock, order) = (client.lock("job")?, order.clone());
         tasks.push(tokio::spawn(async move {
-            for _ in 0..8 {
+            for _ in rounds(8) {
                 let guard = lock.acquire_with(&patient()).await?;
                 order
                     .lock()

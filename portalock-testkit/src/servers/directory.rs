@@ -1,17 +1,38 @@
 //! A private directory for a server.
 
-use std::io;
+use std::{io, path::Path};
 
 use tempfile::{Builder, TempDir};
 
-/// Makes a directory whose name begins with `prefix`: in memory where there is room, because a disk that other tests
-/// keep busy takes seconds for a commit or for a copy of a cluster. What is in it survives the server's end.
-pub(super) fn directory(prefix: &str) -> io::Result<TempDir> {
-    in_memory(prefix).map_or_else(|| on_disk(prefix), Ok)
+use super::process::Lifeline;
+
+/// A directory that is removed when this is dropped, and also if this process ends without dropping it.
+#[derive(Debug)]
+pub(super) struct Directory {
+    // Declared before the lifeline, which must not end while the directory is there.
+    dir: TempDir,
+    _lifeline: Lifeline,
 }
 
-pub(super) fn on_disk(prefix: &str) -> io::Result<TempDir> {
-    Builder::new().prefix(prefix).tempdir()
+impl Directory {
+    fn new(dir: TempDir) -> Self {
+        let _lifeline = Lifeline::of_directory(dir.path());
+        Self { dir, _lifeline }
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        self.dir.path()
+    }
+}
+
+/// Makes a directory whose name begins with `prefix`: in memory where there is room, because a disk that other tests
+/// keep busy takes seconds for a commit or for a copy of a cluster. What is in it survives the server's end.
+pub(super) fn directory(prefix: &str) -> io::Result<Directory> {
+    in_memory(prefix).map_or_else(|| on_disk(prefix), |dir| Ok(Directory::new(dir)))
+}
+
+pub(super) fn on_disk(prefix: &str) -> io::Result<Directory> {
+    Builder::new().prefix(prefix).tempdir().map(Directory::new)
 }
 
 #[cfg(target_os = "linux")]

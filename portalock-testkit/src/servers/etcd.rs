@@ -8,11 +8,9 @@ use std::{
     thread,
 };
 
-use tempfile::TempDir;
-
 use super::{
     ServerIdentity,
-    directory::directory,
+    directory::{Directory, directory},
     free_port::{Port, free_port, on_free_ports},
     process::{Program, ServerProcess, StartError},
 };
@@ -102,7 +100,7 @@ impl EtcdOptions {
 pub struct EtcdServer {
     // Declared before the directory: the members must be gone when that is removed.
     members: Vec<Member>,
-    _dir: TempDir,
+    _dir: Directory,
 }
 
 #[derive(Debug)]

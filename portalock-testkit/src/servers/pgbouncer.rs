@@ -5,10 +5,8 @@ use std::{
     net::{Ipv4Addr, SocketAddr},
 };
 
-use tempfile::TempDir;
-
 use super::{
-    directory::directory,
+    directory::{Directory, directory},
     free_port::{Port, free_port},
     postgres::PostgresServer,
     process::{Program, ServerProcess, StartError},
@@ -26,7 +24,7 @@ pub struct Pooler {
     // Declared before the directory: the pooler must be gone when that is removed.
     _process: ServerProcess,
     port: Port,
-    _dir: TempDir,
+    _dir: Directory,
 }
 
 impl Pooler {

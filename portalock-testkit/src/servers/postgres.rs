@@ -11,16 +11,14 @@ use std::{
     time::Duration,
 };
 
-use rustix::process::{Pid, Signal, kill_process};
-use tempfile::TempDir;
-
 use self::installation::{Installation, copy_data};
 use super::{
     ServerIdentity,
-    directory::{directory, on_disk},
+    directory::{Directory, directory, on_disk},
     free_port::{Port, free_port, on_free_ports},
     process::{Program, ServerProcess, StartError},
 };
+use rustix::process::{Pid, Signal, kill_process};
 
 const PROGRAM: Program = Program {
     name: "postgres",
@@ -112,7 +110,7 @@ impl PostgresOptions {
         PostgresServer::on_a_free_port(self, installed, dir)
     }
 
-    fn directory(&self, prefix: &str) -> io::Result<TempDir> {
+    fn directory(&self, prefix: &str) -> io::Result<Directory> {
         if self.durable {
             on_disk(prefix)
         } else {
@@ -170,7 +168,7 @@ pub struct PostgresServer {
     options: PostgresOptions,
     port: Port,
     installed: Installation,
-    dir: TempDir,
+    dir: Directory,
 }
 
 impl PostgresServer {
@@ -213,7 +211,7 @@ impl PostgresServer {
     fn on_a_free_port(
         options: PostgresOptions,
         installed: Installation,
-        dir: TempDir,
+        dir: Directory,
     ) -> Result<Self, StartError> {
         let mut server = Self {
             process: None,
@@ -288,6 +286,8 @@ impl PostgresServer {
         set("listen_addresses", "127.0.0.1");
         set("unix_socket_directories", "");
         set("logging_collector", "off");
+        // In its directory, so that nothing of a killed server is left elsewhere.
+        set("dynamic_shared_memory_type", "mmap");
         set("shared_buffers", "16MB");
         set("max_wal_size", "64MB");
         // The default since version 14.

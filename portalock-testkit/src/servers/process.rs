@@ -3,6 +3,7 @@
 use std::{
     ffi::OsStr,
     io::{self, BufRead, BufReader, Read},
+    path::Path,
     process::{Child, Command, Stdio},
     sync::{
         Arc, Mutex, PoisonError,
@@ -245,20 +246,33 @@ fn follow(
     });
 }
 
-/// Kills the server if this process ends without dropping it: statics are never dropped, and a killed test drops
-/// nothing.
+/// Cleans up if this process ends without dropping it: statics are never dropped, and a killed test drops nothing.
 ///
-/// A shell waits for the end of a pipe that only this process holds open.
+/// A shell waits for the end of a pipe that only this process holds open. It ignores the signals that end a whole group of
+/// processes, such as that of an interrupted test run.
 #[derive(Debug)]
-struct Lifeline(Option<Child>);
+pub(super) struct Lifeline(Option<Child>);
 
 impl Lifeline {
+    /// Kills the server.
     fn of(server: &Child) -> Self {
-        // Without a shell the server may be left running, which is the only disadvantage.
+        Self::shell("kill -9 \"$0\"", server.id().to_string())
+    }
+
+    /// Removes the directory, again and again while its server may still write.
+    pub(super) fn of_directory(dir: &Path) -> Self {
+        Self::shell(
+            "for _ in 1 2 3; do rm -rf \"$0\"; sleep 1; done; rm -rf \"$0\"",
+            dir,
+        )
+    }
+
+    fn shell(script: &str, what: impl AsRef<OsStr>) -> Self {
+        // Without a shell something may be left behind, which is the only disadvantage.
         Self(
             Command::new("sh")
-                .args(["-c", "read -r _; kill -9 \"$0\""])
-                .arg(server.id().to_string())
+                .args(["-c", &format!("trap '' HUP INT TERM; read -r _; {script}")])
+                .arg(what)
                 .stdin(Stdio::piped())
                 .stdout(Stdio::null())
                 .stderr(Stdio::null())

@@ -6,10 +6,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use tempfile::TempDir;
-
 use super::{
-    directory::directory,
+    directory::{Directory, directory},
     free_port::{Port, free_port, on_free_ports},
     process::{Program, ServerProcess, StartError},
     resp::ask,
@@ -113,7 +111,7 @@ pub struct RedisServer {
     options: RedisOptions,
     port: Port,
     tls_port: Option<Port>,
-    dir: TempDir,
+    dir: Directory,
 }
 
 impl RedisServer {

@@ -2,11 +2,9 @@
 
 use std::{fs, io, path::Path, time::Duration};
 
-use tempfile::TempDir;
-
 use super::{
     RedisOptions, RedisServer, ServerIdentity,
-    directory::directory,
+    directory::{Directory, directory},
     free_port::{Port, free_port, on_free_ports},
     process::{Program, ServerProcess, StartError},
     redis::{quoted, tls_lines},
@@ -130,7 +128,7 @@ struct Sentinel {
     _process: ServerProcess,
     port: Port,
     tls_port: Option<Port>,
-    _dir: TempDir,
+    _dir: Directory,
 }
 
 /// The port of a server that sentinels and replicas use.
