@@ -45,10 +45,12 @@ const UNBLOCKED: &str = "UNBLOCKED";
 fn classify(error: &RedisError) -> (BackendErrorKind, &'static str) {
     use BackendErrorKind as Ours;
     match error.kind() {
-        // A script can be flushed between loading and calling. A connection can end in the middle of an answer.
-        ErrorKind::Io | ErrorKind::Parse | ErrorKind::Server(ServerErrorKind::NoScript) => {
-            (Ours::Unavailable, "")
-        }
+        // A script can be flushed between loading and calling.
+        ErrorKind::Io | ErrorKind::Server(ServerErrorKind::NoScript) => (Ours::Unavailable, ""),
+        ErrorKind::Parse => (
+            Ours::Unavailable,
+            "the answer ended too early, or the server is no Redis",
+        ),
         ErrorKind::AuthenticationFailed | ErrorKind::Server(ServerErrorKind::NoPerm) => DENIED,
         ErrorKind::InvalidClientConfig => (Ours::Misconfigured, ""),
         ErrorKind::RESP3NotSupported => NO_RESP3,
@@ -155,7 +157,9 @@ mod tests {
         let error = connected.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Parse, "{error:?}");
         assert!(breaks(&error));
-        assert_eq!(failed("ask", error).kind(), BackendErrorKind::Unavailable);
+        let failed = failed("ask", error);
+        assert_eq!(failed.kind(), BackendErrorKind::Unavailable);
+        assert!(failed.to_string().contains("the server is no Redis"));
     }
 
     #[test]
