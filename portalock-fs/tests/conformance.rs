@@ -2,7 +2,7 @@
 
 mod support;
 
-use std::{path::PathBuf, sync::Arc};
+use std::{io::ErrorKind, path::PathBuf, sync::Arc};
 
 use async_trait::async_trait;
 use portalock_core::{DynBackend, DynSemaphore, LockName, SlotSemaphore};
@@ -25,6 +25,14 @@ impl Locks {
     /// The directory of the lock files.
     fn path(&self) -> PathBuf {
         self.directory.path().join("locks")
+    }
+}
+
+impl Drop for Locks {
+    /// A call in another thread, which nobody waits for any more, may make a file while the directory is being removed.
+    fn drop(&mut self) {
+        let remove = || std::fs::remove_dir_all(self.directory.path());
+        while remove().is_err_and(|error| error.kind() == ErrorKind::DirectoryNotEmpty) {}
     }
 }
 
