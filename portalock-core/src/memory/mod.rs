@@ -6,6 +6,7 @@ mod table;
 
 use std::{
     fmt,
+    panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -187,27 +188,23 @@ impl Semaphore for MemoryBackend {
     }
 }
 
-/// Changes a table, and then tells of it. If another call is telling, or this one is called by a wake-up, that call goes on with
-/// these messages: so they are told in order.
+/// Changes a table, and then tells of it. If another call is telling, or this one is called by a wake-up, that call also
+/// tells these messages, so that they stay in order.
 fn change<T>(table: &Mutex<Table>, act: impl FnOnce(&mut Table) -> T) -> T {
-    /// Also if a wake-up panics.
-    struct Told<'t>(&'t Mutex<Table>);
-
-    impl Drop for Told<'_> {
-        fn drop(&mut self) {
-            lock(self.0).was_told();
-        }
-    }
-
     let mut locked = lock(table);
     let changed = act(&mut locked);
     let mut news = locked.next_news();
     drop(locked);
+    let mut panicked = None;
     while let Some(message) = news {
-        let told = Told(table);
-        message.tell();
-        drop(told);
-        news = lock(table).next_news();
+        // The other messages are told too: they may be those of other calls.
+        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| message.tell())) {
+            panicked = Some(panic);
+        }
+        news = lock(table).news_after_one();
+    }
+    if let Some(panic) = panicked {
+        resume_unwind(panic);
     }
     changed
 }

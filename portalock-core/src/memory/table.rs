@@ -128,7 +128,8 @@ impl Table {
         self.names.len()
     }
 
-    /// The next message, unless somebody is telling one. Call [`was_told`](Self::was_told) after it.
+    /// The next message, unless somebody is telling one. Whoever gets it tells it, and then those that
+    /// [`news_after_one`](Self::news_after_one) returns.
     pub(super) fn next_news(&mut self) -> Option<News> {
         if self.is_told {
             return None;
@@ -138,8 +139,10 @@ impl Table {
         next
     }
 
-    pub(super) fn was_told(&mut self) {
+    /// The next message, for whoever has told one.
+    pub(super) fn news_after_one(&mut self) -> Option<News> {
         self.is_told = false;
+        self.next_news()
     }
 
     pub(super) fn names(&self) -> Vec<LockName> {
