@@ -8,6 +8,7 @@
 )]
 
 use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
     pin::{Pin, pin},
     sync::{Arc, Mutex, mpsc},
     task::{Context, Wake, Waker},
@@ -365,4 +366,63 @@ async fn a_wake_up_may_drop_a_guard_or_a_waiter() {
     std::thread::spawn(move || told.send(losing.lose(&name)));
     assert_eq!(is_told.recv_timeout(Duration::from_secs(30)), Ok(1));
     assert_eq!(backend.names_in_use(), 0);
+}
+
+struct PanicsWhenWoken;
+
+impl Wake for PanicsWhenWoken {
+    fn wake(self: Arc<Self>) {
+        panic!("this executor has ended");
+    }
+}
+
+#[tokio::test]
+async fn a_wake_up_that_panics_does_not_keep_others_from_being_woken() {
+    let backend = MemoryBackend::new();
+    let lock = named(backend.clone());
+    let _guard = lock.acquire().await.unwrap();
+    let forever = Policy::forever();
+    let panics = Waker::from(Arc::new(PanicsWhenWoken));
+    let mut first = pin!(lock.acquire_shared_with(&forever));
+    let polled = first.as_mut().poll(&mut Context::from_waker(&panics));
+    assert!(polled.is_pending());
+    let mut second = pin!(lock.acquire_shared_with(&forever));
+    assert!(poll!(&mut second).is_pending());
+    let lost = catch_unwind(AssertUnwindSafe(|| backend.lose(lock.name())));
+    assert!(lost.is_err());
+    let second = tokio::time::timeout(Duration::from_secs(30), second).await;
+    second.unwrap().unwrap().ensure_held().unwrap();
+}
+
+/// Reports that it was called, and returns when it may.
+struct SlowToWake(mpsc::SyncSender<()>, Mutex<mpsc::Receiver<()>>);
+
+impl Wake for SlowToWake {
+    fn wake(self: Arc<Self>) {
+        self.0.send(()).unwrap();
+        let _ = self.1.lock().unwrap().recv();
+    }
+}
+
+#[tokio::test]
+async fn a_slow_wake_up_does_not_delay_those_of_other_calls() {
+    let backend = MemoryBackend::new();
+    let locks = ["slow", "other"].map(|name| Lock::new(backend.clone(), name).unwrap());
+    let forever = Policy::forever();
+    let [slow, other] = [locks[0].acquire().await, locks[1].acquire().await].map(Result::unwrap);
+    let (told, is_called) = mpsc::sync_channel(1);
+    let (go_on, may_return) = mpsc::sync_channel(1);
+    let waker = Waker::from(Arc::new(SlowToWake(told, Mutex::new(may_return))));
+    let mut first = pin!(locks[0].acquire_with(&forever));
+    let polled = first.as_mut().poll(&mut Context::from_waker(&waker));
+    assert!(polled.is_pending());
+    let mut second = pin!(locks[1].acquire_with(&forever));
+    assert!(poll!(&mut second).is_pending());
+    let releasing = std::thread::spawn(move || drop(slow));
+    is_called.recv().unwrap();
+    drop(other);
+    let second = tokio::time::timeout(Duration::from_secs(30), second).await;
+    go_on.send(()).unwrap();
+    releasing.join().unwrap();
+    drop(second.unwrap().unwrap());
 }

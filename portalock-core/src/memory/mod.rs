@@ -5,7 +5,9 @@
 mod table;
 
 use std::{
+    any::Any,
     fmt,
+    panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -187,29 +189,34 @@ impl Semaphore for MemoryBackend {
     }
 }
 
-/// Changes a table, and then tells of it. If another call is telling, or this one is called by a wake-up, that call goes on with
-/// these messages: so they are told in order.
+/// Changes a table, and then tells of it.
+///
+/// If another call is telling the watches, or this one is called by a wake-up, that call also tells them of this change, so
+/// that changes stay in order. Grants and losses have no order, so each call tells its own: it would not end if it told those
+/// of many others.
 fn change<T>(table: &Mutex<Table>, act: impl FnOnce(&mut Table) -> T) -> T {
-    /// Also if a wake-up panics.
-    struct Told<'t>(&'t Mutex<Table>);
-
-    impl Drop for Told<'_> {
-        fn drop(&mut self) {
-            lock(self.0).was_told();
-        }
-    }
-
     let mut locked = lock(table);
     let changed = act(&mut locked);
-    let mut news = locked.next_news();
+    let news = locked.news();
+    let mut change = locked.next_change();
     drop(locked);
-    while let Some(message) = news {
-        let told = Told(table);
-        message.tell();
-        drop(told);
-        news = lock(table).next_news();
+    // If a wake-up panics, the others are told too.
+    let mut panicked = None;
+    for message in news {
+        panicked = panic_of(|| message.tell()).or(panicked);
+    }
+    while let Some(message) = change {
+        panicked = panic_of(|| message.tell()).or(panicked);
+        change = lock(table).change_after_one();
+    }
+    if let Some(panic) = panicked {
+        resume_unwind(panic);
     }
     changed
+}
+
+fn panic_of(tell: impl FnOnce()) -> Option<Box<dyn Any + Send>> {
+    catch_unwind(AssertUnwindSafe(tell)).err()
 }
 
 fn lock(table: &Mutex<Table>) -> MutexGuard<'_, Table> {

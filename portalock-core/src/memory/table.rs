@@ -65,8 +65,9 @@ pub(super) struct Table {
     watchers: HashMap<LockName, Vec<HolderSender>, RandomState>,
     /// One token for all names: an unused name is forgotten, and its tokens must still grow later.
     last_token: Option<FencingToken>,
-    /// What has to be told, in order.
-    news: VecDeque<News>,
+    news: Vec<News>,
+    /// What the watches have to be told, in order.
+    changes: VecDeque<Change>,
     /// Whether somebody is telling it.
     is_told: bool,
 }
@@ -75,7 +76,15 @@ pub(super) struct Table {
 pub(super) enum News {
     Granted(WakeSender, Grant),
     Lost(Lease),
-    Holder(HolderSender, Option<Claim>),
+}
+
+/// A message to a watch, told as [`News`] is.
+pub(super) struct Change(HolderSender, Option<Claim>);
+
+impl Change {
+    pub(super) fn tell(self) {
+        self.0.tell(self.1);
+    }
 }
 
 impl News {
@@ -85,7 +94,6 @@ impl News {
             // grant; or it has stopped, and the engine is about to release it.
             Self::Granted(line, grant) => drop(line.grant(grant)),
             Self::Lost(lease) => lease.tell(),
-            Self::Holder(sender, holder) => drop(sender.tell(holder)),
         }
     }
 }
@@ -128,18 +136,26 @@ impl Table {
         self.names.len()
     }
 
-    /// The next message, unless somebody is telling one. Call [`was_told`](Self::was_told) after it.
-    pub(super) fn next_news(&mut self) -> Option<News> {
+    /// What the last call has to tell.
+    pub(super) fn news(&mut self) -> Vec<News> {
+        std::mem::take(&mut self.news)
+    }
+
+    /// The next message to a watch, unless somebody is telling one. Whoever gets it tells it, and then those that
+    /// [`change_after_one`](Self::change_after_one) returns.
+    pub(super) fn next_change(&mut self) -> Option<Change> {
         if self.is_told {
             return None;
         }
-        let next = self.news.pop_front();
+        let next = self.changes.pop_front();
         self.is_told = next.is_some();
         next
     }
 
-    pub(super) fn was_told(&mut self) {
+    /// The next message, for whoever has told one.
+    pub(super) fn change_after_one(&mut self) -> Option<Change> {
         self.is_told = false;
+        self.next_change()
     }
 
     pub(super) fn names(&self) -> Vec<LockName> {
@@ -221,7 +237,7 @@ impl Table {
             if let Some(held) = entry.let_go(*owner) {
                 // Before the next one is granted.
                 if held.lease.record(loss.clone()) {
-                    self.news.push_back(News::Lost(held.lease));
+                    self.news.push(News::Lost(held.lease));
                 }
                 count += 1;
             }
@@ -258,8 +274,8 @@ impl Table {
         };
         watchers.get_mut().retain(|sender| !sender.is_closed());
         let told = watchers.get().iter().cloned();
-        let news = told.map(|sender| News::Holder(sender, now.clone()));
-        self.news.extend(news);
+        let changes = told.map(|sender| Change(sender, now.clone()));
+        self.changes.extend(changes);
         if watchers.get().is_empty() {
             watchers.remove();
         }
@@ -388,7 +404,7 @@ impl Entry {
     }
 
     /// Grants to the head of the queue, as long as it fits.
-    fn serve(&mut self, last: &mut Option<FencingToken>, news: &mut VecDeque<News>) {
+    fn serve(&mut self, last: &mut Option<FencingToken>, news: &mut Vec<News>) {
         while let Some(head) = self.queue.first_entry() {
             let weight = head.get().weight;
             if !self.fits(weight) {
@@ -400,7 +416,7 @@ impl Entry {
             self.places.remove(&waiter.owner);
             let grant = self.hold(waiter.owner, weight, waiter.claim, last);
             if let Some(line) = waiter.line {
-                news.push_back(News::Granted(line, grant));
+                news.push(News::Granted(line, grant));
             }
         }
     }
