@@ -9,7 +9,7 @@ use crate::{Holder, InvalidName, InvalidPermits, LockName, Loss, Permits, policy
 #[non_exhaustive]
 pub enum LockError {
     /// Another owner holds the lock, and the call does not wait.
-    #[error("{name} is already locked{}{}", wanted(*.permits), by(.holder.as_deref()))]
+    #[error("{name} {}{}", refused(*.permits), by(.holder.as_deref()))]
     AlreadyLocked {
         /// The name of the lock or semaphore.
         name: LockName,
@@ -116,8 +116,12 @@ fn by(holder: Option<&Holder>) -> impl fmt::Display {
     holder.map_or_else(String::new, |holder| format!(", held by {holder}"))
 }
 
-fn wanted(permits: Option<Permits>) -> impl fmt::Display {
-    permits.map_or_else(String::new, |permits| format!(" for {permits}"))
+/// Clear that the permits are those that the call wanted, and not those that others hold.
+fn refused(permits: Option<Permits>) -> impl fmt::Display {
+    permits.map_or_else(
+        || "is already locked".to_owned(),
+        |permits| format!("has no room for {permits}"),
+    )
 }
 
 fn plural(attempts: u32) -> &'static str {
@@ -251,7 +255,7 @@ mod tests {
         let pool = crate::Pool::new(backend.clone(), "workers", 3).unwrap();
         let _two = pool.try_acquire(2).await.unwrap();
         let refused = pool.try_acquire(2).await.unwrap_err().to_string();
-        let wanted = "workers is already locked for 2 of 3 permits, held by pid ";
+        let wanted = "workers has no room for 2 of 3 permits, held by pid ";
         assert!(refused.starts_with(wanted), "{refused}");
         let lock = crate::Lock::new(backend, "deploy").unwrap();
         let _held = lock.try_acquire().await.unwrap();

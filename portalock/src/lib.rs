@@ -9,7 +9,7 @@
 //! let lock = portalock::open(&address).await?.lock("nightly-report")?;
 //! let guard = lock.acquire().await?; // waits 5 s by default; the error names the holder
 //! guard.run(async { /* your work: stopped if the lock is lost */ }).await?;
-//! guard.release().await?; // or drop it
+//! guard.release().await?; // or drop it, and call `shutdown` at the end
 //! # Ok(()) }
 //! ```
 //!

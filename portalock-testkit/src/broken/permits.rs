@@ -26,7 +26,7 @@ pub(super) const SPECIMENS: &[Specimen] = &[
         "semaphore::all_or_none", "were granted while too few were free"),
     specimen!(keeps_a_part: KeepsAPart,
         "takes what is left for a request that is refused, and keeps it",
-        "semaphore::all_or_none", "is already locked"),
+        "semaphore::all_or_none", "has no room for"),
     specimen!(gives_back_single_permits_only: GivesBackSinglePermitsOnly,
         "forgets to take back permits that were granted several at once",
         "semaphore::permits_come_back", "pool was not granted within"),

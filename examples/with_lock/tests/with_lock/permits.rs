@@ -10,11 +10,11 @@ fn as_many_as_there_are_permits_and_no_more() {
     let mut holders: Vec<_> = (0..3).map(|_| home.hold("--permits 1/3 pool")).collect();
     home.run("-n --permits 1/3 pool -- true")
         .code(124)
-        .said("pool is already locked");
+        .said("pool has no room for 1 of 3 permits");
     holders.pop().unwrap().finish().code(0);
     home.run("-n -p 2/3 pool -- true")
         .code(124)
-        .said("pool is already locked");
+        .said("pool has no room for 2 of 3 permits");
     home.run("-n -p 1/3 pool -- true").code(0).silent();
     holders.pop().unwrap().finish().code(0);
     home.run("-n -p 2/3 pool -- true").code(0).silent();
