@@ -2,9 +2,7 @@
 
 use std::time::Duration;
 
-use portalock_core::{
-    BackendErrorKind, Broken, LockBackend, LockError, Loss, Policy, clock::Instant,
-};
+use portalock_core::{BackendErrorKind, Broken, LockBackend, LockError, Policy, clock::Instant};
 use portalock_redis::{RedisBackend, RedisSettings};
 use portalock_testkit::servers::{RedisCluster, RedisClusterOptions, SlotMove};
 
@@ -226,25 +224,6 @@ async fn a_hold_whose_key_is_at_neither_node_is_not_taken_for_lost_in_a_move() {
     let (_cluster, ()) = on(cluster, move |cluster| cluster.finish_move(moving)).await;
     held.ensure_held().unwrap();
     held.release().await.unwrap();
-}
-
-/// The server may have lost the session, although an operator may also bring its key back.
-#[tokio::test]
-async fn a_session_whose_key_is_at_neither_node_ends_by_the_clients_clock() {
-    let cluster = start(RedisClusterOptions::new().replicas(0)).await;
-    let holder = connected(short(&cluster)).await;
-    let held = lock(&holder, "a").acquire().await.unwrap();
-    let slot = slot_of(&cluster, "a").await;
-    let (cluster, moving) = half_way(cluster, slot, |key| key.contains("/session/")).await;
-    let mut to = Admin::of(cluster.node(moving.to())).await;
-    for key in keys(&cluster).await {
-        if key.contains("/session/") {
-            to.ask::<()>("ASKING").await;
-            to.ask::<u32>(&format!("DEL {key}")).await;
-        }
-    }
-    let loss = tokio::time::timeout(ENOUGH, held.lost()).await.unwrap();
-    assert_eq!(loss, Loss::Expired);
 }
 
 /// Its slot goes and comes back before the client looks, so only a message tells that the subscription has ended.

@@ -16,8 +16,10 @@ pub(super) struct Directory {
 
 impl Directory {
     fn new(dir: TempDir) -> Self {
-        let _lifeline = Lifeline::of_directory(dir.path());
-        Self { dir, _lifeline }
+        Self {
+            _lifeline: Lifeline::of_directory(dir.path()),
+            dir,
+        }
     }
 
     pub(super) fn path(&self) -> &Path {
