@@ -244,6 +244,58 @@ async fn a_grant_is_not_confirmed_over_a_later_connection() {
     }
 }
 
+#[tokio::test]
+async fn all_grants_that_come_together_are_told() {
+    let (_server, _replica, _client, session) = confirmed().await;
+    let mut waiters = Vec::new();
+    for token in [7, 8] {
+        let (owner, place) = waits(&session);
+        waiters.push(session.places().listen(owner));
+        let text = format!("grant|{}|{token}", place.name);
+        hear_message(&session, &text, &source(&session));
+    }
+    for mut waiter in waiters {
+        let told = waiter.next().await;
+        // The replica may be late.
+        assert!(matches!(told, Wake::Granted(_) | Wake::Failed(_)));
+    }
+}
+
+#[tokio::test]
+async fn a_broken_lock_is_told_although_no_replica_confirms_the_refresh() {
+    let (_server, replica, _client, session) = confirmed().await;
+    let key = session.service();
+    let line = session.connection().unwrap();
+    let (owner, place) = waits(&session);
+    let mut wakeups = session.places().listen(owner);
+    session
+        .places()
+        .granted(owner, FencingToken::new(7), |_| true);
+    let Wake::Granted(grant) = wakeups.next().await else {
+        panic!("it was granted");
+    };
+    let mut mark = redis::cmd("HSET");
+    mark.arg(marks_key(key)).arg(&*place.name).arg("1|");
+    let mut connection = line.connection.clone();
+    mark.query_async::<()>(&mut connection).await.unwrap();
+    replica.stall().unwrap();
+    SessionKey::renew(&session, &line).await.unwrap_err();
+    assert!(matches!(grant.lost.loss(), Some(Loss::Removed(_))));
+}
+
+#[tokio::test]
+async fn a_release_of_what_the_server_does_not_have_says_so() {
+    let server = RedisServer::start().unwrap();
+    let client = client(&server);
+    let session = client.session().await.unwrap();
+    let (owner, _) = waits(&session);
+    session
+        .places()
+        .granted(owner, FencingToken::new(7), |_| true);
+    let released = client.release(owner).await.unwrap();
+    assert_eq!(released, Released::NotHeld);
+}
+
 /// The client library takes the message for the answer to a command in flight. So what fails then can be tried again.
 #[tokio::test]
 async fn a_subscription_that_ends_while_something_begins_makes_no_wrong_answer() {
