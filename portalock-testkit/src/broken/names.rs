@@ -5,7 +5,8 @@ use std::{collections::BTreeSet, fmt::Debug, marker::PhantomData, sync::Mutex};
 use async_trait::async_trait;
 use futures_util::FutureExt;
 use portalock_core::{
-    Attempt, BackendError, Inspection, LockBackend, LockName, LockRequest, Released, Wakeups,
+    Attempt, BackendError, Inspection, LockBackend, LockName, LockRequest, PermitRequest, Released,
+    Semaphore, Wakeups,
 };
 
 use super::{Flaw, Sound, Specimen, locked, specimen};
@@ -32,6 +33,9 @@ pub(super) const SPECIMENS: &[Specimen] = &[
     specimen!(lists_released_names: ListsReleasedNames,
         "lists every name that it has ever had",
         "names::listed_names_are_those_that_are_held", "the last of the released names leaving the list"),
+    specimen!(folds_the_case_of_semaphores: FoldsTheCaseOfSemaphores,
+        "takes semaphores whose names differ in case for one",
+        "names::names_of_semaphores_are_apart", "was not free"),
 ];
 
 /// How a name is stored.
@@ -195,5 +199,36 @@ impl Flaw for ListsReleasedNames {
                 .flatten(),
         );
         Ok(listed.iter().cloned().collect())
+    }
+}
+
+/// Takes semaphores whose names differ in case for one.
+#[derive(Debug, Default)]
+pub struct FoldsTheCaseOfSemaphores;
+
+impl FoldsTheCaseOfSemaphores {
+    fn folded(request: &PermitRequest) -> PermitRequest {
+        let mut request = request.clone();
+        request.name = Renames::<FoldsCase>::name(&request.name);
+        request
+    }
+}
+
+#[async_trait]
+impl Flaw for FoldsTheCaseOfSemaphores {
+    async fn try_acquire_permits(
+        &self,
+        sound: &Sound,
+        request: &PermitRequest,
+    ) -> Result<Attempt, BackendError> {
+        Semaphore::try_acquire(sound, &Self::folded(request)).await
+    }
+
+    async fn release_permits(
+        &self,
+        sound: &Sound,
+        request: &PermitRequest,
+    ) -> Result<Released, BackendError> {
+        Semaphore::release(sound, &Self::folded(request)).await
     }
 }

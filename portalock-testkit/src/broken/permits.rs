@@ -9,7 +9,6 @@ use std::{
 };
 
 use async_trait::async_trait;
-use futures_util::FutureExt;
 use portalock_core::{
     Attempt, BackendError, BackendErrorKind, ClaimKind, FencingToken, Grant, Inspection, LockName,
     Loss, LostSignal, OwnerId, Patience, PermitRequest, Permits, Released, Semaphore,
@@ -63,15 +62,6 @@ pub(super) const SPECIMENS: &[Specimen] = &[
     specimen!(late_releases_add_permits: LateReleasesAddPermits,
         "takes back permits a second time, when one releases whose session has ended",
         "semaphore::a_cut_off_holder_is_told", "no longer held"),
-    specimen!(folds_the_case_of_semaphores: FoldsTheCaseOfSemaphores,
-        "takes semaphores whose names differ in case for one",
-        "names::names_of_semaphores_are_apart", "was not free"),
-    specimen!(permits_need_threads: PermitsNeedThreads,
-        "asks for permits in a way that a runtime with one thread does not have",
-        "runtime::one_thread_is_enough", "panicked"),
-    specimen!(permits_die_with_their_runtime: PermitsDieWithTheirRuntime,
-        "loses permits with the runtime on which they were acquired",
-        "runtime::one_thread_is_enough", "were granted while too few were free"),
 ];
 
 /// Refuses requests that come while others are being served.
@@ -440,85 +430,5 @@ impl Flaw for LateReleasesAddPermits {
             .filter(|(client, _)| *client == sound.number());
         locked(&self.ended).extend(its_own.map(|(_, request)| request.owner));
         sound.expire(Loss::Expired).await;
-    }
-}
-
-/// Takes semaphores whose names differ in case for one.
-#[derive(Debug, Default)]
-pub struct FoldsTheCaseOfSemaphores;
-
-impl FoldsTheCaseOfSemaphores {
-    fn folded(request: &PermitRequest) -> PermitRequest {
-        let mut request = request.clone();
-        let name = request.name.as_str().to_lowercase();
-        request.name = LockName::new(name).unwrap_or(request.name);
-        request
-    }
-}
-
-#[async_trait]
-impl Flaw for FoldsTheCaseOfSemaphores {
-    async fn try_acquire_permits(
-        &self,
-        sound: &Sound,
-        request: &PermitRequest,
-    ) -> Result<Attempt, BackendError> {
-        Semaphore::try_acquire(sound, &Self::folded(request)).await
-    }
-
-    async fn release_permits(
-        &self,
-        sound: &Sound,
-        request: &PermitRequest,
-    ) -> Result<Released, BackendError> {
-        Semaphore::release(sound, &Self::folded(request)).await
-    }
-}
-
-/// Asks for permits in a way that a runtime with one thread does not have.
-#[derive(Debug, Default)]
-pub struct PermitsNeedThreads;
-
-#[async_trait]
-impl Flaw for PermitsNeedThreads {
-    async fn try_acquire_permits(
-        &self,
-        sound: &Sound,
-        request: &PermitRequest,
-    ) -> Result<Attempt, BackendError> {
-        tokio::task::block_in_place(|| ());
-        Semaphore::try_acquire(sound, request).await
-    }
-}
-
-/// Loses permits with the runtime on which they were acquired.
-#[derive(Debug, Default)]
-pub struct PermitsDieWithTheirRuntime;
-
-/// Frees the permits when the task that it belongs to is dropped.
-struct PermitsTask(Sound, PermitRequest);
-
-impl Drop for PermitsTask {
-    fn drop(&mut self) {
-        let _ = Semaphore::release(self.0.memory(), &self.1).now_or_never();
-    }
-}
-
-#[async_trait]
-impl Flaw for PermitsDieWithTheirRuntime {
-    async fn try_acquire_permits(
-        &self,
-        sound: &Sound,
-        request: &PermitRequest,
-    ) -> Result<Attempt, BackendError> {
-        let attempt = Semaphore::try_acquire(sound, request).await?;
-        if matches!(attempt, Attempt::Granted(_)) {
-            let task = PermitsTask(sound.clone(), request.clone());
-            tokio::spawn(async move {
-                let _task = task;
-                std::future::pending::<()>().await;
-            });
-        }
-        Ok(attempt)
     }
 }

@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use futures_util::FutureExt;
 use portalock_core::{
     Attempt, BackendError, BackendErrorKind, Inspection, Lease, LockBackend, LockName, LockRequest,
-    Loss, LostSignal, clock::Instant,
+    Loss, LostSignal, PermitRequest, Semaphore, clock::Instant,
 };
 use tokio::runtime::Handle;
 
@@ -34,6 +34,12 @@ pub(super) const SPECIMENS: &[Specimen] = &[
     specimen!(waits_for_answers_in_the_system: WaitsForAnswersInTheSystem,
         "keeps its thread while it waits for an answer of the store",
         "timeout::a_stalled_service_does_not_stall_the_caller", "beside another task of its runtime"),
+    specimen!(permits_need_threads: PermitsNeedThreads,
+        "asks for permits in a way that a runtime with one thread does not have",
+        "runtime::one_thread_is_enough", "panicked"),
+    specimen!(permits_die_with_their_runtime: PermitsDieWithTheirRuntime,
+        "loses permits with the runtime on which they were acquired",
+        "runtime::one_thread_is_enough", "were granted while too few were free"),
 ];
 
 /// Keeps its session on the runtime of the first caller.
@@ -203,5 +209,53 @@ impl Flaw for WaitsForAnswersInTheSystem {
             }
             std::thread::sleep(Duration::from_millis(2));
         }
+    }
+}
+
+/// Asks for permits in a way that a runtime with one thread does not have.
+#[derive(Debug, Default)]
+pub struct PermitsNeedThreads;
+
+#[async_trait]
+impl Flaw for PermitsNeedThreads {
+    async fn try_acquire_permits(
+        &self,
+        sound: &Sound,
+        request: &PermitRequest,
+    ) -> Result<Attempt, BackendError> {
+        tokio::task::block_in_place(|| ());
+        Semaphore::try_acquire(sound, request).await
+    }
+}
+
+/// Loses permits with the runtime on which they were acquired.
+#[derive(Debug, Default)]
+pub struct PermitsDieWithTheirRuntime;
+
+/// Frees the permits when the task that it belongs to is dropped.
+struct PermitsTask(Sound, PermitRequest);
+
+impl Drop for PermitsTask {
+    fn drop(&mut self) {
+        let _ = Semaphore::release(self.0.memory(), &self.1).now_or_never();
+    }
+}
+
+#[async_trait]
+impl Flaw for PermitsDieWithTheirRuntime {
+    async fn try_acquire_permits(
+        &self,
+        sound: &Sound,
+        request: &PermitRequest,
+    ) -> Result<Attempt, BackendError> {
+        let attempt = Semaphore::try_acquire(sound, request).await?;
+        if matches!(attempt, Attempt::Granted(_)) {
+            let task = PermitsTask(sound.clone(), request.clone());
+            tokio::spawn(async move {
+                let _task = task;
+                std::future::pending::<()>().await;
+            });
+        }
+        Ok(attempt)
     }
 }
