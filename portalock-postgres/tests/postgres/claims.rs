@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use portalock_core::{Lock, LockBackend, Patience, Pool, Request};
 use portalock_postgres::PostgresBackend;
 
@@ -245,7 +246,8 @@ async fn short_sessions_remove_what_is_over() {
         .await;
     let tokens = "SELECT count(*) FROM portalock.names";
     until("it is removed", async || {
-        server.client().await.close().await.unwrap();
+        let sessions = (0..20).map(async |_| server.client().await.close().await.unwrap());
+        join_all(sessions).await;
         server.number(tokens).await == 0
     })
     .await;

@@ -1,13 +1,14 @@
-//! Random clients under random faults, and the verdict of the history checker.
+//! Random clients, of locks and of permits, under random faults, and the verdict of the history checker.
 
 use std::time::Duration;
 
-use portalock_core::{LockBackend, clock::Instant};
+use portalock_core::{LockBackend, Semaphore, clock::Instant};
 use portalock_postgres::{PostgresBackend, tokio_postgres::Error};
 use portalock_testkit::{
-    history::{random_clients, seed, stress_time},
+    history::{random_clients, random_pool_clients, seed, stress_time},
     proxy::{Direction, FaultProxy},
 };
+use tokio::sync::oneshot;
 
 use crate::support::{Server, try_connect};
 
@@ -29,6 +30,7 @@ async fn no_promise_is_broken_under_random_faults() {
         clients.push(PostgresBackend::with_settings(settings).await.unwrap());
         lines.push(line);
     }
+    let (ended, over) = oneshot::channel();
     let faults = async {
         let mut random = fastrand::Rng::with_seed(seed);
         let end = Instant::now() + time;
@@ -36,18 +38,29 @@ async fn no_promise_is_broken_under_random_faults() {
             fault(&server, &lines, &mut random).await;
             tokio::time::sleep(Duration::from_millis(random.u64(50..600))).await;
         }
+        ended.send(()).unwrap();
     };
-    let history = random_clients(&clients, seed, faults).await.unwrap();
-    println!("{} grants in {time:?}", history.grants());
-    let violations = history.check(&LockBackend::capabilities(&clients[0]));
-    assert!(
-        history.grants() > 10,
-        "PORTALOCK_SEED={seed}: too little happened"
-    );
-    assert!(
-        violations.is_empty(),
-        "PORTALOCK_SEED={seed}: {violations:#?}"
-    );
+    let (locks, permits) = tokio::try_join!(
+        random_clients(&clients, seed, faults),
+        random_pool_clients(&clients, seed, async { over.await.unwrap() }),
+    )
+    .unwrap();
+    let claims = [
+        LockBackend::capabilities(&clients[0]),
+        Semaphore::capabilities(&clients[0]),
+    ];
+    for (history, claims) in [locks, permits].iter().zip(claims) {
+        println!("{} grants in {time:?}", history.grants());
+        let violations = history.check(&claims);
+        assert!(
+            history.grants() > 10,
+            "PORTALOCK_SEED={seed}: too little happened"
+        );
+        assert!(
+            violations.is_empty(),
+            "PORTALOCK_SEED={seed}: {violations:#?}"
+        );
+    }
 }
 
 async fn fault(server: &Server, lines: &[FaultProxy], random: &mut fastrand::Rng) {

@@ -19,6 +19,7 @@ mod cluster_suite;
 mod faults;
 mod fixture;
 mod guarantees;
+mod history;
 mod neighbours;
 mod portalocker;
 mod refusals;

@@ -6,7 +6,7 @@ use std::{
 };
 
 use portalock_core::{
-    Capabilities, CrashRelease, Fairness, FencingToken, LockName, LossNotice, Mode, Tokens,
+    Capabilities, CrashRelease, Fairness, FencingToken, LockName, LossNotice, Mode, Permits, Tokens,
 };
 
 use super::{Event, Happened, History, Violation};
@@ -27,19 +27,52 @@ impl History {
     }
 }
 
-fn compatible(one: Mode, other: Mode) -> bool {
-    one == Mode::Shared && other == Mode::Shared
+#[derive(Clone, Copy)]
+enum Demand {
+    Lock(Mode),
+    Permits(Permits),
 }
+
+impl Demand {
+    /// Whether they can't hold at once. For permits that depends on all holders.
+    fn excludes(self, other: Self) -> bool {
+        match (self, other) {
+            (Self::Lock(one), Self::Lock(other)) => [one, other].contains(&Mode::Exclusive),
+            _ => false,
+        }
+    }
+
+    /// Whether one has to wait behind the other if it comes later.
+    fn waits_behind(self, other: Self) -> bool {
+        matches!(self, Self::Permits(_)) || self.excludes(other)
+    }
+
+    fn permits(self) -> Option<Permits> {
+        match self {
+            Self::Lock(_) => None,
+            Self::Permits(permits) => Some(permits),
+        }
+    }
+}
+
+/// A lock, or a semaphore: these may have the same name.
+type Key = (bool, LockName);
 
 struct Acquisition {
     client: usize,
     name: LockName,
-    mode: Mode,
+    demand: Demand,
     asked: usize,
     asked_at: Duration,
     /// The largest token of the name at its request: its own must be larger.
     floor: Option<FencingToken>,
     answered: bool,
+}
+
+impl Acquisition {
+    fn key(&self) -> Key {
+        (self.demand.permits().is_some(), self.name.clone())
+    }
 }
 
 #[derive(Default)]
@@ -122,7 +155,7 @@ struct Checker<'h> {
     claims: &'h Capabilities,
     known: Foreknown,
     acquisitions: HashMap<u64, Acquisition>,
-    names: HashMap<LockName, Name>,
+    names: HashMap<Key, Name>,
     violations: Vec<Violation>,
 }
 
@@ -141,18 +174,13 @@ impl<'h> Checker<'h> {
         let id = event.acquisition;
         match &event.what {
             Happened::Asked { client, name, mode } => {
-                let state = self.names.entry(name.clone()).or_default();
-                let acquisition = Acquisition {
-                    client: *client,
-                    name: name.clone(),
-                    mode: *mode,
-                    asked: index,
-                    asked_at: event.at,
-                    floor: state.highest,
-                    answered: false,
-                };
-                self.acquisitions.insert(id, acquisition);
+                self.ask(index, event, *client, name, Demand::Lock(*mode));
             }
+            Happened::AskedPermits {
+                client,
+                name,
+                permits,
+            } => self.ask(index, event, *client, name, Demand::Permits(*permits)),
             Happened::Queued => self.with(id, |_, state| state.queue.push((id, index))),
             Happened::Granted { token } => self.grant(id, event.at, *token),
             Happened::Lost | Happened::Releasing => self.with(id, |_, state| {
@@ -183,9 +211,23 @@ impl<'h> Checker<'h> {
         }
     }
 
+    fn ask(&mut self, index: usize, event: &Event, client: usize, name: &LockName, demand: Demand) {
+        let mut acquisition = Acquisition {
+            client,
+            name: name.clone(),
+            demand,
+            asked: index,
+            asked_at: event.at,
+            floor: None,
+            answered: false,
+        };
+        acquisition.floor = self.names.entry(acquisition.key()).or_default().highest;
+        self.acquisitions.insert(event.acquisition, acquisition);
+    }
+
     fn with(&mut self, id: u64, change: impl FnOnce(&mut Acquisition, &mut Name)) {
         if let Some(acquisition) = self.acquisitions.get_mut(&id)
-            && let Some(state) = self.names.get_mut(&acquisition.name)
+            && let Some(state) = self.names.get_mut(&acquisition.key())
         {
             change(acquisition, state);
         }
@@ -203,14 +245,14 @@ impl<'h> Checker<'h> {
         let Some(this) = self.acquisitions.get(&id) else {
             return;
         };
-        let Some(state) = self.names.get_mut(&this.name) else {
+        let Some(state) = self.names.get_mut(&this.key()) else {
             return;
         };
-        let mode_of = |other: &u64| self.acquisitions.get(other).map(|other| other.mode);
-        let overlaps = state.holders.iter().filter(|holder| {
-            let excluded = mode_of(holder).is_some_and(|mode| !compatible(mode, this.mode));
-            excluded && !excused(self.claims, &self.known, [**holder, id], at)
-        });
+        let demand_of = |other: &u64| self.acquisitions.get(other).map(|other| other.demand);
+        let certain = |holder: &u64| !excused(self.claims, &self.known, [*holder, id], at);
+        let others = || state.holders.iter().filter(|holder| certain(holder));
+        let overlaps = others()
+            .filter(|holder| demand_of(holder).is_some_and(|demand| demand.excludes(this.demand)));
         self.violations
             .extend(overlaps.map(|holder| Violation::Overlap {
                 name: this.name.clone(),
@@ -218,10 +260,26 @@ impl<'h> Checker<'h> {
                 later: id,
                 at,
             }));
+        let permits = others()
+            .chain([&id])
+            .filter_map(demand_of)
+            .filter_map(Demand::permits);
+        let (held, capacity) = permits.fold((0, u32::MAX), |(held, capacity), one| {
+            (held + u64::from(one.count()), capacity.min(one.capacity()))
+        });
+        if held > u64::from(capacity) {
+            self.violations.push(Violation::Crowded {
+                name: this.name.clone(),
+                acquisition: id,
+                held,
+                capacity,
+                at,
+            });
+        }
         if self.claims.fairness != Fairness::None && !self.known.any_loss() {
             let overtaken = state.queue.iter().filter(|(waiter, placed)| {
                 let in_line = self.acquisitions.get(waiter).is_some_and(|waiter| {
-                    !compatible(waiter.mode, this.mode)
+                    this.demand.waits_behind(waiter.demand)
                         && (self.claims.fairness == Fairness::FirstCome
                             || waiter.client == this.client)
                 });
@@ -235,10 +293,12 @@ impl<'h> Checker<'h> {
                 }));
         }
         if self.claims.tokens != Tokens::None {
-            let before = match this.mode {
-                Mode::Exclusive => state.highest,
-                // Readers that were granted at the same time may be recorded in either order.
-                Mode::Shared => this.floor.max(state.highest_exclusive),
+            let alone = matches!(this.demand, Demand::Lock(Mode::Exclusive));
+            let before = if alone {
+                state.highest
+            } else {
+                // Several that were granted at the same time may be recorded in either order.
+                this.floor.max(state.highest_exclusive)
             };
             let fresh = token.is_some_and(|token| state.tokens.insert(token));
             // A grant that was taken away at once may be recorded after its successor's.
@@ -252,7 +312,7 @@ impl<'h> Checker<'h> {
                 });
             }
             state.highest = state.highest.max(token);
-            if this.mode == Mode::Exclusive {
+            if alone {
                 state.highest_exclusive = state.highest_exclusive.max(token);
             }
         }
@@ -264,7 +324,7 @@ impl<'h> Checker<'h> {
         let Some(this) = self.acquisitions.get(&id) else {
             return;
         };
-        let Some(state) = self.names.get(&this.name) else {
+        let Some(state) = self.names.get(&this.key()) else {
             return;
         };
         let mut free_since = this.asked_at;

@@ -1,8 +1,8 @@
 //! Histories: what happened, in order, and whether a lock allows it.
 //!
 //! A [`History`] has the events of many clients, in the order in which they were observed. [`History::check`] compares
-//! them with the claims of a backend, and finds every [`Violation`]: holders that overlap, tokens that don't grow, and
-//! waiters that were forgotten or overtaken.
+//! them with the claims of a backend, and finds every [`Violation`]: holders that overlap, permits that don't exist, tokens
+//! that don't grow, and waiters that were forgotten or overtaken.
 //!
 //! Record a grant and a loss after they are known, and the end of a hold before it starts. Then every violation that
 //! the checker finds has really happened.
@@ -32,11 +32,11 @@ mod tests;
 
 use std::{fmt, time::Duration};
 
-use portalock_core::{FencingToken, LockName, Mode};
+use portalock_core::{FencingToken, LockName, Mode, Permits};
 
 pub(crate) use recorder::Recorder;
 
-pub use random::{random_clients, seed, stress_time};
+pub use random::{random_clients, random_pool_clients, seed, stress_time};
 
 /// What happened to one acquisition.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -50,6 +50,15 @@ pub enum Happened {
         name: LockName,
         /// The mode.
         mode: Mode,
+    },
+    /// A client is about to request permits of a semaphore: the first event of such an acquisition.
+    AskedPermits {
+        /// The number of the client.
+        client: usize,
+        /// The semaphore's name. A lock may have the same name.
+        name: LockName,
+        /// The wanted permits, and the capacity.
+        permits: Permits,
     },
     /// An attempt was contended: the request has its place in the queue, if the backend has one.
     Queued,
@@ -116,7 +125,7 @@ impl History {
     }
 }
 
-/// Something that a lock must not do. Acquisitions are identified by their numbers.
+/// Something that a lock or a semaphore must not do. Acquisitions are identified by their numbers.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Violation {
@@ -131,6 +140,22 @@ pub enum Violation {
         earlier: u64,
         /// The acquisition that was granted while the other one held the lock.
         later: u64,
+        /// When that was.
+        at: Duration,
+    },
+    /// More permits were held than there are.
+    #[error(
+        "{held} of {capacity} permits of {name} were held when acquisition {acquisition} was granted at {at:?}"
+    )]
+    Crowded {
+        /// The name of the semaphore.
+        name: LockName,
+        /// The acquisition that was granted last.
+        acquisition: u64,
+        /// The permits that were held then, with its own.
+        held: u64,
+        /// The smallest capacity that these holders know.
+        capacity: u32,
         /// When that was.
         at: Duration,
     },

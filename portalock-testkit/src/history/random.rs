@@ -2,8 +2,11 @@
 
 use std::{env, future::Future, str::FromStr, sync::Arc, time::Duration};
 
-use portalock_core::{Lock, LockBackend, LockError, LockName, Mode, Policy, clock::Instant};
-use tokio::{sync::watch, task::JoinSet};
+use portalock_core::{
+    FencingToken, Lock, LockBackend, LockError, LockName, LostSignal, Mode, Permits, Policy, Pool,
+    Semaphore, clock::Instant,
+};
+use tokio::{sync::watch, task::JoinSet, time::timeout};
 
 use super::{Happened, History, Recorder};
 
@@ -11,6 +14,8 @@ use super::{Happened, History, Recorder};
 const TASKS: usize = 2;
 /// How long each call may take. Every fault ends sooner.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// The permits of each semaphore.
+const CAPACITY: u32 = 3;
 /// How often a call may fail in a row: in effect there is no limit.
 const FAILURES: u32 = 100_000;
 
@@ -61,11 +66,59 @@ pub async fn random_clients<B: LockBackend + Clone>(
     seed: u64,
     faults: impl Future<Output = ()>,
 ) -> Result<History, LockError> {
+    play(clients.iter().cloned().map(Locker), seed, faults).await
+}
+
+/// Like [`random_clients`], with the permits of a semaphore. Each request is for one to three of three permits.
+///
+/// ```
+/// use std::time::Duration;
+/// use portalock_core::{MemoryBackend, Semaphore};
+/// use portalock_testkit::history::{random_pool_clients, seed};
+///
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), portalock_core::LockError> {
+/// let store = MemoryBackend::new();
+/// let clients = [store.client(), store.client()];
+/// let faults = tokio::time::sleep(Duration::from_millis(50));
+/// let history = random_pool_clients(&clients, seed(), faults).await?;
+/// assert!(history.check(&Semaphore::capabilities(&store)).is_empty());
+/// # Ok(()) }
+/// ```
+///
+/// # Errors
+///
+/// The [`LockError`] of a call that failed for good, or that got no permits within a minute.
+///
+/// # Cancel safety
+///
+/// If the call is dropped, the clients stop.
+///
+/// # Panics
+///
+/// If `faults` panics.
+pub async fn random_pool_clients<S: Semaphore + Clone>(
+    clients: &[S],
+    seed: u64,
+    faults: impl Future<Output = ()>,
+) -> Result<History, LockError> {
+    play(clients.iter().cloned().map(PoolClient), seed, faults).await
+}
+
+/// A client, and how it takes its turns.
+trait Client: Clone + Send + 'static {
+    fn turn(task: &mut Task<Self>) -> impl Future<Output = Result<(), LockError>> + Send;
+}
+
+async fn play<C: Client>(
+    clients: impl Iterator<Item = C>,
+    seed: u64,
+    faults: impl Future<Output = ()>,
+) -> Result<History, LockError> {
     let recorder = Arc::new(Recorder::new());
     let (over, ends) = watch::channel(false);
     let mut tasks = JoinSet::new();
     let mut random = fastrand::Rng::with_seed(seed);
-    for (number, client) in clients.iter().enumerate() {
+    for (number, client) in clients.enumerate() {
         for _ in 0..TASKS {
             let task = Task {
                 number,
@@ -85,62 +138,128 @@ pub async fn random_clients<B: LockBackend + Clone>(
     Ok(recorder.history())
 }
 
-struct Task<B> {
+struct Task<C> {
     number: usize,
-    client: B,
+    client: C,
     recorder: Arc<Recorder>,
     ends: watch::Receiver<bool>,
     random: fastrand::Rng,
 }
 
-impl<B: LockBackend + Clone> Task<B> {
+impl<C: Client> Task<C> {
     async fn run(mut self) -> Result<(), LockError> {
         while !*self.ends.borrow() {
-            self.turn().await?;
+            C::turn(&mut self).await?;
         }
         Ok(())
     }
 
-    async fn turn(&mut self) -> Result<(), LockError> {
-        let name = LockName::new(if self.random.bool() { "job" } else { "other" })?;
-        let shares = LockBackend::capabilities(&self.client).shared && self.random.u8(..3) == 0;
+    fn name(&mut self) -> Result<LockName, LockError> {
+        Ok(LockName::new(if self.random.bool() {
+            "job"
+        } else {
+            "other"
+        })?)
+    }
+
+    /// The guard of an acquisition. `None` if the request may fail: its client gave up.
+    fn granted<G>(
+        &self,
+        id: u64,
+        asked: Instant,
+        acquired: Result<G, LockError>,
+    ) -> Result<Option<G>, LockError> {
+        match acquired {
+            Ok(guard) => Ok(Some(guard)),
+            Err(error) if error.is_retryable() && asked.elapsed() < PATIENCE => {
+                self.recorder.happened(id, Happened::GaveUp);
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Holds for a while. `end` releases if it is told to, and otherwise only drops the guard.
+    async fn hold<F: Future<Output = ()>>(
+        &mut self,
+        id: u64,
+        token: Option<FencingToken>,
+        signal: LostSignal,
+        end: impl FnOnce(bool) -> F + Send,
+    ) {
+        self.recorder.granted(id, token, signal.clone());
+        let held = Duration::from_micros(self.random.u64(100..20_000));
+        if timeout(held, signal.lost()).await.is_ok() {
+            self.recorder.happened(id, Happened::Lost);
+        }
+        self.recorder.happened(id, Happened::Releasing);
+        end(self.random.bool()).await;
+        self.recorder.happened(id, Happened::Released);
+    }
+}
+
+fn policy() -> Policy {
+    Policy::default()
+        .with_timeout(PATIENCE)
+        .with_max_failures(FAILURES)
+}
+
+#[derive(Clone)]
+struct Locker<B>(B);
+
+impl<B: LockBackend + Clone> Client for Locker<B> {
+    async fn turn(task: &mut Task<Self>) -> Result<(), LockError> {
+        let name = task.name()?;
+        let client = &task.client.0;
+        let shares = LockBackend::capabilities(client).shared && task.random.u8(..3) == 0;
         let mode = if shares {
             Mode::Shared
         } else {
             Mode::Exclusive
         };
-        let lock = Lock::new(self.client.clone(), &name)?;
-        let policy = Policy::default()
-            .with_timeout(PATIENCE)
-            .with_max_failures(FAILURES);
+        let lock = Lock::new(client.clone(), &name)?.with_policy(policy());
         let asked = Instant::now();
-        let id = self.recorder.asked(self.number, name, mode);
+        let id = task.recorder.asked(task.number, name, mode);
         let acquired = match mode {
-            Mode::Exclusive => lock.acquire_with(&policy).await,
-            Mode::Shared => lock.acquire_shared_with(&policy).await,
+            Mode::Exclusive => lock.acquire().await,
+            Mode::Shared => lock.acquire_shared().await,
         };
-        let guard = match acquired {
-            Ok(guard) => guard,
-            Err(error) if error.is_retryable() && asked.elapsed() < PATIENCE => {
-                self.recorder.happened(id, Happened::GaveUp);
-                return Ok(());
+        let Some(guard) = task.granted(id, asked, acquired)? else {
+            return Ok(());
+        };
+        let (token, signal) = (guard.token(), guard.lost_signal());
+        // A failed release breaks no promise: the clean-up repeats it in the background.
+        let end = move |releases| async move {
+            if releases {
+                drop(guard.release().await);
             }
-            Err(error) => return Err(error),
         };
-        self.recorder
-            .granted(id, guard.token(), guard.lost_signal());
-        let held = Duration::from_micros(self.random.u64(100..20_000));
-        if guard.run(tokio::time::sleep(held)).await.is_err() {
-            self.recorder.happened(id, Happened::Lost);
-        }
-        self.recorder.happened(id, Happened::Releasing);
-        if self.random.bool() {
-            // A failed release breaks no promise: the clean-up repeats it in the background.
-            drop(guard.release().await);
-        } else {
-            drop(guard);
-        }
-        self.recorder.happened(id, Happened::Released);
+        task.hold(id, token, signal, end).await;
+        Ok(())
+    }
+}
+
+#[derive(Clone)]
+struct PoolClient<S>(S);
+
+impl<S: Semaphore + Clone> Client for PoolClient<S> {
+    async fn turn(task: &mut Task<Self>) -> Result<(), LockError> {
+        let name = task.name()?;
+        let permits = Permits::new(task.random.u32(1..=CAPACITY), CAPACITY)?;
+        let pool = Pool::new(task.client.0.clone(), &name, CAPACITY)?.with_policy(policy());
+        let asked = Instant::now();
+        let id = task.recorder.asked_permits(task.number, name, permits);
+        let acquired = pool.acquire(permits.count()).await;
+        let Some(guard) = task.granted(id, asked, acquired)? else {
+            return Ok(());
+        };
+        let (token, signal) = (guard.token(), guard.lost_signal());
+        let end = move |releases| async move {
+            if releases {
+                drop(guard.release().await);
+            }
+        };
+        task.hold(id, token, signal, end).await;
         Ok(())
     }
 }

@@ -5,7 +5,7 @@ use std::{
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
-use portalock_core::{FencingToken, LockName, LostSignal, Mode, clock::Instant};
+use portalock_core::{FencingToken, LockName, LostSignal, Mode, Permits, clock::Instant};
 
 use super::{Happened, History};
 
@@ -44,20 +44,31 @@ impl Recorder {
 
     /// A client is about to request a lock. Returns the acquisition's number.
     pub(crate) fn asked(&self, client: usize, name: LockName, mode: Mode) -> u64 {
+        let asked = Happened::Asked {
+            client,
+            name: name.clone(),
+            mode,
+        };
+        self.begin(client, name, asked)
+    }
+
+    /// A client is about to request permits. Returns the acquisition's number.
+    pub(crate) fn asked_permits(&self, client: usize, name: LockName, permits: Permits) -> u64 {
+        let asked = Happened::AskedPermits {
+            client,
+            name: name.clone(),
+            permits,
+        };
+        self.begin(client, name, asked)
+    }
+
+    fn begin(&self, client: usize, name: LockName, asked: Happened) -> u64 {
         let mut notes = self.lock();
         let acquisition = notes.next;
         notes.next += 1;
-        let open = Open {
-            client,
-            name: name.clone(),
-        };
-        notes.open.insert(acquisition, open);
         let robbed = notes.robbing.as_ref() == Some(&name);
-        self.note(
-            &mut notes,
-            acquisition,
-            Happened::Asked { client, name, mode },
-        );
+        notes.open.insert(acquisition, Open { client, name });
+        self.note(&mut notes, acquisition, asked);
         if robbed {
             self.note(&mut notes, acquisition, Happened::TakenAway);
         }

@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use portalock_core::{
-    Capabilities, CrashRelease, Fairness, FencingToken, LockName, LossNotice, Mode, Scope, Tokens,
+    Capabilities, CrashRelease, Fairness, FencingToken, LockName, LossNotice, Mode, Permits, Scope,
+    Tokens,
 };
 
 use super::{Happened, History, Recorder, Violation};
@@ -42,6 +43,15 @@ impl Story {
             client: usize::try_from(acquisition).unwrap(),
             name: LockName::new("job").unwrap(),
             mode,
+        };
+        self.then(acquisition, what)
+    }
+
+    fn asks_permits(self, acquisition: u64, count: u32, capacity: u32) -> Self {
+        let what = Happened::AskedPermits {
+            client: usize::try_from(acquisition).unwrap(),
+            name: LockName::new("job").unwrap(),
+            permits: Permits::new(count, capacity).unwrap(),
         };
         self.then(acquisition, what)
     }
@@ -312,4 +322,84 @@ impl Story {
     fn then_now(self, acquisition: u64, what: Happened) -> Self {
         self.later(0, acquisition, what)
     }
+}
+
+#[test]
+fn permits_that_exist_are_fine_beside_a_lock_of_the_same_name() {
+    let story = Story::new()
+        .asks(1, Exclusive)
+        .granted(1, 10)
+        .asks_permits(2, 2, 3)
+        .asks_permits(3, 1, 3)
+        .granted(3, 6)
+        .granted(2, 5)
+        .asks_permits(4, 2, 3)
+        .released(2)
+        .granted(4, 7);
+    assert_eq!(story.violations(), []);
+}
+
+#[test]
+fn more_permits_than_there_are_is_found() {
+    let late =
+        Capabilities::new(Scope::Network).with_loss(LossNotice::Within(Duration::from_secs(1)));
+    for (one, other, capacity) in [
+        ((2, 3), (2, 3), 3),
+        ((1, 1), (1, 3), 1),
+        ((2, 3), (1, 2), 2),
+    ] {
+        let story = Story::new()
+            .asks_permits(1, one.0, one.1)
+            .asks_permits(2, other.0, other.1)
+            .granted(1, 5)
+            .granted(2, 6);
+        assert!(
+            matches!(
+                story.violations()[..],
+                [Violation::Crowded { acquisition: 2, held, capacity: smallest, .. }]
+                    if held == u64::from(one.0 + other.0) && smallest == capacity
+            ),
+            "{:?}",
+            story.violations()
+        );
+        assert_eq!(story.0.check(&late).len(), 1);
+        let told = story.then(1, Happened::Lost);
+        assert_eq!(told.violations().len(), 1);
+        assert_eq!(told.0.check(&late), []);
+    }
+}
+
+#[test]
+fn a_small_request_for_permits_that_overtakes_is_found() {
+    let story = Story::new()
+        .asks_permits(1, 2, 3)
+        .granted(1, 5)
+        .asks_permits(2, 3, 3)
+        .then(2, Happened::Queued)
+        .asks_permits(3, 1, 3)
+        .granted(3, 6)
+        .released(1)
+        .released(3)
+        .granted(2, 7);
+    assert!(matches!(
+        story.violations()[..],
+        [Violation::Overtaken {
+            earlier: 2,
+            later: 3,
+            ..
+        }]
+    ));
+}
+
+#[test]
+fn a_token_of_permits_grows_from_one_grant_to_the_next_request() {
+    let story = Story::new()
+        .asks_permits(1, 1, 3)
+        .granted(1, 5)
+        .asks_permits(2, 1, 3)
+        .granted(2, 4);
+    assert!(matches!(
+        story.violations()[..],
+        [Violation::Token { acquisition: 2, .. }]
+    ));
 }
