@@ -236,7 +236,7 @@ async fn a_place_that_is_to_be_withdrawn_is_not_used_again() {
     let server = Server::start();
     let line = server.line(0);
     let client = server
-        .lasting_client_through(&[&line], Duration::from_millis(500))
+        .lasting_client_through(&[&line], Duration::from_secs(2))
         .await;
     let request = request("owed");
     let granted = async || {

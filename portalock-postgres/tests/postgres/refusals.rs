@@ -11,9 +11,9 @@ use crate::support::{Server, connect, patient, until};
 async fn refused(url: &str) -> BackendError {
     let settings = PostgresSettings::from_url(url)
         .unwrap()
-        .with_request_timeout(Duration::from_secs(2))
+        .with_request_timeout(Duration::from_secs(5))
         .unwrap()
-        .with_connect_timeout(Duration::from_secs(2))
+        .with_connect_timeout(Duration::from_secs(5))
         .unwrap();
     let start = Instant::now();
     let error = PostgresBackend::with_settings(settings).await.unwrap_err();
