@@ -392,6 +392,30 @@ mod tests {
         }
     }
 
+    #[tokio::test]
+    async fn a_session_is_over_once_an_answer_has_set_its_revision_back() {
+        let server = EtcdServer::start().unwrap();
+        let lease = SessionLease::new(&Arc::new(Server::new(settings(&server)).unwrap()));
+        get_lease(&lease).await.unwrap();
+        put_key(&lease).await.unwrap();
+        let endpoints = &lease.server.endpoints;
+        let connection = endpoints.connection(CONNECTING, lease.patience());
+        let connection = connection.await.unwrap();
+        let lives = async || lease.read_key(&connection).await.unwrap().is_some();
+        let put = || Txn::new().and_then([TxnOp::put("anything", "", None)]);
+        let answer = lease.transact(ENDING, put()).await.value.unwrap();
+        assert!(lives().await);
+        lease.saw(revision(&answer) + 1, 0);
+        lease.transact(ENDING, put()).await.value.unwrap();
+        assert!(lives().await, "it is not less than known before");
+        lease.saw(revision(&answer) + 10, 0);
+        lease.transact(ENDING, put()).await.value.unwrap();
+        for _ in 0..10 {
+            lease.transact(ENDING, put()).await.value.unwrap();
+        }
+        assert!(!lives().await);
+    }
+
     /// The number of reads that the server has executed, by its own count.
     async fn reads_at(server: &EtcdServer) -> u64 {
         let address = ("127.0.0.1", server.port(0));
