@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use etcd_client::{GetOptions, PutOptions, ResponseHeader};
+use etcd_client::{Client, GetOptions, PutOptions, ResponseHeader};
 use portalock_core::{BackendError, BackendErrorKind, clock::Instant, session::spawn};
 
 use crate::{
@@ -56,15 +56,12 @@ pub(crate) async fn get_lease(lease: &SessionLease) -> Result<Instant, BackendEr
         .as_nanos()
         .div_ceil(1_000_000_000);
     let seconds = i64::try_from(seconds).unwrap_or(i64::MAX);
-    let (granted, sent) = server
-        .endpoints
-        .call("get a lease", |client| async move {
-            let sent = Instant::now();
-            let granted = client.lease_client().grant(seconds, None).await?;
-            Ok((granted, sent))
-        })
-        .await
-        .value?;
+    let get = |client: Arc<Client>| async move {
+        let sent = Instant::now();
+        let granted = client.lease_client().grant(seconds, None).await?;
+        Ok((granted, sent))
+    };
+    let (granted, sent) = server.endpoints.call("get a lease", get).await.value?;
     let time = Duration::from_secs(u64::try_from(granted.ttl()).unwrap_or(0));
     lease.was_granted(Granted {
         id: granted.id(),
@@ -76,23 +73,20 @@ pub(crate) async fn get_lease(lease: &SessionLease) -> Result<Instant, BackendEr
 
 /// Puts the session's key, and checks that one connection leads to one member.
 pub(crate) async fn put_key(lease: &SessionLease) -> Result<(), BackendError> {
-    let (put, answers) = lease
-        .server
-        .endpoints
-        .call("start a session", |client| async move {
-            let options = PutOptions::new().with_lease(lease.id());
-            let mut store = client.kv_client();
-            let put = store.put(lease.key(), "", Some(options)).await?;
-            let mut answers = Vec::new();
-            for _ in 0..SAME_MEMBER {
-                let options = GetOptions::new().with_keys_only();
-                let read = store.get(lease.key(), Some(options)).await?;
-                answers.extend(read.header().map(Witness::of));
-            }
-            Ok((put, answers))
-        })
-        .await
-        .value?;
+    let start = |client: Arc<Client>| async move {
+        let options = PutOptions::new().with_lease(lease.id());
+        let mut store = client.kv_client();
+        let put = store.put(lease.key(), "", Some(options)).await?;
+        let mut answers = Vec::new();
+        for _ in 0..SAME_MEMBER {
+            let options = GetOptions::new().with_keys_only();
+            let read = store.get(lease.key(), Some(options)).await?;
+            answers.extend(read.header().map(Witness::of));
+        }
+        Ok((put, answers))
+    };
+    let endpoints = &lease.server.endpoints;
+    let (put, answers) = endpoints.call("start a session", start).await.value?;
     lease.key_modified(put.header().map_or(0, ResponseHeader::revision));
     for pair in answers.windows(2) {
         if pair[0].member != pair[1].member {

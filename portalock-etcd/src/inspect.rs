@@ -57,20 +57,17 @@ impl Server {
         let mut names: Vec<LockName> = Vec::new();
         let mut from = locks.into_bytes();
         loop {
-            let page = self
-                .endpoints
-                .call("list the locks", |client| {
-                    let (from, end) = (from.clone(), end.clone());
-                    async move {
-                        let options = GetOptions::new()
-                            .with_range(end)
-                            .with_keys_only()
-                            .with_limit(PAGE);
-                        reader(&client).get(from, Some(options)).await
-                    }
-                })
-                .await
-                .value?;
+            let read = |client: Arc<_>| {
+                let (from, end) = (from.clone(), end.clone());
+                async move {
+                    let options = GetOptions::new()
+                        .with_range(end)
+                        .with_keys_only()
+                        .with_limit(PAGE);
+                    reader(&client).get(from, Some(options)).await
+                }
+            };
+            let page = self.endpoints.call("list the locks", read).await.value?;
             names.extend(
                 page.kvs()
                     .iter()

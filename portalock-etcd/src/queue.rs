@@ -61,7 +61,7 @@ impl Place {
             .and_then([put, TxnOp::get(self.queue.in_the_way(), Some(count))])
             // To find out why it was not taken, and who holds.
             .or_else([TxnOp::get(key, None), session.own(), self.first()]);
-        let Answered { value, repeated } = session.server.transact(ENTERING, transaction).await;
+        let Answered { value, repeated } = session.transact(ENTERING, transaction).await;
         let value = match value {
             Ok(answer) if answer.succeeded() => self.taken_by(&answer)?,
             Ok(answer) => self.not_taken_by(&answer, session, known)?,
@@ -110,7 +110,8 @@ impl Place {
                 self.was_taken(own.create_revision());
                 Ok(None)
             }
-            // In this session only this place uses the key.
+            // In this session only this place uses the key. A former use of it is back after a restore.
+            Some(own) if own.lease() == session.id() => Ok(Some(Standing::Ended)),
             Some(own) => Err(foreign(own.key())),
             None if lives.mod_revision() == known => Ok(Some(Standing::Refused(holder(first)))),
             None => Ok(None),
@@ -122,7 +123,7 @@ impl Place {
         &self,
         session: &SessionLease,
     ) -> Result<Answered<bool>, BackendError> {
-        let Answered { value, repeated } = session.server.transact(RELEASING, self.delete()).await;
+        let Answered { value, repeated } = session.transact(RELEASING, self.delete()).await;
         let value = value?.succeeded();
         Ok(Answered { value, repeated })
     }
@@ -139,22 +140,13 @@ impl Place {
             return self.withdraw(session).await.map(drop);
         }
         let options = PutOptions::new().with_lease(session.id());
-        let transaction = Txn::new()
-            // Without the session's key, no place can be taken in the session.
-            .when([Compare::create_revision(
-                session.key(),
-                CompareOp::Greater,
-                0,
-            )])
-            .and_then([
-                TxnOp::txn(self.delete()),
-                TxnOp::put(session.key(), "", Some(options)),
-            ]);
-        let answer = session
-            .server
-            .transact(RELEASING, transaction)
-            .await
-            .value?;
+        // Without the session's key, no place can be taken in the session.
+        let lives = Compare::create_revision(session.key(), CompareOp::Greater, 0);
+        let transaction = Txn::new().when([lives]).and_then([
+            TxnOp::txn(self.delete()),
+            TxnOp::put(session.key(), "", Some(options)),
+        ]);
+        let answer = session.transact(RELEASING, transaction).await.value?;
         if answer.succeeded() {
             session.key_modified(revision(&answer));
         }

@@ -28,7 +28,7 @@ use std::{
 };
 
 use async_trait::async_trait;
-use etcd_client::{Client, Error, GetOptions, KeyValue, ResponseHeader, TxnOp};
+use etcd_client::{Client, Error, GetOptions, KeyValue, ResponseHeader, Txn, TxnOp, TxnResponse};
 use portalock_core::{
     BackendError, BackendErrorKind, Loss, OwnerId, Renewal,
     clock::Instant,
@@ -45,6 +45,7 @@ use crate::{
     look::{LOOK_EVERY, look},
     numbers::Numbers,
     place::Place,
+    queue::revision,
     stream::Line,
     watch::Watches,
     witness::{LastWitness, Witness},
@@ -65,6 +66,8 @@ pub(crate) struct SessionLease {
     /// The latest modification of the session's key. Every request for a place names the modification that it knows. If
     /// a request got no answer, modifying the key makes it fail when it arrives later.
     key_revision: AtomicI64,
+    /// The largest revision that an answer to the session has contained; `MAX` once a later answer contained a smaller one.
+    latest: AtomicI64,
     pub(crate) watches: Arc<Watches>,
     pub(crate) numbers: Arc<Numbers>,
     pub(crate) witness: LastWitness,
@@ -115,6 +118,27 @@ impl SessionLease {
         self.key_revision.store(revision, Ordering::Release);
     }
 
+    /// Executes a transaction of the session.
+    pub(crate) async fn transact(
+        &self,
+        doing: &'static str,
+        transaction: Txn,
+    ) -> Answered<Result<TxnResponse, BackendError>> {
+        let latest = self.latest.load(Ordering::Acquire);
+        let answered = self.server.transact(doing, transaction).await;
+        if let Ok(answer) = &answered.value {
+            self.saw(revision(answer), latest);
+        }
+        answered
+    }
+
+    /// Records the revision in an answer to a request that was sent when `latest` was the largest one.
+    fn saw(&self, revision: i64, latest: i64) {
+        let is_set_back = revision < latest;
+        let largest = if is_set_back { i64::MAX } else { revision };
+        self.latest.fetch_max(largest, Ordering::AcqRel);
+    }
+
     /// Revokes the lease: etcd deletes the session's keys at once. Idempotent.
     pub(crate) async fn revoke(&self) -> Result<(), BackendError> {
         let id = self.id();
@@ -131,21 +155,22 @@ impl SessionLease {
         TxnOp::get(self.key(), Some(GetOptions::new().with_keys_only()))
     }
 
-    /// A linearizable read of the session's key and all keys below it; `None` if the key is gone.
+    /// A linearizable read of the session's key and all keys below it; `None` if the session is over.
+    ///
+    /// A restore from a snapshot sets revisions back. If it also brings back the session's lease, keys that the session
+    /// has deleted since may be back too, and they would stay as long as the session. So the session ends.
     pub(crate) async fn read_key(&self, connection: &Connection) -> Result<Option<Own>, Error> {
-        let key = self.key();
+        let (key, latest) = (self.key(), self.latest.load(Ordering::Acquire));
         let options = GetOptions::new().with_range(session_end(key));
-        let mut read = connection
-            .client
-            .kv_client()
-            .get(key, Some(options))
-            .await?;
+        let mut store = connection.client.kv_client();
+        let mut read = store.get(key, Some(options)).await?;
         let header = read.take_header();
-        let keys = read.take_kvs();
-        let (own, marks): (Vec<_>, Vec<_>) = keys
-            .into_iter()
-            .partition(|found| found.key() == key.as_bytes());
-        Ok((!own.is_empty()).then_some(Own { header, marks }))
+        let revision = header.as_ref().map_or(latest, ResponseHeader::revision);
+        self.saw(revision, latest);
+        let keys = read.take_kvs().into_iter();
+        let (own, marks): (Vec<_>, Vec<_>) = keys.partition(|found| found.key() == key.as_bytes());
+        let restored = self.latest.load(Ordering::Acquire) == i64::MAX;
+        Ok((!own.is_empty() && !restored).then_some(Own { header, marks }))
     }
 
     /// Renews the lease, with a renewal that counts. Returns the state of the session afterwards, `None` if it is gone.
@@ -190,6 +215,7 @@ impl Service for SessionLease {
             server: server.clone(),
             granted: OnceLock::new(),
             key_revision: AtomicI64::new(0),
+            latest: AtomicI64::new(0),
             watches: Arc::default(),
             numbers: Arc::default(),
             witness: LastWitness::default(),
@@ -298,9 +324,9 @@ impl Service for SessionLease {
     }
 }
 
-/// The loss of a session that etcd no longer knows.
+/// The loss of a session that has ended at etcd.
 pub(crate) fn gone() -> Loss {
-    Loss::SessionEnded("its lease expired at the server or was revoked by somebody".into())
+    Loss::SessionEnded("its lease expired or was revoked, or the server was restored".into())
 }
 
 /// How long a lease of this time is certain, from when it was requested: one percent less, because two clocks don't run
@@ -364,6 +390,30 @@ mod tests {
             assert!(lease.renew(&connection).await.unwrap().is_some());
             assert_eq!(reads_at(&server).await - before, reads);
         }
+    }
+
+    #[tokio::test]
+    async fn a_session_is_over_once_an_answer_has_set_its_revision_back() {
+        let server = EtcdServer::start().unwrap();
+        let lease = SessionLease::new(&Arc::new(Server::new(settings(&server)).unwrap()));
+        get_lease(&lease).await.unwrap();
+        put_key(&lease).await.unwrap();
+        let endpoints = &lease.server.endpoints;
+        let connection = endpoints.connection(CONNECTING, lease.patience());
+        let connection = connection.await.unwrap();
+        let lives = async || lease.read_key(&connection).await.unwrap().is_some();
+        let put = || Txn::new().and_then([TxnOp::put("anything", "", None)]);
+        let answer = lease.transact(ENDING, put()).await.value.unwrap();
+        assert!(lives().await);
+        lease.saw(revision(&answer) + 1, 0);
+        lease.transact(ENDING, put()).await.value.unwrap();
+        assert!(lives().await, "it is not less than known before");
+        lease.saw(revision(&answer) + 10, 0);
+        lease.transact(ENDING, put()).await.value.unwrap();
+        for _ in 0..10 {
+            lease.transact(ENDING, put()).await.value.unwrap();
+        }
+        assert!(!lives().await);
     }
 
     /// The number of reads that the server has executed, by its own count.

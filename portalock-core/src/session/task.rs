@@ -12,18 +12,21 @@ use crate::{BackendError, BackendErrorKind, background::SESSIONS};
 /// A task on the session thread. Dropping this stops it.
 #[derive(Debug)]
 #[must_use = "dropping a task stops it"]
-pub struct Task(AbortHandle);
+pub struct Task(Option<AbortHandle>);
 
 impl Drop for Task {
     fn drop(&mut self) {
-        self.0.abort();
+        if let Some(task) = &self.0 {
+            task.abort();
+        }
     }
 }
 
 impl Task {
     /// Lets the task run until it ends by itself.
-    pub fn detach(self) {
-        std::mem::forget(self);
+    pub fn detach(mut self) {
+        // `forget` would also leak the handle, and with it the task's memory.
+        self.0 = None;
     }
 }
 
@@ -36,7 +39,7 @@ pub fn spawn<F>(future: F) -> Result<Task, BackendError>
 where
     F: Future<Output = ()> + Send + 'static,
 {
-    start(future).map(|task| Task(task.abort_handle()))
+    start(future).map(|task| Task(Some(task.abort_handle())))
 }
 
 /// Runs `future` on the session thread and waits for its output.
@@ -106,6 +109,23 @@ mod tests {
         task.unwrap().detach();
         go.send(()).unwrap();
         receiver.await.unwrap();
+    }
+
+    #[test]
+    fn nothing_is_left_of_a_detached_task_that_has_ended() {
+        let kept = std::sync::Arc::new(());
+        let left = std::sync::Arc::downgrade(&kept);
+        let mut builder = tokio::runtime::Builder::new_current_thread();
+        builder.on_thread_park(move || {
+            let _ = &kept;
+        });
+        let runtime = builder.build().unwrap();
+        // The task's memory refers to its runtime.
+        let task = runtime.spawn(async {});
+        Task(Some(task.abort_handle())).detach();
+        runtime.block_on(task).unwrap();
+        drop((builder, runtime));
+        assert!(left.upgrade().is_none());
     }
 
     #[tokio::test]

@@ -12,7 +12,10 @@ use portalock_core::{
     Attempt, BackendErrorKind, Election, Lock, LockBackend, LockName, LockRequest, Mode, Patience,
     Released, Request, Wake,
 };
-use portalock_etcd::{EtcdBackend, etcd_client::DeleteOptions};
+use portalock_etcd::{
+    EtcdBackend,
+    etcd_client::{DeleteOptions, PutOptions},
+};
 use portalock_testkit::proxy::Direction;
 
 use crate::support::{Server, patient, until};
@@ -333,6 +336,26 @@ async fn a_key_that_somebody_else_has_put_is_no_place() {
     server.raw().await.put(key, "by hand", None).await.unwrap();
     let error = client.try_acquire(&request("foreign")).await.unwrap_err();
     assert_eq!(error.kind(), BackendErrorKind::Corrupt, "{error}");
+}
+
+/// As after a restore from a snapshot.
+#[tokio::test]
+async fn a_former_key_that_is_back_in_its_session_ends_the_session() {
+    let server = Server::start();
+    let client = server.client().await;
+    let first = request("back");
+    granted(&client, &first).await;
+    let key = client.fence(first.owner).unwrap().key;
+    client.release(&first).await.unwrap();
+    let lease = key.rsplit('@').next().unwrap();
+    let lease = i64::from_str_radix(lease, 16).unwrap();
+    let options = PutOptions::new().with_lease(lease);
+    let mut store = server.raw().await;
+    store.put(key, "former", Some(options)).await.unwrap();
+    let lock = Lock::new(client, "back").unwrap();
+    let guard = lock.acquire_with(&patient()).await.unwrap();
+    guard.release().await.unwrap();
+    assert_eq!(server.lock_keys().await, Vec::<String>::new());
 }
 
 #[tokio::test]
