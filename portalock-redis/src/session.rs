@@ -316,9 +316,7 @@ impl Service for SessionKey {
             .query_async::<()>(&mut connection)
             .await
             .map_err(|error| failed(ENDING, error))?;
-        // Those who wait behind would find it out by themselves, at their next look.
-        let handing_over = hand_over(key.server.clone(), session.places().left());
-        let _ = timeout(key.settings().patience() / 3, handing_over).await;
+        hand_over(key.server.clone(), session.places().left()).await;
         Ok(())
     }
 
@@ -351,15 +349,20 @@ async fn begin(
 
 /// Releases what a session has left, so that those who wait behind are granted at once.
 async fn hand_over(server: Arc<Server>, left: &[Place]) {
-    let mut releases = JoinSet::new();
-    for place in left {
-        if releases.len() == HANDED_OVER_AT_ONCE {
-            releases.join_next().await;
+    let within = server.settings.patience() / 3;
+    let releasing = async {
+        let mut releases = JoinSet::new();
+        for place in left {
+            if releases.len() == HANDED_OVER_AT_ONCE {
+                releases.join_next().await;
+            }
+            let (server, place) = (server.clone(), place.clone());
+            releases.spawn(async move { server.release(&place, None, false).await });
         }
-        let (server, place) = (server.clone(), place.clone());
-        releases.spawn(async move { server.release(&place, None, false).await });
-    }
-    while releases.join_next().await.is_some() {}
+        while releases.join_next().await.is_some() {}
+    };
+    // Those who wait behind the rest find it out by themselves, at their next look.
+    let _ = timeout(within, releasing).await;
 }
 
 /// Notices that the primary is another server, though the one before may still answer as if it were. Its loss of connections is

@@ -124,6 +124,14 @@ async fn a_user_without_permission_is_permission_denied() {
     );
     let broken = lock(&backend, "a").break_holder(held.owner()).await;
     assert_eq!(broken.unwrap(), Broken::Released);
+    // A session that the server does not end lives on there.
+    admin.ask::<()>("ACL SETUSER least -del").await;
+    let error = backend.close().await.unwrap_err();
+    assert_eq!(
+        error.kind(),
+        BackendErrorKind::PermissionDenied,
+        "{error:?}"
+    );
 }
 
 #[tokio::test]

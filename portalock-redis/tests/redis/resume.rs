@@ -300,28 +300,55 @@ async fn an_attempt_that_arrives_after_its_withdrawal_takes_no_effect() {
     let _free = lock(&backend, "a").try_acquire().await.unwrap();
 }
 
+/// A client whose session needs no refresh in a test, and the proxy that it connects through.
+async fn lasting_on_a_line(server: &RedisServer) -> (RedisBackend, FaultProxy) {
+    let line = FaultProxy::start(server.addr()).unwrap();
+    let settings = settings_at(&format!("redis://{}", line.addr()));
+    let settings = settings.with_session_ttl(ENOUGH * 10).unwrap();
+    let backend = RedisBackend::with_settings(settings).await.unwrap();
+    // It opens the connection for the calls. And the server now knows the scripts, so they are sent by their hash.
+    let opening = lock(&backend, "b").acquire().await.unwrap();
+    opening.release().await.unwrap();
+    (backend, line)
+}
+
+/// Ends the connections, with all that is under way over them.
+async fn reset(line: &FaultProxy) {
+    line.refuse(true);
+    line.cut();
+    eventually(async || line.connections() == 0).await;
+    line.heal();
+}
+
 /// As far as its client knows, the first of the two may still be under way.
 #[tokio::test]
 async fn an_attempt_that_was_sent_twice_is_withdrawn_with_a_new_stamp() {
     let server = RedisServer::start().unwrap();
     let other = client(&server).await;
-    let line = FaultProxy::start(server.addr()).unwrap();
-    let settings = settings_at(&format!("redis://{}", line.addr()));
-    let settings = settings.with_session_ttl(ENOUGH * 10).unwrap();
-    let backend = RedisBackend::with_settings(settings).await.unwrap();
-    // It opens the connection for the calls.
-    drop(lock(&backend, "b").acquire().await.unwrap());
+    let (backend, line) = lasting_on_a_line(&server).await;
     line.black_hole(Direction::ToClient);
     let asks = lock(&backend, "a");
     let asking = tokio::spawn(async move { asks.acquire().await });
     eventually(async || is_held(&other, "a").await).await;
-    line.refuse(true);
-    line.cut();
-    eventually(async || line.connections() == 0).await;
-    line.heal();
+    reset(&line).await;
     granted(asking).await.release().await.unwrap();
     let mut admin = Admin::of(&server).await;
     let sessions: Vec<String> = admin.ask("KEYS portalock/session/*").await;
     let stamps: Vec<String> = admin.ask(&format!("MGET {}", sessions.join(" "))).await;
     assert!(stamps.iter().any(|stamp| stamp == "kept|2"), "{stamps:?}");
+}
+
+/// The second of the two finds nothing.
+#[tokio::test]
+async fn a_release_that_was_sent_twice_has_released_the_lock() {
+    let server = RedisServer::start().unwrap();
+    let other = client(&server).await;
+    let (backend, line) = lasting_on_a_line(&server).await;
+    let held = lock(&backend, "a").acquire().await.unwrap();
+    line.black_hole(Direction::ToClient);
+    let releasing = tokio::spawn(async move { held.release().await });
+    eventually(async || !is_held(&other, "a").await).await;
+    reset(&line).await;
+    let released = timeout(ENOUGH, releasing).await.unwrap().unwrap();
+    released.unwrap();
 }

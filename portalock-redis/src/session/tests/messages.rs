@@ -8,12 +8,12 @@ use std::{
     task::Poll,
 };
 
-use portalock_core::{LockName, Released, Wake};
+use portalock_core::{Grant, LockName, Released, Wake};
 use portalock_testkit::servers::{RedisClusterOptions, RedisOptions, RedisServer};
 use redis::PushKind;
 use tokio::task::yield_now;
 
-use super::*;
+use super::{times::has_lasted, *};
 use crate::{client::Client, clients::Clients, keys::Named};
 
 /// A client whose session needs no refresh in a test.
@@ -32,7 +32,7 @@ fn client_of(server: &RedisServer, with: impl FnOnce(RedisSettings) -> RedisSett
     client
 }
 
-fn source(session: &Session) -> Source {
+pub(super) fn source(session: &Session) -> Source {
     Source {
         is_open: Arc::new(AtomicBool::new(true)),
         location: session.service().server.route.number(),
@@ -44,7 +44,7 @@ fn named() -> Named {
 }
 
 /// An owner whose request has no answer yet.
-fn waits(session: &Session) -> (OwnerId, Place) {
+pub(super) fn waits(session: &Session) -> (OwnerId, Place) {
     let owner = OwnerId::mint();
     let place = || Place::new(owner, named());
     let expected = session.places().expect(owner, place).unwrap();
@@ -146,33 +146,43 @@ async fn a_release_after_a_lost_answer_notices_that_the_session_is_gone() {
         .await
         .unwrap();
     client.release(owner).await.unwrap();
-    session.ensure_live().unwrap_err();
+    let over = session.ensure_live().unwrap_err().to_string();
+    assert!(over.contains("the server no longer knows it"), "{over}");
 }
 
 #[tokio::test]
-async fn few_releases_of_a_session_that_ends_are_under_way_at_once() {
+async fn few_releases_of_a_session_that_ends_are_under_way_at_once_and_only_for_a_time() {
     let redis = RedisServer::start().unwrap();
-    let client = client(&redis);
+    let patience = Duration::from_secs(300);
+    let client = client_of(&redis, |settings| {
+        settings.with_response_timeout(patience).unwrap()
+    });
     let session = client.session().await.unwrap();
     let server = session.service().server.clone();
     // Opens the connection of this runtime.
     server.connections.wire().await.unwrap();
     let left = [(); 4 * HANDED_OVER_AT_ONCE].map(|()| Place::new(OwnerId::mint(), named()));
-    let runtime = tokio::runtime::Handle::current();
-    let tasks = || runtime.metrics().num_alive_tasks();
-    let before = tasks();
+    // Each release has the server.
+    let releases = || Arc::strong_count(&server);
+    let before = releases();
     redis.stall().unwrap();
-    let handing_over = tokio::spawn(async move { hand_over(server, &left).await });
-    while tasks() < before + HANDED_OVER_AT_ONCE {
-        yield_now().await;
-    }
-    for _ in 0..100 {
-        yield_now().await;
-    }
-    assert!(tasks() < before + 2 * HANDED_OVER_AT_ONCE);
+    tokio::time::pause();
+    let begun = Instant::now();
+    let looking_on = async {
+        while releases() < before + HANDED_OVER_AT_ONCE {
+            yield_now().await;
+        }
+        for _ in 0..100 {
+            yield_now().await;
+        }
+        assert!(releases() < before + 2 * HANDED_OVER_AT_ONCE);
+    };
+    tokio::join!(hand_over(server.clone(), &left), looking_on);
+    has_lasted(begun, patience / 3);
+    tokio::time::resume();
     redis.resume().unwrap();
-    handing_over.await.unwrap();
-    assert!(tasks() < before + HANDED_OVER_AT_ONCE / 2);
+    hand_over(server.clone(), &left).await;
+    assert_eq!(releases(), before);
 }
 
 #[tokio::test]
@@ -196,13 +206,41 @@ async fn nothing_counts_that_comes_over_a_connection_that_was_given_up() {
     SessionKey::renew(&session, &line).await.unwrap_err();
 }
 
+#[tokio::test]
+async fn no_session_begins_where_nobody_knows_since_when_the_server_is_the_primary() {
+    let server = RedisServer::start().unwrap();
+    let wait = Duration::from_millis(1);
+    let client = client_of(&server, |settings| settings.with_restart_wait(wait));
+    let session = client.session().await.unwrap();
+    let line = session.connection().unwrap();
+    let mut connection = line.connection.clone();
+    let key = &session.service().key;
+    for command in [
+        "DEL portalock/primary",
+        "HSET portalock/primary since x",
+        &format!("DEL {key}"),
+    ] {
+        ask(&mut connection, command).await;
+    }
+    let error = SessionKey::begin(&session, &line, None).await.unwrap_err();
+    assert_eq!(error.kind(), BackendErrorKind::Corrupt, "{error:?}");
+    let exists = ask(&mut connection, &format!("EXISTS {key}")).await;
+    assert_eq!(exists, Value::Int(0));
+}
+
 /// A server, its replica, and a client whose grants and refreshes the replica confirms.
 async fn confirmed() -> (RedisServer, RedisServer, Client, Arc<Session>) {
+    confirmed_of(|settings| settings).await
+}
+
+pub(super) async fn confirmed_of(
+    with: impl Fn(RedisSettings) -> RedisSettings,
+) -> (RedisServer, RedisServer, Client, Arc<Session>) {
     let server = RedisServer::start().unwrap();
     let primary = format!("127.0.0.1 {}", server.port());
     let replica = RedisOptions::new().setting("replicaof", primary).start();
     let replica = replica.unwrap();
-    let client = client_of(&server, |settings| settings.with_wait_replicas(1));
+    let client = client_of(&server, |settings| with(settings.with_wait_replicas(1)));
     let session = loop {
         if let Ok(session) = client.session().await {
             break session;
@@ -245,42 +283,118 @@ async fn a_grant_is_not_confirmed_over_a_later_connection() {
 }
 
 #[tokio::test]
+async fn a_grant_is_not_told_if_something_fails_while_replicas_confirm_it() {
+    let (server, _replica, _client, session) = confirmed().await;
+    let line = session.connection().unwrap();
+    let client = redis::Client::open(server.url()).unwrap();
+    let mut admin = client.get_multiplexed_async_connection().await.unwrap();
+    let unconfirmed = Unconfirmed::default();
+    for (right, ends) in [("+wait", true), ("-wait", true), ("+wait -pexpire", false)] {
+        ask(&mut admin, &format!("ACL SETUSER default {right}")).await;
+        line.source.is_open.store(true, Ordering::Release);
+        let (owner, place) = waits(&session);
+        let mut wakeups = session.places().listen(owner);
+        let source = source(&session);
+        unconfirmed.add(owner, &place.name, FencingToken::new(7), &source);
+        if ends {
+            server.stall().unwrap();
+        }
+        let mut confirming = pin!(unconfirmed.confirm(&session));
+        let is_pending =
+            poll_fn(|context| Poll::Ready(confirming.as_mut().poll(context).is_pending()));
+        assert!(is_pending.await);
+        if ends {
+            session.service().gave_up(&line);
+            server.resume().unwrap();
+        }
+        tokio::select! {
+            never = confirming => match never {},
+            told = wakeups.next() => {
+                // A refusal may be the answer to another command, if the connection has ended.
+                let Wake::Failed(error) = told else { panic!("{told:?}") };
+                assert_eq!(error.is_retryable(), ends, "{error:?}");
+            }
+        }
+        assert_eq!(Arc::strong_count(&source.is_open), 1, "it is forgotten");
+    }
+}
+
+#[tokio::test]
 async fn all_grants_that_come_together_are_told() {
     let (_server, _replica, _client, session) = confirmed().await;
     let mut waiters = Vec::new();
     for token in [7, 8] {
         let (owner, place) = waits(&session);
-        waiters.push(session.places().listen(owner));
-        let text = format!("grant|{}|{token}", place.name);
-        hear_message(&session, &text, &source(&session));
+        waiters.push((session.places().listen(owner), token));
+        // An earlier place of this owner has an earlier token.
+        for (place, token) in [(Place::new(owner, named()), 1), (place, token)] {
+            let text = format!("grant|{}|{token}", place.name);
+            hear_message(&session, &text, &source(&session));
+        }
     }
-    for mut waiter in waiters {
-        let told = waiter.next().await;
-        // The replica may be late.
-        assert!(matches!(told, Wake::Granted(_) | Wake::Failed(_)));
+    for (mut waiter, token) in waiters {
+        match waiter.next().await {
+            Wake::Granted(grant) => assert_eq!(grant.token, Some(FencingToken::new(token))),
+            // The replica was late.
+            Wake::Failed(_) => {}
+            told => panic!("{told:?}"),
+        }
     }
+}
+
+/// A grant whose holder is told of its loss by the next refresh: an operator has broken the lock.
+async fn broken(session: &Session) -> Grant {
+    let (owner, place) = waits(session);
+    let mut wakeups = session.places().listen(owner);
+    session
+        .places()
+        .granted(owner, FencingToken::new(7), |_| true);
+    let mut mark = redis::cmd("HSET");
+    mark.arg(marks_key(session.service()));
+    mark.arg(&*place.name).arg("1|");
+    let mut connection = session.connection().unwrap().connection;
+    mark.query_async::<()>(&mut connection).await.unwrap();
+    let Wake::Granted(grant) = wakeups.next().await else {
+        panic!("it was granted");
+    };
+    grant
+}
+
+#[tokio::test]
+async fn a_broken_lock_is_told_before_the_refresh_counts() {
+    let server = RedisServer::start().unwrap();
+    let client = client(&server);
+    let session = client.session().await.unwrap();
+    let grant = broken(&session).await;
+    let line = session.connection().unwrap();
+    SessionKey::renew(&session, &line).await.unwrap();
+    assert!(matches!(grant.lost.loss(), Some(Loss::Removed(_))));
 }
 
 #[tokio::test]
 async fn a_broken_lock_is_told_although_no_replica_confirms_the_refresh() {
     let (_server, replica, _client, session) = confirmed().await;
-    let key = session.service();
+    let grant = broken(&session).await;
     let line = session.connection().unwrap();
-    let (owner, place) = waits(&session);
-    let mut wakeups = session.places().listen(owner);
-    session
-        .places()
-        .granted(owner, FencingToken::new(7), |_| true);
-    let Wake::Granted(grant) = wakeups.next().await else {
-        panic!("it was granted");
-    };
-    let mut mark = redis::cmd("HSET");
-    mark.arg(marks_key(key)).arg(&*place.name).arg("1|");
-    let mut connection = line.connection.clone();
-    mark.query_async::<()>(&mut connection).await.unwrap();
     replica.stall().unwrap();
     SessionKey::renew(&session, &line).await.unwrap_err();
     assert!(matches!(grant.lost.loss(), Some(Loss::Removed(_))));
+}
+
+#[tokio::test]
+async fn a_refresh_does_not_count_if_its_connection_ends_while_replicas_confirm_it() {
+    let (_server, replica, _client, session) = confirmed().await;
+    let grant = broken(&session).await;
+    let line = session.connection().unwrap();
+    replica.stall().unwrap();
+    let ending = async {
+        // What is sent after this is the wait for replicas.
+        grant.lost.lost().await;
+        session.service().gave_up(&line);
+        replica.resume().unwrap();
+    };
+    let (renewed, ()) = tokio::join!(SessionKey::renew(&session, &line), ending);
+    renewed.unwrap_err();
 }
 
 #[tokio::test]
