@@ -128,4 +128,22 @@ mod tests {
             assert_eq!(receiver.recv().unwrap().as_deref(), Some(name));
         }
     }
+
+    /// As in a child that has the id of a process that has ended, in which its parent began.
+    #[tokio::test]
+    async fn the_last_one_is_this_processs_and_each_is_its_own_thread() {
+        static PARENTS: Background = Background::new("parent's");
+        PARENTS.start().unwrap();
+        // Another thread may start it at the same time: this runtime is ended at once.
+        PARENTS.start().unwrap();
+        let parents = PARENTS.started.get().unwrap();
+        parents.in_child.start().unwrap();
+        let own = parents.in_child.started.get().unwrap();
+        assert_eq!(PARENTS.own().ok().unwrap().thread, own.thread);
+        assert!(!PARENTS.is_current());
+        for started in [parents, own] {
+            let is_current = started.handle.spawn(async { PARENTS.is_current() });
+            assert!(is_current.await.unwrap());
+        }
+    }
 }

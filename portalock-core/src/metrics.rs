@@ -128,3 +128,26 @@ pub(crate) fn histogram(key: &Key) -> Histogram {
 pub(crate) fn gauge(key: &Key) -> Gauge {
     with_recorder(|recorder| recorder.register_gauge(key, &METADATA))
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_key_has_its_own_labels_and_is_made_once() {
+        let name = LockName::new("m").unwrap();
+        for (metric, backend, outcome) in [
+            (WAIT, "one", Some("granted")),
+            (HOLD, "one", Some("granted")),
+            (WAIT, "two", Some("granted")),
+            (WAIT, "one", Some("failed")),
+            (WAIT, "one", None),
+        ] {
+            let [first, again] = [(); 2].map(|()| key(metric, backend, &name, outcome));
+            assert_eq!(first, Key::from_parts(metric, labels(backend, outcome)));
+            let [label, same] = [&first, &again].map(|key| key.labels().next().unwrap());
+            assert!(std::ptr::eq(label, same), "its labels are leaked each time");
+        }
+    }
+}

@@ -10,7 +10,11 @@
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     pin::{Pin, pin},
-    sync::{Arc, Mutex, mpsc},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+        mpsc,
+    },
     task::{Context, Wake, Waker},
     time::Duration,
 };
@@ -285,6 +289,7 @@ fn a_blocking_guard_of_each_kind_tells_a_loss_and_can_be_made_into_the_async_one
     let backend = MemoryBackend::new();
     let pool = blocking::Pool::new(backend.clone(), "slots", 3).unwrap();
     let permits = pool.acquire(2).unwrap();
+    assert_eq!(backend.names_in_use(), 1);
     let inspection = pool.inspect().unwrap();
     assert_eq!(inspection.holders[0].owner, Some(permits.owner()));
     let permits: portalock_core::PermitGuard<_> = permits.into();
@@ -360,6 +365,14 @@ async fn a_wake_up_may_drop_a_guard_or_a_waiter() {
     begin(Box::pin(async move {
         guard.lost().await;
     }));
+    let mut watch = backend.watch(lock.name()).await.unwrap().unwrap();
+    assert!(watch.next().await.unwrap().is_some());
+    let other = Lock::new(backend.clone(), "other").unwrap();
+    let other = other.acquire().await.unwrap();
+    begin(Box::pin(async move {
+        watch.next().await;
+        drop(other);
+    }));
     let (told, is_told) = mpsc::channel();
     let (losing, name) = (backend.clone(), lock.name().clone());
     // Not a thread that the runtime would wait for.
@@ -368,10 +381,13 @@ async fn a_wake_up_may_drop_a_guard_or_a_waiter() {
     assert_eq!(backend.names_in_use(), 0);
 }
 
-struct PanicsWhenWoken;
+/// Counts how often it was woken.
+#[derive(Default)]
+struct PanicsWhenWoken(AtomicUsize);
 
 impl Wake for PanicsWhenWoken {
     fn wake(self: Arc<Self>) {
+        self.0.fetch_add(1, Ordering::SeqCst);
         panic!("this executor has ended");
     }
 }
@@ -382,7 +398,7 @@ async fn a_wake_up_that_panics_does_not_keep_others_from_being_woken() {
     let lock = named(backend.clone());
     let _guard = lock.acquire().await.unwrap();
     let forever = Policy::forever();
-    let panics = Waker::from(Arc::new(PanicsWhenWoken));
+    let panics = Waker::from(Arc::new(PanicsWhenWoken::default()));
     let mut first = pin!(lock.acquire_shared_with(&forever));
     let polled = first.as_mut().poll(&mut Context::from_waker(&panics));
     assert!(polled.is_pending());
@@ -392,6 +408,40 @@ async fn a_wake_up_that_panics_does_not_keep_others_from_being_woken() {
     assert!(lost.is_err());
     let second = tokio::time::timeout(Duration::from_secs(30), second).await;
     second.unwrap().unwrap().ensure_held().unwrap();
+}
+
+/// One call tells the holders and the observers of a name, and if it ended early, nobody would tell an observer anything again.
+#[tokio::test]
+async fn a_wake_up_that_panics_keeps_no_holder_and_no_observer_from_being_told() {
+    let backend = MemoryBackend::new();
+    let lock = named(backend.clone());
+    let panics = Arc::new(PanicsWhenWoken::default());
+    let waker = Waker::from(panics.clone());
+    let mut panicking = Context::from_waker(&waker);
+    let guards = [(); 2].map(|()| lock.try_acquire_shared().now_or_never().unwrap().unwrap());
+    let mut lost = guards.each_ref().map(|guard| Box::pin(guard.lost()));
+    for lost in &mut lost {
+        assert!(lost.as_mut().poll(&mut panicking).is_pending());
+    }
+    let [mut first, mut second] =
+        [(); 2].map(|()| backend.watch(lock.name()).now_or_never().unwrap());
+    let [first, second] = [&mut first, &mut second].map(|watch| watch.as_mut().unwrap());
+    let [first, second] = [first, second].map(|watch| watch.as_mut().unwrap());
+    for watch in [&mut *first, &mut *second] {
+        assert!(matches!(watch.next().await, Some(None)));
+    }
+    {
+        let mut next = pin!(first.next());
+        assert!(next.as_mut().poll(&mut panicking).is_pending());
+    }
+    let losing = catch_unwind(AssertUnwindSafe(|| backend.lose(lock.name())));
+    assert!(losing.is_err());
+    assert_eq!(panics.0.load(Ordering::SeqCst), 3);
+    let _next = lock.acquire().await.unwrap();
+    for watch in [first, second] {
+        assert!(matches!(watch.next().now_or_never(), Some(Some(None))));
+        assert!(matches!(watch.next().now_or_never(), Some(Some(Some(_)))));
+    }
 }
 
 /// Reports that it was called, and returns when it may.
@@ -425,4 +475,32 @@ async fn a_slow_wake_up_does_not_delay_those_of_other_calls() {
     go_on.send(()).unwrap();
     releasing.join().unwrap();
     drop(second.unwrap().unwrap());
+}
+
+#[tokio::test]
+async fn changes_that_come_while_one_is_told_are_told_after_it_in_order() {
+    let backend = MemoryBackend::new();
+    let lock = named(backend.clone());
+    let guard = lock.acquire().await.unwrap();
+    let mut slow = backend.watch(lock.name()).await.unwrap().unwrap();
+    let mut other = backend.watch(lock.name()).await.unwrap().unwrap();
+    for watch in [&mut slow, &mut other] {
+        assert!(watch.next().await.unwrap().is_some());
+    }
+    let (told, is_called) = mpsc::sync_channel(1);
+    let (go_on, may_return) = mpsc::sync_channel(1);
+    let waker = Waker::from(Arc::new(SlowToWake(told, Mutex::new(may_return))));
+    let polled = pin!(slow.next()).poll(&mut Context::from_waker(&waker));
+    assert!(polled.is_pending());
+    let releasing = std::thread::spawn(move || drop(guard));
+    is_called.recv().unwrap();
+    let _next = lock.acquire().await.unwrap();
+    let early = other.next().now_or_never();
+    go_on.send(()).unwrap();
+    releasing.join().unwrap();
+    assert!(early.is_none(), "told by two threads: {early:?}");
+    for mut watch in [slow, other] {
+        assert!(matches!(watch.next().now_or_never(), Some(Some(None))));
+        assert!(matches!(watch.next().now_or_never(), Some(Some(Some(_)))));
+    }
 }

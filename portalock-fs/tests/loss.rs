@@ -38,10 +38,14 @@ async fn a_lock_file_that_is_deleted_or_replaced_is_a_loss() {
     for way in ["delete", "replace", "move away", "remove all"] {
         for mode in [Mode::Exclusive, Mode::Shared] {
             let client = locks.client();
-            let guard = match mode {
+            let take = async || match mode {
                 Mode::Exclusive => lock(&client, "a").acquire().await.unwrap(),
                 Mode::Shared => lock(&client, "a").acquire_shared().await.unwrap(),
             };
+            let mut guards = vec![take().await];
+            if mode == Mode::Shared {
+                guards.push(take().await);
+            }
             let bystander = lock(&client, "b").acquire().await.unwrap();
             let start = Instant::now();
             match way {
@@ -53,11 +57,13 @@ async fn a_lock_file_that_is_deleted_or_replaced_is_a_loss() {
                 "move away" => std::fs::rename(locks.file("a"), &elsewhere).unwrap(),
                 _ => std::fs::remove_dir_all(locks.path()).unwrap(),
             }
-            let loss = tokio::time::timeout(LONG, guard.lost()).await;
-            assert!(matches!(loss, Ok(Loss::Removed(_))), "{way}: {loss:?}");
-            assert!(start.elapsed() < bound, "{way}: {:?}", start.elapsed());
-            let error = guard.release().await.unwrap_err();
-            assert!(matches!(error, LockError::Lost { .. }), "{way}: {error}");
+            for guard in guards {
+                let loss = tokio::time::timeout(LONG, guard.lost()).await;
+                assert!(matches!(loss, Ok(Loss::Removed(_))), "{way}: {loss:?}");
+                assert!(start.elapsed() < bound, "{way}: {:?}", start.elapsed());
+                let error = guard.release().await.unwrap_err();
+                assert!(matches!(error, LockError::Lost { .. }), "{way}: {error}");
+            }
             assert_eq!(bystander.is_lost(), way == "remove all");
             let _ = bystander.release().await;
         }
@@ -116,6 +122,40 @@ async fn a_wake_up_that_drops_the_guard_stops_nobody() {
         let next = tokio::time::timeout(LONG, async { lock(&client, "a").acquire().await });
         next.await.unwrap().unwrap().release().await.unwrap();
     }
+}
+
+/// Says whether another client gets the lock meanwhile.
+struct TriesWhenWoken(FsBackend, Mutex<mpsc::Sender<bool>>);
+
+impl Wake for TriesWhenWoken {
+    fn wake(self: Arc<Self>) {
+        let lock = portalock_core::blocking::Lock::new(self.0.clone(), "a").unwrap();
+        let is_free = lock.try_acquire().is_ok();
+        let _ = self.1.lock().unwrap().send(is_free);
+    }
+}
+
+#[tokio::test]
+async fn a_holder_whose_lock_is_broken_is_told_before_it_is_free() {
+    let locks = Locks::new();
+    let client = locks.client();
+    let guard = lock(&client, "a").acquire().await.unwrap();
+    let (told, is_told) = mpsc::channel();
+    let tries = TriesWhenWoken(locks.client(), Mutex::new(told));
+    let mut waiting = Box::pin(guard.lost());
+    let waker = Waker::from(Arc::new(tries));
+    let polled = waiting.as_mut().poll(&mut Context::from_waker(&waker));
+    assert!(polled.is_pending());
+    let name = LockName::new("a").unwrap();
+    let by = Holder::this_process(Some("operator".into()));
+    let other = locks.client();
+    other.mark_broken(&name, guard.owner(), &by).await.unwrap();
+    assert_eq!(is_told.recv_timeout(LONG), Ok(false));
+    let loss = tokio::time::timeout(LONG, waiting).await.unwrap();
+    assert!(
+        matches!(&loss, Loss::Broken(who) if who.label == by.label),
+        "{loss}"
+    );
 }
 
 #[tokio::test]
@@ -247,6 +287,16 @@ async fn a_release_is_no_loss() {
     assert!(!lost.is_lost());
 }
 
+/// Reports that it was called, and returns when it may.
+struct SlowToWake(mpsc::Sender<()>, Mutex<mpsc::Receiver<()>>);
+
+impl Wake for SlowToWake {
+    fn wake(self: Arc<Self>) {
+        let _ = self.0.send(());
+        let _ = self.1.lock().unwrap().recv_timeout(LONG);
+    }
+}
+
 #[tokio::test]
 async fn other_files_that_come_and_go_are_no_loss() {
     let locks = Locks::new();
@@ -257,10 +307,19 @@ async fn other_files_that_come_and_go_are_no_loss() {
         std::fs::write(locks.path().join(name), "").unwrap();
         std::fs::remove_file(locks.path().join(name)).unwrap();
     }
-    // The file is moved away and back: when the event arrives, or soon after, the same file is there.
-    std::fs::hard_link(locks.file("a"), locks.path().join("link")).unwrap();
-    std::fs::rename(locks.path().join("link"), locks.file("a")).unwrap();
-    std::fs::remove_file(locks.path().join("link")).unwrap();
+    // A file is moved away and back while the watcher's thread is busy: when it reads the events, the same file is there.
+    let busy = lock(&client, "y").acquire().await.unwrap();
+    let (told, is_called) = mpsc::channel();
+    let (go_on, may_return) = mpsc::channel();
+    let waker = Waker::from(Arc::new(SlowToWake(told, Mutex::new(may_return))));
+    let mut lost = Box::pin(busy.lost());
+    let polled = lost.as_mut().poll(&mut Context::from_waker(&waker));
+    assert!(polled.is_pending());
+    std::fs::remove_file(locks.file("y")).unwrap();
+    is_called.recv_timeout(LONG).unwrap();
+    std::fs::rename(locks.file("a"), locks.path().join("away")).unwrap();
+    std::fs::rename(locks.path().join("away"), locks.file("a")).unwrap();
+    go_on.send(()).unwrap();
     std::fs::remove_file(locks.file("z")).unwrap();
     tokio::time::timeout(LONG, marker.lost()).await.unwrap();
     assert!(!guard.is_lost());

@@ -293,6 +293,18 @@ async fn who_closes_a_client_is_told_that_its_service_panicked() {
 }
 
 #[tokio::test]
+async fn who_closes_a_client_does_not_wait_for_a_service_that_hangs() {
+    let (client, store, _) = client();
+    client.session().await.unwrap();
+    store.ends_with_connection.store(true, Ordering::Release);
+    store.first_is_deaf.store(true, Ordering::Release);
+    store.hangs.store(true, Ordering::Release);
+    let closed = tokio::time::timeout(PATIENCE, client.close()).await;
+    let error = closed.expect("it waits").unwrap_err();
+    assert_eq!(error.kind(), BackendErrorKind::Unavailable);
+}
+
+#[tokio::test]
 async fn a_session_whose_connection_breaks_or_hangs_as_it_ends_is_ended_over_another() {
     for hangs in [false, true] {
         let (client, store, _) = client();

@@ -301,3 +301,16 @@ fn a_forked_child_does_not_wait_for_a_thread_of_its_parent() {
     let (_, status) = waitpid(Some(child), WaitOptions::empty()).unwrap().unwrap();
     assert_eq!(status.terminating_signal(), Some(WENT_WELL.as_raw()));
 }
+
+#[test]
+fn whoever_asks_for_the_watcher_while_another_thread_does_gets_the_same() {
+    let watcher = Watcher::shared().unwrap();
+    let held = lock(&SHARED);
+    let (sender, got) = mpsc::channel();
+    let asking = std::thread::spawn(move || sender.send(Watcher::shared().unwrap()));
+    // Nobody would see that it waits: a watcher of its own would come at once.
+    assert!(got.recv_timeout(LOOKS_EVERY).is_err());
+    drop(held);
+    assert!(Arc::ptr_eq(&watcher, &got.recv_timeout(LONG).unwrap()));
+    asking.join().unwrap().unwrap();
+}
