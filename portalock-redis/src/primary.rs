@@ -8,8 +8,8 @@
 //! knows continues at once.
 //!
 //! Behind sentinels and in a cluster, a former primary may still run and refresh sessions until their clients see the
-//! switch. Clients check three times in a session's time, and wait for an answer for half of that interval. So the wait
-//! is longer by half there.
+//! switch. Clients check three times in a session's time, and wait for an answer for half of that interval. A refresh
+//! counts only after such a check, because a client can be paused for longer. So the wait is longer by half there.
 //!
 //! In a cluster each tag has its own key for this, which moves with its slot. The key says since when the previous node
 //! was the primary, so that a move can't shorten the rest of a wait. When a slot comes to a node that was ever
