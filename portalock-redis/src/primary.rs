@@ -21,7 +21,8 @@
 //! extends a session's time, and the wait here starts when this number of replicas follow the new primary. Take a
 //! primary and the replicas that confirm its writes as one set. If the number is at least half of the replicas, any two
 //! such sets share a server. So when the new primary has its replicas, the old primary has lost the last replica that
-//! could confirm. From then on it extends no session, even if it still believes to be the primary.
+//! could confirm. From then on it extends no session, even if it still believes to be the primary. It would again if that
+//! replica came back to it, and would not wait: `docs/guarantees.md` excludes this.
 
 use std::time::Duration;
 
