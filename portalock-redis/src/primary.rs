@@ -54,7 +54,8 @@ pub(crate) async fn may_grant(
     }
     let key = format!("{}/primary", route.prefix());
     let wait = wait.as_millis().to_string();
-    let mut confirmed = settings.wait_replicas() == 0;
+    let confirms = settings.wait_replicas() > 0;
+    let (mut confirmed, mut told) = (!confirms, false);
     loop {
         let arguments = [&*wait, if confirmed { "1" } else { "0" }];
         let answer = PRIMARY
@@ -68,14 +69,18 @@ pub(crate) async fn may_grant(
             }
             left => {
                 let left = left.parse().map_err(|_| unexpected(WHAT))?;
-                if left > 0 {
+                if left == 0 {
+                    return Ok(());
+                }
+                if !std::mem::replace(&mut told, true) {
                     tracing::info!(
                         left,
                         "Redis has just started or been promoted: locks are granted once all earlier holders know what they have lost"
                     );
-                    tokio::time::sleep(Duration::from_millis(left)).await;
                 }
-                return Ok(());
+                // If another server becomes the primary meanwhile, its wait begins when a client asks it.
+                tokio::time::sleep(settings.look_interval().min(Duration::from_millis(left))).await;
+                confirmed = !confirms;
             }
         }
     }
