@@ -250,9 +250,9 @@ impl RedisSettings {
     /// refreshes: if replicas are missing, the session ends when its time is over.
     ///
     /// With at least half of the replicas, a holder is always told before its lock is granted to another owner,
-    /// whatever a failover does, even if a former primary was cut off and continues. It does not guarantee that the
-    /// promoted replica has the grant: Redis promotes a replica without checking that. `docs/guarantees.md` lists the
-    /// cases.
+    /// whatever a failover does, even if a former primary was cut off and continues; but not if a replica of the new
+    /// primary goes back to the former one. It does not guarantee that the promoted replica has the grant: Redis
+    /// promotes a replica without checking that. `docs/guarantees.md` lists the cases.
     #[must_use]
     pub fn with_wait_replicas(mut self, replicas: u32) -> Self {
         self.wait_replicas = replicas;

@@ -57,8 +57,9 @@
 //! `redis+sentinel://[user:password@]a,b,c/master-name` connects to the primary that these sentinels name. The client
 //! follows every switch, at most a second after one of the sentinels knows of it. With
 //! [`wait_replicas`](RedisSettings::with_wait_replicas) of at least half of the replicas, a holder is told before another is
-//! granted its lock, whatever the switch was. Without it, there can be two holders for some time, if the first one sees
-//! neither the sentinels nor the switch: `docs/guarantees.md` has each case.
+//! granted its lock, whatever the switch was, if no replica goes back to a former primary that still runs. Without it,
+//! there can be two holders for some time, if the first one sees neither the sentinels nor the switch:
+//! `docs/guarantees.md` has each case.
 //!
 //! # In a cluster
 //!

@@ -8,8 +8,8 @@
 //! knows continues at once.
 //!
 //! Behind sentinels and in a cluster, a former primary may still run and refresh sessions until their clients see the
-//! switch. Clients check three times in a session's time, and wait for an answer for half of that interval. So the wait
-//! is longer by half there.
+//! switch. Clients check three times in a session's time, and wait for an answer for half of that interval. A refresh
+//! counts only after such a check, because a client can be paused for longer. So the wait is longer by half there.
 //!
 //! In a cluster each tag has its own key for this, which moves with its slot. The key says since when the previous node
 //! was the primary, so that a move can't shorten the rest of a wait. When a slot comes to a node that was ever
@@ -21,7 +21,8 @@
 //! extends a session's time, and the wait here starts when this number of replicas follow the new primary. Take a
 //! primary and the replicas that confirm its writes as one set. If the number is at least half of the replicas, any two
 //! such sets share a server. So when the new primary has its replicas, the old primary has lost the last replica that
-//! could confirm. From then on it extends no session, even if it still believes to be the primary.
+//! could confirm. From then on it extends no session, even if it still believes to be the primary. It would again if that
+//! replica came back to it, and would not wait: `docs/guarantees.md` excludes this.
 
 use std::time::Duration;
 
@@ -53,7 +54,8 @@ pub(crate) async fn may_grant(
     }
     let key = format!("{}/primary", route.prefix());
     let wait = wait.as_millis().to_string();
-    let mut confirmed = settings.wait_replicas() == 0;
+    let confirms = settings.wait_replicas() > 0;
+    let (mut confirmed, mut told) = (!confirms, false);
     loop {
         let arguments = [&*wait, if confirmed { "1" } else { "0" }];
         let answer = PRIMARY
@@ -67,14 +69,18 @@ pub(crate) async fn may_grant(
             }
             left => {
                 let left = left.parse().map_err(|_| unexpected(WHAT))?;
-                if left > 0 {
+                if left == 0 {
+                    return Ok(());
+                }
+                if !std::mem::replace(&mut told, true) {
                     tracing::info!(
                         left,
                         "Redis has just started or been promoted: locks are granted once all earlier holders know what they have lost"
                     );
-                    tokio::time::sleep(Duration::from_millis(left)).await;
                 }
-                return Ok(());
+                // If another server becomes the primary meanwhile, its wait begins when a client asks it.
+                tokio::time::sleep(settings.look_interval().min(Duration::from_millis(left))).await;
+                confirmed = !confirms;
             }
         }
     }

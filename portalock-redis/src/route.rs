@@ -8,8 +8,9 @@ use std::{
     time::Duration,
 };
 
-use portalock_core::{BackendError, BackendErrorKind, session};
+use portalock_core::{BackendError, BackendErrorKind, clock::Instant, session};
 use redis::ConnectionInfo;
+use tokio::sync::watch;
 
 use crate::{
     address::SentinelAddress,
@@ -48,6 +49,8 @@ struct Followed {
     latest: Mutex<Option<Told>>,
     /// The number of the latest location.
     number: AtomicU64,
+    /// When the latest check began that asked all witnesses and has ended, even without an answer.
+    looked: watch::Sender<Instant>,
 }
 
 /// The servers that know the current address.
@@ -147,7 +150,29 @@ impl Route {
     pub(crate) async fn look(&self) -> Result<(), BackendError> {
         match &self.way {
             Way::Fixed(_) => Ok(()),
-            Way::Followed(followed) => Followed::look(followed, Enough::All).await.map(drop),
+            Way::Followed(followed) => {
+                // In a cluster the answer may be older: see `look_interval`.
+                let interval = self.settings.look_interval();
+                let reused = interval.saturating_sub(self.look_interval());
+                let begun = Instant::now().checked_sub(reused);
+                let looked = Followed::look(followed, Enough::All).await;
+                if let Some(begun) = begun {
+                    followed.looked.send_replace(begun);
+                }
+                looked.map(drop)
+            }
+        }
+    }
+
+    /// Waits until a check has ended that began at most half of a session's time before `sent`: see `primary.rs`. There is
+    /// one, unless the session's thread has been paused.
+    pub(crate) async fn looked_before(&self, sent: Instant) {
+        if let Way::Followed(followed) = &self.way
+            && let Some(since) = sent.checked_sub(self.settings.session_ttl() / 2)
+        {
+            let mut looked = followed.looked.subscribe();
+            // The sender lives as long as the route.
+            let _ = looked.wait_for(|begun| *begun >= since).await;
         }
     }
 
@@ -168,6 +193,7 @@ impl Followed {
             server,
             latest: Mutex::default(),
             number: AtomicU64::new(0),
+            looked: watch::Sender::new(Instant::now()),
         }
     }
 

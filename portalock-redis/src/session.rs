@@ -259,6 +259,7 @@ impl Service for SessionKey {
 
     async fn renew(session: &Arc<Session>, line: &Line) -> Result<Renewal, BackendError> {
         let key = session.service();
+        let sent = Instant::now();
         let mut connection = line.connection.clone();
         let renewed: Result<(bool, Vec<Mark>), RedisError> = redis::pipe()
             .cmd("PEXPIRE")
@@ -279,6 +280,10 @@ impl Service for SessionKey {
         // Marks are handled before the lease is extended: see `breaking.rs`.
         heed(session, &mut connection, marks).await;
         renewed_at_replicas(&mut connection, key.settings()).await?;
+        // A process that was paused may not know yet that this is a former primary. Replicas would not confirm to that one.
+        if key.settings().wait_replicas() == 0 {
+            key.server.route.looked_before(sent).await;
+        }
         line.ensure_open(RENEWING)?;
         Ok(Renewal::Renewed(certain(key.settings().session_ttl())))
     }
@@ -374,7 +379,8 @@ async fn follow(session: &Session) -> Infallible {
         std::future::pending::<()>().await;
     }
     loop {
-        tokio::time::sleep(route.look_interval()).await;
+        // An answer that takes long does not put off the next question.
+        let pause = tokio::time::sleep(route.look_interval());
         // The address is unknown, so nothing changes.
         if let Err(error) = route.look().await {
             tracing::debug!(%error, "where the Redis primary is, is unknown");
@@ -382,6 +388,7 @@ async fn follow(session: &Session) -> Infallible {
         if session.connection().is_none() {
             session.connection_ended();
         }
+        pause.await;
     }
 }
 

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use portalock_core::{BackendErrorKind, Guard, LockBackend, LostSignal, clock::Instant};
+use portalock_core::{BackendErrorKind, Guard, LockBackend, LostSignal, clock::Instant, session};
 use portalock_redis::{RedisBackend, RedisSettings};
 use portalock_testkit::{
     proxy::{Direction, FaultProxy},
@@ -238,6 +238,80 @@ async fn a_grant_that_the_promoted_replica_lacks_is_told_first() {
 #[tokio::test]
 async fn a_holder_that_does_not_reach_the_new_primary_is_told_first() {
     a_grant_that_the_promoted_replica_lacks(false).await;
+}
+
+/// Its first refresh after the pause goes to the old primary, and one of the sentinels does not answer it.
+#[tokio::test]
+async fn a_holder_that_was_paused_does_not_extend_its_lease_before_it_looks() {
+    const TIME: Duration = Duration::from_secs(8);
+    let mut group = start(SentinelOptions::new()).await;
+    with_user(&mut group).await;
+    let mut admin = Admin::of(&group.servers()[0]).await;
+    admin
+        .ask::<()>("ACL SETUSER holder on >h ~* &* +@all")
+        .await;
+    let (behind, lines) = by_lines(&group);
+    // The new primary refuses it.
+    let behind = behind.replace("client:c@", "holder:h@");
+    let settings = settings_at(&behind).with_session_ttl(TIME).unwrap();
+    let holder = connected(settings).await;
+    let held = lock(&holder, "a").acquire().await.unwrap();
+
+    let (resume, pause) = std::sync::mpsc::channel();
+    let (tells, begun) = tokio::sync::oneshot::channel();
+    let paused = session::spawn(async move {
+        tells.send(Instant::now()).unwrap();
+        let _ = pause.recv();
+    });
+    paused.unwrap().detach();
+    let begun = begun.await.unwrap();
+    lines[0].black_hole(Direction::Both);
+    part(&group.servers()[0]).await;
+    let (_group, _) = on(group, |group| group.until_moved_from(0)).await;
+    // Its lease lasts for a moment yet.
+    tokio::time::sleep((TIME * 4 / 5).saturating_sub(begun.elapsed())).await;
+    resume.send(()).unwrap();
+    tokio::time::timeout(ENOUGH, held.lost()).await.unwrap();
+    assert!(begun.elapsed() < TIME * 3 / 2, "{:?}", begun.elapsed());
+}
+
+/// Otherwise the client could see a switch later than within half of its session's time.
+#[tokio::test]
+async fn a_silent_sentinel_does_not_make_the_looks_rarer() {
+    const TIME: Duration = Duration::from_secs(3);
+    let group = start(SentinelOptions::new()).await;
+    let silent = tokio::net::TcpListener::bind(("127.0.0.1", 0))
+        .await
+        .unwrap();
+    let port = silent.local_addr().unwrap().port();
+    let url = group.url_by(&[port, group.sentinel_ports()[0]]);
+    let settings = settings_at(&url).with_session_ttl(TIME).unwrap();
+    let stays = async {
+        let _client = loop {
+            match RedisBackend::with_settings(settings.clone()).await {
+                Ok(client) => break client,
+                Err(error) => assert!(error.is_retryable(), "{error:?}"),
+            }
+        };
+        std::future::pending::<()>().await;
+    };
+    // Each look opens a connection to it, because the one before got no answer. A connection to the primary does so too,
+    // but the next look comes much sooner or later than an interval after that.
+    let looks_often = async {
+        let (mut _line, _) = silent.accept().await.unwrap();
+        loop {
+            let before = Instant::now();
+            (_line, _) = silent.accept().await.unwrap();
+            let gap = before.elapsed();
+            if gap > TIME / 4 && gap < TIME * 5 / 12 {
+                return;
+            }
+        }
+    };
+    tokio::select! {
+        () = stays => {}
+        seen = tokio::time::timeout(ENOUGH, looks_often) => seen.unwrap(),
+    }
 }
 
 /// Until its clients have seen the switch, the old primary may have extended sessions.

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use portalock_core::{LockBackend, LockError, LockName, LockSet, Loss, Policy};
-use portalock_redis::RedisBackend;
+use portalock_redis::{RedisBackend, RedisSettings};
 use portalock_testkit::{
     proxy::{Direction, FaultProxy},
     servers::RedisServer,
@@ -192,4 +192,21 @@ async fn settings_reach_the_server() {
         "{keys:?}"
     );
     held.release().await.unwrap();
+}
+
+/// The next primary waits from when the first client connects to it.
+#[tokio::test]
+async fn who_waits_at_a_new_primary_leaves_it_soon_when_it_is_gone() {
+    let mut server = RedisServer::start().unwrap();
+    let settings = RedisSettings::new(&server.url()).unwrap();
+    let settings = settings.with_restart_wait(ENOUGH * 10);
+    let connecting = tokio::spawn(RedisBackend::with_settings(settings));
+    let waits = async || {
+        let keys = Admin::of(&server).await.keys().await;
+        keys.contains(&"portalock/primary".to_owned())
+    };
+    eventually(waits).await;
+    server.stop();
+    let connected = timeout(ENOUGH, connecting).await.unwrap().unwrap();
+    assert!(connected.unwrap_err().is_retryable());
 }
