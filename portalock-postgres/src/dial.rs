@@ -65,11 +65,8 @@ fn place(server: &Config) -> String {
         Some(Host::Tcp(host)) => format!("{host}:{port}"),
         #[cfg(unix)]
         Some(Host::Unix(directory)) => format!("{}, port {port}", directory.display()),
-        // An address without a host name.
-        None => server
-            .get_hostaddrs()
-            .first()
-            .map_or_else(|| port.to_string(), |host| format!("{host}:{port}")),
+        // `url.rs` refuses a server without a host.
+        None => port.to_string(),
     }
 }
 
@@ -148,4 +145,27 @@ where
             connection.poll_message(context)
         })),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_server_is_named_as_its_address_names_it() {
+        for (url, named) in [
+            ("postgres://u@db.example/app", "db.example:5432"),
+            ("postgres://u@a:6000,b:6001/app", "a:6000 or b:6001"),
+            ("postgres://u@c/app?hostaddr=192.0.2.7", "c:5432"),
+            #[cfg(unix)]
+            (
+                "postgres://u@/app?host=/run/pg&port=6000",
+                "/run/pg, port 6000",
+            ),
+        ] {
+            let settings = PostgresSettings::from_url(url).unwrap();
+            let text = connecting(&settings.servers);
+            assert_eq!(text, format!("connect to Postgres at {named}"), "{url}");
+        }
+    }
 }

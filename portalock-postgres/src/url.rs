@@ -139,21 +139,37 @@ fn each_host(address: &str) -> impl Iterator<Item = String> {
         .map(move |host| format!("{user}{host}{path}"))
 }
 
-/// The same URL for each of the hosts in its options, which replace the URL's own hosts, as in libpq. A single port is
-/// used for all hosts.
+/// The host and the port of one server in a URL, as `host` and `port` name them in options.
+fn host_and_port(server: &str) -> (&str, &str) {
+    let (host, port) = match server.rsplit_once(':') {
+        Some((host, port)) if !port.ends_with(']') => (host, port),
+        _ => (server, ""),
+    };
+    (host.trim_start_matches('[').trim_end_matches(']'), port)
+}
+
+/// The same URL for each of the hosts in its options. As in libpq, each option replaces what the URL itself says of it, and a
+/// single port is used for all hosts.
 fn each_listed(
     address: &str,
     lists: &[(&str, &str)],
     options: &str,
 ) -> Result<Vec<String>, InvalidSetting> {
-    let (user, _, path) = parts(address);
-    let lists: Vec<(&str, Vec<String>)> = lists
+    let (user, own, path) = parts(address);
+    let (hosts, ports): (Vec<_>, Vec<_>) = own.split(',').map(host_and_port).unzip();
+    let mut lists: Vec<(&str, Vec<String>)> = lists
         .iter()
         .map(|(name, list)| {
             let list = list.replace("%2C", ",").replace("%2c", ",");
             (*name, list.split(',').map(str::to_owned).collect())
         })
         .collect();
+    for (name, list) in [("host", hosts), ("port", ports)] {
+        let is_said = list.iter().any(|one| !one.is_empty());
+        if is_said && lists.iter().all(|(listed, _)| *listed != name) {
+            lists.push((name, list.into_iter().map(str::to_owned).collect()));
+        }
+    }
     let count = lists.iter().map(|(_, list)| list.len()).max().unwrap_or(0);
     let is_odd = |(name, list): &(&str, Vec<String>)| {
         list.len() != count && (*name != "port" || list.len() != 1)
@@ -247,8 +263,17 @@ mod tests {
         let both = vec![(tcp("a"), 1), (tcp("::1"), 2)];
         assert_eq!(of("postgres://u@/app?host=a,::1&port=1,2"), both);
         assert_eq!(of("postgres://u@c:9/app?port=1%2C2&host=a%2c::1"), both);
-        let one_port = of("postgres://u@/app?host=a,b&port=7&connect_timeout=1");
-        assert_eq!(one_port, [(tcp("a"), 7), (tcp("b"), 7)]);
+        let one_port = vec![(tcp("a"), 7), (tcp("b"), 7)];
+        assert_eq!(
+            of("postgres://u@/app?host=a,b&port=7&connect_timeout=1"),
+            one_port
+        );
+        assert_eq!(of("postgres://u@a,[::1]/app?port=1,2"), both);
+        assert_eq!(
+            of("postgres://u@a:1,[::1]:2/app?hostaddr=192.0.2.1,192.0.2.2"),
+            both
+        );
+        assert_eq!(of("postgres://u@c:7/app?host=a,b"), one_port);
         let socket = of("postgres://u@/app?host=%2Frun%2Fpg&port=1");
         assert_eq!(socket, [(Host::Unix("/run/pg".into()), 1)]);
         for (url, count) in [("postgres://u@/app?host=a", 1), ("postgres://u@a,b/app", 2)] {
