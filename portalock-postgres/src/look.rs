@@ -2,7 +2,7 @@
 
 use std::{collections::HashMap, convert::Infallible, sync::Arc, time::Duration};
 
-use portalock_core::session::{Asked, Looked, Stand};
+use portalock_core::session::{Asked, Looked, Service, Stand};
 use tokio::time::timeout;
 use tokio_postgres::{Error, types::Type};
 
@@ -91,6 +91,26 @@ pub(crate) async fn clean_up(session: &Session, former: Option<Arc<Session>>) ->
             .await;
         }
         tokio::time::sleep(CLEAN_EVERY).await;
+    }
+}
+
+/// Releases claims that the session has released before, and that are back: a promoted standby may lack the release. A claim
+/// can be back only if the session has reconnected.
+pub(crate) async fn release_again(session: &Session) -> Infallible {
+    let mut read = 0;
+    loop {
+        // Not at once: all sessions reconnect when the server is back, and this reads a whole table.
+        tokio::time::sleep(session.service().lease_time() / 3).await;
+        let reconnects = session.places().reconnects();
+        let reading = async |line: &Connection| {
+            for (owner, place) in line.all_claims(&session.service().id).await? {
+                session.places().found_unknown(owner, place);
+            }
+            Ok(())
+        };
+        if read != reconnects && over(session, reading).await {
+            read = reconnects;
+        }
     }
 }
 

@@ -128,6 +128,15 @@ BEGIN
     ) found;
 END $$;
 
+-- All claims of a session. Reads all names, because no index contains their holders.
+CREATE OR REPLACE FUNCTION portalock.all_claims_of(_session text)
+RETURNS TABLE (owner text, kind text, name text, weight bigint, capacity bigint)
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET enable_seqscan = on AS $$
+BEGIN
+    RETURN QUERY SELECT c.owner, c.kind, c.name, c.weight, c.capacity
+        FROM portalock.claims c WHERE c.session = _session;
+END $$;
+
 -- Ends a session: from now on it has no effect. `bury` serves the owners that wait for it.
 CREATE OR REPLACE FUNCTION portalock.end_session(_session text) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
