@@ -97,20 +97,23 @@ pub(crate) async fn clean_up(session: &Session, former: Option<Arc<Session>>) ->
 /// Releases claims that the session has released before, and that are back: a promoted standby may lack the release. A claim
 /// can be back only if the session has reconnected.
 pub(crate) async fn release_again(session: &Session) -> Infallible {
-    let mut read = 0;
+    let mut done = 0;
     loop {
-        // Not at once: all sessions reconnect when the server is back, and this reads a whole table.
         tokio::time::sleep(session.service().lease_time() / 3).await;
         let reconnects = session.places().reconnects();
-        let reading = async |line: &Connection| {
-            for (owner, place) in line.all_claims(&session.service().id).await? {
-                session.places().found_unknown(owner, place);
+        if done == reconnects {
+            continue;
+        }
+        over(session, async |line| {
+            if let Some(claims) = line.all_claims(&session.service().id).await? {
+                for (owner, place) in claims {
+                    session.places().found_unknown(owner, place);
+                }
+                done = reconnects;
             }
             Ok(())
-        };
-        if read != reconnects && over(session, reading).await {
-            read = reconnects;
-        }
+        })
+        .await;
     }
 }
 

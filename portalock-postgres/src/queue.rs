@@ -177,13 +177,18 @@ impl Connection {
         Ok(())
     }
 
-    /// All claims of a session, with their owners.
-    pub(crate) async fn all_claims(&self, session: &str) -> Result<Vec<(OwnerId, Place)>, Error> {
+    /// All claims of a session, with their owners. `None` if another session is reading its own.
+    pub(crate) async fn all_claims(
+        &self,
+        session: &str,
+    ) -> Result<Option<Vec<(OwnerId, Place)>>, Error> {
         let statement = "SELECT * FROM portalock.all_claims_of($1)";
         let rows = self.query(statement, &[(&session, Type::TEXT)]).await?;
         let mut claims = Vec::new();
         for row in &rows {
-            let name: &str = row.try_get("owner")?;
+            let Some(name) = row.try_get::<_, Option<&str>>("owner")? else {
+                return Ok(None);
+            };
             if let Some(owner) = Place::owner(name)
                 && let Some(kind) = Kind::named(row.try_get("kind")?)
                 && let Ok(wanted) = LockName::new(row.try_get::<_, &str>("name")?)
@@ -198,7 +203,7 @@ impl Connection {
                 claims.push((owner, Place { name, wanted }));
             }
         }
-        Ok(claims)
+        Ok(Some(claims))
     }
 
     /// Removes rows that nobody needs any more. Returns true if there may be more.
