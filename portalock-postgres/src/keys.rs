@@ -33,6 +33,13 @@ impl Kind {
         }
     }
 
+    /// The kind with this value.
+    pub(crate) fn named(value: &str) -> Option<Self> {
+        [Self::Lock, Self::Semaphore]
+            .into_iter()
+            .find(|kind| kind.as_str() == value)
+    }
+
     /// The kind of a claim with this weight.
     pub(crate) fn claim(self, weight: i64) -> ClaimKind {
         match self {

@@ -2,7 +2,7 @@
 
 use std::{collections::HashMap, convert::Infallible, sync::Arc, time::Duration};
 
-use portalock_core::session::{Asked, Looked, Stand};
+use portalock_core::session::{Asked, Looked, Service, Stand};
 use tokio::time::timeout;
 use tokio_postgres::{Error, types::Type};
 
@@ -91,6 +91,29 @@ pub(crate) async fn clean_up(session: &Session, former: Option<Arc<Session>>) ->
             .await;
         }
         tokio::time::sleep(CLEAN_EVERY).await;
+    }
+}
+
+/// Releases claims that the session has released before, and that are back: a promoted standby may lack the release. A claim
+/// can be back only if the session has reconnected.
+pub(crate) async fn release_again(session: &Session) -> Infallible {
+    let mut done = 0;
+    loop {
+        tokio::time::sleep(session.service().lease_time() / 3).await;
+        let reconnects = session.places().reconnects();
+        if done == reconnects {
+            continue;
+        }
+        over(session, async |line| {
+            if let Some(claims) = line.all_claims(&session.service().id).await? {
+                for (owner, place) in claims {
+                    session.places().found_unknown(owner, place);
+                }
+                done = reconnects;
+            }
+            Ok(())
+        })
+        .await;
     }
 }
 

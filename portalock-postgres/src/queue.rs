@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use portalock_core::{
-    BackendError, Claim, FencingToken, Holder, Inspection, LockName,
+    BackendError, Claim, FencingToken, Holder, Inspection, LockName, OwnerId,
     session::{Answered, Leaving},
 };
 use tokio_postgres::{Error, Row, types::Type};
@@ -12,7 +12,7 @@ use crate::{
     answer::{Left, Standing},
     connection::{Connection, Connections},
     error::failed,
-    keys::{Kind, Place},
+    keys::{Kind, Place, Wanted},
     record::decode,
 };
 
@@ -175,6 +175,35 @@ impl Connection {
             .await?;
         }
         Ok(())
+    }
+
+    /// All claims of a session, with their owners. `None` if another session is reading its own.
+    pub(crate) async fn all_claims(
+        &self,
+        session: &str,
+    ) -> Result<Option<Vec<(OwnerId, Place)>>, Error> {
+        let statement = "SELECT * FROM portalock.all_claims_of($1)";
+        let rows = self.query(statement, &[(&session, Type::TEXT)]).await?;
+        let mut claims = Vec::new();
+        for row in &rows {
+            let Some(name) = row.try_get::<_, Option<&str>>("owner")? else {
+                return Ok(None);
+            };
+            if let Some(owner) = Place::owner(name)
+                && let Some(kind) = Kind::named(row.try_get("kind")?)
+                && let Ok(wanted) = LockName::new(row.try_get::<_, &str>("name")?)
+            {
+                let wanted = Wanted {
+                    kind,
+                    name: wanted,
+                    weight: row.try_get("weight")?,
+                    capacity: row.try_get("capacity")?,
+                };
+                let name = name.into();
+                claims.push((owner, Place { name, wanted }));
+            }
+        }
+        Ok(Some(claims))
     }
 
     /// Removes rows that nobody needs any more. Returns true if there may be more.

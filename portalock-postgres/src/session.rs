@@ -25,6 +25,7 @@ use std::{
 };
 
 use async_trait::async_trait;
+use futures_util::future::join;
 use portalock_core::{
     BackendError, Loss, OwnerId, Renewal,
     clock::Instant,
@@ -40,7 +41,7 @@ use crate::{
     connection::{Connection, Hear},
     error::{POOLED, failed, pooled, timed_out, wrong_version},
     keys::{Place, channel},
-    look::{LOOK, READ, clean_up, look},
+    look::{LOOK, READ, clean_up, look, release_again},
     observe::{self, Observers},
     queue::token,
     schema,
@@ -285,7 +286,9 @@ impl Service for SessionRow {
     async fn chores(session: &Arc<Session>, former: Option<Arc<Session>>) -> Infallible {
         // Nothing is reported to observers after the session has ended.
         let _observed = session.service().observers.as_long_as_this_lives();
-        clean_up(session, former).await
+        join(clean_up(session, former), release_again(session))
+            .await
+            .0
     }
 }
 

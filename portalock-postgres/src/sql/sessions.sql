@@ -128,6 +128,20 @@ BEGIN
     ) found;
 END $$;
 
+-- All claims of a session. Reads all names, because no index contains their holders. If another call is running, returns one row of
+-- NULLs: all sessions reconnect when the server is back, and their calls must not delay their renewals.
+CREATE OR REPLACE FUNCTION portalock.all_claims_of(_session text)
+RETURNS TABLE (owner text, kind text, name text, weight bigint, capacity bigint)
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET enable_seqscan = on AS $$
+BEGIN
+    IF NOT pg_try_advisory_xact_lock(hashtextextended('portalock.all_claims_of', 1919249516)) THEN
+        RETURN NEXT;
+        RETURN;
+    END IF;
+    RETURN QUERY SELECT c.owner, c.kind, c.name, c.weight, c.capacity
+        FROM portalock.claims c WHERE c.session = _session;
+END $$;
+
 -- Ends a session: from now on it has no effect. `bury` serves the owners that wait for it.
 CREATE OR REPLACE FUNCTION portalock.end_session(_session text) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$

@@ -327,3 +327,29 @@ async fn a_clean_up_removes_what_nobody_needs() {
     )
     .await;
 }
+
+/// The claims of one session, whether they hold, share or wait. Only one call at a time reads them.
+#[tokio::test]
+async fn all_claims_of_a_session_are_read_by_one_call_at_a_time() {
+    let (server, admin) = with_sessions().await;
+    let all = "SELECT coalesce(string_agg(concat_ws(' ', owner, kind, name, weight, capacity), ', ' ORDER BY owner), 'none')
+        FROM portalock.all_claims_of('s') WHERE owner IS NOT NULL";
+    let unread = "SELECT concat_ws(' ', count(*), count(owner)) FROM portalock.all_claims_of('s')";
+    admin
+        .batch_execute(
+            "SELECT portalock.acquire('s', 0, 'lock', 'a', 'holds', 10, 10, true, '{}');
+             SELECT portalock.acquire('s', 0, 'semaphore', 'a', 'shares', 2, 3, true, '{}');
+             SELECT portalock.acquire('x', 0, 'lock', 'b', 'other', 10, 10, true, '{}');
+             SELECT portalock.acquire('s', 0, 'lock', 'b', 'waits', 1, 10, true, '{}')",
+        )
+        .await
+        .unwrap();
+    let claims = "holds lock a 10 10, shares semaphore a 2 3, waits lock b 1 10";
+    run(&admin, &[(all, claims)]).await;
+    let other = server.admin().await;
+    other.batch_execute("BEGIN").await.unwrap();
+    run(&other, &[(all, claims)]).await;
+    run(&admin, &[(unread, "1 0")]).await;
+    other.batch_execute("COMMIT").await.unwrap();
+    run(&admin, &[(all, claims)]).await;
+}

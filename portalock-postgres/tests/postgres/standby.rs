@@ -120,3 +120,53 @@ async fn a_grant_that_the_standby_never_got_is_lost_and_told() {
     lost.lost().await;
     kept.ensure_held().unwrap();
 }
+
+/// The promoted standby still knows what the client has released. The client releases it again.
+#[tokio::test]
+async fn a_release_that_the_standby_never_got_is_repeated() {
+    let server = Server::start().await;
+    let mut standby = standby(&server).await;
+    let settings = either(&server, &standby);
+    let client = PostgresBackend::with_settings(settings.clone())
+        .await
+        .unwrap();
+    let other = PostgresBackend::with_settings(settings).await.unwrap();
+    let lock = |client: &PostgresBackend, name| Lock::new(client.clone(), name).unwrap();
+    let kept = lock(&client, "kept").acquire().await.unwrap();
+    let shared = lock(&client, "shared").acquire_shared().await.unwrap();
+    let released = lock(&client, "released").acquire().await.unwrap();
+    // It waits for a lock of the other client, which is released after the wait was given up.
+    let queued = lock(&other, "queued").acquire().await.unwrap();
+    let waiter = lock(&client, "queued");
+    let waiting = tokio::spawn(async move { waiter.acquire_with(&patient()).await });
+    until("the client waits", async || {
+        let waits = "SELECT count(*) FROM portalock.queue WHERE place IS NOT NULL";
+        server.number(waits).await == 1
+    })
+    .await;
+    caught_up(&server).await;
+    // Stopped, so that no data is in flight to it.
+    standby.stop();
+    released.release().await.unwrap();
+    shared.release().await.unwrap();
+    waiting.abort();
+    until("nobody waits", async || {
+        let waits = "SELECT count(*) FROM portalock.queue";
+        server.number(waits).await == 0
+    })
+    .await;
+    server.do_with(PostgresServer::stop).await;
+    let standby = tokio::task::spawn_blocking(move || {
+        standby.restart().unwrap();
+        standby
+    })
+    .await
+    .unwrap();
+    promote(&server, &standby).await;
+    queued.release().await.unwrap();
+    for name in ["released", "shared", "queued"] {
+        let guard = lock(&other, name).acquire_with(&patient()).await.unwrap();
+        guard.release().await.unwrap();
+    }
+    kept.ensure_held().unwrap();
+}
