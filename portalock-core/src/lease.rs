@@ -11,7 +11,7 @@ use std::{
 use futures_util::future::{select, select_all};
 use tokio::sync::Notify;
 
-use crate::{Holder, clock::Instant, engine::timer, holder::Doer};
+use crate::{Holder, clock::Instant, engine::timer, holder::Doer, wakeups::run_wake_ups};
 
 /// Why a lock was lost.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -103,13 +103,13 @@ impl Lease {
         let mut state = self.0.lock();
         if state.observe().is_some() {
             drop(state);
-            self.0.changed.notify_waiters();
+            self.tell();
             return false;
         }
         if state.deadline.is_none_or(|present| present < deadline) {
             state.deadline = Some(deadline);
             drop(state);
-            self.0.changed.notify_waiters();
+            self.tell();
         }
         true
     }
@@ -133,7 +133,7 @@ impl Lease {
 
     /// Wakes everybody who waits for the end.
     pub(crate) fn tell(&self) {
-        self.0.changed.notify_waiters();
+        run_wake_ups(|| self.0.changed.notify_waiters());
     }
 
     /// Until when ownership is certain; `None` if there is no deadline.
@@ -161,7 +161,7 @@ impl Lease {
             state.settled = true;
         }
         drop(state);
-        self.0.changed.notify_waiters();
+        self.tell();
     }
 }
 

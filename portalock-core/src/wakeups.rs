@@ -4,6 +4,7 @@ use std::{
     any::Any,
     fmt,
     future::{Future, poll_fn},
+    panic::{AssertUnwindSafe, catch_unwind},
     pin::pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
     time::Duration,
@@ -91,6 +92,12 @@ pub fn wakeups() -> (WakeSender, Wakeups) {
     )
 }
 
+/// Runs wake-ups, which are code of the program's executors. A panic there ends here, because it must not end a backend's
+/// thread or a stranger's call, which has others to wake. The panic hook has reported it.
+pub(crate) fn run_wake_ups(wake: impl FnOnce()) {
+    let _ = catch_unwind(AssertUnwindSafe(wake));
+}
+
 #[derive(Default)]
 struct Mailbox {
     content: Mutex<Content>,
@@ -110,7 +117,7 @@ impl Drop for SenderAlive {
     fn drop(&mut self) {
         if let Some(mailbox) = self.0.upgrade() {
             mailbox.lock().silent = true;
-            mailbox.arrived.notify_one();
+            run_wake_ups(|| mailbox.arrived.notify_one());
         }
     }
 }
@@ -142,7 +149,7 @@ impl WakeSender {
             return false;
         };
         change(&mut mailbox.lock());
-        mailbox.arrived.notify_one();
+        run_wake_ups(|| mailbox.arrived.notify_one());
         true
     }
 }

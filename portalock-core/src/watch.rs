@@ -4,7 +4,7 @@ use std::{any::Any, fmt};
 
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
-use crate::Claim;
+use crate::{Claim, wakeups::run_wake_ups};
 
 /// The observer's end: each change of a name's exclusive holder, in order. Created by [`holder_watch`].
 pub struct HolderWatch {
@@ -30,7 +30,9 @@ pub fn holder_watch() -> (HolderSender, HolderWatch) {
 impl HolderSender {
     /// Sends the new exclusive holder, or `None` for no holder. False if the observer has stopped watching.
     pub fn tell(&self, holder: Option<Claim>) -> bool {
-        self.0.send(holder).is_ok()
+        let mut sent = true;
+        run_wake_ups(|| sent = self.0.send(holder).is_ok());
+        sent
     }
 
     /// Whether the observer has stopped watching.

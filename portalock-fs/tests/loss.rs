@@ -11,7 +11,7 @@ mod support;
 
 use std::{
     future::Future,
-    pin::Pin,
+    pin::{Pin, pin},
     sync::{
         Arc, Mutex,
         atomic::{AtomicU32, AtomicU64, Ordering},
@@ -156,6 +156,40 @@ async fn a_holder_whose_lock_is_broken_is_told_before_it_is_free() {
         matches!(&loss, Loss::Broken(who) if who.label == by.label),
         "{loss}"
     );
+}
+
+/// One thread tells all backends of the process.
+#[tokio::test]
+async fn a_wake_up_that_panics_keeps_nobody_from_being_told() {
+    struct Panics(mpsc::Sender<()>);
+
+    impl Wake for Panics {
+        fn wake(self: Arc<Self>) {
+            let _ = self.0.send(());
+            panic!("this executor has ended");
+        }
+    }
+
+    let locks = Locks::new();
+    let (client, other) = (locks.client(), locks.client());
+    let (woken, is_woken) = mpsc::channel();
+    let panics = Waker::from(Arc::new(Panics(woken)));
+    let shared = lock(&client, "a");
+    let readers = [
+        shared.acquire_shared().await.unwrap(),
+        shared.acquire_shared().await.unwrap(),
+    ];
+    let mut first = pin!(readers[0].lost());
+    let polled = first.as_mut().poll(&mut Context::from_waker(&panics));
+    assert!(polled.is_pending());
+    std::fs::remove_file(locks.file("a")).unwrap();
+    is_woken.recv_timeout(LONG).unwrap();
+    // The other one of the same event, and one of a later event.
+    let second = tokio::time::timeout(LONG, readers[1].lost());
+    second.await.unwrap();
+    let later = lock(&other, "b").acquire().await.unwrap();
+    std::fs::remove_file(locks.file("b")).unwrap();
+    tokio::time::timeout(LONG, later.lost()).await.unwrap();
 }
 
 #[tokio::test]

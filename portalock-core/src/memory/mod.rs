@@ -5,9 +5,7 @@
 mod table;
 
 use std::{
-    any::Any,
     fmt,
-    panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -200,23 +198,14 @@ fn change<T>(table: &Mutex<Table>, act: impl FnOnce(&mut Table) -> T) -> T {
     let news = locked.news();
     let mut change = locked.next_change();
     drop(locked);
-    // If a wake-up panics, the others are told too.
-    let mut panicked = None;
     for message in news {
-        panicked = panic_of(|| message.tell()).or(panicked);
+        message.tell();
     }
     while let Some(message) = change {
-        panicked = panic_of(|| message.tell()).or(panicked);
+        message.tell();
         change = lock(table).change_after_one();
     }
-    if let Some(panic) = panicked {
-        resume_unwind(panic);
-    }
     changed
-}
-
-fn panic_of(tell: impl FnOnce()) -> Option<Box<dyn Any + Send>> {
-    catch_unwind(AssertUnwindSafe(tell)).err()
 }
 
 fn lock(table: &Mutex<Table>) -> MutexGuard<'_, Table> {

@@ -291,19 +291,21 @@ impl Watches {
         read < ANY_EVENTS
     }
 
-    fn concerned(&self, descriptor: i32, what: ReadFlags) -> Vec<Target> {
+    fn concerned(&self, watch: i32, what: ReadFlags) -> Vec<Target> {
         let mut registry = lock(&self.registry);
         if what.contains(ReadFlags::QUEUE_OVERFLOW) {
+            // The events that would have ended these may be lost.
+            let unused = registry.targets.extract_if(|_, told| told.is_empty());
+            unused.for_each(|(watch, _)| _ = inotify::remove_watch(&self.events, watch));
             return registry.targets.values().flatten().cloned().collect();
         }
         if what.contains(ReadFlags::IGNORED) {
             // The system ended the watch, because the watched file is gone.
-            return registry.targets.remove(&descriptor).unwrap_or_default();
+            return registry.targets.remove(&watch).unwrap_or_default();
         }
-        let targets = registry.targets.get(&descriptor);
-        let targets = targets.cloned().unwrap_or_default();
+        let targets = registry.targets.get(&watch).cloned().unwrap_or_default();
         if targets.is_empty() {
-            self.end(&mut registry, descriptor);
+            self.end(&mut registry, watch);
         }
         targets
     }

@@ -257,6 +257,12 @@ fn more_than_the_system_keeps_means_that_anything_may_have_changed() {
     let ear: Arc<dyn Watched> = Arc::new(Ear(Mutex::new(sender)));
     let watcher = Watcher::new().unwrap();
     let registration = watcher.watch(&dir, None, Arc::downgrade(&ear)).unwrap();
+    let file = File::create(place.path().join("file")).unwrap();
+    drop(
+        watcher
+            .watch(&file, Some("file"), Arc::downgrade(&ear))
+            .unwrap(),
+    );
     // While this is locked, the thread reads at most one buffer.
     let registry = lock(&watcher.watches.registry);
     let (mut from, mut to) = (place.path().join("a"), place.path().join("b"));
@@ -265,8 +271,11 @@ fn more_than_the_system_keeps_means_that_anything_may_have_changed() {
         std::fs::rename(&from, &to).unwrap();
         std::mem::swap(&mut from, &mut to);
     }
+    // Its watch would end with this event, which is lost.
+    drop(file);
     drop(registry);
     assert_eq!(told.recv_timeout(LONG), Ok(()));
+    assert_eq!(lock(&watcher.watches.registry).targets.len(), 1);
     drop((registration, watcher));
 }
 
