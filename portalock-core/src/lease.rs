@@ -5,6 +5,7 @@
 
 use std::{
     fmt,
+    pin::pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -156,12 +157,7 @@ impl Lease {
 
     /// Records that the lock was released: signals that have not fired will never fire.
     pub(crate) fn settle(&self) {
-        let mut state = self.0.lock();
-        if state.observe().is_none() {
-            state.settled = true;
-        }
-        drop(state);
-        self.tell();
+        self.0.lock().settled = true;
     }
 }
 
@@ -174,9 +170,8 @@ impl Shared {
 
     async fn ended(&self) -> Loss {
         loop {
-            let changed = self.changed.notified();
-            tokio::pin!(changed);
-            changed.as_mut().enable();
+            // From now on it hears of each change, although it is polled later.
+            let changed = pin!(self.changed.notified());
             let deadline = {
                 let mut state = self.lock();
                 if let Some(loss) = state.observe() {
@@ -252,12 +247,9 @@ impl LostSignal {
 
     /// The same signal, which can no longer fire when `tenure` is settled.
     pub(crate) fn during(&self, tenure: &Lease) -> Self {
-        match self.sources {
-            Sources::Never => Self::never(),
-            _ => Self {
-                sources: self.sources.clone(),
-                tenure: Some(tenure.0.clone()),
-            },
+        Self {
+            sources: self.sources.clone(),
+            tenure: Some(tenure.0.clone()),
         }
     }
 
@@ -298,17 +290,12 @@ impl LostSignal {
     ///
     /// Safe: the signal can be awaited again, by any number of tasks.
     pub async fn lost(&self) -> Loss {
-        let loss = match &self.sources {
+        match &self.sources {
             Sources::Never => std::future::pending().await,
-            Sources::One(source) => source.ended().await,
+            Sources::One(source) => drop(source.ended().await),
             Sources::Any(signals) => {
-                select_all(signals.iter().map(|signal| Box::pin(signal.lost())))
-                    .await
-                    .0
+                select_all(signals.iter().map(|signal| Box::pin(signal.lost()))).await;
             }
-        };
-        if self.tenure.is_none() {
-            return loss;
         }
         match self.loss() {
             Some(loss) => loss,
@@ -345,7 +332,14 @@ impl fmt::Debug for LostSignal {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use std::time::Duration;
+    use std::{
+        sync::{
+            atomic::{AtomicU32, Ordering},
+            mpsc,
+        },
+        task::{Context, Wake, Waker},
+        time::Duration,
+    };
 
     #[tokio::test(start_paused = true)]
     async fn the_deadline_fires_without_anyone_saying_so() {
@@ -410,6 +404,65 @@ pub(crate) mod tests {
         assert!(lease.extend(start + Duration::from_secs(15)));
         waiter.await.unwrap();
         assert_eq!(start.elapsed().as_secs(), 15);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_deadline_that_comes_later_is_seen_by_a_waiter() {
+        let start = Instant::now();
+        let lease = Lease::unbounded();
+        let signal = lease.signal();
+        let waiter = tokio::spawn(async move { signal.lost().await });
+        tokio::task::yield_now().await;
+        assert!(lease.extend(start + Duration::from_secs(15)));
+        waiter.await.unwrap();
+        assert_eq!(start.elapsed().as_secs(), 15);
+    }
+
+    /// A waker whose code reads the signal, and which counts its calls.
+    struct Reads(LostSignal, AtomicU32);
+
+    impl Wake for Reads {
+        fn wake(self: Arc<Self>) {
+            let _ = self.0.is_lost();
+            self.1.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+
+    /// On a thread of its own: a waker that is called while the lease is locked never returns.
+    #[test]
+    fn whoever_waits_is_told_of_each_change_and_may_read_the_lease() {
+        let (sender, told) = mpsc::channel();
+        std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_time()
+                .start_paused(true)
+                .build()
+                .unwrap();
+            // Nothing drives it, so that no timer fires.
+            let _inside = runtime.enter();
+            let second = Duration::from_secs(1);
+            let deadline = Instant::now() + second;
+            let lease = Lease::until(deadline);
+            let reads = Arc::new(Reads(lease.signal(), AtomicU32::new(0)));
+            let waker = reads.clone().into();
+            let mut waits = pin!(reads.0.lost());
+            let mut extended = |after, deadline| {
+                let [mut its, mut nobodys] = [&waker, Waker::noop()].map(Context::from_waker);
+                assert!(waits.as_mut().poll(&mut its).is_pending());
+                // Its first poll moves the clock.
+                let _ = pin!(tokio::time::advance(after)).poll(&mut nobodys);
+                (lease.extend(deadline), reads.1.swap(0, Ordering::SeqCst))
+            };
+            let extensions = [
+                extended(Duration::ZERO, deadline),
+                extended(Duration::ZERO, deadline + second),
+                extended(second * 2, deadline + second * 9),
+            ];
+            sender.send(extensions).unwrap();
+        });
+        let told = told.recv_timeout(Duration::from_secs(60)).unwrap();
+        // No change, a change, and an end that the renewal has found.
+        assert_eq!(told, [(true, 0), (true, 1), (false, 1)]);
     }
 
     #[tokio::test(start_paused = true)]

@@ -61,6 +61,7 @@ fn every_step_of_a_locks_life_is_logged_with_fields() {
     tracing::subscriber::with_default(log.clone(), || {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
+            .start_paused(true)
             .build()
             .unwrap();
         runtime.block_on(async {
@@ -92,4 +93,7 @@ fn every_step_of_a_locks_life_is_logged_with_fields() {
             "no {wanted:?} in {lines:#?}"
         );
     }
+    // It is said once for each call, however often it looks.
+    let contended = lines.iter().filter(|line| line.starts_with("contended"));
+    assert_eq!(contended.count(), 1, "{lines:#?}");
 }

@@ -7,7 +7,7 @@ use std::{collections::HashMap, time::Duration};
 
 use metrics::Unit;
 use metrics_util::debugging::{DebugValue, DebuggingRecorder};
-use portalock_core::{Lock, MemoryBackend, Policy, metrics::describe};
+use portalock_core::{Lock, MemoryBackend, Policy, Pool, metrics::describe};
 
 /// Runs `work` and returns what was recorded, by metric and labels: how many samples, or the value.
 fn recorded(work: impl Future<Output = ()>) -> HashMap<String, f64> {
@@ -86,7 +86,8 @@ fn waits_and_holds_are_counted_by_their_outcome() {
         assert!(lock.acquire_with(&soon).await.is_err());
         assert!(lock.try_acquire().await.is_err());
         guard.release().await.unwrap();
-        drop(lock.acquire().await.unwrap());
+        let pool = Pool::new(MemoryBackend::new(), "p", 1).unwrap();
+        drop(pool.acquire(1).await.unwrap());
         for releases in [true, false] {
             let guard = lock.acquire().await.unwrap();
             lock.backend().lose(lock.name());

@@ -62,9 +62,6 @@ impl<F: Future> Future for Bounded<'_, F> {
         if let Poll::Ready(output) = self.future.as_mut().poll(context) {
             return Poll::Ready(Some(output));
         }
-        if Instant::now() >= self.deadline {
-            return Poll::Ready(None);
-        }
         let deadline = self.deadline;
         let timer = self.timer.get_or_insert_with(|| timer::at(deadline));
         Pin::new(timer).poll(context).map(|()| None)

@@ -150,8 +150,7 @@ impl Drop for Outer {
     fn drop(&mut self) {
         let outer = self.0.take();
         // Dropped after the borrow has ended: a waker may run any code.
-        let inner = DRIVING.try_with(|driving| driving.replace(outer));
-        drop(inner);
+        drop(DRIVING.try_with(|driving| driving.replace(outer)));
     }
 }
 

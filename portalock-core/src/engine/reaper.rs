@@ -57,7 +57,7 @@ fn pending(change: impl Fn(u32) -> u32) -> u32 {
     let process = std::process::id();
     let changed = |packed| {
         let count = change(count_in(packed, process));
-        u64::from(process) << 32 | u64::from(count)
+        (u64::from(process) << 32) + u64::from(count)
     };
     let mut packed = PENDING.load(Ordering::Acquire);
     loop {
@@ -209,13 +209,12 @@ impl<S: Service<D>, D: Demand> Cleanup<S, D> {
                 // Release at least once, because the backend itself may have a record of the owner.
                 _ if self.lost.is_lost() => return,
                 Some(Err(error)) if !error.is_retryable() => Some(error),
-                Some(Err(error)) if give_up.is_some_and(|at| Instant::now() >= at) => Some(error),
-                None if give_up.is_some_and(|at| Instant::now() >= at) => None,
-                _ => {
+                _ if give_up.is_none_or(|at| Instant::now() < at) => {
                     tokio::time::sleep(pause).await;
                     pause = (pause * 2).min(LONGEST_PAUSE);
                     continue;
                 }
+                answer => answer.and_then(Result::err),
             };
             let error = error.as_ref().map(tracing::field::display);
             tracing::warn!(name = %self.request.name, owner = %self.request.owner, error,
@@ -244,11 +243,12 @@ mod tests {
         Released, Scope, engine::service::Locks,
     };
 
-    /// Never releases anything: it answers with this error, or not at all.
+    /// Never releases anything, unless it does so at once: it answers with this error, or not at all.
     #[derive(Debug)]
     struct Stubborn {
         answer: Option<BackendErrorKind>,
         asked: AtomicUsize,
+        at_once: bool,
     }
 
     #[async_trait]
@@ -259,6 +259,10 @@ mod tests {
 
         async fn try_acquire(&self, _: &LockRequest) -> Result<Attempt, BackendError> {
             std::future::pending().await
+        }
+
+        fn release_now(&self, _: &LockRequest) -> bool {
+            self.at_once
         }
 
         async fn release(&self, _: &LockRequest) -> Result<Released, BackendError> {
@@ -275,10 +279,16 @@ mod tests {
         answer: Option<BackendErrorKind>,
         in_flight: Option<InFlight>,
     ) -> (usize, Duration) {
-        let backend = Arc::new(Stubborn {
+        let backend = Stubborn {
             answer,
             asked: AtomicUsize::new(0),
-        });
+            at_once: false,
+        };
+        clean_up(backend, in_flight).await
+    }
+
+    async fn clean_up(backend: Stubborn, in_flight: Option<InFlight>) -> (usize, Duration) {
+        let backend = Arc::new(backend);
         let name = LockName::new("job").unwrap();
         let request = LockRequest::new(name, Mode::Exclusive, Patience::Once);
         let start = Instant::now();
@@ -322,5 +332,16 @@ mod tests {
         let in_flight: InFlight = Box::pin(std::future::pending());
         let answer = Some(BackendErrorKind::Misconfigured);
         assert_eq!(given_up(answer, Some(in_flight)).await, (1, SEE_OUT));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_abandoned_attempt_is_released_at_once_where_that_is_possible() {
+        let backend = Stubborn {
+            answer: None,
+            asked: AtomicUsize::new(0),
+            at_once: true,
+        };
+        let granted = in_flight(async { Ok(Attempt::Granted(crate::Grant::new())) });
+        assert_eq!(clean_up(backend, Some(granted)).await, (0, Duration::ZERO));
     }
 }

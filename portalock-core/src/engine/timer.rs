@@ -30,7 +30,7 @@ enum Source {
     Tokio(Pin<Box<Sleep>>),
     /// A timer on the background thread, which cancels it when the receiver is dropped.
     Background(oneshot::Receiver<()>),
-    /// The system gave no thread: the timer never fires, but code that reads the clock still sees the deadline.
+    /// The system gave no thread: the timer wakes nobody, but whoever polls it still sees the deadline.
     Never,
 }
 
@@ -71,14 +71,13 @@ impl Future for Timer {
 
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
         let timer = self.get_mut();
-        let source = match &mut timer.source {
-            Some(source) => source,
-            None if Instant::now() >= timer.deadline => return Poll::Ready(()),
-            None if set_alarm(timer.alarm, timer.deadline, context.waker()) => {
-                return Poll::Pending;
-            }
-            none => none.insert(source(timer.deadline)),
-        };
+        if Instant::now() >= timer.deadline {
+            return Poll::Ready(());
+        }
+        if timer.source.is_none() && set_alarm(timer.alarm, timer.deadline, context.waker()) {
+            return Poll::Pending;
+        }
+        let source = timer.source.get_or_insert_with(|| source(timer.deadline));
         match source {
             Source::Tokio(sleep) => sleep.as_mut().poll(context),
             // Nothing is sent: the timer's task drops its end.
@@ -90,8 +89,41 @@ impl Future for Timer {
 
 impl Drop for Timer {
     fn drop(&mut self) {
-        if self.source.is_none() {
-            forget_alarm(self.alarm);
-        }
+        forget_alarm(self.alarm);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        panic,
+        sync::{
+            Arc,
+            atomic::{AtomicBool, Ordering},
+        },
+        thread,
+        time::Duration,
+    };
+
+    use super::*;
+    use crate::{engine::driver::drive, lease::tests::block_on};
+
+    #[test]
+    fn a_thread_that_drives_a_future_needs_no_timer_elsewhere() {
+        let mut timer = at(Instant::now() + Duration::from_millis(10));
+        assert_eq!(drive(&mut timer, || Ok::<_, ()>(())), Ok(()));
+        assert!(timer.source.is_none());
+    }
+
+    #[test]
+    fn outside_tokio_nothing_panics() {
+        let (has_panicked, here) = (Arc::new(AtomicBool::new(false)), thread::current().id());
+        let (panicked, before) = (has_panicked.clone(), panic::take_hook());
+        panic::set_hook(Box::new(move |info| {
+            panicked.fetch_or(thread::current().id() == here, Ordering::Relaxed);
+            before(info);
+        }));
+        block_on(at(Instant::now() + Duration::from_millis(10)));
+        assert!(!has_panicked.load(Ordering::Relaxed));
     }
 }

@@ -177,6 +177,10 @@ async fn a_released_guards_signal_outlives_the_session_in_silence() {
         signals.iter().all(|signal| !signal.is_lost()),
         "lost fired on a normal release"
     );
+    for signal in signals {
+        let lost = tokio::time::timeout(Duration::from_secs(3600), signal.lost()).await;
+        assert!(lost.is_err(), "{lost:?}");
+    }
 }
 
 #[tokio::test]

@@ -36,6 +36,15 @@ async fn too_many_failures_in_a_row_end_the_call_with_their_cause() {
     backend.first_release().await;
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_call_that_accepts_no_failure_ends_with_the_first() {
+    let backend = Scripted::new([Step::Fails(BackendErrorKind::Unavailable)]);
+    let policy = seconds(5).with_max_failures(0);
+    let error = backend.lock().acquire_with(&policy).await.unwrap_err();
+    assert!(matches!(error, LockError::Backend { .. }), "{error}");
+    assert_eq!(backend.attempts().len(), 1);
+}
+
 /// A service that answers with `first`, fails for this long, and then grants.
 async fn waits_through(outage: Duration, first: Step, listens: bool) -> Result<(), LockError> {
     let fails = Step::Fails(BackendErrorKind::Unavailable);
@@ -129,13 +138,17 @@ async fn a_failure_before_the_deadline_is_the_timeouts_cause() {
 
 #[tokio::test(start_paused = true)]
 async fn an_attempt_just_before_the_deadline_may_be_on_its_way_to_a_healthy_service() {
-    let backend = Scripted::new([Step::Contended, Step::Stalls]);
-    let policy = seconds(3)
-        .with_first_check(Duration::from_secs(60))
-        .and_then(|policy| policy.with_check_interval(Duration::from_secs(60)))
-        .unwrap();
-    let error = backend.lock().acquire_with(&policy).await.unwrap_err();
-    assert!(error.is_contention(), "{error}");
+    for (silence, is_contention) in [(0, true), (999, true), (1000, false)] {
+        let backend = Scripted::new([Step::Contended, Step::Stalls]);
+        let second_look = Duration::from_millis(3000 - silence);
+        let policy = seconds(3)
+            .with_first_check(second_look)
+            .and_then(|policy| policy.with_check_interval(second_look))
+            .and_then(|policy| policy.with_jitter(0.0))
+            .unwrap();
+        let error = backend.lock().acquire_with(&policy).await.unwrap_err();
+        assert_eq!(error.is_contention(), is_contention, "{error}");
+    }
 }
 
 #[tokio::test(start_paused = true)]

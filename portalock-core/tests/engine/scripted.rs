@@ -49,8 +49,9 @@ pub struct State {
     pub calls: Mutex<Vec<(Duration, Call)>>,
     pub lines: Mutex<Vec<WakeSender>>,
     pub listens: Mutex<bool>,
-    /// How many subscriptions fail.
+    /// How many subscriptions fail, and how, if it isn't because the session has ended.
     pub subscription_fails: Mutex<u32>,
+    pub subscription_error: Mutex<Option<BackendErrorKind>>,
     pub release_fails: Mutex<u32>,
     pub lease: Mutex<Option<Lease>>,
     pub patience: Mutex<Option<Patience>>,
@@ -206,8 +207,9 @@ impl LockBackend for Scripted {
         let mut fails = self.0.subscription_fails.lock().unwrap();
         if *fails > 0 {
             *fails -= 1;
+            let kind = *self.0.subscription_error.lock().unwrap();
             return Err(BackendError::new(
-                BackendErrorKind::SessionEnded,
+                kind.unwrap_or(BackendErrorKind::SessionEnded),
                 "told to fail",
             ));
         }

@@ -29,6 +29,23 @@ async fn a_wake_up_is_followed_at_once_by_a_look() {
     assert_eq!(backend.attempts()[2], Duration::from_secs(10));
 }
 
+/// Another waiter was quicker, or the lock is about to be free.
+#[tokio::test(start_paused = true)]
+async fn after_a_wake_up_in_vain_the_next_look_comes_soon() {
+    let contended = [(); 3].map(|()| Step::Contended);
+    let backend = Scripted::new(contended.into_iter().chain([Step::Grant])).listening();
+    let policy = Policy::forever()
+        .with_check_interval(Duration::from_secs(3600))
+        .unwrap();
+    let lock = backend.lock();
+    let mut waiter = std::pin::pin!(lock.acquire_with(&policy));
+    assert!(futures_util::poll!(&mut waiter).is_pending());
+    backend.line().wake();
+    let start = Instant::now();
+    drop(waiter.await.unwrap());
+    assert!(start.elapsed() < Duration::from_secs(1), "{start:?}");
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_lost_wake_up_costs_one_check_interval() {
     let backend = Scripted::new([Step::Contended, Step::Contended, Step::Grant]).listening();
@@ -116,6 +133,16 @@ async fn a_wait_that_fails_for_good_ends() {
     let ended = tokio::time::timeout(Duration::from_secs(3600), waiter).await;
     let error = ended.expect("it waits on").unwrap_err();
     assert!(!error.is_retryable(), "{error}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_subscription_that_fails_for_good_ends_the_wait() {
+    let backend = Scripted::new([Step::Contended]).listening();
+    *backend.0.subscription_fails.lock().unwrap() = u32::MAX;
+    *backend.0.subscription_error.lock().unwrap() = Some(BackendErrorKind::PermissionDenied);
+    let error = backend.lock().acquire().await.unwrap_err();
+    assert!(!error.is_retryable() && !error.is_contention(), "{error}");
+    assert_eq!(backend.attempts().len(), 1);
 }
 
 #[tokio::test(start_paused = true)]

@@ -70,16 +70,79 @@ fn a_timer_that_was_dropped_wakes_nobody() {
         let start = Instant::now();
         run(async {
             let alarms = || with_driving(|driving| driving.alarms.len());
-            let (mut early, mut late) = (Box::pin(soon()), Box::pin(timer::at(start + LONG)));
+            let [mut one, mut other] = [(); 2].map(|()| Box::pin(timer::at(start + LONG)));
             for _ in 0..2 {
-                assert!(futures_util::poll!(&mut early).is_pending());
-                assert!(futures_util::poll!(&mut late).is_pending());
+                assert!(futures_util::poll!(&mut one).is_pending());
+                assert!(futures_util::poll!(&mut other).is_pending());
                 assert_eq!(alarms(), Some(2));
             }
-            drop(early);
-            timer::at(start + SOON / 2).await;
+            drop(one);
+            soon().await;
             assert_eq!(alarms(), Some(1), "that of the other one");
         });
+    });
+}
+
+/// Its code sets another timer, which wakes this one's future.
+struct SetsAnother(Mutex<Option<timer::Timer>>, Waker);
+
+impl Wake for SetsAnother {
+    fn wake(self: Arc<Self>) {
+        let another = self
+            .0
+            .lock()
+            .unwrap()
+            .insert(soon())
+            .poll_unpin(&mut Context::from_waker(&self.1));
+        if another.is_ready() {
+            self.1.wake_by_ref();
+        }
+    }
+}
+
+#[test]
+fn a_timer_that_a_waker_sets_is_heeded() {
+    ends(|| {
+        // What it set goes with it.
+        let mut sets = None;
+        let (mut first, mut polls) = (soon(), 0);
+        run(std::future::poll_fn(|context| {
+            polls += 1;
+            // The very first poll has a waker that wakes nobody.
+            if polls > 2 {
+                return Poll::Ready(());
+            }
+            let another = SetsAnother(Mutex::default(), context.waker().clone());
+            let waker = sets.insert(Arc::new(another)).clone().into();
+            first.poll_unpin(&mut Context::from_waker(&waker))
+        }));
+    });
+}
+
+#[test]
+fn a_timer_is_due_at_its_very_instant() {
+    ends(|| {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .start_paused(true)
+            .build()
+            .unwrap();
+        let _inside = runtime.enter();
+        let (mut timer, mut polls) = (soon(), 0);
+        run(std::future::poll_fn(|context| {
+            polls += 1;
+            // The very first poll has a waker that wakes nobody.
+            if polls == 1 {
+                return Poll::Pending;
+            }
+            let fired = timer.poll_unpin(context);
+            if polls == 2 {
+                // Its first poll moves the clock.
+                let mut nobodys = Context::from_waker(Waker::noop());
+                let _ = pin!(tokio::time::advance(SOON)).poll(&mut nobodys);
+            }
+            fired
+        }));
     });
 }
 
@@ -104,7 +167,8 @@ fn a_future_inside_another_one_takes_nothing_from_it() {
         run(std::future::poll_fn(|context| {
             if let Some(sender) = sender.take() {
                 assert!(outer.poll_unpin(context).is_pending());
-                assert!(timers.poll_next_unpin(context).is_pending());
+                // Where the machine stalls, it is due already.
+                let _ = timers.poll_next_unpin(context);
                 // The outer one is woken while the inner one sleeps.
                 let waker = thread::spawn(move || sender.send(()));
                 run(async { soon().await });
@@ -236,7 +300,45 @@ impl Sleeper for Taken {
         false
     }
 
-    fn wake(&self) {}
+    fn wake(&self) {
+        panic!("the thread does not sleep here any more");
+    }
+}
+
+/// The waker is called twice while the thread sleeps in it.
+#[derive(Default)]
+struct Twice(Mutex<Option<Waker>>, AtomicU64);
+
+impl Sleeper for Twice {
+    fn sleep(&self, _: Option<Duration>, _: &dyn Fn() -> bool) -> bool {
+        let waker = self.0.lock().unwrap().take().unwrap();
+        waker.wake_by_ref();
+        waker.wake_by_ref();
+        true
+    }
+
+    fn wake(&self) {
+        self.1.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+#[test]
+fn a_thread_that_wakes_up_is_not_woken_again() {
+    let twice = Arc::new(Twice::default());
+    let (place, mut polls) = (twice.clone(), 0);
+    ends(move || {
+        let sleeper: Arc<dyn Sleeper> = place.clone();
+        run(std::future::poll_fn(|context| {
+            polls += 1;
+            if polls > 2 {
+                return Poll::Ready(());
+            }
+            *place.0.lock().unwrap() = Some(context.waker().clone());
+            sleep_with(&sleeper);
+            Poll::Pending
+        }));
+    });
+    assert_eq!(twice.1.load(Ordering::SeqCst), 1);
 }
 
 #[test]
