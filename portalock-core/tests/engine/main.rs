@@ -10,6 +10,7 @@
 
 mod clean_up;
 mod deadlines;
+mod executors;
 mod failures;
 mod other_tasks;
 mod scripted;
