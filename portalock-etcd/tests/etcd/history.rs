@@ -5,10 +5,10 @@ use std::{sync::Arc, time::Duration};
 use portalock_core::{LockBackend, Semaphore, clock::Instant};
 use portalock_etcd::EtcdBackend;
 use portalock_testkit::{
-    history::{random_clients, random_pool_clients, seed, stress_time},
+    history::{random_clients_of_both, seed, stress_time},
     proxy::{Direction, FaultProxy},
 };
-use tokio::{sync::oneshot, task::spawn_blocking};
+use tokio::task::spawn_blocking;
 
 use crate::support::Server;
 
@@ -37,7 +37,6 @@ async fn no_promise_is_broken_under_random_faults() {
         clients.push(client);
         lines.push(own);
     }
-    let (ended, over) = oneshot::channel();
     let faults = async {
         let mut random = fastrand::Rng::with_seed(seed);
         let end = Instant::now() + time;
@@ -45,13 +44,10 @@ async fn no_promise_is_broken_under_random_faults() {
             fault(&server, &lines, &mut random).await;
             tokio::time::sleep(Duration::from_millis(random.u64(100..800))).await;
         }
-        ended.send(()).unwrap();
     };
-    let (locks, permits) = tokio::try_join!(
-        random_clients(&clients, seed, faults),
-        random_pool_clients(&clients, seed, async { over.await.unwrap() }),
-    )
-    .unwrap();
+    let (locks, permits) = random_clients_of_both(&clients, seed, faults)
+        .await
+        .unwrap();
     let claims = [
         LockBackend::capabilities(&clients[0]),
         Semaphore::capabilities(&clients[0]),

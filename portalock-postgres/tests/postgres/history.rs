@@ -5,10 +5,9 @@ use std::time::Duration;
 use portalock_core::{LockBackend, Semaphore, clock::Instant};
 use portalock_postgres::{PostgresBackend, tokio_postgres::Error};
 use portalock_testkit::{
-    history::{random_clients, random_pool_clients, seed, stress_time},
+    history::{random_clients_of_both, seed, stress_time},
     proxy::{Direction, FaultProxy},
 };
-use tokio::sync::oneshot;
 
 use crate::support::{Server, try_connect};
 
@@ -30,7 +29,6 @@ async fn no_promise_is_broken_under_random_faults() {
         clients.push(PostgresBackend::with_settings(settings).await.unwrap());
         lines.push(line);
     }
-    let (ended, over) = oneshot::channel();
     let faults = async {
         let mut random = fastrand::Rng::with_seed(seed);
         let end = Instant::now() + time;
@@ -38,13 +36,10 @@ async fn no_promise_is_broken_under_random_faults() {
             fault(&server, &lines, &mut random).await;
             tokio::time::sleep(Duration::from_millis(random.u64(50..600))).await;
         }
-        ended.send(()).unwrap();
     };
-    let (locks, permits) = tokio::try_join!(
-        random_clients(&clients, seed, faults),
-        random_pool_clients(&clients, seed, async { over.await.unwrap() }),
-    )
-    .unwrap();
+    let (locks, permits) = random_clients_of_both(&clients, seed, faults)
+        .await
+        .unwrap();
     let claims = [
         LockBackend::capabilities(&clients[0]),
         Semaphore::capabilities(&clients[0]),

@@ -5,11 +5,11 @@ use std::time::Duration;
 use portalock_core::{LockBackend, Semaphore, clock::Instant};
 use portalock_redis::RedisBackend;
 use portalock_testkit::{
-    history::{random_clients, random_pool_clients, seed, stress_time},
+    history::{random_clients_of_both, seed, stress_time},
     proxy::{Direction, FaultProxy},
     servers::{RedisOptions, RedisServer},
 };
-use tokio::{sync::oneshot, task::block_in_place};
+use tokio::task::block_in_place;
 
 use crate::fixture::settings_at;
 
@@ -33,7 +33,6 @@ async fn no_promise_is_broken_under_random_faults() {
         ));
         lines.push(line);
     }
-    let (ended, over) = oneshot::channel();
     let faults = async {
         let mut random = fastrand::Rng::with_seed(seed);
         let end = Instant::now() + time;
@@ -41,13 +40,10 @@ async fn no_promise_is_broken_under_random_faults() {
             fault(&mut server, &lines, &mut random).await;
             tokio::time::sleep(Duration::from_millis(random.u64(50..600))).await;
         }
-        ended.send(()).unwrap();
     };
-    let (locks, permits) = tokio::try_join!(
-        random_clients(&clients, seed, faults),
-        random_pool_clients(&clients, seed, async { over.await.unwrap() }),
-    )
-    .unwrap();
+    let (locks, permits) = random_clients_of_both(&clients, seed, faults)
+        .await
+        .unwrap();
     let claims = [
         LockBackend::capabilities(&clients[0]),
         Semaphore::capabilities(&clients[0]),

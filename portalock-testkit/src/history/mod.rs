@@ -36,7 +36,7 @@ use portalock_core::{FencingToken, LockName, Mode, Permits};
 
 pub(crate) use recorder::Recorder;
 
-pub use random::{random_clients, random_pool_clients, seed, stress_time};
+pub use random::{random_clients, random_clients_of_both, random_pool_clients, seed, stress_time};
 
 /// What happened to one acquisition.
 #[derive(Debug, Clone, PartialEq, Eq)]

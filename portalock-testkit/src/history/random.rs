@@ -3,10 +3,14 @@
 use std::{env, future::Future, str::FromStr, sync::Arc, time::Duration};
 
 use portalock_core::{
-    FencingToken, Lock, LockBackend, LockError, LockName, LostSignal, Mode, Permits, Policy, Pool,
-    Semaphore, clock::Instant,
+    FencingToken, Guard, Lock, LockBackend, LockError, LockName, LostSignal, Mode, PermitGuard,
+    Permits, Policy, Pool, Semaphore, clock::Instant,
 };
-use tokio::{sync::watch, task::JoinSet, time::timeout};
+use tokio::{
+    sync::{oneshot, watch},
+    task::JoinSet,
+    time::timeout,
+};
 
 use super::{Happened, History, Recorder};
 
@@ -104,6 +108,38 @@ pub async fn random_pool_clients<S: Semaphore + Clone>(
     play(clients.iter().cloned().map(PoolClient), seed, faults).await
 }
 
+/// Runs [`random_clients`] and [`random_pool_clients`] beside each other while `faults` runs, and returns both histories.
+///
+/// # Errors
+///
+/// The [`LockError`] of a call that failed for good, or that got nothing within a minute.
+///
+/// # Cancel safety
+///
+/// If the call is dropped, the clients stop.
+///
+/// # Panics
+///
+/// If `faults` panics.
+pub async fn random_clients_of_both<B: LockBackend + Semaphore + Clone>(
+    clients: &[B],
+    seed: u64,
+    faults: impl Future<Output = ()>,
+) -> Result<(History, History), LockError> {
+    let (ended, over) = oneshot::channel::<()>();
+    // Boxed, so that the whole stays small.
+    let faults = Box::pin(async {
+        faults.await;
+        drop(ended);
+    });
+    // Nothing is sent: the other end is dropped.
+    let over = async { drop(over.await) };
+    tokio::try_join!(
+        random_clients(clients, seed, faults),
+        random_pool_clients(clients, seed, over),
+    )
+}
+
 /// A client, and how it takes its turns.
 trait Client: Clone + Send + 'static {
     fn turn(task: &mut Task<Self>) -> impl Future<Output = Result<(), LockError>> + Send;
@@ -162,41 +198,65 @@ impl<C: Client> Task<C> {
         })?)
     }
 
-    /// The guard of an acquisition. `None` if the request may fail: its client gave up.
-    fn granted<G>(
-        &self,
+    /// Holds for a while what was acquired. If the request may fail, its client gave up.
+    async fn hold<G: Held>(
+        &mut self,
         id: u64,
         asked: Instant,
         acquired: Result<G, LockError>,
-    ) -> Result<Option<G>, LockError> {
-        match acquired {
-            Ok(guard) => Ok(Some(guard)),
+    ) -> Result<(), LockError> {
+        let guard = match acquired {
+            Ok(guard) => guard,
             Err(error) if error.is_retryable() && asked.elapsed() < PATIENCE => {
                 self.recorder.happened(id, Happened::GaveUp);
-                Ok(None)
+                return Ok(());
             }
-            Err(error) => Err(error),
-        }
-    }
-
-    /// Holds for a while. `end` releases if it is told to, and otherwise only drops the guard.
-    async fn hold<F: Future<Output = ()>>(
-        &mut self,
-        id: u64,
-        token: Option<FencingToken>,
-        signal: LostSignal,
-        end: impl FnOnce(bool) -> F + Send,
-    ) {
-        self.recorder.granted(id, token, signal.clone());
+            Err(error) => return Err(error),
+        };
+        let signal = guard.lost_signal();
+        self.recorder.granted(id, guard.token(), signal.clone());
         let held = Duration::from_micros(self.random.u64(100..20_000));
         if timeout(held, signal.lost()).await.is_ok() {
             self.recorder.happened(id, Happened::Lost);
         }
         self.recorder.happened(id, Happened::Releasing);
-        end(self.random.bool()).await;
+        if self.random.bool() {
+            guard.release().await;
+        } else {
+            drop(guard);
+        }
         self.recorder.happened(id, Happened::Released);
+        Ok(())
     }
 }
+
+/// A guard of a lock or of permits.
+trait Held: Send {
+    fn token(&self) -> Option<FencingToken>;
+    fn lost_signal(&self) -> LostSignal;
+    /// A failed release breaks no promise: the clean-up repeats it in the background.
+    fn release(self) -> impl Future<Output = ()> + Send;
+}
+
+macro_rules! held {
+    ($($guard:ident<$backend:ident>),+) => {$(
+        impl<B: $backend> Held for $guard<B> {
+            fn token(&self) -> Option<FencingToken> {
+                self.token()
+            }
+
+            fn lost_signal(&self) -> LostSignal {
+                self.lost_signal()
+            }
+
+            async fn release(self) {
+                drop(self.release().await);
+            }
+        }
+    )+};
+}
+
+held!(Guard<LockBackend>, PermitGuard<Semaphore>);
 
 fn policy() -> Policy {
     Policy::default()
@@ -224,18 +284,7 @@ impl<B: LockBackend + Clone> Client for Locker<B> {
             Mode::Exclusive => lock.acquire().await,
             Mode::Shared => lock.acquire_shared().await,
         };
-        let Some(guard) = task.granted(id, asked, acquired)? else {
-            return Ok(());
-        };
-        let (token, signal) = (guard.token(), guard.lost_signal());
-        // A failed release breaks no promise: the clean-up repeats it in the background.
-        let end = move |releases| async move {
-            if releases {
-                drop(guard.release().await);
-            }
-        };
-        task.hold(id, token, signal, end).await;
-        Ok(())
+        task.hold(id, asked, acquired).await
     }
 }
 
@@ -250,16 +299,6 @@ impl<S: Semaphore + Clone> Client for PoolClient<S> {
         let asked = Instant::now();
         let id = task.recorder.asked_permits(task.number, name, permits);
         let acquired = pool.acquire(permits.count()).await;
-        let Some(guard) = task.granted(id, asked, acquired)? else {
-            return Ok(());
-        };
-        let (token, signal) = (guard.token(), guard.lost_signal());
-        let end = move |releases| async move {
-            if releases {
-                drop(guard.release().await);
-            }
-        };
-        task.hold(id, token, signal, end).await;
-        Ok(())
+        task.hold(id, asked, acquired).await
     }
 }
