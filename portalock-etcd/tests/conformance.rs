@@ -98,6 +98,15 @@ impl Fixture for RealEtcd {
         }))
     }
 
+    async fn delay_requests(&self, client: &EtcdBackend) -> Result<Restore, FixtureError> {
+        let line = self.line(client)?;
+        line.strand();
+        Ok(Restore::new(async move {
+            line.deliver().await;
+            Ok(())
+        }))
+    }
+
     async fn stall_service(&self) -> Result<Restore, FixtureError> {
         self.server.stall(0)?;
         let server = self.server.clone();

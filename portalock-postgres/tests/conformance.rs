@@ -177,6 +177,15 @@ impl Fixture for RealPostgres {
         }))
     }
 
+    async fn delay_requests(&self, client: &PostgresBackend) -> Result<Restore, FixtureError> {
+        let line = self.line(client)?;
+        line.strand();
+        Ok(Restore::new(async move {
+            line.deliver().await;
+            Ok(())
+        }))
+    }
+
     async fn stall_service(&self) -> Result<Restore, FixtureError> {
         self.with_server(PostgresServer::stall)?;
         let server = self.server.clone();

@@ -145,6 +145,15 @@ impl Fixture for Redis {
         }))
     }
 
+    async fn delay_requests(&self, client: &RedisBackend) -> Result<Restore, FixtureError> {
+        let line = self.line(client)?;
+        line.strand();
+        Ok(Restore::new(async move {
+            line.deliver().await;
+            Ok(())
+        }))
+    }
+
     async fn stall_service(&self) -> Result<Restore, FixtureError> {
         self.with_server(RedisServer::stall)?;
         let server = self.server.clone();

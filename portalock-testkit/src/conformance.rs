@@ -73,6 +73,7 @@ macro_rules! conformance {
                 an_impatient_attempt_leaves_nothing
                 a_withdrawn_owner_is_never_granted
                 an_unanswered_attempt_leaves_nothing
+                an_attempt_that_arrives_after_its_release_leaves_nothing
             }
             release {
                 a_released_lock_is_free_at_once

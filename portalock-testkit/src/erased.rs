@@ -136,6 +136,7 @@ pub(crate) trait AnyFixture: Send + Sync {
     async fn crash(&self, client: &AnyClient) -> Result<(), FixtureError>;
     async fn cut_off(&self, client: &AnyClient) -> Result<Restore, FixtureError>;
     async fn lose_answers(&self, client: &AnyClient) -> Result<Restore, FixtureError>;
+    async fn delay_requests(&self, client: &AnyClient) -> Result<Restore, FixtureError>;
     async fn move_store(&self) -> Result<(), FixtureError>;
     async fn stall_service(&self) -> Result<Restore, FixtureError>;
     async fn restart_service(&self) -> Result<(), FixtureError>;
@@ -177,6 +178,10 @@ impl<F: Fixture> AnyFixture for Erased<F> {
 
     async fn lose_answers(&self, client: &AnyClient) -> Result<Restore, FixtureError> {
         self.0.lose_answers(Self::concrete(client)?).await
+    }
+
+    async fn delay_requests(&self, client: &AnyClient) -> Result<Restore, FixtureError> {
+        self.0.delay_requests(Self::concrete(client)?).await
     }
 
     async fn move_store(&self) -> Result<(), FixtureError> {

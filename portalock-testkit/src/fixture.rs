@@ -93,6 +93,22 @@ pub trait Fixture: Send + Sync + 'static {
         ))
     }
 
+    /// Keeps what `client` sends next on its way to the store, and breaks the client's connections then: the client can
+    /// connect again at once. [`Restore::now`] lets the requests arrive, after all that the client has sent since.
+    ///
+    /// A network does this if it resets a connection for the client only, and brings the rest to the store later.
+    /// [`FaultProxy::strand`](crate::proxy::FaultProxy::strand) does it for any service that is reached over TCP.
+    ///
+    /// # Errors
+    ///
+    /// [`FixtureError::NotProvided`] by default.
+    async fn delay_requests(&self, client: &Self::Backend) -> Result<Restore, FixtureError> {
+        let _ = client;
+        Err(FixtureError::NotProvided(
+            "a way to let a client's requests arrive after its later ones",
+        ))
+    }
+
     /// Puts another, empty store at the address of this one: for example, a directory is renamed and created again, a
     /// symbolic link is changed, or something is mounted over it. From then on [`client`](Self::client) makes clients
     /// of the new store. Earlier clients must notice the change.

@@ -2,7 +2,7 @@
 //!
 //! It forwards TCP from its own port. In each direction it can delay data, hold data back, or drop it. While it holds
 //! data back (a black hole), nothing arrives until it is healed, not even the end of a connection. It can also cut
-//! connections and refuse new ones. It runs on its own thread, so a blocked or paused runtime of a test doesn't affect
+//! connections and refuse new ones, and let what was sent on a broken connection arrive late. It runs on its own thread, so a blocked or paused runtime of a test doesn't affect
 //! it.
 
 use std::{
@@ -20,13 +20,17 @@ use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     net::{TcpListener, TcpStream},
     sync::{mpsc, watch},
-    time::Instant,
+    time::{Instant, timeout},
 };
 
 /// The most that is read at once.
 const CHUNK: usize = 16 * 1024;
 /// How many chunks may be in flight in one direction. Then the sender gets back pressure, as from a full TCP window.
 const WINDOW: usize = 64;
+/// A message may come in several parts, but not with such a pause between two.
+const PAUSE: Duration = Duration::from_millis(50);
+/// How long the server's answer to a late message is waited for.
+const ANSWER: Duration = Duration::from_secs(5);
 
 /// The direction of data.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -56,6 +60,8 @@ pub struct FaultProxy {
     addr: SocketAddr,
     state: watch::Sender<State>,
     open: Arc<AtomicUsize>,
+    /// How many connections have data that is to arrive late.
+    stranded: watch::Sender<usize>,
 }
 
 #[derive(Debug, Clone, Default)]
@@ -66,6 +72,9 @@ struct State {
     refuse_from: Option<IpAddr>,
     /// The number of cuts. A connection that is older than the last cut is closed.
     cuts: u64,
+    strands: u64,
+    /// How many strands are over.
+    delivered: u64,
 }
 
 #[derive(Debug, Clone, Copy, Default)]
@@ -83,6 +92,11 @@ impl State {
         if direction != Direction::ToServer {
             change(&mut self.to_client);
         }
+    }
+
+    /// Whether a connection that was opened after so many strands has since been stranded, and not delivered.
+    const fn is_stranded(&self, after: u64) -> bool {
+        self.delivered <= after && after < self.strands
     }
 }
 
@@ -102,18 +116,24 @@ impl FaultProxy {
             .build()?;
         let (state, watcher) = watch::channel(State::default());
         let open = Arc::new(AtomicUsize::new(0));
-        let count = open.clone();
+        let stranded = watch::Sender::new(0);
+        let counts = (open.clone(), stranded.clone());
         thread::Builder::new()
             .name("fault-proxy".to_owned())
             .spawn(move || {
                 // Ends when the `FaultProxy` is dropped; the connections' tasks end with the runtime.
                 runtime.block_on(async {
                     if let Ok(listener) = TcpListener::from_std(listener) {
-                        serve(listener, server, watcher, count).await;
+                        serve(listener, server, watcher, counts).await;
                     }
                 });
             })?;
-        Ok(Self { addr, state, open })
+        Ok(Self {
+            addr,
+            state,
+            open,
+            stranded,
+        })
     }
 
     /// The address for clients.
@@ -166,11 +186,37 @@ impl FaultProxy {
         self.state.send_modify(|state| state.refuse_from = from);
     }
 
-    /// Ends all delays, black holes, dropping and refusing. Data that was held back is delivered.
+    /// Keeps the next message that a client sends on a connection that is open now, and then closes the connection on
+    /// the client's side only. New connections are not affected, so what the client sends on them overtakes the message.
+    /// It arrives at the server with [`deliver`](Self::deliver).
+    pub fn strand(&self) {
+        self.state.send_modify(|state| state.strands += 1);
+    }
+
+    /// Lets the messages arrive that were kept since [`strand`](Self::strand), waits for the server's answers, which are
+    /// lost, and closes the connections.
+    ///
+    /// # Cancel safety
+    ///
+    /// Safe: the messages arrive all the same.
+    pub async fn deliver(&self) {
+        self.state
+            .send_modify(|state| state.delivered = state.strands);
+        // The sender lives as long as `self`.
+        let _ = self
+            .stranded
+            .subscribe()
+            .wait_for(|count| *count == 0)
+            .await;
+    }
+
+    /// Ends all delays, black holes, dropping, refusing and stranding. Data that was held back is delivered.
     pub fn heal(&self) {
         self.state.send_modify(|state| {
             *state = State {
                 cuts: state.cuts,
+                strands: state.strands,
+                delivered: state.strands,
                 ..State::default()
             };
         });
@@ -181,7 +227,7 @@ async fn serve(
     listener: TcpListener,
     server: SocketAddr,
     mut state: watch::Receiver<State>,
-    open: Arc<AtomicUsize>,
+    (open, stranded): (Arc<AtomicUsize>, watch::Sender<usize>),
 ) {
     loop {
         tokio::select! {
@@ -192,9 +238,9 @@ async fn serve(
                     continue;
                 }
                 let counted = Counted::new(open.clone());
-                let watcher = state.clone();
+                let (watcher, stranded) = (state.clone(), stranded.clone());
                 tokio::spawn(async move {
-                    connection(client, server, watcher, now.cuts).await;
+                    connection(client, server, watcher, &now, &stranded).await;
                     drop(counted);
                 });
             }
@@ -207,12 +253,13 @@ async fn serve(
     }
 }
 
-/// One client's connection, until one side closes it or it is cut.
+/// One client's connection, until one side closes it or it is cut. `born` is the state at its beginning.
 async fn connection(
     mut client: TcpStream,
     server: SocketAddr,
     state: watch::Receiver<State>,
-    born: u64,
+    born: &State,
+    stranded: &watch::Sender<usize>,
 ) {
     let mut cut = state.clone();
     let forward = async {
@@ -223,25 +270,57 @@ async fn connection(
         let _ = (client.set_nodelay(true), upstream.set_nodelay(true));
         let (from_client, to_client) = client.split();
         let (from_server, to_server) = upstream.split();
+        let is_stranded = |state: &State| state.is_stranded(born.strands);
         // The first end of stream closes both directions, because no protocol here uses half-closed connections.
-        tokio::select! {
-            () = pump(from_client, to_server, state.clone(), |state| state.to_server) => {}
-            () = pump(from_server, to_client, state, |state| state.to_client) => {}
+        let kept = tokio::select! {
+            kept = pump(from_client, to_server, state.clone(), |state| state.to_server, is_stranded) => kept,
+            _ = pump(from_server, to_client, state.clone(), |state| state.to_client, |_| false) => None,
+        };
+        if let Some(message) = kept {
+            stranded.send_modify(|count| *count += 1);
+            deliver_late(message, client, upstream, state, is_stranded).await;
+            stranded.send_modify(|count| *count -= 1);
         }
     };
     tokio::select! {
         () = forward => {}
-        _ = cut.wait_for(|state| state.cuts > born) => {}
+        _ = cut.wait_for(|state| state.cuts > born.cuts) => {}
     }
 }
 
-/// Moves bytes in one direction. Returns when the end of the stream was *delivered*, after delays and black holes.
+/// Closes the client's side after its message, and brings the message to the server when the strand is over.
+async fn deliver_late(
+    mut message: Vec<u8>,
+    mut client: TcpStream,
+    mut upstream: TcpStream,
+    mut state: watch::Receiver<State>,
+    is_stranded: impl Fn(&State) -> bool,
+) {
+    while let Ok(Ok(1..)) = timeout(PAUSE, client.read_buf(&mut message)).await {}
+    drop(client);
+    if state.wait_for(|state| !is_stranded(state)).await.is_err() {
+        return;
+    }
+    let mut answer = vec![0; CHUNK];
+    // What the server sent before is no answer to the message.
+    while let Ok(1..) = upstream.try_read(&mut answer) {}
+    let mut patience = ANSWER;
+    if upstream.write_all(&message).await.is_ok() {
+        while let Ok(Ok(1..)) = timeout(patience, upstream.read(&mut answer)).await {
+            patience = PAUSE;
+        }
+    }
+}
+
+/// Moves bytes in one direction. Returns when the end of the stream was *delivered*, after delays and black holes, or
+/// with what it has not delivered because the connection is stranded.
 async fn pump(
     mut from: impl AsyncRead + Unpin,
     mut to: impl AsyncWrite + Unpin,
     state: watch::Receiver<State>,
     faults: impl Fn(&State) -> Faults,
-) {
+    is_stranded: impl Fn(&State) -> bool,
+) -> Option<Vec<u8>> {
     let (sender, mut on_the_way) = mpsc::channel::<(Instant, Vec<u8>)>(WINDOW);
     let mut healed = state.clone();
     let read = async {
@@ -257,26 +336,30 @@ async fn pump(
         }
     };
     let write = async {
-        while let Some((due, bytes)) = on_the_way.recv().await {
+        while let Some((due, mut bytes)) = on_the_way.recv().await {
             tokio::time::sleep_until(due).await;
-            let Ok(now) = healed
-                .wait_for(|state| !faults(state).hold)
-                .await
-                .map(|state| faults(&state))
-            else {
-                return;
-            };
+            let now = healed.wait_for(|state| !faults(state).hold).await;
+            let (faults, strands) = now
+                .map(|state| (faults(&state), is_stranded(&state)))
+                .ok()?;
             if bytes.is_empty() {
-                return;
+                return None;
             }
-            if !now.drop && to.write_all(&bytes).await.is_err() {
-                return;
+            if strands {
+                while let Ok((_, more)) = on_the_way.try_recv() {
+                    bytes.extend(more);
+                }
+                return Some(bytes);
+            }
+            if !faults.drop && to.write_all(&bytes).await.is_err() {
+                return None;
             }
         }
+        None
     };
     tokio::select! {
-        () = read => {}
-        () = write => {}
+        () = read => None,
+        kept = write => kept,
     }
 }
 

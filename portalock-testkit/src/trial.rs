@@ -131,6 +131,7 @@ impl Trial {
             | Need::Crash
             | Need::CutOff
             | Need::LoseAnswers
+            | Need::DelayRequests
             | Need::MoveStore
             | Need::Stall
             | Need::Restart
@@ -172,6 +173,10 @@ impl Trial {
 
     pub(crate) async fn lose_answers(&self, client: &Client) -> CaseResult<Restore> {
         Ok(self.0.fixture.lose_answers(&client.0).await?)
+    }
+
+    pub(crate) async fn delay_requests(&self, client: &Client) -> CaseResult<Restore> {
+        Ok(self.0.fixture.delay_requests(&client.0).await?)
     }
 
     pub(crate) async fn move_store(&self) -> CaseResult {

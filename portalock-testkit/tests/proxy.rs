@@ -132,3 +132,36 @@ async fn a_refusal_ends_new_connections_only() {
     client.write_all(b"still").await.unwrap();
     assert_eq!(receive(&mut server, 5).await, b"still");
 }
+
+#[tokio::test]
+async fn what_was_sent_on_a_stranded_connection_arrives_late() {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+    let proxy = FaultProxy::start(listener.local_addr().unwrap()).unwrap();
+    let connect = async || {
+        let client = TcpStream::connect(proxy.addr()).await.unwrap();
+        let (server, _) = timeout(ENOUGH, listener.accept()).await.unwrap().unwrap();
+        (client, server)
+    };
+    let (mut client, mut server) = connect().await;
+    let (mut idle, mut idle_server) = connect().await;
+    proxy.strand();
+    client.write_all(b"early").await.unwrap();
+    // It is closed for the client, and not for the server.
+    let end = timeout(ENOUGH, client.read_u8()).await.unwrap();
+    assert!(end.is_err(), "{end:?}");
+    assert!(is_quiet(&mut server).await);
+    let (mut client, mut next_server) = connect().await;
+    client.write_all(b"later").await.unwrap();
+    assert_eq!(receive(&mut next_server, 5).await, b"later");
+
+    let answer = async {
+        assert_eq!(receive(&mut server, 5).await, b"early");
+        server.write_all(b"answer").await.unwrap();
+        assert_eq!(server.read(&mut [0]).await.unwrap(), 0);
+    };
+    let ((), ()) = tokio::join!(proxy.deliver(), answer);
+    // A connection on which nothing was sent meanwhile stays open.
+    idle.write_all(b"ask").await.unwrap();
+    assert_eq!(receive(&mut idle_server, 3).await, b"ask");
+    assert_eq!(proxy.connections(), 2);
+}

@@ -130,6 +130,15 @@ impl Fixture for Nats {
         }))
     }
 
+    async fn delay_requests(&self, client: &NatsBackend) -> Result<Restore, FixtureError> {
+        let line = self.line(client);
+        line.strand();
+        Ok(Restore::new(async move {
+            line.deliver().await;
+            Ok(())
+        }))
+    }
+
     async fn stall_service(&self) -> Result<Restore, FixtureError> {
         self.server.lock().unwrap().stall()?;
         let server = self.server.clone();

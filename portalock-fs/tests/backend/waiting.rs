@@ -141,7 +141,8 @@ async fn a_waiter_is_told_what_it_missed_of_another_client() {
 
 #[test]
 fn the_longest_poll_interval_is_no_panic_and_none_is_refused() {
-    let settings = FsSettings::new(Locks::new().path()).with_watch(Watch::Off);
+    let locks = Locks::new();
+    let settings = FsSettings::new(locks.path()).with_watch(Watch::Off);
     let none = settings.clone().with_poll_interval(Duration::ZERO);
     assert!(none.is_err());
     let settings = settings.with_poll_interval(Duration::MAX).unwrap();

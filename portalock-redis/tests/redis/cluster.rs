@@ -10,7 +10,9 @@ use portalock_redis::{RedisBackend, RedisSettings};
 use portalock_testkit::servers::{RedisCluster, RedisClusterOptions, RedisServer};
 use tokio::task::spawn_blocking;
 
-use crate::fixture::{Admin, ENOUGH, granted, lock, patient, settings_at, waiters, waiting};
+use crate::fixture::{
+    Admin, ENOUGH, connected, granted, lock, patient, settings_at, waiters, waiting,
+};
 
 const SECRET: &str = "hunter2";
 
@@ -31,10 +33,6 @@ pub(crate) async fn on<T: Send + 'static>(
         action(&mut cluster).map(|done| (cluster, done))
     };
     spawn_blocking(action).await.unwrap().unwrap()
-}
-
-pub(crate) async fn connected(settings: RedisSettings) -> RedisBackend {
-    RedisBackend::with_settings(settings).await.unwrap()
 }
 
 async fn refused(settings: RedisSettings) -> BackendError {

@@ -8,9 +8,9 @@ use portalock_redis::{RedisBackend, RedisSettings};
 use portalock_testkit::servers::{RedisCluster, RedisClusterOptions};
 
 use crate::{
-    cluster::{connected, on, slot_of, start},
+    cluster::{on, slot_of, start},
     cluster_moves::{assert_no_overlap, contender, under_load},
-    fixture::{Admin, ENOUGH, lock},
+    fixture::{Admin, ENOUGH, connected, lock},
 };
 
 /// The nodes, and a user for a client that can be shut out of nodes.

@@ -7,9 +7,10 @@ use portalock_redis::{RedisBackend, RedisSettings};
 use portalock_testkit::servers::{RedisCluster, RedisClusterOptions, SlotMove};
 
 use crate::{
-    cluster::{connected, keys, on, slot_of, start},
+    cluster::{keys, on, slot_of, start},
     fixture::{
-        Admin, ENOUGH, eventually, granted, is_place, lock, patient, settings_at, waiters, waiting,
+        Admin, ENOUGH, connected, eventually, granted, is_place, lock, patient, settings_at,
+        waiters, waiting,
     },
 };
 

@@ -13,8 +13,8 @@ use portalock_redis::RedisSettings;
 use portalock_testkit::servers::{RedisCluster, RedisClusterOptions};
 
 use crate::{
-    cluster::{connected, on, slot_of, start},
-    fixture::{Admin, ENOUGH, eventually, granted, lock, settings_at, waiting},
+    cluster::{on, slot_of, start},
+    fixture::{Admin, ENOUGH, connected, eventually, granted, lock, settings_at, waiting},
     switches::{Witness, work},
 };
 

@@ -2,10 +2,10 @@
 
 use std::{
     sync::atomic::{AtomicU32, Ordering},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
-use portalock_core::{Guard, Lock, LockBackend, LockError, Policy};
+use portalock_core::{BackendErrorKind, Guard, Lock, LockBackend, LockError, Policy};
 use portalock_redis::{RedisBackend, RedisSettings};
 use portalock_testkit::{
     Fixture, Suite, cases,
@@ -34,6 +34,21 @@ pub(crate) fn settings_at(url: &str) -> RedisSettings {
 
 pub(crate) async fn client(server: &RedisServer) -> RedisBackend {
     RedisBackend::with_settings(settings(server)).await.unwrap()
+}
+
+/// A client with these settings. On a busy machine the replicas that must confirm its session may be late.
+pub(crate) async fn connected(settings: RedisSettings) -> RedisBackend {
+    let begun = Instant::now();
+    loop {
+        match RedisBackend::with_settings(settings.clone()).await {
+            Err(error)
+                if error.kind() == BackendErrorKind::Unavailable && begun.elapsed() < ENOUGH =>
+            {
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+            connected => return connected.unwrap(),
+        }
+    }
 }
 
 /// A client in the form whose locks end with its connection.

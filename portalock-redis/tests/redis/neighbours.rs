@@ -16,8 +16,8 @@ use tokio::{
 };
 
 use crate::fixture::{
-    Admin, ENOUGH, client, eventually, granted, lock, replica_of, settings, settings_at, waiters,
-    waiting, without_notice,
+    Admin, ENOUGH, client, connected, eventually, granted, lock, replica_of, settings, settings_at,
+    waiters, waiting, without_notice,
 };
 
 type Waiter = JoinHandle<Result<Guard<RedisBackend>, LockError>>;
@@ -342,7 +342,7 @@ async fn where_replicas_confirm_nobody_takes_over_before_they_have() {
         .with_wait_replicas(1)
         .with_session_ttl(ENOUGH)
         .unwrap();
-    let backend = RedisBackend::with_settings(demanding).await.unwrap();
+    let backend = connected(demanding).await;
     let held = lock(&backend, "a").acquire().await.unwrap();
     let next = in_line(&backend).await;
     replica.stall().unwrap();

@@ -7,7 +7,9 @@ use portalock_core::{BackendError, BackendErrorKind, Broken, LockBackend, LockEr
 use portalock_redis::{RedisBackend, RedisSettings};
 use portalock_testkit::servers::{RedisOptions, RedisServer};
 
-use crate::fixture::{Admin, ENOUGH, client, granted, lock, replica_of, settings, waiting};
+use crate::fixture::{
+    Admin, ENOUGH, client, connected, granted, lock, replica_of, settings, waiting,
+};
 
 const SECRET: &str = "hunter2";
 
@@ -319,7 +321,7 @@ async fn missing_replicas_give_the_grant_back_and_end_the_session() {
     assert_eq!(error.kind(), BackendErrorKind::Unavailable, "{error:?}");
 
     let mut replica = replica_of(&server).await;
-    let demanding = RedisBackend::with_settings(asking()).await.unwrap();
+    let demanding = connected(asking()).await;
     let one = lock(&demanding, "b").acquire().await.unwrap();
     let next = waiting(&demanding, "b").await;
     one.release().await.unwrap();

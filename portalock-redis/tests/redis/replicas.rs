@@ -10,9 +10,12 @@ use portalock_testkit::{
 };
 
 use crate::{
-    cluster::{connected, slot_of, start},
+    cluster::{slot_of, start},
     cluster_half_way::{SHORT, half_way, short},
-    fixture::{Admin, ENOUGH, client, eventually, granted, lock, replica_of, settings_at, waiters},
+    fixture::{
+        Admin, ENOUGH, client, connected, eventually, granted, lock, replica_of, settings_at,
+        waiters,
+    },
 };
 
 fn server() -> RedisServer {
@@ -30,7 +33,7 @@ async fn a_grant_that_is_found_after_a_reset_counts_once_a_replica_has_it() {
     let settings = settings_at(&format!("redis://{}", line.addr())).with_wait_replicas(1);
     let settings = settings.with_session_ttl(ENOUGH).unwrap();
     let settings = settings.with_tick_interval(ENOUGH * 10).unwrap();
-    let demanding = RedisBackend::with_settings(settings).await.unwrap();
+    let demanding = connected(settings).await;
     let other = client(&server).await;
     let held = lock(&other, "a").acquire().await.unwrap();
     let waits = Policy::forever().with_max_failures(u32::MAX);

@@ -11,7 +11,7 @@ use portalock_testkit::{
 };
 use tokio::task::spawn_blocking;
 
-use crate::fixture::{Admin, ENOUGH, granted, lock, settings_at, waiting};
+use crate::fixture::{Admin, ENOUGH, connected, granted, lock, settings_at, waiting};
 
 /// Longer than each switch in these tests.
 const LASTING: Duration = Duration::from_secs(30);
@@ -39,10 +39,6 @@ async fn on<T: Send + 'static>(
 
 fn lasting(url: &str) -> RedisSettings {
     settings_at(url).with_session_ttl(LASTING).unwrap()
-}
-
-async fn connected(settings: RedisSettings) -> RedisBackend {
-    RedisBackend::with_settings(settings).await.unwrap()
 }
 
 /// Waits until all earlier writes at this server are on its replica.

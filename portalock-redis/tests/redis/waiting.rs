@@ -18,8 +18,8 @@ use tokio::{
 };
 
 use crate::fixture::{
-    Admin, ENOUGH, client, eventually, granted, lock, patient, replica_of, settings, settings_at,
-    waiters, waiting, without_notice,
+    Admin, ENOUGH, client, connected, eventually, granted, lock, patient, replica_of, settings,
+    settings_at, waiters, waiting, without_notice,
 };
 
 /// The number of clients in the issue about idle waiting.
@@ -93,7 +93,7 @@ async fn a_grant_is_told_once_a_replica_has_it() {
     let mut replica = replica_of(&server).await;
     let settings = settings(&server).with_wait_replicas(1);
     let settings = settings.with_tick_interval(ENOUGH * 10).unwrap();
-    let demanding = RedisBackend::with_settings(settings).await.unwrap();
+    let demanding = connected(settings).await;
     let held = lock(&demanding, "a").acquire().await.unwrap();
     let next = waiting_forever(&demanding, false).await;
     held.release().await.unwrap();

@@ -15,6 +15,7 @@ use portalock_core::{
 };
 
 use super::{
+    line::Line,
     locked,
     sound::{LEASE, Sound},
 };
@@ -205,6 +206,13 @@ pub trait Flaw: Debug + Default + Send + Sync + 'static {
         sound.reconnect();
     }
 
+    /// Called when an attempt arrives late at the store. By then its owner may have been `released`.
+    async fn arrive(&self, sound: &Sound, attempt: &LockRequest, released: bool) {
+        if !released {
+            let _ = self.try_acquire(sound, attempt).await;
+        }
+    }
+
     /// Called when `name` is taken away from its holders.
     async fn take_away(&self, memory: &MemoryBackend, name: &LockName) {
         memory.lose(name);
@@ -236,6 +244,7 @@ impl Flaw for Flawless {}
 pub struct Flawed<F> {
     sound: Sound,
     flaw: Arc<F>,
+    line: Line,
 }
 
 #[async_trait]
@@ -245,10 +254,12 @@ impl<F: Flaw> LockBackend for Flawed<F> {
     }
 
     async fn try_acquire(&self, request: &LockRequest) -> Result<Attempt, BackendError> {
+        self.line.send(request)?;
         self.flaw.try_acquire(&self.sound, request).await
     }
 
     async fn release(&self, request: &LockRequest) -> Result<Released, BackendError> {
+        self.line.note_release(request);
         self.flaw.release(&self.sound, request).await
     }
 
@@ -354,6 +365,7 @@ impl<F: Flaw> Fixture for FlawedStore<F> {
         Ok(Flawed {
             sound,
             flaw: self.flaw.clone(),
+            line: Line::default(),
         })
     }
 
@@ -410,6 +422,21 @@ impl<F: Flaw> Fixture for FlawedStore<F> {
         sound.lose_answers(true);
         Ok(Restore::new(async move {
             sound.lose_answers(false);
+            Ok(())
+        }))
+    }
+
+    async fn delay_requests(&self, client: &Flawed<F>) -> Result<Restore, FixtureError> {
+        let (sound, flaw, line) = (
+            client.sound.clone(),
+            client.flaw.clone(),
+            client.line.clone(),
+        );
+        line.delay_next();
+        Ok(Restore::new(async move {
+            if let Some((attempt, released)) = line.deliver() {
+                flaw.arrive(&sound, &attempt, released).await;
+            }
             Ok(())
         }))
     }

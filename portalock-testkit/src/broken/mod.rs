@@ -25,6 +25,7 @@ pub mod elections;
 mod flaw;
 pub mod grants;
 pub mod hand_overs;
+mod line;
 pub mod looks;
 pub mod losses;
 pub mod names;

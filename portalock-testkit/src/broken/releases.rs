@@ -40,6 +40,9 @@ pub(super) const SPECIMENS: &[Specimen] = &[
     specimen!(forgets_the_unanswered: ForgetsTheUnanswered,
         "takes an attempt that failed for one that did nothing, and does not release it",
         "cancellation::an_unanswered_attempt_leaves_nothing", "was refused while nobody was in the way"),
+    specimen!(grants_the_released: GrantsTheReleased,
+        "grants an attempt that arrives late, although its owner was released before",
+        "cancellation::an_attempt_that_arrives_after_its_release_leaves_nothing", "was refused while nobody was in the way"),
     specimen!(closes_in_silence: ClosesInSilence,
         "frees its locks on close, and tells none of its guards",
         "release::a_closed_client_starts_anew", "before its earlier holder was told"),
@@ -284,6 +287,17 @@ impl Flaw for ForgetsTheUnanswered {
             return Ok(Released::NotHeld);
         }
         LockBackend::release(sound, request).await
+    }
+}
+
+/// Grants an attempt whatever was released before it arrived.
+#[derive(Debug, Default)]
+pub struct GrantsTheReleased;
+
+#[async_trait]
+impl Flaw for GrantsTheReleased {
+    async fn arrive(&self, sound: &Sound, attempt: &LockRequest, _: bool) {
+        let _ = self.try_acquire(sound, attempt).await;
     }
 }
 

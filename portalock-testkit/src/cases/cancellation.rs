@@ -42,6 +42,12 @@ pub(super) const CASES: &[Case] = &[
         needs[LoseAnswers],
         "if an attempt took effect but its answer was lost, a release of its owner leaves no lock and no waiter"
     ),
+    case!(
+        cancellation::an_attempt_that_arrives_after_its_release_leaves_nothing,
+        rules[5],
+        needs[DelayRequests],
+        "if an attempt reaches the store after the release of its owner, it leaves no lock and no waiter"
+    ),
 ];
 
 /// More polls than an acquisition has await points: one that is still waiting then is only repeating itself.
@@ -256,7 +262,25 @@ fn was_granted(ended: Ended<Result<Guard<AnyBackend>, LockError>>) -> CaseResult
     }
 }
 
+/// What becomes of an attempt that is given up.
+#[derive(Clone, Copy)]
+enum Fate {
+    /// It takes effect, but its answer is lost.
+    Unanswered,
+    /// It arrives after the release of its owner.
+    Late,
+}
+
 async fn an_unanswered_attempt_leaves_nothing(trial: Trial) -> CaseResult {
+    leaves_nothing(&trial, Fate::Unanswered).await
+}
+
+async fn an_attempt_that_arrives_after_its_release_leaves_nothing(trial: Trial) -> CaseResult {
+    leaves_nothing(&trial, Fate::Late).await
+}
+
+/// Makes and gives up an attempt for a free lock, and one for a held lock. Neither owner holds or waits then.
+async fn leaves_nothing(trial: &Trial, fate: Fate) -> CaseResult {
     let (client, other) = trial.two_clients().await?;
     let name = name("job")?;
     for is_held in [false, true] {
@@ -266,17 +290,26 @@ async fn an_unanswered_attempt_leaves_nothing(trial: Trial) -> CaseResult {
         if is_held {
             let _ = other.grant(&held).await?;
         }
-        let unheard = queued(&name);
-        let silence = trial.lose_answers(&client).await?;
+        let given_up = queued(&name);
+        let fault = match fate {
+            Fate::Unanswered => trial.lose_answers(&client).await?,
+            Fate::Late => trial.delay_requests(&client).await?,
+        };
         let asked = client.backend();
-        let attempt = soon(
-            "the end of an unanswered attempt",
-            asked.try_acquire(&unheard),
-        )
-        .await?;
-        silence.now().await?;
-        drop(attempt);
-        released_at_last(&client, &unheard).await?;
+        // Its outcome is of no interest. It is dropped only after the fault, because of what it may do then.
+        let attempt = soon("the end of an attempt", asked.try_acquire(&given_up)).await?;
+        let release = released_at_last(&client, &given_up);
+        match fate {
+            Fate::Unanswered => {
+                fault.now().await?;
+                drop(attempt);
+                release.await?;
+            }
+            Fate::Late => {
+                release.await?;
+                fault.now().await?;
+            }
+        }
         if is_held {
             other.free(&held).await?;
         }

@@ -86,6 +86,8 @@ pub enum Need {
     CutOff,
     /// The fixture can lose what the store answers to a client.
     LoseAnswers,
+    /// The fixture can let a client's requests arrive after its later ones.
+    DelayRequests,
     /// The fixture can put another store at the store's address.
     MoveStore,
     /// The fixture can stall the service.
