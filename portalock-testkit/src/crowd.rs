@@ -13,7 +13,7 @@ use crate::{section::STAY, trial::eager, verdict::CaseResult};
 /// How long they compete: some bugs need an unlucky moment.
 const CROWDED: Duration = Duration::from_secs(1);
 /// How often each gets the lock at least, even if that takes longer.
-const VISITS: u32 = 24;
+const VISITS: u32 = 100;
 /// The lock is slow: this must do.
 const SLOW: Duration = Duration::from_secs(8);
 
