@@ -125,7 +125,8 @@ async fn requests_whose_answers_a_broken_connection_lost_are_sent_again() {
         .unwrap();
     let tasks = work(&backend, TASKS / 2, 100);
     let before = scripts(&server).await;
-    for cut in 1..=5 {
+    // One call may be hit by all of them, and with five failures in a row it would give up.
+    for cut in 1..=3 {
         eventually(async || scripts(&server).await > before + 20 * cut).await;
         proxy.cut();
     }

@@ -15,7 +15,7 @@ use crate::{
 };
 
 /// Short enough that many sessions' times fit into a test.
-pub(crate) const SHORT: Duration = Duration::from_secs(3);
+pub(crate) const SHORT: Duration = Duration::from_secs(4);
 
 pub(crate) fn short(cluster: &RedisCluster) -> RedisSettings {
     settings_at(&cluster.url()).with_session_ttl(SHORT).unwrap()
