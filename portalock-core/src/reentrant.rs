@@ -13,6 +13,7 @@ use crate::{
     LostSignal, Mode, Policy,
     clock::Instant,
     engine::{deadline::Deadline, held::while_held, wait::Resolve},
+    wakeups::run_wake_ups,
 };
 
 /// A lock that can be acquired again while it is held; the acquisitions are counted. The owner is this object with its
@@ -43,6 +44,16 @@ struct Inner<B: LockBackend> {
     /// Held by the one task that acquires the underlying lock; other tasks wait here.
     first: tokio::sync::Mutex<()>,
     state: Mutex<State<B>>,
+}
+
+/// The turn of one task. Dropping it wakes the next one.
+struct Turn<'l>(Option<tokio::sync::MutexGuard<'l, ()>>);
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        // A panic here would leak the guard that `run` is about to return.
+        run_wake_ups(|| drop(self.0.take()));
+    }
 }
 
 struct State<B: LockBackend> {
@@ -132,7 +143,7 @@ impl<B: LockBackend> ReentrantLock<B> {
             return Ok(guard);
         }
         let start = Instant::now();
-        let _first = if resolve == Resolve::Try || policy.fail_when_locked() {
+        let first = if resolve == Resolve::Try || policy.fail_when_locked() {
             let first = self.inner.first.try_lock();
             first.map_err(|_| LockError::AlreadyLocked {
                 name: self.lock().name().clone(),
@@ -151,6 +162,7 @@ impl<B: LockBackend> ReentrantLock<B> {
                 last_error: None,
             })?
         };
+        let _turn = Turn(Some(first));
         if let Some(guard) = self.count_one()? {
             return Ok(guard);
         }
@@ -337,7 +349,10 @@ mod tests {
         Grant, LockRequest, Loss, MemoryBackend, Patience,
         engine::{held::Held, service::Locks},
     };
-    use std::time::Duration;
+    use std::{
+        task::{Context, Wake},
+        time::Duration,
+    };
     use tokio::task::JoinHandle;
 
     /// A lock that another client holds, and the guard of that client.
@@ -444,6 +459,29 @@ mod tests {
         assert!(matches!(error, LockError::AlreadyLocked { .. }), "{error}");
         assert_eq!(start.elapsed(), Duration::ZERO);
         waiting.abort();
+    }
+
+    #[tokio::test]
+    async fn a_siblings_waker_that_panics_costs_nobody_the_lock() {
+        /// As the waker of an event loop that has ended.
+        struct Panics;
+        impl Wake for Panics {
+            fn wake(self: Arc<Self>) {
+                panic!("this executor has ended");
+            }
+        }
+        let (lock, held) = held_by_another().await;
+        let first = sibling(&lock, Policy::forever()).await;
+        let forever = Policy::forever();
+        let mut second = Box::pin(lock.acquire_with(&forever));
+        let panics = Arc::new(Panics).into();
+        let waits = second.as_mut().poll(&mut Context::from_waker(&panics));
+        assert!(waits.is_pending());
+        drop(held);
+        first.await.unwrap().unwrap();
+        assert_eq!(lock.count(), 0);
+        drop(second);
+        lock.acquire().await.unwrap().release().await.unwrap();
     }
 
     #[tokio::test]
