@@ -9,10 +9,8 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
+use crate::{Holder, clock::Instant, engine::timer, holder::Doer, wakeups::Listeners};
 use futures_util::future::{select, select_all};
-use tokio::sync::Notify;
-
-use crate::{Holder, clock::Instant, engine::timer, holder::Doer, wakeups::run_wake_ups};
 
 /// Why a lock was lost.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -63,7 +61,7 @@ pub struct Lease(Arc<Shared>);
 #[derive(Debug)]
 struct Shared {
     state: Mutex<State>,
-    changed: Notify,
+    changed: Listeners,
 }
 
 #[derive(Debug, Default)]
@@ -91,7 +89,7 @@ impl Lease {
     fn from_state(state: State) -> Self {
         Self(Arc::new(Shared {
             state: Mutex::new(state),
-            changed: Notify::new(),
+            changed: Listeners::default(),
         }))
     }
 
@@ -134,7 +132,7 @@ impl Lease {
 
     /// Wakes everybody who waits for the end.
     pub(crate) fn tell(&self) {
-        run_wake_ups(|| self.0.changed.notify_waiters());
+        self.0.changed.wake_all();
     }
 
     /// Until when ownership is certain; `None` if there is no deadline.
@@ -171,7 +169,8 @@ impl Shared {
     async fn ended(&self) -> Loss {
         loop {
             // From now on it hears of each change, although it is polled later.
-            let changed = pin!(self.changed.notified());
+            let listener = self.changed.add();
+            let changed = pin!(listener.notified());
             let deadline = {
                 let mut state = self.lock();
                 if let Some(loss) = state.observe() {

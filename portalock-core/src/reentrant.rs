@@ -10,9 +10,10 @@ use tokio::task::coop::unconstrained;
 
 use crate::{
     BackendError, BackendErrorKind, Guard, InvalidName, Lock, LockBackend, LockError, Loss,
-    LostSignal, Mode, Policy,
+    LostSignal, Mode, OwnerId, Policy,
     clock::Instant,
     engine::{deadline::Deadline, held::while_held, wait::Resolve},
+    wakeups::run_wake_ups,
 };
 
 /// A lock that can be acquired again while it is held; the acquisitions are counted. The owner is this object with its
@@ -43,6 +44,16 @@ struct Inner<B: LockBackend> {
     /// Held by the one task that acquires the underlying lock; other tasks wait here.
     first: tokio::sync::Mutex<()>,
     state: Mutex<State<B>>,
+}
+
+/// The turn of one task. Dropping it wakes the next one.
+struct Turn<'l>(Option<tokio::sync::MutexGuard<'l, ()>>);
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        // A panic here would leak the guard that `run` is about to return.
+        run_wake_ups(|| drop(self.0.take()));
+    }
 }
 
 struct State<B: LockBackend> {
@@ -132,7 +143,7 @@ impl<B: LockBackend> ReentrantLock<B> {
             return Ok(guard);
         }
         let start = Instant::now();
-        let _first = if resolve == Resolve::Try || policy.fail_when_locked() {
+        let first = if resolve == Resolve::Try || policy.fail_when_locked() {
             let first = self.inner.first.try_lock();
             first.map_err(|_| LockError::AlreadyLocked {
                 name: self.lock().name().clone(),
@@ -151,6 +162,7 @@ impl<B: LockBackend> ReentrantLock<B> {
                 last_error: None,
             })?
         };
+        let _turn = Turn(Some(first));
         if let Some(guard) = self.count_one()? {
             return Ok(guard);
         }
@@ -169,9 +181,9 @@ impl<B: LockBackend> ReentrantLock<B> {
             return Err(self.is_parents());
         }
         guard.ensure_held()?;
-        let lost = guard.lost_signal();
+        let (owner, lost) = (guard.owner(), guard.lost_signal());
         state.count += 1;
-        Ok(Some(self.guard(lost)))
+        Ok(Some(self.guard(owner, lost)))
     }
 
     /// A forked child has copies of its parent's guards, but holds nothing.
@@ -184,16 +196,17 @@ impl<B: LockBackend> ReentrantLock<B> {
     }
 
     fn begin(&self, guard: Guard<B>) -> ReentrantGuard<B> {
-        let lost = guard.lost_signal();
+        let (owner, lost) = (guard.owner(), guard.lost_signal());
         let mut state = self.inner.state();
         state.count = 1;
         state.guard = Some(guard);
-        self.guard(lost)
+        self.guard(owner, lost)
     }
 
-    fn guard(&self, lost: LostSignal) -> ReentrantGuard<B> {
+    fn guard(&self, owner: OwnerId, lost: LostSignal) -> ReentrantGuard<B> {
         ReentrantGuard {
             inner: self.inner.clone(),
+            owner,
             lost,
             counted: true,
         }
@@ -205,9 +218,14 @@ impl<B: LockBackend> Inner<B> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Removes one guard. The last one returns the underlying guard.
-    fn uncount(&self) -> Option<Guard<B>> {
-        let mut state = self.state();
+    /// Removes one guard of `owner`. The last one returns the underlying guard.
+    fn uncount(&self, owner: OwnerId) -> Option<Guard<B>> {
+        let mut state = if owner.is_inherited() {
+            // A thread of this forked child's parent may have had the mutex during the fork.
+            self.state.try_lock().ok()?
+        } else {
+            self.state()
+        };
         state.count -= 1;
         if state.count == 0 {
             state.guard.take()
@@ -242,6 +260,8 @@ impl<B: LockBackend> fmt::Debug for ReentrantLock<B> {
 #[must_use = "the acquisition ends as soon as the guard is dropped"]
 pub struct ReentrantGuard<B: LockBackend> {
     inner: Arc<Inner<B>>,
+    /// Of the underlying guard.
+    owner: OwnerId,
     lost: LostSignal,
     counted: bool,
 }
@@ -306,7 +326,7 @@ impl<B: LockBackend> ReentrantGuard<B> {
     pub async fn release(mut self) -> Result<(), LockError> {
         let held = self.ensure_held();
         self.counted = false;
-        match self.inner.uncount() {
+        match self.inner.uncount(self.owner) {
             Some(last) => last.release().await,
             None => held,
         }
@@ -316,7 +336,7 @@ impl<B: LockBackend> ReentrantGuard<B> {
 impl<B: LockBackend> Drop for ReentrantGuard<B> {
     fn drop(&mut self) {
         if self.counted {
-            drop(self.inner.uncount());
+            drop(self.inner.uncount(self.owner));
         }
     }
 }
@@ -337,7 +357,10 @@ mod tests {
         Grant, LockRequest, Loss, MemoryBackend, Patience,
         engine::{held::Held, service::Locks},
     };
-    use std::time::Duration;
+    use std::{
+        task::{Context, Wake},
+        time::Duration,
+    };
     use tokio::task::JoinHandle;
 
     /// A lock that another client holds, and the guard of that client.
@@ -447,18 +470,62 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_forked_child_is_not_let_in_by_its_parents_guard() {
-        let lock = ReentrantLock::named(MemoryBackend::new(), "r").unwrap();
+    async fn a_siblings_waker_that_panics_costs_nobody_the_lock() {
+        /// As the waker of an event loop that has ended.
+        struct Panics;
+        impl Wake for Panics {
+            fn wake(self: Arc<Self>) {
+                panic!("this executor has ended");
+            }
+        }
+        let (lock, held) = held_by_another().await;
+        let first = sibling(&lock, Policy::forever()).await;
+        let forever = Policy::forever();
+        let mut second = Box::pin(lock.acquire_with(&forever));
+        let panics = Arc::new(Panics).into();
+        let waits = second.as_mut().poll(&mut Context::from_waker(&panics));
+        assert!(waits.is_pending());
+        drop(held);
+        first.await.unwrap().unwrap();
+        assert_eq!(lock.count(), 0);
+        drop(second);
+        lock.acquire().await.unwrap().release().await.unwrap();
+    }
+
+    /// A guard that was acquired before a fork, in the child.
+    fn inherited(lock: &ReentrantLock<MemoryBackend>) -> ReentrantGuard<MemoryBackend> {
         let mut request =
             LockRequest::new(lock.lock().name().clone(), Mode::Exclusive, Patience::Once);
         request.owner = format!("1-{:x}-1", std::process::id() + 1).parse().unwrap();
         let service = Locks(Arc::new(lock.lock().backend().clone()));
         let held = Held::new(service, Arc::new(request), Grant::new());
-        let parents = lock.begin(Guard::new(held));
+        lock.begin(Guard::new(held))
+    }
+
+    #[tokio::test]
+    async fn a_forked_child_is_not_let_in_by_its_parents_guard() {
+        let lock = ReentrantLock::named(MemoryBackend::new(), "r").unwrap();
+        let parents = inherited(&lock);
         let error = lock.acquire().await.unwrap_err();
         assert!(!error.is_contention() && !error.is_retryable(), "{error}");
         drop(parents);
         lock.acquire().await.unwrap().release().await.unwrap();
+    }
+
+    #[test]
+    fn a_forked_child_that_drops_a_guard_waits_for_no_thread_of_its_parent() {
+        let lock = ReentrantLock::named(MemoryBackend::new(), "r").unwrap();
+        let parents = inherited(&lock);
+        let (sender, dropped) = std::sync::mpsc::channel();
+        // As a thread of the parent during the fork.
+        let state = lock.inner.state();
+        std::thread::spawn(move || {
+            drop(parents);
+            sender.send(()).unwrap();
+        });
+        let dropped = dropped.recv_timeout(Duration::from_secs(60));
+        drop(state);
+        dropped.unwrap();
     }
 
     #[tokio::test]

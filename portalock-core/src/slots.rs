@@ -176,10 +176,17 @@ impl<B: LockBackend> Semaphore for SlotSemaphore<B> {
     }
 
     async fn release(&self, request: &PermitRequest) -> Result<Released, BackendError> {
+        if request.owner.is_inherited() {
+            return Ok(Released::NotHeld);
+        }
         self.give_back(request.owner).await
     }
 
     fn release_now(&self, request: &PermitRequest) -> bool {
+        if request.owner.is_inherited() {
+            // This is a forked child, which releases nothing. A thread of its parent may have had the mutex during the fork.
+            return true;
+        }
         let Some(taken) = self.slots_of(request.owner) else {
             return true;
         };
@@ -276,6 +283,27 @@ mod tests {
         let two = pool.acquire(2).await.unwrap();
         assert_eq!(backend.lose(&LockName::new("p#slot-1").unwrap()), 1);
         assert!(two.is_lost());
+    }
+
+    #[tokio::test]
+    async fn a_forked_childs_copy_waits_for_no_thread_of_its_parent() {
+        let semaphore = SlotSemaphore::new(MemoryBackend::new());
+        let name = LockName::new("p").unwrap();
+        let mut request = PermitRequest::new(name, Permits::new(1, 1).unwrap(), Patience::Once);
+        request.owner = format!("1-{:x}-1", std::process::id() + 1).parse().unwrap();
+        let _granted = semaphore.try_acquire(&request).await.unwrap();
+        let (sender, released) = std::sync::mpsc::channel();
+        let child = semaphore.clone();
+        // As a thread of the parent during the fork.
+        let taken = semaphore.taken();
+        std::thread::spawn(move || {
+            let at_once = child.release_now(&request);
+            let released = futures_util::FutureExt::now_or_never(child.release(&request));
+            sender.send((at_once, released.unwrap().unwrap())).unwrap();
+        });
+        let released = released.recv_timeout(std::time::Duration::from_secs(60));
+        drop(taken);
+        assert_eq!(released.unwrap(), (true, Released::NotHeld));
     }
 
     #[tokio::test]

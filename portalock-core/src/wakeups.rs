@@ -98,6 +98,39 @@ pub(crate) fn run_wake_ups(wake: impl FnOnce()) {
     let _ = catch_unwind(AssertUnwindSafe(wake));
 }
 
+/// Those who wait for a change. All of them are woken, even if a waker panics: with [`Notify::notify_waiters`] the others would
+/// then sleep on.
+#[derive(Debug, Default)]
+pub(crate) struct Listeners(Mutex<Vec<Weak<Notify>>>);
+
+impl Listeners {
+    /// A new listener, which is notified of the first change from now on.
+    pub(crate) fn add(&self) -> Arc<Notify> {
+        let listener = Arc::new(Notify::new());
+        let mut all = self.lock();
+        if all.len() == all.capacity() {
+            // Without those that were dropped, or the list would grow with each wait until there is a change.
+            all.retain(|listener| listener.strong_count() > 0);
+            let as_many = all.len();
+            all.reserve(as_many);
+        }
+        all.push(Arc::downgrade(&listener));
+        listener
+    }
+
+    /// Wakes all listeners, which then no longer listen.
+    pub(crate) fn wake_all(&self) {
+        let all = std::mem::take(&mut *self.lock());
+        for listener in all.iter().filter_map(Weak::upgrade) {
+            run_wake_ups(|| listener.notify_one());
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<Weak<Notify>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 #[derive(Default)]
 struct Mailbox {
     content: Mutex<Content>,
@@ -248,6 +281,17 @@ mod tests {
         assert!(seen.upgrade().is_some());
         drop(wakeups);
         assert!(seen.upgrade().is_none());
+    }
+
+    #[test]
+    fn the_list_of_listeners_is_no_longer_than_they_are_many() {
+        let listeners = Listeners::default();
+        let kept: Vec<_> = (0..10).map(|_| listeners.add()).collect();
+        for _ in 0..1000 {
+            listeners.add();
+        }
+        assert!(listeners.lock().len() < 4 * kept.len());
+        assert!(kept.iter().all(|kept| Arc::weak_count(kept) == 1));
     }
 
     #[tokio::test]

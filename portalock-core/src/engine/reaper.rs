@@ -199,11 +199,10 @@ impl<S: Service<D>, D: Demand> Cleanup<S, D> {
         let give_up = Instant::now().checked_add(ALL_RELEASES);
         let mut pause = FIRST_PAUSE;
         loop {
-            let answer = bound(
-                Instant::now().checked_add(ONE_RELEASE),
-                self.service.release(&self.request),
-            )
-            .await;
+            let release = AssertUnwindSafe(self.service.release(&self.request)).catch_unwind();
+            let answer = bound(Instant::now().checked_add(ONE_RELEASE), release).await;
+            // A panic is no answer: tokio panics if a release needs a thread and the system gives none at the moment.
+            let answer = answer.and_then(Result::ok);
             let error = match answer {
                 Some(Ok(_)) => return,
                 // Release at least once, because the backend itself may have a record of the owner.
@@ -249,6 +248,7 @@ mod tests {
         answer: Option<BackendErrorKind>,
         asked: AtomicUsize,
         at_once: bool,
+        panics_first: bool,
     }
 
     #[async_trait]
@@ -266,7 +266,8 @@ mod tests {
         }
 
         async fn release(&self, _: &LockRequest) -> Result<Released, BackendError> {
-            self.asked.fetch_add(1, Ordering::Relaxed);
+            let is_first = self.asked.fetch_add(1, Ordering::Relaxed) == 0;
+            assert!(!(self.panics_first && is_first), "told to panic");
             match self.answer {
                 Some(kind) => Err(BackendError::new(kind, "told to fail")),
                 None => std::future::pending().await,
@@ -283,6 +284,7 @@ mod tests {
             answer,
             asked: AtomicUsize::new(0),
             at_once: false,
+            panics_first: false,
         };
         clean_up(backend, in_flight).await
     }
@@ -328,6 +330,17 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn a_release_that_panicked_is_repeated() {
+        let backend = Stubborn {
+            answer: Some(BackendErrorKind::Misconfigured),
+            asked: AtomicUsize::new(0),
+            at_once: false,
+            panics_first: true,
+        };
+        assert_eq!(clean_up(backend, None).await, (2, FIRST_PAUSE));
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn an_attempt_that_never_ends_is_released_all_the_same() {
         let in_flight: InFlight = Box::pin(std::future::pending());
         let answer = Some(BackendErrorKind::Misconfigured);
@@ -340,6 +353,7 @@ mod tests {
             answer: None,
             asked: AtomicUsize::new(0),
             at_once: true,
+            panics_first: false,
         };
         let granted = in_flight(async { Ok(Attempt::Granted(crate::Grant::new())) });
         assert_eq!(clean_up(backend, Some(granted)).await, (0, Duration::ZERO));

@@ -134,6 +134,34 @@ fn whoever_waits_is_told_of_each_change_and_may_read_the_lease() {
     assert_eq!(told, [(true, 0), (true, 1), (false, 1)]);
 }
 
+/// As the waker of an event loop that has ended.
+struct Panics;
+
+impl Wake for Panics {
+    fn wake(self: Arc<Self>) {
+        panic!("this executor has ended");
+    }
+}
+
+#[test]
+fn whoever_waits_beside_a_waker_that_panics_is_told() {
+    let lease = Lease::unbounded();
+    let signals = [lease.signal(), lease.signal(), lease.signal()];
+    let mut waits = signals.each_ref().map(|signal| Box::pin(signal.lost()));
+    let counts = Arc::new(Reads(LostSignal::never(), AtomicU32::new(0)));
+    let wakers = [
+        counts.clone().into(),
+        Arc::new(Panics).into(),
+        counts.clone().into(),
+    ];
+    for (wait, waker) in waits.iter_mut().zip(&wakers) {
+        let polled = wait.as_mut().poll(&mut Context::from_waker(waker));
+        assert!(polled.is_pending());
+    }
+    lease.end(Loss::Expired);
+    assert_eq!(counts.1.load(Ordering::SeqCst), 2);
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_late_extension_revives_nothing() {
     let lease = Lease::until(Instant::now() + Duration::from_secs(1));

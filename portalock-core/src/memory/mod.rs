@@ -109,7 +109,7 @@ impl LockBackend for MemoryBackend {
     }
 
     async fn release(&self, request: &LockRequest) -> Result<Released, BackendError> {
-        Ok(self.locks(|table| table.release(&request.name, request.owner)))
+        Ok(let_go(&self.store.locks, &request.name, request.owner))
     }
 
     async fn subscribe(&self, request: &LockRequest) -> Result<Option<Wakeups>, BackendError> {
@@ -119,7 +119,7 @@ impl LockBackend for MemoryBackend {
     }
 
     fn release_now(&self, request: &LockRequest) -> bool {
-        self.locks(|table| table.release(&request.name, request.owner));
+        let_go(&self.store.locks, &request.name, request.owner);
         true
     }
 
@@ -168,7 +168,7 @@ impl Semaphore for MemoryBackend {
     }
 
     async fn release(&self, request: &PermitRequest) -> Result<Released, BackendError> {
-        Ok(self.semaphores(|table| table.release(&request.name, request.owner)))
+        Ok(let_go(&self.store.semaphores, &request.name, request.owner))
     }
 
     async fn subscribe(&self, request: &PermitRequest) -> Result<Option<Wakeups>, BackendError> {
@@ -178,7 +178,7 @@ impl Semaphore for MemoryBackend {
     }
 
     fn release_now(&self, request: &PermitRequest) -> bool {
-        self.semaphores(|table| table.release(&request.name, request.owner));
+        let_go(&self.store.semaphores, &request.name, request.owner);
         true
     }
 
@@ -208,6 +208,15 @@ fn change<T>(table: &Mutex<Table>, act: impl FnOnce(&mut Table) -> T) -> T {
     changed
 }
 
+fn let_go(table: &Mutex<Table>, name: &LockName, owner: OwnerId) -> Released {
+    // A forked child drops copies of its parent's guards. If a thread of the parent had the mutex during the fork, it is never
+    // free here.
+    if table.try_lock().is_err() && owner.is_inherited() {
+        return Released::NotHeld;
+    }
+    change(table, |table| table.release(name, owner))
+}
+
 fn lock(table: &Mutex<Table>) -> MutexGuard<'_, Table> {
     // No code of others runs while it is held.
     table.lock().unwrap_or_else(PoisonError::into_inner)
@@ -218,5 +227,37 @@ impl fmt::Debug for MemoryBackend {
         f.debug_struct("MemoryBackend")
             .field("names_in_use", &self.names_in_use())
             .finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{sync::mpsc, thread, time::Duration};
+
+    use super::*;
+    use crate::{Mode, Patience, Permits};
+
+    #[test]
+    fn a_forked_child_that_drops_a_guard_waits_for_no_thread_of_its_parent() {
+        let backend = MemoryBackend::new();
+        let name = LockName::new("a").unwrap();
+        let parents: OwnerId = format!("1-{:x}-1", std::process::id() + 1).parse().unwrap();
+        let mut lock_request = LockRequest::new(name.clone(), Mode::Exclusive, Patience::Once);
+        lock_request.owner = parents;
+        let one = Permits::new(1, 1).unwrap();
+        let mut permit_request = PermitRequest::new(name, one, Patience::Once);
+        permit_request.owner = parents;
+        let child = backend.clone();
+        let (sender, released) = mpsc::channel();
+        // As threads of the parent during the fork.
+        let (locks, semaphores) = (lock(&backend.store.locks), lock(&backend.store.semaphores));
+        thread::spawn(move || {
+            let lock = LockBackend::release_now(&child, &lock_request);
+            let permit = Semaphore::release_now(&child, &permit_request);
+            sender.send((lock, permit)).unwrap();
+        });
+        let released = released.recv_timeout(Duration::from_secs(60));
+        drop((locks, semaphores));
+        assert_eq!(released, Ok((true, true)));
     }
 }

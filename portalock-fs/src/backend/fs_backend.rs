@@ -162,6 +162,7 @@ impl FsBackend {
             Watch::On => true,
             Watch::Off => false,
         };
+        let rarely = if is_remote { Duration::ZERO } else { WATCHED };
         let client = Arc::new_cyclic(|this| Client {
             store: Store {
                 dir,
@@ -177,11 +178,7 @@ impl FsBackend {
             this: this.clone(),
             label: settings.label.clone(),
             poll_interval: settings.poll_interval(),
-            watched_interval: if is_remote {
-                settings.poll_interval()
-            } else {
-                settings.poll_interval().max(WATCHED)
-            },
+            watched_interval: settings.poll_interval().max(rarely),
         });
         if wants_watch {
             let watched = Watcher::shared().and_then(|watcher| {
@@ -313,20 +310,28 @@ impl LockBackend for FsBackend {
 
     async fn try_acquire(&self, request: &LockRequest) -> Result<Attempt, BackendError> {
         let start = Instant::now();
+        let caller = Arc::new(());
         loop {
             let (tried, request) = (Instant::now(), request.clone());
             let waits = request.patience == Patience::Queue;
-            let attempt = self.run(move |client| client.attempt(&request)).await?;
+            let heard = Arc::downgrade(&caller);
+            let attempt = self.run(move |client| {
+                let attempt = client.attempt(&request);
+                // The caller was dropped before a thread was free for this, so its owner may have been released already.
+                if heard.strong_count() == 0 {
+                    client.free(&request, false);
+                }
+                attempt
+            });
+            let attempt = attempt.await?;
             let is_unknown = matches!(&attempt, Attempt::Contended(seen) if seen.holder.is_none());
             if waits || !is_unknown || tried - start >= PASSING {
                 return Ok(attempt);
             }
             // No timer is used: some runtimes have none. It yields at least once, also if an attempt takes longer than this.
-            loop {
+            tokio::task::yield_now().await;
+            while tried.elapsed() < PAUSE {
                 tokio::task::yield_now().await;
-                if tried.elapsed() >= PAUSE {
-                    break;
-                }
             }
         }
     }
@@ -377,12 +382,8 @@ impl LockBackend for FsBackend {
         self.ensure_breaks()?;
         let name = name.clone();
         let evicted = self.run(move |client| client.evict(&name, owner)).await?;
-        evicted.ok_or_else(|| {
-            BackendError::new(
-                BackendErrorKind::Unsupported,
-                "one of several shared holders can't be evicted alone: end the process that does not respond",
-            )
-        })
+        let is_one_of_several = "one of several shared holders can't be evicted alone: end the process that does not respond";
+        evicted.ok_or_else(|| BackendError::new(BackendErrorKind::Unsupported, is_one_of_several))
     }
 }
 

@@ -192,6 +192,40 @@ fn only_calls_that_should_run_in_other_threads_do() {
     assert!(runtime.block_on(busy).unwrap().is_err());
 }
 
+/// The engine gives up such an attempt in the end, and releases its owner before the attempt is made.
+#[test]
+fn an_attempt_for_which_a_thread_is_free_too_late_leaves_nothing() {
+    let locks = Locks::new();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .max_blocking_threads(1)
+        .build()
+        .unwrap();
+    let settings = FsSettings::new(locks.path()).with_calls(Calls::Offload);
+    let client = FsBackend::with_settings(&settings).unwrap();
+    let other = lock(&locks.client(), "a");
+    for (is_free, patience) in [
+        (true, Patience::Once),
+        (true, Patience::Queue),
+        (false, Patience::Queue),
+    ] {
+        let held = (!is_free).then(|| other.try_acquire().now_or_never().unwrap().unwrap());
+        let (done, wait) = std::sync::mpsc::channel::<()>();
+        let busy = runtime.spawn_blocking(move || wait.recv());
+        let late = request("a", Mode::Exclusive, patience);
+        let attempt = runtime.block_on(async { client.try_acquire(&late).now_or_never() });
+        assert!(attempt.is_none());
+        drop(done);
+        assert!(runtime.block_on(busy).unwrap().is_err());
+        // The thread runs this after the attempt.
+        let last = runtime.spawn_blocking(|| ());
+        runtime.block_on(last).unwrap();
+        drop(held);
+        let seen = runtime.block_on(client.inspect(&late.name)).unwrap();
+        assert!(!seen.held && seen.waiters.is_empty(), "{seen:?}");
+        drop(other.try_acquire().now_or_never().unwrap().unwrap());
+    }
+}
+
 #[test]
 fn synchronous_code_needs_no_runtime() {
     let locks = Locks::new();
