@@ -1,6 +1,14 @@
 //! Connections to the server: one connection, and one for each runtime. Every call has a deadline.
 
-use std::{fmt, future::Future, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    future::Future,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 use futures_util::{
     StreamExt,
@@ -32,6 +40,8 @@ pub(crate) struct Connection {
     client: Client,
     acquire: Statement,
     release: Statement,
+    /// The index of its server in the settings.
+    pub(crate) server: usize,
     _driver: Driver,
 }
 
@@ -42,10 +52,11 @@ pub(crate) type Hear = Box<dyn FnMut(&Notification) + Send>;
 pub(crate) type Ended = Box<dyn FnOnce() + Send>;
 
 impl Connection {
-    /// Opens a connection on the current runtime. `hear` is called on that runtime, and `ended` when the connection has
+    /// Opens a connection on the current runtime, if possible to the server with the index `preferred`. `hear` is called on that runtime, and `ended` when the connection has
     /// ended.
     pub(crate) async fn open(
         settings: &PostgresSettings,
+        preferred: usize,
         hear: Hear,
         ended: Option<Ended>,
     ) -> Result<Self, BackendError> {
@@ -56,7 +67,8 @@ impl Connection {
                 messages,
                 version,
                 encoding,
-            } = dial(settings).await?;
+                server,
+            } = dial(settings, preferred).await?;
             check(version.as_deref(), encoding.as_deref())?;
             let driver = Driver(tokio::spawn(drive(messages, hear, ended)).abort_handle());
             let set_up = set_up(settings.request_timeout);
@@ -75,6 +87,7 @@ impl Connection {
                 client,
                 acquire,
                 release,
+                server,
                 _driver: driver,
             })
         };
@@ -225,6 +238,8 @@ fn check(version: Option<&str>, encoding: Option<&str>) -> Result<(), BackendErr
 pub(crate) struct Connections {
     pub(crate) settings: Arc<PostgresSettings>,
     open: PerRuntime<Arc<Connection>>,
+    /// The server of the session.
+    preferred: AtomicUsize,
 }
 
 impl Connections {
@@ -232,7 +247,15 @@ impl Connections {
         Self {
             settings,
             open: PerRuntime::new(),
+            preferred: AtomicUsize::new(0),
         }
+    }
+
+    /// Opens a new connection for each runtime, to the server of the session's new connection `line`. After a failover, an open
+    /// connection could still lead to the former primary: what is released there stays held at the new one.
+    pub(crate) fn follow(&self, line: &Connection) {
+        self.preferred.store(line.server, Ordering::Release);
+        self.open.clear();
     }
 
     /// Runs `call` over the current runtime's connection. If the connection turns out to be broken, it runs `call` once
@@ -272,8 +295,10 @@ impl Connections {
         let settings = self.settings.clone();
         let open = || {
             let settings = settings.clone();
+            let server = self.preferred.load(Ordering::Acquire);
             async move {
-                let connection = Connection::open(&settings, Box::new(|_| {}), None).await?;
+                let connection =
+                    Connection::open(&settings, server, Box::new(|_| {}), None).await?;
                 Ok(Arc::new(connection))
             }
         };

@@ -109,8 +109,8 @@
 //!
 //! # Several servers
 //!
-//! A URL may name several hosts, such as `postgres://db-1,db-2/app`. Each new connection goes to the first host that accepts
-//! writes. After a standby was promoted, sessions continue there, with all locks that were replicated to it.
+//! A URL may name several hosts, such as `postgres://db-1,db-2/app`. A session connects to the first host that accepts writes,
+//! and the other connections of its client go to the same host. After a standby was promoted, sessions continue there, with all locks that were replicated to it.
 //!
 //! # What it takes
 //!

@@ -66,7 +66,7 @@ const FUNCTIONS: [&str; 7] = [
 pub async fn migrate(settings: &PostgresSettings) -> Result<(), BackendError> {
     let Dialled {
         client, messages, ..
-    } = timeout(settings.connect_timeout, dial(settings))
+    } = timeout(settings.connect_timeout, dial(settings, 0))
         .await
         .unwrap_or_else(|_| Err(timed_out(MIGRATING)))?;
     // Dropping the connection rolls back uncommitted work.

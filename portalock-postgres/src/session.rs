@@ -101,7 +101,9 @@ impl SessionRow {
         }
         if !self.server.direct.load(Ordering::Relaxed) {
             // A pooler that assigns server processes per transaction assigns this connection's process to `other`.
-            let other = Connection::open(self.settings(), Box::new(|_| {}), None).await?;
+            let other =
+                Connection::open(self.settings(), connection.server, Box::new(|_| {}), None)
+                    .await?;
             if let Err(error) = other.hold().await {
                 // A pooler that assigns them per statement refuses transactions, and nothing else.
                 let refused = error.code() == Some(&SqlState::PROTOCOL_VIOLATION);
@@ -185,11 +187,12 @@ impl Service for SessionRow {
                 session.connection_ended();
             }
         });
-        let connection = Connection::open(row.settings(), hear, Some(ended)).await?;
+        let connection = Connection::open(row.settings(), 0, hear, Some(ended)).await?;
         let backend = timeout(row.settings().request_timeout, connection.listen(&channel))
             .await
             .map_err(|_| timed_out(STARTING))?
             .map_err(|error| failed(STARTING, error))?;
+        row.server.connections.follow(&connection);
         // Observers that started before this connection listened have also missed changes.
         row.observers.end_all();
         Ok(Line {

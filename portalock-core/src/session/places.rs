@@ -339,6 +339,7 @@ impl<P: Clone> Places<P> {
             places: self,
             owner,
             version,
+            reconnects: self.reconnects(),
             leaving,
         })
     }

@@ -1,6 +1,11 @@
 //! A standby refuses sessions, and is used after it was promoted.
 
-use std::time::Duration;
+use std::{
+    future::{Future, poll_fn},
+    pin::pin,
+    task::Poll,
+    time::Duration,
+};
 
 use portalock_core::{BackendErrorKind, Lock};
 use portalock_postgres::{PostgresBackend, PostgresSettings};
@@ -169,4 +174,97 @@ async fn a_release_that_the_standby_never_got_is_repeated() {
         guard.release().await.unwrap();
     }
     kept.ensure_held().unwrap();
+}
+
+/// As before, but the client reads the former primary's answer to a release after it has reconnected.
+#[tokio::test]
+async fn a_release_that_the_former_primary_has_answered_is_repeated() {
+    let server = Server::start().await;
+    let mut standby = standby(&server).await;
+    let settings = either(&server, &standby);
+    let client = PostgresBackend::with_settings(settings.clone())
+        .await
+        .unwrap();
+    let other = PostgresBackend::with_settings(settings).await.unwrap();
+    let lock = |client: &PostgresBackend, name| Lock::new(client.clone(), name).unwrap();
+    let first = lock(&client, "first").acquire().await.unwrap();
+    let second = lock(&client, "second").acquire().await.unwrap();
+    caught_up(&server).await;
+    standby.stop();
+    first.release().await.unwrap();
+    let mut releasing = pin!(second.release());
+    poll_fn(|context| {
+        assert!(releasing.as_mut().poll(context).is_pending());
+        Poll::Ready(())
+    })
+    .await;
+    until("both are free", async || {
+        let held = "SELECT count(*) FROM portalock.names WHERE owner IS NOT NULL";
+        server.number(held).await == 0
+    })
+    .await;
+    server.do_with(PostgresServer::stop).await;
+    let standby = tokio::task::spawn_blocking(move || {
+        standby.restart().unwrap();
+        standby
+    })
+    .await
+    .unwrap();
+    promote(&server, &standby).await;
+    // Then the client has read its claims.
+    let guard = lock(&other, "first")
+        .acquire_with(&patient())
+        .await
+        .unwrap();
+    guard.release().await.unwrap();
+    releasing.await.unwrap();
+    let guard = lock(&other, "second")
+        .acquire_with(&patient())
+        .await
+        .unwrap();
+    guard.release().await.unwrap();
+}
+
+/// The former primary still runs, and a connection to it is still open.
+#[tokio::test]
+async fn requests_go_to_the_server_of_the_session() {
+    let server = Server::start().await;
+    let standby = standby(&server).await;
+    let client = PostgresBackend::with_settings(either(&server, &standby))
+        .await
+        .unwrap();
+    let lock = |name| Lock::new(client.clone(), name).unwrap();
+    let first = lock("first").acquire().await.unwrap();
+    let second = lock("second").acquire().await.unwrap();
+    caught_up(&server).await;
+    let admin = connect(&standby.url()).await;
+    admin.query("SELECT pg_promote()", &[]).await.unwrap();
+    first.release().await.unwrap();
+
+    let database = server.url.trim_end_matches("postgres").to_owned() + "template1";
+    let former = connect(&database).await;
+    let accept = async |accepts: bool| {
+        let sql = format!("ALTER DATABASE postgres ALLOW_CONNECTIONS {accepts}");
+        former.batch_execute(&sql).await.unwrap();
+    };
+    accept(false).await;
+    let of_the_session = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+        WHERE application_name = 'portalock' AND query NOT LIKE '%portalock.release(%'";
+    former.batch_execute(of_the_session).await.unwrap();
+    let held = async || -> i64 {
+        let counting = "SELECT count(*) FROM portalock.names WHERE owner IS NOT NULL";
+        admin.query_one(counting, &[]).await.unwrap().get(0)
+    };
+    // A later connection could be to the former primary again, which is named first.
+    let renewing = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'portalock'";
+    until("the session has reconnected", async || {
+        let sessions: i64 = admin.query_one(renewing, &[]).await.unwrap().get(0);
+        sessions > 0
+    })
+    .await;
+    accept(true).await;
+    // The session has read its claims then.
+    until("the first is released again", async || held().await == 1).await;
+    second.release().await.unwrap();
+    until("the second is released", async || held().await == 0).await;
 }

@@ -13,6 +13,8 @@ pub struct Releasing<'a, P: Clone> {
     pub(super) places: &'a Places<P>,
     pub(super) owner: OwnerId,
     pub(super) version: u64,
+    /// How many times the session had reconnected when the release began.
+    pub(super) reconnects: u64,
     pub(super) leaving: Leaving<P>,
 }
 
@@ -22,10 +24,12 @@ impl<P: Clone> Releasing<'_, P> {
         &self.leaving
     }
 
-    /// Ends the release: the service has nothing of the place, and no request for it is in flight.
+    /// Ends the release: the service has nothing of the place, and no request for it is in flight. If the session has reconnected
+    /// meanwhile, the release is due again: perhaps a server has answered that was replaced by one without this release.
     pub fn done(self) {
         let mut book = self.places.lock();
-        if let Some(places) = book.as_mut()
+        if self.places.reconnects() == self.reconnects
+            && let Some(places) = book.as_mut()
             && places.get(&self.owner).is_some_and(|at| self.is_of(at))
         {
             places.remove(&self.owner);

@@ -51,6 +51,18 @@ fn a_release_that_is_answered_late_leaves_what_came_after_it() {
     assert!(places.due().is_empty());
 }
 
+#[test]
+fn a_release_that_began_before_a_reconnect_is_repeated() {
+    let (places, _lease, owner) = book();
+    places.expect(owner, || 1).unwrap();
+    let releasing = places.release(owner).unwrap();
+    places.reconnected();
+    releasing.done();
+    assert_eq!(places.due(), [owner]);
+    places.release_due(owner).unwrap().done();
+    assert!(!places.is_leaving(owner));
+}
+
 #[tokio::test]
 async fn a_waiter_is_woken_and_told_that_it_waits_in_vain_if_it_is_the_one_that_is_meant() {
     let (places, _lease, owner) = book();
