@@ -218,13 +218,21 @@ impl Followed {
     async fn look(this: &Arc<Self>, enough: Enough) -> Result<Location, BackendError> {
         let this = this.clone();
         session::run(async move {
-            let heard = match &this.witnesses {
-                Witnesses::Sentinels(sentinels) => sentinels.ask(enough).await?,
-                Witnesses::Nodes(cluster, tag) => cluster.owner(tag.slot(), enough).await?,
-            };
-            this.note(heard)
+            let found = this.note(this.ask(enough).await?);
+            if found.is_err() && enough == Enough::Most {
+                // Another witness has heard of the last switch.
+                return this.note(this.ask(Enough::All).await?);
+            }
+            found
         })
         .await?
+    }
+
+    async fn ask(&self, enough: Enough) -> Result<Heard, BackendError> {
+        match &self.witnesses {
+            Witnesses::Sentinels(sentinels) => sentinels.ask(enough).await,
+            Witnesses::Nodes(cluster, tag) => cluster.owner(tag.slot(), enough).await,
+        }
     }
 
     fn beside(&self, host: &str, port: u16) -> ConnectionInfo {
