@@ -29,7 +29,8 @@ pub(crate) struct Route {
 
 #[derive(Debug)]
 enum Way {
-    Fixed(Box<ConnectionInfo>),
+    /// Its location has this number.
+    Fixed(Box<ConnectionInfo>, AtomicU64),
     Followed(Arc<Followed>),
 }
 
@@ -63,7 +64,7 @@ enum Witnesses {
 
 impl Route {
     pub(crate) fn to_server(server: &ConnectionInfo, settings: &Arc<RedisSettings>) -> Self {
-        let way = Way::Fixed(Box::new(server.clone()));
+        let way = Way::Fixed(Box::new(server.clone()), AtomicU64::new(0));
         Self::new(way, settings)
     }
 
@@ -97,7 +98,7 @@ impl Route {
                 Witnesses::Nodes(_, tag) => Some(tag),
                 Witnesses::Sentinels(_) => None,
             },
-            Way::Fixed(_) => None,
+            Way::Fixed(..) => None,
         }
     }
 
@@ -125,9 +126,9 @@ impl Route {
     /// Returns the current address of the server.
     pub(crate) async fn find(&self) -> Result<Location, BackendError> {
         match &self.way {
-            Way::Fixed(server) => Ok(Location {
+            Way::Fixed(server, number) => Ok(Location {
                 server: (**server).clone(),
-                number: 0,
+                number: number.load(Ordering::Acquire),
             }),
             Way::Followed(followed) => Followed::look(followed, Enough::Most).await,
         }
@@ -137,7 +138,7 @@ impl Route {
     /// is on the present node's host.
     pub(crate) fn beside(&self, host: &str, port: u16) -> Location {
         let server = match &self.way {
-            Way::Fixed(server) => at(server, host, port),
+            Way::Fixed(server, _) => at(server, host, port),
             Way::Followed(followed) => followed.beside(host, port),
         };
         Location {
@@ -149,7 +150,7 @@ impl Route {
     /// Checks whether the server has moved, and asks all servers that may know.
     pub(crate) async fn look(&self) -> Result<(), BackendError> {
         match &self.way {
-            Way::Fixed(_) => Ok(()),
+            Way::Fixed(..) => Ok(()),
             Way::Followed(followed) => {
                 // In a cluster the answer may be older: see `look_interval`.
                 let interval = self.settings.look_interval();
@@ -179,9 +180,26 @@ impl Route {
     /// The number of the latest location. A connection to an earlier location leads to a server that is no longer the
     /// primary, even if it still believes to be: its answers don't count.
     pub(crate) fn number(&self) -> u64 {
+        self.latest_number().load(Ordering::Acquire)
+    }
+
+    /// The server at this location is a replica. If it is promoted again, it may lack grants. So connections from before must
+    /// not be used then: they would not [wait](crate::primary) for the earlier holders.
+    pub(crate) fn is_replica(&self, location: &Location) {
+        let (number, next) = (location.number, location.number + 1);
+        // Otherwise the location is another one already.
+        let _ = self.latest_number().compare_exchange(
+            number,
+            next,
+            Ordering::AcqRel,
+            Ordering::Acquire,
+        );
+    }
+
+    fn latest_number(&self) -> &AtomicU64 {
         match &self.way {
-            Way::Fixed(_) => 0,
-            Way::Followed(followed) => followed.number.load(Ordering::Acquire),
+            Way::Fixed(_, number) => number,
+            Way::Followed(followed) => &followed.number,
         }
     }
 }
@@ -200,13 +218,21 @@ impl Followed {
     async fn look(this: &Arc<Self>, enough: Enough) -> Result<Location, BackendError> {
         let this = this.clone();
         session::run(async move {
-            let heard = match &this.witnesses {
-                Witnesses::Sentinels(sentinels) => sentinels.ask(enough).await?,
-                Witnesses::Nodes(cluster, tag) => cluster.owner(tag.slot(), enough).await?,
-            };
-            this.note(heard)
+            let found = this.note(this.ask(enough).await?);
+            if found.is_err() && enough == Enough::Most {
+                // Another witness has heard of the last switch.
+                return this.note(this.ask(Enough::All).await?);
+            }
+            found
         })
         .await?
+    }
+
+    async fn ask(&self, enough: Enough) -> Result<Heard, BackendError> {
+        match &self.witnesses {
+            Witnesses::Sentinels(sentinels) => sentinels.ask(enough).await,
+            Witnesses::Nodes(cluster, tag) => cluster.owner(tag.slot(), enough).await,
+        }
     }
 
     fn beside(&self, host: &str, port: u16) -> ConnectionInfo {

@@ -349,6 +349,12 @@ async fn begin(
         .await
         .map_err(|error| failed(STARTING, error))?;
     replicated(&mut connection, key.settings()).await?;
+    // The answers of most sentinels were enough to find this server, or the process was paused since. Another sentinel may
+    // know of a switch. Then this is a former primary, and the connections of calls may lead to it too.
+    if key.settings().wait_replicas() == 0 {
+        // Without an answer nothing changes.
+        let _ = key.server.route.look().await;
+    }
     Ok(sent + certain(key.settings().session_ttl()))
 }
 

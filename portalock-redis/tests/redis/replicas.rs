@@ -61,6 +61,49 @@ async fn confirmations(server: &RedisServer) -> usize {
     Admin::of(server).await.calls("wait").await
 }
 
+/// It has taken over the data of another primary, which lacks a grant.
+#[tokio::test]
+async fn a_server_that_was_a_replica_for_a_while_waits_before_it_grants_over_an_old_connection() {
+    const TIME: Duration = Duration::from_secs(6);
+    let (one, two) = (server(), server());
+    let line = FaultProxy::start(one.addr()).unwrap();
+    let settings = |url: &str| RedisSettings::new(url).unwrap().with_session_ttl(TIME);
+    let behind = settings(&format!("redis://{}", line.addr())).unwrap();
+    let (holder, other) = tokio::join!(
+        RedisBackend::with_settings(behind),
+        RedisBackend::with_settings(settings(&one.url()).unwrap()),
+    );
+    let (holder, other) = (holder.unwrap(), other.unwrap());
+    // Their calls have connections now.
+    holder.ping().await.unwrap();
+    other.ping().await.unwrap();
+    let (mut admin, mut at_two) = (Admin::of(&one).await, Admin::of(&two).await);
+    let follows = async |admin: &mut Admin, server: &RedisServer| {
+        let command = format!("REPLICAOF 127.0.0.1 {}", server.port());
+        admin.ask::<()>(&command).await;
+        while !(admin.ask::<String>("INFO replication").await).contains("master_link_status:up") {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    };
+    follows(&mut at_two, &one).await;
+    at_two.ask::<()>("REPLICAOF NO ONE").await;
+
+    let held = lock(&holder, "a").acquire().await.unwrap();
+    line.black_hole(Direction::Both);
+    follows(&mut admin, &two).await;
+    eventually(async || other.ping().await.is_err()).await;
+    admin.ask::<()>("REPLICAOF NO ONE").await;
+    let policy = Policy::new()
+        .with_timeout(ENOUGH)
+        .with_max_failures(u32::MAX);
+    let next = lock(&other, "a").acquire_with(&policy).await.unwrap();
+    assert!(
+        held.is_lost(),
+        "granted to another before the holder was told"
+    );
+    next.release().await.unwrap();
+}
+
 /// The old primary may go on until its replicas have left it for the new one.
 #[tokio::test]
 async fn a_promoted_server_waits_from_when_a_replica_follows_it() {

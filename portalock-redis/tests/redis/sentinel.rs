@@ -271,6 +271,28 @@ async fn a_holder_that_was_paused_does_not_extend_its_lease_before_it_looks() {
     assert!(begun.elapsed() < TIME * 3 / 2, "{:?}", begun.elapsed());
 }
 
+/// The answers of two sentinels are enough to find a primary. The third one has heard of a switch, and answers later.
+#[tokio::test]
+async fn a_client_goes_to_the_primary_that_only_the_slowest_sentinel_names() {
+    const LATE: Duration = Duration::from_secs(1);
+    let mut former = start(SentinelOptions::new()).await;
+    let later = start(SentinelOptions::new()).await;
+    let (mut later, primary) = on(later, |group| group.fail_over()).await;
+    let knows = FaultProxy::start(([127, 0, 0, 1], later.sentinel_ports()[0])).unwrap();
+    knows.delay(Direction::ToClient, LATE);
+    let stale = former.sentinel_ports();
+    let url = former.url_by(&[stale[0], stale[1], knows.port()]);
+    let backend = RedisBackend::new(lasting(&url));
+    let _held = acquired(&backend, "a").await;
+    for (server, has_it) in [
+        (&former.servers()[0], false),
+        (&later.servers()[primary], true),
+    ] {
+        let keys = Admin::of(server).await.keys().await;
+        assert_eq!(keys.contains(&"portalock/lock/a".to_owned()), has_it);
+    }
+}
+
 /// Otherwise the client could see a switch later than within half of its session's time.
 #[tokio::test]
 async fn a_silent_sentinel_does_not_make_the_looks_rarer() {
