@@ -9,8 +9,9 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use crate::{Holder, clock::Instant, engine::timer, holder::Doer, wakeups::Listeners};
 use futures_util::future::{select, select_all};
+
+use crate::{Holder, clock::Instant, engine::timer, holder::Doer, wakeups::Listeners};
 
 /// Why a lock was lost.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -98,8 +98,8 @@ pub(crate) fn run_wake_ups(wake: impl FnOnce()) {
     let _ = catch_unwind(AssertUnwindSafe(wake));
 }
 
-/// Those who wait for a change. All of them are woken, even if a waker panics: with [`Notify::notify_waiters`] the others would
-/// then sleep on.
+/// Those who wait for a change. All of them are woken, even if a waker panics: with [`Notify::notify_waiters`] the others
+/// would then sleep on.
 #[derive(Debug, Default)]
 pub(crate) struct Listeners(Mutex<Vec<Weak<Notify>>>);
 

@@ -52,8 +52,8 @@ pub(crate) type Hear = Box<dyn FnMut(&Notification) + Send>;
 pub(crate) type Ended = Box<dyn FnOnce() + Send>;
 
 impl Connection {
-    /// Opens a connection on the current runtime, if possible to the server with the index `preferred`. `hear` is called on that runtime, and `ended` when the connection has
-    /// ended.
+    /// Opens a connection on the current runtime, if possible to the server with the index `preferred`. `hear` is called on
+    /// that runtime, and `ended` when the connection has ended.
     pub(crate) async fn open(
         settings: &PostgresSettings,
         preferred: usize,

@@ -110,7 +110,8 @@
 //! # Several servers
 //!
 //! A URL may name several hosts, such as `postgres://db-1,db-2/app`. A session connects to the first host that accepts writes,
-//! and the other connections of its client go to the same host. After a standby was promoted, sessions continue there, with all locks that were replicated to it.
+//! and the other connections of its client go to the same host. After a standby was promoted, sessions continue there, with
+//! all locks that were replicated to it.
 //!
 //! # What it takes
 //!

@@ -24,8 +24,8 @@ impl<P: Clone> Releasing<'_, P> {
         &self.leaving
     }
 
-    /// Ends the release: the service has nothing of the place, and no request for it is in flight. If the session has reconnected
-    /// meanwhile, the release is due again: perhaps a server has answered that was replaced by one without this release.
+    /// Ends the release: the service has nothing of the place, and no request for it is in flight. If the session has
+    /// reconnected meanwhile, the release is due again: perhaps the server that answered was replaced by one without it.
     pub fn done(self) {
         let mut book = self.places.lock();
         if self.places.reconnects() == self.reconnects
