@@ -103,9 +103,10 @@ impl Background {
         })
     }
 
-    /// Runs `future`, or drops it if the system gives no thread.
+    /// Runs `future`. If the system gives no thread, it runs on the caller's runtime, or is dropped if there is none.
     pub(crate) fn spawn(&self, future: impl Future<Output = ()> + Send + 'static) {
-        match self.handle() {
+        let handle = self.handle();
+        match handle.or_else(|error| Handle::try_current().map_err(|_| error)) {
             Ok(handle) => drop(handle.spawn(future)),
             Err(error) => tracing::error!(%error, "no thread for the clean-up of a lock"),
         }
@@ -127,6 +128,34 @@ mod tests {
             });
             assert_eq!(receiver.recv().unwrap().as_deref(), Some(name));
         }
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn without_a_thread_the_callers_runtime_is_used() {
+        const CHILD: &str = "PORTALOCK_TEST_WITHOUT_THREADS";
+        if std::env::var_os(CHILD).is_none() {
+            let name = "background::tests::without_a_thread_the_callers_runtime_is_used";
+            let child = std::process::Command::new(std::env::current_exe().unwrap())
+                .args([name, "--exact"])
+                .env(CHILD, "1")
+                // More than the address space of a process.
+                .env("RUST_MIN_STACK", (1_u64 << 47).to_string())
+                .output()
+                .unwrap();
+            let told = String::from_utf8_lossy(&child.stdout);
+            assert!(told.contains("1 passed"), "{child:?}");
+            return;
+        }
+        static NONE: Background = Background::new("none");
+        let runtime = Builder::new_current_thread().build().unwrap();
+        let ran_on = runtime.block_on(async {
+            let (sender, receiver) = tokio::sync::oneshot::channel();
+            assert!(NONE.handle().is_err());
+            NONE.spawn(async move { sender.send(thread::current().id()).unwrap() });
+            receiver.await.unwrap()
+        });
+        assert_eq!(ran_on, thread::current().id());
     }
 
     /// As in a child that has the id of a process that has ended, in which its parent began.
