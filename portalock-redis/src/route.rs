@@ -218,12 +218,15 @@ impl Followed {
     async fn look(this: &Arc<Self>, enough: Enough) -> Result<Location, BackendError> {
         let this = this.clone();
         session::run(async move {
-            let found = this.note(this.ask(enough).await?);
-            if found.is_err() && enough == Enough::Most {
-                // Another witness has heard of the last switch.
-                return this.note(this.ask(Enough::All).await?);
+            if enough == Enough::Most {
+                let heard = this.ask(enough).await?;
+                let is_clear = heard.is_clear(this.lock().as_ref());
+                if is_clear && let Ok(found) = this.note(heard) {
+                    return Ok(found);
+                }
+                // The others say which of two addresses counts, or one of them has heard of the last switch.
             }
-            found
+            this.note(this.ask(Enough::All).await?)
         })
         .await?
     }

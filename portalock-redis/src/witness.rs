@@ -54,6 +54,14 @@ impl Heard {
         })
     }
 
+    /// Whether these answers are enough to [select](Self::select) an address: they agree, or one of them is the `known` address.
+    pub(crate) fn is_clear(&self, known: Option<&Told>) -> bool {
+        let mut answers = self.answers.iter();
+        self.from_all
+            || known.is_some_and(|known| answers.clone().any(|told| told.is_at(known)))
+            || answers.all(|told| told.is_at(&self.told))
+    }
+
     /// Selects the address that counts. With one epoch the witnesses name two if they know one server by different
     /// names, for example by its host name and by its IP address, or if one of them was set up wrongly. Then most of
     /// them count. While some don't answer, the `known` address stays as long as one of them names it: to take turns

@@ -188,7 +188,7 @@ impl FaultProxy {
 
     /// Keeps the next message that a client sends on a connection that is open now, and then closes the connection on
     /// the client's side only. New connections are not affected, so what the client sends on them overtakes the message.
-    /// It arrives at the server with [`deliver`](Self::deliver).
+    /// It arrives at the server with [`deliver`](Self::deliver), unless the connection is [cut](Self::cut) before.
     pub fn strand(&self) {
         self.state.send_modify(|state| state.strands += 1);
     }
@@ -277,9 +277,8 @@ async fn connection(
             _ = pump(from_server, to_client, state.clone(), |state| state.to_client, |_| false) => None,
         };
         if let Some(message) = kept {
-            stranded.send_modify(|count| *count += 1);
+            let _kept = Kept::new(stranded);
             deliver_late(message, client, upstream, state, is_stranded).await;
-            stranded.send_modify(|count| *count -= 1);
         }
     };
     tokio::select! {
@@ -375,5 +374,21 @@ impl Counted {
 impl Drop for Counted {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+/// A message that is to arrive late. It is no longer waited for if its connection is cut.
+struct Kept<'s>(&'s watch::Sender<usize>);
+
+impl<'s> Kept<'s> {
+    fn new(stranded: &'s watch::Sender<usize>) -> Self {
+        stranded.send_modify(|count| *count += 1);
+        Self(stranded)
+    }
+}
+
+impl Drop for Kept<'_> {
+    fn drop(&mut self) {
+        self.0.send_modify(|count| *count -= 1);
     }
 }

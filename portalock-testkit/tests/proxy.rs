@@ -165,3 +165,16 @@ async fn what_was_sent_on_a_stranded_connection_arrives_late() {
     assert_eq!(receive(&mut idle_server, 3).await, b"ask");
     assert_eq!(proxy.connections(), 2);
 }
+
+#[tokio::test]
+async fn nobody_waits_for_a_stranded_connection_that_was_cut() {
+    let (proxy, mut client, mut server) = connected().await;
+    proxy.strand();
+    client.write_all(b"early").await.unwrap();
+    let end = timeout(ENOUGH, client.read_u8()).await.unwrap();
+    assert!(end.is_err(), "{end:?}");
+    proxy.cut();
+    let end = timeout(ENOUGH, server.read(&mut [0])).await.unwrap();
+    assert!(matches!(end, Ok(0) | Err(_)), "{end:?}");
+    timeout(ENOUGH, proxy.deliver()).await.unwrap();
+}

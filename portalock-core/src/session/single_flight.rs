@@ -2,20 +2,27 @@
 
 use std::{
     future::Future,
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, OnceLock, PoisonError},
 };
 
-use tokio::{runtime::Handle, sync::watch};
+use tokio::runtime::Handle;
 
-use crate::{BackendError, BackendErrorKind};
-
-type Outcome<T> = Option<Result<T, BackendError>>;
+use crate::{BackendError, BackendErrorKind, wakeups::Listeners};
 
 /// Runs one start at a time. Callers that come meanwhile wait for it, and share its success or failure.
 ///
 /// The start is a task of its own, so a dropped caller doesn't stop it.
 #[derive(Debug)]
-pub(super) struct SingleFlight<T>(Mutex<Option<watch::Receiver<Outcome<T>>>>);
+pub(super) struct SingleFlight<T>(Mutex<Option<Arc<Start<T>>>>);
+
+#[derive(Debug)]
+struct Start<T> {
+    outcome: OnceLock<Result<T, BackendError>>,
+    ended: Listeners,
+}
+
+/// Ends a start when its task ends, whatever the reason.
+struct Running<T>(Arc<Start<T>>);
 
 impl<T: Clone + Send + Sync + 'static> SingleFlight<T> {
     pub(super) const fn new() -> Self {
@@ -33,53 +40,73 @@ impl<T: Clone + Send + Sync + 'static> SingleFlight<T> {
     where
         R: Future<Output = Result<T, BackendError>> + Send + 'static,
     {
-        let mut outcome = {
-            let mut running = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let start = {
+            let mut present = self.0.lock().unwrap_or_else(PoisonError::into_inner);
             // This is checked under the lock, because a start that has just ended has kept its value.
             if let Some(value) = ready() {
                 return Ok(value);
             }
-            if let Some(running) = running.as_ref().filter(|running| is_under_way(running)) {
-                running.clone()
+            if let Some(start) = present.as_ref().filter(|start| start.is_under_way()) {
+                start.clone()
             } else {
-                let (sender, receiver) = watch::channel(None);
-                let start = make();
-                runtime.spawn(async move {
-                    let outcome = start.await;
-                    sender.send_replace(Some(outcome));
+                let start = Arc::new(Start {
+                    outcome: OnceLock::new(),
+                    ended: Listeners::default(),
                 });
-                running.insert(receiver).clone()
+                let (running, making) = (Running(start.clone()), make());
+                runtime.spawn(async move {
+                    let outcome = making.await;
+                    let _ = running.0.outcome.set(outcome);
+                });
+                present.insert(start).clone()
             }
         };
-        match outcome.wait_for(Option::is_some).await.as_deref() {
-            Ok(Some(outcome)) => outcome.clone(),
-            // The task was dropped, because it panicked or its runtime has ended.
-            _ => Err(BackendError::new(
-                BackendErrorKind::Unavailable,
-                "the start of a connection or session was aborted",
-            )),
+        loop {
+            let listener = start.ended.add();
+            if let Some(outcome) = start.outcome.get() {
+                return outcome.clone();
+            }
+            listener.notified().await;
         }
     }
 
     /// Drops the outcome of a start that has ended, which would keep its value alive.
     pub(super) fn forget(&self) {
-        let mut running = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if !running.as_ref().is_some_and(is_under_way) {
-            *running = None;
+        let mut present = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if !present.as_ref().is_some_and(|start| start.is_under_way()) {
+            *present = None;
         }
     }
 }
 
-fn is_under_way<T>(start: &watch::Receiver<Outcome<T>>) -> bool {
-    start.borrow().is_none() && start.has_changed().is_ok()
+impl<T> Start<T> {
+    fn is_under_way(&self) -> bool {
+        self.outcome.get().is_none()
+    }
+}
+
+impl<T> Drop for Running<T> {
+    fn drop(&mut self) {
+        self.0.outcome.get_or_init(|| {
+            // The task was dropped, because it panicked or its runtime has ended.
+            Err(BackendError::new(
+                BackendErrorKind::Unavailable,
+                "the start of a connection or session was aborted",
+            ))
+        });
+        self.0.ended.wake_all();
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::{
-        Arc,
-        atomic::{AtomicU32, Ordering},
+    use std::{
+        sync::{
+            Arc,
+            atomic::{AtomicU32, Ordering},
+        },
+        task::{Context, Wake},
     };
     use tokio::sync::Notify;
 
@@ -151,5 +178,56 @@ mod tests {
             .get(&Handle::current(), || None, || async { Ok(2) })
             .await;
         assert_eq!(next.unwrap(), 2);
+    }
+
+    #[tokio::test]
+    async fn a_callers_waker_that_panics_costs_no_other_the_outcome() {
+        /// As the waker of an event loop that has ended.
+        struct Panics;
+        impl Wake for Panics {
+            fn wake(self: Arc<Self>) {
+                panic!("this executor has ended");
+            }
+        }
+        struct Counts(AtomicU32);
+        impl Wake for Counts {
+            fn wake(self: Arc<Self>) {
+                self.0.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+        let (flight, go) = (SingleFlight::<u32>::new(), Arc::new(Notify::new()));
+        let (panics, counts) = (Arc::new(Panics), Arc::new(Counts(AtomicU32::new(0))));
+        let runtime = Handle::current();
+        let mut callers = Vec::new();
+        for at in 0..100 {
+            let go = go.clone();
+            let make = || async move {
+                go.notified().await;
+                Ok(7)
+            };
+            let mut caller = Box::pin(flight.get(&runtime, || None, make));
+            let waker = if at % 2 == 0 {
+                panics.clone().into()
+            } else {
+                counts.clone().into()
+            };
+            let polled = caller.as_mut().poll(&mut Context::from_waker(&waker));
+            assert!(polled.is_pending());
+            callers.push(caller);
+        }
+        go.notify_one();
+        while flight
+            .0
+            .lock()
+            .unwrap()
+            .as_ref()
+            .is_some_and(|start| start.is_under_way())
+        {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(counts.0.load(Ordering::Relaxed), 50);
+        for caller in callers {
+            assert_eq!(caller.await.unwrap(), 7);
+        }
     }
 }

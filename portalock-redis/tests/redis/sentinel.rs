@@ -293,6 +293,33 @@ async fn a_client_goes_to_the_primary_that_only_the_slowest_sentinel_names() {
     }
 }
 
+/// Two of three name it, but one of them answers last. To change the name in the middle of a start would look like a switch.
+#[tokio::test]
+async fn a_session_begins_at_once_if_one_sentinel_names_the_primary_differently() {
+    let mut group = start(SentinelOptions::new()).await;
+    let ports = group.sentinel_ports();
+    let primary = group.servers()[0].addr();
+    let other_name = FaultProxy::start(primary).unwrap();
+    let mut admin = Admin::at(&format!("redis://127.0.0.1:{}", ports[0])).await;
+    let master = group.url().rsplit('/').next().unwrap().to_owned();
+    admin.ask::<()>(&format!("SENTINEL REMOVE {master}")).await;
+    let monitor = format!(
+        "SENTINEL MONITOR {master} 127.0.0.1 {} 2",
+        other_name.port()
+    );
+    admin.ask::<()>(&monitor).await;
+    let later = |port: u16, by: Duration| {
+        let line = FaultProxy::start(([127, 0, 0, 1], port)).unwrap();
+        line.delay(Direction::ToClient, by);
+        line
+    };
+    let second = later(ports[0], Duration::from_millis(100));
+    let last = later(ports[2], Duration::from_millis(500));
+    let url = group.url_by(&[second.port(), ports[1], last.port()]);
+    let backend = RedisBackend::with_settings(lasting(&url)).await.unwrap();
+    let _held = lock(&backend, "a").try_acquire().await.unwrap();
+}
+
 /// Otherwise the client could see a switch later than within half of its session's time.
 #[tokio::test]
 async fn a_silent_sentinel_does_not_make_the_looks_rarer() {
