@@ -51,7 +51,7 @@ pub(crate) async fn connect(
     let greeting = Greeting::of(hello);
     check(&greeting, settings.address().is_cluster())?;
     if greeting.is_replica() {
-        route.is_replica(location);
+        route.note_replica(location);
         return Err(replica(route));
     }
     Ok(connection)

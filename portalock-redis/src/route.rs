@@ -185,7 +185,7 @@ impl Route {
 
     /// The server at this location is a replica. If it is promoted again, it may lack grants. So connections from before must
     /// not be used then: they would not [wait](crate::primary) for the earlier holders.
-    pub(crate) fn is_replica(&self, location: &Location) {
+    pub(crate) fn note_replica(&self, location: &Location) {
         let (number, next) = (location.number, location.number + 1);
         // Otherwise the location is another one already.
         let _ = self.latest_number().compare_exchange(
