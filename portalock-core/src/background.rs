@@ -134,6 +134,7 @@ mod tests {
     #[test]
     fn without_a_thread_the_callers_runtime_is_used() {
         const CHILD: &str = "PORTALOCK_TEST_WITHOUT_THREADS";
+        static NONE: Background = Background::new("none");
         if std::env::var_os(CHILD).is_none() {
             let name = "background::tests::without_a_thread_the_callers_runtime_is_used";
             let child = std::process::Command::new(std::env::current_exe().unwrap())
@@ -147,7 +148,6 @@ mod tests {
             assert!(told.contains("1 passed"), "{child:?}");
             return;
         }
-        static NONE: Background = Background::new("none");
         let runtime = Builder::new_current_thread().build().unwrap();
         let ran_on = runtime.block_on(async {
             let (sender, receiver) = tokio::sync::oneshot::channel();
