@@ -61,14 +61,16 @@ impl Connection {
         ended: Option<Ended>,
     ) -> Result<Self, BackendError> {
         let opening = async {
-            let Dialled {
-                connecting,
-                client,
-                messages,
-                version,
-                encoding,
+            let (
                 server,
-            } = dial(settings, preferred).await?;
+                Dialled {
+                    connecting,
+                    client,
+                    messages,
+                    version,
+                    encoding,
+                },
+            ) = dial(settings, preferred).await?;
             check(version.as_deref(), encoding.as_deref())?;
             let driver = Driver(tokio::spawn(drive(messages, hear, ended)).abort_handle());
             let set_up = set_up(settings.request_timeout);

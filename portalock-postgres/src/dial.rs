@@ -32,16 +32,14 @@ pub(crate) struct Dialled {
     pub(crate) messages: Messages,
     pub(crate) version: Option<String>,
     pub(crate) encoding: Option<String>,
-    /// The index of the server in the settings.
-    pub(crate) server: usize,
 }
 
 /// Connects to the first server that accepts, in the order of the settings, but to the one with the index `preferred` first.
-/// Each server gets a share of the time.
+/// Each server gets a share of the time. Returns the server's index in the settings too.
 pub(crate) async fn dial(
     settings: &PostgresSettings,
     preferred: usize,
-) -> Result<Dialled, BackendError> {
+) -> Result<(usize, Dialled), BackendError> {
     let servers = u32::try_from(settings.servers.len()).unwrap_or(u32::MAX);
     let share = settings.connect_timeout / servers.max(1);
     let mut worst: Option<BackendError> = None;
@@ -50,12 +48,7 @@ pub(crate) async fn dial(
     for (index, server) in order {
         let dialling = timeout(share, dial_in_step(server, settings.ca_file())).await;
         match dialling.unwrap_or_else(|_| Err(timed_out(&connecting(from_ref(server))))) {
-            Ok(dialled) => {
-                return Ok(Dialled {
-                    server: index,
-                    ..dialled
-                });
-            }
+            Ok(dialled) => return Ok((index, dialled)),
             // An error that a retry can't fix is more useful than one of an unavailable server.
             Err(error) => match &worst {
                 Some(known) if !known.is_retryable() => {}
@@ -154,7 +147,6 @@ where
         client,
         version: parameter("server_version"),
         encoding: parameter("server_encoding"),
-        server: 0,
         messages: Box::pin(futures_util::stream::poll_fn(move |context| {
             connection.poll_message(context)
         })),

@@ -64,9 +64,12 @@ const FUNCTIONS: [&str; 7] = [
 ///
 /// Safe: either everything has changed or nothing.
 pub async fn migrate(settings: &PostgresSettings) -> Result<(), BackendError> {
-    let Dialled {
-        client, messages, ..
-    } = timeout(settings.connect_timeout, dial(settings, 0))
+    let (
+        _,
+        Dialled {
+            client, messages, ..
+        },
+    ) = timeout(settings.connect_timeout, dial(settings, 0))
         .await
         .unwrap_or_else(|_| Err(timed_out(MIGRATING)))?;
     // Dropping the connection rolls back uncommitted work.

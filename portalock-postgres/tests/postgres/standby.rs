@@ -50,6 +50,19 @@ async fn promote(server: &Server, standby: &PostgresServer) {
     admin.query("SELECT pg_promote()", &[]).await.unwrap();
 }
 
+/// Starts the standby, which was stopped, when the primary is stopped and sends nothing more, and promotes it.
+async fn promote_stopped(server: &Server, mut standby: PostgresServer) -> PostgresServer {
+    server.do_with(PostgresServer::stop).await;
+    let standby = tokio::task::spawn_blocking(move || {
+        standby.restart().unwrap();
+        standby
+    })
+    .await
+    .unwrap();
+    promote(server, &standby).await;
+    standby
+}
+
 #[tokio::test]
 async fn a_promoted_standby_goes_on_with_every_session() {
     let server = Server::start().await;
@@ -114,14 +127,7 @@ async fn a_grant_that_the_standby_never_got_is_lost_and_told() {
     // Stopped, so that no data is in flight to it.
     standby.stop();
     let lost = Lock::new(client, "lost").unwrap().acquire().await.unwrap();
-    server.do_with(PostgresServer::stop).await;
-    let standby = tokio::task::spawn_blocking(move || {
-        standby.restart().unwrap();
-        standby
-    })
-    .await
-    .unwrap();
-    promote(&server, &standby).await;
+    let _standby = promote_stopped(&server, standby).await;
     lost.lost().await;
     kept.ensure_held().unwrap();
 }
@@ -160,14 +166,7 @@ async fn a_release_that_the_standby_never_got_is_repeated() {
         server.number(waits).await == 0
     })
     .await;
-    server.do_with(PostgresServer::stop).await;
-    let standby = tokio::task::spawn_blocking(move || {
-        standby.restart().unwrap();
-        standby
-    })
-    .await
-    .unwrap();
-    promote(&server, &standby).await;
+    let _standby = promote_stopped(&server, standby).await;
     queued.release().await.unwrap();
     for name in ["released", "shared", "queued"] {
         let guard = lock(&other, name).acquire_with(&patient()).await.unwrap();
@@ -203,14 +202,7 @@ async fn a_release_that_the_former_primary_has_answered_is_repeated() {
         server.number(held).await == 0
     })
     .await;
-    server.do_with(PostgresServer::stop).await;
-    let standby = tokio::task::spawn_blocking(move || {
-        standby.restart().unwrap();
-        standby
-    })
-    .await
-    .unwrap();
-    promote(&server, &standby).await;
+    let _standby = promote_stopped(&server, standby).await;
     // Then the client has read its claims.
     let guard = lock(&other, "first")
         .acquire_with(&patient())
