@@ -162,7 +162,7 @@ impl FsBackend {
             Watch::On => true,
             Watch::Off => false,
         };
-        let rarely = if is_remote { Duration::ZERO } else { WATCHED };
+        let at_least = if is_remote { Duration::ZERO } else { WATCHED };
         let client = Arc::new_cyclic(|this| Client {
             store: Store {
                 dir,
@@ -178,7 +178,7 @@ impl FsBackend {
             this: this.clone(),
             label: settings.label.clone(),
             poll_interval: settings.poll_interval(),
-            watched_interval: settings.poll_interval().max(rarely),
+            watched_interval: settings.poll_interval().max(at_least),
         });
         if wants_watch {
             let watched = Watcher::shared().and_then(|watcher| {
