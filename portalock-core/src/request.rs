@@ -250,9 +250,14 @@ impl<D> Request<D> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use std::collections::HashSet;
+
+    /// An owner of another process, as a forked child finds it.
+    pub(crate) fn of_a_parent() -> OwnerId {
+        OwnerId::mint_in(std::process::id() + 1)
+    }
 
     #[test]
     fn owners_never_repeat() {

@@ -224,7 +224,7 @@ impl<B: fmt::Debug> fmt::Debug for SlotSemaphore<B> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{MemoryBackend, Permits, Pool};
+    use crate::{MemoryBackend, Permits, Pool, request::tests::of_a_parent};
 
     #[tokio::test]
     async fn all_or_none() {
@@ -290,7 +290,7 @@ mod tests {
         let semaphore = SlotSemaphore::new(MemoryBackend::new());
         let name = LockName::new("p").unwrap();
         let mut request = PermitRequest::new(name, Permits::new(1, 1).unwrap(), Patience::Once);
-        request.owner = format!("1-{:x}-1", std::process::id() + 1).parse().unwrap();
+        request.owner = of_a_parent();
         let _granted = semaphore.try_acquire(&request).await.unwrap();
         let (sender, released) = std::sync::mpsc::channel();
         let child = semaphore.clone();

@@ -253,8 +253,17 @@ impl fmt::Debug for WakeSender {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
+
+    /// As the waker of an event loop that has ended.
+    pub(crate) struct Panics;
+
+    impl std::task::Wake for Panics {
+        fn wake(self: Arc<Self>) {
+            panic!("this executor has ended");
+        }
+    }
 
     #[tokio::test]
     async fn a_grant_comes_before_a_merged_wake_up() {

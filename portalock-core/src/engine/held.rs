@@ -201,7 +201,7 @@ mod tests {
     use super::*;
     use crate::{
         Attempt, BackendError, Capabilities, LockBackend, LockRequest, Mode, Patience, Scope,
-        engine::service::Locks,
+        engine::service::Locks, request::tests::of_a_parent,
     };
 
     /// Tells which calls it got.
@@ -235,7 +235,7 @@ mod tests {
     #[tokio::test]
     async fn a_forked_childs_copy_sends_nothing() {
         let backend = Arc::new(Heard::default());
-        let parents: OwnerId = format!("1-{:x}-1", std::process::id() + 1).parse().unwrap();
+        let parents = of_a_parent();
         drop(held(&backend, parents));
         let released = held(&backend, parents).release().await;
         assert!(matches!(released, Err(LockError::NotHeld { .. })));

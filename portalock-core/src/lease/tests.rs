@@ -1,6 +1,7 @@
 //! Leases and their signals, on paused time.
 
 use super::*;
+use crate::wakeups::tests::Panics;
 use std::{
     sync::{
         atomic::{AtomicU32, Ordering},
@@ -132,15 +133,6 @@ fn whoever_waits_is_told_of_each_change_and_may_read_the_lease() {
     let told = told.recv_timeout(Duration::from_secs(60)).unwrap();
     // No change, a change, and an end that the renewal has found.
     assert_eq!(told, [(true, 0), (true, 1), (false, 1)]);
-}
-
-/// As the waker of an event loop that has ended.
-struct Panics;
-
-impl Wake for Panics {
-    fn wake(self: Arc<Self>) {
-        panic!("this executor has ended");
-    }
 }
 
 #[test]

@@ -235,13 +235,13 @@ mod tests {
     use std::{sync::mpsc, thread, time::Duration};
 
     use super::*;
-    use crate::{Mode, Patience, Permits};
+    use crate::{Mode, Patience, Permits, request::tests::of_a_parent};
 
     #[test]
     fn a_forked_child_that_drops_a_guard_waits_for_no_thread_of_its_parent() {
         let backend = MemoryBackend::new();
         let name = LockName::new("a").unwrap();
-        let parents: OwnerId = format!("1-{:x}-1", std::process::id() + 1).parse().unwrap();
+        let parents = of_a_parent();
         let mut lock_request = LockRequest::new(name.clone(), Mode::Exclusive, Patience::Once);
         lock_request.owner = parents;
         let one = Permits::new(1, 1).unwrap();

@@ -101,6 +101,7 @@ impl<T> Drop for Running<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::wakeups::tests::Panics;
     use std::{
         sync::{
             Arc,
@@ -182,13 +183,6 @@ mod tests {
 
     #[tokio::test]
     async fn a_callers_waker_that_panics_costs_no_other_the_outcome() {
-        /// As the waker of an event loop that has ended.
-        struct Panics;
-        impl Wake for Panics {
-            fn wake(self: Arc<Self>) {
-                panic!("this executor has ended");
-            }
-        }
         struct Counts(AtomicU32);
         impl Wake for Counts {
             fn wake(self: Arc<Self>) {
