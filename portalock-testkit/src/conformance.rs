@@ -188,8 +188,11 @@ macro_rules! conformance {
                 waiters_are_served_in_order
                 sweep_against_a_release
                 its_claims_hold
+                an_unanswered_attempt_leaves_nothing
+                an_attempt_that_arrives_after_its_release_leaves_nothing
                 a_crash_frees_its_permits
                 a_cut_off_holder_is_told
+                a_stalled_service_ends_the_lease
             }
             composite {
                 every_form_of_a_backend_works

@@ -10,8 +10,8 @@ use async_trait::async_trait;
 use futures_util::FutureExt;
 use portalock_core::{
     Attempt, BackendError, Capabilities, DynSemaphore, Holder, HolderWatch, Inspection,
-    LockBackend, LockName, LockRequest, Loss, MemoryBackend, OwnerId, PermitRequest, Released,
-    Semaphore, Wakeups,
+    LockBackend, LockName, LockRequest, Loss, MemoryBackend, Mode, OwnerId, PermitRequest, Permits,
+    Released, Semaphore, Wakeups,
 };
 
 use super::{
@@ -213,6 +213,13 @@ pub trait Flaw: Debug + Default + Send + Sync + 'static {
         }
     }
 
+    /// Called when an attempt for permits arrives late at the store. By then its owner may have been `released`.
+    async fn arrive_for_permits(&self, sound: &Sound, attempt: &PermitRequest, released: bool) {
+        if !released {
+            let _ = self.try_acquire_permits(sound, attempt).await;
+        }
+    }
+
     /// Called when `name` is taken away from its holders.
     async fn take_away(&self, memory: &MemoryBackend, name: &LockName) {
         memory.lose(name);
@@ -244,7 +251,8 @@ impl Flaw for Flawless {}
 pub struct Flawed<F> {
     sound: Sound,
     flaw: Arc<F>,
-    line: Line,
+    locks: Line<Mode>,
+    permits: Line<Permits>,
 }
 
 #[async_trait]
@@ -254,12 +262,12 @@ impl<F: Flaw> LockBackend for Flawed<F> {
     }
 
     async fn try_acquire(&self, request: &LockRequest) -> Result<Attempt, BackendError> {
-        self.line.send(request)?;
+        self.locks.send(request)?;
         self.flaw.try_acquire(&self.sound, request).await
     }
 
     async fn release(&self, request: &LockRequest) -> Result<Released, BackendError> {
-        self.line.note_release(request);
+        self.locks.note_release(request);
         self.flaw.release(&self.sound, request).await
     }
 
@@ -308,10 +316,12 @@ impl<F: Flaw> Semaphore for Flawed<F> {
     }
 
     async fn try_acquire(&self, request: &PermitRequest) -> Result<Attempt, BackendError> {
+        self.permits.send(request)?;
         self.flaw.try_acquire_permits(&self.sound, request).await
     }
 
     async fn release(&self, request: &PermitRequest) -> Result<Released, BackendError> {
+        self.permits.note_release(request);
         self.flaw.release_permits(&self.sound, request).await
     }
 
@@ -365,7 +375,8 @@ impl<F: Flaw> Fixture for FlawedStore<F> {
         Ok(Flawed {
             sound,
             flaw: self.flaw.clone(),
-            line: Line::default(),
+            locks: Line::default(),
+            permits: Line::default(),
         })
     }
 
@@ -427,15 +438,16 @@ impl<F: Flaw> Fixture for FlawedStore<F> {
     }
 
     async fn delay_requests(&self, client: &Flawed<F>) -> Result<Restore, FixtureError> {
-        let (sound, flaw, line) = (
-            client.sound.clone(),
-            client.flaw.clone(),
-            client.line.clone(),
-        );
-        line.delay_next();
+        let (sound, flaw) = (client.sound.clone(), client.flaw.clone());
+        let (locks, permits) = (client.locks.clone(), client.permits.clone());
+        locks.delay_next();
+        permits.delay_next();
         Ok(Restore::new(async move {
-            if let Some((attempt, released)) = line.deliver() {
+            if let Some((attempt, released)) = locks.deliver() {
                 flaw.arrive(&sound, &attempt, released).await;
+            }
+            if let Some((attempt, released)) = permits.deliver() {
+                flaw.arrive_for_permits(&sound, &attempt, released).await;
             }
             Ok(())
         }))

@@ -2,29 +2,37 @@
 
 use std::sync::{Arc, Mutex};
 
-use portalock_core::{BackendError, BackendErrorKind, LockRequest};
+use portalock_core::{BackendError, BackendErrorKind, Request};
 
 use super::locked;
 
-/// Clones are the same line.
-#[derive(Debug, Clone, Default)]
-pub(super) struct Line(Arc<Mutex<State>>);
+/// Clones are the same line. `D` is what its requests demand.
+#[derive(Debug)]
+pub(super) struct Line<D>(Arc<Mutex<State<D>>>);
 
-#[derive(Debug, Default)]
-enum State {
+#[derive(Debug)]
+enum State<D> {
     /// Attempts arrive at once.
-    #[default]
     Fast,
     /// The next attempt will be late.
     Slow,
     /// This attempt has not arrived. Later ones overtake it.
-    Late {
-        attempt: LockRequest,
-        released: bool,
-    },
+    Late { attempt: Request<D>, released: bool },
 }
 
-impl Line {
+impl<D> Default for Line<D> {
+    fn default() -> Self {
+        Self(Arc::new(Mutex::new(State::Fast)))
+    }
+}
+
+impl<D> Clone for Line<D> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
+    }
+}
+
+impl<D: Clone> Line<D> {
     /// The next attempt will be late.
     pub(super) fn delay_next(&self) {
         *locked(&self.0) = State::Slow;
@@ -35,7 +43,7 @@ impl Line {
     /// # Errors
     ///
     /// [`BackendErrorKind::Unavailable`] if it is late.
-    pub(super) fn send(&self, attempt: &LockRequest) -> Result<(), BackendError> {
+    pub(super) fn send(&self, attempt: &Request<D>) -> Result<(), BackendError> {
         let state = &mut *locked(&self.0);
         if !matches!(state, State::Slow) {
             return Ok(());
@@ -49,15 +57,15 @@ impl Line {
     }
 
     /// Notes that an owner is released, whose attempt may be late.
-    pub(super) fn note_release(&self, of: &LockRequest) {
+    pub(super) fn note_release(&self, of: &Request<D>) {
         if let State::Late { attempt, released } = &mut *locked(&self.0) {
             *released |= attempt.owner == of.owner;
         }
     }
 
     /// The late attempt, which arrives now, and whether its owner was released meanwhile.
-    pub(super) fn deliver(&self) -> Option<(LockRequest, bool)> {
-        match std::mem::take(&mut *locked(&self.0)) {
+    pub(super) fn deliver(&self) -> Option<(Request<D>, bool)> {
+        match std::mem::replace(&mut *locked(&self.0), State::Fast) {
             State::Late { attempt, released } => Some((attempt, released)),
             State::Fast | State::Slow => None,
         }

@@ -62,6 +62,15 @@ pub(super) const SPECIMENS: &[Specimen] = &[
     specimen!(late_releases_add_permits: LateReleasesAddPermits,
         "takes back permits a second time, when one releases whose session has ended",
         "semaphore::a_cut_off_holder_is_told", "no longer held"),
+    specimen!(forgets_unanswered_takers: ForgetsUnansweredTakers,
+        "takes an attempt for permits that failed for one that did nothing, and does not release it",
+        "semaphore::an_unanswered_attempt_leaves_nothing", "nobody should hold a permit any more"),
+    specimen!(grants_released_takers: GrantsReleasedTakers,
+        "grants an attempt for permits that arrives late, although its owner was released before",
+        "semaphore::an_attempt_that_arrives_after_its_release_leaves_nothing", "nobody should hold a permit any more"),
+    specimen!(a_stall_frees_permits_in_silence: AStallFreesPermitsInSilence,
+        "gives its clients' permits away after it was stalled, and tells none of them",
+        "semaphore::a_stalled_service_ends_the_lease", "was told that it lost it"),
 ];
 
 /// Refuses requests that come while others are being served.
@@ -430,5 +439,57 @@ impl Flaw for LateReleasesAddPermits {
             .filter(|(client, _)| *client == sound.number());
         locked(&self.ended).extend(its_own.map(|(_, request)| request.owner));
         sound.expire(Loss::Expired).await;
+    }
+}
+
+/// Takes an attempt for permits that failed for one that did nothing.
+#[derive(Debug, Default)]
+pub struct ForgetsUnansweredTakers(Mutex<HashSet<OwnerId>>);
+
+#[async_trait]
+impl Flaw for ForgetsUnansweredTakers {
+    async fn try_acquire_permits(
+        &self,
+        sound: &Sound,
+        request: &PermitRequest,
+    ) -> Result<Attempt, BackendError> {
+        let attempt = Semaphore::try_acquire(sound, request).await;
+        if attempt.is_err() {
+            locked(&self.0).insert(request.owner);
+        }
+        attempt
+    }
+
+    async fn release_permits(
+        &self,
+        sound: &Sound,
+        request: &PermitRequest,
+    ) -> Result<Released, BackendError> {
+        if locked(&self.0).remove(&request.owner) {
+            return Ok(Released::NotHeld);
+        }
+        Semaphore::release(sound, request).await
+    }
+}
+
+/// Grants an attempt for permits whatever was released before it arrived.
+#[derive(Debug, Default)]
+pub struct GrantsReleasedTakers;
+
+#[async_trait]
+impl Flaw for GrantsReleasedTakers {
+    async fn arrive_for_permits(&self, sound: &Sound, attempt: &PermitRequest, _: bool) {
+        let _ = self.try_acquire_permits(sound, attempt).await;
+    }
+}
+
+/// Gives its clients' permits away after it was stalled, and tells none of them.
+#[derive(Debug, Default)]
+pub struct AStallFreesPermitsInSilence;
+
+#[async_trait]
+impl Flaw for AStallFreesPermitsInSilence {
+    async fn recover(&self, sound: &Sound) {
+        sound.free_permits().await;
     }
 }

@@ -125,10 +125,19 @@ impl Sound {
 
     /// The second half of [`expire`](Self::expire): the store releases the client's holds and places.
     pub async fn free_all(&self) {
+        self.free(|_| true).await;
+    }
+
+    /// The store releases the client's permits, and its places in the queues for permits.
+    pub async fn free_permits(&self) {
+        self.free(|asked| matches!(asked, Asked::Permits(_))).await;
+    }
+
+    async fn free(&self, is_freed: impl Fn(&Asked) -> bool) {
         let asked: Vec<_> = self
             .session()
             .asked
-            .drain()
+            .extract_if(|_, asked| is_freed(asked))
             .map(|(_, asked)| asked)
             .collect();
         for asked in asked {

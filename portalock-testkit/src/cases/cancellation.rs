@@ -1,10 +1,8 @@
 //! A call that is dropped leaves no lock, no waiter and nobody stranded behind.
 
-use std::time::Duration;
+use portalock_core::{Guard, Lock, LockBackend, LockError};
 
-use portalock_core::{Guard, Lock, LockBackend, LockError, LockRequest};
-
-use super::{Case, case};
+use super::{Case, case, given_up::Fate};
 use crate::{
     erased::AnyBackend,
     spy::Spy,
@@ -262,15 +260,6 @@ fn was_granted(ended: Ended<Result<Guard<AnyBackend>, LockError>>) -> CaseResult
     }
 }
 
-/// What becomes of an attempt that is given up.
-#[derive(Clone, Copy)]
-enum Fate {
-    /// It takes effect, but its answer is lost.
-    Unanswered,
-    /// It arrives after the release of its owner.
-    Late,
-}
-
 async fn an_unanswered_attempt_leaves_nothing(trial: Trial) -> CaseResult {
     leaves_nothing(&trial, Fate::Unanswered).await
 }
@@ -291,25 +280,10 @@ async fn leaves_nothing(trial: &Trial, fate: Fate) -> CaseResult {
             let _ = other.grant(&held).await?;
         }
         let given_up = queued(&name);
-        let fault = match fate {
-            Fate::Unanswered => trial.lose_answers(&client).await?,
-            Fate::Late => trial.delay_requests(&client).await?,
-        };
         let asked = client.backend();
-        // Its outcome is of no interest. It is dropped only after the fault, because of what it may do then.
-        let attempt = soon("the end of an attempt", asked.try_acquire(&given_up)).await?;
-        let release = released_at_last(&client, &given_up);
-        match fate {
-            Fate::Unanswered => {
-                fault.now().await?;
-                drop(attempt);
-                release.await?;
-            }
-            Fate::Late => {
-                release.await?;
-                fault.now().await?;
-            }
-        }
+        let attempt = asked.try_acquire(&given_up);
+        fate.meet(trial, &client, attempt, || asked.release(&given_up))
+            .await?;
         if is_held {
             other.free(&held).await?;
         }
@@ -319,22 +293,5 @@ async fn leaves_nothing(trial: &Trial, fate: Fate) -> CaseResult {
         trial.ensure_free(&client, &name).await?;
         drop(kept);
     }
-    Ok(())
-}
-
-/// Releases as the engine does: again until it is answered.
-async fn released_at_last(client: &Client, request: &LockRequest) -> CaseResult {
-    let released = async {
-        loop {
-            match client.backend().release(request).await {
-                Ok(_) => return Ok(()),
-                Err(error) if error.is_retryable() => {
-                    tokio::time::sleep(Duration::from_millis(20)).await;
-                }
-                Err(error) => return Err(error),
-            }
-        }
-    };
-    soon("the answer to a release", released).await??;
     Ok(())
 }

@@ -13,6 +13,7 @@ mod crash;
 mod election;
 mod exclusive;
 mod fairness;
+mod given_up;
 mod hand_over;
 mod inspect;
 mod loss;
@@ -20,6 +21,7 @@ mod names;
 mod release;
 mod runtime;
 mod semaphore;
+mod semaphore_faults;
 mod semaphore_waits;
 mod shared;
 mod stress;
@@ -180,6 +182,7 @@ const GROUPS: &[&[Case]] = &[
     fairness::CASES,
     semaphore::CASES,
     semaphore_waits::CASES,
+    semaphore_faults::CASES,
     composite::CASES,
     runtime::CASES,
     election::CASES,

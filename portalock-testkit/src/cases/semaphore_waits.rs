@@ -9,14 +9,13 @@ use portalock_core::{
 
 use super::{
     Case, case,
-    loss::ensure_told_within,
     semaphore::{attempt, ensure_all_free, ensure_short, request},
 };
 use crate::{
     erased::AnySemaphore,
     sweep::{Ended, Moment, drop_after, drop_beside},
-    trial::{Trial, crash_limit, eager, notice, patient},
-    verdict::{CaseResult, IN_VAIN, SOON, Stop, ensure, soon, within},
+    trial::{Trial, eager, patient},
+    verdict::{CaseResult, IN_VAIN, Stop, ensure, soon},
 };
 
 pub(super) const CASES: &[Case] = &[
@@ -50,10 +49,6 @@ pub(super) const CASES: &[Case] = &[
     ),
     case!(semaphore::its_claims_hold, rules [3, 10], needs [Semaphore],
         "permits are granted with larger and larger tokens, and a look tells who holds how many, where the semaphore claims it"),
-    case!(semaphore::a_crash_frees_its_permits, rules [10], needs [Semaphore, PermitCrashRelease, Crash],
-        "the permits of a client that crashes come back within the declared time, and its waiters hold nobody up"),
-    case!(semaphore::a_cut_off_holder_is_told, rules [10], needs [Semaphore, PermitLossNotice, PermitCrashRelease, CutOff],
-        "a holder of permits that is cut off from the store learns that they are lost, before another is granted them or within the time the backend declares, and gives back nothing later"),
 ];
 
 async fn a_wait_lasts_its_timeout(trial: Trial) -> CaseResult {
@@ -199,50 +194,6 @@ async fn waiters_are_served_in_order(trial: Trial) -> CaseResult {
     soon("the grant to the small request behind it", granted).await??;
     here.release(&small).await?;
     ensure_all_free(&first, 3).await
-}
-
-async fn a_crash_frees_its_permits(trial: Trial) -> CaseResult {
-    let (doomed, client) = trial.two_clients().await?;
-    let lost = doomed.pool("pool", 3)?.acquire(2).await?;
-    let waits = request(&doomed, 2, Patience::Queue)?;
-    ensure!(
-        !attempt(&doomed.semaphore()?, &waits).await?,
-        "more permits were granted than there are"
-    );
-    trial.crash(&doomed).await?;
-    let pool = client.pool("pool", 3)?;
-    let limit = crash_limit(&client.semaphore()?.capabilities());
-    let guard = within(
-        limit,
-        "the return of a crashed client's permits",
-        pool.acquire_with(3, &Policy::new().with_timeout(SOON + limit)),
-    )
-    .await??;
-    drop(lost);
-    guard.release().await?;
-    Ok(())
-}
-
-async fn a_cut_off_holder_is_told(trial: Trial) -> CaseResult {
-    let (holder, waiter) = trial.two_clients().await?;
-    let guard = holder.pool("pool", 3)?.acquire(2).await?;
-    let cut = trial.cut_off(&holder).await?;
-    let pool = waiter.pool("pool", 3)?;
-    let claims = waiter.semaphore()?.capabilities();
-    let policy = Policy::new().with_timeout(SOON + crash_limit(&claims));
-    let next = pool.acquire_with(2, &policy).await?;
-    // Read before anything else is awaited.
-    let known = guard.is_lost();
-    ensure_told_within(notice(&claims), &guard.lost_signal(), known).await?;
-    next.ensure_held()?;
-    cut.now().await?;
-    // When the earlier holder is heard again, it gives back nothing.
-    drop(guard.release().await);
-    next.release().await?;
-    let all = pool.acquire_with(3, &patient()).await?;
-    ensure_short(pool.try_acquire(1).await)?;
-    all.release().await?;
-    Ok(())
 }
 
 async fn its_claims_hold(trial: Trial) -> CaseResult {
