@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use portalock_core::{BackendErrorKind, Lock};
+use portalock_core::{BackendErrorKind, Lock, LockError, blocking};
 use portalock_postgres::{PostgresBackend, PostgresSettings};
 use portalock_testkit::servers::PostgresServer;
 
@@ -259,4 +259,29 @@ async fn requests_go_to_the_server_of_the_session() {
     until("the first is released again", async || held().await == 1).await;
     second.release().await.unwrap();
     until("the second is released", async || held().await == 0).await;
+}
+
+/// The server of the session refuses the connection of another runtime, and the other server would accept it.
+#[tokio::test]
+async fn no_request_goes_to_another_server_than_that_of_the_session() {
+    let (former, server) = tokio::join!(Server::start(), Server::start());
+    let ((to_former, _), (to_server, _)) = (former.line(), server.line());
+    let url = format!(
+        "postgres://postgres@{},{}/postgres",
+        to_former.addr(),
+        to_server.addr()
+    );
+    let settings = PostgresSettings::from_url(&url).unwrap();
+    let settings = settings.with_lease_time(Duration::from_secs(600)).unwrap();
+    to_former.refuse(true);
+    let client = PostgresBackend::with_settings(settings).await.unwrap();
+    let guard = Lock::new(client.clone(), "a").unwrap();
+    let guard = guard.acquire_with(&patient()).await.unwrap();
+    to_former.refuse(false);
+    to_server.refuse(true);
+    let other = blocking::Lock::new(client, "b").unwrap();
+    let tried = tokio::task::spawn_blocking(move || other.try_acquire());
+    let tried = tried.await.unwrap();
+    assert!(matches!(tried, Err(LockError::Backend { .. })), "{tried:?}");
+    guard.ensure_held().unwrap();
 }
