@@ -132,6 +132,48 @@ async fn a_grant_that_the_standby_never_got_is_lost_and_told() {
     kept.ensure_held().unwrap();
 }
 
+/// The server ends when it has written a grant, and before the synchronous standby has it. The repeated attempt finds the grant.
+#[tokio::test]
+async fn a_grant_is_told_when_the_synchronous_standby_has_it() {
+    let server = Server::start().await;
+    let mut standby = standby(&server).await;
+    let settings = server.settings_with_lease(Duration::from_secs(600));
+    let settings = settings.with_request_timeout(Duration::from_secs(60));
+    let client = PostgresBackend::with_settings(settings.unwrap()).await;
+    let lock = Lock::new(client.unwrap(), "a").unwrap();
+    caught_up(&server).await;
+    standby.stop();
+    server
+        .run("ALTER SYSTEM SET synchronous_standby_names = '*'")
+        .await;
+    server.run("SELECT pg_reload_conf()").await;
+    let waits = async |query: &str| {
+        let waits =
+            "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep' AND query LIKE";
+        server
+            .number(&format!("{waits} '%portalock.{query}%'"))
+            .await
+            == 1
+    };
+    let admin = server.admin().await;
+    tokio::spawn(async move {
+        let write = "SELECT pg_logical_emit_message(true, 'portalock.test', '')";
+        while admin.batch_execute(write).await.is_ok() {}
+    });
+    until("writes wait for the standby", async || waits("test").await).await;
+    let acquiring = tokio::spawn(async move { lock.acquire_with(&patient()).await.unwrap() });
+    until("the grant waits", async || waits("acquire").await).await;
+    server.do_with(|postgres| postgres.restart().unwrap()).await;
+    until("the repeated attempt waits", async || {
+        assert!(!acquiring.is_finished(), "the standby does not know of it");
+        waits("acquire").await
+    })
+    .await;
+    let restart = move || standby.restart().map(|()| standby);
+    let _standby = tokio::task::spawn_blocking(restart).await.unwrap().unwrap();
+    acquiring.await.unwrap().release().await.unwrap();
+}
+
 /// The promoted standby still knows what the client has released. The client releases it again.
 #[tokio::test]
 async fn a_release_that_the_standby_never_got_is_repeated() {
