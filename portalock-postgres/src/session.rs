@@ -29,7 +29,9 @@ use futures_util::future::join;
 use portalock_core::{
     BackendError, Loss, OwnerId, Renewal,
     clock::Instant,
-    session::{Answered, Asked, Entered, KeptSession, Leaving, Looked, Service, new_id},
+    session::{
+        Answered, Asked, Entered, KeptSession, Leaving, Looked, Service, Session as _, new_id,
+    },
 };
 use tokio::time::timeout;
 use tokio_postgres::{Error, Notification, error::SqlState, types::Type};
@@ -186,7 +188,13 @@ impl Service for SessionRow {
                 session.connection_ended();
             }
         });
-        let connection = Connection::open(row.settings(), None, hear, Some(ended)).await?;
+        let mut settings = row.settings().clone();
+        if session.lease().deadline().is_some() && settings.servers.len() > 1 {
+            // A reconnect is a part of a renewal, which may take a third of the lease: silent servers must leave time for the others.
+            let within = settings.lease_time / 4;
+            settings.connect_timeout = settings.connect_timeout.min(within);
+        }
+        let connection = Connection::open(&settings, None, hear, Some(ended)).await?;
         let connection = Arc::new(connection);
         let backend = timeout(row.settings().request_timeout, connection.listen(&channel))
             .await

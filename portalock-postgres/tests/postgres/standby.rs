@@ -9,7 +9,7 @@ use std::{
 
 use portalock_core::{BackendErrorKind, Lock, LockError, blocking};
 use portalock_postgres::{PostgresBackend, PostgresSettings};
-use portalock_testkit::servers::PostgresServer;
+use portalock_testkit::{proxy::Direction, servers::PostgresServer};
 
 use crate::support::{Server, connect, patient, until};
 
@@ -108,6 +108,36 @@ async fn a_silent_server_is_passed_over() {
     let guard = Lock::new(client, "a").unwrap();
     let guard = guard.acquire_with(&patient()).await.unwrap();
     guard.release().await.unwrap();
+}
+
+/// The session's server falls silent. Its share of `connect_timeout` is longer than a renewal may take.
+#[tokio::test]
+async fn a_session_passes_over_a_server_that_has_fallen_silent() {
+    let server = Server::start().await;
+    let (line, _) = server.line();
+    let url = format!(
+        "postgres://postgres@{},{}/postgres?connect_timeout=15",
+        line.addr(),
+        server.postgres.lock().unwrap().addr()
+    );
+    let settings = PostgresSettings::from_url(&url).unwrap();
+    let settings = settings.with_lease_time(LEASE).unwrap();
+    let client = PostgresBackend::with_settings(settings).await.unwrap();
+    let guard = Lock::new(client, "a").unwrap();
+    let guard = guard.acquire_with(&patient()).await.unwrap();
+    line.black_hole(Direction::Both);
+    line.cut();
+    let expires = async || {
+        let expires =
+            "SELECT (date_part('epoch', expires) * 1000000)::bigint FROM portalock.sessions";
+        server.number(expires).await
+    };
+    let before = expires().await;
+    until("the session is renewed", async || {
+        guard.ensure_held().unwrap();
+        expires().await > before
+    })
+    .await;
 }
 
 /// A grant that an asynchronous standby has not received is lost, and its holder is told.
