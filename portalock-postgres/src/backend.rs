@@ -22,8 +22,8 @@ const NOTICED_WITHIN: Duration = Duration::from_secs(1);
 
 /// Locks and semaphores in a Postgres database.
 ///
-/// All clones, and all locks made from them, share one session. It uses one connection on the library's own thread, and
-/// one for each runtime that uses locks. When the last clone is dropped, the session ends in the background;
+/// All clones, and all locks made from them, share one session. It uses one connection on the library's own thread,
+/// one for each runtime that uses locks, and up to two for clean-up. When the last clone is dropped, the session ends in the background;
 /// [`close`](Self::close) ends it in the foreground.
 #[derive(Debug, Clone)]
 pub struct PostgresBackend {

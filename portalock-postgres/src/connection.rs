@@ -3,10 +3,7 @@
 use std::{
     fmt,
     future::Future,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::{Arc, Mutex, PoisonError, Weak},
     time::Duration,
 };
 
@@ -52,11 +49,11 @@ pub(crate) type Hear = Box<dyn FnMut(&Notification) + Send>;
 pub(crate) type Ended = Box<dyn FnOnce() + Send>;
 
 impl Connection {
-    /// Opens a connection on the current runtime, if possible to the server with the index `preferred`. `hear` is called on
-    /// that runtime, and `ended` when the connection has ended.
+    /// Opens a connection on the current runtime, as [`dial`] does. `hear` is called on that runtime, and `ended` when the
+    /// connection has ended.
     pub(crate) async fn open(
         settings: &PostgresSettings,
-        preferred: usize,
+        only: Option<usize>,
         hear: Hear,
         ended: Option<Ended>,
     ) -> Result<Self, BackendError> {
@@ -70,7 +67,7 @@ impl Connection {
                     version,
                     encoding,
                 },
-            ) = dial(settings, preferred).await?;
+            ) = dial(settings, only).await?;
             check(version.as_deref(), encoding.as_deref())?;
             let driver = Driver(tokio::spawn(drive(messages, hear, ended)).abort_handle());
             let set_up = set_up(settings.request_timeout);
@@ -240,8 +237,8 @@ fn check(version: Option<&str>, encoding: Option<&str>) -> Result<(), BackendErr
 pub(crate) struct Connections {
     pub(crate) settings: Arc<PostgresSettings>,
     open: PerRuntime<Arc<Connection>>,
-    /// The server of the session.
-    preferred: AtomicUsize,
+    /// The session's connection.
+    line: Mutex<Weak<Connection>>,
 }
 
 impl Connections {
@@ -249,15 +246,23 @@ impl Connections {
         Self {
             settings,
             open: PerRuntime::new(),
-            preferred: AtomicUsize::new(0),
+            line: Mutex::default(),
         }
     }
 
     /// Opens a new connection for each runtime, to the server of the session's new connection `line`. After a failover, an open
     /// connection could still lead to the former primary: what is released there stays held at the new one.
-    pub(crate) fn follow(&self, line: &Connection) {
-        self.preferred.store(line.server, Ordering::Release);
+    pub(crate) fn follow(&self, line: &Arc<Connection>) {
+        *self.line.lock().unwrap_or_else(PoisonError::into_inner) = Arc::downgrade(line);
         self.open.clear();
+    }
+
+    /// The server of the session, as long as its connection is open. If that server refuses another connection, a former primary
+    /// could still grant what the session's server has granted to somebody else.
+    fn server(&self) -> Option<usize> {
+        let line = self.line.lock().unwrap_or_else(PoisonError::into_inner);
+        let open = line.upgrade().filter(|line| !line.is_closed());
+        open.map(|line| line.server)
     }
 
     /// Runs `call` over the current runtime's connection. If the connection turns out to be broken, it runs `call` once
@@ -297,7 +302,7 @@ impl Connections {
         let settings = self.settings.clone();
         let open = || {
             let settings = settings.clone();
-            let server = self.preferred.load(Ordering::Acquire);
+            let server = self.server();
             async move {
                 let connection =
                     Connection::open(&settings, server, Box::new(|_| {}), None).await?;

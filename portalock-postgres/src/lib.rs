@@ -104,8 +104,9 @@
 //! A pooler that uses another server process for each transaction (PgBouncer's `pool_mode = transaction`) or for each
 //! statement does not support `LISTEN`. A session detects this at its start and fails with
 //! [`Unsupported`](portalock_core::BackendErrorKind::Unsupported). Use the server's own address for locks, or a pool in
-//! session mode. A process needs one connection, and one more for each runtime that uses locks, for any number of
-//! locks. A pool in session mode must be large enough for all of them.
+//! session mode. For any number of locks, a process needs a connection for its session, one for each runtime that uses locks, and
+//! up to two for the library's own threads, which release dropped guards and repeat releases that have failed. A pool in session mode,
+//! or the connection limit of a role, must be large enough for all of them: without a connection such a lock stays held.
 //!
 //! # Several servers
 //!

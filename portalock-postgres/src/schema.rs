@@ -69,7 +69,7 @@ pub async fn migrate(settings: &PostgresSettings) -> Result<(), BackendError> {
         Dialled {
             client, messages, ..
         },
-    ) = timeout(settings.connect_timeout, dial(settings, 0))
+    ) = timeout(settings.connect_timeout, dial(settings, None))
         .await
         .unwrap_or_else(|_| Err(timed_out(MIGRATING)))?;
     // Dropping the connection rolls back uncommitted work.

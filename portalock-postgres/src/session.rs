@@ -29,7 +29,9 @@ use futures_util::future::join;
 use portalock_core::{
     BackendError, Loss, OwnerId, Renewal,
     clock::Instant,
-    session::{Answered, Asked, Entered, KeptSession, Leaving, Looked, Service, new_id},
+    session::{
+        Answered, Asked, Entered, KeptSession, Leaving, Looked, Service, Session as _, new_id,
+    },
 };
 use tokio::time::timeout;
 use tokio_postgres::{Error, Notification, error::SqlState, types::Type};
@@ -101,9 +103,8 @@ impl SessionRow {
         }
         if !self.server.direct.load(Ordering::Relaxed) {
             // A pooler that assigns server processes per transaction assigns this connection's process to `other`.
-            let other =
-                Connection::open(self.settings(), connection.server, Box::new(|_| {}), None)
-                    .await?;
+            let only = Some(connection.server);
+            let other = Connection::open(self.settings(), only, Box::new(|_| {}), None).await?;
             if let Err(error) = other.hold().await {
                 // A pooler that assigns them per statement refuses transactions, and nothing else.
                 let refused = error.code() == Some(&SqlState::PROTOCOL_VIOLATION);
@@ -187,16 +188,26 @@ impl Service for SessionRow {
                 session.connection_ended();
             }
         });
-        let connection = Connection::open(row.settings(), 0, hear, Some(ended)).await?;
+        let mut settings = row.settings().clone();
+        if session.lease().deadline().is_some() && settings.servers.len() > 1 {
+            // A reconnect is a part of a renewal, which may take a third of the lease: silent servers must leave time for the others.
+            let within = settings.lease_time / 4;
+            settings.connect_timeout = settings.connect_timeout.min(within);
+        }
+        let connection = Connection::open(&settings, None, hear, Some(ended)).await?;
+        let connection = Arc::new(connection);
         let backend = timeout(row.settings().request_timeout, connection.listen(&channel))
             .await
             .map_err(|_| timed_out(STARTING))?
             .map_err(|error| failed(STARTING, error))?;
-        row.server.connections.follow(&connection);
+        // One that has ended only ends at the server. The next one may be at another server.
+        if session.ensure_live().is_ok() {
+            row.server.connections.follow(&connection);
+        }
         // Observers that started before this connection listened have also missed changes.
         row.observers.end_all();
         Ok(Line {
-            connection: Arc::new(connection),
+            connection,
             backend,
         })
     }

@@ -3,7 +3,9 @@
 
 use std::{fs, os::unix::fs::symlink, time::Duration};
 
-use portalock_core::{BackendErrorKind, Lock, LockBackend, LockError, Mode, Patience, Request};
+use portalock_core::{
+    Attempt, BackendErrorKind, Lock, LockBackend, LockError, LockName, Mode, Patience, Request,
+};
 use portalock_postgres::PostgresBackend;
 use portalock_testkit::servers::PostgresOptions;
 
@@ -100,6 +102,42 @@ async fn no_connection_left_for_a_session_that_lost_its_own() {
     guard.release().await.unwrap();
     held.ensure_held().unwrap();
     held.release().await.unwrap();
+}
+
+/// A process with one runtime needs four connections, as its documents say. A dropped guard and a repeated release use threads of the
+/// library.
+#[tokio::test]
+async fn four_connections_are_enough() {
+    let server = Server::start().await;
+    let worker =
+        "CREATE ROLE worker LOGIN CONNECTION LIMIT 4; GRANT USAGE ON SCHEMA portalock TO worker";
+    server.run(worker).await;
+    let client = PostgresBackend::connect(server.url_of("worker"));
+    let client = client.await.unwrap();
+    let is_free = async || {
+        let held = "SELECT count(*) FROM portalock.names WHERE owner IS NOT NULL";
+        server.number(held).await == 0
+    };
+    let lock = Lock::new(client.clone(), "a").unwrap();
+    drop(lock.acquire_with(&patient()).await.unwrap());
+    until("the dropped guard is released", is_free).await;
+
+    let name = LockName::new("a").unwrap();
+    let request = Request::new(name, Mode::Exclusive, Patience::Once);
+    let attempt = client.try_acquire(&request).await.unwrap();
+    assert!(matches!(attempt, Attempt::Granted(_)), "{attempt:?}");
+    let admin = server.admin().await;
+    let busy = "BEGIN; SELECT portalock.lock_name('a')";
+    admin.batch_execute(busy).await.unwrap();
+    let releasing = tokio::spawn(async move { client.release(&request).await });
+    let cancel = "SELECT count(*) FROM (SELECT pg_cancel_backend(pid) FROM pg_stat_activity
+                  WHERE usename = 'worker' AND wait_event_type = 'Lock') cancelled";
+    until("it is cancelled", async || server.number(cancel).await == 1).await;
+    releasing.await.unwrap().unwrap_err();
+    admin.batch_execute("ROLLBACK").await.unwrap();
+    until("the session has released it", is_free).await;
+    let connections = "SELECT count(*) FROM pg_stat_activity WHERE usename = 'worker'";
+    assert_eq!(server.number(connections).await, 4);
 }
 
 /// The statement is cancelled, as an administrator or a time limit of the server may do. It is sent again.

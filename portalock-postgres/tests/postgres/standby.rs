@@ -7,9 +7,9 @@ use std::{
     time::Duration,
 };
 
-use portalock_core::{BackendErrorKind, Lock};
+use portalock_core::{BackendErrorKind, Lock, LockError, blocking};
 use portalock_postgres::{PostgresBackend, PostgresSettings};
-use portalock_testkit::servers::PostgresServer;
+use portalock_testkit::{proxy::Direction, servers::PostgresServer};
 
 use crate::support::{Server, connect, patient, until};
 
@@ -110,6 +110,36 @@ async fn a_silent_server_is_passed_over() {
     guard.release().await.unwrap();
 }
 
+/// The session's server falls silent. Its share of `connect_timeout` is longer than a renewal may take.
+#[tokio::test]
+async fn a_session_passes_over_a_server_that_has_fallen_silent() {
+    let server = Server::start().await;
+    let (line, _) = server.line();
+    let url = format!(
+        "postgres://postgres@{},{}/postgres?connect_timeout=15",
+        line.addr(),
+        server.postgres.lock().unwrap().addr()
+    );
+    let settings = PostgresSettings::from_url(&url).unwrap();
+    let settings = settings.with_lease_time(LEASE).unwrap();
+    let client = PostgresBackend::with_settings(settings).await.unwrap();
+    let guard = Lock::new(client, "a").unwrap();
+    let guard = guard.acquire_with(&patient()).await.unwrap();
+    line.black_hole(Direction::Both);
+    line.cut();
+    let expires = async || {
+        let expires =
+            "SELECT (date_part('epoch', expires) * 1000000)::bigint FROM portalock.sessions";
+        server.number(expires).await
+    };
+    let before = expires().await;
+    until("the session is renewed", async || {
+        guard.ensure_held().unwrap();
+        expires().await > before
+    })
+    .await;
+}
+
 /// A grant that an asynchronous standby has not received is lost, and its holder is told.
 #[tokio::test]
 async fn a_grant_that_the_standby_never_got_is_lost_and_told() {
@@ -130,6 +160,48 @@ async fn a_grant_that_the_standby_never_got_is_lost_and_told() {
     let _standby = promote_stopped(&server, standby).await;
     lost.lost().await;
     kept.ensure_held().unwrap();
+}
+
+/// The server ends when it has written a grant, and before the synchronous standby has it. The repeated attempt finds the grant.
+#[tokio::test]
+async fn a_grant_is_told_when_the_synchronous_standby_has_it() {
+    let server = Server::start().await;
+    let mut standby = standby(&server).await;
+    let settings = server.settings_with_lease(Duration::from_secs(600));
+    let settings = settings.with_request_timeout(Duration::from_secs(60));
+    let client = PostgresBackend::with_settings(settings.unwrap()).await;
+    let lock = Lock::new(client.unwrap(), "a").unwrap();
+    caught_up(&server).await;
+    standby.stop();
+    server
+        .run("ALTER SYSTEM SET synchronous_standby_names = '*'")
+        .await;
+    server.run("SELECT pg_reload_conf()").await;
+    let waits = async |query: &str| {
+        let waits =
+            "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep' AND query LIKE";
+        server
+            .number(&format!("{waits} '%portalock.{query}%'"))
+            .await
+            == 1
+    };
+    let admin = server.admin().await;
+    tokio::spawn(async move {
+        let write = "SELECT pg_logical_emit_message(true, 'portalock.test', '')";
+        while admin.batch_execute(write).await.is_ok() {}
+    });
+    until("writes wait for the standby", async || waits("test").await).await;
+    let acquiring = tokio::spawn(async move { lock.acquire_with(&patient()).await.unwrap() });
+    until("the grant waits", async || waits("acquire").await).await;
+    server.do_with(|postgres| postgres.restart().unwrap()).await;
+    until("the repeated attempt waits", async || {
+        assert!(!acquiring.is_finished(), "the standby does not know of it");
+        waits("acquire").await
+    })
+    .await;
+    let restart = move || standby.restart().map(|()| standby);
+    let _standby = tokio::task::spawn_blocking(restart).await.unwrap().unwrap();
+    acquiring.await.unwrap().release().await.unwrap();
 }
 
 /// The promoted standby still knows what the client has released. The client releases it again.
@@ -259,4 +331,29 @@ async fn requests_go_to_the_server_of_the_session() {
     until("the first is released again", async || held().await == 1).await;
     second.release().await.unwrap();
     until("the second is released", async || held().await == 0).await;
+}
+
+/// The server of the session refuses the connection of another runtime, and the other server would accept it.
+#[tokio::test]
+async fn no_request_goes_to_another_server_than_that_of_the_session() {
+    let (former, server) = tokio::join!(Server::start(), Server::start());
+    let ((to_former, _), (to_server, _)) = (former.line(), server.line());
+    let url = format!(
+        "postgres://postgres@{},{}/postgres",
+        to_former.addr(),
+        to_server.addr()
+    );
+    let settings = PostgresSettings::from_url(&url).unwrap();
+    let settings = settings.with_lease_time(Duration::from_secs(600)).unwrap();
+    to_former.refuse(true);
+    let client = PostgresBackend::with_settings(settings).await.unwrap();
+    let guard = Lock::new(client.clone(), "a").unwrap();
+    let guard = guard.acquire_with(&patient()).await.unwrap();
+    to_former.refuse(false);
+    to_server.refuse(true);
+    let other = blocking::Lock::new(client, "b").unwrap();
+    let tried = tokio::task::spawn_blocking(move || other.try_acquire());
+    let tried = tried.await.unwrap();
+    assert!(matches!(tried, Err(LockError::Backend { .. })), "{tried:?}");
+    guard.ensure_held().unwrap();
 }
