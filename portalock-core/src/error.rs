@@ -182,6 +182,14 @@ impl BackendError {
         }
     }
 
+    /// The failure of a call in a forked child that uses what its parent has made.
+    pub(crate) fn forked() -> Self {
+        Self::new(
+            BackendErrorKind::Misconfigured,
+            "the backend was opened before this process was forked: open one in the child",
+        )
+    }
+
     /// Adds the cause.
     #[must_use]
     pub fn with_source(mut self, source: impl Into<Box<dyn Error + Send + Sync>>) -> Self {

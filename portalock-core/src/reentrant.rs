@@ -9,8 +9,8 @@ use std::{
 use tokio::task::coop::unconstrained;
 
 use crate::{
-    BackendError, BackendErrorKind, Guard, InvalidName, Lock, LockBackend, LockError, Loss,
-    LostSignal, Mode, OwnerId, Policy,
+    BackendError, Guard, InvalidName, Lock, LockBackend, LockError, Loss, LostSignal, Mode,
+    OwnerId, Policy,
     clock::Instant,
     engine::{deadline::Deadline, held::while_held, wait::Resolve},
     wakeups::run_wake_ups,
@@ -20,7 +20,7 @@ use crate::{
 /// clones, because tasks have no reliable identity. To share the lock between tasks, share the object.
 ///
 /// The underlying lock is released when the last guard is dropped or released. A forked child has copies of its
-/// parent's guards, but they don't admit the child.
+/// parent's guards, but an inherited object refuses to lock.
 ///
 /// ```
 /// use portalock_core::{Lock, LockError, MemoryBackend, ReentrantLock};
@@ -41,6 +41,8 @@ pub struct ReentrantLock<B: LockBackend> {
 
 struct Inner<B: LockBackend> {
     lock: Lock<B>,
+    /// The process that made it.
+    process: u32,
     /// Held by the one task that acquires the underlying lock; other tasks wait here.
     first: tokio::sync::Mutex<()>,
     state: Mutex<State<B>>,
@@ -71,6 +73,7 @@ impl<B: LockBackend> ReentrantLock<B> {
         Self {
             inner: Arc::new(Inner {
                 lock,
+                process: std::process::id(),
                 first: tokio::sync::Mutex::new(()),
                 state,
             }),
@@ -139,6 +142,13 @@ impl<B: LockBackend> ReentrantLock<B> {
     }
 
     async fn run(&self, policy: &Policy, resolve: Resolve) -> Result<ReentrantGuard<B>, LockError> {
+        if self.inner.process != std::process::id() {
+            // A forked child holds nothing. A thread of its parent may have had a mutex during the fork, or its turn.
+            return Err(LockError::Backend {
+                name: self.lock().name().clone(),
+                source: BackendError::forked(),
+            });
+        }
         if let Some(guard) = self.count_one()? {
             return Ok(guard);
         }
@@ -177,22 +187,10 @@ impl<B: LockBackend> ReentrantLock<B> {
         let Some(guard) = &state.guard else {
             return Ok(None);
         };
-        if guard.owner().is_inherited() {
-            return Err(self.is_parents());
-        }
         guard.ensure_held()?;
         let (owner, lost) = (guard.owner(), guard.lost_signal());
         state.count += 1;
         Ok(Some(self.guard(owner, lost)))
-    }
-
-    /// A forked child has copies of its parent's guards, but holds nothing.
-    fn is_parents(&self) -> LockError {
-        let held = "it is held by the process that this one was forked from";
-        LockError::Backend {
-            name: self.lock().name().clone(),
-            source: BackendError::new(BackendErrorKind::Misconfigured, held),
-        }
     }
 
     fn begin(&self, guard: Guard<B>) -> ReentrantGuard<B> {

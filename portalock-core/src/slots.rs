@@ -37,6 +37,8 @@ pub struct SlotSemaphore<B> {
 
 struct Inner<B> {
     backend: B,
+    /// The process that made it.
+    process: u32,
     /// The slots that each owner may hold. A slot is recorded here before the attempt, so that a release of the owner
     /// finds it whatever the attempt's outcome.
     taken: Mutex<HashMap<OwnerId, Taken>>,
@@ -55,6 +57,7 @@ impl<B: LockBackend> SlotSemaphore<B> {
         Self {
             inner: Arc::new(Inner {
                 backend,
+                process: std::process::id(),
                 taken: Mutex::default(),
             }),
         }
@@ -63,6 +66,11 @@ impl<B: LockBackend> SlotSemaphore<B> {
     /// The backend of the slots.
     pub fn backend(&self) -> &B {
         &self.inner.backend
+    }
+
+    /// Whether this is a forked child, which holds nothing. A thread of its parent may have had the mutex during the fork.
+    fn is_inherited(&self) -> bool {
+        self.inner.process != std::process::id()
     }
 
     fn taken(&self) -> MutexGuard<'_, HashMap<OwnerId, Taken>> {
@@ -161,6 +169,9 @@ impl<B: LockBackend> Semaphore for SlotSemaphore<B> {
     }
 
     async fn try_acquire(&self, request: &PermitRequest) -> Result<Attempt, BackendError> {
+        if self.is_inherited() {
+            return Err(BackendError::forked());
+        }
         if let Some(taken) = self.slots_of(request.owner) {
             if let Some(grant) = taken.grant {
                 return Ok(Attempt::Granted(grant));
@@ -176,15 +187,14 @@ impl<B: LockBackend> Semaphore for SlotSemaphore<B> {
     }
 
     async fn release(&self, request: &PermitRequest) -> Result<Released, BackendError> {
-        if request.owner.is_inherited() {
+        if self.is_inherited() {
             return Ok(Released::NotHeld);
         }
         self.give_back(request.owner).await
     }
 
     fn release_now(&self, request: &PermitRequest) -> bool {
-        if request.owner.is_inherited() {
-            // This is a forked child, which releases nothing. A thread of its parent may have had the mutex during the fork.
+        if self.is_inherited() {
             return true;
         }
         let Some(taken) = self.slots_of(request.owner) else {
@@ -224,7 +234,8 @@ impl<B: fmt::Debug> fmt::Debug for SlotSemaphore<B> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{MemoryBackend, Permits, Pool, request::tests::of_a_parent};
+    use crate::{MemoryBackend, Permits, Pool};
+    use futures_util::FutureExt;
 
     #[tokio::test]
     async fn all_or_none() {
@@ -287,23 +298,26 @@ mod tests {
 
     #[tokio::test]
     async fn a_forked_childs_copy_waits_for_no_thread_of_its_parent() {
-        let semaphore = SlotSemaphore::new(MemoryBackend::new());
-        let name = LockName::new("p").unwrap();
-        let mut request = PermitRequest::new(name, Permits::new(1, 1).unwrap(), Patience::Once);
-        request.owner = of_a_parent();
-        let _granted = semaphore.try_acquire(&request).await.unwrap();
-        let (sender, released) = std::sync::mpsc::channel();
+        let mut semaphore = SlotSemaphore::new(MemoryBackend::new());
+        Arc::get_mut(&mut semaphore.inner).unwrap().process += 1;
         let child = semaphore.clone();
+        let (sender, outcome) = std::sync::mpsc::channel();
         // As a thread of the parent during the fork.
         let taken = semaphore.taken();
         std::thread::spawn(move || {
+            let name = LockName::new("p").unwrap();
+            let request = PermitRequest::new(name, Permits::new(1, 1).unwrap(), Patience::Once);
             let at_once = child.release_now(&request);
-            let released = futures_util::FutureExt::now_or_never(child.release(&request));
-            sender.send((at_once, released.unwrap().unwrap())).unwrap();
+            let released = child.release(&request).now_or_never();
+            let acquired = Pool::new(child, "p", 1).unwrap().acquire(1).now_or_never();
+            let refused = acquired.unwrap().unwrap_err();
+            sender.send((at_once, released.unwrap().unwrap(), refused))
         });
-        let released = released.recv_timeout(std::time::Duration::from_secs(60));
+        let outcome = outcome.recv_timeout(std::time::Duration::from_secs(60));
         drop(taken);
-        assert_eq!(released.unwrap(), (true, Released::NotHeld));
+        let (at_once, released, refused) = outcome.unwrap();
+        assert!(at_once && released == Released::NotHeld);
+        assert!(!refused.is_contention() && !refused.is_retryable());
     }
 
     #[tokio::test]

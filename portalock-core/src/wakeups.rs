@@ -164,26 +164,45 @@ impl Mailbox {
 impl WakeSender {
     /// Tells the waiter to try now. False if it no longer listens.
     pub fn wake(&self) -> bool {
-        self.put(|content| content.try_now = true)
+        self.send(Wake::TryNow)
     }
 
     /// Sends the grant. False if the waiter no longer listens; the backend must then take the grant back.
     pub fn grant(&self, grant: Grant) -> bool {
-        self.put(|content| content.verdict = Some(Ok(grant)))
+        self.send(Wake::Granted(grant))
     }
 
     /// Tells the waiter that its place in the queue is gone.
     pub fn fail(&self, error: BackendError) -> bool {
-        self.put(|content| content.verdict = Some(Err(error)))
+        self.send(Wake::Failed(error))
     }
 
-    fn put(&self, change: impl FnOnce(&mut Content)) -> bool {
+    fn send(&self, message: Wake) -> bool {
+        let listens = self.post(message);
+        self.ring();
+        listens
+    }
+
+    /// Leaves a message, and wakes the waiter only when [`ring`](Self::ring) is called. False if it no longer listens.
+    pub(crate) fn post(&self, message: Wake) -> bool {
         let Some(mailbox) = self.mailbox.upgrade() else {
             return false;
         };
-        change(&mut mailbox.lock());
-        run_wake_ups(|| mailbox.arrived.notify_one());
+        let mut content = mailbox.lock();
+        match message {
+            Wake::TryNow => content.try_now = true,
+            Wake::Granted(grant) => content.verdict = Some(Ok(grant)),
+            Wake::Failed(error) => content.verdict = Some(Err(error)),
+            Wake::Silent => content.silent = true,
+        }
         true
+    }
+
+    /// Wakes the waiter.
+    pub(crate) fn ring(&self) {
+        if let Some(mailbox) = self.mailbox.upgrade() {
+            run_wake_ups(|| mailbox.arrived.notify_one());
+        }
     }
 }
 

@@ -199,7 +199,9 @@ impl<S: Service<D>, D: Demand> Cleanup<S, D> {
         let give_up = Instant::now().checked_add(ALL_RELEASES);
         let mut pause = FIRST_PAUSE;
         loop {
-            let release = AssertUnwindSafe(self.service.release(&self.request)).catch_unwind();
+            // In a block, because a backend can panic before it returns a future.
+            let release = async { self.service.release(&self.request).await };
+            let release = AssertUnwindSafe(release).catch_unwind();
             let answer = bound(Instant::now().checked_add(ONE_RELEASE), release).await;
             // A panic is no answer: tokio panics if a release needs a thread and the system gives none at the moment.
             let answer = answer.and_then(Result::ok);
@@ -232,14 +234,17 @@ impl<S: Service<D>, D: Demand> Drop for Cleanup<S, D> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::{
+        future,
+        sync::atomic::{AtomicUsize, Ordering},
+    };
 
-    use async_trait::async_trait;
+    use futures_util::future::BoxFuture;
 
     use super::*;
     use crate::{
-        BackendErrorKind, Capabilities, LockBackend, LockName, LockRequest, Mode, Patience,
-        Released, Scope, engine::service::Locks,
+        BackendErrorKind, Capabilities, LockName, LockRequest, Mode, Patience, Released, Scope,
+        Wakeups,
     };
 
     /// Never releases anything, unless it does so at once: it answers with this error, or not at all.
@@ -251,27 +256,36 @@ mod tests {
         panics_first: bool,
     }
 
-    #[async_trait]
-    impl LockBackend for Stubborn {
-        fn capabilities(&self) -> Capabilities {
-            Capabilities::new(Scope::Network)
+    type Answer<'a, T> = BoxFuture<'a, Result<T, BackendError>>;
+
+    impl Service<Mode> for Arc<Stubborn> {
+        fn try_acquire<'a>(&'a self, _: &'a LockRequest) -> Answer<'a, Attempt> {
+            Box::pin(future::pending())
         }
 
-        async fn try_acquire(&self, _: &LockRequest) -> Result<Attempt, BackendError> {
-            std::future::pending().await
+        fn release<'a>(&'a self, _: &'a LockRequest) -> Answer<'a, Released> {
+            let is_first = self.asked.fetch_add(1, Ordering::Relaxed) == 0;
+            assert!(!(self.panics_first && is_first), "told to panic");
+            match self.answer {
+                Some(kind) => Box::pin(future::ready(Err(BackendError::new(kind, "told to fail")))),
+                None => Box::pin(future::pending()),
+            }
+        }
+
+        fn subscribe<'a>(&'a self, _: &'a LockRequest) -> Answer<'a, Option<Wakeups>> {
+            Box::pin(future::ready(Ok(None)))
         }
 
         fn release_now(&self, _: &LockRequest) -> bool {
             self.at_once
         }
 
-        async fn release(&self, _: &LockRequest) -> Result<Released, BackendError> {
-            let is_first = self.asked.fetch_add(1, Ordering::Relaxed) == 0;
-            assert!(!(self.panics_first && is_first), "told to panic");
-            match self.answer {
-                Some(kind) => Err(BackendError::new(kind, "told to fail")),
-                None => std::future::pending().await,
-            }
+        fn capabilities(&self) -> Capabilities {
+            Capabilities::new(Scope::Network)
+        }
+
+        fn kind(&self) -> &'static str {
+            "stubborn"
         }
     }
 
@@ -295,7 +309,7 @@ mod tests {
         let request = LockRequest::new(name, Mode::Exclusive, Patience::Once);
         let start = Instant::now();
         let lost = LostSignal::never();
-        Cleanup::new(Locks(backend.clone()), Arc::new(request), in_flight, lost)
+        Cleanup::new(backend.clone(), Arc::new(request), in_flight, lost)
             .run()
             .await;
         (backend.asked.load(Ordering::Relaxed), start.elapsed())
@@ -342,7 +356,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn an_attempt_that_never_ends_is_released_all_the_same() {
-        let in_flight: InFlight = Box::pin(std::future::pending());
+        let in_flight: InFlight = Box::pin(future::pending());
         let answer = Some(BackendErrorKind::Misconfigured);
         assert_eq!(given_up(answer, Some(in_flight)).await, (1, SEE_OUT));
     }

@@ -7,6 +7,7 @@ use crate::{
     request::tests::of_a_parent,
     wakeups::tests::Panics,
 };
+use futures_util::FutureExt;
 use std::{task::Context, time::Duration};
 use tokio::task::JoinHandle;
 
@@ -141,13 +142,15 @@ fn inherited(lock: &ReentrantLock<MemoryBackend>) -> ReentrantGuard<MemoryBacken
 }
 
 #[tokio::test]
-async fn a_forked_child_is_not_let_in_by_its_parents_guard() {
-    let lock = ReentrantLock::named(MemoryBackend::new(), "r").unwrap();
-    let parents = inherited(&lock);
-    let error = lock.acquire().await.unwrap_err();
+async fn a_forked_child_is_not_let_in_by_its_parents_guard_and_waits_for_no_turn() {
+    let mut lock = ReentrantLock::named(MemoryBackend::new(), "r").unwrap();
+    Arc::get_mut(&mut lock.inner).unwrap().process += 1;
+    let _parents = inherited(&lock);
+    // As a task of the parent that waited during the fork.
+    let _turn = lock.inner.first.lock().await;
+    let acquired = lock.acquire_with(&Policy::forever()).now_or_never();
+    let error = acquired.expect("it waits").unwrap_err();
     assert!(!error.is_contention() && !error.is_retryable(), "{error}");
-    drop(parents);
-    lock.acquire().await.unwrap().release().await.unwrap();
 }
 
 #[test]

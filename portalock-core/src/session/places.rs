@@ -197,10 +197,8 @@ impl<P: Clone> Places<P> {
     pub fn granted(&self, owner: OwnerId, token: FencingToken, is_of: impl FnOnce(&P) -> bool) {
         // After the session's end no grant is certain.
         if !self.session.is_lost() {
-            self.change(owner, |place| {
-                if is_of(&place.at) {
-                    place.granted(token, &self.session);
-                }
+            let _news = self.change(owner, |place| {
+                is_of(&place.at).then(|| place.granted(token, &self.session))
             });
         }
     }
@@ -208,32 +206,26 @@ impl<P: Clone> Places<P> {
     /// Tells the waiter `owner` to repeat its attempt, because it may be its turn. For a service whose messages report a change
     /// and grant nothing.
     pub fn wake(&self, owner: OwnerId) {
-        self.change(owner, |place| {
-            if place.waits() {
-                place.wake();
-            }
-        });
+        let _news = self.change(owner, |place| place.waits().then(|| place.wake()));
     }
 
     /// Ends the wait of this owner with an error. `is_of` says whether the failure is of this place.
     pub fn failed(&self, owner: OwnerId, error: BackendError, is_of: impl FnOnce(&P) -> bool) {
-        self.change(owner, |place| {
-            if is_of(&place.at) {
-                place.fail(error);
-            }
-        });
+        let _news = self.change(owner, |place| is_of(&place.at).then(|| place.fail(error)));
     }
 
     /// Records that `owner` has no place at `service` any more, and that an attempt takes it again. If the owner held, its lock
     /// is lost.
     pub fn retake(&self, owner: OwnerId, service: &str) {
-        self.change(owner, |place| {
-            if !place.is_leaving() {
-                place.lose(service);
-                place.enter(Phase::Asked);
-                // It was for the lost hold.
-                place.waiting().unheard = None;
+        let _news = self.change(owner, |place| {
+            if place.is_leaving() {
+                return None;
             }
+            let news = place.lose(service);
+            place.enter(Phase::Asked);
+            // It was for the lost hold.
+            place.waiting().unheard = None;
+            news
         });
     }
 
@@ -251,7 +243,7 @@ impl<P: Clone> Places<P> {
     /// Subscribes a waiter.
     pub fn listen(&self, owner: OwnerId) -> Wakeups {
         let (sender, line) = wakeups();
-        let listens = self.change(owner, |place| {
+        let former = self.change(owner, |place| {
             let waiting = place.waiting();
             if let Some(grant) = waiting.unheard.take() {
                 sender.grant(grant);
@@ -259,9 +251,9 @@ impl<P: Clone> Places<P> {
             if std::mem::take(&mut waiting.unheard_wake) {
                 sender.wake();
             }
-            waiting.line = Some(sender.clone());
+            waiting.line.replace(sender.clone())
         });
-        if listens.is_none() {
+        if former.is_none() {
             sender.fail(self.over());
         }
         line
@@ -273,21 +265,18 @@ impl<P: Clone> Places<P> {
     pub fn broken(&self, owner: OwnerId, loss: &Loss, is_of: impl FnOnce(&P) -> bool) -> bool {
         let found = self.change(owner, |place| {
             if !is_of(&place.at) {
-                return false;
+                return None;
             }
             if place.is_leaving() {
-                return true;
+                return Some([None, None]);
             }
-            if let Phase::Held(_, lease) = &place.phase {
-                lease.end(loss.clone());
-            }
+            let ended = place.end(loss.clone());
             place.broken = Some(Box::new(loss.clone()));
             place.enter(Phase::Due);
             // An owner that has not received its grant repeats its attempt.
-            place.wake();
-            true
+            Some([ended, place.wake()])
         });
-        found == Some(true)
+        found.flatten().is_some()
     }
 
     /// Whether a release of `owner` is in flight or due.
@@ -319,6 +308,8 @@ impl<P: Clone> Places<P> {
         owner: OwnerId,
         which: impl FnOnce(&Phase) -> bool,
     ) -> Option<Releasing<'_, P>> {
+        // Declared first, so that it is dropped after the book is unlocked.
+        let _news;
         let mut book = self.lock();
         let places = book.as_mut()?;
         let place = places.get_mut(&owner).filter(|place| which(&place.phase))?;
@@ -333,7 +324,7 @@ impl<P: Clone> Places<P> {
         place.enter(Phase::Releasing { passes_on });
         let version = place.version;
         if passes_on {
-            leaving.next = self.pass_on(places, owner);
+            (leaving.next, _news) = self.pass_on(places, owner).unzip();
         }
         Some(Releasing {
             places: self,
@@ -352,9 +343,8 @@ impl<P: Clone> Places<P> {
 
     /// Forgets `owner`. Call this when the service has nothing of it, and no request for it is in flight.
     pub(super) fn forget(&self, owner: OwnerId) {
-        if let Some(places) = &mut *self.lock() {
-            places.remove(&owner);
-        }
+        // Its line is dropped after the book is unlocked: this wakes a waiter.
+        let _removed = (self.lock().as_mut()).and_then(|places| places.remove(&owner));
     }
 
     /// How many times the session has reconnected.
@@ -376,21 +366,24 @@ impl<P: Clone> Places<P> {
 
     /// Records the state of a place that was read at `service`.
     pub(super) fn found(&self, asked: &Asked<P>, stand: Stand, service: &str) {
-        self.change(asked.owner, |place| {
+        let _news = self.change(asked.owner, |place| {
             // The place has changed since the request, so the answer is stale.
             if place.version != asked.version {
-                return;
+                return None;
             }
             match (&place.phase, stand) {
                 (Phase::Held(token, _), Stand::Held(found) | Stand::Follows(found))
-                    if found == *token => {}
+                    if found == *token =>
+                {
+                    None
+                }
                 (Phase::Held(..), _) => place.lose(service),
                 (Phase::Queued, Stand::Gone) => place.fail(BackendError::new(
                     BackendErrorKind::SessionEnded,
                     format!("a place in a queue of {service} is gone"),
                 )),
                 (Phase::Queued, Stand::Held(token)) => place.granted(token, &self.session),
-                _ => {}
+                _ => None,
             }
         });
     }

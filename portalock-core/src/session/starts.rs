@@ -104,7 +104,7 @@ impl<S: Session> Sessions<S> {
         R: Future<Output = Result<Arc<S>, BackendError>> + Send,
     {
         if self.is_inherited() {
-            return Err(forked());
+            return Err(BackendError::forked());
         }
         if let Some(session) = self.live() {
             return Ok(session);
@@ -183,13 +183,6 @@ fn end<S: Session>(session: &Arc<S>) {
 fn lock<S: Session>(state: &Mutex<State<S>>) -> MutexGuard<'_, State<S>> {
     // No code panics while it holds the lock.
     state.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-fn forked() -> BackendError {
-    BackendError::new(
-        crate::BackendErrorKind::Misconfigured,
-        "the backend was opened before this process was forked: open one in the child",
-    )
 }
 
 fn gone() -> BackendError {

@@ -342,11 +342,11 @@ impl LockBackend for FsBackend {
     }
 
     async fn subscribe(&self, request: &LockRequest) -> Result<Option<Wakeups>, BackendError> {
-        let (line, wakeups) = wakeups();
-        // Waiters of this process wake each other, even if the directory is not watched.
-        let listens = self.client.listen(request, line);
-        let watch = self.client.watch.get();
-        let sleeper = watch.map(|(watcher, _)| watcher.sleeper());
+        let ((line, wakeups), request) = (wakeups(), request.clone());
+        // Waiters of this process wake each other, even if the directory is not watched. An attempt may have the place locked.
+        let listens = self.call(move |client| client.listen(&request, line));
+        let listens = listens.await?;
+        let sleeper = self.client.watch.get().map(|watch| watch.0.sleeper());
         Ok(listens.then(|| wakeups.with_sleeper(sleeper)))
     }
 

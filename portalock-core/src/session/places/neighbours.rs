@@ -11,7 +11,10 @@
 
 use std::sync::atomic::Ordering;
 
-use super::{Book, Places, place::Phase};
+use super::{
+    Book, Places,
+    place::{News, Phase},
+};
 use crate::{FencingToken, OwnerId};
 
 /// A waiter's turn: it holds with this token when the owner right ahead releases.
@@ -39,6 +42,8 @@ impl<P: Clone> Places<P> {
         is_of: impl Fn(&P) -> bool,
         reconnects: u64,
     ) {
+        // Declared first, so that it is dropped after the book is unlocked.
+        let _news;
         let mut book = self.lock();
         let Some(places) = book.as_mut() else {
             return;
@@ -57,7 +62,7 @@ impl<P: Clone> Places<P> {
         first.waiting().next = Some(owner);
         // Its release may not have reached the service yet.
         if matches!(first.phase, Phase::Releasing { passes_on: true }) {
-            self.pass_on(places, ahead);
+            _news = self.pass_on(places, ahead);
         }
     }
 
@@ -71,7 +76,11 @@ impl<P: Clone> Places<P> {
     }
 
     /// The waiter right behind `owner`, which releases, holds from now on. Returns its place.
-    pub(super) fn pass_on(&self, places: &mut Book<P>, owner: OwnerId) -> Option<P> {
+    pub(super) fn pass_on(
+        &self,
+        places: &mut Book<P>,
+        owner: OwnerId,
+    ) -> Option<(P, Option<News>)> {
         let next = places.get(&owner)?.waiting.as_ref()?.next?;
         let waiter = places.get_mut(&next)?;
         let turn = waiter.waiting.as_ref()?.turn?;
@@ -82,12 +91,12 @@ impl<P: Clone> Places<P> {
         if !is_its_turn || self.session.is_lost() {
             return None;
         }
-        waiter.granted(turn.token, &self.session);
+        let news = waiter.granted(turn.token, &self.session);
         let at = waiter.at.clone();
         if let Some(place) = places.get_mut(&owner) {
             place.phase = Phase::Releasing { passes_on: false };
         }
-        Some(at)
+        Some((at, news))
     }
 }
 

@@ -3,7 +3,9 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::{Asked, neighbours::Turn};
-use crate::{BackendError, FencingToken, Grant, Lease, Loss, LostSignal, OwnerId, WakeSender};
+use crate::{
+    BackendError, FencingToken, Grant, Lease, Loss, LostSignal, OwnerId, Wake, WakeSender,
+};
 
 #[derive(Debug)]
 pub(super) struct Place<P> {
@@ -46,6 +48,25 @@ pub(super) struct Waiting {
     pub(super) turn: Option<Turn>,
     /// The waiter right behind this owner.
     pub(super) next: Option<OwnerId>,
+}
+
+/// Wakes somebody when it is dropped, after the book was unlocked: a wake-up may run any code, which may need the book.
+#[derive(Debug)]
+#[must_use = "dropping it wakes at once"]
+pub(super) enum News {
+    /// The waiter has a message.
+    Waiter(WakeSender),
+    /// The hold's lease has ended.
+    Holder(Lease),
+}
+
+impl Drop for News {
+    fn drop(&mut self) {
+        match self {
+            Self::Waiter(line) => line.ring(),
+            Self::Holder(lease) => lease.tell(),
+        }
+    }
 }
 
 fn next_version() -> u64 {
@@ -105,40 +126,49 @@ impl<P> Place<P> {
         self.waiting.as_ref()?.line.as_ref()
     }
 
-    pub(super) fn wake(&mut self) {
-        let waiting = self.waiting();
-        match &waiting.line {
-            Some(line) if line.wake() => {}
-            _ => waiting.unheard_wake = true,
+    fn post(&self, message: Wake) -> Option<News> {
+        let line = self.line().filter(|line| line.post(message))?;
+        Some(News::Waiter(line.clone()))
+    }
+
+    pub(super) fn wake(&mut self) -> Option<News> {
+        let woken = self.post(Wake::TryNow);
+        if woken.is_none() {
+            self.waiting().unheard_wake = true;
+        }
+        woken
+    }
+
+    /// Ends its hold, if it has one.
+    pub(super) fn end(&self, loss: Loss) -> Option<News> {
+        match &self.phase {
+            Phase::Held(_, lease) if lease.record(loss) => Some(News::Holder(lease.clone())),
+            _ => None,
         }
     }
 
     /// Ends its hold, because the service has lost it.
-    pub(super) fn lose(&self, service: &str) {
-        if let Phase::Held(_, lease) = &self.phase {
-            lease.end(Loss::Removed(
-                format!("what stood for it in {service} is gone").into(),
-            ));
-        }
+    pub(super) fn lose(&self, service: &str) -> Option<News> {
+        self.end(Loss::Removed(
+            format!("what stood for it in {service} is gone").into(),
+        ))
     }
 
-    pub(super) fn fail(&self, error: BackendError) {
-        if let Some(line) = self.line() {
-            line.fail(error);
-        }
+    pub(super) fn fail(&self, error: BackendError) -> Option<News> {
+        self.post(Wake::Failed(error))
     }
 
-    pub(super) fn granted(&mut self, token: FencingToken, session: &LostSignal) {
+    pub(super) fn granted(&mut self, token: FencingToken, session: &LostSignal) -> Option<News> {
         if !self.waits() {
-            return;
+            return None;
         }
         let grant = self.hold(token, session);
-        let waiting = self.waiting();
-        match &waiting.line {
-            Some(line) if line.grant(grant.clone()) => {}
+        let heard = self.post(Wake::Granted(grant.clone()));
+        if heard.is_none() {
             // Also if the waiter was told of a failure, and has not yet subscribed again.
-            _ => waiting.unheard = Some(grant),
+            self.waiting().unheard = Some(grant);
         }
+        heard
     }
 
     pub(super) fn hold(&mut self, token: FencingToken, session: &LostSignal) -> Grant {

@@ -1,8 +1,8 @@
 use futures_util::FutureExt;
-use portalock_core::{LockName, wakeups};
+use portalock_core::{LockBackend, LockName, wakeups};
 
 use super::{
-    super::{FsBackend, FsSettings, Watch},
+    super::{Calls, FsBackend, FsSettings, Watch},
     *,
 };
 
@@ -230,4 +230,27 @@ fn the_path_of_the_directory_may_be_a_link() {
     std::fs::remove_file(dir.path().join("a.lock")).unwrap();
     let attempt = client.attempt(&waiting).unwrap();
     assert!(matches!(attempt, Attempt::Granted(_)), "{attempt:?}");
+}
+
+/// While a file server does not answer, another task's attempt has the place.
+#[test]
+fn a_stalled_attempt_blocks_no_runtime_whose_calls_are_offloaded() {
+    let dir = tempfile::tempdir().unwrap();
+    let settings = FsSettings::new(dir.path()).with_calls(Calls::Offload);
+    let backend = FsBackend::with_settings(&settings).unwrap();
+    let (client, waiting) = (backend.client.clone(), request(Patience::Queue));
+    let file_name = FileName::of(&waiting.name);
+    let visit = client.places.enter(&file_name);
+    let place = visit.lock();
+    let (sender, is_pending) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().build();
+        runtime.unwrap().block_on(async {
+            let mut subscribing = backend.subscribe(&waiting);
+            sender.send(futures_util::poll!(&mut subscribing).is_pending())
+        })
+    });
+    let is_pending = is_pending.recv_timeout(Duration::from_secs(60));
+    drop(place);
+    assert_eq!(is_pending, Ok(true));
 }

@@ -1,3 +1,5 @@
+use std::{pin::Pin, task::Context};
+
 use super::*;
 
 /// A client, its store, and an owner.
@@ -316,5 +318,69 @@ async fn a_session_whose_connection_breaks_or_hangs_as_it_ends_is_ended_over_ano
         client.close().await.unwrap();
         assert_eq!(store.count(Event::GaveUp), 1);
         assert_eq!(store.count(Event::Ended), 1);
+    }
+}
+
+type Task = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// A task that its wake-up drops, as some executors do that have ended.
+struct DroppedWhenWoken(Mutex<Option<Task>>);
+
+impl std::task::Wake for DroppedWhenWoken {
+    fn wake(self: Arc<Self>) {
+        let task = self.0.lock().unwrap().take();
+        drop(task);
+    }
+}
+
+/// The task also has an attempt without an answer: the session notes that its outcome is unknown.
+#[tokio::test]
+async fn a_wake_up_may_drop_an_attempt() {
+    /// Of a waiter, and of the holder right ahead of it.
+    type News = fn(&Places<u32>, OwnerId, OwnerId);
+    let news: [News; 9] = [
+        |places, waiter, _| places.granted(waiter, FencingToken::new(2), |_| true),
+        |places, waiter, _| places.wake(waiter),
+        |places, waiter, _| {
+            let error = BackendError::new(BackendErrorKind::SessionEnded, "told to");
+            places.failed(waiter, error, |_| true);
+        },
+        |places, waiter, _| places.forget(waiter),
+        |places, waiter, _| places.release(waiter).unwrap().done(),
+        |places, waiter, _| drop(places.listen(waiter)),
+        |places, _, holder| assert!(places.broken(holder, &Loss::Expired, |_| true)),
+        |places, _, holder| places.retake(holder, "the store"),
+        |places, _, holder| drop(places.release(holder)),
+    ];
+    for (number, news) in news.into_iter().enumerate() {
+        let (client, store, waiter) = client();
+        let (client, holder) = (Arc::new(client), OwnerId::mint());
+        store.set(1, Stand::Waits);
+        store.set(2, Stand::Held(FencingToken::new(1)));
+        let _waits = client.attempt(waiter, &(1, true)).await.unwrap();
+        let Attempt::Granted(held) = client.attempt(holder, &(2, true)).await.unwrap() else {
+            panic!("it is held");
+        };
+        let session = client.session().await.unwrap();
+        let next = FencingToken::new(2);
+        session.places().follow(waiter, next, holder, |_| true, 0);
+        let mut line = client.subscribe(waiter).unwrap();
+        store.hangs.store(true, Ordering::Release);
+        let mut task: Task = Box::pin(async move {
+            let attempt = client.attempt(OwnerId::mint(), &(3, true));
+            drop(futures_util::join!(line.next(), held.lost.lost(), attempt));
+        });
+        let dropped = Arc::new(DroppedWhenWoken(Mutex::default()));
+        let waker = dropped.clone().into();
+        let polled = task.as_mut().poll(&mut Context::from_waker(&waker));
+        assert!(polled.is_pending());
+        *dropped.0.lock().unwrap() = Some(task);
+        let (told, is_told) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            news(session.places(), waiter, holder);
+            told.send(())
+        });
+        assert_eq!(is_told.recv_timeout(PATIENCE), Ok(()), "{number}");
+        assert!(dropped.0.lock().unwrap().is_none(), "{number}");
     }
 }
