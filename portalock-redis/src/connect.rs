@@ -51,7 +51,7 @@ pub(crate) async fn connect(
     let greeting = Greeting::of(hello);
     check(&greeting, settings.address().is_cluster())?;
     if greeting.is_replica() {
-        route.note_replica(location);
+        route.leave(location.number);
         return Err(replica(route));
     }
     Ok(connection)

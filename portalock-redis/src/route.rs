@@ -183,14 +183,14 @@ impl Route {
         self.latest_number().load(Ordering::Acquire)
     }
 
-    /// The server at this location is a replica. If it is promoted again, it may lack grants. So connections from before must
-    /// not be used then: they would not [wait](crate::primary) for the earlier holders.
-    pub(crate) fn note_replica(&self, location: &Location) {
-        let (number, next) = (location.number, location.number + 1);
+    /// Connections to the location with this number must not be used any more. Its server is a replica, and may lack grants if it
+    /// is promoted again: they would not [wait](crate::primary) for the earlier holders. Or the same address may lead to another
+    /// server now.
+    pub(crate) fn leave(&self, number: u64) {
         // Otherwise the location is another one already.
         let _ = self.latest_number().compare_exchange(
             number,
-            next,
+            number + 1,
             Ordering::AcqRel,
             Ordering::Acquire,
         );

@@ -42,7 +42,7 @@ use std::{
     convert::Infallible,
     sync::{
         Arc, Mutex, PoisonError, Weak,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -98,6 +98,8 @@ pub(crate) struct SessionKey {
     stamp: Mutex<Arc<str>>,
     /// Grants that came by message, and that replicas must confirm before the waiters are told.
     pub(crate) unconfirmed: Unconfirmed,
+    /// The number of the location that its latest connection leads to.
+    location: AtomicU64,
 }
 
 /// A connection that is subscribed to the session's channel. It ends when the last clone is dropped.
@@ -191,6 +193,7 @@ impl Service for SessionKey {
             server: server.clone(),
             stamp: Mutex::new(form.into()),
             unconfirmed: Unconfirmed::default(),
+            location: AtomicU64::new(server.route.number()),
         }
     }
 
@@ -209,6 +212,10 @@ impl Service for SessionKey {
     async fn connect(session: &Arc<Session>) -> Result<Line, BackendError> {
         let key = session.service();
         let route = key.server.route.clone();
+        // A fixed address may lead to another server now, and the connections of calls would stay at the former one.
+        if !route.is_followed() {
+            route.leave(key.location.load(Ordering::Acquire));
+        }
         let location = route.find().await?;
         let source = Source {
             is_open: Arc::new(AtomicBool::new(true)),
@@ -226,6 +233,7 @@ impl Service for SessionKey {
         subscribe(&route, &mut connection, &key.key)
             .await
             .map_err(|error| failed("subscribe to the session's channel in Redis", error))?;
+        key.location.store(location.number, Ordering::Release);
         Ok(Line {
             connection,
             source,

@@ -7,6 +7,7 @@
     reason = "a test's helpers are part of the test"
 )]
 
+mod addresses;
 mod batches;
 mod breaking;
 #[cfg(target_os = "linux")]

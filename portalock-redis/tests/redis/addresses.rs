@@ -1,0 +1,105 @@
+//! A fixed address that leads to another server than before, while the former one goes on. Here the address is a link to a
+//! server's socket.
+
+use std::{os::unix::fs::symlink, path::PathBuf, time::Duration};
+
+use portalock_core::Policy;
+use portalock_redis::RedisSettings;
+use portalock_testkit::{
+    proxy::{Direction, FaultProxy},
+    servers::{RedisOptions, RedisServer},
+};
+
+use crate::fixture::{Admin, ENOUGH, connected, eventually, lock, settings_at};
+
+struct Address {
+    path: PathBuf,
+    _dir: tempfile::TempDir,
+}
+
+impl Address {
+    fn of(server: &RedisServer) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("address");
+        symlink(server.socket(), &path).unwrap();
+        Self { path, _dir: dir }
+    }
+
+    fn url(&self) -> String {
+        format!("unix://{}", self.path.display())
+    }
+
+    /// The address leads to `next` from now on. The one client's session goes there.
+    async fn moves(&self, former: &RedisServer, next: &RedisServer) {
+        let link = self.path.with_extension("next");
+        symlink(next.socket(), &link).unwrap();
+        std::fs::rename(link, &self.path).unwrap();
+        Admin::of(former).await.kill_sessions().await;
+        eventually(async || {
+            let subscribed = Admin::of(next).await.ask("CLIENT LIST TYPE pubsub").await;
+            let subscribed: String = subscribed;
+            !subscribed.is_empty()
+        })
+        .await;
+    }
+}
+
+fn server() -> RedisServer {
+    let at_once = RedisOptions::new().setting("repl-diskless-sync-delay", "0");
+    at_once.start().unwrap()
+}
+
+/// `server` gets the data of `other`, as its replica, and is a primary again.
+async fn take_over(server: &RedisServer, other: &RedisServer) {
+    let mut admin = Admin::of(server).await;
+    let follow = format!("REPLICAOF 127.0.0.1 {}", other.port());
+    admin.ask::<()>(&follow).await;
+    while !(admin.ask::<String>("INFO replication").await).contains("master_link_status:up") {
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    admin.ask::<()>("REPLICAOF NO ONE").await;
+}
+
+/// Its calls had a connection to the former server, which also knows the session for a while.
+#[tokio::test]
+async fn calls_go_where_the_session_went() {
+    let (former, next) = (server(), server());
+    let address = Address::of(&former);
+    let settings = settings_at(&address.url()).with_session_ttl(ENOUGH);
+    let client = connected(settings.unwrap()).await;
+    client.ping().await.unwrap();
+    take_over(&next, &former).await;
+    address.moves(&former, &next).await;
+    let _held = lock(&client, "a").acquire().await.unwrap();
+    let keys = Admin::of(&next).await.keys().await;
+    assert!(keys.contains(&"portalock/lock/a".to_owned()), "{keys:?}");
+}
+
+/// It was a replica meanwhile, and lacks a grant. A connection of calls is from before.
+#[tokio::test]
+async fn the_server_that_an_address_leads_back_to_waits_before_it_grants() {
+    const TIME: Duration = Duration::from_secs(6);
+    let (one, two) = (server(), server());
+    let address = Address::of(&one);
+    let settings = |url: &str| RedisSettings::new(url).unwrap().with_session_ttl(TIME);
+    let other = connected(settings(&address.url()).unwrap()).await;
+    other.ping().await.unwrap();
+    take_over(&two, &one).await;
+    address.moves(&one, &two).await;
+
+    let line = FaultProxy::start(two.addr()).unwrap();
+    let behind = settings(&format!("redis://{}", line.addr())).unwrap();
+    let holder = connected(behind.with_restart_wait(Duration::ZERO)).await;
+    take_over(&one, &two).await;
+    let held = lock(&holder, "a").acquire().await.unwrap();
+    line.black_hole(Direction::Both);
+    address.moves(&two, &one).await;
+    let policy = Policy::new()
+        .with_timeout(ENOUGH)
+        .with_max_failures(u32::MAX);
+    let _next = lock(&other, "a").acquire_with(&policy).await.unwrap();
+    assert!(
+        held.is_lost(),
+        "granted to another before the holder was told"
+    );
+}
