@@ -63,11 +63,11 @@ pub(crate) fn drive<F: Future, E>(
     // The future stays on the stack: the engine's futures are large, and usually ready at once.
     // It is not one of the runtime's tasks, if the thread is in one: nothing would poll it again after a yield.
     let mut future = pin!(unconstrained(future));
-    let _driving = Outer::replaced_by(Driving {
+    let _driving = Outer::replaced_by(Some(Driving {
         runtime: current_runtime(),
         alarms: Vec::new(),
         sleeper: None,
-    });
+    }));
     // A free lock is granted by the first poll, which needs no waker.
     let mut context = Context::from_waker(Waker::noop());
     if let Poll::Ready(output) = future.as_mut().poll(&mut context) {
@@ -132,25 +132,44 @@ fn current_runtime() -> Option<Id> {
     Handle::try_current().ok().map(|handle| handle.id())
 }
 
+/// Runs `others`, which may poll any task: its timers are not those of the future that this thread drives, which may be
+/// ready before they are due.
+pub(crate) fn undriven(others: impl FnOnce()) {
+    let _driving = Outer::replaced_by(None);
+    others();
+}
+
 /// The state of the future that the thread drove before, which is restored when this is dropped.
-struct Outer(Option<Driving>);
+struct Outer {
+    driving: Option<Driving>,
+    /// Not if it is borrowed or dropped, as in [`with_driving`].
+    is_replaced: bool,
+}
 
 impl Outer {
-    fn replaced_by(inner: Driving) -> Self {
-        Self(
-            DRIVING
-                .try_with(|driving| driving.replace(Some(inner)))
-                .ok()
-                .flatten(),
-        )
+    fn replaced_by(inner: Option<Driving>) -> Self {
+        let replaced = DRIVING.try_with(|driving| {
+            let mut driving = driving.try_borrow_mut().ok()?;
+            let driving = std::mem::replace(&mut *driving, inner);
+            Some(Self {
+                driving,
+                is_replaced: true,
+            })
+        });
+        replaced.ok().flatten().unwrap_or(Self {
+            driving: None,
+            is_replaced: false,
+        })
     }
 }
 
 impl Drop for Outer {
     fn drop(&mut self) {
-        let outer = self.0.take();
-        // Dropped after the borrow has ended: a waker may run any code.
-        drop(DRIVING.try_with(|driving| driving.replace(outer)));
+        if self.is_replaced {
+            let outer = self.driving.take();
+            // Dropped after the borrow has ended: a waker may run any code.
+            drop(DRIVING.try_with(|driving| driving.replace(outer)));
+        }
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::{panic::resume_unwind, sync::Arc, time::Duration};
 
+use futures_util::{future::lazy, pending};
 use tracing::{Instrument, debug};
 
 use super::{
@@ -390,7 +391,12 @@ impl Wait<'_> {
             }
             Some(Wake::Silent) => return None,
             None if self.deadline.has_passed() => Pause::Deadline,
-            None => Pause::Look,
+            None => {
+                // The pause may have been over at once, and other executors than tokio have no budget that ends.
+                lazy(|context| context.waker().wake_by_ref()).await;
+                pending!();
+                Pause::Look
+            }
         })
     }
 

@@ -4,7 +4,7 @@ use std::{
     pin::{Pin, pin},
     sync::{
         Arc, Mutex,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
         mpsc,
     },
     task::{Context, Wake, Waker},
@@ -12,14 +12,16 @@ use std::{
 };
 
 use futures_util::{FutureExt, poll};
-use portalock_core::{Lock, LockBackend, MemoryBackend, Policy};
+use portalock_core::{Lock, LockBackend, MemoryBackend, Policy, blocking};
 
 fn named<B: LockBackend>(backend: B) -> Lock<B> {
     Lock::new(backend, "deploy").unwrap()
 }
 
+type Task = Pin<Box<dyn Future<Output = ()> + Send>>;
+
 /// As some executors do after their end.
-struct DroppedWhenWoken(Mutex<Option<Pin<Box<dyn Future<Output = ()> + Send>>>>);
+struct DroppedWhenWoken(Mutex<Option<Task>>);
 
 impl Wake for DroppedWhenWoken {
     fn wake(self: Arc<Self>) {
@@ -28,7 +30,7 @@ impl Wake for DroppedWhenWoken {
     }
 }
 
-fn begin(mut task: Pin<Box<dyn Future<Output = ()> + Send>>) {
+fn begin(mut task: Task) {
     let dropped = Arc::new(DroppedWhenWoken(Mutex::default()));
     let waker = Waker::from(dropped.clone());
     assert!(
@@ -190,4 +192,41 @@ async fn changes_that_come_while_one_is_told_are_told_after_it_in_order() {
         assert!(matches!(watch.next().now_or_never(), Some(Some(None))));
         assert!(matches!(watch.next().now_or_never(), Some(Some(Some(_)))));
     }
+}
+
+/// A task that its wake-up polls, and whether it was woken meanwhile.
+struct PolledWhenWoken(Mutex<Task>, AtomicBool);
+
+impl Wake for PolledWhenWoken {
+    fn wake(self: Arc<Self>) {
+        self.1.store(true, Ordering::SeqCst);
+        let waker = Waker::from(self.clone());
+        // Whoever polls it does so again.
+        while let Ok(mut task) = self.0.try_lock()
+            && self.1.swap(false, Ordering::SeqCst)
+        {
+            let _ = task.as_mut().poll(&mut Context::from_waker(&waker));
+        }
+    }
+}
+
+/// The timers of a task that is polled by the thread of a blocking call are not those of that call, which may end first.
+#[test]
+fn a_wake_up_may_poll_a_task_in_a_blocking_call() {
+    let backend = MemoryBackend::new();
+    let [first, second] = ["first", "second"].map(|name| Lock::new(backend.clone(), name).unwrap());
+    let held = [&first, &second].map(|lock| blocking::Lock::from(lock.clone()).acquire().unwrap());
+    let (sender, outcome) = mpsc::channel();
+    let task: Task = Box::pin(async move {
+        let _first = first.acquire_with(&Policy::forever()).await.unwrap();
+        let soon = Policy::new().with_timeout(Duration::from_millis(10));
+        sender
+            .send(second.acquire_with(&soon).await.map(drop))
+            .unwrap();
+    });
+    Arc::new(PolledWhenWoken(Mutex::new(task), AtomicBool::new(false))).wake();
+    let [first, _second] = held;
+    first.release().unwrap();
+    let outcome = outcome.recv_timeout(Duration::from_secs(30));
+    assert!(outcome.expect("it waits on").unwrap_err().is_contention());
 }

@@ -9,6 +9,7 @@ use std::{
 };
 
 use async_trait::async_trait;
+use futures_util::FutureExt;
 use portalock_core::{
     Attempt, BackendError, Capabilities, Election, Inspection, Lock, LockBackend, LockName,
     LockRequest, MemoryBackend, Policy, Released,
@@ -91,4 +92,18 @@ async fn others_run_beside_an_observer_whose_pauses_are_over_at_once() {
     let candidate = tokio::spawn(async move { election.campaign().await.unwrap() });
     let term = observer.next().await.unwrap().unwrap();
     assert_eq!(candidate.await.unwrap().token(), term.token);
+}
+
+#[test]
+fn a_wait_with_the_shortest_pauses_lets_others_run_on_any_executor() {
+    let backend = Scripted::new([Step::Contended]);
+    let (sender, is_pending) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let shortest = Duration::from_nanos(1);
+        let policy = Policy::forever().with_first_check(shortest).unwrap();
+        let policy = policy.with_check_interval(shortest).unwrap();
+        let acquired = backend.lock().acquire_with(&policy).now_or_never();
+        sender.send(acquired.is_none())
+    });
+    assert_eq!(is_pending.recv_timeout(Duration::from_secs(60)), Ok(true));
 }

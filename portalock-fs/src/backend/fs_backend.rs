@@ -9,6 +9,7 @@ use std::{
 
 use async_trait::async_trait;
 use cap_std::{ambient_authority, fs::Dir};
+use futures_util::{future::lazy, pending};
 use portalock_core::{
     Attempt, BackendError, BackendErrorKind, Capabilities, CrashRelease, Fairness, Holder, Inspect,
     Inspection, LockBackend, LockName, LockRequest, LossNotice, OwnerId, Patience, Released, Scope,
@@ -309,30 +310,30 @@ impl LockBackend for FsBackend {
     }
 
     async fn try_acquire(&self, request: &LockRequest) -> Result<Attempt, BackendError> {
-        let start = Instant::now();
-        let caller = Arc::new(());
+        let (start, caller) = (Instant::now(), Arc::new(()));
         loop {
-            let (tried, request) = (Instant::now(), request.clone());
-            let waits = request.patience == Patience::Queue;
+            let (tried, wanted) = (Instant::now(), request.clone());
             let heard = Arc::downgrade(&caller);
             let attempt = self.run(move |client| {
-                let attempt = client.attempt(&request);
+                let attempt = client.attempt(&wanted);
                 // The caller was dropped before a thread was free for this, so its owner may have been released already.
                 if heard.strong_count() == 0 {
-                    client.free(&request, false);
+                    client.free(&wanted, false);
                 }
                 attempt
             });
             let attempt = attempt.await?;
             let is_unknown = matches!(&attempt, Attempt::Contended(seen) if seen.holder.is_none());
-            if waits || !is_unknown || tried - start >= PASSING {
+            if request.patience == Patience::Queue || !is_unknown || tried - start >= PASSING {
                 return Ok(attempt);
             }
             // No timer is used: some runtimes have none. It yields at least once, also if an attempt takes longer than this.
-            tokio::task::yield_now().await;
-            while tried.elapsed() < PAUSE {
-                tokio::task::yield_now().await;
-            }
+            // Not by tokio's `yield_now`: a blocking call in a task would not be woken before the task has ended.
+            while {
+                lazy(|context| context.waker().wake_by_ref()).await;
+                pending!();
+                tried.elapsed() < PAUSE
+            } {}
         }
     }
 

@@ -1,5 +1,5 @@
 use futures_util::FutureExt;
-use portalock_core::{LockBackend, LockName, wakeups};
+use portalock_core::{LockBackend, LockName, Policy, blocking, wakeups};
 
 use super::{
     super::{Calls, FsBackend, FsSettings, Watch},
@@ -253,4 +253,25 @@ fn a_stalled_attempt_blocks_no_runtime_whose_calls_are_offloaded() {
     let is_pending = is_pending.recv_timeout(Duration::from_secs(60));
     drop(place);
     assert_eq!(is_pending, Ok(true));
+}
+
+/// A call that waits for no holder blocks the task that makes it for a moment only.
+#[test]
+fn a_blocking_try_in_a_task_is_woken_if_the_holder_is_unknown() {
+    let dir = tempfile::tempdir().unwrap();
+    let backend = FsBackend::open(dir.path()).unwrap();
+    let file_name = FileName::of(&request(Patience::Once).name);
+    let file = backend.client.store.file(&file_name).open().unwrap();
+    assert!(file.try_lock(Mode::Exclusive).unwrap());
+    let (sender, failed) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().build();
+        runtime.unwrap().block_on(async {
+            let lock = blocking::Lock::new(backend, "a").unwrap();
+            let policy = Policy::forever().with_fail_when_locked(true);
+            sender.send(lock.acquire_with(&policy).map(drop))
+        })
+    });
+    let failed = failed.recv_timeout(Duration::from_secs(60));
+    assert!(failed.unwrap().unwrap_err().is_contention());
 }
