@@ -84,8 +84,13 @@ impl Cluster {
         &self.server
     }
 
-    /// Returns the node that serves `slot`. Runs on the session thread, which drives the connections to the nodes.
-    pub(crate) async fn owner(&self, slot: u16, enough: Enough) -> Result<Heard, BackendError> {
+    /// Returns the node that serves `slot`, and when the nodes were asked. Runs on the session thread, which drives the
+    /// connections to the nodes.
+    pub(crate) async fn owner(
+        &self,
+        slot: u16,
+        enough: Enough,
+    ) -> Result<(Instant, Heard), BackendError> {
         let (latest, since) = match enough {
             // A caller that opens a connection may know that earlier answers are out of date.
             Enough::Most => (&self.most, Instant::now()),
@@ -104,13 +109,15 @@ impl Cluster {
             },
         };
         // Failures are stored too: otherwise the waiting callers would fail one after the other.
-        let said = latest.insert(heard).said.as_ref().map_err(Clone::clone)?;
-        said.owner(slot).ok_or_else(|| {
+        let asked = latest.insert(heard);
+        let said = asked.said.as_ref().map_err(Clone::clone)?;
+        let owner = said.owner(slot).ok_or_else(|| {
             BackendError::new(
                 BackendErrorKind::Unavailable,
                 format!("can't find who serves slot {slot} of the Redis cluster: no node does"),
             )
-        })
+        })?;
+        Ok((asked.asked_at, owner))
     }
 
     async fn ask(&self, enough: Enough) -> Result<Said, BackendError> {

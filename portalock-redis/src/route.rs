@@ -47,7 +47,8 @@ pub(crate) struct Location {
 struct Followed {
     witnesses: Witnesses,
     server: ConnectionInfo,
-    latest: Mutex<Option<Told>>,
+    /// The latest location, and since when it is known.
+    latest: Mutex<Option<(Told, Instant)>>,
     /// The number of the latest location.
     number: AtomicU64,
     /// When the latest check began that asked all witnesses and has ended, even without an answer.
@@ -219,44 +220,52 @@ impl Followed {
         let this = this.clone();
         session::run(async move {
             if enough == Enough::Most {
-                let heard = this.ask(enough).await?;
-                let is_clear = heard.is_clear(this.lock().as_ref());
-                if is_clear && let Ok(found) = this.note(heard) {
+                let (asked_at, heard) = this.ask(enough).await?;
+                let is_clear = heard.is_clear(this.lock().as_ref().map(|(told, _)| told));
+                if is_clear && let Ok(found) = this.note(asked_at, heard) {
                     return Ok(found);
                 }
                 // The others say which of two addresses counts, or one of them has heard of the last switch.
             }
-            this.note(this.ask(Enough::All).await?)
+            let (asked_at, heard) = this.ask(Enough::All).await?;
+            this.note(asked_at, heard)
         })
         .await?
     }
 
-    async fn ask(&self, enough: Enough) -> Result<Heard, BackendError> {
+    /// Returns the answers, and when the witnesses were asked.
+    async fn ask(&self, enough: Enough) -> Result<(Instant, Heard), BackendError> {
         match &self.witnesses {
-            Witnesses::Sentinels(sentinels) => sentinels.ask(enough).await,
+            Witnesses::Sentinels(sentinels) => {
+                let now = Instant::now();
+                Ok((now, sentinels.ask(enough).await?))
+            }
             Witnesses::Nodes(cluster, tag) => cluster.owner(tag.slot(), enough).await,
         }
     }
 
     fn beside(&self, host: &str, port: u16) -> ConnectionInfo {
         let latest = self.lock();
-        let present = latest.as_ref().map_or("", |told| &told.host);
+        let present = latest.as_ref().map_or("", |(told, _)| &told.host);
         let host = if host.is_empty() { present } else { host };
         at(&self.server, host, port)
     }
 
-    fn lock(&self) -> MutexGuard<'_, Option<Told>> {
+    fn lock(&self) -> MutexGuard<'_, Option<(Told, Instant)>> {
         // No code panics while it holds the lock.
         self.latest.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Records an answer, unless it is older than the known one. An older epoch is only accepted if all witnesses have
-    /// answered: then the witnesses were set up again.
-    fn note(&self, heard: Heard) -> Result<Location, BackendError> {
+    /// answered: then the witnesses were set up again. They must have been asked since the other one is known.
+    fn note(&self, asked_at: Instant, heard: Heard) -> Result<Location, BackendError> {
         let from_all = heard.from_all;
         let mut latest = self.lock();
-        let told = heard.select(latest.as_ref());
-        if let Some(known) = &*latest {
+        let mut told = heard.select(latest.as_ref().map(|(known, _)| known));
+        if let Some((known, since)) = &*latest {
+            if asked_at < *since && told.epoch <= known.epoch {
+                told = known.clone();
+            }
             if told.epoch < known.epoch && !from_all {
                 return Err(BackendError::new(
                     BackendErrorKind::Unavailable,
@@ -272,7 +281,9 @@ impl Followed {
             server: at(&self.server, &told.host, told.port),
             number: self.number.load(Ordering::Acquire),
         };
-        *latest = Some(told);
+        if latest.as_ref().is_none_or(|(known, _)| *known != told) {
+            *latest = Some((told, Instant::now()));
+        }
         Ok(location)
     }
 }
@@ -303,6 +314,10 @@ mod tests {
         Followed::new(Witnesses::Sentinels(sentinels), address.server)
     }
 
+    fn note(followed: &Followed, heard: Heard) -> Result<Location, BackendError> {
+        followed.note(Instant::now(), heard)
+    }
+
     fn heard(epoch: u64, host: &str, from_all: bool) -> Heard {
         let (host, port) = (host.to_owned(), 1);
         Heard::latest(vec![Told { epoch, host, port }], from_all).unwrap()
@@ -318,7 +333,7 @@ mod tests {
             (2, "b", 1),
             (3, "a", 2),
         ] {
-            let location = followed.note(heard(epoch, host, false)).unwrap();
+            let location = note(&followed, heard(epoch, host, false)).unwrap();
             assert_eq!(location.number, number, "{epoch}");
             assert_eq!(location.server.addr().to_string(), format!("{host}:1"));
         }
@@ -327,13 +342,28 @@ mod tests {
     #[test]
     fn who_has_not_heard_of_the_last_switch_leads_nobody_back() {
         let followed = followed();
-        followed.note(heard(2, "b", false)).unwrap();
-        let error = followed.note(heard(1, "a", false)).unwrap_err();
+        note(&followed, heard(2, "b", false)).unwrap();
+        let error = note(&followed, heard(1, "a", false)).unwrap_err();
         assert_eq!(error.kind(), BackendErrorKind::Unavailable);
         assert_eq!(followed.number.load(Ordering::Relaxed), 0);
         // Sentinels that were set up again start to count from zero.
-        let location = followed.note(heard(0, "c", true)).unwrap();
+        let location = note(&followed, heard(0, "c", true)).unwrap();
         assert_eq!(location.number, 1);
+    }
+
+    /// For example the answers of all nodes of a cluster, which the client has asked for another session.
+    #[test]
+    fn answers_to_an_earlier_question_lead_nobody_back() {
+        let followed = followed();
+        let before = Instant::now();
+        note(&followed, heard(1, "a", false)).unwrap();
+        note(&followed, heard(2, "b", false)).unwrap();
+        for (epoch, host, number) in [(1, "a", 1), (2, "a", 1), (3, "c", 2)] {
+            let location = followed.note(before, heard(epoch, host, true)).unwrap();
+            assert_eq!(location.number, number, "{epoch}");
+        }
+        let location = note(&followed, heard(1, "a", true)).unwrap();
+        assert_eq!(location.number, 3);
     }
 
     fn to_slot(url: &str) -> Route {

@@ -1,6 +1,7 @@
 //! Slots that move while there are holders and waiters, and nodes that fail.
 
 use std::{
+    collections::HashSet,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -94,6 +95,44 @@ async fn slots_move_back_and_forth_under_load_and_no_lock_is_lost() {
     .await;
     assert_no_overlap(&witness);
     assert_eq!(witness.counts.losses.load(Ordering::Relaxed), 0);
+}
+
+/// Waits until each node has an epoch of its own, and knows of the latest. The nodes of a new cluster begin with the same.
+async fn have_epochs(cluster: &RedisCluster) {
+    eventually(async || {
+        let (mut own, mut latest) = (HashSet::new(), HashSet::new());
+        for node in 0..3 {
+            let info: String = Admin::of(cluster.node(node))
+                .await
+                .ask("CLUSTER INFO")
+                .await;
+            for line in info.lines() {
+                match line.split_once(':') {
+                    Some(("cluster_my_epoch", epoch)) => own.insert(epoch.to_owned()),
+                    Some(("cluster_current_epoch", epoch)) => latest.insert(epoch.to_owned()),
+                    _ => false,
+                };
+            }
+        }
+        (own.len(), latest.len()) == (3, 1)
+    })
+    .await;
+}
+
+/// The client has asked all nodes for its other session just before the move.
+#[tokio::test]
+async fn a_session_begins_at_once_where_its_slot_has_moved() {
+    let cluster = start(RedisClusterOptions::new().replicas(0)).await;
+    have_epochs(&cluster).await;
+    let client = connected(settings_at(&cluster.url())).await;
+    let _held = lock(&client, "a").acquire().await.unwrap();
+    let other = connected(settings_at(&cluster.url())).await;
+    drop(lock(&other, "b").acquire().await.unwrap());
+    let slot = slot_of(&cluster, "b").await;
+    let to = (cluster.owner(slot).unwrap() + 1) % 3;
+    let (_cluster, ()) = on(cluster, move |cluster| cluster.move_slot(slot, to)).await;
+    let policy = Policy::new().with_timeout(ENOUGH).with_max_failures(0);
+    let _next = lock(&client, "b").acquire_with(&policy).await.unwrap();
 }
 
 fn kill(cluster: &mut RedisCluster, slots: [u16; 2], number: usize) -> std::io::Result<()> {
