@@ -217,9 +217,13 @@ impl Service for SessionKey {
             route.leave(key.location.load(Ordering::Acquire));
         }
         let location = route.find().await?;
+        // Calls leave it once more when this connection is open, as one of them may have reached the former server meanwhile. A session
+        // that has ended only ends at the server: it must not move the calls of its successor.
+        let moves_calls = !route.is_followed() && session.ensure_live().is_ok();
+        let number = location.number + u64::from(moves_calls);
         let source = Source {
             is_open: Arc::new(AtomicBool::new(true)),
-            location: location.number,
+            location: number,
         };
         let hearer = Hearer {
             session: Arc::downgrade(session),
@@ -233,7 +237,10 @@ impl Service for SessionKey {
         subscribe(&route, &mut connection, &key.key)
             .await
             .map_err(|error| failed("subscribe to the session's channel in Redis", error))?;
-        key.location.store(location.number, Ordering::Release);
+        if moves_calls {
+            route.leave(location.number);
+        }
+        key.location.store(number, Ordering::Release);
         Ok(Line {
             connection,
             source,

@@ -29,11 +29,16 @@ impl Address {
         format!("unix://{}", self.path.display())
     }
 
-    /// The address leads to `next` from now on. The one client's session goes there.
-    async fn moves(&self, former: &RedisServer, next: &RedisServer) {
+    /// The address leads to `next` from now on.
+    fn leads_to(&self, next: &RedisServer) {
         let link = self.path.with_extension("next");
         symlink(next.socket(), &link).unwrap();
         std::fs::rename(link, &self.path).unwrap();
+    }
+
+    /// The address leads to `next` from now on. The one client's session goes there.
+    async fn moves(&self, former: &RedisServer, next: &RedisServer) {
+        self.leads_to(next);
         Admin::of(former).await.kill_sessions().await;
         eventually(async || {
             let subscribed = Admin::of(next).await.ask("CLIENT LIST TYPE pubsub").await;
@@ -70,6 +75,30 @@ async fn calls_go_where_the_session_went() {
     client.ping().await.unwrap();
     take_over(&next, &former).await;
     address.moves(&former, &next).await;
+    let _held = lock(&client, "a").acquire().await.unwrap();
+    let keys = Admin::of(&next).await.keys().await;
+    assert!(keys.contains(&"portalock/lock/a".to_owned()), "{keys:?}");
+}
+
+/// The former server refuses the session its channel, and accepts a connection of calls before the address moves.
+#[tokio::test]
+async fn calls_go_where_the_session_went_when_it_could_connect() {
+    let (former, next) = (server(), server());
+    let address = Address::of(&former);
+    let settings = settings_at(&address.url()).with_session_ttl(ENOUGH);
+    let client = connected(settings.unwrap()).await;
+    take_over(&next, &former).await;
+    // This also ends its connection.
+    let no_channels = "ACL SETUSER default resetchannels";
+    Admin::of(&former).await.ask::<()>(no_channels).await;
+    eventually(async || {
+        let errors: String = Admin::of(&former).await.ask("INFO errorstats").await;
+        errors.contains("NOPERM")
+    })
+    .await;
+    client.ping().await.unwrap();
+    address.leads_to(&next);
+    eventually(async || Admin::of(&next).await.calls("pexpire").await > 0).await;
     let _held = lock(&client, "a").acquire().await.unwrap();
     let keys = Admin::of(&next).await.keys().await;
     assert!(keys.contains(&"portalock/lock/a".to_owned()), "{keys:?}");
