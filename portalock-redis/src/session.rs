@@ -41,7 +41,7 @@
 use std::{
     convert::Infallible,
     sync::{
-        Arc, Mutex, PoisonError, Weak,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
@@ -49,11 +49,11 @@ use std::{
 
 use async_trait::async_trait;
 use portalock_core::{
-    BackendError, BackendErrorKind, FencingToken, Loss, OwnerId, Renewal,
+    BackendError, BackendErrorKind, Loss, OwnerId, Renewal,
     clock::Instant,
     session::{Answered, Asked, Entered, KeptSession, Leaving, Looked, Service, new_id},
 };
-use redis::{PushInfo, RedisError, aio::MultiplexedConnection};
+use redis::{RedisError, aio::MultiplexedConnection};
 use tokio::{task::JoinSet, time::timeout};
 
 use crate::{
@@ -61,16 +61,19 @@ use crate::{
     client::{Server, Wish, enter, leave},
     cluster::moving,
     config::RedisSettings,
-    connect::{connect, is_end, is_message, message, subscribe},
+    connect::{connect, subscribe},
     error::{failed, is_moving},
     keys::{Kind, Place, WHOLE, Wanted},
     look::look,
-    neighbours,
     primary::may_grant,
     replicas::{Unconfirmed, renewed_at_replicas, replicated},
     route::Route,
     scripts::OPEN,
 };
+
+mod hearer;
+
+use hearer::Hearer;
 
 const STARTING: &str = "begin a session with Redis";
 const RENEWING: &str = "refresh the session with Redis";
@@ -411,85 +414,6 @@ async fn follow(session: &Session) -> Infallible {
         }
         pause.await;
     }
-}
-
-/// Receives the messages that the server sends on its own.
-struct Hearer {
-    session: Weak<Session>,
-    source: Source,
-}
-
-impl Hearer {
-    /// The connection's reader calls this, in the order in which the server wrote the messages. It must not wait.
-    fn hear(&self, push: &PushInfo) {
-        let Some(session) = self.session.upgrade() else {
-            return;
-        };
-        match &push.kind {
-            kind if is_message(kind) && self.source.counts(&session.service().server.route) => {
-                if let Some(text) = message(push) {
-                    hear_message(&session, text, &self.source);
-                }
-            }
-            kind if is_end(kind) => {
-                self.source.is_open.store(false, Ordering::Release);
-                session.connection_ended();
-            }
-            _ => {}
-        }
-    }
-}
-
-fn hear_message(session: &Arc<Session>, text: &str, source: &Source) {
-    // The last part may contain any character.
-    let mut parts = text.splitn(3, '|');
-    let (Some(what), Some(name)) = (parts.next(), parts.next()) else {
-        return;
-    };
-    let Some(owner) = Place::owner(name) else {
-        return;
-    };
-    let key = session.service();
-    match (what, parts.next()) {
-        ("grant", Some(token)) => {
-            // Maybe with the waiters right behind.
-            let (token, others) = token.split_once('|').unwrap_or((token, ""));
-            if let Ok(token) = token.parse().map(FencingToken::new) {
-                granted(session, owner, name, token, source);
-                neighbours::listed(session, name, others);
-            }
-        }
-        ("last", None) => {
-            // It checks after one tick: if many waiters give up at once, most of them are the last for a shorter time.
-            let session = session.clone();
-            tokio::spawn(async move {
-                tokio::time::sleep(session.service().settings().tick_interval()).await;
-                session.places().wake(owner);
-            });
-        }
-        ("asked" | "broken", Some(state)) => {
-            if let Some(wanted) = key.server.keys.named(state) {
-                let name = name.into();
-                session
-                    .places()
-                    .found_unknown(owner, Place { name, wanted });
-            }
-            if what == "broken" {
-                // The refresh reads the marks.
-                session.renew_now();
-            }
-        }
-        _ => {}
-    }
-}
-
-fn granted(session: &Session, owner: OwnerId, name: &str, token: FencingToken, source: &Source) {
-    let key = session.service();
-    if key.settings().wait_replicas() > 0 {
-        return key.unconfirmed.add(owner, name, token, source);
-    }
-    let is_of = |place: &Place| *place.name == *name;
-    session.places().granted(owner, token, is_of);
 }
 
 /// The beginning of a claim: the session, and how much is claimed.

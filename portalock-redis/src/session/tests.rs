@@ -8,12 +8,13 @@
 
 use portalock_core::LockName;
 use portalock_testkit::servers::RedisClusterOptions;
-use redis::Value;
+use redis::{PushInfo, Value};
 
 use super::*;
 use crate::{
     address::Address,
     cluster::{Cluster, Tag},
+    connect::is_end,
     observe::observe,
     replicas::confirm,
 };

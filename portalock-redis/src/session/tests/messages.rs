@@ -8,12 +8,12 @@ use std::{
     task::Poll,
 };
 
-use portalock_core::{Grant, LockName, Released, Wake};
+use portalock_core::{FencingToken, Grant, LockName, Released, Wake};
 use portalock_testkit::servers::{RedisClusterOptions, RedisOptions, RedisServer};
-use redis::PushKind;
+use redis::{PushInfo, PushKind};
 use tokio::task::yield_now;
 
-use super::{times::has_lasted, *};
+use super::{hearer::hear_message, times::has_lasted, *};
 use crate::{client::Client, clients::Clients, keys::Named};
 
 /// A client whose session needs no refresh in a test.

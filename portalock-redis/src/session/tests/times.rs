@@ -13,6 +13,7 @@ use portalock_core::Wake;
 use portalock_testkit::servers::RedisServer;
 
 use super::{
+    hearer::hear_message,
     messages::{client, confirmed_of, source, waits},
     *,
 };
