@@ -275,3 +275,27 @@ fn the_page_of_dependencies_is_true() {
         }
     }
 }
+
+#[test]
+fn each_package_is_checked_with_each_of_its_features() {
+    let checked = fs::read_to_string(workspace().join(".ci/features")).unwrap();
+    let published = packages()
+        .into_iter()
+        .filter(|package| package["source"].is_null() && !package["publish"].is_array());
+    for package in published {
+        let name = package["name"].as_str().unwrap();
+        let Some(line) = checked
+            .lines()
+            .find(|line| line.split(' ').next() == Some(name))
+        else {
+            panic!(".ci/features has no line for {name}");
+        };
+        for feature in package["features"].as_object().unwrap().keys() {
+            assert!(
+                // A default is one or more of the others.
+                feature == "default" || line.split(' ').any(|named| named == feature),
+                ".ci/features: {name} has the feature {feature}, too"
+            );
+        }
+    }
+}
