@@ -193,7 +193,9 @@ async fn a_grant_is_told_when_the_synchronous_standby_has_it() {
         while admin.batch_execute(write).await.is_ok() {}
     });
     until("writes wait for the standby", async || waits("test").await).await;
-    let acquiring = tokio::spawn(async move { lock.acquire_with(&patient()).await.unwrap() });
+    // The restart may take long.
+    let policy = patient().with_max_failures(u32::MAX);
+    let acquiring = tokio::spawn(async move { lock.acquire_with(&policy).await.unwrap() });
     until("the grant waits", async || waits("acquire").await).await;
     server.do_with(|postgres| postgres.restart().unwrap()).await;
     until("the repeated attempt waits", async || {
