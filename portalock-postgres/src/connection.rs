@@ -39,7 +39,7 @@ pub(crate) struct Connection {
     release: Statement,
     /// The index of its server in the settings.
     pub(crate) server: usize,
-    _driver: Driver,
+    driver: Driver,
 }
 
 /// The callback for the notifications of a connection.
@@ -87,7 +87,7 @@ impl Connection {
                 acquire,
                 release,
                 server,
-                _driver: driver,
+                driver,
             })
         };
         timeout(settings.connect_timeout, opening)
@@ -122,6 +122,11 @@ impl Connection {
 
     pub(crate) fn is_closed(&self) -> bool {
         self.client.is_closed()
+    }
+
+    /// Closes it, though others may still have it: its requests fail, and nothing more is heard over it.
+    pub(crate) fn close(&self) {
+        self.driver.0.abort();
     }
 
     /// Starts to listen, and returns the server process of this connection.

@@ -220,6 +220,11 @@ impl Service for SessionRow {
         !line.connection.is_closed()
     }
 
+    fn gave_up(&self, line: &Line) {
+        // The next connection may be to another server, and a grant of this one would count no more.
+        line.connection.close();
+    }
+
     async fn begin(
         session: &Arc<Session>,
         line: &Line,

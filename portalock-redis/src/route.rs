@@ -186,15 +186,15 @@ impl Route {
 
     /// Connections to the location with this number must not be used any more. Its server is a replica, and may lack grants if it
     /// is promoted again: they would not [wait](crate::primary) for the earlier holders. Or the same address may lead to another
-    /// server now.
-    pub(crate) fn leave(&self, number: u64) {
-        // Otherwise the location is another one already.
-        let _ = self.latest_number().compare_exchange(
+    /// server now. Returns false if they were left before.
+    pub(crate) fn leave(&self, number: u64) -> bool {
+        let left = self.latest_number().compare_exchange(
             number,
             number + 1,
             Ordering::AcqRel,
             Ordering::Acquire,
         );
+        left.is_ok()
     }
 
     fn latest_number(&self) -> &AtomicU64 {

@@ -42,7 +42,7 @@ use std::{
     convert::Infallible,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, Ordering},
     },
     time::Duration,
 };
@@ -101,8 +101,6 @@ pub(crate) struct SessionKey {
     stamp: Mutex<Arc<str>>,
     /// Grants that came by message, and that replicas must confirm before the waiters are told.
     pub(crate) unconfirmed: Unconfirmed,
-    /// The number of the location that its latest connection leads to.
-    location: AtomicU64,
 }
 
 /// A connection that is subscribed to the session's channel. It ends when the last clone is dropped.
@@ -196,7 +194,6 @@ impl Service for SessionKey {
             server: server.clone(),
             stamp: Mutex::new(form.into()),
             unconfirmed: Unconfirmed::default(),
-            location: AtomicU64::new(server.route.number()),
         }
     }
 
@@ -215,14 +212,14 @@ impl Service for SessionKey {
     async fn connect(session: &Arc<Session>) -> Result<Line, BackendError> {
         let key = session.service();
         let route = key.server.route.clone();
-        // A fixed address may lead to another server now, and the connections of calls would stay at the former one.
-        if !route.is_followed() {
-            route.leave(key.location.load(Ordering::Acquire));
+        // A fixed address may lead to another server now, and the connections of calls would stay at the former one. A session that has
+        // ended only ends at the server: it must not move the calls of its successor.
+        let moves_calls = !route.is_followed() && session.ensure_live().is_ok();
+        if moves_calls {
+            route.leave(route.number());
         }
         let location = route.find().await?;
-        // Calls leave it once more when this connection is open, as one of them may have reached the former server meanwhile. A session
-        // that has ended only ends at the server: it must not move the calls of its successor.
-        let moves_calls = !route.is_followed() && session.ensure_live().is_ok();
+        // Calls leave it once more when this connection is open, as one of them may have reached the former server meanwhile.
         let number = location.number + u64::from(moves_calls);
         let source = Source {
             is_open: Arc::new(AtomicBool::new(true)),
@@ -240,10 +237,12 @@ impl Service for SessionKey {
         subscribe(&route, &mut connection, &key.key)
             .await
             .map_err(|error| failed("subscribe to the session's channel in Redis", error))?;
-        if moves_calls {
-            route.leave(location.number);
+        if moves_calls && !route.leave(location.number) {
+            return Err(BackendError::new(
+                BackendErrorKind::Unavailable,
+                format!("can't {STARTING}: its address led to a replica meanwhile"),
+            ));
         }
-        key.location.store(number, Ordering::Release);
         Ok(Line {
             connection,
             source,

@@ -169,6 +169,10 @@ impl<S: Service> Client<S> {
                 }
                 Err(error)
             }
+            // Perhaps a server that the session has left meanwhile.
+            Entered::Ended(_) if places.reconnects() != reconnects => {
+                Box::pin(self.attempt(owner, wish)).await
+            }
             Entered::Ended(loss) => {
                 session.end(loss);
                 session.ensure_live().and(Err(session.places().over()))

@@ -21,6 +21,13 @@ async fn standby(server: &Server) -> PostgresServer {
     tokio::task::spawn_blocking(start).await.unwrap().unwrap()
 }
 
+/// Until when the latest session lives, in microseconds.
+const EXPIRY: &str = "SELECT (date_part('epoch', max(expires)) * 1000000)::bigint FROM portalock.sessions WHERE lease < '1 minute'";
+
+async fn expiry(server: &Server) -> i64 {
+    server.number(EXPIRY).await
+}
+
 /// Settings that name both servers.
 fn either(server: &Server, standby: &PostgresServer) -> PostgresSettings {
     let primary = server.postgres.lock().unwrap().addr();
@@ -127,15 +134,10 @@ async fn a_session_passes_over_a_server_that_has_fallen_silent() {
     let guard = guard.acquire_with(&patient()).await.unwrap();
     line.black_hole(Direction::Both);
     line.cut();
-    let expires = async || {
-        let expires =
-            "SELECT (date_part('epoch', expires) * 1000000)::bigint FROM portalock.sessions";
-        server.number(expires).await
-    };
-    let before = expires().await;
+    let before = expiry(&server).await;
     until("the session is renewed", async || {
         guard.ensure_held().unwrap();
-        expires().await > before
+        expiry(&server).await > before
     })
     .await;
 }
@@ -191,7 +193,9 @@ async fn a_grant_is_told_when_the_synchronous_standby_has_it() {
         while admin.batch_execute(write).await.is_ok() {}
     });
     until("writes wait for the standby", async || waits("test").await).await;
-    let acquiring = tokio::spawn(async move { lock.acquire_with(&patient()).await.unwrap() });
+    // The restart may take long.
+    let policy = patient().with_max_failures(u32::MAX);
+    let acquiring = tokio::spawn(async move { lock.acquire_with(&policy).await.unwrap() });
     until("the grant waits", async || waits("acquire").await).await;
     server.do_with(|postgres| postgres.restart().unwrap()).await;
     until("the repeated attempt waits", async || {
@@ -356,4 +360,92 @@ async fn no_request_goes_to_another_server_than_that_of_the_session() {
     let tried = tried.await.unwrap();
     assert!(matches!(tried, Err(LockError::Backend { .. })), "{tried:?}");
     guard.ensure_held().unwrap();
+}
+
+/// A former primary falls silent, and answers a request when the session is at the other server.
+#[tokio::test]
+async fn a_late_answer_of_a_former_server_ends_no_session() {
+    let (former, server) = tokio::join!(Server::start(), Server::start());
+    let ((to_former, _), (to_server, _)) = (former.line(), server.line());
+    let url = format!(
+        "postgres://postgres@{},{}/postgres?connect_timeout=120",
+        to_former.addr(),
+        to_server.addr()
+    );
+    let settings = PostgresSettings::from_url(&url).unwrap();
+    let settings = settings.with_lease_time(LEASE).unwrap();
+    to_former.refuse(true);
+    let client = PostgresBackend::with_settings(settings).await.unwrap();
+    let lock = |name| Lock::new(client.clone(), name).unwrap();
+    let guard = lock("a").acquire_with(&patient()).await.unwrap();
+    to_former.refuse(false);
+    to_former.black_hole(Direction::Both);
+    let before = expiry(&server).await;
+    to_server.cut();
+    let dialled = async |count| {
+        until("a connection is open", async || {
+            to_former.connections() == count
+        })
+        .await;
+    };
+    dialled(1).await;
+    let other = lock("b");
+    let acquiring = tokio::spawn(async move { other.acquire_with(&patient()).await });
+    dialled(2).await;
+    until("the session is renewed", async || {
+        expiry(&server).await > before
+    })
+    .await;
+    to_former.heal();
+    acquiring.await.unwrap().unwrap().release().await.unwrap();
+    guard.release().await.unwrap();
+}
+
+/// The former primary grants a lock when the session is at the promoted standby, where another client holds it.
+#[tokio::test]
+async fn a_late_grant_of_a_former_server_does_not_count() {
+    let server = Server::start().await;
+    let standby = standby(&server).await;
+    let lasting = server.settings_with_lease(Duration::from_secs(600));
+    let holder = PostgresBackend::with_settings(lasting).await.unwrap();
+    let held = Lock::new(holder, "a").unwrap().acquire().await.unwrap();
+    let (line, _) = server.line();
+    let url = format!(
+        "postgres://postgres@{},{}/postgres?connect_timeout=120",
+        line.addr(),
+        standby.addr()
+    );
+    let settings = PostgresSettings::from_url(&url).unwrap();
+    let settings = settings.with_lease_time(LEASE).unwrap();
+    let settings = settings.with_request_timeout(Duration::from_secs(120));
+    let client = PostgresBackend::with_settings(settings.unwrap())
+        .await
+        .unwrap();
+    let waiter = Lock::new(client, "a").unwrap();
+    let waiting = tokio::spawn(async move { waiter.acquire_with(&patient()).await });
+    until("the client waits", async || {
+        let waits = "SELECT count(*) FROM portalock.queue WHERE place IS NOT NULL";
+        server.number(waits).await == 1
+    })
+    .await;
+    caught_up(&server).await;
+    line.black_hole(Direction::Both);
+    let admin = connect(&standby.url()).await;
+    admin.query("SELECT pg_promote()", &[]).await.unwrap();
+    let number = async |sql: &str| -> i64 { admin.query_one(sql, &[]).await.unwrap().get(0) };
+    let before = number(EXPIRY).await;
+    until("the session is renewed", async || {
+        number(EXPIRY).await > before
+    })
+    .await;
+    held.release().await.unwrap();
+    line.heal();
+    until("the connections to it are closed", async || {
+        line.connections() == 0
+    })
+    .await;
+    assert!(
+        !waiting.is_finished(),
+        "the server of the session has another holder"
+    );
 }

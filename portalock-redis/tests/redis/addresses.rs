@@ -1,13 +1,22 @@
 //! A fixed address that leads to another server than before, while the former one goes on. Here the address is a link to a
 //! server's socket.
 
-use std::{os::unix::fs::symlink, path::PathBuf, time::Duration};
+use std::{
+    os::unix::fs::symlink,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use portalock_core::Policy;
 use portalock_redis::RedisSettings;
 use portalock_testkit::{
     proxy::{Direction, FaultProxy},
     servers::{RedisOptions, RedisServer},
+};
+
+use tokio::{
+    io::copy_bidirectional,
+    net::{UnixListener, UnixStream},
 };
 
 use crate::fixture::{Admin, ENOUGH, connected, eventually, lock, settings_at};
@@ -31,8 +40,12 @@ impl Address {
 
     /// The address leads to `next` from now on.
     fn leads_to(&self, next: &RedisServer) {
+        self.leads_to_socket(&next.socket());
+    }
+
+    fn leads_to_socket(&self, next: &Path) {
         let link = self.path.with_extension("next");
-        symlink(next.socket(), &link).unwrap();
+        symlink(next, &link).unwrap();
         std::fs::rename(link, &self.path).unwrap();
     }
 
@@ -65,6 +78,20 @@ async fn take_over(server: &RedisServer, other: &RedisServer) {
     admin.ask::<()>("REPLICAOF NO ONE").await;
 }
 
+/// The server refuses sessions their channels from now on. This also ends their connections.
+async fn refuse_sessions(server: &RedisServer) {
+    let no_channels = "ACL SETUSER default resetchannels";
+    Admin::of(server).await.ask::<()>(no_channels).await;
+}
+
+async fn until_refused(server: &RedisServer) {
+    eventually(async || {
+        let errors: String = Admin::of(server).await.ask("INFO errorstats").await;
+        errors.contains("NOPERM")
+    })
+    .await;
+}
+
 /// Its calls had a connection to the former server, which also knows the session for a while.
 #[tokio::test]
 async fn calls_go_where_the_session_went() {
@@ -88,14 +115,8 @@ async fn calls_go_where_the_session_went_when_it_could_connect() {
     let settings = settings_at(&address.url()).with_session_ttl(ENOUGH);
     let client = connected(settings.unwrap()).await;
     take_over(&next, &former).await;
-    // This also ends its connection.
-    let no_channels = "ACL SETUSER default resetchannels";
-    Admin::of(&former).await.ask::<()>(no_channels).await;
-    eventually(async || {
-        let errors: String = Admin::of(&former).await.ask("INFO errorstats").await;
-        errors.contains("NOPERM")
-    })
-    .await;
+    refuse_sessions(&former).await;
+    until_refused(&former).await;
     client.ping().await.unwrap();
     address.leads_to(&next);
     eventually(async || Admin::of(&next).await.calls("pexpire").await > 0).await;
@@ -131,4 +152,54 @@ async fn the_server_that_an_address_leads_back_to_waits_before_it_grants() {
         held.is_lost(),
         "granted to another before the holder was told"
     );
+}
+
+/// Neither server accepts the session: both refuse it its channel.
+#[tokio::test]
+async fn calls_go_where_the_session_tried_to_go() {
+    let (former, next) = (server(), server());
+    let address = Address::of(&former);
+    let settings = settings_at(&address.url()).with_session_ttl(ENOUGH);
+    let client = connected(settings.unwrap()).await;
+    take_over(&next, &former).await;
+    refuse_sessions(&next).await;
+    refuse_sessions(&former).await;
+    until_refused(&former).await;
+    client.ping().await.unwrap();
+    address.leads_to(&next);
+    until_refused(&next).await;
+    let _held = lock(&client, "a").acquire().await.unwrap();
+    let keys = Admin::of(&next).await.keys().await;
+    assert!(keys.contains(&"portalock/lock/a".to_owned()), "{keys:?}");
+}
+
+/// The address leads back for a moment, to a replica that is promoted again, while the session connects.
+#[tokio::test]
+async fn calls_go_where_the_session_went_though_the_address_led_back_meanwhile() {
+    let (former, next) = (server(), server());
+    let address = Address::of(&former);
+    let settings = settings_at(&address.url()).with_session_ttl(ENOUGH);
+    let client = connected(settings.unwrap()).await;
+    take_over(&next, &former).await;
+    let slow = address.path.with_extension("slow");
+    let listener = UnixListener::bind(&slow).unwrap();
+    address.leads_to_socket(&slow);
+    Admin::of(&former).await.kill_sessions().await;
+    let (mut session, _) = listener.accept().await.unwrap();
+
+    address.leads_to(&former);
+    let mut admin = Admin::of(&former).await;
+    let follow = format!("REPLICAOF 127.0.0.1 {}", next.port());
+    admin.ask::<()>(&follow).await;
+    client.ping().await.unwrap_err();
+    admin.ask::<()>("REPLICAOF NO ONE").await;
+    client.ping().await.unwrap();
+
+    address.leads_to(&next);
+    let mut server = UnixStream::connect(next.socket()).await.unwrap();
+    tokio::spawn(async move { copy_bidirectional(&mut session, &mut server).await });
+    eventually(async || Admin::of(&next).await.calls("pexpire").await > 0).await;
+    let _held = lock(&client, "a").acquire().await.unwrap();
+    let keys = Admin::of(&next).await.keys().await;
+    assert!(keys.contains(&"portalock/lock/a".to_owned()), "{keys:?}");
 }
