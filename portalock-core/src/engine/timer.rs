@@ -30,8 +30,8 @@ enum Source {
     Tokio(Pin<Box<Sleep>>),
     /// A timer on the background thread, which cancels it when the receiver is dropped.
     Background(oneshot::Receiver<()>),
-    /// The system gave no thread: the timer wakes nobody, but whoever polls it still sees the deadline.
-    Never,
+    /// The system gave no thread: it wakes at once whoever polls it, until the deadline.
+    Polls,
 }
 
 /// A timer for `deadline`, on any executor. It is started by the first poll.
@@ -61,7 +61,7 @@ fn source(deadline: Instant) -> Source {
         }
         Err(error) => {
             tracing::error!(%error, "no thread for a timer");
-            Source::Never
+            Source::Polls
         }
     }
 }
@@ -82,7 +82,10 @@ impl Future for Timer {
             Source::Tokio(sleep) => sleep.as_mut().poll(context),
             // Nothing is sent: the timer's task drops its end.
             Source::Background(receiver) => Pin::new(receiver).poll(context).map(drop),
-            Source::Never => Poll::Pending,
+            Source::Polls => {
+                context.waker().wake_by_ref();
+                Poll::Pending
+            }
         }
     }
 }
@@ -106,13 +109,26 @@ mod tests {
     };
 
     use super::*;
-    use crate::{engine::driver::drive, lease::tests::block_on};
+    use crate::{
+        background::tests::without_threads, engine::driver::drive, lease::tests::block_on,
+    };
 
     #[test]
     fn a_thread_that_drives_a_future_needs_no_timer_elsewhere() {
         let mut timer = at(Instant::now() + Duration::from_millis(10));
         assert_eq!(drive(&mut timer, || Ok::<_, ()>(())), Ok(()));
         assert!(timer.source.is_none());
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn without_a_thread_it_is_ready_in_time_on_any_executor() {
+        if without_threads(
+            "engine::timer::tests::without_a_thread_it_is_ready_in_time_on_any_executor",
+        ) {
+            assert!(SESSIONS.handle().is_err());
+            block_on(at(Instant::now() + Duration::from_millis(10)));
+        }
     }
 
     #[test]

@@ -11,6 +11,7 @@ use super::*;
 use crate::{
     Wake as Woken,
     engine::{deadline::bound, timer},
+    lease::tests::block_on,
     wakeups,
 };
 
@@ -195,6 +196,27 @@ fn a_runtime_inside_has_its_own_timers() {
             runtime.block_on(bound(Some(Instant::now() + SOON), pending::<()>()))
         });
         assert!(silence.is_none());
+    });
+}
+
+/// As if a backend's call waits for another lock there.
+#[test]
+fn an_executor_inside_keeps_its_deadlines() {
+    let silence =
+        ends(|| run(async { block_on(bound(Some(Instant::now() + SOON), pending::<()>())) }));
+    assert!(silence.is_none());
+    ends(|| {
+        let mut polls = 0;
+        run(std::future::poll_fn(|context| {
+            polls += 1;
+            if polls == 1 {
+                // The very first poll has a waker that wakes nobody.
+                context.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+            block_on(soon());
+            Poll::Ready(())
+        }));
     });
 }
 
