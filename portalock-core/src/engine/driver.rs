@@ -102,6 +102,10 @@ pub(crate) fn forget_alarm(id: AlarmId) {
     with_driving(|driving| driving.alarms.retain(|(other, _)| *other != id));
 }
 
+pub(crate) fn is_driving() -> bool {
+    with_driving(|_| ()).is_some()
+}
+
 /// Until the next poll this thread sleeps with `sleeper`, if it drives a future.
 pub(crate) fn sleep_with(sleeper: &Arc<dyn Sleeper>) {
     with_driving(|driving| driving.sleeper = Some(sleeper.clone()));

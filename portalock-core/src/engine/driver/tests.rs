@@ -220,6 +220,21 @@ fn an_executor_inside_keeps_its_deadlines() {
     });
 }
 
+/// The runtime's timers stand still as long as the call blocks its thread.
+#[test]
+fn a_part_with_its_own_waker_keeps_its_deadline_in_a_runtime_that_the_call_blocks() {
+    ends(|| {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .build()
+            .unwrap();
+        runtime.block_on(async {
+            let mut timers: FuturesUnordered<_> = [soon()].into_iter().collect();
+            run(timers.next());
+        });
+    });
+}
+
 #[test]
 fn a_future_that_moves_to_another_thread_keeps_its_deadline() {
     ends(|| {
