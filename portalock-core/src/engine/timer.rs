@@ -86,14 +86,13 @@ impl Future for Timer {
         let source = timer.source.get_or_insert_with(|| source(timer.deadline));
         match source {
             Source::Tokio(sleep) => {
-                match catch_unwind(AssertUnwindSafe(|| sleep.as_mut().poll(context))) {
-                    Ok(polled) => polled,
-                    // Its runtime has ended.
-                    Err(_) => {
-                        *source = elsewhere(timer.deadline);
-                        Pin::new(timer).poll(context)
-                    }
+                let polled = catch_unwind(AssertUnwindSafe(|| sleep.as_mut().poll(context)));
+                if let Ok(polled) = polled {
+                    return polled;
                 }
+                // Its runtime has ended.
+                *source = elsewhere(timer.deadline);
+                Pin::new(timer).poll(context)
             }
             // Nothing is sent: the timer's task drops its end.
             Source::Background(receiver) => Pin::new(receiver).poll(context).map(drop),
