@@ -103,9 +103,10 @@ impl Background {
         })
     }
 
-    /// Runs `future`. If the system gives no thread, it runs on the caller's runtime, or is dropped if there is none.
+    /// Runs `future`. If the system gives no thread, it runs on that of the sessions, if there is one: the lock of a session that
+    /// goes on would stay held. Otherwise it runs on the caller's runtime, or is dropped if there is none.
     pub(crate) fn spawn(&self, future: impl Future<Output = ()> + Send + 'static) {
-        let handle = self.handle();
+        let handle = self.handle().or_else(|_| SESSIONS.handle());
         match handle.or_else(|error| Handle::try_current().map_err(|_| error)) {
             Ok(handle) => drop(handle.spawn(future)),
             Err(error) => tracing::error!(%error, "no thread for the clean-up of a lock"),
@@ -114,8 +115,36 @@ impl Background {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
+
+    /// Runs `test` again in a process that gets no threads. True in that process.
+    #[cfg(target_os = "linux")]
+    pub(crate) fn without_threads(test: &str) -> bool {
+        const CHILD: &str = "PORTALOCK_TEST_WITHOUT_THREADS";
+        if std::env::var_os(CHILD).is_some() {
+            return true;
+        }
+        let mut child = std::process::Command::new(std::env::current_exe().unwrap())
+            .args([test, "--exact"])
+            .env(CHILD, "1")
+            // More than the address space of a process.
+            .env("RUST_MIN_STACK", (1_u64 << 47).to_string())
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let start = std::time::Instant::now();
+        while child.try_wait().unwrap().is_none() {
+            if start.elapsed() > std::time::Duration::from_secs(60) {
+                child.kill().unwrap();
+            }
+            thread::yield_now();
+        }
+        let child = child.wait_with_output().unwrap();
+        let told = String::from_utf8_lossy(&child.stdout);
+        assert!(told.contains("1 passed"), "{child:?}");
+        false
+    }
 
     #[test]
     fn each_runs_on_a_thread_of_its_own_name() {
@@ -132,20 +161,34 @@ mod tests {
 
     #[cfg(target_os = "linux")]
     #[test]
-    fn without_a_thread_the_callers_runtime_is_used() {
-        const CHILD: &str = "PORTALOCK_TEST_WITHOUT_THREADS";
+    fn without_a_thread_that_of_the_sessions_is_used() {
         static NONE: Background = Background::new("none");
-        if std::env::var_os(CHILD).is_none() {
-            let name = "background::tests::without_a_thread_the_callers_runtime_is_used";
-            let child = std::process::Command::new(std::env::current_exe().unwrap())
-                .args([name, "--exact"])
-                .env(CHILD, "1")
-                // More than the address space of a process.
-                .env("RUST_MIN_STACK", (1_u64 << 47).to_string())
-                .output()
-                .unwrap();
-            let told = String::from_utf8_lossy(&child.stdout);
-            assert!(told.contains("1 passed"), "{child:?}");
+        if !without_threads("background::tests::without_a_thread_that_of_the_sessions_is_used") {
+            return;
+        }
+        // The last one that the system gives.
+        let runtime = Builder::new_current_thread().enable_all().build().unwrap();
+        let handle = runtime.handle().clone();
+        let thread = thread::Builder::new().stack_size(1 << 20);
+        let thread = thread.spawn(move || runtime.block_on(std::future::pending::<()>()));
+        let started = Started {
+            process: std::process::id(),
+            thread: thread.unwrap().thread().id(),
+            handle,
+            in_child: Box::new(Background::new("none")),
+        };
+        assert!(SESSIONS.started.set(started).is_ok());
+        let (sender, receiver) = mpsc::channel();
+        // As where a guard is dropped on a plain thread.
+        NONE.spawn(async move { sender.send(SESSIONS.is_current()).unwrap() });
+        assert_eq!(receiver.recv(), Ok(true));
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn without_a_thread_the_callers_runtime_is_used() {
+        static NONE: Background = Background::new("none");
+        if !without_threads("background::tests::without_a_thread_the_callers_runtime_is_used") {
             return;
         }
         let runtime = Builder::new_current_thread().build().unwrap();

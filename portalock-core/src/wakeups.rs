@@ -95,7 +95,7 @@ pub fn wakeups() -> (WakeSender, Wakeups) {
 /// Runs wake-ups, which are code of the program's executors. A panic there ends here, because it must not end a backend's
 /// thread or a stranger's call, which has others to wake. The panic hook has reported it.
 pub(crate) fn run_wake_ups(wake: impl FnOnce()) {
-    let _ = catch_unwind(AssertUnwindSafe(|| driver::undriven(wake)));
+    let _ = catch_unwind(AssertUnwindSafe(wake));
 }
 
 /// Those who wait for a change. All of them are woken, even if a waker panics: with [`Notify::notify_waiters`] the others

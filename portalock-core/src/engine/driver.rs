@@ -14,10 +14,7 @@ use std::{
     time::Duration,
 };
 
-use tokio::{
-    runtime::{Handle, Id},
-    task::coop::unconstrained,
-};
+use tokio::task::coop::unconstrained;
 
 use crate::{Sleeper, clock::Instant};
 
@@ -28,16 +25,11 @@ thread_local! {
 
 /// What the driven future waits for.
 struct Driving {
-    /// The runtime that the thread is in. A future that is polled in another one has timers there.
-    runtime: Option<Id>,
-    alarms: Vec<Alarm>,
-    sleeper: Option<Arc<dyn Sleeper>>,
-}
-
-struct Alarm {
-    id: AlarmId,
-    at: Instant,
+    /// With what it is polled. A timer that is polled with another waker may be of another executor, which the thread runs inside
+    /// the future or in a wake-up, and which may wait for it when nobody looks at the alarms.
     waker: Waker,
+    alarms: Vec<(AlarmId, Instant)>,
+    sleeper: Option<Arc<dyn Sleeper>>,
 }
 
 /// Identifies one timer among all of the process.
@@ -63,13 +55,14 @@ pub(crate) fn drive<F: Future, E>(
     // The future stays on the stack: the engine's futures are large, and usually ready at once.
     // It is not one of the runtime's tasks, if the thread is in one: nothing would poll it again after a yield.
     let mut future = pin!(unconstrained(future));
-    let _driving = Outer::replaced_by(Some(Driving {
-        runtime: current_runtime(),
+    // A free lock is granted by the first poll, which needs no waker.
+    let waker = Waker::noop();
+    let _driving = Outer::replaced_by(Driving {
+        waker: waker.clone(),
         alarms: Vec::new(),
         sleeper: None,
-    }));
-    // A free lock is granted by the first poll, which needs no waker.
-    let mut context = Context::from_waker(Waker::noop());
+    });
+    let mut context = Context::from_waker(waker);
     if let Poll::Ready(output) = future.as_mut().poll(&mut context) {
         return Ok(output);
     }
@@ -80,6 +73,7 @@ pub(crate) fn drive<F: Future, E>(
         sleeper: Mutex::default(),
     });
     let waker = asleep.clone().into();
+    with_driving(|driving| driving.waker.clone_from(&waker));
     let mut context = Context::from_waker(&waker);
     loop {
         with_driving(|driving| driving.sleeper = None);
@@ -90,29 +84,26 @@ pub(crate) fn drive<F: Future, E>(
     }
 }
 
-/// Makes a driven future's timer call `waker` at `at`. False if this thread drives no future, so that the timer must be
-/// another one.
+/// Wakes the driven future at `at`. False if this thread drives no future with this `waker`, so that the timer must be another
+/// one.
 pub(crate) fn set_alarm(id: AlarmId, at: Instant, waker: &Waker) -> bool {
     with_driving(|driving| {
-        if driving.runtime != current_runtime() {
-            return false;
+        let is_driven = driving.waker.will_wake(waker);
+        if is_driven && driving.alarms.iter().all(|(other, _)| *other != id) {
+            driving.alarms.push((id, at));
         }
-        match driving.alarms.iter_mut().find(|alarm| alarm.id == id) {
-            Some(alarm) => alarm.waker.clone_from(waker),
-            None => driving.alarms.push(Alarm {
-                id,
-                at,
-                waker: waker.clone(),
-            }),
-        }
-        true
+        is_driven
     })
     .unwrap_or(false)
 }
 
 /// Forgets the timer, if it is this thread's.
 pub(crate) fn forget_alarm(id: AlarmId) {
-    with_driving(|driving| driving.alarms.retain(|alarm| alarm.id != id));
+    with_driving(|driving| driving.alarms.retain(|(other, _)| *other != id));
+}
+
+pub(crate) fn is_driving() -> bool {
+    with_driving(|_| ()).is_some()
 }
 
 /// Until the next poll this thread sleeps with `sleeper`, if it drives a future.
@@ -128,48 +119,25 @@ fn with_driving<T>(act: impl FnOnce(&mut Driving) -> T) -> Option<T> {
         .flatten()
 }
 
-fn current_runtime() -> Option<Id> {
-    Handle::try_current().ok().map(|handle| handle.id())
-}
-
-/// Runs `others`, which may poll any task: its timers are not those of the future that this thread drives, which may be
-/// ready before they are due.
-pub(crate) fn undriven(others: impl FnOnce()) {
-    let _driving = Outer::replaced_by(None);
-    others();
-}
-
 /// The state of the future that the thread drove before, which is restored when this is dropped.
-struct Outer {
-    driving: Option<Driving>,
-    /// Not if it is borrowed or dropped, as in [`with_driving`].
-    is_replaced: bool,
-}
+struct Outer(Option<Driving>);
 
 impl Outer {
-    fn replaced_by(inner: Option<Driving>) -> Self {
-        let replaced = DRIVING.try_with(|driving| {
-            let mut driving = driving.try_borrow_mut().ok()?;
-            let driving = std::mem::replace(&mut *driving, inner);
-            Some(Self {
-                driving,
-                is_replaced: true,
-            })
-        });
-        replaced.ok().flatten().unwrap_or(Self {
-            driving: None,
-            is_replaced: false,
-        })
+    fn replaced_by(inner: Driving) -> Self {
+        Self(
+            DRIVING
+                .try_with(|driving| driving.replace(Some(inner)))
+                .ok()
+                .flatten(),
+        )
     }
 }
 
 impl Drop for Outer {
     fn drop(&mut self) {
-        if self.is_replaced {
-            let outer = self.driving.take();
-            // Dropped after the borrow has ended: a waker may run any code.
-            drop(DRIVING.try_with(|driving| driving.replace(outer)));
-        }
+        let outer = self.0.take();
+        // Dropped after the borrow has ended: a waker may run any code.
+        drop(DRIVING.try_with(|driving| driving.replace(outer)));
     }
 }
 
@@ -182,15 +150,22 @@ struct Asleep {
 }
 
 impl Asleep {
-    /// Sleeps until somebody calls the waker, perhaps a timer of this thread.
+    /// Sleeps until somebody calls the waker, or an alarm is due.
     fn until_woken(&self) {
         while !self.woken.swap(false, Ordering::SeqCst) {
-            let (due, next) = due_alarms();
-            if !due.is_empty() {
-                due.into_iter().for_each(Waker::wake);
-                continue;
+            let now = Instant::now();
+            let (is_due, next) = with_driving(|driving| {
+                let due = driving.alarms.extract_if(.., |(_, at)| *at <= now);
+                (
+                    due.count() > 0,
+                    driving.alarms.iter().map(|(_, at)| *at).min(),
+                )
+            })
+            .unwrap_or_default();
+            if is_due {
+                return;
             }
-            let timeout = next.map(|at| at.saturating_duration_since(Instant::now()));
+            let timeout = next.map(|at| at.saturating_duration_since(now));
             let sleeper = with_driving(|driving| driving.sleeper.clone()).flatten();
             let slept = sleeper.is_some_and(|sleeper| self.with(&sleeper, timeout));
             if !slept {
@@ -230,17 +205,6 @@ impl Wake for Asleep {
             sleeper.wake();
         }
     }
-}
-
-/// The wakers of the timers that are due, and when the next one is.
-fn due_alarms() -> (Vec<Waker>, Option<Instant>) {
-    with_driving(|driving| {
-        let now = Instant::now();
-        let due = driving.alarms.extract_if(.., |alarm| alarm.at <= now);
-        let due = due.map(|alarm| alarm.waker).collect();
-        (due, driving.alarms.iter().map(|alarm| alarm.at).min())
-    })
-    .unwrap_or_default()
 }
 
 #[cfg(test)]

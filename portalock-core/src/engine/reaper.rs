@@ -211,7 +211,7 @@ impl<S: Service<D>, D: Demand> Cleanup<S, D> {
                 _ if self.lost.is_lost() => return,
                 Some(Err(error)) if !error.is_retryable() => Some(error),
                 _ if give_up.is_none_or(|at| Instant::now() < at) => {
-                    tokio::time::sleep(pause).await;
+                    timer::at(Instant::now() + pause).await;
                     pause = (pause * 2).min(LONGEST_PAUSE);
                     continue;
                 }
@@ -244,7 +244,7 @@ mod tests {
     use super::*;
     use crate::{
         BackendErrorKind, Capabilities, LockName, LockRequest, Mode, Patience, Released, Scope,
-        Wakeups,
+        Wakeups, background::tests::without_threads,
     };
 
     /// Never releases anything, unless it does so at once: it answers with this error, or not at all.
@@ -352,6 +352,34 @@ mod tests {
             panics_first: true,
         };
         assert_eq!(clean_up(backend, None).await, (2, FIRST_PAUSE));
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn without_a_thread_a_release_is_repeated_on_a_runtime_without_timers() {
+        if !without_threads(
+            "engine::reaper::tests::without_a_thread_a_release_is_repeated_on_a_runtime_without_timers",
+        ) {
+            return;
+        }
+        let backend = Stubborn {
+            answer: Some(BackendErrorKind::Unavailable),
+            asked: AtomicUsize::new(0),
+            at_once: false,
+            panics_first: false,
+        };
+        let backend = Arc::new(backend);
+        let name = LockName::new("job").unwrap();
+        let request = Arc::new(LockRequest::new(name, Mode::Exclusive, Patience::Once));
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .build()
+            .unwrap();
+        runtime.block_on(async {
+            Cleanup::new(backend.clone(), request, None, LostSignal::never()).start();
+            while backend.asked.load(Ordering::Relaxed) < 3 {
+                tokio::task::yield_now().await;
+            }
+        });
     }
 
     #[tokio::test(start_paused = true)]

@@ -14,7 +14,7 @@ use tokio::{
     time::{Sleep, sleep_until},
 };
 
-use super::driver::{AlarmId, forget_alarm, set_alarm};
+use super::driver::{AlarmId, forget_alarm, is_driving, set_alarm};
 use crate::{background::SESSIONS, clock::Instant};
 
 /// Ready when its deadline has passed. Created by [`at`].
@@ -30,8 +30,8 @@ enum Source {
     Tokio(Pin<Box<Sleep>>),
     /// A timer on the background thread, which cancels it when the receiver is dropped.
     Background(oneshot::Receiver<()>),
-    /// The system gave no thread: the timer wakes nobody, but whoever polls it still sees the deadline.
-    Never,
+    /// The system gave no thread: it wakes at once whoever polls it, until the deadline.
+    Polls,
 }
 
 /// A timer for `deadline`, on any executor. It is started by the first poll.
@@ -44,12 +44,18 @@ pub(crate) fn at(deadline: Instant) -> Timer {
 }
 
 fn source(deadline: Instant) -> Source {
-    if Handle::try_current().is_ok() {
+    // The thread that drives a future may be the runtime's, whose timers then stand still.
+    if !is_driving() && Handle::try_current().is_ok() {
         // A runtime without timers panics here, and there is no way to check beforehand.
         if let Ok(sleep) = catch_unwind(AssertUnwindSafe(|| Box::pin(sleep_until(deadline)))) {
             return Source::Tokio(sleep);
         }
     }
+    elsewhere(deadline)
+}
+
+/// A source that needs no runtime of the caller.
+fn elsewhere(deadline: Instant) -> Source {
     match SESSIONS.handle() {
         Ok(handle) => {
             let (mut sender, receiver) = oneshot::channel();
@@ -61,7 +67,7 @@ fn source(deadline: Instant) -> Source {
         }
         Err(error) => {
             tracing::error!(%error, "no thread for a timer");
-            Source::Never
+            Source::Polls
         }
     }
 }
@@ -79,10 +85,21 @@ impl Future for Timer {
         }
         let source = timer.source.get_or_insert_with(|| source(timer.deadline));
         match source {
-            Source::Tokio(sleep) => sleep.as_mut().poll(context),
+            Source::Tokio(sleep) => {
+                let polled = catch_unwind(AssertUnwindSafe(|| sleep.as_mut().poll(context)));
+                if let Ok(polled) = polled {
+                    return polled;
+                }
+                // Its runtime has ended.
+                *source = elsewhere(timer.deadline);
+                Pin::new(timer).poll(context)
+            }
             // Nothing is sent: the timer's task drops its end.
             Source::Background(receiver) => Pin::new(receiver).poll(context).map(drop),
-            Source::Never => Poll::Pending,
+            Source::Polls => {
+                context.waker().wake_by_ref();
+                Poll::Pending
+            }
         }
     }
 }
@@ -106,13 +123,42 @@ mod tests {
     };
 
     use super::*;
-    use crate::{engine::driver::drive, lease::tests::block_on};
+    use crate::{
+        background::tests::without_threads, engine::driver::drive, lease::tests::block_on,
+    };
 
     #[test]
     fn a_thread_that_drives_a_future_needs_no_timer_elsewhere() {
         let mut timer = at(Instant::now() + Duration::from_millis(10));
         assert_eq!(drive(&mut timer, || Ok::<_, ()>(())), Ok(()));
         assert!(timer.source.is_none());
+    }
+
+    /// As in a thread for blocking work of a runtime that is dropped meanwhile.
+    #[test]
+    fn it_outlasts_the_runtime_that_it_began_in() {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .build()
+            .unwrap();
+        let mut timer = at(Instant::now() + Duration::from_millis(50));
+        let inside = runtime.enter();
+        let nobodys = &mut Context::from_waker(std::task::Waker::noop());
+        assert!(Pin::new(&mut timer).poll(nobodys).is_pending());
+        drop(inside);
+        drop(runtime);
+        block_on(timer);
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn without_a_thread_it_is_ready_in_time_on_any_executor() {
+        if without_threads(
+            "engine::timer::tests::without_a_thread_it_is_ready_in_time_on_any_executor",
+        ) {
+            assert!(SESSIONS.handle().is_err());
+            block_on(at(Instant::now() + Duration::from_millis(10)));
+        }
     }
 
     #[test]

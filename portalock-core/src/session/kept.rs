@@ -176,7 +176,7 @@ impl<S: Service> KeptSession<S> {
         let finishing = AssertUnwindSafe(self.finish()).catch_unwind();
         let finished = match timeout(self.service.request_timeout(), finishing).await {
             Ok(Ok(finished)) => finished,
-            Ok(Err(_)) => Err(BackendError::new(BackendErrorKind::Other, PANICKED)),
+            Ok(Err(_)) => Err(panicked()),
             Err(_) => Err(late::<S>()),
         };
         if let Err(error) = &finished {
@@ -224,7 +224,9 @@ impl<S: Service> KeptSession<S> {
         } else if self.service.ends_with_connection() {
             return Ok(Renewal::Gone(cut_off()));
         } else {
-            let connection = S::connect(self).await?;
+            // tokio panics if the lookup of a name needs a thread and the system gives none at the moment.
+            let connecting = AssertUnwindSafe(S::connect(self)).catch_unwind().await;
+            let connection = connecting.unwrap_or_else(|_| Err(panicked()))?;
             *self.lock_connection() = Some(connection.clone());
             *self.lock_unseen() = self.places.reconnected();
             connection
@@ -413,6 +415,10 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 fn cut_off() -> Loss {
     Loss::SessionEnded("its connection has ended".into())
+}
+
+fn panicked() -> BackendError {
+    BackendError::new(BackendErrorKind::Other, PANICKED)
 }
 
 fn late<S: Service>() -> BackendError {

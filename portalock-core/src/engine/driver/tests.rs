@@ -11,6 +11,7 @@ use super::*;
 use crate::{
     Wake as Woken,
     engine::{deadline::bound, timer},
+    lease::tests::block_on,
     wakeups,
 };
 
@@ -195,6 +196,42 @@ fn a_runtime_inside_has_its_own_timers() {
             runtime.block_on(bound(Some(Instant::now() + SOON), pending::<()>()))
         });
         assert!(silence.is_none());
+    });
+}
+
+/// As if a backend's call waits for another lock there.
+#[test]
+fn an_executor_inside_keeps_its_deadlines() {
+    let silence =
+        ends(|| run(async { block_on(bound(Some(Instant::now() + SOON), pending::<()>())) }));
+    assert!(silence.is_none());
+    ends(|| {
+        let mut polls = 0;
+        run(std::future::poll_fn(|context| {
+            polls += 1;
+            if polls == 1 {
+                // The very first poll has a waker that wakes nobody.
+                context.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+            block_on(soon());
+            Poll::Ready(())
+        }));
+    });
+}
+
+/// The runtime's timers stand still as long as the call blocks its thread.
+#[test]
+fn a_part_with_its_own_waker_keeps_its_deadline_in_a_runtime_that_the_call_blocks() {
+    ends(|| {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .build()
+            .unwrap();
+        runtime.block_on(async {
+            let mut timers: FuturesUnordered<_> = [soon()].into_iter().collect();
+            run(timers.next());
+        });
     });
 }
 

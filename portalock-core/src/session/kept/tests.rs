@@ -438,6 +438,17 @@ async fn a_panic_in_a_renewal_ends_the_session_and_tells_its_waiters() {
 }
 
 #[tokio::test]
+async fn a_panic_in_a_reconnect_is_a_failure_like_any_other() {
+    let (store, session, _sessions) = start_with(PATIENCE * 10).await;
+    store.connect_panics.store(true, Ordering::Release);
+    let renewed = store.count(Event::Renewed);
+    reset(&session);
+    store.has_seen(Event::Connected, 3).await;
+    store.has_seen(Event::Renewed, renewed + 1).await;
+    session.ensure_live().unwrap();
+}
+
+#[tokio::test]
 async fn a_session_that_could_not_begin_is_none() {
     let service = InStore::default();
     service.0.refuses.store(true, Ordering::Release);

@@ -28,6 +28,8 @@ pub(super) struct Store {
     pub(super) ends_with_connection: AtomicBool,
     /// A session's lease ends while it begins.
     pub(super) ends_at_begin: AtomicBool,
+    /// The next connect panics, as tokio does if the lookup of a name gets no thread.
+    pub(super) connect_panics: AtomicBool,
     /// Connections end as soon as they are made.
     pub(super) ends_connections: AtomicBool,
     /// Places that can't be released.
@@ -156,6 +158,10 @@ impl<const ASKS: bool> Service for InStore<ASKS> {
     async fn connect(session: &Arc<KeptSession<Self>>) -> Result<Self::Connection, BackendError> {
         let store = &session.service().0;
         store.note(Event::Connected);
+        assert!(
+            !store.connect_panics.swap(false, Ordering::AcqRel),
+            "the test's own panic"
+        );
         let is_short = store.ends_connections.load(Ordering::Acquire);
         if is_short {
             session.connection_ended();
