@@ -198,7 +198,10 @@ pub(crate) async fn observe(client: &Client, name: &LockName) -> Result<HolderWa
     // If the session has ended, it has ended its observers before this one was added.
     session.ensure_live()?;
     let connections = &client.shared().connections;
-    if !connections.observe(&row.id, number, name).await? {
+    let reconnects = session.places().reconnects();
+    let observes = connections.observe(&row.id, number, name).await?;
+    // Otherwise this may be the answer of a server that the session has left meanwhile. That has also ended this watch.
+    if !observes && session.places().reconnects() == reconnects {
         session.end(gone());
         session.ensure_live()?;
     }

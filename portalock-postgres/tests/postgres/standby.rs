@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use portalock_core::{BackendErrorKind, Lock, LockError, blocking};
+use portalock_core::{BackendErrorKind, Lock, LockBackend as _, LockError, blocking};
 use portalock_postgres::{PostgresBackend, PostgresSettings};
 use portalock_testkit::{proxy::Direction, servers::PostgresServer};
 
@@ -391,13 +391,55 @@ async fn a_late_answer_of_a_former_server_ends_no_session() {
     dialled(1).await;
     let other = lock("b");
     let acquiring = tokio::spawn(async move { other.acquire_with(&patient()).await });
+    let observer = client.clone();
+    let observing = tokio::spawn(async move { observer.watch(&"b".parse().unwrap()).await });
     dialled(2).await;
     until("the session is renewed", async || {
         expiry(&server).await > before
     })
     .await;
     to_former.heal();
+    let mut watch = observing.await.unwrap().unwrap().unwrap();
+    let ended = tokio::time::timeout(LEASE, watch.next()).await;
+    assert!(ended.unwrap().is_none(), "it observes at the former server");
     acquiring.await.unwrap().unwrap().release().await.unwrap();
+    guard.release().await.unwrap();
+}
+
+/// A session that has ended connects to the first server to end there. The next session is at the other server.
+#[tokio::test]
+async fn a_session_that_has_ended_leads_no_requests_to_its_server() {
+    let (first, server) = tokio::join!(Server::start(), Server::start());
+    let ((to_first, _), (to_server, _)) = (first.line(), server.line());
+    let url = format!(
+        "postgres://postgres@{},{}/postgres",
+        to_first.addr(),
+        to_server.addr()
+    );
+    let settings = PostgresSettings::from_url(&url).unwrap();
+    let settings = settings.with_request_timeout(Duration::from_secs(10));
+    to_first.refuse(true);
+    let client = PostgresBackend::with_settings(settings.unwrap())
+        .await
+        .unwrap();
+    let lock = |name| Lock::new(client.clone(), name).unwrap();
+
+    let mut admin = server.admin().await;
+    let blocking = admin.transaction().await.unwrap();
+    let ends_late = "SELECT FROM portalock.sessions FOR UPDATE";
+    blocking.execute(ends_late, &[]).await.unwrap();
+    let closed = client.clone();
+    let closing = tokio::spawn(async move { closed.close().await });
+    until("the session ends", async || {
+        let ending = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%end_session(%' AND wait_event_type = 'Lock'";
+        server.number(ending).await == 1
+    })
+    .await;
+    let guard = lock("a").acquire_with(&patient()).await.unwrap();
+    to_first.refuse(false);
+    closing.await.unwrap().unwrap();
+    let next = lock("b").acquire_with(&patient()).await.unwrap();
+    next.release().await.unwrap();
     guard.release().await.unwrap();
 }
 

@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use portalock_core::Policy;
+use portalock_core::{BackendErrorKind, Policy};
 use portalock_redis::RedisSettings;
 use portalock_testkit::{
     proxy::{Direction, FaultProxy},
@@ -17,6 +17,8 @@ use portalock_testkit::{
 use tokio::{
     io::copy_bidirectional,
     net::{UnixListener, UnixStream},
+    runtime::Builder,
+    task::spawn_blocking,
 };
 
 use crate::fixture::{Admin, ENOUGH, connected, eventually, lock, settings_at};
@@ -202,4 +204,55 @@ async fn calls_go_where_the_session_went_though_the_address_led_back_meanwhile()
     let _held = lock(&client, "a").acquire().await.unwrap();
     let keys = Admin::of(&next).await.keys().await;
     assert!(keys.contains(&"portalock/lock/a".to_owned()), "{keys:?}");
+}
+
+/// The server is a replica for a moment. Only a call of another runtime notices it.
+#[tokio::test]
+async fn no_connection_is_used_again_if_a_call_has_found_a_replica() {
+    let (one, two) = (server(), server());
+    let settings = settings_at(&one.url()).with_session_ttl(ENOUGH * 10);
+    let client = connected(settings.unwrap()).await;
+    client.ping().await.unwrap();
+    let mut admin = Admin::of(&one).await;
+    let follow = format!("REPLICAOF 127.0.0.1 {}", two.port());
+    admin.ask::<()>(&follow).await;
+    let elsewhere = client.clone();
+    let call = move || {
+        let runtime = Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(elsewhere.ping())
+    };
+    let error = spawn_blocking(call).await.unwrap().unwrap_err();
+    assert_eq!(error.kind(), BackendErrorKind::ReadOnly);
+    admin.ask::<()>("REPLICAOF NO ONE").await;
+    let opened = admin.calls("hello").await;
+    client.ping().await.unwrap();
+    assert!(admin.calls("hello").await > opened);
+}
+
+/// It connects once more, to end at the server.
+#[tokio::test]
+async fn a_session_that_has_ended_moves_no_calls() {
+    let server = server();
+    let address = Address::of(&server);
+    let settings = settings_at(&address.url()).with_session_ttl(ENOUGH);
+    let settings = settings.unwrap().with_response_timeout(ENOUGH).unwrap();
+    let client = connected(settings.with_connect_timeout(ENOUGH).unwrap()).await;
+    let slow = address.path.with_extension("slow");
+    let listener = UnixListener::bind(&slow).unwrap();
+    address.leads_to_socket(&slow);
+    Admin::of(&server).await.kill_sessions().await;
+    let (_before, _) = listener.accept().await.unwrap();
+    let closed = client.clone();
+    let closing = tokio::spawn(async move { closed.close().await });
+    let (mut session, _) = listener.accept().await.unwrap();
+
+    address.leads_to(&server);
+    client.ping().await.unwrap();
+    let mut to_server = UnixStream::connect(server.socket()).await.unwrap();
+    tokio::spawn(async move { copy_bidirectional(&mut session, &mut to_server).await });
+    closing.await.unwrap().unwrap();
+    let mut admin = Admin::of(&server).await;
+    let opened = admin.calls("hello").await;
+    client.ping().await.unwrap();
+    assert_eq!(admin.calls("hello").await, opened);
 }

@@ -141,6 +141,38 @@ async fn a_grant_that_was_under_way_when_a_connection_was_made_is_asked_for_agai
     assert_eq!(store.count(Event::Asked), 2);
 }
 
+/// Its answer says that the service does not know the session. It may be of a server that the session has left since. Only the
+/// answer to the repeated attempt counts.
+#[tokio::test]
+async fn an_end_that_was_under_way_when_a_connection_was_made_is_asked_for_again() {
+    for knows in [true, false] {
+        let (client, store, owner) = client();
+        let session = client.session().await.unwrap();
+        store.gate.store(true, Ordering::Release);
+        let attempt = client.attempt(owner, &(1, true));
+        let meanwhile = async {
+            store.has_seen(Event::Asked, 1).await;
+            if knows {
+                store.set(1, Stand::Held(FencingToken::new(7)));
+            }
+            let renewed = store.count(Event::Renewed);
+            reset(&session);
+            store.has_seen(Event::Renewed, renewed + 1).await;
+            store.gate.store(false, Ordering::Release);
+        };
+        let (attempt, ()) = tokio::join!(attempt, meanwhile);
+        match attempt {
+            Ok(attempt) => assert!(knows && matches!(attempt, Attempt::Granted(_))),
+            Err(error) => {
+                assert!(!knows, "{error}");
+                assert_eq!(error.kind(), BackendErrorKind::SessionEnded);
+            }
+        }
+        assert_eq!(session.ensure_live().is_ok(), knows);
+        assert_eq!(store.count(Event::Asked), 2);
+    }
+}
+
 /// A message has told of the grant over the new connection, so it is certain.
 #[tokio::test]
 async fn a_grant_that_the_new_connection_has_told_of_is_not_asked_for_again() {
