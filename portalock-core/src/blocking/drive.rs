@@ -3,7 +3,9 @@
 use std::{future::Future, io, sync::mpsc};
 
 use crate::{
-    BackendError, BackendErrorKind, LockError, LockName, background::CALLS, engine::driver,
+    BackendError, BackendErrorKind, LockError, LockName,
+    background::{CALLS, SESSIONS},
+    engine::driver,
 };
 
 /// Runs `future` on the background runtime and waits for it: for opening a backend that keeps a session, such as
@@ -13,8 +15,9 @@ use crate::{
 ///
 /// The system's error if it gives no thread, or [`io::ErrorKind::Other`] if `future` panicked.
 ///
-/// [`io::ErrorKind::Deadlock`] if the caller itself runs on the background runtime: inside a future that `wait` drives,
-/// or in a backend that the background clean-up calls. The call would wait for itself. Await the future there instead.
+/// [`io::ErrorKind::Deadlock`] if the caller itself runs on a thread of the library: inside a future that `wait` drives, in a
+/// backend that the background clean-up calls, or on the session thread. The call would wait for itself. Await the future there
+/// instead.
 ///
 /// ```
 /// let answer = portalock_core::blocking::wait(async { 6 * 7 })?;
@@ -84,10 +87,10 @@ where
     driver::drive(future, ensure_may_wait)
 }
 
-/// Fails on the background runtime: a wait would keep everything else there waiting too.
+/// Fails on the library's own threads: a wait would keep everything else there waiting too.
 fn ensure_may_wait() -> io::Result<()> {
-    if CALLS.is_current() {
-        let told = "a blocking call on portalock's background runtime would wait for itself: await it instead";
+    if CALLS.is_current() || SESSIONS.is_current() {
+        let told = "a blocking call on one of portalock's own threads would wait for itself: await it instead";
         return Err(io::Error::new(io::ErrorKind::Deadlock, told));
     }
     Ok(())
@@ -147,6 +150,24 @@ mod tests {
     fn waiting_within_a_wait_is_an_error() {
         let inner = wait(async { wait(async { 1 }) }).unwrap();
         assert_eq!(inner.unwrap_err().kind(), io::ErrorKind::Deadlock);
+    }
+
+    #[test]
+    fn waiting_on_the_session_thread_is_an_error() {
+        let (sender, receiver) = mpsc::channel();
+        thread::spawn(move || {
+            let there = crate::session::run(async {
+                let lock = Lock::new(MemoryBackend::new(), "b").unwrap();
+                let _held = lock.acquire().unwrap();
+                let contended = lock.acquire().unwrap_err();
+                (wait(crate::session::run(async { 1 })), contended)
+            });
+            let _ = sender.send(wait(there));
+        });
+        let told = receiver.recv_timeout(Duration::from_secs(60));
+        let (waited, contended) = told.expect("it waits for itself").unwrap().unwrap();
+        assert_eq!(waited.unwrap_err().kind(), io::ErrorKind::Deadlock);
+        assert!(!contended.is_contention(), "{contended}");
     }
 
     #[test]

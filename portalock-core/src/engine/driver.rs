@@ -14,7 +14,10 @@ use std::{
     time::Duration,
 };
 
-use tokio::task::coop::unconstrained;
+use tokio::{
+    runtime::{Handle, Id},
+    task::coop::unconstrained,
+};
 
 use crate::{Sleeper, clock::Instant};
 
@@ -28,6 +31,8 @@ struct Driving {
     /// With what it is polled. A timer that is polled with another waker may be of another executor, which the thread runs inside
     /// the future or in a wake-up, and which may wait for it when nobody looks at the alarms.
     waker: Waker,
+    /// The runtime that the thread is in. Its timers may stand still meanwhile; those of one inside the future do not.
+    runtime: Option<Id>,
     alarms: Vec<(AlarmId, Instant)>,
     sleeper: Option<Arc<dyn Sleeper>>,
 }
@@ -59,6 +64,7 @@ pub(crate) fn drive<F: Future, E>(
     let waker = Waker::noop();
     let _driving = Outer::replaced_by(Driving {
         waker: waker.clone(),
+        runtime: Handle::try_current().ok().map(|runtime| runtime.id()),
         alarms: Vec::new(),
         sleeper: None,
     });
@@ -102,8 +108,9 @@ pub(crate) fn forget_alarm(id: AlarmId) {
     with_driving(|driving| driving.alarms.retain(|(other, _)| *other != id));
 }
 
-pub(crate) fn is_driving() -> bool {
-    with_driving(|_| ()).is_some()
+/// Whether this thread drives a future in `runtime`.
+pub(crate) fn is_driving_in(runtime: &Handle) -> bool {
+    with_driving(|driving| driving.runtime == Some(runtime.id())).unwrap_or(false)
 }
 
 /// Until the next poll this thread sleeps with `sleeper`, if it drives a future.

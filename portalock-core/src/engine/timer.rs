@@ -14,7 +14,7 @@ use tokio::{
     time::{Sleep, sleep_until},
 };
 
-use super::driver::{AlarmId, forget_alarm, is_driving, set_alarm};
+use super::driver::{AlarmId, forget_alarm, is_driving_in, set_alarm};
 use crate::{background::SESSIONS, clock::Instant};
 
 /// Ready when its deadline has passed. Created by [`at`].
@@ -45,7 +45,7 @@ pub(crate) fn at(deadline: Instant) -> Timer {
 
 fn source(deadline: Instant) -> Source {
     // The thread that drives a future may be the runtime's, whose timers then stand still.
-    if !is_driving() && Handle::try_current().is_ok() {
+    if Handle::try_current().is_ok_and(|runtime| !is_driving_in(&runtime)) {
         // A runtime without timers panics here, and there is no way to check beforehand.
         if let Ok(sleep) = catch_unwind(AssertUnwindSafe(|| Box::pin(sleep_until(deadline)))) {
             return Source::Tokio(sleep);

@@ -1,13 +1,13 @@
 //! Keeps a lease alive: renews it in the background, until it ends or the keeper is dropped.
 
-use std::{future::Future, pin::pin, sync::Arc, time::Duration};
+use std::{future::Future, panic::AssertUnwindSafe, pin::pin, sync::Arc, time::Duration};
 
-use futures_util::future::select;
+use futures_util::{FutureExt as _, future::select};
 use tokio::sync::Notify;
 
 use super::{Task, spawn};
 use crate::{
-    BackendError, Lease, Loss,
+    BackendError, BackendErrorKind, Lease, Loss,
     clock::Instant,
     engine::{deadline::bound, measure::renewed},
     settings::LONGEST,
@@ -15,6 +15,8 @@ use crate::{
 
 /// The longest pause after a failed renewal, for any lease. So the session notices soon that a service is back.
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+
+pub(super) const PANICKED: &str = "the backend panicked";
 
 /// The service's answer to a renewal.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -81,12 +83,12 @@ impl Keeper {
     ///
     /// A call without an answer within `interval` is dropped and repeated, so `renew` must be safe to cancel. After a
     /// failure the next call follows soon, and later after each further failure, up to a tenth of the interval or a second,
-    /// whichever is shorter.
+    /// whichever is shorter. A panic in the future is a failure.
     ///
     /// # Errors
     ///
     /// [`Exhausted`](crate::BackendErrorKind::Exhausted) if the system gives no thread.
-    pub fn spawn<F, R>(lease: Lease, interval: Duration, renew: F) -> Result<Self, BackendError>
+    pub fn spawn<F, R>(lease: Lease, interval: Duration, mut renew: F) -> Result<Self, BackendError>
     where
         F: FnMut() -> R + Send + 'static,
         R: Future<Output = Result<Renewal, BackendError>> + Send,
@@ -97,7 +99,7 @@ impl Keeper {
             let ended = lease.signal();
             select(
                 pin!(ended.lost()),
-                pin!(keep(&lease, interval, &asked, renew)),
+                pin!(keep(&lease, interval, &asked, || caught(renew()))),
             )
             .await;
         })?;
@@ -150,6 +152,15 @@ where
     }
 }
 
+/// A panic in a request is a failure like any other, and the lease decides: tokio panics if the lookup of a name, or the reading of
+/// a file, needs a thread and the system gives none at the moment.
+pub(super) async fn caught<T>(
+    request: impl Future<Output = Result<T, BackendError>>,
+) -> Result<T, BackendError> {
+    let answer = AssertUnwindSafe(request).catch_unwind().await;
+    answer.unwrap_or_else(|_| Err(BackendError::new(BackendErrorKind::Other, PANICKED)))
+}
+
 /// The pause before the next call, after this number of failures in a row. It is random, so that not all clients call
 /// at once when a service comes back.
 fn after_failure(interval: Duration, failures: u32) -> Duration {
@@ -161,7 +172,6 @@ fn after_failure(interval: Duration, failures: u32) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::BackendErrorKind;
 
     const TIME: Duration = Duration::from_secs(10);
 
@@ -373,6 +383,25 @@ mod tests {
         let keeper = keeper.unwrap();
         keeper.renew_now();
         renewals.recv_timeout(TIME * 6).unwrap();
+        drop(keeper);
+    }
+
+    #[test]
+    fn a_renewal_that_panics_is_a_failure_like_any_other() {
+        let (renewed, renewals) = std::sync::mpsc::channel();
+        let mut calls = 0;
+        let keeper = Keeper::spawn(Lease::unbounded(), Duration::from_millis(1), move || {
+            calls += 1;
+            let renewed = renewed.clone();
+            async move {
+                assert!(calls % 2 == 0, "the test's own panic");
+                let _ = renewed.send(());
+                Ok(Renewal::Renewed(TIME))
+            }
+        });
+        for _ in 0..2 {
+            renewals.recv_timeout(TIME * 6).unwrap();
+        }
         drop(keeper);
     }
 

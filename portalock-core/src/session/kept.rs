@@ -21,7 +21,7 @@ use tokio::{
 use super::{
     Renewal, Service, Session,
     client::settle,
-    keeper::keep,
+    keeper::{PANICKED, caught, keep},
     look::{AGAIN_AFTER, Looks, SEEN_AT_ONCE, seen_at_once},
     places::{Asked, Places},
     service::Looked,
@@ -32,8 +32,6 @@ use crate::{BackendError, BackendErrorKind, Lease, Loss, clock::Instant};
 /// The pause before a reconnect, if the last connection did not last. It doubles each time, up to the longest.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
-
-const PANICKED: &str = "the backend panicked";
 
 /// A [`Session`] over any [`Service`]. It outlives its connection: while the lease lasts, a reset loses no lock and no
 /// place. A [`Client`](super::Client) starts it.
@@ -173,12 +171,8 @@ impl<S: Service> KeptSession<S> {
         let over = self.over();
         tracing::debug!(service = S::NAME, %over, "a session has ended");
         self.places.close();
-        let finishing = AssertUnwindSafe(self.finish()).catch_unwind();
-        let finished = match timeout(self.service.request_timeout(), finishing).await {
-            Ok(Ok(finished)) => finished,
-            Ok(Err(_)) => Err(panicked()),
-            Err(_) => Err(late::<S>()),
-        };
+        let finished = timeout(self.service.request_timeout(), caught(self.finish())).await;
+        let finished = finished.unwrap_or_else(|_| Err(late::<S>()));
         if let Err(error) = &finished {
             tracing::debug!(service = S::NAME, %error, "the session ends by its time at the service");
         }
@@ -224,9 +218,7 @@ impl<S: Service> KeptSession<S> {
         } else if self.service.ends_with_connection() {
             return Ok(Renewal::Gone(cut_off()));
         } else {
-            // tokio panics if the lookup of a name needs a thread and the system gives none at the moment.
-            let connecting = AssertUnwindSafe(S::connect(self)).catch_unwind().await;
-            let connection = connecting.unwrap_or_else(|_| Err(panicked()))?;
+            let connection = caught(S::connect(self)).await?;
             *self.lock_connection() = Some(connection.clone());
             *self.lock_unseen() = self.places.reconnected();
             connection
@@ -234,7 +226,7 @@ impl<S: Service> KeptSession<S> {
         let sent = Instant::now();
         // Half of the time of one renewal: if the connection hangs, there is time for another one.
         let within = self.service.request_timeout().min(self.interval() / 2);
-        let answer = timeout(within, S::renew(self, &connection)).await;
+        let answer = timeout(within, caught(S::renew(self, &connection))).await;
         match answer.unwrap_or_else(|_| Err(late::<S>())) {
             Ok(Renewal::Renewed(time)) => {
                 self.ask_for_unseen(&connection).await?;
@@ -379,7 +371,7 @@ impl<S: Service> KeptSession<S> {
         &self,
         work: impl Future<Output = Result<T, BackendError>>,
     ) -> Result<T, BackendError> {
-        let done = timeout(self.service.request_timeout(), work).await;
+        let done = timeout(self.service.request_timeout(), caught(work)).await;
         let done = done.unwrap_or_else(|_| Err(late::<S>()));
         if let Err(error) = &done {
             tracing::debug!(service = S::NAME, %error, "could not look after what a session has");
@@ -415,10 +407,6 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 fn cut_off() -> Loss {
     Loss::SessionEnded("its connection has ended".into())
-}
-
-fn panicked() -> BackendError {
-    BackendError::new(BackendErrorKind::Other, PANICKED)
 }
 
 fn late<S: Service>() -> BackendError {

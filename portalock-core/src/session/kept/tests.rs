@@ -417,14 +417,13 @@ async fn a_session_that_ends_tells_its_waiters_and_the_service() {
 }
 
 #[tokio::test]
-async fn a_panic_in_a_renewal_ends_the_session_and_tells_its_waiters() {
+async fn a_panic_in_a_chore_ends_the_session_and_tells_its_waiters() {
     let (store, session, _sessions) = start_with(PATIENCE * 10).await;
     let waiter = OwnerId::mint();
     session.places().expect(waiter, || 1).unwrap();
     session.places().queued(waiter);
     let mut line = session.places().listen(waiter);
-    store.panics.store(true, Ordering::Release);
-    session.renew_now();
+    store.chore_panics.notify_one();
     let told = tokio::time::timeout(PATIENCE, line.next()).await.unwrap();
     assert!(matches!(told, Wake::Failed(_)), "{told:?}");
     let finished = tokio::time::timeout(PATIENCE, session.finished()).await;
@@ -446,6 +445,29 @@ async fn a_panic_in_a_reconnect_is_a_failure_like_any_other() {
     store.has_seen(Event::Connected, 3).await;
     store.has_seen(Event::Renewed, renewed + 1).await;
     session.ensure_live().unwrap();
+}
+
+/// A slot of a Redis Cluster that moves: both need a connection to its other node.
+#[tokio::test]
+async fn a_panic_in_a_renewal_or_a_look_is_a_failure_like_any_other() {
+    let (store, session, _sessions) = start_with(PATIENCE * 10).await;
+    let owner = OwnerId::mint();
+    session.places().expect(owner, || 1).unwrap();
+    let held = session.places().hold(owner, FencingToken::new(1), 0);
+    let held = held.unwrap().unwrap();
+    store.set(1, Stand::Held(FencingToken::new(1)));
+    store.panics.store(true, Ordering::Release);
+    let renewed = store.count(Event::Renewed);
+    session.renew_now();
+    store.has_seen(Event::Renewed, renewed + 1).await;
+    assert!(!store.panics.load(Ordering::Acquire));
+    // That of the reconnect.
+    store.has_seen(Event::Looked(1), 1).await;
+    store.look_panics.store(true, Ordering::Release);
+    session.look_within(Duration::ZERO);
+    store.has_seen(Event::Looked(1), 2).await;
+    assert!(!store.look_panics.load(Ordering::Acquire));
+    assert!(!held.lost.is_lost());
 }
 
 #[tokio::test]

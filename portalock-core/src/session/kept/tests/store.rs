@@ -30,6 +30,9 @@ pub(super) struct Store {
     pub(super) ends_at_begin: AtomicBool,
     /// The next connect panics, as tokio does if the lookup of a name gets no thread.
     pub(super) connect_panics: AtomicBool,
+    /// The next look panics.
+    pub(super) look_panics: AtomicBool,
+    pub(super) chore_panics: Notify,
     /// Connections end as soon as they are made.
     pub(super) ends_connections: AtomicBool,
     /// Places that can't be released.
@@ -98,6 +101,10 @@ impl Store {
 
     /// The states of these places.
     async fn see(&self, asked: &[Asked<u32>], event: Event) -> Result<Looked, BackendError> {
+        assert!(
+            !self.look_panics.swap(false, Ordering::AcqRel),
+            "the test's own panic"
+        );
         if self.stares.swap(false, Ordering::AcqRel) {
             self.note(Event::Hung);
             std::future::pending::<()>().await;
@@ -277,6 +284,14 @@ impl<const ASKS: bool> Service for InStore<ASKS> {
         }
         store.note(Event::Settled(leaving.at));
         Ok(())
+    }
+
+    async fn chores(
+        session: &Arc<KeptSession<Self>>,
+        _: Option<Arc<KeptSession<Self>>>,
+    ) -> Infallible {
+        session.service().0.chore_panics.notified().await;
+        panic!("the test's own panic");
     }
 
     async fn end(
