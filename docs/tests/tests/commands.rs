@@ -134,6 +134,21 @@ fn every_block_says_its_language_and_is_of_one_that_is_run() {
     }
 }
 
+/// The benchmarks are a workspace of their own, so the test command doesn't include them.
+#[test]
+fn the_benchmarks_arithmetic_is_right() {
+    let output = shell(
+        "cargo test --manifest-path benches/Cargo.toml --lib",
+        std::env::temp_dir().as_path(),
+    );
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(
+        output.status.success() && !said.contains("running 0 tests"),
+        "{said}{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+}
+
 #[test]
 fn every_command_runs() {
     let mut failed = Vec::new();
