@@ -2,6 +2,7 @@
 
 use std::{
     future::{Future, poll_fn},
+    net::SocketAddr,
     pin::pin,
     task::Poll,
     time::Duration,
@@ -26,6 +27,11 @@ const EXPIRY: &str = "SELECT (date_part('epoch', max(expires)) * 1000000)::bigin
 
 async fn expiry(server: &Server) -> i64 {
     server.number(EXPIRY).await
+}
+
+fn at([first, second]: [SocketAddr; 2], parameters: &str) -> PostgresSettings {
+    let url = format!("postgres://postgres@{first},{second}/postgres{parameters}");
+    PostgresSettings::from_url(&url).unwrap()
 }
 
 /// Settings that name both servers.
@@ -106,12 +112,9 @@ async fn a_promoted_standby_goes_on_with_every_session() {
 async fn a_silent_server_is_passed_over() {
     let server = Server::start().await;
     let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let url = format!(
-        "postgres://postgres@{},{}/postgres?connect_timeout=2",
-        silent.local_addr().unwrap(),
-        server.postgres.lock().unwrap().addr()
-    );
-    let client = PostgresBackend::connect(url).await.unwrap();
+    let direct = server.postgres.lock().unwrap().addr();
+    let settings = at([silent.local_addr().unwrap(), direct], "?connect_timeout=2");
+    let client = PostgresBackend::with_settings(settings).await.unwrap();
     let guard = Lock::new(client, "a").unwrap();
     let guard = guard.acquire_with(&patient()).await.unwrap();
     guard.release().await.unwrap();
@@ -122,12 +125,8 @@ async fn a_silent_server_is_passed_over() {
 async fn a_session_passes_over_a_server_that_has_fallen_silent() {
     let server = Server::start().await;
     let (line, _) = server.line();
-    let url = format!(
-        "postgres://postgres@{},{}/postgres?connect_timeout=15",
-        line.addr(),
-        server.postgres.lock().unwrap().addr()
-    );
-    let settings = PostgresSettings::from_url(&url).unwrap();
+    let direct = server.postgres.lock().unwrap().addr();
+    let settings = at([line.addr(), direct], "?connect_timeout=15");
     let settings = settings.with_lease_time(LEASE).unwrap();
     let client = PostgresBackend::with_settings(settings).await.unwrap();
     let guard = Lock::new(client, "a").unwrap();
@@ -342,12 +341,7 @@ async fn requests_go_to_the_server_of_the_session() {
 async fn no_request_goes_to_another_server_than_that_of_the_session() {
     let (former, server) = tokio::join!(Server::start(), Server::start());
     let ((to_former, _), (to_server, _)) = (former.line(), server.line());
-    let url = format!(
-        "postgres://postgres@{},{}/postgres",
-        to_former.addr(),
-        to_server.addr()
-    );
-    let settings = PostgresSettings::from_url(&url).unwrap();
+    let settings = at([to_former.addr(), to_server.addr()], "");
     let settings = settings.with_lease_time(Duration::from_secs(600)).unwrap();
     to_former.refuse(true);
     let client = PostgresBackend::with_settings(settings).await.unwrap();
@@ -367,12 +361,7 @@ async fn no_request_goes_to_another_server_than_that_of_the_session() {
 async fn a_late_answer_of_a_former_server_ends_no_session() {
     let (former, server) = tokio::join!(Server::start(), Server::start());
     let ((to_former, _), (to_server, _)) = (former.line(), server.line());
-    let url = format!(
-        "postgres://postgres@{},{}/postgres?connect_timeout=120",
-        to_former.addr(),
-        to_server.addr()
-    );
-    let settings = PostgresSettings::from_url(&url).unwrap();
+    let settings = at([to_former.addr(), to_server.addr()], "?connect_timeout=120");
     let settings = settings.with_lease_time(LEASE).unwrap();
     to_former.refuse(true);
     let client = PostgresBackend::with_settings(settings).await.unwrap();
@@ -411,12 +400,7 @@ async fn a_late_answer_of_a_former_server_ends_no_session() {
 async fn a_session_that_has_ended_leads_no_requests_to_its_server() {
     let (first, server) = tokio::join!(Server::start(), Server::start());
     let ((to_first, _), (to_server, _)) = (first.line(), server.line());
-    let url = format!(
-        "postgres://postgres@{},{}/postgres",
-        to_first.addr(),
-        to_server.addr()
-    );
-    let settings = PostgresSettings::from_url(&url).unwrap();
+    let settings = at([to_first.addr(), to_server.addr()], "");
     let settings = settings.with_request_timeout(Duration::from_secs(10));
     to_first.refuse(true);
     let client = PostgresBackend::with_settings(settings.unwrap())
@@ -452,12 +436,7 @@ async fn a_late_grant_of_a_former_server_does_not_count() {
     let holder = PostgresBackend::with_settings(lasting).await.unwrap();
     let held = Lock::new(holder, "a").unwrap().acquire().await.unwrap();
     let (line, _) = server.line();
-    let url = format!(
-        "postgres://postgres@{},{}/postgres?connect_timeout=120",
-        line.addr(),
-        standby.addr()
-    );
-    let settings = PostgresSettings::from_url(&url).unwrap();
+    let settings = at([line.addr(), standby.addr()], "?connect_timeout=120");
     let settings = settings.with_lease_time(LEASE).unwrap();
     let settings = settings.with_request_timeout(Duration::from_secs(120));
     let client = PostgresBackend::with_settings(settings.unwrap())

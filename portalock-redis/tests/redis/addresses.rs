@@ -8,7 +8,7 @@ use std::{
 };
 
 use portalock_core::{BackendErrorKind, Policy};
-use portalock_redis::RedisSettings;
+use portalock_redis::{RedisBackend, RedisSettings};
 use portalock_testkit::{
     proxy::{Direction, FaultProxy},
     servers::{RedisOptions, RedisServer},
@@ -69,11 +69,15 @@ fn server() -> RedisServer {
     at_once.start().unwrap()
 }
 
+async fn replicate(admin: &mut Admin, other: &RedisServer) {
+    let follow = format!("REPLICAOF 127.0.0.1 {}", other.port());
+    admin.ask::<()>(&follow).await;
+}
+
 /// `server` gets the data of `other`, as its replica, and is a primary again.
 async fn take_over(server: &RedisServer, other: &RedisServer) {
     let mut admin = Admin::of(server).await;
-    let follow = format!("REPLICAOF 127.0.0.1 {}", other.port());
-    admin.ask::<()>(&follow).await;
+    replicate(&mut admin, other).await;
     while !(admin.ask::<String>("INFO replication").await).contains("master_link_status:up") {
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
@@ -94,6 +98,16 @@ async fn until_refused(server: &RedisServer) {
     .await;
 }
 
+/// Acquires a lock, which `server` must have granted.
+async fn is_granted_by(server: &RedisServer, client: &RedisBackend) {
+    let _held = lock(client, "a").acquire().await.unwrap();
+    let keys = Admin::of(server).await.keys().await;
+    assert!(
+        keys.contains(&"portalock/lock/a".to_owned()),
+        "another server granted it, this one has {keys:?}"
+    );
+}
+
 /// Its calls had a connection to the former server, which also knows the session for a while.
 #[tokio::test]
 async fn calls_go_where_the_session_went() {
@@ -104,9 +118,7 @@ async fn calls_go_where_the_session_went() {
     client.ping().await.unwrap();
     take_over(&next, &former).await;
     address.moves(&former, &next).await;
-    let _held = lock(&client, "a").acquire().await.unwrap();
-    let keys = Admin::of(&next).await.keys().await;
-    assert!(keys.contains(&"portalock/lock/a".to_owned()), "{keys:?}");
+    is_granted_by(&next, &client).await;
 }
 
 /// The former server refuses the session its channel, and accepts a connection of calls before the address moves.
@@ -122,9 +134,7 @@ async fn calls_go_where_the_session_went_when_it_could_connect() {
     client.ping().await.unwrap();
     address.leads_to(&next);
     eventually(async || Admin::of(&next).await.calls("pexpire").await > 0).await;
-    let _held = lock(&client, "a").acquire().await.unwrap();
-    let keys = Admin::of(&next).await.keys().await;
-    assert!(keys.contains(&"portalock/lock/a".to_owned()), "{keys:?}");
+    is_granted_by(&next, &client).await;
 }
 
 /// It was a replica meanwhile, and lacks a grant. A connection of calls is from before.
@@ -170,9 +180,7 @@ async fn calls_go_where_the_session_tried_to_go() {
     client.ping().await.unwrap();
     address.leads_to(&next);
     until_refused(&next).await;
-    let _held = lock(&client, "a").acquire().await.unwrap();
-    let keys = Admin::of(&next).await.keys().await;
-    assert!(keys.contains(&"portalock/lock/a".to_owned()), "{keys:?}");
+    is_granted_by(&next, &client).await;
 }
 
 /// The address leads back for a moment, to a replica that is promoted again, while the session connects.
@@ -191,8 +199,7 @@ async fn calls_go_where_the_session_went_though_the_address_led_back_meanwhile()
 
     address.leads_to(&former);
     let mut admin = Admin::of(&former).await;
-    let follow = format!("REPLICAOF 127.0.0.1 {}", next.port());
-    admin.ask::<()>(&follow).await;
+    replicate(&mut admin, &next).await;
     client.ping().await.unwrap_err();
     admin.ask::<()>("REPLICAOF NO ONE").await;
     client.ping().await.unwrap();
@@ -201,9 +208,7 @@ async fn calls_go_where_the_session_went_though_the_address_led_back_meanwhile()
     let mut server = UnixStream::connect(next.socket()).await.unwrap();
     tokio::spawn(async move { copy_bidirectional(&mut session, &mut server).await });
     eventually(async || Admin::of(&next).await.calls("pexpire").await > 0).await;
-    let _held = lock(&client, "a").acquire().await.unwrap();
-    let keys = Admin::of(&next).await.keys().await;
-    assert!(keys.contains(&"portalock/lock/a".to_owned()), "{keys:?}");
+    is_granted_by(&next, &client).await;
 }
 
 /// The server is a replica for a moment. Only a call of another runtime notices it.
@@ -214,8 +219,7 @@ async fn no_connection_is_used_again_if_a_call_has_found_a_replica() {
     let client = connected(settings.unwrap()).await;
     client.ping().await.unwrap();
     let mut admin = Admin::of(&one).await;
-    let follow = format!("REPLICAOF 127.0.0.1 {}", two.port());
-    admin.ask::<()>(&follow).await;
+    replicate(&mut admin, &two).await;
     let elsewhere = client.clone();
     let call = move || {
         let runtime = Builder::new_current_thread().enable_all().build().unwrap();
@@ -226,7 +230,8 @@ async fn no_connection_is_used_again_if_a_call_has_found_a_replica() {
     admin.ask::<()>("REPLICAOF NO ONE").await;
     let opened = admin.calls("hello").await;
     client.ping().await.unwrap();
-    assert!(admin.calls("hello").await > opened);
+    let now = admin.calls("hello").await;
+    assert!(now > opened, "the connection from before was used");
 }
 
 /// It connects once more, to end at the server.
@@ -254,5 +259,6 @@ async fn a_session_that_has_ended_moves_no_calls() {
     let mut admin = Admin::of(&server).await;
     let opened = admin.calls("hello").await;
     client.ping().await.unwrap();
-    assert_eq!(admin.calls("hello").await, opened);
+    let now = admin.calls("hello").await;
+    assert_eq!(now, opened, "the ended session moved the calls");
 }
