@@ -18,7 +18,7 @@ use portalock_testkit::{
 mod flawless {
     use super::*;
 
-    conformance!(FlawedStore::<Flawless>::default());
+    conformance!(FlawedStore::new(Flawless));
 }
 
 /// More than any of these cases takes: a case that hangs has not said what it saw.
@@ -110,7 +110,7 @@ fn there_are_enough_of_them_and_no_two_alike() {
 }
 
 /// Not wrong: its semaphores claim less than its locks. A holder of permits is never told of a loss.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct ClaimsLessForPermits;
 
 #[async_trait]
@@ -133,7 +133,7 @@ impl Flaw for ClaimsLessForPermits {
 
 #[test]
 fn semaphores_are_held_to_their_own_claims() {
-    let suite = Suite::new(|| async { FlawedStore::<ClaimsLessForPermits>::default() });
+    let suite = Suite::new(|| async { FlawedStore::new(ClaimsLessForPermits) });
     let case = cases::find("semaphore::a_cut_off_holder_is_told").unwrap();
     let report = suite.run_case(case);
     assert!(
@@ -143,7 +143,7 @@ fn semaphores_are_held_to_their_own_claims() {
 }
 
 /// Not wrong: it tells of a loss a moment later, as it claims.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct TellsLaterAsItClaims;
 
 #[async_trait]
@@ -174,7 +174,7 @@ impl Flaw for TellsLaterAsItClaims {
 
 #[test]
 fn a_loss_may_be_told_as_late_as_was_claimed_also_when_a_client_is_closed() {
-    let suite = Suite::new(|| async { FlawedStore::<TellsLaterAsItClaims>::default() });
+    let suite = Suite::new(|| async { FlawedStore::new(TellsLaterAsItClaims) });
     let case = cases::find("release::a_closed_client_starts_anew").unwrap();
     let report = suite.run_case(case);
     assert_eq!(report.outcome, Outcome::Passed, "{report}");

@@ -25,7 +25,7 @@ use crate::{Fixture, FixtureError, Restore};
 ///
 /// All clients of a store share one flaw; `sound` is the client of the call.
 #[async_trait]
-pub trait Flaw: Debug + Default + Send + Sync + 'static {
+pub trait Flaw: Debug + Send + Sync + 'static {
     /// See [`LockBackend::capabilities`].
     fn claims(&self, sound: &Sound) -> Capabilities {
         LockBackend::capabilities(sound)
@@ -246,17 +246,17 @@ pub struct Flawless;
 
 impl Flaw for Flawless {}
 
-/// One client of a store with the flaw `F`.
+/// One client of a store with a flaw.
 #[derive(Debug)]
-pub struct Flawed<F> {
+pub struct Flawed {
     sound: Sound,
-    flaw: Arc<F>,
+    flaw: Arc<dyn Flaw>,
     locks: Line<Mode>,
     permits: Line<Permits>,
 }
 
 #[async_trait]
-impl<F: Flaw> LockBackend for Flawed<F> {
+impl LockBackend for Flawed {
     fn capabilities(&self) -> Capabilities {
         self.flaw.claims(&self.sound)
     }
@@ -310,7 +310,7 @@ impl<F: Flaw> LockBackend for Flawed<F> {
 }
 
 #[async_trait]
-impl<F: Flaw> Semaphore for Flawed<F> {
+impl Semaphore for Flawed {
     fn capabilities(&self) -> Capabilities {
         self.flaw.claims_permits(&self.sound)
     }
@@ -343,7 +343,7 @@ impl<F: Flaw> Semaphore for Flawed<F> {
     }
 }
 
-impl<F: Flaw> Flawed<F> {
+impl Flawed {
     /// Cuts the client off. The store ends its session when its lease is over, unless the client is heard again before.
     fn fall_silent(&self) {
         self.sound.cut_off();
@@ -357,19 +357,34 @@ impl<F: Flaw> Flawed<F> {
     }
 }
 
-/// A new store with the flaw `F`. It supports all faults of a fixture, but can't be reached from another process.
-#[derive(Debug, Default)]
-pub struct FlawedStore<F> {
+/// A new store with a flaw. It supports all faults of a fixture, but can't be reached from another process.
+#[derive(Debug)]
+pub struct FlawedStore {
     memory: Mutex<MemoryBackend>,
-    flaw: Arc<F>,
+    flaw: Arc<dyn Flaw>,
     clients: Mutex<Vec<Sound>>,
 }
 
-#[async_trait]
-impl<F: Flaw> Fixture for FlawedStore<F> {
-    type Backend = Flawed<F>;
+impl FlawedStore {
+    /// A new store with this flaw.
+    pub fn new(flaw: impl Flaw) -> Self {
+        Self::with(Arc::new(flaw))
+    }
 
-    async fn client(&self) -> Result<Flawed<F>, FixtureError> {
+    pub(super) fn with(flaw: Arc<dyn Flaw>) -> Self {
+        Self {
+            memory: Mutex::default(),
+            flaw,
+            clients: Mutex::default(),
+        }
+    }
+}
+
+#[async_trait]
+impl Fixture for FlawedStore {
+    type Backend = Flawed;
+
+    async fn client(&self) -> Result<Flawed, FixtureError> {
         let sound = Sound::new(locked(&self.memory).client());
         locked(&self.clients).push(sound.clone());
         Ok(Flawed {
@@ -380,16 +395,16 @@ impl<F: Flaw> Fixture for FlawedStore<F> {
         })
     }
 
-    fn semaphore(&self, client: &Arc<Flawed<F>>) -> Option<DynSemaphore> {
+    fn semaphore(&self, client: &Arc<Flawed>) -> Option<DynSemaphore> {
         Some(client.clone())
     }
 
-    async fn crash(&self, client: &Flawed<F>) -> Result<(), FixtureError> {
+    async fn crash(&self, client: &Flawed) -> Result<(), FixtureError> {
         client.fall_silent();
         Ok(())
     }
 
-    async fn cut_off(&self, client: &Flawed<F>) -> Result<Restore, FixtureError> {
+    async fn cut_off(&self, client: &Flawed) -> Result<Restore, FixtureError> {
         client.fall_silent();
         let (sound, flaw) = (client.sound.clone(), client.flaw.clone());
         Ok(Restore::new(async move {
@@ -428,7 +443,7 @@ impl<F: Flaw> Fixture for FlawedStore<F> {
         Ok(())
     }
 
-    async fn lose_answers(&self, client: &Flawed<F>) -> Result<Restore, FixtureError> {
+    async fn lose_answers(&self, client: &Flawed) -> Result<Restore, FixtureError> {
         let sound = client.sound.clone();
         sound.lose_answers(true);
         Ok(Restore::new(async move {
@@ -437,7 +452,7 @@ impl<F: Flaw> Fixture for FlawedStore<F> {
         }))
     }
 
-    async fn delay_requests(&self, client: &Flawed<F>) -> Result<Restore, FixtureError> {
+    async fn delay_requests(&self, client: &Flawed) -> Result<Restore, FixtureError> {
         let (sound, flaw) = (client.sound.clone(), client.flaw.clone());
         let (locks, permits) = (client.locks.clone(), client.permits.clone());
         locks.delay_next();

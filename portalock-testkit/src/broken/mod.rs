@@ -38,7 +38,7 @@ pub mod waits;
 
 use std::{
     fmt,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 pub use flaw::{Flaw, Flawed, FlawedStore, Flawless};
@@ -52,8 +52,8 @@ pub struct Specimen {
     wrong: &'static str,
     caught_by: &'static str,
     seen: &'static str,
-    suite: fn() -> Suite,
-    control: fn() -> Suite,
+    flaw: fn() -> Arc<dyn Flaw>,
+    control: fn() -> Arc<dyn Flaw>,
 }
 
 impl Specimen {
@@ -79,12 +79,12 @@ impl Specimen {
 
     /// The suite for stores with this bug.
     pub fn suite(&self) -> Suite {
-        (self.suite)()
+        suite_on(self.flaw)
     }
 
     /// The suite for the same stores without the bug.
     pub fn control(&self) -> Suite {
-        (self.control)()
+        suite_on(self.control)
     }
 }
 
@@ -102,8 +102,13 @@ fn locked<T>(record: &Mutex<T>) -> MutexGuard<'_, T> {
     record.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn suite_on<F: Flaw>() -> Suite {
-    Suite::new(|| async { FlawedStore::<F>::default() })
+/// Not generic: each backend type would compile the whole of the core once more.
+fn suite_on(flaw: fn() -> Arc<dyn Flaw>) -> Suite {
+    Suite::new(move || async move { FlawedStore::with(flaw()) })
+}
+
+fn new<F: Flaw + Default>() -> Arc<dyn Flaw> {
+    Arc::new(F::default())
 }
 
 /// A row of a file's table of flaws.
@@ -117,8 +122,8 @@ macro_rules! specimen {
             wrong: $wrong,
             caught_by: $caught_by,
             seen: $seen,
-            suite: $crate::broken::suite_on::<$flaw>,
-            control: $crate::broken::suite_on::<$control>,
+            flaw: $crate::broken::new::<$flaw>,
+            control: $crate::broken::new::<$control>,
         }
     };
 }
