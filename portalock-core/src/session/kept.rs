@@ -11,7 +11,7 @@ use std::{
 
 use futures_util::{
     FutureExt as _,
-    future::{Either, join5, select},
+    future::{join5, select},
 };
 use tokio::{
     sync::{Notify, watch},
@@ -165,9 +165,12 @@ impl<S: Service> KeptSession<S> {
             self.collect(),
             S::chores(&self, former),
         );
-        // Only the first of these ends by itself, with the lease. If one panics, those who wait must hear of the end too.
-        let upkeep = AssertUnwindSafe(upkeep).catch_unwind();
-        if let Either::Right((Err(_), _)) = select(pin!(ended.lost()), pin!(upkeep)).await {
+        // Only the first of these ends by itself, with the lease. If one panics, also when it is dropped, those who wait must hear
+        // of the end too.
+        let kept = async {
+            select(pin!(ended.lost()), pin!(upkeep)).await;
+        };
+        if AssertUnwindSafe(kept).catch_unwind().await.is_err() {
             self.end(Loss::SessionEnded(PANICKED.into()));
         }
         self.places.close();

@@ -483,9 +483,14 @@ impl tracing::Subscriber for PanicsAt {
 
 /// As one that writes to a pipe that was closed.
 #[tokio::test]
-async fn a_session_ends_in_good_order_though_the_log_panics() {
+async fn a_session_ends_in_good_order_though_the_log_and_its_chores_panic() {
     const WHY: &str = "its log panics at this";
     let (store, session, _sessions) = start_with(PATIENCE * 10).await;
+    store.chores_explode.store(true, Ordering::Release);
+    // Until then its chores have begun.
+    let renewed = store.count(Event::Renewed);
+    session.renew_now();
+    store.has_seen(Event::Renewed, renewed + 1).await;
     let waiter = OwnerId::mint();
     session.places().expect(waiter, || 1).unwrap();
     let mut line = session.places().listen(waiter);

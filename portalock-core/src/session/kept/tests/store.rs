@@ -33,6 +33,8 @@ pub(super) struct Store {
     /// The next look panics.
     pub(super) look_panics: AtomicBool,
     pub(super) chore_panics: Notify,
+    /// The chores panic when they are dropped.
+    pub(super) chores_explode: AtomicBool,
     /// Connections end as soon as they are made.
     pub(super) ends_connections: AtomicBool,
     /// Places that can't be released.
@@ -125,6 +127,15 @@ impl Store {
         self.note(event);
         let again = self.looks_again.load(Ordering::Acquire).then_some(LOOK_IN);
         Ok(Looked::new(stands, again))
+    }
+}
+
+struct Explosive<'s>(&'s Store);
+
+impl Drop for Explosive<'_> {
+    fn drop(&mut self) {
+        let explodes = self.0.chores_explode.load(Ordering::Acquire);
+        assert!(!explodes, "the test's own panic");
     }
 }
 
@@ -308,7 +319,8 @@ impl<const ASKS: bool> Service for InStore<ASKS> {
         session: &Arc<KeptSession<Self>>,
         _: Option<Arc<KeptSession<Self>>>,
     ) -> Infallible {
-        session.service().0.chore_panics.notified().await;
+        let explosive = Explosive(&session.service().0);
+        explosive.0.chore_panics.notified().await;
         panic!("the test's own panic");
     }
 
