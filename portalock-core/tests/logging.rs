@@ -4,10 +4,12 @@
 
 use std::{
     fmt::Debug,
+    panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, Mutex},
     time::Duration,
 };
 
+use futures_util::FutureExt;
 use portalock_core::{Lock, LockName, MemoryBackend, Policy};
 use tracing::{
     Event, Metadata, Subscriber,
@@ -17,7 +19,11 @@ use tracing::{
 
 /// Keeps each event as `message field=value ..`.
 #[derive(Clone, Default)]
-struct Log(Arc<Mutex<Vec<String>>>);
+struct Log {
+    lines: Arc<Mutex<Vec<String>>>,
+    /// As one that writes to a pipe that was closed.
+    panics: bool,
+}
 
 struct Line(String);
 
@@ -38,7 +44,7 @@ impl Subscriber for Log {
     fn new_span(&self, attributes: &span::Attributes<'_>) -> span::Id {
         let mut line = Line(String::new());
         attributes.record(&mut line);
-        self.0
+        self.lines
             .lock()
             .unwrap()
             .push(format!("[{}{}]", attributes.metadata().name(), line.0));
@@ -49,7 +55,8 @@ impl Subscriber for Log {
     fn event(&self, event: &Event<'_>) {
         let mut line = Line(String::new());
         event.record(&mut line);
-        self.0.lock().unwrap().push(line.0);
+        self.lines.lock().unwrap().push(line.0);
+        assert!(!self.panics, "the test's own panic");
     }
     fn enter(&self, _: &span::Id) {}
     fn exit(&self, _: &span::Id) {}
@@ -78,7 +85,7 @@ fn every_step_of_a_locks_life_is_logged_with_fields() {
             drop(guard);
         });
     });
-    let lines = log.0.lock().unwrap().clone();
+    let lines = log.lines.lock().unwrap().clone();
     for wanted in [
         "[acquire backend=MemoryBackend name=deploy want=exclusive owner=",
         "acquired waited=",
@@ -96,4 +103,20 @@ fn every_step_of_a_locks_life_is_logged_with_fields() {
     // It is said once for each call, however often it looks.
     let contended = lines.iter().filter(|line| line.starts_with("contended"));
     assert_eq!(contended.count(), 1, "{lines:#?}");
+}
+
+#[test]
+fn a_dropped_guard_is_released_though_the_log_panics() {
+    let lock = Lock::new(MemoryBackend::new(), "deploy").unwrap();
+    let guard = lock.try_acquire().now_or_never().unwrap().unwrap();
+    let log = Log {
+        panics: true,
+        ..Log::default()
+    };
+    tracing::subscriber::with_default(log, || {
+        let dropped = catch_unwind(AssertUnwindSafe(|| drop(guard)));
+        assert!(dropped.is_err(), "nothing was logged");
+    });
+    let again = lock.try_acquire().now_or_never();
+    assert!(again.unwrap().is_ok());
 }

@@ -151,19 +151,21 @@ impl<S: Service<D>, D: Demand> Drop for Held<S, D> {
         if !self.armed {
             return self.ended();
         }
-        if let Some(loss) = self.loss() {
-            self.hold.lost();
-            tracing::warn!(name = %self.request.name, owner = %self.request.owner, %loss, "lost");
-        } else {
-            tracing::debug!(name = %self.request.name, owner = %self.request.owner, "released by drop");
-        }
+        let loss = self.loss();
         self.settle();
-        self.ended();
+        // Before the program's log and its metrics hear of it: they may panic, and the lock would stay held.
         reaper::release(
             self.service.clone(),
             self.request.clone(),
             self.grant.lost.clone(),
         );
+        if let Some(loss) = loss {
+            self.hold.lost();
+            tracing::warn!(name = %self.request.name, owner = %self.request.owner, %loss, "lost");
+        } else {
+            tracing::debug!(name = %self.request.name, owner = %self.request.owner, "released by drop");
+        }
+        self.ended();
     }
 }
 

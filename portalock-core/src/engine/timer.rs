@@ -9,7 +9,7 @@ use std::{
 
 use futures_util::future::select;
 use tokio::{
-    runtime::Handle,
+    runtime::{Handle, Id},
     sync::oneshot,
     time::{Sleep, sleep_until},
 };
@@ -27,7 +27,7 @@ pub(crate) struct Timer {
 
 enum Source {
     /// A timer of the tokio runtime that polls it. It follows the runtime's clock, which a test may pause.
-    Tokio(Pin<Box<Sleep>>),
+    Tokio(Id, Pin<Box<Sleep>>),
     /// A timer on the background thread, which cancels it when the receiver is dropped.
     Background(oneshot::Receiver<()>),
     /// The system gave no thread: it wakes at once whoever polls it, until the deadline.
@@ -45,11 +45,12 @@ pub(crate) fn at(deadline: Instant) -> Timer {
 
 fn source(deadline: Instant) -> Source {
     // The thread that drives a future may be the runtime's, whose timers then stand still.
-    if Handle::try_current().is_ok_and(|runtime| !is_driving_in(&runtime)) {
+    if let Ok(runtime) = Handle::try_current()
+        && !is_driving_in(&runtime)
         // A runtime without timers panics here, and there is no way to check beforehand.
-        if let Ok(sleep) = catch_unwind(AssertUnwindSafe(|| Box::pin(sleep_until(deadline)))) {
-            return Source::Tokio(sleep);
-        }
+        && let Ok(sleep) = catch_unwind(AssertUnwindSafe(|| Box::pin(sleep_until(deadline))))
+    {
+        return Source::Tokio(runtime.id(), sleep);
     }
     elsewhere(deadline)
 }
@@ -80,12 +81,17 @@ impl Future for Timer {
         if Instant::now() >= timer.deadline {
             return Poll::Ready(());
         }
+        // In another runtime, or in none, it begins anew: nobody may drive the one before.
+        let here = || Handle::try_current().ok().map(|runtime| runtime.id());
+        if matches!(&timer.source, Some(Source::Tokio(there, _)) if Some(*there) != here()) {
+            timer.source = None;
+        }
         if timer.source.is_none() && set_alarm(timer.alarm, timer.deadline, context.waker()) {
             return Poll::Pending;
         }
         let source = timer.source.get_or_insert_with(|| source(timer.deadline));
         match source {
-            Source::Tokio(sleep) => {
+            Source::Tokio(_, sleep) => {
                 let polled = catch_unwind(AssertUnwindSafe(|| sleep.as_mut().poll(context)));
                 if let Ok(polled) = polled {
                     return polled;
@@ -142,12 +148,38 @@ mod tests {
             .build()
             .unwrap();
         let mut timer = at(Instant::now() + Duration::from_millis(50));
-        let inside = runtime.enter();
+        let handle = runtime.handle().clone();
+        let inside = handle.enter();
         let nobodys = &mut Context::from_waker(std::task::Waker::noop());
         assert!(Pin::new(&mut timer).poll(nobodys).is_pending());
-        drop(inside);
         drop(runtime);
         block_on(timer);
+        drop(inside);
+    }
+
+    /// As a call that begins in one runtime and is awaited in another one, while nobody drives the first.
+    #[test]
+    fn it_leaves_a_runtime_that_stands_still() {
+        let new = || {
+            let mut builder = tokio::runtime::Builder::new_current_thread();
+            builder.enable_time().build().unwrap()
+        };
+        for in_another in [true, false] {
+            let first = new();
+            let mut timer = at(Instant::now() + Duration::from_millis(50));
+            first.block_on(async { assert!(futures_util::poll!(&mut timer).is_pending()) });
+            let (done, is_done) = std::sync::mpsc::channel();
+            thread::spawn(move || {
+                if in_another {
+                    new().block_on(timer);
+                } else {
+                    block_on(timer);
+                }
+                done.send(())
+            });
+            let told = is_done.recv_timeout(Duration::from_secs(60));
+            assert_eq!(told, Ok(()), "nobody woke it");
+        }
     }
 
     #[cfg(target_os = "linux")]

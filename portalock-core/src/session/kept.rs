@@ -11,7 +11,7 @@ use std::{
 
 use futures_util::{
     FutureExt as _,
-    future::{Either, join5, select},
+    future::{join5, select},
 };
 use tokio::{
     sync::{Notify, watch},
@@ -85,12 +85,13 @@ impl<S: Service> KeptSession<S> {
         });
         let connection = S::connect(&session).await?;
         let until = S::begin(&session, &connection, former.as_ref()).await?;
-        *session.lock_connection() = Some(connection);
+        session.set_connection(Some(connection));
         if !session.lease.extend(until) {
             return Err(session.over());
         }
-        spawn(session.clone().live(former))?.detach();
+        // First, because the program's log may panic, and nobody would have the session that goes on.
         tracing::debug!(service = S::NAME, "a session begins");
+        spawn(session.clone().live(former))?.detach();
         Ok(session)
     }
 
@@ -142,7 +143,8 @@ impl<S: Service> KeptSession<S> {
 
     /// Its current connection.
     pub fn connection(&self) -> Option<S::Connection> {
-        self.lock_connection().clone().filter(S::is_open)
+        let connection = self.lock_connection().clone();
+        connection.filter(S::is_open)
     }
 
     fn over(&self) -> BackendError {
@@ -163,20 +165,24 @@ impl<S: Service> KeptSession<S> {
             self.collect(),
             S::chores(&self, former),
         );
-        // Only the first of these ends by itself, with the lease. If one panics, those who wait must hear of the end too.
-        let upkeep = AssertUnwindSafe(upkeep).catch_unwind();
-        if let Either::Right((Err(_), _)) = select(pin!(ended.lost()), pin!(upkeep)).await {
+        // Only the first of these ends by itself, with the lease. If one panics, also when it is dropped, those who wait must hear
+        // of the end too.
+        let kept = async {
+            select(pin!(ended.lost()), pin!(upkeep)).await;
+        };
+        if AssertUnwindSafe(kept).catch_unwind().await.is_err() {
             self.end(Loss::SessionEnded(PANICKED.into()));
         }
-        let over = self.over();
-        tracing::debug!(service = S::NAME, %over, "a session has ended");
         self.places.close();
         let finished = timeout(self.service.request_timeout(), caught(self.finish())).await;
         let finished = finished.unwrap_or_else(|_| Err(late::<S>()));
-        if let Err(error) = &finished {
+        self.finished.send_replace(Some(finished.clone()));
+        // Last, because the program's log may panic, and nobody would hear of the end.
+        let over = self.over();
+        tracing::debug!(service = S::NAME, %over, "a session has ended");
+        if let Err(error) = finished {
             tracing::debug!(service = S::NAME, %error, "the session ends by its time at the service");
         }
-        self.finished.send_replace(Some(finished));
     }
 
     /// Waits until the session, which has ended here, has also ended at the service.
@@ -190,7 +196,7 @@ impl<S: Service> KeptSession<S> {
     }
 
     async fn finish(self: &Arc<Self>) -> Result<(), BackendError> {
-        let present = self.lock_connection().take().filter(S::is_open);
+        let present = self.set_connection(None).filter(S::is_open);
         if self.service.ends_with_connection() {
             return match present {
                 Some(connection) => S::end(self, &connection).await,
@@ -219,7 +225,7 @@ impl<S: Service> KeptSession<S> {
             return Ok(Renewal::Gone(cut_off()));
         } else {
             let connection = caught(S::connect(self)).await?;
-            *self.lock_connection() = Some(connection.clone());
+            let _former = self.set_connection(Some(connection.clone()));
             *self.lock_unseen() = self.places.reconnected();
             connection
         };
@@ -385,10 +391,15 @@ impl<S: Service> KeptSession<S> {
         if self.service.ends_with_connection() {
             return;
         }
-        let given_up = self.lock_connection().take();
+        let given_up = self.set_connection(None);
         if let Some(connection) = given_up {
             self.service.gave_up(&connection);
         }
+    }
+
+    /// Returns the former connection, which is dropped after the lock: its own destructor may call the session.
+    fn set_connection(&self, connection: Option<S::Connection>) -> Option<S::Connection> {
+        std::mem::replace(&mut *self.lock_connection(), connection)
     }
 
     fn lock_connection(&self) -> MutexGuard<'_, Option<S::Connection>> {

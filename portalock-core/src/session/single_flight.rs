@@ -87,15 +87,17 @@ impl<T> Start<T> {
 
 impl<T> Drop for Running<T> {
     fn drop(&mut self) {
-        self.0.outcome.get_or_init(|| {
-            // The task was dropped, because it panicked or its runtime has ended.
-            Err(BackendError::new(
-                BackendErrorKind::Unavailable,
-                "the start of a connection or session was aborted",
-            ))
-        });
+        // The task was dropped, because it panicked or its runtime has ended.
+        self.0.outcome.get_or_init(|| Err(aborted()));
         self.0.ended.wake_all();
     }
+}
+
+pub(super) fn aborted() -> BackendError {
+    BackendError::new(
+        BackendErrorKind::Unavailable,
+        "the start of a connection or session was aborted",
+    )
 }
 
 #[cfg(test)]

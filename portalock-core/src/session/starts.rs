@@ -3,11 +3,17 @@
 use std::{
     fmt,
     future::Future,
+    panic::AssertUnwindSafe,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
-use super::{single_flight::SingleFlight, task::session_runtime};
+use futures_util::FutureExt as _;
+
+use super::{
+    single_flight::{SingleFlight, aborted},
+    task::session_runtime,
+};
 use crate::{BackendError, Lease, Loss, clock::Instant};
 
 /// The pause before the next start after a failed one. It doubles with each failure in a row.
@@ -122,7 +128,9 @@ impl<S: Session> Sessions<S> {
             if let Some(not_before) = not_before {
                 tokio::time::sleep_until(not_before).await;
             }
-            let outcome = start(former).await;
+            // A start that panics is followed by a pause too.
+            let outcome = AssertUnwindSafe(start(former)).catch_unwind().await;
+            let outcome = outcome.unwrap_or_else(|_| Err(aborted()));
             let Some(state) = state.upgrade() else {
                 // Its tasks keep it alive until its lease ends.
                 outcome.inspect(end)?;
@@ -227,20 +235,26 @@ mod tests {
 
     #[tokio::test]
     async fn a_failed_start_keeps_the_former_session_and_delays_the_next() {
-        let sessions = Sessions::<Plain>::new();
-        let first = sessions.get(|_| start(1)).await.unwrap();
-        first.lease().end(Loss::Expired);
-        let fails = |_| async { Err(BackendError::new(BackendErrorKind::Unavailable, "down")) };
-        assert!(sessions.get(fails).await.is_err());
-        let not_before = lock(&sessions.state).not_before.unwrap();
-        let next = sessions.get(move |former| {
-            assert!(Instant::now() >= not_before);
-            start(former.map_or(0, |former| former.0) + 1)
-        });
-        assert_eq!(next.await.unwrap().0, 2);
-        let state = lock(&sessions.state);
-        assert!(state.not_before.is_none());
-        assert_eq!(state.failures_in_a_row, 0);
+        for panics in [false, true] {
+            let sessions = Sessions::<Plain>::new();
+            let first = sessions.get(|_| start(1)).await.unwrap();
+            first.lease().end(Loss::Expired);
+            let fails = move |_| async move {
+                assert!(!panics, "the test's own panic");
+                Err(BackendError::new(BackendErrorKind::Unavailable, "down"))
+            };
+            let error = sessions.get(fails).await.unwrap_err();
+            assert_eq!(error.kind(), BackendErrorKind::Unavailable);
+            let not_before = lock(&sessions.state).not_before.unwrap();
+            let next = sessions.get(move |former| {
+                assert!(Instant::now() >= not_before);
+                start(former.map_or(0, |former| former.0) + 1)
+            });
+            assert_eq!(next.await.unwrap().0, 2);
+            let state = lock(&sessions.state);
+            assert!(state.not_before.is_none());
+            assert_eq!(state.failures_in_a_row, 0);
+        }
     }
 
     #[test]

@@ -201,7 +201,8 @@ async fn a_session_that_ends_with_its_connection_is_not_taken_up_over_another() 
         if asks_first {
             // A renewal notices this before the connection's end is reported.
             let connection = session.connection().unwrap();
-            connection.store(false, Ordering::Release);
+            connection.is_open.store(false, Ordering::Release);
+            drop(connection);
             session.renew_now();
         } else {
             session.connection_ended();
@@ -217,6 +218,22 @@ async fn a_session_that_ends_with_its_connection_is_not_taken_up_over_another() 
         session.finished().await.unwrap();
         assert_eq!(store.count(Event::Connected), 1);
         assert_eq!(store.count(Event::Ended), 0);
+    }
+}
+
+#[tokio::test]
+async fn a_connection_may_call_its_session_when_it_is_dropped() {
+    for ends in [false, true] {
+        let (store, session, _sessions) = start_with(PATIENCE * 10).await;
+        store.ends_with_connection.store(ends, Ordering::Release);
+        let renewed = store.count(Event::Renewed);
+        reset(&session);
+        if ends {
+            let finished = tokio::time::timeout(PATIENCE, session.finished()).await;
+            finished.expect("it waits for itself").unwrap();
+        } else {
+            store.has_seen(Event::Renewed, renewed + 1).await;
+        }
     }
 }
 
@@ -434,6 +451,57 @@ async fn a_panic_in_a_chore_ends_the_session_and_tells_its_waiters() {
         session.lease().loss(),
         Some(Loss::SessionEnded(_))
     ));
+}
+
+/// A log that panics at what names this reason.
+struct PanicsAt(&'static str);
+
+impl tracing::field::Visit for PanicsAt {
+    fn record_debug(&mut self, _: &tracing::field::Field, value: &dyn fmt::Debug) {
+        assert!(
+            !format!("{value:?}").contains(self.0),
+            "the test's own panic"
+        );
+    }
+}
+
+impl tracing::Subscriber for PanicsAt {
+    fn enabled(&self, _: &tracing::Metadata<'_>) -> bool {
+        true
+    }
+    fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
+        tracing::span::Id::from_u64(1)
+    }
+    fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
+    fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
+    fn event(&self, event: &tracing::Event<'_>) {
+        event.record(&mut Self(self.0));
+    }
+    fn enter(&self, _: &tracing::span::Id) {}
+    fn exit(&self, _: &tracing::span::Id) {}
+}
+
+/// As one that writes to a pipe that was closed.
+#[tokio::test]
+async fn a_session_ends_in_good_order_though_the_log_and_its_chores_panic() {
+    const WHY: &str = "its log panics at this";
+    let (store, session, _sessions) = start_with(PATIENCE * 10).await;
+    store.chores_explode.store(true, Ordering::Release);
+    // Until then its chores have begun.
+    let renewed = store.count(Event::Renewed);
+    session.renew_now();
+    store.has_seen(Event::Renewed, renewed + 1).await;
+    let waiter = OwnerId::mint();
+    session.places().expect(waiter, || 1).unwrap();
+    let mut line = session.places().listen(waiter);
+    let log = || std::mem::forget(tracing::subscriber::set_default(PanicsAt(WHY)));
+    crate::session::run(async move { log() }).await.unwrap();
+    session.end(Loss::SessionEnded(WHY.into()));
+    let told = tokio::time::timeout(PATIENCE, line.next()).await.unwrap();
+    assert!(matches!(told, Wake::Failed(_)), "{told:?}");
+    let finished = tokio::time::timeout(PATIENCE, session.finished()).await;
+    finished.expect("nobody hears of its end").unwrap();
+    assert_eq!(store.count(Event::Ended), 1);
 }
 
 #[tokio::test]

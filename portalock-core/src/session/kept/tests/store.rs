@@ -33,6 +33,8 @@ pub(super) struct Store {
     /// The next look panics.
     pub(super) look_panics: AtomicBool,
     pub(super) chore_panics: Notify,
+    /// The chores panic when they are dropped.
+    pub(super) chores_explode: AtomicBool,
     /// Connections end as soon as they are made.
     pub(super) ends_connections: AtomicBool,
     /// Places that can't be released.
@@ -128,6 +130,31 @@ impl Store {
     }
 }
 
+struct Explosive<'s>(&'s Store);
+
+impl Drop for Explosive<'_> {
+    fn drop(&mut self) {
+        let explodes = self.0.chores_explode.load(Ordering::Acquire);
+        assert!(!explodes, "the test's own panic");
+    }
+}
+
+/// A connection, which tells its session when it ends.
+pub(super) struct Line<const ASKS: bool> {
+    pub(super) is_open: AtomicBool,
+    session: Weak<KeptSession<InStore<ASKS>>>,
+}
+
+impl<const ASKS: bool> Drop for Line<ASKS> {
+    fn drop(&mut self) {
+        if let Some(session) = self.session.upgrade()
+            && session.connection().is_none()
+        {
+            session.connection_ended();
+        }
+    }
+}
+
 /// `ASKS`: whether waiters ask again.
 #[derive(Debug, Clone, Default)]
 pub(super) struct InStore<const ASKS: bool = false>(pub(super) Arc<Store>);
@@ -140,8 +167,7 @@ impl<const ASKS: bool> Service for InStore<ASKS> {
     /// The place's number, and whether to wait.
     type Wish = (u32, bool);
     type Place = u32;
-    /// Open as long as this is true.
-    type Connection = Arc<AtomicBool>;
+    type Connection = Arc<Line<ASKS>>;
 
     const NAME: &'static str = "the store";
     const WAITERS_ASK_AGAIN: bool = ASKS;
@@ -173,7 +199,10 @@ impl<const ASKS: bool> Service for InStore<ASKS> {
         if is_short {
             session.connection_ended();
         }
-        Ok(Arc::new(AtomicBool::new(!is_short)))
+        Ok(Arc::new(Line {
+            is_open: AtomicBool::new(!is_short),
+            session: Arc::downgrade(session),
+        }))
     }
 
     fn ends_with_connection(&self) -> bool {
@@ -181,7 +210,7 @@ impl<const ASKS: bool> Service for InStore<ASKS> {
     }
 
     fn is_open(connection: &Self::Connection) -> bool {
-        connection.load(Ordering::Acquire)
+        connection.is_open.load(Ordering::Acquire)
     }
 
     fn gave_up(&self, _: &Self::Connection) {
@@ -290,7 +319,8 @@ impl<const ASKS: bool> Service for InStore<ASKS> {
         session: &Arc<KeptSession<Self>>,
         _: Option<Arc<KeptSession<Self>>>,
     ) -> Infallible {
-        session.service().0.chore_panics.notified().await;
+        let explosive = Explosive(&session.service().0);
+        explosive.0.chore_panics.notified().await;
         panic!("the test's own panic");
     }
 
@@ -328,7 +358,8 @@ pub(super) async fn start_with(lease: Duration) -> (Arc<Store>, Arc<Kept>, Sessi
 
 /// Ends the current connection, like a reset.
 pub(super) fn reset<const ASKS: bool>(session: &KeptSession<InStore<ASKS>>) {
-    let connection: Option<Arc<AtomicBool>> = session.connection();
-    connection.unwrap().store(false, Ordering::Release);
+    let connection = session.connection().unwrap();
+    connection.is_open.store(false, Ordering::Release);
+    drop(connection);
     session.connection_ended();
 }
