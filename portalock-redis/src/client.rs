@@ -81,11 +81,7 @@ pub(crate) async fn enter(
     wish: &Wish,
 ) -> Result<Answered<Entered>, BackendError> {
     let key = session.service();
-    let Server {
-        settings,
-        connections,
-        ..
-    } = &*key.server;
+    let settings = &key.server.settings;
     let entry = Entry {
         session: key,
         place,
@@ -100,11 +96,13 @@ pub(crate) async fn enter(
         let goes_on = || session.ensure_live();
         let answer = key.server.acquire(&entry, &stamp, goes_on).await?;
         repeated |= answer.repeated;
-        let value = match answer.value {
+        let (standing, wire) = answer.value;
+        let value = match standing {
             Standing::Granted(token) => {
                 if settings.wait_replicas() > 0 {
+                    // Over the same connection: another one may lead to another server, which confirms only what it has itself.
                     // Boxed: the future is large, and each call would reserve space for it.
-                    Box::pin(confirm(&mut connections.wire().await?.connection(), key)).await?;
+                    Box::pin(confirm(&mut wire.connection(), key)).await?;
                 }
                 Entered::Granted(token)
             }

@@ -100,13 +100,14 @@ impl Connections {
         self.wires.get(open).await
     }
 
-    /// Sends `call`, and repeats it if the connection breaks. Before each repetition it calls `goes_on`.
+    /// Sends `call`, and repeats it if the connection breaks. Before each repetition it calls `goes_on`. Returns the answer, and
+    /// the connection over which it came.
     pub(crate) async fn send(
         &self,
         what: &'static str,
         call: Call<'_>,
         goes_on: impl Fn() -> Result<(), BackendError> + Send + Sync,
-    ) -> Result<Answered<Value>, BackendError> {
+    ) -> Result<Answered<(Value, Arc<Wire>)>, BackendError> {
         let begun = Instant::now();
         let failure = match self.send_once(what, call, true).await {
             Ok(value) => {
@@ -127,7 +128,7 @@ impl Connections {
         goes_on: &(dyn Fn() -> Result<(), BackendError> + Send + Sync),
         begun: Instant,
         mut failure: BackendError,
-    ) -> Result<Answered<Value>, BackendError> {
+    ) -> Result<Answered<(Value, Arc<Wire>)>, BackendError> {
         let mut pause = Duration::ZERO;
         loop {
             goes_on()?;
@@ -156,14 +157,14 @@ impl Connections {
         what: &'static str,
         call: Call<'_>,
         gathers: bool,
-    ) -> Result<Value, BackendError> {
+    ) -> Result<(Value, Arc<Wire>), BackendError> {
         let wire = self.wire().await?;
         match wire.send(call, &self.route, gathers).await {
             Ok(_) if !self.leads_there(&wire) => Err(BackendError::new(
                 BackendErrorKind::Unavailable,
                 format!("can't {what}: another server has become the primary"),
             )),
-            Ok(Some(value)) => Ok(value),
+            Ok(Some(value)) => Ok((value, wire)),
             Ok(None) => Err(BackendError::new(
                 BackendErrorKind::Unavailable,
                 format!("can't {what}: it was sent together with others, and got no answer"),

@@ -10,7 +10,7 @@ use redis::Value;
 
 use crate::{
     client::Server,
-    connection::Call,
+    connection::{Call, Wire},
     error::{failed, unexpected},
     keys::{Kind, Place, Wanted},
     neighbours::Ahead,
@@ -59,13 +59,13 @@ pub(crate) enum Standing {
 }
 
 impl Server {
-    /// Makes one attempt with this stamp. Before each repetition it calls `goes_on`.
+    /// Makes one attempt with this stamp. Before each repetition it calls `goes_on`. Returns the connection of the answer too.
     pub(crate) async fn acquire(
         &self,
         entry: &Entry<'_>,
         stamp: &str,
         goes_on: impl Fn() -> Result<(), BackendError> + Send + Sync,
-    ) -> Result<Answered<Standing>, BackendError> {
+    ) -> Result<Answered<(Standing, Arc<Wire>)>, BackendError> {
         let Entry {
             session,
             place,
@@ -86,10 +86,12 @@ impl Server {
         };
         let arguments = &arguments[..count];
         let call = Call::Script(&ACQUIRE, &keys, arguments);
-        let answer = self.connections.send(ACQUIRING, call, goes_on).await?;
+        let Answered { value, repeated } = self.connections.send(ACQUIRING, call, goes_on).await?;
+        let (answer, wire) = value;
+        let standing = standing(&answer).ok_or_else(|| unexpected(ACQUIRING))?;
         Ok(Answered {
-            value: standing(&answer.value).ok_or_else(|| unexpected(ACQUIRING))?,
-            repeated: answer.repeated,
+            value: (standing, wire),
+            repeated,
         })
     }
 
@@ -204,7 +206,11 @@ impl Server {
         what: &'static str,
         call: Call<'_>,
     ) -> Result<Answered<Value>, BackendError> {
-        self.connections.send(what, call, || Ok(())).await
+        let Answered { value, repeated } = self.connections.send(what, call, || Ok(())).await?;
+        Ok(Answered {
+            value: value.0,
+            repeated,
+        })
     }
 }
 

@@ -2,8 +2,10 @@
 //! server's socket.
 
 use std::{
+    future::{Future as _, poll_fn},
     os::unix::fs::symlink,
     path::{Path, PathBuf},
+    task::Poll,
     time::Duration,
 };
 
@@ -21,7 +23,7 @@ use tokio::{
     task::spawn_blocking,
 };
 
-use crate::fixture::{Admin, ENOUGH, connected, eventually, lock, settings_at};
+use crate::fixture::{Admin, ENOUGH, connected, eventually, lock, replica_of, settings_at};
 
 struct Address {
     path: PathBuf,
@@ -261,4 +263,33 @@ async fn a_session_that_has_ended_moves_no_calls() {
     client.ping().await.unwrap();
     let now = admin.calls("hello").await;
     assert_eq!(now, opened, "the ended session moved the calls");
+}
+
+/// The call goes on in another runtime, whose connection leads to another server. That one has a replica too, but not the grant.
+#[tokio::test]
+async fn a_grant_is_confirmed_by_replicas_of_the_server_that_made_it() {
+    let (former, next) = (server(), server());
+    let (replica, _other) = (replica_of(&former).await, replica_of(&next).await);
+    let address = Address::of(&former);
+    let settings = settings_at(&address.url()).with_wait_replicas(1);
+    let client = connected(settings.with_session_ttl(ENOUGH * 10).unwrap()).await;
+    client.ping().await.unwrap();
+    address.leads_to(&next);
+    replica.stall().unwrap();
+
+    let lock = lock(&client, "a").with_policy(Policy::new().with_max_failures(0));
+    let mut acquiring = Box::pin(async move { lock.acquire().await });
+    poll_fn(|context| {
+        assert!(acquiring.as_mut().poll(context).is_pending());
+        Poll::Ready(())
+    })
+    .await;
+    // The answers come in order, so the grant is there.
+    client.ping().await.unwrap();
+    let elsewhere = move || {
+        let runtime = Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(acquiring)
+    };
+    let error = spawn_blocking(elsewhere).await.unwrap().unwrap_err();
+    assert!(error.is_retryable(), "{error}");
 }
