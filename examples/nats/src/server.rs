@@ -142,7 +142,6 @@ impl Store {
         name: &LockName,
         mut step: impl FnMut(&mut State) -> (T, bool),
     ) -> Result<T, BackendError> {
-        let mut longest_pause = 5_000;
         loop {
             let (mut state, revision) = self.read(name).await?;
             let (outcome, writes) = step(&mut state);
@@ -155,10 +154,8 @@ impl Store {
             if written.is_some() {
                 return Ok(outcome);
             }
-            // A random pause, so that the competing clients don't stay in step; and a longer one each time, or each of
-            // many competitors would fail once for every other.
-            tokio::time::sleep(Duration::from_micros(fastrand::u64(..longest_pause))).await;
-            longest_pause = (2 * longest_pause).min(320_000);
+            // A random pause, so that the competing clients don't stay in step.
+            tokio::time::sleep(Duration::from_micros(fastrand::u64(..5000))).await;
         }
     }
 
