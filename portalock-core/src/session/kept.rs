@@ -3,16 +3,12 @@
 use std::{
     convert::Infallible,
     fmt,
-    panic::AssertUnwindSafe,
     pin::pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
-use futures_util::{
-    FutureExt as _,
-    future::{join5, select},
-};
+use futures_util::future::{join5, select};
 use tokio::{
     sync::{Notify, watch},
     time::{sleep, timeout},
@@ -169,8 +165,9 @@ impl<S: Service> KeptSession<S> {
         // of the end too.
         let kept = async {
             select(pin!(ended.lost()), pin!(upkeep)).await;
+            Ok(())
         };
-        if AssertUnwindSafe(kept).catch_unwind().await.is_err() {
+        if caught(kept).await.is_err() {
             self.end(Loss::SessionEnded(PANICKED.into()));
         }
         self.places.close();

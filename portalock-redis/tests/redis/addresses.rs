@@ -290,6 +290,7 @@ async fn a_grant_is_confirmed_by_replicas_of_the_server_that_made_it() {
         let runtime = Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(acquiring)
     };
-    let error = spawn_blocking(elsewhere).await.unwrap().unwrap_err();
+    let granted = spawn_blocking(elsewhere).await.unwrap();
+    let error = granted.expect_err("the other server's replica confirmed it");
     assert!(error.is_retryable(), "{error}");
 }

@@ -107,7 +107,7 @@ fn suite_on(flaw: fn() -> Arc<dyn Flaw>) -> Suite {
     Suite::new(move || async move { FlawedStore::with(flaw()) })
 }
 
-fn new<F: Flaw + Default>() -> Arc<dyn Flaw> {
+fn default_flaw<F: Flaw + Default>() -> Arc<dyn Flaw> {
     Arc::new(F::default())
 }
 
@@ -122,8 +122,8 @@ macro_rules! specimen {
             wrong: $wrong,
             caught_by: $caught_by,
             seen: $seen,
-            flaw: $crate::broken::new::<$flaw>,
-            control: $crate::broken::new::<$control>,
+            flaw: $crate::broken::default_flaw::<$flaw>,
+            control: $crate::broken::default_flaw::<$control>,
         }
     };
 }
