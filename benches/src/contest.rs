@@ -1,6 +1,9 @@
 //! Contestants that take turns, so that a change of the machine's load hits all of them alike.
 
-use std::time::{Duration, Instant};
+use std::{
+    fmt,
+    time::{Duration, Instant},
+};
 
 use crate::Failure;
 
@@ -8,6 +11,15 @@ use crate::Failure;
 pub struct Contestant<'a> {
     name: String,
     round: Box<dyn FnMut() -> Result<Duration, Failure> + 'a>,
+}
+
+impl fmt::Debug for Contestant<'_> {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("Contestant")
+            .field("name", &self.name)
+            .finish_non_exhaustive()
+    }
 }
 
 impl<'a> Contestant<'a> {

@@ -1,7 +1,7 @@
 //! Measures portalock beside the bare operations below it and beside its peers, and prints ratios.
 //!
 //! ```text
-//! cargo bench --manifest-path benches/Cargo.toml --bench ratios -- [--quick] [SECTION...]
+//! cargo bench -p portalock-benches --bench ratios -- [--quick] [SECTION...]
 //! ```
 //!
 //! Without a section all are run; `redis` stands for all whose names begin so. `--quick` runs few rounds: enough to see that
