@@ -78,15 +78,17 @@ impl<S: Service<D>, D: Demand> Held<S, D> {
 
     /// Why the lock was lost, if it was.
     pub(crate) fn loss(&self) -> Option<Loss> {
-        match self.tenure.get() {
-            Some(tenure) => tenure.lost.loss(),
-            None => self.grant.lost.loss(),
-        }
+        let tenure = self.tenure.get();
+        let lost = tenure.map_or(&self.grant.lost, |tenure| &tenure.lost);
+        lost.loss_of(self.owner())
     }
 
     /// From now on, no signal of this guard fires if it has not fired yet.
     fn settle(&self) {
-        if let Some(tenure) = self.tenure.get() {
+        // In a forked child a thread of the parent may stay in the lease.
+        if let Some(tenure) = self.tenure.get()
+            && !self.owner().is_inherited()
+        {
             tenure.lease.settle();
         }
     }
@@ -203,7 +205,7 @@ mod tests {
     use super::*;
     use crate::{
         Attempt, BackendError, Capabilities, LockBackend, LockRequest, Mode, Patience, Scope,
-        engine::service::Locks, request::tests::of_a_parent,
+        engine::service::Locks, lease::tests::reading, request::tests::of_a_parent,
     };
 
     /// Tells which calls it got.
@@ -228,10 +230,39 @@ mod tests {
     }
 
     fn held(backend: &Arc<Heard>, owner: OwnerId) -> Held<Locks<Heard>, Mode> {
+        held_by(backend, owner, Grant::new())
+    }
+
+    fn held_by(backend: &Arc<Heard>, owner: OwnerId, grant: Grant) -> Held<Locks<Heard>, Mode> {
         let name = LockName::new("job").unwrap();
         let mut request = LockRequest::new(name, Mode::Exclusive, Patience::Once);
         request.owner = owner;
-        Held::new(Locks(backend.clone()), Arc::new(request), Grant::new())
+        Held::new(Locks(backend.clone()), Arc::new(request), grant)
+    }
+
+    /// The lease of a session is that of all its guards, and other threads of the parent often read it.
+    #[test]
+    fn a_forked_child_that_drops_a_guard_waits_for_no_thread_of_its_parent() {
+        let backend = Arc::new(Heard::default());
+        let [session, place] = [(); 2].map(|()| Lease::unbounded().signal());
+        for at in 0..3 {
+            let lost = LostSignal::any([session.clone(), place.clone()]);
+            let parents = held_by(&backend, of_a_parent(), Grant::new().with_lost(lost));
+            let tenure = parents.lost_signal().clone();
+            let read = reading([&session, &place, &tenure][at]);
+            let (sender, dropped) = std::sync::mpsc::channel();
+            std::thread::spawn(move || {
+                drop(parents);
+                sender.send(())
+            });
+            let told = dropped.recv_timeout(Duration::from_secs(60));
+            drop(read);
+            assert_eq!(
+                told,
+                Ok(()),
+                "it waits for the thread that reads the signal {at}"
+            );
+        }
     }
 
     #[tokio::test]
