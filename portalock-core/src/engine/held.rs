@@ -3,6 +3,7 @@
 use std::{
     fmt,
     future::Future,
+    panic::{AssertUnwindSafe, catch_unwind},
     pin::pin,
     sync::{Arc, OnceLock},
 };
@@ -135,10 +136,6 @@ impl<S: Service<D>, D: Demand> Held<S, D> {
         }
     }
 
-    fn ended(&self) {
-        self.hold.ended(self.service.kind(), &self.request.name);
-    }
-
     fn lost_by(&self, loss: Loss) -> LockError {
         tracing::warn!(name = %self.request.name, owner = %self.request.owner, %loss, "lost");
         LockError::Lost {
@@ -150,24 +147,27 @@ impl<S: Service<D>, D: Demand> Held<S, D> {
 
 impl<S: Service<D>, D: Demand> Drop for Held<S, D> {
     fn drop(&mut self) {
-        if !self.armed {
-            return self.ended();
+        let mut loss = None;
+        if self.armed {
+            loss = self.loss();
+            self.settle();
+            reaper::release(
+                self.service.clone(),
+                self.request.clone(),
+                self.grant.lost.clone(),
+            );
         }
-        let loss = self.loss();
-        self.settle();
-        // Before the program's log and its metrics hear of it: they may panic, and the lock would stay held.
-        reaper::release(
-            self.service.clone(),
-            self.request.clone(),
-            self.grant.lost.clone(),
-        );
-        if let Some(loss) = loss {
-            self.hold.lost();
-            tracing::warn!(name = %self.request.name, owner = %self.request.owner, %loss, "lost");
-        } else {
-            tracing::debug!(name = %self.request.name, owner = %self.request.owner, "released by drop");
-        }
-        self.ended();
+        // After the release, and caught: the program's log and its metrics may panic. During unwinding, or in a second guard, that would
+        // abort the process.
+        let _ = catch_unwind(AssertUnwindSafe(|| {
+            if let Some(loss) = loss {
+                self.hold.lost();
+                tracing::warn!(name = %self.request.name, owner = %self.request.owner, %loss, "lost");
+            } else if self.armed {
+                tracing::debug!(name = %self.request.name, owner = %self.request.owner, "released by drop");
+            }
+            self.hold.ended(self.service.kind(), &self.request.name);
+        }));
     }
 }
 

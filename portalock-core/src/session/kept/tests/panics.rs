@@ -1,6 +1,7 @@
 //! Panics of a service, and of the log.
 
 use super::*;
+use crate::wakeups::tests::PanicsAt;
 
 #[tokio::test]
 async fn a_panic_in_a_chore_ends_the_session_and_tells_its_waiters() {
@@ -20,34 +21,6 @@ async fn a_panic_in_a_chore_ends_the_session_and_tells_its_waiters() {
         session.lease().loss(),
         Some(Loss::SessionEnded(_))
     ));
-}
-
-/// A log that panics at what names this reason.
-struct PanicsAt(&'static str);
-
-impl tracing::field::Visit for PanicsAt {
-    fn record_debug(&mut self, _: &tracing::field::Field, value: &dyn fmt::Debug) {
-        assert!(
-            !format!("{value:?}").contains(self.0),
-            "the test's own panic"
-        );
-    }
-}
-
-impl tracing::Subscriber for PanicsAt {
-    fn enabled(&self, _: &tracing::Metadata<'_>) -> bool {
-        true
-    }
-    fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
-        tracing::span::Id::from_u64(1)
-    }
-    fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
-    fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
-    fn event(&self, event: &tracing::Event<'_>) {
-        event.record(&mut Self(self.0));
-    }
-    fn enter(&self, _: &tracing::span::Id) {}
-    fn exit(&self, _: &tracing::span::Id) {}
 }
 
 /// As one that writes to a pipe that was closed.
