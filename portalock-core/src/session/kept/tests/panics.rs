@@ -28,7 +28,7 @@ async fn a_panic_in_a_chore_ends_the_session_and_tells_its_waiters() {
 async fn a_session_ends_in_good_order_though_the_log_and_its_chores_panic() {
     const WHY: &str = "its log panics at this";
     let (store, session, _sessions) = start_with(PATIENCE * 10).await;
-    store.chores_explode.store(true, Ordering::Release);
+    store.explodes.store(true, Ordering::Release);
     // Until then its chores have begun.
     let renewed = store.count(Event::Renewed);
     session.renew_now();
@@ -44,6 +44,18 @@ async fn a_session_ends_in_good_order_though_the_log_and_its_chores_panic() {
     let finished = tokio::time::timeout(PATIENCE, session.finished()).await;
     finished.expect("nobody hears of its end").unwrap();
     assert_eq!(store.count(Event::Ended), 1);
+}
+
+#[tokio::test]
+async fn a_session_whose_end_panics_when_it_is_dropped_tells_its_waiters_too() {
+    let (store, session, _sessions) = start_with(PATIENCE * 10).await;
+    store.end_hangs.store(true, Ordering::Release);
+    session.end(Loss::SessionEnded("the test ends it".into()));
+    // Another connection is tried when half of the time is over.
+    store.has_seen(Event::Connected, 2).await;
+    store.explodes.store(true, Ordering::Release);
+    let finished = tokio::time::timeout(PATIENCE, session.finished()).await;
+    finished.expect("nobody hears of its end").unwrap_err();
 }
 
 #[tokio::test]
