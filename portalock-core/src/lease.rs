@@ -6,12 +6,12 @@
 use std::{
     fmt,
     pin::pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError::WouldBlock},
 };
 
 use futures_util::future::{select, select_all};
 
-use crate::{Holder, clock::Instant, engine::timer, holder::Doer, wakeups::Listeners};
+use crate::{Holder, OwnerId, clock::Instant, engine::timer, holder::Doer, wakeups::Listeners};
 
 /// Why a lock was lost.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -269,6 +269,26 @@ impl LostSignal {
             tenure.loss = self.sources.loss();
         }
         tenure.loss.clone()
+    }
+
+    /// As [`loss`](Self::loss), for the guard of `owner`. None in a forked child if a thread of its parent was here during the fork:
+    /// it never leaves.
+    pub(crate) fn loss_of(&self, owner: OwnerId) -> Option<Loss> {
+        if !self.is_free() && owner.is_inherited() {
+            return None;
+        }
+        self.loss()
+    }
+
+    /// Whether no thread is here at the moment.
+    fn is_free(&self) -> bool {
+        let is_free = |shared: &Arc<Shared>| !matches!(shared.state.try_lock(), Err(WouldBlock));
+        let are_free = match &self.sources {
+            Sources::Never => true,
+            Sources::One(one) => is_free(one),
+            Sources::Any(some) => some.iter().all(Self::is_free),
+        };
+        are_free && self.tenure.as_ref().is_none_or(is_free)
     }
 
     /// Until when ownership is certain without a further renewal; `None` if no deadline is set.

@@ -287,7 +287,7 @@ impl<B: LockBackend> ReentrantGuard<B> {
     /// [`LockError::Lost`] with the reason.
     pub fn ensure_held(&self) -> Result<(), LockError> {
         self.lost
-            .loss()
+            .loss_of(self.owner)
             .map_or(Ok(()), |loss| Err(self.lost_by(loss)))
     }
 

@@ -284,6 +284,34 @@ pub(crate) mod tests {
         }
     }
 
+    /// A log that panics at what contains this text.
+    pub(crate) struct PanicsAt(pub(crate) &'static str);
+
+    impl tracing::field::Visit for PanicsAt {
+        fn record_debug(&mut self, _: &tracing::field::Field, value: &dyn fmt::Debug) {
+            assert!(
+                !format!("{value:?}").contains(self.0),
+                "the test's own panic"
+            );
+        }
+    }
+
+    impl tracing::Subscriber for PanicsAt {
+        fn enabled(&self, _: &tracing::Metadata<'_>) -> bool {
+            true
+        }
+        fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
+            tracing::span::Id::from_u64(1)
+        }
+        fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
+        fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
+        fn event(&self, event: &tracing::Event<'_>) {
+            event.record(&mut Self(self.0));
+        }
+        fn enter(&self, _: &tracing::span::Id) {}
+        fn exit(&self, _: &tracing::span::Id) {}
+    }
+
     #[tokio::test]
     async fn a_grant_comes_before_a_merged_wake_up() {
         let (sender, mut wakeups) = wakeups();

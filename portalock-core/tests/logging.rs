@@ -5,12 +5,16 @@
 use std::{
     fmt::Debug,
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+    task::{Context, Waker},
     time::Duration,
 };
 
 use futures_util::FutureExt;
-use portalock_core::{Lock, LockName, MemoryBackend, Policy};
+use portalock_core::{Lock, LockName, LockSet, MemoryBackend, Policy};
 use tracing::{
     Event, Metadata, Subscriber,
     field::{Field, Visit},
@@ -23,6 +27,8 @@ struct Log {
     lines: Arc<Mutex<Vec<String>>>,
     /// As one that writes to a pipe that was closed.
     panics: bool,
+    /// When a span is entered.
+    span_panics: Arc<AtomicBool>,
 }
 
 struct Line(String);
@@ -58,7 +64,10 @@ impl Subscriber for Log {
         self.lines.lock().unwrap().push(line.0);
         assert!(!self.panics, "the test's own panic");
     }
-    fn enter(&self, _: &span::Id) {}
+    fn enter(&self, _: &span::Id) {
+        let panics = self.span_panics.load(Ordering::Relaxed);
+        assert!(!panics, "the test's own panic");
+    }
     fn exit(&self, _: &span::Id) {}
 }
 
@@ -105,18 +114,48 @@ fn every_step_of_a_locks_life_is_logged_with_fields() {
     assert_eq!(contended.count(), 1, "{lines:#?}");
 }
 
+/// The process would abort if two guards panicked, or one during unwinding.
 #[test]
-fn a_dropped_guard_is_released_though_the_log_panics() {
-    let lock = Lock::new(MemoryBackend::new(), "deploy").unwrap();
-    let guard = lock.try_acquire().now_or_never().unwrap().unwrap();
-    let log = Log {
-        panics: true,
-        ..Log::default()
-    };
-    tracing::subscriber::with_default(log, || {
-        let dropped = catch_unwind(AssertUnwindSafe(|| drop(guard)));
-        assert!(dropped.is_err(), "nothing was logged");
+fn dropped_guards_are_released_though_the_log_panics() {
+    let backend = MemoryBackend::new();
+    let set = LockSet::new(backend.clone(), ["deploy", "migrate"]).unwrap();
+    let log = Log::default();
+    for unwinds in [false, true] {
+        let guards = set.try_acquire().now_or_never().unwrap().unwrap();
+        log.lines.lock().unwrap().clear();
+        let log = Log {
+            panics: true,
+            ..log.clone()
+        };
+        let lines = log.lines.clone();
+        let dropped = tracing::subscriber::with_default(log, || {
+            catch_unwind(AssertUnwindSafe(|| {
+                let _guards = guards;
+                assert!(!unwinds, "the test's own panic");
+            }))
+        });
+        assert_eq!(dropped.is_err(), unwinds);
+        assert_eq!(lines.lock().unwrap().len(), 2, "not each was logged");
+        assert_eq!(backend.names_in_use(), 0, "they stayed held");
+    }
+}
+
+/// As one that writes when a span is entered.
+#[test]
+fn a_dropped_call_leaves_the_queue_though_the_log_panics() {
+    let backend = MemoryBackend::new();
+    let lock = Lock::new(backend.clone(), "deploy").unwrap();
+    let log = Log::default();
+    tracing::subscriber::with_default(log.clone(), || {
+        let guard = lock.try_acquire().now_or_never().unwrap().unwrap();
+        let mut waiting = Box::pin(lock.acquire());
+        let nobodys = &mut Context::from_waker(Waker::noop());
+        assert!(waiting.as_mut().poll(nobodys).is_pending());
+        log.span_panics.store(true, Ordering::Relaxed);
+        let dropped = catch_unwind(AssertUnwindSafe(|| drop(waiting)));
+        log.span_panics.store(false, Ordering::Relaxed);
+        assert!(dropped.is_err(), "no span was entered");
+        drop(guard);
     });
-    let again = lock.try_acquire().now_or_never();
-    assert!(again.unwrap().is_ok(), "it stayed held");
+    assert_eq!(backend.names_in_use(), 0, "it was granted");
 }

@@ -3,9 +3,22 @@
 #![cfg(feature = "metrics")]
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::{collections::HashMap, time::Duration};
+use std::{
+    collections::HashMap,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    task::{Context, Waker},
+    time::Duration,
+};
 
-use metrics::Unit;
+use futures_util::FutureExt;
+use metrics::{
+    Counter, Gauge, GaugeFn, Histogram, HistogramFn, Key, KeyName, Metadata, Recorder,
+    SharedString, Unit,
+};
 use metrics_util::debugging::{DebugValue, DebuggingRecorder};
 use portalock_core::{Lock, MemoryBackend, Policy, Pool, metrics::describe};
 
@@ -109,4 +122,70 @@ fn waits_and_holds_are_counted_by_their_outcome() {
     }
     let waiters = format!("portalock_waiters {backend}");
     assert_eq!(seen.get(&waiters), Some(&0.0), "{seen:?}");
+}
+
+/// A recorder that panics from some time on, as one whose mutex is poisoned.
+#[derive(Clone, Default)]
+struct Panics(Arc<AtomicBool>);
+
+impl Panics {
+    fn record(&self) {
+        assert!(!self.0.load(Ordering::Relaxed), "the test's own panic");
+    }
+}
+
+impl HistogramFn for Panics {
+    fn record(&self, _: f64) {
+        Self::record(self);
+    }
+}
+
+impl GaugeFn for Panics {
+    fn increment(&self, _: f64) {
+        self.record();
+    }
+    fn decrement(&self, _: f64) {
+        self.record();
+    }
+    fn set(&self, _: f64) {
+        self.record();
+    }
+}
+
+impl Recorder for Panics {
+    fn describe_counter(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+    fn describe_gauge(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+    fn describe_histogram(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+    fn register_counter(&self, _: &Key, _: &Metadata<'_>) -> Counter {
+        Counter::noop()
+    }
+    fn register_gauge(&self, _: &Key, _: &Metadata<'_>) -> Gauge {
+        Gauge::from_arc(Arc::new(self.clone()))
+    }
+    fn register_histogram(&self, _: &Key, _: &Metadata<'_>) -> Histogram {
+        Histogram::from_arc(Arc::new(self.clone()))
+    }
+}
+
+#[test]
+fn a_recorder_that_panics_keeps_no_lock_held() {
+    let (backend, recorder) = (MemoryBackend::new(), Panics::default());
+    let lock = Lock::new(backend.clone(), "m").unwrap();
+    let panics = |panics| recorder.0.store(panics, Ordering::Relaxed);
+    metrics::with_local_recorder(&recorder, || {
+        let guard = lock.try_acquire().now_or_never().unwrap().unwrap();
+        let mut waiting = Box::pin(lock.acquire());
+        let nobodys = &mut Context::from_waker(Waker::noop());
+        assert!(waiting.as_mut().poll(nobodys).is_pending());
+        panics(true);
+        drop(guard);
+        // The one that waits is granted, and counts as a waiter no more.
+        let granted = catch_unwind(AssertUnwindSafe(|| waiting.as_mut().poll(nobodys)));
+        assert!(granted.is_err(), "nothing was recorded");
+        assert_eq!(backend.names_in_use(), 0, "it stayed held");
+        let granted = catch_unwind(AssertUnwindSafe(|| lock.try_acquire().now_or_never()));
+        assert!(granted.is_err(), "nothing was recorded");
+        panics(false);
+    });
+    assert_eq!(backend.names_in_use(), 0, "it stayed held");
 }

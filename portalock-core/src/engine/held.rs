@@ -3,6 +3,7 @@
 use std::{
     fmt,
     future::Future,
+    panic::{AssertUnwindSafe, catch_unwind},
     pin::pin,
     sync::{Arc, OnceLock},
 };
@@ -78,15 +79,17 @@ impl<S: Service<D>, D: Demand> Held<S, D> {
 
     /// Why the lock was lost, if it was.
     pub(crate) fn loss(&self) -> Option<Loss> {
-        match self.tenure.get() {
-            Some(tenure) => tenure.lost.loss(),
-            None => self.grant.lost.loss(),
-        }
+        let tenure = self.tenure.get();
+        let lost = tenure.map_or(&self.grant.lost, |tenure| &tenure.lost);
+        lost.loss_of(self.owner())
     }
 
     /// From now on, no signal of this guard fires if it has not fired yet.
     fn settle(&self) {
-        if let Some(tenure) = self.tenure.get() {
+        // In a forked child a thread of the parent may stay in the lease.
+        if let Some(tenure) = self.tenure.get()
+            && !self.owner().is_inherited()
+        {
             tenure.lease.settle();
         }
     }
@@ -133,10 +136,6 @@ impl<S: Service<D>, D: Demand> Held<S, D> {
         }
     }
 
-    fn ended(&self) {
-        self.hold.ended(self.service.kind(), &self.request.name);
-    }
-
     fn lost_by(&self, loss: Loss) -> LockError {
         tracing::warn!(name = %self.request.name, owner = %self.request.owner, %loss, "lost");
         LockError::Lost {
@@ -148,24 +147,27 @@ impl<S: Service<D>, D: Demand> Held<S, D> {
 
 impl<S: Service<D>, D: Demand> Drop for Held<S, D> {
     fn drop(&mut self) {
-        if !self.armed {
-            return self.ended();
+        let mut loss = None;
+        if self.armed {
+            loss = self.loss();
+            self.settle();
+            reaper::release(
+                self.service.clone(),
+                self.request.clone(),
+                self.grant.lost.clone(),
+            );
         }
-        let loss = self.loss();
-        self.settle();
-        // Before the program's log and its metrics hear of it: they may panic, and the lock would stay held.
-        reaper::release(
-            self.service.clone(),
-            self.request.clone(),
-            self.grant.lost.clone(),
-        );
-        if let Some(loss) = loss {
-            self.hold.lost();
-            tracing::warn!(name = %self.request.name, owner = %self.request.owner, %loss, "lost");
-        } else {
-            tracing::debug!(name = %self.request.name, owner = %self.request.owner, "released by drop");
-        }
-        self.ended();
+        // After the release, and caught: the program's log and its metrics may panic. During unwinding, or in a second guard, that would
+        // abort the process.
+        let _ = catch_unwind(AssertUnwindSafe(|| {
+            if let Some(loss) = loss {
+                self.hold.lost();
+                tracing::warn!(name = %self.request.name, owner = %self.request.owner, %loss, "lost");
+            } else if self.armed {
+                tracing::debug!(name = %self.request.name, owner = %self.request.owner, "released by drop");
+            }
+            self.hold.ended(self.service.kind(), &self.request.name);
+        }));
     }
 }
 
@@ -203,7 +205,7 @@ mod tests {
     use super::*;
     use crate::{
         Attempt, BackendError, Capabilities, LockBackend, LockRequest, Mode, Patience, Scope,
-        engine::service::Locks, request::tests::of_a_parent,
+        engine::service::Locks, lease::tests::reading, request::tests::of_a_parent,
     };
 
     /// Tells which calls it got.
@@ -228,10 +230,39 @@ mod tests {
     }
 
     fn held(backend: &Arc<Heard>, owner: OwnerId) -> Held<Locks<Heard>, Mode> {
+        held_by(backend, owner, Grant::new())
+    }
+
+    fn held_by(backend: &Arc<Heard>, owner: OwnerId, grant: Grant) -> Held<Locks<Heard>, Mode> {
         let name = LockName::new("job").unwrap();
         let mut request = LockRequest::new(name, Mode::Exclusive, Patience::Once);
         request.owner = owner;
-        Held::new(Locks(backend.clone()), Arc::new(request), Grant::new())
+        Held::new(Locks(backend.clone()), Arc::new(request), grant)
+    }
+
+    /// The lease of a session is that of all its guards, and other threads of the parent often read it.
+    #[test]
+    fn a_forked_child_that_drops_a_guard_waits_for_no_thread_of_its_parent() {
+        let backend = Arc::new(Heard::default());
+        let [session, place] = [(); 2].map(|()| Lease::unbounded().signal());
+        for at in 0..3 {
+            let lost = LostSignal::any([session.clone(), place.clone()]);
+            let parents = held_by(&backend, of_a_parent(), Grant::new().with_lost(lost));
+            let tenure = parents.lost_signal().clone();
+            let read = reading([&session, &place, &tenure][at]);
+            let (sender, dropped) = std::sync::mpsc::channel();
+            std::thread::spawn(move || {
+                drop(parents);
+                sender.send(())
+            });
+            let told = dropped.recv_timeout(Duration::from_secs(60));
+            drop(read);
+            assert_eq!(
+                told,
+                Ok(()),
+                "it waits for the thread that reads the signal {at}"
+            );
+        }
     }
 
     #[tokio::test]

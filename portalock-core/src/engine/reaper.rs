@@ -179,17 +179,20 @@ impl<S: Service<D>, D: Demand> Cleanup<S, D> {
     }
 
     async fn run(mut self) {
+        let mut is_answered = true;
         if let Some(attempt) = self.in_flight.take() {
             match bound(Instant::now().checked_add(SEE_OUT), attempt).await {
                 Some(Ok(Ok(Attempt::Granted(grant)))) => self.lost = grant.lost,
                 Some(Ok(_)) => {}
-                Some(Err(_)) | None => {
-                    tracing::warn!(name = %self.request.name, owner = %self.request.owner,
-                        "an abandoned attempt never ended, or panicked: its owner is released all the same");
-                }
+                Some(Err(_)) | None => is_answered = false,
             }
         }
         self.release().await;
+        // Last, because the program's log may panic, and the lock would stay held.
+        if !is_answered {
+            tracing::warn!(name = %self.request.name, owner = %self.request.owner,
+                "an abandoned attempt never ended, or panicked: its owner was released all the same");
+        }
     }
 
     async fn release(&mut self) {
@@ -244,7 +247,7 @@ mod tests {
     use super::*;
     use crate::{
         BackendErrorKind, Capabilities, LockName, LockRequest, Mode, Patience, Released, Scope,
-        Wakeups, background::tests::without_threads,
+        Wakeups, background::tests::without_threads, wakeups::tests::PanicsAt,
     };
 
     /// Never releases anything, unless it does so at once: it answers with this error, or not at all.
@@ -387,6 +390,25 @@ mod tests {
         let in_flight: InFlight = Box::pin(future::pending());
         let answer = Some(BackendErrorKind::Misconfigured);
         assert_eq!(given_up(answer, Some(in_flight)).await, (1, SEE_OUT));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_attempt_that_panicked_is_released_though_the_log_panics_too() {
+        let backend = Arc::new(Stubborn {
+            answer: Some(BackendErrorKind::Misconfigured),
+            asked: AtomicUsize::new(0),
+            at_once: false,
+            panics_first: false,
+        });
+        let name = LockName::new("job").unwrap();
+        let request = LockRequest::new(name, Mode::Exclusive, Patience::Once);
+        let panics = in_flight(async { panic!("the test's own panic") });
+        let lost = LostSignal::never();
+        let cleanup = Cleanup::new(backend.clone(), Arc::new(request), Some(panics), lost);
+        let _log = tracing::subscriber::set_default(PanicsAt("an abandoned attempt"));
+        let cleaned_up = AssertUnwindSafe(cleanup.run()).catch_unwind().await;
+        assert!(cleaned_up.is_err(), "nothing was logged");
+        assert_eq!(backend.asked.load(Ordering::Relaxed), 1);
     }
 
     #[tokio::test(start_paused = true)]

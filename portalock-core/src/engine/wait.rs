@@ -75,10 +75,10 @@ pub(crate) async fn acquire<S: Service<D>, D: Demand>(
         round_trip: Duration::ZERO,
     };
     let name = request.name.clone();
-    let result = wait
-        .run(Place::new(service.clone(), request))
-        .instrument(span)
-        .await;
+    // Outside the wait and its span: if a destructor there panics, the owner is released.
+    let mut place = Place::new(service.clone(), request);
+    let granted = wait.run(&mut place).instrument(span).await;
+    let result = granted.map(|grant| place.into_held(grant));
     measure::waited(service.kind(), &name, since, &result);
     result
 }
@@ -185,21 +185,21 @@ enum Pause {
 impl Wait<'_> {
     async fn run<S: Service<D>, D: Demand>(
         mut self,
-        mut place: Place<S, D>,
-    ) -> Result<Held<S, D>, LockError> {
+        place: &mut Place<S, D>,
+    ) -> Result<Grant, LockError> {
         let mut line = Line::NotAsked;
         let mut waiter = None;
         loop {
-            match self.attempt(&mut place, &line).await? {
-                Some(Attempt::Granted(grant)) => return Ok(self.granted(place, grant)),
+            match self.attempt(place, &line).await? {
+                Some(Attempt::Granted(grant)) => return Ok(self.granted(grant)),
                 Some(Attempt::Contended(contention)) => {
-                    self.contended(&mut place, contention)?;
+                    self.contended(place, contention)?;
                     waiter.get_or_insert_with(|| {
                         measure::Waiter::new(place.service.kind(), &place.request.name)
                     });
                     if matches!(line, Line::NotAsked) {
                         debug!("waiting");
-                        line = self.subscribe(&mut place).await?;
+                        line = self.subscribe(place).await?;
                         let queued = self.seen.as_ref().is_some_and(|seen| seen.queued);
                         if matches!(line, Line::Open(_)) && !queued {
                             continue;
@@ -210,13 +210,13 @@ impl Wait<'_> {
             }
             match self.pause(&mut line).await {
                 Pause::Look => {}
-                Pause::Granted(grant) => return Ok(self.granted(place, grant)),
+                Pause::Granted(grant) => return Ok(self.granted(grant)),
                 Pause::Failed(error) => {
                     // The place in the queue ended with its session: take a new one, and subscribe again.
                     line = Line::NotAsked;
-                    self.failed(&place, &line, error)?;
+                    self.failed(place, &line, error)?;
                 }
-                Pause::Deadline => return Err(self.timed_out(&place)),
+                Pause::Deadline => return Err(self.timed_out(place)),
             }
         }
     }
@@ -260,9 +260,9 @@ impl Wait<'_> {
         }
     }
 
-    fn granted<S: Service<D>, D: Demand>(&self, place: Place<S, D>, grant: Grant) -> Held<S, D> {
+    fn granted(&self, grant: Grant) -> Grant {
         debug!(waited = ?self.since.elapsed(), attempts = self.attempts, token = grant.token.map(u64::from), "acquired");
-        place.into_held(grant)
+        grant
     }
 
     fn contended<S: Service<D>, D: Demand>(

@@ -38,6 +38,14 @@ pub(crate) fn block_on<F: Future>(future: F) -> F::Output {
     }
 }
 
+/// As what a thread of the parent holds that reads the signal during a fork.
+pub(crate) fn reading(signal: &LostSignal) -> impl Drop + '_ {
+    match (&signal.tenure, &signal.sources) {
+        (Some(read), _) | (None, Sources::One(read)) => read.lock(),
+        _ => panic!("nothing is locked"),
+    }
+}
+
 #[test]
 fn the_deadline_fires_on_any_executor() {
     let lease = Lease::until(Instant::now() + Duration::from_millis(50));

@@ -4,6 +4,7 @@ use super::*;
 use crate::{
     Grant, LockRequest, Loss, MemoryBackend, Patience,
     engine::{held::Held, service::Locks},
+    lease::tests::reading,
     request::tests::of_a_parent,
     wakeups::tests::Panics,
 };
@@ -167,6 +168,19 @@ fn a_forked_child_that_drops_a_guard_waits_for_no_thread_of_its_parent() {
     let dropped = dropped.recv_timeout(Duration::from_secs(60));
     drop(state);
     dropped.unwrap();
+}
+
+#[test]
+fn a_forked_child_that_releases_a_guard_waits_for_no_thread_of_its_parent() {
+    let lock = ReentrantLock::named(MemoryBackend::new(), "r").unwrap();
+    let parents = inherited(&lock);
+    let (sender, released) = std::sync::mpsc::channel();
+    let signal = parents.lost_signal();
+    let read = reading(&signal);
+    std::thread::spawn(move || sender.send(parents.release().now_or_never().is_some()));
+    let released = released.recv_timeout(Duration::from_secs(60));
+    drop(read);
+    assert_eq!(released, Ok(true));
 }
 
 #[tokio::test]

@@ -171,8 +171,11 @@ impl<S: Service> KeptSession<S> {
             self.end(Loss::SessionEnded(PANICKED.into()));
         }
         self.places.close();
-        let finished = timeout(self.service.request_timeout(), caught(self.finish())).await;
-        let finished = finished.unwrap_or_else(|_| Err(late::<S>()));
+        let finished = async {
+            let finished = timeout(self.service.request_timeout(), self.finish()).await;
+            finished.unwrap_or_else(|_| Err(late::<S>()))
+        };
+        let finished = caught(finished).await;
         self.finished.send_replace(Some(finished.clone()));
         // Last, because the program's log may panic, and nobody would hear of the end.
         let over = self.over();

@@ -89,13 +89,12 @@ impl<C: Clone + Send + Sync + 'static> PerRuntime<C> {
         };
         let entry = self.lock().get(&runtime.id()).cloned();
         if let Some(entry) = entry {
-            let mut connection = entry.connection();
-            let forgotten = connection.take_if(|connection| which(connection));
+            // Only until here under the connection's lock: `get` has the lock of `opening` when it takes that one.
+            let forgotten = entry.connection().take_if(|connection| which(connection));
             if forgotten.is_some() {
                 entry.opening.forget();
             }
             // A connection's own destructor may call this type again.
-            drop(connection);
             drop(forgotten);
         }
     }
@@ -270,6 +269,29 @@ mod tests {
             connections.forget(|_| true);
             drop(runtime.block_on(connect()).unwrap());
             connections.clear();
+        });
+    }
+
+    /// As after a reset: some calls give up a connection while others open the next one.
+    #[test]
+    fn calls_that_open_and_forget_do_not_wait_for_each_other() {
+        ends(|| {
+            let runtime = tokio::runtime::Builder::new_multi_thread().build().unwrap();
+            let connections = Arc::new(PerRuntime::new());
+            let calls: Vec<_> = (0..8)
+                .map(|_| {
+                    let connections = connections.clone();
+                    runtime.spawn(async move {
+                        for _ in 0..10_000 {
+                            connections.get(|| async { Ok(1) }).await.unwrap();
+                            connections.forget(|_| true);
+                        }
+                    })
+                })
+                .collect();
+            for call in calls {
+                runtime.block_on(call).unwrap();
+            }
         });
     }
 

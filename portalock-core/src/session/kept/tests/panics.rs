@@ -1,6 +1,7 @@
 //! Panics of a service, and of the log.
 
 use super::*;
+use crate::wakeups::tests::PanicsAt;
 
 #[tokio::test]
 async fn a_panic_in_a_chore_ends_the_session_and_tells_its_waiters() {
@@ -22,40 +23,12 @@ async fn a_panic_in_a_chore_ends_the_session_and_tells_its_waiters() {
     ));
 }
 
-/// A log that panics at what names this reason.
-struct PanicsAt(&'static str);
-
-impl tracing::field::Visit for PanicsAt {
-    fn record_debug(&mut self, _: &tracing::field::Field, value: &dyn fmt::Debug) {
-        assert!(
-            !format!("{value:?}").contains(self.0),
-            "the test's own panic"
-        );
-    }
-}
-
-impl tracing::Subscriber for PanicsAt {
-    fn enabled(&self, _: &tracing::Metadata<'_>) -> bool {
-        true
-    }
-    fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
-        tracing::span::Id::from_u64(1)
-    }
-    fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
-    fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
-    fn event(&self, event: &tracing::Event<'_>) {
-        event.record(&mut Self(self.0));
-    }
-    fn enter(&self, _: &tracing::span::Id) {}
-    fn exit(&self, _: &tracing::span::Id) {}
-}
-
 /// As one that writes to a pipe that was closed.
 #[tokio::test]
 async fn a_session_ends_in_good_order_though_the_log_and_its_chores_panic() {
     const WHY: &str = "its log panics at this";
     let (store, session, _sessions) = start_with(PATIENCE * 10).await;
-    store.chores_explode.store(true, Ordering::Release);
+    store.explodes.store(true, Ordering::Release);
     // Until then its chores have begun.
     let renewed = store.count(Event::Renewed);
     session.renew_now();
@@ -71,6 +44,18 @@ async fn a_session_ends_in_good_order_though_the_log_and_its_chores_panic() {
     let finished = tokio::time::timeout(PATIENCE, session.finished()).await;
     finished.expect("nobody hears of its end").unwrap();
     assert_eq!(store.count(Event::Ended), 1);
+}
+
+#[tokio::test]
+async fn a_session_whose_end_panics_when_it_is_dropped_tells_its_waiters_too() {
+    let (store, session, _sessions) = start_with(PATIENCE * 10).await;
+    store.end_hangs.store(true, Ordering::Release);
+    session.end(Loss::SessionEnded("the test ends it".into()));
+    // Another connection is tried when half of the time is over.
+    store.has_seen(Event::Connected, 2).await;
+    store.explodes.store(true, Ordering::Release);
+    let finished = tokio::time::timeout(PATIENCE, session.finished()).await;
+    finished.expect("nobody hears of its end").unwrap_err();
 }
 
 #[tokio::test]

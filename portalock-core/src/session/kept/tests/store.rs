@@ -33,8 +33,10 @@ pub(super) struct Store {
     /// The next look panics.
     pub(super) look_panics: AtomicBool,
     pub(super) chore_panics: Notify,
-    /// The chores panic when they are dropped.
-    pub(super) chores_explode: AtomicBool,
+    /// The chores, and an end without an answer, panic when they are dropped.
+    pub(super) explodes: AtomicBool,
+    /// The service does not answer to the end.
+    pub(super) end_hangs: AtomicBool,
     /// Connections end as soon as they are made.
     pub(super) ends_connections: AtomicBool,
     /// Places that can't be released.
@@ -134,7 +136,7 @@ struct Explosive<'s>(&'s Store);
 
 impl Drop for Explosive<'_> {
     fn drop(&mut self) {
-        let explodes = self.0.chores_explode.load(Ordering::Acquire);
+        let explodes = self.0.explodes.load(Ordering::Acquire);
         assert!(!explodes, "the test's own panic");
     }
 }
@@ -332,6 +334,10 @@ impl<const ASKS: bool> Service for InStore<ASKS> {
         if store.first_is_deaf.load(Ordering::Acquire) && store.count(Event::Connected) < 2 {
             store.answer().await?;
             return Err(BackendError::new(BackendErrorKind::Unavailable, "deaf"));
+        }
+        if store.end_hangs.load(Ordering::Acquire) {
+            let _explosive = Explosive(store);
+            std::future::pending::<()>().await;
         }
         for place in session.places().left() {
             store.note(Event::Left(*place));
