@@ -313,16 +313,14 @@ mod tests {
         fn release<'a>(&'a self, _: &'a LockRequest) -> Answer<'a, Released> {
             let is_first = self.asked.fetch_add(1, Ordering::Relaxed) == 0;
             assert!(!(self.panics_first && is_first), "told to panic");
-            match self.answer {
-                Some(kind) => Box::pin(future::ready(Err(BackendError::new(kind, "told to fail")))),
-                None => {
-                    let explosive = self.explodes.then(|| Explosive);
-                    Box::pin(async move {
-                        let _explosive = explosive;
-                        future::pending().await
-                    })
-                }
+            if let Some(kind) = self.answer {
+                return Box::pin(future::ready(Err(BackendError::new(kind, "told to fail"))));
             }
+            let explosive = self.explodes.then(|| Explosive);
+            Box::pin(async move {
+                let _explosive = explosive;
+                future::pending().await
+            })
         }
 
         fn subscribe<'a>(&'a self, _: &'a LockRequest) -> Answer<'a, Option<Wakeups>> {

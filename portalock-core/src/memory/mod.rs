@@ -292,8 +292,8 @@ mod tests {
             });
             let listen = || LockBackend::subscribe(&backend, &waiting).now_or_never();
             let [mut first, mut again] = [(); 2].map(|()| listen().unwrap().unwrap().unwrap());
-            let waker = Arc::new(Uses(backend.clone())).into();
-            let mut context = Context::from_waker(&waker);
+            let uses = Arc::new(Uses(backend.clone())).into();
+            let mut context = Context::from_waker(&uses);
             let mut next = pin!(again.next());
             assert!(next.as_mut().poll(&mut context).is_pending());
             LockBackend::release_now(&backend, &waiting);
