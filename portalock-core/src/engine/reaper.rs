@@ -407,7 +407,7 @@ mod tests {
             at_once: || panic!("the test's own panic"),
             ..stubborn(Some(BackendErrorKind::Misconfigured))
         };
-        let _log = tracing::subscriber::set_default(PanicsAt("the backend panicked"));
+        let _log = PanicsAt("the backend panicked").install();
         assert_eq!(clean_up(backend, None).await, (1, Duration::ZERO));
     }
 
@@ -454,7 +454,7 @@ mod tests {
         let panics = in_flight(async { panic!("the test's own panic") });
         let lost = LostSignal::never();
         let cleanup = Cleanup::new(backend.clone(), Arc::new(job()), Some(panics), lost);
-        let _log = tracing::subscriber::set_default(PanicsAt("an abandoned attempt"));
+        let _log = PanicsAt("an abandoned attempt").install();
         let cleaned_up = AssertUnwindSafe(cleanup.run()).catch_unwind().await;
         assert!(cleaned_up.is_err(), "nothing was logged");
         assert_eq!(backend.asked.load(Ordering::Relaxed), 1);
