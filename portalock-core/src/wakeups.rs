@@ -273,6 +273,8 @@ impl fmt::Debug for WakeSender {
 
 #[cfg(test)]
 pub(crate) mod tests {
+    use std::sync::LazyLock;
+
     use super::*;
 
     /// As the waker of an event loop that has ended.
@@ -286,6 +288,18 @@ pub(crate) mod tests {
 
     /// A log that panics at what contains this text.
     pub(crate) struct PanicsAt(pub(crate) &'static str);
+
+    impl PanicsAt {
+        /// Makes it the log of this thread until the guard is dropped.
+        pub(crate) fn install(self) -> tracing::subscriber::DefaultGuard {
+            // Beside a second one that lives on. With a single one, tracing asks the log of the thread that comes to a line first
+            // whether the line is of interest, and that is the answer for all threads.
+            static SECOND: LazyLock<tracing::Dispatch> =
+                LazyLock::new(|| tracing::Dispatch::new(PanicsAt("nothing is logged here")));
+            LazyLock::force(&SECOND);
+            tracing::subscriber::set_default(self)
+        }
+    }
 
     impl tracing::field::Visit for PanicsAt {
         fn record_debug(&mut self, _: &tracing::field::Field, value: &dyn fmt::Debug) {

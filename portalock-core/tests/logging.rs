@@ -146,16 +146,21 @@ fn a_dropped_call_leaves_the_queue_though_the_log_panics() {
     let backend = MemoryBackend::new();
     let lock = Lock::new(backend.clone(), "deploy").unwrap();
     let log = Log::default();
-    tracing::subscriber::with_default(log.clone(), || {
-        let guard = lock.try_acquire().now_or_never().unwrap().unwrap();
-        let mut waiting = Box::pin(lock.acquire());
-        let nobodys = &mut Context::from_waker(Waker::noop());
-        assert!(waiting.as_mut().poll(nobodys).is_pending());
-        log.span_panics.store(true, Ordering::Relaxed);
-        let dropped = catch_unwind(AssertUnwindSafe(|| drop(waiting)));
-        log.span_panics.store(false, Ordering::Relaxed);
-        assert!(dropped.is_err(), "no span was entered");
-        drop(guard);
-    });
-    assert_eq!(backend.names_in_use(), 0, "it was granted");
+    for unwinds in [false, true] {
+        tracing::subscriber::with_default(log.clone(), || {
+            let guard = lock.try_acquire().now_or_never().unwrap().unwrap();
+            let mut waiting = Box::pin(lock.acquire());
+            let nobodys = &mut Context::from_waker(Waker::noop());
+            assert!(waiting.as_mut().poll(nobodys).is_pending());
+            log.span_panics.store(true, Ordering::Relaxed);
+            let dropped = catch_unwind(AssertUnwindSafe(|| {
+                let _waiting = waiting;
+                assert!(!unwinds, "the test's own panic");
+            }));
+            log.span_panics.store(false, Ordering::Relaxed);
+            assert_eq!(dropped.is_err(), unwinds);
+            drop(guard);
+        });
+        assert_eq!(backend.names_in_use(), 0, "it was granted");
+    }
 }

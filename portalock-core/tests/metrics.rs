@@ -189,3 +189,24 @@ fn a_recorder_that_panics_keeps_no_lock_held() {
     });
     assert_eq!(backend.names_in_use(), 0, "it stayed held");
 }
+
+/// The process would abort.
+#[test]
+fn a_call_is_dropped_during_unwinding_though_the_recorder_panics() {
+    let (backend, recorder) = (MemoryBackend::new(), Panics::default());
+    let lock = Lock::new(backend.clone(), "m").unwrap();
+    metrics::with_local_recorder(&recorder, || {
+        let guard = lock.try_acquire().now_or_never().unwrap().unwrap();
+        let mut waiting = Box::pin(lock.acquire());
+        let nobodys = &mut Context::from_waker(Waker::noop());
+        assert!(waiting.as_mut().poll(nobodys).is_pending());
+        recorder.0.store(true, Ordering::Relaxed);
+        let dropped = catch_unwind(AssertUnwindSafe(|| {
+            let _waiting = waiting;
+            recorder.record();
+        }));
+        assert!(dropped.is_err());
+        drop(guard);
+    });
+    assert_eq!(backend.names_in_use(), 0, "it was granted");
+}

@@ -5,6 +5,9 @@
 use crate::{LockError, LockName, clock::Instant, session::RenewalOutcome};
 
 #[cfg(feature = "metrics")]
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+#[cfg(feature = "metrics")]
 use crate::metrics::{HOLD, RENEWALS, WAIT, WAITERS, gauge, histogram, key};
 
 /// A call that began at `since` has ended, with a lock or without.
@@ -63,7 +66,8 @@ impl Waiter {
 #[cfg(feature = "metrics")]
 impl Drop for Waiter {
     fn drop(&mut self) {
-        self.gauge.decrement(1.0);
+        // Caught, because the program's recorder may panic: during unwinding, that would abort the process.
+        let _ = catch_unwind(AssertUnwindSafe(|| self.gauge.decrement(1.0)));
     }
 }
 

@@ -128,8 +128,12 @@ pub(crate) fn release<S: Service<D>, D: Demand>(
 /// Called by a dropped guard. A backend must not panic here. If it does, this must not abort the process, as a panic in
 /// a destructor does during unwinding.
 fn release_now<S: Service<D>, D: Demand>(service: &S, request: &Request<D>) -> bool {
-    catch_unwind(AssertUnwindSafe(|| service.release_now(request))).unwrap_or_else(|_| {
-        tracing::error!(name = %request.name, owner = %request.owner, "the backend panicked in `release_now`");
+    let is_released = catch_unwind(AssertUnwindSafe(|| service.release_now(request)));
+    is_released.unwrap_or_else(|_| {
+        // The log may have been what panicked.
+        let _ = catch_unwind(AssertUnwindSafe(|| {
+            tracing::error!(name = %request.name, owner = %request.owner, "the backend panicked in `release_now`");
+        }));
         false
     })
 }
@@ -170,9 +174,11 @@ impl<S: Service<D>, D: Demand> Cleanup<S, D> {
     }
 
     /// Runs on the background runtime, because the caller's runtime may block, or end before the clean-up does.
-    fn start(self) {
+    fn start(mut self) {
         // In a forked child this is a copy of the parent's hold or queue place, which the child must not release.
         if self.request.owner.is_inherited() {
+            // Not dropped: what it consists of may wait for a thread of the parent.
+            std::mem::forget(self.in_flight.take());
             return;
         }
         CALLS.spawn(self.run());
@@ -181,10 +187,12 @@ impl<S: Service<D>, D: Demand> Cleanup<S, D> {
     async fn run(mut self) {
         let mut is_answered = true;
         if let Some(attempt) = self.in_flight.take() {
-            match bound(Instant::now().checked_add(SEE_OUT), attempt).await {
-                Some(Ok(Ok(Attempt::Granted(grant)))) => self.lost = grant.lost,
-                Some(Ok(_)) => {}
-                Some(Err(_)) | None => is_answered = false,
+            let attempt = bound(Instant::now().checked_add(SEE_OUT), attempt);
+            // It may also panic when it is dropped.
+            match AssertUnwindSafe(attempt).catch_unwind().await {
+                Ok(Some(Ok(Ok(Attempt::Granted(grant))))) => self.lost = grant.lost,
+                Ok(Some(Ok(_))) => {}
+                _ => is_answered = false,
             }
         }
         self.release().await;
@@ -204,10 +212,11 @@ impl<S: Service<D>, D: Demand> Cleanup<S, D> {
         loop {
             // In a block, because a backend can panic before it returns a future.
             let release = async { self.service.release(&self.request).await };
-            let release = AssertUnwindSafe(release).catch_unwind();
-            let answer = bound(Instant::now().checked_add(ONE_RELEASE), release).await;
-            // A panic is no answer: tokio panics if a release needs a thread and the system gives none at the moment.
-            let answer = answer.and_then(Result::ok);
+            let release = bound(Instant::now().checked_add(ONE_RELEASE), release);
+            // A panic is no answer, also one when the call is dropped: tokio panics if a release needs a thread and the system gives
+            // none at the moment.
+            let answer = AssertUnwindSafe(release).catch_unwind().await;
+            let answer = answer.ok().flatten();
             let error = match answer {
                 Some(Ok(_)) => return,
                 // Release at least once, because the backend itself may have a record of the owner.
@@ -247,7 +256,8 @@ mod tests {
     use super::*;
     use crate::{
         BackendErrorKind, Capabilities, LockName, LockRequest, Mode, Patience, Released, Scope,
-        Wakeups, background::tests::without_threads, wakeups::tests::PanicsAt,
+        Wakeups, background::tests::without_threads, request::tests::of_a_parent,
+        wakeups::tests::PanicsAt,
     };
 
     /// Never releases anything, unless it does so at once: it answers with this error, or not at all.
@@ -255,8 +265,42 @@ mod tests {
     struct Stubborn {
         answer: Option<BackendErrorKind>,
         asked: AtomicUsize,
-        at_once: bool,
+        at_once: fn() -> bool,
         panics_first: bool,
+        /// A release without an answer panics when it is dropped.
+        explodes: bool,
+    }
+
+    fn stubborn(answer: Option<BackendErrorKind>) -> Stubborn {
+        Stubborn {
+            answer,
+            asked: AtomicUsize::new(0),
+            at_once: || false,
+            panics_first: false,
+            explodes: false,
+        }
+    }
+
+    struct Explosive;
+
+    impl Drop for Explosive {
+        fn drop(&mut self) {
+            panic!("the test's own panic");
+        }
+    }
+
+    fn job() -> LockRequest {
+        let name = LockName::new("job").unwrap();
+        LockRequest::new(name, Mode::Exclusive, Patience::Once)
+    }
+
+    /// Never ends, and panics when it is dropped.
+    fn explosive() -> InFlight {
+        let explosive = Explosive;
+        in_flight(async move {
+            let _explosive = explosive;
+            future::pending().await
+        })
     }
 
     type Answer<'a, T> = BoxFuture<'a, Result<T, BackendError>>;
@@ -269,10 +313,14 @@ mod tests {
         fn release<'a>(&'a self, _: &'a LockRequest) -> Answer<'a, Released> {
             let is_first = self.asked.fetch_add(1, Ordering::Relaxed) == 0;
             assert!(!(self.panics_first && is_first), "told to panic");
-            match self.answer {
-                Some(kind) => Box::pin(future::ready(Err(BackendError::new(kind, "told to fail")))),
-                None => Box::pin(future::pending()),
+            if let Some(kind) = self.answer {
+                return Box::pin(future::ready(Err(BackendError::new(kind, "told to fail"))));
             }
+            let explosive = self.explodes.then(|| Explosive);
+            Box::pin(async move {
+                let _explosive = explosive;
+                future::pending().await
+            })
         }
 
         fn subscribe<'a>(&'a self, _: &'a LockRequest) -> Answer<'a, Option<Wakeups>> {
@@ -280,7 +328,7 @@ mod tests {
         }
 
         fn release_now(&self, _: &LockRequest) -> bool {
-            self.at_once
+            (self.at_once)()
         }
 
         fn capabilities(&self) -> Capabilities {
@@ -297,22 +345,14 @@ mod tests {
         answer: Option<BackendErrorKind>,
         in_flight: Option<InFlight>,
     ) -> (usize, Duration) {
-        let backend = Stubborn {
-            answer,
-            asked: AtomicUsize::new(0),
-            at_once: false,
-            panics_first: false,
-        };
-        clean_up(backend, in_flight).await
+        clean_up(stubborn(answer), in_flight).await
     }
 
     async fn clean_up(backend: Stubborn, in_flight: Option<InFlight>) -> (usize, Duration) {
         let backend = Arc::new(backend);
-        let name = LockName::new("job").unwrap();
-        let request = LockRequest::new(name, Mode::Exclusive, Patience::Once);
         let start = Instant::now();
         let lost = LostSignal::never();
-        Cleanup::new(backend.clone(), Arc::new(request), in_flight, lost)
+        Cleanup::new(backend.clone(), Arc::new(job()), in_flight, lost)
             .run()
             .await;
         (backend.asked.load(Ordering::Relaxed), start.elapsed())
@@ -341,20 +381,42 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_service_that_is_silent_is_given_up_as_well() {
-        let (asked, time) = given_up(None, None).await;
-        assert!(time >= ALL_RELEASES && time <= ALL_RELEASES + ONE_RELEASE + LONGEST_PAUSE);
-        assert!((8..16).contains(&asked), "{asked} times");
+        for explodes in [false, true] {
+            let backend = Stubborn {
+                explodes,
+                ..stubborn(None)
+            };
+            let (asked, time) = clean_up(backend, None).await;
+            assert!(time >= ALL_RELEASES && time <= ALL_RELEASES + ONE_RELEASE + LONGEST_PAUSE);
+            assert!((8..16).contains(&asked), "{asked} times");
+        }
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_release_that_panicked_is_repeated() {
         let backend = Stubborn {
-            answer: Some(BackendErrorKind::Misconfigured),
-            asked: AtomicUsize::new(0),
-            at_once: false,
             panics_first: true,
+            ..stubborn(Some(BackendErrorKind::Misconfigured))
         };
         assert_eq!(clean_up(backend, None).await, (2, FIRST_PAUSE));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_release_goes_on_though_the_backend_panics_and_the_log_too() {
+        let backend = Stubborn {
+            at_once: || panic!("the test's own panic"),
+            ..stubborn(Some(BackendErrorKind::Misconfigured))
+        };
+        let _log = PanicsAt("the backend panicked").install();
+        assert_eq!(clean_up(backend, None).await, (1, Duration::ZERO));
+    }
+
+    #[test]
+    fn a_forked_child_does_not_drop_what_its_parent_has_in_flight() {
+        let mut request = job();
+        request.owner = of_a_parent();
+        let (backend, lost) = (Arc::new(stubborn(None)), LostSignal::never());
+        Cleanup::new(backend, Arc::new(request), Some(explosive()), lost).start();
     }
 
     #[cfg(target_os = "linux")]
@@ -365,15 +427,8 @@ mod tests {
         ) {
             return;
         }
-        let backend = Stubborn {
-            answer: Some(BackendErrorKind::Unavailable),
-            asked: AtomicUsize::new(0),
-            at_once: false,
-            panics_first: false,
-        };
-        let backend = Arc::new(backend);
-        let name = LockName::new("job").unwrap();
-        let request = Arc::new(LockRequest::new(name, Mode::Exclusive, Patience::Once));
+        let backend = Arc::new(stubborn(Some(BackendErrorKind::Unavailable)));
+        let request = Arc::new(job());
         let runtime = tokio::runtime::Builder::new_current_thread()
             .build()
             .unwrap();
@@ -387,25 +442,19 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn an_attempt_that_never_ends_is_released_all_the_same() {
-        let in_flight: InFlight = Box::pin(future::pending());
-        let answer = Some(BackendErrorKind::Misconfigured);
-        assert_eq!(given_up(answer, Some(in_flight)).await, (1, SEE_OUT));
+        for in_flight in [in_flight(future::pending()), explosive()] {
+            let answer = Some(BackendErrorKind::Misconfigured);
+            assert_eq!(given_up(answer, Some(in_flight)).await, (1, SEE_OUT));
+        }
     }
 
     #[tokio::test(start_paused = true)]
     async fn an_attempt_that_panicked_is_released_though_the_log_panics_too() {
-        let backend = Arc::new(Stubborn {
-            answer: Some(BackendErrorKind::Misconfigured),
-            asked: AtomicUsize::new(0),
-            at_once: false,
-            panics_first: false,
-        });
-        let name = LockName::new("job").unwrap();
-        let request = LockRequest::new(name, Mode::Exclusive, Patience::Once);
+        let backend = Arc::new(stubborn(Some(BackendErrorKind::Misconfigured)));
         let panics = in_flight(async { panic!("the test's own panic") });
         let lost = LostSignal::never();
-        let cleanup = Cleanup::new(backend.clone(), Arc::new(request), Some(panics), lost);
-        let _log = tracing::subscriber::set_default(PanicsAt("an abandoned attempt"));
+        let cleanup = Cleanup::new(backend.clone(), Arc::new(job()), Some(panics), lost);
+        let _log = PanicsAt("an abandoned attempt").install();
         let cleaned_up = AssertUnwindSafe(cleanup.run()).catch_unwind().await;
         assert!(cleaned_up.is_err(), "nothing was logged");
         assert_eq!(backend.asked.load(Ordering::Relaxed), 1);
@@ -414,10 +463,8 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn an_abandoned_attempt_is_released_at_once_where_that_is_possible() {
         let backend = Stubborn {
-            answer: None,
-            asked: AtomicUsize::new(0),
-            at_once: true,
-            panics_first: false,
+            at_once: || true,
+            ..stubborn(None)
         };
         let granted = in_flight(async { Ok(Attempt::Granted(crate::Grant::new())) });
         assert_eq!(clean_up(backend, Some(granted)).await, (0, Duration::ZERO));

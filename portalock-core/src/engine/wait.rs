@@ -1,9 +1,9 @@
 //! One acquisition, from the first attempt to the grant: try, subscribe, try again, sleep until woken.
 
-use std::{panic::resume_unwind, sync::Arc, time::Duration};
+use std::{future::poll_fn, panic::resume_unwind, pin::pin, sync::Arc, time::Duration};
 
 use futures_util::{future::lazy, pending};
-use tracing::{Instrument, debug};
+use tracing::debug;
 
 use super::{
     backoff::Backoff,
@@ -75,9 +75,13 @@ pub(crate) async fn acquire<S: Service<D>, D: Demand>(
         round_trip: Duration::ZERO,
     };
     let name = request.name.clone();
-    // Outside the wait and its span: if a destructor there panics, the owner is released.
+    // Outside the wait: if a destructor there panics, the owner is released.
     let mut place = Place::new(service.clone(), request);
-    let granted = wait.run(&mut place).instrument(span).await;
+    let granted = {
+        let mut waiting = pin!(wait.run(&mut place));
+        // Dropped outside the span: the program's log may panic when a span is entered, during unwinding too.
+        poll_fn(|context| span.in_scope(|| waiting.as_mut().poll(context))).await
+    };
     let result = granted.map(|grant| place.into_held(grant));
     measure::waited(service.kind(), &name, since, &result);
     result

@@ -232,7 +232,15 @@ impl fmt::Debug for MemoryBackend {
 
 #[cfg(test)]
 mod tests {
-    use std::{sync::mpsc, thread, time::Duration};
+    use std::{
+        pin::pin,
+        sync::mpsc,
+        task::{Context, Wake},
+        thread,
+        time::Duration,
+    };
+
+    use futures_util::FutureExt;
 
     use super::*;
     use crate::{Mode, Patience, Permits, request::tests::of_a_parent};
@@ -259,5 +267,40 @@ mod tests {
         let released = released.recv_timeout(Duration::from_secs(60));
         drop((locks, semaphores));
         assert_eq!(released, Ok((true, true)));
+    }
+
+    /// As that of an executor that polls at once.
+    struct Uses(MemoryBackend);
+
+    impl Wake for Uses {
+        fn wake(self: Arc<Self>) {
+            self.0.names_in_use();
+        }
+    }
+
+    #[test]
+    fn a_waiter_that_still_listens_is_woken_after_its_release() {
+        let (sender, released) = mpsc::channel();
+        thread::spawn(move || {
+            let backend = MemoryBackend::new();
+            let [_, waiting] = [(); 2].map(|()| {
+                let name = LockName::new("a").unwrap();
+                let request = LockRequest::new(name, Mode::Exclusive, Patience::Queue);
+                let attempt = LockBackend::try_acquire(&backend, &request).now_or_never();
+                let _kept = attempt.unwrap().unwrap();
+                request
+            });
+            let listen = || LockBackend::subscribe(&backend, &waiting).now_or_never();
+            let [mut first, mut again] = [(); 2].map(|()| listen().unwrap().unwrap().unwrap());
+            let uses = Arc::new(Uses(backend.clone())).into();
+            let mut context = Context::from_waker(&uses);
+            let mut next = pin!(again.next());
+            assert!(next.as_mut().poll(&mut context).is_pending());
+            LockBackend::release_now(&backend, &waiting);
+            let wakes = [next.now_or_never(), first.next().now_or_never()];
+            sender.send(wakes.map(|wake| wake.is_some()))
+        });
+        let released = released.recv_timeout(Duration::from_secs(60));
+        assert_eq!(released, Ok([true, true]));
     }
 }

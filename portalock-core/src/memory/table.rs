@@ -76,6 +76,8 @@ pub(super) struct Table {
 pub(super) enum News {
     Granted(WakeSender, Grant),
     Lost(Lease),
+    /// The line of a waiter that was released: if it still listens, dropping this wakes it.
+    Left(WakeSender),
 }
 
 /// A message to a watch, told as [`News`] is.
@@ -94,6 +96,7 @@ impl News {
             // grant; or it has stopped, and the engine is about to release it.
             Self::Granted(line, grant) => drop(line.grant(grant)),
             Self::Lost(lease) => lease.tell(),
+            Self::Left(line) => drop(line),
         }
     }
 }
@@ -206,7 +209,8 @@ impl Table {
             Some(_) => Released::Freed,
             None => Released::NotHeld,
         };
-        entry.leave_queue(owner);
+        let left = entry.leave_queue(owner).and_then(|waiter| waiter.line);
+        self.news.extend(left.map(News::Left));
         entry.serve(&mut self.last_token, &mut self.news);
         if entry.is_unused() {
             let entry = slot.remove();
@@ -305,7 +309,8 @@ impl Table {
                 .get(&owner)
                 .and_then(|place| entry.queue.get_mut(place))
             {
-                waiter.line = Some(sender);
+                self.news
+                    .extend(waiter.line.replace(sender).map(News::Left));
             }
         }
         wakeups
@@ -330,13 +335,12 @@ impl Entry {
         self.held.is_empty() && self.queue.is_empty()
     }
 
-    fn leave_queue(&mut self, owner: OwnerId) {
+    fn leave_queue(&mut self, owner: OwnerId) -> Option<Waiter> {
         if self.queue.is_empty() {
-            return;
+            return None;
         }
-        if let Some(place) = self.places.remove(&owner) {
-            self.queue.remove(&place);
-        }
+        let place = self.places.remove(&owner)?;
+        self.queue.remove(&place)
     }
 
     fn fits(&self, weight: Weight) -> bool {

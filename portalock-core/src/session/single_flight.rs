@@ -41,6 +41,8 @@ impl<T: Clone + Send + Sync + 'static> SingleFlight<T> {
         R: Future<Output = Result<T, BackendError>> + Send + 'static,
     {
         let start = {
+            // Declared first, so that it is dropped after the lock: a value's own destructor may call this type again.
+            let _former;
             let mut present = self.0.lock().unwrap_or_else(PoisonError::into_inner);
             // This is checked under the lock, because a start that has just ended has kept its value.
             if let Some(value) = ready() {
@@ -58,7 +60,8 @@ impl<T: Clone + Send + Sync + 'static> SingleFlight<T> {
                     let outcome = making.await;
                     let _ = running.0.outcome.set(outcome);
                 });
-                present.insert(start).clone()
+                _former = present.replace(start.clone());
+                start
             }
         };
         loop {
@@ -72,9 +75,10 @@ impl<T: Clone + Send + Sync + 'static> SingleFlight<T> {
 
     /// Drops the outcome of a start that has ended, which would keep its value alive.
     pub(super) fn forget(&self) {
+        let _ended;
         let mut present = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if !present.as_ref().is_some_and(|start| start.is_under_way()) {
-            *present = None;
+            _ended = present.take();
         }
     }
 }
@@ -106,10 +110,12 @@ mod tests {
     use crate::wakeups::tests::Panics;
     use std::{
         sync::{
-            Arc,
+            Arc, Weak,
             atomic::{AtomicU32, Ordering},
+            mpsc,
         },
         task::{Context, Wake},
+        time::Duration,
     };
     use tokio::sync::Notify;
 
@@ -181,6 +187,42 @@ mod tests {
             .get(&Handle::current(), || None, || async { Ok(2) })
             .await;
         assert_eq!(next.unwrap(), 2);
+    }
+
+    /// As a connection that tells its backend of its end.
+    struct Calls(Weak<SingleFlight<Arc<Calls>>>);
+
+    impl Drop for Calls {
+        fn drop(&mut self) {
+            if let Some(flight) = self.0.upgrade() {
+                flight.forget();
+            }
+        }
+    }
+
+    #[test]
+    fn a_value_that_calls_it_when_it_is_dropped_does_not_wait_for_itself() {
+        let (done, is_done) = mpsc::channel();
+        std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .build()
+                .unwrap();
+            runtime.block_on(async {
+                let flight = Arc::new(SingleFlight::new());
+                for _ in 0..2 {
+                    let value = Arc::new(Calls(Arc::downgrade(&flight)));
+                    let make = || async { Ok(value) };
+                    flight.get(&Handle::current(), || None, make).await.unwrap();
+                }
+                done.send("replaced").unwrap();
+                flight.forget();
+                done.send("forgotten").unwrap();
+            });
+        });
+        for end in ["replaced", "forgotten"] {
+            let told = is_done.recv_timeout(Duration::from_secs(60));
+            assert_eq!(told, Ok(end), "it waits for itself");
+        }
     }
 
     #[tokio::test]

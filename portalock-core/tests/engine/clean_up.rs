@@ -1,9 +1,17 @@
 //! The clean-up after dropped calls and guards.
 
-use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
+    time::Duration,
+};
 
+use async_trait::async_trait;
 use futures_util::FutureExt;
-use portalock_core::{BackendErrorKind, Lease, LockError, Loss};
+use portalock_core::{
+    Attempt, BackendError, BackendErrorKind, Capabilities, Lease, Lock, LockBackend, LockError,
+    LockRequest, Loss, MemoryBackend, Released, Wakeups,
+};
 
 use crate::scripted::{Call, Scripted, Step, within_real_time};
 
@@ -30,6 +38,63 @@ async fn dropping_a_waiter_withdraws_its_place() {
         panic!()
     };
     assert_eq!(backend.first_release().await, owner);
+}
+
+/// Its subscriptions panic when they are dropped.
+#[derive(Debug)]
+struct Explodes(MemoryBackend);
+
+struct Explosive;
+
+impl Drop for Explosive {
+    fn drop(&mut self) {
+        panic!("the test's own panic");
+    }
+}
+
+#[async_trait]
+impl LockBackend for Explodes {
+    fn capabilities(&self) -> Capabilities {
+        LockBackend::capabilities(&self.0)
+    }
+
+    async fn try_acquire(&self, request: &LockRequest) -> Result<Attempt, BackendError> {
+        LockBackend::try_acquire(&self.0, request).await
+    }
+
+    async fn release(&self, request: &LockRequest) -> Result<Released, BackendError> {
+        LockBackend::release(&self.0, request).await
+    }
+
+    async fn subscribe(&self, request: &LockRequest) -> Result<Option<Wakeups>, BackendError> {
+        let wakeups = LockBackend::subscribe(&self.0, request).await?;
+        Ok(wakeups.map(|wakeups| wakeups.with_subscription(Explosive)))
+    }
+
+    fn release_now(&self, request: &LockRequest) -> bool {
+        LockBackend::release_now(&self.0, request)
+    }
+}
+
+#[tokio::test]
+async fn a_waiter_whose_subscription_panics_when_it_is_dropped_withdraws_its_place() {
+    let backend = MemoryBackend::new();
+    let lock = Lock::new(Explodes(backend.clone()), "explodes").unwrap();
+    for is_granted in [false, true] {
+        let held = lock.acquire().await.unwrap();
+        let mut waiting = Box::pin(lock.acquire());
+        assert!(futures_util::poll!(&mut waiting).is_pending());
+        let held = (!is_granted).then_some(held);
+        let ended = AssertUnwindSafe(|| {
+            if is_granted {
+                let _ = waiting.as_mut().now_or_never();
+            }
+            drop(waiting);
+        });
+        assert!(catch_unwind(ended).is_err());
+        drop(held);
+        assert_eq!(backend.names_in_use(), 0, "it stayed held");
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -36,7 +36,7 @@ async fn a_session_ends_in_good_order_though_the_log_and_its_chores_panic() {
     let waiter = OwnerId::mint();
     session.places().expect(waiter, || 1).unwrap();
     let mut line = session.places().listen(waiter);
-    let log = || std::mem::forget(tracing::subscriber::set_default(PanicsAt(WHY)));
+    let log = || std::mem::forget(PanicsAt(WHY).install());
     crate::session::run(async move { log() }).await.unwrap();
     session.end(Loss::SessionEnded(WHY.into()));
     let told = tokio::time::timeout(PATIENCE, line.next()).await.unwrap();
