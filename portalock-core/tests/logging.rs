@@ -134,7 +134,7 @@ fn dropped_guards_are_released_though_the_log_panics() {
                 assert!(!unwinds, "the test's own panic");
             }))
         });
-        assert_eq!(dropped.is_err(), unwinds);
+        assert_eq!(dropped.is_err(), unwinds, "the caller got the log's panic");
         assert_eq!(lines.lock().unwrap().len(), 2, "not each was logged");
         assert_eq!(backend.names_in_use(), 0, "they stayed held");
     }
@@ -158,7 +158,7 @@ fn a_dropped_call_leaves_the_queue_though_the_log_panics() {
                 assert!(!unwinds, "the test's own panic");
             }));
             log.span_panics.store(false, Ordering::Relaxed);
-            assert_eq!(dropped.is_err(), unwinds);
+            assert_eq!(dropped.is_err(), unwinds, "the caller got the log's panic");
             drop(guard);
         });
         assert_eq!(backend.names_in_use(), 0, "it was granted");
