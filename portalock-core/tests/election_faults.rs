@@ -18,9 +18,9 @@ use std::{
 
 use async_trait::async_trait;
 use portalock_core::{
-    Attempt, BackendError, BackendErrorKind, Capabilities, Election, Inspect, Inspection, Lock,
-    LockBackend, LockError, LockName, LockRequest, MemoryBackend, Policy, Released, Tokens,
-    clock::Instant,
+    Attempt, BackendError, BackendErrorKind, Capabilities, Election, HolderWatch, Inspect,
+    Inspection, Lock, LockBackend, LockError, LockName, LockRequest, MemoryBackend, Policy,
+    Released, Tokens, clock::Instant,
 };
 use tokio::sync::mpsc;
 
@@ -78,6 +78,30 @@ impl LockBackend for Unsteady {
     async fn inspect(&self, name: &LockName) -> Result<Inspection, BackendError> {
         self.called()?;
         LockBackend::inspect(&self.store, name).await
+    }
+}
+
+/// Has a watch, which fails for a number of calls.
+#[derive(Debug)]
+struct Watched(Unsteady);
+
+#[async_trait]
+impl LockBackend for Watched {
+    fn capabilities(&self) -> Capabilities {
+        self.0.claims
+    }
+
+    async fn try_acquire(&self, request: &LockRequest) -> Result<Attempt, BackendError> {
+        self.0.try_acquire(request).await
+    }
+
+    async fn release(&self, request: &LockRequest) -> Result<Released, BackendError> {
+        self.0.release(request).await
+    }
+
+    async fn watch(&self, name: &LockName) -> Result<Option<HolderWatch>, BackendError> {
+        self.0.called()?;
+        self.0.store.watch(name).await
     }
 }
 
@@ -159,6 +183,19 @@ async fn an_observer_that_is_to_look_hardly_ever_does_not_look_all_the_time() {
     backend.fail(1);
     let news = tokio::time::timeout(Duration::from_secs(60), observer.next());
     assert!(news.await.is_err(), "it looked again");
+}
+
+/// That interval only matters where there is no watch.
+#[tokio::test(start_paused = true)]
+async fn an_observer_whose_watch_failed_watches_again_soon_whatever_the_check_interval_is() {
+    let policy = Policy::forever()
+        .with_check_interval(Duration::MAX)
+        .unwrap();
+    let backend = Watched(Unsteady::new(BackendErrorKind::Unavailable, 1));
+    let mut observer = election(backend).with_policy(policy).observe();
+    assert!(observer.next().await.is_err());
+    let seen = tokio::time::timeout(Duration::from_secs(1), observer.next());
+    assert_eq!(seen.await.expect("it still pauses").unwrap(), None);
 }
 
 #[tokio::test(start_paused = true)]

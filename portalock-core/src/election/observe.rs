@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     Claim, ClaimKind, FencingToken, Holder, HolderWatch, Inspect, Inspection, Lock, LockBackend,
-    LockError,
+    LockError, Policy,
     clock::Instant,
     engine::{answer::answer, timer},
     settings::LONGEST,
@@ -126,12 +126,15 @@ impl<B: LockBackend> Observer<B> {
             if let Some(at) = self.next_look {
                 timer::at(at).await;
             }
-            // A time that the clock can't count would read as no pause at all.
-            let interval = self.lock.policy().check_interval().min(LONGEST);
-            self.next_look = Instant::now().checked_add(interval);
+            let interval = self.lock.policy().check_interval();
+            // A watch that fails or ends is followed soon by the next one.
+            let soon = interval.min(Policy::DEFAULT_CHECK_INTERVAL);
+            self.next_look = Instant::now().checked_add(soon);
             let (backend, name) = (self.lock.backend(), self.lock.name());
             self.watch = answer(name, backend.watch(name)).await?;
             if self.watch.is_none() {
+                // A time that the clock can't count would read as no pause at all.
+                self.next_look = Instant::now().checked_add(interval.min(LONGEST));
                 return Ok(Term::of(answer(name, backend.inspect(name)).await?));
             }
         }

@@ -218,6 +218,7 @@ impl Wait<'_> {
                 Pause::Failed(error) => {
                     // The place in the queue ended with its session: take a new one, and subscribe again.
                     line = Line::NotAsked;
+                    self.backoff.restart();
                     self.failed(place, &line, error)?;
                 }
                 Pause::Deadline => return Err(self.timed_out(place)),

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use portalock_core::{BackendErrorKind, LockError, clock::Instant};
+use portalock_core::{BackendErrorKind, LockError, Policy, clock::Instant};
 
 use crate::scripted::{Call, KEPT, Scripted, Step, seconds};
 
@@ -43,6 +43,19 @@ async fn a_call_that_accepts_no_failure_ends_with_the_first() {
     let error = backend.lock().acquire_with(&policy).await.unwrap_err();
     assert!(matches!(error, LockError::Backend { .. }), "{error}");
     assert_eq!(backend.attempts().len(), 1);
+}
+
+/// That interval only matters for a contended lock: one reset must not cost a quarter of it.
+#[tokio::test(start_paused = true)]
+async fn a_failure_is_tried_again_soon_whatever_the_check_interval_is() {
+    for interval in [Duration::from_secs(3600), Duration::MAX] {
+        let fails = Step::Fails(BackendErrorKind::Unavailable);
+        let backend = Scripted::new([fails.clone(), fails, Step::Grant]);
+        let policy = Policy::forever().with_check_interval(interval).unwrap();
+        let lock = backend.lock();
+        let granted = tokio::time::timeout(Duration::from_secs(1), lock.acquire_with(&policy));
+        drop(granted.await.expect("it still pauses").unwrap());
+    }
 }
 
 /// A service that answers with `first`, fails for this long, and then grants.

@@ -121,6 +121,27 @@ async fn a_subscription_that_fails_is_made_again() {
     drop(waiter.await.unwrap().unwrap());
 }
 
+/// No wake-up comes to such a waiter, although its policy relies on them.
+#[tokio::test(start_paused = true)]
+async fn a_place_that_ends_is_taken_anew_soon_though_the_subscription_fails() {
+    let backend = Scripted::new([Step::Queued(Duration::from_secs(3600))]).listening();
+    let policy = Policy::forever()
+        .with_check_interval(Duration::MAX)
+        .unwrap();
+    let waiter = tokio::spawn({
+        let lock = backend.lock();
+        async move { lock.acquire_with(&policy).await }
+    });
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    *backend.0.subscription_fails.lock().unwrap() = 1;
+    let ended = BackendErrorKind::SessionEnded;
+    backend.line().fail(BackendError::new(ended, "it ended"));
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(backend.attempts().len(), 3);
+    backend.line().grant(Grant::new());
+    drop(waiter.await.unwrap().unwrap());
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_wait_that_fails_for_good_ends() {
     let backend = Scripted::new([Step::Contended]).listening();
