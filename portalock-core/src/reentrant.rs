@@ -6,7 +6,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use tokio::task::coop::unconstrained;
+use tokio::task::coop::{consume_budget, unconstrained};
 
 use crate::{
     BackendError, Guard, InvalidName, Lock, LockBackend, LockError, Loss, LostSignal, Mode,
@@ -149,6 +149,8 @@ impl<B: LockBackend> ReentrantLock<B> {
                 source: BackendError::forked(),
             });
         }
+        // As `Lock::acquire`, also if the lock is already held: a task that does so in a loop would never let others run.
+        consume_budget().await;
         if let Some(guard) = self.count_one()? {
             return Ok(guard);
         }

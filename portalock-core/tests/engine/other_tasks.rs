@@ -12,7 +12,7 @@ use async_trait::async_trait;
 use futures_util::FutureExt;
 use portalock_core::{
     Attempt, BackendError, Capabilities, Election, Inspection, Lock, LockBackend, LockName,
-    LockRequest, MemoryBackend, Policy, Released,
+    LockRequest, MemoryBackend, Policy, ReentrantLock, Released,
 };
 
 use crate::scripted::{Scripted, Step};
@@ -20,9 +20,8 @@ use crate::scripted::{Scripted, Step};
 /// Far more steps than a runtime allows a task in one turn.
 const PAIRS: u32 = 100_000;
 
-#[tokio::test(flavor = "current_thread")]
-async fn others_run_beside_a_task_that_takes_a_free_lock_in_a_loop() {
-    let lock = Lock::new(MemoryBackend::new(), "free").unwrap();
+/// Repeats `pair` until another task has run.
+async fn until_another_ran(mut pair: impl AsyncFnMut()) {
     let has_run = Arc::new(AtomicBool::new(false));
     let other = tokio::spawn({
         let has_run = has_run.clone();
@@ -30,11 +29,24 @@ async fn others_run_beside_a_task_that_takes_a_free_lock_in_a_loop() {
     });
     let mut pairs = 0;
     while !has_run.load(Ordering::Relaxed) && pairs < PAIRS {
-        drop(lock.acquire().await.unwrap());
+        pair().await;
         pairs += 1;
     }
     assert!(pairs < PAIRS, "the other task never ran");
     other.await.unwrap();
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn others_run_beside_a_task_that_takes_a_free_lock_in_a_loop() {
+    let lock = Lock::new(MemoryBackend::new(), "free").unwrap();
+    until_another_ran(async || drop(lock.acquire().await.unwrap())).await;
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn others_run_beside_a_task_that_takes_its_own_lock_again_in_a_loop() {
+    let lock = ReentrantLock::named(MemoryBackend::new(), "own").unwrap();
+    let _outer = lock.acquire().await.unwrap();
+    until_another_ran(async || drop(lock.acquire().await.unwrap())).await;
 }
 
 #[tokio::test(flavor = "current_thread")]
