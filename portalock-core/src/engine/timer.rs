@@ -19,6 +19,8 @@ use crate::{background::SESSIONS, clock::Instant};
 
 /// Ready when its deadline has passed. Created by [`at`].
 pub(crate) struct Timer {
+    /// The process that made it.
+    process: u32,
     deadline: Instant,
     alarm: AlarmId,
     /// What wakes it, if it is not the thread that drives it.
@@ -37,6 +39,7 @@ enum Source {
 /// A timer for `deadline`, on any executor. It is started by the first poll.
 pub(crate) fn at(deadline: Instant) -> Timer {
     Timer {
+        process: std::process::id(),
         deadline,
         alarm: AlarmId::mint(),
         source: None,
@@ -113,6 +116,10 @@ impl Future for Timer {
 impl Drop for Timer {
     fn drop(&mut self) {
         forget_alarm(self.alarm);
+        // In a forked child the source's locks may be those of a thread of the parent, which never leaves them.
+        if self.source.is_some() && self.process != std::process::id() {
+            std::mem::forget(self.source.take());
+        }
     }
 }
 
@@ -124,6 +131,7 @@ mod tests {
             Arc,
             atomic::{AtomicBool, Ordering},
         },
+        task::Wake,
         thread,
         time::Duration,
     };
@@ -133,11 +141,41 @@ mod tests {
         background::tests::without_threads, engine::driver::drive, lease::tests::block_on,
     };
 
+    const LONG: Duration = Duration::from_secs(3600);
+
     #[test]
     fn a_thread_that_drives_a_future_needs_no_timer_elsewhere() {
         let mut timer = at(Instant::now() + Duration::from_millis(10));
         assert_eq!(drive(&mut timer, || Ok::<_, ()>(())), Ok(()));
         assert!(timer.source.is_none());
+    }
+
+    /// Another thread of the parent may turn the runtime's timers during the fork, and the child would wait for it.
+    #[test]
+    fn a_forked_child_that_drops_it_does_not_drop_what_belongs_to_a_runtime() {
+        struct Wakes;
+        impl Wake for Wakes {
+            fn wake(self: Arc<Self>) {}
+        }
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .build()
+            .unwrap();
+        for in_runtime in [true, false] {
+            let _inside = in_runtime.then(|| runtime.enter());
+            for in_child in [true, false] {
+                let (wakes, mut timer) = (Arc::new(Wakes), at(Instant::now() + LONG));
+                let waker = wakes.clone().into();
+                let polled = Pin::new(&mut timer).poll(&mut Context::from_waker(&waker));
+                assert!(polled.is_pending());
+                drop(waker);
+                timer.process += u32::from(in_child);
+                drop(timer);
+                // The source has a clone of the waker until it is dropped.
+                let is_kept = Arc::strong_count(&wakes) > 1;
+                assert_eq!(is_kept, in_child, "in a runtime: {in_runtime}");
+            }
+        }
     }
 
     /// As in a thread for blocking work of a runtime that is dropped meanwhile.
