@@ -164,15 +164,15 @@ mod tests {
         for in_runtime in [true, false] {
             let _inside = in_runtime.then(|| runtime.enter());
             for in_child in [true, false] {
-                let (wakes, mut timer) = (Arc::new(Wakes), at(Instant::now() + LONG));
-                let waker = wakes.clone().into();
+                let (counted, mut timer) = (Arc::new(Wakes), at(Instant::now() + LONG));
+                let waker = counted.clone().into();
                 let polled = Pin::new(&mut timer).poll(&mut Context::from_waker(&waker));
                 assert!(polled.is_pending());
                 drop(waker);
                 timer.process += u32::from(in_child);
                 drop(timer);
                 // The source has a clone of the waker until it is dropped.
-                let is_kept = Arc::strong_count(&wakes) > 1;
+                let is_kept = Arc::strong_count(&counted) > 1;
                 assert_eq!(is_kept, in_child, "in a runtime: {in_runtime}");
             }
         }
