@@ -2,7 +2,7 @@
 
 use std::{future::Future, time::Duration};
 
-use super::deadline::bound;
+use super::{deadline::bound, own::Own};
 use crate::{BackendError, BackendErrorKind, LockError, LockName, Policy, clock::Instant};
 
 /// How long such a call waits for the answer.
@@ -11,8 +11,9 @@ const ANSWER_TIME: Duration = Policy::DEFAULT_TIMEOUT;
 /// Waits for the answer to `asked` for 5 s.
 pub(crate) async fn answer<T>(
     name: &LockName,
-    asked: impl Future<Output = Result<T, BackendError>>,
+    asked: impl Future<Output = Result<T, BackendError>> + Unpin,
 ) -> Result<T, LockError> {
+    let asked = Own::new(Some(asked));
     // A caller that asks until something changes, and is answered at once, would never let other tasks run.
     tokio::task::coop::consume_budget().await;
     let silence = "the lock service did not answer";

@@ -7,6 +7,7 @@
 //! - [`answer`] waits for the service in calls that have no deadline of their own.
 //! - [`measure`] records both for the `metrics` facade, if the feature is on.
 //! - [`reaper`] cleans up after dropped calls and guards, in the background.
+//! - [`own`] is what a forked child does not drop.
 //! - [`driver`] drives a future on the calling thread, for the blocking form.
 //! - [`timer`] works on any executor.
 //! - [`service`] gives locks and semaphores the same interface for all of them.
@@ -18,6 +19,7 @@ pub(crate) mod deadline;
 pub(crate) mod driver;
 pub(crate) mod held;
 pub(crate) mod measure;
+pub(crate) mod own;
 pub(crate) mod reaper;
 pub(crate) mod service;
 pub(crate) mod timer;

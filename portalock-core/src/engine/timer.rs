@@ -14,17 +14,18 @@ use tokio::{
     time::{Sleep, sleep_until},
 };
 
-use super::driver::{AlarmId, forget_alarm, is_driving_in, set_alarm};
+use super::{
+    driver::{AlarmId, forget_alarm, is_driving_in, set_alarm},
+    own::Own,
+};
 use crate::{background::SESSIONS, clock::Instant};
 
 /// Ready when its deadline has passed. Created by [`at`].
 pub(crate) struct Timer {
-    /// The process that made it.
-    process: u32,
     deadline: Instant,
     alarm: AlarmId,
     /// What wakes it, if it is not the thread that drives it.
-    source: Option<Source>,
+    source: Own<Source>,
 }
 
 enum Source {
@@ -39,10 +40,9 @@ enum Source {
 /// A timer for `deadline`, on any executor. It is started by the first poll.
 pub(crate) fn at(deadline: Instant) -> Timer {
     Timer {
-        process: std::process::id(),
         deadline,
         alarm: AlarmId::mint(),
-        source: None,
+        source: Own::new(None),
     }
 }
 
@@ -86,13 +86,16 @@ impl Future for Timer {
         }
         // In another runtime, or in none, it begins anew: nobody may drive the one before.
         let here = || Handle::try_current().ok().map(|runtime| runtime.id());
-        if matches!(&timer.source, Some(Source::Tokio(there, _)) if Some(*there) != here()) {
-            timer.source = None;
+        if matches!(&timer.source.value, Some(Source::Tokio(there, _)) if Some(*there) != here()) {
+            timer.source.value = None;
         }
-        if timer.source.is_none() && set_alarm(timer.alarm, timer.deadline, context.waker()) {
+        if timer.source.value.is_none() && set_alarm(timer.alarm, timer.deadline, context.waker()) {
             return Poll::Pending;
         }
-        let source = timer.source.get_or_insert_with(|| source(timer.deadline));
+        let source = timer
+            .source
+            .value
+            .get_or_insert_with(|| source(timer.deadline));
         match source {
             Source::Tokio(_, sleep) => {
                 let polled = catch_unwind(AssertUnwindSafe(|| sleep.as_mut().poll(context)));
@@ -116,10 +119,6 @@ impl Future for Timer {
 impl Drop for Timer {
     fn drop(&mut self) {
         forget_alarm(self.alarm);
-        // In a forked child the source's locks may be those of a thread of the parent, which never leaves them.
-        if self.source.is_some() && self.process != std::process::id() {
-            std::mem::forget(self.source.take());
-        }
     }
 }
 
@@ -147,7 +146,7 @@ mod tests {
     fn a_thread_that_drives_a_future_needs_no_timer_elsewhere() {
         let mut timer = at(Instant::now() + Duration::from_millis(10));
         assert_eq!(drive(&mut timer, || Ok::<_, ()>(())), Ok(()));
-        assert!(timer.source.is_none());
+        assert!(timer.source.value.is_none());
     }
 
     /// Another thread of the parent may turn the runtime's timers during the fork, and the child would wait for it.
@@ -169,7 +168,9 @@ mod tests {
                 let polled = Pin::new(&mut timer).poll(&mut Context::from_waker(&waker));
                 assert!(polled.is_pending());
                 drop(waker);
-                timer.process += u32::from(in_child);
+                if in_child {
+                    timer.source.inherit();
+                }
                 drop(timer);
                 // The source has a clone of the waker until it is dropped.
                 let is_kept = Arc::strong_count(&counted) > 1;
