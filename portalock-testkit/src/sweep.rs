@@ -11,6 +11,8 @@ use std::{
     time::Duration,
 };
 
+use tokio::sync::watch;
+
 /// How long a future may sleep before it is dropped without a wake-up.
 const ASLEEP: Duration = Duration::from_millis(20);
 
@@ -42,6 +44,16 @@ pub(crate) async fn drop_after<F: Future>(
     polls: usize,
     moment: Moment,
 ) -> Ended<F::Output> {
+    drop_asleep(future, polls, moment, || tokio::time::sleep(ASLEEP)).await
+}
+
+/// A future without a wake-up is dropped once `asleep` ends.
+async fn drop_asleep<F: Future, A: Future<Output = ()>>(
+    future: F,
+    polls: usize,
+    moment: Moment,
+    asleep: impl Fn() -> A,
+) -> Ended<F::Output> {
     let mut future = Box::pin(future);
     for poll in 1..=polls {
         let woken = Arc::new(Woken::default());
@@ -54,27 +66,40 @@ pub(crate) async fn drop_after<F: Future>(
             return Ended::With(output);
         }
         if poll < polls || moment == Moment::OnceWoken {
-            // A future without a wake-up is dropped too.
-            let _ = tokio::time::timeout(ASLEEP, woken.wait()).await;
+            tokio::select! {
+                () = woken.wait() => {}
+                () = asleep() => {}
+            }
         }
     }
     Ended::Dropped
 }
 
-/// Drops `future` as [`drop_after`] does, beside `other`, which begins after as many turns of the other tasks.
+/// Drops `future` as [`drop_after`] does, beside `other`, which begins after as many turns of the other tasks. What `other` wakes
+/// is woken before it is dropped, however slow the machine is.
 pub(crate) async fn drop_beside<F: Future, O: Future>(
     other: O,
     future: F,
     polls: usize,
     moment: Moment,
 ) -> (O::Output, Ended<F::Output>) {
+    let (over, is_over) = watch::channel(false);
     let other = async {
         for _ in 0..polls {
             tokio::task::yield_now().await;
         }
-        other.await
+        let output = other.await;
+        over.send_replace(true);
+        output
     };
-    tokio::join!(other, drop_after(future, polls, moment))
+    let asleep = || {
+        let mut is_over = is_over.clone();
+        async move {
+            let _ = is_over.wait_for(|over| *over).await;
+            tokio::time::sleep(ASLEEP).await;
+        }
+    };
+    tokio::join!(other, drop_asleep(future, polls, moment, asleep))
 }
 
 fn poll_once<F: Future>(future: Pin<&mut F>, woken: &Arc<Woken>) -> Poll<F::Output> {
