@@ -10,6 +10,7 @@
 mod support;
 
 use std::{
+    future::pending,
     io::{PipeReader, PipeWriter, Read},
     panic::{AssertUnwindSafe, catch_unwind},
     path::Path,
@@ -21,9 +22,13 @@ use std::{
     time::Instant,
 };
 
+use async_trait::async_trait;
 use fork::Fork;
 use futures_util::FutureExt;
-use portalock_core::{Attempt, BackendErrorKind, LockBackend, LockError, Mode, Patience, blocking};
+use portalock_core::{
+    Attempt, BackendError, BackendErrorKind, Capabilities, Grant, Inspect, Inspection, Lock,
+    LockBackend, LockError, LockName, LockRequest, Mode, Patience, Released, Scope, blocking,
+};
 use portalock_fs::{
     AtomicFile, BoundedSemaphore, FileLock, FsBackend, LockKind, PidFileLock, ReentrantFileLock,
     TemporaryFileLock,
@@ -230,6 +235,64 @@ fn a_child_waits_for_no_thread_of_its_parent() {
     stops.store(true, Ordering::Release);
     busy.join().unwrap();
     assert!(all_went_well);
+}
+
+/// What a thread of the parent may be in the middle of: a child that drops it ends.
+struct InUse(u32);
+
+impl InUse {
+    async fn for_ever<T>() -> T {
+        let _in_use = Self(std::process::id());
+        pending().await
+    }
+}
+
+impl Drop for InUse {
+    fn drop(&mut self) {
+        if std::process::id() != self.0 {
+            abort();
+        }
+    }
+}
+
+/// Grants the first attempt, and answers nothing after it.
+#[derive(Debug, Default)]
+struct FallsSilent(AtomicBool);
+
+#[async_trait]
+impl LockBackend for FallsSilent {
+    fn capabilities(&self) -> Capabilities {
+        Capabilities::new(Scope::Process).with_inspect(Inspect::Holders)
+    }
+
+    async fn try_acquire(&self, _: &LockRequest) -> Result<Attempt, BackendError> {
+        if self.0.swap(true, Ordering::AcqRel) {
+            InUse::for_ever().await
+        } else {
+            Ok(Attempt::Granted(Grant::new()))
+        }
+    }
+
+    async fn release(&self, _: &LockRequest) -> Result<Released, BackendError> {
+        InUse::for_ever().await
+    }
+
+    async fn inspect(&self, _: &LockName) -> Result<Inspection, BackendError> {
+        InUse::for_ever().await
+    }
+}
+
+#[test]
+fn a_child_that_drops_calls_under_way_drops_nothing_that_its_parent_uses() {
+    let lock = Lock::new(FallsSilent::default(), "a").unwrap();
+    let guard = lock.acquire().now_or_never().unwrap().unwrap();
+    let acquires = lock.acquire().map(drop).boxed();
+    let releases = guard.release().map(drop).boxed();
+    let inspects = lock.inspect().map(drop).boxed();
+    for mut call in [acquires, releases, inspects].map(Some) {
+        assert!(call.as_mut().unwrap().now_or_never().is_none());
+        assert!(Child::doing(|| drop(call.take())).went_well());
+    }
 }
 
 #[test]
