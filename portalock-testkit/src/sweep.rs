@@ -47,7 +47,7 @@ pub(crate) async fn drop_after<F: Future>(
     drop_asleep(future, polls, moment, || tokio::time::sleep(ASLEEP)).await
 }
 
-/// A future without a wake-up is dropped once `asleep` ends.
+/// As [`drop_after`], but a wait for a wake-up that does not come lasts as long as `asleep`.
 async fn drop_asleep<F: Future, A: Future<Output = ()>>(
     future: F,
     polls: usize,
@@ -169,5 +169,17 @@ mod tests {
         let (ended, sent) = tokio::join!(unread, answer);
         assert!(matches!(ended, Ended::Dropped));
         assert!(sent.is_ok());
+    }
+
+    #[tokio::test]
+    async fn what_another_wakes_is_not_dropped_before_however_long_the_other_takes() {
+        let (tell, told) = tokio::sync::oneshot::channel();
+        let slow = async {
+            tokio::time::sleep(ASLEEP * 10).await;
+            tell.send(7)
+        };
+        let (sent, ended) = drop_beside(slow, told, 1, Moment::OnceWoken).await;
+        assert!(matches!(ended, Ended::Dropped));
+        assert!(sent.is_ok(), "it was dropped first");
     }
 }
