@@ -184,7 +184,8 @@ pub trait LockBackend: Debug + Send + Sync + 'static {
     }
 
     /// Ends the hold of `owner` as its own release would, from any client: the second step of
-    /// [`Lock::break_holder`](crate::Lock::break_holder), for a holder that does not respond. Affects no other owner.
+    /// [`Lock::break_holder`](crate::Lock::break_holder), for a holder that does not respond. Affects no other owner. If it
+    /// fails but may succeed later, or gets no answer for 5 s, the engine marks the hold again, and waits as long again.
     ///
     /// # Errors
     ///

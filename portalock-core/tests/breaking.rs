@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{
+    future::pending,
     sync::{
         Mutex,
         atomic::{AtomicBool, AtomicU32, Ordering},
@@ -27,6 +28,12 @@ struct Holds {
     /// Only the first mark gets an answer. Later ones fail with this.
     fails_later: Option<BackendErrorKind>,
     is_unable: bool,
+    /// How the first eviction fails.
+    eviction_fails: Option<BackendErrorKind>,
+    /// Whether the first eviction gets no answer.
+    eviction_is_lost: bool,
+    /// Whether it ends the hold nevertheless.
+    eviction_counts: bool,
     looks: AtomicU32,
     evicted: AtomicBool,
     marked_by: Mutex<Option<Holder>>,
@@ -59,14 +66,23 @@ impl LockBackend for Holds {
         {
             return Err(BackendError::new(kind, "away"));
         }
-        let is_back = self.until_look.is_some_and(|last| look >= last);
+        let is_back = self.until_look.is_some_and(|last| look >= last)
+            || self.eviction_counts && self.evicted.load(Ordering::Relaxed);
         // A client that reaches the service but misses the mark would delay its end forever.
         Ok((!is_back).then_some(RELIES))
     }
 
     async fn evict(&self, _: &LockName, _: OwnerId) -> Result<Released, BackendError> {
-        self.evicted.store(true, Ordering::Relaxed);
-        Ok(Released::Freed)
+        if self.evicted.swap(true, Ordering::Relaxed) {
+            return Ok(Released::Freed);
+        }
+        if self.eviction_is_lost {
+            pending::<()>().await;
+        }
+        match self.eviction_fails {
+            None => Ok(Released::Freed),
+            Some(kind) => Err(BackendError::new(kind, "away")),
+        }
     }
 }
 
@@ -102,6 +118,42 @@ async fn a_holder_that_does_not_respond_is_evicted_once_it_can_not_rely_on_the_l
         let looks = lock.backend().looks.load(Ordering::Relaxed);
         assert!((40..100).contains(&looks), "{looks} looks");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_hold_is_marked_again_if_its_eviction_was_not_answered() {
+    let away = Some(BackendErrorKind::Unavailable);
+    for (eviction_fails, eviction_counts) in [(None, false), (away, false), (away, true)] {
+        let lock = lock(Holds {
+            eviction_fails,
+            eviction_is_lost: eviction_fails.is_none(),
+            eviction_counts,
+            ..Holds::default()
+        });
+        let begun = Instant::now();
+        let ended = lock.break_holder(OwnerId::mint()).await.unwrap();
+        assert_eq!(ended, Broken::Evicted);
+        let rounds = if eviction_counts { 1 } else { 2 };
+        assert_eq!(begun.elapsed().as_secs() / RELIES.as_secs(), rounds);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_eviction_that_failed_is_told() {
+    let refused = lock(Holds {
+        eviction_fails: Some(BackendErrorKind::Misconfigured),
+        ..Holds::default()
+    });
+    let ended = refused.break_holder(OwnerId::mint()).await;
+    assert!(matches!(ended, Err(LockError::Backend { .. })), "{ended:?}");
+    // The service has gone for good.
+    let lost = lock(Holds {
+        eviction_fails: Some(BackendErrorKind::Unavailable),
+        fails_later: Some(BackendErrorKind::Unavailable),
+        ..Holds::default()
+    });
+    let ended = lost.break_holder(OwnerId::mint()).await;
+    assert!(matches!(ended, Err(LockError::Backend { .. })), "{ended:?}");
 }
 
 #[tokio::test(start_paused = true)]

@@ -33,8 +33,11 @@ pub(crate) async fn break_holder<B: LockBackend + ?Sized>(
     // The time until which a holder that knows nothing of the mark may rely on the lock, as the first mark returned it.
     // A client that misses the mark but still reaches the service must not move it.
     let mut relies_until: Option<Option<Instant>> = None;
+    // An eviction had no answer, and may have ended the hold.
+    let mut may_be_evicted = false;
     loop {
         match answer(name, backend.mark_broken(name, owner, by)).await {
+            Ok(None) if may_be_evicted => return Ok(Broken::Evicted),
             Ok(None) if relies_until.is_none() => return Ok(Broken::NotHeld),
             Ok(None) => return Ok(Broken::Released),
             Ok(Some(time)) => {
@@ -49,15 +52,22 @@ pub(crate) async fn break_holder<B: LockBackend + ?Sized>(
             }
             Err(error) => return Err(error),
         }
-        let until = relies_until.flatten();
-        if until.is_some_and(|until| Instant::now() >= until) {
-            return Ok(match answer(name, backend.evict(name, owner)).await? {
-                Released::Freed => Broken::Evicted,
-                Released::NotHeld => Broken::Released,
-            });
+        let relied = relies_until.flatten();
+        if relied.is_some_and(|until| Instant::now() >= until) {
+            match answer(name, backend.evict(name, owner)).await {
+                Ok(Released::Freed) => return Ok(Broken::Evicted),
+                Ok(Released::NotHeld) => return Ok(Broken::Released),
+                // The service may have lost the mark, and then the holder may rely on the lock for longer.
+                Err(error) if error.is_retryable() => {
+                    tracing::debug!(%name, %owner, %error, "could not end a broken hold");
+                    relies_until = None;
+                    may_be_evicted = true;
+                }
+                Err(error) => return Err(error),
+            }
         }
         let next = Instant::now().checked_add(backoff.pause());
-        match [next, until].into_iter().flatten().min() {
+        match [next, relies_until.flatten()].into_iter().flatten().min() {
             Some(next) => timer::at(next).await,
             None => std::future::pending().await,
         }
