@@ -7,6 +7,7 @@ use std::{
 };
 
 use async_trait::async_trait;
+use futures_util::future::join_all;
 
 use crate::{
     Attempt, BackendError, BackendErrorKind, Capabilities, Contention, Fairness, Grant, Inspect,
@@ -88,20 +89,25 @@ impl<B: LockBackend> SlotSemaphore<B> {
         let Some(taken) = self.slots_of(owner) else {
             return Ok(Released::NotHeld);
         };
-        let mut all = if taken.grant.is_some() {
-            Released::Freed
-        } else {
-            Released::NotHeld
-        };
-        for (number, slot) in &taken.slots {
-            if self.inner.backend.release(slot).await? == Released::NotHeld {
-                all = Released::NotHeld;
-            }
+        // All of them, also if one fails: the engine does not repeat the release of a lost hold, but perhaps only one slot is lost.
+        let releases = taken.slots.iter().map(async |(number, slot)| {
+            let released = self.inner.backend.release(slot).await?;
             // A repeated release asks only for the slots that are left: all at once rarely succeed at a service that often
             // fails. And an owner without this slot no longer has its permits.
             if let Some(left) = self.taken().get_mut(&owner) {
                 left.slots.remove(number);
                 left.grant = None;
+            }
+            Ok(released)
+        });
+        let mut all = if taken.grant.is_some() {
+            Released::Freed
+        } else {
+            Released::NotHeld
+        };
+        for released in join_all(releases).await {
+            if released? == Released::NotHeld {
+                all = Released::NotHeld;
             }
         }
         self.taken().remove(&owner);
@@ -233,6 +239,11 @@ impl<B: fmt::Debug> fmt::Debug for SlotSemaphore<B> {
 
 #[cfg(test)]
 mod tests {
+    use std::{
+        sync::atomic::{AtomicBool, Ordering},
+        time::Duration,
+    };
+
     use super::*;
     use crate::{MemoryBackend, Permits, Pool};
     use futures_util::FutureExt;
@@ -285,6 +296,50 @@ mod tests {
         assert_eq!(backend.names_in_use(), 1);
         semaphore.release(&request).await.unwrap();
         assert_eq!(backend.names_in_use(), 0);
+    }
+
+    /// Has no answer to the first release.
+    #[derive(Debug)]
+    struct Stalls(MemoryBackend, AtomicBool);
+
+    #[async_trait]
+    impl LockBackend for Stalls {
+        fn capabilities(&self) -> Capabilities {
+            LockBackend::capabilities(&self.0)
+        }
+
+        async fn try_acquire(&self, request: &LockRequest) -> Result<Attempt, BackendError> {
+            LockBackend::try_acquire(&self.0, request).await
+        }
+
+        async fn release(&self, request: &LockRequest) -> Result<Released, BackendError> {
+            if self.1.swap(false, Ordering::AcqRel) {
+                return Err(BackendError::new(
+                    BackendErrorKind::Unavailable,
+                    "it stalls",
+                ));
+            }
+            LockBackend::release(&self.0, request).await
+        }
+    }
+
+    /// The engine does not repeat the release of a lost hold. But only one slot is lost.
+    #[tokio::test]
+    async fn the_slots_that_are_not_lost_are_given_back_though_the_release_of_one_fails() {
+        for drops in [true, false] {
+            let backend = MemoryBackend::new();
+            let stalls = Stalls(backend.clone(), AtomicBool::new(true));
+            let pool = Pool::new(SlotSemaphore::new(stalls), "p", 3).unwrap();
+            let three = pool.acquire(3).await.unwrap();
+            assert_eq!(backend.lose(&LockName::new("p#slot-0").unwrap()), 1);
+            if drops {
+                drop(three);
+            } else {
+                assert!(three.release().await.is_err());
+            }
+            crate::shutdown(Duration::from_secs(60)).await.unwrap();
+            assert_eq!(backend.names_in_use(), 0);
+        }
     }
 
     #[tokio::test]

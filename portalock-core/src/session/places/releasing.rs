@@ -34,7 +34,9 @@ impl<P: Clone> Releasing<'_, P> {
             && let Some(places) = book.as_mut()
             && places.get(&self.owner).is_some_and(|at| self.is_of(at))
         {
-            _removed = places.remove(&self.owner);
+            // A waiter may still listen: one whose lock was broken before it heard of its grant. It waits in its next place from now on.
+            let place = places.remove(&self.owner);
+            _removed = place.map(|place| (place.fail(self.places.over()), place));
         }
     }
 

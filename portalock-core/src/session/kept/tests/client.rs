@@ -86,6 +86,30 @@ async fn an_owner_whose_release_is_due_is_released_before_it_asks_again() {
     assert_eq!(store.count(Event::Released(1, false)), 1);
 }
 
+/// As one whose lock is broken before it has heard of its grant, behind others. The engine would poll if its line were only closed:
+/// with the check interval of its policy, which may be an hour.
+#[tokio::test]
+async fn a_waiter_whose_place_was_released_is_told_to_listen_to_its_next_one() {
+    let (client, store, owner) = client();
+    store.set(1, Stand::Waits);
+    store.set(2, Stand::Waits);
+    let _waits = client.attempt(owner, &(1, true)).await.unwrap();
+    let mut line = client.subscribe(owner).unwrap();
+    let session = client.session().await.unwrap();
+    let places = session.places();
+    assert!(places.broken(owner, &Loss::Expired, |at| *at == 1));
+    assert!(matches!(line.next().await, Wake::TryNow));
+    let _waits = client.attempt(owner, &(2, true)).await.unwrap();
+    places.granted(owner, FencingToken::new(7), |at| *at == 2);
+    let told = line.next().await;
+    let Wake::Failed(error) = told else {
+        panic!("{told:?}");
+    };
+    assert!(error.is_retryable(), "{error}");
+    let heard = client.subscribe(owner).unwrap().next().await;
+    assert!(matches!(heard, Wake::Granted(grant) if !grant.lost.is_lost()));
+}
+
 #[tokio::test]
 async fn the_places_are_checked_when_an_owner_ahead_may_be_dead() {
     let store = Arc::new(Store {
