@@ -240,7 +240,7 @@ impl<B: fmt::Debug> fmt::Debug for SlotSemaphore<B> {
 #[cfg(test)]
 mod tests {
     use std::{
-        sync::atomic::{AtomicBool, Ordering},
+        sync::atomic::{AtomicI32, Ordering},
         time::Duration,
     };
 
@@ -298,12 +298,12 @@ mod tests {
         assert_eq!(backend.names_in_use(), 0);
     }
 
-    /// Has no answer to the first release.
+    /// Fails to release the first slot, or fails as often as it is told.
     #[derive(Debug)]
-    struct Stalls(MemoryBackend, AtomicBool);
+    struct Fails(MemoryBackend, BackendErrorKind, AtomicI32);
 
     #[async_trait]
-    impl LockBackend for Stalls {
+    impl LockBackend for Fails {
         fn capabilities(&self) -> Capabilities {
             LockBackend::capabilities(&self.0)
         }
@@ -313,32 +313,36 @@ mod tests {
         }
 
         async fn release(&self, request: &LockRequest) -> Result<Released, BackendError> {
-            if self.1.swap(false, Ordering::AcqRel) {
-                return Err(BackendError::new(
-                    BackendErrorKind::Unavailable,
-                    "it stalls",
-                ));
+            let is_first = request.name.as_str().ends_with("-0");
+            let fails = match self.1 {
+                BackendErrorKind::Corrupt => is_first,
+                _ => self.2.fetch_sub(1, Ordering::AcqRel) > 0,
+            };
+            if fails {
+                return Err(BackendError::new(self.1, "told to fail"));
             }
             LockBackend::release(&self.0, request).await
         }
     }
 
-    /// The engine does not repeat the release of a lost hold. But only one slot is lost.
+    /// The lease of the others goes on.
     #[tokio::test]
-    async fn the_slots_that_are_not_lost_are_given_back_though_the_release_of_one_fails() {
-        for drops in [true, false] {
-            let backend = MemoryBackend::new();
-            let stalls = Stalls(backend.clone(), AtomicBool::new(true));
-            let pool = Pool::new(SlotSemaphore::new(stalls), "p", 3).unwrap();
-            let three = pool.acquire(3).await.unwrap();
-            assert_eq!(backend.lose(&LockName::new("p#slot-0").unwrap()), 1);
-            if drops {
-                drop(three);
-            } else {
-                assert!(three.release().await.is_err());
+    async fn the_other_slots_are_given_back_though_one_is_lost_and_the_service_fails() {
+        for kind in [BackendErrorKind::Corrupt, BackendErrorKind::Unavailable] {
+            for drops in [true, false] {
+                let backend = MemoryBackend::new();
+                let fails = Fails(backend.clone(), kind, AtomicI32::new(7));
+                let pool = Pool::new(SlotSemaphore::new(fails), "p", 3).unwrap();
+                let three = pool.acquire(3).await.unwrap();
+                assert_eq!(backend.lose(&LockName::new("p#slot-0").unwrap()), 1);
+                if drops {
+                    drop(three);
+                } else {
+                    assert!(three.release().await.is_err());
+                }
+                crate::shutdown(Duration::from_secs(60)).await.unwrap();
+                assert_eq!(backend.names_in_use(), 0, "{kind:?}, dropped: {drops}");
             }
-            crate::shutdown(Duration::from_secs(60)).await.unwrap();
-            assert_eq!(backend.names_in_use(), 0);
         }
     }
 

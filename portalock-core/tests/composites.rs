@@ -222,7 +222,8 @@ async fn a_slot_that_is_released_is_not_released_again() {
     backend.take();
     backend.fail("release p#slot-1");
     assert!(semaphore.release(&request).await.is_err());
-    assert_eq!(backend.take(), ["release p#slot-0", "release p#slot-1"]);
+    let all = ["release p#slot-0", "release p#slot-1", "release p#slot-2"];
+    assert_eq!(backend.take(), all);
     assert!(semaphore.release(&request).await.is_err());
     assert!(
         semaphore.try_acquire(&request).await.is_err(),
@@ -231,7 +232,7 @@ async fn a_slot_that_is_released_is_not_released_again() {
     assert_eq!(backend.take(), ["release p#slot-1"; 2]);
     backend.fail("");
     semaphore.release(&request).await.unwrap();
-    assert_eq!(backend.take(), ["release p#slot-1", "release p#slot-2"]);
+    assert_eq!(backend.take(), ["release p#slot-1"]);
     assert_eq!(backend.store.names_in_use(), 0);
 }
 

@@ -22,7 +22,7 @@ use super::{
     service::{Demand, Service},
     timer,
 };
-use crate::{Attempt, BackendError, LostSignal, Request, background::CALLS, clock::Instant};
+use crate::{Attempt, BackendError, Loss, LostSignal, Request, background::CALLS, clock::Instant};
 
 /// An attempt without an answer yet. If it panics, its result is that panic.
 pub(crate) type InFlight =
@@ -203,6 +203,11 @@ impl<S: Service<D>, D: Demand> Cleanup<S, D> {
         }
     }
 
+    fn lease_has_ended(&self) -> bool {
+        let loss = self.lost.loss();
+        matches!(loss, Some(Loss::Expired | Loss::SessionEnded(_)))
+    }
+
     async fn release(&mut self) {
         if release_now(&self.service, &self.request) {
             return;
@@ -219,8 +224,9 @@ impl<S: Service<D>, D: Demand> Cleanup<S, D> {
             let answer = answer.ok().flatten();
             let error = match answer {
                 Some(Ok(_)) => return,
-                // Release at least once, because the backend itself may have a record of the owner.
-                _ if self.lost.is_lost() => return,
+                // Release at least once, because the backend itself may have a record of the owner. If its lease goes on, something may be
+                // left: one slot of several was lost.
+                _ if self.lease_has_ended() => return,
                 Some(Err(error)) if !error.is_retryable() => Some(error),
                 _ if give_up.is_none_or(|at| Instant::now() < at) => {
                     timer::at(Instant::now() + pause).await;
