@@ -359,10 +359,12 @@ impl Wait<'_> {
     /// Sleeps until the next attempt is due, or a wake-up comes.
     async fn pause(&mut self, line: &mut Line) -> Pause {
         loop {
-            match self.sleep(line).await {
-                Some(pause) => return pause,
-                None => *line = Line::Silent,
+            if let Some(pause) = self.sleep(line).await {
+                return pause;
             }
+            // From now on it polls. So far it has paused as one that a wake-up tells.
+            self.backoff.restart();
+            *line = Line::Silent;
         }
     }
 

@@ -269,6 +269,28 @@ mod tests {
         assert_eq!(released, Ok((true, true)));
     }
 
+    /// As one whose lock is broken between its attempt and its subscription. The engine would poll if the line were only silent, with
+    /// the check interval of its policy, which may be an hour.
+    #[tokio::test]
+    async fn a_waiter_that_lost_its_place_before_it_listens_is_told_to_take_another() {
+        let backend = MemoryBackend::new();
+        let name = LockName::new("a").unwrap();
+        let [held, waiting] = [(); 2].map(|()| {
+            let request = LockRequest::new(name.clone(), Mode::Exclusive, Patience::Queue);
+            let attempt = LockBackend::try_acquire(&backend, &request).now_or_never();
+            let _kept = attempt.unwrap().unwrap();
+            request
+        });
+        LockBackend::release_now(&backend, &held);
+        assert_eq!(backend.lose(&name), 1);
+        let line = LockBackend::subscribe(&backend, &waiting).await.unwrap();
+        let told = line.unwrap().next().await;
+        assert!(
+            matches!(&told, crate::Wake::Failed(error) if error.is_retryable()),
+            "{told:?}"
+        );
+    }
+
     /// As that of an executor that polls at once.
     struct Uses(MemoryBackend);
 

@@ -12,9 +12,9 @@ use std::{
 use foldhash::fast::RandomState;
 
 use crate::{
-    Attempt, Claim, ClaimKind, Contention, FencingToken, Grant, Holder, HolderSender, HolderWatch,
-    Inspection, Lease, LockName, Loss, Mode, OwnerId, Patience, Permits, Released, Request,
-    WakeSender, Wakeups, clock::wall_clock, holder_watch, wakeups,
+    Attempt, BackendError, BackendErrorKind, Claim, ClaimKind, Contention, FencingToken, Grant,
+    Holder, HolderSender, HolderWatch, Inspection, Lease, LockName, Loss, Mode, OwnerId, Patience,
+    Permits, Released, Request, WakeSender, Wakeups, clock::wall_clock, holder_watch, wakeups,
 };
 
 /// A demand that has a weight.
@@ -297,21 +297,19 @@ impl Table {
         }
     }
 
-    /// Subscribes a waiter. If it was granted since its attempt, the channel has the grant; if it neither holds nor
-    /// waits, the channel stays silent.
+    /// Subscribes a waiter. If it was granted since its attempt, the channel has the grant. If that grant was taken away since, the channel
+    /// says so, and the waiter tries again.
     pub(super) fn listen(&mut self, name: &LockName, owner: OwnerId) -> Wakeups {
         let (sender, wakeups) = wakeups();
-        if let Some(entry) = self.names.get_mut(name) {
-            if let Some(held) = entry.held.get(&owner) {
-                sender.grant(held.grant());
-            } else if let Some(waiter) = entry
-                .places
-                .get(&owner)
-                .and_then(|place| entry.queue.get_mut(place))
-            {
-                self.news
-                    .extend(waiter.line.replace(sender).map(News::Left));
-            }
+        let entry = self.names.get_mut(name);
+        if let Some(held) = entry.as_ref().and_then(|entry| entry.held.get(&owner)) {
+            sender.grant(held.grant());
+        } else if let Some(waiter) = entry.and_then(|entry| entry.waiter(owner)) {
+            self.news
+                .extend(waiter.line.replace(sender).map(News::Left));
+        } else {
+            let gone = "the place in the queue was taken away";
+            sender.fail(BackendError::new(BackendErrorKind::SessionEnded, gone));
         }
         wakeups
     }
@@ -341,6 +339,10 @@ impl Entry {
         }
         let place = self.places.remove(&owner)?;
         self.queue.remove(&place)
+    }
+
+    fn waiter(&mut self, owner: OwnerId) -> Option<&mut Waiter> {
+        self.queue.get_mut(self.places.get(&owner)?)
     }
 
     fn fits(&self, weight: Weight) -> bool {

@@ -187,6 +187,25 @@ async fn a_silent_line_leaves_the_engine_looking_by_itself() {
     );
 }
 
+/// Such an interval relies on wake-ups.
+#[tokio::test(start_paused = true)]
+async fn a_waiter_whose_line_falls_silent_looks_soon_whatever_the_check_interval_is() {
+    let queued = Step::Queued(Duration::from_secs(3600));
+    let backend = Scripted::new([queued.clone(), queued, Step::Grant]);
+    let policy = Policy::forever()
+        .with_check_interval(Duration::MAX)
+        .unwrap();
+    let waiter = tokio::spawn({
+        let lock = backend.clone().listening().lock();
+        async move { lock.acquire_with(&policy).await }
+    });
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    assert_eq!(backend.attempts().len(), 1);
+    backend.0.lines.lock().unwrap().clear();
+    let granted = tokio::time::timeout(Duration::from_secs(1), waiter).await;
+    drop(granted.expect("it still pauses").unwrap().unwrap());
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_waiter_that_could_not_subscribe_looks_by_itself() {
     let queued = Step::Queued(Duration::from_secs(3600));
