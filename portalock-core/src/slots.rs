@@ -89,7 +89,7 @@ impl<B: LockBackend> SlotSemaphore<B> {
         let Some(taken) = self.slots_of(owner) else {
             return Ok(Released::NotHeld);
         };
-        // All of them, also if one fails: the engine does not repeat the release of a lost hold, but perhaps only one slot is lost.
+        // All of them, also if one fails: the engine does not repeat a release that fails for good.
         let releases = taken.slots.iter().map(async |(number, slot)| {
             let released = self.inner.backend.release(slot).await?;
             // A repeated release asks only for the slots that are left: all at once rarely succeed at a service that often
