@@ -89,7 +89,7 @@ impl<B: LockBackend> SlotSemaphore<B> {
         let Some(taken) = self.slots_of(owner) else {
             return Ok(Released::NotHeld);
         };
-        // All of them, also if one fails: the engine does not repeat a release that fails for good.
+        // All of them, also if one fails.
         let releases = taken.slots.iter().map(async |(number, slot)| {
             let released = self.inner.backend.release(slot).await?;
             // A repeated release asks only for the slots that are left: all at once rarely succeed at a service that often
@@ -105,10 +105,19 @@ impl<B: LockBackend> SlotSemaphore<B> {
         } else {
             Released::NotHeld
         };
+        let mut failed: Option<BackendError> = None;
         for released in join_all(releases).await {
-            if released? == Released::NotHeld {
-                all = Released::NotHeld;
+            match released {
+                Ok(Released::NotHeld) => all = Released::NotHeld,
+                // The engine does not repeat a release that fails for good, so a failure that may pass counts more.
+                Err(error) if failed.as_ref().is_none_or(|it| !it.is_retryable()) => {
+                    failed = Some(error);
+                }
+                Ok(Released::Freed) | Err(_) => {}
             }
+        }
+        if let Some(error) = failed {
+            return Err(error);
         }
         self.taken().remove(&owner);
         Ok(all)
@@ -298,9 +307,9 @@ mod tests {
         assert_eq!(backend.names_in_use(), 0);
     }
 
-    /// Fails to release the first slot, or fails as often as it is told.
+    /// Fails to release the first slot for good, or not, and any other this number of times.
     #[derive(Debug)]
-    struct Fails(MemoryBackend, BackendErrorKind, AtomicI32);
+    struct Fails(MemoryBackend, bool, AtomicI32);
 
     #[async_trait]
     impl LockBackend for Fails {
@@ -314,24 +323,24 @@ mod tests {
 
         async fn release(&self, request: &LockRequest) -> Result<Released, BackendError> {
             let is_first = request.name.as_str().ends_with("-0");
-            let fails = match self.1 {
-                BackendErrorKind::Corrupt => is_first,
-                _ => self.2.fetch_sub(1, Ordering::AcqRel) > 0,
+            let kind = if is_first && self.1 {
+                BackendErrorKind::Corrupt
+            } else if self.2.fetch_sub(1, Ordering::AcqRel) > 0 {
+                BackendErrorKind::Unavailable
+            } else {
+                return LockBackend::release(&self.0, request).await;
             };
-            if fails {
-                return Err(BackendError::new(self.1, "told to fail"));
-            }
-            LockBackend::release(&self.0, request).await
+            Err(BackendError::new(kind, "told to fail"))
         }
     }
 
     /// The lease of the others goes on.
     #[tokio::test]
     async fn the_other_slots_are_given_back_though_one_is_lost_and_the_service_fails() {
-        for kind in [BackendErrorKind::Corrupt, BackendErrorKind::Unavailable] {
+        for is_stuck in [true, false] {
             for drops in [true, false] {
                 let backend = MemoryBackend::new();
-                let fails = Fails(backend.clone(), kind, AtomicI32::new(7));
+                let fails = Fails(backend.clone(), is_stuck, AtomicI32::new(7));
                 let pool = Pool::new(SlotSemaphore::new(fails), "p", 3).unwrap();
                 let three = pool.acquire(3).await.unwrap();
                 assert_eq!(backend.lose(&LockName::new("p#slot-0").unwrap()), 1);
@@ -341,7 +350,11 @@ mod tests {
                     assert!(three.release().await.is_err());
                 }
                 crate::shutdown(Duration::from_secs(60)).await.unwrap();
-                assert_eq!(backend.names_in_use(), 0, "{kind:?}, dropped: {drops}");
+                assert_eq!(
+                    backend.names_in_use(),
+                    0,
+                    "stuck: {is_stuck}, dropped: {drops}"
+                );
             }
         }
     }
