@@ -353,9 +353,14 @@ impl<S: Service> KeptSession<S> {
         Ok(())
     }
 
-    /// Repeats the releases that are due.
+    /// Repeats the releases that are due. After half of the interval the rest waits for the places to be checked: a holder must hear of
+    /// its loss in time, however many releases are due after an outage.
     async fn pay(self: &Arc<Self>) {
+        let begun = Instant::now();
         for owner in self.places.due() {
+            if begun.elapsed() > self.interval() / 2 {
+                return self.look_within(Duration::ZERO);
+            }
             let Some(releasing) = self.places.release_due(owner) else {
                 continue;
             };

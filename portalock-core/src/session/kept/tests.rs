@@ -27,6 +27,7 @@ use crate::{
 const LEASE: Duration = Duration::from_millis(1500);
 const PATIENCE: Duration = Duration::from_secs(60);
 const LOOK_IN: Duration = Duration::from_millis(500);
+const SLOW: Duration = Duration::from_millis(20);
 
 #[tokio::test]
 async fn a_reset_costs_nobody_a_lock_and_a_grant_that_was_not_heard_is_found() {
@@ -265,6 +266,33 @@ async fn a_release_that_is_refused_holds_up_no_other() {
         store.has_seen(Event::Released(place, true), 1).await;
     }
     assert_eq!(session.places().due().len(), 2);
+}
+
+/// As after an outage during which many guards were dropped.
+#[tokio::test]
+async fn a_holder_hears_of_its_loss_though_very_many_releases_are_due() {
+    const MANY: u32 = 500;
+    let lease = SLOW * MANY;
+    let (store, session, _sessions) = start_with(lease).await;
+    store.releases_slowly.store(true, Ordering::Release);
+    let places = session.places();
+    let holder = OwnerId::mint();
+    places.expect(holder, || MANY).unwrap();
+    let token = FencingToken::new(1);
+    let held = places.hold(holder, token, 0).unwrap().unwrap();
+    for place in 0..MANY {
+        let owner = OwnerId::mint();
+        places.expect(owner, || place).unwrap();
+        drop(places.release(owner).unwrap());
+    }
+    session.look_within(Duration::ZERO);
+    let told = tokio::time::timeout(PATIENCE, held.lost.lost()).await;
+    assert!(matches!(told, Ok(Loss::Removed(_))), "{told:?}");
+    assert!(!places.due().is_empty(), "all were released before");
+    store.releases_slowly.store(false, Ordering::Release);
+    for place in 0..MANY {
+        store.has_seen(Event::Released(place, true), 1).await;
+    }
 }
 
 /// It goes over another connection than the session's, which may have to wait until it may be used.

@@ -42,6 +42,8 @@ pub(super) struct Store {
     /// Places that can't be released.
     pub(super) stuck: Mutex<Vec<u32>>,
     pub(super) releases_hang: AtomicBool,
+    /// Each release takes a while.
+    pub(super) releases_slowly: AtomicBool,
     pub(super) cannot_settle: AtomicBool,
 }
 
@@ -295,6 +297,9 @@ impl<const ASKS: bool> Service for InStore<ASKS> {
         if store.releases_hang.load(Ordering::Acquire) {
             store.note(Event::Hung);
             std::future::pending::<()>().await;
+        }
+        if store.releases_slowly.load(Ordering::Acquire) {
+            tokio::time::sleep(SLOW).await;
         }
         if store.stuck.lock().unwrap().contains(&leaving.at) {
             return Err(BackendError::new(BackendErrorKind::Corrupt, "stuck"));
