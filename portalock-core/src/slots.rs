@@ -89,7 +89,7 @@ impl<B: LockBackend> SlotSemaphore<B> {
         let Some(taken) = self.slots_of(owner) else {
             return Ok(Released::NotHeld);
         };
-        // All of them, also if one fails.
+        // If one fails for good, nobody asks for the others again.
         let releases = taken.slots.iter().map(async |(number, slot)| {
             let released = self.inner.backend.release(slot).await?;
             // A repeated release asks only for the slots that are left: all at once rarely succeed at a service that often
@@ -309,26 +309,30 @@ mod tests {
 
     /// Fails to release the first slot for good, or not, and any other this number of times.
     #[derive(Debug)]
-    struct Fails(MemoryBackend, bool, AtomicI32);
+    struct Fails {
+        store: MemoryBackend,
+        is_stuck: bool,
+        left: AtomicI32,
+    }
 
     #[async_trait]
     impl LockBackend for Fails {
         fn capabilities(&self) -> Capabilities {
-            LockBackend::capabilities(&self.0)
+            LockBackend::capabilities(&self.store)
         }
 
         async fn try_acquire(&self, request: &LockRequest) -> Result<Attempt, BackendError> {
-            LockBackend::try_acquire(&self.0, request).await
+            LockBackend::try_acquire(&self.store, request).await
         }
 
         async fn release(&self, request: &LockRequest) -> Result<Released, BackendError> {
             let is_first = request.name.as_str().ends_with("-0");
-            let kind = if is_first && self.1 {
+            let kind = if is_first && self.is_stuck {
                 BackendErrorKind::Corrupt
-            } else if self.2.fetch_sub(1, Ordering::AcqRel) > 0 {
+            } else if self.left.fetch_sub(1, Ordering::AcqRel) > 0 {
                 BackendErrorKind::Unavailable
             } else {
-                return LockBackend::release(&self.0, request).await;
+                return LockBackend::release(&self.store, request).await;
             };
             Err(BackendError::new(kind, "told to fail"))
         }
@@ -340,7 +344,11 @@ mod tests {
         for is_stuck in [true, false] {
             for drops in [true, false] {
                 let backend = MemoryBackend::new();
-                let fails = Fails(backend.clone(), is_stuck, AtomicI32::new(7));
+                let fails = Fails {
+                    store: backend.clone(),
+                    is_stuck,
+                    left: AtomicI32::new(7),
+                };
                 let pool = Pool::new(SlotSemaphore::new(fails), "p", 3).unwrap();
                 let three = pool.acquire(3).await.unwrap();
                 assert_eq!(backend.lose(&LockName::new("p#slot-0").unwrap()), 1);

@@ -30,10 +30,11 @@ pub(crate) async fn break_holder<B: LockBackend + ?Sized>(
         });
     }
     let mut backoff = Backoff::new(policy);
-    // The time until which a holder that knows nothing of the mark may rely on the lock, as the first mark returned it.
+    // The time until which a holder that knows nothing of the mark may rely on the lock, as the first mark returned it:
+    // the first since an eviction failed, if one did.
     // A client that misses the mark but still reaches the service must not move it.
     let mut relies_until: Option<Option<Instant>> = None;
-    // An eviction had no answer, and may have ended the hold.
+    // An eviction failed, perhaps only because its answer was lost.
     let mut may_be_evicted = false;
     loop {
         match answer(name, backend.mark_broken(name, owner, by)).await {
