@@ -240,11 +240,18 @@ async fn a_place_that_is_to_be_withdrawn_is_not_used_again() {
         .await;
     let request = request("owed");
     let granted = async || {
-        let attempt = LockBackend::try_acquire(&client, &request).await.unwrap();
-        let Attempt::Granted(grant) = attempt else {
-            panic!("{attempt:?}")
-        };
-        grant.token.unwrap()
+        let mut token = None;
+        until("granted", async || {
+            match LockBackend::try_acquire(&client, &request).await {
+                Ok(Attempt::Granted(grant)) => token = grant.token,
+                // The session may be releasing the place at this moment.
+                Err(error) if error.kind() == BackendErrorKind::Unavailable => {}
+                other => panic!("{other:?}"),
+            }
+            token.is_some()
+        })
+        .await;
+        token.unwrap()
     };
     let first = granted().await;
     line.black_hole(Direction::ToServer);
