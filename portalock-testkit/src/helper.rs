@@ -49,7 +49,7 @@ impl Helper {
             return Err(Stop::Failed("the helper process has no pipes".to_owned()));
         };
         let (tell, answers) = mpsc::unbounded_channel();
-        tokio::spawn(async move {
+        crate::spawn(async move {
             let mut lines = BufReader::new(stdout).lines();
             while let Ok(Some(line)) = lines.next_line().await {
                 let answer = line.strip_prefix(MARK).map(serde_json::from_str);

@@ -41,6 +41,8 @@
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
+// The unit tests need none of these, and they are half of what there is to compile.
+#[cfg(not(test))]
 pub mod broken;
 pub mod cases;
 mod conformance;
@@ -58,6 +60,7 @@ mod run;
 mod section;
 #[cfg(feature = "servers")]
 pub mod servers;
+mod spawn;
 mod spy;
 #[cfg(unix)]
 mod stop;
@@ -69,3 +72,5 @@ pub use fixture::{Fixture, FixtureError, IntoFixture, Restore};
 pub use process::HelperCommand;
 pub use report::{CaseReport, Outcome, Report};
 pub use run::{Suite, run};
+
+use spawn::spawn;

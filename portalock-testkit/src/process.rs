@@ -186,7 +186,7 @@ async fn take_orders<F: Fixture>(store: &str) -> Result<(), String> {
         match serde_json::from_str(&line).map_err(|error| error.to_string())? {
             Order::Exit => break,
             order => {
-                tokio::spawn(helper.clone().obey(order));
+                crate::spawn(helper.clone().obey(order));
             }
         }
     }

@@ -239,7 +239,7 @@ async fn serve(
                 }
                 let counted = Counted::new(open.clone());
                 let (watcher, stranded) = (state.clone(), stranded.clone());
-                tokio::spawn(async move {
+                crate::spawn(async move {
                     connection(client, server, watcher, &now, &stranded).await;
                     drop(counted);
                 });

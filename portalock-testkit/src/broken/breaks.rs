@@ -114,7 +114,7 @@ impl Flaw for TellsAfterItBreaks {
             return Ok(None);
         }
         let loss = Loss::Broken(by.clone().into());
-        tokio::spawn(async move {
+        crate::spawn(async move {
             tokio::time::sleep(Duration::from_secs(1)).await;
             lease.end(loss);
         });

@@ -38,7 +38,7 @@ async fn retold(
         return Ok(None);
     };
     let (sender, watch) = holder_watch();
-    tokio::spawn(async move {
+    crate::spawn(async move {
         while let Some(change) = true_watch.next().await {
             if sender.is_closed() {
                 return;

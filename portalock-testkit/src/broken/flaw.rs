@@ -348,7 +348,7 @@ impl Flawed {
     fn fall_silent(&self) {
         self.sound.cut_off();
         let (sound, flaw) = (self.sound.clone(), self.flaw.clone());
-        tokio::spawn(async move {
+        crate::spawn(async move {
             tokio::time::sleep(LEASE).await;
             if !sound.is_reachable() {
                 flaw.expire(&sound).await;

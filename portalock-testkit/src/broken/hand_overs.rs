@@ -56,7 +56,7 @@ impl Flaw for TellsAfterTheSuccessor {
     async fn take_away(&self, memory: &MemoryBackend, name: &LockName) {
         let held = locked(&self.0).remove(name).unwrap_or_default();
         memory.lose(name);
-        tokio::spawn(async move {
+        crate::spawn(async move {
             tokio::time::sleep(Duration::from_secs(1)).await;
             for lease in held {
                 lease.end(Loss::Removed("somebody took it away".into()));

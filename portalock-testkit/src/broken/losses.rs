@@ -174,7 +174,7 @@ impl Flaw for ExpiresTheLiving {
         let attempt = LockBackend::try_acquire(sound, request).await?;
         if matches!(attempt, Attempt::Granted(_)) {
             let (memory, request) = (sound.memory().clone(), request.clone());
-            tokio::spawn(async move {
+            crate::spawn(async move {
                 tokio::time::sleep(LEASE / 2).await;
                 LockBackend::release(&memory, &request).await
             });
@@ -339,7 +339,7 @@ impl Flaw for TellsALossTwice {
         // After the second grant since the loss: the first one only looks whether the lock is free.
         if locked(&self.taken).as_ref() == Some(&request.name) {
             let (told, name) = (self.told.clone(), request.name.clone());
-            tokio::spawn(async move {
+            crate::spawn(async move {
                 tokio::time::sleep(LEASE / 2).await;
                 let told = locked(&told);
                 for (.., lease) in told.iter().filter(|(other, ..)| *other == name) {
@@ -393,7 +393,7 @@ impl Flaw for RenewsWhatWasGrantedAtOnce {
             locked(&self.0).insert(request.owner);
         } else if locked(&self.0).remove(&request.owner) {
             let (memory, request) = (sound.memory().clone(), request.clone());
-            tokio::spawn(async move {
+            crate::spawn(async move {
                 tokio::time::sleep(LEASE).await;
                 LockBackend::release(&memory, &request).await
             });

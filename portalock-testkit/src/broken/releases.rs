@@ -311,7 +311,7 @@ impl Flaw for FreesReadersLater {
             return LockBackend::release_now(sound, request);
         }
         let (sound, request) = (sound.clone(), request.clone());
-        tokio::spawn(async move {
+        crate::spawn(async move {
             tokio::time::sleep(LEASE).await;
             LockBackend::release(&sound, &request).await
         });

@@ -64,7 +64,7 @@ impl Flaw for DiesWithItsRuntime {
         request: &LockRequest,
     ) -> Result<Attempt, BackendError> {
         let session = SessionTask(sound.clone());
-        tokio::spawn(async move {
+        crate::spawn(async move {
             let _session = session;
             std::future::pending::<()>().await;
         });
@@ -89,7 +89,7 @@ impl Flaw for RenewsOnTheCallersRuntime {
         };
         let lease = Lease::until(Instant::now() + LEASE);
         let lost = LostSignal::any([grant.lost.clone(), lease.signal()]);
-        tokio::spawn(async move {
+        crate::spawn(async move {
             while lease.extend(Instant::now() + LEASE) {
                 tokio::time::sleep(LEASE / 3).await;
             }
@@ -251,7 +251,7 @@ impl Flaw for PermitsDieWithTheirRuntime {
         let attempt = Semaphore::try_acquire(sound, request).await?;
         if matches!(attempt, Attempt::Granted(_)) {
             let task = PermitsTask(sound.clone(), request.clone());
-            tokio::spawn(async move {
+            crate::spawn(async move {
                 let _task = task;
                 std::future::pending::<()>().await;
             });

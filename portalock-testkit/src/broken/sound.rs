@@ -216,7 +216,7 @@ impl Sound {
     fn relay(&self, mut line: Wakeups) -> Wakeups {
         let (sender, wakeups) = wakeups();
         let session = self.lease().signal();
-        let relaying = tokio::spawn(async move {
+        let relaying = crate::spawn(async move {
             loop {
                 tokio::select! {
                     _ = session.lost() => {

@@ -149,7 +149,7 @@ async fn told_before_another_is_granted(trial: Trial) -> CaseResult {
         let spy = Spy::on(waiter.backend());
         let lock = Lock::new(spy.clone(), "job")?;
         let (signal, policy) = (guard.lost_signal(), trial.patience());
-        let waiting = tokio::spawn(async move {
+        let waiting = crate::spawn(async move {
             let next = lock.acquire_with(&policy).await?;
             // Read before anything else is awaited.
             let known = signal.is_lost();
@@ -322,7 +322,7 @@ async fn a_mark_stays_until_it_is_found(trial: Trial) -> CaseResult {
     cut.now().await?;
     let breaking = {
         let (lock, owner) = (lock.clone(), guard.owner());
-        tokio::spawn(async move { lock.break_holder(owner).await })
+        crate::spawn(async move { lock.break_holder(owner).await })
     };
     let next = lock.acquire_with(&trial.patience()).await?;
     // Read before anything else is awaited.
@@ -342,7 +342,7 @@ async fn a_holder_that_does_not_respond_is_evicted(trial: Trial) -> CaseResult {
     let lock = operator.lock("job")?;
     let breaking = {
         let (lock, owner) = (lock.clone(), guard.owner());
-        tokio::spawn(async move { lock.break_holder(owner).await })
+        crate::spawn(async move { lock.break_holder(owner).await })
     };
     let next = lock.acquire_with(&trial.patience()).await?;
     // Read before anything else is awaited.

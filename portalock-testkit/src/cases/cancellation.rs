@@ -246,7 +246,7 @@ async fn waiting(
 ) -> CaseResult<tokio::task::JoinHandle<Result<Guard<std::sync::Arc<Spy>>, LockError>>> {
     let spy = Spy::on(client.backend());
     let lock = Lock::new(spy.clone(), "job")?;
-    let waiting = tokio::spawn(async move { lock.acquire_with(&patient()).await });
+    let waiting = crate::spawn(async move { lock.acquire_with(&patient()).await });
     spy.contended(1).await?;
     Ok(waiting)
 }

@@ -158,7 +158,7 @@ async fn sets_never_deadlock(trial: Trial) -> CaseResult {
             names.reverse();
         }
         let (set, section) = (LockSet::new(client.backend(), names)?, section.clone());
-        tasks.push(tokio::spawn(async move {
+        tasks.push(crate::spawn(async move {
             for _ in rounds(6) {
                 let guard = set.acquire_with(&patient()).await?;
                 section.visit(Mode::Exclusive).await;
@@ -230,7 +230,7 @@ async fn slots_make_a_semaphore(trial: Trial) -> CaseResult {
     let mut tasks = Vec::new();
     for (number, client) in (0..).zip(clients.iter().cycle().take(6)) {
         let (pool, section) = (slots(client)?, section.clone());
-        tasks.push(tokio::spawn(async move {
+        tasks.push(crate::spawn(async move {
             for round in rounds(6) {
                 // Small requests only: slots are not fair, and a large request may wait for a long time.
                 let count = 1 + (number + round) % 2;
@@ -317,7 +317,7 @@ async fn blocking_threads_never_overlap(trial: Trial) -> CaseResult {
     let mut threads = Vec::new();
     for client in clients.iter().cycle().take(6) {
         let (backend, section) = (client.backend(), section.clone());
-        threads.push(tokio::spawn(without_runtime(move || {
+        threads.push(crate::spawn(without_runtime(move || {
             let lock = blocking::Lock::new(backend, "job")?;
             for _ in rounds(8) {
                 let guard = lock.acquire_with(&patient())?;

@@ -193,7 +193,7 @@ async fn waits(trial: &Trial, client: &Client) -> CaseResult<Waiting> {
     let spy = Spy::on(client.backend());
     let lock = portalock_core::Lock::new(spy.clone(), "job")?;
     let policy = trial.patience();
-    let waiting = tokio::spawn(async move { lock.acquire_with(&policy).await });
+    let waiting = crate::spawn(async move { lock.acquire_with(&policy).await });
     spy.contended(1).await?;
     Ok(waiting)
 }

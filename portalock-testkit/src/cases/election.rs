@@ -51,7 +51,7 @@ type Standby = JoinHandle<CaseResult<Option<FencingToken>>>;
 async fn standby(trial: &Trial, client: &Client) -> CaseResult<Standby> {
     let spy = Spy::on(client.backend());
     let election = Election::new(spy.clone(), ELECTION)?.with_policy(trial.patience());
-    let waiting = tokio::spawn(async move {
+    let waiting = crate::spawn(async move {
         let leadership = election.campaign().await?;
         leadership.ensure_held()?;
         let token = leadership.token();
@@ -74,7 +74,7 @@ async fn at_most_one_leads(trial: Trial) -> CaseResult {
             section.clone(),
             tell.clone(),
         );
-        tasks.push(tokio::spawn(async move {
+        tasks.push(crate::spawn(async move {
             for _ in rounds(6) {
                 let leadership = election.campaign().await?;
                 ensure_contended(election.try_campaign().await, "a second candidate")?;
@@ -195,7 +195,7 @@ impl Leads {
         let election = candidate(client, "first")?.with_pause(SOON * 4);
         let (stop, stopped) = oneshot::channel::<()>();
         let (begun, mut beginnings) = mpsc::unbounded_channel();
-        let task = tokio::spawn(async move {
+        let task = crate::spawn(async move {
             let stop = async { drop(stopped.await) };
             let work = |leading: portalock_core::Leading<AnyBackend>| {
                 let (working, at_work) = oneshot::channel::<()>();
@@ -298,7 +298,7 @@ async fn observers_see_every_term_in_order(trial: Trial) -> CaseResult {
     let mut observers = Vec::new();
     for client in watchers {
         let (watching, begun) = oneshot::channel();
-        let observer = tokio::spawn(observe(client.clone(), watching, LAST));
+        let observer = crate::spawn(observe(client.clone(), watching, LAST));
         soon("an observer's first word", begun).await?.ok();
         observers.push(observer);
     }
@@ -342,7 +342,7 @@ async fn a_step_down_is_heard(trial: Trial) -> CaseResult {
     ensure_tokens_are_told(&first).await?;
     let leadership = candidate(&first, "first")?.campaign().await?;
     let (finished, is_finished) = oneshot::channel();
-    let leads = tokio::spawn(async move {
+    let leads = crate::spawn(async move {
         let asked = leadership.leading().step_down_asked().await?;
         tokio::time::sleep(Duration::from_millis(50)).await;
         let _ = finished.send(asked.label);

@@ -100,7 +100,7 @@ async fn tasks_never_overlap(trial: Trial) -> CaseResult {
     let mut tasks = Vec::new();
     for client in clients.iter().cycle().take(6) {
         let (lock, section) = (client.lock("job")?, section.clone());
-        tasks.push(tokio::spawn(async move {
+        tasks.push(crate::spawn(async move {
             for round in rounds(12) {
                 let guard = lock.acquire_with(&patient()).await?;
                 section.visit(Mode::Exclusive).await;

@@ -57,7 +57,7 @@ async fn waits(client: &Client, mode: Mode) -> CaseResult<Waiting> {
     let lock = Lock::new(spy.clone(), "job")?;
     // Longer than any case watches: the last look before a deadline would find what no wake-up told.
     let policy = Policy::new().with_timeout(Duration::from_secs(300));
-    let waiting = tokio::spawn(async move {
+    let waiting = crate::spawn(async move {
         match mode {
             Mode::Exclusive => lock.acquire_with(&policy).await,
             Mode::Shared => lock.acquire_shared_with(&policy).await,
@@ -84,7 +84,7 @@ async fn in_order(holder: &Client, clients: &[Client]) -> CaseResult {
     for (number, client) in clients.iter().cycle().take(8).enumerate() {
         let waiting = waits(client, Mode::Exclusive).await?;
         let tell = tell.clone();
-        tokio::spawn(async move {
+        crate::spawn(async move {
             let outcome = match waiting.await {
                 // Recorded before the lock passes on, so the recorded order is the order of grants.
                 Ok(Ok(guard)) => {
@@ -208,7 +208,7 @@ async fn a_writer_is_not_starved(trial: Trial) -> CaseResult {
     let mut tasks = Vec::new();
     for number in 0..4_u64 {
         let (lock, done) = (readers.lock("job")?, done.clone());
-        tasks.push(tokio::spawn(async move {
+        tasks.push(crate::spawn(async move {
             // At different times, so that there is nearly always a reader.
             tokio::time::sleep(Duration::from_millis(number * 3)).await;
             while !done.load(Ordering::Acquire) {
@@ -268,7 +268,7 @@ async fn every_waiter_is_served(trial: Trial) -> CaseResult {
     let served: Vec<_> = waiting
         .into_iter()
         .map(|waiting| {
-            tokio::spawn(async move {
+            crate::spawn(async move {
                 waiting.await??.release().await?;
                 Ok::<_, Stop>(())
             })

@@ -57,7 +57,7 @@ type Waiting = JoinHandle<CaseResult>;
 async fn waits(trial: &Trial, client: &Client, believers: &Believers) -> CaseResult<Waiting> {
     let (spy, trial, believers) = (Spy::on(client.backend()), trial.clone(), believers.clone());
     let lock = Lock::new(spy.clone(), "job")?;
-    let waiting = tokio::spawn(async move {
+    let waiting = crate::spawn(async move {
         let guard = lock.acquire_with(&trial.patience()).await?;
         let mine = guard.lost_signal();
         for other in believers.join(guard.owner(), &mine) {
@@ -137,7 +137,7 @@ async fn a_waiter_that_was_given_up_is_not_granted_late(trial: Trial) -> CaseRes
     let spy = Spy::on(doomed.backend());
     let lock = Lock::new(spy.clone(), "job")?;
     let tireless = trial.patience().with_max_failures(u32::MAX);
-    let mut late = tokio::spawn(async move { lock.acquire_with(&tireless).await });
+    let mut late = crate::spawn(async move { lock.acquire_with(&tireless).await });
     spy.contended(1).await?;
     let cut = trial.cut_off(doomed).await?;
     held.release().await?;

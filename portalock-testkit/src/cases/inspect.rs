@@ -163,7 +163,7 @@ async fn the_waiters_are_told(trial: Trial) -> CaseResult {
     for label in ["first", "second", "third"] {
         let spy = Spy::on(client.backend());
         let lock = portalock_core::Lock::new(spy.clone(), "job")?.with_label(label);
-        waiting.push(tokio::spawn(
+        waiting.push(crate::spawn(
             async move { lock.acquire_with(&patient()).await },
         ));
         spy.contended(1).await?;

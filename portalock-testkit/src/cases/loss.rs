@@ -110,7 +110,7 @@ async fn a_living_holder_is_never_expired(trial: Trial) -> CaseResult {
     let lock = Lock::new(spy.clone(), "job")?;
     let guard = holder.lock("job")?.acquire().await?;
     let policy = trial.patience().with_timeout(work + SOON);
-    let waiting = tokio::spawn(async move { lock.acquire_with(&policy).await });
+    let waiting = crate::spawn(async move { lock.acquire_with(&policy).await });
     spy.contended(1).await?;
     // What is granted, held or counted in another way is renewed in another way, too.
     let waited_for = by_waiting(&holder, &waiter, "waited for").await?;
@@ -360,7 +360,7 @@ async fn by_waiting(client: &Client, other: &Client, name: &str) -> CaseResult<S
     let held = other.lock(name)?.acquire().await?;
     let spy = Spy::on(client.backend());
     let lock = Lock::new(spy.clone(), name)?;
-    let waiting = tokio::spawn(async move { lock.acquire_with(&patient()).await });
+    let waiting = crate::spawn(async move { lock.acquire_with(&patient()).await });
     spy.contended(1).await?;
     held.release().await?;
     Ok(soon("a waiter's grant", waiting).await???)

@@ -312,7 +312,7 @@ async fn a_name_that_was_refused_can_be_had_later(trial: Trial) -> CaseResult {
     for name in ["../up", "C:\\a", "日本語", "a\nb", "%2e", "A", "a"] {
         let held = first.lock(name)?.acquire().await?;
         let lock = second.lock(name)?;
-        let waiting = tokio::spawn(async move { lock.acquire().await });
+        let waiting = crate::spawn(async move { lock.acquire().await });
         tokio::task::yield_now().await;
         held.release().await?;
         let next = soon(format!("the grant of {name:?}"), waiting).await???;

@@ -154,7 +154,7 @@ async fn a_dropped_guard_frees_the_lock(trial: Trial) -> CaseResult {
     trial.ensure_free(&second, lock.name()).await?;
 
     let guard = lock.acquire_with(&patient()).await?;
-    let holding = tokio::spawn(async move {
+    let holding = crate::spawn(async move {
         let _guard = guard;
         std::future::pending::<()>().await;
     });

@@ -76,7 +76,7 @@ async fn capacity_is_never_exceeded(trial: Trial) -> CaseResult {
     for (number, client) in (0_u64..).zip(clients.iter().cycle().take(6)) {
         let (pool, section) = (client.pool("pool", CAPACITY)?, section.clone());
         let mut random = fastrand::Rng::with_seed(seed + number);
-        tasks.push(tokio::spawn(async move {
+        tasks.push(crate::spawn(async move {
             for round in rounds(10) {
                 let count = random.u32(1..=CAPACITY);
                 let guard = pool.acquire_with(count, &patient()).await?;
@@ -100,7 +100,7 @@ async fn many_tries_at_once(trial: Trial) -> CaseResult {
     let tries: Vec<_> = (0..TRIES)
         .map(|_| {
             let pool = pool.clone();
-            tokio::spawn(async move { pool.try_acquire(1).await })
+            crate::spawn(async move { pool.try_acquire(1).await })
         })
         .collect();
     let mut held = Vec::new();

@@ -73,7 +73,7 @@ async fn a_release_ends_the_wait(trial: Trial) -> CaseResult {
     let held = first.pool("pool", 3)?.try_acquire(3).await?;
     let pool = second.pool("pool", 3)?;
     let policy = Policy::new().with_timeout(Duration::from_secs(300));
-    let waiting = tokio::spawn(async move { pool.acquire_with(2, &policy).await });
+    let waiting = crate::spawn(async move { pool.acquire_with(2, &policy).await });
     tokio::time::sleep(Duration::from_millis(20)).await;
     held.release().await?;
     let guard = soon("the waiter's permits", waiting).await???;
@@ -126,7 +126,7 @@ async fn a_large_request_is_not_starved(trial: Trial) -> CaseResult {
     let mut tasks = Vec::new();
     for number in 0..4_u64 {
         let (pool, stopped) = (small.pool("pool", 4)?, stopped.clone());
-        tasks.push(tokio::spawn(async move {
+        tasks.push(crate::spawn(async move {
             tokio::time::sleep(Duration::from_millis(number * 3)).await;
             while !*stopped.borrow() {
                 let guard = pool.acquire_with(1, &patient()).await?;

@@ -140,7 +140,7 @@ async fn readers_and_writers_never_overlap(trial: Trial) -> CaseResult {
     let mut tasks = Vec::new();
     for (number, client) in (0..).zip(clients.iter().cycle().take(6)) {
         let (lock, section) = (client.lock("job")?, section.clone());
-        tasks.push(tokio::spawn(async move {
+        tasks.push(crate::spawn(async move {
             for round in rounds(10) {
                 let guard = if (number + round) % 3 == 0 {
                     lock.acquire_with(&patient()).await?

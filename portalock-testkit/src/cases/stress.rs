@@ -129,7 +129,7 @@ async fn play(trial: Trial, fault: Fault) -> CaseResult {
     let workers: Vec<_> = (0..WORKERS)
         .map(|number| {
             let random = fastrand::Rng::with_seed(seed.wrapping_add(number as u64));
-            tokio::spawn(stage.clone().work(number, random))
+            crate::spawn(stage.clone().work(number, random))
         })
         .collect();
     let harm = fastrand::Rng::with_seed(seed.wrapping_mul(31));
@@ -330,7 +330,7 @@ async fn a_storm_of_giving_up_strands_nobody(trial: Trial) -> CaseResult {
     for (number, client) in (0_u64..).zip(clients.iter().cycle().take(8)) {
         let lock = client.lock("job")?;
         let mut random = fastrand::Rng::with_seed(seed.wrapping_add(number));
-        tasks.push(tokio::spawn(async move {
+        tasks.push(crate::spawn(async move {
             for _ in 0..30 {
                 let patience = Duration::from_micros(random.u64(..5_000));
                 if let Ok(guard) = timeout(patience, lock.acquire()).await {
@@ -357,7 +357,7 @@ async fn many_names_at_once(trial: Trial) -> CaseResult {
     let mut tasks = Vec::new();
     for number in 0..200 {
         let lock = holder.lock(format!("job {number}"))?;
-        tasks.push(tokio::spawn(
+        tasks.push(crate::spawn(
             async move { lock.acquire_with(&patient()).await },
         ));
     }
@@ -369,7 +369,7 @@ async fn many_names_at_once(trial: Trial) -> CaseResult {
     let mut attempts = Vec::new();
     for guard in &guards {
         let lock = other.lock(guard.name())?;
-        attempts.push(tokio::spawn(async move { lock.try_acquire().await }));
+        attempts.push(crate::spawn(async move { lock.try_acquire().await }));
     }
     for (attempt, guard) in attempts.into_iter().zip(&guards) {
         ensure_contended(attempt.await?, guard.name().as_str())?;

@@ -88,7 +88,7 @@ async fn a_release_ends_the_wait(trial: Trial) -> CaseResult {
     let held = holder.lock("job")?.acquire().await?;
     // Five minutes: the wait can only end in time by a grant.
     let policy = Policy::new().with_timeout(Duration::from_secs(300));
-    let waiting = tokio::spawn(async move { lock.acquire_with(&policy).await });
+    let waiting = crate::spawn(async move { lock.acquire_with(&policy).await });
     spy.contended(1).await?;
     held.release().await?;
     let guard = soon("the waiter's grant", waiting).await???;
@@ -183,7 +183,7 @@ async fn waiting_leaves_the_runtime_free(trial: Trial) -> CaseResult {
             .map_err(|error| Stop::Failed(error.to_string()))?;
         runtime.block_on(async move {
             let lock = single.client().await?.lock("job")?;
-            let heart = tokio::spawn(async move {
+            let heart = crate::spawn(async move {
                 while beats.send(()).is_ok() {
                     tokio::time::sleep(Duration::from_millis(5)).await;
                 }
@@ -237,7 +237,7 @@ async fn beside_a_heart(lock: Lock<AnyBackend>) -> CaseResult {
         let called = runtime.block_on(async move {
             let beats = Arc::new(AtomicUsize::new(0));
             let count = beats.clone();
-            tokio::spawn(async move {
+            crate::spawn(async move {
                 loop {
                     tokio::time::sleep(Duration::from_millis(5)).await;
                     count.fetch_add(1, Ordering::Relaxed);

@@ -98,7 +98,7 @@ async fn grow_among_contenders(trial: Trial) -> CaseResult {
     let mut tasks = Vec::new();
     for client in clients.iter().cycle().take(6) {
         let (lock, order) = (client.lock("job")?, order.clone());
-        tasks.push(tokio::spawn(async move {
+        tasks.push(crate::spawn(async move {
             for _ in rounds(8) {
                 let guard = lock.acquire_with(&patient()).await?;
                 order
