@@ -335,10 +335,12 @@ impl<P: Clone> Places<P> {
         })
     }
 
-    /// The owners that must be released.
+    /// The owners that must be released. The one that was tried last is the last one: it may fail again, and end a round.
     pub(super) fn due(&self) -> Vec<OwnerId> {
         let is_due = |place: &Place<P>| matches!(place.phase, Phase::Due);
-        self.list(|owner, place| is_due(place).then_some(owner))
+        let mut due = self.list(|owner, place| is_due(place).then_some((place.version, owner)));
+        due.sort_unstable();
+        due.into_iter().map(|(_, owner)| owner).collect()
     }
 
     /// Forgets `owner`. Call this when the service has nothing of it, and no request for it is in flight.

@@ -268,6 +268,21 @@ async fn a_release_that_is_refused_holds_up_no_other() {
     assert_eq!(session.places().due().len(), 2);
 }
 
+/// As on a server where another transaction keeps a name for itself.
+#[tokio::test]
+async fn a_release_that_gets_no_answer_holds_up_no_other_for_good() {
+    const SILENT: u32 = 4;
+    let (store, session, _sessions) = start_with(PATIENCE * 10).await;
+    store.silent.lock().unwrap().extend(0..SILENT);
+    for place in 0..=SILENT {
+        let owner = OwnerId::mint();
+        session.places().expect(owner, || place).unwrap();
+        drop(session.places().release(owner).unwrap());
+    }
+    session.look_within(Duration::ZERO);
+    store.has_seen(Event::Released(SILENT, true), 1).await;
+}
+
 /// As after an outage during which many guards were dropped.
 #[tokio::test]
 async fn a_holder_hears_of_its_loss_though_very_many_releases_are_due() {

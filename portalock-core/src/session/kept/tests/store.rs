@@ -41,6 +41,8 @@ pub(super) struct Store {
     pub(super) ends_connections: AtomicBool,
     /// Places that can't be released.
     pub(super) stuck: Mutex<Vec<u32>>,
+    /// Places whose release gets no answer.
+    pub(super) silent: Mutex<Vec<u32>>,
     pub(super) releases_hang: AtomicBool,
     /// Each release takes a while.
     pub(super) releases_slowly: AtomicBool,
@@ -303,6 +305,9 @@ impl<const ASKS: bool> Service for InStore<ASKS> {
         }
         if store.stuck.lock().unwrap().contains(&leaving.at) {
             return Err(BackendError::new(BackendErrorKind::Corrupt, "stuck"));
+        }
+        if store.silent.lock().unwrap().contains(&leaving.at) {
+            return Err(BackendError::new(BackendErrorKind::Unavailable, "silent"));
         }
         store.note(Event::Released(leaving.at, leaving.unsure));
         let removed = store.stands.lock().unwrap().remove(&leaving.at);
