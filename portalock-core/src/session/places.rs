@@ -11,7 +11,7 @@ use std::{
 use foldhash::fast::RandomState;
 use tokio::sync::Notify;
 
-use self::place::{Phase, Place};
+use self::place::{News, Phase, Place};
 pub use self::releasing::Releasing;
 use crate::{
     BackendError, BackendErrorKind, FencingToken, Grant, Loss, LostSignal, OwnerId, Wakeups,
@@ -345,8 +345,14 @@ impl<P: Clone> Places<P> {
 
     /// Forgets `owner`. Call this when the service has nothing of it, and no request for it is in flight.
     pub(super) fn forget(&self, owner: OwnerId) {
-        // Its line is dropped after the book is unlocked: this wakes a waiter.
-        let _removed = (self.lock().as_mut()).and_then(|places| places.remove(&owner));
+        let removed = (self.lock().as_mut()).and_then(|places| places.remove(&owner));
+        let _told = removed.map(|place| self.removed(place));
+    }
+
+    /// Tells the waiter of a removed place, if it still listens, that it waits in its next place from now on: one whose lock was broken
+    /// before it heard of its grant, or whose place at the service was deleted. Drop the returned value after the book is unlocked.
+    fn removed(&self, place: Place<P>) -> (Option<News>, Place<P>) {
+        (place.fail(self.over()), place)
     }
 
     /// How many times the session has reconnected.

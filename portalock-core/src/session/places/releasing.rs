@@ -27,16 +27,15 @@ impl<P: Clone> Releasing<'_, P> {
     /// Ends the release: the service has nothing of the place, and no request for it is in flight. If the session has
     /// reconnected meanwhile, the release is due again: perhaps the server that answered was replaced by one without it.
     pub fn done(self) {
-        // Declared first, so that its line is dropped after the book is unlocked: this wakes a waiter.
+        // Declared first, so that it is dropped after the book is unlocked: this wakes a waiter.
         let _removed;
         let mut book = self.places.lock();
         if self.places.reconnects() == self.reconnects
             && let Some(places) = book.as_mut()
             && places.get(&self.owner).is_some_and(|at| self.is_of(at))
         {
-            // A waiter may still listen: one whose lock was broken before it heard of its grant. It waits in its next place from now on.
             let place = places.remove(&self.owner);
-            _removed = place.map(|place| (place.fail(self.places.over()), place));
+            _removed = place.map(|place| self.places.removed(place));
         }
     }
 

@@ -110,6 +110,21 @@ async fn a_waiter_whose_place_was_released_is_told_to_listen_to_its_next_one() {
     assert!(matches!(heard, Wake::Granted(grant) if !grant.lost.is_lost()));
 }
 
+/// As one whose key in etcd was deleted, while etcd refuses new ones.
+#[tokio::test]
+async fn a_waiter_whose_place_was_refused_is_told_to_listen_to_its_next_one() {
+    let (client, store, owner) = client();
+    store.set(1, Stand::Waits);
+    let _waits = client.attempt(owner, &(1, true)).await.unwrap();
+    let mut line = client.subscribe(owner).unwrap();
+    let _refused = client.attempt(owner, &(1, false)).await.unwrap();
+    let told = line.next().await;
+    assert!(
+        matches!(&told, Wake::Failed(error) if error.is_retryable()),
+        "{told:?}"
+    );
+}
+
 #[tokio::test]
 async fn the_places_are_checked_when_an_owner_ahead_may_be_dead() {
     let store = Arc::new(Store {
