@@ -2,7 +2,9 @@
 
 use std::{sync::Arc, time::Duration};
 
-use super::{KeptSession, Leaving, Places, Service, starts::Sessions};
+use super::{
+    KeptSession, Leaving, Places, Service, lasting::while_its_runtime_lasts, starts::Sessions,
+};
 use crate::{
     Attempt, BackendError, BackendErrorKind, Contention, FencingToken, Holder, Loss, OwnerId,
     Released, Wakeups,
@@ -118,7 +120,8 @@ impl<S: Service> Client<S> {
             at: expected.at,
             is_answered: false,
         };
-        let Answered { value, repeated } = match S::enter(&session, &asking.at, wish).await {
+        let entering = while_its_runtime_lasts(S::enter(&session, &asking.at, wish));
+        let Answered { value, repeated } = match entering.await {
             Ok(answer) => answer,
             // The outcome is unknown. If the session has ended, the attempt has ended with it.
             Err(error) => return session.ensure_live().and(Err(error)),
@@ -273,7 +276,8 @@ async fn release<S: Service>(
         return Ok(Released::NotHeld);
     };
     let leaving = releasing.leaving();
-    let Answered { value, repeated } = S::leave(session, leaving).await?;
+    let left = while_its_runtime_lasts(S::leave(session, leaving)).await?;
+    let Answered { value, repeated } = left;
     // An earlier try without an answer may have freed the place, so that the later one did not find it.
     let freed = value || (repeated && leaving.held);
     match settle(session, leaving).await {

@@ -34,6 +34,7 @@ mod client;
 mod id;
 mod keeper;
 mod kept;
+mod lasting;
 mod look;
 mod named_place;
 mod per_runtime;

@@ -41,6 +41,36 @@ async fn a_client_holds_releases_and_forgets_what_was_refused() {
     store.has_seen(Event::Ended, 1).await;
 }
 
+/// As that of a program whose `main` returns while the service is away, or of a runtime for one job. The clean-up sees it out.
+#[test]
+fn an_attempt_whose_runtime_has_ended_fails_and_its_timers_do_not_panic() {
+    let runtime = || {
+        let mut builder = tokio::runtime::Builder::new_current_thread();
+        builder.enable_time().build().unwrap()
+    };
+    for ends_first in [true, false] {
+        let (client, store, owner) = client();
+        store.late.store(true, Ordering::Release);
+        let (own, other) = (runtime(), runtime());
+        let wish = (1, true);
+        let mut attempt = Box::pin(client.attempt(owner, &wish));
+        let is_sent = async {
+            client.session().await.unwrap();
+            futures_util::poll!(&mut attempt).is_pending()
+        };
+        assert!(own.block_on(is_sent));
+        if !ends_first {
+            let waits = async { futures_util::poll!(&mut attempt).is_pending() };
+            assert!(other.block_on(waits));
+        }
+        drop(own);
+        let failed = other.block_on(attempt).unwrap_err();
+        assert!(failed.is_retryable(), "{failed}");
+        other.block_on(client.release(owner)).unwrap();
+        assert_eq!(store.count(Event::Released(1, true)), 1);
+    }
+}
+
 /// The time after which a waiter must ask again.
 fn recheck(attempt: Attempt) -> Duration {
     match attempt {

@@ -24,6 +24,8 @@ pub(super) struct Store {
     pub(super) first_is_deaf: AtomicBool,
     /// Attempts wait for this gate.
     pub(super) gate: AtomicBool,
+    /// Attempts get no answer in time.
+    pub(super) late: AtomicBool,
     pub(super) repeats: AtomicBool,
     pub(super) ends_with_connection: AtomicBool,
     /// A session's lease ends while it begins.
@@ -274,6 +276,9 @@ impl<const ASKS: bool> Service for InStore<ASKS> {
         store.answer().await?;
         let stand = store.stands.lock().unwrap().get(place).copied();
         store.note(Event::Asked);
+        if store.late.load(Ordering::Acquire) {
+            tokio::time::sleep(PATIENCE).await;
+        }
         while store.gate.load(Ordering::Acquire) {
             tokio::task::yield_now().await;
         }
