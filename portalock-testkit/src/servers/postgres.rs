@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use self::installation::{Installation, copy_data};
+use self::installation::Installation;
 use super::{
     ServerIdentity,
     directory::{Directory, directory, on_disk},
@@ -195,7 +195,8 @@ impl PostgresServer {
             .map_err(StartError::io(COPYING))?;
         let data = dir.path().join("data");
         self.stop();
-        copy_data(&self.dir.path().join("data"), &data)?;
+        self.installed
+            .copy_data(&self.dir.path().join("data"), &data)?;
         self.restart()?;
         let primary = format!(
             "primary_conninfo = 'host=127.0.0.1 port={} user={SUPERUSER}'\n",

@@ -87,7 +87,31 @@ impl Installation {
 
     /// Puts a fresh cluster at `data`: a copy, since making one takes seconds.
     pub(super) fn copy_cluster(&self, data: &Path) -> Result<(), StartError> {
-        copy_data(&self.original()?, data)
+        self.copy_data(&self.original()?, data)
+    }
+
+    /// Copies the data of a server that doesn't run. In this process it takes half as much of the processor as by `cp`, which each test
+    /// would start.
+    pub(super) fn copy_data(&self, from: &Path, to: &Path) -> Result<(), StartError> {
+        self.copy_directory(from, to)
+            .map_err(StartError::io("copy a cluster"))
+    }
+
+    fn copy_directory(&self, from: &Path, to: &Path) -> io::Result<()> {
+        fs::create_dir(to)?;
+        fs::set_permissions(to, fs::metadata(from)?.permissions())?;
+        self.give(to)?;
+        for entry in fs::read_dir(from)? {
+            let entry = entry?;
+            let copy = to.join(entry.file_name());
+            if entry.file_type()?.is_dir() {
+                self.copy_directory(&entry.path(), &copy)?;
+            } else {
+                fs::copy(entry.path(), &copy)?;
+                self.give(&copy)?;
+            }
+        }
+        Ok(())
     }
 
     /// The cluster that others are copied from, made once for each version and user.
@@ -145,21 +169,6 @@ impl Installation {
             Err(error) => Err(StartError::io(MAKING)(error)),
         }
     }
-}
-
-/// Copies the data of a server that doesn't run.
-pub(super) fn copy_data(from: &Path, to: &Path) -> Result<(), StartError> {
-    let copied = Command::new("cp")
-        .arg("-a")
-        .arg(from)
-        .arg(to)
-        .status()
-        .map_err(StartError::io("copy a cluster"))?;
-    if copied.success() {
-        return Ok(());
-    }
-    let cause = io::Error::other(format!("cp ended with {copied}"));
-    Err(StartError::io("copy a cluster")(cause))
 }
 
 /// The directory of programs of the newest version below `versions`.
