@@ -41,7 +41,7 @@
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
-// The unit tests need none of these, and they are half of what there is to compile.
+// The unit tests need none of these, and they take long to compile.
 #[cfg(not(test))]
 pub mod broken;
 pub mod cases;

@@ -11,7 +11,8 @@ use portalock_core::{
 
 use crate::{
     kept::{Simulation, Wanted},
-    service::{LEASE, Line, World},
+    records::{self, LEASE},
+    world::{Line, World},
 };
 
 /// A client of the simulated service. Clones are the same client.
@@ -67,7 +68,7 @@ impl LockBackend for Simulated {
             .request(move |records| records.queue(&name).to_vec());
         let (holders, waiters): (Vec<_>, Vec<_>) =
             asked.await?.into_iter().partition(|claim| claim.held);
-        let claims = |of: Vec<crate::service::Claim>| {
+        let claims = |of: Vec<records::Claim>| {
             of.into_iter()
                 .map(|claim| {
                     let kind = if claim.shared {

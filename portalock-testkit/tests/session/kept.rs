@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use portalock_core::{
-    BackendError, FencingToken, Loss, OwnerId,
+    BackendError, Loss, OwnerId,
     clock::Instant,
     session::{
         Answered, Asked, Entered, KeptSession, Leaving, Looked, NamedPlace, Renewal, Service,
@@ -12,7 +12,10 @@ use portalock_core::{
     },
 };
 
-use crate::service::{Claim, Connection, LEASE, Line, News, REQUEST_TIMEOUT};
+use crate::{
+    records::{Claim, LEASE, News},
+    world::{Connection, Line, REQUEST_TIMEOUT},
+};
 
 /// What an owner wants.
 #[derive(Debug, Clone)]
@@ -246,8 +249,7 @@ fn enter_at(
     reconnects: u64,
 ) -> Entered {
     let places = session.places();
-    let token: Option<FencingToken> = claim.token;
-    match (token, ahead) {
+    match (claim.token, ahead) {
         (Some(token), _) if claim.held => return Entered::Granted(token),
         (Some(token), Some(ahead)) => places.follow(
             owner,

@@ -10,7 +10,8 @@
 
 mod backend;
 mod kept;
-mod service;
+mod records;
+mod world;
 
 use std::{
     collections::HashMap,
@@ -25,10 +26,7 @@ use portalock_core::{
 };
 use portalock_testkit::history::{random_clients, random_pool_clients, seed, stress_time};
 
-use crate::{
-    backend::Simulated,
-    service::{LEASE, World},
-};
+use crate::{backend::Simulated, records::LEASE, world::World};
 
 /// How long the test runs, unless the environment sets another time.
 const TIME: Duration = Duration::from_secs(4);
@@ -161,7 +159,10 @@ async fn stay(
             let mut inside = inside.lock().unwrap();
             inside.retain(|_, other| !other.is_lost());
             // The own signal is looked at last.
-            assert!(inside.is_empty() || signal.is_lost(), "two are inside");
+            assert!(
+                inside.is_empty() || signal.is_lost(),
+                "client {number} is inside with {inside:?}"
+            );
             inside.insert(number, signal.clone());
         }
         let _stayed = tokio::time::timeout(world.up_to(4000), signal.lost()).await;
@@ -170,6 +171,7 @@ async fn stay(
     }
 }
 
+/// A closed client starts anew with its next call.
 async fn close(world: &World, clients: &[Simulated], end: Instant) {
     while Instant::now() < end {
         world.pause(1500).await;
