@@ -276,8 +276,7 @@ async fn release<S: Service>(
         return Ok(Released::NotHeld);
     };
     let leaving = releasing.leaving();
-    let left = while_its_runtime_lasts(S::leave(session, leaving)).await?;
-    let Answered { value, repeated } = left;
+    let Answered { value, repeated } = while_its_runtime_lasts(S::leave(session, leaving)).await?;
     // An earlier try without an answer may have freed the place, so that the later one did not find it.
     let freed = value || (repeated && leaving.held);
     match settle(session, leaving).await {
@@ -299,7 +298,7 @@ pub(super) async fn settle<S: Service>(
     leaving: &Leaving<S::Place>,
 ) -> Result<(), BackendError> {
     if leaving.unsure {
-        S::settle(session, leaving).await?;
+        while_its_runtime_lasts(S::settle(session, leaving)).await?;
     }
     Ok(())
 }

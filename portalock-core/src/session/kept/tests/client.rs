@@ -41,13 +41,14 @@ async fn a_client_holds_releases_and_forgets_what_was_refused() {
     store.has_seen(Event::Ended, 1).await;
 }
 
+fn runtime() -> tokio::runtime::Runtime {
+    let mut builder = tokio::runtime::Builder::new_current_thread();
+    builder.enable_time().build().unwrap()
+}
+
 /// As that of a program whose `main` returns while the service is away, or of a runtime for one job. The clean-up sees it out.
 #[test]
 fn an_attempt_whose_runtime_has_ended_fails_and_its_timers_do_not_panic() {
-    let runtime = || {
-        let mut builder = tokio::runtime::Builder::new_current_thread();
-        builder.enable_time().build().unwrap()
-    };
     for ends_first in [true, false] {
         let (client, store, owner) = client();
         store.late.store(true, Ordering::Release);
@@ -69,6 +70,24 @@ fn an_attempt_whose_runtime_has_ended_fails_and_its_timers_do_not_panic() {
         other.block_on(client.release(owner)).unwrap();
         assert_eq!(store.count(Event::Released(1, true)), 1);
     }
+}
+
+/// Etcd is asked twice: the second request is the one that refuses what may come late.
+#[test]
+fn a_release_whose_runtime_has_ended_is_repeated_and_its_timers_do_not_panic() {
+    let (client, store, owner) = client();
+    store.settles_late.store(true, Ordering::Release);
+    let (own, other) = (runtime(), runtime());
+    let mut release = Box::pin(client.release(owner));
+    own.block_on(async {
+        let session = client.session().await.unwrap();
+        session.places().expect(owner, || 1).unwrap();
+        assert!(futures_util::poll!(&mut release).is_pending());
+    });
+    drop(own);
+    store.settles_late.store(false, Ordering::Release);
+    other.block_on(release).unwrap();
+    other.block_on(store.has_seen(Event::Settled(1), 1));
 }
 
 /// The time after which a waiter must ask again.

@@ -49,6 +49,7 @@ pub(super) struct Store {
     /// Each release takes a while.
     pub(super) releases_slowly: AtomicBool,
     pub(super) cannot_settle: AtomicBool,
+    pub(super) settles_late: AtomicBool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -327,6 +328,9 @@ impl<const ASKS: bool> Service for InStore<ASKS> {
         let store = &session.service().0;
         if store.cannot_settle.load(Ordering::Acquire) {
             return Err(BackendError::new(BackendErrorKind::OutOfSpace, "full"));
+        }
+        if store.settles_late.load(Ordering::Acquire) {
+            tokio::time::sleep(PATIENCE).await;
         }
         store.note(Event::Settled(leaving.at));
         Ok(())
