@@ -213,8 +213,9 @@ impl<B: LockBackend> Lock<B> {
     ///
     /// # Errors
     ///
-    /// [`LockError::Unsupported`] if the backend can't break locks; [`LockError::Backend`] if the service failed. In
-    /// that case call it again: if the owner is already gone, the call succeeds and says so.
+    /// [`LockError::Unsupported`] if the backend can't break locks; [`LockError::Backend`] if the service failed, or could not end the
+    /// hold by force, which is retried as often as [`max_failures`](Policy::with_max_failures) says. In that case call it again: if the
+    /// owner is already gone, the call succeeds and says so.
     ///
     /// # Cancel safety
     ///

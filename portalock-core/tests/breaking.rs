@@ -6,7 +6,7 @@ use std::{
     future::pending,
     sync::{
         Mutex,
-        atomic::{AtomicBool, AtomicU32, Ordering},
+        atomic::{AtomicU32, Ordering},
     },
     time::Duration,
 };
@@ -14,8 +14,8 @@ use std::{
 use async_trait::async_trait;
 use portalock_core::{
     Attempt, BackendError, BackendErrorKind, Broken, Capabilities, Grant, Holder, Lock,
-    LockBackend, LockError, LockName, LockRequest, Loss, MemoryBackend, OwnerId, Released, Scope,
-    blocking, clock::Instant,
+    LockBackend, LockError, LockName, LockRequest, Loss, MemoryBackend, OwnerId, Policy, Released,
+    Scope, blocking, clock::Instant,
 };
 
 /// How long a holder may rely on the lock after it was marked.
@@ -34,8 +34,10 @@ struct Holds {
     eviction_is_lost: bool,
     /// Whether it ends the hold nevertheless.
     eviction_counts: bool,
+    /// What all later ones answer: that they ended the hold, if there is none.
+    later_evictions: Option<Result<Released, BackendErrorKind>>,
     looks: AtomicU32,
-    evicted: AtomicBool,
+    evictions: AtomicU32,
     marked_by: Mutex<Option<Holder>>,
 }
 
@@ -67,14 +69,15 @@ impl LockBackend for Holds {
             return Err(BackendError::new(kind, "away"));
         }
         let is_back = self.until_look.is_some_and(|last| look >= last)
-            || self.eviction_counts && self.evicted.load(Ordering::Relaxed);
+            || self.eviction_counts && self.evictions.load(Ordering::Relaxed) > 0;
         // A client that reaches the service but misses the mark would delay its end forever.
         Ok((!is_back).then_some(RELIES))
     }
 
     async fn evict(&self, _: &LockName, _: OwnerId) -> Result<Released, BackendError> {
-        if self.evicted.swap(true, Ordering::Relaxed) {
-            return Ok(Released::Freed);
+        if self.evictions.fetch_add(1, Ordering::Relaxed) > 0 {
+            let answer = self.later_evictions.unwrap_or(Ok(Released::Freed));
+            return answer.map_err(|kind| BackendError::new(kind, "away"));
         }
         if self.eviction_is_lost {
             pending::<()>().await;
@@ -98,7 +101,7 @@ async fn a_holder_that_gives_the_lock_back_is_not_evicted() {
     });
     let ended = lock.break_holder(OwnerId::mint()).await.unwrap();
     assert_eq!(ended, Broken::Released);
-    assert!(!lock.backend().evicted.load(Ordering::Relaxed));
+    assert_eq!(lock.backend().evictions.load(Ordering::Relaxed), 0);
     let by = lock.backend().marked_by.lock().unwrap().clone().unwrap();
     assert_eq!(by.label.as_deref(), Some("operator"));
     assert_eq!(by.pid, std::process::id());
@@ -154,6 +157,30 @@ async fn an_eviction_that_failed_is_told() {
     });
     let ended = lost.break_holder(OwnerId::mint()).await;
     assert!(matches!(ended, Err(LockError::Backend { .. })), "{ended:?}");
+    // It answers marks, and never ends a hold.
+    let unable = lock(Holds {
+        eviction_fails: Some(BackendErrorKind::Unavailable),
+        later_evictions: Some(Err(BackendErrorKind::Unavailable)),
+        ..Holds::default()
+    });
+    let ended = unable.break_holder(OwnerId::mint()).await;
+    assert!(matches!(ended, Err(LockError::Backend { .. })), "{ended:?}");
+    let retried = Policy::new().max_failures();
+    assert_eq!(
+        unable.backend().evictions.load(Ordering::Relaxed),
+        1 + retried
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_hold_that_is_gone_after_an_eviction_without_an_answer_was_evicted() {
+    let lock = lock(Holds {
+        eviction_is_lost: true,
+        later_evictions: Some(Ok(Released::NotHeld)),
+        ..Holds::default()
+    });
+    let ended = lock.break_holder(OwnerId::mint()).await.unwrap();
+    assert_eq!(ended, Broken::Evicted);
 }
 
 #[tokio::test(start_paused = true)]
@@ -164,7 +191,7 @@ async fn an_owner_that_does_not_hold_is_left_alone() {
     });
     let ended = lock.break_holder(OwnerId::mint()).await.unwrap();
     assert_eq!(ended, Broken::NotHeld);
-    assert!(!lock.backend().evicted.load(Ordering::Relaxed));
+    assert_eq!(lock.backend().evictions.load(Ordering::Relaxed), 0);
 }
 
 #[tokio::test(start_paused = true)]
@@ -181,7 +208,7 @@ async fn a_mark_that_failed_is_told() {
         });
         let ended = lock.break_holder(OwnerId::mint()).await;
         assert!(matches!(ended, Err(LockError::Backend { .. })), "{ended:?}");
-        assert!(!lock.backend().evicted.load(Ordering::Relaxed));
+        assert_eq!(lock.backend().evictions.load(Ordering::Relaxed), 0);
     }
 }
 

@@ -34,11 +34,11 @@ pub(crate) async fn break_holder<B: LockBackend + ?Sized>(
     // the first since an eviction failed, if one did.
     // A client that misses the mark but still reaches the service must not move it.
     let mut relies_until: Option<Option<Instant>> = None;
-    // An eviction failed, perhaps only because its answer was lost.
-    let mut may_be_evicted = false;
+    // Each may have failed only because its answer was lost.
+    let mut failed_evictions = 0;
     loop {
         match answer(name, backend.mark_broken(name, owner, by)).await {
-            Ok(None) if may_be_evicted => return Ok(Broken::Evicted),
+            Ok(None) if failed_evictions > 0 => return Ok(Broken::Evicted),
             Ok(None) if relies_until.is_none() => return Ok(Broken::NotHeld),
             Ok(None) => return Ok(Broken::Released),
             Ok(Some(time)) => {
@@ -56,13 +56,13 @@ pub(crate) async fn break_holder<B: LockBackend + ?Sized>(
         let relied = relies_until.flatten();
         if relied.is_some_and(|until| Instant::now() >= until) {
             match answer(name, backend.evict(name, owner)).await {
-                Ok(Released::Freed) => return Ok(Broken::Evicted),
-                Ok(Released::NotHeld) => return Ok(Broken::Released),
+                Ok(Released::NotHeld) if failed_evictions == 0 => return Ok(Broken::Released),
+                Ok(_) => return Ok(Broken::Evicted),
                 // The service may have lost the mark, and then the holder may rely on the lock for longer.
-                Err(error) if error.is_retryable() => {
+                Err(error) if error.is_retryable() && failed_evictions < policy.max_failures() => {
                     tracing::debug!(%name, %owner, %error, "could not end a broken hold");
                     relies_until = None;
-                    may_be_evicted = true;
+                    failed_evictions += 1;
                 }
                 Err(error) => return Err(error),
             }
