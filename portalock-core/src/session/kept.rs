@@ -344,6 +344,10 @@ impl<S: Service> KeptSession<S> {
             self.connection_ended();
         }
         let looked = looked?;
+        // It tells what a former server had. The session checks all places over the new connection.
+        if self.places.reconnects() != reconnects {
+            return Ok(());
+        }
         for (asked, stand) in asked.iter().zip(looked.stands) {
             self.places.found(asked, stand, S::NAME);
         }

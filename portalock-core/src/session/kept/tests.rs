@@ -17,7 +17,7 @@ use async_trait::async_trait;
 use self::store::*;
 use super::*;
 use crate::{
-    Attempt, FencingToken, OwnerId, Released, Wake,
+    Attempt, FencingToken, Grant, OwnerId, Released, Wake,
     session::{
         Answered, Client, Entered, Leaving, Looked, Stand, client::RECHECK_AFTER, starts::Sessions,
     },
@@ -128,23 +128,24 @@ async fn very_many_places_are_looked_after_once_after_a_reconnect() {
 }
 
 /// One place is held, and the first look after it gets no answer.
-async fn start_with_a_look_that_hangs() -> (Arc<Store>, Arc<Kept>, Sessions<Kept>) {
+async fn start_with_a_look_that_hangs(
+    is_patient: bool,
+) -> (Arc<Store>, Arc<Kept>, Sessions<Kept>, Grant) {
     let (store, session, sessions) = start_with(PATIENCE * 10).await;
+    store.is_patient.store(is_patient, Ordering::Release);
     let owner = OwnerId::mint();
     session.places().expect(owner, || 1).unwrap();
-    session
-        .places()
-        .hold(owner, FencingToken::new(1), 0)
-        .unwrap();
-    store.set(1, Stand::Held(FencingToken::new(1)));
+    let token = FencingToken::new(1);
+    let held = session.places().hold(owner, token, 0).unwrap().unwrap();
+    store.set(1, Stand::Held(token));
     store.stares.store(true, Ordering::Release);
     session.look_within(Duration::ZERO);
-    (store, session, sessions)
+    (store, session, sessions, held)
 }
 
 #[tokio::test]
 async fn a_look_that_hangs_takes_no_other_connection_with_it_than_its_own() {
-    let (store, session, _sessions) = start_with_a_look_that_hangs().await;
+    let (store, session, _sessions, _held) = start_with_a_look_that_hangs(false).await;
     store.has_seen(Event::Hung, 1).await;
     reset(&session);
     store.has_seen(Event::Looked(1), 1).await;
@@ -154,9 +155,30 @@ async fn a_look_that_hangs_takes_no_other_connection_with_it_than_its_own() {
     assert_eq!(store.count(Event::Connected), 2);
 }
 
+/// A former server may lack what the new one has, and may have what the new one lacks.
+#[tokio::test]
+async fn the_answer_of_a_look_over_a_former_connection_does_not_count() {
+    let (store, session, _sessions, held) = start_with_a_look_that_hangs(true).await;
+    store.has_seen(Event::Hung, 1).await;
+    let waiter = OwnerId::mint();
+    session.places().expect(waiter, || 2).unwrap();
+    session.places().queued(waiter);
+    store.set(2, Stand::Waits);
+    reset(&session);
+    store.has_seen(Event::Looked(2), 1).await;
+    let now = std::mem::take(&mut *store.stands.lock().unwrap());
+    store.blink.notify_one();
+    store.has_seen(Event::Looked(1), 1).await;
+    *store.stands.lock().unwrap() = now;
+    // Another one shows that its answer has been handled.
+    session.look_within(Duration::ZERO);
+    store.has_seen(Event::Looked(2), 2).await;
+    assert!(!held.lost.is_lost());
+}
+
 #[tokio::test]
 async fn a_connection_over_which_a_look_hangs_is_replaced() {
-    let (store, session, _sessions) = start_with_a_look_that_hangs().await;
+    let (store, session, _sessions, _held) = start_with_a_look_that_hangs(false).await;
     store.has_seen(Event::GaveUp, 1).await;
     store.has_seen(Event::Connected, 2).await;
     // A look that fails has used its connection.

@@ -20,6 +20,10 @@ pub(super) struct Store {
     pub(super) looks_again: AtomicBool,
     /// The next look hangs.
     pub(super) stares: AtomicBool,
+    /// The look that hangs goes on.
+    pub(super) blink: Notify,
+    /// A request may take as long as a test.
+    pub(super) is_patient: AtomicBool,
     /// The first connection refuses to end the session, or hangs.
     pub(super) first_is_deaf: AtomicBool,
     /// Attempts wait for this gate.
@@ -118,7 +122,7 @@ impl Store {
         );
         if self.stares.swap(false, Ordering::AcqRel) {
             self.note(Event::Hung);
-            std::future::pending::<()>().await;
+            self.blink.notified().await;
         }
         let blinks = self.blinks.load(Ordering::Acquire)
             && self.looks.fetch_add(1, Ordering::AcqRel) % 2 == 1;
@@ -194,7 +198,8 @@ impl<const ASKS: bool> Service for InStore<ASKS> {
     }
 
     fn request_timeout(&self) -> Duration {
-        LEASE
+        let is_patient = self.0.is_patient.load(Ordering::Acquire);
+        if is_patient { PATIENCE } else { LEASE }
     }
 
     async fn connect(session: &Arc<KeptSession<Self>>) -> Result<Self::Connection, BackendError> {
