@@ -183,6 +183,25 @@ async fn a_hold_that_is_gone_after_an_eviction_without_an_answer_was_evicted() {
     assert_eq!(ended, Broken::Evicted);
 }
 
+/// A waiter whose wake-ups are rarely lost may check once an hour.
+#[tokio::test(start_paused = true)]
+async fn a_hold_is_marked_again_soon_whatever_the_check_interval_is() {
+    for longest in [Duration::from_secs(3600), Duration::MAX] {
+        let policy = Policy::new()
+            .with_first_check(longest)
+            .and_then(|policy| policy.with_check_interval(longest));
+        let lock = lock(Holds {
+            eviction_fails: Some(BackendErrorKind::Unavailable),
+            ..Holds::default()
+        });
+        let lock = lock.with_policy(policy.unwrap());
+        let begun = Instant::now();
+        let ended = tokio::time::timeout(RELIES * 9, lock.break_holder(OwnerId::mint())).await;
+        assert_eq!(ended.expect("it sleeps").unwrap(), Broken::Evicted);
+        assert_eq!(begun.elapsed().as_secs() / RELIES.as_secs(), 2);
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn an_owner_that_does_not_hold_is_left_alone() {
     let lock = lock(Holds {

@@ -30,6 +30,7 @@ pub(crate) async fn break_holder<B: LockBackend + ?Sized>(
         });
     }
     let mut backoff = Backoff::new(policy);
+    let mut after_failure = Backoff::after_failure(policy);
     // The time until which a holder that knows nothing of the mark may rely on the lock, as the first mark returned it:
     // the first since an eviction failed, if one did.
     // A client that misses the mark but still reaches the service must not move it.
@@ -67,7 +68,11 @@ pub(crate) async fn break_holder<B: LockBackend + ?Sized>(
                 Err(error) => return Err(error),
             }
         }
-        let next = Instant::now().checked_add(backoff.pause());
+        let pause = match relies_until {
+            Some(_) => backoff.pause(),
+            None => after_failure.pause(),
+        };
+        let next = Instant::now().checked_add(pause);
         match [next, relies_until.flatten()].into_iter().flatten().min() {
             Some(next) => timer::at(next).await,
             None => std::future::pending().await,
