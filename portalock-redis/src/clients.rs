@@ -2,8 +2,8 @@
 
 use std::sync::{Arc, OnceLock};
 
-use portalock_core::{BackendError, LockName};
-use tokio::sync::OnceCell;
+use portalock_core::{BackendError, BackendErrorKind, LockName, session::spawn};
+use tokio::sync::{OnceCell, oneshot};
 
 use crate::{
     address::{Address, ClusterAddress},
@@ -30,7 +30,7 @@ pub(crate) struct Tagged {
     /// The clients by tag number. A client is created when a name of its tag is first used.
     clients: Box<[OnceLock<Client>]>,
     /// Set when the number of tags is known to be the same for all clients.
-    agreed: OnceCell<()>,
+    agreed: Arc<OnceCell<()>>,
 }
 
 impl Clients {
@@ -120,7 +120,7 @@ impl Tagged {
             settings: settings.clone(),
             cluster: Arc::new(Cluster::new(address, settings.clone())),
             clients: clients.collect(),
-            agreed: OnceCell::new(),
+            agreed: Arc::default(),
         }
     }
 
@@ -128,10 +128,19 @@ impl Tagged {
         if self.agreed.initialized() {
             return Ok(());
         }
-        let route = || self.route(Tag::of_all(self.settings.prefix()));
-        // Boxed: the future is large, and each call would reserve space for it.
-        let agreeing = Box::pin(self.agreed.get_or_try_init(|| agree(route())));
-        agreeing.await.copied()
+        // On the session thread, because all callers wait for the first one's answer: that caller's runtime may end or stand still,
+        // and the caller may look after something else.
+        let agreed = self.agreed.clone();
+        let route = self.route(Tag::of_all(self.settings.prefix()));
+        let (sender, answer) = oneshot::channel();
+        let _asking = spawn(async move {
+            let outcome = agreed.get_or_try_init(|| agree(route)).await;
+            let _ = sender.send(outcome.copied());
+        })?;
+        answer.await.unwrap_or_else(|_| {
+            let panicked = "the comparison of the number of tags panicked";
+            Err(BackendError::new(BackendErrorKind::Other, panicked))
+        })
     }
 
     fn client(&self, number: u16) -> &Client {
@@ -150,4 +159,38 @@ impl Tagged {
 
 fn new(route: Route) -> Client {
     Client::new(Arc::new(Server::new(route)))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{pin::pin, time::Duration};
+
+    use futures_util::poll;
+    use tokio::time::timeout;
+
+    use super::*;
+
+    /// As two calls of one task, or of two runtimes.
+    #[test]
+    fn a_first_call_that_nobody_polls_or_whose_runtime_has_ended_keeps_no_other_waiting() {
+        let runtime = || {
+            let mut builder = tokio::runtime::Builder::new_current_thread();
+            builder.enable_all().build().unwrap()
+        };
+        // Nobody listens there.
+        let settings = RedisSettings::new("redis+cluster://127.0.0.1:1").unwrap();
+        let patience = Duration::from_secs(1);
+        let settings = settings.with_response_timeout(patience).unwrap();
+        let clients = Clients::new(&Arc::new(settings));
+        let name = LockName::new("job").unwrap();
+        let (own, other) = (runtime(), runtime());
+        let mut first = pin!(clients.of(&name));
+        assert!(own.block_on(async { poll!(&mut first).is_pending() }));
+        let second = other.block_on(async { timeout(patience * 60, clients.of(&name)).await });
+        let told = second.expect("it waits for the first");
+        assert_eq!(told.unwrap_err().kind(), BackendErrorKind::Unavailable);
+        drop(own);
+        let told = other.block_on(first).unwrap_err();
+        assert_eq!(told.kind(), BackendErrorKind::Unavailable);
+    }
 }
