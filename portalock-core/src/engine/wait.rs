@@ -408,7 +408,8 @@ impl Wait<'_> {
     }
 
     /// The latest end of the pause. First it is early enough before the deadline for the answer to one more attempt, so
-    /// that a lock freed between two attempts is not missed. After that attempt it is the deadline.
+    /// that a lock freed between two attempts is not missed. After that attempt it is the deadline, or there is one more if this
+    /// one was quicker than the one before.
     fn last_look(&self) -> Option<Instant> {
         let deadline = self.deadline.instant()?;
         let margin = self

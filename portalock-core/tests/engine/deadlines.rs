@@ -194,6 +194,21 @@ async fn without_a_timeout_a_call_waits_for_days() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn after_a_last_attempt_that_was_quick_there_is_a_later_one() {
+    let [slow, quick] = [100, 5].map(Duration::from_millis);
+    let contended = [slow, slow, quick].map(Step::ContendedAfter);
+    let backend = Scripted::new(contended).listening();
+    let timeout = Duration::from_secs(2);
+    let policy = Policy::new().with_timeout(timeout);
+    let policy = policy.with_check_interval(timeout * 2).unwrap();
+    let error = backend.lock().acquire_with(&policy).await.unwrap_err();
+    assert!(error.is_contention(), "{error}");
+    // It subscribes after the first one, and tries again.
+    let last = [slow, quick].map(|round_trip| timeout - round_trip * 2);
+    assert_eq!(backend.attempts()[2..], last);
+}
+
+#[tokio::test(start_paused = true)]
 async fn whoever_waits_in_memory_is_told_and_need_not_look() {
     let lock = Lock::new(MemoryBackend::new(), "held").unwrap();
     let _held = lock.acquire().await.unwrap();

@@ -92,7 +92,8 @@ async fn waiters_poll_where_nothing_is_watched() {
     drop(soon(waiting).await.unwrap());
 }
 
-/// The first attempt, and the last one just before the deadline.
+/// It makes the first attempt, and the last ones just before the deadline: more than one if each is quicker than the one before. One
+/// that looks from time to time makes fifty.
 #[cfg(any(target_os = "linux", target_os = "android"))]
 #[tokio::test]
 async fn a_watched_waiter_does_not_look_from_time_to_time() {
@@ -113,7 +114,7 @@ async fn a_watched_waiter_does_not_look_from_time_to_time() {
         let LockError::Timeout { attempts, .. } = error else {
             panic!("{error}");
         };
-        assert!(attempts <= 3, "{attempts} attempts");
+        assert!(attempts < 8, "{attempts} attempts");
     }
 }
 
