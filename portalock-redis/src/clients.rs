@@ -129,7 +129,8 @@ impl Tagged {
             return Ok(());
         }
         // On the session thread, because all callers wait for the first one's answer: that caller's runtime may end or stand still,
-        // and the caller may look after something else.
+        // and the caller may look after something else. It ends with its caller, or the comparisons of those who gave up would hold up
+        // the next ones.
         let agreed = self.agreed.clone();
         let route = self.route(Tag::of_all(self.settings.prefix()));
         let (sender, answer) = oneshot::channel();
