@@ -4,9 +4,9 @@ use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use portalock_core::{
-    Attempt, BackendError, Capabilities, CrashRelease, Fairness, Holder, HolderWatch, Inspect,
-    Inspection, LockBackend, LockName, LockRequest, LossNotice, OwnerId, Released, Scope, Tokens,
-    Wakeups,
+    Attempt, BackendError, BackendErrorKind, Capabilities, CrashRelease, Fairness, Holder,
+    HolderWatch, Inspect, Inspection, LockBackend, LockName, LockRequest, LossNotice, OwnerId,
+    Released, Scope, Tokens, Wakeups,
 };
 
 use crate::{
@@ -47,7 +47,8 @@ impl PostgresBackend {
     }
 
     /// Connects with `settings` and starts a session, so that this call reports anything that is wrong. If the session
-    /// ends later, the backend starts a new one when it is needed.
+    /// ends later, the backend starts a new one when it is needed. If a server accepts the connection and does not confirm the
+    /// session within [`request_timeout`](PostgresSettings::request_timeout), the next of several servers is tried.
     ///
     /// # Errors
     ///
@@ -63,6 +64,17 @@ impl PostgresBackend {
     /// Safe: a session whose start got no answer serves the next call, or ends with the backend.
     pub async fn with_settings(settings: PostgresSettings) -> Result<Self, BackendError> {
         let backend = Self::new(settings);
+        let connections = &backend.client.shared().connections;
+        for _ in 1..backend.settings().servers.len() {
+            let order = connections.order();
+            match backend.client.session().await {
+                // The next server may confirm what this one did not.
+                Err(error)
+                    if error.kind() == BackendErrorKind::Unavailable
+                        && connections.order() != order => {}
+                begun => return begun.map(|_| backend),
+            }
+        }
         backend.client.session().await?;
         Ok(backend)
     }

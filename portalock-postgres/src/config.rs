@@ -32,7 +32,7 @@ use tokio_postgres::Config;
 #[derive(Clone, Deserialize)]
 #[serde(try_from = "RawSettings")]
 pub struct PostgresSettings {
-    /// One for each host of the URL; the first one that accepts writes is used.
+    /// One for each host of the URL; one that accepts writes is used, in the order of `route.rs`.
     pub(crate) servers: Vec<Config>,
     pub(crate) ca_file: Option<PathBuf>,
     pub(crate) lease_time: Duration,

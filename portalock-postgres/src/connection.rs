@@ -26,6 +26,7 @@ use crate::{
     answer::Standing,
     dial::{Dialled, Messages, connecting, dial},
     error::{ends_connection, failed, timed_out, wrong_version},
+    route::Route,
     schema,
 };
 
@@ -49,11 +50,11 @@ pub(crate) type Hear = Box<dyn FnMut(&Notification) + Send>;
 pub(crate) type Ended = Box<dyn FnOnce() + Send>;
 
 impl Connection {
-    /// Opens a connection on the current runtime, as [`dial`] does. `hear` is called on that runtime, and `ended` when the
+    /// Opens a connection on the current runtime, in this `order` as [`dial`] does. `hear` is called on that runtime, and `ended` when the
     /// connection has ended.
     pub(crate) async fn open(
         settings: &PostgresSettings,
-        only: Option<usize>,
+        order: &[usize],
         hear: Hear,
         ended: Option<Ended>,
     ) -> Result<Self, BackendError> {
@@ -67,7 +68,7 @@ impl Connection {
                     version,
                     encoding,
                 },
-            ) = dial(settings, only).await?;
+            ) = dial(settings, order).await?;
             check(version.as_deref(), encoding.as_deref())?;
             let driver = Driver(tokio::spawn(drive(messages, hear, ended)).abort_handle());
             let set_up = set_up(settings.request_timeout);
@@ -244,6 +245,7 @@ pub(crate) struct Connections {
     open: PerRuntime<Arc<Connection>>,
     /// The session's connection.
     line: Mutex<Weak<Connection>>,
+    pub(crate) route: Route,
 }
 
 impl Connections {
@@ -252,6 +254,7 @@ impl Connections {
             settings,
             open: PerRuntime::new(),
             line: Mutex::default(),
+            route: Route::default(),
         }
     }
 
@@ -260,6 +263,18 @@ impl Connections {
     pub(crate) fn follow(&self, line: &Arc<Connection>) {
         *self.line.lock().unwrap_or_else(PoisonError::into_inner) = Arc::downgrade(line);
         self.open.clear();
+    }
+
+    /// The order in which the next connection of the session dials the servers.
+    pub(crate) fn order(&self) -> Vec<usize> {
+        self.route.order(self.settings.servers.len())
+    }
+
+    /// The server of `connection` did not confirm a change. If the connection has ended, it could not.
+    pub(crate) fn not_confirmed(&self, connection: &Connection) {
+        if !connection.is_closed() {
+            self.route.failed(connection.server);
+        }
     }
 
     /// The server of the session, as long as its connection is open. If that server refuses another connection, a former primary
@@ -288,6 +303,10 @@ impl Connections {
                 Ok(Ok(value)) => return Ok(Answered { value, repeated }),
                 Ok(Err(error)) => error,
                 Err(_) => {
+                    // A session finds out by itself, and other calls than this one may get their answers.
+                    if self.server().is_none() {
+                        self.not_confirmed(&connection);
+                    }
                     self.forget(&connection);
                     return Err(timed_out(doing));
                 }
@@ -307,10 +326,10 @@ impl Connections {
         let settings = self.settings.clone();
         let open = || {
             let settings = settings.clone();
-            let server = self.server();
+            let order = self.server().map_or_else(|| self.order(), |one| vec![one]);
             async move {
                 let connection =
-                    Connection::open(&settings, server, Box::new(|_| {}), None).await?;
+                    Connection::open(&settings, &order, Box::new(|_| {}), None).await?;
                 Ok(Arc::new(connection))
             }
         };

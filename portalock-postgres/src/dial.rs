@@ -34,17 +34,19 @@ pub(crate) struct Dialled {
     pub(crate) encoding: Option<String>,
 }
 
-/// Connects to the first server that accepts, in the order of the settings, or `only` to the one with this index. Each server gets
-/// a share of the time. Returns the server's index in the settings too.
+/// Connects to the first server that accepts, in this order of their indexes in the settings. Each server of the settings has a share of
+/// the time. Returns the server's index too.
 pub(crate) async fn dial(
     settings: &PostgresSettings,
-    only: Option<usize>,
+    order: &[usize],
 ) -> Result<(usize, Dialled), BackendError> {
     let servers = u32::try_from(settings.servers.len()).unwrap_or(u32::MAX);
     let share = settings.connect_timeout / servers.max(1);
     let mut worst: Option<BackendError> = None;
-    let all = settings.servers.iter().enumerate();
-    for (index, server) in all.filter(|(index, _)| only.is_none_or(|only| only == *index)) {
+    for &index in order {
+        let Some(server) = settings.servers.get(index) else {
+            continue;
+        };
         let dialling = timeout(share, dial_in_step(server, settings.ca_file())).await;
         match dialling.unwrap_or_else(|_| Err(timed_out(&connecting(from_ref(server))))) {
             Ok(dialled) => return Ok((index, dialled)),

@@ -110,7 +110,7 @@
 //!
 //! # Several servers
 //!
-//! A URL may name several hosts, such as `postgres://db-1,db-2/app`. A session connects to the first host that accepts writes,
+//! A URL may name several hosts, such as `postgres://db-1,db-2/app`. A session connects to the first host that accepts writes and confirms them,
 //! and the other connections of its client go to the same host. After a standby was promoted, sessions continue there, with
 //! all locks that were replicated to it.
 //!
@@ -159,6 +159,7 @@ mod look;
 mod observe;
 mod queue;
 mod record;
+mod route;
 mod schema;
 mod semaphore;
 mod session;

@@ -64,12 +64,13 @@ const FUNCTIONS: [&str; 7] = [
 ///
 /// Safe: either everything has changed or nothing.
 pub async fn migrate(settings: &PostgresSettings) -> Result<(), BackendError> {
+    let order: Vec<usize> = (0..settings.servers.len()).collect();
     let (
         _,
         Dialled {
             client, messages, ..
         },
-    ) = timeout(settings.connect_timeout, dial(settings, None))
+    ) = timeout(settings.connect_timeout, dial(settings, &order))
         .await
         .unwrap_or_else(|_| Err(timed_out(MIGRATING)))?;
     // Dropping the connection rolls back uncommitted work.

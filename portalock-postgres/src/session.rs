@@ -27,7 +27,7 @@ use std::{
 use async_trait::async_trait;
 use futures_util::future::join;
 use portalock_core::{
-    BackendError, Loss, OwnerId, Renewal,
+    BackendError, BackendErrorKind, Loss, OwnerId, Renewal,
     clock::Instant,
     session::{
         Answered, Asked, Entered, KeptSession, Leaving, Looked, Service, Session as _, new_id,
@@ -103,8 +103,8 @@ impl SessionRow {
         }
         if !self.server.direct.load(Ordering::Relaxed) {
             // A pooler that assigns server processes per transaction assigns this connection's process to `other`.
-            let only = Some(connection.server);
-            let other = Connection::open(self.settings(), only, Box::new(|_| {}), None).await?;
+            let only = [connection.server];
+            let other = Connection::open(self.settings(), &only, Box::new(|_| {}), None).await?;
             if let Err(error) = other.hold().await {
                 // A pooler that assigns them per statement refuses transactions, and nothing else.
                 let refused = error.code() == Some(&SqlState::PROTOCOL_VIOLATION);
@@ -194,15 +194,20 @@ impl Service for SessionRow {
             let within = settings.lease_time / 4;
             settings.connect_timeout = settings.connect_timeout.min(within);
         }
-        let connection = Connection::open(&settings, None, hear, Some(ended)).await?;
+        let connections = &row.server.connections;
+        let order = connections.order();
+        let connection = Connection::open(&settings, &order, hear, Some(ended)).await?;
         let connection = Arc::new(connection);
         let backend = timeout(row.settings().request_timeout, connection.listen(&channel))
             .await
-            .map_err(|_| timed_out(STARTING))?
+            .map_err(|_| {
+                connections.not_confirmed(&connection);
+                timed_out(STARTING)
+            })?
             .map_err(|error| failed(STARTING, error))?;
         // One that has ended only ends at the server. The next one may be at another server.
         if session.ensure_live().is_ok() {
-            row.server.connections.follow(&connection);
+            connections.follow(&connection);
         }
         // Observers that started before this connection listened have also missed changes.
         row.observers.end_all();
@@ -221,6 +226,7 @@ impl Service for SessionRow {
     }
 
     fn gave_up(&self, line: &Line) {
+        self.server.connections.not_confirmed(&line.connection);
         // The next connection may be to another server, and a grant of this one would count no more.
         line.connection.close();
     }
@@ -232,10 +238,17 @@ impl Service for SessionRow {
     ) -> Result<Instant, BackendError> {
         let row = session.service();
         let former = former.map(|former| &*former.service().id);
+        let connections = &row.server.connections;
         let sent = Instant::now();
         timeout(row.settings().request_timeout, row.open(line, former))
             .await
-            .unwrap_or_else(|_| Err(timed_out(STARTING)))?;
+            .unwrap_or_else(|_| Err(timed_out(STARTING)))
+            .inspect_err(|error| {
+                if error.kind() == BackendErrorKind::Unavailable {
+                    connections.not_confirmed(&line.connection);
+                }
+            })?;
+        connections.route.confirmed(line.connection.server);
         Ok(sent + certain_for(row.settings().lease_time))
     }
 
@@ -250,6 +263,8 @@ impl Service for SessionRow {
         if sign.backend != line.backend {
             return Ok(Renewal::Gone(Loss::SessionEnded(POOLED.into())));
         }
+        let connections = &row.server.connections;
+        connections.route.confirmed(line.connection.server);
         // Before the lease is extended, as the module `breaking` requires.
         heed(session, sign.marks);
         Ok(Renewal::Renewed(certain_for(row.settings().lease_time)))

@@ -8,9 +8,12 @@ use std::{
     time::Duration,
 };
 
-use portalock_core::{BackendErrorKind, Lock, LockBackend as _, LockError, blocking};
+use portalock_core::{BackendErrorKind, Holder, Lock, LockBackend as _, LockError, Loss, blocking};
 use portalock_postgres::{PostgresBackend, PostgresSettings};
-use portalock_testkit::{proxy::Direction, servers::PostgresServer};
+use portalock_testkit::{
+    proxy::{Direction, FaultProxy},
+    servers::PostgresServer,
+};
 
 use crate::support::{Server, connect, patient, until};
 
@@ -336,6 +339,97 @@ async fn requests_go_to_the_server_of_the_session() {
     until("the second is released", async || held().await == 0).await;
 }
 
+/// The standby is promoted while the former primary, which is named first, still runs. It accepts connections and can confirm no change,
+/// because its synchronous standby has left it.
+#[tokio::test]
+async fn clients_leave_a_former_primary_that_can_confirm_nothing() {
+    let server = Server::start().await;
+    let standby = standby(&server).await;
+    server
+        .run("ALTER SYSTEM SET synchronous_standby_names = '*'")
+        .await;
+    server.run("SELECT pg_reload_conf()").await;
+    until("the standby is synchronous", async || {
+        let synchronous = "SELECT count(*) FROM pg_stat_replication WHERE sync_state = 'sync'";
+        server.number(synchronous).await == 1
+    })
+    .await;
+    let settings = either(&server, &standby);
+    let short = settings.clone();
+    let short = short.with_request_timeout(Duration::from_secs(1)).unwrap();
+    let client = PostgresBackend::with_settings(settings).await.unwrap();
+    let lock = |name| Lock::new(client.clone(), name).unwrap();
+    let held = lock("held").acquire().await.unwrap();
+    let broken = lock("broken").acquire().await.unwrap();
+    let admin = connect(&standby.url()).await;
+    admin.query("SELECT pg_promote()", &[]).await.unwrap();
+
+    // Without a session.
+    let operator = PostgresBackend::new(short.clone());
+    let holder = Holder::this_process(None);
+    until("a lock is broken", async || {
+        let marked = operator.mark_broken(broken.name(), broken.owner(), &holder);
+        marked.await.is_ok()
+    })
+    .await;
+    // One that starts now.
+    let new = PostgresBackend::with_settings(short).await.unwrap();
+    let others = Lock::new(new, "new").unwrap();
+    let others = others.acquire_with(&patient()).await.unwrap();
+    let policy = patient().with_max_failures(u32::MAX);
+    let next = lock("next").acquire_with(&policy).await.unwrap();
+    held.ensure_held().unwrap();
+    let names =
+        "SELECT string_agg(name, ' ' ORDER BY name) FROM portalock.names WHERE owner IS NOT NULL";
+    let names: String = admin.query_one(names, &[]).await.unwrap().get(0);
+    assert_eq!(names, "held new next");
+    assert!(matches!(broken.lost().await, Loss::Broken(_)));
+    for guard in [held, others, next] {
+        guard.release().await.unwrap();
+    }
+}
+
+/// The only server that accepts writes does not answer for once, and the other one is a standby. Later the standby is not dialled first.
+#[tokio::test]
+async fn a_primary_that_was_silent_once_keeps_its_sessions() {
+    let server = Server::start().await;
+    let standby = standby(&server).await;
+    let ((line, _), to_standby) = (server.line(), FaultProxy::start(standby.addr()).unwrap());
+    let settings = at([line.addr(), to_standby.addr()], "?connect_timeout=2");
+    let settings = settings.with_lease_time(LEASE / 2).unwrap();
+    let client = PostgresBackend::with_settings(settings).await.unwrap();
+    let guard = Lock::new(client, "a").unwrap();
+    let guard = guard.acquire_with(&patient()).await.unwrap();
+    let before = expiry(&server).await;
+    line.black_hole(Direction::Both);
+    to_standby.black_hole(Direction::Both);
+    until("the session has left it", async || {
+        to_standby.connections() > 0
+    })
+    .await;
+    line.heal();
+    to_standby.heal();
+    let renewed = async |before| {
+        until("the session is renewed", async || {
+            guard.ensure_held().unwrap();
+            expiry(&server).await > before
+        })
+        .await;
+    };
+    renewed(before).await;
+    // Once more: then the client has read the first answer.
+    renewed(expiry(&server).await).await;
+    until("the standby has no connection", async || {
+        to_standby.connections() == 0
+    })
+    .await;
+    to_standby.black_hole(Direction::Both);
+    let before = expiry(&server).await;
+    line.cut();
+    renewed(before).await;
+    assert_eq!(to_standby.connections(), 0);
+}
+
 /// The server of the session refuses the connection of another runtime, and the other server would accept it.
 #[tokio::test]
 async fn no_request_goes_to_another_server_than_that_of_the_session() {
@@ -370,10 +464,11 @@ async fn a_late_answer_of_a_former_server_ends_no_session() {
     to_former.refuse(false);
     to_former.black_hole(Direction::Both);
     let before = expiry(&server).await;
+    to_server.refuse(true);
     to_server.cut();
     let dialled = async |count| {
         until("a connection is open", async || {
-            to_former.connections() == count
+            to_former.connections() >= count
         })
         .await;
     };
@@ -383,6 +478,7 @@ async fn a_late_answer_of_a_former_server_ends_no_session() {
     let observer = client.clone();
     let observing = tokio::spawn(async move { observer.watch(&"b".parse().unwrap()).await });
     dialled(2).await;
+    to_server.refuse(false);
     until("the session is renewed", async || {
         expiry(&server).await > before
     })
