@@ -182,8 +182,8 @@ impl BackendError {
         }
     }
 
-    /// The failure of a call in a forked child that uses what its parent has made.
-    pub(crate) fn forked() -> Self {
+    /// The failure of a call in a forked child that uses what its parent has made, such as a connection.
+    pub fn forked() -> Self {
         Self::new(
             BackendErrorKind::Misconfigured,
             "the backend was opened before this process was forked: open one in the child",

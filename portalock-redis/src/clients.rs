@@ -2,8 +2,7 @@
 
 use std::sync::{Arc, OnceLock};
 
-use portalock_core::{BackendError, BackendErrorKind, LockName, session::spawn};
-use tokio::sync::{OnceCell, oneshot};
+use portalock_core::{BackendError, LockName, session::SingleFlight};
 
 use crate::{
     address::{Address, ClusterAddress},
@@ -30,7 +29,10 @@ pub(crate) struct Tagged {
     /// The clients by tag number. A client is created when a name of its tag is first used.
     clients: Box<[OnceLock<Client>]>,
     /// Set when the number of tags is known to be the same for all clients.
-    agreed: Arc<OnceCell<()>>,
+    agreed: Arc<OnceLock<()>>,
+    agreeing: SingleFlight<()>,
+    /// The process that created this.
+    process: u32,
 }
 
 impl Clients {
@@ -121,27 +123,31 @@ impl Tagged {
             cluster: Arc::new(Cluster::new(address, settings.clone())),
             clients: clients.collect(),
             agreed: Arc::default(),
+            agreeing: SingleFlight::new(),
+            process: std::process::id(),
         }
     }
 
+    /// Returns when the clients may be used. A forked child may not use them: it would start sessions for the tags that its parent has not
+    /// used, and a thread of the parent may have asked the nodes during the fork.
     async fn agree(&self) -> Result<(), BackendError> {
-        if self.agreed.initialized() {
+        if self.process != std::process::id() {
+            return Err(BackendError::forked());
+        }
+        let ready = || self.agreed.get().copied();
+        if ready().is_some() {
             return Ok(());
         }
-        // On the session thread, because all callers wait for the first one's answer: that caller's runtime may end or stand still,
-        // and the caller may look after something else. It ends with its caller, or the comparisons of those who gave up would hold up
-        // the next ones.
-        let agreed = self.agreed.clone();
-        let route = self.route(Tag::of_all(self.settings.prefix()));
-        let (sender, answer) = oneshot::channel();
-        let _asking = spawn(async move {
-            let outcome = agreed.get_or_try_init(|| agree(route)).await;
-            let _ = sender.send(outcome.copied());
-        })?;
-        answer.await.unwrap_or_else(|_| {
-            let panicked = "the comparison of the number of tags panicked";
-            Err(BackendError::new(BackendErrorKind::Other, panicked))
-        })
+        let compare = || {
+            let agreed = self.agreed.clone();
+            let route = self.route(Tag::of_all(self.settings.prefix()));
+            async move {
+                agree(route).await?;
+                let _ = agreed.set(());
+                Ok(())
+            }
+        };
+        self.agreeing.run(ready, compare).await
     }
 
     fn client(&self, number: u16) -> &Client {
@@ -166,32 +172,66 @@ fn new(route: Route) -> Client {
 mod tests {
     use std::{pin::pin, time::Duration};
 
-    use futures_util::poll;
-    use tokio::time::timeout;
+    use futures_util::{future::join_all, poll};
+    use portalock_core::BackendErrorKind;
+    use tokio::{runtime::Runtime, time::timeout};
 
     use super::*;
+
+    const PATIENCE: Duration = Duration::from_secs(1);
+
+    fn runtime() -> Runtime {
+        let mut builder = tokio::runtime::Builder::new_current_thread();
+        builder.enable_all().build().unwrap()
+    }
+
+    /// The clients of a cluster where nobody listens.
+    fn clients() -> Clients {
+        let settings = RedisSettings::new("redis+cluster://127.0.0.1:1").unwrap();
+        let settings = settings.with_response_timeout(PATIENCE).unwrap();
+        Clients::new(&Arc::new(settings))
+    }
 
     /// As two calls of one task, or of two runtimes.
     #[test]
     fn a_first_call_that_nobody_polls_or_whose_runtime_has_ended_keeps_no_other_waiting() {
-        let runtime = || {
-            let mut builder = tokio::runtime::Builder::new_current_thread();
-            builder.enable_all().build().unwrap()
-        };
-        // Nobody listens there.
-        let settings = RedisSettings::new("redis+cluster://127.0.0.1:1").unwrap();
-        let patience = Duration::from_secs(1);
-        let settings = settings.with_response_timeout(patience).unwrap();
-        let clients = Clients::new(&Arc::new(settings));
-        let name = LockName::new("job").unwrap();
+        let (clients, name) = (clients(), LockName::new("job").unwrap());
         let (own, other) = (runtime(), runtime());
         let mut first = pin!(clients.of(&name));
         assert!(own.block_on(async { poll!(&mut first).is_pending() }));
-        let second = other.block_on(async { timeout(patience * 60, clients.of(&name)).await });
+        let second = other.block_on(async { timeout(PATIENCE * 60, clients.of(&name)).await });
         let told = second.expect("it waits for the first");
         assert_eq!(told.unwrap_err().kind(), BackendErrorKind::Unavailable);
         drop(own);
         let told = other.block_on(first).unwrap_err();
         assert_eq!(told.kind(), BackendErrorKind::Unavailable);
+    }
+
+    #[test]
+    fn calls_to_a_cluster_that_is_away_fail_together() {
+        let (clients, name) = (clients(), LockName::new("job").unwrap());
+        let calls = (0..120).map(|_| clients.of(&name));
+        let failed = runtime().block_on(async { timeout(PATIENCE * 60, join_all(calls)).await });
+        let failed = failed.expect("one after the other, they take twice as long");
+        assert!(failed.iter().all(Result::is_err));
+    }
+
+    /// Its parent may be asking the nodes meanwhile.
+    #[test]
+    fn a_forked_childs_copy_is_refused() {
+        let Clients::Tagged(mut tagged) = clients() else {
+            panic!("it is a cluster");
+        };
+        tagged.process += 1;
+        let (clients, name) = (Clients::Tagged(tagged), LockName::new("job").unwrap());
+        let told = |refused: Result<(), BackendError>| {
+            assert_eq!(refused.unwrap_err().kind(), BackendErrorKind::Misconfigured);
+        };
+        runtime().block_on(async {
+            told(clients.of(&name).await.map(drop));
+            told(clients.all().await.map(drop));
+            told(clients.in_use().await.map(drop));
+            told(clients.connect().await);
+        });
     }
 }

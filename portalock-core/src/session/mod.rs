@@ -15,7 +15,7 @@
 //! A backend implements [`Service`]. `docs/writing-a-backend.md` explains an example.
 //!
 //! A backend with another kind of session can use the parts: [`Keeper`] renews a [`Lease`](crate::Lease) until it ends,
-//! and [`spawn`] runs a listener for grants and losses.
+//! [`spawn`] runs a listener for grants and losses, and [`SingleFlight`] does for all callers what one of them needs first.
 //!
 //! # The session thread
 //!
@@ -52,6 +52,7 @@ pub use named_place::NamedPlace;
 pub use per_runtime::PerRuntime;
 pub use places::{Asked, Expected, Leaving, Places, Releasing, Stand};
 pub use service::{Looked, Service};
+pub use single_flight::SingleFlight;
 pub use starts::Session;
 pub use task::{Task, run, spawn};
 

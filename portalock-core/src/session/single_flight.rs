@@ -7,13 +7,14 @@ use std::{
 
 use tokio::runtime::Handle;
 
+use super::task::session_runtime;
 use crate::{BackendError, BackendErrorKind, wakeups::Listeners};
 
-/// Runs one start at a time. Callers that come meanwhile wait for it, and share its success or failure.
+/// Runs one start at a time, for example of a session. Callers that come meanwhile wait for it, and share its success or failure.
 ///
 /// The start is a task of its own, so a dropped caller doesn't stop it.
 #[derive(Debug)]
-pub(super) struct SingleFlight<T>(Mutex<Option<Arc<Start<T>>>>);
+pub struct SingleFlight<T>(Mutex<Option<Arc<Start<T>>>>);
 
 #[derive(Debug)]
 struct Start<T> {
@@ -25,12 +26,34 @@ struct Start<T> {
 struct Running<T>(Arc<Start<T>>);
 
 impl<T: Clone + Send + Sync + 'static> SingleFlight<T> {
-    pub(super) const fn new() -> Self {
+    /// No start yet.
+    pub const fn new() -> Self {
         Self(Mutex::new(None))
     }
 
-    /// The value that `ready` has, or the outcome of the present start, which `make` and `runtime` are for if none is under
-    /// way. `make` has to keep the value where `ready` finds it before it ends.
+    /// Returns the value that `ready` has, or the outcome of the present start. If none is under way, `make` makes one, which runs
+    /// on the session thread. It has to keep the value where `ready` finds it before it ends.
+    ///
+    /// # Errors
+    ///
+    /// The failure of the start that this call waited for; [`Exhausted`](BackendErrorKind::Exhausted) if the system gives no
+    /// thread, [`Unavailable`](BackendErrorKind::Unavailable) if the start panicked.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the call doesn't stop the start: the next caller gets its value.
+    pub async fn run<R>(
+        &self,
+        ready: impl FnOnce() -> Option<T>,
+        make: impl FnOnce() -> R,
+    ) -> Result<T, BackendError>
+    where
+        R: Future<Output = Result<T, BackendError>> + Send + 'static,
+    {
+        self.get(&session_runtime()?, ready, make).await
+    }
+
+    /// As [`run`](Self::run), but on `runtime`.
     pub(super) async fn get<R>(
         &self,
         runtime: &Handle,
@@ -80,6 +103,12 @@ impl<T: Clone + Send + Sync + 'static> SingleFlight<T> {
         if !present.as_ref().is_some_and(|start| start.is_under_way()) {
             _ended = present.take();
         }
+    }
+}
+
+impl<T: Clone + Send + Sync + 'static> Default for SingleFlight<T> {
+    fn default() -> Self {
+        Self::new()
     }
 }
 

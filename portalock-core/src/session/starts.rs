@@ -10,10 +10,7 @@ use std::{
 
 use futures_util::FutureExt as _;
 
-use super::{
-    single_flight::{SingleFlight, aborted},
-    task::session_runtime,
-};
+use super::single_flight::{SingleFlight, aborted};
 use crate::{BackendError, Lease, Loss, clock::Instant};
 
 /// The pause before the next start after a failed one. It doubles with each failure in a row.
@@ -115,7 +112,6 @@ impl<S: Session> Sessions<S> {
         if let Some(session) = self.live() {
             return Ok(session);
         }
-        let runtime = session_runtime()?;
         // Weak, so that a start does not keep a dropped backend alive.
         let state = Arc::downgrade(&self.state);
         let make = || async move {
@@ -139,7 +135,7 @@ impl<S: Session> Sessions<S> {
             lock(&state).started(&outcome);
             outcome
         };
-        self.starts.get(&runtime, || self.live(), make).await
+        self.starts.run(|| self.live(), make).await
     }
 }
 
