@@ -14,7 +14,8 @@
 //!   knew when it asked, so an attempt that is sent after its withdrawal is refused: see `session.rs`.
 //! - The task that sends a batch serves all its callers, so a caller that is dropped takes nothing from the others.
 //! - A request without an answer is sent again by its caller, by itself: if the connection breaks; if the request fails in
-//!   the script, so that the caller gets the error of its own request; and if the runtime ends.
+//!   the script, so that the caller gets the error of its own request; and if the runtime ends. So is one whose answer takes longer than
+//!   the response timeout, because the task may stand behind another one that computes.
 
 use std::sync::{
     Arc, Mutex, MutexGuard, PoisonError,
@@ -77,14 +78,14 @@ impl Calls {
         }
     }
 
-    /// Adds a request to the next batch. `None` if it must be sent by itself.
+    /// Adds a request to the next batch, which a task on `runtime` sends. `None` if it must be sent by itself.
     pub(crate) fn gather(
         self: &Arc<Self>,
         call: Call<'_>,
         route: &Arc<Route>,
         connection: &MultiplexedConnection,
+        runtime: &Handle,
     ) -> Option<oneshot::Receiver<Answer>> {
-        let runtime = Handle::try_current().ok()?;
         let mut gathered = self.lock();
         let answered = gathered.batch.add(call)?;
         let full = (gathered.batch.len() == AT_ONCE).then(|| std::mem::take(&mut gathered.batch));

@@ -5,6 +5,7 @@
 //! restart of the server.
 
 use std::{
+    io,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -18,6 +19,10 @@ use portalock_core::{
     session::{Answered, PerRuntime},
 };
 use redis::{Cmd, RedisError, Value, aio::MultiplexedConnection};
+use tokio::{
+    runtime::{Handle, Id},
+    time::timeout,
+};
 
 use crate::{
     batch::Answer,
@@ -45,6 +50,8 @@ pub(crate) enum Call<'c> {
 #[derive(Debug)]
 pub(crate) struct Wire {
     number: u64,
+    /// The runtime that drives it.
+    runtime: Id,
     /// The number of the location that the connection leads to.
     location: u64,
     connection: MultiplexedConnection,
@@ -92,6 +99,7 @@ impl Connections {
             may_grant(&mut connection, &route).await?;
             Ok(Arc::new(Wire {
                 number: opened.fetch_add(1, Ordering::Relaxed),
+                runtime: Handle::current().id(),
                 location: location.number,
                 connection,
                 calls: Arc::default(),
@@ -180,6 +188,13 @@ impl Connections {
 }
 
 impl Wire {
+    /// The runtime that drives this connection, if it polls the caller. Another one polls a call that was dropped, and a batch must not wait
+    /// for that one.
+    fn own_runtime(&self) -> Option<Handle> {
+        let runtime = Handle::try_current().ok()?;
+        (runtime.id() == self.runtime).then_some(runtime)
+    }
+
     pub(crate) fn connection(&self) -> MultiplexedConnection {
         self.connection.clone()
     }
@@ -188,10 +203,13 @@ impl Wire {
         let in_flight = self.calls.begin();
         if gathers
             && in_flight.has_company
-            && let Some(answered) = self.calls.gather(call, route, &self.connection)
+            && let Some(runtime) = self.own_runtime()
+            && let Some(answered) = self.calls.gather(call, route, &self.connection, &runtime)
         {
+            let answered = timeout(route.settings().patience(), answered).await;
+            let late = |_| RedisError::from(io::Error::from(io::ErrorKind::TimedOut));
             // Without a sender, the task that served this call has ended.
-            return answered.await.unwrap_or(Ok(None));
+            return answered.map_err(late)?.unwrap_or(Ok(None));
         }
         let mut connection = self.connection();
         // Boxed: the future is large, and a call that is gathered would reserve space for it.
@@ -212,5 +230,87 @@ impl Call<'_> {
             }
             Self::Plain(command) => command.query_async(connection).await,
         }
+    }
+}
+
+#[cfg(all(test, unix))]
+#[allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
+mod tests {
+    use std::sync::mpsc;
+
+    use futures_util::poll;
+    use portalock_testkit::servers::RedisServer;
+    use tokio::runtime::{Builder, Runtime};
+
+    use super::*;
+    use crate::{RedisSettings, address::Address, scripts::RELEASE};
+
+    /// A request that may be sent together with others.
+    fn call() -> Call<'static> {
+        Call::Script(&RELEASE, &["p/lock/a"], &["1.1"])
+    }
+
+    /// A call that waits for what never comes would end with it.
+    const ENOUGH: Duration = Duration::from_secs(60);
+
+    fn connections(server: &RedisServer) -> Connections {
+        let settings = RedisSettings::new(&server.url()).unwrap();
+        let settings = settings.with_response_timeout(Duration::from_secs(1));
+        let settings = Arc::new(settings.unwrap().with_restart_wait(Duration::ZERO));
+        let Address::Fixed(server) = settings.address() else {
+            panic!("it names a server");
+        };
+        Connections::new(Arc::new(Route::to_server(server, &settings)))
+    }
+
+    fn runtime() -> Runtime {
+        Builder::new_current_thread().enable_all().build().unwrap()
+    }
+
+    /// As a call that was dropped, which a thread of the library polls.
+    #[test]
+    fn a_call_on_another_runtime_sends_nothing_together_with_those_of_this_one() {
+        let server = RedisServer::start().unwrap();
+        let connections = connections(&server);
+        let (own, other) = (runtime(), runtime());
+        let wire = own.block_on(connections.wire()).unwrap();
+        let _company = [wire.calls.begin(), wire.calls.begin()];
+        let route = &connections.route;
+        let mut theirs = Box::pin(wire.send(call(), route, true));
+        other.block_on(async { assert!(poll!(&mut theirs).is_pending()) });
+        // Nobody drives the other one any more.
+        let answer = own.block_on(async { timeout(ENOUGH, wire.send(call(), route, true)).await });
+        assert!(answer.unwrap().unwrap().is_some());
+    }
+
+    /// The batch that it has begun is sent after it has computed.
+    #[test]
+    fn a_task_that_computes_keeps_no_call_of_another_waiting() {
+        let server = RedisServer::start().unwrap();
+        let connections = Arc::new(connections(&server));
+        let mut builder = Builder::new_multi_thread();
+        let runtime = builder.worker_threads(2).enable_all().build().unwrap();
+        let wire = runtime.block_on(connections.wire()).unwrap();
+        let (computes, is_computing) = mpsc::channel();
+        let (ends, end) = mpsc::channel::<()>();
+        let of_computing = connections.clone();
+        let wire_of_computing = wire.clone();
+        let _company = [wire.calls.begin(), wire.calls.begin()];
+        let computing = runtime.spawn(async move {
+            let mut its = Box::pin(wire_of_computing.send(call(), &of_computing.route, true));
+            assert!(poll!(&mut its).is_pending());
+            computes.send(()).unwrap();
+            let _ = end.recv();
+            let _ = its.await;
+        });
+        is_computing.recv_timeout(ENOUGH).unwrap();
+        let send = async || timeout(ENOUGH, connections.send("test", call(), || Ok(()))).await;
+        // As one that was sent by itself and is not answered in time.
+        let late = runtime.block_on(send()).expect("it waits for the task");
+        assert_eq!(late.unwrap_err().kind(), BackendErrorKind::Unavailable);
+        // Over the next connection.
+        runtime.block_on(send()).unwrap().unwrap();
+        drop(ends);
+        runtime.block_on(computing).unwrap();
     }
 }
