@@ -77,6 +77,7 @@ impl Connections {
 
     /// Returns the current runtime's connection if it leads to the current primary, or else a new one.
     pub(crate) async fn wire(&self) -> Result<Arc<Wire>, BackendError> {
+        self.route.look_if_due().await;
         match self.wires.present() {
             Some(wire) if self.leads_there(&wire) => Ok(wire),
             // Boxed: the future is large, and each call would reserve space for it.

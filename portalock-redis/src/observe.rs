@@ -17,7 +17,10 @@ use portalock_core::{
     Inspection, LockName, OwnerId, holder_watch, session,
 };
 use redis::{PushInfo, aio::MultiplexedConnection};
-use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+use tokio::{
+    sync::mpsc::{UnboundedReceiver, unbounded_channel},
+    time::{Instant, MissedTickBehavior, interval_at},
+};
 
 use crate::{
     client::Server,
@@ -141,13 +144,17 @@ impl Line {
 
     /// Sends every change, until the connection ends.
     async fn follow(&mut self, told: &mut Told, every: Duration) -> Result<(), BackendError> {
+        let mut tick = interval_at(Instant::now() + every, every);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 heard = self.heard.recv() => match heard {
                     Some(Heard::Change(change)) => told.hear(&change),
                     Some(Heard::End) | None => return Ok(()),
                 },
-                () = tokio::time::sleep(every) => {
+                // Messages don't put it off: a former primary sends them too.
+                _ = tick.tick() => {
+                    self.route.look_if_due().await;
                     if self.location != self.route.number() {
                         // The primary has changed.
                         return Ok(());

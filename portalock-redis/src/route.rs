@@ -142,9 +142,10 @@ impl Route {
             Way::Fixed(server, _) => at(server, host, port),
             Way::Followed(followed) => followed.beside(host, port),
         };
+        // No connection of calls or of a session leads there, so none is left if it is a replica.
         Location {
             server,
-            number: self.number(),
+            number: u64::MAX,
         }
     }
 
@@ -163,6 +164,18 @@ impl Route {
                 }
                 looked.map(drop)
             }
+        }
+    }
+
+    /// Checks whether the server has moved, if nobody has for a session's time. A session does so all the time, but a backend that only
+    /// observes or inspects has none.
+    pub(crate) async fn look_if_due(&self) {
+        if let Way::Followed(followed) = &self.way
+            && followed.looked.borrow().elapsed() >= self.settings.session_ttl()
+            && let Err(error) = Box::pin(self.look()).await
+        {
+            // Where it is now is unknown, so nothing changes.
+            tracing::debug!(%error, "where the Redis primary is, is unknown");
         }
     }
 
@@ -190,7 +203,7 @@ impl Route {
     pub(crate) fn leave(&self, number: u64) -> bool {
         let left = self.latest_number().compare_exchange(
             number,
-            number + 1,
+            number.saturating_add(1),
             Ordering::AcqRel,
             Ordering::Acquire,
         );
@@ -364,6 +377,15 @@ mod tests {
         }
         let location = note(&followed, heard(1, "a", true)).unwrap();
         assert_eq!(location.number, 3);
+    }
+
+    /// Its key may be at a node that has become a replica meanwhile.
+    #[test]
+    fn to_leave_another_node_of_a_cluster_leaves_nothing() {
+        let route = to_slot("redis+cluster://a");
+        let beside = route.beside("b", 1);
+        assert!(!route.leave(beside.number));
+        assert!(route.leave(route.number()));
     }
 
     fn to_slot(url: &str) -> Route {

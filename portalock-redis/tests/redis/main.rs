@@ -29,6 +29,7 @@ mod resets;
 mod resume;
 mod semaphore;
 mod sentinel;
+mod sentinel_bystanders;
 mod sentinel_suite;
 mod session;
 mod switches;

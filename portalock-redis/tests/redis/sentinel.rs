@@ -18,7 +18,7 @@ const LASTING: Duration = Duration::from_secs(30);
 /// So short that a test can wait for its end.
 const SHORT: Duration = Duration::from_secs(3);
 
-async fn start(options: SentinelOptions) -> SentinelGroup {
+pub(crate) async fn start(options: SentinelOptions) -> SentinelGroup {
     spawn_blocking(move || options.start())
         .await
         .unwrap()
@@ -26,7 +26,7 @@ async fn start(options: SentinelOptions) -> SentinelGroup {
 }
 
 /// Runs a blocking operation on the group.
-async fn on<T: Send + 'static>(
+pub(crate) async fn on<T: Send + 'static>(
     group: SentinelGroup,
     action: impl FnOnce(&mut SentinelGroup) -> std::io::Result<T> + Send + 'static,
 ) -> (SentinelGroup, T) {
@@ -37,12 +37,12 @@ async fn on<T: Send + 'static>(
     spawn_blocking(action).await.unwrap().unwrap()
 }
 
-fn lasting(url: &str) -> RedisSettings {
+pub(crate) fn lasting(url: &str) -> RedisSettings {
     settings_at(url).with_session_ttl(LASTING).unwrap()
 }
 
 /// Waits until all earlier writes at this server are on its replica.
-async fn replicated(server: &RedisServer) {
+pub(crate) async fn replicated(server: &RedisServer) {
     let mut admin = Admin::of(server).await;
     admin.ask::<()>("SET marker x").await;
     let replicas: u32 = admin.ask("WAIT 1 60000").await;
@@ -50,7 +50,7 @@ async fn replicated(server: &RedisServer) {
 }
 
 /// Waits until this client's grants are stored on this server.
-async fn on_server(backend: &RedisBackend, server: &RedisServer) {
+pub(crate) async fn on_server(backend: &RedisBackend, server: &RedisServer) {
     let mut admin = Admin::of(server).await;
     let begun = Instant::now();
     loop {
@@ -63,7 +63,7 @@ async fn on_server(backend: &RedisBackend, server: &RedisServer) {
 }
 
 /// Waits for the lock, and retries after each retryable error.
-async fn acquired(backend: &RedisBackend, name: &str) -> Guard<RedisBackend> {
+pub(crate) async fn acquired(backend: &RedisBackend, name: &str) -> Guard<RedisBackend> {
     let begun = Instant::now();
     loop {
         match lock(backend, name).acquire().await {
@@ -136,7 +136,7 @@ async fn a_primary_that_is_demoted_by_hand_takes_nothing_with_it() {
 }
 
 /// Creates a separate user for clients, so that replicas and sentinels can be shut out of a server.
-async fn with_user(group: &mut SentinelGroup) -> String {
+pub(crate) async fn with_user(group: &mut SentinelGroup) -> String {
     for server in group.servers() {
         let mut admin = Admin::of(server).await;
         admin
@@ -151,7 +151,7 @@ fn as_client(url: &str) -> String {
 }
 
 /// Cuts a server off from replicas and sentinels, but not from clients. The server continues in its role.
-async fn part(server: &RedisServer) {
+pub(crate) async fn part(server: &RedisServer) {
     let mut admin = Admin::at(&format!("redis://client:c@{}", server.addr())).await;
     admin.ask::<()>("ACL SETUSER default off").await;
     admin.ask::<u32>("CLIENT KILL USER default").await;
@@ -168,7 +168,7 @@ fn by_lines(group: &SentinelGroup) -> (String, Vec<FaultProxy>) {
     (as_client(&group.url_by(&ports)), lines)
 }
 
-fn short(url: &str) -> RedisSettings {
+pub(crate) fn short(url: &str) -> RedisSettings {
     RedisSettings::new(url)
         .unwrap()
         .with_session_ttl(SHORT)
