@@ -94,7 +94,7 @@ fn classify(error: &Error) -> (BackendErrorKind, &'static str) {
         ),
         "3D000" => (Kind::NotFound, "there is no such database"),
         "3F000" | "42883" | "42P01" => NO_SCHEMA,
-        "57014" | "55P03" => (
+        "57014" | "55P03" | "25P03" => (
             Kind::Unavailable,
             "the server did not carry it out in time, or somebody cancelled it",
         ),

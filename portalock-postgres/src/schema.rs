@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use portalock_core::BackendError;
+use portalock_core::{BackendError, session};
 use tokio::time::{sleep, timeout};
 use tokio_postgres::{Client, Error, error::SqlState};
 
@@ -18,6 +18,9 @@ pub(crate) const VERSION: i32 = 4;
 
 /// How long a migration may take, including the wait for another one.
 const WITHIN: Duration = Duration::from_secs(60);
+
+/// How long a migration may pause between two requests, while others wait for it. Then the server ends it: its machine may be gone.
+const PAUSE_WITHIN: Duration = Duration::from_secs(3);
 
 /// How long a migration waits for a table before it lets go of all tables and tries again. Meanwhile it blocks all clients,
 /// also the renewals of their leases. It must be less than the server's `deadlock_timeout`, because a client that has read
@@ -48,9 +51,10 @@ const FUNCTIONS: [&str; 7] = [
 ];
 
 /// Creates the schema `portalock`, or upgrades it from an earlier version. If the schema is up to date, this does
-/// nothing, so a program can call it at each start. If many processes call it at once, one of them does the work, in
+/// nothing and waits for nobody, so a program can call it at each start. If many processes call it at once, one of them does the work, in
 /// one transaction, and the others wait for it. An upgrade while clients are at work makes them wait for a moment. It has
-/// to wait for each open transaction that has run a [`Fence`](crate::Fence), and blocks no client meanwhile.
+/// to wait for each open transaction that has run a [`Fence`](crate::Fence), and blocks no client meanwhile. What blocks clients is one
+/// request to the server, so it doesn't take longer if this process is stopped or cut off.
 ///
 /// It needs a user who may create a schema in the database; an upgrade needs the user who owns the schema. Programs that only use locks need fewer privileges: `USAGE`
 /// on the schema. The crate's front page has an example.
@@ -62,8 +66,14 @@ const FUNCTIONS: [&str; 7] = [
 ///
 /// # Cancel safety
 ///
-/// Safe: either everything has changed or nothing.
+/// Safe: once polled, it goes on, on the library's own thread, and either everything has changed or nothing.
 pub async fn migrate(settings: &PostgresSettings) -> Result<(), BackendError> {
+    // A caller may not poll this for a while, and others wait for it.
+    let settings = settings.clone();
+    session::run(async move { connect_and_run(&settings).await }).await?
+}
+
+async fn connect_and_run(settings: &PostgresSettings) -> Result<(), BackendError> {
     let order: Vec<usize> = (0..settings.servers.len()).collect();
     let (
         _,
@@ -89,7 +99,7 @@ pub async fn migrate(settings: &PostgresSettings) -> Result<(), BackendError> {
 }
 
 /// The SQL that [`migrate`] runs in an empty database, for users who run migrations with a tool of their own. Run it in
-/// one transaction.
+/// one transaction. If clients are at work, send it together with the `COMMIT` as one request: until then no client can renew its lease.
 ///
 /// It consists of the numbered files of `src/sql`, in order, followed by the other files, with `rights.sql` first. For an
 /// upgrade, run the numbered files that are new, then all the other files again.
@@ -99,10 +109,10 @@ pub fn schema_sql() -> String {
 
 async fn run(client: &Client) -> Result<(), BackendError> {
     let migrating = |error| failed(MIGRATING, error);
-    loop {
+    let mut found = present(client).await.map_err(migrating)?;
+    while found < VERSION {
         match upgrade(client).await {
-            Ok(found) if found > VERSION => return Err(wrong_version(found, VERSION)),
-            Ok(_) => return Ok(()),
+            Ok(version) => found = version,
             Err(error) if is_in_the_way(&error) => {
                 client.batch_execute("ROLLBACK").await.map_err(migrating)?;
                 sleep(AGAIN_AFTER).await;
@@ -110,6 +120,10 @@ async fn run(client: &Client) -> Result<(), BackendError> {
             Err(error) => return Err(migrating(error)),
         }
     }
+    if found > VERSION {
+        return Err(wrong_version(found, VERSION));
+    }
+    Ok(())
 }
 
 /// Whether another transaction was in the way.
@@ -131,11 +145,13 @@ const OWNED: &str = "DO $$ BEGIN
     END IF;
 END $$";
 
-/// Upgrades the schema in one transaction. Returns the version that it had.
+/// Upgrades the schema in one transaction. Returns the version that it has then.
 async fn upgrade(client: &Client) -> Result<i32, Error> {
+    let pause_within = PAUSE_WITHIN.as_millis();
     client
-        .batch_execute(
+        .batch_execute(&format!(
             "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE;
+             SET LOCAL idle_in_transaction_session_timeout = {pause_within};
              SET LOCAL client_min_messages = warning;
              -- This user may be a superuser, and others may create functions in the schema `public`.
              SET LOCAL search_path = pg_catalog;
@@ -143,30 +159,34 @@ async fn upgrade(client: &Client) -> Result<i32, Error> {
              SET LOCAL lock_timeout = 0;
              -- Since version 17.
              SELECT set_config('transaction_timeout', '0', true) WHERE current_setting('transaction_timeout', true) IS NOT NULL;
-             SELECT pg_advisory_xact_lock(hashtextextended('portalock.migrate', 1919249516));",
-        )
+             SELECT pg_advisory_xact_lock(hashtextextended('portalock.migrate', 1919249516));"
+        ))
         .await?;
     let found = present(client).await?;
-    if found < VERSION {
-        let table_within = TABLE_WITHIN.as_millis();
-        client
-            .batch_execute(&format!("SET LOCAL lock_timeout = {table_within}"))
-            .await?;
-        client.batch_execute(OWNED).await?;
-        let done = usize::try_from(found).unwrap_or(0);
-        for sql in STEPS.iter().skip(done).chain(&FUNCTIONS) {
-            client.batch_execute(sql).await?;
-        }
+    if found >= VERSION {
+        client.batch_execute("COMMIT").await?;
+        return Ok(found);
     }
-    client.batch_execute("COMMIT").await?;
-    Ok(found)
+    let done = usize::try_from(found).unwrap_or(0);
+    let steps: Vec<&str> = STEPS.into_iter().skip(done).chain(FUNCTIONS).collect();
+    // One request: from the first lock of a table to the commit, which frees it, the server waits for nothing from here.
+    client
+        .batch_execute(&format!(
+            "SET LOCAL lock_timeout = {};\n{OWNED};\n{};\nCOMMIT",
+            TABLE_WITHIN.as_millis(),
+            steps.join("\n"),
+        ))
+        .await?;
+    Ok(VERSION)
 }
 
-/// The version of the existing schema; 0 if there is none. Runs no function of the schema, whose owner may be anybody.
+/// The version of the existing schema; 0 if there is none. Runs no function of the schema, whose owner may be anybody, and none of the
+/// user's search path.
 pub(crate) async fn present(client: &Client) -> Result<i32, Error> {
     let version = client
         .query_opt(
-            "SELECT substring(prosrc FROM '[0-9]+')::int4 FROM pg_proc WHERE oid = to_regprocedure('portalock.version()')",
+            "SELECT pg_catalog.substring(prosrc, '[0-9]+')::pg_catalog.int4 FROM pg_catalog.pg_proc
+             WHERE oid OPERATOR(pg_catalog.=) pg_catalog.to_regprocedure('portalock.version()')::pg_catalog.oid",
             &[],
         )
         .await?;

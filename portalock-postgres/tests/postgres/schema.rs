@@ -1,12 +1,13 @@
 //! The schema is created once, for any number of callers.
 
-use std::time::Duration;
+use std::{pin::pin, time::Duration};
 
+use futures_util::FutureExt as _;
 use portalock_core::{BackendErrorKind, Lock, LockBackend};
-use portalock_postgres::{PostgresBackend, migrate, schema_sql};
-use portalock_testkit::servers::PostgresOptions;
+use portalock_postgres::{PostgresBackend, migrate, schema_sql, tokio_postgres::Client};
+use portalock_testkit::{proxy::Direction, servers::PostgresOptions};
 
-use crate::support::{Server, connect, until};
+use crate::support::{LONG, Server, connect, until};
 
 #[tokio::test]
 async fn many_migrate_at_once_and_again() {
@@ -72,7 +73,9 @@ async fn a_migration_that_fails_changes_nothing() {
 async fn a_migration_uses_no_functions_of_others() {
     let server = Server::empty(PostgresOptions::new()).await;
     server
-        .run("CREATE FUNCTION public.hashtextextended(text, integer) RETURNS bigint LANGUAGE plpgsql AS $$ BEGIN RAISE 'caught'; END $$")
+        .run("CREATE FUNCTION public.hashtextextended(text, integer) RETURNS bigint LANGUAGE plpgsql AS $$ BEGIN RAISE 'caught'; END $$;
+              CREATE FUNCTION public.is_same(oid, regprocedure) RETURNS boolean LANGUAGE plpgsql AS $$ BEGIN RAISE 'caught'; END $$;
+              CREATE OPERATOR public.= (LEFTARG = oid, RIGHTARG = regprocedure, FUNCTION = public.is_same)")
         .await;
     migrate(&server.settings()).await.unwrap();
 }
@@ -153,6 +156,93 @@ async fn an_upgrade_that_waits_blocks_no_client() {
         server.number("SELECT count(*) FROM portalock.names").await,
         0
     );
+}
+
+/// As a client that renews its lease, with less patience.
+async fn renews(client: &Client) {
+    let renewal =
+        "UPDATE portalock.sessions SET expires = clock_timestamp() + lease WHERE id = 's'";
+    client.batch_execute(renewal).await.unwrap();
+}
+
+async fn with_third_and_a_session() -> Server {
+    let server = Server::empty(PostgresOptions::new()).await;
+    let session =
+        "INSERT INTO portalock.sessions VALUES ('s', '10 seconds', clock_timestamp() + '1 hour')";
+    server
+        .run(&format!("BEGIN; {} {session}; COMMIT", third()))
+        .await;
+    server
+}
+
+/// The table of the sessions is locked for the time of one request, however long the way to the server is.
+#[tokio::test]
+async fn an_upgrade_from_far_away_keeps_no_client_from_its_renewal() {
+    let server = with_third_and_a_session().await;
+    let (line, settings) = server.line();
+    let settings = settings.with_connect_timeout(LONG).unwrap();
+    line.delay(Direction::ToServer, Duration::from_secs(1));
+    let client = server.admin().await;
+    client
+        .batch_execute("SET statement_timeout = '3s'")
+        .await
+        .unwrap();
+    let upgrade = tokio::spawn(async move { migrate(&settings).await });
+    while !upgrade.is_finished() {
+        renews(&client).await;
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    upgrade.await.unwrap().unwrap();
+}
+
+/// The task that called `migrate` waits for something else, or its runtime computes.
+#[tokio::test]
+async fn an_upgrade_that_nobody_polls_goes_on() {
+    let server = with_third_and_a_session().await;
+    let settings = server.settings();
+    let mut upgrade = pin!(migrate(&settings));
+    assert!(upgrade.as_mut().now_or_never().is_none());
+    until("it is upgraded", async || {
+        server.number("SELECT portalock.version()::bigint").await > 3
+    })
+    .await;
+    renews(&server.admin().await).await;
+    upgrade.await.unwrap();
+}
+
+/// As a migration does.
+const ITS_TURN: &str = "SELECT pg_advisory_lock(hashtextextended('portalock.migrate', 1919249516))";
+
+/// A machine that migrates loses its network when it is its turn.
+#[tokio::test]
+async fn a_migration_whose_machine_is_gone_keeps_no_other_waiting() {
+    let server = Server::empty(PostgresOptions::new()).await;
+    let another = server.admin().await;
+    another.batch_execute(ITS_TURN).await.unwrap();
+    let (line, settings) = server.line();
+    let cut_off = tokio::spawn(async move { migrate(&settings).await });
+    until("it waits for its turn", async || {
+        let waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'advisory'";
+        server.number(waiting).await == 1
+    })
+    .await;
+    line.black_hole(Direction::ToServer);
+    another
+        .batch_execute("SELECT pg_advisory_unlock_all()")
+        .await
+        .unwrap();
+    migrate(&server.settings()).await.unwrap();
+    let error = cut_off.await.unwrap().unwrap_err();
+    assert_eq!(error.kind(), BackendErrorKind::Unavailable, "{error}");
+}
+
+/// Each start of a program migrates.
+#[tokio::test]
+async fn a_migration_with_nothing_to_do_waits_for_nobody() {
+    let server = Server::start().await;
+    let another = server.admin().await;
+    another.batch_execute(ITS_TURN).await.unwrap();
+    migrate(&server.settings()).await.unwrap();
 }
 
 /// A database with version 3 is upgraded while locks are held, shared, wanted and broken in it.

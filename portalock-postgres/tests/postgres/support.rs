@@ -16,7 +16,7 @@ use portalock_testkit::{
 };
 
 /// How long a test waits for something that must happen. The machine may be busy.
-const LONG: Duration = Duration::from_secs(60);
+pub(crate) const LONG: Duration = Duration::from_secs(60);
 
 /// A policy for waits on a busy machine.
 pub(crate) fn patient() -> Policy {
