@@ -159,15 +159,11 @@ impl LockBackend for PostgresBackend {
     }
 
     async fn inspect(&self, name: &LockName) -> Result<Inspection, BackendError> {
-        self.client
-            .shared()
-            .connections
-            .inspect(Kind::Lock, name)
-            .await
+        self.client.shared().inspect(Kind::Lock, name).await
     }
 
     async fn names(&self) -> Result<Vec<LockName>, BackendError> {
-        self.client.shared().connections.names().await
+        self.client.shared().names().await
     }
 
     async fn watch(&self, name: &LockName) -> Result<Option<HolderWatch>, BackendError> {

@@ -3,6 +3,7 @@
 use std::{
     fmt,
     future::Future,
+    panic::resume_unwind,
     sync::{Arc, Mutex, PoisonError, Weak},
     time::Duration,
 };
@@ -15,7 +16,7 @@ use portalock_core::{
     BackendError, BackendErrorKind,
     session::{Answered, PerRuntime},
 };
-use tokio::{task::AbortHandle, time::timeout};
+use tokio::{runtime::Handle, task::AbortHandle, time::timeout};
 use tokio_postgres::{
     AsyncMessage, Client, Error, Notification, Row, Statement,
     types::{ToSql, Type},
@@ -40,7 +41,8 @@ pub(crate) struct Connection {
     release: Statement,
     /// The index of its server in the settings.
     pub(crate) server: usize,
-    driver: Driver,
+    /// Dropping it closes the connection at once, even if an answer is pending that may never come.
+    driver: Task,
 }
 
 /// The callback for the notifications of a connection.
@@ -70,7 +72,7 @@ impl Connection {
                 },
             ) = dial(settings, order).await?;
             check(version.as_deref(), encoding.as_deref())?;
-            let driver = Driver(tokio::spawn(drive(messages, hear, ended)).abort_handle());
+            let driver = Task(tokio::spawn(drive(messages, hear, ended)).abort_handle());
             let set_up = set_up(settings.request_timeout);
             // The requests are pipelined: none of them waits for another's answer.
             let prepared = try_join3(
@@ -179,14 +181,34 @@ pub(crate) async fn drive(mut messages: Messages, mut hear: Hear, ended: Option<
     }
 }
 
-/// The task that drives a connection. Dropping it closes the connection at once, even if an answer is pending that may
-/// never come.
-struct Driver(AbortHandle);
+/// A task that ends when this is dropped.
+struct Task(AbortHandle);
 
-impl Drop for Driver {
+impl Drop for Task {
     fn drop(&mut self) {
         self.0.abort();
     }
+}
+
+/// Runs a request whose answer may be long, in a task of the current runtime. A connection reads nothing more while a part of an answer
+/// has not been taken, so a caller that doesn't poll its request would keep all others of its runtime waiting.
+pub(crate) async fn in_task<T: Send + 'static>(
+    request: impl Future<Output = Result<T, BackendError>> + Send + 'static,
+) -> Result<T, BackendError> {
+    let Ok(runtime) = Handle::try_current() else {
+        // It says what is missing.
+        return request.await;
+    };
+    let answer = runtime.spawn(request);
+    let _ends_with_the_caller = Task(answer.abort_handle());
+    answer.await.unwrap_or_else(|ended| {
+        let ended_by = match ended.try_into_panic() {
+            Ok(panic) => resume_unwind(panic),
+            Err(ended_by) => ended_by,
+        };
+        let problem = "the runtime of the call has ended";
+        Err(BackendError::new(BackendErrorKind::Unavailable, problem).with_source(ended_by))
+    })
 }
 
 /// The settings of each connection, whatever the defaults of the server, the database or the user are.

@@ -1,6 +1,6 @@
 //! The queue of a name at the server, in this crate's types: attempts, releases and inspections, one statement each.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use portalock_core::{
     BackendError, Claim, FencingToken, Holder, Inspection, LockName, OwnerId,
@@ -10,7 +10,8 @@ use tokio_postgres::{Error, Row, types::Type};
 
 use crate::{
     answer::{Left, Standing},
-    connection::{Connection, Connections},
+    client::Server,
+    connection::{Connection, Connections, in_task},
     error::failed,
     keys::{Kind, Place, Wanted},
     record::decode,
@@ -29,6 +30,24 @@ pub(crate) struct Entry<'a> {
     pub(crate) place: &'a Place,
     pub(crate) queues: bool,
     pub(crate) who: String,
+}
+
+impl Server {
+    /// The holders and the waiters.
+    pub(crate) async fn inspect(
+        self: &Arc<Self>,
+        kind: Kind,
+        name: &LockName,
+    ) -> Result<Inspection, BackendError> {
+        let (server, name) = (self.clone(), name.clone());
+        in_task(async move { server.connections.inspect(kind, &name).await }).await
+    }
+
+    /// The names of the locks that have holders or waiters.
+    pub(crate) async fn names(self: &Arc<Self>) -> Result<Vec<LockName>, BackendError> {
+        let server = self.clone();
+        in_task(async move { server.connections.names().await }).await
+    }
 }
 
 impl Connections {
@@ -74,12 +93,7 @@ impl Connections {
         .await
     }
 
-    /// The holders and the waiters.
-    pub(crate) async fn inspect(
-        &self,
-        kind: Kind,
-        name: &LockName,
-    ) -> Result<Inspection, BackendError> {
+    async fn inspect(&self, kind: Kind, name: &LockName) -> Result<Inspection, BackendError> {
         let answer = self
             .call(INSPECTING, |connection| async move {
                 connection
@@ -93,8 +107,7 @@ impl Connections {
         inspection(kind, &answer.value).map_err(|error| failed(INSPECTING, error))
     }
 
-    /// The names of the locks that have holders or waiters.
-    pub(crate) async fn names(&self) -> Result<Vec<LockName>, BackendError> {
+    async fn names(&self) -> Result<Vec<LockName>, BackendError> {
         let answer = self
             .call(LISTING, |connection| async move {
                 connection.query("SELECT portalock.names()", &[]).await

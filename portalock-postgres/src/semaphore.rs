@@ -35,11 +35,7 @@ impl Semaphore for PostgresBackend {
     }
 
     async fn inspect(&self, name: &LockName) -> Result<Inspection, BackendError> {
-        self.client
-            .shared()
-            .connections
-            .inspect(Kind::Semaphore, name)
-            .await
+        self.client.shared().inspect(Kind::Semaphore, name).await
     }
 
     async fn close(&self) -> Result<(), BackendError> {

@@ -32,4 +32,5 @@ mod standby;
 mod steps;
 mod strangers;
 mod support;
+mod unpolled;
 mod without_notice;
