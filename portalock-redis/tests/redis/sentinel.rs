@@ -168,7 +168,7 @@ fn by_lines(group: &SentinelGroup) -> (String, Vec<FaultProxy>) {
     (as_client(&group.url_by(&ports)), lines)
 }
 
-pub(crate) fn short(url: &str) -> RedisSettings {
+fn short(url: &str) -> RedisSettings {
     RedisSettings::new(url)
         .unwrap()
         .with_session_ttl(SHORT)

@@ -5,18 +5,17 @@
 use std::time::Duration;
 
 use portalock_core::{Broken, Election, FencingToken, Loss, Observer};
-use portalock_redis::{RedisBackend, RedisSettings};
+use portalock_redis::RedisBackend;
 use portalock_testkit::servers::SentinelOptions;
 use tokio::time::timeout;
 
 use crate::{
     fixture::{ENOUGH, connected, eventually, lock, settings_at},
-    sentinel::{acquired, on, on_server, part, replicated, short, start, with_user},
+    sentinel::{acquired, lasting, on, on_server, part, replicated, start, with_user},
 };
 
-fn at_once(url: &str) -> RedisSettings {
-    short(url).with_restart_wait(Duration::ZERO)
-}
+/// How long the client of a former primary pauses: checks are much rarer.
+const PAUSE: Duration = Duration::from_millis(100);
 
 /// Waits until the observer tells of the term with this token.
 async fn told_of(observer: &mut Observer<RedisBackend>, token: Option<FencingToken>) {
@@ -32,8 +31,8 @@ async fn told_of(observer: &mut Observer<RedisBackend>, token: Option<FencingTok
 async fn a_backend_without_a_session_follows_the_primary() {
     let mut group = start(SentinelOptions::new()).await;
     let url = with_user(&mut group).await;
-    let holder = connected(at_once(&url)).await;
-    let [watching, operator] = [(); 2].map(|()| RedisBackend::new(at_once(&url)));
+    let holder = connected(lasting(&url)).await;
+    let [watching, operator] = [(); 2].map(|()| RedisBackend::new(settings_at(&url)));
     let held = lock(&holder, "a").acquire().await.unwrap();
     let mut observer = Election::new(watching, "a").unwrap().observe();
     // Its connection leads to the former primary.
@@ -60,7 +59,7 @@ async fn a_backend_without_a_session_follows_the_primary() {
 async fn messages_of_a_former_primary_keep_no_observer_there() {
     let mut group = start(SentinelOptions::new()).await;
     let url = with_user(&mut group).await;
-    let client = connected(at_once(&url)).await;
+    let client = connected(lasting(&url)).await;
     let mut observer = Election::new(client.clone(), "a").unwrap().observe();
     assert!(observer.next().await.unwrap().is_none());
     // This one asks no sentinel.
@@ -71,7 +70,7 @@ async fn messages_of_a_former_primary_keep_no_observer_there() {
             // Not exclusive: an observer tells of no term that is older than one that it has told of.
             let held = lock(&cut_off, "a").acquire_shared().await.unwrap();
             held.release().await.unwrap();
-            tokio::time::sleep(at_once(&former).session_ttl() / 30).await;
+            tokio::time::sleep(PAUSE).await;
         }
     });
     part(&group.servers()[0]).await;
