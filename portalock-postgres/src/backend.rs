@@ -66,12 +66,12 @@ impl PostgresBackend {
         let backend = Self::new(settings);
         let connections = &backend.client.shared().connections;
         for _ in 1..backend.settings().servers.len() {
-            let order = connections.order();
+            let order = connections.order().servers;
             match backend.client.session().await {
                 // The next server may confirm what this one did not.
                 Err(error)
                     if error.kind() == BackendErrorKind::Unavailable
-                        && connections.order() != order => {}
+                        && connections.order().servers != order => {}
                 begun => return begun.map(|_| backend),
             }
         }

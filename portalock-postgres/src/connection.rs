@@ -27,7 +27,7 @@ use crate::{
     answer::Standing,
     dial::{Dialled, Messages, connecting, dial},
     error::{ends_connection, failed, timed_out, wrong_version},
-    route::Route,
+    route::{Order, Route, Timeline},
     schema,
 };
 
@@ -41,6 +41,7 @@ pub(crate) struct Connection {
     release: Statement,
     /// The index of its server in the settings.
     pub(crate) server: usize,
+    timeline: Option<Timeline>,
     /// Dropping it closes the connection at once, even if an answer is pending that may never come.
     driver: Task,
 }
@@ -56,7 +57,7 @@ impl Connection {
     /// connection has ended.
     pub(crate) async fn open(
         settings: &PostgresSettings,
-        order: &[usize],
+        order: &Order,
         hear: Hear,
         ended: Option<Ended>,
     ) -> Result<Self, BackendError> {
@@ -69,6 +70,7 @@ impl Connection {
                     messages,
                     version,
                     encoding,
+                    timeline,
                 },
             ) = dial(settings, order).await?;
             check(version.as_deref(), encoding.as_deref())?;
@@ -90,6 +92,7 @@ impl Connection {
                 acquire,
                 release,
                 server,
+                timeline,
                 driver,
             })
         };
@@ -267,7 +270,7 @@ pub(crate) struct Connections {
     open: PerRuntime<Arc<Connection>>,
     /// The session's connection.
     line: Mutex<Weak<Connection>>,
-    pub(crate) route: Route,
+    route: Route,
 }
 
 impl Connections {
@@ -288,8 +291,14 @@ impl Connections {
     }
 
     /// The order in which the next connection of the session dials the servers.
-    pub(crate) fn order(&self) -> Vec<usize> {
+    pub(crate) fn order(&self) -> Order {
         self.route.order(self.settings.servers.len())
+    }
+
+    /// The server of `connection` has confirmed a change.
+    pub(crate) fn confirmed(&self, connection: &Connection) {
+        let timeline = connection.timeline.as_ref();
+        self.route.confirmed(connection.server, timeline);
     }
 
     /// The server of `connection` did not confirm a change. If the connection has ended, it could not.
@@ -348,7 +357,7 @@ impl Connections {
         let settings = self.settings.clone();
         let open = || {
             let settings = settings.clone();
-            let order = self.server().map_or_else(|| self.order(), |one| vec![one]);
+            let order = self.server().map_or_else(|| self.order(), Order::only);
             async move {
                 let connection =
                     Connection::open(&settings, &order, Box::new(|_| {}), None).await?;

@@ -8,18 +8,23 @@ use std::{
 };
 
 use futures_util::{FutureExt, StreamExt, stream::Stream};
-use portalock_core::{BackendError, session::new_id};
+use portalock_core::{BackendError, BackendErrorKind, session::new_id};
 use tokio::time::{sleep, timeout};
 use tokio_postgres::{AsyncMessage, Client, Config, Error, SimpleQueryMessage, config::Host};
 
 use crate::{
     PostgresSettings,
     error::{failed, is_of_another_request, not_connected, timed_out},
+    route::{Order, Timeline},
     tls,
 };
 
 /// The pause after a connection with another client's answers: there may be more of them on their way.
 const AGAIN_AFTER: Duration = Duration::from_millis(20);
+
+/// The first eight digits of a file's name are its timeline.
+const TIMELINE: &str = "SELECT system_identifier, pg_catalog.left(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_lsn()), 8)
+    FROM pg_catalog.pg_control_system()";
 
 /// What the server sends without a request. To poll it drives the connection.
 pub(crate) type Messages = Pin<Box<dyn Stream<Item = Result<AsyncMessage, Error>> + Send>>;
@@ -32,22 +37,33 @@ pub(crate) struct Dialled {
     pub(crate) messages: Messages,
     pub(crate) version: Option<String>,
     pub(crate) encoding: Option<String>,
+    /// Of one of several servers, if it tells.
+    pub(crate) timeline: Option<Timeline>,
 }
 
-/// Connects to the first server that accepts, in this order of their indexes in the settings. Each server of the settings has a share of
+/// Connects to the first server that accepts and is no former primary, in this order. Each server of the settings has a share of
 /// the time. Returns the server's index too.
 pub(crate) async fn dial(
     settings: &PostgresSettings,
-    order: &[usize],
+    order: &Order,
 ) -> Result<(usize, Dialled), BackendError> {
     let servers = u32::try_from(settings.servers.len()).unwrap_or(u32::MAX);
     let share = settings.connect_timeout / servers.max(1);
     let mut worst: Option<BackendError> = None;
-    for &index in order {
+    for &index in &order.servers {
         let Some(server) = settings.servers.get(index) else {
             continue;
         };
-        let dialling = timeout(share, dial_in_step(server, settings.ca_file())).await;
+        let dialling = async {
+            let mut dialled = dial_in_step(server, settings.ca_file()).await?;
+            // The only server has no other one that could have followed it.
+            if servers > 1 {
+                dialled.timeline = dialled.read_timeline().await;
+                dialled.check(order)?;
+            }
+            Ok(dialled)
+        };
+        let dialling = timeout(share, dialling).await;
         match dialling.unwrap_or_else(|_| Err(timed_out(&connecting(from_ref(server))))) {
             Ok(dialled) => return Ok((index, dialled)),
             // An error that a retry can't fix is more useful than one of an unavailable server.
@@ -99,17 +115,8 @@ impl Dialled {
     async fn is_in_step(&mut self) -> Result<bool, BackendError> {
         let nonce = new_id();
         let asked = format!("SELECT '{nonce}'");
-        let mut answer = pin!(self.client.simple_query(&asked));
-        let answer = tokio::select! {
-            // The request is sent before the connection is driven.
-            biased;
-            answer = &mut answer => answer,
-            // The answer may have come together with the end: it says why a pooler gives no server process.
-            ended = ended(&mut self.messages) => match (answer.now_or_never(), ended) {
-                (Some(answer), _) => answer,
-                (None, Some(error)) => Err(error),
-                (None, None) => return Err(timed_out(&self.connecting)),
-            },
+        let Some(answer) = self.ask(&asked).await else {
+            return Err(timed_out(&self.connecting));
         };
         match answer {
             Ok(answer) => Ok(answer.iter().any(|message| {
@@ -118,6 +125,47 @@ impl Dialled {
             })),
             Err(error) if is_of_another_request(&error) => Ok(false),
             Err(error) => Err(failed(&self.connecting, error)),
+        }
+    }
+
+    /// `None` if the server doesn't tell: some services that speak like Postgres have no timelines.
+    async fn read_timeline(&mut self) -> Option<Timeline> {
+        let answer = self.ask(TIMELINE).await?.ok()?;
+        let row = answer.iter().find_map(|message| match message {
+            SimpleQueryMessage::Row(row) => Some(row),
+            _ => None,
+        })?;
+        let (system, number) = (row.try_get(0).ok()??, row.try_get(1).ok()??);
+        Some(Timeline {
+            system: system.to_owned(),
+            number: u32::from_str_radix(number, 16).ok()?,
+        })
+    }
+
+    /// Fails if this is a former primary: it would grant what the server that has followed it grants to others.
+    fn check(&self, order: &Order) -> Result<(), BackendError> {
+        match (&self.timeline, &order.latest) {
+            (Some(own), Some(latest)) if own.is_before(latest) => Err(BackendError::new(
+                BackendErrorKind::Unavailable,
+                format!(
+                    "can't {}: it is a former primary, with timeline {} after this client has used {}; if the server with \
+                     the later one is gone for good, start the client again",
+                    self.connecting, own.number, latest.number
+                ),
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    /// The answer to a request, while nobody else drives the connection; `None` if it ends without a reason.
+    async fn ask(&mut self, asked: &str) -> Option<Result<Vec<SimpleQueryMessage>, Error>> {
+        let mut answer = pin!(self.client.simple_query(asked));
+        tokio::select! {
+            // The request is sent before the connection is driven.
+            biased;
+            answer = &mut answer => Some(answer),
+            // The answer may have come together with the end: it says why a pooler gives no server process.
+            ended = ended(&mut self.messages) => answer.now_or_never().or(ended.map(Err)),
         }
     }
 }
@@ -148,6 +196,7 @@ where
         client,
         version: parameter("server_version"),
         encoding: parameter("server_encoding"),
+        timeline: None,
         messages: Box::pin(futures_util::stream::poll_fn(move |context| {
             connection.poll_message(context)
         })),

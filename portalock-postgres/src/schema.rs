@@ -11,6 +11,7 @@ use crate::{
     connection::{Connection, drive},
     dial::{Dialled, dial},
     error::{failed, timed_out, wrong_version},
+    route::Order,
 };
 
 /// The version that this crate works with, which the function `portalock.version` returns.
@@ -74,7 +75,7 @@ pub async fn migrate(settings: &PostgresSettings) -> Result<(), BackendError> {
 }
 
 async fn connect_and_run(settings: &PostgresSettings) -> Result<(), BackendError> {
-    let order: Vec<usize> = (0..settings.servers.len()).collect();
+    let order = Order::new(settings.servers.len());
     let (
         _,
         Dialled {

@@ -46,6 +46,7 @@ use crate::{
     look::{LOOK, READ, clean_up, look, release_again},
     observe::{self, Observers},
     queue::token,
+    route::Order,
     schema,
 };
 
@@ -103,7 +104,7 @@ impl SessionRow {
         }
         if !self.server.direct.load(Ordering::Relaxed) {
             // A pooler that assigns server processes per transaction assigns this connection's process to `other`.
-            let only = [connection.server];
+            let only = Order::only(connection.server);
             let other = Connection::open(self.settings(), &only, Box::new(|_| {}), None).await?;
             if let Err(error) = other.hold().await {
                 // A pooler that assigns them per statement refuses transactions, and nothing else.
@@ -248,7 +249,7 @@ impl Service for SessionRow {
                     connections.not_confirmed(&line.connection);
                 }
             })?;
-        connections.route.confirmed(line.connection.server);
+        connections.confirmed(&line.connection);
         Ok(sent + certain_for(row.settings().lease_time))
     }
 
@@ -264,7 +265,7 @@ impl Service for SessionRow {
             return Ok(Renewal::Gone(Loss::SessionEnded(POOLED.into())));
         }
         let connections = &row.server.connections;
-        connections.route.confirmed(line.connection.server);
+        connections.confirmed(&line.connection);
         // Before the lease is extended, as the module `breaking` requires.
         heed(session, sign.marks);
         Ok(Renewal::Renewed(certain_for(row.settings().lease_time)))

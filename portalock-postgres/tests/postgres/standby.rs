@@ -8,7 +8,9 @@ use std::{
     time::Duration,
 };
 
-use portalock_core::{BackendErrorKind, Holder, Lock, LockBackend as _, LockError, Loss, blocking};
+use portalock_core::{
+    BackendErrorKind, Holder, Lock, LockBackend as _, LockError, Loss, Policy, blocking,
+};
 use portalock_postgres::{PostgresBackend, PostgresSettings};
 use portalock_testkit::{
     proxy::{Direction, FaultProxy},
@@ -428,6 +430,49 @@ async fn a_primary_that_was_silent_once_keeps_its_sessions() {
     line.cut();
     renewed(before).await;
     assert_eq!(to_standby.connections(), 0);
+}
+
+/// The former primary still runs and confirms changes. It is named first, and the promoted standby is away for a while.
+#[tokio::test]
+async fn a_client_of_a_promoted_standby_does_not_go_back_to_the_former_primary() {
+    let server = Server::start().await;
+    let standby = standby(&server).await;
+    let (to_former, to_standby) = (server.line().0, FaultProxy::start(standby.addr()).unwrap());
+    let settings = at([to_former.addr(), to_standby.addr()], "");
+    let settings = settings.with_lease_time(Duration::from_secs(600)).unwrap();
+    let client = PostgresBackend::with_settings(settings).await.unwrap();
+    let lock = |name| Lock::new(client.clone(), name).unwrap();
+    let held = lock("held").acquire().await.unwrap();
+    let broken = lock("broken").acquire().await.unwrap();
+    caught_up(&server).await;
+    let admin = connect(&standby.url()).await;
+    admin.query("SELECT pg_promote()", &[]).await.unwrap();
+    let operator = PostgresBackend::connect(standby.url()).await.unwrap();
+    let by = Holder::this_process(None);
+    let marked = operator.mark_broken(broken.name(), broken.owner(), &by);
+    marked.await.unwrap().unwrap();
+    to_former.refuse(true);
+    to_former.cut();
+    // The renewal that tells of it is confirmed by the standby.
+    assert!(matches!(broken.lost().await, Loss::Broken(_)));
+    let first = lock("first").acquire_with(&patient()).await.unwrap();
+
+    to_standby.refuse(true);
+    to_standby.cut();
+    to_former.refuse(false);
+    let policy = Policy::default().with_timeout(Duration::from_secs(3));
+    let gone = lock("second").acquire_with(&policy).await;
+    assert!(gone.is_err(), "the former primary granted it");
+    to_standby.refuse(false);
+    let policy = patient().with_max_failures(u32::MAX);
+    let second = lock("second").acquire_with(&policy).await.unwrap();
+    let granted = "SELECT count(*) FROM portalock.names WHERE name IN ('first', 'second')";
+    assert_eq!(server.number(granted).await, 0);
+    let granted: i64 = admin.query_one(granted, &[]).await.unwrap().get(0);
+    assert_eq!(granted, 2);
+    for guard in [held, first, second] {
+        guard.release().await.unwrap();
+    }
 }
 
 /// The server of the session refuses the connection of another runtime, and the other server would accept it.
