@@ -104,6 +104,24 @@ pub enum Released {
     NotHeld,
 }
 
+/// A hold that is marked as broken: see [`LockBackend::mark_broken`](crate::LockBackend::mark_broken).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Marked {
+    /// How long, from now on, the holder's client may still rely on the lock if it never learns of the mark.
+    pub relies_for: Duration,
+    /// The hold that has the mark. If the same owner holds the lock anew, that hold has another number. Where each
+    /// grant has a fencing token, the token can be the number.
+    pub hold: u64,
+}
+
+impl Marked {
+    /// This hold is marked, and its client relies on it for at most this time.
+    pub const fn new(relies_for: Duration, hold: u64) -> Self {
+        Self { relies_for, hold }
+    }
+}
+
 /// The holders and waiters of a name, at one moment in the past.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[non_exhaustive]

@@ -1,12 +1,12 @@
 //! The trait that a backend implements: three required methods; the others have defaults.
 
-use std::{fmt::Debug, sync::Arc, time::Duration};
+use std::{fmt::Debug, sync::Arc};
 
 use async_trait::async_trait;
 
 use crate::{
     Attempt, BackendError, Capabilities, Holder, HolderWatch, Inspection, LockName, LockRequest,
-    OwnerId, Released, Wakeups,
+    Marked, OwnerId, Released, Wakeups,
 };
 
 /// A backend that is selected at run time. It also implements [`LockBackend`].
@@ -155,15 +155,18 @@ pub trait LockBackend: Debug + Send + Sync + 'static {
     /// Marks the hold of `owner` as broken by `by`: the first step of
     /// [`Lock::break_holder`](crate::Lock::break_holder).
     ///
-    /// Returns for how long, from now on, the holder's client may still rely on the lock if it never learns of the
-    /// mark; `None` if `owner` does not hold the lock. The engine asks again until the answer is `None`, and calls
-    /// [`evict`](Self::evict) when that time has passed. An implementation must follow these rules:
+    /// Returns which hold it is, and for how long, from now on, its client may still rely on the lock if it never learns
+    /// of the mark; `None` if `owner` does not hold the lock. The engine asks again until the answer is `None`, and calls
+    /// [`evict`](Self::evict) when the time that was first returned for this hold has passed. An implementation must
+    /// follow these rules:
     /// 1. The mark stays until the owner has been released. A renewal that is sent after this call has returned finds
     ///    the mark. A renewal that misses the mark does not extend the lease beyond the returned time. A message that
     ///    tells the client at once may be lost.
     /// 2. When the client finds the mark, it first ends the guard's lease with [`Loss::Broken`](crate::Loss::Broken),
     ///    and then releases the owner.
     /// 3. A second call does not change the mark, but may send the message again.
+    /// 4. An owner can hold the lock anew after its hold was broken: a waiter that never heard of its grant asks again.
+    ///    The new hold has another [number](Marked::hold), and a mark and a time of its own.
     ///
     /// # Errors
     ///
@@ -178,14 +181,19 @@ pub trait LockBackend: Debug + Send + Sync + 'static {
         name: &LockName,
         owner: OwnerId,
         by: &Holder,
-    ) -> Result<Option<Duration>, BackendError> {
+    ) -> Result<Option<Marked>, BackendError> {
         let _ = (name, owner, by);
         Err(BackendError::unsupported("way to break a lock"))
     }
 
-    /// Ends the hold of `owner` as its own release would, from any client: the second step of
-    /// [`Lock::break_holder`](crate::Lock::break_holder), for a holder that does not respond. Affects no other owner. If it
-    /// fails but may succeed later, or gets no answer for 5 s, the engine marks the hold again, and waits as long again.
+    /// Ends this hold of `owner` as its own release would, from any client: the second step of
+    /// [`Lock::break_holder`](crate::Lock::break_holder), for a holder that does not respond. `hold` is the number that
+    /// [`mark_broken`](Self::mark_broken) returned. Affects no other owner, and does nothing if this owner does not hold
+    /// the lock, or holds it anew. If it fails but may succeed later, or gets no answer for 5 s, the engine marks the hold
+    /// again, and waits as long again.
+    ///
+    /// The store must compare the number in the same step that ends the hold: the client of a new hold may rely on it,
+    /// and was not told.
     ///
     /// # Errors
     ///
@@ -195,8 +203,13 @@ pub trait LockBackend: Debug + Send + Sync + 'static {
     /// # Cancel safety
     ///
     /// The future may be dropped at any point: the hold is then ended or not.
-    async fn evict(&self, name: &LockName, owner: OwnerId) -> Result<Released, BackendError> {
-        let _ = (name, owner);
+    async fn evict(
+        &self,
+        name: &LockName,
+        owner: OwnerId,
+        hold: u64,
+    ) -> Result<Released, BackendError> {
+        let _ = (name, owner, hold);
         Err(BackendError::unsupported("way to break a lock"))
     }
 
@@ -269,12 +282,17 @@ macro_rules! forward_lock_backend {
                 name: &LockName,
                 owner: OwnerId,
                 by: &Holder,
-            ) -> Result<Option<Duration>, BackendError> {
+            ) -> Result<Option<Marked>, BackendError> {
                 (**self).mark_broken(name, owner, by).await
             }
 
-            async fn evict(&self, name: &LockName, owner: OwnerId) -> Result<Released, BackendError> {
-                (**self).evict(name, owner).await
+            async fn evict(
+                &self,
+                name: &LockName,
+                owner: OwnerId,
+                hold: u64,
+            ) -> Result<Released, BackendError> {
+                (**self).evict(name, owner, hold).await
             }
 
             async fn close(&self) -> Result<(), BackendError> {

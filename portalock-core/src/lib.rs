@@ -78,7 +78,7 @@ mod token;
 mod wakeups;
 mod watch;
 
-pub use attempt::{Attempt, Claim, ClaimKind, Contention, Grant, Inspection, Released};
+pub use attempt::{Attempt, Claim, ClaimKind, Contention, Grant, Inspection, Marked, Released};
 pub use backend::{DynBackend, LockBackend};
 pub use capabilities::{Capabilities, CrashRelease, Fairness, Inspect, LossNotice, Scope, Tokens};
 pub use election::{Election, Leadership, Leading, Observer, Term};

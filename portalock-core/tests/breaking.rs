@@ -14,8 +14,8 @@ use std::{
 use async_trait::async_trait;
 use portalock_core::{
     Attempt, BackendError, BackendErrorKind, Broken, Capabilities, Grant, Holder, Lock,
-    LockBackend, LockError, LockName, LockRequest, Loss, MemoryBackend, OwnerId, Policy, Released,
-    Scope, blocking, clock::Instant,
+    LockBackend, LockError, LockName, LockRequest, Loss, Marked, MemoryBackend, OwnerId, Policy,
+    Released, Scope, blocking, clock::Instant,
 };
 
 /// How long a holder may rely on the lock after it was marked.
@@ -27,6 +27,8 @@ struct Holds {
     until_look: Option<u32>,
     /// Only the first mark gets an answer. Later ones fail with this.
     fails_later: Option<BackendErrorKind>,
+    /// The check from which on the owner holds the lock anew.
+    anew_at_look: Option<u32>,
     is_unable: bool,
     /// How the first eviction fails.
     eviction_fails: Option<BackendErrorKind>,
@@ -60,7 +62,7 @@ impl LockBackend for Holds {
         _: &LockName,
         _: OwnerId,
         by: &Holder,
-    ) -> Result<Option<Duration>, BackendError> {
+    ) -> Result<Option<Marked>, BackendError> {
         *self.marked_by.lock().unwrap() = Some(by.clone());
         let look = self.looks.fetch_add(1, Ordering::Relaxed);
         if let Some(kind) = self.fails_later
@@ -70,11 +72,16 @@ impl LockBackend for Holds {
         }
         let is_back = self.until_look.is_some_and(|last| look >= last)
             || self.eviction_counts && self.evictions.load(Ordering::Relaxed) > 0;
+        let hold = self
+            .anew_at_look
+            .filter(|first| look >= *first)
+            .map_or(1, u64::from);
         // A client that reaches the service but misses the mark would delay its end forever.
-        Ok((!is_back).then_some(RELIES))
+        Ok((!is_back).then_some(Marked::new(RELIES, hold)))
     }
 
-    async fn evict(&self, _: &LockName, _: OwnerId) -> Result<Released, BackendError> {
+    async fn evict(&self, _: &LockName, _: OwnerId, hold: u64) -> Result<Released, BackendError> {
+        assert_eq!(hold, self.anew_at_look.map_or(1, u64::from));
         if self.evictions.fetch_add(1, Ordering::Relaxed) > 0 {
             let answer = self.later_evictions.unwrap_or(Ok(Released::Freed));
             return answer.map_err(|kind| BackendError::new(kind, "away"));
@@ -121,6 +128,23 @@ async fn a_holder_that_does_not_respond_is_evicted_once_it_can_not_rely_on_the_l
         let looks = lock.backend().looks.load(Ordering::Relaxed);
         assert!((40..100).contains(&looks), "{looks} looks");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_hold_that_began_later_is_relied_on_for_a_time_of_its_own() {
+    let lock = lock(Holds {
+        anew_at_look: Some(30),
+        ..Holds::default()
+    });
+    let begun = Instant::now();
+    let ended = lock.break_holder(OwnerId::mint()).await.unwrap();
+    assert_eq!(ended, Broken::Evicted);
+    // The new hold is found after a few seconds.
+    assert!(
+        begun.elapsed() > RELIES + Duration::from_secs(2),
+        "{:?}",
+        begun.elapsed()
+    );
 }
 
 #[tokio::test(start_paused = true)]

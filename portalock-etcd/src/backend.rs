@@ -5,8 +5,8 @@ use std::{sync::Arc, time::Duration};
 use async_trait::async_trait;
 use portalock_core::{
     Attempt, BackendError, Capabilities, CrashRelease, Fairness, Holder, HolderWatch, Inspect,
-    Inspection, LockBackend, LockName, LockRequest, LossNotice, OwnerId, Released, Scope, Tokens,
-    Wakeups, session::Service as _,
+    Inspection, LockBackend, LockName, LockRequest, LossNotice, Marked, OwnerId, Released, Scope,
+    Tokens, Wakeups, session::Service as _,
 };
 
 use crate::{
@@ -159,12 +159,18 @@ impl LockBackend for EtcdBackend {
         name: &LockName,
         owner: OwnerId,
         by: &Holder,
-    ) -> Result<Option<Duration>, BackendError> {
+    ) -> Result<Option<Marked>, BackendError> {
         self.client.shared().mark(name, owner, by).await
     }
 
-    async fn evict(&self, name: &LockName, owner: OwnerId) -> Result<Released, BackendError> {
-        self.client.shared().evict(name, owner).await
+    async fn evict(
+        &self,
+        name: &LockName,
+        owner: OwnerId,
+        hold: u64,
+    ) -> Result<Released, BackendError> {
+        let taken = i64::try_from(hold).unwrap_or(0);
+        self.client.shared().evict(name, owner, taken).await
     }
 
     async fn close(&self) -> Result<(), BackendError> {

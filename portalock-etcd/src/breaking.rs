@@ -9,7 +9,8 @@ use std::{sync::Arc, time::Duration};
 
 use etcd_client::{Compare, CompareOp, KeyValue, PutOptions, Txn, TxnOp};
 use portalock_core::{
-    BackendError, BackendErrorKind, Holder, LockName, Loss, OwnerId, Released, session::spawn,
+    BackendError, BackendErrorKind, Holder, LockName, Loss, Marked, OwnerId, Released,
+    session::spawn,
 };
 
 use crate::{
@@ -33,29 +34,25 @@ struct Hold {
 }
 
 impl Server {
-    /// Marks the hold of `owner` as broken. Returns how long its client may still rely on the lock without knowing of
-    /// the mark.
+    /// Marks the hold of `owner` as broken. Returns the revision at which it was taken, and how long its client may still
+    /// rely on the lock without knowing of the mark.
     pub(crate) async fn mark(
         &self,
         name: &LockName,
         owner: OwnerId,
         by: &Holder,
-    ) -> Result<Option<Duration>, BackendError> {
+    ) -> Result<Option<Marked>, BackendError> {
         let Some(hold) = self.hold_of(name, owner).await? else {
             return Ok(None);
         };
         // The value is for people, so the lock is broken even if it can't be encoded.
         let by = serde_json::to_vec(by).unwrap_or_default();
         let options = PutOptions::new().with_lease(hold.lease);
-        let unmarked = Compare::create_revision(hold.mark.as_str(), CompareOp::Equal, 0);
-        let marking = Txn::new().when([unmarked]).and_then([TxnOp::put(
-            hold.mark.as_str(),
-            by,
-            Some(options),
-        )]);
-        let transaction = Txn::new()
-            .when([hold.is_there()])
-            .and_then([TxnOp::txn(marking)]);
+        // Or the mark is that of an earlier hold of this owner.
+        let unmarked = Compare::mod_revision(hold.mark.as_str(), CompareOp::Less, hold.taken);
+        let put = TxnOp::put(hold.mark.as_str(), by, Some(options));
+        let marking = TxnOp::txn(Txn::new().when([unmarked]).and_then([put]));
+        let transaction = Txn::new().when([hold.is_there()]).and_then([marking]);
         match self.transact(BREAKING, transaction).await.value {
             Ok(answer) if answer.succeeded() => {}
             Ok(_) => return Ok(None),
@@ -63,27 +60,26 @@ impl Server {
             Err(error) if error.kind() == BackendErrorKind::SessionEnded => return Ok(None),
             Err(error) => return Err(error),
         }
-        let lease = self
-            .endpoints
-            .call(BREAKING, |client| async move {
-                client.lease_client().time_to_live(hold.lease, None).await
-            })
-            .await
-            .value?;
+        let looking = self.endpoints.call(BREAKING, |client| async move {
+            client.lease_client().time_to_live(hold.lease, None).await
+        });
         // A member that was deposed without knowing it has seen no renewals since. So this returns the whole time, not
         // the remaining time.
         // Of a lease that has ended, and with it the hold, etcd answers zero. Never evict because of that answer.
-        let granted = u64::try_from(lease.granted_ttl()).unwrap_or(0);
-        Ok((granted > 0).then(|| Duration::from_secs(granted)))
+        let granted = u64::try_from(looking.await.value?.granted_ttl()).unwrap_or(0);
+        let relies_for = Duration::from_secs(granted);
+        Ok((granted > 0).then(|| Marked::new(relies_for, hold.taken.unsigned_abs())))
     }
 
-    /// Deletes the key by which `owner` holds.
+    /// Deletes the key by which `owner` holds, if it was put at the revision `taken`.
     pub(crate) async fn evict(
         &self,
         name: &LockName,
         owner: OwnerId,
+        taken: i64,
     ) -> Result<Released, BackendError> {
-        let Some(hold) = self.hold_of(name, owner).await? else {
+        let found = self.hold_of(name, owner).await?;
+        let Some(hold) = found.filter(|hold| hold.taken == taken) else {
             return Ok(Released::NotHeld);
         };
         let transaction = Txn::new().when([hold.is_there()]).and_then([
@@ -135,7 +131,7 @@ pub(crate) fn heed(session: &Arc<Session>, marks: Vec<KeyValue>) {
         // A place that was taken after the mark is not the one that was broken.
         let is_of = |place: &Arc<Place>| {
             let taken = place.taken();
-            taken.is_none_or(|taken| taken < mark.create_revision())
+            taken.is_none_or(|taken| taken < mark.mod_revision())
         };
         let owner = marked_owner(session.service().key(), mark.key());
         if owner.is_some_and(|owner| session.places().broken(owner, &loss, is_of)) {
@@ -149,7 +145,7 @@ pub(crate) fn heed(session: &Arc<Session>, marks: Vec<KeyValue>) {
 /// Removes a mark, in the background. If this fails, the next renewal finds the mark again.
 fn remove(server: Arc<Server>, mark: KeyValue) {
     let removing = spawn(async move {
-        let there = Compare::create_revision(mark.key(), CompareOp::Equal, mark.create_revision());
+        let there = Compare::mod_revision(mark.key(), CompareOp::Equal, mark.mod_revision());
         let transaction = Txn::new()
             .when([there])
             .and_then([TxnOp::delete(mark.key(), None)]);
@@ -218,5 +214,44 @@ mod tests {
         let loss = tokio::time::timeout(long, grant.lost.lost());
         let loss = loss.await.unwrap();
         assert!(matches!(loss, Loss::Removed(_) | Loss::Broken(_)), "{loss}");
+    }
+
+    /// The mark of an earlier hold is still there, because the session has not removed it yet.
+    #[tokio::test]
+    async fn an_owner_that_holds_anew_is_marked_anew() {
+        let server = EtcdServer::start().unwrap();
+        let settings = EtcdSettings::new(server.endpoints()).unwrap();
+        let client = Client::new(Arc::new(Server::new(settings).unwrap()));
+        let session = client.session().await.unwrap();
+        let name = LockName::new("marked").unwrap();
+        let request = Request::new(name.clone(), Mode::Exclusive, Patience::Queue);
+        let wish = Wish::new(client.shared().keys.lock(&request), &request);
+        let admin = etcd_client::Client::connect(server.endpoints(), None);
+        let mut store = admin.await.unwrap().kv_client();
+        let key = mark(session.service().key(), request.owner);
+        // The session's thread is busy.
+        let (goes_on, busy) = std::sync::mpsc::channel::<()>();
+        let (is_busy, begun) = tokio::sync::oneshot::channel();
+        let blocked = spawn(async move {
+            let _ = is_busy.send(());
+            let _ = busy.recv();
+        });
+        let _blocked = blocked.unwrap();
+        begun.await.unwrap();
+        store.put(key.as_str(), "{}", None).await.unwrap();
+        let attempt = client.attempt(request.owner, &wish).await.unwrap();
+        let Attempt::Granted(grant) = attempt else {
+            panic!("{attempt:?}")
+        };
+        let by = Holder::this_process(Some("operator".into()));
+        let marked = client.shared().mark(&name, request.owner, &by).await;
+        let found = store.get(key, None).await.unwrap();
+        drop(goes_on);
+        let marked = marked.unwrap().unwrap();
+        assert_eq!(found.kvs()[0].value(), serde_json::to_vec(&by).unwrap());
+        assert!(found.kvs()[0].mod_revision().unsigned_abs() > marked.hold);
+        let told = tokio::time::timeout(Duration::from_secs(60), grant.lost.lost());
+        let loss = told.await.unwrap();
+        assert!(matches!(loss, Loss::Broken(_)), "{loss}");
     }
 }

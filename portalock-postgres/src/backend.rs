@@ -5,8 +5,8 @@ use std::{sync::Arc, time::Duration};
 use async_trait::async_trait;
 use portalock_core::{
     Attempt, BackendError, BackendErrorKind, Capabilities, CrashRelease, Fairness, Holder,
-    HolderWatch, Inspect, Inspection, LockBackend, LockName, LockRequest, LossNotice, OwnerId,
-    Released, Scope, Tokens, Wakeups,
+    HolderWatch, Inspect, Inspection, LockBackend, LockName, LockRequest, LossNotice, Marked,
+    OwnerId, Released, Scope, Tokens, Wakeups,
 };
 
 use crate::{
@@ -175,12 +175,18 @@ impl LockBackend for PostgresBackend {
         name: &LockName,
         owner: OwnerId,
         by: &Holder,
-    ) -> Result<Option<Duration>, BackendError> {
+    ) -> Result<Option<Marked>, BackendError> {
         self.client.shared().connections.mark(name, owner, by).await
     }
 
-    async fn evict(&self, name: &LockName, owner: OwnerId) -> Result<Released, BackendError> {
-        self.client.shared().connections.evict(name, owner).await
+    async fn evict(
+        &self,
+        name: &LockName,
+        owner: OwnerId,
+        hold: u64,
+    ) -> Result<Released, BackendError> {
+        let connections = &self.client.shared().connections;
+        connections.evict(name, owner, hold).await
     }
 
     async fn close(&self) -> Result<(), BackendError> {

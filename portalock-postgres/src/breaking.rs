@@ -7,8 +7,11 @@
 
 use std::time::Duration;
 
-use portalock_core::{BackendError, Holder, LockName, Loss, OwnerId, Released};
-use tokio_postgres::{Error, Row, types::Type};
+use portalock_core::{BackendError, Holder, LockName, Loss, Marked, OwnerId, Released};
+use tokio_postgres::{
+    Error, Row,
+    types::{FromSql, Type},
+};
 
 use crate::{
     connection::Connections,
@@ -25,14 +28,14 @@ const EVICTING: &str = "end a hold";
 pub(crate) type Mark = (String, String);
 
 impl Connections {
-    /// Marks the hold of `owner` as broken. Returns how long its client may still rely on the lock without knowing of
-    /// the mark.
+    /// Marks the hold of `owner` as broken. Returns its token, and how long its client may still rely on the lock without
+    /// knowing of the mark.
     pub(crate) async fn mark(
         &self,
         name: &LockName,
         owner: OwnerId,
         by: &Holder,
-    ) -> Result<Option<Duration>, BackendError> {
+    ) -> Result<Option<Marked>, BackendError> {
         // The value is for people, so the lock is broken even if it can't be encoded.
         let by = serde_json::to_string(by).unwrap_or_default();
         let (kind, owner) = (Kind::Lock.as_str(), owner.to_string());
@@ -41,7 +44,7 @@ impl Connections {
             .call(BREAKING, |connection| async move {
                 connection
                     .query(
-                        "SELECT portalock.break_claim($1, $2, $3, $4)",
+                        "SELECT portalock.break_claim($1, $2, $3, $4), portalock.hold_of($1, $2, $3)",
                         &[
                             (&kind, Type::TEXT),
                             (&name.as_str(), Type::TEXT),
@@ -52,33 +55,40 @@ impl Connections {
                     .await
             })
             .await?;
-        let lasts: Option<i64> = first(&answer.value).map_err(|error| failed(BREAKING, error))?;
-        Ok(lasts.map(millis))
+        let read =
+            |column| value_in(&answer.value, column).map_err(|error| failed(BREAKING, error));
+        let (lasts, token): (Option<i64>, Option<i64>) = (read(0)?, read(1)?);
+        let token = token.and_then(|token| u64::try_from(token).ok());
+        Ok(lasts
+            .zip(token)
+            .map(|(lasts, token)| Marked::new(millis(lasts), token)))
     }
 
-    /// Deletes the claim by which `owner` holds.
+    /// Deletes the claim by which `owner` holds with this token.
     pub(crate) async fn evict(
         &self,
         name: &LockName,
         owner: OwnerId,
+        token: u64,
     ) -> Result<Released, BackendError> {
         let (kind, owner) = (Kind::Lock.as_str(), owner.to_string());
-        let owner = &*owner;
+        let (owner, token) = (&*owner, i64::try_from(token).ok());
         let answer = self
             .call(EVICTING, |connection| async move {
                 connection
                     .query(
-                        "SELECT portalock.evict($1, $2, $3)",
+                        "SELECT CASE portalock.hold_of($1, $2, $3) WHEN $4 THEN portalock.evict($1, $2, $3) END",
                         &[
                             (&kind, Type::TEXT),
                             (&name.as_str(), Type::TEXT),
                             (&owner, Type::TEXT),
+                            (&token, Type::INT8),
                         ],
                     )
                     .await
             })
             .await?;
-        let freed: Option<bool> = first(&answer.value).map_err(|error| failed(EVICTING, error))?;
+        let freed = value_in(&answer.value, 0).map_err(|error| failed(EVICTING, error))?;
         // An earlier try without an answer may have freed the claim, so that this one did not find it.
         Ok(if freed == Some(true) || answer.repeated {
             Released::Freed
@@ -88,8 +98,9 @@ impl Connections {
     }
 }
 
-fn first<'r, T: tokio_postgres::types::FromSql<'r>>(rows: &'r [Row]) -> Result<Option<T>, Error> {
-    rows.first().map_or(Ok(None), |row| row.try_get(0))
+/// The value in this column of the only row.
+fn value_in<'r, T: FromSql<'r>>(rows: &'r [Row], column: usize) -> Result<Option<T>, Error> {
+    rows.first().map_or(Ok(None), |row| row.try_get(column))
 }
 
 /// Tells the guards whose locks these marks break. Their places are due for release.

@@ -15,7 +15,7 @@ use crate::{
 };
 
 /// The version that this crate works with, which the function `portalock.version` returns.
-pub(crate) const VERSION: i32 = 4;
+pub(crate) const VERSION: i32 = 5;
 
 /// How long a migration may take, including the wait for another one.
 const WITHIN: Duration = Duration::from_secs(60);
@@ -33,11 +33,12 @@ const AGAIN_AFTER: Duration = Duration::from_millis(100);
 const MIGRATING: &str = "migrate the schema portalock";
 
 /// The step from each version to the next: each table is changed once.
-const STEPS: [&str; 4] = [
+const STEPS: [&str; 5] = [
     include_str!("sql/1_tables.sql"),
     include_str!("sql/2_operators.sql"),
     include_str!("sql/3_connections.sql"),
     include_str!("sql/4_names.sql"),
+    include_str!("sql/5_holds.sql"),
 ];
 
 /// The functions of every version, in their latest form: each upgrade replaces them.

@@ -1,12 +1,12 @@
 //! The backend: it finds the client of a name, and states what it guarantees.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use portalock_core::{
     Attempt, BackendError, BackendErrorKind, Capabilities, CrashRelease, Fairness, Holder,
-    HolderWatch, Inspect, Inspection, LockBackend, LockName, LockRequest, LossNotice, OwnerId,
-    Released, Scope, Tokens, Wakeups,
+    HolderWatch, Inspect, Inspection, LockBackend, LockName, LockRequest, LossNotice, Marked,
+    OwnerId, Released, Scope, Tokens, Wakeups,
 };
 
 use crate::{
@@ -196,14 +196,19 @@ impl LockBackend for RedisBackend {
         name: &LockName,
         owner: OwnerId,
         by: &Holder,
-    ) -> Result<Option<Duration>, BackendError> {
+    ) -> Result<Option<Marked>, BackendError> {
         let client = self.clients.of(name).await?;
         client.shared().mark(name, owner, by).await
     }
 
-    async fn evict(&self, name: &LockName, owner: OwnerId) -> Result<Released, BackendError> {
+    async fn evict(
+        &self,
+        name: &LockName,
+        owner: OwnerId,
+        hold: u64,
+    ) -> Result<Released, BackendError> {
         let client = self.clients.of(name).await?;
-        client.shared().evict(name, owner).await
+        client.shared().evict(name, owner, hold).await
     }
 
     async fn close(&self) -> Result<(), BackendError> {

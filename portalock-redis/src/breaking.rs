@@ -10,7 +10,9 @@
 
 use std::time::Duration;
 
-use portalock_core::{BackendError, Holder, LockName, Loss, OwnerId, Released, session::Answered};
+use portalock_core::{
+    BackendError, Holder, LockName, Loss, Marked, OwnerId, Released, session::Answered,
+};
 use redis::{RedisError, aio::MultiplexedConnection};
 
 use crate::{
@@ -30,14 +32,14 @@ const EVICTING: &str = "end a hold in Redis";
 pub(crate) type Mark = (String, String);
 
 impl Server {
-    /// Marks the hold of `owner`. Returns for how long its client may rely on the hold if the client does not learn of
-    /// the mark.
+    /// Marks the hold of `owner`. Returns the number of its place, and for how long its client may rely on the hold if the
+    /// client does not learn of the mark.
     pub(crate) async fn mark(
         &self,
         name: &LockName,
         owner: OwnerId,
         by: &Holder,
-    ) -> Result<Option<Duration>, BackendError> {
+    ) -> Result<Option<Marked>, BackendError> {
         let state = self.keys.state(&Kind::Lock.named(name));
         // The record is for people: if it can't be encoded, the lock is broken nevertheless.
         let by = serde_json::to_string(by).unwrap_or_default();
@@ -45,23 +47,29 @@ impl Server {
         let answer = self
             .send(BREAKING, Call::Script(&BREAK, &[&state], &arguments))
             .await?;
-        match text(&answer.value).map(str::parse) {
-            Some(Ok(millis)) => Ok(Some(Duration::from_millis(millis))),
-            Some(Err(_)) => Ok(None),
-            None => Err(unexpected(BREAKING)),
+        let answer = text(&answer.value).ok_or_else(|| unexpected(BREAKING))?;
+        if answer == "-" {
+            return Ok(None);
         }
+        let marked = answer.split_once('|').and_then(|(millis, number)| {
+            let relies_for = Duration::from_millis(millis.parse().ok()?);
+            Some(Marked::new(relies_for, number.parse().ok()?))
+        });
+        marked.map(Some).ok_or_else(|| unexpected(BREAKING))
     }
 
-    /// Deletes the claim of `owner` when its client no longer relies on it. Waits for that if the first mark was lost.
+    /// Deletes the claim of `owner` at the place with this number, when its client no longer relies on it. Waits for that if
+    /// the first mark was lost.
     pub(crate) async fn evict(
         &self,
         name: &LockName,
         owner: OwnerId,
+        number: u64,
     ) -> Result<Released, BackendError> {
         let state = self.keys.state(&Kind::Lock.named(name));
-        let owner = owner.to_string();
+        let place = format!("{owner}.{number}");
         loop {
-            let call = Call::Script(&EVICT, &[&state], &[&owner]);
+            let call = Call::Script(&EVICT, &[&state], &[&place]);
             let Answered { value, repeated } = self.send(EVICTING, call).await?;
             let answer = text(&value).ok_or_else(|| unexpected(EVICTING))?;
             if let Some(left) = answer.strip_prefix("wait|") {

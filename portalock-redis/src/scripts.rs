@@ -107,7 +107,7 @@ script!(BATCH meets sessions: concat!(
     source!("batch.lua"),
 ));
 script!(BREAK meets sessions: source!("place.lua" "break.lua"));
-script!(EVICT meets sessions: concat!(source!("place.lua" "evict.lua"), release!()));
+script!(EVICT meets sessions: concat!(source!("evict.lua"), release!()));
 script!(INSPECT meets sessions: source!("grant.lua" "prelude.lua" "inspect.lua"));
 script!(OPEN: source!("rights.lua" "open.lua"));
 script!(RAISE: source!("raise.lua"));

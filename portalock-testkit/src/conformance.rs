@@ -114,6 +114,7 @@ macro_rules! conformance {
                 the_token_grows
                 the_waiters_keep_their_places
                 an_owner_that_is_gone_hits_nobody
+                an_owner_that_holds_anew_keeps_its_hold
                 one_reader_is_taken_out
                 a_second_break_is_harmless
                 a_mark_stays_until_it_is_found

@@ -1,12 +1,12 @@
 //! Backends and fixtures with erased types, so that the cases are compiled once, and not once per backend.
 
-use std::{any::Any, sync::Arc, time::Duration};
+use std::{any::Any, sync::Arc};
 
 use async_trait::async_trait;
 use futures_util::future::BoxFuture;
 use portalock_core::{
     Attempt, BackendError, Capabilities, DynBackend, DynSemaphore, Holder, HolderWatch, Inspect,
-    Inspection, Lock, LockBackend, LockName, LockRequest, OwnerId, PermitRequest, Released,
+    Inspection, Lock, LockBackend, LockName, LockRequest, Marked, OwnerId, PermitRequest, Released,
     Semaphore, Tokens, Wakeups,
 };
 
@@ -72,12 +72,17 @@ impl LockBackend for AnyBackend {
         name: &LockName,
         owner: OwnerId,
         by: &Holder,
-    ) -> Result<Option<Duration>, BackendError> {
+    ) -> Result<Option<Marked>, BackendError> {
         self.0.mark_broken(name, owner, by).await
     }
 
-    async fn evict(&self, name: &LockName, owner: OwnerId) -> Result<Released, BackendError> {
-        self.0.evict(name, owner).await
+    async fn evict(
+        &self,
+        name: &LockName,
+        owner: OwnerId,
+        hold: u64,
+    ) -> Result<Released, BackendError> {
+        self.0.evict(name, owner, hold).await
     }
 
     async fn close(&self) -> Result<(), BackendError> {

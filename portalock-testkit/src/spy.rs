@@ -1,11 +1,11 @@
 //! A backend that forwards and counts all calls, so that a case knows when a waiter has its place.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use portalock_core::{
     Attempt, BackendError, Capabilities, Holder, HolderWatch, Inspection, LockBackend, LockName,
-    LockRequest, OwnerId, Released, Wakeups,
+    LockRequest, Marked, OwnerId, Released, Wakeups,
 };
 use tokio::sync::watch;
 
@@ -126,14 +126,19 @@ impl LockBackend for Spy {
         name: &LockName,
         owner: OwnerId,
         by: &Holder,
-    ) -> Result<Option<Duration>, BackendError> {
+    ) -> Result<Option<Marked>, BackendError> {
         self.called();
         self.inner.mark_broken(name, owner, by).await
     }
 
-    async fn evict(&self, name: &LockName, owner: OwnerId) -> Result<Released, BackendError> {
+    async fn evict(
+        &self,
+        name: &LockName,
+        owner: OwnerId,
+        hold: u64,
+    ) -> Result<Released, BackendError> {
         self.called();
-        self.inner.evict(name, owner).await
+        self.inner.evict(name, owner, hold).await
     }
 
     async fn close(&self) -> Result<(), BackendError> {

@@ -14,9 +14,9 @@ use async_trait::async_trait;
 
 use self::table::Table;
 use crate::{
-    Attempt, BackendError, Capabilities, CrashRelease, Fairness, Holder, HolderWatch, Inspect,
-    Inspection, LockBackend, LockName, LockRequest, Loss, LossNotice, OwnerId, PermitRequest,
-    Released, Scope, Semaphore, Tokens, Wakeups,
+    Attempt, BackendError, Capabilities, CrashRelease, Fairness, FencingToken, Holder, HolderWatch,
+    Inspect, Inspection, LockBackend, LockName, LockRequest, Loss, LossNotice, Marked, OwnerId,
+    PermitRequest, Released, Scope, Semaphore, Tokens, Wakeups,
 };
 
 /// Locks and semaphores in memory: fair, with tokens, and without I/O.
@@ -140,20 +140,29 @@ impl LockBackend for MemoryBackend {
         name: &LockName,
         owner: OwnerId,
         by: &Holder,
-    ) -> Result<Option<Duration>, BackendError> {
+    ) -> Result<Option<Marked>, BackendError> {
         let loss = Loss::Broken(Arc::new(by.clone()));
-        let count = self.locks(|table| table.lose_some(name, &[owner], &loss));
-        Ok((count > 0).then_some(Duration::ZERO))
+        Ok(self.locks(|table| {
+            let hold = table.held_with(name, owner)?.get();
+            table.lose_some(name, &[owner], &loss);
+            Some(Marked::new(Duration::ZERO, hold))
+        }))
     }
 
-    async fn evict(&self, name: &LockName, owner: OwnerId) -> Result<Released, BackendError> {
+    async fn evict(
+        &self,
+        name: &LockName,
+        owner: OwnerId,
+        hold: u64,
+    ) -> Result<Released, BackendError> {
         let loss = Loss::Removed("its holder did not respond".into());
-        Ok(
-            match self.locks(|table| table.lose_some(name, &[owner], &loss)) {
-                0 => Released::NotHeld,
-                _ => Released::Freed,
-            },
-        )
+        Ok(self.locks(|table| {
+            if table.held_with(name, owner).map(FencingToken::get) != Some(hold) {
+                return Released::NotHeld;
+            }
+            table.lose_some(name, &[owner], &loss);
+            Released::Freed
+        }))
     }
 }
 

@@ -222,6 +222,11 @@ impl Table {
         released
     }
 
+    /// The token with which `owner` holds the name.
+    pub(super) fn held_with(&self, name: &LockName, owner: OwnerId) -> Option<FencingToken> {
+        Some(self.names.get(name)?.held.get(&owner)?.token)
+    }
+
     pub(super) fn lose(&mut self, name: &LockName, loss: &Loss) -> usize {
         let owners = self
             .names

@@ -255,7 +255,9 @@ impl Watched for Client {
                 }
             }
             Change::Replaced(file) => match marked_owner(file) {
-                Some(owner) => self.heed(owner),
+                // It may be the one that this client has removed, and the owner may hold anew.
+                Some(owner) if self.store.dir.exists(&**file) => self.heed(owner),
+                Some(_) => {}
                 None => self.verify(&FileName::existing(file)),
             },
             Change::Everything => {

@@ -1,7 +1,7 @@
 //! Breaking locks, with files.
 //!
 //! The mark is a file in the directory, named after the owner. It is put there by renaming, which the holder's watch
-//! reports. The holder's process then tells the guard, writes the release, unlocks the file and removes the mark. A
+//! reports. The holder's process then tells the guard, writes the release, removes the mark and unlocks the file. A
 //! file lock has no lease, so a process gets a second to respond. After that, its locked file is replaced by another
 //! file. When the process runs again, it learns of this as of any replaced lock file.
 
@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use portalock_core::{Holder, LockName, Loss, Mode, OwnerId, Released};
+use portalock_core::{Holder, LockName, Loss, Marked, Mode, OwnerId, Released};
 
 use super::{acquire::Client, inspect::is_old, name::FileName, queue::Visit, record::Record};
 use crate::{
@@ -39,34 +39,35 @@ fn mark_on(owner: OwnerId) -> String {
 }
 
 impl Client {
-    /// Marks the hold of `owner`, and returns how long it has to respond. `None` if it does not hold the lock.
+    /// Marks the hold of `owner`, and returns its token and how long it has to respond. `None` if it does not hold the lock.
     pub(crate) fn mark(
         &self,
         name: &LockName,
         owner: OwnerId,
         by: &Holder,
-    ) -> Result<Option<Duration>, FsError> {
-        let seen = self.inspect(name)?;
+    ) -> Result<Option<Marked>, FsError> {
+        let mut holders = self.inspect(name)?.holders.into_iter();
+        let held = holders.find(|claim| claim.owner == Some(owner));
         let mark = mark_on(owner);
-        if !seen.holders.iter().any(|claim| claim.owner == Some(owner)) {
+        let Some(token) = held.and_then(|claim| claim.token) else {
             self.remove_mark(&mark);
             return Ok(None);
+        };
+        if !self.store.dir.exists(&mark) {
+            // The mark's text is for people: the lock is broken even without it.
+            let text = serde_json::to_vec(by).unwrap_or_default();
+            self.put(&mark, &text, &FileName::of(name))?;
         }
-        if self.store.dir.exists(&mark) {
-            return Ok(Some(RESPONDS));
-        }
-        // The mark's text is for people: the lock is broken even without it.
-        let text = serde_json::to_vec(by).unwrap_or_default();
-        self.put(&mark, &text, &FileName::of(name))?;
-        Ok(Some(RESPONDS))
+        Ok(Some(Marked::new(RESPONDS, token.get())))
     }
 
-    /// Replaces the lock file that `owner` has locked, by a file with the same token, marked as released. `None` if
-    /// other holders may share the file.
+    /// Replaces the lock file that `owner` has locked with this token, by a file with the same token, marked as released.
+    /// `None` if other holders may share the file.
     pub(crate) fn evict(
         &self,
         name: &LockName,
         owner: OwnerId,
+        hold: u64,
     ) -> Result<Option<Released>, FsError> {
         let file_name = &FileName::of(name);
         let Some(file) = self.store.file(file_name).open_existing()? else {
@@ -74,7 +75,9 @@ impl Client {
         };
         let record = self.store.read(file_name, &file)?;
         let present = self.store.present(file_name, &record, usize::MAX)?;
-        let token = match present.iter().find(|entry| entry.owner == owner) {
+        let mut present = present.into_iter();
+        let found = present.find(|entry| entry.owner == owner && entry.token.get() == hold);
+        let token = match found {
             None => return Ok(Some(Released::NotHeld)),
             Some(entry) if entry.mode == Mode::Shared => return Ok(None),
             Some(entry) => entry.token,
@@ -84,11 +87,8 @@ impl Client {
             file.unlock()?;
             return Ok(Some(Released::NotHeld));
         }
-        self.put(
-            file_name.as_str(),
-            &Record::released(name, token),
-            file_name,
-        )?;
+        let released = Record::released(name, token);
+        self.put(file_name.as_str(), &released, file_name)?;
         Ok(Some(Released::Freed))
     }
 
@@ -108,10 +108,7 @@ impl Client {
             dir.rename(&draft, dir, file)
                 .map_err(|error| FsError::new("put in its place", error).at(file))
         });
-        if put.is_err() {
-            let _ = self.store.dir.remove_file(&draft);
-        }
-        put
+        put.inspect_err(|_| drop(self.store.dir.remove_file(&draft)))
     }
 
     fn remove_mark(&self, mark: &str) {
@@ -125,39 +122,36 @@ impl Client {
         let mark = mark_on(owner);
         let loss = self.read_mark(&mark);
         let take = |visit: &Visit<'_>| visit.lock().take(owner);
-        for file_name in self.places.names() {
-            if let Some(visit) = self.places.find(&file_name)
+        for name in self.places.names() {
+            if let Some(visit) = self.places.find(&name)
                 && let Some(held) = take(&visit)
             {
                 // The wake-up may drop the guard, which uses the place.
                 if let Some(lease) = &held.lease {
                     lease.end(loss);
                 }
-                self.store
-                    .note_release(&file_name, &held.file, &held.written);
+                self.store.note_release(&name, &held.file, &held.written);
+                // While nobody can hold anew: the next hold of the owner has a mark of its own.
+                self.remove_mark(&mark);
                 held.file.free();
-                visit.change(|_| ());
-                return self.remove_mark(&mark);
+                return visit.change(|_| ());
             }
         }
     }
 
     /// The same for all existing marks, because events may have been lost.
     pub(crate) fn heed_all(&self) {
-        for file in self.store.files().into_iter().flatten().flatten() {
-            if let Some(owner) = marked_owner(&file) {
-                self.heed(owner);
-            }
-        }
+        let files = self.store.files().into_iter().flatten().flatten();
+        let marked = files.filter_map(|file| marked_owner(&file));
+        marked.for_each(|owner| self.heed(owner));
     }
 
     /// Removes marks that were not handled for this long, and files that never became a mark.
     pub(crate) fn clean_marks(&self, unused_for: Duration) -> Result<(), FsError> {
         for file in self.store.files()? {
             let file = file?;
-            let owner = file
-                .strip_suffix(MARK_SUFFIX)
-                .or(file.strip_suffix(DRAFT_SUFFIX));
+            let mut suffixes = [MARK_SUFFIX, DRAFT_SUFFIX].iter();
+            let owner = suffixes.find_map(|suffix| file.strip_suffix(suffix));
             let is_ours = owner.is_some_and(|owner| owner.parse::<OwnerId>().is_ok());
             let written = || self.store.dir.metadata(&file).ok()?.modified().ok();
             if is_ours && written().is_some_and(|at| is_old(at.into_std(), unused_for)) {
@@ -227,7 +221,8 @@ mod tests {
             .collect();
         let mark = |held: &LockRequest| other.mark(&held.name, held.owner, &by("x"));
         for held in &held[..5] {
-            assert_eq!(mark(held).unwrap(), Some(RESPONDS));
+            let marked = mark(held).unwrap();
+            assert_eq!(marked.map(|marked| marked.relies_for), Some(RESPONDS));
         }
         for held in &held[..3] {
             holder.heed(held.owner);
@@ -251,10 +246,9 @@ mod tests {
         let (holder, other) = (client(&dir), client(&dir));
         let held = hold(&holder, "a", Mode::Exclusive);
         let mark = |label| other.mark(&held.name, held.owner, &by(label)).unwrap();
-        assert_eq!(
-            (mark("first"), mark("second")),
-            (Some(RESPONDS), Some(RESPONDS))
-        );
+        let first = mark("first");
+        assert!(first.is_some());
+        assert_eq!(mark("second"), first);
         let path = dir.path().join(mark_on(held.owner));
         let text = std::fs::read_to_string(&path).unwrap();
         assert!(text.contains("first"), "{text}");
@@ -264,20 +258,27 @@ mod tests {
     }
 
     #[test]
-    fn only_the_exclusive_holder_of_that_owner_is_evicted() {
+    fn only_that_hold_of_the_exclusive_holder_is_evicted() {
         let dir = tempfile::tempdir().unwrap();
         let (holder, other) = (client(&dir), client(&dir));
-        let evict = |held: &LockRequest, owner| other.evict(&held.name, owner).unwrap();
+        let hold_of = |held: &LockRequest| {
+            let seen = other.inspect(&held.name).unwrap();
+            seen.holders[0].token.unwrap().get()
+        };
+        let evict = |held: &LockRequest, owner, hold| other.evict(&held.name, owner, hold).unwrap();
         let shared = hold(&holder, "shared", Mode::Shared);
-        assert_eq!(evict(&shared, shared.owner), None);
+        assert_eq!(evict(&shared, shared.owner, hold_of(&shared)), None);
         let held = hold(&holder, "a", Mode::Exclusive);
-        assert_eq!(evict(&held, shared.owner), Some(Released::NotHeld));
+        let number = hold_of(&held);
+        for (owner, hold) in [(shared.owner, number), (held.owner, number - 1)] {
+            assert_eq!(evict(&held, owner, hold), Some(Released::NotHeld));
+        }
         // A record may be left although the lock was released.
         let file_name = FileName::of(&held.name);
         holder.places.find(&file_name).unwrap().change(|place| {
             let _ = place.held[0].file.unlock();
         });
-        assert_eq!(evict(&held, held.owner), Some(Released::NotHeld));
+        assert_eq!(evict(&held, held.owner, number), Some(Released::NotHeld));
         let attempt = other.attempt(&request("a", Mode::Exclusive)).unwrap();
         assert!(matches!(attempt, Attempt::Granted(_)), "{attempt:?}");
     }

@@ -12,8 +12,8 @@ use cap_std::{ambient_authority, fs::Dir};
 use futures_util::{future::lazy, pending};
 use portalock_core::{
     Attempt, BackendError, BackendErrorKind, Capabilities, CrashRelease, Fairness, Holder, Inspect,
-    Inspection, LockBackend, LockName, LockRequest, LossNotice, OwnerId, Patience, Released, Scope,
-    Tokens, Wakeups, wakeups,
+    Inspection, LockBackend, LockName, LockRequest, LossNotice, Marked, OwnerId, Patience,
+    Released, Scope, Tokens, Wakeups, wakeups,
 };
 
 use super::{
@@ -373,16 +373,22 @@ impl LockBackend for FsBackend {
         name: &LockName,
         owner: OwnerId,
         by: &Holder,
-    ) -> Result<Option<Duration>, BackendError> {
+    ) -> Result<Option<Marked>, BackendError> {
         self.ensure_breaks()?;
         let (name, by) = (name.clone(), by.clone());
         self.run(move |client| client.mark(&name, owner, &by)).await
     }
 
-    async fn evict(&self, name: &LockName, owner: OwnerId) -> Result<Released, BackendError> {
+    async fn evict(
+        &self,
+        name: &LockName,
+        owner: OwnerId,
+        hold: u64,
+    ) -> Result<Released, BackendError> {
         self.ensure_breaks()?;
         let name = name.clone();
-        let evicted = self.run(move |client| client.evict(&name, owner)).await?;
+        let evicting = self.run(move |client| client.evict(&name, owner, hold));
+        let evicted = evicting.await?;
         let is_one_of_several = "one of several shared holders can't be evicted alone: end the process that does not respond";
         evicted.ok_or_else(|| BackendError::new(BackendErrorKind::Unsupported, is_one_of_several))
     }

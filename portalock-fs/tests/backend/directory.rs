@@ -36,7 +36,8 @@ async fn a_lock_file_that_was_replaced_is_for_the_same_users() {
         (file.uid(), file.gid(), file.mode() & 0o777, file.ino())
     };
     let before = seen();
-    let evicted = locks.client().evict(lock.name(), guard.owner()).await;
+    let hold = guard.token().unwrap().get();
+    let evicted = locks.client().evict(lock.name(), guard.owner(), hold).await;
     assert_eq!(evicted.unwrap(), Released::Freed);
     let after = seen();
     assert_ne!(after.3, before.3);

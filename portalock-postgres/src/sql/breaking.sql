@@ -31,6 +31,16 @@ BEGIN
     RETURN lease_ms;
 END $$;
 
+-- The token with which an owner holds; NULL if it does not hold. This stays true until the statement ends, so a statement
+-- with this and one of the two other functions is about one hold. They keep their parameters, because an operator may
+-- have restricted who may call them.
+CREATE OR REPLACE FUNCTION portalock.hold_of(_kind text, _name text, _owner text) RETURNS bigint
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    PERFORM portalock.lock_name(_name);
+    RETURN (portalock.holder(_kind, _name, _owner)).token;
+END $$;
+
 -- Ends the hold of an owner, for any caller, and serves the queue. Affects no other owner. Returns whether the owner
 -- held.
 CREATE OR REPLACE FUNCTION portalock.evict(_kind text, _name text, _owner text) RETURNS boolean

@@ -1,7 +1,7 @@
 -- A session: its row, its renewals, and the periodic check of its waiting claims.
 
 -- The version of this schema, which a client reads first.
-CREATE OR REPLACE FUNCTION portalock.version() RETURNS integer LANGUAGE sql IMMUTABLE AS 'SELECT 4';
+CREATE OR REPLACE FUNCTION portalock.version() RETURNS integer LANGUAGE sql IMMUTABLE AS 'SELECT 5';
 
 -- Starts a session, and ends those that its client has given up. A session that is `_tied` ends with the connection
 -- that starts it.

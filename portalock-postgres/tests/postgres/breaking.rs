@@ -55,7 +55,7 @@ async fn who_may_break_can_be_restricted() {
     // An upgrade replaces the functions.
     let schema = schema_sql();
     let (_, functions) = schema
-        .split_once(include_str!("../../src/sql/4_names.sql"))
+        .split_once(include_str!("../../src/sql/5_holds.sql"))
         .unwrap();
     server.run(&format!("BEGIN; {functions} COMMIT")).await;
     assert!(admin.query_one(breaks, &[&owner]).await.is_err());

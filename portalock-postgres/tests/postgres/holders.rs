@@ -84,6 +84,11 @@ async fn holders_are_broken_and_evicted_and_nobody_else() {
     let breaks =
         |owner: &str| format!("SELECT portalock.break_claim('lock', 'a', '{owner}', 'by')::text");
     let evict = |owner: &str| format!("SELECT portalock.evict('lock', 'a', '{owner}')::text");
+    let holds = |owner: &str| {
+        format!(
+            "SELECT (portalock.hold_of('lock', 'a', '{owner}') = token)::text FROM portalock.names WHERE name = 'a' AND kind = 'lock'"
+        )
+    };
     let marks = "SELECT string_agg(owner, ' ') FROM portalock.marks";
     run(
         &admin,
@@ -93,6 +98,8 @@ async fn holders_are_broken_and_evicted_and_nobody_else() {
             // The part after the dot is its client's own.
             (&acquire("x", "o.1", 10), "granted"),
             (&acquire("t", "p", 10), "queued o.1"),
+            (&holds("o"), "true"),
+            (&holds("p"), "-"),
             (&breaks("other-1"), "-"),
             (&breaks("other-3"), "-"),
             (&breaks("p"), "-"),

@@ -217,6 +217,7 @@ async fn every_change_waits_for_the_lock_of_the_name() {
         "release('s', 'lock', 'a', 'o')",
         "release_for_good('s', 'lock', 'a', 'o')",
         "break_claim('lock', 'a', 'o', '{}')",
+        "hold_of('lock', 'a', 'o')",
         "evict('lock', 'a', 'o')",
         "observe('s', 1, 'lock', 'a')",
         "bury('gone', '{lock}', '{a}')",

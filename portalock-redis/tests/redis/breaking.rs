@@ -16,8 +16,18 @@ use crate::fixture::{
 
 /// The name of the place that holds the lock `a`.
 async fn place(admin: &mut Admin) -> String {
-    let fields: Vec<String> = admin.ask("HKEYS portalock/lock/a").await;
+    place_at(admin, "a").await
+}
+
+async fn place_at(admin: &mut Admin, name: &str) -> String {
+    let fields: Vec<String> = admin.ask(&format!("HKEYS portalock/lock/{name}")).await;
     fields.into_iter().find(|field| is_place(field)).unwrap()
+}
+
+/// The number of the hold of this lock.
+async fn hold_of(admin: &mut Admin, name: &str) -> u64 {
+    let place = place_at(admin, name).await;
+    place.split_once('.').unwrap().1.parse().unwrap()
 }
 
 async fn marks(admin: &mut Admin) -> Vec<String> {
@@ -180,18 +190,23 @@ async fn a_hold_that_was_ended_without_an_answer_is_told_as_ended() {
     let held = lock(&holder, "a").acquire().await.unwrap();
     let other = lock(&holder, "b").acquire().await.unwrap();
     let (name, owner) = ("a".parse().unwrap(), held.owner());
-    let nothing = LockBackend::evict(&breaker, &name, OwnerId::mint()).await;
+    let nothing = LockBackend::evict(&breaker, &name, OwnerId::mint(), 0).await;
     assert_eq!(nothing.unwrap(), Released::NotHeld);
 
     let mut admin = Admin::of(&server).await;
+    let (number, its) = (
+        hold_of(&mut admin, "a").await,
+        hold_of(&mut admin, "b").await,
+    );
     for session in admin.ask::<Vec<String>>("KEYS portalock/session/*").await {
         admin.ask::<u32>(&format!("PEXPIRE {session} 300")).await;
     }
     // It waits for the end of the session.
-    let waited = LockBackend::evict(&breaker, &"b".parse().unwrap(), other.owner()).await;
+    let waited = LockBackend::evict(&breaker, &"b".parse().unwrap(), other.owner(), its).await;
     assert_eq!(waited.unwrap(), Released::Freed);
     line.black_hole(Direction::ToClient);
-    let ended = tokio::spawn(async move { LockBackend::evict(&breaker, &name, owner).await });
+    let ended =
+        tokio::spawn(async move { LockBackend::evict(&breaker, &name, owner, number).await });
     eventually(async || {
         let fields: Vec<String> = Admin::of(&server).await.ask("HKEYS portalock/lock/a").await;
         !fields.iter().any(|field| is_place(field))

@@ -5,7 +5,7 @@ use std::{sync::Mutex, time::Duration};
 use async_trait::async_trait;
 use portalock_core::{
     Attempt, BackendError, BackendErrorKind, Capabilities, FencingToken, Holder, Lease,
-    LockBackend, LockName, LockRequest, Loss, LostSignal, OwnerId, Released,
+    LockBackend, LockName, LockRequest, Loss, LostSignal, Marked, OwnerId, Released,
 };
 
 use super::{Flaw, LEASE, Sound, Specimen, locked, specimen};
@@ -50,9 +50,15 @@ pub(super) const SPECIMENS: &[Specimen] = &[
     specimen!(evicts_whoever_holds: EvictsWhoeverHolds,
         "ends the hold of whoever has the name, whatever owner is evicted",
         "breaking::an_owner_that_is_gone_hits_nobody", "the eviction of an owner that another has followed"),
+    specimen!(evicts_a_later_hold: EvictsALaterHold,
+        "ends what an owner holds anew when its former hold is evicted",
+        "breaking::an_owner_that_holds_anew_keeps_its_hold", "the eviction of an owner's former hold"),
+    specimen!(numbers_owners: NumbersOwners,
+        "gives the hold that an owner has anew the number of its former hold",
+        "breaking::an_owner_that_holds_anew_keeps_its_hold", "have the number"),
 ];
 
-type Marked = Result<Option<Duration>, BackendError>;
+type Answer = Result<Option<Marked>, BackendError>;
 
 /// Takes a lock away when it is broken, and does not say who did it.
 #[derive(Debug, Default)]
@@ -66,9 +72,15 @@ impl Flaw for BreaksInSilence {
         name: &LockName,
         owner: OwnerId,
         _: &Holder,
-    ) -> Marked {
-        let evicted = LockBackend::evict(sound, name, owner).await?;
-        Ok((evicted == Released::Freed).then_some(Duration::ZERO))
+    ) -> Answer {
+        let seen = LockBackend::inspect(sound, name).await?;
+        let mut holders = seen.holders.iter();
+        let held = holders.find(|claim| claim.owner == Some(owner));
+        let Some(token) = held.and_then(|claim| claim.token) else {
+            return Ok(None);
+        };
+        LockBackend::evict(sound, name, owner, token.get()).await?;
+        Ok(Some(Marked::new(Duration::ZERO, token.get())))
     }
 }
 
@@ -100,7 +112,7 @@ impl Flaw for TellsAfterItBreaks {
         _: &LockName,
         owner: OwnerId,
         by: &Holder,
-    ) -> Marked {
+    ) -> Answer {
         let held = locked(&self.0)
             .iter()
             .rev()
@@ -118,7 +130,7 @@ impl Flaw for TellsAfterItBreaks {
             tokio::time::sleep(Duration::from_secs(1)).await;
             lease.end(loss);
         });
-        Ok(Some(Duration::ZERO))
+        Ok(Some(Marked::new(Duration::ZERO, 0)))
     }
 }
 
@@ -144,14 +156,20 @@ impl Flaw for WaitsForTheGuard {
         })
     }
 
-    async fn mark_broken(&self, _: &Sound, _: &LockName, owner: OwnerId, by: &Holder) -> Marked {
+    async fn mark_broken(&self, _: &Sound, _: &LockName, owner: OwnerId, by: &Holder) -> Answer {
         for (_, lease) in locked(&self.0).iter().filter(|(other, _)| *other == owner) {
             lease.end(Loss::Broken(by.clone().into()));
         }
-        Ok(Some(Duration::ZERO))
+        Ok(Some(Marked::new(Duration::ZERO, 0)))
     }
 
-    async fn evict(&self, _: &Sound, _: &LockName, _: OwnerId) -> Result<Released, BackendError> {
+    async fn evict(
+        &self,
+        _: &Sound,
+        _: &LockName,
+        _: OwnerId,
+        _: u64,
+    ) -> Result<Released, BackendError> {
         Ok(Released::Freed)
     }
 }
@@ -188,7 +206,7 @@ impl Flaw for ABreakRepeatsTheToken {
         name: &LockName,
         owner: OwnerId,
         by: &Holder,
-    ) -> Marked {
+    ) -> Answer {
         *locked(&self.repeats) = true;
         LockBackend::mark_broken(sound, name, owner, by).await
     }
@@ -220,7 +238,7 @@ impl Flaw for ABreakClearsTheQueue {
         name: &LockName,
         owner: OwnerId,
         by: &Holder,
-    ) -> Marked {
+    ) -> Answer {
         let mut waiting = locked(&self.0).clone();
         for waiter in &waiting {
             LockBackend::release(sound, waiter).await?;
@@ -241,7 +259,7 @@ pub struct BreaksWhoeverHolds;
 
 #[async_trait]
 impl Flaw for BreaksWhoeverHolds {
-    async fn mark_broken(&self, sound: &Sound, name: &LockName, _: OwnerId, by: &Holder) -> Marked {
+    async fn mark_broken(&self, sound: &Sound, name: &LockName, _: OwnerId, by: &Holder) -> Answer {
         let seen = LockBackend::inspect(sound, name).await?;
         match seen.holders.first().and_then(|claim| claim.owner) {
             Some(owner) => LockBackend::mark_broken(sound, name, owner, by).await,
@@ -262,7 +280,7 @@ impl Flaw for BreaksEveryReader {
         name: &LockName,
         owner: OwnerId,
         by: &Holder,
-    ) -> Marked {
+    ) -> Answer {
         let seen = LockBackend::inspect(sound, name).await?;
         let owners = seen.holders.iter().filter_map(|claim| claim.owner);
         let owners: Vec<_> = owners.filter(|other| *other != owner).collect();
@@ -286,7 +304,7 @@ impl Flaw for FailsAtASecondBreak {
         name: &LockName,
         owner: OwnerId,
         by: &Holder,
-    ) -> Marked {
+    ) -> Answer {
         let is_known = locked(&self.0).contains(&owner);
         if is_known {
             let before = "it was broken before";
@@ -303,8 +321,8 @@ pub struct WaitsForTheSilent;
 
 #[async_trait]
 impl Flaw for WaitsForTheSilent {
-    async fn mark_broken(&self, _: &Sound, _: &LockName, _: OwnerId, _: &Holder) -> Marked {
-        Ok(Some(Duration::from_secs(3600)))
+    async fn mark_broken(&self, _: &Sound, _: &LockName, _: OwnerId, _: &Holder) -> Answer {
+        Ok(Some(Marked::new(Duration::from_secs(3600), 0)))
     }
 }
 
@@ -328,7 +346,13 @@ impl Flaw for NoBreaks {
         LockBackend::capabilities(sound).with_breaks(false)
     }
 
-    async fn evict(&self, _: &Sound, _: &LockName, _: OwnerId) -> Result<Released, BackendError> {
+    async fn evict(
+        &self,
+        _: &Sound,
+        _: &LockName,
+        _: OwnerId,
+        _: u64,
+    ) -> Result<Released, BackendError> {
         Err(BackendError::unsupported("way to break a lock"))
     }
 }
@@ -357,7 +381,7 @@ impl Flaw for AMarkIsAMessage {
         name: &LockName,
         owner: OwnerId,
         by: &Holder,
-    ) -> Marked {
+    ) -> Answer {
         let is_cut_off = locked(&self.clients)
             .iter()
             .any(|(client, request)| request.owner == owner && !client.is_reachable());
@@ -369,7 +393,7 @@ impl Flaw for AMarkIsAMessage {
         }
         let seen = LockBackend::inspect(sound, name).await?;
         let holds = seen.holders.iter().any(|claim| claim.owner == Some(owner));
-        Ok(holds.then_some(LEASE))
+        Ok(holds.then_some(Marked::new(LEASE, 0)))
     }
 
     async fn evict(
@@ -377,6 +401,7 @@ impl Flaw for AMarkIsAMessage {
         sound: &Sound,
         name: &LockName,
         owner: OwnerId,
+        hold: u64,
     ) -> Result<Released, BackendError> {
         let missed = locked(&self.missed).contains(&owner);
         let request = locked(&self.clients)
@@ -385,7 +410,7 @@ impl Flaw for AMarkIsAMessage {
             .map(|(_, request)| request.clone());
         match request {
             Some(request) => LockBackend::release(sound.memory(), &request).await,
-            None => LockBackend::evict(sound, name, owner).await,
+            None => LockBackend::evict(sound, name, owner, hold).await,
         }
     }
 }
@@ -402,7 +427,7 @@ impl Flaw for BreaksByOwnerAlone {
         _: &LockName,
         owner: OwnerId,
         by: &Holder,
-    ) -> Marked {
+    ) -> Answer {
         let mut marked = None;
         for name in sound.names().await? {
             let one = LockBackend::mark_broken(sound, &name, owner, by).await?;
@@ -423,9 +448,51 @@ impl Flaw for EvictsWhoeverHolds {
         sound: &Sound,
         name: &LockName,
         owner: OwnerId,
+        hold: u64,
     ) -> Result<Released, BackendError> {
         let seen = LockBackend::inspect(sound, name).await?;
-        let holder = seen.holders.first().and_then(|claim| claim.owner);
-        LockBackend::evict(sound, name, holder.unwrap_or(owner)).await
+        let found = seen.holders.first();
+        let found = found.and_then(|claim| claim.owner.zip(claim.token));
+        let (owner, hold) = found.map_or((owner, hold), |(owner, token)| (owner, token.get()));
+        LockBackend::evict(sound, name, owner, hold).await
+    }
+}
+
+/// Ends what an owner holds, although it is another hold than the one that was marked.
+#[derive(Debug, Default)]
+pub struct EvictsALaterHold;
+
+#[async_trait]
+impl Flaw for EvictsALaterHold {
+    async fn evict(
+        &self,
+        sound: &Sound,
+        name: &LockName,
+        owner: OwnerId,
+        hold: u64,
+    ) -> Result<Released, BackendError> {
+        let seen = LockBackend::inspect(sound, name).await?;
+        let mut holders = seen.holders.iter();
+        let found = holders.find(|claim| claim.owner == Some(owner));
+        let token = found.and_then(|claim| claim.token);
+        LockBackend::evict(sound, name, owner, token.map_or(hold, FencingToken::get)).await
+    }
+}
+
+/// Gives all holds of an owner one number.
+#[derive(Debug, Default)]
+pub struct NumbersOwners;
+
+#[async_trait]
+impl Flaw for NumbersOwners {
+    async fn mark_broken(
+        &self,
+        sound: &Sound,
+        name: &LockName,
+        owner: OwnerId,
+        by: &Holder,
+    ) -> Answer {
+        let marked = LockBackend::mark_broken(sound, name, owner, by).await?;
+        Ok(marked.map(|marked| Marked::new(marked.relies_for, 0)))
     }
 }

@@ -3,15 +3,14 @@
 use std::{
     fmt::Debug,
     sync::{Arc, Mutex},
-    time::Duration,
 };
 
 use async_trait::async_trait;
 use futures_util::FutureExt;
 use portalock_core::{
     Attempt, BackendError, Capabilities, DynSemaphore, Holder, HolderWatch, Inspection,
-    LockBackend, LockName, LockRequest, Loss, MemoryBackend, Mode, OwnerId, PermitRequest, Permits,
-    Released, Semaphore, Wakeups,
+    LockBackend, LockName, LockRequest, Loss, Marked, MemoryBackend, Mode, OwnerId, PermitRequest,
+    Permits, Released, Semaphore, Wakeups,
 };
 
 use super::{
@@ -117,7 +116,7 @@ pub trait Flaw: Debug + Send + Sync + 'static {
         name: &LockName,
         owner: OwnerId,
         by: &Holder,
-    ) -> Result<Option<Duration>, BackendError> {
+    ) -> Result<Option<Marked>, BackendError> {
         LockBackend::mark_broken(sound, name, owner, by).await
     }
 
@@ -131,8 +130,9 @@ pub trait Flaw: Debug + Send + Sync + 'static {
         sound: &Sound,
         name: &LockName,
         owner: OwnerId,
+        hold: u64,
     ) -> Result<Released, BackendError> {
-        LockBackend::evict(sound, name, owner).await
+        LockBackend::evict(sound, name, owner, hold).await
     }
 
     /// See [`LockBackend::close`].
@@ -296,12 +296,17 @@ impl LockBackend for Flawed {
         name: &LockName,
         owner: OwnerId,
         by: &Holder,
-    ) -> Result<Option<Duration>, BackendError> {
+    ) -> Result<Option<Marked>, BackendError> {
         self.flaw.mark_broken(&self.sound, name, owner, by).await
     }
 
-    async fn evict(&self, name: &LockName, owner: OwnerId) -> Result<Released, BackendError> {
-        self.flaw.evict(&self.sound, name, owner).await
+    async fn evict(
+        &self,
+        name: &LockName,
+        owner: OwnerId,
+        hold: u64,
+    ) -> Result<Released, BackendError> {
+        self.flaw.evict(&self.sound, name, owner, hold).await
     }
 
     async fn close(&self) -> Result<(), BackendError> {

@@ -12,7 +12,7 @@ use std::{
 use async_trait::async_trait;
 use portalock_core::{
     Attempt, BackendError, BackendErrorKind, Capabilities, CrashRelease, Holder, HolderWatch,
-    Inspection, Lease, LockBackend, LockName, LockRequest, Loss, LossNotice, LostSignal,
+    Inspection, Lease, LockBackend, LockName, LockRequest, Loss, LossNotice, LostSignal, Marked,
     MemoryBackend, OwnerId, Patience, PermitRequest, Released, Semaphore, Wake, Wakeups, wakeups,
 };
 use tokio::{sync::watch, task::AbortHandle};
@@ -332,14 +332,19 @@ serve!(LockBackend, LockRequest, Asked::Lock {
         name: &LockName,
         owner: OwnerId,
         by: &Holder,
-    ) -> Result<Option<Duration>, BackendError> {
+    ) -> Result<Option<Marked>, BackendError> {
         self.reach().await?;
         self.hear(self.memory().mark_broken(name, owner, by).await?)
     }
 
-    async fn evict(&self, name: &LockName, owner: OwnerId) -> Result<Released, BackendError> {
+    async fn evict(
+        &self,
+        name: &LockName,
+        owner: OwnerId,
+        hold: u64,
+    ) -> Result<Released, BackendError> {
         self.reach().await?;
-        self.hear(self.memory().evict(name, owner).await?)
+        self.hear(self.memory().evict(name, owner, hold).await?)
     }
 });
 

@@ -1,8 +1,8 @@
 //! An operator takes a lock away: from the holder that was meant, who is told by whom.
 
 use portalock_core::{
-    BackendErrorKind, Broken, Guard, Holder, Lock, LockBackend, LockError, Loss, Mode, OwnerId,
-    Released,
+    BackendErrorKind, Broken, FencingToken, Guard, Holder, Lock, LockBackend, LockError, Loss,
+    Mode, OwnerId, Released,
 };
 
 use super::{Case, case, loss::ensure_told};
@@ -50,6 +50,12 @@ pub(super) const CASES: &[Case] = &[
         rules[12],
         needs[Breaks],
         "breaking an owner that has released the lock, waits for it, or holds another name, reports that it holds nothing, and affects no other owner"
+    ),
+    case!(
+        breaking::an_owner_that_holds_anew_keeps_its_hold,
+        rules[1, 12],
+        needs[Breaks],
+        "if an owner holds the lock anew after its hold was broken, ending the former hold by force affects it not, and the hold has a mark of its own"
     ),
     case!(
         breaking::one_reader_is_taken_out,
@@ -255,7 +261,10 @@ async fn an_owner_that_is_gone_hits_nobody(trial: Trial) -> CaseResult {
         );
     }
     // The owner may have released between its mark and its eviction.
-    let evicted = soon("an eviction", first.backend().evict(lock.name(), gone)).await??;
+    let hold = guard.token().map_or(0, FencingToken::get);
+    let backend = first.backend();
+    let evicting = backend.evict(lock.name(), gone, hold);
+    let evicted = soon("an eviction", evicting).await??;
     ensure!(
         evicted == Released::NotHeld,
         "the eviction of an owner that another has followed answered {evicted:?}"
@@ -266,6 +275,42 @@ async fn an_owner_that_is_gone_hits_nobody(trial: Trial) -> CaseResult {
     let _ = first.granted_soon(&waiter).await?;
     first.free(&waiter).await?;
     trial.ensure_free(&second, lock.name()).await
+}
+
+/// As a waiter that never heard of its grant: it asks again after its place was broken.
+async fn an_owner_that_holds_anew_keeps_its_hold(trial: Trial) -> CaseResult {
+    let (holder, operator) = trial.two_clients().await?;
+    let request = queued(&name("job")?);
+    let (backend, by) = (operator.backend(), Holder::this_process(None));
+    let mark = async || {
+        let marking = backend.mark_broken(&request.name, request.owner, &by);
+        Ok::<_, Stop>(soon("the answer to a break", marking).await??)
+    };
+    let former = holder.grant(&request).await?;
+    let first = mark().await?.map(|marked| marked.hold);
+    let first = first.ok_or_else(|| Stop::failed("a break did not find the holder"))?;
+    soon("word of the break", former.lost.lost()).await?;
+    let anew = holder.granted_soon(&request).await?;
+    let evicting = backend.evict(&request.name, request.owner, first);
+    let evicted = soon("an eviction", evicting).await??;
+    ensure!(
+        evicted == Released::NotHeld,
+        "the eviction of an owner's former hold answered {evicted:?}"
+    );
+    tokio::time::sleep(A_WHILE).await;
+    ensure!(
+        !anew.lost.is_lost(),
+        "an owner that holds the lock anew lost it by a break of its former hold"
+    );
+    operator.refused(&once(&request.name)).await?;
+    let second = mark().await?.map(|marked| marked.hold);
+    ensure!(
+        second.is_some_and(|second| second != first),
+        "two holds of one owner have the number {first}: {second:?}"
+    );
+    soon("word of the second break", anew.lost.lost()).await?;
+    let _ = holder.release(&request).await?;
+    trial.ensure_free(&operator, &request.name).await
 }
 
 async fn one_reader_is_taken_out(trial: Trial) -> CaseResult {
@@ -398,7 +443,7 @@ async fn refused_unless_claimed(trial: Trial) -> CaseResult {
         spy.seen().calls == 0,
         "the backend was called for what it does not claim"
     );
-    match client.backend().evict(lock.name(), owner).await {
+    match client.backend().evict(lock.name(), owner, 0).await {
         Err(error) if error.kind() == BackendErrorKind::Unsupported => Ok(()),
         other => Err(Stop::Failed(format!(
             "the backend itself answered an eviction that it does not claim with {other:?}"

@@ -5,8 +5,8 @@ use std::{sync::Arc, time::Duration};
 use async_trait::async_trait;
 use portalock_core::{
     Attempt, BackendError, Capabilities, Claim, ClaimKind, CrashRelease, Fairness, Holder, Inspect,
-    Inspection, LockBackend, LockName, LockRequest, LossNotice, Mode, OwnerId, Patience, Released,
-    Scope, Tokens, Wakeups, session::Client,
+    Inspection, LockBackend, LockName, LockRequest, LossNotice, Marked, Mode, OwnerId, Patience,
+    Released, Scope, Tokens, Wakeups, session::Client,
 };
 
 use crate::{
@@ -88,17 +88,22 @@ impl LockBackend for Simulated {
         name: &LockName,
         owner: OwnerId,
         by: &Holder,
-    ) -> Result<Option<Duration>, BackendError> {
+    ) -> Result<Option<Marked>, BackendError> {
         let (name, by) = (name.clone(), by.clone());
         let line = self.0.shared();
         line.request(move |records| records.mark(name.as_str(), owner, by))
             .await
     }
 
-    async fn evict(&self, name: &LockName, owner: OwnerId) -> Result<Released, BackendError> {
+    async fn evict(
+        &self,
+        name: &LockName,
+        owner: OwnerId,
+        hold: u64,
+    ) -> Result<Released, BackendError> {
         let name = name.clone();
         let line = self.0.shared();
-        let evicted = line.request(move |records| records.evict(name.as_str(), owner));
+        let evicted = line.request(move |records| records.evict(name.as_str(), owner, hold));
         Ok(if evicted.await?? {
             Released::Freed
         } else {

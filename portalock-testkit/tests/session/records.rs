@@ -7,7 +7,7 @@ use std::{
 };
 
 use portalock_core::{
-    BackendError, BackendErrorKind, FencingToken, Holder, OwnerId, clock, clock::Instant,
+    BackendError, BackendErrorKind, FencingToken, Holder, Marked, OwnerId, clock, clock::Instant,
 };
 
 pub(crate) const LEASE: Duration = Duration::from_millis(900);
@@ -231,8 +231,9 @@ impl Records {
         queue.find(|claim| claim.owner == owner && claim.held)
     }
 
-    pub(crate) fn mark(&mut self, name: &str, owner: OwnerId, by: Holder) -> Option<Duration> {
+    pub(crate) fn mark(&mut self, name: &str, owner: OwnerId, by: Holder) -> Option<Marked> {
         let claim = self.held_by(name, owner)?.clone();
+        let hold = claim.token?.get();
         let relies_until = *self.sessions.get(&claim.session)?;
         self.marks.entry(claim.place).or_insert(Mark {
             session: claim.session,
@@ -240,12 +241,20 @@ impl Records {
             relies_until,
         });
         self.news.push((claim.session, News::RenewNow));
-        Some(relies_until.saturating_duration_since(Instant::now()))
+        let relies_for = relies_until.saturating_duration_since(Instant::now());
+        Some(Marked::new(relies_for, hold))
     }
 
-    /// Removes what a marked holder holds, and says whether it held it.
-    pub(crate) fn evict(&mut self, name: &str, owner: OwnerId) -> Result<bool, BackendError> {
-        let Some(claim) = self.held_by(name, owner).cloned() else {
+    /// Removes what a marked holder holds with this token, and says whether it held it.
+    pub(crate) fn evict(
+        &mut self,
+        name: &str,
+        owner: OwnerId,
+        token: u64,
+    ) -> Result<bool, BackendError> {
+        let token = Some(FencingToken::new(token));
+        let held = self.held_by(name, owner).cloned();
+        let Some(claim) = held.filter(|claim| claim.token == token) else {
             return Ok(false);
         };
         let mark = self.marks.get(&claim.place);

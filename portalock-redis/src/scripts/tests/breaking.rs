@@ -22,7 +22,8 @@ async fn a_mark_lies_beside_the_session_that_holds_by_the_name_of_its_place() {
     assert_eq!(mark(&mut client, "2", "x").await, "-", "it waits");
     assert_eq!(mark(&mut client, "9", "x").await, "-");
     let _: () = ask(&mut client, &["PEXPIRE", "p/session/a", "20000"]).await;
-    let lasts: u64 = mark(&mut client, "1", "x").await.parse().unwrap();
+    let marked = mark(&mut client, "1", "x").await;
+    let lasts: u64 = marked.strip_suffix("|7").unwrap().parse().unwrap();
     assert!((10_000..=20_000).contains(&lasts), "{lasts} ms");
     mark(&mut client, "1", "y").await;
     let marks: Vec<(String, String)> = ask(&mut client, &["HGETALL", "p/session/a/broken"]).await;
@@ -38,16 +39,16 @@ async fn a_mark_lies_beside_the_session_that_holds_by_the_name_of_its_place() {
     assert!(left > 0, "the mark would stay for ever");
     // A session that has ended relies on nothing.
     let _: () = ask(&mut client, &["DEL", "p/session/a"]).await;
-    assert_eq!(mark(&mut client, "1", "x").await, "0");
+    assert_eq!(mark(&mut client, "1", "x").await, "0|7");
 }
 
-async fn evict(connection: &mut MultiplexedConnection, owner: &str) -> String {
-    let answer = EVICT.run(connection, &[STATE], &[owner]).await;
+async fn evict(connection: &mut MultiplexedConnection, place: &str) -> String {
+    let answer = EVICT.run(connection, &[STATE], &[place]).await;
     redis::from_redis_value(answer.unwrap()).unwrap()
 }
 
 #[tokio::test]
-async fn what_an_owner_holds_is_freed_by_whatever_place() {
+async fn what_is_held_at_a_place_is_freed() {
     let server = RedisServer::start().unwrap();
     let mut client = connection(&server).await;
     open(&mut client, "a").await;
@@ -55,8 +56,16 @@ async fn what_an_owner_holds_is_freed_by_whatever_place() {
     attempt_of(&mut client, "a", "2.8").await;
     let ended = ["HSET", "p/session/a/broken", "1.7", "1|x", "2.8", "1|x"];
     let _: () = ask(&mut client, &ended).await;
-    for (owner, freed) in [("9", "0"), ("1", "1"), ("1", "0"), ("2", "1"), ("2", "0")] {
-        assert_eq!(evict(&mut client, owner).await, freed, "{owner}");
+    // The second place waits until the first one is freed.
+    let steps = [
+        ("2.8", "0"),
+        ("1.8", "0"),
+        ("1.7", "1"),
+        ("1.7", "0"),
+        ("2.8", "1"),
+    ];
+    for (place, freed) in steps {
+        assert_eq!(evict(&mut client, place).await, freed, "{place}");
     }
 }
 
@@ -67,7 +76,7 @@ async fn a_hold_is_not_ended_while_its_client_may_rely_on_it() {
     open_as(&mut client, "a", KEPT).await;
     attempt_with(&mut client, "a", "1.7", ["3", "3"], KEPT).await;
     let left = async |client: &mut MultiplexedConnection| {
-        let answer = evict(client, "1").await;
+        let answer = evict(client, "1.7").await;
         let left = answer.strip_prefix("wait|").expect(&answer);
         left.parse::<u64>().unwrap()
     };
@@ -80,5 +89,5 @@ async fn a_hold_is_not_ended_while_its_client_may_rely_on_it() {
     assert!((10_000..=20_001).contains(&left(&mut client).await));
     // The session has ended.
     let _: () = ask(&mut client, &["DEL", "p/session/a"]).await;
-    assert_eq!(evict(&mut client, "1").await, "1");
+    assert_eq!(evict(&mut client, "1.7").await, "1");
 }

@@ -1,0 +1,1 @@
+-- Version 5: the number of a hold, so that a break ends no later hold of the same owner. That changes functions only.
