@@ -6,7 +6,7 @@ use std::{
     future::pending,
     sync::{
         Mutex,
-        atomic::{AtomicU32, Ordering},
+        atomic::{AtomicBool, AtomicU32, Ordering},
     },
     time::Duration,
 };
@@ -38,6 +38,10 @@ struct Holds {
     eviction_counts: bool,
     /// What all later ones answer: that they ended the hold, if there is none.
     later_evictions: Option<Result<Released, BackendErrorKind>>,
+    /// How long its client relies on the lock after a mark, if not for `RELIES`.
+    relies: Option<Duration>,
+    /// Whether the first mark after an eviction fails.
+    fails_after_eviction: AtomicBool,
     looks: AtomicU32,
     evictions: AtomicU32,
     marked_by: Mutex<Option<Holder>>,
@@ -70,6 +74,11 @@ impl LockBackend for Holds {
         {
             return Err(BackendError::new(kind, "away"));
         }
+        if self.evictions.load(Ordering::Relaxed) > 0
+            && self.fails_after_eviction.swap(false, Ordering::Relaxed)
+        {
+            return Err(BackendError::new(BackendErrorKind::Unavailable, "away"));
+        }
         let is_back = self.until_look.is_some_and(|last| look >= last)
             || self.eviction_counts && self.evictions.load(Ordering::Relaxed) > 0;
         let hold = self
@@ -77,7 +86,7 @@ impl LockBackend for Holds {
             .filter(|first| look >= *first)
             .map_or(1, u64::from);
         // A client that reaches the service but misses the mark would delay its end forever.
-        Ok((!is_back).then_some(Marked::new(RELIES, hold)))
+        Ok((!is_back).then_some(Marked::new(self.relies.unwrap_or(RELIES), hold)))
     }
 
     async fn evict(&self, _: &LockName, _: OwnerId, hold: u64) -> Result<Released, BackendError> {
@@ -205,6 +214,50 @@ async fn a_hold_that_is_gone_after_an_eviction_without_an_answer_was_evicted() {
     });
     let ended = lock.break_holder(OwnerId::mint()).await.unwrap();
     assert_eq!(ended, Broken::Evicted);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_mark_that_fails_once_after_an_eviction_is_repeated() {
+    let lock = lock(Holds {
+        eviction_fails: Some(BackendErrorKind::Unavailable),
+        fails_after_eviction: true.into(),
+        ..Holds::default()
+    });
+    let ended = lock.break_holder(OwnerId::mint()).await.unwrap();
+    assert_eq!(ended, Broken::Evicted);
+}
+
+/// As of a backend without leases: its client learns of the mark, and gives the lock back.
+#[tokio::test(start_paused = true)]
+async fn a_break_ends_soon_whatever_the_check_interval_is() {
+    let policy = Policy::new()
+        .with_first_check(Duration::MAX)
+        .and_then(|policy| policy.with_check_interval(Duration::MAX))
+        .unwrap();
+    for relies in [RELIES, Duration::MAX] {
+        let lock = lock(Holds {
+            until_look: Some(2),
+            relies: Some(relies),
+            ..Holds::default()
+        });
+        let lock = lock.with_policy(policy.clone());
+        let ended = tokio::time::timeout(RELIES / 2, lock.break_holder(OwnerId::mint())).await;
+        assert_eq!(ended.expect("it sleeps").unwrap(), Broken::Released);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_break_of_a_hold_without_a_lease_ends_with_the_service() {
+    let lock = lock(Holds {
+        relies: Some(Duration::MAX),
+        fails_later: Some(BackendErrorKind::Unavailable),
+        ..Holds::default()
+    });
+    let ended = tokio::time::timeout(RELIES, lock.break_holder(OwnerId::mint())).await;
+    let ended = ended.expect("it asks for ever");
+    assert!(matches!(ended, Err(LockError::Backend { .. })), "{ended:?}");
+    let retried = Policy::new().max_failures();
+    assert_eq!(lock.backend().looks.load(Ordering::Relaxed), 2 + retried);
 }
 
 /// A waiter whose wake-ups are rarely lost may check once an hour.

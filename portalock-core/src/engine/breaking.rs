@@ -11,7 +11,8 @@ use crate::{
 pub enum Broken {
     /// The holder's client was told, and released the lock.
     Released,
-    /// The holder's client did not respond while it could rely on the lock, so its hold was ended by force.
+    /// The holder's client did not respond while it could rely on the lock, so its hold was ended by force. Or a request
+    /// to end it by force got no answer, and the hold is gone.
     Evicted,
     /// The owner did not hold the lock: it had been released or lost, it only waited, or it never existed. Nothing was
     /// changed.
@@ -32,14 +33,16 @@ pub(crate) async fn break_holder<B: LockBackend + ?Sized>(
         });
     }
     let mut backoff = Backoff::new(policy);
-    let mut after_failure = Backoff::after_failure(policy);
     // The marked hold, and the time until which a holder that knows nothing of the mark may rely on it, as the first mark
     // of that hold returned it: the first since an eviction failed, if one did.
     // A client that misses the mark but still reaches the service must not move it.
     let mut marked: Option<(u64, Option<Instant>)> = None;
     // Each may have failed only because its answer was lost.
     let mut failed_evictions = 0;
+    // Those in a row that nothing else ends.
+    let mut failed_marks = 0;
     loop {
+        let relies_until = marked.and_then(|(_, until)| until);
         match answer(name, backend.mark_broken(name, owner, by)).await {
             Ok(None) if failed_evictions > 0 => return Ok(Broken::Evicted),
             Ok(None) if marked.is_none() => return Ok(Broken::NotHeld),
@@ -49,11 +52,21 @@ pub(crate) async fn break_holder<B: LockBackend + ?Sized>(
             {
                 tracing::debug!(%name, %owner, ?relies_for, "marked as broken");
                 marked = Some((hold, Instant::now().checked_add(relies_for)));
+                failed_marks = 0;
             }
-            Ok(Some(_)) => {}
-            // The mark exists, and the wait continues.
-            Err(error) if error.is_retryable() && marked.is_some() => {
+            Ok(Some(_)) => failed_marks = 0,
+            // The mark exists, and the wait continues until that time.
+            Err(error) if error.is_retryable() && relies_until.is_some() => {
                 tracing::debug!(%name, %owner, %error, "could not ask after a broken lock");
+            }
+            Err(error)
+                if error.is_retryable()
+                    && (marked.is_some() || failed_evictions > 0)
+                    && failed_marks < policy.max_failures() =>
+            {
+                tracing::debug!(%name, %owner, %error, "could not mark a broken lock again");
+                failed_marks += 1;
+                backoff.slow_down();
             }
             Err(error) => return Err(error),
         }
@@ -68,19 +81,13 @@ pub(crate) async fn break_holder<B: LockBackend + ?Sized>(
                     tracing::debug!(%name, %owner, %error, "could not end a broken hold");
                     marked = None;
                     failed_evictions += 1;
+                    backoff.slow_down();
                 }
                 Err(error) => return Err(error),
             }
         }
-        let pause = match marked {
-            Some(_) => backoff.pause(),
-            None => after_failure.pause(),
-        };
-        let next = Instant::now().checked_add(pause);
+        let next = Instant::now() + backoff.pause().min(Policy::DEFAULT_CHECK_INTERVAL);
         let relies_until = marked.and_then(|(_, until)| until);
-        match [next, relies_until].into_iter().flatten().min() {
-            Some(next) => timer::at(next).await,
-            None => std::future::pending().await,
-        }
+        timer::at(relies_until.map_or(next, |until| until.min(next))).await;
     }
 }
