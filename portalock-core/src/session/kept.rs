@@ -344,9 +344,11 @@ impl<S: Service> KeptSession<S> {
             self.connection_ended();
         }
         let looked = looked?;
-        // It tells what a former server had. The session checks all places over the new connection.
-        if self.places.reconnects() != reconnects {
-            return Ok(());
+        // It tells what a former server had. The session checks all places over the next connection, before it extends its
+        // lease.
+        if self.places.reconnects() != reconnects || self.lock_connection().is_none() {
+            let given_up = format!("the connection to {} was given up", S::NAME);
+            return Err(BackendError::new(BackendErrorKind::Unavailable, given_up));
         }
         for (asked, stand) in asked.iter().zip(looked.stands) {
             self.places.found(asked, stand, S::NAME);

@@ -66,6 +66,28 @@ async fn the_answer_of_a_look_over_a_former_connection_does_not_count() {
     assert!(!held.lost.is_lost());
 }
 
+/// A renewal over it failed, and there is no next connection yet.
+#[tokio::test]
+async fn the_answer_of_a_look_over_a_connection_that_was_given_up_does_not_count() {
+    let (store, session, _sessions, held) = start_with_a_look_that_hangs(true).await;
+    store.has_seen(Event::Hung, 1).await;
+    store.is_away.store(true, Ordering::Release);
+    store.refuses.store(true, Ordering::Release);
+    session.renew_now();
+    store.has_seen(Event::GaveUp, 1).await;
+    let now = std::mem::take(&mut *store.stands.lock().unwrap());
+    store.blink.notify_one();
+    store.has_seen(Event::Looked(1), 1).await;
+    *store.stands.lock().unwrap() = now;
+    store.refuses.store(false, Ordering::Release);
+    store.is_away.store(false, Ordering::Release);
+    session.renew_now();
+    // Over the next connection.
+    store.has_seen(Event::Looked(1), 2).await;
+    assert_eq!(store.count(Event::Connected), 2);
+    assert!(!held.lost.is_lost(), "{:?}", held.lost.loss());
+}
+
 #[tokio::test]
 async fn a_connection_over_which_a_look_hangs_is_replaced() {
     let (store, session, _sessions, _held) = start_with_a_look_that_hangs(false).await;

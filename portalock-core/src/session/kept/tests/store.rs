@@ -20,6 +20,8 @@ pub(super) struct Store {
     pub(super) looks_again: AtomicBool,
     /// The next look hangs.
     pub(super) stares: AtomicBool,
+    /// Nobody can connect.
+    pub(super) is_away: AtomicBool,
     /// The look that hangs goes on.
     pub(super) blink: Notify,
     /// A request may take as long as a test.
@@ -204,6 +206,9 @@ impl<const ASKS: bool> Service for InStore<ASKS> {
 
     async fn connect(session: &Arc<KeptSession<Self>>) -> Result<Self::Connection, BackendError> {
         let store = &session.service().0;
+        if store.is_away.load(Ordering::Acquire) {
+            return Err(BackendError::new(BackendErrorKind::Unavailable, "away"));
+        }
         store.note(Event::Connected);
         assert!(
             !store.connect_panics.swap(false, Ordering::AcqRel),
