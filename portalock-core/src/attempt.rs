@@ -120,6 +120,12 @@ impl Marked {
     pub const fn new(relies_for: Duration, hold: u64) -> Self {
         Self { relies_for, hold }
     }
+
+    /// The owner holds nothing, but this call may have marked a hold that has ended since: an earlier try of its request
+    /// got no answer. The engine asks again, and then reports that the hold was broken.
+    pub const fn has_ended() -> Self {
+        Self::new(Duration::MAX, u64::MAX)
+    }
 }
 
 /// The holders and waiters of a name, at one moment in the past.

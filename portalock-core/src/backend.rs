@@ -167,6 +167,8 @@ pub trait LockBackend: Debug + Send + Sync + 'static {
     /// 3. A second call does not change the mark, but may send the message again.
     /// 4. An owner can hold the lock anew after its hold was broken: a waiter that never heard of its grant asks again.
     ///    The new hold has another [number](Marked::hold), and a mark and a time of its own.
+    /// 5. `None` means that this call marked nothing. If its request was sent again, because the first try got no answer,
+    ///    and then finds no hold, the answer is [`Marked::has_ended`].
     ///
     /// # Errors
     ///

@@ -40,6 +40,8 @@ struct Holds {
     later_evictions: Option<Result<Released, BackendErrorKind>>,
     /// How long its client relies on the lock after a mark, if not for `RELIES`.
     relies: Option<Duration>,
+    /// What a mark answers instead.
+    marked: Option<Marked>,
     /// Whether the first mark after an eviction fails.
     fails_after_eviction: AtomicBool,
     looks: AtomicU32,
@@ -86,7 +88,8 @@ impl LockBackend for Holds {
             .filter(|first| look >= *first)
             .map_or(1, u64::from);
         // A client that reaches the service but misses the mark would delay its end forever.
-        Ok((!is_back).then_some(Marked::new(self.relies.unwrap_or(RELIES), hold)))
+        let marked = Marked::new(self.relies.unwrap_or(RELIES), hold);
+        Ok((!is_back).then_some(self.marked.unwrap_or(marked)))
     }
 
     async fn evict(&self, _: &LockName, _: OwnerId, hold: u64) -> Result<Released, BackendError> {
@@ -287,6 +290,19 @@ async fn an_owner_that_does_not_hold_is_left_alone() {
     });
     let ended = lock.break_holder(OwnerId::mint()).await.unwrap();
     assert_eq!(ended, Broken::NotHeld);
+    assert_eq!(lock.backend().evictions.load(Ordering::Relaxed), 0);
+}
+
+/// An earlier try of the first mark had no answer, and the holder has released the lock since.
+#[tokio::test(start_paused = true)]
+async fn an_owner_that_was_perhaps_marked_is_not_told_as_left_alone() {
+    let lock = lock(Holds {
+        until_look: Some(1),
+        marked: Some(Marked::has_ended()),
+        ..Holds::default()
+    });
+    let ended = lock.break_holder(OwnerId::mint()).await.unwrap();
+    assert_eq!(ended, Broken::Released);
     assert_eq!(lock.backend().evictions.load(Ordering::Relaxed), 0);
 }
 

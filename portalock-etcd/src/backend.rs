@@ -169,8 +169,7 @@ impl LockBackend for EtcdBackend {
         owner: OwnerId,
         hold: u64,
     ) -> Result<Released, BackendError> {
-        let taken = i64::try_from(hold).unwrap_or(0);
-        self.client.shared().evict(name, owner, taken).await
+        self.client.shared().evict(name, owner, hold).await
     }
 
     async fn close(&self) -> Result<(), BackendError> {

@@ -53,22 +53,24 @@ impl Server {
         let put = TxnOp::put(hold.mark.as_str(), by, Some(options));
         let marking = TxnOp::txn(Txn::new().when([unmarked]).and_then([put]));
         let transaction = Txn::new().when([hold.is_there()]).and_then([marking]);
-        match self.transact(BREAKING, transaction).await.value {
+        let answer = self.transact(BREAKING, transaction).await;
+        match answer.value {
             Ok(answer) if answer.succeeded() => {}
-            Ok(_) => return Ok(None),
-            // The lease has ended meanwhile, and the hold with it.
-            Err(error) if error.kind() == BackendErrorKind::SessionEnded => return Ok(None),
-            Err(error) => return Err(error),
+            Err(error) if error.kind() != BackendErrorKind::SessionEnded => return Err(error),
+            // The hold has ended meanwhile, perhaps with its lease. An earlier try without an answer may have marked it.
+            _ => return Ok(answer.repeated.then(Marked::has_ended)),
         }
         let looking = self.endpoints.call(BREAKING, |client| async move {
             client.lease_client().time_to_live(hold.lease, None).await
         });
         // A member that was deposed without knowing it has seen no renewals since. So this returns the whole time, not
         // the remaining time.
-        // Of a lease that has ended, and with it the hold, etcd answers zero. Never evict because of that answer.
-        let granted = u64::try_from(looking.await.value?.granted_ttl()).unwrap_or(0);
-        let relies_for = Duration::from_secs(granted);
-        Ok((granted > 0).then(|| Marked::new(relies_for, hold.taken.unsigned_abs())))
+        let relies_for = match looking.await.value?.granted_ttl() {
+            // The lease has ended, and with it the hold. Never evict because of that answer.
+            ..=0 => return Ok(Some(Marked::has_ended())),
+            granted => Duration::from_secs(granted.unsigned_abs()),
+        };
+        Ok(Some(Marked::new(relies_for, hold.taken.unsigned_abs())))
     }
 
     /// Deletes the key by which `owner` holds, if it was put at the revision `taken`.
@@ -76,10 +78,10 @@ impl Server {
         &self,
         name: &LockName,
         owner: OwnerId,
-        taken: i64,
+        taken: u64,
     ) -> Result<Released, BackendError> {
         let found = self.hold_of(name, owner).await?;
-        let Some(hold) = found.filter(|hold| hold.taken == taken) else {
+        let Some(hold) = found.filter(|hold| hold.taken.unsigned_abs() == taken) else {
             return Ok(Released::NotHeld);
         };
         let transaction = Txn::new().when([hold.is_there()]).and_then([
@@ -146,9 +148,8 @@ pub(crate) fn heed(session: &Arc<Session>, marks: Vec<KeyValue>) {
 fn remove(server: Arc<Server>, mark: KeyValue) {
     let removing = spawn(async move {
         let there = Compare::mod_revision(mark.key(), CompareOp::Equal, mark.mod_revision());
-        let transaction = Txn::new()
-            .when([there])
-            .and_then([TxnOp::delete(mark.key(), None)]);
+        let deleting = TxnOp::delete(mark.key(), None);
+        let transaction = Txn::new().when([there]).and_then([deleting]);
         if let Err(error) = server.transact(HEEDING, transaction).await.value {
             tracing::debug!(%error, "a mark on a lock that was broken is not removed yet");
         }

@@ -59,9 +59,10 @@ impl Connections {
             |column| value_in(&answer.value, column).map_err(|error| failed(BREAKING, error));
         let (lasts, token): (Option<i64>, Option<i64>) = (read(0)?, read(1)?);
         let token = token.and_then(|token| u64::try_from(token).ok());
-        Ok(lasts
-            .zip(token)
-            .map(|(lasts, token)| Marked::new(millis(lasts), token)))
+        let marked = lasts.zip(token);
+        let marked = marked.map(|(lasts, token)| Marked::new(millis(lasts), token));
+        // An earlier try without an answer may have marked a claim that this one did not find.
+        Ok(marked.or_else(|| answer.repeated.then(Marked::has_ended)))
     }
 
     /// Deletes the claim by which `owner` holds with this token.

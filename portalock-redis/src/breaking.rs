@@ -44,12 +44,12 @@ impl Server {
         // The record is for people: if it can't be encoded, the lock is broken nevertheless.
         let by = serde_json::to_string(by).unwrap_or_default();
         let arguments = [&*owner.to_string(), &by];
-        let answer = self
-            .send(BREAKING, Call::Script(&BREAK, &[&state], &arguments))
-            .await?;
-        let answer = text(&answer.value).ok_or_else(|| unexpected(BREAKING))?;
+        let call = Call::Script(&BREAK, &[&state], &arguments);
+        let Answered { value, repeated } = self.send(BREAKING, call).await?;
+        let answer = text(&value).ok_or_else(|| unexpected(BREAKING))?;
         if answer == "-" {
-            return Ok(None);
+            // An earlier try without an answer may have marked it.
+            return Ok(repeated.then(Marked::has_ended));
         }
         let marked = answer.split_once('|').and_then(|(millis, number)| {
             let relies_for = Duration::from_millis(millis.parse().ok()?);

@@ -9,7 +9,8 @@ use crate::{
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Broken {
-    /// The holder's client was told, and released the lock.
+    /// The hold was marked as broken, and has ended: its client was told and released the lock, or its lease ended first.
+    /// If the first request got no answer, and found no hold when it was sent again, there may have been none.
     Released,
     /// The holder's client did not respond while it could rely on the lock, so its hold was ended by force. Or a request
     /// to end it by force got no answer, and the hold is gone.

@@ -3,8 +3,8 @@
 use std::{path::Path, pin::pin, time::Duration};
 
 use portalock_core::{
-    Attempt, Holder, Lock, LockBackend, LockName, LockRequest, Loss, Mode, Patience, Policy,
-    Released, Request,
+    Attempt, Broken, Holder, Lock, LockBackend, LockName, LockRequest, Loss, Mode, OwnerId,
+    Patience, Policy, Released, Request,
 };
 use portalock_etcd::{
     EtcdBackend,
@@ -262,6 +262,37 @@ async fn a_lock_that_was_broken_leaves_neither_its_key_nor_the_mark() {
         server.lock_keys().await.is_empty() && server.session_keys().await.len() == 2
     })
     .await;
+}
+
+/// The holder has released the lock before the mark is sent again. A break first reads who holds, so only the answer after
+/// that may be lost.
+#[tokio::test]
+async fn a_hold_whose_mark_got_no_answer_is_told_as_broken() {
+    let server = Server::start();
+    let held = Lock::new(server.client().await, "broken").unwrap();
+    let held = held.acquire().await.unwrap();
+    let owner = held.owner();
+    let line = server.line(0);
+    let breaker = server
+        .lasting_client_through(&[&line], Duration::from_secs(60))
+        .await;
+    let breaker = Lock::new(breaker, "broken").unwrap();
+    // Opens the connection.
+    let nothing = breaker.break_holder(OwnerId::mint()).await;
+    assert_eq!(nothing.unwrap(), Broken::NotHeld);
+    let way = Duration::from_secs(1);
+    line.delay(Direction::ToServer, way);
+    let breaks = tokio::spawn(async move { breaker.break_holder(owner).await });
+    tokio::time::sleep(way * 3 / 2).await;
+    line.drop_bytes(Direction::ToClient);
+    assert!(matches!(held.lost().await, Loss::Broken(_)));
+    until("it is released", async || {
+        server.lock_keys().await.is_empty()
+    })
+    .await;
+    line.heal();
+    line.cut();
+    assert_eq!(breaks.await.unwrap().unwrap(), Broken::Released);
 }
 
 #[tokio::test]

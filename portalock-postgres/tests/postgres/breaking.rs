@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use portalock_core::{Broken, Holder, Lock, Loss};
+use portalock_core::{Broken, Holder, Lock, Loss, OwnerId};
 use portalock_postgres::{PostgresBackend, migrate, schema_sql};
-use portalock_testkit::servers::PostgresOptions;
+use portalock_testkit::{proxy::Direction, servers::PostgresOptions};
 
-use crate::support::Server;
+use crate::support::{Server, until};
 
 /// A renewal finds the mark, even if the notification did not arrive.
 #[tokio::test]
@@ -62,4 +62,28 @@ async fn who_may_break_can_be_restricted() {
     let again = lock.break_holder(guard.owner()).await.unwrap();
     assert!(matches!(again, Broken::Released | Broken::NotHeld));
     assert!(guard.is_lost());
+}
+
+/// The holder has released the lock before the mark is sent again.
+#[tokio::test]
+async fn a_hold_whose_mark_got_no_answer_is_told_as_broken() {
+    let server = Server::start().await;
+    let held = Lock::new(server.client().await, "a").unwrap();
+    let held = held.acquire().await.unwrap();
+    let owner = held.owner();
+    let (line, settings) = server.line();
+    let breaker = PostgresBackend::with_settings(settings).await.unwrap();
+    let breaker = Lock::new(breaker, "a").unwrap();
+    // Opens the connection.
+    let nothing = breaker.break_holder(OwnerId::mint()).await;
+    assert_eq!(nothing.unwrap(), Broken::NotHeld);
+    line.drop_bytes(Direction::ToClient);
+    let breaks = tokio::spawn(async move { breaker.break_holder(owner).await });
+    let loss = held.lost().await;
+    assert!(matches!(loss, Loss::Broken(_)), "{loss}");
+    let claims = "SELECT count(*) FROM portalock.claims";
+    until("it is released", async || server.number(claims).await == 0).await;
+    line.heal();
+    line.cut();
+    assert_eq!(breaks.await.unwrap().unwrap(), Broken::Released);
 }

@@ -179,6 +179,39 @@ async fn a_hold_that_its_client_does_not_know_is_broken_at_once() {
     assert_eq!(broken.unwrap(), Broken::Released);
 }
 
+/// The holder has released the lock before the mark is sent again.
+#[tokio::test]
+async fn a_hold_whose_mark_got_no_answer_is_told_as_broken() {
+    let server = RedisServer::start().unwrap();
+    let line = FaultProxy::start(server.addr()).unwrap();
+    let on_a_line = settings_at(&format!("redis://{}", line.addr()));
+    let breaker = RedisBackend::with_settings(on_a_line).await.unwrap();
+    let held = lock(&client(&server).await, "a").acquire().await.unwrap();
+    let owner = held.owner();
+    // Opens the connection.
+    let nothing = lock(&breaker, "a").break_holder(OwnerId::mint()).await;
+    assert_eq!(nothing.unwrap(), Broken::NotHeld);
+    line.black_hole(Direction::ToClient);
+    let breaks = tokio::spawn(async move { lock(&breaker, "a").break_holder(owner).await });
+    let loss = timeout(ENOUGH, held.lost()).await.unwrap();
+    assert!(matches!(loss, Loss::Broken(_)), "{loss}");
+    is_free(&server).await;
+    line.refuse(true);
+    line.cut();
+    eventually(async || line.connections() == 0).await;
+    line.heal();
+    assert_eq!(breaks.await.unwrap().unwrap(), Broken::Released);
+}
+
+/// Waits until nobody holds the lock `a`.
+async fn is_free(server: &RedisServer) {
+    eventually(async || {
+        let fields: Vec<String> = Admin::of(server).await.ask("HKEYS portalock/lock/a").await;
+        !fields.iter().any(|field| is_place(field))
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn a_hold_that_was_ended_without_an_answer_is_told_as_ended() {
     let server = RedisServer::start().unwrap();
@@ -207,11 +240,7 @@ async fn a_hold_that_was_ended_without_an_answer_is_told_as_ended() {
     line.black_hole(Direction::ToClient);
     let ended =
         tokio::spawn(async move { LockBackend::evict(&breaker, &name, owner, number).await });
-    eventually(async || {
-        let fields: Vec<String> = Admin::of(&server).await.ask("HKEYS portalock/lock/a").await;
-        !fields.iter().any(|field| is_place(field))
-    })
-    .await;
+    is_free(&server).await;
     line.refuse(true);
     line.cut();
     eventually(async || line.connections() == 0).await;
