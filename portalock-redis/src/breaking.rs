@@ -13,7 +13,7 @@ use std::time::Duration;
 use portalock_core::{
     BackendError, Holder, LockName, Loss, Marked, OwnerId, Released, session::Answered,
 };
-use redis::{RedisError, aio::MultiplexedConnection};
+use redis::{RedisError, Value, aio::MultiplexedConnection};
 
 use crate::{
     client::Server,
@@ -45,7 +45,7 @@ impl Server {
         let by = serde_json::to_string(by).unwrap_or_default();
         let arguments = [&*owner.to_string(), &by];
         let call = Call::Script(&BREAK, &[&state], &arguments);
-        let Answered { value, repeated } = self.send(BREAKING, call).await?;
+        let Answered { value, repeated } = self.send_to_primary(BREAKING, call).await?;
         let answer = text(&value).ok_or_else(|| unexpected(BREAKING))?;
         if answer == "-" {
             // An earlier try without an answer may have marked it.
@@ -70,7 +70,7 @@ impl Server {
         let place = format!("{owner}.{number}");
         loop {
             let call = Call::Script(&EVICT, &[&state], &[&place]);
-            let Answered { value, repeated } = self.send(EVICTING, call).await?;
+            let Answered { value, repeated } = self.send_to_primary(EVICTING, call).await?;
             let answer = text(&value).ok_or_else(|| unexpected(EVICTING))?;
             if let Some(left) = answer.strip_prefix("wait|") {
                 let left = left.parse().map_err(|_| unexpected(EVICTING))?;
@@ -85,6 +85,19 @@ impl Server {
                 _ => Err(unexpected(EVICTING)),
             };
         }
+    }
+
+    /// Sends a call about a hold of another client, which may have followed a switch already. A former primary would say that the
+    /// hold was ended, although it goes on.
+    async fn send_to_primary(
+        &self,
+        what: &'static str,
+        call: Call<'_>,
+    ) -> Result<Answered<Value>, BackendError> {
+        if let Err(error) = self.route.look().await {
+            tracing::debug!(%error, "where the Redis primary is, is unknown");
+        }
+        self.send(what, call).await
     }
 }
 

@@ -54,6 +54,26 @@ async fn a_backend_without_a_session_follows_the_primary() {
     told_of(&mut observer, next.token()).await;
 }
 
+/// Its last look is not old enough for another one.
+#[tokio::test]
+async fn a_break_reaches_the_holder_at_the_new_primary() {
+    let mut group = start(SentinelOptions::new()).await;
+    let url = with_user(&mut group).await;
+    let holder = connected(lasting(&url)).await;
+    let rarely = settings_at(&url).with_session_ttl(ENOUGH * 10).unwrap();
+    let operator = lock(&RedisBackend::new(rarely), "a");
+    let held = lock(&holder, "a").acquire().await.unwrap();
+    assert!(operator.inspect().await.unwrap().held);
+    replicated(&group.servers()[0]).await;
+    part(&group.servers()[0]).await;
+    let (mut group, primary) = on(group, |group| group.until_moved_from(0)).await;
+    on_server(&holder, &group.servers()[primary]).await;
+    let broken = operator.break_holder(held.owner()).await;
+    assert_eq!(broken.unwrap(), Broken::Released);
+    let loss = timeout(ENOUGH, held.lost()).await.unwrap();
+    assert!(matches!(loss, Loss::Broken(_)), "{loss}");
+}
+
 /// Clients that reach no sentinel go on at the former primary for a while, and it sends their changes.
 #[tokio::test]
 async fn messages_of_a_former_primary_keep_no_observer_there() {
