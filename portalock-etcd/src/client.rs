@@ -15,6 +15,7 @@ use crate::{
     keys::{Keys, Queue, Rule},
     look::{LOOK_EVERY, Standing},
     place::Place,
+    queue::RELEASING,
     record::token,
     session::{Session, SessionLease, gone},
 };
@@ -112,12 +113,17 @@ pub(crate) async fn enter(
                 look_in: Some(LOOK_EVERY),
             }
         }
-        Standing::Waiting(_) => {
-            place.withdraw(lease).await?;
-            Entered::Refused(lease.numbers.holder(queue))
-        }
+        // Never given up here: without an answer, the next attempt could be granted, and the deletion arrive afterwards.
+        Standing::Waiting(_) => Entered::Contended(lease.numbers.holder(queue)),
         Standing::Refused(holder) => Entered::Refused(holder),
-        Standing::Failed(error) => Entered::Failed(error),
+        Standing::Failed(error) => match error.kind() {
+            BackendErrorKind::PermissionDenied => Entered::Failed { error, left: false },
+            // A request that etcd had accepted before its store became full is executed, and gets the same answer.
+            BackendErrorKind::OutOfSpace | BackendErrorKind::Exhausted => {
+                Entered::Failed { error, left: true }
+            }
+            _ => return Err(error),
+        },
         Standing::Ended => Entered::Ended(gone()),
     };
     Ok(Answered { value, repeated })
@@ -189,9 +195,7 @@ pub(crate) async fn leave(
     let place = &leaving.at;
     lease.watches.leave(place.owner);
     place.gives_up();
-    let Answered { value, repeated } = place.withdraw(lease).await?;
-    Ok(Answered {
-        value: value && leaving.held,
-        repeated,
-    })
+    let Answered { value, repeated } = lease.transact(RELEASING, place.delete()).await;
+    let value = value?.succeeded() && leaving.held;
+    Ok(Answered { value, repeated })
 }

@@ -40,7 +40,7 @@ pub(crate) enum Standing {
     Waiting(Waiting),
     /// It has no place, because it would have had to wait.
     Refused(Option<Holder>),
-    /// It has no place, because etcd refused the request for it.
+    /// The request for a place failed.
     Failed(BackendError),
     /// It has no place: etcd no longer knows the session.
     Ended,

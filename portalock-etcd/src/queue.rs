@@ -12,7 +12,9 @@
 //! A place is taken with a condition on the session's own key: it must not have changed since this client last saw it.
 //! So a place can only be taken while the session lives, and by modifying that key a client can stop a request without
 //! an answer from taking effect later. A place is given up with the condition that the key has this place's value, so
-//! that a late deletion can't remove the place that uses the key next (see [`numbers`](crate::numbers)).
+//! that a late deletion can't remove the place that uses the key next (see [`numbers`](crate::numbers)). No attempt gives
+//! up its own place, because the next attempt may hold by the same place when the deletion arrives: only a place that no
+//! attempt uses any more is given up.
 
 use std::sync::atomic::Ordering;
 
@@ -31,7 +33,7 @@ use crate::{
 };
 
 const ENTERING: &str = "take a place in the queue";
-const RELEASING: &str = "release";
+pub(crate) const RELEASING: &str = "release";
 
 impl Place {
     /// Takes the last place in the queue, or finds that it was already taken. With `only_if_free`, it takes no place if
@@ -65,10 +67,7 @@ impl Place {
         let value = match value {
             Ok(answer) if answer.succeeded() => self.taken_by(&answer)?,
             Ok(answer) => self.not_taken_by(&answer, session, known)?,
-            Err(error) if self.is_refused(session, error.kind()).await => {
-                Some(Standing::Failed(error))
-            }
-            Err(error) => return Err(error),
+            Err(error) => Some(Standing::Failed(error)),
         };
         Ok(Answered { value, repeated })
     }
@@ -118,18 +117,8 @@ impl Place {
         }
     }
 
-    /// Gives up the place. Returns true if there was one.
-    pub(crate) async fn withdraw(
-        &self,
-        session: &SessionLease,
-    ) -> Result<Answered<bool>, BackendError> {
-        let Answered { value, repeated } = session.transact(RELEASING, self.delete()).await;
-        let value = value?.succeeded();
-        Ok(Answered { value, repeated })
-    }
-
-    /// As [`withdraw`](Self::withdraw). It also ensures that no earlier request of this session for a place can take
-    /// effect later. If etcd's store is full, it refuses this, but for now it refuses a late request for a place too.
+    /// Gives up the place, and ensures that no earlier request of this session for a place can take effect later. If
+    /// etcd's store is full, it refuses this, but for now it refuses a late request for a place too.
     pub(crate) async fn withdraw_for_good(
         &self,
         session: &SessionLease,
@@ -137,7 +126,8 @@ impl Place {
         // A later modification has stopped these requests. So one modification is enough for many requests without an
         // answer, and each modification makes all other requests of the session try again.
         if session.known() > self.named.load(Ordering::Acquire) {
-            return self.withdraw(session).await.map(drop);
+            let deleted = session.transact(RELEASING, self.delete()).await;
+            return deleted.value.map(drop);
         }
         let options = PutOptions::new().with_lease(session.id());
         // Without the session's key, no place can be taken in the session.
@@ -153,20 +143,8 @@ impl Place {
         Ok(())
     }
 
-    /// Whether etcd has refused a request for this place with this answer, so that nothing of it is left.
-    async fn is_refused(&self, session: &SessionLease, answer: BackendErrorKind) -> bool {
-        match answer {
-            BackendErrorKind::PermissionDenied => true,
-            // A request that etcd had accepted before its store became full is executed, and gets the same answer.
-            BackendErrorKind::OutOfSpace | BackendErrorKind::Exhausted => {
-                self.withdraw(session).await.is_ok()
-            }
-            _ => false,
-        }
-    }
-
     /// Deletes the key, if it is this place's.
-    fn delete(&self) -> Txn {
+    pub(crate) fn delete(&self) -> Txn {
         let key = &*self.key;
         Txn::new()
             .when([Compare::value(key, CompareOp::Equal, self.value.as_slice())])
@@ -216,6 +194,7 @@ mod tests {
         EtcdSettings,
         client::{Client, Server, Wish},
     };
+    use etcd_client::{AlarmAction, AlarmType};
     use portalock_core::{Attempt, LockName, Mode, OwnerId, Patience, Released, Request};
     use portalock_testkit::servers::EtcdServer;
     use std::{sync::Arc, time::Duration};
@@ -284,30 +263,26 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_request_without_an_answer_was_not_refused() {
-        use BackendErrorKind as Kind;
+    async fn what_was_taken_though_the_store_was_full_is_given_up_with_its_owner() {
         let server = EtcdServer::start().unwrap();
-        let client = client_that_waits(&server, Duration::from_secs(5));
-        let session = client.session().await.unwrap();
-        let lease = session.service();
-        let request = Request::new(
-            LockName::new("refused").unwrap(),
-            Mode::Exclusive,
-            Patience::Queue,
-        );
+        let client = client(&server);
+        let name = LockName::new("full").unwrap();
+        let request = Request::new(name, Mode::Exclusive, Patience::Queue);
         let wish = Wish::new(client.shared().keys.lock(&request), &request);
-        let place = Place::new(request.owner, &wish, lease.id(), &lease.numbers);
-        for kind in [Kind::OutOfSpace, Kind::Exhausted, Kind::PermissionDenied] {
-            assert!(place.is_refused(lease, kind).await, "{kind:?}");
-        }
-        for kind in [Kind::Unavailable, Kind::Other, Kind::Misconfigured] {
-            assert!(!place.is_refused(lease, kind).await, "{kind:?}");
-        }
-        drop(server);
-        // What it may have left can't be deleted.
-        for kind in [Kind::OutOfSpace, Kind::Exhausted] {
-            assert!(!place.is_refused(lease, kind).await, "{kind:?}");
-        }
+        let _taken = client.attempt(request.owner, &wish).await.unwrap();
+        // As if the answer had been that the store is full.
+        client.held(request.owner).unwrap().0.was_deleted();
+        let admin = etcd_client::Client::connect(server.endpoints(), None);
+        let mut admin = admin.await.unwrap();
+        let full = AlarmType::Nospace;
+        let raised = admin.alarm(AlarmAction::Activate, full, None).await;
+        raised.unwrap();
+        let error = client.attempt(request.owner, &wish).await.unwrap_err();
+        assert_eq!(error.kind(), BackendErrorKind::OutOfSpace, "{error}");
+        client.release(request.owner).await.unwrap();
+        let options = GetOptions::new().with_prefix();
+        let left = admin.get(client.shared().keys.locks(), Some(options));
+        assert_eq!(left.await.unwrap().kvs().len(), 0);
     }
 
     #[tokio::test]

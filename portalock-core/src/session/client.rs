@@ -39,9 +39,16 @@ pub enum Entered {
     },
     /// The lock is contended, and the service keeps nothing of the request.
     Refused(Option<Holder>),
-    /// The service refused the request with this error, and keeps nothing of it. If the outcome of the request is unknown,
-    /// the attempt fails instead.
-    Failed(BackendError),
+    /// The lock is contended, and the request does not wait. The service has a place of it, which the client releases.
+    Contended(Option<Holder>),
+    /// The service answered with this error. If the request may still be in flight, the attempt fails instead.
+    Failed {
+        /// The answer.
+        error: BackendError,
+        /// Whether the service may have executed the request nevertheless: then the place stays until its owner is released.
+        /// Otherwise the service keeps nothing of it.
+        left: bool,
+    },
     /// The service no longer knows the session.
     Ended(Loss),
 }
@@ -157,17 +164,18 @@ impl<S: Service> Client<S> {
                         .with_recheck_after(recheck),
                 ))
             }
-            Entered::Refused(holder) => {
-                if unsure {
-                    Box::pin(release(&session, owner)).await?;
-                } else {
-                    places.forget(owner);
-                }
-                Ok(Attempt::Contended(Contention::new().with_holder(holder)))
+            Entered::Refused(holder) if !unsure => {
+                places.forget(owner);
+                Ok(refused(holder))
             }
-            Entered::Failed(error) => {
+            // From here on the place is leaving. If the release fails, no later attempt uses it.
+            Entered::Refused(holder) | Entered::Contended(holder) => {
+                Box::pin(release(&session, owner)).await?;
+                Ok(refused(holder))
+            }
+            Entered::Failed { error, left } => {
                 // An earlier request may still arrive: then the place stays until it is released.
-                if !unsure {
+                if !unsure && !left {
                     places.forget(owner);
                 }
                 Err(error)
@@ -241,6 +249,10 @@ impl<S: Service> Client<S> {
             }
         }
     }
+}
+
+fn refused(holder: Option<Holder>) -> Attempt {
+    Attempt::Contended(Contention::new().with_holder(holder))
 }
 
 /// An attempt in flight. If this is dropped, its outcome is unknown.

@@ -138,6 +138,9 @@ pub trait Service: fmt::Debug + Send + Sync + Sized + 'static {
 
     /// Makes one attempt: takes the place, or finds its state.
     ///
+    /// It must not give up the place. If such a request got no answer, it could still take effect after a later attempt was
+    /// granted with the same place. [`Entered::Contended`] and [`Entered::Failed`] leave that to [`leave`](Self::leave).
+    ///
     /// # Errors
     ///
     /// [`BackendError`] if the service failed. The outcome is then unknown.

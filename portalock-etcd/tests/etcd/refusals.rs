@@ -2,7 +2,10 @@
 
 use std::{error::Error, time::Duration};
 
-use portalock_core::{BackendError, BackendErrorKind, Lock, LockError, clock::Instant};
+use portalock_core::{
+    BackendError, BackendErrorKind, Lock, LockBackend, LockError, LockName, Mode, Patience,
+    Released, Request, clock::Instant,
+};
 use portalock_etcd::{EtcdBackend, EtcdSettings};
 
 #[cfg(feature = "tls")]
@@ -132,6 +135,11 @@ async fn users_and_roles() {
         panic!("{error:?}")
     };
     assert_eq!(source.kind(), BackendErrorKind::PermissionDenied);
+    let name = LockName::new("a").unwrap();
+    let request = Request::new(name, Mode::Exclusive, Patience::Queue);
+    client.try_acquire(&request).await.unwrap_err();
+    // Nothing is left that would be released, which is not permitted either.
+    assert_eq!(client.release(&request).await.unwrap(), Released::NotHeld);
 }
 
 /// A server with a certificate of its own, which it signed itself.

@@ -200,17 +200,28 @@ impl Server {
 
     /// How many transactions and how many deletions the server has executed, by its own count.
     pub(crate) async fn requests(&self) -> (u64, u64) {
-        let metrics = self.metrics(0).await;
-        let count = |method: &str| {
-            let line =
-                format!("grpc_server_handled_total{{grpc_code=\"OK\",grpc_method=\"{method}\"");
-            metrics
-                .lines()
-                .filter(|found| found.starts_with(&line))
-                .filter_map(|found| found.rsplit(' ').next()?.parse::<u64>().ok())
-                .sum()
+        let executed = async |method| {
+            let labels = format!("grpc_code=\"OK\",grpc_method=\"{method}\"");
+            self.calls("grpc_server_handled_total", &labels).await
         };
-        (count("Txn"), count("DeleteRange"))
+        (executed("Txn").await, executed("DeleteRange").await)
+    }
+
+    /// How many calls of this method have reached the server, by its own count.
+    pub(crate) async fn begun(&self, method: &str) -> u64 {
+        let labels = format!("grpc_method=\"{method}\"");
+        self.calls("grpc_server_started_total", &labels).await
+    }
+
+    /// The sum of a counter of calls, over those whose labels begin with these.
+    async fn calls(&self, name: &str, labels: &str) -> u64 {
+        let line = format!("{name}{{{labels}");
+        self.metrics(0)
+            .await
+            .lines()
+            .filter(|found| found.starts_with(&line))
+            .filter_map(|found| found.rsplit(' ').next()?.parse::<u64>().ok())
+            .sum()
     }
 
     async fn metrics(&self, member: usize) -> String {

@@ -3,11 +3,12 @@
 use std::time::Duration;
 
 use portalock_core::{
-    Attempt, BackendErrorKind, Lock, LockBackend, LockName, LockRequest, Mode, Patience, Policy,
-    Released, Request,
+    Attempt, BackendError, BackendErrorKind, Lock, LockBackend, LockName, LockRequest, Mode,
+    OwnerId, Patience, Permits, Policy, Released, Request,
 };
+use portalock_etcd::EtcdBackend;
 use portalock_etcd::etcd_client::{AlarmAction, AlarmOptions, AlarmType, MaintenanceClient};
-use portalock_testkit::proxy::Direction;
+use portalock_testkit::proxy::{Direction, FaultProxy};
 
 use crate::support::{Server, patient, until, with_users};
 
@@ -263,6 +264,95 @@ async fn a_place_that_is_to_be_withdrawn_is_not_used_again() {
     // Longer than the session waits before it makes releases that are due.
     tokio::time::sleep(Duration::from_secs(3)).await;
     assert_eq!(server.lock_keys().await, [key]);
+}
+
+/// How late answers are, so that a test can cut the connection before the client goes on.
+const LATE: Duration = Duration::from_secs(1);
+
+/// Attempts until `owner` is granted. Then what the client sent last on its former connection arrives, and its key is still
+/// there.
+async fn granted_for_good(
+    server: &Server,
+    line: &FaultProxy,
+    client: &EtcdBackend,
+    owner: OwnerId,
+    attempt: impl AsyncFn() -> Result<Attempt, BackendError>,
+) {
+    line.delay(Direction::ToClient, Duration::ZERO);
+    line.refuse(false);
+    until("granted", async || match attempt().await {
+        Ok(attempt) => matches!(attempt, Attempt::Granted(_)),
+        // The session may be releasing the place at this moment.
+        Err(error) => {
+            assert_eq!(error.kind(), BackendErrorKind::Unavailable, "{error}");
+            false
+        }
+    })
+    .await;
+    line.deliver().await;
+    let key = client.fence(owner).unwrap().key;
+    assert_eq!(server.lock_keys().await, [key]);
+}
+
+#[tokio::test]
+async fn permits_that_were_granted_are_not_taken_back_by_what_an_earlier_try_sent() {
+    let server = Server::start();
+    let line = server.line(0);
+    let client = server
+        .lasting_client_through(&[&line], Duration::from_secs(5))
+        .await;
+    let name = LockName::new("late").unwrap();
+    let request = Request::new(name, Permits::new(1, 1).unwrap(), Patience::Once);
+    let attempt = async || portalock_core::Semaphore::try_acquire(&client, &request).await;
+    // Somebody else's.
+    let ahead = "portalock//permits/late/1of1/0@1";
+    let mut store = server.raw().await;
+    store.put(ahead, "", None).await.unwrap();
+    assert!(matches!(attempt().await.unwrap(), Attempt::Contended(_)));
+    assert_eq!(server.lock_keys().await, [ahead]);
+    let (before, _) = server.requests().await;
+    line.delay(Direction::ToClient, LATE);
+    let meanwhile = async {
+        // It takes a place and reads the queue. What it sends next is to be late.
+        until("it has read the queue", async || {
+            server.requests().await.0 == before + 2
+        })
+        .await;
+        line.strand();
+        line.refuse(true);
+    };
+    let (tried, ()) = tokio::join!(attempt(), meanwhile);
+    tried.unwrap_err();
+    store.delete(ahead, None).await.unwrap();
+    granted_for_good(&server, &line, &client, request.owner, attempt).await;
+}
+
+#[tokio::test]
+async fn a_lock_that_was_granted_is_not_taken_back_by_what_an_attempt_sent_while_the_store_was_full()
+ {
+    let server = Server::start();
+    let line = server.line(0);
+    let client = server
+        .lasting_client_through(&[&line], Duration::from_secs(5))
+        .await;
+    let warm = Lock::new(client.clone(), "warm").unwrap();
+    warm.acquire().await.unwrap().release().await.unwrap();
+    let mut admin = server.admin().await.maintenance_client();
+    full(&mut admin, true).await;
+    let request = request("late");
+    let attempt = async || LockBackend::try_acquire(&client, &request).await;
+    let before = server.begun("Alarm").await;
+    line.delay(Direction::ToClient, LATE / 2);
+    let meanwhile = async {
+        // It is refused, and asks why. What it sends next is to be late.
+        until("it asks why", async || server.begun("Alarm").await > before).await;
+        line.strand();
+        line.refuse(true);
+    };
+    let (tried, ()) = tokio::join!(attempt(), meanwhile);
+    tried.unwrap_err();
+    full(&mut admin, false).await;
+    granted_for_good(&server, &line, &client, request.owner, attempt).await;
 }
 
 #[test]

@@ -304,6 +304,62 @@ async fn what_an_attempt_without_an_answer_may_have_left_is_made_void() {
     store.has_seen(Event::Released(2, true), 1).await;
 }
 
+/// Otherwise the release could free the place after a later attempt was granted with it.
+#[tokio::test]
+async fn a_place_of_one_that_does_not_wait_is_released_and_not_used_again_if_that_fails() {
+    let (client, store, owner) = client();
+    *store.answers.lock().unwrap() = Some(|| Entered::Contended(None));
+    let contended = client.attempt(owner, &(1, false)).await.unwrap();
+    assert!(matches!(contended, Attempt::Contended(contention) if !contention.queued));
+    // Nothing is in flight that would have to be refused.
+    assert_eq!(store.count(Event::Released(1, false)), 1);
+    assert_eq!(store.count(Event::Settled(1)), 0);
+    assert_eq!(client.release(owner).await.unwrap(), Released::NotHeld);
+
+    store.silent.lock().unwrap().push(2);
+    client.attempt(owner, &(2, false)).await.unwrap_err();
+    *store.answers.lock().unwrap() = Some(|| Entered::Granted(FencingToken::new(7)));
+    // As long as the release has no answer.
+    client.attempt(owner, &(3, false)).await.unwrap_err();
+    assert_eq!(client.held(owner), None);
+    store.silent.lock().unwrap().clear();
+    let granted = client.attempt(owner, &(3, false)).await.unwrap();
+    assert!(matches!(granted, Attempt::Granted(_)));
+    // By the session, perhaps.
+    store.has_seen(Event::Released(2, false), 1).await;
+    assert_eq!(client.held(owner).unwrap().0, 3);
+}
+
+#[tokio::test]
+async fn what_a_failed_request_may_have_left_stays_until_its_owner_is_released() {
+    fn failed(left: bool) -> Entered {
+        let error = BackendError::new(BackendErrorKind::OutOfSpace, "full");
+        Entered::Failed { error, left }
+    }
+    let (client, store, owner) = client();
+    *store.answers.lock().unwrap() = Some(|| failed(true));
+    let error = client.attempt(owner, &(1, true)).await.unwrap_err();
+    assert_eq!(error.kind(), BackendErrorKind::OutOfSpace);
+    *store.answers.lock().unwrap() = None;
+    // It was executed nevertheless.
+    store.set(1, Stand::Held(FencingToken::new(7)));
+    let granted = client.attempt(owner, &(2, true)).await.unwrap();
+    assert!(matches!(granted, Attempt::Granted(_)));
+    assert_eq!(client.held(owner).unwrap().0, 1);
+    assert_eq!(client.release(owner).await.unwrap(), Released::Freed);
+    assert_eq!(store.count(Event::Released(1, false)), 1);
+
+    *store.answers.lock().unwrap() = Some(|| failed(true));
+    client.attempt(owner, &(3, true)).await.unwrap_err();
+    assert_eq!(client.release(owner).await.unwrap(), Released::NotHeld);
+    assert_eq!(store.count(Event::Released(3, false)), 1);
+    // Of a request that certainly left nothing, nothing is released.
+    *store.answers.lock().unwrap() = Some(|| failed(false));
+    client.attempt(owner, &(4, true)).await.unwrap_err();
+    assert_eq!(client.release(owner).await.unwrap(), Released::NotHeld);
+    assert_eq!(store.count(Event::Released(4, false)), 0);
+}
+
 #[tokio::test]
 async fn a_release_that_was_sent_twice_freed_what_was_held() {
     let (client, store, owner) = client();

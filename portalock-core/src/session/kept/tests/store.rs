@@ -32,6 +32,8 @@ pub(super) struct Store {
     pub(super) gate: AtomicBool,
     /// Attempts get no answer in time.
     pub(super) late: AtomicBool,
+    /// Attempts get this answer, whatever the place's state is.
+    pub(super) answers: Mutex<Option<fn() -> Entered>>,
     pub(super) repeats: AtomicBool,
     pub(super) ends_with_connection: AtomicBool,
     /// A session's lease ends while it begins.
@@ -292,6 +294,10 @@ impl<const ASKS: bool> Service for InStore<ASKS> {
         }
         while store.gate.load(Ordering::Acquire) {
             tokio::task::yield_now().await;
+        }
+        if let Some(answer) = *store.answers.lock().unwrap() {
+            let value = answer();
+            return Ok(Answered { value, repeated });
         }
         let value = match stand {
             Some(Stand::Held(token)) => Entered::Granted(token),
