@@ -4,13 +4,13 @@
 //! renewals see one member's view, a hanging member is left completely, and all locks of a backend share one
 //! connection.
 
-use std::{future::Future, sync::Arc, time::Duration};
+use std::{future::Future, pin::pin, sync::Arc, time::Duration};
 
 use etcd_client::{AlarmAction, AlarmType, Client, ConnectOptions, Error, KvClient};
 use portalock_core::{
     BackendError, BackendErrorKind,
     clock::Instant,
-    session::{Answered, PerRuntime},
+    session::{Answered, PerRuntime, in_its_runtime},
 };
 use tokio::sync::watch;
 
@@ -81,65 +81,68 @@ impl Endpoints {
         Fut: Future<Output = Result<T, Error>>,
     {
         let mut repeated = false;
-        let members = self.members.len();
-        let (start, timeout) = (Instant::now(), self.settings.request_timeout);
-        let share = timeout / u32::try_from(members).unwrap_or(u32::MAX);
-        let mut fresh_login = false;
-        let mut temporary = None;
-        let mut tries = 0;
-        // A single member is tried twice, the second time on a new connection: the old one may have ended with a
-        // restart.
-        let most = members.max(2);
-        let value = loop {
-            let turn = *self.current.borrow();
-            let left = timeout.saturating_sub(start.elapsed());
-            let mut used = None;
-            let mut leaderless = false;
-            let attempt = async {
-                let client = self.client(turn, doing).await?;
-                used = Some(client.clone());
-                request(client).await.map_err(|error| {
-                    leaderless = answered_unavailable(&error);
-                    backend_error(error, doing)
-                })
-            };
-            let error = match tokio::time::timeout(left.min(share), attempt).await {
-                Ok(Ok(value)) => break Ok(value),
-                Ok(Err(error)) => error,
-                Err(_) => timed_out(doing),
-            };
-            match error.kind() {
-                // One member may be misconfigured, for example with a certificate that has expired.
-                BackendErrorKind::Unavailable
-                | BackendErrorKind::Misconfigured
-                | BackendErrorKind::Other => {
-                    repeated |= used.is_some();
-                    self.leave(turn, used.as_ref());
-                    if leaderless {
-                        // An election takes a second or two: wait for it, within the request timeout.
-                        tokio::time::sleep(BETWEEN_ELECTIONS).await;
-                    } else {
-                        tries += 1;
+        let calling = async {
+            let members = self.members.len();
+            let (start, timeout) = (Instant::now(), self.settings.request_timeout);
+            let share = timeout / u32::try_from(members).unwrap_or(u32::MAX);
+            let mut fresh_login = false;
+            let mut temporary = None;
+            let mut tries = 0;
+            // A single member is tried twice, the second time on a new connection: the old one may have ended with a
+            // restart.
+            let most = members.max(2);
+            loop {
+                let turn = *self.current.borrow();
+                let left = timeout.saturating_sub(start.elapsed());
+                let mut used = None;
+                let mut leaderless = false;
+                let attempt = async {
+                    let client = self.client(turn, doing).await?;
+                    used = Some(client.clone());
+                    request(client).await.map_err(|error| {
+                        leaderless = answered_unavailable(&error);
+                        backend_error(error, doing)
+                    })
+                };
+                let error = match tokio::time::timeout(left.min(share), attempt).await {
+                    Ok(Ok(value)) => break Ok(value),
+                    Ok(Err(error)) => error,
+                    Err(_) => timed_out(doing),
+                };
+                match error.kind() {
+                    // One member may be misconfigured, for example with a certificate that has expired.
+                    BackendErrorKind::Unavailable
+                    | BackendErrorKind::Misconfigured
+                    | BackendErrorKind::Other => {
+                        repeated |= used.is_some();
+                        self.leave(turn, used.as_ref());
+                        if leaderless {
+                            // An election takes a second or two: wait for it, within the request timeout.
+                            tokio::time::sleep(BETWEEN_ELECTIONS).await;
+                        } else {
+                            tries += 1;
+                        }
+                        // If one member failed only for now, a later call may succeed, whatever is wrong with the others.
+                        let earlier = temporary.take().filter(|_| !error.is_retryable());
+                        let error = earlier.unwrap_or(error);
+                        if tries >= most || start.elapsed() >= timeout {
+                            break Err(error);
+                        }
+                        temporary = Some(error).filter(BackendError::is_retryable);
                     }
-                    // If one member failed only for now, a later call may succeed, whatever is wrong with the others.
-                    let earlier = temporary.take().filter(|_| !error.is_retryable());
-                    let error = earlier.unwrap_or(error);
-                    if tries >= most || start.elapsed() >= timeout {
-                        break Err(error);
+                    // A change of users can make a token invalid; etcd reports this with the code for an invalid request.
+                    BackendErrorKind::PermissionDenied
+                        if used.is_some() && !fresh_login && self.settings.user.is_some() =>
+                    {
+                        fresh_login = true;
+                        self.forget(turn, used.as_ref());
                     }
-                    temporary = Some(error).filter(BackendError::is_retryable);
+                    BackendErrorKind::Exhausted => break Err(self.full_or_busy(turn, error).await),
+                    _ => break Err(error),
                 }
-                // A change of users can make a token invalid; etcd reports this with the code for an invalid request.
-                BackendErrorKind::PermissionDenied
-                    if used.is_some() && !fresh_login && self.settings.user.is_some() =>
-                {
-                    fresh_login = true;
-                    self.forget(turn, used.as_ref());
-                }
-                BackendErrorKind::Exhausted => break Err(self.full_or_busy(turn, error).await),
-                _ => break Err(error),
             }
         };
+        let value = in_its_runtime(pin!(calling)).await;
         Answered { value, repeated }
     }
 

@@ -10,7 +10,8 @@
 //!    releases, and ends the session.
 //! 3. [`Places`] records the places of the session's owners: holds, waiters, and requests that may still arrive.
 //!    [`NamedPlace`] gives each place a name of its own.
-//! 4. [`PerRuntime`] keeps one connection for each runtime that uses the backend, for the callers' requests.
+//! 4. [`PerRuntime`] keeps one connection for each runtime that uses the backend, for the callers' requests. Requests that use
+//!    tokio are made [`in_its_runtime`].
 //!
 //! A backend implements [`Service`]. `docs/writing-a-backend.md` explains an example.
 //!
@@ -48,6 +49,7 @@ pub use client::{Answered, Client, Entered};
 pub use id::new_id;
 pub use keeper::{Keeper, Renewal};
 pub use kept::KeptSession;
+pub use lasting::in_its_runtime;
 pub use named_place::NamedPlace;
 pub use per_runtime::PerRuntime;
 pub use places::{Asked, Expected, Leaving, Places, Releasing, Stand};

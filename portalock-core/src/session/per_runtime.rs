@@ -184,7 +184,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn no_runtime() -> BackendError {
+pub(super) fn no_runtime() -> BackendError {
     BackendError::new(
         BackendErrorKind::Misconfigured,
         "a network backend needs a tokio runtime: call from within one, or use the `blocking` module",

@@ -1,11 +1,17 @@
 //! A session outlives the runtime that started it, and survives a runtime that is blocked.
 
-use std::time::{Duration, Instant};
+use std::{
+    pin::pin,
+    task::{Context, Poll, Waker},
+    time::{Duration, Instant},
+};
 
-use portalock_core::{Lock, blocking};
+use portalock_core::{BackendErrorKind, Lock, LockError, blocking};
 use tokio::runtime::{Builder, Runtime};
 
-use crate::support::{Server, patient};
+use portalock_etcd::{EtcdBackend, EtcdSettings};
+
+use crate::support::{Server, patient, until};
 
 const LEASE: Duration = Duration::from_secs(3);
 
@@ -87,4 +93,53 @@ fn a_backend_serves_one_short_runtime_after_another() {
         // Its runtime is gone, so the release is made in the background.
         drop(guard);
     }
+}
+
+/// The cluster has no leader, so each call waits for an election.
+#[test]
+fn a_look_whose_runtime_has_ended_fails_and_its_timers_do_not_panic() {
+    let server = Server::cluster();
+    let endpoint = server.etcd.endpoints()[0].clone();
+    let settings = EtcdSettings::new([endpoint]).unwrap();
+    let first = current_thread();
+    let client = first.block_on(EtcdBackend::with_settings(settings));
+    let lock = Lock::new(client.unwrap(), "ended").unwrap();
+    for member in [1, 2] {
+        server.etcd.kill(member);
+    }
+    first.block_on(async {
+        until("there is no leader", async || lock.inspect().await.is_err()).await;
+    });
+    for round in 0..8 {
+        let (own, other) = (current_thread(), current_thread());
+        let mut looking = pin!(lock.inspect());
+        // At different moments of its pauses.
+        let brief = Duration::from_millis(300 + 37 * round);
+        let early = own.block_on(async { tokio::time::timeout(brief, &mut looking).await });
+        drop(own);
+        if early.is_err() {
+            other.block_on(looking).unwrap_err();
+        }
+    }
+}
+
+#[test]
+fn a_call_outside_a_runtime_says_what_to_do() {
+    let server = Server::start();
+    let own = current_thread();
+    let lock = Lock::new(own.block_on(server.client()), "outside").unwrap();
+    let refused = |poll: Poll<LockError>| {
+        let Poll::Ready(LockError::Backend { source, .. }) = poll else {
+            panic!("{poll:?}");
+        };
+        assert_eq!(source.kind(), BackendErrorKind::Misconfigured, "{source}");
+    };
+    let mut context = Context::from_waker(Waker::noop());
+    let mut acquires = Box::pin(lock.acquire());
+    refused(acquires.as_mut().poll(&mut context).map(Result::unwrap_err));
+    let mut looks = pin!(lock.inspect());
+    refused(looks.as_mut().poll(&mut context).map(Result::unwrap_err));
+    // And nothing is left of them.
+    drop(acquires);
+    drop(own.block_on(lock.acquire_with(&patient())).unwrap());
 }
