@@ -50,11 +50,8 @@ pub(crate) async fn begin(
 pub(crate) async fn get_lease(lease: &SessionLease) -> Result<Instant, BackendError> {
     let server = &lease.server;
     // etcd counts leases in whole seconds.
-    let seconds = server
-        .settings
-        .lease_time
-        .as_nanos()
-        .div_ceil(1_000_000_000);
+    let time = server.settings.lease_time;
+    let seconds = time.as_nanos().div_ceil(1_000_000_000);
     let seconds = i64::try_from(seconds).unwrap_or(i64::MAX);
     let get = |client: Arc<Client>| async move {
         let sent = Instant::now();

@@ -267,8 +267,7 @@ fn connect_options(settings: &EtcdSettings) -> Result<ConnectOptions, BackendErr
         .with_tcp_keepalive(Duration::from_secs(30))
         // With this option, a member that is cut off from the others ends its streams. Without it, the streams stay
         // silent.
-        .with_require_leader(true)
-        .with_auto_token_refresh(true);
+        .with_require_leader(true);
     if let Some((user, password)) = &settings.user {
         options = options.with_user(user, &password.0);
     }

@@ -34,6 +34,7 @@ use portalock_core::{
     clock::Instant,
     session::{Answered, Asked, Entered, KeptSession, Leaving, Looked, Service},
 };
+use tonic::Code;
 
 use crate::{
     begin::{begin, check_version},
@@ -272,8 +273,14 @@ impl Service for SessionLease {
     }
 
     async fn renew(session: &Arc<Session>, line: &Line) -> Result<Renewal, BackendError> {
-        let lease = session.service();
-        let renewed = lease.renew(&line.connection).await;
+        let (lease, connection) = (session.service(), &line.connection);
+        let mut renewed = lease.renew(connection).await;
+        if matches!(&renewed, Err(Error::GRpcStatus(status)) if status.code() == Code::Unauthenticated)
+            && connection.client.refresh_token().await.is_ok()
+        {
+            // Its token had expired, and a new connection would cost more.
+            renewed = lease.renew(connection).await;
+        }
         let Some(own) = renewed.map_err(|error| backend_error(error, "renew the lease"))? else {
             return Ok(Renewal::Gone(gone()));
         };

@@ -3,12 +3,15 @@
 use std::{
     io::Write,
     net::{Ipv4Addr, TcpListener},
+    pin::pin,
     process::{Command, Stdio},
+    task::{Context, Waker},
     time::{Duration, Instant},
 };
 
 use portalock_core::{BackendErrorKind, Lock, LockBackend, LockName};
 use portalock_etcd::{EtcdBackend, EtcdSettings};
+use portalock_testkit::proxy::Direction;
 
 use crate::support::{Server, patient, until, with_users};
 
@@ -111,6 +114,50 @@ async fn a_lock_can_be_observed_though_the_token_has_expired() {
         ended.is_err()
     })
     .await;
+}
+
+#[tokio::test]
+async fn a_call_that_nobody_polls_while_it_logs_in_keeps_no_other_waiting() {
+    let (server, _key, _) = expiring().await;
+    let line = server.line(0);
+    let client = server
+        .client_through(&[&line], |settings| {
+            let settings = settings.with_user("billing", "hunter2");
+            let settings = settings.with_prefix("billing").unwrap();
+            // No renewal logs in for minutes.
+            settings.with_lease_time(Duration::from_secs(600)).unwrap()
+        })
+        .await;
+    let lock = Lock::new(client, "a").unwrap();
+    lock.inspect().await.unwrap();
+    tokio::time::sleep(TOKEN * 2).await;
+    let logins = server.begun("Authenticate").await;
+    // Longer than it takes until the test knows of the login.
+    line.delay(Direction::ToClient, Duration::from_secs(1));
+    let mut looks = pin!(lock.inspect());
+    let mut context = Context::from_waker(Waker::noop());
+    until("it logs in", async || {
+        looks.as_mut().poll(&mut context).is_ready() || server.begun("Authenticate").await > logins
+    })
+    .await;
+    line.heal();
+    // From here on nobody polls it.
+    drop(lock.acquire().await.unwrap());
+}
+
+#[tokio::test]
+async fn a_renewal_whose_token_has_expired_keeps_its_connection() {
+    let (server, _key, settings) = expiring().await;
+    let settings = settings.with_lease_time(TOKEN * 3).unwrap();
+    let client = EtcdBackend::with_settings(settings).await.unwrap();
+    let before = server.begun("Authenticate").await;
+    until("it has logged in several times", async || {
+        server.begun("Authenticate").await >= before + 3
+    })
+    .await;
+    // Each new connection of the session would have opened one.
+    assert_eq!(server.begun("Watch").await, 1);
+    drop(client);
 }
 
 #[tokio::test]
