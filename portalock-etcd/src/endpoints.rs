@@ -153,14 +153,10 @@ impl Endpoints {
         within: Duration,
     ) -> Result<Connection, BackendError> {
         let turn = *self.current.borrow();
-        let outcome = tokio::time::timeout(within, self.client(turn, doing)).await;
-        let error = match outcome {
-            Ok(Ok(client)) => return Ok(Connection { client, turn }),
-            Ok(Err(error)) => error,
-            Err(_) => timed_out(doing),
-        };
-        self.leave(turn, None);
-        Err(error)
+        let connected = tokio::time::timeout(within, self.client(turn, doing)).await;
+        let connected = connected.unwrap_or_else(|_| Err(timed_out(doing)));
+        let client = connected.inspect_err(|_| self.leave(turn, None))?;
+        Ok(Connection { client, turn })
     }
 
     /// Records that `connection` has failed: moves on to the next member, unless that has already happened.
@@ -179,19 +175,26 @@ impl Endpoints {
     async fn client(&self, turn: usize, doing: &'static str) -> Result<Arc<Client>, BackendError> {
         let member = self.member(turn);
         let connect = || {
-            let endpoint = member.endpoint.clone();
-            // This reads the files of certificates again, because they are renewed from time to time.
-            let options = connect_options(&self.settings);
-            let within = self.settings.request_timeout;
-            async move {
+            let (endpoint, settings) = (member.endpoint.clone(), self.settings.clone());
+            let (within, has_files) = (settings.request_timeout, settings.tls.is_some());
+            let failed = move |error| backend_error(error, doing);
+            let connecting = async move {
+                // This reads the files of certificates again, because they are renewed from time to time. It does so on a
+                // thread for that: a file system may hang, and this may be the thread of all sessions.
+                let read = move || connect_options(&settings);
+                let options = if has_files {
+                    let read = tokio::task::spawn_blocking(read).await;
+                    read.map_err(|error| failed(Error::IoError(error.into())))?
+                } else {
+                    read()
+                };
                 // Connecting includes the login, and all callers on one runtime wait for the same connection.
-                let connecting = Client::connect([endpoint], Some(options?));
-                match tokio::time::timeout(within, connecting).await {
-                    Ok(connected) => connected
-                        .map(Arc::new)
-                        .map_err(|error| backend_error(error, doing)),
-                    Err(_) => Err(timed_out(doing)),
-                }
+                let connected = Client::connect([endpoint], Some(options?)).await;
+                Ok(Arc::new(connected.map_err(failed)?))
+            };
+            async move {
+                let connected = tokio::time::timeout(within, connecting).await;
+                connected.unwrap_or_else(|_| Err(timed_out(doing)))
             }
         };
         member.connections.get(connect).await

@@ -182,6 +182,35 @@ async fn certificates_that_were_renewed_are_read_again() {
     drop(lock.acquire_with(&patient()).await.unwrap());
 }
 
+/// As on a network file system whose server does not answer.
+#[cfg(feature = "tls")]
+#[tokio::test]
+async fn a_file_that_can_not_be_read_for_now_costs_no_other_session_its_locks() {
+    let server = Server::start();
+    let lease = Duration::from_secs(3);
+    let holder = server.client_with(|settings| settings.with_lease_time(lease).unwrap());
+    let lock = Lock::new(holder.await, "held").unwrap();
+    let guard = lock.acquire_with(&patient()).await.unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("ca.pem");
+    let signed = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
+    std::fs::write(&file, signed.cert.pem()).unwrap();
+    let client = EtcdBackend::new(trusting(&file, &[format!("https://{}", nobody())])).unwrap();
+    std::fs::remove_file(&file).unwrap();
+    let made = std::process::Command::new("mkfifo").arg(&file).status();
+    assert!(made.unwrap().success());
+    let waits = Lock::new(client, "waits").unwrap();
+    // The session's start waits for somebody who writes to the file.
+    let _waiting = tokio::spawn(async move { waits.acquire_with(&patient()).await.map(drop) });
+    let lost = tokio::time::timeout(lease * 3, guard.lost()).await;
+    // Now its reads end, and the next ones fail.
+    let writer = std::fs::File::create(&file).unwrap();
+    std::fs::remove_file(&file).unwrap();
+    drop(writer);
+    assert!(lost.is_err(), "{lost:?}");
+    guard.release().await.unwrap();
+}
+
 #[cfg(feature = "tls")]
 #[tokio::test]
 async fn a_member_whose_certificate_is_not_trusted_is_passed_over() {
