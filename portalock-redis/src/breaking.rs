@@ -8,10 +8,11 @@
 //! The mark also has this time, because a failover or a restart can lose the mark while the session lives on. Then the
 //! next mark has a later time, and `evict.lua` ends the hold only after that.
 
-use std::time::Duration;
+use std::{pin::pin, time::Duration};
 
 use portalock_core::{
-    BackendError, Holder, LockName, Loss, Marked, OwnerId, Released, session::Answered,
+    BackendError, Holder, LockName, Loss, Marked, OwnerId, Released,
+    session::{Answered, in_its_runtime},
 };
 use redis::{RedisError, Value, aio::MultiplexedConnection};
 
@@ -74,7 +75,11 @@ impl Server {
             let answer = text(&value).ok_or_else(|| unexpected(EVICTING))?;
             if let Some(left) = answer.strip_prefix("wait|") {
                 let left = left.parse().map_err(|_| unexpected(EVICTING))?;
-                tokio::time::sleep(Duration::from_millis(left)).await;
+                let pause = async {
+                    tokio::time::sleep(Duration::from_millis(left)).await;
+                    Ok(())
+                };
+                in_its_runtime(pin!(pause)).await?;
                 continue;
             }
             return match answer {

@@ -1,10 +1,10 @@
 //! The queue of a name at the server, in Rust types: attempts, releases and inspections. Each is one script.
 
-use std::{sync::Arc, time::Duration};
+use std::{pin::pin, sync::Arc, time::Duration};
 
 use portalock_core::{
     BackendError, BackendErrorKind, Claim, FencingToken, Holder, Inspection, LockName, OwnerId,
-    session::Answered,
+    session::{Answered, in_its_runtime},
 };
 use redis::Value;
 
@@ -206,7 +206,8 @@ impl Server {
         what: &'static str,
         call: Call<'_>,
     ) -> Result<Answered<Value>, BackendError> {
-        let Answered { value, repeated } = self.connections.send(what, call, || Ok(())).await?;
+        let sending = pin!(self.connections.send(what, call, || Ok(())));
+        let Answered { value, repeated } = in_its_runtime(sending).await?;
         Ok(Answered {
             value: value.0,
             repeated,

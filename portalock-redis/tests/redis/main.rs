@@ -27,6 +27,7 @@ mod refusals;
 mod replicas;
 mod resets;
 mod resume;
+mod runtimes;
 mod semaphore;
 mod sentinel;
 mod sentinel_bystanders;

@@ -1,0 +1,31 @@
+//! Calls whose runtime ends before they do.
+
+use std::{pin::pin, time::Duration};
+
+use portalock_core::LockError;
+use portalock_testkit::servers::RedisServer;
+use tokio::{runtime::Builder, time::timeout};
+
+use crate::fixture::{client, lock};
+
+/// It pauses between its tries, because the server is away.
+#[test]
+fn a_look_whose_runtime_has_ended_fails_and_its_timers_do_not_panic() {
+    let server = RedisServer::start().unwrap();
+    let runtime = || Builder::new_current_thread().enable_all().build().unwrap();
+    let other = runtime();
+    let backend = other.block_on(client(&server));
+    drop(server);
+    for round in 0..8 {
+        let (own, lock) = (runtime(), lock(&backend, "a"));
+        let mut looks = pin!(lock.inspect());
+        // At different moments of its pauses.
+        let brief = Duration::from_millis(20 + 17 * round);
+        let early = own.block_on(async { timeout(brief, &mut looks).await });
+        drop(own);
+        if early.is_err() {
+            let failed = other.block_on(looks).unwrap_err();
+            assert!(matches!(failed, LockError::Backend { .. }), "{failed}");
+        }
+    }
+}
