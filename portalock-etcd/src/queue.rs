@@ -243,7 +243,8 @@ mod tests {
             Place::new(request.owner, &wish, lease.id(), &lease.numbers)
         });
         for place in &places {
-            place.enter(lease, false).await.unwrap();
+            let entered = place.enter(lease, false).await.unwrap();
+            assert!(matches!(entered.value, Some(Standing::Granted(_))));
         }
         for place in &places {
             place.withdraw_for_good(lease).await.unwrap();

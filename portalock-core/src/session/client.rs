@@ -175,9 +175,7 @@ impl<S: Service> Client<S> {
             }
             Entered::Failed { error, left } => {
                 // An earlier request may still arrive: then the place stays until it is released.
-                if !unsure && !left {
-                    places.forget(owner);
-                }
+                places.refused(owner, unsure || left);
                 Err(error)
             }
             // Perhaps a server that the session has left meanwhile.

@@ -343,6 +343,18 @@ impl<P: Clone> Places<P> {
         due.into_iter().map(|(_, owner)| owner).collect()
     }
 
+    /// Records that an attempt for `owner` failed, and whether it may have `left` something at the service. If no attempt has, the owner
+    /// is forgotten.
+    pub(super) fn refused(&self, owner: OwnerId, left: bool) {
+        let is_left = self.change(owner, |place| {
+            place.left |= left;
+            place.left
+        });
+        if is_left == Some(false) {
+            self.forget(owner);
+        }
+    }
+
     /// Forgets `owner`. Call this when the service has nothing of it, and no request for it is in flight.
     pub(super) fn forget(&self, owner: OwnerId) {
         let removed = (self.lock().as_mut()).and_then(|places| places.remove(&owner));

@@ -13,6 +13,8 @@ pub(super) struct Place<P> {
     pub(super) phase: Phase,
     /// Whether a request without an answer may still be in flight.
     pub(super) unsure: bool,
+    /// Whether a request that failed may have been executed nevertheless.
+    pub(super) left: bool,
     /// The loss, if the lock was broken. The session may not know yet that the owner holds it.
     pub(super) broken: Option<Box<Loss>>,
     /// Changes with the phase. No two places have the same version.
@@ -80,6 +82,7 @@ impl<P> Place<P> {
             at,
             phase,
             unsure: false,
+            left: false,
             broken: None,
             version: next_version(),
             waiting: None,

@@ -353,6 +353,13 @@ async fn what_a_failed_request_may_have_left_stays_until_its_owner_is_released()
     client.attempt(owner, &(3, true)).await.unwrap_err();
     assert_eq!(client.release(owner).await.unwrap(), Released::NotHeld);
     assert_eq!(store.count(Event::Released(3, false)), 1);
+    // Also if the last one certainly left nothing.
+    for left in [|| failed(true), || failed(false)] as [fn() -> Entered; 2] {
+        *store.answers.lock().unwrap() = Some(left);
+        client.attempt(owner, &(5, true)).await.unwrap_err();
+    }
+    assert_eq!(client.release(owner).await.unwrap(), Released::NotHeld);
+    assert_eq!(store.count(Event::Released(5, false)), 1);
     // Of a request that certainly left nothing, nothing is released.
     *store.answers.lock().unwrap() = Some(|| failed(false));
     client.attempt(owner, &(4, true)).await.unwrap_err();
