@@ -270,7 +270,7 @@ pub(crate) struct Connections {
     open: PerRuntime<Arc<Connection>>,
     /// The session's connection.
     line: Mutex<Weak<Connection>>,
-    route: Route,
+    route: Arc<Route>,
 }
 
 impl Connections {
@@ -279,7 +279,7 @@ impl Connections {
             settings,
             open: PerRuntime::new(),
             line: Mutex::default(),
-            route: Route::default(),
+            route: Arc::default(),
         }
     }
 
@@ -293,6 +293,11 @@ impl Connections {
     /// The order in which the next connection of the session dials the servers.
     pub(crate) fn order(&self) -> Order {
         self.route.order(self.settings.servers.len())
+    }
+
+    /// Only the server of `connection`.
+    pub(crate) fn only(&self, connection: &Connection) -> Order {
+        self.route.only(connection.server)
     }
 
     /// The server of `connection` has confirmed a change.
@@ -357,7 +362,8 @@ impl Connections {
         let settings = self.settings.clone();
         let open = || {
             let settings = settings.clone();
-            let order = self.server().map_or_else(|| self.order(), Order::only);
+            let only = |server| self.route.only(server);
+            let order = self.server().map_or_else(|| self.order(), only);
             async move {
                 let connection =
                     Connection::open(&settings, &order, Box::new(|_| {}), None).await?;

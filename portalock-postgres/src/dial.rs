@@ -10,7 +10,9 @@ use std::{
 use futures_util::{FutureExt, StreamExt, stream::Stream};
 use portalock_core::{BackendError, BackendErrorKind, session::new_id};
 use tokio::time::{sleep, timeout};
-use tokio_postgres::{AsyncMessage, Client, Config, Error, SimpleQueryMessage, config::Host};
+use tokio_postgres::{
+    AsyncMessage, Client, Config, Error, SimpleQueryMessage, config::Host, error::SqlState,
+};
 
 use crate::{
     PostgresSettings,
@@ -49,31 +51,40 @@ pub(crate) async fn dial(
 ) -> Result<(usize, Dialled), BackendError> {
     let servers = u32::try_from(settings.servers.len()).unwrap_or(u32::MAX);
     let share = settings.connect_timeout / servers.max(1);
-    let mut worst: Option<BackendError> = None;
+    // With whether it is the refusal of a former primary.
+    let mut worst: Option<(bool, BackendError)> = None;
     for &index in &order.servers {
         let Some(server) = settings.servers.get(index) else {
             continue;
         };
+        let mut is_former = false;
         let dialling = async {
             let mut dialled = dial_in_step(server, settings.ca_file()).await?;
             // The only server has no other one that could have followed it.
             if servers > 1 {
-                dialled.timeline = dialled.read_timeline().await;
-                dialled.check(order)?;
+                dialled.timeline = dialled.read_timeline().await?;
+                let timeline = dialled.timeline.as_ref();
+                let told = order.route.told(timeline, &dialled.connecting);
+                is_former = told.is_err();
+                told?;
             }
             Ok(dialled)
         };
         let dialling = timeout(share, dialling).await;
         match dialling.unwrap_or_else(|_| Err(timed_out(&connecting(from_ref(server))))) {
             Ok(dialled) => return Ok((index, dialled)),
-            // An error that a retry can't fix is more useful than one of an unavailable server.
+            // An error that a retry can't fix is more useful than one of an unavailable server. So is the refusal of a former primary.
             Err(error) => match &worst {
-                Some(known) if !known.is_retryable() => {}
-                _ => worst = Some(error),
+                Some((_, known)) if !known.is_retryable() => {}
+                Some((true, _)) if error.is_retryable() => {}
+                _ => worst = Some((is_former, error)),
             },
         }
     }
-    Err(worst.unwrap_or_else(|| timed_out(&connecting(&settings.servers))))
+    Err(worst.map_or_else(
+        || timed_out(&connecting(&settings.servers)),
+        |(_, error)| error,
+    ))
 }
 
 /// The operation, for errors: it names the server or servers.
@@ -128,32 +139,24 @@ impl Dialled {
         }
     }
 
-    /// `None` if the server doesn't tell: some services that speak like Postgres have no timelines.
-    async fn read_timeline(&mut self) -> Option<Timeline> {
-        let answer = self.ask(TIMELINE).await?.ok()?;
-        let row = answer.iter().find_map(|message| match message {
-            SimpleQueryMessage::Row(row) => Some(row),
-            _ => None,
-        })?;
-        let (system, number) = (row.try_get(0).ok()??, row.try_get(1).ok()??);
-        Some(Timeline {
-            system: system.to_owned(),
-            number: u32::from_str_radix(number, 16).ok()?,
-        })
-    }
-
-    /// Fails if this is a former primary: it would grant what the server that has followed it grants to others.
-    fn check(&self, order: &Order) -> Result<(), BackendError> {
-        match (&self.timeline, &order.latest) {
-            (Some(own), Some(latest)) if own.is_before(latest) => Err(BackendError::new(
+    /// `None` if the server doesn't tell: some services that speak like Postgres have no timelines, and a role may lack the privilege.
+    ///
+    /// After any other failure the connection is not used. If it were, one cancelled statement would let a former primary in.
+    async fn read_timeline(&mut self) -> Result<Option<Timeline>, BackendError> {
+        let Some(answer) = self.ask(TIMELINE).await else {
+            return Err(timed_out(&self.connecting));
+        };
+        match answer {
+            Ok(answer) => Ok(timeline(&answer)),
+            Err(error) if tells_none(&error) => {
+                tracing::warn!(%error, "a server does not tell its timeline, so a former primary can't be told from it");
+                Ok(None)
+            }
+            Err(error) => Err(BackendError::new(
                 BackendErrorKind::Unavailable,
-                format!(
-                    "can't {}: it is a former primary, with timeline {} after this client has used {}; if the server with \
-                     the later one is gone for good, start the client again",
-                    self.connecting, own.number, latest.number
-                ),
-            )),
-            _ => Ok(()),
+                format!("can't {}: it failed to tell its timeline", self.connecting),
+            )
+            .with_source(error)),
         }
     }
 
@@ -168,6 +171,30 @@ impl Dialled {
             ended = ended(&mut self.messages) => answer.now_or_never().or(ended.map(Err)),
         }
     }
+}
+
+fn timeline(answer: &[SimpleQueryMessage]) -> Option<Timeline> {
+    let row = answer.iter().find_map(|message| match message {
+        SimpleQueryMessage::Row(row) => Some(row),
+        _ => None,
+    })?;
+    let (system, number) = (row.try_get(0).ok()??, row.try_get(1).ok()??);
+    Some(Timeline {
+        system: system.to_owned(),
+        number: u32::from_str_radix(number, 16).ok()?,
+    })
+}
+
+/// Whether this is the server's answer each time.
+fn tells_none(error: &Error) -> bool {
+    error.code().is_some_and(|code| {
+        [
+            SqlState::UNDEFINED_FUNCTION,
+            SqlState::INSUFFICIENT_PRIVILEGE,
+            SqlState::FEATURE_NOT_SUPPORTED,
+        ]
+        .contains(code)
+    })
 }
 
 /// Drives a connection until it ends, and returns the reason, if there is one.

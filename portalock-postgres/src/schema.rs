@@ -1,6 +1,6 @@
 //! The schema: tables and functions in the database, and their migration.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use portalock_core::{BackendError, session};
 use tokio::time::{sleep, timeout};
@@ -11,7 +11,7 @@ use crate::{
     connection::{Connection, drive},
     dial::{Dialled, dial},
     error::{failed, timed_out, wrong_version},
-    route::Order,
+    route::Route,
 };
 
 /// The version that this crate works with, which the function `portalock.version` returns.
@@ -76,7 +76,7 @@ pub async fn migrate(settings: &PostgresSettings) -> Result<(), BackendError> {
 }
 
 async fn connect_and_run(settings: &PostgresSettings) -> Result<(), BackendError> {
-    let order = Order::new(settings.servers.len());
+    let order = Arc::new(Route::default()).order(settings.servers.len());
     let (
         _,
         Dialled {

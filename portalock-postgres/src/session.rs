@@ -46,7 +46,6 @@ use crate::{
     look::{LOOK, READ, clean_up, look, release_again},
     observe::{self, Observers},
     queue::token,
-    route::Order,
     schema,
 };
 
@@ -104,7 +103,7 @@ impl SessionRow {
         }
         if !self.server.direct.load(Ordering::Relaxed) {
             // A pooler that assigns server processes per transaction assigns this connection's process to `other`.
-            let only = Order::only(connection.server);
+            let only = self.server.connections.only(connection);
             let other = Connection::open(self.settings(), &only, Box::new(|_| {}), None).await?;
             if let Err(error) = other.hold().await {
                 // A pooler that assigns them per statement refuses transactions, and nothing else.

@@ -11,7 +11,7 @@ use std::{
 use portalock_core::{
     BackendErrorKind, Holder, Lock, LockBackend as _, LockError, Loss, Policy, blocking,
 };
-use portalock_postgres::{PostgresBackend, PostgresSettings};
+use portalock_postgres::{PostgresBackend, PostgresSettings, tokio_postgres::Client};
 use portalock_testkit::{
     proxy::{Direction, FaultProxy},
     servers::PostgresServer,
@@ -472,6 +472,82 @@ async fn a_client_of_a_promoted_standby_does_not_go_back_to_the_former_primary()
     assert_eq!(granted, 2);
     for guard in [held, first, second] {
         guard.release().await.unwrap();
+    }
+}
+
+/// Makes the server fail with this code when it is asked for its timeline.
+async fn fails_to_tell_its_timeline(server: &Client, code: &str) {
+    let sql = format!(
+        "-- What is built in runs whatever its row says, but not under another name.
+         DO $$ BEGIN
+            IF 'pg_catalog.pg_control_system()'::regprocedure::oid < 16384 THEN
+                ALTER FUNCTION pg_catalog.pg_control_system() RENAME TO pg_control_system_before;
+            END IF;
+         END $$;
+         CREATE OR REPLACE FUNCTION pg_catalog.pg_control_system(OUT pg_control_version integer, OUT catalog_version_no integer,
+            OUT system_identifier bigint, OUT pg_control_last_modified timestamptz)
+         LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'it fails' USING ERRCODE = '{code}'; END $$"
+    );
+    server.batch_execute(&sql).await.unwrap();
+}
+
+/// The promoted standby, which is named first, is slow when a client starts, and away then. The former primary runs and would confirm changes.
+#[tokio::test]
+async fn a_fresh_client_that_has_met_a_promoted_standby_does_not_go_to_the_former_primary() {
+    let server = Server::start().await;
+    let standby = standby(&server).await;
+    caught_up(&server).await;
+    let mut admin = connect(&standby.url()).await;
+    admin.query("SELECT pg_promote()", &[]).await.unwrap();
+    let to_standby = FaultProxy::start(standby.addr()).unwrap();
+    let former = server.postgres.lock().unwrap().addr();
+    let settings = at(
+        [to_standby.addr(), former],
+        "?request_timeout=1s&connect_timeout=120",
+    );
+    let slow = admin.transaction().await.unwrap();
+    let locking = "LOCK TABLE portalock.sessions";
+    slow.batch_execute(locking).await.unwrap();
+    let lock = Lock::new(PostgresBackend::new(settings), "a").unwrap();
+    let started = lock.try_acquire().await;
+    assert!(started.is_err(), "the former primary granted it");
+    to_standby.refuse(true);
+    to_standby.cut();
+    let refused = async |reason: &str| {
+        let error = lock.try_acquire().await.unwrap_err();
+        assert!(format!("{error:?}").contains(reason), "{error:?}");
+    };
+    refused("it is a former primary").await;
+    fails_to_tell_its_timeline(&server.admin().await, "42883").await;
+    refused("it does not tell its timeline").await;
+    slow.rollback().await.unwrap();
+    to_standby.refuse(false);
+    let policy = patient().with_max_failures(u32::MAX);
+    lock.acquire_with(&policy)
+        .await
+        .unwrap()
+        .release()
+        .await
+        .unwrap();
+    let sessions = "SELECT count(*) FROM portalock.sessions";
+    assert_eq!(server.number(sessions).await, 0);
+}
+
+/// A server that can't tell is used, such as a service without timelines, but not one that failed to for once.
+#[tokio::test]
+async fn a_server_that_failed_to_tell_its_timeline_is_not_used() {
+    let server = Server::start().await;
+    let addr = server.postgres.lock().unwrap().addr();
+    let admin = server.admin().await;
+    for code in ["53200", "57014", "XX000"] {
+        fails_to_tell_its_timeline(&admin, code).await;
+        let client = PostgresBackend::with_settings(at([addr, addr], "")).await;
+        assert_eq!(client.unwrap_err().kind(), BackendErrorKind::Unavailable);
+    }
+    for code in ["42883", "42501", "0A000"] {
+        fails_to_tell_its_timeline(&admin, code).await;
+        let client = PostgresBackend::with_settings(at([addr, addr], "")).await;
+        client.unwrap().close().await.unwrap();
     }
 }
 
