@@ -15,6 +15,7 @@ use portalock_core::{
     session::{Answered, in_its_runtime},
 };
 use redis::{RedisError, Value, aio::MultiplexedConnection};
+use tokio::time::timeout;
 
 use crate::{
     client::Server,
@@ -28,6 +29,9 @@ use crate::{
 
 const BREAKING: &str = "break a lock in Redis";
 const EVICTING: &str = "end a hold in Redis";
+
+/// How long a break asks where the primary is.
+const LOOKS_FOR: Duration = Duration::from_secs(1);
 
 /// The name of a place, and the mark: when its client no longer relies on the hold, and who breaks its lock.
 pub(crate) type Mark = (String, String);
@@ -99,9 +103,8 @@ impl Server {
         what: &'static str,
         call: Call<'_>,
     ) -> Result<Answered<Value>, BackendError> {
-        if let Err(error) = self.route.look().await {
-            tracing::debug!(%error, "where the Redis primary is, is unknown");
-        }
+        // One that is away may take as long as the engine waits for the whole call.
+        let _ = timeout(LOOKS_FOR, self.route.look()).await;
         self.send(what, call).await
     }
 }

@@ -117,8 +117,8 @@ impl Connections {
         call: Call<'_>,
         goes_on: impl Fn() -> Result<(), BackendError> + Send + Sync,
     ) -> Result<Answered<(Value, Arc<Wire>)>, BackendError> {
-        let begun = Instant::now();
-        let failure = match self.send_once(what, call, true).await {
+        let (begun, mut sent) = (Instant::now(), false);
+        let failure = match self.send_once(what, call, true, &mut sent).await {
             Ok(value) => {
                 return Ok(Answered {
                     value,
@@ -127,7 +127,7 @@ impl Connections {
             }
             Err(failure) => failure,
         };
-        Box::pin(self.send_again(what, call, &goes_on, begun, failure)).await
+        Box::pin(self.send_again(what, call, &goes_on, begun, failure, sent)).await
     }
 
     async fn send_again(
@@ -137,6 +137,7 @@ impl Connections {
         goes_on: &(dyn Fn() -> Result<(), BackendError> + Send + Sync),
         begun: Instant,
         mut failure: BackendError,
+        mut sent: bool,
     ) -> Result<Answered<(Value, Arc<Wire>)>, BackendError> {
         let mut pause = Duration::ZERO;
         loop {
@@ -148,26 +149,25 @@ impl Connections {
             }
             tokio::time::sleep(pause).await;
             pause = (pause * 2).clamp(FIRST_PAUSE, LONGEST_PAUSE);
-            failure = match self.send_once(what, call, false).await {
-                Ok(value) => {
-                    return Ok(Answered {
-                        value,
-                        repeated: true,
-                    });
-                }
+            let repeated = sent;
+            failure = match self.send_once(what, call, false, &mut sent).await {
+                Ok(value) => return Ok(Answered { value, repeated }),
                 Err(failure) => failure,
             };
         }
     }
 
-    /// `gathers` says whether the call may be sent together with others. Without an answer it is `Unavailable`.
+    /// `gathers` says whether the call may be sent together with others. Without an answer it is `Unavailable`. Sets `sent` unless
+    /// there was no connection for it.
     async fn send_once(
         &self,
         what: &'static str,
         call: Call<'_>,
         gathers: bool,
+        sent: &mut bool,
     ) -> Result<(Value, Arc<Wire>), BackendError> {
         let wire = self.wire().await?;
+        *sent = true;
         match wire.send(call, &self.route, gathers).await {
             Ok(_) if !self.leads_there(&wire) => Err(BackendError::new(
                 BackendErrorKind::Unavailable,
@@ -266,6 +266,22 @@ mod tests {
 
     fn runtime() -> Runtime {
         Builder::new_current_thread().enable_all().build().unwrap()
+    }
+
+    /// Otherwise a break of nothing would be told as one that took effect without an answer.
+    #[test]
+    fn a_call_without_a_connection_was_not_sent() {
+        let server = RedisServer::start().unwrap();
+        let connections = connections(&server);
+        let own = runtime();
+        own.block_on(connections.wire()).unwrap();
+        drop(server);
+        for is_connected in [true, false] {
+            let mut sent = false;
+            let failed = own.block_on(connections.send_once("test", call(), false, &mut sent));
+            assert_eq!(failed.unwrap_err().kind(), BackendErrorKind::Unavailable);
+            assert_eq!(sent, is_connected);
+        }
     }
 
     /// As a call that was dropped, which a thread of the library polls.

@@ -44,7 +44,11 @@ pub(crate) async fn break_holder<B: LockBackend + ?Sized>(
     let mut failed_marks = 0;
     loop {
         let relies_until = marked.and_then(|(_, until)| until);
-        match answer(name, backend.mark_broken(name, owner, by)).await {
+        let is_first = marked.is_none() && failed_evictions == 0;
+        // Of what is known to have been marked, it says only that it is not held.
+        let is_known = |found: &Marked| is_first || *found != Marked::has_ended();
+        let found = answer(name, backend.mark_broken(name, owner, by)).await;
+        match found.map(|found| found.filter(is_known)) {
             Ok(None) if failed_evictions > 0 => return Ok(Broken::Evicted),
             Ok(None) if marked.is_none() => return Ok(Broken::NotHeld),
             Ok(None) => return Ok(Broken::Released),

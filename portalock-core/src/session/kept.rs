@@ -346,7 +346,7 @@ impl<S: Service> KeptSession<S> {
         let looked = looked?;
         // It tells what a former server had. The session checks all places over the next connection, before it extends its
         // lease.
-        if self.places.reconnects() != reconnects || self.lock_connection().is_none() {
+        if self.places.reconnects() != reconnects || self.connection().is_none() {
             let given_up = format!("the connection to {} was given up", S::NAME);
             return Err(BackendError::new(BackendErrorKind::Unavailable, given_up));
         }

@@ -158,7 +158,7 @@ pub(crate) async fn part(server: &RedisServer) {
 }
 
 /// A proxy to each sentinel, which can be cut off.
-fn by_lines(group: &SentinelGroup) -> (String, Vec<FaultProxy>) {
+pub(crate) fn by_lines(group: &SentinelGroup) -> (String, Vec<FaultProxy>) {
     let lines: Vec<_> = group
         .sentinel_ports()
         .iter()

@@ -4,14 +4,14 @@
 
 use std::time::Duration;
 
-use portalock_core::{Broken, Election, FencingToken, Loss, Observer};
+use portalock_core::{Broken, Election, FencingToken, Loss, Observer, Policy};
 use portalock_redis::RedisBackend;
-use portalock_testkit::servers::SentinelOptions;
+use portalock_testkit::{proxy::Direction, servers::SentinelOptions};
 use tokio::time::timeout;
 
 use crate::{
     fixture::{ENOUGH, connected, eventually, lock, settings_at},
-    sentinel::{acquired, lasting, on, on_server, part, replicated, start, with_user},
+    sentinel::{acquired, by_lines, lasting, on, on_server, part, replicated, start, with_user},
 };
 
 /// How long the client of a former primary pauses: checks are much rarer.
@@ -72,6 +72,23 @@ async fn a_break_reaches_the_holder_at_the_new_primary() {
     assert_eq!(broken.unwrap(), Broken::Released);
     let loss = timeout(ENOUGH, held.lost()).await.unwrap();
     assert!(matches!(loss, Loss::Broken(_)), "{loss}");
+}
+
+/// It asks all sentinels first, and the engine does not wait long.
+#[tokio::test]
+async fn a_sentinel_that_is_away_keeps_no_break_from_the_holder() {
+    let mut group = start(SentinelOptions::new()).await;
+    let url = with_user(&mut group).await;
+    let holder = connected(lasting(&url)).await;
+    let held = lock(&holder, "a").acquire().await.unwrap();
+    let (behind, lines) = by_lines(&group);
+    let patient = settings_at(&behind).with_session_ttl(ENOUGH).unwrap();
+    let at_once = Policy::new().with_max_failures(0);
+    let operator = lock(&RedisBackend::new(patient), "a").with_policy(at_once);
+    assert!(operator.inspect().await.unwrap().held);
+    lines[0].black_hole(Direction::Both);
+    let broken = operator.break_holder(held.owner()).await;
+    assert_eq!(broken.unwrap(), Broken::Released);
 }
 
 /// Clients that reach no sentinel go on at the former primary for a while, and it sends their changes.
