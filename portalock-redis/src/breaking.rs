@@ -23,15 +23,13 @@ use crate::{
     error::unexpected,
     keys::{Kind, Place},
     record::text,
+    route::LOOKS_FOR,
     scripts::{BREAK, EVICT},
     session::{Session, SessionKey},
 };
 
 const BREAKING: &str = "break a lock in Redis";
 const EVICTING: &str = "end a hold in Redis";
-
-/// How long a break asks where the primary is.
-const LOOKS_FOR: Duration = Duration::from_secs(1);
 
 /// The name of a place, and the mark: when its client no longer relies on the hold, and who breaks its lock.
 pub(crate) type Mark = (String, String);

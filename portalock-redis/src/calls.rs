@@ -14,8 +14,9 @@
 //!   knew when it asked, so an attempt that is sent after its withdrawal is refused: see `session.rs`.
 //! - The task that sends a batch serves all its callers, so a caller that is dropped takes nothing from the others.
 //! - A request without an answer is sent again by its caller, by itself: if the connection breaks; if the request fails in
-//!   the script, so that the caller gets the error of its own request; and if the runtime ends. So is one whose answer takes longer than
-//!   the response timeout, because the task may stand behind another one that computes.
+//!   the script, so that the caller gets the error of its own request; and if the runtime ends.
+//! - A request whose answer takes longer than the response timeout fails, as one that was sent by itself: the task may stand behind
+//!   another one that computes.
 
 use std::sync::{
     Arc, Mutex, MutexGuard, PoisonError,
@@ -120,6 +121,11 @@ impl Calls {
         let _turn = self.turns.lock().await;
         answered.give_out();
         yield_now().await;
+    }
+
+    #[cfg(test)]
+    pub(crate) fn is_gathering(&self) -> bool {
+        self.lock().is_due
     }
 
     fn lock(&self) -> MutexGuard<'_, Gathered> {

@@ -17,6 +17,7 @@ mod tags;
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 
 use portalock_core::{BackendError, BackendErrorKind, clock::Instant};
@@ -84,19 +85,20 @@ impl Cluster {
         &self.server
     }
 
-    /// Returns the node that serves `slot`, and when the nodes were asked. Runs on the session thread, which drives the
+    /// Returns the node that serves `slot`, and when the nodes were asked: an answer of all of them may be so old as `fresh`. Runs on the session thread, which drives the
     /// connections to the nodes.
     pub(crate) async fn owner(
         &self,
         slot: u16,
         enough: Enough,
+        fresh: Duration,
     ) -> Result<(Instant, Heard), BackendError> {
         let (latest, since) = match enough {
             // A caller that opens a connection may know that earlier answers are out of date.
             Enough::Most => (&self.most, Instant::now()),
             Enough::All => {
                 // Each session of the client asks, and can use an answer that another session has just got.
-                let (now, fresh) = (Instant::now(), self.settings.look_interval() / 2);
+                let now = Instant::now();
                 (&self.all, now.checked_sub(fresh).unwrap_or(now))
             }
         };

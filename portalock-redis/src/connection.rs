@@ -39,6 +39,9 @@ use crate::{
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
 const LONGEST_PAUSE: Duration = Duration::from_millis(250);
 
+/// If the runtime stood still until the timeout, the answer may be there, and its task runs only after those whose time is over.
+const LATE: Duration = Duration::from_millis(250);
+
 /// A command or script to send.
 #[derive(Clone, Copy)]
 pub(crate) enum Call<'c> {
@@ -207,10 +210,14 @@ impl Wire {
             && let Some(runtime) = self.own_runtime()
             && let Some(answered) = self.calls.gather(call, route, &self.connection, &runtime)
         {
-            let answered = timeout(route.settings().patience(), answered).await;
-            let late = |_| RedisError::from(io::Error::from(io::ErrorKind::TimedOut));
-            // Without a sender, the task that served this call has ended.
-            return answered.map_err(late)?.unwrap_or(Ok(None));
+            let mut answered = answered;
+            for time in [route.settings().patience(), LATE] {
+                if let Ok(answer) = timeout(time, &mut answered).await {
+                    // Without a sender, the task that served this call has ended.
+                    return answer.unwrap_or(Ok(None));
+                }
+            }
+            return Err(io::Error::from(io::ErrorKind::TimedOut).into());
         }
         let mut connection = self.connection();
         // Boxed: the future is large, and a call that is gathered would reserve space for it.
@@ -239,7 +246,7 @@ impl Call<'_> {
 mod tests {
     use std::sync::mpsc;
 
-    use futures_util::poll;
+    use futures_util::{future::join_all, poll};
     use portalock_testkit::servers::RedisServer;
     use tokio::runtime::{Builder, Runtime};
 
@@ -282,6 +289,29 @@ mod tests {
             assert_eq!(failed.unwrap_err().kind(), BackendErrorKind::Unavailable);
             assert_eq!(sent, is_connected);
         }
+    }
+
+    /// It stood still for longer than the timeout.
+    #[test]
+    fn answers_that_came_while_the_runtime_stood_still_count() {
+        let server = RedisServer::start().unwrap();
+        let connections = connections(&server);
+        let own = runtime();
+        let wire = own.block_on(connections.wire()).unwrap();
+        let _company = [wire.calls.begin(), wire.calls.begin()];
+        let calls = (0..40).map(|_| wire.send(call(), &connections.route, true));
+        let mut all = Box::pin(join_all(calls));
+        own.block_on(async {
+            assert!(poll!(&mut all).is_pending());
+            // They are sent.
+            while wire.calls.is_gathering() {
+                tokio::task::yield_now().await;
+            }
+            let (_never, event) = mpsc::channel::<()>();
+            let _ = event.recv_timeout(connections.route.settings().patience() * 2);
+            let answers = all.await;
+            assert!(answers.iter().all(|answer| matches!(answer, Ok(Some(_)))));
+        });
     }
 
     /// As a call that was dropped, which a thread of the library polls.

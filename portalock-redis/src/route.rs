@@ -8,9 +8,13 @@ use std::{
     time::Duration,
 };
 
-use portalock_core::{BackendError, BackendErrorKind, clock::Instant, session};
+use portalock_core::{
+    BackendError, BackendErrorKind,
+    clock::Instant,
+    session::{self, SingleFlight},
+};
 use redis::ConnectionInfo;
-use tokio::sync::watch;
+use tokio::{sync::watch, time::timeout};
 
 use crate::{
     address::SentinelAddress,
@@ -19,6 +23,9 @@ use crate::{
     sentinel::Sentinels,
     witness::{Enough, Heard, Told, at},
 };
+
+/// How long calls wait for a check: the engine waits for 5 s for the whole of a call.
+pub(crate) const LOOKS_FOR: Duration = Duration::from_secs(1);
 
 /// The route by which one backend object finds its server.
 #[derive(Debug)]
@@ -53,6 +60,10 @@ struct Followed {
     number: AtomicU64,
     /// When the latest check began that asked all witnesses and has ended, even without an answer.
     looked: watch::Sender<Instant>,
+    /// The check of those who have no session.
+    looking: SingleFlight<()>,
+    /// The process that created this.
+    process: u32,
 }
 
 /// The servers that know the current address.
@@ -131,7 +142,10 @@ impl Route {
                 server: (**server).clone(),
                 number: number.load(Ordering::Acquire),
             }),
-            Way::Followed(followed) => Followed::look(followed, Enough::Most).await,
+            Way::Followed(followed) => {
+                let (looking, fresh) = (followed.clone(), self.reused());
+                session::run(async move { looking.look(Enough::Most, fresh).await }).await?
+            }
         }
     }
 
@@ -154,29 +168,41 @@ impl Route {
         match &self.way {
             Way::Fixed(..) => Ok(()),
             Way::Followed(followed) => {
-                // In a cluster the answer may be older: see `look_interval`.
-                let interval = self.settings.look_interval();
-                let reused = interval.saturating_sub(self.look_interval());
-                let begun = Instant::now().checked_sub(reused);
-                let looked = Followed::look(followed, Enough::All).await;
-                if let Some(begun) = begun {
-                    followed.looked.send_replace(begun);
-                }
-                looked.map(drop)
+                let (looking, fresh) = (followed.clone(), self.reused());
+                let looked = session::run(async move { looking.look(Enough::All, fresh).await });
+                looked.await?.map(drop)
             }
         }
     }
 
     /// Checks whether the server has moved, if nobody has for a session's time. A session does so all the time, but a backend that only
-    /// observes or inspects has none.
+    /// observes or inspects has none. If servers that may know are away, it doesn't wait for them: an answer of the former primary
+    /// counts only until the check has ended.
     pub(crate) async fn look_if_due(&self) {
-        if let Way::Followed(followed) = &self.way
-            && followed.looked.borrow().elapsed() >= self.settings.session_ttl()
-            && let Err(error) = Box::pin(self.look()).await
-        {
+        let Way::Followed(followed) = &self.way else {
+            return;
+        };
+        let lasts = self.settings.session_ttl();
+        // A forked child's copy may be one of a check that never ends.
+        if !followed.is_due(lasts) || followed.process != std::process::id() {
+            return;
+        }
+        let ready = || (!followed.is_due(lasts)).then_some(());
+        let look = || {
+            let looking = followed.clone();
+            // The tags of a cluster share an answer.
+            async move { looking.look(Enough::All, lasts / 2).await.map(drop) }
+        };
+        let looking = Box::pin(followed.looking.run(ready, look));
+        if let Ok(Err(error)) = timeout(LOOKS_FOR, looking).await {
             // Where it is now is unknown, so nothing changes.
             tracing::debug!(%error, "where the Redis primary is, is unknown");
         }
+    }
+
+    /// How old an answer may be that is used again.
+    fn reused(&self) -> Duration {
+        self.settings.look_interval() / 2
     }
 
     /// Waits until a check has ended that began at most half of a session's time before `sent`: see `primary.rs`. There is
@@ -226,34 +252,46 @@ impl Followed {
             latest: Mutex::default(),
             number: AtomicU64::new(0),
             looked: watch::Sender::new(Instant::now()),
+            looking: SingleFlight::new(),
+            process: std::process::id(),
         }
     }
 
-    async fn look(this: &Arc<Self>, enough: Enough) -> Result<Location, BackendError> {
-        let this = this.clone();
-        session::run(async move {
-            if enough == Enough::Most {
-                let (asked_at, heard) = this.ask(enough).await?;
-                let is_clear = heard.is_clear(this.lock().as_ref().map(|(told, _)| told));
-                if is_clear && let Ok(found) = this.note(asked_at, heard) {
-                    return Ok(found);
-                }
-                // The others say which of two addresses counts, or one of them has heard of the last switch.
+    /// Whether the latest check is so old.
+    fn is_due(&self, age: Duration) -> bool {
+        self.looked.borrow().elapsed() >= age
+    }
+
+    /// Asks the witnesses. Answers of all of them may be so old as `fresh`. Runs on the session thread.
+    async fn look(&self, enough: Enough, fresh: Duration) -> Result<Location, BackendError> {
+        if enough == Enough::Most {
+            let (asked_at, heard) = self.ask(enough, fresh).await?;
+            let is_clear = heard.is_clear(self.lock().as_ref().map(|(told, _)| told));
+            if is_clear && let Ok(found) = self.note(asked_at, heard) {
+                return Ok(found);
             }
-            let (asked_at, heard) = this.ask(Enough::All).await?;
-            this.note(asked_at, heard)
-        })
-        .await?
+            // The others say which of two addresses counts, or one of them has heard of the last switch.
+        }
+        let begun = Instant::now();
+        let asked = self.ask(Enough::All, fresh).await;
+        let asked_at = asked.as_ref().map_or(begun, |(asked_at, _)| *asked_at);
+        let found = asked.and_then(|(asked_at, heard)| self.note(asked_at, heard));
+        self.looked.send_if_modified(|latest| {
+            let is_later = *latest < asked_at;
+            *latest = asked_at.max(*latest);
+            is_later
+        });
+        found
     }
 
     /// Returns the answers, and when the witnesses were asked.
-    async fn ask(&self, enough: Enough) -> Result<(Instant, Heard), BackendError> {
+    async fn ask(&self, enough: Enough, fresh: Duration) -> Result<(Instant, Heard), BackendError> {
         match &self.witnesses {
             Witnesses::Sentinels(sentinels) => {
                 let now = Instant::now();
                 Ok((now, sentinels.ask(enough).await?))
             }
-            Witnesses::Nodes(cluster, tag) => cluster.owner(tag.slot(), enough).await,
+            Witnesses::Nodes(cluster, tag) => cluster.owner(tag.slot(), enough, fresh).await,
         }
     }
 
@@ -305,6 +343,8 @@ impl Followed {
 #[cfg(unix)]
 mod tests {
     use std::{future::poll_fn, pin::pin, task::Poll};
+
+    use futures_util::poll;
 
     use portalock_testkit::servers::RedisClusterOptions;
 
@@ -377,6 +417,36 @@ mod tests {
         }
         let location = note(&followed, heard(1, "a", true)).unwrap();
         assert_eq!(location.number, 3);
+    }
+
+    /// Otherwise each of them would open a connection, or ask again when the one before has given up.
+    #[tokio::test]
+    async fn calls_share_a_check_which_counts_though_nobody_waits_for_it() {
+        // It never answers.
+        let sentinel = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("redis+sentinel://{}/m", sentinel.local_addr().unwrap());
+        let settings = Arc::new(RedisSettings::new(&url).unwrap());
+        let Address::Sentinels(address) = settings.address() else {
+            panic!("it names sentinels");
+        };
+        let route = Route::by_sentinels(address, &settings);
+        let Way::Followed(followed) = &route.way else {
+            panic!("it is followed");
+        };
+        let before = Instant::now().checked_sub(settings.session_ttl());
+        followed.looked.send_replace(before.unwrap());
+        for _ in 0..50 {
+            assert!(poll!(Box::pin(route.look_if_due())).is_pending());
+        }
+        let mut looked = followed.looked.subscribe();
+        let ended = looked.wait_for(|begun| begun.elapsed() < settings.session_ttl());
+        let _ = timeout(TIME, ended)
+            .await
+            .expect("it does not count")
+            .unwrap();
+        route.look_if_due().await;
+        sentinel.set_nonblocking(true).unwrap();
+        assert_eq!(sentinel.incoming().map_while(Result::ok).count(), 1);
     }
 
     /// Its key may be at a node that has become a replica meanwhile.
