@@ -4,15 +4,15 @@ use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use portalock_core::{
-    Attempt, BackendError, BackendErrorKind, Capabilities, CrashRelease, Fairness, Holder,
-    HolderWatch, Inspect, Inspection, LockBackend, LockName, LockRequest, LossNotice, Marked,
-    OwnerId, Released, Scope, Tokens, Wakeups,
+    Attempt, BackendError, Capabilities, CrashRelease, Fairness, Holder, HolderWatch, Inspect,
+    Inspection, LockBackend, LockName, LockRequest, LossNotice, Marked, OwnerId, Released, Scope,
+    Tokens, Wakeups,
 };
 
 use crate::{
     Fence, PostgresSettings,
     client::{Client, Server, Wish},
-    error::misconfigured,
+    error::{is_of_one_server, misconfigured},
     keys::{Kind, Wanted},
     observe::observe,
 };
@@ -48,7 +48,8 @@ impl PostgresBackend {
 
     /// Connects with `settings` and starts a session, so that this call reports anything that is wrong. If the session
     /// ends later, the backend starts a new one when it is needed. If a server accepts the connection and does not confirm the
-    /// session within [`request_timeout`](PostgresSettings::request_timeout), the next of several servers is tried.
+    /// session within [`request_timeout`](PostgresSettings::request_timeout), or can't, for example because its disk is full, the next of
+    /// several servers is tried.
     ///
     /// # Errors
     ///
@@ -69,9 +70,7 @@ impl PostgresBackend {
             let order = connections.order().servers;
             match backend.client.session().await {
                 // The next server may confirm what this one did not.
-                Err(error)
-                    if error.kind() == BackendErrorKind::Unavailable
-                        && connections.order().servers != order => {}
+                Err(error) if is_of_one_server(&error) && connections.order().servers != order => {}
                 begun => return begun.map(|_| backend),
             }
         }

@@ -42,7 +42,7 @@ impl Connections {
         let (owner, by) = (&*owner, &*by);
         let answer = self
             .call(BREAKING, |connection| async move {
-                connection
+                let answer = connection
                     .query(
                         "SELECT portalock.break_claim($1, $2, $3, $4), portalock.hold_of($1, $2, $3)",
                         &[
@@ -52,7 +52,12 @@ impl Connections {
                             (&by, Type::TEXT),
                         ],
                     )
-                    .await
+                    .await?;
+                // A break that is repeated at a former primary would find a hold there, and end that.
+                if value_in::<i64>(&answer, 0)?.is_some() {
+                    self.confirmed_call(&connection);
+                }
+                Ok(answer)
             })
             .await?;
         let read =
@@ -76,7 +81,7 @@ impl Connections {
         let (owner, token) = (&*owner, i64::try_from(token).ok());
         let answer = self
             .call(EVICTING, |connection| async move {
-                connection
+                let answer = connection
                     .query(
                         "SELECT CASE portalock.hold_of($1, $2, $3) WHEN $4 THEN portalock.evict($1, $2, $3) END",
                         &[
@@ -86,7 +91,11 @@ impl Connections {
                             (&token, Type::INT8),
                         ],
                     )
-                    .await
+                    .await?;
+                if value_in::<bool>(&answer, 0)? == Some(true) {
+                    self.confirmed_call(&connection);
+                }
+                Ok(answer)
             })
             .await?;
         let freed = value_in(&answer.value, 0).map_err(|error| failed(EVICTING, error))?;

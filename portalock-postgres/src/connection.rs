@@ -306,6 +306,13 @@ impl Connections {
         self.route.confirmed(connection.server, timeline);
     }
 
+    /// As [`confirmed`](Self::confirmed), for a call. If there is a session, it finds out by itself.
+    pub(crate) fn confirmed_call(&self, connection: &Connection) {
+        if self.server().is_none() {
+            self.confirmed(connection);
+        }
+    }
+
     /// The server of `connection` did not confirm a change. If the connection has ended, it could not.
     pub(crate) fn not_confirmed(&self, connection: &Connection) {
         if !connection.is_closed() {

@@ -127,6 +127,16 @@ const NO_SCHEMA: (BackendErrorKind, &str) = (
     "the schema portalock is not in this database: call `portalock::migrate` once, or run `with_lock migrate`",
 );
 
+/// Whether another of several servers may begin a session after this error, for example because the disk of a former primary is full.
+/// Wrong settings, and a database without the schema, are the same at all of them.
+pub(crate) fn is_of_one_server(error: &BackendError) -> bool {
+    use BackendErrorKind as Kind;
+    !matches!(
+        error.kind(),
+        Kind::Misconfigured | Kind::Unsupported | Kind::NotFound | Kind::PermissionDenied
+    )
+}
+
 /// The server did not answer within the request timeout.
 pub(crate) fn timed_out(doing: &str) -> BackendError {
     BackendError::new(

@@ -21,7 +21,8 @@ pub(crate) const VERSION: i32 = 5;
 const WITHIN: Duration = Duration::from_secs(60);
 
 /// How long a migration may pause between two requests, while others wait for it. Then the server ends it: its machine may be gone.
-const PAUSE_WITHIN: Duration = Duration::from_secs(3);
+/// The time in which the last request arrives counts too, and it is long. No table is locked then.
+const PAUSE_WITHIN: Duration = Duration::from_secs(15);
 
 /// How long a migration waits for a table before it lets go of all tables and tries again. Meanwhile it blocks all clients,
 /// also the renewals of their leases. It must be less than the server's `deadlock_timeout`, because a client that has read

@@ -27,7 +27,7 @@ use std::{
 use async_trait::async_trait;
 use futures_util::future::join;
 use portalock_core::{
-    BackendError, BackendErrorKind, Loss, OwnerId, Renewal,
+    BackendError, Loss, OwnerId, Renewal,
     clock::Instant,
     session::{
         Answered, Asked, Entered, KeptSession, Leaving, Looked, Service, Session as _, new_id,
@@ -41,7 +41,7 @@ use crate::{
     breaking::{Mark, heed},
     client::{Server, Wish, enter, leave},
     connection::{Connection, Hear},
-    error::{POOLED, failed, pooled, timed_out, wrong_version},
+    error::{POOLED, failed, is_of_one_server, pooled, timed_out, wrong_version},
     keys::{Place, channel},
     look::{LOOK, READ, clean_up, look, release_again},
     observe::{self, Observers},
@@ -244,7 +244,7 @@ impl Service for SessionRow {
             .await
             .unwrap_or_else(|_| Err(timed_out(STARTING)))
             .inspect_err(|error| {
-                if error.kind() == BackendErrorKind::Unavailable {
+                if is_of_one_server(error) {
                     connections.not_confirmed(&line.connection);
                 }
             })?;

@@ -22,7 +22,7 @@ impl PostgresSettings {
     /// `sslrootcert`, the file of [`with_ca_file`](Self::with_ca_file). `sslmode` is `disable`, `prefer` (TLS if the
     /// server supports it) or `require`; the default is `disable`, or `require` with an `sslrootcert`. With TLS, the
     /// server's certificate and name are verified, so `verify-ca` and `verify-full` mean the same as `require`. Of
-    /// several hosts, the first one that accepts writes is used.
+    /// several hosts, the first one that accepts writes is used, but no former primary: the crate's front page has more.
     ///
     /// ```
     /// use portalock_postgres::PostgresSettings;

@@ -533,6 +533,51 @@ async fn a_fresh_client_that_has_met_a_promoted_standby_does_not_go_to_the_forme
     assert_eq!(server.number(sessions).await, 0);
 }
 
+/// A client without a session marks a hold. Then the server that is named first is back.
+#[tokio::test]
+async fn a_break_goes_on_at_the_server_that_has_confirmed_the_mark() {
+    let (first, server) = tokio::join!(Server::start(), Server::start());
+    let ((to_first, _), (to_server, _)) = (first.line(), server.line());
+    let (of_the_holder, lasting) = server.line();
+    let lasting = lasting.with_lease_time(Duration::from_secs(600)).unwrap();
+    let holder = PostgresBackend::with_settings(lasting).await.unwrap();
+    let held = Lock::new(holder, "a").unwrap().acquire().await.unwrap();
+    // It does not hear of the mark.
+    of_the_holder.black_hole(Direction::Both);
+    let settings = at([to_first.addr(), to_server.addr()], "");
+    let operator = PostgresBackend::new(settings);
+    let by = Holder::this_process(None);
+    let mark = async || {
+        let marked = operator.mark_broken(held.name(), held.owner(), &by).await;
+        marked.unwrap()
+    };
+    to_first.refuse(true);
+    assert!(mark().await.is_some());
+    to_first.refuse(false);
+    to_server.cut();
+    assert!(mark().await.is_some());
+    assert_eq!(to_first.connections(), 0, "it was sent to another server");
+}
+
+/// The server that is named first accepts connections and can write nothing.
+#[tokio::test]
+async fn a_session_starts_at_the_next_server_if_the_first_has_an_error_of_its_own() {
+    let (first, server) = tokio::join!(Server::start(), Server::start());
+    let addr = |server: &Server| server.postgres.lock().unwrap().addr();
+    let settings = at([addr(&first), addr(&server)], "");
+    for code in ["53100", "58030", "XX001"] {
+        let fails = format!(
+            "CREATE OR REPLACE FUNCTION fails() RETURNS trigger LANGUAGE plpgsql
+             AS $$ BEGIN RAISE EXCEPTION 'it fails' USING ERRCODE = '{code}'; END $$;
+             DROP TRIGGER IF EXISTS fails ON portalock.sessions;
+             CREATE TRIGGER fails BEFORE INSERT ON portalock.sessions FOR EACH ROW EXECUTE FUNCTION fails()"
+        );
+        first.run(&fails).await;
+        let client = PostgresBackend::with_settings(settings.clone()).await;
+        client.unwrap().close().await.unwrap();
+    }
+}
+
 /// A server that can't tell is used, such as a service without timelines, but not one that failed to for once.
 #[tokio::test]
 async fn a_server_that_failed_to_tell_its_timeline_is_not_used() {
