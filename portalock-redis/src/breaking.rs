@@ -15,7 +15,6 @@ use portalock_core::{
     session::{Answered, in_its_runtime},
 };
 use redis::{RedisError, Value, aio::MultiplexedConnection};
-use tokio::time::timeout;
 
 use crate::{
     client::Server,
@@ -23,7 +22,6 @@ use crate::{
     error::unexpected,
     keys::{Kind, Place},
     record::text,
-    route::LOOKS_FOR,
     scripts::{BREAK, EVICT},
     session::{Session, SessionKey},
 };
@@ -101,8 +99,7 @@ impl Server {
         what: &'static str,
         call: Call<'_>,
     ) -> Result<Answered<Value>, BackendError> {
-        // One that is away may take as long as the engine waits for the whole call.
-        let _ = timeout(LOOKS_FOR, self.route.look()).await;
+        self.route.look_first().await;
         self.send(what, call).await
     }
 }

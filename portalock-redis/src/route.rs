@@ -11,7 +11,7 @@ use std::{
 use portalock_core::{
     BackendError, BackendErrorKind,
     clock::Instant,
-    session::{self, SingleFlight},
+    session::{self, SingleFlight, in_its_runtime},
 };
 use redis::ConnectionInfo;
 use tokio::{sync::watch, time::timeout};
@@ -25,7 +25,7 @@ use crate::{
 };
 
 /// How long calls wait for a check: the engine waits for 5 s for the whole of a call.
-pub(crate) const LOOKS_FOR: Duration = Duration::from_secs(1);
+const LOOKS_FOR: Duration = Duration::from_secs(1);
 
 /// The route by which one backend object finds its server.
 #[derive(Debug)]
@@ -193,11 +193,12 @@ impl Route {
             // The tags of a cluster share an answer.
             async move { looking.look(Enough::All, lasts / 2).await.map(drop) }
         };
-        let looking = Box::pin(followed.looking.run(ready, look));
-        if let Ok(Err(error)) = timeout(LOOKS_FOR, looking).await {
-            // Where it is now is unknown, so nothing changes.
-            tracing::debug!(%error, "where the Redis primary is, is unknown");
-        }
+        for_a_moment(followed.looking.run(ready, look)).await;
+    }
+
+    /// Checks whether the server has moved, for a call that must not reach a former primary.
+    pub(crate) async fn look_first(&self) {
+        for_a_moment(self.look()).await;
     }
 
     /// How old an answer may be that is used again.
@@ -336,6 +337,15 @@ impl Followed {
             *latest = Some((told, Instant::now()));
         }
         Ok(location)
+    }
+}
+
+/// Waits for a check. Without a result, or outside a runtime, nothing changes; then the call itself fails.
+async fn for_a_moment(looking: impl Future<Output = Result<(), BackendError>>) {
+    // Boxed: the future is large, and each call would reserve space for it.
+    let looking = Box::pin(async { timeout(LOOKS_FOR, looking).await.unwrap_or(Ok(())) });
+    if let Err(error) = in_its_runtime(looking).await {
+        tracing::debug!(%error, "where the Redis primary is, is unknown");
     }
 }
 

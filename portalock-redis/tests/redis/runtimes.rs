@@ -1,8 +1,9 @@
-//! Calls whose runtime ends before they do.
+//! Calls whose runtime ends before they do, and calls outside a runtime.
 
 use std::{pin::pin, time::Duration};
 
-use portalock_core::LockError;
+use futures_util::FutureExt as _;
+use portalock_core::{BackendErrorKind, LockError, OwnerId};
 use portalock_testkit::servers::RedisServer;
 use tokio::{runtime::Builder, time::timeout};
 
@@ -28,4 +29,22 @@ fn a_look_whose_runtime_has_ended_fails_and_its_timers_do_not_panic() {
             assert!(matches!(failed, LockError::Backend { .. }), "{failed}");
         }
     }
+}
+
+#[test]
+fn a_call_outside_a_runtime_says_what_to_do() {
+    let server = RedisServer::start().unwrap();
+    let own = Builder::new_current_thread().enable_all().build().unwrap();
+    let lock = lock(&own.block_on(client(&server)), "a");
+    let refused = |error: Option<LockError>| {
+        let Some(LockError::Backend { source, .. }) = error else {
+            panic!("{error:?}");
+        };
+        assert_eq!(source.kind(), BackendErrorKind::Misconfigured, "{source}");
+    };
+    let acquired = lock.acquire().now_or_never();
+    refused(acquired.map(Result::unwrap_err));
+    refused(lock.inspect().now_or_never().map(Result::unwrap_err));
+    let broken = lock.break_holder(OwnerId::mint()).now_or_never();
+    refused(broken.map(Result::unwrap_err));
 }
