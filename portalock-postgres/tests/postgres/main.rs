@@ -15,6 +15,7 @@ mod clock;
 mod deadlocks;
 mod faults;
 mod fence;
+mod former_primary;
 mod functions;
 mod history;
 mod holders;
