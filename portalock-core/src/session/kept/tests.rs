@@ -1,5 +1,6 @@
 mod client;
 mod closing;
+mod leftovers;
 mod looks;
 mod panics;
 mod store;
