@@ -46,7 +46,7 @@ pub enum Entered {
         /// The answer.
         error: BackendError,
         /// Whether the service may have executed the request nevertheless: then the place stays until its owner is released.
-        /// Otherwise the service keeps nothing of it.
+        /// Otherwise the service keeps nothing of this request. A place that an earlier attempt has taken also stays.
         left: bool,
     },
     /// The service no longer knows the session.

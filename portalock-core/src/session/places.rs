@@ -347,7 +347,8 @@ impl<P: Clone> Places<P> {
     /// is forgotten.
     pub(super) fn refused(&self, owner: OwnerId, left: bool) {
         let is_left = self.change(owner, |place| {
-            place.left |= left;
+            // In a later phase it is the place of an earlier attempt, which did not fail.
+            place.left |= left || !matches!(place.phase, Phase::Asked);
             place.left
         });
         if is_left == Some(false) {

@@ -85,3 +85,19 @@ async fn what_a_failed_request_may_have_left_stays_until_its_owner_is_released()
     assert_eq!(client.release(owner).await.unwrap(), Released::NotHeld);
     assert_eq!(store.count(Event::Released(4, false)), 0);
 }
+
+/// A waiter repeats its attempt, and the service refuses that for a reason of its own: its rights were revoked meanwhile.
+#[tokio::test]
+async fn the_place_of_a_waiter_whose_next_attempt_left_nothing_is_released_with_its_owner() {
+    let (client, store, owner) = client();
+    store.set(1, Stand::Waits);
+    let waits = client.attempt(owner, &(1, true)).await.unwrap();
+    assert!(matches!(waits, Attempt::Contended(contention) if contention.queued));
+    *store.answers.lock().unwrap() = Some(|| Entered::Failed {
+        error: BackendError::new(BackendErrorKind::PermissionDenied, "revoked"),
+        left: false,
+    });
+    client.attempt(owner, &(1, true)).await.unwrap_err();
+    client.release(owner).await.unwrap();
+    assert_eq!(store.count(Event::Released(1, false)), 1);
+}
