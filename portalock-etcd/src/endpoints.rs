@@ -4,7 +4,7 @@
 //! renewals see one member's view, a hanging member is left completely, and all locks of a backend share one
 //! connection.
 
-use std::{future::Future, pin::pin, sync::Arc, time::Duration};
+use std::{error::Error as _, future::Future, pin::pin, sync::Arc, time::Duration};
 
 use etcd_client::{AlarmAction, AlarmType, Client, ConnectOptions, Error, KvClient};
 use portalock_core::{
@@ -95,14 +95,11 @@ impl Endpoints {
                 let turn = *self.current.borrow();
                 let left = timeout.saturating_sub(start.elapsed());
                 let mut used = None;
-                let mut leaderless = false;
                 let attempt = async {
                     let client = self.client(turn, doing).await?;
                     used = Some(client.clone());
-                    request(client).await.map_err(|error| {
-                        leaderless = answered_unavailable(&error);
-                        backend_error(error, doing)
-                    })
+                    let answer = request(client).await;
+                    answer.map_err(|error| backend_error(error, doing))
                 };
                 let error = match tokio::time::timeout(left.min(share), attempt).await {
                     Ok(Ok(value)) => break Ok(value),
@@ -116,7 +113,7 @@ impl Endpoints {
                     | BackendErrorKind::Other => {
                         repeated |= used.is_some();
                         self.leave(turn, used.as_ref());
-                        if leaderless {
+                        if answered_unavailable(&error) {
                             // An election takes a second or two: wait for it, within the request timeout.
                             tokio::time::sleep(BETWEEN_ELECTIONS).await;
                         } else {
@@ -258,9 +255,10 @@ pub(crate) fn reader(client: &Client) -> KvClient {
 }
 
 /// Whether a member answered that it can't serve at the moment, as opposed to a member that could not be reached.
-fn answered_unavailable(error: &Error) -> bool {
-    matches!(error, Error::GRpcStatus(status)
-        if status.code() == tonic::Code::Unavailable && std::error::Error::source(status).is_none())
+fn answered_unavailable(error: &BackendError) -> bool {
+    let answer = error.source().and_then(|error| error.downcast_ref());
+    matches!(answer, Some(Error::GRpcStatus(status))
+        if status.code() == tonic::Code::Unavailable && status.source().is_none())
 }
 
 fn connect_options(settings: &EtcdSettings) -> Result<ConnectOptions, BackendError> {

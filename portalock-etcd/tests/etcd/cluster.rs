@@ -1,12 +1,12 @@
 //! Three members; some of them are killed or stopped.
 
-use std::{sync::Arc, time::Duration};
+use std::{pin::pin, sync::Arc, time::Duration};
 
 use portalock_core::{BackendErrorKind, Lock, LockError, Policy, clock::Instant};
 use portalock_etcd::{EtcdBackend, EtcdSettings, etcd_client::Client};
 use portalock_testkit::servers::EtcdOptions;
 
-use crate::support::{Server, patient, until};
+use crate::support::{Server, patient, until, with_users};
 
 /// The leader.
 async fn leader(server: &Server) -> usize {
@@ -113,6 +113,41 @@ async fn without_a_majority_nothing_is_granted_and_what_is_held_is_lost_in_time(
         Err(_) => false,
     })
     .await;
+}
+
+/// A call that finds no leader logs in again, over a new connection.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_call_with_a_user_waits_for_a_leader_too() {
+    let options = EtcdOptions::new().members(3).argument("--bcrypt-cost=4");
+    let server = Server {
+        etcd: Arc::new(options.start().unwrap()),
+    };
+    with_users(&server).await;
+    let long = Duration::from_secs(600);
+    let settings = EtcdSettings::new([server.etcd.endpoints().remove(0)]).unwrap();
+    let settings = settings.with_user("billing", "hunter2");
+    let settings = settings.with_prefix("billing").unwrap();
+    let settings = settings.with_lease_time(long).unwrap();
+    let settings = settings.with_request_timeout(Duration::from_secs(60));
+    let client = EtcdBackend::with_settings(settings.unwrap()).await.unwrap();
+    let lock = Lock::new(client, "election").unwrap();
+    lock.acquire().await.unwrap().release().await.unwrap();
+    server.etcd.kill(1);
+    server.etcd.kill(2);
+    until("the member knows of no leader", async || {
+        let endpoint = server.etcd.endpoints().remove(0);
+        let alone = Client::connect([endpoint], None).await.unwrap();
+        let status = alone.maintenance_client().status().await;
+        status.is_ok_and(|status| status.leader() == 0)
+    })
+    .await;
+    let policy = patient().with_max_failures(0);
+    let mut acquiring = pin!(lock.acquire_with(&policy));
+    tokio::select! {
+        ended = &mut acquiring => panic!("{ended:?}"),
+        () = server.restart(&[1, 2]) => {}
+    }
+    acquiring.await.unwrap().release().await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
