@@ -324,6 +324,8 @@ async fn a_mark_that_failed_is_told() {
         });
         let ended = lock.break_holder(OwnerId::mint()).await;
         assert!(matches!(ended, Err(LockError::Backend { .. })), "{ended:?}");
+        // It was not repeated.
+        assert_eq!(lock.backend().looks.load(Ordering::Relaxed), 2);
         assert_eq!(lock.backend().evictions.load(Ordering::Relaxed), 0);
     }
 }
