@@ -1,12 +1,12 @@
 //! Requests that can't work fail with a typed error, within the deadline, and the error says what to do.
 
-use std::{error::Error, time::Duration};
+use std::{error::Error, sync::Mutex, time::Duration};
 
 use portalock_core::{BackendError, BackendErrorKind, Lock, LockError, clock::Instant};
 use portalock_postgres::{PostgresBackend, PostgresSettings, migrate};
 use portalock_testkit::servers::PostgresOptions;
 
-use crate::support::{Server, connect, patient, until};
+use crate::support::{Server, connect, patient, try_connect, until};
 
 async fn refused(url: &str) -> BackendError {
     let settings = PostgresSettings::from_url(url)
@@ -287,10 +287,15 @@ async fn no_connection_left() {
             .setting("superuser_reserved_connections", "0"),
     )
     .await;
-    let mut taken = Vec::new();
-    for _ in 0..5 {
-        taken.push(server.admin().await);
-    }
+    let taken = Mutex::new(Vec::new());
+    // The connections that made the schema may not have ended yet.
+    until("all connections are taken", async || {
+        let one = try_connect(&server.url).await;
+        let mut taken = taken.lock().unwrap();
+        taken.extend(one);
+        taken.len() == 5
+    })
+    .await;
     let error = refused(&server.url).await;
     assert_eq!(error.kind(), BackendErrorKind::Exhausted);
     assert!(error.is_retryable());
