@@ -58,13 +58,15 @@ BEGIN
     RETURN true;
 END $$;
 
--- The claim by which an owner holds a name. NULL if there is none.
+-- The claim by which an owner holds a name. NULL if there is none. The latest, if an attempt that got no answer was granted in an
+-- earlier session, too: the owner shares the name then with a claim that is dead and is not removed yet.
 CREATE OR REPLACE FUNCTION portalock.holder(_kind text, _name text, _owner text) RETURNS portalock.claims
 LANGUAGE plpgsql AS $$
 DECLARE
     holds portalock.claims;
 BEGIN
     SELECT * INTO holds FROM portalock.claims c
-    WHERE c.name = _name AND c.kind = _kind AND c.place IS NULL AND portalock.owner_of(c.owner) = _owner;
+    WHERE c.name = _name AND c.kind = _kind AND c.place IS NULL AND portalock.owner_of(c.owner) = _owner
+    ORDER BY c.token DESC LIMIT 1;
     RETURN holds;
 END $$;

@@ -122,6 +122,32 @@ async fn holders_are_broken_and_evicted_and_nobody_else() {
     .await;
 }
 
+/// An attempt in an earlier session was granted without an answer, and the owner has made another one since.
+#[tokio::test]
+async fn an_owner_that_shares_a_name_twice_is_broken_where_it_lives() {
+    let (_server, admin) = with_sessions().await;
+    run(
+        &admin,
+        &[
+            (&acquire("x", "o.1", 1), "granted"),
+            (&acquire("s", "o.2", 1), "granted"),
+            ("SELECT portalock.end_session('x')::text", ""),
+            (
+                "SELECT portalock.break_claim('lock', 'a', 'o', 'by')::text",
+                "3600000",
+            ),
+            ("SELECT string_agg(owner, ' ') FROM portalock.marks", "o.2"),
+            (
+                "SELECT (portalock.hold_of('lock', 'a', 'o') = token)::text FROM portalock.claims WHERE owner = 'o.2'",
+                "true",
+            ),
+            ("SELECT portalock.evict('lock', 'a', 'o')::text", "true"),
+            (CLAIMS, "o.1"),
+        ],
+    )
+    .await;
+}
+
 #[tokio::test]
 async fn observers_are_told_of_the_living_holder_of_the_whole_name() {
     let (_server, admin) = with_sessions().await;
