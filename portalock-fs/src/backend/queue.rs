@@ -20,8 +20,10 @@ const FIRST_POLL: Duration = Duration::from_micros(500);
 /// All names in use. A name without holders and waiters takes no memory.
 #[derive(Debug, Default)]
 pub(crate) struct Places {
-    places: Mutex<HashMap<FileName, Arc<Mutex<Place>>>>,
+    places: Mutex<Names>,
 }
+
+type Names = HashMap<FileName, Arc<Mutex<Place>>>;
 
 /// Access to the state of one name, which exists at least as long as this.
 #[derive(Debug)]
@@ -29,27 +31,21 @@ pub(crate) struct Visit<'p> {
     places: &'p Places,
     name: &'p FileName,
     place: Arc<Mutex<Place>>,
+    /// At the end, the locked map, until `place` above is dropped: so of two visits that end at once, one is the last.
+    ending: Option<MutexGuard<'p, Names>>,
 }
 
 impl Places {
     /// Accesses the state of `name`, which is created if it doesn't exist.
     pub(crate) fn enter<'p>(&'p self, name: &'p FileName) -> Visit<'p> {
         let place = lock(&self.places).entry(name.clone()).or_default().clone();
-        Visit {
-            places: self,
-            name,
-            place,
-        }
+        Visit::of(self, name, place)
     }
 
     /// Accesses the state of `name` if it has holders or waiters.
     pub(crate) fn find<'p>(&'p self, name: &'p FileName) -> Option<Visit<'p>> {
         let place = lock(&self.places).get(name)?.clone();
-        Some(Visit {
-            places: self,
-            name,
-            place,
-        })
+        Some(Visit::of(self, name, place))
     }
 
     /// Whether any name may have a holder of this client.
@@ -67,7 +63,16 @@ impl Places {
     }
 }
 
-impl Visit<'_> {
+impl<'p> Visit<'p> {
+    fn of(places: &'p Places, name: &'p FileName, place: Arc<Mutex<Place>>) -> Self {
+        Self {
+            places,
+            name,
+            place,
+            ending: None,
+        }
+    }
+
     /// The locked state.
     pub(crate) fn lock(&self) -> MutexGuard<'_, Place> {
         lock(&self.place)
@@ -91,15 +96,13 @@ impl Visit<'_> {
 
 impl Drop for Visit<'_> {
     fn drop(&mut self) {
-        if !lock(&self.place).is_idle() {
-            return;
-        }
         let mut places = lock(&self.places.places);
         // Only the map and this value have references: no other thread uses the state, and none can start while the map
         // is locked.
         if Arc::strong_count(&self.place) == 2 && lock(&self.place).is_idle() {
             places.remove(self.name);
         }
+        self.ending = Some(places);
     }
 }
 
@@ -276,6 +279,11 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 #[cfg(test)]
 mod tests {
+    use std::{
+        sync::atomic::{AtomicU32, Ordering::SeqCst},
+        thread,
+    };
+
     use super::*;
     use portalock_core::{LockName, Wake, wakeups};
 
@@ -289,6 +297,36 @@ mod tests {
     }
 
     use Mode::{Exclusive, Shared};
+
+    /// For a second, on names that nobody has used.
+    #[test]
+    fn of_two_visits_that_end_at_once_one_forgets_the_name() {
+        let places = Places::default();
+        let name = |round: u32| FileName::of(&LockName::new(format!("{round}")).unwrap());
+        let (begun, last, start) = (AtomicU32::new(0), AtomicU32::new(u32::MAX), Instant::now());
+        let visit_many = || {
+            for round in 0.. {
+                let name = name(round);
+                let visit = places.enter(&name);
+                if start.elapsed() >= Duration::from_secs(1) {
+                    last.fetch_min(round, SeqCst);
+                }
+                begun.fetch_add(1, SeqCst);
+                while begun.load(SeqCst) < 2 * (round + 1) {
+                    thread::yield_now();
+                }
+                drop(visit);
+                if last.load(SeqCst) == round {
+                    break;
+                }
+            }
+        };
+        thread::scope(|threads| {
+            threads.spawn(visit_many);
+            visit_many();
+        });
+        assert_eq!(places.names(), []);
+    }
 
     #[test]
     fn only_the_first_has_the_turn_and_shared_ones_have_it_together() {
