@@ -27,6 +27,7 @@ mod pooler;
 mod queue;
 mod refusals;
 mod resources;
+mod role_defaults;
 mod schema;
 mod sessions;
 mod standby;
