@@ -147,13 +147,14 @@ mod tests {
         let server = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("redis://{}/?protocol=resp3", server.local_addr().unwrap());
         let client = redis::Client::open(url).unwrap();
+        let config = redis::AsyncConnectionConfig::new().set_connection_timeout(None);
         let half_an_answer = async {
             let (mut connection, _) = server.accept().await.unwrap();
             assert!(connection.read(&mut [0; 1024]).await.unwrap() > 0);
             connection.write_all(b"$7\r\ngran").await.unwrap();
         };
-        let (connected, ()) =
-            tokio::join!(client.get_multiplexed_async_connection(), half_an_answer);
+        let connecting = client.get_multiplexed_async_connection_with_config(&config);
+        let (connected, ()) = tokio::join!(connecting, half_an_answer);
         let error = connected.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Parse, "{error:?}");
         assert!(breaks(&error));

@@ -152,7 +152,9 @@ mod tests {
     async fn replicas_get_a_part_of_the_sessions_time_and_no_more_than_a_second() {
         let server = RedisServer::start().unwrap();
         let client = redis::Client::open(server.url()).unwrap();
-        let config = redis::AsyncConnectionConfig::new().set_response_timeout(None);
+        let config = redis::AsyncConnectionConfig::new()
+            .set_connection_timeout(None)
+            .set_response_timeout(None);
         let connecting = client.get_multiplexed_async_connection_with_config(&config);
         let mut connection = connecting.await.unwrap();
         let mut monitor = TcpStream::connect(server.addr()).unwrap();

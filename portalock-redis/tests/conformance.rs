@@ -37,6 +37,9 @@ mod without_notice {
 /// Short enough for a test to wait for it, and long enough for a loaded machine to keep its sessions.
 const SESSION: Duration = Duration::from_secs(5);
 
+/// How long the server may take to answer the administrator.
+const ANSWER_WITHIN: Duration = Duration::from_secs(60);
+
 #[derive(Debug, Clone, Copy)]
 enum Form {
     /// The server keeps its data: only after such a restart, clients need not wait.
@@ -183,9 +186,13 @@ impl Fixture for Redis {
                 "a way to delete a lock's key that tells its holder first",
             ));
         }
+        // As long as a busy machine may need: half a second is the default.
+        let patient = redis::AsyncConnectionConfig::new()
+            .set_connection_timeout(Some(ANSWER_WITHIN))
+            .set_response_timeout(Some(ANSWER_WITHIN));
         let delete = async {
             let mut connection = redis::Client::open(self.with_server(RedisServer::url))?
-                .get_multiplexed_async_connection()
+                .get_multiplexed_async_connection_with_config(&patient)
                 .await?;
             redis::cmd("DEL")
                 .arg(format!("portalock/lock/{name}"))

@@ -9,6 +9,7 @@
 )]
 
 mod again;
+mod breaking;
 mod cluster;
 mod example;
 mod faults;

@@ -164,7 +164,9 @@ impl Admin {
 
     pub(crate) async fn at(url: &str) -> Self {
         // A loaded machine may be slow, and no fault of a test is meant for this connection.
-        let patient = redis::AsyncConnectionConfig::new().set_response_timeout(Some(ENOUGH));
+        let patient = redis::AsyncConnectionConfig::new()
+            .set_connection_timeout(Some(ENOUGH))
+            .set_response_timeout(Some(ENOUGH));
         let connection = redis::Client::open(url)
             .unwrap()
             .get_multiplexed_async_connection_with_config(&patient)

@@ -288,14 +288,8 @@ async fn an_attempt_that_arrives_after_its_withdrawal_takes_no_effect() {
     // Waits until the attempt is withdrawn.
     eventually(async || !is_held(&backend, "a").await).await;
 
-    let mut late = redis::cmd(&sent[0]);
-    late.arg(&sent[1..]);
-    let mut admin = redis::Client::open(server.url())
-        .unwrap()
-        .get_multiplexed_async_connection()
-        .await
-        .unwrap();
-    let _: redis::Value = late.query_async(&mut admin).await.unwrap();
+    let late: Vec<_> = sent.iter().map(String::as_str).collect();
+    let _: redis::Value = admin.ask_words(&late).await;
     assert!(!is_held(&backend, "a").await, "it was granted to nobody");
     let _free = lock(&backend, "a").try_acquire().await.unwrap();
 }

@@ -287,7 +287,12 @@ async fn a_grant_is_not_told_if_something_fails_while_replicas_confirm_it() {
     let (server, _replica, _client, session) = confirmed().await;
     let line = session.connection().unwrap();
     let client = redis::Client::open(server.url()).unwrap();
-    let mut admin = client.get_multiplexed_async_connection().await.unwrap();
+    // As long as a busy machine may need: half a second is the default.
+    let config = redis::AsyncConnectionConfig::new()
+        .set_connection_timeout(None)
+        .set_response_timeout(None);
+    let connecting = client.get_multiplexed_async_connection_with_config(&config);
+    let mut admin = connecting.await.unwrap();
     let unconfirmed = Unconfirmed::default();
     for (right, ends) in [("+wait", true), ("-wait", true), ("+wait -pexpire", false)] {
         ask(&mut admin, &format!("ACL SETUSER default {right}")).await;
