@@ -20,7 +20,7 @@ fn start() -> (Service, RedisServer) {
 /// The settings of a backend on a server that has just started.
 fn settings(port: u16) -> String {
     format!(
-        "type = 'redis'\nurl = 'redis://127.0.0.1:{port}'\nsession_ttl = '2s'\nrestart_wait = '0s'"
+        "type = 'redis'\nurl = 'redis://127.0.0.1:{port}'\nsession_ttl = '6s'\nrestart_wait = '0s'"
     )
 }
 
@@ -71,7 +71,7 @@ fn a_reset_connection_is_no_loss() {
         assert!(killed.starts_with(':') && killed.trim() != ":0", "{killed}");
     }
     // Longer than the session lives without a resume.
-    let waiter = service.home.run("-t 3s direct deploy -- true");
+    let waiter = service.home.run("-t 8s direct deploy -- true");
     waiter.code(124);
     holder.finish().code(0).silent();
     service.home.run("-t 30s direct deploy -- true").code(0);
