@@ -215,6 +215,22 @@ fn a_backend_that_a_child_opens_has_a_watcher_of_its_own() {
 }
 
 /// As a child does that opens a backend of its own, while a thread of the parent uses the library's background thread.
+/// Like a server that opens a backend in each of its forked processes, in place of the one that it inherited.
+#[test]
+fn a_child_that_drops_what_it_inherited_keeps_its_own_watcher() {
+    let locks = Locks::new();
+    let backend = locks.client();
+    let mut inherited = Some((lock(&backend, "a").acquire().unwrap(), backend));
+    let child = Child::doing(|| {
+        let own = locks.client();
+        drop(inherited.take());
+        lock(&own, "b").acquire().unwrap().release().unwrap();
+        // Waits for the watcher's thread.
+        drop(own);
+    });
+    assert!(child.went_well());
+}
+
 #[test]
 fn a_child_waits_for_no_thread_of_its_parent() {
     let stops = Arc::new(AtomicBool::new(false));

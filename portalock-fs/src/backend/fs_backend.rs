@@ -389,8 +389,8 @@ impl LockBackend for FsBackend {
         let name = name.clone();
         let evicting = self.run(move |client| client.evict(&name, owner, hold));
         let evicted = evicting.await?;
-        let is_one_of_several = "one of several shared holders can't be evicted alone: end the process that does not respond";
-        evicted.ok_or_else(|| BackendError::new(BackendErrorKind::Unsupported, is_one_of_several))
+        let is_shared = "a shared holder can't be evicted, because others may share its file: end the process that does not respond";
+        evicted.ok_or_else(|| BackendError::new(BackendErrorKind::Unsupported, is_shared))
     }
 }
 

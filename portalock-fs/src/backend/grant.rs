@@ -3,7 +3,8 @@
 //! The lock protects the record of an exclusive holder. Shared holders need a token each. They draw them one after the
 //! other, under a lock on the file of readers, which takes a few microseconds. That file is also their list: each has a
 //! slot, which is blank after the release. The first reader after a writer starts the list again, so the rest of a
-//! crash does not stay. The slot of a process that is gone is ignored and reused.
+//! crash does not stay. The slot of a process that is gone is ignored and reused. The list is read, and a slot is left,
+//! without that lock: a process that is stopped meanwhile would keep all readers out.
 
 use std::{
     fs::File,
@@ -60,16 +61,14 @@ impl Store {
         }
     }
 
-    /// Writes that a holder has released. Only `inspect` reads it, so a failure has no other effect.
+    /// Writes that a holder has released. Only `inspect` and breaks read it, so a failure has no other effect.
     pub(crate) fn note_release(&self, name: &FileName, file: &LockFile, written: &Written) {
         let noted = match written.reader {
             None => self.with_record(name, file, |record| {
                 write(record, Record::write_released(written.entry.token))
             }),
             Some(slot) => self
-                .with_readers(name, |readers| {
-                    write(readers, (slot * SLOT as u64, [0; SLOT]))
-                })
+                .beside_readers(name, |readers| leave_slot(readers, slot, &written.entry))
                 .map(drop),
         };
         if let Err(error) = noted {
@@ -106,9 +105,8 @@ impl Store {
             return Ok(entry.into_iter().collect());
         }
         let read = |readers: &File| present_readers(readers, most);
-        match self.with_readers(name, read)? {
+        match self.beside_readers(name, read)? {
             Some(present) => Ok(present),
-            // The process that has it locked does not get to run. A slot that is half written is skipped.
             None => read(self.readers(name)?.file()),
         }
     }
@@ -129,6 +127,20 @@ impl Store {
 
     fn readers(&self, name: &FileName) -> Result<LockFile, FsError> {
         self.named(&name.beside(READERS_SUFFIX)).open()
+    }
+
+    /// Runs a function on the list of readers, while others may change other slots. A slot that is half written is skipped. Where
+    /// locks are mandatory, it is locked nevertheless, or this would fail while others have it locked.
+    fn beside_readers<T>(
+        &self,
+        name: &FileName,
+        act: impl FnOnce(&File) -> Result<T, FsError>,
+    ) -> Result<Option<T>, FsError> {
+        if self.beside {
+            return self.with_readers(name, act);
+        }
+        let done = act(self.readers(name)?.file());
+        done.map(Some).map_err(|error| error.at(name.as_str()))
     }
 
     /// Runs a function on the list of readers. `None` if another process has it locked and does not finish in time.
@@ -208,6 +220,16 @@ fn unused_slot(readers: &File) -> Result<u64, FsError> {
         }
     }
     Ok(slots)
+}
+
+/// Blanks the slot of a holder, which nobody else uses while it holds. If the lock file was replaced, the list is that of the
+/// new file.
+fn leave_slot(readers: &File, slot: u64, holder: &Entry) -> Result<(), FsError> {
+    let present = record::parse_slot(read_slot(readers, slot, &mut [0; SLOT])?);
+    if present.is_some_and(|present| present.owner == holder.owner) {
+        write(readers, (slot * SLOT as u64, [0; SLOT]))?;
+    }
+    Ok(())
 }
 
 fn present_readers(readers: &File, most: usize) -> Result<Vec<Entry>, FsError> {

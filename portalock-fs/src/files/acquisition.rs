@@ -138,13 +138,13 @@ impl Acquisition {
         Ok(Attempt::Contended(Contention::new().with_holder(holder)))
     }
 
-    /// Adds the holder to the error of a call that has found the lock held. Not in each attempt: the kernel takes
-    /// milliseconds to tell the holder, and a release is not noticed meanwhile.
+    /// Adds the holder to the error of a call that has found the lock held. Not in each attempt, and of one file only: the kernel
+    /// takes milliseconds to tell the holder, and a release is not noticed meanwhile.
     pub(crate) fn name_holder(&self, mut error: LockError) -> LockError {
         if let LockError::AlreadyLocked { holder, .. } | LockError::Timeout { holder, .. } =
             &mut error
         {
-            let seen = self.specs.iter().find_map(Spec::lock_holder);
+            let seen = self.specs.first().and_then(Spec::lock_holder);
             *holder = holder.take().or(seen.map(Box::new));
         }
         error

@@ -2,6 +2,8 @@ use super::*;
 use crate::{locking::LockKind, sys::Origin};
 use cap_std::{ambient_authority, fs::Dir};
 use portalock_core::{BackendErrorKind, LockName, Patience};
+#[cfg(unix)]
+use std::sync::atomic::{AtomicBool, Ordering};
 
 fn store(beside: bool) -> (tempfile::TempDir, Store) {
     let dir = tempfile::tempdir().unwrap();
@@ -199,13 +201,63 @@ fn a_reader_that_is_stopped_while_it_draws_a_token_stops_nobody_for_long() {
 /// On Windows a locked file can't be read.
 #[cfg(unix)]
 #[test]
-fn a_reader_that_is_stopped_while_it_draws_a_token_hides_no_holder() {
+fn a_reader_that_is_stopped_while_it_draws_a_token_hides_no_holder_and_no_release() {
+    let (_dir, store) = store(false);
+    let name = LockName::new("a").unwrap();
+    let file_name = FileName::of(&name);
+    let us = std::process::id();
+    let (file, written) = take(&store, &name, Mode::Shared, us);
+    let stopped = store.readers(&file_name).unwrap();
+    assert!(stopped.try_lock(Mode::Exclusive).unwrap());
+    assert_eq!(present(&store, &name), [us]);
+    store.note_release(&file_name, &file, &written);
+    assert!(present(&store, &name).is_empty());
+}
+
+/// A process that is stopped while it reads the list would keep all readers out.
+#[cfg(unix)]
+#[test]
+fn whoever_reads_the_list_of_readers_keeps_nobody_from_it() {
     let (_dir, store) = store(false);
     let name = LockName::new("a").unwrap();
     let us = std::process::id();
-    let _reader = take(&store, &name, Mode::Shared, us);
-    let stopped = store.readers(&FileName::of(&name)).unwrap();
-    assert!(stopped.try_lock(Mode::Exclusive).unwrap());
+    let _readers: Vec<_> = (0..200)
+        .map(|_| take(&store, &name, Mode::Shared, us))
+        .collect();
+    let list = store.readers(&FileName::of(&name)).unwrap();
+    let ends = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let reads = scope.spawn(|| {
+            let mut read = 0;
+            while !ends.load(Ordering::SeqCst) || read == 0 {
+                assert_eq!(present(&store, &name).len(), 200);
+                read += 1;
+            }
+        });
+        for _ in 0..20_000 {
+            if !list.try_lock(Mode::Exclusive).unwrap() {
+                ends.store(true, Ordering::SeqCst);
+                panic!("the list is locked while it is read");
+            }
+            list.unlock().unwrap();
+        }
+        ends.store(true, Ordering::SeqCst);
+        reads.join().unwrap();
+    });
+}
+
+/// The list beside a file that was replaced is that of the new file.
+#[test]
+fn a_release_leaves_no_slot_but_its_own() {
+    let (dir, store) = store(false);
+    let name = LockName::new("a").unwrap();
+    let file_name = FileName::of(&name);
+    let us = std::process::id();
+    let (file, written) = take(&store, &name, Mode::Shared, us);
+    std::fs::rename(dir.path().join("a.lock"), dir.path().join("away")).unwrap();
+    let (_next, next) = take(&store, &name, Mode::Shared, us);
+    assert_eq!(written.reader, next.reader);
+    store.note_release(&file_name, &file, &written);
     assert_eq!(present(&store, &name), [us]);
 }
 

@@ -190,6 +190,8 @@ impl Watcher {
 impl Drop for Watcher {
     fn drop(&mut self) {
         if self.watches.origin.is_elsewhere() {
+            // Dropping it would detach the thread of the child that the C library has given the parent's stack.
+            std::mem::forget(self.thread.take());
             return;
         }
         self.watches.order(&self.watches.stops);
