@@ -142,12 +142,12 @@ impl LockBackend for EtcdBackend {
     }
 
     async fn inspect(&self, name: &LockName) -> Result<Inspection, BackendError> {
-        let server = self.client.shared();
+        let server = self.client.without_session()?;
         server.inspect(&server.keys.lock_queue(name)).await
     }
 
     async fn names(&self) -> Result<Vec<LockName>, BackendError> {
-        self.client.shared().names().await
+        self.client.without_session()?.names().await
     }
 
     async fn watch(&self, name: &LockName) -> Result<Option<HolderWatch>, BackendError> {
@@ -160,7 +160,7 @@ impl LockBackend for EtcdBackend {
         owner: OwnerId,
         by: &Holder,
     ) -> Result<Option<Marked>, BackendError> {
-        self.client.shared().mark(name, owner, by).await
+        self.client.without_session()?.mark(name, owner, by).await
     }
 
     async fn evict(
@@ -169,7 +169,10 @@ impl LockBackend for EtcdBackend {
         owner: OwnerId,
         hold: u64,
     ) -> Result<Released, BackendError> {
-        self.client.shared().evict(name, owner, hold).await
+        self.client
+            .without_session()?
+            .evict(name, owner, hold)
+            .await
     }
 
     async fn close(&self) -> Result<(), BackendError> {

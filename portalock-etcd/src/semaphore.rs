@@ -31,7 +31,7 @@ impl Semaphore for EtcdBackend {
     }
 
     async fn inspect(&self, name: &LockName) -> Result<Inspection, BackendError> {
-        let server = self.client.shared();
+        let server = self.client.without_session()?;
         server.inspect(&server.keys.permit_queue(name)).await
     }
 

@@ -158,11 +158,14 @@ impl LockBackend for PostgresBackend {
     }
 
     async fn inspect(&self, name: &LockName) -> Result<Inspection, BackendError> {
-        self.client.shared().inspect(Kind::Lock, name).await
+        self.client
+            .without_session()?
+            .inspect(Kind::Lock, name)
+            .await
     }
 
     async fn names(&self) -> Result<Vec<LockName>, BackendError> {
-        self.client.shared().names().await
+        self.client.without_session()?.names().await
     }
 
     async fn watch(&self, name: &LockName) -> Result<Option<HolderWatch>, BackendError> {
@@ -175,7 +178,8 @@ impl LockBackend for PostgresBackend {
         owner: OwnerId,
         by: &Holder,
     ) -> Result<Option<Marked>, BackendError> {
-        self.client.shared().connections.mark(name, owner, by).await
+        let connections = &self.client.without_session()?.connections;
+        connections.mark(name, owner, by).await
     }
 
     async fn evict(
@@ -184,7 +188,7 @@ impl LockBackend for PostgresBackend {
         owner: OwnerId,
         hold: u64,
     ) -> Result<Released, BackendError> {
-        let connections = &self.client.shared().connections;
+        let connections = &self.client.without_session()?.connections;
         connections.evict(name, owner, hold).await
     }
 

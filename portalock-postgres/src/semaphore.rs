@@ -35,7 +35,10 @@ impl Semaphore for PostgresBackend {
     }
 
     async fn inspect(&self, name: &LockName) -> Result<Inspection, BackendError> {
-        self.client.shared().inspect(Kind::Semaphore, name).await
+        self.client
+            .without_session()?
+            .inspect(Kind::Semaphore, name)
+            .await
     }
 
     async fn close(&self) -> Result<(), BackendError> {

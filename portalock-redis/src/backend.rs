@@ -90,7 +90,7 @@ impl RedisBackend {
     pub async fn ping(&self) -> Result<(), BackendError> {
         for client in self.clients.in_use().await? {
             client
-                .shared()
+                .without_session()?
                 .send("ping Redis", Call::Plain(&redis::cmd("PING")))
                 .await?;
         }
@@ -172,13 +172,13 @@ impl LockBackend for RedisBackend {
 
     async fn inspect(&self, name: &LockName) -> Result<Inspection, BackendError> {
         let client = self.clients.of(name).await?;
-        client.shared().inspect(Kind::Lock, name).await
+        client.without_session()?.inspect(Kind::Lock, name).await
     }
 
     async fn names(&self) -> Result<Vec<LockName>, BackendError> {
         let mut names = Vec::new();
         for client in self.clients.all().await? {
-            names.extend(client.shared().names().await?);
+            names.extend(client.without_session()?.names().await?);
         }
         names.sort_unstable();
         // A scan may return a key twice.
@@ -188,7 +188,7 @@ impl LockBackend for RedisBackend {
 
     async fn watch(&self, name: &LockName) -> Result<Option<HolderWatch>, BackendError> {
         let client = self.clients.of(name).await?;
-        observe(client.shared(), name).await.map(Some)
+        observe(client.without_session()?, name).await.map(Some)
     }
 
     async fn mark_broken(
@@ -198,7 +198,7 @@ impl LockBackend for RedisBackend {
         by: &Holder,
     ) -> Result<Option<Marked>, BackendError> {
         let client = self.clients.of(name).await?;
-        client.shared().mark(name, owner, by).await
+        client.without_session()?.mark(name, owner, by).await
     }
 
     async fn evict(
@@ -208,7 +208,7 @@ impl LockBackend for RedisBackend {
         hold: u64,
     ) -> Result<Released, BackendError> {
         let client = self.clients.of(name).await?;
-        client.shared().evict(name, owner, hold).await
+        client.without_session()?.evict(name, owner, hold).await
     }
 
     async fn close(&self) -> Result<(), BackendError> {

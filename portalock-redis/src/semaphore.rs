@@ -41,7 +41,10 @@ impl Semaphore for RedisBackend {
 
     async fn inspect(&self, name: &LockName) -> Result<Inspection, BackendError> {
         let client = self.clients.of(name).await?;
-        client.shared().inspect(Kind::Semaphore, name).await
+        client
+            .without_session()?
+            .inspect(Kind::Semaphore, name)
+            .await
     }
 
     async fn close(&self) -> Result<(), BackendError> {

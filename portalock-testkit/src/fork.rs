@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 #[cfg(unix)]
-pub(crate) use unix::child;
+pub(crate) use unix::forked_child;
+#[cfg(unix)]
+pub use unix::refuses_in_a_child;
 
 #[cfg(unix)]
 mod unix {
@@ -13,7 +15,10 @@ mod unix {
         time::Duration,
     };
 
-    use portalock_core::clock::Instant;
+    use portalock_core::{
+        BackendError, BackendErrorKind, Holder, LockBackend, LockName, OwnerId, Semaphore,
+        clock::Instant,
+    };
     use rustix::process::{Pid, Signal, WaitOptions, getpid, kill_process, waitpid};
 
     use crate::verdict::SOON;
@@ -24,11 +29,45 @@ mod unix {
     const WRONG: Signal = Signal::USR2;
     const PANICKED: Signal = Signal::ABORT;
 
+    /// Has a forked child look at locks with the copy of a backend that it inherits, and break one. It must be refused all this at
+    /// once, with [`Misconfigured`](BackendErrorKind::Misconfigured): a thread of its parent may have held a mutex during the fork.
+    ///
+    /// Call it on a thread without a runtime. It returns when the child has ended.
+    ///
+    /// # Errors
+    ///
+    /// What was wrong.
+    pub fn refuses_in_a_child<B: LockBackend + Semaphore>(backend: &B) -> Result<(), String> {
+        forked_child(|| {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build();
+            let (Ok(runtime), Ok(name)) = (runtime, LockName::new("inherited")) else {
+                return false;
+            };
+            let (owner, by) = (OwnerId::mint(), Holder::this_process(None));
+            let answers = runtime.block_on(async {
+                [
+                    LockBackend::inspect(backend, &name).await.map(drop),
+                    Semaphore::inspect(backend, &name).await.map(drop),
+                    backend.names().await.map(drop),
+                    backend.watch(&name).await.map(drop),
+                    backend.mark_broken(&name, owner, &by).await.map(drop),
+                    backend.evict(&name, owner, 1).await.map(drop),
+                ]
+            });
+            let is_refused = |error: BackendError| error.kind() == BackendErrorKind::Misconfigured;
+            answers
+                .into_iter()
+                .all(|answer| answer.is_err_and(is_refused))
+        })
+    }
+
     /// Runs `work` in a forked child, which has a copy of the memory and no other thread. `work` returns whether
     /// everything was right; the text says what was not.
     ///
     /// Call it on a thread without a runtime. It returns when the child has ended.
-    pub(crate) fn child(work: impl FnOnce() -> bool) -> Result<(), String> {
+    pub(crate) fn forked_child(work: impl FnOnce() -> bool) -> Result<(), String> {
         match fork::fork() {
             Err(error) => Err(format!("a child could not be forked: {error}")),
             Ok(fork::Fork::Parent(pid)) => ended(pid),
@@ -63,7 +102,7 @@ mod unix {
         if ended_by(GOOD) {
             Ok(())
         } else if ended_by(WRONG) {
-            Err("a child's release of what its parent holds went well".to_owned())
+            Err("a child was not refused what belongs to its parent".to_owned())
         } else if ended_by(PANICKED) {
             Err("the child panicked".to_owned())
         } else {

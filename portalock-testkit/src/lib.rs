@@ -69,6 +69,8 @@ mod trial;
 mod verdict;
 
 pub use fixture::{Fixture, FixtureError, IntoFixture, Restore};
+#[cfg(unix)]
+pub use fork::refuses_in_a_child;
 pub use process::HelperCommand;
 pub use report::{CaseReport, Outcome, Report};
 pub use run::{Suite, run};

@@ -256,7 +256,7 @@ impl<F: Fixture> Serving<F> {
                 // A thread without a runtime. In the child it is the only thread, as after a fork of a normal program.
                 std::thread::spawn(move || {
                     let mut inherited = helper.guards().remove(&id);
-                    let forked = fork::child(|| give_back(inherited.take(), releases));
+                    let forked = fork::forked_child(|| give_back(inherited.take(), releases));
                     if let Some(guard) = inherited {
                         helper.guards().insert(id, guard);
                     }

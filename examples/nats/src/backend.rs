@@ -84,12 +84,12 @@ impl LockBackend for NatsBackend {
     async fn inspect(&self, name: &LockName) -> Result<Inspection, BackendError> {
         // Dead holders are removed first, so that an inspection does not return them.
         let look = async |store: &Store| store.bury_the_dead(name, "", State::inspection).await;
-        Ok(self.0.shared().over(look).await?.value)
+        Ok(self.0.without_session()?.over(look).await?.value)
     }
 
     async fn names(&self) -> Result<Vec<LockName>, BackendError> {
         let list = async |store: &Store| store.names().await;
-        Ok(self.0.shared().over(list).await?.value)
+        Ok(self.0.without_session()?.over(list).await?.value)
     }
 
     async fn close(&self) -> Result<(), BackendError> {

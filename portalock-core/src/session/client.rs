@@ -76,6 +76,19 @@ impl<S: Service> Client<S> {
         &self.shared
     }
 
+    /// The same, for requests that need no session, such as those that look at a lock.
+    ///
+    /// # Errors
+    ///
+    /// [`Misconfigured`](BackendErrorKind::Misconfigured) in a forked child: a thread of the parent may have had a mutex of the
+    /// connections during the fork.
+    pub fn without_session(&self) -> Result<&S::Shared, BackendError> {
+        if self.sessions.is_inherited() {
+            return Err(BackendError::forked());
+        }
+        Ok(&self.shared)
+    }
+
     /// Returns the session, or a new one if there is no live session.
     ///
     /// # Errors

@@ -230,14 +230,16 @@ impl<P: Clone> Places<P> {
     }
 
     /// Records a place that the service has. If `owner` has no place here, the service lost its release, and the session
-    /// repeats it.
-    pub fn found_unknown(&self, owner: OwnerId, at: P) {
+    /// repeats it. Returns whether that was so.
+    pub fn found_unknown(&self, owner: OwnerId, at: P) -> bool {
         if let Some(places) = &mut *self.lock()
             && let Entry::Vacant(free) = places.entry(owner)
         {
             free.insert(Place::new(at, Phase::Due));
             self.owed.notify_one();
+            return true;
         }
+        false
     }
 
     /// Subscribes a waiter.

@@ -82,7 +82,7 @@ impl<S: Session> Sessions<S> {
         (!self.is_inherited()).then(|| lock(&self.state))
     }
 
-    fn is_inherited(&self) -> bool {
+    pub(super) fn is_inherited(&self) -> bool {
         self.process != std::process::id()
     }
 

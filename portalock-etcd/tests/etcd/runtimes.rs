@@ -7,6 +7,7 @@ use std::{
 };
 
 use portalock_core::{BackendErrorKind, Lock, LockError, blocking};
+use portalock_testkit::refuses_in_a_child;
 use tokio::runtime::{Builder, Runtime};
 
 use portalock_etcd::{EtcdBackend, EtcdSettings};
@@ -142,4 +143,10 @@ fn a_call_outside_a_runtime_says_what_to_do() {
     // And nothing is left of them.
     drop(acquires);
     drop(own.block_on(lock.acquire_with(&patient())).unwrap());
+}
+
+#[test]
+fn a_forked_child_is_refused_what_needs_no_session_too() {
+    let server = Server::start();
+    refuses_in_a_child(&current_thread().block_on(server.client())).unwrap();
 }

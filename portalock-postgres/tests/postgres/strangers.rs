@@ -252,3 +252,17 @@ async fn a_transaction_that_sees_the_past_changes_no_queue() {
         .await;
     }
 }
+
+#[test]
+fn a_forked_child_is_refused_what_needs_no_session_too() {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    let (_server, client) = runtime.block_on(async {
+        let server = Server::start().await;
+        let client = server.client().await;
+        (server, client)
+    });
+    portalock_testkit::refuses_in_a_child(&client).unwrap();
+}

@@ -1,6 +1,9 @@
 //! What the server sends to a session on its own: grants, and what concerns its places.
 
-use std::sync::{Arc, Weak, atomic::Ordering};
+use std::{
+    sync::{Arc, Weak, atomic::Ordering},
+    time::Duration,
+};
 
 use portalock_core::{FencingToken, OwnerId};
 use redis::PushInfo;
@@ -69,9 +72,11 @@ pub(super) fn hear_message(session: &Arc<Session>, text: &str, source: &Source) 
         ("asked" | "broken", Some(state)) => {
             if let Some(wanted) = key.server.keys.named(state) {
                 let name = name.into();
-                session
-                    .places()
-                    .found_unknown(owner, Place { name, wanted });
+                let place = Place { name, wanted };
+                if session.places().found_unknown(owner, place) {
+                    // Others wait, and more releases may be lost: each is found only when the one before was repeated.
+                    session.look_within(Duration::ZERO);
+                }
             }
             if what == "broken" {
                 // The refresh reads the marks.

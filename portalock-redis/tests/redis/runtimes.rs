@@ -4,7 +4,7 @@ use std::{pin::pin, time::Duration};
 
 use futures_util::FutureExt as _;
 use portalock_core::{BackendErrorKind, LockError, OwnerId};
-use portalock_testkit::servers::RedisServer;
+use portalock_testkit::{refuses_in_a_child, servers::RedisServer};
 use tokio::{runtime::Builder, time::timeout};
 
 use crate::fixture::{client, lock};
@@ -47,4 +47,11 @@ fn a_call_outside_a_runtime_says_what_to_do() {
     refused(lock.inspect().now_or_never().map(Result::unwrap_err));
     let broken = lock.break_holder(OwnerId::mint()).now_or_never();
     refused(broken.map(Result::unwrap_err));
+}
+
+#[test]
+fn a_forked_child_is_refused_what_needs_no_session_too() {
+    let server = RedisServer::start().unwrap();
+    let own = Builder::new_current_thread().enable_all().build().unwrap();
+    refuses_in_a_child(&own.block_on(client(&server))).unwrap();
 }

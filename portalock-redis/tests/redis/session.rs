@@ -1,6 +1,6 @@
 //! Locks that are granted, queued, handed over, and lost with the session.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use portalock_core::{LockBackend, LockError, LockName, LockSet, Loss, Policy};
 use portalock_redis::{RedisBackend, RedisSettings};
@@ -16,6 +16,27 @@ use crate::fixture::{
 };
 
 const MANY: u32 = 200;
+
+/// As after a failover that lost withdrawals: each place is granted in turn to a client that has withdrawn it.
+#[tokio::test]
+async fn a_hold_that_its_client_does_not_know_is_released_at_once_when_it_is_asked_for() {
+    let server = RedisServer::start().unwrap();
+    let (former, next) = (client(&server).await, client(&server).await);
+    let mut admin = Admin::of(&server).await;
+    let mut shortest = ENOUGH;
+    for _ in 0..10 {
+        let held = lock(&former, "a").acquire().await.unwrap();
+        let _: u32 = admin.ask("COPY portalock/lock/a saved REPLACE").await;
+        held.release().await.unwrap();
+        let _: u32 = admin.ask("COPY saved portalock/lock/a REPLACE").await;
+        let begun = Instant::now();
+        let guard = lock(&next, "a").acquire().await.unwrap();
+        shortest = shortest.min(begun.elapsed());
+        guard.release().await.unwrap();
+    }
+    // A release that has failed is repeated after a second.
+    assert!(shortest < Duration::from_secs(1), "{shortest:?}");
+}
 
 #[tokio::test]
 async fn a_lock_excludes_and_passes_on() {
