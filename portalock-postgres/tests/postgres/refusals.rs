@@ -388,3 +388,16 @@ async fn tls_trusts_the_authority_it_is_given_and_no_other() {
         "no TLS there"
     );
 }
+
+#[tokio::test]
+async fn of_two_servers_the_error_that_no_retry_mends_is_told() {
+    let server = Server::start().await;
+    let (away, _) = server.line();
+    away.refuse(true);
+    let (here, away) = (server.postgres.lock().unwrap().addr(), away.addr());
+    for [first, second] in [[here, away], [away, here]] {
+        let url = format!("postgres://postgres@{first},{second}/elsewhere");
+        let error = refused(&url).await;
+        assert_eq!(error.kind(), BackendErrorKind::NotFound, "{error}");
+    }
+}
