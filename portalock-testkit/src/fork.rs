@@ -121,6 +121,6 @@ pub(crate) fn pause(time: Duration) {
 
 /// Systems without `fork`.
 #[cfg(not(unix))]
-pub(crate) fn child(_work: impl FnOnce() -> bool) -> Result<(), String> {
+pub(crate) fn forked_child(_work: impl FnOnce() -> bool) -> Result<(), String> {
     Err("this system can't fork a process".to_owned())
 }

@@ -317,11 +317,14 @@ impl<S: Service> KeptSession<S> {
         }
     }
 
-    /// Starts a check soon after a release failed or was dropped: it repeats the release.
-    async fn collect(&self) -> Infallible {
+    /// Starts a check soon after a release failed or was dropped: it repeats the release. One that the service has lost is repeated at
+    /// once, because others may wait, and find the next such release only after this one.
+    async fn collect(self: &Arc<Self>) -> Infallible {
         loop {
-            self.places.owed.notified().await;
-            self.look_within(AGAIN_AFTER);
+            tokio::select! {
+                () = self.places.owed.notified() => self.look_within(AGAIN_AFTER),
+                () = self.places.unknown.notified() => self.pay().await,
+            }
         }
     }
 

@@ -37,7 +37,10 @@ pub struct Places<P> {
     /// How many times the session has reconnected. Changed under the book's lock.
     reconnects: AtomicU64,
     left: OnceLock<Vec<P>>,
+    /// A release failed or was dropped.
     pub(super) owed: Notify,
+    /// The service has a place whose release it lost.
+    pub(super) unknown: Notify,
 }
 
 type Book<P> = HashMap<OwnerId, Place<P>, RandomState>;
@@ -102,6 +105,7 @@ impl<P: Clone> Places<P> {
             reconnects: AtomicU64::new(0),
             left: OnceLock::new(),
             owed: Notify::new(),
+            unknown: Notify::new(),
         }
     }
 
@@ -230,16 +234,14 @@ impl<P: Clone> Places<P> {
     }
 
     /// Records a place that the service has. If `owner` has no place here, the service lost its release, and the session
-    /// repeats it. Returns whether that was so.
-    pub fn found_unknown(&self, owner: OwnerId, at: P) -> bool {
+    /// repeats it.
+    pub fn found_unknown(&self, owner: OwnerId, at: P) {
         if let Some(places) = &mut *self.lock()
             && let Entry::Vacant(free) = places.entry(owner)
         {
             free.insert(Place::new(at, Phase::Due));
-            self.owed.notify_one();
-            return true;
+            self.unknown.notify_one();
         }
-        false
     }
 
     /// Subscribes a waiter.

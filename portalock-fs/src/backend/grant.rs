@@ -3,8 +3,8 @@
 //! The lock protects the record of an exclusive holder. Shared holders need a token each. They draw them one after the
 //! other, under a lock on the file of readers, which takes a few microseconds. That file is also their list: each has a
 //! slot, which is blank after the release. The first reader after a writer starts the list again, so the rest of a
-//! crash does not stay. The slot of a process that is gone is ignored and reused. The list is read, and a slot is left,
-//! without that lock: a process that is stopped meanwhile would keep all readers out.
+//! crash does not stay. The slot of a process that is gone is ignored and reused. The list is read without that lock,
+//! which takes longer the more readers there are: a process that is stopped meanwhile would keep all readers out.
 
 use std::{
     fs::File,
@@ -67,18 +67,30 @@ impl Store {
             None => self.with_record(name, file, |record| {
                 write(record, Record::write_released(written.entry.token))
             }),
-            Some(slot) => self
-                .beside_readers(name, |readers| leave_slot(readers, slot, &written.entry))
-                .map(drop),
+            Some(slot) => {
+                let leave = |readers: &File| leave_slot(readers, slot, &written.entry);
+                match self.with_readers(name, leave) {
+                    // The process that has it locked does not get to run. Nobody else uses the slot of one that holds.
+                    Ok(None) => self.readers(name).and_then(|readers| leave(readers.file())),
+                    noted => noted.map(drop),
+                }
+            }
         };
         if let Err(error) = noted {
             tracing::debug!(%error, file = name.as_str(), "a release could not be recorded");
         }
     }
 
-    /// The content of the lock file.
+    /// The content of the lock file. Another reader's grant that is half written is waited for.
     pub(crate) fn read(&self, name: &FileName, file: &LockFile) -> Result<Record, FsError> {
-        self.with_record(name, file, read)
+        let start = Instant::now();
+        loop {
+            let record = self.with_record(name, file, read)?;
+            if !record.is_torn || start.elapsed() > PATIENCE {
+                return Ok(record);
+            }
+            std::thread::yield_now();
+        }
     }
 
     /// When a grant was last written.

@@ -40,6 +40,8 @@ pub(crate) struct Entry {
 pub(crate) struct Record {
     /// The newest grant.
     pub(crate) last: Option<Entry>,
+    /// Whether there is a grant that can't be read: it is being written, or a power loss has damaged it.
+    pub(crate) is_torn: bool,
     /// The last released grant.
     released: Option<FencingToken>,
     /// The lock's name.
@@ -61,6 +63,7 @@ impl Record {
         // A name may contain line ends, but no NUL.
         let name = bytes.get(NAME_AT..).and_then(|bytes| until(bytes, 0));
         Some(Self {
+            is_torn: last.is_none() && bytes.first().is_some_and(|byte| *byte != 0),
             last,
             released,
             name: name.map(str::to_owned),

@@ -1,9 +1,6 @@
 //! What the server sends to a session on its own: grants, and what concerns its places.
 
-use std::{
-    sync::{Arc, Weak, atomic::Ordering},
-    time::Duration,
-};
+use std::sync::{Arc, Weak, atomic::Ordering};
 
 use portalock_core::{FencingToken, OwnerId};
 use redis::PushInfo;
@@ -73,10 +70,7 @@ pub(super) fn hear_message(session: &Arc<Session>, text: &str, source: &Source) 
             if let Some(wanted) = key.server.keys.named(state) {
                 let name = name.into();
                 let place = Place { name, wanted };
-                if session.places().found_unknown(owner, place) {
-                    // Others wait, and more releases may be lost: each is found only when the one before was repeated.
-                    session.look_within(Duration::ZERO);
-                }
+                session.places().found_unknown(owner, place);
             }
             if what == "broken" {
                 // The refresh reads the marks.

@@ -297,7 +297,7 @@ fn a_place_that_nobody_here_knows_is_due_and_the_session_is_told() {
     let (places, _lease, owner) = book();
     places.found_unknown(owner, 1);
     assert_eq!(places.due(), [owner]);
-    assert!(places.owed.notified().now_or_never().is_some());
+    assert!(places.unknown.notified().now_or_never().is_some());
 }
 
 #[tokio::test]

@@ -246,6 +246,39 @@ fn whoever_reads_the_list_of_readers_keeps_nobody_from_it() {
     });
 }
 
+/// Each time another thread completes the grant, once it was read.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_grant_that_is_half_written_is_read_once_it_is_whole() {
+    use rustix::{
+        event::{PollFd, PollFlags, poll},
+        fs::inotify::{self, CreateFlags, WatchFlags},
+    };
+
+    let (dir, store) = store(false);
+    let name = LockName::new("a").unwrap();
+    let file_name = FileName::of(&name);
+    let (file, written) = take(&store, &name, Mode::Shared, std::process::id());
+    let whole = record::render_slot(&written.entry);
+    let path = dir.path().join(file_name.as_str());
+    // Not at once each time: on a busy machine the other thread may come too late.
+    let is_waited_for = (0..1000).any(|_| {
+        write(file.file(), (0, &whole[..SLOT / 8])).unwrap();
+        write(file.file(), (SLOT as u64 / 8, [b'x'; SLOT / 8])).unwrap();
+        let reads = inotify::init(CreateFlags::empty()).unwrap();
+        inotify::add_watch(&reads, &path, WatchFlags::ACCESS).unwrap();
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                poll(&mut [PollFd::new(&reads, PollFlags::IN)], None).unwrap();
+                write(file.file(), (0, &whole)).unwrap();
+            });
+            let record = store.read(&file_name, &file).unwrap();
+            record.last.as_ref() == Some(&written.entry)
+        })
+    });
+    assert!(is_waited_for);
+}
+
 /// The list beside a file that was replaced is that of the new file.
 #[test]
 fn a_release_leaves_no_slot_but_its_own() {
