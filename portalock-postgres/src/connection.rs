@@ -231,7 +231,14 @@ fn set_up(request_timeout: Duration) -> String {
          SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off';
          -- Since version 14, and since version 17.
          SELECT set_config(name, '0', false) FROM unnest('{{idle_session_timeout, transaction_timeout}}'::text[]) name
-         WHERE current_setting(name, true) IS NOT NULL;"
+         WHERE current_setting(name, true) IS NOT NULL;
+         -- Or a client that is gone without a word keeps its places among the connections, and what it has locked, for two hours.
+         -- Where the system has no such limit, the server would write a line to its log.
+         SELECT set_config(name, longest::text, false)
+         FROM (VALUES ('tcp_keepalives_idle', 10), ('tcp_keepalives_interval', 5), ('tcp_keepalives_count', 3),
+             ('tcp_user_timeout', 30000)) limits (name, longest)
+         WHERE current_setting(name)::int NOT BETWEEN 1 AND longest
+         AND (name <> 'tcp_user_timeout' OR version() LIKE '%linux%');"
     )
 }
 
@@ -402,6 +409,33 @@ mod tests {
             set_up.contains("statement_timeout = 2147483647;"),
             "{set_up}"
         );
+    }
+
+    /// In a network that is cut for a while, and for ever, neither the client's end nor its system's answer reaches the server.
+    #[cfg(target_os = "linux")]
+    #[tokio::test]
+    async fn the_server_gives_up_clients_that_are_gone_in_silence() {
+        let start = || portalock_testkit::servers::PostgresOptions::new().start();
+        let server = tokio::task::spawn_blocking(start).await.unwrap().unwrap();
+        let shown = async |sql: &str| {
+            let url = server.url();
+            let connecting = tokio_postgres::connect(&url, tokio_postgres::NoTls);
+            let (client, connection) = connecting.await.unwrap();
+            let driving = tokio::spawn(connection);
+            client.batch_execute(sql).await.unwrap();
+            let sql = "SELECT array_agg(current_setting(name)::int ORDER BY name) FROM unnest(ARRAY[
+                'tcp_keepalives_count', 'tcp_keepalives_idle', 'tcp_keepalives_interval', 'tcp_user_timeout']) name";
+            let limits: Vec<i32> = client.query_one(sql, &[]).await.unwrap().get(0);
+            driving.abort();
+            limits
+        };
+        let set_up = set_up(LONGEST);
+        assert_eq!(shown(&set_up).await, [3, 10, 5, 30_000]);
+        // An administrator's shorter ones stay.
+        let shorter = "ALTER ROLE postgres SET tcp_keepalives_idle = 4;
+            ALTER ROLE postgres SET tcp_user_timeout = 2000; ALTER ROLE postgres SET tcp_keepalives_count = 8";
+        shown(shorter).await;
+        assert_eq!(shown(&set_up).await, [3, 4, 5, 2_000]);
     }
 
     #[test]
