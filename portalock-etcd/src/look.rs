@@ -6,6 +6,7 @@
 use std::{sync::Arc, time::Duration};
 
 use etcd_client::{GetOptions, KeyValue, SortOrder, SortTarget, TxnOp};
+use futures_util::future::try_join_all;
 use portalock_core::{
     BackendError, Holder,
     session::{Asked, Looked, Stand},
@@ -53,11 +54,15 @@ pub(crate) async fn look(
 ) -> Result<Looked, BackendError> {
     let lease = session.service();
     let mut stands = Vec::new();
-    for some in asked.chunks(KEYS_AT_ONCE) {
+    // Together, because the session waits for all answers no longer than for one.
+    let reads = asked.chunks(KEYS_AT_ONCE).map(|some| {
         let keys = [lease.own()]
             .into_iter()
             .chain(some.iter().map(|asked| asked.at.own()));
-        let answer = lease.server.read(LOOKING_AFTER, keys.collect()).await?;
+        lease.server.read(LOOKING_AFTER, keys.collect())
+    });
+    let answers = try_join_all(reads).await?;
+    for (some, answer) in asked.chunks(KEYS_AT_ONCE).zip(answers) {
         let mut found = ranges(&answer).into_iter();
         if found.next().is_none_or(|own| own.is_empty()) {
             session.end(gone());

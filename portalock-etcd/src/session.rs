@@ -40,7 +40,7 @@ use crate::{
     begin::{begin, check_version},
     breaking::heed,
     client::{Server, Wish, enter, leave},
-    endpoints::Connection,
+    endpoints::{Connection, reader},
     error::backend_error,
     keys::session_end,
     look::{LOOK_EVERY, look},
@@ -163,8 +163,7 @@ impl SessionLease {
     pub(crate) async fn read_key(&self, connection: &Connection) -> Result<Option<Own>, Error> {
         let (key, latest) = (self.key(), self.latest.load(Ordering::Acquire));
         let options = GetOptions::new().with_range(session_end(key));
-        let mut store = connection.client.kv_client();
-        let mut read = store.get(key, Some(options)).await?;
+        let mut read = reader(&connection.client).get(key, Some(options)).await?;
         let header = read.take_header();
         let revision = header.as_ref().map_or(latest, ResponseHeader::revision);
         self.saw(revision, latest);

@@ -327,3 +327,56 @@ async fn a_request_under_way_takes_no_other_place_after_its_lock_was_broken() {
     until("it is released again", async || keys().await == 0).await;
     granted(&client, &broken).await;
 }
+
+/// Their number would take the session's time, one round trip after the other.
+#[tokio::test]
+async fn a_check_of_many_places_is_sent_at_once() {
+    let server = Server::start();
+    let line = server.line(0);
+    let client = server
+        .lasting_client_through(&[&line], Duration::from_secs(60))
+        .await;
+    let mut guards = Vec::new();
+    for number in 0..450 {
+        let lock = Lock::new(client.clone(), format!("{number}")).unwrap();
+        guards.push(lock.acquire_with(&patient()).await.unwrap());
+    }
+    line.black_hole(Direction::ToClient);
+    let before = server.begun("Txn").await;
+    until("all parts of a check have reached etcd", async || {
+        server.begun("Txn").await >= before + 5
+    })
+    .await;
+    line.heal();
+    assert!(guards.iter().all(|guard| !guard.is_lost()));
+}
+
+/// They came while it was cut off.
+#[tokio::test]
+async fn a_session_reads_its_marks_however_long_they_are() {
+    let server = Server::start();
+    let line = server.line(0);
+    let client = server.client_through(&[&line], |settings| settings).await;
+    let lock = Lock::new(client, "marked").unwrap();
+    let guard = lock.acquire().await.unwrap();
+    let [session] = &server.session_keys().await[..] else {
+        panic!("there is one session")
+    };
+    line.black_hole(Direction::Both);
+    let mut store = server.raw().await;
+    for number in 0..6 {
+        let mark = format!("{session}/{number}");
+        store
+            .put(mark, vec![b'x'; 1024 * 1024], None)
+            .await
+            .unwrap();
+    }
+    line.heal();
+    line.cut();
+    until("they are read and removed", async || {
+        server.session_keys().await.len() == 1
+    })
+    .await;
+    guard.ensure_held().unwrap();
+    guard.release().await.unwrap();
+}
