@@ -51,7 +51,7 @@ async fn open_as(connection: &mut MultiplexedConnection, session: &str, stamp: &
     OPEN.run(
         connection,
         &[&format!("p/session/{session}")],
-        &[stamp, "60000"],
+        &[stamp, "600000"],
     )
     .await
     .unwrap();
