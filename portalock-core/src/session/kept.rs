@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use futures_util::future::{join5, select};
+use futures_util::future::{Either, join5, select};
 use tokio::{
     sync::{Notify, watch},
     time::{sleep, timeout},
@@ -321,9 +321,11 @@ impl<S: Service> KeptSession<S> {
     /// once, because others may wait, and find the next such release only after this one.
     async fn collect(self: &Arc<Self>) -> Infallible {
         loop {
-            tokio::select! {
-                () = self.places.owed.notified() => self.look_within(AGAIN_AFTER),
-                () = self.places.unknown.notified() => self.pay().await,
+            let owed = pin!(self.places.owed.notified());
+            let unknown = pin!(self.places.unknown.notified());
+            match select(owed, unknown).await {
+                Either::Left(_) => self.look_within(AGAIN_AFTER),
+                Either::Right(_) => self.pay().await,
             }
         }
     }
