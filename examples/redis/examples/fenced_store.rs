@@ -86,7 +86,7 @@ async fn main() -> Result<(), Failure> {
 /// A short session, so that the example ends soon; and no wait for a restarted server, because this server is new.
 fn settings(url: &str) -> Result<RedisSettings, Failure> {
     let settings = RedisSettings::new(url)?.with_restart_wait(Duration::ZERO);
-    Ok(settings.with_session_ttl(Duration::from_millis(500))?)
+    Ok(settings.with_session_ttl(Duration::from_secs(2))?)
 }
 
 /// A program that computes between its last check of the lock and its write.

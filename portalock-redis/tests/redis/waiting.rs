@@ -193,22 +193,26 @@ async fn many_waiters_cost_the_server_little() {
     }
     eventually(async || waiters(&holder, "a").await == MANY).await;
     let mut admin = Admin::of(&server).await;
-    let calls = timeout(3 * ENOUGH, async {
+    let (calls, time) = timeout(3 * ENOUGH, async {
         loop {
             let subscribed = admin.calls("subscribe").await;
+            let started = Instant::now();
             let before = calls(&mut admin).await;
             tokio::time::sleep(Duration::from_secs(10)).await;
             let calls = calls(&mut admin).await - before;
+            let time = started.elapsed();
             // A busy machine may keep sessions from their answers for so long that they reconnect, and then they ask anew.
             if admin.calls("subscribe").await == subscribed {
-                break calls;
+                break (calls, time);
             }
         }
     })
     .await
     .unwrap();
-    println!("{MANY} waiters for 10 s: {calls} commands besides refreshes");
-    assert!(calls < 250, "{calls} commands");
+    println!("{MANY} waiters for {time:?}: {calls} commands besides refreshes");
+    // 25 in a second. Sleeping and asking take longer on a busy machine.
+    let allowed = time.as_millis() / 40;
+    assert!((calls as u128) < allowed, "{calls} commands in {time:?}");
     line.abort_all();
     held.release().await.unwrap();
 }

@@ -8,7 +8,7 @@ fn start() -> (Service, EtcdServer) {
     let server = EtcdServer::start().unwrap_or_else(|error| panic!("{error}"));
     let settings = |port| {
         format!(
-            "type = 'etcd'\nendpoints = ['127.0.0.1:{port}']\nlease_time = '4s'\nrequest_timeout = '2s'"
+            "type = 'etcd'\nendpoints = ['127.0.0.1:{port}']\nlease_time = '8s'\nrequest_timeout = '5s'"
         )
     };
     (Service::new(server.port(0), settings), server)
@@ -34,7 +34,7 @@ fn a_cut_connection_loses_nothing() {
     let holder = service.home.hold("proxied deploy");
     service.proxy.cut();
     // Its lease is renewed on a new one.
-    service.home.run("-t 4s direct deploy -- true").code(124);
+    service.home.run("-t 8s direct deploy -- true").code(124);
     holder.finish().code(0).silent();
     service.home.run("-t 30s direct deploy -- true").code(0);
 }

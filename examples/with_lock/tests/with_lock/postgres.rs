@@ -10,7 +10,7 @@ fn start() -> (Service, PostgresServer) {
     let own = format!(":{}/", server.port());
     let settings = move |port| {
         let url = url.replace(&own, &format!(":{port}/"));
-        format!("type = 'postgres'\nurl = '{url}'\nlease_time = '4s'")
+        format!("type = 'postgres'\nurl = '{url}'\nlease_time = '8s'")
     };
     let service = Service::new(server.port(), settings);
     service.home.run("migrate direct").code(0).silent();
