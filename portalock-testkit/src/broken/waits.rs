@@ -1,7 +1,7 @@
 //! Waiters that are not woken, not served in turn, or never go away.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{HashMap, HashSet, VecDeque},
     sync::Mutex,
     time::Duration,
 };
@@ -51,6 +51,9 @@ pub(super) const SPECIMENS: &[Specimen] = &[
     specimen!(wakes_on_a_release_only: WakesOnAReleaseOnly,
         "wakes its waiters when a lock is released, and not when the one ahead of them leaves",
         "fairness::a_waiting_writer_stops_new_readers", "a reader behind a writer that left"),
+    specimen!(wakes_the_first_only: WakesTheFirstOnly,
+        "wakes one waiter at a release, and nobody else when that one goes away",
+        "cancellation::a_dropped_waiter_is_passed_over", "the grant to the waiter behind"),
     specimen!(keeps_a_place_for_impatient_readers: KeepsAPlaceForImpatientReaders,
         "queues readers that said that they would not wait",
         "shared::a_writer_keeps_readers_out", "nobody should hold it any more"),
@@ -146,6 +149,61 @@ impl Flaw for WakesAllAndGrantsNone {
     ) -> Result<Released, BackendError> {
         let released = LockBackend::release(sound, request).await?;
         locked(&self.lines).retain(WakeSender::wake);
+        Ok(released)
+    }
+}
+
+/// Wakes one waiter at a release, and nobody else when that one goes away.
+#[derive(Debug, Default)]
+pub struct WakesTheFirstOnly(Mutex<VecDeque<(LockRequest, WakeSender)>>);
+
+#[async_trait]
+impl Flaw for WakesTheFirstOnly {
+    async fn try_acquire(
+        &self,
+        sound: &Sound,
+        request: &LockRequest,
+    ) -> Result<Attempt, BackendError> {
+        let attempt = LockBackend::try_acquire(sound, &impatient(request)).await?;
+        Ok(match attempt {
+            Attempt::Contended(contention) => {
+                Attempt::Contended(contention.with_recheck_after(Duration::from_secs(3600)))
+            }
+            granted @ Attempt::Granted(_) => granted,
+        })
+    }
+
+    async fn subscribe(
+        &self,
+        sound: &Sound,
+        request: &LockRequest,
+    ) -> Result<Option<Wakeups>, BackendError> {
+        let (sender, line) = wakeups();
+        locked(&self.0).push_back((request.clone(), sender.clone()));
+        let seen = LockBackend::inspect(sound, &request.name).await?;
+        if !seen.held {
+            // It was released since the attempt.
+            sender.wake();
+        }
+        Ok(Some(line))
+    }
+
+    async fn release(
+        &self,
+        sound: &Sound,
+        request: &LockRequest,
+    ) -> Result<Released, BackendError> {
+        locked(&self.0).retain(|(waits, _)| waits.owner != request.owner);
+        let released = LockBackend::release(sound, request).await?;
+        if released == Released::Freed {
+            let mut lines = locked(&self.0);
+            let next = lines
+                .iter()
+                .position(|(waits, _)| waits.name == request.name);
+            if let Some((_, line)) = next.and_then(|next| lines.remove(next)) {
+                line.wake();
+            }
+        }
         Ok(released)
     }
 }

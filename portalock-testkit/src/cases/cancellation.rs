@@ -8,7 +8,7 @@ use crate::{
     spy::Spy,
     sweep::{Ended, Moment, drop_after, drop_beside},
     trial::{Client, Trial, eager, ensure_contended, name, once, patient, queued},
-    verdict::{CaseResult, Stop, soon},
+    verdict::{CaseResult, SOON, Stop, soon},
 };
 
 pub(super) const CASES: &[Case] = &[
@@ -27,7 +27,7 @@ pub(super) const CASES: &[Case] = &[
     case!(cancellation::sweep_of_release, rules [4], needs [],
         "a release that is dropped after any number of polls frees the lock all the same"),
     case!(cancellation::a_dropped_waiter_is_passed_over, rules [5], needs [],
-        "when a waiter is dropped as the lock is released, the waiter behind it is served"),
+        "when a waiter is dropped as the lock is released, or when it was woken and did not try yet, the waiter behind it is served"),
     case!(cancellation::aborted_tasks_leave_nothing, rules [5], needs [],
         "tasks that are aborted while they wait leave the lock free for the next who asks"),
     case!(cancellation::an_impatient_attempt_leaves_nothing, rules [6], needs [],
@@ -170,6 +170,28 @@ async fn a_dropped_waiter_is_passed_over(trial: Trial) -> CaseResult {
             .ensure_free(holder, behind.lock("job")?.name())
             .await?;
     }
+    // The first may have been woken, and is dropped before it tries: the next has to be woken in its place.
+    let held = holder.lock("job")?.acquire_with(&patient()).await?;
+    let (spy, policy) = (Spy::on(dropped.backend()), patient());
+    let lock = Lock::new(spy.clone(), "job")?;
+    let mut first = Box::pin(lock.acquire_with(&policy));
+    tokio::select! {
+        granted = &mut first => {
+            drop(granted?);
+            return Err(Stop::failed("a waiter was granted a lock that another holds"));
+        }
+        asleep = spy.sleeps() => asleep?,
+    }
+    let spy = Spy::on(behind.backend());
+    let lock = Lock::new(spy.clone(), "job")?;
+    // The last try, just before the deadline, would get the lock though nobody woke it.
+    let policy = patient().with_timeout(SOON * 2);
+    let second = crate::spawn(async move { lock.acquire_with(&policy).await });
+    spy.sleeps().await?;
+    held.release().await?;
+    drop(first);
+    let guard = soon("the grant to the waiter behind", second).await???;
+    guard.release().await?;
     Ok(())
 }
 

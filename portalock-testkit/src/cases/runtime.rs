@@ -12,7 +12,7 @@ use super::{
 use crate::{
     erased::AnySemaphore,
     trial::{Client, Trial, ensure_contended, name, patient},
-    verdict::{A_WHILE, CaseResult, Stop, ensure, soon},
+    verdict::{A_WHILE, CaseResult, IN_VAIN, Stop, ensure, soon},
 };
 
 pub(super) const CASES: &[Case] = &[
@@ -101,7 +101,7 @@ fn longer_than_a_crash(trial: &Trial) -> Policy {
         CrashRelease::Within(bound) => bound,
         _ => Duration::ZERO,
     };
-    Policy::new().with_timeout(bound + A_WHILE)
+    Policy::new().with_timeout(bound + IN_VAIN)
 }
 
 async fn a_lock_outlives_its_runtime(trial: Trial) -> CaseResult {
