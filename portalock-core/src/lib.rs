@@ -65,6 +65,7 @@ mod memory;
 #[cfg(feature = "metrics")]
 pub mod metrics;
 mod name;
+mod own;
 pub mod policy;
 mod pool;
 mod random;

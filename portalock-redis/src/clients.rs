@@ -115,6 +115,15 @@ impl Clients {
     }
 }
 
+impl Drop for Tagged {
+    fn drop(&mut self) {
+        if self.is_inherited() {
+            // To drop a connection wakes its task, which may wait for a lock that a thread of the parent had during the fork.
+            std::mem::forget(self.cluster.clone());
+        }
+    }
+}
+
 impl Tagged {
     fn new(address: &ClusterAddress, settings: &Arc<RedisSettings>) -> Self {
         let clients = (0..settings.cluster_tags()).map(|_| OnceLock::new());
@@ -131,7 +140,7 @@ impl Tagged {
     /// Returns when the clients may be used. A forked child may not use them: it would start sessions for the tags that its parent has not
     /// used, and a thread of the parent may have asked the nodes during the fork.
     async fn agree(&self) -> Result<(), BackendError> {
-        if self.process != std::process::id() {
+        if self.is_inherited() {
             return Err(BackendError::forked());
         }
         let ready = || self.agreed.get().copied();
@@ -148,6 +157,10 @@ impl Tagged {
             }
         };
         self.agreeing.run(ready, compare).await
+    }
+
+    fn is_inherited(&self) -> bool {
+        self.process != std::process::id()
     }
 
     fn client(&self, number: u16) -> &Client {

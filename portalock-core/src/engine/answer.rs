@@ -2,8 +2,10 @@
 
 use std::{future::Future, time::Duration};
 
-use super::{deadline::bound, own::Own};
-use crate::{BackendError, BackendErrorKind, LockError, LockName, Policy, clock::Instant};
+use super::deadline::bound;
+use crate::{
+    BackendError, BackendErrorKind, LockError, LockName, Policy, clock::Instant, own::Own,
+};
 
 /// How long such a call waits for the answer.
 const ANSWER_TIME: Duration = Policy::DEFAULT_TIMEOUT;

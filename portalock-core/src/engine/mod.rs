@@ -19,7 +19,6 @@ pub(crate) mod deadline;
 pub(crate) mod driver;
 pub(crate) mod held;
 pub(crate) mod measure;
-pub(crate) mod own;
 pub(crate) mod reaper;
 pub(crate) mod service;
 pub(crate) mod timer;

@@ -14,11 +14,8 @@ use tokio::{
     time::{Sleep, sleep_until},
 };
 
-use super::{
-    driver::{AlarmId, forget_alarm, is_driving_in, set_alarm},
-    own::Own,
-};
-use crate::{background::SESSIONS, clock::Instant};
+use super::driver::{AlarmId, forget_alarm, is_driving_in, set_alarm};
+use crate::{background::SESSIONS, clock::Instant, own::Own};
 
 /// Ready when its deadline has passed. Created by [`at`].
 pub(crate) struct Timer {

@@ -7,7 +7,7 @@ use super::{
 };
 use crate::{
     Attempt, BackendError, BackendErrorKind, Contention, FencingToken, Holder, Loss, OwnerId,
-    Released, Wakeups,
+    Released, Wakeups, own::OwnArc,
 };
 
 /// When a waiter repeats its attempt without a wake-up. The session checks the waiter's place, so this only limits the effect
@@ -21,7 +21,7 @@ pub(super) const RECHECK_AFTER: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub struct Client<S: Service> {
     sessions: Sessions<KeptSession<S>>,
-    shared: S::Shared,
+    shared: OwnArc<S::Shared>,
 }
 
 /// The result of an attempt at the service.
@@ -67,7 +67,7 @@ impl<S: Service> Client<S> {
     pub fn new(shared: S::Shared) -> Self {
         Self {
             sessions: Sessions::new(),
-            shared,
+            shared: OwnArc::new(shared),
         }
     }
 
@@ -87,6 +87,13 @@ impl<S: Service> Client<S> {
             return Err(BackendError::forked());
         }
         Ok(&self.shared)
+    }
+
+    /// As in a child that was forked since.
+    #[cfg(test)]
+    pub(super) fn inherit(&mut self) {
+        self.sessions.inherit();
+        self.shared.inherit();
     }
 
     /// Returns the session, or a new one if there is no live session.
@@ -109,7 +116,7 @@ impl<S: Service> Client<S> {
     }
 
     async fn start(&self) -> Result<Arc<KeptSession<S>>, BackendError> {
-        let service = S::new(&self.shared);
+        let service = S::new(self.without_session()?);
         self.sessions
             .get(|former| KeptSession::start(service, former))
             .await

@@ -14,14 +14,17 @@ use tokio::{
 };
 
 use super::single_flight::SingleFlight;
-use crate::{BackendError, BackendErrorKind};
+use crate::{BackendError, BackendErrorKind, own::OwnArc};
 
 /// The connections of one backend object: one for each runtime that uses it.
 ///
 /// A task on the runtime that opened a connection drives it, so the connection stops when that runtime blocks or ends.
 /// A backend that several runtimes and the session thread share needs a connection for each. A connection is opened
 /// when a runtime first needs it, and dropped when that runtime ends.
-pub struct PerRuntime<C>(Arc<Mutex<Entries<C>>>);
+///
+/// A forked child drops none of its parent's connections: to drop one wakes its task, which may wait for a lock that a thread of the
+/// parent held during the fork.
+pub struct PerRuntime<C>(OwnArc<Mutex<Entries<C>>>);
 
 type Entries<C> = HashMap<Id, Arc<Entry<C>>, RandomState>;
 
@@ -35,7 +38,7 @@ struct Entry<C> {
 impl<C: Clone + Send + Sync + 'static> PerRuntime<C> {
     /// No connection yet.
     pub fn new() -> Self {
-        Self(Arc::default())
+        Self(OwnArc::new(Mutex::default()))
     }
 
     /// Returns the current runtime's connection. If there is none, `open` opens one, once for all waiting callers,
@@ -321,6 +324,19 @@ mod tests {
         drop(opened);
         connections.forget(|_| true);
         assert!(kept.upgrade().is_none());
+    }
+
+    #[tokio::test]
+    async fn a_forked_child_drops_no_connection() {
+        let mut connections = PerRuntime::<Arc<u32>>::new();
+        let opened = connections.get(|| async { Ok(Arc::new(1)) }).await.unwrap();
+        let kept = Arc::downgrade(&opened);
+        drop(opened);
+        connections.0.inherit();
+        drop(connections);
+        // The task that waits for the runtime's end would have heard of the drop.
+        tokio::task::yield_now().await;
+        assert!(kept.upgrade().is_some());
     }
 
     #[test]

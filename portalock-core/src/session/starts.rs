@@ -11,7 +11,7 @@ use std::{
 use futures_util::FutureExt as _;
 
 use super::single_flight::{SingleFlight, aborted};
-use crate::{BackendError, Lease, Loss, clock::Instant};
+use crate::{BackendError, Lease, Loss, clock::Instant, own::OwnArc};
 
 /// The pause before the next start after a failed one. It doubles with each failure in a row.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
@@ -33,10 +33,9 @@ pub trait Session: fmt::Debug + Send + Sync + 'static {
 /// A forked child has a copy without a session, and can't start one: the session belongs to its parent.
 #[derive(Debug)]
 pub(super) struct Sessions<S: Session> {
-    starts: SingleFlight<Arc<S>>,
-    state: Arc<Mutex<State<S>>>,
-    /// The process that created this.
-    process: u32,
+    /// It keeps the last session too.
+    starts: OwnArc<SingleFlight<Arc<S>>>,
+    state: OwnArc<Mutex<State<S>>>,
 }
 
 #[derive(Debug)]
@@ -51,13 +50,12 @@ impl<S: Session> Sessions<S> {
     /// No session yet.
     pub(super) fn new() -> Self {
         Self {
-            starts: SingleFlight::new(),
-            state: Arc::new(Mutex::new(State {
+            starts: OwnArc::new(SingleFlight::new()),
+            state: OwnArc::new(Mutex::new(State {
                 latest: None,
                 failures_in_a_row: 0,
                 not_before: None,
             })),
-            process: std::process::id(),
         }
     }
 
@@ -82,8 +80,15 @@ impl<S: Session> Sessions<S> {
         (!self.is_inherited()).then(|| lock(&self.state))
     }
 
+    /// As in a child that was forked since.
+    #[cfg(test)]
+    pub(super) fn inherit(&mut self) {
+        self.starts.inherit();
+        self.state.inherit();
+    }
+
     pub(super) fn is_inherited(&self) -> bool {
-        self.process != std::process::id()
+        self.state.is_inherited()
     }
 
     /// Returns the live session. If there is none, `start` starts one. It gets the former session, which may still be
@@ -136,15 +141,6 @@ impl<S: Session> Sessions<S> {
             outcome
         };
         self.starts.run(|| self.live(), make).await
-    }
-}
-
-impl<S: Session> Drop for Sessions<S> {
-    fn drop(&mut self) {
-        if self.is_inherited() {
-            // A session's destructor may wait for a lock that a thread of the parent held during the fork.
-            std::mem::forget(self.state.clone());
-        }
     }
 }
 
@@ -298,7 +294,7 @@ mod tests {
     async fn a_forked_childs_copy_neither_uses_nor_replaces_its_parents_session() {
         let mut sessions = Sessions::<Plain>::new();
         let parents = sessions.get(|_| start(1)).await.unwrap();
-        sessions.process += 1;
+        sessions.inherit();
         assert!(sessions.live().is_none() && sessions.latest().is_none());
         assert!(sessions.take().is_none());
         let error = sessions.get(|_| start(2)).await.unwrap_err();

@@ -7,16 +7,17 @@ use tokio::{
     task::{AbortHandle, JoinHandle},
 };
 
-use crate::{BackendError, BackendErrorKind, background::SESSIONS};
+use crate::{BackendError, BackendErrorKind, background::SESSIONS, own::Own};
 
 /// A task on the session thread. Dropping this stops it.
 #[derive(Debug)]
 #[must_use = "dropping a task stops it"]
-pub struct Task(Option<AbortHandle>);
+pub struct Task(Own<AbortHandle>);
 
 impl Drop for Task {
     fn drop(&mut self) {
-        if let Some(task) = &self.0 {
+        // In a forked child this may wait for a lock of the thread's runtime, which that thread had during the fork.
+        if let Some(task) = self.0.here() {
             task.abort();
         }
     }
@@ -26,7 +27,7 @@ impl Task {
     /// Lets the task run until it ends by itself.
     pub fn detach(mut self) {
         // `forget` would also leak the handle, and with it the task's memory.
-        self.0 = None;
+        self.0.value = None;
     }
 }
 
@@ -39,7 +40,7 @@ pub fn spawn<F>(future: F) -> Result<Task, BackendError>
 where
     F: Future<Output = ()> + Send + 'static,
 {
-    start(future).map(|task| Task(Some(task.abort_handle())))
+    start(future).map(|task| Task(Own::new(Some(task.abort_handle()))))
 }
 
 /// Runs `future` on the session thread and waits for its output.
@@ -111,6 +112,21 @@ mod tests {
         receiver.await.unwrap();
     }
 
+    #[tokio::test]
+    async fn a_forked_child_that_drops_a_task_does_not_ask_its_parents_runtime_to_stop_it() {
+        let (go, gone) = oneshot::channel::<()>();
+        let (sender, receiver) = oneshot::channel();
+        let task = spawn(async move {
+            let _ = gone.await;
+            let _ = sender.send(());
+        });
+        let mut task = task.unwrap();
+        task.0.inherit();
+        drop(task);
+        go.send(()).unwrap();
+        receiver.await.unwrap();
+    }
+
     #[test]
     fn nothing_is_left_of_a_detached_task_that_has_ended() {
         let kept = std::sync::Arc::new(());
@@ -122,7 +138,7 @@ mod tests {
         let runtime = builder.build().unwrap();
         // The task's memory refers to its runtime.
         let task = runtime.spawn(async {});
-        Task(Some(task.abort_handle())).detach();
+        Task(Own::new(Some(task.abort_handle()))).detach();
         runtime.block_on(task).unwrap();
         drop((builder, runtime));
         assert!(left.upgrade().is_none());

@@ -41,6 +41,26 @@ async fn a_client_holds_releases_and_forgets_what_was_refused() {
     store.has_seen(Event::Ended, 1).await;
 }
 
+/// Also after it was closed: then only the client keeps its connections.
+#[tokio::test]
+async fn a_forked_child_drops_nothing_of_a_client() {
+    for closes in [false, true] {
+        let (mut client, store, owner) = client();
+        store.set(1, Stand::Held(FencingToken::new(7)));
+        let _ = client.attempt(owner, &(1, true)).await.unwrap();
+        let session = Arc::downgrade(&client.session().await.unwrap());
+        if closes {
+            client.close().await.unwrap();
+        }
+        client.inherit();
+        drop(client);
+        tokio::task::yield_now().await;
+        assert!(session.upgrade().is_some());
+        assert_eq!(store.count(Event::Ended), usize::from(closes));
+        assert!(Arc::strong_count(&store) > 1);
+    }
+}
+
 fn runtime() -> tokio::runtime::Runtime {
     let mut builder = tokio::runtime::Builder::new_current_thread();
     builder.enable_time().build().unwrap()
