@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use futures_util::future::{Either, join5, select};
+use futures_util::future::{Either, join_all, join5, select};
 use tokio::{
     sync::{Notify, watch},
     time::{sleep, timeout},
@@ -23,11 +23,14 @@ use super::{
     service::Looked,
     spawn,
 };
-use crate::{BackendError, BackendErrorKind, Lease, Loss, clock::Instant};
+use crate::{BackendError, BackendErrorKind, Lease, Loss, OwnerId, clock::Instant};
 
 /// The pause before a reconnect, if the last connection did not last. It doubles each time, up to the longest.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+
+/// How many releases are repeated at once.
+const PAID_AT_ONCE: usize = 32;
 
 /// A [`Session`] over any [`Service`]. It outlives its connection: while the lease lasts, a reset loses no lock and no
 /// place. A [`Client`](super::Client) starts it.
@@ -364,28 +367,42 @@ impl<S: Service> KeptSession<S> {
         Ok(())
     }
 
-    /// Repeats the releases that are due. After half of the interval the rest waits for the places to be checked: a holder must hear of
-    /// its loss in time, however many releases are due after an outage.
+    /// Repeats the releases that are due, some at once: one after the other, those of a thousand broken locks would take a thousand
+    /// round trips. After half of the interval the rest waits for the places to be checked: a holder must hear of its loss in time,
+    /// however many releases are due after an outage.
     async fn pay(self: &Arc<Self>) {
         let begun = Instant::now();
-        for owner in self.places.due() {
+        for owners in self.places.due().chunks(PAID_AT_ONCE) {
             if begun.elapsed() > self.interval() / 2 {
                 return self.look_within(Duration::ZERO);
             }
-            let Some(releasing) = self.places.release_due(owner) else {
-                continue;
+            let paid = join_all(owners.iter().map(|owner| self.pay_one(*owner))).await;
+            // If the service refused one, the others can still succeed. Without a free connection, each would open its own.
+            let is_hopeless = |error: &BackendError| {
+                matches!(
+                    error.kind(),
+                    BackendErrorKind::Unavailable | BackendErrorKind::Exhausted
+                )
             };
-            let leaving = releasing.leaving();
-            match self.within_time(S::leave(self, leaving)).await {
-                Ok(_) => {}
-                Err(error) if error.kind() == BackendErrorKind::Unavailable => return,
-                // The service refuses this one. The others can still succeed.
-                Err(_) => continue,
-            }
-            if self.within_time(settle(self, leaving)).await.is_ok() {
-                releasing.done();
+            if paid
+                .iter()
+                .any(|paid| paid.as_ref().is_err_and(is_hopeless))
+            {
+                return;
             }
         }
+    }
+
+    async fn pay_one(self: &Arc<Self>, owner: OwnerId) -> Result<(), BackendError> {
+        let Some(releasing) = self.places.release_due(owner) else {
+            return Ok(());
+        };
+        let leaving = releasing.leaving();
+        self.within_time(S::leave(self, leaving)).await?;
+        if self.within_time(settle(self, leaving)).await.is_ok() {
+            releasing.done();
+        }
+        Ok(())
     }
 
     /// Returns the result if it comes in time. Otherwise the session checks again soon.

@@ -30,7 +30,7 @@ use crate::{
 const LEASE: Duration = Duration::from_millis(1500);
 const PATIENCE: Duration = Duration::from_secs(60);
 const LOOK_IN: Duration = Duration::from_millis(500);
-const SLOW: Duration = Duration::from_millis(20);
+const SLOW: Duration = Duration::from_millis(200);
 
 #[tokio::test]
 async fn a_reset_costs_nobody_a_lock_and_a_grant_that_was_not_heard_is_found() {
@@ -223,8 +223,8 @@ async fn a_release_that_gets_no_answer_holds_up_no_other_for_good() {
 /// As after an outage during which many guards were dropped.
 #[tokio::test]
 async fn a_holder_hears_of_its_loss_though_very_many_releases_are_due() {
-    const MANY: u32 = 500;
-    let lease = SLOW * MANY;
+    const MANY: u32 = 2_000;
+    let lease = SLOW * 50;
     let (store, session, _sessions) = start_with(lease).await;
     store.releases_slowly.store(true, Ordering::Release);
     let places = session.places();
@@ -247,6 +247,22 @@ async fn a_holder_hears_of_its_loss_though_very_many_releases_are_due() {
     }
 }
 
+/// As when an administrator breaks a thousand locks of one client that is far from the service: their waiters wait for it.
+#[tokio::test]
+async fn releases_that_are_due_do_not_wait_for_each_other() {
+    let (store, session, _sessions) = start_with(PATIENCE * 10).await;
+    store.releases_hang.store(true, Ordering::Release);
+    let places = session.places();
+    for place in 0..10 {
+        let owner = OwnerId::mint();
+        places.expect(owner, || place).unwrap();
+        drop(places.release(owner).unwrap());
+    }
+    store.is_patient.store(true, Ordering::Release);
+    session.look_within(Duration::ZERO);
+    store.has_seen(Event::Hung, 10).await;
+}
+
 /// It goes over another connection than the session's, which may have to wait until it may be used.
 #[tokio::test]
 async fn a_release_that_hangs_is_no_reason_to_give_up_the_sessions_connection() {
@@ -263,10 +279,10 @@ async fn a_release_that_hangs_is_no_reason_to_give_up_the_sessions_connection() 
     places.queued(waiter);
     store.set(3, Stand::Waits);
     session.look_within(Duration::ZERO);
-    store.has_seen(Event::Hung, 2).await;
+    // Both are tried again, and the places are checked before.
+    store.has_seen(Event::Hung, 4).await;
     assert_eq!(store.count(Event::GaveUp), 0);
-    // The other release would hang too: the places are checked first.
-    assert_eq!(store.count(Event::Looked(1)), 1);
+    assert!(store.count(Event::Looked(1)) > 0);
     store.releases_hang.store(false, Ordering::Release);
     for place in [1, 2] {
         store.has_seen(Event::Released(place, true), 1).await;
