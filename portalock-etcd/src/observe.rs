@@ -78,6 +78,8 @@ impl Observed {
         let mut stream: WatchStream = connection
             .client
             .watch_client()
+            // etcd tells an observer that fell behind of up to 1,000 changes at once, each with a holder's label.
+            .max_decoding_message_size(usize::MAX)
             .watch(self.queue.as_str(), Some(options))
             .await?;
         while let Some(response) = stream.message().await? {

@@ -386,6 +386,37 @@ async fn nobody_leads_behind_a_key_that_somebody_else_has_put() {
     assert_eq!(token, u64::try_from(fence.revision).unwrap());
 }
 
+/// etcd tells an observer that fell behind by more than 128 changes of all the others in one message, with the holders' labels.
+#[tokio::test]
+async fn an_observer_hears_of_each_holder_though_their_labels_are_long() {
+    const HOLDERS: usize = 200;
+    let server = Server::start();
+    let line = server.line(0);
+    let observer = server
+        .client_through(&[&line], |settings| {
+            settings.with_lease_time(Duration::from_secs(600)).unwrap()
+        })
+        .await;
+    let client = server.client().await;
+    let name = LockName::new("led").unwrap();
+    let mut watch = observer.watch(&name).await.unwrap().unwrap();
+    assert_eq!(watch.next().await, Some(None));
+    line.black_hole(Direction::ToClient);
+    let label: Arc<str> = "x".repeat(100_000).into();
+    for _ in 0..HOLDERS {
+        let holds = request("led").with_label(Some(label.clone()));
+        granted(&client, &holds).await;
+        client.release(&holds).await.unwrap();
+    }
+    line.heal();
+    for _ in 0..HOLDERS {
+        let told = tokio::time::timeout(Duration::from_secs(60), watch.next()).await;
+        let holder = told.unwrap().expect("the watch has ended").unwrap();
+        assert_eq!(holder.holder.label.as_deref(), Some(&*label));
+        assert_eq!(watch.next().await, Some(None));
+    }
+}
+
 #[tokio::test]
 async fn one_who_looks_again_reads_two_keys() {
     let server = Server::start();
