@@ -29,6 +29,7 @@ use crate::{
     error::{ends_connection, failed, timed_out, wrong_version},
     route::{Order, Route, Timeline},
     schema,
+    url::SILENCE,
 };
 
 /// The oldest server that has every feature this crate uses.
@@ -75,7 +76,7 @@ impl Connection {
             ) = dial(settings, order).await?;
             check(version.as_deref(), encoding.as_deref())?;
             let driver = Task(tokio::spawn(drive(messages, hear, ended)).abort_handle());
-            let set_up = set_up(settings.request_timeout);
+            let set_up = set_up(settings);
             // The requests are pipelined: none of them waits for another's answer.
             let prepared = try_join3(
                 client.batch_execute(&set_up),
@@ -215,9 +216,17 @@ pub(crate) async fn in_task<T: Send + 'static>(
 }
 
 /// The settings of each connection, whatever the defaults of the server, the database or the user are.
-fn set_up(request_timeout: Duration) -> String {
-    // The largest value that the server accepts.
-    let millis = i32::try_from(request_timeout.as_millis()).unwrap_or(i32::MAX);
+fn set_up(settings: &PostgresSettings) -> String {
+    let millis = in_millis(settings.request_timeout);
+    // A session that ends with its connection is over when the server gives that up: not before the client's own clock has told.
+    let lease = if settings.release_without_notice {
+        settings.lease_time.saturating_add(Duration::from_secs(1))
+    } else {
+        Duration::ZERO
+    };
+    let silence = in_millis(lease.max(SILENCE));
+    // Linux accepts no longer time.
+    let idle = lease.as_secs().clamp(10, 32_767);
     format!(
         // The functions require that each of their statements sees what was committed before that statement.
         "SET default_transaction_isolation = 'read committed';
@@ -230,16 +239,22 @@ fn set_up(request_timeout: Duration) -> String {
          -- Whoever was granted a lock must be known after a crash.
          SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off';
          -- Since version 14, and since version 17.
-         SELECT set_config(name, '0', false) FROM unnest('{{idle_session_timeout, transaction_timeout}}'::text[]) name
+         SELECT set_config(name, '0', false)
+         FROM unnest('{{idle_in_transaction_session_timeout, idle_session_timeout, transaction_timeout}}'::text[]) name
          WHERE current_setting(name, true) IS NOT NULL;
          -- Or a client that is gone without a word keeps its places among the connections, and what it has locked, for two hours.
          -- Where the system has no such limit, the server would write a line to its log.
          SELECT set_config(name, longest::text, false)
-         FROM (VALUES ('tcp_keepalives_idle', 10), ('tcp_keepalives_interval', 5), ('tcp_keepalives_count', 3),
-             ('tcp_user_timeout', 30000)) limits (name, longest)
+         FROM (VALUES ('tcp_keepalives_idle', {idle}), ('tcp_keepalives_interval', 5), ('tcp_keepalives_count', 3),
+             ('tcp_user_timeout', {silence})) limits (name, longest)
          WHERE current_setting(name)::int NOT BETWEEN 1 AND longest
          AND (name <> 'tcp_user_timeout' OR version() LIKE '%linux%');"
     )
+}
+
+/// The largest value that the server accepts, if it is longer.
+fn in_millis(time: Duration) -> i32 {
+    i32::try_from(time.as_millis()).unwrap_or(i32::MAX)
 }
 
 /// The failure of the first statements. Another version of the schema has other functions, so it is named first.
@@ -402,9 +417,13 @@ mod tests {
     use super::*;
     use portalock_core::settings::LONGEST;
 
+    fn settings() -> PostgresSettings {
+        PostgresSettings::from_url("postgres://db").unwrap()
+    }
+
     #[test]
     fn the_longest_request_is_one_that_a_server_can_count() {
-        let set_up = set_up(LONGEST);
+        let set_up = set_up(&settings().with_request_timeout(LONGEST).unwrap());
         assert!(
             set_up.contains("statement_timeout = 2147483647;"),
             "{set_up}"
@@ -429,8 +448,12 @@ mod tests {
             driving.abort();
             limits
         };
-        let set_up = set_up(LONGEST);
+        let settings = settings().with_lease_time(Duration::from_secs(60)).unwrap();
+        let set_up = set_up(&settings);
         assert_eq!(shown(&set_up).await, [3, 10, 5, 30_000]);
+        // The hold ends with the connection, so its client's own clock must be the first.
+        let tied = super::set_up(&settings.clone().with_release_without_notice(true));
+        assert_eq!(shown(&tied).await, [3, 61, 5, 61_000]);
         // An administrator's shorter ones stay.
         let shorter = "ALTER ROLE postgres SET tcp_keepalives_idle = 4;
             ALTER ROLE postgres SET tcp_user_timeout = 2000; ALTER ROLE postgres SET tcp_keepalives_count = 8";

@@ -11,7 +11,8 @@ use tokio_postgres::{
 use crate::PostgresSettings;
 
 const LIBPQ_KEEPALIVES_IDLE: Duration = Duration::from_secs(2 * 60 * 60);
-const SILENCE: Duration = Duration::from_secs(30);
+/// How long a connection may be silent before it is given up, at either end.
+pub(crate) const SILENCE: Duration = Duration::from_secs(30);
 
 impl PostgresSettings {
     /// Reads settings from a URL in the format of libpq:
