@@ -203,8 +203,8 @@ impl Client {
 
     /// The holder, from the record in the contender's file; none if the record can't be read or is being written.
     fn present_holder(&self, place: &Place, file_name: &FileName) -> Option<Holder> {
-        let record = self.store.read(file_name, place.contender.file()?).ok()?;
-        let present = self.store.present(file_name, &record, 1).ok()?;
+        let file = place.contender.file()?;
+        let (_, present) = self.store.look(file_name, file, 1).ok()?;
         present.into_iter().next().map(|entry| entry.holder)
     }
 

@@ -73,8 +73,7 @@ impl Client {
         let Some(file) = self.store.file(file_name).open_existing()? else {
             return Ok(Some(Released::NotHeld));
         };
-        let record = self.store.read(file_name, &file)?;
-        let present = self.store.present(file_name, &record, usize::MAX)?;
+        let (_, present) = self.store.look(file_name, &file, usize::MAX)?;
         let mut present = present.into_iter();
         let found = present.find(|entry| entry.owner == owner && entry.token.get() == hold);
         let token = match found {

@@ -105,17 +105,34 @@ impl Store {
         })
     }
 
-    /// The recorded holders whose process exists, up to a maximum number.
-    pub(crate) fn present(
+    /// The record, and the recorded holders whose process exists, up to a maximum number. It finds one if the lock was held all
+    /// the time, unless the record is torn.
+    pub(crate) fn look(
         &self,
         name: &FileName,
-        record: &Record,
+        file: &LockFile,
         most: usize,
-    ) -> Result<Vec<Entry>, FsError> {
+    ) -> Result<(Record, Vec<Entry>), FsError> {
+        let record = self.read(name, file)?;
         if record.last.as_ref().map(|last| last.mode) != Some(Mode::Shared) {
             let entry = record.present().filter(|entry| !is_gone(entry));
-            return Ok(entry.into_iter().collect());
+            return Ok((record, entry.into_iter().collect()));
         }
+        let present = self.present_readers(name, most)?;
+        if !present.is_empty() {
+            return Ok((record, present));
+        }
+        // The list changes while it is read: one reader may come into a slot that was read already, and the others leave before
+        // theirs are. A grant writes its slot before the record, so each that isn't seen has a new token. The newest of
+        // them held the lock meanwhile.
+        let again = self.read(name, file)?;
+        let is_new = again.last_token() != record.last_token();
+        let newest = again.present().filter(|_| is_new);
+        Ok((again, newest.into_iter().collect()))
+    }
+
+    /// The shared holders in the list whose process exists, up to a maximum number.
+    fn present_readers(&self, name: &FileName, most: usize) -> Result<Vec<Entry>, FsError> {
         let read = |readers: &File| present_readers(readers, most);
         match self.beside_readers(name, read)? {
             Some(present) => Ok(present),

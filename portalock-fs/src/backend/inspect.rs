@@ -7,7 +7,7 @@ use portalock_core::{BackendErrorKind, Claim, Inspection, LockName, Mode, clock}
 use super::{
     acquire::Client,
     name::{FileName, LOCK_SUFFIX},
-    record::{Entry, Record},
+    record::Entry,
 };
 use crate::locking::{FsError, Location, LockFile};
 
@@ -30,12 +30,10 @@ impl Client {
             return Ok(Inspection::new(holders, waiters));
         };
         if mode.is_none() {
-            let record = self.store.read(file_name, &file)?;
-            mode = self.probe(file_name, &file, &record)?;
+            mode = self.probe(file_name, &file)?;
         }
         // The holder may have changed meanwhile. If this client shares the lock, others may share it too.
-        let record = self.store.read(file_name, &file)?;
-        let present = self.store.present(file_name, &record, usize::MAX)?;
+        let (record, present) = self.store.look(file_name, &file, usize::MAX)?;
         let present = present.iter().filter(|entry| Some(entry.mode) == mode);
         let present: Vec<_> = present.map(claim).collect();
         if !present.is_empty() {
@@ -49,20 +47,17 @@ impl Client {
     /// The mode in which others hold the file. A recorded holder whose process exists may have released without writing
     /// it, so the lock is tried for a microsecond. The first attempt is shared, so that two inspections don't take each
     /// other for holders.
-    fn probe(
-        &self,
-        file_name: &FileName,
-        file: &LockFile,
-        record: &Record,
-    ) -> Result<Option<Mode>, FsError> {
-        if self.store.present(file_name, record, 1)?.is_empty() {
+    fn probe(&self, file_name: &FileName, file: &LockFile) -> Result<Option<Mode>, FsError> {
+        let (record, present) = self.store.look(file_name, file, 1)?;
+        // Others may hold while a grant is half written.
+        if present.is_empty() && !record.is_torn {
             return Ok(None);
         }
         if !file.try_lock(Mode::Shared)? {
             return Ok(Some(Mode::Exclusive));
         }
-        let shared = record.last.as_ref().map(|last| last.mode) == Some(Mode::Shared);
-        let is_held = shared && !file.try_lock(Mode::Exclusive)?;
+        let was_alone = record.last.is_some_and(|last| last.mode == Mode::Exclusive);
+        let is_held = !was_alone && !file.try_lock(Mode::Exclusive)?;
         file.unlock()?;
         Ok(is_held.then_some(Mode::Shared))
     }
@@ -154,7 +149,10 @@ fn claim(entry: &Entry) -> Claim {
 #[cfg(all(test, unix))]
 #[allow(clippy::unwrap_used, reason = "tests")]
 mod tests {
-    use std::sync::Arc;
+    use std::sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    };
 
     use portalock_core::{Attempt, LockRequest, Patience};
 
@@ -185,6 +183,61 @@ mod tests {
             // Looking has left it free.
             let next = request(Mode::Exclusive, Patience::Once);
             assert!(matches!(other.attempt(&next).unwrap(), Attempt::Granted(_)));
+        }
+    }
+
+    /// The list of holders is read while it changes.
+    #[test]
+    fn a_lock_that_passes_from_reader_to_reader_always_has_a_holder() {
+        let dir = tempfile::tempdir().unwrap();
+        let (holder, other) = (client(&dir), client(&dir));
+        let take = || {
+            let held = request(Mode::Shared, Patience::Once);
+            assert!(matches!(
+                holder.attempt(&held).unwrap(),
+                Attempt::Granted(_)
+            ));
+            held
+        };
+        // Their slots are unused then, so that the holder moves in the list.
+        let many: Vec<_> = (0..40).map(|_| take()).collect();
+        let mut held = take();
+        for held in many {
+            holder.free(&held, true);
+        }
+        let name = held.name.clone();
+        let ends = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !ends.load(Ordering::SeqCst) {
+                    let next = take();
+                    holder.free(&std::mem::replace(&mut held, next), true);
+                }
+            });
+            let all_found = (0..2000).all(|_| {
+                let seen = other.inspect(&name).unwrap();
+                seen.held && !seen.holders.is_empty()
+            });
+            ends.store(true, Ordering::SeqCst);
+            assert!(all_found);
+        });
+    }
+
+    /// As by a process that was stopped while it wrote its grant.
+    #[test]
+    fn a_lock_whose_record_is_torn_is_tried() {
+        for mode in [Mode::Exclusive, Mode::Shared] {
+            let dir = tempfile::tempdir().unwrap();
+            let (holder, other) = (client(&dir), client(&dir));
+            let held = request(mode, Patience::Once);
+            let _ = holder.attempt(&held).unwrap();
+            let record = std::fs::File::options()
+                .write(true)
+                .open(dir.path().join("a.lock"));
+            crate::sys::write_at(&record.unwrap(), b"x", 60).unwrap();
+            assert!(other.inspect(&held.name).unwrap().held);
+            holder.free(&held, true);
+            assert!(!other.inspect(&held.name).unwrap().held);
         }
     }
 

@@ -41,8 +41,7 @@ fn take(store: &Store, name: &LockName, mode: Mode, pid: u32) -> (LockFile, Writ
 fn present(store: &Store, name: &LockName) -> Vec<u32> {
     let file_name = FileName::of(name);
     let file = store.file(&file_name).open().unwrap();
-    let record = store.read(&file_name, &file).unwrap();
-    let present = store.present(&file_name, &record, usize::MAX).unwrap();
+    let (_, present) = store.look(&file_name, &file, usize::MAX).unwrap();
     present.into_iter().map(|entry| entry.holder.pid).collect()
 }
 
