@@ -94,8 +94,11 @@ impl<B: LockBackend> ReentrantLock<B> {
         &self.inner.lock
     }
 
-    /// The number of guards.
+    /// The number of guards. None in a forked child, which holds nothing.
     pub fn count(&self) -> usize {
+        if self.inner.is_inherited() {
+            return 0;
+        }
         self.inner.state().count
     }
 
@@ -142,8 +145,7 @@ impl<B: LockBackend> ReentrantLock<B> {
     }
 
     async fn run(&self, policy: &Policy, resolve: Resolve) -> Result<ReentrantGuard<B>, LockError> {
-        if self.inner.process != std::process::id() {
-            // A forked child holds nothing. A thread of its parent may have had a mutex during the fork, or its turn.
+        if self.inner.is_inherited() {
             return Err(LockError::Backend {
                 name: self.lock().name().clone(),
                 source: BackendError::forked(),
@@ -214,6 +216,11 @@ impl<B: LockBackend> ReentrantLock<B> {
 }
 
 impl<B: LockBackend> Inner<B> {
+    /// Whether this is a forked child, which holds nothing. A thread of its parent may have had a mutex during the fork, or its turn.
+    fn is_inherited(&self) -> bool {
+        self.process != std::process::id()
+    }
+
     fn state(&self) -> MutexGuard<'_, State<B>> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -277,8 +284,11 @@ impl<B: LockBackend> ReentrantGuard<B> {
         self.lost.clone()
     }
 
-    /// The fencing token of the underlying lock; `None` if the backend has no tokens.
+    /// The fencing token of the underlying lock; `None` if the backend has no tokens, and in a forked child.
     pub fn token(&self) -> Option<crate::FencingToken> {
+        if self.inner.is_inherited() {
+            return None;
+        }
         self.inner.state().guard.as_ref().and_then(Guard::token)
     }
 

@@ -375,6 +375,39 @@ fn a_program_that_is_started_inherits_no_lock() {
 }
 
 #[test]
+fn a_childs_copies_of_file_guards_wait_for_no_thread_of_its_parent() {
+    let locks = Locks::new();
+    std::fs::create_dir(locks.path()).unwrap();
+    let file = |name: &str| FileLock::new(locks.path().join(name)).unwrap();
+    let guard = file("a").try_acquire().unwrap();
+    let reentrant = ReentrantFileLock::new(file("b")).unwrap();
+    let outer = reentrant.blocking_acquire().unwrap();
+    let stops = AtomicBool::new(false);
+    let all_went_well = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !stops.load(Ordering::Acquire) {
+                guard.ensure_held().unwrap();
+                drop(reentrant.blocking_acquire().unwrap());
+            }
+        });
+        let all_went_well = (0..100).all(|_| {
+            let child = Child::doing(|| {
+                assert!(guard.ensure_held().is_err());
+                assert!(guard.path().ends_with("a"));
+                assert_eq!(reentrant.count(), 0);
+            });
+            child.went_well()
+        });
+        stops.store(true, Ordering::Release);
+        all_went_well
+    });
+    assert!(all_went_well);
+    assert_eq!(reentrant.count(), 1);
+    outer.release().unwrap();
+    guard.release().unwrap();
+}
+
+#[test]
 fn a_childs_copies_of_file_guards_end_nothing_of_its_parents() {
     let locks = Locks::new();
     std::fs::create_dir(locks.path()).unwrap();

@@ -112,7 +112,7 @@ impl<B: LockBackend> ReentrantGuard<B> {
         self.guard.lost_signal()
     }
 
-    /// The fencing token of the underlying lock; `None` if the backend has no tokens.
+    /// The fencing token of the underlying lock; `None` if the backend has no tokens, and in a forked child.
     pub fn token(&self) -> Option<FencingToken> {
         self.guard.token()
     }

@@ -171,6 +171,26 @@ fn a_forked_child_that_drops_a_guard_waits_for_no_thread_of_its_parent() {
 }
 
 #[test]
+fn a_forked_child_that_looks_at_what_it_inherited_waits_for_no_thread_of_its_parent() {
+    let mut lock = ReentrantLock::named(MemoryBackend::new(), "r").unwrap();
+    Arc::get_mut(&mut lock.inner).unwrap().process += 1;
+    let parents = inherited(&lock);
+    let (sender, seen) = std::sync::mpsc::channel();
+    // As a thread of the parent during the fork.
+    let state = lock.inner.state();
+    let of_child = lock.clone();
+    std::thread::spawn(move || {
+        let text = format!("{of_child:?}");
+        sender.send((text, of_child.count(), parents.token()))
+    });
+    let seen = seen.recv_timeout(Duration::from_secs(60));
+    drop(state);
+    let (text, count, token) = seen.unwrap();
+    assert!(text.contains("count: 0"), "{text}");
+    assert_eq!((count, token), (0, None));
+}
+
+#[test]
 fn a_forked_child_that_releases_a_guard_waits_for_no_thread_of_its_parent() {
     let lock = ReentrantLock::named(MemoryBackend::new(), "r").unwrap();
     let parents = inherited(&lock);

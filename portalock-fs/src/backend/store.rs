@@ -113,9 +113,7 @@ impl Named<'_> {
         sys::set_lock_file_flags(options, mode);
         sys::patiently(|| dir.open_with(self.name, options))
             .map_err(|error| FsError::open(error, || dir.is_dir(self.name)))
-            .and_then(|file| {
-                LockFile::regular(file.into_std(), self.store.kind, self.store.origin, true)
-            })
+            .and_then(|file| LockFile::regular(file.into_std(), self.store.kind, true))
             .map_err(|error| error.at(self.name))
     }
 }

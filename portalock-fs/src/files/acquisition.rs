@@ -17,7 +17,7 @@ use portalock_core::{
 use super::spec::Spec;
 use crate::{
     locking::{Contender, FsError, Location, LockFile},
-    sys::{self, Watcher},
+    sys::{self, Origin, Watcher},
 };
 
 /// The backend of one acquisition, or of several one after the other.
@@ -26,6 +26,9 @@ pub(crate) struct Acquisition {
     /// The files to choose from, which are tried in this order.
     specs: Vec<Spec>,
     state: Mutex<State>,
+    /// A forked child has a copy, with its parent's lock. It must not lock `state`, which a thread of the parent may have locked
+    /// during the fork.
+    origin: Origin,
 }
 
 #[derive(Debug, Default)]
@@ -65,18 +68,24 @@ impl Acquisition {
         Self {
             specs,
             state: Mutex::default(),
+            origin: Origin::here(),
         }
     }
 
-    /// The path and the open file of the hold. The lock must be held.
+    /// The number and the open file of the hold. The lock must be held.
     #[allow(
         clippy::expect_used,
         reason = "it is called by those who hold the lock"
     )]
-    pub(crate) fn held(&self) -> (&Path, Arc<LockFile>) {
+    pub(crate) fn held(&self) -> (usize, Arc<LockFile>) {
         let state = self.lock();
         let (_, held) = state.held.as_ref().expect("the lock is held");
-        (self.specs[held.number].given_path(), held.file.clone())
+        (held.number, held.file.clone())
+    }
+
+    /// The path of the file with this number.
+    pub(crate) fn path(&self, number: usize) -> &Path {
+        self.specs[number].given_path()
     }
 
     /// Leaves the file locked, for the caller to unlock.
@@ -86,14 +95,14 @@ impl Acquisition {
 
     /// Why the file was lost, if it was.
     pub(crate) fn loss(&self) -> Result<Option<Loss>, FsError> {
+        if self.origin.is_elsewhere() {
+            let what = "it belongs to the process that this one was forked from";
+            return Ok(Some(Loss::Removed(what.into())));
+        }
         let state = self.lock();
         let Some((_, Held { number, file })) = &state.held else {
             return Ok(None);
         };
-        if file.is_inherited() {
-            let what = "it belongs to the process that this one was forked from";
-            return Ok(Some(Loss::Removed(what.into())));
-        }
         let spec = &self.specs[*number];
         let what = || format!("{} was removed or replaced", spec.path.display());
         Ok((!spec.is_current(file)?).then(|| Loss::Removed(what().into())))
@@ -152,6 +161,9 @@ impl Acquisition {
 
     /// `NotHeld` if the file was lost before, or if nothing is held.
     fn end(&self, owner: OwnerId) -> Result<Released, FsError> {
+        if self.origin.is_elsewhere() {
+            return Ok(Released::NotHeld);
+        }
         let mut state = self.lock();
         let held = state.held.take_if(|(of, _)| *of == owner);
         state.waiter.take_if(|(of, ..)| *of == owner);
@@ -165,9 +177,6 @@ impl Acquisition {
     /// Releases one file. If its spec says so, the file is removed before it is unlocked.
     fn free(&self, held: Held) -> Result<Released, FsError> {
         let Held { number, file } = held;
-        if file.is_inherited() {
-            return Ok(Released::NotHeld);
-        }
         let spec = &self.specs[number];
         let is_ours = spec.is_current(&file);
         // The file that is there now may belong to another holder.
@@ -232,10 +241,16 @@ impl LockBackend for Acquisition {
     }
 
     async fn try_acquire(&self, request: &LockRequest) -> Result<Attempt, BackendError> {
+        if self.origin.is_elsewhere() {
+            return Err(BackendError::forked());
+        }
         Ok(self.attempt(request)?)
     }
 
     async fn subscribe(&self, request: &LockRequest) -> Result<Option<Wakeups>, BackendError> {
+        if self.origin.is_elsewhere() {
+            return Ok(None);
+        }
         let Ok(watcher) = Watcher::shared() else {
             return Ok(None);
         };
@@ -264,6 +279,7 @@ impl LockBackend for Acquisition {
 mod tests {
     use std::time::Duration;
 
+    use futures_util::FutureExt;
     use portalock_core::Wake;
 
     use super::{super::file_mode::FileMode, *};
@@ -321,6 +337,33 @@ mod tests {
         assert!(is_granted(&next) && !is_granted(&last));
         assert_eq!(lock.end(last.owner).unwrap(), Released::NotHeld);
         assert_eq!(lock.end(next.owner).unwrap(), Released::Freed);
+    }
+
+    #[test]
+    fn a_forked_childs_copy_waits_for_no_thread_of_its_parent() {
+        let dir = tempfile::tempdir().unwrap();
+        let spec = Spec::new(&dir.path().join("data")).unwrap();
+        let request = LockRequest::new(spec.name().unwrap(), Mode::Exclusive, Patience::Queue);
+        let mut lock = Acquisition::of_any(vec![spec]);
+        let held = lock.attempt(&request).unwrap();
+        assert!(matches!(held, Attempt::Granted(_)), "{held:?}");
+        lock.origin.inherit();
+        let (sender, ended) = std::sync::mpsc::channel();
+        std::thread::scope(|scope| {
+            // As a thread of the parent during the fork.
+            let state = lock.lock();
+            scope.spawn(|| {
+                let attempt = lock.try_acquire(&request).now_or_never().unwrap();
+                let wakeups = lock.subscribe(&request).now_or_never().unwrap();
+                let refused = attempt.is_err() && wakeups.unwrap().is_none();
+                let lost = lock.loss().unwrap().is_some();
+                sender.send((refused, lost, lock.end(request.owner).unwrap()))
+            });
+            let ended = ended.recv_timeout(LONG);
+            drop(state);
+            assert_eq!(ended.unwrap(), (true, true, Released::NotHeld));
+        });
+        assert!(lock.lock().held.is_some());
     }
 
     #[test]

@@ -24,6 +24,8 @@ pub(crate) fn failed(name: LockName, error: FsError) -> LockError {
 pub(crate) struct Owned {
     /// Declared before the guard, so that the guard closes it last: some systems can only remove closed files.
     file: Arc<LockFile>,
+    /// Of the file, among those of the acquisition.
+    number: usize,
     guard: Guard<Acquisition>,
     lock: Lock<Acquisition>,
 }
@@ -57,12 +59,17 @@ impl Owned {
         acquired: Result<Guard<Acquisition>, LockError>,
     ) -> Result<Self, LockError> {
         let guard = acquired.map_err(|error| lock.backend().name_holder(error))?;
-        let file = lock.backend().held().1;
-        Ok(Self { file, guard, lock })
+        let (number, file) = lock.backend().held();
+        Ok(Self {
+            file,
+            number,
+            guard,
+            lock,
+        })
     }
 
     pub(crate) fn path(&self) -> &Path {
-        self.lock.backend().held().0
+        self.lock.backend().path(self.number)
     }
 
     pub(crate) fn file(&self) -> &File {

@@ -12,7 +12,7 @@ use portalock_core::{Holder, LockError, LockName, Mode};
 use super::{file_mode::FileMode, pid_record};
 use crate::{
     locking::{BAD_NAME, FsError, Location, LockFile, LockKind},
-    sys::{self, Origin, Seen},
+    sys::{self, Seen},
 };
 
 /// The name of a file without a path in errors and logs.
@@ -123,11 +123,10 @@ impl Spec {
 
 impl Location for Spec {
     fn open(&self) -> Result<LockFile, FsError> {
-        let (kind, origin) = (self.kind, Origin::here());
         if let Some(handle) = &self.open {
             let copy = handle.try_clone();
             let copy = copy.map_err(|error| FsError::new("copy the handle of", error))?;
-            return LockFile::of(copy, kind, origin);
+            return LockFile::of(copy, self.kind);
         }
         let options = self.options.clone().unwrap_or_else(|| {
             let mut options = self.mode.options();
@@ -136,7 +135,7 @@ impl Location for Spec {
         });
         sys::patiently(|| options.open(&self.path))
             .map_err(|error| FsError::open(error, || self.path.is_dir()))
-            .and_then(|file| LockFile::regular(file, kind, origin, !self.follow))
+            .and_then(|file| LockFile::regular(file, self.kind, !self.follow))
             .map_err(|error| self.at(error))
     }
 

@@ -97,7 +97,7 @@ mod tests {
     use super::*;
     use crate::{
         LockKind,
-        sys::{self, FileId, Origin, Seen, Watcher},
+        sys::{self, FileId, Seen, Watcher},
     };
 
     struct Place(PathBuf);
@@ -106,7 +106,7 @@ mod tests {
         fn open(&self) -> Result<LockFile, FsError> {
             let file = File::options().append(true).create(true).open(&self.0);
             let file = file.map_err(|error| FsError::new("open", error))?;
-            LockFile::of(file, LockKind::Flock, Origin::here())
+            LockFile::of(file, LockKind::Flock)
         }
 
         fn look(&self) -> io::Result<Seen> {

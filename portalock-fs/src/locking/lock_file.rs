@@ -9,7 +9,7 @@ use super::{
     FsError, LockKind, NOT_A_FILE,
     handle::{try_lock, unlock},
 };
-use crate::sys::{self, Origin, Seen};
+use crate::sys::{self, Seen};
 
 /// The location of a lock file.
 pub(crate) trait Location {
@@ -56,31 +56,19 @@ pub(crate) struct LockFile {
     /// The identity at the time of opening.
     seen: Seen,
     kind: LockKind,
-    /// A forked child has a copy of the file, with its parent's lock.
-    origin: Origin,
 }
 
 impl LockFile {
     /// Any open file.
-    pub(crate) fn of(file: File, kind: LockKind, origin: Origin) -> Result<Self, FsError> {
+    pub(crate) fn of(file: File, kind: LockKind) -> Result<Self, FsError> {
         let seen = sys::look_at(&file).map_err(|error| FsError::new("look at", error))?;
-        Ok(Self {
-            file,
-            seen,
-            kind,
-            origin,
-        })
+        Ok(Self { file, seen, kind })
     }
 
     /// A regular file. If it `is_ours` to write to, it must not have a second name: writing would change a file
     /// elsewhere, and two names would be one lock.
-    pub(crate) fn regular(
-        file: File,
-        kind: LockKind,
-        origin: Origin,
-        is_ours: bool,
-    ) -> Result<Self, FsError> {
-        let file = Self::of(file, kind, origin)?;
+    pub(crate) fn regular(file: File, kind: LockKind, is_ours: bool) -> Result<Self, FsError> {
+        let file = Self::of(file, kind)?;
         let wrong = if !file.seen.is_file {
             "a directory or a device has its name"
         } else if is_ours && file.seen.links > 1 {
@@ -94,11 +82,6 @@ impl LockFile {
 
     pub(crate) const fn file(&self) -> &File {
         &self.file
-    }
-
-    /// Whether this is a forked child's copy, so that the lock belongs to its parent.
-    pub(crate) fn is_inherited(&self) -> bool {
-        self.origin.is_elsewhere()
     }
 
     /// Locks the file if no other owner holds it.

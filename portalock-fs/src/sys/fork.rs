@@ -10,6 +10,12 @@ impl Origin {
         Self(std::process::id())
     }
 
+    /// As in a child that was forked since.
+    #[cfg(test)]
+    pub(crate) fn inherit(&mut self) {
+        self.0 += 1;
+    }
+
     /// Whether this is a forked child's inherited copy.
     pub(crate) fn is_elsewhere(self) -> bool {
         self != Self::here()
