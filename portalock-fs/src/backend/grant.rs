@@ -28,6 +28,10 @@ use crate::{
 /// meanwhile.
 const PATIENCE: Duration = Duration::from_millis(2);
 
+/// How long a torn record is read again. A grant is written in less than a microsecond, and a record that a power loss has
+/// damaged stays torn: each look at it takes this long.
+const TORN_FOR: Duration = Duration::from_micros(200);
+
 /// How many slots are tried besides the last one before the list of readers gets longer.
 const TRIED_SLOTS: usize = 4;
 
@@ -86,7 +90,7 @@ impl Store {
         let start = Instant::now();
         loop {
             let record = self.with_record(name, file, read)?;
-            if !record.is_torn || start.elapsed() > PATIENCE {
+            if !record.is_torn || start.elapsed() > TORN_FOR {
                 return Ok(record);
             }
             std::thread::yield_now();

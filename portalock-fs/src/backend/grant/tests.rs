@@ -278,6 +278,23 @@ fn a_grant_that_is_half_written_is_read_once_it_is_whole() {
     assert!(is_waited_for);
 }
 
+/// A list of names looks at many records.
+#[test]
+fn a_record_that_stays_torn_is_not_waited_for_long() {
+    let (_dir, store) = store(false);
+    let name = LockName::new("a").unwrap();
+    let (file, _) = take(&store, &name, Mode::Exclusive, std::process::id());
+    write(file.file(), (60, b"x")).unwrap();
+    let takes = || {
+        let start = Instant::now();
+        assert!(store.read(&FileName::of(&name), &file).unwrap().is_torn);
+        start.elapsed()
+    };
+    // The fastest one, because the machine may be busy.
+    let fastest = (0..100).map(|_| takes()).min().unwrap();
+    assert!(fastest < PATIENCE / 2, "{fastest:?}");
+}
+
 /// The list beside a file that was replaced is that of the new file.
 #[test]
 fn a_release_leaves_no_slot_but_its_own() {
