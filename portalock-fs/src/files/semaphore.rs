@@ -18,6 +18,9 @@ use super::{
 };
 use crate::locking::{BAD_NAME, FsError, LockKind};
 
+/// The largest capacity: an attempt may open the file of each slot.
+const MOST_SLOTS: u32 = 1 << 20;
+
 /// At most so many at once, among all processes that use the same directory and name. portalocker's
 /// `NamedBoundedSemaphore`.
 ///
@@ -26,7 +29,8 @@ use crate::locking::{BAD_NAME, FsError, LockKind};
 ///
 /// - The name is a file name: on file systems that ignore case, as on Windows and macOS, semaphore names ignore case
 ///   too.
-/// - All users must give the same capacity.
+/// - All users must give the same capacity, of 1,048,576 at most: if all slots before a free one are taken, an attempt opens
+///   the file of each.
 /// - A guard is one permit. To take several at once, all or none, use a [`Pool`](portalock_core::Pool) of a
 ///   [`SlotSemaphore`](portalock_core::SlotSemaphore) on an [`FsBackend`](crate::FsBackend).
 /// - The slots are tried in the order of their numbers, so that few permits in use mean few files. With
@@ -64,8 +68,9 @@ impl BoundedSemaphore {
     ///
     /// # Errors
     ///
-    /// [`LockError::InvalidPermits`] if `capacity` is zero; [`LockError::InvalidName`] if `name` is empty or too long;
-    /// [`LockError::Backend`] if `name` contains a slash, so that it can't be the start of a file name.
+    /// [`LockError::InvalidPermits`] if `capacity` is zero; [`LockError::Unsupported`] if it is more than 1,048,576;
+    /// [`LockError::InvalidName`] if `name` is empty or too long; [`LockError::Backend`] if `name` contains a slash, so
+    /// that it can't be the start of a file name.
     pub fn new(name: impl Into<String>, capacity: u32) -> Result<Self, LockError> {
         let semaphore = Self {
             name: name.into(),
@@ -76,6 +81,12 @@ impl BoundedSemaphore {
             policy: Policy::default(),
         };
         Permits::new(1, capacity)?;
+        if capacity > MOST_SLOTS {
+            return Err(LockError::Unsupported {
+                what: "semaphore of more than 1,048,576 slot files",
+                instead: "use a `Pool` of a backend that counts permits",
+            });
+        }
         let lock_name = LockName::new(&semaphore.name)?;
         let file_name = semaphore.file_name(0);
         if Path::new(&file_name).file_name() != Some(OsStr::new(&file_name)) {
@@ -89,7 +100,7 @@ impl BoundedSemaphore {
     ///
     /// # Errors
     ///
-    /// [`LockError::InvalidPermits`] if `capacity` is zero.
+    /// [`LockError::InvalidPermits`] if `capacity` is zero; [`LockError::Unsupported`] if it is more than 1,048,576.
     pub fn with_random_name(capacity: u32) -> Result<Self, LockError> {
         Self::new(format!("bounded_semaphore.{}", OwnerId::mint()), capacity)
     }

@@ -91,6 +91,16 @@ fn a_missing_directory_is_a_clear_error_and_a_later_retry_works() {
     assert!(semaphore.blocking_acquire().is_ok());
 }
 
+/// Each attempt would need hundreds of gigabytes.
+#[test]
+fn a_capacity_of_too_many_files_is_refused() {
+    for capacity in [(1 << 20) + 1, u32::MAX] {
+        let error = BoundedSemaphore::new("many", capacity).unwrap_err();
+        assert!(matches!(error, LockError::Unsupported { .. }), "{error}");
+    }
+    assert!(BoundedSemaphore::new("many", 1 << 20).is_ok());
+}
+
 #[test]
 fn a_name_leads_to_no_other_directory() {
     for name in ["../jobs", "/tmp/jobs", "a/b", "jobs/"] {
