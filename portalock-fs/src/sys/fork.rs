@@ -11,7 +11,7 @@ impl Origin {
     }
 
     /// As in a child that was forked since.
-    #[cfg(test)]
+    #[cfg(all(test, any(target_os = "linux", target_os = "android")))]
     pub(crate) fn inherit(&mut self) {
         self.0 += 1;
     }
