@@ -135,13 +135,16 @@ impl Store {
         Ok((again, newest.into_iter().collect()))
     }
 
-    /// The shared holders in the list whose process exists, up to a maximum number.
+    /// The shared holders in the list whose process exists, up to a maximum number. A slot that is half written is skipped. Where
+    /// locks are mandatory, the list is locked, or this would fail while others have it locked.
     fn present_readers(&self, name: &FileName, most: usize) -> Result<Vec<Entry>, FsError> {
         let read = |readers: &File| present_readers(readers, most);
-        match self.beside_readers(name, read)? {
-            Some(present) => Ok(present),
-            None => read(self.readers(name)?.file()),
+        if self.beside
+            && let Some(present) = self.with_readers(name, read)?
+        {
+            return Ok(present);
         }
+        read(self.readers(name)?.file()).map_err(|error| error.at(name.as_str()))
     }
 
     /// Runs a function on the record of the lock `file`. If locks are mandatory, the record is in a file of its own,
@@ -160,20 +163,6 @@ impl Store {
 
     fn readers(&self, name: &FileName) -> Result<LockFile, FsError> {
         self.named(&name.beside(READERS_SUFFIX)).open()
-    }
-
-    /// Runs a function on the list of readers, while others may change other slots. A slot that is half written is skipped. Where
-    /// locks are mandatory, it is locked nevertheless, or this would fail while others have it locked.
-    fn beside_readers<T>(
-        &self,
-        name: &FileName,
-        act: impl FnOnce(&File) -> Result<T, FsError>,
-    ) -> Result<Option<T>, FsError> {
-        if self.beside {
-            return self.with_readers(name, act);
-        }
-        let done = act(self.readers(name)?.file());
-        done.map(Some).map_err(|error| error.at(name.as_str()))
     }
 
     /// Runs a function on the list of readers. `None` if another process has it locked and does not finish in time.
