@@ -96,16 +96,24 @@ local must_wait = serve(first, first_text)
 -- all the time, so no other owner was granted meanwhile.
 if holders[owner] then return holders[owner].token end
 
+-- A release or a withdrawal can be lost with a server's last writes or in a failover. Then nothing would end this claim
+-- while its session lives, and the first waiter keeps all others waiting for as long as anybody holds. So this asks the
+-- clients of such owners, and a client releases a place that it doesn't know.
+local function ask_client(place, claim)
+  call(PUBLISH, sessions .. claim.session, 'asked|' .. place .. '|' .. state)
+end
+
 local behind = '-'
 if waiting then
   -- The last waiter often checks whether the holders are alive. If it has died, the waiter ahead of it takes over, and is
-  -- told, unless it is this owner.
+  -- told, unless it is this owner. It may also have withdrawn.
   local tail, has_changed = last_owner(), false
   while tail and tail ~= owner do
     local text = call('HGET', waiters, tail)
-    local its = text and parse(text).session
-    if its and look(its) then
-      if has_changed then call(PUBLISH, sessions .. its, 'last|' .. tail) end
+    local its = text and parse(text)
+    if its and look(its.session) then
+      if has_changed then call(PUBLISH, sessions .. its.session, 'last|' .. tail) end
+      ask_client(tail, its)
       break
     end
     leave_queue(tail)
@@ -132,21 +140,27 @@ if behind ~= '-' and math.min(call('PTTL', queue), call('PTTL', waiters)) < 1.5 
   call('PEXPIRE', waiters, 2 * KEPT)
 end
 
--- A release can be lost with a server's last writes or in a failover. Then nothing would end this claim while its
--- session lives. So this asks the client of one holder, and the client releases a place that it doesn't know. The clock
--- selects another holder each time.
+-- Asks about holders and the first waiters; and about other holders each time, by the clock. Only the check of the last
+-- waiter asks about many, because all other attempts can be far more.
 read_clock()
+local at_once = waiting and behind == '0' and 16 or 1
 local others = {}
 for holder in pairs(holders) do others[#others + 1] = holder end
-local asked = #others > 0 and others[micros % #others + 1]
-if asked then call(PUBLISH, sessions .. holders[asked].session, 'asked|' .. asked .. '|' .. state) end
+for i = 1, math.min(#others, at_once) do
+  local holder = others[(micros + i) % #others + 1]
+  ask_client(holder, holders[holder])
+end
+local head = must_wait and call('ZRANGE', queue, '0', whole(at_once - 1)) or {}
+local texts = #head > 0 and call('HMGET', waiters, unpack(head))
+for i, waiter in ipairs(head) do
+  if waiter ~= owner and texts[i] then ask_client(waiter, parse(texts[i])) end
+end
 
 -- When many holders were read, for `acquire_behind.lua`.
 if behind ~= '-' and #others > 1 then call('HSET', state, 'waits', now) end
 
 -- If there is no holder, the first waiter is in the way.
-local in_the_way = asked and holders[asked]
-in_the_way = in_the_way or first_claim or claim
+local in_the_way = #others > 0 and holders[others[micros % #others + 1]] or first_claim or claim
 in_the_way.since = in_the_way.since or '0'
 local answer = { 'contended', behind, pack(in_the_way) }
 

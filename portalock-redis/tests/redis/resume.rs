@@ -12,7 +12,7 @@ use portalock_testkit::{
     proxy::{Direction, FaultProxy},
     servers::RedisServer,
 };
-use tokio::time::timeout;
+use tokio::{task::JoinHandle, time::timeout};
 
 use crate::fixture::{
     Admin, ENOUGH, client, eventually, granted, is_place, lock, settings, settings_at, waiters,
@@ -199,6 +199,43 @@ async fn a_release_that_the_server_has_lost_is_made_again_when_somebody_waits() 
                 .unwrap();
         }
     }
+}
+
+/// The same for owners that waited, while another one holds.
+#[tokio::test]
+async fn withdrawals_that_the_server_has_lost_are_made_again_when_somebody_waits() {
+    let server = RedisServer::start().unwrap();
+    let (holder, gone, other) = (
+        client(&server).await,
+        client(&server).await,
+        client(&server).await,
+    );
+    let mut admin = Admin::of(&server).await;
+    let _held = lock(&holder, "a").acquire_shared().await.unwrap();
+    let mut line = Vec::new();
+    for _ in 0..3 {
+        line.push(waiting(&gone, "a").await);
+    }
+    let places: Vec<String> = admin
+        .ask("ZRANGE portalock/lock-queue/a 0 -1 WITHSCORES")
+        .await;
+    let claims: Vec<String> = admin.ask("HGETALL portalock/lock-waiters/a").await;
+    line.iter().for_each(JoinHandle::abort);
+    eventually(async || waiters(&other, "a").await == 0).await;
+    for field in claims.chunks(2) {
+        let words = ["HSET", "portalock/lock-waiters/a", &field[0], &field[1]];
+        admin.ask_words::<u32>(&words).await;
+    }
+    for place in places.chunks(2) {
+        let words = ["ZADD", "portalock/lock-queue/a", &place[1], &place[0]];
+        admin.ask_words::<u32>(&words).await;
+    }
+    admin.ask::<u32>("HSET portalock/lock/a waits 1").await;
+    assert_eq!(waiters(&other, "a").await, 3);
+    let wait = Policy::new().with_timeout(ENOUGH);
+    let second = lock(&other, "a").acquire_shared_with(&wait).await.unwrap();
+    assert_eq!(waiters(&other, "a").await, 0);
+    second.release().await.unwrap();
 }
 
 #[tokio::test]

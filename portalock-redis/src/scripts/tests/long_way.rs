@@ -1,8 +1,8 @@
 //! The rare cases of attempts and releases, in `acquire.lua` and `release.lua`: each test sets up one case.
 
 use super::{
-    super::INSPECT, KEPT, QUEUE, STATE, WAITERS, ask, attempt_with, connection, holding, open_as,
-    release, release_to,
+    super::INSPECT, KEPT, QUEUE, STATE, WAITERS, ask, attempt_once, attempt_with, connection,
+    holding, open_as, release, release_to,
 };
 use futures_util::StreamExt as _;
 use portalock_testkit::servers::RedisServer;
@@ -162,8 +162,9 @@ async fn who_is_the_last_after_a_check_is_told() {
         assert_eq!(attempt(&mut client, "a", "2").await[1], "1");
         let _: () = ask(&mut client, &["PUBLISH", "p/session/b", checked]).await;
     }
-    // By the check that took out the dead, and by no other.
-    for expected in ["last|3", "once", "twice"] {
+    // By the check that took out the dead, and by no other. Each asks whether it still waits.
+    let asked = &*format!("asked|3|{STATE}");
+    for expected in ["last|3", asked, "once", asked, "twice"] {
         let message = messages.next().await.unwrap();
         assert_eq!(message.get_payload::<String>().unwrap(), expected);
     }
@@ -269,6 +270,76 @@ async fn who_waits_makes_the_client_of_the_holder_check_it() {
         let message = messages.next().await.unwrap();
         assert_eq!(message.get_payload::<String>().unwrap(), expected);
     }
+}
+
+#[tokio::test]
+async fn the_check_of_the_last_waiter_asks_about_many_places_and_others_about_a_few() {
+    const ONE: [&str; 2] = ["1", "20"];
+    const WHOLE: [&str; 2] = ["20", "20"];
+    let server = RedisServer::start().unwrap();
+    let mut client = sessions(&server, &["a", "b", "c"]).await;
+    let pubsub = redis::Client::open(server.url()).unwrap();
+    let (mut sink, mut messages) = pubsub.get_async_pubsub().await.unwrap().split();
+    for session in ["a", "b", "c"] {
+        sink.subscribe(format!("p/session/{session}"))
+            .await
+            .unwrap();
+    }
+    let holders: Vec<String> = (0..20).map(|number| format!("a{number}")).collect();
+    let waiters: Vec<String> = (0..20).map(|number| format!("b{number}")).collect();
+    for holder in &holders {
+        attempt_with(&mut client, "a", holder, ONE, KEPT).await;
+    }
+    for waiter in &waiters {
+        attempt_with(&mut client, "b", waiter, WHOLE, KEPT).await;
+    }
+    attempt_with(&mut client, "c", "last", ONE, KEPT).await;
+    for (session, owner, shape, queues, at_once, last) in [
+        ("c", "last", ONE, true, 16, None),
+        ("b", "b1", WHOLE, true, 1, Some("last")),
+        ("c", "once", ONE, false, 1, None),
+    ] {
+        // As if no waiter had checked the holders recently: then one that is not the last does.
+        let _: () = ask(&mut client, &["HSET", STATE, "waits", "1"]).await;
+        attempt_once(&mut client, session, owner, shape, KEPT, queues).await;
+        let _: () = ask(&mut client, &["PUBLISH", "p/session/a", "no more"]).await;
+        let mut asked = Vec::new();
+        loop {
+            let text: String = messages.next().await.unwrap().get_payload().unwrap();
+            let Some(place) = text.strip_prefix("asked|") else {
+                assert_eq!(text, "no more");
+                break;
+            };
+            let (place, state) = place.split_once('|').unwrap();
+            assert_eq!(state, STATE);
+            asked.push(place.to_owned());
+        }
+        let (of_the_last, mut asked): (Vec<String>, Vec<_>) =
+            asked.into_iter().partition(|place| place == "last");
+        assert_eq!(of_the_last, Vec::from_iter(last), "{owner}");
+        let of_waiters = asked.split_off(at_once);
+        assert_eq!(of_waiters, waiters[..at_once], "{owner}");
+        asked.sort();
+        asked.dedup();
+        assert_eq!(asked.len(), at_once, "{owner}: {asked:?}");
+        assert!(asked.iter().all(|place| holders.contains(place)));
+    }
+}
+
+#[tokio::test]
+async fn a_waiter_does_not_ask_for_itself() {
+    let server = RedisServer::start().unwrap();
+    let mut client = sessions(&server, &["a", "b"]).await;
+    let pubsub = redis::Client::open(server.url()).unwrap();
+    let (mut sink, mut messages) = pubsub.get_async_pubsub().await.unwrap().split();
+    sink.subscribe("p/session/b").await.unwrap();
+    attempt(&mut client, "a", "1").await;
+    for _ in 0..2 {
+        attempt(&mut client, "b", "2").await;
+    }
+    let _: () = ask(&mut client, &["PUBLISH", "p/session/b", "no more"]).await;
+    let message = messages.next().await.unwrap();
+    assert_eq!(message.get_payload::<String>().unwrap(), "no more");
 }
 
 #[tokio::test]
