@@ -134,15 +134,12 @@ pub(crate) async fn enter(
 
 /// Releases the place of an owner, and makes sure that no earlier request for it can take effect later.
 pub(crate) async fn leave(
-    session: &Session,
+    session: &Arc<Session>,
     leaving: &Leaving<Place>,
 ) -> Result<Answered<bool>, BackendError> {
     let key = session.service();
     if leaving.unsure && session.ensure_live().is_ok() {
-        match Box::pin(key.server.raise(key)).await? {
-            Some(stamp) => key.stamp_is(stamp),
-            None => session.end(forgotten()),
-        }
+        Box::pin(key.raises.raise(session)).await?;
     }
     let next = leaving.next.as_ref();
     key.server.release(&leaving.at, next, leaving.waits).await

@@ -160,6 +160,7 @@ mod neighbours;
 mod observe;
 mod primary;
 mod queue;
+mod raises;
 mod record;
 mod replicas;
 mod route;

@@ -66,6 +66,7 @@ use crate::{
     keys::{Kind, Place, WHOLE, Wanted},
     look::look,
     primary::may_grant,
+    raises::Raises,
     replicas::{Unconfirmed, renewed_at_replicas, replicated},
     route::Route,
     scripts::OPEN,
@@ -99,6 +100,7 @@ pub(crate) struct SessionKey {
     whole: Arc<str>,
     /// The value of its key, as far as this client knows.
     stamp: Mutex<Arc<str>>,
+    pub(crate) raises: Raises,
     /// Grants that came by message, and that replicas must confirm before the waiters are told.
     pub(crate) unconfirmed: Unconfirmed,
 }
@@ -193,6 +195,7 @@ impl Service for SessionKey {
             lifetime: settings.session_ttl().as_millis().to_string(),
             server: server.clone(),
             stamp: Mutex::new(form.into()),
+            raises: Raises::default(),
             unconfirmed: Unconfirmed::default(),
         }
     }
