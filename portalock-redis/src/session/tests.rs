@@ -20,6 +20,7 @@ use crate::{
 };
 
 mod messages;
+mod raises;
 mod times;
 
 async fn ask(connection: &mut MultiplexedConnection, command: &str) -> Value {
