@@ -78,7 +78,7 @@ async fn a_key_of_unknown_fate_is_not_used_again_until_that_is_settled() {
     let server = Server::start();
     let line = server.line(0);
     let client = server
-        .lasting_client_through(&[&line], Duration::from_secs(1))
+        .lasting_client_through(&[&line], Duration::from_secs(4))
         .await;
     let (unknown, next) = (request("unknown"), request("unknown"));
     // The request takes its place, but its answer is lost.
@@ -123,7 +123,7 @@ async fn an_event_grants_nothing_to_one_whose_session_was_revoked_meanwhile() {
     let line = server.line(0);
     let holder = server.client().await;
     let waiter = server
-        .lasting_client_through(&[&line], Duration::from_secs(1))
+        .lasting_client_through(&[&line], Duration::from_secs(4))
         .await;
     let (held, waits) = (request("event"), request("event"));
     granted(&holder, &held).await;
@@ -298,7 +298,7 @@ async fn nobody_waits_for_one_before_it_whose_release_failed() {
     let line = server.line(0);
     let holder = server.client().await;
     let client = server
-        .lasting_client_through(&[&line], Duration::from_secs(1))
+        .lasting_client_through(&[&line], Duration::from_secs(4))
         .await;
     let held = request("owed");
     granted(&holder, &held).await;

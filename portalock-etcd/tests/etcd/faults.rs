@@ -361,7 +361,7 @@ async fn a_release_that_nobody_heard_of_is_owed_until_it_is_heard() {
     let server = Server::start();
     let line = server.line(0);
     let client = server
-        .lasting_client_through(&[&line], Duration::from_millis(500))
+        .lasting_client_through(&[&line], Duration::from_secs(4))
         .await;
     let name = LockName::new("owed").unwrap();
     let request = Request::new(name, Mode::Exclusive, Patience::Queue);
@@ -413,7 +413,7 @@ async fn a_deleted_key_is_told_though_it_could_not_be_looked_for_at_first() {
     let server = Server::start();
     let line = server.line(0);
     let client = server
-        .lasting_client_through(&[&line], Duration::from_millis(500))
+        .lasting_client_through(&[&line], Duration::from_secs(4))
         .await;
     let guard = Lock::new(client.clone(), "deleted")
         .unwrap()
@@ -439,7 +439,7 @@ async fn one_that_closes_is_told_if_the_lease_lives_on() {
     let server = Server::start();
     let line = server.line(0);
     let client = server
-        .lasting_client_through(&[&line], Duration::from_millis(500))
+        .lasting_client_through(&[&line], Duration::from_secs(4))
         .await;
     line.refuse(true);
     line.cut();

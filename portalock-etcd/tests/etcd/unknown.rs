@@ -216,7 +216,7 @@ async fn a_client_goes_on_after_a_failed_call_to_a_stopped_server() {
     let server = Server::start();
     let line = server.line(0);
     let client = server
-        .lasting_client_through(&[&line], Duration::from_secs(1))
+        .lasting_client_through(&[&line], Duration::from_secs(4))
         .await;
     let lock = Lock::new(client, "on").unwrap();
     line.black_hole(Direction::ToClient);

@@ -182,12 +182,7 @@ async fn a_dropped_waiter_is_passed_over(trial: Trial) -> CaseResult {
         }
         asleep = spy.sleeps() => asleep?,
     }
-    let spy = Spy::on(behind.backend());
-    let lock = Lock::new(spy.clone(), "job")?;
-    // The last try, just before the deadline, would get the lock though nobody woke it.
-    let policy = patient().with_timeout(SOON * 2);
-    let second = crate::spawn(async move { lock.acquire_with(&policy).await });
-    spy.sleeps().await?;
+    let second = waiting(behind).await?;
     held.release().await?;
     drop(first);
     let guard = soon("the grant to the waiter behind", second).await???;
@@ -262,14 +257,16 @@ async fn a_withdrawn_owner_is_never_granted(trial: Trial) -> CaseResult {
     trial.ensure_free(&other, &name).await
 }
 
-/// A task that waits for the lock, and is known to have its place.
+/// A task that waits for the lock, has its place, and listens for its wake-up.
 async fn waiting(
     client: &Client,
 ) -> CaseResult<tokio::task::JoinHandle<Result<Guard<std::sync::Arc<Spy>>, LockError>>> {
     let spy = Spy::on(client.backend());
     let lock = Lock::new(spy.clone(), "job")?;
-    let waiting = crate::spawn(async move { lock.acquire_with(&patient()).await });
-    spy.contended(1).await?;
+    // The last try, just before the deadline, would get the lock though nobody woke it.
+    let policy = patient().with_timeout(SOON * 2);
+    let waiting = crate::spawn(async move { lock.acquire_with(&policy).await });
+    spy.sleeps().await?;
     Ok(waiting)
 }
 
