@@ -377,17 +377,14 @@ impl<S: Service> KeptSession<S> {
                 return self.look_within(Duration::ZERO);
             }
             let paid = join_all(owners.iter().map(|owner| self.pay_one(*owner))).await;
-            // If the service refused one, the others can still succeed. Without a free connection, each would open its own.
-            let is_hopeless = |error: &BackendError| {
-                matches!(
-                    error.kind(),
-                    BackendErrorKind::Unavailable | BackendErrorKind::Exhausted
-                )
+            let failed = |kind| {
+                move |paid: &Result<(), BackendError>| {
+                    paid.as_ref().is_err_and(|error| error.kind() == kind)
+                }
             };
-            if paid
-                .iter()
-                .any(|paid| paid.as_ref().is_err_and(is_hopeless))
-            {
+            // If the service refused some, the others can still succeed. Without a free connection, each would dial in vain.
+            let is_away = paid.iter().any(failed(BackendErrorKind::Unavailable));
+            if is_away || paid.iter().all(failed(BackendErrorKind::Exhausted)) {
                 return;
             }
         }

@@ -140,10 +140,10 @@ if behind ~= '-' and math.min(call('PTTL', queue), call('PTTL', waiters)) < 1.5 
   call('PEXPIRE', waiters, 2 * KEPT)
 end
 
--- Asks about holders and the first waiters; and about other holders each time, by the clock. Only the check of the last
--- waiter asks about many, because all other attempts can be far more.
+-- Asks about holders and the first waiters; and about other holders each time, by the clock. Only each fifth check of the
+-- last waiter asks about many, by the clock too: all other attempts can be far more, and as a rule nothing is lost.
 read_clock()
-local at_once = waiting and behind == '0' and 16 or 1
+local at_once = waiting and behind == '0' and micros % 5 == 0 and 16 or 1
 local others = {}
 for holder in pairs(holders) do others[#others + 1] = holder end
 for i = 1, math.min(#others, at_once) do
