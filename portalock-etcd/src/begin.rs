@@ -171,7 +171,7 @@ mod tests {
     async fn a_former_session_that_lives_on_at_etcd_is_ended_by_the_next() {
         let server = EtcdServer::start().unwrap();
         let line = FaultProxy::start((std::net::Ipv4Addr::LOCALHOST, server.port(0))).unwrap();
-        let timeout = Duration::from_millis(500);
+        let timeout = Duration::from_secs(4);
         let settings = EtcdSettings::new([line.addr().to_string()])
             .unwrap()
             .with_lease_time(Duration::from_secs(600))

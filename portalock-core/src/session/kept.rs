@@ -377,14 +377,14 @@ impl<S: Service> KeptSession<S> {
                 return self.look_within(Duration::ZERO);
             }
             let paid = join_all(owners.iter().map(|owner| self.pay_one(*owner))).await;
-            let failed = |kind| {
-                move |paid: &Result<(), BackendError>| {
-                    paid.as_ref().is_err_and(|error| error.kind() == kind)
-                }
-            };
+            let mut failures = paid
+                .iter()
+                .map(|paid| paid.as_ref().err().map(BackendError::kind));
+            let is_away = failures
+                .clone()
+                .any(|kind| kind == Some(BackendErrorKind::Unavailable));
             // If the service refused some, the others can still succeed. Without a free connection, each would dial in vain.
-            let is_away = paid.iter().any(failed(BackendErrorKind::Unavailable));
-            if is_away || paid.iter().all(failed(BackendErrorKind::Exhausted)) {
+            if is_away || failures.all(|kind| kind == Some(BackendErrorKind::Exhausted)) {
                 return;
             }
         }

@@ -17,7 +17,7 @@ use crate::fixture::{
 };
 
 /// A session so short that a test can wait for its end.
-const SHORT: Duration = Duration::from_secs(1);
+const SHORT: Duration = Duration::from_secs(4);
 
 fn short_lived(url: &str) -> RedisSettings {
     settings_at(url).with_session_ttl(SHORT).unwrap()

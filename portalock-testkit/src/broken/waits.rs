@@ -60,6 +60,16 @@ pub(super) const SPECIMENS: &[Specimen] = &[
 ];
 
 /// The same request by one who will not wait: the store keeps no place for it.
+/// The waiter then relies on its wake-up.
+fn until_woken(attempt: Attempt) -> Attempt {
+    match attempt {
+        Attempt::Contended(contention) => {
+            Attempt::Contended(contention.with_recheck_after(Duration::from_secs(3600)))
+        }
+        granted @ Attempt::Granted(_) => granted,
+    }
+}
+
 fn impatient(request: &LockRequest) -> LockRequest {
     let mut request = request.clone();
     request.patience = Patience::Once;
@@ -97,12 +107,7 @@ impl Flaw for NeverWakes {
         sound: &Sound,
         request: &LockRequest,
     ) -> Result<Attempt, BackendError> {
-        Ok(match LockBackend::try_acquire(sound, request).await? {
-            Attempt::Contended(contention) => {
-                Attempt::Contended(contention.with_recheck_after(Duration::from_secs(3600)))
-            }
-            granted @ Attempt::Granted(_) => granted,
-        })
+        Ok(until_woken(LockBackend::try_acquire(sound, request).await?))
     }
 
     async fn subscribe(&self, _: &Sound, _: &LockRequest) -> Result<Option<Wakeups>, BackendError> {
@@ -165,12 +170,7 @@ impl Flaw for WakesTheFirstOnly {
         request: &LockRequest,
     ) -> Result<Attempt, BackendError> {
         let attempt = LockBackend::try_acquire(sound, &impatient(request)).await?;
-        Ok(match attempt {
-            Attempt::Contended(contention) => {
-                Attempt::Contended(contention.with_recheck_after(Duration::from_secs(3600)))
-            }
-            granted @ Attempt::Granted(_) => granted,
-        })
+        Ok(until_woken(attempt))
     }
 
     async fn subscribe(
@@ -432,12 +432,7 @@ impl Flaw for WakesOnAReleaseOnly {
         sound: &Sound,
         request: &LockRequest,
     ) -> Result<Attempt, BackendError> {
-        Ok(match LockBackend::try_acquire(sound, request).await? {
-            Attempt::Contended(contention) => {
-                Attempt::Contended(contention.with_recheck_after(Duration::from_secs(3600)))
-            }
-            granted @ Attempt::Granted(_) => granted,
-        })
+        Ok(until_woken(LockBackend::try_acquire(sound, request).await?))
     }
 
     async fn release(

@@ -263,6 +263,43 @@ async fn releases_that_are_due_do_not_wait_for_each_other() {
     store.has_seen(Event::Hung, 10).await;
 }
 
+/// Some, as Postgres with a full queue of notifications; or all, as without a free connection: then the others would dial in vain, too.
+#[tokio::test]
+async fn releases_that_the_service_has_no_means_for_end_a_round_only_if_nothing_else_succeeds() {
+    const MANY: u32 = 100;
+    for refused in [MANY / 2, MANY] {
+        let (store, session, _sessions) = start_with(PATIENCE * 10).await;
+        let every = MANY / refused;
+        *store.full.lock().unwrap() = (0..MANY).step_by(every as usize).collect();
+        let places = session.places();
+        for place in 0..MANY {
+            let owner = OwnerId::mint();
+            places.expect(owner, || place).unwrap();
+            drop(places.release(owner).unwrap());
+        }
+        let waiter = OwnerId::mint();
+        places.expect(waiter, || MANY).unwrap();
+        places.queued(waiter);
+        store.set(MANY, Stand::Waits);
+        session.look_within(Duration::ZERO);
+        store.has_seen(Event::Full, refused as usize).await;
+        // The places are checked before each round.
+        let mut events = store.events.borrow().clone();
+        events.retain(|event| matches!(event, Event::Full | Event::Looked(1)));
+        let rounds = events.split(|event| *event == Event::Looked(1));
+        let rounds: Vec<_> = rounds
+            .map(<[Event]>::len)
+            .filter(|tried| *tried > 0)
+            .collect();
+        let expected = if refused == MANY {
+            PAID_AT_ONCE
+        } else {
+            refused as usize
+        };
+        assert_eq!(rounds[0], expected, "{rounds:?}");
+    }
+}
+
 /// It goes over another connection than the session's, which may have to wait until it may be used.
 #[tokio::test]
 async fn a_release_that_hangs_is_no_reason_to_give_up_the_sessions_connection() {

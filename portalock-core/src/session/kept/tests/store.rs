@@ -51,6 +51,8 @@ pub(super) struct Store {
     pub(super) ends_connections: AtomicBool,
     /// Places that can't be released.
     pub(super) stuck: Mutex<Vec<u32>>,
+    /// Places whose release the service has no means for.
+    pub(super) full: Mutex<Vec<u32>>,
     /// Places whose release gets no answer.
     pub(super) silent: Mutex<Vec<u32>>,
     pub(super) releases_hang: AtomicBool,
@@ -71,6 +73,8 @@ pub(super) enum Event {
     Read(usize),
     /// A look or a release hangs.
     Hung,
+    /// The service has no means for a release.
+    Full,
     /// And whether a request might still be on its way.
     Released(u32, bool),
     /// This place was left when the session ended.
@@ -327,6 +331,10 @@ impl<const ASKS: bool> Service for InStore<ASKS> {
         }
         if store.stuck.lock().unwrap().contains(&leaving.at) {
             return Err(BackendError::new(BackendErrorKind::Corrupt, "stuck"));
+        }
+        if store.full.lock().unwrap().contains(&leaving.at) {
+            store.note(Event::Full);
+            return Err(BackendError::new(BackendErrorKind::Exhausted, "full"));
         }
         if store.silent.lock().unwrap().contains(&leaving.at) {
             return Err(BackendError::new(BackendErrorKind::Unavailable, "silent"));
